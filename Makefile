@@ -1,0 +1,67 @@
+# Everything runs in a virtual environment that is made on first use; another one: make … VENV=/path
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+
+# Libraries that phone home are told not to.
+export NO_ALBUMENTATIONS_UPDATE = 1
+export MLFLOW_DISABLE_TELEMETRY = true
+export DO_NOT_TRACK = true
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo cv ui test test-slow lint lock clean
+
+help: ## list these targets
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo 'For example: make cv EXP=experiments/demo2d/unet2d.yaml SET="training.epochs=4"'
+
+setup: $(VENV)/.project ## make the virtual environment (the other targets do so by themselves)
+	@:
+
+demo: setup ## make the two demo competitions under data/
+	@$(VENV)/bin/maskfold demo 2d
+	@$(VENV)/bin/maskfold demo 3d
+
+cv: ## cross-validate: make cv EXP=FILE.yaml SET="key=value …"
+	@test -n "$(EXP)" || { echo 'Which experiment? For example: make cv EXP=experiments/demo2d/unet2d.yaml' >&2; exit 2; }
+	@$(MAKE) --no-print-directory setup
+	@set -f; $(VENV)/bin/maskfold cv $(EXP) $(SET)
+
+ui: setup ## open MLflow's pages on the runs of this folder
+	@$(VENV)/bin/maskfold ui
+
+test: setup ## run the tests; ARGS="tests/config -x" chooses
+	@$(VENV)/bin/python -m pytest -q $(ARGS)
+
+test-slow: setup ## run the slow tests and those that kill processes
+	@$(VENV)/bin/python -m pytest -q -m "slow or faults" $(ARGS)
+
+lint: setup ## check style, types and that rooms import one way only
+	@$(VENV)/bin/ruff check --output-format=concise .
+	@$(VENV)/bin/mypy competition
+	@$(VENV)/bin/lint-imports --no-logo
+
+lock: ## write requirements.lock anew from pyproject.toml (needs uv)
+	@command -v uv > /dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header -o requirements.lock
+
+clean: ## remove what tools left behind; runs, data and the environment stay
+	@rm -rf build dist *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find competition tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Maskfold needs Python 3.11 or newer; name one: make setup PYTHON=python3.12' >&2; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+# A stamp is written last, so that an installation that was stopped is taken up again.
+$(VENV)/.requirements: requirements.lock | $(VENV)/bin/python
+	@echo 'installing requirements.lock into $(VENV) (the first time takes some minutes)'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+$(VENV)/.project: pyproject.toml $(VENV)/.requirements
+	@echo 'installing maskfold into $(VENV)'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps -e .
+	@touch $@

@@ -1,0 +1,68 @@
+"""`maskfold cv`: load, open the run, track it, train it, print the table."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from competition.cli.table import cv_table
+from competition.config import load_experiment
+
+if TYPE_CHECKING:
+    from competition.training.runs import CvRun
+
+
+def cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...]) -> None:
+    """Run the command; see `competition.cli.main.cv`."""
+    console = Console(highlight=False)
+    exp = load_experiment(file, overrides, trust)
+    signal.signal(signal.SIGTERM, _terminate)
+
+    from competition.data.demo import ensure_demo
+
+    if ensure_demo(exp.competition):
+        console.print(f"made the demo competition {exp.competition.name} in {exp.competition.root}")
+
+    from competition.tracking.shipper import Shipper
+    from competition.training.cv import prepare_run, run_cv
+    from competition.training.runs import open_run
+
+    run = open_run(exp, f"{exp.competition.name}-{file.stem}", new=new)
+    console.print(f"{len(run.cases)} cases, run {run.folder}", soft_wrap=True)
+    for note in _notes(run):
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
+    prepare_run(run, say, trust)
+    with Shipper(run.folder, exp):
+        summary = run_cv(run, say, trust)
+    console.print(cv_table(summary, run))
+    for line in _baseline(run):
+        console.print(line, soft_wrap=True)
+    console.print(f"Files: {run.folder}\nNext: make ui   (compare runs on http://127.0.0.1:5000)", soft_wrap=True)
+
+
+def _notes(run: CvRun) -> list[str]:
+    """What a user should know of the cases before hours go by."""
+    left_out = [f"case {case} is left out: {reason}" for case, reason in run.cases.attrs.get("skipped", [])]
+    conflicting = run.folds.attrs.get("conflicting", [])
+    return left_out + [
+        f"{', '.join(ids)} have the same image{' but different masks' if ids in conflicting else ''}; they stay in one fold"
+        for ids in run.folds.attrs.get("duplicates", [])]
+
+
+def _baseline(run: CvRun) -> list[str]:
+    """On a demo, what a threshold alone would score: a network has to be worth its time."""
+    from competition.training.baseline import baseline_lines
+
+    return baseline_lines(run)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt("SIGTERM")

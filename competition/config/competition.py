@@ -1,0 +1,132 @@
+"""What the host gave: one immutable `Competition`, written once and shared by every experiment on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of a YAML file: strict types, no unknown keys, no change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Columns(Section):
+    """The names of a table's columns."""
+
+    id: str = "id"
+    cls: str | None = Field(default=None, alias="class")  # None: the table has one class
+    mask: str = "rle"
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class Rle(Section):
+    """How run lengths are written; see `competition.rle.RleFormat`."""
+
+    order: Literal["row", "column"] = "column"
+    base: Literal[0, 1] = 1
+    relative: bool = False
+    empty: str = ""
+
+
+class Train(Section):
+    """Where the training images and their truth are. `{id}` is the case, `{z}` a slice of its stack.
+
+    Exactly one of `masks` and `rle` is given. `masks` is a label file per case (`"masks/{id}.png"`), one file per
+    class (`{liver: "liver/{id}.png", …}`), or a folder of instance masks (`"{id}/masks/*.png"`, a `*` in the name).
+    """
+
+    images: str | dict[str, str]
+    masks: str | dict[str, str] | None = None
+    rle: str | None = None
+    columns: Columns = Columns()
+    rle_format: Rle | None = None  # None: as in `submission.rle`
+
+    @model_validator(mode="after")
+    def _one_truth(self) -> Train:
+        if (self.masks is None) == (self.rle is None):
+            raise ValueError("give exactly one of `masks` and `rle`")
+        return self
+
+
+class Test(Section):
+    """Where the test images are."""
+
+    images: str | dict[str, str]
+
+
+class Metric(Section):
+    """The host's metric, computed by `competition.scoring`.
+
+    `average` says how cases and classes are put together: `case_class` the mean over all (case, class) pairs, `class`
+    the mean over classes of each class's mean, `global` one score per class over all pixels, then the mean.
+    `both_empty` is the score of a class that is in neither truth nor prediction; null leaves the pair out.
+    """
+
+    name: Literal["dice", "iou", "mean_ap", "tgs_ap", "fbeta", "f2_iou", "uw_madison", "surface_dice"] = "dice"
+    average: Literal["case_class", "class", "global"] = "case_class"
+    both_empty: float | None = 1.0
+    beta: float = 1.0
+    tolerance_mm: float = 1.0
+
+
+class Submission(Section):
+    """The file the host wants."""
+
+    profile: str | None = None  # a known competition, e.g. uw-madison-gi-tract
+    sample: str | None = None  # path below `root`
+    columns: Columns = Columns()
+    rle: Rle = Rle()
+
+
+class Competition(Section):
+    """What the host gave."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    root: Annotated[Path, Field(strict=False)]  # relative to the working folder, else to the YAML's folder
+    dimensions: Literal[2, 3]
+    classes: Annotated[list[str], Field(min_length=1, max_length=250)]
+    label_values: list[int] | None = None  # the value of each class in label files; None: 1, 2, …
+    labels: Literal["exclusive", "overlapping"] = "exclusive"  # softmax and argmax, or sigmoid and a threshold each
+    ignore: int | None = None  # a label value that counts nowhere
+    instances: bool = False  # one submission row per object
+    train: Train
+    test: Test | None = None
+    group: str | None = None  # a regular expression on the id (its first group), or `file.csv:column`
+    stratum: str | None = None  # the same, for folds.scheme stratified
+    on_bad_case: Literal["stop", "skip"] = "stop"
+    metric: Metric = Metric()
+    submission: Submission = Submission()
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Competition:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("`classes` names one class twice")
+        values = self.label_values
+        if values is not None and (len(values) != len(self.classes) or len(set(values)) != len(values) or 0 in values):
+            raise ValueError("`label_values` needs one value for each class, all different and none 0")
+        if self.ignore is not None and self.ignore in (values or range(len(self.classes) + 1)):
+            raise ValueError("`ignore` is also the label value of a class or of the background")
+        if isinstance(self.train.masks, dict) and set(self.train.masks) != set(self.classes):
+            raise ValueError("`train.masks` needs one entry for each of `classes`, by name")
+        return self
+
+    @property
+    def values(self) -> list[int]:
+        """The value of each class in label files."""
+        return self.label_values or list(range(1, len(self.classes) + 1))
+
+    @property
+    def outputs(self) -> int:
+        """Channels the network gives: background too where classes are exclusive."""
+        return len(self.classes) + (self.labels == "exclusive")

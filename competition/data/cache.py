@@ -1,0 +1,153 @@
+"""A folder of prepared cases: each appears whole or not at all, whoever builds it and however often."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from competition.config.errors import MaskfoldError
+from competition.config.experiment import Experiment
+from competition.data.files import sweep, sync_folder, temporary, whole_file
+from competition.data.geometry import Geometry
+from competition.data.intensity import Intensity
+
+FORMAT = 1  # rises when the files of a prepared case change
+RECORD = "case.json"
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case as `prepare_case` left it on disk. Arrays are read-only memory maps, opened when first used.
+
+    Attributes:
+        folder: of the prepared case.
+        id: of the case.
+        geometry: the way back to the file's grid.
+        intensity: per-channel normalisation: of volumes already done, of pictures to be done after augmentation.
+        normalised: whether it is done.
+    """
+
+    folder: Path
+    id: str
+    geometry: Geometry
+    intensity: Intensity
+    normalised: bool
+
+    @classmethod
+    def open(cls, folder: Path | str) -> PreparedCase:
+        """Opens a folder of `prepare_case`.
+
+        Raises:
+            MaskfoldError: the folder is missing or damaged.
+        """
+        folder = Path(folder)
+        if not intact(folder):
+            raise MaskfoldError(f"The prepared case {folder} is missing or damaged.",
+                                "Run the same command again to rebuild it.")
+        record = json.loads((folder / RECORD).read_bytes())
+        return cls(folder, record["id"], Geometry.from_dict(record["geometry"]),
+                   Intensity.from_dict(record["intensity"]), record["normalised"])
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """(C, *prepared): volumes float32, normalised; pictures uint8, or float32 in [0, 1], not normalised."""
+        return np.load(self.folder / "image.npy", mmap_mode="r")
+
+    @cached_property
+    def mask(self) -> np.ndarray | None:
+        """(M, *prepared) uint8, 255 where ignored; None for a test case."""
+        path = self.folder / "mask.npy"
+        return np.load(path, mmap_mode="r") if path.exists() else None
+
+    @cached_property
+    def foreground(self) -> np.ndarray:
+        """(n, 1 + d) int32: class 1..K and coordinates of up to 10,000 of its voxels, evenly spread."""
+        return np.load(self.folder / "foreground.npy", mmap_mode="r")
+
+    def network_image(self) -> np.ndarray:
+        """The image as a network sees it without augmentation: (C, *prepared) float32, normalised."""
+        return self.image if self.normalised else self.intensity.apply(self.image)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedCase.open, (self.folder,)  # loader processes map the files themselves; no array is pickled
+
+
+def cache_key(row: Any, exp: Experiment) -> str:
+    """The name of a prepared case: a hash of all that its arrays depend on.
+
+    Args:
+        row: a row of the case table; read are `id`, `split` and `hash`, the hash of the case's files.
+        exp: read are `prepare` and what the competition says about channels, classes and labels.
+    """
+    comp = exp.competition
+    rle = comp.train.rle_format or comp.submission.rle
+    parts = {
+        "format": FORMAT, "id": str(row.id), "split": str(row.split), "hash": str(row.hash),
+        "prepare": exp.prepare.model_dump(mode="json"), "dimensions": comp.dimensions,
+        "channels": list(comp.train.images) if isinstance(comp.train.images, dict) else None,
+        "classes": comp.classes, "values": comp.values, "labels": comp.labels, "ignore": comp.ignore,
+        "rle": rle.model_dump(mode="json") if comp.train.rle else None,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def fetch(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Path:
+    """The folder `root / key`, built if it is missing or damaged.
+
+    `build` fills an empty folder and returns what `case.json` shall say. Two processes may build the same case at the
+    same time: the one that is done first wins, and the other one throws its work away.
+
+    Raises:
+        FullDisk: there is no room for it.
+    """
+    final = root / key
+    if intact(final):
+        return final
+    root.mkdir(parents=True, exist_ok=True)
+    sweep(root, key)
+    folder = temporary(final)
+    try:
+        folder.mkdir()
+        record = build(folder)
+        record["sizes"] = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        with whole_file(folder / RECORD) as stream:
+            stream.write(json.dumps(record).encode())
+        sync_folder(folder)
+        _publish(folder, final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # there after a failure, or when another process was first
+    return final
+
+
+def intact(folder: Path) -> bool:
+    """Whether the folder has its record and every file that the record lists, in the right size."""
+    try:
+        sizes = json.loads((folder / RECORD).read_bytes())["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _publish(folder: Path, final: Path) -> None:
+    """Renames the built folder to its final name; an intact one that is already there stays."""
+    try:
+        folder.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        if intact(final):
+            return
+        broken = temporary(final)
+        final.rename(broken)
+        folder.rename(final)
+        shutil.rmtree(broken, ignore_errors=True)
+    sync_folder(final.parent)

@@ -1,0 +1,201 @@
+"""Demo competitions: small, made on the spot, the same pixels for a seed on every machine.
+
+A demo's folder looks like one that a host gave: training cases with their masks, test cases without, and
+`sample_submission.csv`. It also holds `solution.csv`, the hidden truth of the test cases, so that a submission can be
+scored on the spot. Training, inference and tuning never read that file, and no key of a YAML can name it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from competition.config.competition import Competition
+from competition.config.errors import MaskfoldError
+
+MARKER = ".maskfold-demo.json"
+VERSION = 1  # of the pictures; raise it when they change
+DEFAULT_SEED = 0
+PLACEHOLDER = "1 1"  # what hosts write into the sample's mask column
+
+Array = np.ndarray[Any, Any]
+
+
+def make_demo(name: str, folder: Path, seed: int = DEFAULT_SEED, cases: int | None = None,
+              test_cases: int | None = None) -> bool:
+    """Make a demo competition, whole or not at all.
+
+    Args:
+        name: `2d` or `3d`.
+        folder: where it will lie. An older demo there is replaced.
+        seed: the same seed gives the same competition.
+        cases: number of training cases; None is the demo's own.
+        test_cases: number of test cases; None is the demo's own.
+
+    Returns:
+        True if it was made, False if the same one was there already.
+
+    Raises:
+        MaskfoldError: there is no such demo, the folder holds something else, or it cannot be written.
+
+    Example:
+        >>> make_demo("2d", Path("data/demo2d"))  # doctest: +SKIP
+        True
+    """
+    if name not in DEMOS:
+        raise MaskfoldError(f"There is no demo {name!r}.", f"Take one of: {', '.join(DEMOS)}.", status=2)
+    maker, usual = DEMOS[name]
+    counts = (usual[0] if cases is None else cases, usual[1] if test_cases is None else test_cases)
+    if min(counts) < 1 or seed < 0:
+        raise MaskfoldError(f"A demo of {counts[0]} training and {counts[1]} test cases with the seed {seed} cannot be made.",
+                            "Ask for at least one case of each and a seed that is not negative.", status=2)
+    marker = {"demo": name, "version": VERSION, "seed": seed, "cases": counts[0], "test_cases": counts[1]}
+    if _is_there(folder, marker):
+        return False
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+            new = Path(beside) / "new"
+            new.mkdir()
+            maker(new, *counts, seed)
+            (new / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+            if folder.exists():
+                folder.rename(Path(beside) / "old")
+            new.rename(folder)
+    except OSError as error:
+        if _is_there(folder, marker):  # another process was faster
+            return False
+        raise MaskfoldError(f"The demo cannot be written to {folder}: {error.strerror or error}.",
+                            "Choose a folder that you may write to, or free some space.") from error
+    return True
+
+
+def is_demo(comp: Competition) -> bool:
+    """Whether a competition is one of ours."""
+    return comp.name.removeprefix("demo") in DEMOS and comp.name.startswith("demo")
+
+
+def ensure_demo(comp: Competition) -> bool:
+    """Make the demo that a competition stands for, if it is one and its root is not there yet.
+
+    Returns:
+        True if it was made.
+    """
+    if not is_demo(comp) or comp.root.exists():
+        return False
+    return make_demo(comp.name.removeprefix("demo"), comp.root)
+
+
+def make_demo_2d(folder: Path, cases: int = 72, test_cases: int = 24, seed: int = DEFAULT_SEED) -> None:
+    """Write the 2D demo into an existing, empty folder.
+
+    `images/{id}.png` (uint8 grey, mixed sizes) with `masks/{id}.png` (uint8: 0 background, 1 ring, 2 grain),
+    `test/{id}.png`, `sample_submission.csv` and `solution.csv`.
+    """
+    from competition.data.demo2d import CLASSES, KINDS, picture
+
+    for part in ("images", "masks", "test"):
+        (folder / part).mkdir()
+    truth: dict[str, Array] = {}
+    for index, case in enumerate(_case_ids("picture", cases + test_cases, seed)):
+        place = index if index < cases else index - cases
+        image, labels = picture(np.random.default_rng([seed, 2, index]), KINDS[place % len(KINDS)])
+        if index < cases:
+            _write_png(folder / "images" / f"{case}.png", image)
+            _write_png(folder / "masks" / f"{case}.png", labels)
+        else:
+            _write_png(folder / "test" / f"{case}.png", image)
+            truth[case] = labels
+    _write_tables(folder, truth, CLASSES, seed)
+
+
+def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int = DEFAULT_SEED) -> None:
+    """Write the 3D demo into an existing, empty folder.
+
+    `imagesTr/{id}.nii.gz` (int16, anisotropic, orientations mixed) with `labelsTr/{id}.nii.gz` (uint8: 0 background,
+    1 liver, 2 spleen), `imagesTs/{id}.nii.gz`, `sample_submission.csv` and `solution.csv`. Runs count along the array
+    as the file stores it, as hosts do.
+    """
+    from competition.data.demo3d import CLASSES, KINDS, ORIENTATIONS, affine_of, stored, volume
+
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (folder / part).mkdir()
+    truth: dict[str, Array] = {}
+    for index, case in enumerate(_case_ids("scan", cases + test_cases, seed)):
+        place = index if index < cases else index - cases
+        rng = np.random.default_rng([seed, 3, index])
+        image, labels, spacing = volume(rng, KINDS[place % len(KINDS)])
+        affine, codes = affine_of(rng, image.shape, spacing), ORIENTATIONS[index % len(ORIENTATIONS)]
+        image, file_affine = stored(image, affine, codes)
+        labels, _ = stored(labels, affine, codes)
+        if index < cases:
+            _write_nifti(folder / "imagesTr" / f"{case}.nii.gz", image, file_affine)
+            _write_nifti(folder / "labelsTr" / f"{case}.nii.gz", labels, file_affine)
+        else:
+            _write_nifti(folder / "imagesTs" / f"{case}.nii.gz", image, file_affine)
+            truth[case] = labels
+    _write_tables(folder, truth, CLASSES, seed)
+
+
+Maker = Callable[[Path, int, int, int], None]
+DEMOS: dict[str, tuple[Maker, tuple[int, int]]] = {"2d": (make_demo_2d, (72, 24)), "3d": (make_demo_3d, (24, 8))}
+
+
+def _is_there(folder: Path, marker: dict[str, Any]) -> bool:
+    """Whether this very demo is in the folder; refuses a folder that holds something else than a demo."""
+    if not folder.exists():
+        return False
+    if folder.is_dir() and not any(folder.iterdir()):
+        return False
+    if not (folder / MARKER).is_file():
+        raise MaskfoldError(f"{folder} is there already and is not a demo that maskfold made.",
+                            "Choose another folder, or move this one away.")
+    try:
+        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except ValueError:
+        return False  # a demo whose marker was damaged is made again
+    return bool(found == marker)
+
+
+def _case_ids(prefix: str, count: int, seed: int) -> list[str]:
+    """Ids in an order that tells neither what a case holds nor whether it is a training case."""
+    numbers = np.random.default_rng([seed, 0]).permutation(count) + 1
+    return [f"{prefix}_{number:03d}" for number in numbers]
+
+
+def _write_png(path: Path, array: Array) -> None:
+    """Write a (H, W) uint8 array."""
+    import cv2
+
+    _, data = cv2.imencode(".png", array)
+    path.write_bytes(data.tobytes())
+
+
+def _write_nifti(path: Path, array: Array, affine: Array) -> None:
+    """Write an (X, Y, Z) array with its affine (4, 4), in mm."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(array, affine)  # type: ignore[no-untyped-call]
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
+
+
+def _write_tables(folder: Path, truth: dict[str, Array], classes: Sequence[str], seed: int) -> None:
+    """Write both CSV files: one row per test case and class, in an order that is shuffled once."""
+    from competition.rle import RleFormat, encode
+
+    rows = [(case, number, name) for case in sorted(truth) for number, name in enumerate(classes, 1)]
+    order = np.random.default_rng([seed, 1]).permutation(len(rows))
+    form = RleFormat()  # column order, base 1, empty text for no mask
+    for file, hidden in (("sample_submission.csv", False), ("solution.csv", True)):
+        with open(folder / file, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(("id", "class", "predicted"))
+            for case, number, name in (rows[position] for position in order):
+                writer.writerow((case, name, encode(truth[case] == number, form) if hidden else PLACEHOLDER))

@@ -1,0 +1,1 @@
+"""Weights and images to probabilities on the image's own grid."""

@@ -1,0 +1,1 @@
+"""From config to network, loss, optimiser, schedule and averaged weights."""

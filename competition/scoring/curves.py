@@ -1,0 +1,122 @@
+"""A fold's learning curves, as one PNG."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from competition.scoring.pictures import class_colour, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Curve = tuple[list[float], list[float]]  # epochs, values
+
+LOSS_COLOUR = (0.15, 0.15, 0.15)
+SCORE_COLOUR = (0.0, 0.0, 0.0)
+
+
+def fold_curves(path: Path, metrics_jsonl: Path) -> None:
+    """Draw loss, score and learning rate against the epoch.
+
+    Args:
+        path: the PNG; it appears whole or not at all.
+        metrics_jsonl: lines `{"step", "epoch", "time", "metrics": {name: value}}`. A line that a kill cut short is
+            left out; a file that is missing or empty gives a picture that says so.
+    """
+    from matplotlib.figure import Figure
+
+    curves = read_curves(metrics_jsonl)
+    figure = Figure(figsize=(13.0, 4.2), dpi=110, layout="constrained")
+    loss, score, rate = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 0.7))
+    _draw(loss, "loss", _losses(curves))
+    _draw(score, "score on validation cases", _scores(curves))
+    _draw(rate, "learning rate", {"lr": (curves["lr"], LOSS_COLOUR, 1.6)} if "lr" in curves else {})
+    rates = [value for value in curves.get("lr", ([], []))[1] if value > 0]
+    if rates and max(rates) > 10 * min(rates):
+        rate.set_yscale("log")
+    figure.suptitle(" · ".join(_facts(metrics_jsonl, curves)), fontsize=11, parse_math=False)
+    save_figure(figure, path)
+
+
+def read_curves(metrics_jsonl: Path) -> dict[str, Curve]:
+    """Every metric's values against the epoch, in the file's order; several values of an epoch become their mean.
+
+    A value that is not finite becomes nan, which is a gap in the curve.
+    """
+    values: dict[str, dict[float, list[float]]] = {}
+    for epoch, metrics in _lines(metrics_jsonl):
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                number = float(value) if math.isfinite(value) else math.nan
+                values.setdefault(name, {}).setdefault(epoch, []).append(number)
+    return {name: (list(by_epoch), [sum(numbers) / len(numbers) for numbers in by_epoch.values()])
+            for name, by_epoch in values.items()}
+
+
+def _lines(path: Path) -> Iterator[tuple[float, Mapping[str, object]]]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            yield float(record["epoch"]), record["metrics"]
+        except (ValueError, KeyError, TypeError):
+            continue  # the last line of a process that was killed
+
+
+def _losses(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, float, float], float]]:
+    names = [name for name in curves if name.startswith("train/") and name != "train/loss"]
+    drawn = {name.removeprefix("train/"): (curves[name], class_colour(index), 1.2) for index, name in enumerate(names)}
+    if "train/loss" in curves:
+        drawn["total" if names else "loss"] = (curves["train/loss"], LOSS_COLOUR, 1.8)
+    return drawn
+
+
+def _scores(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, float, float], float]]:
+    """Each class in the colour that `case_picture` gives it, then the mean, then the competition's metric."""
+    names = [name for name in curves if name.startswith("val/dice/")]
+    drawn = {f"Dice {name.removeprefix('val/dice/')}": (curves[name], class_colour(index), 1.2)
+             for index, name in enumerate(names)}
+    if "val/dice" in curves and len(names) != 1:
+        drawn["Dice, mean"] = (curves["val/dice"], (0.5, 0.5, 0.5), 1.8)
+    if "val/score" in curves:
+        drawn["score"] = (curves["val/score"], SCORE_COLOUR, 2.2)
+    return drawn
+
+
+def _draw(axes: Axes, title: str, curves: Mapping[str, tuple[Curve, tuple[float, float, float], float]]) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("epoch", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    for label, ((epochs, values), colour, width) in curves.items():
+        lonely = sum(math.isfinite(value) for value in values) < 2  # a line needs two points
+        # a label that begins with an underscore would be left out of the legend
+        axes.plot(epochs, values, color=colour, linewidth=width, marker="o" if lonely else None, markersize=4,
+                  label=f" {label}")
+    if not curves:
+        axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", color="grey")
+    elif len(curves) > 1:
+        legend = axes.legend(fontsize=8, ncols=1 + len(curves) // 12)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a class may be called $x
+
+
+def _facts(metrics_jsonl: Path, curves: Mapping[str, Curve]) -> Sequence[str]:
+    """What the title says: the fold, its epochs, its best score and its speed."""
+    facts = [metrics_jsonl.parent.name]
+    epochs = max((epochs[-1] for epochs, _ in curves.values()), default=0)
+    facts.append(f"{epochs:g} epochs")
+    scores = [(value, epoch) for epoch, value in zip(*curves.get("val/score", ([], [])), strict=True)
+              if math.isfinite(value)]
+    if scores:
+        best, epoch = max(scores)
+        facts.append(f"best score {best:.4f} at epoch {epoch:g}, last {scores[-1][0]:.4f}")
+    seconds = [value for value in curves.get("time/epoch_seconds", ([], []))[1] if math.isfinite(value)]
+    if seconds:
+        facts.append(f"{sum(seconds) / len(seconds):.3g} s per epoch")
+    return facts

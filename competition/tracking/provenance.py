@@ -1,0 +1,75 @@
+"""What a run was started with: the command, the code's commit and changes, the installed packages."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import competition
+
+FOLDER = "environment"
+LARGEST_CHANGES = 2_000_000  # characters of a diff
+
+
+def record(run_folder: Path) -> None:
+    """Write `environment/` in the run's folder; a resume with other code or packages adds `environment/resume_2/`.
+
+    Three files: `start.txt` (commit, branch, state of the working tree, Python, machine), `changes.diff` (against the
+    commit) and `packages.txt` (as pip writes them).
+    """
+    files = {"start.txt": _start(), "changes.diff": _git("diff", "HEAD")[:LARGEST_CHANGES], "packages.txt": _packages()}
+    folder = newest = run_folder / FOLDER
+    number = 1
+    while folder.exists():
+        newest, number = folder, number + 1
+        folder = run_folder / FOLDER / f"resume_{number}"
+    if newest.exists() and all((newest / name).is_file() and (newest / name).read_text(encoding="utf-8") == text
+                               for name, text in files.items()):
+        return
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def source_tags() -> dict[str, str]:
+    """MLflow's own tags for where a run comes from: its user, command and commit."""
+    tags = {"mlflow.source.name": _command(), "mlflow.source.type": "LOCAL"}
+    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    if commit := _git("rev-parse", "HEAD").strip():
+        tags["mlflow.source.git.commit"] = commit
+    return tags
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _start() -> str:
+    commit = _git("rev-parse", "HEAD").strip()
+    branch = _git("rev-parse", "--abbrev-ref", "HEAD").strip()
+    lines = [f"maskfold {competition.__version__}", f"python {platform.python_version()}", f"machine {platform.platform()}",
+             f"commit {commit or 'none: the code is not in a git repository'}", f"branch {branch or 'none'}", "",
+             _git("status", "--short")]
+    return "\n".join(lines)
+
+
+def _packages() -> str:
+    found = {f"{package.name}=={package.version}" for package in metadata.distributions()}
+    return "\n".join(sorted(found, key=str.lower)) + "\n"
+
+
+def _git(*words: str) -> str:
+    """What git says about the repository of the code; empty where there is none, or no git, or no commit."""
+    try:
+        answer = subprocess.run(["git", "-C", str(Path(competition.__file__).parent), *words], capture_output=True,
+                                text=True, encoding="utf-8", errors="replace", timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout

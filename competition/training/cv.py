@@ -1,0 +1,171 @@
+"""The cross-validation run: which folds run, and what they say together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from competition.config import MaskfoldError
+from competition.training.job import FoldResult, Job
+from competition.training.runs import CACHE, CvRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class CvSummary:
+    """What a run's finished folds say together; `summary.json` in its folder.
+
+    Attributes:
+        metric: the competition's metric.
+        score: its value over all out-of-fold cases so far; None where nothing was validated.
+        low: lower end of the 95 % bootstrap interval over cases (over groups, where there are groups).
+        high: upper end of it.
+        dice: per class, mean Dice over the cases that have the class; None where no case has.
+        dice_low: lower ends of their intervals.
+        dice_high: upper ends.
+        cases: how many cases were predicted out of fold.
+        folds: the results of the finished members.
+        test_dice: per class on the share that no fold trained on (`folds.shares` of three numbers).
+    """
+
+    metric: str
+    score: float | None
+    low: float | None
+    high: float | None
+    dice: dict[str, float | None]
+    dice_low: dict[str, float | None]
+    dice_high: dict[str, float | None]
+    cases: int
+    folds: list[dict[str, Any]]
+    test_dice: dict[str, float | None] | None = None
+
+
+def run_cv(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = ()) -> CvSummary:
+    """Train the folds that are not finished, and score all that are.
+
+    Args:
+        run: the run, from `open_run`, made ready by `prepare_run`.
+        say: takes lines for the user.
+        trust: packages besides the known ones that `target` may name.
+
+    Returns:
+        The summary, also written to `summary.json` beside `scores.csv` (one row per case and class).
+
+    Raises:
+        MaskfoldError: something the user can cure.
+    """
+    from competition.training.executors import make_executor
+
+    if jobs := open_jobs(run, trust):
+        make_executor(run.exp).run(jobs, say)
+    return summarise(run)
+
+
+def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = ()) -> None:
+    """Refuse what cannot work, prepare every case, then write the run's folder; all before any fold starts.
+
+    Raises:
+        MaskfoldError: a target, its arguments, the patch or a case does not fit; no run is left behind.
+    """
+    from competition.config.target import check_targets
+    from competition.data.prepare import PreparedCase, prepare_cases
+    from competition.model.network import check_network
+
+    if not open_jobs(run, trust):
+        return
+    check_targets(run.exp, trust)
+    first = run.cases.head(1)
+    folder = next(iter(prepare_cases(first, run.exp, CACHE).values()))
+    channels = int(PreparedCase.open(folder).image.shape[0])
+    check_network(run.exp, channels * (run.exp.patch.slices or 1), trust)
+    prepared = prepare_cases(run.cases, run.exp, CACHE, progress=say)
+    for case, path in prepared.items():
+        found = int(PreparedCase.open(path).image.shape[0])
+        if found != channels:
+            raise MaskfoldError(
+                f"Case {case!r} has {found} channels, but {first['id'].iloc[0]!r} has {channels}.",
+                "Set prepare.channels to grey or rgb, or mend the case.")
+    run.write()
+
+
+def open_jobs(run: CvRun, trust: tuple[str, ...] = ()) -> list[Job]:
+    """The jobs that are not finished."""
+    return [job for job in make_jobs(run, trust) if FoldResult.read(job.folder) is None]
+
+
+def make_jobs(run: CvRun, trust: tuple[str, ...] = ()) -> list[Job]:
+    """A job for each fold and seed that the experiment asks for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    threads = run.exp.run.threads or max(1, cores // run.exp.run.parallel_folds)
+    return [Job(run.folder.resolve(), run.member_folder(fold, seed).resolve(), fold, seed, CACHE.resolve(), threads, trust)
+            for fold, seed in run.members()]
+
+
+def summarise(run: CvRun) -> CvSummary:
+    """Score what the finished folds predicted, all cases together."""
+    import pandas as pd
+
+    from competition.scoring.summary import bootstrap_interval, cv_score
+    from competition.training.checkpoint import write_json, write_table
+    from competition.training.validation import dice_per_class
+
+    comp = run.exp.competition
+    results = [result for fold, seed in run.members() if (result := FoldResult.read(run.member_folder(fold, seed)))]
+    folds = sorted({result.fold for result in results if result.fold >= 0})
+    tables = [fold_scores(run, fold, [r for r in results if r.fold == fold]) for fold in folds]
+    plain = [asdict(result) for result in results]
+    if not tables:
+        summary = CvSummary(comp.metric.name, None, None, None, {}, {}, {}, 0, plain)
+    else:
+        scores = pd.concat(tables, ignore_index=True)
+        write_table(scores, run.folder / "scores.csv")
+        groups = dict(zip(run.cases["id"], run.cases["group"], strict=True)) if comp.group else None
+        low, high = bootstrap_interval(scores, comp.metric, seed=run.exp.seeds[0], groups=groups)
+        intervals = {name: _dice_interval(scores, name, run.exp.seeds[0], groups) for name in comp.classes}
+        tests = [run.member_folder(fold, 0) / "test_scores.csv" for fold in folds]
+        tested = [pd.read_csv(path, dtype={"id": str}) for path in tests if path.exists()]
+        summary = CvSummary(
+            comp.metric.name, cv_score(scores, comp.metric), low, high, dice_per_class(scores, comp.classes),
+            {name: ends[0] for name, ends in intervals.items()}, {name: ends[1] for name, ends in intervals.items()},
+            int(scores["id"].nunique()), plain,
+            dice_per_class(pd.concat(tested), comp.classes) if tested else None)
+    write_json(run.folder / "summary.json", asdict(summary))
+    return summary
+
+
+def fold_scores(run: CvRun, fold: int, members: list[FoldResult]) -> pd.DataFrame:
+    """Scores of one fold's cases: of its member, or of the mean of its members' probabilities."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from competition.inference.store import OofStore
+    from competition.training.validation import Judge
+
+    folders = [run.member_folder(fold, member.seed) for member in members]
+    if len(folders) == 1:
+        return pd.read_csv(folders[0] / "scores.csv", dtype={"id": str}, float_precision="round_trip")
+    stores = [OofStore(folder / "oof", run.exp.inference.store) for folder in folders]
+    ids = run.folds.loc[run.folds["fold"] == fold, "id"]
+    judge = Judge(run.exp, run.cases[run.cases["id"].isin(ids)], {}, torch.device("cpu"), torch.no_grad, lambda: None)
+    lines: list[dict[str, Any]] = []
+    for row in judge.rows():
+        mean = np.mean([store.read(row.id).astype(np.float32) for store in stores], axis=0)
+        lines += judge.score(mean.astype(np.float16), row, fold)[0]
+    return pd.DataFrame(lines)
+
+
+def _dice_interval(scores: pd.DataFrame, name: str, seed: int,
+                   groups: dict[str, str] | None) -> tuple[float | None, float | None]:
+    from competition.config import Metric
+    from competition.scoring.summary import bootstrap_interval
+
+    rows = scores[scores["class"] == name].assign(score=lambda table: table["dice"])
+    if rows["score"].notna().sum() < 2:
+        return None, None
+    low, high = bootstrap_interval(rows, Metric(name="dice", both_empty=None), seed=seed, groups=groups)
+    return float(low), float(high)

@@ -1,0 +1,29 @@
+"""Where folds run. An executor takes jobs and returns when all are finished; what they give back lies on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from competition.config import Experiment, MaskfoldError
+from competition.training.job import Job
+
+
+class Executor(Protocol):
+    """Runs folds, some at a time."""
+
+    def run(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+        """Run every job to its end.
+
+        Raises:
+            MaskfoldError: a fold failed; the others were stopped with a checkpoint.
+        """
+
+
+def make_executor(exp: Experiment) -> Executor:
+    """The executor that `run.executor` names."""
+    if exp.run.executor == "local":
+        from competition.training.executors.local import LocalExecutor
+
+        return LocalExecutor(exp.run.parallel_folds)
+    raise MaskfoldError(f"run.executor: {exp.run.executor} is not known.", "Use local.", status=2)

@@ -1,0 +1,177 @@
+"""One fold, as a process of its own: `python -m competition.training.fold job.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+BEGAN = time.monotonic()  # before the slow imports, so that a budget pays for them
+
+import torch  # noqa: E402
+
+from competition.augment import device_augment, loader_augment  # noqa: E402
+from competition.config import Experiment, MaskfoldError  # noqa: E402
+from competition.data.patches import PatchDataset  # noqa: E402
+from competition.data.prepare import PreparedCase, prepare_cases  # noqa: E402
+from competition.data.randomness import child_seed  # noqa: E402
+from competition.inference.store import OofStore  # noqa: E402
+from competition.inference.weights import load_weights  # noqa: E402
+from competition.model.network import build_network  # noqa: E402
+from competition.scoring.curves import fold_curves  # noqa: E402
+from competition.scoring.summary import cv_score  # noqa: E402
+from competition.training.checkpoint import save_weights, write_json, write_table  # noqa: E402
+from competition.training.device import make_fabric  # noqa: E402
+from competition.training.job import FoldResult, Job  # noqa: E402
+from competition.training.lineage import check_lineage  # noqa: E402
+from competition.training.loop import Training, peak_gib  # noqa: E402
+from competition.training.runs import CvRun, load_run, write_resolved  # noqa: E402
+from competition.training.validation import Judge, dice_per_class  # noqa: E402
+
+
+def run_fold(job: Job, say: Callable[[str], None] = print, began: float | None = None) -> FoldResult:
+    """Train, predict out of fold, score: idempotent, and resumable after a kill at any instant.
+
+    Args:
+        job: which fold of which run.
+        say: takes lines for the log.
+        began: `time.monotonic()` from which the budget counts; None is now.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        MaskfoldError: the work failed in a way the user can cure.
+        KeyboardInterrupt: asked to stop; a checkpoint is written.
+    """
+    if (finished := FoldResult.read(job.folder)) is not None:
+        return finished
+    torch.set_num_threads(job.threads)
+    run = load_run(job.run, job.trust)
+    training = begin(job, run, say, began if began is not None else time.monotonic())
+    training.train()
+    weights = job.folder / "weights.safetensors"
+    if not weights.exists():
+        save_weights(weights, training.final_weights())
+    score, dice = predict(job, run, training, weights)
+    write_resolved(run.exp, training.plan.pairs if run.exp.training.budget_minutes else None, job.folder)
+    fold_curves(job.folder / "curves.png", job.folder / "metrics.jsonl")
+    return finish(job, run.exp, training, score, dice)
+
+
+def begin(job: Job, run: CvRun, say: Callable[[str], None], began: float) -> Training:
+    """Everything the loop needs: prepared cases, network, device, the judge of the validation cases."""
+    exp = run.exp
+    fabric, precision = make_fabric(exp)
+    fabric.launch()
+    prepared = prepare_cases(run.cases, exp, job.cache)
+    fold_of = dict(zip(run.folds["id"], run.folds["fold"], strict=True))
+    train = [prepared[case] for case, fold in fold_of.items() if fold not in (job.fold, -2) or job.fold < 0]
+    seed = exp.seeds[job.seed]
+    dataset = PatchDataset(train, exp, job.fold, seed, augment=loader_augment(exp, job.trust))
+    torch.manual_seed(child_seed(seed, job.fold, 0, 0, "init"))
+    channels = PreparedCase.open(train[0]).image.shape[0] * (exp.patch.slices or 1)
+    fresh = not (job.folder / "last.pt").exists()
+    network = build_network(exp, channels, job.trust, pretrained=fresh)
+    if exp.init_from is not None and fresh:
+        load_weights(network, check_lineage(Path(exp.init_from), job, run))
+    watched = run.cases[[fold_of[case] == job.fold for case in run.cases["id"]]]
+    interrupted = Interruption()
+    judge = Judge(exp, watched, prepared, fabric.device, fabric.autocast, interrupted.check) if job.fold >= 0 else None
+    say(f"{len(train)} cases to train on, {len(watched) if judge else 0} to validate, {precision} on {fabric.device}, "
+        f"{torch.get_num_threads()} threads, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters")
+    return Training(fabric, exp, job.folder, job.fold, seed, network, dataset, judge, device_augment(exp), began,
+                    interrupted.reason, say, job.trust)
+
+
+def predict(job: Job, run: CvRun, training: Training, weights: Path) -> tuple[float | None, dict[str, float | None]]:
+    """Predict the fold's cases (and the held-out test share, if there is one) with the final weights; score them."""
+    if training.judge is None:
+        return None, {}
+    network = training.bare
+    load_weights(network, weights)
+    network.eval()
+    judge, comp = training.judge, run.exp.competition
+    store = OofStore(job.folder / "oof", run.exp.inference.store)
+    scores = judge.predict_out_of_fold(network, store, job.fold)
+    judge.draw_extremes(store, scores, job.folder / "pictures", job.fold)
+    write_table(scores, job.folder / "scores.csv")
+    if (run.folds["fold"] == -2).any():
+        held_out = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
+        tester = Judge(run.exp, held_out, judge.prepared, judge.device, judge.autocast, judge.alive)
+        write_table(tester.predict_out_of_fold(network, OofStore(job.folder / "test", run.exp.inference.store), -2),
+                    job.folder / "test_scores.csv")
+    return cv_score(scores, comp.metric), dice_per_class(scores, comp.classes)
+
+
+def finish(job: Job, exp: Experiment, training: Training, score: float | None,
+           dice: dict[str, float | None]) -> FoldResult:
+    """Write `result.json`, last of all files: it says that the fold is finished."""
+    progress = training.progress
+    result = FoldResult(
+        fold=job.fold, seed=job.seed, score=score, dice=dice, steps=progress.step,
+        epochs=-(-progress.step // training.steps_per_epoch), minutes=training.elapsed() / 60,
+        peak_gib=peak_gib(training.fabric.device), threads=torch.get_num_threads(),
+        precision=str(training.fabric.strategy.precision.precision), device=str(training.fabric.device),
+        torch=torch.__version__, stopped=progress.stopped)
+    write_json(job.folder / "result.json", result.__dict__)
+    return result
+
+
+class Interruption:
+    """Notices SIGTERM, Ctrl-C and the death of the process that started this one."""
+
+    def __init__(self) -> None:
+        self._why = ""
+        self._parent = os.getppid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                signal.signal(number, self._note)
+            except ValueError:
+                return  # not in the main thread: a test runs the fold in place
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._why = signal.Signals(number).name
+
+    def reason(self) -> str:
+        """Why to stop now; empty while there is no reason."""
+        if not self._why and os.getppid() != self._parent:
+            self._why = "the parent process ended"
+        return self._why
+
+    def check(self) -> None:
+        """Raise where there is a reason to stop."""
+        if reason := self.reason():
+            raise KeyboardInterrupt(reason)
+
+
+def main(path: str) -> int:
+    """The process: lines on standard output, `error.json` for the parent, an exit status that says how it went."""
+    job = Job.from_json(Path(path).read_text())
+    log = open(job.folder / "log.txt", "a", buffering=1)  # noqa: SIM115 - open as long as the process lives
+
+    def say(line: str) -> None:
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        print(line, flush=True)
+
+    error_file = job.folder / "error.json"
+    error_file.unlink(missing_ok=True)
+    try:
+        run_fold(job, say, BEGAN)
+    except MaskfoldError as error:
+        say(f"error: {error}")
+        error_file.write_text(json.dumps({"wrong": error.wrong, "cure": error.cure, "status": error.status}))
+        return 1
+    except KeyboardInterrupt as reason:
+        say(f"stopped by {reason}; the same command goes on from the last checkpoint")
+        return 143 if str(reason) == "SIGTERM" else 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,76 @@
+"""A fold as a unit of work: what a process needs to know to train it, and what it gives back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One member of a cross-validation run.
+
+    Attributes:
+        run: the run's folder, with `experiment.yaml`, `cases.csv` and `folds.csv`.
+        folder: the member's own folder; nobody else writes there.
+        fold: the fold that is validated; -1 is a fit on all cases.
+        seed: which of the experiment's seeds.
+        cache: the folder of prepared cases.
+        threads: CPU threads.
+        trust: packages besides the known ones that `target` may name.
+    """
+
+    run: Path
+    folder: Path
+    fold: int
+    seed: int
+    cache: Path
+    threads: int
+    trust: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The job as text."""
+        plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        return json.dumps(plain, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """The job that `to_json` wrote."""
+        plain = json.loads(text)
+        for key in ("run", "folder", "cache"):
+            plain[key] = Path(plain[key])
+        return cls(**{**plain, "trust": tuple(plain["trust"])})
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What a finished member says of itself; `result.json` in its folder.
+
+    Attributes:
+        score: the competition's metric on the fold's out-of-fold masks; None for a fit on all cases.
+        dice: mean Dice per class over cases that have the class in truth or prediction; None where no case has.
+        minutes: wall time, all processes of the fold together.
+        peak_gib: the largest resident memory of the process, or the device's peak where there is one.
+    """
+
+    fold: int
+    seed: int
+    score: float | None
+    dice: dict[str, float | None]
+    epochs: int
+    steps: int
+    minutes: float
+    peak_gib: float
+    threads: int
+    precision: str
+    device: str
+    torch: str
+    stopped: str
+    weights: str = "weights.safetensors"
+
+    @classmethod
+    def read(cls, folder: Path) -> FoldResult | None:
+        """The result in a member's folder; None while it is not finished."""
+        path = folder / "result.json"
+        return cls(**json.loads(path.read_text())) if path.exists() else None

@@ -1,0 +1,143 @@
+"""YAML as plain data with lines: what words mean, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from competition.config import MaskfoldError
+from competition.config.lines import MOST_NODES, parse, read_document
+from competition.config.load import write_yaml
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("1e-3", 0.001), ("1.0e-3", 0.001), ("1E5", 100000.0), (".5", 0.5), ("-2.", -2.0), ("+1.5", 1.5), (".inf", float("inf")),
+    ("3", 3), ("-3", -3), ("10_000", 10000), ("0xff", 255), ("0", 0),
+    ("true", True), ("False", False), ("null", None), ("~", None), ("", None),
+    ("no", "no"), ("on", "on"), ("010", "010"), ("1:30", "1:30"), ("2020-01-01", "2020-01-01"), ("1e", "1e"),
+    ("=", "="), ("'1e-3'", "1e-3"), ("_1", "_1"), ("1_", "1_"), (".", "."), ("-", [None]),
+])
+def test_words_mean_what_yaml_1_2_says(text: str, value: Any) -> None:
+    found = parse(text).tree
+    assert found == value and type(found) is type(value)
+
+
+def test_each_key_and_item_has_its_line() -> None:
+    document = parse("a: 1\nb:\n  c:\n    - x\n    - y: 2\n  d: {e: 1,\n      f: 2}\n", "file.yaml")
+    lines = {path: place.line for path, place in document.places.items()}
+    assert lines == {(): 1, ("a",): 1, ("b",): 2, ("b", "c"): 3, ("b", "c", 0): 4, ("b", "c", 1): 5, ("b", "c", 1, "y"): 5,
+                     ("b", "d"): 6, ("b", "d", "e"): 6, ("b", "d", "f"): 7}
+    assert str(document.place(("b", "c", "missing", "deeper"))) == "file.yaml, line 3"
+
+
+def test_anchors_and_merges_work() -> None:
+    document = parse("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a\n", "file.yaml")
+    assert document.tree == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
+    assert document.place(("b", "x")).line == 2
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("a: 1\nb: 2\na: 3\n", ["line 3", "`a` stands twice", "line 1"]),
+    ("a:\n  b: 1\n  b: 1\n", ["line 3", "`b` stands twice"]),
+    ("a: {1: x, 1: y}\n", ["line 1", "`1` stands twice"]),
+    ("x: 1\na: !!python/object/apply:os.system ['true']\n", ["line 2", "!!python/object/apply:os.system"]),
+    ("a: !!python/tuple [1]\n", ["line 1", "!!python/tuple"]),
+    ("a: !mine 1\n", ["line 1", "`!mine`"]),
+    ("a: !!binary aGk=\n", ["line 1", "!!binary"]),
+    ("a: &x [1, *x]\n", ["line 1", "endless"]),
+    ("? [a]\n: 1\n", ["line 1", "no plain word"]),
+    ("~: 1\n", ["line 1", "no plain word"]),
+    ("a: 1\nb: ${oc.env:HOME}\n", ["line 2", "${oc.env:HOME}", "interpolation"]),
+    ("a: 1\n\tb: 2\n", ["line 2", "spaces instead of tabs"]),
+    ("a: b: c\n", ["line 1", "not valid YAML"]),
+    ("a: [1, 2\nb: 3\n", ["line 2", "not valid YAML"]),
+    ("a: *.png\n", ["line 1", "quotes"]),
+    ("a: *png\n", ["line 1", "quotes"]),
+    ("a: 1\n---\nb: 2\n", ["line 2", "not valid YAML"]),
+    ("a: \x07\n", ["file.yaml", "not valid YAML"]),
+    ("[" * 3000, ["file.yaml", "nested too deeply"]),
+    ("a: !!int x\n", ["not valid YAML", "'x'"]),
+])
+def test_refused(text: str, words: list[str]) -> None:
+    with pytest.raises(MaskfoldError) as caught:
+        parse(text, "file.yaml")
+    assert caught.value.status == 2
+    assert caught.value.cure.endswith(".")
+    for word in ["file.yaml", *words]:
+        assert word in str(caught.value)
+
+
+def test_aliases_of_aliases_do_not_fill_the_memory() -> None:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
+    assert MOST_NODES < 10 ** 30
+    with pytest.raises(MaskfoldError, match="endless"):
+        parse("\n".join(lines), "file.yaml")
+
+
+@pytest.mark.parametrize(("content", "word"), [
+    (None, "does not exist"), (b"", "is empty"), (b"# nothing\n", "is empty"), (b"- a\n", "a list where a mapping"),
+    (b"word\n", "a text where a mapping"), (b"3\n", "a single value where a mapping"), (b"a: \xff\n", "not UTF-8"),
+])
+def test_what_is_no_mapping_in_a_file(content: bytes | None, word: str, tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MaskfoldError) as caught:
+        read_document(path)
+    assert caught.value.status == 2
+    assert word in caught.value.wrong and str(path) in caught.value.wrong
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(MaskfoldError, match="cannot be read"):
+        read_document(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfa: 1\n")
+    assert read_document(tmp_path / "a.yaml").tree == {"a": 1}
+
+
+words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(
+    ["1e-3", "no", "True", "null", "~", "010", "1:30", "1_000", ".5", "0x1F", "2020-01-01", "<<", "=", "- a", "a: b", "", " x",
+     "#", "*a", "&a", "!a", "a\nb", "\t", "1e5", ".inf", "-.Inf", "{id}", "[", "%", "@", "`", "+1", "1.", "line\u2028end", "\x85"])
+plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words,
+                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=8)
+
+
+@given(tree=plain)
+def test_what_is_written_is_read_again(tree: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    if "${" in repr(tree):
+        return  # refused on reading
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    write_yaml({"a": tree}, path)
+    assert read_document(path).tree == {"a": tree}
+    assert yaml.safe_load(path.read_text(encoding="utf-8")).keys() == {"a"}  # other readers get along with it
+
+
+def test_shared_lists_are_written_out(tmp_path: Path) -> None:
+    shared = [1, 2]
+    write_yaml({"a": shared, "b": shared}, tmp_path / "a.yaml")
+    assert (tmp_path / "a.yaml").read_text() == "a: [1, 2]\nb: [1, 2]\n"
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.yaml"
+    write_yaml({"a": 1}, path)
+    with pytest.raises(MaskfoldError, match="plain data"):
+        write_yaml({"a": object()}, path)
+
+    def full(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_yaml({"a": 2}, path)
+    assert path.read_text() == "a: 1\n"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,281 @@
+"""Prepared cases: what is on disk is what a network and a sampler need."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from competition.config.errors import MaskfoldError
+from competition.config.experiment import Experiment
+from competition.data import prepare as room
+from competition.data.cache import PreparedCase
+from competition.data.prepare import prepare_case, prepare_cases, spread
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "hippocampus"
+
+
+def experiment(dimensions: int = 3, comp: dict[str, Any] | None = None, **prepare: Any) -> Experiment:
+    return Experiment.model_validate({
+        "competition": {"name": "tiny", "root": "data", "dimensions": dimensions, "classes": ["a", "b"],
+                        "train": {"images": "i/{id}", "masks": "m/{id}"}, **(comp or {})},
+        "prepare": prepare, "patch": {"size": [8] * dimensions}, "model": {"target": "x.Y"}, "loss": {"target": "x.Z"}})
+
+
+def picture(array: np.ndarray, spacing: tuple[float, ...] | None = None) -> Any:
+    spacing = spacing or (1.0,) * (array.ndim - 1)
+    affine = np.diag([*spacing, 1.0]) if array.ndim == 4 else None
+    return SimpleNamespace(array=array, spacing=spacing, affine=affine)
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Pictures and masks by id, in place of files."""
+    from competition.data import table
+
+    cases: dict[str, Any] = {}
+    monkeypatch.setattr(table, "load_image", lambda comp, row: cases[row.id][0])
+    monkeypatch.setattr(table, "load_mask", lambda comp, row: cases[row.id][1])
+    return cases
+
+
+def row(case: str = "one", split: str = "train") -> Any:
+    return SimpleNamespace(id=case, split=split, hash=f"hash of {case}")
+
+
+def test_a_volume_is_normalised_on_its_new_grid(source: dict[str, Any], tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    image = random.integers(-1000, 2000, (2, 9, 10, 6)).astype(np.int16)
+    mask = np.kron(random.integers(0, 3, (3, 5, 3)), np.ones((3, 2, 2))).astype(np.uint8)[None]
+    source["one"] = picture(image, (1.0, 1.0, 2.0)), mask
+    exp = experiment(orientation="LPS", spacing=[1.0, 1.0, 1.0])
+    case = PreparedCase.open(prepare_case(row(), exp, tmp_path))
+    assert case.id == "one" and case.normalised
+    assert case.image.shape == (2, 9, 10, 12) and case.image.dtype == np.float32
+    np.testing.assert_allclose(case.image.mean(axis=(1, 2, 3)), 0, atol=1e-4)
+    np.testing.assert_allclose(case.image.std(axis=(1, 2, 3)), 1, atol=1e-4)
+    assert case.network_image() is case.image
+    assert case.mask is not None and case.mask.dtype == np.uint8
+    np.testing.assert_array_equal(case.mask[0], mask[0, ::-1, ::-1].repeat(2, axis=2))
+    points = case.foreground
+    np.testing.assert_array_equal(case.mask[0][tuple(points[:, 1:].T)], points[:, 0])
+    assert len(points) == np.count_nonzero(case.mask) and points.dtype == np.int32
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 2), (5, 1, 1)])
+def test_volumes_smaller_than_anything(source: dict[str, Any], tmp_path: Path, shape: tuple[int, ...]) -> None:
+    source["one"] = picture(np.full((1, *shape), 7.0, np.float32), (1.0, 2.0, 3.0)), np.zeros((1, *shape), np.uint8)
+    case = PreparedCase.open(prepare_case(row(), experiment(spacing=[2.0, 2.0, 2.0], crop="nonzero"), tmp_path))
+    assert (case.image == 0).all() and case.foreground.shape == (0, 4)
+    assert case.geometry.undo(np.ones((3, *case.image.shape[1:]), np.float16)).shape == (3, *shape)
+
+
+def test_padding_of_a_volume_is_zero_after_normalisation(source: dict[str, Any], tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(900, 1100, (1, 6, 6, 6)).astype(np.int16)
+    source["one"] = picture(image), np.ones((1, 6, 6, 6), np.uint8)
+    case = PreparedCase.open(prepare_case(row(), experiment(resize=[6, 6, 10]), tmp_path))
+    assert (case.image[..., :2] == 0).all() and (case.image[..., 8:] == 0).all()
+    np.testing.assert_allclose(case.image[..., 2:8].std(), 1, atol=1e-4)
+    assert case.mask is not None and case.mask.sum() == 6**3
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(np.uint8, np.uint8), (np.uint16, np.float32), (np.float32, np.float32)])
+def test_a_picture_keeps_its_values_until_it_is_augmented(source: dict[str, Any], tmp_path: Path, dtype: type,
+                                                          kept: type) -> None:
+    random = np.random.default_rng(0)
+    most = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
+    image = (random.random((4, 20, 30)) * most).astype(dtype)
+    source["one"] = picture(image), np.zeros((1, 20, 30), np.uint8)
+    case = PreparedCase.open(prepare_case(row(), experiment(2), tmp_path))
+    assert case.image.shape == (3, 20, 30) and case.image.dtype == kept and not case.normalised  # the alpha is gone
+    expected = image[:3].astype(np.float64) / (1 if dtype == np.uint8 else most)
+    np.testing.assert_allclose(case.image, expected, rtol=1e-6)
+    seen = case.network_image()
+    assert seen.dtype == np.float32
+    np.testing.assert_allclose(seen.mean(axis=(1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(seen.std(axis=(1, 2)), 1, atol=1e-5)
+
+
+def test_four_files_are_four_channels(source: dict[str, Any], tmp_path: Path) -> None:
+    files = {"images": {name: f"{name}/{{id}}" for name in "wxyz"}, "masks": "m/{id}"}
+    source["one"] = picture(np.ones((4, 5, 5), np.uint8)), np.zeros((1, 5, 5), np.uint8)
+    exp = experiment(2, comp={"train": files})
+    assert PreparedCase.open(prepare_case(row(), exp, tmp_path)).image.shape == (4, 5, 5)
+
+
+def test_overlapping_classes(source: dict[str, Any], tmp_path: Path) -> None:
+    mask = np.zeros((2, 6, 7), np.uint8)
+    mask[0, 1:4, 2:5], mask[1, 2, 2], mask[1, 5, 6] = 1, 1, 255
+    source["one"] = picture(np.ones((1, 6, 7), np.uint8)), mask
+    exp = experiment(2, comp={"labels": "overlapping", "ignore": 255})
+    case = PreparedCase.open(prepare_case(row(), exp, tmp_path))
+    np.testing.assert_array_equal(case.mask, mask)
+    assert sorted(map(tuple, case.foreground[case.foreground[:, 0] == 2].tolist())) == [(2, 2, 2)]
+    assert (case.foreground[:, 0] == 1).sum() == 9
+    assert case.geometry.background is False
+
+
+def test_a_test_case_has_no_mask(source: dict[str, Any], tmp_path: Path) -> None:
+    source["one"] = picture(np.ones((1, 5, 5, 5), np.int16)), None
+    case = PreparedCase.open(prepare_case(row(split="test"), experiment(), tmp_path))
+    assert case.mask is None and not (case.folder / "foreground.npy").exists()
+
+
+def test_a_mask_of_another_size_is_refused(source: dict[str, Any], tmp_path: Path) -> None:
+    source["one"] = picture(np.ones((1, 5, 5, 5), np.int16)), np.zeros((1, 5, 5, 4), np.uint8)
+    with pytest.raises(MaskfoldError, match="mask of case one has shape"):
+        prepare_case(row(), experiment(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_foreground_is_spread_evenly_and_repeats() -> None:
+    mask = np.zeros((40, 30, 20), np.uint8)
+    mask[5:35] = 3
+    found = spread(mask, 3, 500)
+    assert found.shape == (500, 3) and len(np.unique(found, axis=0)) == 500
+    assert (mask[tuple(found.T)] == 3).all()
+    assert found[:, 0].min() == 5 and found[:, 0].max() == 34
+    per_slab = np.bincount(found[:, 0], minlength=40)[5:35]
+    assert per_slab.max() - per_slab.min() <= 1
+    np.testing.assert_array_equal(found, spread(mask, 3, 500))
+    np.testing.assert_array_equal(spread(mask, 3, 10**6), np.argwhere(mask == 3))
+    assert spread(mask, 1, 500).shape == (0, 3)
+
+
+def test_pickling_carries_the_folder_and_no_array(source: dict[str, Any], tmp_path: Path) -> None:
+    source["one"] = picture(np.ones((1, 30, 30, 30), np.int16)), np.zeros((1, 30, 30, 30), np.uint8)
+    case = PreparedCase.open(prepare_case(row(), experiment(), tmp_path))
+    assert case.image.size == 27000
+    text = pickle.dumps(case)
+    assert len(text) < 1000
+    np.testing.assert_array_equal(pickle.loads(text).image, case.image)
+
+
+def table(cases: list[str]) -> pd.DataFrame:
+    return pd.DataFrame([vars(row(case)) for case in cases])
+
+
+def test_all_cases_in_the_tables_order_with_progress(source: dict[str, Any], tmp_path: Path) -> None:
+    names = ["b", "a", "c"]
+    for index, name in enumerate(names):
+        source[name] = picture(np.full((1, 4, 4, 4), index, np.int16)), np.zeros((1, 4, 4, 4), np.uint8)
+    lines: list[str] = []
+    found = prepare_cases(table(names), experiment(intensity="none"), tmp_path, progress=lines.append)
+    assert list(found) == names and lines[-1] == "3 of 3 cases prepared"
+    assert [PreparedCase.open(found[name]).image[0, 0, 0, 0] for name in names] == [0, 1, 2]
+    lines.clear()
+    assert prepare_cases(table(names), experiment(intensity="none"), tmp_path, progress=lines.append) == found
+    assert not lines  # nothing was to be done
+
+
+def test_bad_cases_stop_or_are_left_out(source: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    from competition.data import table as table_module
+
+    def load_image(comp: Any, row: Any) -> Any:
+        if row.id == "bad":
+            raise MaskfoldError("bad.nii is cut off.", "Replace it.")
+        return source[row.id][0]
+
+    monkeypatch.setattr(table_module, "load_image", load_image)
+    source["good"] = picture(np.ones((1, 4, 4, 4), np.int16)), np.zeros((1, 4, 4, 4), np.uint8)
+    with pytest.raises(MaskfoldError, match=r"bad.nii is cut off"):
+        prepare_cases(table(["bad", "good"]), experiment(), tmp_path)
+    skip = experiment(comp={"on_bad_case": "skip"})
+    assert list(prepare_cases(table(["bad", "good"]), skip, tmp_path)) == ["good"]
+    assert "Case bad is left out: bad.nii is cut off." in caplog.text
+    monkeypatch.setattr(room, "prepare_case", _full)
+    with pytest.raises(MaskfoldError, match="disk is full"):  # no bad case: the next one would fail as well
+        prepare_cases(table(["good"]), skip, tmp_path)
+
+
+def _full(row: Any, exp: Experiment, root: Path) -> Path:
+    from competition.data.files import FullDisk
+
+    raise FullDisk("The disk is full.", "Free some space.")
+
+
+def write_competition(root: Path, dimensions: int) -> dict[str, Any]:
+    """Three training cases and a test case as PNG or NIfTI files; the `train` and `test` sections."""
+    random = np.random.default_rng(0)
+    for name in ("tr", "la", "te"):
+        (root / name).mkdir(parents=True)
+    for index in range(4):
+        mask = np.kron(random.integers(0, 3, (3, 2, 4)[:dimensions]), np.ones((5, 4, 3)[:dimensions])).astype(np.uint8)
+        image = (random.integers(0, 100, mask.shape) + 60 * mask).astype(np.uint8)
+        if dimensions == 2:
+            import cv2
+
+            cv2.imwrite(str(root / ("te" if index == 3 else "tr") / f"{index}.png"), image)
+            cv2.imwrite(str(root / "la" / f"{index}.png"), mask)
+        else:
+            import nibabel
+
+            affine = np.diag([-1.0, 1.0, 2.0, 1.0])
+            nibabel.save(nibabel.Nifti1Image(image.astype(np.int16), affine),
+                         root / ("te" if index == 3 else "tr") / f"{index}.nii.gz")
+            nibabel.save(nibabel.Nifti1Image(mask, affine), root / "la" / f"{index}.nii.gz")
+    last = ".png" if dimensions == 2 else ".nii.gz"
+    (root / "la" / f"3{last}").unlink()
+    return {"root": str(root), "train": {"images": f"tr/{{id}}{last}", "masks": f"la/{{id}}{last}"},
+            "test": {"images": f"te/{{id}}{last}"}}
+
+
+@pytest.mark.parametrize(("dimensions", "prepare"), [(2, {"resize": [16, 24]}),
+                                                     (3, {"spacing": [1.0, 1.0, 1.0], "orientation": "RAS"})])
+def test_from_files_in_one_process_and_in_two(dimensions: int, prepare: dict[str, Any], tmp_path: Path) -> None:
+    from competition.data.table import case_table
+
+    exp = experiment(dimensions, comp=write_competition(tmp_path / "files", dimensions), **prepare)
+    cases = case_table(exp.competition, "train")
+    one = prepare_cases(cases, exp, tmp_path / "one")
+    two = prepare_cases(cases, exp, tmp_path / "two", workers=2)
+    assert list(one) == list(two) == ["0", "1", "2"]
+    for name in one:
+        a, b = PreparedCase.open(one[name]), PreparedCase.open(two[name])
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.mask, b.mask)
+        assert a.geometry == b.geometry and not a.geometry.lossless
+        means = [a.image[0][a.mask[0] == value].mean() for value in (0, 1, 2) if (a.mask[0] == value).any()]
+        assert means == sorted(means)  # image and mask still lie on each other
+    test = prepare_cases(case_table(exp.competition, "test"), exp, tmp_path / "one")
+    assert list(test) == ["3"] and PreparedCase.open(test["3"]).mask is None
+
+
+def test_an_error_in_another_process_is_the_same_error(tmp_path: Path) -> None:
+    from competition.data.table import case_table
+
+    comp = write_competition(tmp_path / "files", 2)
+    exp = experiment(2, comp=comp)
+    cases = case_table(exp.competition, "train")
+    whole = (tmp_path / "files" / "tr" / "1.png").read_bytes()
+    (tmp_path / "files" / "tr" / "1.png").write_bytes(whole[:len(whole) // 2])
+    for workers in (1, 2):
+        with pytest.raises(MaskfoldError, match=r"1\.png cannot be read"):
+            prepare_cases(cases, exp, tmp_path / "cache", workers)
+    skip = experiment(2, comp={**comp, "on_bad_case": "skip"})
+    assert list(prepare_cases(cases, skip, tmp_path / "cache")) == ["0", "2"]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs shared/data")
+def test_the_hippocampus_comes_back_voxel_by_voxel(tmp_path: Path) -> None:
+    from competition.data.table import case_table, load_mask
+
+    comp = {"root": str(SHARED), "train": {"images": "imagesTr/{id}.nii.gz", "masks": "labelsTr/{id}.nii.gz"}}
+    for prepare in ({"orientation": "PIR", "crop": "nonzero"}, {"spacing": [0.8, 0.8, 0.8]}):
+        exp = experiment(3, comp=comp, **prepare)
+        cases = case_table(exp.competition, "train").head(2)
+        for line, folder in zip(cases.itertuples(), prepare_cases(cases, exp, tmp_path).values(), strict=True):
+            case, truth = PreparedCase.open(folder), load_mask(exp.competition, line)[0]
+            assert case.mask is not None
+            certain = np.stack([case.mask[0] == value for value in range(3)]).astype(np.float16)
+            back = case.geometry.undo(certain).argmax(0)
+            for value in (1, 2):
+                both = 2 * ((back == value) & (truth == value)).sum()
+                dice = both / ((back == value).sum() + (truth == value).sum())
+                assert dice == 1 if case.geometry.lossless else dice > 0.98

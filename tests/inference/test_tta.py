@@ -1,0 +1,76 @@
+"""Test-time augmentation: every view is undone, none counts twice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from competition.config.errors import MaskfoldError
+from competition.inference.tta import View, views
+from competition.inference.window import predict_prepared
+
+from .networks import Local, Pointwise, experiment
+
+
+@pytest.mark.parametrize("view", [View(), View((0,)), View((0, 1)), View((), 1), View((1,), 3), View((0, 1), 3)])
+def test_undo_is_the_inverse(view: View) -> None:
+    batch = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(view.undo(view.of(batch)), batch)
+    if view != View():
+        assert not torch.equal(view.of(batch), batch)
+
+
+@pytest.mark.parametrize(("tta", "flip", "count"), [
+    (["flip"], True, 4), (["flip"], [1], 2), (["rotate90"], True, 4), (["flip", "rotate90"], True, 8),
+    (["flip", "rotate90"], [1], 8), ([], True, 1),
+])
+def test_all_views_differ(tta: list[str], flip: object, count: int) -> None:
+    looks = views(experiment(2, (8, 8), flip=flip, tta=tta))
+    batch = torch.arange(25.0).reshape(1, 1, 5, 5)
+    seen = {tuple(look.of(batch).flatten().tolist()) for look in looks}
+    assert len(looks) == len(seen) == count and looks[0] == View()
+
+
+def test_flips_of_volumes_are_all_subsets_of_the_allowed_axes() -> None:
+    assert {look.flips for look in views(experiment(tta=["flip"]))} == {
+        (), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)}
+    assert {look.flips for look in views(experiment(tta=["flip"], flip=[0, 2]))} == {(), (0,), (2,), (0, 2)}
+    assert {look.flips for look in views(experiment(3, (8, 8), slices=3, tta=["flip"]))} == {(), (0,), (1,), (0, 1)}
+
+
+def test_auto_takes_the_flips_of_training() -> None:
+    assert views(experiment(2, (8, 8), tta="auto", preset="none")) == [View()]
+    assert len(views(experiment(2, (8, 8), tta="auto", preset="heavy", flip=[0]))) == 2
+    assert views(experiment(tta="auto", preset="heavy", flip=False)) == [View()]
+
+
+@pytest.mark.parametrize("exp", [experiment(tta=["rotate90"]), experiment(2, (8, 16), tta=["rotate90"]),
+                                 experiment(tta=["flip"], flip=False)])
+def test_what_cannot_be_done_is_refused(exp: object) -> None:
+    with pytest.raises(MaskfoldError, match=r"inference.tta") as caught:
+        views(exp)  # type: ignore[arg-type]
+    assert caught.value.status == 2
+
+
+@pytest.mark.parametrize("tta", [["flip"], ["rotate90"], ["flip", "rotate90"]])
+def test_an_equivariant_network_changes_nothing(tta: list[str]) -> None:
+    array = np.random.default_rng(0).normal(size=(1, 19, 23)).astype(np.float32)
+    network = Pointwise(1, 3, 2)
+    np.testing.assert_allclose(predict_prepared([network], array, experiment(2, (8, 8), tta=tta)),
+                               predict_prepared([network], array, experiment(2, (8, 8))), atol=1e-3)
+
+
+def test_another_network_becomes_equivariant() -> None:
+    array = np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32)
+    network: nn.Module = Local(1, 3, 2)
+    turned = np.rot90(array, axes=(1, 2)).copy()
+
+    def gap(*tta: str) -> float:
+        exp = experiment(2, (8, 8), tta=list(tta))
+        there = predict_prepared([network], turned, exp).astype(np.float32)
+        back = np.rot90(there, -1, axes=(1, 2))
+        return float(np.abs(back - predict_prepared([network], array, exp)).max())
+
+    assert gap() > 0.1 and gap("rotate90") < 2e-3 and gap("flip", "rotate90") < 2e-3

@@ -1,0 +1,176 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from competition.config import Competition
+from competition.scoring.pictures import IGNORED_COLOUR, _planes, case_picture, class_colour, split_truth
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+def competition(dimensions: int = 2, **changes: Any) -> Competition:
+    ending = "nii.gz" if dimensions == 3 else "png"
+    return Competition.model_validate({
+        "name": "toy", "root": "data", "dimensions": dimensions, "classes": ["one", "two"],
+        "train": {"images": f"images/{{id}}.{ending}", "masks": f"masks/{{id}}.{ending}"}, **changes})
+
+
+def pixels(path: Path) -> np.ndarray:
+    """(rows, columns, 3) float of a PNG."""
+    from matplotlib.image import imread
+
+    return np.asarray(imread(path))[..., :3]
+
+
+def near(picture: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
+    """Where this colour is drawn; the titles at the top and the legend at the bottom are left out."""
+    found = np.abs(picture - np.asarray(colour)).max(axis=-1) < 0.02
+    found[:60] = found[-60:] = False
+    return found
+
+
+def tint(index: int) -> tuple[float, float, float]:
+    """A class's colour on black."""
+    return tuple(0.25 * value for value in class_colour(index))
+
+
+@pytest.fixture
+def square() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A grey picture (1, 40, 60) with class 1 on the left in the truth, class 2 on the right in the prediction."""
+    image = np.random.default_rng(0).integers(0, 255, (1, 40, 60), dtype=np.uint8)
+    truth = np.zeros((1, 40, 60), np.uint8)
+    truth[0, 10:30, 5:20] = 1
+    masks = np.zeros((2, 40, 60), bool)
+    masks[1, 10:30, 40:55] = True
+    return image, truth, masks
+
+
+def test_truth_and_prediction_are_drawn_in_their_classes_colours(tmp_path: Path, square: Any) -> None:
+    image, truth, masks = square
+    case_picture(tmp_path / "a.png", image, truth, masks, competition(), "a · epoch 1")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    picture = pixels(tmp_path / "a.png")
+    first, second = (np.nonzero(near(picture, class_colour(index)).any(axis=0))[0] / picture.shape[1] for index in (0, 1))
+    assert 1 / 3 < first.min() < first.max() < 2 / 3, "class 1 is in the middle panel only"
+    assert first.max() < 0.5, "in its left part"
+    assert second.min() > 2 / 3, "class 2 is in the right panel only"
+    assert second.min() > 0.85, "in its right part"
+
+
+def test_empty_masks_and_names_with_signs(tmp_path: Path, square: Any) -> None:
+    image, truth, masks = square
+    comp = competition(classes=["$\\frac", "_two"])
+    case_picture(tmp_path / "a.png", image, 0 * truth, masks & False, comp, "$x_{")
+    assert not near(pixels(tmp_path / "a.png"), class_colour(0)).any()
+    case_picture(tmp_path / "a.png", image, truth, masks, comp, "$x_{", dice={"$\\frac": math.nan, "_two": 0.0})
+    assert near(pixels(tmp_path / "a.png"), class_colour(0)).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 30), (30, 1), (2, 90)])
+def test_pictures_of_one_row_or_column(tmp_path: Path, shape: tuple[int, int]) -> None:
+    truth = np.ones((1, *shape), np.uint8)
+    masks = np.zeros((2, *shape), bool)
+    masks[1] = True
+    case_picture(tmp_path / "a.png", np.zeros((3, *shape), np.uint8), truth, masks, competition(), "a")
+    middle, right = np.array_split(pixels(tmp_path / "a.png"), 3, axis=1)[1:]
+    assert near(middle, tint(0)).any()
+    assert near(right, tint(1)).any()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "bool", "int16"])
+def test_any_number_type_and_channels(tmp_path: Path, channels: int, kind: str) -> None:
+    ramp = np.broadcast_to(np.linspace(0, 1, 64), (channels, 48, 64))
+    scale = {"uint8": 255, "uint16": 65535, "float32": 1e-3, "bool": 1, "int16": 3000}[kind]
+    image = (ramp * scale).astype(kind)
+    case_picture(tmp_path / "a.png", image, np.zeros((1, 48, 64), np.uint8), np.zeros((2, 48, 64), bool), competition(), "a")
+    panel = pixels(tmp_path / "a.png")[200:300, 10:455]
+    assert panel.max() - panel.min() > 0.9, "the whole range is used"
+
+
+def test_values_that_are_not_finite(tmp_path: Path) -> None:
+    image = np.full((1, 8, 8), np.nan, np.float32)
+    image[0, 0, 0] = np.inf
+    case_picture(tmp_path / "a.png", image, np.zeros((1, 8, 8), np.uint8), np.zeros((2, 8, 8), bool), competition(), "a")
+    assert (tmp_path / "a.png").stat().st_size > 0
+
+
+def test_volumes_are_cut_where_the_truth_is_largest() -> None:
+    truth = np.zeros((1, 10, 12, 14), bool)
+    truth[0, 3, 2:9, 5:9] = True
+    truth[0, :, 4, 6] = True
+    empty = np.zeros_like(truth)
+    assert [(plane.axis, plane.position) for plane in _planes(truth, empty, None, is_stack=False)] == [(2, 6), (1, 4), (0, 3)]
+    assert [plane.position for plane in _planes(empty, truth, None, is_stack=False)] == [6, 4, 3]
+    assert [plane.position for plane in _planes(empty, empty, None, is_stack=False)] == [7, 6, 5]
+
+
+def test_slices_lie_as_readers_expect() -> None:
+    empty = np.zeros((1, 4, 5, 6), bool)
+    array = np.arange(4 * 5 * 6).reshape(1, 4, 5, 6)
+    axial, coronal, sagittal = _planes(empty, empty, (1.0, 2.0, 3.0), is_stack=False)
+    assert (axial.cut(array) == array[:, :, :, 3].transpose(0, 2, 1)).all()
+    assert (axial.upwards, axial.aspect) == (True, 2.0)
+    assert (coronal.cut(array) == array[:, :, 2].transpose(0, 2, 1)).all()
+    assert coronal.aspect == 3.0
+    assert (sagittal.cut(array).shape, sagittal.aspect) == ((1, 6, 5), 1.5)
+    stacked = _planes(empty, empty, (1.0, 2.0, 3.0), is_stack=True)[0]
+    assert (stacked.cut(array) == array[:, :, :, 3]).all(), "the host's own slice, rows downwards"
+    assert (stacked.upwards, stacked.aspect) == (False, 0.5)
+
+
+def test_ignored_voxels_are_grey_and_count_nowhere(tmp_path: Path, square: Any) -> None:
+    image, truth, masks = square
+    truth[0, :10] = 255
+    comp = competition(ignore=255)
+    classes, ignored = split_truth(truth, comp)
+    assert ignored.sum() == 600 and not classes[:, :, :10].any() | classes[:, :10].any()
+    case_picture(tmp_path / "a.png", 0 * image, truth, masks, comp, "a")
+    picture = pixels(tmp_path / "a.png")
+    grey = near(picture, tuple(0.6 * value for value in IGNORED_COLOUR))
+    assert grey[:, picture.shape[1] // 3:2 * picture.shape[1] // 3].any()
+    assert not grey[:, :picture.shape[1] // 3].any()
+
+
+def test_overlapping_classes_are_split_by_channel() -> None:
+    truth = np.zeros((2, 4, 4), np.uint8)
+    truth[0, :2], truth[1, 1:3] = 1, 1
+    classes, _ = split_truth(truth, competition(labels="overlapping"))
+    assert (classes == truth.astype(bool)).all()
+
+
+def test_colours_of_the_first_classes_differ() -> None:
+    colours = [class_colour(index) for index in range(250)]
+    assert len(set(colours)) == 250
+    assert all(0 <= value <= 1 for colour in colours for value in colour)
+
+
+def test_a_failed_drawing_leaves_nothing(tmp_path: Path, square: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any, path: Path, **_: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    image, truth, masks = square
+    with pytest.raises(OSError, match="disk full"):
+        case_picture(tmp_path / "a.png", image, truth, masks, competition(), "a")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not (SHARED / "hippocampus").exists(), reason="the real competition is not there")
+def test_a_real_volume(tmp_path: Path) -> None:
+    import nibabel
+
+    label = sorted((SHARED / "hippocampus" / "labelsTr").glob("h*.nii.gz"))[0]
+    image = np.asarray(nibabel.load(SHARED / "hippocampus" / "imagesTr" / label.name).dataobj)[None]
+    truth = np.asarray(nibabel.load(label).dataobj).astype(np.uint8)[None]
+    masks = np.stack([truth[0] == 1, truth[0] == 2])
+    case_picture(tmp_path / "a.png", image, truth, masks, competition(3), label.name, spacing=(1.0, 1.0, 1.0))
+    picture = pixels(tmp_path / "a.png")
+    for index in (0, 1):
+        drawn = near(picture, class_colour(index))
+        middle, right = np.array_split(drawn, 3, axis=1)[1:]
+        assert middle.sum() > 50 and abs(int(middle.sum()) - int(right.sum())) < 0.3 * middle.sum()

@@ -1,0 +1,239 @@
+"""The run-length codec: exact texts by hand, round trips of anything, and every rule that a text can break."""
+
+import tracemalloc
+import zlib
+from base64 import b64encode
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco
+
+from competition.config.errors import MaskfoldError
+from competition.rle import RleError, RleFormat, decode, decode_labels, encode, encode_labels
+
+FORMATS = [RleFormat(order, base, relative, empty, container)
+           for order in ("row", "column") for base in (0, 1) for relative in (False, True) for empty in ("", "-1")
+           for container in ("pairs", "json")]
+FORMATS += [RleFormat(container="coco"), RleFormat(container="coco_zlib"), RleFormat(container="coco", empty="-")]
+
+LAYOUTS = {
+    "C": np.ascontiguousarray,
+    "F": np.asfortranarray,
+    "every second": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "backwards": lambda a: a[::-1].copy()[::-1],
+    "middle axes swapped": lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),
+}
+
+shapes = hnp.array_shapes(min_dims=2, max_dims=3, min_side=0, max_side=9)
+masks = hnp.arrays(np.bool_, shapes) | hnp.arrays(np.bool_, shapes, elements=st.booleans(), fill=st.just(True))
+
+
+@settings(max_examples=300, deadline=None)
+@given(masks, st.sampled_from(FORMATS), st.sampled_from(sorted(LAYOUTS)))
+def test_any_mask_comes_back_from_any_format(mask, fmt, layout):
+    laid = LAYOUTS[layout](mask)
+    text = encode(laid, fmt)
+    for strict in (True, False):
+        back = decode(text, mask.shape, fmt, strict=strict)
+        assert back.dtype == np.bool_ and back.shape == mask.shape
+        np.testing.assert_array_equal(back, mask)
+
+
+@settings(max_examples=100, deadline=None)
+@given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40)))
+def test_counts_are_those_of_pycocotools(mask):
+    theirs = coco.encode(np.asfortranarray(mask.view(np.uint8)))["counts"].decode()
+    fmt = RleFormat(container="coco")
+    assert encode(mask, fmt) == theirs
+    np.testing.assert_array_equal(decode(theirs, mask.shape, fmt), mask)
+    packed = b64encode(zlib.compress(theirs.encode())).decode()
+    np.testing.assert_array_equal(decode(packed, mask.shape, RleFormat(container="coco_zlib")), mask)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+@pytest.mark.parametrize("order", ["row", "column"])
+def test_many_runs_are_what_a_plain_loop_writes(share, order):
+    """Sizes where the tables of digits and several chunks are at work."""
+    mask = np.random.default_rng(0).random((1100, 1200)) < share
+    flat = np.concatenate([[0], mask.ravel("F" if order == "column" else "C"), [0]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    for base in (0, 1):
+        plain = " ".join(f"{low + base} {high - low}" for low, high in zip(edges[::2], edges[1::2], strict=True))
+        fmt = RleFormat(order=order, base=base)
+        assert encode(mask, fmt) == plain
+        np.testing.assert_array_equal(decode(plain, mask.shape, fmt), mask)
+    counts = RleFormat(container="coco")
+    assert encode(mask, counts) == coco.encode(np.asfortranarray(mask.view(np.uint8)))["counts"].decode()
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_volumes_of_several_chunks(layout):
+    mask = np.random.default_rng(0).random((130, 120, 110)) < 0.01
+    for order, letter in (("row", "C"), ("column", "F")):
+        edges = np.flatnonzero(np.diff(mask.ravel(letter).astype(int), prepend=0, append=0))
+        plain = " ".join(f"{low + 1} {high - low}" for low, high in zip(edges[::2], edges[1::2], strict=True))
+        assert encode(LAYOUTS[layout](mask), RleFormat(order=order)) == plain
+
+
+#   1 1 0        first and last pixel are foreground
+#   0 1 1
+CORNERS = np.array([[1, 1, 0], [0, 1, 1]])
+
+
+@pytest.mark.parametrize(("fmt", "text"), [
+    (RleFormat(order="row", base=1), "1 2 5 2"),
+    (RleFormat(order="row", base=0), "0 2 4 2"),
+    (RleFormat(order="column", base=1), "1 1 3 2 6 1"),
+    (RleFormat(order="column", base=0), "0 1 2 2 5 1"),
+    (RleFormat(order="row", relative=True), "0 2 2 2"),
+    (RleFormat(order="column", relative=True), "0 1 1 2 1 1"),
+    (RleFormat(order="row", base=1, container="json"), "[1, 2, 5, 2]"),
+    (RleFormat(container="coco"), "01110O"),  # counts 0 1 1 2 1 1, the last three as 2 - 1, 1 - 1 and 1 - 2
+])
+def test_texts_by_hand(fmt, text):
+    assert encode(CORNERS, fmt) == text
+    np.testing.assert_array_equal(decode(text, (2, 3), fmt), CORNERS == 1)
+
+
+def test_a_volume_by_hand():
+    mask = np.zeros((2, 3, 4), bool)
+    mask[0, 0, 0] = mask[1, 0, 0] = mask[0, 0, 1] = mask[1, 2, 3] = True
+    assert encode(mask, RleFormat(order="column")) == "1 2 7 1 24 1"  # x + 2 · (y + 3 · z) + 1
+    assert encode(mask, RleFormat(order="row")) == "1 2 13 1 24 1"  # z + 4 · (y + 3 · x) + 1
+
+
+@pytest.mark.parametrize("fmt", FORMATS[:-3], ids=str)
+def test_empty_and_full(fmt):
+    assert encode(np.zeros((3, 4), bool), fmt) == fmt.empty
+    start = 0 if fmt.relative else fmt.base
+    assert encode(np.ones((3, 4), bool), fmt) == (f"[{start}, 12]" if fmt.container == "json" else f"{start} 12")
+
+
+@pytest.mark.parametrize("empty", ["-1", "1 0", "", "None"])
+def test_the_empty_token_comes_before_every_rule(empty):
+    fmt = RleFormat(empty=empty)
+    assert encode(np.zeros((2, 2), int), fmt) == empty
+    for text in (empty, f" {empty}", ""):
+        assert not decode(text, (2, 2), fmt).any()
+    assert not decode("[]", (2, 2), RleFormat(container="json")).any()
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int8, np.int32, np.int64, np.uint16])
+def test_anything_but_zero_is_foreground(dtype):
+    values = np.array([[0, 1, 2], [100, 0, 1]]).astype(dtype)
+    assert encode(values, RleFormat(order="row")) == "2 3 6 1"
+    assert encode(np.array([[0, 255], [255, 0]], np.uint8), RleFormat()) == "2 2"
+
+
+def test_probabilities_are_refused():
+    with pytest.raises(RleError, match=r"float32.*> 0\.5"):
+        encode(np.full((2, 2), 0.3, np.float32))
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("1 2 3", r"word 3 \(3\)"),
+    ("1 two 5 1", r"Word 2 .*\(two\) is not a number"),
+    ("1 2 5.0 1", r"Word 3 .*\(5\.0\) is not a number"),
+    ("1 2 1_0 1", r"Word 3 .*\(1_0\) is not a number"),
+    ("1 2 ٣ 1", r"Word 3 .* is not a number"),
+    ("1 2 - 1", r"Word 3 .*\(-\) is not a number"),
+    ("0 2", r"Word 1 .*\(0\) is a start below 1"),
+    ("1 2 -3 1", r"Word 3 .*\(-3\) is a start below 1"),
+    ("1 2 5 -1", r"Word 4 .*\(-1\) is a negative length"),
+    ("1 2 5 0", r"Word 4 .*\(0\) is a length of zero"),
+    ("1 2 13 1", r"Word 3 .*\(13\) is a start past the end .* 12 pixels"),
+    ("1 2 12 2", r"Word 4 .*\(2\) is a length that runs past the end .* 12 pixels"),
+    ("1 99999999999999999999999", r"Word 2 .* runs past the end"),
+    ("9223372036854775807 9223372036854775807", r"Word 1 .* past the end"),
+    ("5 2 1 2", r"Word 3 .*\(1\) is a start before"),
+    ("1 4 4 2", r"Word 3 .*\(4\) is a start inside the run before"),
+    ("1 4 1 4", r"Word 3 .*\(1\) is a start inside the run before"),
+])
+def test_each_broken_rule_is_named_with_its_word(text, message):
+    with pytest.raises(MaskfoldError, match=message):
+        decode(text, (3, 4), RleFormat(base=1))
+
+
+@pytest.mark.parametrize(("fmt", "text", "message"), [
+    (RleFormat(base=0), "-1 2", r"Word 1 .*below 0"),
+    (RleFormat(relative=True), "-1 2", r"Word 1 .*below 0"),
+    (RleFormat(relative=True), "0 2 9 2", r"Word 4 .*runs past the end"),
+    (RleFormat(relative=True), "0 2 10 1", r"Word 3 .*past the end"),
+    (RleFormat(container="json"), "[1, 2];[4, 0]", r"Word 2 of list 2 \(0\) is a length of zero"),
+    (RleFormat(container="json"), "[1, 2];4 1", r"List 2 .*is not JSON"),
+    (RleFormat(container="json"), "[1, 2.5]", r"List 1 .*2\.5.* not a whole number"),
+    (RleFormat(container="json"), "{}", "not a whole number"),
+    (RleFormat(container="coco"), "0 1", r"Character 2 "),
+    (RleFormat(container="coco"), "0é", r"Character 2 "),
+    (RleFormat(container="coco"), "0Q", "break off"),
+    (RleFormat(container="coco"), "P" * 20 + "0", "more than 50 bits"),
+    (RleFormat(container="coco"), "01", r"add up to 1 pixels, .* 12"),
+    (RleFormat(container="coco"), "0O", r"Count 2 .*\(-1\) is negative"),
+    (RleFormat(container="coco_zlib"), "not base64!", "not base64"),
+    (RleFormat(container="coco_zlib"), b64encode(b"plain").decode(), "not base64 of zlib"),
+    (RleFormat(container="coco_zlib"), b64encode(zlib.compress(b"0" * 10**6)).decode(), "longer than any mask"),
+])
+def test_rules_of_other_formats(fmt, text, message):
+    with pytest.raises(RleError, match=message):
+        decode(text, (3, 4), fmt)
+
+
+def test_touching_runs_are_no_mistake():
+    assert decode("1 2 3 2", (2, 3), RleFormat()).sum() == 4
+
+
+def test_hosts_that_break_the_rules():
+    mask = decode("8 2 1 4 3 3 6 0 11 9 40 2", (12, 1), RleFormat(), strict=False)
+    assert mask.ravel().astype(int).tolist() == [1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1, 1]
+    with pytest.raises(RleError, match="below 1"):
+        decode("0 2", (12, 1), RleFormat(), strict=False)
+
+
+def test_relative_pairs_are_siim_acrs():
+    """The host's `rle2mask`: positions advance by each gap and by each length."""
+    fmt, text, expected = RleFormat(relative=True), "3 2 0 1 4 1", np.zeros(15, bool)
+    position = 0
+    for gap, length in [(3, 2), (0, 1), (4, 1)]:
+        position += gap
+        expected[position:position + length] = True
+        position += length
+    np.testing.assert_array_equal(decode(text, (5, 3), fmt), expected.reshape(3, 5).T)
+    assert encode(expected.reshape(3, 5).T, fmt) == "3 3 4 1"
+
+
+def test_objects_of_one_json_text_are_united():
+    mask = decode("[1, 2];[2, 3, 8, 1]", (4, 2), RleFormat(container="json"))
+    assert mask.ravel("F").astype(int).tolist() == [1, 1, 1, 1, 0, 0, 0, 1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(hnp.arrays(np.int32, shapes, elements=st.integers(0, 3)),
+       st.sampled_from([fmt for fmt in FORMATS if not fmt.empty]), st.sampled_from(sorted(LAYOUTS)))
+def test_objects_are_written_as_if_one_by_one(labels, fmt, layout):
+    texts = encode_labels(LAYOUTS[layout](labels), fmt)
+    assert texts == {name: encode(labels == name, fmt) for name in np.unique(labels[labels > 0]).tolist()}
+    back = decode_labels(list(texts.values()), labels.shape, fmt)
+    np.testing.assert_array_equal(back, np.searchsorted([0, *texts], labels))
+
+
+def test_coco_is_column_by_column():
+    with pytest.raises(RleError, match="order: column") as caught:
+        RleFormat(order="row", container="coco")
+    assert caught.value.status == 2
+
+
+def test_memory_stays_below_three_bytes_a_pixel():
+    noise = np.random.default_rng(0).random((32, 32))
+    mask = np.kron(noise > 0.7, np.ones((64, 64), bool))
+    text, wide = encode(mask), mask.astype(np.int64)
+    for work in (partial(encode, mask), partial(encode, mask, RleFormat(order="row")), partial(encode, wide),
+                 partial(decode, text, mask.shape)):
+        tracemalloc.start()
+        work()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 3 * mask.size

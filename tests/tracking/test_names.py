@@ -1,0 +1,38 @@
+from competition.tracking.names import LONGEST_NAME, LONGEST_PARAMETER, flatten, mlflow_name, numbers_in
+
+
+def test_legal_names_stay() -> None:
+    for name in ("train/loss", "val/dice/left ventricle", "lr", "val/dice/Niere_2.b-c"):
+        assert mlflow_name(name) == name
+
+
+def test_any_name_becomes_one_that_mlflow_takes() -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    for name in ("val/dice/T1+", "a//b", "a/../b", "/a", "a/", "$x", "a\nb", ".", "", "é (links)", "x" * 400, "val/dice/腎臓"):
+        _validate_metric_name(mlflow_name(name))
+
+
+def test_names_that_differ_stay_apart() -> None:
+    assert mlflow_name("val/dice/T1+") != mlflow_name("val/dice/T1*")
+    assert mlflow_name("x" * 300) != mlflow_name("x" * 301)
+    assert len(mlflow_name("x" * 300)) <= LONGEST_NAME
+
+
+def test_parameters_are_named_as_on_the_command_line() -> None:
+    tree = {"optimizer": {"args": {"lr": 1e-3, "betas": [0.9, 0.99]}}, "loss": [{"target": "a", "weight": 1.0}],
+            "competition": {"group": None, "instances": False}, "model": {"args": {}}}
+    assert flatten(tree) == {
+        "optimizer.args.lr": "0.001", "optimizer.args.betas": "[0.9, 0.99]", "loss.0.target": "a", "loss.0.weight": "1.0",
+        "competition.group": "null", "competition.instances": "false", "model.args": "{}"}
+
+
+def test_long_parameters_are_cut() -> None:
+    value = flatten({"classes": ["abc"] * 5000})["classes"]
+    assert len(value) == LONGEST_PARAMETER
+    assert value.endswith("…")
+
+
+def test_numbers_of_a_result() -> None:
+    result = {"score": 0.5, "low": None, "dice": {"a": 0.25, "b": None}, "device": "cpu", "ok": True, "folds": [{"score": 1.0}]}
+    assert numbers_in(result) == {"score": 0.5, "dice_a": 0.25}

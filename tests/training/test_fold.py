@@ -1,0 +1,195 @@
+"""A fold is idempotent, resumable to the last bit, and draws the same samples whatever loads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from competition.config import MaskfoldError
+from competition.inference.store import OofStore
+from competition.training import fold as fold_module
+from competition.training.cv import make_jobs, summarise
+from competition.training.fold import begin, run_fold
+from competition.training.job import FoldResult
+from competition.training.loop import Training
+from competition.training.runs import open_run
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def start(exp, folder: Path, cache: Path, number: int = 0):
+    run = open_run(exp, "tiny", root=folder)
+    run.write()
+    job = dataclasses.replace(make_jobs(run)[number], cache=cache, threads=1)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    return run, job
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["metrics"]["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing catches it."""
+
+
+def killed_after(monkeypatch, steps: int) -> None:
+    real = Training._step
+    count = {"steps": 0}
+
+    def step(self, batches):
+        if count["steps"] == steps:
+            raise Killed
+        count["steps"] += 1
+        real(self, batches)
+
+    monkeypatch.setattr(Training, "_step", step)
+
+
+@pytest.mark.parametrize(("dimensions", "settings"), [
+    (2, ["schedule={name: onecycle}", "training.ema=0.9", "training.accumulate=2"]),
+    (2, ["schedule={name: plateau, patience: 1}", "training.average=2"]),
+    (3, ["schedule={name: cosine, warmup: 0.2}", "training.ema=0.9"]),
+])
+def test_a_killed_fold_ends_with_the_same_weights_bit_for_bit(tiny, tmp_path, monkeypatch, dimensions, settings):
+    exp = tiny(dimensions, "training.checkpoint_minutes=0", *settings)
+    run, job = start(exp, tmp_path / "whole", tmp_path / "cache")
+    whole = run_fold(job, say=lambda line: None)
+    run2, job2 = start(exp, tmp_path / "killed", tmp_path / "cache")
+    for steps in (3, 2):  # in the middle of the first epoch, then in the middle of the second
+        with monkeypatch.context() as patch:
+            killed_after(patch, steps)
+            with pytest.raises(Killed):
+                run_fold(job2, say=lambda line: None)
+    again = run_fold(job2, say=lambda line: None)
+    assert losses(job2.folder) == losses(job.folder)
+    one, two = load_file(job.folder / "weights.safetensors"), load_file(job2.folder / "weights.safetensors")
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert again.score == whole.score
+    for case in OofStore(job.folder / "oof", exp.inference.store).ids():
+        np.testing.assert_array_equal(OofStore(job.folder / "oof", "float16").read(case),
+                                      OofStore(job2.folder / "oof", "float16").read(case))
+
+
+def test_loader_workers_do_not_change_the_loss_curve(tiny, tmp_path):
+    curves = []
+    for workers in (0, 2):
+        _, job = start(tiny(2, f"run.workers={workers}"), tmp_path / str(workers), tmp_path / "cache")
+        run_fold(job, say=lambda line: None)
+        curves.append(losses(job.folder))
+    assert curves[0] == curves[1] and len(curves[0]) == 2
+
+
+def test_a_finished_fold_is_not_trained_again(tiny, tmp_path, monkeypatch):
+    _, job = start(tiny(2), tmp_path, tmp_path / "cache")
+    first = run_fold(job, say=lambda line: None)
+    monkeypatch.setattr(fold_module, "begin", lambda *a: pytest.fail("trained again"))
+    assert run_fold(job, say=lambda line: None) == first == FoldResult.read(job.folder)
+
+
+def test_the_score_is_the_metric_on_the_stored_probabilities(tiny, tmp_path):
+    from competition.data.table import load_mask
+    from competition.inference.masks import to_masks
+    from competition.scoring.cases import score_case
+
+    exp = tiny(2)
+    run, job = start(exp, tmp_path, tmp_path / "cache")
+    result = run_fold(job, say=lambda line: None)
+    store = OofStore(job.folder / "oof", exp.inference.store)
+    rows = [row for row in run.cases.itertuples(index=False) if row.id in store.ids()]
+    assert {row.id for row in rows} == set(run.folds.loc[run.folds["fold"] == 0, "id"])
+    scores = [line["score"] for row in rows
+              for line in score_case(to_masks(store.read(row.id), exp.competition), load_mask(exp.competition, row),
+                                     exp.competition, spacing=json.loads(row.spacing))]
+    assert result.score == pytest.approx(float(np.nanmean(scores)), abs=1e-12)
+
+
+def test_training_lowers_the_loss(tiny, tmp_path):
+    _, job = start(tiny(2, "training.epochs=6", "training.steps_per_epoch=8", "optimizer.args.lr=0.01",
+                        "training.validate_every=100"), tmp_path, tmp_path / "cache")
+    run_fold(job, say=lambda line: None)
+    curve = losses(job.folder)
+    assert curve[-1] < 0.9 * curve[0]
+
+
+def test_a_fit_on_all_cases_has_weights_and_no_score(tiny, tmp_path):
+    run, job = start(tiny(2, "folds.run=full"), tmp_path, tmp_path / "cache")
+    assert job.folder.name == "full"
+    result = run_fold(job, say=lambda line: None)
+    assert result.score is None and (job.folder / "weights.safetensors").exists()
+    assert summarise(run).score is None
+
+
+def test_a_loss_that_is_not_a_number_names_step_and_cases(tiny, tmp_path, monkeypatch):
+    run, job = start(tiny(2), tmp_path, tmp_path / "cache")
+    training = begin(job, run, lambda line: None, 0.0)
+    real = training.loss
+
+    class Broken(torch.nn.Module):
+        def forward(self, outputs, mask):
+            total, parts = real(outputs, mask)
+            return total * math.nan, parts
+
+    training.loss = Broken()
+    with pytest.raises(MaskfoldError, match=r"nan at step 1 of fold 0 \(cases .+\)"):
+        training.train()
+
+
+def test_early_stopping_by_patience_and_by_classes(tiny, tmp_path):
+    exp = tiny(2, "training.epochs=9", "early_stopping={all_classes_at_least: 0.0}")
+    _, job = start(exp, tmp_path / "classes", tmp_path / "cache")
+    result = run_fold(job, say=lambda line: None)
+    assert result.epochs == 1 and "every class" in result.stopped
+    exp = tiny(2, "training.epochs=9", "early_stopping={patience: 2}", "optimizer.args.lr=1.0e-12")
+    _, job = start(exp, tmp_path / "patience", tmp_path / "cache")
+    result = run_fold(job, say=lambda line: None)
+    assert result.epochs == 3 and "no better score in 2" in result.stopped
+
+
+def test_weights_of_a_run_with_other_folds_are_refused(tiny, tmp_path):
+    source, job = start(tiny(2), tmp_path / "a", tmp_path / "cache")
+    run_fold(job, say=lambda line: None)
+    _, same = start(tiny(2, f"init_from={source.folder}", "training.epochs=1"), tmp_path / "b", tmp_path / "cache")
+    assert run_fold(same, say=lambda line: None).steps == 4
+    _, other = start(tiny(2, f"init_from={source.folder}", "seed=77"), tmp_path / "c", tmp_path / "cache")
+    with pytest.raises(MaskfoldError, match="was trained on"):
+        run_fold(other, say=lambda line: None)
+
+
+def test_a_damaged_checkpoint_is_an_error_and_not_a_fresh_start(tiny, tmp_path, monkeypatch):
+    _, job = start(tiny(2, "training.checkpoint_minutes=0"), tmp_path, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        killed_after(patch, 3)
+        with pytest.raises(Killed):
+            run_fold(job, say=lambda line: None)
+    path = job.folder / "last.pt"
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(MaskfoldError, match="last.pt cannot be read"):
+        run_fold(job, say=lambda line: None)
+
+
+def test_several_seeds_are_averaged_out_of_fold(tiny, tmp_path):
+    exp = tiny(2, "seed=[1, 2]", "folds.run=[0]")
+    run = open_run(exp, "tiny", root=tmp_path)
+    run.write()
+    jobs = [dataclasses.replace(job, cache=tmp_path / "cache", threads=1) for job in make_jobs(run)]
+    assert [job.folder.name for job in jobs] == ["fold_0", "fold_0_seed_1"]
+    for job in jobs:
+        job.folder.mkdir()
+        run_fold(job, say=lambda line: None)
+    one, two = (load_file(job.folder / "weights.safetensors") for job in jobs)
+    assert any(not torch.equal(one[name], two[name]) for name in one)
+    summary = summarise(run)
+    assert summary.cases == 5 and summary.score is not None
