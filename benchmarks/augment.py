@@ -33,8 +33,9 @@ def monai_list(name: str) -> Augment:
     """A preset in MONAI's words."""
     level = VOLUMES[name]
     angle, zoom = np.radians(level.degrees), level.zoom_factor[1] - 1
+    flips: list[tuple[str, float, dict[str, object]]] = [("RandFlipd", 0.5, {"spatial_axis": axis}) for axis in range(3)]
     named: list[tuple[str, float, dict[str, object]]] = [
-        *[("RandFlipd", 0.5, {"spatial_axis": axis}) for axis in range(3)],
+        *flips,
         ("RandAffined", 1 - (1 - level.rotate) * (1 - level.zoom), {"rotate_range": [angle] * 3, "scale_range": [zoom] * 3,
                                                                     "padding_mode": "border"}),
         ("Rand3DElasticd", level.elastic, {"sigma_range": [3, 5], "magnitude_range": [20, 80], "padding_mode": "border"}),
@@ -66,8 +67,8 @@ def interleaved(works: dict[str, Callable[[int], object]], samples: int) -> None
               f"processor time, all threads {busy[name]:7.2f} ms")
 
 
-def main(name: str = "medium", threads: int = 2) -> None:
-    torch.set_num_threads(threads)
+def main(name: str = "medium", threads: str = "2") -> None:
+    torch.set_num_threads(int(threads))
     torch.manual_seed(0)
     image, mask = torch.randn(BATCH, 1, *SHAPE), torch.randint(0, 3, (BATCH, 1, *SHAPE), dtype=torch.uint8)
     batched, listed = VolumeAugment(Augment.model_validate({"preset": name}), 3), VolumeTransforms(monai_list(name))
@@ -90,4 +91,4 @@ def main(name: str = "medium", threads: int = 2) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *map(int, sys.argv[2:3]))
+    main(*sys.argv[1:3])

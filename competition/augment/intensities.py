@@ -29,9 +29,8 @@ def change_intensities(image: Tensor, draws: Sequence[Draw]) -> None:
             sample.add_(noise, alpha=drawn.noise)
     _each(image, [drawn.brightness for drawn in draws], lambda values, factor: values * factor)
     _each(image, [drawn.contrast for drawn in draws], stretch)
-    for sign in (1.0, -1.0):
-        exponents = [drawn.gamma if drawn.inverted == (sign < 0) else 1.0 for drawn in draws]
-        _each(image, exponents, lambda values, exponent, sign=sign: bend(values * sign, exponent) * sign)
+    _each(image, [1.0 if drawn.inverted else drawn.gamma for drawn in draws], bend)
+    _each(image, [drawn.gamma if drawn.inverted else 1.0 for drawn in draws], lambda values, power: -bend(-values, power))
 
 
 def stretch(values: Tensor, factor: Tensor) -> Tensor:

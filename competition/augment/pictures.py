@@ -25,6 +25,7 @@ from competition.config.experiment import Augment
 
 Transform = Any  # A.BasicTransform or A.BaseCompose; the package has no types that mypy could use
 BORDER = cv2.BORDER_REFLECT_101
+cv2.setNumThreads(0)  # a forked loader worker may wait for ever for OpenCV's threads, and patches gain little from them
 
 
 class PictureAugment:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Compose, MapTransform, Randomizable
+from monai.transforms.compose import Compose
+from monai.transforms.transform import MapTransform, Randomizable
 from monai.utils.enums import GridSampleMode, InterpolateMode
 
 from competition.augment.listed import listed_transforms

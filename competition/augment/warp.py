@@ -66,12 +66,12 @@ def sampling_grid(draws: Sequence[Draw], shape: Sequence[int], device: torch.dev
                 target.copy_(term.expand_as(target))
             else:
                 target += term
-    bent = [index for index, drawn in enumerate(draws) if drawn.knots is not None]
+    bent = {index: drawn.knots for index, drawn in enumerate(draws) if drawn.knots is not None}
     if bent:
         # Scaled and in grid_sample's order of axes while there are few numbers.
-        knots = np.stack([draws[index].knots for index in bent]) * (2 / lengths).reshape(-1, *[1] * dims)  # type: ignore[list-item]
+        knots = np.stack(list(bent.values())) * (2 / lengths).reshape(-1, *[1] * dims)
         field = elastic_field(torch.tensor(knots[:, ::-1].copy(), dtype=torch.float32, device=device), shape)
-        grid[torch.tensor(bent, device=device)] += field
+        grid[torch.tensor(list(bent), device=device)] += field
     return grid
 
 

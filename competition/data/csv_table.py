@@ -51,6 +51,9 @@ def _read(path: Path, changed: int, size: int) -> pandas.DataFrame:
     except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
         raise MaskfoldError(f"{path} cannot be read as a table ({' '.join(str(error).split())}).",
                             "Write it as a CSV with commas, UTF-8 and one header line.") from error
+    if not isinstance(table.index, pandas.RangeIndex):  # pandas takes what is too much for names of the rows
+        raise MaskfoldError(f"{path} cannot be read as a table (its rows have more cells than its header).",
+                            "Write it as a CSV with commas, UTF-8 and one header line.")
     table = table.fillna("")
     table.index = pandas.RangeIndex(2, len(table) + 2)
     return table[(table != "").any(axis=1)]

@@ -146,8 +146,9 @@ class PatchDataset:
         assert self.augment is not None
         if self.exp.competition.dimensions == 3:
             return self.augment(image, mask, seed)
-        found = self.augment(*(np.ascontiguousarray(np.moveaxis(array, 0, -1)) for array in (image, mask)), seed)
-        return np.moveaxis(found[0], -1, 0), np.moveaxis(found[1], -1, 0)
+        image, mask = (np.ascontiguousarray(np.moveaxis(array, 0, -1)) for array in (image, mask))
+        image, mask = self.augment(image, mask, seed)
+        return np.moveaxis(image, -1, 0), np.moveaxis(mask, -1, 0)
 
 
 class _OpenCase:
@@ -181,7 +182,7 @@ class _OpenCase:
             chosen = np.clip(np.arange(here - reach, here + reach + 1), 0, image.shape[-1] - 1)
             slices = image[(slice(None), *inside, slice(chosen[0], chosen[-1] + 1))][..., chosen - chosen[0]]
             image = np.moveaxis(slices, -1, 1).reshape(-1, *slices.shape[1:-1])
-            mask = mask[(slice(None), *inside, here)]
+            mask = mask[(slice(None), *inside, slice(here, here + 1))][..., 0]
         image, mask = np.array(image), np.array(mask)
         if not any(map(any, margins)):
             return image, mask

@@ -49,7 +49,7 @@ def pixels(path: Path, dimensions: int, labels: bool) -> Picture:
     with _opened(path) as picture:
         depth = _depth(path, picture)
         if depth == 16 and picture.mode not in DEEP:
-            return _deep_colours(path)
+            return _deep_colours(path, head.channels)
         array = _labels(picture, depth) if labels else np.asarray(picture.convert(_decoded_mode(picture)))
     if array.dtype == bool:
         array = array.astype(np.uint8) * (1 if labels else 255)
@@ -102,8 +102,8 @@ def _labels(picture: Image, depth: int) -> np.ndarray:
     return array
 
 
-def _deep_colours(path: Path) -> Picture:
-    """A PNG of 16-bit colours; OpenCV gives blue first."""
+def _deep_colours(path: Path, channels: int) -> Picture:
+    """A PNG of 16-bit colours; OpenCV gives blue first, and may add an alpha channel for one transparent colour."""
     import cv2
     from PIL import Image
 
@@ -114,5 +114,5 @@ def _deep_colours(path: Path) -> Picture:
         raise unreadable(path, "OpenCV cannot decode it")
     if array.ndim == 2:
         return Picture(array[None], (1.0, 1.0))
-    order = [2, 1, 0, 3][: array.shape[2]]
+    order = [2, 1, 0, 3][:channels]
     return Picture(np.ascontiguousarray(np.moveaxis(array, -1, 0)[order]), (1.0, 1.0))

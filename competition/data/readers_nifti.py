@@ -70,7 +70,7 @@ def _geometry(path: Path, image: Any, dimensions: int) -> tuple[tuple[float, ...
 
     factor = MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1.0)
     # As stored: nibabel reads a voxel size of 0 as 1 mm, with a remark in its log.
-    with nibabel.openers.ImageOpener(path) as file:
+    with nibabel.openers.ImageOpener(str(path)) as file:
         stored = type(image.header).from_fileobj(file, check=False)["pixdim"][1: dimensions + 1]
     spacing = tuple(abs(float(step)) * factor for step in stored)
     affine = np.array(image.affine, dtype=np.float64)

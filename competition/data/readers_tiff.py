@@ -48,8 +48,6 @@ def pixels(path: Path, dimensions: int, labels: bool) -> Picture:
         shape, channels = _layout(path, series, dimensions)
         _refuse_size(path, series, count(shape, series.dtype, channels))
         array = _values(path, series)
-        if series.keyframe.photometric == WHITE_IS_ZERO:
-            array = ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
         if array.dtype == bool:
             array = array.astype(np.uint8) * (1 if labels else 255)
         array = _arranged(array, series, dimensions)
@@ -89,22 +87,36 @@ def _layout(path: Path, series: TiffPageSeries, dimensions: int) -> tuple[tuple[
 
 
 def _values(path: Path, series: TiffPageSeries) -> np.ndarray:
-    """The series as tifffile or, page by page with the samples last, OpenCV gives it."""
+    """The series in its own order of axes, with white as the larger number."""
     try:
-        return np.asarray(series.asarray())
+        array = np.asarray(series.asarray())
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
+        pages = _pages(path, series)
+        if sum(page.size for page in pages) != math.prod(series.shape):
+            raise unreadable(path, "its compression, "
+                             f"{getattr(series.keyframe.compression, 'name', 'unknown')}, cannot be undone") from error
+        return np.stack(pages).reshape(series.shape)
+    if series.keyframe.photometric == WHITE_IS_ZERO:
+        return ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
+    return array
+
+
+def _pages(path: Path, series: TiffPageSeries) -> list[np.ndarray]:
+    """Pages by libtiff, which knows LZW, JPEG and the fax codes: through Pillow up to 8 bits, OpenCV for more."""
+    if series.keyframe.bitspersample <= 8:
+        from PIL import Image, ImageSequence
+
+        Image.MAX_IMAGE_PIXELS = None  # `refuse_size` has looked at it
+        with Image.open(path, formats=("TIFF",)) as file:
+            pages = [np.array(page) for page in ImageSequence.Iterator(file)]
+    else:
         import cv2
 
-        done, pages = cv2.imreadmulti(str(path), flags=cv2.IMREAD_UNCHANGED)
-        if not done or sum(page.size for page in pages) != math.prod(series.shape):
-            raise unreadable(path, f"its compression is {series.keyframe.compression!r}; save it with deflate") \
-                from error
-        turned = [page if page.ndim == 2 else page[..., [2, 1, 0, 3][: page.shape[2]]] for page in pages]
-        if series.keyframe.axes == "SYX":
-            turned = [np.moveaxis(page, -1, 0) for page in turned]
-        return np.stack(turned).reshape(series.shape)
+        _, found = cv2.imreadmulti(str(path), flags=cv2.IMREAD_UNCHANGED)
+        pages = [page if page.ndim == 2 else page[..., [2, 1, 0, 3][: page.shape[2]]] for page in found]
+    return [np.moveaxis(page, -1, 0) for page in pages] if series.keyframe.axes == "SYX" else pages
 
 
 def _arranged(array: np.ndarray, series: TiffPageSeries, dimensions: int) -> np.ndarray:

@@ -72,30 +72,32 @@ def case_picture(path: Path, image: Array, truth: Array, masks: Array, comp: Com
     """
     from matplotlib.figure import Figure
 
-    true_masks, ignored = split_truth(truth, comp)
+    ignored = ignored_voxels(truth, comp)
     if dice is None:
-        dice = _dice(true_masks, masks, ignored, comp.classes)
-    planes = _planes(true_masks, masks, spacing, is_stack="{z}" in str(comp.train.images))
-    shown = _displayable(image)
+        dice = _dice(truth, masks, ignored, comp)
+    found = np.any((truth != 0) & (truth != IGNORE), axis=0)
+    planes = _planes(found if found.any() else np.any(masks, axis=0), spacing, is_stack="{z}" in str(comp.train.images))
+    channels = image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
+    bounds = _bounds(channels)
     width = PANEL_INCHES[comp.dimensions]
-    heights = _heights(planes, shown, width)
+    heights = _heights(planes, found, width)
     figure = Figure(figsize=(3 * width, sum(heights) + 1.0), dpi=110, layout="constrained")
     grid = figure.subplots(len(planes), 3, squeeze=False, height_ratios=heights)
-    for row, plane in enumerate(planes):
-        picture = plane.cut(np.moveaxis(shown, -1, 0)).transpose(1, 2, 0)
-        for column, layers in enumerate((None, true_masks, masks)):
-            axes: Axes = grid[row, column]
-            _draw_image(axes, picture, plane)
-            if layers is not None:
-                _draw_masks(axes, plane.cut(layers))
-            if column == 1 and ignored.any():
-                _fill(axes, plane.cut(ignored), IGNORED_COLOUR, 0.6)
+    for row, plane in enumerate(planes):  # slices are cut before anything is computed on them: volumes are large
+        layers = (None, class_masks(plane.cut(truth), comp), plane.cut(masks))
+        for axes, name, layer in zip(grid[row], ("image", "truth", "prediction"), layers, strict=True):
+            _draw_image(axes, _displayable(plane.cut(channels), bounds), plane)
+            if layer is not None:
+                _draw_masks(axes, layer)
             if row == 0:
-                axes.set_title(("image", "truth", "prediction")[column], fontsize=10)
+                axes.set_title(name, fontsize=10)
+        if ignored is not None:
+            _fill(grid[row, 1], plane.cut(ignored), IGNORED_COLOUR, 0.6)
         if plane.axis is not None:
             grid[row, 0].set_ylabel(f"axis {plane.axis}, slice {plane.position}", fontsize=9)
     figure.suptitle(title, fontsize=11, parse_math=False)
-    _draw_legend(figure, comp.classes, true_masks, masks, dice, bool(ignored.any()))
+    there = [index for index in range(len(comp.classes)) if masks[index].any() or _is_in(truth, index, comp)]
+    _draw_legend(figure, [(class_colour(index), _label(comp.classes[index], dice)) for index in there], ignored is not None)
     save_figure(figure, path)
 
 
@@ -118,35 +120,46 @@ def class_colour(index: int) -> RGB:
     return colorsys.hsv_to_rgb((index * 0.618034) % 1.0, 0.55 + 0.4 * (index % 2), 1.0)
 
 
-def split_truth(truth: Array, comp: Competition) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Class masks (K, *spatial) and ignored voxels (*spatial), both bool, of a stored mask (M, *spatial)."""
-    if comp.labels == "exclusive":
-        values = np.arange(1, len(comp.classes) + 1, dtype=truth.dtype).reshape(-1, *[1] * (truth.ndim - 1))
-        classes = truth[:1] == values
-    else:
-        classes = truth == 1
-    ignored = (truth == IGNORE).any(axis=0) if comp.ignore is not None else np.zeros(truth.shape[1:], bool)
-    return classes, ignored
+def class_masks(truth: Array, comp: Competition) -> NDArray[np.bool_]:
+    """Class masks (K, *spatial) bool of a stored mask (M, *spatial)."""
+    if comp.labels == "overlapping":
+        return truth == 1
+    return truth[:1] == np.arange(1, len(comp.classes) + 1, dtype=truth.dtype).reshape(-1, *[1] * (truth.ndim - 1))
 
 
-def _dice(truth: Array, masks: Array, ignored: Array, classes: Sequence[str]) -> dict[str, float]:
+def ignored_voxels(truth: Array, comp: Competition) -> NDArray[np.bool_] | None:
+    """Where the truth is ignored, (*spatial) bool; None where nothing is."""
+    ignored = (truth == IGNORE).any(axis=0)
+    return ignored if ignored.any() else None
+
+
+def _is_in(truth: Array, index: int, comp: Competition) -> bool:
+    """Whether a class is anywhere in the truth."""
+    return bool((truth[index] == 1).any() if comp.labels == "overlapping" else (truth[0] == index + 1).any())
+
+
+def _dice(truth: Array, masks: Array, ignored: Array | None, comp: Competition) -> dict[str, float]:
     values = {}
-    for name, true, mask in zip(classes, truth, masks, strict=True):
-        true, mask = true & ~ignored, mask & ~ignored
+    for index, name in enumerate(comp.classes):
+        true = truth[index] == 1 if comp.labels == "overlapping" else truth[0] == index + 1
+        mask = masks[index] if ignored is None else masks[index] & ~ignored
         total = int(true.sum()) + int(mask.sum())
         values[name] = 2.0 * int((true & mask).sum()) / total if total else math.nan
     return values
 
 
-def _planes(truth: Array, masks: Array, spacing: Sequence[float] | None, is_stack: bool) -> list[Plane]:
-    """Where to cut, and how to lay the slices: pictures and stacks rows downwards, NIfTI x rightwards and z upwards."""
-    dims = truth.ndim - 1
+def _planes(found: Array, spacing: Sequence[float] | None, is_stack: bool) -> list[Plane]:
+    """Where to cut, and how to lay the slices: pictures and stacks rows downwards, NIfTI x rightwards and z upwards.
+
+    Args:
+        found: (*spatial) bool, what the cuts shall show.
+        spacing: mm per voxel and axis.
+        is_stack: the volume is a stack of slice files.
+    """
+    dims = found.ndim
     mm = [float(value) for value in spacing] if spacing is not None else [1.0] * dims
     if dims == 2:
         return [Plane(None, 0, False, False, mm[0] / mm[1])]
-    found = truth.any(axis=0)
-    if not found.any():
-        found = masks.any(axis=0)
     planes = []
     for axis in (2, 1, 0):
         first, second = [other for other in range(3) if other != axis]
@@ -158,27 +171,34 @@ def _planes(truth: Array, masks: Array, spacing: Sequence[float] | None, is_stac
     return planes
 
 
-def _displayable(image: Array) -> NDArray[np.float32]:
-    """(*spatial, 3) float32 in [0, 1]: RGB where a picture has it, else the first channel as grey.
+def _bounds(channels: Array) -> tuple[float, float]:
+    """What is shown black and white: the 0.5th and the 99.5th percentile of all channels together.
 
-    Stretched from the 0.5th to the 99.5th percentile of all its channels together: microscopes leave most of the range
-    empty, and colours keep their ratios.
+    Microscopes leave most of the range empty, and colours keep their ratios. About a million values are looked at.
     """
-    colour = image.ndim == 3 and image.shape[0] in (3, 4)
-    numbers = np.nan_to_num((image[:3] if colour else image[:1]).astype(np.float32), posinf=0.0, neginf=0.0)
-    step = max(1, numbers.size // 1_000_000)  # percentiles of a million values are exact enough
-    low, high = (float(value) for value in np.percentile(numbers.reshape(-1)[::step], (0.5, 99.5)))
+    step = max(1, math.ceil((channels.size / 1e6) ** (1 / (channels.ndim - 1))))
+    sample = channels[(slice(None), *[slice(None, None, step)] * (channels.ndim - 1))].astype(np.float32)
+    finite = sample[np.isfinite(sample)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(finite, (0.5, 99.5)))
     if high <= low:
-        low, high = float(numbers.min()), float(numbers.max())
-    scaled = np.clip((numbers - low) / (high - low if high > low else 1.0), 0.0, 1.0)
+        low, high = float(finite.min()), float(finite.max())
+    return low, high if high > low else low + 1.0
+
+
+def _displayable(channels: Array, bounds: tuple[float, float]) -> NDArray[np.float32]:
+    """(rows, columns, 3) float32 in [0, 1] of a slice (1 or 3, rows, columns)."""
+    numbers = np.nan_to_num(channels.astype(np.float32), nan=bounds[0], posinf=bounds[1], neginf=bounds[0])
+    scaled = np.clip((numbers - bounds[0]) / (bounds[1] - bounds[0]), 0.0, 1.0)
     return np.moveaxis(np.broadcast_to(scaled, (3, *scaled.shape[1:])), 0, -1)
 
 
-def _heights(planes: Sequence[Plane], shown: Array, width: float) -> list[float]:
+def _heights(planes: Sequence[Plane], found: Array, width: float) -> list[float]:
     """Inches: each row of panels is as high as its slice wants, within reason."""
     heights = []
     for plane in planes:
-        rows, columns = plane.cut(np.moveaxis(shown, -1, 0)).shape[1:]
+        rows, columns = plane.cut(found).shape
         heights.append(width * min(max(plane.aspect * rows / columns, 0.3), 1.6))
     return heights
 
@@ -213,20 +233,20 @@ def _fill(axes: Axes, layer: Array, colour: RGB, strength: float) -> None:
     axes.imshow(tint, origin=image.origin, aspect=axes.get_aspect(), interpolation="nearest")
 
 
-def _draw_legend(figure: Figure, classes: Sequence[str], truth: Array, masks: Array, dice: Mapping[str, float],
-                 ignored: bool) -> None:
-    """Classes that are there, each with its Dice; the rest are counted."""
+def _label(name: str, dice: Mapping[str, float]) -> str:
+    value = dice.get(name, math.nan)
+    score = "no Dice" if value is None or math.isnan(value) else f"Dice {value:.3f}"
+    return f" {name}: {score}"  # a label that begins with an underscore would be left out
+
+
+def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bool) -> None:
+    """The classes that are there; of very many the rest is counted."""
     from matplotlib.patches import Patch
 
-    there = [index for index in range(len(classes)) if truth[index].any() or masks[index].any()]
-    handles = []
-    for index in there[:MOST_LEGEND_ENTRIES]:
-        value = dice.get(classes[index], math.nan)
-        score = "no Dice" if value is None or math.isnan(value) else f"Dice {value:.3f}"
-        handles.append(Patch(color=class_colour(index), label=f" {classes[index]}: {score}"))
-    if len(there) > MOST_LEGEND_ENTRIES:
-        handles.append(Patch(alpha=0.0, label=f" and {len(there) - MOST_LEGEND_ENTRIES} more classes"))
-    if not there:
+    handles = [Patch(color=colour, label=label) for colour, label in entries[:MOST_LEGEND_ENTRIES]]
+    if len(entries) > MOST_LEGEND_ENTRIES:
+        handles.append(Patch(alpha=0.0, label=f" and {len(entries) - MOST_LEGEND_ENTRIES} more classes"))
+    if not entries:
         handles.append(Patch(alpha=0.0, label=" no class in truth or prediction"))
     if ignored:
         handles.append(Patch(color=IGNORED_COLOUR, label=" ignored"))

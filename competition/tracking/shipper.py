@@ -35,7 +35,8 @@ class Shipper:
         name: the run's name in MLflow; None: experiment and hash.
         study: the folder of the study that this run is a trial of, delivered by a shipper of its own.
         pause: seconds between two looks at the folder.
-        patience: seconds without a sign of life after which the last delivery is given up.
+        patience: seconds without a sign of life after which the last delivery is given up; a quarter of them where the
+            store could not be reached before either.
 
     Example:
         >>> with Shipper(run.folder, exp):  # doctest: +SKIP
@@ -66,10 +67,13 @@ class Shipper:
         if kind is not None and self._status is None:
             self._status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
         self._leaving.set()
+        self._thread.join(min(3.0, self.patience))
+        if self._thread.is_alive():
+            logger.warning("Waiting for MLflow (%s) to take the last files.", self.store.uri)
         seen = -1
         while self._thread.is_alive() and seen != self._delivery.calls:
             seen = self._delivery.calls
-            self._thread.join(self.patience)
+            self._thread.join(self.patience / 4 if self._troubled else self.patience)
         if not self._delivered:
             logger.warning("Not all of this run is in MLflow (%s). The files are in %s; the next start of the same command "
                            "delivers them.", self.store.uri, self.run_folder)
@@ -94,7 +98,7 @@ class Shipper:
             self._delivery.deliver(last)
             if last:
                 self._delivery.close(self._status or "FINISHED")
-        except Exception as error:  # training goes on, whatever MLflow, its database or the network do
+        except Exception as error:  # noqa: BLE001 - training goes on, whatever MLflow, its database or the network do
             if not self._troubled:
                 logger.warning("MLflow (%s) does not take deliveries: %s. Training goes on, and so do the tries.",
                                self.store.uri, _first_line(error))
@@ -113,4 +117,4 @@ class Shipper:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -15,9 +15,8 @@ def make_fabric(exp: Experiment) -> tuple[Fabric, str]:
     accelerator = exp.run.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = exp.training.precision
-    if precision == "auto":
-        precision = native_precision(accelerator)
+    chosen = exp.training.precision
+    precision = native_precision(accelerator) if chosen == "auto" else chosen
     fabric = Fabric(accelerator=accelerator, devices=exp.run.devices, precision=PLUGINS[precision])  # type: ignore[arg-type]
     return fabric, precision
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -159,6 +160,7 @@ def main(path: str) -> int:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         print(line, flush=True)
 
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it announces the precision, as we do
     error_file = job.folder / "error.json"
     error_file.unlink(missing_ok=True)
     try:

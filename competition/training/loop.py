@@ -7,6 +7,7 @@ that was killed goes on from its last checkpoint to the very weights that an und
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ class Training:
     folder: Path
     fold: int
     seed: int
-    network: nn.Module
+    network: Any  # an nn.Module, wrapped by Fabric once training began
     dataset: PatchDataset
     judge: Judge | None  # None: a fit on all cases has nothing to validate on
     augment: Callable[[Tensor, Tensor, list[int]], tuple[Tensor, Tensor]] | None
@@ -71,7 +72,7 @@ class Training:
         optimizer = build_optimizer(exp, self.network.parameters(), self.trust)
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.schedule = Schedule(exp.schedule, self.rates)
-        self.bare = self.network  # without Fabric's wrapper
+        self.bare: nn.Module = self.network  # without Fabric's wrapper
         self.network, self.optimizer = self.fabric.setup(self.network, optimizer)
         self.ema = Ema(self.bare, cfg.ema) if cfg.ema else None
         self.candidate = copy.deepcopy(self.bare).requires_grad_(False).eval()  # holds the weights that are judged
@@ -222,13 +223,14 @@ class Training:
     def _reserve(self) -> float:
         """Seconds that the final prediction will take: as the last validation, or a guess from one case."""
         if self.end_seconds == 0.0 and self.judge is not None:
-            middle = len(self.judge.cases) // 2
+            sizes = [math.prod(json.loads(shape)) for shape in self.judge.cases["shape"]]
+            middle = sizes.index(sorted(sizes)[len(sizes) // 2])
             row = next(self.judge.cases.iloc[middle:middle + 1].itertuples(index=False))
             for _ in range(2):  # the first prediction also pays for warming up
                 began = time.monotonic()
                 self.judge.score(self.judge.probabilities(self._weights(), row), row, self.fold)
                 one = time.monotonic() - began
-            self.end_seconds = one * len(self.judge.cases)
+            self.end_seconds = one * sum(sizes) / sizes[middle]
         return 1.15 * self.end_seconds + 2.0  # the store, scores and pictures come on top
 
     def _loader(self) -> DataLoader[Any]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from competition.config import Experiment, MaskfoldError, load_experiment, resolved
 from competition.config.load import write_yaml
 

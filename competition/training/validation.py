@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -79,8 +80,7 @@ class Judge:
     def picture(self, network: torch.nn.Module, folder: Path, epoch: int, count: int = 3) -> None:
         """Pictures image · truth · prediction of the first cases."""
         folder.mkdir(exist_ok=True)
-        for row in self.cases.head(count).itertuples(index=False):
-            self.alive()
+        for row in itertools.islice(self.rows(), count):
             lines, masks, truth = self.score(self.probabilities(network, row), row, 0)
             self._draw(folder / f"epoch_{epoch:04d}_{_file_name(row.id)}.png", row, masks, truth, lines, f"epoch {epoch}")
 

@@ -27,7 +27,7 @@ def blobs(shape: tuple[int, int], channels: int) -> np.ndarray:
 
 
 def listed(*items: dict[str, Any]) -> PictureAugment:
-    return PictureAugment(Augment(transforms=[{"args": {}, **item} for item in items]))  # type: ignore[list-item]
+    return PictureAugment(Augment.model_validate({"transforms": list(items)}))
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from monai.transforms import MapTransform
+from monai.transforms.transform import MapTransform
 
 from competition.augment.transforms import VolumeTransforms
 from competition.config.errors import MaskfoldError
@@ -78,10 +78,10 @@ def test_intensities_leave_the_mask(name: str, args: dict[str, Any]) -> None:
 
 
 def test_two_flips_show_all_four_combinations() -> None:
-    flip = [{"target": "monai.transforms.RandFlipd", "args": {"prob": 0.5, "spatial_axis": axis}} for axis in (0, 1)]
+    args: list[dict[str, Any]] = [{"prob": 0.5, "spatial_axis": axis} for axis in (0, 1)]
     image = np.arange(4, dtype=np.float32).reshape(1, 2, 2)
-    plain = listed(*[("RandFlipd", one["args"]) for one in flip])  # type: ignore[misc]
-    nested = listed(("Compose", {"transforms": flip}))
+    plain = listed(*[("RandFlipd", one) for one in args])
+    nested = listed(("Compose", {"transforms": [{"target": "monai.transforms.RandFlipd", "args": one} for one in args]}))
     for augment in (plain, nested):
         corners = [int(augment(image, image.astype(np.uint8), seed)[0][0, 0, 0]) for seed in range(200)]
         assert np.bincount(corners, minlength=4).min() > 25  # 50 each, standard deviation 6

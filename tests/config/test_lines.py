@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from competition.config import MaskfoldError
@@ -111,6 +111,7 @@ plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow
                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=8)
 
 
+@settings(deadline=None, derandomize=True)
 @given(tree=plain)
 def test_what_is_written_is_read_again(tree: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     if "${" in repr(tree):

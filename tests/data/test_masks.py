@@ -45,7 +45,7 @@ def test_overlapping_classes_from_one_label_file(tmp_path: Path) -> None:
     mask = first_mask(competition(tmp_path, classes=["a", "b", "c"], ignore=255, labels="overlapping"))
     assert mask.shape == (3, 3, 4) and mask.dtype == np.uint8
     for index in range(3):
-        np.testing.assert_array_equal(mask[index], np.where(LABELS == 255, 255, LABELS == index + 1))
+        np.testing.assert_array_equal(mask[index], np.where(LABELS == 255, 255, index + 1 == LABELS))
 
 
 def test_sixteen_bit_labels_and_negative_ones(tmp_path: Path) -> None:

@@ -166,6 +166,35 @@ def test_lzw_is_read_without_imagecodecs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif").array, channels_first(RGB16))
 
 
+def test_codes_of_libtiff_keep_bits_and_palettes(tmp_path: Path) -> None:
+    mask = np.eye(16, dtype=bool)
+    for photometric in (0, 1):
+        Image.fromarray(mask ^ (photometric == 0)).save(tmp_path / "a.tif", compression="group4",
+                                                        tiffinfo={262: photometric})
+        assert tifffile.TiffFile(tmp_path / "a.tif").pages[0].photometric == photometric
+        labels, image = read_labels(tmp_path / "a.tif")[0], read_image(tmp_path / "a.tif").array[0]
+        np.testing.assert_array_equal(labels * 255, image)
+        np.testing.assert_array_equal(labels, np.asarray(Image.open(tmp_path / "a.tif")))
+    palette = Image.fromarray(mask.astype(np.uint8))
+    palette.putpalette([0, 0, 0, 255, 10, 20])
+    palette.save(tmp_path / "b.tif", compression="tiff_lzw")
+    np.testing.assert_array_equal(read_labels(tmp_path / "b.tif")[0], mask)
+    assert read_image(tmp_path / "b.tif").array[:, 3, 3].tolist() == [255, 10, 20]
+    pages = [Image.fromarray(np.full((4, 5, 3), value, np.uint8)) for value in range(3)]
+    pages[0].save(tmp_path / "c.tif", save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    assert read_image(tmp_path / "c.tif", 3).array[1, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_sixteen_bits_with_one_transparent_colour(tmp_path: Path) -> None:
+    row = struct.pack(">6H", 1000, 65535, 2000, 300, 1, 2)
+    head = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"tRNS", row[:6])
+        + png_chunk(b"IDAT", zlib.compress(b"\0" + row)) + png_chunk(b"IEND", b""))
+    assert read_image(tmp_path / "a.png").array[:, 0].tolist() == [[1000, 300], [65535, 1], [2000, 2]]
+    assert read_header(tmp_path / "a.png").channels == 3
+
+
 def test_white_is_zero(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", 255 - GREY8, photometric="miniswhite")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif").array[0], GREY8)

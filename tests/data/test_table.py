@@ -209,7 +209,7 @@ def test_mask_of_another_size_or_place(tmp_path: Path) -> None:
 def test_bad_files_stop_or_are_left_out(tmp_path: Path) -> None:
     pictures(tmp_path, ["a", "b", "c", "d", "e"])
     whole = (tmp_path / "images/b.png").read_bytes()
-    (tmp_path / "images/b.png").write_bytes(whole[:-20])  # the header is whole, the pixels are cut
+    (tmp_path / "images/b.png").write_bytes(whole[:-36])  # the header is whole, the pixels are cut
     (tmp_path / "images/c.png").write_bytes(b"")
     write_png(tmp_path / "masks/d.png", np.full((6, 8), 7, np.uint8))
     with pytest.raises(MaskfoldError, match=r"images/c\.png cannot be read"):

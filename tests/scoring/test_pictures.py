@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from competition.config import Competition
-from competition.scoring.pictures import IGNORED_COLOUR, _planes, case_picture, class_colour, split_truth
+from competition.scoring.pictures import (
+    IGNORED_COLOUR,
+    _dice,
+    _planes,
+    case_picture,
+    class_colour,
+    class_masks,
+    ignored_voxels,
+)
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -25,14 +33,14 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(imread(path))[..., :3]
 
 
-def near(picture: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
+def near(picture: np.ndarray, colour: tuple[float, ...]) -> np.ndarray:
     """Where this colour is drawn; the titles at the top and the legend at the bottom are left out."""
     found = np.abs(picture - np.asarray(colour)).max(axis=-1) < 0.02
     found[:60] = found[-60:] = False
     return found
 
 
-def tint(index: int) -> tuple[float, float, float]:
+def tint(index: int) -> tuple[float, ...]:
     """A class's colour on black."""
     return tuple(0.25 * value for value in class_colour(index))
 
@@ -99,25 +107,31 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
 
 
 def test_volumes_are_cut_where_the_truth_is_largest() -> None:
-    truth = np.zeros((1, 10, 12, 14), bool)
-    truth[0, 3, 2:9, 5:9] = True
-    truth[0, :, 4, 6] = True
-    empty = np.zeros_like(truth)
-    assert [(plane.axis, plane.position) for plane in _planes(truth, empty, None, is_stack=False)] == [(2, 6), (1, 4), (0, 3)]
-    assert [plane.position for plane in _planes(empty, truth, None, is_stack=False)] == [6, 4, 3]
-    assert [plane.position for plane in _planes(empty, empty, None, is_stack=False)] == [7, 6, 5]
+    found = np.zeros((10, 12, 14), bool)
+    found[3, 2:9, 5:9] = True
+    found[:, 4, 6] = True
+    assert [(plane.axis, plane.position) for plane in _planes(found, None, is_stack=False)] == [(2, 6), (1, 4), (0, 3)]
+    assert [plane.position for plane in _planes(found & False, None, is_stack=False)] == [7, 6, 5], "else in the middle"
+
+
+def test_without_truth_a_volume_is_cut_where_the_prediction_is(tmp_path: Path) -> None:
+    masks = np.zeros((2, 8, 9, 10), bool)
+    masks[0, 1, 1, 1] = True
+    truth = np.zeros((1, 8, 9, 10), np.uint8)
+    case_picture(tmp_path / "a.png", np.zeros((1, 8, 9, 10), np.float32), truth, masks, competition(3), "a")
+    assert near(pixels(tmp_path / "a.png"), tint(0)).any()
 
 
 def test_slices_lie_as_readers_expect() -> None:
-    empty = np.zeros((1, 4, 5, 6), bool)
+    empty = np.zeros((4, 5, 6), bool)
     array = np.arange(4 * 5 * 6).reshape(1, 4, 5, 6)
-    axial, coronal, sagittal = _planes(empty, empty, (1.0, 2.0, 3.0), is_stack=False)
+    axial, coronal, sagittal = _planes(empty, (1.0, 2.0, 3.0), is_stack=False)
     assert (axial.cut(array) == array[:, :, :, 3].transpose(0, 2, 1)).all()
     assert (axial.upwards, axial.aspect) == (True, 2.0)
     assert (coronal.cut(array) == array[:, :, 2].transpose(0, 2, 1)).all()
     assert coronal.aspect == 3.0
     assert (sagittal.cut(array).shape, sagittal.aspect) == ((1, 6, 5), 1.5)
-    stacked = _planes(empty, empty, (1.0, 2.0, 3.0), is_stack=True)[0]
+    stacked = _planes(empty, (1.0, 2.0, 3.0), is_stack=True)[0]
     assert (stacked.cut(array) == array[:, :, :, 3]).all(), "the host's own slice, rows downwards"
     assert (stacked.upwards, stacked.aspect) == (False, 0.5)
 
@@ -126,8 +140,10 @@ def test_ignored_voxels_are_grey_and_count_nowhere(tmp_path: Path, square: Any) 
     image, truth, masks = square
     truth[0, :10] = 255
     comp = competition(ignore=255)
-    classes, ignored = split_truth(truth, comp)
-    assert ignored.sum() == 600 and not classes[:, :, :10].any() | classes[:, :10].any()
+    ignored = ignored_voxels(truth, comp)
+    assert ignored is not None and ignored.sum() == 600
+    masks[0] = truth[0] != 0
+    assert _dice(truth, masks, ignored, comp)["one"] == 1.0
     case_picture(tmp_path / "a.png", 0 * image, truth, masks, comp, "a")
     picture = pixels(tmp_path / "a.png")
     grey = near(picture, tuple(0.6 * value for value in IGNORED_COLOUR))
@@ -138,8 +154,9 @@ def test_ignored_voxels_are_grey_and_count_nowhere(tmp_path: Path, square: Any) 
 def test_overlapping_classes_are_split_by_channel() -> None:
     truth = np.zeros((2, 4, 4), np.uint8)
     truth[0, :2], truth[1, 1:3] = 1, 1
-    classes, _ = split_truth(truth, competition(labels="overlapping"))
-    assert (classes == truth.astype(bool)).all()
+    assert (class_masks(truth, competition(labels="overlapping")) == truth.astype(bool)).all()
+    exclusive = class_masks(np.array([[0, 1, 2, 255]], np.uint8), competition())
+    assert exclusive.tolist() == [[False, True, False, False], [False, False, True, False]]
 
 
 def test_colours_of_the_first_classes_differ() -> None:
@@ -162,13 +179,13 @@ def test_a_failed_drawing_leaves_nothing(tmp_path: Path, square: Any, monkeypatc
 
 @pytest.mark.skipif(not (SHARED / "hippocampus").exists(), reason="the real competition is not there")
 def test_a_real_volume(tmp_path: Path) -> None:
-    import nibabel
+    from competition.data.readers import read_image, read_labels
 
     label = sorted((SHARED / "hippocampus" / "labelsTr").glob("h*.nii.gz"))[0]
-    image = np.asarray(nibabel.load(SHARED / "hippocampus" / "imagesTr" / label.name).dataobj)[None]
-    truth = np.asarray(nibabel.load(label).dataobj).astype(np.uint8)[None]
+    image = read_image(SHARED / "hippocampus" / "imagesTr" / label.name)
+    truth = read_labels(label)[0].astype(np.uint8)[None]
     masks = np.stack([truth[0] == 1, truth[0] == 2])
-    case_picture(tmp_path / "a.png", image, truth, masks, competition(3), label.name, spacing=(1.0, 1.0, 1.0))
+    case_picture(tmp_path / "a.png", image.array, truth, masks, competition(3), label.name, spacing=image.spacing)
     picture = pixels(tmp_path / "a.png")
     for index in (0, 1):
         drawn = near(picture, class_colour(index))

@@ -21,7 +21,9 @@ New = Callable[[], Delivery]
 def fetch(run_folder: Path) -> tuple[Any, dict[str, Any]]:
     """A client, and the MLflow runs by the name of their folder (`.` is the run itself)."""
     client = connect(store_of(run_folder.parents[3]))
-    runs = client.search_runs([client.get_experiment_by_name("toy").experiment_id], max_results=100)
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
     return client, {"." if run.data.tags["kind"] == "cv" else f"fold_{run.data.tags['fold']}": run
                     for run in runs if run.data.tags["kind"] != "study"}
 

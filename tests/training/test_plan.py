@@ -1,5 +1,7 @@
 """The plan: shares without a clock, a budget that is kept, a replay that ignores the clock."""
 
+import itertools
+
 import pytest
 
 from competition.training.plan import Plan
@@ -22,7 +24,7 @@ def test_each_estimate_spreads_what_is_left_over_the_steps_that_are_left():
 def test_share_never_falls_or_jumps():
     plan = Plan(1000, [[0, 1000], [12, 300], [60, 200], [110, 170]])
     shares = [plan.share(step) for step in range(171)]
-    steps = [b - a for a, b in zip(shares, shares[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(shares)]
     assert min(steps) > 0 and max(steps) < 0.02
     assert shares[-1] == pytest.approx(1.0)
 

@@ -1,0 +1,1 @@
+"""The competition's metric, scores with intervals, and pictures of what was scored."""

@@ -1,0 +1,104 @@
+"""Metrics on objects: each predicted object is a hit, or not, at ten thresholds of IoU from 0.50 to 0.95.
+
+An object is a hit at a threshold when its IoU with an object of the truth is greater than the threshold (the words of
+the Data Science Bowl 2018, of TGS Salt and of Airbus Ship Detection). Above 0.5 no object can match two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.integer[Any]]
+Counts = NDArray[np.int64]
+
+# 0.50, 0.55, …, 0.95 as twentieths: whole numbers keep an IoU of exactly 0.6 from passing or failing by rounding.
+TWENTIETHS = np.arange(10, 20)
+
+
+def mean_ap(predicted: Labels, truth: Labels) -> float:
+    """Data Science Bowl 2018: the mean over thresholds of TP / (TP + FP + FN) of one picture's objects.
+
+    https://www.kaggle.com/competitions/data-science-bowl-2018/overview/evaluation
+
+    Args:
+        predicted: integers of any shape, 0 for background, one label per object.
+        truth: the same shape.
+
+    Returns:
+        0 to 1; nan where neither has an object.
+    """
+    tp, fp, fn = object_counts(predicted, truth)
+    return float(np.mean(tp / (tp + fp + fn))) if (tp + fp + fn).any() else float("nan")
+
+
+def f2_iou(predicted: Labels, truth: Labels) -> float:
+    """Airbus Ship Detection: the mean over thresholds of F2 = 5 TP / (5 TP + 4 FN + FP) of one picture's objects.
+
+    https://www.kaggle.com/competitions/airbus-ship-detection/overview/evaluation
+
+    Args:
+        predicted: integers of any shape, 0 for background, one label per object.
+        truth: the same shape.
+
+    Returns:
+        0 to 1; nan where neither has an object.
+    """
+    tp, fp, fn = object_counts(predicted, truth)
+    return float(np.mean(5 * tp / (5 * tp + 4 * fn + fp))) if (tp + fp + fn).any() else float("nan")
+
+
+def tgs_ap(tp: int, fp: int, fn: int) -> float:
+    """TGS Salt: the share of thresholds that the IoU of a picture's one mask is greater than.
+
+    https://www.kaggle.com/competitions/tgs-salt-identification-challenge/overview/evaluation
+
+    Args:
+        tp: pixels in mask and truth.
+        fp: pixels in the mask only.
+        fn: pixels in the truth only.
+
+    Returns:
+        0 to 1, and 0 where only one of the two is empty; nan where both are.
+    """
+    union = tp + fp + fn
+    return float(np.mean(20 * tp > TWENTIETHS * union)) if union else float("nan")
+
+
+def object_counts(predicted: Labels, truth: Labels) -> tuple[Counts, Counts, Counts]:
+    """True positives, false positives and false negatives at each of the ten thresholds, each (10,).
+
+    Args:
+        predicted: integers of any shape, 0 for background, one label per object.
+        truth: the same shape.
+    """
+    areas_predicted, areas_true = _areas(predicted), _areas(truth)
+    both = (predicted != 0) & (truth != 0)
+    base = max(areas_true, default=0) + 1  # one number for each pair of labels
+    pairs, common = np.unique(predicted[both].astype(np.int64) * base + truth[both], return_counts=True)
+    whole = [areas_predicted[pair // base] + areas_true[pair % base] for pair in pairs.tolist()]
+    union = np.array(whole, np.int64) - common
+    tp = np.count_nonzero(20 * common[:, None] > TWENTIETHS * union[:, None], axis=0).astype(np.int64)
+    return tp, len(areas_predicted) - tp, len(areas_true) - tp
+
+
+def components(mask: NDArray[np.bool_]) -> Labels:
+    """Connected components of a mask: pixels that share a side or a corner are one object.
+
+    Args:
+        mask: (*spatial) bool, two or three axes.
+
+    Returns:
+        (*spatial) integers: 0 for background, objects from 1.
+    """
+    import cc3d
+
+    return np.asarray(cc3d.connected_components(mask, connectivity=8 if mask.ndim == 2 else 26))
+
+
+def _areas(labels: Labels) -> dict[int, int]:
+    """Pixels of each object."""
+    found, counts = np.unique(labels[labels != 0], return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))

@@ -1,0 +1,141 @@
+"""What a user sees: one clear error in place of a traceback, a table at the end, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, TINY
+
+EXPERIMENT = ROOT / "experiments" / "demo2d" / "unet2d.yaml"
+SMALL = ["folds.k=2", "training.epochs=1", "training.steps_per_epoch=2", "training.batch_size=2",
+         "training.precision=fp32", "encoder_weights=null", "run.threads=1", *TINY[2]]
+
+
+def maskfold(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    return subprocess.run([sys.executable, "-c", "from competition.cli import main; main()", *map(str, words)],
+                          cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
+
+
+@pytest.fixture
+def data(demo2d, tmp_path) -> Path:
+    return Path(shutil.copytree(demo2d, tmp_path / "data"))
+
+
+def refused(result: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
+    assert result.returncode == status, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr and result.stderr.startswith("error: ")
+    for word in words:
+        assert word in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 12
+
+
+def nothing_left(folder: Path) -> bool:
+    return not any((folder / "mlruns").rglob("experiment.yaml")) and not any((folder / "mlruns").rglob("*.tmp"))
+
+
+def test_help_needs_no_heavy_library():
+    code = ("import sys; from competition.cli.main import app\n"
+            "heavy = {'torch', 'monai', 'mlflow', 'pandas', 'cv2', 'matplotlib', 'albumentations'} & set(sys.modules)\n"
+            "assert not heavy, heavy")
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_a_run_ends_with_a_table_and_a_second_one_prints_it_again(data, tmp_path):
+    words = ["cv", EXPERIMENT, f"competition.root={data}", *SMALL, "run.parallel_folds=2"]
+    first = maskfold(*words, cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    for word in ("fold_0 |", "fold_1 |", "95 %", "minutes", "make ui", "10 cases"):
+        assert word in first.stdout
+    folders = list((tmp_path / "mlruns" / "runs").glob("*/*"))
+    assert len(folders) == 1
+    again = maskfold(*words, cwd=tmp_path)
+    assert again.returncode == 0 and "fold_0 |" not in again.stdout
+    assert again.stdout[again.stdout.index("95 %"):] == first.stdout[first.stdout.index("95 %"):]
+    other = maskfold(*words, "--new", "folds.run=[0]", cwd=tmp_path)
+    assert other.returncode == 0, other.stdout + other.stderr
+    assert len(list((tmp_path / "mlruns" / "runs").glob("*/*"))) == 2
+
+
+@pytest.mark.parametrize(("words", "parts"), [
+    (["training.epoch=3"], ["command line", "training.epoch", "epochs"]),
+    (["folds.k=1"], ["folds.k", "2"]),
+    (["training.batch_size=many"], ["training.batch_size"]),
+    (["folds.k=11"], ["11", "10"]),
+    (["patch.size=[30,30]", "model.args={features: [4, 4, 8, 8, 8, 4]}"], ["patch.size"]),
+    (["model.args.out_channels=7"], ["out_channels"]),
+    (["model.target=torch.os.system"], ["model.target"]),
+    (["model.target=monai.networks.nets.BasicUnett"], ["BasicUnett"]),
+    (["folds.run=[9]"], ["folds.run", "9"]),
+])
+def test_words_and_yaml_that_are_wrong(data, tmp_path, words, parts):
+    result = maskfold("cv", EXPERIMENT, f"competition.root={data}", *SMALL, *words, cwd=tmp_path)
+    refused(result, 2, *parts)
+    assert nothing_left(tmp_path)
+
+
+def test_a_wrong_root_and_a_wrong_file(tmp_path):
+    refused(maskfold("cv", EXPERIMENT, f"competition.root={tmp_path}/nowhere", "competition.name=other", cwd=tmp_path), 1,
+            "nowhere", "competition.root")
+    refused(maskfold("cv", "absent.yaml", cwd=tmp_path), 2, "absent.yaml")
+    assert maskfold("cv", cwd=tmp_path).returncode == 2
+    assert maskfold("train", cwd=tmp_path).returncode == 2
+
+
+def first_case(folder: Path) -> str:
+    return sorted(path.stem for path in (folder / "images").glob("*.png"))[0]
+
+
+def mask_gone(folder: Path, case: str) -> None:
+    (folder / "masks" / f"{case}.png").unlink()
+
+
+def mask_of_another_size(folder: Path, case: str) -> None:
+    import cv2
+    import numpy as np
+
+    cv2.imwrite(str(folder / "masks" / f"{case}.png"), np.zeros((7, 9), np.uint8))
+
+
+def strange_label(folder: Path, case: str) -> None:
+    import cv2
+
+    path = str(folder / "masks" / f"{case}.png")
+    mask = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    mask[0, 0] = 7
+    cv2.imwrite(path, mask)
+
+
+def truncated(folder: Path, case: str) -> None:
+    path = folder / "images" / f"{case}.png"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def no_images(folder: Path, case: str) -> None:
+    for path in (folder / "images").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize(("fault", "named"), [
+    (mask_gone, True), (mask_of_another_size, True), (strange_label, True), (truncated, True), (no_images, False)])
+def test_bad_data_is_named_before_training_and_leaves_nothing(data, tmp_path, fault, named):
+    case = first_case(data)
+    fault(data, case)
+    result = maskfold("cv", EXPERIMENT, f"competition.root={data}", *SMALL, cwd=tmp_path)
+    refused(result, 1, *([case] if named else ["images"]))
+    assert "fold_0 |" not in result.stdout and nothing_left(tmp_path)
+
+
+def test_on_bad_case_skip_leaves_it_out_and_says_so(data, tmp_path):
+    case = first_case(data)
+    strange_label(data, case)
+    result = maskfold("cv", EXPERIMENT, f"competition.root={data}", "competition.on_bad_case=skip", *SMALL,
+                      "folds.run=[0]", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"case {case} is left out" in result.stdout and "9 cases" in result.stdout
