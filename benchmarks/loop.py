@@ -21,6 +21,8 @@ WARM = 6
 
 
 def main(file: str, overrides: list[str]) -> None:
+    import torch
+
     from competition.config import load_experiment
     from competition.training.fold import begin
     from competition.training.job import Job
@@ -33,6 +35,7 @@ def main(file: str, overrides: list[str]) -> None:
         run.write()
         job = Job(run.folder, run.folder / "fold_0", 0, 0, CACHE, exp.run.threads or 2)
         job.folder.mkdir()
+        torch.set_num_threads(job.threads)
         training = begin(job, run, print, time.monotonic())
         batches = iter(training._loader())
         ready = next(batches)

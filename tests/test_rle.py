@@ -1,9 +1,13 @@
 """The run-length codec: exact texts by hand, round trips of anything, and every rule that a text can break."""
 
+import csv
+import struct
 import tracemalloc
 import zlib
 from base64 import b64encode
 from functools import partial
+from itertools import groupby, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,8 @@ from pycocotools import mask as coco
 
 from competition.config.errors import MaskfoldError
 from competition.rle import RleError, RleFormat, decode, decode_labels, encode, encode_labels
+
+NUCLEI = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "nuclei"
 
 FORMATS = [RleFormat(order, base, relative, empty, container)
            for order in ("row", "column") for base in (0, 1) for relative in (False, True) for empty in ("", "-1")
@@ -218,6 +224,17 @@ def test_objects_are_written_as_if_one_by_one(labels, fmt, layout):
     assert texts == {name: encode(labels == name, fmt) for name in np.unique(labels[labels > 0]).tolist()}
     back = decode_labels(list(texts.values()), labels.shape, fmt)
     np.testing.assert_array_equal(back, np.searchsorted([0, *texts], labels))
+
+
+@pytest.mark.skipif(not NUCLEI.exists(), reason="the nuclei are not at hand")
+def test_a_hosts_own_table_comes_back_letter_by_letter():
+    with (NUCLEI / "stage1_train_labels.csv").open() as file:
+        rows = [(row["ImageId"], row["EncodedPixels"]) for row in islice(csv.DictReader(file), 2000)]
+    for name, group in groupby(rows[:-200], key=lambda row: row[0]):
+        texts = [text for _, text in group]
+        picture = next((NUCLEI / "stage1_train").rglob(f"{name}*.png"))
+        width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+        assert list(encode_labels(decode_labels(texts, (height, width))).values()) == texts
 
 
 def test_coco_is_column_by_column():

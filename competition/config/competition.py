@@ -77,6 +77,12 @@ class Metric(Section):
     beta: float = 1.0
     tolerance_mm: float = 1.0
 
+    @model_validator(mode="after")
+    def _countable(self) -> Metric:
+        if self.average == "global" and self.name not in ("dice", "iou", "fbeta"):
+            raise ValueError(f"`average: global` adds up pixels, which {self.name} does not count; use case_class or class")
+        return self
+
 
 class Submission(Section):
     """The file the host wants."""

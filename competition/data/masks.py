@@ -83,7 +83,8 @@ def load_instances(comp: Competition, row: Any) -> np.ndarray:
         truth = load_mask(comp, row)
         for index in range(len(comp.classes)):
             mask = truth[0] == index + 1 if comp.labels == "exclusive" else truth[index] == 1
-            parts = cc3d.connected_components(mask, connectivity=8 if mask.ndim == 2 else 26)
+            # As uint8: cc3d 4.1 gives wrong labels on some boolean arrays.
+            parts = cc3d.connected_components(mask.view(np.uint8), connectivity=8 if mask.ndim == 2 else 26)
             instances[mask] = parts[mask].astype(np.int32) + number
             number += int(parts.max(initial=0))
         return instances
