@@ -181,7 +181,7 @@ def _write_nifti(path: Path, array: Array, affine: Array) -> None:
     """Write an (X, Y, Z) array with its affine (4, 4), in mm."""
     import nibabel
 
-    image = nibabel.Nifti1Image(array, affine)  # type: ignore[no-untyped-call]
+    image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     nibabel.save(image, path)
 

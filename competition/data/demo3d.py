@@ -31,7 +31,7 @@ def volume(rng: np.random.Generator, kind: str = "both") -> tuple[Array, Array, 
     shape = (*(int(n) for n in rng.integers(44, 53, size=2)), int(rng.integers(18, 23)))
     spacing = (float(rng.choice([0.9, 1.0, 1.1])),) * 2 + (float(rng.choice([2.2, 2.5, 2.8])),)
     size = np.array(shape) * np.array(spacing)
-    grid = np.meshgrid(*(np.arange(n) * step for n, step in zip(shape, spacing, strict=True)), indexing="ij")
+    grid = list(np.meshgrid(*(np.arange(n) * step for n, step in zip(shape, spacing, strict=True)), indexing="ij"))
     middle = size / 2 + rng.uniform(-2.0, 2.0, size=3)
     image = np.where(_ellipsoid(grid, middle, size * (0.45, 0.42, 0.7)) < 1.0, BODY, 0.05)
     labels = np.zeros(shape, np.uint8)

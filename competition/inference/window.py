@@ -14,6 +14,7 @@ from torch import nn
 from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
 from competition.inference.tta import View, views
+from competition.model.outputs import describe, main_output
 
 SLAB_BYTES = 2**32  # sums larger than this stay in host memory
 SLICES = 16  # of a volume that a flat network predicts: read and summed together
@@ -149,24 +150,20 @@ def _mean(networks: Sequence[nn.Module], batch: torch.Tensor, looks: list[View],
     for network in networks:
         for look in looks:
             with autocast():
-                output = _first(network(look.of(batch)))
-            logits = look.undo(output.float())
-            if logits.shape != (len(batch), exp.competition.outputs, *batch.shape[2:]):
-                raise MaskfoldError(f"The network turns a batch of shape {tuple(batch.shape)} into "
-                                    f"{tuple(logits.shape)}.",
-                                    f"Make it give {exp.competition.outputs} channels of the same size.", status=2)
+                outputs = network(look.of(batch))
+            try:
+                logits = look.undo(main_output(outputs, batch.ndim - 2, exp.competition.outputs).float())
+                if logits.shape[2:] != batch.shape[2:]:
+                    raise ValueError("another size")
+            except ValueError as error:
+                raise MaskfoldError(
+                    f"The network turns a batch of shape {tuple(batch.shape)} into {describe(outputs)}.",
+                    f"Make it give {exp.competition.outputs} channels of the same size.", status=2) from error
             found = logits.softmax(1) if exp.competition.labels == "exclusive" else logits.sigmoid()
             total = found if total is None else total.add_(found)
     if total is None:
         raise ValueError("no network to predict with")
     return total.div_(len(networks) * len(looks))
-
-
-def _first(output: Any) -> torch.Tensor:
-    """The full-size output of a network: deep supervision gives a list with it in front, torchvision a dictionary."""
-    while not isinstance(output, torch.Tensor):
-        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    return output
 
 
 def _add(target: torch.Tensor, found: torch.Tensor, weights: list[torch.Tensor], place: tuple[int, ...]) -> None:

@@ -174,8 +174,8 @@ def test_networks_are_averaged_as_probabilities() -> None:
 
 
 @pytest.mark.parametrize("wrap", [lambda x: [x, x[:, :, ::2]], lambda x: (x,), lambda x: {"out": x, "aux": -x},
-                                  lambda x: [(x, -x)]])
-def test_the_first_output_counts(wrap: Any) -> None:
+                                  lambda x: [x[:, :, ::2], x]])
+def test_the_full_size_output_counts(wrap: Any) -> None:
     class Wrapped(Pointwise):
         def forward(self, batch: torch.Tensor) -> Any:
             return wrap(super().forward(batch))
