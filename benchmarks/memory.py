@@ -1,13 +1,13 @@
-"""The memory that a large volume takes from its file to the Dice of its masks.
+"""The memory that a large volume takes when it is validated: from its file to its score and its picture.
 
     python benchmarks/memory.py                                    # 512×512×400, about ten minutes on two cores
     python benchmarks/memory.py --shape 128 128 100 --patch 64
 
 A phantom of four classes and background, int16 NIfTI with voxels of 0.7×0.7×1.0 mm, is prepared on a grid of 0.8 mm,
-predicted by a small DynUNet with random weights (5 output channels), taken back to its own grid, made into masks and
-compared with the truth; all of it in this process, whose resident memory (memory maps included, children too) is
-sampled every 20 ms. The Dice of a random network means nothing. That of the truth itself, prepared and taken back, must
-be near 1.
+predicted by a small DynUNet with random weights (5 output channels), taken back to its own grid, kept on disk, made into
+masks, scored and drawn by the very code that validates a fold; all of it in this process, whose resident memory (memory
+maps included, children too) is sampled every 20 ms. The Dice of a random network means nothing. That of the truth
+itself, prepared and taken back, must be near 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -119,8 +119,9 @@ def run(root: Path, patch: int, overlap: float, memory: Memory) -> None:
         from competition.config import Experiment
         from competition.data.prepare import PreparedCase, prepare_cases
         from competition.data.table import case_table, load_mask
-        from competition.inference.case import predict_case
         from competition.inference.masks import to_masks
+        from competition.inference.store import OofStore
+        from competition.training.validation import Judge
 
     exp = Experiment.model_validate({
         "competition": {"name": "phantom", "root": root, "dimensions": 3, "classes": CLASSES,
@@ -135,15 +136,14 @@ def run(root: Path, patch: int, overlap: float, memory: Memory) -> None:
     with memory.stage("prepare"):
         case = PreparedCase.open(next(iter(prepare_cases(table, exp, root / "cache").values())))
     print(f"  {case.geometry.file_shape} at {case.geometry.file_spacing} mm became {case.geometry.shape}")
-    with memory.stage("predict and undo"):
-        probabilities = predict_case([network], case, exp)
-    with memory.stage("masks"):
-        masks = to_masks(probabilities, exp.competition)
-        del probabilities
-    with memory.stage("dice"):
-        truth = load_mask(exp.competition, next(table.itertuples()))[0]
-        print("  Dice of a random network: ", " ".join(f"{value:.3f}" for value in dice(masks, truth)))
-        del masks
+    judge = Judge(exp, table, {case.id: case.folder}, torch.device("cpu"), nullcontext, lambda: None)
+    store = OofStore(root / "oof")
+    with memory.stage("predict, keep and score"):
+        scores = judge.predict_out_of_fold(network, store, fold=0)
+    print("  Dice of a random network: ", " ".join(f"{value:.3f}" for value in scores["dice"]))
+    with memory.stage("picture"):
+        judge.draw_extremes(store, scores, root / "pictures", fold=0)
+    truth = load_mask(exp.competition, next(table.itertuples()))[0]
     with memory.stage("undo of the prepared truth"):
         mask = case.mask
         assert mask is not None

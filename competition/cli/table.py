@@ -17,14 +17,14 @@ def cv_table(summary: CvSummary, run: CvRun) -> Table:
     table = Table(title=f"{run.name}: {summary.metric} and Dice per class, out of fold")
     table.add_column("fold")
     for name in (summary.metric, *(f"Dice {name}" for name in classes), "minutes"):
-        table.add_column(name, justify="right")
-    table.add_column("checkpoint", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=len(classes) < 4)
+    table.add_column("checkpoint")
     for result in summary.folds:
         label = "full" if result["fold"] < 0 else str(result["fold"])
         label += f" seed {result['seed']}" if result["seed"] else ""
         dice = [number(result["dice"].get(name)) for name in classes]
         folder = run.member_folder(result["fold"], result["seed"]).name
-        table.add_row(label, number(result["score"]), *dice, f"{result['minutes']:.1f}", f"{folder}/{result['weights']}")
+        table.add_row(label, number(result["score"]), *dice, f"{result['minutes']:.1f}", folder)
     table.add_section()
     minutes = sum(result["minutes"] for result in summary.folds)
     table.add_row("all", number(summary.score), *(number(summary.dice.get(name)) for name in classes),
@@ -43,4 +43,4 @@ def number(value: float | None) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     """The two ends of an interval."""
-    return "" if low is None or high is None else f"{low:.4f} – {high:.4f}"
+    return "" if low is None or high is None else f"{low:.3f}–{high:.3f}"

@@ -19,3 +19,11 @@ class MaskfoldError(Exception):
         self.wrong = wrong
         self.cure = cure
         self.status = status
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Whole, also when it crosses from one process to another."""
+        return _remake, (self.wrong, self.cure, self.status)
+
+
+def _remake(wrong: str, cure: str, status: int) -> MaskfoldError:
+    return MaskfoldError(wrong, cure, status=status)

@@ -2,7 +2,7 @@
 
 A demo's folder looks like one that a host gave: training cases with their masks, test cases without, and
 `sample_submission.csv`. It also holds `solution.csv`, the hidden truth of the test cases, so that a submission can be
-scored on the spot. Training, inference and tuning never read that file, and no key of a YAML can name it.
+scored on the spot. Training, inference and tuning never read that file.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def make_demo(name: str, folder: Path, seed: int = DEFAULT_SEED, cases: int | No
         raise MaskfoldError(f"A demo of {counts[0]} training and {counts[1]} test cases with the seed {seed} cannot be made.",
                             "Ask for at least one case of each and a seed that is not negative.", status=2)
     marker = {"demo": name, "version": VERSION, "seed": seed, "cases": counts[0], "test_cases": counts[1]}
-    if _is_there(folder, marker):
-        return False
     try:
+        if _is_there(folder, marker):
+            return False
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
             new = Path(beside) / "new"
@@ -69,7 +69,7 @@ def make_demo(name: str, folder: Path, seed: int = DEFAULT_SEED, cases: int | No
                 folder.rename(Path(beside) / "old")
             new.rename(folder)
     except OSError as error:
-        if _is_there(folder, marker):  # another process was faster
+        if _marker(folder) == marker:  # another process was faster
             return False
         raise MaskfoldError(f"The demo cannot be written to {folder}: {error.strerror or error}.",
                             "Choose a folder that you may write to, or free some space.") from error
@@ -148,19 +148,27 @@ DEMOS: dict[str, tuple[Maker, tuple[int, int]]] = {"2d": (make_demo_2d, (72, 24)
 
 
 def _is_there(folder: Path, marker: dict[str, Any]) -> bool:
-    """Whether this very demo is in the folder; refuses a folder that holds something else than a demo."""
-    if not folder.exists():
-        return False
-    if folder.is_dir() and not any(folder.iterdir()):
+    """Whether this very demo is in the folder.
+
+    Raises:
+        MaskfoldError: the folder holds something that is not a demo.
+        OSError: it cannot be looked into.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not (folder / MARKER).is_file():
         raise MaskfoldError(f"{folder} is there already and is not a demo that maskfold made.",
                             "Choose another folder, or move this one away.")
+    return _marker(folder) == marker
+
+
+def _marker(folder: Path) -> dict[str, Any] | None:
+    """What a demo's marker says; None where there is none or it is damaged, so that the demo is made again."""
     try:
         found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except ValueError:
-        return False  # a demo whose marker was damaged is made again
-    return bool(found == marker)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _case_ids(prefix: str, count: int, seed: int) -> list[str]:

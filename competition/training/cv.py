@@ -71,13 +71,18 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     Raises:
         MaskfoldError: a target, its arguments, the patch or a case does not fit; no run is left behind.
     """
+    from competition.augment import device_augment, loader_augment
     from competition.config.target import check_targets
     from competition.data.prepare import PreparedCase, prepare_cases
+    from competition.inference.tta import views
     from competition.model.network import check_network
 
     if not open_jobs(run, trust):
         return
     check_targets(run.exp, trust)
+    loader_augment(run.exp, trust)  # made only to be checked: each raises where its section makes no sense
+    device_augment(run.exp)
+    views(run.exp)
     first = run.cases.head(1)
     folder = next(iter(prepare_cases(first, run.exp, CACHE).values()))
     channels = int(PreparedCase.open(folder).image.shape[0])
