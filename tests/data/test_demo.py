@@ -66,7 +66,7 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(name, tmp_path):
         make_demo(name, tmp_path / folder, seed=seed, cases=4, test_cases=2)
     a, b, c = (contents(tmp_path / folder) for folder in "abc")
     assert a == b
-    images = [file for file in a if file.startswith("images/") or file.startswith("imagesTr/")]
+    images = [file for file in a if file.startswith(("images/", "imagesTr/"))]
     assert len(images) == 4 and all(a[file] != c.get(file) for file in images)
 
 
@@ -164,13 +164,13 @@ def test_pictures_are_of_mixed_sizes_and_some_lack_a_class(whole2d):
 
 def test_objects_touch_and_are_as_bright_as_their_surroundings():
     differences, touching = [], 0
-    for index in range(20):
+    for index in range(100):  # the light alone makes 25 grey levels in a picture
         image, labels = demo2d.picture(np.random.default_rng([5, index]))
         ring, grain = labels == 1, labels == 2
         touching += bool((cv2.dilate(ring.astype(np.uint8), np.ones((3, 3))) * grain).any())
         differences.append([image[part].mean() - image[labels == 0].mean() for part in (ring, grain)])
-    assert touching >= 10
-    assert np.abs(np.mean(differences, axis=0)).max() < 5  # of 255 grey levels
+    assert touching >= 50
+    assert np.abs(np.mean(differences, axis=0)).max() < 6  # of 255 grey levels
 
 
 def test_light_is_strongly_uneven():

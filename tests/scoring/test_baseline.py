@@ -33,13 +33,11 @@ def test_a_threshold_that_separates_scores_one(values, polarity):
 
 
 def test_one_level_serves_all_cases():
-    """The level 50 is right for one picture and 150 for the other: the best single one gives 1 and 2·1/(3+1)."""
+    """No single level is right for both pictures: 50 gives 1 and 2/5, 150 gives 0 and 1/2; Otsu's own levels 1 and 1/2."""
     mask = np.array([[[0, 0, 0, 1]]], np.uint8)
     cases = [(np.array([[[10, 10, 10, 50]]], float), mask), (np.array([[[110, 150, 150, 150]]], float), mask)]
-    # From 50 on (one picture right, all four pixels of the other taken): 1 and 2/5. From 110 on excluded: 0 and 1/2.
-    # Otsu's level fits each picture: 1 and 1/2.
     first, second, names = scores(cases, comp())
-    assert first == second == pytest.approx((1 + 0.5) / 2)
+    assert first == second == pytest.approx((1 + 1 / 2) / 2)
     assert "Otsu, bright" in names[0]
 
 
