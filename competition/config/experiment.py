@@ -143,7 +143,7 @@ class Run(Section):
 
     executor: Literal["local"] = "local"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: Positive = 1
+    devices: Literal[1] = 1  # of one fold; several GPUs train several folds side by side
     parallel_folds: Positive = 1
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per fold
     threads: Positive | None = None  # CPU threads of a fold; None: cores / parallel folds

@@ -193,3 +193,55 @@ def test_several_seeds_are_averaged_out_of_fold(tiny, tmp_path):
     assert any(not torch.equal(one[name], two[name]) for name in one)
     summary = summarise(run)
     assert summary.cases == 5 and summary.score is not None
+
+
+def test_two_and_a_half_dimensions_train_on_neighbouring_slices(tiny, tmp_path):
+    exp = tiny(3, "patch.size=[32,32]", "patch.slices=3", "model.target=segmentation_models_pytorch.Unet",
+               "model.args={encoder_name: resnet18, encoder_depth: 3, decoder_channels: [8, 8, 8]}")
+    run, job = start(exp, tmp_path, tmp_path / "cache")
+    result = run_fold(job, say=lambda line: None)
+    assert result.score is not None
+    shapes = {row.id: tuple(json.loads(row.shape)) for row in run.cases.itertuples(index=False)}
+    store = OofStore(job.folder / "oof", "float16")
+    assert all(store.read(case).shape == (3, *shapes[case]) for case in store.ids())
+
+
+def test_a_held_out_share_is_scored_and_never_trained_on(tiny, tmp_path):
+    exp = tiny(2, "folds={scheme: holdout, shares: [0.6, 0.2, 0.2]}")
+    run, job = start(exp, tmp_path, tmp_path / "cache")
+    training = begin(job, run, lambda line: None, 0.0)
+    seen = {training.dataset.case_id(index) for index in range(len(training.dataset))}
+    held_out = set(run.folds.loc[run.folds["fold"] == -2, "id"])
+    watched = set(run.folds.loc[run.folds["fold"] == 0, "id"])
+    assert len(held_out) == len(watched) == 2 and not seen & (held_out | watched)
+    run_fold(job, say=lambda line: None)
+    summary = summarise(run)
+    assert summary.cases == 2 and summary.test_dice is not None
+    assert set(OofStore(job.folder / "test", "float16").ids()) == held_out
+
+
+def test_deep_supervision_loss_parts_and_a_list_of_losses(tiny, tmp_path):
+    exp = tiny(3, "model.target=monai.networks.nets.DynUNet",
+               "model.args={kernel_size: [3, 3, 3], strides: [1, 2, 2], upsample_kernel_size: [2, 2], filters: [4, 8, 8], "
+               "deep_supervision: true, deep_supr_num: 1}",
+               "loss=[{target: monai.losses.DiceLoss, name: overlap, weight: 0.5}, {target: torch.nn.CrossEntropyLoss, name: entropy}]")
+    _, job = start(exp, tmp_path, tmp_path / "cache")
+    run_fold(job, say=lambda line: None)
+    metrics = json.loads((job.folder / "metrics.jsonl").read_text().splitlines()[0])["metrics"]
+    assert metrics["train/loss"] == pytest.approx(0.5 * metrics["train/overlap"] + metrics["train/entropy"], rel=1e-5)
+
+
+def test_a_replay_of_a_budget_run_takes_the_same_steps_to_the_same_weights(tiny, tmp_path):
+    from competition.config import load_experiment
+
+    exp = tiny(2, "training.budget_minutes=0.08", "training.epochs=1000")
+    _, job = start(exp, tmp_path / "budget", tmp_path / "cache")
+    first = run_fold(job, say=lambda line: None)
+    assert first.steps > 12 and first.minutes < 0.5
+    replay = load_experiment(job.folder / "experiment.yaml")
+    assert replay.training.plan
+    _, again = start(replay, tmp_path / "replay", tmp_path / "cache")
+    second = run_fold(again, say=lambda line: None)
+    assert second.steps == first.steps
+    one, two = (load_file(each.folder / "weights.safetensors") for each in (job, again))
+    assert all(torch.equal(one[name], two[name]) for name in one)

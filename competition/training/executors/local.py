@@ -106,9 +106,10 @@ def _check(job: Job, status: int) -> None:
         raise MaskfoldError(f"Fold {job.folder.name}: {content['wrong']}", content["cure"], status=content["status"])
     if status in (130, 143):
         raise KeyboardInterrupt(f"{job.folder.name} was stopped")
-    lines = (job.folder / "output.txt").read_text(errors="replace").strip().splitlines()
+    output = job.folder / "output.txt"
+    lines = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
     raise MaskfoldError(f"Fold {job.folder.name} ended with status {status}: {lines[-1] if lines else 'no output'}.",
-                        f"See {job.folder / 'output.txt'}; the same command goes on from its last checkpoint.")
+                        f"See {output}; the same command goes on from its last checkpoint.")
 
 
 def _gpus() -> list[str]:
