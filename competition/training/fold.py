@@ -32,7 +32,7 @@ from competition.training.job import FoldResult, Job  # noqa: E402
 from competition.training.lineage import check_lineage  # noqa: E402
 from competition.training.loop import Training, peak_gib  # noqa: E402
 from competition.training.runs import CvRun, load_run, write_resolved  # noqa: E402
-from competition.training.validation import Judge, dice_per_class  # noqa: E402
+from competition.training.validation import Judge, dice_per_class, summary_metrics  # noqa: E402
 
 
 def run_fold(job: Job, say: Callable[[str], None] = print, began: float | None = None) -> FoldResult:
@@ -102,6 +102,9 @@ def predict(job: Job, run: CvRun, training: Training, weights: Path) -> tuple[fl
     scores = judge.predict_out_of_fold(network, store, job.fold)
     judge.draw_extremes(store, scores, job.folder / "pictures", job.fold)
     write_table(scores, job.folder / "scores.csv")
+    step = training.progress.step
+    if not training.journal.has(step, "val/score"):  # the curves' last point
+        training.journal.write(step, -(-step // training.steps_per_epoch), summary_metrics(scores, run.exp))
     if (run.folds["fold"] == -2).any():
         held_out = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
         tester = Judge(run.exp, held_out, judge.prepared, judge.device, judge.autocast, judge.alive)

@@ -33,6 +33,11 @@ class Journal:
         with open(self.path, "ab") as file:
             file.write(line.encode() + b"\n")
 
+    def has(self, step: int, name: str) -> bool:
+        """Whether a line of this step holds this metric: the end of a fold may be reached twice, around a kill."""
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        return any(_step(line) == step and name in json.loads(line)["metrics"] for line in lines)
+
 
 def _step(line: bytes) -> float:
     try:

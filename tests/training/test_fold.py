@@ -38,7 +38,9 @@ def start(exp, folder: Path, cache: Path, number: int = 0):
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["metrics"]["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line)["metrics"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "val/score" in metrics[-1] or not (folder / "scores.csv").exists()
+    return [line["train/loss"] for line in metrics if "train/loss" in line]
 
 
 class Killed(BaseException):
