@@ -81,7 +81,7 @@ def test_words_and_yaml_that_are_wrong(data, tmp_path, words, parts):
 
 
 def test_a_wrong_root_and_a_wrong_file(tmp_path):
-    refused(maskfold("cv", EXPERIMENT, f"competition.root={tmp_path}/nowhere", "competition.name=other", cwd=tmp_path), 1,
+    refused(maskfold("cv", EXPERIMENT, f"competition.root={tmp_path}/nowhere", "competition.name=other", cwd=tmp_path), 2,
             "nowhere", "competition.root")
     refused(maskfold("cv", "absent.yaml", cwd=tmp_path), 2, "absent.yaml")
     assert maskfold("cv", cwd=tmp_path).returncode == 2
@@ -128,7 +128,7 @@ def test_bad_data_is_named_before_training_and_leaves_nothing(data, tmp_path, fa
     case = first_case(data)
     fault(data, case)
     result = maskfold("cv", EXPERIMENT, f"competition.root={data}", *SMALL, cwd=tmp_path)
-    refused(result, 1, *([case] if named else ["images"]))
+    refused(result, 1 if named else 2, *([case] if named else ["images/{id}.png", "finds no file"]))
     assert "fold_0 |" not in result.stdout and nothing_left(tmp_path)
 
 

@@ -70,8 +70,10 @@ class TestScore:
     @pytest.mark.parametrize("name", ["mean_ap", "tgs_ap", "f2_iou", "uw_madison", "surface_dice"])
     def test_metrics_without_a_global_form(self, name):
         with pytest.raises(MaskfoldError, match=f"{name} has no global average") as caught:
-            cv_score(CASES, Metric(name=name, average="global"))
+            cv_score(CASES, Metric.model_construct(name=name, average="global"))
         assert caught.value.status == 2
+        with pytest.raises(ValueError, match=f"which {name} does not count"):
+            Metric(name=name, average="global")
 
 
 class TestIntervals:
