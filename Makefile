@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
+EXP ?= experiments/demo2d/unet2d.yaml
+SET ?=
 
 # Libraries that phone home are told not to.
 export NO_ALBUMENTATIONS_UPDATE = 1
@@ -22,8 +24,7 @@ demo: setup ## make the two demo competitions under data/
 	@$(VENV)/bin/maskfold demo 2d
 	@$(VENV)/bin/maskfold demo 3d
 
-cv: ## cross-validate: make cv EXP=FILE.yaml SET="key=value …"
-	@test -n "$(EXP)" || { echo 'Which experiment? For example: make cv EXP=experiments/demo2d/unet2d.yaml' >&2; exit 2; }
+cv: ## cross-validate the 2D demo, or make cv EXP=FILE.yaml SET="key=value …"
 	@$(MAKE) --no-print-directory setup
 	@set -f; $(VENV)/bin/maskfold cv $(EXP) $(SET)
 
