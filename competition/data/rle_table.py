@@ -10,8 +10,10 @@ from competition.config.errors import MaskfoldError
 from competition.config.nearest import nearest
 from competition.data.csv_table import read_csv
 from competition.data.readers import stem
+from competition.data.rle_order import probe_table, refuse_order
 from competition.data.skipped import Skipped
 from competition.data.sources import Case, slice_names
+from competition.rle import RleFormat
 
 Row = list[Any]  # line in the file, class, index of the slice or None
 Place = tuple[str, int | None]  # id, index of the slice or None
@@ -32,7 +34,8 @@ def find_rows(comp: Competition, cases: dict[str, Case], skipped: Skipped) -> di
         By id, [line, class, slice] of each row that is not empty.
 
     Raises:
-        MaskfoldError: no id matches, a row's id has no image, or its class is unknown.
+        MaskfoldError: no id matches, a row's id has no image, its class is unknown, or the run lengths clearly go the
+            other way than the YAML says (see `rle_order`).
     """
     path, columns = Path(comp.root) / str(comp.train.rle), comp.train.columns
     wanted = {"train.columns.id": columns.id, "train.columns.mask": columns.mask}
@@ -57,6 +60,7 @@ def find_rows(comp: Competition, cases: dict[str, Case], skipped: Skipped) -> di
         place = found[name]
         if place is not None and text not in empty:
             rows[place[0]].append([int(line), _class_name(comp, path, line, cls), place[1]])
+    _refuse_wrong_order(comp, cases, rows, table[columns.mask], path)
     return rows
 
 
@@ -64,6 +68,14 @@ def row_text(comp: Competition, line: int) -> str:
     """The run lengths in one line of `train.rle`."""
     table = read_csv(Path(comp.root) / str(comp.train.rle), {})
     return str(table.at[line, comp.train.columns.mask])
+
+
+def _refuse_wrong_order(comp: Competition, cases: dict[str, Case], rows: dict[str, list[Row]], texts: Any,
+                        path: Path) -> None:
+    rle = comp.train.rle_format or comp.submission.rle
+    fmt = RleFormat(order=rle.order, base=rle.base, relative=rle.relative, empty=rle.empty)
+    key = "submission.rle" if comp.train.rle_format is None else "train.rle_format"
+    refuse_order(probe_table(comp, cases, rows, texts, fmt), fmt, path, key)
 
 
 def _places(cases: dict[str, Case]) -> dict[str, Place]:
