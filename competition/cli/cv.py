@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from types import FrameType
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from competition.cli.main import fail
 from competition.cli.table import cv_table
 from competition.config import load_experiment
 
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
 
 def cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...]) -> None:
     """Run the command; see `competition.cli.main.cv`."""
+    try:
+        _cross_validate(file, overrides, new, trust)
+    except KeyboardInterrupt as reason:
+        why = str(reason) or "Ctrl-C"
+        fail(f"stopped ({why}): the same command goes on from the last checkpoint", 143 if "SIGTERM" in why else 130)
+
+
+def _cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...]) -> None:
     console = Console(highlight=False)
     exp = load_experiment(file, overrides, trust)
     signal.signal(signal.SIGTERM, _terminate)
@@ -32,7 +42,7 @@ def cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[str
     from competition.training.runs import open_run
 
     run = open_run(exp, f"{exp.competition.name}-{file.stem}", new=new)
-    console.print(f"{len(run.cases)} cases, run {run.folder}", soft_wrap=True)
+    console.print(f"{len(run.cases)} cases", soft_wrap=True)
     for note in _notes(run):
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 
@@ -40,6 +50,7 @@ def cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[str
         console.print(line, soft_wrap=True, markup=False)
 
     prepare_run(run, say, trust)
+    say(f"run {run.folder}")
     with Shipper(run.folder, exp):
         summary = run_cv(run, say, trust)
     console.print(cv_table(summary, run))
@@ -52,6 +63,10 @@ def _notes(run: CvRun) -> list[str]:
     """What a user should know of the cases before hours go by."""
     left_out = [f"case {case} is left out: {reason}" for case, reason in run.cases.attrs.get("skipped", [])]
     conflicting = run.folds.attrs.get("conflicting", [])
+    unlabelled = sum(json.loads(masks).get("rows") == [] for masks in run.cases["masks"])
+    if unlabelled:
+        left_out.append(f"{unlabelled} of {len(run.cases)} cases have no mask in {run.exp.competition.train.rle}; "
+                        "they count as empty")
     return left_out + [
         f"{', '.join(ids)} have the same image{' but different masks' if ids in conflicting else ''}; they stay in one fold"
         for ids in run.folds.attrs.get("duplicates", [])]

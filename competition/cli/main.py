@@ -72,10 +72,8 @@ def main() -> None:
         status: Any = app(standalone_mode=False)
     except MaskfoldError as error:
         fail(f"error: {error}", error.status)
-    except KeyboardInterrupt as reason:
-        why = str(reason)
-        fail(f"stopped{f' ({why})' if why else ''}: the same command goes on from the last checkpoint.",
-             143 if "SIGTERM" in why else 130)
+    except KeyboardInterrupt:
+        fail("stopped", 130)
     except typer.Abort:
         fail("aborted", 130)
     except Exception as error:
@@ -83,6 +81,8 @@ def main() -> None:
             fail(f"error: {error.format_message()} See maskfold --help.", 2)
         raise
     else:
+        if status == 130:  # typer's own answer to Ctrl-C, without a word
+            fail("stopped", 130)
         sys.exit(status if isinstance(status, int) else 0)
 
 

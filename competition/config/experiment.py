@@ -172,6 +172,8 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("`seed` names one seed twice; its two members would be the same")
         dims = self.competition.dimensions
         flat = self.patch.slices is not None
         if flat and dims == 2:

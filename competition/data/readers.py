@@ -153,5 +153,7 @@ def _one_channel(path: Path, array: np.ndarray) -> np.ndarray:
         colours = array[:-1]
     if (colours == colours[:1]).all():
         return colours[0]
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise MaskfoldError(f"The labels of {path} hold NaN or infinite values.", "Write one integer per pixel.")
     raise MaskfoldError(f"{path} has {len(array)} channels that differ, and a label file has one.",
                         "Write a label file with one integer per pixel, or one file per class.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from competition.config import MaskfoldError
@@ -76,9 +77,13 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     from competition.data.prepare import PreparedCase, prepare_cases
     from competition.inference.tta import views
     from competition.model.network import check_network
+    from competition.training.lineage import check_lineage
 
     if not open_jobs(run, trust):
         return
+    if run.exp.init_from is not None:
+        for job in open_jobs(run, trust):
+            check_lineage(Path(run.exp.init_from), job, run)
     check_targets(run.exp, trust)
     loader_augment(run.exp, trust)  # made only to be checked: each raises where its section makes no sense
     device_augment(run.exp)
@@ -119,7 +124,9 @@ def summarise(run: CvRun) -> CvSummary:
     from competition.training.validation import dice_per_class
 
     comp = run.exp.competition
-    results = [result for fold, seed in run.members() if (result := FoldResult.read(run.member_folder(fold, seed)))]
+    # All that are finished, whichever of them this command named: a run grows over several commands.
+    places = [(fold, seed) for fold in (*run.numbers(), -1) for seed in range(len(run.exp.seeds))]
+    results = [result for fold, seed in places if (result := FoldResult.read(run.member_folder(fold, seed)))]
     folds = sorted({result.fold for result in results if result.fold >= 0})
     tables = [fold_scores(run, fold, [r for r in results if r.fold == fold]) for fold in folds]
     plain = [asdict(result) for result in results]

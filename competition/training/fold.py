@@ -30,6 +30,7 @@ from competition.training.checkpoint import save_weights, write_json, write_tabl
 from competition.training.device import make_fabric  # noqa: E402
 from competition.training.job import FoldResult, Job  # noqa: E402
 from competition.training.lineage import check_lineage  # noqa: E402
+from competition.training.lock import alone  # noqa: E402
 from competition.training.loop import Training, peak_gib  # noqa: E402
 from competition.training.runs import CvRun, load_run, write_resolved  # noqa: E402
 from competition.training.validation import Judge, dice_per_class, summary_metrics  # noqa: E402
@@ -52,9 +53,14 @@ def run_fold(job: Job, say: Callable[[str], None] = print, began: float | None =
     """
     if (finished := FoldResult.read(job.folder)) is not None:
         return finished
+    with alone(job.folder):
+        return _run_fold(job, say, began if began is not None else time.monotonic())
+
+
+def _run_fold(job: Job, say: Callable[[str], None], began: float) -> FoldResult:
     torch.set_num_threads(job.threads)
     run = load_run(job.run, job.trust)
-    training = begin(job, run, say, began if began is not None else time.monotonic())
+    training = begin(job, run, say, began)
     training.train()
     weights = job.folder / "weights.safetensors"
     if not weights.exists():
@@ -163,7 +169,8 @@ def main(path: str) -> int:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         print(line, flush=True)
 
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it announces the precision, as we do
+    for name in ("lightning.fabric", "lightning.pytorch"):  # either announces the precision, as we do
+        logging.getLogger(name).setLevel(logging.WARNING)
     error_file = job.folder / "error.json"
     error_file.unlink(missing_ok=True)
     try:
@@ -173,7 +180,7 @@ def main(path: str) -> int:
         error_file.write_text(json.dumps({"wrong": error.wrong, "cure": error.cure, "status": error.status}))
         return 1
     except KeyboardInterrupt as reason:
-        say(f"stopped by {reason}; the same command goes on from the last checkpoint")
+        say(f"stopped ({reason}); the same command goes on from the last checkpoint")
         return 143 if str(reason) == "SIGTERM" else 130
     return 0
 

@@ -28,10 +28,14 @@ class CvRun:
     folds: pd.DataFrame
     name: str
 
+    def numbers(self) -> list[int]:
+        """The folds that validate something."""
+        return sorted(int(number) for number in self.folds["fold"].unique() if number >= 0)
+
     def members(self) -> list[tuple[int, int]]:
         """The (fold, seed) pairs to train; fold -1 is a fit on all cases."""
         wanted = self.exp.folds.run
-        numbers = sorted(int(number) for number in self.folds["fold"].unique() if number >= 0)
+        numbers = self.numbers()
         if wanted == "full":
             numbers = [-1]
         elif wanted is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,20 @@ def test_on_bad_case_skip_leaves_it_out_and_says_so(data, tmp_path):
                       "folds.run=[0]", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"case {case} is left out" in result.stdout and "9 cases" in result.stdout
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_with_a_checkpoint_and_a_word(data, tmp_path, number, status):
+    words = ["cv", EXPERIMENT, f"competition.root={data}", *SMALL, "folds.run=[0]", "training.epochs=100000"]
+    process = subprocess.Popen([sys.executable, "-c", "from competition.cli import main; main()", *map(str, words)],
+                               cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "epoch 3" in line:
+            process.send_signal(number)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == status, errors
+    assert "stopped" in errors and "the same command goes on" in errors and "Traceback" not in errors
+    fold = next((tmp_path / "mlruns" / "runs").glob("*/*/fold_0"))
+    assert (fold / "last.pt").exists() and "stopped (SIGTERM)" in (fold / "log.txt").read_text()

@@ -247,3 +247,45 @@ def test_a_replay_of_a_budget_run_takes_the_same_steps_to_the_same_weights(tiny,
     assert second.steps == first.steps
     one, two = (load_file(each.folder / "weights.safetensors") for each in (job, again))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_grows_over_several_commands(tiny, tmp_path):
+    for wanted, cases in (("folds.run=[0]", 5), ("folds.run=[1]", 10), ("folds.run=full", 10)):
+        run, job = start(tiny(2, wanted), tmp_path, tmp_path / "cache")
+        run_fold(job, say=lambda line: None)
+        summary = summarise(run)
+        assert summary.cases == cases and summary.score is not None
+    assert [result["fold"] for result in summary.folds] == [0, 1, -1]
+
+
+def test_a_fold_that_another_process_trains_is_refused(tiny, tmp_path):
+    import subprocess
+    import sys
+
+    _, job = start(tiny(2), tmp_path, tmp_path / "cache")
+    hold = ("import sys, time; from pathlib import Path; from competition.training.lock import alone\n"
+            "with alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)")
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(job.folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(MaskfoldError, match=f"is being trained by process {holder.pid} on"):
+            run_fold(job, say=lambda line: None)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert run_fold(job, say=lambda line: None).score is not None  # a dead holder holds nothing
+
+
+def test_weights_that_are_not_there_are_refused_before_any_work(tiny, tmp_path, monkeypatch):
+    from competition.training.cv import prepare_run
+
+    monkeypatch.chdir(tmp_path)
+    run = open_run(tiny(2, "init_from=absent"), "tiny", root=tmp_path / "runs")
+    with pytest.raises(MaskfoldError, match="absent is not a run"):
+        prepare_run(run, lambda line: None)
+    assert not run.folder.exists() and not (tmp_path / "mlruns").exists()
+
+
+def test_one_seed_twice_is_refused(tiny):
+    with pytest.raises(MaskfoldError, match="names one seed twice"):
+        tiny(2, "seed=[1, 1]")
