@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from competition.cli.main import main
 from tests.conftest import ROOT, TINY
 
 EXPERIMENT = ROOT / "experiments" / "demo2d" / "unet2d.yaml"
@@ -22,6 +23,24 @@ def maskfold(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
     return subprocess.run([sys.executable, "-c", "from competition.cli import main; main()", *map(str, words)],
                           cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
+
+
+@pytest.fixture
+def inside(monkeypatch, capsys, tmp_path):
+    """The command line in this process: most refusals need no process of their own, whose imports take seconds."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["maskfold", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, int(left.value.code or 0), said.out, said.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -75,18 +94,18 @@ def test_a_run_ends_with_a_table_and_a_second_one_prints_it_again(data, tmp_path
     (["model.target=monai.networks.nets.BasicUnett"], ["BasicUnett"]),
     (["folds.run=[9]"], ["folds.run", "9"]),
 ])
-def test_words_and_yaml_that_are_wrong(data, tmp_path, words, parts):
-    result = maskfold("cv", EXPERIMENT, f"competition.root={data}", *SMALL, *words, cwd=tmp_path)
+def test_words_and_yaml_that_are_wrong(data, tmp_path, inside, words, parts):
+    result = inside("cv", EXPERIMENT, f"competition.root={data}", *SMALL, *words)
     refused(result, 2, *parts)
     assert nothing_left(tmp_path)
 
 
-def test_a_wrong_root_and_a_wrong_file(tmp_path):
-    refused(maskfold("cv", EXPERIMENT, f"competition.root={tmp_path}/nowhere", "competition.name=other", cwd=tmp_path), 2,
+def test_a_wrong_root_and_a_wrong_file(tmp_path, inside):
+    refused(inside("cv", EXPERIMENT, f"competition.root={tmp_path}/nowhere", "competition.name=other"), 2,
             "nowhere", "competition.root")
-    refused(maskfold("cv", "absent.yaml", cwd=tmp_path), 2, "absent.yaml")
-    assert maskfold("cv", cwd=tmp_path).returncode == 2
-    assert maskfold("train", cwd=tmp_path).returncode == 2
+    refused(inside("cv", "absent.yaml"), 2, "absent.yaml")
+    assert inside("cv").returncode == 2
+    assert maskfold("train", cwd=tmp_path).returncode == 2  # the whole way, as a shell sees it
 
 
 def first_case(folder: Path) -> str:
@@ -125,10 +144,10 @@ def no_images(folder: Path, case: str) -> None:
 
 @pytest.mark.parametrize(("fault", "named"), [
     (mask_gone, True), (mask_of_another_size, True), (strange_label, True), (truncated, True), (no_images, False)])
-def test_bad_data_is_named_before_training_and_leaves_nothing(data, tmp_path, fault, named):
+def test_bad_data_is_named_before_training_and_leaves_nothing(data, tmp_path, inside, fault, named):
     case = first_case(data)
     fault(data, case)
-    result = maskfold("cv", EXPERIMENT, f"competition.root={data}", *SMALL, cwd=tmp_path)
+    result = inside("cv", EXPERIMENT, f"competition.root={data}", *SMALL)
     refused(result, 1 if named else 2, *([case] if named else ["images/{id}.png", "finds no file"]))
     assert "fold_0 |" not in result.stdout and nothing_left(tmp_path)
 
