@@ -106,7 +106,7 @@ class Judge:
             self.alive()
             lines, masks, truth = self.score(store.read(case_id), by_id[case_id], fold)
             name = f"final_{rank + 1}_of_{len(chosen)}_{_file_name(case_id)}.png"
-            self._draw(folder / name, by_id[case_id], masks, truth, lines, "out of fold, best to worst")
+            self._draw(folder / name, by_id[case_id], masks, truth, lines, f"out of fold, {rank + 1} of {len(chosen)} from best to worst")
 
     def _draw(self, path: Path, row: Any, masks: Any, truth: Any, lines: list[dict[str, Any]], title: str) -> None:
         image = load_image(self.exp.competition, row)
