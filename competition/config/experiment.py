@@ -45,6 +45,7 @@ class Prepare(Section):
     percentiles: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 99.5]
     window: list[float] | None = None  # [level, width], e.g. CT [40, 400]
     channels: Literal["keep", "grey", "rgb"] = "keep"  # pictures: keep drops an alpha channel, grey and rgb convert
+    boundary: Positive | None = None  # objects: their outermost pixels, this many wide, become a class of their own
 
     @model_validator(mode="after")
     def _consistent(self) -> Prepare:
@@ -190,12 +191,19 @@ class Experiment(Section):
             raise ValueError("`training.budget_minutes` needs a schedule that knows its end; plateau does not")
         if dims == 3 and self.prepare.channels != "keep":
             raise ValueError("`prepare.channels` is for pictures (competition.dimensions: 2)")
+        if self.prepare.boundary is not None and not (self.competition.instances and self.competition.labels == "exclusive"):
+            raise ValueError("`prepare.boundary` is for objects (competition.instances: true) of exclusive classes")
         return self
 
     @property
     def seeds(self) -> list[int]:
         """The seeds of a fold's members; folds are split with the first."""
         return [self.seed] if isinstance(self.seed, int) else list(self.seed)
+
+    @property
+    def outputs(self) -> int:
+        """Channels the network gives: the competition's, and last the boundary class where there is one."""
+        return self.competition.outputs + (self.prepare.boundary is not None)
 
     @property
     def losses(self) -> list[Loss]:

@@ -92,7 +92,8 @@ def cache_key(row: Any, exp: Experiment) -> str:
     rle = comp.train.rle_format or comp.submission.rle
     parts = {
         "format": FORMAT, "id": str(row.id), "split": str(row.split), "hash": str(row.hash),
-        "prepare": exp.prepare.model_dump(mode="json"), "dimensions": comp.dimensions,
+        "prepare": {key: value for key, value in exp.prepare.model_dump(mode="json").items()
+                    if key != "boundary" or value is not None}, "dimensions": comp.dimensions,
         "channels": list(comp.train.images) if isinstance(comp.train.images, dict) else None,
         "classes": comp.classes, "values": comp.values, "labels": comp.labels, "ignore": comp.ignore,
         "rle": rle.model_dump(mode="json") if comp.train.rle else None,

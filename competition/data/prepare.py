@@ -13,6 +13,7 @@ import numpy as np
 
 from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
+from competition.data.boundary import boundary
 from competition.data.cache import PreparedCase, cache_key, fetch, intact
 from competition.data.files import FullDisk, write_array
 from competition.data.geometry import Geometry
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PreparedCase", "prepare_case", "prepare_cases"]
 
+IGNORED = 255
 MOST_FOREGROUND = 10_000  # coordinates kept per class
 log = logging.getLogger(__name__)
 
@@ -43,13 +45,14 @@ def prepare_case(row: Any, exp: Experiment, root: Path) -> Path:
     Raises:
         MaskfoldError: the case cannot be read or prepared, or the disk is full.
     """
-    from competition.data.table import load_image, load_mask
+    from competition.data.table import load_image, load_instances, load_mask
 
     def build(folder: Path) -> dict[str, Any]:
         record = write_image(folder, load_image(exp.competition, row), exp, str(row.id))
         if row.split == "train":  # the image's memory is free again by now
             geometry = Geometry.from_dict(record["geometry"])
-            write_mask(folder, load_mask(exp.competition, row), geometry, exp, str(row.id))
+            objects = load_instances(exp.competition, row) if exp.prepare.boundary else None
+            write_mask(folder, load_mask(exp.competition, row), geometry, exp, str(row.id), objects)
         return record
 
     return fetch(Path(root), cache_key(row, exp), build)
@@ -169,7 +172,8 @@ def write_image(folder: Path, picture: Picture, exp: Experiment, case: str) -> d
             "normalised": not flat}
 
 
-def write_mask(folder: Path, mask: np.ndarray, geometry: Geometry, exp: Experiment, case: str) -> None:
+def write_mask(folder: Path, mask: np.ndarray, geometry: Geometry, exp: Experiment, case: str,
+               objects: np.ndarray | None = None) -> None:
     """Writes mask.npy and foreground.npy.
 
     Args:
@@ -178,13 +182,18 @@ def write_mask(folder: Path, mask: np.ndarray, geometry: Geometry, exp: Experime
         geometry: of the image.
         exp: the experiment.
         case: the id.
+        objects: (*file shape) integers, see `competition.data.table.load_instances`; for `prepare.boundary`.
     """
     classes, exclusive = len(exp.competition.classes), exp.competition.labels == "exclusive"
     points: list[np.ndarray] = []
 
     def channels() -> Iterator[np.ndarray]:
         for index, channel in enumerate(mask):
-            grid = geometry.frame(geometry.grid(channel, order=0))
+            grid = geometry.grid(channel, order=0)
+            if objects is not None and exp.prepare.boundary is not None:
+                edge = boundary(geometry.grid(objects, order=0), exp.prepare.boundary)
+                grid = np.where(edge & (grid != IGNORED), np.uint8(classes + 1), grid)
+            grid = geometry.frame(grid)
             for number in range(1, classes + 1) if exclusive else (index + 1,):
                 chosen = spread(grid, number if exclusive else 1, MOST_FOREGROUND)
                 points.append(np.column_stack([np.full(len(chosen), number, np.int32), chosen]))

@@ -27,7 +27,8 @@ def predict_case(networks: Sequence[nn.Module], prepared: PreparedCase, exp: Exp
         autocast: see `predict_prepared`.
 
     Returns:
-        (P, *file shape) float16: background first where classes are exclusive.
+        (P, *file shape) float16, P = `exp.outputs`: background first where classes are exclusive, the boundary class
+        of `prepare.boundary` last.
 
     Raises:
         MaskfoldError: see `predict_prepared`; the message names the case.

@@ -39,7 +39,7 @@ def predict_prepared(networks: Sequence[nn.Module], image: np.ndarray, exp: Expe
         autocast: makes the context of a forward pass, such as `fabric.autocast`.
 
     Returns:
-        (P, *prepared) float16, P = `exp.competition.outputs`.
+        (P, *prepared) float16, P = `exp.outputs`.
 
     Raises:
         MaskfoldError: a network gives another shape, or values that are not finite.
@@ -87,7 +87,7 @@ def neighbours(image: np.ndarray, position: int, slices: int) -> np.ndarray:
 
 def _streamed(predict: Predict, image: np.ndarray, exp: Experiment, device: torch.device) -> np.ndarray:
     """Windows in order of the first axis; what no later window reaches leaves the float32 sums for the result."""
-    patch, spatial, outputs = exp.patch.size, image.shape[1:], exp.competition.outputs
+    patch, spatial, outputs = exp.patch.size, image.shape[1:], exp.outputs
     padded = [max(n, size) for n, size in zip(spatial, patch, strict=True)]
     before = [(large - n) // 2 for large, n in zip(padded, spatial, strict=True)]
     firsts = [starts(n, size, exp.inference.overlap) for n, size in zip(spatial, patch, strict=True)]
@@ -117,7 +117,7 @@ def _streamed(predict: Predict, image: np.ndarray, exp: Experiment, device: torc
 
 def _slice_by_slice(predict: Predict, image: np.ndarray, exp: Experiment) -> np.ndarray:
     """A flat network on each slice of a volume (C, X, Y, Z), some slices at a time."""
-    patch, spatial, outputs, slices = exp.patch.size, image.shape[1:3], exp.competition.outputs, exp.patch.slices or 1
+    patch, spatial, outputs, slices = exp.patch.size, image.shape[1:3], exp.outputs, exp.patch.slices or 1
     padded = [max(n, size) for n, size in zip(spatial, patch, strict=True)]
     before = [(large - n) // 2 for large, n in zip(padded, spatial, strict=True)]
     firsts = [starts(n, size, exp.inference.overlap) for n, size in zip(spatial, patch, strict=True)]
@@ -152,13 +152,13 @@ def _mean(networks: Sequence[nn.Module], batch: torch.Tensor, looks: list[View],
             with autocast():
                 outputs = network(look.of(batch))
             try:
-                logits = look.undo(main_output(outputs, batch.ndim - 2, exp.competition.outputs).float())
+                logits = look.undo(main_output(outputs, batch.ndim - 2, exp.outputs).float())
                 if logits.shape[2:] != batch.shape[2:]:
                     raise ValueError("another size")
             except ValueError as error:
                 raise MaskfoldError(
                     f"The network turns a batch of shape {tuple(batch.shape)} into {describe(outputs)}.",
-                    f"Make it give {exp.competition.outputs} channels of the same size.", status=2) from error
+                    f"Make it give {exp.outputs} channels of the same size.", status=2) from error
             found = logits.softmax(1) if exp.competition.labels == "exclusive" else logits.sigmoid()
             total = found if total is None else total.add_(found)
     if total is None:

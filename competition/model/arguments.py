@@ -36,7 +36,7 @@ def network_args(exp: Experiment, cls: type, channels: int) -> dict[str, Any]:
     """
     parameters = constructor_parameters(cls)
     args = dict(exp.model.args)
-    outputs = exp.competition.outputs
+    outputs = exp.outputs
     _settle(args, parameters, INPUTS, channels, f"the images give {channels} channel{'s' * (channels != 1)}")
     _settle(args, parameters, OUTPUTS, outputs, f"classes and labels need {outputs}")
     _settle(args, parameters, AXES, exp.network_dimensions, f"patch.size has {exp.network_dimensions} numbers")

@@ -47,7 +47,7 @@ class SegmentationLoss(nn.Module):
         self.terms = nn.ModuleList(terms)
         self.weights = [spec.weight for spec in exp.losses]
         self.dims = exp.network_dimensions
-        self.channels = exp.competition.outputs
+        self.channels = exp.outputs
         self.exclusive = exp.competition.labels == "exclusive"
         self.ignore = exp.competition.ignore is not None
         self._device = torch.device("cpu")
@@ -98,9 +98,9 @@ def check_loss(exp: Experiment, trust: Sequence[str] = ()) -> None:
     comp, dims = exp.competition, exp.network_dimensions
     loss = SegmentationLoss(exp, trust)
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, comp.outputs, *[16] * dims, generator=generator).requires_grad_()
+    logits = torch.randn(2, exp.outputs, *[16] * dims, generator=generator).requires_grad_()
     shape = (2, 1 if loss.exclusive else len(comp.classes), *[16] * dims)
-    mask = torch.randint(0, comp.outputs if loss.exclusive else 2, shape, generator=generator, dtype=torch.uint8)
+    mask = torch.randint(0, exp.outputs if loss.exclusive else 2, shape, generator=generator, dtype=torch.uint8)
     try:
         total, _ = loss(logits, mask)
         total.backward()

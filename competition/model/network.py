@@ -38,7 +38,7 @@ def build_network(exp: Experiment, channels: int, trust: Sequence[str] = (), *, 
         pretrained: load encoder weights; False where other weights follow anyway.
 
     Returns:
-        The network; it maps (B, channels, *patch) to logits (B, competition.outputs, *patch), and in training mode
+        The network; it maps (B, channels, *patch) to logits (B, exp.outputs, *patch), and in training mode
         possibly to several (`competition.model.outputs`).
 
     Raises:
@@ -99,7 +99,7 @@ def check_network(exp: Experiment, channels: int, trust: Sequence[str] = ()) -> 
         if path is not None:
             match_encoder(network, path, channels)
         try:
-            _check_shapes(exp, cls, Trial(network, channels, exp.competition.outputs, on_cpu))
+            _check_shapes(exp, cls, Trial(network, channels, exp.outputs, on_cpu))
         except ImportError as error:
             raise _args_error(exp, cls, error) from error
 
@@ -142,7 +142,7 @@ def _check_shapes(exp: Experiment, cls: type, trial: Trial) -> None:
         raise MaskfoldError(f"patch.size {list(size)} does not fit {cls.__name__}: {trouble}.",
                             f"The nearest sizes that fit: {' and '.join(str(list(fit)) for fit in sizes)}.", status=2)
     raise MaskfoldError(f"model.args make a {cls.__name__} that fails on a patch of {list(size)}: {trouble}.",
-                        f"Correct model.args: the network has to give {exp.competition.outputs} channels on the "
+                        f"Correct model.args: the network has to give {exp.outputs} channels on the "
                         "patch's own grid.", status=2)
 
 

@@ -54,7 +54,7 @@ class Term(nn.Module):
         super().__init__()
         cls = resolve_target(spec.target, nn.Module, f"{key}.target", trust)
         self.kind, self.key = kind_of(cls), key
-        self.exclusive, self.channels = exp.competition.labels == "exclusive", exp.competition.outputs
+        self.exclusive, self.channels = exp.competition.labels == "exclusive", exp.outputs
         self.name, self.prefix = spec.name or cls.__name__, ""
         args = dict(spec.args)
         self._refuse_hopeless(cls, args)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("mlruns") / "runs"
 CACHE = Path("mlruns") / "prepared"
+LATER = (("prepare", "boundary"),)  # keys that came after the first runs: where they are off, a run keeps its name
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ def run_hash(exp: Experiment, data_hash: str) -> str:
     for key in ("run", "study"):
         plain.pop(key, None)
     plain["folds"].pop("run", None)
+    for section, key in LATER:
+        if plain[section][key] is None:
+            del plain[section][key]
     plain["competition"].pop("root", None)
     text = json.dumps([plain, data_hash], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
