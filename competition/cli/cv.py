@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from competition.cli.table import cv_table
 from competition.config import load_experiment
 
 if TYPE_CHECKING:
+    from competition.training.cv import CvSummary
     from competition.training.runs import CvRun
 
 
@@ -53,10 +55,26 @@ def _cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[st
     say(f"run {run.folder}")
     with Shipper(run.folder, exp):
         summary = run_cv(run, say, trust)
+        tuned = _tune(run, summary, say)
     console.print(cv_table(summary, run))
-    for line in _baseline(run):
-        console.print(line, soft_wrap=True)
-    console.print(f"Files: {run.folder}\nNext: make ui   (compare runs on http://127.0.0.1:5000)", soft_wrap=True)
+    for line in [*tuned, *_baseline(run)]:
+        say(line)
+    say(f"Files: {run.folder}")
+    if exp.competition.test is not None:
+        say(f"Next: maskfold submit {file}   (predicts the test cases and writes the CSV)")
+    say("or:   make ui   (compare runs on http://127.0.0.1:5000)")
+
+
+def _tune(run: CvRun, summary: CvSummary, say: Callable[[str], None]) -> list[str]:
+    """Where the experiment asks for it and all folds are there: what post-processing is worth."""
+    if not run.exp.postprocess.tune or len({result["fold"] for result in summary.folds} - {-1}) < len(run.numbers()):
+        return []
+    from competition.submission.blend import Blend
+    from competition.submission.expected import expect
+
+    say("searching post-processing steps on the out-of-fold predictions; Ctrl-C leaves the run as it is")
+    tuned = expect(Blend((run,), (1.0,)), summary.cases, say).tuned
+    return tuned.lines() if tuned is not None else []
 
 
 def _notes(run: CvRun) -> list[str]:

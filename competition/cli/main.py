@@ -49,6 +49,48 @@ def demo(name: Annotated[str, typer.Argument(help="2d or 3d.")],
     typer.echo(f"{folder}: a {name} competition. Next: maskfold cv experiments/demo{name}/unet{name}.yaml")
 
 
+@app.command(epilog="Example: maskfold submit experiments/demo2d/unet2d.yaml")
+def submit(words: Annotated[list[str], typer.Argument(help="Runs, and key=value. A run is an experiment's YAML (its latest "
+                                                           "finished run), a run's folder, or its hash.")],
+           weights: Annotated[str | None, typer.Option(help="Of the runs: `auto`, or numbers such as 0.6,0.4; "
+                                                            "equal by default.")] = None,
+           output: Annotated[Path | None, typer.Option("--output", "-o", help="The CSV.")] = None,
+           out_of_fold: Annotated[bool, typer.Option("--out-of-fold", help="Write the training cases as they were predicted "
+                                                                           "out of fold, to check the score.")] = False,
+           trust: Trust = None) -> None:
+    """Predict the test cases with every fold, and write the CSV that the host accepts.
+
+    Weights and post-processing are fitted out of fold; the expected score is printed with its interval.
+    """
+    from competition.cli.submit import make_submission
+
+    make_submission(words, weights, output, out_of_fold, tuple(trust or []))
+
+
+@app.command(epilog="Example: maskfold predict RUN --images scans -o predictions")
+def predict(words: Annotated[list[str], typer.Argument(help="Runs, and key=value; see submit.")],
+            images: Annotated[Path, typer.Option(help="A folder of pictures or volumes.")],
+            output: Annotated[Path, typer.Option("--output", "-o", help="Where the masks go.")],
+            trust: Trust = None) -> None:
+    """Predict the images of a folder: label NIfTI with the image's affine, or label PNG."""
+    from competition.cli.predict import predict_folder
+
+    predict_folder(words, images, output, tuple(trust or []))
+
+
+@app.command(epilog="Example: maskfold score mine.csv --competition experiments/demo2d/competition.yaml --solution solution.csv")
+def score(file: Annotated[Path, typer.Argument(help="The submission's CSV.")],
+          competition: Annotated[Path, typer.Option(help="The competition's YAML.")],
+          overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the competition, e.g. root=/data.")] = None,
+          solution: Annotated[Path | None, typer.Option(help="A CSV with the truth of the test cases. Without it the file "
+                                                             "holds training cases.")] = None,
+          table: Annotated[Path | None, typer.Option(help="Where to write the scores of each case.")] = None) -> None:
+    """Score a CSV with the competition's metric: against a solution, or against the training masks."""
+    from competition.cli.score import score_file
+
+    score_file(file, competition, solution, table, overrides or [])
+
+
 @app.command(epilog="Example: maskfold ui --port 5001")
 def ui(port: Annotated[int, typer.Option(help="TCP port.")] = 5000,
        host: Annotated[str, typer.Option(help="Address; others than 127.0.0.1 let the network in.")] = "127.0.0.1") -> None:

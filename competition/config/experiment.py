@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from competition.config.competition import Competition, Positive, Section, Share
+from competition.config.postprocess import Postprocess
 
 
 class Target(Section):
@@ -168,6 +169,7 @@ class Experiment(Section):
     training: Training = Training()
     early_stopping: EarlyStopping | None = None
     inference: Inference = Inference()
+    postprocess: Postprocess = Postprocess()
     run: Run = Run()
     study: dict[str, Any] | None = None
 
@@ -193,6 +195,21 @@ class Experiment(Section):
             raise ValueError("`prepare.channels` is for pictures (competition.dimensions: 2)")
         if self.prepare.boundary is not None and not (self.competition.instances and self.competition.labels == "exclusive"):
             raise ValueError("`prepare.boundary` is for objects (competition.instances: true) of exclusive classes")
+        return self._postprocess_fits()
+
+    def _postprocess_fits(self) -> Experiment:
+        comp, steps = self.competition, self.postprocess.steps
+        for name in steps if isinstance(steps, dict) else ():
+            if name not in comp.classes:
+                raise ValueError(f"`postprocess.steps` names the class {name}, and the classes are {', '.join(comp.classes)}")
+        every = [step for name in comp.classes for step in self.postprocess.of(name)]
+        for split in [step.split for step in every if step.split is not None]:
+            if not comp.instances:
+                raise ValueError("the step `split` is for competition.instances: true")
+            if split.boundary is not None and self.prepare.boundary is None:
+                raise ValueError("`split: {boundary: …}` needs the boundary class, `prepare.boundary`")
+        if self.postprocess.forbid_overlap and comp.labels == "exclusive":
+            raise ValueError("`postprocess.forbid_overlap` is for overlapping classes; exclusive ones never overlap")
         return self
 
     @property

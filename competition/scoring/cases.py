@@ -41,21 +41,27 @@ def score_case(masks: Mask, truth: NDArray[np.uint8], comp: Competition, spacing
         ValueError: the arrays' shapes do not fit each other or the classes.
     """
     _check_shapes(masks, truth, comp)
-    rows = []
-    for index, name in enumerate(comp.classes):
-        mask, there = np.asarray(masks[index], np.bool_), _class_truth(truth, comp, index)
-        ignored = truth[0 if comp.labels == "exclusive" else index] == IGNORE
-        if ignored.any():
-            mask = mask & ~ignored
-        del ignored
-        counts = overlap(mask, there)
-        objects = (_objects(predicted_instances, mask, index), _objects(true_instances, there, index)) \
-            if comp.metric.name in ("mean_ap", "f2_iou") else None
-        score = _score(mask, there, counts, objects, comp, spacing)
-        if isnan(score) and comp.metric.both_empty is not None:
-            score = comp.metric.both_empty
-        rows.append({"class": name, "score": score, "dice": dice(*counts), "iou": iou(*counts), **counts._asdict()})
-    return rows
+    return [score_class(masks[index], truth, comp, index, spacing, true_instances,
+                        None if predicted_instances is None else _of_class(predicted_instances, index, truth))
+            for index in range(len(comp.classes))]
+
+
+def score_class(mask: Mask, truth: NDArray[np.uint8], comp: Competition, index: int,
+                spacing: Sequence[float] | None = None, true_instances: Labels | None = None,
+                predicted_instances: Labels | None = None) -> dict[str, Any]:
+    """Scores one class of one case; `mask` and `predicted_instances` are (*spatial), the rest as for `score_case`."""
+    mask, there = np.asarray(mask, np.bool_), _class_truth(truth, comp, index)
+    ignored = truth[0 if comp.labels == "exclusive" else index] == IGNORE
+    if ignored.any():
+        mask = mask & ~ignored
+    del ignored
+    counts = overlap(mask, there)
+    objects = (_objects(predicted_instances, mask), _objects(true_instances, there)) \
+        if comp.metric.name in ("mean_ap", "f2_iou") else None
+    score = _score(mask, there, counts, objects, comp, spacing)
+    if isnan(score) and comp.metric.both_empty is not None:
+        score = comp.metric.both_empty
+    return {"class": comp.classes[index], "score": score, "dice": dice(*counts), "iou": iou(*counts), **counts._asdict()}
 
 
 def truth_masks(truth: NDArray[np.uint8], comp: Competition) -> Mask:
@@ -75,11 +81,13 @@ def _check_shapes(masks: Mask, truth: NDArray[np.uint8], comp: Competition) -> N
                          f"{comp.labels} labels")
 
 
-def _objects(instances: Labels | None, mask: Mask, index: int) -> Labels:
+def _of_class(instances: Labels, index: int, truth: NDArray[np.uint8]) -> Labels:
+    return np.asarray(instances[index]) if instances.ndim == truth.ndim else instances
+
+
+def _objects(instances: Labels | None, mask: Mask) -> Labels:
     """The objects of one class: those given, cut to its mask, or connected components."""
-    if instances is None:
-        return components(mask)
-    return np.where(mask, instances[index] if instances.ndim > mask.ndim else instances, 0)
+    return components(mask) if instances is None else np.where(mask, instances, 0)
 
 
 def _score(mask: Mask, truth: Mask, counts: Overlap, objects: tuple[Labels, Labels] | None, comp: Competition,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,44 @@ def prediction_interval(scores: pd.DataFrame, metric: Metric, n_test: int, n: in
     return _interval(table, clusters, n, level, draw, size)
 
 
+class Gain(NamedTuple):
+    """A difference of two scores on the same cases, and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def gain_interval(before: pd.DataFrame, after: pd.DataFrame, metric: Metric, n: int = 2000, seed: int = 0,
+                  groups: Mapping[str, str] | None = None, level: float = 0.95) -> Gain:
+    """How much the score of the same cases rose, with its paired bootstrap interval.
+
+    Args:
+        before: as in `cv_score`.
+        after: the same cases and classes.
+        metric: as in `cv_score`.
+        n: samples.
+        seed: of the experiment.
+        groups: as in `bootstrap_interval`.
+        level: of the interval.
+
+    Returns:
+        The gain; the ends are nan for fewer than two cases or groups.
+
+    Raises:
+        ValueError: the two are not of the same cases.
+    """
+    tables = [_Table.of(scores.sort_values("id", kind="stable"), metric) for scores in (before, after)]
+    if tables[0].ids != tables[1].ids:
+        raise ValueError("a paired interval needs the scores of the same cases")
+    clusters = tables[0].clusters(groups)
+    generator = rng(seed, 0, 0, 2, "bootstrap")
+    low, high = _interval(tables[0], clusters, n, level,
+                          lambda count: generator.integers(0, clusters.count, (count, clusters.count)),
+                          minus=(tables[1], tables[0]))
+    return Gain(cv_score(after, metric) - cv_score(before, metric), low, high)
+
+
 @dataclass(frozen=True)
 class _Clusters:
     """Which cases are drawn together."""
@@ -180,8 +218,12 @@ class _Table:
         return _divide(weights @ np.where(known, self.score, 0.0), weights @ known)
 
 
-def _interval(table: _Table, clusters: _Clusters, n: int, level: float, draw: Any, width: int = 0) -> tuple[float, float]:
-    """Widened percentiles of the statistic over `n` samples; `draw(count)` gives clusters (count, draws)."""
+def _interval(table: _Table, clusters: _Clusters, n: int, level: float, draw: Any, width: int = 0,
+              minus: tuple[_Table, _Table] | None = None) -> tuple[float, float]:
+    """Widened percentiles of the statistic over `n` samples, or of the difference of two tables' statistics.
+
+    `draw(count)` gives clusters (count, draws).
+    """
     from scipy.stats import norm, t
 
     if clusters.count < 2:
@@ -192,7 +234,9 @@ def _interval(table: _Table, clusters: _Clusters, n: int, level: float, draw: An
         count = min(chunk, n - done)
         drawn = draw(count) + clusters.count * np.arange(count)[:, None]
         times = np.bincount(drawn.ravel(), minlength=count * clusters.count).reshape(count, clusters.count)
-        values.append(table.statistic(times[:, clusters.of_case].astype(np.float64)))
+        weights = times[:, clusters.of_case].astype(np.float64)
+        values.append(table.statistic(weights) if minus is None
+                      else minus[0].statistic(weights) - minus[1].statistic(weights))
     known = np.concatenate(values)
     known = known[np.isfinite(known)]
     if not len(known):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 RUN = "."  # the run itself among its folders
-RUN_FILES = ("experiment.yaml", "cases.csv", "folds.csv", "scores.csv", "summary.json", "environment/**/*", "*.png",
+RUN_FILES = ("experiment.yaml", "cases.csv", "folds.csv", "scores.csv", "summary.json", "postprocess.json", "environment/**/*", "*.png",
              "*.html")
 FOLD_FILES = ("experiment.yaml", "curves.png", "scores.csv", "test_scores.csv", "pictures/*.png")
 FOLD_FILES_AT_END = ("job.json", "log.txt", "metrics.jsonl", "result.json", "weights.safetensors", "best.safetensors")

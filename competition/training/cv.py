@@ -151,23 +151,20 @@ def summarise(run: CvRun) -> CvSummary:
 
 def fold_scores(run: CvRun, fold: int, members: list[FoldResult]) -> pd.DataFrame:
     """Scores of one fold's cases: of its member, or of the mean of its members' probabilities."""
-    import numpy as np
     import pandas as pd
     import torch
 
-    from competition.inference.store import OofStore
+    from competition.training.oof import OutOfFold
     from competition.training.validation import Judge
 
     folders = [run.member_folder(fold, member.seed) for member in members]
     if len(folders) == 1:
         return pd.read_csv(folders[0] / "scores.csv", dtype={"id": str}, float_precision="round_trip")
-    stores = [OofStore(folder / "oof", run.exp.inference.store) for folder in folders]
-    ids = run.folds.loc[run.folds["fold"] == fold, "id"]
-    judge = Judge(run.exp, run.cases[run.cases["id"].isin(ids)], {}, torch.device("cpu"), torch.no_grad, lambda: None)
+    kept = OutOfFold(run, (fold,))
+    judge = Judge(run.exp, kept.cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     lines: list[dict[str, Any]] = []
     for row in judge.rows():
-        mean = np.mean([store.read(row.id).astype(np.float32) for store in stores], axis=0)
-        lines += judge.score(mean.astype(np.float16), row, fold)[0]
+        lines += judge.score(kept.read(row.id), row, fold)[0]
     return pd.DataFrame(lines)
 
 

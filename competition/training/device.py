@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from lightning.fabric import Fabric
 
@@ -17,6 +19,8 @@ def make_fabric(exp: Experiment) -> tuple[Fabric, str]:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = exp.training.precision
     precision = native_precision(accelerator) if chosen == "auto" else chosen
+    for name in ("lightning.fabric", "lightning.pytorch"):  # either announces the precision, as we do
+        logging.getLogger(name).setLevel(logging.WARNING)
     fabric = Fabric(accelerator=accelerator, devices=exp.run.devices, precision=PLUGINS[precision])  # type: ignore[arg-type]
     return fabric, precision
 

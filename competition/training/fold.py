@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -169,8 +168,6 @@ def main(path: str) -> int:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         print(line, flush=True)
 
-    for name in ("lightning.fabric", "lightning.pytorch"):  # either announces the precision, as we do
-        logging.getLogger(name).setLevel(logging.WARNING)
     error_file = job.folder / "error.json"
     error_file.unlink(missing_ok=True)
     try:

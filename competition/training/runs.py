@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,12 +64,13 @@ class CvRun:
 
 
 def run_hash(exp: Experiment, data_hash: str) -> str:
-    """Twelve hexadecimal digits of what determines a result: the YAML without `run:` and `study:`, and the data.
+    """Twelve hexadecimal digits of what determines a result: the YAML without `run:`, `study:` and
+    `postprocess:`, and the data.
 
     Left out too are which of the folds are run and where the data lie, so that a run can be widened and moved.
     """
     plain: dict[str, Any] = resolved(exp)
-    for key in ("run", "study"):
+    for key in ("run", "study", "postprocess"):
         plain.pop(key, None)
     plain["folds"].pop("run", None)
     for section, key in LATER:
@@ -109,8 +111,13 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     return CvRun(folder, exp, cases, folds, name)
 
 
-def load_run(folder: Path, trust: tuple[str, ...] = ()) -> CvRun:
+def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str] = ()) -> CvRun:
     """Read a run from its folder.
+
+    Args:
+        folder: of the run.
+        trust: packages besides the known ones that `target` may name.
+        overrides: `key=value` words, e.g. `competition.root=/elsewhere`.
 
     Raises:
         MaskfoldError: the folder is not a run.
@@ -121,7 +128,7 @@ def load_run(folder: Path, trust: tuple[str, ...] = ()) -> CvRun:
 
     if not (folder / "experiment.yaml").exists():
         raise MaskfoldError(f"{folder} is not a run: it has no experiment.yaml.", "Name a folder under mlruns/runs.")
-    exp = load_experiment(folder / "experiment.yaml", trust=trust)
+    exp = load_experiment(folder / "experiment.yaml", overrides, trust)
     cases = pd.read_csv(folder / "cases.csv", dtype={"id": str, "group": str, "stratum": str}, keep_default_na=False)
     return CvRun(folder, exp, cases, read_folds(folder / "folds.csv"), folder.parent.name)
 

@@ -1,0 +1,141 @@
+"""Several networks' probabilities of one case, averaged with weights, in the memory of two cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import Competition
+from competition.config.errors import MaskfoldError
+from competition.inference.masks import merged
+from competition.training.oof import OutOfFold
+from competition.training.runs import CvRun
+
+Probabilities = NDArray[Any]
+
+
+@dataclass
+class Mixture:
+    """Adds probabilities up, one run at a time.
+
+    Runs with and without a boundary class mix: the boundary is then what those say that have it.
+
+    Args:
+        comp: the competition.
+    """
+
+    comp: Competition
+    _sum: Probabilities | None = None  # (comp.outputs, *spatial) float16, weighted
+    _edge: Probabilities | None = None  # (*spatial) float16, weighted
+    _edge_weight: float = 0.0
+    _only: Probabilities | None = None
+    _weights: list[float] = field(default_factory=list)
+
+    def add(self, probabilities: Probabilities, weight: float) -> None:
+        """Adds (P, *spatial) float16 with a weight; all weights together are 1.
+
+        Raises:
+            MaskfoldError: the probabilities are of another size than those before.
+        """
+        self._weights.append(weight)
+        if weight == 1.0 and self._sum is None:
+            self._only = probabilities
+            return
+        plain = merged(probabilities, self.comp) if len(probabilities) > self.comp.outputs else probabilities
+        if self._sum is None:
+            self._sum = np.zeros(plain.shape, np.float16)
+        elif self._sum.shape != plain.shape:
+            raise MaskfoldError(f"The runs predict a case in the sizes {self._sum.shape[1:]} and {plain.shape[1:]}.",
+                                "Blend runs on the same images.")
+        for total, channel in zip(self._sum, plain, strict=True):
+            total += weight * channel.astype(np.float32)
+        if len(probabilities) > self.comp.outputs:
+            edge = weight * probabilities[-1].astype(np.float32)
+            self._edge = edge.astype(np.float16) if self._edge is None else (self._edge + edge).astype(np.float16)
+            self._edge_weight += weight
+
+    def result(self) -> Probabilities:
+        """(P, *spatial) float16; one run of weight 1 comes back as it went in."""
+        if self._only is not None and len(self._weights) == 1:
+            return self._only
+        if self._sum is None or abs(sum(self._weights) - 1) > 1e-6:
+            raise ValueError(f"weights {self._weights} do not add up to 1")
+        if self._edge is None:
+            return self._sum
+        objects = self._sum[1:].astype(np.float32).sum(axis=0)
+        edge = np.minimum(self._edge.astype(np.float32) / self._edge_weight, objects)
+        rest = np.divide(objects - edge, objects, out=np.zeros_like(objects), where=objects > 0)
+        return np.concatenate([self._sum[:1], (self._sum[1:] * rest).astype(np.float16), edge[None].astype(np.float16)])
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Runs of one competition and the weight of each.
+
+    Attributes:
+        runs: the runs.
+        weights: not negative, their sum is 1; runs of weight 0 are not even predicted.
+    """
+
+    runs: tuple[CvRun, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def comp(self) -> Competition:
+        """The competition."""
+        return self.runs[0].exp.competition
+
+    @property
+    def active(self) -> list[tuple[CvRun, float]]:
+        """The runs that count, with their weights."""
+        return [(run, weight) for run, weight in zip(self.runs, self.weights, strict=True) if weight > 0]
+
+    def out_of_fold(self) -> BlendedOutOfFold:
+        """What the runs predicted out of fold."""
+        return BlendedOutOfFold([(OutOfFold(run), weight) for run, weight in self.active], self.comp)
+
+
+@dataclass(frozen=True)
+class BlendedOutOfFold:
+    """Out-of-fold probabilities of the cases that all runs have; the folds are the first run's."""
+
+    parts: Sequence[tuple[OutOfFold, float]]
+    comp: Competition
+
+    def fold_of(self) -> dict[str, int]:
+        """The fold of each shared case."""
+        first, *others = [part.fold_of for part, _ in self.parts]
+        return {case: fold for case, fold in first.items() if all(case in other for other in others)}
+
+    def read(self, case: str) -> Probabilities:
+        """(P, *file shape) float16 of a case."""
+        mixture = Mixture(self.comp)
+        for part, weight in self.parts:
+            mixture.add(part.read(case), weight)
+        return mixture.result()
+
+
+def check_same(runs: Sequence[CvRun]) -> None:
+    """Refuses to blend what does not belong together.
+
+    Raises:
+        MaskfoldError: a run is of another competition, or was trained on other classes or masks.
+    """
+    first = runs[0].exp.competition
+    for run in runs[1:]:
+        other = run.exp.competition
+        for key in ("name", "dimensions", "classes", "labels", "instances"):
+            if getattr(other, key) != getattr(first, key):
+                raise MaskfoldError(
+                    f"The run {run.folder} is of the competition {other.name} ({key}: {getattr(other, key)}), but "
+                    f"{runs[0].folder} is of {first.name} ({key}: {getattr(first, key)}).",
+                    "Blend runs of one competition.", status=2)
+    for run in runs:
+        twice = [other for other in runs if other.folder.resolve() == run.folder.resolve()]
+        if len(twice) > 1:
+            raise MaskfoldError(f"The run {run.folder} is named twice.", "Name each run once; weights are --weights.",
+                                status=2)

@@ -1,0 +1,103 @@
+"""Which steps are worth trying: for each slot of the list its alternatives, by what the truth looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from competition.config import Experiment
+from competition.config.postprocess import Split, Step, Triplet
+from competition.submission.evaluate import Steps, Truth
+
+ORDER = ("threshold", "triplet", "open", "close", "fill_holes", "split", "remove_small", "keep_largest")
+AGAIN = ("threshold", "split", "remove_small")  # searched once more when all other slots are settled
+EMPTY_SHARE = 0.05  # of cases without a class, from which on the triplet rule is tried
+BIG = 2**24  # voxels of a case, above which opening and closing are not searched
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place of the list: the step kinds that may stand there, and the alternatives (None: no step)."""
+
+    names: tuple[str, ...]
+    options: tuple[Step | None, ...]
+
+    def lists(self, now: Steps, order: Sequence[str]) -> list[Steps]:
+        """`now` with each alternative in this slot."""
+        rest = [step for step in now if step.name not in self.names]
+        return [tuple(sorted([*rest, *([option] if option is not None else [])], key=lambda step: order.index(step.name)))
+                for option in self.options]
+
+
+def slots(exp: Experiment, truths: Sequence[Truth], largest: int, has_boundary: bool, start: Steps) -> list[Slot]:
+    """The slots of one class, in the order in which they are searched.
+
+    Args:
+        exp: the experiment.
+        truths: the class's truth in each case.
+        largest: pixels of the largest case.
+        has_boundary: whether there is a boundary class.
+        start: steps that the experiment names; only their kinds are searched then.
+
+    Returns:
+        The slots; each has the experiment's own value among its alternatives.
+    """
+    comp, three = exp.competition, exp.competition.dimensions == 3
+    found = [Slot(("threshold", "triplet"), (None, *_thresholds(), *_triplets(truths)))]
+    if largest <= BIG:
+        radii = (1,) if three else (1, 2)
+        found += [Slot(("open",), (None, *(Step(open=radius) for radius in radii))),
+                  Slot(("close",), (None, *(Step(close=radius) for radius in radii)))]
+    found.append(Slot(("fill_holes",), (None, Step(fill_holes=True))))
+    if comp.instances:
+        found.append(Slot(("split",), (None, *_splits(has_boundary))))
+    found.append(Slot(("remove_small",), (None, *_sizes(truths))))
+    if not comp.instances:
+        found.append(Slot(("keep_largest",), (None, *(Step(keep_largest=count) for count in (1, 2, 3)))))
+    if start:
+        kinds = {step.name for step in start}
+        found = [slot for slot in found if kinds & set(slot.names)]
+    own = {step.name: step for step in start}
+    return [Slot(slot.names, tuple(dict.fromkeys([*slot.options, *(own[name] for name in slot.names if name in own)])))
+            for slot in found]
+
+
+def order_of(start: Steps) -> tuple[str, ...]:
+    """The order of steps: the experiment's own, and then the usual one."""
+    own = [step.name for step in start]
+    return (*own, *(name for name in ORDER if name not in own))
+
+
+def _thresholds() -> list[Step]:
+    return [Step(threshold=value) for value in (0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7)]
+
+
+def _triplets(truths: Sequence[Truth]) -> list[Step]:
+    """Only where some cases have nothing: elsewhere the rule could but do harm."""
+    areas = [truth.pixels for truth in truths if truth.pixels]
+    if not areas or len(areas) > (1 - EMPTY_SHARE) * len(truths):
+        return []
+    pixels = sorted({max(1, round(share * float(np.quantile(areas, 0.05)))) for share in (0.1, 0.3, 0.7)})
+    return [Step(triplet=Triplet(high=high, pixels=count, low=low))
+            for high, count, low in product((0.6, 0.75, 0.9), pixels, (0.35, 0.5)) if low < high]
+
+
+def _sizes(truths: Sequence[Truth]) -> list[Step]:
+    """Shares of the smaller true objects: what is removed shall be smaller than nearly all of them."""
+    objects = [size for truth in truths for size in truth.objects]
+    if not objects:
+        return []
+    small, middle = float(np.quantile(objects, 0.02)), float(np.median(objects))
+    values = {round(share * small) for share in (0.25, 0.5, 1.0)} | {round(share * middle) for share in (0.05, 0.1, 0.2)}
+    return [Step(remove_small=value) for value in sorted(values) if value > 1]
+
+
+def _splits(has_boundary: bool) -> list[Step]:
+    found = [Step(split=Split(distance=depth, smooth=smooth)) for depth, smooth in
+             ((0.5, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0))]
+    if has_boundary:
+        found += [Step(split=Split(boundary=level)) for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+    return found

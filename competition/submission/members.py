@@ -1,0 +1,176 @@
+"""The networks of finished runs, and what they say together of a case they have never seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from competition.config import MaskfoldError
+from competition.data.prepare import PreparedCase, prepare_case
+from competition.submission.blend import Blend, Mixture
+from competition.training.find import finished
+from competition.training.job import FoldResult
+from competition.training.runs import CACHE, CvRun
+
+KEPT_BYTES = 2**32  # of weights that stay in memory; beyond, networks are read again for each case
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One member's weights.
+
+    Attributes:
+        path: the file.
+        fold: its fold; -1 is the fit on all cases.
+        seed: which of the experiment's seeds.
+        sha256: of the file, hexadecimal.
+        size: bytes.
+    """
+
+    path: Path
+    fold: int
+    seed: int
+    sha256: str
+    size: int
+
+
+def checkpoints(run: CvRun) -> list[Checkpoint]:
+    """The weights of a run's finished members.
+
+    Raises:
+        MaskfoldError: a file is missing.
+    """
+    found = []
+    for fold, seed in finished(run):
+        folder = run.member_folder(fold, seed)
+        result = FoldResult.read(folder)
+        path = folder / (result.weights if result is not None else "weights.safetensors")
+        try:
+            with open(path, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise MaskfoldError(f"The weights {path} cannot be read: {error.strerror}.",
+                                f"Copy the file back, or delete {folder} and run the fold again.") from error
+        found.append(Checkpoint(path, fold, seed, digest, path.stat().st_size))
+    return found
+
+
+class Ensemble:
+    """Predicts cases with all members of all runs of a blend.
+
+    Memory holds one case's probabilities, the weighted sum, one batch of windows, and up to `KEPT_BYTES` of weights,
+    however many runs and cases there are. All weights are loaded once at the start, so that a damaged file is told
+    before hours go by.
+
+    Args:
+        blend: the runs and their weights.
+        row: a case that tells how many channels there are.
+        trust: packages besides the known ones that `target` may name.
+
+    Raises:
+        MaskfoldError: a file of weights is missing, damaged or does not fit; the case cannot be prepared.
+    """
+
+    def __init__(self, blend: Blend, row: Any, trust: tuple[str, ...] = ()) -> None:
+        self.comp = blend.comp
+        self.checkpoints = {str(run.folder): checkpoints(run) for run in blend.runs}
+        size = sum(one.size for found in self.checkpoints.values() for one in found)
+        with _prepared(row, blend.active[0][0]) as first:  # also: the disk has room, and the image can be read
+            channels = {str(blend.active[0][0].folder): first.image.shape[0]}
+        self.parts = []
+        for run, weight in blend.active:
+            if str(run.folder) not in channels:
+                with _prepared(row, run) as case:
+                    channels[str(run.folder)] = case.image.shape[0]
+            self.parts.append((_Part(run, self.checkpoints[str(run.folder)], channels[str(run.folder)],
+                                     size <= KEPT_BYTES, trust), weight))
+
+    def probabilities(self, row: Any) -> np.ndarray[Any, Any]:
+        """Probabilities (P, *file shape) float16 of one case.
+
+        Args:
+            row: a row of the case table.
+
+        Raises:
+            MaskfoldError: the case cannot be read or predicted.
+        """
+        mixture = Mixture(self.comp)
+        for part, weight in self.parts:
+            with _prepared(row, part.run) as case:
+                mixture.add(part.predict(case), weight)
+        return mixture.result()
+
+
+class _Part:
+    """The networks of one run, on its device."""
+
+    def __init__(self, run: CvRun, found: Sequence[Checkpoint], channels: int, kept: bool,
+                 trust: tuple[str, ...]) -> None:
+        from competition.model.network import build_network
+        from competition.training.device import make_fabric
+
+        self.run, self.found = run, found
+        self.fabric = make_fabric(run.exp)[0]
+        self._build = lambda: build_network(run.exp, channels * (run.exp.patch.slices or 1), trust, pretrained=False)
+        self.networks: list[Any] = []
+        spare = None
+        for one in found:
+            network = self._load(one, spare)
+            if kept:
+                self.networks.append(network)
+            else:
+                spare = network
+
+    def predict(self, case: PreparedCase) -> np.ndarray[Any, Any]:
+        from competition.inference.case import predict_case
+
+        if self.networks:
+            return predict_case(self.networks, case, self.run.exp, self.fabric.device, self.fabric.autocast)
+        mixture, spare = Mixture(self.run.exp.competition), None
+        for one in self.found:
+            spare = self._load(one, spare)
+            mixture.add(predict_case([spare], case, self.run.exp, self.fabric.device, self.fabric.autocast),
+                        1 / len(self.found))
+        return mixture.result()
+
+    def _load(self, one: Checkpoint, spare: Any = None) -> Any:
+        from competition.inference.weights import load_weights
+
+        network = spare if spare is not None else self._build()
+        load_weights(network, one.path)
+        return network.to(self.fabric.device).eval()
+
+
+@contextmanager
+def _prepared(row: Any, run: CvRun) -> Iterator[PreparedCase]:
+    """A case prepared for a run in a folder that goes away afterwards: test sets may be larger than the disk."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".test-", dir=CACHE))
+    try:
+        yield PreparedCase.open(prepare_case(row, run.exp, folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def plain_rows(table: Any) -> list[SimpleNamespace]:
+    """The rows of a case table as plain objects."""
+    return [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
+
+
+def slices_of(row: Any) -> list[tuple[str, str]] | None:
+    """(text of {z}, path) of a stack's slices in order; None for a case that is one file."""
+    texts = json.loads(row.slices)
+    if texts is None:
+        return None
+    paths = next(iter(json.loads(row.images).values()))
+    return list(zip(texts, paths, strict=True))

@@ -1,0 +1,212 @@
+"""The whole way from finished runs to the host's file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from competition.config import MaskfoldError
+from competition.data.table import case_table, load_mask
+from competition.submission import read_submission
+from competition.submission.blend import Blend, Mixture
+from competition.submission.expected import expect
+from competition.submission.members import Ensemble, plain_rows
+from competition.submission.profiles import profile_of
+from competition.submission.submit import submit, write_out_of_fold
+from competition.training.cv import summarise
+from competition.training.find import find_run
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_submit_writes_the_samples_rows_and_says_what_it_did(finished, tiny, dimensions):
+    run = finished(tiny(dimensions), f"demo{dimensions}d-tiny")
+    comp = run.exp.competition
+    lines: list[str] = []
+    done = submit([run], say=lines.append)
+    assert done.path == Path("submissions") / comp.name / f"tiny-{run.folder.name}.csv"
+    with open(done.path, newline="") as stream, open(comp.root / "sample_submission.csv", newline="") as sample:
+        assert [row[:2] for row in csv.reader(stream)] == [row[:2] for row in csv.reader(sample)]
+    said = json.loads(done.note.read_text())
+    assert [len(one["checkpoints"]) for one in said["runs"]] == [2] and said["runs"][0]["weight"] == 1
+    assert all(len(one["sha256"]) == 64 for one in said["runs"][0]["checkpoints"])
+    summary = summarise(run)
+    assert said["expected"]["score"] == pytest.approx(summary.score, abs=1e-9)
+    assert said["expected"]["low"] < summary.score < said["expected"]["high"]
+    assert lines[0].startswith("2 networks of 1 run, ")
+
+
+def test_the_files_masks_are_those_of_all_folds_networks_together(finished, tiny):
+    run = finished(tiny(2))
+    done = submit([run])
+    comp = run.exp.competition
+    rows = {row.id: row for row in plain_rows(case_table(comp, "test"))}
+    shapes = {name: tuple(json.loads(row.shape)) for name, row in rows.items()}
+    ensemble = Ensemble(Blend((run,), (1.0,)), next(iter(rows.values())))
+    checked = 0
+    for entry in read_submission(done.path, profile_of(comp), shapes):
+        probabilities = ensemble.probabilities(rows[entry.case_id])
+        index = comp.classes.index(entry.class_name) + 1
+        np.testing.assert_array_equal(entry.mask, probabilities.astype(np.float32).argmax(axis=0) == index)
+        checked += int(entry.mask.any())
+    assert checked
+
+
+def test_out_of_fold_masks_through_the_file_have_the_cv_score(finished, tiny, tmp_path):
+    from competition.submission.score import score_submission
+
+    for dimensions in (2, 3):
+        run = finished(tiny(dimensions), f"demo{dimensions}d-tiny", noise=0.6)
+        verdict, score = write_out_of_fold(run, tmp_path / f"oof{dimensions}.csv")
+        assert verdict.ok
+        card = score_submission(tmp_path / f"oof{dimensions}.csv", run.exp.competition, None)
+        assert 0.3 < card.score < 1
+        assert card.score == pytest.approx(summarise(run).score, abs=1e-9) == pytest.approx(score, abs=1e-9)
+
+
+def test_a_run_is_found_by_yaml_folder_and_hash(finished, tiny, tmp_path):
+    from tests.conftest import ROOT
+
+    run = finished(tiny(2), "demo2d-unet2d")
+    file = ROOT / "experiments" / "demo2d" / "unet2d.yaml"
+    notes: list[str] = []
+    for word in (str(file), str(run.folder), run.folder.name, run.folder.name[:6], f"demo2d-unet2d/{run.folder.name}"):
+        found = find_run(word, [f"competition.root={run.exp.competition.root}"], say=notes.append)
+        assert found.folder.resolve() == run.folder.resolve(), word
+    assert len(notes) == 1 and "has changed since the run" in notes[0]  # the shipped network is no toy
+    with pytest.raises(MaskfoldError, match="is no run"):
+        find_run("0123456789ab")
+    with pytest.raises(MaskfoldError, match="No finished run of"):
+        find_run(str(ROOT / "experiments" / "demo3d" / "unet3d.yaml"))
+
+
+@pytest.mark.parametrize(("what", "words"), [
+    ("missing weights", ["weights.safetensors cannot be read", "fold_1"]),
+    ("truncated weights", ["weights.safetensors cannot be read"]),
+    ("missing image", ["which has no test image"]),
+    ("unknown id", ["asks for the id stranger"]),
+    ("doubled id", ["is there a second time"]),
+    ("other competition", ["is of the competition demo3d"]),
+    ("twice", ["is named twice"]),
+])
+def test_what_is_wrong_is_told_before_any_work_and_leaves_no_csv(finished, tiny, demo2d, tmp_path, monkeypatch, what, words):
+    data = Path(shutil.copytree(demo2d, tmp_path / "data"))
+    runs = [finished(tiny(2, f"competition.root={data}"))]
+    weights = runs[0].folder / "fold_1" / "weights.safetensors"
+    sample = data / "sample_submission.csv"
+    lines = sample.read_text().splitlines()
+    if what == "missing weights":
+        weights.unlink()
+    elif what == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif what == "missing image":
+        next(iter(sorted((data / "test").iterdir()))).unlink()
+    elif what == "unknown id":
+        sample.write_text("\n".join([*lines, "stranger,ring,"]) + "\n")
+    elif what == "doubled id":
+        sample.write_text("\n".join([*lines, lines[1]]) + "\n")
+    elif what == "other competition":
+        runs.append(finished(tiny(3), "demo3d-tiny"))
+    else:
+        runs *= 2
+    monkeypatch.setattr(Ensemble, "probabilities", lambda *_: pytest.fail("predicted"))
+    monkeypatch.setattr("competition.submission.submit.expect", lambda *_: pytest.fail("scored"))
+    with pytest.raises(MaskfoldError) as refusal:
+        submit(runs, output=tmp_path / "out" / "s.csv")
+    assert all(word in str(refusal.value) for word in words), str(refusal.value)
+    assert not list((tmp_path / "out").glob("*")) and not list(Path("submissions").rglob("*.csv"))
+
+
+def test_a_failure_in_mid_way_leaves_the_former_file(finished, tiny, tmp_path, monkeypatch):
+    run = finished(tiny(2))
+    done = submit([run])
+    before = done.path.read_bytes()
+    real, calls = Ensemble.probabilities, []
+
+    def fails(self, row):
+        calls.append(row.id)
+        if len(calls) == 2:
+            raise MaskfoldError("The image is gone.", "Put it back.")
+        return real(self, row)
+
+    monkeypatch.setattr(Ensemble, "probabilities", fails)
+    with pytest.raises(MaskfoldError, match="gone"):
+        submit([run])
+    assert done.path.read_bytes() == before and sorted(done.path.parent.iterdir()) == sorted([done.path, done.note])
+
+
+@pytest.mark.parametrize(("weights", "words"), [
+    ([0.5], "1 numbers for 2 runs"), ([1.0, -1.0], "cannot be used"), ([0.0, 0.0], "cannot be used"),
+    ([float("nan"), 1.0], "cannot be used")])
+def test_weights_that_make_no_sense(finished, tiny, weights, words):
+    runs = [finished(tiny(2)), finished(tiny(2, "seed=2"), seed=1)]
+    with pytest.raises(MaskfoldError, match=words):
+        submit(runs, weights)
+
+
+def test_a_run_of_weight_0_plays_no_part(finished, tiny):
+    one, other = finished(tiny(2)), finished(tiny(2, "seed=2"), seed=1)
+    alone = submit([one], output=Path("alone.csv"))
+    both = submit([one, other], [1, 0], output=Path("both.csv"))
+    assert alone.path.read_bytes() == both.path.read_bytes()
+    mixed = submit([one, other], output=Path("mixed.csv"))
+    assert mixed.path.read_bytes() != alone.path.read_bytes()
+    assert [run["weight"] for run in json.loads(mixed.note.read_text())["runs"]] == [0.5, 0.5]
+
+
+def test_several_seeds_are_averaged(finished, tiny):
+    run = finished(tiny(2, "seed=[1,2]"))
+    expected = expect(Blend((run,), (1.0,)), 3)
+    assert expected.score == pytest.approx(summarise(run).score, abs=1e-9)
+    done = submit([run])
+    assert len(json.loads(done.note.read_text())["runs"][0]["checkpoints"]) == 4
+
+
+def test_a_mixture_with_and_without_a_boundary_class(nuclei):
+    comp = nuclei().competition
+    generator = np.random.default_rng(0)
+    plain = generator.dirichlet([1, 1], (8, 9)).transpose(2, 0, 1).astype(np.float16)
+    edged = generator.dirichlet([1, 1, 1], (8, 9)).transpose(2, 0, 1).astype(np.float16)
+    alone = Mixture(comp)
+    alone.add(edged, 1.0)
+    np.testing.assert_array_equal(alone.result(), edged)
+    both = Mixture(comp)
+    both.add(edged, 0.5)
+    both.add(edged, 0.5)
+    np.testing.assert_allclose(both.result(), edged, atol=2e-3)
+    mixed = Mixture(comp)
+    mixed.add(plain, 0.25)
+    mixed.add(edged, 0.75)
+    found = mixed.result().astype(np.float32)
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=4e-3)
+    np.testing.assert_allclose(found[0], 0.25 * plain[0].astype(np.float32) + 0.75 * edged[0].astype(np.float32), atol=2e-3)
+    np.testing.assert_allclose(found[2], np.minimum(edged[2].astype(np.float32), 1 - found[0]), atol=3e-3)
+
+
+def test_memory_does_not_grow_with_the_cases_of_a_mixture(finished, tiny):
+    """Weights are read again for each case where they do not fit, with the same result."""
+    import competition.submission.members as members
+
+    run = finished(tiny(2))
+    rows = plain_rows(case_table(run.exp.competition, "test"))
+    whole = Ensemble(Blend((run,), (1.0,)), rows[0]).probabilities(rows[0])
+    before, members.KEPT_BYTES = members.KEPT_BYTES, 1
+    try:
+        ensemble = Ensemble(Blend((run,), (1.0,)), rows[0])
+    finally:
+        members.KEPT_BYTES = before
+    assert not ensemble.parts[0][0].networks
+    np.testing.assert_allclose(ensemble.probabilities(rows[0]), whole, atol=2e-3)
+    assert not list(Path("mlruns/prepared").glob(".test-*"))
+
+
+def test_truth_is_never_read_from_the_test_cases(finished, tiny, demo2d, tmp_path):
+    data = Path(shutil.copytree(demo2d, tmp_path / "data"))
+    (data / "solution.csv").unlink()
+    run = finished(tiny(2, f"competition.root={data}"))
+    assert submit([run]).verdict.ok
+    assert load_mask(run.exp.competition, next(run.cases.itertuples(index=False))).any()

@@ -1,0 +1,235 @@
+"""The search for steps gains where there is something to gain, and leaves good masks alone."""
+
+from __future__ import annotations
+
+import json
+from math import nan
+
+import numpy as np
+import pytest
+
+from competition.config import Metric
+from competition.config.postprocess import Postprocess, Split, Step, Triplet
+from competition.scoring.summary import cv_score
+from competition.submission.blend import Blend
+from competition.submission.candidates import order_of, slots
+from competition.submission.ensemble import around, fit_weights, grid
+from competition.submission.evaluate import Evaluation, Truth
+from competition.submission.expected import expect
+from competition.submission.postprocess import Evidence, postprocess, run_steps
+from competition.submission.tune import class_value, tune
+
+
+def islands(found: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Confident specks of the first class, far from everything."""
+    spoiled = found.copy()
+    for _ in range(40):
+        place = tuple(slice(start, start + 4) for start in
+                      (int(generator.integers(0, n - 3)) for n in found.shape[1:]))
+        spoiled[(slice(None), *place)] = 0
+        spoiled[(1, *place)] = 1
+    return spoiled
+
+
+def test_planted_islands_are_removed_and_the_nested_score_rises(finished, tiny):
+    run = finished(tiny(2, "postprocess.tune=true"), noise=0.1, spoil=islands)
+    lines: list[str] = []
+    expected = expect(Blend((run,), (1.0,)), 20, lines.append)
+    tuned = expected.tuned
+    assert tuned.kept and tuned.gain.low > 0 and tuned.nested - tuned.before >= 0.02
+    assert tuned.gain.value == pytest.approx(tuned.nested - tuned.before)
+    assert {step.name for step in tuned.found["ring"]} & {"open", "remove_small", "keep_largest", "triplet"}
+    assert expected.score == tuned.nested == pytest.approx(cv_score(tuned.rows, run.exp.competition.metric))
+    assert any("keep" in line or "remove" in line or "open" in line for line in tuned.lines())
+    assert "nested" in tuned.lines()[0] and len(lines) >= 5
+
+
+def test_clean_predictions_are_left_as_they_are(finished, tiny):
+    run = finished(tiny(2, "postprocess.tune=true"), noise=0.0)
+    tuned = expect(Blend((run,), (1.0,)), 20).tuned
+    assert not tuned.kept and tuned.settings == run.exp.postprocess
+    assert tuned.rows["score"].tolist() == run_scores(run)
+    assert "untouched" in tuned.lines()[1]
+
+
+def run_scores(run) -> list[float]:
+    import pandas as pd
+
+    table = pd.concat([pd.read_csv(run.folder / f"fold_{fold}" / "scores.csv", dtype={"id": str}, float_precision="round_trip")
+                       for fold in run.numbers()])
+    order = {case: place for place, case in enumerate(run.cases["id"])}
+    return table.sort_values("id", key=lambda ids: ids.map(order), kind="stable")["score"].tolist()
+
+
+def test_a_nested_score_uses_only_steps_found_on_the_other_folds(finished, tiny):
+    """Islands in one fold only: its own cases cannot teach the steps that are scored on them."""
+    exp = tiny(2, "postprocess.tune=true")
+    run = finished(exp, noise=0.1)
+    from competition.inference.store import OofStore
+
+    store = OofStore(run.folder / "fold_0" / "oof", exp.inference.store)
+    generator = np.random.default_rng(0)
+    for case in store.ids():
+        store.write(case, islands(store.read(case), generator))
+    with Evaluation(Blend((run,), (1.0,)), workers=1) as evaluation:
+        tuned = tune(evaluation, 0, None)
+    assert tuned.after > tuned.before + 0.02  # found on all cases
+    assert tuned.nested < tuned.after - 0.02 and not tuned.kept  # fold 1 has nothing that teaches it
+
+
+def test_what_was_found_is_kept_with_the_run_until_the_run_changes(finished, tiny, monkeypatch):
+    run = finished(tiny(2, "postprocess.tune=true"), noise=0.1, spoil=islands)
+    first = expect(Blend((run,), (1.0,)), 20)
+    with monkeypatch.context() as patch:
+        patch.setattr("competition.submission.expected.tune", lambda *_: pytest.fail("searched again"))
+        again = expect(Blend((run,), (1.0,)), 20)
+    assert (again.score, again.low, again.high, again.settings) == (first.score, first.low, first.high, first.settings)
+    result = run.folder / "fold_0" / "result.json"
+    result.write_text(result.read_text().replace('"steps": 1', '"steps": 2'))
+    searched: list[int] = []
+    monkeypatch.setattr("competition.submission.expected.tune", lambda *a: searched.append(1) or tune(*a))
+    expect(Blend((run,), (1.0,)), 20)
+    assert searched == [1]
+
+
+def test_touching_discs_are_parted(finished, nuclei):
+    exp = nuclei("postprocess.tune=true")
+    run = finished(exp, "discs-tiny", noise=0.05, spoil=lambda p, _: ringed(p))
+    expected = expect(Blend((run,), (1.0,)), 3)
+    assert expected.tuned.before < 0.3 and expected.tuned.kept and expected.score > 0.7
+    assert any(step.name == "split" for step in expected.tuned.found["disc"])
+
+
+def ringed(found: np.ndarray) -> np.ndarray:
+    """Discs (background, disc) as what a network with a boundary class would say of them."""
+    from scipy.ndimage import binary_erosion
+
+    disc = found[1].astype(np.float32) > 0.5
+    inside = binary_erosion(disc, iterations=3)
+    edge = disc & ~inside
+    values = np.stack([~disc, inside, edge]).astype(np.float32)
+    return (0.9 * values + 0.1 / 3).astype(np.float16)
+
+
+def test_every_object_has_its_row(finished, nuclei):
+    from competition.submission import read_submission
+    from competition.submission.profiles import profile_of
+    from competition.submission.submit import submit, write_out_of_fold
+
+    exp = nuclei("postprocess={steps: [{split: {boundary: 0.5}}, {remove_small: 5}]}")
+    run = finished(exp, "discs-tiny", noise=0.05, spoil=lambda p, _: ringed(p))
+    done = submit([run])
+    assert done.verdict.ok
+    from pathlib import Path
+
+    verdict, score = write_out_of_fold(run, Path("oof.csv"))
+    shapes = {row.id: tuple(json.loads(row.shape)) for row in run.cases.itertuples(index=False)}
+    counts = [len(entry.objects) for entry in read_submission("oof.csv", profile_of(exp.competition), shapes)]
+    assert counts == [4] * 8 and score > 0.7
+    from competition.submission.score import score_submission
+
+    assert score_submission(Path("oof.csv"), exp.competition, None).score == pytest.approx(score, abs=1e-9)
+
+
+# ── steps of one class ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def evidence(tiny, *planes: list[list[float]]) -> Evidence:
+    return Evidence(np.array(planes, np.float16), tiny(2).competition)
+
+
+def test_a_threshold_never_takes_what_another_class_has(tiny):
+    one = evidence(tiny, [[0.4, 0.2, 0.7]], [[0.35, 0.3, 0.2]], [[0.25, 0.5, 0.1]])
+    assert run_steps(one, 0, ()).mask.tolist() == [[False, False, False]]
+    assert run_steps(one, 0, (Step(threshold=0.3),)).mask.tolist() == [[True, False, False]]
+    assert run_steps(one, 0, (Step(threshold=0.1),)).mask.tolist() == [[True, False, True]]
+    assert run_steps(one, 1, (Step(threshold=0.1),)).mask.tolist() == [[False, True, False]]
+
+
+def test_the_triplet_rule_empties_what_is_nowhere_sure(tiny):
+    one = evidence(tiny, [[0.3, 0.55, 0.9]], [[0.65, 0.4, 0.1]], [[0.05, 0.05, 0.0]])
+    rule = {"high": 0.6, "low": 0.3}
+    assert run_steps(one, 0, (Step(triplet=Triplet(pixels=1, **rule)),)).mask.tolist() == [[True, True, False]]
+    assert not run_steps(one, 0, (Step(triplet=Triplet(pixels=2, **rule)),)).mask.any()
+
+
+def test_overlapping_classes_may_be_forbidden_to_overlap(tiny):
+    comp = tiny(2).competition.model_copy(update={"labels": "overlapping"})
+    values = np.array([[[0.9, 0.6, 0.2]], [[0.8, 0.7, 0.3]]], np.float16)
+    free = postprocess(values, comp, Postprocess())
+    assert free.masks.tolist() == [[[True, True, False]], [[True, True, False]]]
+    strict = postprocess(values, comp, Postprocess(forbid_overlap=True))
+    assert strict.masks.tolist() == [[[True, False, False]], [[False, True, False]]]
+
+
+def test_steps_shared_by_two_lists_are_taken_once(tiny, monkeypatch):
+    import competition.submission.postprocess as module
+
+    one = evidence(tiny, *np.random.default_rng(0).dirichlet([1, 1, 1], (9, 9)).transpose(2, 0, 1).tolist())
+    taken: list[str] = []
+    real = module.take
+    monkeypatch.setattr(module, "take", lambda found, step, *rest: taken.append(step.name) or real(found, step, *rest))
+    done: dict = {}
+    head = (Step(threshold=0.4), Step(fill_holes=True))
+    run_steps(one, 0, (*head, Step(remove_small=3)), done)
+    run_steps(one, 0, (*head, Step(keep_largest=1)), done)
+    assert taken == ["threshold", "fill_holes", "remove_small", "keep_largest"]
+
+
+# ── what is tried ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_only_kinds_of_steps_that_the_experiment_names_are_searched(tiny):
+    exp = tiny(2)
+    start = (Step(remove_small=7), Step(fill_holes=True))
+    found = slots(exp, [Truth(50, (50,))] * 20, 100, False, start)
+    assert [slot.names for slot in found] == [("fill_holes",), ("remove_small",)]
+    assert Step(remove_small=7) in found[1].options
+    assert [step.name for step in found[0].lists(start, order_of(start))[1]] == ["remove_small", "fill_holes"]
+
+
+def test_the_triplet_rule_is_tried_only_where_cases_are_empty(tiny):
+    full, some = [Truth(50, (50,))] * 20, [Truth(50, (50,))] * 18 + [Truth(0, ())] * 2
+    kinds = [{option.name for option in slots(tiny(2), truths, 100, False, ())[0].options if option is not None}
+             for truths in (full, some)]
+    assert kinds == [{"threshold"}, {"threshold", "triplet"}]
+
+
+def test_the_score_of_one_class_follows_the_metrics_average():
+    rows = [{"score": 0.5, "tp": 1, "fp": 1, "fn": 1}, {"score": nan, "tp": 0, "fp": 0, "fn": 0},
+            {"score": 1.0, "tp": 8, "fp": 0, "fn": 0}]
+    everything = np.ones(3, bool)
+    assert class_value(rows, Metric(name="dice"), everything) == 0.75
+    assert class_value(rows, Metric(name="dice", average="global"), everything) == pytest.approx(18 / 20)
+    assert np.isnan(class_value(rows, Metric(name="dice"), np.array([False, True, False])))
+
+
+# ── weights ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_bad_run_gets_no_weight(finished, tiny):
+    good, bad = finished(tiny(2), noise=0.2), finished(tiny(2, "seed=2"), noise=3.0, seed=1)
+    fitted = fit_weights(Blend((good, bad), (0.5, 0.5)), 0, None)
+    assert fitted.found[0] > 0.7 and fitted.single[0] > fitted.single[1] + 0.1
+    assert fitted.weights == fitted.found and fitted.gain.low > 0 and fitted.nested > fitted.equal
+
+
+def test_equal_runs_keep_equal_weights(finished, tiny):
+    runs = [finished(tiny(2, f"seed={seed}"), noise=0.8, seed=seed) for seed in (1, 2)]
+    fitted = fit_weights(Blend(tuple(runs), (0.5, 0.5)), 0, None)
+    assert fitted.weights == (0.5, 0.5) and "equal weights" in fitted.lines(["a", "b"])[1]
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_weights_of_the_grid_are_weights(count):
+    points = list(grid(count, 4))
+    assert all(sum(point) == pytest.approx(1) and min(point) >= 0 for point in points)
+    assert tuple([1.0] + [0.0] * (count - 1)) in points
+    for point in points[:5]:
+        for near in around(point, 8):
+            assert sum(near) == pytest.approx(1) and min(near) >= 0
+
+
+def test_a_split_needs_one_way():
+    with pytest.raises(ValueError, match="either `distance` or `boundary`"):
+        Split(distance=1.0, boundary=0.5)
