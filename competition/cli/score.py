@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from competition.cli.table import interval, number
@@ -39,7 +40,7 @@ def score_file(file: Path, competition: Path, solution: Path | None, table: Path
 
 def _shown(card: ScoreCard, name: str) -> Table:
     """Rows are the classes, then all together with the 95 % interval."""
-    table = Table(title=f"{name}: {card.metric} and Dice per class")
+    table = Table(title=escape(name))
     table.add_column("class")
     for column in (card.metric, "Dice"):
         table.add_column(column, justify="right", no_wrap=True)
