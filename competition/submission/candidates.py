@@ -96,8 +96,8 @@ def _sizes(truths: Sequence[Truth]) -> list[Step]:
 
 
 def _splits(has_boundary: bool) -> list[Step]:
-    found = [Step(split=Split(distance=depth, smooth=smooth)) for depth, smooth in
-             ((0.5, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0))]
+    tried = ((1.0, 1.0),) if has_boundary else ((0.5, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0))
+    found = [Step(split=Split(distance=depth, smooth=smooth)) for depth, smooth in tried]
     if has_boundary:
         found += [Step(split=Split(boundary=level)) for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
     return found

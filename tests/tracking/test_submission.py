@@ -1,0 +1,50 @@
+"""A submission is a child of its run, once, and a store that is away costs a warning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from competition.tracking.delivery import RUN, Delivery
+from competition.tracking.identity import Identity
+from competition.tracking.state import read_state
+from competition.tracking.store import connect, root_of, store_of
+from competition.tracking.submission import log_submission
+
+
+@pytest.fixture
+def written(tmp_path: Path, tiny) -> tuple[Path, Path, Path]:
+    folder = tmp_path / "mlruns" / "runs" / "demo2d-tiny" / "0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "experiment.yaml").write_text("seed: 1\n")
+    csv, note = tmp_path / "s.csv", tmp_path / "s.json"
+    csv.write_text("id,class,predicted\n")
+    note.write_text(json.dumps({"sha256": "ab" * 32, "runs": [{"hash": "0123456789ab", "weight": 1.0}],
+                                "expected": {"score": 0.8, "low": 0.7, "high": 0.9, "metric": "dice"}}))
+    return folder, csv, note
+
+
+def test_it_is_a_child_of_its_run_and_there_once(written, tiny):
+    folder, csv, note = written
+    store = store_of(root_of(folder))
+    delivery = Delivery(folder, store, Identity.of(folder, tiny(2), "cv"))
+    delivery.begin()
+    delivery.close("FINISHED")
+    first = log_submission(folder, tiny(2), csv, note)
+    assert log_submission(folder, tiny(2), csv, note) == first is not None
+    client = connect(store)
+    run = client.get_run(first)
+    assert run.data.tags["mlflow.parentRunId"] == read_state(folder, store.uri).of(RUN).run_id
+    assert run.data.tags["kind"] == "submission" and run.info.status == "FINISHED"
+    assert run.data.metrics == {"expected_score": 0.8, "expected_low": 0.7, "expected_high": 0.9}
+    assert sorted(item.path for item in client.list_artifacts(first)) == ["s.csv", "s.json"]
+    assert len(client.search_runs([run.info.experiment_id], "tags.kind = 'submission'")) == 1
+
+
+def test_a_store_that_cannot_be_reached_is_a_warning(written, tiny, monkeypatch, caplog):
+    folder, csv, note = written
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert log_submission(folder, tiny(2), csv, note) is None
+    assert "does not take the submission" in caplog.text and "s.csv" in caplog.text
