@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cv submit ui test test-slow lint lock clean
+.PHONY: help setup demo cv submit study ui test test-slow lint lock clean
 
 help: ## list these targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,10 @@ cv: ## cross-validate the 2D demo, or make cv EXP=FILE.yaml SET="key=value …"
 submit: ## predict the test cases of an experiment's latest run and write its CSV: make submit EXP=FILE.yaml
 	@$(MAKE) --no-print-directory setup
 	@set -f; $(VENV)/bin/maskfold submit $(EXP) $(SET)
+
+study: ## search the experiment's study.space: make study EXP=FILE.yaml TRIALS=30; run it again and it goes on
+	@$(MAKE) --no-print-directory setup
+	@set -f; $(VENV)/bin/maskfold study $(EXP) $(if $(TRIALS),--trials $(TRIALS)) $(SET)
 
 ui: setup ## open MLflow's pages on the runs of this folder
 	@$(VENV)/bin/maskfold ui

@@ -91,6 +91,23 @@ def score(file: Annotated[Path, typer.Argument(help="The submission's CSV.")],
     score_file(file, competition, solution, table, overrides or [])
 
 
+@app.command(epilog="Example: maskfold study experiments/hippocampus/unet3d.yaml --trials 30 folds.run=[0,1]")
+def study(file: Annotated[Path, typer.Argument(help="The experiment's YAML, with a `study` section.")],
+          overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. folds.run=[0,1].")] = None,
+          trials: Annotated[int | None, typer.Option(help="Trials finished in all; default study.trials.")] = None,
+          storage: Annotated[str | None, typer.Option(help="postgresql://… for several machines; default "
+                                                           "mlruns/optuna.db.")] = None,
+          promote: Annotated[int | None, typer.Option(help="Train the best N on all folds.")] = None,
+          trust: Trust = None) -> None:
+    """Search keys of the experiment with Optuna; each trial is one cross-validation run.
+
+    The same command goes on, also after a kill. Trial 0 is the YAML as it is.
+    """
+    from competition.cli.study import study as run
+
+    run(file, overrides or [], trials, storage, promote, tuple(trust or []))
+
+
 @app.command(epilog="Example: maskfold ui --port 5001")
 def ui(port: Annotated[int, typer.Option(help="TCP port.")] = 5000,
        host: Annotated[str, typer.Option(help="Address; others than 127.0.0.1 let the network in.")] = "127.0.0.1") -> None:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from competition.config.competition import Competition, Positive, Section, Share
 from competition.config.postprocess import Postprocess
+from competition.config.study import Study
 
 
 class Target(Section):
@@ -171,7 +172,7 @@ class Experiment(Section):
     inference: Inference = Inference()
     postprocess: Postprocess = Postprocess()
     run: Run = Run()
-    study: dict[str, Any] | None = None
+    study: Study | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

@@ -45,13 +45,15 @@ class CvSummary:
     test_dice: dict[str, float | None] | None = None
 
 
-def run_cv(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = ()) -> CvSummary:
+def run_cv(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = (),
+           alive: Callable[[], None] = lambda: None) -> CvSummary:
     """Train the folds that are not finished, and score all that are.
 
     Args:
         run: the run, from `open_run`, made ready by `prepare_run`.
         say: takes lines for the user.
         trust: packages besides the known ones that `target` may name.
+        alive: called while folds run; what it raises stops them, each with a checkpoint.
 
     Returns:
         The summary, also written to `summary.json` beside `scores.csv` (one row per case and class).
@@ -62,7 +64,7 @@ def run_cv(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = ()) 
     from competition.training.executors import make_executor
 
     if jobs := open_jobs(run, trust):
-        make_executor(run.exp).run(jobs, say)
+        make_executor(run.exp).run(jobs, say, alive)
     return summarise(run)
 
 

@@ -12,8 +12,13 @@ from competition.training.job import Job
 class Executor(Protocol):
     """Runs folds, some at a time."""
 
-    def run(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+    def run(self, jobs: Sequence[Job], say: Callable[[str], None], alive: Callable[[], None] = lambda: None) -> None:
         """Run every job to its end.
+
+        Args:
+            jobs: the folds.
+            say: takes lines for the user.
+            alive: called again and again, some times a second; what it raises stops the folds, each with a checkpoint.
 
         Raises:
             MaskfoldError: a fold failed; the others were stopped with a checkpoint.

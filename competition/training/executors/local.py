@@ -27,7 +27,7 @@ class LocalExecutor:
     def __init__(self, parallel: int) -> None:
         self.parallel = parallel
 
-    def run(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+    def run(self, jobs: Sequence[Job], say: Callable[[str], None], alive: Callable[[], None] = lambda: None) -> None:
         """See `Executor.run`."""
         waiting = list(jobs)
         running: dict[int, tuple[Job, subprocess.Popen[str], threading.Thread]] = {}
@@ -36,7 +36,7 @@ class LocalExecutor:
                 while waiting and len(running) < self.parallel:
                     slot = next(number for number in range(self.parallel) if number not in running)
                     running[slot] = self._start(waiting.pop(0), slot, say)
-                self._wait_for_any(running)
+                self._wait_for_any(running, alive)
                 for slot, (job, process, reader) in list(running.items()):
                     if process.poll() is not None:
                         reader.join()
@@ -66,9 +66,11 @@ class LocalExecutor:
         reader.start()
         return job, process, reader
 
-    def _wait_for_any(self, running: dict[int, tuple[Job, subprocess.Popen[str], threading.Thread]]) -> None:
+    def _wait_for_any(self, running: dict[int, tuple[Job, subprocess.Popen[str], threading.Thread]],
+                      alive: Callable[[], None]) -> None:
         while all(process.poll() is None for _, process, _ in running.values()):
             next(iter(running.values()))[2].join(0.2)
+            alive()
 
 
 def stop(processes: Sequence[subprocess.Popen[str]]) -> None:

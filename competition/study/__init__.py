@@ -1,0 +1,1 @@
+"""Optuna's trials, each one cross-validation run."""

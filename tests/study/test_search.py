@@ -1,0 +1,276 @@
+"""A study counts its trials, begins with the YAML as it is, prunes, fails and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from competition.config import MaskfoldError
+from competition.study.promote import promote
+from competition.study.search import best, open_search, revive, run_search, write_trials
+from competition.study.space import Source
+from tests.conftest import ROOT
+from tests.study.quick import BEST, YAML, by_rate, install, write_experiment
+
+RATE = "    optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\n"
+
+
+@pytest.fixture
+def place(demo2d, tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(demo2d, tmp_path / "data"))
+
+
+@pytest.fixture
+def quick(place, monkeypatch):
+    def make(text: str = YAML, score=by_rate, overrides: tuple[str, ...] = ()):
+        install(monkeypatch.setattr, score)
+        return open_search(Source(write_experiment(place, text), overrides))
+
+    return make
+
+
+def states(search) -> list[str]:
+    return [trial.state.name for trial in search.trials]
+
+
+def test_trial_0_is_the_yaml_and_the_count_is_of_all_that_are_finished(quick):
+    search = quick()
+    run_search(search, 4, lambda line: None)
+    assert states(search) == ["COMPLETE"] * 4
+    assert search.trials[0].params == {"optimizer.args.lr": 1e-3}
+    assert search.trials[0].value == pytest.approx(by_score(1e-3), abs=1e-9)
+    assert len({trial.params["optimizer.args.lr"] for trial in search.trials}) == 4
+    again = open_search(search.source)
+    run_search(again, 4, lambda line: pytest.fail(line))
+    run_search(again, 6, lambda line: None)
+    assert states(again) == ["COMPLETE"] * 6
+    assert len({trial.params["optimizer.args.lr"] for trial in again.trials}) == 6  # a resumed sampler repeats nothing
+    found = best(again)[0]
+    assert found.value == max(trial.value for trial in again.trials)
+    rows = json.loads((again.folder / "trials.json").read_text())["trials"]
+    assert [row["number"] for row in rows] == list(range(6)) and all(Path(row["run"]).is_dir() for row in rows)
+
+
+def by_score(rate: float) -> float:
+    """Independent of the files: the mean over the ten pictures of two folds."""
+    import numpy as np
+
+    return float(np.mean([0.9 - 0.2 * abs(np.log10(rate / BEST)) + 0.01 * ((7 * place + fold) % 5)
+                          for fold in (0, 1) for place in range(5)]))
+
+
+def test_choices_are_stored_by_label_and_conditions_hold(quick):
+    text = YAML.replace(RATE, RATE + """\
+    model.args.features:
+      choices: {small: [4, 4, 8, 8, 8, 4], wide: [8, 8, 16, 16, 16, 8]}
+    optimizer.target: {choices: [torch.optim.AdamW, torch.optim.SGD]}
+    optimizer.args.weight_decay: {low: 0.0, high: 0.1, when: {optimizer.target: torch.optim.AdamW}}
+    schedule: {choices: {cosine: {name: cosine}, poly: {name: poly, power: 0.9}}}
+""").replace("args: {lr: 1.0e-3}", "args: {lr: 1.0e-3, weight_decay: 0.01}").replace(
+        "study:", "schedule: {name: cosine}\nstudy:")
+    # The whole of a section is compared with every default written out, so the label's value has to be it.
+    with pytest.raises(MaskfoldError, match="none of its choices"):
+        quick(text)
+    text = text.replace("    schedule: {choices: {cosine: {name: cosine}, poly: {name: poly, power: 0.9}}}\n", "")
+    search = quick(text)
+    run_search(search, 8, lambda line: None)
+    assert states(search) == ["COMPLETE"] * 8
+    seen = set()
+    for trial in search.trials:
+        words = dict(word.split("=", 1) for word in trial.user_attrs["words"])
+        assert trial.params["model.args.features"] in ("small", "wide")
+        assert json.loads(words["model.args.features"])[0] == {"small": 4, "wide": 8}[trial.params["model.args.features"]]
+        adam = trial.params["optimizer.target"].endswith("AdamW")
+        assert ("optimizer.args.weight_decay" in trial.params) == adam
+        seen.add(adam)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("    optimizer.args.lr: {low: 1.0e-2, high: 1.0e-4}", "the lower first"),
+    ("    optimizer.args.lr: {low: 2.0e-3, high: 1.0e-2}", "outside of 0.002 to 0.01"),
+    ("    optimizr.args.lr: {low: 1.0e-4, high: 1.0e-2}", "optimizr"),
+    ("    patch.size: {choices: [[32, 32], [31]]}", "patch.size"),
+    ("    model.args.dropout: {low: 0, high: 1, choices: [0.1]}", "either `low` and `high`, or `choices`"),
+    ("    model.args.nothing: {choices: [1, 2]}", "does not say"),
+    ("    run.threads: {choices: [1, 2]}", "does not change the network"),
+    ("    model.args.dropout: {low: 0.0, high: 0.5, when: {patch.size: 3}}", "no key of the space"),
+])
+def test_a_space_that_does_not_fit_is_refused_before_the_first_trial(quick, line, words):
+    with pytest.raises(MaskfoldError) as refusal:
+        quick(YAML.replace(RATE, line + "\n"))
+    assert words in str(refusal.value), str(refusal.value)
+    assert not Path("mlruns/optuna.db").exists()
+
+
+def test_a_trial_that_is_surely_worse_stops_after_its_first_fold(quick):
+    search = quick(YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05").replace("folds: {k: 2}", "folds: {k: 2}"),
+                   score=lambda exp, fold, place: by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3
+                   else 0.3 + 0.01 * place)
+    import competition.study.search as module
+
+    module_pruner = module.pruner(search.study)
+    assert isinstance(module_pruner, optuna.pruners.WilcoxonPruner)
+    search.optuna.pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.05, n_startup_steps=5)  # five cases a fold here
+    run_search(search, 3, lambda line: None)
+    assert states(search) == ["COMPLETE", "PRUNED", "PRUNED"]
+    pruned = search.trials[1]
+    assert len(pruned.intermediate_values) == 5 and "after fold 0" in pruned.user_attrs["reason"]
+    folder = Path(pruned.user_attrs["run"])
+    assert (folder / "fold_0" / "result.json").exists() and not (folder / "fold_1").exists()
+    assert "pruned" in json.loads((folder / "summary.json").read_text())["stopped"]
+    assert len(search.trials[0].intermediate_values) == 10
+
+
+def test_median_stops_within_a_fold(quick):
+    calls = {"n": 0}
+
+    def worse_and_worse(exp, fold, place):
+        calls["n"] += 1
+        return 0.9 - 0.001 * calls["n"]
+
+    search = quick(YAML.replace("pruner: none", "pruner: median\n  startup_trials: 1"), score=worse_and_worse)
+    run_search(search, 4, lambda line: None)
+    assert states(search)[0] == "COMPLETE" and "PRUNED" in states(search)
+    pruned = next(trial for trial in search.trials if trial.state.name == "PRUNED")
+    assert "fold 0, epoch 1" in pruned.user_attrs["reason"] and len(pruned.intermediate_values) == 1
+
+
+def test_failed_trials_say_why_and_the_study_goes_on(quick):
+    def fails_above(exp, fold, place):
+        if exp.optimizer.args["lr"] > 2e-3:
+            raise MaskfoldError("The loss is nan at step 3.", "Lower optimizer.args.lr.")
+        return by_rate(exp, fold, place)
+
+    search = quick(score=fails_above)
+    run_search(search, 10, lambda line: None)
+    failed = [trial for trial in search.trials if trial.state.name == "FAIL"]
+    assert len(search.trials) == 10 and 1 <= len(failed) < 9
+    assert all("loss is nan" in trial.user_attrs["reason"] for trial in failed)
+    assert all(trial.params["optimizer.args.lr"] <= 2e-3 for trial in search.trials if trial.state.name == "COMPLETE")
+
+
+def test_a_study_whose_yaml_fails_says_so_at_once(quick):
+    def fails(exp, fold, place):
+        raise MaskfoldError("The mask of case 3 is empty.", "Look at it.")
+
+    search = quick(score=fails)
+    with pytest.raises(MaskfoldError, match="Trial 0, the YAML as it is, fails: The mask of case 3"):
+        run_search(search, 4, lambda line: None)
+    assert len(search.trials) == 1
+
+
+def test_several_objectives_have_a_front_and_constraints_hold(quick):
+    text = YAML.replace("pruner: none", "pruner: none\n  objectives: [score, peak_gib]\n  constraints: {peak_gib: 0.5}")
+    search = quick(text)
+    run_search(search, 8, lambda line: None)
+    front = best(search)
+    values = [trial.values for trial in front]
+    assert all(gib <= 0.5 for _, gib in values)
+    for score, gib in values:
+        assert not any(other[0] > score and other[1] < gib for other in values)
+    with pytest.raises(MaskfoldError, match="pruner: none"):
+        quick(text.replace("pruner: none", "pruner: median"))
+    with pytest.raises(MaskfoldError, match="names the objective speed"):
+        quick(text.replace("[score, peak_gib]", "[score, speed]"))
+
+
+def test_an_interrupted_trial_is_taken_up_again(quick, monkeypatch):
+    search = quick()
+    from tests.study.quick import QuickExecutor
+
+    real = QuickExecutor.run
+    calls = {"n": 0}
+
+    def stops(self, jobs, say, alive=lambda: None):
+        calls["n"] += 1
+        if calls["n"] == 3:
+            raise KeyboardInterrupt("SIGTERM")
+        real(self, jobs, say, alive)
+
+    monkeypatch.setattr(QuickExecutor, "run", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(search, 5, lambda line: None)
+    assert states(search).count("WAITING") == 1
+    params = search.trials[-1].params
+    run_search(search, 5, lambda line: None)
+    assert states(search) == ["COMPLETE"] * 5 and params in [trial.params for trial in search.trials]
+
+
+def test_the_best_are_trained_on_all_folds_and_judged_on_those_the_study_did_not_use(quick):
+    search = quick(YAML.replace("folds: {k: 2}", "folds: {k: 2, run: [0]}"))
+    run_search(search, 5, lambda line: None)
+    found = promote(search, 2, lambda line: None)
+    assert found[0].number == 0 and found[0].gain is None and len(found) in (2, 3)
+    top = found[1]
+    assert (Path(top.run) / "fold_1" / "result.json").exists()
+    own, winner = (search.trials[n].params["optimizer.args.lr"] for n in (0, top.number))
+    assert top.gain.value == pytest.approx(by_rate_mean(winner, 1) - by_rate_mean(own, 1), abs=1e-9)
+    assert top.unseen == pytest.approx(by_rate_mean(winner, 1), abs=1e-9)
+    assert write_trials(search)[0]["number"] == 0
+
+
+def by_rate_mean(rate: float, fold: int) -> float:
+    import numpy as np
+
+    return float(np.mean([0.9 - 0.2 * abs(np.log10(rate / BEST)) + 0.01 * ((7 * place + fold) % 5) for place in range(5)]))
+
+
+# ── processes ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def start(file: Path, storage: str, count: int, delay: float) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "tests.study.quick", str(file), storage, str(count), str(delay)],
+                            cwd=file.parent.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_trial_of_a_killed_process_is_queued_again_at_once(place):
+    file = write_experiment(place)
+    process = start(file, "", 4, 60.0)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("trial 0"):
+            break
+    time.sleep(1.0)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    search = open_search(Source(file))
+    assert states(search) == ["RUNNING"]
+    said: list[str] = []
+    revive(search, said.append)
+    assert states(search) == ["WAITING"] and search.trials[0].params == {"optimizer.args.lr": 1e-3}
+    assert "trial 0 was killed" in said[0]
+    revive(search, lambda line: pytest.fail(line))
+
+
+def test_a_trial_of_a_living_process_is_left_alone(quick):
+    from competition.study.storage import OWNER, is_dead, owner
+
+    search = quick()
+    trial = search.optuna.ask()
+    trial.set_user_attr(OWNER, owner())
+    revive(search, lambda line: pytest.fail(line))
+    assert states(search) == ["RUNNING"]
+    assert not is_dead({**owner(), "host": "elsewhere", "pid": 999_999_999})
+    assert is_dead({**owner(), "started": 1.0})
+
+
+def test_two_processes_share_a_study(place):
+    file = write_experiment(place)
+    processes = [start(file, "", 8, 0.05) for _ in range(2)]
+    outputs = [process.communicate(timeout=250)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), outputs
+    search = open_search(Source(file))
+    assert states(search) == ["COMPLETE"] * 8
+    assert sum(output.count(" complete: ") for output in outputs) == 8
