@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cv submit study ui test test-slow lint lock clean
+.PHONY: help setup demo cv submit study dashboard ui test test-slow lint lock clean
 
 help: ## list these targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,10 @@ submit: ## predict the test cases of an experiment's latest run and write its CS
 study: ## search the experiment's study.space: make study EXP=FILE.yaml TRIALS=30; run it again and it goes on
 	@$(MAKE) --no-print-directory setup
 	@set -f; $(VENV)/bin/maskfold study $(EXP) $(if $(TRIALS),--trials $(TRIALS)) $(SET)
+
+dashboard: setup ## open optuna-dashboard on mlruns/optuna.db
+	@$(VENV)/bin/python -c 'import optuna_dashboard' 2> /dev/null || $(VENV)/bin/python -m pip install -qq --disable-pip-version-check 'optuna-dashboard>=0.18'
+	@$(VENV)/bin/optuna-dashboard sqlite:///mlruns/optuna.db --host 127.0.0.1
 
 ui: setup ## open MLflow's pages on the runs of this folder
 	@$(VENV)/bin/maskfold ui
