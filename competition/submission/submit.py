@@ -22,6 +22,7 @@ from competition.submission.testset import TestSet
 from competition.submission.validate import Verdict
 from competition.submission.writer import Masked, write_submission
 from competition.training.checkpoint import write_json
+from competition.training.find import finished
 from competition.training.runs import CvRun
 
 FOLDER = Path("submissions")
@@ -74,6 +75,9 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
     ensemble = Ensemble(blend, tests.rows[0], trust)
     say(f"{sum(map(len, ensemble.checkpoints.values()))} networks of {len(runs)} "
         f"run{'s' * (len(runs) > 1)}, {len(tests)} test cases")
+    for run in runs:
+        if missing := [member for member in run.members() if member not in finished(run)]:
+            say(f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished; the others predict")
     fitted = None
     if weights == "auto" and len(runs) > 1:
         fitted = fit_weights(blend, runs[0].exp.seeds[0], groups_of(blend), say)
