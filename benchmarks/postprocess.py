@@ -32,7 +32,7 @@ Mask = NDArray[np.bool_]
 def blobs(shape: tuple[int, ...], seed: int = 0) -> Mask:
     """Smooth blobs over four tenths of the picture, with small holes over a twentieth of them."""
     rng = np.random.default_rng(seed)
-    coarse, fine = (ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma) for sigma in (6.0, 1.5))
+    coarse, fine = (ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), one) for one in (6.0, 1.5))
     return np.asarray((coarse > np.quantile(coarse, 0.6)) & (fine < np.quantile(fine, 0.95)))
 
 

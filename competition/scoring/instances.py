@@ -94,7 +94,9 @@ def components(mask: NDArray[np.bool_]) -> Labels:
     import cc3d
 
     # As uint8: of bool arrays cc3d 4.1 labels background, or stops, at full connectivity in about one of fifty.
-    numbers = np.asarray(mask, np.bool_).view(np.uint8)
+    # It numbers along the memory and refuses what cannot be written to: hence an array of its own where needed.
+    numbers = np.ascontiguousarray(mask, np.bool_).view(np.uint8)
+    numbers = numbers if numbers.flags.writeable else numbers.copy()
     return np.asarray(cc3d.connected_components(numbers, connectivity=8 if mask.ndim == 2 else 26))
 
 

@@ -193,7 +193,7 @@ def sampler(study: Study, seed: int, number: int) -> Any:
     if study.sampler == "gp":
         return samplers.GPSampler(seed=child, n_startup_trials=study.startup_trials, constraints_func=limits)
     return samplers.TPESampler(seed=child, n_startup_trials=study.startup_trials, multivariate=True, group=True,
-                               constraints_func=limits, warn_independent_sampling=False)
+                               constraints_func=limits)
 
 
 def pruner(study: Study) -> Any:

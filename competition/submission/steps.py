@@ -162,7 +162,7 @@ def split_distance(mask: Mask, smooth: float, depth: float) -> Labels:
         depth: how far, in pixels, a peak stands at least above the saddle to a higher one.
 
     Returns:
-        (*spatial) int32; every pixel of the mask is in an object, every component (8 or 26 neighbours) has one at least.
+        (*spatial) int32, 1…N; every pixel of the mask is in an object, every component (8 or 26) has at least one.
     """
     from scipy.ndimage import gaussian_filter, maximum_filter
 
@@ -192,7 +192,7 @@ def split_seeds(mask: Mask, inside: NDArray[Any], level: float, smallest: int) -
         smallest: pixels of a seed, at least.
 
     Returns:
-        (*spatial) int32; every pixel of the mask is in an object, every component (8 or 26 neighbours) has one at least.
+        (*spatial) int32, 1…N; every pixel of the mask is in an object, every component (8 or 26) has at least one.
     """
     labels = np.zeros(mask.shape, np.int32)
     if mask.any():
@@ -251,7 +251,7 @@ def _dilated(mask: Mask, radius: int) -> Mask:
     """Dilation by a disk or ball, a ball as a pile of disks; beyond the edge there is nothing."""
     import cv2
 
-    planes = np.ascontiguousarray(mask.reshape(-1, *mask.shape[-2:])).view(np.uint8)  # a picture is a volume's one plane
+    planes = np.ascontiguousarray(mask.reshape(-1, *mask.shape[-2:])).view(np.uint8)  # of a picture there is one
     done = np.zeros_like(planes)
     for step in range(min(radius + 1, len(planes))):
         square = radius * radius - step * step

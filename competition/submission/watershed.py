@@ -25,8 +25,7 @@ def flooded(seeds: Labels, height: Heights, mask: Mask) -> Labels:
         mask: (*spatial) bool, C order.
 
     Returns:
-        (*spatial) int32, more than 0 in the whole mask and 0 elsewhere. An object has its seed's number; objects
-        without a seed have higher ones.
+        (*spatial) int32, 0 outside the mask; numbers have gaps.
     """
     from skimage.segmentation import watershed
 
@@ -35,8 +34,7 @@ def flooded(seeds: Labels, height: Heights, mask: Mask) -> Labels:
     owner[seeds[mask]] = whole[mask]
     owner[0] = 0
     count = np.bincount(owner[1:], minlength=int(whole.max(initial=0)) + 1)
-    number = (len(owner) + np.arange(len(count))).astype(np.int32)
-    number[owner[1:]] = np.arange(1, len(owner))
+    number = (len(owner) + np.arange(len(count))).astype(np.int32)  # no seed's
     number[0] = 0
     labels = number[whole]  # right where a component has at most one seed; only the others are flooded, which is slow
     crowded = (count > 1)[whole]
@@ -50,7 +48,7 @@ def merged(labels: Labels, seeds: Labels, height: Heights, depth: float) -> Labe
     """Joins the surroundings of every peak that stands less than `depth` above the saddle to a higher one with those.
 
     Saddles are taken from the highest down, so that all that hangs together above one is known by its highest peak.
-    The like of a flood from the peaks of `skimage.morphology.h_maxima`, in a third of the time; but that function keeps
+    The like of a flood from the peaks of `skimage.morphology.h_maxima`, only faster; and that function keeps
     two peaks of exactly one height apart however high the saddle is, so that it cuts rings to pieces.
 
     Args:
@@ -70,7 +68,7 @@ def merged(labels: Labels, seeds: Labels, height: Heights, depth: float) -> Labe
         if high == low:
             continue
         if top[high] < top[low]:
-            high, low, one, other = low, high, other, one
+            high, low = low, high
         rise = top[low] - saddle
         if rise < depth or rise == 0:  # no peak of the lower set can then stand higher: it is one object
             objects[_root(objects, other)] = _root(objects, one)

@@ -260,7 +260,7 @@ def test_the_edge_of_the_picture_is_no_background():
 def test_seeds_are_of_one_side_and_large_enough():
     mask = picture("1111111", "1111111", ".......", "11.1111").astype(bool)
     inside = picture("9900099", "0099090", "9990099", "9900090") / 10
-    parted = steps.split_seeds(mask, inside, 0.5, 2)  # two seeds that share a corner; a third of 3; two below of 2 and 1
+    parted = steps.split_seeds(mask, inside, 0.5, 2)  # two share a corner, one of 3; below 2 and 1
     assert parts_well(parted, mask) and parted.max() == 5
     assert parted[0, 0] == parted[0, 1] != parted[1, 2] == parted[1, 3] != parted[0, 6]
     assert len(set(parted[3, 3:])) == 1  # its only seed is too small: one object all the same
@@ -321,7 +321,8 @@ def test_inputs_stay_and_neither_order_nor_chance_matters(name, shape):
     mask = noise > np.quantile(noise, 0.4)
     mask[-1, ..., -2:] = True  # touches the last pixel
     before = mask.copy()
-    results = [ALL[name](frozen(laid)) for laid in (mask, np.asfortranarray(mask), np.repeat(mask, 2, -1)[..., ::2], mask)]
+    results = [ALL[name](frozen(laid))
+               for laid in (mask, np.asfortranarray(mask), np.repeat(mask, 2, -1)[..., ::2], mask)]
     np.testing.assert_array_equal(mask, before)
     assert results[0].any() and not np.shares_memory(results[0], mask)
     for result in results[1:]:
