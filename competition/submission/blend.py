@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,10 +79,13 @@ class Blend:
     Attributes:
         runs: the runs.
         weights: not negative, their sum is 1; runs of weight 0 are not even predicted.
+        by_fold: the weights for a fold's out-of-fold cases, fitted on the other folds; a fold that is not there has
+            `weights`. So whatever is scored out of fold is nested.
     """
 
     runs: tuple[CvRun, ...]
     weights: tuple[float, ...]
+    by_fold: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def comp(self) -> Competition:
@@ -96,27 +99,40 @@ class Blend:
 
     def out_of_fold(self) -> BlendedOutOfFold:
         """What the runs predicted out of fold."""
-        return BlendedOutOfFold([(OutOfFold(run), weight) for run, weight in self.active], self.comp)
+        # The first run is there for its folds, whatever its weight.
+        counts = [place == 0 or any(weights[place] > 0 for weights in (self.weights, *self.by_fold.values()))
+                  for place in range(len(self.runs))]
+        return BlendedOutOfFold([OutOfFold(run) for run, counted in zip(self.runs, counts, strict=True) if counted],
+                                _only(self.weights, counts),
+                                {fold: _only(weights, counts) for fold, weights in self.by_fold.items()}, self.comp)
 
 
 @dataclass(frozen=True)
 class BlendedOutOfFold:
     """Out-of-fold probabilities of the cases that all runs have; the folds are the first run's."""
 
-    parts: Sequence[tuple[OutOfFold, float]]
+    parts: Sequence[OutOfFold]
+    weights: tuple[float, ...]
+    by_fold: Mapping[int, tuple[float, ...]]
     comp: Competition
 
     def fold_of(self) -> dict[str, int]:
         """The fold of each shared case."""
-        first, *others = [part.fold_of for part, _ in self.parts]
+        first, *others = [part.fold_of for part in self.parts]
         return {case: fold for case, fold in first.items() if all(case in other for other in others)}
 
     def read(self, case: str) -> Probabilities:
         """(P, *file shape) float16 of a case."""
         mixture = Mixture(self.comp)
-        for part, weight in self.parts:
-            mixture.add(part.read(case), weight)
+        weights = self.by_fold.get(self.parts[0].fold_of[case], self.weights)
+        for part, weight in zip(self.parts, weights, strict=True):
+            if weight > 0:
+                mixture.add(part.read(case), weight)
         return mixture.result()
+
+
+def _only(weights: tuple[float, ...], counts: Sequence[bool]) -> tuple[float, ...]:
+    return tuple(weight for weight, counted in zip(weights, counts, strict=True) if counted)
 
 
 def check_same(runs: Sequence[CvRun]) -> None:

@@ -39,6 +39,7 @@ class Fitted:
         best: of the weights found, on the cases they were found on: flattering.
         nested: of each fold's cases with the weights found on the other folds.
         gain: nested minus equal, with its 95 % interval.
+        by_fold: the weights found without each fold; empty where equal weights are used.
     """
 
     weights: Weights
@@ -48,6 +49,7 @@ class Fitted:
     best: float
     nested: float
     gain: Gain
+    by_fold: dict[int, Weights]
 
     def lines(self, names: Sequence[str]) -> list[str]:
         """The report."""
@@ -106,7 +108,8 @@ def fit_weights(blend: Blend, seed: int, groups: dict[str, str] | None,
     better = len(parts) > 2 and gain.low > 0
     return Fitted(chosen[None] if better else equal, chosen[None],
                   tuple(cv_score(known[corner], metric) for corner in corners), cv_score(known[equal], metric),
-                  cv_score(known[chosen[None]], metric), cv_score(nested, metric), gain)
+                  cv_score(known[chosen[None]], metric), cv_score(nested, metric), gain,
+                  {part: chosen[part] for part in parts if part is not None} if better else {})
 
 
 def grid(count: int, parts: int) -> Iterator[Weights]:

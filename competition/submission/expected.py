@@ -60,7 +60,7 @@ def expect(blend: Blend, test_cases: int, say: Callable[[str], None] = lambda _:
     run, comp = blend.runs[0], blend.comp
     groups = groups_of(blend)
     settings, seed = run.exp.postprocess, run.exp.seeds[0]
-    alone = run if len(blend.active) == 1 and blend.active[0][0] is run else None
+    alone = run if len(blend.active) == 1 and blend.active[0][0] is run and not blend.by_fold else None
     tuned = remembered(alone) if settings.tune and alone is not None else None
     if tuned is None:
         with Evaluation(blend, workers) as evaluation:

@@ -83,7 +83,7 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
         fitted = fit_weights(blend, runs[0].exp.seeds[0], groups_of(blend), say)
         for line in fitted.lines([run.folder.name for run in runs]):
             say(line)
-        blend = replace(blend, weights=fitted.weights)
+        blend = replace(blend, weights=fitted.weights, by_fold=fitted.by_fold)
         ensemble = Ensemble(blend, tests.rows[0], trust)
     expected = expect(blend, len(tests), say) if _predicted(blend) else None
     if expected is not None and expected.tuned is not None:

@@ -212,6 +212,8 @@ def test_a_bad_run_gets_no_weight(finished, tiny):
     fitted = fit_weights(Blend((good, bad), (0.5, 0.5)), 0, None)
     assert fitted.found[0] > 0.7 and fitted.single[0] > fitted.single[1] + 0.1
     assert fitted.weights == fitted.found and fitted.gain.low > 0 and fitted.nested > fitted.equal
+    nested = Blend((good, bad), fitted.weights, fitted.by_fold)
+    assert expect(nested, 20).score == pytest.approx(fitted.nested, abs=1e-12)  # the estimate knows nothing of its own fold
 
 
 def test_equal_runs_keep_equal_weights(finished, tiny):
