@@ -54,6 +54,11 @@ class RleFormat:
     container: Literal["pairs", "coco", "coco_zlib", "json"] = "pairs"
 
     def __post_init__(self) -> None:
+        for key, known in (("order", ("row", "column")), ("base", (0, 1)),
+                           ("container", ("pairs", "coco", "coco_zlib", "json"))):
+            if getattr(self, key) not in known:
+                raise RleError(f"The format's {key} is {getattr(self, key)!r}.", f"Use {' or '.join(map(repr, known))}.",
+                               status=2)
         if self.container.startswith("coco") and (self.order != "column" or self.relative):
             raise RleError(f"COCO run lengths are column by column and absolute, but the format says {self}.",
                            "Set `order: column` and `relative: false`.", status=2)
@@ -205,6 +210,9 @@ def _write(starts: Numbers, ends: Numbers, size: int, fmt: RleFormat) -> str:
 def _read(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[Numbers, Numbers]:
     """Runs `starts[i]:ends[i]` of a text: sorted, apart, within `size`."""
     nothing = np.empty(0, np.int64)
+    if not isinstance(text, str):
+        raise RleError(f"The run lengths are {text!r} and not a text.",
+                       "Read the table with pandas.read_csv(…, keep_default_na=False): an empty cell is an empty mask.")
     text = text.strip()
     if text in ("", fmt.empty.strip()):
         return nothing, nothing

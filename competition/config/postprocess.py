@@ -79,6 +79,13 @@ class Postprocess(Section):
     steps: list[Step] | dict[str, list[Step]] = []
     forbid_overlap: bool = False  # overlapping classes: a pixel stays in the most probable one
 
+    @model_validator(mode="after")
+    def _masks_first(self) -> Postprocess:
+        for steps in self.steps.values() if isinstance(self.steps, dict) else [self.steps]:
+            if any(step.name in ("threshold", "triplet") for step in steps[1:]):
+                raise ValueError("`threshold` and `triplet` make the mask, so one of them may stand first and nowhere else")
+        return self
+
     def of(self, cls: str) -> tuple[Step, ...]:
         """The steps of a class."""
         return tuple(self.steps.get(cls, ()) if isinstance(self.steps, dict) else self.steps)

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from competition.config.competition import Competition
 from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
 from competition.data.files import sweep, sync_folder, temporary, whole_file
 from competition.data.geometry import Geometry
 from competition.data.intensity import Intensity
+from competition.data.rle_table import rle_format, rle_grid, rows_are_parts
 
 FORMAT = 1  # rises when the files of a prepared case change
 RECORD = "case.json"
@@ -89,16 +91,24 @@ def cache_key(row: Any, exp: Experiment) -> str:
         exp: read are `prepare` and what the competition says about channels, classes and labels.
     """
     comp = exp.competition
-    rle = comp.train.rle_format or comp.submission.rle
     parts = {
         "format": FORMAT, "id": str(row.id), "split": str(row.split), "hash": str(row.hash),
         "prepare": {key: value for key, value in exp.prepare.model_dump(mode="json").items()
                     if key != "boundary" or value is not None}, "dimensions": comp.dimensions,
         "channels": list(comp.train.images) if isinstance(comp.train.images, dict) else None,
         "classes": comp.classes, "values": comp.values, "labels": comp.labels, "ignore": comp.ignore,
-        "rle": rle.model_dump(mode="json") if comp.train.rle else None,
+        "rle": _rle(comp) if comp.train.rle else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _rle(comp: Competition) -> dict[str, Any]:
+    """How the truth is read from `train.rle`; what only a profile can ask for is there only where one does."""
+    fmt = rle_format(comp)
+    said: dict[str, Any] = {"order": fmt.order, "base": fmt.base, "relative": fmt.relative, "empty": fmt.empty}
+    special = {"container": fmt.container if fmt.container != "pairs" else None, "grid": rle_grid(comp),
+               "parts": rows_are_parts(comp)}
+    return said | {key: value for key, value in special.items() if value}
 
 
 def fetch(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Path:

@@ -47,6 +47,22 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[
         raise ValueError(f"{path}: {written} bytes of parts for an array of {needed}")
 
 
+def writable(folder: Path) -> None:
+    """Makes a folder, and a file in it that is gone again: before hours go by.
+
+    Raises:
+        MaskfoldError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = temporary(folder / "probe")
+        beside.touch()
+        beside.unlink()
+    except OSError as error:
+        raise MaskfoldError(f"Nothing can be written to the folder {folder}: {error.strerror or error}.",
+                            "Name another folder, or correct its permissions.") from error
+
+
 @contextmanager
 def whole_file(path: Path, needed: int = 0) -> Iterator[Any]:
     """A binary file open for writing that is on the disk when the block ends.

@@ -13,9 +13,9 @@ import numpy as np
 from competition.config.competition import Competition
 from competition.config.errors import MaskfoldError
 from competition.data.readers import extension, read_labels
-from competition.data.rle_table import row_text
+from competition.data.rle_table import rle_format, rle_grid, row_text, rows_are_parts
 from competition.data.rows import cell
-from competition.rle import RleError, RleFormat, decode, decode_labels
+from competition.rle import RleError, decode, decode_labels
 
 IGNORED = 255
 
@@ -60,9 +60,9 @@ def load_mask(comp: Competition, row: Any) -> np.ndarray:
 def load_instances(comp: Competition, row: Any) -> np.ndarray:
     """Numbers the objects of a training case.
 
-    A row of run lengths is an object, so is a file of a folder of instances; in other label files an object is a
-    connected component of a class (8 neighbours in pictures, 26 in volumes). Where two objects overlap, the later one
-    is seen.
+    A row of run lengths is an object (where the profile knows rows to be parts of one mask, all rows of a class are
+    one), so is a file of a folder of instances; in other label files an object is a connected component of a class (8
+    neighbours in pictures, 26 in volumes). Where two objects overlap, the later one is seen.
 
     Args:
         comp: what the host gave.
@@ -93,12 +93,6 @@ def load_instances(comp: Competition, row: Any) -> np.ndarray:
         instances[part.where][there] = part.objects[there] + number
         number += int(part.objects.max(initial=0))
     return instances
-
-
-def rle_format(comp: Competition) -> RleFormat:
-    """How the run lengths of `train.rle` are written."""
-    rle = comp.train.rle_format or comp.submission.rle
-    return RleFormat(order=rle.order, base=rle.base, relative=rle.relative, empty=rle.empty)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,18 +129,28 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
 def _decoded(comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]) -> np.ndarray:
     """The objects in some lines of the table."""
     texts, fmt = [row_text(comp, line) for line in lines], rle_format(comp)
+    grid = rle_grid(comp) if len(shape) == 2 else None
     try:
-        return decode_labels(texts, shape, fmt)
+        objects = decode_labels(texts, grid or shape, fmt)
     except RleError:  # together they are fast, one by one they tell the line
         for line, text in zip(lines, texts, strict=True):
             try:
-                decode(text, shape, fmt)
+                decode(text, grid or shape, fmt)
             except RleError as error:
                 raise MaskfoldError(
                     f"{Path(comp.root) / str(comp.train.rle)}, line {line}, id {case_id}: {error.wrong}",
                     f"{error.cure.rstrip('.')}; the format is train.rle_format in the competition's YAML, "
-                    "or else submission.rle.") from error
+                    "or else submission.profile's, or else submission.rle.") from error
         raise
+    if rows_are_parts(comp):
+        objects = (objects != 0).astype(np.int32)
+    return objects if objects.shape == shape else _nearest(objects, shape)
+
+
+def _nearest(objects: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The objects on another grid over the same picture: each pixel takes the number at its centre."""
+    places = [(2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(objects.shape, shape, strict=True)]
+    return objects[np.ix_(*places)]
 
 
 def _labels(comp: Competition, files: str | list[str], shape: tuple[int, ...], case_id: str) -> np.ndarray:

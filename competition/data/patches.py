@@ -207,5 +207,5 @@ def _window(centre: Array, shape: Sequence[int], size: Sequence[int]) -> tuple[t
 
 def _positions_per_epoch(exp: Experiment, cases: int) -> int:
     cfg = exp.training
-    micro = cfg.batch_size * cfg.accumulate
-    return (cfg.steps_per_epoch or -(-cases // micro)) * micro * exp.run.devices
+    step = cfg.batch_size * cfg.accumulate * exp.run.devices  # samples
+    return (cfg.steps_per_epoch or -(-cases // step)) * step

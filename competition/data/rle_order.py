@@ -68,7 +68,7 @@ def verdict(opinions: Iterable[Order | None]) -> OrderVerdict:
 
 
 def probe_table(comp: Competition, cases: Mapping[str, Case], rows: Mapping[str, list[list[Any]]],
-                texts: Mapping[int, str], fmt: RleFormat) -> OrderVerdict:
+                texts: Mapping[int, str], fmt: RleFormat, grid: tuple[int, int] | None = None) -> OrderVerdict:
     """Asks a sample of the cases of `train.rle`; the answer is kept while the table and the sample stay the same.
 
     Cases that are not square are asked first, as they need no pixels.
@@ -78,9 +78,12 @@ def probe_table(comp: Competition, cases: Mapping[str, Case], rows: Mapping[str,
         cases: the first channel's files, by id.
         rows: by id, [line, class, slice] of each row that is not empty, as `rle_table.find_rows` gives them.
         texts: the text of each line.
-        fmt: the format that the YAML says.
+        fmt: the format that the YAML, or its profile, says.
+        grid: (H, W) on which the masks are written; None: the image's own.
     """
     asked = []
+    if fmt.container != "pairs":  # the others do not leave the order open
+        return verdict([])
     for case_id in _spread([case_id for case_id in sorted(rows) if rows[case_id]], _HEADERS):
         index = rows[case_id][0][2]
         files = cases[case_id].files
@@ -88,17 +91,18 @@ def probe_table(comp: Competition, cases: Mapping[str, Case], rows: Mapping[str,
         lines = [line for line, _, at in rows[case_id] if at == index]
         if isinstance(files, str) or index is not None:  # one text for a whole stack would need all its headers
             asked.append((path, tuple(texts[line] for line in _spread(lines, _TEXTS))))
-    return _ask(2 if any(case.slices for case in cases.values()) else comp.dimensions, tuple(asked), fmt)
+    return _ask(2 if any(case.slices for case in cases.values()) else comp.dimensions, tuple(asked), fmt, grid)
 
 
 @lru_cache(maxsize=8)
-def _ask(dimensions: int, asked: tuple[tuple[Path, tuple[str, ...]], ...], fmt: RleFormat) -> OrderVerdict:
+def _ask(dimensions: int, asked: tuple[tuple[Path, tuple[str, ...]], ...], fmt: RleFormat,
+         grid: tuple[int, int] | None) -> OrderVerdict:
     """The verdict of cases, each a file and its texts."""
     uneven: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
     even: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
     for path, texts in asked:
         try:
-            shape = read_header(path, dimensions).shape
+            shape = grid or read_header(path, dimensions).shape
         except MaskfoldError:  # a bad file is refused, or left out, where its case is checked
             continue
         (uneven if shape[0] != shape[-1] else even).append((path, shape, texts))
@@ -192,15 +196,35 @@ def pieces(text: str, line: int, fmt: RleFormat) -> int:
 def refuse_order(found: OrderVerdict, fmt: RleFormat, path: object, key: str) -> None:
     """Stops where YAML and data disagree clearly.
 
+    Args:
+        found: what the data say.
+        fmt: the format that is really used.
+        path: the table, for the message.
+        key: what says the format: train.rle_format, submission.rle, or submission.profile and its name.
+
     Raises:
         MaskfoldError: they do (status 2).
     """
     if found.order is not None and found.order != fmt.order and found.clear:
         ways = {"row": "along the rows", "column": "down the columns"}
+        whole = f"train.rle_format to {_yaml(fmt, found.order)}"  # what is set there is taken as a whole
+        said, cure = f"{key}.order is", f"Set {key}.order to {found.order}"
+        if key == "submission.rle":
+            cure += f", or {whole} if only this table is so"
+        elif key != "train.rle_format":
+            said, cure = f"the order of {key} is", f"Set {whole}, or correct submission.profile"
         raise MaskfoldError(
             f"The masks of {path} run {ways[found.order]}, as {found.votes} of {found.cases} cases that were looked at "
-            f"show, but {key}.order is {fmt.order}.",
-            f"Set {key}.order to {found.order}; hosts' pages are sometimes wrong about it.", status=2)
+            f"show, but {said} {fmt.order}.", f"{cure}; hosts' pages are sometimes wrong about it.", status=2)
+
+
+def _yaml(fmt: RleFormat, order: Order) -> str:
+    """The format in the other order, as it is written in the YAML."""
+    words = [f"order: {order}"]
+    words += ["base: 0"] if fmt.base == 0 else []
+    words += ["relative: true"] if fmt.relative else []
+    words += [f'empty: "{fmt.empty}"'] if fmt.empty else []
+    return f"{{{', '.join(words)}}}"
 
 
 def _edges(image: NDArray[np.generic]) -> NDArray[np.float32]:

@@ -68,7 +68,8 @@ def slots(exp: Experiment, truths: Sequence[Truth], largest: int, has_boundary: 
 def order_of(start: Steps) -> tuple[str, ...]:
     """The order of steps: the experiment's own, and then the usual one."""
     own = [step.name for step in start]
-    return (*own, *(name for name in ORDER if name not in own))
+    masks = ("threshold", "triplet")
+    return (*masks, *(name for name in dict.fromkeys((*own, *ORDER)) if name not in masks))
 
 
 def _thresholds() -> list[Step]:

@@ -12,10 +12,13 @@ import numpy as np
 
 from competition.config import MaskfoldError
 from competition.config.competition import Competition, Test
+from competition.config.postprocess import Postprocess
+from competition.data.files import writable
 from competition.data.readers import known
 from competition.data.sources import find
 from competition.data.table import case_table
 from competition.submission.blend import Blend, check_same
+from competition.submission.labels import label_arrays
 from competition.submission.members import Ensemble, plain_rows
 from competition.submission.postprocess import Outcome, postprocess
 from competition.submission.remembered import remembered
@@ -52,19 +55,28 @@ def predict_images(runs: Sequence[CvRun], images: Path, output: Path, trust: tup
         MaskfoldError: the folder holds no image, or a case cannot be read or predicted.
     """
     check_same(runs)
+    if output.resolve() == images.resolve():
+        raise MaskfoldError(f"The predictions would overwrite the images: both folders are {output}.",
+                            "Give -o another folder.", status=2)
+    writable(output)
     comp = folder_competition(runs[0].exp.competition, images)
     rows = plain_rows(case_table(comp, "test"))
     moved = [replace(run, exp=run.exp.model_copy(update={"competition": comp})) for run in runs]
     ensemble = Ensemble(Blend(tuple(moved), tuple([1 / len(moved)] * len(moved))), rows[0], trust)
     output.mkdir(parents=True, exist_ok=True)
-    known = remembered(runs[0]) if len(runs) == 1 else None
-    settings = known.settings if known is not None else runs[0].exp.postprocess
+    settings = settings_of(runs)
     done = []
     for row in progress(iter(rows), len(rows)):
         outcome = postprocess(ensemble.probabilities(row), comp, settings)
         done.append(Prediction(row.id, tuple(_write(row, outcome, comp, output)),
                                {name: int(mask.sum()) for name, mask in zip(comp.classes, outcome.masks, strict=True)}))
     return done
+
+
+def settings_of(runs: Sequence[CvRun]) -> Postprocess:
+    """The steps that label files are made with: the first run's, or what its search found and kept."""
+    known = remembered(runs[0]) if len(runs) == 1 else None
+    return known.settings if known is not None else runs[0].exp.postprocess
 
 
 def folder_competition(comp: Competition, images: Path) -> Competition:
@@ -120,29 +132,8 @@ def _write(row: Any, outcome: Outcome, comp: Competition, output: Path) -> Itera
     """The label files of one case."""
     source = next(iter(json.loads(row.images).values()))
     source = Path(comp.root) / (source if isinstance(source, str) else source[0])
-    numbers = [int(value) for value in comp.values]
-    if comp.labels == "exclusive" and comp.instances:
-        yield _save(output / row.id, _objects(outcome, range(len(comp.classes))), source, row, comp)
-    elif comp.labels == "exclusive":
-        labels = np.zeros(outcome.masks.shape[1:], np.uint8 if max(numbers) < 256 else np.uint16)
-        for mask, value in zip(outcome.masks, numbers, strict=True):
-            labels[mask] = value
-        yield _save(output / row.id, labels, source, row, comp)
-    else:
-        for index, name in enumerate(comp.classes):
-            labels = _objects(outcome, [index]) if comp.instances else outcome.masks[index].astype(np.uint8)
-            yield _save(output / f"{row.id}_{name}", labels, source, row, comp)
-
-
-def _objects(outcome: Outcome, classes: Sequence[int] | range) -> np.ndarray[Any, Any]:
-    """(*spatial) uint16: the objects of some classes, numbered from 1."""
-    labels = np.zeros(outcome.masks.shape[1:], np.uint16)
-    number = 0
-    for index in classes:
-        for one in outcome.of(index):
-            number += 1
-            labels[one] = number
-    return labels
+    for name, labels in label_arrays(outcome, comp).items():
+        yield _save(output / (f"{row.id}_{name}" if name else row.id), labels, source, row, comp)
 
 
 def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp: Competition) -> Path:

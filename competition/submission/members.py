@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from competition.config import MaskfoldError
-from competition.data.prepare import PreparedCase, prepare_case
+from competition.data.cache import fetch
+from competition.data.prepare import PreparedCase, prepare_case, write_image
+from competition.data.readers import Picture
 from competition.submission.blend import Blend, Mixture
 from competition.training.find import finished
 from competition.training.job import FoldResult
@@ -65,6 +67,19 @@ def checkpoints(run: CvRun) -> list[Checkpoint]:
     return found
 
 
+@dataclass(frozen=True)
+class Loose:
+    """An image in memory, in the place of a row of the case table.
+
+    Attributes:
+        id: what errors call it.
+        picture: the image.
+    """
+
+    id: str
+    picture: Picture
+
+
 class Ensemble:
     """Predicts cases with all members of all runs of a blend.
 
@@ -74,23 +89,24 @@ class Ensemble:
 
     Args:
         blend: the runs and their weights.
-        row: a case that tells how many channels there are.
+        row: a case that tells how many channels there are: a row of the case table, or `Loose`.
         trust: packages besides the known ones that `target` may name.
+        scratch: the folder in which a case is prepared; what it holds goes away afterwards.
 
     Raises:
         MaskfoldError: a file of weights is missing, damaged or does not fit; the case cannot be prepared.
     """
 
-    def __init__(self, blend: Blend, row: Any, trust: tuple[str, ...] = ()) -> None:
-        self.comp = blend.comp
+    def __init__(self, blend: Blend, row: Any, trust: tuple[str, ...] = (), scratch: Path = CACHE) -> None:
+        self.comp, self.scratch = blend.comp, scratch
         self.checkpoints = {str(run.folder): checkpoints(run) for run in blend.runs}
         size = sum(one.size for found in self.checkpoints.values() for one in found)
-        with _prepared(row, blend.active[0][0]) as first:  # also: the disk has room, and the image can be read
+        with _prepared(row, blend.active[0][0], scratch) as first:  # also: the disk has room, and the image can be read
             channels = {str(blend.active[0][0].folder): first.image.shape[0]}
         self.parts = []
         for run, weight in blend.active:
             if str(run.folder) not in channels:
-                with _prepared(row, run) as case:
+                with _prepared(row, run, scratch) as case:
                     channels[str(run.folder)] = case.image.shape[0]
             self.parts.append((_Part(run, self.checkpoints[str(run.folder)], channels[str(run.folder)],
                                      size <= KEPT_BYTES, trust), weight))
@@ -99,14 +115,14 @@ class Ensemble:
         """Probabilities (P, *file shape) float16 of one case.
 
         Args:
-            row: a row of the case table.
+            row: a row of the case table, or `Loose`.
 
         Raises:
-            MaskfoldError: the case cannot be read or predicted.
+            MaskfoldError: the case cannot be read or predicted, or has other channels than the first one.
         """
         mixture = Mixture(self.comp)
         for part, weight in self.parts:
-            with _prepared(row, part.run) as case:
+            with _prepared(row, part.run, self.scratch) as case:
                 mixture.add(part.predict(case), weight)
         return mixture.result()
 
@@ -119,7 +135,7 @@ class _Part:
         from competition.model.network import build_network
         from competition.training.device import make_fabric
 
-        self.run, self.found = run, found
+        self.run, self.found, self.channels = run, found, channels
         self.fabric = make_fabric(run.exp)[0]
         self._build = lambda: build_network(run.exp, channels * (run.exp.patch.slices or 1), trust, pretrained=False)
         self.networks: list[Any] = []
@@ -134,6 +150,9 @@ class _Part:
     def predict(self, case: PreparedCase) -> np.ndarray[Any, Any]:
         from competition.inference.case import predict_case
 
+        if (found := case.image.shape[0]) != self.channels:
+            raise MaskfoldError(f"Case {case.id} has {found} channels, but the networks take {self.channels}.",
+                                "Give images like the first one, or set prepare.channels to grey or rgb before training.")
         if self.networks:
             return predict_case(self.networks, case, self.run.exp, self.fabric.device, self.fabric.autocast)
         mixture, spare = Mixture(self.run.exp.competition), None
@@ -152,12 +171,15 @@ class _Part:
 
 
 @contextmanager
-def _prepared(row: Any, run: CvRun) -> Iterator[PreparedCase]:
+def _prepared(row: Any, run: CvRun, scratch: Path) -> Iterator[PreparedCase]:
     """A case prepared for a run in a folder that goes away afterwards: test sets may be larger than the disk."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".test-", dir=CACHE))
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".test-", dir=scratch))
     try:
-        yield PreparedCase.open(prepare_case(row, run.exp, folder))
+        if isinstance(row, Loose):
+            yield PreparedCase.open(fetch(folder, "loose", lambda place: write_image(place, row.picture, run.exp, row.id)))
+        else:
+            yield PreparedCase.open(prepare_case(row, run.exp, folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -116,6 +116,8 @@ def open_rows(path: Path, profile: Profile) -> tuple[Profile, Iterator[Row]]:
     csv.field_size_limit(sys.maxsize)  # a text of run lengths has no natural limit
     cells = _cells(path)
     _, header = next(cells, (1, []))
+    if not header:
+        raise MaskfoldError(f"{path} is empty.", "Take the host's own file, or write it again.", status=2)
     layout = profile.layout(header, path)
     return layout, _rows(path, layout, cells)
 

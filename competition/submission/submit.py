@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from competition.config import MaskfoldError
-from competition.data.table import case_table
+from competition.data.files import temporary, writable
+from competition.data.table import case_table, load_image
 from competition.scoring.summary import cv_score
 from competition.submission.blend import Blend, check_same
 from competition.submission.ensemble import Fitted, fit_weights
@@ -72,6 +74,7 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
     tests = TestSet.of(comp, case_table(comp, "test"))
     path = output or FOLDER / comp.name / f"{_name(runs, weights)}.csv"
     _refuse_overwrite(path)
+    _read_all(tests)
     ensemble = Ensemble(blend, tests.rows[0], trust)
     say(f"{sum(map(len, ensemble.checkpoints.values()))} networks of {len(runs)} "
         f"run{'s' * (len(runs) > 1)}, {len(tests)} test cases")
@@ -98,13 +101,17 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
             shown = probabilities[len(probabilities) - len(comp.classes):] if tests.profile.confidence else None
             yield from tests.masks(row, outcome, shown)
 
-    verdict = write_submission(masks(), tests.profile, path, sample=tests.sample)
-    note = path.with_suffix(".json")
-    write_json(note, summary(path, blend, ensemble.checkpoints, expected, fitted, verdict))
+    note, staged = path.with_suffix(".json"), temporary(path)
+    try:
+        verdict = replace(write_submission(masks(), tests.profile, staged, sample=tests.sample), path=path)
+        write_json(note, summary(path.name, staged, blend, ensemble.checkpoints, expected, fitted, verdict))
+        os.replace(staged, path)  # last, so that no CSV is there without its JSON
+    finally:
+        staged.unlink(missing_ok=True)
     return Submitted(path, note, verdict, blend, expected)
 
 
-def summary(path: Path, blend: Blend, found: dict[str, list[Checkpoint]], expected: Expected | None,
+def summary(name: str, path: Path, blend: Blend, found: dict[str, list[Checkpoint]], expected: Expected | None,
             fitted: Fitted | None, verdict: Verdict) -> dict[str, Any]:
     """What the JSON beside a CSV says."""
     runs = [{"run": str(run.folder), "experiment": run.name, "hash": run.folder.name, "weight": weight,
@@ -114,7 +121,7 @@ def summary(path: Path, blend: Blend, found: dict[str, list[Checkpoint]], expect
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
-        "competition": blend.comp.name, "file": path.name, "sha256": digest, "rows": verdict.rows,
+        "competition": blend.comp.name, "file": name, "sha256": digest, "rows": verdict.rows,
         "empty_rows": verdict.empty, "runs": runs,
         "expected": None if expected is None else _expectation(expected),
         "postprocess": None if expected is None else expected.settings.model_dump(),
@@ -189,6 +196,21 @@ def _name(runs: Sequence[CvRun], weights: Sequence[float] | str | None) -> str:
 def _refuse_overwrite(path: Path) -> None:
     if path.is_dir() or path.suffix != ".csv":
         raise MaskfoldError(f"{path} is not the name of a CSV.", "Give -o a name that ends in .csv.", status=2)
+    writable(path.parent)
+
+
+def _read_all(tests: TestSet) -> None:
+    """Reads every test image once: cheap beside inference, and a damaged one is told before hours go by.
+
+    Raises:
+        MaskfoldError: naming the case.
+    """
+    for row in tests.rows:
+        try:
+            load_image(tests.comp, row)
+        except MaskfoldError as error:
+            raise MaskfoldError(f"The test case {row.id} cannot be read: {error.wrong}",
+                                "Copy the file again; the host wants a row for every test case.") from error
 
 
 def _predicted(blend: Blend) -> bool:

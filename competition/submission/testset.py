@@ -16,7 +16,7 @@ from competition.data.sources import Slice, slice_names
 from competition.submission.members import plain_rows, slices_of
 from competition.submission.postprocess import Outcome
 from competition.submission.profiles import Profile, profile_of
-from competition.submission.read import Names, Sample, read_sample
+from competition.submission.read import Names, Sample, read_sample, said
 from competition.submission.writer import Masked
 
 
@@ -55,6 +55,7 @@ class TestSet:
         names = {row.id: _names(row, profile, sample) for row in rows}
         if sample is not None:
             sample.check([name for several in names.values() for name in several])
+            _check_classes(sample, profile)
         return cls(comp, rows, profile, sample, names)
 
     def __len__(self) -> int:
@@ -107,6 +108,20 @@ def _names(row: Any, profile: Profile, sample: Sample | None) -> list[str]:
         spelled = slice_names(row.id, Slice(z, path))
         names.append(next((name for name in spelled if known is None or known.get(name) is not None), spelled[0]))
     return names
+
+
+def _check_classes(sample: Sample, profile: Profile) -> None:
+    """Refuses a sample that asks for some classes of an image only.
+
+    Raises:
+        MaskfoldError: naming the row that is not there.
+    """
+    there = set(sample.keys)
+    for image in dict.fromkeys(key[0] for key in sample.keys) if profile.classed else ():
+        for cls in profile.classes:
+            if (image, cls) not in there:
+                raise MaskfoldError(f"{sample.path} has no row for {said((image, cls))}, but has its other classes.",
+                                    "Take the host's own sample, or correct competition.classes.")
 
 
 def _by_slice(row: Any, profile: Profile, sample: Sample | None) -> bool:

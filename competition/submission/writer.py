@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from competition.config.errors import MaskfoldError
 from competition.config.nearest import nearest
-from competition.data.files import sync_folder, temporary, whole_file
+from competition.data.files import sync_folder, temporary, whole_file, writable
 from competition.rle import encode
-from competition.submission.profiles import Profile
+from competition.submission.profiles import Profile, known_profile
 from competition.submission.read import Key, Names, Sample, fill, objects_of, read_sample, said
 from competition.submission.validate import Verdict, validate_submission
 
 Masked = tuple[str, str | None, NDArray[Any]] | tuple[str, str | None, NDArray[Any], float]
 
 
-def write_submission(masks: Iterable[Masked], profile: Profile, path: str | Path,
+def write_submission(masks: Iterable[Masked], profile: Profile | str, path: str | Path,
                      sample: str | Path | Sample | None = None) -> Verdict:
     """Writes and validates a submission.
 
@@ -36,7 +36,7 @@ def write_submission(masks: Iterable[Masked], profile: Profile, path: str | Path
             foreground. Every case comes, with an empty mask where nothing was found. Profiles with several objects
             take several masks of one case. For `hubmap-vasculature` a fourth item is the object's confidence
             (1 without). The case is the slice where rows are per slice. The class plays no part where rows have none.
-        profile: what the file looks like. Where it has a grid of its own, masks of another size are brought to it: a
+        profile: what the file looks like, or a known competition's name. Where it has a grid of its own, masks of another size are brought to it: a
             pixel is foreground where at least half of its area is.
         path: the CSV; replaced when it exists.
         sample: the host's sample, or what `read_sample` gave; None: rows stand in the order of the masks.
@@ -49,10 +49,12 @@ def write_submission(masks: Iterable[Masked], profile: Profile, path: str | Path
             nothing is left behind, and a former file stays.
     """
     path = Path(path)
+    if isinstance(profile, str):
+        profile = known_profile(profile)
     if sample is not None and not isinstance(sample, Sample):
         sample = read_sample(sample, profile)
     profile = profile if sample is None else sample.profile
-    path.parent.mkdir(parents=True, exist_ok=True)
+    writable(path.parent)
     beside = temporary(path)
     try:
         with _Texts(profile, sample) as texts:
@@ -100,7 +102,7 @@ class _Texts:
 
     def add(self, case_id: str, cls: str | None, mask: NDArray[Any], confidence: float = 1.0) -> None:
         """Takes one mask."""
-        key = self._key(case_id, cls)
+        key = self._key(str(case_id), cls)
         mask = on_grid(np.asarray(mask), self.profile)
         first = self.shapes.setdefault(key, mask.shape)
         if mask.shape != first:
@@ -122,6 +124,8 @@ class _Texts:
             MaskfoldError: a row of the sample has no mask.
         """
         if self.sample is None:
+            if not self._places:
+                raise MaskfoldError("No mask was given, so there is nothing to write.", "Predict at least one case.")
             yield from self._places
             return
         for key in self.sample.keys:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from competition.config import Experiment, MaskfoldError, load_experiment
+from competition.config import Competition, Experiment, MaskfoldError, load_experiment, resolved
 from competition.training.job import FoldResult
 from competition.training.runs import RUNS, CvRun, load_run, run_hash
 
 # What may change between training and submitting: it is taken from the YAML as it is now.
-LATE = ("test", "submission", "root")
+LATE = ("test", "submission", "root", "on_bad_case")
 
 
 def find_run(word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (),
@@ -40,10 +42,56 @@ def find_run(word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = 
     return run
 
 
+def best_run(word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (),
+             say: Callable[[str], None] = lambda _: None) -> CvRun:
+    """The run with the highest cross-validation score among all finished ones of a competition.
+
+    Scores are compared where they can be: by the competition's metric, over all folds.
+
+    Args:
+        word: an experiment's YAML, or a run, of the competition; see `find_run`.
+        overrides: `key=value` words.
+        trust: packages besides the known ones that `target` may name.
+        say: takes a line for the user.
+
+    Raises:
+        MaskfoldError: no run of the competition has all its folds.
+    """
+    path = Path(word)
+    named = path.suffix in (".yaml", ".yml") and not path.is_dir()
+    comp = (load_experiment(path, overrides, trust) if named else find_run(word, overrides, trust, say).exp).competition
+    found: list[tuple[float, float, Path]] = []
+    for file in sorted(RUNS.glob("*/*/summary.json")):
+        if (score := _comparable_score(file, comp)) is not None:
+            found.append((score, file.stat().st_mtime, file.parent))
+    if not found:
+        raise MaskfoldError(f"No run of {comp.name} below {RUNS} has a score over all its folds.",
+                            "Finish one with `maskfold cv`, or name a run without --best.")
+    score, _, folder = max(found)
+    say(f"the best of {len(found)} finished run{'s' * (len(found) > 1)} of {comp.name}: {comp.metric.name} {score:.4f}")
+    return load_run(folder, trust, overrides)
+
+
 def finished(run: CvRun) -> list[tuple[int, int]]:
     """The (fold, seed) pairs that are finished; fold -1 is the fit on all cases."""
     return [(fold, seed) for fold in (*run.numbers(), -1) for seed in range(len(run.exp.seeds))
             if FoldResult.read(run.member_folder(fold, seed)) is not None]
+
+
+def _comparable_score(summary: Path, comp: Competition) -> float | None:
+    """A run's score, where it is of the competition, by its metric, and over all folds."""
+    from competition.data.folds import read_folds
+
+    try:
+        plain = json.loads(summary.read_text(encoding="utf-8"))
+        own = load_experiment(summary.parent / "experiment.yaml", trust=None).competition
+        folds = {int(fold) for fold in read_folds(summary.parent / "folds.csv")["fold"] if fold >= 0}
+    except (OSError, ValueError, MaskfoldError):
+        return None
+    if own.name != comp.name or own.metric != comp.metric or plain.get("score") is None:
+        return None
+    complete = folds <= {result["fold"] for result in plain["folds"]}
+    return float(plain["score"]) if complete else None
 
 
 def _latest(file: Path, overrides: Sequence[str], trust: tuple[str, ...], say: Callable[[str], None]) -> CvRun:
@@ -60,8 +108,8 @@ def _latest(file: Path, overrides: Sequence[str], trust: tuple[str, ...], say: C
     run = max(found, key=lambda pair: pair[0])[1]
     now = current(run.exp, exp)
     if run_hash(now, "") != run_hash(exp, ""):
-        say(f"note: {file} has changed since the run {run.folder.name}; what was trained is as the run's own "
-            "experiment.yaml says")
+        say(f"note: {_differences(now, exp)} differ from the run {run.folder.name}, which predicts as it was trained: its own "
+            "experiment.yaml counts")
     return CvRun(run.folder, now, run.cases, run.folds, run.name)
 
 
@@ -69,6 +117,23 @@ def current(trained: Experiment, now: Experiment) -> Experiment:
     """What was trained, with the test images, the submission, the post-processing and `run:` as the YAML says now."""
     comp = trained.competition.model_copy(update={key: getattr(now.competition, key) for key in LATE})
     return trained.model_copy(update={"competition": comp, "postprocess": now.postprocess, "run": now.run})
+
+
+def _differences(one: Experiment, other: Experiment) -> str:
+    """The keys in which two experiments differ, a few of them."""
+    pair = [_leaves(resolved(exp)) for exp in (one, other)]
+    skipped = ("run.", "study", "postprocess", "competition.root", "folds.run")
+    keys = [key for key in dict.fromkeys([*pair[0], *pair[1]])
+            if pair[0].get(key) != pair[1].get(key) and not key.startswith(skipped)]
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def _leaves(tree: Any, key: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their dotted keys."""
+    if not isinstance(tree, dict) or not tree:
+        return {key: tree}
+    return {name: value for part, inner in tree.items()
+            for name, value in _leaves(inner, f"{key}.{part}" if key else str(part)).items()}
 
 
 def _by_hash(word: str) -> Path:

@@ -75,6 +75,15 @@ def test_folders_that_cannot_be_predicted(tiny, tmp_path):
         folder_competition(comp, tmp_path / "empty")
 
 
+def test_images_are_never_overwritten(finished, tiny, demo3d, tmp_path):
+    run = finished(tiny(3), "demo3d-tiny")
+    images = Path(shutil.copytree(demo3d / "imagesTs", tmp_path / "scans"))
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    with pytest.raises(MaskfoldError, match="would overwrite the images"):
+        predict_images([run], images, tmp_path / "other" / ".." / "scans")
+    assert {path.name: path.read_bytes() for path in images.iterdir()} == before
+
+
 def test_channels_are_found_by_the_competitions_names(tiny, tmp_path):
     comp = tiny(2).competition
     train = comp.train.model_copy(update={"images": {"t1": "train/{id}/t1.png", "t2": "train/{id}/t2.png"}})

@@ -77,7 +77,7 @@ def test_a_run_is_found_by_yaml_folder_and_hash(finished, tiny, tmp_path):
     for word in (str(file), str(run.folder), run.folder.name, run.folder.name[:6], f"demo2d-unet2d/{run.folder.name}"):
         found = find_run(word, [f"competition.root={run.exp.competition.root}"], say=notes.append)
         assert found.folder.resolve() == run.folder.resolve(), word
-    assert len(notes) == 1 and "has changed since the run" in notes[0]  # the shipped network is no toy
+    assert len(notes) == 1 and "model.target" in notes[0] and "its own experiment.yaml counts" in notes[0]  # the shipped network is no toy
     with pytest.raises(MaskfoldError, match="is no run"):
         find_run("0123456789ab")
     with pytest.raises(MaskfoldError, match="No finished run of"):
@@ -90,6 +90,9 @@ def test_a_run_is_found_by_yaml_folder_and_hash(finished, tiny, tmp_path):
     ("missing image", ["which has no test image"]),
     ("unknown id", ["asks for the id stranger"]),
     ("doubled id", ["is there a second time"]),
+    ("truncated image", ["The test case", "cannot be read", "Copy the file again"]),
+    ("class row missing", ["has no row for the id", "but has its other classes"]),
+    ("folder is a file", ["Nothing can be written to the folder"]),
     ("other competition", ["is of the competition demo3d"]),
     ("twice", ["is named twice"]),
 ])
@@ -109,6 +112,13 @@ def test_what_is_wrong_is_told_before_any_work_and_leaves_no_csv(finished, tiny,
         sample.write_text("\n".join([*lines, "stranger,ring,"]) + "\n")
     elif what == "doubled id":
         sample.write_text("\n".join([*lines, lines[1]]) + "\n")
+    elif what == "truncated image":
+        last = sorted((data / "test").iterdir())[-1]
+        last.write_bytes(last.read_bytes()[:-200])
+    elif what == "class row missing":
+        sample.write_text("\n".join(lines[:-1]) + "\n")
+    elif what == "folder is a file":
+        (tmp_path / "out").write_text("")
     elif what == "other competition":
         runs.append(finished(tiny(3), "demo3d-tiny"))
     else:
@@ -119,6 +129,18 @@ def test_what_is_wrong_is_told_before_any_work_and_leaves_no_csv(finished, tiny,
         submit(runs, output=tmp_path / "out" / "s.csv")
     assert all(word in str(refusal.value) for word in words), str(refusal.value)
     assert not list((tmp_path / "out").glob("*")) and not list(Path("submissions").rglob("*.csv"))
+
+
+def test_no_csv_is_there_without_its_json(finished, tiny, monkeypatch):
+    run = finished(tiny(2))
+
+    def full(*_):
+        raise MaskfoldError("The disk is full.", "Free some space.")
+
+    monkeypatch.setattr("competition.submission.submit.write_json", full)
+    with pytest.raises(MaskfoldError, match="disk is full"):
+        submit([run], output=Path("out/s.csv"))
+    assert not list(Path("out").iterdir())
 
 
 def test_a_failure_in_mid_way_leaves_the_former_file(finished, tiny, tmp_path, monkeypatch):

@@ -235,3 +235,9 @@ def test_weights_of_the_grid_are_weights(count):
 def test_a_split_needs_one_way():
     with pytest.raises(ValueError, match="either `distance` or `boundary`"):
         Split(distance=1.0, boundary=0.5)
+
+
+def test_a_mask_is_made_by_the_first_step_only(tiny):
+    with pytest.raises(MaskfoldError, match="may stand first and nowhere else"):
+        tiny(2, "postprocess={steps: [{remove_small: 10}, {threshold: 0.5}]}")
+    assert tiny(2, "postprocess={steps: [{threshold: 0.5}, {remove_small: 10}]}").postprocess.of("ring")[0].name == "threshold"

@@ -162,3 +162,24 @@ def test_reader_names_the_line(damage: Callable[[str], str], tmp_path: Path) -> 
     path = write_text(tmp_path / "s.csv", "id,rle_mask\nb,\n" + damage("a,1 1\n"))
     with pytest.raises(MaskfoldError, match="line 3"):
         list(read_submission(path, SALT, SHAPES))
+
+
+def test_what_a_notebook_hands_over(tmp_path: Path) -> None:
+    from competition.rle import RleError, RleFormat, decode
+
+    write_submission([(1, None, _mask((0, 0))), (2, None, _mask())], "tgs-salt", tmp_path / "s.csv")  # type: ignore[list-item]
+    assert (tmp_path / "s.csv").read_text() == "id,rle_mask\n1,1 1\n2,\n"
+    with pytest.raises(MaskfoldError, match="Did you mean `tgs-salt`"):
+        write_submission([("a", None, _mask())], "tgs_salt", tmp_path / "s.csv")
+    with pytest.raises(MaskfoldError, match="No mask was given"):
+        write_submission([], SALT, tmp_path / "none.csv")
+    with pytest.raises(RleError, match="keep_default_na"):
+        decode(float("nan"), (4, 5))  # type: ignore[arg-type]
+    with pytest.raises(RleError, match="order is 'diagonal'"):
+        RleFormat(order="diagonal")  # type: ignore[arg-type]
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(MaskfoldError, match="is empty"):
+        read_sample(tmp_path / "empty.csv", SALT)
+    (tmp_path / "index.csv").write_text(",id,rle_mask\n0,a,\n")
+    with pytest.raises(MaskfoldError, match="index=False"):
+        read_sample(tmp_path / "index.csv", SALT)
