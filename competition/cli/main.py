@@ -15,6 +15,8 @@ from competition.config.errors import MaskfoldError
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+# Waiting threads sleep: spinning beside another busy program costs several times a step.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -106,6 +108,36 @@ def study(file: Annotated[Path, typer.Argument(help="The experiment's YAML, with
     from competition.cli.study import study as run
 
     run(file, overrides or [], trials, storage, promote, tuple(trust or []))
+
+
+@app.command(epilog="Example: maskfold report experiments/demo2d/unet2d.yaml -o report.html")
+def report(words: Annotated[list[str], typer.Argument(help="One run, and key=value, e.g. competition.root=/data. A run is an "
+                                                           "experiment's YAML (its latest finished run), a run's folder, or "
+                                                           "its hash.")],
+           output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; default report.html in the run's "
+                                                                              "folder.")] = None,
+           trust: Trust = None) -> None:
+    """Write one page to look at: scores, learning curves, cases, calibration, error against size, the YAML.
+
+    The page needs no network. Its pictures alone are in a folder of the same name.
+    """
+    from competition.cli.report import make_report
+
+    make_report(words, output, tuple(trust or []))
+
+
+@app.command(epilog="Example: maskfold register experiments/demo2d/unet2d.yaml --best")
+def register(words: Annotated[list[str], typer.Argument(help="A run, and key=value; see submit.")],
+             best: Annotated[bool, typer.Option("--best", help="The run with the highest cross-validation score of that "
+                                                               "competition, in place of the named one.")] = False,
+             trust: Trust = None) -> None:
+    """Register a run's networks in MLflow, as a version of the model that is named after the competition.
+
+    mlflow.pyfunc.load_model("models:/NAME/1").predict(images) gives masks of arrays or of files.
+    """
+    from competition.cli.register import register_run
+
+    register_run(words, best, tuple(trust or []))
 
 
 @app.command(epilog="Example: maskfold ui --port 5001")

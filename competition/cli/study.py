@@ -44,12 +44,17 @@ def study(file: Path, overrides: list[str], trials: int | None, storage: str | N
 
 def conclude(search: Search, console: Console, say: Any, promoted: list[Any]) -> None:
     """The table of trials, the figures and the page."""
+    from competition.report.study import write_study_report
     from competition.study.figures import draw
     from competition.study.search import best, write_trials
 
     trials = write_trials(search)
     console.print(trials_table(search, trials))
     drawn = draw(search)
+    rows = [{"number": trial["number"], "state": trial["state"], "score": _value(search, trial), "minutes": trial["minutes"],
+             "params": trial["params"], "reason": trial["reason"] or ""} for trial in trials]
+    page = write_study_report(search.folder, f"Study {search.name}", rows, drawn, search.folder / "report.html")
+    say(f"Page: {page}")
     if drawn:
         say(f"Figures: {', '.join(path.name for path in drawn)} in {search.folder}")
     if any(trial["state"] == "complete" for trial in trials):
@@ -93,6 +98,14 @@ def trials_table(search: Search, trials: list[dict[str, Any]]) -> Table:
         minutes = "" if trial["minutes"] is None else f"{trial['minutes']:.1f}"
         table.add_row(str(trial["number"]), trial["state"], *values, minutes, *params)
     return table
+
+
+def _value(search: Search, trial: dict[str, Any]) -> Any:
+    """The score; a list of values where there are several objectives, or one that is to be small."""
+    from competition.study.objectives import directions
+
+    values = trial["values"] if trial["state"] == "complete" else None
+    return values[0] if values and directions(search.study) == ["maximize"] else values
 
 
 def _shown(value: Any) -> str:

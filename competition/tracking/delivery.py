@@ -221,7 +221,7 @@ class Delivery:
             run = found[0] if found else self._make_run(name, shipped.token)
             shipped.run_id, shipped.status = run.info.run_id, run.info.status
             self.state.write(self.folder)
-        if name == RUN and not shipped.parameters:
+        if not shipped.parameters:  # of folds too: folds of different runs are compared
             self._log_parameters(shipped.run_id)
             shipped.parameters = True
             self.state.write(self.folder)

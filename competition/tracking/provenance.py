@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import platform
 import shlex
 import subprocess
@@ -20,8 +21,8 @@ LARGEST_CHANGES = 2_000_000  # characters of a diff
 def record(run_folder: Path) -> None:
     """Write `environment/` in the run's folder; a resume with other code or packages adds `environment/resume_2/`.
 
-    Three files: `start.txt` (commit, branch, state of the working tree, Python, machine), `changes.diff` (against the
-    commit) and `packages.txt` (as pip writes them).
+    Three files: `start.txt` (command, commit, branch, state of the working tree, Python, machine), `changes.diff` (against
+    the commit) and `packages.txt` (as `pip freeze` writes them).
     """
     files = {"start.txt": _start(), "changes.diff": _git("diff", "HEAD")[:LARGEST_CHANGES], "packages.txt": _packages()}
     folder = newest = run_folder / FOLDER
@@ -54,15 +55,25 @@ def _command() -> str:
 def _start() -> str:
     commit = _git("rev-parse", "HEAD").strip()
     branch = _git("rev-parse", "--abbrev-ref", "HEAD").strip()
-    lines = [f"maskfold {competition.__version__}", f"python {platform.python_version()}", f"machine {platform.platform()}",
+    lines = [f"command {_command()}", f"maskfold {competition.__version__}", f"python {platform.python_version()}",
+             f"machine {platform.platform()}",
              f"commit {commit or 'none: the code is not in a git repository'}", f"branch {branch or 'none'}", "",
              _git("status", "--short")]
     return "\n".join(lines)
 
 
 def _packages() -> str:
-    found = {f"{package.name}=={package.version}" for package in metadata.distributions()}
-    return "\n".join(sorted(found, key=str.lower)) + "\n"
+    return "\n".join(sorted({_requirement(package) for package in metadata.distributions()}, key=str.lower)) + "\n"
+
+
+def _requirement(package: metadata.Distribution) -> str:
+    """A package as pip would install it again: by its version, or from where it came (PEP 610)."""
+    origin = json.loads(package.read_text("direct_url.json") or "null")
+    if origin is None:
+        return f"{package.name}=={package.version}"
+    source = origin.get("vcs_info")
+    url = f"{source['vcs']}+{origin['url']}@{source['commit_id']}" if source else origin["url"]
+    return f"{package.name} @ {url}"
 
 
 def _git(*words: str) -> str:

@@ -13,6 +13,7 @@ from competition.tracking.delivery import Delivery
 from competition.tracking.identity import Identity
 from competition.tracking.provenance import record
 from competition.tracking.store import root_of, store_of
+from competition.tracking.system import Sampler
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -37,6 +38,7 @@ class Shipper:
         pause: seconds between two looks at the folder.
         patience: seconds without a sign of life after which the last delivery is given up; a quarter of them where the
             store could not be reached before either.
+        sampling: seconds between two looks at the machine, of a `cv` run.
 
     Example:
         >>> with Shipper(run.folder, exp):  # doctest: +SKIP
@@ -44,7 +46,7 @@ class Shipper:
     """
 
     def __init__(self, run_folder: Path, exp: Experiment, *, kind: str = "cv", name: str | None = None,
-                 study: Path | None = None, pause: float = 2.0, patience: float = 60.0) -> None:
+                 study: Path | None = None, pause: float = 2.0, patience: float = 60.0, sampling: float = 10.0) -> None:
         self.run_folder, self.store = run_folder, store_of(root_of(run_folder))
         self.pause, self.patience = pause, patience
         self._delivery = Delivery(run_folder, self.store, Identity.of(run_folder, exp, kind, name), study)
@@ -54,6 +56,7 @@ class Shipper:
         self._troubled = False
         # a daemon: a server that hangs must not keep the process alive
         self._thread = threading.Thread(target=self._work, name="shipper", daemon=True)
+        self._sampler = Sampler(run_folder, lambda: self._delivery.is_finished, sampling) if kind == "cv" else None
 
     def finish(self, status: Status) -> None:
         """Say how the run ended; it is told to MLflow when the body is left."""
@@ -61,11 +64,15 @@ class Shipper:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        if self._sampler is not None:
+            self._sampler.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is not None and self._status is None:
             self._status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        if self._sampler is not None:
+            self._sampler.__exit__(kind, error, None)
         self._leaving.set()
         self._thread.join(min(3.0, self.patience))
         if self._thread.is_alive():

@@ -1,0 +1,31 @@
+"""`maskfold report`: one page of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from competition.cli.words import stoppable, words_and_overrides
+from competition.config import MaskfoldError
+
+
+@stoppable("stopped: no page was written")
+def make_report(words: list[str], output: Path | None, trust: tuple[str, ...]) -> None:
+    """Run the command; see `competition.cli.main.report`."""
+    console = Console(highlight=False)
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
+    names, overrides = words_and_overrides(words)
+    if len(names) != 1:
+        raise MaskfoldError(f"A report is of one run, and {len(names)} are named.", "Name one run.", status=2)
+
+    from competition.report import write_report
+    from competition.training.find import find_run
+
+    run = find_run(names[0], overrides, trust, say)
+    page = write_report(run, output or run.folder / "report.html", say)
+    size = page.stat().st_size / 2**20
+    say(f"{page}: {size:.1f} MiB, whole in itself; the pictures alone are in {page.with_suffix('')}")

@@ -1,0 +1,131 @@
+"""Finished runs that nobody had to train: out-of-fold predictions made from the truth, and learning curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from competition.data.table import load_mask
+from competition.inference.store import OofStore
+from competition.training.checkpoint import write_json
+from competition.training.cv import summarise
+from competition.training.job import FoldResult
+from competition.training.runs import CvRun, open_run
+from competition.training.validation import Judge
+from tests.submission.conftest import nuclei, soft
+
+__all__ = ["nuclei"]
+
+Predict = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
+
+
+def write_member(run: CvRun, fold: int, seed: int, score: float | None, curves: list[dict[str, float]], time: float) -> Path:
+    """A member's folder with its result and its metrics, the last of them at `time`."""
+    folder = run.member_folder(fold, seed)
+    folder.mkdir(parents=True)
+    result = FoldResult(fold=fold, seed=seed, score=score, dice={}, epochs=len(curves), steps=10, minutes=1.5, peak_gib=0.1,
+                        threads=1, precision="32-true", device="cpu", torch="2", stopped="done")
+    lines = [json.dumps({"step": epoch, "epoch": epoch, "time": time, "metrics": metrics})
+             for epoch, metrics in enumerate(curves, 1)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    write_json(folder / "result.json", asdict(result))
+    return folder
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., CvRun]:
+    """`made(exp, noise=0.3)`: a run below the working folder, which becomes `tmp_path`; its last metrics at `time`."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(exp: Any, name: str = "demo-tiny", noise: float = 0.3, predict: Predict | None = None, seed: int = 0,
+             time: float = 1000.0) -> CvRun:
+        run = open_run(exp, name)
+        run.write()
+        generator = np.random.default_rng(seed)
+        for fold, member in run.members():
+            shift = 0.05 * (fold + 2 * member)
+            curves = [{"train/loss": 2.0 / epoch + shift, "lr": 0.1 ** epoch, "val/score": 0.1 * epoch + shift,
+                       **{f"val/dice{cls}": 0.1 * epoch + shift for cls in ("", *(f"/{c}" for c in exp.competition.classes))}}
+                      for epoch in (1, 2, 3)]
+            folder = write_member(run, fold, member, None if fold < 0 else 0.5, curves, time)
+            if fold < 0:
+                continue
+            ids = run.folds.loc[run.folds["fold"] == fold, "id"]
+            judge = Judge(exp, run.cases[run.cases["id"].isin(ids)], {}, torch.device("cpu"), torch.no_grad, lambda: None)
+            store, lines = OofStore(folder / "oof", exp.inference.store), []
+            for row in judge.rows():
+                truth = load_mask(exp.competition, row)
+                store.write(row.id, soft(truth, exp.outputs, noise, generator) if predict is None
+                            else predict(truth, row, generator))
+                lines += judge.score(store.read(row.id), row, fold)[0]
+            pd.DataFrame(lines).to_csv(folder / "scores.csv", index=False)
+        summarise(run)
+        return run
+
+    return make
+
+
+class Page(HTMLParser):
+    """A page as a reader sees it: its text, its tags and attributes, and the cells of its tables."""
+
+    VOID = {"meta", "img", "br"}
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = path.read_text(encoding="utf-8")
+        self.text, self.open, self.tags = "", [], []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.tables: list[list[list[str]]] = []
+        self.feed(self.source)
+        assert self.open == [], f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "small" and self.tables and "td" in self.open:
+            self.tables[-1][-1][-1] += " "
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1][-1][-1] += data
+
+    def rows(self, first: str, *header: str) -> list[dict[str, str]]:
+        """The rows whose table has these columns and whose first cell is `first`."""
+        return [dict(zip(table[0], row, strict=True)) for table in self.tables if set(header) <= set(table[0])
+                for row in table[1:] if row[0] == first]
+
+
+def loads_nothing(page: Page) -> None:
+    """Nothing on the page would be fetched or run by a browser."""
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "source"} & set(page.tags)
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("src", "href", "srcset", "data", "action", "poster", "background"):
+            assert value.startswith("data:image/png;base64," if tag == "img" else "#"), (tag, value[:80])
+        assert name != "style"
+    styles = page.source[page.source.index("<style>"):page.source.index("</style>")]
+    assert "url(" not in styles and "@import" not in styles
+    assert ("meta", "content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
