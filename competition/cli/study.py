@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from competition.study.search import Search
 
 
+WIDE = 200  # characters of a table that goes into a file
+
+
 @stoppable("stopped: the same command goes on with the trial that ran")
 def study(file: Path, overrides: list[str], trials: int | None, storage: str | None, promote: int | None,
           trust: tuple[str, ...]) -> None:
     """Run the command; see `competition.cli.main.study`."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDE)
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
