@@ -8,7 +8,7 @@ from math import nan
 import numpy as np
 import pytest
 
-from competition.config import Metric
+from competition.config import MaskfoldError, Metric
 from competition.config.postprocess import Postprocess, Split, Step, Triplet
 from competition.scoring.summary import cv_score
 from competition.submission.blend import Blend
