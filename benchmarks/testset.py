@@ -34,11 +34,8 @@ submission: {sample: sample.csv, columns: {id: id, class: null, mask: predicted}
 EXPERIMENT = """\
 competition: competition.yaml
 folds: {k: 2}
-patch: {size: [256, 256]}
-inference: {overlap: 0.25}
-model:
-  target: monai.networks.nets.BasicUNet
-  args: {features: [4, 4, 8, 8, 8, 4], norm: [group, {num_groups: 2}]}
+patch: {size: [512, 512]}
+model: {target: monai.networks.nets.UNet, args: {spatial_dims: 2, channels: [4, 8, 8], strides: [2, 2]}}
 loss: {target: monai.losses.DiceCELoss}
 training: {epochs: 1, steps_per_epoch: 2, batch_size: 2, precision: fp32}
 """
