@@ -166,7 +166,9 @@ def test_a_signal_ends_with_a_checkpoint_and_a_word(data, tmp_path, number, stat
     words = ["cv", EXPERIMENT, f"competition.root={data}", *SMALL, "folds.run=[0]", "training.epochs=100000"]
     process = subprocess.Popen([sys.executable, "-c", "from competition.cli import main; main()", *map(str, words)],
                                cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               # Whoever starts the tests in the background has them ignore Ctrl-C.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     for line in process.stdout:
         if "epoch 3" in line:
             process.send_signal(number)
