@@ -130,8 +130,8 @@ def test_several_losses_load_again(toy: Toy, tmp_path: Path) -> None:
     (["early_stopping.patience=3"], lambda exp: exp.early_stopping.patience == 3),
     (["competition.metric.name=iou"], lambda exp: exp.competition.metric.name == "iou"),
     (["competition.submission.columns.class=null"], lambda exp: exp.competition.submission.columns.cls is None),
-    (["study.space={optimizer.args.lr: {low: 1}}", "study.space[optimizer.args.lr].low=2"],
-     lambda exp: exp.study == {"space": {"optimizer.args.lr": {"low": 2}}}),
+    (["study={space: {optimizer.args.lr: {low: 1, high: 3}}}", "study.space[optimizer.args.lr].low=2"],
+     lambda exp: (exp.study.space["optimizer.args.lr"].low, exp.study.space["optimizer.args.lr"].high) == (2, 3)),
 ])
 def test_any_key_can_be_set(words: list[str], found: Callable[..., bool], toy: Toy) -> None:
     exp = load_experiment(toy(), words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,9 +17,11 @@ import torch
 
 from competition.data.table import load_mask
 from competition.inference.store import OofStore
+from competition.report import write_report
 from competition.training.checkpoint import write_json
 from competition.training.cv import summarise
 from competition.training.job import FoldResult
+from competition.training.oof import OutOfFold
 from competition.training.runs import CvRun, open_run
 from competition.training.validation import Judge
 from tests.submission.conftest import nuclei, soft
@@ -129,3 +132,24 @@ def loads_nothing(page: Page) -> None:
     styles = page.source[page.source.index("<style>"):page.source.index("</style>")]
     assert "url(" not in styles and "@import" not in styles
     assert ("meta", "content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
+
+
+def report(run: CvRun) -> Page:
+    """A run's page, looked through: nothing is loaded, and the PNGs beside it are those inside."""
+    page = Page(write_report(run, run.folder / "report.html"))
+    loads_nothing(page)
+    inside = {base64.b64decode(value.partition(",")[2]) for tag, name, value in page.attributes if (tag, name) == ("img", "src")}
+    assert inside == {path.read_bytes() for path in (run.folder / "report").glob("*.png")}
+    return page
+
+
+def slow_dice(run: CvRun) -> pd.DataFrame:
+    """Dice of each case and class, from the stored probabilities and the truth."""
+    oof, found = OutOfFold(run), []
+    for row in oof.cases.itertuples(index=False):
+        truth, best = load_mask(run.exp.competition, row)[0], oof.read(row.id).argmax(axis=0)
+        for index, name in enumerate(run.exp.competition.classes, 1):
+            total = int((truth == index).sum() + (best == index).sum())
+            found.append((row.id, oof.fold_of[row.id], name,
+                          2 * int(((truth == index) & (best == index)).sum()) / total if total else np.nan))
+    return pd.DataFrame(found, columns=["id", "fold", "class", "dice"])

@@ -207,7 +207,7 @@ def test_a_broken_solution_is_named_with_its_line(demo2d: Path, damage: Any, tmp
 
 def test_files_that_are_no_submission(demo2d: Path, tmp_path: Path) -> None:
     comp, solution = demo(demo2d), demo2d / "solution.csv"
-    for text, what in (("id,class,predicted\n", "no rows"), ("id,predicted\na,\n", "columns"), ("", "columns")):
+    for text, what in (("id,class,predicted\n", "no rows"), ("id,predicted\na,\n", "columns"), ("", "is empty")):
         with pytest.raises(MaskfoldError, match=what):
             score_submission(write_text(tmp_path / "mine.csv", text), comp, solution)
         with pytest.raises(MaskfoldError, match=what):
