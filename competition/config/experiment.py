@@ -142,14 +142,24 @@ class Inference(Section):
 
 
 class Run(Section):
-    """Where and how fast: nothing here changes a result on one kind of device."""
+    """Where and how fast: but for `devices`, nothing here changes a result on one kind of device."""
 
-    executor: Literal["local"] = "local"
+    executor: Literal["local", "ray"] = "local"  # this machine, or a Ray cluster
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: Literal[1] = 1  # of one fold; several GPUs train several folds side by side
-    parallel_folds: Positive = 1
-    workers: Annotated[int, Field(ge=0)] = 0  # loader processes per fold
-    threads: Positive | None = None  # CPU threads of a fold; None: cores / parallel folds
+    devices: Positive = 1  # processes of one fold, each with its own GPU; a step takes batch_size samples on each of them
+    parallel_folds: Positive = 1  # at once, on the cluster too
+    workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
+    threads: Positive | None = None  # CPU threads of a fold; None: cores / parallel folds; ray: the CPUs it asks for
+    cpus: Positive | None = None  # ray: CPUs that a fold asks for; None: its threads, or a fair share of the cluster's
+    gpus: Annotated[float, Field(ge=0)] | None = None  # ray: GPUs; 0.5 shares one; None: one per device where there are any
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Run:
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError("`gpus` above 1 is a whole number")
+        if self.gpus and self.gpus < self.devices and self.devices > 1:
+            raise ValueError("`gpus` are fewer than `devices`, and each device is a GPU of its own")
+        return self
 
 
 class Experiment(Section):

@@ -83,8 +83,8 @@ def _missing(results: Results) -> str:
     partly = [fold for fold in numbers if 0 < done[fold] < seeds]
     words = []
     if missing:
-        words.append(f"{len(missing)} of {len(numbers)} folds are not finished ({', '.join(map(str, missing))}): all "
+        words.append(f"{len(missing)} of {len(numbers)} folds have no result ({', '.join(map(str, missing))}): all "
                      "numbers are of the others.")
     if partly:
-        words.append(f"Of the folds {', '.join(map(str, partly))} some seeds are not finished.")
+        words.append(f"Of the folds {', '.join(map(str, partly))} some seeds have no result.")
     return " ".join(words)

@@ -11,7 +11,7 @@ from typing import Any
 LONGEST_NAME = 250
 LONGEST_PARAMETER = 6000
 LONGEST_TAG = 8000
-TECHNICAL = frozenset({"epochs", "steps", "minutes", "peak_gib", "threads"})  # of a fold's result
+TECHNICAL = frozenset({"epochs", "steps", "minutes", "peak_gib", "threads", "devices"})  # of a fold's result
 
 
 def mlflow_name(name: str) -> str:

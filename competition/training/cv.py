@@ -83,6 +83,7 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
 
     if not open_jobs(run, trust):
         return
+    _refuse_mixture(run)
     if run.exp.init_from is not None:
         for job in open_jobs(run, trust):
             check_lineage(Path(run.exp.init_from), job, run)
@@ -126,9 +127,7 @@ def summarise(run: CvRun) -> CvSummary:
     from competition.training.validation import dice_per_class
 
     comp = run.exp.competition
-    # All that are finished, whichever of them this command named: a run grows over several commands.
-    places = [(fold, seed) for fold in (*run.numbers(), -1) for seed in range(len(run.exp.seeds))]
-    results = [result for fold, seed in places if (result := FoldResult.read(run.member_folder(fold, seed)))]
+    results = results_of(run)
     folds = sorted({result.fold for result in results if result.fold >= 0})
     tables = [fold_scores(run, fold, [r for r in results if r.fold == fold]) for fold in folds]
     plain = [asdict(result) for result in results]
@@ -151,6 +150,12 @@ def summarise(run: CvRun) -> CvSummary:
     return summary
 
 
+def results_of(run: CvRun) -> list[FoldResult]:
+    """What is finished, whichever of it this command named: a run grows over several commands."""
+    places = [(fold, seed) for fold in (*run.numbers(), -1) for seed in range(len(run.exp.seeds))]
+    return [result for fold, seed in places if (result := FoldResult.read(run.member_folder(fold, seed)))]
+
+
 def fold_scores(run: CvRun, fold: int, members: list[FoldResult]) -> pd.DataFrame:
     """Scores of one fold's cases: of its member, or of the mean of its members' probabilities."""
     import pandas as pd
@@ -168,6 +173,17 @@ def fold_scores(run: CvRun, fold: int, members: list[FoldResult]) -> pd.DataFram
     for row in judge.rows():
         lines += judge.score(kept.read(row.id), row, fold)[0]
     return pd.DataFrame(lines)
+
+
+def _refuse_mixture(run: CvRun) -> None:
+    """Folds whose steps took other numbers of samples are no cross-validation of one thing."""
+    devices, batch = run.exp.run.devices, run.exp.training.batch_size
+    for result in results_of(run):
+        if result.devices != devices:
+            raise MaskfoldError(
+                f"{run.member_folder(result.fold, result.seed)} was trained with run.devices={result.devices}, "
+                f"{result.devices * batch} samples a step, and now run.devices is {devices}.",
+                f"Set run.devices={result.devices}, or start another run with --new.")
 
 
 def _dice_interval(scores: pd.DataFrame, name: str, seed: int,

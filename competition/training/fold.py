@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import sys
@@ -31,6 +31,7 @@ from competition.training.job import FoldResult, Job  # noqa: E402
 from competition.training.lineage import check_lineage  # noqa: E402
 from competition.training.lock import alone  # noqa: E402
 from competition.training.loop import Training, peak_gib  # noqa: E402
+from competition.training.ranks import die_with, is_first, launch, parent  # noqa: E402
 from competition.training.runs import CvRun, load_run, write_resolved  # noqa: E402
 from competition.training.validation import Judge, dice_per_class, summary_metrics  # noqa: E402
 
@@ -52,13 +53,12 @@ def run_fold(job: Job, say: Callable[[str], None] = print, began: float | None =
     """
     if (finished := FoldResult.read(job.folder)) is not None:
         return finished
-    with alone(job.folder):
+    with alone(job.folder, job.patience, say):
         return _run_fold(job, say, began if began is not None else time.monotonic())
 
 
 def _run_fold(job: Job, say: Callable[[str], None], began: float) -> FoldResult:
-    torch.set_num_threads(job.threads)
-    run = load_run(job.run, job.trust)
+    run = ready(job)
     training = begin(job, run, say, began)
     training.train()
     weights = job.folder / "weights.safetensors"
@@ -70,11 +70,29 @@ def _run_fold(job: Job, say: Callable[[str], None], began: float) -> FoldResult:
     return finish(job, run.exp, training, score, dice)
 
 
+def ready(job: Job) -> CvRun:
+    """The run, with this process's share of the fold's threads taken."""
+    run = load_run(job.run, job.trust)
+    torch.set_num_threads(max(1, job.threads // run.exp.run.devices))
+    return run
+
+
+def assist(job: Job) -> None:
+    """What the fold's other processes do, one for each further device: take steps, and nothing else.
+
+    Raises:
+        MaskfoldError: the work failed in a way the user can cure.
+        KeyboardInterrupt: the first process stopped.
+    """
+    die_with(parent())
+    begin(job, ready(job), lambda line: None, BEGAN).train()
+
+
 def begin(job: Job, run: CvRun, say: Callable[[str], None], began: float) -> Training:
     """Everything the loop needs: prepared cases, network, device, the judge of the validation cases."""
     exp = run.exp
     fabric, precision = make_fabric(exp)
-    fabric.launch()
+    launch(fabric)
     prepared = prepare_cases(run.cases, exp, job.cache)
     fold_of = dict(zip(run.folds["id"], run.folds["fold"], strict=True))
     train = [prepared[case] for case, fold in fold_of.items() if fold not in (job.fold, -2) or job.fold < 0]
@@ -115,7 +133,10 @@ def predict(job: Job, run: CvRun, training: Training, weights: Path) -> tuple[fl
         tester = Judge(run.exp, held_out, judge.prepared, judge.device, judge.autocast, judge.alive)
         write_table(tester.predict_out_of_fold(network, OofStore(job.folder / "test", run.exp.inference.store), -2),
                     job.folder / "test_scores.csv")
-    return cv_score(scores, comp.metric), dice_per_class(scores, comp.classes)
+    score = cv_score(scores, comp.metric)
+    if score > training.progress.best:
+        training.keep_best(network)
+    return score, dice_per_class(scores, comp.classes)
 
 
 def finish(job: Job, exp: Experiment, training: Training, score: float | None,
@@ -127,7 +148,7 @@ def finish(job: Job, exp: Experiment, training: Training, score: float | None,
         epochs=-(-progress.step // training.steps_per_epoch), minutes=training.elapsed() / 60,
         peak_gib=peak_gib(training.fabric.device), threads=torch.get_num_threads(),
         precision=str(training.fabric.strategy.precision.precision), device=str(training.fabric.device),
-        torch=torch.__version__, stopped=progress.stopped)
+        torch=torch.__version__, stopped=progress.stopped, devices=training.ranks.count)
     write_json(job.folder / "result.json", result.__dict__)
     return result
 
@@ -137,7 +158,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._why = ""
-        self._parent = os.getppid()
+        self._parent = parent()
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 signal.signal(number, self._note)
@@ -162,24 +183,45 @@ class Interruption:
 def main(path: str) -> int:
     """The process: lines on standard output, `error.json` for the parent, an exit status that says how it went."""
     job = Job.from_json(Path(path).read_text())
+    if not is_first():
+        return assisted(job)
     log = open(job.folder / "log.txt", "a", buffering=1)  # noqa: SIM115 - open as long as the process lives
 
     def say(line: str) -> None:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         print(line, flush=True)
 
-    error_file = job.folder / "error.json"
-    error_file.unlink(missing_ok=True)
+    (job.folder / "error.json").unlink(missing_ok=True)
     try:
         run_fold(job, say, BEGAN)
     except MaskfoldError as error:
         say(f"error: {error}")
-        error_file.write_text(json.dumps({"wrong": error.wrong, "cure": error.cure, "status": error.status}))
-        return 1
+        return failed(job, error)
     except KeyboardInterrupt as reason:
         say(f"stopped ({reason}); the same command goes on from the last checkpoint")
         return 143 if str(reason) == "SIGTERM" else 130
     return 0
+
+
+def assisted(job: Job) -> int:
+    """One of the fold's other processes; the first answers for it, and is ended by Fabric where the status is not 0."""
+    try:
+        assist(job)
+    except MaskfoldError as error:  # all have met it, or this one alone, in a case that it drew
+        return failed(job, error)
+    except KeyboardInterrupt:
+        return 0
+    except Exception:
+        time.sleep(2.0)  # where the first process is gone, its own words are enough: `die_with` acts now
+        raise
+    return 0
+
+
+def failed(job: Job, error: MaskfoldError) -> int:
+    """Leave the error for the process that started the fold; the exit status."""
+    with contextlib.suppress(MaskfoldError):  # the disk may be full
+        write_json(job.folder / "error.json", {"wrong": error.wrong, "cure": error.cure, "status": error.status})
+    return 1
 
 
 if __name__ == "__main__":

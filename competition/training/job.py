@@ -17,8 +17,9 @@ class Job:
         fold: the fold that is validated; -1 is a fit on all cases.
         seed: which of the experiment's seeds.
         cache: the folder of prepared cases.
-        threads: CPU threads.
+        threads: CPU threads, of all its processes together.
         trust: packages besides the known ones that `target` may name.
+        patience: seconds that a former process gets to let go of the folder.
     """
 
     run: Path
@@ -28,6 +29,7 @@ class Job:
     cache: Path
     threads: int
     trust: tuple[str, ...] = ()
+    patience: float = 0.0
 
     def to_json(self) -> str:
         """The job as text."""
@@ -51,6 +53,7 @@ class FoldResult:
         score: the competition's metric on the fold's out-of-fold masks; None for a fit on all cases.
         dice: mean Dice per class over cases that have the class in truth or prediction; None where no case has.
         minutes: wall time, all processes of the fold together.
+        devices: processes that trained it; a step took `training.batch_size` samples on each.
         peak_gib: the largest resident memory of the process, or the device's peak where there is one.
     """
 
@@ -68,6 +71,7 @@ class FoldResult:
     torch: str
     stopped: str
     weights: str = "weights.safetensors"
+    devices: int = 1
 
     @classmethod
     def read(cls, folder: Path) -> FoldResult | None:

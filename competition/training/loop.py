@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from competition.model.ema import Ema
 from competition.model.loss import SegmentationLoss
 from competition.model.optimiser import build_optimizer
 from competition.model.schedule import Schedule
-from competition.training.checkpoint import load_checkpoint, save_checkpoint
+from competition.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from competition.training.journal import Journal
 from competition.training.plan import Plan
+from competition.training.ranks import Ranks
 from competition.training.snapshots import Snapshots
 from competition.training.validation import Judge, summary_metrics
 
@@ -67,7 +69,9 @@ class Training:
 
     def __post_init__(self) -> None:
         exp, cfg = self.exp, self.exp.training
-        self.steps_per_epoch = cfg.steps_per_epoch or max(1, -(-len(self.dataset) // (cfg.batch_size * cfg.accumulate)))
+        self.ranks = Ranks(self.fabric)
+        self.samples = cfg.batch_size * cfg.accumulate * self.ranks.count  # of a step
+        self.steps_per_epoch = cfg.steps_per_epoch or -(-len(self.dataset) // self.samples)
         self.loss = SegmentationLoss(exp, self.trust)
         optimizer = build_optimizer(exp, self.network.parameters(), self.trust)
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
@@ -82,7 +86,8 @@ class Training:
         self.end_seconds = 0.0  # what the last validation took, as an estimate of the final prediction
         if (self.folder / "last.pt").exists():
             self._resume()
-        self.journal = Journal(self.folder / "metrics.jsonl", self.progress.step)
+        if self.ranks.rank == 0:
+            self.journal = Journal(self.folder / "metrics.jsonl", self.progress.step)
         self.earlier = self.progress.seconds
         self.saved = time.monotonic()
 
@@ -94,22 +99,28 @@ class Training:
         while not self.progress.stopped:
             lap = time.monotonic()
             self._step(batches)
-            self.plan.look_at_clock(self.progress.step, self.elapsed(), self._reserve)
-            done = self.plan.done(self.progress.step)
-            self.progress.epoch_seconds += time.monotonic() - lap
-            if self.progress.step % self.steps_per_epoch == 0 or done:
-                self._end_epoch(done)
-            elif time.monotonic() - self.saved > 60 * self.exp.training.checkpoint_minutes:
-                self.save()
-            if reason := self.interrupted():
-                self.save()
-                raise KeyboardInterrupt(reason)
+            self.ranks.decide(partial(self._between_steps, lap), self._standing, self._stand)
+        self.ranks.part()
+
+    def _between_steps(self, lap: float) -> None:
+        """What the fold's first process does for all: the clock, the end of an epoch, checkpoints, reasons to stop."""
+        self.plan.look_at_clock(self.progress.step, self.elapsed(), self._reserve)
+        done = self.plan.done(self.progress.step)
+        self.progress.epoch_seconds += time.monotonic() - lap
+        if self.progress.step % self.steps_per_epoch == 0 or done:
+            self._end_epoch(done)
+        elif time.monotonic() - self.saved > 60 * self.exp.training.checkpoint_minutes:
+            self.save()
+        if reason := self.interrupted():
+            self.save()
+            raise KeyboardInterrupt(reason)
 
     def _step(self, batches: Any) -> None:
         """One optimiser step: forward, loss, backward, clip, step, average."""
         cfg, progress = self.exp.training, self.progress
         epoch, position = divmod(progress.step, self.steps_per_epoch)
-        torch.manual_seed(child_seed(self.seed, self.fold, epoch, position, "torch"))  # dropout
+        place = position * self.ranks.count + self.ranks.rank
+        torch.manual_seed(child_seed(self.seed, self.fold, epoch, place, "torch"))  # dropout
         multiplier = self.schedule.rate(self.plan.share(progress.step))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * multiplier
@@ -122,9 +133,7 @@ class Training:
             with self.fabric.no_backward_sync(self.network, enabled=micro + 1 < cfg.accumulate):
                 total, parts = self.loss(self.network(image), mask)
                 self.fabric.backward(total / cfg.accumulate)
-            self._add("loss", total, batch)
-            for name, part in parts.items() if len(parts) > 1 else ():
-                self._add(name, part, batch)
+            self._add({"loss": total, **(parts if len(parts) > 1 else {})}, batch)
         if cfg.clip_gradient is not None:
             self.fabric.clip_gradients(self.network, self.optimizer, max_norm=cfg.clip_gradient, error_if_nonfinite=False)
         self.optimizer.step()
@@ -141,7 +150,7 @@ class Training:
         metrics = {f"train/{name}": value / (steps * cfg.accumulate) for name, value in progress.sums.items()}
         metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
         metrics["time/epoch_seconds"] = progress.epoch_seconds
-        metrics["time/samples_per_second"] = steps * cfg.accumulate * cfg.batch_size / max(progress.epoch_seconds, 1e-9)
+        metrics["time/samples_per_second"] = steps * self.samples / max(progress.epoch_seconds, 1e-9)
         metrics["memory/peak_gib"] = peak_gib(self.fabric.device)
         score = None
         if self.judge is not None and epoch % cfg.validate_every == 0 and not last:
@@ -168,6 +177,7 @@ class Training:
         score = metrics["val/score"]
         if score > progress.best:
             progress.best, progress.stale = score, 0
+            self.keep_best(self.candidate)
         else:
             progress.stale += 1
         self.schedule.observe(score)
@@ -190,30 +200,44 @@ class Training:
         """The weights that predict: the last or the best, averaged over `training.average` epochs."""
         return self.snapshots.average() or dict(self._weights().state_dict())
 
+    def keep_best(self, network: nn.Module) -> None:
+        """Write the weights with the best validation score so far, for whoever asks; they predict nothing by themselves."""
+        save_weights(self.folder / "best.safetensors", network.state_dict())
+
     def save(self) -> None:
         """Write the checkpoint: at most the steps since then are lost."""
         self.progress.seconds = self.elapsed()
         save_checkpoint(self.folder / "last.pt", {
             "network": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
-            "schedule": self.schedule.state_dict(), "precision": self.fabric.strategy.precision.state_dict(),
-            "progress": asdict(self.progress), "plan": self.plan.pairs, "threads": torch.get_num_threads()})
+            "precision": self.fabric.strategy.precision.state_dict(), **self._standing(),
+            "threads": torch.get_num_threads(), "devices": self.ranks.count})
         self.saved = time.monotonic()
 
     def _resume(self) -> None:
         state = load_checkpoint(self.folder / "last.pt")
+        if (devices := state.get("devices", 1)) != self.ranks.count:
+            raise MaskfoldError(f"The checkpoint {self.folder / 'last.pt'} was made with run.devices={devices}, where a step "
+                                f"takes other samples than with {self.ranks.count}.",
+                                f"Set run.devices={devices}, or start another run with --new.")
         self.bare.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.schedule.load_state_dict(state["schedule"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.progress = Progress(**state["progress"])
-        self.plan.pairs = state["plan"]
+        self._stand(state)
         if state["threads"] != torch.get_num_threads():
             self.say(f"note: the checkpoint was made with {state['threads']} threads, this process has "
                      f"{torch.get_num_threads()}: the last digits may differ from an undisturbed run's")
         self.say(f"going on from step {self.progress.step}")
+
+    def _standing(self) -> dict[str, Any]:
+        """Where training stands, in plain values."""
+        return {"progress": asdict(self.progress), "plan": self.plan.pairs, "schedule": self.schedule.state_dict()}
+
+    def _stand(self, state: dict[str, Any]) -> None:
+        self.progress, self.plan.pairs = Progress(**state["progress"]), state["plan"]
+        self.schedule.load_state_dict(state["schedule"])
 
     def _weights(self) -> nn.Module:
         """A network in eval mode with the averaged weights, or the plain ones without averaging."""
@@ -236,18 +260,18 @@ class Training:
     def _loader(self) -> DataLoader[Any]:
         cfg, run = self.exp.training, self.exp.run
         sampler = StepSampler(self.progress.step * cfg.accumulate, None, self.steps_per_epoch * cfg.accumulate,
-                              cfg.batch_size, self.fabric.global_rank, self.fabric.world_size)
+                              cfg.batch_size, self.ranks.rank, self.ranks.count)
         return DataLoader(self.dataset, batch_sampler=sampler, num_workers=run.workers,  # type: ignore[arg-type]
                           pin_memory=self.fabric.device.type == "cuda", prefetch_factor=4 if run.workers else None)
 
-    def _add(self, name: str, value: Tensor, batch: dict[str, Any]) -> None:
-        number = float(value.detach())
-        if not math.isfinite(number):
-            ids = ", ".join(self.dataset.case_id(int(index)) for index in batch["case"])
-            raise MaskfoldError(
-                f"The {name} is {number} at step {self.progress.step + 1} of fold {self.fold} (cases {ids}).",
-                "Lower optimizer.args.lr, set training.precision to fp32, or look at these cases.")
-        self.progress.sums[name] = self.progress.sums.get(name, 0.0) + number
+    def _add(self, values: dict[str, Tensor], batch: dict[str, Any]) -> None:
+        for name, number in self.ranks.mean(values).items():
+            if not math.isfinite(number):
+                ids = ", ".join(self.dataset.case_id(index) for index in self.ranks.all_of(batch["case"]))
+                raise MaskfoldError(
+                    f"The {name} is {number} at step {self.progress.step + 1} of fold {self.fold} (cases {ids}).",
+                    "Lower optimizer.args.lr, set training.precision to fp32, or look at these cases.")
+            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + number
 
 
 def peak_gib(device: torch.device) -> float:

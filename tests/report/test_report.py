@@ -1,0 +1,170 @@
+"""The whole page of a run, against numbers found another way."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from competition.cli.main import main
+from competition.config import MaskfoldError
+from competition.config.postprocess import Step
+from competition.data.table import load_mask
+from competition.report import write_report
+from competition.report.calibration import calibration_section
+from competition.report.canvas import fold_colour
+from competition.report.cases import cases_section, choose, ranked
+from competition.report.learning import learning_section, member_curves
+from competition.report.reliability import evenly
+from competition.report.results import Results
+from competition.report.scores import headline, postprocessing
+from competition.scoring.summary import Gain
+from competition.submission.remembered import remember
+from competition.submission.tune import Tuned
+from competition.training.cv import summarise
+from competition.training.find import find_run
+from competition.training.oof import OutOfFold
+from tests.report.conftest import report, slow_dice
+
+PICTURES = {"scores", "learning", "learning_classes", "calibration", "thresholds", "sizes"}
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_the_numbers_on_the_page_are_those_of_the_predictions(made, tiny, dimensions):
+    run = made(tiny(dimensions, "competition.metric.both_empty=null"), noise=0.6)
+    page, table = report(run), slow_dice(run)
+    classes = run.exp.competition.classes
+    assert f"{table['dice'].mean():.4f}dice, out of fold · 95 % interval " in page.text
+    summary = json.loads((run.folder / "summary.json").read_text())
+    (all_cases,) = page.rows("all", "fold", "score (dice)")
+    assert all_cases["score (dice)"] == f"{table['dice'].mean():.4f}" and all_cases["cases"] == str(len(run.cases))
+    assert all_cases["95 % interval"] == f"{summary['low']:.3f} – {summary['high']:.3f}"
+    for fold in (0, 1):
+        (row,) = page.rows(str(fold), "fold", "score (dice)")
+        mine = table[table["fold"] == fold]
+        assert row["score (dice)"] == f"{mine['dice'].mean():.4f}" and row["cases"] == str(mine["id"].nunique())
+        low, high = map(float, row["95 % interval"].split(" – "))
+        assert low < mine["dice"].mean() < high and row["epochs"] == "3" and row["minutes"] == "1.5"
+    for name in classes:
+        (row,) = page.rows(name, "class", "fold 0", "all")
+        for column, part in (("fold 0", table["fold"] == 0), ("fold 1", table["fold"] == 1), ("all", table["fold"] >= 0)):
+            assert row[column].split(" ")[0] == f"{table[part & (table['class'] == name)]['dice'].mean():.4f}"
+    names = {path.stem for path in (run.folder / "report").glob("*.png")}
+    assert names >= PICTURES and any(name.endswith("_worst") for name in names)
+    assert page.tags.count("h2") == 6 and "<h1>demo-tiny</h1>" in page.source
+
+
+def test_cases_from_the_best_to_the_worst(made, tiny):
+    run = made(tiny(2), noise=0.9)
+    page = report(run)
+    order = slow_dice(run).groupby("id")["dice"].mean().dropna().sort_values(ascending=False)
+    found, of = ranked(Results.of(run))
+    assert of == len(order) == len(found) and [case for case, _ in found] == order.index.tolist()
+    for place, kind in ((0, "best"), (1, "best"), (of - 3, "worst"), (of - 1, "worst")):
+        assert f"{kind}, number {place + 1} of {of} · case {order.index[place]} · fold" in page.text
+    assert f"dice {order.iloc[0]:.4f} · Dice: " in page.text
+    assert page.text.count(", number ") == 7
+    folder = run.folder / "report"
+    for name in ("case_9_best.png", "case_of_mine.png"):
+        (folder / name).write_bytes(b"")
+    cases_section(Results.of(run), OutOfFold(run), folder)
+    assert not (folder / "case_9_best.png").exists()  # of an earlier page
+    assert (folder / "case_of_mine.png").exists() and len(list(folder.glob("case_*.png"))) == 8
+
+
+@pytest.mark.parametrize(("count", "kinds"), [
+    (0, ""), (1, "b"), (2, "bw"), (3, "bmw"), (4, "bmw"), (6, "bmw"), (7, "bbmmwww"), (9, "bbmmwww"), (200, "bbmmwww")])
+def test_few_cases_are_not_shown_twice(count, kinds):
+    chosen = choose([(str(place), 1 - place / 300) for place in range(count)])
+    assert "".join(one.kind[0] for one in chosen) == kinds
+    assert len({one.case for one in chosen}) == len(chosen) and all(one.rank == int(one.case) + 1 for one in chosen)
+    if count == 200:
+        assert [one.rank for one in chosen] == [1, 2, 100, 101, 198, 199, 200]
+
+
+def test_a_stale_summary_is_not_believed(made, tiny):
+    """A fold that ended after the last `maskfold cv` counts."""
+    run = made(tiny(2))
+    whole = json.loads((run.folder / "summary.json").read_text())
+    (run.folder / "summary.json").write_text(json.dumps({**whole, "score": 0.1111, "folds": whole["folds"][:1]}))
+    expected = pytest.approx([whole["score"], whole["low"], whole["high"]], abs=1e-12)
+    assert list(Results.of(run).score()) == expected and f"<b>{whole['score']:.4f}</b>" in headline(Results.of(run))
+    (run.folder / "summary.json").unlink()
+    (run.folder / "scores.csv").unlink()
+    assert list(Results.of(run).score()) == expected
+    assert not (run.folder / "summary.json").exists()  # looking changes nothing
+
+
+def test_an_unfinished_fold_is_in_the_curves_only(made, tiny, tmp_path):
+    run = made(tiny(2))
+    (run.folder / "fold_1" / "result.json").unlink()
+    summarise(run)
+    assert list(member_curves(run)) == [(0, 0), (1, 0)]
+    assert Results.of(run).folds == [0] and Results.of(run).table["id"].nunique() == 5
+    learning_section(run, tmp_path)
+    picture = imread(tmp_path / "learning.png")[..., :3]
+    for fold in (0, 1):
+        assert (np.abs(picture - np.asarray(fold_colour(fold))).max(axis=-1) < 0.05).sum() > 100, fold
+
+
+def test_post_processing_is_told_and_marked_where_it_is_old(made, tiny):
+    run = made(tiny(2, "postprocess.tune=true"))
+    assert postprocessing(run) == []
+    found = {"ring": (Step(threshold=0.35), Step(fill_holes=True)), "grain": ()}
+    remember(run, Tuned(run.exp.postprocess, found, 0.61111, 0.73333, 0.72222, Gain(0.11111, 0.0512, 0.1634), True,
+                        Results.of(run).rows()))
+    text = " ".join(postprocessing(run))
+    assert "0.6111 untouched, 0.7333 tuned on all cases, 0.7222 nested (gain +0.1111, 95 % +0.0512 to +0.1634)" in text
+    assert "ring: threshold 0.35, fill holes" in text and "grain: no step" in text and "earlier state" not in text
+    other = find_run(str(run.folder), ["postprocess.steps=[{fill_holes: true}]"])
+    text = " ".join(postprocessing(other))
+    assert "0.7222 nested" in text and "ring: threshold 0.35" in text and "earlier state of the run" in text
+    (run.folder / "postprocess.json").write_text("{")
+    assert "postprocess.json cannot be read." in " ".join(postprocessing(run))
+
+
+def test_many_cases_are_sampled_and_the_page_says_so(made, tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr("competition.report.reliability.evenly.__defaults__", (4,))
+    run = made(tiny(2))
+    words = calibration_section(Results.of(run), OutOfFold(run), tmp_path, lambda _: None)
+    assert "Pixel probabilities of 4 of 10 cases, evenly chosen, in 15 bins." in words
+    rows = [row for row in run.cases.itertuples(index=False) if row.id in evenly(run.cases["id"].tolist(), 4)]
+    pixels = sum(int((load_mask(run.exp.competition, row)[0] == 1).sum()) for row in rows)
+    assert len(rows) == 4 and f'<td class="number">{pixels:,}</td>' in words
+
+
+def test_the_command(made, tiny, tmp_path, monkeypatch, capsys):
+    run = made(tiny(2))
+
+    def maskfold(*words):
+        monkeypatch.setattr(sys, "argv", ["maskfold", "report", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0), capsys.readouterr()
+
+    root = run.exp.competition.root
+    status, said = maskfold(run.folder.name, f"competition.root={root}")
+    assert status == 0 and (run.folder / "report.html").exists() and "whole in itself" in said.out, said
+    assert (run.folder / "report" / "sizes.png").exists()
+    places = []
+    monkeypatch.setattr("competition.report.write_report", lambda run, output, say: places.append(output) or
+                        run.folder / "report.html")
+    assert maskfold(run.folder, f"competition.root={root}", "-o", tmp_path / "there" / "page.html")[0] == 0
+    assert places == [tmp_path / "there" / "page.html"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    for words, reason in (((run.folder, run.folder), "one run"), ((run.folder, "-o", "page.pdf"), "ends in .html"),
+                          (("nothing-like-it",), "is no run")):
+        status, said = maskfold(*words)
+        assert status == 2 and said.err.startswith("error: ") and reason in said.err
+
+
+def test_missing_images_are_an_error_with_a_cure(made, tiny, tmp_path):
+    run = made(tiny(2))
+    moved = find_run(str(run.folder), [f"competition.root={tmp_path}"])
+    with pytest.raises(MaskfoldError):
+        write_report(moved, run.folder / "report.html")
+    assert not (run.folder / "report.html").exists()

@@ -1,5 +1,6 @@
 import json
 import math
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -240,3 +241,81 @@ def test_a_trial_hangs_under_its_study(run_folder: Path, exp: Experiment) -> Non
     parent = client.get_run(runs["."].data.tags["mlflow.parentRunId"])
     assert parent.info.run_name == "a study"
     assert parent.data.metrics == {"score": 0.5}
+
+
+def test_a_fold_has_the_runs_parameters_to_be_compared_by(run_folder: Path, delivery: New) -> None:
+    (run_folder / "fold_0" / "metrics.jsonl").write_text(line(1, lr=0.1))
+    delivery().deliver()
+    _, runs = fetch(run_folder)
+    assert runs["fold_0"].data.params == runs["."].data.params != {}
+
+
+def test_the_pages_own_search_finds_runs(run_folder: Path, delivery: New) -> None:
+    for number in (0, 1):
+        (run_folder / f"fold_{number}" / "metrics.jsonl").write_text(line(1, lr=0.1))
+    (run_folder / "summary.json").write_text('{"score": 0.625}')
+    delivery().deliver()
+    client, runs = fetch(run_folder)
+    names = {run.info.run_id: name for name, run in runs.items()}
+    for words, expected in (("tags.competition = 'toy'", {".", "fold_0", "fold_1"}), ("tags.fold = '1'", {"fold_1"}),
+                            ("metrics.cv_score > 0.6", {"."}), ("metrics.cv_score > 0.7", set()),
+                            ("params.`patch.size` = '[32, 48]' and tags.kind = 'fold'", {"fold_0", "fold_1"})):
+        found = client.search_runs([runs["."].info.experiment_id], words)
+        assert {names[run.info.run_id] for run in found} == expected, words
+
+
+def test_answers_that_are_lost_lose_and_double_nothing(run_folder: Path, delivery: New, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    generator = random.Random(3)
+    fate = {"before": 0, "after": 0}
+
+    def unsure(call: Callable[..., Any]) -> Callable[..., Any]:
+        def perhaps(*args: Any, **keywords: Any) -> Any:
+            luck = generator.random()
+            if luck < 0.2:
+                fate["before"] += 1
+                raise ConnectionError("nobody listens")
+            answer = call(*args, **keywords)
+            if luck > 0.8:
+                fate["after"] += 1
+                raise ConnectionError("it was done, and the answer was lost")
+            return answer
+        return perhaps
+
+    for name in ("create_run", "log_batch", "log_artifact", "set_terminated", "update_run", "set_tag"):
+        monkeypatch.setattr(MlflowClient, name, unsure(getattr(MlflowClient, name)))
+    new = delivery()
+
+    def insist(last: bool) -> None:
+        nonlocal new
+        for _ in range(200):
+            try:
+                new.begin()
+                new.deliver(last)
+                return new.close("FINISHED") if last else None
+            except ConnectionError:
+                if generator.random() < 0.3:
+                    new = delivery()  # the process was killed, and another one goes on
+
+    journals = [run_folder / f"fold_{number}" / "metrics.jsonl" for number in (0, 1)]
+    for step in range(1, 6):
+        for journal in journals:
+            with open(journal, "a") as file:
+                file.write(line(step, lr=step / 8, val__score=step / 16))
+        insist(last=False)
+    for number in (0, 1):
+        finish_fold(run_folder / f"fold_{number}", 0.75)
+    insist(last=True)
+    monkeypatch.undo()
+    assert min(fate.values()) >= 5
+    client, runs = fetch(run_folder)
+    assert len(client.search_runs([runs["."].info.experiment_id])) == 3
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for number in (0, 1):
+        run_id = runs[f"fold_{number}"].info.run_id
+        for name, share in (("lr", 8), ("val/score", 16)):
+            history = client.get_metric_history(run_id, name)
+            assert sorted((point.step, point.value) for point in history) == [(step, step / share) for step in range(1, 6)]
+        assert [point.value for point in client.get_metric_history(run_id, "score")] == [0.75]
+        assert "weights.safetensors" in {file.path for file in client.list_artifacts(run_id)}

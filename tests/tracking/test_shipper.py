@@ -6,8 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -102,41 +101,93 @@ def test_a_process_that_was_killed_is_gone_on_with(run_folder: Path, exp: Experi
     assert [point.step for point in client.get_metric_history(runs["fold_0"].info.run_id, "lr")] == [1, 2]
 
 
+class Served:
+    """A real MLflow server that is started, killed and started again on one port; each start takes seconds."""
+
+    def __init__(self, project: Path) -> None:
+        self.port, self.place = free_port(), project / "served"
+        self.place.mkdir()
+        shutil.copy(project / "mlruns" / "mlflow.db", self.place / "mlflow.db")
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.place}/mlflow.db",
+                 "--artifacts-destination", str(self.place / "artifacts"), "--port", str(self.port), "--workers", "1"]
+        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                                        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+
+    def kill(self) -> None:
+        """The server and its workers, at once."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
 @pytest.fixture
-def server(project: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A real MLflow server that is not listening yet when the test begins: it takes seconds."""
-    port = free_port()
-    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{project}/served/mlflow.db",
-             "--artifacts-destination", str(project / "served" / "artifacts"), "--port", str(port), "--workers", "1"]
-    (project / "served").mkdir()
-    shutil.copy(project / "mlruns" / "mlflow.db", project / "served" / "mlflow.db")
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
-    yield f"http://127.0.0.1:{port}", process
-    process.terminate()
-    process.wait(timeout=30)
+def server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A server that is not there yet when the test begins."""
+    served = Served(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("competition.tracking.shipper.LONGEST_PAUSE", 1.0)
+    yield served
+    served.kill()
+
+
+def wait(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + 240
+    while not done() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert done()
 
 
 @pytest.mark.slow
-def test_a_server_that_comes_up_later_gets_everything(
-        run_folder: Path, exp: Experiment, server: tuple[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture) -> None:
-    uri, process = server
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+@pytest.mark.timeout(900)
+def test_a_server_that_comes_up_later_gets_everything(run_folder: Path, exp: Experiment, server: Served) -> None:
     (run_folder / "fold_0" / "metrics.jsonl").write_text(
         '{"step": 1, "epoch": 1, "time": 1.0, "metrics": {"lr": 0.1, "train/loss": NaN}}\n')
     finish_fold(run_folder / "fold_0")
     with Shipper(run_folder, exp, pause=0.5) as shipper:
-        until = time.monotonic() + 120
-        while shipper._delivery.state.of("fold_0").status != "FINISHED" and time.monotonic() < until:
-            time.sleep(0.2)
-        assert process.poll() is None
+        wait(lambda: shipper._troubled)
+        server.start()
+        wait(lambda: shipper._delivery.state.of("fold_0").status == "FINISHED")
     client, runs = fetch(run_folder)
     assert {name: run.info.status for name, run in runs.items()} == {".": "FINISHED", "fold_0": "FINISHED"}
     assert runs["fold_0"].data.metrics["lr"] == 0.1
     assert "last.pt" in {file.path for file in client.list_artifacts(runs["fold_0"].info.run_id)}
-    assert urllib.request.urlopen(f"{uri}/health", timeout=10).status == 200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_server_that_dies_in_mid_run_gets_the_rest_when_it_is_back(run_folder: Path, exp: Experiment, server: Served,
+                                                                     caplog: pytest.LogCaptureFixture) -> None:
+    journal = run_folder / "fold_0" / "metrics.jsonl"
+    journal.write_text("".join(line(step, lr=step / 10) for step in (1, 2, 3)))
+    server.start()
+    with caplog.at_level(logging.WARNING, "competition"), Shipper(run_folder, exp, pause=0.2, sampling=0.2) as shipper:
+        shipped = shipper._delivery.state
+        wait(lambda: shipped.of("fold_0").steps.get("lr") == 3 and "system/cpu_utilization_percentage" in shipped.of(".").steps)
+        server.kill()
+        wait(lambda: shipper._troubled)
+        there = shipped.of(".").steps["system/cpu_utilization_percentage"]
+        for step in (4, 5, 6):
+            with open(journal, "a") as file:  # training goes on
+                file.write(line(step, lr=step / 10))
+            wait(lambda: (run_folder / "metrics.jsonl").read_text().count("\n") > there + 5)
+        assert shipped.of("fold_0").steps["lr"] == 3
+        server.start()
+        wait(lambda: not shipper._troubled and shipped.of("fold_0").steps["lr"] == 6)
+        finish_fold(run_folder / "fold_0")
+    client, runs = fetch(run_folder)
+    assert {name: run.info.status for name, run in runs.items()} == {".": "FINISHED", "fold_0": "FINISHED"}
+    assert len(client.search_runs([runs["."].info.experiment_id])) == 2
+    history = client.get_metric_history(runs["fold_0"].info.run_id, "lr")
+    assert sorted((point.step, point.value) for point in history) == [(step, step / 10) for step in range(1, 7)]
+    sampled = client.get_metric_history(runs["."].info.run_id, "system/cpu_utilization_percentage")
+    assert sorted(point.step for point in sampled) == list(range(1, (run_folder / "metrics.jsonl").read_text().count("\n") + 1))
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("does not take deliveries" in text for text in told) == sum("takes deliveries again" in text for text in told) >= 1
 
 
 def free_port() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from competition.config import Experiment, MaskfoldError
+from competition.config import Experiment
 from competition.training.job import Job
 
 
@@ -27,8 +27,11 @@ class Executor(Protocol):
 
 def make_executor(exp: Experiment) -> Executor:
     """The executor that `run.executor` names."""
-    if exp.run.executor == "local":
-        from competition.training.executors.local import LocalExecutor
+    run = exp.run
+    if run.executor == "ray":
+        from competition.training.executors.ray import RayExecutor
 
-        return LocalExecutor(exp.run.parallel_folds)
-    raise MaskfoldError(f"run.executor: {exp.run.executor} is not known.", "Use local.", status=2)
+        return RayExecutor(run)
+    from competition.training.executors.local import LocalExecutor
+
+    return LocalExecutor(run.parallel_folds, run.devices)
