@@ -146,6 +146,16 @@ def test_median_stops_within_a_fold(quick):
     assert "fold 0, epoch 1" in pruned.user_attrs["reason"] and len(pruned.intermediate_values) == 1
 
 
+@pytest.mark.parametrize(("sampler", "pruner"), [("gp", "none"), ("tpe", "hyperband")])
+def test_other_samplers_and_pruners(quick, sampler, pruner):
+    text = YAML.replace("sampler: random", f"sampler: {sampler}\n  startup_trials: 2").replace("pruner: none", f"pruner: {pruner}")
+    search = quick(text)
+    run_search(search, 5, lambda line: None)
+    assert len(search.finished) == 5 and set(states(search)) <= {"COMPLETE", "PRUNED"}
+    rates = [trial.params["optimizer.args.lr"] for trial in search.trials]
+    assert rates[0] == 1e-3 and len(set(rates)) == 5
+
+
 def test_failed_trials_say_why_and_the_study_goes_on(quick):
     def fails_above(exp, fold, place):
         if exp.optimizer.args["lr"] > 2e-3:
