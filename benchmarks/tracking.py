@@ -97,15 +97,20 @@ def measure(run: CvRun, fold: subprocess.Popen[bytes], pairs: int, counted: int)
 
 def epochs(journal: Path, fold: subprocess.Popen[bytes], count: int) -> list[float]:
     """Wait for the epochs that end from now on, of which the first began before; seconds of each."""
-    known, size = len(lines(journal)), -1
-    while size < 0 or len(lines(journal)) < known + count:
-        size = max(size, 0)
-        while not journal.exists() or journal.stat().st_size == size:  # a look that costs nothing: it is not the shipper's
+    known = len(lines(journal))
+    size = written(journal)
+    while len(lines(journal)) < known + count:
+        while written(journal) == size:  # a look that costs nothing: it is no part of tracking
             if fold.poll() is not None:
                 sys.exit(f"the fold ended with status {fold.returncode}; see {journal.parent / 'log.txt'}")
             time.sleep(0.05)
-        size = journal.stat().st_size
+        size = written(journal)
     return [float(line["metrics"]["time/epoch_seconds"]) for line in lines(journal)[known:known + count]]
+
+
+def written(journal: Path) -> int:
+    """Bytes of a journal."""
+    return journal.stat().st_size if journal.exists() else 0
 
 
 def lines(journal: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from competition.training.job import FoldResult, Job
 from competition.training.lock import alone, is_free
 from competition.training.runs import CvRun, open_run
 
-STAYS = (sys.executable, "-S", "-c", "import time; print('began', flush=True); time.sleep(300)")
+STAYS = (sys.executable, "-S", "-c", f"import time; print('began', flush=True); time.sleep(300)  # of {os.getpid()}")
 WRITES = (sys.executable, "-S", "-c", "import sys, os; print('epoch 1'); print('SomeWarning: noise'); "
           "open(os.path.join(os.path.dirname(sys.argv[1]), 'result.json'), 'w').write('{}')")
 
@@ -143,7 +143,7 @@ def cluster(monkeypatch, tmp_path):
 
 
 def children() -> list[psutil.Process]:
-    """Stubs that are running, anywhere on this machine, started by whoever."""
+    """This test's stubs that are running, anywhere on this machine, started by whichever worker."""
     return [process for process in psutil.process_iter(["cmdline"]) if STAYS[-1] in (process.info["cmdline"] or ())]
 
 
