@@ -38,8 +38,8 @@ def main() -> None:
     """Print the ratio of each pair and their median."""
     words = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     words.add_argument("--pairs", type=int, default=8)
-    words.add_argument("--steps", type=int, default=20, help="of an epoch")
-    words.add_argument("--counted", type=int, default=2, help="epochs of a block that count")
+    words.add_argument("--steps", type=int, default=30, help="of an epoch; the demo's recipe has 30")
+    words.add_argument("--counted", type=int, default=3, help="epochs of a block that count")
     words.add_argument("--tiny", action="store_true", help="a toy network, to see whether it works")
     args = words.parse_args()
     with tempfile.TemporaryDirectory() as place:
