@@ -100,7 +100,8 @@ class Competition(Section):
     root: Annotated[Path, Field(strict=False)]  # relative to the working folder, else to the YAML's folder
     dimensions: Literal[2, 3]
     classes: Annotated[list[str], Field(min_length=1, max_length=250)]
-    label_values: list[int] | None = None  # the value of each class in label files; None: 1, 2, …
+    # The value of each class in label files, or its values; None: 1, 2, … Overlapping classes may share values.
+    label_values: list[int | Annotated[list[int], Field(min_length=1)]] | None = None
     labels: Literal["exclusive", "overlapping"] = "exclusive"  # softmax and argmax, or sigmoid and a threshold each
     ignore: int | None = None  # a label value that counts nowhere
     instances: bool = False  # one submission row per object
@@ -118,19 +119,26 @@ class Competition(Section):
     def _consistent(self) -> Competition:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("`classes` names one class twice")
-        values = self.label_values
-        if values is not None and (len(values) != len(self.classes) or len(set(values)) != len(values) or 0 in values):
-            raise ValueError("`label_values` needs one value for each class, all different and none 0")
-        if self.ignore is not None and self.ignore in (values or range(len(self.classes) + 1)):
+        every = [value for values in self.class_values for value in values]
+        shared = len(set(every)) != len(every) and (self.labels == "exclusive" or self.train.rle is not None)
+        if len(self.class_values) != len(self.classes) or 0 in every or shared:
+            raise ValueError("`label_values` needs one value, or a list of values, for each class, all different and none 0")
+        if self.ignore is not None and self.ignore in (0, *every):
             raise ValueError("`ignore` is also the label value of a class or of the background")
         if isinstance(self.train.masks, dict) and set(self.train.masks) != set(self.classes):
             raise ValueError("`train.masks` needs one entry for each of `classes`, by name")
         return self
 
     @property
+    def class_values(self) -> list[list[int]]:
+        """The values of each class in label files."""
+        given = range(1, len(self.classes) + 1) if self.label_values is None else self.label_values
+        return [value if isinstance(value, list) else [value] for value in given]
+
+    @property
     def values(self) -> list[int]:
-        """The value of each class in label files."""
-        return self.label_values or list(range(1, len(self.classes) + 1))
+        """The value of each class in label files that we write: the first of its values."""
+        return [values[0] for values in self.class_values]
 
     @property
     def outputs(self) -> int:

@@ -23,6 +23,7 @@ from competition.data.intensity import Intensity
 from competition.data.rle_table import rle_format, rle_grid, rows_are_parts
 
 FORMAT = 1  # rises when the files of a prepared case change
+LATER = ("boundary", "stretch", "long_side")  # keys of `prepare` that came after the first cases: off, they change no name
 RECORD = "case.json"
 
 
@@ -94,9 +95,9 @@ def cache_key(row: Any, exp: Experiment) -> str:
     parts = {
         "format": FORMAT, "id": str(row.id), "split": str(row.split), "hash": str(row.hash),
         "prepare": {key: value for key, value in exp.prepare.model_dump(mode="json").items()
-                    if key != "boundary" or value is not None}, "dimensions": comp.dimensions,
+                    if key not in LATER or value}, "dimensions": comp.dimensions,
         "channels": list(comp.train.images) if isinstance(comp.train.images, dict) else None,
-        "classes": comp.classes, "values": comp.values, "labels": comp.labels, "ignore": comp.ignore,
+        "classes": comp.classes, "values": comp.label_values or comp.values, "labels": comp.labels, "ignore": comp.ignore,
         "rle": _rle(comp) if comp.train.rle else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -40,14 +40,7 @@ def load_mask(comp: Competition, row: Any) -> np.ndarray:
     if masks["kind"] == "labels":
         name = _name(masks["files"])
         labels = _labels(comp, masks["files"], shape, cell(row, "id"))
-        codes = {0: 0, **{value: index for index, value in enumerate(comp.values, 1)}}
-        if comp.ignore is not None:
-            codes[comp.ignore] = IGNORED
-        coded = _recode(labels, codes, Path(comp.root) / name, comp)
-        if comp.labels == "exclusive":
-            return coded[None]
-        return np.stack([np.where(coded == IGNORED, IGNORED, coded == index).astype(np.uint8)
-                         for index in range(1, len(comp.classes) + 1)])
+        return _classes_of(labels, Path(comp.root) / name, comp)
     united = np.zeros((len(comp.classes), *shape), bool)
     ignored = np.zeros(shape, bool)
     for part in _parts(comp, row, masks, shape):
@@ -166,13 +159,23 @@ def _labels(comp: Competition, files: str | list[str], shape: tuple[int, ...], c
     return labels
 
 
-def _recode(labels: np.ndarray, codes: dict[int, int], path: Path, comp: Competition) -> np.ndarray:
-    """Label values as class numbers (uint8)."""
+def _classes_of(labels: np.ndarray, path: Path, comp: Competition) -> np.ndarray:
+    """Label values as `load_mask` gives them."""
+    ignored = {} if comp.ignore is None else {comp.ignore: IGNORED}
     values = _present(labels)
-    strange = [value for value in values if value not in codes]
+    _refuse_strange([value for value in values if value not in {0, *ignored, *sum(comp.class_values, [])}], path, comp)
+    if comp.labels == "exclusive":
+        numbers = {value: number for number, those in enumerate(comp.class_values, 1) for value in those}
+        return _recode(labels, values, {**numbers, **ignored})[None]
+    return np.stack([_recode(labels, values, {**dict.fromkeys(those, 1), **ignored}) for those in comp.class_values])
+
+
+def _refuse_strange(strange: list[int], path: Path, comp: Competition) -> None:
+    """Values that no class has."""
     if strange:
         shown = ", ".join(map(str, strange[:5])) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
-        known = ", ".join(f"{value} {name}" for value, name in zip(comp.values, comp.classes, strict=True))
+        known = ", ".join(f"{'+'.join(map(str, those))} {name}"
+                          for those, name in zip(comp.class_values, comp.classes, strict=True))
         cure = f"Set competition.label_values or competition.ignore; now 0 is background, {known}."
         if extension(path.name) in (".jpg", ".jpeg"):
             cure = "Save masks as PNG: JPEG changes values near edges."
@@ -180,9 +183,13 @@ def _recode(labels: np.ndarray, codes: dict[int, int], path: Path, comp: Competi
             cure = f"Set competition.label_values=[{strange[0]}] if that is {comp.classes[0]}, or competition.ignore."
         raise MaskfoldError(f"{path} holds the label {'values' if len(strange) > 1 else 'value'} {shown}, "
                             "which no class has.", cure)
+
+
+def _recode(labels: np.ndarray, values: list[int], codes: dict[int, int]) -> np.ndarray:
+    """Label values as their codes (uint8); values without one are 0."""
     coded = np.zeros(labels.shape, np.uint8)
     for value in values:
-        if codes[value]:
+        if codes.get(value):
             coded[labels == value] = codes[value]
     return coded
 

@@ -48,6 +48,24 @@ def test_overlapping_classes_from_one_label_file(tmp_path: Path) -> None:
         np.testing.assert_array_equal(mask[index], np.where(LABELS == 255, 255, index + 1 == LABELS))
 
 
+def test_a_class_of_several_values(tmp_path: Path) -> None:
+    one_case(tmp_path, LABELS)
+    comp = competition(tmp_path, classes=["b", "other"], label_values=[2, [1, 3]], ignore=255)
+    np.testing.assert_array_equal(first_mask(comp)[0], [[0, 2, 1, 1], [0, 2, 0, 255], [2, 0, 0, 0]])
+    assert comp.values == [2, 1]
+    # regions that contain one another, as tumours and their cores
+    regions = competition(tmp_path, classes=["whole", "core"], label_values=[[1, 2, 3], [2, 3]], labels="overlapping", ignore=255)
+    whole, core = first_mask(regions)
+    np.testing.assert_array_equal(whole, [[0, 1, 1, 1], [0, 1, 0, 255], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(core, [[0, 0, 1, 1], [0, 0, 0, 255], [1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("values", [[[1, 2], 2], [[1, 0], 2], [[], 2], [[1, 2]], [1, [255, 3]]])
+def test_values_of_two_exclusive_classes_differ(tmp_path: Path, values: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"label_values|ignore"):
+        competition(tmp_path, classes=["a", "b"], label_values=values, ignore=255)
+
+
 def test_sixteen_bit_labels_and_negative_ones(tmp_path: Path) -> None:
     one_case(tmp_path, np.array([[0, 1000], [40000, 1000]], np.uint16))
     comp = competition(tmp_path, classes=["a", "b"], label_values=[1000, 40000])
