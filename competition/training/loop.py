@@ -153,8 +153,9 @@ class Training:
         metrics["time/samples_per_second"] = steps * self.samples / max(progress.epoch_seconds, 1e-9)
         metrics["memory/peak_gib"] = peak_gib(self.fabric.device)
         score = None
-        if self.judge is not None and epoch % cfg.validate_every == 0 and not last:
-            score = self._validate(metrics)  # after the last epoch the out-of-fold prediction says it all
+        due = self.snapshots.best if last else epoch % cfg.validate_every == 0
+        if self.judge is not None and due:  # the last epoch may be the best; else its out-of-fold prediction says it all
+            score = self._validate(metrics)
         if self.judge is not None and epoch % cfg.pictures_every == 0 and not last:
             self.judge.picture(self._weights(), self.folder / "pictures", epoch)
         if score is not None or not self.snapshots.best or self.judge is None:
@@ -255,7 +256,8 @@ class Training:
                 self.judge.score(self.judge.probabilities(self._weights(), row), row, self.fold)
                 one = time.monotonic() - began
             self.end_seconds = one * sum(sizes) / sizes[middle]
-        return 1.15 * self.end_seconds + 2.0  # the store, scores and pictures come on top
+        times = 2 if self.snapshots.best else 1  # the last epoch is validated as well
+        return 1.15 * times * self.end_seconds + 2.0  # the store, scores and pictures come on top
 
     def _loader(self) -> DataLoader[Any]:
         cfg, run = self.exp.training, self.exp.run

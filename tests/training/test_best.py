@@ -42,6 +42,30 @@ def test_the_best_validation_leaves_its_weights(tiny, tmp_path, monkeypatch, pla
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
+@pytest.mark.parametrize(("planned", "best"), [((0.1, 0.9), 1), ((0.9, 0.1), 0)])
+def test_the_last_epoch_may_be_the_best(tiny, tmp_path, monkeypatch, planned, best):
+    monkeypatch.chdir(tmp_path)
+    run = open_run(tiny(2, "training.epochs=3", "training.validate_every=2", "training.weights=best", "run.threads=1"), "demo2d-tiny")
+    prepare_run(run, lambda _: None)
+    job = make_jobs(run)[0]
+    job.folder.mkdir(parents=True, exist_ok=True)
+    seen = []
+    validate = Judge.validate
+
+    def judged(self, network, fold):
+        scores = validate(self, network, fold)
+        scores["score"] = planned[len(seen)]
+        seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return scores
+
+    monkeypatch.setattr(Judge, "validate", judged)
+    run_fold(job, lambda _: None)
+    assert len(seen) == 2  # epochs 2 and 3
+    found = load_file(job.folder / "weights.safetensors")
+    assert all(torch.equal(tensor, seen[best][name]) for name, tensor in found.items())
+    assert not all(torch.equal(tensor, seen[1 - best][name]) for name, tensor in found.items())
+
+
 @pytest.fixture
 def runs(tiny, tmp_path, monkeypatch):
     """`runs(0.8, [0, 1], "training.epochs=3")`: the folder of a run with a summary, without training."""
