@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from competition.training.cv import CvSummary
     from competition.training.runs import CvRun
 
+WIDE = 160  # columns where no terminal says how many there are: a log keeps its tables whole
+
 
 def cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...]) -> None:
     """Run the command; see `competition.cli.main.cv`."""
@@ -30,7 +33,7 @@ def cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[str
 
 
 def _cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...]) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     exp = load_experiment(file, overrides, trust)
     signal.signal(signal.SIGTERM, _terminate)
 

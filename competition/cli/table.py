@@ -1,8 +1,8 @@
-"""The table at the end of a run: fold × class, mean, interval, minutes, checkpoint."""
+"""The table at the end of a run: fold × class, mean, interval, minutes, checkpoint; many classes are rows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -11,20 +11,23 @@ if TYPE_CHECKING:
     from competition.training.runs import CvRun
 
 
+MOST_COLUMNS = 3  # of classes; more are rows
+
+
 def cv_table(summary: CvSummary, run: CvRun) -> Table:
-    """Rows are the folds, then all out-of-fold cases together with their 95 % intervals."""
+    """Rows are the folds, then all out-of-fold cases together with their 95 % intervals; of many classes, rows are those."""
+    if len(run.exp.competition.classes) > MOST_COLUMNS:
+        return _class_rows(summary, run)
     classes = run.exp.competition.classes
     table = Table(title=f"{run.name}: {summary.metric} and Dice per class, out of fold")
     table.add_column("fold")
     for name in (summary.metric, *(f"Dice {name}" for name in classes), "minutes"):
-        table.add_column(name, justify="right", no_wrap=len(classes) < 4)
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("checkpoint")
     for result in summary.folds:
-        label = "full" if result["fold"] < 0 else str(result["fold"])
-        label += f" seed {result['seed']}" if result["seed"] else ""
         dice = [number(result["dice"].get(name)) for name in classes]
         folder = run.member_folder(result["fold"], result["seed"]).name
-        table.add_row(label, number(result["score"]), *dice, f"{result['minutes']:.1f}", folder)
+        table.add_row(_label(result), number(result["score"]), *dice, f"{result['minutes']:.1f}", folder)
     table.add_section()
     minutes = sum(result["minutes"] for result in summary.folds)
     table.add_row("all", number(summary.score), *(number(summary.dice.get(name)) for name in classes),
@@ -34,6 +37,33 @@ def cv_table(summary: CvSummary, run: CvRun) -> Table:
     if summary.test_dice is not None:
         table.add_row("test", "", *(number(summary.test_dice.get(name)) for name in classes), "", "held-out share")
     return table
+
+
+def _class_rows(summary: CvSummary, run: CvRun) -> Table:
+    """A row for the metric and one for each class; columns are the folds, all cases, their interval, the test share."""
+    table = Table(title=f"{run.name}: {summary.metric} and Dice per class, out of fold")
+    table.add_column("fold")
+    folds = summary.folds
+    tested = summary.test_dice
+    for name in (*map(_label, folds), "all", "95 %", *(["test"] if tested is not None else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(summary.metric, *(number(one["score"]) for one in folds), number(summary.score),
+                  interval(summary.low, summary.high), *([""] if tested is not None else []))
+    table.add_section()
+    for name in run.exp.competition.classes:
+        table.add_row(f"Dice {name}", *(number(one["dice"].get(name)) for one in folds), number(summary.dice.get(name)),
+                      interval(summary.dice_low.get(name), summary.dice_high.get(name)),
+                      *([number(tested.get(name))] if tested is not None else []))
+    table.add_section()
+    table.add_row("minutes", *(f"{one['minutes']:.1f}" for one in folds), f"{sum(one['minutes'] for one in folds):.1f}",
+                  f"{summary.cases} cases")
+    return table
+
+
+def _label(result: dict[str, Any]) -> str:
+    """A fold's name, with its seed where that is not the first."""
+    label = "full" if result["fold"] < 0 else str(result["fold"])
+    return label + (f" seed {result['seed']}" if result["seed"] else "")
 
 
 def number(value: float | None) -> str:

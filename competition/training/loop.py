@@ -163,6 +163,8 @@ class Training:
         if last:
             progress.stopped = progress.stopped or "done"
         self.say(_line(epoch, progress.step, metrics))
+        if progress.stopped not in ("", "done"):
+            self.say(f"ends here: {progress.stopped}")
         self.journal.write(progress.step, epoch, metrics)
         progress.sums, progress.epoch_seconds = {}, 0.0
         self.save()
