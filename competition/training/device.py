@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -16,8 +17,12 @@ from competition.config import Experiment, MaskfoldError
 PLUGINS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-def make_fabric(exp: Experiment) -> tuple[Fabric, str]:
+def make_fabric(exp: Experiment, steady: Callable[[], bool] = lambda: True) -> tuple[Fabric, str]:
     """Fabric for an experiment's `run:` section, and the name of the precision it works in (fp32, bf16, fp16).
+
+    Args:
+        exp: the experiment.
+        steady: asked where `training.precision: auto` would be bf16 on a CPU, see `competition.training.repeat`; fp32 if not.
 
     Raises:
         MaskfoldError: the machine has fewer devices than `run.devices`.
@@ -31,6 +36,8 @@ def make_fabric(exp: Experiment) -> tuple[Fabric, str]:
                             f"Set run.devices={there}, or run.accelerator=cpu.")
     chosen = exp.training.precision
     precision = native_precision(accelerator) if chosen == "auto" else chosen
+    if chosen == "auto" and precision == "bf16" and accelerator == "cpu" and not steady():
+        precision = "fp32"
     for name in ("lightning.fabric", "lightning.pytorch"):  # either announces the precision, as we do
         logging.getLogger(name).setLevel(logging.WARNING)
     several = _several() if devices > 1 else {}

@@ -32,6 +32,7 @@ from competition.training.lineage import check_lineage  # noqa: E402
 from competition.training.lock import alone  # noqa: E402
 from competition.training.loop import Training, peak_gib  # noqa: E402
 from competition.training.ranks import die_with, is_first, launch, parent  # noqa: E402
+from competition.training.repeat import repeats  # noqa: E402
 from competition.training.runs import CvRun, load_run, write_resolved  # noqa: E402
 from competition.training.validation import Judge, dice_per_class, summary_metrics  # noqa: E402
 
@@ -91,15 +92,22 @@ def assist(job: Job) -> None:
 def begin(job: Job, run: CvRun, say: Callable[[str], None], began: float) -> Training:
     """Everything the loop needs: prepared cases, network, device, the judge of the validation cases."""
     exp = run.exp
-    fabric, precision = make_fabric(exp)
-    launch(fabric)
     prepared = prepare_cases(run.cases, exp, job.cache)
     fold_of = dict(zip(run.folds["id"], run.folds["fold"], strict=True))
     train = [prepared[case] for case, fold in fold_of.items() if fold not in (job.fold, -2) or job.fold < 0]
+    channels = PreparedCase.open(train[0]).image.shape[0] * (exp.patch.slices or 1)
+
+    def steady() -> bool:
+        same = repeats(exp, channels, job.cache, job.trust)
+        if not same:
+            say("note: this network's bf16 gradients are not the same each time on this CPU, so it trains in fp32")
+        return same
+
+    fabric, precision = make_fabric(exp, steady)
+    launch(fabric)
     seed = exp.seeds[job.seed]
     dataset = PatchDataset(train, exp, job.fold, seed, augment=loader_augment(exp, job.trust))
     torch.manual_seed(child_seed(seed, job.fold, 0, 0, "init"))
-    channels = PreparedCase.open(train[0]).image.shape[0] * (exp.patch.slices or 1)
     fresh = not (job.folder / "last.pt").exists()
     network = build_network(exp, channels, job.trust, pretrained=fresh)
     if exp.init_from is not None and fresh:

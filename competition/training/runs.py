@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 RUNS = Path("mlruns") / "runs"
 CACHE = Path("mlruns") / "prepared"
-LATER = (("prepare", "boundary"),)  # keys that came after the first runs: where they are off, a run keeps its name
+# Keys that came after the first runs: where they are off, a run keeps its name. Those of `prepare` are in data/cache.py too.
+LATER = (("prepare", "boundary"), ("prepare", "stretch"), ("prepare", "long_side"))
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def run_hash(exp: Experiment, data_hash: str) -> str:
         plain.pop(key, None)
     plain["folds"].pop("run", None)
     for section, key in LATER:
-        if plain[section][key] is None:
+        if not plain[section][key]:
             del plain[section][key]
     plain["competition"].pop("root", None)
     text = json.dumps([plain, data_hash], sort_keys=True)
