@@ -39,16 +39,59 @@ def cv(file: Annotated[Path, typer.Argument(help="The experiment's YAML.")],
     cross_validate(file, overrides or [], new, tuple(trust or []))
 
 
-@app.command(epilog="Example: maskfold demo 2d -o data/demo2d")
-def demo(name: Annotated[str, typer.Argument(help="2d or 3d.")],
-         output: Annotated[Path | None, typer.Option("--output", "-o", help="Where; default data/demo<name>.")] = None,
+@app.command(epilog="Example: maskfold demo 2d -o data/demo2d, or: maskfold demo spine --layout spine")
+def demo(name: Annotated[str, typer.Argument(help="2d or 3d; with --layout any name, that of the folder below data.")],
+         output: Annotated[Path | None, typer.Option("--output", "-o", help="Where; default data/demo<name>, or data/<name> "
+                                                                            "with --layout.")] = None,
+         layout: Annotated[str | None, typer.Option(help="Phantoms with the folders, formats, sizes and difficulty of real "
+                                                         "data: spleen, spine, a02025 or hipmri.")] = None,
          seed: Annotated[int, typer.Option(help="Another seed makes another competition.")] = 0) -> None:
     """Make a small competition: pictures or volumes, masks, a sample submission and its hidden solution."""
-    from competition.data.demo import make_demo
+    from competition.cli.demo import make
 
-    folder = output or Path("data") / f"demo{name}"
-    make_demo(name, folder, seed=seed)
-    typer.echo(f"{folder}: a {name} competition. Next: maskfold cv experiments/demo{name}/unet{name}.yaml")
+    make(name, output, layout, seed)
+
+
+@app.command(epilog="Example: maskfold explore experiments/a02025/competition.yaml root=data/a02025")
+def explore(file: Annotated[Path, typer.Argument(help="The competition's YAML.")],
+            overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the competition, e.g. root=/data.")] = None,
+            output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; default reports/<name>.html.")] = None
+            ) -> None:
+    """Look at the data before training: sizes, spacings, intensities, classes, duplicates, faults; suggest folds and patch."""
+    from competition.cli.explore import explore_competition
+
+    explore_competition(file, overrides or [], output)
+
+
+@app.command(epilog="Example: maskfold dicom exports -o data/spleen --layout imagesTr")
+def dicom(folder: Annotated[Path, typer.Argument(help="DICOM files, in any order and any folders.")],
+          output: Annotated[Path, typer.Option("--output", "-o", help="Where NIfTI files and series.csv go.")],
+          layout: Annotated[str, typer.Option(help="The folder of the images: imagesTr (masks go to labelsTr) or imagesTs "
+                                                   "(labelsTs).")] = "imagesTr",
+          labels: Annotated[str | None, typer.Option(help="A regular expression: series whose description matches it hold "
+                                                          "labels. DICOM-SEG is known by itself.")] = None) -> None:
+    """Convert DICOM series to NIfTI, and list in series.csv what was found, what was refused, and why."""
+    from competition.cli.dicom import convert
+
+    convert(folder, output, layout, labels)
+
+
+@app.command(epilog="Example: maskfold doctor")
+def doctor() -> None:
+    """Say whether this machine can train: versions, devices, memory, disk, MLflow's store, kaggle's credentials."""
+    from competition.cli.doctor import examine
+
+    examine()
+
+
+@app.command(epilog="Example: maskfold fetch hippocampus -o data")
+def fetch(name: Annotated[str, typer.Argument(help="hippocampus, spleen or another task of the Decathlon, or kaggle:COMPETITION.")],
+          output: Annotated[Path, typer.Option("--output", "-o", help="The folder that will hold it.")] = Path("data"),
+          yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Download a public data set; its size and licence are printed first."""
+    from competition.cli.fetch import fetch_data
+
+    fetch_data(name, output, yes)
 
 
 @app.command(epilog="Example: maskfold submit experiments/demo2d/unet2d.yaml")
@@ -73,11 +116,13 @@ def submit(words: Annotated[list[str], typer.Argument(help="Runs, and key=value.
 def predict(words: Annotated[list[str], typer.Argument(help="Runs, and key=value; see submit.")],
             images: Annotated[Path, typer.Option(help="A folder of pictures or volumes.")],
             output: Annotated[Path, typer.Option("--output", "-o", help="Where the masks go.")],
+            pictures: Annotated[int, typer.Option(min=0, help="Of how many cases image and prediction are drawn side by "
+                                                              "side.")] = 3,
             trust: Trust = None) -> None:
     """Predict the images of a folder: label NIfTI with the image's affine, or label PNG."""
     from competition.cli.predict import predict_folder
 
-    predict_folder(words, images, output, tuple(trust or []))
+    predict_folder(words, images, output, pictures, tuple(trust or []))
 
 
 @app.command(epilog="Example: maskfold score mine.csv --competition experiments/demo2d/competition.yaml --solution solution.csv")

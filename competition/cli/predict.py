@@ -11,7 +11,7 @@ from competition.cli.words import stoppable, words_and_overrides
 
 
 @stoppable("stopped: the files written so far are whole")
-def predict_folder(words: list[str], images: Path, output: Path, trust: tuple[str, ...]) -> None:
+def predict_folder(words: list[str], images: Path, output: Path, pictures: int, trust: tuple[str, ...]) -> None:
     """Run the command; see `competition.cli.main.predict`."""
     console = Console(highlight=False)
 
@@ -24,8 +24,9 @@ def predict_folder(words: list[str], images: Path, output: Path, trust: tuple[st
     from competition.training.find import find_run
 
     runs = [find_run(name, overrides, trust, say) for name in names]
-    done = predict_images(runs, images, output, trust, progress=watcher(console))
+    done = predict_images(runs, images, output, trust, progress=watcher(console), pictures=pictures)
     for one in done[:5]:
         pixels = ", ".join(f"{name} {count:,}" for name, count in one.pixels.items())
         say(f"{one.files[0]}: pixels of {pixels}")
-    say(f"{len(done)} cases, {sum(len(one.files) for one in done)} files in {output}")
+    say(f"{len(done)} cases, {sum(len(one.files) for one in done)} files in {output}"
+        + (f"; pictures of {min(pictures, len(done))} in {output / 'pictures'}" if pictures else ""))

@@ -7,10 +7,7 @@ scored on the spot. Training, inference and tuning never read that file.
 
 from __future__ import annotations
 
-import csv
-import json
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,12 @@ import numpy as np
 
 from competition.config.competition import Competition
 from competition.config.errors import MaskfoldError
+from competition.data.demo_folder import MARKER, case_ids, make_folder, write_nifti, write_png, write_tables
 
-MARKER = ".maskfold-demo.json"
+__all__ = ["DEFAULT_SEED", "DEMOS", "MARKER", "VERSION", "ensure_demo", "is_demo", "make_demo", "make_demo_2d", "make_demo_3d"]
+
 VERSION = 1  # of the pictures; raise it when they change
 DEFAULT_SEED = 0
-PLACEHOLDER = "1 1"  # what hosts write into the sample's mask column
 
 Array = np.ndarray[Any, Any]
 
@@ -56,24 +54,7 @@ def make_demo(name: str, folder: Path, seed: int = DEFAULT_SEED, cases: int | No
         raise MaskfoldError(f"A demo of {counts[0]} training and {counts[1]} test cases with the seed {seed} cannot be made.",
                             "Ask for at least one case of each and a seed that is not negative.", status=2)
     marker = {"demo": name, "version": VERSION, "seed": seed, "cases": counts[0], "test_cases": counts[1]}
-    try:
-        if _is_there(folder, marker):
-            return False
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
-            new = Path(beside) / "new"
-            new.mkdir()
-            maker(new, *counts, seed)
-            (new / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
-            if folder.exists():
-                folder.rename(Path(beside) / "old")
-            new.rename(folder)
-    except OSError as error:
-        if _marker(folder) == marker:  # another process was faster
-            return False
-        raise MaskfoldError(f"The demo cannot be written to {folder}: {error.strerror or error}.",
-                            "Choose a folder that you may write to, or free some space.") from error
-    return True
+    return make_folder(folder, marker, lambda new: maker(new, *counts, seed))
 
 
 def is_demo(comp: Competition) -> bool:
@@ -103,16 +84,16 @@ def make_demo_2d(folder: Path, cases: int = 72, test_cases: int = 24, seed: int 
     for part in ("images", "masks", "test"):
         (folder / part).mkdir()
     truth: dict[str, Array] = {}
-    for index, case in enumerate(_case_ids("picture", cases + test_cases, seed)):
+    for index, case in enumerate(case_ids("picture", cases + test_cases, seed)):
         place = index if index < cases else index - cases
         image, labels = picture(np.random.default_rng([seed, 2, index]), KINDS[place % len(KINDS)])
         if index < cases:
-            _write_png(folder / "images" / f"{case}.png", image)
-            _write_png(folder / "masks" / f"{case}.png", labels)
+            write_png(folder / "images" / f"{case}.png", image)
+            write_png(folder / "masks" / f"{case}.png", labels)
         else:
-            _write_png(folder / "test" / f"{case}.png", image)
+            write_png(folder / "test" / f"{case}.png", image)
             truth[case] = labels
-    _write_tables(folder, truth, CLASSES, seed)
+    write_tables(folder, truth, CLASSES, seed)
 
 
 def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int = DEFAULT_SEED) -> None:
@@ -127,7 +108,7 @@ def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int =
     for part in ("imagesTr", "labelsTr", "imagesTs"):
         (folder / part).mkdir()
     truth: dict[str, Array] = {}
-    for index, case in enumerate(_case_ids("scan", cases + test_cases, seed)):
+    for index, case in enumerate(case_ids("scan", cases + test_cases, seed)):
         place = index if index < cases else index - cases
         rng = np.random.default_rng([seed, 3, index])
         image, labels, spacing = volume(rng, KINDS[place % len(KINDS)])
@@ -135,75 +116,13 @@ def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int =
         image, file_affine = stored(image, affine, codes)
         labels, _ = stored(labels, affine, codes)
         if index < cases:
-            _write_nifti(folder / "imagesTr" / f"{case}.nii.gz", image, file_affine)
-            _write_nifti(folder / "labelsTr" / f"{case}.nii.gz", labels, file_affine)
+            write_nifti(folder / "imagesTr" / f"{case}.nii.gz", image, file_affine)
+            write_nifti(folder / "labelsTr" / f"{case}.nii.gz", labels, file_affine)
         else:
-            _write_nifti(folder / "imagesTs" / f"{case}.nii.gz", image, file_affine)
+            write_nifti(folder / "imagesTs" / f"{case}.nii.gz", image, file_affine)
             truth[case] = labels
-    _write_tables(folder, truth, CLASSES, seed)
+    write_tables(folder, truth, CLASSES, seed)
 
 
 Maker = Callable[[Path, int, int, int], None]
 DEMOS: dict[str, tuple[Maker, tuple[int, int]]] = {"2d": (make_demo_2d, (72, 24)), "3d": (make_demo_3d, (24, 8))}
-
-
-def _is_there(folder: Path, marker: dict[str, Any]) -> bool:
-    """Whether this very demo is in the folder.
-
-    Raises:
-        MaskfoldError: the folder holds something that is not a demo.
-        OSError: it cannot be looked into.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    if not (folder / MARKER).is_file():
-        raise MaskfoldError(f"{folder} is there already and is not a demo that maskfold made.",
-                            "Choose another folder, or move this one away.")
-    return _marker(folder) == marker
-
-
-def _marker(folder: Path) -> dict[str, Any] | None:
-    """What a demo's marker says; None where there is none or it is damaged, so that the demo is made again."""
-    try:
-        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _case_ids(prefix: str, count: int, seed: int) -> list[str]:
-    """Ids in an order that tells neither what a case holds nor whether it is a training case."""
-    numbers = np.random.default_rng([seed, 0]).permutation(count) + 1
-    return [f"{prefix}_{number:03d}" for number in numbers]
-
-
-def _write_png(path: Path, array: Array) -> None:
-    """Write a (H, W) uint8 array."""
-    import cv2
-
-    _, data = cv2.imencode(".png", array)
-    path.write_bytes(data.tobytes())
-
-
-def _write_nifti(path: Path, array: Array, affine: Array) -> None:
-    """Write an (X, Y, Z) array with its affine (4, 4), in mm."""
-    import nibabel
-
-    image = nibabel.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    nibabel.save(image, path)
-
-
-def _write_tables(folder: Path, truth: dict[str, Array], classes: Sequence[str], seed: int) -> None:
-    """Write both CSV files: one row per test case and class, in an order that is shuffled once."""
-    from competition.rle import RleFormat, encode
-
-    rows = [(case, number, name) for case in sorted(truth) for number, name in enumerate(classes, 1)]
-    order = np.random.default_rng([seed, 1]).permutation(len(rows))
-    form = RleFormat()  # column order, base 1, empty text for no mask
-    for file, hidden in (("sample_submission.csv", False), ("solution.csv", True)):
-        with open(folder / file, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(("id", "class", "predicted"))
-            for case, number, name in (rows[position] for position in order):
-                writer.writerow((case, name, encode(truth[case] == number, form) if hidden else PLACEHOLDER))

@@ -54,16 +54,18 @@ class Plane(NamedTuple):
         return np.swapaxes(array, -1, -2) if self.transpose else array
 
 
-def case_picture(path: Path, image: Array, truth: Array, masks: Array, comp: Competition, title: str,
+def case_picture(path: Path, image: Array, truth: Array | None, masks: Array, comp: Competition, title: str,
                  spacing: Sequence[float] | None = None, dice: Mapping[str, float] | None = None) -> None:
     """Draw image · truth · prediction: one row for a picture, three orthogonal slices for a volume.
+
+    Where there is no truth: image · prediction.
 
     A volume is cut where the truth is largest (else the prediction, else in the middle).
 
     Args:
         path: the PNG; it appears whole or not at all.
         image: (C, *spatial), any number type. Three or four channels of a picture are shown as RGB, else the first one.
-        truth: (M, *spatial) uint8 as `competition.data.table.load_mask` gives it; 255 is ignored.
+        truth: (M, *spatial) uint8 as `competition.data.table.load_mask` gives it; 255 is ignored. None: a test case.
         masks: (K, *spatial) bool, the prediction.
         comp: names the classes and says how they are stored.
         title: above the panels.
@@ -72,20 +74,21 @@ def case_picture(path: Path, image: Array, truth: Array, masks: Array, comp: Com
     """
     from matplotlib.figure import Figure
 
-    ignored = ignored_voxels(truth, comp)
-    if dice is None:
+    ignored = None if truth is None else ignored_voxels(truth, comp)
+    if dice is None and truth is not None:
         dice = _dice(truth, masks, ignored, comp)
-    found = np.any((truth != 0) & (truth != IGNORE), axis=0)
+    found = np.any(masks, axis=0) if truth is None else np.any((truth != 0) & (truth != IGNORE), axis=0)
     planes = _planes(found if found.any() else np.any(masks, axis=0), spacing, is_stack="{z}" in str(comp.train.images))
     channels = image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
     bounds = _bounds(channels)
     width = PANEL_INCHES[comp.dimensions]
     heights = _heights(planes, found, width)
-    figure = Figure(figsize=(3 * width, sum(heights) + 1.0), dpi=110, layout="constrained")
-    grid = figure.subplots(len(planes), 3, squeeze=False, height_ratios=heights)
+    names = ("image", "prediction") if truth is None else ("image", "truth", "prediction")
+    figure = Figure(figsize=(len(names) * width, sum(heights) + 1.0), dpi=110, layout="constrained")
+    grid = figure.subplots(len(planes), len(names), squeeze=False, height_ratios=heights)
     for row, plane in enumerate(planes):  # slices are cut before anything is computed on them: volumes are large
-        layers = (None, class_masks(plane.cut(truth), comp), plane.cut(masks))
-        for axes, name, layer in zip(grid[row], ("image", "truth", "prediction"), layers, strict=True):
+        shown = [] if truth is None else [class_masks(plane.cut(truth), comp)]
+        for axes, name, layer in zip(grid[row], names, (None, *shown, plane.cut(masks)), strict=True):
             _draw_image(axes, _displayable(plane.cut(channels), bounds), plane)
             if layer is not None:
                 _draw_masks(axes, layer)
@@ -96,7 +99,8 @@ def case_picture(path: Path, image: Array, truth: Array, masks: Array, comp: Com
         if plane.axis is not None:
             grid[row, 0].set_ylabel(f"axis {plane.axis}, slice {plane.position}", fontsize=9)
     figure.suptitle(title, fontsize=11, parse_math=False)
-    there = [index for index in range(len(comp.classes)) if masks[index].any() or _is_in(truth, index, comp)]
+    there = [index for index in range(len(comp.classes))
+             if masks[index].any() or (truth is not None and _is_in(truth, index, comp))]
     _draw_legend(figure, [(class_colour(index), _label(comp.classes[index], dice)) for index in there], ignored is not None)
     save_figure(figure, path)
 
@@ -233,7 +237,9 @@ def _fill(axes: Axes, layer: Array, colour: RGB, strength: float) -> None:
     axes.imshow(tint, origin=image.origin, aspect=axes.get_aspect(), interpolation="nearest")
 
 
-def _label(name: str, dice: Mapping[str, float]) -> str:
+def _label(name: str, dice: Mapping[str, float] | None) -> str:
+    if dice is None:
+        return f" {name}"
     value = dice.get(name, math.nan)
     score = "no Dice" if value is None or math.isnan(value) else f"Dice {value:.3f}"
     return f" {name}: {score}"  # a label that begins with an underscore would be left out

@@ -1,0 +1,93 @@
+"""`maskfold fetch`: say what it is, ask, download, say what to type next."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from competition.cli.main import fail
+from competition.cli.progress import watcher
+from competition.cli.words import stoppable
+from competition.config import MaskfoldError
+from competition.data.fetch.decathlon import HOME, LICENCE, TASKS, find_task, source_of
+from competition.data.fetch.kaggle_client import PREFIX, competition_name, connect, fetch_competition, list_files
+from competition.data.fetch.next_command import next_lines
+from competition.data.fetch.place import check_room, fetch_archive, is_there
+from competition.data.fetch.size import readable
+
+LARGEST = 10  # files of a competition that are listed
+
+
+@stoppable("stopped: the same command goes on with what was downloaded")
+def fetch_data(name: str, output: Path, yes: bool) -> None:
+    """Run the command; see `competition.cli.main.fetch`."""
+    console = Console(highlight=False)
+    if name == "list":
+        console.print(tasks_table())
+        return
+    kaggle = name.startswith(PREFIX)
+    short = competition_name(name) if kaggle else find_task(name).name
+    folder = output / short
+    if is_there(folder):
+        _say(console, f"{folder} is there already; nothing was downloaded")
+    elif kaggle:
+        _from_kaggle(console, short, folder, yes)
+    else:
+        _from_decathlon(console, short, folder, yes)
+    for line in next_lines(short, folder):
+        _say(console, line)
+
+
+def _from_decathlon(console: Console, name: str, folder: Path, yes: bool) -> None:
+    task = find_task(name)
+    _say(console, f"{task.folder} ({task.holds}): about {readable(task.size)}, licence {LICENCE}, {HOME}")
+    check_room(folder, 2 * task.size)
+    _ask(f"Download {readable(task.size)} to {folder}?", yes)
+    source = source_of(task)
+    count = fetch_archive(source, folder, lambda what: watcher(console, what), lambda line: _say(console, line))
+    _say(console, f"{folder}: {count} files")
+
+
+def _from_kaggle(console: Console, name: str, folder: Path, yes: bool) -> None:
+    api = connect()
+    listing = list_files(api, name)
+    more = "" if listing.whole else " or more"
+    _say(console, f"{name}: {len(listing.files)} files, {readable(listing.size)}{more}; licence: the rules at {listing.rules}")
+    for file, size in sorted(listing.files, key=lambda one: -one[1])[:LARGEST]:
+        _say(console, f"  {file}: {readable(size)}")
+    check_room(folder, 2 * listing.size)
+    _ask(f"Download it to {folder}, having accepted the rules?", yes)
+    count = fetch_competition(api, listing, folder, lambda what: watcher(console, what), console.is_terminal)
+    _say(console, f"{folder}: {count} files")
+
+
+def _ask(question: str, yes: bool) -> None:
+    """Goes on with --yes, or when a person says so.
+
+    Raises:
+        MaskfoldError: nobody can be asked (status 2).
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise MaskfoldError("Nobody can be asked: this is no terminal.", "Add --yes to download.", status=2)
+    if not typer.confirm(question):
+        fail("nothing was downloaded", 1)
+
+
+def tasks_table() -> Table:
+    """The Decathlon's tasks, their sizes and licence."""
+    table = Table(title=f"Medical Segmentation Decathlon ({LICENCE}, {HOME})")
+    for column in ("name", "download", "holds", "folder in the Decathlon"):
+        table.add_column(column, justify="right" if column == "download" else "left", no_wrap=column == "name")
+    for task in TASKS:
+        table.add_row(task.name, readable(task.size), task.holds, task.folder)
+    return table
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)

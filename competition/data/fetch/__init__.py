@@ -1,0 +1,1 @@
+"""Public data sets, downloaded whole or not at all."""
