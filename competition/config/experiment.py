@@ -41,20 +41,28 @@ class Prepare(Section):
 
     spacing: list[Annotated[float, Field(gt=0)]] | None = None  # mm; None keeps the file's own
     orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] | None = None  # volumes; None keeps the file's own
-    crop: Literal["none", "nonzero"] = "none"
+    crop: Literal["none", "nonzero", "foreground"] = "none"  # to what is not 0, or is brighter than the dark surroundings
     resize: list[Positive] | None = None  # keep the aspect ratio, pad to exactly this size
+    stretch: bool = False  # `resize` pads nothing: the aspect ratio goes
+    long_side: Positive | None = None  # pictures: keep the aspect ratio, pad nothing; their sizes differ
     intensity: Literal["zscore", "percentile", "window", "minmax", "none"] = "zscore"
     percentiles: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 99.5]
     window: list[float] | None = None  # [level, width], e.g. CT [40, 400]
-    channels: Literal["keep", "grey", "rgb"] = "keep"  # pictures: keep drops an alpha channel, grey and rgb convert
+    # By number, from 0: [1] is green. Pictures: keep drops an alpha channel, grey and rgb convert.
+    channels: Literal["keep", "grey", "rgb"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "keep"
     boundary: Positive | None = None  # objects: their outermost pixels, this many wide, become a class of their own
 
     @model_validator(mode="after")
     def _consistent(self) -> Prepare:
         if self.intensity == "window" and (self.window is None or len(self.window) != 2 or self.window[1] <= 0):
             raise ValueError("`intensity: window` needs `window: [level, width]` with a positive width")
-        if self.resize is not None and self.spacing is not None:
-            raise ValueError("`resize` and `spacing` both fix the grid; keep one")
+        grids = [key for key in ("spacing", "resize", "long_side") if getattr(self, key) is not None]
+        if len(grids) > 1:
+            raise ValueError(f"`{grids[0]}` and `{grids[1]}` both fix the grid; keep one")
+        if self.stretch and self.resize is None:
+            raise ValueError("`stretch` needs `resize`, the size to stretch to")
+        if isinstance(self.channels, list) and len(set(self.channels)) != len(self.channels):
+            raise ValueError("`channels` names one channel twice")
         if len(self.percentiles) != 2 or self.percentiles[0] >= self.percentiles[1]:
             raise ValueError("`percentiles` are two numbers, the lower first")
         return self
@@ -202,8 +210,10 @@ class Experiment(Section):
             raise ValueError("`prepare.orientation` is for volumes (competition.dimensions: 3)")
         if self.training.budget_minutes is not None and self.schedule.name == "plateau":
             raise ValueError("`training.budget_minutes` needs a schedule that knows its end; plateau does not")
-        if dims == 3 and self.prepare.channels != "keep":
-            raise ValueError("`prepare.channels` is for pictures (competition.dimensions: 2)")
+        if dims == 3 and self.prepare.channels in ("grey", "rgb"):
+            raise ValueError("`prepare.channels` grey and rgb are for pictures (competition.dimensions: 2)")
+        if dims == 3 and self.prepare.long_side is not None:
+            raise ValueError("`prepare.long_side` is for pictures (competition.dimensions: 2); volumes have `spacing`")
         if self.prepare.boundary is not None and not (self.competition.instances and self.competition.labels == "exclusive"):
             raise ValueError("`prepare.boundary` is for objects (competition.instances: true) of exclusive classes")
         return self._postprocess_fits()
@@ -221,6 +231,12 @@ class Experiment(Section):
                 raise ValueError("`split: {boundary: …}` needs the boundary class, `prepare.boundary`")
         if self.postprocess.forbid_overlap and comp.labels == "exclusive":
             raise ValueError("`postprocess.forbid_overlap` is for overlapping classes; exclusive ones never overlap")
+        if (number := self.postprocess.number) is not None:
+            if comp.dimensions == 2 or comp.instances:
+                raise ValueError("`postprocess.number` is for volumes (competition.dimensions: 3) without competition.instances")
+            if strange := [name for name in number.classes if name not in comp.classes]:
+                raise ValueError(f"`postprocess.number` names the class {strange[0]}, and the classes are "
+                                 f"{', '.join(comp.classes)}")
         return self
 
     @property

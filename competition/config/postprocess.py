@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
@@ -72,12 +72,28 @@ class Step(Section):
         return self.name.replace("_", " ") + ("" if value is True else f" {value}")
 
 
+class Number(Section):
+    """Objects in a row that look alike get their classes by their order: see `competition.submission.number`."""
+
+    along: Literal["R", "L", "A", "P", "S", "I"]  # the end where the first class is: S means the first is the most superior
+    classes: Annotated[list[str], Field(min_length=2)]  # in order, e.g. [L1, L2, L3, L4, L5]
+    smallest: Positive | None = None  # voxels: smaller objects are not counted; None: a tenth of the largest
+    split: Annotated[float, Field(gt=0, lt=1)] | None = 0.6  # share of the thickest that an object's core has; null parts none
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Number:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("`number.classes` names one class twice")
+        return self
+
+
 class Postprocess(Section):
     """Steps of every class, or of each by its name; `tune` searches them on the out-of-fold predictions."""
 
     tune: bool = False
     steps: list[Step] | dict[str, list[Step]] = []
     forbid_overlap: bool = False  # overlapping classes: a pixel stays in the most probable one
+    number: Number | None = None  # classes by their order in a row, before any step
 
     @model_validator(mode="after")
     def _masks_first(self) -> Postprocess:

@@ -9,6 +9,7 @@ import numpy as np
 
 from competition.config.errors import MaskfoldError
 from competition.config.experiment import Prepare
+from competition.data.boxes import crop_box
 
 MOST_VOXELS = 2**31  # of one channel; more is a wrong spacing rather than a big image
 
@@ -45,7 +46,7 @@ class Geometry:
         """Decides the grid of one case.
 
         Args:
-            array: the image, (C, *file shape); read only for `crop: nonzero`.
+            array: the image, (C, *file shape); read only for `prepare.crop`.
             spacing: mm per axis of the file.
             affine: 4×4 voxel-to-world, or None.
             prepare: the experiment's section.
@@ -58,20 +59,13 @@ class Geometry:
         shape = array.shape[1:]
         axes, flips = _orientation(affine, len(shape), prepare.orientation, case)
         view = _reorient(array, axes, flips)
-        crop = nonzero_box(view) if prepare.crop == "nonzero" else tuple((0, n) for n in view.shape[1:])
+        crop = crop_box(view, prepare)
         size = tuple(stop - start for start, stop in crop)
-        resampled, pad = size, tuple((0, 0) for _ in size)
-        if prepare.spacing is not None:
-            now = [spacing[axis] for axis in axes]
-            resampled = tuple(_resampled(n, mm, want) for n, mm, want in zip(size, now, prepare.spacing, strict=True))
-            if np.prod([float(n) for n in resampled]) > MOST_VOXELS:
-                raise MaskfoldError(f"Case {case} has spacing {now} mm and would become {resampled} voxels.",
-                                    "Choose a coarser `prepare.spacing`, or correct the file's header.")
-        elif prepare.resize is not None:
-            ratio = min(want / n for n, want in zip(size, prepare.resize, strict=True))
-            resampled = tuple(min(want, max(1, round(n * ratio))) for n, want in zip(size, prepare.resize, strict=True))
-            pad = tuple(((want - n) // 2, want - n - (want - n) // 2)
-                        for n, want in zip(resampled, prepare.resize, strict=True))
+        now = [spacing[axis] for axis in axes]
+        resampled, pad = _planned(size, now, prepare)
+        if resampled != size and np.prod([float(n) for n in resampled]) > MOST_VOXELS:
+            raise MaskfoldError(f"Case {case} has spacing {now} mm and would become {resampled} voxels.",
+                                "Choose a coarser `prepare.spacing` or a smaller size, or correct the file's header.")
         rows = None if affine is None else tuple(tuple(float(x) for x in row) for row in affine)
         return cls(tuple(shape), tuple(float(mm) for mm in spacing), rows, axes, flips, crop, resampled, pad,
                    background)
@@ -107,10 +101,14 @@ class Geometry:
 
     def grid(self, channel: np.ndarray, order: int) -> np.ndarray:
         """One channel (*file shape) on the resampled grid, before padding. See `forward`."""
-        view = _reorient(channel[None], self.axes, self.flips)[0][self._crop()]
+        view = self.cropped(channel)
         if order == 0:
             return resample_labels(view, self.resampled)
         return resample_picture(view, self.resampled) if view.ndim == 2 else resample(view, self.resampled)
+
+    def cropped(self, channel: np.ndarray) -> np.ndarray:
+        """A view of one channel (*file shape), reoriented and cropped."""
+        return _reorient(channel[None], self.axes, self.flips)[0][self._crop()]
 
     def frame(self, channel: np.ndarray) -> np.ndarray:
         """One channel of the resampled grid, padded with zeros to the prepared shape."""
@@ -151,20 +149,6 @@ class Geometry:
 
     def _crop(self) -> tuple[slice, ...]:
         return tuple(slice(start, stop) for start, stop in self.crop)
-
-
-def nonzero_box(array: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """(start, stop) per spatial axis of what is not 0 in every channel of (C, *spatial); all of an empty image."""
-    found: list[np.ndarray] = [np.zeros(n, bool) for n in array.shape[1:]]
-    for channel in array:
-        for index, plane in enumerate(channel):  # plane by plane: no copy of a whole volume
-            hits = plane != 0
-            found[0][index] |= hits.any()
-            for axis in range(hits.ndim):
-                found[axis + 1] |= hits.any(axis=tuple(other for other in range(hits.ndim) if other != axis))
-    if not found[0].any():
-        return tuple((0, n) for n in array.shape[1:])
-    return tuple((int(np.argmax(axis)), int(len(axis) - np.argmax(axis[::-1]))) for axis in found)
 
 
 def resample(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -237,6 +221,25 @@ def _values(mask: np.ndarray) -> list[int]:
     for plane in mask:
         counts += np.bincount(plane.ravel(), minlength=256)
     return [int(value) for value in np.flatnonzero(counts)]
+
+
+def _planned(size: tuple[int, ...], now: list[float], prepare: Prepare) -> tuple[tuple[int, ...],
+                                                                                tuple[tuple[int, int], ...]]:
+    """The shape that a crop of `size` voxels of `now` mm is resampled to, and the padding of each axis."""
+    none = tuple((0, 0) for _ in size)
+    if prepare.spacing is not None:
+        return tuple(_resampled(n, mm, want) for n, mm, want in zip(size, now, prepare.spacing, strict=True)), none
+    if prepare.long_side is not None:
+        ratio = prepare.long_side / max(size)
+        return tuple(max(1, round(n * ratio)) for n in size), none
+    if prepare.resize is None:
+        return size, none
+    if prepare.stretch:
+        return tuple(prepare.resize), none
+    ratio = min(want / n for n, want in zip(size, prepare.resize, strict=True))
+    resampled = tuple(min(want, max(1, round(n * ratio))) for n, want in zip(size, prepare.resize, strict=True))
+    return resampled, tuple(((want - n) // 2, want - n - (want - n) // 2)
+                            for n, want in zip(resampled, prepare.resize, strict=True))
 
 
 def _resampled(length: int, spacing: float, wanted: float) -> int:

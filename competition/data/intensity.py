@@ -104,16 +104,30 @@ def picture_values(array: np.ndarray) -> np.ndarray:
     return values
 
 
-def picture_channels(array: np.ndarray, wanted: str, alpha: bool, case: str) -> np.ndarray:
-    """Channels of a picture (C, H, W), dtype kept, as `prepare.channels` wants them.
-
-    keep drops the alpha channel: the last of 2 or 4 channels, where they come from one file (`alpha`). A picture of 4
-    measured channels in one file therefore needs a file per channel. grey weighs red, green and blue as ITU-R BT.601
-    does; rgb repeats a grey channel.
+def chosen_channels(array: np.ndarray, numbers: Sequence[int], case: str) -> np.ndarray:
+    """The channels of an image (C, *spatial) by their numbers from 0, in that order, dtype kept.
 
     Raises:
-        MaskfoldError: grey or rgb of neither 1 nor 3 channels.
+        MaskfoldError: there is no such channel.
     """
+    if (most := max(numbers)) >= len(array):
+        raise MaskfoldError(f"Case {case} has {len(array)} channel{'s' * (len(array) > 1)}, and `prepare.channels` asks for "
+                            f"number {most}.", f"Channels are numbered from 0: here 0 to {len(array) - 1}.")
+    return array[list(numbers)]
+
+
+def picture_channels(array: np.ndarray, wanted: str | Sequence[int], alpha: bool, case: str) -> np.ndarray:
+    """Channels of a picture (C, H, W), dtype kept, as `prepare.channels` wants them.
+
+    keep drops the alpha channel: the last of 2 or 4 channels, where they come from one file (`alpha`). grey weighs red,
+    green and blue as ITU-R BT.601 does; rgb repeats a grey channel. A list of numbers takes those of the file's own
+    channels, the fourth too: so a picture of 4 measured channels in one file is `[0, 1, 2, 3]`.
+
+    Raises:
+        MaskfoldError: grey or rgb of neither 1 nor 3 channels; or a number that no channel has.
+    """
+    if not isinstance(wanted, str):
+        return chosen_channels(array, wanted, case)
     if alpha and len(array) in (2, 4):
         array = array[:-1]
     if wanted == "keep" or (wanted, len(array)) in (("grey", 1), ("rgb", 3)):

@@ -17,7 +17,7 @@ from competition.data.boundary import boundary
 from competition.data.cache import PreparedCase, cache_key, fetch, intact
 from competition.data.files import FullDisk, write_array
 from competition.data.geometry import Geometry
-from competition.data.intensity import Channel, Intensity, measure, picture_channels, picture_values
+from competition.data.intensity import Channel, Intensity, chosen_channels, measure, picture_channels, picture_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,6 +154,8 @@ def write_image(folder: Path, picture: Picture, exp: Experiment, case: str) -> d
     if flat:
         alpha = isinstance(exp.competition.train.images, str)
         array = picture_channels(picture_values(array), prepare.channels, alpha, case)
+    elif isinstance(prepare.channels, list):
+        array = chosen_channels(array, prepare.channels, case)
     geometry = Geometry.plan(array, picture.spacing, picture.affine, prepare,
                              exp.competition.labels == "exclusive", case)
     normal: list[Channel] = []
@@ -202,9 +204,21 @@ def write_mask(folder: Path, mask: np.ndarray, geometry: Geometry, exp: Experime
     if mask.shape[1:] != geometry.file_shape:
         raise MaskfoldError(f"The mask of case {case} has shape {mask.shape[1:]}, its image {geometry.file_shape}.",
                             "Make both files the same size.")
+    _warn_of_cuts(mask, geometry, exp, case)
     write_array(folder / "mask.npy", (len(mask), *geometry.shape), np.uint8, channels())
     found = np.concatenate(points)
     write_array(folder / "foreground.npy", found.shape, np.int32, [found])
+
+
+def _warn_of_cuts(mask: np.ndarray, geometry: Geometry, exp: Experiment, case: str) -> None:
+    """Says it where the crop cuts a class off: no network can find that part again."""
+    names, exclusive = exp.competition.classes, exp.competition.labels == "exclusive"
+    for number, name in enumerate(names if exp.prepare.crop != "none" else (), start=1):
+        channel, value = (mask[0], number) if exclusive else (mask[number - 1], 1)
+        whole = np.count_nonzero(channel == value)
+        if lost := whole - np.count_nonzero(geometry.cropped(channel) == value):
+            log.warning("Case %s: `prepare.crop: %s` cuts off %d of %d voxels of %s, which are lost to training and "
+                        "prediction.", case, exp.prepare.crop, lost, whole, name)
 
 
 def spread(mask: np.ndarray, value: int, most: int) -> np.ndarray:

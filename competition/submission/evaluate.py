@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from competition.config import MaskfoldError
-from competition.config.postprocess import Step
+from competition.config.postprocess import Postprocess, Step
 from competition.data.table import load_instances, load_mask
 from competition.scoring.cases import score_class, truth_masks
 from competition.scoring.instances import Labels, components
 from competition.submission.blend import Blend, BlendedOutOfFold
 from competition.submission.crew import Crew
-from competition.submission.postprocess import Evidence, Found, run_steps
+from competition.submission.postprocess import Found, run_steps, weighed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,15 +41,17 @@ class Desk:
     Attributes:
         kept: the out-of-fold predictions.
         rows: rows of the case table by id.
+        settings: what is not searched, but done to every case: `number`.
     """
 
     kept: BlendedOutOfFold
     rows: dict[str, Any]
+    settings: Postprocess
 
     def score(self, case: str, ask: Ask) -> Rows:
         """Score rows by (class, steps)."""
         comp, row = self.kept.comp, self.rows[case]
-        evidence = Evidence(self.kept.read(case), comp)
+        evidence = weighed(self.kept.read(case), comp, self.settings, row)
         truth = load_mask(comp, row)
         objects = load_instances(comp, row) if comp.instances else None
         spacing = json.loads(row.spacing)
@@ -91,7 +93,7 @@ class Evaluation:
         self.fold_of = self.kept.fold_of()
         self.cases = list(self.rows)
         self.known: dict[tuple[int, Steps], dict[str, dict[str, Any]]] = {}  # then by case
-        self.crew = Crew(Desk(self.kept, self.rows), self.cases, workers)
+        self.crew = Crew(Desk(self.kept, self.rows, blend.runs[0].exp.postprocess), self.cases, workers)
 
     def __enter__(self) -> Evaluation:
         self.crew.__enter__()

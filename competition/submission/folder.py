@@ -16,7 +16,8 @@ from competition.config.postprocess import Postprocess
 from competition.data.files import writable
 from competition.data.readers import known
 from competition.data.sources import find
-from competition.data.table import case_table
+from competition.data.table import case_table, load_image
+from competition.scoring.pictures import case_picture
 from competition.submission.blend import Blend, check_same
 from competition.submission.labels import label_arrays
 from competition.submission.members import Ensemble, plain_rows
@@ -36,7 +37,8 @@ class Prediction:
 
 
 def predict_images(runs: Sequence[CvRun], images: Path, output: Path, trust: tuple[str, ...] = (),
-                   progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows) -> list[Prediction]:
+                   progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
+                   pictures: int = 0) -> list[Prediction]:
     """Predicts every image of a folder with every fold of every run.
 
     Volumes become `{id}.nii.gz` with the image's affine and header, pictures `{id}.png`. The values are those of the
@@ -50,6 +52,7 @@ def predict_images(runs: Sequence[CvRun], images: Path, output: Path, trust: tup
         output: where to.
         trust: packages besides the known ones that `target` may name.
         progress: wraps the cases, given their number.
+        pictures: of how many cases, from the first, `pictures/{id}.png` shows image and prediction side by side.
 
     Raises:
         MaskfoldError: the folder holds no image, or a case cannot be read or predicted.
@@ -67,9 +70,11 @@ def predict_images(runs: Sequence[CvRun], images: Path, output: Path, trust: tup
     settings = settings_of(runs)
     done = []
     for row in progress(iter(rows), len(rows)):
-        outcome = postprocess(ensemble.probabilities(row), comp, settings)
+        outcome = postprocess(ensemble.probabilities(row), comp, settings, row)
         done.append(Prediction(row.id, tuple(_write(row, outcome, comp, output)),
                                {name: int(mask.sum()) for name, mask in zip(comp.classes, outcome.masks, strict=True)}))
+        if len(done) <= pictures:
+            _draw(output / "pictures" / f"{row.id}.png", row, outcome, comp)
     return done
 
 
@@ -134,6 +139,13 @@ def _write(row: Any, outcome: Outcome, comp: Competition, output: Path) -> Itera
     source = Path(comp.root) / (source if isinstance(source, str) else source[0])
     for name, labels in label_arrays(outcome, comp).items():
         yield _save(output / (f"{row.id}_{name}" if name else row.id), labels, source, row, comp)
+
+
+def _draw(path: Path, row: Any, outcome: Outcome, comp: Competition) -> None:
+    """One case beside its image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    case_picture(path, load_image(comp, row).array, None, outcome.masks, comp, title=str(row.id),
+                 spacing=json.loads(row.spacing))
 
 
 def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp: Competition) -> Path:

@@ -15,6 +15,7 @@ from competition.config.postprocess import Postprocess, Step
 from competition.inference.masks import merged, to_masks
 from competition.scoring.instances import components
 from competition.submission import steps as step
+from competition.submission.number import affine_of, numbered
 
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
@@ -102,15 +103,33 @@ class Outcome:
             yield np.asarray(labels == number)
 
 
-def postprocess(probabilities: NDArray[Any], comp: Competition, settings: Postprocess) -> Outcome:
+def weighed(probabilities: NDArray[Any], comp: Competition, settings: Postprocess, row: Any = None) -> Evidence:
+    """What the steps of a case look at: its probabilities, with classes by their order where `number` asks for it.
+
+    Args:
+        probabilities: (P, *spatial) floats.
+        comp: the competition.
+        settings: the steps; read is `number`.
+        row: of the case table, or `competition.submission.members.Loose`: for `number`, which needs its affine.
+
+    Raises:
+        MaskfoldError: `number` is wanted of a case without an affine.
+    """
+    if settings.number is not None:
+        probabilities = numbered(probabilities, comp, settings.number, affine_of(row, comp))
+    return Evidence(probabilities, comp)
+
+
+def postprocess(probabilities: NDArray[Any], comp: Competition, settings: Postprocess, row: Any = None) -> Outcome:
     """Masks of one case.
 
     Args:
         probabilities: (P, *spatial) floats; see `Evidence`.
         comp: the competition.
         settings: the steps. Without any, argmax, or 0.5 where classes overlap.
+        row: see `weighed`.
     """
-    evidence = Evidence(probabilities, comp)
+    evidence = weighed(probabilities, comp, settings, row)
     found = [run_steps(evidence, index, settings.of(name)) for index, name in enumerate(comp.classes)]
     masks = np.stack([one.mask for one in found])
     if settings.forbid_overlap:

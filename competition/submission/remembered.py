@@ -47,6 +47,7 @@ def remembered(run: CvRun) -> Tuned | None:
 def _key(run: CvRun) -> dict[str, Any]:
     results = {f"{fold} {seed}": FoldResult.read(run.member_folder(fold, seed)) for fold, seed in finished(run)}
     members = {name: asdict(result) for name, result in results.items() if result is not None}
-    return {"version": VERSION, "postprocess": run.exp.postprocess.model_dump(),
+    asked = {key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None}
+    return {"version": VERSION, "postprocess": asked,
             "metric": run.exp.competition.metric.model_dump(),
             "members": {name: [result["score"], result["steps"], result["minutes"]] for name, result in members.items()}}

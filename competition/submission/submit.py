@@ -97,7 +97,7 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
     def masks() -> Iterator[Masked]:
         for row in progress(iter(tests.rows), len(tests)):
             probabilities = ensemble.probabilities(row)
-            outcome = postprocess(probabilities, comp, settings)
+            outcome = postprocess(probabilities, comp, settings, row)
             shown = probabilities[len(probabilities) - len(comp.classes):] if tests.profile.confidence else None
             yield from tests.masks(row, outcome, shown)
 
@@ -161,7 +161,7 @@ def write_out_of_fold(run: CvRun, path: Path) -> tuple[Verdict, float]:
     def masks() -> Iterator[Masked]:
         for row in tests.rows:
             probabilities = kept.read(row.id)
-            yield from tests.masks(row, postprocess(probabilities, blend.comp, settings))
+            yield from tests.masks(row, postprocess(probabilities, blend.comp, settings, row))
 
     return write_submission(masks(), tests.profile, path), cv_score(with_rows.rows, blend.comp.metric)
 

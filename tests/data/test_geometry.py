@@ -9,7 +9,8 @@ import pytest
 
 from competition.config.errors import MaskfoldError
 from competition.config.experiment import Prepare
-from competition.data.geometry import Geometry, nonzero_box, resample, resample_labels, resample_picture
+from competition.data.boxes import nonzero_box
+from competition.data.geometry import Geometry, resample, resample_labels, resample_picture
 
 
 def affine(spacing: tuple[float, ...], codes: str = "RAS") -> np.ndarray:

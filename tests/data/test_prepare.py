@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
@@ -106,6 +107,122 @@ def test_four_files_are_four_channels(source: dict[str, Any], tmp_path: Path) ->
     source["one"] = picture(np.ones((4, 5, 5), np.uint8)), np.zeros((1, 5, 5), np.uint8)
     exp = experiment(2, comp={"train": files})
     assert PreparedCase.open(prepare_case(row(), exp, tmp_path)).image.shape == (4, 5, 5)
+
+
+def test_channels_are_chosen_by_number(source: dict[str, Any], tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for dims, shape in ((2, (4, 8, 9)), (3, (3, 5, 6, 7))):
+        image = random.integers(0, 255, shape).astype(np.uint8)
+        source["one"] = picture(image), np.zeros((1, *shape[1:]), np.uint8)
+        for numbers in ([0], [2, 0], [len(image) - 1]):  # of a picture the last is no alpha here: it is asked for
+            exp = experiment(dims, channels=numbers, intensity="none")
+            case = PreparedCase.open(prepare_case(row(), exp, tmp_path / f"{dims}"))
+            np.testing.assert_allclose(case.network_image(), image[numbers] / (255 if dims == 2 else 1), rtol=1e-6)
+        with pytest.raises(MaskfoldError, match=rf"Case one has {len(image)} channels, and `prepare.channels` asks for number 4"):
+            prepare_case(row(), experiment(dims, channels=[0, 4]), tmp_path)
+    with pytest.raises(ValueError, match="grey and rgb are for pictures"):
+        experiment(3, channels="grey")
+    with pytest.raises(ValueError, match="names one channel twice"):
+        experiment(2, channels=[1, 1])
+    for wrong in ([], [-1], "green"):
+        with pytest.raises(ValueError, match="prepare.channels"):
+            experiment(2, channels=wrong)
+
+
+class Bright(torch.nn.Module):
+    """A network that knows the answer: class 1 is where the first channel is bright."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        bright = 20 * (image[:, :1] - 0.5)
+        return torch.cat([-bright, bright, torch.full_like(bright, -50)], dim=1)
+
+
+@pytest.mark.parametrize(("prepare", "lossless"), [
+    ({"long_side": 96}, False), ({"resize": [96, 80]}, False), ({"resize": [60, 100], "stretch": True}, False), ({}, True),
+    ({"crop": "foreground"}, True)])
+def test_pictures_of_all_sizes_train_on_crops_and_are_predicted_in_tiles(source: dict[str, Any], tmp_path: Path,
+                                                                        prepare: dict[str, Any], lossless: bool) -> None:
+    from competition.data.patches import PatchDataset
+    from competition.inference.case import predict_case
+
+    exp = experiment(2, intensity="none", **prepare)
+    exp = exp.model_copy(update={"patch": exp.patch.model_copy(update={"size": [48, 32]})})
+    folders, truths = [], {}
+    for name, (height, width) in {"wide": (70, 150), "high": (160, 90), "small": (50, 45)}.items():
+        y, x = np.ogrid[:height, :width]
+        mask = ((y - height * 0.5) / 19) ** 2 + ((x - width * 0.45) / 18) ** 2 < 1
+        source[name] = picture(np.where(mask, 255, 0).astype(np.uint8)[None].repeat(3, axis=0)), mask[None].astype(np.uint8)
+        truths[name] = mask
+        folders.append(prepare_case(row(name), exp, tmp_path))
+    dataset = PatchDataset(folders, exp, 0, 1)
+    for position in range(12):
+        item = dataset[(0, position)]
+        assert item["image"].shape == (3, 48, 32) and item["mask"].shape == (1, 48, 32)
+        both = (item["image"][0] > 0.5) == (item["mask"][0] == 1)
+        assert both.mean() > (0.999 if lossless else 0.97)  # a crop's mask lies on its image
+    for folder in folders:
+        case = PreparedCase.open(folder)
+        found = predict_case([Bright()], case, exp)
+        truth = truths[case.id]
+        assert found.shape == (3, *truth.shape) and case.geometry.lossless == lossless
+        guess = found.argmax(axis=0) == 1
+        score = 2 * (guess & truth).sum() / (guess.sum() + truth.sum())
+        assert score == 1 if lossless else score >= 0.98
+
+
+def test_a_volume_is_predicted_where_it_lies(source: dict[str, Any], tmp_path: Path) -> None:
+    """Turned, resampled, cropped to its foreground and padded: the prediction is back on the file's own voxels."""
+    from competition.inference.case import predict_case
+
+    x, y, z = np.ogrid[:40, :36, :24]
+    mask = ((x - 24) / 9) ** 2 + ((y - 13) / 8) ** 2 + ((z - 12) / 5) ** 2 < 1
+    affine = np.array([[0, -1.1, 0.2, 10], [1.0, 0, 0, -4], [0.1, 0, 1.9, 7], [0, 0, 0, 1.0]])  # oblique, and no RAS
+    source["one"] = SimpleNamespace(array=np.where(mask, 900, -1000).astype(np.int16)[None], affine=affine,
+                                    spacing=tuple(np.linalg.norm(affine[:3, :3], axis=0))), mask[None].astype(np.uint8)
+    for grid in ({"spacing": [1.0, 1.2, 1.5]}, {"resize": [32, 28, 20]}, {"resize": [30, 20, 24], "stretch": True}):
+        exp = experiment(3, orientation="RAS", crop="foreground", intensity="minmax", **grid)
+        exp = exp.model_copy(update={"patch": exp.patch.model_copy(update={"size": [16, 16, 16]})})
+        case = PreparedCase.open(prepare_case(row(), exp, tmp_path))
+        assert case.geometry.crop != ((0, 36), (0, 40), (0, 24)) and not case.geometry.lossless
+        np.testing.assert_allclose(case.geometry.affine, affine)
+        guess = predict_case([Bright()], case, exp).argmax(axis=0) == 1
+        assert 2 * (guess & mask).sum() / (guess.sum() + mask.sum()) >= 0.98
+
+
+def test_a_crop_that_cuts_a_class_off_says_so(source: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image, mask = np.zeros((1, 20, 20, 20), np.int16), np.zeros((1, 20, 20, 20), np.uint8)
+    image[0, 5:15, 5:15, 5:15] = 500
+    mask[0, 6:9, 6:9, 6:9], mask[0, 0:2, 6:9, 6:9] = 2, 2
+    source["one"] = picture(image), mask
+    for crop, lost in (("nonzero", 18), ("foreground", 18), ("none", 0)):
+        caplog.clear()
+        prepare_case(row(), experiment(crop=crop), tmp_path)
+        words = f"Case one: `prepare.crop: {crop}` cuts off {lost} of 45 voxels of b, which are lost"
+        assert (words in caplog.text) == bool(lost) and ("cuts off" in caplog.text) == bool(lost)
+
+
+def test_keys_that_came_later_change_no_name_where_they_are_off() -> None:
+    """The names that the first version gave to this run and to this prepared case."""
+    from competition.data.cache import cache_key
+    from competition.training.runs import run_hash
+
+    exp = experiment(orientation="RAS", crop="nonzero")
+    assert run_hash(exp, "data") == "2484a8dac14e"
+    assert cache_key(row(), exp) == "a464bba70accb67c5aaa4b2d7b180b91"
+    on = [experiment(orientation="RAS", crop="nonzero", **keys) for keys in (
+        {"resize": [9, 9, 9]}, {"resize": [9, 9, 9], "stretch": True}, {"channels": [0]}, {"channels": [1]})]
+    assert len({run_hash(one, "data") for one in (exp, *on)}) == len({cache_key(row(), one) for one in (exp, *on)}) == 5
+    assert len({cache_key(row(), experiment(2, long_side=side)) for side in (None, 8, 9)}) == 3
+
+
+def test_sizes_that_contradict_each_other_are_refused() -> None:
+    for keys, words in (({"resize": [9, 9], "long_side": 9}, "`resize` and `long_side` both fix the grid"),
+                        ({"spacing": [1.0, 1.0], "long_side": 9}, "`spacing` and `long_side` both fix the grid"),
+                        ({"stretch": True}, "`stretch` needs `resize`")):
+        with pytest.raises(ValueError, match=words):
+            experiment(2, **keys)
+    with pytest.raises(ValueError, match="`prepare.long_side` is for pictures"):
+        experiment(3, long_side=9)
 
 
 def test_overlapping_classes(source: dict[str, Any], tmp_path: Path) -> None:

@@ -37,6 +37,20 @@ def test_volumes_keep_their_affine_and_grid(finished, tiny, demo3d, tmp_path):
         assert one.pixels == {name: int(mask.sum()) for name, mask in zip(run.exp.competition.classes, masks, strict=True)}
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_first_cases_are_drawn(finished, tiny, tmp_path, dims):
+    exp = tiny(dims)
+    run = finished(exp, f"demo{dims}d-tiny")
+    images = exp.competition.root / ("test" if dims == 2 else "imagesTs")
+    done = predict_images([run], images, tmp_path / "out", pictures=1)
+    drawn = list((tmp_path / "out" / "pictures").iterdir())
+    assert [path.name for path in drawn] == [f"{done[0].case_id}.png"] and len(done) > 1
+    picture = cv2.imread(str(drawn[0]))
+    assert picture.std() > 10
+    if dims == 3:
+        assert picture.shape[0] > picture.shape[1]  # three slices above one another, image beside prediction
+
+
 def test_pictures_of_another_kind_and_size(finished, tiny, tmp_path):
     run = finished(tiny(2))
     (tmp_path / "photos").mkdir()
