@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cv submit study dashboard ui test test-slow lint lock clean
+.PHONY: help setup demo cv submit study dashboard ui reference test test-slow lint lock clean
 
 help: ## list these targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,53 @@ dashboard: setup ## open optuna-dashboard on mlruns/optuna.db
 
 ui: setup ## open MLflow's pages on the runs of this folder
 	@$(VENV)/bin/maskfold ui
+
+REFERENCES = hippocampus_monai spine spleen a02025 hipmri
+ROOT ?= data/$(NAME)
+
+reference: ## a reference system from its data to its pictures: make reference NAME=spine (see README)
+	@$(MAKE) --no-print-directory setup
+	@case " $(REFERENCES) " in *" $(NAME) "*) ;; *) echo 'make reference needs NAME=, one of: $(REFERENCES)' >&2; exit 2;; esac
+	@$(MAKE) --no-print-directory reference-$(NAME)
+
+reference-hippocampus_monai:
+	$(VENV)/bin/maskfold explore experiments/hippocampus_monai/competition.yaml root=$(ROOT)
+	$(VENV)/bin/maskfold cv experiments/hippocampus_monai/unet3d.yaml competition.root=$(ROOT) $(SET)
+	$(VENV)/bin/maskfold cv experiments/hippocampus_monai/next.yaml competition.root=$(ROOT) $(SET)
+	$(VENV)/bin/maskfold submit experiments/hippocampus_monai/next.yaml competition.root=$(ROOT) $(SET)
+	$(VENV)/bin/maskfold report experiments/hippocampus_monai/next.yaml competition.root=$(ROOT) $(SET)
+
+reference-spine:
+	$(VENV)/bin/maskfold demo spine --layout spine -o $(ROOT)
+	$(VENV)/bin/maskfold explore experiments/spine/competition.yaml root=$(ROOT)
+	$(VENV)/bin/maskfold cv experiments/spine/unet3d.yaml competition.root=$(ROOT) $(SET)
+	$(VENV)/bin/maskfold cv experiments/spine/levels.yaml competition.root=$(ROOT) $(SET)
+	$(VENV)/bin/maskfold predict experiments/spine/levels.yaml competition.root=$(ROOT) $(SET) --images $(ROOT)/test_images -o submissions/spine
+	$(VENV)/bin/maskfold report experiments/spine/levels.yaml competition.root=$(ROOT) $(SET)
+
+reference-spleen:
+	$(VENV)/bin/maskfold demo spleen --layout spleen -o $(ROOT)
+	$(VENV)/bin/maskfold dicom $(ROOT)/dicom/train -o $(ROOT) --layout imagesTr --labels 'spleen labels'
+	$(VENV)/bin/maskfold dicom $(ROOT)/dicom/test -o $(ROOT) --layout imagesTs
+	-$(VENV)/bin/maskfold explore experiments/spleen/competition.yaml root=$(ROOT)  # names the reconstructions without a mask
+	$(VENV)/bin/maskfold cv experiments/spleen/unet3d.yaml competition.root=$(ROOT) $(SET)
+	$(VENV)/bin/maskfold predict experiments/spleen/unet3d.yaml competition.root=$(ROOT) $(SET) --images $(ROOT)/imagesTs -o submissions/spleen
+	$(VENV)/bin/maskfold report experiments/spleen/unet3d.yaml competition.root=$(ROOT) $(SET)
+
+reference-a02025:
+	$(VENV)/bin/maskfold demo a02025 --layout a02025 -o $(ROOT)
+	$(VENV)/bin/maskfold explore experiments/a02025/competition.yaml root=$(ROOT)
+	$(VENV)/bin/maskfold cv experiments/a02025/unet2d.yaml competition.root=$(ROOT) $(SET)
+	$(VENV)/bin/maskfold cv experiments/a02025/next.yaml competition.root=$(ROOT) $(SET)
+	$(VENV)/bin/maskfold submit experiments/a02025/next.yaml competition.root=$(ROOT) $(SET) -o submissions/a02025/next.csv
+	$(VENV)/bin/maskfold score submissions/a02025/next.csv --competition experiments/a02025/competition.yaml root=$(ROOT) --solution $(ROOT)/solution.csv
+	$(VENV)/bin/maskfold report experiments/a02025/next.yaml competition.root=$(ROOT) $(SET)
+
+reference-hipmri:
+	$(VENV)/bin/maskfold demo hipmri --layout hipmri -o $(ROOT)
+	$(VENV)/bin/maskfold explore experiments/hipmri/competition.yaml root=$(ROOT)
+	$(VENV)/bin/maskfold cv experiments/hipmri/unet3d.yaml competition.root=$(ROOT) $(SET)
+	$(VENV)/bin/maskfold report experiments/hipmri/unet3d.yaml competition.root=$(ROOT) $(SET)
 
 test: setup ## run the tests; ARGS="tests/config -x" chooses
 	@$(VENV)/bin/python -m pytest -q $(ARGS)

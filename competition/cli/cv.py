@@ -17,6 +17,7 @@ from competition.cli.table import cv_table
 from competition.config import load_experiment
 
 if TYPE_CHECKING:
+    from competition.config import Competition
     from competition.training.cv import CvSummary
     from competition.training.runs import CvRun
 
@@ -63,9 +64,19 @@ def _cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[st
     for line in [*tuned, *_baseline(run)]:
         say(line)
     say(f"Files: {run.folder}")
-    if exp.competition.test is not None:
-        say(f"Next: maskfold submit {file}   (predicts the test cases and writes the CSV)")
+    say(_next(file, exp.competition))
     say("or:   make ui   (compare runs on http://127.0.0.1:5000)")
+
+
+def _next(file: Path, comp: Competition) -> str:
+    """What to type after training: where the host wants no file, label files are predicted."""
+    if comp.test is None:
+        return f"Next: maskfold report {file}   (one page to look at)"
+    if comp.submission.sample is None and comp.submission.profile is None:
+        images = comp.test.images if isinstance(comp.test.images, str) else next(iter(comp.test.images.values()))
+        folder = comp.root / images.partition("{")[0].rpartition("/")[0]
+        return f"Next: maskfold predict {file} --images {folder} -o submissions/{comp.name}   (label files of the test cases)"
+    return f"Next: maskfold submit {file}   (predicts the test cases and writes the CSV)"
 
 
 def _tune(run: CvRun, summary: CvSummary, say: Callable[[str], None]) -> list[str]:

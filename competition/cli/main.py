@@ -85,7 +85,7 @@ def doctor() -> None:
 
 
 @app.command(epilog="Example: maskfold fetch hippocampus -o data")
-def fetch(name: Annotated[str, typer.Argument(help="hippocampus, spleen or another task of the Decathlon, or kaggle:COMPETITION.")],
+def fetch(name: Annotated[str, typer.Argument(help="hippocampus, spleen or another task of the Decathlon, kaggle:COMPETITION, or `list`.")],
           output: Annotated[Path, typer.Option("--output", "-o", help="The folder that will hold it.")] = Path("data"),
           yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
     """Download a public data set; its size and licence are printed first."""

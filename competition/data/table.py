@@ -61,7 +61,7 @@ def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
     for case_id in images:
         if case_id not in skipped.reasons:
             try:
-                rows.append(_row(comp, split, case_id, images[case_id], masks.get(case_id)))
+                rows.append(case_row(comp, split, case_id, images[case_id], masks.get(case_id)))
             except MaskfoldError as error:
                 skipped.add(case_id, error)
     if not rows:
@@ -83,7 +83,12 @@ def data_hash(table: pandas.DataFrame) -> str:
     return joined(line.encode() for line in lines)
 
 
-def _row(comp: Competition, split: str, case_id: str, images: Images, masks: dict[str, Any] | None) -> dict[str, Any]:
+def case_row(comp: Competition, split: str, case_id: str, images: Images, masks: dict[str, Any] | None) -> dict[str, Any]:
+    """One row of the case table; its group and stratum are not known yet.
+
+    Raises:
+        MaskfoldError: the case's files do not agree, or one cannot be read.
+    """
     head = check_case(comp, case_id, images, masks)
     image_hash = joined(_digests(Path(comp.root), [case.files for case in images.values()]))
     stack = next(iter(images.values())).slices

@@ -1,0 +1,174 @@
+"""What is measured agrees with other ways to count it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage, stats
+
+from competition.data.explore import explore
+from competition.data.explore.contrast import rank
+from competition.data.explore.findings import Findings
+from competition.data.explore.intensities import SAMPLE, cohen, measure_values, spread
+from competition.data.explore.measured import Measured, Values
+from competition.data.explore.objects import component_sizes, given_objects
+from competition.data.explore.shift import find_shifts
+from competition.data.explore.summary import class_rows, kinds, number, overview, three, truth_rows
+from competition.data.explore.tables import case_rows, finding_rows
+from tests.data.explore.planted import SOUND, picture, plant, sound
+from tests.data.host import competition, write_nifti, write_png, write_text
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (12, 13, 14)])
+def test_objects_are_those_of_scipy(shape: tuple[int, ...]) -> None:
+    layer = np.random.default_rng(len(shape)).random(shape) < 0.25
+    labels, count = ndimage.label(layer, np.ones([3] * len(shape)))
+    wanted = sorted(ndimage.sum_labels(layer, labels, range(1, count + 1)).astype(int).tolist())
+    assert sorted(component_sizes(layer).tolist()) == wanted
+    assert component_sizes(np.zeros(shape, bool)).size == 0
+    assert sorted(component_sizes(np.swapaxes(layer, 0, 1)).tolist()) == wanted
+
+
+def test_given_objects_belong_to_the_class_that_has_most_of_them() -> None:
+    instances = np.array([[1, 1, 1, 0], [2, 2, 0, 3]], np.int32)
+    layers = [np.array([[1, 1, 0, 0], [0, 0, 0, 0]], bool), np.array([[0, 0, 1, 0], [1, 1, 0, 1]], bool)]
+    assert [one.tolist() for one in given_objects(instances, layers)] == [[2], [2, 1]]
+
+
+def test_values_of_a_channel() -> None:
+    rng = np.random.default_rng(1)
+    image = rng.normal(50, 10, (2, 30, 40)).astype(np.float32)
+    front = np.zeros((30, 40), bool)
+    front[:10] = True
+    counted = np.ones((30, 40), bool)
+    counted[-5:] = False
+    image[1, :10] += 30
+    one, two = measure_values(image, ["a", "b"], front, counted)
+    assert (one.name, two.name) == ("a", "b")
+    inside, behind = image[1, :10].astype(float), image[1, 10:25].astype(float)
+    assert two.contrast == pytest.approx((inside.mean() - behind.mean()) / math.sqrt((inside.var() + behind.var()) / 2))
+    assert abs(one.contrast) < 0.2 < 2 < two.contrast
+    np.testing.assert_allclose([two.low, two.median, two.high, two.front_low, two.front_high],
+                               [*np.percentile(image[1], (0.5, 50, 99.5)), *np.percentile(image[1, :10], (0.5, 99.5))], rtol=1e-5)
+    np.testing.assert_allclose([two.least, two.most, two.mean, two.deviation],
+                               [image[1].min(), image[1].max(), image[1].mean(), image[1].std()], rtol=1e-5)
+    assert math.isnan(measure_values(image, ["a", "b"], np.zeros((30, 40), bool))[0].contrast)
+    assert math.isnan(cohen(np.ones(3), np.zeros(4)))  # no spread at all
+
+
+def test_grey_is_measured_beside_colours() -> None:
+    image = np.zeros((3, 4, 4), np.uint8)
+    image[0], image[1], image[2] = 100, 50, 10
+    image[:, 0, 0] = 0
+    names = [one.name for one in measure_values(image, ["red", "green", "blue"], None)]
+    assert names == ["red", "green", "blue", "grey"]
+    grey = measure_values(image, ["red", "green", "blue"], None)[3]
+    assert grey.most == pytest.approx(0.299 * 100 + 0.587 * 50 + 0.114 * 10, abs=0.01)
+
+
+def test_a_sample_sees_all_columns() -> None:
+    values = np.tile(np.arange(512, dtype=np.uint16), 4096)  # a step of 8 would see every eighth value only
+    assert spread(values).size <= SAMPLE and len(np.unique(spread(values))) == 512
+
+
+def value(name: str, contrast: float = math.nan, mean: float = 0.0) -> Values:
+    return Values(name, 0, 0, 0, 1, 1, mean, 1, contrast)
+
+
+def test_channels_are_ranked_by_their_median_contrast() -> None:
+    cases = [Measured(str(number), "train", values=[value("red", one), value("green", two), value("blue"), value("grey", -0.1)])
+             for number, (one, two) in enumerate([(0.5, -2.0), (-0.7, -1.0), (0.6, 9.0)])]
+    ranked = rank(cases)
+    assert [(one.name, one.number, one.size, one.cases) for one in ranked] == [
+        ("green", 1, 2.0, 3), ("red", 0, 0.6, 3), ("grey", None, 0.1, 3)]
+    assert ranked[0].brighter == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("offset", "named"), [(0.0, False), (2.5, True)])
+def test_a_shift_is_named_only_where_there_is_one(offset: float, named: bool) -> None:
+    rng = np.random.default_rng(3)
+    means = {"train": rng.normal(100, 1, 80), "test": rng.normal(100 + offset, 1, 40)}
+    cases = [Measured(f"{split}{number}", split, shape=(5, 6), spacing=(1.0, 1.0), values=[value("image", mean=mean)])
+             for split, side in means.items() for number, mean in enumerate(side)]
+    findings = Findings()
+    found = {one.what: one for one in find_shifts(cases, findings)}
+    expected = stats.ks_2samp(means["train"], means["test"])
+    assert found["brightness of image (mean)"].distance == pytest.approx(expected.statistic)
+    assert bool(findings.all) == named
+    if named:
+        assert "brightness of image (mean) is greater" in findings.all[0].wrong
+    assert not found["size along axis 0"].clear
+
+
+def test_few_cases_are_apart_by_chance() -> None:
+    cases = [Measured(f"{split}{number}", split, shape=(5, 6), spacing=(1.0, 1.0), values=[value("image", mean=mean)])
+             for split, side in {"train": [1, 2, 3, 4, 9, 10], "test": [5, 6, 7, 8, 11]}.items() for number, mean in enumerate(side)]
+    findings = Findings()
+    found = {one.what: one for one in find_shifts(cases, findings)}
+    assert found["brightness of image (mean)"].distance > 0.5 and findings.all == []
+
+
+@pytest.mark.parametrize(("values", "text"), [
+    ([3, 1, 2], "1 / 2 / 3"), ([4, 4], "4"), ([], "–"), ([0.5, 1500], "0.5 / 750.2 / 1,500")])
+def test_three_numbers(values: list[float], text: str) -> None:
+    assert three(values) == text
+
+
+def test_words_of_a_cell() -> None:
+    assert kinds(["a", "b", "a"]) == "a in 2, b in 1" and kinds([1, 1]) == "1" and kinds([]) == "–"
+    assert kinds("abcdefa") == "a in 2, b in 1, c in 1, d in 1 and 2 more kinds"
+    assert number(1388.0) == "1,388" and number(0.6875) == "0.6875"
+
+
+def test_the_tables(tmp_path: Path) -> None:
+    comp = competition(plant(tmp_path), group="^([a-z]+)_", test={"images": "test/{id}.png"})
+    found = explore(comp)
+    rows = {row[0]: row[1:] for row in overview(found)}
+    assert rows["cases"] == ["20", "5"] and rows["with truth"] == ["17", "–"] and rows["size along axis 1"] == ["64", "64"]
+    assert rows["groups in train and test"] == ["1", "1"]
+    assert {row[0]: row[1] for row in truth_rows(found)}["empty masks"] == "1 of 17"
+    first, strange = class_rows(found)
+    assert first[:3] == ["cell", "1", "16 of 17"] and strange[:3] == ["not declared", "7", "1 (not read)"]
+    table = case_rows(found).set_index(["split", "id"])
+    p_0 = table.loc[("train", "p_0")]
+    image, mask = picture(0)
+    assert (p_0["foreground"], p_0["objects"], p_0["size_0"]) == (int(mask.sum()), ndimage.label(mask, np.ones((3, 3)))[1], 48)
+    assert p_0["image_mean"] == pytest.approx(image.mean()) and p_0["faults"] == 0
+    assert table.loc[("train", "seven_1"), "faults"] == 1 and table.loc[("train", "seven_1"), "strange_labels"] == "7"
+    assert table.loc[("train", "torn_1"), "faults"] == 1
+    assert len(finding_rows(found)) == len(found.findings) and set(finding_rows(found)["weight"]) == {"fault", "remark"}
+
+
+def test_objects_of_a_table_are_its_rows(tmp_path: Path) -> None:
+    """Two rows that touch are two objects; as a mask they would be one."""
+    for case_id in "ab":
+        write_png(tmp_path / "images" / f"{case_id}.png", picture(1)[0])
+    write_text(tmp_path / "train.csv", "id,rle\na,1 4 49 4\na,97 4\nb,200 3\n")
+    found = explore(competition(tmp_path, train={"images": "images/{id}.png", "rle": "train.csv"}))
+    assert [case.truth.sizes.tolist() for case in found.cases if case.truth] == [[8, 4], [3]]
+
+
+def test_overlapping_classes_and_ignored_voxels(tmp_path: Path) -> None:
+    root = sound(tmp_path)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:4, :5], mask[4:6, :5], mask[40:, :] = 1, 2, 9
+    write_png(root / "masks" / "p_0.png", mask)
+    found = explore(competition(root, classes=["whole", "part"], labels="overlapping", label_values=[[1, 2], 2], ignore=9))
+    truth = found.cases[SOUND.index("p_0")].truth
+    assert truth is not None and (truth.voxels.tolist(), truth.foreground, truth.ignored) == ([30, 10], 30, 8 * 64)
+    assert [one.tolist() for one in truth.objects] == [[30], [10]]
+
+
+def test_orientation_and_spacing_of_volumes(tmp_path: Path) -> None:
+    affine = np.diag([-0.5, -0.5, 3.0, 1.0])
+    for case_id in "ab":
+        write_nifti(tmp_path / "im" / f"{case_id}.nii.gz", np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8), affine)
+        write_nifti(tmp_path / "la" / f"{case_id}.nii.gz", np.ones((6, 7, 8), np.uint8), affine)
+    found = explore(competition(tmp_path, dimensions=3, train={"images": "im/{id}.nii.gz", "masks": "la/{id}.nii.gz"}))
+    case = found.cases[0]
+    assert (case.orientation, case.spacing, case.shape, case.dtype) == ("LPS", (0.5, 0.5, 3.0), (6, 7, 8), "int16")
+    assert case.aspect == pytest.approx(24 / 3)
+    assert "orientation: RAS" in found.snippet
