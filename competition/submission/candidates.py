@@ -14,6 +14,7 @@ from competition.submission.evaluate import Steps, Truth
 
 ORDER = ("threshold", "triplet", "open", "close", "fill_holes", "split", "remove_small", "keep_largest")
 AGAIN = ("threshold", "split", "remove_small")  # searched once more when all other slots are settled
+MANY_OBJECTS = 200
 EMPTY_SHARE = 0.05  # of cases without a class, from which on the triplet rule is tried
 BIG = 2**24  # voxels of a case, above which opening and closing are not searched
 
@@ -91,9 +92,26 @@ def _sizes(truths: Sequence[Truth]) -> list[Step]:
     objects = [size for truth in truths for size in truth.objects]
     if not objects:
         return []
-    small, middle = float(np.quantile(objects, 0.02)), float(np.median(objects))
-    values = {round(share * small) for share in (0.25, 0.5, 1.0)} | {round(share * middle) for share in (0.05, 0.1, 0.2)}
-    return [Step(remove_small=value) for value in sorted(values) if value > 1]
+    small, middle, most = float(np.quantile(objects, 0.02)), float(np.median(objects)), _safe_size(objects)
+    values = {share * small for share in (0.25, 0.5, 1.0)} | {share * middle for share in (0.05, 0.1, 0.2)}
+    return [Step(remove_small=value) for value in sorted({round(min(value, most)) for value in values}) if value > 1]
+
+
+def _safe_size(objects: Sequence[int]) -> float:
+    """Pixels below which another object hardly ever lies: of few objects the smallest says little about the next one.
+
+    The lower 99 % prediction bound for one more observation of a log-normal size (Hahn and Meeker, Statistical Intervals,
+    section 4.7); many objects speak for themselves.
+    """
+    if len(objects) >= MANY_OBJECTS:
+        return np.inf
+    if len(objects) < 3:
+        return 0.0
+    from scipy.stats import t
+
+    logs = np.log(objects)
+    spread = float(logs.std(ddof=1)) * np.sqrt(1 + 1 / len(logs))
+    return float(np.exp(logs.mean() + t.ppf(0.01, len(logs) - 1) * spread))
 
 
 def _splits(has_boundary: bool) -> list[Step]:

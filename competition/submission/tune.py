@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from competition.submission.evaluate import Evaluation, Steps
 if TYPE_CHECKING:
     import pandas as pd
 
+PARTS = 5  # of the cases of a single fold
 SMALLEST_GAIN = 0.001  # of the nested score: less is not worth a step
 
 
@@ -72,17 +73,18 @@ def tune(evaluation: Evaluation, seed: int, groups: dict[str, str] | None,
     """
     exp, comp = evaluation.blend.runs[0].exp, evaluation.blend.comp
     own = [exp.postprocess.of(name) for name in comp.classes]
-    folds = sorted(set(evaluation.fold_of.values()))
-    parts = [None, *folds] if len(folds) > 1 else [None]
-    search = _Search(evaluation, own, parts)
+    part_of = parts_of(evaluation.rows, evaluation.fold_of, seed)
+    numbers = sorted(set(part_of.values()))
+    parts = [None, *numbers] if len(numbers) > 1 else [None]
+    search = _Search(evaluation, own, parts, part_of)
     search.run(say)
     best = {part: [search.best[part, index] for index in range(len(comp.classes))] for part in parts}
     before = evaluation.table(lambda _, index: own[index])
     after = evaluation.table(lambda _, index: best[None][index])
-    if len(folds) > 1:
-        nested = evaluation.table(lambda case, index: best[evaluation.fold_of[case]][index])
+    if len(numbers) > 1:
+        nested = evaluation.table(lambda case, index: best[part_of[case]][index])
     else:
-        nested = before  # with one fold there are no other folds to tune on
+        nested = before  # there are no other cases to tune on
     gain = gain_interval(before, nested, comp.metric, seed=seed, groups=groups)
     kept = bool(gain.value >= SMALLEST_GAIN and gain.low > 0)
     found = dict(zip(comp.classes, best[None], strict=True))
@@ -92,16 +94,38 @@ def tune(evaluation: Evaluation, seed: int, groups: dict[str, str] | None,
                  cv_score(nested, comp.metric), gain, kept, nested if kept else before)
 
 
+def parts_of(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int) -> dict[str, int]:
+    """The part of each case that nested tuning leaves out with it: its fold.
+
+    Where only one fold was predicted (a holdout, `folds.run: [0]`), its cases are dealt out to `PARTS` parts, groups whole:
+    no network saw any of them. Fewer groups than that are one part.
+
+    Args:
+        rows: of the case table by id; `group` is read.
+        fold_of: the fold that predicted each case.
+        seed: of the deal.
+    """
+    if len({fold_of[case] for case in rows}) > 1:
+        return {case: fold_of[case] for case in rows}
+    names = sorted({str(row.group) for row in rows.values()})
+    if len(names) < PARTS:
+        return dict.fromkeys(rows, 0)
+    order = np.random.default_rng(seed).permutation(len(names))
+    part = {names[index]: place % PARTS for place, index in enumerate(order)}
+    return {case: part[str(row.group)] for case, row in rows.items()}
+
+
 class _Search:
     """The descents, side by side, so that each pass over the cases serves all of them."""
 
-    def __init__(self, evaluation: Evaluation, own: Sequence[Steps], parts: Sequence[int | None]) -> None:
+    def __init__(self, evaluation: Evaluation, own: Sequence[Steps], parts: Sequence[int | None],
+                 part_of: Mapping[str, int]) -> None:
         self.evaluation, self.own, self.parts = evaluation, own, parts
         self.metric = evaluation.blend.comp.metric
         classes = range(len(own))
         self.best: dict[tuple[int | None, int], Steps] = {(part, index): own[index] for part in parts for index in classes}
-        folds = np.array([evaluation.fold_of[case] for case in evaluation.cases])
-        self.chosen = {part: np.ones(len(folds), bool) if part is None else folds != part for part in parts}
+        mine = np.array([part_of[case] for case in evaluation.cases])
+        self.chosen = {part: np.ones(len(mine), bool) if part is None else mine != part for part in parts}
 
     def run(self, say: Callable[[str], None]) -> None:
         """Each slot in turn, and those of `AGAIN` once more."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from math import nan
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from competition.submission.ensemble import around, fit_weights, grid
 from competition.submission.evaluate import Evaluation, Truth
 from competition.submission.expected import expect
 from competition.submission.postprocess import Evidence, postprocess, run_steps
-from competition.submission.tune import class_value, tune
+from competition.submission.tune import class_value, parts_of, tune
 
 
 def islands(found: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -241,3 +243,32 @@ def test_a_mask_is_made_by_the_first_step_only(tiny):
     with pytest.raises(MaskfoldError, match="may stand first and nowhere else"):
         tiny(2, "postprocess={steps: [{remove_small: 10}, {threshold: 0.5}]}")
     assert tiny(2, "postprocess={steps: [{threshold: 0.5}, {remove_small: 10}]}").postprocess.of("ring")[0].name == "threshold"
+
+
+def test_few_objects_do_not_bless_a_large_smallest_size(tiny):
+    """Twelve lesions say little about the thirteenth: what removes it costs a whole case."""
+    generator = np.random.default_rng(3)
+    exp = tiny(2)
+    for _ in range(20):
+        sizes = generator.lognormal(9.0, 0.6, 500).astype(int)
+        few = [Truth(int(size), (int(size),)) for size in sizes[:12]]
+        offered = [step.value for slot in slots(exp, few, 10**6, False, ()) if "remove_small" in slot.names
+                   for step in slot.options if step is not None]
+        assert offered and np.mean(sizes[12:] < max(offered)) < 0.05
+        assert max(offered) > 20  # specks still go
+    many = [Truth(int(size), (int(size),)) for size in sizes]
+    offered = [step.value for slot in slots(exp, many, 10**6, False, ()) if "remove_small" in slot.names
+               for step in slot.options if step is not None]
+    assert max(offered) == round(max(float(np.quantile(sizes, 0.02)), 0.2 * float(np.median(sizes))))
+
+
+def test_the_cases_of_a_single_fold_are_dealt_out_with_their_groups_whole():
+    rows = {f"c{number}": SimpleNamespace(group=f"g{number // 2}") for number in range(20)}
+    parts = parts_of(rows, dict.fromkeys(rows, 3), seed=1)
+    assert sorted(Counter(parts.values()).values()) == [4, 4, 4, 4, 4]
+    assert all(parts[f"c{number}"] == parts[f"c{number + 1}"] for number in range(0, 20, 2))
+    assert parts != parts_of(rows, dict.fromkeys(rows, 3), seed=2)
+    folds = {case: number % 3 for number, case in enumerate(rows)}
+    assert parts_of(rows, folds, seed=1) == folds  # several folds are the parts
+    few = {case: rows[case] for case in list(rows)[:8]}  # of four groups
+    assert set(parts_of(few, dict.fromkeys(few, 0), seed=1).values()) == {0}
