@@ -248,14 +248,15 @@ def test_a_mask_is_made_by_the_first_step_only(tiny):
 def test_few_objects_do_not_bless_a_large_smallest_size(tiny):
     """Twelve lesions say little about the thirteenth: what removes it costs a whole case."""
     generator = np.random.default_rng(3)
-    exp = tiny(2)
-    for _ in range(20):
+    exp, lost = tiny(2), []
+    for _ in range(40):
         sizes = generator.lognormal(9.0, 0.6, 500).astype(int)
         few = [Truth(int(size), (int(size),)) for size in sizes[:12]]
         offered = [step.value for slot in slots(exp, few, 10**6, False, ()) if "remove_small" in slot.names
                    for step in slot.options if step is not None]
-        assert offered and np.mean(sizes[12:] < max(offered)) < 0.05
         assert max(offered) > 20  # specks still go
+        lost.append(np.mean(sizes[12:] < max(offered)))
+    assert np.mean(lost) < 0.02  # the bound's promise: one in a hundred; the smallest of twelve would lose one in thirteen
     many = [Truth(int(size), (int(size),)) for size in sizes]
     offered = [step.value for slot in slots(exp, many, 10**6, False, ()) if "remove_small" in slot.names
                for step in slot.options if step is not None]
