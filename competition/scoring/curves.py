@@ -91,6 +91,7 @@ def _scores(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, 
 def _draw(axes: Axes, title: str, curves: Mapping[str, tuple[Curve, tuple[float, float, float], float]]) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("epoch", fontsize=9)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     for label, ((epochs, values), colour, width) in curves.items():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config import Competition
+from competition.data.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def case_picture(path: Path, image: Array, truth: Array | None, masks: Array, co
 
     Where there is no truth: image · prediction.
 
-    A volume is cut where the truth is largest (else the prediction, else in the middle).
+    A volume is cut where the truth is largest (else the prediction, else in the middle), all classes counting alike.
 
     Args:
         path: the PNG; it appears whole or not at all.
@@ -78,7 +78,8 @@ def case_picture(path: Path, image: Array, truth: Array | None, masks: Array, co
     if dice is None and truth is not None:
         dice = _dice(truth, masks, ignored, comp)
     found = np.any(masks, axis=0) if truth is None else np.any((truth != 0) & (truth != IGNORE), axis=0)
-    planes = _planes(found if found.any() else np.any(masks, axis=0), spacing, is_stack="{z}" in str(comp.train.images))
+    layers = iter(masks) if truth is None or not found.any() else (_layer(truth, index, comp) for index in range(len(comp.classes)))
+    planes = _planes(_profiles(layers, found.shape), spacing, is_stack="{z}" in str(comp.train.images))
     channels = image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
     bounds = _bounds(channels)
     width = PANEL_INCHES[comp.dimensions]
@@ -107,12 +108,7 @@ def case_picture(path: Path, image: Array, truth: Array | None, masks: Array, co
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(beside, format="png")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, lambda file: figure.savefig(file, format="png"))
 
 
 def class_colour(index: int) -> RGB:
@@ -139,36 +135,51 @@ def ignored_voxels(truth: Array, comp: Competition) -> NDArray[np.bool_] | None:
 
 def _is_in(truth: Array, index: int, comp: Competition) -> bool:
     """Whether a class is anywhere in the truth."""
-    return bool((truth[index] == 1).any() if comp.labels == "overlapping" else (truth[0] == index + 1).any())
+    return bool(_layer(truth, index, comp).any())
 
 
 def _dice(truth: Array, masks: Array, ignored: Array | None, comp: Competition) -> dict[str, float]:
     values = {}
     for index, name in enumerate(comp.classes):
-        true = truth[index] == 1 if comp.labels == "overlapping" else truth[0] == index + 1
+        true = _layer(truth, index, comp)
         mask = masks[index] if ignored is None else masks[index] & ~ignored
         total = int(true.sum()) + int(mask.sum())
         values[name] = 2.0 * int((true & mask).sum()) / total if total else math.nan
     return values
 
 
-def _planes(found: Array, spacing: Sequence[float] | None, is_stack: bool) -> list[Plane]:
+def _layer(truth: Array, index: int, comp: Competition) -> NDArray[np.bool_]:
+    """One class of a stored mask, (*spatial) bool."""
+    return np.asarray(truth[index] == 1 if comp.labels == "overlapping" else truth[0] == index + 1)
+
+
+def _profiles(layers: Iterable[Array], shape: Sequence[int]) -> list[NDArray[np.float64]]:
+    """For each axis how much of the classes lies in each slice: shares of each class, so that small ones count as much."""
+    profiles = [np.zeros(size) for size in shape]
+    for layer in layers:  # one at a time: volumes are large
+        if total := int(layer.sum()):
+            for axis, profile in enumerate(profiles):
+                profile += layer.sum(axis=tuple(other for other in range(layer.ndim) if other != axis)) / total
+    return profiles
+
+
+def _planes(profiles: Sequence[Array], spacing: Sequence[float] | None, is_stack: bool) -> list[Plane]:
     """Where to cut, and how to lay the slices: pictures and stacks rows downwards, NIfTI x rightwards and z upwards.
 
     Args:
-        found: (*spatial) bool, what the cuts shall show.
+        profiles: of each axis, what each slice would show; the cut goes where it is most.
         spacing: mm per voxel and axis.
         is_stack: the volume is a stack of slice files.
     """
-    dims = found.ndim
+    dims = len(profiles)
     mm = [float(value) for value in spacing] if spacing is not None else [1.0] * dims
     if dims == 2:
         return [Plane(None, 0, False, False, mm[0] / mm[1])]
     planes = []
     for axis in (2, 1, 0):
         first, second = [other for other in range(3) if other != axis]
-        counts = found.sum(axis=(first, second))
-        position = int(counts.argmax()) if counts.any() else found.shape[axis] // 2
+        profile = profiles[axis]
+        position = int(profile.argmax()) if profile.any() else len(profile) // 2
         as_picture = is_stack and axis == 2  # the host's own slice
         aspect = mm[first] / mm[second] if as_picture else mm[second] / mm[first]
         planes.append(Plane(axis, position, transpose=not as_picture, upwards=not as_picture, aspect=aspect))

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from competition.config import Competition
+from competition.config import Competition, MaskfoldError
 from competition.scoring.pictures import (
     IGNORED_COLOUR,
     _dice,
     _planes,
+    _profiles,
     case_picture,
     class_colour,
     class_masks,
@@ -70,7 +71,7 @@ def test_truth_and_prediction_are_drawn_in_their_classes_colours(tmp_path: Path,
 
 def test_empty_masks_and_names_with_signs(tmp_path: Path, square: Any) -> None:
     image, truth, masks = square
-    comp = competition(classes=["$\\frac", "_two"])
+    comp = competition(classes=["$frac{", "_two"])
     case_picture(tmp_path / "a.png", image, 0 * truth, masks & False, comp, "$x_{")
     assert not near(pixels(tmp_path / "a.png"), class_colour(0)).any()
     case_picture(tmp_path / "a.png", image, truth, masks, comp, "$x_{", dice={"$\\frac": math.nan, "_two": 0.0})
@@ -110,8 +111,8 @@ def test_volumes_are_cut_where_the_truth_is_largest() -> None:
     found = np.zeros((10, 12, 14), bool)
     found[3, 2:9, 5:9] = True
     found[:, 4, 6] = True
-    assert [(plane.axis, plane.position) for plane in _planes(found, None, is_stack=False)] == [(2, 6), (1, 4), (0, 3)]
-    assert [plane.position for plane in _planes(found & False, None, is_stack=False)] == [7, 6, 5], "else in the middle"
+    assert [(plane.axis, plane.position) for plane in _planes(_profiles([found], found.shape), None, is_stack=False)] == [(2, 6), (1, 4), (0, 3)]
+    assert [plane.position for plane in _planes(_profiles([found & False], found.shape), None, is_stack=False)] == [7, 6, 5], "else in the middle"
 
 
 def test_without_truth_a_volume_is_cut_where_the_prediction_is(tmp_path: Path) -> None:
@@ -125,13 +126,13 @@ def test_without_truth_a_volume_is_cut_where_the_prediction_is(tmp_path: Path) -
 def test_slices_lie_as_readers_expect() -> None:
     empty = np.zeros((4, 5, 6), bool)
     array = np.arange(4 * 5 * 6).reshape(1, 4, 5, 6)
-    axial, coronal, sagittal = _planes(empty, (1.0, 2.0, 3.0), is_stack=False)
+    axial, coronal, sagittal = _planes(_profiles([empty], empty.shape), (1.0, 2.0, 3.0), is_stack=False)
     assert (axial.cut(array) == array[:, :, :, 3].transpose(0, 2, 1)).all()
     assert (axial.upwards, axial.aspect) == (True, 2.0)
     assert (coronal.cut(array) == array[:, :, 2].transpose(0, 2, 1)).all()
     assert coronal.aspect == 3.0
     assert (sagittal.cut(array).shape, sagittal.aspect) == ((1, 6, 5), 1.5)
-    stacked = _planes(empty, (1.0, 2.0, 3.0), is_stack=True)[0]
+    stacked = _planes(_profiles([empty], empty.shape), (1.0, 2.0, 3.0), is_stack=True)[0]
     assert (stacked.cut(array) == array[:, :, :, 3]).all(), "the host's own slice, rows downwards"
     assert (stacked.upwards, stacked.aspect) == (False, 0.5)
 
@@ -166,13 +167,13 @@ def test_colours_of_the_first_classes_differ() -> None:
 
 
 def test_a_failed_drawing_leaves_nothing(tmp_path: Path, square: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Any, path: Path, **_: Any) -> None:
-        Path(path).write_bytes(b"half")
+    def fail(self: Any, file: Any, **_: Any) -> None:
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
     image, truth, masks = square
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(MaskfoldError, match="disk full"):
         case_picture(tmp_path / "a.png", image, truth, masks, competition(), "a")
     assert not list(tmp_path.iterdir())
 
