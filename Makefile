@@ -44,11 +44,13 @@ ui: setup ## open MLflow's pages on the runs of this folder
 	@$(VENV)/bin/maskfold ui
 
 REFERENCES = hippocampus_monai spine spleen a02025 hipmri
-ROOT ?= data/$(NAME)
+# Real data elsewhere: ROOT=/path
+ROOT ?= data/$(if $(filter hippocampus_monai,$(NAME)),hippocampus,$(NAME))
 
 reference: ## a reference system from its data to its pictures: make reference NAME=spine (see README)
+	@for one in $(REFERENCES); do [ "$$one" = "$(NAME)" ] && exit 0; done; \
+	echo 'make reference needs NAME=, one of: $(REFERENCES)' >&2; exit 2
 	@$(MAKE) --no-print-directory setup
-	@case " $(REFERENCES) " in *" $(NAME) "*) ;; *) echo 'make reference needs NAME=, one of: $(REFERENCES)' >&2; exit 2;; esac
 	@$(MAKE) --no-print-directory reference-$(NAME)
 
 reference-hippocampus_monai:
@@ -70,7 +72,7 @@ reference-spleen:
 	$(VENV)/bin/maskfold demo spleen --layout spleen -o $(ROOT)
 	$(VENV)/bin/maskfold dicom $(ROOT)/dicom/train -o $(ROOT) --layout imagesTr --labels 'spleen labels'
 	$(VENV)/bin/maskfold dicom $(ROOT)/dicom/test -o $(ROOT) --layout imagesTs
-	-$(VENV)/bin/maskfold explore experiments/spleen/competition.yaml root=$(ROOT)  # names the reconstructions without a mask
+	$(VENV)/bin/maskfold explore experiments/spleen/competition.yaml root=$(ROOT)
 	$(VENV)/bin/maskfold cv experiments/spleen/unet3d.yaml competition.root=$(ROOT) $(SET)
 	$(VENV)/bin/maskfold predict experiments/spleen/unet3d.yaml competition.root=$(ROOT) $(SET) --images $(ROOT)/imagesTs -o submissions/spleen
 	$(VENV)/bin/maskfold report experiments/spleen/unet3d.yaml competition.root=$(ROOT) $(SET)

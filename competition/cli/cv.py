@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from competition.training.cv import CvSummary
     from competition.training.runs import CvRun
 
+SHORT = 3.0  # s: a command that only prints a finished run's table is done by then
 WIDE = 160  # columns where no terminal says how many there are: a log keeps its tables whole
 
 
@@ -45,6 +47,7 @@ def _cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[st
 
     from competition.tracking.shipper import Shipper
     from competition.training.cv import prepare_run, run_cv
+    from competition.training.lock import alone
     from competition.training.runs import open_run
 
     run = open_run(exp, f"{exp.competition.name}-{file.stem}", new=new)
@@ -57,26 +60,28 @@ def _cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[st
 
     prepare_run(run, say, trust)
     say(f"run {run.folder}")
-    with Shipper(run.folder, exp):
+    with alone(run.folder, SHORT, say), Shipper(run.folder, exp):
         summary = run_cv(run, say, trust)
         tuned = _tune(run, summary, say)
     console.print(cv_table(summary, run))
     for line in [*tuned, *_baseline(run)]:
         say(line)
     say(f"Files: {run.folder}")
-    say(_next(file, exp.competition))
+    say(_next(file, exp.competition, overrides))
     say("or:   make ui   (compare runs on http://127.0.0.1:5000)")
 
 
-def _next(file: Path, comp: Competition) -> str:
+def _next(file: Path, comp: Competition, overrides: list[str]) -> str:
     """What to type after training: where the host wants no file, label files are predicted."""
+    named = shlex.join([str(file), *overrides])
     if comp.test is None:
-        return f"Next: maskfold report {file}   (one page to look at)"
+        return f"Next: maskfold report {named}   (one page to look at)"
     if comp.submission.sample is None and comp.submission.profile is None:
         images = comp.test.images if isinstance(comp.test.images, str) else next(iter(comp.test.images.values()))
         folder = comp.root / images.partition("{")[0].rpartition("/")[0]
-        return f"Next: maskfold predict {file} --images {folder} -o submissions/{comp.name}   (label files of the test cases)"
-    return f"Next: maskfold submit {file}   (predicts the test cases and writes the CSV)"
+        return (f"Next: maskfold predict {named} --images {shlex.quote(str(folder))} -o submissions/{comp.name}   "
+                "(label files of the test cases)")
+    return f"Next: maskfold submit {named}   (predicts the test cases and writes the CSV)"
 
 
 def _tune(run: CvRun, summary: CvSummary, say: Callable[[str], None]) -> list[str]:

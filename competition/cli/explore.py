@@ -53,7 +53,7 @@ def _print_tables(console: Console, found: Exploration) -> None:
 
     _print(console, found.comp.name, ["", "train", "test"], summary.overview(found))
     _print(console, "truth", ["", "train"], summary.truth_rows(found))
-    _print(console, "classes", summary.CLASS_HEADER, summary.class_rows(found))
+    _print(console, "classes", summary.class_header(found), summary.class_rows(found))
     _print(console, "foreground against background", summary.CONTRAST_HEADER, summary.contrast_rows(found))
 
 

@@ -27,7 +27,7 @@ def fetch_data(name: str, output: Path, yes: bool) -> None:
     """Run the command; see `competition.cli.main.fetch`."""
     console = Console(highlight=False)
     if name == "list":
-        console.print(tasks_table())
+        _print_tasks(console)
         return
     kaggle = name.startswith(PREFIX)
     short = competition_name(name) if kaggle else find_task(name).name
@@ -49,20 +49,20 @@ def _from_decathlon(console: Console, name: str, folder: Path, yes: bool) -> Non
     _ask(f"Download {readable(task.size)} to {folder}?", yes)
     source = source_of(task)
     count = fetch_archive(source, folder, lambda what: watcher(console, what), lambda line: _say(console, line))
-    _say(console, f"{folder}: {count} files")
+    _say(console, f"{folder}: {_files(count)}")
 
 
 def _from_kaggle(console: Console, name: str, folder: Path, yes: bool) -> None:
     api = connect()
     listing = list_files(api, name)
     more = "" if listing.whole else " or more"
-    _say(console, f"{name}: {len(listing.files)} files, {readable(listing.size)}{more}; licence: the rules at {listing.rules}")
+    _say(console, f"{name}: {_files(len(listing.files))}, {readable(listing.size)}{more}; licence: the rules at {listing.rules}")
     for file, size in sorted(listing.files, key=lambda one: -one[1])[:LARGEST]:
         _say(console, f"  {file}: {readable(size)}")
     check_room(folder, 2 * listing.size)
     _ask(f"Download it to {folder}, having accepted the rules?", yes)
     count = fetch_competition(api, listing, folder, lambda what: watcher(console, what), console.is_terminal)
-    _say(console, f"{folder}: {count} files")
+    _say(console, f"{folder}: {_files(count)}")
 
 
 def _ask(question: str, yes: bool) -> None:
@@ -79,14 +79,27 @@ def _ask(question: str, yes: bool) -> None:
         fail("nothing was downloaded", 1)
 
 
-def tasks_table() -> Table:
-    """The Decathlon's tasks, their sizes and licence."""
-    table = Table(title=f"Medical Segmentation Decathlon ({LICENCE}, {HOME})")
-    for column in ("name", "download", "holds", "folder in the Decathlon"):
+def _print_tasks(console: Console) -> None:
+    """The Decathlon's tasks, their sizes and licence: a table on a terminal; elsewhere plain columns, a line a task."""
+    title = f"Medical Segmentation Decathlon ({LICENCE}, {HOME})"
+    header = ("name", "download", "holds", "folder in the Decathlon")
+    rows = [(task.name, readable(task.size), task.holds, task.folder) for task in TASKS]
+    if not console.is_terminal:
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        _say(console, title)
+        for row in (header, *rows):
+            _say(console, "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
+    table = Table(title=title)
+    for column in header:
         table.add_column(column, justify="right" if column == "download" else "left", no_wrap=column == "name")
-    for task in TASKS:
-        table.add_row(task.name, readable(task.size), task.holds, task.folder)
-    return table
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count:,} files"
 
 
 def _say(console: Console, line: str) -> None:

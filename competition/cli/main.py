@@ -141,10 +141,10 @@ def score(file: Annotated[Path, typer.Argument(help="The submission's CSV.")],
 @app.command(epilog="Example: maskfold study experiments/hippocampus/unet3d.yaml --trials 30 folds.run=[0,1]")
 def study(file: Annotated[Path, typer.Argument(help="The experiment's YAML, with a `study` section.")],
           overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. folds.run=[0,1].")] = None,
-          trials: Annotated[int | None, typer.Option(help="Trials finished in all; default study.trials.")] = None,
+          trials: Annotated[int | None, typer.Option(min=1, help="Trials finished in all; default study.trials.")] = None,
           storage: Annotated[str | None, typer.Option(help="postgresql://… for several machines; default "
                                                            "mlruns/optuna.db.")] = None,
-          promote: Annotated[int | None, typer.Option(help="Train the best N on all folds.")] = None,
+          promote: Annotated[int | None, typer.Option(min=1, help="Train the best N on all folds.")] = None,
           trust: Trust = None) -> None:
     """Search keys of the experiment with Optuna; each trial is one cross-validation run.
 
@@ -156,10 +156,11 @@ def study(file: Annotated[Path, typer.Argument(help="The experiment's YAML, with
 
 
 @app.command(epilog="Example: maskfold report experiments/demo2d/unet2d.yaml -o report.html")
-def report(words: Annotated[list[str], typer.Argument(help="One run, and key=value, e.g. competition.root=/data. A run is an "
-                                                           "experiment's YAML (its latest finished run), a run's folder, or "
-                                                           "its hash.")],
-           output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; default report.html in the run's "
+def report(words: Annotated[list[str], typer.Argument(help="One run, and key=value, e.g. competition.root=/data; or one "
+                                                           "study. A run is an experiment's YAML (its latest finished run), "
+                                                           "a run's folder, or its hash; a study its folder below "
+                                                           "mlruns/studies, or its name.")],
+           output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; default report.html in that "
                                                                               "folder.")] = None,
            trust: Trust = None) -> None:
     """Write one page to look at: scores, learning curves, cases, calibration, error against size, the YAML.
@@ -212,6 +213,12 @@ def main() -> None:
         fail("stopped", 130)
     except typer.Abort:
         fail("aborted", 130)
+    except OSError as error:
+        from competition.data.files import refusal
+
+        if (refused := refusal(error, None)) is None:
+            raise
+        fail(f"error: {refused}", 1)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's own word on a wrong command line
             fail(f"error: {error.format_message()} See maskfold --help.", 2)

@@ -25,8 +25,9 @@ def predict_folder(words: list[str], images: Path, output: Path, pictures: int, 
 
     runs = [find_run(name, overrides, trust, say) for name in names]
     done = predict_images(runs, images, output, trust, progress=watcher(console), pictures=pictures)
+    unit = "voxels" if runs[0].exp.competition.dimensions == 3 else "pixels"
     for one in done[:5]:
-        pixels = ", ".join(f"{name} {count:,}" for name, count in one.pixels.items())
-        say(f"{one.files[0]}: pixels of {pixels}")
+        counts = ", ".join(f"{name} {count:,}" for name, count in one.pixels.items())
+        say(f"{one.files[0]}: {unit} of {counts}")
     say(f"{len(done)} cases, {sum(len(one.files) for one in done)} files in {output}"
         + (f"; pictures of {min(pictures, len(done))} in {output / 'pictures'}" if pictures else ""))

@@ -25,17 +25,17 @@ def cv_table(summary: CvSummary, run: CvRun) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("checkpoint")
     for result in summary.folds:
-        dice = [number(result["dice"].get(name)) for name in classes]
+        dice = [_of(result, result["dice"].get(name)) for name in classes]
         folder = run.member_folder(result["fold"], result["seed"]).name
-        table.add_row(_label(result), number(result["score"]), *dice, f"{result['minutes']:.1f}", folder)
+        table.add_row(_label(result), _of(result, result["score"]), *dice, f"{result['minutes']:.1f}", folder)
     table.add_section()
     minutes = sum(result["minutes"] for result in summary.folds)
-    table.add_row("all", number(summary.score), *(number(summary.dice.get(name)) for name in classes),
+    table.add_row("all", *_all(summary, classes),
                   f"{minutes:.1f}", f"{summary.cases} cases")
     table.add_row("95 %", interval(summary.low, summary.high),
                   *(interval(summary.dice_low.get(name), summary.dice_high.get(name)) for name in classes), "", "")
     if summary.test_dice is not None:
-        table.add_row("test", "", *(number(summary.test_dice.get(name)) for name in classes), "", "held-out share")
+        table.add_row("test", number(summary.test_score), *(number(summary.test_dice.get(name)) for name in classes), "", "held-out share")
     return table
 
 
@@ -47,11 +47,11 @@ def _class_rows(summary: CvSummary, run: CvRun) -> Table:
     tested = summary.test_dice
     for name in (*map(_label, folds), "all", "95 %", *(["test"] if tested is not None else [])):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row(summary.metric, *(number(one["score"]) for one in folds), number(summary.score),
-                  interval(summary.low, summary.high), *([""] if tested is not None else []))
+    table.add_row(summary.metric, *(_of(one, one["score"]) for one in folds), _all(summary, [])[0],
+                  interval(summary.low, summary.high), *([number(summary.test_score)] if tested is not None else []))
     table.add_section()
     for name in run.exp.competition.classes:
-        table.add_row(f"Dice {name}", *(number(one["dice"].get(name)) for one in folds), number(summary.dice.get(name)),
+        table.add_row(f"Dice {name}", *(_of(one, one["dice"].get(name)) for one in folds), _all(summary, [name])[1],
                       interval(summary.dice_low.get(name), summary.dice_high.get(name)),
                       *([number(tested.get(name))] if tested is not None else []))
     table.add_section()
@@ -64,6 +64,18 @@ def _label(result: dict[str, Any]) -> str:
     """A fold's name, with its seed where that is not the first."""
     label = "full" if result["fold"] < 0 else str(result["fold"])
     return label + (f" seed {result['seed']}" if result["seed"] else "")
+
+
+def _of(result: dict[str, Any], value: float | None) -> str:
+    """A number of one fold; a fit on all cases validates nothing, so it has none."""
+    return "" if result["fold"] < 0 else number(value)
+
+
+def _all(summary: CvSummary, classes: list[str]) -> list[str]:
+    """The numbers of all folds together: of the metric, then of the classes; none where nothing was validated."""
+    if not summary.cases:
+        return [""] * (1 + len(classes))
+    return [number(summary.score), *(number(summary.dice.get(name)) for name in classes)]
 
 
 def number(value: float | None) -> str:

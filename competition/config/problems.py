@@ -23,6 +23,7 @@ LIMITS = {"greater_than": "more than {gt:g}", "greater_than_equal": "at least {g
           "finite_number": "a finite number"}
 SHOWN_KEYS = 12
 SHOWN_LETTERS = 60
+SHOWN_LINES = 50  # of a file that is no YAML of ours thousands would follow, each after a search for the nearest key
 
 
 @dataclass
@@ -61,11 +62,14 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
         The error, of status 2.
     """
     found = [_locate(one, model) for one in error.errors(include_url=False)]
-    lines = list(dict.fromkeys(_line(problem, document) for problem in _one_branch(found)))
+    problems = _one_branch(found)
+    lines = list(dict.fromkeys(_line(problem, document) for problem in problems[:SHOWN_LINES]))
     if len(lines) == 1:
         return MaskfoldError(f"{lines[0]}.", "Correct it and run again.", status=2)
-    listed = "".join(f"\n  {line}." for line in lines)
-    return MaskfoldError(f"{document.file}: {len(lines)} keys are wrong.{listed}\n", "Correct them and run again.", status=2)
+    listed = "".join(f"\n  {line}." for line in lines) + (
+        f"\n  … and {len(problems) - SHOWN_LINES} more." if len(problems) > SHOWN_LINES else "")
+    count = len(lines) + max(0, len(problems) - SHOWN_LINES)
+    return MaskfoldError(f"{document.file}: {count} keys are wrong.{listed}\n", "Correct them and run again.", status=2)
 
 
 def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
@@ -226,7 +230,7 @@ def _known_keys(problem: Problem) -> str:
              for branch in _branches(info.annotation)
              if isinstance(branch, type) and issubclass(branch, BaseModel) and key in _keys(branch)]
     if below:
-        return f", did you mean {one_of(below)}"
+        return f"; perhaps {one_of(below)} is meant"
     return f"; known are {', '.join(known[:SHOWN_KEYS])}{', …' if len(known) > SHOWN_KEYS else ''}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -40,12 +41,21 @@ class Dimension(Section):
             raise ValueError("`log` needs a `low` above 0 and no `step`")
         if self.step is not None and self.step <= 0:
             raise ValueError("`step` is more than 0")
+        if self.step is not None and not self.meets(self.high):
+            reached = _exact(self.high) - (_exact(self.high) - _exact(self.low)) % _exact(self.step)
+            raise ValueError(f"`high` {self.high:g} is never reached from {self.low:g} in steps of {self.step:g}; "
+                             f"the last is {float(reached):g}")
         return self
 
     @property
     def whole(self) -> bool:
         """Whether the range is one of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def meets(self, value: int | float) -> bool:
+        """Whether a number is one that a range with steps can give, counted from `low`."""
+        assert self.low is not None
+        return self.step is None or (_exact(value) - _exact(self.low)) % _exact(self.step) == 0
 
     @property
     def labels(self) -> list[str]:
@@ -58,6 +68,11 @@ class Dimension(Section):
         if isinstance(self.choices, dict):
             return list(self.choices.items())
         return [(value if isinstance(value, str) else json.dumps(value), value) for value in self.choices or []]
+
+
+def _exact(value: int | float) -> Fraction:
+    """The number as it was written: 0.3 is three tenths, which no float is."""
+    return Fraction(str(value))
 
 
 class Study(Section):

@@ -5,6 +5,6 @@
 """
 
 from competition.report.run import write_report
-from competition.report.study import write_study_report
+from competition.report.study import write_study_page, write_study_report
 
-__all__ = ["write_report", "write_study_report"]
+__all__ = ["write_report", "write_study_page", "write_study_report"]

@@ -92,4 +92,4 @@ def _draw(path: Path, row: Any, oof: OutOfFold, comp: Any, dice: dict[str, float
     masks = to_masks(oof.read(row.id), comp)
     image = load_image(comp, row)
     case_picture(path, image.array, load_mask(comp, row), masks, comp, f"{row.id} · {one.kind}, {one.rank} of {of}",
-                 spacing=json.loads(row.spacing), dice=dice)
+                 spacing=json.loads(row.spacing), dice=dice, affine=image.affine)

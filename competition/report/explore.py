@@ -8,6 +8,7 @@ from pathlib import Path
 from competition.config import MaskfoldError
 from competition.data.explore import Exploration, Finding, summary
 from competition.data.explore.tables import case_rows, finding_rows
+from competition.data.explore.words import many
 from competition.report import markup as html
 from competition.report.explore_figures import draw_classes, draw_intensities, draw_objects, draw_pairs, draw_sizes
 from competition.report.explore_samples import draw_samples
@@ -53,7 +54,7 @@ def _head(found: Exploration) -> Html:
     comp = found.comp
     parts = [element("h1", comp.name), paragraph("What the host gave, before anything is trained", note=True)]
     if found.faults:
-        parts.append(element("p", f"{len(found.faults)} faults: cross-validation would stop, or its score would be wrong. "
+        parts.append(element("p", f"{many(len(found.faults), 'fault')}: cross-validation would stop, or its score would be wrong. "
                                   "All are listed below; the numbers are of what could be read.", class_="warn"))
     return joined([*parts, facts({
         "cases": f"{len(found.of('train'))} train, {len(found.of('test'))} test ({comp.dimensions}D)",
@@ -112,7 +113,7 @@ def _intensities(found: Exploration, folder: Path) -> Html:
 def _truth(found: Exploration, folder: Path) -> Html:
     rows = summary.truth_rows(found)
     if not rows:
-        return section("truth", "Classes and objects", table(summary.CLASS_HEADER, summary.class_rows(found)),
+        return section("truth", "Classes and objects", table(summary.class_header(found), summary.class_rows(found)),
                        paragraph("No truth could be read."))
     samples = draw_samples(found, folder / "samples.png")
     shown = draw_classes(found, folder / "classes.png")
@@ -122,7 +123,7 @@ def _truth(found: Exploration, folder: Path) -> Html:
     pictures = [figure(folder / "samples.png", "Training cases from the smallest foreground to the largest, with the borders of "
                        "their classes; of a volume the plane with most foreground.", "Training cases")] if samples else []
     return section("truth", "Classes and objects", table(["", "train"], rows, words=(0, 1)),
-                   table(summary.CLASS_HEADER, summary.class_rows(found), words=(0,)), *pictures,
+                   table(summary.class_header(found), summary.class_rows(found), words=(0,)), *pictures,
                    figure(folder / "classes.png", f"Share of each class in the cases that have it{few}.", "Shares of classes"),
                    figure(folder / "objects.png", f"Objects ({what}) in a case, and their sizes.", "Objects"))
 
@@ -130,8 +131,8 @@ def _truth(found: Exploration, folder: Path) -> Html:
 def _alike(found: Exploration, folder: Path) -> Html:
     draw_pairs(found, folder / "alike.png")
     return section("alike", "Near-duplicates",
-                   paragraph(f"{len(found.pairs)} pairs look the same whatever their brightness, size and compression. Copies "
-                             "byte for byte are among the faults and remarks only."),
+                   paragraph(f"{many(len(found.pairs), 'pair')} {'looks' if len(found.pairs) == 1 else 'look'} the same whatever "
+                             "their brightness, size and compression. Copies byte for byte are among the faults and remarks only."),
                    figure(folder / "alike.png", "The most alike, two by two, as the thumbnails that were compared.",
                           "Pictures that look the same"))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from competition.data.explore import Exploration
+from competition.data.explore.words import dot, short
 from competition.report.canvas import (
     FOLDS,
     INK,
@@ -44,7 +45,7 @@ def draw_sizes(found: Exploration, path: Path) -> None:
                 axes[0].scatter([one[1] for one in shapes], [one[0] for one in shapes], s=22, alpha=0.4, color=colour,
                                 linewidths=0, label=f"{split} ({len(shapes)})")
         if any(cases.values()):
-            legend(axes[0])
+            legend(figure, below=True, columns=2)  # a corner that is free of points cannot be counted on
         else:
             nothing(axes[0], "no image could be read")
         save_figure(figure, path)
@@ -100,7 +101,7 @@ def draw_objects(found: Exploration, path: Path) -> None:
     """Objects in a case, and their sizes."""
     truths = [case.truth for case in found.of("train") if case.truth is not None]
     figure, axes = panels(2, height=3.0, columns=2)
-    unit = "pixels" if found.comp.dimensions == 2 else "voxels"
+    unit = f"{dot(found.comp.dimensions)}s"
     sizes = np.concatenate([one.sizes for one in truths])
     for one, title, values, across, up in (
             (axes[0], "objects in a case", np.array([len(truth.sizes) for truth in truths]), "objects", "cases"),
@@ -127,13 +128,9 @@ def draw_pairs(found: Exploration, path: Path) -> None:
                 small = small[:, :, small.shape[2] // 2]
             one.imshow(small, cmap="gray", interpolation="nearest")
             one.set_axis_off()
-            one.set_title(f"{_short(case.id)} ({case.split})\nlikeness {pair.likeness:.3f}", fontsize=8.5, color=INK,
+            one.set_title(f"{short(case.id)} ({case.split})\nlikeness {pair.likeness:.3f}", fontsize=8.5, color=INK,
                           parse_math=False)
     save_figure(figure, path)
-
-
-def _short(case_id: str) -> str:
-    return case_id if len(case_id) <= 26 else f"{case_id[:12]}…{case_id[-12:]}"
 
 
 def _histogram(axes: Axes, sides: Mapping[str, Sequence[float]]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from competition.config import MaskfoldError
 from competition.data.explore import Exploration, Measured
+from competition.data.explore.words import short
 from competition.data.table import load_image, load_mask
 from competition.report.canvas import INK, panels
 from competition.scoring.pictures import class_colour, class_masks, save_figure
@@ -79,5 +80,4 @@ def _draw(axes: Axes, case: Measured, comp: Competition) -> None:
     axes.set_ylim((-0.5, shown.shape[1] - 0.5) if upwards else (shown.shape[1] - 0.5, -0.5))
     axes.set_xticks([])
     axes.set_yticks([])
-    name = case.id if len(case.id) <= 26 else f"{case.id[:12]}…{case.id[-12:]}"
-    axes.set_title(f"{name}\nforeground {_share(case):.2%}", fontsize=8.5, color=INK, parse_math=False)
+    axes.set_title(f"{short(case.id)}\nforeground {_share(case):.2%}", fontsize=8.5, color=INK, parse_math=False)

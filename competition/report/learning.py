@@ -97,7 +97,7 @@ def _same_epochs(axes: Sequence[Axes], curves: Mapping[Member, Mapping[str, Curv
     margin = max(0.3, 0.03 * (last - first))
     for one in axes:
         one.set_xlim(first - margin, last + margin)
-        one.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        one.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
 
 
 def _log_where_wide(axes: Axes, metric: str, curves: Mapping[Member, Mapping[str, Curve]]) -> None:

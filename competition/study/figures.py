@@ -50,6 +50,8 @@ def _save(search: Search, name: str, make: Any, drawn: list[Path], plt: Any) -> 
             figure = one.figure
             width = max(8.0, 3.2 * len(search.study.space)) if name.startswith(("slice", "parallel")) else 8.0
             figure.set_size_inches(width, 5.0)
+            if name.startswith("history"):
+                one.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # of trials
             complete = sum(trial.state.name == "COMPLETE" for trial in search.finished)
             figure.text(0.99, -0.02, f"{complete} complete trials", ha="right", va="top", fontsize="small")
             figure.savefig(path, dpi=110, bbox_inches="tight")

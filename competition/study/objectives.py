@@ -7,7 +7,9 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from competition.config import MaskfoldError
+from competition.config.nearest import nearest
 from competition.config.study import Study
+from competition.study.source import Source
 from competition.training.cv import CvSummary
 from competition.training.runs import CvRun
 
@@ -16,16 +18,19 @@ SMALLER = ("inference_seconds", "minutes", "peak_gib")
 KNOWN = ("score", *SMALLER)  # besides dice_<class>
 
 
-def check_objectives(study: Study, classes: list[str]) -> None:
+def check_objectives(source: Source, study: Study, classes: list[str]) -> None:
     """Refuses names that nothing measures.
 
     Raises:
         MaskfoldError: naming those that are known.
     """
     known = [*KNOWN, *(f"dice_{name}" for name in classes)]
-    for name in (*study.objectives, *study.constraints):
-        if name not in known:
-            raise MaskfoldError(f"study names the objective {name}.", f"Known are {', '.join(known)}.", status=2)
+    for part, names in (("objectives", study.objectives), ("constraints", study.constraints)):
+        for name in names:
+            if name not in known:
+                raise MaskfoldError(f"{source.place(part)}: study.{part} names {name}, which nothing measures"
+                                    f"{''.join(f'; the nearest is {near}' for near in nearest(name, known))}.",
+                                    f"Known are {', '.join(known)}.", status=2)
 
 
 def directions(study: Study) -> list[Literal["minimize", "maximize"]]:

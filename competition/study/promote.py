@@ -25,7 +25,8 @@ class Promoted:
         run: the run's folder.
         score: over all folds.
         unseen: over the folds that the study did not use; None where it used all.
-        gain: against trial 0 on those folds' cases (on all, where the study used all), with its paired 95 % interval.
+        gain: against trial 0 on those folds' cases, with its paired 95 % interval. Where the study used all folds, on
+            all cases: then it flatters what was chosen by them.
     """
 
     number: int
@@ -56,19 +57,21 @@ def promote(search: Search, count: int, say: Callable[[str], None]) -> list[Prom
     own = [trial for trial in search.finished if trial.user_attrs.get("own")]
     if not own:
         raise MaskfoldError(f"Trial 0 of {search.name} is not finished.", "Run more trials.")
-    used = set(search.source.load().folds.run or [])
+    asked = search.source.load().folds.run
+    used = set(asked) if isinstance(asked, list) else None  # None: all
     tables: dict[int, pd.DataFrame] = {}
     found: list[Promoted] = []
     for trial in [own[0], *(trial for trial in chosen if trial.number != own[0].number)]:
         run, scores = _train(search, words_of(trial), trial.number, say)
         tables[trial.number] = scores
         metric, groups = run.exp.competition.metric, _groups(run)
-        unseen = scores[~scores["fold"].isin(used)] if used else scores
-        reference = tables[own[0].number]
-        reference = reference[~reference["fold"].isin(used)] if used else reference
-        gain = None if trial is own[0] or unseen.empty else gain_interval(reference, unseen, metric, groups=groups)
+        if used is not None and set(scores["fold"]) <= used:
+            used = None  # every fold by its number
+        unseen, reference = (table if used is None else table[~table["fold"].isin(used)]
+                             for table in (scores, tables[own[0].number]))
+        gain = None if trial is own[0] else gain_interval(reference, unseen, metric, groups=groups)
         found.append(Promoted(trial.number, words_of(trial), str(run.folder), cv_score(scores, metric),
-                              cv_score(unseen, metric) if used and len(unseen) else None, gain))
+                              None if used is None else cv_score(unseen, metric), gain))
     return found
 
 
@@ -78,6 +81,7 @@ def _train(search: Search, words: list[str], number: int, say: Callable[[str], N
 
     from competition.tracking.shipper import Shipper
     from competition.training.cv import prepare_run, run_cv
+    from competition.training.lock import alone
     from competition.training.runs import open_run
 
     exp = search.source.load(words)
@@ -85,7 +89,7 @@ def _train(search: Search, words: list[str], number: int, say: Callable[[str], N
     run = open_run(exp, trials_name(search.source, exp.competition.name))
     say(f"trial {number} on all folds: {' '.join(words)}")
     prepare_run(run, lambda _: None, search.source.trust)
-    with Shipper(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=search.folder):
+    with alone(run.folder, say=say), Shipper(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=search.folder):
         run_cv(run, lambda line: say(f"  {line}"), search.source.trust)
     return run, pd.read_csv(run.folder / "scores.csv", dtype={"id": str}, float_precision="round_trip")
 

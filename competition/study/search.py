@@ -10,21 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from competition.config import MaskfoldError, resolved
 from competition.config.load import write_yaml
 from competition.config.study import Study
+from competition.study.methods import pruner, sampler
 from competition.study.objectives import check_objectives, directions
-from competition.study.space import Source, check_space, own_values
+from competition.study.record import write_trials
+from competition.study.source import Source
+from competition.study.space import check_space, own_values
 from competition.study.storage import GRACE, HEARTBEAT, OWNER, RETRIES, alone, is_dead, open_storage
-from competition.study.trial import REASON, Worker
+from competition.study.trial import REASON, Repeated, Worker, is_given_up
+from competition.training.find import STUDIES
 
 if TYPE_CHECKING:
     import optuna
 
-STUDIES = Path("mlruns") / "studies"
 FAILURES = 10  # trials in a row that fail, after which something else is wrong
+REPEATS = 20  # draws in a row of trials that are there already, after which the space is taken for used up
 Say = Callable[[str], None]
 
 
@@ -53,8 +55,9 @@ class Search:
 
     @property
     def trials(self) -> list[Any]:
-        """Trials that count, in their order: those of a process that was killed are counted where they were tried again."""
-        return [trial for trial in self.optuna.get_trials(deepcopy=False) if not _given_up(trial)]
+        """Trials that count, in their order: neither those of a process that was killed, which count where they were tried
+        again, nor draws of what was there already."""
+        return [trial for trial in self.optuna.get_trials(deepcopy=False) if not is_given_up(trial)]
 
     @property
     def finished(self) -> list[Any]:
@@ -82,9 +85,12 @@ def open_search(source: Source, storage: str | None = None) -> Search:
                             "Write one, e.g. study: {space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}.",
                             status=2)
     study = exp.study
-    check_objectives(study, exp.competition.classes)
+    if exp.folds.run == "full":
+        raise MaskfoldError("folds.run is full, a fit on all cases, which leaves nothing to judge a trial by.",
+                            "Name folds, e.g. folds.run=[0,1], or leave it out.", status=2)
+    check_objectives(source, study, exp.competition.classes)
     check_space(source, study)
-    own = own_values(exp, study)
+    own = own_values(source, exp, study)
     plain = resolved(exp)
     plain["study"] = {key: plain["study"][key] for key in ("space", "objectives", "constraints")}
     for key in ("run", "postprocess"):
@@ -117,6 +123,11 @@ def run_search(search: Search, count: int, say: Say) -> None:
     """
     worker = Worker(search.source, search.study, search.folder, say)
     while _take_one(search, worker, count, say):
+        write_trials(search)
+        if worker.repeats >= REPEATS:
+            say(f"{REPEATS} draws in a row were trials that are there already: the space is used up after "
+                f"{len(search.finished)} of {count} trials")
+            break
         _refuse_failures(search)
     write_trials(search)
 
@@ -128,10 +139,11 @@ def _take_one(search: Search, worker: Worker, count: int, say: Say) -> bool:
         trials = search.trials
         done, running = len(search.finished), sum(trial.state.name == "RUNNING" for trial in trials)
         if done + running < count:
-            search.optuna.sampler = sampler(search.study, search.source.load().seeds[0], len(trials))
+            drawn = len(search.optuna.get_trials(deepcopy=False))
+            search.optuna.sampler = sampler(search.study, search.source.load().seeds[0], drawn, worker.repeats > 0)
             worker.release = release
             try:
-                search.optuna.optimize(worker, n_trials=1, catch=(MaskfoldError,))
+                search.optuna.optimize(worker, n_trials=1, catch=(MaskfoldError, Repeated))
             except KeyboardInterrupt:
                 _queue_again(search, worker.number)
                 raise
@@ -182,68 +194,33 @@ def revive(search: Search, say: Say) -> None:
             say(f"trial {trial.number} was killed; it is queued again and goes on where it was")
 
 
-def sampler(study: Study, seed: int, number: int) -> Any:
-    """The sampler for one trial; its seed follows from the number of trials, so that a resumed study repeats nothing."""
-    from optuna import samplers
+def best(search: Search, count: int | None = 1) -> Sequence[Any]:
+    """The best complete trials that keep the constraints, the best first.
 
-    limits = (lambda trial: trial.user_attrs.get("constraints", [])) if study.constraints else None
-    child = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-    if study.sampler == "random":
-        return samplers.RandomSampler(seed=child)
-    if study.sampler == "gp":
-        return samplers.GPSampler(seed=child, n_startup_trials=study.startup_trials, constraints_func=limits)
-    return samplers.TPESampler(seed=child, n_startup_trials=study.startup_trials, multivariate=True, group=True,
-                               constraints_func=limits)
+    Args:
+        search: the study.
+        count: how many; None: all.
 
-
-def pruner(study: Study) -> Any:
-    """The pruner."""
-    from optuna import pruners
-
-    if study.pruner == "wilcoxon":
-        return pruners.WilcoxonPruner(p_threshold=study.p_value, n_startup_steps=8)
-    if study.pruner == "median":
-        return pruners.MedianPruner(n_startup_trials=study.startup_trials)
-    if study.pruner == "hyperband":
-        return pruners.HyperbandPruner()
-    return pruners.NopPruner()
-
-
-def best(search: Search, count: int = 1) -> Sequence[Any]:
-    """The best complete trials, the best first; of several objectives, the Pareto front.
+    Returns:
+        With several objectives, those of the Pareto front, by the first objective.
 
     Raises:
         MaskfoldError: no trial is complete.
     """
-    complete = [trial for trial in search.finished if trial.state.name == "COMPLETE" and _allowed(trial)]
+    complete = [trial for trial in search.finished if trial.state.name == "COMPLETE" and allowed(trial)]
     if not complete:
-        raise MaskfoldError(f"The study {search.name} has no complete trial.", "Run more trials.")
+        bounds = " within its constraints" if search.study.constraints else ""
+        raise MaskfoldError(f"The study {search.name} has no complete trial{bounds}.", "Run more trials.")
     if len(search.study.objectives) > 1:
         front = {trial.number for trial in search.optuna.best_trials}
-        return [trial for trial in complete if trial.number in front]
+        complete = [trial for trial in complete if trial.number in front]
     sign = -1 if directions(search.study)[0] == "maximize" else 1
-    return sorted(complete, key=lambda trial: (sign * trial.value, trial.number))[:count]
+    return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))[:count]
 
 
-def write_trials(search: Search) -> list[dict[str, Any]]:
-    """Every trial as plain data, also as `trials.json` in the study's folder."""
-    from competition.training.checkpoint import write_json
-
-    rows = [{"number": trial.number, "state": trial.state.name.lower(), "values": trial.values,
-             "minutes": (trial.duration.total_seconds() / 60) if trial.duration else None,
-             "params": trial.params, "reason": trial.user_attrs.get(REASON), "run": trial.user_attrs.get("run")}
-            for trial in search.trials]
-    write_json(search.folder / "trials.json", {"objectives": search.study.objectives, "trials": rows})
-    return rows
-
-
-def _given_up(trial: Any) -> bool:
-    """A trial of a killed process: it failed without a reason."""
-    return trial.state.name == "FAIL" and REASON not in trial.user_attrs
-
-
-def _allowed(trial: Any) -> bool:
-    return all(value <= 0 for value in trial.user_attrs.get("constraints", []))
+def allowed(trial: Any) -> bool:
+    """Whether a trial keeps every constraint."""
+    return all(value <= 0 for value in trial.constraints.values())
 
 
 def _refuse_failures(search: Search) -> None:

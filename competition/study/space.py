@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from competition.config import Experiment, MaskfoldError, load_experiment, resolved
+from competition.config import Experiment, MaskfoldError, resolved
+from competition.config.nearest import nearest
 from competition.config.study import Dimension, Study
+from competition.study.source import Source
 
 if TYPE_CHECKING:
     import optuna
 
 MISSING = object()
-
-
-class Source(NamedTuple):
-    """Where an experiment comes from, so that a trial can be loaded like it, with a few words more."""
-
-    file: Path
-    overrides: tuple[str, ...] = ()
-    trust: tuple[str, ...] = ()
-
-    def load(self, words: Sequence[str] = ()) -> Experiment:
-        """The experiment, with further `key=value` words.
-
-        Raises:
-            MaskfoldError: they do not fit.
-        """
-        return load_experiment(self.file, [*self.overrides, *words], self.trust)
+OTHERS = ("competition", "run", "study", "postprocess", "folds")  # sections that do not change the network
 
 
 def suggest(trial: optuna.Trial, study: Study) -> list[str]:
@@ -44,7 +30,7 @@ def suggest(trial: optuna.Trial, study: Study) -> list[str]:
     return words
 
 
-def own_values(exp: Experiment, study: Study) -> dict[str, Any]:
+def own_values(source: Source, exp: Experiment, study: Study) -> dict[str, Any]:
     """What the YAML itself says, as Optuna stores it: trial 0.
 
     Raises:
@@ -57,9 +43,10 @@ def own_values(exp: Experiment, study: Study) -> dict[str, Any]:
             continue
         value = value_at(plain, key)
         if value is MISSING:
-            raise MaskfoldError(f"study.space names {key}, which the experiment does not say.",
-                                f"Write {key} in the YAML with the value to begin from.", status=2)
-        stored[key] = _stored(key, dimension, value)
+            raise _refusal(source, key, f"the experiment does not say {key}{_meant(plain, key)}",
+                           f"Write {key} in the YAML with the value to begin from.")
+        stored[key] = _label(source, key, dimension, value) if dimension.choices is not None else \
+            _number(source, key, dimension, value)
     return stored
 
 
@@ -70,17 +57,17 @@ def check_space(source: Source, study: Study) -> None:
         MaskfoldError: naming the key and the value that do not fit.
     """
     for key, dimension in study.space.items():
-        if key.split(".")[0] in ("competition", "run", "study", "postprocess", "folds"):
-            raise MaskfoldError(f"study.space names {key}, which does not change the network.",
-                                "Search keys of prepare, patch, augment, model, loss, optimizer, schedule or training.",
-                                status=2)
+        if key.split(".")[0] in OTHERS:
+            raise _refusal(source, key, f"{key} does not change the network",
+                           "Search keys of prepare, patch, augment, model, loss, optimizer, schedule or training.")
         for value in _extremes(dimension):
             parents = [word(other, _one(study.space[other], wanted)) for other, wanted in dimension.when.items()]
             try:
                 source.load([*parents, word(key, value)])
             except MaskfoldError as error:
-                raise MaskfoldError(f"study.space: {key} = {json.dumps(value)} does not fit: {error.wrong}",
-                                    "Correct the range or the choices.", status=2) from error
+                wrong = error.wrong.replace("command line: ", "").strip().rstrip(".")  # the word is ours, not the user's
+                raise _refusal(source, key, f"{key} = {json.dumps(value)} does not fit: {wrong}",
+                               "Correct the range or the choices.") from error
 
 
 def word(key: str, value: Any) -> str:
@@ -95,7 +82,7 @@ def value_of(dimension: Dimension, stored: Any) -> Any:
 
 def value_at(plain: Any, key: str) -> Any:
     """The value of a dotted key in plain data, or MISSING."""
-    for part in key.replace("[", ".").replace("]", "").split("."):
+    for part in _parts(key):
         if isinstance(plain, dict) and part in plain:
             plain = plain[part]
         elif isinstance(plain, list) and part.isdecimal() and int(part) < len(plain):
@@ -103,6 +90,22 @@ def value_at(plain: Any, key: str) -> Any:
         else:
             return MISSING
     return plain
+
+
+def _parts(key: str) -> list[str]:
+    return key.replace("[", ".").replace("]", "").split(".")
+
+
+def _meant(plain: Any, key: str) -> str:
+    """The nearest key beside the one that is not there."""
+    parts = _parts(key)
+    beside = value_at(plain, ".".join(parts[:-1]))
+    near = nearest(parts[-1], beside) if isinstance(beside, dict) else []
+    return f"; the nearest is {'.'.join([*parts[:-1], near[0]])}" if near else ""
+
+
+def _refusal(source: Source, key: str, wrong: str, cure: str) -> MaskfoldError:
+    return MaskfoldError(f"{source.place('space', key)}: study.space: {wrong}.", cure, status=2)
 
 
 def _ask(trial: optuna.Trial, key: str, dimension: Dimension) -> Any:
@@ -115,17 +118,34 @@ def _ask(trial: optuna.Trial, key: str, dimension: Dimension) -> Any:
     return trial.suggest_float(key, float(dimension.low), float(dimension.high), step=dimension.step, log=dimension.log)
 
 
-def _stored(key: str, dimension: Dimension, value: Any) -> Any:
-    if dimension.choices is not None:
-        for label, choice in dimension.labelled:
-            if choice == value:
+def _label(source: Source, key: str, dimension: Dimension, value: Any) -> str:
+    """The label of the choice that is the YAML's own value; a part of the YAML is compared with its defaults written out."""
+    for label, choice in dimension.labelled:
+        if choice == value:
+            return label
+    for label, choice in dimension.labelled:
+        try:
+            if value_at(resolved(source.load([word(key, choice)])), key) == value:
                 return label
-        raise MaskfoldError(f"study.space: the YAML's own {key} is {json.dumps(value)}, which is none of its choices "
-                            f"({', '.join(dimension.labels)}).", "Add it: trial 0 is the YAML as it is.", status=2)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not float(dimension.low or 0) <= value <= float(dimension.high or 0):
-        raise MaskfoldError(f"study.space: the YAML's own {key} is {json.dumps(value)}, outside of {dimension.low:g} to "
-                            f"{dimension.high:g}.", "Widen the range: trial 0 is the YAML as it is.", status=2)
+        except MaskfoldError:
+            continue  # it does not fit the YAML's other values, so it is not what the YAML says
+    raise _refusal(source, key, f"the YAML's own {key} is {json.dumps(value)}, which is none of its choices "
+                   f"({', '.join(dimension.labels)})", "Add it: trial 0 is the YAML as it is.")
+
+
+def _number(source: Source, key: str, dimension: Dimension, value: Any) -> int | float:
+    """The YAML's own value, where the range can give it."""
+    assert dimension.low is not None and dimension.high is not None
+    shown = f"the YAML's own {key} is {json.dumps(value)}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not dimension.low <= value <= dimension.high:
+        raise _refusal(source, key, f"{shown}, outside of {dimension.low:g} to {dimension.high:g}",
+                       "Widen the range: trial 0 is the YAML as it is.")
+    if not dimension.meets(value):
+        raise _refusal(source, key, f"{shown}, which steps of {dimension.step:g} from {dimension.low:g} do not meet",
+                       "Change low, step or the value: trial 0 is the YAML as it is.")
+    if dimension.whole and dimension.step is None and value != int(value):
+        raise _refusal(source, key, f"{shown}, and a range with two whole ends holds whole numbers only",
+                       f"Write low: {float(dimension.low)}, or a whole number in the YAML.")
     return value if dimension.whole else float(value)
 
 

@@ -28,8 +28,11 @@ def open_storage(url: str | None) -> Any:
         url: as SQLAlchemy writes it, e.g. `postgresql://user@host/database`; None: SQLite at `mlruns/optuna.db`.
 
     Raises:
-        MaskfoldError: the database cannot be reached, or its driver is not installed.
+        MaskfoldError: the URL is none, or of a database that a study cannot use (status 2); the database cannot be
+            reached, or its driver is not installed.
     """
+    if url is not None:
+        url = _checked(url)
     import optuna
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
@@ -39,8 +42,6 @@ def open_storage(url: str | None) -> Any:
     if url is None:
         DATABASE.parent.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{DATABASE.resolve().as_posix()}"
-    if url.startswith(("postgresql://", "postgres://")):
-        url = "postgresql+psycopg://" + url.partition("://")[2]
     how = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
         for left in range(5, -1, -1):
@@ -53,12 +54,36 @@ def open_storage(url: str | None) -> Any:
                 time.sleep(1.0)
         raise AssertionError
     except ImportError as error:
-        raise MaskfoldError(f"The storage {_safe(url)} needs a driver that is not installed: {error}.",
+        raise MaskfoldError(f"The storage {safe(url)} needs a driver that is not installed: {error}.",
                             'Install it: pip install "maskfold[postgres]".') from error
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MaskfoldError(f"The storage {_safe(url)} cannot be opened: {first[:200]}.",
+        raise MaskfoldError(f"The storage {safe(url)} cannot be opened: {first[:200]}.",
+                            "Make its folder, or correct the path in --storage." if url.startswith("sqlite") else
                             "Start the database, or correct --storage.") from error
+
+
+def _checked(url: str) -> str:
+    """The URL as SQLAlchemy wants it, with the driver that comes with `maskfold[postgres]`.
+
+    Raises:
+        MaskfoldError: status 2; processes that share a study wait for each other in PostgreSQL and SQLite only.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    cure = "Write --storage postgresql://user@host/database, or leave it out for SQLite at mlruns/optuna.db."
+    try:
+        parsed = make_url(url)
+        _ = parsed.port  # a port that is no number is seen here
+    except (ArgumentError, ValueError) as error:
+        raise MaskfoldError(f"--storage {safe(url)} is no database's URL.", cure, status=2) from error
+    if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
+        return "postgresql+psycopg://" + url.partition("://")[2]
+    if parsed.drivername == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        return url
+    why = "keeps nothing on disk" if parsed.drivername == "sqlite" else f"is of {parsed.drivername}, which studies cannot use"
+    raise MaskfoldError(f"--storage {safe(url)} {why}.", cure, status=2)
 
 
 @contextmanager
@@ -126,7 +151,7 @@ def _made_twice(error: Exception) -> bool:
     return any(words in str(error) for words in ("already exists", "duplicate key", "UNIQUE constraint", "database is locked"))
 
 
-def _safe(url: str) -> str:
+def safe(url: str) -> str:
     """Without the password."""
     head, at, tail = url.rpartition("@")
     return f"{head.rpartition(':')[0]}:…@{tail}" if at and head.count(":") > 1 else url

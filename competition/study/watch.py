@@ -37,6 +37,8 @@ class Watch:
     def __init__(self, run: CvRun, trial: optuna.Trial, study: Study) -> None:
         self.run, self.trial, self.study = run, trial, study
         self.place = {case: place for place, case in enumerate(run.cases["id"])}
+        self.fold_of = {self.place[str(case)]: int(fold) for case, fold in run.folds[["id", "fold"]].itertuples(index=False)
+                        if str(case) in self.place}
         self.reported: set[int] = set()
         self._looked = 0.0
 
@@ -59,10 +61,9 @@ class Watch:
             if self.study.pruner != "wilcoxon" and self.trial.should_prune():
                 raise Pruned(f"pruned at fold {step // LONGEST}, epoch {step % LONGEST}")
         if new and self.study.pruner == "wilcoxon" and self.trial.should_prune():
-            folds = sorted({fold for fold, _ in self.run.members()
-                            if FoldResult.read(self.run.member_folder(fold, 0)) is not None})
-            raise Pruned(f"pruned after fold {', '.join(map(str, folds))}: {len(self.reported)} cases are worse than the "
-                         f"best trial's (p < {self.study.p_value:g})")
+            folds = sorted({self.fold_of[place] for place in self.reported})
+            raise Pruned(f"pruned after fold {', '.join(map(str, folds))}: on {len(self.reported)} cases it is worse than "
+                         f"the best trial (p < {self.study.p_value:g})")
 
     def _cases(self) -> list[tuple[int, float]]:
         """(place in the case table, score) of the cases of folds that have finished since."""
@@ -83,13 +84,13 @@ class Watch:
         for order, (fold, seed) in enumerate(self.run.members()):
             folder = self.run.member_folder(fold, seed)
             found += [(order * LONGEST + int(line["epoch"]), float(line["metrics"]["val/score"]))
-                      for line in _lines(folder / "metrics.jsonl") if "val/score" in line["metrics"]]
+                      for line in lines_of(folder / "metrics.jsonl") if "val/score" in line["metrics"]]
             if FoldResult.read(folder) is None:
                 break
         return [pair for pair in found if pair[0] not in self.reported]
 
 
-def _lines(path: Any) -> list[dict[str, Any]]:
+def lines_of(path: Any) -> list[dict[str, Any]]:
     """The whole lines of a journal; the last one may still be being written."""
     try:
         text = path.read_text()

@@ -14,7 +14,7 @@ HERE = f"unet.yaml, line {LAST + 1}: "
 
 @pytest.mark.parametrize(("more", "expected"), [
     ("epocs: 3", "epocs is not a known key"),
-    ("epochs: 3", "epochs is not a known key, did you mean training.epochs."),
+    ("epochs: 3", "epochs is not a known key; perhaps training.epochs is meant."),
     ("trainig: {}", "trainig is not a known key, the nearest is training."),
     ("folds: {K: 3}", "folds.K is not a known key, the nearest is k."),
     ("folds: {1: 3}", "folds.1 is not a known key; known are scheme, k,"),

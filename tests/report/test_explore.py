@@ -12,7 +12,7 @@ import yaml
 from competition.cli import main
 from competition.config import load_experiment
 from tests.conftest import ROOT
-from tests.data.explore.planted import SOUND, plant, sound
+from tests.data.explore.planted import SOUND, picture, plant, sound, write
 from tests.report.conftest import Page, loads_nothing
 
 GROUP = "^([a-z]+)_"
@@ -101,12 +101,12 @@ def test_hostile_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A class called like HTML, an id like rich's markup."""
     sound(tmp_path / "data", ids=(*SOUND, "p_[red]x[", "q_$x_1$"))
     (tmp_path / "data" / "masks" / "p_[red]x[.png").unlink()
-    file = competition_yaml(tmp_path, tmp_path / "data", classes=["<script>alert(1)</script>"])
+    file = competition_yaml(tmp_path, tmp_path / "data", classes=["<script>alert(1)<script>"])
     assert run(monkeypatch, file, "-o", tmp_path / "x.html") == 1
     assert "The case p_[red]x[ has an image (images/p_[red]x[.png)" in capsys.readouterr().out
     page = Page(tmp_path / "x.html")
     loads_nothing(page)
-    assert "script" not in page.tags and "<script>alert(1)</script>" in page.text
+    assert "script" not in page.tags and "<script>alert(1)<script>" in page.text
 
 
 def test_figures_of_an_earlier_look_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +117,43 @@ def test_figures_of_an_earlier_look_are_gone(tmp_path: Path, monkeypatch: pytest
     run(monkeypatch, file, "-o", tmp_path / "x.html")
     assert not (tmp_path / "x" / "alike.png").exists()
     assert "alike" not in [value for tag, name, value in Page(tmp_path / "x.html").attributes if name == "id"]
+
+
+def test_what_was_decided_to_be_left_out_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    sound(tmp_path / "data")
+    (tmp_path / "data" / "masks" / "p_0.png").unlink()
+    file = competition_yaml(tmp_path, tmp_path / "data")
+    assert run(monkeypatch, file, "-o", tmp_path / "x.html") == 1
+    assert "competition.on_bad_case=skip" in capsys.readouterr().out
+    assert run(monkeypatch, file, "on_bad_case=skip", "-o", tmp_path / "x.html") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^remark \(left out\): The case p_0 has an image .+ and no mask .+ Left out by cv \(on_bad_case: skip\)\.$",
+                     said, re.MULTILINE)
+    assert "on_bad_case=skip" not in said and "faults: 0, remarks: 1" in said
+    assert re.search(r"^left out by cv +1 +0$", said, re.MULTILINE)
+    (tmp_path / "data" / "masks" / "p_0.jpg").write_bytes(b"")
+    file = competition_yaml(tmp_path, tmp_path / "data", on_bad_case="skip", classes=["cell", "never"])
+    assert run(monkeypatch, file, "-o", tmp_path / "x.html") == 1, "other faults count as ever"
+
+
+def test_the_legend_of_sizes_covers_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes all over the panel; the legend is below it."""
+    from competition.data.explore import explore
+    from competition.report import explore_figures
+    from tests.data.host import competition, write_png
+
+    for number, size in enumerate([(50, 50), (50, 90), (90, 50), (90, 90), (70, 70), (50, 70), (70, 50)]):
+        write(tmp_path, f"c_{number}", *picture(number, size))
+        write_png(tmp_path / "test" / f"t_{number}.png", picture(90 + number, size)[0])
+    drawn = []
+    monkeypatch.setattr(explore_figures, "save_figure", lambda figure, path: drawn.append(figure))
+    explore_figures.draw_sizes(explore(competition(tmp_path, test={"images": "test/{id}.png"})), tmp_path / "sizes.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    (axes,), (box,) = figure.axes, figure.legends
+    assert axes.get_legend() is None and [text.get_text() for text in box.get_texts()] == ["train (7)", "test (7)"]
+    assert box.get_window_extent().y1 <= axes.get_window_extent().y0
 
 
 def test_nothing_readable_still_makes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

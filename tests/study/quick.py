@@ -123,7 +123,7 @@ def main(file: str, storage: str, count: str, delay: str) -> None:
 
     install(patch, delay=float(delay))
     from competition.study.search import open_search, run_search
-    from competition.study.space import Source
+    from competition.study.source import Source
 
     search = open_search(Source(Path(file)), storage or None)
     run_search(search, int(count), lambda line: print(line, flush=True))

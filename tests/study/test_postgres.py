@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from competition.study.search import open_search
-from competition.study.space import Source
+from competition.study.source import Source
 from competition.study.storage import open_storage
 from tests.study.quick import write_experiment
 from tests.study.test_search import start, states

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,28 +14,13 @@ import optuna
 import pytest
 
 from competition.config import MaskfoldError
+from competition.study.methods import pruner
 from competition.study.promote import promote
-from competition.study.search import best, open_search, revive, run_search, write_trials
-from competition.study.space import Source
+from competition.study.record import write_trials
+from competition.study.search import best, open_search, revive, run_search
+from competition.study.source import Source
 from tests.conftest import ROOT
-from tests.study.quick import BEST, YAML, by_rate, install, write_experiment
-
-RATE = "    optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\n"
-
-
-@pytest.fixture
-def place(demo2d, tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(demo2d, tmp_path / "data"))
-
-
-@pytest.fixture
-def quick(place, monkeypatch):
-    def make(text: str = YAML, score=by_rate, overrides: tuple[str, ...] = ()):
-        install(monkeypatch.setattr, score)
-        return open_search(Source(write_experiment(place, text), overrides))
-
-    return make
+from tests.study.quick import BEST, YAML, by_rate, write_experiment
 
 
 def states(search) -> list[str]:
@@ -69,58 +53,12 @@ def by_score(rate: float) -> float:
                           for fold in (0, 1) for place in range(5)]))
 
 
-def test_choices_are_stored_by_label_and_conditions_hold(quick):
-    text = YAML.replace(RATE, RATE + """\
-    model.args.features:
-      choices: {small: [4, 4, 8, 8, 8, 4], wide: [8, 8, 16, 16, 16, 8]}
-    optimizer.target: {choices: [torch.optim.AdamW, torch.optim.SGD]}
-    optimizer.args.weight_decay: {low: 0.0, high: 0.1, when: {optimizer.target: torch.optim.AdamW}}
-    schedule: {choices: {cosine: {name: cosine}, poly: {name: poly, power: 0.9}}}
-""").replace("args: {lr: 1.0e-3}", "args: {lr: 1.0e-3, weight_decay: 0.01}").replace(
-        "study:", "schedule: {name: cosine}\nstudy:")
-    # The whole of a section is compared with every default written out, so the label's value has to be it.
-    with pytest.raises(MaskfoldError, match="none of its choices"):
-        quick(text)
-    text = text.replace("    schedule: {choices: {cosine: {name: cosine}, poly: {name: poly, power: 0.9}}}\n", "")
-    search = quick(text)
-    run_search(search, 8, lambda line: None)
-    assert states(search) == ["COMPLETE"] * 8
-    seen = set()
-    for trial in search.trials:
-        words = dict(word.split("=", 1) for word in trial.user_attrs["words"])
-        assert trial.params["model.args.features"] in ("small", "wide")
-        assert json.loads(words["model.args.features"])[0] == {"small": 4, "wide": 8}[trial.params["model.args.features"]]
-        adam = trial.params["optimizer.target"].endswith("AdamW")
-        assert ("optimizer.args.weight_decay" in trial.params) == adam
-        seen.add(adam)
-    assert seen == {True, False}
-
-
-@pytest.mark.parametrize(("line", "words"), [
-    ("    optimizer.args.lr: {low: 1.0e-2, high: 1.0e-4}", "the lower first"),
-    ("    optimizer.args.lr: {low: 2.0e-3, high: 1.0e-2}", "outside of 0.002 to 0.01"),
-    ("    optimizr.args.lr: {low: 1.0e-4, high: 1.0e-2}", "optimizr"),
-    ("    patch.size: {choices: [[32, 32], [31]]}", "patch.size"),
-    ("    model.args.dropout: {low: 0, high: 1, choices: [0.1]}", "either `low` and `high`, or `choices`"),
-    ("    model.args.nothing: {choices: [1, 2]}", "does not say"),
-    ("    run.threads: {choices: [1, 2]}", "does not change the network"),
-    ("    model.args.dropout: {low: 0.0, high: 0.5, when: {patch.size: 3}}", "no key of the space"),
-])
-def test_a_space_that_does_not_fit_is_refused_before_the_first_trial(quick, line, words):
-    with pytest.raises(MaskfoldError) as refusal:
-        quick(YAML.replace(RATE, line + "\n"))
-    assert words in str(refusal.value), str(refusal.value)
-    assert not Path("mlruns/optuna.db").exists()
-
-
 def test_a_trial_that_is_surely_worse_stops_after_its_first_fold(quick):
     search = quick(YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05").replace("folds: {k: 2}", "folds: {k: 2}"),
                    score=lambda exp, fold, place: by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3
                    else 0.3 + 0.01 * place)
-    import competition.study.search as module
 
-    module_pruner = module.pruner(search.study)
-    assert isinstance(module_pruner, optuna.pruners.WilcoxonPruner)
+    assert isinstance(pruner(search.study), optuna.pruners.WilcoxonPruner)
     search.optuna.pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.05, n_startup_steps=5)  # five cases a fold here
     run_search(search, 3, lambda line: None)
     assert states(search) == ["COMPLETE", "PRUNED", "PRUNED"]
@@ -184,14 +122,14 @@ def test_several_objectives_have_a_front_and_constraints_hold(quick):
     text = YAML.replace("pruner: none", "pruner: none\n  objectives: [score, peak_gib]\n  constraints: {peak_gib: 0.5}")
     search = quick(text)
     run_search(search, 8, lambda line: None)
-    front = best(search)
+    front = best(search, None)
     values = [trial.values for trial in front]
     assert all(gib <= 0.5 for _, gib in values)
     for score, gib in values:
         assert not any(other[0] > score and other[1] < gib for other in values)
     with pytest.raises(MaskfoldError, match="pruner: none"):
         quick(text.replace("pruner: none", "pruner: median"))
-    with pytest.raises(MaskfoldError, match="names the objective speed"):
+    with pytest.raises(MaskfoldError, match="names speed, which nothing measures"):
         quick(text.replace("[score, peak_gib]", "[score, speed]"))
 
 

@@ -1,0 +1,31 @@
+"""A folder to run studies in, and studies whose trials take no time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from competition.study.search import Search, open_search
+from competition.study.source import Source
+from tests.study.quick import YAML, by_rate, install, write_experiment
+
+
+@pytest.fixture
+def place(demo2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data of a demo; the folder above is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(demo2d, tmp_path / "data"))
+
+
+@pytest.fixture
+def quick(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
+    """`quick(text, score=…, overrides=…)`: an open study whose folds are written at once."""
+    def make(text: str = YAML, score: Callable[[Any, int, int], float] = by_rate, overrides: tuple[str, ...] = ()) -> Search:
+        install(monkeypatch.setattr, score)
+        return open_search(Source(write_experiment(place, text), overrides))
+
+    return make
