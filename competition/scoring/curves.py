@@ -89,9 +89,11 @@ def _scores(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, 
 
 
 def _draw(axes: Axes, title: str, curves: Mapping[str, tuple[Curve, tuple[float, float, float], float]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("epoch", fontsize=9)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     for label, ((epochs, values), colour, width) in curves.items():

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from competition.config import Competition
 from competition.data.files import write_whole
+from competition.data.geometry import axes_of, reorient
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ RGB = tuple[float, float, float]
 
 IGNORE = 255
 IGNORED_COLOUR: RGB = (0.6, 0.6, 0.6)
+VIEWS = ("sagittal", "coronal", "axial")  # what is seen when the first, second, third axis of LAS is cut
 PANEL_INCHES = {2: 4.2, 3: 2.8}  # width, by the dimensions of a case
 SMOOTH_PIXELS = 256  # slices with fewer pixels a side are enlarged before their borders are traced
 MOST_LEGEND_ENTRIES = 16
@@ -55,7 +57,8 @@ class Plane(NamedTuple):
 
 
 def case_picture(path: Path, image: Array, truth: Array | None, masks: Array, comp: Competition, title: str,
-                 spacing: Sequence[float] | None = None, dice: Mapping[str, float] | None = None) -> None:
+                 spacing: Sequence[float] | None = None, dice: Mapping[str, float] | None = None,
+                 affine: Array | None = None) -> None:
     """Draw image · truth · prediction: one row for a picture, three orthogonal slices for a volume.
 
     Where there is no truth: image · prediction.
@@ -70,10 +73,18 @@ def case_picture(path: Path, image: Array, truth: Array | None, masks: Array, co
         comp: names the classes and says how they are stored.
         title: above the panels.
         spacing: mm per voxel and axis; None: all alike.
+        affine: 4×4 voxel to world of a volume, which is then drawn with the head up, the front up in axial slices, and the
+            patient's right on the left of the picture, as radiologists do; None: as it lies in the file.
         dice: Dice per class for the legend, nan for a class that is in neither; None: computed here.
     """
     from matplotlib.figure import Figure
 
+    order: tuple[int, ...] = ()
+    if affine is not None and comp.dimensions == 3:
+        order, flips = axes_of(affine, 3, "LAS", title)
+        image, masks = reorient(image, order, flips), reorient(masks, order, flips)
+        truth = None if truth is None else reorient(truth, order, flips)
+        spacing = None if spacing is None else [spacing[axis] for axis in order]
     ignored = None if truth is None else ignored_voxels(truth, comp)
     if dice is None and truth is not None:
         dice = _dice(truth, masks, ignored, comp)
@@ -98,7 +109,12 @@ def case_picture(path: Path, image: Array, truth: Array | None, masks: Array, co
         if ignored is not None:
             _fill(grid[row, 1], plane.cut(ignored), IGNORED_COLOUR, 0.6)
         if plane.axis is not None:
-            grid[row, 0].set_ylabel(f"axis {plane.axis}, slice {plane.position}", fontsize=9)
+            where = f"axis {plane.axis}, slice {plane.position}"
+            if order:  # the file's own numbers
+                length = found.shape[plane.axis]
+                position = length - 1 - plane.position if flips[plane.axis] else plane.position
+                where = f"{VIEWS[plane.axis]}: axis {order[plane.axis]}, slice {position}"
+            grid[row, 0].set_ylabel(where, fontsize=9)
     figure.suptitle(title, fontsize=11, parse_math=False)
     there = [index for index in range(len(comp.classes))
              if masks[index].any() or (truth is not None and _is_in(truth, index, comp))]

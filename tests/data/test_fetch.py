@@ -162,6 +162,27 @@ def test_a_refusal_is_one_sentence(host: Host, tmp_path: Path, status: int, trie
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_refusal_leaves_no_folder(host: Host, tmp_path: Path) -> None:
+    """Neither the folder nor those above it that were made for it; one that was there stays."""
+    host.status = 404
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "data" / "deep" / "toy", tmp_path / "mine" / "toy"):
+        with pytest.raises(MaskfoldError, match="cannot be fetched"):
+            fetched(host.source(), folder)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_a_beginning_keeps_its_folder(host: Host, tmp_path: Path) -> None:
+    def broken(rows: Iterator[Any], _count: int) -> Iterator[Any]:
+        yield next(rows)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch_archive(host.source(), tmp_path / "data" / "toy", lambda _: broken, print, pause=0.0)
+    (part,) = (tmp_path / "data").iterdir()
+    assert part.name == ".Task04_Toy.tar.part" and part.stat().st_size > 0
+
+
 def test_no_network_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as taken:
@@ -214,7 +235,7 @@ def test_too_little_room_is_said_before_anything_is_asked_for(host: Host, tmp_pa
 def test_names_of_tasks() -> None:
     assert find_task("hippocampus") == find_task("Task04_Hippocampus") == find_task("TASK04")
     assert len({task.folder for task in TASKS}) == 10
-    with pytest.raises(MaskfoldError, match="did you mean spleen") as error:
+    with pytest.raises(MaskfoldError, match=r"No data set is called spleeen; did you mean spleen\? ") as error:
         find_task("spleeen")
     assert error.value.status == 2
 
@@ -236,7 +257,7 @@ def test_monai_knows_every_task() -> None:
 def command(host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     """`maskfold fetch`, with the toy in place of MONAI's archive; its status and what it said."""
     from competition.cli import fetch as module
-    from competition.cli import main
+    from competition.cli.main import main
 
     monkeypatch.setattr(module, "source_of", lambda task: host.source())
     monkeypatch.setattr(sys, "argv", ["maskfold", "fetch", *words])
@@ -286,8 +307,11 @@ def test_a_person_is_asked(host: Host, tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_list_has_ten_tasks(host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     status, said = command(host, monkeypatch, capsys, "list")
     assert status == 0
-    assert all(task.folder in said for task in TASKS)
     assert "CC-BY-SA 4.0" in said
+    title, header, *rows = said.splitlines()
+    assert [row.split()[0] for row in rows] == [task.name for task in TASKS], "a line a task, whatever the width"
+    assert all(row.endswith(task.folder) for row, task in zip(rows, TASKS, strict=True))
+    assert said.isascii(), "no lines of a box"
 
 
 def test_the_next_command(tmp_path: Path) -> None:

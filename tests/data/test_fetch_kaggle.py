@@ -67,6 +67,19 @@ def test_a_competition_is_listed_downloaded_and_unpacked(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["toy-2026"]
 
 
+def test_a_failed_download_leaves_no_empty_folder(tmp_path: Path) -> None:
+    api = Kaggle()
+    listing = list_files(api, "toy")
+
+    def refused(competition: str, path: str, quiet: bool = True) -> None:
+        raise ConnectionError("broke")
+
+    api.competition_download_files = refused  # type: ignore[method-assign]
+    with pytest.raises(MaskfoldError, match="cannot be reached"):
+        fetch_competition(api, listing, tmp_path / "data" / "toy", lambda _: silent, False)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("status", "what"), [
     (401, "does not accept the credentials"), (403, "Accept the rules at https://www.kaggle.com/competitions/toy/rules"),
     (404, "knows no competition toy"), (500, "it answers 500")])

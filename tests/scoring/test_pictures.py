@@ -192,3 +192,37 @@ def test_a_real_volume(tmp_path: Path) -> None:
         drawn = near(picture, class_colour(index))
         middle, right = np.array_split(drawn, 3, axis=1)[1:]
         assert middle.sum() > 50 and abs(int(middle.sum()) - int(right.sum())) < 0.3 * middle.sum()
+
+
+@pytest.mark.parametrize("codes", ["RAS", "PIR", "ASL", "LPI"])
+def test_a_volume_is_drawn_alike_however_it_lies_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: str) -> None:
+    """The same patient, stored in another orientation, gives the same panels; only the names of axes and slices change."""
+    from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+
+    from competition.scoring import pictures
+
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(12, 16, 20)).astype(np.float32)
+    truth = np.zeros(image.shape, np.uint8)
+    truth[8:10, 2:5, 3:7], truth[2:4, 9:12, 12:15] = 1, 2
+    affine = np.diag([-1.0, 2.0, 3.0, 1.0])  # LAS
+
+    def drawn(codes: str) -> list[Any]:
+        panels: list[Any] = []
+        draw = pictures._draw_masks
+        turn = ornt_transform(axcodes2ornt("LAS"), axcodes2ornt(codes))
+        turned = affine @ inv_ornt_aff(turn, image.shape)
+        one, other = apply_orientation(image, turn), apply_orientation(truth, turn)
+        with monkeypatch.context() as patch:
+            patch.setattr(pictures, "_draw_image", lambda axes, picture, plane: panels.append(picture) or axes.imshow(picture))
+            patch.setattr(pictures, "_draw_masks", lambda axes, layers: panels.append(layers) or draw(axes, layers))
+            case_picture(tmp_path / "a.png", one[None], other[None], np.stack([other == 1, other == 2]), competition(3), "a",
+                         spacing=np.sqrt((turned[:3, :3] ** 2).sum(axis=0)).tolist(), affine=turned)
+        return panels
+
+    usual, found = drawn("LAS"), drawn(codes)
+    assert len(usual) == len(found) == 15  # three cuts, each with three pictures and two sets of masks
+    for one, other in zip(usual, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    axial = usual[4]  # the prediction in the first row: upwards is the front, rightwards the patient's left, as +x is in LAS
+    assert axial.shape == (2, 16, 12) and axial[1, 9:12, 2:4].all() and axial[1].sum() == 6

@@ -74,14 +74,14 @@ def explore(comp: Competition, watch: Watch = lambda rows, _: rows) -> Explorati
     """Reads every case once, as `cv` would, with one in memory at a time; goes on after every fault.
 
     Args:
-        comp: what the host gave; its `on_bad_case` does not matter.
+        comp: what the host gave; with `on_bad_case: skip` a bad case is a remark, for `cv` leaves it out.
         watch: wraps the loop over the cases, given their number, and tells how far it is.
 
     Raises:
         MaskfoldError: there is nothing to explore: no folder, or no image fits `train.images` (status 2).
     """
-    comp = comp.model_copy(update={"on_bad_case": "stop"})
-    findings = Findings()
+    findings = Findings(skip=comp.on_bad_case == "skip")
+    comp = comp.model_copy(update={"on_bad_case": "stop"})  # bad cases are measured as far as they can be
     found = {"train": find_cases(comp, "train", findings)}
     if comp.test is not None:
         try:
@@ -91,6 +91,11 @@ def explore(comp: Competition, watch: Watch = lambda rows, _: rows) -> Explorati
     todo = [(split, case_id) for split, (images, _) in found.items() for case_id in images]
     cases = [measure_case(comp, split, case_id, found[split][0][case_id], found[split][1].get(case_id), findings)
              for split, case_id in watch(iter(todo), len(todo))]
+    for case in cases:
+        case.left_out = (case.split, case.id) in findings.left_out
+    if findings.skip and all(case.left_out for case in cases if case.split == "train"):
+        findings.add(Finding("fault", "files", "train", "", "All training cases are left out (on_bad_case: skip).",
+                             "Correct the files or the competition's YAML."))
     give_groups(comp, cases, findings)
     pairs = compare_cases(comp, cases, findings)
     shifts = find_shifts(cases, findings)

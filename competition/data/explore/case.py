@@ -66,8 +66,9 @@ class _Looking:
     def __init__(self, findings: Findings, split: str, case_id: str) -> None:
         self.findings, self.split, self.case_id = findings, split, case_id
 
-    def at(self, kind: str, look: Callable[[Any], Any], whole: Any, parts: Iterable[Any] = ()) -> Any:
-        """What looking at the whole gives; where it raises None, and the errors of all its parts, or its own, are listed."""
+    def at(self, kind: str, look: Callable[[Any], Any], whole: Any, parts: Iterable[Any] = (), skips: bool = True) -> Any:
+        """What looking at the whole gives; where it raises None, and the errors of all its parts, or its own, are listed;
+        `skips`: `cv` leaves the case out for it, where it may."""
         try:
             return look(whole)
         except MaskfoldError as error:
@@ -78,8 +79,9 @@ class _Looking:
                 look(part)
             except MaskfoldError as error:
                 errors.append(error)
+        tell = self.findings.bad_case if skips else self.findings.fault
         for one in errors or [stopped]:
-            self.findings.fault(kind, self.split, self.case_id, one)
+            tell(kind, self.split, self.case_id, one)
         return None
 
 
@@ -97,7 +99,7 @@ def _read_truth(case: Measured, comp: Competition, row: SimpleNamespace | None, 
         case.strange = strange_values(comp, masks["files"])
     if mask is None or alone:
         return None
-    case.truth = look.at("mask", lambda some: measure_truth(comp, some, mask, masks["kind"]), row)
+    case.truth = look.at("mask", lambda some: measure_truth(comp, some, mask, masks["kind"]), row, skips=False)
     return mask
 
 

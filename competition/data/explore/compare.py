@@ -11,6 +11,7 @@ from competition.data.explore.findings import Finding, Findings
 from competition.data.explore.grouping import shown
 from competition.data.explore.measured import Measured
 from competition.data.explore.thumbnails import Pair, clusters, near_duplicates
+from competition.data.explore.words import alone, beside, have, many, short
 
 FEW = 5  # cases with a class: fewer cannot be in every fold of five
 
@@ -28,7 +29,7 @@ def compare_cases(comp: Competition, cases: Sequence[Measured], findings: Findin
         inside = set(places)
         _near([cases[place] for place in places], max(pair.likeness for pair in pairs if pair.one in inside), findings)
     _strange(comp, cases, findings)
-    _classes(comp, [case for case in cases if case.truth is not None], findings)
+    _classes(comp, cases, findings)
     _formats(comp, cases, findings)
     return pairs
 
@@ -45,9 +46,9 @@ def _copies(cases: Sequence[Measured], findings: Findings) -> None:
     files = {case.id: case.images[0] for case in mine}
 
     def named(ids: list[str]) -> list[str]:
-        return [f"{case_id} ({files[case_id]})" for case_id in ids]
+        return [beside(case_id, files[case_id]) for case_id in ids]
 
-    train, torn = table(mine), conflicting(table([case for case in mine if case.truth is not None]))
+    train, torn = table(mine), conflicting(table([case for case in mine if case.truth is not None and not case.left_out]))
     for ids in torn:
         findings.add(Finding("fault", "conflict", "train", ", ".join(ids),
                              f"The cases {', '.join(shown(named(ids)))} have the same image, byte for byte, and different "
@@ -64,15 +65,16 @@ def _copies(cases: Sequence[Measured], findings: Findings) -> None:
         if case.split == "test":
             seen.setdefault(case.image_hash, []).append(case.id)
     for image_hash, ids in seen.items():
+        listed = ", ".join(shown([short(case_id) for case_id in ids]))
         if image_hash in first:
             one = first[image_hash]
             findings.remark("duplicate", "", ", ".join([one.id, *ids]),
-                            f"The test case {', '.join(shown(ids))} has the same image as the training case {one.id} "
-                            f"({one.images[0]}), byte for byte.",
+                            f"The test {'case' if len(ids) == 1 else 'cases'} {listed} {have(len(ids))} the same image as the "
+                            f"training case {beside(one.id, one.images[0])}, byte for byte.",
                             "Its truth is in the training set: the host's score will flatter; tell the host.")
         elif len(ids) > 1:
-            findings.remark("duplicate", "test", ", ".join(ids), f"The test cases {', '.join(shown(ids))} have the same image, "
-                            "byte for byte.", "Nothing is to be done; the host counts it that often.")
+            findings.remark("duplicate", "test", ", ".join(ids), f"The test cases {listed} have the same image, byte for byte.",
+                            "Nothing is to be done; the host counts it that often.")
 
 
 def _near(those: list[Measured], likeness: float, findings: Findings) -> None:
@@ -87,10 +89,11 @@ def _near(those: list[Measured], likeness: float, findings: Findings) -> None:
     else:
         cure = ("Look at them; if they show the same, keep one or give all one group (competition.group): folds keep only what "
                 "is the same byte for byte together by themselves.")
-    named = shown([f"{case.id} ({case.split}, {case.images[0]})" for case in those])
+    named = shown([beside(case.id, case.images[0]) for case in those])
+    where = f"{splits.copy().pop()} cases" if len(splits) == 1 else "cases, of train and of test,"
     least = "up to " if len(those) > 2 else ""
     findings.remark("near-duplicate", splits.pop() if len(splits) == 1 else "", ", ".join(case.id for case in those),
-                    f"The cases {', '.join(named)} look the same: their thumbnails correlate with {least}{likeness:.3f}.", cure)
+                    f"The {where} {', '.join(named)} look the same: their thumbnails correlate with {least}{likeness:.3f}.", cure)
 
 
 def _strange(comp: Competition, cases: Sequence[Measured], findings: Findings) -> None:
@@ -98,13 +101,13 @@ def _strange(comp: Competition, cases: Sequence[Measured], findings: Findings) -
     for case in cases:
         flat = [one for one in case.values or [] if one.least == one.most]
         for one in flat:
-            findings.remark("image", case.split, case.id, f"The case {case.id} ({case.images[0]}) has the value {one.least:g} "
+            findings.remark("image", case.split, case.id, f"The case {alone(case.id, case.images[0])} has the value {one.least:g} "
                             f"everywhere in the channel {one.name}.", "Look at it; nothing can be learnt from it.")
     several = [case for case in cases if (case.label_channels or 1) > 1]
     if several:
         findings.remark("mixed", "train", ", ".join(shown([case.id for case in several])),
-                        f"The masks of {len(several)} cases have {several[0].label_channels} channels (the first is "
-                        f"{several[0].id}); as long as they are equal they are read as one.",
+                        f"The masks of {many(len(several), 'case')} have {several[0].label_channels} channels (the first "
+                        f"is {several[0].id}); as long as they are equal they are read as one.",
                         "Nothing is to be done; a mask with one channel is smaller.")
     for case in cases:
         if case.truth is not None and case.truth.ignored == case.truth.total:
@@ -114,20 +117,21 @@ def _strange(comp: Competition, cases: Sequence[Measured], findings: Findings) -
 
 def _classes(comp: Competition, cases: Sequence[Measured], findings: Findings) -> None:
     """Classes that are rare or nowhere, and masks without any."""
+    cases = [case for case in cases if case.truth is not None and not case.left_out]
     for case in cases:
         if case.truth is not None and case.truth.foreground == 0:
-            findings.remark("empty", "train", case.id, f"The mask of the case {case.id} ({case.images[0]}) is empty.",
+            findings.remark("empty", "train", case.id, f"The mask of the case {alone(case.id, case.images[0])} is empty.",
                             "Look at the image: if something is to be seen there the mask is missing.")
     for index, name in enumerate(comp.classes):
-        have = [case.id for case in cases if case.truth is not None and case.truth.voxels[index]]
-        if cases and not have:
-            findings.add(Finding("fault", "class", "train", "", f"The class {name} is in none of the {len(cases)} training cases whose truth was "
-                                 "read.",
+        there = [case.id for case in cases if case.truth is not None and case.truth.voxels[index]]
+        if cases and not there:
+            findings.add(Finding("fault", "class", "train", "", f"The class {name} is in none of the "
+                                 f"{many(len(cases), 'training case')} whose truth was read.",
                                  "Correct competition.classes or competition.label_values; what is nowhere cannot be learnt."))
-        elif have and len(have) < FEW:
-            findings.remark("class", "train", ", ".join(have), f"The class {name} is in {len(have)} of {len(cases)} training "
-                            f"cases only: {', '.join(have)}.", "Some folds will be validated without it; take fewer folds, "
-                            "stratified.")
+        elif there and len(there) < FEW:
+            findings.remark("class", "train", ", ".join(there), f"The class {name} is in {len(there)} of "
+                            f"{many(len(cases), 'training case')} only: {', '.join(there)}.",
+                            "Some folds will be validated without it; take fewer folds, stratified.")
 
 
 def _formats(comp: Competition, cases: Sequence[Measured], findings: Findings) -> None:

@@ -10,6 +10,8 @@ from statistics import median
 from competition.data.explore.intensities import COLOURS
 from competition.data.explore.measured import Measured
 
+ALIKE = 0.99  # of the best contrast: less apart is no difference
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -27,6 +29,11 @@ class Contrast:
     size: float
     brighter: float
     cases: int
+
+
+def alike(ranked: Sequence[Contrast]) -> list[Contrast]:
+    """Those that are as good as the best, at least to two digits."""
+    return [one for one in ranked if one.size >= ALIKE * ranked[0].size]
 
 
 def rank(cases: Sequence[Measured]) -> list[Contrast]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,37 +35,58 @@ def find_cases(comp: Competition, split: str, findings: Findings) -> tuple[dict[
         MaskfoldError: there is nothing to explore: no folder, or no image fits the pattern (status 2).
     """
     try:
-        return _found(comp, comp, split, findings, set())
+        return _found(comp, [comp], split, findings, set())
     except MaskfoldError as error:
         if error.status == 2:
             raise
         stopped = error
     bad = _claimed_twice(comp, split, findings)
-    if not bad:
+    twins = _twins(comp, split, findings)
+    if not bad and not twins:
         raise stopped
     with TemporaryDirectory() as folder:
-        _shadow(comp, split, bad, Path(folder))
-        return _found(comp, comp.model_copy(update={"root": Path(folder)}), split, findings, bad)
+        roots = [Path(folder) / str(number) for number in range(1 + max(map(len, twins), default=0))]
+        _shadow(comp, split, bad, roots[0])
+        for place, root in enumerate(roots[1:]):
+            _shadow(comp, split, bad | {case_id for ids in twins for at, case_id in enumerate(ids) if at != place}, root)
+        return _found(comp, [comp.model_copy(update={"root": root}) for root in roots], split, findings, bad)
 
 
-def _found(comp: Competition, names: Competition, split: str, findings: Findings,
+def _found(comp: Competition, names: Sequence[Competition], split: str, findings: Findings,
            bad: set[str]) -> tuple[dict[str, Images], dict[str, dict[str, Any]]]:
-    """What discovery finds; `names` may have another root, since discovery looks at the names of files only."""
+    """What discovery finds.
+
+    `names` may have other roots, since discovery looks at the names of files only: the first with all files; where there
+    are more, ids that differ in capitals only are each in another of these.
+    """
     collector = Collector(comp)
-    images = find_images(names, split, collector)
+    images = _images(names[1:] or names, split, collector)
     masks: dict[str, dict[str, Any]] = {}
     if split == "train":
         try:
-            masks = find_masks(names, images, collector) if comp.train.rle is None else _rows(comp, images, collector)
+            masks = find_masks(names[0], images, collector) if comp.train.rle is None else _rows(comp, images, collector)
         except MaskfoldError as error:
             if comp.train.rle is None and error.status != 2:
                 raise  # two files claim one id
             findings.fault("table" if comp.train.rle else "files", split, "", error)
-    for case_id, refused in collector.errors:
-        table = comp.train.rle is not None and LINE.search(refused.wrong)
-        if case_id not in bad:  # listed already; its rows have no image only because it was left out here
-            findings.fault("table" if table else "files", split, case_id, refused)
+    for tell, errors in ((findings.fault, collector.stops), (findings.bad_case, collector.errors)):
+        for case_id, refused in errors:
+            table = comp.train.rle is not None and LINE.search(refused.wrong)
+            if case_id not in bad:  # listed already; its rows have no image only because it was left out here
+                tell("table" if table else "files", split, case_id, refused)
     return images, masks
+
+
+def _images(names: Sequence[Competition], split: str, collector: Collector) -> dict[str, Images]:
+    """The images of every case, of all roots together."""
+    images = find_images(names[0], split, collector)
+    for other in names[1:]:
+        try:
+            images |= find_images(other, split, collector)
+        except MaskfoldError as error:  # a twin without one of the channels that nobody else has here
+            if error.status != 2:
+                raise
+    return {case_id: images[case_id] for case_id in sorted(images)}
 
 
 def _patterns(comp: Competition, split: str) -> Iterator[tuple[str, str]]:
@@ -82,7 +103,7 @@ def _patterns(comp: Competition, split: str) -> Iterator[tuple[str, str]]:
 
 
 def _claimed_twice(comp: Competition, split: str, findings: Findings) -> set[str]:
-    """Ids that two files claim, and ids that differ in capitals only: `cv` cannot tell which is meant."""
+    """Ids that two files claim: `cv` cannot tell which is meant."""
     root = Path(comp.root)
     bad: set[str] = set()
     for key, pattern in _patterns(comp, split):
@@ -92,13 +113,18 @@ def _claimed_twice(comp: Competition, split: str, findings: Findings) -> set[str
                 with TemporaryDirectory() as folder:
                     _touch(Path(folder), paths)
                     bad |= _refused(partial(find, Path(folder), pattern, key), [case_id], split, findings)
-        if key.startswith(f"{split}.images"):
-            alike: dict[str, list[str]] = {}
-            for case_id in sorted(every):
-                alike.setdefault(case_id.casefold(), []).append(case_id)
-            for ids in alike.values():
-                bad |= _refused(partial(refuse_case_twins, ids, f"{split}.images"), ids, split, findings)
     return bad
+
+
+def _twins(comp: Competition, split: str, findings: Findings) -> list[list[str]]:
+    """Sets of ids that differ in capitals only: `cv` stops at them, and each can be measured."""
+    keys = [(key, pattern) for key, pattern in _patterns(comp, split) if key.startswith(f"{split}.images")]
+    alike: dict[str, set[str]] = {}
+    for key, pattern in keys:
+        for case_id in _every(Path(comp.root), pattern, key):
+            alike.setdefault(case_id.casefold(), set()).add(case_id)
+    sets = [sorted(ids) for ids in alike.values()]
+    return [ids for ids in sets if _refused(partial(refuse_case_twins, ids, f"{split}.images"), ids, split, findings)]
 
 
 def _many(key: str, pattern: str) -> bool:
@@ -187,7 +213,7 @@ def _blank(comp: Competition, table: Any, error: MaskfoldError, collector: Colle
     for one in lines:
         text = error.wrong.replace(f", line {line}: ", f", line {one}: ", 1)
         name = str(table.at[one, comp.train.columns.id]) if comp.train.columns.id in table.columns else ""
-        collector.errors.append((name, MaskfoldError(text, error.cure)))
+        collector.stops.append((name, MaskfoldError(text, error.cure)))
     table.loc[lines] = ""
 
 

@@ -13,6 +13,7 @@ from competition.data.explore.measured import Values
 from competition.data.intensity import GREY, picture_channels
 
 SAMPLE = 2**18  # values of a channel that are looked at: quantiles of them are good to a thousandth of the range
+ROBUST = (0.05, 0.95)  # of the foreground: what a mask spills over its border lies outside
 COLOURS = ("red", "green", "blue")
 
 
@@ -65,7 +66,7 @@ def _values(name: str, channel: np.ndarray, front: NDArray[np.bool_] | None,
     contrast = front_low = front_high = math.nan
     if front is not None and front.any():
         inside = spread(channel[front])
-        front_low, front_high = (float(value) for value in np.quantile(inside, (0.005, 0.995)))
+        front_low, front_high = (float(value) for value in np.quantile(inside, ROBUST))
         behind = ~front if counted is None else ~front & counted
         contrast = cohen(inside, spread(channel[behind]))
     return Values(name, float(channel.min()), low, median, high, float(channel.max()), float(sample.mean()),

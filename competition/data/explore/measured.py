@@ -19,7 +19,8 @@ class Values:
         mean, deviation: of all values.
         contrast: (mean of the foreground - mean of the background) / their common standard deviation, which is Cohen's d
             with equal weights; nan where one of the two is empty or both are of one value.
-        front_low, front_high: 0.5 % and 99.5 % quantile of the foreground; nan without any.
+        front_low, front_high: 5 % and 95 % quantile of the foreground, so that a mask that spills a
+            little does not matter; nan without any.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Measured:
         group: by `competition.group`.
         image_hash, hash: see `competition.data.table`.
         row: of the case table, to read the case again.
+        left_out: by `cv`, since `on_bad_case` is skip.
     """
 
     id: str
@@ -92,6 +94,12 @@ class Measured:
     image_hash: str = ""
     hash: str = ""
     row: Any = None
+    left_out: bool = False
+
+    @property
+    def readable(self) -> bool:
+        """Whether the image was read, not its header only."""
+        return self.values is not None
 
     @property
     def aspect(self) -> float | None:

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from competition.config.competition import Competition
-from competition.data.explore.contrast import Contrast
+from competition.data.explore.contrast import Contrast, alike
 from competition.data.explore.measured import Measured
+from competition.data.explore.words import dot, have, joined, many
 
 STEP = 16  # four levels of a U-Net halve the patch four times
 LARGEST = {2: 2**18, 3: 2**20}  # pixels of a patch: 512×512, about 101³
 BYTES = 2048  # of a pixel in training: four convolutions of 32 channels at full size with norm and activation, float32, and
 # a third more for the levels below
 SIDE = 512  # longest side of a picture that is made smaller as a whole
+SHOWN = 6  # channels named in a reason
 AIR = -500  # Hounsfield units: only CT goes below, with whole numbers
 APART = 5.0  # times from the least mean of a case to the greatest: no common scale
 COARSE = 3.0  # an axis so many times coarser than the finest; nnU-Net's border (Isensee et al., Nature Methods 2021)
@@ -46,7 +48,7 @@ def suggest(comp: Competition, cases: Sequence[Measured], contrasts: Sequence[Co
     Returns:
         YAML; with `competition`, `model` and `loss` it is an experiment. Empty where no training case could be read.
     """
-    train = [case for case in cases if case.split == "train" and case.shape is not None]
+    train = [case for case in cases if case.split == "train" and case.readable and not case.left_out]
     if not train:
         return ""
     grid, shape = _grid(comp, train)
@@ -80,9 +82,11 @@ def _folds(comp: Competition, train: Sequence[Measured]) -> Line:
     balance = bool(uneven) or 0.02 < (empty / len(truths) if truths else 0) < 0.98
     scheme = {(True, True): "stratified_group", (True, False): "group", (False, True): "stratified"}.get(
         (grouped, balance), "kfold")
-    why = [f"{len(top)} groups of {len(train)} cases stay together" if grouped else f"{len(train)} cases, each by itself"]
+    why = [f"{many(len(top), 'group')} of {many(len(train), 'case')} stay together" if grouped
+           else f"{many(len(train), 'case')}, each by itself"]
     if balance:
-        why.append("not every case has every class: " + ", ".join(uneven[:3]) if uneven else f"{empty} masks are empty")
+        why.append("not every case has every class: " + ", ".join(uneven[:3]) if uneven
+                   else f"{many(empty, 'mask')} {'is' if empty == 1 else 'are'} empty")
     else:
         why.append("every case has every class" if truths else "no truth could be read")
     return Line("folds", f"{{scheme: {scheme}, k: {k}}}", "; ".join(why))
@@ -156,12 +160,12 @@ def _intensity(comp: Competition, train: Sequence[Measured]) -> list[Line]:
         low, high = median(one for one, _ in fronts), median(one for _, one in fronts)
         half = max(1.0, (high - low) / 2)
         level, width = 5 * round((low + high) / 10), max(10, 10 * math.ceil(4 * half / 10))
-        return [Line("prepare.intensity", "window", f"CT; the foreground lies between {low:.0f} and {high:.0f} HU"),
+        return [Line("prepare.intensity", "window", f"CT; nine tenths of the foreground lie between {low:.0f} and {high:.0f} HU"),
                 Line("prepare.window", f"[{level}, {width}]", "level and width: as far again on both sides")]
     outliers = [case for case in firsts if case.high > case.low and case.most - case.median > 5 * (case.high - case.median) > 0]
     if len(outliers) > 0.2 * max(1, len(firsts)):
-        return [Line("prepare.intensity", "percentile", f"{len(outliers)} of {len(firsts)} cases have a few voxels far "
-                                                        "brighter than the rest, which are clipped")]
+        return [Line("prepare.intensity", "percentile", f"{len(outliers)} of {many(len(firsts), 'case')} {have(len(outliers))} "
+                     f"a few {dot(comp.dimensions)}s far brighter than the rest, which are clipped")]
     means = [abs(one.mean) for one in firsts if one.mean]
     apart = max(means) / min(means) if means else 1.0
     why = f"; the cases' means differ up to {apart:,.0f}-fold" if apart >= APART and comp.dimensions == 3 else ""
@@ -171,7 +175,11 @@ def _intensity(comp: Competition, train: Sequence[Measured]) -> list[Line]:
 def _channels(comp: Competition, train: Sequence[Measured], contrasts: Sequence[Contrast]) -> list[Line]:
     """Which channels, where there is a choice."""
     counts = Counter(case.channels for case in train if case.values)
-    best = contrasts[0] if contrasts else None
+    best, equal = contrasts[0] if contrasts else None, alike(contrasts)
+    same = ""
+    if best and len(equal) > 1:  # nothing to choose by
+        same = f"; {joined([one.name for one in equal[:SHOWN]])} are alike in contrast (|d| {best.size:.2f})"
+        best = None
     one = f"channels: [{best.number}]   # {best.name} alone has the most contrast" if best and best.number is not None else ""
     if comp.dimensions == 2 and len({len(_kept(case)) for case in train if case.values}) > 1:
         return [Line("prepare.channels", "rgb", "grey and colour pictures: all get three channels")]
@@ -179,10 +187,11 @@ def _channels(comp: Competition, train: Sequence[Measured], contrasts: Sequence[
         return [Line("prepare.channels", "grey", "the three channels of every picture are equal")]
     if comp.dimensions == 2 and counts and set(counts) <= {3, 4}:
         grey = "channels: grey   # the weighted mean of the three has the most contrast"
-        return [Line("prepare.channels", "rgb", f"colours in {sum(bool(case.colour) for case in train)} of {len(train)} pictures",
+        coloured = sum(bool(case.colour) for case in train)
+        return [Line("prepare.channels", "rgb", f"colours in {coloured} of {many(len(train), 'picture')}{same}",
                      tuple(word for word in (one or (grey if best and best.name == "grey" else ""),) if word))]
-    if best and one and len(contrasts) > 1:
-        return [Line("prepare.channels", "keep", f"{len(contrasts)} channels", (one,))]
+    if len(contrasts) > 1 and (one or same):
+        return [Line("prepare.channels", "keep", f"{len(contrasts)} channels{same}", (one,) if one else ())]
     return []
 
 

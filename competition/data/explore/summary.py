@@ -10,6 +10,7 @@ import numpy as np
 
 from competition.data.explore import Exploration
 from competition.data.explore.measured import Measured
+from competition.data.explore.words import dot, many
 
 Row = list[str]
 NONE = "–"
@@ -21,9 +22,11 @@ def overview(found: Exploration) -> list[Row]:
     """Rows [what, train, test]."""
     sides = [found.of("train"), found.of("test")]
     rows = [["cases", *(str(len(side)) for side in sides)],
-            ["of them readable", *(str(sum(case.values is not None for case in side)) for side in sides)],
+            ["of them readable", *(str(sum(case.readable for case in side)) for side in sides)],
             ["with truth", str(sum(case.truth is not None for case in sides[0])), NONE]]
-    read = [[case for case in side if case.shape is not None] for side in sides]
+    if any(case.left_out for case in found.cases):
+        rows.append(["left out by cv", *(str(sum(case.left_out for case in side)) for side in sides)])
+    read = [[case for case in side if case.readable] for side in sides]
     axes = found.comp.dimensions
     for axis in range(axes):
         rows.append([f"size along axis {axis}", *(three([case.shape[axis] for case in side if case.shape]) for side in read)])
@@ -75,7 +78,7 @@ def truth_rows(found: Exploration) -> list[Row]:
             ["foreground, share of a case", three(shares, percent=True)],
             ["objects in a case", three(counts)]]
     if sizes.size:
-        rows.append(["voxels of an object" if found.comp.dimensions == 3 else "pixels of an object", three(sizes.tolist())])
+        rows.append([f"{dot(found.comp.dimensions)}s of an object", three(sizes.tolist())])
     ignored = sum(one.ignored for one in truths)
     if ignored:
         rows.append(["ignored", f"{ignored / sum(one.total for one in truths):.2%} of all"])
@@ -83,7 +86,7 @@ def truth_rows(found: Exploration) -> list[Row]:
 
 
 def class_rows(found: Exploration) -> list[Row]:
-    """Rows [class, label value, cases with it, share of all voxels, share of the foreground, objects, median size]."""
+    """Rows [class, label value, cases with it, share of all pixels or voxels, share of the foreground, objects, median size]."""
     truths = [case.truth for case in found.of("train") if case.truth is not None]
     total = sum(one.total - one.ignored for one in truths)
     front = sum(int(one.voxels.sum()) for one in truths)
@@ -97,11 +100,15 @@ def class_rows(found: Exploration) -> list[Row]:
                      f"{voxels / total:.3%}" if total else NONE, f"{voxels / front:.1%}" if front else NONE,
                      f"{len(objects):,}", f"{median(objects.tolist()):,.0f}" if len(objects) else NONE])
     for number, (cases, voxels) in found.strange().items():
-        rows.append(["not declared", str(number), f"{cases} (not read)", NONE, NONE, f"{voxels:,} voxels", NONE])
+        rows.append(["not declared", str(number), f"{cases} (not read)", NONE, NONE,
+                     many(voxels, dot(found.comp.dimensions)), NONE])
     return rows
 
 
-CLASS_HEADER = ["class", "label value", "cases with it", "of all voxels", "of the foreground", "objects", "median size"]
+def class_header(found: Exploration) -> list[str]:
+    """The names of the columns of `class_rows`."""
+    return ["class", "label value", "cases with it", f"of all {dot(found.comp.dimensions)}s", "of the foreground", "objects",
+            "median size"]
 
 
 def contrast_rows(found: Exploration) -> list[Row]:
@@ -140,4 +147,6 @@ def _groups(side: Sequence[Measured]) -> str:
     if not counts:
         return NONE
     none = sum(case.group is None for case in side)
-    return f"{len(counts)} of {three(list(counts.values()))} cases" + (f"; {none} cases without" if none else "")
+    sizes = list(counts.values())
+    of = many(sizes[0], "case") if len(set(sizes)) == 1 else f"{three(sizes)} cases"
+    return f"{len(counts)} of {of}" + (f"; {many(none, 'case')} without" if none else "")

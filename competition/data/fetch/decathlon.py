@@ -59,8 +59,8 @@ def find_task(name: str) -> Task:
         if wanted in (task.name, task.folder.casefold(), task.folder.casefold().partition("_")[0]):
             return task
     near = nearest(name, [task.name for task in TASKS], count=1)
-    meant = f"; did you mean {near[0]}" if near else ""
-    raise MaskfoldError(f"No data set is called {name}{meant}.",
+    meant = f"; did you mean {near[0]}?" if near else "."
+    raise MaskfoldError(f"No data set is called {name}{meant}",
                         "`maskfold fetch list` shows them all; kaggle's are written kaggle:COMPETITION.", status=2)
 
 

@@ -14,8 +14,7 @@ from typing import Any
 from competition.config.errors import MaskfoldError
 from competition.data.fetch.archive import unpack
 from competition.data.fetch.download import Watch
-from competition.data.fetch.place import check_room
-from competition.data.files import writable
+from competition.data.fetch.place import check_room, folder_above
 
 PREFIX = "kaggle:"
 MARKER = ".kaggle-partial"  # of the client's own, beside a file that is not whole yet
@@ -124,10 +123,13 @@ def fetch_competition(api: Any, listing: Listing, folder: Path, watch: Callable[
     Raises:
         MaskfoldError: see `list_files` and `archive.unpack`.
     """
-    writable(folder.parent)
-    check_room(folder, 2 * listing.size)
     staging = folder.parent / f".{folder.name}.kaggle"
-    staging.mkdir(exist_ok=True)
+    with folder_above(folder), folder_above(staging / "archive"):
+        check_room(folder, 2 * listing.size)
+        return _fetch(api, listing, folder, staging, watch, show)
+
+
+def _fetch(api: Any, listing: Listing, folder: Path, staging: Path, watch: Callable[[str], Watch], show: bool) -> int:
     try:
         with _aside(shown=show):
             api.competition_download_files(listing.name, path=str(staging), quiet=not show)

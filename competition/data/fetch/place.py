@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,6 +39,25 @@ def check_room(folder: Path, needed: int) -> None:
                             "Free some space, or name a folder on another disk with -o.")
 
 
+@contextmanager
+def folder_above(folder: Path) -> Iterator[None]:
+    """Makes the folder that `folder` is to be in; when the work fails, what was made for it and is empty goes again.
+
+    Raises:
+        MaskfoldError: nothing can be written there.
+    """
+    above = folder.absolute().parent
+    made = [one for one in (above, *above.parents) if not one.exists()]  # the innermost first
+    try:
+        writable(folder.parent)
+        yield
+    except BaseException:
+        with suppress(OSError):  # the first that holds something, such as the beginning of a download
+            for one in made:
+                one.rmdir()
+        raise
+
+
 def needed_room(source: Source, folder: Path) -> int:
     """Bytes for the archive, as far as it is not there, and for what it unpacks to."""
     have = sum(path.stat().st_size for path in (archive_of(source, folder), part_of(source, folder)) if path.exists())
@@ -64,7 +84,11 @@ def fetch_archive(source: Source, folder: Path, watch: Callable[[str], Watch], s
     Raises:
         MaskfoldError: see `download` and `unpack`; or the archive that lies there has another checksum.
     """
-    writable(folder.parent)
+    with folder_above(folder):
+        return _fetch(source, folder, watch, say, pause)
+
+
+def _fetch(source: Source, folder: Path, watch: Callable[[str], Watch], say: Callable[[str], None], pause: float) -> int:
     check_room(folder, needed_room(source, folder))
     by_hand, part = archive_of(source, folder), part_of(source, folder)
     if by_hand.exists():

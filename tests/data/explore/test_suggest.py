@@ -17,7 +17,7 @@ from competition.data.explore.contrast import Contrast
 from competition.data.explore.measured import Measured, Truth, Values
 from competition.data.explore.suggest import LARGEST, suggest
 from tests.conftest import ROOT
-from tests.data.host import competition
+from tests.data.host import competition, write_nifti
 
 REST = """
 competition: competition.yaml
@@ -134,6 +134,43 @@ def test_channels_of_pictures(tmp_path: Path, colour: bool, channels: str) -> No
     cases = [case(number, channels=4, colour=colour, values=values) for number in range(5)]
     exp, snippet = loaded(tmp_path, competition(tmp_path), cases, [Contrast("green", 1, 2.0, 1.0, 5)])
     assert exp.prepare.channels == channels and ("# or channels: [1]" in snippet) == colour
+
+
+@pytest.mark.parametrize(("sizes", "says"), [
+    ([3.06, 3.06, 3.06, 3.06], "red, green, blue and grey are alike in contrast (|d| 3.06)"),
+    ([3.06, 3.05, 2.0, 2.5], "red and green are alike in contrast (|d| 3.06)"),
+    ([3.06, 2.9, 2.0, 2.5], "# or channels: [0]   # red alone has the most contrast")])
+def test_no_channel_is_praised_over_its_equals(tmp_path: Path, sizes: list[float], says: str) -> None:
+    names = ("red", "green", "blue", "grey")
+    values = [Values(name, 0, 1, 5, 9, 10, 5, 2, 1.0, 4, 9) for name in names]
+    cases = [case(number, channels=3, colour=number == 0, values=values) for number in range(5)]
+    ranked = sorted([Contrast(name, None if name == "grey" else number, size, 1.0, 5)
+                     for number, (name, size) in enumerate(zip(names, sizes, strict=True))], key=lambda one: -one.size)
+    _, snippet = loaded(tmp_path, competition(tmp_path), cases, ranked)
+    assert says in snippet and ("alone" in snippet) == ("alone" in says) and "colours in 1 of 5 pictures" in snippet
+
+
+def test_a_mask_that_spills_into_air_does_not_widen_the_window(tmp_path: Path) -> None:
+    """Bone of 100 to 400 HU; of the mask 3 % are air and 3 % metal."""
+    rng = np.random.default_rng(0)
+    affine, mask = np.eye(4), np.zeros((20, 20, 20), np.uint8)
+    mask[5:15, 5:15, 5:15] = 1
+    for name in "abc":
+        image = np.full(mask.shape, -1000, np.int16)
+        bone = np.linspace(100, 400, 1000)
+        bone[:30], bone[-30:] = -900, 3000
+        image[mask == 1] = rng.permutation(bone)
+        write_nifti(tmp_path / "im" / f"{name}.nii.gz", image, affine)
+        write_nifti(tmp_path / "la" / f"{name}.nii.gz", mask, affine)
+    window = yaml.safe_load(explore(volumes(tmp_path)).snippet)["prepare"]["window"]
+    level, width = window
+    assert 245 <= level <= 255 and 520 <= width <= 600  # 5 % and 95 % are near 106 and 394
+
+
+def test_cases_left_out_are_no_ground_for_advice(tmp_path: Path) -> None:
+    cases = [case(number, (100, 130)) for number in range(5)]
+    cases.append(case(5, (2000, 2000), left_out=True))
+    assert "5 cases, each by itself" in loaded(tmp_path, competition(tmp_path), cases)[1]
 
 
 def test_no_training_case_no_snippet(tmp_path: Path) -> None:
