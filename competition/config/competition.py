@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from competition.config.names import why_unfit
+
 
 class Section(BaseModel):
     """A part of a YAML file: strict types, no unknown keys, no change after loading."""
@@ -119,6 +121,9 @@ class Competition(Section):
     def _consistent(self) -> Competition:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("`classes` names one class twice")
+        for name in self.classes:
+            if (why := why_unfit(name)) is not None:
+                raise ValueError(f"the class {name!r} in `classes` {why}")
         every = [value for values in self.class_values for value in values]
         shared = len(set(every)) != len(every) and (self.labels == "exclusive" or self.train.rle is not None)
         if len(self.class_values) != len(self.classes) or 0 in every or shared:

@@ -51,6 +51,7 @@ class Prepare(Section):
     # By number, from 0: [1] is green. Pictures: keep drops an alpha channel, grey and rgb convert.
     channels: Literal["keep", "grey", "rgb"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "keep"
     boundary: Positive | None = None  # objects: their outermost pixels, this many wide, become a class of their own
+    cache_gib: Annotated[float, Field(gt=0)] | None = None  # GiB of prepared cases that a fold holds in memory; None: the system's care
 
     @model_validator(mode="after")
     def _consistent(self) -> Prepare:
@@ -108,6 +109,12 @@ class Schedule(Section):
     minimum: Share = 0.0  # the last rate, as a share of the first
 
 
+class Skip(Section):
+    """How many steps of a fold may be left out."""
+
+    skip: Positive
+
+
 class Training(Section):
     """The loop."""
 
@@ -125,6 +132,9 @@ class Training(Section):
     weights: Literal["last", "best"] = "last"  # which weights predict out of fold; best flatters the score
     average: Positive = 1  # average the last k epochs' weights
     pictures_every: Positive = 10  # epochs
+    # A loss or gradient that is no number: stop; leave the step out, n times at most; or go back to the epoch's start at half the rate.
+    on_nan: Literal["stop", "restore"] | Skip = "stop"
+    on_oom: Literal["stop", "halve"] = "stop"  # memory runs out: halve takes a batch in smaller parts, the step stays as it is
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
@@ -210,6 +220,8 @@ class Experiment(Section):
             raise ValueError("`prepare.orientation` is for volumes (competition.dimensions: 3)")
         if self.training.budget_minutes is not None and self.schedule.name == "plateau":
             raise ValueError("`training.budget_minutes` needs a schedule that knows its end; plateau does not")
+        if self.training.on_oom == "halve" and self.run.devices > 1:
+            raise ValueError("`training.on_oom: halve` is for run.devices: 1; several processes cannot change a step halfway")
         if dims == 3 and self.prepare.channels in ("grey", "rgb"):
             raise ValueError("`prepare.channels` grey and rgb are for pictures (competition.dimensions: 2)")
         if dims == 3 and self.prepare.long_side is not None:
@@ -226,9 +238,9 @@ class Experiment(Section):
         every = [step for name in comp.classes for step in self.postprocess.of(name)]
         for split in [step.split for step in every if step.split is not None]:
             if not comp.instances:
-                raise ValueError("the step `split` is for competition.instances: true")
+                raise ValueError("`postprocess.steps`: the step split is for competition.instances: true")
             if split.boundary is not None and self.prepare.boundary is None:
-                raise ValueError("`split: {boundary: …}` needs the boundary class, `prepare.boundary`")
+                raise ValueError("`postprocess.steps`: `split: {boundary: …}` needs the boundary class, `prepare.boundary`")
         if self.postprocess.forbid_overlap and comp.labels == "exclusive":
             raise ValueError("`postprocess.forbid_overlap` is for overlapping classes; exclusive ones never overlap")
         if (number := self.postprocess.number) is not None:

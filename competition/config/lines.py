@@ -14,6 +14,7 @@ from competition.config.errors import MaskfoldError
 KeyPath = tuple[str | int, ...]
 
 MOST_NODES = 100_000  # aliases of aliases make a small file huge
+MOST_BYTES = 2**22  # of a file; a resolved experiment has some kilobytes
 
 FLOAT = re.compile(
     r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$")
@@ -91,6 +92,11 @@ def read_document(path: Path) -> Document:
             more than plain data.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a device may never end
+            raise MaskfoldError(f"{path} is no file.", "Name a YAML file.", status=2)
+        if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
+            raise MaskfoldError(f"{path} has {size:,} bytes, and YAML files of up to {MOST_BYTES:,} are read.",
+                                "Name a YAML file.", status=2)
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise MaskfoldError(f"{path} does not exist.", "Name a YAML file that does.", status=2) from None

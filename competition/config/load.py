@@ -124,6 +124,9 @@ def write_yaml(data: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        error.filename = str(path)  # which file, a full disk does not say
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from competition.config.errors import MaskfoldError
 from competition.config.nearest import nearest, one_of
-from competition.config.trust import check_path, trusted, trusted_by_user
+from competition.config.trust import active, check_path, trusted, trusted_by_user
 
 if TYPE_CHECKING:
     from competition.config.experiment import Experiment
@@ -27,8 +27,8 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
     """Find the class that `target` names, without running anything of a package that is not trusted.
 
     The path is followed from its package on. It may not leave the trusted packages on its way (`torch.os.system`), and
-    the class itself has to come from one, by its own `__module__`. A package that the user trusts is also looked for in
-    the working folder.
+    the class itself has to come from one, by its own `__module__`, and not from a part of it that runs what arguments name
+    (`trust.ACTIVE`). A package that the user trusts is also looked for in the working folder.
 
     Args:
         path: the import path, e.g. `monai.networks.nets.DynUNet`.
@@ -59,6 +59,9 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
     home = getattr(found, "__module__", None)
     if not isinstance(found, ModuleType) and (not isinstance(home, str) or home.split(".")[0] not in roots):
         _refuse(path, key, f"comes from {home or 'nowhere known'}, not from a trusted package")
+    if (risky := active(f"{home}.{getattr(found, '__qualname__', '')}", trust)) is not None:
+        raise MaskfoldError(f"{key}: `{path}` is of {risky}, whose classes read, write or run what their arguments name.",
+                            f"Name another class, or trust all of {parts[0]} with --trust {parts[0]}.", status=2)
     _check_kind(found, kind, path, key)
     return found
 

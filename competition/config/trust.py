@@ -10,6 +10,13 @@ from competition.config.errors import MaskfoldError
 from competition.config.nearest import nearest
 
 TRUSTED = ("torch", "monai", "segmentation_models_pytorch", "timm", "albumentations", "competition")
+# Parts of these packages whose classes read, write, fetch or run what their arguments name: `monai.transforms.LoadImaged`
+# takes `reader: os.system`. Only whoever trusts the whole package by name may have them.
+ACTIVE = ("albumentations.core.serialization", "monai.apps", "monai.auto3dseg", "monai.bundle", "monai.data", "monai.engines",
+          "monai.fl", "monai.handlers", "monai.losses.perceptual", "monai.networks.trt_compiler", "monai.transforms.io",
+          "monai.transforms.post.dictionary.SaveClassificationd", "monai.visualize", "timm.data", "timm.models._helpers",
+          "timm.models._hub", "timm.task", "timm.utils", "torch.distributed", "torch.export", "torch.fx", "torch.hub",
+          "torch.jit", "torch.onnx", "torch.package", "torch.serialization", "torch.utils")
 SHORT = {"smp": "segmentation_models_pytorch", "A": "albumentations", "nn": "torch.nn", "optim": "torch.optim"}
 VARIABLE = "MASKFOLD_TRUST"
 
@@ -30,6 +37,18 @@ def trusted(extra: Sequence[str] = ()) -> frozenset[str]:
 def trusted_by_user(root: str, extra: Sequence[str] = ()) -> bool:
     """Whether it is the command line or the environment that trusts a package."""
     return root not in TRUSTED and root in _own(extra)
+
+
+def active(name: str, extra: Sequence[str] = ()) -> str | None:
+    """The entry of `ACTIVE` that a class falls under; None where it may be used.
+
+    Args:
+        name: where the class is defined, module and class.
+        extra: as for `trusted`.
+    """
+    if name.split(".")[0] in _own(extra):
+        return None
+    return next((part for part in ACTIVE if f"{name}.".startswith(f"{part}.")), None)
 
 
 def check_path(path: str, key: str, extra: Sequence[str] = ()) -> list[str]:

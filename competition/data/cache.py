@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +20,14 @@ import numpy as np
 from competition.config.competition import Competition
 from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
-from competition.data.files import sweep, sync_folder, temporary, whole_file
+from competition.data.files import room, sweep, sync_folder, temporary, whole_file
 from competition.data.geometry import Geometry
 from competition.data.intensity import Intensity
 from competition.data.rle_table import rle_format, rle_grid, rows_are_parts
 
 FORMAT = 1  # rises when the files of a prepared case change
 LATER = ("boundary", "stretch", "long_side")  # keys of `prepare` that came after the first cases: off, they change no name
+BESIDES = ("cache_gib",)  # keys of `prepare` that change no array
 RECORD = "case.json"
 
 
@@ -76,6 +80,11 @@ class PreparedCase:
         """(n, 1 + d) int32: class 1..K and coordinates of up to 10,000 of its voxels, evenly spread."""
         return np.load(self.folder / "foreground.npy", mmap_mode="r")
 
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Bytes of its arrays' files."""
+        return [file.stat().st_size for file in sorted(self.folder.glob("*.npy"))]
+
     def network_image(self) -> np.ndarray:
         """The image as a network sees it without augmentation: (C, *prepared) float32, normalised."""
         return self.image if self.normalised else self.intensity.apply(self.image)
@@ -95,7 +104,7 @@ def cache_key(row: Any, exp: Experiment) -> str:
     parts = {
         "format": FORMAT, "id": str(row.id), "split": str(row.split), "hash": str(row.hash),
         "prepare": {key: value for key, value in exp.prepare.model_dump(mode="json").items()
-                    if key not in LATER or value}, "dimensions": comp.dimensions,
+                    if key not in BESIDES and (key not in LATER or value)}, "dimensions": comp.dimensions,
         "channels": list(comp.train.images) if isinstance(comp.train.images, dict) else None,
         "classes": comp.classes, "values": comp.label_values or comp.values, "labels": comp.labels, "ignore": comp.ignore,
         "rle": _rle(comp) if comp.train.rle else None,
@@ -124,11 +133,12 @@ def fetch(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Path
     final = root / key
     if intact(final):
         return final
-    root.mkdir(parents=True, exist_ok=True)
-    sweep(root, key)
     folder = temporary(final)
-    try:
+    with room(final):
+        root.mkdir(parents=True, exist_ok=True)
+        sweep(root, key)
         folder.mkdir()
+    try:
         record = build(folder)
         record["sizes"] = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         with whole_file(folder / RECORD) as stream:
@@ -156,10 +166,23 @@ def _publish(folder: Path, final: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        if intact(final):
-            return
-        broken = temporary(final)
-        final.rename(broken)
-        folder.rename(final)
+        with _exchanging(final.parent):
+            if intact(final):
+                return
+            broken = temporary(final)
+            final.rename(broken)
+            folder.rename(final)
         shutil.rmtree(broken, ignore_errors=True)
     sync_folder(final.parent)
+
+
+@contextmanager
+def _exchanging(root: Path) -> Iterator[None]:
+    """One process at a time: two that find the same damaged case must not take away each other's whole one."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: the worst is a case that is built once more
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,9 @@ from competition.config.nearest import nearest
 
 if TYPE_CHECKING:
     import pandas
+
+MOST_COLUMNS = 10_000
+CURE = "Write it as a CSV with commas, UTF-8 and one header line."
 
 
 def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
@@ -47,13 +52,28 @@ def _read(path: Path, changed: int, size: int) -> pandas.DataFrame:
     import pandas
 
     try:
+        _check_header(path)
         table = pandas.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
-    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise MaskfoldError(f"{path} cannot be read as a table ({' '.join(str(error).split())}).",
-                            "Write it as a CSV with commas, UTF-8 and one header line.") from error
+    except (ValueError, OSError, csv.Error) as error:  # pandas' own errors are ValueErrors
+        raise MaskfoldError(f"{path} cannot be read as a table ({' '.join(str(error).split())[:300]}).", CURE) from error
     if not isinstance(table.index, pandas.RangeIndex):  # pandas takes what is too much for names of the rows
-        raise MaskfoldError(f"{path} cannot be read as a table (its rows have more cells than its header).",
-                            "Write it as a CSV with commas, UTF-8 and one header line.")
+        raise MaskfoldError(f"{path} cannot be read as a table (its rows have more cells than its header).", CURE)
     table = table.fillna("")
     table.index = pandas.RangeIndex(2, len(table) + 2)
     return table[(table != "").any(axis=1)]
+
+
+def _check_header(path: Path) -> None:
+    """Refuses columns that pandas would rename, and so many that it would take minutes.
+
+    Raises:
+        MaskfoldError: a name is there twice, or there are more than `MOST_COLUMNS`.
+    """
+    csv.field_size_limit(sys.maxsize)  # a text of run lengths has no natural limit
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        header = next(csv.reader(stream), [])
+    if len(header) > MOST_COLUMNS:
+        raise MaskfoldError(f"{path} cannot be read as a table (its header has {len(header):,} columns).", CURE)
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise MaskfoldError(f"{path} has the column `{twice}` twice.", "Give each column a name of its own.", status=2)

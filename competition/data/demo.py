@@ -47,7 +47,8 @@ def make_demo(name: str, folder: Path, seed: int = DEFAULT_SEED, cases: int | No
         True
     """
     if name not in DEMOS:
-        raise MaskfoldError(f"There is no demo {name!r}.", f"Take one of: {', '.join(DEMOS)}.", status=2)
+        raise MaskfoldError(f"There is no demo {name!r}.", f"Take one of: {', '.join(DEMOS)}; or give the layout of real data "
+                            f"that phantoms shall have, e.g. `maskfold demo {name} --layout spine`.", status=2)
     maker, usual = DEMOS[name]
     counts = (usual[0] if cases is None else cases, usual[1] if test_cases is None else test_cases)
     if min(counts) < 1 or seed < 0:

@@ -7,6 +7,7 @@ from typing import Any
 
 from competition.config.competition import Competition
 from competition.config.errors import MaskfoldError
+from competition.config.names import why_unfit
 from competition.data.rle_table import find_rows
 from competition.data.skipped import Skipped
 from competition.data.sources import Case, find, find_many, is_folder_of_instances, refuse_case_twins
@@ -39,6 +40,9 @@ def find_images(comp: Competition, split: str, skipped: Skipped) -> dict[str, Im
                 for name, pattern in patterns.items()}
     ids = sorted(set().union(*channels.values()))
     refuse_case_twins(ids, key)
+    for case_id in ids:
+        if (why := why_unfit(case_id)) is not None:
+            skipped.add(case_id, MaskfoldError(f"The id {case_id!r} that {key} finds {why}.", "Rename the file."))
     for name, cases in channels.items():
         without = [case_id for case_id in ids if case_id not in cases]
         _refuse(without, f"has no channel {name} ({key}.{name} `{patterns[name]}` finds nothing)",

@@ -57,8 +57,8 @@ class Geometry:
             MaskfoldError: an orientation is wanted of a file without an affine, or the grid would be absurdly large.
         """
         shape = array.shape[1:]
-        axes, flips = _orientation(affine, len(shape), prepare.orientation, case)
-        view = _reorient(array, axes, flips)
+        axes, flips = axes_of(affine, len(shape), prepare.orientation, case)
+        view = reorient(array, axes, flips)
         crop = crop_box(view, prepare)
         size = tuple(stop - start for start, stop in crop)
         now = [spacing[axis] for axis in axes]
@@ -108,7 +108,7 @@ class Geometry:
 
     def cropped(self, channel: np.ndarray) -> np.ndarray:
         """A view of one channel (*file shape), reoriented and cropped."""
-        return _reorient(channel[None], self.axes, self.flips)[0][self._crop()]
+        return reorient(channel[None], self.axes, self.flips)[0][self._crop()]
 
     def frame(self, channel: np.ndarray) -> np.ndarray:
         """One channel of the resampled grid, padded with zeros to the prepared shape."""
@@ -134,7 +134,7 @@ class Geometry:
         for index, channel in enumerate(probabilities):
             if not everything:
                 whole[index] = 1 if self.background and index == 0 else 0
-            view = _reorient(whole[index:index + 1], self.axes, self.flips)[0]  # a view: writing to it fills `whole`
+            view = reorient(whole[index:index + 1], self.axes, self.flips)[0]  # a view: writing to it fills `whole`
             view[self._crop()] = channel[inner] if self.lossless else resample(channel[inner], size)
         return whole
 
@@ -247,8 +247,8 @@ def _resampled(length: int, spacing: float, wanted: float) -> int:
     return length if abs(spacing / wanted - 1) * length < 1e-3 else max(1, round(length * spacing / wanted))
 
 
-def _orientation(affine: np.ndarray | None, dims: int, wanted: str | None,
-                 case: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+def axes_of(affine: np.ndarray | None, dims: int, wanted: str | None,
+            case: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """The file axis of each prepared axis, and whether it is reversed, for axis codes such as "RAS"."""
     if wanted is None:
         return tuple(range(dims)), (False,) * dims
@@ -268,7 +268,7 @@ def _orientation(affine: np.ndarray | None, dims: int, wanted: str | None,
     return tuple(int(axis) for axis in order), tuple(bool(change[axis, 1] < 0) for axis in order)
 
 
-def _reorient(array: np.ndarray, axes: tuple[int, ...], flips: tuple[bool, ...]) -> np.ndarray:
+def reorient(array: np.ndarray, axes: tuple[int, ...], flips: tuple[bool, ...]) -> np.ndarray:
     """A view of (C, *file shape) with the prepared order and direction of axes."""
     turned = array.transpose(0, *(axis + 1 for axis in axes))
     return turned[(slice(None), *(slice(None, None, -1) if flip else slice(None) for flip in flips))]

@@ -13,6 +13,7 @@ from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
 from competition.data.prepare import PreparedCase
 from competition.data.randomness import child_seed, rng
+from competition.data.resident import Resident
 
 OPEN_CASES = 128  # per process: each holds three mapped files, and a process may have 1024 files open
 
@@ -86,6 +87,7 @@ class PatchDataset:
         self.exp, self.fold, self.seed, self.train = exp, fold, seed, train
         self.augment = augment if train else None
         self.positions_per_epoch = positions_per_epoch or _positions_per_epoch(exp, len(self.folders))
+        self.resident = Resident.of(exp)
         self._open: OrderedDict[int, _OpenCase] = OrderedDict()
         self._orders: OrderedDict[int, Array] = OrderedDict()
 
@@ -94,7 +96,8 @@ class PatchDataset:
         return len(self.folders)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_orders": OrderedDict()}  # each process maps the files itself
+        # each process maps the files itself
+        return {**self.__dict__, "_open": OrderedDict(), "_orders": OrderedDict(), "resident": Resident.of(self.exp)}
 
     def __getitem__(self, place: Place) -> dict[str, Any]:
         epoch, position = place
@@ -102,7 +105,8 @@ class PatchDataset:
         if not self.train:
             epoch, position = 0, index
         case = self._case(index)
-        image, mask = case.patch(self._centre(case, rng(self.seed, self.fold, epoch, position, "patch")), self.exp)
+        with self.resident.reading(case.prepared):
+            image, mask = case.patch(self._centre(case, rng(self.seed, self.fold, epoch, position, "patch")), self.exp)
         seed = child_seed(self.seed, self.fold, epoch, position, "augment")
         if self.augment is not None:
             image, mask = self._augmented(image, mask, seed)
@@ -129,7 +133,7 @@ class PatchDataset:
     def _case(self, index: int) -> _OpenCase:
         if index not in self._open:
             while len(self._open) >= OPEN_CASES:
-                self._open.popitem(last=False)
+                self.resident.drop(self._open.popitem(last=False)[1].prepared)
             self._open[index] = _OpenCase(PreparedCase.open(self.folders[index]))
         self._open.move_to_end(index)
         return self._open[index]

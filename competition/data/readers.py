@@ -45,7 +45,7 @@ def read_image(path: str | Path, dimensions: int | None = None) -> Picture:
     if picture.array.dtype.kind == "f":
         bad = picture.array.size - int(np.isfinite(picture.array).sum())
     if bad:
-        raise MaskfoldError(f"{path} holds {bad:,} values that are NaN or infinite.",
+        raise MaskfoldError(f"{path} holds {bad:,} value{'' if bad == 1 else 's'} that {'is' if bad == 1 else 'are'} NaN or infinite.",
                             "Repair it, or leave the case out with competition.on_bad_case=skip.")
     return picture
 

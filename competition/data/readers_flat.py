@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from competition.data.readers_types import DEFLATE_BOUND, Header, Picture, refuse_size, unreadable, wrong_dimensions
+from competition.data.readers_png import check_png
+from competition.data.readers_types import (
+    DEFLATE_BOUND,
+    Header,
+    Picture,
+    refuse_bomb,
+    refuse_size,
+    unreadable,
+    wrong_dimensions,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,8 +54,12 @@ def pixels(path: Path, dimensions: int, labels: bool) -> Picture:
             colours, and stretches few bits to 0…255.
     """
     head = header(path, dimensions)
-    refuse_size(path, head.shape[0] * head.shape[1] * head.channels * np.dtype(head.dtype).itemsize)
+    declared = head.shape[0] * head.shape[1] * head.channels * np.dtype(head.dtype).itemsize
+    refuse_size(path, declared)
+    refuse_bomb(path, declared)
     with _opened(path) as picture:
+        if picture.format == "PNG":
+            check_png(path)  # Pillow and OpenCV both fill what damaged data lack, without a word
         depth = _depth(path, picture)
         if depth == 16 and picture.mode not in DEEP:
             return _deep_colours(path, head.channels)
@@ -105,10 +118,7 @@ def _labels(picture: Image, depth: int) -> np.ndarray:
 def _deep_colours(path: Path, channels: int) -> Picture:
     """A PNG of 16-bit colours; OpenCV gives blue first, and may add an alpha channel for one transparent colour."""
     import cv2
-    from PIL import Image
 
-    with Image.open(path) as picture:
-        picture.verify()  # checksums: OpenCV fills what a cut file lacks, without a word
     array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise unreadable(path, "OpenCV cannot decode it")

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from competition.config.errors import MaskfoldError
-from competition.data.readers_types import DEFLATE_BOUND, Header, Picture, refuse_size, unreadable, wrong_dimensions
+from competition.data.readers_types import (
+    DEFLATE_BOUND,
+    Header,
+    Picture,
+    refuse_bomb,
+    refuse_size,
+    unreadable,
+    wrong_dimensions,
+)
 
 MILLIMETRES = {1: 1000.0, 3: 0.001}  # the header's code of metres and of micrometres; anything else is taken as mm
+MOST_BEHIND = 2**24  # bytes that may follow the last voxel
 
 
 def header(path: Path, dimensions: int) -> Header:
@@ -28,18 +40,36 @@ def pixels(path: Path, dimensions: int, labels: bool) -> Picture:
     """
     import nibabel
 
-    image: Any = nibabel.load(path)
-    head = _header(path, image, dimensions)
-    refuse_size(path, math.prod(image.shape) * max(image.get_data_dtype().itemsize, np.dtype(head.dtype).itemsize))
-    proxy = image.dataobj
-    if _scaled(proxy) or image.get_data_dtype().kind == "f":
-        array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
-    else:
-        array = np.array(proxy.get_unscaled())
+    first: Any = nibabel.load(path)
+    head = _header(path, first, dimensions)
+    widest = max(first.get_data_dtype().itemsize, np.dtype(head.dtype).itemsize)
+    refuse_size(path, math.prod(first.shape) * widest)
+    with _whole(path, first) as image:
+        proxy = image.dataobj
+        if _scaled(proxy) or image.get_data_dtype().kind == "f":
+            array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+        else:
+            stored = proxy.get_unscaled()
+            array = np.array(stored) if isinstance(stored, np.memmap) else stored
     if array.dtype.names:
         array = np.stack([array[name] for name in array.dtype.names], axis=-1)
     array = array.reshape(*head.shape, head.channels)
     return Picture(np.moveaxis(array, -1, 0), head.spacing, head.affine)
+
+
+@contextmanager
+def _whole(path: Path, image: Any) -> Iterator[Any]:
+    """The image; of a packed one, what is left when its voxels are read is read too: there the checksum stands."""
+    if path.suffix.lower() != ".gz":
+        yield image
+        return
+    with gzip.open(path) as stream:
+        yield type(image).from_stream(stream)
+        left = MOST_BEHIND
+        while block := stream.read(2**20):
+            left -= len(block)
+            if left < 0:
+                raise unreadable(path, "it goes on behind its last voxel")
 
 
 def _scaled(proxy: Any) -> bool:
@@ -52,6 +82,7 @@ def _header(path: Path, image: Any, dimensions: int) -> Header:
         raise unreadable(path, f"its values are {dtype}")
     size, packed = path.stat().st_size, path.suffix.lower() == ".gz"
     refuse_size(path, math.prod(shape) * dtype.itemsize, size * DEFLATE_BOUND if packed else size)
+    refuse_bomb(path, math.prod(shape) * dtype.itemsize)
     colours = len(dtype.names) if dtype.names else 1
     further = [n for n in shape[3:] if n > 1]
     if len(shape) < dimensions or (dimensions == 2 and math.prod(shape[2:3]) > 1):

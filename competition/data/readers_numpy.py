@@ -15,6 +15,7 @@ from competition.data.readers_types import (
     Picture,
     channels_first,
     count,
+    refuse_bomb,
     refuse_size,
     unreadable,
 )
@@ -64,6 +65,7 @@ def _declared(path: Path, labels: bool) -> tuple[tuple[int, ...], np.dtype]:
             shape, dtype = _array_header(path, file)
             refuse_size(path, count(shape, dtype), member.file_size - file.tell())
             refuse_size(path, count(shape, dtype), size * DEFLATE_BOUND)
+            refuse_bomb(path, count(shape, dtype))
     return shape, dtype
 
 

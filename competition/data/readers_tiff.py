@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from competition.data.readers_types import Header, Picture, count, refuse_size, unreadable, wrong_dimensions
+from competition.data.readers_types import (
+    Header,
+    Picture,
+    count,
+    refuse_bomb,
+    refuse_size,
+    unreadable,
+    wrong_dimensions,
+)
 
 if TYPE_CHECKING:
     from tifffile import TiffPageSeries
@@ -62,6 +70,8 @@ def _refuse_size(path: Path, series: TiffPageSeries, unpacked: int) -> None:
     packed = unpacked * series.keyframe.bitspersample // (8 * np.dtype(series.dtype).itemsize)
     plain = series.keyframe.compression == UNCOMPRESSED and not series.is_multifile
     refuse_size(path, packed, path.stat().st_size if plain else None)
+    if not series.is_multifile:
+        refuse_bomb(path, unpacked if series.keyframe.compression != UNCOMPRESSED else packed)
     refuse_size(path, unpacked)
 
 

@@ -15,6 +15,9 @@ from competition.config.errors import MaskfoldError
 # Deflate (PNG, .gz, .npz) never packs more than 1,032 bytes into one (zlib's technical notes, "maximum compression
 # factor"); the rest is room for headers.
 DEFLATE_BOUND = 1100
+# What unpacks to more than a GiB, and to more than a hundred times its own size, is no image but a bomb. The sparse masks
+# that pack better than that stay below: 512×512×512 voxels, even as float64.
+MOST_UNPACKED, MOST_TIMES = 2**30, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +101,21 @@ def refuse_size(path: Path, declared: int, room: int | None = None) -> None:
             f"{path} cannot be read (its header declares {declared / 2**30:,.1f} GiB of pixels "
             f"and {free / 2**30:,.1f} GiB of memory are free).",
             "Cut it into smaller images, or leave the case out with competition.on_bad_case=skip.")
+
+
+def refuse_bomb(path: Path, declared: int) -> None:
+    """Refuses a small file that would fill the memory.
+
+    Args:
+        path: the file.
+        declared: bytes of its pixels, by its header.
+
+    Raises:
+        MaskfoldError: it would unpack to more than `MOST_UNPACKED` bytes and `MOST_TIMES` its size.
+    """
+    size = path.stat().st_size
+    if declared > MOST_UNPACKED and declared > MOST_TIMES * size:
+        raise unreadable(path, f"its {size:,} bytes would unpack to {declared:,}, as no image's do")
 
 
 def channels_first(array: np.ndarray, dimensions: int, path: Path) -> np.ndarray:

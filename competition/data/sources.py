@@ -192,7 +192,7 @@ def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> lis
 
 def _expression(part: str, bound: dict[str, str]) -> str:
     """A regular expression for one part; what is bound already must occur as it is."""
-    text, last, named = "", 0, set(bound)
+    text, last, named = "(?s)", 0, set(bound)  # a name with a line break is found too, to be refused by name
     for found in PLACEHOLDER.finditer(part):
         text += re.escape(part[last: found.start()])
         name, last = found.group(1), found.end()

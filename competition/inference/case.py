@@ -12,6 +12,7 @@ from torch import nn
 from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
 from competition.data.cache import PreparedCase
+from competition.inference.memory import within_memory
 from competition.inference.window import Autocast, predict_prepared
 
 
@@ -31,10 +32,11 @@ def predict_case(networks: Sequence[nn.Module], prepared: PreparedCase, exp: Exp
         of `prepare.boundary` last.
 
     Raises:
-        MaskfoldError: see `predict_prepared`; the message names the case.
+        MaskfoldError: see `predict_prepared`, or memory runs out; the message names the case.
     """
     try:
-        probabilities = predict_prepared(networks, prepared.network_image(), exp, device, autocast)
+        image = prepared.network_image()
+        probabilities = within_memory(lambda exp: predict_prepared(networks, image, exp, device, autocast), exp, device)
     except MaskfoldError as error:
         raise MaskfoldError(f"Case {prepared.id} cannot be predicted: {error.wrong}", error.cure,
                             status=error.status) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -15,6 +15,7 @@ from competition.data.files import room, sweep, sync_folder, temporary
 
 SUFFIX = ".zarr.zip"
 CHUNK_BYTES = 2**23
+KINDS, CODECS = ("float16", "uint8"), {"BytesCodec", "ZstdCodec"}  # what `write` makes
 
 
 class OofStore:
@@ -86,8 +87,8 @@ class OofStore:
             with zipfile.ZipFile(path):  # ZipStore opens lazily, and stumbles over closing what it could not open
                 pass
             with ZipStore(path, mode="r") as zipped:
-                values = np.asarray(zarr.open_array(zipped, mode="r")[:])
-        except (zipfile.BadZipFile, OSError, ValueError, KeyError, RuntimeError) as error:
+                values = np.asarray(_plain(zarr.open_array(zipped, mode="r", zarr_format=3))[:])
+        except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise MaskfoldError(f"The out-of-fold prediction {path} is damaged: {error}.",
                                 "Delete the file and run the fold again.") from error
         return values if values.dtype == np.float16 else _unpacked(values)
@@ -110,6 +111,18 @@ class OofStore:
         if self.kind == "float16":
             return block.astype(np.float16)
         return np.rint(block.astype(np.float32) * 255).astype(np.uint8)
+
+
+def _plain(array: Any) -> Any:
+    """The array, where it is packed as this store packs: Zarr knows other codecs, some of which unpickle.
+
+    Raises:
+        ValueError: it is packed in another way.
+    """
+    used = {type(codec).__name__ for codec in array.metadata.codecs}
+    if str(array.dtype) not in KINDS or not used <= CODECS:
+        raise ValueError(f"it holds {array.dtype}, packed by {', '.join(sorted(used))}")
+    return array
 
 
 def _unpacked(values: np.ndarray) -> np.ndarray:

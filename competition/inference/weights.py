@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -18,14 +19,14 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
         path: a .safetensors file.
 
     Raises:
-        MaskfoldError: the file is missing or damaged, or does not belong to this network.
+        MaskfoldError: the file is missing or damaged, holds values that are not finite, or does not belong to this
+            network.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     path = Path(path)
     try:
-        found = load_file(path)
+        found = _read(path)
     except FileNotFoundError as error:
         raise MaskfoldError(f"The weights {path} do not exist.", "Train the run first, or name another one.") from error
     except (SafetensorError, OSError, ValueError) as error:
@@ -35,7 +36,30 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     if problem:
         raise MaskfoldError(f"The weights {path} do not fit the network: {problem}.",
                             "Use the `model` section that they were trained with.")
+    bad = next((name for name, tensor in found.items() if tensor.is_floating_point() and not tensor.isfinite().all()), None)
+    if bad is not None:
+        raise MaskfoldError(f"The weights {path} hold NaN or infinite values in {bad}.",
+                            "Replace the file by a whole copy, or train the fold again with a lower learning rate.")
     network.load_state_dict(found)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, held against the SHA-256 of their bytes where its metadata have one under `sha256`.
+
+    The format itself has no checksum: without that a flipped bit is a somewhat other network.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load
+
+    content = path.read_bytes()
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    if set(metadata) - {"sha256", "format"}:  # the checksum's own name may be what was damaged
+        raise ValueError(f"its metadata hold {', '.join(sorted(metadata))[:100]!r}")
+    said, found = metadata.get("sha256"), load(content)
+    if said is not None and said != hashlib.sha256(memoryview(content)[8 + int.from_bytes(content[:8], "little"):]).hexdigest():
+        raise ValueError("its checksum is wrong")
+    return found
 
 
 def _misfit(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str | None:

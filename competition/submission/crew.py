@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from typing import Any
 
 from competition.config import MaskfoldError
+from competition.training.ranks import die_with
 
 FEW = 8  # cases that are not worth the start of a process
 
@@ -30,12 +33,16 @@ class Crew:
 
     def __enter__(self) -> Crew:
         if self.workers > 1:  # spawn: a fork of a process with torch's threads may hang
+            self._others = set(active_children())
             self._pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=_sit_down,
-                                             initargs=(self.desk,))
+                                             initargs=(self.desk, os.getpid()))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._pool is not None:
+            if kind is not None:  # nobody waits for the cases at hand
+                for process in set(active_children()) - self._others:
+                    process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
@@ -51,8 +58,10 @@ class Crew:
             return
         chunk = max(1, min(8, len(self.cases) // (4 * self.workers)))
         try:
-            for failure, result in self._pool.map(_work, [method] * len(self.cases), self.cases,
-                                                  [argument] * len(self.cases), chunksize=chunk):
+            with _without_interruption():  # here processes are started
+                results = self._pool.map(_work, [method] * len(self.cases), self.cases, [argument] * len(self.cases),
+                                         chunksize=chunk)
+            for failure, result in results:
                 if failure is not None:
                     raise MaskfoldError(failure[0], failure[1], status=failure[2])
                 yield result
@@ -64,9 +73,20 @@ class Crew:
 _desk: Any = None  # of this process
 
 
-def _sit_down(desk: Any) -> None:
+@contextmanager
+def _without_interruption() -> Iterator[None]:
+    """Ctrl-C in a terminal reaches all processes; the ones that are started in the block leave it to this one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _sit_down(desk: Any, parent: int) -> None:
     global _desk
     os.environ["OMP_NUM_THREADS"] = "1"
+    die_with(parent)  # which may be killed
     _desk = desk
 
 

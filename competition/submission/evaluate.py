@@ -99,8 +99,8 @@ class Evaluation:
         self.crew.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.crew.__exit__(*error)
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.crew.__exit__(kind, *rest)
 
     def score(self, ask: Ask) -> None:
         """Make sure that every list of steps has its scores in `known`."""

@@ -144,8 +144,9 @@ def _write(row: Any, outcome: Outcome, comp: Competition, output: Path) -> Itera
 def _draw(path: Path, row: Any, outcome: Outcome, comp: Competition) -> None:
     """One case beside its image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    case_picture(path, load_image(comp, row).array, None, outcome.masks, comp, title=str(row.id),
-                 spacing=json.loads(row.spacing))
+    image = load_image(comp, row)
+    case_picture(path, image.array, None, outcome.masks, comp, title=str(row.id), spacing=json.loads(row.spacing),
+                 affine=image.affine)
 
 
 def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp: Competition) -> Path:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from competition.config.errors import MaskfoldError
 from competition.config.nearest import nearest
-from competition.data.files import sync_folder, temporary, whole_file, writable
+from competition.data.files import room, sync_folder, temporary, whole_file, writable
 from competition.rle import encode
 from competition.submission.profiles import Profile, known_profile
 from competition.submission.read import Key, Names, Sample, fill, objects_of, read_sample, said
@@ -60,7 +60,7 @@ def write_submission(masks: Iterable[Masked], profile: Profile | str, path: str 
         with _Texts(profile, sample) as texts:
             for one in masks:
                 texts.add(*one)
-            with whole_file(beside) as stream:
+            with whole_file(beside, texts.size()) as stream:
                 lines = io.TextIOWrapper(stream, "utf-8", newline="")
                 _write(lines, texts)
                 lines.detach()  # flushes, and leaves the file open to be put on the disk
@@ -92,7 +92,8 @@ class _Texts:
         self._places: dict[Key, list[tuple[int, int]]] = {}  # start and length of each text; none for an empty mask
         self._wanted = set(sample.keys) if sample is not None else set()
         self._names = Names(dict.fromkeys(key[0] for key in sample.keys)) if sample is not None else None
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the block of this object ends)
+        with room(Path(tempfile.gettempdir())):
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the block of this object ends)
 
     def __enter__(self) -> _Texts:
         return self
@@ -114,8 +115,13 @@ class _Texts:
         places = self._places.setdefault(key, [])
         if mask.any():
             raw = _text(key, mask, self.profile, confidence).encode("ascii")
-            places.append((self._file.seek(0, os.SEEK_END), len(raw)))
-            self._file.write(raw)
+            with room(Path(tempfile.gettempdir()), len(raw)):
+                places.append((self._file.seek(0, os.SEEK_END), len(raw)))
+                self._file.write(raw)
+
+    def size(self) -> int:
+        """Bytes of all texts: somewhat less than the file's."""
+        return sum(length for places in self._places.values() for _, length in places)
 
     def order(self) -> Iterator[Key]:
         """The rows' keys: the sample's, else as they came.

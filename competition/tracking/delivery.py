@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from competition.tracking import view
 from competition.tracking.identity import Identity, began, files_below, member_folders, member_tags, read_result
 from competition.tracking.journal import Point, read_news
-from competition.tracking.names import metric_name, numbers_in
+from competition.tracking.names import description, metric_name, numbers_in
 from competition.tracking.state import FilePrint, Shipped, State, read_state
 from competition.tracking.store import Store, connect, experiment_id
 
@@ -64,6 +64,7 @@ class Delivery:
 
     def begin(self) -> None:
         """Make the run, or go on with it when it had failed or was stopped."""
+        self._rename()
         if not self.is_finished:
             self._reopen(RUN)
 
@@ -161,8 +162,10 @@ class Delivery:
         self._log_points(self.state.of(name), [Point(key, value, when, 0) for key, value in numbers.items()])
         tags = {key: str(result[key]) for key in WORDS if result.get(key)}
         if name == RUN and result.get("score") is not None:
-            tags["mlflow.note.content"] = _description(result)
+            tags["mlflow.note.content"] = description(result)
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if name == RUN and "stopped" not in tags and "stopped" in self.client.get_run(run_id).data.tags:
+            self.client.delete_tag(run_id, "stopped")  # it was, and went on
         self.state.of(name).final = digest
         self.state.write(self.folder)
 
@@ -219,7 +222,7 @@ class Delivery:
             self.state.write(self.folder)  # the token is on disk before the run is in MLflow
             found = client.search_runs([self._group], f"tags.`{TOKEN_TAG}` = '{shipped.token}'", max_results=1)
             run = found[0] if found else self._make_run(name, shipped.token)
-            shipped.run_id, shipped.status = run.info.run_id, run.info.status
+            shipped.run_id, shipped.status, shipped.name = run.info.run_id, run.info.status, run.info.run_name
             self.state.write(self.folder)
         if not shipped.parameters:  # of folds too: folds of different runs are compared
             self._log_parameters(shipped.run_id)
@@ -230,14 +233,28 @@ class Delivery:
     def _make_run(self, name: str, token: str) -> Run:
         folder = self.folder / name
         if name == RUN:
-            title, tags = self.identity.name, self.identity.tags
+            tags = self.identity.tags
         else:
-            title = f"{name.replace('_', ' ')} · {self.identity.name}"
             self._reopen(RUN)
             tags = {**self.identity.fold_tags, **member_tags(folder), "mlflow.parentRunId": self._run_id(RUN)}
         self.calls += 1
         return self.client.create_run(self._group, start_time=began(folder), tags={**tags, TOKEN_TAG: token},
-                                      run_name=title)
+                                      run_name=self._title(name))
+
+    def _title(self, name: str) -> str:
+        """A folder's run in MLflow's table."""
+        return self.identity.name if name == RUN else f"{name.replace('_', ' ')} · {self.identity.name}"
+
+    def _rename(self) -> None:
+        """A trial that is tried again has another number: its runs follow, but for a name that a user gave in MLflow."""
+        for name, title in [(name, self._title(name)) for name, shipped in self.state.folders.items()
+                            if shipped.run_id is not None and shipped.name not in ("", self._title(name))]:
+            client, shipped = self.client, self.state.of(name)
+            if shipped.run_id is not None:
+                if client.get_run(shipped.run_id).info.run_name == shipped.name:
+                    client.update_run(shipped.run_id, name=title)
+                shipped.name = title
+                self.state.write(self.folder)
 
     def _reopen(self, name: str) -> None:
         """The folder's run is running, and so is the run it belongs to."""
@@ -267,14 +284,6 @@ class Delivery:
         for start in range(0, len(metrics), POINTS_PER_CALL):
             self.client.log_batch(shipped.run_id, metrics=metrics[start:start + POINTS_PER_CALL])
             self.calls += 1
-
-
-def _description(result: Mapping[str, Any]) -> str:
-    """A sentence for the top of the run's page."""
-    text = f"**{result['score']:.4f}** {result.get('metric', 'score')}"
-    if result.get("low") is not None and result.get("high") is not None:
-        text += f" (95 % interval {result['low']:.4f} to {result['high']:.4f})"
-    return text + (f" on {result['cases']} out-of-fold cases" if result.get("cases") else "")
 
 
 def _has_run(client: MlflowClient, run_id: str) -> bool:

@@ -95,3 +95,11 @@ def numbers_in(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             numbers[f"{prefix}{name}"] = float(value)
     return numbers
+
+
+def description(result: Mapping[str, Any]) -> str:
+    """A sentence for the top of a run's page in MLflow, from its summary with a score."""
+    text = f"**{result['score']:.4f}** {result.get('metric', 'score')}"
+    if result.get("low") is not None and result.get("high") is not None:
+        text += f" (95 % interval {result['low']:.4f} to {result['high']:.4f})"
+    return text + (f" on {result['cases']} out-of-fold cases" if result.get("cases") else "")

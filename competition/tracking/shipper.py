@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from competition.config import Experiment
 from competition.tracking.delivery import Delivery
 from competition.tracking.identity import Identity
 from competition.tracking.provenance import record
-from competition.tracking.store import root_of, store_of
+from competition.tracking.store import Store, root_of, store_of
 from competition.tracking.system import Sampler
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -107,8 +108,8 @@ class Shipper:
                 self._delivery.close(self._status or "FINISHED")
         except Exception as error:  # noqa: BLE001 - training goes on, whatever MLflow, its database or the network do
             if not self._troubled:
-                logger.warning("MLflow (%s) does not take deliveries: %s. Training goes on, and so do the tries.",
-                               self.store.uri, _first_line(error))
+                logger.warning("MLflow (%s) does not take deliveries: %s%s. Training goes on, and so do the tries.",
+                               self.store.uri, _first_line(error), _room(self.store, error))
             self._troubled = True
             return False
         if self._troubled:
@@ -125,3 +126,10 @@ class Shipper:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _room(store: Store, error: Exception) -> str:
+    """How much room there is, where a full disk may be the reason."""
+    if store.database is None or "disk" not in str(error).lower():
+        return ""
+    return f" ({shutil.disk_usage(store.database.parent).free:,} bytes are free in {store.database.parent})"

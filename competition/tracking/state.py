@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from competition.data.files import write_whole
 from competition.tracking.journal import Place
 
 FILE = "shipped.json"
@@ -44,6 +44,7 @@ class Shipped:
     Attributes:
         token: a tag of the MLflow run, kept before the run is made: a process killed in between finds its run again.
         run_id: the MLflow run; None: not made yet.
+        name: the MLflow run's name as last told; empty where it was made before names were kept here.
         status: MLflow's word for it as last told: RUNNING, FINISHED, FAILED, KILLED.
         parameters: whether parameters and tags are there.
         journal: how far `metrics.jsonl` is there.
@@ -54,6 +55,7 @@ class Shipped:
 
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     run_id: str | None = None
+    name: str = ""
     status: str = ""
     parameters: bool = False
     journal: Place = field(default_factory=Place)
@@ -75,13 +77,8 @@ class State:
 
     def write(self, run_folder: Path) -> None:
         """Keep the state, whole or not at all."""
-        path = run_folder / FILE
-        beside = path.with_name(f".{FILE}.{os.getpid()}.part")
-        with open(beside, "w", encoding="utf-8") as file:
-            json.dump({"version": VERSION, **asdict(self)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        content = json.dumps({"version": VERSION, **asdict(self)}, indent=1).encode()
+        write_whole(run_folder / FILE, lambda file: file.write(content), len(content))
 
 
 def read_state(run_folder: Path, store: str) -> State:

@@ -72,7 +72,8 @@ def root_of(run_folder: Path) -> Path:
 
 
 def quieten() -> None:
-    """Set what MLflow reads from the environment when it is imported: no telemetry, no bars, short waits.
+    """Set what MLflow reads from the environment when it is imported: no telemetry, no bars, no links to runs among
+    the lines of a training, short waits.
 
     A server that does not answer must not hold the shipper for MLflow's default of several minutes. Values that the
     user has set stay, except telemetry, which is off.
@@ -81,7 +82,7 @@ def quieten() -> None:
     os.environ["DO_NOT_TRACK"] = "true"  # MLflow takes this very word only, not 1
     for name, value in (("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"), ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
                         ("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
-                        ("GIT_PYTHON_REFRESH", "quiet")):
+                        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"), ("GIT_PYTHON_REFRESH", "quiet")):
         os.environ.setdefault(name, value)
 
 
@@ -100,7 +101,33 @@ def connect(store: Store) -> MlflowClient:
         store.database.parent.mkdir(parents=True, exist_ok=True)
         if not store.database.exists():
             logger.info("making the MLflow database %s", store.database)
+            _make(store.database)
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+
+
+def _make(database: Path) -> None:
+    """Make a SQLite database of MLflow's, whole or not at all: one whose making was cut short MLflow never opens again."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    from competition.data.files import sweep, temporary  # the doctor looks at stores where numpy may be missing
+
+    sweep(database.parent, database.name)
+    beside = temporary(database)
+    uri = f"sqlite:///{beside.as_posix()}"
+    try:
+        made = SqlAlchemyStore(uri, ARTIFACTS)
+        made.engine.dispose()
+        SqlAlchemyStore._engine_map.pop(uri, None)
+        try:
+            os.link(beside, database)
+        except FileExistsError:
+            pass  # another process was quicker
+        except OSError:  # a file system without links
+            if not database.exists():
+                os.replace(beside, database)
+    finally:
+        for path in database.parent.glob(f"{beside.name}*"):
+            path.unlink(missing_ok=True)
 
 
 def experiment_id(client: MlflowClient, store: Store, name: str) -> str:

@@ -1,74 +1,50 @@
 """Files that appear whole or not at all: checkpoints, weights, results.
 
-`Fabric.save` goes through the system's temporary folder and does not fsync, so files are written here: beside their
-place, synced, renamed.
+`Fabric.save` goes through the system's temporary folder and does not fsync, so files are written by
+`competition.data.files.write_whole`: beside their place, synced, renamed.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from competition.config import MaskfoldError
+from competition.data.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["GOOD", "LAST", "load_checkpoint", "save_checkpoint", "save_weights", "write_json", "write_table", "write_whole"]
+
 VERSION = 1
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a kill at any instant leaves the old one or the new one.
-
-    Args:
-        path: where the file belongs.
-        write: writes the content to an open binary file.
-
-    Raises:
-        MaskfoldError: the disk is full or cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        size = beside.stat().st_size if beside.exists() else 0
-        beside.unlink(missing_ok=True)
-        raise MaskfoldError(f"{path} cannot be written after {size:,} bytes: {error.strerror}.",
-                            "Make room or give write access, then type the same command again.") from error
+LAST = "last.pt"  # where training goes on after a kill
+GOOD = "good.pt"  # where it goes back to with `training.on_nan: restore`: an epoch's end, however often checkpoints are written
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole or not at all."""
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    content = text.encode()
+    write_whole(path, lambda file: file.write(content), len(content))
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a pandas table as CSV, whole or not at all; numbers keep all their digits."""
     text = table.to_csv(index=False, lineterminator="\n")
-    write_whole(path, lambda file: file.write(text.encode()))
+    content = text.encode()
+    write_whole(path, lambda file: file.write(content), len(content))
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a training state: tensors and plain Python values only, so that it loads without executing code."""
     content = io.BytesIO()  # torch.save hides what went wrong when it writes to a full disk itself
     torch.save({"version": VERSION, **state}, content)
-    write_whole(path, lambda file: file.write(content.getbuffer()))
+    write_whole(path, lambda file: file.write(content.getbuffer()), content.getbuffer().nbytes)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -95,4 +71,4 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
     # Cloned, since safetensors refuses tensors that share memory, as those of a layer with two names do (DynUNet).
     content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    write_whole(path, lambda file: file.write(content))
+    write_whole(path, lambda file: file.write(content), len(content))

@@ -31,6 +31,7 @@ class CvSummary:
         cases: how many cases were predicted out of fold.
         folds: the results of the finished members.
         test_dice: per class on the share that no fold trained on (`folds.shares` of three numbers).
+        test_score: the metric's value on that share.
     """
 
     metric: str
@@ -43,6 +44,7 @@ class CvSummary:
     cases: int
     folds: list[dict[str, Any]]
     test_dice: dict[str, float | None] | None = None
+    test_score: float | None = None
 
 
 def run_cv(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = (),
@@ -61,8 +63,10 @@ def run_cv(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = (),
     Raises:
         MaskfoldError: something the user can cure.
     """
+    from competition.data.files import sweep_all
     from competition.training.executors import make_executor
 
+    sweep_all(run.folder)
     if jobs := open_jobs(run, trust):
         make_executor(run.exp).run(jobs, say, alive)
     return summarise(run)
@@ -76,13 +80,16 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     """
     from competition.augment import device_augment, loader_augment
     from competition.config.target import check_targets
+    from competition.data.files import sweep_all
     from competition.data.prepare import PreparedCase, prepare_cases
     from competition.inference.tta import views
     from competition.model.network import check_network
     from competition.training.lineage import check_lineage
+    from competition.training.memory import told
 
     if not open_jobs(run, trust):
         return
+    sweep_all(CACHE)
     _refuse_mixture(run)
     if run.exp.init_from is not None:
         for job in open_jobs(run, trust):
@@ -95,7 +102,8 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     folder = next(iter(prepare_cases(first, run.exp, CACHE).values()))
     channels = int(PreparedCase.open(folder).image.shape[0])
     check_network(run.exp, channels * (run.exp.patch.slices or 1), trust)
-    prepared = prepare_cases(run.cases, run.exp, CACHE, progress=say)
+    with told("preparing the cases"):
+        prepared = prepare_cases(run.cases, run.exp, CACHE, progress=say)
     for case, path in prepared.items():
         found = int(PreparedCase.open(path).image.shape[0])
         if found != channels:
@@ -145,7 +153,8 @@ def summarise(run: CvRun) -> CvSummary:
             comp.metric.name, cv_score(scores, comp.metric), low, high, dice_per_class(scores, comp.classes),
             {name: ends[0] for name, ends in intervals.items()}, {name: ends[1] for name, ends in intervals.items()},
             int(scores["id"].nunique()), plain,
-            dice_per_class(pd.concat(tested), comp.classes) if tested else None)
+            dice_per_class(pd.concat(tested), comp.classes) if tested else None,
+            cv_score(pd.concat(tested), comp.metric) if tested else None)
     write_json(run.folder / "summary.json", asdict(summary))
     return summary
 
@@ -176,14 +185,19 @@ def fold_scores(run: CvRun, fold: int, members: list[FoldResult]) -> pd.DataFram
 
 
 def _refuse_mixture(run: CvRun) -> None:
-    """Folds whose steps took other numbers of samples are no cross-validation of one thing."""
-    devices, batch = run.exp.run.devices, run.exp.training.batch_size
+    """Folds that were trained in different ways are no cross-validation of one thing."""
+    devices, batch, on_nan = run.exp.run.devices, run.exp.training.batch_size, run.exp.training.on_nan
     for result in results_of(run):
         if result.devices != devices:
             raise MaskfoldError(
                 f"{run.member_folder(result.fold, result.seed)} was trained with run.devices={result.devices}, "
                 f"{result.devices * batch} samples a step, and now run.devices is {devices}.",
                 f"Set run.devices={result.devices}, or start another run with --new.")
+        if (result.restored and on_nan != "restore") or (result.skipped and on_nan == "restore"):
+            how = f"restored {result.restored} times" if result.restored else f"left out {result.skipped} steps"
+            raise MaskfoldError(
+                f"{run.member_folder(result.fold, result.seed)} has {how}, and now training.on_nan is {on_nan}.",
+                "Set training.on_nan as it was, or start another run with --new.")
 
 
 def _dice_interval(scores: pd.DataFrame, name: str, seed: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from competition.config import Competition, Experiment, MaskfoldError, load_experiment, resolved
 from competition.training.job import FoldResult
 from competition.training.runs import RUNS, CvRun, load_run, run_hash
+
+STUDIES = Path("mlruns") / "studies"
+TRIALS = "trials.json"  # of a study: what its trials found
 
 # What may change between training and submitting: it is taken from the YAML as it is now.
 LATE = ("test", "submission", "root", "on_bad_case")
@@ -30,16 +34,32 @@ def find_run(word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = 
         The run, with at least one finished fold.
 
     Raises:
-        MaskfoldError: there is none, or the word could mean several.
+        MaskfoldError: there is none, the word could mean several, or it names a study or a fold.
     """
     path = Path(word)
     if path.suffix in (".yaml", ".yml") and not path.is_dir():
         return _latest(path, overrides, trust, say)
+    if (study := find_study(word)) is not None:
+        raise _not_a_run(study)
     folder = path if (path / "experiment.yaml").exists() else _by_hash(word)
+    if not (folder / "cases.csv").exists():
+        above = folder.resolve().parent
+        raise MaskfoldError(f"{folder} is no run: it has no cases.csv.", f"Name the run's folder, {above}." if
+                            (above / "cases.csv").exists() else "Name a folder under mlruns/runs.", status=2)
     run = load_run(folder, trust, overrides)
     if not finished(run):
-        raise MaskfoldError(f"The run {folder} has no finished fold.", "Finish it with the same `maskfold cv` command.")
+        raise MaskfoldError(f"The run {folder} has no finished fold: {_progress(run)}.",
+                            "Finish it with the same `maskfold cv` command.")
     return run
+
+
+def find_study(word: str) -> Path | None:
+    """The folder of the study that a word names, by that folder or by its name below `mlruns/studies`; None: of none."""
+    for folder in (Path(word), STUDIES / word):
+        inside = folder.resolve().parent.name == STUDIES.name and not (folder / "cases.csv").exists()
+        if (folder / "experiment.yaml").exists() and (inside or (folder / TRIALS).exists()):
+            return folder
+    return None
 
 
 def best_run(word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (),
@@ -98,19 +118,66 @@ def _latest(file: Path, overrides: Sequence[str], trust: tuple[str, ...], say: C
     exp = load_experiment(file, overrides, trust)
     base = RUNS / f"{exp.competition.name}-{file.stem}"
     found: list[tuple[float, CvRun]] = []
+    begun: list[CvRun] = []
     for yaml in sorted(base.glob("*/experiment.yaml")):
         run = load_run(yaml.parent, trust)
         places = [run.member_folder(*member) / "result.json" for member in run.members()]
         if places and all(place.exists() for place in places):
             found.append((max(place.stat().st_mtime for place in places), run))
+        else:
+            begun.append(run)
     if not found:
-        raise MaskfoldError(f"No finished run of {file} is below {base}.", f"Run `maskfold cv {file}` first.")
+        raise _unfinished(file, base, begun)
     run = max(found, key=lambda pair: pair[0])[1]
     now = current(run.exp, exp)
     if run_hash(now, "") != run_hash(exp, ""):
         say(f"note: {_differences(now, exp)} differ from the run {run.folder.name}, which predicts as it was trained: its own "
             "experiment.yaml counts")
     return CvRun(run.folder, now, run.cases, run.folds, run.name)
+
+
+def _unfinished(file: Path, base: Path, begun: list[CvRun]) -> MaskfoldError:
+    """Says how far the runs of an experiment are, and where its studies lie."""
+    wrong, cure = f"No finished run of {file} is below {base}", f"Run `maskfold cv {file}` first"
+    if begun:
+        latest = max(begun, key=lambda run: (run.folder / "experiment.yaml").stat().st_mtime)
+        wrong += f": of {latest.folder.name} {_progress(latest)}"
+        cure = f"Finish it with the same `maskfold cv {file}`"
+        if finished(latest):
+            cure += f", or name it by its hash, {latest.folder.name}"
+    studies = sorted((folder for folder in STUDIES.glob(f"{base.name}-*")
+                      if re.fullmatch("[0-9a-f]{8}", folder.name.removeprefix(f"{base.name}-"))),
+                     key=lambda folder: folder.stat().st_mtime)
+    if studies:
+        cure += f"; the page of its study is made by `maskfold report {studies[-1]}`"
+    return MaskfoldError(f"{wrong}.", f"{cure}.")
+
+
+def _progress(run: CvRun) -> str:
+    """How far a run is, in words: folds that are finished, and the last epoch of those that have begun."""
+    members = run.members()
+    done = [member for member in members if FoldResult.read(run.member_folder(*member)) is not None]
+    text = f"{len(done)} of {len(members)} folds {'is' if len(done) == 1 else 'are'} finished"
+    for folder in (run.member_folder(*member) for member in members if member not in done):
+        lines = [line for line in _text(folder / "metrics.jsonl").splitlines() if line.endswith("}")]
+        if lines:
+            text += f", {folder.name} has done epoch {json.loads(lines[-1])['epoch']} of {run.exp.training.epochs}"
+    return text
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _not_a_run(study: Path) -> MaskfoldError:
+    """Names the run of the best trial, where there is one."""
+    try:
+        record = json.loads(_text(study / TRIALS))
+        run = next(trial["run"] for trial in record["trials"] if trial["number"] == record["best"][0])
+        cure = f"Name a trial's run, e.g. that of the best trial {record['best'][0]}: {run}."
+    except (ValueError, LookupError, StopIteration):
+        cure = f"Name the run of one of its trials; `maskfold report {study}` lists them."
+    return MaskfoldError(f"{study} is a study, not a run.", cure, status=2)
 
 
 def current(trained: Experiment, now: Experiment) -> Experiment:
@@ -122,7 +189,7 @@ def current(trained: Experiment, now: Experiment) -> Experiment:
 def _differences(one: Experiment, other: Experiment) -> str:
     """The keys in which two experiments differ, a few of them."""
     pair = [_leaves(resolved(exp)) for exp in (one, other)]
-    skipped = ("run.", "study", "postprocess", "competition.root", "folds.run")
+    skipped = ("run.", "study", "postprocess", "competition.root", "folds.run", "training.on_nan", "training.on_oom", "prepare.cache_gib")
     keys = [key for key in dict.fromkeys([*pair[0], *pair[1]])
             if pair[0].get(key) != pair[1].get(key) and not key.startswith(skipped)]
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

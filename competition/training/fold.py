@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +19,7 @@ import torch  # noqa: E402
 
 from competition.augment import device_augment, loader_augment  # noqa: E402
 from competition.config import Experiment, MaskfoldError  # noqa: E402
+from competition.data.files import refusal, sweep_all  # noqa: E402
 from competition.data.patches import PatchDataset  # noqa: E402
 from competition.data.prepare import PreparedCase, prepare_cases  # noqa: E402
 from competition.data.randomness import child_seed  # noqa: E402
@@ -25,12 +28,14 @@ from competition.inference.weights import load_weights  # noqa: E402
 from competition.model.network import build_network  # noqa: E402
 from competition.scoring.curves import fold_curves  # noqa: E402
 from competition.scoring.summary import cv_score  # noqa: E402
-from competition.training.checkpoint import save_weights, write_json, write_table  # noqa: E402
+from competition.training.checkpoint import GOOD, save_weights, write_json, write_table  # noqa: E402
 from competition.training.device import make_fabric  # noqa: E402
+from competition.training.executors.process import ERROR, WORDS  # noqa: E402
 from competition.training.job import FoldResult, Job  # noqa: E402
 from competition.training.lineage import check_lineage  # noqa: E402
 from competition.training.lock import alone  # noqa: E402
-from competition.training.loop import Training, peak_gib  # noqa: E402
+from competition.training.loop import Training  # noqa: E402
+from competition.training.memory import peak_gib, told  # noqa: E402
 from competition.training.ranks import die_with, is_first, launch, parent  # noqa: E402
 from competition.training.repeat import repeats  # noqa: E402
 from competition.training.runs import CvRun, load_run, write_resolved  # noqa: E402
@@ -54,7 +59,8 @@ def run_fold(job: Job, say: Callable[[str], None] = print, began: float | None =
     """
     if (finished := FoldResult.read(job.folder)) is not None:
         return finished
-    with alone(job.folder, job.patience, say):
+    with alone(job.folder, job.patience, say), told(f"working on {job.folder.name}"):
+        sweep_all(job.folder, mine=True)
         return _run_fold(job, say, began if began is not None else time.monotonic())
 
 
@@ -86,7 +92,8 @@ def assist(job: Job) -> None:
         KeyboardInterrupt: the first process stopped.
     """
     die_with(parent())
-    begin(job, ready(job), lambda line: None, BEGAN).train()
+    with told(f"working on {job.folder.name}"):
+        begin(job, ready(job), lambda line: None, BEGAN).train()
 
 
 def begin(job: Job, run: CvRun, say: Callable[[str], None], began: float) -> Training:
@@ -114,7 +121,8 @@ def begin(job: Job, run: CvRun, say: Callable[[str], None], began: float) -> Tra
         load_weights(network, check_lineage(Path(exp.init_from), job, run))
     watched = run.cases[[fold_of[case] == job.fold for case in run.cases["id"]]]
     interrupted = Interruption()
-    judge = Judge(exp, watched, prepared, fabric.device, fabric.autocast, interrupted.check) if job.fold >= 0 else None
+    judge = (Judge(exp, watched, prepared, fabric.device, fabric.autocast, interrupted.check, dataset.resident)
+             if job.fold >= 0 else None)
     say(f"{len(train)} cases to train on, {len(watched) if judge else 0} to validate, {precision} on {fabric.device}, "
         f"{torch.get_num_threads()} threads, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters")
     return Training(fabric, exp, job.folder, job.fold, seed, network, dataset, judge, device_augment(exp), began,
@@ -135,10 +143,11 @@ def predict(job: Job, run: CvRun, training: Training, weights: Path) -> tuple[fl
     write_table(scores, job.folder / "scores.csv")
     step = training.progress.step
     if not training.journal.has(step, "val/score"):  # the curves' last point
-        training.journal.write(step, -(-step // training.steps_per_epoch), summary_metrics(scores, run.exp))
+        memory = training.memory.report(training.progress.halved)
+        training.journal.write(step, -(-step // training.steps_per_epoch), summary_metrics(scores, run.exp) | memory)
     if (run.folds["fold"] == -2).any():
         held_out = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
-        tester = Judge(run.exp, held_out, judge.prepared, judge.device, judge.autocast, judge.alive)
+        tester = replace(judge, cases=held_out)
         write_table(tester.predict_out_of_fold(network, OofStore(job.folder / "test", run.exp.inference.store), -2),
                     job.folder / "test_scores.csv")
     score = cv_score(scores, comp.metric)
@@ -156,7 +165,9 @@ def finish(job: Job, exp: Experiment, training: Training, score: float | None,
         epochs=-(-progress.step // training.steps_per_epoch), minutes=training.elapsed() / 60,
         peak_gib=peak_gib(training.fabric.device), threads=torch.get_num_threads(),
         precision=str(training.fabric.strategy.precision.precision), device=str(training.fabric.device),
-        torch=torch.__version__, stopped=progress.stopped, devices=training.ranks.count)
+        torch=torch.__version__, stopped=progress.stopped, devices=training.ranks.count, skipped=progress.skipped,
+        restored=progress.restored, halved=progress.halved)
+    (job.folder / GOOD).unlink(missing_ok=True)
     write_json(job.folder / "result.json", result.__dict__)
     return result
 
@@ -193,18 +204,24 @@ def main(path: str) -> int:
     job = Job.from_json(Path(path).read_text())
     if not is_first():
         return assisted(job)
-    log = open(job.folder / "log.txt", "a", buffering=1)  # noqa: SIM115 - open as long as the process lives
 
     def say(line: str) -> None:
-        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        print(line, flush=True)
+        with contextlib.suppress(OSError), open(job.folder / "log.txt", "a") as log:  # a full disk is told where it matters
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        with contextlib.suppress(OSError):
+            print(line, flush=True)
 
-    (job.folder / "error.json").unlink(missing_ok=True)
+    pipe = int(os.environ.pop(WORDS, "-1"))  # the fold's other processes do not have it
     try:
         run_fold(job, say, BEGAN)
     except MaskfoldError as error:
         say(f"error: {error}")
-        return failed(job, error)
+        return failed(job, error, pipe)
+    except OSError as error:
+        if (refused := refusal(error, None)) is None:
+            raise
+        say(f"error: {refused}")
+        return failed(job, refused, pipe)
     except KeyboardInterrupt as reason:
         say(f"stopped ({reason}); the same command goes on from the last checkpoint")
         return 143 if str(reason) == "SIGTERM" else 130
@@ -225,10 +242,14 @@ def assisted(job: Job) -> int:
     return 0
 
 
-def failed(job: Job, error: MaskfoldError) -> int:
-    """Leave the error for the process that started the fold; the exit status."""
+def failed(job: Job, error: MaskfoldError, pipe: int = -1) -> int:
+    """Leave the error for the process that started the fold, also through the pipe; the exit status."""
+    words = {"wrong": error.wrong, "cure": error.cure, "status": error.status}
+    with contextlib.suppress(OSError):  # that process may be gone
+        if pipe >= 0:
+            os.write(pipe, json.dumps(words).encode())
     with contextlib.suppress(MaskfoldError):  # the disk may be full
-        write_json(job.folder / "error.json", {"wrong": error.wrong, "cure": error.cure, "status": error.status})
+        write_json(job.folder / ERROR, words)
     return 1
 
 

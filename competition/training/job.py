@@ -54,6 +54,9 @@ class FoldResult:
         dice: mean Dice per class over cases that have the class in truth or prediction; None where no case has.
         minutes: wall time, all processes of the fold together.
         devices: processes that trained it; a step took `training.batch_size` samples on each.
+        skipped: steps left out for a loss or gradient that was not a number.
+        restored: times that training went back for such a step, at half the rate each time.
+        halved: times that micro-batches were halved for want of memory.
         peak_gib: the largest resident memory of the process, or the device's peak where there is one.
     """
 
@@ -72,6 +75,9 @@ class FoldResult:
     stopped: str
     weights: str = "weights.safetensors"
     devices: int = 1
+    skipped: int = 0
+    restored: int = 0
+    halved: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> FoldResult | None:

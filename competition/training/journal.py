@@ -7,7 +7,7 @@ import math
 import time
 from pathlib import Path
 
-from competition.training.checkpoint import write_whole
+from competition.data.files import append_whole, write_whole
 
 
 class Journal:
@@ -16,22 +16,32 @@ class Journal:
     Args:
         path: `metrics.jsonl`.
         step: steps that the fold has behind it; later lines of a process that was killed are dropped.
+        last: the line of the last epoch, from the checkpoint: it is written after the checkpoint, so that a line that was
+            once there, and may be in MLflow, never comes again with another time. A kill in between loses it here.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, last: str = "") -> None:
         self.path = path
-        if path.exists():
-            text = path.read_bytes()
-            kept = [line for line in text.splitlines(keepends=True) if _step(line) <= step]
-            if b"".join(kept) != text:
-                write_whole(path, lambda file: file.writelines(kept))
+        text = path.read_bytes() if path.exists() else b""
+        kept = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n") and _step(line) <= step]
+        if last and last.encode() + b"\n" not in kept:
+            kept.append(last.encode() + b"\n")
+        if b"".join(kept) != text:
+            write_whole(path, lambda file: file.writelines(kept))
+
+    @staticmethod
+    def line(step: int, epoch: int, metrics: dict[str, float]) -> str:
+        """A line; a metric that is not a number is left out."""
+        numbers = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        return json.dumps({"step": step, "epoch": epoch, "time": time.time(), "metrics": numbers})
+
+    def add(self, line: str) -> None:
+        """Append a line, all of it or nothing."""
+        append_whole(self.path, line.encode() + b"\n")
 
     def write(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Append one line; a metric that is not a number is left out."""
-        numbers = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        line = json.dumps({"step": step, "epoch": epoch, "time": time.time(), "metrics": numbers})
-        with open(self.path, "ab") as file:
-            file.write(line.encode() + b"\n")
+        """Append the line of these metrics."""
+        self.add(self.line(step, epoch, metrics))
 
     def has(self, step: int, name: str) -> bool:
         """Whether a line of this step holds this metric: the end of a fold may be reached twice, around a kill."""

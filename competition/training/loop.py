@@ -7,11 +7,10 @@ that was killed goes on from its last checkpoint to the very weights that an und
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,32 +20,22 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from competition.config import Experiment, MaskfoldError
+from competition.config import Experiment
 from competition.data.patches import PatchDataset, StepSampler
 from competition.data.randomness import child_seed
 from competition.model.ema import Ema
 from competition.model.loss import SegmentationLoss
 from competition.model.optimiser import build_optimizer
 from competition.model.schedule import Schedule
-from competition.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from competition.training.checkpoint import GOOD, LAST, load_checkpoint, save_checkpoint, save_weights
 from competition.training.journal import Journal
+from competition.training.memory import Memory, peak_gib
+from competition.training.nan import Micro, Numbers, are_finite
 from competition.training.plan import Plan
+from competition.training.progress import Progress, line
 from competition.training.ranks import Ranks
 from competition.training.snapshots import Snapshots
 from competition.training.validation import Judge, summary_metrics
-
-
-@dataclass
-class Progress:
-    """Where training stands: plain numbers, so that it goes into a checkpoint as it is."""
-
-    step: int = 0  # optimiser steps done
-    seconds: float = 0.0  # since the fold began, earlier processes included
-    epoch_seconds: float = 0.0  # of that, in the running epoch
-    sums: dict[str, float] = field(default_factory=dict)  # loss and its parts, added up over the running epoch
-    best: float = -math.inf  # best validation score
-    stale: int = 0  # validations since
-    stopped: str = ""  # why training ended
 
 
 @dataclass
@@ -82,14 +71,18 @@ class Training:
         self.candidate = copy.deepcopy(self.bare).requires_grad_(False).eval()  # holds the weights that are judged
         self.plan = Plan.of(exp, self.steps_per_epoch)
         self.progress = Progress()
+        self.numbers = Numbers(exp, self.fabric, self.ranks, self.bare, self.dataset.case_id)
+        self.memory = Memory(exp, self.fabric.device, self.say)
         self.snapshots = Snapshots(self.folder / "snapshots", cfg.average, best=cfg.weights == "best")
         self.end_seconds = 0.0  # what the last validation took, as an estimate of the final prediction
-        if (self.folder / "last.pt").exists():
-            self._resume()
+        self.line = ""  # of the journal, for the last epoch
+        if (self.folder / LAST).exists():
+            self._resume(LAST)
+        self.earlier, self.saved = self.progress.seconds, time.monotonic()
         if self.ranks.rank == 0:
-            self.journal = Journal(self.folder / "metrics.jsonl", self.progress.step)
-        self.earlier = self.progress.seconds
-        self.saved = time.monotonic()
+            self.journal = Journal(self.folder / "metrics.jsonl", self.progress.step, self.line)
+            if cfg.on_nan == "restore" and not (self.folder / GOOD).exists():
+                self.save(good=True)
 
     # ── the story ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -98,56 +91,105 @@ class Training:
         batches = iter(self._loader())
         while not self.progress.stopped:
             lap = time.monotonic()
-            self._step(batches)
+            if not self._epoch_is_over() and self._step(batches):  # it is over after a stop in the midst of a validation
+                batches = iter(self._loader())  # the step was not taken, and comes again
+                continue
             self.ranks.decide(partial(self._between_steps, lap), self._standing, self._stand)
         self.ranks.part()
 
     def _between_steps(self, lap: float) -> None:
         """What the fold's first process does for all: the clock, the end of an epoch, checkpoints, reasons to stop."""
         self.plan.look_at_clock(self.progress.step, self.elapsed(), self._reserve)
-        done = self.plan.done(self.progress.step)
         self.progress.epoch_seconds += time.monotonic() - lap
-        if self.progress.step % self.steps_per_epoch == 0 or done:
-            self._end_epoch(done)
+        if self._epoch_is_over():
+            standing = copy.deepcopy(self._standing())
+            try:
+                self._end_epoch(self.plan.done(self.progress.step))
+            except KeyboardInterrupt:
+                self._stand(standing)  # as before the validation, which is done again
+                self.save()
+                raise
         elif time.monotonic() - self.saved > 60 * self.exp.training.checkpoint_minutes:
             self.save()
         if reason := self.interrupted():
             self.save()
             raise KeyboardInterrupt(reason)
 
-    def _step(self, batches: Any) -> None:
-        """One optimiser step: forward, loss, backward, clip, step, average."""
-        cfg, progress = self.exp.training, self.progress
+    def _step(self, batches: Any) -> bool:
+        """One optimiser step: forward, loss, backward, clip, step, average. True where it is to be taken again."""
+        progress = self.progress
         epoch, position = divmod(progress.step, self.steps_per_epoch)
         place = position * self.ranks.count + self.ranks.rank
         torch.manual_seed(child_seed(self.seed, self.fold, epoch, place, "torch"))  # dropout
-        multiplier = self.schedule.rate(self.plan.share(progress.step))
+        multiplier = self.schedule.rate(self.plan.share(progress.step)) * 0.5 ** progress.restored
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * multiplier
         self.network.train()
-        for micro in range(cfg.accumulate):
-            batch = next(batches)
-            image, mask = self.fabric.to_device((batch["image"], batch["mask"]))
-            if self.augment is not None:
-                image, mask = self.augment(image, mask, batch["seed"].tolist())
-            with self.fabric.no_backward_sync(self.network, enabled=micro + 1 < cfg.accumulate):
-                total, parts = self.loss(self.network(image), mask)
-                self.fabric.backward(total / cfg.accumulate)
-            self._add({"loss": total, **(parts if len(parts) > 1 else {})}, batch)
-        if cfg.clip_gradient is not None:
-            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=cfg.clip_gradient, error_if_nonfinite=False)
+        self.numbers.remember()
+        micros = self.memory.fits(partial(self._backward, batches), progress.halved, progress.step + 1)
+        if micros is None:  # out of memory
+            self.numbers.undo(self.optimizer)
+            progress.halved += 1
+            return True
+        norm = self.numbers.clip(self.network, self.optimizer)
+        sums, wrong = self.numbers.look(micros, norm, f"at step {progress.step + 1} of fold {self.fold}")
+        if wrong:
+            return self._bad_step(wrong)
+        progress.add(sums)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.bare)
         progress.step += 1
+        return False
+
+    def _backward(self, batches: Any) -> list[Micro]:
+        """The gradient of a step, added up over its micro-batches, each in as many parts as memory asks for."""
+        cfg, micros = self.exp.training, []
+        for number in range(cfg.accumulate):
+            parts = self.memory.parts(next(batches), self.progress.halved)
+            for part in parts:
+                image, mask = self.fabric.to_device((part["image"], part["mask"]))
+                if self.augment is not None:
+                    image, mask = self.augment(image, mask, part["seed"].tolist())
+                share = len(part["case"]) / cfg.batch_size
+                more = number + 1 < cfg.accumulate or part is not parts[-1]
+                with self.fabric.no_backward_sync(self.network, enabled=more):
+                    total, terms = self.loss(self.network(image), mask)
+                    self.fabric.backward(total / (cfg.accumulate / share))
+                micros.append(Micro({"loss": total.detach(), **(terms if len(terms) > 1 else {})}, part["case"], share))
+        return micros
+
+    def _bad_step(self, wrong: str) -> bool:
+        """A step whose numbers are none is left out, or taken again from a good checkpoint on, at half the rate."""
+        answer = self.numbers.answer(wrong, self.progress.skipped, self.progress.restored)
+        self.numbers.undo(self.optimizer)
+        if answer == "skip":
+            self.progress.skip()
+            self.say(f"{wrong}: left out, number {self.progress.skipped} of the fold")
+            return False
+        restored = self.progress.restored + 1
+        self._resume(GOOD)
+        self.progress.restored = restored
+        self.plan.look_again()
+        if self.ranks.rank == 0:
+            self.journal = Journal(self.folder / "metrics.jsonl", self.progress.step, self.line)
+            self.save()
+        self.say(f"{wrong}: back to step {self.progress.step}, at {0.5 ** restored:g} of the rate")
+        return True
+
+    def _epoch_is_over(self) -> bool:
+        """Whether the steps that are done end an epoch that was not ended yet."""
+        step = self.progress.step
+        return step > self.progress.ended and (step % self.steps_per_epoch == 0 or self.plan.done(step))
 
     def _end_epoch(self, last: bool) -> None:
         """Log the epoch, validate when it is due, decide whether to stop, and keep a checkpoint."""
         cfg, progress = self.exp.training, self.progress
         epoch = -(-progress.step // self.steps_per_epoch)
         steps = progress.step - (epoch - 1) * self.steps_per_epoch
-        metrics = {f"train/{name}": value / (steps * cfg.accumulate) for name, value in progress.sums.items()}
+        taken = cfg.accumulate * (steps - progress.lost)
+        metrics = {f"train/{name}": value / taken for name, value in progress.sums.items()}
         metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
         metrics["time/epoch_seconds"] = progress.epoch_seconds
         metrics["time/samples_per_second"] = steps * self.samples / max(progress.epoch_seconds, 1e-9)
@@ -160,14 +202,15 @@ class Training:
             self.judge.picture(self._weights(), self.folder / "pictures", epoch)
         if score is not None or not self.snapshots.best or self.judge is None:
             self.snapshots.offer(epoch, score, lambda: self._weights().state_dict())
-        if last:
-            progress.stopped = progress.stopped or "done"
-        self.say(_line(epoch, progress.step, metrics))
+        progress.stopped = progress.stopped or ("done" if last else "")
+        metrics |= progress.metrics() | self.memory.report(progress.halved)
+        self.say(line(epoch, progress.step, metrics))
         if progress.stopped not in ("", "done"):
             self.say(f"ends here: {progress.stopped}")
-        self.journal.write(progress.step, epoch, metrics)
-        progress.sums, progress.epoch_seconds = {}, 0.0
-        self.save()
+        self.line = self.journal.line(progress.step, epoch, metrics)
+        progress.sums, progress.lost, progress.epoch_seconds, progress.ended = {}, 0, 0.0, progress.step
+        self.save(good=cfg.on_nan == "restore" and are_finite(self.bare.state_dict().values()))
+        self.journal.add(self.line)
 
     def _validate(self, metrics: dict[str, float]) -> float:
         """Score whole cases with the averaged weights; feed the schedule and early stopping."""
@@ -185,12 +228,8 @@ class Training:
             progress.stale += 1
         self.schedule.observe(score)
         if stopping is not None:
-            if stopping.patience is not None and progress.stale >= stopping.patience:
-                progress.stopped = f"no better score in {progress.stale} validations"
-            least = stopping.all_classes_at_least
             dice = [metrics.get(f"val/dice/{name}", -math.inf) for name in self.exp.competition.classes]
-            if least is not None and min(dice) >= least:
-                progress.stopped = f"every class reached a Dice of {least}"
+            progress.stopped = progress.enough(stopping, dice) or progress.stopped
         return score
 
     # ── what the story leans on ──────────────────────────────────────────────────────────────────────────────────
@@ -207,28 +246,27 @@ class Training:
         """Write the weights with the best validation score so far, for whoever asks; they predict nothing by themselves."""
         save_weights(self.folder / "best.safetensors", network.state_dict())
 
-    def save(self) -> None:
+    def save(self, good: bool = False) -> None:
         """Write the checkpoint: at most the steps since then are lost."""
         self.progress.seconds = self.elapsed()
-        save_checkpoint(self.folder / "last.pt", {
-            "network": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
-            "precision": self.fabric.strategy.precision.state_dict(), **self._standing(),
-            "threads": torch.get_num_threads(), "devices": self.ranks.count})
+        for name in (GOOD, LAST) if good else (LAST,):
+            save_checkpoint(self.folder / name, {
+                "network": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict() if self.ema is not None else None,
+                "precision": self.fabric.strategy.precision.state_dict(), **self._standing(),
+                "threads": torch.get_num_threads(), "devices": self.ranks.count, "line": self.line})
         self.saved = time.monotonic()
 
-    def _resume(self) -> None:
-        state = load_checkpoint(self.folder / "last.pt")
-        if (devices := state.get("devices", 1)) != self.ranks.count:
-            raise MaskfoldError(f"The checkpoint {self.folder / 'last.pt'} was made with run.devices={devices}, where a step "
-                                f"takes other samples than with {self.ranks.count}.",
-                                f"Set run.devices={devices}, or start another run with --new.")
+    def _resume(self, name: str) -> None:
+        state = load_checkpoint(self.folder / name)
+        self.ranks.check(state.get("devices", 1), self.folder / name)
         self.bare.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self._stand(state)
+        self.line = state.get("line", "")
         if state["threads"] != torch.get_num_threads():
             self.say(f"note: the checkpoint was made with {state['threads']} threads, this process has "
                      f"{torch.get_num_threads()}: the last digits may differ from an undisturbed run's")
@@ -239,7 +277,7 @@ class Training:
         return {"progress": asdict(self.progress), "plan": self.plan.pairs, "schedule": self.schedule.state_dict()}
 
     def _stand(self, state: dict[str, Any]) -> None:
-        self.progress, self.plan.pairs = Progress(**state["progress"]), state["plan"]
+        self.progress, self.plan.pairs = Progress.of(state["progress"]), state["plan"]
         self.schedule.load_state_dict(state["schedule"])
 
     def _weights(self) -> nn.Module:
@@ -250,16 +288,9 @@ class Training:
     def _reserve(self) -> float:
         """Seconds that the final prediction will take: as the last validation, or a guess from one case."""
         if self.end_seconds == 0.0 and self.judge is not None:
-            sizes = [math.prod(json.loads(shape)) for shape in self.judge.cases["shape"]]
-            middle = sizes.index(sorted(sizes)[len(sizes) // 2])
-            row = next(self.judge.cases.iloc[middle:middle + 1].itertuples(index=False))
-            for _ in range(2):  # the first prediction also pays for warming up
-                began = time.monotonic()
-                self.judge.score(self.judge.probabilities(self._weights(), row), row, self.fold)
-                one = time.monotonic() - began
-            self.end_seconds = one * sum(sizes) / sizes[middle]
-        times = 2 if self.snapshots.best else 1  # the last epoch is validated as well
-        return 1.15 * times * self.end_seconds + 2.0  # the store, scores and pictures come on top
+            self.end_seconds = self.judge.seconds(self._weights(), self.fold)
+        # With the best weights the last epoch is validated as well; the store, scores and pictures come on top.
+        return 1.15 * (1 + self.snapshots.best) * self.end_seconds + 2.0
 
     def _loader(self) -> DataLoader[Any]:
         cfg, run = self.exp.training, self.exp.run
@@ -267,28 +298,3 @@ class Training:
                               cfg.batch_size, self.ranks.rank, self.ranks.count)
         return DataLoader(self.dataset, batch_sampler=sampler, num_workers=run.workers,  # type: ignore[arg-type]
                           pin_memory=self.fabric.device.type == "cuda", prefetch_factor=4 if run.workers else None)
-
-    def _add(self, values: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        for name, number in self.ranks.mean(values).items():
-            if not math.isfinite(number):
-                ids = ", ".join(self.dataset.case_id(index) for index in self.ranks.all_of(batch["case"]))
-                raise MaskfoldError(
-                    f"The {name} is {number} at step {self.progress.step + 1} of fold {self.fold} (cases {ids}).",
-                    "Lower optimizer.args.lr, set training.precision to fp32, or look at these cases.")
-            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + number
-
-
-def peak_gib(device: torch.device) -> float:
-    """Peak memory: the device's where it has its own, else the process's resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
-
-
-def _line(epoch: int, step: int, metrics: dict[str, float]) -> str:
-    words = [f"epoch {epoch}", f"step {step}", f"loss {metrics['train/loss']:.4f}", f"lr {metrics['lr']:.2e}"]
-    if "val/score" in metrics:
-        words += [f"score {metrics['val/score']:.4f}", f"Dice {metrics['val/dice']:.4f}"]
-    return " · ".join([*words, f"{metrics['time/epoch_seconds']:.1f} s"])

@@ -56,6 +56,10 @@ class Plan:
     def _total_at(self, step: int) -> int:
         return next(total for start, total in reversed(self.pairs) if start <= step)
 
+    def look_again(self) -> None:
+        """Measure the pace anew: training has gone back."""
+        self._looks = 0
+
     def look_at_clock(self, step: int, elapsed: float, reserve: Callable[[], float]) -> None:
         """Estimate the total again where a budget runs and enough steps have passed since the last estimate.
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from competition.config import MaskfoldError
+
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+Key = TypeVar("Key", bound=Hashable)
 PARENT = "MASKFOLD_PARENT"  # of a fold's process: the process that started it
 
 
@@ -59,6 +63,17 @@ class Ranks:
     def __init__(self, fabric: Fabric) -> None:
         self.fabric, self.count, self.rank = fabric, fabric.world_size, fabric.global_rank
 
+    def check(self, devices: int, checkpoint: Path) -> None:
+        """Refuse a checkpoint that another number of processes has made.
+
+        Raises:
+            MaskfoldError: their steps took other samples than these would.
+        """
+        if devices != self.count:
+            raise MaskfoldError(f"The checkpoint {checkpoint} was made with run.devices={devices}, where a step takes other "
+                                f"samples than with {self.count}.",
+                                f"Set run.devices={devices}, or start another run with --new.")
+
     def decide(self, act: Callable[[], None], give: Callable[[], Any], take: Callable[[Any], None]) -> None:
         """Let the first process act, and bring the others to where that leaves it.
 
@@ -86,12 +101,11 @@ class Ranks:
         if self.rank > 0:
             take(state)
 
-    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Scalars by name, each averaged over the processes."""
-        if self.count == 1:
-            return {name: float(value.detach()) for name, value in values.items()}
-        together = torch.stack([value.detach().float() for value in values.values()])
-        means: Any = self.fabric.all_reduce(together, reduce_op="mean")
+    def mean(self, values: Mapping[Key, Tensor]) -> dict[Key, float]:
+        """Scalars, each averaged over the processes. Waits for the device once, however many there are."""
+        means: Any = torch.stack([value.detach().float() for value in values.values()])
+        if self.count > 1:
+            means = self.fabric.all_reduce(means, reduce_op="mean")
         return dict(zip(values, means.tolist(), strict=True))
 
     def all_of(self, numbers: Tensor) -> list[int]:

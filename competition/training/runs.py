@@ -19,6 +19,8 @@ RUNS = Path("mlruns") / "runs"
 CACHE = Path("mlruns") / "prepared"
 # Keys that came after the first runs: where they are off, a run keeps its name. Those of `prepare` are in data/cache.py too.
 LATER = (("prepare", "boundary"), ("prepare", "stretch"), ("prepare", "long_side"))
+# How a run survives, not what it computes: a run that stopped for one of these goes on with another value.
+SURVIVAL = (("training", "on_nan"), ("training", "on_oom"), ("prepare", "cache_gib"))
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def run_hash(exp: Experiment, data_hash: str) -> str:
     """Twelve hexadecimal digits of what determines a result: the YAML without `run:`, `study:` and
     `postprocess:`, and the data.
 
-    Left out too are which of the folds are run and where the data lie, so that a run can be widened and moved.
+    Left out too are which of the folds are run and where the data lie, so that a run can be widened and moved, and what
+    is done when numbers or memory fail, so that it can go on.
     """
     plain: dict[str, Any] = resolved(exp)
     for key in ("run", "study", "postprocess"):
@@ -77,6 +80,8 @@ def run_hash(exp: Experiment, data_hash: str) -> str:
     for section, key in LATER:
         if not plain[section][key]:
             del plain[section][key]
+    for section, key in SURVIVAL:
+        del plain[section][key]
     plain["competition"].pop("root", None)
     text = json.dumps([plain, data_hash], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

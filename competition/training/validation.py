@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import torch
 
 from competition.config import Experiment
 from competition.data.prepare import PreparedCase
+from competition.data.resident import Resident
 from competition.data.table import load_image, load_instances, load_mask
 from competition.inference.case import predict_case
 from competition.inference.masks import to_masks
@@ -38,7 +40,8 @@ class Judge:
         prepared: folder of each prepared case, by id.
         device: where the network runs.
         autocast: the precision's context.
-        alive: called between cases; may raise to stop.
+        alive: called between cases and before each batch of windows; may raise to stop.
+        resident: what this process may hold of prepared cases.
     """
 
     exp: Experiment
@@ -47,6 +50,7 @@ class Judge:
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
     alive: Callable[[], None]
+    resident: Resident = field(default_factory=lambda: Resident(None))
 
     def rows(self) -> Iterator[Any]:
         """The cases, one at a time."""
@@ -57,7 +61,13 @@ class Judge:
     def probabilities(self, network: torch.nn.Module, row: Any) -> np.ndarray[Any, Any]:
         """Probabilities (P, *file shape), float16, of one case."""
         case = PreparedCase.open(self.prepared[row.id])
-        return predict_case([network], case, self.exp, self.device, self.autocast)
+        hook = network.register_forward_pre_hook(lambda *_: self.alive())  # a large volume may take minutes
+        try:
+            with self.resident.reading(case):
+                return predict_case([network], case, self.exp, self.device, self.autocast)
+        finally:
+            hook.remove()
+            self.resident.drop(case)
 
     def score(self, probabilities: np.ndarray[Any, Any], row: Any, fold: int) -> tuple[list[dict[str, Any]], Any, Any]:
         """Score rows (one per class), masks (K, *spatial) and truth (M, *spatial) of one case."""
@@ -76,6 +86,17 @@ class Judge:
         for row in self.rows():
             lines += self.score(self.probabilities(network, row), row, fold)[0]
         return pd.DataFrame(lines)
+
+    def seconds(self, network: torch.nn.Module, fold: int) -> float:
+        """How long all cases will take: a guess from the one of middle size."""
+        sizes = [math.prod(json.loads(shape)) for shape in self.cases["shape"]]
+        middle = sizes.index(sorted(sizes)[len(sizes) // 2])
+        row = next(self.cases.iloc[middle:middle + 1].itertuples(index=False))
+        for _ in range(2):  # the first prediction also pays for warming up
+            began = time.monotonic()
+            self.score(self.probabilities(network, row), row, fold)
+            one = time.monotonic() - began
+        return one * sum(sizes) / sizes[middle]
 
     def picture(self, network: torch.nn.Module, folder: Path, epoch: int, count: int = 3) -> None:
         """Pictures image · truth · prediction of the first cases."""
@@ -112,7 +133,7 @@ class Judge:
         image = load_image(self.exp.competition, row)
         dice = {line["class"]: line["dice"] for line in lines}
         case_picture(path, image.array, truth, masks, self.exp.competition, title=f"{row.id} · {title}",
-                     spacing=json.loads(row.spacing), dice=dice)
+                     spacing=json.loads(row.spacing), dice=dice, affine=image.affine)
 
 
 def summary_metrics(scores: pd.DataFrame, exp: Experiment) -> dict[str, float]:

@@ -181,13 +181,14 @@ def test_a_signal_ends_with_a_checkpoint_and_a_word(data, tmp_path, number, stat
 
 
 @pytest.mark.parametrize(("changes", "command"), [
-    ({}, "maskfold submit mine.yaml "), ({"submission": {}}, "maskfold predict mine.yaml --images /data/x/scans/new -o submissions/x "),
-    ({"test": None}, "maskfold report mine.yaml ")])
+    ({}, "maskfold submit mine.yaml 'competition.root=/data/my x' "),
+    ({"submission": {}}, "maskfold predict mine.yaml 'competition.root=/data/my x' --images '/data/my x/scans/new' -o submissions/x "),
+    ({"test": None}, "maskfold report mine.yaml 'competition.root=/data/my x' ")])
 def test_the_next_command_is_one_that_works(changes, command):
     from competition.cli.cv import _next
     from competition.config import Competition
 
     comp = Competition(**{
-        "name": "x", "root": "/data/x", "dimensions": 2, "classes": ["a"], "train": {"images": "t/{id}.png", "masks": "m/{id}.png"},
+        "name": "x", "root": "/data/my x", "dimensions": 2, "classes": ["a"], "train": {"images": "t/{id}.png", "masks": "m/{id}.png"},
         "test": {"images": "scans/new/{id}_0.png"}, "submission": {"sample": "s.csv"}, **changes})
-    assert command in _next(Path("mine.yaml"), comp)
+    assert command in _next(Path("mine.yaml"), comp, ["competition.root=/data/my x"])

@@ -34,12 +34,12 @@ def test_few_classes_are_columns() -> None:
 
 def test_many_classes_are_rows_and_nothing_is_cut_at_80_columns() -> None:
     classes = ["body", "bone", "bladder", "rectum", "prostate"]
-    text = shown(classes, test_dice={**dict.fromkeys(classes, 0.25), "rectum": None})
+    text = shown(classes, test_dice={**dict.fromkeys(classes, 0.25), "rectum": None}, test_score=0.3333)
     assert "…" not in text
     rows = {line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
             for line in text.splitlines() if line.startswith("│")}
     assert list(rows) == ["dice", *(f"Dice {name}" for name in classes), "minutes"]
-    assert rows["dice"] == ["0.5000", "0.6000", "0.5678", "0.432–0.654", ""]
+    assert rows["dice"] == ["0.5000", "0.6000", "0.5678", "0.432–0.654", "0.3333"]
     assert rows["Dice bone"] == ["0.1000", "absent", "0.7654", "0.111–0.999", "0.2500"]
     assert rows["Dice rectum"][-1] == "absent"
     assert rows["minutes"][:4] == ["1.5", "1.5", "3.0", "12 cases"]

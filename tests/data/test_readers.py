@@ -336,7 +336,7 @@ def test_values_that_are_not_finite(tmp_path: Path, name: str, bad: float) -> No
         np.save(tmp_path / name, array)
     else:
         tifffile.imwrite(tmp_path / name, array, photometric="minisblack")
-    with pytest.raises(MaskfoldError, match=rf"{name} holds 1 values that are NaN or infinite.*on_bad_case=skip"):
+    with pytest.raises(MaskfoldError, match=rf"{name} holds 1 value that is NaN or infinite.*on_bad_case=skip"):
         read_image(tmp_path / name, 3)
 
 

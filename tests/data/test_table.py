@@ -233,7 +233,7 @@ def test_nan_is_left_out_under_skip(tmp_path: Path) -> None:
         write_nifti(tmp_path / f"m/{case_id}.nii", good.astype(np.uint8))
     plain = {"dimensions": 3, "train": {"images": "i/{id}.nii", "masks": "m/{id}.nii"}}
     comp = competition(tmp_path, **plain)
-    with pytest.raises(MaskfoldError, match=r"b\.nii holds 1 values that are NaN"):
+    with pytest.raises(MaskfoldError, match=r"b\.nii holds 1 value that is NaN"):
         load_image(comp, row(case_table(comp), "b"))
     table = case_table(competition(tmp_path, on_bad_case="skip", **plain))
     assert table["id"].tolist() == ["a"] and table.attrs["skipped"][0][0] == "b"

@@ -55,7 +55,7 @@ def killed_after(monkeypatch, steps: int) -> None:
         if count["steps"] == steps:
             raise Killed
         count["steps"] += 1
-        real(self, batches)
+        return real(self, batches)
 
     monkeypatch.setattr(Training, "_step", step)
 

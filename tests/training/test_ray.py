@@ -113,7 +113,7 @@ def test_a_lock_is_waited_for_as_long_as_was_said(tmp_path):
     said: list[str] = []
     with alone(tmp_path):
         assert not is_free(tmp_path)
-        with pytest.raises(MaskfoldError, match=f"being trained by process {os.getpid()}"), alone(tmp_path, 0.5, said.append):
+        with pytest.raises(MaskfoldError, match=f"being trained by process {os.getpid()}"), alone(tmp_path, 1.5, said.append):
             pass
     assert is_free(tmp_path) and len(said) == 1
     with alone(tmp_path, 0.5, said.append):

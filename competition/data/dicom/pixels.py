@@ -10,7 +10,7 @@ import numpy as np
 
 from competition.data.dicom.frames import Frame
 from competition.data.dicom.refused import Refused, refusing
-from competition.data.readers_types import refuse_size
+from competition.data.readers_types import refuse_bomb, refuse_size
 
 
 class Pixels:
@@ -54,7 +54,9 @@ def decode(path: Path, name: str) -> np.ndarray:
             dataset.file_meta.TransferSyntaxUID = _plain_syntax(*dataset.original_encoding)
         frames = int(dataset.get("NumberOfFrames") or 1)
         bytes_each = max(1, int(dataset.get("BitsAllocated") or 16) // 8) * int(dataset.get("SamplesPerPixel") or 1)
-        refuse_size(path, math.prod((int(dataset.Rows), int(dataset.Columns), frames)) * bytes_each)
+        declared = math.prod((int(dataset.Rows), int(dataset.Columns), frames)) * bytes_each
+        refuse_size(path, declared)
+        refuse_bomb(path, declared)
         array = np.asarray(dataset.pixel_array)
         return array.reshape(frames, *array.shape[array.ndim - 2:]) if array.ndim < 3 else array
 

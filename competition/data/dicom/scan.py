@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ from typing import Any
 from competition.data.dicom.frames import TELLING, Frame, frames
 from competition.data.dicom.privacy import DATES, private_words
 from competition.data.dicom.refused import Refused, quiet, refusing
-from competition.data.readers_types import DEFLATE_BOUND, refuse_size
+from competition.data.readers_types import refuse_bomb, refuse_size
 
 DEFERRED_BYTES = 4096  # values longer than this stay on the disk
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 SEGMENTATIONS = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}  # Segmentation, Label Map Segmentation
+SUFFIXES = (".dcm", ".dicom", ".ima")
 DIRECTORY = "1.2.840.10008.1.3.10"
 LAST_IDENTITY = 0x0020000E  # SeriesInstanceUID: what comes before it names the file and its series
 
@@ -75,7 +78,7 @@ class Scan:
 
     Attributes:
         instances: sorted by name.
-        lost: files that are DICOM, with the reason why not even their series is known.
+        lost: files that are DICOM or are called so, with the reason why not even their series is known.
         others: how many files are not DICOM.
     """
 
@@ -87,21 +90,33 @@ class Scan:
 def scan(folder: Path) -> Scan:
     """Reads the header of each file below a folder; links to folders are not followed."""
     found = Scan()
+    others: list[str] = []
     with quiet():
         for parent, folders, names in os.walk(folder):
             folders.sort()
             for path in (Path(parent) / name for name in sorted(names)):
-                _add(found, path, path.relative_to(folder).as_posix())
+                _add(found, path, path.relative_to(folder).as_posix(), others)
     found.instances.sort(key=lambda one: one.name)
+    slices = {_pattern(one.name) for one in found.instances} - {None}
+    for name in others:
+        if _pattern(name) in slices or name.lower().endswith(SUFFIXES):  # a slice that was overwritten leaves no gap at an end
+            found.lost[name] = f"{name} is called like a DICOM file and is none"
+        else:
+            found.others += 1
     return found
 
 
-def _add(found: Scan, path: Path, name: str) -> None:
+def _pattern(name: str) -> str | None:
+    """A name without its numbers; None where it has none."""
+    return re.sub(r"\d+", "#", name) if re.search(r"\d[^/]*$", name) else None
+
+
+def _add(found: Scan, path: Path, name: str, others: list[str]) -> None:
     try:
         with refusing(f"{name} cannot be read"):
             dataset, whole = _header(path) if path.is_file() else (None, False)
             if dataset is None:
-                found.others += 1
+                others.append(name)
                 return
             if not dataset.get("SeriesInstanceUID"):
                 raise Refused(f"{name} is cut short, or names no series")
@@ -130,7 +145,7 @@ def _header(path: Path) -> tuple[Any | None, bool]:
     if start[128:132] != b"DICM" and not bare:
         return None, False
     if DEFLATED in start:
-        refuse_size(path, path.stat().st_size * DEFLATE_BOUND)
+        _refuse_deflated(path, start)
     dataset: Any = pydicom.Dataset()
     try:
         with refusing("it cannot be read"):
@@ -144,6 +159,17 @@ def _header(path: Path) -> tuple[Any | None, bool]:
     # pydicom gives an empty header, or raises, where the file ends within it: read as far as the name of the series only.
     with open(path, "rb") as stream:
         return read_partial(stream, stop_when=lambda tag, *_: tag > LAST_IDENTITY, force=bare), False
+
+
+def _refuse_deflated(path: Path, start: bytes) -> None:
+    """Unpacks a deflated dataset block by block, only to see how large it is: pydicom unpacks all of it at once."""
+    unpack, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with open(path, "rb") as stream:
+        stream.seek(144 + int.from_bytes(start[140:144], "little"))  # behind the group of the file's own description
+        while block := unpack.unconsumed_tail or stream.read(2**16):
+            count += len(unpack.decompress(block, 2**20))
+            refuse_bomb(path, count)
+    refuse_size(path, count)
 
 
 def _identity(dataset: Any, path: Path, name: str) -> Instance:

@@ -95,7 +95,7 @@ def label_of(segment: Any) -> str:
     types = segment.get("SegmentedPropertyTypeCodeSequence") or [{}]
     for words in (segment.get("SegmentLabel"), types[0].get("CodeMeaning")):
         if words and str(words).strip():
-            return " ".join(str(words).split())
+            return " ".join(str(words).split()).lstrip("=+-@") or f"segment {segment.SegmentNumber}"  # no formula
     return f"segment {segment.SegmentNumber}"
 
 

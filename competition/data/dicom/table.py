@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from competition.config.errors import MaskfoldError
+from competition.config.names import as_text
 from competition.data.files import temporary, whole_file
 
 BETWEEN = "; "  # of several files or remarks in one cell
@@ -98,11 +99,11 @@ def read_table(path: Path, columns: list[str]) -> list[dict[str, str]]:
 
 
 def write_table(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    """Writes a CSV (UTF-8) beside its final name, then renames it."""
+    """Writes a CSV (UTF-8) beside its final name, then renames it; a cell that spreadsheets would run becomes text."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({column: as_text(cell) for column, cell in row.items()} for row in rows)
     beside = temporary(path)
     try:
         with whole_file(beside) as stream:

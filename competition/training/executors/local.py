@@ -6,12 +6,13 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from competition.training.executors.process import Tail, check, start, stop
+from competition.training.executors.process import FoldProcess, Tail, check, start, stop
 from competition.training.job import Job
 
 GLANCE = 0.2  # seconds between two looks at what folds print
+ORPHAN = 300.0  # seconds that a fold whose parent has died gets to notice and to write its checkpoint
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Fold:
     """A fold that runs."""
 
     job: Job
-    process: subprocess.Popen[bytes]
+    process: FoldProcess
     tail: Tail
 
 
@@ -37,7 +38,8 @@ class LocalExecutor:
 
     def run(self, jobs: Sequence[Job], say: Callable[[str], None], alive: Callable[[], None] = lambda: None) -> None:
         """See `Executor.run`."""
-        waiting = list(jobs)
+        # The run's lock is this command's, so a fold's can only be that of a process whose parent was killed: it notices.
+        waiting = [replace(job, patience=max(job.patience, ORPHAN)) for job in jobs]
         running: dict[int, Fold] = {}
         try:
             while waiting or running:
@@ -49,7 +51,7 @@ class LocalExecutor:
                     if (status := fold.process.poll()) is not None:
                         fold.tail.read()
                         del running[slot]
-                        check(fold.job, status)
+                        check(fold.job, status, fold.process.last_words())
         finally:
             stop([fold.process for fold in running.values()])
             for fold in running.values():

@@ -2,56 +2,106 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from competition.config import MaskfoldError
-from competition.training.checkpoint import write_whole
+from competition.data.files import room, write_whole
 from competition.training.job import Job
 from competition.training.ranks import PARENT
 
 PATIENCE = 60.0  # seconds that a fold gets to write its checkpoint when it is told to stop
 OUTPUT = "output.txt"  # all that a fold's processes print
+ERROR = "error.json"  # what ended a fold that failed
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # the latter before it has begun to listen
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # the latter where a shell lies between
+WORDS = "MASKFOLD_LAST_WORDS"  # of a fold's process: the descriptor of a pipe, for an error that no disk has room for
 # Fabric numbers the processes that it starts by these; a fold that inherits them takes itself for one of another's.
 RANKS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def start(job: Job, command: Sequence[str] | None = None, gpus: Sequence[str] | None = None) -> subprocess.Popen[bytes]:
+class FoldProcess(subprocess.Popen[bytes]):
+    """A fold's process, with the reading end of the pipe for its last words."""
+
+    pipe: int = -1
+
+    def last_words(self) -> str:
+        """The error that ended it, as JSON; empty where there was none, or it had no time for words."""
+        if self.pipe < 0:
+            return ""
+        pipe, self.pipe = self.pipe, -1
+        try:
+            return os.read(pipe, 65_536).decode(errors="replace")
+        except BlockingIOError:  # a child of its own still has the other end
+            return ""
+        finally:
+            os.close(pipe)
+
+
+def start(job: Job, command: Sequence[str] | None = None, gpus: Sequence[str] | None = None) -> FoldProcess:
     """Start a fold's process; what it prints is appended to `output.txt` in its folder.
 
     Args:
         job: the fold.
         command: what is run, with the path of `job.json` at its end; None is `python -m competition.training.fold`.
         gpus: the only GPUs that it may see; None leaves the environment's choice.
+
+    Raises:
+        MaskfoldError: nothing can be written to the folder.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
-    path = job.folder / "job.json"
-    write_whole(path, lambda file: file.write(job.to_json().encode()))
+    with room(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / ERROR).unlink(missing_ok=True)  # of an earlier process
+    path, text = job.folder / "job.json", job.to_json().encode()
+    write_whole(path, lambda file: file.write(text), len(text))
     command = command or (sys.executable, "-m", "competition.training.fold")
-    with open(job.folder / OUTPUT, "ab") as output:  # a file and no pipe: it is there when this process has died
-        return subprocess.Popen([*command, str(path)], env=_environment(job, gpus), stdin=subprocess.DEVNULL, stdout=output,
-                                stderr=subprocess.STDOUT, start_new_session=True)  # Ctrl-C reaches it through `stop`, once
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(reader, False)
+        # A file and no pipe for the output: it is there when this process has died. Ctrl-C reaches the fold through
+        # `stop`, once.
+        with room(job.folder / OUTPUT), open(job.folder / OUTPUT, "ab") as output:
+            process = FoldProcess([*command, str(path)], env=_environment(job, gpus) | {WORDS: str(writer)},
+                                  stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                  start_new_session=True, pass_fds=(writer,))
+    except BaseException:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
+    process.pipe = reader
+    return process
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask processes to write a checkpoint and end; kill the ones that do not."""
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-    for process in processes:
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    """Ask processes to write a checkpoint and end; kill the ones that do not, or all when this is interrupted."""
+    try:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
-def check(job: Job, status: int) -> None:
+def check(job: Job, status: int, words: str = "") -> None:
     """Raise what a process's exit status means.
+
+    Args:
+        job: the fold.
+        status: the process's.
+        words: its last; see `FoldProcess`.
 
     Raises:
         MaskfoldError: the fold failed.
@@ -59,15 +109,23 @@ def check(job: Job, status: int) -> None:
     """
     if status == 0:
         return
-    error = job.folder / "error.json"
-    if error.exists():
-        content = json.loads(error.read_text())
+    error = job.folder / ERROR
+    if not words and error.exists():
+        words = error.read_text()
+    if words:
+        content = json.loads(words)
         raise MaskfoldError(f"Fold {job.folder.name}: {content['wrong']}", content["cure"], status=content["status"])
-    if status in (130, 143):
+    if status in STOPPED:
         raise KeyboardInterrupt(f"{job.folder.name} was stopped")
     output = job.folder / OUTPUT
     lines = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
-    raise MaskfoldError(f"Fold {job.folder.name} ended with status {status}: {lines[-1] if lines else 'no output'}.",
+    last = lines[-1] if lines else "no output"
+    if status in KILLED:
+        raise MaskfoldError(f"Fold {job.folder.name} was killed (SIGKILL), after these words: {last}.",
+                            "Where nobody did so, the kernel did, most likely for want of memory: lower run.parallel_folds, "
+                            "run.workers, training.batch_size or patch.size, or set prepare.cache_gib. The same command goes "
+                            "on from its last checkpoint.")
+    raise MaskfoldError(f"Fold {job.folder.name} ended with status {status}: {last}.",
                         f"See {output}; the same command goes on from its last checkpoint.")
 
 

@@ -159,7 +159,7 @@ def train_here(text: str, here: str, command: Sequence[str] | None, without_gpu:
     finally:
         stop([process])
     try:
-        check(job, process.returncode)
+        check(job, process.returncode, process.last_words())
     except (MaskfoldError, KeyboardInterrupt) as outcome:
         return outcome
     return None

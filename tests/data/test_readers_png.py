@@ -1,0 +1,82 @@
+"""Sound PNG files of every kind pass the check, and pixels that are missing are seen in each of them."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from competition.config import MaskfoldError
+from competition.data.readers import read_image
+from competition.data.readers_png import PASSES, check_png
+from tests.faults.mutations import png_chunk
+
+KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8), (4, 8), (4, 16), (6, 8), (6, 16)]
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+def bits(values: np.ndarray, depth: int) -> bytes:
+    """A line of samples, packed (PNG specification, 7.2)."""
+    if depth >= 8:
+        return values.astype(">u2" if depth == 16 else "u1").tobytes()
+    ones = (values[:, None] >> np.arange(depth - 1, -1, -1)) & 1
+    return np.packbits(ones.reshape(-1).astype(np.uint8)).tobytes()
+
+
+def encoded(colour: int, depth: int, interlaced: bool, width: int = 13, height: int = 11, cut: int = 0) -> tuple[bytes, np.ndarray]:
+    """A PNG and its samples (height, width, samples); `cut` bytes are missing at the end of the unpacked lines."""
+    values = np.random.default_rng(colour * 100 + depth).integers(0, 2**depth, (height, width, SAMPLES[colour]))
+    lines = b""
+    for column, row, across, down in PASSES if interlaced else ((0, 0, 1, 1),):
+        part = values[row::down, column::across]
+        if part.size:
+            lines += b"".join(b"\0" + bits(line.reshape(-1), depth) for line in part)
+    packed = zlib.compress(lines[:len(lines) - cut])
+    palette = png_chunk(b"PLTE", bytes(range(48)) * 16) if colour == 3 and depth == 8 else png_chunk(
+        b"PLTE", bytes(range(3 * 2**depth))) if colour == 3 else b""
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
+    half = len(packed) // 2  # in two chunks, as encoders write long streams
+    body = png_chunk(b"IDAT", packed[:half]) + png_chunk(b"IDAT", packed[half:])
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"tEXt", b"a\0b") + palette + body + png_chunk(b"IEND", b""), values
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("colour", "depth"), KINDS)
+def test_every_kind_is_read_and_a_missing_byte_is_seen(tmp_path: Path, colour: int, depth: int, interlaced: bool) -> None:
+    content, values = encoded(colour, depth, interlaced)
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    check_png(path)
+    array = read_image(path).array
+    if depth == 8 and colour in (0, 2, 4, 6):
+        np.testing.assert_array_equal(np.moveaxis(array, 0, -1), values)
+        np.testing.assert_array_equal(np.asarray(Image.open(path)).reshape(values.shape), values)
+    path.write_bytes(encoded(colour, depth, interlaced, cut=1)[0])
+    with pytest.raises(MaskfoldError, match=r"a\.png cannot be read .*bytes of pixels"):
+        check_png(path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 1), (4, 4), (9, 8)])
+def test_small_interlaced_pictures_have_empty_passes(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(2, 8, True, *size)[0])
+    check_png(path)
+    path.write_bytes(encoded(2, 8, True, *size, cut=1)[0])
+    with pytest.raises(MaskfoldError):
+        check_png(path)
+
+
+def test_a_damaged_remark_is_no_matter_and_a_damaged_palette_is(tmp_path: Path) -> None:
+    content, _ = encoded(3, 8, False)
+    path = tmp_path / "a.png"
+    at = content.index(b"tEXt") + 5
+    path.write_bytes(content[:at] + b"\xff" + content[at + 1:])
+    check_png(path)
+    at = content.index(b"PLTE") + 5
+    path.write_bytes(content[:at] + b"\xff" + content[at + 1:])
+    with pytest.raises(MaskfoldError, match="checksum of its PLTE chunk"):
+        check_png(path)

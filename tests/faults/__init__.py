@@ -1,0 +1,1 @@
+"""Kills, faults and strangers: what the project promises when things go wrong."""

@@ -1,0 +1,138 @@
+"""Kills a process, by SIGKILL, at the n-th call of a function: before it, after it, or somewhere in its midst.
+
+Or it has the process pause there, or a disk refuse to take more.
+
+An instant in the midst is a number of calls of other functions, so that the same seed kills at the same place on a fast
+machine and on a busy one.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# What can be met, by a name: module, function, and part of a path in its first argument where only such calls count.
+POINTS: dict[str, tuple[str, str, str]] = {
+    # in a fold
+    "fold starts": ("competition.training.fold", "run_fold", ""),
+    "fold begins": ("competition.training.fold", "begin", ""),
+    "step": ("competition.training.loop", "Training._step", ""),
+    "checkpoint": ("competition.training.loop", "save_checkpoint", ""),
+    "file synced": ("os", "fsync", ""),
+    "checkpoint renamed": ("os", "replace", "last.pt"),
+    "journal": ("competition.training.journal", "Journal.add", ""),
+    "validation": ("competition.training.validation", "Judge.validate", ""),
+    "case": ("competition.training.validation", "Judge.probabilities", ""),
+    "best": ("competition.training.loop", "Training.keep_best", ""),
+    "snapshot": ("competition.training.snapshots", "Snapshots.offer", ""),
+    "weights": ("competition.training.fold", "save_weights", ""),
+    "out of fold": ("competition.inference.store", "OofStore.write", ""),
+    "out of fold renamed": ("os", "replace", "zarr.zip"),
+    "scores": ("competition.training.fold", "write_table", ""),
+    "picture": ("competition.training.validation", "case_picture", ""),
+    "result": ("competition.training.fold", "finish", ""),
+    # in the command
+    "prepared": ("competition.data.prepare", "fetch", ""),
+    "array": ("competition.data.prepare", "write_array", ""),
+    "run written": ("competition.training.runs", "CvRun.write", ""),
+    "making the database": ("alembic.operations", "Operations.create_table", ""),
+    "look": ("competition.tracking.delivery", "Delivery.deliver", ""),
+    "points": ("competition.tracking.delivery", "Delivery._log_points", ""),
+    "state": ("competition.tracking.state", "State.write", ""),
+    "making a run": ("competition.tracking.delivery", "Delivery._make_run", ""),
+    "files": ("competition.tracking.delivery", "Delivery._ship_files", ""),
+    "closing": ("competition.tracking.delivery", "Delivery.close", ""),
+    "summary": ("competition.training.cv", "summarise", ""),
+    "tuning": ("competition.submission.evaluate", "Evaluation.score", ""),
+    "test case": ("competition.submission.members", "Ensemble.probabilities", ""),
+    "csv": ("competition.submission.writer", "_write", ""),
+}
+
+
+def arm(kills: list[dict[str, Any]], who: str) -> None:
+    """Prepare this process's end.
+
+    Args:
+        kills: each with `who` (`command`, or a fold's folder), `at` (of `POINTS`), `nth` (from 1), and `how`: `before`,
+            `after`, or how many calls of anything after it began. `how: hold` only waits there until the parent is gone.
+            `both`: the parent is killed as well. `how: pause` makes a file `paused` in the working folder and waits until
+            that is removed. `how: ENOSPC` and other names of errors have every call from the n-th on fail so, for as long as
+            there is a file `full` in the working folder.
+        who: this process.
+    """
+    for kill in kills:
+        if kill["who"] == who:
+            _wrap(*POINTS[kill["at"]], kill["nth"], kill["how"], kill.get("both", False))
+
+
+def _wrap(module: str, name: str, part: str, nth: int, how: str | int, both: bool) -> None:
+    owner: Any = importlib.import_module(module)
+    *outer, last = name.split(".")
+    for each in outer:
+        owner = getattr(owner, each)
+    real = getattr(owner, last)
+    count = 0
+    parent = os.getppid()
+
+    @functools.wraps(real)
+    def call(*args: Any, **keywords: Any) -> Any:
+        nonlocal count
+        if part and not any(part in str(argument) for argument in args[:2]):
+            return real(*args, **keywords)
+        count += 1
+        if isinstance(how, str) and how.startswith("E"):
+            if count >= nth and Path("full").exists():
+                raise OSError(getattr(errno, how), os.strerror(getattr(errno, how)))
+            return real(*args, **keywords)
+        if count != nth:
+            return real(*args, **keywords)
+        if how == "hold":
+            _until(lambda: os.getppid() != parent)
+        elif how == "pause":
+            Path("paused").touch()
+            _until(lambda: not Path("paused").exists())
+        elif how == "before":
+            die(both)
+        elif not isinstance(how, str):
+            _count_down(how, both)
+        result = real(*args, **keywords)
+        if how == "after":
+            die(both)
+        return result
+
+    setattr(owner, last, call)
+
+
+def _count_down(calls: int, both: bool) -> None:
+    """Die after so many calls, of functions in Python or in C, in this thread."""
+    left = calls
+
+    def look(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal left
+        left -= event in ("call", "c_call")
+        if left <= 0:
+            die(both)
+
+    sys.setprofile(look)
+
+
+def die(both: bool = False) -> None:
+    """What `kill -9` does; `both`: what it does to a container."""
+    if both:
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _until(true: Callable[[], bool], seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

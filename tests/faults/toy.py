@@ -1,0 +1,178 @@
+"""Commands on a stage, and the words of experiments that are done in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from competition.data.files import TEMPORARY
+from tests.conftest import ROOT
+
+EXPERIMENT = ROOT / "experiments" / "demo2d" / "unet2d.yaml"
+LONGEST = 240.0  # s that a command may take on a busy machine
+EPOCHS, STEPS = 7, 4  # of a fold; steps of an epoch
+SMALL = ["folds.k=2", f"training.epochs={EPOCHS}", f"training.steps_per_epoch={STEPS}", "training.checkpoint_minutes=0",
+         "training.budget_minutes=null", "training.batch_size=2", "training.validate_every=1",
+         "training.pictures_every=100", "encoder_weights=null", "run.threads=1", "run.parallel_folds=1", "patch.size=[32,32]",
+         "model.target=monai.networks.nets.UNet",
+         "model.args={channels: [4, 8], strides: [2], num_res_units: 0, norm: [group, {num_groups: 2}]}", "inference.tta=[]"]
+
+PLAIN = ["training.precision=fp32", "schedule={name: plateau, patience: 1}", "training.ema=0.9"]
+
+
+def words_of(demo: Path) -> list[object]:
+    """A cross-validation of seconds, with a checkpoint after each step."""
+    return ["cv", EXPERIMENT, f"competition.root={demo}", *SMALL, *PLAIN]
+
+
+def pause(who: str, at: str, nth: int = 1) -> list[dict[str, Any]]:
+    """Have a process wait at a point of `tests.faults.kills` until `paused` is removed from its working folder."""
+    return [{"who": who, "at": at, "nth": nth, "how": "pause"}]
+
+
+@dataclass
+class Command:
+    """A command that was started."""
+
+    stage: Stage
+    pid: int
+    output: Path
+    status: int | None = None
+
+    def wait(self, seconds: float = LONGEST) -> int:
+        """Its exit status; negative for a signal."""
+        if self.status is None:
+            self.status = self.stage.ask({"wait": self.pid, "seconds": seconds})["status"]
+        assert self.status is not None, f"still there after {seconds} s: {self.said}"
+        return self.status
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def said(self) -> str:
+        """All that it printed so far."""
+        return self.output.read_text(errors="replace")
+
+    def until(self, true: Callable[[], Any], seconds: float = LONGEST) -> None:
+        """Wait for something while the command lives."""
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert psutil.pid_exists(self.pid) and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE, self.said
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.02)
+
+    def family(self) -> list[psutil.Process]:
+        """The processes below it."""
+        return psutil.Process(self.pid).children(recursive=True)
+
+
+class Stage:
+    """Where commands are acted; see `tests.faults.stage`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._one = threading.Lock()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request, one answer. A wait is cut into short ones, so that others get a word in."""
+        deadline = time.monotonic() + request.get("seconds", 0.0)
+        while True:
+            with self._one:
+                assert self.process.stdin is not None and self.process.stdout is not None
+                self.process.stdin.write(json.dumps({**request, "seconds": 0.05}) + "\n")
+                self.process.stdin.flush()
+                answer = dict(json.loads(self.process.stdout.readline()))
+            if "wait" not in request or answer["status"] is not None or time.monotonic() > deadline:
+                return answer
+            time.sleep(0.02)
+
+    def start(self, cwd: Path, *argv: object, kills: Sequence[dict[str, Any]] = (), folds: int = 2,
+              env: dict[str, str] | None = None, name: str = "output", output: Path | None = None,
+              namespace: int | None = None) -> Command:
+        """Begin `maskfold argv` in a folder.
+
+        Args:
+            cwd: the folder.
+            argv: the words.
+            kills: see `tests.faults.kills.arm`.
+            folds: how many folds it may start.
+            env: more of the environment.
+            name: of the file in the folder that keeps what it prints.
+            output: that file, where it is to be another one.
+            namespace: a process whose mounts and users it shall share.
+        """
+        output = output or cwd / f"{name}.txt"
+        output.unlink(missing_ok=True)
+        output.touch()
+        answer = self.ask({"argv": [str(word) for word in argv], "cwd": str(cwd), "kills": list(kills), "folds": folds,
+                           "output": str(output), "env": env or {}, "namespace": namespace})
+        return Command(self, answer["pid"], output)
+
+    def database(self, path: Path) -> Path:
+        """An empty one of MLflow's, which takes seconds to make."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = Command(self, self.ask({"database": str(path)})["pid"], path.with_name("database.txt"))
+        assert command.wait() == 0 and path.exists()
+        return path
+
+    def run(self, cwd: Path, *argv: object, status: int = 0, **how: Any) -> str:
+        """Run a command to its end; what it printed."""
+        command = self.start(cwd, *argv, **how)
+        found = command.wait()
+        assert found == status, (found, command.said)
+        return command.said
+
+
+def leftovers(*folders: Path) -> list[Path]:
+    """Whatever nobody will ever look at again: files and folders under temporary names."""
+    return [path for folder in folders for path in folder.rglob("*")
+            if TEMPORARY.fullmatch(path.name) or path.name.endswith((".tmp", ".part")) or path.name.endswith("-journal")]
+
+
+def the_run(cwd: Path) -> Path:
+    """The folder of the only run."""
+    folders = [path for path in (cwd / "mlruns" / "runs").glob("*/*") if path.is_dir()]
+    assert len(folders) == 1, folders
+    return folders[0]
+
+
+def tracked(cwd: Path) -> dict[str, list[dict[str, Any]]]:
+    """What MLflow holds, by the run's `fold` tag (`.` for the CV run): status, and points (name, step, value) of each run."""
+    import sqlite3
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    with sqlite3.connect(cwd / "mlruns" / "mlflow.db") as database:
+        runs = database.execute("SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active'").fetchall()
+        for run, name, status in runs:
+            points = database.execute("SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ?", [run]).fetchall()
+            place = "_".join(name.split(" · ")[0].split()) if name.startswith(("fold ", "full")) else "."
+            found.setdefault(place, []).append({"status": status, "points": points, "name": name})
+    database.close()
+    return found
+
+
+def gone(pids: Sequence[int], seconds: float = 60.0) -> bool:
+    """Whether processes end within some seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def interrupt(command: Command, number: signal.Signals) -> int:
+    """Send a signal and wait for the end."""
+    command.signal(number)
+    return command.wait()
