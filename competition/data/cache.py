@@ -141,8 +141,9 @@ def fetch(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Path
     try:
         record = build(folder)
         record["sizes"] = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-        with whole_file(folder / RECORD) as stream:
-            stream.write(json.dumps(record).encode())
+        content = json.dumps(record).encode()
+        with whole_file(folder / RECORD, len(content)) as stream:
+            stream.write(content)
         sync_folder(folder)
         _publish(folder, final)
     finally:

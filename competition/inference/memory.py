@@ -67,10 +67,9 @@ def within_memory(predict: Callable[[Experiment], np.ndarray], exp: Experiment, 
             words = one_line(error)
         release(device)
         if size == 1 or exp.training.on_oom == "stop":
-            others = ["inference.batch_size"] if size > 1 else ["inference.tta"]
-            halve = ", or set training.on_oom=halve" if size > 1 else ""
+            lower = "Lower inference.batch_size, or set training.on_oom=halve" if size > 1 else "Shorten inference.tta"
             raise MaskfoldError(f"Memory ran out on {device} with {size} window{'s' * (size > 1)} at a time: {words}.",
-                                f"Lower {' or '.join(others)}{halve}. {HOST}.")
+                                f"{lower}. {HOST}.")
         _fit[str(device)] = size // 2
         log.warning("Memory ran out on %s with %d windows at a time (%s); it goes on with %d.", device, size, words, size // 2)
 

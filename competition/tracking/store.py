@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ ARTIFACTS = "artifacts"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's pages open on chats and judges
 
 logger = logging.getLogger(__name__)
+_making = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,10 @@ def connect(store: Store) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)  # some fifty lines about tables
     if store.database is not None:
         store.database.parent.mkdir(parents=True, exist_ok=True)
-        if not store.database.exists():
-            logger.info("making the MLflow database %s", store.database)
-            _make(store.database)
+        with _making:  # a study and its trial are delivered by two threads, and MLflow's migrations know only one
+            if not store.database.exists():
+                logger.info("making the MLflow database %s", store.database)
+                _make(store.database)
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
 
 

@@ -138,7 +138,7 @@ def _wait(descriptor: int, folder: Path, patience: float, say: Callable[[str], N
         if alive and now - began > max(patience, PROBE):
             raise MaskfoldError(f"{folder} is being trained by {holder or 'another process'}.",
                                 "Wait until it is done, or stop it first.")
-        if not told and now - began > PROBE:
+        if not told and (patience or not alive) and now - began > 2 * GLANCE:
             told = True
             say(f"waits until {holder or 'another process'} lets go of the folder" if alive else
                 f"waits for a sign of life of {holder}, {STALE:.0f} s at most")

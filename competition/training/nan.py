@@ -47,6 +47,7 @@ class Numbers:
         self.policy, self.fabric, self.ranks, self.case_id = exp.training.on_nan, fabric, ranks, case_id
         self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
         self.most = exp.training.clip_gradient
+        self._unscaled = False  # the scaler lets a gradient be unscaled once a step, and was asked to
         self._buffers: list[Tensor] = []
         if self.policy != "stop" or exp.training.on_oom != "stop":
             self._buffers = list(network.buffers())
@@ -54,6 +55,7 @@ class Numbers:
 
     def remember(self) -> None:
         """Keep the network's buffers, such as batch statistics: the forward pass of a bad batch spoils them."""
+        self._unscaled = False
         if self._buffers:
             torch._foreach_copy_(self._before, self._buffers)
 
@@ -61,6 +63,7 @@ class Numbers:
         """Clip the gradient as `training.clip_gradient` says; its norm before that, a scalar on the device."""
         if self.most is None:
             return get_total_norm([one.grad for one in network.parameters() if one.grad is not None])
+        self._unscaled = self.scaler is not None
         norm: Any = self.fabric.clip_gradients(network, optimizer, max_norm=self.most, error_if_nonfinite=False)
         return norm
 
@@ -69,7 +72,7 @@ class Numbers:
         optimizer.zero_grad()
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._before)
-        if self.scaler is not None and self.most is not None:  # the gradients are unscaled, which it allows once a step
+        if self._unscaled:
             self.scaler.update(self.scaler.get_scale())
 
     def look(self, micros: Sequence[Micro], norm: Tensor, where: str) -> tuple[dict[str, float], str]:

@@ -38,6 +38,7 @@ from competition.training.loop import Training
 from competition.training.memory import told
 from competition.training.runs import run_hash
 from tests.conftest import ROOT, TINY
+from tests.faults.test_numbers import fp16
 from tests.training.test_fold import Killed, killed_after, losses, start
 
 pytestmark = pytest.mark.faults
@@ -139,6 +140,13 @@ def test_batch_statistics_do_not_count_the_attempt_that_failed(tiny, tmp_path, m
     room_for(monkeypatch, 2)
     run, job = start(tiny(2, *words, "training.batch_size=4", "training.on_oom=halve"), tmp_path / "halved", tmp_path / "cache")
     assert any("running_mean" in name for name in reference) and same(reference, trained(run, job).final_weights())
+
+
+def test_halving_goes_with_a_scaler(tiny, tmp_path, monkeypatch):
+    scaler = fp16(monkeypatch, 16.0)
+    room_for(monkeypatch, 1)
+    run, job = start(tiny(2, "training.on_oom=halve", "training.epochs=1"), tmp_path, tmp_path / "cache")
+    assert trained(run, job).progress.halved == 1 and scaler.get_scale() == 16.0 and scaler._growth_tracker.item() == 4
 
 
 @pytest.mark.parametrize("refuse", [full_host, full_device])

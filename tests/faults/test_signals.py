@@ -72,7 +72,7 @@ def test_in_the_midst_of_a_validation_no_step_is_lost_and_none_is_observed_twice
 
 @both_signals
 def test_while_cases_are_prepared(stage: Stage, small_demo: Path, tmp_path: Path, number: signal.Signals) -> None:
-    command = stage.start(tmp_path, *words_of(small_demo), kills=pause("command", "array", 3))
+    command = stage.start(tmp_path, *words_of(small_demo), kills=pause("command", "array", 5))  # the second case's mask
     stopped(command, number, tmp_path)
     assert "the same command goes on" in command.said
     assert not (tmp_path / "mlruns" / "runs").exists() and not (tmp_path / "mlruns" / "mlflow.db").exists()
