@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+
 from competition.config.competition import Competition
 from competition.config.errors import MaskfoldError
+
+if TYPE_CHECKING:
+    import pandas
+
+log = logging.getLogger(__name__)
 
 
 class Skipped:
@@ -24,3 +32,10 @@ class Skipped:
         if not self.allowed:
             raise error
         self.reasons.setdefault(case_id, error.wrong)
+
+
+def told(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The case table, after a warning for each case that it left out: where nothing else would say so."""
+    for case_id, reason in table.attrs.get("skipped", []):
+        log.warning("Case %s is left out: %s", case_id, reason)
+    return table

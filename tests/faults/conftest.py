@@ -34,7 +34,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     assert ready and json.loads(ready)["threads"] == 1, f"{ready} {log.read_text()}"  # a fork copies one thread only
     yield Stage(process)
     process.stdin.close()
-    process.wait(20)
+    process.wait(120)
 
 
 @pytest.fixture(scope="session")

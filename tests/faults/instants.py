@@ -46,11 +46,12 @@ def attempts(seed: int, database: bool) -> list[list[dict[str, Any]]]:
     disk = ["checkpoint", "checkpoint renamed", "file synced"]
     return [
         kill("command", ["prepared"], most=6),
-        kill("command", ["making the database"], most=20) + held("fold_0") if database else kill("command", ["run written"]),
+        kill("command", ["making the database"], most=20) + held("fold_0") if database
+        else kill("command", ["run written", "making a run"]) + held("fold_0"),
         kill("fold_0", ["fold starts", "fold begins"]),
         kill("fold_0", ["step"], most=3),
         kill("fold_0", disk, most=2),
-        kill("command", ["points", "making a run"], most=2) + held("fold_0"),
+        kill("command", ["points", "state"], most=2) + held("fold_0"),  # the runs may have been made before
         kill("fold_0", ["validation", "case"]),
         kill("fold_0", disk, most=2),
         kill("fold_0", ["journal"], both=draw.random() < 0.5),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from competition.config import MaskfoldError
 from competition.data.table import case_table
+from tests.submission.conftest import finished  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.faults
 
@@ -112,3 +114,24 @@ def test_a_case_that_only_preparation_refuses_is_left_out_too(tiny: Any, demo3d:
     kept = load_run(run.folder)
     assert name not in list(kept.cases["id"]) and name not in list(kept.folds["id"])
     assert name in (run.folder / "skipped.csv").read_text() and any(name in line for line in said)
+
+
+def test_a_test_case_that_is_left_out_is_told_by_predict_and_submit(tiny: Any, finished: Callable[..., Any], demo2d: Path,  # noqa: F811
+                                                                   tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file of label masks fewer, or no submission at all: with the reason."""
+    import shutil
+
+    from competition.submission.folder import predict_images
+    from competition.submission.submit import submit
+
+    data = Path(shutil.copytree(demo2d, tmp_path / "data"))
+    victim, *others = sorted((data / "test").iterdir())
+    victim.write_bytes(victim.read_bytes()[:-40])
+    run = finished(tiny(2, f"competition.root={data}", "competition.on_bad_case=skip", "folds.run=[0]"))
+    done = predict_images([run], data / "test", tmp_path / "out")
+    assert [one.case_id for one in done] == [path.stem for path in others]
+    assert f"Case {victim.stem} is left out" in caplog.text and victim.name in caplog.text
+    caplog.clear()
+    with pytest.raises(MaskfoldError, match=f"{victim.stem}, which has no test image"):
+        submit([run], output=tmp_path / "a.csv")
+    assert f"Case {victim.stem} is left out" in caplog.text and not (tmp_path / "a.csv").exists()

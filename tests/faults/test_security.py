@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -31,9 +32,8 @@ def test_the_pickles_of_these_tests_do_run_where_they_are_let(here: Path) -> Non
     import torch
 
     for content in (torch_archive(), old_torch()):
-        with pytest.raises(Exception, match=""):
+        with contextlib.suppress(Exception):  # what comes after does not matter
             torch.load(io.BytesIO(content), weights_only=False)
-            raise ValueError
         assert (here / "evil").is_dir()
         (here / "evil").rmdir()
 
