@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from competition.cli.main import fail
-from competition.cli.table import cv_table
+from competition.cli.table import cv_table, left_out
 from competition.config import load_experiment
 
 if TYPE_CHECKING:
@@ -58,17 +58,26 @@ def _cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[st
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
-    prepare_run(run, say, trust)
+    run = prepare_run(run, say, trust)
     say(f"run {run.folder}")
     with alone(run.folder, SHORT, say), Shipper(run.folder, exp):
         summary = run_cv(run, say, trust)
         tuned = _tune(run, summary, say)
     console.print(cv_table(summary, run))
-    for line in [*tuned, *_baseline(run)]:
+    for line in [*tuned, *_baseline(run), *skipped_lines(run)]:
         say(line)
     say(f"Files: {run.folder}")
     say(_next(file, exp.competition, overrides))
     say("or:   make ui   (compare runs on http://127.0.0.1:5000)")
+
+
+def skipped_lines(run: CvRun) -> list[str]:
+    """What a score does not speak of: the cases that were left out."""
+    from competition.training.runs import SKIPPED
+
+    ids = [case for case, _ in run.skipped]
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return [f"{left_out(run)}: {', '.join(ids[:5])}{more}; why is in {run.folder / SKIPPED}"] if ids else []
 
 
 def _next(file: Path, comp: Competition, overrides: list[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from competition.config.errors import MaskfoldError
+from competition.config.secrets import guard, scrub
 
 # Libraries that phone home are told not to, before any of them is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -205,6 +206,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line; errors a user can cause are two sentences, never a traceback."""
+    guard()
     try:
         status: Any = app(standalone_mode=False)
     except MaskfoldError as error:
@@ -231,5 +233,5 @@ def main() -> None:
 
 def fail(text: str, status: int) -> None:
     """Say why on standard error and leave."""
-    print(text, file=sys.stderr)
+    print(scrub(text), file=sys.stderr)
     sys.exit(status)

@@ -19,7 +19,7 @@ def cv_table(summary: CvSummary, run: CvRun) -> Table:
     if len(run.exp.competition.classes) > MOST_COLUMNS:
         return _class_rows(summary, run)
     classes = run.exp.competition.classes
-    table = Table(title=f"{run.name}: {summary.metric} and Dice per class, out of fold")
+    table = Table(title=f"{run.name}: {summary.metric} and Dice per class, out of fold", caption=left_out(run))
     table.add_column("fold")
     for name in (summary.metric, *(f"Dice {name}" for name in classes), "minutes"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -41,7 +41,7 @@ def cv_table(summary: CvSummary, run: CvRun) -> Table:
 
 def _class_rows(summary: CvSummary, run: CvRun) -> Table:
     """A row for the metric and one for each class; columns are the folds, all cases, their interval, the test share."""
-    table = Table(title=f"{run.name}: {summary.metric} and Dice per class, out of fold")
+    table = Table(title=f"{run.name}: {summary.metric} and Dice per class, out of fold", caption=left_out(run))
     table.add_column("fold")
     folds = summary.folds
     tested = summary.test_dice
@@ -58,6 +58,13 @@ def _class_rows(summary: CvSummary, run: CvRun) -> Table:
     table.add_row("minutes", *(f"{one['minutes']:.1f}" for one in folds), f"{sum(one['minutes'] for one in folds):.1f}",
                   f"{summary.cases} cases")
     return table
+
+
+def left_out(run: CvRun) -> str | None:
+    """How many cases the scores do not speak of; None where they speak of all."""
+    count = len(run.skipped)
+    are = "is" if count == 1 else "are"
+    return f"{count} of {count + len(run.cases)} cases {are} left out (competition.on_bad_case: skip)" if count else None
 
 
 def _label(result: dict[str, Any]) -> str:

@@ -60,25 +60,27 @@ class PreparedCase:
         if not intact(folder):
             raise MaskfoldError(f"The prepared case {folder} is missing or damaged.",
                                 "Run the same command again to rebuild it.")
-        record = json.loads((folder / RECORD).read_bytes())
-        return cls(folder, record["id"], Geometry.from_dict(record["geometry"]),
-                   Intensity.from_dict(record["intensity"]), record["normalised"])
+        try:
+            record = json.loads((folder / RECORD).read_bytes())
+            return cls(folder, str(record["id"]), Geometry.from_dict(record["geometry"]),
+                       Intensity.from_dict(record["intensity"]), bool(record["normalised"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(folder, RECORD, error) from error
 
     @cached_property
     def image(self) -> np.ndarray:
         """(C, *prepared): volumes float32, normalised; pictures uint8, or float32 in [0, 1], not normalised."""
-        return np.load(self.folder / "image.npy", mmap_mode="r")
+        return self._array("image.npy", len(self.intensity.shift), self.geometry.shape)
 
     @cached_property
     def mask(self) -> np.ndarray | None:
         """(M, *prepared) uint8, 255 where ignored; None for a test case."""
-        path = self.folder / "mask.npy"
-        return np.load(path, mmap_mode="r") if path.exists() else None
+        return self._array("mask.npy", None, self.geometry.shape) if (self.folder / "mask.npy").exists() else None
 
     @cached_property
     def foreground(self) -> np.ndarray:
         """(n, 1 + d) int32: class 1..K and coordinates of up to 10,000 of its voxels, evenly spread."""
-        return np.load(self.folder / "foreground.npy", mmap_mode="r")
+        return self._array("foreground.npy", None, (1 + len(self.geometry.shape),))
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -89,8 +91,27 @@ class PreparedCase:
         """The image as a network sees it without augmentation: (C, *prepared) float32, normalised."""
         return self.image if self.normalised else self.intensity.apply(self.image)
 
+    def _array(self, name: str, first: int | None, rest: tuple[int, ...]) -> np.ndarray:
+        """A memory map of a file's array, (first or any, *rest), whose header is as it was written.
+
+        Raises:
+            MaskfoldError: it is not; the array's own values are not looked at.
+        """
+        try:
+            array: np.ndarray = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+            if array.shape[1:] != rest or first not in (None, len(array)) or not array.flags.c_contiguous:
+                raise ValueError(f"its shape is {array.shape}")
+        except Exception as error:  # numpy's header is Python's own syntax, and raises whatever that raises
+            raise _damaged(self.folder, name, error) from error
+        return array
+
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedCase.open, (self.folder,)  # loader processes map the files themselves; no array is pickled
+
+
+def _damaged(folder: Path, name: str, error: Exception) -> MaskfoldError:
+    return MaskfoldError(f"The prepared case {folder} is damaged: {name}, {' '.join(str(error).split())[:160]}.",
+                         f"Delete {folder}; the same command makes it again.")
 
 
 def cache_key(row: Any, exp: Experiment) -> str:
@@ -156,7 +177,7 @@ def intact(folder: Path) -> bool:
     try:
         sizes = json.loads((folder / RECORD).read_bytes())["sizes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -59,7 +59,7 @@ def prepare_case(row: Any, exp: Experiment, root: Path) -> Path:
 
 
 def prepare_cases(table: pd.DataFrame, exp: Experiment, root: Path, workers: int = 1,
-                  progress: Callable[[str], None] | None = None) -> dict[str, Path]:
+                  progress: Callable[[str], None] | None = None, skipped: dict[str, str] | None = None) -> dict[str, Path]:
     """Prepares all cases of a table.
 
     Args:
@@ -68,6 +68,7 @@ def prepare_cases(table: pd.DataFrame, exp: Experiment, root: Path, workers: int
         root: the cache's folder.
         workers: processes.
         progress: told in a line how many cases are done, some ten times; not where all were prepared before.
+        skipped: gets the reason of each case that is left out, by id.
 
     Returns:
         The folder of each case by id, in the table's order. Under `on_bad_case: skip` a case that cannot be read is
@@ -86,6 +87,8 @@ def prepare_cases(table: pd.DataFrame, exp: Experiment, root: Path, workers: int
             if exp.competition.on_bad_case == "stop" or not skippable:
                 raise outcome
             log.warning("Case %s is left out: %s", row.id, outcome)
+            if skipped is not None:
+                skipped[str(row.id)] = outcome.wrong
         else:
             found[str(row.id)] = outcome
         if progress is not None and missing and (done % max(1, len(rows) // 10) == 0 or done == len(rows)):

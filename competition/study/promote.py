@@ -88,7 +88,7 @@ def _train(search: Search, words: list[str], number: int, say: Callable[[str], N
     exp = exp.model_copy(update={"folds": replace_run(exp.folds)})
     run = open_run(exp, trials_name(search.source, exp.competition.name))
     say(f"trial {number} on all folds: {' '.join(words)}")
-    prepare_run(run, lambda _: None, search.source.trust)
+    run = prepare_run(run, lambda _: None, search.source.trust)
     with alone(run.folder, say=say), Shipper(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=search.folder):
         run_cv(run, lambda line: say(f"  {line}"), search.source.trust)
     return run, pd.read_csv(run.folder / "scores.csv", dtype={"id": str}, float_precision="round_trip")

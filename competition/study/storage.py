@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from competition.config import MaskfoldError
+from competition.config.secrets import scrub
 
 DATABASE = Path("mlruns") / "optuna.db"
 HEARTBEAT = 15  # s between two signs of life of a running trial
@@ -58,7 +59,7 @@ def open_storage(url: str | None) -> Any:
                             'Install it: pip install "maskfold[postgres]".') from error
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MaskfoldError(f"The storage {safe(url)} cannot be opened: {first[:200]}.",
+        raise MaskfoldError(f"The storage {safe(url)} cannot be opened: {scrub(first)[:200]}.",
                             "Make its folder, or correct the path in --storage." if url.startswith("sqlite") else
                             "Start the database, or correct --storage.") from error
 

@@ -83,7 +83,7 @@ class Worker:
         exp = self.source.load(words)
         run = open_run(exp, trials_name(self.source, exp.competition.name))
         trial.set_user_attr("run", str(run.folder))
-        prepare_run(run, lambda _: None, self.source.trust)
+        run = prepare_run(run, lambda _: None, self.source.trust)
         watch = Watch(run, trial, self.study)
         name = f"trial {trial.number} · {run.folder.name}"
         with alone(run.folder, say=self.say), Shipper(run.folder, exp, name=name, study=self.folder) as shipper:

@@ -15,6 +15,7 @@ from competition.config.competition import Competition, Test
 from competition.config.postprocess import Postprocess
 from competition.data.files import writable
 from competition.data.readers import known
+from competition.data.skipped import told
 from competition.data.sources import find
 from competition.data.table import case_table, load_image
 from competition.scoring.pictures import case_picture
@@ -63,7 +64,7 @@ def predict_images(runs: Sequence[CvRun], images: Path, output: Path, trust: tup
                             "Give -o another folder.", status=2)
     writable(output)
     comp = folder_competition(runs[0].exp.competition, images)
-    rows = plain_rows(case_table(comp, "test"))
+    rows = plain_rows(told(case_table(comp, "test")))
     moved = [replace(run, exp=run.exp.model_copy(update={"competition": comp})) for run in runs]
     ensemble = Ensemble(Blend(tuple(moved), tuple([1 / len(moved)] * len(moved))), rows[0], trust)
     output.mkdir(parents=True, exist_ok=True)

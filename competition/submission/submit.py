@@ -13,6 +13,7 @@ from typing import Any
 
 from competition.config import MaskfoldError
 from competition.data.files import temporary, writable
+from competition.data.skipped import told
 from competition.data.table import case_table, load_image
 from competition.scoring.summary import cv_score
 from competition.submission.blend import Blend, check_same
@@ -71,7 +72,7 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
     check_same(runs)
     blend = Blend(tuple(runs), _plain_weights(weights, len(runs)))
     comp = blend.comp
-    tests = TestSet.of(comp, case_table(comp, "test"))
+    tests = TestSet.of(comp, told(case_table(comp, "test")))
     path = output or FOLDER / comp.name / f"{_name(runs, weights)}.csv"
     _refuse_overwrite(path)
     _read_all(tests)

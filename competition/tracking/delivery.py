@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 RUN = "."  # the run itself among its folders
-RUN_FILES = ("experiment.yaml", "cases.csv", "folds.csv", "scores.csv", "summary.json", "postprocess.json", "environment/**/*", "*.png",
+RUN_FILES = ("experiment.yaml", "version.json", "cases.csv", "skipped.csv", "folds.csv", "scores.csv", "summary.json", "postprocess.json", "environment/**/*", "*.png",
              "*.html")
 FOLD_FILES = ("experiment.yaml", "curves.png", "scores.csv", "test_scores.csv", "pictures/*.png")
 FOLD_FILES_AT_END = ("job.json", "log.txt", "metrics.jsonl", "result.json", "weights.safetensors", "best.safetensors")
@@ -52,7 +52,7 @@ class Delivery:
         self.folder, self.store, self.identity, self.study = folder, store, identity, study
         self.calls = 0  # how often MLflow was told something: a sign of life
         lost = store.database is not None and not store.database.exists()
-        self.state = State(store.uri) if lost else read_state(folder, store.uri)
+        self.state = State(store.shown) if lost else read_state(folder, store.shown)
         self._client: MlflowClient | None = None
         self._group = ""
         self._nested = False
@@ -192,7 +192,7 @@ class Delivery:
         """Hang the run under its study's, once that exists."""
         if self.study is None or self._nested:
             return
-        study = read_state(self.study, self.store.uri).of(RUN).run_id
+        study = read_state(self.study, self.store.shown).of(RUN).run_id
         if study is not None:
             self.client.set_tag(self._run_id(RUN), "mlflow.parentRunId", study)
             self._nested = True

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import competition
+from competition.config.secrets import scrub
 
 FOLDER = "environment"
 LARGEST_CHANGES = 2_000_000  # characters of a diff
@@ -25,6 +26,7 @@ def record(run_folder: Path) -> None:
     the commit) and `packages.txt` (as `pip freeze` writes them).
     """
     files = {"start.txt": _start(), "changes.diff": _git("diff", "HEAD")[:LARGEST_CHANGES], "packages.txt": _packages()}
+    files = {name: scrub(text) for name, text in files.items()}
     folder = newest = run_folder / FOLDER
     number = 1
     while folder.exists():
@@ -49,7 +51,7 @@ def source_tags() -> dict[str, str]:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return scrub(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def _start() -> str:

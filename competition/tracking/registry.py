@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from competition.config import Experiment, MaskfoldError
+from competition.config.secrets import scrub
 from competition.tracking.delivery import RUN, Delivery
 from competition.tracking.identity import Identity
 from competition.tracking.names import LONGEST_TAG, shorten
@@ -72,7 +73,7 @@ def register(run_folder: Path, exp: Experiment, write: Callable[[Path, Path], No
     if best:
         with _asking(store):
             client.set_registered_model_alias(name, BEST, str(number))
-    return Version(name, number, f"models:/{name}/{number}", store.uri, found is None)
+    return Version(name, number, f"models:/{name}/{number}", store.shown, found is None)
 
 
 @contextmanager
@@ -81,8 +82,8 @@ def _asking(store: Store) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MaskfoldError(f"MLflow ({store.uri}) does not take the model: {first[:200]}.",
+        first = (scrub(str(error)).strip().splitlines() or [type(error).__name__])[0]
+        raise MaskfoldError(f"MLflow ({store.shown}) does not take the model: {first[:200]}.",
                             "Start the server or correct MLFLOW_TRACKING_URI, then type the same command again.") from error
 
 

@@ -40,7 +40,7 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[
     """
     store = store_of(root)
     if store.is_server:
-        say(f"Runs are kept by the MLflow server that MLFLOW_TRACKING_URI names: open {store.uri}")
+        say(f"Runs are kept by the MLflow server that MLFLOW_TRACKING_URI names: open {store.shown}")
         return
     if store.database is not None and not store.database.exists():
         raise MaskfoldError(f"Nothing is logged yet: {store.database} does not exist.", "Run `make cv` first.")
@@ -49,7 +49,7 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as file, _terminable():
         server = subprocess.Popen(_command(store, host, port), stdin=subprocess.DEVNULL, stdout=file,
-                                  stderr=subprocess.STDOUT, env=_environment())
+                                  stderr=subprocess.STDOUT, env=_environment(store))
         try:
             say("starting MLflow …")
             _wait_until_up(server, host, port, log)
@@ -68,21 +68,22 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[
 
 
 def _command(store: Store, host: str, port: int) -> list[str]:
-    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", host, "--port", str(port),
+    words = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port),
              "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     if store.artifacts is not None:
         words += ["--artifacts-destination", str(store.artifacts)]
     return words
 
 
-def _environment() -> dict[str, str]:
+def _environment(store: Store) -> dict[str, str]:
     quieten()
     environment = dict(os.environ)
     # seven processes of 200 MB each, for evaluations of language models, and a gateway to those
     environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     environment.setdefault("MLFLOW_ENABLE_AI_GATEWAY", "false")
     environment["PYTHONWARNINGS"] = "ignore"
-    environment.pop("MLFLOW_TRACKING_URI", None)  # the store is on the command line
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    environment["MLFLOW_BACKEND_STORE_URI"] = store.uri  # everybody sees a command line, and there may be a password
     return environment
 
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from competition.config import Experiment
+from competition.config.secrets import scrub
 from competition.tracking.delivery import Delivery
 from competition.tracking.identity import Identity
 from competition.tracking.provenance import record
@@ -77,14 +78,14 @@ class Shipper:
         self._leaving.set()
         self._thread.join(min(3.0, self.patience))
         if self._thread.is_alive():
-            logger.warning("Waiting for MLflow (%s) to take the last files.", self.store.uri)
+            logger.warning("Waiting for MLflow (%s) to take the last files.", self.store.shown)
         seen = -1
         while self._thread.is_alive() and seen != self._delivery.calls:
             seen = self._delivery.calls
             self._thread.join(self.patience / 4 if self._troubled else self.patience)
         if not self._delivered:
             logger.warning("Not all of this run is in MLflow (%s). The files are in %s; the next start of the same command "
-                           "delivers them.", self.store.uri, self.run_folder)
+                           "delivers them.", self.store.shown, self.run_folder)
 
     def _work(self) -> None:
         """The thread: look, deliver, wait; once more when the body is left."""
@@ -109,11 +110,11 @@ class Shipper:
         except Exception as error:  # noqa: BLE001 - training goes on, whatever MLflow, its database or the network do
             if not self._troubled:
                 logger.warning("MLflow (%s) does not take deliveries: %s%s. Training goes on, and so do the tries.",
-                               self.store.uri, _first_line(error), _room(self.store, error))
+                               self.store.shown, _first_line(error), _room(self.store, error))
             self._troubled = True
             return False
         if self._troubled:
-            logger.warning("MLflow (%s) takes deliveries again.", self.store.uri)
+            logger.warning("MLflow (%s) takes deliveries again.", self.store.shown)
         self._troubled = False
         return True
 
@@ -124,7 +125,7 @@ class Shipper:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    lines = scrub(str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 

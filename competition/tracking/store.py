@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from competition.config.secrets import scrub
+
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
@@ -35,6 +37,11 @@ class Store:
     uri: str
     database: Path | None
     artifacts: Path | None
+
+    @property
+    def shown(self) -> str:
+        """The address without its password: for messages, and for what is kept in a run's folder."""
+        return scrub(self.uri)
 
     @property
     def is_server(self) -> bool:

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from competition.config import Experiment
+from competition.config.secrets import scrub
 from competition.tracking.delivery import RUN, TOKEN_TAG
 from competition.tracking.identity import Identity
 from competition.tracking.state import read_state
@@ -33,8 +34,8 @@ def log_submission(run_folder: Path, exp: Experiment, csv: Path, note: Path) -> 
     try:
         return _log(store, run_folder, exp, csv, note)
     except Exception as error:  # noqa: BLE001 - whatever MLflow, its database or the network do, the CSV is there
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        logger.warning("MLflow (%s) does not take the submission: %s. The files are %s and %s.", store.uri, first[:160],
+        first = (scrub(str(error)).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning("MLflow (%s) does not take the submission: %s. The files are %s and %s.", store.shown, first[:160],
                        csv, note)
         return None
 
@@ -51,7 +52,7 @@ def _log(store: Store, run_folder: Path, exp: Experiment, csv: Path, note: Path)
     if found:
         run_id = found[0].info.run_id
     else:
-        parent = read_state(run_folder, store.uri).of(RUN).run_id
+        parent = read_state(run_folder, store.shown).of(RUN).run_id
         tags = {**identity.tags, TOKEN_TAG: token, **({"mlflow.parentRunId": parent} if parent else {})}
         run_id = client.create_run(group, tags=tags, run_name=f"submission {csv.stem}").info.run_id
     time = client.get_run(run_id).info.start_time

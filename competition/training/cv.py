@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from competition.config import MaskfoldError
 from competition.training.job import FoldResult, Job
-from competition.training.runs import CACHE, CvRun
+from competition.training.runs import CACHE, CvRun, read_skipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +72,11 @@ def run_cv(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = (),
     return summarise(run)
 
 
-def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = ()) -> None:
+def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = ()) -> CvRun:
     """Refuse what cannot work, prepare every case, then write the run's folder; all before any fold starts.
+
+    Returns:
+        The run; under `on_bad_case: skip` without the cases that cannot be prepared.
 
     Raises:
         MaskfoldError: a target, its arguments, the patch or a case does not fit; no run is left behind.
@@ -88,7 +91,7 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     from competition.training.memory import told
 
     if not open_jobs(run, trust):
-        return
+        return run.without({case: why for case, why in read_skipped(run.folder).items() if case in set(run.cases["id"])})
     sweep_all(CACHE)
     _refuse_mixture(run)
     if run.exp.init_from is not None:
@@ -98,19 +101,26 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     loader_augment(run.exp, trust)  # made only to be checked: each raises where its section makes no sense
     device_augment(run.exp)
     views(run.exp)
-    first = run.cases.head(1)
-    folder = next(iter(prepare_cases(first, run.exp, CACHE).values()))
+    one_by_one = (prepare_cases(run.cases.iloc[[place]], run.exp, CACHE) for place in range(len(run.cases)))
+    first, folder = next((item for found in one_by_one for item in found.items()), (None, None))
+    if folder is None:
+        raise MaskfoldError("No case can be prepared.", "Set competition.on_bad_case=stop, which says why.")
     channels = int(PreparedCase.open(folder).image.shape[0])
     check_network(run.exp, channels * (run.exp.patch.slices or 1), trust)
     with told("preparing the cases"):
-        prepared = prepare_cases(run.cases, run.exp, CACHE, progress=say)
+        skipped: dict[str, str] = {}
+        prepared = prepare_cases(run.cases, run.exp, CACHE, progress=say, skipped=skipped)
     for case, path in prepared.items():
         found = int(PreparedCase.open(path).image.shape[0])
         if found != channels:
             raise MaskfoldError(
-                f"Case {case!r} has {found} channels, but {first['id'].iloc[0]!r} has {channels}.",
+                f"Case {case!r} has {found} channels, but {first!r} has {channels}.",
                 "Set prepare.channels to grey or rgb, or mend the case.")
+    for case, why in skipped.items():
+        say(f"note: case {case} is left out: {why}")
+    run = run.without(skipped)
     run.write()
+    return run
 
 
 def open_jobs(run: CvRun, trust: tuple[str, ...] = ()) -> list[Job]:

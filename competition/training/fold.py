@@ -19,6 +19,7 @@ import torch  # noqa: E402
 
 from competition.augment import device_augment, loader_augment  # noqa: E402
 from competition.config import Experiment, MaskfoldError  # noqa: E402
+from competition.config.secrets import guard  # noqa: E402
 from competition.data.files import refusal, sweep_all  # noqa: E402
 from competition.data.patches import PatchDataset  # noqa: E402
 from competition.data.prepare import PreparedCase, prepare_cases  # noqa: E402
@@ -201,6 +202,7 @@ class Interruption:
 
 def main(path: str) -> int:
     """The process: lines on standard output, `error.json` for the parent, an exit status that says how it went."""
+    guard()
     job = Job.from_json(Path(path).read_text())
     if not is_first():
         return assisted(job)

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from competition.config import MaskfoldError
+
 
 @dataclass(frozen=True)
 class Job:
@@ -81,6 +83,30 @@ class FoldResult:
 
     @classmethod
     def read(cls, folder: Path) -> FoldResult | None:
-        """The result in a member's folder; None while it is not finished."""
+        """The result in a member's folder; None while it is not finished.
+
+        Raises:
+            MaskfoldError: the file is damaged.
+        """
         path = folder / "result.json"
-        return cls(**json.loads(path.read_text())) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            found = cls(**json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse))
+            numbers = (found.fold, found.seed, found.steps, found.epochs, found.devices)
+            sound = all(isinstance(one, int) for one in numbers) and isinstance(found.score, float | int | None)
+            sound = sound and isinstance(found.dice, dict) and Path(found.weights).name == found.weights
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise _damaged(path, " ".join(str(error).split())[:160]) from error
+        if not sound:
+            raise _damaged(path, "its values are none of a result")
+        return found
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"it holds {word}")
+
+
+def _damaged(path: Path, why: str) -> MaskfoldError:
+    return MaskfoldError(f"The result {path} is damaged: {why}.",
+                         "Copy it back from elsewhere, or delete it: the same command makes it again from the checkpoint.")

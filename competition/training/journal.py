@@ -51,6 +51,9 @@ class Journal:
 
 def _step(line: bytes) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf  # a line that a kill cut in two
+        plain = json.loads(line)
+        if isinstance(plain["metrics"], dict) and isinstance(plain["step"], int | float):
+            return plain["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return math.inf  # a line that a kill cut in two, or a disk made unreadable

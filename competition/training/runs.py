@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from competition import __version__
 from competition.config import Experiment, MaskfoldError, load_experiment, resolved
 from competition.config.load import write_yaml
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 RUNS = Path("mlruns") / "runs"
 CACHE = Path("mlruns") / "prepared"
+SKIPPED = "skipped.csv"  # of a run's folder: cases that were left out, and why
+MADE_BY, FORM = "version.json", 1  # of a run's folder; the form rises when older files can no longer be read as they are
 # Keys that came after the first runs: where they are off, a run keeps its name. Those of `prepare` are in data/cache.py too.
 LATER = (("prepare", "boundary"), ("prepare", "stretch"), ("prepare", "long_side"))
 # How a run survives, not what it computes: a run that stopped for one of these goes on with another value.
@@ -53,13 +56,39 @@ class CvRun:
 
     def write(self) -> None:
         """Make the run's folder with `experiment.yaml`, `cases.csv` and `folds.csv`."""
+        import pandas as pd
+
         from competition.data.folds import write_folds
-        from competition.training.checkpoint import write_table
+        from competition.training.checkpoint import write_json, write_table
 
         self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / MADE_BY, {"form": FORM, "maskfold": __version__})
         write_yaml(resolved(self.exp), self.folder / "experiment.yaml")
         write_table(self.cases, self.folder / "cases.csv")
         write_folds(self.folds, self.folder / "folds.csv")
+        rows = pd.DataFrame(self.skipped, columns=["id", "reason"])
+        write_table(rows, self.folder / SKIPPED) if len(rows) else (self.folder / SKIPPED).unlink(missing_ok=True)
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """The cases that were left out, and why."""
+        return list(self.cases.attrs.get("skipped", []))
+
+    def without(self, reasons: Mapping[str, str]) -> CvRun:
+        """The run on the other cases.
+
+        Raises:
+            MaskfoldError: nothing is left to validate in some fold, or to train on.
+        """
+        if not reasons:
+            return self
+        cases, folds = (table[~table["id"].isin(list(reasons))].reset_index(drop=True) for table in (self.cases, self.folds))
+        cases.attrs = {**self.cases.attrs, "skipped": sorted({**dict(self.skipped), **reasons}.items())}
+        folds.attrs = dict(self.folds.attrs)
+        if lost := sorted(set(self.folds["fold"]) - set(folds["fold"])):
+            raise MaskfoldError(f"All cases of fold {lost[0]} are left out; one of them: {next(iter(reasons.values()))}",
+                                "Correct the files, or ask for fewer folds.")
+        return replace(self, cases=cases, folds=folds)
 
     def member_folder(self, fold: int, seed: int) -> Path:
         """Where a fold's member lives: `fold_0`, `fold_0_seed_1`, `full`."""
@@ -131,12 +160,58 @@ def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str]
     import pandas as pd
 
     from competition.data.folds import read_folds
+    from competition.data.table import COLUMNS
 
     if not (folder / "experiment.yaml").exists():
         raise MaskfoldError(f"{folder} is not a run: it has no experiment.yaml.", "Name a folder under mlruns/runs.")
-    exp = load_experiment(folder / "experiment.yaml", overrides, trust)
-    cases = pd.read_csv(folder / "cases.csv", dtype={"id": str, "group": str, "stratum": str}, keep_default_na=False)
-    return CvRun(folder, exp, cases, read_folds(folder / "folds.csv"), folder.parent.name)
+    made = made_by(folder)
+    try:
+        exp = load_experiment(folder / "experiment.yaml", overrides, trust)
+    except MaskfoldError as error:
+        if made in (None, __version__):
+            raise
+        raise MaskfoldError(f"{folder} was made by Maskfold {made}, whose YAML Maskfold {__version__} does not take: {error.wrong}",
+                            f"Use that version: pip install maskfold=={made}. Or: {error.cure}", status=error.status) from error
+    try:
+        cases = pd.read_csv(folder / "cases.csv", dtype={"id": str, "group": str, "stratum": str}, keep_default_na=False)
+        folds = read_folds(folder / "folds.csv")
+        if lost := [name for name in (*COLUMNS, "fold") if name not in (*cases.columns, *folds.columns)]:
+            raise ValueError(f"the column {lost[0]} is missing")
+        for text in (*cases["images"], *cases["masks"], *cases["shape"], *cases["spacing"], *cases["slices"]):
+            json.loads(text)
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # pandas' own errors are ValueErrors
+        raise MaskfoldError(f"{folder / 'cases.csv'} cannot be read ({' '.join(str(error).split())[:160]}).",
+                            "Copy the run's folder again from where it was made, or start another run with --new.") from error
+    cases.attrs["skipped"] = sorted(read_skipped(folder).items())
+    return CvRun(folder, exp, cases, folds, folder.parent.name)
+
+
+def read_skipped(folder: Path) -> dict[str, str]:
+    """The cases that a run left out, and why."""
+    from competition.data.csv_table import read_csv
+
+    path = folder / SKIPPED
+    return dict(read_csv(path, {"id": "id", "reason": "reason"})[["id", "reason"]].values.tolist()) if path.exists() else {}
+
+
+def made_by(folder: Path) -> str | None:
+    """The version that made a run's folder; None where it does not say (before 0.1 was out).
+
+    Raises:
+        MaskfoldError: a later version made it, in a form that this one does not know.
+    """
+    path = folder / MADE_BY
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        form, version = int(plain["form"]), str(plain["maskfold"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise MaskfoldError(f"{path} is damaged.", 'Write {"form": 1, "maskfold": "' + __version__ + '"} into it, or copy it back.') from error
+    if form > FORM:
+        raise MaskfoldError(f"{folder} was made by Maskfold {version} in form {form}; Maskfold {__version__} reads forms up to {FORM}.",
+                            f"Use that version: pip install maskfold=={version}.")
+    return version
 
 
 def write_resolved(exp: Experiment, plan: list[list[int]] | None, folder: Path) -> None:

@@ -164,6 +164,7 @@ def _environment(job: Job, gpus: Sequence[str] | None) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in RANKS}
     return environment | {
         PARENT: str(os.getpid()), "OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # a stranger's folder to work in may hold a torch.py
         # Waiting threads sleep: spinning beside another busy program costs several times a step.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "NO_ALBUMENTATIONS_UPDATE": "1",
