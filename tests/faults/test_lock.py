@@ -41,7 +41,9 @@ def holder_in(folder: Path) -> Holder:
 
 
 def write(folder: Path, holder: Holder) -> None:
-    (folder / "lock").write_text(json.dumps(asdict(holder)).ljust(lock.LENGTH - 1) + "\n")
+    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT)  # never cut short: a reader would find nobody in between
+    os.pwrite(descriptor, (json.dumps(asdict(holder)).ljust(lock.LENGTH - 1) + "\n").encode(), 0)
+    os.close(descriptor)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -150,9 +151,12 @@ def the_run(cwd: Path) -> Path:
 def tracked(cwd: Path) -> dict[str, list[dict[str, Any]]]:
     """What MLflow holds, by the run's `fold` tag (`.` for the CV run): status, and points (name, step, value) of each run."""
     import sqlite3
+    import tempfile
 
     found: dict[str, list[dict[str, Any]]] = {}
-    with sqlite3.connect(cwd / "mlruns" / "mlflow.db") as database:
+    with tempfile.TemporaryDirectory() as folder, sqlite3.connect(Path(folder) / "copy.db") as database:
+        for path in (cwd / "mlruns").glob("mlflow.db*"):  # SQLite does not find a path that leads to another one's disks
+            shutil.copy(path, Path(folder) / path.name.replace("mlflow", "copy"))
         runs = database.execute("SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active'").fetchall()
         for run, name, status in runs:
             points = database.execute("SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ?", [run]).fetchall()
