@@ -1,0 +1,209 @@
+"""An afternoon of a nervous user: cross-validations, submissions and studies, killed at random, again and again, in one folder.
+
+    python -m tests.soak --minutes 45                  # a line for each piece of work, figures at the end; not a test of pytest
+
+Each piece of work is the real command line. It is killed by the clock (SIGKILL of the command, or of everything; SIGTERM;
+Ctrl-C) as often as is drawn, typed again until it ends, and looked at: its exit status, what it left behind, what MLflow says
+of it, its CSV, and now and then whether an undisturbed run in another folder has the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import ROOT
+from tests.faults.toy import EXPERIMENT, SMALL, leftovers, tracked
+
+SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGKILL of all": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
+ENDS = {"SIGKILL": -9, "SIGKILL of all": -9, "SIGTERM": 143, "Ctrl-C": 130}
+LONGEST = 600.0  # s that a command may take on a busy machine
+MIB = 2**20
+
+
+@dataclass
+class Work:
+    """A command, how it went, and what it cost."""
+
+    kind: str
+    argv: list[str]
+    kills: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    peak: int = 0  # bytes of resident memory of the command and all below it
+    seconds: float = 0.0
+
+
+class Soak:
+    """The folder, and what is done in it."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        from competition.data.demo import make_demo
+
+        self.root, self.draw = root, random.Random(seed)
+        self.data = root / "demo2d"
+        make_demo("2d", self.data, seed=3, cases=10, test_cases=3)
+        self.cwd = root / "project"
+        self.cwd.mkdir()
+        self.done: list[Work] = []
+        self.disk: list[int] = []
+        self.trained: list[str] = []
+
+    def words(self, number: int) -> list[str]:
+        return [str(EXPERIMENT), f"competition.root={self.data}", *SMALL, "training.precision=fp32", "training.ema=0.9",
+                f"training.epochs={self.draw.choice([4, 8])}", f"seed={number}"]
+
+    def next(self) -> Work:
+        """A cross-validation, or something with the runs that are there."""
+        number = len(self.done)
+        kind = self.draw.choices(["cv", "submit", "study"], [5, 3, 2])[0] if self.trained else "cv"
+        if kind == "cv":
+            return Work(kind, ["cv", *self.words(number)])
+        if kind == "submit":
+            return Work(kind, ["submit", self.draw.choice(self.trained), f"competition.root={self.data}", "-o", f"{number}.csv"])
+        study = "study={trials: 3, sampler: tpe, pruner: none, space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}"
+        return Work(kind, ["study", *self.words(number), study, "folds.run=[0]"])
+
+    def do(self, work: Work) -> None:
+        """Kill it as often as is drawn, then let it end."""
+        for _ in range(self.draw.choice([0, 1, 1, 2, 3])):
+            how = self.draw.choice(list(SIGNALS))
+            if self.run(work, how, self.draw.uniform(0.5, 30.0)):
+                break  # it was quicker
+            work.kills.append(how)
+        else:
+            self.run(work)
+        self.look(work)
+
+    def run(self, work: Work, how: str = "", after: float = LONGEST) -> bool:
+        """Start the command, once; whether it ended by itself."""
+        began, output = time.monotonic(), self.root / "output.txt"
+        with open(output, "wb") as file:
+            command = subprocess.Popen([sys.executable, "-P", "-c", "from competition.cli import main; main()", *work.argv],
+                                       cwd=self.cwd, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                                       env={**os.environ, "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"})
+        family: dict[int, psutil.Process] = {}
+        while command.poll() is None and time.monotonic() - began < after:
+            work.peak = max(work.peak, self.resident(command.pid, family))
+            time.sleep(0.1)
+        work.seconds += time.monotonic() - began
+        if command.poll() is not None:
+            if command.returncode != 0:
+                work.wrong.append(f"status {command.returncode}: {output.read_text(errors='replace')[-600:]}")
+            return True
+        self.resident(command.pid, family)
+        command.send_signal(SIGNALS[how] if how else signal.SIGKILL)
+        for process in family.values() if how == "SIGKILL of all" else ():
+            if process.is_running():
+                process.kill()
+        status = command.wait(120)
+        said = output.read_text(errors="replace")
+        if not how:
+            work.wrong.append(f"still there after {LONGEST:.0f} s: {said[-600:]}")
+        elif status not in (ENDS[how], 0, -SIGNALS[how]):  # done at that moment, or before the command line was read
+            work.wrong.append(f"{how}: status {status}: {said[-600:]}")
+        if "Traceback" in said:
+            work.wrong.append(f"{how}: {said[-1500:]}")
+        deadline = time.monotonic() + 90  # its folds write a checkpoint and end by themselves
+        while alive := [one for one in family.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+            if time.monotonic() > deadline:
+                work.wrong.append(f"{how}: {len(alive)} processes outlive it")
+                for one in alive:
+                    one.kill()
+            time.sleep(0.1)
+        return not how
+
+    @staticmethod
+    def resident(pid: int, family: dict[int, psutil.Process]) -> int:
+        """Bytes that a process and all below it hold; those below are noted."""
+        total = 0
+        try:
+            every = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        except psutil.Error:
+            return 0
+        for process in every:
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:
+                continue
+            if process.pid != pid:
+                family[process.pid] = process
+        return total
+
+    def look(self, work: Work) -> None:
+        """What it left."""
+        work.wrong += [f"left behind: {path}" for path in leftovers(self.cwd)]
+        states = sorted({one["status"] for runs in tracked(self.cwd).values() for one in runs})
+        work.wrong += [f"MLflow: {states}"] if states != ["FINISHED"] else []
+        if work.kind == "submit":
+            mine, hosts = ([row[:-1] for row in csv.reader(path.open())]  # the last cell is the mask
+                           for path in (self.cwd / work.argv[-1], self.data / "sample_submission.csv"))
+            work.wrong += [] if mine == hosts else [f"{work.argv[-1]}: not the sample's rows"]
+        if work.kind == "cv":
+            self.trained.append(str(max((self.cwd / "mlruns" / "runs").glob("*/*"), key=lambda path: path.stat().st_mtime)))
+            if work.kills and self.draw.random() < 0.5:
+                self.compare(work)
+        self.disk.append(sum(path.stat().st_size for path in self.cwd.rglob("*") if path.is_file()))
+        self.done.append(work)
+
+    def compare(self, work: Work) -> None:
+        """Whether a run that nobody disturbs has the same weights."""
+        mine, self.cwd = self.cwd, self.root / "undisturbed"
+        self.cwd.mkdir()
+        try:
+            self.run(whole := Work("cv", work.argv))
+            work.wrong += whole.wrong
+            for path in (self.cwd / "mlruns" / "runs").rglob("weights.safetensors"):
+                other = mine / path.relative_to(self.cwd)
+                work.wrong += [] if other.exists() and other.read_bytes() == path.read_bytes() else [f"not the same: {other}"]
+            work.kills.append("compared")
+        finally:
+            shutil.rmtree(self.cwd)
+            self.cwd = mine
+
+    def figures(self) -> dict[str, object]:
+        kills = [kill for work in self.done for kill in work.kills if kill != "compared"]
+        cvs = [work.peak / MIB for work in self.done if work.kind == "cv"]
+        third = max(1, len(cvs) // 3)
+        per_run = [(after - before) / MIB for before, after, work in zip(self.disk, self.disk[1:], self.done[1:])
+                   if work.kind == "cv"]
+        return {
+            "pieces of work": {kind: sum(work.kind == kind for work in self.done) for kind in ("cv", "submit", "study")},
+            "kills": {how: kills.count(how) for how in SIGNALS}, "compared with an undisturbed run": sum("compared" in work.kills for work in self.done),
+            "failures": sum(bool(work.wrong) for work in self.done),
+            "peak MiB of a cross-validation, first and last third": [round(sum(part) / len(part)) for part in (cvs[:third], cvs[-third:])],
+            "disk MiB at the start and the end": [round(self.disk[0] / MIB, 1), round(self.disk[-1] / MIB, 1)],
+            "disk MiB that a cross-validation adds, first and last": [round(per_run[0], 2), round(per_run[-1], 2)] if per_run else []}
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--minutes", type=float, default=45.0)
+    words.add_argument("--seed", type=int, default=0)
+    asked = words.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        soak, end = Soak(Path(folder), asked.seed), time.monotonic() + 60 * asked.minutes
+        while time.monotonic() < end:
+            work = soak.next()
+            soak.do(work)
+            print(f"{len(soak.done):3d} {work.kind:6} {work.seconds:5.0f} s {work.peak / MIB:5.0f} MiB  killed by {work.kills or 'nobody'}"
+                  f"{''.join(f'{chr(10)}    WRONG {wrong}' for wrong in work.wrong)}", flush=True)
+        figures = soak.figures()
+    print(json.dumps(figures, indent=1))
+    return int(bool(figures["failures"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
