@@ -31,6 +31,7 @@ from tests.faults.toy import EXPERIMENT, SMALL, leftovers, tracked
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGKILL of all": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 ENDS = {"SIGKILL": -9, "SIGKILL of all": -9, "SIGTERM": 143, "Ctrl-C": 130}
 LONGEST = 600.0  # s that a command may take on a busy machine
+PATIENCE = 120.0  # s in which a signal has to end it there
 MIB = 2**20
 
 
@@ -108,7 +109,11 @@ class Soak:
         for process in family.values() if how == "SIGKILL of all" else ():
             if process.is_running():
                 process.kill()
-        status = command.wait(120)
+        try:
+            status = command.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            command.kill()
+            status = command.wait()
         said = output.read_text(errors="replace")
         if not how:
             work.wrong.append(f"still there after {LONGEST:.0f} s: {said[-600:]}")
@@ -193,6 +198,7 @@ def main() -> int:
     words.add_argument("--minutes", type=float, default=45.0)
     words.add_argument("--seed", type=int, default=0)
     asked = words.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it puts into the background ignore Ctrl-C
     with tempfile.TemporaryDirectory() as folder:
         soak, end = Soak(Path(folder), asked.seed), time.monotonic() + 60 * asked.minutes
         while time.monotonic() < end:
