@@ -173,6 +173,20 @@ def report(words: Annotated[list[str], typer.Argument(help="One run, and key=val
     make_report(words, output, tuple(trust or []))
 
 
+@app.command(epilog="Example: maskfold compare experiments/demo2d/unet2d.yaml 2cb50ff146c0 -o reports/compare")
+def compare(words: Annotated[list[str], typer.Argument(help="Two runs, and key=value; see submit.")],
+            output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder; default reports/compare-A-B.")] = None,
+            cases: Annotated[int, typer.Option(min=0, help="Of how many cases, those that changed most, pictures are drawn.")] = 10,
+            trust: Trust = None) -> None:
+    """Compare two runs on the cases that both predicted out of fold: paired, per case and class.
+
+    The competition's metric, Dice, surface Dice and HD95, each with its difference, interval and p.
+    """
+    from competition.cli.compare import compare_runs
+
+    compare_runs(words, output, cases, tuple(trust or []))
+
+
 @app.command(epilog="Example: maskfold register experiments/demo2d/unet2d.yaml --best")
 def register(words: Annotated[list[str], typer.Argument(help="A run, and key=value; see submit.")],
              best: Annotated[bool, typer.Option("--best", help="The run with the highest cross-validation score of that "

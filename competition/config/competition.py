@@ -93,6 +93,8 @@ class Submission(Section):
     sample: str | None = None  # path below `root`
     columns: Columns = Columns()
     rle: Rle = Rle()
+    kaggle: str | None = None  # the competition's name in Kaggle's address, for `maskfold upload`
+    public_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the test cases, those that the public board scores
 
 
 class Competition(Section):

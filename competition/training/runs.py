@@ -112,6 +112,8 @@ def run_hash(exp: Experiment, data_hash: str) -> str:
     for section, key in SURVIVAL:
         del plain[section][key]
     plain["competition"].pop("root", None)
+    for key in ("kaggle", "public_share"):  # of the host's board
+        plain["competition"]["submission"].pop(key, None)
     text = json.dumps([plain, data_hash], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
