@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from competition.cli.main import fail
+from competition.cli.ask import ask
 from competition.cli.progress import watcher
 from competition.cli.words import stoppable
 from competition.config import MaskfoldError
@@ -19,6 +17,7 @@ from competition.data.fetch.next_command import next_lines
 from competition.data.fetch.place import check_room, fetch_archive, is_there
 from competition.data.fetch.size import readable
 
+CURE, LEFT = "Add --yes to download.", "nothing was downloaded"
 LARGEST = 10  # files of a competition that are listed
 
 
@@ -46,7 +45,7 @@ def _from_decathlon(console: Console, name: str, folder: Path, yes: bool) -> Non
     task = find_task(name)
     _say(console, f"{task.folder} ({task.holds}): about {readable(task.size)}, licence {LICENCE}, {HOME}")
     check_room(folder, 2 * task.size)
-    _ask(f"Download {readable(task.size)} to {folder}?", yes)
+    ask(f"Download {readable(task.size)} to {folder}?", yes, CURE, LEFT)
     source = source_of(task)
     count = fetch_archive(source, folder, lambda what: watcher(console, what), lambda line: _say(console, line))
     _say(console, f"{folder}: {_files(count)}")
@@ -60,23 +59,9 @@ def _from_kaggle(console: Console, name: str, folder: Path, yes: bool) -> None:
     for file, size in sorted(listing.files, key=lambda one: -one[1])[:LARGEST]:
         _say(console, f"  {file}: {readable(size)}")
     check_room(folder, 2 * listing.size)
-    _ask(f"Download it to {folder}, having accepted the rules?", yes)
+    ask(f"Download it to {folder}, having accepted the rules?", yes, CURE, LEFT)
     count = fetch_competition(api, listing, folder, lambda what: watcher(console, what), console.is_terminal)
     _say(console, f"{folder}: {_files(count)}")
-
-
-def _ask(question: str, yes: bool) -> None:
-    """Goes on with --yes, or when a person says so.
-
-    Raises:
-        MaskfoldError: nobody can be asked (status 2).
-    """
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise MaskfoldError("Nobody can be asked: this is no terminal.", "Add --yes to download.", status=2)
-    if not typer.confirm(question):
-        fail("nothing was downloaded", 1)
 
 
 def _print_tasks(console: Console) -> None:

@@ -126,6 +126,38 @@ def predict(words: Annotated[list[str], typer.Argument(help="Runs, and key=value
     predict_folder(words, images, output, pictures, tuple(trust or []))
 
 
+@app.command(epilog="Example: maskfold upload submissions/demo2d/unet2d-15ba66a88b85.csv -m 'wider network'")
+def upload(file: Annotated[Path | None, typer.Argument(help="The CSV; not needed with --notebook.")] = None,
+           overrides: Annotated[list[str] | None, typer.Argument(help="key=value of the competition, e.g. root=/data.")] = None,
+           message: Annotated[str | None, typer.Option("--message", "-m", help="What Kaggle shows beside it.")] = None,
+           competition: Annotated[str | None, typer.Option(help="The name in the competition's address, or its YAML; default "
+                                                                "submission.kaggle in its YAML.")] = None,
+           yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+           notebook: Annotated[str | None, typer.Option(help="Hand in what this notebook wrote: OWNER/NAME.")] = None,
+           version: Annotated[int | None, typer.Option(min=1, help="Of the notebook.")] = None,
+           output: Annotated[str, typer.Option("--file", help="What the notebook wrote.")] = "submission.csv") -> None:
+    """Hand a CSV in at Kaggle, after it was checked against the sample; asks before it spends one of today's tries."""
+    from competition.cli.upload import upload_file
+
+    upload_file(file, overrides or [], message, competition, yes, notebook, version, output)
+
+
+@app.command(epilog="Example: maskfold ledger -o ledger.png, or: maskfold ledger --add x.csv --public 0.71")
+def ledger(words: Annotated[list[str] | None, typer.Argument(help="Competitions, all by default; and key=value for --add.")] = None,
+           refresh: Annotated[bool | None, typer.Option("--refresh/--no-refresh", help="Ask Kaggle for scores; by default "
+                                                        "where some are missing, and if it can be reached.")] = None,
+           output: Annotated[Path | None, typer.Option("--output", "-o", help="A plot (.png) or a page (.html).")] = None,
+           competition: Annotated[str | None, typer.Option(help="With --add: the competition's YAML.")] = None,
+           add: Annotated[Path | None, typer.Option(help="Enter the scores of a file that was handed in elsewhere.")] = None,
+           public: Annotated[float | None, typer.Option(help="Its public score.")] = None,
+           private: Annotated[float | None, typer.Option(help="Its private score.")] = None,
+           message: Annotated[str | None, typer.Option("--message", "-m", help="What to call it.")] = None) -> None:
+    """List what was handed in: CV, public and private score, what changed; and say which changes are noise."""
+    from competition.cli.ledger import show_ledger
+
+    show_ledger(words or [], refresh, output, competition, add, public, private, message)
+
+
 @app.command(epilog="Example: maskfold score mine.csv --competition experiments/demo2d/competition.yaml --solution solution.csv")
 def score(file: Annotated[Path, typer.Argument(help="The submission's CSV.")],
           competition: Annotated[Path, typer.Option(help="The competition's YAML.")],

@@ -85,6 +85,11 @@ class Metric(Section):
             raise ValueError(f"`average: global` adds up pixels, which {self.name} does not count; use case_class or class")
         return self
 
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether less is better: of no metric here, since distances enter them as shares."""
+        return False
+
 
 class Submission(Section):
     """The file the host wants."""

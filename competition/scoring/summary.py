@@ -153,6 +153,41 @@ def gain_interval(before: pd.DataFrame, after: pd.DataFrame, metric: Metric, n: 
     return Gain(cv_score(after, metric) - cv_score(before, metric), low, high)
 
 
+def difference_noise(before: pd.DataFrame, after: pd.DataFrame, metric: Metric, n_test: int, n: int = 2000, seed: int = 0,
+                     groups: Mapping[str, str] | None = None, level: float = 0.95) -> float:
+    """How far the difference of two scores moves by chance, when both are of the same `n_test` cases.
+
+    Half the width of the interval that holds the share `level` of the differences on test sets of `n_test` cases, each
+    drawn with replacement from the cases given. For a mean over cases that is about 1.96 s / √n_test, s being the
+    standard deviation of the cases' own differences.
+
+    Args:
+        before: as in `cv_score`.
+        after: the same cases and classes.
+        metric: as in `cv_score`.
+        n_test: cases of the test set.
+        n: samples.
+        seed: of the draws.
+        groups: as in `prediction_interval`.
+        level: the share.
+
+    Returns:
+        A width, 0 or more; nan for fewer than two cases or groups.
+
+    Raises:
+        ValueError: the two are not of the same cases.
+    """
+    tables = [_Table.of(scores.sort_values("id", kind="stable"), metric) for scores in (before, after)]
+    if tables[0].ids != tables[1].ids:
+        raise ValueError("a paired difference needs the scores of the same cases")
+    clusters = tables[0].clusters(groups)
+    generator = rng(seed, 0, 0, 3, "bootstrap")
+    size = max(1, round(n_test * clusters.count / max(1, len(tables[0].ids))))
+    low, high = _interval(tables[0], clusters, n, level, lambda count: generator.integers(0, clusters.count, (count, size)),
+                          size, minus=(tables[1], tables[0]))
+    return (high - low) / 2
+
+
 @dataclass(frozen=True)
 class _Clusters:
     """Which cases are drawn together."""

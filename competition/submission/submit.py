@@ -24,7 +24,7 @@ from competition.submission.postprocess import postprocess
 from competition.submission.testset import TestSet
 from competition.submission.validate import Verdict
 from competition.submission.writer import Masked, write_submission
-from competition.training.checkpoint import write_json
+from competition.training.checkpoint import write_json, write_table
 from competition.training.find import finished
 from competition.training.runs import CvRun
 
@@ -106,6 +106,8 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
     try:
         verdict = replace(write_submission(masks(), tests.profile, staged, sample=tests.sample), path=path)
         write_json(note, summary(path.name, staged, blend, ensemble.checkpoints, expected, fitted, verdict))
+        if expected is not None:
+            write_table(expected.rows, scores_beside(path))
         os.replace(staged, path)  # last, so that no CSV is there without its JSON
     finally:
         staged.unlink(missing_ok=True)
@@ -212,6 +214,11 @@ def _read_all(tests: TestSet) -> None:
         except MaskfoldError as error:
             raise MaskfoldError(f"The test case {row.id} cannot be read: {error.wrong}",
                                 "Copy the file again; the host wants a row for every test case.") from error
+
+
+def scores_beside(path: Path) -> Path:
+    """The out-of-fold scores by case and class that a CSV's expected score is of: `x.scores.csv`, beside `x.csv`."""
+    return path.with_suffix(".scores.csv")
 
 
 def _predicted(blend: Blend) -> bool:

@@ -68,7 +68,7 @@ def connect() -> Any:
         MaskfoldError: it is not installed, or finds no credentials.
     """
     try:
-        with _aside():  # it talks while it is imported
+        with aside():  # it talks while it is imported
             import kaggle
     except ImportError as error:
         what = "is not installed" if error.name == "kaggle" else f"cannot be imported: {error}"
@@ -77,12 +77,12 @@ def connect() -> Any:
         raise _nobody() from error
     api = kaggle.api
     try:
-        with _aside():
+        with aside():
             api.authenticate()
     except SystemExit as error:
         raise _nobody() from error
     except OSError as error:
-        raise _refused("Kaggle", "https://www.kaggle.com", error) from error
+        raise refused("Kaggle", "https://www.kaggle.com", error) from error
     return api
 
 
@@ -96,14 +96,14 @@ def list_files(api: Any, name: str) -> Listing:
     token = None
     try:
         for _ in range(MOST_PAGES):
-            with _aside():
+            with aside():
                 page = api.competition_list_files(name, page_token=token, page_size=PAGE)
             files += [(str(file.name), int(file.total_bytes or 0)) for file in page.files or []]
             token = page.next_page_token or None
             if token is None:
                 break
     except OSError as error:
-        raise _refused(name, Listing(name, []).rules, error) from error
+        raise refused(name, Listing(name, []).rules, error) from error
     return Listing(name, files, whole=token is None)
 
 
@@ -131,10 +131,10 @@ def fetch_competition(api: Any, listing: Listing, folder: Path, watch: Callable[
 
 def _fetch(api: Any, listing: Listing, folder: Path, staging: Path, watch: Callable[[str], Watch], show: bool) -> int:
     try:
-        with _aside(shown=show):
+        with aside(shown=show):
             api.competition_download_files(listing.name, path=str(staging), quiet=not show)
     except OSError as error:
-        raise _refused(listing.name, listing.rules, error) from error
+        raise refused(listing.name, listing.rules, error) from error
     archives = [path for path in staging.iterdir() if path.suffix != MARKER]
     if not archives:
         raise MaskfoldError(f"Kaggle's client left no archive of {listing.name} in {staging}.", "Type the same command again.")
@@ -146,7 +146,7 @@ def _fetch(api: Any, listing: Listing, folder: Path, staging: Path, watch: Calla
 
 
 @contextmanager
-def _aside(shown: bool = False) -> Iterator[None]:
+def aside(shown: bool = False) -> Iterator[None]:
     """What the client prints is left out, or goes to standard error."""
     with redirect_stdout(sys.stderr if shown else io.StringIO()):
         yield
@@ -158,7 +158,7 @@ def _nobody() -> MaskfoldError:
                          "or set KAGGLE_USERNAME and KAGGLE_KEY, or KAGGLE_API_TOKEN.")
 
 
-def _refused(name: str, rules: str, error: OSError) -> MaskfoldError:
+def refused(name: str, rules: str, error: OSError) -> MaskfoldError:
     """An error of the client in our words; its own may hold addresses with tokens."""
     code = getattr(getattr(error, "response", None), "status_code", None)
     if code == 401:
