@@ -10,7 +10,6 @@ from rich.table import Table
 from competition.cli.ask import ask
 from competition.cli.progress import watcher
 from competition.cli.words import stoppable
-from competition.config import MaskfoldError
 from competition.data.fetch.decathlon import HOME, LICENCE, TASKS, find_task, source_of
 from competition.data.fetch.kaggle_client import PREFIX, competition_name, connect, fetch_competition, list_files
 from competition.data.fetch.next_command import next_lines

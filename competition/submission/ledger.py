@@ -163,7 +163,7 @@ def refreshed(records: Iterable[Record], found: Iterable[Remote], time: str) -> 
         time: of the answer, ISO in UTC.
     """
     by_ref = {one.ref: one for one in found}
-    free = {ref: one for ref, one in by_ref.items()}
+    free = dict(by_ref)
     records = list(records)
     for record in records:
         free.pop(record.ref or -1, None)

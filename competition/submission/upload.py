@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from competition.config import Competition, MaskfoldError, load_competition, load_experiment, resolved
 from competition.data.table import case_table
 from competition.scoring.summary import bootstrap_interval, cv_score, prediction_interval
-from competition.submission.ledger import Ledger, Record, now, record_id
+from competition.submission.ledger import Record, now, record_id
 from competition.submission.remembered import SCORES
 from competition.submission.submit import scores_beside
 from competition.submission.testset import TestSet
