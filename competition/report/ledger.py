@@ -84,8 +84,8 @@ def draw_ledger(records: Sequence[Record], path: Path, name: str) -> None:
     if isfinite(found.r):
         slope, level = np.polyfit(x, y, 1)
         line = np.array([x.min(), x.max()])
-        axes.plot(line, slope * line + level, color=(0.84, 0.39, 0.08), linewidth=1.4, label=f"r {found.r:+.2f} "
-                  f"({found.low:+.2f} to {found.high:+.2f})")
+        axes.plot(line, slope * line + level, color=(0.84, 0.39, 0.08), linewidth=1.4, label=f"r {found.r:+.3f} "
+                  f"({found.low:+.3f} to {found.high:+.3f})")
     axes.set(xlim=limits[0], ylim=limits[1])
     legend(figure, below=True, columns=3)
     save_figure(figure, path)

@@ -65,7 +65,7 @@ class Correlation:
                     f"{'is' if self.files == 1 else 'are'} {self.files}")
         if not isfinite(self.r):
             return "correlation of CV and public: none, since all files have one score"
-        words = f"correlation of CV and public: r {self.r:+.2f} (95 % {self.low:+.2f} to {self.high:+.2f}, Fisher, {self.files} files)"
+        words = f"correlation of CV and public: r {self.r:+.3f} (95 % {self.low:+.3f} to {self.high:+.3f}, Fisher, {self.files} files)"
         return words + ("; the interval holds 0: nothing says yet that the two agree" if self.low <= 0 <= self.high else "")
 
 

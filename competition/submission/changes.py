@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from competition.submission.ledger import Record
@@ -19,6 +20,7 @@ def changes(before: Record | None, after: Record) -> list[str]:
     if after.sha256 and before.sha256 == after.sha256:
         return ["the same file"]
     words: list[str] = []
+    before, after = _short(before), _short(after)
     gone = {run["hash"]: run for run in before.runs}
     came = {run["hash"]: run for run in after.runs}
     kept = gone.keys() & came.keys()
@@ -86,6 +88,12 @@ def _pair_words(old: dict[str, Any], new: dict[str, Any], before: Record, after:
             found.append(f"{key}: {one if one is not None else '–'} → {other if other is not None else '–'}")
     weight = [] if abs(old["weight"] - new["weight"]) < 1e-9 else [f"weight {old['weight']:g} → {new['weight']:g}"]
     return [head, *found, *weight]
+
+
+def _short(record: Record) -> Record:
+    """With experiments by their own names, as `unet3d` for `hippocampus-unet3d`."""
+    return replace(record, runs=[{**run, "experiment": str(run["experiment"]).removeprefix(f"{record.competition}-")}
+                                 for run in record.runs])
 
 
 def _name(run: dict[str, Any]) -> str:

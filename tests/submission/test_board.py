@@ -50,7 +50,7 @@ def test_correlations_that_cannot_be() -> None:
     assert "are 3" in str(correlation([*three, record(5, None, 0.3), record(6, 0.3, None)]))
     assert "all files have one score" in str(correlation([record(n, 0.8, 0.7 + n / 100) for n in range(4)]))
     line = correlation([record(n, 0.8 + n / 100, 0.9 - n / 100) for n in range(4)])
-    assert line.r == line.low == line.high == -1
+    assert line.r == line.low == line.high == pytest.approx(-1)
     weak = correlation([record(n, 0.8 + n / 100, value) for n, value in enumerate([0.7, 0.72, 0.69, 0.71])])
     assert weak.low < 0 < weak.high and "nothing says yet" in str(weak)
 
@@ -112,14 +112,14 @@ def test_changes_of_keys_runs_weights_and_steps() -> None:
     after = record(1, runs=[new], keys={"bbb": {"optimizer.args.lr": "0.002", "seed": "1", "new": "4"}},
                    postprocess=Postprocess.model_validate({"steps": [{"remove_small": 30}]}).model_dump())
     assert changes(before, after) == [
-        "toy-unet/aaa → toy-unet/bbb", "optimizer.args.lr: 0.001 → 0.002", "old: 3 → –", "new: – → 4",
+        "unet/aaa → unet/bbb", "optimizer.args.lr: 0.001 → 0.002", "old: 3 → –", "new: – → 4",
         "post-processing: none → remove_small 30"]
     other = {"run": "o", "experiment": "toy-resunet", "hash": "ccc", "weight": 0.4}
     blend = record(2, runs=[{**RUN, "weight": 0.6}, other], postprocess=before.postprocess)
-    assert changes(before, blend) == ["+ toy-resunet/ccc", "weight of toy-unet/aaa: 1 → 0.6"]
-    assert changes(blend, before) == ["− toy-resunet/ccc", "weight of toy-unet/aaa: 0.6 → 1"]
+    assert changes(before, blend) == ["+ resunet/ccc", "weight of unet/aaa: 1 → 0.6"]
+    assert changes(blend, before) == ["− resunet/ccc", "weight of unet/aaa: 0.6 → 1"]
     assert changes(before, record(3, runs=[RUN], postprocess=before.postprocess)) == ["another file of the same runs"]
-    assert changes(before, record(4)) == ["− toy-unet/aaa"]
+    assert changes(before, record(4)) == ["− unet/aaa"]
     assert changes(record(4), record(5)) == ["not known"]
 
 

@@ -196,7 +196,8 @@ def test_an_unsound_file_costs_nothing(host, command, csv):
 
 def test_the_same_file_again_is_a_row_of_its_own(host, command, csv, store):
     assert command("upload", str(csv), "--yes")[0] == 0
-    assert command("upload", str(csv), "--yes", "-m", "again")[0] == 0
+    status, said = command("upload", str(csv), "--yes", "-m", "again")
+    assert status == 0 and "does not take" not in said, said
     assert [record.again for record in Ledger("demo2d").read()] == [0, 1]
     assert {row["ref"] for row in store()} == {"1000", "1001"}
     assert "the same file" in command("ledger")[1]
