@@ -27,7 +27,7 @@ def look() -> list[Finding]:
         missing = "KAGGLE_KEY" if name else "KAGGLE_USERNAME"
         return [Finding(WHAT, "warning", f"{missing} is not set, its other half is",
                         f"Set {missing} too, or KAGGLE_API_TOKEN alone.")]
-    return [Finding(WHAT, "ok", f"none; only `maskfold fetch kaggle:…` needs them ({WHERE}, to ~/.kaggle/kaggle.json)")]
+    return [Finding(WHAT, "ok", f"none; only `maskfold fetch kaggle:…` and `maskfold upload` need them ({WHERE}, to ~/.kaggle/kaggle.json)")]
 
 
 def files() -> list[Path]:

@@ -114,7 +114,8 @@ def store() -> Callable[[], list[dict[str, object]]]:
     def rows() -> list[dict[str, object]]:
         from mlflow.tracking import MlflowClient
 
-        client = MlflowClient("sqlite:///mlruns/mlflow.db")
+        # The whole path: MLflow keeps connections open by the address's text.
+        client = MlflowClient(f"sqlite:///{Path('mlruns/mlflow.db').resolve()}")
         ids = [one.experiment_id for one in client.search_experiments()]
         return [{**run.data.tags, **run.data.metrics} for run in client.search_runs(ids, "tags.kind = 'submission'")]
     return rows
