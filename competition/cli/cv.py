@@ -60,7 +60,7 @@ def _cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[st
 
     run = prepare_run(run, say, trust)
     say(f"run {run.folder}")
-    with alone(run.folder, SHORT, say), Shipper(run.folder, exp):
+    with alone(run.folder, SHORT, say), Shipper(run.folder, run.exp):
         summary = run_cv(run, say, trust)
         tuned = _tune(run, summary, say)
     console.print(cv_table(summary, run))

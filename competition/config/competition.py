@@ -51,6 +51,7 @@ class Train(Section):
     rle: str | None = None
     columns: Columns = Columns()
     rle_format: Rle | None = None  # None: as in `submission.rle`
+    cases: str | Annotated[list[str], Field(min_length=1)] | None = None  # only these ids, or a CSV with the column id; None: all
 
     @model_validator(mode="after")
     def _one_truth(self) -> Train:

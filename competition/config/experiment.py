@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from competition.config.competition import Competition, Positive, Section, Share
 from competition.config.postprocess import Postprocess
+from competition.config.pseudo import Extra, Pseudo
 from competition.config.study import Study
 
 
@@ -199,6 +200,8 @@ class Experiment(Section):
     early_stopping: EarlyStopping | None = None
     inference: Inference = Inference()
     postprocess: Postprocess = Postprocess()
+    pseudo: Pseudo | None = None  # predictions on images without labels teach the training folds
+    extra: Extra | Annotated[list[Extra], Field(min_length=1)] | None = None  # so do another competition's cases
     run: Run = Run()
     study: Study | None = None
 
@@ -228,6 +231,9 @@ class Experiment(Section):
             raise ValueError("`prepare.long_side` is for pictures (competition.dimensions: 2); volumes have `spacing`")
         if self.prepare.boundary is not None and not (self.competition.instances and self.competition.labels == "exclusive"):
             raise ValueError("`prepare.boundary` is for objects (competition.instances: true) of exclusive classes")
+        for extra in self.extras:
+            if (why := extra.why_unfit(self.competition)) is not None:
+                raise ValueError(why)
         return self._postprocess_fits()
 
     def _postprocess_fits(self) -> Experiment:
@@ -255,6 +261,16 @@ class Experiment(Section):
     def seeds(self) -> list[int]:
         """The seeds of a fold's members; folds are split with the first."""
         return [self.seed] if isinstance(self.seed, int) else list(self.seed)
+
+    @property
+    def extras(self) -> list[Extra]:
+        """The other competitions whose cases teach."""
+        return [self.extra] if isinstance(self.extra, Extra) else list(self.extra or [])
+
+    @property
+    def ignores(self) -> bool:
+        """Whether masks may hold voxels that count nowhere."""
+        return self.competition.ignore is not None or self.pseudo is not None or bool(self.extras)
 
     @property
     def outputs(self) -> int:

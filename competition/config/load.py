@@ -54,10 +54,13 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
     words = parse_overrides(overrides)
     apply_overrides(document, [word for word in words if word.key == "competition"])
     folder = _inline(document, file.parent)
+    _inline_extras(document, file.parent)
     _start_from_defaults(document, [word.key for word in words])
     apply_overrides(document, [word for word in words if word.key != "competition"])
+    _inline_extras(document, file.parent)
     _find_root(document, ("competition", "root"), folder)
-    for key in (("folds", "file"), ("init_from",), ("encoder_weights",)):
+    _find_file(document, ("competition", "train", "cases"), folder)
+    for key in (("folds", "file"), ("init_from",), ("encoder_weights",), *_keys(document, ("pseudo", "from"))):
         _find_file(document, key, file.parent)
     exp = _validate(Experiment, document)
     if trust is not None:
@@ -85,6 +88,7 @@ def load_competition(path: str | Path, overrides: Sequence[str] = ()) -> Competi
                             "Name the file after its key `competition`.", status=2)
     apply_overrides(document, parse_overrides(overrides))
     _find_root(document, ("root",), file.parent)
+    _find_file(document, ("train", "cases"), file.parent)
     return _validate(Competition, document)
 
 
@@ -153,23 +157,37 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 _Dumper.add_implicit_resolver(TAG + "float", FLOAT, list("-+.0123456789"))
 
 
-def _inline(document: Document, folder: Path) -> Path:
-    """Put the competition in the place of its path; returns the folder of the file that says it."""
-    value = document.tree.get("competition")
+def _inline(document: Document, folder: Path, key: KeyPath = ("competition",)) -> Path:
+    """Put a competition in the place of its path; returns the folder of the file that says it."""
+    holder, value = _value(document, key)
     if not isinstance(value, str):
         return folder
-    place = document.place(("competition",))
+    place, name = document.place(key), ".".join(map(str, key))
     named = Path(value).expanduser()
     file = folder / named
     if place.line is None and named.exists():
         file = named
     if not file.exists():
-        raise MaskfoldError(f"{place}: competition: {file} does not exist.",
+        raise MaskfoldError(f"{place}: {name}: {file} does not exist.",
                             "Name the competition's YAML by its path relative to the experiment's file.", status=2)
     other = read_document(file)
-    document.tree["competition"] = other.tree
-    document.replace(("competition",), other)
+    holder[key[-1]] = other.tree
+    document.replace(key, other)
     return file.parent
+
+
+def _inline_extras(document: Document, folder: Path) -> None:
+    """Put the other competitions of `extra` in the place of their paths."""
+    for key in _keys(document, ("extra",)):
+        home = _inline(document, folder, (*key, "competition"))
+        _find_root(document, (*key, "competition", "root"), home)
+        _find_file(document, (*key, "competition", "train", "cases"), home)
+
+
+def _keys(document: Document, key: KeyPath) -> list[KeyPath]:
+    """The key itself, or those of its items where it is a list."""
+    _, value = _value(document, key)
+    return [(*key, number) for number in range(len(value))] if isinstance(value, list) else [key]
 
 
 def _start_from_defaults(document: Document, keys: Sequence[str]) -> None:
@@ -182,11 +200,15 @@ def _start_from_defaults(document: Document, keys: Sequence[str]) -> None:
 
 
 def _value(document: Document, key: KeyPath) -> tuple[Any, Any]:
-    """The mapping that holds a key, and the key's value."""
-    holder = document.tree
-    for part in key[:-1]:
-        holder = holder.get(part) if isinstance(holder, dict) else None
-    return holder, holder.get(key[-1]) if isinstance(holder, dict) else None
+    """The mapping or list that holds a key, and the key's value."""
+    node = holder = document.tree
+    for part in key:
+        holder = node
+        if isinstance(node, list) and isinstance(part, int):
+            node = node[part]
+        else:
+            node = node.get(part) if isinstance(node, dict) else None
+    return holder, node
 
 
 def _find_root(document: Document, key: KeyPath, folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from competition.config.competition import Competition
 from competition.config.errors import MaskfoldError
 from competition.config.names import why_unfit
+from competition.data.chosen import chosen
 from competition.data.rle_table import find_rows
 from competition.data.skipped import Skipped
 from competition.data.sources import Case, find, find_many, is_folder_of_instances, refuse_case_twins
@@ -40,6 +41,7 @@ def find_images(comp: Competition, split: str, skipped: Skipped) -> dict[str, Im
                 for name, pattern in patterns.items()}
     ids = sorted(set().union(*channels.values()))
     refuse_case_twins(ids, key)
+    ids = chosen(comp, ids) if split == "train" else ids
     for case_id in ids:
         if (why := why_unfit(case_id)) is not None:
             skipped.add(case_id, MaskfoldError(f"The id {case_id!r} that {key} finds {why}.", "Rename the file."))
@@ -86,7 +88,7 @@ def find_masks(comp: Competition, images: dict[str, Images], skipped: Skipped) -
     for name, pattern in patterns.items():
         key = f"train.masks.{name}" if isinstance(masks, dict) else "train.masks"
         cases = find(Path(comp.root), pattern, key)
-        _refuse_strangers(list(cases), images, f"{key} `{pattern}`", skipped)
+        _refuse_strangers(comp, list(cases), images, f"{key} `{pattern}`", skipped)
         _refuse([case_id for case_id in images if case_id not in cases],
                 f"has an image ({{image}}) and no mask ({key} `{pattern}`)",
                 "Add the mask, or leave such cases out with competition.on_bad_case=skip.", skipped, images)
@@ -113,7 +115,7 @@ def _instances(comp: Competition, patterns: dict[str, str], images: dict[str, Im
             raise MaskfoldError(f"train.masks `{pattern}` mixes slices ({{z}}) with a folder of instances (`*`).",
                                 "Write one file per slice or per case.", status=2)
         found = find_many(Path(comp.root), pattern, "train.masks")
-        _refuse_strangers(list(found), images, f"train.masks `{pattern}`", skipped)
+        _refuse_strangers(comp, list(found), images, f"train.masks `{pattern}`", skipped)
         _refuse([case_id for case_id in images if case_id not in found],
                 f"has an image ({{image}}) and no folder of masks (train.masks `{pattern}`)",
                 "Add the folder, empty if nothing is to be seen, or set competition.on_bad_case=skip.", skipped, images)
@@ -132,9 +134,10 @@ def _refuse(ids: list[str], what: str, cure: str, skipped: Skipped, images: dict
         skipped.add(case_id, MaskfoldError(f"The case {case_id}{'' if skipped.allowed else more} {shown}.", cure))
 
 
-def _refuse_strangers(ids: list[str], images: dict[str, Images], source: str, skipped: Skipped) -> None:
-    """Masks whose image is missing."""
-    strangers = [case_id for case_id in ids if case_id not in images and case_id not in skipped.reasons]
+def _refuse_strangers(comp: Competition, ids: list[str], images: dict[str, Images], source: str, skipped: Skipped) -> None:
+    """Masks whose image is missing; where `train.cases` names the cases, other masks are nobody's concern."""
+    strangers = [case_id for case_id in ids if case_id not in images and case_id not in skipped.reasons
+                 and comp.train.cases is None]
     _refuse(strangers, f"has a mask ({source}) and no image", "Add the image, remove the mask, or leave such cases out "
             "with competition.on_bad_case=skip.", skipped)
 

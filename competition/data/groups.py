@@ -36,6 +36,19 @@ def values(comp: Competition, ids: list[str], key: str) -> list[str] | None:
     return _from_ids(rule, ids, key)
 
 
+def known(comp: Competition, ids: list[str]) -> dict[str, str]:
+    """The group of each id that `competition.group` knows; ids that it does not know are left out.
+
+    Args:
+        comp: what the host gave.
+        ids: of any images, such as ones without labels.
+    """
+    try:
+        return dict(zip(ids, values(comp, ids, "group") or [], strict=False))
+    except MaskfoldError:
+        return {} if len(ids) == 1 else {case_id: group for one in ids for case_id, group in known(comp, [one]).items()}
+
+
 def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
     """The first group of a regular expression, or all that it matches, of each id."""
     try:

@@ -14,6 +14,7 @@ from competition.config.experiment import Experiment
 from competition.data.prepare import PreparedCase
 from competition.data.randomness import child_seed, rng
 from competition.data.resident import Resident
+from competition.data.turns import Turns
 
 OPEN_CASES = 128  # per process: each holds three mapped files, and a process may have 1024 files open
 
@@ -74,30 +75,33 @@ class PatchDataset:
             in [0, 1] with (H, W, M), before normalisation; volumes as (C', *patch.size) with (M, *patch.size), normalised.
         positions_per_epoch: samples in an epoch, over all processes; None computes it from the experiment.
         train: False takes the same patch of a case in every epoch, without augmentation.
+        turns: how often each case is drawn; None: all equally often.
 
     Raises:
         MaskfoldError: there is no case.
     """
 
     def __init__(self, folders: Sequence[Path], exp: Experiment, fold: int, seed: int, augment: Augment | None = None,
-                 positions_per_epoch: int | None = None, train: bool = True) -> None:
+                 positions_per_epoch: int | None = None, train: bool = True, turns: Turns | None = None) -> None:
         if not folders:
             raise MaskfoldError(f"Fold {fold} has no case to train on.", "Use fewer folds, or give more cases.")
         self.folders = [Path(folder) for folder in folders]
         self.exp, self.fold, self.seed, self.train = exp, fold, seed, train
         self.augment = augment if train else None
-        self.positions_per_epoch = positions_per_epoch or _positions_per_epoch(exp, len(self.folders))
+        self.turns = turns or Turns(len(self.folders))
+        if self.turns.cases != len(self.folders):
+            raise ValueError(f"turns of {self.turns.cases} cases for {len(self.folders)} folders")
+        self.positions_per_epoch = positions_per_epoch or _positions_per_epoch(exp, len(self))
         self.resident = Resident.of(exp)
         self._open: OrderedDict[int, _OpenCase] = OrderedDict()
-        self._orders: OrderedDict[int, Array] = OrderedDict()
 
     def __len__(self) -> int:
-        """Number of cases."""
-        return len(self.folders)
+        """Number of cases, each counted by its weight: samples of one look at every case."""
+        return self.turns.cycle
 
     def __getstate__(self) -> dict[str, Any]:
         # each process maps the files itself
-        return {**self.__dict__, "_open": OrderedDict(), "_orders": OrderedDict(), "resident": Resident.of(self.exp)}
+        return {**self.__dict__, "_open": OrderedDict(), "resident": Resident.of(self.exp)}
 
     def __getitem__(self, place: Place) -> dict[str, Any]:
         epoch, position = place
@@ -119,12 +123,7 @@ class PatchDataset:
         """Index of the case at a place."""
         if not self.train:
             return position % len(self.folders)
-        cycle, rank = divmod(epoch * self.positions_per_epoch + position, len(self.folders))
-        if cycle not in self._orders:
-            self._orders[cycle] = rng(self.seed, self.fold, cycle, 0, "order").permutation(len(self.folders))
-            while len(self._orders) > 4:
-                self._orders.popitem(last=False)
-        return int(self._orders[cycle][rank])
+        return self.turns.case_at(epoch * self.positions_per_epoch + position, self.seed, self.fold)
 
     def case_id(self, index: int) -> str:
         """Id of the case with this index."""

@@ -75,7 +75,8 @@ def find_rows(comp: Competition, cases: dict[str, Case], skipped: Skipped) -> di
     if strangers and not any(found.values()):
         raise MaskfoldError(f"No id of {path} has an image: the table says {strangers[0][1]}, "
                             f"the images {next(iter(cases))}.", "Correct train.columns.id or train.images.", status=2)
-    _refuse_strangers(path, strangers, list(cases), skipped)
+    if comp.train.cases is None:  # else rows of other images are nobody's concern
+        _refuse_strangers(path, strangers, list(cases), skipped)
     empty = {"", rle_format(comp).empty}
     rows: dict[str, list[Row]] = {case_id: [] for case_id in cases}
     for line, name, cls, text in zip(table.index, names, classes, texts, strict=True):

@@ -21,8 +21,8 @@ class SegmentationLoss(nn.Module):
     Each term is any loss of MONAI, segmentation_models_pytorch, torch, or one's own; `competition.model.terms` says
     what each receives. The loss is computed in float32 whatever the network's precision. Where the network gives
     several outputs (deep supervision), the mask is brought to each one's size, and the levels' losses are averaged with
-    the weights of `competition.model.outputs`. Pixels of 255 have no gradient where `competition.ignore` is set
-    (`competition.model.truth`).
+    the weights of `competition.model.outputs`. Pixels of 255 have no gradient where masks may hold them
+    (`Experiment.ignores`, `competition.model.truth`).
 
     Args:
         exp: the experiment.
@@ -49,7 +49,7 @@ class SegmentationLoss(nn.Module):
         self.dims = exp.network_dimensions
         self.channels = exp.outputs
         self.exclusive = exp.competition.labels == "exclusive"
-        self.ignore = exp.competition.ignore is not None
+        self.ignore = exp.ignores
         self._device = torch.device("cpu")
 
     def forward(self, outputs: Any, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -87,6 +87,7 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     from competition.data.prepare import PreparedCase, prepare_cases
     from competition.inference.tta import views
     from competition.model.network import check_network
+    from competition.training.lessons import check_lessons, ready_lessons
     from competition.training.lineage import check_lineage
     from competition.training.memory import told
 
@@ -97,6 +98,7 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     if run.exp.init_from is not None:
         for job in open_jobs(run, trust):
             check_lineage(Path(run.exp.init_from), job, run)
+    check_lessons(run, open_jobs(run, trust))
     check_targets(run.exp, trust)
     loader_augment(run.exp, trust)  # made only to be checked: each raises where its section makes no sense
     device_augment(run.exp)
@@ -119,6 +121,7 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     for case, why in skipped.items():
         say(f"note: case {case} is left out: {why}")
     run = run.without(skipped)
+    ready_lessons(run, open_jobs(run, trust), prepared, CACHE, say)
     run.write()
     return run
 

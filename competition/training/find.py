@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from competition.config import Competition, Experiment, MaskfoldError, load_experiment, resolved
+from competition.training.besides import settled
 from competition.training.job import FoldResult
 from competition.training.runs import RUNS, CvRun, load_run, run_hash
 
@@ -116,6 +118,8 @@ def _comparable_score(summary: Path, comp: Competition) -> float | None:
 
 def _latest(file: Path, overrides: Sequence[str], trust: tuple[str, ...], say: Callable[[str], None]) -> CvRun:
     exp = load_experiment(file, overrides, trust)
+    with suppress(MaskfoldError):  # a teacher may be gone: a finished run needs it no more
+        exp = settled(exp)
     base = RUNS / f"{exp.competition.name}-{file.stem}"
     found: list[tuple[float, CvRun]] = []
     begun: list[CvRun] = []

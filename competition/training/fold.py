@@ -33,7 +33,8 @@ from competition.training.checkpoint import GOOD, save_weights, write_json, writ
 from competition.training.device import make_fabric  # noqa: E402
 from competition.training.executors.process import ERROR, WORDS  # noqa: E402
 from competition.training.job import FoldResult, Job  # noqa: E402
-from competition.training.lineage import check_lineage  # noqa: E402
+from competition.training.lessons import learn  # noqa: E402
+from competition.training.lineage import check_lineage, read_said  # noqa: E402
 from competition.training.lock import alone  # noqa: E402
 from competition.training.loop import Training  # noqa: E402
 from competition.training.memory import peak_gib, told  # noqa: E402
@@ -103,6 +104,7 @@ def begin(job: Job, run: CvRun, say: Callable[[str], None], began: float) -> Tra
     prepared = prepare_cases(run.cases, exp, job.cache)
     fold_of = dict(zip(run.folds["id"], run.folds["fold"], strict=True))
     train = [prepared[case] for case, fold in fold_of.items() if fold not in (job.fold, -2) or job.fold < 0]
+    lessons = learn(job, run, say)
     channels = PreparedCase.open(train[0]).image.shape[0] * (exp.patch.slices or 1)
 
     def steady() -> bool:
@@ -114,7 +116,8 @@ def begin(job: Job, run: CvRun, say: Callable[[str], None], began: float) -> Tra
     fabric, precision = make_fabric(exp, steady)
     launch(fabric)
     seed = exp.seeds[job.seed]
-    dataset = PatchDataset(train, exp, job.fold, seed, augment=loader_augment(exp, job.trust))
+    dataset = PatchDataset([*train, *lessons.folders], exp, job.fold, seed, augment=loader_augment(exp, job.trust),
+                           turns=lessons.turns(len(train)))
     torch.manual_seed(child_seed(seed, job.fold, 0, 0, "init"))
     fresh = not (job.folder / "last.pt").exists()
     network = build_network(exp, channels, job.trust, pretrained=fresh)
@@ -167,7 +170,7 @@ def finish(job: Job, exp: Experiment, training: Training, score: float | None,
         peak_gib=peak_gib(training.fabric.device), threads=torch.get_num_threads(),
         precision=str(training.fabric.strategy.precision.precision), device=str(training.fabric.device),
         torch=torch.__version__, stopped=progress.stopped, devices=training.ranks.count, skipped=progress.skipped,
-        restored=progress.restored, halved=progress.halved)
+        restored=progress.restored, halved=progress.halved, lessons=read_said(job.folder) or {})
     (job.folder / GOOD).unlink(missing_ok=True)
     write_json(job.folder / "result.json", result.__dict__)
     return result

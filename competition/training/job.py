@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from competition.config import MaskfoldError
 
@@ -59,6 +60,7 @@ class FoldResult:
         skipped: steps left out for a loss or gradient that was not a number.
         restored: times that training went back for such a step, at half the rate each time.
         halved: times that micro-batches were halved for want of memory.
+        lessons: what it learnt from besides its labelled cases, in numbers; see `training.lessons`.
         peak_gib: the largest resident memory of the process, or the device's peak where there is one.
     """
 
@@ -80,6 +82,7 @@ class FoldResult:
     skipped: int = 0
     restored: int = 0
     halved: int = 0
+    lessons: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> FoldResult | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class CvRun:
     cases: pd.DataFrame
     folds: pd.DataFrame
     name: str
+    besides: dict[str, pd.DataFrame] = field(default_factory=dict)  # what else is learnt from; see `training.besides`
 
     def numbers(self) -> list[int]:
         """The folds that validate something."""
@@ -68,6 +69,8 @@ class CvRun:
         write_folds(self.folds, self.folder / "folds.csv")
         rows = pd.DataFrame(self.skipped, columns=["id", "reason"])
         write_table(rows, self.folder / SKIPPED) if len(rows) else (self.folder / SKIPPED).unlink(missing_ok=True)
+        for name, table in self.besides.items():
+            write_table(table, self.folder / f"{name}.csv")
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -102,9 +105,12 @@ def run_hash(exp: Experiment, data_hash: str) -> str:
     Left out too are which of the folds are run and where the data lie, so that a run can be widened and moved, and what
     is done when numbers or memory fail, so that it can go on.
     """
+    from competition.training.besides import name_besides
+
     plain: dict[str, Any] = resolved(exp)
     for key in ("run", "study", "postprocess"):
         plain.pop(key, None)
+    name_besides(plain)
     plain["folds"].pop("run", None)
     for section, key in LATER:
         if not plain[section][key]:
@@ -134,18 +140,21 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
         MaskfoldError: the host's folder or the folds are wrong.
     """
     from competition.data.folds import check_leaks, split
-    from competition.data.table import case_table, data_hash
+    from competition.data.table import case_table
+    from competition.training.besides import besides, hash_of, settled
 
+    exp = settled(exp)
     cases = case_table(exp.competition, "train")
     folds = split(cases, exp.competition, exp.folds, exp.seeds[0])
     check_leaks(cases, folds)
-    base = root / name / run_hash(exp, data_hash(cases))
+    beside = besides(exp, cases)
+    base = root / name / run_hash(exp, hash_of(cases, beside))
     folder = base
     number = 1
     while folder.exists() and (new or _numbered(base, number + 1).exists()):
         number += 1
         folder = _numbered(base, number)
-    return CvRun(folder, exp, cases, folds, name)
+    return CvRun(folder, exp, cases, folds, name, beside)
 
 
 def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str] = ()) -> CvRun:
@@ -174,18 +183,21 @@ def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str]
             raise
         raise MaskfoldError(f"{folder} was made by Maskfold {made}, whose YAML Maskfold {__version__} does not take: {error.wrong}",
                             f"Use that version: pip install maskfold=={made}. Or: {error.cure}", status=error.status) from error
+    names = ["cases", *(path.stem for path in sorted(folder.glob("besides_*.csv")))]
     try:
-        cases = pd.read_csv(folder / "cases.csv", dtype={"id": str, "group": str, "stratum": str}, keep_default_na=False)
+        cases, *tables = (pd.read_csv(folder / f"{name}.csv", dtype={"id": str, "group": str, "stratum": str}, keep_default_na=False)
+                          for name in names)
         folds = read_folds(folder / "folds.csv")
         if lost := [name for name in (*COLUMNS, "fold") if name not in (*cases.columns, *folds.columns)]:
             raise ValueError(f"the column {lost[0]} is missing")
-        for text in (*cases["images"], *cases["masks"], *cases["shape"], *cases["spacing"], *cases["slices"]):
-            json.loads(text)
+        for table in (cases, *tables):
+            for text in (*table["images"], *table["masks"], *table["shape"], *table["spacing"], *table["slices"]):
+                json.loads(text)
     except (OSError, ValueError, TypeError, RecursionError) as error:  # pandas' own errors are ValueErrors
         raise MaskfoldError(f"{folder / 'cases.csv'} cannot be read ({' '.join(str(error).split())[:160]}).",
                             "Copy the run's folder again from where it was made, or start another run with --new.") from error
     cases.attrs["skipped"] = sorted(read_skipped(folder).items())
-    return CvRun(folder, exp, cases, folds, folder.parent.name)
+    return CvRun(folder, exp, cases, folds, folder.parent.name, dict(zip(names[1:], tables, strict=True)))
 
 
 def read_skipped(folder: Path) -> dict[str, str]:

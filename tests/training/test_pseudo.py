@@ -1,0 +1,374 @@
+"""Pseudo-labels come from the teacher that may give them, and teach no fold that would be told what it validates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from competition.config import MaskfoldError
+from competition.data.cache import PreparedCase
+from competition.model.network import build_network
+from competition.training.checkpoint import save_weights, write_json
+from competition.training.cv import make_jobs, prepare_run
+from competition.training.fold import begin, run_fold
+from competition.training.job import FoldResult
+from competition.training.lessons import learn, ready_lessons
+from competition.training.lineage import learnt
+from competition.training.runs import load_run, open_run, run_hash
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    """Runs and the cache lie below a working folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def finish(run, sure: dict[int, float] | None = None, only=None):
+    """Members that were never trained: each predicts one class everywhere, with the probability `sure[fold]` of foreground."""
+    run.write()
+    for fold, seed in only or run.members():
+        folder = run.member_folder(fold, seed)
+        folder.mkdir(parents=True)
+        torch.manual_seed(0)
+        network = build_network(run.exp, 1, pretrained=False)
+        last = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+        p = (sure or {}).get(fold, 0.99)
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.copy_(torch.tensor([0.0, float(np.log(p / (1 - p)))]))
+        save_weights(folder / "weights.safetensors", network.state_dict())
+        write_json(folder / "result.json", dataclasses.asdict(FoldResult(
+            fold=fold, seed=seed, score=0.5, dice={}, epochs=1, steps=1, minutes=0.1, peak_gib=0.1, threads=1,
+            precision="32-true", device="cpu", torch=torch.__version__, stopped="")))
+    return run
+
+
+def open_student(exp, name="tiny"):
+    """The run and its jobs, with everything prepared as `maskfold cv` does."""
+    run = open_run(exp, name)
+    prepare_run(run, lambda line: None)
+    jobs = [dataclasses.replace(job, threads=1) for job in make_jobs(run)]
+    for job in jobs:
+        job.folder.mkdir(exist_ok=True)
+    return run, jobs
+
+
+def lessons_of(run, job):
+    lessons = learn(job, run, lambda line: None)
+    return {PreparedCase.open(folder).id: PreparedCase.open(folder) for folder in lessons.folders}, lessons
+
+
+def copied(demo2d: Path, tmp_path: Path, name: str = "data") -> Path:
+    """The demo's folder, free to be changed."""
+    return Path(shutil.copytree(demo2d, tmp_path / name))
+
+
+def test_each_fold_is_taught_by_the_same_fold_of_the_teacher(tiny):
+    teacher = finish(open_run(tiny(2), "teacher"), {0: 0.99, 1: 0.01})
+    run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}"))
+    for job, value in zip(jobs, (1, 0), strict=True):  # fold 0's network says foreground everywhere, fold 1's nowhere
+        cases, _ = lessons_of(run, job)
+        assert len(cases) == 3  # the demo's test pictures
+        assert {int(one) for case in cases.values() for one in np.unique(case.mask)} == {value}
+        said = json.loads((job.folder / "lineage.json").read_text())
+        assert [one["member"] for one in said["pseudo"]["teachers"]] == [f"teacher/{teacher.folder.name}/fold_{job.fold}"]
+        assert said["pseudo"]["cases"] == 3 and said["pseudo"]["weight"] == 0.5
+
+
+def test_a_run_with_other_folds_is_refused_with_its_lineage(tiny, tmp_path):
+    teacher = finish(open_run(tiny(2, "seed=77"), "teacher"))
+    run = open_run(tiny(2, f"pseudo.from={teacher.folder}"), "tiny")
+    with pytest.raises(MaskfoldError, match="may teach fold 0") as error:
+        prepare_run(run, lambda line: None)
+    assert error.value.status == 2 and not run.folder.exists()
+    fold_of = {row.id: row.fold for row in run.folds.itertuples()}
+    for number in (0, 1):  # each network of the teacher with a case that it learnt from, by hand from both tables
+        seen = sorted(teacher.folds.loc[teacher.folds["fold"] != number, "id"])
+        leaked = [one for one in seen if fold_of[one] == 0]
+        assert f"teacher/{teacher.folder.name}/fold_{number} was trained on {leaked[0]}" in str(error.value)
+        assert f"and {len(leaked) - 1} more" in str(error.value)
+
+
+def test_a_fit_on_all_cases_may_teach_only_such_a_fit(tiny):
+    teacher = finish(open_run(tiny(2, "folds.run=full"), "teacher"))
+    with pytest.raises(MaskfoldError, match="full was trained on"):
+        prepare_run(open_run(tiny(2, f"pseudo.from={teacher.folder}"), "tiny"), lambda line: None)
+    run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}", "folds.run=full"))
+    cases, _ = lessons_of(run, jobs[0])
+    assert len(cases) == 3
+
+
+def test_a_teacher_that_began_with_leaky_weights_is_refused(tiny):
+    first = finish(open_run(tiny(2, "seed=77"), "first"))
+    middle = finish(open_run(tiny(2, f"init_from={first.folder}"), "middle"))  # the same folds as the student's
+    with pytest.raises(MaskfoldError) as error:
+        prepare_run(open_run(tiny(2, f"pseudo.from={middle.folder}"), "tiny"), lambda line: None)
+    assert f"middle/{middle.folder.name}/fold_0 was started from first/{first.folder.name}/fold_0, which was trained on" in str(
+        error.value)
+    shutil.rmtree(first.folder)  # then nobody can tell
+    with pytest.raises(MaskfoldError, match="is not a run"):
+        prepare_run(open_run(tiny(2, f"pseudo.from={middle.folder}"), "tiny"), lambda line: None)
+
+
+def test_a_teacher_that_was_taught_by_a_leaky_one_is_refused_when_that_one_is_gone(tiny, demo2d, tmp_path):
+    """grandparent (full fit of all cases) taught middle, whose own labelled cases are few: only its record tells."""
+    grandparent = finish(open_run(tiny(2, "folds.run=full"), "grandparent"))
+    ids = sorted(grandparent.cases["id"])
+    few, rest = ids[:4], ids[4:]
+    root = copied(demo2d, tmp_path)
+    middle = open_run(tiny(2, f"competition.root={root}", f"competition.train.cases={json.dumps(few)}".replace(" ", ""),
+                           f"pseudo.from={grandparent.folder}", "folds.run=full"), "middle")
+    prepare_run(middle, lambda line: None)
+    job = make_jobs(middle)[0]
+    job.folder.mkdir()
+    learn(job, middle, lambda line: None)
+    finish_only = FoldResult(fold=-1, seed=0, score=None, dice={}, epochs=1, steps=1, minutes=0.1, peak_gib=0.1, threads=1,
+                             precision="32-true", device="cpu", torch="", stopped="")
+    write_json(job.folder / "result.json", dataclasses.asdict(finish_only))
+    shutil.rmtree(grandparent.folder)
+    student = tiny(2, f"pseudo.from={middle.folder}", f"competition.train.cases={json.dumps(rest)}".replace(" ", ""))
+    with pytest.raises(MaskfoldError) as error:  # it shares no labelled case with middle
+        prepare_run(open_run(student, "tiny"), lambda line: None)
+    assert f"full was taught by grandparent/{grandparent.folder.name}/full, which was trained on" in str(error.value)
+    (job.folder / "lineage.json").unlink()
+    with pytest.raises(MaskfoldError, match="lineage.json is missing"):
+        prepare_run(open_run(student, "tiny"), lambda line: None)
+
+
+def test_a_case_that_the_teacher_met_as_an_image_may_not_be_validated(tiny):
+    """The teacher learnt pseudo-labels of what the student validates with labels."""
+    ids = sorted(open_run(tiny(2), "any").cases["id"])
+    few, rest = ids[:4], ids[4:]
+    listed = lambda names: f"competition.train.cases={json.dumps(names)}".replace(" ", "")  # noqa: E731
+    first = finish(open_run(tiny(2, listed(few)), "first"))
+    pattern = tiny(2).competition.train.images
+    middle, jobs = open_student(tiny(2, listed(few), f"pseudo.from={first.folder}", f"pseudo.images={pattern}"), "middle")
+    for job in jobs:
+        cases, _ = lessons_of(middle, job)
+        assert sorted(cases) == rest  # the labelled ones are left out by themselves
+        write_json(job.folder / "result.json", dataclasses.asdict(FoldResult(
+            fold=job.fold, seed=0, score=None, dice={}, epochs=1, steps=1, minutes=0.1, peak_gib=0.1, threads=1,
+            precision="", device="cpu", torch="", stopped="")))
+    with pytest.raises(MaskfoldError, match="was taught pseudo-labels of"):
+        prepare_run(open_run(tiny(2, listed(rest), f"pseudo.from={middle.folder}"), "tiny"), lambda line: None)
+
+
+def test_groups_of_the_student_count_where_the_teacher_knew_none(tiny, demo2d):
+    """Fold files: the teacher left out exactly the validated cases, but learnt from another case of their group."""
+    ids = sorted(open_run(tiny(2), "any").cases["id"])
+    Path("groups.csv").write_text("")
+    table = "id,patient\n" + "".join(f"{one},p{number // 2}\n" for number, one in enumerate(ids))
+    root = copied(demo2d, Path.cwd())
+    (root / "patients.csv").write_text(table)
+    Path("torn.csv").write_text("id,fold\n" + "".join(f"{one},{number % 2}\n" for number, one in enumerate(ids)))
+    teacher = finish(open_run(tiny(2, f"competition.root={root}", "folds={scheme: file, file: torn.csv}"), "teacher"))
+    few = f"competition.train.cases={json.dumps(ids[::2])}".replace(" ", "")  # one of each patient: all in the teacher's fold 0
+    Path("mine.csv").write_text("id,fold\n" + "".join(f"{one},{-1 if number else 0}\n" for number, one in enumerate(ids[::2])))
+    settings = [f"competition.root={root}", few, "folds={scheme: file, file: mine.csv}", f"pseudo.from={teacher.folder}"]
+    open_student(tiny(2, *settings), "alone")  # without groups fold 0 of the teacher has seen nothing that counts
+    with pytest.raises(MaskfoldError, match=rf"fold_0 was trained on {ids[1]} \(of the group p0, which it validates\)"):
+        prepare_run(open_run(tiny(2, *settings, "competition.group=patients.csv:patient"), "tiny"), lambda line: None)
+
+
+def test_an_image_of_a_validated_group_teaches_the_other_folds_only(tiny, demo2d):
+    root = copied(demo2d, Path.cwd())
+    ids = sorted(open_run(tiny(2, f"competition.root={root}"), "any").cases["id"])
+    tests = sorted(path.stem for path in (root / Path(tiny(2).competition.test.images).parent).iterdir())
+    rows = [(one, f"p{number}") for number, one in enumerate(ids)] + [(tests[0], "p0"), (tests[1], "q")]  # the third has no row
+    (root / "patients.csv").write_text("id,patient\n" + "".join(f"{one},{patient}\n" for one, patient in rows))
+    settings = [f"competition.root={root}", "competition.group=patients.csv:patient"]
+    teacher = finish(open_run(tiny(2, *settings), "teacher"))
+    run, jobs = open_student(tiny(2, *settings, f"pseudo.from={teacher.folder}"))
+    home = int(run.folds.loc[run.folds["id"] == ids[0], "fold"].iloc[0])
+    for job in jobs:
+        cases, lessons = lessons_of(run, job)
+        assert sorted(cases) == (tests[1:] if job.fold == home else tests)
+        assert lessons.said["pseudo"]["left_out"] == ({"group": 1} if job.fold == home else {})
+
+
+def test_copies_of_validated_cases_do_not_teach(tiny, demo2d):
+    """The same file under another name has a label; the same picture saved anew, a little brighter, has a look-alike."""
+    import cv2
+
+    root = copied(demo2d, Path.cwd())
+    comp = tiny(2).competition
+    train, test = root / Path(comp.train.images).parent, root / Path(comp.test.images).parent
+    first, second = sorted(train.iterdir())[:2]
+    shutil.copyfile(first, test / f"copy{first.suffix}")
+    picture = cv2.imread(str(second), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(test / f"twin{second.suffix}"), np.clip(picture.astype(int) + 6, 0, 255).astype(np.uint8))
+    teacher = finish(open_run(tiny(2, f"competition.root={root}"), "teacher"))
+    said: list[str] = []
+    run = open_run(tiny(2, f"competition.root={root}", f"pseudo.from={teacher.folder}"), "tiny")
+    prepare_run(run, said.append)
+    assert any("1 more have labels" in line and "1 look like a labelled case" in line for line in said)
+    home = int(run.folds.loc[run.folds["id"] == second.stem, "fold"].iloc[0])
+    for job in make_jobs(run):
+        job.folder.mkdir()
+        cases, lessons = lessons_of(load_run(run.folder), job)
+        assert "copy" not in cases and ("twin" in cases) == (job.fold != home)
+        assert lessons.said["pseudo"]["left_out"] == ({"alike": 1} if job.fold == home else {})
+
+
+def test_voxels_in_doubt_are_ignored_and_cases_in_doubt_left_out(tiny):
+    teacher = finish(open_run(tiny(2), "teacher"), {0: 0.72, 1: 0.6})
+    wide = [f"pseudo.from={teacher.folder}", "pseudo.confidence.dice=null"]
+    run, jobs = open_student(tiny(2, *wide))
+    cases, lessons = lessons_of(run, jobs[0])
+    assert {int(one) for case in cases.values() for one in np.unique(case.mask)} == {1}  # 0.72 is beyond 0.7
+    assert lessons.said["pseudo"]["ignored"] == 0
+    with pytest.raises(MaskfoldError, match="sure of none of 3 images"):  # 0.6 is in doubt everywhere
+        lessons_of(run, jobs[1])
+    run, jobs = open_student(tiny(2, *wide, "pseudo.confidence.dice=0.85"), "strict")
+    with pytest.raises(MaskfoldError, match=r"highest Dice of a prediction with itself is 0\.837"):  # 2·0.72 / (0.72 + 1)
+        lessons_of(run, jobs[0])
+
+
+def test_several_teachers_are_averaged(tiny):
+    one, two = (finish(open_run(tiny(2), name), sure) for name, sure in (("one", {0: 0.9, 1: 0.9}), ("two", {0: 0.1, 1: 0.9})))
+    run, jobs = open_student(tiny(2, f"pseudo.from=[{one.folder},{two.folder}]", "pseudo.confidence={lower: 0.3, upper: 0.7}"))
+    with pytest.raises(MaskfoldError, match="sure of none"):  # 0.9 and 0.1: nobody knows
+        lessons_of(run, jobs[0])
+    cases, _ = lessons_of(run, jobs[1])
+    assert len(cases) == 3
+
+
+def test_weights_say_how_often_a_case_is_drawn(tiny):
+    teacher = finish(open_run(tiny(2), "teacher"))
+    run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}", "pseudo.weight=0.5"))
+    training = begin(jobs[0], run, lambda line: None, 0.0)
+    dataset = training.dataset
+    assert len(dataset.folders) == 5 + 3 and len(dataset) == 7  # 5 + 3/2 turns, rounded up
+    drawn = Counter(dataset.turns.case_at(place, 1, 0) for place in range(2 * 13))  # 13 turns hold 5 + 5 + 3
+    assert drawn == {**dict.fromkeys(range(5), 4), **dict.fromkeys(range(5, 8), 2)}
+
+
+def test_a_killed_fold_finds_its_labels_again_and_ends_with_the_same_bits(tiny, monkeypatch):
+    from safetensors.torch import load_file
+
+    from competition.training import teachers as module
+    from tests.training.test_fold import Killed, killed_after
+
+    teacher = finish(open_run(tiny(2), "teacher"))
+    exp = tiny(2, f"pseudo.from={teacher.folder}", "training.checkpoint_minutes=0", "training.epochs=1")
+    run, jobs = open_student(exp)
+    asked: list[str] = []
+    real = module.Classroom.probabilities
+
+    def counted(self, row):
+        if len(asked) == 1 and "killed" not in asked:
+            asked.append("killed")
+            raise Killed
+        asked.append(row.id)
+        return real(self, row)
+
+    monkeypatch.setattr(module.Classroom, "probabilities", counted)
+    with pytest.raises(Killed):
+        run_fold(jobs[0], say=lambda line: None)
+    with monkeypatch.context() as patch:
+        killed_after(patch, 2)
+        with pytest.raises(Killed):
+            run_fold(jobs[0], say=lambda line: None)
+    result = run_fold(jobs[0], say=lambda line: None)
+    assert [one for one in asked if one != "killed"] == sorted(run.besides["besides_pseudo"]["id"])  # each once
+    assert result.lessons["pseudo"]["cases"] == 3
+    other, again = open_student(exp, "other")
+    run_fold(again[0], say=lambda line: None)
+    one, two = (load_file(job.folder / "weights.safetensors") for job in (jobs[0], again[0]))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert all(path.name.startswith(".") or path.stat().st_nlink >= 1 for path in Path("mlruns/prepared").iterdir())
+
+
+def test_a_fold_does_not_go_on_with_other_teachers(tiny, monkeypatch):
+    from tests.training.test_fold import Killed, killed_after
+
+    teacher = finish(open_run(tiny(2), "teacher"))
+    run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}", "training.checkpoint_minutes=0"))
+    with monkeypatch.context() as patch:
+        killed_after(patch, 2)
+        with pytest.raises(Killed):
+            run_fold(jobs[0], say=lambda line: None)
+    shutil.copyfile(teacher.member_folder(1, 0) / "weights.safetensors", "kept")
+    network = build_network(run.exp, 1, pretrained=False)
+    save_weights(teacher.member_folder(0, 0) / "weights.safetensors", network.state_dict())
+    with pytest.raises(MaskfoldError, match="began with pseudo-labels of other networks"):
+        run_fold(jobs[0], say=lambda line: None)
+
+
+def test_what_a_student_has_seen_is_recorded_whole(tiny):
+    teacher = finish(open_run(tiny(2), "teacher"))
+    run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}"))
+    lessons_of(run, jobs[1])
+    found = {(source.how, source.chain): {case[0] for case in source.cases} for source in learnt(run, 1, 0)}
+    mine = set(run.folds.loc[run.folds["fold"] != 1, "id"])
+    assert found == {
+        ("trained on", ()): mine,
+        ("taught pseudo-labels of", ()): set(run.besides["besides_pseudo"]["id"]),
+        ("trained on", (f"taught by teacher/{teacher.folder.name}/fold_1",)): mine}
+
+
+def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
+    from competition.config import resolved
+
+    plain = resolved(tiny(2))
+    assert plain["pseudo"] is None and plain["extra"] is None and plain["competition"]["train"]["cases"] is None
+    # As it was before there were such keys: the hash of the same tree without them, by hand.
+    import hashlib
+
+    tree = {key: value for key, value in plain.items() if key not in ("run", "study", "postprocess", "pseudo", "extra")}
+    tree["competition"]["train"].pop("cases")
+    tree["competition"].pop("root")
+    tree["folds"].pop("run")
+    for key in ("boundary", "stretch", "long_side", "cache_gib"):
+        tree["prepare"].pop(key)
+    for key in ("on_nan", "on_oom"):
+        tree["training"].pop(key)
+    assert run_hash(tiny(2), "x") == hashlib.sha256(json.dumps([tree, "x"], sort_keys=True).encode()).hexdigest()[:12]
+
+    teacher = finish(open_run(tiny(2), "teacher"))
+    names = {open_run(tiny(2, *words), "tiny").folder.name for words in (
+        [], [f"pseudo.from={teacher.folder}"], [f"pseudo.from={teacher.folder}", "pseudo.weight=1"])}
+    assert len(names) == 3
+    one = open_run(tiny(2, f"pseudo.from={teacher.folder}"), "tiny").folder.name
+    assert open_run(tiny(2, f"pseudo.from={teacher.folder.resolve()}"), "tiny").folder.name == one  # the same run, longer said
+    assert open_run(tiny(2, f"pseudo.from={teacher.folder.name}"), "tiny").folder.name == one
+
+
+def test_words_that_make_no_sense_are_refused(tiny):
+    with pytest.raises(MaskfoldError, match="`lower` is above `upper`"):
+        tiny(2, "pseudo={from: x, confidence: {lower: 0.8, upper: 0.7}}")
+    with pytest.raises(MaskfoldError, match="pseudo.from: `nowhere` is no run"):
+        open_run(tiny(2, "pseudo.from=nowhere"), "tiny")
+    teacher = finish(open_run(tiny(2), "teacher"))
+    with pytest.raises(MaskfoldError, match="names the run .* twice"):
+        open_run(tiny(2, f"pseudo.from=[{teacher.folder},{teacher.folder.name}]"), "tiny")
+    with pytest.raises(MaskfoldError, match="pseudo.images `nothing/"):
+        open_run(tiny(2, f"pseudo.from={teacher.folder}", "pseudo.images='nothing/{id}.png'"), "tiny")
+    pattern = tiny(2).competition.train.images
+    with pytest.raises(MaskfoldError, match="All 10 images for pseudo-labels have labels already"):
+        open_run(tiny(2, f"pseudo.from={teacher.folder}", f"pseudo.images={pattern}"), "tiny")
+    names = "competition.classes=[other]"
+    if tiny(2).competition.submission.columns.cls is None:
+        run = open_run(tiny(2, names, f"pseudo.from={teacher.folder}"), "tiny")
+        with pytest.raises(MaskfoldError, match="predicts classes"):
+            prepare_run(run, lambda line: None)
+
+
+def test_lessons_need_not_be_ready_twice(tiny):
+    """A fold alone (on another machine) reads the tables that the run's folder has."""
+    teacher = finish(open_run(tiny(2), "teacher"))
+    run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}"))
+    again = load_run(run.folder)
+    assert list(again.besides) == ["besides_pseudo"] and "alike" in again.besides["besides_pseudo"].columns
+    ready_lessons(again, [], {}, Path("cache"), print) if not again.besides else None
+    assert sorted(lessons_of(again, jobs[0])[0]) == sorted(run.besides["besides_pseudo"]["id"])
