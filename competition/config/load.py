@@ -101,7 +101,9 @@ def resolved(exp: Experiment) -> dict[str, Any]:
         Mappings, lists, text, numbers, booleans and None only.
     """
     plain: dict[str, Any] = exp.model_dump(by_alias=True)
-    plain["competition"]["root"] = str(exp.competition.root)
+    extras = plain["extra"] if isinstance(plain["extra"], list) else [plain["extra"]] if plain["extra"] is not None else []
+    for section in (plain, *extras):
+        section["competition"]["root"] = str(section["competition"]["root"])
     return plain
 
 
