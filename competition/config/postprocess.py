@@ -37,6 +37,7 @@ class Step(Section):
 
     threshold: Share | None = None  # in place of argmax, or of 0.5 where classes overlap
     triplet: Triplet | None = None
+    gate: Share | None = None  # empty where the network's gate for the class is below it
     open: Positive | None = None  # radius in pixels
     close: Positive | None = None  # radius in pixels
     fill_holes: Annotated[bool, Field(strict=True)] | None = None

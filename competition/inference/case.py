@@ -12,12 +12,20 @@ from torch import nn
 from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
 from competition.data.cache import PreparedCase
+from competition.inference.gate import on_file_grid
 from competition.inference.memory import within_memory
-from competition.inference.window import Autocast, predict_prepared
+from competition.inference.predicted import Predicted
+from competition.inference.window import Autocast, predict_gated
 
 
 def predict_case(networks: Sequence[nn.Module], prepared: PreparedCase, exp: Experiment,
                  device: torch.device | str = "cpu", autocast: Autocast = nullcontext) -> np.ndarray:
+    """The probabilities alone of `predict_both`."""
+    return predict_both(networks, prepared, exp, device, autocast).probabilities
+
+
+def predict_both(networks: Sequence[nn.Module], prepared: PreparedCase, exp: Experiment,
+                 device: torch.device | str = "cpu", autocast: Autocast = nullcontext) -> Predicted:
     """Predicts a case and undoes its preparation.
 
     Args:
@@ -28,16 +36,16 @@ def predict_case(networks: Sequence[nn.Module], prepared: PreparedCase, exp: Exp
         autocast: see `predict_prepared`.
 
     Returns:
-        (P, *file shape) float16, P = `exp.outputs`: background first where classes are exclusive, the boundary class
-        of `prepare.boundary` last.
+        Probabilities and gate, on the file's own grid.
 
     Raises:
         MaskfoldError: see `predict_prepared`, or memory runs out; the message names the case.
     """
     try:
         image = prepared.network_image()
-        probabilities = within_memory(lambda exp: predict_prepared(networks, image, exp, device, autocast), exp, device)
+        found, gate = within_memory(lambda exp: predict_gated(networks, image, exp, device, autocast), exp, device)
     except MaskfoldError as error:
         raise MaskfoldError(f"Case {prepared.id} cannot be predicted: {error.wrong}", error.cure,
                             status=error.status) from error
-    return prepared.geometry.undo(probabilities)
+    placed = None if gate is None else on_file_grid(gate, prepared.geometry, exp.patch.slices is not None)
+    return Predicted(prepared.geometry.undo(found), placed)

@@ -6,8 +6,8 @@ import errno
 import gc
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
-import numpy as np
 import torch
 
 from competition.config.errors import MaskfoldError
@@ -17,6 +17,7 @@ from competition.model.arguments import one_line
 # What libraries say where they have no class of their own for it.
 WORDS = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
          "CUDNN_STATUS_ALLOC_FAILED", "Cannot allocate memory")
+T = TypeVar("T")
 HOST = "Give the machine less to do at once: lower run.parallel_folds or run.workers"
 
 _fit: dict[str, int] = {}  # windows at a time that fit, of each device that had no room for inference.batch_size
@@ -44,7 +45,7 @@ def windows(device: torch.device | str) -> int | None:
     return _fit.get(str(device))
 
 
-def within_memory(predict: Callable[[Experiment], np.ndarray], exp: Experiment, device: torch.device | str) -> np.ndarray:
+def within_memory(predict: Callable[[Experiment], T], exp: Experiment, device: torch.device | str) -> T:
     """Predict; where memory runs out and `training.on_oom` is halve, again with half as many windows at a time.
 
     What fits once is kept for the cases that follow in this process.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from competition.config.errors import MaskfoldError
 from competition.data.files import room, sweep, sync_folder, temporary
 
+T = TypeVar("T")
 SUFFIX = ".zarr.zip"
 CHUNK_BYTES = 2**23
 KINDS, CODECS = ("float16", "uint8"), {"BytesCodec", "ZstdCodec"}  # what `write` makes
@@ -38,8 +40,13 @@ class OofStore:
         self.folder = Path(folder)
         self.kind = kind
 
-    def write(self, case: str, probabilities: np.ndarray) -> None:
+    def write(self, case: str, probabilities: np.ndarray, gate: np.ndarray | None = None) -> None:
         """Stores (P, *spatial) floats in [0, 1], in place of what the case had.
+
+        Args:
+            case: its id.
+            probabilities: of the case.
+            gate: what the network's gate says, see `competition.inference.case.Predicted`; an attribute of the array.
 
         Raises:
             FullDisk: there is no room for it.
@@ -58,7 +65,7 @@ class OofStore:
             with room(final, int(np.prod(shape)) * np.dtype(self.kind).itemsize):
                 with ZipStore(beside, mode="w") as zipped:
                     array = zarr.create_array(zipped, shape=shape, dtype=self.kind, chunks=chunks,
-                                              attributes={"id": case})
+                                              attributes={"id": case, **({} if gate is None else {"gate": gate.tolist()})})
                     for channel in range(shape[0]):
                         for low in range(0, shape[1], chunks[1]):  # chunk by chunk: no second copy of the case
                             block = slice(low, low + chunks[1])
@@ -76,6 +83,29 @@ class OofStore:
         Raises:
             MaskfoldError: the case is missing or damaged.
         """
+        values = self._opened(case, lambda array: np.asarray(array[:]))
+        return values if values.dtype == np.float16 else _unpacked(values)
+
+    def gate(self, case: str) -> np.ndarray | None:
+        """What the gate says of a case, (K, 1, …) float32 as it was written; None where the network had none.
+
+        Raises:
+            MaskfoldError: the case is missing or damaged.
+        """
+        def kept(array: Any) -> np.ndarray | None:
+            said = array.attrs.get("gate")
+            if said is None:
+                return None
+            values = np.asarray(said, np.float32)
+            fits = values.ndim == array.ndim and all(n in (1, whole) for n, whole in zip(values.shape[1:], array.shape[1:], strict=True))
+            if not fits or not ((values >= 0) & (values <= 1)).all():
+                raise ValueError(f"its gate is of shape {values.shape}, or not between 0 and 1")
+            return values
+
+        return self._opened(case, kept)
+
+    def _opened(self, case: str, work: Callable[[Any], T]) -> T:
+        """The work done on a case's Zarr array."""
         import zarr
         from zarr.storage import ZipStore
 
@@ -87,11 +117,10 @@ class OofStore:
             with zipfile.ZipFile(path):  # ZipStore opens lazily, and stumbles over closing what it could not open
                 pass
             with ZipStore(path, mode="r") as zipped:
-                values = np.asarray(_plain(zarr.open_array(zipped, mode="r", zarr_format=3))[:])
+                return work(_plain(zarr.open_array(zipped, mode="r", zarr_format=3)))
         except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise MaskfoldError(f"The out-of-fold prediction {path} is damaged: {error}.",
                                 "Delete the file and run the fold again.") from error
-        return values if values.dtype == np.float16 else _unpacked(values)
 
     def ids(self) -> list[str]:
         """The cases that are there, sorted."""

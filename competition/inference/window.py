@@ -13,8 +13,9 @@ from torch import nn
 
 from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
+from competition.inference.gate import of_case
 from competition.inference.tta import View, views
-from competition.model.outputs import describe, main_output
+from competition.model.outputs import describe, main_output, split_gate
 
 SLAB_BYTES = 2**32  # sums larger than this stay in host memory
 SLICES = 16  # of a volume that a flat network predicts: read and summed together
@@ -44,15 +45,26 @@ def predict_prepared(networks: Sequence[nn.Module], image: np.ndarray, exp: Expe
     Raises:
         MaskfoldError: a network gives another shape, or values that are not finite.
     """
-    looks = views(exp)
+    return predict_gated(networks, image, exp, device, autocast)[0]
+
+
+def predict_gated(networks: Sequence[nn.Module], image: np.ndarray, exp: Experiment, device: torch.device | str = "cpu",
+                  autocast: Autocast = nullcontext) -> tuple[np.ndarray, np.ndarray | None]:
+    """As `predict_prepared`, and from the same passes the gate: see `competition.inference.gate.of_case`; None without one."""
+    looks, slices = views(exp), exp.patch.slices
+    gates: list[torch.Tensor] = []  # of the windows in their order: with slices, those of the first slice come first
 
     def predict(batch: torch.Tensor) -> torch.Tensor:
-        return _mean(networks, batch.to(device), looks, exp, autocast)
+        found, gate = _mean(networks, batch.to(device), looks, exp, autocast)
+        gates.extend(gate)
+        return found
 
     with torch.no_grad(), _evaluating(networks):
-        if exp.patch.slices is not None:
-            return _slice_by_slice(predict, image, exp)
-        return _streamed(predict, image, exp, torch.device(device))
+        if slices is not None:
+            found = _slice_by_slice(predict, image, exp)
+        else:
+            found = _streamed(predict, image, exp, torch.device(device))
+    return found, of_case(gates, image.shape[-1] if slices is not None else None) if exp.gate is not None else None
 
 
 def starts(length: int, patch: int, overlap: float) -> list[int]:
@@ -144,9 +156,13 @@ def _slice_by_slice(predict: Predict, image: np.ndarray, exp: Experiment) -> np.
 
 
 def _mean(networks: Sequence[nn.Module], batch: torch.Tensor, looks: list[View], exp: Experiment,
-          autocast: Autocast) -> torch.Tensor:
-    """Probabilities (B, P, *patch) float32 of a batch, the mean over networks and views."""
+          autocast: Autocast) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Probabilities (B, P, *patch) float32 of a batch, the mean over networks and views; and with a gate one tensor
+
+    (B, N, K) of each network's, the mean over views.
+    """
     total: torch.Tensor | None = None
+    gates: list[torch.Tensor] = []
     for network in networks:
         for look in looks:
             with autocast():
@@ -161,9 +177,21 @@ def _mean(networks: Sequence[nn.Module], batch: torch.Tensor, looks: list[View],
                     f"Make it give {exp.outputs} channels of the same size.", status=2) from error
             found = logits.softmax(1) if exp.competition.labels == "exclusive" else logits.sigmoid()
             total = found if total is None else total.add_(found)
+            gates += _gate(outputs, exp)
     if total is None:
         raise ValueError("no network to predict with")
-    return total.div_(len(networks) * len(looks))
+    shape = (len(networks), len(looks), len(batch), len(exp.competition.classes))
+    said = [torch.stack(gates).reshape(shape).mean(1).transpose(0, 1)] if gates else []
+    return total.div_(len(networks) * len(looks)), said
+
+
+def _gate(outputs: Any, exp: Experiment) -> list[torch.Tensor]:
+    """The gate's probabilities (B, K) float32 in what a network gave; nothing where the experiment has no gate."""
+    if exp.gate is None:
+        return []
+    if (logits := split_gate(outputs)[1]) is None:
+        raise MaskfoldError(f"The network gives {describe(outputs)}, and no gate.", "Set gate to null.", status=2)
+    return [logits.float().sigmoid()]
 
 
 def _add(target: torch.Tensor, found: torch.Tensor, weights: list[torch.Tensor], place: tuple[int, ...]) -> None:

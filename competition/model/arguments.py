@@ -45,6 +45,8 @@ def network_args(exp: Experiment, cls: type, channels: int) -> dict[str, Any]:
     if is_smp(cls):
         _check_smp(exp, cls, args)
         args.setdefault("encoder_weights", None)
+        if exp.gate is not None and "aux_params" in parameters:
+            _settle_gate(exp, args)
     check_args(cls, args, "model.args")
     return args
 
@@ -77,6 +79,15 @@ def _settle(args: dict[str, Any], parameters: Any, names: tuple[str, ...], value
                                 f"Leave model.args.{name} out, or set it to {value}.", status=2)
     if known and not any(name in args for name in known):
         args[known[0]] = value
+
+
+def _settle_gate(exp: Experiment, args: dict[str, Any]) -> None:
+    """The head of a network of segmentation_models_pytorch is the gate."""
+    assert exp.gate is not None
+    if args.get("aux_params") is not None:
+        raise MaskfoldError("model.args.aux_params and gate both set the network's second head.",
+                            "Leave model.args.aux_params out; gate has its pooling and dropout.", status=2)
+    args["aux_params"] = {"classes": len(exp.competition.classes), "pooling": exp.gate.pooling, "dropout": exp.gate.dropout}
 
 
 def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:

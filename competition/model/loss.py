@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from competition.config import Experiment, MaskfoldError
 from competition.model.arguments import one_line
-from competition.model.outputs import output_levels
+from competition.model.gate import gate_loss
+from competition.model.outputs import describe, output_levels, split_gate
 from competition.model.terms import Term
 from competition.model.truth import Truth
 
@@ -39,7 +40,7 @@ class SegmentationLoss(nn.Module):
         super().__init__()
         single = not isinstance(exp.loss, list)
         terms = [Term(spec, exp, "loss" if single else f"loss.{place}", trust) for place, spec in enumerate(exp.losses)]
-        names: dict[str, int] = {}
+        names: dict[str, int] = {"gate": 1} if exp.gate is not None else {}
         for term in terms:  # two terms of one name are told apart by a number
             names[term.name] = names.get(term.name, 0) + 1
             term.name += f"_{names[term.name]}" if names[term.name] > 1 else ""
@@ -50,6 +51,7 @@ class SegmentationLoss(nn.Module):
         self.channels = exp.outputs
         self.exclusive = exp.competition.labels == "exclusive"
         self.ignore = exp.ignores
+        self.gate, self.comp = exp.gate, exp.competition
         self._device = torch.device("cpu")
 
     def forward(self, outputs: Any, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -57,16 +59,16 @@ class SegmentationLoss(nn.Module):
 
         Args:
             outputs: what the network gave in training mode: a tensor (B, C, *spatial), a stack (B, n, C, *spatial), or
-                a list, tuple or dictionary of tensors.
+                a list, tuple or dictionary of tensors; with a gate, a tuple of that and logits (B, K).
             mask: (B, M, *spatial) uint8 on the same device.
 
         Returns:
             The total, a float32 scalar with a gradient, and detached scalars by name: each term, or the two losses
             that a MONAI compound adds up (`dice` and `ce`; beside other terms `DiceCELoss/dice`, …), averaged over
-            the levels, not weighted by `loss.weight`.
+            the levels, not weighted by `loss.weight`; and `gate`, not weighted by `gate.weight`.
 
         Raises:
-            ValueError: the network gave no segmentation.
+            ValueError: the network gave no segmentation, or no gate where there shall be one.
         """
         if mask.device != self._device:  # class weights follow the data
             self.to(mask.device)
@@ -82,6 +84,11 @@ class SegmentationLoss(nn.Module):
                     total = total + share * weight * value
                     for name, part in values.items():
                         parts[name] = parts.get(name, 0.0) + share * part.detach()
+            if self.gate is not None:
+                if (gate := split_gate(outputs)[1]) is None:
+                    raise ValueError(f"the network gives {describe(outputs)}, without a gate")
+                value = gate_loss(gate, mask, self.comp)
+                total, parts["gate"] = total + self.gate.weight * value, value.detach()
         return total, parts
 
 
@@ -102,7 +109,7 @@ def check_loss(exp: Experiment, trust: Sequence[str] = ()) -> None:
     shape = (2, 1 if loss.exclusive else len(comp.classes), *[16] * dims)
     mask = torch.randint(0, exp.outputs if loss.exclusive else 2, shape, generator=generator, dtype=torch.uint8)
     try:
-        total, _ = loss(logits, mask)
+        total, _ = loss(logits if exp.gate is None else (logits, logits.new_zeros(2, len(comp.classes))), mask)
         total.backward()
     except Exception as error:
         raise MaskfoldError(f"loss fails on a batch: {one_line(error)}.",

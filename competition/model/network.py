@@ -16,6 +16,7 @@ from competition.config.nearest import nearest
 from competition.config.target import resolve_target
 from competition.model.arguments import is_smp, network_args, one_line
 from competition.model.fitting import Trial, fitting_sizes
+from competition.model.gate import Gated, deepest_map
 from competition.model.loss import check_loss
 from competition.model.optimiser import build_optimizer
 from competition.model.pretrained import hub_args, load_encoder, match_encoder, wanted_weights, weights_file
@@ -65,7 +66,7 @@ def build_network(exp: Experiment, channels: int, trust: Sequence[str] = (), *, 
         raise _args_error(exp, cls, error) from error
     if pretrained and path is not None:
         log.info("%s", load_encoder(network, path, channels))
-    return network
+    return _with_gate(exp, cls, args, channels, network)
 
 
 def check_network(exp: Experiment, channels: int, trust: Sequence[str] = ()) -> None:
@@ -100,6 +101,7 @@ def check_network(exp: Experiment, channels: int, trust: Sequence[str] = ()) -> 
             match_encoder(network, path, channels)
         try:
             _check_shapes(exp, cls, Trial(network, channels, exp.outputs, on_cpu))
+            _with_gate(exp, cls, args, channels, network)
         except ImportError as error:
             raise _args_error(exp, cls, error) from error
 
@@ -107,6 +109,15 @@ def check_network(exp: Experiment, channels: int, trust: Sequence[str] = ()) -> 
 def parameter_count(network: nn.Module) -> int:
     """The number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def _with_gate(exp: Experiment, cls: type, args: dict[str, Any], channels: int, network: nn.Module) -> nn.Module:
+    """The network with `competition.model.gate.Gated` around it, where it shall have a gate and has none of its own."""
+    if exp.gate is None or "aux_params" in args:
+        return network
+    with torch.random.fork_rng(devices=[]):
+        place, width = deepest_map(*_build_meta(exp, cls, args), channels, tuple(exp.patch.size))
+    return Gated(network, place, width, len(exp.competition.classes), exp.gate)
 
 
 def _build_meta(exp: Experiment, cls: type, args: dict[str, Any]) -> tuple[nn.Module, Any]:

@@ -26,7 +26,7 @@ def output_levels(outputs: Any, dims: int, channels: int) -> list[tuple[Tensor, 
     Raises:
         ValueError: nothing among the outputs has `channels` channels and `dims` spatial axes.
     """
-    tensors, ranks = _unfold(outputs, dims, channels)
+    tensors, ranks = _unfold(split_gate(outputs)[0], dims, channels)
     if not tensors:
         raise ValueError(f"the network gives {describe(outputs)}, not (batch, {channels}, {dims} spatial axes)")
     weights = [0.5**rank for rank in ranks]
@@ -40,6 +40,27 @@ def main_output(outputs: Any, dims: int, channels: int) -> Tensor:
         ValueError: as `output_levels`.
     """
     return output_levels(outputs, dims, channels)[0][0]
+
+
+def split_gate(outputs: Any) -> tuple[Any, Tensor | None]:
+    """What a network with a gate gives, in two: its segmentation, in any form, and the gate's logits (B, K).
+
+    A gate is the second of two outputs and has two axes; so is the classifier of segmentation_models_pytorch's networks.
+    Without one the second is None.
+    """
+    if isinstance(outputs, list | tuple) and len(outputs) == 2:
+        masks, gate = outputs
+        if isinstance(gate, Tensor) and gate.ndim == 2:
+            return masks, gate
+    return outputs, None
+
+
+def tensors_of(outputs: Any) -> list[Tensor]:
+    """All tensors that a network gives."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    inner = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, list | tuple) else []
+    return [tensor for value in inner for tensor in tensors_of(value)]
 
 
 def describe(outputs: Any) -> str:

@@ -22,7 +22,8 @@ Probabilities = NDArray[Any]
 class Mixture:
     """Adds probabilities up, one run at a time.
 
-    Runs with and without a boundary class mix: the boundary is then what those say that have it.
+    Runs with and without a boundary class mix: the boundary is then what those say that have it. So do runs with and
+    without a gate.
 
     Args:
         comp: the competition.
@@ -34,6 +35,8 @@ class Mixture:
     _edge_weight: float = 0.0
     _only: Probabilities | None = None
     _weights: list[float] = field(default_factory=list)
+    _gate: Probabilities | float = 0.0  # (K, 1, …) float64, weighted
+    _gate_weight: float = 0.0
 
     def add(self, probabilities: Probabilities, weight: float) -> None:
         """Adds (P, *spatial) float16 with a weight; all weights together are 1.
@@ -57,6 +60,17 @@ class Mixture:
             edge = weight * probabilities[-1].astype(np.float32)
             self._edge = edge.astype(np.float16) if self._edge is None else (self._edge + edge).astype(np.float16)
             self._edge_weight += weight
+
+    def add_gate(self, gate: Probabilities | None, weight: float) -> None:
+        """Adds what a run's gate says of the case, (K, 1, …); None where it has none."""
+        if gate is not None:
+            self._gate = self._gate + weight * gate.astype(np.float64)
+            self._gate_weight += weight
+
+    @property
+    def gate(self) -> Probabilities | None:
+        """(K, 1, …) float32, what the gates say, by the weights of those that have one; None where none has."""
+        return np.asarray(self._gate / self._gate_weight, np.float32) if self._gate_weight > 0 else None
 
     def result(self) -> Probabilities:
         """(P, *spatial) float16; one run of weight 1 comes back as it went in."""
@@ -129,6 +143,22 @@ class BlendedOutOfFold:
             if weight > 0:
                 mixture.add(part.read(case), weight)
         return mixture.result()
+
+    @property
+    def gated(self) -> bool:
+        """Whether a gate speaks of every case, and would of a test case."""
+        gates = [part.run.exp.gate is not None for part in self.parts]
+        return all(any(weight > 0 and gate for weight, gate in zip(weights, gates, strict=True))
+                   for weights in (self.weights, *self.by_fold.values()))
+
+    def gate(self, case: str) -> Probabilities | None:
+        """What the runs' gates say of a case, (K, 1, …) float32, by their weights; None where no run has one."""
+        mixture = Mixture(self.comp)
+        weights = self.by_fold.get(self.parts[0].fold_of[case], self.weights)
+        for part, weight in zip(self.parts, weights, strict=True):
+            if weight > 0:
+                mixture.add_gate(part.gate(case), weight)
+        return mixture.gate
 
 
 def _only(weights: tuple[float, ...], counts: Sequence[bool]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from competition.config import Experiment
 from competition.config.postprocess import Split, Step, Triplet
 from competition.submission.evaluate import Steps, Truth
 
-ORDER = ("threshold", "triplet", "open", "close", "fill_holes", "split", "remove_small", "keep_largest")
+ORDER = ("threshold", "triplet", "gate", "open", "close", "fill_holes", "split", "remove_small", "keep_largest")
 AGAIN = ("threshold", "split", "remove_small")  # searched once more when all other slots are settled
 MANY_OBJECTS = 200
 EMPTY_SHARE = 0.05  # of cases without a class, from which on the triplet rule is tried
@@ -21,19 +21,19 @@ BIG = 2**24  # voxels of a case, above which opening and closing are not searche
 
 @dataclass(frozen=True)
 class Slot:
-    """One place of the list: the step kinds that may stand there, and the alternatives (None: no step)."""
+    """One place of the list: the step kinds that may stand there, and the alternatives (empty: no step)."""
 
     names: tuple[str, ...]
-    options: tuple[Step | None, ...]
+    options: tuple[Steps, ...]
 
     def lists(self, now: Steps, order: Sequence[str]) -> list[Steps]:
         """`now` with each alternative in this slot."""
         rest = [step for step in now if step.name not in self.names]
-        return [tuple(sorted([*rest, *([option] if option is not None else [])], key=lambda step: order.index(step.name)))
-                for option in self.options]
+        return [tuple(sorted([*rest, *option], key=lambda step: order.index(step.name))) for option in self.options]
 
 
-def slots(exp: Experiment, truths: Sequence[Truth], largest: int, has_boundary: bool, start: Steps) -> list[Slot]:
+def slots(exp: Experiment, truths: Sequence[Truth], largest: int, has_boundary: bool, start: Steps,
+          gate: bool = False) -> list[Slot]:
     """The slots of one class, in the order in which they are searched.
 
     Args:
@@ -42,28 +42,37 @@ def slots(exp: Experiment, truths: Sequence[Truth], largest: int, has_boundary: 
         largest: pixels of the largest case.
         has_boundary: whether there is a boundary class.
         start: steps that the experiment names; only their kinds are searched then.
+        gate: search the gate's threshold too, together with the one that makes the mask.
 
     Returns:
         The slots; each has the experiment's own value among its alternatives.
     """
     comp, three = exp.competition, exp.competition.dimensions == 3
-    found = [Slot(("threshold", "triplet"), (None, *_thresholds(), *_triplets(truths)))]
+    kinds = {step.name for step in start}
+    gates = _gates(truths, exp.patch.slices is not None) if gate and (not start or "gate" in kinds) else []
+    mask = _slot(("threshold", "triplet"), [*_thresholds(), *_triplets(truths)])
+    if gates:
+        masks = mask.options if not start or kinds & set(mask.names) else ((),)
+        mask = Slot((*mask.names, "gate"), (*masks, *((*first, one) for one in gates for first in masks)))
+    found = [mask]
     if largest <= BIG:
         radii = (1,) if three else (1, 2)
-        found += [Slot(("open",), (None, *(Step(open=radius) for radius in radii))),
-                  Slot(("close",), (None, *(Step(close=radius) for radius in radii)))]
-    found.append(Slot(("fill_holes",), (None, Step(fill_holes=True))))
+        found += [_slot(("open",), [Step(open=radius) for radius in radii]),
+                  _slot(("close",), [Step(close=radius) for radius in radii])]
+    found.append(_slot(("fill_holes",), [Step(fill_holes=True)]))
     if comp.instances:
-        found.append(Slot(("split",), (None, *_splits(has_boundary))))
-    found.append(Slot(("remove_small",), (None, *_sizes(truths))))
+        found.append(_slot(("split",), _splits(has_boundary)))
+    found.append(_slot(("remove_small",), _sizes(truths)))
     if not comp.instances:
-        found.append(Slot(("keep_largest",), (None, *(Step(keep_largest=count) for count in (1, 2, 3)))))
+        found.append(_slot(("keep_largest",), [Step(keep_largest=count) for count in (1, 2, 3)]))
     if start:
-        kinds = {step.name for step in start}
         found = [slot for slot in found if kinds & set(slot.names)]
-    own = {step.name: step for step in start}
-    return [Slot(slot.names, tuple(dict.fromkeys([*slot.options, *(own[name] for name in slot.names if name in own)])))
-            for slot in found]
+    own = {slot.names: tuple(step for step in start if step.name in slot.names) for slot in found}
+    return [Slot(slot.names, tuple(dict.fromkeys([*slot.options, own[slot.names]]))) for slot in found]
+
+
+def _slot(names: tuple[str, ...], options: Sequence[Step]) -> Slot:
+    return Slot(names, ((), *((option,) for option in options)))
 
 
 def order_of(start: Steps) -> tuple[str, ...]:
@@ -85,6 +94,14 @@ def _triplets(truths: Sequence[Truth]) -> list[Step]:
     pixels = sorted({max(1, round(share * float(np.quantile(areas, 0.05)))) for share in (0.1, 0.3, 0.7)})
     return [Step(triplet=Triplet(high=high, pixels=count, low=low))
             for high, count, low in product((0.6, 0.75, 0.9), pixels, (0.35, 0.5)) if low < high]
+
+
+def _gates(truths: Sequence[Truth], by_slice: bool) -> list[Step]:
+    """Only where some cases, or slices, have nothing."""
+    filled = sum(truth.pixels > 0 for truth in truths)
+    if not by_slice and filled > (1 - EMPTY_SHARE) * len(truths):
+        return []
+    return [Step(gate=value) for value in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)]
 
 
 def _sizes(truths: Sequence[Truth]) -> list[Step]:

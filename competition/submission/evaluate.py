@@ -51,16 +51,21 @@ class Desk:
     def score(self, case: str, ask: Ask) -> Rows:
         """Score rows by (class, steps)."""
         comp, row = self.kept.comp, self.rows[case]
-        evidence = weighed(self.kept.read(case), comp, self.settings, row)
+        gate = self.kept.gate(case) if self.kept.gated else None
+        evidence = weighed(self.kept.read(case), comp, self.settings, row, gate)
         truth = load_mask(comp, row)
         objects = load_instances(comp, row) if comp.instances else None
         spacing = json.loads(row.spacing)
         found: Rows = {}
         for index, lists in ask.items():
             done: dict[Steps, Found] = {}
+            known: dict[int, dict[str, Any]] = {}  # a gate leaves a mask as it is, or nothing of it: scored once
             for steps in lists:
                 one = run_steps(evidence, index, steps, done)
-                found[index, steps] = score_class(one.mask, truth, comp, index, spacing, objects, one.objects)
+                key = id(one) if one.mask.any() else 0  # `done` keeps them, so that no id comes twice
+                if key not in known:
+                    known[key] = score_class(one.mask, truth, comp, index, spacing, objects, one.objects)
+                found[index, steps] = known[key]
         return found
 
     def truths(self, case: str, _: None) -> list[Truth]:

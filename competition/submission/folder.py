@@ -71,7 +71,8 @@ def predict_images(runs: Sequence[CvRun], images: Path, output: Path, trust: tup
     settings = settings_of(runs)
     done = []
     for row in progress(iter(rows), len(rows)):
-        outcome = postprocess(ensemble.probabilities(row), comp, settings, row)
+        probabilities, gate = ensemble.predict(row)
+        outcome = postprocess(probabilities, comp, settings, row, gate)
         done.append(Prediction(row.id, tuple(_write(row, outcome, comp, output)),
                                {name: int(mask.sum()) for name, mask in zip(comp.classes, outcome.masks, strict=True)}))
         if len(done) <= pictures:

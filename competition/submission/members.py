@@ -19,6 +19,7 @@ from competition.config import MaskfoldError
 from competition.data.cache import fetch
 from competition.data.prepare import PreparedCase, prepare_case, write_image
 from competition.data.readers import Picture
+from competition.inference.predicted import Predicted
 from competition.submission.blend import Blend, Mixture
 from competition.training.find import finished
 from competition.training.job import FoldResult
@@ -120,11 +121,17 @@ class Ensemble:
         Raises:
             MaskfoldError: the case cannot be read or predicted, or has other channels than the first one.
         """
+        return self.predict(row).probabilities
+
+    def predict(self, row: Any) -> Predicted:
+        """Probabilities and gate of one case; see `probabilities`."""
         mixture = Mixture(self.comp)
         for part, weight in self.parts:
             with _prepared(row, part.run, self.scratch) as case:
-                mixture.add(part.predict(case), weight)
-        return mixture.result()
+                found = part.predict(case)
+                mixture.add(found.probabilities, weight)
+                mixture.add_gate(found.gate, weight)
+        return Predicted(mixture.result(), mixture.gate)
 
 
 class _Part:
@@ -147,20 +154,21 @@ class _Part:
             else:
                 spare = network
 
-    def predict(self, case: PreparedCase) -> np.ndarray[Any, Any]:
-        from competition.inference.case import predict_case
+    def predict(self, case: PreparedCase) -> Predicted:
+        from competition.inference.case import predict_both
 
         if (found := case.image.shape[0]) != self.channels:
             raise MaskfoldError(f"Case {case.id} has {found} channels, but the networks take {self.channels}.",
                                 "Give images like the first one, or set prepare.channels to grey or rgb before training.")
         if self.networks:
-            return predict_case(self.networks, case, self.run.exp, self.fabric.device, self.fabric.autocast)
+            return predict_both(self.networks, case, self.run.exp, self.fabric.device, self.fabric.autocast)
         mixture, spare = Mixture(self.run.exp.competition), None
         for one in self.found:
             spare = self._load(one, spare)
-            mixture.add(predict_case([spare], case, self.run.exp, self.fabric.device, self.fabric.autocast),
-                        1 / len(self.found))
-        return mixture.result()
+            found = predict_both([spare], case, self.run.exp, self.fabric.device, self.fabric.autocast)
+            mixture.add(found.probabilities, 1 / len(self.found))
+            mixture.add_gate(found.gate, 1 / len(self.found))
+        return Predicted(mixture.result(), mixture.gate)
 
     def _load(self, one: Checkpoint, spare: Any = None) -> Any:
         from competition.inference.weights import load_weights

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
+from competition.config.errors import MaskfoldError
 from competition.config.postprocess import Postprocess, Step
 from competition.inference.masks import merged, to_masks
 from competition.scoring.instances import components
@@ -45,10 +46,12 @@ class Evidence:
     Args:
         probabilities: (P, *spatial) float16, with the boundary class last where there is one.
         comp: the competition.
+        gate: (K, 1, …), which classes the case holds, see `competition.inference.predicted`; only the step `gate` looks at it.
     """
 
     probabilities: NDArray[Any]
     comp: Competition
+    gate: NDArray[Any] | None = None
 
     @cached_property
     def masks(self) -> Mask:
@@ -72,6 +75,17 @@ class Evidence:
     def inside(self, index: int) -> NDArray[Any]:
         """(*spatial): the probability that a pixel is in an object of a class and not on its boundary."""
         return np.asarray(self.probabilities[index + (self.comp.labels == "exclusive")])
+
+    def open(self, index: int, threshold: float) -> NDArray[Any]:
+        """(1, …) bool, or with one number for each slice more: where the gate for a class reaches a threshold.
+
+        Raises:
+            MaskfoldError: there is no gate.
+        """
+        if self.gate is None:
+            raise MaskfoldError("The step gate is wanted of a prediction without a gate.",
+                                "Take the step out of postprocess.steps, or name a run that was trained with `gate`.")
+        return np.asarray(self.gate[index] >= threshold)
 
     def above(self, index: int, threshold: float) -> Mask:
         """(*spatial) bool: where the class is above a threshold, and no exclusive class is more probable."""
@@ -103,7 +117,8 @@ class Outcome:
             yield np.asarray(labels == number)
 
 
-def weighed(probabilities: NDArray[Any], comp: Competition, settings: Postprocess, row: Any = None) -> Evidence:
+def weighed(probabilities: NDArray[Any], comp: Competition, settings: Postprocess, row: Any = None,
+            gate: NDArray[Any] | None = None) -> Evidence:
     """What the steps of a case look at: its probabilities, with classes by their order where `number` asks for it.
 
     Args:
@@ -111,16 +126,18 @@ def weighed(probabilities: NDArray[Any], comp: Competition, settings: Postproces
         comp: the competition.
         settings: the steps; read is `number`.
         row: of the case table, or `competition.submission.members.Loose`: for `number`, which needs its affine.
+        gate: see `Evidence`.
 
     Raises:
         MaskfoldError: `number` is wanted of a case without an affine.
     """
     if settings.number is not None:
         probabilities = numbered(probabilities, comp, settings.number, affine_of(row, comp))
-    return Evidence(probabilities, comp)
+    return Evidence(probabilities, comp, gate)
 
 
-def postprocess(probabilities: NDArray[Any], comp: Competition, settings: Postprocess, row: Any = None) -> Outcome:
+def postprocess(probabilities: NDArray[Any], comp: Competition, settings: Postprocess, row: Any = None,
+                gate: NDArray[Any] | None = None) -> Outcome:
     """Masks of one case.
 
     Args:
@@ -128,8 +145,12 @@ def postprocess(probabilities: NDArray[Any], comp: Competition, settings: Postpr
         comp: the competition.
         settings: the steps. Without any, argmax, or 0.5 where classes overlap.
         row: see `weighed`.
+        gate: see `Evidence`; needed where a class has the step `gate`.
+
+    Raises:
+        MaskfoldError: as `weighed`, or there is no gate where one is needed.
     """
-    evidence = weighed(probabilities, comp, settings, row)
+    evidence = weighed(probabilities, comp, settings, row, gate)
     found = [run_steps(evidence, index, settings.of(name)) for index, name in enumerate(comp.classes)]
     masks = np.stack([one.mask for one in found])
     if settings.forbid_overlap:
@@ -168,6 +189,9 @@ def take(found: Found, one: Step, evidence: Evidence, index: int) -> Found:
         case "triplet":
             mask = step.triplet(evidence.of(index), value.high, value.pixels, value.low)
             return Found(mask & evidence.above(index, value.low))
+        case "gate":
+            holds = evidence.open(index, value)
+            return found if holds.all() else _cut(found, found.mask & holds)
         case "open":
             return _cut(found, step.opened(found.mask, value))
         case "close":

@@ -62,7 +62,8 @@ class Predictor:
         for image in given(images, exp):
             if self._ensemble is None:  # the first image tells how many channels there are
                 self._ensemble = Ensemble(self.blend, image, scratch=Path(tempfile.gettempdir()))
-            found = label_arrays(postprocess(self._ensemble.probabilities(image), comp, self.settings, image), comp)
+            probabilities, gate = self._ensemble.predict(image)
+            found = label_arrays(postprocess(probabilities, comp, self.settings, image, gate), comp)
             masks.append(found[""] if "" in found else np.stack(list(found.values())))
         return masks
 

@@ -24,7 +24,7 @@ def remember(run: CvRun, tuned: Tuned) -> None:
     plain = {"key": _key(run), "settings": tuned.settings.model_dump(),
              "found": {name: [step.model_dump() for step in steps] for name, steps in tuned.found.items()},
              **{name: getattr(tuned, name) for name in ("before", "after", "nested", "kept")},
-             "gain": tuned.gain._asdict()}
+             "gain": tuned.gain._asdict(), "gate": None if tuned.gate is None else tuned.gate._asdict()}
     write_json(run.folder / FILE, plain)
 
 
@@ -39,7 +39,7 @@ def remembered(run: CvRun) -> Tuned | None:
         rows = pd.read_csv(run.folder / SCORES, dtype={"id": str}, float_precision="round_trip")
         found = {name: tuple(Step.model_validate(step) for step in steps) for name, steps in plain["found"].items()}
         return Tuned(Postprocess.model_validate(plain["settings"]), found, plain["before"], plain["after"],
-                     plain["nested"], Gain(**plain["gain"]), plain["kept"], rows)
+                     plain["nested"], Gain(**plain["gain"]), plain["kept"], rows, Gain(**plain["gate"]) if plain.get("gate") else None)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # it can be searched again
 

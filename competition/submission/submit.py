@@ -97,8 +97,8 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
 
     def masks() -> Iterator[Masked]:
         for row in progress(iter(tests.rows), len(tests)):
-            probabilities = ensemble.probabilities(row)
-            outcome = postprocess(probabilities, comp, settings, row)
+            probabilities, gate = ensemble.predict(row)
+            outcome = postprocess(probabilities, comp, settings, row, gate)
             shown = probabilities[len(probabilities) - len(comp.classes):] if tests.profile.confidence else None
             yield from tests.masks(row, outcome, shown)
 
@@ -140,7 +140,7 @@ def _expectation(expected: Expected) -> dict[str, Any]:
             "test_cases": expected.test_cases,
             "tuning": None if tuned is None else {
                 "before": tuned.before, "after": tuned.after, "nested": tuned.nested, "gain": _gain(tuned.gain),
-                "kept": tuned.kept,
+                "kept": tuned.kept, **({} if tuned.gate is None else {"gate": _gain(tuned.gate)}),
                 "found": {name: [step.model_dump() for step in steps] for name, steps in tuned.found.items()}}}
 
 
@@ -164,7 +164,8 @@ def write_out_of_fold(run: CvRun, path: Path) -> tuple[Verdict, float]:
     def masks() -> Iterator[Masked]:
         for row in tests.rows:
             probabilities = kept.read(row.id)
-            yield from tests.masks(row, postprocess(probabilities, blend.comp, settings, row))
+            outcome = postprocess(probabilities, blend.comp, settings, row, kept.gate(row.id))
+            yield from tests.masks(row, outcome)
 
     return write_submission(masks(), tests.profile, path), cv_score(with_rows.rows, blend.comp.metric)
 

@@ -36,6 +36,8 @@ class Tuned:
         gain: nested minus before, with its 95 % interval.
         kept: whether the steps found are used: the gain is at least `SMALLEST_GAIN`, and its interval is above 0.
         rows: score rows of what is used: nested where it is used, else before.
+        gate: what the gate adds, the nested score of a search with it minus that of one without; None without a gate. The
+            steps found have it only where that is at least `SMALLEST_GAIN`, and its interval is above 0.
     """
 
     settings: Postprocess
@@ -46,6 +48,7 @@ class Tuned:
     gain: Gain
     kept: bool
     rows: pd.DataFrame
+    gate: Gain | None = None
 
     def lines(self) -> list[str]:
         """The report."""
@@ -53,6 +56,9 @@ class Tuned:
         head = (f"post-processing: {self.before:.4f} untouched, {self.after:.4f} tuned on all cases, {self.nested:.4f} "
                 f"nested (gain {self.gain.value:+.4f}, {interval})")
         steps = [f"  {cls}: {', '.join(map(str, steps)) or 'no step'}" for cls, steps in self.found.items()]
+        if self.gate is not None:
+            steps.insert(0, f"the gate: {self.gate.value:+.4f} nested, beside the other steps (95 % {self.gate.low:+.4f} to "
+                     f"{self.gate.high:+.4f}): {'used' if beyond_noise(self.gate) else 'left out'}")
         if self.kept:
             return [head, *steps]
         return [head, f"the untouched masks are kept: nested, the tuned steps do not gain {SMALLEST_GAIN} beyond their "
@@ -76,22 +82,33 @@ def tune(evaluation: Evaluation, seed: int, groups: dict[str, str] | None,
     part_of = parts_of(evaluation.rows, evaluation.fold_of, seed)
     numbers = sorted(set(part_of.values()))
     parts = [None, *numbers] if len(numbers) > 1 else [None]
-    search = _Search(evaluation, own, parts, part_of)
-    search.run(say)
-    best = {part: [search.best[part, index] for index in range(len(comp.classes))] for part in parts}
+    best = _Search(evaluation, own, parts, part_of).run(say)
     before = evaluation.table(lambda _, index: own[index])
+
+    def on_others(best: dict[int | None, list[Steps]]) -> pd.DataFrame:
+        if len(numbers) == 1:
+            return before  # there are no other cases to tune on
+        return evaluation.table(lambda case, index: best[part_of[case]][index])
+
+    nested, gate = on_others(best), None
+    if evaluation.kept.gated:
+        gated = _Search(evaluation, own, parts, part_of, gate=True).run(say)
+        gate = gain_interval(nested, on_others(gated), comp.metric, seed=seed, groups=groups)
+        if beyond_noise(gate):
+            best, nested = gated, on_others(gated)
     after = evaluation.table(lambda _, index: best[None][index])
-    if len(numbers) > 1:
-        nested = evaluation.table(lambda case, index: best[part_of[case]][index])
-    else:
-        nested = before  # there are no other cases to tune on
     gain = gain_interval(before, nested, comp.metric, seed=seed, groups=groups)
-    kept = bool(gain.value >= SMALLEST_GAIN and gain.low > 0)
+    kept = beyond_noise(gain)
     found = dict(zip(comp.classes, best[None], strict=True))
     settings = exp.postprocess.model_copy(update={"steps": {name: list(steps) for name, steps in found.items()}}
                                           if kept else {})
     return Tuned(settings, found, cv_score(before, comp.metric), cv_score(after, comp.metric),
-                 cv_score(nested, comp.metric), gain, kept, nested if kept else before)
+                 cv_score(nested, comp.metric), gain, kept, nested if kept else before, gate)
+
+
+def beyond_noise(gain: Gain) -> bool:
+    """Whether a gain is worth a step."""
+    return bool(gain.value >= SMALLEST_GAIN and gain.low > 0)
 
 
 def parts_of(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int) -> dict[str, int]:
@@ -119,20 +136,20 @@ class _Search:
     """The descents, side by side, so that each pass over the cases serves all of them."""
 
     def __init__(self, evaluation: Evaluation, own: Sequence[Steps], parts: Sequence[int | None],
-                 part_of: Mapping[str, int]) -> None:
-        self.evaluation, self.own, self.parts = evaluation, own, parts
+                 part_of: Mapping[str, int], gate: bool = False) -> None:
+        self.evaluation, self.own, self.parts, self.gate = evaluation, own, parts, gate
         self.metric = evaluation.blend.comp.metric
         classes = range(len(own))
         self.best: dict[tuple[int | None, int], Steps] = {(part, index): own[index] for part in parts for index in classes}
         mine = np.array([part_of[case] for case in evaluation.cases])
         self.chosen = {part: np.ones(len(mine), bool) if part is None else mine != part for part in parts}
 
-    def run(self, say: Callable[[str], None]) -> None:
-        """Each slot in turn, and those of `AGAIN` once more."""
+    def run(self, say: Callable[[str], None]) -> dict[int | None, list[Steps]]:
+        """Each slot in turn, and those of `AGAIN` once more; the best steps of each class for each part."""
         exp, truths = self.evaluation.blend.runs[0].exp, self.evaluation.truths()
         largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
         boundary = any(run.exp.prepare.boundary is not None for run, _ in self.evaluation.blend.active)
-        plans = [slots(exp, [case[index] for case in truths], largest, boundary, own)
+        plans = [slots(exp, [case[index] for case in truths], largest, boundary, own, self.gate)
                  for index, own in enumerate(self.own)]
         self.evaluation.score({index: (own,) for index, own in enumerate(self.own)})
         count = max(len(plan) for plan in plans)
@@ -151,6 +168,7 @@ class _Search:
                         self._choose(part, index, slot.lists(self.best[part, index], order_of(self.own[index])))
                 kinds = ", ".join(dict.fromkeys(" or ".join(slot.names) for _, slot in turn)).replace("_", " ")
                 say(f"tuning {kinds}: {self._value(None):.4f} on all cases")
+        return {part: [self.best[part, index] for index in range(len(self.own))] for part in self.parts}
 
     def _choose(self, part: int | None, index: int, lists: Sequence[Steps]) -> None:
         """The best list; the present one where none is better, and of equals the first, which is the plainer."""

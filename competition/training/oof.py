@@ -67,3 +67,17 @@ class OutOfFold:
         for store in stores[1:]:
             mean += store.read(case)
         return (mean / len(stores)).astype(np.float16)
+
+    def gate(self, case: str) -> np.ndarray[Any, Any] | None:
+        """What the gate says of a case, (K, 1, …) float32, the mean over the seeds of its fold; None without `gate`.
+
+        Raises:
+            MaskfoldError: the file is damaged, or holds no gate where the run has one.
+        """
+        if self.run.exp.gate is None:
+            return None
+        found = [(store, store.gate(case)) for store in self.stores[self.fold_of[case]]]
+        if without := [store for store, gate in found if gate is None]:
+            raise MaskfoldError(f"The out-of-fold prediction {without[0].path(case)} has no gate, and the run has one.",
+                                "Delete the file and run the fold again.")
+        return np.mean([gate for _, gate in found], axis=0, dtype=np.float32)

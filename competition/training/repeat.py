@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from competition.config import Experiment
+from competition.model.outputs import tensors_of
 from competition.training.checkpoint import write_json
 
 RUNS = 5
@@ -34,7 +35,7 @@ def repeats(exp: Experiment, channels: int, cache: Path, trust: Sequence[str] = 
     """
     threads = torch.get_num_threads()
     said = [exp.model.model_dump(), exp.patch.size, exp.training.batch_size, channels, exp.outputs, threads, torch.__version__,
-            torch.backends.cpu.get_cpu_capability(), RUNS]
+            torch.backends.cpu.get_cpu_capability(), RUNS, *([exp.gate.model_dump()] if exp.gate is not None else [])]
     kept = cache / "bf16" / f"{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]}.json"
     if kept.exists():
         return bool(json.loads(kept.read_text())["repeats"])
@@ -69,6 +70,5 @@ def _gradients(network: torch.nn.Module, image: torch.Tensor) -> list[torch.Tens
     network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network(image)
-    each = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    sum((one.float().sigmoid().mean() for one in each), torch.zeros(())).backward()
+    sum((one.float().sigmoid().mean() for one in tensors_of(outputs)), torch.zeros(())).backward()
     return [one.grad.clone() for one in network.parameters() if one.grad is not None]

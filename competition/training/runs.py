@@ -22,6 +22,7 @@ SKIPPED = "skipped.csv"  # of a run's folder: cases that were left out, and why
 MADE_BY, FORM = "version.json", 1  # of a run's folder; the form rises when older files can no longer be read as they are
 # Keys that came after the first runs: where they are off, a run keeps its name. Those of `prepare` are in data/cache.py too.
 LATER = (("prepare", "boundary"), ("prepare", "stretch"), ("prepare", "long_side"))
+LATER_SECTIONS = ("gate",)
 # How a run survives, not what it computes: a run that stopped for one of these goes on with another value.
 SURVIVAL = (("training", "on_nan"), ("training", "on_oom"), ("prepare", "cache_gib"))
 
@@ -115,6 +116,9 @@ def run_hash(exp: Experiment, data_hash: str) -> str:
     for section, key in LATER:
         if not plain[section][key]:
             del plain[section][key]
+    for key in LATER_SECTIONS:
+        if not plain[key]:
+            del plain[key]
     for section, key in SURVIVAL:
         del plain[section][key]
     plain["competition"].pop("root", None)

@@ -19,8 +19,9 @@ from competition.config import Experiment
 from competition.data.prepare import PreparedCase
 from competition.data.resident import Resident
 from competition.data.table import load_image, load_instances, load_mask
-from competition.inference.case import predict_case
+from competition.inference.case import predict_both
 from competition.inference.masks import to_masks
+from competition.inference.predicted import Predicted
 from competition.inference.store import OofStore
 from competition.scoring.cases import score_case
 from competition.scoring.pictures import case_picture
@@ -60,11 +61,15 @@ class Judge:
 
     def probabilities(self, network: torch.nn.Module, row: Any) -> np.ndarray[Any, Any]:
         """Probabilities (P, *file shape), float16, of one case."""
+        return self.predicted(network, row).probabilities
+
+    def predicted(self, network: torch.nn.Module, row: Any) -> Predicted:
+        """Probabilities and gate of one case."""
         case = PreparedCase.open(self.prepared[row.id])
         hook = network.register_forward_pre_hook(lambda *_: self.alive())  # a large volume may take minutes
         try:
             with self.resident.reading(case):
-                return predict_case([network], case, self.exp, self.device, self.autocast)
+                return predict_both([network], case, self.exp, self.device, self.autocast)
         finally:
             hook.remove()
             self.resident.drop(case)
@@ -113,7 +118,7 @@ class Judge:
         lines = []
         for row in self.rows():
             if row.id not in done:
-                store.write(row.id, self.probabilities(network, row))
+                store.write(row.id, *self.predicted(network, row))
             lines += self.score(store.read(row.id), row, fold)[0]
         return pd.DataFrame(lines)
 
