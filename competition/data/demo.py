@@ -17,7 +17,8 @@ from competition.config.competition import Competition
 from competition.config.errors import MaskfoldError
 from competition.data.demo_folder import MARKER, case_ids, make_folder, write_nifti, write_png, write_tables
 
-__all__ = ["DEFAULT_SEED", "DEMOS", "MARKER", "VERSION", "ensure_demo", "is_demo", "make_demo", "make_demo_2d", "make_demo_3d"]
+__all__ = ["DEFAULT_SEED", "DEMOS", "MARKER", "VERSION", "ensure_demo", "is_demo", "make_demo", "make_demo_2d", "make_demo_3d",
+           "make_demo_gate"]
 
 VERSION = 1  # of the pictures; raise it when they change
 DEFAULT_SEED = 0
@@ -30,7 +31,7 @@ def make_demo(name: str, folder: Path, seed: int = DEFAULT_SEED, cases: int | No
     """Make a demo competition, whole or not at all.
 
     Args:
-        name: `2d` or `3d`.
+        name: `2d`, `3d` or `gate`.
         folder: where it will lie. An older demo there is replaced.
         seed: the same seed gives the same competition.
         cases: number of training cases; None is the demo's own.
@@ -125,5 +126,29 @@ def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int =
     write_tables(folder, truth, CLASSES, seed)
 
 
+def make_demo_gate(folder: Path, cases: int = 120, test_cases: int = 30, seed: int = DEFAULT_SEED) -> None:
+    """Write the demo of the empty gate, a third of whose cases are empty, into an existing, empty folder.
+
+    `images/{id}.png` (uint8 grey) with `masks/{id}.png` (uint8: 0 background, 1 lesion), `test/{id}.png`,
+    `sample_submission.csv` and `solution.csv`.
+    """
+    from competition.data.demo_gate import CLASSES, KINDS, picture
+
+    for part in ("images", "masks", "test"):
+        (folder / part).mkdir()
+    truth: dict[str, Array] = {}
+    for index, case in enumerate(case_ids("scan", cases + test_cases, seed)):
+        place = index if index < cases else index - cases
+        image, labels = picture(np.random.default_rng([seed, 4, index]), KINDS[place % len(KINDS)])
+        if index < cases:
+            write_png(folder / "images" / f"{case}.png", image)
+            write_png(folder / "masks" / f"{case}.png", labels)
+        else:
+            write_png(folder / "test" / f"{case}.png", image)
+            truth[case] = labels
+    write_tables(folder, truth, CLASSES, seed)
+
+
 Maker = Callable[[Path, int, int, int], None]
-DEMOS: dict[str, tuple[Maker, tuple[int, int]]] = {"2d": (make_demo_2d, (72, 24)), "3d": (make_demo_3d, (24, 8))}
+DEMOS: dict[str, tuple[Maker, tuple[int, int]]] = {"2d": (make_demo_2d, (72, 24)), "3d": (make_demo_3d, (24, 8)),
+                                               "gate": (make_demo_gate, (120, 30))}

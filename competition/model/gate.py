@@ -59,7 +59,7 @@ def deepest_map(network: nn.Module, on_cpu: Callable[[], nn.Module], channels: i
 
     One patch goes through, and one of twice the size, on the meta device where the network allows it. Of the modules that
     are called once, and give one feature map smaller than the patch that grows with it (a squeeze-and-excitation's pooled
-    values do not), it is the one with the smallest map; of several, the last that is done.
+    values do not), it is the one with the smallest map; of several the widest, and of those the last that is done.
 
     Args:
         network: on the meta device.
@@ -82,15 +82,15 @@ def deepest_map(network: nn.Module, on_cpu: Callable[[], nn.Module], channels: i
     except Exception:  # noqa: BLE001 - a network that takes patches of one size alone may raise anything
         twice = None
     whole, best = torch.Size(size).numel(), ("", 0)
-    smallest = whole
+    deepest = (1 - whole, 0)  # smaller, then wider
     for name, (width, spatial) in found.items():
         area = torch.Size(spatial).numel()
         if twice is not None:
             width_of_twice, spatial_of_twice = twice.get(name, (0, ()))
             if width_of_twice != width or torch.Size(spatial_of_twice).numel() <= area:
                 continue
-        if area < whole and area <= smallest:
-            best, smallest = (name, width), area
+        if (-area, width) >= deepest:
+            best, deepest = (name, width), (-area, width)
     if not best[0]:
         raise MaskfoldError(f"gate needs a feature map smaller than the patch, and {type(network).__name__} makes none.",
                             "Set gate to null, or take an encoder-decoder such as monai.networks.nets.DynUNet.", status=2)

@@ -17,7 +17,7 @@ from competition.scoring.cases import score_class, truth_masks
 from competition.scoring.instances import Labels, components
 from competition.submission.blend import Blend, BlendedOutOfFold
 from competition.submission.crew import Crew
-from competition.submission.postprocess import Found, run_steps, weighed
+from competition.submission.postprocess import Found, beside_gates, run_steps, weighed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,13 +59,13 @@ class Desk:
         found: Rows = {}
         for index, lists in ask.items():
             done: dict[Steps, Found] = {}
-            known: dict[int, dict[str, Any]] = {}  # a gate leaves a mask as it is, or nothing of it: scored once
+            known: dict[Steps | None, dict[str, Any]] = {}  # many gates make one mask, or none: it is scored once
             for steps in lists:
-                one = run_steps(evidence, index, steps, done)
-                key = id(one) if one.mask.any() else 0  # `done` keeps them, so that no id comes twice
-                if key not in known:
-                    known[key] = score_class(one.mask, truth, comp, index, spacing, objects, one.objects)
-                found[index, steps] = known[key]
+                plain = beside_gates(evidence, index, steps)
+                if plain not in known:
+                    one = run_steps(evidence, index, plain, done) if plain is not None else evidence.nothing
+                    known[plain] = score_class(one.mask, truth, comp, index, spacing, objects, one.objects)
+                found[index, steps] = known[plain]
         return found
 
     def truths(self, case: str, _: None) -> list[Truth]:

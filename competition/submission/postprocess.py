@@ -64,6 +64,11 @@ class Evidence:
         return merged(self.probabilities, self.comp) if self.has_boundary else self.probabilities
 
     @property
+    def nothing(self) -> Found:
+        """Of no class anything."""
+        return Found(np.zeros(self.probabilities.shape[1:], np.bool_))
+
+    @property
     def has_boundary(self) -> bool:
         """Whether there is a boundary class."""
         return len(self.probabilities) > self.comp.outputs
@@ -176,8 +181,17 @@ def run_steps(evidence: Evidence, index: int, steps: Sequence[Step],
     found = known[taken[:length]] if length else Found(evidence.masks[index])
     for place in range(length, len(taken)):
         found = take(found, taken[place], evidence, index)
-        known[taken[:place + 1]] = found
+        if taken[place].name != "gate":  # it costs next to nothing, and a search has very many of them
+            known[taken[:place + 1]] = found
     return found
+
+
+def beside_gates(evidence: Evidence, index: int, steps: Sequence[Step]) -> tuple[Step, ...] | None:
+    """The steps without the gates that let everything of the case pass; None where one of them lets nothing pass."""
+    holds = {one: evidence.open(index, one.value) for one in steps if one.name == "gate"}
+    if not all(one.any() for one in holds.values()):
+        return None
+    return tuple(one for one in steps if one not in holds or not holds[one].all())
 
 
 def take(found: Found, one: Step, evidence: Evidence, index: int) -> Found:
