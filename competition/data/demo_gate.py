@@ -19,7 +19,7 @@ CLASSES = ("lesion",)
 KINDS = ("contrast", "contrast", "plain")  # dealt out in turn
 SIDE = 96  # pixels
 VESSEL = 7.0  # radius in pixels
-UPTAKE = {"contrast": (0.06, 0.34), "plain": (-0.16, 0.06)}  # how much brighter than tissue it is, from and to
+UPTAKE = {"contrast": (0.10, 0.34), "plain": (-0.16, 0.02)}  # how much brighter than tissue it is, from and to
 
 
 def picture(rng: np.random.Generator, kind: str = "contrast") -> tuple[Array, Array]:

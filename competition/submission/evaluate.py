@@ -51,7 +51,8 @@ class Desk:
     def score(self, case: str, ask: Ask) -> Rows:
         """Score rows by (class, steps)."""
         comp, row = self.kept.comp, self.rows[case]
-        gate = self.kept.gate(case) if self.kept.gated else None
+        asked = any(step.name == "gate" for lists in ask.values() for steps in lists for step in steps)
+        gate = self.kept.gate(case) if asked else None
         evidence = weighed(self.kept.read(case), comp, self.settings, row, gate)
         truth = load_mask(comp, row)
         objects = load_instances(comp, row) if comp.instances else None
