@@ -14,7 +14,8 @@ def make(name: str, output: Path | None, layout: str | None, seed: int) -> None:
 
         folder = output or Path("data") / f"demo{name}"
         make_demo(name, folder, seed=seed)
-        typer.echo(f"{folder}: a {name} competition. Next: maskfold cv experiments/demo{name}/unet{name}.yaml")
+        file = "demo_gate/unet2d" if name == "gate" else f"demo{name}/unet{name}"
+        typer.echo(f"{folder}: a {name} competition. Next: maskfold cv experiments/{file}.yaml")
         return
     from competition.data.phantoms import make_phantom, next_command
 

@@ -41,7 +41,7 @@ def cv(file: Annotated[Path, typer.Argument(help="The experiment's YAML.")],
 
 
 @app.command(epilog="Example: maskfold demo 2d -o data/demo2d, or: maskfold demo spine --layout spine")
-def demo(name: Annotated[str, typer.Argument(help="2d or 3d; with --layout any name, that of the folder below data.")],
+def demo(name: Annotated[str, typer.Argument(help="2d, 3d or gate; with --layout any name, that of the folder below data.")],
          output: Annotated[Path | None, typer.Option("--output", "-o", help="Where; default data/demo<name>, or data/<name> "
                                                                             "with --layout.")] = None,
          layout: Annotated[str | None, typer.Option(help="Phantoms with the folders, formats, sizes and difficulty of real "

@@ -55,7 +55,8 @@ def _spots(rng: np.random.Generator, values: Array, taken: Array, count: int, la
         if taken[spot.box].any():
             continue
         soft = np.clip((1.0 - spot.rho) * 4.0, 0.0, 1.0)
-        grain = _upsample(rng.choice([-1.0, 1.0], size=(SIDE // 3 + 3,) * 2), *spot.rho.shape, 3.0) if mottled else 0.0
+        high, wide = spot.rho.shape
+        grain = _upsample(rng.choice([-1.0, 1.0], size=(SIDE // 3 + 3,) * 2), high, wide, 3.0) if mottled else 0.0
         values[spot.box] += soft * (0.12 + 0.2 * grain)
         taken[spot.box] |= spot.rho < 1.15
         if labels is not None:

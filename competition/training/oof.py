@@ -76,8 +76,10 @@ class OutOfFold:
         """
         if self.run.exp.gate is None:
             return None
-        found = [(store, store.gate(case)) for store in self.stores[self.fold_of[case]]]
-        if without := [store for store, gate in found if gate is None]:
-            raise MaskfoldError(f"The out-of-fold prediction {without[0].path(case)} has no gate, and the run has one.",
-                                "Delete the file and run the fold again.")
-        return np.mean([gate for _, gate in found], axis=0, dtype=np.float32)
+        found = []
+        for store in self.stores[self.fold_of[case]]:
+            if (gate := store.gate(case)) is None:
+                raise MaskfoldError(f"The out-of-fold prediction {store.path(case)} has no gate, and the run has one.",
+                                    "Delete the file and run the fold again.")
+            found.append(gate)
+        return np.asarray(np.mean(found, axis=0, dtype=np.float32))
