@@ -40,7 +40,7 @@ def relabelled(theirs: Competition, row: Any, ours: Competition, mapping: dict[s
         found = np.stack([planes[name].astype(np.uint8) if name in planes else nobody for name in ours.classes])
         found[:, unknown] = IGNORED
         return found
-    twice = int((sum(plane.astype(np.uint8) for plane in planes.values()) > 1).sum())
+    twice = int(np.count_nonzero(np.sum(list(planes.values()), axis=0) > 1))
     if twice:
         raise MaskfoldError(f"The case {row.id} of {theirs.name} has {twice:,} voxels in two of our classes, which are exclusive.",
                             "Map one of its classes to null in extra.classes.", status=2)

@@ -63,7 +63,7 @@ def foreground_entropy(probabilities: np.ndarray, comp: Competition) -> float:
     if comp.labels == "overlapping":
         entropy, there = _bits(p) + _bits(1 - p), masks
     else:
-        entropy, there = _bits(p).sum(axis=0) / np.log2(len(p)), masks.any(axis=0)
+        entropy, there = _bits(p).sum(axis=0) / np.log2(len(p)), np.asarray(masks.any(axis=0))
     return float(entropy[there].mean()) if there.any() else float(entropy.max())
 
 

@@ -110,6 +110,6 @@ def _value(rows: pd.DataFrame, metric: Metric, cls: str) -> float:
 def _by_group(each: pd.Series[float], groups: Mapping[str, str] | None) -> NDArray[np.float64]:
     """A difference of each case, or of each group: cases of one patient are no independent witnesses."""
     if groups is None:
-        return each.to_numpy(np.float64)
+        return np.asarray(each, np.float64)
     names = np.array([groups[str(case)] for case in each.index])
-    return each.groupby(names).mean().to_numpy(np.float64)
+    return np.asarray(each.groupby(names).mean(), np.float64)

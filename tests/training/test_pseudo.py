@@ -326,7 +326,7 @@ def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
     # As it was before there were such keys: the hash of the same tree without them, by hand.
     import hashlib
 
-    tree = {key: value for key, value in plain.items() if key not in ("run", "study", "postprocess", "pseudo", "extra")}
+    tree = {key: value for key, value in plain.items() if key not in ("run", "study", "postprocess", "pseudo", "extra", "gate")}
     tree["competition"]["train"].pop("cases")
     tree["competition"].pop("root")
     tree["folds"].pop("run")
