@@ -158,6 +158,25 @@ def ledger(words: Annotated[list[str] | None, typer.Argument(help="Competitions,
     show_ledger(words or [], refresh, output, competition, add, public, private, message)
 
 
+@app.command(epilog="Example: maskfold export experiments/demo2d/unet2d.yaml -o bundle")
+def export(words: Annotated[list[str], typer.Argument(help="Runs, and key=value; see submit.")],
+           output: Annotated[Path, typer.Option("--output", "-o", help="The folder; a former bundle there is replaced.")],
+           weights: Annotated[str | None, typer.Option(help="Of the runs, as for submit.")] = None,
+           zipped: Annotated[bool, typer.Option("--zip", help="Also write FOLDER.zip.")] = False,
+           onnx: Annotated[bool, typer.Option("--onnx", help="Add the networks as ONNX, for onnxruntime.")] = False,
+           wheels: Annotated[bool, typer.Option("--wheels", help="Fetch the wheels of requirements.txt, all but "
+                                                                 "PyTorch's.")] = False,
+           hours: Annotated[float, typer.Option(min=0.01, help="The time limit in the notebook.")] = 9.0,
+           trust: Trust = None) -> None:
+    """Write a folder that predicts by itself, for notebooks without network: weights, code, script, notebook.
+
+    python FOLDER/run.py writes the very CSV of `maskfold submit`, for the test images that are there when it runs.
+    """
+    from competition.cli.export import export_bundle
+
+    export_bundle(words, output, weights, tuple(trust or []), zipped=zipped, onnx=onnx, wheels=wheels, hours=hours)
+
+
 @app.command(epilog="Example: maskfold score mine.csv --competition experiments/demo2d/competition.yaml --solution solution.csv")
 def score(file: Annotated[Path, typer.Argument(help="The submission's CSV.")],
           competition: Annotated[Path, typer.Option(help="The competition's YAML.")],

@@ -26,7 +26,7 @@ def make_submission(words: list[str], weights: str | None, output: Path | None, 
         console.print(line, soft_wrap=True, markup=False)
 
     names, overrides = words_and_overrides(words)
-    wanted = _weights(weights)
+    wanted = weights_of(weights)
 
     from competition.training.find import find_run
 
@@ -68,7 +68,8 @@ def _out_of_fold(runs: list[CvRun], output: Path | None, say: Any) -> None:
     say(f"Next: maskfold score {path} --competition …/competition.yaml   (the same number, from the file)")
 
 
-def _weights(text: str | None) -> list[float] | str | None:
+def weights_of(text: str | None) -> list[float] | str | None:
+    """What --weights says: `auto`, numbers, or None."""
     if text is None or text == "auto":
         return text
     try:

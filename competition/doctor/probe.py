@@ -71,7 +71,7 @@ def _device(index: int) -> dict[str, Any]:
 def _precision(accelerator: str) -> str | None:
     """What `precision: auto` means there; None where the module that decides cannot be imported."""
     try:
-        from competition.training.device import native_precision
+        from competition.inference.place import native_precision
     except ImportError:
         return None
     return native_precision(accelerator)

@@ -104,7 +104,7 @@ class Ensemble:
         size = sum(one.size for found in self.checkpoints.values() for one in found)
         with _prepared(row, blend.active[0][0], scratch) as first:  # also: the disk has room, and the image can be read
             channels = {str(blend.active[0][0].folder): first.image.shape[0]}
-        self.parts = []
+        self.parts: list[tuple[Any, float]] = []
         for run, weight in blend.active:
             if str(run.folder) not in channels:
                 with _prepared(row, run, scratch) as case:
@@ -134,16 +134,22 @@ class Ensemble:
         return Predicted(mixture.result(), mixture.gate)
 
 
+def channels_of(row: Any, run: CvRun, scratch: Path) -> int:
+    """How many channels a case has when it is prepared for a run."""
+    with _prepared(row, run, scratch) as case:
+        return int(case.image.shape[0])
+
+
 class _Part:
     """The networks of one run, on its device."""
 
     def __init__(self, run: CvRun, found: Sequence[Checkpoint], channels: int, kept: bool,
                  trust: tuple[str, ...]) -> None:
+        from competition.inference.place import place_of
         from competition.model.network import build_network
-        from competition.training.device import make_fabric
 
         self.run, self.found, self.channels = run, found, channels
-        self.fabric = make_fabric(run.exp)[0]
+        self.place = place_of(run.exp)
         self._build = lambda: build_network(run.exp, channels * (run.exp.patch.slices or 1), trust, pretrained=False)
         self.networks: list[Any] = []
         spare = None
@@ -161,11 +167,11 @@ class _Part:
             raise MaskfoldError(f"Case {case.id} has {found} channels, but the networks take {self.channels}.",
                                 "Give images like the first one, or set prepare.channels to grey or rgb before training.")
         if self.networks:
-            return predict_both(self.networks, case, self.run.exp, self.fabric.device, self.fabric.autocast)
+            return predict_both(self.networks, case, self.run.exp, self.place.device, self.place.autocast)
         mixture, spare = Mixture(self.run.exp.competition), None
         for one in self.found:
             spare = self._load(one, spare)
-            found = predict_both([spare], case, self.run.exp, self.fabric.device, self.fabric.autocast)
+            found = predict_both([spare], case, self.run.exp, self.place.device, self.place.autocast)
             mixture.add(found.probabilities, 1 / len(self.found))
             mixture.add_gate(found.gate, 1 / len(self.found))
         return Predicted(mixture.result(), mixture.gate)
@@ -175,7 +181,7 @@ class _Part:
 
         network = spare if spare is not None else self._build()
         load_weights(network, one.path)
-        return network.to(self.fabric.device).eval()
+        return network.to(self.place.device).eval()
 
 
 @contextmanager

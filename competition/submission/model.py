@@ -14,6 +14,7 @@ from typing import Any
 import competition
 from competition.config import MaskfoldError, resolved
 from competition.config.load import write_yaml
+from competition.submission.export.requirements import normal
 from competition.submission.folder import settings_of
 from competition.submission.members import checkpoints
 from competition.submission.predictor import EXPERIMENT, STEPS
@@ -120,10 +121,5 @@ def requirements() -> list[str]:
     except metadata.PackageNotFoundError:
         wanted = ["mlflow", "torch"]  # the package runs from a folder; its own words are not to be had
     plain = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in wanted if "extra ==" not in line]
-    installed = {_normal(package.name): package.version for package in metadata.distributions()}
-    return [f"{name}=={installed[_normal(name)].split('+')[0]}" for name in plain if _normal(name) in installed]
-
-
-def _normal(name: str) -> str:
-    """A package's name as PEP 503 compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    installed = {normal(package.name): package.version for package in metadata.distributions()}
+    return [f"{name}=={installed[normal(name)].split('+')[0]}" for name in plain if normal(name) in installed]

@@ -39,9 +39,9 @@ class Predictor:
     """
 
     def __init__(self, folder: Path) -> None:
-        exp = _here(load_experiment(folder / EXPERIMENT))
+        exp = here(load_experiment(folder / EXPERIMENT))
         self.settings = Postprocess.model_validate(json.loads((folder / STEPS).read_text(encoding="utf-8"))["settings"])
-        self.blend = Blend((CvRun(folder, exp, _no_cases(), _folds(folder), folder.name),), (1.0,))
+        self.blend = Blend((CvRun(folder, exp, no_cases(), folds_of(folder), folder.name),), (1.0,))
         self._ensemble: Ensemble | None = None
 
     def predict(self, images: Any) -> list[Labels]:
@@ -68,7 +68,7 @@ class Predictor:
         return masks
 
 
-def _here(exp: Experiment) -> Experiment:
+def here(exp: Experiment) -> Experiment:
     """The experiment on this machine: one device, and another one where the training's is not there."""
     import torch
 
@@ -78,7 +78,7 @@ def _here(exp: Experiment) -> Experiment:
         "devices": 1, "accelerator": wanted if there else "auto"})})
 
 
-def _folds(folder: Path) -> Any:
+def folds_of(folder: Path) -> Any:
     """A table of folds, as far as the members' folders tell it."""
     import pandas as pd
 
@@ -86,7 +86,8 @@ def _folds(folder: Path) -> Any:
     return pd.DataFrame({"fold": sorted({int(found.group(1)) for found in names if found})}, dtype="int64")
 
 
-def _no_cases() -> Any:
+def no_cases() -> Any:
+    """A table of cases without a row: none of the training is needed to predict."""
     import pandas as pd
 
     return pd.DataFrame({"id": []})

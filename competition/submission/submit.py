@@ -70,7 +70,7 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
         MaskfoldError: something does not fit, most of it told before any long work; no CSV is left behind.
     """
     check_same(runs)
-    blend = Blend(tuple(runs), _plain_weights(weights, len(runs)))
+    blend = Blend(tuple(runs), plain_weights(weights, len(runs)))
     comp = blend.comp
     tests = TestSet.of(comp, told(case_table(comp, "test")))
     path = output or FOLDER / comp.name / f"{_name(runs, weights)}.csv"
@@ -82,17 +82,9 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
     for run in runs:
         if missing := [member for member in run.members() if member not in finished(run)]:
             say(f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished; the others predict")
-    fitted = None
-    if weights == "auto" and len(runs) > 1:
-        fitted = fit_weights(blend, runs[0].exp.seeds[0], groups_of(blend), say)
-        for line in fitted.lines([run.folder.name for run in runs]):
-            say(line)
-        blend = replace(blend, weights=fitted.weights, by_fold=fitted.by_fold)
+    blend, fitted, expected = settle(blend, weights, len(tests), say)
+    if fitted is not None:
         ensemble = Ensemble(blend, tests.rows[0], trust)
-    expected = expect(blend, len(tests), say) if _predicted(blend) else None
-    if expected is not None and expected.tuned is not None:
-        for line in expected.tuned.lines():
-            say(line)
     settings = expected.settings if expected is not None else runs[0].exp.postprocess
 
     def masks() -> Iterator[Masked]:
@@ -112,6 +104,26 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
     finally:
         staged.unlink(missing_ok=True)
     return Submitted(path, note, verdict, blend, expected)
+
+
+def settle(blend: Blend, weights: Sequence[float] | str | None, test_cases: int,
+           say: Say) -> tuple[Blend, Fitted | None, Expected | None]:
+    """All that is learnt from the out-of-fold predictions: weights where they are `auto`, steps, and the score to expect.
+
+    Returns:
+        The blend with its weights; how they were found; the expectation, None where nothing was predicted out of fold.
+    """
+    runs, fitted = blend.runs, None
+    if weights == "auto" and len(runs) > 1:
+        fitted = fit_weights(blend, runs[0].exp.seeds[0], groups_of(blend), say)
+        for line in fitted.lines([run.folder.name for run in runs]):
+            say(line)
+        blend = replace(blend, weights=fitted.weights, by_fold=fitted.by_fold)
+    expected = expect(blend, test_cases, say) if _predicted(blend) else None
+    if expected is not None and expected.tuned is not None:
+        for line in expected.tuned.lines():
+            say(line)
+    return blend, fitted, expected
 
 
 def summary(name: str, path: Path, blend: Blend, found: dict[str, list[Checkpoint]], expected: Expected | None,
@@ -176,7 +188,12 @@ def _untuned(blend: Blend) -> Blend:
     return replace(blend, runs=(replace(run, exp=exp),))
 
 
-def _plain_weights(weights: Sequence[float] | str | None, count: int) -> tuple[float, ...]:
+def plain_weights(weights: Sequence[float] | str | None, count: int) -> tuple[float, ...]:
+    """Weights whose sum is 1; equal ones where they are still to be fitted.
+
+    Raises:
+        MaskfoldError: status 2; they are not one for each run, or cannot be used.
+    """
     if weights is None or isinstance(weights, str):
         return tuple([1 / count] * count)
     if len(weights) != count:

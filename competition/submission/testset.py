@@ -52,7 +52,7 @@ class TestSet:
         if comp.submission.sample is not None and with_sample:
             sample = read_sample(Path(comp.root) / comp.submission.sample, profile)
             profile = sample.profile
-        names = {row.id: _names(row, profile, sample) for row in rows}
+        names = {row.id: names_of(row, profile, sample) for row in rows}
         if sample is not None:
             sample.check([name for several in names.values() for name in several])
             _check_classes(sample, profile)
@@ -93,7 +93,7 @@ class TestSet:
         return self.profile.rows == "slice_class" and mask.ndim == 3
 
 
-def _names(row: Any, profile: Profile, sample: Sample | None) -> list[str]:
+def names_of(row: Any, profile: Profile, sample: Sample | None) -> list[str]:
     """The case's name, or those of its slices as the sample spells them."""
     slices = slices_of(row)
     if slices is None or not _by_slice(row, profile, sample):

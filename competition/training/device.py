@@ -13,6 +13,7 @@ import torch
 from lightning.fabric import Fabric
 
 from competition.config import Experiment, MaskfoldError
+from competition.inference.place import native_precision
 
 PLUGINS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -57,19 +58,3 @@ def _several() -> dict[str, Any]:
     strategy = DDPStrategy(find_unused_parameters=True, timeout=timedelta(days=7))
     # By its own launcher also where a batch system would be found: the system started one process for the fold.
     return {"strategy": strategy, "plugins": [LightningEnvironment()]}
-
-
-def native_precision(accelerator: str) -> str:
-    """bf16 where the device computes in it natively, else fp16 on a GPU, else fp32.
-
-    Kaggle's T4 and P100 emulate bf16 slowly: compute capability 8.0 is the first with it in hardware.
-    """
-    if accelerator == "cuda":
-        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-    if accelerator == "cpu":
-        return "bf16" if torch.backends.mkldnn.is_available() and _cpu_has_bf16() else "fp32"
-    return "fp32"
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
