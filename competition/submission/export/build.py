@@ -20,7 +20,15 @@ from competition.submission.expected import Expected
 from competition.submission.export import script
 from competition.submission.export.code import PACKAGE, needed, own_package
 from competition.submission.export.folder import (
-    MANIFEST, files_in, put_copy, put_text, refuse_overwrite, sha256, swap, zip_beside)
+    MANIFEST,
+    files_in,
+    put_copy,
+    put_text,
+    refuse_overwrite,
+    sha256,
+    swap,
+    zip_beside,
+)
 from competition.submission.export.notebook import notebook
 from competition.submission.export.readme import readme
 from competition.submission.export.requirements import Pin, fetch_wheels, pins, trial

@@ -90,12 +90,9 @@ def gather(script: Path, words: Sequence[str], devices: Sequence[str], rows: Seq
     try:
         for place, row in enumerate(rows):
             yield _wait(folder, place, row, processes[shard_of[place]], deadline)
-        for process in processes:
-            process.wait()
     finally:
         for process in processes:
-            if process.poll() is None:
-                process.terminate()
+            process.kill()  # all that it has to give lies in the folder; one that hangs may not listen to less
         for process in processes:
             process.wait()
 

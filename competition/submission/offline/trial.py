@@ -24,6 +24,9 @@ class Blind(MetaPathFinder):
         """What the finder finds, or None."""
         return None if name.split(".")[0] in BARRED else self.finder.find_spec(name, path, target)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.finder, name)  # `importlib.metadata` asks finders, too
+
 
 def main(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
     """Predicts the middle of one image with the first network of each run.

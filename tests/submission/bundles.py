@@ -1,0 +1,31 @@
+"""Bundles of toy runs, exported without the process that tries them (it costs seconds; test_export_alone.py has it)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """`bundled([run], weights=[1.0], trust=())`: the folder of a bundle."""
+    from competition.submission.export import build
+
+    monkeypatch.setattr(build, "trial", lambda *_: {name.split(".")[0] for name in sys.modules})
+
+    def make(runs: list[Any], name: str = "bundle", **how: Any) -> Path:
+        build.export(runs, tmp_path / name, **how)
+        return tmp_path / name
+
+    return make
+
+
+def run_bundle(folder: Path, root: Path, output: Path, *words: str) -> int:
+    """The bundle's command, in this process."""
+    from competition.submission.offline.command import main
+
+    return main(folder, ["--input", str(root), "--output", str(output), "--devices", "cpu", *words])

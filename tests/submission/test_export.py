@@ -1,0 +1,182 @@
+"""What is in a bundle, and that it writes what `maskfold submit` writes."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import competition
+from competition.config import MaskfoldError
+from competition.submission.export.build import Wishes, export
+from competition.submission.submit import submit
+from tests.submission.bundles import bundled, run_bundle  # noqa: F401 (a fixture)
+
+# ruff: noqa: F811 (the fixture's name)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_bundle_of_two_runs_writes_what_submit_writes(finished, tiny, bundled, tmp_path, dimensions, capsys):
+    tta = ["inference.tta=[flip]", "augment.flip=true"]
+    runs = [finished(tiny(dimensions, *tta), "demo-one"),
+            finished(tiny(dimensions, "seed=2", "folds.k=3", "postprocess.steps=[{threshold: 0.2}, {remove_small: 3}]"), "demo-two", seed=1)]
+    done = submit(runs[::-1], [0.7, 0.3], tmp_path / "submit.csv")
+    folder = bundled(runs[::-1], weights=[0.7, 0.3])
+    assert run_bundle(folder, runs[0].exp.competition.root, tmp_path / "bundle.csv") == 0
+    assert (tmp_path / "bundle.csv").read_bytes() == done.path.read_bytes()
+    assert done.verdict.empty < done.verdict.rows  # there is something to compare
+    assert "5 networks of 2 runs" in capsys.readouterr().out
+    assert json.loads((folder / "bundle.json").read_text())["postprocess"]["steps"]
+
+
+def test_what_was_tuned_out_of_fold_comes_along_and_the_store_does_not(finished, nuclei, bundled, tmp_path):
+    run = finished(nuclei("postprocess.tune=true"), "discs-tiny")
+    done = submit([run], output=tmp_path / "submit.csv")
+    folder = bundled([run])
+    for store in run.folder.glob("*/oof"):
+        store.rename(tmp_path / f"away-{store.parent.name}")
+    assert run_bundle(folder, run.exp.competition.root, tmp_path / "bundle.csv") == 0
+    assert (tmp_path / "bundle.csv").read_bytes() == done.path.read_bytes()
+    assert json.loads((folder / "bundle.json").read_text())["postprocess"] == done_settings(done)
+    assert not list(folder.rglob("oof"))
+
+
+def done_settings(done):
+    return json.loads(done.note.read_text())["postprocess"]
+
+
+def test_weights_are_fitted_at_the_export(finished, tiny, bundled):
+    good, bad = finished(tiny(2), "demo-good", noise=0.1), finished(tiny(2, "seed=3"), "demo-bad", noise=3.0, seed=1)
+    about = json.loads((bundled([bad, good], weights="auto") / "bundle.json").read_text())
+    shares = {one["hash"]: one["weight"] for one in about["runs"]}
+    assert shares[good.folder.name] > 0.5 and sum(shares.values()) == pytest.approx(1)
+
+
+def test_nothing_inside_is_pickled_or_names_this_machine(finished, tiny, bundled, tmp_path):
+    run = finished(tiny(2))
+    folder = bundled([run])
+    here = (str(tmp_path), str(run.exp.competition.root), str(Path(competition.__file__).parent), os.path.expanduser("~/"))
+    kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert kinds == {".py", ".json", ".yaml", ".md", ".txt", ".ipynb", ".safetensors"}
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix != ".safetensors":
+            assert not any(name in path.read_text() for name in here), path
+    for fold in (0, 1):
+        name = f"fold_{fold}/weights.safetensors"
+        assert (next(folder.glob("runs/*")) / name).read_bytes() == (run.folder / name).read_bytes()
+
+
+def test_the_code_is_the_packages_own_and_whole(finished, tiny, bundled):
+    folder = bundled([finished(tiny(2))])
+    code, package = folder / "code" / "competition", Path(competition.__file__).parent
+    files = {path.relative_to(code) for path in code.rglob("*.py")}
+    assert all((code / path).read_bytes() == (package / path).read_bytes() for path in files)
+    assert not {"cli", "tracking", "study", "report"} & {path.parts[0] for path in files}
+    for path in files:  # every import outside of functions finds its file
+        for node in ast.parse((code / path).read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("competition"):
+                parts = node.module.split(".")[1:]
+                assert (code.joinpath(*parts).with_suffix(".py")).exists() or (code.joinpath(*parts) / "__init__.py").exists()
+
+
+def test_requirements_name_what_our_code_imports_in_these_versions(finished, tiny, bundled):
+    from importlib.metadata import version
+
+    folder = bundled([finished(tiny(2))])
+    lines = dict(line.split("==") for line in (folder / "requirements.txt").read_text().split())
+    assert {"torch", "monai", "numpy", "pandas", "pydantic", "pyyaml", "safetensors"} <= set(lines)
+    assert not {"mlflow", "optuna", "ray", "pytest"} & set(lines)
+    assert lines["pandas"] == version("pandas") and lines["torch"] == version("torch").split("+")[0]
+
+
+def test_a_changed_missing_or_added_file_is_refused_before_anything_is_imported(finished, tiny, bundled):
+    folder = bundled([finished(tiny(2))])
+
+    def words() -> str:
+        done = subprocess.run([sys.executable, "-I", "-S", str(folder / "run.py"), "--input", "."], capture_output=True, text=True)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        return done.stderr
+
+    weights = next(folder.rglob("fold_1/weights.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "fold_1/weights.safetensors is not the file that was exported" in words()
+    weights.unlink()
+    assert "fold_1/weights.safetensors is missing" in words()
+    weights.write_bytes(whole)
+    (folder / "code" / "numpy.py").write_text("raise SystemExit('taken in')")
+    assert "code/numpy.py is not in the manifest" in words()
+    (folder / "code" / "numpy.py").unlink()
+    (folder / "manifest.json").write_text("{")
+    assert "manifest.json cannot be read" in words()
+
+
+def test_the_manifest_has_every_file(finished, tiny, bundled):
+    folder = bundled([finished(tiny(2))])
+    known = json.loads((folder / "manifest.json").read_text())["files"]
+    there = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+             for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"}
+    assert known == there and {"run.py", "notebook.ipynb", "README.md", "requirements.txt", "bundle.json"} <= set(known)
+
+
+def test_a_folder_that_is_no_bundle_is_not_touched_and_a_bundle_is_replaced(finished, tiny, bundled, tmp_path):
+    run = finished(tiny(2))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(MaskfoldError, match="is no bundle") as refused:
+        export([run], tmp_path / "mine")
+    assert refused.value.status == 2 and os.listdir(tmp_path / "mine") == ["thesis.txt"]
+    first = bundled([run])
+    (first / "notes.txt").write_text("mine")
+    with pytest.raises(MaskfoldError, match=r"holds notes\.txt"):
+        bundled([run])
+    (first / "notes.txt").unlink()
+    (first / "README.md").write_text("old")
+    assert bundled([run]) == first and (first / "README.md").read_text() != "old"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".bundle")]
+
+
+def test_a_failed_export_leaves_the_former_bundle(finished, tiny, bundled, tmp_path, monkeypatch):
+    run = finished(tiny(2))
+    folder = bundled([run])
+    before = (folder / "manifest.json").read_bytes()
+    next(run.folder.glob("fold_1/weights.safetensors")).unlink()
+    with pytest.raises(MaskfoldError, match="cannot be read"):
+        bundled([run])
+    assert (folder / "manifest.json").read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".bundle")]
+
+
+def test_the_zip_holds_the_folder(finished, tiny, bundled, tmp_path):
+    folder = bundled([finished(tiny(2))], wishes=Wishes(zipped=True))
+    with zipfile.ZipFile(tmp_path / "bundle.zip") as zipped:
+        assert {name: zipped.read(name) for name in zipped.namelist()} == {
+            f"bundle/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_notebook_is_valid_and_its_code_compiles(finished, tiny, bundled):
+    book = json.loads((bundled([finished(tiny(2))], wishes=Wishes(hours=7)) / "notebook.ipynb").read_text())
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
+    code = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in book["cells"] if cell["cell_type"] == "code")
+    for text in code:
+        compile(text, "cell", "exec")
+    assert "HOURS = 7" in code[0] and "--no-index" in code[1] and "run.py" in code[2]
+
+
+def test_wrong_words_are_two_sentences(finished, tiny, bundled, tmp_path, capsys):
+    run = finished(tiny(2))
+    folder, root = bundled([run]), run.exp.competition.root
+    for words, part in ((["--hours", "0"], "--hours 0 is no time"), (["--onnx"], "holds no ONNX files"),
+                        (["--devices", "gpu"], "names gpu"), (["--output", "x.txt"], "is not the name of a CSV")):
+        assert run_bundle(folder, root, tmp_path / "x.csv", *words) == 2
+        assert part in capsys.readouterr().err
+    assert not (tmp_path / "x.csv").exists()
