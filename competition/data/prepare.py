@@ -14,7 +14,7 @@ import numpy as np
 from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
 from competition.data.boundary import boundary
-from competition.data.cache import PreparedCase, cache_key, fetch, intact
+from competition.data.cache import PreparedCase, cache_key, fetch, problem
 from competition.data.files import FullDisk, write_array
 from competition.data.geometry import Geometry
 from competition.data.intensity import Channel, Intensity, chosen_channels, measure, picture_channels, picture_values
@@ -78,7 +78,7 @@ def prepare_cases(table: pd.DataFrame, exp: Experiment, root: Path, workers: int
         MaskfoldError: a case cannot be prepared.
     """
     rows = [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
-    missing = any(not intact(Path(root) / cache_key(row, exp)) for row in rows)
+    missing = _missing(rows, exp, Path(root))
     found: dict[str, Path] = {}
     for done, (row, outcome) in enumerate(_outcomes(rows, exp, Path(root), workers if missing else 1),
                                              start=1):
@@ -93,6 +93,18 @@ def prepare_cases(table: pd.DataFrame, exp: Experiment, root: Path, workers: int
             found[str(row.id)] = outcome
         if progress is not None and missing and (done % max(1, len(rows) // 10) == 0 or done == len(rows)):
             progress(f"{done} of {len(rows)} cases prepared")
+    return found
+
+
+def _missing(rows: list[SimpleNamespace], exp: Experiment, root: Path) -> bool:
+    """Whether a case is to be prepared; says it of each that was once, and is damaged."""
+    found = False
+    for row in rows:
+        folder = root / cache_key(row, exp)
+        if (why := problem(folder)) is not None:
+            found = True
+            if folder.exists():
+                log.warning("The prepared case %s (%s) is damaged: %s. It is prepared again.", row.id, folder, why)
     return found
 
 

@@ -22,16 +22,8 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
         MaskfoldError: the file is missing or damaged, holds values that are not finite, or does not belong to this
             network.
     """
-    from safetensors import SafetensorError
-
     path = Path(path)
-    try:
-        found = _read(path)
-    except FileNotFoundError as error:
-        raise MaskfoldError(f"The weights {path} do not exist.", "Train the run first, or name another one.") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise MaskfoldError(f"The weights {path} cannot be read: {error}.",
-                            "Replace the file by a whole copy.") from error
+    found = read_weights(path)
     problem = _misfit(network.state_dict(), found)
     if problem:
         raise MaskfoldError(f"The weights {path} do not fit the network: {problem}.",
@@ -41,6 +33,22 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
         raise MaskfoldError(f"The weights {path} hold NaN or infinite values in {bad}.",
                             "Replace the file by a whole copy, or train the fold again with a lower learning rate.")
     network.load_state_dict(found)
+
+
+def read_weights(path: Path, cure: str = "Replace the file by a whole copy.") -> dict[str, torch.Tensor]:
+    """The tensors of a file by name, on the CPU.
+
+    Raises:
+        MaskfoldError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return _read(path)
+    except FileNotFoundError as error:
+        raise MaskfoldError(f"The weights {path} do not exist.", "Train the run first, or name another one.") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MaskfoldError(f"The weights {path} cannot be read: {error}.", cure) from error
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ from typing import Any
 import yaml
 
 from competition.config import MaskfoldError
+from competition.data.records import journal_lines, parsed
 from competition.report import markup as html
 from competition.report.markup import Html, element, paragraph, section
-from competition.report.results import Results, read_scores
+from competition.report.results import Results
+from competition.scoring.score_table import read_scores
 from competition.scoring.summary import Gain, gain_interval
 from competition.training.runs import CvRun
 
@@ -87,13 +88,13 @@ def previous_best(run: CvRun) -> Previous | None:
         if folder == run.folder.resolve():
             continue
         try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
+            summary = parsed(path.read_bytes())
             plain = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
             same = (plain["competition"]["name"], summary["metric"]) == (run.exp.competition.name,
                                                                          run.exp.competition.metric.name)
             if same and summary["score"] is not None and _whole(folder, plain, summary) and ended(folder) < end:
                 found.append(Previous(folder, float(summary["score"]), int(summary["cases"])))
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
             continue  # a run that is being written, or of another version
     return max(found, key=lambda one: one.score, default=None)
 
@@ -106,10 +107,8 @@ def ended(folder: Path) -> float:
 
 
 def _last_time(path: Path) -> float | None:
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["time"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None
+    lines = journal_lines(path)
+    return lines[-1].time if lines else None
 
 
 def _whole(folder: Path, plain: dict[str, Any], summary: dict[str, Any]) -> bool:

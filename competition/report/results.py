@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from math import nan
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from competition.config import Metric
+from competition.data.records import parsed
+from competition.scoring.score_table import read_scores
 from competition.scoring.summary import bootstrap_interval, cv_score
 from competition.training.cv import fold_scores
 from competition.training.find import finished
@@ -123,18 +123,12 @@ class Results:
         return Estimate(cv_score(rows, metric), *ends)
 
 
-def read_scores(path: Path) -> pd.DataFrame:
-    """A `scores.csv`; a case or a class may be called nan."""
-    import pandas as pd
-
-    return pd.read_csv(path, dtype={"id": str, "class": str}, keep_default_na=False, float_precision="round_trip",
-                       na_values={name: [""] for name in ("score", "dice", "iou")})
-
-
 def _summary(run: CvRun, members: set[tuple[int, int]]) -> dict[str, Any]:
     try:
-        plain: dict[str, Any] = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+        plain = parsed((run.folder / "summary.json").read_bytes())
         known = {(result["fold"], result["seed"]) for result in plain["folds"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = known == members and (run.folder / "scores.csv").exists() | (plain["score"] is None)
+        whole &= all(isinstance(plain[key], float | int | None) for key in ("score", "low", "high"))
+    except (OSError, ValueError, LookupError, TypeError):
         return {}
-    return plain if known == members and (run.folder / "scores.csv").exists() | (plain["score"] is None) else {}
+    return plain if whole else {}

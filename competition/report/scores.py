@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from competition.config.postprocess import Step
+from competition.data.records import parsed
 from competition.report import markup as html
 from competition.report.canvas import GREY, INK, MOST_PANELS, canvas, dress, fold_colour, ink
 from competition.report.markup import Html, element, paragraph, section
@@ -162,9 +162,9 @@ def _older(run: CvRun) -> Tuned | None:
     import pandas as pd
 
     try:
-        plain = json.loads((run.folder / FILE).read_text(encoding="utf-8"))
+        plain = parsed((run.folder / FILE).read_bytes())
         found = {name: tuple(Step.model_validate(step) for step in steps) for name, steps in plain["found"].items()}
         return Tuned(run.exp.postprocess, found, plain["before"], plain["after"], plain["nested"],
                      Gain(**plain["gain"]), plain["kept"], pd.DataFrame())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None

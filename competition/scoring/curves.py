@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from competition.data.records import journal_lines
 from competition.scoring.pictures import class_colour, save_figure
 
 if TYPE_CHECKING:
@@ -48,24 +48,11 @@ def read_curves(metrics_jsonl: Path) -> dict[str, Curve]:
     A value that is not finite becomes nan, which is a gap in the curve.
     """
     values: dict[str, dict[float, list[float]]] = {}
-    for epoch, metrics in _lines(metrics_jsonl):
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                number = float(value) if math.isfinite(value) else math.nan
-                values.setdefault(name, {}).setdefault(epoch, []).append(number)
+    for line in journal_lines(metrics_jsonl):
+        for name, value in line.metrics.items():
+            values.setdefault(name, {}).setdefault(line.epoch, []).append(value)
     return {name: (list(by_epoch), [sum(numbers) / len(numbers) for numbers in by_epoch.values()])
             for name, by_epoch in values.items()}
-
-
-def _lines(path: Path) -> Iterator[tuple[float, Mapping[str, object]]]:
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            yield float(record["epoch"]), record["metrics"]
-        except (ValueError, KeyError, TypeError):
-            continue  # the last line of a process that was killed
 
 
 def _losses(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, float, float], float]]:

@@ -77,8 +77,7 @@ def promote(search: Search, count: int, say: Callable[[str], None]) -> list[Prom
 
 def _train(search: Search, words: list[str], number: int, say: Callable[[str], None]) -> tuple[Any, pd.DataFrame]:
     """One trial's run with all its folds, and its scores."""
-    import pandas as pd
-
+    from competition.scoring.score_table import read_scores
     from competition.tracking.shipper import Shipper
     from competition.training.cv import prepare_run, run_cv
     from competition.training.lock import alone
@@ -91,7 +90,7 @@ def _train(search: Search, words: list[str], number: int, say: Callable[[str], N
     run = prepare_run(run, lambda _: None, search.source.trust)
     with alone(run.folder, say=say), Shipper(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=search.folder):
         run_cv(run, lambda line: say(f"  {line}"), search.source.trust)
-    return run, pd.read_csv(run.folder / "scores.csv", dtype={"id": str}, float_precision="round_trip")
+    return run, read_scores(run.folder / "scores.csv")
 
 
 def replace_run(folds: Any) -> Any:

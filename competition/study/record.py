@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from competition.config import MaskfoldError
+from competition.data.records import damaged, read_record
 from competition.study.objectives import SMALLER
 from competition.study.trial import REASON
 from competition.training.find import TRIALS
 
 if TYPE_CHECKING:
     from competition.study.search import Search
+
+AGAIN = "Run the same `maskfold study` again: it writes it."
 
 
 def write_trials(search: Search) -> list[dict[str, Any]]:
@@ -45,13 +47,17 @@ def read_trials(folder: Path) -> dict[str, Any]:
     """
     path = folder / TRIALS
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record = read_record(path, AGAIN)
     except FileNotFoundError:
         raise MaskfoldError(f"No trial of the study {folder} has ended yet.",
                             "Let `maskfold study` finish one; it writes the page itself when it ends.") from None
-    except (OSError, ValueError) as error:
-        raise MaskfoldError(f"{path} cannot be read: {error}.", "Run the same `maskfold study` again: it writes it.") from error
-    record.setdefault("best", _best(record))
+    try:
+        if not all({"number", "state", "values", "params"} <= trial.keys() for trial in record["trials"]):
+            raise ValueError("a trial lacks its number, state, values or params")
+        record["objectives"] = [str(name) for name in record["objectives"]]
+        record.setdefault("best", _best(record))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise damaged(path, error, AGAIN) from error
     return record
 
 

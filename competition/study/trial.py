@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from competition.config import MaskfoldError
 from competition.config.study import Study
+from competition.data.records import journal_lines
 from competition.study.objectives import measure
 from competition.study.source import Source
 from competition.study.space import suggest
 from competition.study.storage import OWNER, owner
-from competition.study.watch import Pruned, Watch, lines_of
+from competition.study.watch import Pruned, Watch
 
 if TYPE_CHECKING:
     import optuna
@@ -113,7 +114,7 @@ class Worker:
         """What the training loss had become, where that says more than the error."""
         folder = trial.user_attrs.get("run")
         last = [losses[-1] for path in (Path(folder).glob("*/metrics.jsonl") if folder else ())
-                if (losses := [line["metrics"]["train/loss"] for line in lines_of(path) if "train/loss" in line["metrics"]])]
+                if (losses := [line.metrics["train/loss"] for line in journal_lines(path) if "train/loss" in line.metrics])]
         worst = max(map(abs, last), default=0.0)
         return f" The training loss had become {worst:.3g}." if worst > ABSURD else ""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from competition.config.study import Study
+from competition.data.records import journal_lines
+from competition.scoring.score_table import read_scores
 from competition.training.job import FoldResult
 from competition.training.runs import CvRun
 
@@ -67,13 +68,11 @@ class Watch:
 
     def _cases(self) -> list[tuple[int, float]]:
         """(place in the case table, score) of the cases of folds that have finished since."""
-        import pandas as pd
-
         found = []
         for fold, seed in self.run.members():
             folder = self.run.member_folder(fold, seed)
             if seed == 0 and FoldResult.read(folder) is not None and (folder / "scores.csv").exists():
-                table = pd.read_csv(folder / "scores.csv", dtype={"id": str})
+                table = read_scores(folder / "scores.csv")
                 means = table.groupby("id", sort=False)["score"].mean().dropna()
                 found += [(self.place[str(case)], float(value)) for case, value in means.items()]
         return [pair for pair in found if pair[0] not in self.reported]
@@ -83,18 +82,8 @@ class Watch:
         found: list[tuple[int, float]] = []
         for order, (fold, seed) in enumerate(self.run.members()):
             folder = self.run.member_folder(fold, seed)
-            found += [(order * LONGEST + int(line["epoch"]), float(line["metrics"]["val/score"]))
-                      for line in lines_of(folder / "metrics.jsonl") if "val/score" in line["metrics"]]
+            found += [(order * LONGEST + int(line.epoch), line.metrics["val/score"])
+                      for line in journal_lines(folder / "metrics.jsonl") if "val/score" in line.metrics]
             if FoldResult.read(folder) is None:
                 break
         return [pair for pair in found if pair[0] not in self.reported]
-
-
-def lines_of(path: Any) -> list[dict[str, Any]]:
-    """The whole lines of a journal; the last one may still be being written."""
-    try:
-        text = path.read_text()
-    except OSError:
-        return []
-    lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-    return [json.loads(line) for line in lines]

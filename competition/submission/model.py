@@ -14,6 +14,7 @@ from typing import Any
 import competition
 from competition.config import MaskfoldError, resolved
 from competition.config.load import write_yaml
+from competition.data.records import read_record
 from competition.submission.export.requirements import normal
 from competition.submission.folder import settings_of
 from competition.submission.members import checkpoints
@@ -84,7 +85,7 @@ def version_tags(run: CvRun) -> dict[str, str]:
 
 def _summary(run: CvRun) -> dict[str, Any]:
     path = run.folder / "summary.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    return read_record(path, "Type the run's `maskfold cv` again, which writes it.") if path.exists() else {}
 
 
 def write_model(run: CvRun, folder: Path, workshop: Path) -> None:

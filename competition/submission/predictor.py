@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from competition.config import Experiment, load_experiment
 from competition.config.postprocess import Postprocess
+from competition.data.records import damaged, read_record
 from competition.submission.blend import Blend
 from competition.submission.given import given
 from competition.submission.labels import Labels, label_arrays
@@ -40,7 +40,7 @@ class Predictor:
 
     def __init__(self, folder: Path) -> None:
         exp = here(load_experiment(folder / EXPERIMENT))
-        self.settings = Postprocess.model_validate(json.loads((folder / STEPS).read_text(encoding="utf-8"))["settings"])
+        self.settings = _settings(folder / STEPS)
         self.blend = Blend((CvRun(folder, exp, no_cases(), folds_of(folder), folder.name),), (1.0,))
         self._ensemble: Ensemble | None = None
 
@@ -66,6 +66,14 @@ class Predictor:
             found = label_arrays(postprocess(probabilities, comp, self.settings, image, gate), comp)
             masks.append(found[""] if "" in found else np.stack(list(found.values())))
         return masks
+
+
+def _settings(path: Path) -> Postprocess:
+    cure = "Take a whole copy of the run's folder, or of the model."
+    try:
+        return Postprocess.model_validate(read_record(path, cure)["settings"])
+    except (OSError, ValueError, LookupError) as error:  # pydantic's own errors are ValueErrors
+        raise damaged(path, error, cure) from error
 
 
 def here(exp: Experiment) -> Experiment:

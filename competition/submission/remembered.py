@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
 from competition.config.postprocess import Postprocess, Step
+from competition.data.records import parsed
 from competition.scoring.summary import Gain
 from competition.submission.tune import Tuned
 from competition.training.checkpoint import write_json, write_table
@@ -33,14 +33,14 @@ def remembered(run: CvRun) -> Tuned | None:
     import pandas as pd
 
     try:
-        plain = json.loads((run.folder / FILE).read_text(encoding="utf-8"))
+        plain = parsed((run.folder / FILE).read_bytes())
         if plain["key"] != _key(run):
             return None
         rows = pd.read_csv(run.folder / SCORES, dtype={"id": str}, float_precision="round_trip")
         found = {name: tuple(Step.model_validate(step) for step in steps) for name, steps in plain["found"].items()}
         return Tuned(Postprocess.model_validate(plain["settings"]), found, plain["before"], plain["after"],
                      plain["nested"], Gain(**plain["gain"]), plain["kept"], rows, Gain(**plain["gate"]) if plain.get("gate") else None)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None  # it can be searched again
 
 

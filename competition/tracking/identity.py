@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from competition.config import Experiment, resolved
+from competition.config import Experiment, MaskfoldError, resolved
+from competition.data.records import read_record
 from competition.tracking.names import LONGEST_TAG, flatten, shorten
 from competition.tracking.provenance import source_tags
 from competition.tracking.view import saved_view
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,14 @@ def began(folder: Path) -> int:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result file; empty while it is not there."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    """A result file; empty while it is not there, and where it is damaged, which is said."""
+    try:
+        return read_record(path)
+    except FileNotFoundError:
+        return {}
+    except MaskfoldError as error:
+        logger.warning("%s", error)
+        return {}
 
 
 def files_below(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+from competition.data.records import journal_line
 
 MOST_BYTES = 2_000_000  # at a time
 SEAL_BYTES = 512
@@ -71,7 +71,7 @@ def read_news(path: Path, place: Place) -> News:
         whole = block[:block.rfind(b"\n") + 1]
         end = start + len(whole)
         now = Place(end, _seal(file, end), _digest(_first_line(file)))
-    return News(points=[point for line in whole.splitlines() for point in _points(line, path)], place=now,
+    return News(points=[point for line in whole.split(b"\n")[:-1] for point in _points(line, path)], place=now,
                 afresh=rewritten and now.head != place.head,
                 more=len(block) == MOST_BYTES and bool(whole))
 
@@ -91,12 +91,9 @@ def _digest(content: bytes) -> str:
 
 
 def _points(line: bytes, path: Path) -> list[Point]:
-    try:
-        record = json.loads(line)
-        step, time = int(record["step"]), round(1000 * float(record["time"]))
-        # MLflow turns infinities into 1.8e308, which flattens a chart; nan it leaves out of it
-        return [Point(name, float(value) if math.isfinite(value) else math.nan, time, step)
-                for name, value in record["metrics"].items() if isinstance(value, int | float)]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        logger.warning("%s has a line that cannot be read; it is left out: %.80r", path, line)
+    """A line's metrics; infinities are nan, which MLflow leaves out of a chart that 1.8e308 would flatten."""
+    found = journal_line(line)
+    if found is None:
+        logger.warning("%s has a line that cannot be read; it is left out: %.80r", path, line[:200])
         return []
+    return [Point(name, value, round(1000 * found.time), found.step) for name, value in found.metrics.items()]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from competition.data.files import write_whole
+from competition.data.records import parsed
 from competition.tracking.journal import Place
 
 FILE = "shipped.json"
 VERSION = 1
 LARGEST_DIGESTED = 4_000_000  # bytes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,21 +93,29 @@ def read_state(run_folder: Path, store: str) -> State:
     """
     path = run_folder / FILE
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = parsed(path.read_bytes())
         if plain["version"] != VERSION:
             return State(store)
         read = _shipped if plain["store"] == store else _token_only
         return State(store, {name: read(fields) for name, fields in plain["folders"].items()})
     except FileNotFoundError:
         pass
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         path.replace(path.with_name(f"{FILE}.unreadable"))  # delivering again is better than not delivering
+        logger.warning("%s is damaged (%.160s); it is kept as %s.unreadable, and MLflow is told everything again.", path, error, FILE)
     return State(store)
 
 
 def _shipped(fields: dict[str, Any]) -> Shipped:
     files = {name: FilePrint(**file) for name, file in fields["files"].items()}
-    return Shipped(**{**fields, "journal": Place(**fields["journal"]), "files": files})
+    found = Shipped(**{**fields, "journal": Place(**fields["journal"]), "files": files})
+    texts = (found.token, found.run_id or "", found.name, found.status, found.final, found.journal.seal, found.journal.head)
+    numbers = (found.journal.offset, *found.steps.values(), *(n for one in files.values() for n in (one.size, one.time)))
+    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        raise TypeError("a text or a number is of another kind")
+    if found.journal.offset < 0:
+        raise ValueError("the journal is read to a place before its beginning")
+    return found
 
 
 def _token_only(fields: dict[str, Any]) -> Shipped:

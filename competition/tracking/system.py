@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from competition.data.records import journal_lines
+
 FILE = "metrics.jsonl"  # of the run's own folder; the folds' lie in theirs
 
 logger = logging.getLogger(__name__)
@@ -96,5 +98,4 @@ def _last_step(path: Path) -> int:
     if lines and not lines[-1].endswith(b"\n"):
         with open(path, "r+b") as file:
             file.truncate(sum(map(len, lines[:-1])))
-        del lines[-1]
-    return max((int(json.loads(line)["step"]) for line in lines), default=0)
+    return max((line.step for line in journal_lines(path)), default=0)

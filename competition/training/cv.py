@@ -143,6 +143,7 @@ def summarise(run: CvRun) -> CvSummary:
     """Score what the finished folds predicted, all cases together."""
     import pandas as pd
 
+    from competition.scoring.score_table import read_scores
     from competition.scoring.summary import bootstrap_interval, cv_score
     from competition.training.checkpoint import write_json, write_table
     from competition.training.validation import dice_per_class
@@ -161,7 +162,7 @@ def summarise(run: CvRun) -> CvSummary:
         low, high = bootstrap_interval(scores, comp.metric, seed=run.exp.seeds[0], groups=groups)
         intervals = {name: _dice_interval(scores, name, run.exp.seeds[0], groups) for name in comp.classes}
         tests = [run.member_folder(fold, 0) / "test_scores.csv" for fold in folds]
-        tested = [pd.read_csv(path, dtype={"id": str}) for path in tests if path.exists()]
+        tested = [read_scores(path) for path in tests if path.exists()]
         summary = CvSummary(
             comp.metric.name, cv_score(scores, comp.metric), low, high, dice_per_class(scores, comp.classes),
             {name: ends[0] for name, ends in intervals.items()}, {name: ends[1] for name, ends in intervals.items()},
@@ -183,12 +184,13 @@ def fold_scores(run: CvRun, fold: int, members: list[FoldResult]) -> pd.DataFram
     import pandas as pd
     import torch
 
+    from competition.scoring.score_table import read_scores
     from competition.training.oof import OutOfFold
     from competition.training.validation import Judge
 
     folders = [run.member_folder(fold, member.seed) for member in members]
     if len(folders) == 1:
-        return pd.read_csv(folders[0] / "scores.csv", dtype={"id": str}, float_precision="round_trip")
+        return read_scores(folders[0] / "scores.csv")
     kept = OutOfFold(run, (fold,))
     judge = Judge(run.exp, kept.cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     lines: list[dict[str, Any]] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from competition.config import Competition, Experiment, MaskfoldError, load_experiment, resolved
+from competition.data.records import journal_lines, parsed, read_record
 from competition.training.besides import settled
 from competition.training.job import FoldResult
 from competition.training.runs import RUNS, CvRun, load_run, run_hash
@@ -105,15 +105,15 @@ def _comparable_score(summary: Path, comp: Competition) -> float | None:
     from competition.data.folds import read_folds
 
     try:
-        plain = json.loads(summary.read_text(encoding="utf-8"))
+        plain = parsed(summary.read_bytes())
         own = load_experiment(summary.parent / "experiment.yaml", trust=None).competition
         folds = {int(fold) for fold in read_folds(summary.parent / "folds.csv")["fold"] if fold >= 0}
-    except (OSError, ValueError, MaskfoldError):
+        if own.name != comp.name or own.metric != comp.metric or plain.get("score") is None:
+            return None
+        complete = folds <= {result["fold"] for result in plain["folds"]}
+        return float(plain["score"]) if complete else None
+    except (OSError, ValueError, LookupError, TypeError, MaskfoldError):
         return None
-    if own.name != comp.name or own.metric != comp.metric or plain.get("score") is None:
-        return None
-    complete = folds <= {result["fold"] for result in plain["folds"]}
-    return float(plain["score"]) if complete else None
 
 
 def _latest(file: Path, overrides: Sequence[str], trust: tuple[str, ...], say: Callable[[str], None]) -> CvRun:
@@ -163,23 +163,18 @@ def _progress(run: CvRun) -> str:
     done = [member for member in members if FoldResult.read(run.member_folder(*member)) is not None]
     text = f"{len(done)} of {len(members)} folds {'is' if len(done) == 1 else 'are'} finished"
     for folder in (run.member_folder(*member) for member in members if member not in done):
-        lines = [line for line in _text(folder / "metrics.jsonl").splitlines() if line.endswith("}")]
-        if lines:
-            text += f", {folder.name} has done epoch {json.loads(lines[-1])['epoch']} of {run.exp.training.epochs}"
+        if lines := journal_lines(folder / "metrics.jsonl"):
+            text += f", {folder.name} has done epoch {lines[-1].epoch:.0f} of {run.exp.training.epochs}"
     return text
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _not_a_run(study: Path) -> MaskfoldError:
     """Names the run of the best trial, where there is one."""
     try:
-        record = json.loads(_text(study / TRIALS))
+        record = read_record(study / TRIALS)
         run = next(trial["run"] for trial in record["trials"] if trial["number"] == record["best"][0])
         cure = f"Name a trial's run, e.g. that of the best trial {record['best'][0]}: {run}."
-    except (ValueError, LookupError, StopIteration):
+    except (OSError, MaskfoldError, LookupError, TypeError, StopIteration):
         cure = f"Name the run of one of its trials; `maskfold report {study}` lists them."
     return MaskfoldError(f"{study} is a study, not a run.", cure, status=2)
 

@@ -206,7 +206,11 @@ class Interruption:
 def main(path: str) -> int:
     """The process: lines on standard output, `error.json` for the parent, an exit status that says how it went."""
     guard()
-    job = Job.from_json(Path(path).read_text())
+    try:
+        job = Job.read(Path(path))
+    except MaskfoldError as error:  # whoever started this shows the last line
+        print(f"error: {error}", flush=True)
+        return 1
     if not is_first():
         return assisted(job)
 

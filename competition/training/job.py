@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from competition.config import MaskfoldError
+from competition.data.records import damaged, parsed
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,30 @@ class Job:
 
     @classmethod
     def from_json(cls, text: str) -> Job:
-        """The job that `to_json` wrote."""
-        plain = json.loads(text)
+        """The job that `to_json` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: another text.
+        """
+        plain = parsed(text)
         for key in ("run", "folder", "cache"):
             plain[key] = Path(plain[key])
-        return cls(**{**plain, "trust": tuple(plain["trust"])})
+        job = cls(**{**plain, "trust": tuple(plain["trust"])})
+        if not all(type(number) is int for number in (job.fold, job.seed, job.threads)):
+            raise TypeError("its numbers are none")
+        return job
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        """The job in a file.
+
+        Raises:
+            MaskfoldError: the file is missing or damaged.
+        """
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise damaged(path, error, "Type the `maskfold` command of the run again, which writes it.") from error
 
 
 @dataclass(frozen=True)
@@ -95,19 +115,15 @@ class FoldResult:
         if not path.exists():
             return None
         try:
-            found = cls(**json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse))
+            found = cls(**parsed(path.read_bytes()))
             numbers = (found.fold, found.seed, found.steps, found.epochs, found.devices)
             sound = all(isinstance(one, int) for one in numbers) and isinstance(found.score, float | int | None)
             sound = sound and isinstance(found.dice, dict) and Path(found.weights).name == found.weights
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise _damaged(path, " ".join(str(error).split())[:160]) from error
         if not sound:
             raise _damaged(path, "its values are none of a result")
         return found
-
-
-def _refuse(word: str) -> float:
-    raise ValueError(f"it holds {word}")
 
 
 def _damaged(path: Path, why: str) -> MaskfoldError:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from competition.data.files import append_whole, write_whole
+from competition.data.records import journal_line
 
 
 class Journal:
@@ -46,14 +47,9 @@ class Journal:
     def has(self, step: int, name: str) -> bool:
         """Whether a line of this step holds this metric: the end of a fold may be reached twice, around a kill."""
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        return any(_step(line) == step and name in json.loads(line)["metrics"] for line in lines)
+        return any((found := journal_line(line)) is not None and found.step == step and name in found.metrics for line in lines)
 
 
 def _step(line: bytes) -> float:
-    try:
-        plain = json.loads(line)
-        if isinstance(plain["metrics"], dict) and isinstance(plain["step"], int | float):
-            return plain["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return math.inf  # a line that a kill cut in two, or a disk made unreadable
+    found = journal_line(line)
+    return math.inf if found is None else found.step

@@ -7,6 +7,7 @@ trains in fp32 where `training.precision` is auto.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from competition.config import Experiment
+from competition.config import Experiment, MaskfoldError
+from competition.data.records import read_record
 from competition.model.outputs import tensors_of
 from competition.training.checkpoint import write_json
 
@@ -37,8 +39,8 @@ def repeats(exp: Experiment, channels: int, cache: Path, trust: Sequence[str] = 
     said = [exp.model.model_dump(), exp.patch.size, exp.training.batch_size, channels, exp.outputs, threads, torch.__version__,
             torch.backends.cpu.get_cpu_capability(), RUNS, *([exp.gate.model_dump()] if exp.gate is not None else [])]
     kept = cache / "bf16" / f"{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]}.json"
-    if kept.exists():
-        return bool(json.loads(kept.read_text())["repeats"])
+    with contextlib.suppress(FileNotFoundError, MaskfoldError, KeyError):  # a damaged answer is found again
+        return bool(read_record(kept)["repeats"])
     found = _same(exp, channels, trust)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, {"repeats": found})

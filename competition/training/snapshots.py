@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from competition.inference.weights import read_weights
 from competition.training.checkpoint import save_weights
 
 
@@ -38,15 +39,18 @@ class Snapshots:
             path.unlink(missing_ok=True)
 
     def average(self) -> dict[str, Tensor] | None:
-        """The mean of the kept weights, entry by entry; None where none were kept."""
-        from safetensors.torch import load_file
+        """The mean of the kept weights, entry by entry; None where none were kept.
 
+        Raises:
+            MaskfoldError: a file is damaged.
+        """
+        cure = f"Copy it back from elsewhere, or delete {self.folder.parent} to train this fold afresh."
         files = self._files()
         if not files:
             return None
-        mean = load_file(files[0])
+        mean = read_weights(files[0], cure)
         for number, path in enumerate(files[1:], start=2):
-            for name, tensor in load_file(path).items():
+            for name, tensor in read_weights(path, cure).items():
                 if tensor.is_floating_point():
                     mean[name].lerp_(tensor, 1.0 / number)
         return mean

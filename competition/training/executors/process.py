@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from competition.config import MaskfoldError
 from competition.data.files import room, write_whole
+from competition.data.records import parsed
 from competition.training.job import Job
 from competition.training.ranks import PARENT
 
@@ -111,9 +112,8 @@ def check(job: Job, status: int, words: str = "") -> None:
         return
     error = job.folder / ERROR
     if not words and error.exists():
-        words = error.read_text()
-    if words:
-        content = json.loads(words)
+        words = error.read_text(errors="replace")
+    if words and (content := _content(words)) is not None:
         raise MaskfoldError(f"Fold {job.folder.name}: {content['wrong']}", content["cure"], status=content["status"])
     if status in STOPPED:
         raise KeyboardInterrupt(f"{job.folder.name} was stopped")
@@ -127,6 +127,15 @@ def check(job: Job, status: int, words: str = "") -> None:
                             "on from its last checkpoint.")
     raise MaskfoldError(f"Fold {job.folder.name} ended with status {status}: {last}.",
                         f"See {output}; the same command goes on from its last checkpoint.")
+
+
+def _content(words: str) -> dict[str, Any] | None:
+    """A fold's last words; None where the disk or the pipe left them damaged."""
+    try:
+        plain = parsed(words)
+    except ValueError:
+        return None
+    return plain if {"wrong", "cure", "status"} <= plain.keys() and isinstance(plain["status"], int) else None
 
 
 class Tail:
