@@ -49,6 +49,8 @@ def _cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[st
     from competition.training.cv import prepare_run, run_cv
     from competition.training.lock import alone
     from competition.training.runs import open_run
+    from competition.training.seeds import seed_lines
+    from competition.training.soup_choice import soup_lines
 
     run = open_run(exp, f"{exp.competition.name}-{file.stem}", new=new)
     console.print(f"{len(run.cases)} cases", soft_wrap=True)
@@ -64,7 +66,7 @@ def _cross_validate(file: Path, overrides: list[str], new: bool, trust: tuple[st
         summary = run_cv(run, say, trust)
         tuned = _tune(run, summary, say)
     console.print(cv_table(summary, run))
-    for line in [*tuned, *_baseline(run), *skipped_lines(run)]:
+    for line in [*seed_lines(summary.seeds), *soup_lines(summary.soup), *tuned, *_baseline(run), *skipped_lines(run)]:
         say(line)
     say(f"Files: {run.folder}")
     say(_next(file, exp.competition, overrides))

@@ -34,6 +34,9 @@ def cv_table(summary: CvSummary, run: CvRun) -> Table:
                   f"{minutes:.1f}", f"{summary.cases} cases")
     table.add_row("95 %", interval(summary.low, summary.high),
                   *(interval(summary.dice_low.get(name), summary.dice_high.get(name)) for name in classes), "", "")
+    for seed, alone in (summary.seeds or {"alone": {}})["alone"].items():
+        values = [number(alone["score"]), *(number(alone["dice"].get(name)) for name in classes)]
+        table.add_row(f"seed {seed}", *values, "", f"alone, {summary.seeds['folds'] if summary.seeds else 0} folds")
     if summary.test_dice is not None:
         table.add_row("test", number(summary.test_score), *(number(summary.test_dice.get(name)) for name in classes), "", "held-out share")
     return table

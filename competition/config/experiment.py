@@ -133,6 +133,7 @@ class Training(Section):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0  # besides one at each epoch's end
     weights: Literal["last", "best"] = "last"  # which weights predict out of fold; best flatters the score
     average: Positive = 1  # average the last k epochs' weights
+    soup: Positive = 1  # also average the k best validated checkpoints; it predicts where that is better out of fold; 1: off
     pictures_every: Positive = 10  # epochs
     # A loss or gradient that is no number: stop; leave the step out, n times at most; or go back to the epoch's start at half the rate.
     on_nan: Literal["stop", "restore"] | Skip = "stop"
@@ -142,6 +143,8 @@ class Training(Section):
     def _consistent(self) -> Training:
         if self.plan is not None and any(len(pair) != 2 or pair[0] < 0 or pair[1] <= pair[0] for pair in self.plan):
             raise ValueError("`plan` is a list of [step, total steps]")
+        if self.soup > 1 and self.weights == "best":
+            raise ValueError("`soup` is held against the last weights, and `weights: best` flatters its own; keep one")
         return self
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 # A purpose's place here is part of the address: add new ones at the end, and never reorder.
-PURPOSES = ("order", "patch", "augment", "torch", "init", "bootstrap", "folds", "demo", "pictures", "tune")
+PURPOSES = ("order", "patch", "augment", "torch", "init", "bootstrap", "folds", "demo", "pictures", "tune", "soup")
 
 
 def seed_sequence(seed: int, fold: int, epoch: int, position: int, purpose: str) -> np.random.SeedSequence:

@@ -16,6 +16,8 @@ from competition.scoring.pictures import save_figure
 from competition.scoring.summary import Gain
 from competition.submission.remembered import FILE, remembered
 from competition.submission.tune import Tuned
+from competition.training.seeds import seed_lines
+from competition.training.soup_choice import soup_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +48,7 @@ def scores_section(results: Results, folder: Path) -> Html:
                               "the last row is all cases together.", "Scores per fold and class"), _by_class(results)]
         if len(results.folds) > 1:
             parts.append(_dice_by_fold(results))
+    parts += [paragraph(line) for line in (*seed_lines(results.summary.get("seeds")), *soup_lines(results.summary.get("soup")))]
     parts += postprocessing(results.run)
     return section("scores", "Scores", *parts)
 

@@ -28,8 +28,8 @@ RUN = "."  # the run itself among its folders
 RUN_FILES = ("experiment.yaml", "version.json", "cases.csv", "skipped.csv", "besides_*.csv", "folds.csv", "scores.csv", "summary.json",
              "postprocess.json", "environment/**/*", "*.png",
              "*.html")
-FOLD_FILES = ("experiment.yaml", "curves.png", "scores.csv", "test_scores.csv", "pictures/*.png")
-FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", "result.json", "weights.safetensors", "best.safetensors")
+FOLD_FILES = ("experiment.yaml", "curves.png", "*scores.csv", "pictures/*.png")
+FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", "result.json", "*.safetensors")
 WORDS = ("metric", "stopped", "precision", "device", "torch")  # of a result file, as tags
 CHECKPOINT = "last.pt"  # only of a fold that is finished
 TOKEN_TAG = "mlflow.maskfold.delivery"  # MLflow's pages show no tags that begin with its own name

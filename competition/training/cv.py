@@ -32,6 +32,8 @@ class CvSummary:
         folds: the results of the finished members.
         test_dice: per class on the share that no fold trained on (`folds.shares` of three numbers).
         test_score: the metric's value on that share.
+        soup: what the averages of the best checkpoints are worth, see `soup_choice`; None without them.
+        seeds: what several seeds are worth, see `seeds`; None for one.
     """
 
     metric: str
@@ -45,6 +47,8 @@ class CvSummary:
     folds: list[dict[str, Any]]
     test_dice: dict[str, float | None] | None = None
     test_score: float | None = None
+    soup: dict[str, Any] | None = None
+    seeds: dict[str, Any] | None = None
 
 
 def run_cv(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = (),
@@ -90,11 +94,13 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     from competition.training.lessons import check_lessons, ready_lessons
     from competition.training.lineage import check_lineage
     from competition.training.memory import told
+    from competition.training.soup import check_halves
 
     if not open_jobs(run, trust):
         return run.without({case: why for case, why in read_skipped(run.folder).items() if case in set(run.cases["id"])})
     sweep_all(CACHE)
     _refuse_mixture(run)
+    check_halves(run)
     if run.exp.init_from is not None:
         for job in open_jobs(run, trust):
             check_lineage(Path(run.exp.init_from), job, run)
@@ -143,12 +149,14 @@ def summarise(run: CvRun) -> CvSummary:
     """Score what the finished folds predicted, all cases together."""
     import pandas as pd
 
-    from competition.scoring.score_table import read_scores
     from competition.scoring.summary import bootstrap_interval, cv_score
     from competition.training.checkpoint import write_json, write_table
+    from competition.training.seeds import held_out, worth
+    from competition.training.soup_choice import choose
     from competition.training.validation import dice_per_class
 
     comp = run.exp.competition
+    soup = choose(run)
     results = results_of(run)
     folds = sorted({result.fold for result in results if result.fold >= 0})
     tables = [fold_scores(run, fold, [r for r in results if r.fold == fold]) for fold in folds]
@@ -161,14 +169,13 @@ def summarise(run: CvRun) -> CvSummary:
         groups = dict(zip(run.cases["id"], run.cases["group"], strict=True)) if comp.group else None
         low, high = bootstrap_interval(scores, comp.metric, seed=run.exp.seeds[0], groups=groups)
         intervals = {name: _dice_interval(scores, name, run.exp.seeds[0], groups) for name in comp.classes}
-        tests = [run.member_folder(fold, 0) / "test_scores.csv" for fold in folds]
-        tested = [read_scores(path) for path in tests if path.exists()]
+        tested = [table for fold in folds if (table := held_out(run, [r for r in results if r.fold == fold])) is not None]
         summary = CvSummary(
             comp.metric.name, cv_score(scores, comp.metric), low, high, dice_per_class(scores, comp.classes),
             {name: ends[0] for name, ends in intervals.items()}, {name: ends[1] for name, ends in intervals.items()},
             int(scores["id"].nunique()), plain,
             dice_per_class(pd.concat(tested), comp.classes) if tested else None,
-            cv_score(pd.concat(tested), comp.metric) if tested else None)
+            cv_score(pd.concat(tested), comp.metric) if tested else None, soup, worth(run, results, scores, groups))
     write_json(run.folder / "summary.json", asdict(summary))
     return summary
 
@@ -179,8 +186,15 @@ def results_of(run: CvRun) -> list[FoldResult]:
     return [result for fold, seed in places if (result := FoldResult.read(run.member_folder(fold, seed)))]
 
 
-def fold_scores(run: CvRun, fold: int, members: list[FoldResult]) -> pd.DataFrame:
-    """Scores of one fold's cases: of its member, or of the mean of its members' probabilities."""
+def fold_scores(run: CvRun, fold: int, members: list[FoldResult], weights: str | None = None) -> pd.DataFrame:
+    """Scores of one fold's cases: of its member, or of the mean of its members' probabilities.
+
+    Args:
+        run: the run.
+        fold: the fold.
+        members: its finished members.
+        weights: of which of their weights, see `job`; None: of those that predict.
+    """
     import pandas as pd
     import torch
 
@@ -190,8 +204,9 @@ def fold_scores(run: CvRun, fold: int, members: list[FoldResult]) -> pd.DataFram
 
     folders = [run.member_folder(fold, member.seed) for member in members]
     if len(folders) == 1:
-        return read_scores(folders[0] / "scores.csv")
-    kept = OutOfFold(run, (fold,))
+        prefix = members[0].prefix_of(weights or members[0].weights)
+        return read_scores(folders[0] / f"{prefix}scores.csv")
+    kept = OutOfFold(run, (fold,), weights)
     judge = Judge(run.exp, kept.cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     lines: list[dict[str, Any]] = []
     for row in judge.rows():

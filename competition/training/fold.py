@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 BEGAN = time.monotonic()  # before the slow imports, so that a budget pays for them
 
@@ -41,6 +42,7 @@ from competition.training.memory import peak_gib, told  # noqa: E402
 from competition.training.ranks import die_with, is_first, launch, parent  # noqa: E402
 from competition.training.repeat import repeats  # noqa: E402
 from competition.training.runs import CvRun, load_run, write_resolved  # noqa: E402
+from competition.training.soup_fold import predict_soup  # noqa: E402
 from competition.training.validation import Judge, dice_per_class, summary_metrics  # noqa: E402
 
 
@@ -76,7 +78,10 @@ def _run_fold(job: Job, say: Callable[[str], None], began: float) -> FoldResult:
     score, dice = predict(job, run, training, weights)
     write_resolved(run.exp, training.plan.pairs if run.exp.training.budget_minutes else None, job.folder)
     fold_curves(job.folder / "curves.png", job.folder / "metrics.jsonl")
-    return finish(job, run.exp, training, score, dice)
+    soup = predict_soup(job, run, training, score, dice)
+    result = finish(job, run.exp, training, score, dice, soup)
+    training.soup.forget()  # after the result: a fold that is killed in between has what it needs to make the soup again
+    return result
 
 
 def ready(job: Job) -> CvRun:
@@ -161,7 +166,7 @@ def predict(job: Job, run: CvRun, training: Training, weights: Path) -> tuple[fl
 
 
 def finish(job: Job, exp: Experiment, training: Training, score: float | None,
-           dice: dict[str, float | None]) -> FoldResult:
+           dice: dict[str, float | None], soup: dict[str, Any] | None = None) -> FoldResult:
     """Write `result.json`, last of all files: it says that the fold is finished."""
     progress = training.progress
     result = FoldResult(
@@ -170,7 +175,7 @@ def finish(job: Job, exp: Experiment, training: Training, score: float | None,
         peak_gib=peak_gib(training.fabric.device), threads=torch.get_num_threads(),
         precision=str(training.fabric.strategy.precision.precision), device=str(training.fabric.device),
         torch=torch.__version__, stopped=progress.stopped, devices=training.ranks.count, skipped=progress.skipped,
-        restored=progress.restored, halved=progress.halved, lessons=read_said(job.folder) or {})
+        restored=progress.restored, halved=progress.halved, soup=soup, lessons=read_said(job.folder) or {})
     (job.folder / GOOD).unlink(missing_ok=True)
     write_json(job.folder / "result.json", result.__dict__)
     return result

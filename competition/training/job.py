@@ -10,6 +10,7 @@ from typing import Any
 from competition.config import MaskfoldError
 from competition.data.records import damaged, parsed
 
+PLAIN, SOUP = "weights.safetensors", "soup.safetensors"  # a member's weights: of its last epochs, and its best checkpoints' average
 
 @dataclass(frozen=True)
 class Job:
@@ -78,6 +79,8 @@ class FoldResult:
         minutes: wall time, all processes of the fold together.
         devices: processes that trained it; a step took `training.batch_size` samples on each.
         skipped: steps left out for a loss or gradient that was not a number.
+        weights: the file, beside `result.json`, of the weights that predict: `PLAIN`, or `SOUP` where `soup_choice` keeps it.
+        soup: what the average of the best checkpoints scored out of fold, see `soup_fold`; None without one.
         restored: times that training went back for such a step, at half the rate each time.
         halved: times that micro-batches were halved for want of memory.
         lessons: what it learnt from besides its labelled cases, in numbers; see `training.lessons`.
@@ -97,12 +100,23 @@ class FoldResult:
     device: str
     torch: str
     stopped: str
-    weights: str = "weights.safetensors"
+    weights: str = PLAIN
     devices: int = 1
     skipped: int = 0
     restored: int = 0
     halved: int = 0
     lessons: dict[str, Any] = field(default_factory=dict)
+    soup: dict[str, Any] | None = None
+
+    @property
+    def prefix(self) -> str:
+        """What the names `oof`, `test`, `scores.csv` and `test_scores.csv` begin with where they belong to `weights`."""
+        return self.prefix_of(self.weights)
+
+    @staticmethod
+    def prefix_of(weights: str) -> str:
+        """The same for one of the two kinds of weights."""
+        return "soup_" if weights == SOUP else ""
 
     @classmethod
     def read(cls, folder: Path) -> FoldResult | None:

@@ -35,6 +35,7 @@ from competition.training.plan import Plan
 from competition.training.progress import Progress, line
 from competition.training.ranks import Ranks
 from competition.training.snapshots import Snapshots
+from competition.training.soup import Soup
 from competition.training.validation import Judge, summary_metrics
 
 
@@ -74,6 +75,7 @@ class Training:
         self.numbers = Numbers(exp, self.fabric, self.ranks, self.bare, self.dataset.case_id)
         self.memory = Memory(exp, self.fabric.device, self.say)
         self.snapshots = Snapshots(self.folder / "snapshots", cfg.average, best=cfg.weights == "best")
+        self.soup = Soup(self.folder / "soup", exp, self.fold, self.judge.cases if self.judge is not None else None)
         self.end_seconds = 0.0  # what the last validation took, as an estimate of the final prediction
         self.line = ""  # of the journal, for the last epoch
         if (self.folder / LAST).exists():
@@ -88,11 +90,11 @@ class Training:
 
     def train(self) -> None:
         """Take steps until the plan is done, training stops early, or something interrupts it."""
-        batches = iter(self._loader())
+        batches = iter(self.loader())
         while not self.progress.stopped:
             lap = time.monotonic()
             if not self._epoch_is_over() and self._step(batches):  # it is over after a stop in the midst of a validation
-                batches = iter(self._loader())  # the step was not taken, and comes again
+                batches = iter(self.loader())  # the step was not taken, and comes again
                 continue
             self.ranks.decide(partial(self._between_steps, lap), self._standing, self._stand)
         self.ranks.part()
@@ -119,8 +121,7 @@ class Training:
         """One optimiser step: forward, loss, backward, clip, step, average. True where it is to be taken again."""
         progress = self.progress
         epoch, position = divmod(progress.step, self.steps_per_epoch)
-        place = position * self.ranks.count + self.ranks.rank
-        torch.manual_seed(child_seed(self.seed, self.fold, epoch, place, "torch"))  # dropout
+        torch.manual_seed(child_seed(self.seed, self.fold, epoch, position * self.ranks.count + self.ranks.rank, "torch"))  # dropout
         multiplier = self.schedule.rate(self.plan.share(progress.step)) * 0.5 ** progress.restored
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * multiplier
@@ -188,16 +189,14 @@ class Training:
         cfg, progress = self.exp.training, self.progress
         epoch = -(-progress.step // self.steps_per_epoch)
         steps = progress.step - (epoch - 1) * self.steps_per_epoch
-        taken = cfg.accumulate * (steps - progress.lost)
-        metrics = {f"train/{name}": value / taken for name, value in progress.sums.items()}
+        metrics = {f"train/{name}": value / (cfg.accumulate * (steps - progress.lost)) for name, value in progress.sums.items()}
         metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
         metrics["time/epoch_seconds"] = progress.epoch_seconds
         metrics["time/samples_per_second"] = steps * self.samples / max(progress.epoch_seconds, 1e-9)
         metrics["memory/peak_gib"] = peak_gib(self.fabric.device)
-        score = None
-        due = self.snapshots.best if last else epoch % cfg.validate_every == 0
-        if self.judge is not None and due:  # the last epoch may be the best; else its out-of-fold prediction says it all
-            score = self._validate(metrics)
+        best = self.snapshots.best or self.soup.on  # the last epoch may be; else its out-of-fold prediction says it all
+        due = best if last else epoch % cfg.validate_every == 0
+        score = self._validate(metrics, epoch) if self.judge is not None and due else None
         if self.judge is not None and epoch % cfg.pictures_every == 0 and not last:
             self.judge.picture(self._weights(), self.folder / "pictures", epoch)
         if score is not None or not self.snapshots.best or self.judge is None:
@@ -212,11 +211,10 @@ class Training:
         self.save(good=cfg.on_nan == "restore" and are_finite(self.bare.state_dict().values()))
         self.journal.add(self.line)
 
-    def _validate(self, metrics: dict[str, float]) -> float:
+    def _validate(self, metrics: dict[str, float], epoch: int) -> float:
         """Score whole cases with the averaged weights; feed the schedule and early stopping."""
         assert self.judge is not None
-        progress, stopping = self.progress, self.exp.early_stopping
-        began = time.monotonic()
+        progress, stopping, began = self.progress, self.exp.early_stopping, time.monotonic()
         scores = self.judge.validate(self._weights(), self.fold)
         self.end_seconds = time.monotonic() - began
         metrics.update(summary_metrics(scores, self.exp))
@@ -227,6 +225,7 @@ class Training:
         else:
             progress.stale += 1
         self.schedule.observe(score)
+        self.soup.offer(epoch, scores, self.candidate)
         if stopping is not None:
             dice = [metrics.get(f"val/dice/{name}", -math.inf) for name in self.exp.competition.classes]
             progress.stopped = progress.enough(stopping, dice) or progress.stopped
@@ -289,10 +288,11 @@ class Training:
         """Seconds that the final prediction will take: as the last validation, or a guess from one case."""
         if self.end_seconds == 0.0 and self.judge is not None:
             self.end_seconds = self.judge.seconds(self._weights(), self.fold)
-        # With the best weights the last epoch is validated as well; the store, scores and pictures come on top.
-        return 1.15 * (1 + self.snapshots.best) * self.end_seconds + 2.0
+        # With the best weights the last epoch is validated as well; a soup adds that and two predictions; pictures come on top.
+        return 1.15 * (1 + max(self.snapshots.best, 3 * self.soup.on)) * self.end_seconds + 2.0
 
-    def _loader(self) -> DataLoader[Any]:
+    def loader(self) -> DataLoader[Any]:
+        """This process's share of the batches from the next step on, without end."""
         cfg, run = self.exp.training, self.exp.run
         sampler = StepSampler(self.progress.step * cfg.accumulate, None, self.steps_per_epoch * cfg.accumulate,
                               cfg.batch_size, self.ranks.rank, self.ranks.count)

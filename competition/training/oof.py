@@ -24,10 +24,12 @@ class OutOfFold:
     Args:
         run: the run.
         folds: which folds to look at; None: all that are finished.
+        weights: whose predictions, one of the two kinds in `job`; None: of the weights that predict.
     """
 
     run: CvRun
     folds: tuple[int, ...] | None = None
+    weights: str | None = None
 
     @cached_property
     def stores(self) -> dict[int, list[OofStore]]:
@@ -36,8 +38,9 @@ class OutOfFold:
         for fold in self.run.numbers() if self.folds is None else self.folds:
             for seed in range(len(self.run.exp.seeds)):
                 folder = self.run.member_folder(fold, seed)
-                if FoldResult.read(folder) is not None:
-                    found.setdefault(fold, []).append(OofStore(folder / "oof", self.run.exp.inference.store))
+                if (result := FoldResult.read(folder)) is not None:
+                    prefix = result.prefix_of(self.weights or result.weights)
+                    found.setdefault(fold, []).append(OofStore(folder / f"{prefix}oof", self.run.exp.inference.store))
         return found
 
     @cached_property

@@ -119,6 +119,8 @@ def run_hash(exp: Experiment, data_hash: str) -> str:
     for key in LATER_SECTIONS:
         if not plain[key]:
             del plain[key]
+    if plain["training"]["soup"] == 1:  # off
+        del plain["training"]["soup"]
     for section, key in SURVIVAL:
         del plain[section][key]
     plain["competition"].pop("root", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -44,16 +44,8 @@ class Snapshots:
         Raises:
             MaskfoldError: a file is damaged.
         """
-        cure = f"Copy it back from elsewhere, or delete {self.folder.parent} to train this fold afresh."
         files = self._files()
-        if not files:
-            return None
-        mean = read_weights(files[0], cure)
-        for number, path in enumerate(files[1:], start=2):
-            for name, tensor in read_weights(path, cure).items():
-                if tensor.is_floating_point():
-                    mean[name].lerp_(tensor, 1.0 / number)
-        return mean
+        return mean_weights(files) if files else None
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("epoch_*.safetensors"))
@@ -61,3 +53,18 @@ class Snapshots:
     def _rank(self, path: Path) -> tuple[float, int]:
         epoch, score = re.fullmatch(r"epoch_(\d+)_(-?[\d.]+)\.safetensors", path.name).groups()  # type: ignore[union-attr]
         return (float(score) if self.best else 0.0, int(epoch))
+
+
+def mean_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of the weights in one file or more, entry by entry; what is not a float is the first file's.
+
+    Raises:
+        MaskfoldError: a file is damaged.
+    """
+    cure = f"Copy it back from elsewhere, or delete {files[0].parent.parent} to train this fold afresh."
+    mean = read_weights(files[0], cure)
+    for number, path in enumerate(files[1:], start=2):
+        for name, tensor in read_weights(path, cure).items():
+            if tensor.is_floating_point():
+                mean[name].lerp_(tensor, 1.0 / number)
+    return mean
