@@ -89,7 +89,7 @@ def weigh(plain: pd.DataFrame, soup: pd.DataFrame, metric: Metric, part_of: Mapp
 def _rule(plain: pd.DataFrame, soup: pd.DataFrame, metric: Metric, seed: int,
           groups: Mapping[str, str] | None) -> tuple[bool, tuple[float, float, float]]:
     gain = gain_interval(plain, soup, metric, seed=seed, groups=groups)
-    return bool(gain.low > 0), (gain.gain, gain.low, gain.high)
+    return bool(gain.low > 0), (gain.value, gain.low, gain.high)
 
 
 def _answer(run: CvRun, one: FoldResult, kept: bool) -> None:
