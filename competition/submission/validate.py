@@ -43,7 +43,8 @@ class Verdict:
         MaskfoldError: the file is not good.
         """
         if self.problems:
-            more = f" ({len(self.problems) - 1} more problems follow)" if len(self.problems) > 1 else ""
+            rest = len(self.problems) - 1
+            more = f" ({rest} more problem{' follows' if rest == 1 else 's follow'})" if rest else ""
             raise MaskfoldError(f"{self.path.name}: {self.problems[0].rstrip('.')}{more}.",
                                 "Write the file with `maskfold submit`, or correct these rows.")
 
