@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
+from competition import rle
 from competition.config.errors import MaskfoldError
 from competition.rle import RleError, RleFormat, decode, decode_labels, encode, encode_labels
 
@@ -254,3 +255,117 @@ def test_memory_stays_below_three_bytes_a_pixel():
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 3 * mask.size
+
+
+# ── every word of a refusal, and what no text shows ──────────────────────────────────────────────────────────────────
+
+SHAPE = "Check the shape and `base` of the format."
+SWAPPED = "Check the shape (height and width swapped?) and `base` of the format."
+WORDS: list[tuple[RleFormat, str, str, str]] = [
+    (RleFormat(), "1 2 3", "An odd number of words, 3, is in the run lengths; word 3 (3) is a start without a length.",
+     "Write start and length of every run, or set `empty` of the format."),
+    (RleFormat(container="json"), "[1, 2];[4, 1, 7]",
+     "An odd number of words, 3, is in list 2; word 3 (7) is a start without a length.",
+     "Write start and length of every run, or set `empty` of the format."),
+    (RleFormat(), "1 1 0 2", "Word 3 of the run lengths (0) is a start below 1.", "Check `base` and `relative` of the format."),
+    (RleFormat(base=0), "-1 2", "Word 1 of the run lengths (-1) is a start below 0.",
+     "Check `base` and `relative` of the format."),
+    (RleFormat(), "1 2 5 -1", "Word 4 of the run lengths (-1) is a negative length.", "Lengths are 1 or more."),
+    (RleFormat(), "1 2 5 0", "Word 4 of the run lengths (0) is a length of zero.", "Leave out runs without pixels."),
+    (RleFormat(), "1 2 13 1", "Word 3 of the run lengths (13) is a start past the end of the mask, which has 12 pixels.",
+     SWAPPED),
+    (RleFormat(container="json"), "[1, 2];[12, 2]",
+     "Word 2 of list 2 (2) is a length that runs past the end of the mask, which has 12 pixels.", SHAPE),
+    (RleFormat(), "5 2 9 1 1 2", "Word 5 of the run lengths (1) is a start before that of the run before it.",
+     "Sort the runs by their start."),
+    (RleFormat(), "5 2 9 2 10 1", "Word 5 of the run lengths (10) is a start inside the run before it.",
+     "Unite overlapping runs."),
+    (RleFormat(), "1 9 3 1 8 1", "Word 3 of the run lengths (3) is a start inside the run before it.", "Unite overlapping runs."),
+]
+
+
+@pytest.mark.parametrize(("fmt", "text", "wrong", "cure"), WORDS, ids=[row[1] for row in WORDS])
+def test_refusals_word_by_word(fmt, text, wrong, cure):
+    for work in (lambda: decode(text, (3, 4), fmt), lambda: decode_labels([text], (3, 4), fmt)):
+        with pytest.raises(RleError) as error:
+            work()
+        assert (error.value.wrong, error.value.cure, error.value.status) == (wrong, cure, 1)
+
+
+@pytest.mark.parametrize(("wrong", "cure", "status", "work"), [
+    ("The mask is float64, which may hold fractions.", "Make a mask of it first, for example `probabilities > 0.5`.", 1,
+     lambda: encode(np.zeros((2, 2)))),
+    ("The labels are float64 and not whole numbers.", "Convert them with `astype`.", 1, lambda: encode_labels(np.zeros((2, 2)))),
+    ("The run lengths are nan and not a text.",
+     "Read the table with pandas.read_csv(…, keep_default_na=False): an empty cell is an empty mask.", 1,
+     lambda: decode(float("nan"), (2, 2))),
+    ("The format's order is 'diagonal'.", "Use 'row' or 'column'.", 2, lambda: RleFormat(order="diagonal")),
+    ("The format's base is 2.", "Use 0 or 1.", 2, lambda: RleFormat(base=2)),
+    ("The format's container is 'xml'.", "Use 'pairs' or 'coco' or 'coco_zlib' or 'json'.", 2,
+     lambda: RleFormat(container="xml")),
+    ("COCO run lengths are column by column and absolute, but the format says RleFormat(order='column', base=1, "
+     "relative=True, empty='', container='coco_zlib').", "Set `order: column` and `relative: false`.", 2,
+     lambda: RleFormat(relative=True, container="coco_zlib")),
+])
+def test_other_refusals_word_by_word(wrong, cure, status, work):
+    with pytest.raises(RleError) as error:
+        work()
+    assert (error.value.wrong, error.value.cure, error.value.status) == (wrong, cure, status)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 12, 30, 1 << 20])
+@pytest.mark.parametrize("shape", [(7, 6), (6, 5), (1, 9), (9, 1), (2, 5), (2, 3, 4), (1, 4, 3), (5, 1, 6), (4, 3, 1), (1, 1)])
+def test_chunks_of_any_size_change_nothing(shape, chunk, monkeypatch):
+    monkeypatch.setattr(rle, "_CHUNK", chunk)
+    for seed in range(4):
+        labels = np.random.default_rng(seed).integers(0, 3, shape)
+        for order, letter in (("row", "C"), ("column", "F")):
+            runs = [(name, len(list(group))) for name, group in groupby(labels.ravel(letter).tolist())]
+            texts: dict[int, list[str]] = {}
+            position = 1
+            for name, length in runs:
+                texts.setdefault(name, []).append(f"{position} {length}")
+                position += length
+            expected = {name: " ".join(texts[name]) for name in sorted(texts) if name}
+            for laid in (np.ascontiguousarray(labels), np.asfortranarray(labels)):
+                assert encode_labels(laid, RleFormat(order=order)) == expected
+                assert encode(laid == 1, RleFormat(order=order)) == expected.get(1, "")
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 0, 3), (0,), (2, 2)])
+def test_no_objects(shape):
+    assert encode_labels(np.zeros(shape, np.uint8)) == {}
+    found = decode_labels([], shape)
+    assert found.dtype == np.int32 and found.shape == shape and not found.any()
+
+
+def test_a_text_of_nothing_is_no_mask_in_every_container():
+    for container in ("pairs", "coco", "coco_zlib", "json"):
+        for text in ("", "  ", "-1", " -1 "):
+            assert not decode(text, (2, 3), RleFormat(empty="-1", container=container)).any()
+            starts, ends = rle._read(text, 6, RleFormat(empty="-1", container=container), True)
+            assert len(starts) == len(ends) == 0 and starts.dtype == ends.dtype == np.int64
+
+
+def test_labels_of_hosts_that_break_the_rules():
+    with pytest.raises(RleError, match="before it"):
+        decode_labels(["5 2 1 2"], (8, 1))
+    found = decode_labels(["5 2 1 2", "2 1 7 9"], (8, 1), strict=False)
+    assert found.dtype == np.int32 and found.ravel().tolist() == [1, 2, 0, 0, 1, 1, 2, 2]
+
+
+def test_runs_are_sorted_and_united():
+    starts, ends = np.array([20, 0, 21, 4, 9, 30, 15]), np.array([22, 4, 25, 6, 9, 31, 14])
+    low, high = rle._united(starts, ends)
+    assert (low.tolist(), high.tolist()) == ([0, 20, 30], [6, 25, 31])  # 0–4 touches 4–6; no length, or less, is dropped
+    inner = rle._united(np.array([0, 2, 8]), np.array([10, 3, 12]))
+    assert [edge.tolist() for edge in inner] == [[0], [12]]
+    none = rle._united(np.array([3]), np.array([3]))
+    assert [edge.tolist() for edge in none] == [[], []]
+    mask = decode("1 10 21 2 22 2", (30, 1), RleFormat(), strict=False)
+    assert np.flatnonzero(mask).tolist() == [*range(10), 20, 21, 22]
+
+
+def test_a_bool_mask_is_not_copied():
+    mask = np.eye(3, dtype=bool)
+    assert np.shares_memory(rle._as_mask(mask), mask)
