@@ -14,7 +14,7 @@ from competition.config.errors import MaskfoldError
 from competition.config.postprocess import Number, Postprocess, Split, Step, Triplet
 from competition.submission import steps
 from competition.submission.postprocess import Evidence, Found, Outcome, postprocess, run_steps, take, weighed
-from tests.data.host import competition
+from tests.data.host import competition, write_nifti
 
 EXCLUSIVE, OVERLAPPING = "exclusive", "overlapping"
 
@@ -157,6 +157,14 @@ def test_number_names_the_objects_before_any_step(up: float, first: int) -> None
     same(evidence.masks, expected, np.bool_)
     same(postprocess(values, comp, settings, row).masks, expected, np.bool_)
     assert not Evidence(values, comp).masks[0].any()
+
+
+def test_a_row_of_the_case_table_lies_as_its_first_image_below_the_root(tmp_path: Path) -> None:
+    values, comp, settings = spine()
+    write_nifti(tmp_path / "scans/x.nii", np.zeros((4, 4, 12), np.int16), np.diag([1.0, 1.0, -1.0, 1.0]))
+    row = SimpleNamespace(id="x", images='{"scan": "scans/x.nii", "other": "nowhere.nii"}')
+    rooted = comp.model_copy(update={"root": str(tmp_path)})
+    assert weighed(values, rooted, settings, row).masks[0, 1:3, 1:3, 1:5].all()
 
 
 def test_number_needs_to_know_how_the_patient_lies() -> None:
