@@ -23,7 +23,7 @@ NETS = "monai.networks.nets."
 SHALLOW = {"channels": [4, 8, 8], "strides": [2, 2]}
 DYN = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 8, 8],
        "deep_supervision": True, "deep_supr_num": 1}
-FAMILIES = [("competition.model.unet.UNet", {"channels": [4, 8, 12], "dropout": 0.0}, "bottleneck.1"),
+FAMILIES = [("competition.model.unet.UNet", {"channels": [4, 8, 12], "dropout": 0.0}, "bottleneck"),
             (NETS + "UNet", SHALLOW, "model.1.submodule"), (NETS + "BasicUNet", {"features": [4, 4, 8, 8, 8, 4]}, "down_4"),
             (NETS + "DynUNet", DYN, "bottleneck"), (NETS + "SegResNet", {"init_filters": 8}, "down_layers.3"),
             (NETS + "SegResNetDS", {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2}, "encoder.layers.2")]

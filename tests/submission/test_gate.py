@@ -77,7 +77,7 @@ def test_a_planted_threshold_is_found_and_the_nested_score_rises(finished, gated
     gates = [step.gate for step in tuned.found["lesion"] if step.gate is not None]
     assert tuned.kept and gates == [0.4]  # the one candidate between what full and empty cases have
     assert tuned.gate.low > 0 and 0.2 < tuned.gate.value < 0.37  # from 0 to 1 in a third of the cases, but for a few
-    assert tuned.nested > 0.95 and any("the gate:" in line and "used" in line for line in tuned.lines())
+    assert tuned.nested > 0.9 and any("the gate:" in line and "used" in line for line in tuned.lines())
     again = expect(Blend((run,), (1.0,)), 20, workers=1).tuned  # as the run's folder remembers it
     assert again.gate == tuned.gate and again.settings == tuned.settings
     verdict, score = write_out_of_fold(with_steps(run, tuned.settings), Path("oof.csv"))
@@ -149,6 +149,7 @@ def test_a_gate_of_slices_empties_slices(gated):
     assert found.any(axis=(0, 1)).tolist() == [False, True, True, False] and found[..., 1:3].all()
     assert beside_gates(evidence, 0, (Step(gate=0.1), Step(open=1))) == (Step(open=1),)
     assert beside_gates(evidence, 0, (Step(gate=0.95), Step(open=1))) is None
+    assert beside_gates(evidence, 0, (Step(gate=0.1), Step(gate=0.95))) is None and beside_gates(evidence, 0, ()) == ()
     assert beside_gates(evidence, 0, (Step(gate=0.5),)) == (Step(gate=0.5),)
     with pytest.raises(MaskfoldError, match="without a gate"):
         run_steps(Evidence(probabilities, comp), 0, (Step(gate=0.5),))

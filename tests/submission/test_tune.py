@@ -186,13 +186,13 @@ def test_only_kinds_of_steps_that_the_experiment_names_are_searched(tiny):
     start = (Step(remove_small=7), Step(fill_holes=True))
     found = slots(exp, [Truth(50, (50,))] * 20, 100, False, start)
     assert [slot.names for slot in found] == [("fill_holes",), ("remove_small",)]
-    assert Step(remove_small=7) in found[1].options
+    assert (Step(remove_small=7),) in found[1].options
     assert [step.name for step in found[0].lists(start, order_of(start))[1]] == ["remove_small", "fill_holes"]
 
 
 def test_the_triplet_rule_is_tried_only_where_cases_are_empty(tiny):
     full, some = [Truth(50, (50,))] * 20, [Truth(50, (50,))] * 18 + [Truth(0, ())] * 2
-    kinds = [{option.name for option in slots(tiny(2), truths, 100, False, ())[0].options if option is not None}
+    kinds = [{step.name for option in slots(tiny(2), truths, 100, False, ())[0].options for step in option}
              for truths in (full, some)]
     assert kinds == [{"threshold"}, {"threshold", "triplet"}]
 
@@ -253,13 +253,13 @@ def test_few_objects_do_not_bless_a_large_smallest_size(tiny):
         sizes = generator.lognormal(9.0, 0.6, 500).astype(int)
         few = [Truth(int(size), (int(size),)) for size in sizes[:12]]
         offered = [step.value for slot in slots(exp, few, 10**6, False, ()) if "remove_small" in slot.names
-                   for step in slot.options if step is not None]
+                   for option in slot.options for step in option]
         assert max(offered) > 20  # specks still go
         lost.append(np.mean(sizes[12:] < max(offered)))
     assert np.mean(lost) < 0.02  # the bound's promise: one in a hundred; the smallest of twelve would lose one in thirteen
     many = [Truth(int(size), (int(size),)) for size in sizes]
     offered = [step.value for slot in slots(exp, many, 10**6, False, ()) if "remove_small" in slot.names
-               for step in slot.options if step is not None]
+               for option in slot.options for step in option]
     assert max(offered) == round(max(float(np.quantile(sizes, 0.02)), 0.2 * float(np.median(sizes))))
 
 
