@@ -278,6 +278,8 @@ WORDS: list[tuple[RleFormat, str, str, str]] = [
      "Word 2 of list 2 (2) is a length that runs past the end of the mask, which has 12 pixels.", SHAPE),
     (RleFormat(), "5 2 9 1 1 2", "Word 5 of the run lengths (1) is a start before that of the run before it.",
      "Sort the runs by their start."),
+    (RleFormat(), "1 1 9 1 5 1", "Word 5 of the run lengths (5) is a start before that of the run before it.",
+     "Sort the runs by their start."),
     (RleFormat(), "5 2 9 2 10 1", "Word 5 of the run lengths (10) is a start inside the run before it.",
      "Unite overlapping runs."),
     (RleFormat(), "1 9 3 1 8 1", "Word 3 of the run lengths (3) is a start inside the run before it.", "Unite overlapping runs."),
@@ -334,7 +336,10 @@ def test_chunks_of_any_size_change_nothing(shape, chunk, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 0, 3), (0,), (2, 2)])
 def test_no_objects(shape):
-    assert encode_labels(np.zeros(shape, np.uint8)) == {}
+    nothing = np.zeros(shape, np.uint8)
+    assert encode_labels(nothing) == {}
+    changes = rle._changes(nothing)
+    assert changes.dtype == np.int64 and changes.shape == (0,)
     found = decode_labels([], shape)
     assert found.dtype == np.int32 and found.shape == shape and not found.any()
 
