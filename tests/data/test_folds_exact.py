@@ -154,14 +154,14 @@ def test_words_about_shares_without_cases(shares: list[float]) -> None:
 
 
 @pytest.mark.parametrize(("count", "groups", "shares", "there"), [
-    (2, 2, [0.6, 0.2, 0.2], "2 cases"), (1, 1, [0.8, 0.2], "1 case"),
+    (2, 2, [0.6, 0.2, 0.2], "2 cases"), (1, 1, [0.8, 0.2], "1 case"), (1, 1, None, "1 case"),
     (6, 2, [0.6, 0.2, 0.2], "6 cases in 2 groups that stay together"),
     (6, 1, [0.8, 0.2], "6 cases in 1 group that stay together"),
 ])
-def test_words_about_shares_of_too_few(count: int, groups: int, shares: list[float], there: str) -> None:
+def test_words_about_shares_of_too_few(count: int, groups: int, shares: list[float] | None, there: str) -> None:
     table = cases(count, group=[f"g{index % groups}" for index in range(count)])
     assert refused(folds_of, table, GROUPED, scheme="holdout", shares=shares) == (
-        f"folds.shares {shares} cannot be cut from {there}.", "Add cases, or give two shares.", 2)
+        f"folds.shares {shares or [0.8, 0.2]} cannot be cut from {there}.", "Add cases, or give two shares.", 2)
 
 
 def test_words_about_a_fold_that_is_left_empty(monkeypatch: pytest.MonkeyPatch) -> None:
