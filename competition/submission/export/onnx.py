@@ -44,9 +44,11 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
         The largest difference of a probability from torch's, on one patch of noise; both in float32 on the CPU.
 
     Raises:
-        MaskfoldError: onnx, onnxscript or onnxruntime is not installed, the network cannot be written, or differs by more
-            than `TOLERANCE`.
+        MaskfoldError: onnx, onnxscript or onnxruntime is not installed, the network has a gate or cannot be written, or
+            differs by more than `TOLERANCE`.
     """
+    if exp.gate is not None:
+        raise MaskfoldError("The network has a gate (`gate` in its YAML), which the ONNX files do not hold.", "Export it without --onnx.")
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

@@ -79,8 +79,8 @@ def predict(bundle: Bundle, rows: Sequence[Any], confidence: bool, scratch: Path
         start = order.clock()
         try:
             with _until(watch):
-                probabilities = lessened.ensemble.probabilities(row)
-                outcome = postprocess(probabilities, comp, steps, row)
+                probabilities, gate = lessened.ensemble.predict(row)
+                outcome = postprocess(probabilities, comp, steps, row, gate)
         except TimeUp:
             say(f"time: over; {len(rows) - number} of {len(rows)} cases get empty masks")
             yield from (empty(left, comp) for left in rows[number:])

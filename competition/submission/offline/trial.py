@@ -54,7 +54,8 @@ def main(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
         lessened = Lessened(ensemble, lambda: 0.0)
         rung = lessened.rungs[-1]
         lessened.take(type(rung)(rung.tta, tuple(1 for _ in rung.kept)))
-        postprocess(ensemble.probabilities(loose), bundle.blend.comp, bundle.settings, loose)
+        probabilities, gate = ensemble.predict(loose)
+        postprocess(probabilities, bundle.blend.comp, bundle.settings, loose, gate)
     return sorted({name.split(".")[0] for name in sys.modules})
 
 
