@@ -95,7 +95,14 @@ def _refusal(run: CvRun, fold: int, other: CvRun, found: Sequence[Leak]) -> Mask
     return MaskfoldError(
         f"pseudo.from: no network of {other.name}/{other.folder.name} may teach fold {fold} of {run.name}, since each has seen "
         f"cases that the fold validates:{told_leaks(found)}.",
-        f"{hint}(folds.scheme=file folds.file={other.folder / 'folds.csv'}).", status=2)
+        f"{hint}({_same_folds(run, other)}).", status=2)
+
+
+def _same_folds(run: CvRun, other: CvRun) -> str:
+    file = other.folder / "folds.csv"
+    if set(run.folds["id"]) == set(other.folds["id"]):
+        return f"folds.scheme=file folds.file={file}"
+    return f"folds.scheme=file, with a folds.file of your cases' rows in {file}"
 
 
 def _refuse_others(exp: Experiment, other: CvRun) -> None:

@@ -370,3 +370,13 @@ def test_lessons_need_not_be_ready_twice(tiny):
     again = load_run(run.folder)
     assert list(again.besides) == ["besides_pseudo"] and "alike" in again.besides["besides_pseudo"].columns
     assert sorted(lessons_of(again, jobs[0])[0]) == sorted(run.besides["besides_pseudo"]["id"])
+
+
+def test_no_voxel_in_doubt_has_a_gradient(tiny):
+    from competition.model.loss import SegmentationLoss
+
+    mask = torch.randint(0, 3, (2, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    mask[:, :, :8] = 255
+    logits = torch.zeros(2, 3, 16, 16, requires_grad=True)
+    SegmentationLoss(tiny(2, "pseudo.from=x"))(logits, mask)[0].backward()
+    assert logits.grad[:, :, :8].abs().max() == 0 and logits.grad[:, :, 8:].abs().max() > 0
