@@ -56,9 +56,10 @@ def dies(patch, after: int) -> None:
     patch.setattr(Training, "_step", step)
 
 
+@pytest.mark.slow
 def test_two_folds_of_two_seeds_from_training_to_the_submission(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exp = tiny(2, "seed=[1, 2]", "run.threads=1", "training.checkpoint_minutes=0", "inference.tta=[]")
+    exp = tiny(2, "seed=[1, 2]", "run.threads=1", "training.checkpoint_minutes=0", "training.steps_per_epoch=2", "inference.tta=[]")
     run = open_run(exp, "demo2d-tiny")
     prepare_run(run, quiet)
     jobs = {job.folder.name: job for job in make_jobs(run)}
@@ -72,7 +73,7 @@ def test_two_folds_of_two_seeds_from_training_to_the_submission(tiny, tmp_path, 
     assert [job.folder.name for job in open_jobs(run)] == [last.folder.name]
     last.folder.mkdir(exist_ok=True)
     with monkeypatch.context() as patch:
-        dies(patch, 5)
+        dies(patch, 3)
         with pytest.raises(Killed):
             run_fold(last, quiet)
     run_fold(last, quiet)
@@ -139,7 +140,7 @@ def case_probabilities(run, training, row):
 
 def test_the_share_that_nobody_trained_on_is_scored_by_the_mean_of_the_seeds(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exp = tiny(2, "seed=[1, 2]", "run.threads=1", "training.epochs=1", "folds={scheme: holdout, shares: [0.6, 0.2, 0.2]}")
+    exp = tiny(2, "seed=[1, 2]", "run.threads=1", "training.epochs=1", "inference.tta=[]", "folds={scheme: holdout, shares: [0.6, 0.2, 0.2]}")
     run = open_run(exp, "demo2d-tiny")
     prepare_run(run, quiet)
     jobs = make_jobs(run)

@@ -176,7 +176,8 @@ def quiet(_: str) -> None:
 
 
 def test_a_killed_fold_has_the_same_soup_and_the_plain_weights_are_as_without_one(tiny, tmp_path, monkeypatch):
-    settings = ("training.epochs=3", "training.checkpoint_minutes=0", "training.ema=0.5", BATCH)
+    settings = ("training.epochs=3", "training.steps_per_epoch=2", "training.checkpoint_minutes=0", "training.ema=0.5",
+                "inference.tta=[]", BATCH)
     exp = tiny(2, "training.soup=2", *settings)
     cache = tmp_path / "cache"
     _, without = start(tiny(2, *settings), tmp_path / "without", cache)
@@ -187,7 +188,7 @@ def test_a_killed_fold_has_the_same_soup_and_the_plain_weights_are_as_without_on
     for name in ("weights.safetensors", "scores.csv"):
         assert (whole.folder / name).read_bytes() == (without.folder / name).read_bytes()
     _, killed = start(exp, tmp_path / "killed", cache)
-    for place, name, when in ((Training, "_step", 6), (Training, "save", 5), (soup_fold_module, "settle", 1),
+    for place, name, when in ((Training, "_step", 3), (Training, "save", 1), (soup_fold_module, "settle", 1),
                               (OofStore, "write", 1), (soup_fold_module, "cv_score", 0)):
         with monkeypatch.context() as patch:
             dies(patch, place, name, when)
@@ -202,7 +203,7 @@ def test_a_killed_fold_has_the_same_soup_and_the_plain_weights_are_as_without_on
 
 def test_each_half_is_predicted_by_what_the_other_half_chose(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(Soup, "forget", lambda self: None)
-    exp = tiny(2, "training.soup=1", "training.epochs=5", "training.soup=2")
+    exp = tiny(2, "training.epochs=5", "training.soup=2", "training.steps_per_epoch=2", "inference.tta=[]")
     run, job = start(exp, tmp_path, tmp_path / "cache")
     result = run_fold(job, say=quiet)
     files = {int(path.name.split("_")[1]): (load_file(path), list(map(float, path.name.removesuffix(".safetensors").split("_")[2:])))
