@@ -159,3 +159,12 @@ def test_records_are_read_back_whole(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"version": 1,\n "id"', '"version": 9,\n "id"'))
     with pytest.raises(MaskfoldError, match="r1.json is no record of an upload"):
         ledger.read()
+
+
+def test_the_hosts_keys_change_no_runs_name(tiny) -> None:
+    from competition.training.runs import run_hash
+
+    plain = tiny(2)
+    named = tiny(2, "competition.submission.kaggle=toy-2026", "competition.submission.public_share=0.3")
+    assert named.competition.submission.kaggle == "toy-2026" and run_hash(plain, "d") == run_hash(named, "d")
+    assert run_hash(tiny(2, "competition.submission.sample=other.csv"), "d") != run_hash(plain, "d")

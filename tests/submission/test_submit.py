@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from competition.config import MaskfoldError
 from competition.data.table import case_table, load_mask
+from competition.scoring.summary import cv_score
 from competition.submission import read_submission
 from competition.submission.blend import Blend, Mixture
 from competition.submission.expected import expect
@@ -37,6 +39,8 @@ def test_submit_writes_the_samples_rows_and_says_what_it_did(finished, tiny, dim
     summary = summarise(run)
     assert said["expected"]["score"] == pytest.approx(summary.score, abs=1e-9)
     assert said["expected"]["low"] < summary.score < said["expected"]["high"]
+    kept = pd.read_csv(done.path.with_suffix(".scores.csv"), dtype={"id": str})
+    assert cv_score(kept, comp.metric) == pytest.approx(summary.score), "the cases behind the expected score"
     assert lines[0].startswith("2 networks of 1 run, ")
 
 
@@ -158,7 +162,8 @@ def test_a_failure_in_mid_way_leaves_the_former_file(finished, tiny, tmp_path, m
     monkeypatch.setattr(Ensemble, "probabilities", fails)
     with pytest.raises(MaskfoldError, match="gone"):
         submit([run])
-    assert done.path.read_bytes() == before and sorted(done.path.parent.iterdir()) == sorted([done.path, done.note])
+    assert done.path.read_bytes() == before and sorted(done.path.parent.iterdir()) == sorted(
+        [done.path, done.note, done.path.with_suffix(".scores.csv")])
 
 
 @pytest.mark.parametrize(("weights", "words"), [
