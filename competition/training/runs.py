@@ -196,6 +196,8 @@ def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str]
         folds = read_folds(folder / "folds.csv")
         if lost := [name for name in (*COLUMNS, "fold") if name not in (*cases.columns, *folds.columns)]:
             raise ValueError(f"the column {lost[0]} is missing")
+        if odd := sorted(set(cases["id"]) ^ set(folds["id"])):
+            raise ValueError(f"it and folds.csv do not have the same cases: {odd[0][:60]}")
         for table in (cases, *tables):
             for text in (*table["images"], *table["masks"], *table["shape"], *table["spacing"], *table["slices"]):
                 json.loads(text)

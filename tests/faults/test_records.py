@@ -118,6 +118,20 @@ def test_damaged_scores_are_named(tmp_path: Path, damage: Callable[[str], str]) 
         read_scores(path)
 
 
+def test_tables_that_do_not_have_the_same_cases_are_no_run(tiny: Any, tmp_path: Path) -> None:
+    from competition.training.runs import load_run, open_run
+
+    run = open_run(tiny(2), "tiny", root=tmp_path)
+    run.write()
+    assert load_run(run.folder).members() == run.members()
+    path = run.folder / "folds.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    for changed in (lines[:-1], [*lines, "another,0,another\n"]):
+        path.write_text("".join(changed))
+        with pytest.raises(MaskfoldError, match="cases.csv cannot be read .*folds.csv do not have the same cases"):
+            load_run(run.folder)
+
+
 @pytest.mark.parametrize("bad", TEXTS)
 def test_damaged_trials_are_named(tmp_path: Path, bad: str) -> None:
     from competition.study.record import read_trials
