@@ -144,8 +144,8 @@ def upload(file: Annotated[Path | None, typer.Argument(help="The CSV; not needed
 
 @app.command(epilog="Example: maskfold ledger -o ledger.png, or: maskfold ledger --add x.csv --public 0.71")
 def ledger(words: Annotated[list[str] | None, typer.Argument(help="Competitions, all by default; and key=value for --add.")] = None,
-           refresh: Annotated[bool | None, typer.Option("--refresh/--no-refresh", help="Ask Kaggle for scores; by default "
-                                                        "where some are missing, and if it can be reached.")] = None,
+           refresh: Annotated[bool | None, typer.Option("--refresh/--no-refresh", help="Ask Kaggle for scores; or where "
+                                                        "some are missing.")] = None,
            output: Annotated[Path | None, typer.Option("--output", "-o", help="A plot (.png) or a page (.html).")] = None,
            competition: Annotated[str | None, typer.Option(help="With --add: the competition's YAML.")] = None,
            add: Annotated[Path | None, typer.Option(help="Enter the scores of a file that was handed in elsewhere.")] = None,
@@ -164,8 +164,7 @@ def export(words: Annotated[list[str], typer.Argument(help="Runs, and key=value;
            weights: Annotated[str | None, typer.Option(help="Of the runs, as for submit.")] = None,
            zipped: Annotated[bool, typer.Option("--zip", help="Also write FOLDER.zip.")] = False,
            onnx: Annotated[bool, typer.Option("--onnx", help="Add the networks as ONNX, for onnxruntime.")] = False,
-           wheels: Annotated[bool, typer.Option("--wheels", help="Fetch the wheels of requirements.txt, all but "
-                                                                 "PyTorch's.")] = False,
+           wheels: Annotated[bool, typer.Option("--wheels", help="Fetch the packages' wheels, all but PyTorch's.")] = False,
            hours: Annotated[float, typer.Option(min=0.01, help="The time limit in the notebook.")] = 9.0,
            trust: Trust = None) -> None:
     """Write a folder that predicts by itself, for notebooks without network: weights, code, script, notebook.
