@@ -30,7 +30,7 @@ POINTS: dict[str, tuple[str, str, str]] = {
     "checkpoint renamed": ("os", "replace", "last.pt"),
     "journal": ("competition.training.journal", "Journal.add", ""),
     "validation": ("competition.training.validation", "Judge.validate", ""),
-    "case": ("competition.training.validation", "Judge.probabilities", ""),
+    "case": ("competition.training.validation", "Judge.predicted", ""),
     "best": ("competition.training.loop", "Training.keep_best", ""),
     "snapshot": ("competition.training.snapshots", "Snapshots.offer", ""),
     "weights": ("competition.training.fold", "save_weights", ""),
@@ -52,7 +52,7 @@ POINTS: dict[str, tuple[str, str, str]] = {
     "closing": ("competition.tracking.delivery", "Delivery.close", ""),
     "summary": ("competition.training.cv", "summarise", ""),
     "tuning": ("competition.submission.evaluate", "Evaluation.score", ""),
-    "test case": ("competition.submission.members", "Ensemble.probabilities", ""),
+    "test case": ("competition.submission.members", "Ensemble.predict", ""),
     "csv": ("competition.submission.writer", "_write", ""),
 }
 

@@ -127,7 +127,7 @@ def test_what_is_wrong_is_told_before_any_work_and_leaves_no_csv(finished, tiny,
         runs.append(finished(tiny(3), "demo3d-tiny"))
     else:
         runs *= 2
-    monkeypatch.setattr(Ensemble, "probabilities", lambda *_: pytest.fail("predicted"))
+    monkeypatch.setattr(Ensemble, "predict", lambda *_: pytest.fail("predicted"))
     monkeypatch.setattr("competition.submission.submit.expect", lambda *_: pytest.fail("scored"))
     with pytest.raises(MaskfoldError) as refusal:
         submit(runs, output=tmp_path / "out" / "s.csv")
@@ -151,7 +151,7 @@ def test_a_failure_in_mid_way_leaves_the_former_file(finished, tiny, tmp_path, m
     run = finished(tiny(2))
     done = submit([run])
     before = done.path.read_bytes()
-    real, calls = Ensemble.probabilities, []
+    real, calls = Ensemble.predict, []
 
     def fails(self, row):
         calls.append(row.id)
@@ -159,7 +159,7 @@ def test_a_failure_in_mid_way_leaves_the_former_file(finished, tiny, tmp_path, m
             raise MaskfoldError("The image is gone.", "Put it back.")
         return real(self, row)
 
-    monkeypatch.setattr(Ensemble, "probabilities", fails)
+    monkeypatch.setattr(Ensemble, "predict", fails)
     with pytest.raises(MaskfoldError, match="gone"):
         submit([run])
     assert done.path.read_bytes() == before and sorted(done.path.parent.iterdir()) == sorted(
