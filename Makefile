@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cv submit study dashboard ui reference test test-slow lint lock clean
+.PHONY: help setup demo cv submit study dashboard ui reference test test-slow test-faults coverage mutants lint lock clean
 
 help: ## list these targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -95,8 +95,19 @@ reference-hipmri:
 test: setup ## run the tests; ARGS="tests/config -x" chooses
 	@$(VENV)/bin/python -m pytest -q $(ARGS)
 
-test-slow: setup ## run the slow tests and those that kill processes
-	@$(VENV)/bin/python -m pytest -q -m "slow or faults" $(ARGS)
+test-slow: setup ## run the tests that train and serve for longer
+	@$(VENV)/bin/python -m pytest -q -m slow $(ARGS)
+
+test-faults: setup ## run the tests that kill processes, fill disks and break files (docs/reliability.md)
+	@$(VENV)/bin/python -m pytest -q -m faults tests/faults $(ARGS)
+
+coverage: setup ## measure which lines the tests run, those that kill processes included
+	@$(VENV)/bin/python -m pytest -q -m "not slow" --cov=competition --cov-report=term:skip-covered $(ARGS)
+
+mutants: setup ## change the code in a copy, one place after the other, and see whether its tests notice
+	@$(VENV)/bin/python -c 'import mutmut' 2> /dev/null || $(VENV)/bin/python -m pip install -qq --disable-pip-version-check 'mutmut>=3.8'
+	@rm -rf build/mutants && mkdir -p build/mutants && git archive HEAD | tar x -C build/mutants
+	@cd build/mutants && $(abspath $(VENV))/bin/mutmut run --max-children 1 && $(abspath $(VENV))/bin/mutmut results
 
 lint: setup ## check style, types and that rooms import one way only
 	@$(VENV)/bin/ruff check --output-format=concise .
