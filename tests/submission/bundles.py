@@ -15,6 +15,7 @@ def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Pa
     """`bundled([run], weights=[1.0], trust=())`: the folder of a bundle."""
     from competition.submission.export import build
 
+    monkeypatch.setattr("competition.submission.crew.FEW", 1000)  # processes cost more than toy cases
     monkeypatch.setattr(build, "trial", lambda *_: {name.split(".")[0] for name in sys.modules})
 
     def make(runs: list[Any], name: str = "bundle", **how: Any) -> Path:
