@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -78,13 +79,17 @@ def test_one_run_is_not_better_than_itself(finished, tiny):
 
 def one_again(run):
     """A copy of a run in another folder."""
-    import shutil
-
     folder = Path(shutil.copytree(run.folder, run.folder.with_name("copy")))
     return replace(run, folder=folder)
 
 
-def test_a_class_that_only_one_run_imagines(finished, tiny):
+def test_a_class_that_only_one_run_imagines(finished, tiny, demo2d, tmp_path):
+    import cv2
+
+    data = Path(shutil.copytree(demo2d, tmp_path / "data"))
+    file = sorted((data / "masks").iterdir())[0]
+    truth = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(file), np.where(truth == 1, 0, truth))
     def all_background(soft, _):
         soft = np.zeros_like(soft)
         soft[0] = 1
@@ -95,12 +100,13 @@ def test_a_class_that_only_one_run_imagines(finished, tiny):
         soft[:, 0, 0] = [0, 1, 0]
         return soft
 
-    exp = tiny(2)
-    silent, loud = finished(exp, spoil=all_background), finished(tiny(2, "seed=2"), spoil=one_pixel)
+    exp, other = (tiny(2, f"competition.root={data}", f"seed={seed}") for seed in (1, 2))
+    silent, loud = finished(exp, spoil=all_background), finished(other, spoil=one_pixel)
     found = compare(silent, loud)
     comp, rows = exp.competition, {row.id: row for row in plain_rows(silent.cases)}
     a, b = found.tables
     absent = [case for case, row in rows.items() if not (load_mask(comp, row)[0] == 1).any()]
+    assert file.stem in absent and len(absent) < len(rows)
     for table, value in ((a, (1.0, 0.0)), (b, (0.0, None))):
         lines = table[table["id"].isin(absent) & (table["class"] == comp.classes[0])]
         assert (lines["dice"] == value[0]).all()
