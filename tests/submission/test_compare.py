@@ -73,6 +73,9 @@ def test_steps_are_each_runs_own(finished, tiny):
 def test_one_run_is_not_better_than_itself(finished, tiny):
     one = finished(tiny(2))
     found = compare(one, one_again(one))
+    assert not any("folds differ" in note for note in found.notes)
+    part = compare(one, fold_0_of(one))
+    assert len(part.rows) < len(found.rows) and "compared are the" in part.notes[2] and len(part.notes) == 3
     assert all((line.value, line.better, line.worse, line.p) == (0, 0, 0, 1) for line in found.differences)
     assert found.most_changed(10) == []
 
@@ -80,6 +83,13 @@ def test_one_run_is_not_better_than_itself(finished, tiny):
 def one_again(run):
     """A copy of a run in another folder."""
     folder = Path(shutil.copytree(run.folder, run.folder.with_name("copy")))
+    return replace(run, folder=folder)
+
+
+def fold_0_of(run):
+    """A copy of a run in which fold 1 is not finished."""
+    folder = Path(shutil.copytree(run.folder, run.folder.with_name("part")))
+    (folder / "fold_1" / "result.json").unlink()
     return replace(run, folder=folder)
 
 
