@@ -60,12 +60,14 @@ def _log(store: Store, run_folder: Path, exp: Experiment, csv: Path, note: Path)
         parent = read_state(run_folder, store.shown).of(RUN).run_id
         tags = {**identity.tags, TOKEN_TAG: token, **({"mlflow.parentRunId": parent} if parent else {})}
         run_id = client.create_run(group, tags=tags, run_name=f"submission {csv.stem}").info.run_id
-    time = client.get_run(run_id).info.start_time
+    run = client.get_run(run_id)
+    time = run.info.start_time
     expected = said["expected"] or {}
     numbers = {f"expected_{key}": expected[key] for key in ("score", "low", "high") if expected.get(key) is not None}
+    made = {"runs": ", ".join(one["hash"] for one in said["runs"]), "weights": ", ".join(f"{one['weight']:g}" for one in said["runs"])}
     client.log_batch(run_id, metrics=[Metric(name, value, time, 0) for name, value in numbers.items()],
-                     params=[Param("runs", ", ".join(run["hash"] for run in said["runs"])),
-                             Param("weights", ", ".join(f"{run['weight']:g}" for run in said["runs"]))],
+                     # the same bytes may come of other words: what was told first stays, as MLflow wants it
+                     params=[Param(name, value) for name, value in made.items() if name not in run.data.params],
                      tags=[RunTag("file", str(csv)), RunTag("sha256", said["sha256"])])
     for file in (csv, note):
         client.log_artifact(run_id, str(file))
@@ -89,9 +91,9 @@ def log_upload(record: Mapping[str, Any], files: tuple[Path, ...] = ()) -> str |
     try:
         return _log_upload(store, folder, record, files)
     except Exception as error:  # noqa: BLE001 - as above
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = (scrub(str(error)).strip().splitlines() or [type(error).__name__])[0]
         logger.warning("MLflow (%s) does not take the upload: %s. The ledger's own file has it; `maskfold ledger` tries again.",
-                       store.uri, first[:160])
+                       store.shown, first[:160])
         return None
 
 
@@ -105,7 +107,7 @@ def _log_upload(store: Store, folder: Path | None, record: Mapping[str, Any], fi
     if found:
         run_id = found[0].info.run_id
     else:
-        parent = read_state(folder, store.uri).of(RUN).run_id if folder is not None else None
+        parent = read_state(folder, store.shown).of(RUN).run_id if folder is not None else None
         tags = {"competition": record["competition"], "kind": "submission", TOKEN_TAG: token, "file": record["file"],
                 "sha256": record["sha256"], **({"mlflow.parentRunId": parent} if parent else {})}
         run_id = client.create_run(group, tags=tags, run_name=f"upload {record['id']}").info.run_id

@@ -43,6 +43,15 @@ def test_it_is_a_child_of_its_run_and_there_once(written, tiny):
     assert len(client.search_runs([run.info.experiment_id], "tags.kind = 'submission'")) == 1
 
 
+def test_the_same_bytes_of_other_words_are_the_same_submission(written, tiny, caplog):
+    folder, csv, note = written
+    first = log_submission(folder, tiny(2), csv, note)
+    said = json.loads(note.read_text())
+    note.write_text(json.dumps({**said, "runs": [{"hash": "0123456789ab", "weight": 0.5}, {"hash": "f" * 12, "weight": 0.5}]}))
+    assert log_submission(folder, tiny(2), csv, note) == first is not None and not caplog.text
+    assert connect(store_of(root_of(folder))).get_run(first).data.params == {"runs": "0123456789ab", "weights": "1"}
+
+
 def test_a_store_that_cannot_be_reached_is_a_warning(written, tiny, monkeypatch, caplog):
     folder, csv, note = written
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
