@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from competition.config.errors import MaskfoldError
@@ -58,25 +60,30 @@ class Line(NamedTuple):
     metrics: dict[str, float]
 
 
-def journal_line(content: bytes) -> Line | None:
+def journal_line(content: bytes, silent: Mapping[str, float] = MappingProxyType({})) -> Line | None:
     """A line of a `metrics.jsonl`; None for one that a kill cut in two, or a disk made unreadable.
 
     A metric that is not finite becomes nan.
+
+    Args:
+        content: the line.
+        silent: what holds where the line does not say it; nothing: all of a line's keys have to be there.
     """
     try:
-        plain = json.loads(content)
+        plain = {**silent, **json.loads(content)}
         step, metrics, time = plain["step"], plain["metrics"], float(plain["time"])
-        epoch = float(plain.get("epoch", math.nan))
-        sound = type(step) is int and 0 <= step < MOST and 0 <= time < MOST / 1000 and not math.isinf(epoch)
+        epoch = float(plain["epoch"])
+        sound = type(step) is int and 0 <= step < MOST and 0 <= time < MOST / 1000 and math.isfinite(epoch)
         return Line(step, epoch, time, _numbers(metrics)) if sound else None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
 def journal_lines(path: Path) -> list[Line]:
-    """The lines of a `metrics.jsonl` that can be read; none where it is not there."""
+    """The lines of a `metrics.jsonl` that can be read, for readers who can do without step and time (then 0); none where
+    it is not there."""
     try:
-        found = [journal_line(line) for line in path.read_bytes().split(b"\n")]
+        found = [journal_line(line, {"step": 0, "time": 0.0}) for line in path.read_bytes().split(b"\n")]
     except OSError:
         return []
     return [line for line in found if line is not None]

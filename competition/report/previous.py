@@ -108,7 +108,7 @@ def ended(folder: Path) -> float:
 
 def _last_time(path: Path) -> float | None:
     lines = journal_lines(path)
-    return lines[-1].time if lines else None
+    return lines[-1].time or None if lines else None
 
 
 def _whole(folder: Path, plain: dict[str, Any], summary: dict[str, Any]) -> bool:

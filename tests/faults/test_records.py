@@ -20,7 +20,7 @@ BRACKETS = b"[" * 100_000  # deeper than Python recurses
 LINE = b'{"step": %d, "epoch": %d, "time": 1.0, "metrics": {"val/score": 0.5}}\n'
 BAD_LINES = {"brackets": BRACKETS, "list": b"[]", "no text": b"\xff\xfe", "number": b"7", "cut": LINE[:40],
              "steps of words": b'{"step": "9", "epoch": 9, "time": 1, "metrics": {"val/score": 9}}',
-             "a list of metrics": b'{"step": 9, "epoch": 9, "time": 1, "metrics": [9]}', "no epoch": b'{"step": 9, "time": 1, "metrics": [9]}',
+             "a list of metrics": b'{"step": 9, "epoch": 9, "time": 1, "metrics": [9]}', "no epoch": b'{"step": 9, "time": 1, "metrics": {"val/score": 9}}',
              "a time beyond clocks": b'{"step": 9, "epoch": 9, "time": 1e308, "metrics": {"val/score": 9}}',
              "an endless epoch": b'{"step": 9, "epoch": 1e999, "time": 1, "metrics": {"val/score": 9}}',
              "a number beyond floats": b'{"step": 9, "epoch": 9, "time": 1, "metrics": {"val/score": 1' + b"0" * 400 + b"}}"}

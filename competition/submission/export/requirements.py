@@ -18,6 +18,7 @@ from competition.config import MaskfoldError
 
 # Gigabytes that every notebook with a GPU has, built for its driver; no wheel of them is fetched.
 GIVEN = ("torch", "torchvision", "triton")
+BESIDE = ("nvidia-", "cuda-")  # what PyTorch brings along
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def fetch_wheels(wanted: Iterable[Pin], folder: Path) -> int:
         MaskfoldError: pip cannot have one.
     """
     folder.mkdir()
-    lines = [pin.line() for pin in wanted if pin.name not in GIVEN and not pin.name.startswith("nvidia-")]
+    lines = [pin.line() for pin in wanted if pin.name not in GIVEN and not pin.name.startswith(BESIDE)]
     done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                            "--only-binary=:all:", "-d", str(folder), *lines], capture_output=True, text=True, check=False)
     if done.returncode:
