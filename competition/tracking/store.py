@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from competition.config.secrets import scrub
-
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
@@ -41,6 +39,8 @@ class Store:
     @property
     def shown(self) -> str:
         """The address without its password: for messages, and for what is kept in a run's folder."""
+        from competition.config.secrets import scrub  # the doctor looks at stores where pydantic may be missing
+
         return scrub(self.uri)
 
     @property
