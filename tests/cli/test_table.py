@@ -12,14 +12,14 @@ from competition.cli.table import cv_table
 from competition.training.cv import CvSummary
 
 
-def shown(classes: list[str], width: int = 80, **more: Any) -> str:
+def shown(classes: list[str], width: int = 80, skipped: tuple[tuple[str, str], ...] = (), **more: Any) -> str:
     """The table of two folds as a log shows it; the second class of the second fold is absent."""
     folds = [{"fold": fold, "seed": 0, "score": 0.5 + fold / 10, "minutes": 1.5,
               "dice": {name: None if (fold, place) == (1, 1) else 0.1 * place + fold / 100 for place, name in enumerate(classes)}}
              for fold in (0, 1)]
     summary = CvSummary("dice", 0.5678, 0.4321, 0.6543, dict.fromkeys(classes, 0.7654), dict.fromkeys(classes, 0.111),
                         dict.fromkeys(classes, 0.999), 12, folds, **more)
-    run: Any = SimpleNamespace(name="mine-net", exp=SimpleNamespace(competition=SimpleNamespace(classes=classes)),
+    run: Any = SimpleNamespace(name="mine-net", skipped=list(skipped), cases=range(7), exp=SimpleNamespace(competition=SimpleNamespace(classes=classes)),
                                member_folder=lambda fold, seed: SimpleNamespace(name=f"fold_{fold}"))
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(cv_table(summary, run))
@@ -43,3 +43,10 @@ def test_many_classes_are_rows_and_nothing_is_cut_at_80_columns() -> None:
     assert rows["Dice bone"] == ["0.1000", "absent", "0.7654", "0.111–0.999", "0.2500"]
     assert rows["Dice rectum"][-1] == "absent"
     assert rows["minutes"][:4] == ["1.5", "1.5", "3.0", "12 cases"]
+
+
+def test_cases_that_were_left_out_stand_below_the_table() -> None:
+    for classes in (["left"], ["body", "bone", "bladder", "rectum", "prostate"]):
+        assert "left out" not in shown(classes)
+        text = shown(classes, width=120, skipped=(("a", "cut"), ("b", "cut")))
+        assert "2 of 9 cases are left out (competition.on_bad_case: skip)" in text
