@@ -96,6 +96,14 @@ def test_requirements_name_what_our_code_imports_in_these_versions(finished, tin
     assert lines["pandas"] == version("pandas") and lines["torch"] == version("torch").split("+")[0]
 
 
+def test_packages_that_are_not_there_are_named_first(finished, tiny, bundled):
+    folder = bundled([finished(tiny(2))])
+    done = subprocess.run([sys.executable, "-I", "-S", str(folder / "run.py"), "--input", "."], capture_output=True, text=True)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("note: not installed") and "torch==" in line and "pandas==" in line and "--find-links wheels" in line
+    assert done.returncode == 1 and "error: The package" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_changed_missing_or_added_file_is_refused_before_anything_is_imported(finished, tiny, bundled):
     folder = bundled([finished(tiny(2))])
 

@@ -41,14 +41,18 @@ def check_files() -> None:
 
 def check_packages() -> None:
     """Name what is missing, and what is there in another version."""
-    others = []
+    others, gone = [], []
     for one in json.loads((HERE / "bundle.json").read_text(encoding="utf-8"))["requirements"]:
         try:
             there = metadata.version(one["name"]).split("+")[0]
         except metadata.PackageNotFoundError:
-            continue  # perhaps under another name, as opencv has; a module that is missing says so itself
+            gone.append(f"{one['name']}=={one['version']}")  # or there under another name, as opencv may be
+            continue
         if there != one["version"]:
             others.append(f"{one['name']} {there} instead of {one['version']}")
+    if gone:
+        print(f"note: not installed, at least not under these names: {', '.join(gone)}; where one is missed: "
+              "pip install --no-index --no-deps --find-links wheels -r requirements.txt, in the bundle's folder", flush=True)
     if others:
         print(f"note: other versions than at the export, so last digits may differ: {', '.join(others)}", flush=True)
 
