@@ -240,19 +240,28 @@ def _digest(record: dict[str, Any]) -> str:
 
 def _publish(folder: Path, final: Path) -> None:
     """Renames the built folder to its final name; an intact one that is already there stays."""
+    if not _renamed(folder, final):
+        with _exchanging(final.parent):
+            while not intact(final):
+                broken = temporary(final)
+                with suppress(FileNotFoundError):
+                    final.rename(broken)
+                done = _renamed(folder, final)  # else one that found the place empty just now was quicker
+                shutil.rmtree(broken, ignore_errors=True)
+                if done:
+                    break
+    sync_folder(final.parent)
+
+
+def _renamed(folder: Path, final: Path) -> bool:
+    """Whether a folder got its name; False where there is one of that name."""
     try:
         folder.rename(final)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        with _exchanging(final.parent):
-            if intact(final):
-                return
-            broken = temporary(final)
-            final.rename(broken)
-            folder.rename(final)
-        shutil.rmtree(broken, ignore_errors=True)
-    sync_folder(final.parent)
+        return False
+    return True
 
 
 @contextmanager

@@ -246,7 +246,7 @@ def test_a_case_that_is_not_there_yet_is_not_called_damaged(toy: tuple[Any, Any,
 def test_a_networks_damaged_answer_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from competition.training import repeat
 
-    exp: Any = SimpleNamespace(model=SimpleNamespace(model_dump=dict), patch=SimpleNamespace(size=[8]), training=SimpleNamespace(batch_size=1), outputs=1)
+    exp: Any = SimpleNamespace(model=SimpleNamespace(model_dump=dict), patch=SimpleNamespace(size=[8]), training=SimpleNamespace(batch_size=1), outputs=1, gate=None)
     asked: list[int] = []
     monkeypatch.setattr(repeat, "_same", lambda *_: not asked.append(1))
     assert repeat.repeats(exp, 1, tmp_path) and repeat.repeats(exp, 1, tmp_path) and len(asked) == 1
