@@ -7,7 +7,7 @@ scored on the spot. Training, inference and tuning never read that file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +83,8 @@ def make_demo_2d(folder: Path, cases: int = 72, test_cases: int = 24, seed: int 
     """
     from competition.data.demo2d import CLASSES, KINDS, picture
 
-    for part in ("images", "masks", "test"):
-        (folder / part).mkdir()
-    truth: dict[str, Array] = {}
-    for index, case in enumerate(case_ids("picture", cases + test_cases, seed)):
-        place = index if index < cases else index - cases
-        image, labels = picture(np.random.default_rng([seed, 2, index]), KINDS[place % len(KINDS)])
-        if index < cases:
-            write_png(folder / "images" / f"{case}.png", image)
-            write_png(folder / "masks" / f"{case}.png", labels)
-        else:
-            write_png(folder / "test" / f"{case}.png", image)
-            truth[case] = labels
+    truth = _pictures(folder, case_ids("picture", cases + test_cases, seed), cases,
+                      lambda index, place: picture(np.random.default_rng([seed, 2, index]), KINDS[place % len(KINDS)]))
     write_tables(folder, truth, CLASSES, seed)
 
 
@@ -134,19 +124,25 @@ def make_demo_gate(folder: Path, cases: int = 120, test_cases: int = 30, seed: i
     """
     from competition.data.demo_gate import CLASSES, KINDS, picture
 
+    truth = _pictures(folder, case_ids("scan", cases + test_cases, seed), cases,
+                      lambda index, place: picture(np.random.default_rng([seed, 4, index]), KINDS[place % len(KINDS)]))
+    write_tables(folder, truth, CLASSES, seed)
+
+
+def _pictures(folder: Path, ids: Sequence[str], cases: int, draw: Callable[[int, int], tuple[Array, Array]]) -> dict[str, Array]:
+    """Draw the cases by (index, place in its part) and write them; the label maps of the test cases, by id."""
     for part in ("images", "masks", "test"):
         (folder / part).mkdir()
     truth: dict[str, Array] = {}
-    for index, case in enumerate(case_ids("scan", cases + test_cases, seed)):
-        place = index if index < cases else index - cases
-        image, labels = picture(np.random.default_rng([seed, 4, index]), KINDS[place % len(KINDS)])
+    for index, case in enumerate(ids):
+        image, labels = draw(index, index if index < cases else index - cases)
         if index < cases:
             write_png(folder / "images" / f"{case}.png", image)
             write_png(folder / "masks" / f"{case}.png", labels)
         else:
             write_png(folder / "test" / f"{case}.png", image)
             truth[case] = labels
-    write_tables(folder, truth, CLASSES, seed)
+    return truth
 
 
 Maker = Callable[[Path, int, int, int], None]

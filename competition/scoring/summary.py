@@ -123,6 +123,13 @@ class Gain(NamedTuple):
     high: float
 
 
+def _paired(before: pd.DataFrame, after: pd.DataFrame, metric: Metric) -> list[_Table]:
+    tables = [_Table.of(scores.sort_values("id", kind="stable"), metric) for scores in (before, after)]
+    if tables[0].ids != tables[1].ids:
+        raise ValueError("a paired difference needs the scores of the same cases")
+    return tables
+
+
 def gain_interval(before: pd.DataFrame, after: pd.DataFrame, metric: Metric, n: int = 2000, seed: int = 0,
                   groups: Mapping[str, str] | None = None, level: float = 0.95) -> Gain:
     """How much the score of the same cases rose, with its paired bootstrap interval.
@@ -142,9 +149,7 @@ def gain_interval(before: pd.DataFrame, after: pd.DataFrame, metric: Metric, n: 
     Raises:
         ValueError: the two are not of the same cases.
     """
-    tables = [_Table.of(scores.sort_values("id", kind="stable"), metric) for scores in (before, after)]
-    if tables[0].ids != tables[1].ids:
-        raise ValueError("a paired interval needs the scores of the same cases")
+    tables = _paired(before, after, metric)
     clusters = tables[0].clusters(groups)
     generator = rng(seed, 0, 0, 2, "bootstrap")
     low, high = _interval(tables[0], clusters, n, level,
@@ -177,9 +182,7 @@ def difference_noise(before: pd.DataFrame, after: pd.DataFrame, metric: Metric, 
     Raises:
         ValueError: the two are not of the same cases.
     """
-    tables = [_Table.of(scores.sort_values("id", kind="stable"), metric) for scores in (before, after)]
-    if tables[0].ids != tables[1].ids:
-        raise ValueError("a paired difference needs the scores of the same cases")
+    tables = _paired(before, after, metric)
     clusters = tables[0].clusters(groups)
     generator = rng(seed, 0, 0, 3, "bootstrap")
     size = max(1, round(n_test * clusters.count / max(1, len(tables[0].ids))))
