@@ -126,7 +126,7 @@ def presence(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
 
     Args:
         mask: (B, M, *spatial) uint8, as `competition.model.truth.Truth` takes it.
-        comp: read are `classes`, `labels` and `ignore`.
+        comp: read are `classes` and `labels`; pseudo-labels and other competitions' cases bring ignored pixels too.
 
     Returns:
         (B, K) float32 of 0 and 1, and (B, K) bool: where it is known.
@@ -134,13 +134,11 @@ def presence(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
     classes = len(comp.classes)
     if comp.labels == "overlapping":
         planes = mask.flatten(2)
-        known = (planes != IGNORE).any(2) if comp.ignore is not None else torch.ones_like(planes[..., 0], dtype=torch.bool)
-        return (planes == 1).any(2).float(), known
+        return (planes == 1).any(2).float(), (planes != IGNORE).any(2)
     found = torch.zeros((len(mask), IGNORE + 1), device=mask.device)
     found.scatter_(1, mask.flatten(1).long(), 1.0)
-    labelled = found[:, :IGNORE] if comp.ignore is not None else found
     there = found[:, 1:classes + 1] if classes > 1 else found[:, 1:3].amax(1, keepdim=True)
-    return there, (labelled.amax(1, keepdim=True) > 0).expand(-1, classes)
+    return there, (found[:, :IGNORE].amax(1, keepdim=True) > 0).expand(-1, classes)
 
 
 def gate_loss(logits: Tensor, mask: Tensor, comp: Competition) -> Tensor:

@@ -121,8 +121,12 @@ def test_pooled_values_are_no_feature_map_and_a_flat_network_is_refused() -> Non
     assert error.value.status == 2 and "gate" in error.value.cure
 
 
-def test_the_truth_of_a_patch() -> None:
-    comp = experiment(classes=3, ignore=255).competition
+IGNORES = pytest.mark.parametrize("ignore", [255, None])  # pseudo-labels have ignored pixels in any competition
+
+
+@IGNORES
+def test_the_truth_of_a_patch(ignore: int | None) -> None:
+    comp = experiment(classes=3, ignore=ignore).competition
     mask = torch.zeros(4, 1, 2, 3, dtype=torch.uint8)
     mask[0, 0, 1, 2], mask[1, 0, 0] = 3, torch.tensor([1, 3, 255])
     mask[2] = 255
@@ -131,8 +135,9 @@ def test_the_truth_of_a_patch() -> None:
     assert known.tolist() == [[True] * 3, [True] * 3, [False] * 3, [True] * 3]
 
 
-def test_the_truth_of_a_patch_with_overlapping_classes_and_with_a_boundary() -> None:
-    comp = experiment(classes=2, labels="overlapping", ignore=255).competition
+@IGNORES
+def test_the_truth_of_a_patch_with_overlapping_classes_and_with_a_boundary(ignore: int | None) -> None:
+    comp = experiment(classes=2, labels="overlapping", ignore=ignore).competition
     mask = torch.zeros(2, 2, 2, 2, dtype=torch.uint8)
     mask[0, 0, 0, 0], mask[0, 1] = 1, 255
     there, known = presence(mask, comp)
