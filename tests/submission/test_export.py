@@ -73,6 +73,15 @@ def test_nothing_inside_is_pickled_or_names_this_machine(finished, tiny, bundled
         assert (next(folder.glob("runs/*")) / name).read_bytes() == (run.folder / name).read_bytes()
 
 
+def test_what_training_alone_reads_stays_at_home(tiny, finished, tmp_path):
+    from competition.config import resolved
+    from competition.submission.export.build import _without_paths
+
+    plain = _without_paths(resolved(tiny(2, f"pseudo.from={finished(tiny(2)).folder}")))
+    assert not {"pseudo", "extra", "study", "init_from", "encoder_weights"} & set(plain) and plain["competition"]["root"] == "."
+    assert str(tmp_path) not in str(plain)
+
+
 def test_the_code_is_the_packages_own_and_whole(finished, tiny, bundled):
     folder = bundled([finished(tiny(2))])
     code, package = folder / "code" / "competition", Path(competition.__file__).parent

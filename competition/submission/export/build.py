@@ -166,7 +166,7 @@ def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:
     """A resolved experiment without what training alone reads, and without a path of this machine."""
     plain["competition"]["root"] = "."
     plain["run"] = {"accelerator": plain["run"]["accelerator"]}
-    for key in ("init_from", "encoder_weights", "study"):
+    for key in ("init_from", "encoder_weights", "study", "pseudo", "extra"):
         plain.pop(key, None)
     for key in ("encoder_weights", "pretrained"):
         if isinstance(plain["model"]["args"].get(key), str):
