@@ -5,11 +5,13 @@ A small tmpfs in a mount namespace of its own where that is allowed; the error o
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,8 +45,12 @@ class SmallDisk:
         return "".join(lines)
 
     def fill(self) -> None:
-        """Leave no room at all."""
-        self.do(f"cat /dev/zero > {self.place}/ballast 2> /dev/null || true")
+        """Leave no room at all, for good: what SQLite's journal and the like give back a moment later is taken too."""
+        quiet = 0
+        while quiet < 5:
+            quiet = 0 if os.statvfs(self.seen).f_bavail else quiet + 1
+            self.do(f"cat /dev/zero >> {self.place}/ballast 2> /dev/null || true")
+            time.sleep(0.2)
 
     def fill_but(self, kibibytes: int) -> None:
         """Leave some room."""
