@@ -5,6 +5,7 @@ A small tmpfs in a mount namespace of its own where that is allowed; the error o
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from competition.data.files import FullDisk
 from competition.training.checkpoint import load_checkpoint
+from competition.training.journal import Journal
 from tests.faults.instants import differences, faults
 from tests.faults.toy import EXPERIMENT, PLAIN, SMALL, Command, Stage, leftovers, pause, the_run, tracked, words_of
 
@@ -78,10 +81,11 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 def in_words(command: Command, *parts: str) -> None:
-    """Ended with status 1 and one error that names the path and the bytes."""
+    """Ended with status 1 and one error that names the path and the bytes: a fold's own words, not its last line of output."""
     assert command.wait() == 1, command.said
     said = [line for line in command.said.splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and "Traceback" not in command.said, command.said
+    assert "ended with status" not in said[0], said
     assert re.search(r"(\d bytes|a few bytes)", said[0]), said
     for part in parts:
         assert part in said[0], said
@@ -149,6 +153,24 @@ def test_full_where_mlflow_keeps_its_store(stage: Stage, small_demo: Path, whole
     stage.run(tmp_path / "project", *words, env=env, namespace=disk.shell.pid)
     shutil.copy(disk.seen / "mlflow.db", tmp_path / "project" / "mlruns" / "mlflow.db")
     assert faults(tmp_path / "project") == [] and differences(whole, tmp_path / "project") == []
+
+
+def test_a_line_that_does_not_fit_is_taken_back(disk: SmallDisk) -> None:
+    path = disk.seen / "metrics.jsonl"
+    metrics = {"loss/train": 0.5, **{f"dice/{name}": 0.25 for name in "abcdefgh"}}
+    Journal(path, 0).write(1, 1, metrics)
+    disk.fill()  # what is left of the file's own block takes some lines more, and a part of one
+    for step in range(2, 100):
+        before = path.read_bytes()
+        try:
+            Journal(path, step).write(step, step, metrics)
+        except FullDisk as error:
+            assert "metrics.jsonl" in error.wrong
+            break
+    assert 2 < step < 99 and path.read_bytes() == before and before.endswith(b"}\n")
+    disk.empty()
+    Journal(path, step).write(step, step, metrics)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, step + 1))
 
 
 def test_read_only(stage: Stage, small_demo: Path, tmp_path: Path, disk: SmallDisk) -> None:
