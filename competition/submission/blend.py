@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from competition.config.competition import Competition
 from competition.config.errors import MaskfoldError
+from competition.inference.gate import agreed
 from competition.inference.masks import merged
 from competition.training.oof import OutOfFold
 from competition.training.runs import CvRun
@@ -35,8 +36,7 @@ class Mixture:
     _edge_weight: float = 0.0
     _only: Probabilities | None = None
     _weights: list[float] = field(default_factory=list)
-    _gate: Probabilities | float = 0.0  # (K, 1, …) float64, weighted
-    _gate_weight: float = 0.0
+    _gates: list[tuple[Probabilities, float]] = field(default_factory=list)  # (K, 1, …) and its weight
 
     def add(self, probabilities: Probabilities, weight: float) -> None:
         """Adds (P, *spatial) float16 with a weight; all weights together are 1.
@@ -63,14 +63,15 @@ class Mixture:
 
     def add_gate(self, gate: Probabilities | None, weight: float) -> None:
         """Adds what a run's gate says of the case, (K, 1, …); None where it has none."""
-        if gate is not None:
-            self._gate = self._gate + weight * gate.astype(np.float64)
-            self._gate_weight += weight
+        if gate is not None and weight > 0:
+            self._gates.append((gate, weight))
 
     @property
     def gate(self) -> Probabilities | None:
         """(K, 1, …) float32, what the gates say, by the weights of those that have one; None where none has."""
-        return np.asarray(self._gate / self._gate_weight, np.float32) if self._gate_weight > 0 else None
+        if not self._gates:
+            return None
+        return agreed([gate for gate, _ in self._gates], [weight for _, weight in self._gates]).astype(np.float32)
 
     def result(self) -> Probabilities:
         """(P, *spatial) float16; one run of weight 1 comes back as it went in."""

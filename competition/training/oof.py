@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from competition.config import MaskfoldError
+from competition.inference.gate import agreed
 from competition.inference.store import OofStore
 from competition.training.job import FoldResult
 from competition.training.runs import CvRun
@@ -72,7 +73,7 @@ class OutOfFold:
         return (mean / len(stores)).astype(np.float16)
 
     def gate(self, case: str) -> np.ndarray[Any, Any] | None:
-        """What the gate says of a case, (K, 1, …) float32, the mean over the seeds of its fold; None without `gate`.
+        """What the gate says of a case, (K, 1, …) float32, the seeds of its fold together; None without `gate`.
 
         Raises:
             MaskfoldError: the file is damaged, or holds no gate where the run has one.
@@ -85,4 +86,4 @@ class OutOfFold:
                 raise MaskfoldError(f"The out-of-fold prediction {store.path(case)} has no gate, and the run has one.",
                                     "Delete the file and run the fold again.")
             found.append(gate)
-        return np.asarray(np.mean(found, axis=0, dtype=np.float32))
+        return agreed(found).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A case's gate: the windows' largest number of each network, the mean over views and networks, on the file's own slices."""
+"""A case's gate: the windows' largest number of each network, the mean over views, networks together, on the file's own slices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from competition.config import MaskfoldError
 from competition.config.experiment import Prepare
 from competition.data.geometry import Geometry
-from competition.inference.gate import on_file_grid
+from competition.inference.gate import agreed, on_file_grid
 from competition.inference.store import OofStore
 from competition.inference.window import predict_gated, predict_prepared, starts
 from tests.inference.networks import experiment
@@ -58,9 +58,27 @@ def test_a_pictures_gate_by_hand() -> None:
         windows = [image[0, row:row + 8, column:column + 8] for row, column in itertools.product(rows, columns)]
         views = [np.mean([said(view, network.factor) for view in (w, w[::-1], w[:, ::-1], w[::-1, ::-1])], axis=0) for w in windows]
         wanted.append(np.max(views, axis=0))
-    np.testing.assert_allclose(gate[:, 0], np.mean(wanted, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(gate[:, 0], sigmoid(np.log(wanted / (1 - np.array(wanted))).mean(0)), rtol=1e-5)
     assert np.array_equal(probabilities, predict_prepared(networks, image, exp))
     assert gate.shape == (2, 1)
+
+
+def test_networks_together_take_the_mean_of_their_log_odds() -> None:
+    one, two = np.array([[0.8], [0.5]]), np.array([[0.2], [0.9]])
+    assert agreed([one, two]) == pytest.approx(np.array([[0.5], [0.75]]))  # odds 4 and 1/4; 1 and 9: 3
+    assert agreed([one, two], [0.75, 0.25]) == pytest.approx(np.array([[2 / 3], [9**0.25 / (1 + 9**0.25)]]))
+    assert np.array_equal(agreed([np.zeros((1, 1), np.float32)]), [[0.0]])  # one alone is believed
+    assert 0.3 < agreed([np.array([[1e-30]]), *[np.array([[0.9]])] * 3]).item() < 0.6  # but does not outvote three
+    slices = np.array([[[0.2, 0.5, 0.8]]])
+    assert np.array_equal(agreed([slices, np.array([[[0.5]]])]), agreed([slices, np.full((1, 1, 3), 0.5)]))
+
+
+def test_networks_together_mean_by_a_threshold_what_each_does() -> None:
+    draw = np.random.default_rng(0)
+    there = draw.normal(2.5, 1.5, (5, 20_000))  # log odds of five networks that err apart, of cases that hold the class
+    alone = np.mean(sigmoid(there) >= 0.8)
+    assert np.mean(agreed(list(sigmoid(there))) >= 0.8) > alone + 0.05
+    assert np.mean(agreed(list(sigmoid(there))) >= 0.8) > np.mean(sigmoid(there).mean(0) >= 0.8) + 0.1
 
 
 def test_a_flat_network_says_it_of_each_slice() -> None:
