@@ -70,6 +70,23 @@ def test_in_the_midst_of_a_validation_no_step_is_lost_and_none_is_observed_twice
     assert differences(whole, tmp_path) == [] and faults(tmp_path) == []
 
 
+def test_in_the_midst_of_an_epochs_pictures_what_the_validation_moved_is_put_back(stage: Stage, small_demo: Path, whole: Path,
+                                                                                  tmp_path: Path) -> None:
+    words = [*words_of(small_demo), "training.pictures_every=1"]
+    command = stage.start(tmp_path, *words, kills=pause("fold_0", "picture", 3 + 1))  # the second epoch's first picture
+    command.until((tmp_path / "paused").exists)
+    last = the_run(tmp_path) / "fold_0" / "last.pt"
+    before = load_checkpoint(last)  # after the epoch's last step but one
+    stopped(command, signal.SIGTERM, tmp_path)
+    after = load_checkpoint(last)
+    assert (before["progress"]["step"], after["progress"]["step"]) == (2 * STEPS - 1, 2 * STEPS)
+    for moves in ("best", "stale", "ended", "stopped"):
+        assert after["progress"][moves] == before["progress"][moves], moves
+    assert after["schedule"] == before["schedule"]
+    stage.run(tmp_path, *words)
+    assert differences(whole, tmp_path) == [] and faults(tmp_path) == []
+
+
 @both_signals
 def test_while_cases_are_prepared(stage: Stage, small_demo: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = stage.start(tmp_path, *words_of(small_demo), kills=pause("command", "array", 5))  # the second case's mask
