@@ -66,7 +66,7 @@ def reading(path: Path) -> Iterator[None]:
     """Turns whatever a decoder raises on broken bytes into one `MaskfoldError` that names the file.
 
     Raises:
-        MaskfoldError: for anything that goes wrong inside.
+        MaskfoldError: for anything that goes wrong inside; status 2 where a package is missing.
     """
     try:
         yield
@@ -75,6 +75,10 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MaskfoldError(f"{path} does not exist.",
                             "Check competition.root and the patterns of the competition's YAML.") from error
+    except ImportError as error:  # no fault of the file, and of status 2, so that `on_bad_case: skip` does not leave out every case
+        package = error.name or str(error)
+        raise MaskfoldError(f"{path} needs the package {package}, which cannot be imported here.",
+                            f"Install it: pip install {package}.", status=2) from error
     except Exception as error:  # decoders meet arbitrary bytes and raise arbitrary types
         words = " ".join(str(error).split())
         raise unreadable(path, f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__) from error

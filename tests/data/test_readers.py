@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -443,3 +444,13 @@ def test_arrays_of_no_pixels(tmp_path: Path) -> None:
 
 def test_stem_keeps_dots_of_the_name() -> None:
     assert [stem(name) for name in ("a.b.nii.gz", "a.PNG", "a.v2", "a")] == ["a.b", "a", "a.v2", "a"]
+
+
+def test_a_missing_package_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_nifti(tmp_path / "a.nii.gz", np.zeros((3, 4, 5), np.int16), np.eye(4))
+    for name in [name for name in sys.modules if name.split(".")[0] == "nibabel"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(MaskfoldError, match="a.nii.gz needs the package nibabel.*pip install nibabel") as caught:
+        read_image(path)
+    assert caught.value.status == 2  # `on_bad_case: skip` leaves out cases, and would all of them
