@@ -53,4 +53,4 @@ def compare_runs(words: list[str], output: Path | None, cases: int, trust: tuple
     changed = found.most_changed(cases)
     if changed:
         say("Changed most: " + ", ".join(f"{case} {change:+.4f}" for case, change in changed))
-    say(f"{page}: the pictures too; each case and class is in {folder / 'cases.csv'}")
+    say(f"{page}{': the pictures too' if changed else ''}; each case and class is in {folder / 'cases.csv'}")

@@ -61,7 +61,12 @@ def _add(file: Path, given: str | None, overrides: list[str], public: float | No
 
     parcel = pack(file, given, overrides, at_kaggle=False)
     ledger = Ledger(parcel.competition)
+    before = {record.id: record for record in ledger.read()}
     record = add_by_hand(parcel, ledger, public, private, message)
+    for name in ("public", "private"):
+        old, new = getattr(before.get(record.id), name, None), getattr(record, name)
+        if old is not None and old != new:
+            say(f"note: the {name} score of {file} was {old:.4f}, and is {new:.4f} now")
     if (run := log_upload(asdict(record), (file,))) is not None:
         ledger.write(replace(record, mlflow=run))
     return parcel.competition

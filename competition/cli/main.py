@@ -287,7 +287,7 @@ def main() -> None:
         fail(f"error: {refused}", 1)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's own word on a wrong command line
-            fail(f"error: {error.format_message()} See maskfold --help.", 2)
+            fail(f"error: {error.format_message().rstrip('.')}. See maskfold --help.", 2)
         raise
     else:
         if status == 130:  # typer's own answer to Ctrl-C, without a word

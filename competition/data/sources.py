@@ -141,7 +141,7 @@ def nothing_found(root: Path, pattern: str, key: str) -> MaskfoldError:
                              "Unpack the host's archive there, or set competition.root=/path/to/the/data.", status=2)
     near = nearest(pattern, sorted(there), count=3, cutoff=0.0)
     return MaskfoldError(f"{key} `{pattern}` finds no file below {root}; nearest are {', '.join(near)}.",
-                         f"Correct {key} in the competition's YAML, or competition.root.", status=2)
+                         f"Correct {key} in the YAML, or competition.root.", status=2)
 
 
 def check_root(root: Path) -> None:

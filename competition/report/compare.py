@@ -44,7 +44,8 @@ def write_comparison(found: Comparison, folder: Path, count: int = 10,
     pictures = place_pictures(page)
     write_table(found.table(), folder / "cases.csv")
     draw_differences(found, pictures / "differences.png")
-    say("pictures of the cases that changed most")
+    if count:
+        say("pictures of the cases that changed most")
     sections = {"differences": ("Differences", _differences(found, pictures)),
                 "cases": ("Cases", _cases(found, pictures, count))}
     names = f"{found.a.name} and {found.b.name}"

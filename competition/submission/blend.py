@@ -166,7 +166,8 @@ def _only(weights: tuple[float, ...], counts: Sequence[bool]) -> tuple[float, ..
     return tuple(weight for weight, counted in zip(weights, counts, strict=True) if counted)
 
 
-def check_same(runs: Sequence[CvRun]) -> None:
+def check_same(runs: Sequence[CvRun], one_competition: str = "Blend runs of one competition.",
+               once: str = "Name each run once; weights are --weights.") -> None:
     """Refuses to blend what does not belong together.
 
     Raises:
@@ -180,9 +181,8 @@ def check_same(runs: Sequence[CvRun]) -> None:
                 raise MaskfoldError(
                     f"The run {run.folder} is of the competition {other.name} ({key}: {getattr(other, key)}), but "
                     f"{runs[0].folder} is of {first.name} ({key}: {getattr(first, key)}).",
-                    "Blend runs of one competition.", status=2)
+                    one_competition, status=2)
     for run in runs:
         twice = [other for other in runs if other.folder.resolve() == run.folder.resolve()]
         if len(twice) > 1:
-            raise MaskfoldError(f"The run {run.folder} is named twice.", "Name each run once; weights are --weights.",
-                                status=2)
+            raise MaskfoldError(f"The run {run.folder} is named twice.", once, status=2)

@@ -19,8 +19,18 @@ def changes(before: Record | None, after: Record) -> list[str]:
         return ["first"]
     if after.sha256 and before.sha256 == after.sha256:
         return ["the same file"]
-    words: list[str] = []
     before, after = _short(before), _short(after)
+    words = _runs_words(before, after) if before.runs and after.runs else []
+    if after.notebook is not None and after.notebook != before.notebook:
+        words.append(f"notebook {after.notebook['kernel']} version {after.notebook['version']}")
+    if not words:
+        words.append("another file of the same runs" if after.runs and before.runs else "not known")
+    return words
+
+
+def _runs_words(before: Record, after: Record) -> list[str]:
+    """What changed between two uploads whose runs are known."""
+    words: list[str] = []
     gone = {run["hash"]: run for run in before.runs}
     came = {run["hash"]: run for run in after.runs}
     kept = gone.keys() & came.keys()
@@ -34,12 +44,8 @@ def changes(before: Record | None, after: Record) -> list[str]:
             words.append(f"+ {_name(new)}")
     words += [f"weight of {_name(came[name])}: {gone[name]['weight']:g} → {came[name]['weight']:g}"
               for name in came if name in kept and abs(gone[name]["weight"] - came[name]["weight"]) > 1e-9]
-    if before.postprocess != after.postprocess and (before.runs and after.runs):
+    if before.postprocess != after.postprocess:
         words.append(f"post-processing: {steps_words(before.postprocess)} → {steps_words(after.postprocess)}")
-    if after.notebook is not None and after.notebook != before.notebook:
-        words.append(f"notebook {after.notebook['kernel']} version {after.notebook['version']}")
-    if not words:
-        words.append("another file of the same runs" if after.runs and before.runs else "not known")
     return words
 
 

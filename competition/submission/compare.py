@@ -137,7 +137,7 @@ def compare(one: CvRun, other: CvRun, watch: Watch = lambda rows, _: rows) -> Co
     """
     import pandas as pd
 
-    check_same([one, other])
+    check_same([one, other], "Compare runs of one competition.", "Name two runs.")
     sides = Side.of(one), Side.of(other)
     shared = [case for case in sides[0].oof.fold_of if case in sides[1].oof.fold_of]
     _refuse_other_data(one, other, shared)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from competition.config import MaskfoldError
+from competition.config import Competition, MaskfoldError
 from competition.submission.kaggle_board import NotSent, ask_submissions, send_file, send_notebook
 from competition.submission.ledger import Ledger, Record, now, refreshed
 from competition.submission.upload import Parcel
@@ -77,12 +78,15 @@ def add_by_hand(parcel: Parcel, ledger: Ledger, public: float | None, private: f
     """Keeps the scores of a file that was handed in elsewhere; the latest record of the same file is completed.
 
     Raises:
-        MaskfoldError: no score is given (status 2).
+        MaskfoldError: no score is given, or what is given is none (status 2).
     """
     from competition.submission.upload import make_record, sha256_of
 
     if public is None and private is None:
         raise MaskfoldError("--add needs a score.", "Add --public 0.71, or --private.", status=2)
+    for name, value in (("--public", public), ("--private", private)):
+        if value is not None:
+            _check_score(name, value, parcel.comp)
     assert parcel.path is not None
     earlier = ledger.read()
     digest = sha256_of(parcel.path)
@@ -95,3 +99,12 @@ def add_by_hand(parcel: Parcel, ledger: Ledger, public: float | None, private: f
                      message=message or found.message)
     ledger.write(record, scores)
     return record
+
+
+def _check_score(name: str, value: float, comp: Competition | None) -> None:
+    """Refuses what is no number, and what this competition's metric never is."""
+    if not isfinite(value):
+        raise MaskfoldError(f"{name} {value:g} is no score.", "Write the number that the board shows.", status=2)
+    if comp is not None and not 0 <= value <= 1:
+        raise MaskfoldError(f"{name} {value:g} is outside of 0 to 1, where the metric {comp.metric.name} lies.",
+                            "Write e.g. 0.71; a board that shows 71 % as 0.71, too.", status=2)

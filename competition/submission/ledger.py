@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from competition.config import MaskfoldError
+from pydantic import TypeAdapter, ValidationError
+
+from competition.config import MaskfoldError, Metric
+from competition.data.records import damaged, parsed
 from competition.training.checkpoint import write_json, write_table
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from competition.submission.kaggle_board import Remote
 
 VERSION = 1
+CURE = "Restore it from a backup, or move it away; its scores are still at the host."
 FOLDER, PLACE = Path("submissions"), "ledger"
 SLACK = 900.0  # seconds by which two clocks may differ
 
@@ -123,14 +126,22 @@ class Ledger:
             path.unlink(missing_ok=True)
 
     def scores(self, record: Record) -> pd.DataFrame | None:
-        """The out-of-fold scores by case and class; None where they are not known."""
+        """The out-of-fold scores by case and class; None where they are not known.
+
+        Raises:
+            MaskfoldError: the table is damaged.
+        """
         import pandas as pd
 
         path = self._scores(record)
         if not path.exists():
             return None
-        return pd.read_csv(path, dtype={"id": str, "class": str, "group": str}, keep_default_na=False,
-                           na_values={name: [""] for name in ("score", "dice", "iou")}, float_precision="round_trip")
+        try:
+            rows = pd.read_csv(path, dtype={"id": str, "class": str, "group": str}, keep_default_na=False,
+                               na_values={name: [""] for name in ("score", "dice", "iou")}, float_precision="round_trip")
+            return rows.astype({"id": str, "class": str, "score": float})
+        except (OSError, ValueError, KeyError) as error:
+            raise damaged(path, error, CURE) from error
 
     def _scores(self, record: Record) -> Path:
         return self.folder / f"{record.id}.scores.csv"
@@ -205,13 +216,23 @@ def seconds(text: str) -> float:
 
 
 def _read(path: Path) -> Record:
+    """A record, each of its fields of its kind; raises `MaskfoldError` where it is damaged."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        if plain.pop("version") != VERSION:
-            raise ValueError("version")
-        record = Record(**plain)
+        plain = parsed(path.read_bytes())
+        if (version := plain.pop("version")) != VERSION:
+            raise MaskfoldError(f"{path} is of version {version!r}, and this Maskfold reads {VERSION}.",
+                                "Use the Maskfold that wrote it, or move it away; its scores are still at the host.")
+        record = Record(**plain)  # a key that is not known is refused
         seconds(record.time)
-        return record
+        if record.metric:
+            Metric.model_validate(record.metric)
+        if any(not isinstance(run["weight"], int | float) or not run["experiment"] or not run["hash"] for run in record.runs):
+            raise ValueError("runs: a run needs its experiment, its hash and its weight, a number")
+        if record.notebook is not None and not record.notebook.keys() >= {"kernel", "version", "file"}:
+            raise ValueError("notebook: it needs kernel, version and file")
+        return TypeAdapter(Record).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", CURE) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MaskfoldError(f"{path} is no record of an upload: {type(error).__name__}.",
-                            "Restore it from a backup, or move it away; its scores are still at the host.") from error
+        raise damaged(path, error, CURE) from error

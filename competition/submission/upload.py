@@ -76,8 +76,9 @@ def pack(path: Path | None, given: str | None, overrides: Sequence[str] = (), at
     else:
         comp = _from_yamls(note.get("competition"), given, words) or _from_runs(note, words)
     if comp is None and path is not None:
-        raise MaskfoldError(f"Of which competition {path} is cannot be told: there is no JSON of `maskfold submit` beside "
-                            "it.", "Add --competition experiments/…/competition.yaml, with `submission.kaggle` in it.", status=2)
+        more = ", with `submission.kaggle` in it" if at_kaggle else ""
+        raise MaskfoldError(f"Of which competition {path} is cannot be told: there is no sound JSON of `maskfold submit` beside "
+                            "it.", f"Add --competition experiments/…/competition.yaml{more}.", status=2)
     slug = slug or (comp.submission.kaggle if comp is not None else None)
     if not slug and at_kaggle:
         raise MaskfoldError(f"The name of {comp.name if comp else 'the competition'} at Kaggle is not known.",

@@ -94,13 +94,13 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     from competition.training.lessons import check_lessons, ready_lessons
     from competition.training.lineage import check_lineage
     from competition.training.memory import told
-    from competition.training.soup import check_halves
+    from competition.training.soup import check_soup
 
     if not open_jobs(run, trust):
         return run.without({case: why for case, why in read_skipped(run.folder).items() if case in set(run.cases["id"])})
     sweep_all(CACHE)
     _refuse_mixture(run)
-    check_halves(run)
+    check_soup(run)
     if run.exp.init_from is not None:
         for job in open_jobs(run, trust):
             check_lineage(Path(run.exp.init_from), job, run)

@@ -116,13 +116,22 @@ def halves(cases: pd.DataFrame, fold: int, seed: int) -> dict[str, int]:
     return {str(case): half[group] for case, group in zip(cases["id"], groups, strict=True)}
 
 
-def check_halves(run: CvRun) -> None:
-    """Refuse a soup before anything starts where a fold cannot be halved.
+def check_soup(run: CvRun) -> None:
+    """Refuse a soup before anything starts where a fold cannot be halved, or validates fewer checkpoints than it wants.
 
     Raises:
-        MaskfoldError: see `halves`.
+        MaskfoldError: see `halves`; status 2.
     """
-    for fold in run.numbers() if run.exp.training.soup > 1 else ():
+    cfg = run.exp.training
+    if cfg.soup == 1:
+        return
+    validated = -(-cfg.epochs // cfg.validate_every)  # the last one always is
+    if cfg.budget_minutes is None and validated < cfg.soup:
+        raise MaskfoldError(f"training.soup: {cfg.soup} wants the best {cfg.soup} of the validated epochs, and {validated} of "
+                            f"{cfg.epochs} {'are' if validated > 1 else 'is'} validated "
+                            f"(training.validate_every: {cfg.validate_every}).",
+                            "Set a smaller training.soup or training.validate_every, or more training.epochs.", status=2)
+    for fold in run.numbers():
         halves(run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == fold, "id"])], fold, run.exp.seeds[0])
 
 

@@ -29,7 +29,8 @@ def choose(run: CvRun) -> dict[str, Any] | None:
         run: with some finished folds.
 
     Returns:
-        See `weigh`, and `k`, `flattered` (the mean over members of what weights score on the cases that chose them) and
+        See `weigh`, and `k`, `fewest` (checkpoints in a member's soup: a budget may end before k are validated), `flattered`
+        (the mean over members of what weights score on the cases that chose them) and
         `members` (the mean over members of what cross-fitted weights score); None where there is no soup.
     """
     import pandas as pd
@@ -50,7 +51,8 @@ def choose(run: CvRun) -> dict[str, Any] | None:
     for name, key in (("flattered", "flattered"), ("members", "score")):
         values = [float(one.soup[key]) for one in members if one.soup is not None]
         found[name] = sum(values) / len(values)
-    return {"k": run.exp.training.soup, **found}
+    fewest = min(len(one.soup["epochs"]) for one in members if one.soup is not None)
+    return {"k": run.exp.training.soup, "fewest": fewest, **found}
 
 
 def weigh(plain: pd.DataFrame, soup: pd.DataFrame, metric: Metric, part_of: Mapping[str, int], seed: int,
@@ -106,7 +108,8 @@ def soup_lines(soup: Mapping[str, Any] | None) -> list[str]:
     if soup is None:
         return []
     ends = f", 95 % {soup['low']:+.4f} to {soup['high']:+.4f}" if soup["low"] is not None else ""
-    return [f"soup of the {soup['k']} best checkpoints: {soup['soup']:.4f} on cases that did not choose them, "
+    fewer = f" (in one fold only {soup['fewest']} were validated)" if soup.get("fewest", soup["k"]) < soup["k"] else ""
+    return [f"soup of the {soup['k']} best checkpoints{fewer}: {soup['soup']:.4f} on cases that did not choose them, "
             f"{soup['plain']:.4f} with the last weights (gain {soup['gain']:+.4f}{ends}), {soup['nested']:.4f} nested",
             f"  one network's soup: {soup['members']:.4f} on cases that did not choose it, {soup['flattered']:.4f} on those that did",
             "  kept: the soups predict" if soup["kept"] else "  dropped: the last weights predict, since the gain is not beyond its noise"]

@@ -6,16 +6,21 @@ import ast
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import competition
 from competition.config import MaskfoldError
+from competition.submission.export import script
 from competition.submission.export.build import Wishes, export
+from competition.submission.export.requirements import trial
 from competition.submission.submit import submit
 from tests.submission.bundles import bundled, run_bundle  # noqa: F401 (a fixture)
 
@@ -133,6 +138,8 @@ def test_a_changed_missing_or_added_file_is_refused_before_anything_is_imported(
     (folder / "code" / "numpy.py").unlink()
     (folder / "manifest.json").write_text("{")
     assert "manifest.json cannot be read" in words()
+    (folder / "manifest.json").unlink()
+    assert f"{folder} has no manifest.json. Copy the bundle again, whole." in words()
 
 
 def test_the_manifest_has_every_file(finished, tiny, bundled):
@@ -169,6 +176,46 @@ def test_a_failed_export_leaves_the_former_bundle(finished, tiny, bundled, tmp_p
         bundled([run])
     assert (folder / "manifest.json").read_bytes() == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".bundle")]
+
+
+def test_weights_that_are_damaged_are_told_by_the_name_that_they_have_in_the_run(finished, tiny, bundled):
+    run = finished(tiny(2))
+    path = next(run.folder.glob("fold_1/weights.safetensors"))
+    whole = path.read_bytes()
+    for damaged in (whole[:-40], whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(damaged)
+        with pytest.raises(MaskfoldError, match="fold_1/weights.safetensors cannot be read") as caught:
+            bundled([run])
+        assert str(path) in caught.value.wrong and caught.value.cure == "Replace the file by a whole copy."
+
+
+def test_what_refuses_a_bundle_in_its_trial_is_told_in_its_words(finished, tiny, bundled):
+    run = finished(tiny(2))
+    folder = bundled([run])
+    (folder / "bundle.json").write_text("{}")
+    row = run.cases.iloc[:1].astype(object).itertuples(index=False)
+    with pytest.raises(MaskfoldError, match=r"does not run by itself: \S+bundle.json cannot be read: 'format'\. Export") as caught:
+        trial(folder, run.exp.competition.root, SimpleNamespace(**next(row)._asdict()), False)
+    assert caught.value.cure == "Export the bundle again."
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_it_ends_in_words_also_while_it_imports(tmp_path, number, status):
+    inner = tmp_path / "code" / "competition" / "submission" / "offline"
+    inner.mkdir(parents=True)
+    (tmp_path / "run.py").write_bytes(Path(script.__file__).read_bytes())
+    (inner / "command.py").write_text(f"import time\nopen({str(tmp_path / 'here')!r}, 'w').close()\ntime.sleep(60)\n")
+    known = {path.relative_to(tmp_path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in inner.glob("*.py")}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": known}))
+    (tmp_path / "bundle.json").write_text('{"requirements": []}')
+    start = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); os.execv(sys.executable, sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", start, sys.executable, str(tmp_path / "run.py"), "--input", "."],
+                               stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ""})
+    while not (tmp_path / "here").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("stopped: nothing was written\n", status)
 
 
 def test_the_zip_holds_the_folder(finished, tiny, bundled, tmp_path):

@@ -110,7 +110,9 @@ def test_a_missing_sample_is_no_obstacle_and_a_wrong_folder_is(mounted, tmp_path
     assert sorted(rows(tmp_path / "x.csv")[1:]) == sorted(rows(submitted)[1:])
     (tmp_path / "elsewhere").mkdir()
     assert run_bundle(folder, tmp_path / "elsewhere", tmp_path / "y.csv") == 2
-    assert "elsewhere" in capsys.readouterr().err and not (tmp_path / "y.csv").exists()
+    found = capsys.readouterr()
+    assert "elsewhere" in found.err and "--input" in found.err and "competition.root" not in found.err
+    assert "has no rows" not in found.out and not (tmp_path / "y.csv").exists()
 
 
 def test_a_case_that_cannot_be_read_ends_all_or_is_empty_as_asked(mounted, tmp_path, capsys):
@@ -119,10 +121,12 @@ def test_a_case_that_cannot_be_read_ends_all_or_is_empty_as_asked(mounted, tmp_p
     broken = next(path for path in root.rglob(f"*{name}*") if path.suffix == ".png")
     broken.write_bytes(broken.read_bytes()[:200])
     assert run_bundle(folder, root, tmp_path / "x.csv") == 1
-    assert not (tmp_path / "x.csv").exists() and name in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert not (tmp_path / "x.csv").exists() and name in said and "run with --go-on" in said and "on_bad_case" not in said
     assert run_bundle(folder, root, tmp_path / "x.csv", "--go-on") == 0
     assert rows(tmp_path / "x.csv") == [[*line[:-1], ""] if line[0] == name else line for line in rows(submitted)]
-    assert f"{name} gets empty masks" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{name} gets empty masks" in said and f"cases were not predicted and have empty masks ({name}, …)" in said
 
 
 def test_volumes_with_rows_per_slice_need_no_sample_either(finished, bundled, tmp_path, tiny):

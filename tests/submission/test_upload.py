@@ -312,6 +312,38 @@ def test_scores_by_hand_and_a_page(command, csv, tmp_path, monkeypatch):
     assert Path("ledger.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_no_score_is_refused_and_another_score_is_told(command, csv):
+    for word, part in (("nan", "is no score"), ("inf", "is no score"), ("7", "outside of 0 to 1"), ("-0.1", "outside of 0 to 1")):
+        status, said = command("ledger", "--add", str(csv), f"--public={word}")
+        assert status == 2 and part in said
+    assert Ledger("demo2d").read() == []
+    assert "note:" not in command("ledger", "--add", str(csv), "--public", "0.5")[1]
+    assert f"note: the public score of {csv} was 0.5000, and is 0.7000 now" in command("ledger", "--add", str(csv), "--public", "0.7")[1]
+    assert "note:" not in command("ledger", "--add", str(csv), "--private", "0.6")[1]
+
+
+def test_each_field_of_a_record_is_of_its_kind(command, csv):
+    assert command("ledger", "--add", str(csv), "--public", "0.5")[0] == 0
+    path, = Ledger("demo2d").folder.glob("*.json")
+    whole = json.loads(path.read_text())
+    run = whole["runs"][0]
+    for damage in ({"public": "abc"}, {"public": [0.5]}, {"cv": {"score": "abc"}}, {"cv": 0.5}, {"again": "many"}, {"time": "noon"},
+                   {"metric": {"name": "guess"}}, {"runs": [{**run, "weight": "heavy"}]}, {"runs": ["a"]}, {"runs": [{}]},
+                   {"keys": {run["hash"]: 3}}, {"notebook": {"kernel": "me/x"}}, {"file": None}, {"strange": 1}):
+        path.write_text(json.dumps({**whole, **damage}))
+        for words in ((), ("--no-refresh",)):
+            status, said = command("ledger", *words)
+            assert status == 1 and f"{path.name} is damaged" in said and "move it away" in said, (damage, said)
+    path.write_text(json.dumps(whole))
+    scores = path.with_name(path.name.replace(".json", ".scores.csv"))
+    for content in (b"", b"id,class\na,b\n", b"id,class,score\na,b,good\n", b"\xff\xfe\x00", b'id,class,score\n"a'):
+        scores.write_bytes(content)
+        status, said = command("ledger")
+        assert status == 1 and f"{scores.name} is damaged" in said, (content, said)
+    scores.unlink()
+    assert command("ledger")[0] == 0
+
+
 def test_a_host_that_is_away_leaves_the_ledger(host, command, csv, monkeypatch):
     assert command("upload", str(csv), "--yes")[0] == 0
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, "http://127.0.0.1:9")
@@ -334,4 +366,4 @@ def test_an_empty_ledger_and_a_damaged_one(command, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "a.json").write_text("{")
     status, said = command("ledger")
-    assert status == 1 and "a.json is no record of an upload" in said
+    assert status == 1 and "a.json is damaged: " in said

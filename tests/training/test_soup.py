@@ -24,6 +24,7 @@ from competition.training.fold import begin, run_fold
 from competition.training.loop import Training
 from competition.training.runs import open_run, run_hash
 from competition.training.soup import ALL, HALVES, Soup, halves
+from competition.training.soup_choice import soup_lines
 
 BATCH = "model.args={features: [4, 4, 8, 8, 8, 4], norm: batch}"
 
@@ -273,3 +274,20 @@ def test_a_fold_that_cannot_be_halved_is_refused_before_anything_is_trained(tiny
     with pytest.raises(MaskfoldError, match="validates 1 case of one group"):
         prepare_run(run, quiet)
     assert not run.folder.exists()
+
+
+def test_a_soup_of_more_than_is_validated_is_refused_before_anything_is_trained(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["training.soup=3", "training.epochs=5", "training.validate_every=2"]  # epochs 2 and 4, and the last
+    prepare_run(open_run(tiny(2, *words), "demo2d-enough"), quiet)
+    run = open_run(tiny(2, *words, "training.epochs=4"), "demo2d-tiny")
+    with pytest.raises(MaskfoldError, match="wants the best 3 of the validated epochs, and 2 of 4 are validated"):
+        prepare_run(run, quiet)
+    assert not run.folder.exists()
+
+
+def test_a_soup_of_fewer_says_so():
+    told = {"k": 3, "fewest": 1, "soup": 0.5, "plain": 0.4, "gain": 0.1, "low": None, "nested": 0.5, "members": 0.5,
+            "flattered": 0.6, "kept": True}
+    assert soup_lines(told)[0].startswith("soup of the 3 best checkpoints (in one fold only 1 were validated): 0.5000")
+    assert soup_lines({**told, "fewest": 3})[0].startswith("soup of the 3 best checkpoints: 0.5000")

@@ -15,6 +15,7 @@ from competition.config.load import write_yaml
 from competition.config.trust import trusted
 from competition.data.readers import known as readable
 from competition.data.table import case_table
+from competition.inference.weights import read_weights
 from competition.submission.blend import Blend, check_same
 from competition.submission.expected import Expected
 from competition.submission.export import script
@@ -156,6 +157,7 @@ def _copy_run(run: CvRun, blend: Blend, place: Path) -> int:
     write_yaml(plain, place / EXPERIMENT)
     found = checkpoints(run)
     for one in found:
+        read_weights(one.path)  # one that is damaged is told by its own name, and not as the copy's
         member = place / run.member_folder(one.fold, one.seed).name
         put_copy(one.path, member / one.path.name)
         put_copy(one.path.parent / "result.json", member / "result.json")

@@ -15,6 +15,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from competition.config import MaskfoldError
+from competition.submission.offline.trial import REFUSED
 
 # Gigabytes that every notebook with a GPU has, built for its driver; no wheel of them is fetched.
 GIVEN = ("torch", "torchvision", "triton")
@@ -53,8 +54,11 @@ def trial(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
     code = str((folder / "code").resolve())
     script = f"import sys, runpy; sys.path.insert(0, {code!r}); runpy.run_module('competition.submission.offline.trial', run_name='__main__')"
     done = subprocess.run([sys.executable, "-B", "-P", "-c", script], input=words, capture_output=True, text=True, check=False)
+    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    if done.returncode == REFUSED:
+        said = json.loads(last)
+        raise MaskfoldError(f"The bundle does not run by itself: {said['wrong']}", said["cure"])
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise MaskfoldError(f"The bundle does not run by itself: {last}.",
                             "If a network needs a package of your own, name it with --trust.")
     return set(json.loads(done.stdout.strip().splitlines()[-1]))

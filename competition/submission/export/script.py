@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 
 HERE = Path(__file__).resolve().parent
 
@@ -26,6 +28,8 @@ def check_files() -> None:
     cure = "Copy the bundle again, whole."
     try:
         known = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        refuse(f"{HERE} has no manifest.json.", cure)
     except (OSError, ValueError, KeyError) as error:
         refuse(f"{HERE / 'manifest.json'} cannot be read: {error}.", cure)
     for name, sha256 in known.items():
@@ -57,8 +61,23 @@ def check_packages() -> None:
         print(f"note: other versions than at the export, so last digits may differ: {', '.join(others)}", flush=True)
 
 
+def terminate(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM as an exception, so that what is open is closed."""
+    raise KeyboardInterrupt("SIGTERM")
+
+
 def main() -> int:
-    """Check, then hand over to the package in `code`."""
+    """Check, hand over to the package in `code`, and end when asked to, also in the seconds that its imports take."""
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        return checked()
+    except KeyboardInterrupt as reason:
+        print("stopped: nothing was written", file=sys.stderr)
+        return 143 if "SIGTERM" in str(reason) else 130
+
+
+def checked() -> int:
+    """Check, then hand over."""
     if "--shard" not in sys.argv:  # the process that started this one has checked
         check_files()
         check_packages()

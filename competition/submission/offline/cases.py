@@ -57,8 +57,8 @@ def find_cases(comp: Competition, ending: str, say: Say) -> FoundSet:
     Raises:
         MaskfoldError: the root is not the competition's, or an image or the sample cannot be read.
     """
-    profile, sample = _sample(comp, say)
     rows = _rows(comp, say)
+    profile, sample = _sample(comp, say)
     if not rows:
         return FoundSet(TestSet(comp, [], profile, sample, {}), sample.keys if sample is not None else ())
     names = {row.id: names_of(row, profile, sample) for row in rows}
@@ -166,7 +166,7 @@ def _tell(comp: Competition, given: tuple[Key, ...], known: list[Key], rest: lis
         say(f"note: no id of {name} has an image ({given[0][0]}, …): a dummy; the rows follow from the {cases} test cases")
     elif given and rest:
         say(f"note: {name} lacks {len(rest)} rows of the {cases} test cases; they follow after its own")
-    elif not given:
+    elif not given and name is not None and (Path(comp.root) / name).is_file():
         say(f"note: {name} has no rows; they follow from the {cases} test cases")
     if without:
         say(f"note: {len(without)} rows of {name} have no image ({without[0][0]}, …) and get empty masks")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,12 @@ from competition.submission.offline.hours import Watch, minutes
 from competition.submission.offline.predict import Order, Predicted, empty, predict, voxels
 from competition.submission.offline.shards import devices_of, gather, mine, put
 from competition.submission.writer import Masked, write_submission
+
+HERE = (
+    (r"(leave (the case|such cases|such rows) out with|set) competition\.on_bad_case=skip",
+     "run with --go-on, which gives such cases empty masks"),
+    (r"competition\.root(=[^\s,;]*[^\s,;.])?", "--input"),
+)
 
 
 def main(folder: Path, words: Sequence[str] | None = None) -> int:
@@ -39,18 +46,22 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
         else:
             _whole(folder, wanted, given)
     except MaskfoldError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.wrong} {_here(error.cure)}", file=sys.stderr)
         return error.status
-    except KeyboardInterrupt:
-        print("stopped: nothing was written", file=sys.stderr)
-        return 130
     return 0
+
+
+def _here(cure: str) -> str:
+    """A cure in this command's words: what is `key=value` for `maskfold` is an option here."""
+    for pattern, words in HERE:
+        cure = re.sub(pattern, words, cure)
+    return cure
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="run.py", description="Predicts the test cases of a competition, and writes the host's file.")
     parser.add_argument("--input", type=Path, required=True, help="the competition's folder, as it is mounted")
-    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="the CSV")
+    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="the CSV; default submission.csv")
     parser.add_argument("--hours", type=float, help="the time limit; without it nothing is left out")
     parser.add_argument("--devices", default="auto", help="auto, a number of GPUs, or a list: cuda:0,cuda:1 or cpu,cpu")
     parser.add_argument("--onnx", action="store_true", help="by onnxruntime; the bundle must have been exported with --onnx")
@@ -96,10 +107,13 @@ def _whole(folder: Path, wanted: argparse.Namespace, given: Sequence[str]) -> No
         _describe(bundle, found, devices)
         cases = _alone(bundle, found, order, scratch) if devices in (["auto"], ["cpu"], ["cuda:0"]) else _shared(
             folder, found, order, devices, [*given, "--started", str(order.started)], scratch)
-        verdict = write_submission(_masks(cases, found), found.tests.profile, wanted.output, sample=found.tests.sample)
+        missed: list[str] = []
+        verdict = write_submission(_masks(cases, found, missed), found.tests.profile, wanted.output, sample=found.tests.sample)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     _say(f"{wanted.output}: {verdict.rows} rows, {verdict.empty} of them empty; valid; {minutes(time.monotonic() - order.started)}")
+    if missed:
+        _say(f"warning: {len(missed)} of {len(found.tests.rows)} cases were not predicted and have empty masks ({missed[0]}, …)")
 
 
 def _describe(bundle: Bundle, found: FoundSet, devices: Sequence[str]) -> None:
@@ -109,15 +123,20 @@ def _describe(bundle: Bundle, found: FoundSet, devices: Sequence[str]) -> None:
     place = place_of(bundle.blend.runs[0].exp)
     networks = sum(len(finished(run)) for run, _ in bundle.blend.active)
     where = f"{len(devices)} processes on {', '.join(devices)}" if len(devices) > 1 else str(place.device)
-    _say(f"{networks} networks of {len(bundle.blend.active)} runs, {len(found.tests)} test cases, {where}, {place.precision}")
+    runs = len(bundle.blend.active)
+    _say(f"{networks} networks of {runs} run{'s' * (runs > 1)}, {len(found.tests)} test cases, {where}, {place.precision}")
 
 
 def _alone(bundle: Bundle, found: FoundSet, order: Order, scratch: Path) -> Iterator[Predicted]:
     rows = found.tests.rows
     for number, one in enumerate(predict(bundle, rows, found.tests.profile.confidence, scratch, order, _say)):
-        if number and number % max(1, len(rows) // 10) == 0:
-            _say(f"{number} of {len(rows)} cases")
+        _count(number, len(rows), one.reached)
         yield one
+
+
+def _count(number: int, cases: int, reached: bool) -> None:
+    if reached and number and number % max(1, cases // 10) == 0:
+        _say(f"{number} of {cases} cases")
 
 
 def _shared(folder: Path, found: FoundSet, order: Order, devices: Sequence[str], words: Sequence[str],
@@ -127,8 +146,9 @@ def _shared(folder: Path, found: FoundSet, order: Order, devices: Sequence[str],
     lost = 0
     brought = gather(folder / "run.py", words, devices[:len(rows)], rows, sizes, scratch, found.tests.profile.confidence,
                      deadline)
-    for row, one in zip(rows, brought, strict=True):
+    for number, (row, one) in enumerate(zip(rows, brought, strict=True)):
         lost += one is None
+        _count(number, len(rows), one is not None and one.reached)
         yield one if one is not None else empty(row, found.tests.comp)
     if lost:
         _say(f"time: over; {lost} cases that no process brought get empty masks")
@@ -148,7 +168,10 @@ def _one_shard(folder: Path, wanted: argparse.Namespace) -> None:
         put(wanted.scratch, place, one)
 
 
-def _masks(cases: Iterator[Predicted], found: FoundSet) -> Iterator[Masked]:
+def _masks(cases: Iterator[Predicted], found: FoundSet, missed: list[str]) -> Iterator[Masked]:
+    """The masks of all cases; `missed` takes those that were not predicted."""
     for one in cases:
+        if not one.reached:
+            missed.append(str(one.row.id))
         yield from found.tests.masks(one.row, one.outcome, one.shown)
     yield from found.ghosts()

@@ -12,6 +12,7 @@ from typing import Any
 # What a bundle never needs. Libraries that would use one of these if it is there (monai) find none.
 BARRED = ("albumentations", "kaggle", "lightning", "matplotlib", "mlflow", "onnx", "onnxscript", "optuna", "pytorch_lightning",
           "ray", "rich", "sklearn", "sqlalchemy", "tensorboard", "torchmetrics", "typer", "zarr")
+REFUSED = 3  # exit status of a trial that ended in words: the last line of standard error is JSON, wrong and cure
 
 
 class Blind(MetaPathFinder):
@@ -75,5 +76,11 @@ if __name__ == "__main__":
 
     sys.meta_path[:] = [Blind(finder) for finder in sys.meta_path]
     words = json.loads(sys.stdin.read())
-    names = main(Path(words["folder"]), Path(words["root"]), SimpleNamespace(**words["row"]), words["onnx"])
+    from competition.config.errors import MaskfoldError
+
+    try:
+        names = main(Path(words["folder"]), Path(words["root"]), SimpleNamespace(**words["row"]), words["onnx"])
+    except MaskfoldError as error:
+        print(json.dumps({"wrong": error.wrong, "cure": error.cure}), file=sys.stderr)
+        sys.exit(REFUSED)
     print(json.dumps(names))
