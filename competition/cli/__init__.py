@@ -6,6 +6,9 @@ __all__ = ["main"]
 
 try:
     from competition.cli.main import main
+except KeyboardInterrupt:  # in the fraction of a second that the import takes
+    print("stopped", file=sys.stderr)
+    raise SystemExit(130) from None
 except ImportError as error:
     if (error.name or "").split(".")[0] == "competition":
         raise
