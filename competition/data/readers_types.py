@@ -75,7 +75,7 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MaskfoldError(f"{path} does not exist.",
                             "Check competition.root and the patterns of the competition's YAML.") from error
-    except ImportError as error:  # no fault of the file, and of status 2, so that `on_bad_case: skip` does not leave out every case
+    except ImportError as error:  # of status 2: `on_bad_case: skip` would leave out every case for it
         package = error.name or str(error)
         raise MaskfoldError(f"{path} needs the package {package}, which cannot be imported here.",
                             f"Install it: pip install {package}.", status=2) from error

@@ -168,7 +168,12 @@ def _only(weights: tuple[float, ...], counts: Sequence[bool]) -> tuple[float, ..
 
 def check_same(runs: Sequence[CvRun], one_competition: str = "Blend runs of one competition.",
                once: str = "Name each run once; weights are --weights.") -> None:
-    """Refuses to blend what does not belong together.
+    """Refuses to blend, or to compare, what does not belong together.
+
+    Args:
+        runs: of one competition, each once.
+        one_competition: the cure where they are of several.
+        once: the cure where one is there twice.
 
     Raises:
         MaskfoldError: a run is of another competition, or was trained on other classes or masks.

@@ -202,7 +202,8 @@ def _notes(sides: tuple[Side, Side], shared: list[str]) -> list[str]:
     counts = [len(side.oof.fold_of) for side in sides]
     if counts != [len(shared)] * 2:
         notes.append(f"A predicted {counts[0]} cases and B {counts[1]}; compared are the {len(shared)} that both did")
-    parts = [{frozenset(case for case in shared if side.oof.fold_of[case] == fold) for fold in {side.oof.fold_of[case] for case in shared}} for side in sides]
+    parts = [{frozenset(case for case in shared if side.oof.fold_of[case] == fold)
+              for fold in {side.oof.fold_of[case] for case in shared}} for side in sides]
     if parts[0] != parts[1]:
         notes.append("the folds differ: the two networks of a case did not learn from the same other cases, which is part "
                      "of the difference")

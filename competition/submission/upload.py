@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 YAMLS = "experiments/*/competition.yaml"
 NOT_KEYS = ("run.", "study", "competition.root", "postprocess.", "competition.submission.")  # of no interest to a board
+RUN_KEYS = ("run", "experiment", "hash", "weight")  # what a note says of each run
 CLOSE = 1e-6  # a table of scores belongs to a note whose score it has
 
 
@@ -128,7 +129,7 @@ def make_record(parcel: Parcel, message: str | None, notebook: dict[str, Any] | 
         record_id(time, digest), parcel.competition, host, parcel.slug, time.isoformat(),
         str(path) if path is not None else str((notebook or {}).get("file", "")), digest, "", notebook,
         comp.metric.model_dump() if comp is not None else {},
-        [{key: run.get(key) for key in ("run", "experiment", "hash", "weight")} for run in note.get("runs", [])],
+        [{key: run[key] for key in RUN_KEYS} for run in note.get("runs", [])],
         _keys(note), note.get("postprocess"), _cv(expected, rows, comp), _expected(expected, rows, comp, public), public,
         again=sum(record.sha256 == digest for record in earlier) if digest else 0)
     taken = {one.id for one in earlier}
@@ -162,7 +163,9 @@ def _note(path: Path | None) -> dict[str, Any]:
         note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return note if isinstance(note, dict) and isinstance(note.get("runs"), list) else {}
+    runs = note.get("runs") if isinstance(note, dict) else None
+    sound = isinstance(runs, list) and all(isinstance(run, dict) and run.keys() >= set(RUN_KEYS) for run in runs)
+    return note if sound else {}
 
 
 def _from_yamls(name: str | None, slug: str | None, words: Sequence[str]) -> Competition | None:

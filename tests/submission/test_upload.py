@@ -289,6 +289,11 @@ def test_the_hosts_name_is_asked_for(host, command, csv):
     status, said = command("upload", str(csv), "--yes", "--competition", "other-one")
     assert status == 2 and "Kaggle knows no competition other-one" in said
     assert command("upload", str(csv), "--yes", "--competition", "toy-2026")[0] == 0
+    note = json.loads(csv.with_suffix(".json").read_text())
+    for damage in ("[", "[]", json.dumps({**note, "runs": [{}]}), json.dumps({**note, "runs": ["a"]}), json.dumps({**note, "runs": 3})):
+        csv.with_suffix(".json").write_text(damage)
+        status, said = command("upload", str(csv), "--yes", "--competition", "toy-2026")
+        assert status == 2 and "Of which competition" in said and "no sound JSON" in said, damage
     csv.with_suffix(".json").unlink()
     status, said = command("upload", str(csv), "--yes", "--competition", "toy-2026")
     assert status == 2 and "Of which competition" in said

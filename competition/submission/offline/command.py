@@ -21,7 +21,8 @@ from competition.submission.offline.predict import Order, Predicted, empty, pred
 from competition.submission.offline.shards import devices_of, gather, mine, put
 from competition.submission.writer import Masked, write_submission
 
-HERE = (
+# Cures in this command's words: patterns, and the option that `key=value` of `maskfold` is here.
+CURES = (
     (r"(leave (the case|such cases|such rows) out with|set) competition\.on_bad_case=skip",
      "run with --go-on, which gives such cases empty masks"),
     (r"competition\.root(=[^\s,;]*[^\s,;.])?", "--input"),
@@ -53,7 +54,7 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
 
 def _here(cure: str) -> str:
     """A cure in this command's words: what is `key=value` for `maskfold` is an option here."""
-    for pattern, words in HERE:
+    for pattern, words in CURES:
         cure = re.sub(pattern, words, cure)
     return cure
 
