@@ -13,7 +13,16 @@ from competition.config.competition import Competition
 from competition.config.errors import MaskfoldError
 from competition.config.postprocess import Number, Postprocess, Split, Step, Triplet
 from competition.submission import steps
-from competition.submission.postprocess import Evidence, Found, Outcome, postprocess, run_steps, take, weighed
+from competition.submission.postprocess import (
+    Evidence,
+    Found,
+    Outcome,
+    beside_gates,
+    postprocess,
+    run_steps,
+    take,
+    weighed,
+)
 from tests.data.host import competition, write_nifti
 
 EXCLUSIVE, OVERLAPPING = "exclusive", "overlapping"
@@ -299,6 +308,61 @@ def test_how_split_by_the_distance_is_smoothed() -> None:
         assert found.objects is not None
         counts.add(int(found.objects.max()))
     assert len(counts) == 3
+
+
+def gated(values: np.ndarray, *gates: Any) -> Evidence:
+    """Evidence of two overlapping classes, with what the gate says of each: a number, or one for each column."""
+    gate = np.array([np.atleast_2d(one) for one in gates], np.float32)
+    return Evidence(values, comp_of("a", "b", labels=OVERLAPPING), gate)
+
+
+def test_a_gate_is_open_from_its_threshold_on_for_its_own_class() -> None:
+    evidence = gated(shares(("99",), ("99",)), 0.25, 0.75)
+    assert [evidence.open(0, value).tolist() for value in (0.2, 0.25, 0.3)] == [[[True]], [[True]], [[False]]]
+    assert evidence.open(1, 0.3).tolist() == [[True]]
+    none = sure(TWO)
+    with pytest.raises(MaskfoldError) as caught:
+        take(Found(TWO), Step(gate=0.5), none, 0)
+    assert caught.value.wrong == "The step gate is wanted of a prediction without a gate."
+    assert caught.value.cure == "Take the step out of postprocess.steps, or name a run that was trained with `gate`."
+
+
+def test_the_step_gate_empties_a_class_or_some_of_its_slices() -> None:
+    values = shares(("9999", "9..9"), ("9999", "9..9"))
+    objects = picture("1111", "2..2")
+    found = Found(objects != 0, objects)
+    whole = gated(values, 0.25, 0.75)
+    assert take(found, Step(gate=0.5), whole, 1) is found  # open everywhere: as it was
+    shut = take(found, Step(gate=0.5), whole, 0)
+    same(shut.mask, np.zeros((2, 4), bool), np.bool_)
+    same(shut.objects, np.zeros((2, 4), np.int32), np.int32)
+    sliced = take(found, Step(gate=0.5), gated(values, [0.9, 0.1, 0.9, 0.5], [0.0] * 4), 0)
+    same(sliced.mask, mask_of("1.11", "1..1"), np.bool_)
+    same(sliced.objects, picture("1.11", "2..2"), np.int32)
+
+
+def test_steps_beside_gates() -> None:
+    steps_of = [Step(threshold=0.5), Step(gate=0.2), Step(gate=0.6), Step(remove_small=2)]
+    evidence = gated(shares(("9999",), ("9999",)), [0.9, 0.9, 0.5, 0.9], [0.1, 0.3, 0.1, 0.1])
+    assert beside_gates(evidence, 0, steps_of) == (steps_of[0], steps_of[2], steps_of[3])  # 0.2 lets everything pass
+    assert beside_gates(evidence, 1, steps_of) is None  # 0.6 nothing, though 0.2 lets some of it
+    assert beside_gates(evidence, 1, steps_of[:2]) == tuple(steps_of[:2])
+    assert beside_gates(sure(TWO), 0, steps_of[:1]) == (steps_of[0],)  # no gate is asked for
+
+
+def test_what_a_gate_leaves_is_not_kept() -> None:
+    done: dict[tuple[Step, ...], Found] = {}
+    evidence = gated(shares(("99.9",), ("9999",)), [0.9, 0.1, 0.9, 0.9], 4 * [0.9])
+    found = run_steps(evidence, 0, [Step(threshold=0.5), Step(gate=0.5), SMALL], done)
+    assert not found.mask.any()  # cut in single pixels, and those are small
+    assert [len(known) for known in done] == [1, 3]
+
+
+def test_a_case_is_held_against_its_gate() -> None:
+    values, gate = shares(("99",), ("99",)), np.array([[[0.25]], [[0.75]]], np.float32)
+    comp, settings = comp_of("a", "b", labels=OVERLAPPING), Postprocess(steps=[Step(gate=0.5)])
+    assert postprocess(values, comp, settings, gate=gate).masks.tolist() == [[[False, False]], [[True, True]]]
+    assert weighed(values, comp, settings, gate=gate).gate is gate
 
 
 def test_a_step_that_nobody_knows() -> None:
