@@ -110,6 +110,7 @@ mutants: setup ## change the code in a copy, one place after the other, and see 
 	@cd build/mutants && $(abspath $(VENV))/bin/mutmut run --max-children 1 && $(abspath $(VENV))/bin/mutmut results
 
 lint: setup ## check style, types and that rooms import one way only
+	@$(VENV)/bin/ruff format --check --quiet . || { echo "ruff format would change files: run ruff format" >&2; exit 1; }
 	@$(VENV)/bin/ruff check --output-format=concise .
 	@$(VENV)/bin/mypy competition
 	@$(VENV)/bin/lint-imports --no-logo

@@ -33,12 +33,21 @@ def monai_list(name: str) -> Augment:
     """A preset in MONAI's words."""
     level = VOLUMES[name]
     angle, zoom = np.radians(level.degrees), level.zoom_factor[1] - 1
-    flips: list[tuple[str, float, dict[str, object]]] = [("RandFlipd", 0.5, {"spatial_axis": axis}) for axis in range(3)]
+    flips: list[tuple[str, float, dict[str, object]]] = [
+        ("RandFlipd", 0.5, {"spatial_axis": axis}) for axis in range(3)
+    ]
     named: list[tuple[str, float, dict[str, object]]] = [
         *flips,
-        ("RandAffined", 1 - (1 - level.rotate) * (1 - level.zoom), {"rotate_range": [angle] * 3, "scale_range": [zoom] * 3,
-                                                                    "padding_mode": "border"}),
-        ("Rand3DElasticd", level.elastic, {"sigma_range": [3, 5], "magnitude_range": [20, 80], "padding_mode": "border"}),
+        (
+            "RandAffined",
+            1 - (1 - level.rotate) * (1 - level.zoom),
+            {"rotate_range": [angle] * 3, "scale_range": [zoom] * 3, "padding_mode": "border"},
+        ),
+        (
+            "Rand3DElasticd",
+            level.elastic,
+            {"sigma_range": [3, 5], "magnitude_range": [20, 80], "padding_mode": "border"},
+        ),
         ("RandGaussianSmoothd", level.blur, {}),
         ("RandSimulateLowResolutiond", level.coarse, {"zoom_range": list(level.coarse_factor)}),
         ("RandGaussianNoised", level.noise, {"std": level.noise_deviation[1]}),
@@ -46,9 +55,15 @@ def monai_list(name: str) -> Augment:
         ("RandScaleIntensityFixedMeand", level.contrast, {"factors": level.contrast_factor[1] - 1}),
         ("RandAdjustContrastd", level.gamma, {"gamma": list(level.gamma_exponent), "retain_stats": True}),
     ]
-    return Augment.model_validate({"transforms": [
-        {"target": f"monai.transforms.{target}", "args": {"prob": float(prob), **args}}
-        for target, prob, args in named if prob > 0]})
+    return Augment.model_validate(
+        {
+            "transforms": [
+                {"target": f"monai.transforms.{target}", "args": {"prob": float(prob), **args}}
+                for target, prob, args in named
+                if prob > 0
+            ]
+        }
+    )
 
 
 def interleaved(works: dict[str, Callable[[int], object]], samples: int) -> None:
@@ -63,8 +78,10 @@ def interleaved(works: dict[str, Callable[[int], object]], samples: int) -> None
                 busy[name] += 1000 * (time.process_time() - cpu) / samples / ROUNDS
                 seconds[name].append(1000 * (time.perf_counter() - began) / samples)
     for name, values in seconds.items():
-        print(f"{name:<44} mean {statistics.mean(values):7.2f} ms   median {statistics.median(values):7.2f} ms   "
-              f"processor time, all threads {busy[name]:7.2f} ms")
+        print(
+            f"{name:<44} mean {statistics.mean(values):7.2f} ms   median {statistics.median(values):7.2f} ms   "
+            f"processor time, all threads {busy[name]:7.2f} ms"
+        )
 
 
 def main(name: str = "medium", threads: str = "2") -> None:
@@ -86,8 +103,14 @@ def main(name: str = "medium", threads: str = "2") -> None:
     picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     labels = picture[..., :1] // 128
     augment = PictureAugment(Augment.model_validate({"preset": name}))
-    interleaved({"picture 256x256x3 uint8, albumentations":
-                 lambda number: [augment(picture, labels, BATCH * number + index) for index in range(BATCH)]}, BATCH)
+    interleaved(
+        {
+            "picture 256x256x3 uint8, albumentations": lambda number: [
+                augment(picture, labels, BATCH * number + index) for index in range(BATCH)
+            ]
+        },
+        BATCH,
+    )
 
 
 if __name__ == "__main__":

@@ -55,15 +55,21 @@ def main(word: str, root: str) -> int:
         said, cases = alone(run, Path(scratch))
 
     def score(which: list[Predicted], threshold: float) -> float:
-        steps = {name: [step.model_copy(update={"gate": threshold}) if step.name == "gate" else step for step in listed]
-                 for name, listed in plain.items()}
+        steps = {
+            name: [step.model_copy(update={"gate": threshold}) if step.name == "gate" else step for step in listed]
+            for name, listed in plain.items()
+        }
         rows = []
         for (row, truth), one in zip(cases, which, strict=True):
             outcome = postprocess(one.probabilities, comp, Postprocess(steps=steps), row, one.gate)
             rows += [{"id": row.id, **line} for line in score_case(outcome.masks, truth, comp)]
         return cv_score(pd.DataFrame(rows), comp.metric)
 
-    ways = {"mean": lambda gates: np.mean(gates, axis=0), "median": lambda gates: np.median(gates, axis=0), "log odds": agreed}
+    ways = {
+        "mean": lambda gates: np.mean(gates, axis=0),
+        "median": lambda gates: np.median(gates, axis=0),
+        "log odds": agreed,
+    }
     together: dict[str, list[Predicted]] = {name: [] for name in ways}
     for every in zip(*said, strict=True):
         mixture = Mixture(comp)

@@ -56,9 +56,11 @@ def main(file: str, overrides: list[str]) -> None:
                     seconds.append(time.perf_counter() - began)
         real, base = statistics.median(real_seconds), statistics.median(bare_seconds)
         ratios = sorted(a / b for a, b in zip(real_seconds, bare_seconds, strict=True))
-        print(f"real loop {1000 * real:.1f} ms a step, bare step {1000 * base:.1f} ms, ratio {real / base:.3f} "
-              f"(pairs: quartiles {ratios[len(ratios) // 4]:.3f} to {ratios[3 * len(ratios) // 4]:.3f}), "
-              f"peak memory {peak_gib(training.fabric.device):.2f} GiB")
+        print(
+            f"real loop {1000 * real:.1f} ms a step, bare step {1000 * base:.1f} ms, ratio {real / base:.3f} "
+            f"(pairs: quartiles {ratios[len(ratios) // 4]:.3f} to {ratios[3 * len(ratios) // 4]:.3f}), "
+            f"peak memory {peak_gib(training.fabric.device):.2f} GiB"
+        )
 
 
 if __name__ == "__main__":

@@ -123,12 +123,22 @@ def run(root: Path, patch: int, overlap: float, memory: Memory) -> None:
         from competition.inference.store import OofStore
         from competition.training.validation import Judge
 
-    exp = Experiment.model_validate({
-        "competition": {"name": "phantom", "root": root, "dimensions": 3, "classes": CLASSES,
-                        "train": {"images": "images/{id}.nii", "masks": "labels/{id}.nii"}},
-        "prepare": {"spacing": TARGET, "orientation": "LPS"}, "patch": {"size": [patch] * 3},
-        "inference": {"overlap": overlap, "batch_size": 1}, "model": {"target": "monai.networks.nets.DynUNet"},
-        "loss": {"target": "monai.losses.DiceCELoss"}})
+    exp = Experiment.model_validate(
+        {
+            "competition": {
+                "name": "phantom",
+                "root": root,
+                "dimensions": 3,
+                "classes": CLASSES,
+                "train": {"images": "images/{id}.nii", "masks": "labels/{id}.nii"},
+            },
+            "prepare": {"spacing": TARGET, "orientation": "LPS"},
+            "patch": {"size": [patch] * 3},
+            "inference": {"overlap": overlap, "batch_size": 1},
+            "model": {"target": "monai.networks.nets.DynUNet"},
+            "loss": {"target": "monai.losses.DiceCELoss"},
+        }
+    )
     torch.manual_seed(0)
     network = DynUNet(3, 1, 5, [3, 3, 3], [1, 2, 2], [2, 2], filters=[8, 16, 32])
     with memory.stage("case table"):

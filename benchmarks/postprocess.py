@@ -50,8 +50,9 @@ STEPS: dict[str, tuple[Callable[[Mask], Mask], Callable[[Mask], Mask]]] = {
 }
 
 
-def medians(ours: Callable[[Mask], Mask], theirs: Callable[[Mask], Mask], mask: Mask,
-            rounds: int) -> tuple[float, float, float]:
+def medians(
+    ours: Callable[[Mask], Mask], theirs: Callable[[Mask], Mask], mask: Mask, rounds: int
+) -> tuple[float, float, float]:
     """Median milliseconds of both, taking turns, and the median of their ratio, theirs to ours."""
     times: list[tuple[float, float]] = []
     for turn in range(rounds + 1):

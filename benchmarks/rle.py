@@ -113,10 +113,17 @@ def main() -> int:
         if encode(mask, FORMAT) != text or encode(mask, RleFormat(container="coco")) != counts:
             raise AssertionError("the contenders disagree")
         directions: dict[str, dict[str, Callable[[], object]]] = {
-            "encode": {"maskfold": partial(encode, mask, FORMAT), "kaggle": partial(kaggle_encode, mask),
-                       "coco": partial(coco_encode, mask)},
-            "decode": {"maskfold": partial(decode, text, shape, FORMAT), "kaggle": partial(kaggle_decode, text, shape),
-                       "coco": partial(coco_decode, counts, shape)}}
+            "encode": {
+                "maskfold": partial(encode, mask, FORMAT),
+                "kaggle": partial(kaggle_encode, mask),
+                "coco": partial(coco_encode, mask),
+            },
+            "decode": {
+                "maskfold": partial(decode, text, shape, FORMAT),
+                "kaggle": partial(kaggle_decode, text, shape),
+                "coco": partial(coco_decode, counts, shape),
+            },
+        }
         for direction, contenders in directions.items():
             middle, ratio = medians(contenders, rounds)
             memory = peak_bytes(contenders["maskfold"]) / mask.size

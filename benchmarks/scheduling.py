@@ -27,15 +27,18 @@ from competition.training.executors.ray import RayExecutor, connect
 from competition.training.job import FoldResult, Job
 
 FOLDS = 200
-PROGRAM = ("import os, sys; place = os.path.join(os.path.dirname(sys.argv[1]), 'result.json'); "
-           "open(place, 'w').write('{}')")
+PROGRAM = (
+    "import os, sys; place = os.path.join(os.path.dirname(sys.argv[1]), 'result.json'); open(place, 'w').write('{}')"
+)
 NOTHING = (sys.executable, "-S", "-c", PROGRAM)
 
 
 def main(count: int, names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bare = started_bare(jobs(Path(folder) / "bare", count))
-        print(f"{count} folds that do nothing, one at a time; their program by itself takes {1000 * bare / count:.1f} ms")
+        print(
+            f"{count} folds that do nothing, one at a time; their program by itself takes {1000 * bare / count:.1f} ms"
+        )
         for name in names:
             executor: Executor = LocalExecutor(1, command=NOTHING)
             if name == "ray":
@@ -46,7 +49,9 @@ def main(count: int, names: list[str]) -> None:
             timed(executor, jobs(Path(folder) / f"{name} first", 1))  # imports, Ray's first worker
             took = timed(executor, jobs(Path(folder) / name, count))
             print(f"{name}: {1000 * (took - bare) / count:.1f} ms of overhead per fold")
-        print(f"a real fold's process needs {finished(jobs(Path(folder) / 'finished', 1)[0]):.1f} s to find its fold finished")
+        print(
+            f"a real fold's process needs {finished(jobs(Path(folder) / 'finished', 1)[0]):.1f} s to find its fold finished"
+        )
 
 
 def jobs(run: Path, count: int) -> list[Job]:
@@ -77,7 +82,9 @@ def timed(executor: Executor, folds: list[Job]) -> float:
 def finished(job: Job) -> float:
     """Seconds that a real fold's process takes where there is nothing left to do."""
     job.folder.mkdir()
-    write_json(job.folder / "result.json", FoldResult(0, 0, 0.5, {}, 1, 1, 0.0, 0.0, 1, "fp32", "cpu", "", "done").__dict__)
+    write_json(
+        job.folder / "result.json", FoldResult(0, 0, 0.5, {}, 1, 1, 0.0, 0.0, 1, "fp32", "cpu", "", "done").__dict__
+    )
     began = time.perf_counter()
     status = start(job).wait()
     assert status == 0, (job.folder / "output.txt").read_text()

@@ -93,8 +93,10 @@ def main() -> int:
 
         run, began = trained(), time.monotonic()
         done = submit([run], progress=watched)
-        print(f"{cases} pictures in {time.monotonic() - began:.0f} s; {done.verdict.rows} rows, {done.verdict.empty} empty, "
-              f"{done.path.stat().st_size / 2**20:.1f} MiB")
+        print(
+            f"{cases} pictures in {time.monotonic() - began:.0f} s; {done.verdict.rows} rows, {done.verdict.empty} empty, "
+            f"{done.path.stat().st_size / 2**20:.1f} MiB"
+        )
         os.chdir("/")
     growth = max(seen[100:]) - max(seen[:101])
     print(f"after the first hundred the memory rose by {growth:.1f} MiB (bar {BOUND:.0f})")

@@ -30,8 +30,11 @@ from competition.training.runs import CvRun, open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 BAR = 1.02
-TINY = ["patch.size=[16,16,16]", "model.target=monai.networks.nets.BasicUNet",
-        "model.args={features: [4, 4, 4, 4, 4, 4], norm: [group, {num_groups: 2}]}"]
+TINY = [
+    "patch.size=[16,16,16]",
+    "model.target=monai.networks.nets.BasicUNet",
+    "model.args={features: [4, 4, 4, 4, 4, 4], norm: [group, {num_groups: 2}]}",
+]
 
 
 def main() -> None:
@@ -55,17 +58,30 @@ def main() -> None:
 def start(steps: int, tiny: bool) -> tuple[CvRun, subprocess.Popen[bytes]]:
     """A fold of the 3D demo that trains until it is killed."""
     make_demo("3d", Path("data"), seed=0, cases=8, test_cases=1)
-    exp = load_experiment(ROOT / "experiments" / "demo3d" / "unet3d.yaml", [
-        "competition.root=data", "folds.k=2", "training.epochs=100000", f"training.steps_per_epoch={steps}",
-        "training.budget_minutes=null", "training.validate_every=2", "training.pictures_every=2", *(TINY if tiny else [])])
+    exp = load_experiment(
+        ROOT / "experiments" / "demo3d" / "unet3d.yaml",
+        [
+            "competition.root=data",
+            "folds.k=2",
+            "training.epochs=100000",
+            f"training.steps_per_epoch={steps}",
+            "training.budget_minutes=null",
+            "training.validate_every=2",
+            "training.pictures_every=2",
+            *(TINY if tiny else []),
+        ],
+    )
     run = open_run(exp, "demo3d-tracking")
     prepare_run(run, lambda _: None)
     job = make_jobs(run)[0]
     job.folder.mkdir(parents=True)
     (job.folder / "job.json").write_text(job.to_json())
     environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads)}
-    return run, subprocess.Popen([sys.executable, "-m", "competition.training.fold", str(job.folder / "job.json")],
-                                 stdout=subprocess.DEVNULL, env=environment)
+    return run, subprocess.Popen(
+        [sys.executable, "-m", "competition.training.fold", str(job.folder / "job.json")],
+        stdout=subprocess.DEVNULL,
+        env=environment,
+    )
 
 
 def measure(run: CvRun, fold: subprocess.Popen[bytes], pairs: int, counted: int) -> None:
@@ -76,7 +92,7 @@ def measure(run: CvRun, fold: subprocess.Popen[bytes], pairs: int, counted: int)
     ratios, shares = [], []
     for pair in range(pairs):
         seconds: dict[bool, float] = {}
-        for tracked in ((True, False) if pair % 2 == 0 else (False, True)):
+        for tracked in (True, False) if pair % 2 == 0 else (False, True):
             if tracked:
                 with Shipper(run.folder, run.exp):
                     epochs(journal, fold, 1)
@@ -87,11 +103,16 @@ def measure(run: CvRun, fold: subprocess.Popen[bytes], pairs: int, counted: int)
                 epochs(journal, fold, 1)
                 seconds[False] = statistics.mean(epochs(journal, fold, counted))
         ratios.append(seconds[True] / seconds[False])
-        print(f"pair {pair + 1}: {seconds[True]:.2f} s with tracking, {seconds[False]:.2f} s without: {ratios[-1]:.4f}", flush=True)
+        print(
+            f"pair {pair + 1}: {seconds[True]:.2f} s with tracking, {seconds[False]:.2f} s without: {ratios[-1]:.4f}",
+            flush=True,
+        )
     ratio = statistics.median(ratios)
     spread = f"{min(ratios):.4f} to {max(ratios):.4f}"
-    print(f"median of {pairs} pairs {ratio:.4f} ({spread}); the shipper's own processor time is "
-          f"{100 * statistics.median(shares):.2f} % of one core")
+    print(
+        f"median of {pairs} pairs {ratio:.4f} ({spread}); the shipper's own processor time is "
+        f"{100 * statistics.median(shares):.2f} % of one core"
+    )
     print(f"bar {BAR}: {'held' if ratio <= BAR else 'missed'}")
 
 
@@ -105,7 +126,7 @@ def epochs(journal: Path, fold: subprocess.Popen[bytes], count: int) -> list[flo
                 sys.exit(f"the fold ended with status {fold.returncode}; see {journal.parent / 'log.txt'}")
             time.sleep(0.05)
         size = written(journal)
-    return [float(line["metrics"]["time/epoch_seconds"]) for line in lines(journal)[known:known + count]]
+    return [float(line["metrics"]["time/epoch_seconds"]) for line in lines(journal)[known : known + count]]
 
 
 def written(journal: Path) -> int:

@@ -54,14 +54,21 @@ class RleFormat:
     container: Literal["pairs", "coco", "coco_zlib", "json"] = "pairs"
 
     def __post_init__(self) -> None:
-        for key, known in (("order", ("row", "column")), ("base", (0, 1)),
-                           ("container", ("pairs", "coco", "coco_zlib", "json"))):
+        for key, known in (
+            ("order", ("row", "column")),
+            ("base", (0, 1)),
+            ("container", ("pairs", "coco", "coco_zlib", "json")),
+        ):
             if getattr(self, key) not in known:
-                raise RleError(f"The format's {key} is {getattr(self, key)!r}.", f"Use {' or '.join(map(repr, known))}.",
-                               status=2)
+                raise RleError(
+                    f"The format's {key} is {getattr(self, key)!r}.", f"Use {' or '.join(map(repr, known))}.", status=2
+                )
         if self.container.startswith("coco") and (self.order != "column" or self.relative):
-            raise RleError(f"COCO run lengths are column by column and absolute, but the format says {self}.",
-                           "Set `order: column` and `relative: false`.", status=2)
+            raise RleError(
+                f"COCO run lengths are column by column and absolute, but the format says {self}.",
+                "Set `order: column` and `relative: false`.",
+                status=2,
+            )
 
 
 def encode(mask: NDArray[Any], fmt: RleFormat = RleFormat()) -> str:
@@ -127,12 +134,16 @@ def encode_labels(labels: NDArray[Any], fmt: RleFormat = RleFormat()) -> dict[in
     order = np.argsort(names, kind="stable")
     found, first = np.unique(names[order], return_index=True)
     parts = np.split(order, first[1:]) if len(found) else []
-    return {int(name): _write(starts[part], ends[part], labels.size, fmt)
-            for name, part in zip(found, parts, strict=True) if name != 0}
+    return {
+        int(name): _write(starts[part], ends[part], labels.size, fmt)
+        for name, part in zip(found, parts, strict=True)
+        if name != 0
+    }
 
 
-def decode_labels(texts: Sequence[str], shape: Sequence[int], fmt: RleFormat = RleFormat(),
-                  strict: bool = True) -> NDArray[np.int32]:
+def decode_labels(
+    texts: Sequence[str], shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True
+) -> NDArray[np.int32]:
     """Reads the objects of one image.
 
     Args:
@@ -155,8 +166,10 @@ def _as_mask(mask: NDArray[Any]) -> NDArray[np.uint8]:
     """The mask as uint8 0 and 1, without a copy where it is bool already."""
     mask = np.asarray(mask)
     if mask.dtype.kind not in "bui":
-        raise RleError(f"The mask is {mask.dtype}, which may hold fractions.",
-                       "Make a mask of it first, for example `probabilities > 0.5`.")
+        raise RleError(
+            f"The mask is {mask.dtype}, which may hold fractions.",
+            "Make a mask of it first, for example `probabilities > 0.5`.",
+        )
     return (mask if mask.dtype == np.bool_ else mask != 0).view(np.uint8)
 
 
@@ -175,7 +188,7 @@ def _changes(values: NDArray[Any]) -> Numbers:
     found = []
     for low in range(0, slow - 1, step):
         high = min(low + step, slow - 1)
-        part = np.not_equal(rows[low + 1:high + 1], rows[low:high], out=differs[:high - low])
+        part = np.not_equal(rows[low + 1 : high + 1], rows[low:high], out=differs[: high - low])
         found.append(np.flatnonzero(part) + (low + 1) * width)
     # From one end of the slow axis to the beginning of the next line.
     line_begins, line_ends = values[0].ravel(order="F"), values[-1].ravel(order="F")
@@ -211,8 +224,10 @@ def _read(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[Numbers, 
     """Runs `starts[i]:ends[i]` of a text: sorted, apart, within `size`."""
     nothing = np.empty(0, np.int64)
     if not isinstance(text, str):
-        raise RleError(f"The run lengths are {text!r} and not a text.",
-                       "Read the table with pandas.read_csv(…, keep_default_na=False): an empty cell is an empty mask.")
+        raise RleError(
+            f"The run lengths are {text!r} and not a text.",
+            "Read the table with pandas.read_csv(…, keep_default_na=False): an empty cell is an empty mask.",
+        )
     text = text.strip()
     if text in ("", fmt.empty.strip()):
         return nothing, nothing
@@ -221,17 +236,22 @@ def _read(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[Numbers, 
         return rle_text.text_to_runs(rle_text.unpack(text, size) if packed else text, size, strict)
     if fmt.container == "pairs":
         return _runs(rle_text.text_to_numbers(text), size, fmt, strict)
-    lists = [_runs(numbers, size, fmt, strict, f"list {at}")
-             for at, numbers in enumerate(rle_text.json_lists(text), start=1)]
+    lists = [
+        _runs(numbers, size, fmt, strict, f"list {at}") for at, numbers in enumerate(rle_text.json_lists(text), start=1)
+    ]
     return lists[0] if len(lists) == 1 else _united(*(np.concatenate(edges) for edges in zip(*lists, strict=True)))
 
 
-def _runs(numbers: Numbers, size: int, fmt: RleFormat, strict: bool,
-          place: str = "the run lengths") -> tuple[Numbers, Numbers]:
+def _runs(
+    numbers: Numbers, size: int, fmt: RleFormat, strict: bool, place: str = "the run lengths"
+) -> tuple[Numbers, Numbers]:
     """Checks the pairs of one object, numbers of `place`, and turns them into runs."""
     if len(numbers) % 2:
-        raise RleError(f"An odd number of words, {len(numbers)}, is in {place}; word {len(numbers)} ({numbers[-1]}) is "
-                       "a start without a length.", "Write start and length of every run, or set `empty` of the format.")
+        raise RleError(
+            f"An odd number of words, {len(numbers)}, is in {place}; word {len(numbers)} ({numbers[-1]}) is "
+            "a start without a length.",
+            "Write start and length of every run, or set `empty` of the format.",
+        )
 
     def refuse(broken: Mask, first: int, rule: str, cure: str) -> None:
         """`broken[i]` is about word `first + 2 * i`, counted from 1."""
@@ -267,6 +287,6 @@ def _united(starts: Numbers, ends: Numbers) -> tuple[Numbers, Numbers]:
     order = np.argsort(starts[kept], kind="stable")
     starts, ends = starts[kept][order], ends[kept][order]
     reach = np.maximum.accumulate(ends)
-    opens = np.append(True, starts[1:] > reach[:-1])[:len(starts)]
-    closes = np.append(opens[1:], True)[:len(starts)]
+    opens = np.append(True, starts[1:] > reach[:-1])[: len(starts)]
+    closes = np.append(opens[1:], True)[: len(starts)]
     return starts[opens], reach[closes]

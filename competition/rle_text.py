@@ -29,8 +29,10 @@ def text_to_numbers(text: str) -> Numbers:
         for at, word in enumerate(words, start=1):
             digits = word.removeprefix("-")
             if not (digits.isascii() and digits.isdigit()):
-                raise RleError(f"Word {at} of the run lengths ({word[:40]}) is not a number.",
-                               "Write whole numbers between single spaces, or set `empty` to the text of an empty mask.")
+                raise RleError(
+                    f"Word {at} of the run lengths ({word[:40]}) is not a number.",
+                    "Write whole numbers between single spaces, or set `empty` to the text of an empty mask.",
+                )
         text = " ".join(words)
     return np.fromstring(text, dtype=np.int64, sep=" ")
 
@@ -51,7 +53,7 @@ def pairs_to_text(pairs: Numbers) -> str:
     """`1 2 3 4` for [[1, 2], [3, 4]]; numbers are 0 or more, and only the first may be 0."""
     if len(pairs) < 64:  # the tables below pay off later
         return " ".join(map(str, pairs.ravel().tolist()))
-    return " ".join(_block_to_text(pairs[low:low + _BLOCK]) for low in range(0, len(pairs), _BLOCK))
+    return " ".join(_block_to_text(pairs[low : low + _BLOCK]) for low in range(0, len(pairs), _BLOCK))
 
 
 def _block_to_text(pairs: Numbers) -> str:
@@ -100,8 +102,10 @@ def text_to_runs(text: str, size: int, strict: bool) -> tuple[Numbers, Numbers]:
     codes = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - 48
     wrong = (codes < 0) | (codes > 63)
     if wrong.any():
-        raise RleError(f"Character {int(wrong.argmax()) + 1} of the COCO counts is none that COCO writes.",
-                       "Check the format's `container`.")
+        raise RleError(
+            f"Character {int(wrong.argmax()) + 1} of the COCO counts is none that COCO writes.",
+            "Check the format's `container`.",
+        )
     last = (codes & 32) == 0
     if not last[-1]:
         raise RleError("The COCO counts break off in the middle of a number.", "Look for a text that was cut.")
@@ -116,12 +120,14 @@ def text_to_runs(text: str, size: int, strict: bool) -> tuple[Numbers, Numbers]:
         counts[odd::2] = np.cumsum(counts[odd::2])
     if (counts < 0).any():
         at = int((counts < 0).argmax())
-        raise RleError(f"Count {at + 1} of the COCO counts ({counts[at]}) is negative.",
-                       "Check the format's `container`.")
+        raise RleError(
+            f"Count {at + 1} of the COCO counts ({counts[at]}) is negative.", "Check the format's `container`."
+        )
     edges = np.cumsum(np.minimum(counts, size + 1))
     if strict and edges[-1] != size:
-        raise RleError(f"The COCO counts add up to {edges[-1]} pixels, but the mask has {size}.",
-                       "Check the shape of the mask.")
+        raise RleError(
+            f"The COCO counts add up to {edges[-1]} pixels, but the mask has {size}.", "Check the shape of the mask."
+        )
     edges = np.minimum(edges, size)
     edges = edges if len(edges) % 2 == 0 else edges[:-1]
     kept = edges[1::2] > edges[::2]
@@ -140,12 +146,14 @@ def unpack(text: str, size: int) -> str:
         raw = base64.b64decode(text, validate=True)
         unpacked = zlib.decompressobj().decompress(raw, limit + 1)
         if len(unpacked) > limit:
-            raise RleError(f"The COCO counts are longer than any mask of {size} pixels.",
-                           "Check the shape of the mask.")
+            raise RleError(
+                f"The COCO counts are longer than any mask of {size} pixels.", "Check the shape of the mask."
+            )
         return unpacked.decode("ascii")
     except (binascii.Error, zlib.error, UnicodeError, ValueError) as error:
-        raise RleError(f"The run lengths are not base64 of zlib of COCO counts ({error}).",
-                       "Check the format's `container`.") from error
+        raise RleError(
+            f"The run lengths are not base64 of zlib of COCO counts ({error}).", "Check the format's `container`."
+        ) from error
 
 
 def json_lists(text: str) -> list[Numbers]:
@@ -155,12 +163,16 @@ def json_lists(text: str) -> list[Numbers]:
         try:
             numbers = json.loads(part)
         except ValueError as error:
-            raise RleError(f"List {at} of the run lengths ({part[:40]}) is not JSON.",
-                           "Write each object as `[start, length, …]`, with `;` between objects.") from error
+            raise RleError(
+                f"List {at} of the run lengths ({part[:40]}) is not JSON.",
+                "Write each object as `[start, length, …]`, with `;` between objects.",
+            ) from error
         wrong = [] if isinstance(numbers, list) else [part]
         wrong = wrong or [word for word in numbers if type(word) is not int or abs(word) > 2**62]
         if wrong:
-            raise RleError(f"List {at} of the run lengths holds {str(wrong[0])[:40]}, which is not a whole number.",
-                           "Write each object as `[start, length, …]`.")
+            raise RleError(
+                f"List {at} of the run lengths holds {str(wrong[0])[:40]}, which is not a whole number.",
+                "Write each object as `[start, length, …]`.",
+            )
         lists.append(np.array(numbers, np.int64))
     return lists

@@ -37,10 +37,16 @@ def demo3d(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY = {
-    2: ["patch.size=[32,32]", "model.target=monai.networks.nets.BasicUNet",
-        "model.args={features: [4, 4, 8, 8, 8, 4], norm: [group, {num_groups: 2}]}"],
-    3: ["patch.size=[16,16,16]", "model.target=monai.networks.nets.BasicUNet",
-        "model.args={features: [4, 4, 4, 4, 4, 4], norm: [group, {num_groups: 2}]}"],
+    2: [
+        "patch.size=[32,32]",
+        "model.target=monai.networks.nets.BasicUNet",
+        "model.args={features: [4, 4, 8, 8, 8, 4], norm: [group, {num_groups: 2}]}",
+    ],
+    3: [
+        "patch.size=[16,16,16]",
+        "model.target=monai.networks.nets.BasicUNet",
+        "model.args={features: [4, 4, 4, 4, 4, 4], norm: [group, {num_groups: 2}]}",
+    ],
 }
 
 
@@ -52,10 +58,22 @@ def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
     def make(dimensions: int, *overrides: str) -> Any:
         root = demo2d if dimensions == 2 else demo3d
         file = ROOT / "experiments" / f"demo{dimensions}d" / f"unet{dimensions}d.yaml"
-        return load_experiment(file, [
-            f"competition.root={root}", "folds.k=2", "training.epochs=2", "training.steps_per_epoch=4",
-            "training.batch_size=2", "training.precision=fp32", "training.budget_minutes=null",
-            "training.validate_every=1", "training.pictures_every=100", "encoder_weights=null", *TINY[dimensions],
-            *overrides])
+        return load_experiment(
+            file,
+            [
+                f"competition.root={root}",
+                "folds.k=2",
+                "training.epochs=2",
+                "training.steps_per_epoch=4",
+                "training.batch_size=2",
+                "training.precision=fp32",
+                "training.budget_minutes=null",
+                "training.validate_every=1",
+                "training.pictures_every=100",
+                "encoder_weights=null",
+                *TINY[dimensions],
+                *overrides,
+            ],
+        )
 
     return make

@@ -28,7 +28,12 @@ import psutil
 from tests.conftest import ROOT
 from tests.faults.toy import EXPERIMENT, SMALL, leftovers, tracked
 
-SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGKILL of all": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
+SIGNALS = {
+    "SIGKILL": signal.SIGKILL,
+    "SIGKILL of all": signal.SIGKILL,
+    "SIGTERM": signal.SIGTERM,
+    "Ctrl-C": signal.SIGINT,
+}
 ENDS = {"SIGKILL": -9, "SIGKILL of all": -9, "SIGTERM": 143, "Ctrl-C": 130}
 LONGEST = 600.0  # s that a command may take on a busy machine
 PATIENCE = 120.0  # s in which a signal has to end it there
@@ -63,8 +68,15 @@ class Soak:
         self.trained: list[str] = []
 
     def words(self, number: int) -> list[str]:
-        return [str(EXPERIMENT), f"competition.root={self.data}", *SMALL, "training.precision=fp32", "training.ema=0.9",
-                f"training.epochs={self.draw.choice([4, 8])}", f"seed={number}"]
+        return [
+            str(EXPERIMENT),
+            f"competition.root={self.data}",
+            *SMALL,
+            "training.precision=fp32",
+            "training.ema=0.9",
+            f"training.epochs={self.draw.choice([4, 8])}",
+            f"seed={number}",
+        ]
 
     def next(self) -> Work:
         """A cross-validation, or something with the runs that are there."""
@@ -73,7 +85,9 @@ class Soak:
         if kind == "cv":
             return Work(kind, ["cv", *self.words(number)])
         if kind == "submit":
-            return Work(kind, ["submit", self.draw.choice(self.trained), f"competition.root={self.data}", "-o", f"{number}.csv"])
+            return Work(
+                kind, ["submit", self.draw.choice(self.trained), f"competition.root={self.data}", "-o", f"{number}.csv"]
+            )
         study = "study={trials: 3, sampler: tpe, pruner: none, space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}"
         return Work(kind, ["study", *self.words(number), study, "folds.run=[0]"])
 
@@ -92,9 +106,14 @@ class Soak:
         """Start the command, once; whether it ended by itself."""
         began, output = time.monotonic(), self.root / "output.txt"
         with open(output, "wb") as file:
-            command = subprocess.Popen([sys.executable, "-P", "-c", "from competition.cli import main; main()", *work.argv],
-                                       cwd=self.cwd, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-                                       env={**os.environ, "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"})
+            command = subprocess.Popen(
+                [sys.executable, "-P", "-c", "from competition.cli import main; main()", *work.argv],
+                cwd=self.cwd,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"},
+            )
         family: dict[int, psutil.Process] = {}
         while command.poll() is None and time.monotonic() - began < after:
             work.peak = max(work.peak, self.resident(command.pid, family))
@@ -153,11 +172,15 @@ class Soak:
         states = sorted({one["status"] for runs in tracked(self.cwd).values() for one in runs})
         work.wrong += [f"MLflow: {states}"] if states != ["FINISHED"] else []
         if work.kind == "submit":
-            mine, hosts = ([row[:-1] for row in csv.reader(path.open())]  # the last cell is the mask
-                           for path in (self.cwd / work.argv[-1], self.data / "sample_submission.csv"))
+            mine, hosts = (
+                [row[:-1] for row in csv.reader(path.open())]  # the last cell is the mask
+                for path in (self.cwd / work.argv[-1], self.data / "sample_submission.csv")
+            )
             work.wrong += [] if mine == hosts else [f"{work.argv[-1]}: not the sample's rows"]
         if work.kind == "cv":
-            self.trained.append(str(max((self.cwd / "mlruns" / "runs").glob("*/*"), key=lambda path: path.stat().st_mtime)))
+            self.trained.append(
+                str(max((self.cwd / "mlruns" / "runs").glob("*/*"), key=lambda path: path.stat().st_mtime))
+            )
             if work.kills and self.draw.random() < 0.5:
                 self.compare(work)
         self.disk.append(sum(path.stat().st_size for path in self.cwd.rglob("*") if path.is_file()))
@@ -172,7 +195,9 @@ class Soak:
             work.wrong += whole.wrong
             for path in (self.cwd / "mlruns" / "runs").rglob("weights.safetensors"):
                 other = mine / path.relative_to(self.cwd)
-                work.wrong += [] if other.exists() and other.read_bytes() == path.read_bytes() else [f"not the same: {other}"]
+                work.wrong += (
+                    [] if other.exists() and other.read_bytes() == path.read_bytes() else [f"not the same: {other}"]
+                )
             work.kills.append("compared")
         finally:
             shutil.rmtree(self.cwd)
@@ -182,15 +207,26 @@ class Soak:
         kills = [kill for work in self.done for kill in work.kills if kill != "compared"]
         cvs = [work.peak / MIB for work in self.done if work.kind == "cv"]
         third = max(1, len(cvs) // 3)
-        per_run = [(after - before) / MIB for before, after, work in zip(self.disk, self.disk[1:], self.done[1:])
-                   if work.kind == "cv"]
+        per_run = [
+            (after - before) / MIB
+            for before, after, work in zip(self.disk, self.disk[1:], self.done[1:])
+            if work.kind == "cv"
+        ]
         return {
-            "pieces of work": {kind: sum(work.kind == kind for work in self.done) for kind in ("cv", "submit", "study")},
-            "kills": {how: kills.count(how) for how in SIGNALS}, "compared with an undisturbed run": sum("compared" in work.kills for work in self.done),
+            "pieces of work": {
+                kind: sum(work.kind == kind for work in self.done) for kind in ("cv", "submit", "study")
+            },
+            "kills": {how: kills.count(how) for how in SIGNALS},
+            "compared with an undisturbed run": sum("compared" in work.kills for work in self.done),
             "failures": sum(bool(work.wrong) for work in self.done),
-            "peak MiB of a cross-validation, first and last third": [round(sum(part) / len(part)) for part in (cvs[:third], cvs[-third:])],
+            "peak MiB of a cross-validation, first and last third": [
+                round(sum(part) / len(part)) for part in (cvs[:third], cvs[-third:])
+            ],
             "disk MiB at the start and the end": [round(self.disk[0] / MIB, 1), round(self.disk[-1] / MIB, 1)],
-            "disk MiB that a cross-validation adds, first and last": [round(per_run[0], 2), round(per_run[-1], 2)] if per_run else []}
+            "disk MiB that a cross-validation adds, first and last": [round(per_run[0], 2), round(per_run[-1], 2)]
+            if per_run
+            else [],
+        }
 
 
 def main() -> int:
@@ -198,14 +234,19 @@ def main() -> int:
     words.add_argument("--minutes", type=float, default=45.0)
     words.add_argument("--seed", type=int, default=0)
     asked = words.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it puts into the background ignore Ctrl-C
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell has what it puts into the background ignore Ctrl-C
     with tempfile.TemporaryDirectory() as folder:
         soak, end = Soak(Path(folder), asked.seed), time.monotonic() + 60 * asked.minutes
         while time.monotonic() < end:
             work = soak.next()
             soak.do(work)
-            print(f"{len(soak.done):3d} {work.kind:6} {work.seconds:5.0f} s {work.peak / MIB:5.0f} MiB  killed by {work.kills or 'nobody'}"
-                  f"{''.join(f'{chr(10)}    WRONG {wrong}' for wrong in work.wrong)}", flush=True)
+            print(
+                f"{len(soak.done):3d} {work.kind:6} {work.seconds:5.0f} s {work.peak / MIB:5.0f} MiB  killed by {work.kills or 'nobody'}"
+                f"{''.join(f'{chr(10)}    WRONG {wrong}' for wrong in work.wrong)}",
+                flush=True,
+            )
         figures = soak.figures()
     print(json.dumps(figures, indent=1))
     return int(bool(figures["failures"]))

@@ -22,9 +22,14 @@ from competition.rle import RleError, RleFormat, decode, decode_labels, encode, 
 
 NUCLEI = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "nuclei"
 
-FORMATS = [RleFormat(order, base, relative, empty, container)
-           for order in ("row", "column") for base in (0, 1) for relative in (False, True) for empty in ("", "-1")
-           for container in ("pairs", "json")]
+FORMATS = [
+    RleFormat(order, base, relative, empty, container)
+    for order in ("row", "column")
+    for base in (0, 1)
+    for relative in (False, True)
+    for empty in ("", "-1")
+    for container in ("pairs", "json")
+]
 FORMATS += [RleFormat(container="coco"), RleFormat(container="coco_zlib"), RleFormat(container="coco", empty="-")]
 
 LAYOUTS = {
@@ -91,16 +96,19 @@ def test_volumes_of_several_chunks(layout):
 CORNERS = np.array([[1, 1, 0], [0, 1, 1]])
 
 
-@pytest.mark.parametrize(("fmt", "text"), [
-    (RleFormat(order="row", base=1), "1 2 5 2"),
-    (RleFormat(order="row", base=0), "0 2 4 2"),
-    (RleFormat(order="column", base=1), "1 1 3 2 6 1"),
-    (RleFormat(order="column", base=0), "0 1 2 2 5 1"),
-    (RleFormat(order="row", relative=True), "0 2 2 2"),
-    (RleFormat(order="column", relative=True), "0 1 1 2 1 1"),
-    (RleFormat(order="row", base=1, container="json"), "[1, 2, 5, 2]"),
-    (RleFormat(container="coco"), "01110O"),  # counts 0 1 1 2 1 1, the last three as 2 - 1, 1 - 1 and 1 - 2
-])
+@pytest.mark.parametrize(
+    ("fmt", "text"),
+    [
+        (RleFormat(order="row", base=1), "1 2 5 2"),
+        (RleFormat(order="row", base=0), "0 2 4 2"),
+        (RleFormat(order="column", base=1), "1 1 3 2 6 1"),
+        (RleFormat(order="column", base=0), "0 1 2 2 5 1"),
+        (RleFormat(order="row", relative=True), "0 2 2 2"),
+        (RleFormat(order="column", relative=True), "0 1 1 2 1 1"),
+        (RleFormat(order="row", base=1, container="json"), "[1, 2, 5, 2]"),
+        (RleFormat(container="coco"), "01110O"),  # counts 0 1 1 2 1 1, the last three as 2 - 1, 1 - 1 and 1 - 2
+    ],
+)
 def test_texts_by_hand(fmt, text):
     assert encode(CORNERS, fmt) == text
     np.testing.assert_array_equal(decode(text, (2, 3), fmt), CORNERS == 1)
@@ -141,49 +149,55 @@ def test_probabilities_are_refused():
         encode(np.full((2, 2), 0.3, np.float32))
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("1 2 3", r"word 3 \(3\)"),
-    ("1 two 5 1", r"Word 2 .*\(two\) is not a number"),
-    ("1 2 5.0 1", r"Word 3 .*\(5\.0\) is not a number"),
-    ("1 2 1_0 1", r"Word 3 .*\(1_0\) is not a number"),
-    ("1 2 ٣ 1", r"Word 3 .* is not a number"),
-    ("1 2 - 1", r"Word 3 .*\(-\) is not a number"),
-    ("0 2", r"Word 1 .*\(0\) is a start below 1"),
-    ("1 2 -3 1", r"Word 3 .*\(-3\) is a start below 1"),
-    ("1 2 5 -1", r"Word 4 .*\(-1\) is a negative length"),
-    ("1 2 5 0", r"Word 4 .*\(0\) is a length of zero"),
-    ("1 2 13 1", r"Word 3 .*\(13\) is a start past the end .* 12 pixels"),
-    ("1 2 12 2", r"Word 4 .*\(2\) is a length that runs past the end .* 12 pixels"),
-    ("1 99999999999999999999999", r"Word 2 .* runs past the end"),
-    ("9223372036854775807 9223372036854775807", r"Word 1 .* past the end"),
-    ("5 2 1 2", r"Word 3 .*\(1\) is a start before"),
-    ("1 4 4 2", r"Word 3 .*\(4\) is a start inside the run before"),
-    ("1 4 1 4", r"Word 3 .*\(1\) is a start inside the run before"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 2 3", r"word 3 \(3\)"),
+        ("1 two 5 1", r"Word 2 .*\(two\) is not a number"),
+        ("1 2 5.0 1", r"Word 3 .*\(5\.0\) is not a number"),
+        ("1 2 1_0 1", r"Word 3 .*\(1_0\) is not a number"),
+        ("1 2 ٣ 1", r"Word 3 .* is not a number"),
+        ("1 2 - 1", r"Word 3 .*\(-\) is not a number"),
+        ("0 2", r"Word 1 .*\(0\) is a start below 1"),
+        ("1 2 -3 1", r"Word 3 .*\(-3\) is a start below 1"),
+        ("1 2 5 -1", r"Word 4 .*\(-1\) is a negative length"),
+        ("1 2 5 0", r"Word 4 .*\(0\) is a length of zero"),
+        ("1 2 13 1", r"Word 3 .*\(13\) is a start past the end .* 12 pixels"),
+        ("1 2 12 2", r"Word 4 .*\(2\) is a length that runs past the end .* 12 pixels"),
+        ("1 99999999999999999999999", r"Word 2 .* runs past the end"),
+        ("9223372036854775807 9223372036854775807", r"Word 1 .* past the end"),
+        ("5 2 1 2", r"Word 3 .*\(1\) is a start before"),
+        ("1 4 4 2", r"Word 3 .*\(4\) is a start inside the run before"),
+        ("1 4 1 4", r"Word 3 .*\(1\) is a start inside the run before"),
+    ],
+)
 def test_each_broken_rule_is_named_with_its_word(text, message):
     with pytest.raises(MaskfoldError, match=message):
         decode(text, (3, 4), RleFormat(base=1))
 
 
-@pytest.mark.parametrize(("fmt", "text", "message"), [
-    (RleFormat(base=0), "-1 2", r"Word 1 .*below 0"),
-    (RleFormat(relative=True), "-1 2", r"Word 1 .*below 0"),
-    (RleFormat(relative=True), "0 2 9 2", r"Word 4 .*runs past the end"),
-    (RleFormat(relative=True), "0 2 10 1", r"Word 3 .*past the end"),
-    (RleFormat(container="json"), "[1, 2];[4, 0]", r"Word 2 of list 2 \(0\) is a length of zero"),
-    (RleFormat(container="json"), "[1, 2];4 1", r"List 2 .*is not JSON"),
-    (RleFormat(container="json"), "[1, 2.5]", r"List 1 .*2\.5.* not a whole number"),
-    (RleFormat(container="json"), "{}", "not a whole number"),
-    (RleFormat(container="coco"), "0 1", r"Character 2 "),
-    (RleFormat(container="coco"), "0é", r"Character 2 "),
-    (RleFormat(container="coco"), "0Q", "break off"),
-    (RleFormat(container="coco"), "P" * 20 + "0", "more than 50 bits"),
-    (RleFormat(container="coco"), "01", r"add up to 1 pixels, .* 12"),
-    (RleFormat(container="coco"), "0O", r"Count 2 .*\(-1\) is negative"),
-    (RleFormat(container="coco_zlib"), "not base64!", "not base64"),
-    (RleFormat(container="coco_zlib"), b64encode(b"plain").decode(), "not base64 of zlib"),
-    (RleFormat(container="coco_zlib"), b64encode(zlib.compress(b"0" * 10**6)).decode(), "longer than any mask"),
-])
+@pytest.mark.parametrize(
+    ("fmt", "text", "message"),
+    [
+        (RleFormat(base=0), "-1 2", r"Word 1 .*below 0"),
+        (RleFormat(relative=True), "-1 2", r"Word 1 .*below 0"),
+        (RleFormat(relative=True), "0 2 9 2", r"Word 4 .*runs past the end"),
+        (RleFormat(relative=True), "0 2 10 1", r"Word 3 .*past the end"),
+        (RleFormat(container="json"), "[1, 2];[4, 0]", r"Word 2 of list 2 \(0\) is a length of zero"),
+        (RleFormat(container="json"), "[1, 2];4 1", r"List 2 .*is not JSON"),
+        (RleFormat(container="json"), "[1, 2.5]", r"List 1 .*2\.5.* not a whole number"),
+        (RleFormat(container="json"), "{}", "not a whole number"),
+        (RleFormat(container="coco"), "0 1", r"Character 2 "),
+        (RleFormat(container="coco"), "0é", r"Character 2 "),
+        (RleFormat(container="coco"), "0Q", "break off"),
+        (RleFormat(container="coco"), "P" * 20 + "0", "more than 50 bits"),
+        (RleFormat(container="coco"), "01", r"add up to 1 pixels, .* 12"),
+        (RleFormat(container="coco"), "0O", r"Count 2 .*\(-1\) is negative"),
+        (RleFormat(container="coco_zlib"), "not base64!", "not base64"),
+        (RleFormat(container="coco_zlib"), b64encode(b"plain").decode(), "not base64 of zlib"),
+        (RleFormat(container="coco_zlib"), b64encode(zlib.compress(b"0" * 10**6)).decode(), "longer than any mask"),
+    ],
+)
 def test_rules_of_other_formats(fmt, text, message):
     with pytest.raises(RleError, match=message):
         decode(text, (3, 4), fmt)
@@ -206,7 +220,7 @@ def test_relative_pairs_are_siim_acrs():
     position = 0
     for gap, length in [(3, 2), (0, 1), (4, 1)]:
         position += gap
-        expected[position:position + length] = True
+        expected[position : position + length] = True
         position += length
     np.testing.assert_array_equal(decode(text, (5, 3), fmt), expected.reshape(3, 5).T)
     assert encode(expected.reshape(3, 5).T, fmt) == "3 3 4 1"
@@ -218,8 +232,11 @@ def test_objects_of_one_json_text_are_united():
 
 
 @settings(max_examples=100, deadline=None)
-@given(hnp.arrays(np.int32, shapes, elements=st.integers(0, 3)),
-       st.sampled_from([fmt for fmt in FORMATS if not fmt.empty]), st.sampled_from(sorted(LAYOUTS)))
+@given(
+    hnp.arrays(np.int32, shapes, elements=st.integers(0, 3)),
+    st.sampled_from([fmt for fmt in FORMATS if not fmt.empty]),
+    st.sampled_from(sorted(LAYOUTS)),
+)
 def test_objects_are_written_as_if_one_by_one(labels, fmt, layout):
     texts = encode_labels(LAYOUTS[layout](labels), fmt)
     assert texts == {name: encode(labels == name, fmt) for name in np.unique(labels[labels > 0]).tolist()}
@@ -248,8 +265,12 @@ def test_memory_stays_below_three_bytes_a_pixel():
     noise = np.random.default_rng(0).random((32, 32))
     mask = np.kron(noise > 0.7, np.ones((64, 64), bool))
     text, wide = encode(mask), mask.astype(np.int64)
-    for work in (partial(encode, mask), partial(encode, mask, RleFormat(order="row")), partial(encode, wide),
-                 partial(decode, text, mask.shape)):
+    for work in (
+        partial(encode, mask),
+        partial(encode, mask, RleFormat(order="row")),
+        partial(encode, wide),
+        partial(decode, text, mask.shape),
+    ):
         tracemalloc.start()
         work()
         peak = tracemalloc.get_traced_memory()[1]
@@ -262,27 +283,68 @@ def test_memory_stays_below_three_bytes_a_pixel():
 SHAPE = "Check the shape and `base` of the format."
 SWAPPED = "Check the shape (height and width swapped?) and `base` of the format."
 WORDS: list[tuple[RleFormat, str, str, str]] = [
-    (RleFormat(), "1 2 3", "An odd number of words, 3, is in the run lengths; word 3 (3) is a start without a length.",
-     "Write start and length of every run, or set `empty` of the format."),
-    (RleFormat(container="json"), "[1, 2];[4, 1, 7]",
-     "An odd number of words, 3, is in list 2; word 3 (7) is a start without a length.",
-     "Write start and length of every run, or set `empty` of the format."),
-    (RleFormat(), "1 1 0 2", "Word 3 of the run lengths (0) is a start below 1.", "Check `base` and `relative` of the format."),
-    (RleFormat(base=0), "-1 2", "Word 1 of the run lengths (-1) is a start below 0.",
-     "Check `base` and `relative` of the format."),
+    (
+        RleFormat(),
+        "1 2 3",
+        "An odd number of words, 3, is in the run lengths; word 3 (3) is a start without a length.",
+        "Write start and length of every run, or set `empty` of the format.",
+    ),
+    (
+        RleFormat(container="json"),
+        "[1, 2];[4, 1, 7]",
+        "An odd number of words, 3, is in list 2; word 3 (7) is a start without a length.",
+        "Write start and length of every run, or set `empty` of the format.",
+    ),
+    (
+        RleFormat(),
+        "1 1 0 2",
+        "Word 3 of the run lengths (0) is a start below 1.",
+        "Check `base` and `relative` of the format.",
+    ),
+    (
+        RleFormat(base=0),
+        "-1 2",
+        "Word 1 of the run lengths (-1) is a start below 0.",
+        "Check `base` and `relative` of the format.",
+    ),
     (RleFormat(), "1 2 5 -1", "Word 4 of the run lengths (-1) is a negative length.", "Lengths are 1 or more."),
     (RleFormat(), "1 2 5 0", "Word 4 of the run lengths (0) is a length of zero.", "Leave out runs without pixels."),
-    (RleFormat(), "1 2 13 1", "Word 3 of the run lengths (13) is a start past the end of the mask, which has 12 pixels.",
-     SWAPPED),
-    (RleFormat(container="json"), "[1, 2];[12, 2]",
-     "Word 2 of list 2 (2) is a length that runs past the end of the mask, which has 12 pixels.", SHAPE),
-    (RleFormat(), "5 2 9 1 1 2", "Word 5 of the run lengths (1) is a start before that of the run before it.",
-     "Sort the runs by their start."),
-    (RleFormat(), "1 1 9 1 5 1", "Word 5 of the run lengths (5) is a start before that of the run before it.",
-     "Sort the runs by their start."),
-    (RleFormat(), "5 2 9 2 10 1", "Word 5 of the run lengths (10) is a start inside the run before it.",
-     "Unite overlapping runs."),
-    (RleFormat(), "1 9 3 1 8 1", "Word 3 of the run lengths (3) is a start inside the run before it.", "Unite overlapping runs."),
+    (
+        RleFormat(),
+        "1 2 13 1",
+        "Word 3 of the run lengths (13) is a start past the end of the mask, which has 12 pixels.",
+        SWAPPED,
+    ),
+    (
+        RleFormat(container="json"),
+        "[1, 2];[12, 2]",
+        "Word 2 of list 2 (2) is a length that runs past the end of the mask, which has 12 pixels.",
+        SHAPE,
+    ),
+    (
+        RleFormat(),
+        "5 2 9 1 1 2",
+        "Word 5 of the run lengths (1) is a start before that of the run before it.",
+        "Sort the runs by their start.",
+    ),
+    (
+        RleFormat(),
+        "1 1 9 1 5 1",
+        "Word 5 of the run lengths (5) is a start before that of the run before it.",
+        "Sort the runs by their start.",
+    ),
+    (
+        RleFormat(),
+        "5 2 9 2 10 1",
+        "Word 5 of the run lengths (10) is a start inside the run before it.",
+        "Unite overlapping runs.",
+    ),
+    (
+        RleFormat(),
+        "1 9 3 1 8 1",
+        "Word 3 of the run lengths (3) is a start inside the run before it.",
+        "Unite overlapping runs.",
+    ),
 ]
 
 
@@ -294,21 +356,44 @@ def test_refusals_word_by_word(fmt, text, wrong, cure):
         assert (error.value.wrong, error.value.cure, error.value.status) == (wrong, cure, 1)
 
 
-@pytest.mark.parametrize(("wrong", "cure", "status", "work"), [
-    ("The mask is float64, which may hold fractions.", "Make a mask of it first, for example `probabilities > 0.5`.", 1,
-     lambda: encode(np.zeros((2, 2)))),
-    ("The labels are float64 and not whole numbers.", "Convert them with `astype`.", 1, lambda: encode_labels(np.zeros((2, 2)))),
-    ("The run lengths are nan and not a text.",
-     "Read the table with pandas.read_csv(…, keep_default_na=False): an empty cell is an empty mask.", 1,
-     lambda: decode(float("nan"), (2, 2))),
-    ("The format's order is 'diagonal'.", "Use 'row' or 'column'.", 2, lambda: RleFormat(order="diagonal")),
-    ("The format's base is 2.", "Use 0 or 1.", 2, lambda: RleFormat(base=2)),
-    ("The format's container is 'xml'.", "Use 'pairs' or 'coco' or 'coco_zlib' or 'json'.", 2,
-     lambda: RleFormat(container="xml")),
-    ("COCO run lengths are column by column and absolute, but the format says RleFormat(order='column', base=1, "
-     "relative=True, empty='', container='coco_zlib').", "Set `order: column` and `relative: false`.", 2,
-     lambda: RleFormat(relative=True, container="coco_zlib")),
-])
+@pytest.mark.parametrize(
+    ("wrong", "cure", "status", "work"),
+    [
+        (
+            "The mask is float64, which may hold fractions.",
+            "Make a mask of it first, for example `probabilities > 0.5`.",
+            1,
+            lambda: encode(np.zeros((2, 2))),
+        ),
+        (
+            "The labels are float64 and not whole numbers.",
+            "Convert them with `astype`.",
+            1,
+            lambda: encode_labels(np.zeros((2, 2))),
+        ),
+        (
+            "The run lengths are nan and not a text.",
+            "Read the table with pandas.read_csv(…, keep_default_na=False): an empty cell is an empty mask.",
+            1,
+            lambda: decode(float("nan"), (2, 2)),
+        ),
+        ("The format's order is 'diagonal'.", "Use 'row' or 'column'.", 2, lambda: RleFormat(order="diagonal")),
+        ("The format's base is 2.", "Use 0 or 1.", 2, lambda: RleFormat(base=2)),
+        (
+            "The format's container is 'xml'.",
+            "Use 'pairs' or 'coco' or 'coco_zlib' or 'json'.",
+            2,
+            lambda: RleFormat(container="xml"),
+        ),
+        (
+            "COCO run lengths are column by column and absolute, but the format says RleFormat(order='column', base=1, "
+            "relative=True, empty='', container='coco_zlib').",
+            "Set `order: column` and `relative: false`.",
+            2,
+            lambda: RleFormat(relative=True, container="coco_zlib"),
+        ),
+    ],
+)
 def test_other_refusals_word_by_word(wrong, cure, status, work):
     with pytest.raises(RleError) as error:
         work()
@@ -316,7 +401,9 @@ def test_other_refusals_word_by_word(wrong, cure, status, work):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 12, 30, 1 << 20])
-@pytest.mark.parametrize("shape", [(7, 6), (6, 5), (1, 9), (9, 1), (2, 5), (2, 3, 4), (1, 4, 3), (5, 1, 6), (4, 3, 1), (1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(7, 6), (6, 5), (1, 9), (9, 1), (2, 5), (2, 3, 4), (1, 4, 3), (5, 1, 6), (4, 3, 1), (1, 1)]
+)
 def test_chunks_of_any_size_change_nothing(shape, chunk, monkeypatch):
     monkeypatch.setattr(rle, "_CHUNK", chunk)
     for seed in range(4):
@@ -362,7 +449,10 @@ def test_labels_of_hosts_that_break_the_rules():
 def test_runs_are_sorted_and_united():
     starts, ends = np.array([20, 0, 21, 4, 9, 30, 15]), np.array([22, 4, 25, 6, 9, 31, 14])
     low, high = rle._united(starts, ends)
-    assert (low.tolist(), high.tolist()) == ([0, 20, 30], [6, 25, 31])  # 0–4 touches 4–6; no length, or less, is dropped
+    assert (low.tolist(), high.tolist()) == (
+        [0, 20, 30],
+        [6, 25, 31],
+    )  # 0–4 touches 4–6; no length, or less, is dropped
     inner = rle._united(np.array([0, 2, 8]), np.array([10, 3, 12]))
     assert [edge.tolist() for edge in inner] == [[0], [12]]
     none = rle._united(np.array([3]), np.array([3]))

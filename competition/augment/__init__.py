@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from competition.augment.volumes import VolumeAugment
 
 
-def loader_augment(exp: Experiment, trust: Sequence[str] = ()) -> Callable[[np.ndarray, np.ndarray, int],
-                                                                            tuple[np.ndarray, np.ndarray]] | None:
+def loader_augment(
+    exp: Experiment, trust: Sequence[str] = ()
+) -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None:
     """What the loader does to each sample, for `PatchDataset(augment=…)`: albumentations on pictures, an explicit list of
     MONAI's transforms on volumes. None where it does nothing.
 

@@ -61,12 +61,18 @@ def draw(level: VolumeLevel, flips: tuple[int, ...], shape: Sequence[int], spaci
     rng = np.random.Generator(np.random.PCG64(seed))
     flipped = tuple(axis for axis in flips if rng.random() < 0.5)
     return Draw(
-        flips=flipped, matrix=_matrix(level, spacing, rng), knots=_knots(level, shape, rng),
-        blur=_value(rng, level.blur, level.blur_sigma, 0.0), coarse=_value(rng, level.coarse, level.coarse_factor, 1.0),
-        noise=_value(rng, level.noise, level.noise_deviation, 0.0), noise_seed=int(rng.integers(2**63)),
+        flips=flipped,
+        matrix=_matrix(level, spacing, rng),
+        knots=_knots(level, shape, rng),
+        blur=_value(rng, level.blur, level.blur_sigma, 0.0),
+        coarse=_value(rng, level.coarse, level.coarse_factor, 1.0),
+        noise=_value(rng, level.noise, level.noise_deviation, 0.0),
+        noise_seed=int(rng.integers(2**63)),
         brightness=_value(rng, level.brightness, level.brightness_factor, 1.0),
         contrast=_value(rng, level.contrast, level.contrast_factor, 1.0),
-        gamma=_value(rng, level.gamma, level.gamma_exponent, 1.0), inverted=bool(rng.random() < 0.25))
+        gamma=_value(rng, level.gamma, level.gamma_exponent, 1.0),
+        inverted=bool(rng.random() < 0.25),
+    )
 
 
 def _value(rng: np.random.Generator, probability: float, bounds: Range, nothing: float) -> float:

@@ -30,7 +30,9 @@ def change_intensities(image: Tensor, draws: Sequence[Draw]) -> None:
     _each(image, [drawn.brightness for drawn in draws], lambda values, factor: values * factor)
     _each(image, [drawn.contrast for drawn in draws], stretch)
     _each(image, [1.0 if drawn.inverted else drawn.gamma for drawn in draws], bend)
-    _each(image, [drawn.gamma if drawn.inverted else 1.0 for drawn in draws], lambda values, power: -bend(-values, power))
+    _each(
+        image, [drawn.gamma if drawn.inverted else 1.0 for drawn in draws], lambda values, power: -bend(-values, power)
+    )
 
 
 def stretch(values: Tensor, factor: Tensor) -> Tensor:
@@ -71,8 +73,10 @@ def _soften(image: Tensor, draws: Sequence[Draw]) -> None:
     if not chosen:
         return
     rows = torch.tensor(chosen, device=image.device)
-    matrices = [torch.tensor(np.stack([_softener(length, draws[index]) for index in chosen]), device=image.device)
-                for length in image.shape[2:]]
+    matrices = [
+        torch.tensor(np.stack([_softener(length, draws[index]) for index in chosen]), device=image.device)
+        for length in image.shape[2:]
+    ]
     image[rows] = along_axes(image[rows], matrices)
 
 

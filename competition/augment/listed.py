@@ -13,7 +13,9 @@ from competition.config.target import resolve_target
 Complete = Callable[[Any, dict[str, Any], str], dict[str, Any]]
 
 
-def listed_transforms(augment: Augment, single: type, group: type, complete: Complete, trust: Sequence[str]) -> list[Any]:
+def listed_transforms(
+    augment: Augment, single: type, group: type, complete: Complete, trust: Sequence[str]
+) -> list[Any]:
     """Builds `augment.transforms`. Groups such as `OneOf` hold a list `transforms` of their own, written alike.
 
     Args:
@@ -33,8 +35,15 @@ def listed_transforms(augment: Augment, single: type, group: type, complete: Com
         cls = resolve_target(item.target, (single, group), f"{key}.target", trust)
         if issubclass(cls, group):
             children = item.args.get("transforms") or ()
-            args = {**item.args, "transforms": [build(_nested(child, place), place) for place, child in (
-                (f"{key}.args.transforms.{number}", child) for number, child in enumerate(children))]}
+            args = {
+                **item.args,
+                "transforms": [
+                    build(_nested(child, place), place)
+                    for place, child in (
+                        (f"{key}.args.transforms.{number}", child) for number, child in enumerate(children)
+                    )
+                ],
+            }
         else:
             args = complete(cls, dict(item.args), key)
         try:
@@ -43,9 +52,11 @@ def listed_transforms(augment: Augment, single: type, group: type, complete: Com
                 return cls(**args)
         except (TypeError, ValueError, KeyError, UserWarning) as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            raise MaskfoldError(f"{key}.args does not fit {item.target}: {reason}.",
-                                f"Look up the arguments of {cls.__name__} in {cls.__module__.split('.')[0]}.",
-                                status=2) from error
+            raise MaskfoldError(
+                f"{key}.args does not fit {item.target}: {reason}.",
+                f"Look up the arguments of {cls.__name__} in {cls.__module__.split('.')[0]}.",
+                status=2,
+            ) from error
 
     return [build(item, f"augment.transforms.{number}") for number, item in enumerate(augment.transforms or ())]
 

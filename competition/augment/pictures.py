@@ -48,7 +48,9 @@ class PictureAugment:
     def __init__(self, augment: Augment, trust: Sequence[str] = ()) -> None:
         self.listed = bool(augment.transforms)
         if self.listed:
-            self.transforms = listed_transforms(augment, A.BasicTransform, A.BaseCompose, lambda _, args, key: args, trust)
+            self.transforms = listed_transforms(
+                augment, A.BasicTransform, A.BaseCompose, lambda _, args, key: args, trust
+            )
         elif augment.preset == "none":
             self.transforms = []
         else:
@@ -75,12 +77,18 @@ class PictureAugment:
                 reseed(transform, int(child))
                 data = transform(**data)
         if type(data["image"]) is not np.ndarray or data["image"].dtype != image.dtype:
-            raise MaskfoldError("`augment.transforms` changes the type of a picture's values.",
-                                "Remove normalising and converting transforms: `prepare.intensity` does that.", status=2)
+            raise MaskfoldError(
+                "`augment.transforms` changes the type of a picture's values.",
+                "Remove normalising and converting transforms: `prepare.intensity` does that.",
+                status=2,
+            )
         result = data["image"].reshape(*data["image"].shape[:2], -1), data["mask"].reshape(*data["mask"].shape[:2], -1)
         if result[0].shape != image.shape or result[1].shape != mask.shape:
-            raise MaskfoldError(f"`augment.transforms` turns a picture of shape {image.shape} into {result[0].shape}.",
-                                f"End the list with a crop or a resize to {list(image.shape[:2])}.", status=2)
+            raise MaskfoldError(
+                f"`augment.transforms` turns a picture of shape {image.shape} into {result[0].shape}.",
+                f"End the list with a crop or a resize to {list(image.shape[:2])}.",
+                status=2,
+            )
         return result
 
 
@@ -113,15 +121,28 @@ def preset_transforms(level: PictureLevel, flips: tuple[int, ...]) -> list[Trans
     if flips == (0, 1):  # a quarter turn and the flips make all eight symmetries of the square
         transforms.append(A.RandomRotate90(p=0.5))
     transforms += [
-        A.Affine(scale=level.zoom, rotate=(-level.rotate, level.rotate), shear=(-level.shear, level.shear),
-                 keep_ratio=True, balanced_scale=True, border_mode=BORDER, p=level.affine),
+        A.Affine(
+            scale=level.zoom,
+            rotate=(-level.rotate, level.rotate),
+            shear=(-level.shear, level.shear),
+            keep_ratio=True,
+            balanced_scale=True,
+            border_mode=BORDER,
+            p=level.affine,
+        ),
         A.ElasticTransform(alpha=level.elastic_alpha, sigma=8, border_mode=BORDER, p=level.elastic),
         A.GridDistortion(num_steps=5, distort_limit=level.grid_limit, border_mode=BORDER, p=level.grid),
         A.RandomBrightnessContrast(level.brightness_limit, level.contrast_limit, p=level.brightness),
         A.RandomGamma(gamma_limit=level.gamma_limit, p=level.gamma),
         A.GaussianBlur(blur_limit=0, sigma_limit=level.blur_sigma, p=level.blur),
         A.GaussNoise(std_range=level.noise_deviation, p=level.noise),
-        A.CoarseDropout(num_holes_range=level.dropout_holes, hole_height_range=level.dropout_size,
-                        hole_width_range=level.dropout_size, fill=0, fill_mask=None, p=level.dropout),
+        A.CoarseDropout(
+            num_holes_range=level.dropout_holes,
+            hole_height_range=level.dropout_size,
+            hole_width_range=level.dropout_size,
+            fill=0,
+            fill_mask=None,
+            p=level.dropout,
+        ),
     ]
     return [transform for transform in transforms if transform.p > 0]

@@ -50,7 +50,10 @@ class VolumeTransforms:
         Raises:
             MaskfoldError: status 2; a transform changes the shape.
         """
-        data: dict[str, Any] = {"image": torch.from_numpy(np.array(image)), "mask": torch.from_numpy(mask.astype(np.float32))}
+        data: dict[str, Any] = {
+            "image": torch.from_numpy(np.array(image)),
+            "mask": torch.from_numpy(mask.astype(np.float32)),
+        }
         words = np.random.SeedSequence(seed).generate_state(max(len(self.transforms), 1), np.uint32)
         for transform, word in zip(self.transforms, words, strict=False):
             if isinstance(transform, Randomizable):
@@ -58,8 +61,11 @@ class VolumeTransforms:
             data = transform(data)
         result = np.asarray(data["image"], np.float32), np.asarray(data["mask"]).round().astype(np.uint8)
         if result[0].shape != image.shape or result[1].shape != mask.shape:
-            raise MaskfoldError(f"`augment.transforms` turns a patch of shape {image.shape} into {result[0].shape}.",
-                                f"End the list with a crop or a resize to {list(image.shape[1:])}.", status=2)
+            raise MaskfoldError(
+                f"`augment.transforms` turns a patch of shape {image.shape} into {result[0].shape}.",
+                f"End the list with a crop or a resize to {list(image.shape[1:])}.",
+                status=2,
+            )
         return result
 
 
@@ -71,22 +77,35 @@ def _complete(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
     moves = EXCEPTIONS.get(cls.__name__, part in GEOMETRY) if known else True
     if "keys" in names and "keys" not in args:
         if not known:
-            raise MaskfoldError(f"{key}.args lacks `keys`, and {cls.__name__} does not say whether it moves the mask.",
-                                f"Add {key}.args.keys: [image], or [image, mask].", status=2)
+            raise MaskfoldError(
+                f"{key}.args lacks `keys`, and {cls.__name__} does not say whether it moves the mask.",
+                f"Add {key}.args.keys: [image], or [image, mask].",
+                status=2,
+            )
         args["keys"] = ["image", "mask"] if moves else ["image"]
     keys = args.get("keys", [])
     keys = [keys] if isinstance(keys, str) else list(keys)
     if wrong := [name for name in keys if name not in ("image", "mask")]:
-        raise MaskfoldError(f"{key}.args.keys names {wrong[0]}, which a sample does not have.",
-                            "Name `image`, `mask` or both, or leave `keys` out.", status=2)
+        raise MaskfoldError(
+            f"{key}.args.keys names {wrong[0]}, which a sample does not have.",
+            "Name `image`, `mask` or both, or leave `keys` out.",
+            status=2,
+        )
     for name, parameter in names.items():
-        if not isinstance(parameter.default, (GridSampleMode, InterpolateMode)) or name not in MODES or "mask" not in keys:
+        if (
+            not isinstance(parameter.default, (GridSampleMode, InterpolateMode))
+            or name not in MODES
+            or "mask" not in keys
+        ):
             continue  # the `mode` of a padding is another thing
         # interpolate's "nearest" rounds down, half a voxel off from the linear image; grid_sample's does not
         exact = "nearest-exact" if isinstance(parameter.default, InterpolateMode) else "nearest"
         modes = args.setdefault(name, ["bilinear" if one == "image" else exact for one in keys])
         of_mask = modes[keys.index("mask")] if isinstance(modes, list) and len(modes) == len(keys) else modes
         if str(of_mask) not in ("nearest", "nearest-exact", "0"):
-            raise MaskfoldError(f"{key}.args.{name} is {modes}, which would interpolate between the mask's labels.",
-                                f"Write [bilinear, {exact}] for the keys {keys}, or leave `{name}` out.", status=2)
+            raise MaskfoldError(
+                f"{key}.args.{name} is {modes}, which would interpolate between the mask's labels.",
+                f"Write [bilinear, {exact}] for the keys {keys}, or leave `{name}` out.",
+                status=2,
+            )
     return args

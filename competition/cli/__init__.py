@@ -16,6 +16,9 @@ except ImportError as error:
 
     def main() -> None:
         """Say what is missing, and how to see whether anything else is."""
-        print(f"error: {MISSING}. `python -m competition.doctor` lists what is missing; "
-              "pip install -r requirements.lock mends it.", file=sys.stderr)
+        print(
+            f"error: {MISSING}. `python -m competition.doctor` lists what is missing; "
+            "pip install -r requirements.lock mends it.",
+            file=sys.stderr,
+        )
         sys.exit(1)

@@ -22,8 +22,11 @@ def compare_runs(words: list[str], output: Path | None, cases: int, trust: tuple
 
     names, overrides = words_and_overrides(words)
     if len(names) != 2:
-        raise MaskfoldError(f"A comparison is of two runs, and {len(names)} {'is' if len(names) == 1 else 'are'} named.",
-                            "Name two: experiments' YAML files, runs' folders, or hashes.", status=2)
+        raise MaskfoldError(
+            f"A comparison is of two runs, and {len(names)} {'is' if len(names) == 1 else 'are'} named.",
+            "Name two: experiments' YAML files, runs' folders, or hashes.",
+            status=2,
+        )
 
     from competition.report.compare import HEADER, difference_cells, write_comparison
     from competition.submission.compare import compare

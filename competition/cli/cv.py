@@ -90,8 +90,10 @@ def _next(file: Path, comp: Competition, overrides: list[str]) -> str:
     if comp.submission.sample is None and comp.submission.profile is None:
         images = comp.test.images if isinstance(comp.test.images, str) else next(iter(comp.test.images.values()))
         folder = comp.root / images.partition("{")[0].rpartition("/")[0]
-        return (f"Next: maskfold predict {named} --images {shlex.quote(str(folder))} -o submissions/{comp.name}   "
-                "(label files of the test cases)")
+        return (
+            f"Next: maskfold predict {named} --images {shlex.quote(str(folder))} -o submissions/{comp.name}   "
+            "(label files of the test cases)"
+        )
     return f"Next: maskfold submit {named}   (predicts the test cases and writes the CSV)"
 
 
@@ -113,11 +115,14 @@ def _notes(run: CvRun) -> list[str]:
     conflicting = run.folds.attrs.get("conflicting", [])
     unlabelled = sum(json.loads(masks).get("rows") == [] for masks in run.cases["masks"])
     if unlabelled:
-        left_out.append(f"{unlabelled} of {len(run.cases)} cases have no mask in {run.exp.competition.train.rle}; "
-                        "they count as empty")
+        left_out.append(
+            f"{unlabelled} of {len(run.cases)} cases have no mask in {run.exp.competition.train.rle}; "
+            "they count as empty"
+        )
     return left_out + [
         f"{', '.join(ids)} have the same image{' but different masks' if ids in conflicting else ''}; they stay in one fold"
-        for ids in run.folds.attrs.get("duplicates", [])]
+        for ids in run.folds.attrs.get("duplicates", [])
+    ]
 
 
 def _baseline(run: CvRun) -> list[str]:

@@ -19,5 +19,6 @@ def convert(folder: Path, output: Path, layout: str, labels: str | None) -> None
     if done.segments and masks:
         print("labels: " + ", ".join(f"{value} {label}" for value, label in sorted(done.segments.items())))
     if not images:
-        raise MaskfoldError(f"No series of {folder} became a volume.",
-                            f"Read the reasons above, or in {output / 'series.csv'}.")
+        raise MaskfoldError(
+            f"No series of {folder} became a volume.", f"Read the reasons above, or in {output / 'series.csv'}."
+        )

@@ -41,8 +41,14 @@ def explore_competition(file: Path, overrides: list[str], output: Path | None) -
     _print_findings(console, found.faults, "fault")
     _print_findings(console, found.remarks, "remark")
     if found.snippet:
-        _say(console, f"\nSuggested for a first experiment (also {page.with_suffix('')}/suggested.yaml):\n\n{found.snippet}")
-    _say(console, f"{page}: the page, whole in itself; pictures, cases.csv and findings.csv are in {page.with_suffix('')}")
+        _say(
+            console,
+            f"\nSuggested for a first experiment (also {page.with_suffix('')}/suggested.yaml):\n\n{found.snippet}",
+        )
+    _say(
+        console,
+        f"{page}: the page, whole in itself; pictures, cases.csv and findings.csv are in {page.with_suffix('')}",
+    )
     _say(console, f"faults: {len(found.faults)}, remarks: {len(found.remarks)}")
     if found.faults:
         sys.exit(1)

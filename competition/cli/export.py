@@ -11,8 +11,17 @@ from competition.cli.words import stoppable, words_and_overrides
 
 
 @stoppable("stopped: no bundle was written")
-def export_bundle(words: list[str], output: Path, weights: str | None, trust: tuple[str, ...], *, zipped: bool, onnx: bool,
-                  wheels: bool, hours: float) -> None:
+def export_bundle(
+    words: list[str],
+    output: Path,
+    weights: str | None,
+    trust: tuple[str, ...],
+    *,
+    zipped: bool,
+    onnx: bool,
+    wheels: bool,
+    hours: float,
+) -> None:
     """Run the command; see `competition.cli.main.export`."""
     console = Console(highlight=False)
 
@@ -27,8 +36,10 @@ def export_bundle(words: list[str], output: Path, weights: str | None, trust: tu
 
     runs = [find_run(name, overrides, trust, say) for name in names]
     done = export(runs, output, wanted, trust, Wishes(zipped, onnx, wheels, hours), say)
-    say(f"{done.folder}: {done.networks} networks, {done.size / 2**20:.1f} MiB; needs {len(done.pins)} packages, listed in "
-        "requirements.txt; predicted one patch by itself")
+    say(
+        f"{done.folder}: {done.networks} networks, {done.size / 2**20:.1f} MiB; needs {len(done.pins)} packages, listed in "
+        "requirements.txt; predicted one patch by itself"
+    )
     if done.archive is not None:
         say(f"{done.archive}: {done.archive.stat().st_size / 2**20:.1f} MiB")
     say(f"Next: python {done.folder}/run.py --input {runs[0].exp.competition.root} --output submission.csv")

@@ -54,7 +54,10 @@ def _from_kaggle(console: Console, name: str, folder: Path, yes: bool) -> None:
     api = connect()
     listing = list_files(api, name)
     more = "" if listing.whole else " or more"
-    _say(console, f"{name}: {_files(len(listing.files))}, {readable(listing.size)}{more}; licence: the rules at {listing.rules}")
+    _say(
+        console,
+        f"{name}: {_files(len(listing.files))}, {readable(listing.size)}{more}; licence: the rules at {listing.rules}",
+    )
     for file, size in sorted(listing.files, key=lambda one: -one[1])[:LARGEST]:
         _say(console, f"  {file}: {readable(size)}")
     check_room(folder, 2 * listing.size)

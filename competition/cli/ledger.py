@@ -22,8 +22,16 @@ SHORT = 2  # changes in a line of the table
 
 
 @stoppable("stopped")
-def show_ledger(words: list[str], refresh: bool | None, output: Path | None, given: str | None, file: Path | None,
-                public: float | None, private: float | None, message: str | None) -> None:
+def show_ledger(
+    words: list[str],
+    refresh: bool | None,
+    output: Path | None,
+    given: str | None,
+    file: Path | None,
+    public: float | None,
+    private: float | None,
+    message: str | None,
+) -> None:
     """Run the command; see `competition.cli.main.ledger`."""
     console = Console(highlight=False)
 
@@ -42,18 +50,30 @@ def show_ledger(words: list[str], refresh: bool | None, output: Path | None, giv
         raise MaskfoldError("--public and --private are of a file.", "Name it with --add FILE.", status=2)
     found = [one for one in ledgers() if not names or one.competition in names]
     if not found:
-        raise MaskfoldError(f"Nothing was handed in yet{f' for {names[0]}' if names else ''}: submissions/*/ledger is empty.",
-                            "Hand a file in with `maskfold upload`, or enter one with --add FILE --public 0.71.")
+        raise MaskfoldError(
+            f"Nothing was handed in yet{f' for {names[0]}' if names else ''}: submissions/*/ledger is empty.",
+            "Hand a file in with `maskfold upload`, or enter one with --add FILE --public 0.71.",
+        )
     if output is not None and len(found) > 1:
-        raise MaskfoldError(f"There are ledgers of {', '.join(one.competition for one in found)}, and one output.",
-                            "Name one of them.", status=2)
+        raise MaskfoldError(
+            f"There are ledgers of {', '.join(one.competition for one in found)}, and one output.",
+            "Name one of them.",
+            status=2,
+        )
     for ledger in found:
         _update(ledger, refresh, say)
         _show(ledger, output, console, say)
 
 
-def _add(file: Path, given: str | None, overrides: list[str], public: float | None, private: float | None,
-         message: str | None, say: Callable[[str], None]) -> str:
+def _add(
+    file: Path,
+    given: str | None,
+    overrides: list[str],
+    public: float | None,
+    private: float | None,
+    message: str | None,
+    say: Callable[[str], None],
+) -> str:
     from competition.submission.hand_in import add_by_hand
     from competition.submission.ledger import Ledger
     from competition.submission.upload import pack
@@ -88,9 +108,14 @@ def _update(ledger: Ledger, refresh: bool | None, say: Callable[[str], None]) ->
         say(f"warning: the scores are as they were when last asked for. {error}")
         return
     if strange:
-        say(f"{strange} submission{'s' * (strange > 1)} of your team {'were' if strange > 1 else 'was'} not uploaded from here; "
-            "--add FILE --public SCORE enters them")
-    for record in [*changed, *(one for one in ledger.read() if not one.mlflow and one.id not in {new.id for new in changed})]:
+        say(
+            f"{strange} submission{'s' * (strange > 1)} of your team {'were' if strange > 1 else 'was'} not uploaded from here; "
+            "--add FILE --public SCORE enters them"
+        )
+    for record in [
+        *changed,
+        *(one for one in ledger.read() if not one.mlflow and one.id not in {new.id for new in changed}),
+    ]:
         if (run := log_upload(asdict(record))) is not None:
             ledger.write(replace(record, mlflow=run))
 
@@ -116,7 +141,13 @@ def _show(ledger: Ledger, output: Path | None, console: Console, say: Callable[[
         for row in (HEADER, *rows):
             say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     best = choice(records, tables)
-    notes = [str(correlation(records)), *chased(records, tables), *surprises(records), *([best] if best else []), FORMULA]
+    notes = [
+        str(correlation(records)),
+        *chased(records, tables),
+        *surprises(records),
+        *([best] if best else []),
+        FORMULA,
+    ]
     for note in notes:
         say(note)
     if output is not None:
@@ -129,11 +160,26 @@ def _cells(place: int, record: Record, words: list[str]) -> tuple[str, ...]:
     from competition.submission.board import day
 
     more = f" and {len(words) - SHORT} more" if len(words) > SHORT else ""
-    name = Path(record.file).name if record.notebook is None else f"{record.notebook['kernel']} v{record.notebook['version']}"
-    shown = _number(record.public) if record.public is not None else "error" if record.status == "error" else record.status
+    name = (
+        Path(record.file).name
+        if record.notebook is None
+        else f"{record.notebook['kernel']} v{record.notebook['version']}"
+    )
+    shown = (
+        _number(record.public) if record.public is not None else "error" if record.status == "error" else record.status
+    )
     failed = [f"error: {record.error}"] if record.error else []
-    return (str(place), day(record), name, _number(record.score), _ends(record.cv), _ends(record.expected), shown,
-            _number(record.private), "; ".join([*failed, *words[:SHORT]]) + more)
+    return (
+        str(place),
+        day(record),
+        name,
+        _number(record.score),
+        _ends(record.cv),
+        _ends(record.expected),
+        shown,
+        _number(record.private),
+        "; ".join([*failed, *words[:SHORT]]) + more,
+    )
 
 
 def _number(value: float | None) -> str:

@@ -29,5 +29,7 @@ def predict_folder(words: list[str], images: Path, output: Path, pictures: int, 
     for one in done[:5]:
         counts = ", ".join(f"{name} {count:,}" for name, count in one.pixels.items())
         say(f"{one.files[0]}: {unit} of {counts}")
-    say(f"{len(done)} cases, {sum(len(one.files) for one in done)} files in {output}"
-        + (f"; pictures of {min(pictures, len(done))} in {output / 'pictures'}" if pictures else ""))
+    say(
+        f"{len(done)} cases, {sum(len(one.files) for one in done)} files in {output}"
+        + (f"; pictures of {min(pictures, len(done))} in {output / 'pictures'}" if pictures else "")
+    )

@@ -10,6 +10,7 @@ from rich.console import Console
 
 def watcher(console: Console, what: str = "cases predicted") -> Callable[[Iterator[Any], int], Iterator[Any]]:
     """A function that wraps an iterator, given its length, and tells how far it is."""
+
     def watch(rows: Iterator[Any], count: int) -> Iterator[Any]:
         if console.is_terminal:
             from rich.progress import track
@@ -20,4 +21,5 @@ def watcher(console: Console, what: str = "cases predicted") -> Callable[[Iterat
             if done and done % max(1, count // 10) == 0:
                 console.print(f"{done} of {count} {what}")
             yield row
+
     return watch

@@ -33,12 +33,23 @@ def register_run(words: list[str], best: bool, trust: tuple[str, ...]) -> None:
 
     run: CvRun = (best_run if best else find_run)(names[0], overrides, trust, say)
     say(f"run {run.folder}: {described(run)}")
-    version = register(run.folder, run.exp, lambda folder, place: write_model(run, folder, place), fingerprint(run),
-                       version_tags(run), described(run), best)
-    say(f"{'registered' if version.is_new else 'already registered'}: {version.name}, version {version.number}"
-        + (f", also models:/{version.name}@best" if best else ""))
-    say(f"Next: MLFLOW_TRACKING_URI={version.store} python -c \"import mlflow; "
-        f"print(mlflow.pyfunc.load_model('{version.uri}').predict(['{_example(run)}'])[0].shape)\"")
+    version = register(
+        run.folder,
+        run.exp,
+        lambda folder, place: write_model(run, folder, place),
+        fingerprint(run),
+        version_tags(run),
+        described(run),
+        best,
+    )
+    say(
+        f"{'registered' if version.is_new else 'already registered'}: {version.name}, version {version.number}"
+        + (f", also models:/{version.name}@best" if best else "")
+    )
+    say(
+        f'Next: MLFLOW_TRACKING_URI={version.store} python -c "import mlflow; '
+        f"print(mlflow.pyfunc.load_model('{version.uri}').predict(['{_example(run)}'])[0].shape)\""
+    )
 
 
 def _example(run: CvRun) -> str:

@@ -27,8 +27,11 @@ def make_report(words: list[str], output: Path | None, trust: tuple[str, ...]) -
 
     if (study := find_study(names[0])) is not None:
         if overrides:
-            raise MaskfoldError(f"{study} is a study, whose page takes no key=value, and {overrides[0]} is one.",
-                                "Leave it out.", status=2)
+            raise MaskfoldError(
+                f"{study} is a study, whose page takes no key=value, and {overrides[0]} is one.",
+                "Leave it out.",
+                status=2,
+            )
         page = write_study_page(study, output or study / "report.html")
     else:
         run = find_run(names[0], overrides, trust, say)

@@ -20,8 +20,14 @@ WIDE = 200  # characters of a table that goes into a file
 
 
 @stoppable("stopped: the same command goes on with the trial that ran")
-def study(file: Path, overrides: list[str], trials: int | None, storage: str | None, promote: int | None,
-          trust: tuple[str, ...]) -> None:
+def study(
+    file: Path,
+    overrides: list[str],
+    trials: int | None,
+    storage: str | None,
+    promote: int | None,
+    trust: tuple[str, ...],
+) -> None:
     """Run the command; see `competition.cli.main.study`."""
     for name, number in (("trials", trials), ("promote", promote)):
         if number is not None and number < 1:
@@ -66,8 +72,10 @@ def conclude(search: Search, console: Console, say: Any, command: list[str]) -> 
         say(f"Figures: {', '.join(path.name for path in drawn)} in {search.folder}")
     numbers = read_trials(search.folder)["best"]
     for trial in [trial for trial in search.finished if trial.number in numbers]:
-        say(f"Best: trial {trial.number}, {', '.join(f'{value:.4f}' for value in trial.values)}: "
-            f"{' '.join(trial.user_attrs.get('words', []))}")
+        say(
+            f"Best: trial {trial.number}, {', '.join(f'{value:.4f}' for value in trial.values)}: "
+            f"{' '.join(trial.user_attrs.get('words', []))}"
+        )
     if not numbers and any(trial["state"] == "complete" for trial in trials):
         say("No complete trial keeps the constraints.")
     if numbers and command and search.source.load().folds.run is not None:
@@ -78,8 +86,16 @@ def _next(file: Path, overrides: list[str], storage: str | None, trust: tuple[st
     """The command that trains the best of the same study: other words would be another study."""
     from competition.study.storage import safe
 
-    return ["maskfold", "study", str(file), *overrides, "--promote", "3", *(["--storage", safe(storage)] if storage else []),
-            *(word for package in trust for word in ("--trust", package))]
+    return [
+        "maskfold",
+        "study",
+        str(file),
+        *overrides,
+        "--promote",
+        "3",
+        *(["--storage", safe(storage)] if storage else []),
+        *(word for package in trust for word in ("--trust", package)),
+    ]
 
 
 def promote_best(search: Search, count: int, console: Console, say: Any) -> list[Any]:
@@ -90,18 +106,30 @@ def promote_best(search: Search, count: int, console: Console, say: Any) -> list
     unseen = found[0].unseen is not None
     own = f"trial {found[0].number}"
     table = Table(title=f"{search.name}: the best on all folds")
-    for name in ("trial", "all folds", *(["unseen folds", f"gain there over {own}"] if unseen else
-                                         [f"gain over {own} on the study's own folds"]), "95 %", "words"):
+    for name in (
+        "trial",
+        "all folds",
+        *(["unseen folds", f"gain there over {own}"] if unseen else [f"gain over {own} on the study's own folds"]),
+        "95 %",
+        "words",
+    ):
         table.add_column(name)
     for one in found:
         gain = one.gain
-        table.add_row(str(one.number), f"{one.score:.4f}", *([] if one.unseen is None else [f"{one.unseen:.4f}"]),
-                      "" if gain is None else f"{gain.value:+.4f}",
-                      "" if gain is None else f"{gain.low:+.4f} to {gain.high:+.4f}", " ".join(one.words))
+        table.add_row(
+            str(one.number),
+            f"{one.score:.4f}",
+            *([] if one.unseen is None else [f"{one.unseen:.4f}"]),
+            "" if gain is None else f"{gain.value:+.4f}",
+            "" if gain is None else f"{gain.low:+.4f} to {gain.high:+.4f}",
+            " ".join(one.words),
+        )
     console.print(table)
     if not unseen:
-        say("warning: the study chose by these very folds, so gains on them flatter what it chose. Search with some of the "
-            "folds, e.g. folds.run=[0,1]; the others then judge fairly.")
+        say(
+            "warning: the study chose by these very folds, so gains on them flatter what it chose. Search with some of the "
+            "folds, e.g. folds.run=[0,1]; the others then judge fairly."
+        )
     for one in found:
         say(f"trial {one.number}: {one.run}")
     return found

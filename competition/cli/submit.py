@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 @stoppable("stopped: nothing was written")
-def make_submission(words: list[str], weights: str | None, output: Path | None, out_of_fold: bool,
-                    trust: tuple[str, ...]) -> None:
+def make_submission(
+    words: list[str], weights: str | None, output: Path | None, out_of_fold: bool, trust: tuple[str, ...]
+) -> None:
     """Run the command; see `competition.cli.main.submit`."""
     console = Console(highlight=False)
 
@@ -52,8 +53,10 @@ def _expectation(done: Submitted) -> list[str]:
     if expected is None:
         return ["Expected score: unknown, since nothing was predicted out of fold"]
     nested = "nested out of fold" if expected.tuned is not None and expected.tuned.kept else "out of fold"
-    return [f"Expected {expected.metric}: {expected.score:.4f} ({nested}, {expected.cases} cases); 95 % of test sets of "
-            f"{expected.test_cases} cases score between {expected.low:.4f} and {expected.high:.4f}"]
+    return [
+        f"Expected {expected.metric}: {expected.score:.4f} ({nested}, {expected.cases} cases); 95 % of test sets of "
+        f"{expected.test_cases} cases score between {expected.low:.4f} and {expected.high:.4f}"
+    ]
 
 
 def _out_of_fold(runs: list[CvRun], output: Path | None, say: Any) -> None:
@@ -75,5 +78,6 @@ def weights_of(text: str | None) -> list[float] | str | None:
     try:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
-        raise MaskfoldError(f"--weights `{text}` is neither `auto` nor a list of numbers.",
-                            "Write e.g. --weights 0.6,0.4.", status=2) from None
+        raise MaskfoldError(
+            f"--weights `{text}` is neither `auto` nor a list of numbers.", "Write e.g. --weights 0.6,0.4.", status=2
+        ) from None

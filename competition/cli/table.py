@@ -30,15 +30,25 @@ def cv_table(summary: CvSummary, run: CvRun) -> Table:
         table.add_row(_label(result), _of(result, result["score"]), *dice, f"{result['minutes']:.1f}", folder)
     table.add_section()
     minutes = sum(result["minutes"] for result in summary.folds)
-    table.add_row("all", *_all(summary, classes),
-                  f"{minutes:.1f}", f"{summary.cases} cases")
-    table.add_row("95 %", interval(summary.low, summary.high),
-                  *(interval(summary.dice_low.get(name), summary.dice_high.get(name)) for name in classes), "", "")
+    table.add_row("all", *_all(summary, classes), f"{minutes:.1f}", f"{summary.cases} cases")
+    table.add_row(
+        "95 %",
+        interval(summary.low, summary.high),
+        *(interval(summary.dice_low.get(name), summary.dice_high.get(name)) for name in classes),
+        "",
+        "",
+    )
     for seed, alone in (summary.seeds or {"alone": {}})["alone"].items():
         values = [number(alone["score"]), *(number(alone["dice"].get(name)) for name in classes)]
         table.add_row(f"seed {seed}", *values, "", f"alone, {summary.seeds['folds'] if summary.seeds else 0} folds")
     if summary.test_dice is not None:
-        table.add_row("test", number(summary.test_score), *(number(summary.test_dice.get(name)) for name in classes), "", "held-out share")
+        table.add_row(
+            "test",
+            number(summary.test_score),
+            *(number(summary.test_dice.get(name)) for name in classes),
+            "",
+            "held-out share",
+        )
     return table
 
 
@@ -50,16 +60,29 @@ def _class_rows(summary: CvSummary, run: CvRun) -> Table:
     tested = summary.test_dice
     for name in (*map(_label, folds), "all", "95 %", *(["test"] if tested is not None else [])):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row(summary.metric, *(_of(one, one["score"]) for one in folds), _all(summary, [])[0],
-                  interval(summary.low, summary.high), *([number(summary.test_score)] if tested is not None else []))
+    table.add_row(
+        summary.metric,
+        *(_of(one, one["score"]) for one in folds),
+        _all(summary, [])[0],
+        interval(summary.low, summary.high),
+        *([number(summary.test_score)] if tested is not None else []),
+    )
     table.add_section()
     for name in run.exp.competition.classes:
-        table.add_row(f"Dice {name}", *(_of(one, one["dice"].get(name)) for one in folds), _all(summary, [name])[1],
-                      interval(summary.dice_low.get(name), summary.dice_high.get(name)),
-                      *([number(tested.get(name))] if tested is not None else []))
+        table.add_row(
+            f"Dice {name}",
+            *(_of(one, one["dice"].get(name)) for one in folds),
+            _all(summary, [name])[1],
+            interval(summary.dice_low.get(name), summary.dice_high.get(name)),
+            *([number(tested.get(name))] if tested is not None else []),
+        )
     table.add_section()
-    table.add_row("minutes", *(f"{one['minutes']:.1f}" for one in folds), f"{sum(one['minutes'] for one in folds):.1f}",
-                  f"{summary.cases} cases")
+    table.add_row(
+        "minutes",
+        *(f"{one['minutes']:.1f}" for one in folds),
+        f"{sum(one['minutes'] for one in folds):.1f}",
+        f"{summary.cases} cases",
+    )
     return table
 
 
@@ -67,7 +90,9 @@ def left_out(run: CvRun) -> str | None:
     """How many cases the scores do not speak of; None where they speak of all."""
     count = len(run.skipped)
     are = "is" if count == 1 else "are"
-    return f"{count} of {count + len(run.cases)} cases {are} left out (competition.on_bad_case: skip)" if count else None
+    return (
+        f"{count} of {count + len(run.cases)} cases {are} left out (competition.on_bad_case: skip)" if count else None
+    )
 
 
 def _label(result: dict[str, Any]) -> str:

@@ -16,8 +16,16 @@ CURE, LEFT = "Add --yes to spend a try.", "nothing was handed in"
 
 
 @stoppable("stopped: `maskfold ledger` tells whether a try was spent")
-def upload_file(file: Path | None, overrides: list[str], message: str | None, given: str | None, yes: bool,
-                notebook: str | None, version: int | None, output: str) -> None:
+def upload_file(
+    file: Path | None,
+    overrides: list[str],
+    message: str | None,
+    given: str | None,
+    yes: bool,
+    notebook: str | None,
+    version: int | None,
+    output: str,
+) -> None:
     """Run the command; see `competition.cli.main.upload`."""
     console = Console(highlight=False)
 
@@ -46,10 +54,16 @@ def upload_file(file: Path | None, overrides: list[str], message: str | None, gi
             say(f"warning: this very file was handed in on {day(same)} UTC{known}; again it scores the same")
     if record.score is not None:
         low, high = record.expected.get("low"), record.expected.get("high")
-        ends = f"; 95 % of public boards of {record.public_cases} cases score {low:.4f} to {high:.4f}" if low is not None else ""
+        ends = (
+            f"; 95 % of public boards of {record.public_cases} cases score {low:.4f} to {high:.4f}"
+            if low is not None
+            else ""
+        )
         say(f"CV {record.metric['name']} {record.score:.4f}{ends}")
     elif file is not None:
-        say("note: no CV score is known of this file: its JSON of `maskfold submit` is not beside it, or of another file")
+        say(
+            "note: no CV score is known of this file: its JSON of `maskfold submit` is not beside it, or of another file"
+        )
     api = connect()
     limits = ask_limits(api, parcel.slug)
     if limits is None:
@@ -58,8 +72,12 @@ def upload_file(file: Path | None, overrides: list[str], message: str | None, gi
         total = " (the competition's own limit, not the day's)" if limits.by_total else ""
         say(f"{parcel.slug}: {limits.used} of {limits.used + limits.left} tries of today are used{total}")
         if limits.left <= 0:
-            raise MaskfoldError(f"No try of {parcel.slug} is left today.", "Wait until 00:00 UTC, when the day's tries "
-                                "begin anew." if not limits.by_total else "The competition's own limit is reached.")
+            raise MaskfoldError(
+                f"No try of {parcel.slug} is left today.",
+                "Wait until 00:00 UTC, when the day's tries begin anew."
+                if not limits.by_total
+                else "The competition's own limit is reached.",
+            )
     what = file.name if code is None and file is not None else f"{notebook} version {version}"
     ask(f"Spend one on {what}, “{record.message}”?", yes, CURE, LEFT)
     record = hand_in(api, parcel, ledger, record, scores)
@@ -73,7 +91,9 @@ def upload_file(file: Path | None, overrides: list[str], message: str | None, gi
     say("Next: maskfold ledger   (scores, and what the board taught)")
 
 
-def _code_submission(file: Path | None, notebook: str | None, version: int | None, output: str) -> dict[str, object] | None:
+def _code_submission(
+    file: Path | None, notebook: str | None, version: int | None, output: str
+) -> dict[str, object] | None:
     """What a notebook's submission is of; None for a CSV.
 
     Raises:
@@ -81,12 +101,18 @@ def _code_submission(file: Path | None, notebook: str | None, version: int | Non
     """
     if notebook is None:
         if version is not None:
-            raise MaskfoldError("--version is of a notebook, and none is named.", "Add --notebook OWNER/NAME.", status=2)
+            raise MaskfoldError(
+                "--version is of a notebook, and none is named.", "Add --notebook OWNER/NAME.", status=2
+            )
         if file is None:
-            raise MaskfoldError("Nothing to hand in is named.", "Name a CSV, or --notebook OWNER/NAME --version N.", status=2)
+            raise MaskfoldError(
+                "Nothing to hand in is named.", "Name a CSV, or --notebook OWNER/NAME --version N.", status=2
+            )
         return None
     if not re.fullmatch(r"[\w-]+/[\w-]+", notebook):
         raise MaskfoldError(f"--notebook {notebook} is no notebook.", "Write OWNER/NAME, as in its address.", status=2)
     if version is None:
-        raise MaskfoldError(f"Which version of {notebook} is to be handed in is not said.", "Add --version N.", status=2)
+        raise MaskfoldError(
+            f"Which version of {notebook} is to be handed in is not said.", "Add --version N.", status=2
+        )
     return {"kernel": notebook, "version": version, "file": output}

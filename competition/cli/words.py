@@ -30,6 +30,7 @@ def words_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
 def stoppable(text: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Makes a command end with `text` and status 130 on Ctrl-C, and 143 on SIGTERM."""
+
     def outer(command: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(command)
         def inner(*args: P.args, **keywords: P.kwargs) -> None:
@@ -39,7 +40,9 @@ def stoppable(text: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
             except KeyboardInterrupt as reason:
                 why = str(reason) or "Ctrl-C"
                 fail(f"{text} ({why})", 143 if "SIGTERM" in why else 130)
+
         return inner
+
     return outer
 
 

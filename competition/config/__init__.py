@@ -6,5 +6,15 @@ from competition.config.experiment import Experiment, Target
 from competition.config.load import load_competition, load_experiment, resolved
 from competition.config.target import resolve_target
 
-__all__ = ["Competition", "Experiment", "MaskfoldError", "Metric", "Rle", "Target",
-           "load_competition", "load_experiment", "resolve_target", "resolved"]
+__all__ = [
+    "Competition",
+    "Experiment",
+    "MaskfoldError",
+    "Metric",
+    "Rle",
+    "Target",
+    "load_competition",
+    "load_experiment",
+    "resolve_target",
+    "resolved",
+]

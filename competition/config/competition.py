@@ -51,7 +51,9 @@ class Train(Section):
     rle: str | None = None
     columns: Columns = Columns()
     rle_format: Rle | None = None  # None: as in `submission.rle`
-    cases: str | Annotated[list[str], Field(min_length=1)] | None = None  # only these ids, or a CSV with the column id; None: all
+    cases: str | Annotated[list[str], Field(min_length=1)] | None = (
+        None  # only these ids, or a CSV with the column id; None: all
+    )
 
     @model_validator(mode="after")
     def _one_truth(self) -> Train:
@@ -83,7 +85,9 @@ class Metric(Section):
     @model_validator(mode="after")
     def _countable(self) -> Metric:
         if self.average == "global" and self.name not in ("dice", "iou", "fbeta"):
-            raise ValueError(f"`average: global` adds up pixels, which {self.name} does not count; use case_class or class")
+            raise ValueError(
+                f"`average: global` adds up pixels, which {self.name} does not count; use case_class or class"
+            )
         return self
 
     @property
@@ -135,7 +139,9 @@ class Competition(Section):
         every = [value for values in self.class_values for value in values]
         shared = len(set(every)) != len(every) and (self.labels == "exclusive" or self.train.rle is not None)
         if len(self.class_values) != len(self.classes) or 0 in every or shared:
-            raise ValueError("`label_values` needs one value, or a list of values, for each class, all different and none 0")
+            raise ValueError(
+                "`label_values` needs one value, or a list of values, for each class, all different and none 0"
+            )
         if self.ignore is not None and self.ignore in (0, *every):
             raise ValueError("`ignore` is also the label value of a class or of the background")
         if isinstance(self.train.masks, dict) and set(self.train.masks) != set(self.classes):

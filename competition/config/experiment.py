@@ -27,7 +27,9 @@ class Folds(Section):
     k: Annotated[int, Field(ge=2)] = 5
     shares: list[Share] | None = None  # holdout: [train, validation] or [train, validation, test]
     file: str | None = None  # a CSV with columns id, fold
-    run: list[Annotated[int, Field(ge=0)]] | Literal["full"] | None = None  # None: every fold; full: one fit on all cases
+    run: list[Annotated[int, Field(ge=0)]] | Literal["full"] | None = (
+        None  # None: every fold; full: one fit on all cases
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Folds:
@@ -43,7 +45,9 @@ class Prepare(Section):
 
     spacing: list[Annotated[float, Field(gt=0)]] | None = None  # mm; None keeps the file's own
     orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] | None = None  # volumes; None keeps the file's own
-    crop: Literal["none", "nonzero", "foreground"] = "none"  # to what is not 0, or is brighter than the dark surroundings
+    crop: Literal["none", "nonzero", "foreground"] = (
+        "none"  # to what is not 0, or is brighter than the dark surroundings
+    )
     resize: list[Positive] | None = None  # keep the aspect ratio, pad to exactly this size
     stretch: bool = False  # `resize` pads nothing: the aspect ratio goes
     long_side: Positive | None = None  # pictures: keep the aspect ratio, pad nothing; their sizes differ
@@ -51,9 +55,13 @@ class Prepare(Section):
     percentiles: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 99.5]
     window: list[float] | None = None  # [level, width], e.g. CT [40, 400]
     # By number, from 0: [1] is green. Pictures: keep drops an alpha channel, grey and rgb convert.
-    channels: Literal["keep", "grey", "rgb"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "keep"
+    channels: Literal["keep", "grey", "rgb"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (
+        "keep"
+    )
     boundary: Positive | None = None  # objects: their outermost pixels, this many wide, become a class of their own
-    cache_gib: Annotated[float, Field(gt=0)] | None = None  # GiB of prepared cases that a fold holds in memory; None: the system's care
+    cache_gib: Annotated[float, Field(gt=0)] | None = (
+        None  # GiB of prepared cases that a fold holds in memory; None: the system's care
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Prepare:
@@ -122,7 +130,9 @@ class Training(Section):
 
     epochs: Positive = 100
     steps_per_epoch: Positive | None = None  # None: one look at every case
-    budget_minutes: Annotated[float, Field(gt=0)] | None = None  # per fold, everything included; ends with a finished schedule
+    budget_minutes: Annotated[float, Field(gt=0)] | None = (
+        None  # per fold, everything included; ends with a finished schedule
+    )
     plan: list[list[int]] | None = None  # (step, total steps) pairs that a budget run followed; written for its replay
     batch_size: Positive = 2
     accumulate: Positive = 1  # micro-batches per optimiser step
@@ -133,11 +143,15 @@ class Training(Section):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0  # besides one at each epoch's end
     weights: Literal["last", "best"] = "last"  # which weights predict out of fold; best flatters the score
     average: Positive = 1  # average the last k epochs' weights
-    soup: Positive = 1  # also average the k best validated checkpoints; it predicts where that is better out of fold; 1: off
+    soup: Positive = (
+        1  # also average the k best validated checkpoints; it predicts where that is better out of fold; 1: off
+    )
     pictures_every: Positive = 10  # epochs
     # A loss or gradient that is no number: stop; leave the step out, n times at most; or go back to the epoch's start at half the rate.
     on_nan: Literal["stop", "restore"] | Skip = "stop"
-    on_oom: Literal["stop", "halve"] = "stop"  # memory runs out: halve takes a batch in smaller parts, the step stays as it is
+    on_oom: Literal["stop", "halve"] = (
+        "stop"  # memory runs out: halve takes a batch in smaller parts, the step stays as it is
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Training:
@@ -169,12 +183,16 @@ class Run(Section):
 
     executor: Literal["local", "ray"] = "local"  # this machine, or a Ray cluster
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: Positive = 1  # processes of one fold, each with its own GPU; a step takes batch_size samples on each of them
+    devices: Positive = (
+        1  # processes of one fold, each with its own GPU; a step takes batch_size samples on each of them
+    )
     parallel_folds: Positive = 1  # at once, on the cluster too
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
     threads: Positive | None = None  # CPU threads of a fold; None: cores / parallel folds; ray: the CPUs it asks for
     cpus: Positive | None = None  # ray: CPUs that a fold asks for; None: its threads, or a fair share of the cluster's
-    gpus: Annotated[float, Field(ge=0)] | None = None  # ray: GPUs; 0.5 shares one; None: one per device where there are any
+    gpus: Annotated[float, Field(ge=0)] | None = (
+        None  # ray: GPUs; 0.5 shares one; None: one per device where there are any
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Run:
@@ -229,41 +247,54 @@ class Experiment(Section):
         if self.training.budget_minutes is not None and self.schedule.name == "plateau":
             raise ValueError("`training.budget_minutes` needs a schedule that knows its end; plateau does not")
         if self.training.on_oom == "halve" and self.run.devices > 1:
-            raise ValueError("`training.on_oom: halve` is for run.devices: 1; several processes cannot change a step halfway")
+            raise ValueError(
+                "`training.on_oom: halve` is for run.devices: 1; several processes cannot change a step halfway"
+            )
         if dims == 3 and self.prepare.channels in ("grey", "rgb"):
             raise ValueError("`prepare.channels` grey and rgb are for pictures (competition.dimensions: 2)")
         if dims == 3 and self.prepare.long_side is not None:
             raise ValueError("`prepare.long_side` is for pictures (competition.dimensions: 2); volumes have `spacing`")
-        if self.prepare.boundary is not None and not (self.competition.instances and self.competition.labels == "exclusive"):
+        if self.prepare.boundary is not None and not (
+            self.competition.instances and self.competition.labels == "exclusive"
+        ):
             raise ValueError("`prepare.boundary` is for objects (competition.instances: true) of exclusive classes")
         for extra in self.extras:
             if (why := extra.why_unfit(self.competition)) is not None:
                 raise ValueError(why)
         if self.gate is not None and self.prepare.boundary is not None and len(self.competition.classes) > 1:
-            raise ValueError("`gate` asks for one class beside `prepare.boundary`: it cannot tell whose boundary a patch shows")
+            raise ValueError(
+                "`gate` asks for one class beside `prepare.boundary`: it cannot tell whose boundary a patch shows"
+            )
         return self._postprocess_fits()
 
     def _postprocess_fits(self) -> Experiment:
         comp, steps = self.competition, self.postprocess.steps
         for name in steps if isinstance(steps, dict) else ():
             if name not in comp.classes:
-                raise ValueError(f"`postprocess.steps` names the class {name}, and the classes are {', '.join(comp.classes)}")
+                raise ValueError(
+                    f"`postprocess.steps` names the class {name}, and the classes are {', '.join(comp.classes)}"
+                )
         every = [step for name in comp.classes for step in self.postprocess.of(name)]
         for split in [step.split for step in every if step.split is not None]:
             if not comp.instances:
                 raise ValueError("`postprocess.steps`: the step split is for competition.instances: true")
             if split.boundary is not None and self.prepare.boundary is None:
-                raise ValueError("`postprocess.steps`: `split: {boundary: …}` needs the boundary class, `prepare.boundary`")
+                raise ValueError(
+                    "`postprocess.steps`: `split: {boundary: …}` needs the boundary class, `prepare.boundary`"
+                )
         if self.gate is None and any(step.gate is not None for step in every):
             raise ValueError("`postprocess.steps`: the step gate needs a network with a gate, the section `gate`")
         if self.postprocess.forbid_overlap and comp.labels == "exclusive":
             raise ValueError("`postprocess.forbid_overlap` is for overlapping classes; exclusive ones never overlap")
         if (number := self.postprocess.number) is not None:
             if comp.dimensions == 2 or comp.instances:
-                raise ValueError("`postprocess.number` is for volumes (competition.dimensions: 3) without competition.instances")
+                raise ValueError(
+                    "`postprocess.number` is for volumes (competition.dimensions: 3) without competition.instances"
+                )
             if strange := [name for name in number.classes if name not in comp.classes]:
-                raise ValueError(f"`postprocess.number` names the class {strange[0]}, and the classes are "
-                                 f"{', '.join(comp.classes)}")
+                raise ValueError(
+                    f"`postprocess.number` names the class {strange[0]}, and the classes are {', '.join(comp.classes)}"
+                )
         return self
 
     @property

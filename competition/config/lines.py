@@ -17,7 +17,8 @@ MOST_NODES = 100_000  # aliases of aliases make a small file huge
 MOST_BYTES = 2**22  # of a file; a resolved experiment has some kilobytes
 
 FLOAT = re.compile(
-    r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$")
+    r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+)
 # What a plain word means, after the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema). PyYAML's own
 # rules are those of 1.1, where `1e-3` is text, `no` is false, `010` is eight and `1:30` is ninety.
 MEANINGS = {
@@ -77,7 +78,7 @@ class Document:
 
     def replace(self, path: KeyPath, other: Document) -> None:
         """Note that what stands at `path` now comes from another document."""
-        self.places = {key: place for key, place in self.places.items() if key[:len(path)] != path}
+        self.places = {key: place for key, place in self.places.items() if key[: len(path)] != path}
         for length in range(1, len(path)):
             self.places.setdefault(path[:length], other.place(()))
         self.places[path] = other.place(())
@@ -95,8 +96,11 @@ def read_document(path: Path) -> Document:
         if path.exists() and not path.is_file() and not path.is_dir():  # a device may never end
             raise MaskfoldError(f"{path} is no file.", "Name a YAML file.", status=2)
         if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
-            raise MaskfoldError(f"{path} has {size:,} bytes, and YAML files of up to {MOST_BYTES:,} are read.",
-                                "Name a YAML file.", status=2)
+            raise MaskfoldError(
+                f"{path} has {size:,} bytes, and YAML files of up to {MOST_BYTES:,} are read.",
+                "Name a YAML file.",
+                status=2,
+            )
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise MaskfoldError(f"{path} does not exist.", "Name a YAML file that does.", status=2) from None
@@ -107,8 +111,11 @@ def read_document(path: Path) -> Document:
     if document.tree is None:
         raise MaskfoldError(f"{path} is empty.", "Write the experiment or the competition into it.", status=2)
     if not isinstance(document.tree, dict):
-        raise MaskfoldError(f"{path}, line 1: the file holds a {kind_of(document.tree)} where a mapping is expected.",
-                            "Write it as lines of `key: value`.", status=2)
+        raise MaskfoldError(
+            f"{path}, line 1: the file holds a {kind_of(document.tree)} where a mapping is expected.",
+            "Write it as lines of `key: value`.",
+            status=2,
+        )
     return document
 
 
@@ -128,11 +135,14 @@ def parse(text: str, file: str | None = None) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(document.file, mark.line + 1 if mark is not None and file is not None else None)
-        raise MaskfoldError(f"{place}: not valid YAML, {error.problem or error.context}.", _cure(error), status=2) from error
+        raise MaskfoldError(
+            f"{place}: not valid YAML, {error.problem or error.context}.", _cure(error), status=2
+        ) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "reason", error)
-        raise MaskfoldError(f"{document.file}: not valid YAML, {reason}.", "Write it anew as plain UTF-8 text.",
-                            status=2) from error
+        raise MaskfoldError(
+            f"{document.file}: not valid YAML, {reason}.", "Write it anew as plain UTF-8 text.", status=2
+        ) from error
     return document
 
 
@@ -161,8 +171,9 @@ class _Walk:
         if node in self.above or self.count > MOST_NODES:
             self._refuse(node, "an alias (`*`) makes the file endless", "Write the value out where it is needed")
         if node.tag not in TAGS:
-            self._refuse(node, f"the tag `{_short(node.tag)}` is refused, since YAML is read as plain data",
-                         "Leave the tag out")
+            self._refuse(
+                node, f"the tag `{_short(node.tag)}` is refused, since YAML is read as plain data", "Leave the tag out"
+            )
         self.above.append(node)
         if isinstance(node, yaml.MappingNode):
             self._mapping(node, path)
@@ -170,8 +181,9 @@ class _Walk:
             for index, item in enumerate(node.value):
                 self.visit(item, (*path, index))
         elif "${" in node.value:
-            self._refuse(node, f"`{node.value}` looks like an interpolation, which is not known here",
-                         "Write the value itself")
+            self._refuse(
+                node, f"`{node.value}` looks like an interpolation, which is not known here", "Write the value itself"
+            )
         self.above.pop()
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> None:

@@ -49,8 +49,11 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
     file = Path(path)
     document = read_document(file)
     if "competition" not in document.tree and {"dimensions", "classes"} <= document.tree.keys():
-        raise MaskfoldError(f"{file} describes a competition, not an experiment on it.",
-                            "Name a YAML file that says `competition: …`, `model: …` and so on.", status=2)
+        raise MaskfoldError(
+            f"{file} describes a competition, not an experiment on it.",
+            "Name a YAML file that says `competition: …`, `model: …` and so on.",
+            status=2,
+        )
     words = parse_overrides(overrides)
     apply_overrides(document, [word for word in words if word.key == "competition"])
     folder = _inline(document, file.parent)
@@ -84,8 +87,11 @@ def load_competition(path: str | Path, overrides: Sequence[str] = ()) -> Competi
     file = Path(path)
     document = read_document(file)
     if "competition" in document.tree:
-        raise MaskfoldError(f"{file} describes an experiment, not a competition.",
-                            "Name the file after its key `competition`.", status=2)
+        raise MaskfoldError(
+            f"{file} describes an experiment, not a competition.",
+            "Name the file after its key `competition`.",
+            status=2,
+        )
     apply_overrides(document, parse_overrides(overrides))
     _find_root(document, ("root",), file.parent)
     _find_file(document, ("train", "cases"), file.parent)
@@ -101,7 +107,9 @@ def resolved(exp: Experiment) -> dict[str, Any]:
         Mappings, lists, text, numbers, booleans and None only.
     """
     plain: dict[str, Any] = exp.model_dump(by_alias=True)
-    extras = plain["extra"] if isinstance(plain["extra"], list) else [plain["extra"]] if plain["extra"] is not None else []
+    extras = (
+        plain["extra"] if isinstance(plain["extra"], list) else [plain["extra"]] if plain["extra"] is not None else []
+    )
     for section in (plain, *extras):
         section["competition"]["root"] = str(section["competition"]["root"])
     return plain
@@ -121,8 +129,11 @@ def write_yaml(data: Any, path: Path) -> None:
     try:
         text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     except yaml.representer.RepresenterError as error:
-        raise MaskfoldError(f"{path} cannot be written: {error.args[-1]!r} is not plain data.",
-                            "Use numbers, text, lists and mappings only.", status=2) from error
+        raise MaskfoldError(
+            f"{path} cannot be written: {error.args[-1]!r} is not plain data.",
+            "Use numbers, text, lists and mappings only.",
+            status=2,
+        ) from error
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(beside, "w", encoding="utf-8") as file:
@@ -170,8 +181,11 @@ def _inline(document: Document, folder: Path, key: KeyPath = ("competition",)) -
     if place.line is None and named.exists():
         file = named
     if not file.exists():
-        raise MaskfoldError(f"{place}: {name}: {file} does not exist.",
-                            "Name the competition's YAML by its path relative to the experiment's file.", status=2)
+        raise MaskfoldError(
+            f"{place}: {name}: {file} does not exist.",
+            "Name the competition's YAML by its path relative to the experiment's file.",
+            status=2,
+        )
     other = read_document(file)
     holder[key[-1]] = other.tree
     document.replace(key, other)
@@ -241,8 +255,10 @@ def _check_trust(exp: Experiment, document: Document, trust: Sequence[str]) -> N
     targets: list[tuple[KeyPath, str]] = [(("model",), exp.model.target), (("optimizer",), exp.optimizer.target)]
     several = isinstance(exp.loss, list)
     targets += [(("loss", number) if several else ("loss",), loss.target) for number, loss in enumerate(exp.losses)]
-    targets += [(("augment", "transforms", number), transform.target)
-                for number, transform in enumerate(exp.augment.transforms or [])]
+    targets += [
+        (("augment", "transforms", number), transform.target)
+        for number, transform in enumerate(exp.augment.transforms or [])
+    ]
     for section, target in targets:
         key = (*section, "target")
         check_path(target, f"{document.place(key)}: {'.'.join(map(str, key))}", trust)

@@ -35,8 +35,11 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not KEY.fullmatch(key):
-            raise MaskfoldError(f"command line: `{word}` is no key=value.",
-                                "Write it like training.epochs=3 or folds.run=[0,1], without spaces around the =.", status=2)
+            raise MaskfoldError(
+                f"command line: `{word}` is no key=value.",
+                "Write it like training.epochs=3 or folds.run=[0,1], without spaces around the =.",
+                status=2,
+            )
         try:
             value = parse(text)
         except MaskfoldError as error:
@@ -74,8 +77,11 @@ def _path(config: Any, key: str) -> KeyPath:
         if isinstance(node, ListConfig):
             if not part.isdecimal() or int(part) >= len(node):
                 name = ".".join(str(above) for above in path)
-                raise MaskfoldError(f"command line: {key} does not exist, since {name} is a list of {len(node)}.",
-                                    f"Count its items from 0, or set the whole list with {name}=[…].", status=2)
+                raise MaskfoldError(
+                    f"command line: {key} does not exist, since {name} is a list of {len(node)}.",
+                    f"Count its items from 0, or set the whole list with {name}=[…].",
+                    status=2,
+                )
             path, node = (*path, int(part)), node[int(part)]
         else:
             path, node = (*path, part), node.get(part) if isinstance(node, DictConfig) else None

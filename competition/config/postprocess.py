@@ -76,10 +76,14 @@ class Step(Section):
 class Number(Section):
     """Objects in a row that look alike get their classes by their order: see `competition.submission.number`."""
 
-    along: Literal["R", "L", "A", "P", "S", "I"]  # the end where the first class is: S means the first is the most superior
+    along: Literal[
+        "R", "L", "A", "P", "S", "I"
+    ]  # the end where the first class is: S means the first is the most superior
     classes: Annotated[list[str], Field(min_length=2)]  # in order, e.g. [L1, L2, L3, L4, L5]
     smallest: Positive | None = None  # voxels: smaller objects are not counted; None: a tenth of the largest
-    split: Annotated[float, Field(gt=0, lt=1)] | None = 0.6  # share of the thickest that an object's core has; null parts none
+    split: Annotated[float, Field(gt=0, lt=1)] | None = (
+        0.6  # share of the thickest that an object's core has; null parts none
+    )
 
     @model_validator(mode="after")
     def _each_once(self) -> Number:
@@ -100,7 +104,9 @@ class Postprocess(Section):
     def _masks_first(self) -> Postprocess:
         for steps in self.steps.values() if isinstance(self.steps, dict) else [self.steps]:
             if any(step.name in ("threshold", "triplet") for step in steps[1:]):
-                raise ValueError("`threshold` and `triplet` make the mask, so one of them may stand first and nowhere else")
+                raise ValueError(
+                    "`threshold` and `triplet` make the mask, so one of them may stand first and nowhere else"
+                )
         return self
 
     def of(self, cls: str) -> tuple[Step, ...]:

@@ -15,12 +15,23 @@ from competition.config.errors import MaskfoldError
 from competition.config.lines import Document, KeyPath
 from competition.config.nearest import nearest, one_of
 
-SIMPLE = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("text", "texts"),
-          bool: ("true or false", "truth values"), Path: ("a path", "paths")}
-LIMITS = {"greater_than": "more than {gt:g}", "greater_than_equal": "at least {ge:g}", "less_than": "less than {lt:g}",
-          "less_than_equal": "at most {le:g}", "too_short": "{min_length} or more entries",
-          "too_long": "{max_length} or fewer entries", "string_pattern_mismatch": "text of the form {pattern}",
-          "finite_number": "a finite number"}
+SIMPLE = {
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+    bool: ("true or false", "truth values"),
+    Path: ("a path", "paths"),
+}
+LIMITS = {
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "too_short": "{min_length} or more entries",
+    "too_long": "{max_length} or fewer entries",
+    "string_pattern_mismatch": "text of the form {pattern}",
+    "finite_number": "a finite number",
+}
 SHOWN_KEYS = 12
 SHOWN_LETTERS = 60
 SHOWN_LINES = 50  # of a file that is no YAML of ours thousands would follow, each after a search for the nearest key
@@ -67,7 +78,8 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
     if len(lines) == 1:
         return MaskfoldError(f"{lines[0]}.", "Correct it and run again.", status=2)
     listed = "".join(f"\n  {line}." for line in lines) + (
-        f"\n  … and {len(problems) - SHOWN_LINES} more." if len(problems) > SHOWN_LINES else "")
+        f"\n  … and {len(problems) - SHOWN_LINES} more." if len(problems) > SHOWN_LINES else ""
+    )
     count = len(lines) + max(0, len(problems) - SHOWN_LINES)
     return MaskfoldError(f"{document.file}: {count} keys are wrong.{listed}\n", "Correct them and run again.", status=2)
 
@@ -84,8 +96,10 @@ def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
         problem.section = None
         if isinstance(above, type) and issubclass(above, BaseModel):
             problem.section = above
-            problem.expected = next((_branches(info.annotation) for name, info in above.model_fields.items()
-                                     if part in (name, info.alias)), [Any])
+            problem.expected = next(
+                (_branches(info.annotation) for name, info in above.model_fields.items() if part in (name, info.alias)),
+                [Any],
+            )
         else:
             problem.expected = _branches((get_args(above) or (Any,))[-1])  # a list's items, a mapping's values
         problem.path += (part,)
@@ -97,11 +111,17 @@ def _one_branch(problems: list[Problem]) -> list[Problem]:
 
     A branch was not meant if the value is of another kind altogether: text where a list is expected.
     """
-    misfits = {(path, branch) for problem in problems for path, _, branch in problem.branches
-               if problem.is_shape and problem.path == path}
+    misfits = {
+        (path, branch)
+        for problem in problems
+        for path, _, branch in problem.branches
+        if problem.is_shape and problem.path == path
+    }
     kept = []
     for problem in problems:
-        unmeant = next(((path, expected) for path, expected, branch in problem.branches if (path, branch) in misfits), None)
+        unmeant = next(
+            ((path, expected) for path, expected, branch in problem.branches if (path, branch) in misfits), None
+        )
         if unmeant is None:
             kept.append(problem)
             continue
@@ -154,7 +174,9 @@ def describe_value(value: Any) -> str:
     if isinstance(value, str):
         return f"the text {short}"
     if isinstance(value, dict):
-        return "a mapping" + (f" with {one_of(map(str, list(value)[:4])).replace(' or ', ' and ')}" if len(value) <= 4 and value else "")
+        return "a mapping" + (
+            f" with {one_of(map(str, list(value)[:4])).replace(' or ', ' and ')}" if len(value) <= 4 and value else ""
+        )
     return f"the list {short}" if isinstance(value, list) else short
 
 
@@ -226,9 +248,12 @@ def _known_keys(problem: Problem) -> str:
     if near := nearest(key, known):
         return f", the nearest is {near[0]}"
     prefix = "".join(f"{part}." for part in problem.path[:-1])
-    below = [f"{prefix}{name}.{key}" for name, info in problem.section.model_fields.items()
-             for branch in _branches(info.annotation)
-             if isinstance(branch, type) and issubclass(branch, BaseModel) and key in _keys(branch)]
+    below = [
+        f"{prefix}{name}.{key}"
+        for name, info in problem.section.model_fields.items()
+        for branch in _branches(info.annotation)
+        if isinstance(branch, type) and issubclass(branch, BaseModel) and key in _keys(branch)
+    ]
     if below:
         return f"; perhaps {one_of(below)} is meant"
     return f"; known are {', '.join(known[:SHOWN_KEYS])}{', …' if len(known) > SHOWN_KEYS else ''}"

@@ -15,9 +15,15 @@ class Confidence(Section):
     """Which predictions teach. A voxel in doubt counts nowhere; a case in doubt is left out."""
 
     lower: Share = 0.3  # a voxel is sure where one class (or the background) is at least as probable as `upper`
-    upper: Share = 0.7  # and no other is more probable than `lower`; of overlapping classes each is at or beyond one of the two
-    dice: Share | None = 0.8  # a case teaches if the Dice of its probabilities with its own mask is at least this; null: any case
-    entropy: Share | None = None  # and if the mean entropy of its predicted foreground is at most this; 1 is not knowing at all
+    upper: Share = (
+        0.7  # and no other is more probable than `lower`; of overlapping classes each is at or beyond one of the two
+    )
+    dice: Share | None = (
+        0.8  # a case teaches if the Dice of its probabilities with its own mask is at least this; null: any case
+    )
+    entropy: Share | None = (
+        None  # and if the mean entropy of its predicted foreground is at most this; 1 is not knowing at all
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Confidence:
@@ -29,8 +35,12 @@ class Confidence(Section):
 class Pseudo(Section):
     """Predictions of finished runs on images without labels, for the training folds only."""
 
-    teachers: str | Annotated[list[str], Field(min_length=1)] = Field(alias="from")  # a run as `maskfold predict` takes it
-    images: str | dict[str, str] | None = None  # a pattern below competition.root; None: the test images. Labelled ones are left out
+    teachers: str | Annotated[list[str], Field(min_length=1)] = Field(
+        alias="from"
+    )  # a run as `maskfold predict` takes it
+    images: str | dict[str, str] | None = (
+        None  # a pattern below competition.root; None: the test images. Labelled ones are left out
+    )
     weight: Weight = 0.5  # how often an image is drawn for each time that a labelled case is
     confidence: Confidence = Confidence()
 
@@ -69,6 +79,8 @@ class Extra(Section):
             if name not in comp.classes:
                 return f"`extra.classes` names our class {name}, and our classes are {', '.join(comp.classes)}"
         if not found:
-            return (f"`extra`: none of their classes ({', '.join(theirs.classes)}) is one of ours ({', '.join(comp.classes)}); "
-                    "say which is which in `extra.classes`")
+            return (
+                f"`extra`: none of their classes ({', '.join(theirs.classes)}) is one of ours ({', '.join(comp.classes)}); "
+                "say which is which in `extra.classes`"
+            )
         return None

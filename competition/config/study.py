@@ -43,8 +43,10 @@ class Dimension(Section):
             raise ValueError("`step` is more than 0")
         if self.step is not None and not self.meets(self.high):
             reached = _exact(self.high) - (_exact(self.high) - _exact(self.low)) % _exact(self.step)
-            raise ValueError(f"`high` {self.high:g} is never reached from {self.low:g} in steps of {self.step:g}; "
-                             f"the last is {float(reached):g}")
+            raise ValueError(
+                f"`high` {self.high:g} is never reached from {self.low:g} in steps of {self.step:g}; "
+                f"the last is {float(reached):g}"
+            )
         return self
 
     @property

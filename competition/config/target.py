@@ -60,8 +60,11 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
     if not isinstance(found, ModuleType) and (not isinstance(home, str) or home.split(".")[0] not in roots):
         _refuse(path, key, f"comes from {home or 'nowhere known'}, not from a trusted package")
     if (risky := active(f"{home}.{getattr(found, '__qualname__', '')}", trust)) is not None:
-        raise MaskfoldError(f"{key}: `{path}` is of {risky}, whose classes read, write or run what their arguments name.",
-                            f"Name another class, or trust all of {parts[0]} with --trust {parts[0]}.", status=2)
+        raise MaskfoldError(
+            f"{key}: `{path}` is of {risky}, whose classes read, write or run what their arguments name.",
+            f"Name another class, or trust all of {parts[0]} with --trust {parts[0]}.",
+            status=2,
+        )
     _check_kind(found, kind, path, key)
     return found
 
@@ -91,13 +94,19 @@ def check_args(cls: Any, args: Mapping[str, Any], key: str, partial: bool = Fals
             continue
         near = nearest(name, known, cutoff=LIKENESS if takes_all else 0.6)
         if near or not takes_all:
-            cure = f"Did you mean {near[0]}?" if near else (
-                f"It takes {one_of(known)}." if known else f"Leave {key} out, it takes none.")
+            cure = (
+                f"Did you mean {near[0]}?"
+                if near
+                else (f"It takes {one_of(known)}." if known else f"Leave {key} out, it takes none.")
+            )
             raise MaskfoldError(f"{key}.{name} is not an argument of {cls.__name__}.", cure, status=2)
     missing = [name for name in known if parameters[name].default is Parameter.empty and name not in args]
     if missing and not partial:
-        raise MaskfoldError(f"{key} lacks {one_of(missing).replace(' or ', ' and ')}, which {cls.__name__} requires.",
-                            f"Add {key}.{missing[0]}.", status=2)
+        raise MaskfoldError(
+            f"{key} lacks {one_of(missing).replace(' or ', ' and ')}, which {cls.__name__} requires.",
+            f"Add {key}.{missing[0]}.",
+            status=2,
+        )
 
 
 def check_targets(exp: Experiment, trust: Sequence[str] = ()) -> None:
@@ -116,10 +125,14 @@ def check_targets(exp: Experiment, trust: Sequence[str] = ()) -> None:
 
     slots: list[tuple[str, Any, type]] = [("model", exp.model, torch.nn.Module)]
     several = isinstance(exp.loss, list)
-    slots += [(f"loss.{number}" if several else "loss", loss, torch.nn.Module) for number, loss in enumerate(exp.losses)]
+    slots += [
+        (f"loss.{number}" if several else "loss", loss, torch.nn.Module) for number, loss in enumerate(exp.losses)
+    ]
     slots += [("optimizer", exp.optimizer, torch.optim.Optimizer)]
-    slots += [(f"augment.transforms.{number}", transform, object)
-              for number, transform in enumerate(exp.augment.transforms or [])]
+    slots += [
+        (f"augment.transforms.{number}", transform, object)
+        for number, transform in enumerate(exp.augment.transforms or [])
+    ]
     for key, slot, kind in slots:
         check_args(resolve_target(slot.target, kind, f"{key}.target", trust), slot.args, f"{key}.args", partial=True)
 
@@ -137,15 +150,24 @@ def _import(name: str, path: str, key: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name == name and "." not in name:
-            raise MaskfoldError(f"{key}: `{path}` needs the package {name}, which is not installed.",
-                                f"Install {name}, or run from the folder that holds it.", status=2) from error
+            raise MaskfoldError(
+                f"{key}: `{path}` needs the package {name}, which is not installed.",
+                f"Install {name}, or run from the folder that holds it.",
+                status=2,
+            ) from error
         if error.name == name:
             raise
-        raise MaskfoldError(f"{key}: `{path}` needs the package {error.name}, which is not installed.",
-                            f"Install {error.name}.", status=2) from error
+        raise MaskfoldError(
+            f"{key}: `{path}` needs the package {error.name}, which is not installed.",
+            f"Install {error.name}.",
+            status=2,
+        ) from error
     except Exception as error:  # whatever somebody's module does while it is imported
-        raise MaskfoldError(f"{key}: {name} cannot be imported: {type(error).__name__}: {error}.",
-                            f"Correct {name} until `python -c 'import {name}'` works.", status=2) from error
+        raise MaskfoldError(
+            f"{key}: {name} cannot be imported: {type(error).__name__}: {error}.",
+            f"Correct {name} until `python -c 'import {name}'` works.",
+            status=2,
+        ) from error
 
 
 def _step(found: Any, part: str, path: str, key: str) -> Any:
@@ -155,7 +177,9 @@ def _step(found: Any, part: str, path: str, key: str) -> Any:
     except AttributeError:
         pass  # perhaps a module that nobody has imported yet
     except ImportError as error:  # a lazy import within the package
-        raise MaskfoldError(f"{key}: `{path}` needs something that is not installed: {error}.", "Install it.", status=2) from error
+        raise MaskfoldError(
+            f"{key}: `{path}` needs something that is not installed: {error}.", "Install it.", status=2
+        ) from error
     if isinstance(found, ModuleType) and hasattr(found, "__path__"):
         name = f"{found.__name__}.{part}"
         try:
@@ -164,8 +188,11 @@ def _step(found: Any, part: str, path: str, key: str) -> Any:
             pass  # told below, with the names that are there
     near = nearest(part, [name for name in dir(found) if not name.startswith("_")], count=3)
     where = getattr(found, "__name__", type(found).__name__)
-    raise MaskfoldError(f"{key}: `{path}` does not exist, since {where} has no {part}.",
-                        f"Did you mean {one_of(near)}?" if near else f"Look up what {where} holds.", status=2)
+    raise MaskfoldError(
+        f"{key}: `{path}` does not exist, since {where} has no {part}.",
+        f"Did you mean {one_of(near)}?" if near else f"Look up what {where} holds.",
+        status=2,
+    )
 
 
 def _check_kind(found: Any, kind: type | tuple[type, ...] | None, path: str, key: str) -> None:
@@ -177,17 +204,28 @@ def _check_kind(found: Any, kind: type | tuple[type, ...] | None, path: str, key
     wanted = one_of(f"{one.__module__.split('.')[0]} {one.__name__}" if one is not object else "class" for one in kinds)
     if not isinstance(found, type):
         what = "module" if isinstance(found, ModuleType) else type(found).__name__
-        raise MaskfoldError(f"{key}: `{path}` is a {what}, where a {wanted} is expected.",
-                            "Name a class." + _class_inside(found, kinds), status=2)
+        raise MaskfoldError(
+            f"{key}: `{path}` is a {what}, where a {wanted} is expected.",
+            "Name a class." + _class_inside(found, kinds),
+            status=2,
+        )
     if not issubclass(found, kinds):
-        raise MaskfoldError(f"{key}: `{path}` is a class, but not a {wanted}.", f"Name a class that is derived from {wanted}.",
-                            status=2)
+        raise MaskfoldError(
+            f"{key}: `{path}` is a class, but not a {wanted}.", f"Name a class that is derived from {wanted}.", status=2
+        )
 
 
 def _class_inside(found: Any, kinds: tuple[type, ...]) -> str:
     """For a module that is named instead of the class in it."""
-    inside = [name for name, value in vars(found).items() if isinstance(value, type) and issubclass(value, kinds)
-              and value.__module__ == found.__name__] if isinstance(found, ModuleType) else []
+    inside = (
+        [
+            name
+            for name, value in vars(found).items()
+            if isinstance(value, type) and issubclass(value, kinds) and value.__module__ == found.__name__
+        ]
+        if isinstance(found, ModuleType)
+        else []
+    )
     return f" The module holds {', '.join(inside)}." if inside else ""
 
 

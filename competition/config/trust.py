@@ -12,11 +12,35 @@ from competition.config.nearest import nearest
 TRUSTED = ("torch", "monai", "segmentation_models_pytorch", "timm", "albumentations", "competition")
 # Parts of these packages whose classes read, write, fetch or run what their arguments name: `monai.transforms.LoadImaged`
 # takes `reader: os.system`. Only whoever trusts the whole package by name may have them.
-ACTIVE = ("albumentations.core.serialization", "monai.apps", "monai.auto3dseg", "monai.bundle", "monai.data", "monai.engines",
-          "monai.fl", "monai.handlers", "monai.losses.perceptual", "monai.networks.trt_compiler", "monai.transforms.io",
-          "monai.transforms.post.dictionary.SaveClassificationd", "monai.visualize", "timm.data", "timm.models._helpers",
-          "timm.models._hub", "timm.task", "timm.utils", "torch.distributed", "torch.export", "torch.fx", "torch.hub",
-          "torch.jit", "torch.onnx", "torch.package", "torch.serialization", "torch.utils")
+ACTIVE = (
+    "albumentations.core.serialization",
+    "monai.apps",
+    "monai.auto3dseg",
+    "monai.bundle",
+    "monai.data",
+    "monai.engines",
+    "monai.fl",
+    "monai.handlers",
+    "monai.losses.perceptual",
+    "monai.networks.trt_compiler",
+    "monai.transforms.io",
+    "monai.transforms.post.dictionary.SaveClassificationd",
+    "monai.visualize",
+    "timm.data",
+    "timm.models._helpers",
+    "timm.models._hub",
+    "timm.task",
+    "timm.utils",
+    "torch.distributed",
+    "torch.export",
+    "torch.fx",
+    "torch.hub",
+    "torch.jit",
+    "torch.onnx",
+    "torch.package",
+    "torch.serialization",
+    "torch.utils",
+)
 SHORT = {"smp": "segmentation_models_pytorch", "A": "albumentations", "nn": "torch.nn", "optim": "torch.optim"}
 VARIABLE = "MASKFOLD_TRUST"
 
@@ -59,16 +83,23 @@ def check_path(path: str, key: str, extra: Sequence[str] = ()) -> list[str]:
     """
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise MaskfoldError(f"{key}: `{path}` is not the import path of a class.",
-                            "Write it in full, like torch.optim.AdamW.", status=2)
+        raise MaskfoldError(
+            f"{key}: `{path}` is not the import path of a class.", "Write it in full, like torch.optim.AdamW.", status=2
+        )
     private = [part for part in parts if part.startswith("_")]
     if private:
-        raise MaskfoldError(f"{key}: `{path}` goes through `{private[0]}`, which is private.",
-                            "Name the class where its package shows it.", status=2)
+        raise MaskfoldError(
+            f"{key}: `{path}` goes through `{private[0]}`, which is private.",
+            "Name the class where its package shows it.",
+            status=2,
+        )
     roots = trusted(extra)
     if parts[0] not in roots:
-        raise MaskfoldError(f"{key}: `{path}` is not in a trusted package ({', '.join(sorted(roots))}).",
-                            _trust_cure(parts, roots), status=2)
+        raise MaskfoldError(
+            f"{key}: `{path}` is not in a trusted package ({', '.join(sorted(roots))}).",
+            _trust_cure(parts, roots),
+            status=2,
+        )
     return parts
 
 
@@ -78,8 +109,11 @@ def _own(extra: Sequence[str]) -> frozenset[str]:
     words = [word.strip() for text in (*extra, os.environ.get(VARIABLE, "")) for word in text.split(",")]
     for word in words:
         if word and not word.isidentifier():
-            raise MaskfoldError(f"--trust or {VARIABLE} names `{word}`, which is not the name of a package.",
-                                "Give the first word of the import path, e.g. my_nets for my_nets.unet.Fancy.", status=2)
+            raise MaskfoldError(
+                f"--trust or {VARIABLE} names `{word}`, which is not the name of a package.",
+                "Give the first word of the import path, e.g. my_nets for my_nets.unet.Fancy.",
+                status=2,
+            )
     return frozenset(word for word in words if word)
 
 

@@ -25,8 +25,14 @@ def look() -> list[Finding]:
     build, *devices = answer.lines
     rows = [_device(row) for row in devices]
     if answer.trouble is not None:
-        rows.append(Finding("accelerators", "unusable", f"looking at them failed: {answer.trouble}",
-                            "Set run.accelerator=cpu, or mend the driver."))
+        rows.append(
+            Finding(
+                "accelerators",
+                "unusable",
+                f"looking at them failed: {answer.trouble}",
+                "Set run.accelerator=cpu, or mend the driver.",
+            )
+        )
     elif build["available"] and not devices:
         rows.append(Finding("accelerators", "warning", "torch sees CUDA and no device", "Check CUDA_VISIBLE_DEVICES."))
     if build["mps"]:
@@ -40,8 +46,12 @@ def _device(row: dict[str, Any]) -> Finding:
     found = f"{row['name']}, {row['total'] / GIB:.1f} GiB, compute capability {major}.{minor}"
     if "error" in row or not row.get("right"):
         why = first_line(row.get("error", "it computes wrongly"))
-        return Finding(what, "unusable", f"{found}, cannot compute: {why}",
-                       "Install a torch that is built for it (https://pytorch.org), or set run.accelerator=cpu.")
+        return Finding(
+            what,
+            "unusable",
+            f"{found}, cannot compute: {why}",
+            "Install a torch that is built for it (https://pytorch.org), or set run.accelerator=cpu.",
+        )
     found += f", {row['free'] / GIB:.1f} GiB free, {WORDS.get(row['precision'], 'precision unknown')}"
     if row["free"] < row["total"] / 4:
         return Finding(what, "warning", found, "Another program holds most of its memory; see nvidia-smi.")
@@ -55,14 +65,23 @@ def _none(build: dict[str, Any]) -> Finding:
     if not driver_there():
         return Finding("accelerators", "ok", found)
     if build["cuda"] is None and build["hip"] is None:
-        return Finding("accelerators", "warning",
-                       f"an NVIDIA driver is there, but torch {build['torch']} is built without CUDA; {found}",
-                       "Install a CUDA build of torch and torchvision: see https://pytorch.org.")
+        return Finding(
+            "accelerators",
+            "warning",
+            f"an NVIDIA driver is there, but torch {build['torch']} is built without CUDA; {found}",
+            "Install a CUDA build of torch and torchvision: see https://pytorch.org.",
+        )
     if hidden is not None and hidden.strip() in ("", "-1"):
-        return Finding("accelerators", "warning", f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}; {found}", "Unset it to use them.")
+        return Finding(
+            "accelerators", "warning", f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}; {found}", "Unset it to use them."
+        )
     reason = f": {first_line(build['reason'])}" if build["reason"] else ""
-    return Finding("accelerators", "warning", f"an NVIDIA driver is there, but CUDA does not start{reason}; {found}",
-                   f"Update the driver, or install a torch for an older CUDA than {build['cuda']}.")
+    return Finding(
+        "accelerators",
+        "warning",
+        f"an NVIDIA driver is there, but CUDA does not start{reason}; {found}",
+        f"Update the driver, or install a torch for an older CUDA than {build['cuda']}.",
+    )
 
 
 def driver_there(version: Path = Path("/proc/driver/nvidia/version")) -> bool:

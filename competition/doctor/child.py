@@ -41,8 +41,15 @@ def ask(question: str, *words: str, root: Path | None = None, seconds: float = 1
     # -P: a file of the user's folder that is called torch.py is not torch
     command = [sys.executable, "-P", "-m", "competition.doctor.probe", question, *words]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, cwd=root, env=environment, timeout=seconds,
-                              check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=root,
+            env=environment,
+            timeout=seconds,
+            check=False,
+        )
     except subprocess.TimeoutExpired as late:
         return Answer(_lines(late.stdout or b""), f"no answer after {seconds:.0f} s")
     except OSError as error:

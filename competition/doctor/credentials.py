@@ -25,9 +25,21 @@ def look() -> list[Finding]:
         return [Finding(WHAT, "ok", "in KAGGLE_USERNAME and KAGGLE_KEY")]
     if name or os.environ.get("KAGGLE_KEY"):
         missing = "KAGGLE_KEY" if name else "KAGGLE_USERNAME"
-        return [Finding(WHAT, "warning", f"{missing} is not set, its other half is",
-                        f"Set {missing} too, or KAGGLE_API_TOKEN alone.")]
-    return [Finding(WHAT, "ok", f"none; only `maskfold fetch kaggle:…` and `maskfold upload` need them ({WHERE}, to ~/.kaggle/kaggle.json)")]
+        return [
+            Finding(
+                WHAT,
+                "warning",
+                f"{missing} is not set, its other half is",
+                f"Set {missing} too, or KAGGLE_API_TOKEN alone.",
+            )
+        ]
+    return [
+        Finding(
+            WHAT,
+            "ok",
+            f"none; only `maskfold fetch kaggle:…` and `maskfold upload` need them ({WHERE}, to ~/.kaggle/kaggle.json)",
+        )
+    ]
 
 
 def files() -> list[Path]:
@@ -43,8 +55,12 @@ def file_row(path: Path) -> Finding:
         text = path.read_text(encoding="utf-8")
         mode = stat.S_IMODE(path.stat().st_mode)
     except (OSError, UnicodeDecodeError) as error:
-        return Finding(WHAT, "warning", f"{path} cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}",
-                       f"Write it again ({WHERE}).")
+        return Finding(
+            WHAT,
+            "warning",
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}",
+            f"Write it again ({WHERE}).",
+        )
     if path.suffix == ".json":
         try:
             known = json.loads(text)
@@ -56,5 +72,7 @@ def file_row(path: Path) -> Finding:
     elif not text.strip():
         return Finding(WHAT, "warning", f"{path} is empty", f"Write it again ({WHERE}).")
     if mode & 0o077 and os.name != "nt":
-        return Finding(WHAT, "warning", f"{path} has mode {mode:o}: others on this machine can read it", f"Type: chmod 600 {path}.")
+        return Finding(
+            WHAT, "warning", f"{path} has mode {mode:o}: others on this machine can read it", f"Type: chmod 600 {path}."
+        )
     return Finding(WHAT, "ok", f"in {path} (mode {mode:o})")

@@ -25,7 +25,9 @@ def look(root: Path) -> list[Finding]:
     if artifacts is None:
         rows.append(Finding("artifacts", "ok", "kept by the server that MLFLOW_TRACKING_URI names"))
     for what, folder in (("prepared cases", root / FOLDER / "prepared"), ("artifacts", artifacts)):
-        if folder is not None and (rows[0].state == "ok" or nearest_there(folder) == folder):  # else the first row says it
+        if folder is not None and (
+            rows[0].state == "ok" or nearest_there(folder) == folder
+        ):  # else the first row says it
             rows.append(folder_row(what, folder))
     return rows
 
@@ -40,11 +42,19 @@ def folder_row(what: str, folder: Path) -> Finding:
     if error is not None:
         return Finding(what, "unusable", f"{name}cannot be written: {error[0]}", error[1])
     if free < TOO_LITTLE:
-        return Finding(what, "unusable", f"{name}is on a disk that is nearly full: {room}",
-                       "Free some space, or link it to another disk.")
+        return Finding(
+            what,
+            "unusable",
+            f"{name}is on a disk that is nearly full: {room}",
+            "Free some space, or link it to another disk.",
+        )
     if free < LITTLE:
-        return Finding(what, "warning", f"{name}has {room}; a checkpoint, prepared cases and predictions take gigabytes",
-                       "Free some space, or link it to another disk.")
+        return Finding(
+            what,
+            "warning",
+            f"{name}has {room}; a checkpoint, prepared cases and predictions take gigabytes",
+            "Free some space, or link it to another disk.",
+        )
     return Finding(what, "ok", f"{name}can be written; {room}")
 
 

@@ -15,9 +15,14 @@ def looks() -> dict[str, Look]:
     from competition.doctor import accelerators, credentials, disk, machine, packages, software, store
 
     return {
-        "packages": lambda _: packages.look(), "machine": lambda _: machine.look(), "accelerators": lambda _: accelerators.look(),
-        "disk": disk.look, "MLflow's store": store.look_mlflow, "Optuna's storage": store.look_optuna,
-        "kaggle": lambda _: credentials.look(), "extras": lambda _: packages.look_extras(),
+        "packages": lambda _: packages.look(),
+        "machine": lambda _: machine.look(),
+        "accelerators": lambda _: accelerators.look(),
+        "disk": disk.look,
+        "MLflow's store": store.look_mlflow,
+        "Optuna's storage": store.look_optuna,
+        "kaggle": lambda _: credentials.look(),
+        "extras": lambda _: packages.look_extras(),
         "software": lambda _: software.look(),
     }
 
@@ -36,6 +41,12 @@ def examine(root: Path | None = None) -> list[Finding]:
         try:
             found += look(root or Path.cwd())
         except Exception as error:  # noqa: BLE001 - one look that fails must not hide the others
-            found.append(Finding(name, "warning", f"could not be examined: {type(error).__name__}: {first_line(error)}",
-                                 "Please report this."))
+            found.append(
+                Finding(
+                    name,
+                    "warning",
+                    f"could not be examined: {type(error).__name__}: {first_line(error)}",
+                    "Please report this.",
+                )
+            )
     return found

@@ -40,4 +40,4 @@ def first_line(error: BaseException | str, longest: int = 200) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= longest else f"{text[:longest - 2]} …"
+    return text if len(text) <= longest else f"{text[: longest - 2]} …"

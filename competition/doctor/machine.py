@@ -28,13 +28,23 @@ def cores() -> Finding:
     found = f"{usable} cores" if usable == os.cpu_count() else f"{usable} of {os.cpu_count()} cores"
     share = quota()
     if share is not None and share < usable:
-        return Finding("CPU", "warning", f"{found}, of which a container's limit leaves the time of {share:g}",
-                       f"Set run.threads={max(1, int(share))}: more threads than that wait for each other.")
+        return Finding(
+            "CPU",
+            "warning",
+            f"{found}, of which a container's limit leaves the time of {share:g}",
+            f"Set run.threads={max(1, int(share))}: more threads than that wait for each other.",
+        )
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdigit() and int(threads) > usable:
-        return Finding("CPU", "warning", f"{found}, and OMP_NUM_THREADS={threads}", "Unset OMP_NUM_THREADS; folds set it.")
-    return Finding("CPU", "ok", f"{found}; a fold takes them all, divided by run.parallel_folds"
-                                + (f" (OMP_NUM_THREADS={threads} outside of folds)" if threads else ""))
+        return Finding(
+            "CPU", "warning", f"{found}, and OMP_NUM_THREADS={threads}", "Unset OMP_NUM_THREADS; folds set it."
+        )
+    return Finding(
+        "CPU",
+        "ok",
+        f"{found}; a fold takes them all, divided by run.parallel_folds"
+        + (f" (OMP_NUM_THREADS={threads} outside of folds)" if threads else ""),
+    )
 
 
 def quota(group: Path = Path("/sys/fs/cgroup")) -> float | None:
@@ -56,7 +66,9 @@ def memory() -> Finding:
     if free < TOO_LITTLE:
         return Finding("memory", "unusable", found, "End other programs, or use a larger machine.")
     if free < LITTLE:
-        return Finding("memory", "warning", found, "Keep to pictures or small volumes, run.parallel_folds=1 and run.workers=0.")
+        return Finding(
+            "memory", "warning", found, "Keep to pictures or small volumes, run.parallel_folds=1 and run.workers=0."
+        )
     return Finding("memory", "ok", found)
 
 
@@ -87,8 +99,14 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> list[Finding]:
     free = shutil.disk_usage(folder).free
     found = f"{free / GIB:.1f} GiB free at {folder}" if free >= GIB else f"{free / 2**20:.0f} MiB free at {folder}"
     if free < SHARED:
-        return [Finding("shared memory", "warning", f"{found}; loader processes die when it is full",
-                        "Keep run.workers=0, or start the container with --shm-size=2g.")]
+        return [
+            Finding(
+                "shared memory",
+                "warning",
+                f"{found}; loader processes die when it is full",
+                "Keep run.workers=0, or start the container with --shm-size=2g.",
+            )
+        ]
     return [Finding("shared memory", "ok", found)]
 
 
@@ -102,5 +120,11 @@ def open_files() -> list[Finding]:
     if soft == resource.RLIM_INFINITY or soft >= FILES:
         return [Finding("open files", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"{soft} a process")]
     can = hard == resource.RLIM_INFINITY or hard >= FILES
-    return [Finding("open files", "warning", f"{soft} a process; memory maps and loader processes may run out of them",
-                    "Type `ulimit -n 4096` first." if can else f"Have the system's limit of {hard} raised to 4096.")]
+    return [
+        Finding(
+            "open files",
+            "warning",
+            f"{soft} a process; memory maps and loader processes may run out of them",
+            "Type `ulimit -n 4096` first." if can else f"Have the system's limit of {hard} raised to 4096.",
+        )
+    ]

@@ -12,13 +12,26 @@ from competition.doctor.finding import Finding, State, first_line
 from competition.doctor.requirements import Need, Needs, normal, parse, read_needs
 
 MODULES = {  # where a package's module is called otherwise than the package
-    "connected-components-3d": "cc3d", "lightning": "lightning.fabric", "nvidia-ml-py": "pynvml", "opencv-python-headless": "cv2",
-    "pillow": "PIL", "pyjpegls": "jpeg_ls", "pyyaml": "yaml", "scikit-image": "skimage", "scikit-learn": "sklearn",
+    "connected-components-3d": "cc3d",
+    "lightning": "lightning.fabric",
+    "nvidia-ml-py": "pynvml",
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "pyjpegls": "jpeg_ls",
+    "pyyaml": "yaml",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
     "simpleitk": "SimpleITK",
 }
 SPARED = {"nvidia-ml-py"}  # training goes on without
-PURPOSES = {"ray": "folds on a cluster", "postgres": "studies on several machines", "kaggle": "maskfold fetch kaggle:…",
-            "dashboard": "make dashboard", "pretrained": "encoders without a network", "dicom": "DICOM of every syntax"}
+PURPOSES = {
+    "ray": "folds on a cluster",
+    "postgres": "studies on several machines",
+    "kaggle": "maskfold fetch kaggle:…",
+    "dashboard": "make dashboard",
+    "pretrained": "encoders without a network",
+    "dicom": "DICOM of every syntax",
+}
 LAST_TRIES = 5  # crashes after which no further import is tried
 
 
@@ -26,8 +39,14 @@ def look() -> list[Finding]:
     """Rows for Python, for the packages that are well, and for each that is not."""
     needs = read_needs()
     if needs is None:
-        return [Finding("packages", "warning", "the project's list of packages was not found",
-                        "Install the project: python -m pip install -e .")]
+        return [
+            Finding(
+                "packages",
+                "warning",
+                "the project's list of packages was not found",
+                "Install the project: python -m pip install -e .",
+            )
+        ]
     bad: dict[str, Finding] = {}
     versions: dict[str, str] = {}
     for need in needs.packages:
@@ -62,8 +81,14 @@ def look_extras() -> list[Finding]:
         if missing:
             rows.append(Finding(what, "ok", f"not installed; for {purpose}: {cure}"))
         elif old:
-            rows.append(Finding(what, "warning", f"{old[0].name} {there[old[0].name]} is there, and {old[0].text} is needed",
-                                f"For {purpose}: {cure}."))
+            rows.append(
+                Finding(
+                    what,
+                    "warning",
+                    f"{old[0].name} {there[old[0].name]} is there, and {old[0].text} is needed",
+                    f"For {purpose}: {cure}.",
+                )
+            )
         else:
             rows.append(Finding(what, "ok", f"{_named(there)}: {purpose}"))
     return rows
@@ -143,8 +168,9 @@ def _present(need: Need) -> tuple[Finding | None, str | None]:
     if version is None or not _has_module(module_of(need.name)):
         return Finding(need.name, state, f"is not installed ({need.text} is needed)", f"Install it: {cure}."), None
     if not need.fits(version):
-        return Finding(need.name, state, f"{version} is installed, and {need.text} is needed",
-                       f"Install another: {cure}."), version
+        return Finding(
+            need.name, state, f"{version} is installed, and {need.text} is needed", f"Install another: {cure}."
+        ), version
     return None, version
 
 
@@ -176,15 +202,23 @@ def _python(needs: Needs) -> Finding:
     version = platform.python_version()
     found = f"{version} ({platform.python_implementation()}, {platform.system()} {platform.machine()})"
     if needs.python and not Need(f"python{needs.python}", "python").fits(version):
-        return Finding("python", "unusable", f"{found}; {needs.python} is needed", "Make the environment with a newer Python.")
+        return Finding(
+            "python", "unusable", f"{found}; {needs.python} is needed", "Make the environment with a newer Python."
+        )
     return Finding("python", "ok", found)
 
 
 def _no_packaging() -> list[Finding]:
     if _has_module("packaging"):
         return []
-    return [Finding("packaging", "warning", "is not installed, so versions are not compared",
-                    "Install it: python -m pip install packaging.")]
+    return [
+        Finding(
+            "packaging",
+            "warning",
+            "is not installed, so versions are not compared",
+            "Install it: python -m pip install packaging.",
+        )
+    ]
 
 
 def _named(versions: Mapping[str, str | None]) -> str:

@@ -44,9 +44,18 @@ def accelerators(say: Say) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         there = torch.cuda.is_available()
-    say({"torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip, "available": there,
-         "reason": str(caught[0].message) if caught else None, "threads": torch.get_num_threads(),
-         "cpu": _precision("cpu"), "mps": torch.backends.mps.is_available()})
+    say(
+        {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "hip": torch.version.hip,
+            "available": there,
+            "reason": str(caught[0].message) if caught else None,
+            "threads": torch.get_num_threads(),
+            "cpu": _precision("cpu"),
+            "mps": torch.backends.mps.is_available(),
+        }
+    )
     for index in range(torch.cuda.device_count() if there else 0):
         say({"device": index, **_device(index)})
 
@@ -109,7 +118,12 @@ def telemetry(say: Say) -> None:
 
 
 QUESTIONS: dict[str, Callable[..., None]] = {
-    "imports": imports, "accelerators": accelerators, "mlflow": mlflow, "optuna": optuna, "telemetry": telemetry}
+    "imports": imports,
+    "accelerators": accelerators,
+    "mlflow": mlflow,
+    "optuna": optuna,
+    "telemetry": telemetry,
+}
 
 
 def main() -> None:

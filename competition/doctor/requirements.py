@@ -58,8 +58,11 @@ def read_needs() -> Needs | None:
     try:
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         if project["name"] == PROJECT:  # an installation in place keeps the list of the day it was made
-            extras = {name: [parse(one) for one in several] for name, several in project["optional-dependencies"].items()
-                      if name != DEVELOPMENT}
+            extras = {
+                name: [parse(one) for one in several]
+                for name, several in project["optional-dependencies"].items()
+                if name != DEVELOPMENT
+            }
             return Needs(project["requires-python"], [parse(one) for one in project["dependencies"]], extras)
     except (OSError, ValueError, KeyError):
         pass

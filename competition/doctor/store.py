@@ -48,7 +48,9 @@ def _refused(what: str, store: Store, verb: str, trouble: str) -> Finding:
     if "schema" in trouble.lower():
         return Finding(what, "unusable", found, f"Copy the database, then type: mlflow db upgrade {shown(store.uri)}.")
     if store.database is None:
-        return Finding(what, "warning", found, f"Start the server, or correct or unset MLFLOW_TRACKING_URI; {UNTIL_THEN}.")
+        return Finding(
+            what, "warning", found, f"Start the server, or correct or unset MLFLOW_TRACKING_URI; {UNTIL_THEN}."
+        )
     return Finding(what, "unusable", found, _aside(store.database))
 
 
@@ -76,17 +78,30 @@ def database_row(what: str, database: Path) -> Finding | None:
             write_beside(nearest_there(database.parent))
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
-            return Finding(what, "warning", f"{database} is held by another program for more than {PATIENCE:.0f} s",
-                           "See which: fuser " + str(database) + ".")
-        reason = {"attempt to write a readonly database": "it is read-only", "database or disk is full": "the disk is full",
-                  "unable to open database file": "the file or its folder is not open to this user, or is read-only",
-                  "disk I/O error": "the disk reports an error, or is full"}.get(str(error), str(error))
-        return Finding(what, "unusable", f"{database} cannot be written: {reason}",
-                       "Correct the disk, its mount, or the file's mode.")
+            return Finding(
+                what,
+                "warning",
+                f"{database} is held by another program for more than {PATIENCE:.0f} s",
+                "See which: fuser " + str(database) + ".",
+            )
+        reason = {
+            "attempt to write a readonly database": "it is read-only",
+            "database or disk is full": "the disk is full",
+            "unable to open database file": "the file or its folder is not open to this user, or is read-only",
+            "disk I/O error": "the disk reports an error, or is full",
+        }.get(str(error), str(error))
+        return Finding(
+            what,
+            "unusable",
+            f"{database} cannot be written: {reason}",
+            "Correct the disk, its mount, or the file's mode.",
+        )
     except sqlite3.DatabaseError as error:
         return Finding(what, "unusable", f"{database} is broken: {first_line(error)}", _aside(database))
     except OSError as error:
-        return Finding(what, "unusable", f"{database} cannot be made: {error.strerror or error}", "See the row of mlruns/.")
+        return Finding(
+            what, "unusable", f"{database} cannot be made: {error.strerror or error}", "See the row of mlruns/."
+        )
     return None
 
 
@@ -118,8 +133,10 @@ def write_beside(folder: Path) -> None:
         sqlite3.DatabaseError: SQLite does not work there.
         OSError: the folder cannot be written.
     """
-    with tempfile.TemporaryDirectory(prefix=".doctor~", dir=folder) as inside, \
-            closing(sqlite3.connect(Path(inside) / "probe.db", timeout=PATIENCE)) as connection:
+    with (
+        tempfile.TemporaryDirectory(prefix=".doctor~", dir=folder) as inside,
+        closing(sqlite3.connect(Path(inside) / "probe.db", timeout=PATIENCE)) as connection,
+    ):
         connection.execute("CREATE TABLE probe (x)")
         connection.execute("INSERT INTO probe VALUES (1)")
         connection.commit()
@@ -162,6 +179,9 @@ def hide(text: str, uri: str) -> str:
 
 
 def _aside(database: Path) -> str:
-    then = ("the next study begins at trial 0" if database.name == OPTUNA else
-            "the next start makes another and delivers its run again")
+    then = (
+        "the next study begins at trial 0"
+        if database.name == OPTUNA
+        else "the next start makes another and delivers its run again"
+    )
     return f"Move it away (mv {database} {database}.broken): {then}."

@@ -18,14 +18,24 @@ from competition.inference.predicted import Predicted
 from competition.inference.window import Autocast, predict_gated
 
 
-def predict_case(networks: Sequence[nn.Module], prepared: PreparedCase, exp: Experiment,
-                 device: torch.device | str = "cpu", autocast: Autocast = nullcontext) -> np.ndarray:
+def predict_case(
+    networks: Sequence[nn.Module],
+    prepared: PreparedCase,
+    exp: Experiment,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+) -> np.ndarray:
     """The probabilities alone of `predict_both`."""
     return predict_both(networks, prepared, exp, device, autocast).probabilities
 
 
-def predict_both(networks: Sequence[nn.Module], prepared: PreparedCase, exp: Experiment,
-                 device: torch.device | str = "cpu", autocast: Autocast = nullcontext) -> Predicted:
+def predict_both(
+    networks: Sequence[nn.Module],
+    prepared: PreparedCase,
+    exp: Experiment,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+) -> Predicted:
     """Predicts a case and undoes its preparation.
 
     Args:
@@ -45,7 +55,8 @@ def predict_both(networks: Sequence[nn.Module], prepared: PreparedCase, exp: Exp
         image = prepared.network_image()
         found, gate = within_memory(lambda exp: predict_gated(networks, image, exp, device, autocast), exp, device)
     except MaskfoldError as error:
-        raise MaskfoldError(f"Case {prepared.id} cannot be predicted: {error.wrong}", error.cure,
-                            status=error.status) from error
+        raise MaskfoldError(
+            f"Case {prepared.id} cannot be predicted: {error.wrong}", error.cure, status=error.status
+        ) from error
     placed = None if gate is None else on_file_grid(gate, prepared.geometry, exp.patch.slices is not None)
     return Predicted(prepared.geometry.undo(found), placed)

@@ -44,8 +44,12 @@ def self_dice(probabilities: np.ndarray, comp: Competition) -> float:
         probabilities: (`comp.outputs`, *spatial) float.
         comp: read are `labels` and `classes`.
     """
-    masks, planes = to_masks(probabilities, comp), probabilities[-len(comp.classes):].astype(np.float64)
-    found = [2 * plane[mask].sum() / (plane.sum() + mask.sum()) for plane, mask in zip(planes, masks, strict=True) if mask.any()]
+    masks, planes = to_masks(probabilities, comp), probabilities[-len(comp.classes) :].astype(np.float64)
+    found = [
+        2 * plane[mask].sum() / (plane.sum() + mask.sum())
+        for plane, mask in zip(planes, masks, strict=True)
+        if mask.any()
+    ]
     return float(np.mean(found)) if found else float(1 - planes.max())
 
 

@@ -52,8 +52,10 @@ def of_case(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
     """
     every = torch.cat(list(windows)).double().cpu()
     if not torch.isfinite(every).all():
-        raise MaskfoldError("The network's gate gives values that are not finite.",
-                            "Train with a lower learning rate or with `training.precision: fp32`.")
+        raise MaskfoldError(
+            "The network's gate gives values that are not finite.",
+            "Train with a lower learning rate or with `training.precision: fp32`.",
+        )
     surest = every.reshape(slices or 1, -1, *every.shape[1:]).amax(1)  # (slices, N, K)
     return np.ascontiguousarray(agreed(list(surest.numpy().swapaxes(0, 1))).T)
 
@@ -76,8 +78,10 @@ def on_file_grid(gate: np.ndarray, geometry: Geometry, by_slice: bool) -> np.nda
     axis, (before, _), kept = geometry.axes[-1], geometry.pad[-1], geometry.resampled[-1]
     low, high = geometry.crop[-1]
     whole = np.zeros((len(gate), geometry.file_shape[axis]), np.float32)
-    for row, values in zip(whole, gate[:, before:before + kept], strict=True):
+    for row, values in zip(whole, gate[:, before : before + kept], strict=True):
         row[low:high] = resample(values.reshape(1, 1, -1), (1, 1, high - low)).ravel()
     if geometry.flips[-1]:
         whole = whole[:, ::-1]
-    return np.ascontiguousarray(whole).reshape(len(gate), *(whole.shape[1] if place == axis else 1 for place in range(dims)))
+    return np.ascontiguousarray(whole).reshape(
+        len(gate), *(whole.shape[1] if place == axis else 1 for place in range(dims))
+    )

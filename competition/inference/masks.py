@@ -49,7 +49,7 @@ def merged(probabilities: np.ndarray, comp: Competition) -> np.ndarray:
         (`comp.outputs`, *spatial) float32.
     """
     _check(probabilities, comp)
-    plain = probabilities[:comp.outputs].astype(np.float32)
+    plain = probabilities[: comp.outputs].astype(np.float32)
     if len(probabilities) > comp.outputs:
         edge, objects = probabilities[-1].astype(np.float32), plain[1:].sum(axis=0)
         equal = np.float32(1 / len(comp.classes))

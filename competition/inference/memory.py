@@ -15,8 +15,14 @@ from competition.config.experiment import Experiment
 from competition.model.arguments import one_line
 
 # What libraries say where they have no class of their own for it.
-WORDS = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
-         "CUDNN_STATUS_ALLOC_FAILED", "Cannot allocate memory")
+WORDS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Cannot allocate memory",
+)
 T = TypeVar("T")
 HOST = "Give the machine less to do at once: lower run.parallel_folds or run.workers"
 
@@ -69,10 +75,14 @@ def within_memory(predict: Callable[[Experiment], T], exp: Experiment, device: t
         release(device)
         if size == 1 or exp.training.on_oom == "stop":
             lower = "Lower inference.batch_size, or set training.on_oom=halve" if size > 1 else "Shorten inference.tta"
-            raise MaskfoldError(f"Memory ran out on {device} with {size} window{'s' * (size > 1)} at a time: {words}.",
-                                f"{lower}. {HOST}.")
+            raise MaskfoldError(
+                f"Memory ran out on {device} with {size} window{'s' * (size > 1)} at a time: {words}.",
+                f"{lower}. {HOST}.",
+            )
         _fit[str(device)] = size // 2
-        log.warning("Memory ran out on %s with %d windows at a time (%s); it goes on with %d.", device, size, words, size // 2)
+        log.warning(
+            "Memory ran out on %s with %d windows at a time (%s); it goes on with %d.", device, size, words, size // 2
+        )
 
 
 def _sized(exp: Experiment, size: int) -> Experiment:

@@ -64,8 +64,13 @@ class OofStore:
         try:
             with room(final, int(np.prod(shape)) * np.dtype(self.kind).itemsize):
                 with ZipStore(beside, mode="w") as zipped:
-                    array = zarr.create_array(zipped, shape=shape, dtype=self.kind, chunks=chunks,
-                                              attributes={"id": case, **({} if gate is None else {"gate": gate.tolist()})})
+                    array = zarr.create_array(
+                        zipped,
+                        shape=shape,
+                        dtype=self.kind,
+                        chunks=chunks,
+                        attributes={"id": case, **({} if gate is None else {"gate": gate.tolist()})},
+                    )
                     for channel in range(shape[0]):
                         for low in range(0, shape[1], chunks[1]):  # chunk by chunk: no second copy of the case
                             block = slice(low, low + chunks[1])
@@ -92,12 +97,15 @@ class OofStore:
         Raises:
             MaskfoldError: the case is missing or damaged.
         """
+
         def kept(array: Any) -> np.ndarray | None:
             said = array.attrs.get("gate")
             if said is None:
                 return None
             values = np.asarray(said, np.float32)
-            fits = values.ndim == array.ndim and all(n in (1, whole) for n, whole in zip(values.shape[1:], array.shape[1:], strict=True))
+            fits = values.ndim == array.ndim and all(
+                n in (1, whole) for n, whole in zip(values.shape[1:], array.shape[1:], strict=True)
+            )
             if not fits or not ((values >= 0) & (values <= 1)).all():
                 raise ValueError(f"its gate is of shape {values.shape}, or not between 0 and 1")
             return values
@@ -111,16 +119,18 @@ class OofStore:
 
         path = self.path(case)
         if not path.exists():
-            raise MaskfoldError(f"No out-of-fold prediction of case {case} is in {self.folder}.",
-                                "Run the fold that validates it.")
+            raise MaskfoldError(
+                f"No out-of-fold prediction of case {case} is in {self.folder}.", "Run the fold that validates it."
+            )
         try:
             with zipfile.ZipFile(path):  # ZipStore opens lazily, and stumbles over closing what it could not open
                 pass
             with ZipStore(path, mode="r") as zipped:
                 return work(_plain(zarr.open_array(zipped, mode="r", zarr_format=3)))
         except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise MaskfoldError(f"The out-of-fold prediction {path} is damaged: {error}.",
-                                "Delete the file and run the fold again.") from error
+            raise MaskfoldError(
+                f"The out-of-fold prediction {path} is damaged: {error}.", "Delete the file and run the fold again."
+            ) from error
 
     def ids(self) -> list[str]:
         """The cases that are there, sorted."""

@@ -48,12 +48,18 @@ def views(exp: Experiment) -> list[View]:
         allowed = range(dims) if exp.augment.flip is True else exp.augment.flip or ()
         axes = tuple(axis for axis in allowed if axis < dims)
         if not axes:
-            raise MaskfoldError("`inference.tta` wants flips and `augment.flip` allows none.",
-                                "Remove `flip` from `inference.tta`, or name axes in `augment.flip`.", status=2)
+            raise MaskfoldError(
+                "`inference.tta` wants flips and `augment.flip` allows none.",
+                "Remove `flip` from `inference.tta`, or name axes in `augment.flip`.",
+                status=2,
+            )
     if "rotate90" not in wanted:
         return [View(subset) for subset in chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1))]
     if dims != 2 or exp.patch.size[0] != exp.patch.size[1]:
-        raise MaskfoldError(f"`inference.tta: rotate90` cannot turn patches of size {exp.patch.size}.",
-                            "Remove `rotate90`, or make `patch.size` a square of two numbers.", status=2)
+        raise MaskfoldError(
+            f"`inference.tta: rotate90` cannot turn patches of size {exp.patch.size}.",
+            "Remove `rotate90`, or make `patch.size` a square of two numbers.",
+            status=2,
+        )
     # One flip and the turns give all eight symmetries, so that a second flip would only repeat them.
     return [View(subset, turns) for subset in ([(), axes[:1]] if axes else [()]) for turns in range(4)]

@@ -26,12 +26,18 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     found = read_weights(path)
     problem = _misfit(network.state_dict(), found)
     if problem:
-        raise MaskfoldError(f"The weights {path} do not fit the network: {problem}.",
-                            "Use the `model` section that they were trained with.")
-    bad = next((name for name, tensor in found.items() if tensor.is_floating_point() and not tensor.isfinite().all()), None)
+        raise MaskfoldError(
+            f"The weights {path} do not fit the network: {problem}.",
+            "Use the `model` section that they were trained with.",
+        )
+    bad = next(
+        (name for name, tensor in found.items() if tensor.is_floating_point() and not tensor.isfinite().all()), None
+    )
     if bad is not None:
-        raise MaskfoldError(f"The weights {path} hold NaN or infinite values in {bad}.",
-                            "Replace the file by a whole copy, or train the fold again with a lower learning rate.")
+        raise MaskfoldError(
+            f"The weights {path} hold NaN or infinite values in {bad}.",
+            "Replace the file by a whole copy, or train the fold again with a lower learning rate.",
+        )
     network.load_state_dict(found)
 
 
@@ -65,7 +71,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if set(metadata) - {"sha256", "format"}:  # the checksum's own name may be what was damaged
         raise ValueError(f"its metadata hold {', '.join(sorted(metadata))[:100]!r}")
     said, found = metadata.get("sha256"), load(content)
-    if said is not None and said != hashlib.sha256(memoryview(content)[8 + int.from_bytes(content[:8], "little"):]).hexdigest():
+    if (
+        said is not None
+        and said != hashlib.sha256(memoryview(content)[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    ):
         raise ValueError("its checksum is wrong")
     return found
 

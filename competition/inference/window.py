@@ -23,8 +23,13 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
-def predict_prepared(networks: Sequence[nn.Module], image: np.ndarray, exp: Experiment,
-                     device: torch.device | str = "cpu", autocast: Autocast = nullcontext) -> np.ndarray:
+def predict_prepared(
+    networks: Sequence[nn.Module],
+    image: np.ndarray,
+    exp: Experiment,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+) -> np.ndarray:
     """Probabilities of one prepared image, averaged over networks and over the views of `inference.tta`.
 
     An image that fits one patch is predicted whole, padded to the patch: volumes with 0, pictures with their edge. A
@@ -48,8 +53,13 @@ def predict_prepared(networks: Sequence[nn.Module], image: np.ndarray, exp: Expe
     return predict_gated(networks, image, exp, device, autocast)[0]
 
 
-def predict_gated(networks: Sequence[nn.Module], image: np.ndarray, exp: Experiment, device: torch.device | str = "cpu",
-                  autocast: Autocast = nullcontext) -> tuple[np.ndarray, np.ndarray | None]:
+def predict_gated(
+    networks: Sequence[nn.Module],
+    image: np.ndarray,
+    exp: Experiment,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+) -> tuple[np.ndarray, np.ndarray | None]:
     """As `predict_prepared`, and from the same passes the gate: see `competition.inference.gate.of_case`; None without one."""
     looks, slices = views(exp), exp.patch.slices
     gates: list[torch.Tensor] = []  # of the windows in their order: with slices, those of the first slice come first
@@ -86,8 +96,8 @@ def blend(length: int, patch: int, firsts: list[int]) -> torch.Tensor:
     gauss = np.exp(-0.5 * (offset / (patch / 8)) ** 2)
     total = np.zeros(max(length, patch))
     for first in firsts:
-        total[first:first + patch] += gauss
-    return torch.tensor(np.stack([gauss / total[first:first + patch] for first in firsts]), dtype=torch.float32)
+        total[first : first + patch] += gauss
+    return torch.tensor(np.stack([gauss / total[first : first + patch] for first in firsts]), dtype=torch.float32)
 
 
 def neighbours(image: np.ndarray, position: int, slices: int) -> np.ndarray:
@@ -121,7 +131,7 @@ def _streamed(predict: Predict, image: np.ndarray, exp: Experiment, device: torc
         done = (firsts[0][row + 1] if row + 1 < len(firsts[0]) else padded[0]) - top
         low, high = max(top, before[0]), min(top + done, before[0] + spatial[0])
         finished = sums[(slice(None), slice(low - top, high - top), *inner)]
-        result[:, low - before[0]:high - before[0]] = _half(finished)
+        result[:, low - before[0] : high - before[0]] = _half(finished)
         for index in range(patch[0]):  # row by row, since a copy of the whole slab would double the memory
             sums[:, index] = sums[:, index + done] if index + done < patch[0] else 0
     return result
@@ -140,13 +150,17 @@ def _slice_by_slice(predict: Predict, image: np.ndarray, exp: Experiment) -> np.
         high = min(low + SLICES, depth)
         origin = max(0, low - reach)
         # A block at a time, since the last axis is the fastest: even one slice alone touches every page of the file.
-        block = np.ascontiguousarray(image[..., origin:min(depth, high + reach)])
+        block = np.ascontiguousarray(image[..., origin : min(depth, high + reach)])
         sums = torch.zeros((high - low, outputs, *padded))
         places = list(product(range(low, high), *(range(len(first)) for first in firsts)))
         for group in _groups(places, exp.inference.batch_size):
             corners = [tuple(first[i] for first, i in zip(firsts, place[1:], strict=True)) for place in group]
-            windows = np.stack([_window(neighbours(block, place[0] - origin, slices), corner, patch, before, "constant")
-                                for place, corner in zip(group, corners, strict=True)])
+            windows = np.stack(
+                [
+                    _window(neighbours(block, place[0] - origin, slices), corner, patch, before, "constant")
+                    for place, corner in zip(group, corners, strict=True)
+                ]
+            )
             for place, corner, found in zip(group, corners, predict(torch.from_numpy(windows)).cpu(), strict=True):
                 target = tuple(slice(c, c + size) for c, size in zip(corner, patch, strict=True))
                 _add(sums[(place[0] - low, slice(None), *target)], found, weights, place[1:])
@@ -155,8 +169,9 @@ def _slice_by_slice(predict: Predict, image: np.ndarray, exp: Experiment) -> np.
     return result
 
 
-def _mean(networks: Sequence[nn.Module], batch: torch.Tensor, looks: list[View], exp: Experiment,
-          autocast: Autocast) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _mean(
+    networks: Sequence[nn.Module], batch: torch.Tensor, looks: list[View], exp: Experiment, autocast: Autocast
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Probabilities (B, P, *patch) float32 of a batch, the mean over networks and views; and with a gate one tensor
 
     (B, N, K) of each network's, the mean over views.
@@ -174,7 +189,9 @@ def _mean(networks: Sequence[nn.Module], batch: torch.Tensor, looks: list[View],
             except ValueError as error:
                 raise MaskfoldError(
                     f"The network turns a batch of shape {tuple(batch.shape)} into {describe(outputs)}.",
-                    f"Make it give {exp.outputs} channels of the same size.", status=2) from error
+                    f"Make it give {exp.outputs} channels of the same size.",
+                    status=2,
+                ) from error
             found = logits.softmax(1) if exp.competition.labels == "exclusive" else logits.sigmoid()
             total = found if total is None else total.add_(found)
             gates += _gate(outputs, exp)
@@ -198,12 +215,13 @@ def _add(target: torch.Tensor, found: torch.Tensor, weights: list[torch.Tensor],
     """Adds one window (P, *patch) to its part of the sums, weighted along each axis."""
     for axis, index in enumerate(place):
         weight = weights[axis][index]
-        found = found * weight.reshape(-1, *(1 for _ in place[axis + 1:]))
+        found = found * weight.reshape(-1, *(1 for _ in place[axis + 1 :]))
     target += found
 
 
-def _window(image: np.ndarray, corner: tuple[int, ...], patch: Sequence[int], before: Sequence[int],
-            edge: Any) -> np.ndarray:
+def _window(
+    image: np.ndarray, corner: tuple[int, ...], patch: Sequence[int], before: Sequence[int], edge: Any
+) -> np.ndarray:
     """The window (C, *patch) float32 at a corner of the padded grid."""
     inside, margins = [slice(None)], [(0, 0)]
     for first, size, skip, length in zip(corner, patch, before, image.shape[1:], strict=True):
@@ -219,14 +237,16 @@ def _half(sums: torch.Tensor) -> np.ndarray:
     """Finished sums as float16 in host memory."""
     values = sums.half()
     if not torch.isfinite(values).all():
-        raise MaskfoldError("The network gives values that are not finite.",
-                            "Train with a lower learning rate or with `training.precision: fp32`.")
+        raise MaskfoldError(
+            "The network gives values that are not finite.",
+            "Train with a lower learning rate or with `training.precision: fp32`.",
+        )
     return values.cpu().numpy()
 
 
 def _groups(items: list[Any], size: int) -> Iterator[list[Any]]:
     for first in range(0, len(items), size):
-        yield items[first:first + size]
+        yield items[first : first + size]
 
 
 @contextmanager

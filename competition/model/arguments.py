@@ -75,8 +75,11 @@ def _settle(args: dict[str, Any], parameters: Any, names: tuple[str, ...], value
     known = [name for name in names if name in parameters]
     for name in known:
         if name in args and args[name] != value:
-            raise MaskfoldError(f"model.args.{name} is {args[name]}, but {why}.",
-                                f"Leave model.args.{name} out, or set it to {value}.", status=2)
+            raise MaskfoldError(
+                f"model.args.{name} is {args[name]}, but {why}.",
+                f"Leave model.args.{name} out, or set it to {value}.",
+                status=2,
+            )
     if known and not any(name in args for name in known):
         args[known[0]] = value
 
@@ -85,9 +88,16 @@ def _settle_gate(exp: Experiment, args: dict[str, Any]) -> None:
     """The head of a network of segmentation_models_pytorch is the gate."""
     assert exp.gate is not None
     if args.get("aux_params") is not None:
-        raise MaskfoldError("model.args.aux_params and gate both set the network's second head.",
-                            "Leave model.args.aux_params out; gate has its pooling and dropout.", status=2)
-    args["aux_params"] = {"classes": len(exp.competition.classes), "pooling": exp.gate.pooling, "dropout": exp.gate.dropout}
+        raise MaskfoldError(
+            "model.args.aux_params and gate both set the network's second head.",
+            "Leave model.args.aux_params out; gate has its pooling and dropout.",
+            status=2,
+        )
+    args["aux_params"] = {
+        "classes": len(exp.competition.classes),
+        "pooling": exp.gate.pooling,
+        "dropout": exp.gate.dropout,
+    }
 
 
 def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
@@ -96,10 +106,15 @@ def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
         raise MaskfoldError(
             f"model.target {cls.__name__} works on pictures, but patch.size has 3 numbers.",
             "Set patch.slices and a patch.size of 2 numbers (2.5D), or name a 3D network such as "
-            "monai.networks.nets.DynUNet.", status=2)
+            "monai.networks.nets.DynUNet.",
+            status=2,
+        )
     if args.get("activation") not in (None, "identity"):
-        raise MaskfoldError(f"model.args.activation is {args['activation']}, but loss and prediction work on logits.",
-                            "Leave model.args.activation out.", status=2)
+        raise MaskfoldError(
+            f"model.args.activation is {args['activation']}, but loss and prediction work on logits.",
+            "Leave model.args.activation out.",
+            status=2,
+        )
     parameters = constructor_parameters(cls)
     encoder = args.get("encoder_name", "")
     if isinstance(encoder, str) and encoder.startswith("tu-"):

@@ -32,8 +32,11 @@ class Ema:
         """Take in the network's weights after an optimiser step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        averaged = {name for name, parameter in network.named_parameters(remove_duplicate=False)
-                    if parameter.is_floating_point()}
+        averaged = {
+            name
+            for name, parameter in network.named_parameters(remove_duplicate=False)
+            if parameter.is_floating_point()
+        }
         means: list[Tensor] = []
         values: list[Tensor] = []
         old: list[Tensor] = []

@@ -78,7 +78,7 @@ def fitting_sizes(fits: Callable[[Size], bool], size: Size) -> list[Size]:
         return []
     steps = []
     for axis, edge in enumerate(size):
-        trials = ((step, (*upper[:axis], -(-edge // step) * step, *upper[axis + 1:])) for step in multiples)
+        trials = ((step, (*upper[:axis], -(-edge // step) * step, *upper[axis + 1 :])) for step in multiples)
         step, upper = next((step, trial) for step, trial in trials if check(trial))
         steps.append(step)
     lower = tuple(edge // step * step for edge, step in zip(size, steps, strict=True))

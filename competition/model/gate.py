@@ -45,7 +45,9 @@ class Gated(nn.Module):
         """What the network gives for (B, C, *spatial), and the gate's logits (B, K)."""
         maps: list[Tensor] = []
         # A hook for this call alone: one that stays would point to another network once this one is copied.
-        hook = self.network.get_submodule(self.place).register_forward_hook(lambda _module, _given, made: maps.append(made))
+        hook = self.network.get_submodule(self.place).register_forward_hook(
+            lambda _module, _given, made: maps.append(made)
+        )
         try:
             outputs = self.network(image)
         finally:
@@ -54,7 +56,9 @@ class Gated(nn.Module):
         return outputs, self.head(values.mean(2) if self.pooling == "avg" else values.amax(2))
 
 
-def deepest_map(network: nn.Module, on_cpu: Callable[[], nn.Module], channels: int, size: tuple[int, ...]) -> tuple[str, int]:
+def deepest_map(
+    network: nn.Module, on_cpu: Callable[[], nn.Module], channels: int, size: tuple[int, ...]
+) -> tuple[str, int]:
     """The module that makes a network's deepest feature map, and the map's channels.
 
     One patch goes through, and one of twice the size, on the meta device where the network allows it. Of the modules that
@@ -92,8 +96,11 @@ def deepest_map(network: nn.Module, on_cpu: Callable[[], nn.Module], channels: i
         if (-area, width) >= deepest:
             best, deepest = (name, width), (-area, width)
     if not best[0]:
-        raise MaskfoldError(f"gate needs a feature map smaller than the patch, and {type(network).__name__} makes none.",
-                            "Set gate to null, or take an encoder-decoder such as monai.networks.nets.DynUNet.", status=2)
+        raise MaskfoldError(
+            f"gate needs a feature map smaller than the patch, and {type(network).__name__} makes none.",
+            "Set gate to null, or take an encoder-decoder such as monai.networks.nets.DynUNet.",
+            status=2,
+        )
     return best
 
 
@@ -107,6 +114,7 @@ def _maps(network: nn.Module, channels: int, size: tuple[int, ...], device: str)
             shape = tuple(output.shape) if isinstance(output, Tensor) else ()
             calls = made.pop(name, [])
             made[name] = [*calls, (shape[1], shape[2:]) if len(shape) == len(size) + 2 else (0, ())]
+
         return note
 
     hooks = [module.register_forward_hook(watch(name)) for name, module in network.named_modules() if name]
@@ -137,7 +145,7 @@ def presence(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
         return (planes == 1).any(2).float(), (planes != IGNORE).any(2)
     found = torch.zeros((len(mask), IGNORE + 1), device=mask.device)
     found.scatter_(1, mask.flatten(1).long(), 1.0)
-    there = found[:, 1:classes + 1] if classes > 1 else found[:, 1:3].amax(1, keepdim=True)
+    there = found[:, 1 : classes + 1] if classes > 1 else found[:, 1:3].amax(1, keepdim=True)
     return there, (found[:, :IGNORE].amax(1, keepdim=True) > 0).expand(-1, classes)
 
 

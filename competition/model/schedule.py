@@ -92,7 +92,8 @@ class _Plateau:
     def __init__(self, cfg: ScheduleConfig) -> None:
         self._carrier = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self._carrier, mode="max", factor=cfg.factor, patience=cfg.patience, min_lr=cfg.minimum)
+            self._carrier, mode="max", factor=cfg.factor, patience=cfg.patience, min_lr=cfg.minimum
+        )
 
     @property
     def multiplier(self) -> float:
@@ -102,8 +103,11 @@ class _Plateau:
         self._scheduler.step(score)
 
     def state(self) -> dict[str, Any]:
-        return {"multiplier": self.multiplier, "best": float(self._scheduler.best),
-                "bad": int(self._scheduler.num_bad_epochs)}
+        return {
+            "multiplier": self.multiplier,
+            "best": float(self._scheduler.best),
+            "bad": int(self._scheduler.num_bad_epochs),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         self._carrier.param_groups[0]["lr"] = float(state["multiplier"])

@@ -29,12 +29,17 @@ MONAI, SMP, TORCH, OTHER = "monai", "segmentation_models_pytorch", "torch", "oth
 
 # Losses that want probabilities where we have logits, and what to take instead.
 PROBABILITIES = {
-    (TORCH, "BCELoss"): "torch.nn.BCEWithLogitsLoss", (TORCH, "NLLLoss"): "torch.nn.CrossEntropyLoss",
-    (SMP, "MCCLoss"): "monai.losses.MCCLoss", (MONAI, "AsymmetricUnifiedFocalLoss"): "monai.losses.DiceFocalLoss"}
+    (TORCH, "BCELoss"): "torch.nn.BCEWithLogitsLoss",
+    (TORCH, "NLLLoss"): "torch.nn.CrossEntropyLoss",
+    (SMP, "MCCLoss"): "monai.losses.MCCLoss",
+    (MONAI, "AsymmetricUnifiedFocalLoss"): "monai.losses.DiceFocalLoss",
+}
 NUMBERS = {(TORCH, "CrossEntropyLoss"), (SMP, "SoftCrossEntropyLoss"), (MONAI, "NACLLoss")}  # (B, *s), exclusive only
 PARTS = {  # sums of two losses: their parts are computed here, so that they can be logged at no cost
-    "DiceCELoss": ("dice", "ce"), "DiceFocalLoss": ("dice", "focal"),
-    "GeneralizedDiceFocalLoss": ("generalized_dice", "focal")}
+    "DiceCELoss": ("dice", "ce"),
+    "DiceFocalLoss": ("dice", "focal"),
+    "GeneralizedDiceFocalLoss": ("generalized_dice", "focal"),
+}
 
 
 class Term(nn.Module):
@@ -66,8 +71,9 @@ class Term(nn.Module):
         try:
             self.loss = cls(**self._tensors(cls, args, exp.network_dimensions))
         except Exception as error:
-            raise MaskfoldError(f"{key}.args do not fit {spec.target}: {one_line(error)}.", f"Correct {key}.args.",
-                                status=2) from error
+            raise MaskfoldError(
+                f"{key}.args do not fit {spec.target}: {one_line(error)}.", f"Correct {key}.args.", status=2
+            ) from error
         self.form = self._form(cls, args)
         self.parts = PARTS.get(cls.__name__, ()) if cls.__module__.split(".")[0] == MONAI else ()
 
@@ -104,15 +110,20 @@ class Term(nn.Module):
         """What no argument can mend."""
         instead = PROBABILITIES.get((self.kind, cls.__name__))
         if instead is not None:
-            raise self._refuse(f".target {cls.__name__} wants probabilities, but the network gives logits",
-                               f"Take {instead}.")
+            raise self._refuse(
+                f".target {cls.__name__} wants probabilities, but the network gives logits", f"Take {instead}."
+            )
         if (self.kind, cls.__name__) in NUMBERS and not self.exclusive:
-            raise self._refuse(f".target {cls.__name__} wants one class per pixel, but classes overlap",
-                               "Take torch.nn.BCEWithLogitsLoss.")
+            raise self._refuse(
+                f".target {cls.__name__} wants one class per pixel, but classes overlap",
+                "Take torch.nn.BCEWithLogitsLoss.",
+            )
         if cls.__name__ == "DiceCELoss" and not self.exclusive and self.channels > 1:
-            raise self._refuse(f".target {cls.__name__} takes its cross-entropy as if classes excluded each other, but "
-                               "competition.labels is overlapping",
-                               "Give two terms: monai.losses.DiceLoss and torch.nn.BCEWithLogitsLoss.")
+            raise self._refuse(
+                f".target {cls.__name__} takes its cross-entropy as if classes excluded each other, but "
+                "competition.labels is overlapping",
+                "Give two terms: monai.losses.DiceLoss and torch.nn.BCEWithLogitsLoss.",
+            )
         if args.get("reduction") == "none":
             raise self._refuse(".args.reduction is none, but training needs one number", "Set it to mean.")
         if args.get("from_logits") is False:
@@ -124,22 +135,30 @@ class Term(nn.Module):
             return
         if args.setdefault(name, value) != value:
             labels = "exclusive" if self.exclusive else "overlapping"
-            raise self._refuse(f".args.{name} is {str(args[name]).lower()}, but competition.labels is {labels}",
-                               f"Set it to {str(value).lower()}, or leave it out.")
+            raise self._refuse(
+                f".args.{name} is {str(args[name]).lower()}, but competition.labels is {labels}",
+                f"Set it to {str(value).lower()}, or leave it out.",
+            )
 
     def _complete_monai(self, cls: type, args: dict[str, Any], dims: int) -> None:
         parameters = constructor_parameters(cls)
         if not self.exclusive:
-            for name, value in (("to_onehot_y", False), ("softmax", False), ("sigmoid", True), ("use_softmax", False),
-                                ("include_background", True)):  # there is no background: a class would be left out
+            for name, value in (
+                ("to_onehot_y", False),
+                ("softmax", False),
+                ("sigmoid", True),
+                ("use_softmax", False),
+                ("include_background", True),
+            ):  # there is no background: a class would be left out
                 self._demand(args, parameters, name, value)
             return
         self._demand(args, parameters, "to_onehot_y", True)
         if "softmax" in parameters and "softmax" not in args and "sigmoid" not in args:
             args["softmax"] = True
         if "softmax" in parameters and not (args.get("softmax") or args.get("sigmoid")):
-            raise self._refuse(".args ask for neither softmax nor sigmoid, but the network gives logits",
-                               "Set softmax to true.")
+            raise self._refuse(
+                ".args ask for neither softmax nor sigmoid, but the network gives logits", "Set softmax to true."
+            )
         if "use_softmax" in parameters:
             args.setdefault("use_softmax", True)
         if cls.__name__ == "NACLLoss":
@@ -154,8 +173,10 @@ class Term(nn.Module):
         mode = args.setdefault("mode", "multiclass" if self.exclusive else "multilabel")
         if (mode == "multiclass" and not self.exclusive) or (mode == "binary" and self.exclusive):
             labels = "exclusive" if self.exclusive else "overlapping"
-            raise self._refuse(f".args.mode is {mode}, but competition.labels is {labels}",
-                               f"Set it to {'multiclass' if self.exclusive else 'multilabel'}, or leave it out.")
+            raise self._refuse(
+                f".args.mode is {mode}, but competition.labels is {labels}",
+                f"Set it to {'multiclass' if self.exclusive else 'multilabel'}, or leave it out.",
+            )
 
     def _tensors(self, cls: type, args: dict[str, Any], dims: int) -> dict[str, Any]:
         """Lists of class weights as the tensors that some constructors insist on."""
@@ -163,9 +184,10 @@ class Term(nn.Module):
         for name in ("weight", "pos_weight"):
             if isinstance(args.get(name), list) and (self.kind in (TORCH, SMP) or cls.__name__ == "DiceCELoss"):
                 if len(args[name]) != self.channels:
-                    raise self._refuse(f".args.{name} has {len(args[name])} numbers, but the network gives "
-                                       f"{self.channels} channels",
-                                       "Give one for each, the background first where classes are exclusive.")
+                    raise self._refuse(
+                        f".args.{name} has {len(args[name])} numbers, but the network gives {self.channels} channels",
+                        "Give one for each, the background first where classes are exclusive.",
+                    )
                 ready[name] = torch.tensor(args[name], dtype=torch.float32)
                 if (self.kind, cls.__name__) not in NUMBERS and self.kind in (TORCH, SMP):
                     ready[name] = ready[name].reshape(-1, *[1] * dims)  # against (B, C, *spatial)

@@ -36,24 +36,36 @@ class UNet(nn.Module):
         torch.Size([1, 1, 33, 50])
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int,
-                 channels: Sequence[int] = (32, 64, 128, 256, 512), dropout: float = 0.3,
-                 norm: Literal["batch", "instance"] = "batch") -> None:
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (32, 64, 128, 256, 512),
+        dropout: float = 0.3,
+        norm: Literal["batch", "instance"] = "batch",
+    ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims is {spatial_dims}, and images have 2 or 3 axes")
         if len(channels) < 2 or norm not in ("batch", "instance"):
-            raise ValueError(f"channels {list(channels)} need two numbers or more, and norm {norm} is batch or instance")
+            raise ValueError(
+                f"channels {list(channels)} need two numbers or more, and norm {norm} is batch or instance"
+            )
         convolution = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
         transposed = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
-        normal = {"batch": (nn.BatchNorm2d, nn.BatchNorm3d),
-                  "instance": (nn.InstanceNorm2d, nn.InstanceNorm3d)}[norm][spatial_dims - 2]
+        normal = {"batch": (nn.BatchNorm2d, nn.BatchNorm3d), "instance": (nn.InstanceNorm2d, nn.InstanceNorm3d)}[norm][
+            spatial_dims - 2
+        ]
 
         def block(inputs: int, width: int) -> nn.Sequential:
             layers: list[nn.Module] = []
             for before in (inputs, width):  # no bias: the normalisation takes means away, and has its own shift
-                layers += [convolution(before, width, 3, padding=1, bias=False), normal(width, affine=True),
-                           nn.ReLU(inplace=True)]
+                layers += [
+                    convolution(before, width, 3, padding=1, bias=False),
+                    normal(width, affine=True),
+                    nn.ReLU(inplace=True),
+                ]
             return nn.Sequential(*layers)
 
         above, below = list(channels[:-1]), list(channels[1:])

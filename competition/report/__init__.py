@@ -1,7 +1,7 @@
 """One page to look at: what a run, or a study, has found.
 
-    from competition.report import write_report
-    write_report(run, run.folder / "report.html")
+from competition.report import write_report
+write_report(run, run.folder / "report.html")
 """
 
 from competition.report.run import write_report

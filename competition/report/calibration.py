@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ABSENT_HERE = "absent from the truth of these cases"
-RELIABILITY = ("On the diagonal, of the pixels with probability p a share p is of the class; below it the class is rarer "
-               "than the network says, above it more frequent. The grey bars count the pixels of each bin, on a log axis.")
-ERRORS = ("ECE, the expected calibration error, is the mean distance from the diagonal over all pixels. Doubtful pixels "
-          f"are those outside of the first and the last bin (1/{BINS} < p ≤ {BINS - 1}/{BINS}): easy background would else "
-          "hide them. The best threshold is chosen on these very cases, so its Dice flatters a little.")
+RELIABILITY = (
+    "On the diagonal, of the pixels with probability p a share p is of the class; below it the class is rarer "
+    "than the network says, above it more frequent. The grey bars count the pixels of each bin, on a log axis."
+)
+ERRORS = (
+    "ECE, the expected calibration error, is the mean distance from the diagonal over all pixels. Doubtful pixels "
+    f"are those outside of the first and the last bin (1/{BINS} < p ≤ {BINS - 1}/{BINS}): easy background would else "
+    "hide them. The best threshold is chosen on these very cases, so its Dice flatters a little."
+)
 
 
 def calibration_section(results: Results, oof: OutOfFold, folder: Path, say: Callable[[str], None]) -> Html:
@@ -43,20 +47,33 @@ def calibration_section(results: Results, oof: OutOfFold, folder: Path, say: Cal
         words += " The boundary class is shared out among the classes."
     if len(shown) < len(tallies):
         words += f" The {MOST_PANELS} classes with the most pixels are drawn; the table has all."
-    header = ["class", "pixels of it", "ECE", "ECE of doubtful pixels", "best threshold", "Dice there",
-              f"Dice at {'argmax' if exclusive else '0.5'}"]
+    header = [
+        "class",
+        "pixels of it",
+        "ECE",
+        "ECE of doubtful pixels",
+        "best threshold",
+        "Dice there",
+        f"Dice at {'argmax' if exclusive else '0.5'}",
+    ]
     rows = [_row(name, one, value) for name, one, value in zip(comp.classes, tallies, now, strict=True)]
     return section(
-        "calibration", "Calibration and thresholds", html.paragraph(words, note=True),
+        "calibration",
+        "Calibration and thresholds",
+        html.paragraph(words, note=True),
         html.figure(folder / "calibration.png", RELIABILITY, "Reliability diagram per class"),
-        html.table(header, rows), html.paragraph(ERRORS, note=True),
-        html.figure(folder / "thresholds.png", _curves(tallies, exclusive), "Dice against the threshold per class"))
+        html.table(header, rows),
+        html.paragraph(ERRORS, note=True),
+        html.figure(folder / "thresholds.png", _curves(tallies, exclusive), "Dice against the threshold per class"),
+    )
 
 
 def _curves(tallies: list[Tally], exclusive: bool) -> str:
     """The caption of the threshold curves."""
-    text = ("Mean Dice, over the cases that have the class, of the pixels above a threshold of its probability. The ring "
-            f"is what was scored ({'most probable class' if exclusive else 'threshold 0.5'}).")
+    text = (
+        "Mean Dice, over the cases that have the class, of the pixels above a threshold of its probability. The ring "
+        f"is what was scored ({'most probable class' if exclusive else 'threshold 0.5'})."
+    )
     if any(one.left_empty for one in tallies):
         text += " Dotted: of the cases without the class, the share in which nothing is above the threshold."
     return text
@@ -75,8 +92,15 @@ def _row(name: str, one: Tally, now: float) -> list[str]:
         return [name, html.ABSENT, html.ABSENT, html.ABSENT, html.ABSENT, html.ABSENT, html.ABSENT]
     curve = one.mean_dice()
     best = int(np.argmax(curve))
-    return [name, f"{int(one.hits.sum()):,}", f"{one.ece():.4f}", html.number(one.ece(inner=True)),
-            f"{THRESHOLDS[best]:.2f}", f"{curve[best]:.4f}", html.number(now)]
+    return [
+        name,
+        f"{int(one.hits.sum()):,}",
+        f"{one.ece():.4f}",
+        html.number(one.ece(inner=True)),
+        f"{THRESHOLDS[best]:.2f}",
+        f"{curve[best]:.4f}",
+        html.number(now),
+    ]
 
 
 def draw_reliability(tallies: list[Tally], classes: list[str], shown: list[int], path: Path) -> None:
@@ -111,8 +135,9 @@ def _quiet(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
 
 
-def draw_thresholds(tallies: list[Tally], classes: list[str], shown: list[int], now: list[float], exclusive: bool,
-                    path: Path) -> None:
+def draw_thresholds(
+    tallies: list[Tally], classes: list[str], shown: list[int], now: list[float], exclusive: bool, path: Path
+) -> None:
     """Draws for each class the Dice against the threshold, and marks what was scored."""
     figure, axes = panels(len(shown), height=2.9, columns=3)
     for one, index in zip(axes, shown, strict=True):
@@ -123,15 +148,30 @@ def draw_thresholds(tallies: list[Tally], classes: list[str], shown: list[int], 
             continue
         one.axvline(0.5, color=GREY, linewidth=1, linestyle="--")
         if not found.absent:
-            one.plot(THRESHOLDS, found.mean_dice(), "o-", color=ink(index), linewidth=1.6, markersize=3.5,
-                     label=" Dice")
-            one.plot([0.5], [now[index]], "o", markersize=10, markerfacecolor="none", markeredgecolor=INK,
-                     markeredgewidth=1.5, label=f" {'argmax' if exclusive else '0.5'}: {now[index]:.4f}")
+            one.plot(
+                THRESHOLDS, found.mean_dice(), "o-", color=ink(index), linewidth=1.6, markersize=3.5, label=" Dice"
+            )
+            one.plot(
+                [0.5],
+                [now[index]],
+                "o",
+                markersize=10,
+                markerfacecolor="none",
+                markeredgecolor=INK,
+                markeredgewidth=1.5,
+                label=f" {'argmax' if exclusive else '0.5'}: {now[index]:.4f}",
+            )
         else:
             one.set_title(f"{classes[index]}: {ABSENT_HERE}", fontsize=9.5, loc="left", parse_math=False)
         if kept is not None:
-            one.plot(THRESHOLDS, kept, ":", color=ink(index), linewidth=1.8,
-                     label=f" empty cases left empty ({len(found.left_empty)})")
+            one.plot(
+                THRESHOLDS,
+                kept,
+                ":",
+                color=ink(index),
+                linewidth=1.8,
+                label=f" empty cases left empty ({len(found.left_empty)})",
+            )
         one.set_xlim(0, 1)
         legend(one)
     save_figure(figure, path)

@@ -22,9 +22,21 @@ INK: RGB = (0.11, 0.14, 0.19)
 GREY: RGB = (0.55, 0.59, 0.64)
 MOST_PANELS = 12  # classes drawn; tables have them all
 MOST_ENTRIES = 24  # of a legend
-FOLDS: tuple[RGB, ...] = tuple((r / 255, g / 255, b / 255) for r, g, b in (
-    (31, 119, 180), (214, 100, 20), (44, 140, 70), (190, 50, 60), (130, 95, 180), (140, 86, 75), (200, 90, 160),
-    (90, 90, 90), (150, 150, 20), (20, 160, 175)))
+FOLDS: tuple[RGB, ...] = tuple(
+    (r / 255, g / 255, b / 255)
+    for r, g, b in (
+        (31, 119, 180),
+        (214, 100, 20),
+        (44, 140, 70),
+        (190, 50, 60),
+        (130, 95, 180),
+        (140, 86, 75),
+        (200, 90, 160),
+        (90, 90, 90),
+        (150, 150, 20),
+        (20, 160, 175),
+    )
+)
 
 
 def canvas(width: float, height: float) -> Figure:
@@ -65,8 +77,9 @@ def dress(axes: Axes, title: str, across: str = "", up: str = "") -> None:
 
 def nothing(axes: Axes, words: str) -> None:
     """Says in an empty panel why it is empty."""
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=9.5,
-              parse_math=False)
+    axes.text(
+        0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=9.5, parse_math=False
+    )
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -84,7 +97,7 @@ def log_axis(axis: Axis, low: float, high: float) -> None:
             break
     if len(ticks) < 4:  # hardly a factor of two: even steps
         ticks = [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
-    axis.set_major_locator(FixedLocator(ticks[::1 + len(ticks) // 9]))
+    axis.set_major_locator(FixedLocator(ticks[:: 1 + len(ticks) // 9]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
 
@@ -104,8 +117,9 @@ def legend(target: Any, below: bool = False, columns: int = 1) -> None:
         handles, labels = handles[:MOST_ENTRIES], labels[:MOST_ENTRIES]
         drawn = target.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     else:
-        drawn = target.legend(loc="lower center", fontsize=8.5, ncols=columns, facecolor="white", edgecolor="none",
-                              framealpha=0.9)
+        drawn = target.legend(
+            loc="lower center", fontsize=8.5, ncols=columns, facecolor="white", edgecolor="none", framealpha=0.9
+        )
     for text in drawn.get_texts():
         text.set_parse_math(False)  # a class may be called $x
 

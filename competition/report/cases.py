@@ -48,15 +48,25 @@ def cases_section(results: Results, oof: OutOfFold, folder: Path) -> Html:
         _draw(path, by_id[one.case], oof, comp, known, one, of)
         shown = [f"{name} {value:.4f}" for name, value in known.items() if not math.isnan(value)]
         dice = ", ".join(shown[:MOST_NAMED]) + (" …" if len(shown) > MOST_NAMED else "")
-        parts.append(html.figure(path, html.joined([
-            element("strong", f"{one.kind}, number {one.rank} of {of}"),
-            f" · case {one.case} · fold {oof.fold_of[one.case]} · {comp.metric.name} {one.score:.4f} · Dice: {dice}"]),
-            f"{one.kind} case {one.case}"))
+        parts.append(
+            html.figure(
+                path,
+                html.joined(
+                    [
+                        element("strong", f"{one.kind}, number {one.rank} of {of}"),
+                        f" · case {one.case} · fold {oof.fold_of[one.case]} · {comp.metric.name} {one.score:.4f} · Dice: {dice}",
+                    ]
+                ),
+                f"{one.kind} case {one.case}",
+            )
+        )
     if not parts:
         parts.append(html.paragraph("No case has any class, in truth or prediction."))
     left = len(oof.fold_of) - of
-    note = (f"Cases are ordered by {comp.metric.name}, the mean over the classes that a case has in truth or "
-            "prediction. Masks are as they were scored, before post-processing.")
+    note = (
+        f"Cases are ordered by {comp.metric.name}, the mean over the classes that a case has in truth or "
+        "prediction. Masks are as they were scored, before post-processing."
+    )
     if left:
         note += f" {left} of {len(oof.fold_of)} cases have no class, in truth or prediction, and are left out."
     return section("cases", "Best, median and worst cases", html.paragraph(note, note=True), *parts)
@@ -78,8 +88,11 @@ def choose(found: list[tuple[str, float]]) -> list[Chosen]:
     count = len(found)
     counts = COUNTS if count >= sum(COUNTS.values()) else dict.fromkeys(COUNTS, 1)
     middle = (count - counts["median"]) // 2
-    places = {"best": range(counts["best"]), "median": range(middle, middle + counts["median"]),
-              "worst": range(count - counts["worst"], count)}
+    places = {
+        "best": range(counts["best"]),
+        "median": range(middle, middle + counts["median"]),
+        "worst": range(count - counts["worst"], count),
+    }
     kinds: dict[int, str] = {}
     for kind in ("best", "worst", "median"):  # of one or two cases, the ends come first
         for place in places[kind]:
@@ -91,5 +104,14 @@ def choose(found: list[tuple[str, float]]) -> list[Chosen]:
 def _draw(path: Path, row: Any, oof: OutOfFold, comp: Any, dice: dict[str, float], one: Chosen, of: int) -> None:
     masks = to_masks(oof.read(row.id), comp)
     image = load_image(comp, row)
-    case_picture(path, image.array, load_mask(comp, row), masks, comp, f"{row.id} · {one.kind}, {one.rank} of {of}",
-                 spacing=json.loads(row.spacing), dice=dice, affine=image.affine)
+    case_picture(
+        path,
+        image.array,
+        load_mask(comp, row),
+        masks,
+        comp,
+        f"{row.id} · {one.kind}, {one.rank} of {of}",
+        spacing=json.loads(row.spacing),
+        dice=dice,
+        affine=image.affine,
+    )

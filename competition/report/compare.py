@@ -24,8 +24,9 @@ from competition.training.checkpoint import write_table
 DIGITS = {"hd95": 3}
 
 
-def write_comparison(found: Comparison, folder: Path, count: int = 10,
-                     say: Callable[[str], None] = lambda _: None) -> Path:
+def write_comparison(
+    found: Comparison, folder: Path, count: int = 10, say: Callable[[str], None] = lambda _: None
+) -> Path:
     """Writes `compare.html`, its pictures in `compare/`, and `cases.csv` with a row per case and class.
 
     Args:
@@ -46,8 +47,10 @@ def write_comparison(found: Comparison, folder: Path, count: int = 10,
     draw_differences(found, pictures / "differences.png")
     if count:
         say("pictures of the cases that changed most")
-    sections = {"differences": ("Differences", _differences(found, pictures)),
-                "cases": ("Cases", _cases(found, pictures, count))}
+    sections = {
+        "differences": ("Differences", _differences(found, pictures)),
+        "cases": ("Cases", _cases(found, pictures, count)),
+    }
     names = f"{found.a.name} and {found.b.name}"
     head = joined([element("h1", f"{found.comp.name}: A and B"), *(paragraph(note, note=True) for note in found.notes)])
     return write_page(names, head, sections, page)
@@ -57,8 +60,12 @@ def measure_words(one: Difference, found: Comparison) -> str:
     """What a line of the table is of, e.g. `HD95, mm`."""
     metric = found.comp.metric
     unit = "mm" if found.comp.dimensions == 3 else "pixels" if _no_spacing(found) else "mm"
-    return {"score": f"{metric.name} ({metric.average})", "dice": "Dice",
-            "surface_dice": f"surface Dice, {metric.tolerance_mm:g} {unit}", "hd95": f"HD95, {unit}"}[one.measure]
+    return {
+        "score": f"{metric.name} ({metric.average})",
+        "dice": "Dice",
+        "surface_dice": f"surface Dice, {metric.tolerance_mm:g} {unit}",
+        "hd95": f"HD95, {unit}",
+    }[one.measure]
 
 
 def difference_cells(one: Difference, found: Comparison) -> tuple[str, ...]:
@@ -67,8 +74,16 @@ def difference_cells(one: Difference, found: Comparison) -> tuple[str, ...]:
     ends = "" if isnan(one.low) else f"{one.low:+.{digits}f} to {one.high:+.{digits}f}"
     p = "" if isnan(one.p) else "< 0.0001" if one.p < 0.0001 else f"{one.p:.4f}"
     change = "" if isnan(one.value) else f"{one.value:+.{digits}f}"
-    return (measure_words(one, found), one.cls or "all", html.number(one.a, digits), html.number(one.b, digits), change,
-            ends, p, f"{one.better} / {one.worse}")
+    return (
+        measure_words(one, found),
+        one.cls or "all",
+        html.number(one.a, digits),
+        html.number(one.b, digits),
+        change,
+        ends,
+        p,
+        f"{one.better} / {one.worse}",
+    )
 
 
 HEADER = ("measure", "class", "A", "B", "B − A", "95 %", "p", "better / worse")
@@ -101,13 +116,23 @@ def draw_differences(found: Comparison, path: Path) -> None:
 def _differences(found: Comparison, folder: Path) -> Html:
     rows = [difference_cells(one, found) for one in found.differences]
     strong = [place for place, one in enumerate(found.differences) if one.measure == "score" and not one.cls]
-    note = (f"{len(found.rows)} cases, each predicted by networks that never saw it. Intervals are paired bootstraps over "
-            "cases (over groups, where there are groups), p is Wilcoxon's signed-rank test of the cases' differences; "
-            "neither is corrected for the number of lines. Better and worse count cases of B. A class that only one run "
-            "finds, or misses, has a Dice of 0 there, and the image's diagonal as HD95.")
-    return section("differences", "Differences", paragraph(note, note=True), html.table(HEADER, rows, words=(0, 1), strong=strong),
-                   html.figure(folder / "differences.png", "Each point is a case. Dice: above the line B is better; HD95: "
-                               "below it.", "Measures of each case, B over A"))
+    note = (
+        f"{len(found.rows)} cases, each predicted by networks that never saw it. Intervals are paired bootstraps over "
+        "cases (over groups, where there are groups), p is Wilcoxon's signed-rank test of the cases' differences; "
+        "neither is corrected for the number of lines. Better and worse count cases of B. A class that only one run "
+        "finds, or misses, has a Dice of 0 there, and the image's diagonal as HD95."
+    )
+    return section(
+        "differences",
+        "Differences",
+        paragraph(note, note=True),
+        html.table(HEADER, rows, words=(0, 1), strong=strong),
+        html.figure(
+            folder / "differences.png",
+            "Each point is a case. Dice: above the line B is better; HD95: below it.",
+            "Measures of each case, B over A",
+        ),
+    )
 
 
 def _cases(found: Comparison, folder: Path, count: int) -> Html:
@@ -120,11 +145,23 @@ def _cases(found: Comparison, folder: Path, count: int) -> Html:
         image = load_image(found.comp, row)
         masks = found.a.outcome(row).masks, found.b.outcome(row).masks
         lines = [table.loc[table["id"] == case].set_index("class")["dice"] for table in found.tables]
-        dice = ", ".join(f"{name} {html.number(lines[0][name], 3)} → {html.number(lines[1][name], 3)}"
-                         for name in found.comp.classes if not isnan(lines[0][name]))
+        dice = ", ".join(
+            f"{name} {html.number(lines[0][name], 3)} → {html.number(lines[1][name], 3)}"
+            for name in found.comp.classes
+            if not isnan(lines[0][name])
+        )
         words = f"{case}: {found.comp.metric.name} {change:+.4f}"
-        compared_picture(path, image.array, load_mask(found.comp, row), masks, found.comp, words,
-                         (f"A: {found.a.run.name}", f"B: {found.b.run.name}"), json.loads(row.spacing), image.affine)
+        compared_picture(
+            path,
+            image.array,
+            load_mask(found.comp, row),
+            masks,
+            found.comp,
+            words,
+            (f"A: {found.a.run.name}", f"B: {found.b.run.name}"),
+            json.loads(row.spacing),
+            image.affine,
+        )
         parts.append(html.figure(path, joined([element("strong", words), f" · Dice {dice}"]), f"case {case}"))
     if not parts:
         parts.append(paragraph("No case changed."))

@@ -42,8 +42,15 @@ def draw_sizes(found: Exploration, path: Path) -> None:
         for split, colour in SIDES.items():
             shapes = [case.shape for case in cases[split] if case.shape]
             if shapes:
-                axes[0].scatter([one[1] for one in shapes], [one[0] for one in shapes], s=22, alpha=0.4, color=colour,
-                                linewidths=0, label=f"{split} ({len(shapes)})")
+                axes[0].scatter(
+                    [one[1] for one in shapes],
+                    [one[0] for one in shapes],
+                    s=22,
+                    alpha=0.4,
+                    color=colour,
+                    linewidths=0,
+                    label=f"{split} ({len(shapes)})",
+                )
         if any(cases.values()):
             legend(figure, below=True, columns=2)  # a corner that is free of points cannot be counted on
         else:
@@ -71,11 +78,23 @@ def draw_intensities(found: Exploration, path: Path) -> None:
     names = list(dict.fromkeys(one.name for case in found.cases for one in case.values or []))[: MOST_PANELS // 2]
     figure, axes = panels(2 * len(names), height=2.7, columns=2)
     for row, name in enumerate(names):
-        for column, (words, key) in enumerate((("mean of a case", "mean"), ("standard deviation in a case", "deviation"))):
+        for column, (words, key) in enumerate(
+            (("mean of a case", "mean"), ("standard deviation in a case", "deviation"))
+        ):
             one = axes[2 * row + column]
             dress(one, name, across=words, up="share of cases")
-            _histogram(one, {split: [getattr(value, key) for case in found.of(split) for value in case.values or []
-                                     if value.name == name] for split in SIDES})
+            _histogram(
+                one,
+                {
+                    split: [
+                        getattr(value, key)
+                        for case in found.of(split)
+                        for value in case.values or []
+                        if value.name == name
+                    ]
+                    for split in SIDES
+                },
+            )
     legend(figure, below=True, columns=2)
     save_figure(figure, path)
 
@@ -104,8 +123,9 @@ def draw_objects(found: Exploration, path: Path) -> None:
     unit = f"{dot(found.comp.dimensions)}s"
     sizes = np.concatenate([one.sizes for one in truths])
     for one, title, values, across, up in (
-            (axes[0], "objects in a case", np.array([len(truth.sizes) for truth in truths]), "objects", "cases"),
-            (axes[1], "size of an object", sizes, unit, "objects")):
+        (axes[0], "objects in a case", np.array([len(truth.sizes) for truth in truths]), "objects", "cases"),
+        (axes[1], "size of an object", sizes, unit, "objects"),
+    ):
         dress(one, title, across=across, up=up)
         if values.size:
             _counted(one, values.astype(np.float64), INK)
@@ -119,7 +139,7 @@ def draw_pairs(found: Exploration, path: Path) -> None:
     pairs = found.pairs[:MOST_PAIRS]
     figure, axes = panels(2 * len(pairs), height=2.7, columns=4)
     for number, pair in enumerate(pairs):
-        for one, place in zip(axes[2 * number: 2 * number + 2], (pair.one, pair.other), strict=True):
+        for one, place in zip(axes[2 * number : 2 * number + 2], (pair.one, pair.other), strict=True):
             case = found.cases[place]
             small = case.thumbnail
             if small is None:
@@ -128,8 +148,12 @@ def draw_pairs(found: Exploration, path: Path) -> None:
                 small = small[:, :, small.shape[2] // 2]
             one.imshow(small, cmap="gray", interpolation="nearest")
             one.set_axis_off()
-            one.set_title(f"{short(case.id)} ({case.split})\nlikeness {pair.likeness:.3f}", fontsize=8.5, color=INK,
-                          parse_math=False)
+            one.set_title(
+                f"{short(case.id)} ({case.split})\nlikeness {pair.likeness:.3f}",
+                fontsize=8.5,
+                color=INK,
+                parse_math=False,
+            )
     save_figure(figure, path)
 
 
@@ -146,8 +170,15 @@ def _histogram(axes: Axes, sides: Mapping[str, Sequence[float]]) -> None:
         log_axis(axes.xaxis, low / 1.05, high * 1.05)
     for split, side in sides.items():
         weights = np.full(len(side), 1 / max(1, len(side)))
-        axes.hist(np.asarray(side, np.float64), bins=edges.tolist(), weights=weights, histtype="stepfilled", alpha=0.45,
-                  color=SIDES[split], label=split)
+        axes.hist(
+            np.asarray(side, np.float64),
+            bins=edges.tolist(),
+            weights=weights,
+            histtype="stepfilled",
+            alpha=0.45,
+            color=SIDES[split],
+            label=split,
+        )
 
 
 def _counted(axes: Axes, values: np.ndarray, colour: tuple[float, float, float]) -> None:

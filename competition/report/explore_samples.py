@@ -69,8 +69,11 @@ def _draw(axes: Axes, case: Measured, comp: Competition) -> None:
     values = channels.astype(np.float32)
     low, high = (float(value) for value in np.percentile(values, (0.5, 99.5)))
     shown = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
-    axes.imshow(np.moveaxis(np.broadcast_to(shown, (3, *shown.shape[1:])), 0, -1), aspect=aspect,
-                origin="lower" if upwards else "upper")
+    axes.imshow(
+        np.moveaxis(np.broadcast_to(shown, (3, *shown.shape[1:])), 0, -1),
+        aspect=aspect,
+        origin="lower" if upwards else "upper",
+    )
     for index, layer in enumerate(layers):
         if layer.any() and min(layer.shape) > 1:
             framed = np.pad(layer.astype(np.uint8), 1)  # closes borders at the picture's edge

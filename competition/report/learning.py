@@ -30,14 +30,25 @@ def learning_section(run: CvRun, folder: Path) -> Html:
         return section("learning", "Learning curves", html.paragraph("No fold has written metrics.jsonl."))
     names = {member: _name(run, member) for member in curves}
     draw_learning(curves, names, folder / "learning.png")
-    parts = [html.figure(folder / "learning.png", "Training loss, the competition's metric and the mean Dice on "
-                         "validation cases, and the learning rate, against the epoch.", "Learning curves of all folds")]
+    parts = [
+        html.figure(
+            folder / "learning.png",
+            "Training loss, the competition's metric and the mean Dice on "
+            "validation cases, and the learning rate, against the epoch.",
+            "Learning curves of all folds",
+        )
+    ]
     classes = run.exp.competition.classes
     if len(classes) > 1 and any(f"val/dice/{name}" in curve for curve in curves.values() for name in classes):
         draw_classes(curves, names, classes[:MOST_PANELS], folder / "learning_classes.png")
         shown = "" if len(classes) <= MOST_PANELS else f" (the first {MOST_PANELS} of {len(classes)})"
-        parts.append(html.figure(folder / "learning_classes.png", f"Dice per class on validation cases{shown}.",
-                                 "Dice per class against the epoch"))
+        parts.append(
+            html.figure(
+                folder / "learning_classes.png",
+                f"Dice per class on validation cases{shown}.",
+                "Dice per class against the epoch",
+            )
+        )
     return section("learning", "Learning curves", *parts)
 
 
@@ -51,9 +62,16 @@ def member_curves(run: CvRun) -> dict[Member, dict[str, Curve]]:
 def draw_learning(curves: Mapping[Member, Mapping[str, Curve]], names: Mapping[Member, str], path: Path) -> None:
     """Draws loss, score, mean Dice and learning rate."""
     figure, axes = panels(4, height=2.9, columns=2)
-    for one, (metric, title) in zip(axes, (("train/loss", "training loss"), ("val/score", "score on validation cases"),
-                                           ("val/dice", "mean Dice on validation cases"), ("lr", "learning rate")),
-                                    strict=True):
+    for one, (metric, title) in zip(
+        axes,
+        (
+            ("train/loss", "training loss"),
+            ("val/score", "score on validation cases"),
+            ("val/dice", "mean Dice on validation cases"),
+            ("lr", "learning rate"),
+        ),
+        strict=True,
+    ):
         dress(one, title, across="epoch")
         _draw(one, metric, curves, names)
         if metric in ("lr", "train/loss"):
@@ -63,8 +81,9 @@ def draw_learning(curves: Mapping[Member, Mapping[str, Curve]], names: Mapping[M
     save_figure(figure, path)
 
 
-def draw_classes(curves: Mapping[Member, Mapping[str, Curve]], names: Mapping[Member, str], classes: list[str],
-                 path: Path) -> None:
+def draw_classes(
+    curves: Mapping[Member, Mapping[str, Curve]], names: Mapping[Member, str], classes: list[str], path: Path
+) -> None:
     """Draws the Dice of each class."""
     figure, axes = panels(len(classes), height=2.6, columns=3)
     for one, cls in zip(axes, classes, strict=True):
@@ -81,8 +100,16 @@ def _draw(axes: Axes, metric: str, curves: Mapping[Member, Mapping[str, Curve]],
         epochs, values = found.get(metric, ([], []))
         known = sum(math.isfinite(value) for value in values)
         # few points are marked, one point alone would else be no line at all; a fold without any keeps its legend entry
-        axes.plot(epochs, values, color=fold_colour(member[0]), linestyle=SEED_LINES[member[1] % len(SEED_LINES)],
-                  linewidth=1.5, marker="o" if known < 6 else None, markersize=4, label=f" {names[member]}")
+        axes.plot(
+            epochs,
+            values,
+            color=fold_colour(member[0]),
+            linestyle=SEED_LINES[member[1] % len(SEED_LINES)],
+            linewidth=1.5,
+            marker="o" if known < 6 else None,
+            markersize=4,
+            label=f" {names[member]}",
+        )
         drawn |= known > 0
     if not drawn:
         nothing(axes, "nothing logged")

@@ -20,8 +20,15 @@ from competition.submission.ledger import Record
 MOST_LINES = 6  # of changes, in a cell of the page
 
 
-def write_ledger(output: Path, name: str, records: Sequence[Record], header: Sequence[str], rows: Sequence[Sequence[str]],
-                 changed: Sequence[Sequence[str]], notes: Sequence[str]) -> Path:
+def write_ledger(
+    output: Path,
+    name: str,
+    records: Sequence[Record],
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    changed: Sequence[Sequence[str]],
+    notes: Sequence[str],
+) -> Path:
     """Writes the plot (`….png`), or the page with plot, table and notes (`….html`).
 
     Args:
@@ -43,12 +50,22 @@ def write_ledger(output: Path, name: str, records: Sequence[Record], header: Seq
     folder = place_pictures(output)
     draw_ledger(records, folder / "cv-public.png", name)
     cells = [[*row[:-1], _several(words)] for row, words in zip(rows, changed, strict=True)]
-    body = [html.table(header, cells, words=(0, 1, len(header) - 1)),
-            html.figure(folder / "cv-public.png", "Public score over the out-of-fold score. Bars across: 95 % interval of the CV "
-                        "score; bars up: where 95 % of public boards of that size would score the file.", "public over CV"),
-            *(paragraph(note) for note in notes)]
-    return write_page(f"ledger of {name}", element("h1", f"{name}: what was handed in"),
-                      {"uploads": ("Uploads", section("uploads", "Uploads", *body))}, output)
+    body = [
+        html.table(header, cells, words=(0, 1, len(header) - 1)),
+        html.figure(
+            folder / "cv-public.png",
+            "Public score over the out-of-fold score. Bars across: 95 % interval of the CV "
+            "score; bars up: where 95 % of public boards of that size would score the file.",
+            "public over CV",
+        ),
+        *(paragraph(note) for note in notes),
+    ]
+    return write_page(
+        f"ledger of {name}",
+        element("h1", f"{name}: what was handed in"),
+        {"uploads": ("Uploads", section("uploads", "Uploads", *body))},
+        output,
+    )
 
 
 def check_output(output: Path) -> None:
@@ -56,7 +73,9 @@ def check_output(output: Path) -> None:
     MaskfoldError: it is no name for a plot or a page (status 2).
     """
     if output.suffix not in (".png", ".html") or output.is_dir():
-        raise MaskfoldError(f"{output} is no name for a plot or a page.", "Name a file that ends in .png or .html.", status=2)
+        raise MaskfoldError(
+            f"{output} is no name for a plot or a page.", "Name a file that ends in .png or .html.", status=2
+        )
 
 
 def draw_ledger(records: Sequence[Record], path: Path, name: str) -> None:
@@ -75,7 +94,9 @@ def draw_ledger(records: Sequence[Record], path: Path, name: str) -> None:
     _bars(known, axes, x, y)
     axes.scatter(x, y, s=34, color=(0.05, 0.38, 0.66), zorder=3)
     for record, across, up in zip(known, x, y, strict=True):
-        axes.annotate(str(number[record.id]), (across, up), xytext=(5, 5), textcoords="offset points", fontsize=9, color=INK)
+        axes.annotate(
+            str(number[record.id]), (across, up), xytext=(5, 5), textcoords="offset points", fontsize=9, color=INK
+        )
     limits = axes.get_xlim(), axes.get_ylim()
     ends = [max(limits[0][0], limits[1][0]), min(limits[0][1], limits[1][1])]
     if ends[0] < ends[1]:
@@ -84,8 +105,13 @@ def draw_ledger(records: Sequence[Record], path: Path, name: str) -> None:
     if isfinite(found.r):
         slope, level = np.polyfit(x, y, 1)
         line = np.array([x.min(), x.max()])
-        axes.plot(line, slope * line + level, color=(0.84, 0.39, 0.08), linewidth=1.4, label=f"r {found.r:+.3f} "
-                  f"({found.low:+.3f} to {found.high:+.3f})")
+        axes.plot(
+            line,
+            slope * line + level,
+            color=(0.84, 0.39, 0.08),
+            linewidth=1.4,
+            label=f"r {found.r:+.3f} ({found.low:+.3f} to {found.high:+.3f})",
+        )
     axes.set(xlim=limits[0], ylim=limits[1])
     legend(figure, below=True, columns=3)
     save_figure(figure, path)
@@ -104,8 +130,16 @@ def _bars(known: Sequence[Record], axes: object, x: np.ndarray, y: np.ndarray) -
 
 
 def _bar(axes: object, x: list[float], y: list[float], label: str, labels: set[str], light: bool = False) -> None:
-    axes.plot(x, y, color=(0.55, 0.75, 0.9) if light else (0.05, 0.38, 0.66), linewidth=3.5 if light else 1.1, alpha=0.6,  # type: ignore[attr-defined]
-              solid_capstyle="butt", zorder=1 if light else 2, label=None if label in labels else label)
+    axes.plot(
+        x,
+        y,
+        color=(0.55, 0.75, 0.9) if light else (0.05, 0.38, 0.66),
+        linewidth=3.5 if light else 1.1,
+        alpha=0.6,  # type: ignore[attr-defined]
+        solid_capstyle="butt",
+        zorder=1 if light else 2,
+        label=None if label in labels else label,
+    )
     labels.add(label)
 
 

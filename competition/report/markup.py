@@ -28,8 +28,9 @@ def element(tag: str, *content: Content, **attributes: str) -> Html:
         >>> element("p", "a < b", class_="note")
         '<p class="note">a &lt; b</p>'
     """
-    named = "".join(f' {name.rstrip("_").replace("_", "-")}="{escape(value, quote=True)}"'
-                    for name, value in attributes.items())
+    named = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{escape(value, quote=True)}"' for name, value in attributes.items()
+    )
     return Html(f"<{tag}{named}>" + ("" if tag in VOID else f"{joined(content)}</{tag}>"))
 
 
@@ -43,8 +44,12 @@ def paragraph(*content: Content, note: bool = False) -> Html:
     return element("p", *content, class_="note") if note else element("p", *content)
 
 
-def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], words: Sequence[int] = (0,),
-          strong: Sequence[int] = ()) -> Html:
+def table(
+    header: Sequence[Content],
+    rows: Iterable[Sequence[Content]],
+    words: Sequence[int] = (0,),
+    strong: Sequence[int] = (),
+) -> Html:
     """A table in a box that scrolls where it is too wide.
 
     Args:
@@ -53,12 +58,16 @@ def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], words: S
         words: the columns aligned left; the others hold numbers and are aligned right.
         strong: rows to emphasise, e.g. the sum.
     """
-    def cells(tag: str, row: Sequence[Content]) -> Html:
-        return joined(element(tag, cell, class_="word" if place in words else "number")
-                      for place, cell in enumerate(row))
 
-    lines = [element("tr", cells("td", row), class_="strong") if number in strong else element("tr", cells("td", row))
-             for number, row in enumerate(rows)]
+    def cells(tag: str, row: Sequence[Content]) -> Html:
+        return joined(
+            element(tag, cell, class_="word" if place in words else "number") for place, cell in enumerate(row)
+        )
+
+    lines = [
+        element("tr", cells("td", row), class_="strong") if number in strong else element("tr", cells("td", row))
+        for number, row in enumerate(rows)
+    ]
     head = element("thead", element("tr", cells("th", header)))
     return element("div", element("table", head, element("tbody", *lines)), class_="scroll")
 
@@ -74,8 +83,12 @@ def figure(path: Path, caption: Content, alt: str, scale: float = 0.7) -> Html:
     """
     content = path.read_bytes()
     width = int.from_bytes(content[16:20], "big")  # of the PNG's first chunk, IHDR
-    image = element("img", src=f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}", alt=alt,
-                    width=str(round(width * scale)))
+    image = element(
+        "img",
+        src=f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}",
+        alt=alt,
+        width=str(round(width * scale)),
+    )
     return element("figure", image, element("figcaption", caption))
 
 

@@ -34,8 +34,10 @@ def match(predicted: Labels, truth: Labels) -> Match:
     theirs, true_of, sizes = np.unique(truth, return_inverse=True, return_counts=True)
     mine, own_of, own_sizes = np.unique(predicted, return_inverse=True, return_counts=True)
     both = (truth != 0) & (predicted != 0)
-    pairs, shared = np.unique(true_of.reshape(truth.shape)[both].astype(np.int64) * len(mine)
-                              + own_of.reshape(truth.shape)[both], return_counts=True)
+    pairs, shared = np.unique(
+        true_of.reshape(truth.shape)[both].astype(np.int64) * len(mine) + own_of.reshape(truth.shape)[both],
+        return_counts=True,
+    )
     row, column = np.divmod(pairs, len(mine))
     iou = shared / (sizes[row] + own_sizes[column] - shared)
     best, best_own = np.zeros(len(theirs)), np.zeros(len(mine))

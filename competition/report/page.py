@@ -68,8 +68,9 @@ def place_pictures(output: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MaskfoldError(f"The pictures' folder {folder} cannot be made: {error.strerror}.",
-                            "Name another file for the page.") from error
+        raise MaskfoldError(
+            f"The pictures' folder {folder} cannot be made: {error.strerror}.", "Name another file for the page."
+        ) from error
     return folder
 
 
@@ -89,14 +90,25 @@ def write_page(title: str, head: Html, sections: dict[str, tuple[str, Html]], ou
         MaskfoldError: it cannot be written.
     """
     links = [element("a", word, href=f"#{name}") for name, (word, _) in sections.items()]
-    document = joined([
-        Html("<!DOCTYPE html>\n"), Html('<html lang="en">'),
-        element("head", element("meta", charset="utf-8"),
+    document = joined(
+        [
+            Html("<!DOCTYPE html>\n"),
+            Html('<html lang="en">'),
+            element(
+                "head",
+                element("meta", charset="utf-8"),
                 element("meta", http_equiv="Content-Security-Policy", content=POLICY),
                 element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-                element("title", title), element("style", Html(STYLE))), Html("\n"),
-        element("body", head, element("nav", *links), Html("\n"),
-                joined([part for _, part in sections.values()], "\n")), Html("\n</html>\n")])
+                element("title", title),
+                element("style", Html(STYLE)),
+            ),
+            Html("\n"),
+            element(
+                "body", head, element("nav", *links), Html("\n"), joined([part for _, part in sections.values()], "\n")
+            ),
+            Html("\n</html>\n"),
+        ]
+    )
     content = CONTROL.sub("�", document).encode("utf-8", "xmlcharrefreplace")
     write_whole(output, lambda file: file.write(content))
     return output

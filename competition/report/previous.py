@@ -90,8 +90,10 @@ def previous_best(run: CvRun) -> Previous | None:
         try:
             summary = parsed(path.read_bytes())
             plain = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
-            same = (plain["competition"]["name"], summary["metric"]) == (run.exp.competition.name,
-                                                                         run.exp.competition.metric.name)
+            same = (plain["competition"]["name"], summary["metric"]) == (
+                run.exp.competition.name,
+                run.exp.competition.metric.name,
+            )
             if same and summary["score"] is not None and _whole(folder, plain, summary) and ended(folder) < end:
                 found.append(Previous(folder, float(summary["score"]), int(summary["cases"])))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
@@ -101,8 +103,9 @@ def previous_best(run: CvRun) -> Previous | None:
 
 def ended(folder: Path) -> float:
     """When a run's last finished fold wrote its last metrics, in seconds since 1970; copies of a folder keep it."""
-    times = [_last_time(place.parent / "metrics.jsonl") or place.stat().st_mtime
-             for place in folder.glob("*/result.json")]
+    times = [
+        _last_time(place.parent / "metrics.jsonl") or place.stat().st_mtime for place in folder.glob("*/result.json")
+    ]
     return max(times, default=float("inf"))
 
 
@@ -131,8 +134,10 @@ def _words(results: Results, best: Previous) -> str:
     if gain is None:
         return f"{text} It has no case in common with this run, which scored {results.score().value:.4f}."
     ends = "" if isnan(gain.low) else f" (95 % {gain.low:+.4f} to {gain.high:+.4f}, paired bootstrap)"
-    return (f"{text} On the {cases} cases that both runs predicted, this run's score minus that one's is "
-            f"{gain.value:+.4f}{ends}.")
+    return (
+        f"{text} On the {cases} cases that both runs predicted, this run's score minus that one's is "
+        f"{gain.value:+.4f}{ends}."
+    )
 
 
 def paired(results: Results, folder: Path) -> tuple[Gain | None, int]:

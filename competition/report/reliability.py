@@ -65,8 +65,11 @@ class Tally:
     def bins(self) -> tuple[Ints, Floats, Floats]:
         """Of each bin (15,): its pixels, their mean probability and the share that is of the class; nan where empty."""
         pixels, hits, sums = (_binned(values) for values in (self.pixels, self.hits, self.sums))
-        return (pixels.astype(np.int64), np.divide(sums, pixels, out=np.full(BINS, nan), where=pixels > 0),
-                np.divide(hits, pixels, out=np.full(BINS, nan), where=pixels > 0))
+        return (
+            pixels.astype(np.int64),
+            np.divide(sums, pixels, out=np.full(BINS, nan), where=pixels > 0),
+            np.divide(hits, pixels, out=np.full(BINS, nan), where=pixels > 0),
+        )
 
     def ece(self, inner: bool = False) -> float:
         """Expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599): the mean over pixels of
@@ -121,8 +124,8 @@ def _case(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competition) -
     found = [(np.zeros(STEPS + 1, np.int64), np.zeros(STEPS + 1, np.int64), np.zeros(STEPS + 1)) for _ in comp.classes]
     step = max(1, CHUNK // max(1, truth[0, 0].size))
     for low in range(0, truth.shape[1], step):
-        there = truth[:, low:low + step]
-        plain, masks = merged(probabilities[:, low:low + step], comp), class_masks(there, comp)
+        there = truth[:, low : low + step]
+        plain, masks = merged(probabilities[:, low : low + step], comp), class_masks(there, comp)
         for index, (pixels, hits, sums) in enumerate(found):
             known = there[0 if comp.labels == "exclusive" else index] != IGNORE
             probability, mask = plain[index + (comp.labels == "exclusive")][known], masks[index][known]

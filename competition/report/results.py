@@ -61,8 +61,9 @@ class Results:
         """Reads them; what the run's own `scores.csv` does not know yet is put together from the folds'."""
         import pandas as pd
 
-        members = [result for member in finished(run)
-                   if (result := FoldResult.read(run.member_folder(*member))) is not None]
+        members = [
+            result for member in finished(run) if (result := FoldResult.read(run.member_folder(*member))) is not None
+        ]
         folds = sorted({result.fold for result in members if result.fold >= 0})
         summary = _summary(run, {(result.fold, result.seed) for result in members})
         if not folds:
@@ -70,8 +71,10 @@ class Results:
         if summary:
             table = read_scores(run.folder / "scores.csv")
         else:
-            table = pd.concat([fold_scores(run, fold, [result for result in members if result.fold == fold])
-                               for fold in folds], ignore_index=True)
+            table = pd.concat(
+                [fold_scores(run, fold, [result for result in members if result.fold == fold]) for fold in folds],
+                ignore_index=True,
+            )
         return cls(run, members, table, summary)
 
     @property
@@ -110,8 +113,12 @@ class Results:
         """Where a class is, and what became of it."""
         rows = self.rows(cls=cls)
         there = rows["tp"] + rows["fn"] > 0
-        return Presence(int(there.sum()), int((there & (rows["tp"] == 0)).sum()), int((~there).sum()),
-                        int((~there & (rows["fp"] > 0)).sum()))
+        return Presence(
+            int(there.sum()),
+            int((there & (rows["tp"] == 0)).sum()),
+            int((~there).sum()),
+            int((~there & (rows["fp"] > 0)).sum()),
+        )
 
     def _estimate(self, rows: pd.DataFrame, metric: Metric) -> Estimate:
         if not rows["dice"].notna().any():

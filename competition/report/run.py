@@ -37,8 +37,10 @@ def write_report(run: CvRun, output: Path, say: Callable[[str], None] = lambda _
     """
     folder = place_pictures(output)
     results, oof = Results.of(run), OutOfFold(run)
-    sections = {"scores": ("Scores", scores_section(results, folder)),
-                "learning": ("Learning curves", learning_section(run, folder))}
+    sections = {
+        "scores": ("Scores", scores_section(results, folder)),
+        "learning": ("Learning curves", learning_section(run, folder)),
+    }
     if results.table is not None:
         say("pictures of the best, median and worst cases")
         sections["cases"] = ("Cases", cases_section(results, oof, folder))
@@ -54,14 +56,18 @@ def _head(results: Results) -> Html:
     comp, exp = run.exp.competition, run.exp
     end = ended(run.folder)
     when = f" · finished {datetime.fromtimestamp(end, UTC):%d %B %Y, %H:%M} UTC" if isfinite(end) else ""
-    parts = [element("h1", run.name), paragraph(f"Cross-validation run {run.folder.name}{when}", note=True),
-             headline(results)]
+    parts = [
+        element("h1", run.name),
+        paragraph(f"Cross-validation run {run.folder.name}{when}", note=True),
+        headline(results),
+    ]
     missing = _missing(results)
     if missing:
         parts.append(element("p", missing, class_="warn"))
     predicted = 0 if results.table is None else results.table["id"].nunique()
     known = {
-        "competition": comp.name, "metric": f"{comp.metric.name}, average {comp.metric.average}",
+        "competition": comp.name,
+        "metric": f"{comp.metric.name}, average {comp.metric.average}",
         "cases": f"{len(run.cases)} ({comp.dimensions}D), {predicted} out of fold",
         "classes": f"{len(comp.classes)} {comp.labels}" + (", counted by object" if comp.instances else ""),
         "network": exp.model.target.rpartition(".")[2],
@@ -83,8 +89,10 @@ def _missing(results: Results) -> str:
     partly = [fold for fold in numbers if 0 < done[fold] < seeds]
     words = []
     if missing:
-        words.append(f"{len(missing)} of {len(numbers)} folds have no result ({', '.join(map(str, missing))}): all "
-                     "numbers are of the others.")
+        words.append(
+            f"{len(missing)} of {len(numbers)} folds have no result ({', '.join(map(str, missing))}): all "
+            "numbers are of the others."
+        )
     if partly:
         words.append(f"Of the folds {', '.join(map(str, partly))} some seeds have no result.")
     return " ".join(words)

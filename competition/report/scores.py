@@ -28,9 +28,15 @@ if TYPE_CHECKING:
 def headline(results: Results) -> Html:
     """The score in large letters; or why there is none."""
     if results.table is None:
-        return html.joined([paragraph(
-            "This run was fitted on all cases: nothing was predicted out of fold, so it has no score of its own."
-            if results.members else "No fold is finished: there is no score yet.")])
+        return html.joined(
+            [
+                paragraph(
+                    "This run was fitted on all cases: nothing was predicted out of fold, so it has no score of its own."
+                    if results.members
+                    else "No fold is finished: there is no score yet."
+                )
+            ]
+        )
     score = results.score()
     ends = html.interval(score.low, score.high)
     words = f"{results.metric.name}, out of fold · "
@@ -44,11 +50,21 @@ def scores_section(results: Results, folder: Path) -> Html:
     if results.table is not None:
         picture = folder / "scores.png"
         draw_scores(results, picture)
-        parts += [html.figure(picture, "Each fold's score and Dice per class with its 95 % bootstrap interval over cases; "
-                              "the last row is all cases together.", "Scores per fold and class"), _by_class(results)]
+        parts += [
+            html.figure(
+                picture,
+                "Each fold's score and Dice per class with its 95 % bootstrap interval over cases; "
+                "the last row is all cases together.",
+                "Scores per fold and class",
+            ),
+            _by_class(results),
+        ]
         if len(results.folds) > 1:
             parts.append(_dice_by_fold(results))
-    parts += [paragraph(line) for line in (*seed_lines(results.summary.get("seeds")), *soup_lines(results.summary.get("soup")))]
+    parts += [
+        paragraph(line)
+        for line in (*seed_lines(results.summary.get("seeds")), *soup_lines(results.summary.get("soup")))
+    ]
     parts += postprocessing(results.run)
     return section("scores", "Scores", *parts)
 
@@ -59,17 +75,31 @@ def _by_fold(results: Results) -> Html:
     for fold in sorted({result.fold for result in results.members}, key=lambda fold: (fold < 0, fold)):
         members = [result for result in results.members if result.fold == fold]
         score = Estimate(nan) if fold < 0 else results.score(fold)
-        rows.append([names.get(fold, str(fold)), "" if fold < 0 else str(results.rows(fold)["id"].nunique()),
-                     "" if fold < 0 else html.number(score.value), html.interval(score.low, score.high),
-                     ", ".join(str(result.epochs) for result in members),
-                     f"{sum(result.minutes for result in members):.1f}",
-                     "; ".join(dict.fromkeys(result.stopped for result in members))])
+        rows.append(
+            [
+                names.get(fold, str(fold)),
+                "" if fold < 0 else str(results.rows(fold)["id"].nunique()),
+                "" if fold < 0 else html.number(score.value),
+                html.interval(score.low, score.high),
+                ", ".join(str(result.epochs) for result in members),
+                f"{sum(result.minutes for result in members):.1f}",
+                "; ".join(dict.fromkeys(result.stopped for result in members)),
+            ]
+        )
     if results.table is not None:
         score = results.score()
         strong = [len(rows)]
-        rows.append(["all", str(results.table["id"].nunique()), html.number(score.value),
-                     html.interval(score.low, score.high), "",
-                     f"{sum(result.minutes for result in results.members):.1f}", ""])
+        rows.append(
+            [
+                "all",
+                str(results.table["id"].nunique()),
+                html.number(score.value),
+                html.interval(score.low, score.high),
+                "",
+                f"{sum(result.minutes for result in results.members):.1f}",
+                "",
+            ]
+        )
     header = ["fold", "cases", _metric(results), "95 % interval", "epochs", "minutes", "ended"]
     return html.table(header, rows, words=(0, 6), strong=strong)
 
@@ -82,21 +112,44 @@ def _by_class(results: Results) -> Html:
     for name, score, overlap in zip(names, scores, dice, strict=True):
         values = [html.with_interval(*overlap)] if same else [html.with_interval(*score), html.with_interval(*overlap)]
         rows.append([name, *values, *map(str, results.presence(name))])
-    header = ["class", *([] if same else [_metric(results)]), "Dice", "cases with it", "missed", "cases without",
-              "false alarms"]
-    return html.joined([
-        element("h3", "By class"),
-        html.table(header, rows),
-        paragraph("Dice is the mean over the cases that have the class in truth or prediction. Missed: the truth has "
-                  "the class, and no pixel of it was found. False alarm: the truth has it not, and something was "
-                  "predicted.", note=True)])
+    header = [
+        "class",
+        *([] if same else [_metric(results)]),
+        "Dice",
+        "cases with it",
+        "missed",
+        "cases without",
+        "false alarms",
+    ]
+    return html.joined(
+        [
+            element("h3", "By class"),
+            html.table(header, rows),
+            paragraph(
+                "Dice is the mean over the cases that have the class in truth or prediction. Missed: the truth has "
+                "the class, and no pixel of it was found. False alarm: the truth has it not, and something was "
+                "predicted.",
+                note=True,
+            ),
+        ]
+    )
 
 
 def _dice_by_fold(results: Results) -> Html:
-    rows = [[name, *(html.with_interval(*results.dice(name, fold)) for fold in results.folds),
-             html.with_interval(*results.dice(name))] for name in results.run.exp.competition.classes]
-    return html.joined([element("h3", "Dice by class and fold"),
-                        html.table(["class", *(f"fold {fold}" for fold in results.folds), "all"], rows)])
+    rows = [
+        [
+            name,
+            *(html.with_interval(*results.dice(name, fold)) for fold in results.folds),
+            html.with_interval(*results.dice(name)),
+        ]
+        for name in results.run.exp.competition.classes
+    ]
+    return html.joined(
+        [
+            element("h3", "Dice by class and fold"),
+            html.table(["class", *(f"fold {fold}" for fold in results.folds), "all"], rows),
+        ]
+    )
 
 
 def _metric(results: Results) -> str:
@@ -129,8 +182,13 @@ def draw_scores(results: Results, path: Path) -> None:
     if len(classes) > 1:
         from matplotlib.patches import Patch
 
-        drawn = figure.legend(handles=[Patch(color=ink(index), label=f" {name}") for index, name in enumerate(classes)],
-                              loc="outside lower right", ncols=min(4, len(classes)), fontsize=9, frameon=False)
+        drawn = figure.legend(
+            handles=[Patch(color=ink(index), label=f" {name}") for index, name in enumerate(classes)],
+            loc="outside lower right",
+            ncols=min(4, len(classes)),
+            fontsize=9,
+            frameon=False,
+        )
         for text in drawn.get_texts():
             text.set_parse_math(False)
     save_figure(figure, path)
@@ -154,10 +212,16 @@ def postprocessing(run: CvRun) -> list[Html]:
         note = "This search was for an earlier state of the run: its folds or its settings have changed since."
     if tuned is None:
         return [element("h3", "Post-processing"), paragraph(f"{FILE} cannot be read.", note=True)]
-    return [element("h3", "Post-processing"), element("pre", "\n".join(tuned.lines())),
-            *([paragraph(note, note=True)] if note else []),
-            paragraph("Nested: each fold's cases with the steps found on the other folds. All other numbers and pictures "
-                      "of this page are before post-processing.", note=True)]
+    return [
+        element("h3", "Post-processing"),
+        element("pre", "\n".join(tuned.lines())),
+        *([paragraph(note, note=True)] if note else []),
+        paragraph(
+            "Nested: each fold's cases with the steps found on the other folds. All other numbers and pictures "
+            "of this page are before post-processing.",
+            note=True,
+        ),
+    ]
 
 
 def _older(run: CvRun) -> Tuned | None:
@@ -167,7 +231,15 @@ def _older(run: CvRun) -> Tuned | None:
     try:
         plain = parsed((run.folder / FILE).read_bytes())
         found = {name: tuple(Step.model_validate(step) for step in steps) for name, steps in plain["found"].items()}
-        return Tuned(run.exp.postprocess, found, plain["before"], plain["after"], plain["nested"],
-                     Gain(**plain["gain"]), plain["kept"], pd.DataFrame())
+        return Tuned(
+            run.exp.postprocess,
+            found,
+            plain["before"],
+            plain["after"],
+            plain["nested"],
+            Gain(**plain["gain"]),
+            plain["kept"],
+            pd.DataFrame(),
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None

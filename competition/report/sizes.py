@@ -48,39 +48,71 @@ class Sized(NamedTuple):
 def sizes_section(results: Results, oof: OutOfFold, folder: Path, say: Callable[[str], None]) -> Html:
     """Objects where the competition counts objects, else cases."""
     comp = results.run.exp.competition
-    unit = "mm³" if comp.dimensions == 3 and "{z}" not in str(comp.train.images) else \
-        "voxels" if comp.dimensions == 3 else "pixels"
+    unit = (
+        "mm³"
+        if comp.dimensions == 3 and "{z}" not in str(comp.train.images)
+        else "voxels"
+        if comp.dimensions == 3
+        else "pixels"
+    )
     picture = folder / "sizes.png"
     if not comp.instances:
         found = sized_cases(results)
         draw_sizes(found, comp.classes, "Dice of a case", f"size in truth, {unit}", picture)
-        return section("sizes", "Error against size", html.figure(
-            picture, f"Dice of each case against the size of the class in its truth ({unit}, log axis); the line joins "
-            "the medians of groups of equally many cases, the band their quartiles. Cases whose truth is empty have no "
-            "size and are left out.",
-            "Dice against size per class"), _thirds(found, comp.classes, unit, "case"))
+        return section(
+            "sizes",
+            "Error against size",
+            html.figure(
+                picture,
+                f"Dice of each case against the size of the class in its truth ({unit}, log axis); the line joins "
+                "the medians of groups of equally many cases, the band their quartiles. Cases whose truth is empty have no "
+                "size and are left out.",
+                "Dice against size per class",
+            ),
+            _thirds(found, comp.classes, unit, "case"),
+        )
     cases = evenly(list(oof.fold_of))
     say(f"objects of {len(cases)} cases")
     found = sized_objects(oof, cases)
     draw_sizes(found, comp.classes, "best IoU of an object", f"size in truth, {unit}", picture)
     return section(
-        "sizes", "Error against size",
-        html.figure(picture, f"Each true object's largest IoU with a predicted one against its size ({unit}, log axis), "
-                    f"of {counted(cases, oof)}; the line joins the medians of groups of equally many objects, the band "
-                    "their quartiles. Predicted objects are connected components of the masks, before post-processing.",
-                    "IoU against size per class"),
-        html.table(["class", "true objects", "predicted", "found, IoU > 0.5", "found, IoU > 0.75", "right, IoU > 0.5",
-                    "median IoU"], [_objects_row(name, one) for name, one in zip(comp.classes, found, strict=True)]),
-        html.paragraph("Found: share of the true objects that a predicted one covers so well. Right: share of the "
-                       "predicted objects that cover a true one so well.", note=True),
-        _thirds(found, comp.classes, unit, "object"))
+        "sizes",
+        "Error against size",
+        html.figure(
+            picture,
+            f"Each true object's largest IoU with a predicted one against its size ({unit}, log axis), "
+            f"of {counted(cases, oof)}; the line joins the medians of groups of equally many objects, the band "
+            "their quartiles. Predicted objects are connected components of the masks, before post-processing.",
+            "IoU against size per class",
+        ),
+        html.table(
+            [
+                "class",
+                "true objects",
+                "predicted",
+                "found, IoU > 0.5",
+                "found, IoU > 0.75",
+                "right, IoU > 0.5",
+                "median IoU",
+            ],
+            [_objects_row(name, one) for name, one in zip(comp.classes, found, strict=True)],
+        ),
+        html.paragraph(
+            "Found: share of the true objects that a predicted one covers so well. Right: share of the "
+            "predicted objects that cover a true one so well.",
+            note=True,
+        ),
+        _thirds(found, comp.classes, unit, "object"),
+    )
 
 
 def sized_cases(results: Results) -> list[Sized]:
     """Of each class, size and Dice of the cases whose truth has it."""
     comp = results.run.exp.competition
-    scale = {row.id: float(np.prod(json.loads(str(row.spacing)))) if comp.dimensions == 3 else 1.0
-             for row in results.run.cases.itertuples(index=False)}
+    scale = {
+        row.id: float(np.prod(json.loads(str(row.spacing)))) if comp.dimensions == 3 else 1.0
+        for row in results.run.cases.itertuples(index=False)
+    }
     found = []
     for name in comp.classes:
         rows = results.rows(cls=name)
@@ -148,8 +180,15 @@ def _objects_row(name: str, one: Sized) -> list[str]:
     if not len(one.sizes):
         return [name, html.ABSENT, f"{len(one.predicted):,}", html.ABSENT, html.ABSENT, html.ABSENT, html.ABSENT]
     right = f"{(one.predicted > 0.5).mean():.3f}" if len(one.predicted) else html.ABSENT
-    return [name, f"{len(one.sizes):,}", f"{len(one.predicted):,}", f"{(one.values > 0.5).mean():.3f}",
-            f"{(one.values > 0.75).mean():.3f}", right, f"{np.median(one.values):.3f}"]
+    return [
+        name,
+        f"{len(one.sizes):,}",
+        f"{len(one.predicted):,}",
+        f"{(one.values > 0.5).mean():.3f}",
+        f"{(one.values > 0.75).mean():.3f}",
+        right,
+        f"{np.median(one.values):.3f}",
+    ]
 
 
 def _thirds(found: list[Sized], classes: list[str], unit: str, what: str) -> Html:
@@ -163,10 +202,20 @@ def _thirds(found: list[Sized], classes: list[str], unit: str, what: str) -> Htm
         for part in np.array_split(np.argsort(one.sizes, kind="stable"), 3):
             values = one.values[part]
             value = f"recall {(values > 0.5).mean():.3f}" if what == "object" else f"Dice {values.mean():.4f}"
-            cells.append(html.joined([value, html.element("small", f"{one.sizes[part].min():,.0f} to "
-                                                                   f"{one.sizes[part].max():,.0f} {unit}")]))
+            cells.append(
+                html.joined(
+                    [
+                        value,
+                        html.element("small", f"{one.sizes[part].min():,.0f} to {one.sizes[part].max():,.0f} {unit}"),
+                    ]
+                )
+            )
         rows.append(cells)
     few = "" if len(classes) <= MOST_PANELS else f" (drawn: the {MOST_PANELS} with the most {what}s)"
     recall = ", with the share found at IoU > 0.5" if what == "object" else ", with their mean Dice"
-    return html.joined([html.table(["class", "smallest third", "middle third", "largest third"], rows),
-                        html.paragraph(f"Thirds of equally many {what}s{recall}{few}.", note=True)])
+    return html.joined(
+        [
+            html.table(["class", "smallest third", "middle third", "largest third"], rows),
+            html.paragraph(f"Thirds of equally many {what}s{recall}{few}.", note=True),
+        ]
+    )

@@ -33,12 +33,26 @@ def write_study_page(folder: Path, output: Path) -> Path:
 
     record = read_trials(folder)
     figures = [path for name in FIGURES for path in sorted(folder.glob(f"{name}*.png"))]
-    return write_study_report(folder, f"Study {folder.resolve().name}", record["trials"], figures, output,
-                              record["objectives"], record["best"])
+    return write_study_report(
+        folder,
+        f"Study {folder.resolve().name}",
+        record["trials"],
+        figures,
+        output,
+        record["objectives"],
+        record["best"],
+    )
 
 
-def write_study_report(folder: Path, title: str, trials: list[dict[str, Any]], figures: Sequence[Path], output: Path,
-                       objectives: Sequence[str] = ("score",), best: Sequence[int] = ()) -> Path:
+def write_study_report(
+    folder: Path,
+    title: str,
+    trials: list[dict[str, Any]],
+    figures: Sequence[Path],
+    output: Path,
+    objectives: Sequence[str] = ("score",),
+    best: Sequence[int] = (),
+) -> Path:
     """Writes one self-contained page of a study, and its figures in a folder of the same name beside it.
 
     Args:
@@ -64,25 +78,43 @@ def write_study_report(folder: Path, title: str, trials: list[dict[str, Any]], f
     return write_page(title, _head(folder, title, trials, objectives, best), sections, output)
 
 
-def _head(folder: Path, title: str, trials: list[dict[str, Any]], objectives: Sequence[str], best: Sequence[int]) -> Html:
+def _head(
+    folder: Path, title: str, trials: list[dict[str, Any]], objectives: Sequence[str], best: Sequence[int]
+) -> Html:
     states = Counter(_state(trial) for trial in trials)
     parts = [element("h1", title), paragraph(f"Study in {folder}", note=True)]
     top = next((trial for trial in trials if trial["number"] in best), None)
     if top is not None and len(objectives) == 1:
         value = top["values"][0]
-        parts.append(element("div", element("b", html.number(value)),
-                             element("span", f"the best {objectives[0]}, of trial {top['number']}"), class_="score"))
+        parts.append(
+            element(
+                "div",
+                element("b", html.number(value)),
+                element("span", f"the best {objectives[0]}, of trial {top['number']}"),
+                class_="score",
+            )
+        )
         first = next((trial for trial in trials if trial.get("own")), min(trials, key=lambda trial: trial["number"]))
         if first is not top and _state(first) == "complete":
-            parts.append(paragraph(
-                f"Trial {first['number']}, the YAML as it is, has {html.number(first['values'][0])}: the best differs by "
-                f"{value - first['values'][0]:+.4f} on the same folds, which flatters the best of many."))
+            parts.append(
+                paragraph(
+                    f"Trial {first['number']}, the YAML as it is, has {html.number(first['values'][0])}: the best differs by "
+                    f"{value - first['values'][0]:+.4f} on the same folds, which flatters the best of many."
+                )
+            )
     elif best:
-        parts.append(paragraph(f"{len(best)} trials are on the Pareto front of {' and '.join(objectives)}: none is better "
-                               "in all of them at once."))
+        parts.append(
+            paragraph(
+                f"{len(best)} trials are on the Pareto front of {' and '.join(objectives)}: none is better "
+                "in all of them at once."
+            )
+        )
     minutes = sum(trial["minutes"] for trial in trials if _numeric(trial.get("minutes")))
-    known = {"trials": str(len(trials)), **{state: str(count) for state, count in sorted(states.items())},
-             "minutes, all together": f"{minutes:.1f}"}
+    known = {
+        "trials": str(len(trials)),
+        **{state: str(count) for state, count in sorted(states.items())},
+        "minutes, all together": f"{minutes:.1f}",
+    }
     return joined([*parts, html.facts(known)])
 
 
@@ -94,13 +126,30 @@ def _trials(trials: list[dict[str, Any]], objectives: Sequence[str], best: Seque
     first, rows, strong = 3 + len(objectives), [], []
     for place, trial in enumerate(sorted(trials, key=lambda trial: trial["number"])):
         params, values = trial.get("params") or {}, trial.get("values") or [None] * len(objectives)
-        rows.append([str(trial["number"]), _state(trial), *(f"{value:.4f}" if _numeric(value) else "" for value in values),
-                     f"{trial['minutes']:.1f}" if _numeric(trial.get("minutes")) else "",
-                     *(_shown(params.get(key)) for key in keys), *(_shown(trial.get(key)) for key in others)])
+        rows.append(
+            [
+                str(trial["number"]),
+                _state(trial),
+                *(f"{value:.4f}" if _numeric(value) else "" for value in values),
+                f"{trial['minutes']:.1f}" if _numeric(trial.get("minutes")) else "",
+                *(_shown(params.get(key)) for key in keys),
+                *(_shown(trial.get(key)) for key in others),
+            ]
+        )
         strong += [place] if trial["number"] in best else []
-    header = ["trial", "state", *objectives, "minutes, all in all" if "minutes" in objectives else "minutes", *keys, *others]
-    text = [column for column, key in enumerate(keys, first)
-            if any(not _numeric((trial.get("params") or {}).get(key)) for trial in trials)]
+    header = [
+        "trial",
+        "state",
+        *objectives,
+        "minutes, all in all" if "minutes" in objectives else "minutes",
+        *keys,
+        *others,
+    ]
+    text = [
+        column
+        for column, key in enumerate(keys, first)
+        if any(not _numeric((trial.get("params") or {}).get(key)) for trial in trials)
+    ]
     words = (1, *text, *range(first + len(keys), len(header)))
     note = "A pruned trial was stopped early, so its score is not comparable."
     if strong:

@@ -45,15 +45,20 @@ def threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competition) 
         for name, thresholds in (("global threshold", [levels] * len(columns)), ("Otsu", [_otsu(c) for c in columns])):
             tables = [_Counts.of(*args) for args in zip(columns, truths, thresholds, strict=True)]
             for polarity in ("bright", "dark"):
-                candidates.append(_Candidate(
-                    f"{name}, {polarity}{suffix}",
-                    _best([table.class_dice(polarity, comp.metric.both_empty) for table in tables]),
-                    _best([table.foreground_dice(polarity, comp.metric.both_empty) for table in tables])))
+                candidates.append(
+                    _Candidate(
+                        f"{name}, {polarity}{suffix}",
+                        _best([table.class_dice(polarity, comp.metric.both_empty) for table in tables]),
+                        _best([table.foreground_dice(polarity, comp.metric.both_empty) for table in tables]),
+                    )
+                )
     if not candidates:
         return {}
     by_class, by_foreground = max(candidates, key=lambda c: c.classes), max(candidates, key=lambda c: c.foreground)
-    return {f"best threshold ({by_class.name}), Dice": by_class.classes,
-            f"best threshold ({by_foreground.name}), foreground Dice": by_foreground.foreground}
+    return {
+        f"best threshold ({by_class.name}), Dice": by_class.classes,
+        f"best threshold ({by_foreground.name}), foreground Dice": by_foreground.foreground,
+    }
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,14 @@ Mask = NDArray[np.bool_]
 IGNORE = 255  # in a truth: counts nowhere
 
 
-def score_case(masks: Mask, truth: NDArray[np.uint8], comp: Competition, spacing: Sequence[float] | None = None,
-               true_instances: Labels | None = None, predicted_instances: Labels | None = None) -> list[dict[str, Any]]:
+def score_case(
+    masks: Mask,
+    truth: NDArray[np.uint8],
+    comp: Competition,
+    spacing: Sequence[float] | None = None,
+    true_instances: Labels | None = None,
+    predicted_instances: Labels | None = None,
+) -> list[dict[str, Any]]:
     """Scores every class of one case, one class at a time to keep memory low.
 
     Args:
@@ -41,14 +47,29 @@ def score_case(masks: Mask, truth: NDArray[np.uint8], comp: Competition, spacing
         ValueError: the arrays' shapes do not fit each other or the classes.
     """
     _check_shapes(masks, truth, comp)
-    return [score_class(masks[index], truth, comp, index, spacing, true_instances,
-                        None if predicted_instances is None else _of_class(predicted_instances, index, truth))
-            for index in range(len(comp.classes))]
+    return [
+        score_class(
+            masks[index],
+            truth,
+            comp,
+            index,
+            spacing,
+            true_instances,
+            None if predicted_instances is None else _of_class(predicted_instances, index, truth),
+        )
+        for index in range(len(comp.classes))
+    ]
 
 
-def score_class(mask: Mask, truth: NDArray[np.uint8], comp: Competition, index: int,
-                spacing: Sequence[float] | None = None, true_instances: Labels | None = None,
-                predicted_instances: Labels | None = None) -> dict[str, Any]:
+def score_class(
+    mask: Mask,
+    truth: NDArray[np.uint8],
+    comp: Competition,
+    index: int,
+    spacing: Sequence[float] | None = None,
+    true_instances: Labels | None = None,
+    predicted_instances: Labels | None = None,
+) -> dict[str, Any]:
     """Scores one class of one case; `mask` and `predicted_instances` are (*spatial), the rest as for `score_case`."""
     mask, there = np.asarray(mask, np.bool_), _class_truth(truth, comp, index)
     ignored = truth[0 if comp.labels == "exclusive" else index] == IGNORE
@@ -56,12 +77,21 @@ def score_class(mask: Mask, truth: NDArray[np.uint8], comp: Competition, index: 
         mask = mask & ~ignored
     del ignored
     counts = overlap(mask, there)
-    objects = (_objects(predicted_instances, mask), _objects(true_instances, there)) \
-        if comp.metric.name in ("mean_ap", "f2_iou") else None
+    objects = (
+        (_objects(predicted_instances, mask), _objects(true_instances, there))
+        if comp.metric.name in ("mean_ap", "f2_iou")
+        else None
+    )
     score = _score(mask, there, counts, objects, comp, spacing)
     if isnan(score) and comp.metric.both_empty is not None:
         score = comp.metric.both_empty
-    return {"class": comp.classes[index], "score": score, "dice": dice(*counts), "iou": iou(*counts), **counts._asdict()}
+    return {
+        "class": comp.classes[index],
+        "score": score,
+        "dice": dice(*counts),
+        "iou": iou(*counts),
+        **counts._asdict(),
+    }
 
 
 def truth_masks(truth: NDArray[np.uint8], comp: Competition) -> Mask:
@@ -77,8 +107,10 @@ def _class_truth(truth: NDArray[np.uint8], comp: Competition, index: int) -> Mas
 def _check_shapes(masks: Mask, truth: NDArray[np.uint8], comp: Competition) -> None:
     channels = 1 if comp.labels == "exclusive" else len(comp.classes)
     if masks.shape[0] != len(comp.classes) or truth.shape != (channels, *masks.shape[1:]):
-        raise ValueError(f"masks {masks.shape} and truth {truth.shape} do not fit {len(comp.classes)} classes with "
-                         f"{comp.labels} labels")
+        raise ValueError(
+            f"masks {masks.shape} and truth {truth.shape} do not fit {len(comp.classes)} classes with "
+            f"{comp.labels} labels"
+        )
 
 
 def _of_class(instances: Labels, index: int, truth: NDArray[np.uint8]) -> Labels:
@@ -90,8 +122,14 @@ def _objects(instances: Labels | None, mask: Mask) -> Labels:
     return components(mask) if instances is None else np.where(mask, instances, 0)
 
 
-def _score(mask: Mask, truth: Mask, counts: Overlap, objects: tuple[Labels, Labels] | None, comp: Competition,
-           spacing: Sequence[float] | None) -> float:
+def _score(
+    mask: Mask,
+    truth: Mask,
+    counts: Overlap,
+    objects: tuple[Labels, Labels] | None,
+    comp: Competition,
+    spacing: Sequence[float] | None,
+) -> float:
     """The competition's metric of one class; nan where it is in neither."""
     metric = comp.metric
     if objects is not None:

@@ -18,9 +18,17 @@ WORSE: RGB = (1.0, 0.25, 0.25)
 BOTH: RGB = (0.95, 0.85, 0.2)
 
 
-def compared_picture(path: Path, image: Array, truth: Array, masks: tuple[Array, Array], comp: Competition, title: str,
-                     names: tuple[str, str] = ("A", "B"), spacing: Sequence[float] | None = None,
-                     affine: Array | None = None) -> None:
+def compared_picture(
+    path: Path,
+    image: Array,
+    truth: Array,
+    masks: tuple[Array, Array],
+    comp: Competition,
+    title: str,
+    names: tuple[str, str] = ("A", "B"),
+    spacing: Sequence[float] | None = None,
+    affine: Array | None = None,
+) -> None:
     """Draw one row of truth · A · B · difference for a picture, three orthogonal slices for a volume.
 
     A volume is cut where the two predictions differ most. In the last panel a pixel is green where B is right and A
@@ -64,7 +72,11 @@ def compared_picture(path: Path, image: Array, truth: Array, masks: tuple[Array,
             if row == 0:
                 axes.set_title(name, fontsize=9.5, parse_math=False)
         wrong = [(mask != true).any(axis=0) & ~ignored for mask in found]
-        for area, colour in ((wrong[0] & ~wrong[1], BETTER), (wrong[1] & ~wrong[0], WORSE), (wrong[0] & wrong[1], BOTH)):
+        for area, colour in (
+            (wrong[0] & ~wrong[1], BETTER),
+            (wrong[1] & ~wrong[0], WORSE),
+            (wrong[0] & wrong[1], BOTH),
+        ):
             plain._fill(grid[row, 3], area, colour, 0.75)
         if plane.axis is not None:
             view = f"{plain.VIEWS[plane.axis]}: " if order else ""
@@ -80,7 +92,14 @@ def compared_picture(path: Path, image: Array, truth: Array, masks: tuple[Array,
 
 def _entries(comp: Competition, truth: Array, masks: tuple[Array, Array]) -> list[tuple[RGB, str]]:
     """Classes that are anywhere, then what the colours of the last panel say."""
-    there: list[Any] = [index for index, true in enumerate(plain.class_masks(truth, comp))
-                        if true.any() or np.any([mask[index].any() for mask in masks])]
-    return [*((plain.class_colour(index), f" {comp.classes[index]}") for index in there),
-            (BETTER, " only B is right"), (WORSE, " only A is right"), (BOTH, " both are wrong")]
+    there: list[Any] = [
+        index
+        for index, true in enumerate(plain.class_masks(truth, comp))
+        if true.any() or np.any([mask[index].any() for mask in masks])
+    ]
+    return [
+        *((plain.class_colour(index), f" {comp.classes[index]}") for index in there),
+        (BETTER, " only B is right"),
+        (WORSE, " only A is right"),
+        (BOTH, " both are wrong"),
+    ]

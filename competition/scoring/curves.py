@@ -51,8 +51,10 @@ def read_curves(metrics_jsonl: Path) -> dict[str, Curve]:
     for line in journal_lines(metrics_jsonl):
         for name, value in line.metrics.items():
             values.setdefault(name, {}).setdefault(line.epoch, []).append(value)
-    return {name: (list(by_epoch), [sum(numbers) / len(numbers) for numbers in by_epoch.values()])
-            for name, by_epoch in values.items()}
+    return {
+        name: (list(by_epoch), [sum(numbers) / len(numbers) for numbers in by_epoch.values()])
+        for name, by_epoch in values.items()
+    }
 
 
 def _losses(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, float, float], float]]:
@@ -66,8 +68,10 @@ def _losses(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, 
 def _scores(curves: Mapping[str, Curve]) -> dict[str, tuple[Curve, tuple[float, float, float], float]]:
     """Each class in the colour that `case_picture` gives it, then the mean, then the competition's metric."""
     names = [name for name in curves if name.startswith("val/dice/")]
-    drawn = {f"Dice {name.removeprefix('val/dice/')}": (curves[name], class_colour(index), 1.2)
-             for index, name in enumerate(names)}
+    drawn = {
+        f"Dice {name.removeprefix('val/dice/')}": (curves[name], class_colour(index), 1.2)
+        for index, name in enumerate(names)
+    }
     if "val/dice" in curves and len(names) != 1:
         drawn["Dice, mean"] = (curves["val/dice"], (0.5, 0.5, 0.5), 1.8)
     if "val/score" in curves:
@@ -86,8 +90,15 @@ def _draw(axes: Axes, title: str, curves: Mapping[str, tuple[Curve, tuple[float,
     for label, ((epochs, values), colour, width) in curves.items():
         lonely = sum(math.isfinite(value) for value in values) < 2  # a line needs two points
         # a label that begins with an underscore would be left out of the legend
-        axes.plot(epochs, values, color=colour, linewidth=width, marker="o" if lonely else None, markersize=4,
-                  label=f" {label}")
+        axes.plot(
+            epochs,
+            values,
+            color=colour,
+            linewidth=width,
+            marker="o" if lonely else None,
+            markersize=4,
+            label=f" {label}",
+        )
     if not curves:
         axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", color="grey")
     elif len(curves) > 1:
@@ -101,8 +112,9 @@ def _facts(metrics_jsonl: Path, curves: Mapping[str, Curve]) -> Sequence[str]:
     facts = [metrics_jsonl.parent.name]
     epochs = max((epochs[-1] for epochs, _ in curves.values()), default=0)
     facts.append(f"{epochs:g} epochs")
-    scores = [(value, epoch) for epoch, value in zip(*curves.get("val/score", ([], [])), strict=True)
-              if math.isfinite(value)]
+    scores = [
+        (value, epoch) for epoch, value in zip(*curves.get("val/score", ([], [])), strict=True) if math.isfinite(value)
+    ]
     if scores:
         best, epoch = max(scores)
         facts.append(f"best score {best:.4f} at epoch {epoch:g}, last {scores[-1][0]:.4f}")

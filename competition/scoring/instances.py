@@ -108,7 +108,7 @@ def _tally(predicted: Labels, truth: Labels) -> tuple[Counter[int], Counter[int]
     base = int(truth.max(initial=0)) + 1  # one number for each pair of labels
     step = max(1, len(truth) * 2**20 // max(1, truth.size))
     for low in range(0, len(truth), step):
-        ours, others = predicted[low:low + step], truth[low:low + step]
+        ours, others = predicted[low : low + step], truth[low : low + step]
         both = (ours != 0) & (others != 0)
         mine.update(_counts(ours[ours != 0]))
         theirs.update(_counts(others[others != 0]))

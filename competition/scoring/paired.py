@@ -48,8 +48,16 @@ class Difference(NamedTuple):
     worse: int
 
 
-def difference(a: pd.DataFrame, b: pd.DataFrame, measure: str, metric: Metric = MEAN, cls: str = "",
-               groups: Mapping[str, str] | None = None, seed: int = 0, lower_is_better: bool = False) -> Difference:
+def difference(
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    measure: str,
+    metric: Metric = MEAN,
+    cls: str = "",
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+    lower_is_better: bool = False,
+) -> Difference:
     """Compares two tables of scores.
 
     Args:
@@ -72,8 +80,19 @@ def difference(a: pd.DataFrame, b: pd.DataFrame, measure: str, metric: Metric = 
     each = per_case(sides[1]) - per_case(sides[0])
     each = each.dropna()
     sign = -1 if lower_is_better else 1
-    return Difference(measure, cls, len(each), values[0], values[1], values[1] - values[0], gain.low, gain.high,
-                      wilcoxon_p(_by_group(each, groups)), int((sign * each > 0).sum()), int((sign * each < 0).sum()))
+    return Difference(
+        measure,
+        cls,
+        len(each),
+        values[0],
+        values[1],
+        values[1] - values[0],
+        gain.low,
+        gain.high,
+        wilcoxon_p(_by_group(each, groups)),
+        int((sign * each > 0).sum()),
+        int((sign * each < 0).sum()),
+    )
 
 
 def per_case(rows: pd.DataFrame) -> pd.Series[float]:

@@ -28,8 +28,19 @@ PANEL_INCHES = {2: 4.2, 3: 2.8}  # width, by the dimensions of a case
 SMOOTH_PIXELS = 256  # slices with fewer pixels a side are enlarged before their borders are traced
 MOST_LEGEND_ENTRIES = 16
 # the first classes' colours: bright enough to be seen on grey, and told apart by most colour-blind readers
-PALETTE: tuple[RGB, ...] = tuple((r / 255, g / 255, b / 255) for r, g, b in (
-    (255, 140, 0), (0, 190, 255), (255, 80, 160), (120, 220, 60), (250, 230, 50), (170, 110, 255), (0, 200, 160), (255, 70, 60)))
+PALETTE: tuple[RGB, ...] = tuple(
+    (r / 255, g / 255, b / 255)
+    for r, g, b in (
+        (255, 140, 0),
+        (0, 190, 255),
+        (255, 80, 160),
+        (120, 220, 60),
+        (250, 230, 50),
+        (170, 110, 255),
+        (0, 200, 160),
+        (255, 70, 60),
+    )
+)
 
 
 class Plane(NamedTuple):
@@ -56,9 +67,17 @@ class Plane(NamedTuple):
         return np.swapaxes(array, -1, -2) if self.transpose else array
 
 
-def case_picture(path: Path, image: Array, truth: Array | None, masks: Array, comp: Competition, title: str,
-                 spacing: Sequence[float] | None = None, dice: Mapping[str, float] | None = None,
-                 affine: Array | None = None) -> None:
+def case_picture(
+    path: Path,
+    image: Array,
+    truth: Array | None,
+    masks: Array,
+    comp: Competition,
+    title: str,
+    spacing: Sequence[float] | None = None,
+    dice: Mapping[str, float] | None = None,
+    affine: Array | None = None,
+) -> None:
     """Draw image · truth · prediction: one row for a picture, three orthogonal slices for a volume.
 
     Where there is no truth: image · prediction.
@@ -89,7 +108,11 @@ def case_picture(path: Path, image: Array, truth: Array | None, masks: Array, co
     if dice is None and truth is not None:
         dice = _dice(truth, masks, ignored, comp)
     found = np.any(masks, axis=0) if truth is None else np.any((truth != 0) & (truth != IGNORE), axis=0)
-    layers = iter(masks) if truth is None or not found.any() else (_layer(truth, index, comp) for index in range(len(comp.classes)))
+    layers = (
+        iter(masks)
+        if truth is None or not found.any()
+        else (_layer(truth, index, comp) for index in range(len(comp.classes)))
+    )
     planes = _planes(_profiles(layers, found.shape), spacing, is_stack="{z}" in str(comp.train.images))
     channels = image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
     bounds = _bounds(channels)
@@ -116,9 +139,14 @@ def case_picture(path: Path, image: Array, truth: Array | None, masks: Array, co
                 where = f"{VIEWS[plane.axis]}: axis {order[plane.axis]}, slice {position}"
             grid[row, 0].set_ylabel(where, fontsize=9)
     figure.suptitle(title, fontsize=11, parse_math=False)
-    there = [index for index in range(len(comp.classes))
-             if masks[index].any() or (truth is not None and _is_in(truth, index, comp))]
-    _draw_legend(figure, [(class_colour(index), _label(comp.classes[index], dice)) for index in there], ignored is not None)
+    there = [
+        index
+        for index in range(len(comp.classes))
+        if masks[index].any() or (truth is not None and _is_in(truth, index, comp))
+    ]
+    _draw_legend(
+        figure, [(class_colour(index), _label(comp.classes[index], dice)) for index in there], ignored is not None
+    )
     save_figure(figure, path)
 
 
@@ -283,7 +311,8 @@ def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bo
         handles.append(Patch(alpha=0.0, label=" no class in truth or prediction"))
     if ignored:
         handles.append(Patch(color=IGNORED_COLOUR, label=" ignored"))
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9,
-                           frameon=False)
+    legend = figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9, frameon=False
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)  # a class may be called $x

@@ -28,8 +28,13 @@ def read_scores(path: Path) -> pd.DataFrame:
 
     kinds: dict[str, type] = {"id": str, "class": str, **dict.fromkeys(FRACTIONS, float), **dict.fromkeys(COUNTS, int)}
     try:
-        table = pd.read_csv(path, dtype=kinds, keep_default_na=False, float_precision="round_trip",
-                            na_values={name: [""] for name in FRACTIONS})
+        table = pd.read_csv(
+            path,
+            dtype=kinds,
+            keep_default_na=False,
+            float_precision="round_trip",
+            na_values={name: [""] for name in FRACTIONS},
+        )
         if lost := [name for name in ("id", "class", "fold", "score", "dice") if name not in table.columns]:
             raise ValueError(f"the column {lost[0]} is missing")
         if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for names of the rows
@@ -37,6 +42,10 @@ def read_scores(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, TypeError, OverflowError) as error:  # pandas' own errors are ValueErrors
-        raise damaged(path, error, "Copy it back from elsewhere, or delete the fold's result.json: its scores are made again "
-                                   "from the checkpoint.") from error
+        raise damaged(
+            path,
+            error,
+            "Copy it back from elsewhere, or delete the fold's result.json: its scores are made again "
+            "from the checkpoint.",
+        ) from error
     return table

@@ -57,11 +57,19 @@ def class_scores(scores: pd.DataFrame, metric: Metric) -> dict[str, float]:
     """
     table = _Table.of(scores, metric)
     values = table.per_class(np.ones((1, len(table.ids))))[0]
-    return dict.fromkeys(scores["class"].unique().tolist(), nan) | dict(zip(table.classes, values.tolist(), strict=True))
+    return dict.fromkeys(scores["class"].unique().tolist(), nan) | dict(
+        zip(table.classes, values.tolist(), strict=True)
+    )
 
 
-def bootstrap_interval(scores: pd.DataFrame, metric: Metric, n: int = 2000, seed: int = 0,
-                       groups: Mapping[str, str] | None = None, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(
+    scores: pd.DataFrame,
+    metric: Metric,
+    n: int = 2000,
+    seed: int = 0,
+    groups: Mapping[str, str] | None = None,
+    level: float = 0.95,
+) -> tuple[float, float]:
     """Confidence interval of `cv_score`: cases are drawn with replacement (whole groups, where cases have groups).
 
     The percentiles are widened as Hesterberg's expanded percentile interval ("What Teachers Should Know About the
@@ -81,11 +89,20 @@ def bootstrap_interval(scores: pd.DataFrame, metric: Metric, n: int = 2000, seed
     table = _Table.of(scores, metric)
     clusters = table.clusters(groups)
     generator = rng(seed, 0, 0, 0, "bootstrap")
-    return _interval(table, clusters, n, level, lambda count: generator.integers(0, clusters.count, (count, clusters.count)))
+    return _interval(
+        table, clusters, n, level, lambda count: generator.integers(0, clusters.count, (count, clusters.count))
+    )
 
 
-def prediction_interval(scores: pd.DataFrame, metric: Metric, n_test: int, n: int = 2000, seed: int = 0,
-                        groups: Mapping[str, str] | None = None, level: float = 0.95) -> tuple[float, float]:
+def prediction_interval(
+    scores: pd.DataFrame,
+    metric: Metric,
+    n_test: int,
+    n: int = 2000,
+    seed: int = 0,
+    groups: Mapping[str, str] | None = None,
+    level: float = 0.95,
+) -> tuple[float, float]:
     """Interval for the score of a test set of `n_test` cases of the same kind.
 
     Wider than `bootstrap_interval`, because the test set is a draw too: each sample is a bootstrap sample of the cases,
@@ -130,8 +147,15 @@ def _paired(before: pd.DataFrame, after: pd.DataFrame, metric: Metric) -> list[_
     return tables
 
 
-def gain_interval(before: pd.DataFrame, after: pd.DataFrame, metric: Metric, n: int = 2000, seed: int = 0,
-                  groups: Mapping[str, str] | None = None, level: float = 0.95) -> Gain:
+def gain_interval(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    metric: Metric,
+    n: int = 2000,
+    seed: int = 0,
+    groups: Mapping[str, str] | None = None,
+    level: float = 0.95,
+) -> Gain:
     """How much the score of the same cases rose, with its paired bootstrap interval.
 
     Args:
@@ -152,14 +176,27 @@ def gain_interval(before: pd.DataFrame, after: pd.DataFrame, metric: Metric, n: 
     tables = _paired(before, after, metric)
     clusters = tables[0].clusters(groups)
     generator = rng(seed, 0, 0, 2, "bootstrap")
-    low, high = _interval(tables[0], clusters, n, level,
-                          lambda count: generator.integers(0, clusters.count, (count, clusters.count)),
-                          minus=(tables[1], tables[0]))
+    low, high = _interval(
+        tables[0],
+        clusters,
+        n,
+        level,
+        lambda count: generator.integers(0, clusters.count, (count, clusters.count)),
+        minus=(tables[1], tables[0]),
+    )
     return Gain(cv_score(after, metric) - cv_score(before, metric), low, high)
 
 
-def difference_noise(before: pd.DataFrame, after: pd.DataFrame, metric: Metric, n_test: int, n: int = 2000, seed: int = 0,
-                     groups: Mapping[str, str] | None = None, level: float = 0.95) -> float:
+def difference_noise(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    metric: Metric,
+    n_test: int,
+    n: int = 2000,
+    seed: int = 0,
+    groups: Mapping[str, str] | None = None,
+    level: float = 0.95,
+) -> float:
     """How far the difference of two scores moves by chance, when both are of the same `n_test` cases.
 
     Half the width of the interval that holds the share `level` of the differences on test sets of `n_test` cases, each
@@ -186,8 +223,15 @@ def difference_noise(before: pd.DataFrame, after: pd.DataFrame, metric: Metric, 
     clusters = tables[0].clusters(groups)
     generator = rng(seed, 0, 0, 3, "bootstrap")
     size = max(1, round(n_test * clusters.count / max(1, len(tables[0].ids))))
-    low, high = _interval(tables[0], clusters, n, level, lambda count: generator.integers(0, clusters.count, (count, size)),
-                          size, minus=(tables[1], tables[0]))
+    low, high = _interval(
+        tables[0],
+        clusters,
+        n,
+        level,
+        lambda count: generator.integers(0, clusters.count, (count, size)),
+        size,
+        minus=(tables[1], tables[0]),
+    )
     return (high - low) / 2
 
 
@@ -212,18 +256,25 @@ class _Table:
     @classmethod
     def of(cls, scores: pd.DataFrame, metric: Metric) -> _Table:
         if metric.average == "global" and metric.name not in COUNTED:
-            raise MaskfoldError(f"The metric {metric.name} has no global average: it is a mean over cases.",
-                                "Set `metric.average` to case_class or class.", status=2)
+            raise MaskfoldError(
+                f"The metric {metric.name} has no global average: it is a mean over cases.",
+                "Set `metric.average` to case_class or class.",
+                status=2,
+            )
         twice = scores[scores.duplicated(["id", "class"])]
         if len(twice):
-            raise MaskfoldError(f"Case {twice['id'].iloc[0]!r} has two scores of class {twice['class'].iloc[0]!r}.",
-                                "Give each case once, by the one network that never saw it.")
+            raise MaskfoldError(
+                f"Case {twice['id'].iloc[0]!r} has two scores of class {twice['class'].iloc[0]!r}.",
+                "Give each case once, by the one network that never saw it.",
+            )
         present = scores.groupby("class", sort=False)["dice"].transform("count") > 0
         kept = scores[present]
         # Codes in order of appearance: a pivot would sort, and drop what is nan.
         ids, classes = scores["id"].unique().tolist(), kept["class"].unique().tolist()
-        rows, columns = (kept[name].map({value: at for at, value in enumerate(values)}).to_numpy(np.int64)
-                         for name, values in (("id", ids), ("class", classes)))
+        rows, columns = (
+            kept[name].map({value: at for at, value in enumerate(values)}).to_numpy(np.int64)
+            for name, values in (("id", ids), ("class", classes))
+        )
 
         def spread(name: str, missing: float) -> Floats:
             values = np.full((len(ids), len(classes)), missing)
@@ -256,8 +307,15 @@ class _Table:
         return _divide(weights @ np.where(known, self.score, 0.0), weights @ known)
 
 
-def _interval(table: _Table, clusters: _Clusters, n: int, level: float, draw: Any, width: int = 0,
-              minus: tuple[_Table, _Table] | None = None) -> tuple[float, float]:
+def _interval(
+    table: _Table,
+    clusters: _Clusters,
+    n: int,
+    level: float,
+    draw: Any,
+    width: int = 0,
+    minus: tuple[_Table, _Table] | None = None,
+) -> tuple[float, float]:
     """Widened percentiles of the statistic over `n` samples, or of the difference of two tables' statistics.
 
     `draw(count)` gives clusters (count, draws).
@@ -273,8 +331,9 @@ def _interval(table: _Table, clusters: _Clusters, n: int, level: float, draw: An
         drawn = draw(count) + clusters.count * np.arange(count)[:, None]
         times = np.bincount(drawn.ravel(), minlength=count * clusters.count).reshape(count, clusters.count)
         weights = times[:, clusters.of_case].astype(np.float64)
-        values.append(table.statistic(weights) if minus is None
-                      else minus[0].statistic(weights) - minus[1].statistic(weights))
+        values.append(
+            table.statistic(weights) if minus is None else minus[0].statistic(weights) - minus[1].statistic(weights)
+        )
     known = np.concatenate(values)
     known = known[np.isfinite(known)]
     if not len(known):

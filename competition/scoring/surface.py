@@ -42,8 +42,10 @@ def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance: f
     if not len(points) or not len(true_points):
         return 0.0 if len(points) or len(true_points) else float("nan")
     bound = 1.001 * tolerance + 1e-3  # a tree looks no further than it has to
-    there, back = cKDTree(true_points).query(points, distance_upper_bound=bound)[0], \
-        cKDTree(points).query(true_points, distance_upper_bound=bound)[0]
+    there, back = (
+        cKDTree(true_points).query(points, distance_upper_bound=bound)[0],
+        cKDTree(points).query(true_points, distance_upper_bound=bound)[0],
+    )
     # In float32, as MONAI compares, so that a distance of 0.1 + 0.2 is within 0.3.
     limit = np.float32(tolerance)
     near = areas[there.astype(np.float32) <= limit].sum() + true_areas[back.astype(np.float32) <= limit].sum()

@@ -31,12 +31,21 @@ def draw(search: Search) -> list[Path]:
         if several:
             how["target"] = lambda trial, place=place: trial.values[place]
         end = f"_{objective}" if several else ""
-        for name, figure in (("history", figures.plot_optimization_history), ("importance", figures.plot_param_importances),
-                             ("parallel", figures.plot_parallel_coordinate), ("slice", figures.plot_slice)):
+        for name, figure in (
+            ("history", figures.plot_optimization_history),
+            ("importance", figures.plot_param_importances),
+            ("parallel", figures.plot_parallel_coordinate),
+            ("slice", figures.plot_slice),
+        ):
             _save(search, f"{name}{end}", lambda figure=figure, how=how: figure(search.optuna, **how), drawn, plt)
     if several and len(search.study.objectives) <= 3:
-        _save(search, "pareto", lambda: figures.plot_pareto_front(search.optuna, target_names=search.study.objectives),
-              drawn, plt)
+        _save(
+            search,
+            "pareto",
+            lambda: figures.plot_pareto_front(search.optuna, target_names=search.study.objectives),
+            drawn,
+            plt,
+        )
     return drawn
 
 

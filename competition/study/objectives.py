@@ -28,9 +28,12 @@ def check_objectives(source: Source, study: Study, classes: list[str]) -> None:
     for part, names in (("objectives", study.objectives), ("constraints", study.constraints)):
         for name in names:
             if name not in known:
-                raise MaskfoldError(f"{source.place(part)}: study.{part} names {name}, which nothing measures"
-                                    f"{''.join(f'; the nearest is {near}' for near in nearest(name, known))}.",
-                                    f"Known are {', '.join(known)}.", status=2)
+                raise MaskfoldError(
+                    f"{source.place(part)}: study.{part} names {name}, which nothing measures"
+                    f"{''.join(f'; the nearest is {near}' for near in nearest(name, known))}.",
+                    f"Known are {', '.join(known)}.",
+                    status=2,
+                )
 
 
 def directions(study: Study) -> list[Literal["minimize", "maximize"]]:
@@ -60,8 +63,10 @@ def measure(run: CvRun, summary: CvSummary, study: Study) -> dict[str, float]:
         else:
             value = summary.dice.get(name.removeprefix("dice_"))
         if value is None or value != value:
-            raise MaskfoldError(f"The trial has no {name}: nothing was predicted, or no case has the class.",
-                                "Look at the run's scores.csv.")
+            raise MaskfoldError(
+                f"The trial has no {name}: nothing was predicted, or no case has the class.",
+                "Look at the run's scores.csv.",
+            )
         found[name] = float(value)
     return found
 
@@ -71,7 +76,7 @@ def inference_seconds(run: CvRun) -> float:
     from competition.submission.blend import Blend
     from competition.submission.members import Ensemble, plain_rows
 
-    rows = plain_rows(run.cases.iloc[::max(1, len(run.cases) // TIMED)].head(TIMED))
+    rows = plain_rows(run.cases.iloc[:: max(1, len(run.cases) // TIMED)].head(TIMED))
     ensemble = Ensemble(Blend((run,), (1.0,)), rows[0])
     part, _ = ensemble.parts[0]
     del part.networks[1:]

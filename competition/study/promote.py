@@ -67,11 +67,20 @@ def promote(search: Search, count: int, say: Callable[[str], None]) -> list[Prom
         metric, groups = run.exp.competition.metric, _groups(run)
         if used is not None and set(scores["fold"]) <= used:
             used = None  # every fold by its number
-        unseen, reference = (table if used is None else table[~table["fold"].isin(used)]
-                             for table in (scores, tables[own[0].number]))
+        unseen, reference = (
+            table if used is None else table[~table["fold"].isin(used)] for table in (scores, tables[own[0].number])
+        )
         gain = None if trial is own[0] else gain_interval(reference, unseen, metric, groups=groups)
-        found.append(Promoted(trial.number, words_of(trial), str(run.folder), cv_score(scores, metric),
-                              None if used is None else cv_score(unseen, metric), gain))
+        found.append(
+            Promoted(
+                trial.number,
+                words_of(trial),
+                str(run.folder),
+                cv_score(scores, metric),
+                None if used is None else cv_score(unseen, metric),
+                gain,
+            )
+        )
     return found
 
 
@@ -88,7 +97,10 @@ def _train(search: Search, words: list[str], number: int, say: Callable[[str], N
     run = open_run(exp, trials_name(search.source, exp.competition.name))
     say(f"trial {number} on all folds: {' '.join(words)}")
     run = prepare_run(run, lambda _: None, search.source.trust)
-    with alone(run.folder, say=say), Shipper(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=search.folder):
+    with (
+        alone(run.folder, say=say),
+        Shipper(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=search.folder),
+    ):
         run_cv(run, lambda line: say(f"  {line}"), search.source.trust)
     return run, read_scores(run.folder / "scores.csv")
 

@@ -27,11 +27,19 @@ def write_trials(search: Search) -> list[dict[str, Any]]:
     from competition.study.search import allowed, best
     from competition.training.checkpoint import write_json
 
-    rows = [{"number": trial.number, "state": trial.state.name.lower(), "values": trial.values,
-             "minutes": (trial.duration.total_seconds() / 60) if trial.duration else None,
-             "params": trial.params, "reason": trial.user_attrs.get(REASON) or _beyond(search, trial),
-             "run": trial.user_attrs.get("run"), "own": bool(trial.user_attrs.get("own"))}
-            for trial in search.trials]
+    rows = [
+        {
+            "number": trial.number,
+            "state": trial.state.name.lower(),
+            "values": trial.values,
+            "minutes": (trial.duration.total_seconds() / 60) if trial.duration else None,
+            "params": trial.params,
+            "reason": trial.user_attrs.get(REASON) or _beyond(search, trial),
+            "run": trial.user_attrs.get("run"),
+            "own": bool(trial.user_attrs.get("own")),
+        }
+        for trial in search.trials
+    ]
     complete = any(trial.state.name == "COMPLETE" and allowed(trial) for trial in search.finished)
     front = len(search.study.objectives) > 1
     numbers = [trial.number for trial in best(search, None if front else 1)] if complete else []
@@ -49,8 +57,10 @@ def read_trials(folder: Path) -> dict[str, Any]:
     try:
         record = read_record(path, AGAIN)
     except FileNotFoundError:
-        raise MaskfoldError(f"No trial of the study {folder} has ended yet.",
-                            "Let `maskfold study` finish one; it writes the page itself when it ends.") from None
+        raise MaskfoldError(
+            f"No trial of the study {folder} has ended yet.",
+            "Let `maskfold study` finish one; it writes the page itself when it ends.",
+        ) from None
     try:
         if not all({"number", "state", "values", "params"} <= trial.keys() for trial in record["trials"]):
             raise ValueError("a trial lacks its number, state, values or params")
@@ -74,6 +84,9 @@ def _beyond(search: Search, trial: Any) -> str | None:
     """Which bounds a complete trial does not keep."""
     if trial.state.name != "COMPLETE":
         return None
-    broken = [f"{name} is {excess + search.study.constraints[name]:.4g}, above {search.study.constraints[name]:g}"
-              for name, excess in trial.constraints.items() if excess > 0 and name in search.study.constraints]
+    broken = [
+        f"{name} is {excess + search.study.constraints[name]:.4g}, above {search.study.constraints[name]:g}"
+        for name, excess in trial.constraints.items()
+        if excess > 0 and name in search.study.constraints
+    ]
     return ", ".join(broken) or None

@@ -81,13 +81,18 @@ def open_search(source: Source, storage: str | None = None) -> Search:
 
     exp = source.load()
     if exp.study is None:
-        raise MaskfoldError(f"{source.file} has no `study` section.",
-                            "Write one, e.g. study: {space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}.",
-                            status=2)
+        raise MaskfoldError(
+            f"{source.file} has no `study` section.",
+            "Write one, e.g. study: {space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}.",
+            status=2,
+        )
     study = exp.study
     if exp.folds.run == "full":
-        raise MaskfoldError("folds.run is full, a fit on all cases, which leaves nothing to judge a trial by.",
-                            "Name folds, e.g. folds.run=[0,1], or leave it out.", status=2)
+        raise MaskfoldError(
+            "folds.run is full, a fit on all cases, which leaves nothing to judge a trial by.",
+            "Name folds, e.g. folds.run=[0,1], or leave it out.",
+            status=2,
+        )
     check_objectives(source, study, exp.competition.classes)
     check_space(source, study)
     own = own_values(source, exp, study)
@@ -100,8 +105,9 @@ def open_search(source: Source, storage: str | None = None) -> Search:
     name = f"{exp.competition.name}-{source.file.stem}-{digest}"
     opened = open_storage(storage)
     with alone(opened, name):
-        made = optuna.create_study(study_name=name, storage=opened, load_if_exists=True, directions=directions(study),
-                                   pruner=pruner(study))
+        made = optuna.create_study(
+            study_name=name, storage=opened, load_if_exists=True, directions=directions(study), pruner=pruner(study)
+        )
         if not made.get_trials(deepcopy=False):
             made.enqueue_trial(own, user_attrs={"own": True})
     search = Search(source, study, name, made, opened)
@@ -125,8 +131,10 @@ def run_search(search: Search, count: int, say: Say) -> None:
     while _take_one(search, worker, count, say):
         write_trials(search)
         if worker.repeats >= REPEATS:
-            say(f"{REPEATS} draws in a row were trials that are there already: the space is used up after "
-                f"{len(search.finished)} of {count} trials")
+            say(
+                f"{REPEATS} draws in a row were trials that are there already: the space is used up after "
+                f"{len(search.finished)} of {count} trials"
+            )
             break
         _refuse_failures(search)
     write_trials(search)
@@ -166,7 +174,9 @@ def _wait(search: Search, say: Say) -> bool:
     """Whether a trial that runs elsewhere has ended or fallen silent while its signs of life were waited for."""
     from optuna.storages import fail_stale_trials
 
-    say(f"{sum(trial.state.name == 'RUNNING' for trial in search.trials)} trials run elsewhere; waiting for their signs of life")
+    say(
+        f"{sum(trial.state.name == 'RUNNING' for trial in search.trials)} trials run elsewhere; waiting for their signs of life"
+    )
     before = len(search.finished)
     ends = time.monotonic() + GRACE + 2 * HEARTBEAT
     while time.monotonic() < ends:
@@ -228,5 +238,7 @@ def _refuse_failures(search: Search) -> None:
     own = [trial for trial in last if trial.user_attrs.get("own") and trial.state.name == "FAIL"]
     if own or (len(last) == FAILURES and all(trial.state.name == "FAIL" for trial in last)):
         reason = (own or last)[-1].user_attrs.get(REASON)
-        raise MaskfoldError(f"{'Trial 0, the YAML as it is, fails' if own else f'The last {FAILURES} trials failed'}: "
-                            f"{reason}", "Make the experiment run with `maskfold cv` first.")
+        raise MaskfoldError(
+            f"{'Trial 0, the YAML as it is, fails' if own else f'The last {FAILURES} trials failed'}: {reason}",
+            "Make the experiment run with `maskfold cv` first.",
+        )

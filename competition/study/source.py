@@ -31,5 +31,5 @@ class Source(NamedTuple):
         document = read_document(self.file)
         apply_overrides(document, [one for one in parse_overrides(self.overrides) if one.key.startswith("study")])
         path = ("study", *keys)
-        typed = any(key[:len(path)] == path and place == COMMAND_LINE for key, place in document.places.items())
+        typed = any(key[: len(path)] == path and place == COMMAND_LINE for key, place in document.places.items())
         return COMMAND_LINE if typed else document.place(path)

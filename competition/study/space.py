@@ -43,10 +43,17 @@ def own_values(source: Source, exp: Experiment, study: Study) -> dict[str, Any]:
             continue
         value = value_at(plain, key)
         if value is MISSING:
-            raise _refusal(source, key, f"the experiment does not say {key}{_meant(plain, key)}",
-                           f"Write {key} in the YAML with the value to begin from.")
-        stored[key] = _label(source, key, dimension, value) if dimension.choices is not None else \
-            _number(source, key, dimension, value)
+            raise _refusal(
+                source,
+                key,
+                f"the experiment does not say {key}{_meant(plain, key)}",
+                f"Write {key} in the YAML with the value to begin from.",
+            )
+        stored[key] = (
+            _label(source, key, dimension, value)
+            if dimension.choices is not None
+            else _number(source, key, dimension, value)
+        )
     return stored
 
 
@@ -58,16 +65,26 @@ def check_space(source: Source, study: Study) -> None:
     """
     for key, dimension in study.space.items():
         if key.split(".")[0] in OTHERS:
-            raise _refusal(source, key, f"{key} does not change the network",
-                           "Search keys of prepare, patch, augment, model, loss, optimizer, schedule or training.")
+            raise _refusal(
+                source,
+                key,
+                f"{key} does not change the network",
+                "Search keys of prepare, patch, augment, model, loss, optimizer, schedule or training.",
+            )
         for value in _extremes(dimension):
             parents = [word(other, _one(study.space[other], wanted)) for other, wanted in dimension.when.items()]
             try:
                 source.load([*parents, word(key, value)])
             except MaskfoldError as error:
-                wrong = error.wrong.replace("command line: ", "").strip().rstrip(".")  # the word is ours, not the user's
-                raise _refusal(source, key, f"{key} = {json.dumps(value)} does not fit: {wrong}",
-                               "Correct the range or the choices.") from error
+                wrong = (
+                    error.wrong.replace("command line: ", "").strip().rstrip(".")
+                )  # the word is ours, not the user's
+                raise _refusal(
+                    source,
+                    key,
+                    f"{key} = {json.dumps(value)} does not fit: {wrong}",
+                    "Correct the range or the choices.",
+                ) from error
 
 
 def word(key: str, value: Any) -> str:
@@ -129,8 +146,12 @@ def _label(source: Source, key: str, dimension: Dimension, value: Any) -> str:
                 return label
         except MaskfoldError:
             continue  # it does not fit the YAML's other values, so it is not what the YAML says
-    raise _refusal(source, key, f"the YAML's own {key} is {json.dumps(value)}, which is none of its choices "
-                   f"({', '.join(dimension.labels)})", "Add it: trial 0 is the YAML as it is.")
+    raise _refusal(
+        source,
+        key,
+        f"the YAML's own {key} is {json.dumps(value)}, which is none of its choices ({', '.join(dimension.labels)})",
+        "Add it: trial 0 is the YAML as it is.",
+    )
 
 
 def _number(source: Source, key: str, dimension: Dimension, value: Any) -> int | float:
@@ -138,14 +159,26 @@ def _number(source: Source, key: str, dimension: Dimension, value: Any) -> int |
     assert dimension.low is not None and dimension.high is not None
     shown = f"the YAML's own {key} is {json.dumps(value)}"
     if isinstance(value, bool) or not isinstance(value, int | float) or not dimension.low <= value <= dimension.high:
-        raise _refusal(source, key, f"{shown}, outside of {dimension.low:g} to {dimension.high:g}",
-                       "Widen the range: trial 0 is the YAML as it is.")
+        raise _refusal(
+            source,
+            key,
+            f"{shown}, outside of {dimension.low:g} to {dimension.high:g}",
+            "Widen the range: trial 0 is the YAML as it is.",
+        )
     if not dimension.meets(value):
-        raise _refusal(source, key, f"{shown}, which steps of {dimension.step:g} from {dimension.low:g} do not meet",
-                       "Change low, step or the value: trial 0 is the YAML as it is.")
+        raise _refusal(
+            source,
+            key,
+            f"{shown}, which steps of {dimension.step:g} from {dimension.low:g} do not meet",
+            "Change low, step or the value: trial 0 is the YAML as it is.",
+        )
     if dimension.whole and dimension.step is None and value != int(value):
-        raise _refusal(source, key, f"{shown}, and a range with two whole ends holds whole numbers only",
-                       f"Write low: {float(dimension.low)}, or a whole number in the YAML.")
+        raise _refusal(
+            source,
+            key,
+            f"{shown}, and a range with two whole ends holds whole numbers only",
+            f"Write low: {float(dimension.low)}, or a whole number in the YAML.",
+        )
     return value if dimension.whole else float(value)
 
 
@@ -163,7 +196,11 @@ def _applies(dimension: Dimension, stored: dict[str, Any], study: Study) -> bool
 
 def _one(dimension: Dimension, wanted: Any) -> Any:
     """A value of a parent key that `when` allows."""
-    first = wanted[0] if isinstance(wanted, list) and wanted and wanted not in [v for _, v in dimension.labelled] else wanted
+    first = (
+        wanted[0]
+        if isinstance(wanted, list) and wanted and wanted not in [v for _, v in dimension.labelled]
+        else wanted
+    )
     return dict(dimension.labelled).get(first, first) if isinstance(first, str) else first
 
 

@@ -47,21 +47,31 @@ def open_storage(url: str | None) -> Any:
     try:
         for left in range(5, -1, -1):
             try:
-                return RDBStorage(url, engine_kwargs=how, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
-                                  heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(RETRIES))
+                return RDBStorage(
+                    url,
+                    engine_kwargs=how,
+                    heartbeat_interval=HEARTBEAT,
+                    grace_period=GRACE,
+                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(RETRIES),
+                )
             except Exception as error:
                 if not left or not _made_twice(error):
                     raise
                 time.sleep(1.0)
         raise AssertionError
     except ImportError as error:
-        raise MaskfoldError(f"The storage {safe(url)} needs a driver that is not installed: {error}.",
-                            'Install it: pip install "maskfold[postgres]".') from error
+        raise MaskfoldError(
+            f"The storage {safe(url)} needs a driver that is not installed: {error}.",
+            'Install it: pip install "maskfold[postgres]".',
+        ) from error
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MaskfoldError(f"The storage {safe(url)} cannot be opened: {scrub(first)[:200]}.",
-                            "Make its folder, or correct the path in --storage." if url.startswith("sqlite") else
-                            "Start the database, or correct --storage.") from error
+        raise MaskfoldError(
+            f"The storage {safe(url)} cannot be opened: {scrub(first)[:200]}.",
+            "Make its folder, or correct the path in --storage."
+            if url.startswith("sqlite")
+            else "Start the database, or correct --storage.",
+        ) from error
 
 
 def _checked(url: str) -> str:
@@ -83,7 +93,11 @@ def _checked(url: str) -> str:
         return "postgresql+psycopg://" + url.partition("://")[2]
     if parsed.drivername == "sqlite" and parsed.database not in (None, "", ":memory:"):
         return url
-    why = "keeps nothing on disk" if parsed.drivername == "sqlite" else f"is of {parsed.drivername}, which studies cannot use"
+    why = (
+        "keeps nothing on disk"
+        if parsed.drivername == "sqlite"
+        else f"is of {parsed.drivername}, which studies cannot use"
+    )
     raise MaskfoldError(f"--storage {safe(url)} {why}.", cure, status=2)
 
 
@@ -120,6 +134,7 @@ def alone(storage: Any, name: str) -> Iterator[Any]:
             if not released:
                 released = True
                 file.close()
+
     try:
         yield release
     finally:
@@ -149,7 +164,9 @@ def _started(pid: int) -> float | None:
 
 def _made_twice(error: Exception) -> bool:
     """Whether another process was making the same tables."""
-    return any(words in str(error) for words in ("already exists", "duplicate key", "UNIQUE constraint", "database is locked"))
+    return any(
+        words in str(error) for words in ("already exists", "duplicate key", "UNIQUE constraint", "database is locked")
+    )
 
 
 def safe(url: str) -> str:

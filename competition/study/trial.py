@@ -109,12 +109,14 @@ class Worker:
         self.say(f"trial {trial.number} complete: {shown}")
         return values
 
-
     def _loss(self, trial: optuna.Trial) -> str:
         """What the training loss had become, where that says more than the error."""
         folder = trial.user_attrs.get("run")
-        last = [losses[-1] for path in (Path(folder).glob("*/metrics.jsonl") if folder else ())
-                if (losses := [line.metrics["train/loss"] for line in journal_lines(path) if "train/loss" in line.metrics])]
+        last = [
+            losses[-1]
+            for path in (Path(folder).glob("*/metrics.jsonl") if folder else ())
+            if (losses := [line.metrics["train/loss"] for line in journal_lines(path) if "train/loss" in line.metrics])
+        ]
         worst = max(map(abs, last), default=0.0)
         return f" The training loss had become {worst:.3g}." if worst > ABSURD else ""
 
@@ -126,9 +128,17 @@ def is_given_up(trial: Any) -> bool:
 
 def _same(trial: optuna.Trial) -> int | None:
     """The number of the trial with the same values that runs or has ended."""
-    return next((other.number for other in trial.study.get_trials(deepcopy=False)
-                 if other.number != trial.number and other.state.name != "WAITING" and not is_given_up(other)
-                 and other.params == trial.params), None)
+    return next(
+        (
+            other.number
+            for other in trial.study.get_trials(deepcopy=False)
+            if other.number != trial.number
+            and other.state.name != "WAITING"
+            and not is_given_up(other)
+            and other.params == trial.params
+        ),
+        None,
+    )
 
 
 def _stopped(run: CvRun, reason: str) -> None:

@@ -38,8 +38,11 @@ class Watch:
     def __init__(self, run: CvRun, trial: optuna.Trial, study: Study) -> None:
         self.run, self.trial, self.study = run, trial, study
         self.place = {case: place for place, case in enumerate(run.cases["id"])}
-        self.fold_of = {self.place[str(case)]: int(fold) for case, fold in run.folds[["id", "fold"]].itertuples(index=False)
-                        if str(case) in self.place}
+        self.fold_of = {
+            self.place[str(case)]: int(fold)
+            for case, fold in run.folds[["id", "fold"]].itertuples(index=False)
+            if str(case) in self.place
+        }
         self.reported: set[int] = set()
         self._looked = 0.0
 
@@ -63,8 +66,10 @@ class Watch:
                 raise Pruned(f"pruned at fold {step // LONGEST}, epoch {step % LONGEST}")
         if new and self.study.pruner == "wilcoxon" and self.trial.should_prune():
             folds = sorted({self.fold_of[place] for place in self.reported})
-            raise Pruned(f"pruned after fold {', '.join(map(str, folds))}: on {len(self.reported)} cases it is worse than "
-                         f"the best trial (p < {self.study.p_value:g})")
+            raise Pruned(
+                f"pruned after fold {', '.join(map(str, folds))}: on {len(self.reported)} cases it is worse than "
+                f"the best trial (p < {self.study.p_value:g})"
+            )
 
     def _cases(self) -> list[tuple[int, float]]:
         """(place in the case table, score) of the cases of folds that have finished since."""
@@ -82,8 +87,11 @@ class Watch:
         found: list[tuple[int, float]] = []
         for order, (fold, seed) in enumerate(self.run.members()):
             folder = self.run.member_folder(fold, seed)
-            found += [(order * LONGEST + int(line.epoch), line.metrics["val/score"])
-                      for line in journal_lines(folder / "metrics.jsonl") if "val/score" in line.metrics]
+            found += [
+                (order * LONGEST + int(line.epoch), line.metrics["val/score"])
+                for line in journal_lines(folder / "metrics.jsonl")
+                if "val/score" in line.metrics
+            ]
             if FoldResult.read(folder) is None:
                 break
         return [pair for pair in found if pair[0] not in self.reported]

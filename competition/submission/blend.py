@@ -52,8 +52,10 @@ class Mixture:
         if self._sum is None:
             self._sum = np.zeros(plain.shape, np.float16)
         elif self._sum.shape != plain.shape:
-            raise MaskfoldError(f"The runs predict a case in the sizes {self._sum.shape[1:]} and {plain.shape[1:]}.",
-                                "Blend runs on the same images.")
+            raise MaskfoldError(
+                f"The runs predict a case in the sizes {self._sum.shape[1:]} and {plain.shape[1:]}.",
+                "Blend runs on the same images.",
+            )
         for total, channel in zip(self._sum, plain, strict=True):
             total += weight * channel.astype(np.float32)
         if len(probabilities) > self.comp.outputs:
@@ -115,11 +117,16 @@ class Blend:
     def out_of_fold(self) -> BlendedOutOfFold:
         """What the runs predicted out of fold."""
         # The first run is there for its folds, whatever its weight.
-        counts = [place == 0 or any(weights[place] > 0 for weights in (self.weights, *self.by_fold.values()))
-                  for place in range(len(self.runs))]
-        return BlendedOutOfFold([OutOfFold(run) for run, counted in zip(self.runs, counts, strict=True) if counted],
-                                _only(self.weights, counts),
-                                {fold: _only(weights, counts) for fold, weights in self.by_fold.items()}, self.comp)
+        counts = [
+            place == 0 or any(weights[place] > 0 for weights in (self.weights, *self.by_fold.values()))
+            for place in range(len(self.runs))
+        ]
+        return BlendedOutOfFold(
+            [OutOfFold(run) for run, counted in zip(self.runs, counts, strict=True) if counted],
+            _only(self.weights, counts),
+            {fold: _only(weights, counts) for fold, weights in self.by_fold.items()},
+            self.comp,
+        )
 
 
 @dataclass(frozen=True)
@@ -149,8 +156,10 @@ class BlendedOutOfFold:
     def gated(self) -> bool:
         """Whether a gate speaks of every case, and would of a test case."""
         gates = [part.run.exp.gate is not None for part in self.parts]
-        return all(any(weight > 0 and gate for weight, gate in zip(weights, gates, strict=True))
-                   for weights in (self.weights, *self.by_fold.values()))
+        return all(
+            any(weight > 0 and gate for weight, gate in zip(weights, gates, strict=True))
+            for weights in (self.weights, *self.by_fold.values())
+        )
 
     def gate(self, case: str) -> Probabilities | None:
         """What the runs' gates say of a case, (K, 1, …) float32, by their weights; None where no run has one."""
@@ -166,8 +175,11 @@ def _only(weights: tuple[float, ...], counts: Sequence[bool]) -> tuple[float, ..
     return tuple(weight for weight, counted in zip(weights, counts, strict=True) if counted)
 
 
-def check_same(runs: Sequence[CvRun], one_competition: str = "Blend runs of one competition.",
-               once: str = "Name each run once; weights are --weights.") -> None:
+def check_same(
+    runs: Sequence[CvRun],
+    one_competition: str = "Blend runs of one competition.",
+    once: str = "Name each run once; weights are --weights.",
+) -> None:
     """Refuses to blend, or to compare, what does not belong together.
 
     Args:
@@ -186,7 +198,9 @@ def check_same(runs: Sequence[CvRun], one_competition: str = "Blend runs of one 
                 raise MaskfoldError(
                     f"The run {run.folder} is of the competition {other.name} ({key}: {getattr(other, key)}), but "
                     f"{runs[0].folder} is of {first.name} ({key}: {getattr(first, key)}).",
-                    one_competition, status=2)
+                    one_competition,
+                    status=2,
+                )
     for run in runs:
         twice = [other for other in runs if other.folder.resolve() == run.folder.resolve()]
         if len(twice) > 1:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 FEWEST = 4  # files, for a correlation: Fisher's interval needs one more than three
 LEVEL_Z = 1.959964  # of a normal's 95 %
-FORMULA = ("noise: half the width of the interval that holds 95 % of the differences between two files on N public cases. "
-           "Paired: such cases are drawn from the out-of-fold cases of both (for a mean, 1.96 s/√N with the standard deviation "
-           "s of the cases' differences). Else √(h₁² + h₂²), h half of each file's 95 % interval for N cases, as if the two "
-           "were scored on different cases: too much rather than too little")
+FORMULA = (
+    "noise: half the width of the interval that holds 95 % of the differences between two files on N public cases. "
+    "Paired: such cases are drawn from the out-of-fold cases of both (for a mean, 1.96 s/√N with the standard deviation "
+    "s of the cases' differences). Else √(h₁² + h₂²), h half of each file's 95 % interval for N cases, as if the two "
+    "were scored on different cases: too much rather than too little"
+)
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,16 @@ class Correlation:
 
     def __str__(self) -> str:
         if self.files < FEWEST:
-            return (f"correlation of CV and public: needs {FEWEST} files with both scores, and there "
-                    f"{'is' if self.files == 1 else 'are'} {self.files}")
+            return (
+                f"correlation of CV and public: needs {FEWEST} files with both scores, and there "
+                f"{'is' if self.files == 1 else 'are'} {self.files}"
+            )
         if not isfinite(self.r):
             return "correlation of CV and public: none, since all files have one score"
         words = f"correlation of CV and public: r {self.r:+.3f} (95 % {self.low:+.3f} to {self.high:+.3f}, Fisher, {self.files} files)"
-        return words + ("; the interval holds 0: nothing says yet that the two agree" if self.low <= 0 <= self.high else "")
+        return words + (
+            "; the interval holds 0: nothing says yet that the two agree" if self.low <= 0 <= self.high else ""
+        )
 
 
 def noise(one: Record, other: Record, tables: tuple[pd.DataFrame | None, pd.DataFrame | None]) -> Noise | None:
@@ -85,13 +91,15 @@ def noise(one: Record, other: Record, tables: tuple[pd.DataFrame | None, pd.Data
         shared = set(first["id"]) & set(second["id"])
         if len(shared) > 1 and set(first["class"]) == set(second["class"]):
             pair = [table[table["id"].isin(shared)] for table in (first, second)]
-            value = difference_noise(pair[0], pair[1], Metric.model_validate(other.metric), cases, groups=groups_in(pair[1]))
+            value = difference_noise(
+                pair[0], pair[1], Metric.model_validate(other.metric), cases, groups=groups_in(pair[1])
+            )
             if isfinite(value):
                 return Noise(value, cases, len(shared))
     halves = [_half(record.expected) for record in (one, other)]
     if halves[0] is None or halves[1] is None:
         return None
-    return Noise(sqrt(halves[0]**2 + halves[1]**2), cases, 0)
+    return Noise(sqrt(halves[0] ** 2 + halves[1] ** 2), cases, 0)
 
 
 def chased(records: Sequence[Record], tables: Mapping[str, pd.DataFrame | None]) -> list[str]:
@@ -110,8 +118,10 @@ def chased(records: Sequence[Record], tables: Mapping[str, pd.DataFrame | None])
             moved = record.public - before.public
             found = noise(before, record, (tables.get(before.id), tables.get(record.id)))
             if found is not None and abs(moved) < found.value:
-                lines.append(f"{day(record)}: the public score moved by {moved:+.4f}, less than its noise ({found}): if "
-                             "this is why you chose, you are chasing the board")
+                lines.append(
+                    f"{day(record)}: the public score moved by {moved:+.4f}, less than its noise ({found}): if "
+                    "this is why you chose, you are chasing the board"
+                )
         before = record
     return lines
 
@@ -122,15 +132,22 @@ def surprises(records: Sequence[Record]) -> list[str]:
     for record in scored(records):
         low, high = record.expected.get("low"), record.expected.get("high")
         if record.public is not None and low is not None and high is not None and not low <= record.public <= high:
-            lines.append(f"{day(record)}: public {record.public:.4f} is outside of {low:.4f} to {high:.4f}, where 95 % of "
-                         f"test sets of {record.public_cases} cases lie: the test cases are of another kind, or the folds leak")
+            lines.append(
+                f"{day(record)}: public {record.public:.4f} is outside of {low:.4f} to {high:.4f}, where 95 % of "
+                f"test sets of {record.public_cases} cases lie: the test cases are of another kind, or the folds leak"
+            )
     return lines
 
 
 def correlation(records: Sequence[Record]) -> Correlation:
     """Of the files with both scores, each file once."""
-    pairs = list({record.sha256 or record.id: (record.score, record.public) for record in scored(records)
-                  if record.score is not None}.values())
+    pairs = list(
+        {
+            record.sha256 or record.id: (record.score, record.public)
+            for record in scored(records)
+            if record.score is not None
+        }.values()
+    )
     if len(pairs) < FEWEST:
         return Correlation(len(pairs), nan, nan, nan)
     x, y = np.array(pairs, np.float64).T
@@ -153,8 +170,10 @@ def choice(records: Sequence[Record], tables: Mapping[str, pd.DataFrame | None])
     shown = max(known, key=lambda record: sign * (record.public or 0.0))
     if honest.sha256 == shown.sha256 and honest.public == shown.public:
         return None
-    words = f"best by CV: {day(honest)} ({honest.score:.4f}, public {honest.public:.4f}); best on the board: {day(shown)} " \
-            f"({shown.score:.4f}, public {shown.public:.4f})"
+    words = (
+        f"best by CV: {day(honest)} ({honest.score:.4f}, public {honest.public:.4f}); best on the board: {day(shown)} "
+        f"({shown.score:.4f}, public {shown.public:.4f})"
+    )
     found = noise(honest, shown, (tables.get(honest.id), tables.get(shown.id)))
     if found is None:
         return words

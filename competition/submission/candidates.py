@@ -32,8 +32,9 @@ class Slot:
         return [tuple(sorted([*rest, *option], key=lambda step: order.index(step.name))) for option in self.options]
 
 
-def slots(exp: Experiment, truths: Sequence[Truth], largest: int, has_boundary: bool, start: Steps,
-          gate: bool = False) -> list[Slot]:
+def slots(
+    exp: Experiment, truths: Sequence[Truth], largest: int, has_boundary: bool, start: Steps, gate: bool = False
+) -> list[Slot]:
     """The slots of one class, in the order in which they are searched.
 
     Args:
@@ -57,8 +58,10 @@ def slots(exp: Experiment, truths: Sequence[Truth], largest: int, has_boundary: 
     found = [mask]
     if largest <= BIG:
         radii = (1,) if three else (1, 2)
-        found += [_slot(("open",), [Step(open=radius) for radius in radii]),
-                  _slot(("close",), [Step(close=radius) for radius in radii])]
+        found += [
+            _slot(("open",), [Step(open=radius) for radius in radii]),
+            _slot(("close",), [Step(close=radius) for radius in radii]),
+        ]
     found.append(_slot(("fill_holes",), [Step(fill_holes=True)]))
     if comp.instances:
         found.append(_slot(("split",), _splits(has_boundary)))
@@ -92,8 +95,11 @@ def _triplets(truths: Sequence[Truth]) -> list[Step]:
     if not areas or len(areas) > (1 - EMPTY_SHARE) * len(truths):
         return []
     pixels = sorted({max(1, round(share * float(np.quantile(areas, 0.05)))) for share in (0.1, 0.3, 0.7)})
-    return [Step(triplet=Triplet(high=high, pixels=count, low=low))
-            for high, count, low in product((0.6, 0.75, 0.9), pixels, (0.35, 0.5)) if low < high]
+    return [
+        Step(triplet=Triplet(high=high, pixels=count, low=low))
+        for high, count, low in product((0.6, 0.75, 0.9), pixels, (0.35, 0.5))
+        if low < high
+    ]
 
 
 def _gates(truths: Sequence[Truth], by_slice: bool) -> list[Step]:

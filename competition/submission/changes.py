@@ -42,8 +42,11 @@ def _runs_words(before: Record, after: Record) -> list[str]:
             words.append(f"− {_name(old)}")
         elif new is not None:
             words.append(f"+ {_name(new)}")
-    words += [f"weight of {_name(came[name])}: {gone[name]['weight']:g} → {came[name]['weight']:g}"
-              for name in came if name in kept and abs(gone[name]["weight"] - came[name]["weight"]) > 1e-9]
+    words += [
+        f"weight of {_name(came[name])}: {gone[name]['weight']:g} → {came[name]['weight']:g}"
+        for name in came
+        if name in kept and abs(gone[name]["weight"] - came[name]["weight"]) > 1e-9
+    ]
     if before.postprocess != after.postprocess:
         words.append(f"post-processing: {steps_words(before.postprocess)} → {steps_words(after.postprocess)}")
     return words
@@ -54,8 +57,11 @@ def steps_words(settings: dict[str, Any] | None) -> str:
     if not settings:
         return "none"
     steps = settings.get("steps") or []
-    found = [f"{cls}: {_steps(several)}" for cls, several in steps.items() if several] if isinstance(steps, dict) \
+    found = (
+        [f"{cls}: {_steps(several)}" for cls, several in steps.items() if several]
+        if isinstance(steps, dict)
         else ([_steps(steps)] if steps else [])
+    )
     found += [key for key in ("number", "forbid_overlap") if settings.get(key)]
     return "; ".join(found) or "none"
 
@@ -69,7 +75,9 @@ def _steps(steps: list[dict[str, Any]]) -> str:
     return ", ".join(said)
 
 
-def _pairs(gone: list[dict[str, Any]], came: list[dict[str, Any]]) -> list[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
+def _pairs(
+    gone: list[dict[str, Any]], came: list[dict[str, Any]]
+) -> list[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
     pairs: list[tuple[dict[str, Any] | None, dict[str, Any] | None]] = []
     for new in list(came):
         old = next((one for one in gone if one["experiment"] == new["experiment"]), None)
@@ -98,8 +106,12 @@ def _pair_words(old: dict[str, Any], new: dict[str, Any], before: Record, after:
 
 def _short(record: Record) -> Record:
     """With experiments by their own names, as `unet3d` for `hippocampus-unet3d`."""
-    return replace(record, runs=[{**run, "experiment": str(run["experiment"]).removeprefix(f"{record.competition}-")}
-                                 for run in record.runs])
+    return replace(
+        record,
+        runs=[
+            {**run, "experiment": str(run["experiment"]).removeprefix(f"{record.competition}-")} for run in record.runs
+        ],
+    )
 
 
 def _name(run: dict[str, Any]) -> str:

@@ -56,11 +56,17 @@ class Side:
             return cls(run, OutOfFold(run), settings, own)
         tuned = remembered(run)
         if tuned is None:
-            return cls(run, OutOfFold(run), settings, f"{own}: nothing has been tuned yet, which `maskfold submit` does")
+            return cls(
+                run, OutOfFold(run), settings, f"{own}: nothing has been tuned yet, which `maskfold submit` does"
+            )
         if not tuned.kept:
             return cls(run, OutOfFold(run), tuned.settings, f"{own}, since tuned steps did not gain beyond their noise")
-        return cls(run, OutOfFold(run), tuned.settings,
-                   f"the steps tuned on these very cases, which flatters it: {tuned.after:.4f}, nested {tuned.nested:.4f}")
+        return cls(
+            run,
+            OutOfFold(run),
+            tuned.settings,
+            f"the steps tuned on these very cases, which flatters it: {tuned.after:.4f}, nested {tuned.nested:.4f}",
+        )
 
     @property
     def name(self) -> str:
@@ -105,8 +111,9 @@ class Comparison:
         from competition.scoring.paired import per_case
 
         found = per_case(self.tables[1]) - per_case(self.tables[0])
-        dice = per_case(self.tables[1].assign(score=self.tables[1]["dice"])) \
-            - per_case(self.tables[0].assign(score=self.tables[0]["dice"]))
+        dice = per_case(self.tables[1].assign(score=self.tables[1]["dice"])) - per_case(
+            self.tables[0].assign(score=self.tables[0]["dice"])
+        )
         found = found.fillna(dice).dropna()
         order = found.abs().sort_values(ascending=False, kind="stable").index
         return [(str(case), float(found[case])) for case in order if found[case] != 0][:count]
@@ -180,9 +187,20 @@ def _differences(tables: tuple[pd.DataFrame, pd.DataFrame], run: CvRun) -> list[
     classes = comp.classes if len(comp.classes) > 1 else []
     same = all(np.array_equal(table["score"], table["dice"], equal_nan=True) for table in tables)
     same &= comp.metric.average == "case_class"
-    return [difference(*tables, measure, comp.metric if measure == "score" else MEAN, cls, groups, seed,
-                       lower_is_better=measure == "hd95")
-            for measure in MEASURES if measure != "dice" or not same for cls in ("", *classes)]
+    return [
+        difference(
+            *tables,
+            measure,
+            comp.metric if measure == "score" else MEAN,
+            cls,
+            groups,
+            seed,
+            lower_is_better=measure == "hd95",
+        )
+        for measure in MEASURES
+        if measure != "dice" or not same
+        for cls in ("", *classes)
+    ]
 
 
 def _refuse_other_data(one: CvRun, other: CvRun, shared: list[str]) -> None:
@@ -190,11 +208,18 @@ def _refuse_other_data(one: CvRun, other: CvRun, shared: list[str]) -> None:
     hashes = [dict(zip(run.cases["id"], run.cases["hash"], strict=True)) for run in (one, other)]
     for case in hashes[0].keys() & hashes[1].keys():
         if hashes[0][case] != hashes[1][case]:
-            raise MaskfoldError(f"The case {case} is not the same in both runs: its images or masks have changed between "
-                                f"{one.folder} and {other.folder}.", "Compare runs on the same data.", status=2)
+            raise MaskfoldError(
+                f"The case {case} is not the same in both runs: its images or masks have changed between "
+                f"{one.folder} and {other.folder}.",
+                "Compare runs on the same data.",
+                status=2,
+            )
     if not shared:
-        raise MaskfoldError(f"No case was predicted out of fold by both {one.folder} and {other.folder}.",
-                            "Finish the same folds of each, or name other runs.", status=2)
+        raise MaskfoldError(
+            f"No case was predicted out of fold by both {one.folder} and {other.folder}.",
+            "Finish the same folds of each, or name other runs.",
+            status=2,
+        )
 
 
 def _notes(sides: tuple[Side, Side], shared: list[str]) -> list[str]:
@@ -202,11 +227,18 @@ def _notes(sides: tuple[Side, Side], shared: list[str]) -> list[str]:
     counts = [len(side.oof.fold_of) for side in sides]
     if counts != [len(shared)] * 2:
         notes.append(f"A predicted {counts[0]} cases and B {counts[1]}; compared are the {len(shared)} that both did")
-    parts = [{frozenset(case for case in shared if side.oof.fold_of[case] == fold)
-              for fold in {side.oof.fold_of[case] for case in shared}} for side in sides]
+    parts = [
+        {
+            frozenset(case for case in shared if side.oof.fold_of[case] == fold)
+            for fold in {side.oof.fold_of[case] for case in shared}
+        }
+        for side in sides
+    ]
     if parts[0] != parts[1]:
-        notes.append("the folds differ: the two networks of a case did not learn from the same other cases, which is part "
-                     "of the difference")
+        notes.append(
+            "the folds differ: the two networks of a case did not learn from the same other cases, which is part "
+            "of the difference"
+        )
     metrics = [side.run.exp.competition.metric for side in sides]
     if metrics[0] != metrics[1]:
         notes.append("the metrics differ: scores are by A's")

@@ -34,8 +34,9 @@ class Crew:
     def __enter__(self) -> Crew:
         if self.workers > 1:  # spawn: a fork of a process with torch's threads may hang
             self._others = set(active_children())
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=_sit_down,
-                                             initargs=(self.desk, os.getpid()))
+            self._pool = ProcessPoolExecutor(
+                self.workers, mp_context=get_context("spawn"), initializer=_sit_down, initargs=(self.desk, os.getpid())
+            )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -59,15 +60,18 @@ class Crew:
         chunk = max(1, min(8, len(self.cases) // (4 * self.workers)))
         try:
             with _without_interruption():  # here processes are started
-                results = self._pool.map(_work, [method] * len(self.cases), self.cases, [argument] * len(self.cases),
-                                         chunksize=chunk)
+                results = self._pool.map(
+                    _work, [method] * len(self.cases), self.cases, [argument] * len(self.cases), chunksize=chunk
+                )
             for failure, result in results:
                 if failure is not None:
                     raise MaskfoldError(failure[0], failure[1], status=failure[2])
                 yield result
         except BrokenProcessPool as broken:
-            raise MaskfoldError("A process that scored out-of-fold predictions was killed.",
-                                "Memory may have run out; run it again with fewer cores (taskset -c 0).") from broken
+            raise MaskfoldError(
+                "A process that scored out-of-fold predictions was killed.",
+                "Memory may have run out; run it again with fewer cores (taskset -c 0).",
+            ) from broken
 
 
 _desk: Any = None  # of this process

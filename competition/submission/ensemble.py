@@ -59,13 +59,20 @@ class Fitted:
             verdict = "equal weights are the best" if len(set(self.found)) == 1 else "the weights found are used"
         else:
             verdict = "equal weights are kept, since the others are not better beyond their noise"
-        return [f"each run alone: {alone}",
-                f"equal weights {self.equal:.4f}; best on all cases {self.best:.4f} ({found}); nested {self.nested:.4f} "
-                f"(gain {self.gain.value:+.4f}, 95 % {self.gain.low:+.4f} to {self.gain.high:+.4f}): {verdict}"]
+        return [
+            f"each run alone: {alone}",
+            f"equal weights {self.equal:.4f}; best on all cases {self.best:.4f} ({found}); nested {self.nested:.4f} "
+            f"(gain {self.gain.value:+.4f}, 95 % {self.gain.low:+.4f} to {self.gain.high:+.4f}): {verdict}",
+        ]
 
 
-def fit_weights(blend: Blend, seed: int, groups: dict[str, str] | None,
-                say: Callable[[str], None] = lambda _: None, workers: int | None = None) -> Fitted:
+def fit_weights(
+    blend: Blend,
+    seed: int,
+    groups: dict[str, str] | None,
+    say: Callable[[str], None] = lambda _: None,
+    workers: int | None = None,
+) -> Fitted:
     """Search the weights on a grid of quarters, then of eighths around the best of each descent.
 
     Every point is scored once on every case, with the competition's metric on plain masks; for each fold the point is
@@ -86,6 +93,7 @@ def fit_weights(blend: Blend, seed: int, groups: dict[str, str] | None,
     corners = [tuple(float(index == place) for index in range(count)) for place in range(count)]
     known: dict[Weights, pd.DataFrame] = {}
     with Crew(_Desk([OutOfFold(run) for run in blend.runs], blend.comp, rows), list(rows), workers) as crew:
+
         def score(points: Sequence[Weights]) -> None:
             new = tuple(dict.fromkeys(point for point in points if point not in known))
             if new:
@@ -96,6 +104,7 @@ def fit_weights(blend: Blend, seed: int, groups: dict[str, str] | None,
             def value(point: Weights) -> float:
                 table = known[point]
                 return cv_score(table if part is None else table[table["fold"] != part], metric)
+
             return max(known, key=lambda point: (value(point), point == equal))
 
         score([equal, *corners, *grid(count, COARSE)])
@@ -106,10 +115,16 @@ def fit_weights(blend: Blend, seed: int, groups: dict[str, str] | None,
     nested = pd.concat([known[chosen[part if len(parts) > 2 else None]].query("fold == @part") for part in parts[1:]])
     gain = gain_interval(known[equal], nested, metric, seed=seed, groups=groups)
     better = len(parts) > 2 and gain.low > 0
-    return Fitted(chosen[None] if better else equal, chosen[None],
-                  tuple(cv_score(known[corner], metric) for corner in corners), cv_score(known[equal], metric),
-                  cv_score(known[chosen[None]], metric), cv_score(nested, metric), gain,
-                  {part: chosen[part] for part in parts if part is not None} if better else {})
+    return Fitted(
+        chosen[None] if better else equal,
+        chosen[None],
+        tuple(cv_score(known[corner], metric) for corner in corners),
+        cv_score(known[equal], metric),
+        cv_score(known[chosen[None]], metric),
+        cv_score(nested, metric),
+        gain,
+        {part: chosen[part] for part in parts if part is not None} if better else {},
+    )
 
 
 def grid(count: int, parts: int) -> Iterator[Weights]:

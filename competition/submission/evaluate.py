@@ -110,8 +110,10 @@ class Evaluation:
 
     def score(self, ask: Ask) -> None:
         """Make sure that every list of steps has its scores in `known`."""
-        new = {index: tuple(dict.fromkeys(steps for steps in lists if (index, steps) not in self.known))
-               for index, lists in ask.items()}
+        new = {
+            index: tuple(dict.fromkeys(steps for steps in lists if (index, steps) not in self.known))
+            for index, lists in ask.items()
+        }
         new = {index: lists for index, lists in new.items() if lists}
         if not new:
             return
@@ -127,8 +129,13 @@ class Evaluation:
         """Score rows (id, fold, class, score, dice, …) of all cases, by the steps chosen for each case and class."""
         import pandas as pd
 
-        return pd.DataFrame([{"id": case, "fold": self.fold_of[case], **self.known[index, steps(case, index)][case]}
-                             for case in self.cases for index in range(len(self.blend.comp.classes))])
+        return pd.DataFrame(
+            [
+                {"id": case, "fold": self.fold_of[case], **self.known[index, steps(case, index)][case]}
+                for case in self.cases
+                for index in range(len(self.blend.comp.classes))
+            ]
+        )
 
 
 def shared_rows(blend: Blend) -> dict[str, Any]:
@@ -138,8 +145,14 @@ def shared_rows(blend: Blend) -> dict[str, Any]:
         MaskfoldError: there is none.
     """
     fold_of = blend.out_of_fold().fold_of()
-    rows = {str(row["id"]): SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in blend.runs[0].cases.to_dict("records") if row["id"] in fold_of}
+    rows = {
+        str(row["id"]): SimpleNamespace(**{str(name): value for name, value in row.items()})
+        for row in blend.runs[0].cases.to_dict("records")
+        if row["id"] in fold_of
+    }
     if not rows:
-        raise MaskfoldError("No case was predicted out of fold by all of the runs.",
-                            "Finish the same folds of each, or name other runs.")
+        raise MaskfoldError(
+            "No case was predicted out of fold by all of the runs.",
+            "Finish the same folds of each, or name other runs.",
+        )
     return rows

@@ -44,8 +44,9 @@ class Expected:
     rows: pd.DataFrame
 
 
-def expect(blend: Blend, test_cases: int, say: Callable[[str], None] = lambda _: None,
-           workers: int | None = None) -> Expected:
+def expect(
+    blend: Blend, test_cases: int, say: Callable[[str], None] = lambda _: None, workers: int | None = None
+) -> Expected:
     """Scores a blend out of fold, after its steps were tuned where `postprocess.tune` asks for it.
 
     Scores of single networks are what the folds give; a test case is predicted by all of them together, which is
@@ -75,7 +76,17 @@ def expect(blend: Blend, test_cases: int, say: Callable[[str], None] = lambda _:
     if tuned is not None:
         rows, settings = tuned.rows, tuned.settings
     low, high = prediction_interval(rows, comp.metric, test_cases, seed=seed, groups=groups)
-    return Expected(comp.metric.name, cv_score(rows, comp.metric), low, high, int(rows["id"].nunique()), test_cases, settings, tuned, rows)
+    return Expected(
+        comp.metric.name,
+        cv_score(rows, comp.metric),
+        low,
+        high,
+        int(rows["id"].nunique()),
+        test_cases,
+        settings,
+        tuned,
+        rows,
+    )
 
 
 def groups_of(blend: Blend) -> dict[str, str] | None:

@@ -126,16 +126,25 @@ class MaskFile:
         place, (image, cls) = places.get(row.key[0]), row.key
         if place is None:
             near = nearest(image, places.names.values())
-            raise self._wrong(row, f"has no {places.kind} image{f'; nearest is {near[0]}' if near else ''}",
-                              "Correct the row, or score predictions of test cases with --solution."
-                              if places.kind == "training" else "Correct the row, or test.images.")
+            raise self._wrong(
+                row,
+                f"has no {places.kind} image{f'; nearest is {near[0]}' if near else ''}",
+                "Correct the row, or score predictions of test cases with --solution."
+                if places.kind == "training"
+                else "Correct the row, or test.images.",
+            )
         if self.layout.classed and cls not in self.layout.classes:
-            raise self._wrong(row, f"is not of a class; the classes are {', '.join(self.layout.classes)}", "Correct the row.")
+            raise self._wrong(
+                row, f"is not of a class; the classes are {', '.join(self.layout.classes)}", "Correct the row."
+            )
         shape = self.layout.grid or json.loads(places.rows[place[0]].shape)
         for column, size in zip(self.layout.extra if self.strict else (), shape, strict=False):
             if row.cells[column] != str(size):
-                raise self._wrong(row, f"has the {column} {row.cells[column]}, and the image has {size}",
-                                  "Write the image's own height and width.")
+                raise self._wrong(
+                    row,
+                    f"has the {column} {row.cells[column]}, and the image has {size}",
+                    "Write the image's own height and width.",
+                )
         rows = self.cells.setdefault(place[0], {}).setdefault((place[1], cls), [])
         if rows and self.layout.rows != "object":
             raise self._wrong(row, f"is there a second time, after line {rows[0].line}", "Remove one of the two rows.")
@@ -145,15 +154,18 @@ class MaskFile:
         """Raises `MaskfoldError` for a case of which something is missing."""
         there, begins = {index for index, _ in self.cells[case_id]}, self.first_line(case_id)
         if None in there and len(there) > 1:
-            raise MaskfoldError(f"{self.path}, line {begins}: the case {case_id} has rows of its own and of its slices.",
-                                "Write one or the other.")
+            raise MaskfoldError(
+                f"{self.path}, line {begins}: the case {case_id} has rows of its own and of its slices.",
+                "Write one or the other.",
+            )
         for index in (None,) if None in there else range(places.slices[case_id]):
             for cls in self.layout.classes or (None,):
                 if (index, cls) not in self.cells[case_id]:
                     raise MaskfoldError(
                         f"{self.path} has no row for {said((places.names[case_id, index], cls))}, although the case "
                         f"{case_id} begins in line {begins}.",
-                        "Give a case all its classes and slices, with an empty mask where nothing is found.")
+                        "Give a case all its classes and slices, with an empty mask where nothing is found.",
+                    )
 
     def _united(self, rows: list[Row], shape: tuple[int, ...]) -> tuple[Mask, Labels | None]:
         mask, number = np.zeros(shape, np.bool_), 0
@@ -162,8 +174,11 @@ class MaskFile:
             for one in self._objects(row, shape, alone=len(rows) == 1):
                 shared = 0 if self.layout.overlap_allowed or not self.strict else np.count_nonzero(mask & one)
                 if shared:
-                    raise self._wrong(row, f"shares {shared} pixels with another object of this image",
-                                      "Give each pixel to one object.")
+                    raise self._wrong(
+                        row,
+                        f"shares {shared} pixels with another object of this image",
+                        "Give each pixel to one object.",
+                    )
                 mask |= one
                 if labels is not None:
                     number += 1
@@ -177,8 +192,11 @@ class MaskFile:
         except RleError as error:
             raise MaskfoldError(f"{self.path}, line {row.line}, {said(row.key)}: {error.wrong}", error.cure) from error
         if self.strict and not objects and row.text.strip() != token.strip():
-            raise self._wrong(row, "has a mask without pixels",
-                              f"Write {f'`{token}`' if token else 'an empty cell'} for an empty mask.")
+            raise self._wrong(
+                row,
+                "has a mask without pixels",
+                f"Write {f'`{token}`' if token else 'an empty cell'} for an empty mask.",
+            )
         if self.strict and not objects and not alone:
             raise self._wrong(row, "has an empty row beside other rows", "Remove the empty row.")
         return objects

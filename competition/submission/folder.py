@@ -37,9 +37,14 @@ class Prediction:
     pixels: dict[str, int]
 
 
-def predict_images(runs: Sequence[CvRun], images: Path, output: Path, trust: tuple[str, ...] = (),
-                   progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
-                   pictures: int = 0) -> list[Prediction]:
+def predict_images(
+    runs: Sequence[CvRun],
+    images: Path,
+    output: Path,
+    trust: tuple[str, ...] = (),
+    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
+    pictures: int = 0,
+) -> list[Prediction]:
     """Predicts every image of a folder with every fold of every run.
 
     Volumes become `{id}.nii.gz` with the image's affine and header, pictures `{id}.png`. The values are those of the
@@ -60,8 +65,11 @@ def predict_images(runs: Sequence[CvRun], images: Path, output: Path, trust: tup
     """
     check_same(runs)
     if output.resolve() == images.resolve():
-        raise MaskfoldError(f"The predictions would overwrite the images: both folders are {output}.",
-                            "Give -o another folder.", status=2)
+        raise MaskfoldError(
+            f"The predictions would overwrite the images: both folders are {output}.",
+            "Give -o another folder.",
+            status=2,
+        )
     writable(output)
     comp = folder_competition(runs[0].exp.competition, images)
     rows = plain_rows(told(case_table(comp, "test")))
@@ -73,8 +81,13 @@ def predict_images(runs: Sequence[CvRun], images: Path, output: Path, trust: tup
     for row in progress(iter(rows), len(rows)):
         probabilities, gate = ensemble.predict(row)
         outcome = postprocess(probabilities, comp, settings, row, gate)
-        done.append(Prediction(row.id, tuple(_write(row, outcome, comp, output)),
-                               {name: int(mask.sum()) for name, mask in zip(comp.classes, outcome.masks, strict=True)}))
+        done.append(
+            Prediction(
+                row.id,
+                tuple(_write(row, outcome, comp, output)),
+                {name: int(mask.sum()) for name, mask in zip(comp.classes, outcome.masks, strict=True)},
+            )
+        )
         if len(done) <= pictures:
             _draw(output / "pictures" / f"{row.id}.png", row, outcome, comp)
     return done
@@ -109,9 +122,11 @@ def folder_competition(comp: Competition, images: Path) -> Competition:
     if extensions:
         shown = ", ".join(f"{count} {extension}" for extension, count in sorted(extensions.items()))
         raise MaskfoldError(f"{images} holds images of several kinds: {shown}.", "Keep one kind in a folder.", status=2)
-    raise MaskfoldError(f"{images} holds no image that is named as in the competition ({comp.train.images}).",
-                        "Name the folder that holds the images" + (", one file for each channel." if several else "."),
-                        status=2)
+    raise MaskfoldError(
+        f"{images} holds no image that is named as in the competition ({comp.train.images}).",
+        "Name the folder that holds the images" + (", one file for each channel." if several else "."),
+        status=2,
+    )
 
 
 def _moved(comp: Competition, images: Path, pattern: Any) -> Competition:
@@ -147,8 +162,16 @@ def _draw(path: Path, row: Any, outcome: Outcome, comp: Competition) -> None:
     """One case beside its image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = load_image(comp, row)
-    case_picture(path, image.array, None, outcome.masks, comp, title=str(row.id), spacing=json.loads(row.spacing),
-                 affine=image.affine)
+    case_picture(
+        path,
+        image.array,
+        None,
+        outcome.masks,
+        comp,
+        title=str(row.id),
+        spacing=json.loads(row.spacing),
+        affine=image.affine,
+    )
 
 
 def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp: Competition) -> Path:

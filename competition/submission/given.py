@@ -41,7 +41,9 @@ def given(images: Any, exp: Experiment) -> Iterator[Loose]:
         name = f"image {number}"
         plain = item if isinstance(item, Mapping) and "image" in item else {"image": item}
         if strange := [key for key in plain if key not in KEYS]:
-            raise MaskfoldError(f"The dictionary of {name} has the key `{strange[0]}`.", f"Its keys are {', '.join(KEYS)}.")
+            raise MaskfoldError(
+                f"The dictionary of {name} has the key `{strange[0]}`.", f"Its keys are {', '.join(KEYS)}."
+            )
         picture = _picture(plain["image"], comp, name)
         placed = _placed(picture, plain.get("spacing"), plain.get("affine"), name)
         yield Loose(name, _upright(placed, exp.prepare.orientation))
@@ -66,9 +68,10 @@ def _picture(image: Any, comp: Competition, name: str) -> Picture:
     if isinstance(image, Mapping):
         wanted = list(comp.train.images) if isinstance(comp.train.images, dict) else []
         if not wanted or set(image) != set(wanted):
-            raise MaskfoldError(f"The dictionary of {name} has the keys {', '.join(map(str, image))}.",
-                                f"Its keys are the channels {', '.join(wanted)}." if wanted else
-                                f"Its keys are {', '.join(KEYS)}.")
+            raise MaskfoldError(
+                f"The dictionary of {name} has the keys {', '.join(map(str, image))}.",
+                f"Its keys are the channels {', '.join(wanted)}." if wanted else f"Its keys are {', '.join(KEYS)}.",
+            )
         return _joined([_picture(image[channel], comp, f"{channel} of {name}") for channel in wanted], name)
     if isinstance(image, list | tuple) and comp.dimensions == 3:
         slices = [_part(one, 2, f"slice {z} of {name}").array for z, one in enumerate(image)]
@@ -83,7 +86,11 @@ def _part(image: Any, dimensions: int, name: str) -> Picture:
     if isinstance(image, str | Path):
         return read_image(image, dimensions)
     if not isinstance(image, np.ndarray) or image.dtype.kind not in "biuf" or image.size == 0:
-        kind = f"an array of {image.dtype}, shape {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+        kind = (
+            f"an array of {image.dtype}, shape {image.shape}"
+            if isinstance(image, np.ndarray)
+            else f"a {type(image).__name__}"
+        )
         raise MaskfoldError(f"What was given as {name} is {kind}.", CURE)
     array = channels_first(image, dimensions, Path(name))
     if array.dtype.kind in "bf":
@@ -106,14 +113,23 @@ def _placed(picture: Picture, spacing: Any, affine: Any, name: str) -> Picture:
     if not _is_missing(affine):
         matrix = np.asarray(affine, np.float64)
         lengths = np.linalg.norm(matrix[:3, :3], axis=0) if matrix.shape == (4, 4) else np.zeros(3)
-        if not np.isfinite(matrix).all() or not lengths.all() or abs(np.linalg.det(matrix[:3, :3])) <= 1e-6 * lengths.prod():
-            raise MaskfoldError(f"The affine of {name} is no 4×4 matrix that can be inverted.", "Give voxel to world, in mm.")
-        picture = Picture(picture.array, tuple(map(float, lengths))[:picture.array.ndim - 1], matrix)
+        if (
+            not np.isfinite(matrix).all()
+            or not lengths.all()
+            or abs(np.linalg.det(matrix[:3, :3])) <= 1e-6 * lengths.prod()
+        ):
+            raise MaskfoldError(
+                f"The affine of {name} is no 4×4 matrix that can be inverted.", "Give voxel to world, in mm."
+            )
+        picture = Picture(picture.array, tuple(map(float, lengths))[: picture.array.ndim - 1], matrix)
     if not _is_missing(spacing):
         steps = tuple(float(step) for step in spacing)
         if len(steps) != picture.array.ndim - 1 or not all(np.isfinite(step) and step > 0 for step in steps):
-            raise MaskfoldError(f"The spacing {steps} of {name} is not one positive number (mm) for each of its "
-                                f"{picture.array.ndim - 1} axes.", "Correct it, or leave it out.")
+            raise MaskfoldError(
+                f"The spacing {steps} of {name} is not one positive number (mm) for each of its "
+                f"{picture.array.ndim - 1} axes.",
+                "Correct it, or leave it out.",
+            )
         picture = Picture(picture.array, steps, picture.affine)
     return picture
 

@@ -37,8 +37,14 @@ def hand_in(api: Any, parcel: Parcel, ledger: Ledger, record: Record, scores: pd
     ledger.write(record, scores)
     try:
         if record.notebook is not None:
-            ref = send_notebook(api, parcel.slug, record.notebook["kernel"], record.notebook["version"],
-                                record.notebook["file"], record.message)
+            ref = send_notebook(
+                api,
+                parcel.slug,
+                record.notebook["kernel"],
+                record.notebook["version"],
+                record.notebook["file"],
+                record.message,
+            )
         else:
             assert parcel.path is not None
             ref = send_file(api, parcel.slug, parcel.path, record.message)
@@ -74,7 +80,9 @@ def refresh(api: Any, ledger: Ledger) -> tuple[list[Record], int]:
     return changed, strange
 
 
-def add_by_hand(parcel: Parcel, ledger: Ledger, public: float | None, private: float | None, message: str | None) -> Record:
+def add_by_hand(
+    parcel: Parcel, ledger: Ledger, public: float | None, private: float | None, message: str | None
+) -> Record:
     """Keeps the scores of a file that was handed in elsewhere; the latest record of the same file is completed.
 
     Raises:
@@ -94,9 +102,14 @@ def add_by_hand(parcel: Parcel, ledger: Ledger, public: float | None, private: f
     scores = None
     if found is None:
         found, scores = make_record(parcel, message, None, earlier, host="by hand")
-    record = replace(found, status="complete", public=found.public if public is None else public,
-                     private=found.private if private is None else private, checked=now().isoformat(),
-                     message=message or found.message)
+    record = replace(
+        found,
+        status="complete",
+        public=found.public if public is None else public,
+        private=found.private if private is None else private,
+        checked=now().isoformat(),
+        message=message or found.message,
+    )
     ledger.write(record, scores)
     return record
 
@@ -106,5 +119,8 @@ def _check_score(name: str, value: float, comp: Competition | None) -> None:
     if not isfinite(value):
         raise MaskfoldError(f"{name} {value:g} is no score.", "Write the number that the board shows.", status=2)
     if comp is not None and not 0 <= value <= 1:
-        raise MaskfoldError(f"{name} {value:g} is outside of 0 to 1, where the metric {comp.metric.name} lies.",
-                            "Write e.g. 0.71; a board that shows 71 % as 0.71, too.", status=2)
+        raise MaskfoldError(
+            f"{name} {value:g} is outside of 0 to 1, where the metric {comp.metric.name} lies.",
+            "Write e.g. 0.71; a board that shows 71 % as 0.71, too.",
+            status=2,
+        )

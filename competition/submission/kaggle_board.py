@@ -85,9 +85,13 @@ def send_file(api: Any, slug: str, path: Path, message: str) -> int | None:
             answer = api.competition_submit(str(path), message, slug, quiet=True)
     except OSError as error:
         raise _told(slug, error) from error
-    if str(answer.message) == getattr(api, "COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE", "Could not submit to competition"):
-        raise NotSent(f"The upload of {path.name} to Kaggle broke off; no try was spent.",
-                      "Check the network and type the same command again.")
+    if str(answer.message) == getattr(
+        api, "COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE", "Could not submit to competition"
+    ):
+        raise NotSent(
+            f"The upload of {path.name} to Kaggle broke off; no try was spent.",
+            "Check the network and type the same command again.",
+        )
     return int(getattr(answer, "ref", 0) or 0) or None
 
 
@@ -117,9 +121,16 @@ def ask_submissions(api: Any, slug: str) -> list[Remote]:
 
 def _remote(one: Any) -> Remote:
     status = getattr(one.status, "name", str(one.status or "")).lower()
-    return Remote(int(one.ref), one.date.isoformat() if one.date else "", str(one.file_name or ""),
-                  str(one.description or ""), status, _number(one.public_score), _number(one.private_score),
-                  scrub(str(one.error_description or ""))[:LONGEST])
+    return Remote(
+        int(one.ref),
+        one.date.isoformat() if one.date else "",
+        str(one.file_name or ""),
+        str(one.description or ""),
+        status,
+        _number(one.public_score),
+        _number(one.private_score),
+        scrub(str(one.error_description or ""))[:LONGEST],
+    )
 
 
 def _number(text: Any) -> float | None:
@@ -157,26 +168,40 @@ def _told(slug: str, error: OSError, notebook: str | None = None) -> MaskfoldErr
     rules = f"https://www.kaggle.com/competitions/{slug}/rules"
     quoted = f": “{said}”" if said else ""
     if code is None:
-        return MaskfoldError(f"Kaggle cannot be reached: {type(error).__name__}.",
-                             "Check the network (https_proxy names a proxy) and type the same command again; `maskfold "
-                             "ledger` tells whether a try was spent.")
+        return MaskfoldError(
+            f"Kaggle cannot be reached: {type(error).__name__}.",
+            "Check the network (https_proxy names a proxy) and type the same command again; `maskfold "
+            "ledger` tells whether a try was spent.",
+        )
     if code == 401:
         plain = refused(slug, rules, error)
         return NotSent("Kaggle does not accept the credentials (401).", plain.cure)
     if code == 429 or (code in (400, 403) and SPENT.search(said)):
-        return NotSent(f"Kaggle takes no more tries for {slug} today ({code}){quoted}.",
-                       "Wait until 00:00 UTC, when the day's tries begin anew.")
+        return NotSent(
+            f"Kaggle takes no more tries for {slug} today ({code}){quoted}.",
+            "Wait until 00:00 UTC, when the day's tries begin anew.",
+        )
     if OVER.search(said):
-        return NotSent(f"{slug} takes no more submissions ({code}){quoted}.",
-                       f"Look at {rules.removesuffix('/rules')} whether late submissions are open.")
+        return NotSent(
+            f"{slug} takes no more submissions ({code}){quoted}.",
+            f"Look at {rules.removesuffix('/rules')} whether late submissions are open.",
+        )
     if code == 403:
-        return NotSent(f"Kaggle does not let you submit to {slug} (403){quoted}.",
-                       f"Accept the rules at {rules} first, logged in as the same user.")
+        return NotSent(
+            f"Kaggle does not let you submit to {slug} (403){quoted}.",
+            f"Accept the rules at {rules} first, logged in as the same user.",
+        )
     if code == 404:
         what = f"no competition {slug}" + (f", or no such version of {notebook}" if notebook else "")
-        return NotSent(f"Kaggle knows {what} (404).", "Write names as in the addresses; the competition's is `submission.kaggle` "
-                       "in competition.yaml, or --competition.", status=2)
+        return NotSent(
+            f"Kaggle knows {what} (404).",
+            "Write names as in the addresses; the competition's is `submission.kaggle` "
+            "in competition.yaml, or --competition.",
+            status=2,
+        )
     if code < 500:
         return NotSent(f"Kaggle refuses ({code}){quoted}.", f"Correct what it says; the competition's page is {rules}.")
-    return MaskfoldError(f"Kaggle has trouble of its own (it answers {code}){quoted}.",
-                         "Try again later; `maskfold ledger` tells whether a try was spent.")
+    return MaskfoldError(
+        f"Kaggle has trouble of its own (it answers {code}){quoted}.",
+        "Try again later; `maskfold ledger` tells whether a try was spent.",
+    )

@@ -26,8 +26,10 @@ def label_arrays(outcome: Outcome, comp: Competition) -> dict[str, Labels]:
         `competition.instances` the values are numbers of objects, from 1, uint16.
     """
     if comp.labels == "overlapping":
-        return {name: _objects(outcome, [index]) if comp.instances else outcome.masks[index].astype(np.uint8)
-                for index, name in enumerate(comp.classes)}
+        return {
+            name: _objects(outcome, [index]) if comp.instances else outcome.masks[index].astype(np.uint8)
+            for index, name in enumerate(comp.classes)
+        }
     if comp.instances:
         return {"": _objects(outcome, range(len(comp.classes)))}
     values = [int(value) for value in comp.values]

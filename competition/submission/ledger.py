@@ -84,8 +84,11 @@ class Record:
     @property
     def open(self) -> bool:
         """Whether the host may still have something to say: a private score comes when the competition is over."""
-        return self.host == "kaggle" and (self.status in ("sending", "pending") or self.private is None) \
+        return (
+            self.host == "kaggle"
+            and (self.status in ("sending", "pending") or self.private is None)
             and self.status not in ("error", "lost")
+        )
 
     @property
     def score(self) -> float | None:
@@ -110,8 +113,10 @@ class Ledger:
         Raises:
             MaskfoldError: a file is damaged or of another version.
         """
-        return sorted((_read(path) for path in self.folder.glob("*.json") if not path.name.startswith(".")),
-                      key=lambda record: (record.time, record.id))
+        return sorted(
+            (_read(path) for path in self.folder.glob("*.json") if not path.name.startswith(".")),
+            key=lambda record: (record.time, record.id),
+        )
 
     def write(self, record: Record, scores: pd.DataFrame | None = None) -> None:
         """Keeps a record, whole or not at all, and the out-of-fold scores by case and class."""
@@ -137,8 +142,13 @@ class Ledger:
         if not path.exists():
             return None
         try:
-            rows = pd.read_csv(path, dtype={"id": str, "class": str, "group": str}, keep_default_na=False,
-                               na_values={name: [""] for name in ("score", "dice", "iou")}, float_precision="round_trip")
+            rows = pd.read_csv(
+                path,
+                dtype={"id": str, "class": str, "group": str},
+                keep_default_na=False,
+                na_values={name: [""] for name in ("score", "dice", "iou")},
+                float_precision="round_trip",
+            )
             return rows.astype({"id": str, "class": str, "score": float})
         except (OSError, ValueError, KeyError) as error:
             raise damaged(path, error, CURE) from error
@@ -149,7 +159,9 @@ class Ledger:
 
 def ledgers(root: Path = Path()) -> list[Ledger]:
     """Of every competition that has one, by name."""
-    return [Ledger(folder.parent.name, root) for folder in sorted((root / FOLDER).glob(f"*/{PLACE}")) if folder.is_dir()]
+    return [
+        Ledger(folder.parent.name, root) for folder in sorted((root / FOLDER).glob(f"*/{PLACE}")) if folder.is_dir()
+    ]
 
 
 def now() -> datetime:
@@ -191,8 +203,14 @@ def refreshed(records: Iterable[Record], found: Iterable[Remote], time: str) -> 
             if record.ref is None and record.status == "sending":
                 changed.append(replace(record, status="lost", checked=time))
             continue
-        new = replace(record, ref=one.ref, status=one.status or record.status, public=_newer(one.public, record.public),
-                      private=_newer(one.private, record.private), error=one.error)
+        new = replace(
+            record,
+            ref=one.ref,
+            status=one.status or record.status,
+            public=_newer(one.public, record.public),
+            private=_newer(one.private, record.private),
+            error=one.error,
+        )
         if new != record:
             changed.append(replace(new, checked=time))
     return changed
@@ -220,13 +238,18 @@ def _read(path: Path) -> Record:
     try:
         plain = parsed(path.read_bytes())
         if (version := plain.pop("version")) != VERSION:
-            raise MaskfoldError(f"{path} is of version {version!r}, and this Maskfold reads {VERSION}.",
-                                "Use the Maskfold that wrote it, or move it away; its scores are still at the host.")
+            raise MaskfoldError(
+                f"{path} is of version {version!r}, and this Maskfold reads {VERSION}.",
+                "Use the Maskfold that wrote it, or move it away; its scores are still at the host.",
+            )
         record = Record(**plain)  # a key that is not known is refused
         seconds(record.time)
         if record.metric:
             Metric.model_validate(record.metric)
-        if any(not isinstance(run["weight"], int | float) or not run["experiment"] or not run["hash"] for run in record.runs):
+        if any(
+            not isinstance(run["weight"], int | float) or not run["experiment"] or not run["hash"]
+            for run in record.runs
+        ):
             raise ValueError("runs: a run needs its experiment, its hash and its weight, a number")
         if record.notebook is not None and not record.notebook.keys() >= {"kernel", "version", "file"}:
             raise ValueError("notebook: it needs kernel, version and file")

@@ -62,8 +62,10 @@ def checkpoints(run: CvRun) -> list[Checkpoint]:
             with open(path, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
-            raise MaskfoldError(f"The weights {path} cannot be read: {error.strerror}.",
-                                f"Copy the file back, or delete {folder} and run the fold again.") from error
+            raise MaskfoldError(
+                f"The weights {path} cannot be read: {error.strerror}.",
+                f"Copy the file back, or delete {folder} and run the fold again.",
+            ) from error
         found.append(Checkpoint(path, fold, seed, digest, path.stat().st_size))
     return found
 
@@ -109,8 +111,12 @@ class Ensemble:
             if str(run.folder) not in channels:
                 with _prepared(row, run, scratch) as case:
                     channels[str(run.folder)] = case.image.shape[0]
-            self.parts.append((_Part(run, self.checkpoints[str(run.folder)], channels[str(run.folder)],
-                                     size <= KEPT_BYTES, trust), weight))
+            self.parts.append(
+                (
+                    _Part(run, self.checkpoints[str(run.folder)], channels[str(run.folder)], size <= KEPT_BYTES, trust),
+                    weight,
+                )
+            )
 
     def probabilities(self, row: Any) -> np.ndarray[Any, Any]:
         """Probabilities (P, *file shape) float16 of one case.
@@ -143,8 +149,9 @@ def channels_of(row: Any, run: CvRun, scratch: Path) -> int:
 class _Part:
     """The networks of one run, on its device."""
 
-    def __init__(self, run: CvRun, found: Sequence[Checkpoint], channels: int, kept: bool,
-                 trust: tuple[str, ...]) -> None:
+    def __init__(
+        self, run: CvRun, found: Sequence[Checkpoint], channels: int, kept: bool, trust: tuple[str, ...]
+    ) -> None:
         from competition.inference.place import place_of
         from competition.model.network import build_network
 
@@ -164,8 +171,10 @@ class _Part:
         from competition.inference.case import predict_both
 
         if (found := case.image.shape[0]) != self.channels:
-            raise MaskfoldError(f"Case {case.id} has {found} channels, but the networks take {self.channels}.",
-                                "Give images like the first one, or set prepare.channels to grey or rgb before training.")
+            raise MaskfoldError(
+                f"Case {case.id} has {found} channels, but the networks take {self.channels}.",
+                "Give images like the first one, or set prepare.channels to grey or rgb before training.",
+            )
         if self.networks:
             return predict_both(self.networks, case, self.run.exp, self.place.device, self.place.autocast)
         mixture, spare = Mixture(self.run.exp.competition), None
@@ -191,7 +200,9 @@ def _prepared(row: Any, run: CvRun, scratch: Path) -> Iterator[PreparedCase]:
     folder = Path(tempfile.mkdtemp(prefix=".test-", dir=scratch))
     try:
         if isinstance(row, Loose):
-            yield PreparedCase.open(fetch(folder, "loose", lambda place: write_image(place, row.picture, run.exp, row.id)))
+            yield PreparedCase.open(
+                fetch(folder, "loose", lambda place: write_image(place, row.picture, run.exp, row.id))
+            )
         else:
             yield PreparedCase.open(prepare_case(row, run.exp, folder))
     finally:

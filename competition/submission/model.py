@@ -53,10 +53,16 @@ def fingerprint(run: CvRun) -> str:
     exp["competition"].pop("root")  # where the data lie changes nothing
     for key in ("run", "study"):
         del exp[key]
-    code = [(str(path.relative_to(PACKAGE)), hashlib.sha256(path.read_bytes()).hexdigest())
-            for path in sorted(PACKAGE.rglob("*.py"))]
-    plain = [exp, settings_of([run]).model_dump(mode="json"), code,
-             sorted((one.fold, one.seed, one.sha256) for one in checkpoints(run))]
+    code = [
+        (str(path.relative_to(PACKAGE)), hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(PACKAGE.rglob("*.py"))
+    ]
+    plain = [
+        exp,
+        settings_of([run]).model_dump(mode="json"),
+        code,
+        sorted((one.fold, one.seed, one.sha256) for one in checkpoints(run)),
+    ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -76,8 +82,12 @@ def described(run: CvRun) -> str:
 def version_tags(run: CvRun) -> dict[str, str]:
     """Tags of a model's version, so that the registry can be searched."""
     summary = _summary(run)
-    tags = {"competition": run.exp.competition.name, "run_hash": run.folder.name, "members": str(len(finished(run))),
-            "experiment": run.name.removeprefix(f"{run.exp.competition.name}-")}
+    tags = {
+        "competition": run.exp.competition.name,
+        "run_hash": run.folder.name,
+        "members": str(len(finished(run))),
+        "experiment": run.name.removeprefix(f"{run.exp.competition.name}-"),
+    }
     if summary.get("score") is not None:
         tags.update(metric=str(summary["metric"]), cv_score=f"{summary['score']:.6f}")
     return tags
@@ -101,18 +111,27 @@ def write_model(run: CvRun, folder: Path, workshop: Path) -> None:
     """
     import mlflow.pyfunc
 
-    logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)  # it would like a signature; none says: arrays of any size
+    logging.getLogger("mlflow.pyfunc").setLevel(
+        logging.ERROR
+    )  # it would like a signature; none says: arrays of any size
     pack(run, workshop / "run")
     code = workshop / "code" / "competition"
     shutil.copytree(PACKAGE, code, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    mlflow.pyfunc.save_model(folder, python_model=str(SCRIPT), artifacts={"run": str(workshop / "run")},
-                             code_paths=[str(code)], pip_requirements=requirements())
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(SCRIPT),
+        artifacts={"run": str(workshop / "run")},
+        code_paths=[str(code)],
+        pip_requirements=requirements(),
+    )
     for cache in list(folder.rglob("__pycache__")):
         shutil.rmtree(cache)
     pickled = [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".joblib")]
     if pickled:
-        raise MaskfoldError(f"MLflow wrote {pickled[0].name} into the model, which would run code when it is loaded.",
-                            "Install the MLflow of requirements.lock.")
+        raise MaskfoldError(
+            f"MLflow wrote {pickled[0].name} into the model, which would run code when it is loaded.",
+            "Install the MLflow of requirements.lock.",
+        )
 
 
 def requirements() -> list[str]:

@@ -22,7 +22,14 @@ Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
 Floats = NDArray[Any]
 
-AXES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}  # row of the affine, and its sign
+AXES = {
+    "R": (0, 1),
+    "L": (0, -1),
+    "A": (1, 1),
+    "P": (1, -1),
+    "S": (2, 1),
+    "I": (2, -1),
+}  # row of the affine, and its sign
 SMALL = 0.1  # of the largest object: the size below which one is a fragment, unless `smallest` says another
 AGREE = 0.8  # share, or Dice: where the network's labels agree with the objects so well, they say where one ends
 TWICE = 1.6  # of the middle object: one larger than this may be two
@@ -97,13 +104,16 @@ def affine_of(row: Any, comp: Competition) -> NDArray[np.float64]:
         name, first = cell(row, "id"), next(iter(json.loads(cell(row, "images")).values()))
         affine = read_header(Path(comp.root) / first, comp.dimensions).affine if isinstance(first, str) else None
     if affine is None:
-        raise MaskfoldError(f"Case {name} has no affine, so that `postprocess.number` cannot know how the patient lies.",
-                            "Use NIfTI images, or remove `postprocess.number`.")
+        raise MaskfoldError(
+            f"Case {name} has no affine, so that `postprocess.number` cannot know how the patient lies.",
+            "Use NIfTI images, or remove `postprocess.number`.",
+        )
     return np.asarray(affine, np.float64)
 
 
-def parted(row: Mask, votes: NDArray[Any], split: float | None, spacing: NDArray[np.float64],
-           upwards: NDArray[np.float64]) -> Labels:
+def parted(
+    row: Mask, votes: NDArray[Any], split: float | None, spacing: NDArray[np.float64], upwards: NDArray[np.float64]
+) -> Labels:
     """The objects of a row, parted where they touch.
 
     The core of an object is where it is thick: where the distance to the edge is more than `split` times the largest of
@@ -156,7 +166,7 @@ def _grown(seeds: Labels, mask: Mask, spacing: NDArray[np.float64]) -> Labels:
         return np.asarray(seeds * mask, np.int32)
     ways = MCP_Geometric(np.where(mask, 1.0, np.inf), sampling=tuple(spacing))
     _, back = ways.find_costs(np.argwhere(seeds * mask))
-    strides = np.array([int(np.prod(mask.shape[axis + 1:])) for axis in range(mask.ndim)])
+    strides = np.array([int(np.prod(mask.shape[axis + 1 :])) for axis in range(mask.ndim)])
     jumps = np.append(np.asarray(ways.offsets) @ strides, [0, 0])  # -1: a seed, -2: no way
     origin = np.arange(mask.size) - jumps[back.ravel()]
     while not np.array_equal(earlier := origin[origin], origin):  # twice as far back each time
@@ -198,9 +208,14 @@ def _told(row: Mask, votes: NDArray[Any], cores: Labels, labels: Labels, upwards
     table = _counts(cores[cores != 0], votes[cores != 0])[numbers]
     mixed = (table.max(axis=1) < AGREE * table.sum(axis=1)) & (objects[numbers] <= TWICE * middle)
     owned = np.bincount(table.argmax(axis=1), minlength=len(sizes))
-    if len(mains) < 2 or mixed.any() or any(
+    if (
+        len(mains) < 2
+        or mixed.any()
+        or any(
             extents[piece] < AGREE * sizes[cls] or sizes[cls] > (LARGE if owned[cls] > 1 else TWICE) * middle
-            for cls, piece in main.items()):
+            for cls, piece in main.items()
+        )
+    ):
         return None
     heights = _heights(pieces, upwards)
     rows = np.array([heights[piece] for piece in main.values()])
@@ -272,15 +287,19 @@ def _named(chosen: NDArray[np.int64], objects: Labels, votes: NDArray[Any], name
     inside = objects != 0
     table = np.zeros((int(objects.max()) + 1, names), np.int64)
     found = _counts(objects[inside], votes[inside])
-    table[:, :found.shape[1]] = found
+    table[:, : found.shape[1]] = found
     table = table[chosen]
     if len(chosen) <= names:
-        agreement = [int(table[np.arange(len(chosen)), first + np.arange(len(chosen))].sum())
-                     for first in range(names - len(chosen) + 1)]
+        agreement = [
+            int(table[np.arange(len(chosen)), first + np.arange(len(chosen))].sum())
+            for first in range(names - len(chosen) + 1)
+        ]
         return int(np.argmax(agreement)) + np.arange(len(chosen))
     sizes = table.sum(axis=1)
-    windows = [(int(sizes[first:first + names].sum()), int(np.trace(table[first:first + names])), -first)
-               for first in range(len(chosen) - names + 1)]
+    windows = [
+        (int(sizes[first : first + names].sum()), int(np.trace(table[first : first + names])), -first)
+        for first in range(len(chosen) - names + 1)
+    ]
     places = np.arange(len(chosen)) + max(windows)[2]
     return np.where((places >= 0) & (places < names), places, -1)
 
@@ -288,5 +307,7 @@ def _named(chosen: NDArray[np.int64], objects: Labels, votes: NDArray[Any], name
 def _counts(objects: NDArray[Any], votes: NDArray[Any]) -> NDArray[np.int64]:
     """How many voxels of each object the network gives to each class."""
     classes = int(votes.max(initial=0)) + 1
-    pairs = np.bincount(objects.astype(np.int64) * classes + votes, minlength=(int(objects.max(initial=0)) + 1) * classes)
+    pairs = np.bincount(
+        objects.astype(np.int64) * classes + votes, minlength=(int(objects.max(initial=0)) + 1) * classes
+    )
     return pairs.reshape(-1, classes)

@@ -88,8 +88,10 @@ class Evidence:
             MaskfoldError: there is no gate.
         """
         if self.gate is None:
-            raise MaskfoldError("The step gate is wanted of a prediction without a gate.",
-                                "Take the step out of postprocess.steps, or name a run that was trained with `gate`.")
+            raise MaskfoldError(
+                "The step gate is wanted of a prediction without a gate.",
+                "Take the step out of postprocess.steps, or name a run that was trained with `gate`.",
+            )
         return np.asarray(self.gate[index] >= threshold)
 
     def above(self, index: int, threshold: float) -> Mask:
@@ -122,8 +124,13 @@ class Outcome:
             yield np.asarray(labels == number)
 
 
-def weighed(probabilities: NDArray[Any], comp: Competition, settings: Postprocess, row: Any = None,
-            gate: NDArray[Any] | None = None) -> Evidence:
+def weighed(
+    probabilities: NDArray[Any],
+    comp: Competition,
+    settings: Postprocess,
+    row: Any = None,
+    gate: NDArray[Any] | None = None,
+) -> Evidence:
     """What the steps of a case look at: its probabilities, with classes by their order where `number` asks for it.
 
     Args:
@@ -141,8 +148,13 @@ def weighed(probabilities: NDArray[Any], comp: Competition, settings: Postproces
     return Evidence(probabilities, comp, gate)
 
 
-def postprocess(probabilities: NDArray[Any], comp: Competition, settings: Postprocess, row: Any = None,
-                gate: NDArray[Any] | None = None) -> Outcome:
+def postprocess(
+    probabilities: NDArray[Any],
+    comp: Competition,
+    settings: Postprocess,
+    row: Any = None,
+    gate: NDArray[Any] | None = None,
+) -> Outcome:
     """Masks of one case.
 
     Args:
@@ -165,8 +177,9 @@ def postprocess(probabilities: NDArray[Any], comp: Competition, settings: Postpr
     return Outcome(masks, np.stack([np.where(mask, one.numbered(), 0) for one, mask in zip(found, masks, strict=True)]))
 
 
-def run_steps(evidence: Evidence, index: int, steps: Sequence[Step],
-              done: dict[tuple[Step, ...], Found] | None = None) -> Found:
+def run_steps(
+    evidence: Evidence, index: int, steps: Sequence[Step], done: dict[tuple[Step, ...], Found] | None = None
+) -> Found:
     """The mask, and the objects, that steps make of one class.
 
     Args:
@@ -182,7 +195,7 @@ def run_steps(evidence: Evidence, index: int, steps: Sequence[Step],
     for place in range(length, len(taken)):
         found = take(found, taken[place], evidence, index)
         if taken[place].name != "gate":  # it costs next to nothing, and a search has very many of them
-            known[taken[:place + 1]] = found
+            known[taken[: place + 1]] = found
     return found
 
 

@@ -82,8 +82,9 @@ def here(exp: Experiment) -> Experiment:
 
     wanted = exp.run.accelerator
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(wanted, True)
-    return exp.model_copy(update={"run": exp.run.model_copy(update={
-        "devices": 1, "accelerator": wanted if there else "auto"})})
+    return exp.model_copy(
+        update={"run": exp.run.model_copy(update={"devices": 1, "accelerator": wanted if there else "auto"})}
+    )
 
 
 def folds_of(folder: Path) -> Any:

@@ -58,14 +58,18 @@ class Sample:
         for text, case_id in found.items():
             if case_id is None:
                 near = nearest(text, names.all)
-                raise MaskfoldError(f"{self.path} asks for the id {text}, which has no test image"
-                                    f"{f'; nearest is {near[0]}' if near else ''}.",
-                                    "Correct test.images or submission.sample, or add the image.")
+                raise MaskfoldError(
+                    f"{self.path} asks for the id {text}, which has no test image"
+                    f"{f'; nearest is {near[0]}' if near else ''}.",
+                    "Correct test.images or submission.sample, or add the image.",
+                )
         missing = sorted(set(names.all) - set(found.values()))
         if missing:
-            raise MaskfoldError(f"{self.path} does not ask for the test image {missing[0]}"
-                                f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}.",
-                                "Correct test.images, or take the sample that belongs to these images.")
+            raise MaskfoldError(
+                f"{self.path} does not ask for the test image {missing[0]}"
+                f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}.",
+                "Correct test.images, or take the sample that belongs to these images.",
+            )
 
 
 @dataclass
@@ -130,15 +134,18 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if cells:
                     yield reader.line_num, cells
     except (csv.Error, UnicodeError) as error:
-        raise MaskfoldError(f"{path} cannot be read as a table ({error}).",
-                            "Write it as a CSV with commas, UTF-8 and one header line.") from error
+        raise MaskfoldError(
+            f"{path} cannot be read as a table ({error}).", "Write it as a CSV with commas, UTF-8 and one header line."
+        ) from error
 
 
 def _rows(path: Path, layout: Profile, lines: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
     for line, cells in lines:
         if len(cells) != len(layout.columns):
-            raise MaskfoldError(f"{path}, line {line}: {len(cells)} cells under {len(layout.columns)} columns.",
-                                "Write one cell for each column, in quotes where it holds a comma.")
+            raise MaskfoldError(
+                f"{path}, line {line}: {len(cells)} cells under {len(layout.columns)} columns.",
+                "Write one cell for each column, in quotes where it holds a comma.",
+            )
         named = dict(zip(layout.columns, cells, strict=True))
         image, cls = layout.split_id(named[layout.id_column])
         cls = named[layout.class_column] if layout.class_column is not None else cls
@@ -157,11 +164,15 @@ def read_sample(path: str | Path, profile: Profile) -> Sample:
     seen: dict[Key, int] = {}
     for row in rows:
         if row.key in seen:
-            raise MaskfoldError(f"{path}, line {row.line}: {said(row.key)} is there a second time, after line "
-                                f"{seen[row.key]}.", "Remove one of the two rows, or take the host's own sample.")
+            raise MaskfoldError(
+                f"{path}, line {row.line}: {said(row.key)} is there a second time, after line {seen[row.key]}.",
+                "Remove one of the two rows, or take the host's own sample.",
+            )
         if layout.classed and row.key[1] not in layout.classes:
-            raise MaskfoldError(f"{path}, line {row.line}: the class `{row.key[1]}` is not one of "
-                                f"{', '.join(layout.classes)}.", "Correct competition.classes or the sample.")
+            raise MaskfoldError(
+                f"{path}, line {row.line}: the class `{row.key[1]}` is not one of {', '.join(layout.classes)}.",
+                "Correct competition.classes or the sample.",
+            )
         seen[row.key] = row.line
     if not seen:
         raise MaskfoldError(f"The sample {path} has no rows.", "Take the host's own sample.", status=2)
@@ -194,8 +205,10 @@ def read_submission(path: str | Path, profile: Profile, shapes: Mapping[str, tup
         if case_id is None:
             raise MaskfoldError(f"{place}: the id {key[0]} has no image.", "Correct the row, or add the image.")
         if key in done or (len(several) > 1 and layout.rows != "object"):
-            raise MaskfoldError(f"{place}: the rows of {said(key)} are doubled, or do not stand together.",
-                                "Sort the file as the sample is, and remove doubled rows.")
+            raise MaskfoldError(
+                f"{place}: the rows of {said(key)} are doubled, or do not stand together.",
+                "Sort the file as the sample is, and remove doubled rows.",
+            )
         done.add(key)
         shape = layout.grid or tuple(shapes[case_id])
         objects: list[Mask] = []
@@ -229,8 +242,10 @@ def _parts(text: str, profile: Profile) -> list[str]:
         return [text]
     words = text.split()
     if len(words) % 3:
-        raise RleError(f"The text has {len(words)} words, but each object has three: class, confidence and mask.",
-                       "Write `0 confidence mask` for each object.")
+        raise RleError(
+            f"The text has {len(words)} words, but each object has three: class, confidence and mask.",
+            "Write `0 confidence mask` for each object.",
+        )
     for number in range(len(words) // 3):
         _check_confidence(number + 1, words[3 * number], words[3 * number + 1])
     return words[2::3]
@@ -242,8 +257,10 @@ def _check_confidence(number: int, cls: str, confidence: str) -> None:
     except ValueError:
         sound = False
     if not sound:
-        raise RleError(f"Object {number} begins with `{cls} {confidence}`, not with 0 and a confidence from 0 to 1.",
-                       "Write `0 confidence mask` for each object.")
+        raise RleError(
+            f"Object {number} begins with `{cls} {confidence}`, not with 0 and a confidence from 0 to 1.",
+            "Write `0 confidence mask` for each object.",
+        )
 
 
 def said(key: Key) -> str:

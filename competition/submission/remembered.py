@@ -21,10 +21,14 @@ FILE, SCORES = "postprocess.json", "postprocess_scores.csv"
 def remember(run: CvRun, tuned: Tuned) -> None:
     """Keeps what was found for a run, besides what it was found for."""
     write_table(tuned.rows, run.folder / SCORES)
-    plain = {"key": _key(run), "settings": tuned.settings.model_dump(),
-             "found": {name: [step.model_dump() for step in steps] for name, steps in tuned.found.items()},
-             **{name: getattr(tuned, name) for name in ("before", "after", "nested", "kept")},
-             "gain": tuned.gain._asdict(), "gate": None if tuned.gate is None else tuned.gate._asdict()}
+    plain = {
+        "key": _key(run),
+        "settings": tuned.settings.model_dump(),
+        "found": {name: [step.model_dump() for step in steps] for name, steps in tuned.found.items()},
+        **{name: getattr(tuned, name) for name in ("before", "after", "nested", "kept")},
+        "gain": tuned.gain._asdict(),
+        "gate": None if tuned.gate is None else tuned.gate._asdict(),
+    }
     write_json(run.folder / FILE, plain)
 
 
@@ -38,8 +42,17 @@ def remembered(run: CvRun) -> Tuned | None:
             return None
         rows = pd.read_csv(run.folder / SCORES, dtype={"id": str}, float_precision="round_trip")
         found = {name: tuple(Step.model_validate(step) for step in steps) for name, steps in plain["found"].items()}
-        return Tuned(Postprocess.model_validate(plain["settings"]), found, plain["before"], plain["after"],
-                     plain["nested"], Gain(**plain["gain"]), plain["kept"], rows, Gain(**plain["gate"]) if plain.get("gate") else None)
+        return Tuned(
+            Postprocess.model_validate(plain["settings"]),
+            found,
+            plain["before"],
+            plain["after"],
+            plain["nested"],
+            Gain(**plain["gain"]),
+            plain["kept"],
+            rows,
+            Gain(**plain["gate"]) if plain.get("gate") else None,
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None  # it can be searched again
 
@@ -47,7 +60,12 @@ def remembered(run: CvRun) -> Tuned | None:
 def _key(run: CvRun) -> dict[str, Any]:
     results = {f"{fold} {seed}": FoldResult.read(run.member_folder(fold, seed)) for fold, seed in finished(run)}
     members = {name: asdict(result) for name, result in results.items() if result is not None}
-    asked = {key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None}
-    return {"version": VERSION, "postprocess": asked,
-            "metric": run.exp.competition.metric.model_dump(),
-            "members": {name: [result["score"], result["steps"], result["minutes"]] for name, result in members.items()}}
+    asked = {
+        key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None
+    }
+    return {
+        "version": VERSION,
+        "postprocess": asked,
+        "metric": run.exp.competition.metric.model_dump(),
+        "members": {name: [result["score"], result["steps"], result["minutes"]] for name, result in members.items()},
+    }

@@ -80,8 +80,12 @@ def score_submission(path: str | Path, comp: Competition, solution: str | Path |
         solution = Path(solution) if Path(solution).exists() else Path(comp.root) / solution
         truth = MaskFile.read(solution, wider(solution, profile), places, strict=False)
         _refuse_other_cases(written, truth)
-    lines = [{"id": row.id, **line} for row in places.rows.values() if row.id in written.cells
-             for line in _score(row, written, truth, comp)]
+    lines = [
+        {"id": row.id, **line}
+        for row in places.rows.values()
+        if row.id in written.cells
+        for line in _score(row, written, truth, comp)
+    ]
     groups = dict(zip(table["id"], table["group"], strict=True)) if comp.group and truth is None else None
     return _card(lines, comp, groups)
 
@@ -145,27 +149,45 @@ def _card(lines: list[dict[str, Any]], comp: Competition, groups: Mapping[str, s
     table = pd.DataFrame(lines)
     low, high = bootstrap_interval(table, comp.metric, groups=groups)
     means = table.groupby("class")["dice"].mean()
-    return ScoreCard(comp.metric.name, cv_score(table, comp.metric), low, high, class_scores(table, comp.metric),
-                     {name: float(means[name]) for name in comp.classes}, int(table["id"].nunique()), table)
+    return ScoreCard(
+        comp.metric.name,
+        cv_score(table, comp.metric),
+        low,
+        high,
+        class_scores(table, comp.metric),
+        {name: float(means[name]) for name in comp.classes},
+        int(table["id"].nunique()),
+        table,
+    )
 
 
 def _refuse_profile(comp: Competition, profile: Profile) -> None:
     """Raises `MaskfoldError` (status 2) for files that cannot be scored."""
     if comp.submission.profile is not None and profile.metric == FORMAT_ONLY and "metric" not in comp.model_fields_set:
-        raise MaskfoldError(f"The profile {profile.name} is format only: its host's metric cannot be computed here.",
-                            "Name another metric in the competition's YAML, e.g. `metric: {name: dice}`, to score by it.",
-                            status=2)
+        raise MaskfoldError(
+            f"The profile {profile.name} is format only: its host's metric cannot be computed here.",
+            "Name another metric in the competition's YAML, e.g. `metric: {name: dice}`, to score by it.",
+            status=2,
+        )
     if len(comp.classes) > 1 and not profile.classed:
-        raise MaskfoldError(f"A file of {profile.name} does not say of which class a mask is, and there are "
-                            f"{len(comp.classes)} classes.", "Set submission.columns.class, or one competition.classes.",
-                            status=2)
+        raise MaskfoldError(
+            f"A file of {profile.name} does not say of which class a mask is, and there are "
+            f"{len(comp.classes)} classes.",
+            "Set submission.columns.class, or one competition.classes.",
+            status=2,
+        )
 
 
 def _refuse_other_cases(written: MaskFile, solution: MaskFile) -> None:
     """Raises `MaskfoldError` where a file and its solution are not of the same cases."""
-    for one, other, cure in ((solution, written, "Predict every case, with an empty mask where nothing is found."),
-                             (written, solution, "Remove the row, or name the solution of these cases.")):
+    for one, other, cure in (
+        (solution, written, "Predict every case, with an empty mask where nothing is found."),
+        (written, solution, "Remove the row, or name the solution of these cases."),
+    ):
         missing = [case_id for case_id in one.cells if case_id not in other.cells]
         if missing:
             more = f" (and {len(missing) - 1} more cases)" if len(missing) > 1 else ""
-            raise MaskfoldError(f"{one.path}, line {one.first_line(missing[0])}: the id {missing[0]} has no row in {other.path}{more}.", cure)
+            raise MaskfoldError(
+                f"{one.path}, line {one.first_line(missing[0])}: the id {missing[0]} has no row in {other.path}{more}.",
+                cure,
+            )

@@ -255,9 +255,9 @@ def _dilated(mask: Mask, radius: int) -> Mask:
     done = np.zeros_like(planes)
     for step in range(min(radius + 1, len(planes))):
         square = radius * radius - step * step
-        y, x = np.ogrid[-isqrt(square):isqrt(square) + 1, -isqrt(square):isqrt(square) + 1]
+        y, x = np.ogrid[-isqrt(square) : isqrt(square) + 1, -isqrt(square) : isqrt(square) + 1]
         disk = (y * y + x * x <= square).astype(np.uint8)
         wide = np.stack([cv2.dilate(plane, disk) for plane in planes])
-        done[step:] |= wide[:len(planes) - step]
-        done[:len(planes) - step] |= wide[step:]
+        done[step:] |= wide[: len(planes) - step]
+        done[: len(planes) - step] |= wide[step:]
     return done.view(np.bool_).reshape(mask.shape)

@@ -50,9 +50,14 @@ class Submitted:
     expected: Expected | None
 
 
-def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, output: Path | None = None,
-           trust: tuple[str, ...] = (), say: Say = lambda _: None,
-           progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows) -> Submitted:
+def submit(
+    runs: Sequence[CvRun],
+    weights: Sequence[float] | str | None = None,
+    output: Path | None = None,
+    trust: tuple[str, ...] = (),
+    say: Say = lambda _: None,
+    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
+) -> Submitted:
     """Predicts the test cases with every fold of every run and writes the host's file.
 
     Args:
@@ -77,11 +82,15 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
     _refuse_overwrite(path)
     _read_all(tests)
     ensemble = Ensemble(blend, tests.rows[0], trust)
-    say(f"{sum(map(len, ensemble.checkpoints.values()))} networks of {len(runs)} "
-        f"run{'s' * (len(runs) > 1)}, {len(tests)} test cases")
+    say(
+        f"{sum(map(len, ensemble.checkpoints.values()))} networks of {len(runs)} "
+        f"run{'s' * (len(runs) > 1)}, {len(tests)} test cases"
+    )
     for run in runs:
         if missing := [member for member in run.members() if member not in finished(run)]:
-            say(f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished; the others predict")
+            say(
+                f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished; the others predict"
+            )
     blend, fitted, expected = settle(blend, weights, len(tests), say)
     if fitted is not None:
         ensemble = Ensemble(blend, tests.rows[0], trust)
@@ -91,7 +100,7 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
         for row in progress(iter(tests.rows), len(tests)):
             probabilities, gate = ensemble.predict(row)
             outcome = postprocess(probabilities, comp, settings, row, gate)
-            shown = probabilities[len(probabilities) - len(comp.classes):] if tests.profile.confidence else None
+            shown = probabilities[len(probabilities) - len(comp.classes) :] if tests.profile.confidence else None
             yield from tests.masks(row, outcome, shown)
 
     note, staged = path.with_suffix(".json"), temporary(path)
@@ -106,8 +115,9 @@ def submit(runs: Sequence[CvRun], weights: Sequence[float] | str | None = None, 
     return Submitted(path, note, verdict, blend, expected)
 
 
-def settle(blend: Blend, weights: Sequence[float] | str | None, test_cases: int,
-           say: Say) -> tuple[Blend, Fitted | None, Expected | None]:
+def settle(
+    blend: Blend, weights: Sequence[float] | str | None, test_cases: int, say: Say
+) -> tuple[Blend, Fitted | None, Expected | None]:
     """All that is learnt from the out-of-fold predictions: weights where they are `auto`, steps, and the score to expect.
 
     Returns:
@@ -126,34 +136,75 @@ def settle(blend: Blend, weights: Sequence[float] | str | None, test_cases: int,
     return blend, fitted, expected
 
 
-def summary(name: str, path: Path, blend: Blend, found: dict[str, list[Checkpoint]], expected: Expected | None,
-            fitted: Fitted | None, verdict: Verdict) -> dict[str, Any]:
+def summary(
+    name: str,
+    path: Path,
+    blend: Blend,
+    found: dict[str, list[Checkpoint]],
+    expected: Expected | None,
+    fitted: Fitted | None,
+    verdict: Verdict,
+) -> dict[str, Any]:
     """What the JSON beside a CSV says."""
-    runs = [{"run": str(run.folder), "experiment": run.name, "hash": run.folder.name, "weight": weight,
-             "checkpoints": [{"file": str(one.path), "fold": one.fold, "seed": one.seed, "sha256": one.sha256}
-                             for one in found[str(run.folder)]]}
-            for run, weight in zip(blend.runs, blend.weights, strict=True)]
+    runs = [
+        {
+            "run": str(run.folder),
+            "experiment": run.name,
+            "hash": run.folder.name,
+            "weight": weight,
+            "checkpoints": [
+                {"file": str(one.path), "fold": one.fold, "seed": one.seed, "sha256": one.sha256}
+                for one in found[str(run.folder)]
+            ],
+        }
+        for run, weight in zip(blend.runs, blend.weights, strict=True)
+    ]
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
-        "competition": blend.comp.name, "file": name, "sha256": digest, "rows": verdict.rows,
-        "empty_rows": verdict.empty, "runs": runs,
+        "competition": blend.comp.name,
+        "file": name,
+        "sha256": digest,
+        "rows": verdict.rows,
+        "empty_rows": verdict.empty,
+        "runs": runs,
         "expected": None if expected is None else _expectation(expected),
         "postprocess": None if expected is None else expected.settings.model_dump(),
-        "weights": None if fitted is None else {
-            "found": list(fitted.found), "single": list(fitted.single), "equal": fitted.equal, "best": fitted.best,
-            "nested": fitted.nested, "gain": _gain(fitted.gain)}}
+        "weights": None
+        if fitted is None
+        else {
+            "found": list(fitted.found),
+            "single": list(fitted.single),
+            "equal": fitted.equal,
+            "best": fitted.best,
+            "nested": fitted.nested,
+            "gain": _gain(fitted.gain),
+        },
+    }
 
 
 def _expectation(expected: Expected) -> dict[str, Any]:
     tuned = expected.tuned
-    return {"metric": expected.metric, "score": expected.score, "low": _finite(expected.low),
-            "high": _finite(expected.high), "level": 0.95, "out_of_fold_cases": expected.cases,
-            "test_cases": expected.test_cases,
-            "tuning": None if tuned is None else {
-                "before": tuned.before, "after": tuned.after, "nested": tuned.nested, "gain": _gain(tuned.gain),
-                "kept": tuned.kept, **({} if tuned.gate is None else {"gate": _gain(tuned.gate)}),
-                "found": {name: [step.model_dump() for step in steps] for name, steps in tuned.found.items()}}}
+    return {
+        "metric": expected.metric,
+        "score": expected.score,
+        "low": _finite(expected.low),
+        "high": _finite(expected.high),
+        "level": 0.95,
+        "out_of_fold_cases": expected.cases,
+        "test_cases": expected.test_cases,
+        "tuning": None
+        if tuned is None
+        else {
+            "before": tuned.before,
+            "after": tuned.after,
+            "nested": tuned.nested,
+            "gain": _gain(tuned.gain),
+            "kept": tuned.kept,
+            **({} if tuned.gate is None else {"gate": _gain(tuned.gate)}),
+            "found": {name: [step.model_dump() for step in steps] for name, steps in tuned.found.items()},
+        },
+    }
 
 
 def write_out_of_fold(run: CvRun, path: Path) -> tuple[Verdict, float]:
@@ -197,11 +248,15 @@ def plain_weights(weights: Sequence[float] | str | None, count: int) -> tuple[fl
     if weights is None or isinstance(weights, str):
         return tuple([1 / count] * count)
     if len(weights) != count:
-        raise MaskfoldError(f"--weights has {len(weights)} numbers for {count} runs.", "Give one for each run, or `auto`.",
-                            status=2)
+        raise MaskfoldError(
+            f"--weights has {len(weights)} numbers for {count} runs.", "Give one for each run, or `auto`.", status=2
+        )
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) <= 0:
-        raise MaskfoldError(f"--weights {', '.join(map(str, weights))} cannot be used.",
-                            "Give numbers from 0 on, not all of them 0.", status=2)
+        raise MaskfoldError(
+            f"--weights {', '.join(map(str, weights))} cannot be used.",
+            "Give numbers from 0 on, not all of them 0.",
+            status=2,
+        )
     return tuple(weight / sum(weights) for weight in weights)
 
 
@@ -230,8 +285,10 @@ def _read_all(tests: TestSet) -> None:
         try:
             load_image(tests.comp, row)
         except MaskfoldError as error:
-            raise MaskfoldError(f"The test case {row.id} cannot be read: {error.wrong}",
-                                "Copy the file again; the host wants a row for every test case.") from error
+            raise MaskfoldError(
+                f"The test case {row.id} cannot be read: {error.wrong}",
+                "Copy the file again; the host wants a row for every test case.",
+            ) from error
 
 
 def scores_beside(path: Path) -> Path:

@@ -98,9 +98,12 @@ def names_of(row: Any, profile: Profile, sample: Sample | None) -> list[str]:
     slices = slices_of(row)
     if slices is None or not _by_slice(row, profile, sample):
         if profile.rows == "slice_class" and slices is None:
-            raise MaskfoldError(f"{profile.name} wants a row for each slice, but the case {row.id} is one file of shape "
-                                f"{'×'.join(map(str, json.loads(row.shape)))}.",
-                                "Name its slices in test.images: `{id}/slice_{z}.png`.", status=2)
+            raise MaskfoldError(
+                f"{profile.name} wants a row for each slice, but the case {row.id} is one file of shape "
+                f"{'×'.join(map(str, json.loads(row.shape)))}.",
+                "Name its slices in test.images: `{id}/slice_{z}.png`.",
+                status=2,
+            )
         return [row.id]
     known = Names(dict.fromkeys(key[0] for key in sample.keys)) if sample is not None else None
     names = []
@@ -120,8 +123,10 @@ def _check_classes(sample: Sample, profile: Profile) -> None:
     for image in dict.fromkeys(key[0] for key in sample.keys) if profile.classed else ():
         for cls in profile.classes:
             if (image, cls) not in there:
-                raise MaskfoldError(f"{sample.path} has no row for {said((image, cls))}, but has its other classes.",
-                                    "Take the host's own sample, or correct competition.classes.")
+                raise MaskfoldError(
+                    f"{sample.path} has no row for {said((image, cls))}, but has its other classes.",
+                    "Take the host's own sample, or correct competition.classes.",
+                )
 
 
 def _by_slice(row: Any, profile: Profile, sample: Sample | None) -> bool:

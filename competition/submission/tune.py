@@ -53,20 +53,30 @@ class Tuned:
     def lines(self) -> list[str]:
         """The report."""
         interval = f"95 % {self.gain.low:+.4f} to {self.gain.high:+.4f}"
-        head = (f"post-processing: {self.before:.4f} untouched, {self.after:.4f} tuned on all cases, {self.nested:.4f} "
-                f"nested (gain {self.gain.value:+.4f}, {interval})")
+        head = (
+            f"post-processing: {self.before:.4f} untouched, {self.after:.4f} tuned on all cases, {self.nested:.4f} "
+            f"nested (gain {self.gain.value:+.4f}, {interval})"
+        )
         steps = [f"  {cls}: {', '.join(map(str, steps)) or 'no step'}" for cls, steps in self.found.items()]
         if self.gate is not None:
-            steps.insert(0, f"the gate: {self.gate.value:+.4f} nested, beside the other steps (95 % {self.gate.low:+.4f} to "
-                     f"{self.gate.high:+.4f}): {'used' if beyond_noise(self.gate) else 'left out'}")
+            steps.insert(
+                0,
+                f"the gate: {self.gate.value:+.4f} nested, beside the other steps (95 % {self.gate.low:+.4f} to "
+                f"{self.gate.high:+.4f}): {'used' if beyond_noise(self.gate) else 'left out'}",
+            )
         if self.kept:
             return [head, *steps]
-        return [head, f"the untouched masks are kept: nested, the tuned steps do not gain {SMALLEST_GAIN} beyond their "
-                "noise; they were", *steps]
+        return [
+            head,
+            f"the untouched masks are kept: nested, the tuned steps do not gain {SMALLEST_GAIN} beyond their "
+            "noise; they were",
+            *steps,
+        ]
 
 
-def tune(evaluation: Evaluation, seed: int, groups: dict[str, str] | None,
-         say: Callable[[str], None] = lambda _: None) -> Tuned:
+def tune(
+    evaluation: Evaluation, seed: int, groups: dict[str, str] | None, say: Callable[[str], None] = lambda _: None
+) -> Tuned:
     """Coordinate descent over the slots of each class, for all cases and once without each fold.
 
     A list of steps is scored once on every case; the descents only choose among those scores, each by its own cases.
@@ -100,10 +110,20 @@ def tune(evaluation: Evaluation, seed: int, groups: dict[str, str] | None,
     gain = gain_interval(before, nested, comp.metric, seed=seed, groups=groups)
     kept = beyond_noise(gain)
     found = dict(zip(comp.classes, best[None], strict=True))
-    settings = exp.postprocess.model_copy(update={"steps": {name: list(steps) for name, steps in found.items()}}
-                                          if kept else {})
-    return Tuned(settings, found, cv_score(before, comp.metric), cv_score(after, comp.metric),
-                 cv_score(nested, comp.metric), gain, kept, nested if kept else before, gate)
+    settings = exp.postprocess.model_copy(
+        update={"steps": {name: list(steps) for name, steps in found.items()}} if kept else {}
+    )
+    return Tuned(
+        settings,
+        found,
+        cv_score(before, comp.metric),
+        cv_score(after, comp.metric),
+        cv_score(nested, comp.metric),
+        gain,
+        kept,
+        nested if kept else before,
+        gate,
+    )
 
 
 def beyond_noise(gain: Gain) -> bool:
@@ -135,12 +155,20 @@ def parts_of(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int) -> 
 class _Search:
     """The descents, side by side, so that each pass over the cases serves all of them."""
 
-    def __init__(self, evaluation: Evaluation, own: Sequence[Steps], parts: Sequence[int | None],
-                 part_of: Mapping[str, int], gate: bool = False) -> None:
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        own: Sequence[Steps],
+        parts: Sequence[int | None],
+        part_of: Mapping[str, int],
+        gate: bool = False,
+    ) -> None:
         self.evaluation, self.own, self.parts, self.gate = evaluation, own, parts, gate
         self.metric = evaluation.blend.comp.metric
         classes = range(len(own))
-        self.best: dict[tuple[int | None, int], Steps] = {(part, index): own[index] for part in parts for index in classes}
+        self.best: dict[tuple[int | None, int], Steps] = {
+            (part, index): own[index] for part in parts for index in classes
+        }
         mine = np.array([part_of[case] for case in evaluation.cases])
         self.chosen = {part: np.ones(len(mine), bool) if part is None else mine != part for part in parts}
 
@@ -149,19 +177,31 @@ class _Search:
         exp, truths = self.evaluation.blend.runs[0].exp, self.evaluation.truths()
         largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
         boundary = any(run.exp.prepare.boundary is not None for run, _ in self.evaluation.blend.active)
-        plans = [slots(exp, [case[index] for case in truths], largest, boundary, own, self.gate)
-                 for index, own in enumerate(self.own)]
+        plans = [
+            slots(exp, [case[index] for case in truths], largest, boundary, own, self.gate)
+            for index, own in enumerate(self.own)
+        ]
         self.evaluation.score({index: (own,) for index, own in enumerate(self.own)})
         count = max(len(plan) for plan in plans)
         for sweep in range(2):
             for place in range(count):
-                turn = [(index, plan[place]) for index, plan in enumerate(plans) if place < len(plan)
-                        and (sweep == 0 or set(plan[place].names) & set(AGAIN))]
+                turn = [
+                    (index, plan[place])
+                    for index, plan in enumerate(plans)
+                    if place < len(plan) and (sweep == 0 or set(plan[place].names) & set(AGAIN))
+                ]
                 if not turn:
                     continue
-                ask = {index: tuple(dict.fromkeys(steps for part in self.parts for steps in
-                                                  slot.lists(self.best[part, index], order_of(self.own[index]))))
-                       for index, slot in turn}
+                ask = {
+                    index: tuple(
+                        dict.fromkeys(
+                            steps
+                            for part in self.parts
+                            for steps in slot.lists(self.best[part, index], order_of(self.own[index]))
+                        )
+                    )
+                    for index, slot in turn
+                }
                 self.evaluation.score(ask)
                 for part in self.parts:
                     for index, slot in turn:

@@ -78,13 +78,18 @@ def pack(path: Path | None, given: str | None, overrides: Sequence[str] = (), at
         comp = _from_yamls(note.get("competition"), given, words) or _from_runs(note, words)
     if comp is None and path is not None:
         more = ", with `submission.kaggle` in it" if at_kaggle else ""
-        raise MaskfoldError(f"Of which competition {path} is cannot be told: there is no sound JSON of `maskfold submit` beside "
-                            "it.", f"Add --competition experiments/…/competition.yaml{more}.", status=2)
+        raise MaskfoldError(
+            f"Of which competition {path} is cannot be told: there is no sound JSON of `maskfold submit` beside it.",
+            f"Add --competition experiments/…/competition.yaml{more}.",
+            status=2,
+        )
     slug = slug or (comp.submission.kaggle if comp is not None else None)
     if not slug and at_kaggle:
-        raise MaskfoldError(f"The name of {comp.name if comp else 'the competition'} at Kaggle is not known.",
-                            "Add `submission: {kaggle: the-name-in-its-address}` to competition.yaml, or --competition NAME.",
-                            status=2)
+        raise MaskfoldError(
+            f"The name of {comp.name if comp else 'the competition'} at Kaggle is not known.",
+            "Add `submission: {kaggle: the-name-in-its-address}` to competition.yaml, or --competition NAME.",
+            status=2,
+        )
     return Parcel(path, note, comp, slug or "")
 
 
@@ -105,8 +110,13 @@ def check(path: Path, comp: Competition) -> Verdict:
     return verdict
 
 
-def make_record(parcel: Parcel, message: str | None, notebook: dict[str, Any] | None, earlier: Sequence[Record],
-                host: str = "kaggle") -> tuple[Record, pd.DataFrame | None]:
+def make_record(
+    parcel: Parcel,
+    message: str | None,
+    notebook: dict[str, Any] | None,
+    earlier: Sequence[Record],
+    host: str = "kaggle",
+) -> tuple[Record, pd.DataFrame | None]:
     """What is kept of an upload, and the out-of-fold scores by case and class where they are to be had.
 
     Args:
@@ -126,12 +136,24 @@ def make_record(parcel: Parcel, message: str | None, notebook: dict[str, Any] | 
     public = None if cases is None or comp is None else max(1, round(cases * comp.submission.public_share))
     time = now()
     record = Record(
-        record_id(time, digest), parcel.competition, host, parcel.slug, time.isoformat(),
-        str(path) if path is not None else str((notebook or {}).get("file", "")), digest, "", notebook,
+        record_id(time, digest),
+        parcel.competition,
+        host,
+        parcel.slug,
+        time.isoformat(),
+        str(path) if path is not None else str((notebook or {}).get("file", "")),
+        digest,
+        "",
+        notebook,
         comp.metric.model_dump() if comp is not None else {},
         [{key: run[key] for key in RUN_KEYS} for run in note.get("runs", [])],
-        _keys(note), note.get("postprocess"), _cv(expected, rows, comp), _expected(expected, rows, comp, public), public,
-        again=sum(record.sha256 == digest for record in earlier) if digest else 0)
+        _keys(note),
+        note.get("postprocess"),
+        _cv(expected, rows, comp),
+        _expected(expected, rows, comp, public),
+        public,
+        again=sum(record.sha256 == digest for record in earlier) if digest else 0,
+    )
     taken = {one.id for one in earlier}
     while record.id in taken:  # the same file twice in one second
         record = _replace(record, id=record.id + "b")
@@ -210,8 +232,13 @@ def _rows(path: Path | None, note: dict[str, Any], comp: Competition | None) -> 
     for place in places:
         if not place.exists():
             continue
-        rows = pd.read_csv(place, dtype={"id": str, "class": str}, keep_default_na=False, float_precision="round_trip",
-                           na_values={name: [""] for name in ("score", "dice", "iou")})
+        rows = pd.read_csv(
+            place,
+            dtype={"id": str, "class": str},
+            keep_default_na=False,
+            float_precision="round_trip",
+            na_values={name: [""] for name in ("score", "dice", "iou")},
+        )
         if abs(cv_score(rows, comp.metric) - note["expected"]["score"]) < CLOSE:
             groups = _groups(active)
             return rows if groups is None or not comp.group else rows.assign(group=rows["id"].map(groups))
@@ -236,13 +263,17 @@ def groups_in(rows: pd.DataFrame) -> dict[str, str] | None:
 def _cv(expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition | None) -> dict[str, float | None]:
     if not expected:
         return {}
-    low, high = bootstrap_interval(rows, comp.metric, groups=groups_in(rows)) if rows is not None and comp is not None \
+    low, high = (
+        bootstrap_interval(rows, comp.metric, groups=groups_in(rows))
+        if rows is not None and comp is not None
         else (float("nan"), float("nan"))
+    )
     return {"score": expected["score"], "low": _finite(low), "high": _finite(high)}
 
 
-def _expected(expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition | None,
-              public: int | None) -> dict[str, float | None]:
+def _expected(
+    expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition | None, public: int | None
+) -> dict[str, float | None]:
     """The interval for the public board: from the cases' scores, else the note's own, wider by the root of the share."""
     if not expected or public is None:
         return {}
@@ -252,8 +283,11 @@ def _expected(expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competi
     if expected.get("low") is None or expected.get("high") is None:
         return {}
     wider = (expected["test_cases"] / public) ** 0.5
-    return {"score": expected["score"], "low": expected["score"] - wider * (expected["score"] - expected["low"]),
-            "high": expected["score"] + wider * (expected["high"] - expected["score"])}
+    return {
+        "score": expected["score"],
+        "low": expected["score"] - wider * (expected["score"] - expected["low"]),
+        "high": expected["score"] + wider * (expected["high"] - expected["score"]),
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -45,8 +45,10 @@ class Verdict:
         if self.problems:
             rest = len(self.problems) - 1
             more = f" ({rest} more problem{' follows' if rest == 1 else 's follow'})" if rest else ""
-            raise MaskfoldError(f"{self.path.name}: {self.problems[0].rstrip('.')}{more}.",
-                                "Write the file with `maskfold submit`, or correct these rows.")
+            raise MaskfoldError(
+                f"{self.path.name}: {self.problems[0].rstrip('.')}{more}.",
+                "Write the file with `maskfold submit`, or correct these rows.",
+            )
 
 
 @dataclass
@@ -60,8 +62,9 @@ class _Findings:
             self.problems.append(problem)
 
 
-def validate_submission(path: str | Path, profile: Profile, sample: str | Path | Sample | None,
-                        shapes: Mapping[str, tuple[int, ...]]) -> Verdict:
+def validate_submission(
+    path: str | Path, profile: Profile, sample: str | Path | Sample | None, shapes: Mapping[str, tuple[int, ...]]
+) -> Verdict:
     """Checks a file against the sample, and its masks against the images.
 
     Checked are the header, the ids (none missing, extra or doubled) and their order; that each text is sorted,
@@ -87,8 +90,9 @@ def validate_submission(path: str | Path, profile: Profile, sample: str | Path |
     try:
         layout, rows = open_rows(path, sample.profile if sample is not None else profile)
         if sample is not None and layout.columns != sample.profile.columns:
-            findings.add(f"The columns are {','.join(layout.columns)}, those of the sample "
-                         f"{','.join(sample.profile.columns)}.")
+            findings.add(
+                f"The columns are {','.join(layout.columns)}, those of the sample {','.join(sample.profile.columns)}."
+            )
         keys = _check_rows(rows, layout, Names(shapes), shapes, findings)
         if sample is not None:
             _check_keys(keys, sample, findings)
@@ -97,8 +101,9 @@ def validate_submission(path: str | Path, profile: Profile, sample: str | Path |
     return Verdict(path, findings.rows, findings.empty, tuple(findings.problems))
 
 
-def _check_rows(rows: Iterator[Row], layout: Profile, names: Names, shapes: Mapping[str, tuple[int, ...]],
-                findings: _Findings) -> list[Key]:
+def _check_rows(
+    rows: Iterator[Row], layout: Profile, names: Names, shapes: Mapping[str, tuple[int, ...]], findings: _Findings
+) -> list[Key]:
     """Checks the texts; returns the keys in order, one for each group of rows of one object each."""
     keys: list[Key] = []
     seen: set[Key] = set()
@@ -124,8 +129,9 @@ def _check_rows(rows: Iterator[Row], layout: Profile, names: Names, shapes: Mapp
     return keys
 
 
-def _check_row(row: Row, layout: Profile, shape: tuple[int, ...] | None, taken: np.ndarray | None,
-               findings: _Findings) -> None:
+def _check_row(
+    row: Row, layout: Profile, shape: tuple[int, ...] | None, taken: np.ndarray | None, findings: _Findings
+) -> None:
     place = f"Line {row.line}, {said(row.key)}"
     if layout.classed and row.key[1] not in layout.classes:
         findings.add(f"{place}: the class is not one of {', '.join(layout.classes)}.")
@@ -133,8 +139,10 @@ def _check_row(row: Row, layout: Profile, shape: tuple[int, ...] | None, taken: 
         findings.add(f"{place}: an empty mask is written `{layout.rle.empty}` and not as nothing.")
         return
     if row.text.strip().lower() in _NOT_A_TEXT:
-        findings.add(f"{place}: the mask is the word `{row.text.strip()}`; an empty mask is "
-                     f"{f'`{layout.rle.empty}`' if layout.rle.empty else 'an empty cell'}.")
+        findings.add(
+            f"{place}: the mask is the word `{row.text.strip()}`; an empty mask is "
+            f"{f'`{layout.rle.empty}`' if layout.rle.empty else 'an empty cell'}."
+        )
         return
     if shape is None:
         return
@@ -147,8 +155,10 @@ def _check_row(row: Row, layout: Profile, shape: tuple[int, ...] | None, taken: 
         findings.add(f"{place}: {error.wrong}")
         return
     if not objects and row.text.strip() != layout.rle.empty.strip():
-        findings.add(f"{place}: a mask without pixels must be "
-                     f"{f'`{layout.rle.empty}`' if layout.rle.empty else 'an empty cell'}.")
+        findings.add(
+            f"{place}: a mask without pixels must be "
+            f"{f'`{layout.rle.empty}`' if layout.rle.empty else 'an empty cell'}."
+        )
     if taken is not None:
         for one in objects:
             shared = int(np.count_nonzero(taken & one))

@@ -25,8 +25,9 @@ from competition.submission.validate import Verdict, validate_submission
 Masked = tuple[str, str | None, NDArray[Any]] | tuple[str, str | None, NDArray[Any], float]
 
 
-def write_submission(masks: Iterable[Masked], profile: Profile | str, path: str | Path,
-                     sample: str | Path | Sample | None = None) -> Verdict:
+def write_submission(
+    masks: Iterable[Masked], profile: Profile | str, path: str | Path, sample: str | Path | Sample | None = None
+) -> Verdict:
     """Writes and validates a submission.
 
     Masks are taken one at a time and none is kept; their texts wait in a temporary file. Each text is decoded again
@@ -109,11 +110,15 @@ class _Texts:
         mask = on_grid(np.asarray(mask), self.profile)
         first = self.shapes.setdefault(key, mask.shape)
         if mask.shape != first:
-            raise MaskfoldError(f"The masks of {said(key)} have the shapes {first} and {mask.shape}.",
-                                "Bring them to the size of the image.")
+            raise MaskfoldError(
+                f"The masks of {said(key)} have the shapes {first} and {mask.shape}.",
+                "Bring them to the size of the image.",
+            )
         if key in self._places and not self.profile.many:
-            raise MaskfoldError(f"A second mask comes for {said(key)}, which has one row.",
-                                "Unite the masks of one case before they are written.")
+            raise MaskfoldError(
+                f"A second mask comes for {said(key)}, which has one row.",
+                "Unite the masks of one case before they are written.",
+            )
         places = self._places.setdefault(key, [])
         if mask.any():
             raw = _text(key, mask, self.profile, confidence).encode("ascii")
@@ -138,8 +143,10 @@ class _Texts:
             return
         for key in self.sample.keys:
             if key not in self._places:
-                raise MaskfoldError(f"{self.sample.path} asks for {said(key)}, of which there is no mask.",
-                                    "Predict every test case; write an empty mask where nothing is found.")
+                raise MaskfoldError(
+                    f"{self.sample.path} asks for {said(key)}, of which there is no mask.",
+                    "Predict every test case; write an empty mask where nothing is found.",
+                )
             yield key
 
     def of(self, key: Key) -> list[str]:
@@ -159,16 +166,21 @@ class _Texts:
         if not self.profile.classed:
             cls = None
         elif cls not in self.profile.classes:
-            raise MaskfoldError(f"The mask of {case_id} is of the class {cls}, but {self.profile.name} has "
-                                f"{', '.join(self.profile.classes)}.", "Name the classes as the host does.")
+            raise MaskfoldError(
+                f"The mask of {case_id} is of the class {cls}, but {self.profile.name} has "
+                f"{', '.join(self.profile.classes)}.",
+                "Name the classes as the host does.",
+            )
         if self._names is None or self.sample is None:
             return case_id, cls
         image = self._names.get(case_id)
         if image is None or (image, cls) not in self._wanted:
             near = nearest(case_id, self._names.all)
-            raise MaskfoldError(f"{self.sample.path} has no row for {said((case_id, cls))}"
-                                f"{f'; nearest is {near[0]}' if near and image is None else ''}.",
-                                "Correct test.images, or take the sample that belongs to these images.")
+            raise MaskfoldError(
+                f"{self.sample.path} has no row for {said((case_id, cls))}"
+                f"{f'; nearest is {near[0]}' if near and image is None else ''}.",
+                "Correct test.images, or take the sample that belongs to these images.",
+            )
         return image, cls
 
 
@@ -202,6 +214,8 @@ def _text(key: Key, mask: NDArray[Any], profile: Profile, confidence: float) -> 
         text = f"0 {confidence:.6g} {text}"
     back = objects_of(text, mask.shape, profile)
     if len(back) != 1 or not np.array_equal(back[0], mask != 0):
-        raise MaskfoldError(f"The mask of {said(key)} is not the same after it was written and read back.",
-                            f"Report this with the mask's shape {mask.shape} and the profile {profile.name}.")
+        raise MaskfoldError(
+            f"The mask of {said(key)} is not the same after it was written and read back.",
+            f"Report this with the mask's shape {mask.shape} and the profile {profile.name}.",
+        )
     return text

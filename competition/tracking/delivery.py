@@ -25,9 +25,20 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 RUN = "."  # the run itself among its folders
-RUN_FILES = ("experiment.yaml", "version.json", "cases.csv", "skipped.csv", "besides_*.csv", "folds.csv", "scores.csv", "summary.json",
-             "postprocess.json", "environment/**/*", "*.png",
-             "*.html")
+RUN_FILES = (
+    "experiment.yaml",
+    "version.json",
+    "cases.csv",
+    "skipped.csv",
+    "besides_*.csv",
+    "folds.csv",
+    "scores.csv",
+    "summary.json",
+    "postprocess.json",
+    "environment/**/*",
+    "*.png",
+    "*.html",
+)
 FOLD_FILES = ("experiment.yaml", "curves.png", "*scores.csv", "pictures/*.png")
 FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", "result.json", "*.safetensors")
 WORDS = ("metric", "stopped", "precision", "device", "torch")  # of a result file, as tags
@@ -156,8 +167,13 @@ class Delivery:
         from mlflow.entities import RunTag
 
         result = read_result(path)
-        numbers = numbers_in({f"{prefix}{key}" if key in ("score", "low", "high") else key: value
-                              for key, value in result.items() if key not in ("fold", "seed")})
+        numbers = numbers_in(
+            {
+                f"{prefix}{key}" if key in ("score", "low", "high") else key: value
+                for key, value in result.items()
+                if key not in ("fold", "seed")
+            }
+        )
         when = round(1000 * path.stat().st_mtime)
         run_id = self._run_id(name)
         self._log_points(self.state.of(name), [Point(key, value, when, 0) for key, value in numbers.items()])
@@ -239,8 +255,9 @@ class Delivery:
             self._reopen(RUN)
             tags = {**self.identity.fold_tags, **member_tags(folder), "mlflow.parentRunId": self._run_id(RUN)}
         self.calls += 1
-        return self.client.create_run(self._group, start_time=began(folder), tags={**tags, TOKEN_TAG: token},
-                                      run_name=self._title(name))
+        return self.client.create_run(
+            self._group, start_time=began(folder), tags={**tags, TOKEN_TAG: token}, run_name=self._title(name)
+        )
 
     def _title(self, name: str) -> str:
         """A folder's run in MLflow's table."""
@@ -248,8 +265,11 @@ class Delivery:
 
     def _rename(self) -> None:
         """A trial that is tried again has another number: its runs follow, but for a name that a user gave in MLflow."""
-        for name, title in [(name, self._title(name)) for name, shipped in self.state.folders.items()
-                            if shipped.run_id is not None and shipped.name not in ("", self._title(name))]:
+        for name, title in [
+            (name, self._title(name))
+            for name, shipped in self.state.folders.items()
+            if shipped.run_id is not None and shipped.name not in ("", self._title(name))
+        ]:
             client, shipped = self.client, self.state.of(name)
             if shipped.run_id is not None:
                 if client.get_run(shipped.run_id).info.run_name == shipped.name:
@@ -274,7 +294,7 @@ class Delivery:
         there = self.client.get_run(run_id).data.params
         new = [Param(key, value) for key, value in self.identity.parameters.items() if key not in there]
         for start in range(0, len(new), PARAMETERS_PER_CALL):
-            self.client.log_batch(run_id, params=new[start:start + PARAMETERS_PER_CALL])
+            self.client.log_batch(run_id, params=new[start : start + PARAMETERS_PER_CALL])
             self.calls += 1
 
     def _log_points(self, shipped: Shipped, points: Sequence[Point]) -> None:
@@ -283,7 +303,7 @@ class Delivery:
         assert shipped.run_id is not None
         metrics = [Metric(metric_name(point.name), point.value, point.time, point.step) for point in points]
         for start in range(0, len(metrics), POINTS_PER_CALL):
-            self.client.log_batch(shipped.run_id, metrics=metrics[start:start + POINTS_PER_CALL])
+            self.client.log_batch(shipped.run_id, metrics=metrics[start : start + POINTS_PER_CALL])
             self.calls += 1
 
 

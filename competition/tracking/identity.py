@@ -45,15 +45,24 @@ class Identity:
         experiment = folder.parent.name.removeprefix(f"{exp.competition.name}-")
         common = {"competition": exp.competition.name, "experiment": experiment, "run_hash": folder.name}
         tags = {**common, "kind": kind, "folder": str(folder), **source_tags()}
-        return cls(exp.competition.name, name or f"{experiment} {folder.name}",
-                   {key: shorten(value, LONGEST_TAG) for key, value in tags.items()},
-                   {**common, "kind": "fold"}, flatten(resolved(exp)), saved_view(exp.competition.classes, began(folder)))
+        return cls(
+            exp.competition.name,
+            name or f"{experiment} {folder.name}",
+            {key: shorten(value, LONGEST_TAG) for key, value in tags.items()},
+            {**common, "kind": "fold"},
+            flatten(resolved(exp)),
+            saved_view(exp.competition.classes, began(folder)),
+        )
 
 
 def member_folders(run_folder: Path) -> list[Path]:
     """The folders of a run's folds that have begun: `fold_0`, `fold_0_seed_1`, `full`."""
-    found = [folder for folder in run_folder.iterdir() if re.fullmatch(r"(fold_\d+|full)(_.+)?", folder.name)
-             and any((folder / name).exists() for name in ("log.txt", "metrics.jsonl", "result.json"))]
+    found = [
+        folder
+        for folder in run_folder.iterdir()
+        if re.fullmatch(r"(fold_\d+|full)(_.+)?", folder.name)
+        and any((folder / name).exists() for name in ("log.txt", "metrics.jsonl", "result.json"))
+    ]
     return sorted(found, key=lambda folder: [int(part) if part.isdigit() else 0 for part in folder.name.split("_")])
 
 

@@ -68,12 +68,15 @@ def read_news(path: Path, place: Place) -> News:
         start = 0 if rewritten else place.offset
         file.seek(start)
         block = file.read(MOST_BYTES)
-        whole = block[:block.rfind(b"\n") + 1]
+        whole = block[: block.rfind(b"\n") + 1]
         end = start + len(whole)
         now = Place(end, _seal(file, end), _digest(_first_line(file)))
-    return News(points=[point for line in whole.split(b"\n")[:-1] for point in _points(line, path)], place=now,
-                afresh=rewritten and now.head != place.head,
-                more=len(block) == MOST_BYTES and bool(whole))
+    return News(
+        points=[point for line in whole.split(b"\n")[:-1] for point in _points(line, path)],
+        place=now,
+        afresh=rewritten and now.head != place.head,
+        more=len(block) == MOST_BYTES and bool(whole),
+    )
 
 
 def _seal(file: BinaryIO, offset: int) -> str:

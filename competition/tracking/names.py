@@ -30,7 +30,7 @@ def mlflow_name(name: str) -> str:
     legal = "/".join(parts)
     if legal == name and len(name) <= LONGEST_NAME:
         return name
-    return f"{legal[:LONGEST_NAME - 5]}-{zlib.crc32(name.encode()) & 0xFFFF:04x}"
+    return f"{legal[: LONGEST_NAME - 5]}-{zlib.crc32(name.encode()) & 0xFFFF:04x}"
 
 
 def metric_name(name: str) -> str:
@@ -78,7 +78,7 @@ def _text(value: Any) -> str:
 
 def shorten(text: str, longest: int) -> str:
     """The text, cut to `longest` characters with an ellipsis."""
-    return text if len(text) <= longest else text[:longest - 2] + " …"
+    return text if len(text) <= longest else text[: longest - 2] + " …"
 
 
 def numbers_in(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -32,8 +32,10 @@ def record(run_folder: Path) -> None:
     while folder.exists():
         newest, number = folder, number + 1
         folder = run_folder / FOLDER / f"resume_{number}"
-    if newest.exists() and all((newest / name).is_file() and (newest / name).read_text(encoding="utf-8") == text
-                               for name, text in files.items()):
+    if newest.exists() and all(
+        (newest / name).is_file() and (newest / name).read_text(encoding="utf-8") == text
+        for name, text in files.items()
+    ):
         return
     folder.mkdir(parents=True)
     for name, text in files.items():
@@ -57,10 +59,16 @@ def _command() -> str:
 def _start() -> str:
     commit = _git("rev-parse", "HEAD").strip()
     branch = _git("rev-parse", "--abbrev-ref", "HEAD").strip()
-    lines = [f"command {_command()}", f"maskfold {competition.__version__}", f"python {platform.python_version()}",
-             f"machine {platform.platform()}",
-             f"commit {commit or 'none: the code is not in a git repository'}", f"branch {branch or 'none'}", "",
-             _git("status", "--short")]
+    lines = [
+        f"command {_command()}",
+        f"maskfold {competition.__version__}",
+        f"python {platform.python_version()}",
+        f"machine {platform.platform()}",
+        f"commit {commit or 'none: the code is not in a git repository'}",
+        f"branch {branch or 'none'}",
+        "",
+        _git("status", "--short"),
+    ]
     return "\n".join(lines)
 
 
@@ -81,8 +89,15 @@ def _requirement(package: metadata.Distribution) -> str:
 def _git(*words: str) -> str:
     """What git says about the repository of the code; empty where there is none, or no git, or no commit."""
     try:
-        answer = subprocess.run(["git", "-C", str(Path(competition.__file__).parent), *words], capture_output=True,
-                                text=True, encoding="utf-8", errors="replace", timeout=20, check=True)
+        answer = subprocess.run(
+            ["git", "-C", str(Path(competition.__file__).parent), *words],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return answer.stdout

@@ -44,8 +44,15 @@ class Version:
     is_new: bool
 
 
-def register(run_folder: Path, exp: Experiment, write: Callable[[Path, Path], None], fingerprint: str,
-             tags: Mapping[str, str], description: str, best: bool = False) -> Version:
+def register(
+    run_folder: Path,
+    exp: Experiment,
+    write: Callable[[Path, Path], None],
+    fingerprint: str,
+    tags: Mapping[str, str],
+    description: str,
+    best: bool = False,
+) -> Version:
     """Logs a model beside its run and makes it a version of the competition's registered model.
 
     Args:
@@ -68,8 +75,14 @@ def register(run_folder: Path, exp: Experiment, write: Callable[[Path, Path], No
         with tempfile.TemporaryDirectory(prefix="maskfold-model-") as place:
             write(Path(place) / ARTIFACT, Path(place))
             with _asking(store):
-                number = _make(client, _mlflow_run(store, run_folder, exp), Path(place) / ARTIFACT, name,
-                               {**tags, FINGERPRINT: fingerprint}, description)
+                number = _make(
+                    client,
+                    _mlflow_run(store, run_folder, exp),
+                    Path(place) / ARTIFACT,
+                    name,
+                    {**tags, FINGERPRINT: fingerprint},
+                    description,
+                )
     if best:
         with _asking(store):
             client.set_registered_model_alias(name, BEST, str(number))
@@ -83,8 +96,10 @@ def _asking(store: Store) -> Iterator[None]:
         yield
     except Exception as error:
         first = (scrub(str(error)).strip().splitlines() or [type(error).__name__])[0]
-        raise MaskfoldError(f"MLflow ({store.shown}) does not take the model: {first[:200]}.",
-                            "Start the server or correct MLFLOW_TRACKING_URI, then type the same command again.") from error
+        raise MaskfoldError(
+            f"MLflow ({store.shown}) does not take the model: {first[:200]}.",
+            "Start the server or correct MLFLOW_TRACKING_URI, then type the same command again.",
+        ) from error
 
 
 def _find(client: MlflowClient, name: str, fingerprint: str) -> int | None:
@@ -100,15 +115,17 @@ def _make(client: MlflowClient, run_id: str, folder: Path, name: str, tags: dict
 
     run = client.get_run(run_id)
     short = {key: shorten(value, LONGEST_TAG) for key, value in tags.items()}
-    model = client.create_logged_model(run.info.experiment_id, ARTIFACT, run_id, tags=short, params=run.data.params,
-                                       model_type="segmentation")
+    model = client.create_logged_model(
+        run.info.experiment_id, ARTIFACT, run_id, tags=short, params=run.data.params, model_type="segmentation"
+    )
     try:
         client.log_model_artifacts(model.model_id, str(folder))
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         _make_name(client, name)
         # by its place: a database would look `models:/<id>` up in whatever store this process named last
-        made = client.create_model_version(name, model.artifact_location, run_id=run_id, tags=short,
-                                           description=description, model_id=model.model_id)
+        made = client.create_model_version(
+            name, model.artifact_location, run_id=run_id, tags=short, description=description, model_id=model.model_id
+        )
     except BaseException:
         client.delete_logged_model(model.model_id)  # half a model is none
         raise

@@ -48,8 +48,13 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[
     log = root / FOLDER / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as file, _terminable():
-        server = subprocess.Popen(_command(store, host, port), stdin=subprocess.DEVNULL, stdout=file,
-                                  stderr=subprocess.STDOUT, env=_environment(store))
+        server = subprocess.Popen(
+            _command(store, host, port),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=_environment(store),
+        )
         try:
             say("starting MLflow …")
             _wait_until_up(server, host, port, log)
@@ -57,8 +62,10 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[
             for name, link in _views(_url(host, port)):
                 say(f"  {name}: {link}")
             if host not in LOOPBACK:
-                say("note: whoever reaches this machine can read and delete runs; reached by name instead of by number, "
-                    "it answers once MLFLOW_SERVER_ALLOWED_HOSTS has that name")
+                say(
+                    "note: whoever reaches this machine can read and delete runs; reached by name instead of by number, "
+                    "it answers once MLFLOW_SERVER_ALLOWED_HOSTS has that name"
+                )
             if status := server.wait():
                 raise MaskfoldError(f"MLflow's server ended with status {status}: {_last_line(log)}", f"See {log}.")
         except KeyboardInterrupt:
@@ -68,8 +75,20 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[
 
 
 def _command(store: Store, host: str, port: int) -> list[str]:
-    words = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port),
-             "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    words = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--uvicorn-opts",
+        "--log-level warning",
+    ]
     if store.artifacts is not None:
         words += ["--artifacts-destination", str(store.artifacts)]
     return words
@@ -95,8 +114,10 @@ def _check_address(host: str, port: int) -> None:
             listener.bind((host, port))
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise MaskfoldError(f"Port {port} of {host} cannot be used: {reason}.",
-                            f"Stop the program that listens there, or type `maskfold ui --port {_other(port)}`.") from error
+        raise MaskfoldError(
+            f"Port {port} of {host} cannot be used: {reason}.",
+            f"Stop the program that listens there, or type `maskfold ui --port {_other(port)}`.",
+        ) from error
 
 
 def _other(port: int) -> int:
@@ -124,12 +145,18 @@ def _url(host: str, port: int) -> str:
 
 def _views(address: str) -> list[tuple[str, str]]:
     """Competitions and where their table of scores is."""
-    request = urllib.request.Request(f"{address}/api/2.0/mlflow/experiments/search", data=b'{"max_results": 20}',
-                                     headers={"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/search",
+        data=b'{"max_results": 20}',
+        headers={"Content-Type": "application/json"},
+    )
     with _open(request) as answer:
         found = json.load(answer).get("experiments", [])
-    return [(experiment["name"], view_link(address, experiment["experiment_id"])) for experiment in found
-            if any(tag["key"] == TAG for tag in experiment.get("tags", []))]
+    return [
+        (experiment["name"], view_link(address, experiment["experiment_id"]))
+        for experiment in found
+        if any(tag["key"] == TAG for tag in experiment.get("tags", []))
+    ]
 
 
 def _open(what: str | urllib.request.Request) -> Any:
@@ -156,6 +183,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM stops like Ctrl-C, so that the server is not left behind."""
+
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 

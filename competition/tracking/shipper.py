@@ -47,8 +47,18 @@ class Shipper:
         ...     run_cv(run, print)
     """
 
-    def __init__(self, run_folder: Path, exp: Experiment, *, kind: str = "cv", name: str | None = None,
-                 study: Path | None = None, pause: float = 2.0, patience: float = 60.0, sampling: float = 10.0) -> None:
+    def __init__(
+        self,
+        run_folder: Path,
+        exp: Experiment,
+        *,
+        kind: str = "cv",
+        name: str | None = None,
+        study: Path | None = None,
+        pause: float = 2.0,
+        patience: float = 60.0,
+        sampling: float = 10.0,
+    ) -> None:
         self.run_folder, self.store = run_folder, store_of(root_of(run_folder))
         self.pause, self.patience = pause, patience
         self._delivery = Delivery(run_folder, self.store, Identity.of(run_folder, exp, kind, name), study)
@@ -84,8 +94,12 @@ class Shipper:
             seen = self._delivery.calls
             self._thread.join(self.patience / 4 if self._troubled else self.patience)
         if not self._delivered:
-            logger.warning("Not all of this run is in MLflow (%s). The files are in %s; the next start of the same command "
-                           "delivers them.", self.store.shown, self.run_folder)
+            logger.warning(
+                "Not all of this run is in MLflow (%s). The files are in %s; the next start of the same command "
+                "delivers them.",
+                self.store.shown,
+                self.run_folder,
+            )
 
     def _work(self) -> None:
         """The thread: look, deliver, wait; once more when the body is left."""
@@ -109,8 +123,12 @@ class Shipper:
                 self._delivery.close(self._status or "FINISHED")
         except Exception as error:  # noqa: BLE001 - training goes on, whatever MLflow, its database or the network do
             if not self._troubled:
-                logger.warning("MLflow (%s) does not take deliveries: %s%s. Training goes on, and so do the tries.",
-                               self.store.shown, _first_line(error), _room(self.store, error))
+                logger.warning(
+                    "MLflow (%s) does not take deliveries: %s%s. Training goes on, and so do the tries.",
+                    self.store.shown,
+                    _first_line(error),
+                    _room(self.store, error),
+                )
             self._troubled = True
             return False
         if self._troubled:

@@ -102,15 +102,32 @@ def read_state(run_folder: Path, store: str) -> State:
         pass
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         path.replace(path.with_name(f"{FILE}.unreadable"))  # delivering again is better than not delivering
-        logger.warning("%s is damaged (%.160s); it is kept as %s.unreadable, and MLflow is told everything again.", path, error, FILE)
+        logger.warning(
+            "%s is damaged (%.160s); it is kept as %s.unreadable, and MLflow is told everything again.",
+            path,
+            error,
+            FILE,
+        )
     return State(store)
 
 
 def _shipped(fields: dict[str, Any]) -> Shipped:
     files = {name: FilePrint(**file) for name, file in fields["files"].items()}
     found = Shipped(**{**fields, "journal": Place(**fields["journal"]), "files": files})
-    texts = (found.token, found.run_id or "", found.name, found.status, found.final, found.journal.seal, found.journal.head)
-    numbers = (found.journal.offset, *found.steps.values(), *(n for one in files.values() for n in (one.size, one.time)))
+    texts = (
+        found.token,
+        found.run_id or "",
+        found.name,
+        found.status,
+        found.final,
+        found.journal.seal,
+        found.journal.head,
+    )
+    numbers = (
+        found.journal.offset,
+        *found.steps.values(),
+        *(n for one in files.values() for n in (one.size, one.time)),
+    )
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
         raise TypeError("a text or a number is of another kind")
     if found.journal.offset < 0:

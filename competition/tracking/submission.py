@@ -40,8 +40,13 @@ def log_submission(run_folder: Path, exp: Experiment, csv: Path, note: Path) -> 
         return _log(store, run_folder, exp, csv, note)
     except Exception as error:  # noqa: BLE001 - whatever MLflow, its database or the network do, the CSV is there
         first = (scrub(str(error)).strip().splitlines() or [type(error).__name__])[0]
-        logger.warning("MLflow (%s) does not take the submission: %s. The files are %s and %s.", store.shown, first[:160],
-                       csv, note)
+        logger.warning(
+            "MLflow (%s) does not take the submission: %s. The files are %s and %s.",
+            store.shown,
+            first[:160],
+            csv,
+            note,
+        )
         return None
 
 
@@ -64,11 +69,17 @@ def _log(store: Store, run_folder: Path, exp: Experiment, csv: Path, note: Path)
     time = run.info.start_time
     expected = said["expected"] or {}
     numbers = {f"expected_{key}": expected[key] for key in ("score", "low", "high") if expected.get(key) is not None}
-    made = {"runs": ", ".join(one["hash"] for one in said["runs"]), "weights": ", ".join(f"{one['weight']:g}" for one in said["runs"])}
-    client.log_batch(run_id, metrics=[Metric(name, value, time, 0) for name, value in numbers.items()],
-                     # the same bytes may come of other words: what was told first stays, as MLflow wants it
-                     params=[Param(name, value) for name, value in made.items() if name not in run.data.params],
-                     tags=[RunTag("file", str(csv)), RunTag("sha256", said["sha256"])])
+    made = {
+        "runs": ", ".join(one["hash"] for one in said["runs"]),
+        "weights": ", ".join(f"{one['weight']:g}" for one in said["runs"]),
+    }
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, value, time, 0) for name, value in numbers.items()],
+        # the same bytes may come of other words: what was told first stays, as MLflow wants it
+        params=[Param(name, value) for name, value in made.items() if name not in run.data.params],
+        tags=[RunTag("file", str(csv)), RunTag("sha256", said["sha256"])],
+    )
     for file in (csv, note):
         client.log_artifact(run_id, str(file))
     client.set_terminated(run_id, "FINISHED")
@@ -92,8 +103,11 @@ def log_upload(record: Mapping[str, Any], files: tuple[Path, ...] = ()) -> str |
         return _log_upload(store, folder, record, files)
     except Exception as error:  # noqa: BLE001 - as above
         first = (scrub(str(error)).strip().splitlines() or [type(error).__name__])[0]
-        logger.warning("MLflow (%s) does not take the upload: %s. The ledger's own file has it; `maskfold ledger` tries again.",
-                       store.shown, first[:160])
+        logger.warning(
+            "MLflow (%s) does not take the upload: %s. The ledger's own file has it; `maskfold ledger` tries again.",
+            store.shown,
+            first[:160],
+        )
         return None
 
 
@@ -108,20 +122,39 @@ def _log_upload(store: Store, folder: Path | None, record: Mapping[str, Any], fi
         run_id = found[0].info.run_id
     else:
         parent = read_state(folder, store.shown).of(RUN).run_id if folder is not None else None
-        tags = {"competition": record["competition"], "kind": "submission", TOKEN_TAG: token, "file": record["file"],
-                "sha256": record["sha256"], **({"mlflow.parentRunId": parent} if parent else {})}
+        tags = {
+            "competition": record["competition"],
+            "kind": "submission",
+            TOKEN_TAG: token,
+            "file": record["file"],
+            "sha256": record["sha256"],
+            **({"mlflow.parentRunId": parent} if parent else {}),
+        }
         run_id = client.create_run(group, tags=tags, run_name=f"upload {record['id']}").info.run_id
         for file in files:
             if file.exists():
                 client.log_artifact(run_id, str(file))
-    told = {"uploaded": record["time"], "host": record["host"], "slug": record["slug"], "message": record["message"],
-            "ref": record["ref"], "status": record["status"], "error": record["error"],
-            "upload_runs": ", ".join(str(run["hash"]) for run in record["runs"])}
-    numbers = {"public_score": record["public"], "private_score": record["private"],
-               **{f"cv_{key}": value for key, value in record["cv"].items()},
-               **{f"public_expected_{key}": record["expected"].get(key) for key in ("low", "high")}}
+    told = {
+        "uploaded": record["time"],
+        "host": record["host"],
+        "slug": record["slug"],
+        "message": record["message"],
+        "ref": record["ref"],
+        "status": record["status"],
+        "error": record["error"],
+        "upload_runs": ", ".join(str(run["hash"]) for run in record["runs"]),
+    }
+    numbers = {
+        "public_score": record["public"],
+        "private_score": record["private"],
+        **{f"cv_{key}": value for key, value in record["cv"].items()},
+        **{f"public_expected_{key}": record["expected"].get(key) for key in ("low", "high")},
+    }
     time = round(1000 * datetime.fromisoformat(record["checked"] or record["time"]).timestamp())
-    client.log_batch(run_id, metrics=[Metric(name, value, time, 0) for name, value in numbers.items() if value is not None],
-                     tags=[RunTag(key, shorten(str(value), LONGEST_TAG)) for key, value in told.items() if value not in (None, "")])
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, value, time, 0) for name, value in numbers.items() if value is not None],
+        tags=[RunTag(key, shorten(str(value), LONGEST_TAG)) for key, value in told.items() if value not in (None, "")],
+    )
     client.set_terminated(run_id, "FINISHED")
     return str(run_id)

@@ -23,10 +23,20 @@ def saved_view(classes: Sequence[str], created: int) -> str:
         classes: the competition's classes.
         created: ms since 1970.
     """
-    metrics = ["cv_score", "cv_low", "cv_high", "score", *(f"dice_{name}" for name in classes[:MOST_CLASSES]), "minutes"]
+    metrics = [
+        "cv_score",
+        "cv_low",
+        "cv_high",
+        "score",
+        *(f"dice_{name}" for name in classes[:MOST_CLASSES]),
+        "minutes",
+    ]
     # newest first: sorted by a metric, MLflow no longer hangs folds under their run
-    state = {"orderByKey": "attributes.start_time", "orderByAsc": False,
-             "selectedColumns": [*(f"metrics.`{metric_name(name)}`" for name in metrics), "tags.`device`"]}
+    state = {
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "selectedColumns": [*(f"metrics.`{metric_name(name)}`" for name in metrics), "tags.`device`"],
+    }
     return json.dumps({"name": NAME, "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
 
 

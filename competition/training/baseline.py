@@ -25,4 +25,6 @@ def baseline_lines(run: CvRun) -> list[str]:
         for row in run.cases.itertuples(index=False):
             yield load_image(comp, row).array, load_mask(comp, row)
 
-    return [f"beside it, without learning: {name} {score:.4f}" for name, score in threshold_baseline(cases(), comp).items()]
+    return [
+        f"beside it, without learning: {name} {score:.4f}" for name, score in threshold_baseline(cases(), comp).items()
+    ]

@@ -31,7 +31,10 @@ def settle(network: nn.Module, training: Training) -> bool:
     Returns:
         False where the network has no batch normalisation with statistics: nothing was done.
     """
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats for module in network.modules()):
+    if any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        for module in network.modules()
+    ):
         torch.manual_seed(child_seed(training.seed, training.fold, 0, 1, "soup"))
         with torch.no_grad(), training.fabric.autocast():
             update_bn(_images(training), network)

@@ -65,8 +65,11 @@ def hash_of(cases: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> str:
     from competition.data.table import data_hash
 
     own = data_hash(cases)
-    return own if not tables else joined(word.encode() for name, table in sorted(tables.items())
-                                         for word in (own, name, data_hash(table)))
+    return (
+        own
+        if not tables
+        else joined(word.encode() for name, table in sorted(tables.items()) for word in (own, name, data_hash(table)))
+    )
 
 
 def name_besides(plain: dict[str, Any]) -> None:
@@ -128,22 +131,29 @@ def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
     assert pseudo is not None
     images = pseudo.images if pseudo.images is not None else (comp.test.images if comp.test is not None else None)
     if images is None:
-        raise MaskfoldError(f"pseudo.images is not set, and the competition {comp.name} has no test images.",
-                            "Say where the images without labels are, e.g. pseudo.images='unlabelled/{id}.nii.gz'.", status=2)
+        raise MaskfoldError(
+            f"pseudo.images is not set, and the competition {comp.name} has no test images.",
+            "Say where the images without labels are, e.g. pseudo.images='unlabelled/{id}.nii.gz'.",
+            status=2,
+        )
     try:
         table = case_table(comp.model_copy(update={"test": Test(images=images)}), "test")
     except MaskfoldError as error:
         key = "pseudo.images" if pseudo.images is not None else "test.images"
-        raise MaskfoldError(error.wrong.replace("test.images", key), error.cure.replace("test.images", key),
-                            status=error.status) from error
+        raise MaskfoldError(
+            error.wrong.replace("test.images", key), error.cure.replace("test.images", key), status=error.status
+        ) from error
     # The host may number test cases like training cases; in a folder that the user named, a name is a name.
     labelled = table["image_hash"].isin(set(cases["image_hash"]))
     if pseudo.images is not None:
         labelled |= table["id"].isin(set(cases["id"]))
     kept = table[~labelled].reset_index(drop=True)
     if kept.empty:
-        raise MaskfoldError(f"All {len(table)} images for pseudo-labels have labels already.",
-                            "Name others with pseudo.images, or fewer labelled cases with competition.train.cases.", status=2)
+        raise MaskfoldError(
+            f"All {len(table)} images for pseudo-labels have labels already.",
+            "Name others with pseudo.images, or fewer labelled cases with competition.train.cases.",
+            status=2,
+        )
     if comp.group is not None:
         known = groups.known(comp, kept["id"].tolist())
         kept["group"] = [known.get(case_id, case_id) for case_id in kept["id"]]

@@ -21,7 +21,16 @@ from competition.data.files import write_whole
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["GOOD", "LAST", "load_checkpoint", "save_checkpoint", "save_weights", "write_json", "write_table", "write_whole"]
+__all__ = [
+    "GOOD",
+    "LAST",
+    "load_checkpoint",
+    "save_checkpoint",
+    "save_weights",
+    "write_json",
+    "write_table",
+    "write_whole",
+]
 
 VERSION = 1
 LAST = "last.pt"  # where training goes on after a kill
@@ -60,11 +69,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state.pop("version")
     except Exception as error:  # torch raises whatever its unpickler met
-        raise MaskfoldError(f"The checkpoint {path} cannot be read: {_first_line(error)}.",
-                            f"Restore it from a backup, or delete {path.parent} to train this fold afresh.") from error
+        raise MaskfoldError(
+            f"The checkpoint {path} cannot be read: {_first_line(error)}.",
+            f"Restore it from a backup, or delete {path.parent} to train this fold afresh.",
+        ) from error
     if version != VERSION:
-        raise MaskfoldError(f"The checkpoint {path} has version {version}; this Maskfold reads version {VERSION}.",
-                            "Finish the run with the Maskfold that began it, or start another with --new.")
+        raise MaskfoldError(
+            f"The checkpoint {path} has version {version}; this Maskfold reads version {VERSION}.",
+            "Finish the run with the Maskfold that began it, or start another with --new.",
+        )
     return state
 
 
@@ -93,6 +106,6 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     # Cloned, since safetensors refuses tensors that share memory, as those of a layer with two names do (DynUNet).
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     content = save(plain)
-    digest = hashlib.sha256(memoryview(content)[8 + int.from_bytes(content[:8], "little"):]).hexdigest()
+    digest = hashlib.sha256(memoryview(content)[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
     content = save(plain, {"sha256": digest})
     write_whole(path, lambda file: file.write(content), len(content))

@@ -51,8 +51,9 @@ class CvSummary:
     seeds: dict[str, Any] | None = None
 
 
-def run_cv(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = (),
-           alive: Callable[[], None] = lambda: None) -> CvSummary:
+def run_cv(
+    run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] = (), alive: Callable[[], None] = lambda: None
+) -> CvSummary:
     """Train the folds that are not finished, and score all that are.
 
     Args:
@@ -97,7 +98,9 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
     from competition.training.soup import check_soup
 
     if not open_jobs(run, trust):
-        return run.without({case: why for case, why in read_skipped(run.folder).items() if case in set(run.cases["id"])})
+        return run.without(
+            {case: why for case, why in read_skipped(run.folder).items() if case in set(run.cases["id"])}
+        )
     sweep_all(CACHE)
     _refuse_mixture(run)
     check_soup(run)
@@ -123,7 +126,8 @@ def prepare_run(run: CvRun, say: Callable[[str], None], trust: tuple[str, ...] =
         if found != channels:
             raise MaskfoldError(
                 f"Case {case!r} has {found} channels, but {first!r} has {channels}.",
-                "Set prepare.channels to grey or rgb, or mend the case.")
+                "Set prepare.channels to grey or rgb, or mend the case.",
+            )
     for case, why in skipped.items():
         say(f"note: case {case} is left out: {why}")
     run = run.without(skipped)
@@ -141,8 +145,10 @@ def make_jobs(run: CvRun, trust: tuple[str, ...] = ()) -> list[Job]:
     """A job for each fold and seed that the experiment asks for."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     threads = run.exp.run.threads or max(1, cores // run.exp.run.parallel_folds)
-    return [Job(run.folder.resolve(), run.member_folder(fold, seed).resolve(), fold, seed, CACHE.resolve(), threads, trust)
-            for fold, seed in run.members()]
+    return [
+        Job(run.folder.resolve(), run.member_folder(fold, seed).resolve(), fold, seed, CACHE.resolve(), threads, trust)
+        for fold, seed in run.members()
+    ]
 
 
 def summarise(run: CvRun) -> CvSummary:
@@ -169,13 +175,24 @@ def summarise(run: CvRun) -> CvSummary:
         groups = dict(zip(run.cases["id"], run.cases["group"], strict=True)) if comp.group else None
         low, high = bootstrap_interval(scores, comp.metric, seed=run.exp.seeds[0], groups=groups)
         intervals = {name: _dice_interval(scores, name, run.exp.seeds[0], groups) for name in comp.classes}
-        tested = [table for fold in folds if (table := held_out(run, [r for r in results if r.fold == fold])) is not None]
+        tested = [
+            table for fold in folds if (table := held_out(run, [r for r in results if r.fold == fold])) is not None
+        ]
         summary = CvSummary(
-            comp.metric.name, cv_score(scores, comp.metric), low, high, dice_per_class(scores, comp.classes),
-            {name: ends[0] for name, ends in intervals.items()}, {name: ends[1] for name, ends in intervals.items()},
-            int(scores["id"].nunique()), plain,
+            comp.metric.name,
+            cv_score(scores, comp.metric),
+            low,
+            high,
+            dice_per_class(scores, comp.classes),
+            {name: ends[0] for name, ends in intervals.items()},
+            {name: ends[1] for name, ends in intervals.items()},
+            int(scores["id"].nunique()),
+            plain,
             dice_per_class(pd.concat(tested), comp.classes) if tested else None,
-            cv_score(pd.concat(tested), comp.metric) if tested else None, soup, worth(run, results, scores, groups))
+            cv_score(pd.concat(tested), comp.metric) if tested else None,
+            soup,
+            worth(run, results, scores, groups),
+        )
     write_json(run.folder / "summary.json", asdict(summary))
     return summary
 
@@ -222,16 +239,19 @@ def _refuse_mixture(run: CvRun) -> None:
             raise MaskfoldError(
                 f"{run.member_folder(result.fold, result.seed)} was trained with run.devices={result.devices}, "
                 f"{result.devices * batch} samples a step, and now run.devices is {devices}.",
-                f"Set run.devices={result.devices}, or start another run with --new.")
+                f"Set run.devices={result.devices}, or start another run with --new.",
+            )
         if (result.restored and on_nan != "restore") or (result.skipped and on_nan == "restore"):
             how = f"restored {result.restored} times" if result.restored else f"left out {result.skipped} steps"
             raise MaskfoldError(
                 f"{run.member_folder(result.fold, result.seed)} has {how}, and now training.on_nan is {on_nan}.",
-                "Set training.on_nan as it was, or start another run with --new.")
+                "Set training.on_nan as it was, or start another run with --new.",
+            )
 
 
-def _dice_interval(scores: pd.DataFrame, name: str, seed: int,
-                   groups: dict[str, str] | None) -> tuple[float | None, float | None]:
+def _dice_interval(
+    scores: pd.DataFrame, name: str, seed: int, groups: dict[str, str] | None
+) -> tuple[float | None, float | None]:
     from competition.config import Metric
     from competition.scoring.summary import bootstrap_interval
 

@@ -31,10 +31,14 @@ def make_fabric(exp: Experiment, steady: Callable[[], bool] = lambda: True) -> t
     accelerator, devices = exp.run.accelerator, exp.run.devices
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(accelerator, devices)  # a CPU is as many as it is asked to be
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(
+        accelerator, devices
+    )  # a CPU is as many as it is asked to be
     if 0 < there < devices:
-        raise MaskfoldError(f"run.devices is {devices}, but this machine has {there} {accelerator} device{'s' * (there > 1)}.",
-                            f"Set run.devices={there}, or run.accelerator=cpu.")
+        raise MaskfoldError(
+            f"run.devices is {devices}, but this machine has {there} {accelerator} device{'s' * (there > 1)}.",
+            f"Set run.devices={there}, or run.accelerator=cpu.",
+        )
     chosen = exp.training.precision
     precision = native_precision(accelerator) if chosen == "auto" else chosen
     if chosen == "auto" and precision == "bf16" and accelerator == "cpu" and not steady():

@@ -21,8 +21,9 @@ TRIALS = "trials.json"  # of a study: what its trials found
 LATE = ("test", "submission", "root", "on_bad_case")
 
 
-def find_run(word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (),
-             say: Callable[[str], None] = lambda _: None) -> CvRun:
+def find_run(
+    word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None
+) -> CvRun:
     """The run that a word names.
 
     Args:
@@ -46,12 +47,19 @@ def find_run(word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = 
     folder = path if (path / "experiment.yaml").exists() else _by_hash(word)
     if not (folder / "cases.csv").exists():
         above = folder.resolve().parent
-        raise MaskfoldError(f"{folder} is no run: it has no cases.csv.", f"Name the run's folder, {above}." if
-                            (above / "cases.csv").exists() else "Name a folder under mlruns/runs.", status=2)
+        raise MaskfoldError(
+            f"{folder} is no run: it has no cases.csv.",
+            f"Name the run's folder, {above}."
+            if (above / "cases.csv").exists()
+            else "Name a folder under mlruns/runs.",
+            status=2,
+        )
     run = load_run(folder, trust, overrides)
     if not finished(run):
-        raise MaskfoldError(f"The run {folder} has no finished fold: {_progress(run)}.",
-                            "Finish it with the same `maskfold cv` command.")
+        raise MaskfoldError(
+            f"The run {folder} has no finished fold: {_progress(run)}.",
+            "Finish it with the same `maskfold cv` command.",
+        )
     return run
 
 
@@ -64,8 +72,9 @@ def find_study(word: str) -> Path | None:
     return None
 
 
-def best_run(word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (),
-             say: Callable[[str], None] = lambda _: None) -> CvRun:
+def best_run(
+    word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None
+) -> CvRun:
     """The run with the highest cross-validation score among all finished ones of a competition.
 
     Scores are compared where they can be: by the competition's metric, over all folds.
@@ -87,8 +96,10 @@ def best_run(word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = 
         if (score := _comparable_score(file, comp)) is not None:
             found.append((score, file.stat().st_mtime, file.parent))
     if not found:
-        raise MaskfoldError(f"No run of {comp.name} below {RUNS} has a score over all its folds.",
-                            "Finish one with `maskfold cv`, or name a run without --best.")
+        raise MaskfoldError(
+            f"No run of {comp.name} below {RUNS} has a score over all its folds.",
+            "Finish one with `maskfold cv`, or name a run without --best.",
+        )
     score, _, folder = max(found)
     say(f"the best of {len(found)} finished run{'s' * (len(found) > 1)} of {comp.name}: {comp.metric.name} {score:.4f}")
     return load_run(folder, trust, overrides)
@@ -96,8 +107,12 @@ def best_run(word: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = 
 
 def finished(run: CvRun) -> list[tuple[int, int]]:
     """The (fold, seed) pairs that are finished; fold -1 is the fit on all cases."""
-    return [(fold, seed) for fold in (*run.numbers(), -1) for seed in range(len(run.exp.seeds))
-            if FoldResult.read(run.member_folder(fold, seed)) is not None]
+    return [
+        (fold, seed)
+        for fold in (*run.numbers(), -1)
+        for seed in range(len(run.exp.seeds))
+        if FoldResult.read(run.member_folder(fold, seed)) is not None
+    ]
 
 
 def _comparable_score(summary: Path, comp: Competition) -> float | None:
@@ -135,8 +150,10 @@ def _latest(file: Path, overrides: Sequence[str], trust: tuple[str, ...], say: C
     run = max(found, key=lambda pair: pair[0])[1]
     now = current(run.exp, exp)
     if run_hash(now, "") != run_hash(exp, ""):
-        say(f"note: {_differences(now, exp)} differ from the run {run.folder.name}, which predicts as it was trained: its own "
-            "experiment.yaml counts")
+        say(
+            f"note: {_differences(now, exp)} differ from the run {run.folder.name}, which predicts as it was trained: its own "
+            "experiment.yaml counts"
+        )
     return CvRun(run.folder, now, run.cases, run.folds, run.name)
 
 
@@ -149,9 +166,14 @@ def _unfinished(file: Path, base: Path, begun: list[CvRun]) -> MaskfoldError:
         cure = f"Finish it with the same `maskfold cv {file}`"
         if finished(latest):
             cure += f", or name it by its hash, {latest.folder.name}"
-    studies = sorted((folder for folder in STUDIES.glob(f"{base.name}-*")
-                      if re.fullmatch("[0-9a-f]{8}", folder.name.removeprefix(f"{base.name}-"))),
-                     key=lambda folder: folder.stat().st_mtime)
+    studies = sorted(
+        (
+            folder
+            for folder in STUDIES.glob(f"{base.name}-*")
+            if re.fullmatch("[0-9a-f]{8}", folder.name.removeprefix(f"{base.name}-"))
+        ),
+        key=lambda folder: folder.stat().st_mtime,
+    )
     if studies:
         cure += f"; the page of its study is made by `maskfold report {studies[-1]}`"
     return MaskfoldError(f"{wrong}.", f"{cure}.")
@@ -188,9 +210,21 @@ def current(trained: Experiment, now: Experiment) -> Experiment:
 def _differences(one: Experiment, other: Experiment) -> str:
     """The keys in which two experiments differ, a few of them."""
     pair = [_leaves(resolved(exp)) for exp in (one, other)]
-    skipped = ("run.", "study", "postprocess", "competition.root", "folds.run", "training.on_nan", "training.on_oom", "prepare.cache_gib")
-    keys = [key for key in dict.fromkeys([*pair[0], *pair[1]])
-            if pair[0].get(key) != pair[1].get(key) and not key.startswith(skipped)]
+    skipped = (
+        "run.",
+        "study",
+        "postprocess",
+        "competition.root",
+        "folds.run",
+        "training.on_nan",
+        "training.on_oom",
+        "prepare.cache_gib",
+    )
+    keys = [
+        key
+        for key in dict.fromkeys([*pair[0], *pair[1]])
+        if pair[0].get(key) != pair[1].get(key) and not key.startswith(skipped)
+    ]
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
@@ -198,18 +232,28 @@ def _leaves(tree: Any, key: str = "") -> dict[str, Any]:
     """The values of nested mappings by their dotted keys."""
     if not isinstance(tree, dict) or not tree:
         return {key: tree}
-    return {name: value for part, inner in tree.items()
-            for name, value in _leaves(inner, f"{key}.{part}" if key else str(part)).items()}
+    return {
+        name: value
+        for part, inner in tree.items()
+        for name, value in _leaves(inner, f"{key}.{part}" if key else str(part)).items()
+    }
 
 
 def _by_hash(word: str) -> Path:
-    found = sorted(yaml.parent for yaml in RUNS.glob("*/*/experiment.yaml")
-                   if str(yaml.parent.relative_to(RUNS)) == word or yaml.parent.name == word)
-    found = found or sorted(yaml.parent for yaml in RUNS.glob("*/*/experiment.yaml") if len(word) >= 4
-                            and yaml.parent.name.startswith(word))
+    found = sorted(
+        yaml.parent
+        for yaml in RUNS.glob("*/*/experiment.yaml")
+        if str(yaml.parent.relative_to(RUNS)) == word or yaml.parent.name == word
+    )
+    found = found or sorted(
+        yaml.parent for yaml in RUNS.glob("*/*/experiment.yaml") if len(word) >= 4 and yaml.parent.name.startswith(word)
+    )
     if len(found) == 1:
         return found[0]
     if not found:
-        raise MaskfoldError(f"`{word}` is no run: neither a folder with an experiment.yaml, nor a run below {RUNS}.",
-                            "Name an experiment's YAML, a run's folder or its hash; `maskfold cv` prints it.", status=2)
+        raise MaskfoldError(
+            f"`{word}` is no run: neither a folder with an experiment.yaml, nor a run below {RUNS}.",
+            "Name an experiment's YAML, a run's folder or its hash; `maskfold cv` prints it.",
+            status=2,
+        )
     raise MaskfoldError(f"`{word}` could mean {' or '.join(map(str, found[:3]))}.", "Type more of it.", status=2)

@@ -121,8 +121,14 @@ def begin(job: Job, run: CvRun, say: Callable[[str], None], began: float) -> Tra
     fabric, precision = make_fabric(exp, steady)
     launch(fabric)
     seed = exp.seeds[job.seed]
-    dataset = PatchDataset([*train, *lessons.folders], exp, job.fold, seed, augment=loader_augment(exp, job.trust),
-                           turns=lessons.turns(len(train)))
+    dataset = PatchDataset(
+        [*train, *lessons.folders],
+        exp,
+        job.fold,
+        seed,
+        augment=loader_augment(exp, job.trust),
+        turns=lessons.turns(len(train)),
+    )
     torch.manual_seed(child_seed(seed, job.fold, 0, 0, "init"))
     fresh = not (job.folder / "last.pt").exists()
     network = build_network(exp, channels, job.trust, pretrained=fresh)
@@ -130,12 +136,30 @@ def begin(job: Job, run: CvRun, say: Callable[[str], None], began: float) -> Tra
         load_weights(network, check_lineage(Path(exp.init_from), job, run))
     watched = run.cases[[fold_of[case] == job.fold for case in run.cases["id"]]]
     interrupted = Interruption()
-    judge = (Judge(exp, watched, prepared, fabric.device, fabric.autocast, interrupted.check, dataset.resident)
-             if job.fold >= 0 else None)
-    say(f"{len(train)} cases to train on, {len(watched) if judge else 0} to validate, {precision} on {fabric.device}, "
-        f"{torch.get_num_threads()} threads, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters")
-    return Training(fabric, exp, job.folder, job.fold, seed, network, dataset, judge, device_augment(exp), began,
-                    interrupted.reason, say, job.trust)
+    judge = (
+        Judge(exp, watched, prepared, fabric.device, fabric.autocast, interrupted.check, dataset.resident)
+        if job.fold >= 0
+        else None
+    )
+    say(
+        f"{len(train)} cases to train on, {len(watched) if judge else 0} to validate, {precision} on {fabric.device}, "
+        f"{torch.get_num_threads()} threads, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters"
+    )
+    return Training(
+        fabric,
+        exp,
+        job.folder,
+        job.fold,
+        seed,
+        network,
+        dataset,
+        judge,
+        device_augment(exp),
+        began,
+        interrupted.reason,
+        say,
+        job.trust,
+    )
 
 
 def predict(job: Job, run: CvRun, training: Training, weights: Path) -> tuple[float | None, dict[str, float | None]]:
@@ -157,25 +181,47 @@ def predict(job: Job, run: CvRun, training: Training, weights: Path) -> tuple[fl
     if (run.folds["fold"] == -2).any():
         held_out = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
         tester = replace(judge, cases=held_out)
-        write_table(tester.predict_out_of_fold(network, OofStore(job.folder / "test", run.exp.inference.store), -2),
-                    job.folder / "test_scores.csv")
+        write_table(
+            tester.predict_out_of_fold(network, OofStore(job.folder / "test", run.exp.inference.store), -2),
+            job.folder / "test_scores.csv",
+        )
     score = cv_score(scores, comp.metric)
     if score > training.progress.best:
         training.keep_best(network)
     return score, dice_per_class(scores, comp.classes)
 
 
-def finish(job: Job, exp: Experiment, training: Training, score: float | None,
-           dice: dict[str, float | None], soup: dict[str, Any] | None = None) -> FoldResult:
+def finish(
+    job: Job,
+    exp: Experiment,
+    training: Training,
+    score: float | None,
+    dice: dict[str, float | None],
+    soup: dict[str, Any] | None = None,
+) -> FoldResult:
     """Write `result.json`, last of all files: it says that the fold is finished."""
     progress = training.progress
     result = FoldResult(
-        fold=job.fold, seed=job.seed, score=score, dice=dice, steps=progress.step,
-        epochs=-(-progress.step // training.steps_per_epoch), minutes=training.elapsed() / 60,
-        peak_gib=peak_gib(training.fabric.device), threads=torch.get_num_threads(),
-        precision=str(training.fabric.strategy.precision.precision), device=str(training.fabric.device),
-        torch=torch.__version__, stopped=progress.stopped, devices=training.ranks.count, skipped=progress.skipped,
-        restored=progress.restored, halved=progress.halved, soup=soup, lessons=read_said(job.folder) or {})
+        fold=job.fold,
+        seed=job.seed,
+        score=score,
+        dice=dice,
+        steps=progress.step,
+        epochs=-(-progress.step // training.steps_per_epoch),
+        minutes=training.elapsed() / 60,
+        peak_gib=peak_gib(training.fabric.device),
+        threads=torch.get_num_threads(),
+        precision=str(training.fabric.strategy.precision.precision),
+        device=str(training.fabric.device),
+        torch=torch.__version__,
+        stopped=progress.stopped,
+        devices=training.ranks.count,
+        skipped=progress.skipped,
+        restored=progress.restored,
+        halved=progress.halved,
+        soup=soup,
+        lessons=read_said(job.folder) or {},
+    )
     (job.folder / GOOD).unlink(missing_ok=True)
     write_json(job.folder / "result.json", result.__dict__)
     return result
@@ -220,7 +266,10 @@ def main(path: str) -> int:
         return assisted(job)
 
     def say(line: str) -> None:
-        with contextlib.suppress(OSError), open(job.folder / "log.txt", "a") as log:  # a full disk is told where it matters
+        with (
+            contextlib.suppress(OSError),
+            open(job.folder / "log.txt", "a") as log,
+        ):  # a full disk is told where it matters
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         with contextlib.suppress(OSError):
             print(line, flush=True)

@@ -10,7 +10,11 @@ from typing import Any
 from competition.config import MaskfoldError
 from competition.data.records import damaged, parsed
 
-PLAIN, SOUP = "weights.safetensors", "soup.safetensors"  # a member's weights: of its last epochs, and its best checkpoints' average
+PLAIN, SOUP = (
+    "weights.safetensors",
+    "soup.safetensors",
+)  # a member's weights: of its last epochs, and its best checkpoints' average
+
 
 @dataclass(frozen=True)
 class Job:
@@ -141,5 +145,7 @@ class FoldResult:
 
 
 def _damaged(path: Path, why: str) -> MaskfoldError:
-    return MaskfoldError(f"The result {path} is damaged: {why}.",
-                         "Copy it back from elsewhere, or delete it: the same command makes it again from the checkpoint.")
+    return MaskfoldError(
+        f"The result {path} is damaged: {why}.",
+        "Copy it back from elsewhere, or delete it: the same command makes it again from the checkpoint.",
+    )

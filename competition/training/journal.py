@@ -47,7 +47,9 @@ class Journal:
     def has(self, step: int, name: str) -> bool:
         """Whether a line of this step holds this metric: the end of a fold may be reached twice, around a kill."""
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        return any((found := journal_line(line)) is not None and found.step == step and name in found.metrics for line in lines)
+        return any(
+            (found := journal_line(line)) is not None and found.step == step and name in found.metrics for line in lines
+        )
 
 
 def _step(line: bytes) -> float:

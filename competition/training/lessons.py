@@ -71,18 +71,31 @@ def ready_lessons(run: CvRun, jobs: Sequence[Job], labelled: dict[str, Path], ca
     others = {}
     for key, table in run.besides.items():
         extra = _extra(run.exp, key)
-        others[key] = (prepare_cases(table, run.exp, cache, progress=say) if extra is None
-                       else {row.id: extra_case(row, extra, run.exp, cache) for row in _rows(table)})
+        others[key] = (
+            prepare_cases(table, run.exp, cache, progress=say)
+            if extra is None
+            else {row.id: extra_case(row, extra, run.exp, cache) for row in _rows(table)}
+        )
         expected = _channels(labelled)
         for case_id, folder in others[key].items():
             if (found := PreparedCase.open(folder).image.shape[0]) != expected:
-                raise MaskfoldError(f"The image {case_id} of {_what(key, run.exp)} has {found} channels, the labelled cases "
-                                    f"{expected}.", "Set prepare.channels to grey or rgb, or leave it out.")
+                raise MaskfoldError(
+                    f"The image {case_id} of {_what(key, run.exp)} has {found} channels, the labelled cases "
+                    f"{expected}.",
+                    "Set prepare.channels to grey or rgb, or leave it out.",
+                )
     copies = find_copies(run, labelled, others)
     for key, table in run.besides.items():
         labels = table.attrs.get("labelled", 0)
-        say(f"{_what(key, run.exp)}: {len(table)} images" + (f", {labels} more have labels and are left out" if labels else "")
-            + (f"; {copies[key]} look like a labelled case and do not teach the fold that validates it" if copies[key] else ""))
+        say(
+            f"{_what(key, run.exp)}: {len(table)} images"
+            + (f", {labels} more have labels and are left out" if labels else "")
+            + (
+                f"; {copies[key]} look like a labelled case and do not teach the fold that validates it"
+                if copies[key]
+                else ""
+            )
+        )
         for job in jobs:
             allowed(run, table, job.fold, key)
 
@@ -121,14 +134,26 @@ def learn(job: Job, run: CvRun, say: Say) -> Lessons:
         if extra is not None:
             lessons.add([extra_case(row, extra, exp, job.cache) for row in _rows(rows)], extra.weight)
             sources.append(Source.of(EXTRA, run, rows, extra.weight, extra.competition))
-            lessons.said[key.removeprefix("besides_")] = {"cases": len(rows), "weight": extra.weight, "left_out": left_out}
+            lessons.said[key.removeprefix("besides_")] = {
+                "cases": len(rows),
+                "weight": extra.weight,
+                "left_out": left_out,
+            }
             continue
         teachers = find_teachers(run, job)
-        said: dict[str, Any] = {"teachers": [
-            {"member": name, "sha256": digest} for one in teachers for name, digest in zip(one.names, one.digests(), strict=True)]}
+        said: dict[str, Any] = {
+            "teachers": [
+                {"member": name, "sha256": digest}
+                for one in teachers
+                for name, digest in zip(one.names, one.digests(), strict=True)
+            ]
+        }
         if began and before is not None and before.get("pseudo", {}).get("teachers") != said["teachers"]:
-            raise MaskfoldError(f"{job.folder.name} began with pseudo-labels of other networks than {', '.join(teachers[0].names)} "
-                                "are now.", f"Delete {job.folder} to train this fold afresh, or start another run with --new.")
+            raise MaskfoldError(
+                f"{job.folder.name} began with pseudo-labels of other networks than {', '.join(teachers[0].names)} "
+                "are now.",
+                f"Delete {job.folder} to train this fold afresh, or start another run with --new.",
+            )
         taught, sure = _taught(rows, teachers, exp, job, say)
         weight = exp.pseudo.weight if exp.pseudo is not None else 0.0
         said |= {"cases": len(taught), "weight": weight, "left_out": left_out | sure.pop("left_out"), **sure}
@@ -136,8 +161,10 @@ def learn(job: Job, run: CvRun, say: Say) -> Lessons:
         sources.append(Source.of(TAUGHT, run, rows[rows["id"].isin(set(taught))], weight))
         sources += [source for one in teachers for source in one.sources]
         lessons.said["pseudo"] = said
-        say(f"pseudo-labels of {len(taught)} of {len(rows)} images by {', '.join(name for one in teachers for name in one.names)}; "
-            f"{100 * said['ignored']:.1f} % of their voxels are in doubt and count nowhere")
+        say(
+            f"pseudo-labels of {len(taught)} of {len(rows)} images by {', '.join(name for one in teachers for name in one.names)}; "
+            f"{100 * said['ignored']:.1f} % of their voxels are in doubt and count nowhere"
+        )
     if is_first():
         write_lineage(job.folder, sources, lessons.said)
     return lessons
@@ -173,23 +200,31 @@ def allowed(run: CvRun, table: pd.DataFrame, fold: int, key: str) -> tuple[pd.Da
             reasons.append("alike" if alike & protected.ids else "")
     kept = table[[not reason for reason in reasons]]
     if kept.empty:
-        raise MaskfoldError(f"Fold {fold} validates copies or groups of all images of {_what(key, run.exp)}.",
-                            "Name other images, or leave the section out.")
+        raise MaskfoldError(
+            f"Fold {fold} validates copies or groups of all images of {_what(key, run.exp)}.",
+            "Name other images, or leave the section out.",
+        )
     return kept, {reason: count for reason, count in Counter(reasons).items() if reason}
 
 
-def _taught(rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: Job,
-            say: Say) -> tuple[dict[str, Path], dict[str, Any]]:
+def _taught(
+    rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: Job, say: Say
+) -> tuple[dict[str, Path], dict[str, Any]]:
     """Folders of the images that the teachers are sure of, by id, and figures on all of them."""
     from competition.data.files import sweep_all
 
     assert exp.pseudo is not None
     sweep_all(job.cache)
     room = Classroom(teachers, exp, job.cache, job.trust)
-    signature = [[(one.run.folder.name, one.digests()) for one in teachers], exp.pseudo.confidence.model_dump(mode="json")]
+    signature = [
+        [(one.run.folder.name, one.digests()) for one in teachers],
+        exp.pseudo.confidence.model_dump(mode="json"),
+    ]
     taught, records = {}, []
     for done, row in enumerate(_rows(rows), start=1):
-        key = hashlib.sha256(json.dumps(["pseudo", 1, cache_key(row, exp), signature], sort_keys=True).encode()).hexdigest()[:32]
+        key = hashlib.sha256(
+            json.dumps(["pseudo", 1, cache_key(row, exp), signature], sort_keys=True).encode()
+        ).hexdigest()[:32]
         folder = fetch(job.cache, key, lambda place, row=row: label(place, row, room, exp, job.cache))  # type: ignore[misc]
         record = json.loads((folder / RECORD).read_bytes())["pseudo"]
         records.append(record)
@@ -199,12 +234,17 @@ def _taught(rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, jo
             say(f"{done} of {len(rows)} images labelled")
     if not taught:
         best = max(record["dice"] for record in records)
-        raise MaskfoldError(f"The teachers of {job.folder.name} are sure of none of {len(rows)} images; the highest Dice of a "
-                            f"prediction with itself is {best:.3f}.", "Lower pseudo.confidence.dice, or train better teachers.")
+        raise MaskfoldError(
+            f"The teachers of {job.folder.name} are sure of none of {len(rows)} images; the highest Dice of a "
+            f"prediction with itself is {best:.3f}.",
+            "Lower pseudo.confidence.dice, or train better teachers.",
+        )
     kept = [record for record in records if not record["doubt"]]
-    return taught, {"left_out": dict(Counter(record["doubt"] for record in records if record["doubt"])),
-                    "ignored": float(np.mean([record["ignored"] for record in kept])),
-                    "dice": float(np.mean([record["dice"] for record in kept]))}
+    return taught, {
+        "left_out": dict(Counter(record["doubt"] for record in records if record["doubt"])),
+        "ignored": float(np.mean([record["ignored"] for record in kept])),
+        "dice": float(np.mean([record["dice"] for record in kept])),
+    }
 
 
 def _rows(table: pd.DataFrame) -> list[SimpleNamespace]:

@@ -50,8 +50,10 @@ class Source:
         """A table's cases."""
         comp = comp or run.exp.competition
         hashes = table["image_hash"] if "image_hash" in table.columns else [""] * len(table)
-        rows = tuple((str(one), str(group), str(image)) for one, group, image in
-                     zip(table["id"], table["group"], hashes, strict=True))
+        rows = tuple(
+            (str(one), str(group), str(image))
+            for one, group, image in zip(table["id"], table["group"], hashes, strict=True)
+        )
         return cls(how, comp.name, str(comp.root), rows, weight=weight)
 
 
@@ -96,10 +98,14 @@ class Protected:
         mine = folds["fold"].isin([self.fold, -2]) & (self.fold >= 0)
         self.ids = set(folds.loc[mine, "id"])
         self.units = set(folds.loc[mine, "group"]) | set(cases.loc[cases["id"].isin(self.ids), "group"])
-        self.hashes = set(cases.loc[cases["id"].isin(self.ids), "image_hash"]) if "image_hash" in cases.columns else set()
+        self.hashes = (
+            set(cases.loc[cases["id"].isin(self.ids), "image_hash"]) if "image_hash" in cases.columns else set()
+        )
         # A unit joins groups that share an image: each of these groups is protected with it.
         unit_of = dict(zip(folds["id"], folds["group"], strict=True))
-        self.units |= {group for one, group in zip(cases["id"], cases["group"], strict=True) if unit_of.get(one) in self.units}
+        self.units |= {
+            group for one, group in zip(cases["id"], cases["group"], strict=True) if unit_of.get(one) in self.units
+        }
         self.unit_of = unit_of
 
     def hits(self, source: Source) -> list[tuple[str, str]]:
@@ -146,8 +152,10 @@ def learnt(run: CvRun, fold: int, seed: int, trust: tuple[str, ...] = ()) -> lis
     if path.exists():
         return _read(path)
     if run.exp.pseudo is not None or run.exp.extras:
-        raise MaskfoldError(f"{name} has learnt from more than its labelled cases, and its {FILE} is missing.",
-                            "Copy the file back; without it nobody can tell what the network has seen.")
+        raise MaskfoldError(
+            f"{name} has learnt from more than its labelled cases, and its {FILE} is missing.",
+            "Copy the file back; without it nobody can tell what the network has seen.",
+        )
     return [own(run, fold), *inherited(run, fold, trust)]
 
 
@@ -199,20 +207,38 @@ def check_lineage(source: Path, job: Job, run: CvRun) -> Path:
     other = load_run(source, job.trust)
     weights = other.member_folder(job.fold, 0) / "weights.safetensors"
     if not weights.exists():
-        raise MaskfoldError(f"init_from: {weights} does not exist.",
-                            "Finish that run's fold first, or name another run.")
+        raise MaskfoldError(
+            f"init_from: {weights} does not exist.", "Finish that run's fold first, or name another run."
+        )
     member = member_name(other, job.fold, 0)
     if found := leaks(member, learnt(other, job.fold, 0, job.trust), Protected(run, job.fold)):
-        raise MaskfoldError(f"init_from: {member} has seen cases that fold {job.fold} validates:{told_leaks(found)}.",
-                            "Use the same folds in both (folds.scheme: file).", status=2)
+        raise MaskfoldError(
+            f"init_from: {member} has seen cases that fold {job.fold} validates:{told_leaks(found)}.",
+            "Use the same folds in both (folds.scheme: file).",
+            status=2,
+        )
     return weights
 
 
 def write_lineage(folder: Path, sources: Sequence[Source], said: dict[str, Any]) -> None:
     """Write a member's `lineage.json`: what it says of itself, and all its sources."""
-    write_json(folder / FILE, {**said, "sources": [
-        {"how": one.how, "competition": one.competition, "root": one.root, "chain": list(one.chain), "weight": one.weight,
-         "cases": [list(case) for case in one.cases]} for one in sources]})
+    write_json(
+        folder / FILE,
+        {
+            **said,
+            "sources": [
+                {
+                    "how": one.how,
+                    "competition": one.competition,
+                    "root": one.root,
+                    "chain": list(one.chain),
+                    "weight": one.weight,
+                    "cases": [list(case) for case in one.cases],
+                }
+                for one in sources
+            ],
+        },
+    )
 
 
 def read_said(folder: Path) -> dict[str, Any] | None:
@@ -225,8 +251,19 @@ def read_said(folder: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> list[Source]:
     try:
-        return [Source(one["how"], one["competition"], one["root"], tuple((case[0], case[1], case[2]) for case in one["cases"]),
-                       tuple(one["chain"]), one["weight"]) for one in json.loads(path.read_text(encoding="utf-8"))["sources"]]
+        return [
+            Source(
+                one["how"],
+                one["competition"],
+                one["root"],
+                tuple((case[0], case[1], case[2]) for case in one["cases"]),
+                tuple(one["chain"]),
+                one["weight"],
+            )
+            for one in json.loads(path.read_text(encoding="utf-8"))["sources"]
+        ]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise MaskfoldError(f"{path} cannot be read: {error}.",
-                            "Copy the file back; without it nobody can tell what the network has seen.") from error
+        raise MaskfoldError(
+            f"{path} cannot be read: {error}.",
+            "Copy the file back; without it nobody can tell what the network has seen.",
+        ) from error

@@ -56,8 +56,10 @@ class Holder:
     beat: float
 
     def __str__(self) -> str:
-        return (f"process {self.process} on {self.host} (since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}, "
-                f"last sign of life {max(0.0, time.time() - self.beat):.0f} s ago)")
+        return (
+            f"process {self.process} on {self.host} (since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}, "
+            f"last sign of life {max(0.0, time.time() - self.beat):.0f} s ago)"
+        )
 
     @property
     def is_here(self) -> bool:
@@ -136,12 +138,17 @@ def _wait(descriptor: int, folder: Path, patience: float, say: Callable[[str], N
             return
         alive = taken is False or moved  # else it is another machine's: its signs of life tell
         if alive and now - began > max(patience, PROBE):
-            raise MaskfoldError(f"{folder} is being trained by {holder or 'another process'}.",
-                                "Wait until it is done, or stop it first.")
+            raise MaskfoldError(
+                f"{folder} is being trained by {holder or 'another process'}.",
+                "Wait until it is done, or stop it first.",
+            )
         if not told and (patience or not alive) and now - began > 2 * GLANCE:
             told = True
-            say(f"waits until {holder or 'another process'} lets go of the folder" if alive else
-                f"waits for a sign of life of {holder}, {STALE:.0f} s at most")
+            say(
+                f"waits until {holder or 'another process'} lets go of the folder"
+                if alive
+                else f"waits for a sign of life of {holder}, {STALE:.0f} s at most"
+            )
         time.sleep(GLANCE)
 
 

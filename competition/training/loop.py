@@ -93,7 +93,9 @@ class Training:
         batches = iter(self.loader())
         while not self.progress.stopped:
             lap = time.monotonic()
-            if not self._epoch_is_over() and self._step(batches):  # it is over after a stop in the midst of a validation
+            if not self._epoch_is_over() and self._step(
+                batches
+            ):  # it is over after a stop in the midst of a validation
                 batches = iter(self.loader())  # the step was not taken, and comes again
                 continue
             self.ranks.decide(partial(self._between_steps, lap), self._standing, self._stand)
@@ -121,8 +123,10 @@ class Training:
         """One optimiser step: forward, loss, backward, clip, step, average. True where it is to be taken again."""
         progress = self.progress
         epoch, position = divmod(progress.step, self.steps_per_epoch)
-        torch.manual_seed(child_seed(self.seed, self.fold, epoch, position * self.ranks.count + self.ranks.rank, "torch"))  # dropout
-        multiplier = self.schedule.rate(self.plan.share(progress.step)) * 0.5 ** progress.restored
+        torch.manual_seed(
+            child_seed(self.seed, self.fold, epoch, position * self.ranks.count + self.ranks.rank, "torch")
+        )  # dropout
+        multiplier = self.schedule.rate(self.plan.share(progress.step)) * 0.5**progress.restored
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * multiplier
         self.network.train()
@@ -176,7 +180,7 @@ class Training:
         if self.ranks.rank == 0:
             self.journal = Journal(self.folder / "metrics.jsonl", self.progress.step, self.line)
             self.save()
-        self.say(f"{wrong}: back to step {self.progress.step}, at {0.5 ** restored:g} of the rate")
+        self.say(f"{wrong}: back to step {self.progress.step}, at {0.5**restored:g} of the rate")
         return True
 
     def _epoch_is_over(self) -> bool:
@@ -189,7 +193,9 @@ class Training:
         cfg, progress = self.exp.training, self.progress
         epoch = -(-progress.step // self.steps_per_epoch)
         steps = progress.step - (epoch - 1) * self.steps_per_epoch
-        metrics = {f"train/{name}": value / (cfg.accumulate * (steps - progress.lost)) for name, value in progress.sums.items()}
+        metrics = {
+            f"train/{name}": value / (cfg.accumulate * (steps - progress.lost)) for name, value in progress.sums.items()
+        }
         metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
         metrics["time/epoch_seconds"] = progress.epoch_seconds
         metrics["time/samples_per_second"] = steps * self.samples / max(progress.epoch_seconds, 1e-9)
@@ -249,11 +255,19 @@ class Training:
         """Write the checkpoint: at most the steps since then are lost."""
         self.progress.seconds = self.elapsed()
         for name in (GOOD, LAST) if good else (LAST,):
-            save_checkpoint(self.folder / name, {
-                "network": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict() if self.ema is not None else None,
-                "precision": self.fabric.strategy.precision.state_dict(), **self._standing(),
-                "threads": torch.get_num_threads(), "devices": self.ranks.count, "line": self.line})
+            save_checkpoint(
+                self.folder / name,
+                {
+                    "network": self.bare.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "ema": self.ema.state_dict() if self.ema is not None else None,
+                    "precision": self.fabric.strategy.precision.state_dict(),
+                    **self._standing(),
+                    "threads": torch.get_num_threads(),
+                    "devices": self.ranks.count,
+                    "line": self.line,
+                },
+            )
         self.saved = time.monotonic()
 
     def _resume(self, name: str) -> None:
@@ -267,8 +281,10 @@ class Training:
         self._stand(state)
         self.line = state.get("line", "")
         if state["threads"] != torch.get_num_threads():
-            self.say(f"note: the checkpoint was made with {state['threads']} threads, this process has "
-                     f"{torch.get_num_threads()}: the last digits may differ from an undisturbed run's")
+            self.say(
+                f"note: the checkpoint was made with {state['threads']} threads, this process has "
+                f"{torch.get_num_threads()}: the last digits may differ from an undisturbed run's"
+            )
         self.say(f"going on from step {self.progress.step}")
 
     def _standing(self) -> dict[str, Any]:
@@ -294,7 +310,18 @@ class Training:
     def loader(self) -> DataLoader[Any]:
         """This process's share of the batches from the next step on, without end."""
         cfg, run = self.exp.training, self.exp.run
-        sampler = StepSampler(self.progress.step * cfg.accumulate, None, self.steps_per_epoch * cfg.accumulate,
-                              cfg.batch_size, self.ranks.rank, self.ranks.count)
-        return DataLoader(self.dataset, batch_sampler=sampler, num_workers=run.workers,  # type: ignore[arg-type]
-                          pin_memory=self.fabric.device.type == "cuda", prefetch_factor=4 if run.workers else None)
+        sampler = StepSampler(
+            self.progress.step * cfg.accumulate,
+            None,
+            self.steps_per_epoch * cfg.accumulate,
+            cfg.batch_size,
+            self.ranks.rank,
+            self.ranks.count,
+        )
+        return DataLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            num_workers=run.workers,  # type: ignore[arg-type]
+            pin_memory=self.fabric.device.type == "cuda",
+            prefetch_factor=4 if run.workers else None,
+        )

@@ -58,14 +58,19 @@ class Memory:
         release(self.device)
         size = self.size(halved)
         if size > 1 and self.policy == "halve":
-            self.say(f"memory ran out on {self.device} at step {step} with {size} samples at a time ({words}); from now on "
-                     f"{self.size(halved + 1)} at a time, added up to the same {self.batch * self.accumulate} samples a step")
+            self.say(
+                f"memory ran out on {self.device} at step {step} with {size} samples at a time ({words}); from now on "
+                f"{self.size(halved + 1)} at a time, added up to the same {self.batch * self.accumulate} samples a step"
+            )
             return None
-        several = "training.batch_size (and raise training.accumulate as much: the step stays the same), " if size > 1 else ""
+        several = (
+            "training.batch_size (and raise training.accumulate as much: the step stays the same), " if size > 1 else ""
+        )
         halve = ", or set training.on_oom=halve" if self.policy == "stop" and size > 1 else ""
         raise MaskfoldError(
             f"Memory ran out on {self.device} at step {step} with {size} sample{'s' * (size > 1)} at a time: {words}.",
-            f"Lower {several}patch.size or the network's width{halve}. {HOST}.")
+            f"Lower {several}patch.size or the network's width{halve}. {HOST}.",
+        )
 
     def report(self, halved: int) -> dict[str, float]:
         """What is not as the YAML asks, as metrics: samples and windows at a time. The log hears of windows here."""
@@ -92,12 +97,18 @@ def told(doing: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        loader = isinstance(error, RuntimeError) and "DataLoader worker" in str(error) and any(word in str(error) for word in LOADERS)
+        loader = (
+            isinstance(error, RuntimeError)
+            and "DataLoader worker" in str(error)
+            and any(word in str(error) for word in LOADERS)
+        )
         if not loader and not is_shortage(error):
             raise
         ran_out = "A loader process was killed, most likely for want of memory," if loader else "Memory ran out"
-        raise MaskfoldError(f"{ran_out} while {doing}: {one_line(error)}.",
-                            f"{HOST}; set prepare.cache_gib, or lower training.batch_size, inference.batch_size or patch.size.") from error
+        raise MaskfoldError(
+            f"{ran_out} while {doing}: {one_line(error)}.",
+            f"{HOST}; set prepare.cache_gib, or lower training.batch_size, inference.batch_size or patch.size.",
+        ) from error
 
 
 def peak_gib(device: torch.device) -> float:

@@ -43,7 +43,9 @@ class Numbers:
         case_id: the id of a case by its index.
     """
 
-    def __init__(self, exp: Experiment, fabric: Fabric, ranks: Ranks, network: nn.Module, case_id: Callable[[int], str]) -> None:
+    def __init__(
+        self, exp: Experiment, fabric: Fabric, ranks: Ranks, network: nn.Module, case_id: Callable[[int], str]
+    ) -> None:
         self.policy, self.fabric, self.ranks, self.case_id = exp.training.on_nan, fabric, ranks, case_id
         self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
         self.most = exp.training.clip_gradient
@@ -92,7 +94,10 @@ class Numbers:
         if bad and not (bad == [(len(micros), GRADIENT)] and self._overflows()):
             place, name = bad[0]
             guilty = sorted({place for place, _ in bad if place < len(micros)}) or range(len(micros))
-            return {}, f"The {name} is {found[place, name]} {where} (cases {self._ids(micros[one].cases for one in guilty)})"
+            return (
+                {},
+                f"The {name} is {found[place, name]} {where} (cases {self._ids(micros[one].cases for one in guilty)})",
+            )
         sums: dict[str, float] = {}
         for (place, name), number in found.items():
             if place < len(micros):
@@ -114,14 +119,19 @@ class Numbers:
         if isinstance(self.policy, Skip):
             if skipped < self.policy.skip:
                 return "skip"
-            raise MaskfoldError(f"{wrong}, and the fold has left out {skipped} already.",
-                                f"{cure}; training.on_nan={{skip: {2 * skipped}}} leaves out more.")
+            raise MaskfoldError(
+                f"{wrong}, and the fold has left out {skipped} already.",
+                f"{cure}; training.on_nan={{skip: {2 * skipped}}} leaves out more.",
+            )
         if self.policy == "restore":
             if restored < RESTORES:
                 return "restore"
             raise MaskfoldError(f"{wrong}, after the rate was halved {restored} times.", f"{cure}.")
-        raise MaskfoldError(f"{wrong}.", f"{cure}; training.on_nan={{skip: 5}} leaves out a few such steps, and "
-                                         "training.on_nan=restore goes back to the epoch's start at half the rate.")
+        raise MaskfoldError(
+            f"{wrong}.",
+            f"{cure}; training.on_nan={{skip: 5}} leaves out a few such steps, and "
+            "training.on_nan=restore goes back to the epoch's start at half the rate.",
+        )
 
     def _overflows(self) -> bool:
         """Whether a gradient that is no number is the scaler's doing: it is looking for its scale, and leaves out the step.

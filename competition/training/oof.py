@@ -62,8 +62,10 @@ class OutOfFold:
             MaskfoldError: the case was not predicted, or the file is damaged.
         """
         if case not in self.fold_of:
-            raise MaskfoldError(f"The run {self.run.folder} has no out-of-fold prediction of the case {case}.",
-                                "Run the fold that validates it.")
+            raise MaskfoldError(
+                f"The run {self.run.folder} has no out-of-fold prediction of the case {case}.",
+                "Run the fold that validates it.",
+            )
         stores = self.stores[self.fold_of[case]]
         if len(stores) == 1:
             return stores[0].read(case)
@@ -83,7 +85,9 @@ class OutOfFold:
         found = []
         for store in self.stores[self.fold_of[case]]:
             if (gate := store.gate(case)) is None:
-                raise MaskfoldError(f"The out-of-fold prediction {store.path(case)} has no gate, and the run has one.",
-                                    "Delete the file and run the fold again.")
+                raise MaskfoldError(
+                    f"The out-of-fold prediction {store.path(case)} has no gate, and the run has one.",
+                    "Delete the file and run the fold again.",
+                )
             found.append(gate)
         return agreed(found).astype(np.float32)

@@ -56,7 +56,12 @@ class Progress:
 
 def line(epoch: int, step: int, metrics: dict[str, float]) -> str:
     """An epoch in the log."""
-    words = [f"epoch {epoch}", f"step {step}", f"loss {metrics.get('train/loss', math.nan):.4f}", f"lr {metrics['lr']:.2e}"]
+    words = [
+        f"epoch {epoch}",
+        f"step {step}",
+        f"loss {metrics.get('train/loss', math.nan):.4f}",
+        f"lr {metrics['lr']:.2e}",
+    ]
     if "val/score" in metrics:
         words += [f"score {metrics['val/score']:.4f}", f"Dice {metrics['val/dice']:.4f}"]
     return " · ".join([*words, f"{metrics['time/epoch_seconds']:.1f} s"])

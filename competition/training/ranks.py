@@ -45,6 +45,7 @@ def launch(fabric: Fabric) -> None:
 
 def die_with(number: int) -> None:
     """End this process soon after its parent `number` has: it may wait for ever in an exchange that the parent left."""
+
     def watch() -> None:
         while os.getppid() == number:
             time.sleep(0.5)
@@ -70,9 +71,11 @@ class Ranks:
             MaskfoldError: their steps took other samples than these would.
         """
         if devices != self.count:
-            raise MaskfoldError(f"The checkpoint {checkpoint} was made with run.devices={devices}, where a step takes other "
-                                f"samples than with {self.count}.",
-                                f"Set run.devices={devices}, or start another run with --new.")
+            raise MaskfoldError(
+                f"The checkpoint {checkpoint} was made with run.devices={devices}, where a step takes other "
+                f"samples than with {self.count}.",
+                f"Set run.devices={devices}, or start another run with --new.",
+            )
 
     def decide(self, act: Callable[[], None], give: Callable[[], Any], take: Callable[[Any], None]) -> None:
         """Let the first process act, and bring the others to where that leaves it.

@@ -36,8 +36,18 @@ def repeats(exp: Experiment, channels: int, cache: Path, trust: Sequence[str] = 
         True where all are finite and equal.
     """
     threads = torch.get_num_threads()
-    said = [exp.model.model_dump(), exp.patch.size, exp.training.batch_size, channels, exp.outputs, threads, torch.__version__,
-            torch.backends.cpu.get_cpu_capability(), RUNS, *([exp.gate.model_dump()] if exp.gate is not None else [])]
+    said = [
+        exp.model.model_dump(),
+        exp.patch.size,
+        exp.training.batch_size,
+        channels,
+        exp.outputs,
+        threads,
+        torch.__version__,
+        torch.backends.cpu.get_cpu_capability(),
+        RUNS,
+        *([exp.gate.model_dump()] if exp.gate is not None else []),
+    ]
     kept = cache / "bf16" / f"{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(FileNotFoundError, MaskfoldError, KeyError):  # a damaged answer is found again
         return bool(read_record(kept)["repeats"])

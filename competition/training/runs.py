@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 RUNS = Path("mlruns") / "runs"
 CACHE = Path("mlruns") / "prepared"
 SKIPPED = "skipped.csv"  # of a run's folder: cases that were left out, and why
-MADE_BY, FORM = "version.json", 1  # of a run's folder; the form rises when older files can no longer be read as they are
+MADE_BY, FORM = (
+    "version.json",
+    1,
+)  # of a run's folder; the form rises when older files can no longer be read as they are
 # Keys that came after the first runs: where they are off, a run keeps its name. Those of `prepare` are in data/cache.py too.
 LATER = (("prepare", "boundary"), ("prepare", "stretch"), ("prepare", "long_side"))
 LATER_SECTIONS = ("gate",)
@@ -51,8 +54,11 @@ class CvRun:
         elif wanted is not None:
             missing = [number for number in wanted if number not in numbers]
             if missing:
-                raise MaskfoldError(f"folds.run names fold {missing[0]}, but the folds are {numbers[0]} to {numbers[-1]}.",
-                                    "Name folds that exist.", status=2)
+                raise MaskfoldError(
+                    f"folds.run names fold {missing[0]}, but the folds are {numbers[0]} to {numbers[-1]}.",
+                    "Name folds that exist.",
+                    status=2,
+                )
             numbers = list(wanted)
         return [(number, seed) for number in numbers for seed in range(len(self.exp.seeds))]
 
@@ -86,12 +92,16 @@ class CvRun:
         """
         if not reasons:
             return self
-        cases, folds = (table[~table["id"].isin(list(reasons))].reset_index(drop=True) for table in (self.cases, self.folds))
+        cases, folds = (
+            table[~table["id"].isin(list(reasons))].reset_index(drop=True) for table in (self.cases, self.folds)
+        )
         cases.attrs = {**self.cases.attrs, "skipped": sorted({**dict(self.skipped), **reasons}.items())}
         folds.attrs = dict(self.folds.attrs)
         if lost := sorted(set(self.folds["fold"]) - set(folds["fold"])):
-            raise MaskfoldError(f"All cases of fold {lost[0]} are left out; one of them: {next(iter(reasons.values()))}",
-                                "Correct the files, or ask for fewer folds.")
+            raise MaskfoldError(
+                f"All cases of fold {lost[0]} are left out; one of them: {next(iter(reasons.values()))}",
+                "Correct the files, or ask for fewer folds.",
+            )
         return replace(self, cases=cases, folds=folds)
 
     def member_folder(self, fold: int, seed: int) -> Path:
@@ -187,12 +197,17 @@ def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str]
     except MaskfoldError as error:
         if made in (None, __version__):
             raise
-        raise MaskfoldError(f"{folder} was made by Maskfold {made}, whose YAML Maskfold {__version__} does not take: {error.wrong}",
-                            f"Use that version: pip install maskfold=={made}. Or: {error.cure}", status=error.status) from error
+        raise MaskfoldError(
+            f"{folder} was made by Maskfold {made}, whose YAML Maskfold {__version__} does not take: {error.wrong}",
+            f"Use that version: pip install maskfold=={made}. Or: {error.cure}",
+            status=error.status,
+        ) from error
     names = ["cases", *(path.stem for path in sorted(folder.glob("besides_*.csv")))]
     try:
-        cases, *tables = (pd.read_csv(folder / f"{name}.csv", dtype={"id": str, "group": str, "stratum": str}, keep_default_na=False)
-                          for name in names)
+        cases, *tables = (
+            pd.read_csv(folder / f"{name}.csv", dtype={"id": str, "group": str, "stratum": str}, keep_default_na=False)
+            for name in names
+        )
         folds = read_folds(folder / "folds.csv")
         if lost := [name for name in (*COLUMNS, "fold") if name not in (*cases.columns, *folds.columns)]:
             raise ValueError(f"the column {lost[0]} is missing")
@@ -202,8 +217,10 @@ def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str]
             for text in (*table["images"], *table["masks"], *table["shape"], *table["spacing"], *table["slices"]):
                 json.loads(text)
     except (OSError, ValueError, TypeError, RecursionError) as error:  # pandas' own errors are ValueErrors
-        raise MaskfoldError(f"{folder / 'cases.csv'} cannot be read ({' '.join(str(error).split())[:160]}).",
-                            "Copy the run's folder again from where it was made, or start another run with --new.") from error
+        raise MaskfoldError(
+            f"{folder / 'cases.csv'} cannot be read ({' '.join(str(error).split())[:160]}).",
+            "Copy the run's folder again from where it was made, or start another run with --new.",
+        ) from error
     cases.attrs["skipped"] = sorted(read_skipped(folder).items())
     return CvRun(folder, exp, cases, folds, folder.parent.name, dict(zip(names[1:], tables, strict=True)))
 
@@ -213,7 +230,11 @@ def read_skipped(folder: Path) -> dict[str, str]:
     from competition.data.csv_table import read_csv
 
     path = folder / SKIPPED
-    return dict(read_csv(path, {"id": "id", "reason": "reason"})[["id", "reason"]].values.tolist()) if path.exists() else {}
+    return (
+        dict(read_csv(path, {"id": "id", "reason": "reason"})[["id", "reason"]].values.tolist())
+        if path.exists()
+        else {}
+    )
 
 
 def made_by(folder: Path) -> str | None:
@@ -229,10 +250,14 @@ def made_by(folder: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise MaskfoldError(f"{path} is damaged.", 'Write {"form": 1, "maskfold": "' + __version__ + '"} into it, or copy it back.') from error
+        raise MaskfoldError(
+            f"{path} is damaged.", 'Write {"form": 1, "maskfold": "' + __version__ + '"} into it, or copy it back.'
+        ) from error
     if form > FORM:
-        raise MaskfoldError(f"{folder} was made by Maskfold {version} in form {form}; Maskfold {__version__} reads forms up to {FORM}.",
-                            f"Use that version: pip install maskfold=={version}.")
+        raise MaskfoldError(
+            f"{folder} was made by Maskfold {version} in form {form}; Maskfold {__version__} reads forms up to {FORM}.",
+            f"Use that version: pip install maskfold=={version}.",
+        )
     return version
 
 
@@ -246,5 +271,3 @@ def write_resolved(exp: Experiment, plan: list[list[int]] | None, folder: Path) 
 
 def _numbered(base: Path, number: int) -> Path:
     return base if number == 1 else base.with_name(f"{base.name}-{number}")
-
-

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def worth(run: CvRun, results: list[FoldResult], blended: pd.DataFrame, groups: Mapping[str, str] | None) -> dict[str, Any] | None:
+def worth(
+    run: CvRun, results: list[FoldResult], blended: pd.DataFrame, groups: Mapping[str, str] | None
+) -> dict[str, Any] | None:
     """The score of each seed alone and of all together, over the folds that have all of their seeds.
 
     Args:
@@ -38,17 +40,32 @@ def worth(run: CvRun, results: list[FoldResult], blended: pd.DataFrame, groups: 
         return None
     import pandas as pd
 
-    tables = [pd.concat([fold_scores(run, one.fold, [one]) for one in results if one.fold in whole and one.seed == index],
-                        ignore_index=True) for index in range(len(seeds))]
+    tables = [
+        pd.concat(
+            [fold_scores(run, one.fold, [one]) for one in results if one.fold in whole and one.seed == index],
+            ignore_index=True,
+        )
+        for index in range(len(seeds))
+    ]
     numbers = [name for name in tables[0].columns if name not in ("id", "class", "fold")]
-    one = pd.concat(tables).groupby(["id", "class"], sort=False)[numbers].mean().reset_index()  # a class is absent where it is in all
+    one = (
+        pd.concat(tables).groupby(["id", "class"], sort=False)[numbers].mean().reset_index()
+    )  # a class is absent where it is in all
     both = blended[blended["fold"].isin(whole)]
     gain = gain_interval(one, both, comp.metric, seed=seeds[0], groups=groups)
     ends = [end if isfinite(end) else None for end in gain[1:]]
-    return {"alone": {str(seed): {"score": cv_score(table, comp.metric), "dice": dice_per_class(table, comp.classes)}
-                      for seed, table in zip(seeds, tables, strict=True)},
-            "one": cv_score(one, comp.metric), "blended": cv_score(both, comp.metric), "gain": gain.value, "low": ends[0],
-            "high": ends[1], "folds": len(whole)}
+    return {
+        "alone": {
+            str(seed): {"score": cv_score(table, comp.metric), "dice": dice_per_class(table, comp.classes)}
+            for seed, table in zip(seeds, tables, strict=True)
+        },
+        "one": cv_score(one, comp.metric),
+        "blended": cv_score(both, comp.metric),
+        "gain": gain.value,
+        "low": ends[0],
+        "high": ends[1],
+        "folds": len(whole),
+    }
 
 
 def held_out(run: CvRun, members: list[FoldResult]) -> pd.DataFrame | None:
@@ -85,5 +102,7 @@ def seed_lines(seeds: Mapping[str, Any] | None) -> list[str]:
         return []
     ends = f", 95 % {seeds['low']:+.4f} to {seeds['high']:+.4f} over cases" if seeds["low"] is not None else ""
     alone = ", ".join(f"seed {seed} {found['score']:.4f}" for seed, found in seeds["alone"].items())
-    return [f"{len(seeds['alone'])} seeds: {seeds['blended']:.4f} together, {seeds['one']:.4f} one alone on average "
-            f"(gain {seeds['gain']:+.4f}{ends}); {alone}"]
+    return [
+        f"{len(seeds['alone'])} seeds: {seeds['blended']:.4f} together, {seeds['one']:.4f} one alone on average "
+        f"(gain {seeds['gain']:+.4f}{ends}); {alone}"
+    ]

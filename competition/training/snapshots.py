@@ -33,9 +33,9 @@ class Snapshots:
         for stale in self.folder.glob(f"epoch_{epoch:06d}_*.safetensors"):
             stale.unlink()  # of a process that was killed between this file and its checkpoint
         ranked = sorted([*self._files(), self.folder / name], key=self._rank, reverse=True)
-        if self.folder / name in ranked[:self.k]:
+        if self.folder / name in ranked[: self.k]:
             save_weights(self.folder / name, weights())
-        for path in ranked[self.k:]:
+        for path in ranked[self.k :]:
             path.unlink(missing_ok=True)
 
     def average(self) -> dict[str, Tensor] | None:

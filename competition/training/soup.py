@@ -69,7 +69,9 @@ class Soup:
         half = scores["id"].map(self.half_of)
         found = [cv_score(rows, self.metric) for rows in (scores, *(scores[half == number] for number in HALVES))]
         words = "_".join(f"{value:.9f}" for value in found)
-        new = _read(self.folder / f"epoch_{epoch:06d}_{words}.safetensors")  # ranked by what its name says, as after a kill
+        new = _read(
+            self.folder / f"epoch_{epoch:06d}_{words}.safetensors"
+        )  # ranked by what its name says, as after a kill
         kept = [*self._files(), new]
         wanted = {one.epoch for judge in (ALL, *HALVES) for one in _best(kept, judge, self.k)}
         if epoch in wanted:
@@ -108,9 +110,12 @@ def halves(cases: pd.DataFrame, fold: int, seed: int) -> dict[str, int]:
     groups = cases["group"].astype(str)
     names = sorted(set(groups))
     if len(names) < 2:
-        raise MaskfoldError(f"training.soup: fold {fold} validates {len(cases)} case{'s' * (len(cases) != 1)} of one group, and "
-                            "the checkpoints are chosen by one half of its groups and scored by the other.",
-                            "Set training.soup=1, or make folds of two groups or more.", status=2)
+        raise MaskfoldError(
+            f"training.soup: fold {fold} validates {len(cases)} case{'s' * (len(cases) != 1)} of one group, and "
+            "the checkpoints are chosen by one half of its groups and scored by the other.",
+            "Set training.soup=1, or make folds of two groups or more.",
+            status=2,
+        )
     order = rng(seed, fold, 0, 0, "soup").permutation(len(names)).tolist()
     half = {name: HALVES[place % 2] for name, place in zip(names, order, strict=True)}
     return {str(case): half[group] for case, group in zip(cases["id"], groups, strict=True)}
@@ -127,10 +132,13 @@ def check_soup(run: CvRun) -> None:
         return
     validated = -(-cfg.epochs // cfg.validate_every)  # the last one always is
     if cfg.budget_minutes is None and validated < cfg.soup:
-        raise MaskfoldError(f"training.soup: {cfg.soup} wants the best {cfg.soup} of the validated epochs, and {validated} of "
-                            f"{cfg.epochs} {'are' if validated > 1 else 'is'} validated "
-                            f"(training.validate_every: {cfg.validate_every}).",
-                            "Set a smaller training.soup or training.validate_every, or more training.epochs.", status=2)
+        raise MaskfoldError(
+            f"training.soup: {cfg.soup} wants the best {cfg.soup} of the validated epochs, and {validated} of "
+            f"{cfg.epochs} {'are' if validated > 1 else 'is'} validated "
+            f"(training.validate_every: {cfg.validate_every}).",
+            "Set a smaller training.soup or training.validate_every, or more training.epochs.",
+            status=2,
+        )
     for fold in run.numbers():
         halves(run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == fold, "id"])], fold, run.exp.seeds[0])
 
@@ -144,6 +152,7 @@ def _read(path: Path) -> Kept:
 
 def _best(kept: list[Kept], judge: int, k: int) -> list[Kept]:
     """The k best by one judge, the best first."""
+
     def rank(one: Kept) -> tuple[float, int]:
         return (-math.inf if math.isnan(one.scores[judge]) else one.scores[judge], one.epoch)
 

@@ -39,8 +39,10 @@ def choose(run: CvRun) -> dict[str, Any] | None:
     if not members:
         return None
     by_fold = {fold: [one for one in members if one.fold == fold] for fold in sorted({one.fold for one in members})}
-    plain, soup = (pd.concat([fold_scores(run, fold, found, weights) for fold, found in by_fold.items()], ignore_index=True)
-                   for weights in (PLAIN, SOUP))
+    plain, soup = (
+        pd.concat([fold_scores(run, fold, found, weights) for fold, found in by_fold.items()], ignore_index=True)
+        for weights in (PLAIN, SOUP)
+    )
     cases, seed = run.cases, run.exp.seeds[0]
     groups = dict(zip(cases["id"], cases["group"], strict=True)) if run.exp.competition.group else None
     folds = {case: fold for case, fold in zip(run.folds["id"], run.folds["fold"], strict=True) if fold in by_fold}
@@ -55,8 +57,14 @@ def choose(run: CvRun) -> dict[str, Any] | None:
     return {"k": run.exp.training.soup, "fewest": fewest, **found}
 
 
-def weigh(plain: pd.DataFrame, soup: pd.DataFrame, metric: Metric, part_of: Mapping[str, int], seed: int,
-          groups: Mapping[str, str] | None = None) -> dict[str, Any]:
+def weigh(
+    plain: pd.DataFrame,
+    soup: pd.DataFrame,
+    metric: Metric,
+    part_of: Mapping[str, int],
+    seed: int,
+    groups: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """The rule, asked of all cases, and for each part of them of the others alone.
 
     The soup predicts where its paired gain over the plain weights is above 0 with the whole 95 % interval.
@@ -84,12 +92,22 @@ def weigh(plain: pd.DataFrame, soup: pd.DataFrame, metric: Metric, part_of: Mapp
         chosen += [part] * better
     kept, gain = _rule(plain, soup, metric, seed, groups)
     low, high = (end if isfinite(end) else None for end in gain[1:])
-    return {"plain": cv_score(plain, metric), "soup": cv_score(soup, metric), "gain": gain[0], "low": low, "high": high,
-            "nested": cv_score(pd.concat(pieces), metric), "chosen": chosen, "parts": len(parts), "kept": kept}
+    return {
+        "plain": cv_score(plain, metric),
+        "soup": cv_score(soup, metric),
+        "gain": gain[0],
+        "low": low,
+        "high": high,
+        "nested": cv_score(pd.concat(pieces), metric),
+        "chosen": chosen,
+        "parts": len(parts),
+        "kept": kept,
+    }
 
 
-def _rule(plain: pd.DataFrame, soup: pd.DataFrame, metric: Metric, seed: int,
-          groups: Mapping[str, str] | None) -> tuple[bool, tuple[float, float, float]]:
+def _rule(
+    plain: pd.DataFrame, soup: pd.DataFrame, metric: Metric, seed: int, groups: Mapping[str, str] | None
+) -> tuple[bool, tuple[float, float, float]]:
     gain = gain_interval(plain, soup, metric, seed=seed, groups=groups)
     return bool(gain.low > 0), (gain.value, gain.low, gain.high)
 
@@ -109,7 +127,11 @@ def soup_lines(soup: Mapping[str, Any] | None) -> list[str]:
         return []
     ends = f", 95 % {soup['low']:+.4f} to {soup['high']:+.4f}" if soup["low"] is not None else ""
     fewer = f" (in one fold only {soup['fewest']} were validated)" if soup.get("fewest", soup["k"]) < soup["k"] else ""
-    return [f"soup of the {soup['k']} best checkpoints{fewer}: {soup['soup']:.4f} on cases that did not choose them, "
-            f"{soup['plain']:.4f} with the last weights (gain {soup['gain']:+.4f}{ends}), {soup['nested']:.4f} nested",
-            f"  one network's soup: {soup['members']:.4f} on cases that did not choose it, {soup['flattered']:.4f} on those that did",
-            "  kept: the soups predict" if soup["kept"] else "  dropped: the last weights predict, since the gain is not beyond its noise"]
+    return [
+        f"soup of the {soup['k']} best checkpoints{fewer}: {soup['soup']:.4f} on cases that did not choose them, "
+        f"{soup['plain']:.4f} with the last weights (gain {soup['gain']:+.4f}{ends}), {soup['nested']:.4f} nested",
+        f"  one network's soup: {soup['members']:.4f} on cases that did not choose it, {soup['flattered']:.4f} on those that did",
+        "  kept: the soups predict"
+        if soup["kept"]
+        else "  dropped: the last weights predict, since the gain is not beyond its noise",
+    ]

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 SERVED = FoldResult.prefix_of(SOUP)
 
 
-def predict_soup(job: Job, run: CvRun, training: Training, score: float | None,
-                 dice: dict[str, float | None]) -> dict[str, Any] | None:
+def predict_soup(
+    job: Job, run: CvRun, training: Training, score: float | None, dice: dict[str, float | None]
+) -> dict[str, Any] | None:
     """Write a fold's soup and what it predicts out of fold; the plain weights' files stay as they are.
 
     Each half of the validation cases is predicted by the average of the checkpoints that the other half found best, so
@@ -55,13 +56,24 @@ def predict_soup(job: Job, run: CvRun, training: Training, score: float | None,
     write_table(scores, job.folder / f"{SERVED}scores.csv")
     _write(job.folder / SOUP, training)
     chosen = [soup.epochs(one) for one in (ALL, *HALVES)]
-    flattered = cv_score(scores if chosen[0] == chosen[1] == chosen[2] else judge.validate(network, job.fold), comp.metric)
+    flattered = cv_score(
+        scores if chosen[0] == chosen[1] == chosen[2] else judge.validate(network, job.fold), comp.metric
+    )
     if (run.folds["fold"] == -2).any():
         held_out = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
-        write_table(replace(judge, cases=held_out).predict_out_of_fold(network, OofStore(job.folder / f"{SERVED}test", kind), -2),
-                    job.folder / f"{SERVED}test_scores.csv")
-    return {"epochs": chosen[0], "score": cv_score(scores, comp.metric), "dice": dice_per_class(scores, comp.classes),
-            "flattered": flattered, "plain": {"score": score, "dice": dice}}
+        write_table(
+            replace(judge, cases=held_out).predict_out_of_fold(
+                network, OofStore(job.folder / f"{SERVED}test", kind), -2
+            ),
+            job.folder / f"{SERVED}test_scores.csv",
+        )
+    return {
+        "epochs": chosen[0],
+        "score": cv_score(scores, comp.metric),
+        "dice": dice_per_class(scores, comp.classes),
+        "flattered": flattered,
+        "plain": {"score": score, "dice": dice},
+    }
 
 
 def _write(path: Path, training: Training) -> None:

@@ -43,8 +43,15 @@ def label(folder: Path, row: Any, room: Classroom, exp: Experiment, cache: Path)
     probabilities = room.probabilities(row)
     mask = pseudo_mask(probabilities, comp, rule)
     dice, entropy = self_dice(probabilities, comp), foreground_entropy(probabilities, comp)
-    doubt = "dice" if rule.dice is not None and dice < rule.dice else (
-        "entropy" if rule.entropy is not None and entropy > rule.entropy else ("ignored" if (mask == 255).all() else ""))
+    doubt = (
+        "dice"
+        if rule.dice is not None and dice < rule.dice
+        else (
+            "entropy"
+            if rule.entropy is not None and entropy > rule.entropy
+            else ("ignored" if (mask == 255).all() else "")
+        )
+    )
     said = {"pseudo": {"doubt": doubt, "dice": dice, "entropy": entropy, "ignored": float((mask == 255).mean())}}
     if doubt:
         return {"id": row.id, **said}
@@ -85,7 +92,14 @@ def extra_case(row: Any, extra: Extra, exp: Experiment, cache: Path) -> Path:
     def build(folder: Path) -> dict[str, Any]:
         record = write_image(folder, load_image(theirs, row), exp, str(row.id))
         objects = load_instances(theirs, row) if exp.prepare.boundary else None
-        write_mask(folder, relabelled(theirs, row, ours, mapping), Geometry.from_dict(record["geometry"]), exp, str(row.id), objects)
+        write_mask(
+            folder,
+            relabelled(theirs, row, ours, mapping),
+            Geometry.from_dict(record["geometry"]),
+            exp,
+            str(row.id),
+            objects,
+        )
         return record
 
     return fetch(cache, key, build)

@@ -54,8 +54,10 @@ class Teacher:
         try:
             return [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.weights()]
         except OSError as error:
-            raise MaskfoldError(f"pseudo.from: the weights {error.filename} cannot be read: {error.strerror}.",
-                                "Copy the file back, or train that fold again.") from error
+            raise MaskfoldError(
+                f"pseudo.from: the weights {error.filename} cannot be read: {error.strerror}.",
+                "Copy the file back, or train that fold again.",
+            ) from error
 
 
 def find_teachers(run: CvRun, job: Job) -> list[Teacher]:
@@ -88,14 +90,21 @@ def find_teachers(run: CvRun, job: Job) -> list[Teacher]:
 
 def _refusal(run: CvRun, fold: int, other: CvRun, found: Sequence[Leak]) -> MaskfoldError:
     if not found:
-        return MaskfoldError(f"pseudo.from: {other.folder} has no finished fold.", "Finish it with its `maskfold cv` command.")
+        return MaskfoldError(
+            f"pseudo.from: {other.folder} has no finished fold.", "Finish it with its `maskfold cv` command."
+        )
     missing = [number for number in other.numbers() if (number, 0) not in finished(other)]
-    hint = (f"Its fold {fold} may be the teacher that is missing: finish that run, or use the same folds in both "
-            if fold in missing else "Use the same folds in both, so that each fold is taught by the one that left out the same cases ")
+    hint = (
+        f"Its fold {fold} may be the teacher that is missing: finish that run, or use the same folds in both "
+        if fold in missing
+        else "Use the same folds in both, so that each fold is taught by the one that left out the same cases "
+    )
     return MaskfoldError(
         f"pseudo.from: no network of {other.name}/{other.folder.name} may teach fold {fold} of {run.name}, since each has seen "
         f"cases that the fold validates:{told_leaks(found)}.",
-        f"{hint}({_same_folds(run, other)}).", status=2)
+        f"{hint}({_same_folds(run, other)}).",
+        status=2,
+    )
 
 
 def _same_folds(run: CvRun, other: CvRun) -> str:
@@ -110,8 +119,12 @@ def _refuse_others(exp: Experiment, other: CvRun) -> None:
     ours, theirs = exp.competition, other.exp.competition
     for key in ("dimensions", "classes", "labels"):
         if getattr(ours, key) != getattr(theirs, key):
-            raise MaskfoldError(f"pseudo.from: {other.folder} predicts {key} {getattr(theirs, key)}, and competition.{key} is "
-                                f"{getattr(ours, key)}.", "Name a run that predicts the same classes.", status=2)
+            raise MaskfoldError(
+                f"pseudo.from: {other.folder} predicts {key} {getattr(theirs, key)}, and competition.{key} is "
+                f"{getattr(ours, key)}.",
+                "Name a run that predicts the same classes.",
+                status=2,
+            )
 
 
 class Classroom:
@@ -159,7 +172,9 @@ class Classroom:
     def _experiment(self, teacher: Teacher) -> Experiment:
         """The teacher's experiment on our images and our machine."""
         exp = teacher.run.exp
-        comp = exp.competition.model_copy(update={"root": self.exp.competition.root, "train": self.exp.competition.train})
+        comp = exp.competition.model_copy(
+            update={"root": self.exp.competition.root, "train": self.exp.competition.train}
+        )
         return exp.model_copy(update={"competition": comp, "run": self.exp.run.model_copy(update={"devices": 1})})
 
     def _networks(self, number: int, exp: Experiment, channels: int) -> tuple[Any, list[Any]]:

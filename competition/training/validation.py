@@ -96,7 +96,7 @@ class Judge:
         """How long all cases will take: a guess from the one of middle size."""
         sizes = [math.prod(json.loads(shape)) for shape in self.cases["shape"]]
         middle = sizes.index(sorted(sizes)[len(sizes) // 2])
-        row = next(self.cases.iloc[middle:middle + 1].itertuples(index=False))
+        row = next(self.cases.iloc[middle : middle + 1].itertuples(index=False))
         for _ in range(2):  # the first prediction also pays for warming up
             began = time.monotonic()
             self.score(self.probabilities(network, row), row, fold)
@@ -108,7 +108,9 @@ class Judge:
         folder.mkdir(exist_ok=True)
         for row in itertools.islice(self.rows(), count):
             lines, masks, truth = self.score(self.probabilities(network, row), row, 0)
-            self._draw(folder / f"epoch_{epoch:04d}_{_file_name(row.id)}.png", row, masks, truth, lines, f"epoch {epoch}")
+            self._draw(
+                folder / f"epoch_{epoch:04d}_{_file_name(row.id)}.png", row, masks, truth, lines, f"epoch {epoch}"
+            )
 
     def predict_out_of_fold(self, network: torch.nn.Module, store: OofStore, fold: int) -> pd.DataFrame:
         """Predict every case once, keep the probabilities, and score the masks made from what was kept."""
@@ -126,26 +128,47 @@ class Judge:
         """Pictures of the best, the middle and the two worst cases, the worst last."""
         folder.mkdir(exist_ok=True)
         order = scores.groupby("id")["dice"].mean().dropna().sort_values(ascending=False, kind="stable").index.tolist()
-        chosen = dict.fromkeys([*order[:1], *order[len(order) // 2:len(order) // 2 + 1], *order[-2:]])
+        chosen = dict.fromkeys([*order[:1], *order[len(order) // 2 : len(order) // 2 + 1], *order[-2:]])
         by_id = {row.id: row for row in self.cases.itertuples(index=False)}
         for rank, case_id in enumerate(chosen):
             self.alive()
             lines, masks, truth = self.score(store.read(case_id), by_id[case_id], fold)
             name = f"final_{rank + 1}_of_{len(chosen)}_{_file_name(case_id)}.png"
-            self._draw(folder / name, by_id[case_id], masks, truth, lines, f"out of fold, {rank + 1} of {len(chosen)} from best to worst")
+            self._draw(
+                folder / name,
+                by_id[case_id],
+                masks,
+                truth,
+                lines,
+                f"out of fold, {rank + 1} of {len(chosen)} from best to worst",
+            )
 
     def _draw(self, path: Path, row: Any, masks: Any, truth: Any, lines: list[dict[str, Any]], title: str) -> None:
         image = load_image(self.exp.competition, row)
         dice = {line["class"]: line["dice"] for line in lines}
-        case_picture(path, image.array, truth, masks, self.exp.competition, title=f"{row.id} · {title}",
-                     spacing=json.loads(row.spacing), dice=dice, affine=image.affine)
+        case_picture(
+            path,
+            image.array,
+            truth,
+            masks,
+            self.exp.competition,
+            title=f"{row.id} · {title}",
+            spacing=json.loads(row.spacing),
+            dice=dice,
+            affine=image.affine,
+        )
 
 
 def summary_metrics(scores: pd.DataFrame, exp: Experiment) -> dict[str, float]:
     """`val/score`, `val/dice` and `val/dice/<class>`; a class that is nowhere present is left out."""
     metrics = {"val/score": cv_score(scores, exp.competition.metric)}
-    metrics.update({f"val/dice/{name}": value for name, value in dice_per_class(scores, exp.competition.classes).items()
-                    if value is not None})
+    metrics.update(
+        {
+            f"val/dice/{name}": value
+            for name, value in dice_per_class(scores, exp.competition.classes).items()
+            if value is not None
+        }
+    )
     metrics["val/dice"] = float(scores["dice"].mean())
     return metrics
 

@@ -23,11 +23,18 @@ from tests.data.prepared import experiment, prepared_case
 FLIP: dict[str, Any] = {"target": "monai.transforms.RandFlipd", "args": {"spatial_axis": 0}}
 
 
-@pytest.mark.parametrize(("dimensions", "augment", "loader", "device"), [
-    (2, {}, type(None), type(None)), (3, {}, type(None), type(None)),
-    (2, {"preset": "light"}, PictureAugment, type(None)), (3, {"preset": "light"}, type(None), VolumeAugment),
-    (2, {"transforms": [{"target": "albumentations.NoOp"}]}, PictureAugment, type(None)),
-    (3, {"transforms": [FLIP]}, VolumeTransforms, type(None)), (3, {"transforms": []}, type(None), type(None))])
+@pytest.mark.parametrize(
+    ("dimensions", "augment", "loader", "device"),
+    [
+        (2, {}, type(None), type(None)),
+        (3, {}, type(None), type(None)),
+        (2, {"preset": "light"}, PictureAugment, type(None)),
+        (3, {"preset": "light"}, type(None), VolumeAugment),
+        (2, {"transforms": [{"target": "albumentations.NoOp"}]}, PictureAugment, type(None)),
+        (3, {"transforms": [FLIP]}, VolumeTransforms, type(None)),
+        (3, {"transforms": []}, type(None), type(None)),
+    ],
+)
 def test_who_augments(dimensions: int, augment: Any, loader: type, device: type) -> None:
     exp = experiment(dimensions, [8] * dimensions, augment=augment)
     assert type(loader_augment(exp)) is loader and type(device_augment(exp)) is device
@@ -45,15 +52,21 @@ def test_preset_and_list() -> None:
         loader_augment(exp)
 
 
-@pytest.mark.parametrize(("augment", "dims", "expected"), [
-    (Augment(), 2, ()), (Augment(preset="light"), 2, (0, 1)), (Augment(preset="heavy"), 3, (0, 1, 2)),
-    (Augment(preset="light", flip=False), 3, ()), (Augment(preset="light", flip=[2, 0, 2]), 3, (0, 2)),
-    (Augment(transforms=[FLIP]), 3, (0,)),  # type: ignore[list-item]
-    (Augment(transforms=[{"target": "monai.transforms.RandFlipd"}]), 3, ()),  # type: ignore[list-item]
-    (Augment(transforms=[{"target": "monai.transforms.RandAxisFlipd"}]), 3, (0, 1, 2)),  # type: ignore[list-item]
-    (Augment(transforms=[{"target": "albumentations.VerticalFlip"}]), 2, (0,)),  # type: ignore[list-item]
-    (Augment(transforms=[{"target": "albumentations.HorizontalFlip"}]), 2, (1,)),  # type: ignore[list-item]
-])
+@pytest.mark.parametrize(
+    ("augment", "dims", "expected"),
+    [
+        (Augment(), 2, ()),
+        (Augment(preset="light"), 2, (0, 1)),
+        (Augment(preset="heavy"), 3, (0, 1, 2)),
+        (Augment(preset="light", flip=False), 3, ()),
+        (Augment(preset="light", flip=[2, 0, 2]), 3, (0, 2)),
+        (Augment(transforms=[FLIP]), 3, (0,)),  # type: ignore[list-item]
+        (Augment(transforms=[{"target": "monai.transforms.RandFlipd"}]), 3, ()),  # type: ignore[list-item]
+        (Augment(transforms=[{"target": "monai.transforms.RandAxisFlipd"}]), 3, (0, 1, 2)),  # type: ignore[list-item]
+        (Augment(transforms=[{"target": "albumentations.VerticalFlip"}]), 2, (0,)),  # type: ignore[list-item]
+        (Augment(transforms=[{"target": "albumentations.HorizontalFlip"}]), 2, (1,)),  # type: ignore[list-item]
+    ],
+)
 def test_flips(augment: Augment, dims: int, expected: tuple[int, ...]) -> None:
     assert flips(augment, dims) == expected
 
@@ -64,8 +77,10 @@ def test_axis_that_is_not_there() -> None:
 
 
 def test_asking_for_flips_imports_nothing_heavy() -> None:
-    program = ("import sys; import competition.augment; from competition.augment import flips; "
-               "print(*[name for name in ('torch', 'albumentations', 'cv2', 'monai') if name in sys.modules])")
+    program = (
+        "import sys; import competition.augment; from competition.augment import flips; "
+        "print(*[name for name in ('torch', 'albumentations', 'cv2', 'monai') if name in sys.modules])"
+    )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

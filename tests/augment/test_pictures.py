@@ -32,8 +32,10 @@ def listed(*items: dict[str, Any]) -> PictureAugment:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize(("shape", "channels", "masks"), [
-    ((48, 48), 3, 1), ((40, 56), 1, 1), ((33, 32), 5, 6), ((1, 24), 3, 1), ((24, 1), 2, 2), ((1, 1), 1, 1)])
+@pytest.mark.parametrize(
+    ("shape", "channels", "masks"),
+    [((48, 48), 3, 1), ((40, 56), 1, 1), ((33, 32), 5, 6), ((1, 24), 3, 1), ((24, 1), 2, 2), ((1, 1), 1, 1)],
+)
 def test_shapes_and_values_stay(level: str, dtype: Any, shape: tuple[int, int], channels: int, masks: int) -> None:
     draw = np.random.default_rng(0)
     image = draw.integers(0, 256, (*shape, channels), dtype=np.uint8)
@@ -78,8 +80,10 @@ def test_dropout_leaves_the_mask() -> None:
 
 def test_two_flips_show_all_four_combinations() -> None:
     image = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
-    augment = listed({"target": "albumentations.HorizontalFlip", "args": {"p": 0.5}},
-                     {"target": "albumentations.VerticalFlip", "args": {"p": 0.5}})
+    augment = listed(
+        {"target": "albumentations.HorizontalFlip", "args": {"p": 0.5}},
+        {"target": "albumentations.VerticalFlip", "args": {"p": 0.5}},
+    )
     counts = np.bincount([augment(image, image, seed)[0][0, 0, 0] for seed in range(400)], minlength=4)
     assert counts.min() > 60  # 100 each, standard deviation 9
 
@@ -126,7 +130,8 @@ def test_same_seed_same_result_in_another_process() -> None:
         "for seed in range(30):\n"
         "    for array in augment(image, image[..., :1] // 64, seed):\n"
         "        digest.update(array.tobytes())\n"
-        "print(digest.hexdigest())\n")
+        "print(digest.hexdigest())\n"
+    )
     scope: dict[str, Any] = {}
     exec(program, scope)
     root = Path(__file__).resolve().parents[2]
@@ -134,11 +139,16 @@ def test_same_seed_same_result_in_another_process() -> None:
     assert other.stdout.strip() == scope["digest"].hexdigest()
 
 
-@pytest.mark.parametrize(("flip", "expected"), [(False, {0}), ([0], {0, 1}), ([1], {0, 2}), (True, {0, 1, 2, 3, 4, 5, 6, 7})])
+@pytest.mark.parametrize(
+    ("flip", "expected"), [(False, {0}), ([0], {0, 1}), ([1], {0, 2}), (True, {0, 1, 2, 3, 4, 5, 6, 7})]
+)
 def test_flips_are_those_allowed(flip: Any, expected: set[int]) -> None:
     augment = PictureAugment(Augment(preset="heavy", flip=flip))
-    augment.transforms = [one for one in augment.transforms if type(one).__name__ in (
-        "HorizontalFlip", "VerticalFlip", "RandomRotate90", "Transpose", "D4")]
+    augment.transforms = [
+        one
+        for one in augment.transforms
+        if type(one).__name__ in ("HorizontalFlip", "VerticalFlip", "RandomRotate90", "Transpose", "D4")
+    ]
     image = np.arange(9, dtype=np.uint8).reshape(3, 3, 1)
     looks = [np.rot90(look, turns) for turns in range(4) for look in (image, image[::-1])]
     looks[:4] = [image, image[::-1], image[:, ::-1], image[::-1, ::-1]]
@@ -157,6 +167,7 @@ def test_no_preset_no_change() -> None:
 
 # ── explicit lists ───────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_unknown_argument() -> None:
     with pytest.raises(MaskfoldError, match=r"augment\.transforms\.0\.args.*alpa") as error:
         listed({"target": "albumentations.ElasticTransform", "args": {"alpa": 3}})
@@ -165,7 +176,9 @@ def test_unknown_argument() -> None:
 
 def test_impossible_value() -> None:
     with pytest.raises(MaskfoldError, match=r"augment\.transforms\.1\.args.* p"):
-        listed({"target": "albumentations.HorizontalFlip"}, {"target": "albumentations.HorizontalFlip", "args": {"p": 3}})
+        listed(
+            {"target": "albumentations.HorizontalFlip"}, {"target": "albumentations.HorizontalFlip", "args": {"p": 3}}
+        )
 
 
 def test_wrong_kind() -> None:
@@ -183,10 +196,14 @@ def test_preset_and_list() -> None:
         PictureAugment(Augment(preset="light", transforms=[{"target": "albumentations.NoOp"}]))  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize(("target", "args", "message"), [
-    ("albumentations.Normalize", {"p": 1}, "type of a picture"),
-    ("albumentations.RandomCrop", {"height": 4, "width": 4, "p": 1}, "shape"),
-    ("albumentations.ToTensorV2", {"p": 1}, "type of a picture")])
+@pytest.mark.parametrize(
+    ("target", "args", "message"),
+    [
+        ("albumentations.Normalize", {"p": 1}, "type of a picture"),
+        ("albumentations.RandomCrop", {"height": 4, "width": 4, "p": 1}, "shape"),
+        ("albumentations.ToTensorV2", {"p": 1}, "type of a picture"),
+    ],
+)
 def test_list_that_breaks_the_batch(target: str, args: dict[str, Any], message: str) -> None:
     image = blobs((8, 8), 3)
     with pytest.raises(MaskfoldError, match=message):

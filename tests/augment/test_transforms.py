@@ -81,7 +81,9 @@ def test_two_flips_show_all_four_combinations() -> None:
     args: list[dict[str, Any]] = [{"prob": 0.5, "spatial_axis": axis} for axis in (0, 1)]
     image = np.arange(4, dtype=np.float32).reshape(1, 2, 2)
     plain = listed(*[("RandFlipd", one) for one in args])
-    nested = listed(("Compose", {"transforms": [{"target": "monai.transforms.RandFlipd", "args": one} for one in args]}))
+    nested = listed(
+        ("Compose", {"transforms": [{"target": "monai.transforms.RandFlipd", "args": one} for one in args]})
+    )
     for augment in (plain, nested):
         corners = [int(augment(image, image.astype(np.uint8), seed)[0][0, 0, 0]) for seed in range(200)]
         assert np.bincount(corners, minlength=4).min() > 25  # 50 each, standard deviation 6
@@ -97,14 +99,18 @@ def test_one_of_repeats() -> None:
 
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-@pytest.mark.parametrize(("name", "args", "message"), [
-    ("RandAffined", {"mode": "bilinear"}, "between the mask's labels"),
-    ("RandZoomd", {"mode": ["trilinear", "trilinear"]}, "between the mask's labels"),
-    ("RandFlipd", {"keys": ["image", "label"]}, "label, which a sample does not have"),
-    ("RandFlipd", {"probability": 0.5}, r"augment\.transforms\.0\.args"),
-    ("RandFlip", {}, r"augment\.transforms\.0\.target"),
-    ("Lambdad", {"func": "x"}, "lacks `keys`"),
-])
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("RandAffined", {"mode": "bilinear"}, "between the mask's labels"),
+        ("RandZoomd", {"mode": ["trilinear", "trilinear"]}, "between the mask's labels"),
+        ("RandFlipd", {"keys": ["image", "label"]}, "label, which a sample does not have"),
+        ("RandFlipd", {"probability": 0.5}, r"augment\.transforms\.0\.args"),
+        ("RandFlip", {}, r"augment\.transforms\.0\.target"),
+        ("Lambdad", {"func": "x"}, "lacks `keys`"),
+    ],
+)
 def test_refused(name: str, args: dict[str, Any], message: str) -> None:
     with pytest.raises(MaskfoldError, match=message) as error:
         listed((name, args))
@@ -112,13 +118,18 @@ def test_refused(name: str, args: dict[str, Any], message: str) -> None:
 
 
 def test_modes_that_are_fine() -> None:
-    listed(("RandAffined", {"mode": ["bilinear", "nearest"]}), ("RandZoomd", {"mode": "nearest"}),
-           ("RandAffined", {"keys": "image", "mode": "bilinear"}))
+    listed(
+        ("RandAffined", {"mode": ["bilinear", "nearest"]}),
+        ("RandZoomd", {"mode": "nearest"}),
+        ("RandAffined", {"keys": "image", "mode": "bilinear"}),
+    )
 
 
 def test_padding_has_a_mode_of_its_own() -> None:
-    augment = listed(("RandSpatialCropd", {"roi_size": [8, 8, 8], "random_size": False}),
-                     ("SpatialPadd", {"spatial_size": [12, 12, 12]}))
+    augment = listed(
+        ("RandSpatialCropd", {"roi_size": [8, 8, 8], "random_size": False}),
+        ("SpatialPadd", {"spatial_size": [12, 12, 12]}),
+    )
     image, mask = augment(*sample(), seed=0)
     assert image.shape == (1, 12, 12, 12) and not image[:, :2].any() and not mask[:, :2].any()
 

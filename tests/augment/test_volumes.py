@@ -45,8 +45,11 @@ def turned(image: torch.Tensor, matrix: np.ndarray) -> torch.Tensor:
 
 # ── the whole ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize("name", LEVELS)
-@pytest.mark.parametrize("shape", [(2, 1, 12, 16, 10), (1, 4, 8, 8, 8), (3, 2, 1, 9, 6), (2, 1, 1, 1, 1), (3, 5, 20, 17), (2, 1, 1, 9)])
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 12, 16, 10), (1, 4, 8, 8, 8), (3, 2, 1, 9, 6), (2, 1, 1, 1, 1), (3, 5, 20, 17), (2, 1, 1, 9)]
+)
 def test_shapes_and_values_stay(name: str, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     image = torch.randn(shape)
@@ -81,7 +84,7 @@ def test_batch_mates_do_not_matter(shape: tuple[int, ...]) -> None:
     order = [4, 1, 5, 0, 3, 2]
     shuffled = augment(image[order], mask[order], [seeds[index] for index in order])
     for place, index in enumerate(order):
-        alone = augment(image[index:index + 1], mask[index:index + 1], [seeds[index]])
+        alone = augment(image[index : index + 1], mask[index : index + 1], [seeds[index]])
         for other in (alone[0][0], shuffled[0][place]):
             torch.testing.assert_close(together[0][index], other, atol=2e-6, rtol=2e-6)
         assert torch.equal(together[1][index], alone[1][0]) and torch.equal(together[1][index], shuffled[1][place])
@@ -100,8 +103,11 @@ def test_global_randomness_is_left_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    level("heavy")(torch.randn(1, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
-                   torch.zeros(1, 1, 4, 4, 4, dtype=torch.uint8), [1])
+    level("heavy")(
+        torch.randn(1, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(1, 1, 4, 4, 4, dtype=torch.uint8),
+        [1],
+    )
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -118,6 +124,7 @@ def test_no_preset_no_change() -> None:
 
 
 # ── flips ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.mark.parametrize(("flip", "axes"), [(False, ()), (True, (0, 1, 2)), ([0, 2], (0, 2))])
 def test_flips_are_those_allowed(flip: object, axes: tuple[int, ...]) -> None:
@@ -141,6 +148,7 @@ def test_a_flip_is_exact() -> None:
 
 
 # ── geometry ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
 
 def test_untouched_samples_are_bit_identical() -> None:
     image, mask = torch.randn(3, 1, 6, 7, 8), torch.randint(0, 3, (3, 1, 6, 7, 8), dtype=torch.uint8)
@@ -170,7 +178,9 @@ def test_zoom_keeps_the_centre_and_grows() -> None:
     small[..., 10:21, 10:21, 10:21] = 1
     grown = turned(small, np.eye(3) / 1.5)
     assert abs(grown.sum().item() / small.sum().item() - 1.5**3) < 0.5
-    centre = (torch.stack(torch.meshgrid(*[torch.arange(31.0)] * 3, indexing="ij")) * grown[0]).flatten(1).sum(1) / grown.sum()
+    centre = (torch.stack(torch.meshgrid(*[torch.arange(31.0)] * 3, indexing="ij")) * grown[0]).flatten(1).sum(
+        1
+    ) / grown.sum()
     torch.testing.assert_close(centre, torch.full((3,), 15.0), atol=0.01, rtol=0)
 
 
@@ -216,12 +226,15 @@ def test_elastic_field_moves_by_voxels() -> None:
 def test_grid_of_matrix_and_field_add_up() -> None:
     matrix, knots = np.eye(2) * 1.3, np.random.default_rng(0).normal(size=(2, 7, 7)).astype(np.float32)
     shape, device = (8, 12), torch.device("cpu")
-    both, turn, bend_only, nothing = (sampling_grid([one], shape, device) for one in (
-        Draw(matrix=matrix, knots=knots), Draw(matrix=matrix), Draw(knots=knots), Draw()))
+    both, turn, bend_only, nothing = (
+        sampling_grid([one], shape, device)
+        for one in (Draw(matrix=matrix, knots=knots), Draw(matrix=matrix), Draw(knots=knots), Draw())
+    )
     torch.testing.assert_close(both - turn, bend_only - nothing, atol=1e-5, rtol=0)
 
 
 # ── intensity ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
 
 def test_blur_is_a_gaussian() -> None:
     from scipy.ndimage import gaussian_filter
@@ -245,7 +258,9 @@ def test_coarse_picks_and_interpolates() -> None:
 
 def test_along_axes_is_einsum() -> None:
     values, left, right = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4), torch.randn(2, 7, 5)
-    torch.testing.assert_close(along_axes(values, [left, right]), torch.einsum("bcxy,bux,bvy->bcuv", values, left, right))
+    torch.testing.assert_close(
+        along_axes(values, [left, right]), torch.einsum("bcxy,bux,bvy->bcuv", values, left, right)
+    )
 
 
 def test_noise_has_its_deviation_and_its_seed() -> None:

@@ -15,14 +15,28 @@ from competition.cli.main import main
 from tests.conftest import ROOT, TINY
 
 EXPERIMENT = ROOT / "experiments" / "demo2d" / "unet2d.yaml"
-SMALL = ["folds.k=2", "training.epochs=1", "training.steps_per_epoch=2", "training.batch_size=2",
-         "training.precision=fp32", "encoder_weights=null", "run.threads=1", *TINY[2]]
+SMALL = [
+    "folds.k=2",
+    "training.epochs=1",
+    "training.steps_per_epoch=2",
+    "training.batch_size=2",
+    "training.precision=fp32",
+    "encoder_weights=null",
+    "run.threads=1",
+    *TINY[2],
+]
 
 
 def maskfold(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    return subprocess.run([sys.executable, "-c", "from competition.cli import main; main()", *map(str, words)],
-                          cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
+    return subprocess.run(
+        [sys.executable, "-c", "from competition.cli import main; main()", *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
 
 
 @pytest.fixture
@@ -61,9 +75,11 @@ def nothing_left(folder: Path) -> bool:
 
 
 def test_help_needs_no_heavy_library():
-    code = ("import sys; from competition.cli.main import app\n"
-            "heavy = {'torch', 'monai', 'mlflow', 'pandas', 'cv2', 'matplotlib', 'albumentations'} & set(sys.modules)\n"
-            "assert not heavy, heavy")
+    code = (
+        "import sys; from competition.cli.main import app\n"
+        "heavy = {'torch', 'monai', 'mlflow', 'pandas', 'cv2', 'matplotlib', 'albumentations'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
@@ -77,23 +93,26 @@ def test_a_run_ends_with_a_table_and_a_second_one_prints_it_again(data, tmp_path
     assert len(folders) == 1
     again = maskfold(*words, cwd=tmp_path)
     assert again.returncode == 0 and "fold_0 |" not in again.stdout
-    assert again.stdout[again.stdout.index("95 %"):] == first.stdout[first.stdout.index("95 %"):]
+    assert again.stdout[again.stdout.index("95 %") :] == first.stdout[first.stdout.index("95 %") :]
     other = maskfold(*words, "--new", "folds.run=[0]", cwd=tmp_path)
     assert other.returncode == 0, other.stdout + other.stderr
     assert len(list((tmp_path / "mlruns" / "runs").glob("*/*"))) == 2
 
 
-@pytest.mark.parametrize(("words", "parts"), [
-    (["training.epoch=3"], ["command line", "training.epoch", "epochs"]),
-    (["folds.k=1"], ["folds.k", "2"]),
-    (["training.batch_size=many"], ["training.batch_size"]),
-    (["folds.k=11"], ["11", "10"]),
-    (["patch.size=[30,30]", "model.args={features: [4, 4, 8, 8, 8, 4]}"], ["patch.size"]),
-    (["model.args.out_channels=7"], ["out_channels"]),
-    (["model.target=torch.os.system"], ["model.target"]),
-    (["model.target=monai.networks.nets.BasicUnett"], ["BasicUnett"]),
-    (["folds.run=[9]"], ["folds.run", "9"]),
-])
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["training.epoch=3"], ["command line", "training.epoch", "epochs"]),
+        (["folds.k=1"], ["folds.k", "2"]),
+        (["training.batch_size=many"], ["training.batch_size"]),
+        (["folds.k=11"], ["11", "10"]),
+        (["patch.size=[30,30]", "model.args={features: [4, 4, 8, 8, 8, 4]}"], ["patch.size"]),
+        (["model.args.out_channels=7"], ["out_channels"]),
+        (["model.target=torch.os.system"], ["model.target"]),
+        (["model.target=monai.networks.nets.BasicUnett"], ["BasicUnett"]),
+        (["folds.run=[9]"], ["folds.run", "9"]),
+    ],
+)
 def test_words_and_yaml_that_are_wrong(data, tmp_path, inside, words, parts):
     result = inside("cv", EXPERIMENT, f"competition.root={data}", *SMALL, *words)
     refused(result, 2, *parts)
@@ -101,8 +120,12 @@ def test_words_and_yaml_that_are_wrong(data, tmp_path, inside, words, parts):
 
 
 def test_a_wrong_root_and_a_wrong_file(tmp_path, inside):
-    refused(inside("cv", EXPERIMENT, f"competition.root={tmp_path}/nowhere", "competition.name=other"), 2,
-            "nowhere", "competition.root")
+    refused(
+        inside("cv", EXPERIMENT, f"competition.root={tmp_path}/nowhere", "competition.name=other"),
+        2,
+        "nowhere",
+        "competition.root",
+    )
     refused(inside("cv", "absent.yaml"), 2, "absent.yaml")
     assert inside("cv").returncode == 2
     assert maskfold("train", cwd=tmp_path).returncode == 2  # the whole way, as a shell sees it
@@ -142,8 +165,10 @@ def no_images(folder: Path, case: str) -> None:
         path.unlink()
 
 
-@pytest.mark.parametrize(("fault", "named"), [
-    (mask_gone, True), (mask_of_another_size, True), (strange_label, True), (truncated, True), (no_images, False)])
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [(mask_gone, True), (mask_of_another_size, True), (strange_label, True), (truncated, True), (no_images, False)],
+)
 def test_bad_data_is_named_before_training_and_leaves_nothing(data, tmp_path, inside, fault, named):
     case = first_case(data)
     fault(data, case)
@@ -155,8 +180,15 @@ def test_bad_data_is_named_before_training_and_leaves_nothing(data, tmp_path, in
 def test_on_bad_case_skip_leaves_it_out_and_says_so(data, tmp_path):
     case = first_case(data)
     strange_label(data, case)
-    result = maskfold("cv", EXPERIMENT, f"competition.root={data}", "competition.on_bad_case=skip", *SMALL,
-                      "folds.run=[0]", cwd=tmp_path)
+    result = maskfold(
+        "cv",
+        EXPERIMENT,
+        f"competition.root={data}",
+        "competition.on_bad_case=skip",
+        *SMALL,
+        "folds.run=[0]",
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"case {case} is left out" in result.stdout and "9 cases" in result.stdout
 
@@ -164,11 +196,16 @@ def test_on_bad_case_skip_leaves_it_out_and_says_so(data, tmp_path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_with_a_checkpoint_and_a_word(data, tmp_path, number, status):
     words = ["cv", EXPERIMENT, f"competition.root={data}", *SMALL, "folds.run=[0]", "training.epochs=100000"]
-    process = subprocess.Popen([sys.executable, "-c", "from competition.cli import main; main()", *map(str, words)],
-                               cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               # Whoever starts the tests in the background has them ignore Ctrl-C.
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from competition.cli import main; main()", *map(str, words)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever starts the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for line in process.stdout:
         if "epoch 3" in line:
             process.send_signal(number)
@@ -180,15 +217,31 @@ def test_a_signal_ends_with_a_checkpoint_and_a_word(data, tmp_path, number, stat
     assert (fold / "last.pt").exists() and "stopped (SIGTERM)" in (fold / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(("changes", "command"), [
-    ({}, "maskfold submit mine.yaml 'competition.root=/data/my x' "),
-    ({"submission": {}}, "maskfold predict mine.yaml 'competition.root=/data/my x' --images '/data/my x/scans/new' -o submissions/x "),
-    ({"test": None}, "maskfold report mine.yaml 'competition.root=/data/my x' ")])
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({}, "maskfold submit mine.yaml 'competition.root=/data/my x' "),
+        (
+            {"submission": {}},
+            "maskfold predict mine.yaml 'competition.root=/data/my x' --images '/data/my x/scans/new' -o submissions/x ",
+        ),
+        ({"test": None}, "maskfold report mine.yaml 'competition.root=/data/my x' "),
+    ],
+)
 def test_the_next_command_is_one_that_works(changes, command):
     from competition.cli.cv import _next
     from competition.config import Competition
 
-    comp = Competition(**{
-        "name": "x", "root": "/data/my x", "dimensions": 2, "classes": ["a"], "train": {"images": "t/{id}.png", "masks": "m/{id}.png"},
-        "test": {"images": "scans/new/{id}_0.png"}, "submission": {"sample": "s.csv"}, **changes})
+    comp = Competition(
+        **{
+            "name": "x",
+            "root": "/data/my x",
+            "dimensions": 2,
+            "classes": ["a"],
+            "train": {"images": "t/{id}.png", "masks": "m/{id}.png"},
+            "test": {"images": "scans/new/{id}_0.png"},
+            "submission": {"sample": "s.csv"},
+            **changes,
+        }
+    )
     assert command in _next(Path("mine.yaml"), comp, ["competition.root=/data/my x"])

@@ -23,11 +23,13 @@ def test_the_command_can_be_called_again() -> None:
 
 
 def test_ctrl_c_while_the_command_line_is_imported_is_a_word() -> None:
-    code = ("import sys\n"
-            "class Late:\n"
-            "    def find_spec(name, path=None, target=None):\n"
-            "        if name == 'typer': raise KeyboardInterrupt\n"
-            "sys.meta_path.insert(0, Late)\n"
-            "from competition.cli import main; main()")
+    code = (
+        "import sys\n"
+        "class Late:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Late)\n"
+        "from competition.cli import main; main()"
+    )
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (130, "stopped\n")

@@ -14,13 +14,38 @@ from competition.training.cv import CvSummary
 
 def shown(classes: list[str], width: int = 80, skipped: tuple[tuple[str, str], ...] = (), **more: Any) -> str:
     """The table of two folds as a log shows it; the second class of the second fold is absent."""
-    folds = [{"fold": fold, "seed": 0, "score": 0.5 + fold / 10, "minutes": 1.5,
-              "dice": {name: None if (fold, place) == (1, 1) else 0.1 * place + fold / 100 for place, name in enumerate(classes)}}
-             for fold in (0, 1)]
-    summary = CvSummary("dice", 0.5678, 0.4321, 0.6543, dict.fromkeys(classes, 0.7654), dict.fromkeys(classes, 0.111),
-                        dict.fromkeys(classes, 0.999), 12, folds, **more)
-    run: Any = SimpleNamespace(name="mine-net", skipped=list(skipped), cases=range(7), exp=SimpleNamespace(competition=SimpleNamespace(classes=classes)),
-                               member_folder=lambda fold, seed: SimpleNamespace(name=f"fold_{fold}"))
+    folds = [
+        {
+            "fold": fold,
+            "seed": 0,
+            "score": 0.5 + fold / 10,
+            "minutes": 1.5,
+            "dice": {
+                name: None if (fold, place) == (1, 1) else 0.1 * place + fold / 100
+                for place, name in enumerate(classes)
+            },
+        }
+        for fold in (0, 1)
+    ]
+    summary = CvSummary(
+        "dice",
+        0.5678,
+        0.4321,
+        0.6543,
+        dict.fromkeys(classes, 0.7654),
+        dict.fromkeys(classes, 0.111),
+        dict.fromkeys(classes, 0.999),
+        12,
+        folds,
+        **more,
+    )
+    run: Any = SimpleNamespace(
+        name="mine-net",
+        skipped=list(skipped),
+        cases=range(7),
+        exp=SimpleNamespace(competition=SimpleNamespace(classes=classes)),
+        member_folder=lambda fold, seed: SimpleNamespace(name=f"fold_{fold}"),
+    )
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(cv_table(summary, run))
     return console.export_text()
@@ -28,7 +53,12 @@ def shown(classes: list[str], width: int = 80, skipped: tuple[tuple[str, str], .
 
 def test_few_classes_are_columns() -> None:
     text = shown(["left", "right"], width=120)
-    assert [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")] == ["0", "1", "all", "95 %"]
+    assert [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")] == [
+        "0",
+        "1",
+        "all",
+        "95 %",
+    ]
     assert "Dice left" in text and "fold_1" in text and "0.432–0.654" in text and text.count("absent") == 1
 
 
@@ -36,8 +66,11 @@ def test_many_classes_are_rows_and_nothing_is_cut_at_80_columns() -> None:
     classes = ["body", "bone", "bladder", "rectum", "prostate"]
     text = shown(classes, test_dice={**dict.fromkeys(classes, 0.25), "rectum": None}, test_score=0.3333)
     assert "…" not in text
-    rows = {line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
-            for line in text.splitlines() if line.startswith("│")}
+    rows = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
+        for line in text.splitlines()
+        if line.startswith("│")
+    }
     assert list(rows) == ["dice", *(f"Dice {name}" for name in classes), "minutes"]
     assert rows["dice"] == ["0.5000", "0.6000", "0.5678", "0.432–0.654", "0.3333"]
     assert rows["Dice bone"] == ["0.1000", "absent", "0.7654", "0.111–0.999", "0.2500"]

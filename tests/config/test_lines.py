@@ -15,13 +15,40 @@ from competition.config.lines import MOST_NODES, parse, read_document
 from competition.config.load import write_yaml
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("1e-3", 0.001), ("1.0e-3", 0.001), ("1E5", 100000.0), (".5", 0.5), ("-2.", -2.0), ("+1.5", 1.5), (".inf", float("inf")),
-    ("3", 3), ("-3", -3), ("10_000", 10000), ("0xff", 255), ("0", 0),
-    ("true", True), ("False", False), ("null", None), ("~", None), ("", None),
-    ("no", "no"), ("on", "on"), ("010", "010"), ("1:30", "1:30"), ("2020-01-01", "2020-01-01"), ("1e", "1e"),
-    ("=", "="), ("'1e-3'", "1e-3"), ("_1", "_1"), ("1_", "1_"), (".", "."), ("-", [None]),
-])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1.0e-3", 0.001),
+        ("1E5", 100000.0),
+        (".5", 0.5),
+        ("-2.", -2.0),
+        ("+1.5", 1.5),
+        (".inf", float("inf")),
+        ("3", 3),
+        ("-3", -3),
+        ("10_000", 10000),
+        ("0xff", 255),
+        ("0", 0),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("no", "no"),
+        ("on", "on"),
+        ("010", "010"),
+        ("1:30", "1:30"),
+        ("2020-01-01", "2020-01-01"),
+        ("1e", "1e"),
+        ("=", "="),
+        ("'1e-3'", "1e-3"),
+        ("_1", "_1"),
+        ("1_", "1_"),
+        (".", "."),
+        ("-", [None]),
+    ],
+)
 def test_words_mean_what_yaml_1_2_says(text: str, value: Any) -> None:
     found = parse(text).tree
     assert found == value and type(found) is type(value)
@@ -30,8 +57,18 @@ def test_words_mean_what_yaml_1_2_says(text: str, value: Any) -> None:
 def test_each_key_and_item_has_its_line() -> None:
     document = parse("a: 1\nb:\n  c:\n    - x\n    - y: 2\n  d: {e: 1,\n      f: 2}\n", "file.yaml")
     lines = {path: place.line for path, place in document.places.items()}
-    assert lines == {(): 1, ("a",): 1, ("b",): 2, ("b", "c"): 3, ("b", "c", 0): 4, ("b", "c", 1): 5, ("b", "c", 1, "y"): 5,
-                     ("b", "d"): 6, ("b", "d", "e"): 6, ("b", "d", "f"): 7}
+    assert lines == {
+        (): 1,
+        ("a",): 1,
+        ("b",): 2,
+        ("b", "c"): 3,
+        ("b", "c", 0): 4,
+        ("b", "c", 1): 5,
+        ("b", "c", 1, "y"): 5,
+        ("b", "d"): 6,
+        ("b", "d", "e"): 6,
+        ("b", "d", "f"): 7,
+    }
     assert str(document.place(("b", "c", "missing", "deeper"))) == "file.yaml, line 3"
 
 
@@ -41,28 +78,31 @@ def test_anchors_and_merges_work() -> None:
     assert document.place(("b", "x")).line == 2
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("a: 1\nb: 2\na: 3\n", ["line 3", "`a` stands twice", "line 1"]),
-    ("a:\n  b: 1\n  b: 1\n", ["line 3", "`b` stands twice"]),
-    ("a: {1: x, 1: y}\n", ["line 1", "`1` stands twice"]),
-    ("x: 1\na: !!python/object/apply:os.system ['true']\n", ["line 2", "!!python/object/apply:os.system"]),
-    ("a: !!python/tuple [1]\n", ["line 1", "!!python/tuple"]),
-    ("a: !mine 1\n", ["line 1", "`!mine`"]),
-    ("a: !!binary aGk=\n", ["line 1", "!!binary"]),
-    ("a: &x [1, *x]\n", ["line 1", "endless"]),
-    ("? [a]\n: 1\n", ["line 1", "no plain word"]),
-    ("~: 1\n", ["line 1", "no plain word"]),
-    ("a: 1\nb: ${oc.env:HOME}\n", ["line 2", "${oc.env:HOME}", "interpolation"]),
-    ("a: 1\n\tb: 2\n", ["line 2", "spaces instead of tabs"]),
-    ("a: b: c\n", ["line 1", "not valid YAML"]),
-    ("a: [1, 2\nb: 3\n", ["line 2", "not valid YAML"]),
-    ("a: *.png\n", ["line 1", "quotes"]),
-    ("a: *png\n", ["line 1", "quotes"]),
-    ("a: 1\n---\nb: 2\n", ["line 2", "not valid YAML"]),
-    ("a: \x07\n", ["file.yaml", "not valid YAML"]),
-    ("[" * 3000, ["file.yaml", "nested too deeply"]),
-    ("a: !!int x\n", ["not valid YAML", "'x'"]),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\nb: 2\na: 3\n", ["line 3", "`a` stands twice", "line 1"]),
+        ("a:\n  b: 1\n  b: 1\n", ["line 3", "`b` stands twice"]),
+        ("a: {1: x, 1: y}\n", ["line 1", "`1` stands twice"]),
+        ("x: 1\na: !!python/object/apply:os.system ['true']\n", ["line 2", "!!python/object/apply:os.system"]),
+        ("a: !!python/tuple [1]\n", ["line 1", "!!python/tuple"]),
+        ("a: !mine 1\n", ["line 1", "`!mine`"]),
+        ("a: !!binary aGk=\n", ["line 1", "!!binary"]),
+        ("a: &x [1, *x]\n", ["line 1", "endless"]),
+        ("? [a]\n: 1\n", ["line 1", "no plain word"]),
+        ("~: 1\n", ["line 1", "no plain word"]),
+        ("a: 1\nb: ${oc.env:HOME}\n", ["line 2", "${oc.env:HOME}", "interpolation"]),
+        ("a: 1\n\tb: 2\n", ["line 2", "spaces instead of tabs"]),
+        ("a: b: c\n", ["line 1", "not valid YAML"]),
+        ("a: [1, 2\nb: 3\n", ["line 2", "not valid YAML"]),
+        ("a: *.png\n", ["line 1", "quotes"]),
+        ("a: *png\n", ["line 1", "quotes"]),
+        ("a: 1\n---\nb: 2\n", ["line 2", "not valid YAML"]),
+        ("a: \x07\n", ["file.yaml", "not valid YAML"]),
+        ("[" * 3000, ["file.yaml", "nested too deeply"]),
+        ("a: !!int x\n", ["not valid YAML", "'x'"]),
+    ],
+)
 def test_refused(text: str, words: list[str]) -> None:
     with pytest.raises(MaskfoldError) as caught:
         parse(text, "file.yaml")
@@ -75,15 +115,23 @@ def test_refused(text: str, words: list[str]) -> None:
 def test_aliases_of_aliases_do_not_fill_the_memory() -> None:
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
-    assert MOST_NODES < 10 ** 30
+    assert MOST_NODES < 10**30
     with pytest.raises(MaskfoldError, match="endless"):
         parse("\n".join(lines), "file.yaml")
 
 
-@pytest.mark.parametrize(("content", "word"), [
-    (None, "does not exist"), (b"", "is empty"), (b"# nothing\n", "is empty"), (b"- a\n", "a list where a mapping"),
-    (b"word\n", "a text where a mapping"), (b"3\n", "a single value where a mapping"), (b"a: \xff\n", "not UTF-8"),
-])
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (None, "does not exist"),
+        (b"", "is empty"),
+        (b"# nothing\n", "is empty"),
+        (b"- a\n", "a list where a mapping"),
+        (b"word\n", "a text where a mapping"),
+        (b"3\n", "a single value where a mapping"),
+        (b"a: \xff\n", "not UTF-8"),
+    ],
+)
 def test_what_is_no_mapping_in_a_file(content: bytes | None, word: str, tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
     if content is not None:
@@ -105,10 +153,49 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(
-    ["1e-3", "no", "True", "null", "~", "010", "1:30", "1_000", ".5", "0x1F", "2020-01-01", "<<", "=", "- a", "a: b", "", " x",
-     "#", "*a", "&a", "!a", "a\nb", "\t", "1e5", ".inf", "-.Inf", "{id}", "[", "%", "@", "`", "+1", "1.", "line\u2028end", "\x85"])
-plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words,
-                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=8)
+    [
+        "1e-3",
+        "no",
+        "True",
+        "null",
+        "~",
+        "010",
+        "1:30",
+        "1_000",
+        ".5",
+        "0x1F",
+        "2020-01-01",
+        "<<",
+        "=",
+        "- a",
+        "a: b",
+        "",
+        " x",
+        "#",
+        "*a",
+        "&a",
+        "!a",
+        "a\nb",
+        "\t",
+        "1e5",
+        ".inf",
+        "-.Inf",
+        "{id}",
+        "[",
+        "%",
+        "@",
+        "`",
+        "+1",
+        "1.",
+        "line\u2028end",
+        "\x85",
+    ]
+)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @settings(deadline=None, derandomize=True)

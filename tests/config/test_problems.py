@@ -12,45 +12,62 @@ Refusal = Callable[..., str]
 HERE = f"unet.yaml, line {LAST + 1}: "
 
 
-@pytest.mark.parametrize(("more", "expected"), [
-    ("epocs: 3", "epocs is not a known key"),
-    ("epochs: 3", "epochs is not a known key; perhaps training.epochs is meant."),
-    ("trainig: {}", "trainig is not a known key, the nearest is training."),
-    ("folds: {K: 3}", "folds.K is not a known key, the nearest is k."),
-    ("folds: {1: 3}", "folds.1 is not a known key; known are scheme, k,"),
-    ("folds: {k: 1}", "folds.k: expected at least 2, found 1."),
-    ("folds: {k: 2.0}", "folds.k: expected an integer, found 2.0."),
-    ("folds: {k: true}", "folds.k: expected an integer, found true."),
-    ("folds: {k: '5'}", "folds.k: expected an integer, found the text '5'."),
-    ("folds: {k:}", "folds.k: expected an integer, found nothing (null)."),
-    ("folds: {scheme: kfld}", "folds.scheme: expected kfold, stratified, group, stratified_group, holdout or file, "
-                              "found the text 'kfld'; the nearest is kfold."),
-    ("folds: [1]", "folds: expected a mapping, found the list [1]."),
-    ("folds:", "folds: expected a mapping, found nothing (null)."),
-    ("training: {ema: 1.5}", "training.ema: expected less than 1, found 1.5."),
-    ("training: {ema: .nan}", "training.ema: expected"),
-    ("training: {clip_gradient: .inf}", "training.clip_gradient: expected a finite number, found inf."),
-    ("prepare: {spacing: [1, a]}", "prepare.spacing.1: expected a number, found the text 'a'."),
-    ("prepare: {orientation: RAX}", "prepare.orientation: expected text of the form ^[RLAPSI]{3}$, found the text 'RAX'."),
-    # unions: one line, about the branch that was meant
-    ("seed: a", "seed: expected an integer or a list of integers, found the text 'a'."),
-    ("seed: []", "seed: expected 1 or more entries, found the list []."),
-    ("seed: [1, a]", "seed.1: expected an integer, found the text 'a'."),
-    ("folds: {run: ful}", "folds.run: expected a list of integers or full, found the text 'ful'."),
-    ("folds: {run: [-1]}", "folds.run.0: expected at least 0, found -1."),
-    ("folds: {run: [a]}", "folds.run.0: expected an integer, found the text 'a'."),
-    ("inference: {tta: flip}", "inference.tta: expected a list of words out of (flip, rotate90) or auto, found the text 'flip'."),
-    ("inference: {tta: [flop]}", "inference.tta.0: expected flip or rotate90, found the text 'flop'; the nearest is flip."),
-    ("augment: {flip: yes}", "augment.flip: expected true or false or a list of integers, found the text 'yes'."),
-    ("augment: {flip: [3]}", "augment.flip.0: expected at most 2, found 3."),
-    ("augment: {transforms: [{tagret: a.b, target: torch.nn.ReLU}]}",
-     "augment.transforms.0.tagret is not a known key, the nearest is target."),
-    # what sections say about their keys together
-    ("folds: {shares: [0.5, 0.6]}", "folds.shares: `shares` are two or three numbers whose sum is 1."),
-    ("folds: {scheme: file}", "folds.scheme: `scheme: file` needs `file`, a CSV with the columns id and fold."),
-    ("prepare: {spacing: [1]}", "`prepare.spacing` needs 2 numbers"),
-    ("training: {plan: [[3, 1]]}", "training.plan: `plan` is a list of [step, total steps]."),
-])
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("epocs: 3", "epocs is not a known key"),
+        ("epochs: 3", "epochs is not a known key; perhaps training.epochs is meant."),
+        ("trainig: {}", "trainig is not a known key, the nearest is training."),
+        ("folds: {K: 3}", "folds.K is not a known key, the nearest is k."),
+        ("folds: {1: 3}", "folds.1 is not a known key; known are scheme, k,"),
+        ("folds: {k: 1}", "folds.k: expected at least 2, found 1."),
+        ("folds: {k: 2.0}", "folds.k: expected an integer, found 2.0."),
+        ("folds: {k: true}", "folds.k: expected an integer, found true."),
+        ("folds: {k: '5'}", "folds.k: expected an integer, found the text '5'."),
+        ("folds: {k:}", "folds.k: expected an integer, found nothing (null)."),
+        (
+            "folds: {scheme: kfld}",
+            "folds.scheme: expected kfold, stratified, group, stratified_group, holdout or file, "
+            "found the text 'kfld'; the nearest is kfold.",
+        ),
+        ("folds: [1]", "folds: expected a mapping, found the list [1]."),
+        ("folds:", "folds: expected a mapping, found nothing (null)."),
+        ("training: {ema: 1.5}", "training.ema: expected less than 1, found 1.5."),
+        ("training: {ema: .nan}", "training.ema: expected"),
+        ("training: {clip_gradient: .inf}", "training.clip_gradient: expected a finite number, found inf."),
+        ("prepare: {spacing: [1, a]}", "prepare.spacing.1: expected a number, found the text 'a'."),
+        (
+            "prepare: {orientation: RAX}",
+            "prepare.orientation: expected text of the form ^[RLAPSI]{3}$, found the text 'RAX'.",
+        ),
+        # unions: one line, about the branch that was meant
+        ("seed: a", "seed: expected an integer or a list of integers, found the text 'a'."),
+        ("seed: []", "seed: expected 1 or more entries, found the list []."),
+        ("seed: [1, a]", "seed.1: expected an integer, found the text 'a'."),
+        ("folds: {run: ful}", "folds.run: expected a list of integers or full, found the text 'ful'."),
+        ("folds: {run: [-1]}", "folds.run.0: expected at least 0, found -1."),
+        ("folds: {run: [a]}", "folds.run.0: expected an integer, found the text 'a'."),
+        (
+            "inference: {tta: flip}",
+            "inference.tta: expected a list of words out of (flip, rotate90) or auto, found the text 'flip'.",
+        ),
+        (
+            "inference: {tta: [flop]}",
+            "inference.tta.0: expected flip or rotate90, found the text 'flop'; the nearest is flip.",
+        ),
+        ("augment: {flip: yes}", "augment.flip: expected true or false or a list of integers, found the text 'yes'."),
+        ("augment: {flip: [3]}", "augment.flip.0: expected at most 2, found 3."),
+        (
+            "augment: {transforms: [{tagret: a.b, target: torch.nn.ReLU}]}",
+            "augment.transforms.0.tagret is not a known key, the nearest is target.",
+        ),
+        # what sections say about their keys together
+        ("folds: {shares: [0.5, 0.6]}", "folds.shares: `shares` are two or three numbers whose sum is 1."),
+        ("folds: {scheme: file}", "folds.scheme: `scheme: file` needs `file`, a CSV with the columns id and fold."),
+        ("prepare: {spacing: [1]}", "`prepare.spacing` needs 2 numbers"),
+        ("training: {plan: [[3, 1]]}", "training.plan: `plan` is a list of [step, total steps]."),
+    ],
+)
 def test_one_problem_is_one_line(more: str, expected: str, refusal: Refusal) -> None:
     said = refusal(more + "\n")
     assert "\n" not in said
@@ -59,22 +76,28 @@ def test_one_problem_is_one_line(more: str, expected: str, refusal: Refusal) -> 
     assert said.endswith("Correct it and run again.")
 
 
-@pytest.mark.parametrize(("word", "expected"), [
-    ("loss=3", "loss: expected a mapping or a list of mappings, found 3."),
-    ("loss=[]", "loss: expected 1 or more entries, found the list []."),
-    ("loss={target: torch.nn.L1Loss, weight: 0}", "loss.weight: expected more than 0, found 0."),
-    ("loss=[{target: torch.nn.L1Loss, weight: a}]", "loss.0.weight: expected a number, found the text 'a'."),
-    ("loss=[3]", "loss.0: expected a mapping, found 3."),
-    ("patch.size=[1,2,3]", "`patch.size` needs 2 numbers, one for each of competition.dimensions."),
-    ("patch.size=[1]", "patch.size: expected 2 or more entries, found the list [1]."),
-    ("competition.train.images=3", "competition.train.images: expected text or a mapping, found 3."),
-    ("competition.train.images={t1: 3}", "competition.train.images.t1: expected text, found 3."),
-    ("competition.classes=[]", "competition.classes: expected 1 or more entries, found the list []."),
-    ("competition.classes=[no, 1]", "competition.classes.1: expected text, found 1."),
-    ("competition.root=3", "competition.root: expected a path, found 3."),
-    ("competition.dimensions=4", "competition.dimensions: expected 2 or 3, found 4."),
-    ("competition.submission.columns.clas=a", "competition.submission.columns.clas is not a known key, the nearest is class."),
-])
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("loss=3", "loss: expected a mapping or a list of mappings, found 3."),
+        ("loss=[]", "loss: expected 1 or more entries, found the list []."),
+        ("loss={target: torch.nn.L1Loss, weight: 0}", "loss.weight: expected more than 0, found 0."),
+        ("loss=[{target: torch.nn.L1Loss, weight: a}]", "loss.0.weight: expected a number, found the text 'a'."),
+        ("loss=[3]", "loss.0: expected a mapping, found 3."),
+        ("patch.size=[1,2,3]", "`patch.size` needs 2 numbers, one for each of competition.dimensions."),
+        ("patch.size=[1]", "patch.size: expected 2 or more entries, found the list [1]."),
+        ("competition.train.images=3", "competition.train.images: expected text or a mapping, found 3."),
+        ("competition.train.images={t1: 3}", "competition.train.images.t1: expected text, found 3."),
+        ("competition.classes=[]", "competition.classes: expected 1 or more entries, found the list []."),
+        ("competition.classes=[no, 1]", "competition.classes.1: expected text, found 1."),
+        ("competition.root=3", "competition.root: expected a path, found 3."),
+        ("competition.dimensions=4", "competition.dimensions: expected 2 or 3, found 4."),
+        (
+            "competition.submission.columns.clas=a",
+            "competition.submission.columns.clas is not a known key, the nearest is class.",
+        ),
+    ],
+)
 def test_unions_and_the_competition_on_the_command_line(word: str, expected: str, refusal: Refusal) -> None:
     said = refusal("", word)
     assert "\n" not in said
@@ -94,7 +117,8 @@ def test_problems_of_both_files_and_of_the_words_come_together(refusal: Refusal)
         "  command line: seed: expected an integer or a list of integers, found the text 'x'.",
         f"  unet.yaml, line {LAST + 3}: folds.k: expected at least 2, found 1.",
         f"  unet.yaml, line {LAST + 2}: folds.kk is not a known key, the nearest is k.",
-        " Correct them and run again."]
+        " Correct them and run again.",
+    ]
 
 
 def test_the_competition_has_lines_of_its_own(refusal: Refusal, toy: Callable[..., object]) -> None:

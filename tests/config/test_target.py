@@ -23,35 +23,59 @@ def _no_trust(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASKFOLD_TRUST", raising=False)
 
 
-@pytest.mark.parametrize(("path", "kind", "found"), [
-    ("torch.nn.Conv2d", nn.Module, nn.Conv2d), ("torch.optim.AdamW", torch.optim.Optimizer, torch.optim.AdamW),
-    ("monai.networks.nets.DynUNet", nn.Module, monai.networks.nets.DynUNet),
-    ("monai.networks.nets.unet.UNet", nn.Module, monai.networks.nets.UNet),  # through a module that has a class's name
-    ("segmentation_models_pytorch.Unet", nn.Module, smp.Unet),
-    ("segmentation_models_pytorch.losses.DiceLoss", nn.Module, smp.losses.DiceLoss),
-    ("torch.optim.SGD", (nn.Module, torch.optim.Optimizer), torch.optim.SGD),
-    ("torch.nn.functional.relu", None, nn.functional.relu),
-    ("competition.config.errors.MaskfoldError", Exception, MaskfoldError),
-])
+@pytest.mark.parametrize(
+    ("path", "kind", "found"),
+    [
+        ("torch.nn.Conv2d", nn.Module, nn.Conv2d),
+        ("torch.optim.AdamW", torch.optim.Optimizer, torch.optim.AdamW),
+        ("monai.networks.nets.DynUNet", nn.Module, monai.networks.nets.DynUNet),
+        (
+            "monai.networks.nets.unet.UNet",
+            nn.Module,
+            monai.networks.nets.UNet,
+        ),  # through a module that has a class's name
+        ("segmentation_models_pytorch.Unet", nn.Module, smp.Unet),
+        ("segmentation_models_pytorch.losses.DiceLoss", nn.Module, smp.losses.DiceLoss),
+        ("torch.optim.SGD", (nn.Module, torch.optim.Optimizer), torch.optim.SGD),
+        ("torch.nn.functional.relu", None, nn.functional.relu),
+        ("competition.config.errors.MaskfoldError", Exception, MaskfoldError),
+    ],
+)
 def test_found(path: str, kind: Any, found: Any) -> None:
     assert resolve_target(path, kind, "model.target") is found
 
 
-@pytest.mark.parametrize(("path", "words"), [
-    ("os.system", ["trusted", "one of these packages"]), ("builtins.eval", ["trusted"]),
-    ("torch.os.system", ["leads out of torch into the module os"]), ("torch.sys.exit", ["module sys"]),
-    ("torch.nn.modules.linear.math.sqrt", ["module math"]),
-    ("torch.nn.modules.module.OrderedDict", ["comes from collections"]),
-    ("torch._C.Graph", ["private"]), ("torch.nn.Module.__init__", ["private"]), ("torch.__builtins__.eval", ["private"]),
-    ("torch.nn", ["is a module"]), ("torch", ["import path"]), ("", ["import path"]), ("torch..nn", ["import path"]),
-    ("torch.nn.ReLU()", ["import path"]), ("torch.nn:ReLU", ["import path"]),
-    ("torch.nn.functional.relu", ["is a function"]), ("torch.float32", ["is a dtype", "trusted"]),
-    ("torch.optim.AdamW", ["not a torch Module"]), ("monai.networks.nets.unet", ["is a module", "UNet"]),
-    ("segmentation_models_pytorch.UNET", ["has no UNET", "Unet"]), ("monai.netwroks.nets.UNet", ["has no netwroks", "networks"]),
-    ("monai.networks.nets.DynUnetz", ["DynUNet"]), ("torch.nn.Linear.foo", ["Linear has no foo"]),
-    ("smp.Unet", ["Did you mean segmentation_models_pytorch.Unet?"]), ("monia.losses.DiceLoss", ["monai.losses.DiceLoss?"]),
-    ("my_nets.Fancy", ["--trust my_nets", "MASKFOLD_TRUST=my_nets"]),
-])
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("os.system", ["trusted", "one of these packages"]),
+        ("builtins.eval", ["trusted"]),
+        ("torch.os.system", ["leads out of torch into the module os"]),
+        ("torch.sys.exit", ["module sys"]),
+        ("torch.nn.modules.linear.math.sqrt", ["module math"]),
+        ("torch.nn.modules.module.OrderedDict", ["comes from collections"]),
+        ("torch._C.Graph", ["private"]),
+        ("torch.nn.Module.__init__", ["private"]),
+        ("torch.__builtins__.eval", ["private"]),
+        ("torch.nn", ["is a module"]),
+        ("torch", ["import path"]),
+        ("", ["import path"]),
+        ("torch..nn", ["import path"]),
+        ("torch.nn.ReLU()", ["import path"]),
+        ("torch.nn:ReLU", ["import path"]),
+        ("torch.nn.functional.relu", ["is a function"]),
+        ("torch.float32", ["is a dtype", "trusted"]),
+        ("torch.optim.AdamW", ["not a torch Module"]),
+        ("monai.networks.nets.unet", ["is a module", "UNet"]),
+        ("segmentation_models_pytorch.UNET", ["has no UNET", "Unet"]),
+        ("monai.netwroks.nets.UNet", ["has no netwroks", "networks"]),
+        ("monai.networks.nets.DynUnetz", ["DynUNet"]),
+        ("torch.nn.Linear.foo", ["Linear has no foo"]),
+        ("smp.Unet", ["Did you mean segmentation_models_pytorch.Unet?"]),
+        ("monia.losses.DiceLoss", ["monai.losses.DiceLoss?"]),
+        ("my_nets.Fancy", ["--trust my_nets", "MASKFOLD_TRUST=my_nets"]),
+    ],
+)
 def test_refused(path: str, words: list[str]) -> None:
     with pytest.raises(MaskfoldError) as caught:
         resolve_target(path, nn.Module, "model.target")
@@ -109,12 +133,15 @@ def test_a_module_of_ones_own_by_environment(own: Callable[[str], str], monkeypa
     assert resolve_target(f"{name}.Net", nn.Module, "model.target").__name__ == "Net"
 
 
-@pytest.mark.parametrize(("source", "words"), [
-    ("import nothing_like_it", ["needs the package nothing_like_it", "not installed"]),
-    ("def broken(:", ["cannot be imported", "SyntaxError"]),
-    ("raise RuntimeError('oh')", ["cannot be imported", "RuntimeError: oh"]),
-    ("x = 1", ["has no Net"]),
-])
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import nothing_like_it", ["needs the package nothing_like_it", "not installed"]),
+        ("def broken(:", ["cannot be imported", "SyntaxError"]),
+        ("raise RuntimeError('oh')", ["cannot be imported", "RuntimeError: oh"]),
+        ("x = 1", ["has no Net"]),
+    ],
+)
 def test_a_module_of_ones_own_that_does_not_work(own: Callable[[str], str], source: str, words: list[str]) -> None:
     name = own(source)
     with pytest.raises(MaskfoldError) as caught:
@@ -152,24 +179,47 @@ class TakesNothing:
     pass
 
 
-@pytest.mark.parametrize(("cls", "args"), [
-    (Takes, {"channels": 1}), (Takes, {"channels": 1, "norm": "none"}), (TakesAll, {"encoder_name": "a", "aux_params": {}}),
-    (TakesAll, {}), (TakesNothing, {}), (smp.Unet, {"encoder_name": "resnet18"}), (nn.CrossEntropyLoss, {"label_smoothing": 0.1}),
-])
+@pytest.mark.parametrize(
+    ("cls", "args"),
+    [
+        (Takes, {"channels": 1}),
+        (Takes, {"channels": 1, "norm": "none"}),
+        (TakesAll, {"encoder_name": "a", "aux_params": {}}),
+        (TakesAll, {}),
+        (TakesNothing, {}),
+        (smp.Unet, {"encoder_name": "resnet18"}),
+        (nn.CrossEntropyLoss, {"label_smoothing": 0.1}),
+    ],
+)
 def test_arguments_that_fit(cls: type, args: dict[str, Any]) -> None:
     check_args(cls, args, "model.args")
 
 
-@pytest.mark.parametrize(("cls", "args", "words"), [
-    (Takes, {"channels": 1, "dropuot": 0.1}, "model.args.dropuot is not an argument of Takes. Did you mean dropout?"),
-    (Takes, {"channels": 1, "zzz": 0.1}, "model.args.zzz is not an argument of Takes. It takes channels, dropout or norm."),
-    (Takes, {"self": 1}, "model.args.self is not an argument of Takes."),
-    (Takes, {"dropout": 0.1}, "model.args lacks channels, which Takes requires. Add model.args.channels."),
-    (TakesAll, {"encoder_nmae": "a"}, "model.args.encoder_nmae is not an argument of TakesAll. Did you mean encoder_name?"),
-    (smp.Unet, {"encoder_nmae": "a"}, "Did you mean encoder_name?"),
-    (TakesNothing, {"a": 1}, "model.args.a is not an argument of TakesNothing."),
-    (monai.losses.DiceCELoss, {"sofmax": True}, "Did you mean softmax?"),
-])
+@pytest.mark.parametrize(
+    ("cls", "args", "words"),
+    [
+        (
+            Takes,
+            {"channels": 1, "dropuot": 0.1},
+            "model.args.dropuot is not an argument of Takes. Did you mean dropout?",
+        ),
+        (
+            Takes,
+            {"channels": 1, "zzz": 0.1},
+            "model.args.zzz is not an argument of Takes. It takes channels, dropout or norm.",
+        ),
+        (Takes, {"self": 1}, "model.args.self is not an argument of Takes."),
+        (Takes, {"dropout": 0.1}, "model.args lacks channels, which Takes requires. Add model.args.channels."),
+        (
+            TakesAll,
+            {"encoder_nmae": "a"},
+            "model.args.encoder_nmae is not an argument of TakesAll. Did you mean encoder_name?",
+        ),
+        (smp.Unet, {"encoder_nmae": "a"}, "Did you mean encoder_name?"),
+        (TakesNothing, {"a": 1}, "model.args.a is not an argument of TakesNothing."),
+        (monai.losses.DiceCELoss, {"sofmax": True}, "Did you mean softmax?"),
+    ],
+)
 def test_arguments_that_do_not_fit(cls: type, args: dict[str, Any], words: str) -> None:
     with pytest.raises(MaskfoldError) as caught:
         check_args(cls, args, "model.args")
@@ -182,13 +232,19 @@ def test_missing_arguments_may_follow() -> None:
         check_args(torch.optim.AdamW, {"lrr": 1e-3}, "optimizer.args", partial=True)
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    ([], None),
-    (["model.args={kernel_sise: 3}"], "model.args.kernel_sise"), (["model.target=torch.optim.AdamW"], "model.target"),
-    (["loss.args.reductoin=mean"], "loss.args.reductoin"), (["loss=[{target: torch.nn.Lines}]"], "loss.0.target"),
-    (["optimizer.target=torch.nn.ReLU"], "optimizer.target"), (["optimizer.args.weight_decy=1"], "optimizer.args.weight_decy"),
-    (["augment.transforms=[{target: albumentations.Affine, args: {scal: 1}}]"], "augment.transforms.0.args.scal"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], None),
+        (["model.args={kernel_sise: 3}"], "model.args.kernel_sise"),
+        (["model.target=torch.optim.AdamW"], "model.target"),
+        (["loss.args.reductoin=mean"], "loss.args.reductoin"),
+        (["loss=[{target: torch.nn.Lines}]"], "loss.0.target"),
+        (["optimizer.target=torch.nn.ReLU"], "optimizer.target"),
+        (["optimizer.args.weight_decy=1"], "optimizer.args.weight_decy"),
+        (["augment.transforms=[{target: albumentations.Affine, args: {scal: 1}}]"], "augment.transforms.0.args.scal"),
+    ],
+)
 def test_every_target_of_an_experiment(words: list[str], said: str | None, toy: Callable[..., Path]) -> None:
     exp = load_experiment(toy(), words)
     if said is None:

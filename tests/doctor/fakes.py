@@ -30,5 +30,10 @@ def package(folder: Path, name: str, version: str, source: str = "", needs: tupl
     (folder / f"{name}.py").write_text(source)
     about = folder / f"{name}-{version}.dist-info"
     about.mkdir()
-    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {need}" for need in needs)]
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {name}",
+        f"Version: {version}",
+        *(f"Requires-Dist: {need}" for need in needs),
+    ]
     (about / "METADATA").write_text("\n".join(lines) + "\n")

@@ -17,16 +17,34 @@ from competition.doctor.child import Answer
 from competition.doctor.finding import Finding
 
 GIB = 2**30
-BUILD = {"torch": "2.15.0", "cuda": "13.0", "hip": None, "available": True, "reason": None, "threads": 2, "cpu": "bf16",
-         "mps": False}
+BUILD = {
+    "torch": "2.15.0",
+    "cuda": "13.0",
+    "hip": None,
+    "available": True,
+    "reason": None,
+    "threads": 2,
+    "cpu": "bf16",
+    "mps": False,
+}
 
 
 def device(**changes: Any) -> dict[str, Any]:
-    return {"device": 0, "name": "NVIDIA H200", "total": 139 * GIB, "free": 138 * GIB, "capability": [9, 0], "right": True,
-            "precision": "bf16", **changes}
+    return {
+        "device": 0,
+        "name": "NVIDIA H200",
+        "total": 139 * GIB,
+        "free": 138 * GIB,
+        "capability": [9, 0],
+        "right": True,
+        "precision": "bf16",
+        **changes,
+    }
 
 
-def seen(monkeypatch: pytest.MonkeyPatch, *lines: dict[str, Any], driver: bool = True, trouble: str | None = None) -> list[Finding]:
+def seen(
+    monkeypatch: pytest.MonkeyPatch, *lines: dict[str, Any], driver: bool = True, trouble: str | None = None
+) -> list[Finding]:
     """The rows for what torch says."""
     monkeypatch.setattr(accelerators, "ask", lambda _: Answer(list(lines), trouble))
     monkeypatch.setattr(accelerators, "driver_there", lambda: driver)
@@ -42,8 +60,16 @@ def test_a_gpu_has_memory_capability_and_precision(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_gpu_that_cannot_compute_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
-    (row,) = seen(monkeypatch, BUILD, device(name="Tesla P100", capability=[6, 0], right=None,
-                                             error="CUDA error: no kernel image is available for execution on the device\nmore"))
+    (row,) = seen(
+        monkeypatch,
+        BUILD,
+        device(
+            name="Tesla P100",
+            capability=[6, 0],
+            right=None,
+            error="CUDA error: no kernel image is available for execution on the device\nmore",
+        ),
+    )
     assert row.state == "unusable"
     assert "no kernel image is available" in row.found
     assert "more" not in row.found
@@ -56,12 +82,22 @@ def test_a_gpu_that_is_taken_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> No
     assert (row.state, "nvidia-smi" in row.cure) == ("warning", True)
 
 
-@pytest.mark.parametrize(("build", "hidden", "what"), [
-    ({"cuda": None}, None, "torch 2.15.0 is built without CUDA"),
-    ({"reason": "The NVIDIA driver on your system is too old (found version 11040)."}, None, "driver on your system is too old"),
-    ({}, "", "hidden by CUDA_VISIBLE_DEVICES"), ({}, "-1", "hidden by CUDA_VISIBLE_DEVICES")])
-def test_a_driver_without_a_device_has_a_reason(monkeypatch: pytest.MonkeyPatch, build: dict[str, Any], hidden: str | None,
-                                                what: str) -> None:
+@pytest.mark.parametrize(
+    ("build", "hidden", "what"),
+    [
+        ({"cuda": None}, None, "torch 2.15.0 is built without CUDA"),
+        (
+            {"reason": "The NVIDIA driver on your system is too old (found version 11040)."},
+            None,
+            "driver on your system is too old",
+        ),
+        ({}, "", "hidden by CUDA_VISIBLE_DEVICES"),
+        ({}, "-1", "hidden by CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_a_driver_without_a_device_has_a_reason(
+    monkeypatch: pytest.MonkeyPatch, build: dict[str, Any], hidden: str | None, what: str
+) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
@@ -150,12 +186,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 SECRET = "0123456789abcdef"
 
 
-@pytest.mark.parametrize(("text", "mode", "state", "what"), [
-    (json.dumps({"username": "me", "key": SECRET}), 0o600, "ok", "mode 600"),
-    (json.dumps({"username": "me", "key": SECRET}), 0o644, "warning", "chmod 600"),
-    (json.dumps({"username": "me", "key": ""}), 0o600, "warning", "no `username` and `key`"),
-    (f'{{"username": "me", "key": "{SECRET}"', 0o600, "warning", "no `username` and `key`"),
-    ("[1]", 0o600, "warning", "no `username` and `key`")])
+@pytest.mark.parametrize(
+    ("text", "mode", "state", "what"),
+    [
+        (json.dumps({"username": "me", "key": SECRET}), 0o600, "ok", "mode 600"),
+        (json.dumps({"username": "me", "key": SECRET}), 0o644, "warning", "chmod 600"),
+        (json.dumps({"username": "me", "key": ""}), 0o600, "warning", "no `username` and `key`"),
+        (f'{{"username": "me", "key": "{SECRET}"', 0o600, "warning", "no `username` and `key`"),
+        ("[1]", 0o600, "warning", "no `username` and `key`"),
+    ],
+)
 def test_kaggles_file(home: Path, text: str, mode: int, state: str, what: str) -> None:
     path = home / ".kaggle" / "kaggle.json"
     path.write_text(text)
@@ -188,12 +228,15 @@ def test_no_git_and_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "MLflow" in software.telemetry().found
 
 
-def test_a_look_that_fails_is_a_row_and_the_status_follows(monkeypatch: pytest.MonkeyPatch,
-                                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_look_that_fails_is_a_row_and_the_status_follows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fails(_: Path) -> list[Finding]:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(examination, "looks", lambda: {"first": fails, "second": lambda _: [Finding("b", "ok", "[fine]")]})
+    monkeypatch.setattr(
+        examination, "looks", lambda: {"first": fails, "second": lambda _: [Finding("b", "ok", "[fine]")]}
+    )
     assert table.report() == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("warning   first  could not be examined: RuntimeError: a fault of ours.")

@@ -55,8 +55,9 @@ def test_missing_and_too_old_are_named_with_their_cure(place: Path, monkeypatch:
     package(place, "newone", "1.10")
     rows = look(monkeypatch, "oldone>=1.10", "newone>=1.9", "nowhereone>=3")
     assert (rows["oldone"].state, rows["nowhereone"].state) == ("unusable", "unusable")
-    assert rows["oldone"].text == ('1.9 is installed, and oldone>=1.10 is needed. '
-                                   'Install another: python -m pip install "oldone>=1.10".')
+    assert rows["oldone"].text == (
+        '1.9 is installed, and oldone>=1.10 is needed. Install another: python -m pip install "oldone>=1.10".'
+    )
     assert 'python -m pip install "nowhereone>=3"' in rows["nowhereone"].text
     assert "newone" not in rows, "1.10 is newer than 1.9"
 
@@ -73,8 +74,13 @@ def test_an_older_python_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_torchvision_of_another_torch_is_found_by_importing_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package(place, "torch", "2.9.0")
-    package(place, "torchvision", "0.29.2", "raise RuntimeError('operator torchvision::nms does not exist')",
-            ("torch==2.15.0",))
+    package(
+        place,
+        "torchvision",
+        "0.29.2",
+        "raise RuntimeError('operator torchvision::nms does not exist')",
+        ("torch==2.15.0",),
+    )
     rows = look(monkeypatch, "torch>=2.9", "torchvision>=0.24")
     assert "torch" not in rows
     assert rows["torchvision"].state == "unusable"
@@ -84,7 +90,9 @@ def test_torchvision_of_another_torch_is_found_by_importing_it(place: Path, monk
 
 
 def test_versions_that_quarrel_but_import_are_a_warning(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package(place, "askingone", "1.0", needs=("middleone", "unused; python_version < '3'", "optionalone; extra == 'more'"))
+    package(
+        place, "askingone", "1.0", needs=("middleone", "unused; python_version < '3'", "optionalone; extra == 'more'")
+    )
     package(place, "middleone", "1.0", needs=("deepone<2",))
     package(place, "deepone", "2.1")
     rows = look(monkeypatch, "askingone")
@@ -115,7 +123,11 @@ def test_a_file_of_the_working_folder_is_no_package(place: Path, monkeypatch: py
 def test_extras_that_are_absent_are_no_fault(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package(place, "oldray", "1.0")
     package(place, "fineone", "1.0")
-    extras = {"ray": [parse("oldray>=2")], "kaggle": [parse("nowhereone>=2")], "postgres": [parse("fineone[binary]>=1")]}
+    extras = {
+        "ray": [parse("oldray>=2")],
+        "kaggle": [parse("nowhereone>=2")],
+        "postgres": [parse("fineone[binary]>=1")],
+    }
     monkeypatch.setattr(packages, "read_needs", lambda: Needs("", [], extras))
     rows = {row.what: row for row in packages.look_extras()}
     states = {what: row.state for what, row in rows.items()}
@@ -130,10 +142,20 @@ def test_with_nothing_installed_the_table_is_printed(tmp_path: Path) -> None:
     assert needs is not None
     blocked = {packages.module_of(need.name).partition(".")[0] for need in needs.packages} | {"packaging"}
     (tmp_path / "site").mkdir()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(blocker(tmp_path / "site")), str(ROOT)]),
-                   "BLOCKED": ",".join(blocked)}
-    done = subprocess.run([sys.executable, "-m", "competition.doctor"], cwd=tmp_path, env=environment, capture_output=True,
-                          text=True, timeout=120, check=False)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(blocker(tmp_path / "site")), str(ROOT)]),
+        "BLOCKED": ",".join(blocked),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "competition.doctor"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode == 1
     lines = {line.split()[1]: line for line in done.stdout.splitlines()[:-1]}

@@ -39,14 +39,22 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def database(path: Path) -> Path:
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript("CREATE TABLE runs (name TEXT);" + "INSERT INTO runs VALUES (hex(randomblob(500)));" * 40)
+        connection.executescript(
+            "CREATE TABLE runs (name TEXT);" + "INSERT INTO runs VALUES (hex(randomblob(500)));" * 40
+        )
     return path
 
 
 def test_a_new_project_is_well_and_stays_empty(project: Path) -> None:
     rows = [*disk.look(project), *store.look_mlflow(project), *store.look_optuna(project)]
     assert "unusable" not in {row.state for row in rows}
-    assert [row.what for row in rows] == ["mlruns/", "prepared cases", "artifacts", "MLflow's store", "Optuna's storage"]
+    assert [row.what for row in rows] == [
+        "mlruns/",
+        "prepared cases",
+        "artifacts",
+        "MLflow's store",
+        "Optuna's storage",
+    ]
     assert list((project / "mlruns").iterdir()) == []
 
 
@@ -65,7 +73,7 @@ def test_a_broken_database_is_one_line(project: Path, look: object, damage: str)
         path.write_text("no database at all, " * 20)
     else:
         content = bytearray(database(path).read_bytes())
-        content[4096 + 8:8192] = os.urandom(4096 - 8)  # the second page: the header is whole
+        content[4096 + 8 : 8192] = os.urandom(4096 - 8)  # the second page: the header is whole
         path.write_bytes(content)
     before = path.read_bytes()
     (row,) = look(project)  # type: ignore[operator]
@@ -124,15 +132,29 @@ def test_a_server_that_is_down_is_a_warning(project: Path, monkeypatch: pytest.M
     assert "s3cret" not in row.text
 
 
-@pytest.mark.parametrize(("said", "trouble", "state", "what"), [
-    ([{"opened": True}, {"written": True}], None, "ok", "takes writes"),
-    ([{"opened": True}], "OperationalError: database or disk is full", "unusable", "cannot be written to: Op"),
-    ([], "mlflow.exceptions.MlflowException: Detected out-of-date database schema (found version a, but expected b)", "unusable",
-     "mlflow db upgrade sqlite:///"),
-    ([], "no answer after 120 s", "unusable", "cannot be opened: no answer"),
-    ([], "ModuleNotFoundError: No module named 'mlflow'", "warning", "mlflow is not installed")])
-def test_what_mlflow_says(project: Path, monkeypatch: pytest.MonkeyPatch, said: list[dict[str, bool]], trouble: str | None,
-                          state: str, what: str) -> None:
+@pytest.mark.parametrize(
+    ("said", "trouble", "state", "what"),
+    [
+        ([{"opened": True}, {"written": True}], None, "ok", "takes writes"),
+        ([{"opened": True}], "OperationalError: database or disk is full", "unusable", "cannot be written to: Op"),
+        (
+            [],
+            "mlflow.exceptions.MlflowException: Detected out-of-date database schema (found version a, but expected b)",
+            "unusable",
+            "mlflow db upgrade sqlite:///",
+        ),
+        ([], "no answer after 120 s", "unusable", "cannot be opened: no answer"),
+        ([], "ModuleNotFoundError: No module named 'mlflow'", "warning", "mlflow is not installed"),
+    ],
+)
+def test_what_mlflow_says(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[dict[str, bool]],
+    trouble: str | None,
+    state: str,
+    what: str,
+) -> None:
     database(project / "mlruns" / "mlflow.db")
     monkeypatch.setattr(store, "ask", lambda *_, **__: Answer(said, trouble))  # type: ignore[arg-type]
     (row,) = store.look_mlflow(project)
@@ -140,8 +162,14 @@ def test_what_mlflow_says(project: Path, monkeypatch: pytest.MonkeyPatch, said: 
     assert what in row.text
 
 
-MOUNTED = shutil.which("unshare") is not None and sys.platform == "linux" and subprocess.run(
-    ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False).returncode == 0
+MOUNTED = (
+    shutil.which("unshare") is not None
+    and sys.platform == "linux"
+    and subprocess.run(
+        ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False
+    ).returncode
+    == 0
+)
 
 
 @pytest.mark.skipif(not MOUNTED, reason="no mounts in a namespace of one's own")
@@ -156,13 +184,21 @@ def test_real_disks_that_take_nothing(tmp_path: Path, how: str, what: str, there
         database(source / "mlflow.db")
         database(source / "optuna.db")
     spoil = "dd if=/dev/zero of=mlruns/fill bs=4k 2>/dev/null" if how == "full" else f"mount -o remount,ro {work}"
-    script = f"mount -t tmpfs -o size=2m tmpfs {work} && cd {work} && cp -r {source} mlruns; {spoil}; exec \"$@\""
+    script = f'mount -t tmpfs -o size=2m tmpfs {work} && cd {work} && cp -r {source} mlruns; {spoil}; exec "$@"'
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-B", "-c", SHOW, str(work)],
-                          env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-B", "-c", SHOW, str(work)],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     rows = {line.split("|")[1]: line for line in done.stdout.splitlines()}
-    assert rows.keys() == {"mlruns/", "MLflow's store", "Optuna's storage"}, "what follows from the first row is not repeated"
+    assert rows.keys() == {"mlruns/", "MLflow's store", "Optuna's storage"}, (
+        "what follows from the first row is not repeated"
+    )
     assert all(row.startswith("unusable|") for row in rows.values())
     assert what in rows["mlruns/"]
     assert what.lower() in rows["MLflow's store"].lower()
@@ -181,9 +217,14 @@ def test_a_real_store_takes_a_write_and_keeps_nothing_of_it(tmp_path: Path, monk
 
     def content() -> list[object]:
         with closing(sqlite3.connect(path)) as connection:
-            return [connection.execute(query).fetchall() for query in (
-                "SELECT * FROM experiment_tags ORDER BY 1, 2", "SELECT * FROM runs",
-                "SELECT experiment_id, name, lifecycle_stage FROM experiments ORDER BY 1")]
+            return [
+                connection.execute(query).fetchall()
+                for query in (
+                    "SELECT * FROM experiment_tags ORDER BY 1, 2",
+                    "SELECT * FROM runs",
+                    "SELECT experiment_id, name, lifecycle_stage FROM experiments ORDER BY 1",
+                )
+            ]
 
     before = content()
     (row,) = store.look_mlflow(tmp_path)

@@ -26,9 +26,15 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """See `tests.faults.stage`."""
     log = tmp_path_factory.mktemp("stage") / "stage.txt"
     with open(log, "wb") as errors:
-        process = subprocess.Popen([sys.executable, "-m", "tests.faults.stage"], cwd=ROOT, stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=errors, text=True,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"})
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.stage"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
+        )
     assert process.stdin is not None and process.stdout is not None
     ready = process.stdout.readline()
     assert ready and json.loads(ready)["threads"] == 1, f"{ready} {log.read_text()}"  # a fork copies one thread only

@@ -57,9 +57,17 @@ def targets(folder: Path) -> dict[str, Any]:
     from tests.faults import fuzz_dicom, fuzz_records, fuzz_state, fuzz_targets
 
     (folder / "made").mkdir()
-    return {**fuzz_targets.pictures(), **fuzz_targets.volumes(), **fuzz_targets.arrays(), **fuzz_dicom.dicom(folder / "made" / "study"),
-            **fuzz_state.tables(), **fuzz_state.yamls(), **fuzz_state.checkpoints(folder / "made"),
-            **fuzz_records.prepared(folder / "made" / "cache"), **fuzz_records.records(folder / "made")}
+    return {
+        **fuzz_targets.pictures(),
+        **fuzz_targets.volumes(),
+        **fuzz_targets.arrays(),
+        **fuzz_dicom.dicom(folder / "made" / "study"),
+        **fuzz_state.tables(),
+        **fuzz_state.yamls(),
+        **fuzz_state.checkpoints(folder / "made"),
+        **fuzz_records.prepared(folder / "made" / "cache"),
+        **fuzz_records.records(folder / "made"),
+    }
 
 
 def same(one: Any, other: Any) -> bool:
@@ -69,7 +77,11 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         if one is None or other is None or np.shape(one) != np.shape(other):
             return one is None or other is None  # one of the two does not know the affine
-        return bool(np.allclose(one, other, rtol=1e-5, atol=1e-4, equal_nan=True)) if np.asarray(one).dtype.kind == "f" else bool(np.array_equal(one, other))
+        return (
+            bool(np.allclose(one, other, rtol=1e-5, atol=1e-4, equal_nan=True))
+            if np.asarray(one).dtype.kind == "f"
+            else bool(np.array_equal(one, other))
+        )
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other))
     if isinstance(one, dict) and isinstance(other, dict):
@@ -78,7 +90,11 @@ def same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other))
     if isinstance(other, str) and not isinstance(one, str):
         return _meant(other) == one or str(one).casefold() == other.casefold()
-    return one == other or (one != one and other != other) or (isinstance(one, float) and np.isclose(one, other, rtol=1e-5))
+    return (
+        one == other
+        or (one != one and other != other)
+        or (isinstance(one, float) and np.isclose(one, other, rtol=1e-5))
+    )
 
 
 def _meant(text: str) -> Any:
@@ -107,7 +123,10 @@ def look(kind: str, target: Any, number: int, what: str, content: bytes, sound: 
     except Exception as error:  # noqa: BLE001 - that is what is looked for
         import traceback
 
-        verdict, words = "traceback", f"{type(error).__name__}: {error} | {traceback.extract_tb(error.__traceback__)[-1]}"[:600]
+        verdict, words = (
+            "traceback",
+            f"{type(error).__name__}: {error} | {traceback.extract_tb(error.__traceback__)[-1]}"[:600],
+        )
     spike = _peak() - before
     if (folder / "evil").exists():
         return Outcome(kind, number, what, "executed", words, spike)
@@ -149,10 +168,15 @@ def child(kind: str, target: Any, start: int, count: int, out: int, folder: Path
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     sound = target.read(place(target, target.content, folder))
-    for number, (what, content) in enumerate(damages(target.content, target.special, count, (SEED, zlib.crc32(kind.encode())))):
+    for number, (what, content) in enumerate(
+        damages(target.content, target.special, count, (SEED, zlib.crc32(kind.encode())))
+    ):
         if number >= start:
             os.write(out, (json.dumps({"begin": number, "what": what[:300]}) + "\n").encode())
-            os.write(out, (json.dumps(asdict(look(kind, target, number, what[:300], content, sound, folder))) + "\n").encode())
+            os.write(
+                out,
+                (json.dumps(asdict(look(kind, target, number, what[:300], content, sound, folder))) + "\n").encode(),
+            )
 
 
 def watch(kind: str, target: Any, count: int, folder: Path) -> list[Outcome]:

@@ -57,29 +57,48 @@ def dicom(folder: Path) -> dict[str, Target]:
 
     def text(keyword: bytes, new: bytes) -> bytes:
         at = sound.index(keyword) + len(keyword)
-        size = int.from_bytes(sound[at:at + 2], "little")
+        size = int.from_bytes(sound[at : at + 2], "little")
         new = new.ljust(len(new) + len(new) % 2)
-        return sound[:at] + struct.pack("<H", len(new)) + new + sound[at + 2 + size:]
+        return sound[:at] + struct.pack("<H", len(new)) + new + sound[at + 2 + size :]
 
     rows, columns, bits = tag(0x28, 0x10, b"US"), tag(0x28, 0x11, b"US"), tag(0x28, 0x100, b"US")
     spacing, place, turn = tag(0x28, 0x30, b"DS"), tag(0x20, 0x32, b"DS"), tag(0x20, 0x37, b"DS")
     deflated = _deflated(sound)
-    tricks = [("65,535 rows", number(rows, b"\xff\xff")), ("no columns", number(columns, b"\0\0")), ("9 bits", number(bits, b"\x09\0")),
-              ("spacing 0", text(spacing, b"0\\0")), ("spacing NaN", text(spacing, b"nan\\0.8")), ("spacing of words", text(spacing, b"wide\\x")),
-              ("position infinite", text(place, b"1e999\\0\\0")), ("position of the next slice", text(place, b"-40\\12.5\\-297.5")),
-              ("orientation of zeros", text(turn, b"0\\0\\0\\0\\0\\0")), ("one number of two", text(spacing, b"0.7")),
-              ("a huge element", patched(sound, (sound.index(tag(0x7fe0, 0x10, b"OW")) + 8, b"\xfe\xff\xff\xff"))), ("deflated zeros", deflated),
-              ("a name that leads out", text(tag(0x10, 0x20, b"LO"), b"../../../tmp/evil"))]
-    return {"dicom": Target(f"study/{first}", sound, 44, _converted, said, tricks, {f"study/{name}": contents[name] for name in others},
-                            ("study", "series 1", "Abdomen"))}
+    tricks = [
+        ("65,535 rows", number(rows, b"\xff\xff")),
+        ("no columns", number(columns, b"\0\0")),
+        ("9 bits", number(bits, b"\x09\0")),
+        ("spacing 0", text(spacing, b"0\\0")),
+        ("spacing NaN", text(spacing, b"nan\\0.8")),
+        ("spacing of words", text(spacing, b"wide\\x")),
+        ("position infinite", text(place, b"1e999\\0\\0")),
+        ("position of the next slice", text(place, b"-40\\12.5\\-297.5")),
+        ("orientation of zeros", text(turn, b"0\\0\\0\\0\\0\\0")),
+        ("one number of two", text(spacing, b"0.7")),
+        ("a huge element", patched(sound, (sound.index(tag(0x7FE0, 0x10, b"OW")) + 8, b"\xfe\xff\xff\xff"))),
+        ("deflated zeros", deflated),
+        ("a name that leads out", text(tag(0x10, 0x20, b"LO"), b"../../../tmp/evil")),
+    ]
+    return {
+        "dicom": Target(
+            f"study/{first}",
+            sound,
+            44,
+            _converted,
+            said,
+            tricks,
+            {f"study/{name}": contents[name] for name in others},
+            ("study", "series 1", "Abdomen"),
+        )
+    }
 
 
 def _deflated(sound: bytes) -> bytes:
     """A file of the deflated transfer syntax whose dataset is 3 GiB of zeros."""
     old, new = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"
     at = sound.index(old)
-    head = sound[:at - 2] + struct.pack("<H", len(new)) + new + sound[at + len(old):]
+    head = sound[: at - 2] + struct.pack("<H", len(new)) + new + sound[at + len(old) :]
     group = head.index(b"UL\4\0") + 4
-    length = int.from_bytes(head[group:group + 4], "little") + len(new) - len(old)
+    length = int.from_bytes(head[group : group + 4], "little") + len(new) - len(old)
     end = group + 4 + length
     return patched(head[:end], (group, struct.pack("<I", length))) + zlib_zeros(3 * GIB)[2:-4]

@@ -42,16 +42,44 @@ def prepared(folder: Path) -> dict[str, Target]:
     array, record = files["image.npy"], files["case.json"]
     turned = array.replace(b"(2, 9, 8, 7)", b"(2, 8, 9, 7)")
     doubled = array.replace(b"'<f4'", b"'<f8'")
-    tricks = [("another shape", turned), ("another type", doubled), ("another order", array.replace(b"False", b"True "))]
+    tricks = [
+        ("another shape", turned),
+        ("another type", doubled),
+        ("another order", array.replace(b"False", b"True ")),
+    ]
     beside = {name: one for name, one in files.items() if name != "image.npy"}
     plain = json.loads(record)
     odd: list[Damage] = [
-        ("brackets", BRACKETS), ("a list", b"[]"), ("null", b"null"), ("no geometry", json.dumps({k: v for k, v in plain.items() if k != "geometry"}).encode()),
-        ("another geometry", json.dumps(plain | {"geometry": {"x": 1}}).encode()), ("sizes of words", json.dumps(plain | {"sizes": ["image.npy"]}).encode()),
-        ("a file outside", json.dumps(plain | {"sizes": {"../../../etc/passwd": 1}}).encode())]
-    return {"prepared": Target("key/image.npy", array, 30, _prepared, said, tricks, {f"key/{name}": one for name, one in beside.items()}, ("key",)),
-            "case.json": Target("key/case.json", record, 30, _prepared_record, _json, odd,
-                                {f"key/{name}": one for name, one in files.items() if name != "case.json"}, ("key",))}
+        ("brackets", BRACKETS),
+        ("a list", b"[]"),
+        ("null", b"null"),
+        ("no geometry", json.dumps({k: v for k, v in plain.items() if k != "geometry"}).encode()),
+        ("another geometry", json.dumps(plain | {"geometry": {"x": 1}}).encode()),
+        ("sizes of words", json.dumps(plain | {"sizes": ["image.npy"]}).encode()),
+        ("a file outside", json.dumps(plain | {"sizes": {"../../../etc/passwd": 1}}).encode()),
+    ]
+    return {
+        "prepared": Target(
+            "key/image.npy",
+            array,
+            30,
+            _prepared,
+            said,
+            tricks,
+            {f"key/{name}": one for name, one in beside.items()},
+            ("key",),
+        ),
+        "case.json": Target(
+            "key/case.json",
+            record,
+            30,
+            _prepared_record,
+            _json,
+            odd,
+            {f"key/{name}": one for name, one in files.items() if name != "case.json"},
+            ("key",),
+        ),
+    }
 
 
 def _prepared_record(path: Path) -> Any:
@@ -90,9 +118,23 @@ def _run(path: Path) -> Any:
     return [list(row) for row in run.folds.itertuples(index=False)], run.cases.astype(str).values.tolist()
 
 
-RESULT = {"fold": 0, "seed": 0, "score": 0.5, "dice": {"ring": 0.25}, "epochs": 1, "steps": 4, "minutes": 0.1, "peak_gib": 0.5,
-          "threads": 1, "precision": "32-true", "device": "cpu", "torch": "2.9", "stopped": "", "weights": "weights.safetensors",
-          "devices": 1}
+RESULT = {
+    "fold": 0,
+    "seed": 0,
+    "score": 0.5,
+    "dice": {"ring": 0.25},
+    "epochs": 1,
+    "steps": 4,
+    "minutes": 0.1,
+    "peak_gib": 0.5,
+    "threads": 1,
+    "precision": "32-true",
+    "device": "cpu",
+    "torch": "2.9",
+    "stopped": "",
+    "weights": "weights.safetensors",
+    "devices": 1,
+}
 
 
 def records(folder: Path) -> dict[str, Target]:
@@ -101,24 +143,65 @@ def records(folder: Path) -> dict[str, Target]:
 
     full = RESULT
     text = json.dumps(full, indent=1).encode()
-    odd: list[Damage] = [("brackets", BRACKETS), ("a list", b"[1]"), ("a further key", json.dumps(full | {"x": 1}).encode()), ("a missing key", b"{}"),
-                         ("words for numbers", json.dumps(full | {"score": "high", "fold": "0"}).encode()),
-                         ("weights elsewhere", json.dumps(full | {"weights": "../../../../etc/passwd"}).encode()),
-                         ("NaN", text.replace(b"0.5", b"NaN"))]
-    lines = "".join(json.dumps({"step": step, "epoch": step, "time": 1.5e9 + step, "metrics": {"val/score": 0.5, "train/loss": 1.0}}) + "\n"
-                    for step in range(1, 13)).encode()
-    journal: list[Damage] = [("brackets", BRACKETS + b"\n" + lines), ("a list", b"[]\n" + lines), ("a number", b"7\n" + lines), ("steps of words", lines.replace(b'"step": 3', b'"step": "x"')),
-                             ("metrics of words", lines.replace(b"0.5", b'"x"')), ("no metrics", lines.replace(b"metrics", b"numbers"))]
+    odd: list[Damage] = [
+        ("brackets", BRACKETS),
+        ("a list", b"[1]"),
+        ("a further key", json.dumps(full | {"x": 1}).encode()),
+        ("a missing key", b"{}"),
+        ("words for numbers", json.dumps(full | {"score": "high", "fold": "0"}).encode()),
+        ("weights elsewhere", json.dumps(full | {"weights": "../../../../etc/passwd"}).encode()),
+        ("NaN", text.replace(b"0.5", b"NaN")),
+    ]
+    lines = "".join(
+        json.dumps(
+            {"step": step, "epoch": step, "time": 1.5e9 + step, "metrics": {"val/score": 0.5, "train/loss": 1.0}}
+        )
+        + "\n"
+        for step in range(1, 13)
+    ).encode()
+    journal: list[Damage] = [
+        ("brackets", BRACKETS + b"\n" + lines),
+        ("a list", b"[]\n" + lines),
+        ("a number", b"7\n" + lines),
+        ("steps of words", lines.replace(b'"step": 3', b'"step": "x"')),
+        ("metrics of words", lines.replace(b"0.5", b'"x"')),
+        ("no metrics", lines.replace(b"metrics", b"numbers")),
+    ]
     write_yaml(resolved(load_experiment(ROOT / "experiments/demo2d/unet2d.yaml")), folder / "experiment.yaml")
-    beside = {"experiment.yaml": (folder / "experiment.yaml").read_bytes(), "folds.csv": b"id,fold,group\na,0,a\nb,1,b\n", "cases.csv": (
-        'id,split,images,masks,group,stratum,shape,spacing,channels,slices,hash,image_hash\n' + "".join(
-            f'{name},train,"{{""image"": ""{name}.png""}}","{{""kind"": ""labels"", ""files"": ""m.png""}}",{name},,"[4, 4]","[1.0, 1.0]",1,null,h,h\n'
-            for name in "ab")).encode()}
+    beside = {
+        "experiment.yaml": (folder / "experiment.yaml").read_bytes(),
+        "folds.csv": b"id,fold,group\na,0,a\nb,1,b\n",
+        "cases.csv": (
+            "id,split,images,masks,group,stratum,shape,spacing,channels,slices,hash,image_hash\n"
+            + "".join(
+                f'{name},train,"{{""image"": ""{name}.png""}}","{{""kind"": ""labels"", ""files"": ""m.png""}}",{name},,"[4, 4]","[1.0, 1.0]",1,null,h,h\n'
+                for name in "ab"
+            )
+        ).encode(),
+    }
     files = {name: {key: one for key, one in beside.items() if key != name} for name in ("folds.csv", "cases.csv")}
-    return {"result.json": Target("fold_0/result.json", text, 24, _result, _json_result, odd),
-            "metrics.jsonl": Target("metrics.jsonl", lines, 24, _journal, lambda content: None, journal),
-            "folds.csv": Target("run/folds.csv", beside["folds.csv"], 16, _run, _unsaid, [], {f"run/{k}": v for k, v in files["folds.csv"].items()}),
-            "cases.csv": Target("run/cases.csv", beside["cases.csv"], 24, _run, _unsaid, [], {f"run/{k}": v for k, v in files["cases.csv"].items()})}
+    return {
+        "result.json": Target("fold_0/result.json", text, 24, _result, _json_result, odd),
+        "metrics.jsonl": Target("metrics.jsonl", lines, 24, _journal, lambda content: None, journal),
+        "folds.csv": Target(
+            "run/folds.csv",
+            beside["folds.csv"],
+            16,
+            _run,
+            _unsaid,
+            [],
+            {f"run/{k}": v for k, v in files["folds.csv"].items()},
+        ),
+        "cases.csv": Target(
+            "run/cases.csv",
+            beside["cases.csv"],
+            24,
+            _run,
+            _unsaid,
+            [],
+            {f"run/{k}": v for k, v in files["cases.csv"].items()},
+        ),
+    }
 
 
 def _json_result(content: bytes) -> Any:

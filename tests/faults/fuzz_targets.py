@@ -95,13 +95,20 @@ def _deep_png(array: np.ndarray) -> bytes:
 def _png_tricks(content: bytes) -> list[Damage]:
     packed = zlib.compress(b"\0" * 100)
     head = content[16:33]
-    return [("2^31 by 2^31 pixels", png(2**31 - 1, 2**31 - 1, 8, 2, packed)), ("65,535 by 65,535", png(65535, 65535, 8, 6, packed)),
-            ("no width", png(0, 40, 8, 0, packed)), ("1.6 GB of zeros", png(40000, 40000, 8, 0, zlib_zeros(40000 * 40001))),
-            ("too few lines", png(48, 64, 8, 2, zlib.compress(bytes(30 * (1 + 48 * 3))))),
-            ("an unknown colour type", png(48, 64, 8, 5, packed)), ("7 bits", png(48, 64, 7, 0, packed)),
-            ("no pixels", content[:33] + png_chunk(b"IEND", b"")), ("two headers", content[:33] + content[8:]),
-            ("a huge chunk", content[:33] + b"\x7f\xff\xff\xffIDAT"), ("a text of 64 MB", content[:33] + png_chunk(
-                b"zTXt", b"k\0\0" + zlib_zeros(2**26)) + content[33:]), ("header only", content[:29] + head[-4:])]
+    return [
+        ("2^31 by 2^31 pixels", png(2**31 - 1, 2**31 - 1, 8, 2, packed)),
+        ("65,535 by 65,535", png(65535, 65535, 8, 6, packed)),
+        ("no width", png(0, 40, 8, 0, packed)),
+        ("1.6 GB of zeros", png(40000, 40000, 8, 0, zlib_zeros(40000 * 40001))),
+        ("too few lines", png(48, 64, 8, 2, zlib.compress(bytes(30 * (1 + 48 * 3))))),
+        ("an unknown colour type", png(48, 64, 8, 5, packed)),
+        ("7 bits", png(48, 64, 7, 0, packed)),
+        ("no pixels", content[:33] + png_chunk(b"IEND", b"")),
+        ("two headers", content[:33] + content[8:]),
+        ("a huge chunk", content[:33] + b"\x7f\xff\xff\xffIDAT"),
+        ("a text of 64 MB", content[:33] + png_chunk(b"zTXt", b"k\0\0" + zlib_zeros(2**26)) + content[33:]),
+        ("header only", content[:29] + head[-4:]),
+    ]
 
 
 def _jpeg_size(content: bytes, size: bytes) -> bytes:
@@ -120,14 +127,18 @@ def pictures() -> dict[str, Target]:
     colour, grey, mask = _noise((64, 48, 3), "uint8"), _noise((40, 50), "uint16"), _noise((64, 48), "uint8") // 60
     rgb, deep = _encoded(colour, "PNG"), _deep_png(_noise((30, 20, 3), "uint16"))
     jpeg = _encoded(colour, "JPEG", quality=90)
-    tricks = [("65,535 by 65,535 pixels", _jpeg_size(jpeg, b"\xff\xff\xff\xff")), ("no height", _jpeg_size(jpeg, b"\0\0\0\x30")),
-              ("30,000 by 30,000 pixels", _jpeg_size(jpeg, struct.pack(">HH", 30000, 30000)))]
+    tricks = [
+        ("65,535 by 65,535 pixels", _jpeg_size(jpeg, b"\xff\xff\xff\xff")),
+        ("no height", _jpeg_size(jpeg, b"\0\0\0\x30")),
+        ("30,000 by 30,000 pixels", _jpeg_size(jpeg, struct.pack(">HH", 30000, 30000))),
+    ]
     return {
         "png": Target("case_1.png", rgb, 44, _image, oracles.png, _png_tricks(rgb)),
         "png16": Target("case_1.png", _encoded(grey, "PNG"), 16, _image, oracles.png),
         "png48": Target("case_1.png", deep, 16, _image, oracles.png),
         "mask": Target("case_1.png", _encoded(mask, "PNG"), 16, _labels, oracles.png),
-        "jpg": Target("case_1.jpg", jpeg, 30, _image, _jpeg, tricks)}
+        "jpg": Target("case_1.jpg", jpeg, 30, _image, _jpeg, tricks),
+    }
 
 
 # ── volumes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,19 +160,27 @@ def _nifti_tricks(raw: bytes) -> list[Damage]:
     reals = _nifti(_noise((6, 7, 5), "float32"))
     rows = tuple(range(280, 328, 4))
     return [
-        ("NaN voxels", patched(reals, (400, shape("<f", float("nan"))))), ("infinite voxels", patched(reals, (500, shape("<f", float("inf"))))),
-        ("no spacing", patched(raw, (80, shape("<f", 0.0)))), ("spacing NaN", patched(raw, (84, shape("<f", float("nan"))))),
+        ("NaN voxels", patched(reals, (400, shape("<f", float("nan"))))),
+        ("infinite voxels", patched(reals, (500, shape("<f", float("inf"))))),
+        ("no spacing", patched(raw, (80, shape("<f", 0.0)))),
+        ("spacing NaN", patched(raw, (84, shape("<f", float("nan"))))),
         ("spacing infinite", patched(raw, (88, shape("<f", float("inf"))))),
         ("affine of zeros", patched(raw, *((row, bytes(4)) for row in rows))),
-        ("two equal columns", patched(raw, *((row + 4, raw[row:row + 4]) for row in (280, 296, 312)))),
+        ("two equal columns", patched(raw, *((row + 4, raw[row : row + 4]) for row in (280, 296, 312)))),
         ("affine NaN", patched(raw, (280, shape("<f", float("nan"))))),
         ("32,767 cubed", patched(raw, (42, shape("<3h", 32767, 32767, 32767)))),
-        ("a negative length", patched(raw, (42, shape("<h", -5)))), ("seven dimensions", patched(raw, (40, shape("<h", 7)))),
-        ("no dimension", patched(raw, (40, shape("<h", 0)))), ("voxels from 2e9", patched(raw, (108, shape("<f", 2e9)))),
-        ("voxels from NaN", patched(raw, (108, shape("<f", float("nan"))))), ("voxels before the header", patched(raw, (108, shape("<f", 10)))),
-        ("slope NaN", patched(raw, (112, shape("<f", float("nan"))))), ("slope 1e38", patched(raw, (112, shape("<f", 1e38)))),
-        ("an unknown type", patched(raw, (70, shape("<h", 77)))), ("complex numbers", patched(raw, (70, shape("<hh", 32, 64)))),
-        ("a huge extension", patched(raw, (108, shape("<f", 20000)), (348, b"\1\0\0\0" + shape("<ii", 2**30, 4))))]
+        ("a negative length", patched(raw, (42, shape("<h", -5)))),
+        ("seven dimensions", patched(raw, (40, shape("<h", 7)))),
+        ("no dimension", patched(raw, (40, shape("<h", 0)))),
+        ("voxels from 2e9", patched(raw, (108, shape("<f", 2e9)))),
+        ("voxels from NaN", patched(raw, (108, shape("<f", float("nan"))))),
+        ("voxels before the header", patched(raw, (108, shape("<f", 10)))),
+        ("slope NaN", patched(raw, (112, shape("<f", float("nan"))))),
+        ("slope 1e38", patched(raw, (112, shape("<f", 1e38)))),
+        ("an unknown type", patched(raw, (70, shape("<h", 77)))),
+        ("complex numbers", patched(raw, (70, shape("<hh", 32, 64)))),
+        ("a huge extension", patched(raw, (108, shape("<f", 20000)), (348, b"\1\0\0\0" + shape("<ii", 2**30, 4)))),
+    ]
 
 
 def _bomb_volume(count: int) -> bytes:
@@ -175,10 +194,18 @@ def volumes() -> dict[str, Target]:
     packed = gzip.compress(raw, mtime=0)
     tricks = _nifti_tricks(raw)
     again = [(what, gzip.compress(bad, mtime=0)) for what, bad in tricks[:11]]
-    bombs = [("3 GiB of zeros", _bomb_volume(3 * GIB)), ("20 GiB of zeros", _bomb_volume(20 * GIB)), ("20 GiB behind the last voxel", gzip_bomb(raw, 20 * GIB)),
-             ("checksum", packed[:-8] + b"\1\2\3\4" + packed[-4:]), ("length", packed[:-4] + b"\1\0\0\0"), ("no end", packed[:-8])]
-    return {"nii": Target("case_1.nii", raw, 44, _volume, oracles.nifti, tricks),
-            "nii.gz": Target("case_1.nii.gz", packed, 40, _volume, oracles.nifti, again + bombs)}
+    bombs = [
+        ("3 GiB of zeros", _bomb_volume(3 * GIB)),
+        ("20 GiB of zeros", _bomb_volume(20 * GIB)),
+        ("20 GiB behind the last voxel", gzip_bomb(raw, 20 * GIB)),
+        ("checksum", packed[:-8] + b"\1\2\3\4" + packed[-4:]),
+        ("length", packed[:-4] + b"\1\0\0\0"),
+        ("no end", packed[:-8]),
+    ]
+    return {
+        "nii": Target("case_1.nii", raw, 44, _volume, oracles.nifti, tricks),
+        "nii.gz": Target("case_1.nii.gz", packed, 40, _volume, oracles.nifti, again + bombs),
+    }
 
 
 def _npy(array: np.ndarray, **options: Any) -> bytes:
@@ -205,22 +232,41 @@ def arrays() -> dict[str, Target]:
     objects = _npy(np.array([[{"a": 1}]], dtype=object), allow_pickle=True)
     reals = np.ones((8, 8), np.float32)
     reals[3, 4] = np.nan
-    lies = [("2^40 values", _npy_head((2**20, 2**20)) + bytes(50)), ("2^70 values", _npy_head((2**35, 2**35)) + bytes(50)),
-            ("a negative length", _npy_head((-4, 20)) + bytes(80)), ("objects", objects), ("NaN", _npy(reals)), ("empty", _npy(np.zeros((0, 4)))),
-            ("complex", _npy(np.ones((4, 4), complex))), ("text", _npy(np.array([["a", "b"]]))), ("one axis", _npy(np.arange(9))),
-            ("a header of 4 GB", b"\x93NUMPY\2\0\xff\xff\xff\xff" + sound[10:]),
-            ("a header that nests", b"\x93NUMPY\2\0" + struct.pack("<I", 9000) + b"{'descr': " + b"(" * 8990)]
-    wide = (("3 GiB of zeros", (3 * 2**10, 2**10, 2**10)), ("20 GiB", (20 * 2**10, 2**10, 2**10)), ("200 GiB", (200 * 2**10, 2**10, 2**10)))
+    lies = [
+        ("2^40 values", _npy_head((2**20, 2**20)) + bytes(50)),
+        ("2^70 values", _npy_head((2**35, 2**35)) + bytes(50)),
+        ("a negative length", _npy_head((-4, 20)) + bytes(80)),
+        ("objects", objects),
+        ("NaN", _npy(reals)),
+        ("empty", _npy(np.zeros((0, 4)))),
+        ("complex", _npy(np.ones((4, 4), complex))),
+        ("text", _npy(np.array([["a", "b"]]))),
+        ("one axis", _npy(np.arange(9))),
+        ("a header of 4 GB", b"\x93NUMPY\2\0\xff\xff\xff\xff" + sound[10:]),
+        ("a header that nests", b"\x93NUMPY\2\0" + struct.pack("<I", 9000) + b"{'descr': " + b"(" * 8990),
+    ]
+    wide = (
+        ("3 GiB of zeros", (3 * 2**10, 2**10, 2**10)),
+        ("20 GiB", (20 * 2**10, 2**10, 2**10)),
+        ("200 GiB", (200 * 2**10, 2**10, 2**10)),
+    )
     bombs = [(what, zip_bomb("arr_0.npy", _npy_head(shape), int(np.prod(shape[:3])))) for what, shape in wide[:2]]
     bombs.append((wide[2][0] + " promised", _npz(_npy_head(wide[2][1]) + bytes(2**20))))
     two = io.BytesIO()
     np.savez(two, a=np.ones((3, 3)), b=np.ones((3, 3)))
-    odd = [("no member", _npz(b"", name="readme.txt")), ("two arrays", two.getvalue()), ("a pickle", _npz(objects)),
-           ("a member outside", _npz(sound, name="../../arr_0.npy")), ("stored, and short", _npz(_npy_head((4000, 4000)) + bytes(9), 0))]
+    odd = [
+        ("no member", _npz(b"", name="readme.txt")),
+        ("two arrays", two.getvalue()),
+        ("a pickle", _npz(objects)),
+        ("a member outside", _npz(sound, name="../../arr_0.npy")),
+        ("stored, and short", _npz(_npy_head((4000, 4000)) + bytes(9), 0)),
+    ]
     flat = lambda content: oracles.npy(content)[None]  # noqa: E731
     packed = lambda content: oracles.npz(content)[None]  # noqa: E731
-    return {"npy": Target("case_1.npy", sound, 26, _image, flat, lies),
-            "npz": Target("case_1.npz", _npz(sound), 30, _flat_or_deep, packed, bombs + odd)}
+    return {
+        "npy": Target("case_1.npy", sound, 26, _image, flat, lies),
+        "npz": Target("case_1.npz", _npz(sound), 30, _flat_or_deep, packed, bombs + odd),
+    }
 
 
 def _flat_or_deep(path: Path) -> Any:

@@ -14,11 +14,22 @@ from tests.faults.toy import EPOCHS, STEPS, leftovers, the_run, tracked
 
 # Together: fp32 and bf16, plateau, onecycle and cosine, EMA and accumulation, averaged and best weights. Each step is kept.
 CONFIGURATIONS: dict[str, list[str]] = {
-    "fp32 plateau accumulate": ["training.precision=fp32", "schedule={name: plateau, patience: 1, factor: 0.5}",
-                                "training.accumulate=2", "training.ema=0", "training.average=2"],
+    "fp32 plateau accumulate": [
+        "training.precision=fp32",
+        "schedule={name: plateau, patience: 1, factor: 0.5}",
+        "training.accumulate=2",
+        "training.ema=0",
+        "training.average=2",
+    ],
     "bf16 onecycle ema": ["training.precision=bf16", "schedule={name: onecycle}", "training.ema=0.9"],
-    "fp32 cosine ema accumulate best": ["training.precision=fp32", "schedule={name: cosine, warmup: 0.2}", "training.ema=0.8",
-                                        "training.accumulate=2", "training.weights=best", "training.on_nan=restore"],
+    "fp32 cosine ema accumulate best": [
+        "training.precision=fp32",
+        "schedule={name: cosine, warmup: 0.2}",
+        "training.ema=0.8",
+        "training.accumulate=2",
+        "training.weights=best",
+        "training.on_nan=restore",
+    ],
 }
 
 
@@ -46,7 +57,8 @@ def attempts(seed: int, database: bool) -> list[list[dict[str, Any]]]:
     disk = ["checkpoint", "checkpoint renamed", "file synced"]
     return [
         kill("command", ["prepared"], most=6),
-        kill("command", ["making the database"], most=20) + held("fold_0") if database
+        kill("command", ["making the database"], most=20) + held("fold_0")
+        if database
         else kill("command", ["run written", "making a run"]) + held("fold_0"),
         kill("fold_0", ["fold starts", "fold begins"]),
         kill("fold_0", ["step"], most=3),
@@ -78,8 +90,13 @@ def expected(kills: list[dict[str, Any]]) -> tuple[int, str]:
 def differences(one: Path, other: Path) -> list[str]:
     """What is not the same, bit for bit, in two projects with one run each; empty for none."""
     first, second = the_run(one), the_run(other)
-    found = [f"{name} is missing" for folder in (first, second) for fold in ("fold_0", "fold_1")
-             for name in ("weights.safetensors", "result.json") if not (folder / fold / name).exists()]
+    found = [
+        f"{name} is missing"
+        for folder in (first, second)
+        for fold in ("fold_0", "fold_1")
+        for name in ("weights.safetensors", "result.json")
+        if not (folder / fold / name).exists()
+    ]
     if found:
         return found
     for fold in ("fold_0", "fold_1"):
@@ -92,8 +109,11 @@ def differences(one: Path, other: Path) -> list[str]:
         if not stores[0].ids() or stores[0].ids() != stores[1].ids():
             found.append(f"{fold}: cases predicted out of fold")
             continue
-        found += [f"{fold}: prediction of {case}" for case in stores[0].ids()
-                  if not np.array_equal(stores[0].read(case).view(np.uint16), stores[1].read(case).view(np.uint16))]
+        found += [
+            f"{fold}: prediction of {case}"
+            for case in stores[0].ids()
+            if not np.array_equal(stores[0].read(case).view(np.uint16), stores[1].read(case).view(np.uint16))
+        ]
     if _summary(first) != _summary(second):
         found.append(f"summary.json: {_summary(first)} and {_summary(second)}")
     return found
@@ -108,16 +128,27 @@ def faults(cwd: Path) -> list[str]:
             found.append(f"{place} is in MLflow as {held.get(place)}")
     for fold in ("fold_0", "fold_1"):
         journal = [json.loads(line) for line in (run / fold / "metrics.jsonl").read_text().splitlines()]
-        wanted = [(f"system/{name}" if name.startswith(("time/", "memory/")) else name, line["step"], value)
-                  for line in journal for name, value in line["metrics"].items()]
+        wanted = [
+            (f"system/{name}" if name.startswith(("time/", "memory/")) else name, line["step"], value)
+            for line in journal
+            for name, value in line["metrics"].items()
+        ]
         names, steps = {name for name, *_ in wanted}, {line["step"] for line in journal}
-        points = [(name, step, value) for one in held.get(fold, []) for name, step, value, _ in one["points"]
-                  if name in names and step in steps]
+        points = [
+            (name, step, value)
+            for one in held.get(fold, [])
+            for name, step, value, _ in one["points"]
+            if name in names and step in steps
+        ]
         for metric in sorted({(name, step) for name, step, _ in [*points, *wanted]}):
-            told, kept = [[value for name, step, value in values if (name, step) == metric] for values in (points, wanted)]
+            told, kept = [
+                [value for name, step, value in values if (name, step) == metric] for values in (points, wanted)
+            ]
             if len(kept) != 1 or told != kept:  # seconds too: a line that went to MLflow is never written anew
                 found.append(f"{fold}: {metric[0]} of step {metric[1]} is {told} in MLflow, {kept} in the journal")
-        if [line["step"] for line in journal if "train/loss" in line["metrics"]] != [STEPS * (n + 1) for n in range(EPOCHS)]:
+        if [line["step"] for line in journal if "train/loss" in line["metrics"]] != [
+            STEPS * (n + 1) for n in range(EPOCHS)
+        ]:
             found.append(f"{fold}: the journal has the steps {[line['step'] for line in journal]}")
     return found
 
@@ -125,12 +156,20 @@ def faults(cwd: Path) -> list[str]:
 def _lines(folder: Path) -> list[tuple[int, int, dict[str, float]]]:
     """The journal without what the clock and the memory say."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["epoch"], {name: value for name, value in line["metrics"].items()
-                                           if not name.startswith(("time/", "memory/"))}) for line in lines]
+    return [
+        (
+            line["step"],
+            line["epoch"],
+            {name: value for name, value in line["metrics"].items() if not name.startswith(("time/", "memory/"))},
+        )
+        for line in lines
+    ]
 
 
 def _summary(folder: Path) -> dict[str, Any]:
     said = json.loads((folder / "summary.json").read_text())
     assert said["score"] is not None and said["cases"] == 6
-    folds = [{key: value for key, value in fold.items() if key not in ("minutes", "peak_gib")} for fold in said["folds"]]
+    folds = [
+        {key: value for key, value in fold.items() if key not in ("minutes", "peak_gib")} for fold in said["folds"]
+    ]
     return {**said, "folds": folds}

@@ -31,13 +31,26 @@ from tests.faults.instants import CONFIGURATIONS, attempts, differences, expecte
 from tests.faults.kills import POINTS
 from tests.faults.toy import EXPERIMENT, SMALL, STEPS, Stage
 
-IN_COMMAND = ("prepared", "array", "run written", "look", "points", "state", "making a run", "files", "closing", "summary")
+IN_COMMAND = (
+    "prepared",
+    "array",
+    "run written",
+    "look",
+    "points",
+    "state",
+    "making a run",
+    "files",
+    "closing",
+    "summary",
+)
 ELSEWHERE = ("making the database", "tuning", "test case", "csv")  # not of a cross-validation with its database there
 
 
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--seeds", type=int, default=0, help="so many seeds of twenty drawn kills, for each configuration")
+    words.add_argument(
+        "--seeds", type=int, default=0, help="so many seeds of twenty drawn kills, for each configuration"
+    )
     words.add_argument("--clock", type=int, default=0, help="so many kills by the clock, for each configuration")
     words.add_argument("--folder", type=Path, help="where; kept. Default: a temporary folder")
     asked = words.parse_args()
@@ -65,7 +78,11 @@ def every_point() -> Iterator[tuple[str, str, list[list[dict[str, Any]]]]]:
             who = "command" if at in IN_COMMAND else "fold_0"
             for how in ("before", "after", 50, 1000) if at not in ELSEWHERE else ():
                 kill = {"who": who, "at": at, "nth": 1, "how": how}
-                hold = [{"who": "fold_0", "at": "step", "nth": STEPS + 1, "how": "hold"}] if at in ("points", "making a run") else []
+                hold = (
+                    [{"who": "fold_0", "at": "step", "nth": STEPS + 1, "how": "hold"}]
+                    if at in ("points", "making a run")
+                    else []
+                )
                 if (at, how) == ("fold starts", "after"):
                     continue  # it has ended by then
                 yield f"{name}, {at}, {how}", name, [[kill, *hold]]
@@ -87,8 +104,16 @@ class Matrix:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.stage = Stage(subprocess.Popen([sys.executable, "-m", "tests.faults.stage"], cwd=ROOT, stdin=subprocess.PIPE,
-                                            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}))
+        self.stage = Stage(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.stage"],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+        )
         assert self.stage.process.stdout is not None and json.loads(self.stage.process.stdout.readline())
         self.empty = self.stage.database(root / "empty.db")
         self.whole = {name: self._project(f"whole {name}") for name in CONFIGURATIONS}
@@ -114,7 +139,11 @@ class Matrix:
             with open(cwd / f"{number:03d}.txt", "wb") as output:
                 process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=output)
             time.sleep(draw.uniform(1.0, 40.0))
-            family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children())] if process.poll() is None else []
+            family = (
+                [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]
+                if process.poll() is None
+                else []
+            )
             for pid in draw.choice([family, family[:1], family[1:]]):
                 os.kill(pid, signal.SIGKILL)
             process.wait()

@@ -9,15 +9,35 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 Damage = tuple[str, bytes]  # what was done, and the bytes that are left
-OTHERS = (b"", b"\0", b"<html><body>404 Not Found</body></html>\n" * 40, b"\0" * 4096, b"\xff" * 777, b"PK\x03\x04" + b"\0" * 60,
-          b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n", b"\x1f\x8b\x08\x00" + b"\0" * 40)
+OTHERS = (
+    b"",
+    b"\0",
+    b"<html><body>404 Not Found</body></html>\n" * 40,
+    b"\0" * 4096,
+    b"\xff" * 777,
+    b"PK\x03\x04" + b"\0" * 60,
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n",
+    b"\x1f\x8b\x08\x00" + b"\0" * 40,
+)
 
 
 def damages(content: bytes, special: list[Damage], count: int, seed: tuple[int, ...]) -> Iterator[Damage]:
     """`count` ways to break a file: those of its format first, then bytes lost, flipped, added and replaced."""
     yield from special[:count]
     ways: tuple[Callable[[bytes, np.random.Generator], Damage], ...] = (
-        truncated, flipped, flipped, flipped_head, zeroed, hole, wrong_magic, longer, doubled, replaced, crossed, garbled_head)
+        truncated,
+        flipped,
+        flipped,
+        flipped_head,
+        zeroed,
+        hole,
+        wrong_magic,
+        longer,
+        doubled,
+        replaced,
+        crossed,
+        garbled_head,
+    )
     for number in range(count - len(special)):
         generator = np.random.default_rng([*seed, number])
         yield ways[number % len(ways)](content, generator)
@@ -50,13 +70,13 @@ def zeroed(content: bytes, generator: np.random.Generator) -> Damage:
     """A block that was never written."""
     start = int(generator.integers(0, len(content)))
     length = min(int(generator.integers(1, 512)), len(content) - start)
-    return f"{length} zeros from {start}", content[:start] + bytes(length) + content[start + length:]
+    return f"{length} zeros from {start}", content[:start] + bytes(length) + content[start + length :]
 
 
 def hole(content: bytes, generator: np.random.Generator) -> Damage:
     start = int(generator.integers(0, len(content)))
     length = int(generator.integers(1, max(2, len(content) // 4)))
-    return f"{length} bytes lost from {start}", content[:start] + content[start + length:]
+    return f"{length} bytes lost from {start}", content[:start] + content[start + length :]
 
 
 def wrong_magic(content: bytes, generator: np.random.Generator) -> Damage:
@@ -72,7 +92,7 @@ def longer(content: bytes, generator: np.random.Generator) -> Damage:
 def doubled(content: bytes, generator: np.random.Generator) -> Damage:
     start = int(generator.integers(0, len(content)))
     length = int(generator.integers(1, max(2, len(content) // 8)))
-    return f"bytes {start} to {start + length} twice", content[:start + length] + content[start:]
+    return f"bytes {start} to {start + length} twice", content[: start + length] + content[start:]
 
 
 def replaced(content: bytes, generator: np.random.Generator) -> Damage:
@@ -90,7 +110,7 @@ def garbled_head(content: bytes, generator: np.random.Generator) -> Damage:
     """A number in the header that is as large as it can be."""
     end = max(5, min(len(content) - 4, 352))
     start = int(generator.integers(0, end))
-    return f"ff at {start} to {start + 4}", content[:start] + b"\xff\xff\xff\x7f" + content[start + 4:]
+    return f"ff at {start} to {start + 4}", content[:start] + b"\xff\xff\xff\x7f" + content[start + 4 :]
 
 
 # ── what is special to a format ──────────────────────────────────────────────────────────────────────────────────────
@@ -139,8 +159,26 @@ def zip_bomb(name: str, head: bytes, count: int) -> bytes:
     crc = zlib.crc32(head)  # of zeros it would take seconds; it is looked at last
     extra = struct.pack("<HHQQ", 1, 16, size, len(packed))
     local = struct.pack("<4s5H3I2H", b"PK\x03\x04", 45, 0, 8, 0, 33, crc, 2**32 - 1, 2**32 - 1, len(there), len(extra))
-    entry = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 45, 45, 0, 8, 0, 33, crc, 2**32 - 1, 2**32 - 1, len(there), len(extra),
-                        0, 0, 0, 0, 0)
+    entry = struct.pack(
+        "<4s6H3I5H2I",
+        b"PK\x01\x02",
+        45,
+        45,
+        0,
+        8,
+        0,
+        33,
+        crc,
+        2**32 - 1,
+        2**32 - 1,
+        len(there),
+        len(extra),
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
     body = local + there + extra + packed
     central = entry + there + extra
     return body + central + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, len(central), len(body), 0)
@@ -150,5 +188,5 @@ def patched(content: bytes, *changes: tuple[int, bytes]) -> bytes:
     """Bytes with others at some places."""
     changed = bytearray(content)
     for start, new in changes:
-        changed[start:start + len(new)] = new
+        changed[start : start + len(new)] = new
     return bytes(changed)

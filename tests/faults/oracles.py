@@ -27,8 +27,8 @@ def png(content: bytes) -> np.ndarray:
         raise Unsound("magic")
     place, head, data, ended = 8, b"", b"", False
     while not ended:
-        length, kind = struct.unpack(">I4s", content[place:place + 8])
-        body, check = content[place + 8:place + 8 + length], content[place + 8 + length:place + 12 + length]
+        length, kind = struct.unpack(">I4s", content[place : place + 8])
+        body, check = content[place + 8 : place + 8 + length], content[place + 8 + length : place + 12 + length]
         if len(body) < length or struct.unpack(">I", check)[0] != zlib.crc32(kind + body):
             raise Unsound("checksum")
         head, data = (body, data) if kind == b"IHDR" else (head, data + body if kind == b"IDAT" else data)
@@ -78,7 +78,7 @@ def nifti(content: bytes) -> tuple[Any, ...]:
     qform, sform = struct.unpack(order + "2h", raw[252:256])
     if not 1 <= dim[0] <= 7 or kind not in NIFTI or offset < 352:
         raise Unsound("header")
-    shape = [max(n, 0) for n in dim[1:dim[0] + 1]]
+    shape = [max(n, 0) for n in dim[1 : dim[0] + 1]]
     dtype = np.dtype(order + NIFTI[kind])
     count = int(np.prod(shape, dtype=object))
     values = np.frombuffer(raw, dtype, count, int(offset)).reshape(shape, order="F")
@@ -107,9 +107,13 @@ def nifti(content: bytes) -> tuple[Any, ...]:
 def _quaternion(raw: bytes, order: str, pixdim: tuple[float, ...]) -> np.ndarray:
     b, c, d, x, y, z = struct.unpack(order + "6f", raw[256:280])
     a = np.sqrt(max(0.0, 1 - b * b - c * c - d * d))
-    turn = np.array([[a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-                     [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-                     [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c]])
+    turn = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
     affine = np.eye(4)
     affine[:3, :3] = turn * [pixdim[1], pixdim[2], pixdim[3] * (-1 if pixdim[0] < 0 else 1)]
     affine[:3, 3] = x, y, z
@@ -121,8 +125,8 @@ def npy(content: bytes) -> np.ndarray:
     if content[:6] != b"\x93NUMPY" or content[6] not in (1, 2):
         raise Unsound("magic")
     size = 2 if content[6] == 1 else 4
-    length = int.from_bytes(content[8:8 + size], "little")
-    head = ast.literal_eval(content[8 + size:8 + size + length].decode("latin1"))
+    length = int.from_bytes(content[8 : 8 + size], "little")
+    head = ast.literal_eval(content[8 + size : 8 + size + length].decode("latin1"))
     dtype = np.dtype(head["descr"])
     if dtype.hasobject or set(head) != {"descr", "fortran_order", "shape"}:
         raise Unsound("objects")
@@ -170,9 +174,9 @@ def safetensors(content: bytes) -> dict[str, np.ndarray]:
     import hashlib
 
     length = int.from_bytes(content[:8], "little")
-    head = json.loads(content[8:8 + length])
+    head = json.loads(content[8 : 8 + length])
     said = head.pop("__metadata__", {}).get("sha256")
-    data = content[8 + length:]
+    data = content[8 + length :]
     if said is not None and said != hashlib.sha256(data).hexdigest():
         raise Unsound("digest")
     kinds = {"F32": "f4", "I64": "i8", "F16": "f2"}
@@ -193,8 +197,13 @@ def dicom(folder: Path) -> tuple[np.ndarray, tuple[float, ...], np.ndarray]:
     turn = np.array([float(one) for one in slices[0].ImageOrientationPatient])
     normal = np.cross(turn[:3], turn[3:])
     slices.sort(key=lambda one: float(np.dot(normal, [float(x) for x in one.ImagePositionPatient])))
-    values = np.stack([one.pixel_array.T * float(one.get("RescaleSlope", 1)) + float(one.get("RescaleIntercept", 0))
-                       for one in slices], axis=-1)
+    values = np.stack(
+        [
+            one.pixel_array.T * float(one.get("RescaleSlope", 1)) + float(one.get("RescaleIntercept", 0))
+            for one in slices
+        ],
+        axis=-1,
+    )
     down, across = (float(one) for one in slices[0].PixelSpacing)
     first, last = (np.array([float(x) for x in slices[end].ImagePositionPatient]) for end in (0, -1))
     affine = np.eye(4)

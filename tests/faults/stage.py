@@ -30,17 +30,47 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 IMPORTED = (
-    "torch", "torch.utils.serialization.config", "monai.losses", "monai.networks.nets", "segmentation_models_pytorch",
-    "albumentations.pytorch", "optuna", "zarr", "omegaconf", "skimage.filters", "skimage.transform", "skimage.exposure",
-    "matplotlib.backends.backend_agg", "alembic.command", "sqlalchemy.dialects.sqlite", "mlflow.tracking",
-    "mlflow.store.tracking.sqlalchemy_workspace_store", "mlflow.system_metrics.metrics.disk_monitor",
-    "mlflow.system_metrics.metrics.gpu_monitor", "mlflow.system_metrics.metrics.network_monitor", "competition.augment.listed",
-    "competition.cli.cv", "competition.cli.study", "competition.cli.submit", "competition.data.duplicates",
-    "competition.data.folds", "competition.data.leaks", "competition.data.readers_flat", "competition.data.strata",
-    "competition.scoring.baseline", "competition.study.search", "competition.submission.expected",
-    "competition.submission.submit", "competition.tracking.provenance", "competition.tracking.shipper",
-    "competition.training.baseline", "competition.training.cv", "competition.training.executors.local",
-    "competition.training.fold", "tests.faults.kills")
+    "torch",
+    "torch.utils.serialization.config",
+    "monai.losses",
+    "monai.networks.nets",
+    "segmentation_models_pytorch",
+    "albumentations.pytorch",
+    "optuna",
+    "zarr",
+    "omegaconf",
+    "skimage.filters",
+    "skimage.transform",
+    "skimage.exposure",
+    "matplotlib.backends.backend_agg",
+    "alembic.command",
+    "sqlalchemy.dialects.sqlite",
+    "mlflow.tracking",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "mlflow.system_metrics.metrics.disk_monitor",
+    "mlflow.system_metrics.metrics.gpu_monitor",
+    "mlflow.system_metrics.metrics.network_monitor",
+    "competition.augment.listed",
+    "competition.cli.cv",
+    "competition.cli.study",
+    "competition.cli.submit",
+    "competition.data.duplicates",
+    "competition.data.folds",
+    "competition.data.leaks",
+    "competition.data.readers_flat",
+    "competition.data.strata",
+    "competition.scoring.baseline",
+    "competition.study.search",
+    "competition.submission.expected",
+    "competition.submission.submit",
+    "competition.tracking.provenance",
+    "competition.tracking.shipper",
+    "competition.training.baseline",
+    "competition.training.cv",
+    "competition.training.executors.local",
+    "competition.training.fold",
+    "tests.faults.kills",
+)
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -157,12 +187,15 @@ def _hurry() -> None:
 
 # ── folds ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 class Hired:
     """Stands for `FoldProcess`: hands the job to a process that waits for one."""
 
     waiting: list[tuple[int, socket.socket]] = []
 
-    def __init__(self, args: list[str], *, env: dict[str, str], stdout: Any, pass_fds: tuple[int, ...], **_: Any) -> None:
+    def __init__(
+        self, args: list[str], *, env: dict[str, str], stdout: Any, pass_fds: tuple[int, ...], **_: Any
+    ) -> None:
         self.args, self.returncode, self.pipe = args, None, -1
         self.pid, line = Hired.waiting.pop(0)
         socket.send_fds(line, [json.dumps({"args": args, "env": env}).encode()], [stdout.fileno(), *pass_fds])

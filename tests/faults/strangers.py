@@ -47,7 +47,12 @@ def torch_archive() -> bytes:
 
 def old_torch() -> bytes:
     """What torch.save made before it made archives."""
-    return pickle.dumps(0x1950a86a20f9469cfc6c, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2) + evil_pickle()
+    return (
+        pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+        + pickle.dumps(1001, 2)
+        + pickle.dumps({"little_endian": True}, 2)
+        + evil_pickle()
+    )
 
 
 def tar_bytes(*members: tuple[tarfile.TarInfo, bytes], **how: Any) -> bytes:
@@ -77,16 +82,26 @@ def zip_bytes(*members: tuple[str, bytes, int]) -> bytes:
 
 GOOD_FILE = (tar_member("toy/good.txt"), b"good")
 ARCHIVES = {
-    "tar, up": tar_bytes(GOOD_FILE, (tar_member("toy/../../evil"), b"x")), "tar, absolute": tar_bytes((tar_member("/tmp/evil"), b"x"), GOOD_FILE),
-    "tar, through a link": tar_bytes(GOOD_FILE, (tar_member("toy/out", tarfile.SYMTYPE, "../.."), b""), (tar_member("toy/out/evil"), b"x")),
+    "tar, up": tar_bytes(GOOD_FILE, (tar_member("toy/../../evil"), b"x")),
+    "tar, absolute": tar_bytes((tar_member("/tmp/evil"), b"x"), GOOD_FILE),
+    "tar, through a link": tar_bytes(
+        GOOD_FILE, (tar_member("toy/out", tarfile.SYMTYPE, "../.."), b""), (tar_member("toy/out/evil"), b"x")
+    ),
     "tar, a link alone": tar_bytes(GOOD_FILE, (tar_member("toy/out", tarfile.SYMTYPE, "/etc/passwd"), b"")),
     "tar, a hard link": tar_bytes(GOOD_FILE, (tar_member("toy/out", tarfile.LNKTYPE, "../../evil"), b"")),
-    "tar, renamed by its header": tar_bytes(GOOD_FILE, (tar_member("toy/fine", path="../../evil"), b"x"), format=tarfile.PAX_FORMAT),
-    "tar, a long name": tar_bytes(GOOD_FILE, (tar_member("toy/" + "d/" * 60 + "../" * 64 + "evil"), b"x"), format=tarfile.GNU_FORMAT),
+    "tar, renamed by its header": tar_bytes(
+        GOOD_FILE, (tar_member("toy/fine", path="../../evil"), b"x"), format=tarfile.PAX_FORMAT
+    ),
+    "tar, a long name": tar_bytes(
+        GOOD_FILE, (tar_member("toy/" + "d/" * 60 + "../" * 64 + "evil"), b"x"), format=tarfile.GNU_FORMAT
+    ),
     "tar, a pipe": tar_bytes(GOOD_FILE, (tar_member("toy/evil", tarfile.FIFOTYPE), b"")),
     "tar, a device": tar_bytes(GOOD_FILE, (tar_member("toy/evil", tarfile.CHRTYPE), b"")),
-    "zip, up": zip_bytes(("toy/good.txt", b"good", 0), ("../evil", b"x", 0)), "zip, absolute": zip_bytes(("/tmp/evil", b"x", 0)),
+    "zip, up": zip_bytes(("toy/good.txt", b"good", 0), ("../evil", b"x", 0)),
+    "zip, absolute": zip_bytes(("/tmp/evil", b"x", 0)),
     "zip, backslashes": zip_bytes(("toy/good.txt", b"good", 0), ("toy\\..\\..\\evil", b"x", 0)),
     "zip, a drive": zip_bytes(("C:evil", b"x", 0), ("toy/good.txt", b"good", 0)),
-    "zip, through a link": zip_bytes(("toy/good.txt", b"good", 0), ("toy/out", b"../..", 0o120777), ("toy/out/evil", b"x", 0)),
+    "zip, through a link": zip_bytes(
+        ("toy/good.txt", b"good", 0), ("toy/out", b"../..", 0o120777), ("toy/out/evil", b"x", 0)
+    ),
 }

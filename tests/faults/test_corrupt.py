@@ -23,15 +23,33 @@ pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ("png", "png16", "png48", "mask", "jpg", "nii", "nii.gz", "npy", "npz", "dicom")
 BOMB = "would unpack to|of memory are free"  # the latter where less is free than it declares
-OTHERS = ("csv", "yaml", "last.pt", "weights", "prepared", "case.json", "result.json", "metrics.jsonl", "folds.csv", "cases.csv")
+OTHERS = (
+    "csv",
+    "yaml",
+    "last.pt",
+    "weights",
+    "prepared",
+    "case.json",
+    "result.json",
+    "metrics.jsonl",
+    "folds.csv",
+    "cases.csv",
+)
 
 
 @pytest.fixture(scope="session")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     """What came of every broken file; one process looks at them all."""
     out = tmp_path_factory.mktemp("fuzz") / "outcomes.jsonl"
-    done = subprocess.run([sys.executable, "-m", "tests.faults.fuzz", str(out)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.fuzz", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [Outcome(**json.loads(line)) for line in out.read_text().splitlines()]
 
@@ -55,8 +73,20 @@ def test_every_broken_file_is_refused_by_name_or_read_as_it_is(outcomes: list[Ou
 def test_there_are_hundreds_and_each_kind_of_damage_is_among_them(outcomes: list[Outcome]) -> None:
     assert len(outcomes) >= 500
     whole = " ".join(f"{one.kind}: {one.what}" for one in outcomes)
-    for what in ("cut after", "flipped", "first", "GiB of zeros", "2^40 values", "NaN voxels", "no spacing", "affine of zeros",
-                 "another file", "a pickle", "aliases of aliases", "a tag that calls"):
+    for what in (
+        "cut after",
+        "flipped",
+        "first",
+        "GiB of zeros",
+        "2^40 values",
+        "NaN voxels",
+        "no spacing",
+        "affine of zeros",
+        "another file",
+        "a pickle",
+        "aliases of aliases",
+        "a tag that calls",
+    ):
         assert what in whole, what
 
 
@@ -65,17 +95,34 @@ def test_nothing_swells_or_hangs(outcomes: list[Outcome]) -> None:
     assert max(one.seconds for one in outcomes) < 10.0
 
 
-@pytest.mark.parametrize(("kind", "what", "words"), [
-    ("nii", "NaN voxels", "1 value that is NaN or infinite"), ("nii", "no spacing", "voxel size 0"),
-    ("nii", "affine of zeros", "affine that cannot be inverted"), ("nii", "two equal columns", "affine that cannot be inverted"),
-    ("nii", "32,767 cubed", "its header declares"), ("nii.gz", "checksum", "CRC"), ("nii.gz", "20 GiB of zeros", BOMB),
-    ("nii.gz", "20 GiB behind the last voxel", "goes on behind its last voxel"), ("npz", "20 GiB", BOMB),
-    ("npy", "objects", "may run code"), ("png", "1.6 GB of zeros", BOMB), ("png", "too few lines", "bytes of pixels"),
-    ("jpg", "65,535 by 65,535 pixels", BOMB), ("dicom", "deflated zeros", BOMB), ("csv", "a column twice", "twice"),
-    ("csv", "a million columns", "1,000,001 columns"), ("yaml", "aliases of aliases", "endless"), ("yaml", "brackets", "nested too deeply"),
-    ("yaml", "a tag that calls", "!!python/object/apply"), ("yaml", "a competition that is a device", "is no file"),
-    ("last.pt", "zeros unpacked", "packed"), ("last.pt", "another version", "version 99"), ("weights", "NaN", "NaN or infinite"),
-])
+@pytest.mark.parametrize(
+    ("kind", "what", "words"),
+    [
+        ("nii", "NaN voxels", "1 value that is NaN or infinite"),
+        ("nii", "no spacing", "voxel size 0"),
+        ("nii", "affine of zeros", "affine that cannot be inverted"),
+        ("nii", "two equal columns", "affine that cannot be inverted"),
+        ("nii", "32,767 cubed", "its header declares"),
+        ("nii.gz", "checksum", "CRC"),
+        ("nii.gz", "20 GiB of zeros", BOMB),
+        ("nii.gz", "20 GiB behind the last voxel", "goes on behind its last voxel"),
+        ("npz", "20 GiB", BOMB),
+        ("npy", "objects", "may run code"),
+        ("png", "1.6 GB of zeros", BOMB),
+        ("png", "too few lines", "bytes of pixels"),
+        ("jpg", "65,535 by 65,535 pixels", BOMB),
+        ("dicom", "deflated zeros", BOMB),
+        ("csv", "a column twice", "twice"),
+        ("csv", "a million columns", "1,000,001 columns"),
+        ("yaml", "aliases of aliases", "endless"),
+        ("yaml", "brackets", "nested too deeply"),
+        ("yaml", "a tag that calls", "!!python/object/apply"),
+        ("yaml", "a competition that is a device", "is no file"),
+        ("last.pt", "zeros unpacked", "packed"),
+        ("last.pt", "another version", "version 99"),
+        ("weights", "NaN", "NaN or infinite"),
+    ],
+)
 def test_the_error_says_what_is_wrong(outcomes: list[Outcome], kind: str, what: str, words: str) -> None:
     [one] = [one for one in outcomes if one.kind == kind and one.what == what]
     assert one.verdict == "refused"

@@ -30,7 +30,9 @@ def broken(demo: Path, folder: Path) -> Path:
     raw = bytearray(gzip.decompress(second.read_bytes()))
     assert struct.unpack("<h", raw[70:72]) in ((16,), (4,), (2,), (512,))
     if struct.unpack("<h", raw[70:72]) != (16,):
-        values = np.frombuffer(bytes(raw[352:]), {4: "<i2", 2: "u1", 512: "<u2"}[struct.unpack("<h", raw[70:72])[0]]).astype("<f4")
+        values = np.frombuffer(
+            bytes(raw[352:]), {4: "<i2", 2: "u1", 512: "<u2"}[struct.unpack("<h", raw[70:72])[0]]
+        ).astype("<f4")
         raw = raw[:352] + bytearray(values.tobytes())
         raw[70:74] = struct.pack("<2h", 16, 32)
     raw[352:356] = struct.pack("<f", float("nan"))
@@ -55,12 +57,15 @@ def test_stop_names_the_first_bad_file_and_skip_leaves_all_three_out(tiny: Any, 
     assert list(left_out) == names[:3]
     assert all(f"{name}.nii.gz" in left_out[name] for name in names[:3])
     assert "NaN or infinite" in left_out[names[1]] and "voxel size 0" in left_out[names[2]]
-    with pytest.raises(MaskfoldError, match=rf"{names[2]}.nii.gz has the voxel size 0"):  # headers are read before pixels
+    with pytest.raises(
+        MaskfoldError, match=rf"{names[2]}.nii.gz has the voxel size 0"
+    ):  # headers are read before pixels
         case_table(comp.model_copy(update={"on_bad_case": "stop"}))
 
 
-def test_skip_is_told_in_the_runs_folder_table_and_exit_summary(tiny: Any, bad: Path, tmp_path: Path,
-                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skip_is_told_in_the_runs_folder_table_and_exit_summary(
+    tiny: Any, bad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The log of the command, `skipped.csv` in the run's folder (which MLflow gets), the table, and the last lines."""
     import csv
     import io
@@ -88,8 +93,9 @@ def test_skip_is_told_in_the_runs_folder_table_and_exit_summary(tiny: Any, bad: 
     assert "3 of 6 cases are left out" in last and all(name in last for name in bad_ids) and "skipped.csv" in last
 
 
-def test_a_case_that_only_preparation_refuses_is_left_out_too(tiny: Any, demo3d: Path, tmp_path: Path,
-                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_only_preparation_refuses_is_left_out_too(
+    tiny: Any, demo3d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sound file whose spacing asks for an absurd grid passes the table, and must not stop the folds half-way."""
     import shutil
 
@@ -103,11 +109,13 @@ def test_a_case_that_only_preparation_refuses_is_left_out_too(tiny: Any, demo3d:
         raw = bytearray(gzip.decompress(path.read_bytes()))
         raw[80:92] = struct.pack("<3f", 5e4, 5e4, 5e4)
         for row in (280, 296, 312):
-            raw[row:row + 12] = struct.pack("<3f", *[5e4 * (column == (row - 280) // 16) for column in range(3)])
+            raw[row : row + 12] = struct.pack("<3f", *[5e4 * (column == (row - 280) // 16) for column in range(3)])
         path.write_bytes(gzip.compress(bytes(raw)))
     monkeypatch.chdir(tmp_path)
     said: list[str] = []
-    run = open_run(tiny(3, f"competition.root={root}", "competition.on_bad_case=skip", "prepare.spacing=[1,1,1]"), "tiny")
+    run = open_run(
+        tiny(3, f"competition.root={root}", "competition.on_bad_case=skip", "prepare.spacing=[1,1,1]"), "tiny"
+    )
     name = victim.name.removesuffix(".nii.gz")
     assert name in list(run.cases["id"])
     run = prepare_run(run, said.append) or run
@@ -116,8 +124,13 @@ def test_a_case_that_only_preparation_refuses_is_left_out_too(tiny: Any, demo3d:
     assert name in (run.folder / "skipped.csv").read_text() and any(name in line for line in said)
 
 
-def test_a_test_case_that_is_left_out_is_told_by_predict_and_submit(tiny: Any, finished: Callable[..., Any], demo2d: Path,  # noqa: F811
-                                                                   tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_test_case_that_is_left_out_is_told_by_predict_and_submit(
+    tiny: Any,
+    finished: Callable[..., Any],  # noqa: F811
+    demo2d: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """A file of label masks fewer, or no submission at all: with the reason."""
     import shutil
 

@@ -48,9 +48,15 @@ class Slow:
 def test_no_process_of_a_crew_outlives_its_command(tmp_path: Path, number: signal.Signals) -> None:
     script = tmp_path / "work.py"
     script.write_text(WORK)
-    process = subprocess.Popen([sys.executable, str(script), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 240
     while len(list(tmp_path.glob("case_*"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline

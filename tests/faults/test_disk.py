@@ -30,8 +30,9 @@ class SmallDisk:
 
     def __init__(self, place: Path, mebibytes: int) -> None:
         self.place = place
-        self.shell = subprocess.Popen(["unshare", "-rm", "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                      stderr=subprocess.STDOUT, text=True)
+        self.shell = subprocess.Popen(
+            ["unshare", "-rm", "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         self.do(f"mount -t tmpfs -o size={mebibytes}m small {place}")
         self.seen = Path(f"/proc/{self.shell.pid}/root{place}")
 
@@ -91,8 +92,9 @@ def in_words(command: Command, *parts: str) -> None:
         assert part in said[0], said
 
 
-def test_full_while_cases_are_prepared_and_while_a_checkpoint_is_written(stage: Stage, small_demo: Path, whole: Path,
-                                                                        tmp_path: Path, disk: SmallDisk) -> None:
+def test_full_while_cases_are_prepared_and_while_a_checkpoint_is_written(
+    stage: Stage, small_demo: Path, whole: Path, tmp_path: Path, disk: SmallDisk
+) -> None:
     words, place = words_of(small_demo), disk.place
     disk.fill_but(96)
     command = stage.start(place, *words, namespace=disk.shell.pid, output=tmp_path / "1.txt")
@@ -101,7 +103,9 @@ def test_full_while_cases_are_prepared_and_while_a_checkpoint_is_written(stage: 
     there = {path: path.read_bytes() for path in prepared.rglob("*.npy")}
     assert leftovers(disk.seen / "mlruns") == [] and not (disk.seen / "mlruns" / "runs").exists()
     disk.empty()
-    command = stage.start(place, *words, namespace=disk.shell.pid, output=tmp_path / "2.txt", kills=pause("fold_0", "checkpoint", 7))
+    command = stage.start(
+        place, *words, namespace=disk.shell.pid, output=tmp_path / "2.txt", kills=pause("fold_0", "checkpoint", 7)
+    )
     command.until((disk.seen / "paused").exists)
     assert {path: path.read_bytes() for path in there} == there  # what was prepared before is used
     disk.fill()
@@ -117,11 +121,15 @@ def test_full_while_cases_are_prepared_and_while_a_checkpoint_is_written(stage: 
     assert differences(whole, disk.seen) == [] and faults(disk.seen) == []
 
 
-def test_full_while_a_csv_is_written(stage: Stage, small_demo: Path, whole: Path, tmp_path: Path, disk: SmallDisk) -> None:
+def test_full_while_a_csv_is_written(
+    stage: Stage, small_demo: Path, whole: Path, tmp_path: Path, disk: SmallDisk
+) -> None:
     shutil.copytree(whole / "mlruns", disk.seen / "mlruns")
     (disk.seen / "mine.csv").write_text("what was there\n")
     words = ["submit", the_run(disk.seen).relative_to(disk.seen), f"competition.root={small_demo}", "-o", "mine.csv"]
-    command = stage.start(disk.place, *words, namespace=disk.shell.pid, output=tmp_path / "1.txt", kills=pause("command", "csv"))
+    command = stage.start(
+        disk.place, *words, namespace=disk.shell.pid, output=tmp_path / "1.txt", kills=pause("command", "csv")
+    )
     command.until((disk.seen / "paused").exists)
     disk.fill()
     (disk.seen / "paused").unlink()
@@ -134,17 +142,24 @@ def test_full_while_a_csv_is_written(stage: Stage, small_demo: Path, whole: Path
     assert len((disk.seen / "mine.csv").read_text().splitlines()) == 1 + 2 * 2  # two test pictures, two classes
 
 
-def test_full_where_mlflow_keeps_its_store(stage: Stage, small_demo: Path, whole: Path, tmp_path: Path,
-                                           disk: SmallDisk) -> None:
+def test_full_where_mlflow_keeps_its_store(
+    stage: Stage, small_demo: Path, whole: Path, tmp_path: Path, disk: SmallDisk
+) -> None:
     words = words_of(small_demo)
     env = {"MLFLOW_TRACKING_URI": f"sqlite:///{disk.place}/mlflow.db"}
     (tmp_path / "project").mkdir()
-    command = stage.start(tmp_path / "project", *words, env=env, namespace=disk.shell.pid, kills=pause("fold_0", "step", 6))
+    command = stage.start(
+        tmp_path / "project", *words, env=env, namespace=disk.shell.pid, kills=pause("fold_0", "step", 6)
+    )
     command.until((tmp_path / "project" / "paused").exists)
     disk.fill()
     (tmp_path / "project" / "paused").unlink()
     assert command.wait() == 0, command.said  # training goes on
-    assert "does not take deliveries" in command.said and f"{disk.place}/mlflow.db" in command.said and "bytes are free" in command.said
+    assert (
+        "does not take deliveries" in command.said
+        and f"{disk.place}/mlflow.db" in command.said
+        and "bytes are free" in command.said
+    )
     assert "the next start of the same command delivers them" in command.said
     with sqlite3.connect(disk.seen / "mlflow.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -180,17 +195,22 @@ def test_read_only(stage: Stage, small_demo: Path, tmp_path: Path, disk: SmallDi
     command = stage.start(place, *words, namespace=disk.shell.pid, output=tmp_path / "1.txt")
     in_words(command, "mlruns", "Read-only file system", "Give write access")
     disk.do(f"mount -o remount,rw {place}")
-    command = stage.start(place, *words, namespace=disk.shell.pid, output=tmp_path / "2.txt", kills=pause("fold_0", "step", 2))
+    command = stage.start(
+        place, *words, namespace=disk.shell.pid, output=tmp_path / "2.txt", kills=pause("fold_0", "step", 2)
+    )
     command.until((disk.seen / "paused").exists)
     command.signal(signal.SIGTERM)
     (disk.seen / "paused").unlink()
     assert command.wait() == 143
 
 
-@pytest.mark.parametrize(("error", "words"), [("EDQUOT", "disk quota is used up"), ("ENOSPC", "disk is full"),
-                                              ("EROFS", "Read-only file system")])
-def test_what_the_system_says_while_a_checkpoint_is_written(stage: Stage, small_demo: Path, tmp_path: Path, error: str,
-                                                            words: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [("EDQUOT", "disk quota is used up"), ("ENOSPC", "disk is full"), ("EROFS", "Read-only file system")],
+)
+def test_what_the_system_says_while_a_checkpoint_is_written(
+    stage: Stage, small_demo: Path, tmp_path: Path, error: str, words: str
+) -> None:
     argv = ["cv", EXPERIMENT, f"competition.root={small_demo}", *SMALL, *PLAIN, "folds.run=[0]", "training.epochs=2"]
     (tmp_path / "full").touch()
     command = stage.start(tmp_path, *argv, kills=[{"who": "fold_0", "at": "file synced", "nth": 11, "how": error}])
@@ -201,4 +221,3 @@ def test_what_the_system_says_while_a_checkpoint_is_written(stage: Stage, small_
     assert {one["status"] for runs in tracked(tmp_path).values() for one in runs} == {"FAILED"}
     (tmp_path / "full").unlink()
     assert f"going on from step {before}" in stage.run(tmp_path, *argv)
-

@@ -15,8 +15,9 @@ KILLS = 20
 
 
 @pytest.fixture(scope="module")
-def ends(stage: Stage, small_demo: Path, request: pytest.FixtureRequest,
-         tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future]:
+def ends(
+    stage: Stage, small_demo: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Future]:
     """For each configuration the folders of an undisturbed project and of one that was killed twenty times."""
     root = tmp_path_factory.mktemp("kill")
     empty = stage.database(root / "empty.db")
@@ -53,7 +54,14 @@ def test_a_run_that_was_killed_twenty_times_ends_as_an_undisturbed_one(ends: dic
 
 
 def test_a_fold_notices_the_death_of_its_command(stage: Stage, small_demo: Path, tmp_path: Path) -> None:
-    words = ["cv", EXPERIMENT, f"competition.root={small_demo}", *SMALL, "training.epochs=100000", "training.precision=fp32"]
+    words = [
+        "cv",
+        EXPERIMENT,
+        f"competition.root={small_demo}",
+        *SMALL,
+        "training.epochs=100000",
+        "training.precision=fp32",
+    ]
     command = stage.start(tmp_path, *words)
     command.until(lambda: "epoch 2 " in command.said)
     pids = [process.pid for process in command.family()]

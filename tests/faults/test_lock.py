@@ -41,7 +41,9 @@ def holder_in(folder: Path) -> Holder:
 
 
 def write(folder: Path, holder: Holder) -> None:
-    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT)  # never cut short: a reader would find nobody in between
+    descriptor = os.open(
+        folder / "lock", os.O_WRONLY | os.O_CREAT
+    )  # never cut short: a reader would find nobody in between
     os.pwrite(descriptor, (json.dumps(asdict(holder)).ljust(lock.LENGTH - 1) + "\n").encode(), 0)
     os.close(descriptor)
 
@@ -58,8 +60,14 @@ def elsewhere(me: Holder) -> Holder:
 
 
 def other(folder: Path, how: str = "plain") -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
     assert process.stdout is not None and process.stdout.readline() == "held\n", process.stderr.read()
     return process
 
@@ -85,8 +93,12 @@ def test_a_lock_says_who_holds_it_and_that_it_lives(tmp_path: Path, monkeypatch:
 def test_the_second_is_told_who_holds_it_and_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
     process = other(tmp_path)
     try:
-        with pytest.raises(MaskfoldError, match=rf"is being trained by process {process.pid} on {socket.gethostname()} \(since "), \
-                alone(tmp_path):
+        with (
+            pytest.raises(
+                MaskfoldError, match=rf"is being trained by process {process.pid} on {socket.gethostname()} \(since "
+            ),
+            alone(tmp_path),
+        ):
             pass
         assert not is_free(tmp_path)
     finally:
@@ -127,7 +139,9 @@ def test_a_number_that_another_process_has_been_given_holds_nothing(tmp_path: Pa
         pass
 
 
-def test_another_machines_silent_process_is_dead(tmp_path: Path, elsewhere: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machines_silent_process_is_dead(
+    tmp_path: Path, elsewhere: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, elsewhere)
     assert not is_free(tmp_path)  # it gave a sign of life just now
     monkeypatch.setattr(lock, "STALE", 0.5)
@@ -137,8 +151,9 @@ def test_another_machines_silent_process_is_dead(tmp_path: Path, elsewhere: Hold
     assert "takes the place of process 77 on far.example" in said[-1]
 
 
-def test_another_machines_process_that_was_silent_for_long_is_not_waited_for(tmp_path: Path, elsewhere: Holder,
-                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machines_process_that_was_silent_for_long_is_not_waited_for(
+    tmp_path: Path, elsewhere: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, replace(elsewhere, beat=time.time() - 3600))
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited"))
     assert is_free(tmp_path)
@@ -146,8 +161,9 @@ def test_another_machines_process_that_was_silent_for_long_is_not_waited_for(tmp
         pass
 
 
-def test_another_machines_living_process_keeps_it_where_locks_do_not_travel(tmp_path: Path, elsewhere: Holder,
-                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machines_living_process_keeps_it_where_locks_do_not_travel(
+    tmp_path: Path, elsewhere: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "STALE", 20.0)
     write(tmp_path, elsewhere)
     over = threading.Event()
@@ -167,8 +183,9 @@ def test_another_machines_living_process_keeps_it_where_locks_do_not_travel(tmp_
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_without_locks_of_the_kernel_number_and_birth_tell(tmp_path: Path, me: Holder, monkeypatch: pytest.MonkeyPatch,
-                                                          alive: bool) -> None:
+def test_without_locks_of_the_kernel_number_and_birth_tell(
+    tmp_path: Path, me: Holder, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -181,7 +198,9 @@ def test_without_locks_of_the_kernel_number_and_birth_tell(tmp_path: Path, me: H
             pass
         return
     over = threading.Event()
-    thread = threading.Thread(target=lambda: [write(tmp_path, replace(me, beat=time.time())) for _ in range(200) if not over.wait(0.1)])
+    thread = threading.Thread(
+        target=lambda: [write(tmp_path, replace(me, beat=time.time())) for _ in range(200) if not over.wait(0.1)]
+    )
     thread.start()
     try:
         with pytest.raises(MaskfoldError, match="is being trained by"), alone(tmp_path, say=lambda _: None):

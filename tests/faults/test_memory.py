@@ -64,7 +64,9 @@ def full_host() -> None:
 
 def full_device() -> None:
     """As CUDA refuses."""
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB")
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.56 GiB"
+    )
 
 
 def room_for(monkeypatch, samples: int, refuse=full_host) -> None:
@@ -97,13 +99,18 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize("refuse", [full_host, full_device])
 def test_halved_micro_batches_take_the_same_steps(tiny, tmp_path, monkeypatch, refuse):
     words = ["training.ema=0.9", "training.checkpoint_minutes=0", "training.validate_every=9", "run.threads=1"]
     torch.set_num_threads(1)  # several threads share out a batch by its size, which changes the last digit
-    run, plain = start(tiny(2, *words, "training.batch_size=2", "training.accumulate=4"), tmp_path / "plain", tmp_path / "cache")
+    run, plain = start(
+        tiny(2, *words, "training.batch_size=2", "training.accumulate=4"), tmp_path / "plain", tmp_path / "cache"
+    )
     reference = trained(run, plain).final_weights()
-    run, job = start(tiny(2, *words, "training.batch_size=8", "training.on_oom=halve"), tmp_path / "halved", tmp_path / "cache")
+    run, job = start(
+        tiny(2, *words, "training.batch_size=8", "training.on_oom=halve"), tmp_path / "halved", tmp_path / "cache"
+    )
     room_for(monkeypatch, 2, refuse)
     said: list[str] = []
     with monkeypatch.context() as patch:
@@ -135,11 +142,19 @@ def test_parts_of_different_sizes_weigh_as_much_as_their_samples(tiny, tmp_path,
 
 
 def test_batch_statistics_do_not_count_the_attempt_that_failed(tiny, tmp_path, monkeypatch):
-    words = ["model.args={features: [4, 4, 4, 4, 4, 4], norm: batch}", "training.epochs=1", "training.steps_per_epoch=2"]
-    run, plain = start(tiny(2, *words, "training.batch_size=2", "training.accumulate=2"), tmp_path / "plain", tmp_path / "cache")
+    words = [
+        "model.args={features: [4, 4, 4, 4, 4, 4], norm: batch}",
+        "training.epochs=1",
+        "training.steps_per_epoch=2",
+    ]
+    run, plain = start(
+        tiny(2, *words, "training.batch_size=2", "training.accumulate=2"), tmp_path / "plain", tmp_path / "cache"
+    )
     reference = trained(run, plain).final_weights()
     room_for(monkeypatch, 2)
-    run, job = start(tiny(2, *words, "training.batch_size=4", "training.on_oom=halve"), tmp_path / "halved", tmp_path / "cache")
+    run, job = start(
+        tiny(2, *words, "training.batch_size=4", "training.on_oom=halve"), tmp_path / "halved", tmp_path / "cache"
+    )
     assert any("running_mean" in name for name in reference) and same(reference, trained(run, job).final_weights())
 
 
@@ -154,9 +169,18 @@ def test_halving_goes_with_a_scaler(tiny, tmp_path, monkeypatch):
 def test_without_halving_the_message_says_what_to_lower(tiny, tmp_path, monkeypatch, refuse):
     room_for(monkeypatch, 1, refuse)
     _, job = start(tiny(2), tmp_path, tmp_path / "cache")
-    with pytest.raises(MaskfoldError, match=r"Memory ran out on cpu at step 1 with 2 samples at a time: .*allocate") as caught:
+    with pytest.raises(
+        MaskfoldError, match=r"Memory ran out on cpu at step 1 with 2 samples at a time: .*allocate"
+    ) as caught:
         run_fold(job, quiet)
-    for key in ("training.batch_size", "training.accumulate", "patch.size", "training.on_oom=halve", "run.workers", "run.parallel_folds"):
+    for key in (
+        "training.batch_size",
+        "training.accumulate",
+        "patch.size",
+        "training.on_oom=halve",
+        "run.workers",
+        "run.parallel_folds",
+    ):
         assert key in caught.value.cure
 
 
@@ -174,7 +198,11 @@ def test_several_processes_cannot_halve(tiny):
 
 
 def test_other_errors_are_not_taken_for_it():
-    for error in (RuntimeError("shape '[2]' is invalid"), ValueError("out of memory"), OSError(28, "No space left on device")):
+    for error in (
+        RuntimeError("shape '[2]' is invalid"),
+        ValueError("out of memory"),
+        OSError(28, "No space left on device"),
+    ):
         assert not is_shortage(error)
         with pytest.raises(type(error)), told("testing"):
             raise error
@@ -183,6 +211,7 @@ def test_other_errors_are_not_taken_for_it():
 
 
 # ── prediction ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
 
 class Roomy(torch.nn.Module):
     """Predicts so many windows at a time."""
@@ -218,7 +247,9 @@ def test_windows_are_halved_until_they_fit_and_stay_so(tiny, tmp_path, caplog, r
     with pytest.raises(MaskfoldError, match=r"Memory ran out on cpu with 2 windows at a time: .*") as caught:
         predict_case([Roomy(1, refuse)], cases[0], tiny(2, *words))
     assert "inference.batch_size" in caught.value.cure and "training.on_oom=halve" in caught.value.cure
-    with pytest.raises(MaskfoldError, match=f"Case {cases[0].id} cannot be predicted: Memory ran out on cpu with 1 window at a time"):
+    with pytest.raises(
+        MaskfoldError, match=f"Case {cases[0].id} cannot be predicted: Memory ran out on cpu with 1 window at a time"
+    ):
         predict_case([Roomy(0, refuse)], cases[0], exp)
 
 
@@ -237,7 +268,9 @@ def test_a_fold_tells_that_it_predicts_fewer_windows(tiny, tmp_path, monkeypatch
     _, job = start(tiny(2, *words, "training.on_oom=halve"), tmp_path / "halved", tmp_path / "cache")
     said: list[str] = []
     result = run_fold(job, said.append)
-    assert result.halved == 0 and points(job.folder, "memory/windows") == [4.0] * 3  # two epochs and the out-of-fold prediction
+    assert (
+        result.halved == 0 and points(job.folder, "memory/windows") == [4.0] * 3
+    )  # two epochs and the out-of-fold prediction
     assert any("4 windows at a time" in line for line in said)
     ours, theirs = (OofStore(folder / "oof", "float16") for folder in (job.folder, plain.folder))
     for case in theirs.ids():
@@ -246,10 +279,13 @@ def test_a_fold_tells_that_it_predicts_fewer_windows(tiny, tmp_path, monkeypatch
 
 # ── the host ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 def test_memory_that_runs_out_anywhere_in_a_fold_is_said(tiny, tmp_path, monkeypatch):
     _, job = start(tiny(2), tmp_path, tmp_path / "cache")
     monkeypatch.setattr(fold_module, "cv_score", lambda *_: np.empty(2**50))
-    with pytest.raises(MaskfoldError, match="Memory ran out while working on fold_0: Unable to allocate 8.00 PiB") as caught:
+    with pytest.raises(
+        MaskfoldError, match="Memory ran out while working on fold_0: Unable to allocate 8.00 PiB"
+    ) as caught:
         run_fold(job, quiet)
     assert "run.parallel_folds" in caught.value.cure and "prepare.cache_gib" in caught.value.cure
 
@@ -278,6 +314,7 @@ def test_a_fold_that_the_kernel_kills_is_named(tiny, tmp_path, ending):
 
 # ── prepare.cache_gib ────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> tuple[Path, Path]:
     """22 volumes; each is 3.3 MB when it is prepared on 88 voxels to a side."""
@@ -287,10 +324,26 @@ def many(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def large(root: Path, *words: str):
-    return load_experiment(ROOT / "experiments" / "demo3d" / "unet3d.yaml", [
-        f"competition.root={root}", "folds={scheme: holdout, shares: [0.9, 0.1]}", "training.epochs=2", "training.steps_per_epoch=15",
-        "training.batch_size=2", "training.precision=fp32", "training.budget_minutes=null", "training.pictures_every=100",
-        "training.validate_every=1", "inference.overlap=0", "augment.preset=none", *TINY[3], "patch.size=[32,32,32]", "prepare={resize: [88, 88, 88], intensity: zscore}", *words])
+    return load_experiment(
+        ROOT / "experiments" / "demo3d" / "unet3d.yaml",
+        [
+            f"competition.root={root}",
+            "folds={scheme: holdout, shares: [0.9, 0.1]}",
+            "training.epochs=2",
+            "training.steps_per_epoch=15",
+            "training.batch_size=2",
+            "training.precision=fp32",
+            "training.budget_minutes=null",
+            "training.pictures_every=100",
+            "training.validate_every=1",
+            "inference.overlap=0",
+            "augment.preset=none",
+            *TINY[3],
+            "patch.size=[32,32,32]",
+            "prepare={resize: [88, 88, 88], intensity: zscore}",
+            *words,
+        ],
+    )
 
 
 def resident(folder: Path) -> int:
@@ -362,8 +415,10 @@ def test_a_case_that_is_larger_than_the_bound_is_given_back_at_once(many, tmp_pa
 
 
 def test_each_process_has_its_share_of_the_bound(tiny):
-    shares = [Resident.of(tiny(2, "prepare.cache_gib=2", f"run.workers={workers}", f"run.devices={devices}")).most
-              for workers, devices in ((0, 1), (3, 1), (1, 2))]
+    shares = [
+        Resident.of(tiny(2, "prepare.cache_gib=2", f"run.workers={workers}", f"run.devices={devices}")).most
+        for workers, devices in ((0, 1), (3, 1), (1, 2))
+    ]
     assert shares == [2**31, 2**29, 2**29] and Resident.of(tiny(2)).most is None
 
 

@@ -30,14 +30,22 @@ def outputs(run: Any, images: Path, folder: Path) -> dict[str, bytes]:
 
     predict_images([run], images, folder / "masks", pictures=0)
     submit([run], output=folder / "sub.csv")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.suffix != ".json"}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".json"
+    }
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_copied_run_predicts_and_submits_where_nothing_of_the_old_place_is_left(
-        tiny: Any, finished: Callable[..., Any], tmp_path: Path, dims: int, request: pytest.FixtureRequest,  # noqa: F811
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny: Any,
+    finished: Callable[..., Any],  # noqa: F811
+    tmp_path: Path,
+    dims: int,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from competition.training.find import find_run
 
     old, new = tmp_path / "old", tmp_path / "another machine"
@@ -48,7 +56,9 @@ def test_a_copied_run_predicts_and_submits_where_nothing_of_the_old_place_is_lef
     run = finished(tiny(dims, f"competition.root={old / 'data'}"))
     folder = Path(run.folder.resolve())
     before = outputs(find_run(str(folder)), old / "data" / tests, old / "out")
-    assert len(before) == len(list((old / "data" / tests).iterdir())) + 2  # the CSV, and what its expected score is from
+    assert (
+        len(before) == len(list((old / "data" / tests).iterdir())) + 2
+    )  # the CSV, and what its expected score is from
 
     new.mkdir()
     monkeypatch.chdir(new)
@@ -63,8 +73,13 @@ def test_a_copied_run_predicts_and_submits_where_nothing_of_the_old_place_is_lef
     assert not old.exists(), "something was written to the old place"
 
 
-def test_predicting_other_images_needs_the_runs_folder_alone(tiny: Any, finished: Callable[..., Any], demo2d: Path,  # noqa: F811
-                                                            tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predicting_other_images_needs_the_runs_folder_alone(
+    tiny: Any,
+    finished: Callable[..., Any],  # noqa: F811
+    demo2d: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from competition.submission.folder import predict_images
     from competition.training.find import find_run
 
@@ -89,10 +104,21 @@ def test_a_runs_folder_names_the_version_that_made_it(tiny: Any, tmp_path: Path)
     assert made_by(run.folder) is None and load_run(run.folder).exp == run.exp
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    ('{"form": 2, "maskfold": "9.1.0"}', ["made by Maskfold 9.1.0 in form 2", f"Maskfold {__version__} reads forms up to 1", "maskfold==9.1.0"]),
-    ("{", ["version.json is damaged"]), ("[]", ["version.json is damaged"]), ('{"form": "x", "maskfold": 1}', ["version.json is damaged"])])
-def test_a_run_of_another_form_is_refused_by_the_versions_names(tiny: Any, tmp_path: Path, content: str, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            '{"form": 2, "maskfold": "9.1.0"}',
+            ["made by Maskfold 9.1.0 in form 2", f"Maskfold {__version__} reads forms up to 1", "maskfold==9.1.0"],
+        ),
+        ("{", ["version.json is damaged"]),
+        ("[]", ["version.json is damaged"]),
+        ('{"form": "x", "maskfold": 1}', ["version.json is damaged"]),
+    ],
+)
+def test_a_run_of_another_form_is_refused_by_the_versions_names(
+    tiny: Any, tmp_path: Path, content: str, words: list[str]
+) -> None:
     from competition.training.runs import load_run, open_run
 
     run = open_run(tiny(2), "tiny", root=tmp_path)
@@ -117,7 +143,9 @@ def test_a_yaml_that_only_its_own_version_reads_names_that_version(tiny: Any, tm
     (run.folder / "version.json").write_text('{"form": 1, "maskfold": "0.0.7"}')
     with pytest.raises(MaskfoldError) as caught:
         load_run(run.folder)
-    assert all(word in str(caught.value) for word in ("a_key_of_old", "0.0.7", __version__, "pip install maskfold==0.0.7"))
+    assert all(
+        word in str(caught.value) for word in ("a_key_of_old", "0.0.7", __version__, "pip install maskfold==0.0.7")
+    )
 
 
 def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_path: Path) -> None:
@@ -134,19 +162,30 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
         del plain[section][key]
     for key in ("pseudo", "extra", "gate"):
         del plain[key]
-    del plain["competition"]["train"]["cases"], plain["competition"]["submission"]["kaggle"], plain["competition"]["submission"]["public_share"]
+    del (
+        plain["competition"]["train"]["cases"],
+        plain["competition"]["submission"]["kaggle"],
+        plain["competition"]["submission"]["public_share"],
+    )
     file.write_text(yaml.safe_dump(plain))
     found = load_run(run.folder)
-    for key in ("run", "study", "postprocess"):  # what an older version hashed: the YAML without these, and without what was not yet
+    for key in (
+        "run",
+        "study",
+        "postprocess",
+    ):  # what an older version hashed: the YAML without these, and without what was not yet
         plain.pop(key, None)
     del plain["folds"]["run"], plain["competition"]["root"]
     text = json.dumps([plain, "data"], sort_keys=True)
     assert run_hash(found.exp, "data") == hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-@pytest.mark.parametrize("settings", [["training.ema=0.9", "schedule={name: cosine}"], ["training.accumulate=2", "training.precision=auto"]])
-def test_the_resolved_yaml_alone_repeats_the_run(tiny: Any, demo2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                 settings: list[str]) -> None:
+@pytest.mark.parametrize(
+    "settings", [["training.ema=0.9", "schedule={name: cosine}"], ["training.accumulate=2", "training.precision=auto"]]
+)
+def test_the_resolved_yaml_alone_repeats_the_run(
+    tiny: Any, demo2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
     """The same hash and the same weights, from a copy of the file and the data, in another folder and with another cache."""
     import torch
     from safetensors.torch import load_file

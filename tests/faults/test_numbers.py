@@ -36,8 +36,14 @@ from tests.training.test_fold import Killed, killed_after, losses, start
 pytestmark = pytest.mark.faults
 
 # Batch statistics, averaged weights and momenta: all that a bad step could spoil for good.
-FRAIL = ["model.args={features: [4, 4, 4, 4, 4, 4], norm: batch}", "training.ema=0.9", "training.accumulate=2",
-         "schedule={name: cosine, warmup: 0.2}", "training.checkpoint_minutes=0", "training.validate_every=9"]
+FRAIL = [
+    "model.args={features: [4, 4, 4, 4, 4, 4], norm: batch}",
+    "training.ema=0.9",
+    "training.accumulate=2",
+    "schedule={name: cosine, warmup: 0.2}",
+    "training.checkpoint_minutes=0",
+    "training.validate_every=9",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +67,11 @@ def poison(exp, run, job) -> tuple[str, list[int]]:
     cfg = exp.training
     dataset = PatchDataset([prepared[case] for case in train], exp, job.fold, exp.seeds[0])
     samples = cfg.batch_size * cfg.accumulate * exp.run.devices
-    drawn = [{dataset.case_at(epoch, place * samples + sample) for sample in range(samples)}
-             for epoch in range(cfg.epochs) for place in range(cfg.steps_per_epoch)]
+    drawn = [
+        {dataset.case_at(epoch, place * samples + sample) for sample in range(samples)}
+        for epoch in range(cfg.epochs)
+        for place in range(cfg.steps_per_epoch)
+    ]
     return train[0], [step for step, cases in enumerate(drawn) if 0 in cases]
 
 
@@ -82,16 +91,26 @@ def same_weights(one: Training, other: Training) -> bool:
 
 def points(folder: Path, name: str) -> dict[int, float]:
     """What MLflow is told of a metric, by step."""
-    return {point.step: point.value for point in read_news(folder / "metrics.jsonl", Place()).points if point.name == name}
+    return {
+        point.step: point.value for point in read_news(folder / "metrics.jsonl", Place()).points if point.name == name
+    }
 
 
 # ── skip ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.fixture
 def skipping(tiny):
     def make(policy: str = "{skip: 50}", *words: str):
-        return tiny(3, *FRAIL, f"training.on_nan={policy}", "training.steps_per_epoch=5", "training.batch_size=1",
-                    "patch.size=[32,32,16]", *words)
+        return tiny(
+            3,
+            *FRAIL,
+            f"training.on_nan={policy}",
+            "training.steps_per_epoch=5",
+            "training.batch_size=1",
+            "patch.size=[32,32,16]",
+            *words,
+        )
 
     return make
 
@@ -105,7 +124,9 @@ def test_a_skipped_step_leaves_nothing_but_its_gap(skipping, tmp_path, monkeypat
     result = run_fold(job, said.append)
     assert result.skipped == len(bad) and result.steps == 10 and result.stopped == "done"
     told = [line for line in said if "left out" in line]
-    assert len(told) == len(bad) and all(f"at step {step + 1} of" in line and case in line for step, line in zip(bad, told, strict=True))
+    assert len(told) == len(bad) and all(
+        f"at step {step + 1} of" in line and case in line for step, line in zip(bad, told, strict=True)
+    )
 
     # The same training on good data, with those steps taken out by hand.
     run, other = start(exp, tmp_path / "good", tmp_path / "good_cache")
@@ -152,9 +173,14 @@ def test_a_fold_that_has_skipped_enough_stops_and_goes_on_with_a_higher_limit(sk
     run, whole = start(exp, tmp_path / "whole", tmp_path / "cache")
     case, bad = poison(exp, run, whole)
     undisturbed = trained(run, whole)
-    for policy, stops, words in (("stop", bad[0], r"on_nan=\{skip: 5\}"), ("{skip: 1}", bad[1], "has left out 1 already.*skip: 2")):
+    for policy, stops, words in (
+        ("stop", bad[0], r"on_nan=\{skip: 5\}"),
+        ("{skip: 1}", bad[1], "has left out 1 already.*skip: 2"),
+    ):
         run, job = start(skipping(policy), tmp_path / "grown", tmp_path / "cache")
-        with pytest.raises(MaskfoldError, match=rf"The .* is .* at step {stops + 1} of fold 0 \(cases .*{case}.*{words}"):
+        with pytest.raises(
+            MaskfoldError, match=rf"The .* is .* at step {stops + 1} of fold 0 \(cases .*{case}.*{words}"
+        ):
             trained(run, job)
     again, job = start(exp, tmp_path / "grown", tmp_path / "cache")
     assert again.folder == run.folder
@@ -165,7 +191,11 @@ def test_a_fold_that_has_skipped_enough_stops_and_goes_on_with_a_higher_limit(sk
 @pytest.mark.parametrize("clip", ["null", "12.0"])
 def test_a_gradient_that_is_no_number_counts_although_the_loss_is_one(tiny, tmp_path, clip):
     def fold(policy: str):
-        run, job = start(tiny(2, f"training.on_nan={policy}", f"training.clip_gradient={clip}"), tmp_path / policy[:4], tmp_path / "cache")
+        run, job = start(
+            tiny(2, f"training.on_nan={policy}", f"training.clip_gradient={clip}"),
+            tmp_path / policy[:4],
+            tmp_path / "cache",
+        )
         training = begin(job, run, quiet, 0.0)
         root_of_nothing(training, steps=(1,))
         return training
@@ -194,6 +224,7 @@ def root_of_nothing(training, steps) -> None:
 
 # ── restore ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 def diverging(monkeypatch, above: float, after: int) -> None:
     """From step `after` on, a rate of more than `above` gives a loss that is no number."""
     real = Training._backward
@@ -210,8 +241,14 @@ def diverging(monkeypatch, above: float, after: int) -> None:
     monkeypatch.setattr(Training, "_backward", backward)
 
 
-RESTORING = ["training.on_nan=restore", "schedule={name: constant}", "optimizer.args.lr=1.0e-2", "training.ema=0.9",
-             "model.args={features: [4, 4, 4, 4, 4, 4], norm: batch}", "training.validate_every=9"]
+RESTORING = [
+    "training.on_nan=restore",
+    "schedule={name: constant}",
+    "optimizer.args.lr=1.0e-2",
+    "training.ema=0.9",
+    "model.args={features: [4, 4, 4, 4, 4, 4], norm: batch}",
+    "training.validate_every=9",
+]
 
 
 @pytest.mark.parametrize(("after", "back"), [(6, 4), (2, 0)])
@@ -222,7 +259,9 @@ def test_restoring_goes_back_to_the_epochs_start_and_halves_the_rate(tiny, tmp_p
         diverging(patch, 0.3e-2, after)  # of 1e-2, 0.5e-2 and 0.25e-2 only the last is low enough
         restored = trained(run, job, said.append)
     assert restored.progress.restored == 2 and restored.progress.skipped == 0 and restored.progress.step == 8
-    assert [line.split(": ")[1] for line in said if "back to" in line] == [f"back to step {back}, at {share} of the rate" for share in (0.5, 0.25)]
+    assert [line.split(": ")[1] for line in said if "back to" in line] == [
+        f"back to step {back}, at {share} of the rate" for share in (0.5, 0.25)
+    ]
     assert set(points(job.folder, "train/restored").values()) == {2.0}
     assert len(losses(job.folder)) == 2
 
@@ -230,12 +269,20 @@ def test_restoring_goes_back_to_the_epochs_start_and_halves_the_rate(tiny, tmp_p
     run, other = start(tiny(2, *RESTORING), tmp_path / "byhand", tmp_path / "cache")
     real = Schedule.rate
     with monkeypatch.context() as patch:
-        patch.setattr(Schedule, "rate", lambda self, share: real(self, share) * (0.25 if round(share * 8) >= back else 1.0))
+        patch.setattr(
+            Schedule, "rate", lambda self, share: real(self, share) * (0.25 if round(share * 8) >= back else 1.0)
+        )
         by_hand = trained(run, other)
-    assert by_hand.progress.restored == 0 and same_weights(restored, by_hand) and losses(job.folder) == losses(other.folder)
+    assert (
+        by_hand.progress.restored == 0
+        and same_weights(restored, by_hand)
+        and losses(job.folder) == losses(other.folder)
+    )
 
 
-def test_a_killed_fold_that_restores_ends_with_the_same_weights_whenever_checkpoints_are_written(tiny, tmp_path, monkeypatch):
+def test_a_killed_fold_that_restores_ends_with_the_same_weights_whenever_checkpoints_are_written(
+    tiny, tmp_path, monkeypatch
+):
     diverging(monkeypatch, 0.3e-2, 6)
     run, whole = start(tiny(2, *RESTORING, "training.checkpoint_minutes=60"), tmp_path / "whole", tmp_path / "cache")
     undisturbed = run_fold(whole, quiet)
@@ -258,26 +305,34 @@ def test_going_back_ends(tiny, tmp_path, monkeypatch):
     diverging(monkeypatch, 0.0, 5)
     run, job = start(tiny(2, *RESTORING), tmp_path, tmp_path / "cache")
     said: list[str] = []
-    with pytest.raises(MaskfoldError, match=rf"at step 6 of fold 0 \(cases .*after the rate was halved {RESTORES} times"):
+    with pytest.raises(
+        MaskfoldError, match=rf"at step 6 of fold 0 \(cases .*after the rate was halved {RESTORES} times"
+    ):
         trained(run, job, said.append)
     assert sum("back to step 4" in line for line in said) == RESTORES
 
 
 # ── fp16 ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 def fp16(monkeypatch, scale: float) -> torch.amp.GradScaler:
     """A CPU that computes in fp16 with a scaler, as GPUs without bf16 do."""
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
-    monkeypatch.setattr(fold_module, "make_fabric", lambda exp, steady: (Fabric(accelerator="cpu", devices=1, plugins=[plugin]), "fp16"))
+    monkeypatch.setattr(
+        fold_module, "make_fabric", lambda exp, steady: (Fabric(accelerator="cpu", devices=1, plugins=[plugin]), "fp16")
+    )
     return scaler
 
 
 @pytest.mark.parametrize("clip", ["null", "12.0"])
 def test_an_overflow_of_the_scaler_is_not_taken_for_a_bad_step(tiny, tmp_path, monkeypatch, clip):
     scaler = fp16(monkeypatch, 2.0**30)
-    run, job = start(tiny(2, "training.steps_per_epoch=15", f"training.clip_gradient={clip}", "training.validate_every=9"),
-                     tmp_path, tmp_path / "cache")
+    run, job = start(
+        tiny(2, "training.steps_per_epoch=15", f"training.clip_gradient={clip}", "training.validate_every=9"),
+        tmp_path,
+        tmp_path / "cache",
+    )
     training = begin(job, run, quiet, 0.0)
     training.train()  # on_nan is stop: a mistake ends it
     overflows = 30 - math.log2(scaler.get_scale())
@@ -307,6 +362,7 @@ def test_a_step_that_is_skipped_does_not_touch_the_scaler(skipping, tmp_path, mo
 
 # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 class Spiky(torch.nn.CrossEntropyLoss):
     """The third loss of a fold's second process is infinite, and its gradient is not: the first sees nothing of it."""
 
@@ -320,18 +376,32 @@ class Spiky(torch.nn.CrossEntropyLoss):
 
 def test_two_processes_skip_together(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("MASKFOLD_TRUST", "tests")
-    _, job = start(tiny(2, "training.on_nan={skip: 2}", "run.devices=2", f"loss={{target: {Spiky.__module__}.Spiky}}",
-                        "training.epochs=1"), tmp_path, tmp_path / "cache")
+    _, job = start(
+        tiny(
+            2,
+            "training.on_nan={skip: 2}",
+            "run.devices=2",
+            f"loss={{target: {Spiky.__module__}.Spiky}}",
+            "training.epochs=1",
+        ),
+        tmp_path,
+        tmp_path / "cache",
+    )
     said: list[str] = []
     LocalExecutor(1, devices=2).run([dataclasses.replace(job, threads=2)], said.append)
     result = FoldResult.read(job.folder)
     assert result.skipped == 1 and result.steps == 4 and result.devices == 2 and result.score is not None
     (told,) = [line for line in said if "left out" in line]  # by the first process, of the second one's cases too
-    assert "The loss is inf at step 3 of fold 0" in told and len(re.search(r"cases (.+)\)", told).group(1).split(", ")) == 4
+    assert (
+        "The loss is inf at step 3 of fold 0" in told
+        and len(re.search(r"cases (.+)\)", told).group(1).split(", ")) == 4
+    )
 
 
 def test_the_policy_is_no_part_of_a_runs_name_and_is_not_mixed(tiny, tmp_path, monkeypatch):
-    names = {run_hash(tiny(2, *words), "data") for words in ([], ["training.on_nan=restore"], ["training.on_nan={skip: 3}"])}
+    names = {
+        run_hash(tiny(2, *words), "data") for words in ([], ["training.on_nan=restore"], ["training.on_nan={skip: 3}"])
+    }
     assert len(names) == 1 and run_hash(tiny(2, "training.ema=0.5"), "data") not in names
     monkeypatch.chdir(tmp_path)
     run = open_run(tiny(2, "training.on_nan=restore"), "tiny", root=tmp_path)
@@ -344,8 +414,16 @@ def test_the_policy_is_no_part_of_a_runs_name_and_is_not_mixed(tiny, tmp_path, m
         prepare_run(run, quiet)
 
 
-@pytest.mark.parametrize("words", ["training.on_nan=skip", "training.on_nan={skip: 0}", "training.on_nan={skip: 1.5}",
-                                   "training.on_nan={leave: 3}", "training.on_nan=3"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "training.on_nan=skip",
+        "training.on_nan={skip: 0}",
+        "training.on_nan={skip: 1.5}",
+        "training.on_nan={leave: 3}",
+        "training.on_nan=3",
+    ],
+)
 def test_a_policy_that_makes_no_sense_is_refused(tiny, words):
     with pytest.raises(MaskfoldError, match="training.on_nan") as caught:
         tiny(2, words)

@@ -18,12 +18,19 @@ from tests.data.prepared import experiment
 pytestmark = pytest.mark.faults
 BRACKETS = b"[" * 100_000  # deeper than Python recurses
 LINE = b'{"step": %d, "epoch": %d, "time": 1.0, "metrics": {"val/score": 0.5}}\n'
-BAD_LINES = {"brackets": BRACKETS, "list": b"[]", "no text": b"\xff\xfe", "number": b"7", "cut": LINE[:40],
-             "steps of words": b'{"step": "9", "epoch": 9, "time": 1, "metrics": {"val/score": 9}}',
-             "a list of metrics": b'{"step": 9, "epoch": 9, "time": 1, "metrics": [9]}', "no epoch": b'{"step": 9, "time": 1, "metrics": {"val/score": 9}}',
-             "a time beyond clocks": b'{"step": 9, "epoch": 9, "time": 1e308, "metrics": {"val/score": 9}}',
-             "an endless epoch": b'{"step": 9, "epoch": 1e999, "time": 1, "metrics": {"val/score": 9}}',
-             "a number beyond floats": b'{"step": 9, "epoch": 9, "time": 1, "metrics": {"val/score": 1' + b"0" * 400 + b"}}"}
+BAD_LINES = {
+    "brackets": BRACKETS,
+    "list": b"[]",
+    "no text": b"\xff\xfe",
+    "number": b"7",
+    "cut": LINE[:40],
+    "steps of words": b'{"step": "9", "epoch": 9, "time": 1, "metrics": {"val/score": 9}}',
+    "a list of metrics": b'{"step": 9, "epoch": 9, "time": 1, "metrics": [9]}',
+    "no epoch": b'{"step": 9, "time": 1, "metrics": {"val/score": 9}}',
+    "a time beyond clocks": b'{"step": 9, "epoch": 9, "time": 1e308, "metrics": {"val/score": 9}}',
+    "an endless epoch": b'{"step": 9, "epoch": 1e999, "time": 1, "metrics": {"val/score": 9}}',
+    "a number beyond floats": b'{"step": 9, "epoch": 9, "time": 1, "metrics": {"val/score": 1' + b"0" * 400 + b"}}",
+}
 TEXTS = {"brackets": BRACKETS, "list": b"[1]", "no text": b"\xff", "nothing": b"", "empty": b"{}"}
 
 
@@ -38,7 +45,10 @@ def test_every_reader_of_a_journal_leaves_out_the_same_lines(tmp_path: Path, bad
     path = tmp_path / "metrics.jsonl"
     content = LINE % (1, 1) + BAD_LINES[bad] + b"\n" + LINE % (2, 2)
     path.write_bytes(content)
-    assert [(line.step, line.epoch, line.metrics) for line in journal_lines(path)] == [(1, 1.0, {"val/score": 0.5}), (2, 2.0, {"val/score": 0.5})]
+    assert [(line.step, line.epoch, line.metrics) for line in journal_lines(path)] == [
+        (1, 1.0, {"val/score": 0.5}),
+        (2, 2.0, {"val/score": 0.5}),
+    ]
     assert read_curves(path) == {"val/score": ([1.0, 2.0], [0.5, 0.5])}
     assert [(point.step, point.value) for point in read_news(path, Place()).points] == [(1, 0.5), (2, 0.5)]
     assert _last_step(path) == 2
@@ -67,13 +77,37 @@ def test_a_folds_damaged_last_words_do_not_hide_its_end(tmp_path: Path, bad: str
         check(Job(tmp_path, tmp_path, 0, 0, tmp_path, 1), 3)
 
 
-SHIPPED = {"token": "t", "run_id": "r", "journal": {"offset": 5, "seal": "", "head": ""}, "files": {}, "steps": {"a": 1}}
+SHIPPED = {
+    "token": "t",
+    "run_id": "r",
+    "journal": {"offset": 5, "seal": "", "head": ""},
+    "files": {},
+    "steps": {"a": 1},
+}
 
 
-@pytest.mark.parametrize("bad", [*TEXTS.values(), *({"version": 1, "store": "s", "folders": {".": SHIPPED | change}} for change in (
-    {"token": 5}, {"run_id": 7}, {"journal": {"offset": "x", "seal": "", "head": ""}}, {"journal": {"offset": -1, "seal": "", "head": ""}},
-    {"steps": {"a": "b"}}, {"files": {"a": {"size": "1", "time": 1, "digest": ""}}}, {"files": [1]}, {"x": 1}))])
-def test_a_damaged_note_of_deliveries_is_put_aside_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: Any) -> None:
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *TEXTS.values(),
+        *(
+            {"version": 1, "store": "s", "folders": {".": SHIPPED | change}}
+            for change in (
+                {"token": 5},
+                {"run_id": 7},
+                {"journal": {"offset": "x", "seal": "", "head": ""}},
+                {"journal": {"offset": -1, "seal": "", "head": ""}},
+                {"steps": {"a": "b"}},
+                {"files": {"a": {"size": "1", "time": 1, "digest": ""}}},
+                {"files": [1]},
+                {"x": 1},
+            )
+        ),
+    ],
+)
+def test_a_damaged_note_of_deliveries_is_put_aside_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: Any
+) -> None:
     from competition.tracking.state import State, read_state
 
     path = tmp_path / "shipped.json"
@@ -103,13 +137,24 @@ def test_a_damaged_snapshot_is_not_averaged(tmp_path: Path) -> None:
             kept.average()
 
 
-@pytest.mark.parametrize("damage", [
-    lambda text: text.replace("0.5", "0.x"), lambda text: text.replace("dice", "dize"), lambda text: text.replace("a,0", "a,x"),
-    lambda text: text + 'b,0,"ring', lambda text: text + "b,0,ring,0.5,0.5,1,2,3,4,5\n", lambda text: ""])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("0.5", "0.x"),
+        lambda text: text.replace("dice", "dize"),
+        lambda text: text.replace("a,0", "a,x"),
+        lambda text: text + 'b,0,"ring',
+        lambda text: text + "b,0,ring,0.5,0.5,1,2,3,4,5\n",
+        lambda text: "",
+    ],
+)
 def test_damaged_scores_are_named(tmp_path: Path, damage: Callable[[str], str]) -> None:
     from competition.scoring.score_table import read_scores
 
-    path, sound = tmp_path / "scores.csv", "id,fold,class,score,dice,tp,fp,fn\nnan,0,ring,,,0,0,0\na,0,ring,0.5,0.25,1,2,3\n"
+    path, sound = (
+        tmp_path / "scores.csv",
+        "id,fold,class,score,dice,tp,fp,fn\nnan,0,ring,,,0,0,0\na,0,ring,0.5,0.25,1,2,3\n",
+    )
     path.write_text(sound)
     table = read_scores(path)
     assert table["id"].tolist() == ["nan", "a"] and np.isnan(table["score"][0]) and table["dice"][1] == 0.25
@@ -185,6 +230,7 @@ def header(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
     def change(content: bytes) -> bytes:
         assert old in content and len(old) == len(new)
         return content.replace(old, new)
+
     return change
 
 
@@ -193,17 +239,29 @@ def record(**changes: Any) -> Callable[[bytes], bytes]:
 
 
 DAMAGE: list[tuple[str, Callable[[bytes], bytes]]] = [
-    ("image.npy", header(b"'<f4'", b"'<i4'")), ("image.npy", header(b"'<f4'", b"'>f4'")), ("image.npy", header(b"False", b"True ")),
-    ("image.npy", header(b"(1, 9, 8, 7)", b"(1, 8, 9, 7)")), ("image.npy", header(b"\x93NUMPY", b"\x80NUMPY")), ("image.npy", lambda old: old[:-4]),
-    ("mask.npy", header(b"'|u1'", b"'|i1'")), ("foreground.npy", header(b"'<i4'", b"'<f4'")), ("case.json", record(normalised=False)),
-    ("case.json", record(geometry={})), ("case.json", record(intensity=[])), ("case.json", record(sizes=["image.npy"])),
-    ("case.json", record(sizes={"../../a.npy": 1})), ("case.json", header(b'"sha256"', b'"sha257"')), ("case.json", lambda _: BRACKETS),
-    ("case.json", lambda _: b"")]
+    ("image.npy", header(b"'<f4'", b"'<i4'")),
+    ("image.npy", header(b"'<f4'", b"'>f4'")),
+    ("image.npy", header(b"False", b"True ")),
+    ("image.npy", header(b"(1, 9, 8, 7)", b"(1, 8, 9, 7)")),
+    ("image.npy", header(b"\x93NUMPY", b"\x80NUMPY")),
+    ("image.npy", lambda old: old[:-4]),
+    ("mask.npy", header(b"'|u1'", b"'|i1'")),
+    ("foreground.npy", header(b"'<i4'", b"'<f4'")),
+    ("case.json", record(normalised=False)),
+    ("case.json", record(geometry={})),
+    ("case.json", record(intensity=[])),
+    ("case.json", record(sizes=["image.npy"])),
+    ("case.json", record(sizes={"../../a.npy": 1})),
+    ("case.json", header(b'"sha256"', b'"sha257"')),
+    ("case.json", lambda _: BRACKETS),
+    ("case.json", lambda _: b""),
+]
 
 
 @pytest.mark.parametrize(("file", "damage"), DAMAGE)
 def test_a_damaged_prepared_case_is_refused_then_prepared_again_which_is_said(
-        toy: tuple[Any, Any, Path], caplog: pytest.LogCaptureFixture, file: str, damage: Callable[[bytes], bytes]) -> None:
+    toy: tuple[Any, Any, Path], caplog: pytest.LogCaptureFixture, file: str, damage: Callable[[bytes], bytes]
+) -> None:
     from competition.data.prepare import PreparedCase, prepare_cases
 
     table, exp, folder = toy
@@ -222,8 +280,12 @@ def test_a_damaged_prepared_case_is_refused_then_prepared_again_which_is_said(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("change", [{}, {"intensity": {"lo": [None], "hi": [None], "shift": [0.0]}}, {"geometry": {"x": 1}}, {"x": 1}])
-def test_a_case_from_before_records_had_a_digest_is_read_where_it_is_sound(toy: tuple[Any, Any, Path], change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change", [{}, {"intensity": {"lo": [None], "hi": [None], "shift": [0.0]}}, {"geometry": {"x": 1}}, {"x": 1}]
+)
+def test_a_case_from_before_records_had_a_digest_is_read_where_it_is_sound(
+    toy: tuple[Any, Any, Path], change: dict[str, Any]
+) -> None:
     from competition.data.cache import PreparedCase, problem
 
     path = toy[2] / "case.json"
@@ -235,7 +297,9 @@ def test_a_case_from_before_records_had_a_digest_is_read_where_it_is_sound(toy: 
         assert PreparedCase.open(toy[2]).image.shape == (1, 9, 8, 7)
 
 
-def test_a_case_that_is_not_there_yet_is_not_called_damaged(toy: tuple[Any, Any, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_case_that_is_not_there_yet_is_not_called_damaged(
+    toy: tuple[Any, Any, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from competition.data.prepare import prepare_cases
 
     caplog.clear()
@@ -246,7 +310,13 @@ def test_a_case_that_is_not_there_yet_is_not_called_damaged(toy: tuple[Any, Any,
 def test_a_networks_damaged_answer_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from competition.training import repeat
 
-    exp: Any = SimpleNamespace(model=SimpleNamespace(model_dump=dict), patch=SimpleNamespace(size=[8]), training=SimpleNamespace(batch_size=1), outputs=1, gate=None)
+    exp: Any = SimpleNamespace(
+        model=SimpleNamespace(model_dump=dict),
+        patch=SimpleNamespace(size=[8]),
+        training=SimpleNamespace(batch_size=1),
+        outputs=1,
+        gate=None,
+    )
     asked: list[int] = []
     monkeypatch.setattr(repeat, "_same", lambda *_: not asked.append(1))
     assert repeat.repeats(exp, 1, tmp_path) and repeat.repeats(exp, 1, tmp_path) and len(asked) == 1

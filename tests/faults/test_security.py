@@ -42,8 +42,22 @@ def test_the_pickles_of_these_tests_do_run_where_they_are_let(here: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [evil_pickle(), torch_archive(), old_torch()], ids=["pickle", "archive", "old"])
-@pytest.mark.parametrize("kind", ["last.pt", "weights.safetensors", "weights.pt", "encoder.pth", "encoder.safetensors", "image.npy",
-                                  "image.npz", "labels.npy", "image.png", "case.nii.gz", "oof"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "last.pt",
+        "weights.safetensors",
+        "weights.pt",
+        "encoder.pth",
+        "encoder.safetensors",
+        "image.npy",
+        "image.npz",
+        "labels.npy",
+        "image.png",
+        "case.nii.gz",
+        "oof",
+    ],
+)
 def test_a_pickle_in_the_place_of_a_file_does_not_run(here: Path, kind: str, content: bytes) -> None:
     import torch
 
@@ -56,8 +70,12 @@ def test_a_pickle_in_the_place_of_a_file_does_not_run(here: Path, kind: str, con
     path = here / ("a.zarr.zip" if kind == "oof" else kind)
     path.write_bytes(content)
     readers: dict[str, Callable[[], Any]] = {
-        "last.pt": lambda: load_checkpoint(path), "encoder.pth": lambda: read_tensors(path), "oof": lambda: OofStore(here).read("a"),
-        "encoder.safetensors": lambda: read_tensors(path), "labels.npy": lambda: read_labels(path)}
+        "last.pt": lambda: load_checkpoint(path),
+        "encoder.pth": lambda: read_tensors(path),
+        "oof": lambda: OofStore(here).read("a"),
+        "encoder.safetensors": lambda: read_tensors(path),
+        "labels.npy": lambda: read_labels(path),
+    }
     read = readers.get(kind, lambda: read_image(path))
     if kind.startswith("weights"):
         read = lambda: load_weights(torch.nn.Linear(1, 1), path)  # noqa: E731
@@ -84,19 +102,64 @@ def test_objects_in_a_prepared_case_are_not_unpickled(here: Path, name: str) -> 
         getattr(case, name.removesuffix(".npy"))
 
 
-@pytest.mark.parametrize("metadata", [
-    {".zarray": {"zarr_format": 2, "shape": [2], "chunks": [2], "dtype": "|O", "compressor": None, "fill_value": 0, "order": "C",
-                 "filters": [{"id": "pickle"}]}},
-    {".zarray": {"zarr_format": 2, "shape": [2], "chunks": [2], "dtype": "<f4", "compressor": {"id": "pickle"}, "fill_value": 0,
-                 "order": "C", "filters": None}},
-    {"zarr.json": {"zarr_format": 3, "node_type": "array", "shape": [2], "data_type": "float32", "fill_value": 0, "attributes": {},
-                   "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2]}}, "codecs": [{"name": "numcodecs.pickle"}],
-                   "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}}}},
-    {"zarr.json": {"zarr_format": 3, "node_type": "array", "shape": [2], "data_type": "float32", "fill_value": 0, "attributes": {},
-                   "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2]}},
-                   "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip", "configuration": {"level": 1}}],
-                   "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}}}},
-])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {
+            ".zarray": {
+                "zarr_format": 2,
+                "shape": [2],
+                "chunks": [2],
+                "dtype": "|O",
+                "compressor": None,
+                "fill_value": 0,
+                "order": "C",
+                "filters": [{"id": "pickle"}],
+            }
+        },
+        {
+            ".zarray": {
+                "zarr_format": 2,
+                "shape": [2],
+                "chunks": [2],
+                "dtype": "<f4",
+                "compressor": {"id": "pickle"},
+                "fill_value": 0,
+                "order": "C",
+                "filters": None,
+            }
+        },
+        {
+            "zarr.json": {
+                "zarr_format": 3,
+                "node_type": "array",
+                "shape": [2],
+                "data_type": "float32",
+                "fill_value": 0,
+                "attributes": {},
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2]}},
+                "codecs": [{"name": "numcodecs.pickle"}],
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            }
+        },
+        {
+            "zarr.json": {
+                "zarr_format": 3,
+                "node_type": "array",
+                "shape": [2],
+                "data_type": "float32",
+                "fill_value": 0,
+                "attributes": {},
+                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2]}},
+                "codecs": [
+                    {"name": "bytes", "configuration": {"endian": "little"}},
+                    {"name": "gzip", "configuration": {"level": 1}},
+                ],
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            }
+        },
+    ],
+)
 def test_predictions_are_unpacked_by_the_codecs_of_our_own_writer_only(here: Path, metadata: dict[str, Any]) -> None:
     from competition.inference.store import OofStore
 
@@ -128,7 +191,8 @@ def test_an_archive_stays_in_its_folder_or_is_not_unpacked_at_all(here: Path, na
 
 
 def test_a_models_folder_holds_nothing_that_runs_and_a_strangers_predicts_without_its_code(
-        tiny: Any, finished: Callable[..., Any], here: Path) -> None:  # noqa: F811
+    tiny: Any, finished: Callable[..., Any], here: Path  # noqa: F811
+) -> None:
     from competition.submission.model import pack
     from competition.submission.predictor import Predictor
 
@@ -138,7 +202,15 @@ def test_a_models_folder_holds_nothing_that_runs_and_a_strangers_predicts_withou
     kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert kinds == {".yaml", ".json", ".safetensors"}
     for place in (here / "model", folder, folder / "fold_0"):  # a stranger's additions
-        for name in ("sitecustomize.py", "served.py", "__init__.py", "competition.py", "torch.py", "conftest.py", "python_model.pkl"):
+        for name in (
+            "sitecustomize.py",
+            "served.py",
+            "__init__.py",
+            "competition.py",
+            "torch.py",
+            "conftest.py",
+            "python_model.pkl",
+        ):
             (place / name).write_text("import os\nos.mkdir('evil')\n")
     picture = np.random.default_rng(0).integers(0, 255, (40, 48), np.uint8)
     [mask] = Predictor(folder).predict([picture])
@@ -159,7 +231,9 @@ def test_a_folds_process_imports_nothing_from_the_folder_it_works_in(here: Path,
 
     (here / "torch_of_a_stranger.py").write_text("import os\nos.mkdir('evil')\n")
     job = Job(here, here / "fold_0", 0, 0, here, 1)
-    code = "import sys, competition; assert '' not in sys.path and sys.argv[1] not in sys.path\nimport torch_of_a_stranger"
+    code = (
+        "import sys, competition; assert '' not in sys.path and sys.argv[1] not in sys.path\nimport torch_of_a_stranger"
+    )
     process = start(job, (sys.executable, "-c", code))
     assert process.wait(60) == 1
     assert "No module named 'torch_of_a_stranger'" in (job.folder / "output.txt").read_text()

@@ -44,7 +44,11 @@ def test_servers_let_nobody_else_in_unless_they_are_asked_to(monkeypatch: pytest
     command = server._command(store_of(here), "127.0.0.1", 5000)
     assert command[command.index("--host") + 1] == "127.0.0.1" and "0.0.0.0" not in command
     makefile = (ROOT / "Makefile").read_text()
-    boards = [line for line in makefile.splitlines() if "optuna-dashboard" in line and "install" not in line and "##" not in line]
+    boards = [
+        line
+        for line in makefile.splitlines()
+        if "optuna-dashboard" in line and "install" not in line and "##" not in line
+    ]
     assert boards and all("--host 127.0.0.1" in line for line in boards)
     asked: dict[str, Any] = {}
     fake = SimpleNamespace(is_initialized=lambda: False, init=lambda **words: asked.update(words))
@@ -76,17 +80,38 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:9/store")
 
 
-@pytest.mark.parametrize("text", [
-    f"postgresql://me:{SECRET}@host:5432/runs", f"postgresql+psycopg://me:{SECRET}@host/runs?x=1", f"https://me:{SECRET}@host/path",
-    f"(psycopg.OperationalError) connection to postgresql://me:{SECRET}@host failed", f"--storage mysql://root:{SECRET}@h/db",
-    f"http://h/x?password={SECRET}&a=1", f"s3://b/?aws_secret_access_key={SECRET}", f"key {SECRET}-kaggle", f"git+https://{SECRET}-and-more@github.com/a"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"postgresql://me:{SECRET}@host:5432/runs",
+        f"postgresql+psycopg://me:{SECRET}@host/runs?x=1",
+        f"https://me:{SECRET}@host/path",
+        f"(psycopg.OperationalError) connection to postgresql://me:{SECRET}@host failed",
+        f"--storage mysql://root:{SECRET}@h/db",
+        f"http://h/x?password={SECRET}&a=1",
+        f"s3://b/?aws_secret_access_key={SECRET}",
+        f"key {SECRET}-kaggle",
+        f"git+https://{SECRET}-and-more@github.com/a",
+    ],
+)
 def test_scrub_hides_passwords_and_keeps_the_rest(secrets: None, text: str) -> None:
     assert SECRET not in scrub(text) and "…" in scrub(text)
     assert scrub(text).split("://")[0] == text.split("://")[0].replace(f"{SECRET}-kaggle", "…")
 
 
-@pytest.mark.parametrize("text", ["http://127.0.0.1:5000/#/experiments/1", "sqlite:////home/me/mlruns/mlflow.db", "me@host", "a: b @ c",
-                                  "git+ssh://git@github.com/a/b", "postgresql://me@host/runs", "seed=12345", "12:30@noon"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1:5000/#/experiments/1",
+        "sqlite:////home/me/mlruns/mlflow.db",
+        "me@host",
+        "a: b @ c",
+        "git+ssh://git@github.com/a/b",
+        "postgresql://me@host/runs",
+        "seed=12345",
+        "12:30@noon",
+    ],
+)
 def test_scrub_leaves_what_is_no_password(text: str) -> None:
     assert scrub(text) == text
 
@@ -109,9 +134,20 @@ thread.start()
 thread.join()
 raise RuntimeError(f"postgresql://me:{S}@host/runs")
 """)
-    done = subprocess.run([sys.executable, "program.py"], capture_output=True, text=True, timeout=60, check=False,
-                          env={**os.environ, "S": SECRET, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 1 and "RuntimeError" in done.stderr and "is down" in done.stderr and "in a thread" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "S": SECRET, "PYTHONPATH": str(ROOT)},
+    )
+    assert (
+        done.returncode == 1
+        and "RuntimeError" in done.stderr
+        and "is down" in done.stderr
+        and "in a thread" in done.stderr
+    )
     assert SECRET not in done.stderr + done.stdout
 
 
@@ -120,13 +156,20 @@ def test_the_command_and_the_folds_guard_themselves() -> None:
     for name in ("cli/main.py", "training/fold.py"):
         tree = ast.parse((ROOT / "competition" / name).read_text())
         [main] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
-        first = next(node for node in main.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)))
+        first = next(
+            node for node in main.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        )
         assert ast.unparse(first) == "guard()", name
 
 
-def test_what_a_run_keeps_and_what_mlflow_gets_holds_no_passwords(secrets: None, tiny: Any, finished: Callable[..., Any],  # noqa: F811
-                                                                  here: Path, monkeypatch: pytest.MonkeyPatch,
-                                                                  caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_run_keeps_and_what_mlflow_gets_holds_no_passwords(
+    secrets: None,
+    tiny: Any,
+    finished: Callable[..., Any],  # noqa: F811
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """The server does not answer, so that every warning about it is said, and the files are what would be delivered."""
     from competition.tracking import provenance
     from competition.tracking.identity import Identity
@@ -135,7 +178,9 @@ def test_what_a_run_keeps_and_what_mlflow_gets_holds_no_passwords(secrets: None,
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr(sys, "argv", ["maskfold", "study", "x.yaml", "--storage", f"postgresql://me:{SECRET}@h/db"])
-    monkeypatch.setattr(provenance, "_git", lambda *words: f"+KAGGLE_KEY = {SECRET}-kaggle\n" if words[0] == "diff" else "")
+    monkeypatch.setattr(
+        provenance, "_git", lambda *words: f"+KAGGLE_KEY = {SECRET}-kaggle\n" if words[0] == "diff" else ""
+    )
     run = finished(tiny(2, "folds.run=[0]"))
     caplog.set_level(logging.DEBUG)
     with Shipper(run.folder, run.exp, pause=0.1, patience=0.5):

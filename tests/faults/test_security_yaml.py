@@ -29,8 +29,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 # ── YAML ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-TAGS = ('!!python/object/apply:os.mkdir [evil]', '!!python/object/new:os.mkdir [evil]', '!!python/name:os.system', '!!python/module:os',
-        '!<tag:yaml.org,2002:python/object/apply:os.mkdir> [evil]', "!!python/object/apply:subprocess.check_output [[mkdir, evil]]")
+TAGS = (
+    "!!python/object/apply:os.mkdir [evil]",
+    "!!python/object/new:os.mkdir [evil]",
+    "!!python/name:os.system",
+    "!!python/module:os",
+    "!<tag:yaml.org,2002:python/object/apply:os.mkdir> [evil]",
+    "!!python/object/apply:subprocess.check_output [[mkdir, evil]]",
+)
 
 
 @pytest.mark.parametrize("tag", TAGS)
@@ -45,18 +51,52 @@ def test_a_tag_that_calls_is_refused_wherever_it_stands(here: Path, tag: str, wh
         load_experiment(here / "unet2d.yaml", [f"seed={tag}"] if where == "word" else [])
 
 
-CHAINS = ("os.system", "posix.system", "builtins.exec", "subprocess.Popen", "torch.os.system", "torch.sys.modules", "torch.nn.os.system",
-          "torch.nn.modules.module.os.system", "torch.serialization.os.system", "torch.hub.os.system", "torch.hub.load",
-          "torch.load", "torch.serialization.load", "torch.utils.cpp_extension.load", "torch.package.PackageImporter",
-          "torch.utils.tensorboard.SummaryWriter", "torch.jit.ScriptModule", "torch.fx.GraphModule", "monai.os.system",
-          "monai.bundle.run", "monai.bundle.ConfigWorkflow", "monai.bundle.ConfigParser", "monai.utils.misc.subprocess.run",
-          "monai.apps.datasets.DecathlonDataset", "monai.apps.download_url", "monai.data.PersistentDataset",
-          "monai.transforms.LoadImaged", "monai.transforms.SaveImaged", "monai.transforms.io.dictionary.LoadImaged",
-          "monai.transforms.SaveClassificationd", "monai.losses.PerceptualLoss", "monai.visualize.VisualizeNet",
-          "timm.models.helpers.load_checkpoint", "timm.utils.os.system", "albumentations.core.serialization.load",
-          "segmentation_models_pytorch.os.system", "competition.config.trust.os.system", "competition.training.fold.signal.signal",
-          "torch.nn.Module.__init__.__globals__", "torch.nn.Module.__subclasses__", "torch.nn.Linear.__class__", "torch._C._jit_init",
-          "torch.nn.Module.forward.__builtins__.eval", "competition.submission.served.mlflow")
+CHAINS = (
+    "os.system",
+    "posix.system",
+    "builtins.exec",
+    "subprocess.Popen",
+    "torch.os.system",
+    "torch.sys.modules",
+    "torch.nn.os.system",
+    "torch.nn.modules.module.os.system",
+    "torch.serialization.os.system",
+    "torch.hub.os.system",
+    "torch.hub.load",
+    "torch.load",
+    "torch.serialization.load",
+    "torch.utils.cpp_extension.load",
+    "torch.package.PackageImporter",
+    "torch.utils.tensorboard.SummaryWriter",
+    "torch.jit.ScriptModule",
+    "torch.fx.GraphModule",
+    "monai.os.system",
+    "monai.bundle.run",
+    "monai.bundle.ConfigWorkflow",
+    "monai.bundle.ConfigParser",
+    "monai.utils.misc.subprocess.run",
+    "monai.apps.datasets.DecathlonDataset",
+    "monai.apps.download_url",
+    "monai.data.PersistentDataset",
+    "monai.transforms.LoadImaged",
+    "monai.transforms.SaveImaged",
+    "monai.transforms.io.dictionary.LoadImaged",
+    "monai.transforms.SaveClassificationd",
+    "monai.losses.PerceptualLoss",
+    "monai.visualize.VisualizeNet",
+    "timm.models.helpers.load_checkpoint",
+    "timm.utils.os.system",
+    "albumentations.core.serialization.load",
+    "segmentation_models_pytorch.os.system",
+    "competition.config.trust.os.system",
+    "competition.training.fold.signal.signal",
+    "torch.nn.Module.__init__.__globals__",
+    "torch.nn.Module.__subclasses__",
+    "torch.nn.Linear.__class__",
+    "torch._C._jit_init",
+    "torch.nn.Module.forward.__builtins__.eval",
+    "competition.submission.served.mlflow",
+)
 
 
 @pytest.mark.parametrize("path", CHAINS)
@@ -68,9 +108,19 @@ def test_no_target_reaches_what_runs_reads_or_writes(path: str, kind: Any) -> No
 
 
 def test_what_networks_losses_and_transforms_need_is_still_there() -> None:
-    for path in ("torch.nn.Conv2d", "torch.optim.AdamW", "monai.networks.nets.DynUNet", "monai.losses.DiceCELoss", "timm.optim.Lamb",
-                 "segmentation_models_pytorch.Unet", "albumentations.HorizontalFlip", "monai.transforms.RandGaussianNoised",
-                 "monai.transforms.RandAffined", "monai.transforms.Compose", "torch.optim.swa_utils.AveragedModel"):
+    for path in (
+        "torch.nn.Conv2d",
+        "torch.optim.AdamW",
+        "monai.networks.nets.DynUNet",
+        "monai.losses.DiceCELoss",
+        "timm.optim.Lamb",
+        "segmentation_models_pytorch.Unet",
+        "albumentations.HorizontalFlip",
+        "monai.transforms.RandGaussianNoised",
+        "monai.transforms.RandAffined",
+        "monai.transforms.Compose",
+        "torch.optim.swa_utils.AveragedModel",
+    ):
         assert isinstance(resolve_target(path, object, "x.target"), type)
 
 
@@ -88,7 +138,10 @@ def test_a_listed_transform_cannot_name_what_it_calls(here: Path) -> None:
         LoadImaged(keys=["image"], reader="os.mkdir", path="evil")
         assert (here / "evil").is_dir()
         (here / "evil").rmdir()
-        listed = {"target": "monai.transforms.LoadImaged", "args": {"keys": ["image"], "reader": "os.mkdir", "path": "evil"}}
+        listed = {
+            "target": "monai.transforms.LoadImaged",
+            "args": {"keys": ["image"], "reader": "os.mkdir", "path": "evil"},
+        }
         group = {"target": "monai.transforms.Compose", "args": {"transforms": [listed]}}
         for one in (listed, group):
             with pytest.raises(MaskfoldError, match="read, write or run"):
@@ -96,7 +149,8 @@ def test_a_listed_transform_cannot_name_what_it_calls(here: Path) -> None:
 
 
 def test_trust_is_given_on_the_command_line_or_in_the_environment_and_never_in_the_yaml(
-        here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (here / "nets.py").write_text("import os\nos.mkdir('evil')\nclass Net: pass\n")
     text = (ROOT / "experiments/demo2d/unet2d.yaml").read_text().replace("segmentation_models_pytorch.Unet", "nets.Net")
     shutil.copyfile(ROOT / "experiments/demo2d/competition.yaml", here / "competition.yaml")
@@ -108,13 +162,24 @@ def test_trust_is_given_on_the_command_line_or_in_the_environment_and_never_in_t
     assert load_experiment(here / "unet2d.yaml", trust=["nets"]).model.target == "nets.Net"
     monkeypatch.setenv("MASKFOLD_TRUST", "nets")
     assert load_experiment(here / "unet2d.yaml").model.target == "nets.Net"
-    assert isinstance(resolve_target("monai.transforms.LoadImaged", object, "x", ["monai"]), type)  # all of monai, said by name
+    assert isinstance(
+        resolve_target("monai.transforms.LoadImaged", object, "x", ["monai"]), type
+    )  # all of monai, said by name
 
 
-@pytest.mark.parametrize("words", [
-    ["competition.name=../../evil"], ["competition.name=a/b"], ['competition.classes=["../../evil", b]'], ["competition.classes=[a/b, c]"],
-    ['competition.classes=["a\\nb", c]'], ['competition.classes=["..", c]'], ["competition.classes=[\"=cmd|' /C calc'!A0\", c]"],
-    ['competition.classes=["@SUM(1+1)", c]']])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["competition.name=../../evil"],
+        ["competition.name=a/b"],
+        ['competition.classes=["../../evil", b]'],
+        ["competition.classes=[a/b, c]"],
+        ['competition.classes=["a\\nb", c]'],
+        ['competition.classes=["..", c]'],
+        ["competition.classes=[\"=cmd|' /C calc'!A0\", c]"],
+        ['competition.classes=["@SUM(1+1)", c]'],
+    ],
+)
 def test_names_in_a_yaml_that_would_become_paths_or_formulas_are_refused(words: list[str]) -> None:
     with pytest.raises(MaskfoldError) as caught:
         load_experiment(ROOT / "experiments/demo2d/unet2d.yaml", words)
@@ -140,7 +205,10 @@ def test_formulas_are_told_from_names(text: str) -> None:
     assert as_text(as_text(text)) == as_text(text)
 
 
-@pytest.mark.parametrize("text", ["case_1", "-12", "T1+ (late)", "+1", "a=b", "x@y", "left|right", "=", "2.5e-3", "−1", "<script>", ".a", "ä ö"])
+@pytest.mark.parametrize(
+    "text",
+    ["case_1", "-12", "T1+ (late)", "+1", "a=b", "x@y", "left|right", "=", "2.5e-3", "−1", "<script>", ".a", "ä ö"],
+)
 def test_names_that_only_look_odd_are_names(text: str) -> None:
     assert not is_formula(text) and why_unfit(text) is None and as_text(text) == text
 
@@ -192,8 +260,13 @@ def test_words_of_a_dicom_study_are_text_in_our_tables_and_stay_in_the_folder(he
     ones = [(1, place, np.ones((5, 6), np.uint8)) for place in positions(4, AXIAL)]
     write_segmentation(here / "in" / "seg", ones, {1: formula}, patient="../../../evil")
     convert_folder(here / "in", here / "out")
-    rows = [cell for name in ("series.csv", "segments.csv") if (here / "out" / name).exists()
-            for row in csv.reader((here / "out" / name).open()) for cell in row]
+    rows = [
+        cell
+        for name in ("series.csv", "segments.csv")
+        if (here / "out" / name).exists()
+        for row in csv.reader((here / "out" / name).open())
+        for cell in row
+    ]
     assert any("cmd" in cell for cell in rows)
     assert not [cell for cell in rows if is_formula(cell) and not cell.startswith("'")]
     (here / "out").rename(here / "kept")

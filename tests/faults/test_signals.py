@@ -46,9 +46,13 @@ def stopped(command: Command, number: signal.Signals, cwd: Path) -> None:
 
 
 @both_signals
-def test_while_a_fold_trains(stage: Stage, small_demo: Path, whole: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_while_a_fold_trains(
+    stage: Stage, small_demo: Path, whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     words = words_of(small_demo)
-    command = stage.start(tmp_path, *words, "training.checkpoint_minutes=1000", kills=pause("fold_0", "step", STEPS + 3))
+    command = stage.start(
+        tmp_path, *words, "training.checkpoint_minutes=1000", kills=pause("fold_0", "step", STEPS + 3)
+    )
     stopped(command, number, tmp_path)
     assert "the same command goes on from the last checkpoint" in command.said
     state = load_checkpoint(the_run(tmp_path) / "fold_0" / "last.pt")
@@ -59,8 +63,9 @@ def test_while_a_fold_trains(stage: Stage, small_demo: Path, whole: Path, tmp_pa
     assert f"going on from step {STEPS + 3}" in said
 
 
-def test_in_the_midst_of_a_validation_no_step_is_lost_and_none_is_observed_twice(stage: Stage, small_demo: Path, whole: Path,
-                                                                                tmp_path: Path) -> None:
+def test_in_the_midst_of_a_validation_no_step_is_lost_and_none_is_observed_twice(
+    stage: Stage, small_demo: Path, whole: Path, tmp_path: Path
+) -> None:
     words = words_of(small_demo)
     # the second case of the second epoch's validation
     stopped(stage.start(tmp_path, *words, kills=pause("fold_0", "case", 3 + 2)), signal.SIGTERM, tmp_path)
@@ -70,8 +75,9 @@ def test_in_the_midst_of_a_validation_no_step_is_lost_and_none_is_observed_twice
     assert differences(whole, tmp_path) == [] and faults(tmp_path) == []
 
 
-def test_in_the_midst_of_an_epochs_pictures_what_the_validation_moved_is_put_back(stage: Stage, small_demo: Path, whole: Path,
-                                                                                  tmp_path: Path) -> None:
+def test_in_the_midst_of_an_epochs_pictures_what_the_validation_moved_is_put_back(
+    stage: Stage, small_demo: Path, whole: Path, tmp_path: Path
+) -> None:
     words = [*words_of(small_demo), "training.pictures_every=1"]
     command = stage.start(tmp_path, *words, kills=pause("fold_0", "picture", 3 + 1))  # the second epoch's first picture
     command.until((tmp_path / "paused").exists)
@@ -97,8 +103,9 @@ def test_while_cases_are_prepared(stage: Stage, small_demo: Path, tmp_path: Path
 
 
 @both_signals
-def test_while_post_processing_is_searched(stage: Stage, small_demo: Path, whole: Path, tmp_path: Path,
-                                           number: signal.Signals) -> None:
+def test_while_post_processing_is_searched(
+    stage: Stage, small_demo: Path, whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     words = [*words_of(small_demo), "postprocess.tune=true"]
     stopped(stage.start(tmp_path, *words, kills=pause("command", "tuning", 2)), number, tmp_path)
@@ -110,8 +117,9 @@ def test_while_post_processing_is_searched(stage: Stage, small_demo: Path, whole
 
 
 @both_signals
-def test_while_test_cases_are_predicted(stage: Stage, small_demo: Path, whole: Path, tmp_path: Path,
-                                        number: signal.Signals) -> None:
+def test_while_test_cases_are_predicted(
+    stage: Stage, small_demo: Path, whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     shutil.copytree(whole / "mlruns", tmp_path / "mlruns")
     words = ["submit", the_run(tmp_path), f"competition.root={small_demo}"]
     command = stage.start(tmp_path, *words, "-o", "mine.csv", kills=pause("command", "test case", 2))
@@ -120,14 +128,26 @@ def test_while_test_cases_are_predicted(stage: Stage, small_demo: Path, whole: P
     assert not list(tmp_path.glob("*.csv*")) and not list(tmp_path.glob(".*")) and not list(tmp_path.glob("*.json"))
 
 
-STUDY = ["study={trials: 2, sampler: random, pruner: none, space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}"]
+STUDY = [
+    "study={trials: 2, sampler: random, pruner: none, space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}"
+]
 
 
 def test_while_a_study_tries(stage: Stage, small_demo: Path, tmp_path: Path) -> None:
-    words = ["study", EXPERIMENT, f"competition.root={small_demo}", *SMALL, *PLAIN, *STUDY, "training.epochs=2",
-             "folds.run=[0]"]
+    words = [
+        "study",
+        EXPERIMENT,
+        f"competition.root={small_demo}",
+        *SMALL,
+        *PLAIN,
+        *STUDY,
+        "training.epochs=2",
+        "folds.run=[0]",
+    ]
     stopped(stage.start(tmp_path, *words, kills=pause("fold_0", "step", 2)), signal.SIGTERM, tmp_path)
-    assert {one["status"] for one in tracked(tmp_path)["."]} == {"KILLED"} and len(tracked(tmp_path)["."]) == 2  # study and trial
+    assert {one["status"] for one in tracked(tmp_path)["."]} == {"KILLED"} and len(
+        tracked(tmp_path)["."]
+    ) == 2  # study and trial
     said = stage.run(tmp_path, *words, folds=4)
     assert "going on from step 2" in said and "Best: trial" in said
     assert {one["status"] for one in tracked(tmp_path)["."]} == {"FINISHED"}

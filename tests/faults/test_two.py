@@ -17,14 +17,18 @@ from tests.faults.instants import differences, faults
 from tests.faults.toy import Stage, leftovers, pause, the_run, tracked, words_of
 
 
-def test_the_second_command_on_a_run_says_who_holds_it_and_harms_nothing(stage: Stage, small_demo: Path, whole: Path,
-                                                                        tmp_path: Path) -> None:
+def test_the_second_command_on_a_run_says_who_holds_it_and_harms_nothing(
+    stage: Stage, small_demo: Path, whole: Path, tmp_path: Path
+) -> None:
     words = words_of(small_demo)
     first = stage.start(tmp_path, *words, kills=pause("fold_0", "step", 6), name="first")
     first.until((tmp_path / "paused").exists)
     second = stage.start(tmp_path, *words, name="second")
     assert second.wait() == 1 and "Traceback" not in second.said
-    assert f"{the_run(tmp_path).relative_to(tmp_path)} is being trained by process {first.pid} on {os.uname().nodename}" in second.said
+    assert (
+        f"{the_run(tmp_path).relative_to(tmp_path)} is being trained by process {first.pid} on {os.uname().nodename}"
+        in second.said
+    )
     (tmp_path / "paused").unlink()
     assert first.wait() == 0, first.said
     assert differences(whole, tmp_path) == [] and faults(tmp_path) == []
@@ -38,15 +42,20 @@ def test_two_runs_begin_at_the_same_time_in_an_empty_project(stage: Stage, small
         assert command.wait() == 0 and "Traceback" not in command.said, command.said
         assert "does not take deliveries" not in command.said
     held = tracked(tmp_path)
-    assert [one["status"] for one in held["."]] == ["FINISHED"] * 2 and [one["status"] for one in held["fold_0"]] == ["FINISHED"] * 2
+    assert [one["status"] for one in held["."]] == ["FINISHED"] * 2 and [one["status"] for one in held["fold_0"]] == [
+        "FINISHED"
+    ] * 2
     cases = [path for path in (tmp_path / "mlruns" / "prepared").iterdir() if (path / RECORD).exists()]
     assert len(cases) == 6 and all(map(intact, cases)) and leftovers(tmp_path / "mlruns") == []
 
 
 # ── the cache by itself ──────────────────────────────────────────────────────────────────────────────────────────────
 
+
 def build(folder: Path) -> dict[str, object]:
-    write_array(folder / "image.npy", (4, 1000), np.float32, [np.full((1, 1000), number, np.float32) for number in range(4)])
+    write_array(
+        folder / "image.npy", (4, 1000), np.float32, [np.full((1, 1000), number, np.float32) for number in range(4)]
+    )
     return {"id": "case"}
 
 

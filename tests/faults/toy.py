@@ -22,11 +22,23 @@ from tests.conftest import ROOT
 EXPERIMENT = ROOT / "experiments" / "demo2d" / "unet2d.yaml"
 LONGEST = 240.0  # s that a command may take on a busy machine
 EPOCHS, STEPS = 7, 4  # of a fold; steps of an epoch
-SMALL = ["folds.k=2", f"training.epochs={EPOCHS}", f"training.steps_per_epoch={STEPS}", "training.checkpoint_minutes=0",
-         "training.budget_minutes=null", "training.batch_size=2", "training.validate_every=1",
-         "training.pictures_every=100", "encoder_weights=null", "run.threads=1", "run.parallel_folds=1", "patch.size=[32,32]",
-         "model.target=monai.networks.nets.UNet",
-         "model.args={channels: [4, 8], strides: [2], num_res_units: 0, norm: [group, {num_groups: 2}]}", "inference.tta=[]"]
+SMALL = [
+    "folds.k=2",
+    f"training.epochs={EPOCHS}",
+    f"training.steps_per_epoch={STEPS}",
+    "training.checkpoint_minutes=0",
+    "training.budget_minutes=null",
+    "training.batch_size=2",
+    "training.validate_every=1",
+    "training.pictures_every=100",
+    "encoder_weights=null",
+    "run.threads=1",
+    "run.parallel_folds=1",
+    "patch.size=[32,32]",
+    "model.target=monai.networks.nets.UNet",
+    "model.args={channels: [4, 8], strides: [2], num_res_units: 0, norm: [group, {num_groups: 2}]}",
+    "inference.tta=[]",
+]
 
 PLAIN = ["training.precision=fp32", "schedule={name: plateau, patience: 1}", "training.ema=0.9"]
 
@@ -98,9 +110,17 @@ class Stage:
                 return answer
             time.sleep(0.02)
 
-    def start(self, cwd: Path, *argv: object, kills: Sequence[dict[str, Any]] = (), folds: int = 2,
-              env: dict[str, str] | None = None, name: str = "output", output: Path | None = None,
-              namespace: int | None = None) -> Command:
+    def start(
+        self,
+        cwd: Path,
+        *argv: object,
+        kills: Sequence[dict[str, Any]] = (),
+        folds: int = 2,
+        env: dict[str, str] | None = None,
+        name: str = "output",
+        output: Path | None = None,
+        namespace: int | None = None,
+    ) -> Command:
         """Begin `maskfold argv` in a folder.
 
         Args:
@@ -116,8 +136,17 @@ class Stage:
         output = output or cwd / f"{name}.txt"
         output.unlink(missing_ok=True)
         output.touch()
-        answer = self.ask({"argv": [str(word) for word in argv], "cwd": str(cwd), "kills": list(kills), "folds": folds,
-                           "output": str(output), "env": env or {}, "namespace": namespace})
+        answer = self.ask(
+            {
+                "argv": [str(word) for word in argv],
+                "cwd": str(cwd),
+                "kills": list(kills),
+                "folds": folds,
+                "output": str(output),
+                "env": env or {},
+                "namespace": namespace,
+            }
+        )
         return Command(self, answer["pid"], output)
 
     def database(self, path: Path) -> Path:
@@ -137,8 +166,12 @@ class Stage:
 
 def leftovers(*folders: Path) -> list[Path]:
     """Whatever nobody will ever look at again: files and folders under temporary names."""
-    return [path for folder in folders for path in folder.rglob("*")
-            if TEMPORARY.fullmatch(path.name) or path.name.endswith((".tmp", ".part")) or path.name.endswith("-journal")]
+    return [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if TEMPORARY.fullmatch(path.name) or path.name.endswith((".tmp", ".part")) or path.name.endswith("-journal")
+    ]
 
 
 def the_run(cwd: Path) -> Path:
@@ -155,11 +188,15 @@ def tracked(cwd: Path) -> dict[str, list[dict[str, Any]]]:
 
     found: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder, sqlite3.connect(Path(folder) / "copy.db") as database:
-        for path in (cwd / "mlruns").glob("mlflow.db*"):  # SQLite does not find a path that leads to another one's disks
+        for path in (cwd / "mlruns").glob(
+            "mlflow.db*"
+        ):  # SQLite does not find a path that leads to another one's disks
             shutil.copy(path, Path(folder) / path.name.replace("mlflow", "copy"))
         runs = database.execute("SELECT run_uuid, name, status FROM runs WHERE lifecycle_stage = 'active'").fetchall()
         for run, name, status in runs:
-            points = database.execute("SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ?", [run]).fetchall()
+            points = database.execute(
+                "SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ?", [run]
+            ).fetchall()
             place = "_".join(name.split(" · ")[0].split()) if name.startswith(("fold ", "full")) else "."
             found.setdefault(place, []).append({"status": status, "points": points, "name": name})
     database.close()

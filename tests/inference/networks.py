@@ -10,13 +10,32 @@ from torch import nn
 from competition.config.experiment import Experiment
 
 
-def experiment(dimensions: int = 3, size: tuple[int, ...] = (8, 8, 8), comp: dict[str, Any] | None = None,
-               slices: int | None = None, flip: Any = True, preset: str = "none", **inference: Any) -> Experiment:
-    return Experiment.model_validate({
-        "competition": {"name": "tiny", "root": "data", "dimensions": dimensions, "classes": ["a", "b"],
-                        "train": {"images": "i/{id}", "masks": "m/{id}"}, **(comp or {})},
-        "patch": {"size": list(size), "slices": slices}, "augment": {"flip": flip, "preset": preset},
-        "model": {"target": "x.Y"}, "loss": {"target": "x.Z"}, "inference": inference})
+def experiment(
+    dimensions: int = 3,
+    size: tuple[int, ...] = (8, 8, 8),
+    comp: dict[str, Any] | None = None,
+    slices: int | None = None,
+    flip: Any = True,
+    preset: str = "none",
+    **inference: Any,
+) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "competition": {
+                "name": "tiny",
+                "root": "data",
+                "dimensions": dimensions,
+                "classes": ["a", "b"],
+                "train": {"images": "i/{id}", "masks": "m/{id}"},
+                **(comp or {}),
+            },
+            "patch": {"size": list(size), "slices": slices},
+            "augment": {"flip": flip, "preset": preset},
+            "model": {"target": "x.Y"},
+            "loss": {"target": "x.Z"},
+            "inference": inference,
+        }
+    )
 
 
 class Pointwise(nn.Module):

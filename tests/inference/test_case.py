@@ -21,8 +21,9 @@ from competition.inference.masks import to_masks
 from .networks import Pointwise, experiment
 
 
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: np.ndarray, exp: Experiment,
-             spacing: tuple[float, ...]) -> PreparedCase:
+def prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: np.ndarray, exp: Experiment, spacing: tuple[float, ...]
+) -> PreparedCase:
     from competition.data import table
 
     affine = np.diag([-spacing[0], spacing[1], spacing[2], 1.0]) if len(spacing) == 3 else None
@@ -44,10 +45,19 @@ class Bright(nn.Module):
         return torch.cat([-value, value, torch.full_like(value, -50)], dim=1)
 
 
-@pytest.mark.parametrize("prepare", [{}, {"orientation": "PIR"}, {"orientation": "SRA", "spacing": [1.0, 1.0, 1.0]},
-                                     {"crop": "nonzero", "spacing": [1.0, 0.8, 1.5]}, {"resize": [36, 36, 36]}])
-def test_a_bright_ball_is_found_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                              prepare: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        {},
+        {"orientation": "PIR"},
+        {"orientation": "SRA", "spacing": [1.0, 1.0, 1.0]},
+        {"crop": "nonzero", "spacing": [1.0, 0.8, 1.5]},
+        {"resize": [36, 36, 36]},
+    ],
+)
+def test_a_bright_ball_is_found_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: dict[str, Any]
+) -> None:
     at = np.meshgrid(np.arange(30), np.arange(26), np.arange(12) * 2, indexing="ij")
     ball = (at[0] - 12) ** 2 + (at[1] - 15) ** 2 + (at[2] - 11) ** 2 < 7**2
     array = np.where(ball, 800, 0).astype(np.int16)[None]

@@ -37,7 +37,9 @@ def test_the_dice_of_a_prediction_with_itself():
     a = 2 * (0.8 + 0.6) / ((0.8 + 0.6 + 0.0 + 0.1) + 2)
     b = 2 * 0.9 / (0.9 + 1)
     assert self_dice(p, TWO) == pytest.approx((a + b) / 2, abs=1e-6)
-    assert self_dice(voxels((0.9, 0.1, 0.0), (0.6, 0.4, 0.0)), TWO) == pytest.approx(0.6, abs=1e-6)  # nothing found: 1 - 0.4
+    assert self_dice(voxels((0.9, 0.1, 0.0), (0.6, 0.4, 0.0)), TWO) == pytest.approx(
+        0.6, abs=1e-6
+    )  # nothing found: 1 - 0.4
     assert self_dice(voxels((0.8, 0.1), (0.6, 0.2)), OVER) == pytest.approx(2 * 1.4 / (1.4 + 2), abs=1e-6)
 
 
@@ -47,5 +49,7 @@ def test_the_entropy_of_the_predicted_foreground():
     assert foreground_entropy(p, ONE) == pytest.approx((bits(0.75) + bits(0.501)) / 2, abs=1e-5)
     assert foreground_entropy(voxels((1.0, 0.0), (0.0, 1.0)), ONE) == 0
     third = voxels((0.2, 0.4, 0.4))
-    assert foreground_entropy(third, TWO) == pytest.approx(-(0.2 * np.log(0.2) + 0.8 * np.log(0.4)) / np.log(3), abs=1e-5)
+    assert foreground_entropy(third, TWO) == pytest.approx(
+        -(0.2 * np.log(0.2) + 0.8 * np.log(0.4)) / np.log(3), abs=1e-5
+    )
     assert foreground_entropy(voxels((0.75, 0.4)), OVER) == pytest.approx(bits(0.75), abs=1e-5)

@@ -55,8 +55,11 @@ def test_a_pictures_gate_by_hand() -> None:
     assert len(rows) * len(columns) > 3  # more than one batch
     wanted = []
     for network in networks:
-        windows = [image[0, row:row + 8, column:column + 8] for row, column in itertools.product(rows, columns)]
-        views = [np.mean([said(view, network.factor) for view in (w, w[::-1], w[:, ::-1], w[::-1, ::-1])], axis=0) for w in windows]
+        windows = [image[0, row : row + 8, column : column + 8] for row, column in itertools.product(rows, columns)]
+        views = [
+            np.mean([said(view, network.factor) for view in (w, w[::-1], w[:, ::-1], w[::-1, ::-1])], axis=0)
+            for w in windows
+        ]
         wanted.append(np.max(views, axis=0))
     np.testing.assert_allclose(gate[:, 0], sigmoid(np.log(wanted / (1 - np.array(wanted))).mean(0)), rtol=1e-5)
     assert np.array_equal(probabilities, predict_prepared(networks, image, exp))
@@ -83,12 +86,14 @@ def test_networks_together_mean_by_a_threshold_what_each_does() -> None:
 
 def test_a_flat_network_says_it_of_each_slice() -> None:
     exp = with_gate(experiment(3, (8, 8), slices=3, overlap=0.5, batch_size=3))
-    image = np.random.default_rng(1).normal(size=(1, 8, 13, 21)).astype(np.float32)  # more slices than are read together
+    image = (
+        np.random.default_rng(1).normal(size=(1, 8, 13, 21)).astype(np.float32)
+    )  # more slices than are read together
     _, gate = predict_gated([Corner(1.0)], image, exp)
     wanted = np.empty((2, 21))
     for z in range(21):
         stack = image[0][..., np.clip([z - 1, z, z + 1], 0, 20)].transpose(2, 0, 1)
-        wanted[:, z] = np.max([said(stack[:, :, column:column + 8], 1.0) for column in starts(13, 8, 0.5)], axis=0)
+        wanted[:, z] = np.max([said(stack[:, :, column : column + 8], 1.0) for column in starts(13, 8, 0.5)], axis=0)
     np.testing.assert_allclose(gate, wanted, rtol=1e-5)
 
 
@@ -103,8 +108,15 @@ def test_a_network_without_a_gate_has_none_and_one_that_lacks_it_is_refused() ->
         predict_gated([broken], image, with_gate(exp))
 
 
-@pytest.mark.parametrize(("orientation", "spacing", "crop"), [("RAS", None, "none"), ("LIP", None, "nonzero"),
-                                                             ("PSR", [1.0, 1.0, 1.0], "none"), ("SAL", [2.0, 1.5, 0.7], "nonzero")])
+@pytest.mark.parametrize(
+    ("orientation", "spacing", "crop"),
+    [
+        ("RAS", None, "none"),
+        ("LIP", None, "nonzero"),
+        ("PSR", [1.0, 1.0, 1.0], "none"),
+        ("SAL", [2.0, 1.5, 0.7], "nonzero"),
+    ],
+)
 def test_slices_find_back_to_the_file(orientation: str, spacing: list[float] | None, crop: str) -> None:
     """As a whole volume does that says the same all over a slice."""
     generator = np.random.default_rng(2)

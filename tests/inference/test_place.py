@@ -23,9 +23,18 @@ def test_on_a_cpu_it_is_what_fabric_makes_of_it(tiny, precision):
     assert place.device == fabric.device and seen(place.autocast) == seen(fabric.autocast)
 
 
-@pytest.mark.parametrize(("capability", "asked", "expected"), [
-    ((7, 5), "auto", "fp16"), ((6, 0), "auto", "fp16"), ((8, 0), "auto", "bf16"),  # T4, P100, A100
-    ((7, 5), "bf16", "fp16"), ((8, 0), "bf16", "bf16"), ((8, 0), "fp16", "fp16"), ((7, 5), "fp32", "fp32")])
+@pytest.mark.parametrize(
+    ("capability", "asked", "expected"),
+    [
+        ((7, 5), "auto", "fp16"),
+        ((6, 0), "auto", "fp16"),
+        ((8, 0), "auto", "bf16"),  # T4, P100, A100
+        ((7, 5), "bf16", "fp16"),
+        ((8, 0), "bf16", "bf16"),
+        ((8, 0), "fp16", "fp16"),
+        ((7, 5), "fp32", "fp32"),
+    ],
+)
 def test_a_gpu_without_bf16_computes_in_fp16(tiny, monkeypatch, capability, asked, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)

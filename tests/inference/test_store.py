@@ -48,8 +48,9 @@ def test_many_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(store.read("one"), values)
 
 
-@pytest.mark.parametrize("case", ["plain_1", "patient 7/day 0", "../up", ".", "..", "a%2Fb", "a:b*?", "Fälle/日本",
-                                  "~x"])
+@pytest.mark.parametrize(
+    "case", ["plain_1", "patient 7/day 0", "../up", ".", "..", "a%2Fb", "a:b*?", "Fälle/日本", "~x"]
+)
 def test_odd_ids(tmp_path: Path, case: str) -> None:
     store = OofStore(tmp_path / "oof")
     store.write(case, probabilities(2, 4, 4))
@@ -94,14 +95,16 @@ def test_a_failure_keeps_what_was_there(tmp_path: Path) -> None:
 
 
 def test_a_kill_in_the_middle_leaves_nothing_that_counts(tmp_path: Path) -> None:
-    kill = ("import os, signal, sys, numpy as np\n"
-            "from competition.inference.store import OofStore\n"
-            "class Deadly(OofStore):\n"
-            "    def _packed(self, block):\n"
-            "        if block.max() == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "        return super()._packed(block)\n"
-            "values = np.zeros((2, 4, 4), np.float16); values[1] = 1\n"
-            "Deadly(sys.argv[1]).write('one', values)")
+    kill = (
+        "import os, signal, sys, numpy as np\n"
+        "from competition.inference.store import OofStore\n"
+        "class Deadly(OofStore):\n"
+        "    def _packed(self, block):\n"
+        "        if block.max() == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super()._packed(block)\n"
+        "values = np.zeros((2, 4, 4), np.float16); values[1] = 1\n"
+        "Deadly(sys.argv[1]).write('one', values)"
+    )
     subprocess.run([sys.executable, "-c", kill, str(tmp_path)], check=False, cwd=Path(__file__).parents[2])
     store = OofStore(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1 and store.ids() == []

@@ -22,10 +22,17 @@ def test_undo_is_the_inverse(view: View) -> None:
         assert not torch.equal(view.of(batch), batch)
 
 
-@pytest.mark.parametrize(("tta", "flip", "count"), [
-    (["flip"], True, 4), (["flip"], [1], 2), (["rotate90"], True, 4), (["flip", "rotate90"], True, 8),
-    (["flip", "rotate90"], [1], 8), ([], True, 1),
-])
+@pytest.mark.parametrize(
+    ("tta", "flip", "count"),
+    [
+        (["flip"], True, 4),
+        (["flip"], [1], 2),
+        (["rotate90"], True, 4),
+        (["flip", "rotate90"], True, 8),
+        (["flip", "rotate90"], [1], 8),
+        ([], True, 1),
+    ],
+)
 def test_all_views_differ(tta: list[str], flip: object, count: int) -> None:
     looks = views(experiment(2, (8, 8), flip=flip, tta=tta))
     batch = torch.arange(25.0).reshape(1, 1, 5, 5)
@@ -35,7 +42,15 @@ def test_all_views_differ(tta: list[str], flip: object, count: int) -> None:
 
 def test_flips_of_volumes_are_all_subsets_of_the_allowed_axes() -> None:
     assert {look.flips for look in views(experiment(tta=["flip"]))} == {
-        (), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)}
+        (),
+        (0,),
+        (1,),
+        (2,),
+        (0, 1),
+        (0, 2),
+        (1, 2),
+        (0, 1, 2),
+    }
     assert {look.flips for look in views(experiment(tta=["flip"], flip=[0, 2]))} == {(), (0,), (2,), (0, 2)}
     assert {look.flips for look in views(experiment(3, (8, 8), slices=3, tta=["flip"]))} == {(), (0,), (1,), (0, 1)}
 
@@ -46,8 +61,10 @@ def test_auto_takes_the_flips_of_training() -> None:
     assert views(experiment(tta="auto", preset="heavy", flip=False)) == [View()]
 
 
-@pytest.mark.parametrize("exp", [experiment(tta=["rotate90"]), experiment(2, (8, 16), tta=["rotate90"]),
-                                 experiment(tta=["flip"], flip=False)])
+@pytest.mark.parametrize(
+    "exp",
+    [experiment(tta=["rotate90"]), experiment(2, (8, 16), tta=["rotate90"]), experiment(tta=["flip"], flip=False)],
+)
 def test_what_cannot_be_done_is_refused(exp: object) -> None:
     with pytest.raises(MaskfoldError, match=r"inference.tta") as caught:
         views(exp)  # type: ignore[arg-type]
@@ -58,8 +75,11 @@ def test_what_cannot_be_done_is_refused(exp: object) -> None:
 def test_an_equivariant_network_changes_nothing(tta: list[str]) -> None:
     array = np.random.default_rng(0).normal(size=(1, 19, 23)).astype(np.float32)
     network = Pointwise(1, 3, 2)
-    np.testing.assert_allclose(predict_prepared([network], array, experiment(2, (8, 8), tta=tta)),
-                               predict_prepared([network], array, experiment(2, (8, 8))), atol=1e-3)
+    np.testing.assert_allclose(
+        predict_prepared([network], array, experiment(2, (8, 8), tta=tta)),
+        predict_prepared([network], array, experiment(2, (8, 8))),
+        atol=1e-3,
+    )
 
 
 def test_another_network_becomes_equivariant() -> None:

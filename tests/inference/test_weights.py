@@ -40,11 +40,17 @@ def test_a_missing_or_damaged_file(file: Path) -> None:
             load_weights(network(), file)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda s: s.pop("1.bias"), "1.bias is missing"),
-    (lambda s: s.update({"2.extra": torch.zeros(1)}), "2.extra is not part of the network"),
-    (lambda s: s.update({"0.weight": torch.zeros(5, 1, 1, 1)}), r"0.weight has shape \(5, 1, 1, 1\) instead of \(4, "),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.pop("1.bias"), "1.bias is missing"),
+        (lambda s: s.update({"2.extra": torch.zeros(1)}), "2.extra is not part of the network"),
+        (
+            lambda s: s.update({"0.weight": torch.zeros(5, 1, 1, 1)}),
+            r"0.weight has shape \(5, 1, 1, 1\) instead of \(4, ",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_named_and_nothing_is_loaded(file: Path, change: object, words: str) -> None:
     state = {name: value + 1 for name, value in network().state_dict().items()}
     change(state)  # type: ignore[operator]

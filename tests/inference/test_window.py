@@ -64,8 +64,9 @@ def reference(network: nn.Module, array: np.ndarray, patch: tuple[int, ...], ove
 def test_streaming_gives_what_whole_sums_give(overlap: float) -> None:
     array, network = image(1, 21, 12, 15), Local(1, 3, 3)
     exp = experiment(size=(6, 8, 5), overlap=overlap, batch_size=4)
-    np.testing.assert_allclose(predict_prepared([network], array, exp),
-                               reference(network, array, (6, 8, 5), overlap), atol=1e-3)
+    np.testing.assert_allclose(
+        predict_prepared([network], array, exp), reference(network, array, (6, 8, 5), overlap), atol=1e-3
+    )
 
 
 def test_sums_in_host_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +89,19 @@ def test_memory_is_one_slab_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(made) == 3 * 8 * 9 * 8
 
 
-@pytest.mark.parametrize(("length", "patch", "overlap"), [(100, 32, 0.5), (33, 32, 0.5), (32, 32, 0.9), (5, 32, 0.5),
-                                                          (64, 32, 0.0), (65, 32, 0.0), (31, 1, 0.5), (40, 7, 0.99)])
+@pytest.mark.parametrize(
+    ("length", "patch", "overlap"),
+    [
+        (100, 32, 0.5),
+        (33, 32, 0.5),
+        (32, 32, 0.9),
+        (5, 32, 0.5),
+        (64, 32, 0.0),
+        (65, 32, 0.0),
+        (31, 1, 0.5),
+        (40, 7, 0.99),
+    ],
+)
 def test_windows_cover_an_axis_and_their_weights_sum_to_one(length: int, patch: int, overlap: float) -> None:
     firsts = starts(length, patch, overlap)
     assert firsts[0] == 0 and firsts[-1] == max(0, length - patch)
@@ -97,7 +109,7 @@ def test_windows_cover_an_axis_and_their_weights_sum_to_one(length: int, patch: 
     assert (steps > 0).all() and (steps <= max(1, np.ceil(patch * (1 - overlap)))).all()
     total = np.zeros(max(length, patch))
     for first, weights in zip(firsts, blend(length, patch, firsts).numpy(), strict=True):
-        total[first:first + patch] += weights
+        total[first : first + patch] += weights
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
@@ -144,7 +156,7 @@ class Centre(nn.Module):
         self.index = index
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        value = batch[:, self.index:self.index + 1]
+        value = batch[:, self.index : self.index + 1]
         return torch.cat([torch.zeros_like(value), value, -value], dim=1)
 
 
@@ -173,16 +185,19 @@ def test_networks_are_averaged_as_probabilities() -> None:
     np.testing.assert_allclose(predict_prepared(networks, array, experiment()), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("wrap", [lambda x: [x, x[:, :, ::2]], lambda x: (x,), lambda x: {"out": x, "aux": -x},
-                                  lambda x: [x[:, :, ::2], x]])
+@pytest.mark.parametrize(
+    "wrap", [lambda x: [x, x[:, :, ::2]], lambda x: (x,), lambda x: {"out": x, "aux": -x}, lambda x: [x[:, :, ::2], x]]
+)
 def test_the_full_size_output_counts(wrap: Any) -> None:
     class Wrapped(Pointwise):
         def forward(self, batch: torch.Tensor) -> Any:
             return wrap(super().forward(batch))
 
     array = image(1, 9, 9, 9)
-    np.testing.assert_array_equal(predict_prepared([Wrapped(1, 3, 3)], array, experiment()),
-                                  predict_prepared([Pointwise(1, 3, 3)], array, experiment()))
+    np.testing.assert_array_equal(
+        predict_prepared([Wrapped(1, 3, 3)], array, experiment()),
+        predict_prepared([Pointwise(1, 3, 3)], array, experiment()),
+    )
 
 
 def test_softmax_of_bf16_logits_is_taken_in_fp32() -> None:
@@ -226,5 +241,6 @@ def test_a_read_only_memory_map_is_enough(tmp_path: Any) -> None:
     np.save(tmp_path / "image.npy", array)
     mapped = np.load(tmp_path / "image.npy", mmap_mode="r")
     network = Local(1, 3, 3)
-    np.testing.assert_array_equal(predict_prepared([network], mapped, experiment()),
-                                  predict_prepared([network], array, experiment()))
+    np.testing.assert_array_equal(
+        predict_prepared([network], mapped, experiment()), predict_prepared([network], array, experiment())
+    )

@@ -79,8 +79,10 @@ def test_resuming_gives_the_same_bits() -> None:
         shake(net, step)
         straight.update(net)
         broken.update(net)
-        state = {"updates": broken.state_dict()["updates"],
-                 "weights": {name: tensor.clone() for name, tensor in broken.state_dict()["weights"].items()}}
+        state = {
+            "updates": broken.state_dict()["updates"],
+            "weights": {name: tensor.clone() for name, tensor in broken.state_dict()["weights"].items()},
+        }
         broken = Ema(network(step), 0.99)
         broken.load_state_dict(state)
     assert all(torch.equal(tensor, broken.weights()[name]) for name, tensor in straight.weights().items())

@@ -21,12 +21,22 @@ from tests.model import experiment
 
 NETS = "monai.networks.nets."
 SHALLOW = {"channels": [4, 8, 8], "strides": [2, 2]}
-DYN = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 8, 8],
-       "deep_supervision": True, "deep_supr_num": 1}
-FAMILIES = [("competition.model.unet.UNet", {"channels": [4, 8, 12], "dropout": 0.0}, "bottleneck"),
-            (NETS + "UNet", SHALLOW, "model.1.submodule"), (NETS + "BasicUNet", {"features": [4, 4, 8, 8, 8, 4]}, "down_4"),
-            (NETS + "DynUNet", DYN, "bottleneck"), (NETS + "SegResNet", {"init_filters": 8}, "down_layers.3"),
-            (NETS + "SegResNetDS", {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2}, "encoder.layers.2")]
+DYN = {
+    "kernel_size": [3, 3, 3],
+    "strides": [1, 2, 2],
+    "upsample_kernel_size": [2, 2],
+    "filters": [4, 8, 8],
+    "deep_supervision": True,
+    "deep_supr_num": 1,
+}
+FAMILIES = [
+    ("competition.model.unet.UNet", {"channels": [4, 8, 12], "dropout": 0.0}, "bottleneck"),
+    (NETS + "UNet", SHALLOW, "model.1.submodule"),
+    (NETS + "BasicUNet", {"features": [4, 4, 8, 8, 8, 4]}, "down_4"),
+    (NETS + "DynUNet", DYN, "bottleneck"),
+    (NETS + "SegResNet", {"init_filters": 8}, "down_layers.3"),
+    (NETS + "SegResNetDS", {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2}, "encoder.layers.2"),
+]
 GATE = {"weight": 0.5, "pooling": "max", "dropout": 0.25}
 
 
@@ -38,7 +48,9 @@ def outputs_of(network: nn.Module, image: torch.Tensor) -> tuple[Any, torch.Tens
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(("target", "args", "place"), FAMILIES, ids=[name.split(".")[-1] for name, _, _ in FAMILIES])
-def test_any_encoder_decoder_gets_a_head_on_its_deepest_map(target: str, args: dict[str, Any], place: str, dims: int) -> None:
+def test_any_encoder_decoder_gets_a_head_on_its_deepest_map(
+    target: str, args: dict[str, Any], place: str, dims: int
+) -> None:
     sections = {"dims": dims, "size": [32, 16, 16][:dims]}
     gated, plain = experiment(target, args, gate=GATE, **sections), experiment(target, args, **sections)
     check_network(gated, 1)
@@ -72,8 +84,11 @@ def test_networks_of_smp_use_their_own_head(name: str) -> None:
         masks, gate = outputs_of(network.eval(), image)
         assert gate.shape == (2, 2) and torch.equal(masks, bare.eval()(image))
     outputs_of(network.train(), image)[1].sum().backward()
-    assert network.encoder.conv1.weight.grad.abs().sum() > 0 and network.decoder.blocks[0].conv1[0].weight.grad is None \
-        if name == "Unet" else network.encoder.conv1.weight.grad.abs().sum() > 0
+    assert (
+        network.encoder.conv1.weight.grad.abs().sum() > 0 and network.decoder.blocks[0].conv1[0].weight.grad is None
+        if name == "Unet"
+        else network.encoder.conv1.weight.grad.abs().sum() > 0
+    )
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max"])
@@ -184,7 +199,9 @@ def test_masks_are_found_beside_a_gate_in_whatever_form() -> None:
 
 
 def test_two_heads_and_a_boundary_of_several_classes_are_refused() -> None:
-    exp = experiment("segmentation_models_pytorch.Unet", {"encoder_name": "resnet18", "aux_params": {"classes": 2}}, gate={})
+    exp = experiment(
+        "segmentation_models_pytorch.Unet", {"encoder_name": "resnet18", "aux_params": {"classes": 2}}, gate={}
+    )
     with pytest.raises(MaskfoldError, match="aux_params") as error:
         check_network(exp, 1)
     assert error.value.status == 2

@@ -39,8 +39,9 @@ EXCLUSIVE = {
     MONAI + "DiceCELoss": lambda x, y: monai.losses.DiceCELoss(softmax=True, to_onehot_y=True)(x, y),
     MONAI + "DiceFocalLoss": lambda x, y: monai.losses.DiceFocalLoss(softmax=True, to_onehot_y=True)(x, y),
     MONAI + "GeneralizedDiceLoss": lambda x, y: monai.losses.GeneralizedDiceLoss(softmax=True, to_onehot_y=True)(x, y),
-    MONAI + "GeneralizedDiceFocalLoss":
-        lambda x, y: monai.losses.GeneralizedDiceFocalLoss(softmax=True, to_onehot_y=True)(x, y),
+    MONAI + "GeneralizedDiceFocalLoss": lambda x, y: monai.losses.GeneralizedDiceFocalLoss(
+        softmax=True, to_onehot_y=True
+    )(x, y),
     MONAI + "TverskyLoss": lambda x, y: monai.losses.TverskyLoss(softmax=True, to_onehot_y=True)(x, y),
     MONAI + "FocalLoss": lambda x, y: monai.losses.FocalLoss(use_softmax=True, to_onehot_y=True)(x, y),
     MONAI + "HausdorffDTLoss": lambda x, y: monai.losses.HausdorffDTLoss(softmax=True, to_onehot_y=True)(x, y),
@@ -53,8 +54,9 @@ EXCLUSIVE = {
     SMP + "TverskyLoss": lambda x, y: smp.losses.TverskyLoss("multiclass")(x, y[:, 0].long()),
     SMP + "SoftCrossEntropyLoss": lambda x, y: smp.losses.SoftCrossEntropyLoss(smooth_factor=0.0)(x, y[:, 0].long()),
     "torch.nn.CrossEntropyLoss": lambda x, y: nn.CrossEntropyLoss()(x, y[:, 0].long()),
-    "torch.nn.BCEWithLogitsLoss":
-        lambda x, y: nn.BCEWithLogitsLoss()(x, nn.functional.one_hot(y[:, 0].long(), 3).movedim(-1, 1).float()),
+    "torch.nn.BCEWithLogitsLoss": lambda x, y: nn.BCEWithLogitsLoss()(
+        x, nn.functional.one_hot(y[:, 0].long(), 3).movedim(-1, 1).float()
+    ),
 }
 OVERLAPPING = {
     MONAI + "DiceLoss": lambda x, y: monai.losses.DiceLoss(sigmoid=True)(x, y),
@@ -97,8 +99,14 @@ def test_one_overlapping_class_takes_binary_cross_entropy() -> None:
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize(("target", "names"), [("DiceCELoss", ["dice", "ce"]), ("DiceFocalLoss", ["dice", "focal"]),
-                                               ("GeneralizedDiceFocalLoss", ["generalized_dice", "focal"])])
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        ("DiceCELoss", ["dice", "ce"]),
+        ("DiceFocalLoss", ["dice", "focal"]),
+        ("GeneralizedDiceFocalLoss", ["generalized_dice", "focal"]),
+    ],
+)
 def test_parts_add_up_with_their_factors(target: str, names: list[str]) -> None:
     logits, mask = batch()
     first, second = (f"lambda_{'gdl' if name == 'generalized_dice' else name}" for name in names)
@@ -112,9 +120,16 @@ def test_parts_add_up_with_their_factors(target: str, names: list[str]) -> None:
 
 def test_terms_are_weighted_and_named() -> None:
     logits, mask = batch()
-    loss = SegmentationLoss(experiment(loss=[
-        {"target": "torch.nn.CrossEntropyLoss", "weight": 0.25}, {"target": MONAI + "DiceCELoss"},
-        {"target": SMP + "DiceLoss", "name": "overlap", "weight": 3.0}, {"target": "torch.nn.CrossEntropyLoss"}]))
+    loss = SegmentationLoss(
+        experiment(
+            loss=[
+                {"target": "torch.nn.CrossEntropyLoss", "weight": 0.25},
+                {"target": MONAI + "DiceCELoss"},
+                {"target": SMP + "DiceLoss", "name": "overlap", "weight": 3.0},
+                {"target": "torch.nn.CrossEntropyLoss"},
+            ]
+        )
+    )
     total, parts = loss(logits, mask)
     assert list(parts) == ["CrossEntropyLoss", "DiceCELoss/dice", "DiceCELoss/ce", "overlap", "CrossEntropyLoss_2"]
     dice_ce = parts["DiceCELoss/dice"] + parts["DiceCELoss/ce"]
@@ -135,8 +150,9 @@ def test_deep_supervision_is_the_weighted_mean_over_levels() -> None:
     assert value(spec, stack, mask).item() == pytest.approx(value(spec, logits, mask).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize(("size", "wanted"), [
-    ((8, 6), (4, 3)), ((7, 5), (3, 2)), ((8, 6, 5), (4, 6, 2)), ((4, 4), (8, 9))])
+@pytest.mark.parametrize(
+    ("size", "wanted"), [((8, 6), (4, 3)), ((7, 5), (3, 2)), ((8, 6, 5), (4, 6, 2)), ((4, 4), (8, 9))]
+)
 def test_masks_are_resized_as_torch_does(size: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     mask = torch.randint(0, 250, (2, 1, *size), dtype=torch.uint8)
     theirs = nn.functional.interpolate(mask.float(), wanted, mode="nearest-exact").to(torch.uint8)
@@ -144,8 +160,10 @@ def test_masks_are_resized_as_torch_does(size: tuple[int, ...], wanted: tuple[in
     assert resize_mask(mask, size) is mask
 
 
-@pytest.mark.parametrize(("labels", "target"), [*(("exclusive", target) for target in EXCLUSIVE),
-                                                *(("overlapping", target) for target in OVERLAPPING)])
+@pytest.mark.parametrize(
+    ("labels", "target"),
+    [*(("exclusive", target) for target in EXCLUSIVE), *(("overlapping", target) for target in OVERLAPPING)],
+)
 def test_ignored_pixels_have_no_gradient_and_no_say(labels: str, target: str) -> None:
     logits, mask = batch(exclusive=labels == "exclusive", seed=1)
     ignored = torch.zeros_like(mask, dtype=torch.bool)
@@ -225,24 +243,32 @@ def test_own_losses() -> None:
         assert total.item() == pytest.approx(expected.item())
 
 
-@pytest.mark.parametrize(("labels", "target", "args", "words"), [
-    ("overlapping", "torch.nn.CrossEntropyLoss", {}, "BCEWithLogitsLoss"),
-    ("overlapping", MONAI + "DiceCELoss", {}, "Give two terms"),
-    ("overlapping", MONAI + "DiceLoss", {"softmax": True}, "loss.args.softmax is true, but competition.labels is over"),
-    ("overlapping", MONAI + "DiceLoss", {"to_onehot_y": True}, "loss.args.to_onehot_y"),
-    ("overlapping", MONAI + "DiceLoss", {"include_background": False}, "loss.args.include_background"),
-    ("overlapping", SMP + "DiceLoss", {"mode": "multiclass"}, "loss.args.mode is multiclass"),
-    ("exclusive", MONAI + "DiceLoss", {"to_onehot_y": False}, "loss.args.to_onehot_y is false"),
-    ("exclusive", MONAI + "DiceLoss", {"softmax": False}, "neither softmax nor sigmoid"),
-    ("exclusive", MONAI + "DiceLoss", {"softmax": True, "sigmoid": True}, "Incompatible values"),
-    ("exclusive", SMP + "DiceLoss", {"mode": "binary"}, "loss.args.mode is binary"),
-    ("exclusive", SMP + "DiceLoss", {"from_logits": False}, "loss.args.from_logits"),
-    ("exclusive", "torch.nn.BCELoss", {}, "BCEWithLogitsLoss"),
-    ("exclusive", "torch.nn.NLLLoss", {}, "CrossEntropyLoss"),
-    ("exclusive", "torch.nn.CrossEntropyLoss", {"reduction": "none"}, "loss.args.reduction"),
-    ("exclusive", "torch.nn.CrossEntropyLoss", {"weight": [1.0, 2.0]}, "loss.args.weight has 2 numbers"),
-    ("exclusive", MONAI + "DiceLoss", {"sofmax": True}, "sofmax"),
-])
+@pytest.mark.parametrize(
+    ("labels", "target", "args", "words"),
+    [
+        ("overlapping", "torch.nn.CrossEntropyLoss", {}, "BCEWithLogitsLoss"),
+        ("overlapping", MONAI + "DiceCELoss", {}, "Give two terms"),
+        (
+            "overlapping",
+            MONAI + "DiceLoss",
+            {"softmax": True},
+            "loss.args.softmax is true, but competition.labels is over",
+        ),
+        ("overlapping", MONAI + "DiceLoss", {"to_onehot_y": True}, "loss.args.to_onehot_y"),
+        ("overlapping", MONAI + "DiceLoss", {"include_background": False}, "loss.args.include_background"),
+        ("overlapping", SMP + "DiceLoss", {"mode": "multiclass"}, "loss.args.mode is multiclass"),
+        ("exclusive", MONAI + "DiceLoss", {"to_onehot_y": False}, "loss.args.to_onehot_y is false"),
+        ("exclusive", MONAI + "DiceLoss", {"softmax": False}, "neither softmax nor sigmoid"),
+        ("exclusive", MONAI + "DiceLoss", {"softmax": True, "sigmoid": True}, "Incompatible values"),
+        ("exclusive", SMP + "DiceLoss", {"mode": "binary"}, "loss.args.mode is binary"),
+        ("exclusive", SMP + "DiceLoss", {"from_logits": False}, "loss.args.from_logits"),
+        ("exclusive", "torch.nn.BCELoss", {}, "BCEWithLogitsLoss"),
+        ("exclusive", "torch.nn.NLLLoss", {}, "CrossEntropyLoss"),
+        ("exclusive", "torch.nn.CrossEntropyLoss", {"reduction": "none"}, "loss.args.reduction"),
+        ("exclusive", "torch.nn.CrossEntropyLoss", {"weight": [1.0, 2.0]}, "loss.args.weight has 2 numbers"),
+        ("exclusive", MONAI + "DiceLoss", {"sofmax": True}, "sofmax"),
+    ],
+)
 def test_arguments_against_the_labels_are_refused(labels: str, target: str, args: dict[str, Any], words: str) -> None:
     with pytest.raises(MaskfoldError, match=words) as caught:
         SegmentationLoss(experiment(loss={"target": target, "args": args}, labels=labels))

@@ -23,10 +23,16 @@ SHALLOW = {"channels": [4, 8, 8], "strides": [2, 2]}
 BASIC = {"features": [4, 4, 8, 8, 8, 4]}
 DYN = {"kernel_size": [3, 3, 3, 3], "strides": [1, 2, 2, 2], "upsample_kernel_size": [2, 2, 2], "filters": [4, 8, 8, 8]}
 DEEP = {**DYN, "deep_supervision": True, "deep_supr_num": 2}
-MONAI_NETS = [("UNet", SHALLOW), ("BasicUNet", BASIC), ("DynUNet", DYN), ("DynUNet", DEEP),
-              ("SegResNet", {"init_filters": 8}),
-              ("SegResNetDS", {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2}), ("AttentionUnet", SHALLOW),
-              ("BasicUNetPlusPlus", {**BASIC, "deep_supervision": True})]
+MONAI_NETS = [
+    ("UNet", SHALLOW),
+    ("BasicUNet", BASIC),
+    ("DynUNet", DYN),
+    ("DynUNet", DEEP),
+    ("SegResNet", {"init_filters": 8}),
+    ("SegResNetDS", {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2}),
+    ("AttentionUnet", SHALLOW),
+    ("BasicUNetPlusPlus", {**BASIC, "deep_supervision": True}),
+]
 
 
 def one_step(exp: Any, channels: int) -> torch.nn.Module:
@@ -62,8 +68,12 @@ def test_monai(name: str, args: dict[str, Any], dims: int) -> None:
 
 
 def test_two_and_a_half_dimensions() -> None:
-    exp = experiment(SMP + "Unet", {"encoder_name": "resnet18", "decoder_channels": [32, 16, 8, 8, 8]}, dims=3,
-                     patch={"size": [32, 32], "slices": 3})
+    exp = experiment(
+        SMP + "Unet",
+        {"encoder_name": "resnet18", "decoder_channels": [32, 16, 8, 8, 8]},
+        dims=3,
+        patch={"size": [32, 32], "slices": 3},
+    )
     network = one_step(exp, channels=3 * 1)
     assert network.encoder.conv1.in_channels == 3
 
@@ -102,21 +112,29 @@ def test_auxiliary_classifier_of_smp() -> None:
     check_network(exp, 3)
 
 
-@pytest.mark.parametrize(("target", "args", "dims", "words"), [
-    (SMP + "Unet", {"classes": 2}, 2, "model.args.classes is 2, but classes and labels need 3"),
-    (NETS + "UNet", {**SHALLOW, "out_channels": 2}, 2, "model.args.out_channels is 2, but classes and labels need 3"),
-    (NETS + "UNet", {**SHALLOW, "in_channels": 3}, 2, "model.args.in_channels is 3, but the images give 1 channel"),
-    (NETS + "UNet", {**SHALLOW, "spatial_dims": 3}, 2, "model.args.spatial_dims is 3, but patch.size has 2"),
-    (SMP + "Unet", {"encoder_nmae": "resnet18"}, 2, "encoder_nmae"),
-    (SMP + "Unet", {"encoder_name": "tu-resnet18", "encoder_nmae": 1}, 2, "encoder_nmae"),
-    (SMP + "Unet", {"encoder_name": "resnet81"}, 2, "Did you mean resnet18"),
-    (SMP + "Unet", {"encoder_name": "tu-resnt18"}, 2, "Did you mean tu-resnet18"),
-    (SMP + "Unet", {"activation": "sigmoid"}, 2, "model.args.activation"),
-    (SMP + "Unet", {}, 3, "monai.networks.nets.DynUNet"),
-    (NETS + "UNet", {"channels": [4, 8, 8]}, 2, "strides"),
-    (NETS + "UNet", {"channels": [4], "strides": []}, 2, "model.args"),
-    (NETS + "DynUNet", {**DYN, "upsample_kernel_size": [2]}, 2, "model.args"),
-])
+@pytest.mark.parametrize(
+    ("target", "args", "dims", "words"),
+    [
+        (SMP + "Unet", {"classes": 2}, 2, "model.args.classes is 2, but classes and labels need 3"),
+        (
+            NETS + "UNet",
+            {**SHALLOW, "out_channels": 2},
+            2,
+            "model.args.out_channels is 2, but classes and labels need 3",
+        ),
+        (NETS + "UNet", {**SHALLOW, "in_channels": 3}, 2, "model.args.in_channels is 3, but the images give 1 channel"),
+        (NETS + "UNet", {**SHALLOW, "spatial_dims": 3}, 2, "model.args.spatial_dims is 3, but patch.size has 2"),
+        (SMP + "Unet", {"encoder_nmae": "resnet18"}, 2, "encoder_nmae"),
+        (SMP + "Unet", {"encoder_name": "tu-resnet18", "encoder_nmae": 1}, 2, "encoder_nmae"),
+        (SMP + "Unet", {"encoder_name": "resnet81"}, 2, "Did you mean resnet18"),
+        (SMP + "Unet", {"encoder_name": "tu-resnt18"}, 2, "Did you mean tu-resnet18"),
+        (SMP + "Unet", {"activation": "sigmoid"}, 2, "model.args.activation"),
+        (SMP + "Unet", {}, 3, "monai.networks.nets.DynUNet"),
+        (NETS + "UNet", {"channels": [4, 8, 8]}, 2, "strides"),
+        (NETS + "UNet", {"channels": [4], "strides": []}, 2, "model.args"),
+        (NETS + "DynUNet", {**DYN, "upsample_kernel_size": [2]}, 2, "model.args"),
+    ],
+)
 def test_wrong_arguments_are_refused_with_the_key(target: str, args: dict[str, Any], dims: int, words: str) -> None:
     with pytest.raises(MaskfoldError, match=words) as caught:
         check_network(experiment(target, args, dims=dims), 1)
@@ -133,8 +151,12 @@ def test_patch_that_does_not_fit_names_the_nearest_sizes() -> None:
 
 
 def test_each_axis_has_its_own_multiple() -> None:
-    args = {"kernel_size": [3, 3, 3], "strides": [1, [2, 2, 1], [2, 2, 1]], "filters": [4, 8, 8],
-            "upsample_kernel_size": [[2, 2, 1], [2, 2, 1]]}
+    args = {
+        "kernel_size": [3, 3, 3],
+        "strides": [1, [2, 2, 1], [2, 2, 1]],
+        "filters": [4, 8, 8],
+        "upsample_kernel_size": [[2, 2, 1], [2, 2, 1]],
+    }
     with pytest.raises(MaskfoldError) as caught:
         check_network(experiment(NETS + "DynUNet", args, dims=3, size=[18, 16, 5]), 1)
     assert "[16, 16, 5] and [20, 16, 5]" in caught.value.cure

@@ -13,13 +13,16 @@ from competition.model.optimiser import build_optimizer
 from tests.model import experiment
 
 
-@pytest.mark.parametrize(("target", "args"), [
-    ("torch.optim.AdamW", {"lr": 1e-3, "weight_decay": 1e-4, "betas": [0.9, 0.95]}),
-    ("torch.optim.SGD", {"lr": 1e-2, "momentum": 0.99, "nesterov": True}),
-    ("torch.optim.RAdam", {"lr": 1e-3}),
-    ("monai.optimizers.Novograd", {"lr": 1e-3}),
-    ("timm.optim.Lamb", {"lr": 1e-3}),
-])
+@pytest.mark.parametrize(
+    ("target", "args"),
+    [
+        ("torch.optim.AdamW", {"lr": 1e-3, "weight_decay": 1e-4, "betas": [0.9, 0.95]}),
+        ("torch.optim.SGD", {"lr": 1e-2, "momentum": 0.99, "nesterov": True}),
+        ("torch.optim.RAdam", {"lr": 1e-3}),
+        ("monai.optimizers.Novograd", {"lr": 1e-3}),
+        ("timm.optim.Lamb", {"lr": 1e-3}),
+    ],
+)
 def test_every_trainable_parameter_moves(target: str, args: dict[str, Any]) -> None:
     network = nn.Linear(3, 2)
     network.bias.requires_grad_(False)
@@ -31,14 +34,17 @@ def test_every_trainable_parameter_moves(target: str, args: dict[str, Any]) -> N
     assert (network.weight != before).all()
 
 
-@pytest.mark.parametrize(("target", "args", "words"), [
-    ("torch.optim.AdamW", {}, "optimizer.args.lr is missing"),
-    ("torch.optim.AdamW", {"lr": 0}, "optimizer.args.lr is 0"),
-    ("torch.optim.AdamW", {"lr": 1e-3, "weigth_decay": 0.1}, "weigth_decay"),
-    ("torch.optim.AdamW", {"lr": 1e-3, "betas": [1.5, 0.9]}, "beta"),
-    ("torch.optim.SGD", {"lr": 1e-3, "nesterov": True}, "(?i)nesterov"),
-    ("torch.optim.LBFGS", {"lr": 1.0}, "LBFGS"),
-])
+@pytest.mark.parametrize(
+    ("target", "args", "words"),
+    [
+        ("torch.optim.AdamW", {}, "optimizer.args.lr is missing"),
+        ("torch.optim.AdamW", {"lr": 0}, "optimizer.args.lr is 0"),
+        ("torch.optim.AdamW", {"lr": 1e-3, "weigth_decay": 0.1}, "weigth_decay"),
+        ("torch.optim.AdamW", {"lr": 1e-3, "betas": [1.5, 0.9]}, "beta"),
+        ("torch.optim.SGD", {"lr": 1e-3, "nesterov": True}, "(?i)nesterov"),
+        ("torch.optim.LBFGS", {"lr": 1.0}, "LBFGS"),
+    ],
+)
 def test_wrong_arguments_are_refused(target: str, args: dict[str, Any], words: str) -> None:
     with pytest.raises(MaskfoldError, match=words) as caught:
         build_optimizer(experiment(optimizer={"target": target, "args": args}), nn.Linear(3, 2).parameters())

@@ -50,18 +50,21 @@ def test_timm_weights_by_name_give_timm_s_own_features(name: str, tmp_path: Path
     save_file(network.state_dict(), tmp_path / "donor.safetensors")
     exp = experiment(UNET, {"encoder_name": f"tu-{name}"}, encoder_weights=str(tmp_path / "donor.safetensors"))
     image = torch.randn(1, 3, 64, 64)
-    extractor = timm.create_model(name, features_only=True, pretrained=True,
-                                  pretrained_cfg_overlay={"file": str(tmp_path / "donor.safetensors")}).eval()
+    extractor = timm.create_model(
+        name, features_only=True, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "donor.safetensors")}
+    ).eval()
     with torch.no_grad():
         wanted = extractor(image)
     found = features(build_network(exp, 3), image)
-    assert same(found[-len(wanted):], wanted)
+    assert same(found[-len(wanted) :], wanted)
 
 
 def test_timm_weights_by_order_go_by_way_of_the_whole_network(tmp_path: Path) -> None:
     network = donor("tf_efficientnet_lite0")
-    renamed = {f"_w{place}.{name.rpartition('.')[2]}": tensor
-               for place, (name, tensor) in enumerate(network.state_dict().items())}
+    renamed = {
+        f"_w{place}.{name.rpartition('.')[2]}": tensor
+        for place, (name, tensor) in enumerate(network.state_dict().items())
+    }
     torch.save({"state_dict": renamed}, tmp_path / "renamed.pth")
     weights = str(tmp_path / "renamed.pth")
     exp = experiment(UNET, {"encoder_name": "tu-tf_efficientnet_lite0", "encoder_weights": weights})
@@ -121,10 +124,13 @@ def test_adapted_layer_answers_equal_channels_as_before() -> None:
         assert torch.allclose(adapt_input(weight, channels).sum(1), weight.sum(1), atol=1e-5)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda state: state.pop("layer4.1.conv2.weight"), "layer4.1.conv2.weight is missing"),
-    (lambda state: state.update({"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}), r"\(64, 64, 1, 1\) there"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("layer4.1.conv2.weight"), "layer4.1.conv2.weight is missing"),
+        (lambda state: state.update({"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}), r"\(64, 64, 1, 1\) there"),
+    ],
+)
 def test_incomplete_weights_are_refused_and_change_nothing(change: object, words: str, tmp_path: Path) -> None:
     state = dict(donor().state_dict())
     change(state)  # type: ignore[operator]

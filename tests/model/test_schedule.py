@@ -46,8 +46,9 @@ def test_warm_up_rises_in_a_straight_line(name: str) -> None:
 @pytest.mark.parametrize("peak", [0.0, 0.25])
 def test_onecycle_is_torch_s(peak: float) -> None:
     total, optimizer = 101, sgd()
-    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=total, pct_start=peak or 0.3,
-                                                 cycle_momentum=False)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=total, pct_start=peak or 0.3, cycle_momentum=False
+    )
     ours = Schedule(Config(name="onecycle", warmup=peak), [1.0])
     top = (peak or 0.3) * total - 1  # torch's peak falls on this step, ours on the share itself
     for step in range(total):

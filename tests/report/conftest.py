@@ -31,14 +31,31 @@ __all__ = ["nuclei"]
 Predict = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
 
 
-def write_member(run: CvRun, fold: int, seed: int, score: float | None, curves: list[dict[str, float]], time: float) -> Path:
+def write_member(
+    run: CvRun, fold: int, seed: int, score: float | None, curves: list[dict[str, float]], time: float
+) -> Path:
     """A member's folder with its result and its metrics, the last of them at `time`."""
     folder = run.member_folder(fold, seed)
     folder.mkdir(parents=True)
-    result = FoldResult(fold=fold, seed=seed, score=score, dice={}, epochs=len(curves), steps=10, minutes=1.5, peak_gib=0.1,
-                        threads=1, precision="32-true", device="cpu", torch="2", stopped="done")
-    lines = [json.dumps({"step": epoch, "epoch": epoch, "time": time, "metrics": metrics})
-             for epoch, metrics in enumerate(curves, 1)]
+    result = FoldResult(
+        fold=fold,
+        seed=seed,
+        score=score,
+        dice={},
+        epochs=len(curves),
+        steps=10,
+        minutes=1.5,
+        peak_gib=0.1,
+        threads=1,
+        precision="32-true",
+        device="cpu",
+        torch="2",
+        stopped="done",
+    )
+    lines = [
+        json.dumps({"step": epoch, "epoch": epoch, "time": time, "metrics": metrics})
+        for epoch, metrics in enumerate(curves, 1)
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     write_json(folder / "result.json", asdict(result))
     return folder
@@ -49,26 +66,45 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., CvRun
     """`made(exp, noise=0.3)`: a run below the working folder, which becomes `tmp_path`; its last metrics at `time`."""
     monkeypatch.chdir(tmp_path)
 
-    def make(exp: Any, name: str = "demo-tiny", noise: float = 0.3, predict: Predict | None = None, seed: int = 0,
-             time: float = 1000.0) -> CvRun:
+    def make(
+        exp: Any,
+        name: str = "demo-tiny",
+        noise: float = 0.3,
+        predict: Predict | None = None,
+        seed: int = 0,
+        time: float = 1000.0,
+    ) -> CvRun:
         run = open_run(exp, name)
         run.write()
         generator = np.random.default_rng(seed)
         for fold, member in run.members():
             shift = 0.05 * (fold + 2 * member)
-            curves = [{"train/loss": 2.0 / epoch + shift, "lr": 0.1 ** epoch, "val/score": 0.1 * epoch + shift,
-                       **{f"val/dice{cls}": 0.1 * epoch + shift for cls in ("", *(f"/{c}" for c in exp.competition.classes))}}
-                      for epoch in (1, 2, 3)]
+            curves = [
+                {
+                    "train/loss": 2.0 / epoch + shift,
+                    "lr": 0.1**epoch,
+                    "val/score": 0.1 * epoch + shift,
+                    **{
+                        f"val/dice{cls}": 0.1 * epoch + shift
+                        for cls in ("", *(f"/{c}" for c in exp.competition.classes))
+                    },
+                }
+                for epoch in (1, 2, 3)
+            ]
             folder = write_member(run, fold, member, None if fold < 0 else 0.5, curves, time)
             if fold < 0:
                 continue
             ids = run.folds.loc[run.folds["fold"] == fold, "id"]
-            judge = Judge(exp, run.cases[run.cases["id"].isin(ids)], {}, torch.device("cpu"), torch.no_grad, lambda: None)
+            judge = Judge(
+                exp, run.cases[run.cases["id"].isin(ids)], {}, torch.device("cpu"), torch.no_grad, lambda: None
+            )
             store, lines = OofStore(folder / "oof", exp.inference.store), []
             for row in judge.rows():
                 truth = load_mask(exp.competition, row)
-                store.write(row.id, soft(truth, exp.outputs, noise, generator) if predict is None
-                            else predict(truth, row, generator))
+                store.write(
+                    row.id,
+                    soft(truth, exp.outputs, noise, generator) if predict is None else predict(truth, row, generator),
+                )
                 lines += judge.score(store.read(row.id), row, fold)[0]
             pd.DataFrame(lines).to_csv(folder / "scores.csv", index=False)
         summarise(run)
@@ -117,19 +153,26 @@ class Page(HTMLParser):
 
     def rows(self, first: str, *header: str) -> list[dict[str, str]]:
         """The rows whose table has these columns and whose first cell is `first`."""
-        return [dict(zip(table[0], row, strict=True)) for table in self.tables if set(header) <= set(table[0])
-                for row in table[1:] if row[0] == first]
+        return [
+            dict(zip(table[0], row, strict=True))
+            for table in self.tables
+            if set(header) <= set(table[0])
+            for row in table[1:]
+            if row[0] == first
+        ]
 
 
 def loads_nothing(page: Page) -> None:
     """Nothing on the page would be fetched or run by a browser."""
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "source"} & set(page.tags)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "source"} & set(
+        page.tags
+    )
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         if name in ("src", "href", "srcset", "data", "action", "poster", "background"):
             assert value.startswith("data:image/png;base64," if tag == "img" else "#"), (tag, value[:80])
         assert name != "style"
-    styles = page.source[page.source.index("<style>"):page.source.index("</style>")]
+    styles = page.source[page.source.index("<style>") : page.source.index("</style>")]
     assert "url(" not in styles and "@import" not in styles
     assert ("meta", "content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
 
@@ -138,7 +181,11 @@ def report(run: CvRun) -> Page:
     """A run's page, looked through: nothing is loaded, and the PNGs beside it are those inside."""
     page = Page(write_report(run, run.folder / "report.html"))
     loads_nothing(page)
-    inside = {base64.b64decode(value.partition(",")[2]) for tag, name, value in page.attributes if (tag, name) == ("img", "src")}
+    inside = {
+        base64.b64decode(value.partition(",")[2])
+        for tag, name, value in page.attributes
+        if (tag, name) == ("img", "src")
+    }
     assert inside == {path.read_bytes() for path in (run.folder / "report").glob("*.png")}
     return page
 
@@ -150,6 +197,12 @@ def slow_dice(run: CvRun) -> pd.DataFrame:
         truth, best = load_mask(run.exp.competition, row)[0], oof.read(row.id).argmax(axis=0)
         for index, name in enumerate(run.exp.competition.classes, 1):
             total = int((truth == index).sum() + (best == index).sum())
-            found.append((row.id, oof.fold_of[row.id], name,
-                          2 * int(((truth == index) & (best == index)).sum()) / total if total else np.nan))
+            found.append(
+                (
+                    row.id,
+                    oof.fold_of[row.id],
+                    name,
+                    2 * int(((truth == index) & (best == index)).sum()) / total if total else np.nan,
+                )
+            )
     return pd.DataFrame(found, columns=["id", "fold", "class", "dice"])

@@ -22,8 +22,14 @@ PICTURES = {"sizes.png", "intensities.png", "samples.png", "classes.png", "objec
 def competition_yaml(folder: Path, root: Path, **changes: object) -> Path:
     """A competition's file."""
     plain: dict[str, object] = {
-        "name": "host", "root": str(root), "dimensions": 2, "classes": ["cell"], "group": GROUP,
-        "train": {"images": "images/{id}.png", "masks": "masks/{id}.png"}, "test": {"images": "test/{id}.png"}}
+        "name": "host",
+        "root": str(root),
+        "dimensions": 2,
+        "classes": ["cell"],
+        "group": GROUP,
+        "train": {"images": "images/{id}.png", "masks": "masks/{id}.png"},
+        "test": {"images": "test/{id}.png"},
+    }
     path = folder / "competition.yaml"
     path.write_text(yaml.safe_dump(plain | changes))
     return path
@@ -37,7 +43,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
     return int(left.value.code or 0)
 
 
-def test_a_sound_folder_ends_with_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_folder_ends_with_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     sound(tmp_path / "data")
     file = competition_yaml(tmp_path, tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
@@ -46,14 +54,19 @@ def test_a_sound_folder_ends_with_0(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert re.search(r"^cases +12 +3$", said, re.MULTILINE) and "faults: 0, remarks: 0" in said
     assert "\x1b" not in said and "│" not in said
     assert {path.name for path in (tmp_path / "reports" / "host").iterdir()} == {
-        *PICTURES, "cases.csv", "findings.csv", "suggested.yaml"}
+        *PICTURES,
+        "cases.csv",
+        "findings.csv",
+        "suggested.yaml",
+    }
     page = Page(tmp_path / "reports" / "host.html")
     loads_nothing(page)
     assert "None." in page.text and page.text.count("Least / median / greatest") == 1
 
 
 def test_planted_faults_are_on_the_terminal_on_the_page_and_in_the_files(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = competition_yaml(tmp_path, plant(tmp_path / "data"))
     output = tmp_path / "deep" / "look.html"
     assert run(monkeypatch, file, "-o", output) == 1
@@ -62,42 +75,70 @@ def test_planted_faults_are_on_the_terminal_on_the_page_and_in_the_files(
     loads_nothing(page)
     rows = list(csv.DictReader((output.with_suffix("") / "findings.csv").read_text(encoding="utf-8").splitlines()))
     kinds = {(row["weight"], row["kind"]) for row in rows}
-    assert kinds == {("fault", "files"), ("fault", "image"), ("fault", "mask"), ("fault", "conflict"), ("remark", "group"),
-                     ("remark", "duplicate"), ("remark", "near-duplicate"), ("remark", "empty")}
+    assert kinds == {
+        ("fault", "files"),
+        ("fault", "image"),
+        ("fault", "mask"),
+        ("fault", "conflict"),
+        ("remark", "group"),
+        ("remark", "duplicate"),
+        ("remark", "near-duplicate"),
+        ("remark", "empty"),
+    }
     for row in rows:
         line = f"{row['weight']} ({row['kind']}): {row['wrong']} {row['cure']}"
         assert line in said and row["wrong"] in page.text and row["cure"] in page.text
-    cases = {row["id"]: row for row in csv.DictReader((output.with_suffix("") / "cases.csv").read_text().splitlines())
-             if row["split"] == "train"}
-    assert cases["cut_1"]["faults"] == "1" and cases["cut_1"]["image_mean"] == "" and cases["p_0"]["cell_objects"] == "2"
+    cases = {
+        row["id"]: row
+        for row in csv.DictReader((output.with_suffix("") / "cases.csv").read_text().splitlines())
+        if row["split"] == "train"
+    }
+    assert (
+        cases["cut_1"]["faults"] == "1" and cases["cut_1"]["image_mean"] == "" and cases["p_0"]["cell_objects"] == "2"
+    )
     assert (output.with_suffix("") / "alike.png").is_file()
     assert "faults: 6, remarks: 5" in said
 
 
-def test_the_printed_snippet_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_snippet_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     sound(tmp_path / "data")
     file = competition_yaml(tmp_path, tmp_path / "data")
     run(monkeypatch, file, "-o", tmp_path / "x.html")
     snippet = (tmp_path / "x" / "suggested.yaml").read_text()
     assert snippet in capsys.readouterr().out
     experiment = tmp_path / "experiment.yaml"
-    experiment.write_text("competition: competition.yaml\nmodel: {target: monai.networks.nets.BasicUNet}\n"
-                          f"loss: {{target: monai.losses.DiceLoss}}\n{snippet}")
+    experiment.write_text(
+        "competition: competition.yaml\nmodel: {target: monai.networks.nets.BasicUNet}\n"
+        f"loss: {{target: monai.losses.DiceLoss}}\n{snippet}"
+    )
     exp = load_experiment(experiment)
     assert (exp.patch.size, exp.folds.scheme, exp.folds.k) == ([48, 64], "group", 4)
 
 
-def test_volumes_have_a_page_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                                 demo3d: Path) -> None:
-    assert run(monkeypatch, ROOT / "experiments" / "demo3d" / "competition.yaml", f"root={demo3d}", "-o", tmp_path / "x.html") == 0
+def test_volumes_have_a_page_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], demo3d: Path
+) -> None:
+    assert (
+        run(
+            monkeypatch,
+            ROOT / "experiments" / "demo3d" / "competition.yaml",
+            f"root={demo3d}",
+            "-o",
+            tmp_path / "x.html",
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert re.search(r"^orientation +[A-Z]{3} in \d, .+[A-Z]{3} in \d", said, re.MULTILINE) and "prepare:" in said
     assert {path.name for path in (tmp_path / "x").glob("*.png")} == PICTURES
     loads_nothing(Page(tmp_path / "x.html"))
 
 
-def test_hostile_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hostile_names_stay_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A class called like HTML, an id like rich's markup."""
     sound(tmp_path / "data", ids=(*SOUND, "p_[red]x[", "q_$x_1$"))
     (tmp_path / "data" / "masks" / "p_[red]x[.png").unlink()
@@ -119,8 +160,9 @@ def test_figures_of_an_earlier_look_are_gone(tmp_path: Path, monkeypatch: pytest
     assert "alike" not in [value for tag, name, value in Page(tmp_path / "x.html").attributes if name == "id"]
 
 
-def test_what_was_decided_to_be_left_out_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                     capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_decided_to_be_left_out_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     sound(tmp_path / "data")
     (tmp_path / "data" / "masks" / "p_0.png").unlink()
     file = competition_yaml(tmp_path, tmp_path / "data")
@@ -128,8 +170,11 @@ def test_what_was_decided_to_be_left_out_is_no_fault(tmp_path: Path, monkeypatch
     assert "competition.on_bad_case=skip" in capsys.readouterr().out
     assert run(monkeypatch, file, "on_bad_case=skip", "-o", tmp_path / "x.html") == 0
     said = capsys.readouterr().out
-    assert re.search(r"^remark \(left out\): The case p_0 has an image .+ and no mask .+ Left out by cv \(on_bad_case: skip\)\.$",
-                     said, re.MULTILINE)
+    assert re.search(
+        r"^remark \(left out\): The case p_0 has an image .+ and no mask .+ Left out by cv \(on_bad_case: skip\)\.$",
+        said,
+        re.MULTILINE,
+    )
     assert "on_bad_case=skip" not in said and "faults: 0, remarks: 1" in said
     assert re.search(r"^left out by cv +1 +0$", said, re.MULTILINE)
     (tmp_path / "data" / "masks" / "p_0.jpg").write_bytes(b"")
@@ -156,8 +201,9 @@ def test_the_legend_of_sizes_covers_no_point(tmp_path: Path, monkeypatch: pytest
     assert box.get_window_extent().y1 <= axes.get_window_extent().y0
 
 
-def test_nothing_readable_still_makes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_readable_still_makes_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(3):
         for kind in ("images", "masks"):
             path = tmp_path / "data" / kind / f"{number}.png"
@@ -170,18 +216,22 @@ def test_nothing_readable_still_makes_a_page(tmp_path: Path, monkeypatch: pytest
     loads_nothing(Page(tmp_path / "x.html"))
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["root=/nowhere"], "does not exist"), (["classes=7"], "classes"), (["-o", "page.txt"], "ends in .html")])
-def test_wrong_words_end_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                                words: list[str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["root=/nowhere"], "does not exist"), (["classes=7"], "classes"), (["-o", "page.txt"], "ends in .html")],
+)
+def test_wrong_words_end_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     sound(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, competition_yaml(tmp_path, tmp_path / "data"), *words) == 2
     assert message in capsys.readouterr().err
 
 
-def test_very_many_findings_of_one_kind_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_very_many_findings_of_one_kind_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     sound(tmp_path / "data", ids=tuple(f"p_{number}" for number in range(30)))
     for path in sorted((tmp_path / "data" / "masks").iterdir())[5:]:
         path.unlink()

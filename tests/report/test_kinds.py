@@ -25,8 +25,12 @@ def test_hostile_names_are_only_text(made, tiny, demo2d, tmp_path):
         first.rename(first.with_name(f"{bad}.png"))
     cls = ["<script>alert(1)<br>", "_$oops{$"]  # the second is mathematics that no one can draw
     # with noise that only this case has, it is the worst, so that it is on the page
-    run = made(tiny(2, f"competition.root={root}", f"competition.classes={json.dumps(cls)}"), predict=lambda truth, row, rng: (
-        np.stack([truth[0] == k for k in range(3)]) ^ (row.id == bad)).astype(np.float16))
+    run = made(
+        tiny(2, f"competition.root={root}", f"competition.classes={json.dumps(cls)}"),
+        predict=lambda truth, row, rng: (np.stack([truth[0] == k for k in range(3)]) ^ (row.id == bad)).astype(
+            np.float16
+        ),
+    )
     page = report(run)
     assert "<script" not in page.source and "<img src=x" not in page.source
     assert page.text.count(bad) >= 1 and page.rows(cls[0], "class", "ECE")
@@ -39,8 +43,13 @@ def test_an_absent_class_is_absent(made, tiny):
     rows = page.rows("ghost", "class")
     assert len(rows) == 4  # by class; by fold; calibration; thirds of sizes
     for row in rows:
-        cells = [cell for name, cell in row.items() if name not in ("class", "missed", "cases with it", "false alarms")
-                 and cell and not (name == "cases without" and cell == str(len(run.cases)))]
+        cells = [
+            cell
+            for name, cell in row.items()
+            if name not in ("class", "missed", "cases with it", "false alarms")
+            and cell
+            and not (name == "cases without" and cell == str(len(run.cases)))
+        ]
         assert cells and set(cells) == {"absent"}, row
     (row,) = page.rows("ghost", "class", "false alarms")
     assert (row["cases with it"], row["missed"], row["false alarms"]) == ("0", "0", "0")
@@ -83,8 +92,10 @@ def test_empty_truth_missed_and_false_alarms(made, tiny, demo2d, tmp_path):
 
 
 def test_overlapping_labels(made, tiny):
-    run = made(tiny(2, "competition.labels=overlapping", "competition.metric.average=class"), predict=lambda truth, row, rng: (
-        np.clip(truth + rng.normal(0, 0.35, truth.shape), 0, 1).astype(np.float16)))
+    run = made(
+        tiny(2, "competition.labels=overlapping", "competition.metric.average=class"),
+        predict=lambda truth, row, rng: np.clip(truth + rng.normal(0, 0.35, truth.shape), 0, 1).astype(np.float16),
+    )
     page = report(run)
     oof, comp = OutOfFold(run), run.exp.competition
     for index, name in enumerate(comp.classes):

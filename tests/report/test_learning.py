@@ -19,5 +19,8 @@ def test_the_epochs_of_a_short_run_are_whole_numbers(epochs, ticks, monkeypatch,
         low, high = axes.get_xlim()
         assert [tick for tick in axes.get_xticks() if low <= tick <= high] == ticks
         drawn[0].canvas.draw()
-        assert [label.get_text() for label in axes.get_xticklabels() if label.get_text()
-                and low <= label.get_position()[0] <= high] == [str(tick) for tick in ticks]
+        assert [
+            label.get_text()
+            for label in axes.get_xticklabels()
+            if label.get_text() and low <= label.get_position()[0] <= high
+        ] == [str(tick) for tick in ticks]

@@ -20,8 +20,11 @@ def slowly(predicted, truth):
 
     mine = [predicted == number for number in np.unique(predicted[predicted != 0])]
     theirs = [truth == number for number in np.unique(truth[truth != 0])]
-    return ([one.sum() for one in theirs], [max([iou(own, one) for own in mine], default=0.0) for one in theirs],
-            [max([iou(own, one) for one in theirs], default=0.0) for own in mine])
+    return (
+        [one.sum() for one in theirs],
+        [max([iou(own, one) for own in mine], default=0.0) for one in theirs],
+        [max([iou(own, one) for one in theirs], default=0.0) for own in mine],
+    )
 
 
 @pytest.mark.parametrize("shape", [(14, 17), (6, 7, 8)])
@@ -103,6 +106,8 @@ def test_a_log_axis_has_a_few_ticks_within(low, high):
     assert len({plain(tick) for tick in ticks}) == len(ticks)
 
 
-@pytest.mark.parametrize(("value", "text"), [(1500, "1,500"), (0.002, "0.002"), (1e-7, "1e-7"), (2.5e8, "2.5e8"), (1, "1")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(1500, "1,500"), (0.002, "0.002"), (1e-7, "1e-7"), (2.5e8, "2.5e8"), (1, "1")]
+)
 def test_numbers_on_axes(value, text):
     assert plain(value) == text

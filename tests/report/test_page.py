@@ -16,8 +16,14 @@ HOSTILE = "</td><script>alert(\"1\")</script><img src='http://x/y' onerror=alert
 
 
 def test_whatever_is_text_is_escaped(tmp_path):
-    body = html.section("a", HOSTILE, html.table([HOSTILE], [[HOSTILE], [html.element("b", HOSTILE, title=HOSTILE)]]),
-                        html.paragraph(HOSTILE, "more"), html.element("pre", HOSTILE), html.facts({HOSTILE: HOSTILE}))
+    body = html.section(
+        "a",
+        HOSTILE,
+        html.table([HOSTILE], [[HOSTILE], [html.element("b", HOSTILE, title=HOSTILE)]]),
+        html.paragraph(HOSTILE, "more"),
+        html.element("pre", HOSTILE),
+        html.facts({HOSTILE: HOSTILE}),
+    )
     page = Page(write_page(HOSTILE, html.element("h1", HOSTILE), {"a": (HOSTILE, body)}, tmp_path / "x.html"))
     loads_nothing(page)
     seen = HOSTILE.replace("\x00", "\N{REPLACEMENT CHARACTER}").replace("\x1b", "\N{REPLACEMENT CHARACTER}")
@@ -27,13 +33,17 @@ def test_whatever_is_text_is_escaped(tmp_path):
 
 def test_only_pieces_of_html_are_taken_as_html():
     assert html.joined(["<b>", html.element("b", "<")]) == "&lt;b&gt;<b>&lt;</b>"
-    assert html.element("img", alt="a\"b") == '<img alt="a&quot;b">'
+    assert html.element("img", alt='a"b') == '<img alt="a&quot;b">'
 
 
 def test_a_figure_is_inside_of_the_page(tmp_path):
     Figure(figsize=(3, 2), dpi=100).savefig(tmp_path / "f.png")
-    path = write_page("t", html.joined([]), {"f": ("f", html.figure(tmp_path / "f.png", "caption <", "alt", scale=0.5))},
-                      tmp_path / "x.html")
+    path = write_page(
+        "t",
+        html.joined([]),
+        {"f": ("f", html.figure(tmp_path / "f.png", "caption <", "alt", scale=0.5))},
+        tmp_path / "x.html",
+    )
     (tmp_path / "f.png").rename(tmp_path / "g.png")
     page = Page(path)
     image = {name: value for tag, name, value in page.attributes if tag == "img"}
@@ -41,8 +51,10 @@ def test_a_figure_is_inside_of_the_page(tmp_path):
     assert base64.b64decode(image["src"].partition(",")[2]) == (tmp_path / "g.png").read_bytes()
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0, "0.0000"), (1.0, "1.0000"), (0.12345, "0.1235"), (None, "absent"),
-                                             (float("nan"), "absent")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.0000"), (1.0, "1.0000"), (0.12345, "0.1235"), (None, "absent"), (float("nan"), "absent")],
+)
 def test_unknown_scores_are_absent(value, text):
     assert html.number(value) == text
 
@@ -65,7 +77,10 @@ def test_a_page_has_the_ending_html(tmp_path, name):
     with pytest.raises(MaskfoldError, match=r"ends in \.html") as refused:
         place_pictures(tmp_path / name)
     assert refused.value.status == 2
-    assert place_pictures(tmp_path / "new" / "page.html") == tmp_path / "new" / "page" and (tmp_path / "new" / "page").is_dir()
+    assert (
+        place_pictures(tmp_path / "new" / "page.html") == tmp_path / "new" / "page"
+        and (tmp_path / "new" / "page").is_dir()
+    )
     (tmp_path / "file").write_text("")
     with pytest.raises(MaskfoldError, match="cannot be made"):
         place_pictures(tmp_path / "file" / "page.html")

@@ -22,13 +22,17 @@ def change(run, **values):
 
 
 def test_the_best_of_those_that_ended_before(made, tiny):
-    runs = {name: made(tiny(2, f"training.batch_size={size}"), name, time=time)
-            for size, (name, time) in enumerate((("low", 10), ("high", 20), ("mine", 30), ("later", 40)), 3)}
+    runs = {
+        name: made(tiny(2, f"training.batch_size={size}"), name, time=time)
+        for size, (name, time) in enumerate((("low", 10), ("high", 20), ("mine", 30), ("later", 40)), 3)
+    }
     for name, score in (("low", 0.3), ("high", 0.6), ("mine", 0.5), ("later", 0.9)):
         change(runs[name], score=score)
     assert {name: ended(run.folder) for name, run in runs.items()} == {"low": 10, "high": 20, "mine": 30, "later": 40}
     best = previous_best(runs["mine"])
-    assert best is not None and best.name == f"high/{runs['high'].folder.name}" and best.score == 0.6 and best.cases == 10
+    assert (
+        best is not None and best.name == f"high/{runs['high'].folder.name}" and best.score == 0.6 and best.cases == 10
+    )
     assert previous_best(runs["high"]).name.startswith("low/") and previous_best(runs["low"]) is None
     change(runs["high"], metric="iou")  # not comparable
     assert previous_best(runs["mine"]).name.startswith("low/")
@@ -66,7 +70,9 @@ def test_the_page_shows_the_difference_and_the_gain(made, tiny, tmp_path):
     gain, cases = paired(results, best.folder)
     other = Results.of(find_run(str(best.folder)))
     assert cases == 10 and gain.low < gain.value < gain.high
-    assert gain.value == pytest.approx(np.mean([np.nanmean(results.table["dice"]) - np.nanmean(other.table["dice"])]), abs=1e-9)
+    assert gain.value == pytest.approx(
+        np.mean([np.nanmean(results.table["dice"]) - np.nanmean(other.table["dice"])]), abs=1e-9
+    )
     assert f"{gain.value:+.4f} (95 % {gain.low:+.4f} to {gain.high:+.4f}" in text
 
 

@@ -15,16 +15,27 @@ from competition.training.oof import OutOfFold
 
 
 def competition(classes, labels="exclusive", instances=False):
-    return Competition(name="x", root="/", dimensions=2, classes=classes, labels=labels, instances=instances,
-                       train={"images": "{id}.png", "masks": "{id}.png"})
+    return Competition(
+        name="x",
+        root="/",
+        dimensions=2,
+        classes=classes,
+        labels=labels,
+        instances=instances,
+        train={"images": "{id}.png", "masks": "{id}.png"},
+    )
 
 
 def fake(monkeypatch, comp, cases):
     """An `OutOfFold` that holds (probabilities, truth) by name."""
     monkeypatch.setattr(reliability, "load_mask", lambda _, row: cases[row.id][1])
     rows = SimpleNamespace(itertuples=lambda index: [SimpleNamespace(id=name) for name in cases])
-    return SimpleNamespace(run=SimpleNamespace(exp=SimpleNamespace(competition=comp)), cases=rows, fold_of=cases,
-                           read=lambda name: cases[name][0])
+    return SimpleNamespace(
+        run=SimpleNamespace(exp=SimpleNamespace(competition=comp)),
+        cases=rows,
+        fold_of=cases,
+        read=lambda name: cases[name][0],
+    )
 
 
 def slowly(cases, channel, number, layer, plain=lambda p: p):
@@ -37,11 +48,22 @@ def slowly(cases, channel, number, layer, plain=lambda p: p):
         inside = (probability > index / BINS) & (probability <= (index + 1) / BINS)
         if index == 0:
             inside |= probability == 0
-        bins.append((inside.sum(), probability[inside].mean() if inside.any() else np.nan,
-                     truth[inside].mean() if inside.any() else np.nan))
-    ece, inner = (sum(count * abs(mean - share) for count, mean, share in some if count) / sum(count for count, _, _ in some)
-                  for some in (bins, bins[1:-1]))
-    dice = [[2 * (t & (p > limit)).sum() / (t.sum() + (p > limit).sum()) for limit in THRESHOLDS] for p, t in known if t.any()]
+        bins.append(
+            (
+                inside.sum(),
+                probability[inside].mean() if inside.any() else np.nan,
+                truth[inside].mean() if inside.any() else np.nan,
+            )
+        )
+    ece, inner = (
+        sum(count * abs(mean - share) for count, mean, share in some if count) / sum(count for count, _, _ in some)
+        for some in (bins, bins[1:-1])
+    )
+    dice = [
+        [2 * (t & (p > limit)).sum() / (t.sum() + (p > limit).sum()) for limit in THRESHOLDS]
+        for p, t in known
+        if t.any()
+    ]
     empty = [[not (p > limit).any() for limit in THRESHOLDS] for p, t in known if not t.any()]
     return bins, ece, inner, dice, empty
 
@@ -70,8 +92,10 @@ def test_exclusive_classes(monkeypatch, chunk):
     monkeypatch.setattr(reliability, "CHUNK", chunk)
     generator = np.random.default_rng(1)
     comp = competition(["a", "b"])
-    cases = {str(n): (drawn(generator, 3, (9, 11 + n)), generator.integers(0, 3, (1, 9, 11 + n)).astype(np.uint8))
-             for n in range(4)}
+    cases = {
+        str(n): (drawn(generator, 3, (9, 11 + n)), generator.integers(0, 3, (1, 9, 11 + n)).astype(np.uint8))
+        for n in range(4)
+    }
     cases["0"][1][0, :3] = 255
     cases["1"][1][cases["1"][1] == 2] = 0
     for index, found in enumerate(tally(fake(monkeypatch, comp, cases), list(cases))):
@@ -83,8 +107,10 @@ def test_exclusive_classes(monkeypatch, chunk):
 def test_overlapping_classes(monkeypatch):
     generator = np.random.default_rng(2)
     comp = competition(["a", "b"], labels="overlapping")
-    cases = {str(n): (generator.random((2, 8, 9)).astype(np.float16), generator.integers(0, 2, (2, 8, 9)).astype(np.uint8))
-             for n in range(3)}
+    cases = {
+        str(n): (generator.random((2, 8, 9)).astype(np.float16), generator.integers(0, 2, (2, 8, 9)).astype(np.uint8))
+        for n in range(3)
+    }
     cases["2"][1][1, 4:] = 255
     for index, found in enumerate(tally(fake(monkeypatch, comp, cases), list(cases))):
         agrees(found, slowly(cases, index, 1, index))
@@ -93,7 +119,9 @@ def test_overlapping_classes(monkeypatch):
 def test_the_boundary_is_shared_out_among_the_classes(monkeypatch):
     generator = np.random.default_rng(3)
     comp = competition(["a", "b"], instances=True)
-    cases = {str(n): (drawn(generator, 4, (8, 9)), generator.integers(0, 3, (1, 8, 9)).astype(np.uint8)) for n in range(3)}
+    cases = {
+        str(n): (drawn(generator, 4, (8, 9)), generator.integers(0, 3, (1, 8, 9)).astype(np.uint8)) for n in range(3)
+    }
 
     def plain(p):
         objects = p[1] + p[2]
@@ -119,7 +147,12 @@ def test_an_absent_class_has_no_numbers(monkeypatch):
     generator = np.random.default_rng(4)
     cases = {"a": (drawn(generator, 3, (6, 6)), np.ones((1, 6, 6), np.uint8))}
     there, absent = tally(fake(monkeypatch, competition(["a", "ghost"]), cases), ["a"])
-    assert absent.absent and np.isnan(absent.ece()) and np.isnan(absent.ece(inner=True)) and np.isnan(absent.mean_dice()).all()
+    assert (
+        absent.absent
+        and np.isnan(absent.ece())
+        and np.isnan(absent.ece(inner=True))
+        and np.isnan(absent.mean_dice()).all()
+    )
     assert not there.absent and there.share_left_empty() is None and np.isfinite(there.ece())
 
 
@@ -135,7 +168,9 @@ def test_cases_are_chosen_evenly():
 def test_of_a_run_the_threshold_of_a_half_is_what_was_scored(made, tiny):
     """With one class of sigmoid the curve at 0.5 is the mean Dice in the run's own scores.csv."""
     exp = tiny(2, "competition.labels=overlapping", "competition.metric.both_empty=null")
-    run = made(exp, predict=lambda truth, row, rng: np.clip(truth + rng.normal(0, 0.4, truth.shape), 0, 1).astype(np.float16))
+    run = made(
+        exp, predict=lambda truth, row, rng: np.clip(truth + rng.normal(0, 0.4, truth.shape), 0, 1).astype(np.float16)
+    )
     oof = OutOfFold(run)
     import pandas as pd
 

@@ -50,7 +50,11 @@ def test_the_numbers_on_the_page_are_those_of_the_predictions(made, tiny, dimens
         assert low < mine["dice"].mean() < high and row["epochs"] == "3" and row["minutes"] == "1.5"
     for name in classes:
         (row,) = page.rows(name, "class", "fold 0", "all")
-        for column, part in (("fold 0", table["fold"] == 0), ("fold 1", table["fold"] == 1), ("all", table["fold"] >= 0)):
+        for column, part in (
+            ("fold 0", table["fold"] == 0),
+            ("fold 1", table["fold"] == 1),
+            ("all", table["fold"] >= 0),
+        ):
             assert row[column].split(" ")[0] == f"{table[part & (table['class'] == name)]['dice'].mean():.4f}"
     names = {path.stem for path in (run.folder / "report").glob("*.png")}
     assert names >= PICTURES and any(name.endswith("_worst") for name in names)
@@ -75,8 +79,20 @@ def test_cases_from_the_best_to_the_worst(made, tiny):
     assert (folder / "case_of_mine.png").exists() and len(list(folder.glob("case_*.png"))) == 8
 
 
-@pytest.mark.parametrize(("count", "kinds"), [
-    (0, ""), (1, "b"), (2, "bw"), (3, "bmw"), (4, "bmw"), (6, "bmw"), (7, "bbmmwww"), (9, "bbmmwww"), (200, "bbmmwww")])
+@pytest.mark.parametrize(
+    ("count", "kinds"),
+    [
+        (0, ""),
+        (1, "b"),
+        (2, "bw"),
+        (3, "bmw"),
+        (4, "bmw"),
+        (6, "bmw"),
+        (7, "bbmmwww"),
+        (9, "bbmmwww"),
+        (200, "bbmmwww"),
+    ],
+)
 def test_few_cases_are_not_shown_twice(count, kinds):
     chosen = choose([(str(place), 1 - place / 300) for place in range(count)])
     assert "".join(one.kind[0] for one in chosen) == kinds
@@ -114,8 +130,19 @@ def test_post_processing_is_told_and_marked_where_it_is_old(made, tiny):
     run = made(tiny(2, "postprocess.tune=true"))
     assert postprocessing(run) == []
     found = {"ring": (Step(threshold=0.35), Step(fill_holes=True)), "grain": ()}
-    remember(run, Tuned(run.exp.postprocess, found, 0.61111, 0.73333, 0.72222, Gain(0.11111, 0.0512, 0.1634), True,
-                        Results.of(run).rows()))
+    remember(
+        run,
+        Tuned(
+            run.exp.postprocess,
+            found,
+            0.61111,
+            0.73333,
+            0.72222,
+            Gain(0.11111, 0.0512, 0.1634),
+            True,
+            Results.of(run).rows(),
+        ),
+    )
     text = " ".join(postprocessing(run))
     assert "0.6111 untouched, 0.7333 tuned on all cases, 0.7222 nested (gain +0.1111, 95 % +0.0512 to +0.1634)" in text
     assert "ring: threshold 0.35, fill holes" in text and "grain: no step" in text and "earlier state" not in text
@@ -150,14 +177,18 @@ def test_the_command(made, tiny, tmp_path, monkeypatch, capsys):
     assert status == 0 and (run.folder / "report.html").exists() and "whole in itself" in said.out, said
     assert (run.folder / "report" / "sizes.png").exists()
     places = []
-    monkeypatch.setattr("competition.report.write_report", lambda run, output, say: places.append(output) or
-                        run.folder / "report.html")
+    monkeypatch.setattr(
+        "competition.report.write_report", lambda run, output, say: places.append(output) or run.folder / "report.html"
+    )
     assert maskfold(run.folder, f"competition.root={root}", "-o", tmp_path / "there" / "page.html")[0] == 0
     assert places == [tmp_path / "there" / "page.html"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    for words, reason in (((run.folder, run.folder), "one run"), ((run.folder, "-o", "page.pdf"), "ends in .html"),
-                          (("nothing-like-it",), "is no run")):
+    for words, reason in (
+        ((run.folder, run.folder), "one run"),
+        ((run.folder, "-o", "page.pdf"), "ends in .html"),
+        (("nothing-like-it",), "is no run"),
+    ):
         status, said = maskfold(*words)
         assert status == 2 and said.err.startswith("error: ") and reason in said.err
 

@@ -18,21 +18,42 @@ BAD = "<script>alert(1)</script>"
 
 def trial(number, value, state="complete", **more):
     values = value if isinstance(value, list) or value is None else [value]
-    return {"number": number, "state": state, "values": values, "minutes": 1.5, "params": {"lr": 0.001 * (number + 1)}, **more}
+    return {
+        "number": number,
+        "state": state,
+        "values": values,
+        "minutes": 1.5,
+        "params": {"lr": 0.001 * (number + 1)},
+        **more,
+    }
 
 
 def test_a_table_of_trials_and_figures(tmp_path):
     Figure(figsize=(2, 1)).savefig(tmp_path / "history.png")
-    trials = [trial(2, 0.75), trial(0, 0.5), trial(1, 0.9, "pruned"),
-              trial(3, None, "failed", reason=f"out of memory {BAD}") | {"minutes": None, "params": {"lr": 0.1, BAD: BAD}}]
-    path = write_study_report(tmp_path, f"study {BAD}", trials, [tmp_path / "history.png", tmp_path / "importance.png"],
-                              tmp_path / "out" / "s.html", best=[2])
+    trials = [
+        trial(2, 0.75),
+        trial(0, 0.5),
+        trial(1, 0.9, "pruned"),
+        trial(3, None, "failed", reason=f"out of memory {BAD}") | {"minutes": None, "params": {"lr": 0.1, BAD: BAD}},
+    ]
+    path = write_study_report(
+        tmp_path,
+        f"study {BAD}",
+        trials,
+        [tmp_path / "history.png", tmp_path / "importance.png"],
+        tmp_path / "out" / "s.html",
+        best=[2],
+    )
     page = Page(path)
     loads_nothing(page)
     rows = page.tables[0][1:]
     assert page.tables[0][0] == ["trial", "state", "score", "minutes", "lr", BAD, "reason"]
-    assert [row[:5] for row in rows] == [["0", "complete", "0.5000", "1.5", "0.001"], ["1", "pruned", "0.9000", "1.5", "0.002"],
-                                         ["2", "complete", "0.7500", "1.5", "0.003"], ["3", "failed", "", "", "0.1"]]
+    assert [row[:5] for row in rows] == [
+        ["0", "complete", "0.5000", "1.5", "0.001"],
+        ["1", "pruned", "0.9000", "1.5", "0.002"],
+        ["2", "complete", "0.7500", "1.5", "0.003"],
+        ["3", "failed", "", "", "0.1"],
+    ]
     assert rows[3][5:] == [BAD, f"out of memory {BAD}"]
     assert strong(page) == ["2"]
     assert "0.7500the best score, of trial 2" in page.text and "the best differs by +0.2500" in page.text
@@ -54,7 +75,11 @@ def study(tmp_path, monkeypatch) -> Path:
     for name in ("slice", "history"):
         Figure(figsize=(2, 1)).savefig(folder / f"{name}.png")
     (folder / "experiment.yaml").write_text("seed: 1\n")
-    record = {"objectives": ["score"], "best": [1], "trials": [trial(0, 0.5, own=True, run="a"), trial(1, 0.75, run="b")]}
+    record = {
+        "objectives": ["score"],
+        "best": [1],
+        "trials": [trial(0, 0.5, own=True, run="a"), trial(1, 0.75, run="b")],
+    }
     (folder / "trials.json").write_text(json.dumps(record))
     return folder
 
@@ -90,15 +115,19 @@ def test_a_study_without_a_trial_says_so(study):
 def test_several_objectives_have_a_front_and_no_single_best(tmp_path):
     trials = [trial(0, [0.5, 12.0]), trial(1, [0.6, 20.0]), trial(2, [0.4, 30.0])]
     page = Page(write_study_report(tmp_path, "two", trials, [], tmp_path / "s.html", ["score", "peak_gib"], [0, 1]))
-    assert page.tables[0][:2] == [["trial", "state", "score", "peak_gib", "minutes", "lr"],
-                                  ["0", "complete", "0.5000", "12.0000", "1.5", "0.001"]]
+    assert page.tables[0][:2] == [
+        ["trial", "state", "score", "peak_gib", "minutes", "lr"],
+        ["0", "complete", "0.5000", "12.0000", "1.5", "0.001"],
+    ]
     assert "best score" not in page.text and strong(page) == ["0", "1"]
     assert "2 trials are on the Pareto front of score and peak_gib" in page.text
 
 
 def test_states_of_optuna_and_nothing_finished(tmp_path):
     state = SimpleNamespace(name="COMPLETE")
-    page = Page(write_study_report(tmp_path, "one", [trial(0, 0.5, state), trial(1, None, "running")], [], tmp_path / "s.html"))
+    page = Page(
+        write_study_report(tmp_path, "one", [trial(0, 0.5, state), trial(1, None, "running")], [], tmp_path / "s.html")
+    )
     assert [row[1] for row in page.tables[0][1:]] == ["complete", "running"] and "bold" not in page.text
     page = Page(write_study_report(tmp_path, "none", [], [], tmp_path / "s.html"))
     assert "No trial has begun." in page.text

@@ -13,8 +13,14 @@ from competition.scoring.baseline import threshold_baseline
 
 
 def comp(classes: int = 1, **more: object) -> Competition:
-    return Competition(name="x", root=Path("x"), dimensions=2, classes=[f"c{n}" for n in range(classes)],
-                       train={"images": "a/{id}.png", "masks": "b/{id}.png"}, **more)
+    return Competition(
+        name="x",
+        root=Path("x"),
+        dimensions=2,
+        classes=[f"c{n}" for n in range(classes)],
+        train={"images": "a/{id}.png", "masks": "b/{id}.png"},
+        **more,
+    )
 
 
 def scores(cases: list, competition: Competition) -> tuple[float, float, list[str]]:

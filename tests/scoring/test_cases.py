@@ -10,8 +10,15 @@ from competition.scoring.cases import score_case, truth_masks
 
 
 def competition(classes=("a", "b"), labels="exclusive", **metric):
-    return Competition(name="test", root=".", dimensions=2, classes=list(classes), labels=labels,
-                       train={"images": "{id}.png", "masks": "{id}.png"}, metric=Metric(**metric))
+    return Competition(
+        name="test",
+        root=".",
+        dimensions=2,
+        classes=list(classes),
+        labels=labels,
+        train={"images": "{id}.png", "masks": "{id}.png"},
+        metric=Metric(**metric),
+    )
 
 
 def one_hot(labels, classes=2):
@@ -25,10 +32,24 @@ PREDICTED = np.array([[1, 0, 0, 2], [1, 1, 1, 0]])
 def test_exclusive_classes_by_hand():
     """Class a: truth of 3 pixels, 2 of them found, 1 invented, and 1 more where nobody counts. b: 1 of 2 found."""
     first, second = score_case(one_hot(PREDICTED), TRUTH, competition())
-    assert first == {"class": "a", "score": pytest.approx(4 / 6), "dice": pytest.approx(4 / 6),
-                     "iou": pytest.approx(2 / 4), "tp": 2, "fp": 1, "fn": 1}
-    assert second == {"class": "b", "score": pytest.approx(2 / 3), "dice": pytest.approx(2 / 3), "iou": 0.5,
-                      "tp": 1, "fp": 0, "fn": 1}
+    assert first == {
+        "class": "a",
+        "score": pytest.approx(4 / 6),
+        "dice": pytest.approx(4 / 6),
+        "iou": pytest.approx(2 / 4),
+        "tp": 2,
+        "fp": 1,
+        "fn": 1,
+    }
+    assert second == {
+        "class": "b",
+        "score": pytest.approx(2 / 3),
+        "dice": pytest.approx(2 / 3),
+        "iou": 0.5,
+        "tp": 1,
+        "fp": 0,
+        "fn": 1,
+    }
 
 
 def test_overlapping_classes_ignore_each_for_itself():
@@ -70,14 +91,22 @@ def test_a_prediction_within_ignored_pixels_is_no_prediction():
 def test_each_metric_reaches_its_parameters():
     mask, truth = np.zeros((2, 1, 20, 20), np.uint8)
     truth[0, 5:10, 5:15], mask[0, 5:12, 5:15] = 1, 1  # tp 50, fp 20
-    for metric, expected in [({"name": "fbeta", "beta": 0.5}, 62.5 / 82.5), ({"name": "iou"}, 50 / 70),
-                             ({"name": "tgs_ap"}, 5 / 10), ({"name": "mean_ap"}, 5 / 10), ({"name": "f2_iou"}, 5 / 10),
-                             ({"name": "uw_madison"}, 0.4 * 100 / 120 + 0.6 * (1 - 2 / np.sqrt(800)))]:
+    for metric, expected in [
+        ({"name": "fbeta", "beta": 0.5}, 62.5 / 82.5),
+        ({"name": "iou"}, 50 / 70),
+        ({"name": "tgs_ap"}, 5 / 10),
+        ({"name": "mean_ap"}, 5 / 10),
+        ({"name": "f2_iou"}, 5 / 10),
+        ({"name": "uw_madison"}, 0.4 * 100 / 120 + 0.6 * (1 - 2 / np.sqrt(800))),
+    ]:
         (row,) = score_case(mask.astype(bool), truth, competition(classes=["a"], **metric))
         assert row["score"] == pytest.approx(expected), metric
-    scores = [score_case(mask.astype(bool), truth, competition(["a"], name="surface_dice", tolerance_mm=tolerance),
-                         spacing=spacing)[0]["score"]
-              for spacing, tolerance in [((1.0, 1.0), 2.0), ((1.0, 1.0), 1.9), ((2.0, 2.0), 2.0), ((2.0, 2.0), 4.0)]]
+    scores = [
+        score_case(
+            mask.astype(bool), truth, competition(["a"], name="surface_dice", tolerance_mm=tolerance), spacing=spacing
+        )[0]["score"]
+        for spacing, tolerance in [((1.0, 1.0), 2.0), ((1.0, 1.0), 1.9), ((2.0, 2.0), 2.0), ((2.0, 2.0), 4.0)]
+    ]
     assert scores[0] == scores[3] == 1.0
     assert scores[1] < 1.0 and scores[2] < 1.0
 

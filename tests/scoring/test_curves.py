@@ -10,8 +10,10 @@ from competition.scoring.pictures import class_colour
 
 
 def write(path: Path, *metrics: dict[str, float]) -> Path:
-    lines = [json.dumps({"step": 10 * epoch, "epoch": epoch, "time": 0.0, "metrics": values})
-             for epoch, values in enumerate(metrics, start=1)]
+    lines = [
+        json.dumps({"step": 10 * epoch, "epoch": epoch, "time": 0.0, "metrics": values})
+        for epoch, values in enumerate(metrics, start=1)
+    ]
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -32,9 +34,11 @@ def test_curves_are_read_by_epoch(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_every_kind_of_curve(tmp_path: Path) -> None:
-    metrics = [{"train/loss": 1 / epoch, "train/dice": 0.5 / epoch, "lr": 10.0 ** -epoch, "time/epoch_seconds": 2.0}
-               | ({"val/score": 0.5, "val/dice": 0.4, "val/dice/_a": 0.3, "val/dice/$b": 0.6} if epoch % 2 else {})
-               for epoch in range(1, 6)]
+    metrics = [
+        {"train/loss": 1 / epoch, "train/dice": 0.5 / epoch, "lr": 10.0**-epoch, "time/epoch_seconds": 2.0}
+        | ({"val/score": 0.5, "val/dice": 0.4, "val/dice/_a": 0.3, "val/dice/$b": 0.6} if epoch % 2 else {})
+        for epoch in range(1, 6)
+    ]
     fold_curves(tmp_path / "curves.png", write(tmp_path / "fold_0" / "metrics.jsonl", *metrics))
     assert has(tmp_path / "curves.png", class_colour(0))
     assert has(tmp_path / "curves.png", class_colour(1))
@@ -46,6 +50,8 @@ def test_a_fold_without_metrics_or_with_one_epoch(tmp_path: Path) -> None:
     fold_curves(tmp_path / "none.png", tmp_path / "fold_0" / "metrics.jsonl")
     fold_curves(tmp_path / "empty.png", write(tmp_path / "fold_0" / "metrics.jsonl", {}))
     fold_curves(tmp_path / "nan.png", write(tmp_path / "fold_0" / "metrics.jsonl", {"train/loss": math.nan, "lr": 0.0}))
-    fold_curves(tmp_path / "one.png", write(tmp_path / "fold_0" / "metrics.jsonl", {"train/loss": 0.5, "val/dice/a": 0.5}))
+    fold_curves(
+        tmp_path / "one.png", write(tmp_path / "fold_0" / "metrics.jsonl", {"train/loss": 0.5, "val/dice/a": 0.5})
+    )
     assert has(tmp_path / "one.png", class_colour(0)), "a single point is drawn as a dot"
     assert not has(tmp_path / "none.png", class_colour(0))

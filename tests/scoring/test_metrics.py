@@ -28,7 +28,9 @@ def random_masks(shape, seed):
     for _ in range(2):
         centre = draw.uniform(0.3, 0.7, len(shape)) * shape
         radii = draw.uniform(0.15, 0.35, len(shape)) * shape
-        masks.append((((grid - centre.reshape(-1, *[1] * len(shape))) / radii.reshape(-1, *[1] * len(shape)))**2).sum(0) < 1)
+        masks.append(
+            (((grid - centre.reshape(-1, *[1] * len(shape))) / radii.reshape(-1, *[1] * len(shape))) ** 2).sum(0) < 1
+        )
     return masks
 
 
@@ -131,15 +133,28 @@ class TestSurface:
         truth[50, 60, 70] = mask[50, 60, 72] = True
         assert surface_dice(mask, truth, (3, 2, 1), 1.0) == pytest.approx(0.5)
 
-    @pytest.mark.parametrize(("shape", "spacing", "tolerance"),
-                             [((30, 25, 20), (1.0, 1.0, 1.0), 1.0), ((20, 22, 24), (0.7, 1.3, 2.5), 2.0),
-                              ((16, 16, 16), (0.1, 0.1, 0.1), 0.3), ((20, 20, 20), (1.0, 2.0, 3.0), 0.0),
-                              ((60, 50), (0.5, 0.8), 1.5), ((40, 40), (1.0, 1.0), 4.0)])
+    @pytest.mark.parametrize(
+        ("shape", "spacing", "tolerance"),
+        [
+            ((30, 25, 20), (1.0, 1.0, 1.0), 1.0),
+            ((20, 22, 24), (0.7, 1.3, 2.5), 2.0),
+            ((16, 16, 16), (0.1, 0.1, 0.1), 0.3),
+            ((20, 20, 20), (1.0, 2.0, 3.0), 0.0),
+            ((60, 50), (0.5, 0.8), 1.5),
+            ((40, 40), (1.0, 1.0), 4.0),
+        ],
+    )
     def test_is_monais(self, shape, spacing, tolerance):
         for seed in range(3):
             mask, truth = random_masks(shape, seed)
-            theirs = compute_surface_dice(torch.from_numpy(mask)[None, None], torch.from_numpy(truth)[None, None],
-                                          [tolerance], include_background=True, spacing=list(spacing), use_subvoxels=True)
+            theirs = compute_surface_dice(
+                torch.from_numpy(mask)[None, None],
+                torch.from_numpy(truth)[None, None],
+                [tolerance],
+                include_background=True,
+                spacing=list(spacing),
+                use_subvoxels=True,
+            )
             assert surface_dice(mask, truth, spacing, tolerance) == pytest.approx(float(theirs), abs=1e-5)
 
     def test_masks_at_the_border_of_the_image(self):

@@ -16,7 +16,15 @@ DICE = Metric(name="dice", both_empty=None)
 
 
 def rows(values: np.ndarray, cls: str = "a") -> pd.DataFrame:
-    return pd.DataFrame({"id": [f"c{n}" for n in range(len(values))], "class": cls, "score": values, "dice": values, "hd95": 10 * values})
+    return pd.DataFrame(
+        {
+            "id": [f"c{n}" for n in range(len(values))],
+            "class": cls,
+            "score": values,
+            "dice": values,
+            "hd95": 10 * values,
+        }
+    )
 
 
 def test_wilcoxon_by_hand() -> None:
@@ -92,7 +100,9 @@ def test_hd95_is_monais_and_brute_force(shape: tuple[int, ...], spacing: tuple[f
         assert hd95(mask, truth, spacing) == pytest.approx(expected, abs=1e-9)
         tensors = [torch.from_numpy(side)[None, None].float() for side in (mask, truth)]
         theirs = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=list(spacing))
-        assert hd95(mask, truth, spacing) == pytest.approx(float(theirs), rel=0.02)  # its border is that of a padded image
+        assert hd95(mask, truth, spacing) == pytest.approx(
+            float(theirs), rel=0.02
+        )  # its border is that of a padded image
 
 
 def test_hd95_of_nothing() -> None:

@@ -22,9 +22,16 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 def competition(dimensions: int = 2, **changes: Any) -> Competition:
     ending = "nii.gz" if dimensions == 3 else "png"
-    return Competition.model_validate({
-        "name": "toy", "root": "data", "dimensions": dimensions, "classes": ["one", "two"],
-        "train": {"images": f"images/{{id}}.{ending}", "masks": f"masks/{{id}}.{ending}"}, **changes})
+    return Competition.model_validate(
+        {
+            "name": "toy",
+            "root": "data",
+            "dimensions": dimensions,
+            "classes": ["one", "two"],
+            "train": {"images": f"images/{{id}}.{ending}", "masks": f"masks/{{id}}.{ending}"},
+            **changes,
+        }
+    )
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -62,7 +69,9 @@ def test_truth_and_prediction_are_drawn_in_their_classes_colours(tmp_path: Path,
     case_picture(tmp_path / "a.png", image, truth, masks, competition(), "a · epoch 1")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     picture = pixels(tmp_path / "a.png")
-    first, second = (np.nonzero(near(picture, class_colour(index)).any(axis=0))[0] / picture.shape[1] for index in (0, 1))
+    first, second = (
+        np.nonzero(near(picture, class_colour(index)).any(axis=0))[0] / picture.shape[1] for index in (0, 1)
+    )
     assert 1 / 3 < first.min() < first.max() < 2 / 3, "class 1 is in the middle panel only"
     assert first.max() < 0.5, "in its left part"
     assert second.min() > 2 / 3, "class 2 is in the right panel only"
@@ -95,7 +104,9 @@ def test_any_number_type_and_channels(tmp_path: Path, channels: int, kind: str) 
     ramp = np.broadcast_to(np.linspace(0, 1, 64), (channels, 48, 64))
     scale = {"uint8": 255, "uint16": 65535, "float32": 1e-3, "bool": 1, "int16": 3000}[kind]
     image = (ramp * scale).astype(kind)
-    case_picture(tmp_path / "a.png", image, np.zeros((1, 48, 64), np.uint8), np.zeros((2, 48, 64), bool), competition(), "a")
+    case_picture(
+        tmp_path / "a.png", image, np.zeros((1, 48, 64), np.uint8), np.zeros((2, 48, 64), bool), competition(), "a"
+    )
     panel = pixels(tmp_path / "a.png")[200:300, 10:455]
     assert panel.max() - panel.min() > 0.9, "the whole range is used"
 
@@ -103,7 +114,9 @@ def test_any_number_type_and_channels(tmp_path: Path, channels: int, kind: str) 
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
     image = np.full((1, 8, 8), np.nan, np.float32)
     image[0, 0, 0] = np.inf
-    case_picture(tmp_path / "a.png", image, np.zeros((1, 8, 8), np.uint8), np.zeros((2, 8, 8), bool), competition(), "a")
+    case_picture(
+        tmp_path / "a.png", image, np.zeros((1, 8, 8), np.uint8), np.zeros((2, 8, 8), bool), competition(), "a"
+    )
     assert (tmp_path / "a.png").stat().st_size > 0
 
 
@@ -111,8 +124,14 @@ def test_volumes_are_cut_where_the_truth_is_largest() -> None:
     found = np.zeros((10, 12, 14), bool)
     found[3, 2:9, 5:9] = True
     found[:, 4, 6] = True
-    assert [(plane.axis, plane.position) for plane in _planes(_profiles([found], found.shape), None, is_stack=False)] == [(2, 6), (1, 4), (0, 3)]
-    assert [plane.position for plane in _planes(_profiles([found & False], found.shape), None, is_stack=False)] == [7, 6, 5], "else in the middle"
+    assert [
+        (plane.axis, plane.position) for plane in _planes(_profiles([found], found.shape), None, is_stack=False)
+    ] == [(2, 6), (1, 4), (0, 3)]
+    assert [plane.position for plane in _planes(_profiles([found & False], found.shape), None, is_stack=False)] == [
+        7,
+        6,
+        5,
+    ], "else in the middle"
 
 
 def test_without_truth_a_volume_is_cut_where_the_prediction_is(tmp_path: Path) -> None:
@@ -148,8 +167,8 @@ def test_ignored_voxels_are_grey_and_count_nowhere(tmp_path: Path, square: Any) 
     case_picture(tmp_path / "a.png", 0 * image, truth, masks, comp, "a")
     picture = pixels(tmp_path / "a.png")
     grey = near(picture, tuple(0.6 * value for value in IGNORED_COLOUR))
-    assert grey[:, picture.shape[1] // 3:2 * picture.shape[1] // 3].any()
-    assert not grey[:, :picture.shape[1] // 3].any()
+    assert grey[:, picture.shape[1] // 3 : 2 * picture.shape[1] // 3].any()
+    assert not grey[:, : picture.shape[1] // 3].any()
 
 
 def test_overlapping_classes_are_split_by_channel() -> None:
@@ -195,7 +214,9 @@ def test_a_real_volume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codes", ["RAS", "PIR", "ASL", "LPI"])
-def test_a_volume_is_drawn_alike_however_it_lies_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: str) -> None:
+def test_a_volume_is_drawn_alike_however_it_lies_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: str
+) -> None:
     """The same patient, stored in another orientation, gives the same panels; only the names of axes and slices change."""
     from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
@@ -214,15 +235,27 @@ def test_a_volume_is_drawn_alike_however_it_lies_in_its_file(tmp_path: Path, mon
         turned = affine @ inv_ornt_aff(turn, image.shape)
         one, other = apply_orientation(image, turn), apply_orientation(truth, turn)
         with monkeypatch.context() as patch:
-            patch.setattr(pictures, "_draw_image", lambda axes, picture, plane: panels.append(picture) or axes.imshow(picture))
+            patch.setattr(
+                pictures, "_draw_image", lambda axes, picture, plane: panels.append(picture) or axes.imshow(picture)
+            )
             patch.setattr(pictures, "_draw_masks", lambda axes, layers: panels.append(layers) or draw(axes, layers))
-            case_picture(tmp_path / "a.png", one[None], other[None], np.stack([other == 1, other == 2]), competition(3), "a",
-                         spacing=np.sqrt((turned[:3, :3] ** 2).sum(axis=0)).tolist(), affine=turned)
+            case_picture(
+                tmp_path / "a.png",
+                one[None],
+                other[None],
+                np.stack([other == 1, other == 2]),
+                competition(3),
+                "a",
+                spacing=np.sqrt((turned[:3, :3] ** 2).sum(axis=0)).tolist(),
+                affine=turned,
+            )
         return panels
 
     usual, found = drawn("LAS"), drawn(codes)
     assert len(usual) == len(found) == 15  # three cuts, each with three pictures and two sets of masks
     for one, other in zip(usual, found, strict=True):
         np.testing.assert_array_equal(one, other)
-    axial = usual[4]  # the prediction in the first row: upwards is the front, rightwards the patient's left, as +x is in LAS
+    axial = usual[
+        4
+    ]  # the prediction in the first row: upwards is the front, rightwards the patient's left, as +x is in LAS
     assert axial.shape == (2, 16, 12) and axial[1, 9:12, 2:4].all() and axial[1].sum() == 6

@@ -10,21 +10,30 @@ from competition.scoring.summary import bootstrap_interval, class_scores, cv_sco
 
 CASES = pd.DataFrame(
     #  id  class score  dice    tp  fp  fn
-    [("1", "a", 0.5, 0.5, 1, 1, 1),
-     ("1", "b", 1.0, np.nan, 0, 0, 0),  # absent here, and the host counts 1
-     ("2", "a", 0.8, 0.8, 40, 10, 10),
-     ("2", "b", 0.2, 0.2, 1, 4, 4),
-     ("3", "a", np.nan, np.nan, 0, 0, 0),  # left out
-     ("3", "b", 0.0, 0.0, 0, 7, 0)],
-    columns=["id", "class", "score", "dice", "tp", "fp", "fn"]).assign(fold=0)
-NOWHERE = pd.DataFrame([(case, "c", 1.0, np.nan, 0, 0, 0) for case in "123"],
-                       columns=["id", "class", "score", "dice", "tp", "fp", "fn"])
+    [
+        ("1", "a", 0.5, 0.5, 1, 1, 1),
+        ("1", "b", 1.0, np.nan, 0, 0, 0),  # absent here, and the host counts 1
+        ("2", "a", 0.8, 0.8, 40, 10, 10),
+        ("2", "b", 0.2, 0.2, 1, 4, 4),
+        ("3", "a", np.nan, np.nan, 0, 0, 0),  # left out
+        ("3", "b", 0.0, 0.0, 0, 7, 0),
+    ],
+    columns=["id", "class", "score", "dice", "tp", "fp", "fn"],
+).assign(fold=0)
+NOWHERE = pd.DataFrame(
+    [(case, "c", 1.0, np.nan, 0, 0, 0) for case in "123"], columns=["id", "class", "score", "dice", "tp", "fp", "fn"]
+)
 
 
 def table(values, classes=("a",)):
     """One row per case and class; values (cases, classes)."""
-    return pd.DataFrame([{"id": str(case), "class": name, "score": value, "dice": value, "tp": 0, "fp": 0, "fn": 0}
-                         for case, line in enumerate(values) for name, value in zip(classes, line, strict=True)])
+    return pd.DataFrame(
+        [
+            {"id": str(case), "class": name, "score": value, "dice": value, "tp": 0, "fp": 0, "fn": 0}
+            for case, line in enumerate(values)
+            for name, value in zip(classes, line, strict=True)
+        ]
+    )
 
 
 class TestScore:
@@ -81,7 +90,9 @@ class TestIntervals:
         """Global Dice of drawn cases, with percentiles widened for 30 cases by about a tenth."""
         draw = np.random.default_rng(0)
         counts = draw.integers(1, 50, (30, 3))
-        cases = pd.DataFrame(counts, columns=["tp", "fp", "fn"]).assign(id=[str(i) for i in range(30)], score=0.0, dice=0.5)
+        cases = pd.DataFrame(counts, columns=["tp", "fp", "fn"]).assign(
+            id=[str(i) for i in range(30)], score=0.0, dice=0.5
+        )
         cases["class"] = "a"
         for name, ratio in (("dice", dice), ("iou", iou)):
             low, high = bootstrap_interval(cases, Metric(name=name, average="global"), n=20_000)

@@ -24,7 +24,10 @@ def place(demo2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 @pytest.fixture
 def quick(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
     """`quick(text, score=…, overrides=…)`: an open study whose folds are written at once."""
-    def make(text: str = YAML, score: Callable[[Any, int, int], float] = by_rate, overrides: tuple[str, ...] = ()) -> Search:
+
+    def make(
+        text: str = YAML, score: Callable[[Any, int, int], float] = by_rate, overrides: tuple[str, ...] = ()
+    ) -> Search:
         install(monkeypatch.setattr, score)
         return open_search(Source(write_experiment(place, text), overrides))
 

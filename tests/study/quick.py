@@ -52,19 +52,46 @@ class QuickExecutor:
             lines = []
             for place, case in enumerate(ids):
                 value = self.score(run.exp, job.fold, place)
-                lines += [{"id": case, "fold": job.fold, "class": name, "score": value, "dice": value, "iou": value,
-                           "tp": 1, "fp": 1, "fn": 1} for name in run.exp.competition.classes]
+                lines += [
+                    {
+                        "id": case,
+                        "fold": job.fold,
+                        "class": name,
+                        "score": value,
+                        "dice": value,
+                        "iou": value,
+                        "tp": 1,
+                        "fp": 1,
+                        "fn": 1,
+                    }
+                    for name in run.exp.competition.classes
+                ]
             with open(job.folder / "metrics.jsonl", "w") as file:
                 for epoch in (1, 2):
                     value = float(np.mean([line["score"] for line in lines])) * epoch / 2
-                    print(json.dumps({"step": epoch, "epoch": epoch, "time": 0, "metrics": {"val/score": value}}), file=file)
+                    print(
+                        json.dumps({"step": epoch, "epoch": epoch, "time": 0, "metrics": {"val/score": value}}),
+                        file=file,
+                    )
                     file.flush()
                     _look(alive)
             time.sleep(self.delay)
             pd.DataFrame(lines).to_csv(job.folder / "scores.csv", index=False)
-            result = FoldResult(fold=job.fold, seed=job.seed, score=0.5, dice={}, epochs=2, steps=2, minutes=1.0,
-                                peak_gib=run.exp.optimizer.args["lr"] * 100, threads=1, precision="", device="cpu", torch="",
-                                stopped="done")
+            result = FoldResult(
+                fold=job.fold,
+                seed=job.seed,
+                score=0.5,
+                dice={},
+                epochs=2,
+                steps=2,
+                minutes=1.0,
+                peak_gib=run.exp.optimizer.args["lr"] * 100,
+                threads=1,
+                precision="",
+                device="cpu",
+                torch="",
+                stopped="done",
+            )
             (job.folder / "result.json").write_text(json.dumps(asdict(result)))
             _look(alive)
 
@@ -95,7 +122,9 @@ class Silent:
     def finish(self, status: str) -> None: ...
 
 
-def install(patch: Callable[[str, Any], None], score: Callable[[Any, int, int], float] = by_rate, delay: float = 0.0) -> None:
+def install(
+    patch: Callable[[str, Any], None], score: Callable[[Any, int, int], float] = by_rate, delay: float = 0.0
+) -> None:
     """Puts the above in the place of training, preparation and MLflow."""
     patch("competition.training.executors.make_executor", lambda exp: QuickExecutor(score, delay))
     patch("competition.tracking.shipper.Shipper", Silent)

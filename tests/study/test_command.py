@@ -26,7 +26,9 @@ def file(place, monkeypatch) -> Path:
     return write_experiment(place).relative_to(Path.cwd())
 
 
-def run(file: Path, *overrides: str, trials: int | None = 3, promote: int | None = None, storage: str | None = None) -> None:
+def run(
+    file: Path, *overrides: str, trials: int | None = 3, promote: int | None = None, storage: str | None = None
+) -> None:
     study(file, list(overrides), trials, storage, promote, ())
 
 
@@ -138,10 +140,16 @@ def test_a_study_of_all_folds_by_their_numbers_has_no_unseen_ones(quick):
     assert found[1].gain is not None and found[1].gain.value == pytest.approx(found[1].score - found[0].score)
 
 
-@pytest.mark.parametrize(("url", "words"), [
-    ("mysql://a:secret@host/db", "is of mysql, which studies cannot use"), ("foo", "--storage foo is no database's URL"),
-    ("postgresql://host:port/db", "is no database's URL"), ("sqlite://", "keeps nothing on disk"),
-    ("postgresql+psycopg2://host/db", "is of postgresql+psycopg2")])
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("mysql://a:secret@host/db", "is of mysql, which studies cannot use"),
+        ("foo", "--storage foo is no database's URL"),
+        ("postgresql://host:port/db", "is no database's URL"),
+        ("sqlite://", "keeps nothing on disk"),
+        ("postgresql+psycopg2://host/db", "is of postgresql+psycopg2"),
+    ],
+)
 def test_a_storage_that_is_none_is_a_wrong_word(url, words):
     with pytest.raises(MaskfoldError) as refusal:
         open_storage(url)

@@ -42,8 +42,10 @@ def test_what_failed_once_is_not_trained_again_and_the_reason_names_an_absurd_lo
         tried.append(rate)
         if rate > 2.5e-3:
             jobs[0].folder.mkdir(parents=True)
-            lines = [{"epoch": 1, "step": 1, "time": 0, "metrics": {"train/loss": 3.5e12 if rate > 3.5e-3 else 0.7}},
-                     {"epoch": 1, "step": 1, "time": 0, "metrics": {"val/score": 0.0}}]
+            lines = [
+                {"epoch": 1, "step": 1, "time": 0, "metrics": {"train/loss": 3.5e12 if rate > 3.5e-3 else 0.7}},
+                {"epoch": 1, "step": 1, "time": 0, "metrics": {"val/score": 0.0}},
+            ]
             (jobs[0].folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             raise MaskfoldError("The network gives values that are not finite.", "Lower the rate.")
         real(self, jobs, say, alive)
@@ -64,7 +66,8 @@ def test_what_failed_once_is_not_trained_again_and_the_reason_names_an_absurd_lo
 def test_constraints_are_kept_by_the_best_without_a_warning(quick, sampler):
     # the score rises with the rate up to 0.003, which needs 0.3 GiB: only below 0.2 is allowed
     text = YAML.replace("pruner: none", "pruner: none\n  constraints: {peak_gib: 0.2}").replace(
-        "sampler: random", f"sampler: {sampler}\n  startup_trials: 2")
+        "sampler: random", f"sampler: {sampler}\n  startup_trials: 2"
+    )
     search = quick(text)
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
@@ -91,8 +94,11 @@ def test_of_a_front_as_many_as_were_asked_for_by_the_first_objective(quick):
     search = quick(YAML.replace("pruner: none", "pruner: none\n  objectives: [score, peak_gib]"))
     run_search(search, 12, lambda line: None)
     values = {trial.number: trial.values for trial in search.trials}
-    front = [number for number, (score, gib) in values.items()
-             if not any(other[0] >= score and other[1] <= gib and other != [score, gib] for other in values.values())]
+    front = [
+        number
+        for number, (score, gib) in values.items()
+        if not any(other[0] >= score and other[1] <= gib and other != [score, gib] for other in values.values())
+    ]
     assert len(front) > 2
     front.sort(key=lambda number: -values[number][0])
     assert [trial.number for trial in best(search, None)] == front == read_trials(search.folder)["best"]
@@ -104,11 +110,18 @@ def test_a_pruned_trial_counts_the_cases_that_were_compared(quick, monkeypatch):
     from competition.study.watch import Watch
 
     real = Watch.look
-    monkeypatch.setattr(Watch, "look", lambda self: real(self) if (self.run.folder / "fold_1" / "result.json").exists() else None)
-    search = quick(YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05"),
-                   score=lambda exp, fold, place: by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3 else 0.3)
+    monkeypatch.setattr(
+        Watch, "look", lambda self: real(self) if (self.run.folder / "fold_1" / "result.json").exists() else None
+    )
+    search = quick(
+        YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05"),
+        score=lambda exp, fold, place: by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3 else 0.3,
+    )
     run_search(search, 2, lambda line: None)
-    assert search.trials[1].user_attrs["reason"] == "pruned after fold 0, 1: on 10 cases it is worse than the best trial (p < 0.05)"
+    assert (
+        search.trials[1].user_attrs["reason"]
+        == "pruned after fold 0, 1: on 10 cases it is worse than the best trial (p < 0.05)"
+    )
 
 
 def test_a_pruned_trial_names_the_folds_of_its_cases_only(quick, monkeypatch):
@@ -121,11 +134,17 @@ def test_a_pruned_trial_names_the_folds_of_its_cases_only(quick, monkeypatch):
         return [pair for pair in real(self) if self.fold_of[pair[0]] == 0]
 
     monkeypatch.setattr(Watch, "_cases", late)
-    monkeypatch.setattr("competition.study.search.pruner", lambda study: __import__("optuna").pruners.WilcoxonPruner(
-        p_threshold=0.05, n_startup_steps=5))
+    monkeypatch.setattr(
+        "competition.study.search.pruner",
+        lambda study: __import__("optuna").pruners.WilcoxonPruner(p_threshold=0.05, n_startup_steps=5),
+    )
     real_look = Watch.look
-    monkeypatch.setattr(Watch, "look", lambda self: real_look(self) if (self.run.folder / "fold_1" / "result.json").exists() else None)
-    search = quick(YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05"),
-                   score=lambda exp, fold, place: by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3 else 0.3)
+    monkeypatch.setattr(
+        Watch, "look", lambda self: real_look(self) if (self.run.folder / "fold_1" / "result.json").exists() else None
+    )
+    search = quick(
+        YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05"),
+        score=lambda exp, fold, place: by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3 else 0.3,
+    )
     run_search(search, 2, lambda line: None)
     assert re.match("pruned after fold 0: on 5 cases", search.trials[1].user_attrs["reason"])

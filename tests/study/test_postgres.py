@@ -46,11 +46,31 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     data = folder / "data"
-    subprocess.run([*who, str(programs / "initdb"), "-D", str(data), "-U", "maskfold", "-A", "trust"], check=True,
-                   capture_output=True, cwd=folder)
-    process = subprocess.Popen([*who, str(programs / "postgres"), "-D", str(data), "-p", str(port), "-k", str(folder),
-                                "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"], cwd=folder,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [*who, str(programs / "initdb"), "-D", str(data), "-U", "maskfold", "-A", "trust"],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+    )
+    process = subprocess.Popen(
+        [
+            *who,
+            str(programs / "postgres"),
+            "-D",
+            str(data),
+            "-p",
+            str(port),
+            "-k",
+            str(folder),
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "fsync=off",
+        ],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         for _ in range(150):
             with socket.socket() as probe:

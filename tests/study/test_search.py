@@ -49,14 +49,24 @@ def by_score(rate: float) -> float:
     """Independent of the files: the mean over the ten pictures of two folds."""
     import numpy as np
 
-    return float(np.mean([0.9 - 0.2 * abs(np.log10(rate / BEST)) + 0.01 * ((7 * place + fold) % 5)
-                          for fold in (0, 1) for place in range(5)]))
+    return float(
+        np.mean(
+            [
+                0.9 - 0.2 * abs(np.log10(rate / BEST)) + 0.01 * ((7 * place + fold) % 5)
+                for fold in (0, 1)
+                for place in range(5)
+            ]
+        )
+    )
 
 
 def test_a_trial_that_is_surely_worse_stops_after_its_first_fold(quick):
-    search = quick(YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05").replace("folds: {k: 2}", "folds: {k: 2}"),
-                   score=lambda exp, fold, place: by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3
-                   else 0.3 + 0.01 * place)
+    search = quick(
+        YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05").replace("folds: {k: 2}", "folds: {k: 2}"),
+        score=lambda exp, fold, place: (
+            by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3 else 0.3 + 0.01 * place
+        ),
+    )
 
     assert isinstance(pruner(search.study), optuna.pruners.WilcoxonPruner)
     search.optuna.pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.05, n_startup_steps=5)  # five cases a fold here
@@ -86,7 +96,9 @@ def test_median_stops_within_a_fold(quick):
 
 @pytest.mark.parametrize(("sampler", "pruner"), [("gp", "none"), ("tpe", "hyperband")])
 def test_other_samplers_and_pruners(quick, sampler, pruner):
-    text = YAML.replace("sampler: random", f"sampler: {sampler}\n  startup_trials: 2").replace("pruner: none", f"pruner: {pruner}")
+    text = YAML.replace("sampler: random", f"sampler: {sampler}\n  startup_trials: 2").replace(
+        "pruner: none", f"pruner: {pruner}"
+    )
     search = quick(text)
     run_search(search, 5, lambda line: None)
     assert len(search.finished) == 5 and set(states(search)) <= {"COMPLETE", "PRUNED"}
@@ -171,7 +183,9 @@ def test_the_best_are_trained_on_all_folds_and_judged_on_those_the_study_did_not
 def by_rate_mean(rate: float, fold: int) -> float:
     import numpy as np
 
-    return float(np.mean([0.9 - 0.2 * abs(np.log10(rate / BEST)) + 0.01 * ((7 * place + fold) % 5) for place in range(5)]))
+    return float(
+        np.mean([0.9 - 0.2 * abs(np.log10(rate / BEST)) + 0.01 * ((7 * place + fold) % 5) for place in range(5)])
+    )
 
 
 # ── processes ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -179,8 +193,14 @@ def by_rate_mean(rate: float, fold: int) -> float:
 
 def start(file: Path, storage: str, count: int, delay: float) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "tests.study.quick", str(file), storage, str(count), str(delay)],
-                            cwd=file.parent.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.study.quick", str(file), storage, str(count), str(delay)],
+        cwd=file.parent.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_a_trial_of_a_killed_process_is_queued_again_at_once(place):

@@ -12,18 +12,25 @@ from competition.study.search import run_search
 from tests.study.quick import YAML
 
 RATE = "    optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\n"
-LINE = YAML[:YAML.index(RATE)].count("\n") + 1  # where RATE stands
+LINE = YAML[: YAML.index(RATE)].count("\n") + 1  # where RATE stands
 
 
 def test_choices_are_stored_by_label_and_conditions_hold(quick):
-    text = YAML.replace(RATE, RATE + """\
+    text = (
+        YAML.replace(
+            RATE,
+            RATE
+            + """\
     model.args.features:
       choices: {small: [4, 4, 8, 8, 8, 4], wide: [8, 8, 16, 16, 16, 8]}
     optimizer.target: {choices: [torch.optim.AdamW, torch.optim.SGD]}
     optimizer.args.weight_decay: {low: 0.0, high: 0.1, when: {optimizer.target: torch.optim.AdamW}}
     schedule: {choices: {poly: {name: poly, power: 0.8}, own: {name: onecycle}}}
-""").replace("args: {lr: 1.0e-3}", "args: {lr: 1.0e-3, weight_decay: 0.01}").replace(
-        "study:", "schedule: {name: onecycle}\nstudy:")
+""",
+        )
+        .replace("args: {lr: 1.0e-3}", "args: {lr: 1.0e-3, weight_decay: 0.01}")
+        .replace("study:", "schedule: {name: onecycle}\nstudy:")
+    )
     search = quick(text)
     run_search(search, 8, lambda line: None)
     assert [trial.state.name for trial in search.trials] == ["COMPLETE"] * 8
@@ -33,7 +40,9 @@ def test_choices_are_stored_by_label_and_conditions_hold(quick):
     for trial in search.trials:
         words = dict(word.split("=", 1) for word in trial.user_attrs["words"])
         assert trial.params["model.args.features"] in ("small", "wide")
-        assert json.loads(words["model.args.features"])[0] == {"small": 4, "wide": 8}[trial.params["model.args.features"]]
+        assert (
+            json.loads(words["model.args.features"])[0] == {"small": 4, "wide": 8}[trial.params["model.args.features"]]
+        )
         adam = trial.params["optimizer.target"].endswith("AdamW")
         assert ("optimizer.args.weight_decay" in trial.params) == adam
         seen.add(adam)
@@ -42,27 +51,49 @@ def test_choices_are_stored_by_label_and_conditions_hold(quick):
 
 def test_a_part_that_says_something_else_is_not_the_yamls_own(quick):
     text = YAML.replace(RATE, "    schedule: {choices: {warm: {name: onecycle, warmup: 0.1}}}\n").replace(
-        "study:", "schedule: {name: onecycle}\nstudy:")
+        "study:", "schedule: {name: onecycle}\nstudy:"
+    )
     with pytest.raises(MaskfoldError, match=r"none of its choices \(warm\)"):
         quick(text)
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ("    optimizer.args.lr: {low: 1.0e-2, high: 1.0e-4}", "the lower first"),
-    ("    optimizer.args.lr: {low: 2.0e-3, high: 1.0e-2}", "outside of 0.002 to 0.01"),
-    ("    optimizr.args.lr: {low: 1.0e-4, high: 1.0e-2}", "the nearest is optimizer"),
-    ("    optimizer.args.lrr: {low: 1.0e-4, high: 1.0e-2}", "does not say optimizer.args.lrr; the nearest is optimizer.args.lr."),
-    ("    patch.size: {choices: [[32, 32], [31]]}", "patch.size = [31] does not fit: patch.size: expected 2 or more entries"),
-    ("    patch.size: {choices: [[32, 32], [31, a]]}", "patch.size.1: expected an integer"),
-    ("    model.args.dropout: {low: 0, high: 1, choices: [0.1]}", "either `low` and `high`, or `choices`"),
-    ("    model.args.nothing: {choices: [1, 2]}", "does not say model.args.nothing."),
-    ("    run.threads: {choices: [1, 2]}", "does not change the network"),
-    ("    model.args.dropout: {low: 0.0, high: 0.5, when: {patch.size: 3}}", "no key of the space"),
-    ("    training.batch_size: {low: 3, high: 9, step: 2}", "own training.batch_size is 4, which steps of 2 from 3 do not meet"),
-    ("    training.batch_size: {low: 4, high: 9, step: 2}", "`high` 9 is never reached from 4 in steps of 2; the last is 8"),
-    ("    model.args.dropout: {low: 0.0, high: 0.35, step: 0.1}", "`high` 0.35 is never reached from 0 in steps of 0.1; the last is 0.3"),
-    ("    model.args.dropout: {low: 0, high: 1}", "own model.args.dropout is 0.1, and a range with two whole ends holds whole"),
-])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("    optimizer.args.lr: {low: 1.0e-2, high: 1.0e-4}", "the lower first"),
+        ("    optimizer.args.lr: {low: 2.0e-3, high: 1.0e-2}", "outside of 0.002 to 0.01"),
+        ("    optimizr.args.lr: {low: 1.0e-4, high: 1.0e-2}", "the nearest is optimizer"),
+        (
+            "    optimizer.args.lrr: {low: 1.0e-4, high: 1.0e-2}",
+            "does not say optimizer.args.lrr; the nearest is optimizer.args.lr.",
+        ),
+        (
+            "    patch.size: {choices: [[32, 32], [31]]}",
+            "patch.size = [31] does not fit: patch.size: expected 2 or more entries",
+        ),
+        ("    patch.size: {choices: [[32, 32], [31, a]]}", "patch.size.1: expected an integer"),
+        ("    model.args.dropout: {low: 0, high: 1, choices: [0.1]}", "either `low` and `high`, or `choices`"),
+        ("    model.args.nothing: {choices: [1, 2]}", "does not say model.args.nothing."),
+        ("    run.threads: {choices: [1, 2]}", "does not change the network"),
+        ("    model.args.dropout: {low: 0.0, high: 0.5, when: {patch.size: 3}}", "no key of the space"),
+        (
+            "    training.batch_size: {low: 3, high: 9, step: 2}",
+            "own training.batch_size is 4, which steps of 2 from 3 do not meet",
+        ),
+        (
+            "    training.batch_size: {low: 4, high: 9, step: 2}",
+            "`high` 9 is never reached from 4 in steps of 2; the last is 8",
+        ),
+        (
+            "    model.args.dropout: {low: 0.0, high: 0.35, step: 0.1}",
+            "`high` 0.35 is never reached from 0 in steps of 0.1; the last is 0.3",
+        ),
+        (
+            "    model.args.dropout: {low: 0, high: 1}",
+            "own model.args.dropout is 0.1, and a range with two whole ends holds whole",
+        ),
+    ],
+)
 def test_a_space_that_does_not_fit_is_refused_before_the_first_trial(quick, place, line, words):
     with pytest.raises(MaskfoldError) as refusal:
         quick(YAML.replace(RATE, line + "\n").replace("study:", "training: {batch_size: 4}\nstudy:"))
@@ -77,17 +108,26 @@ def test_a_space_that_does_not_fit_is_refused_before_the_first_trial(quick, plac
 def test_a_space_on_the_command_line_is_blamed_there(quick):
     with pytest.raises(MaskfoldError) as refusal:
         quick(overrides=("study.space={optimizer.args.lr: {low: 0.5, high: 1.0}}",))
-    assert str(refusal.value).startswith("command line: study.space: the YAML's own optimizer.args.lr is 0.001, outside of")
+    assert str(refusal.value).startswith(
+        "command line: study.space: the YAML's own optimizer.args.lr is 0.001, outside of"
+    )
     with pytest.raises(MaskfoldError) as refusal:
         quick(overrides=("study.space[optimizer.args.lr].low=0.005",))
-    assert str(refusal.value).startswith("command line: study.space: the YAML's own optimizer.args.lr is 0.001, outside of")
+    assert str(refusal.value).startswith(
+        "command line: study.space: the YAML's own optimizer.args.lr is 0.001, outside of"
+    )
 
 
-@pytest.mark.parametrize(("given", "value"), [
-    ("{low: 2, high: 8, step: 2}", 4), ("{low: 1, high: 5}", 4), ("{low: 4, high: 32, log: true}", 4)])
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [("{low: 2, high: 8, step: 2}", 4), ("{low: 1, high: 5}", 4), ("{low: 4, high: 32, log: true}", 4)],
+)
 def test_steps_and_whole_numbers_that_fit(quick, given, value):
-    search = quick(YAML.replace(RATE, f"    training.batch_size: {given}\n    model.args.dropout: {{low: 0.0, high: 0.3, step: 0.1}}\n"
-                                ).replace("study:", f"training: {{batch_size: {value}}}\nstudy:"))
+    search = quick(
+        YAML.replace(
+            RATE, f"    training.batch_size: {given}\n    model.args.dropout: {{low: 0.0, high: 0.3, step: 0.1}}\n"
+        ).replace("study:", f"training: {{batch_size: {value}}}\nstudy:")
+    )
     run_search(search, 6, lambda line: None)
     assert search.trials[0].params == {"training.batch_size": value, "model.args.dropout": 0.1}
     for trial in search.trials:
@@ -95,9 +135,16 @@ def test_steps_and_whole_numbers_that_fit(quick, given, value):
         assert round(trial.params["model.args.dropout"] * 10, 6) in (0, 1, 2, 3)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("  objectives: [scroe]\n", "study.objectives names scroe, which nothing measures; the nearest is score."),
-    ("  constraints: {peak_gb: 1.0}\n", "study.constraints names peak_gb, which nothing measures; the nearest is peak_gib.")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("  objectives: [scroe]\n", "study.objectives names scroe, which nothing measures; the nearest is score."),
+        (
+            "  constraints: {peak_gb: 1.0}\n",
+            "study.constraints names peak_gb, which nothing measures; the nearest is peak_gib.",
+        ),
+    ],
+)
 def test_an_objective_that_nothing_measures(quick, text, words):
     with pytest.raises(MaskfoldError) as refusal:
         quick(YAML.replace("  space:", f"{text}  space:"))

@@ -37,8 +37,9 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., C
     """`finished(exp, "demo2d-unet2d", noise=0.3)`: a run below the working folder, which becomes `tmp_path`."""
     monkeypatch.chdir(tmp_path)
 
-    def make(exp: Any, name: str = "demo2d-tiny", noise: float = 0.3, spoil: Spoil | None = None,
-             seed: int = 0) -> CvRun:
+    def make(
+        exp: Any, name: str = "demo2d-tiny", noise: float = 0.3, spoil: Spoil | None = None, seed: int = 0
+    ) -> CvRun:
         run = open_run(exp, name)
         run.write()
         generator = np.random.default_rng(seed)
@@ -48,7 +49,9 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., C
             folder.mkdir(parents=True)
             save_weights(folder / "weights.safetensors", build_network(exp, 1, pretrained=False).state_dict())
             store = OofStore(folder / "oof", exp.inference.store)
-            for row in run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == fold, "id"])].itertuples(index=False):
+            for row in run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == fold, "id"])].itertuples(
+                index=False
+            ):
                 found = soft(load_mask(exp.competition, row), exp.outputs, noise, generator)
                 store.write(row.id, found if spoil is None else spoil(found, generator))
             _score(run, fold, member)
@@ -63,8 +66,21 @@ def _score(run: CvRun, fold: int, member: int) -> None:
     from competition.training.validation import Judge
 
     folder = run.member_folder(fold, member)
-    result = FoldResult(fold=fold, seed=member, score=0.5, dice={}, epochs=1, steps=1, minutes=0.1, peak_gib=0.1, threads=1,
-                        precision="32-true", device="cpu", torch=torch.__version__, stopped="")
+    result = FoldResult(
+        fold=fold,
+        seed=member,
+        score=0.5,
+        dice={},
+        epochs=1,
+        steps=1,
+        minutes=0.1,
+        peak_gib=0.1,
+        threads=1,
+        precision="32-true",
+        device="cpu",
+        torch=torch.__version__,
+        stopped="",
+    )
     ids = run.folds.loc[run.folds["fold"] == fold, "id"]
     judge = Judge(run.exp, run.cases[run.cases["id"].isin(ids)], {}, torch.device("cpu"), torch.no_grad, lambda: None)
     store = OofStore(folder / "oof", run.exp.inference.store)
@@ -89,7 +105,8 @@ def nuclei(tmp_path: Path) -> Callable[..., Any]:
         root = tmp_path / "discs"
         if not root.exists():
             make_discs(root)
-        return load_experiment(root / "unet2d.yaml", [
-            "folds.k=2", "training.epochs=1", "training.precision=fp32", *TINY[2], *overrides])
+        return load_experiment(
+            root / "unet2d.yaml", ["folds.k=2", "training.epochs=1", "training.precision=fp32", *TINY[2], *overrides]
+        )
 
     return make

@@ -59,7 +59,8 @@ class FakeKaggle:
     def score(self, ref: int, public: str, private: str = "", status: str = "COMPLETE", error: str = "") -> None:
         """The host has scored a submission."""
         next(one for one in self.submissions if one["ref"] == ref).update(
-            publicScore=public, privateScore=private, status=status, errorDescription=error)
+            publicScore=public, privateScore=private, status=status, errorDescription=error
+        )
 
     def _post(self, request: BaseHTTPRequestHandler) -> None:
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
@@ -105,13 +106,22 @@ class FakeKaggle:
 
     def _new(self, file: str, body: dict[str, Any]) -> dict[str, Any]:
         ref = 1000 + len(self.submissions)
-        self.submissions.append({
-            "ref": ref, "date": "2099-01-01T00:00:00.000Z", "description": body.get("submissionDescription", ""),
-            "fileName": file, "status": "PENDING", "publicScore": "", "privateScore": "", "errorDescription": ""})
+        self.submissions.append(
+            {
+                "ref": ref,
+                "date": "2099-01-01T00:00:00.000Z",
+                "description": body.get("submissionDescription", ""),
+                "fileName": file,
+                "status": "PENDING",
+                "publicScore": "",
+                "privateScore": "",
+                "errorDescription": "",
+            }
+        )
         return {"message": "Successfully submitted", "ref": ref}
 
     def _ListSubmissions(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {"submissions": self.submissions[::-1][:body["pageSize"]]}
+        return {"submissions": self.submissions[::-1][: body["pageSize"]]}
 
     def _GetSubmissionLimits(self, _: dict[str, Any]) -> dict[str, Any]:
         used = len(self.submissions)

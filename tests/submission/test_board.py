@@ -19,12 +19,29 @@ from competition.submission.ledger import Ledger, Record, refreshed
 METRIC = Metric(name="dice", both_empty=None).model_dump()
 
 
-def record(place: int, cv: float | None = None, public: float | None = None, half: float | None = None, **more) -> Record:
+def record(
+    place: int, cv: float | None = None, public: float | None = None, half: float | None = None, **more
+) -> Record:
     ends = {} if half is None else {"score": cv, "low": cv - half, "high": cv + half}
-    return Record(**{"id": f"r{place}", "competition": "toy", "host": "kaggle", "slug": "toy", "time": f"2026-01-{place + 1:02d}T10:00:00+00:00",
-                     "file": f"s{place}.csv", "sha256": f"{place:064d}", "message": f"m{place}", "metric": METRIC,
-                     "cv": {} if cv is None else {"score": cv, "low": None, "high": None}, "expected": ends,
-                     "public_cases": 30, "public": public, "status": "complete", **more})
+    return Record(
+        **{
+            "id": f"r{place}",
+            "competition": "toy",
+            "host": "kaggle",
+            "slug": "toy",
+            "time": f"2026-01-{place + 1:02d}T10:00:00+00:00",
+            "file": f"s{place}.csv",
+            "sha256": f"{place:064d}",
+            "message": f"m{place}",
+            "metric": METRIC,
+            "cv": {} if cv is None else {"score": cv, "low": None, "high": None},
+            "expected": ends,
+            "public_cases": 30,
+            "public": public,
+            "status": "complete",
+            **more,
+        }
+    )
 
 
 def table(values: np.ndarray) -> pd.DataFrame:
@@ -61,7 +78,7 @@ def test_a_move_within_the_noise_is_told_and_one_beyond_is_not() -> None:
     tables = {"r0": table(first), "r1": table(first + generator.normal(0, 0.05, 200))}
     spread = 1.96 * (tables["r1"]["score"] - tables["r0"]["score"]).std() / 30**0.5
     still = [record(0, 0.8, 0.7), record(1, 0.81, 0.7 + 0.8 * spread)]
-    line, = chased(still, tables)
+    (line,) = chased(still, tables)
     assert "you are chasing the board" in line and "2026-01-02" in line and "paired over 200 out-of-fold cases" in line
     assert chased([still[0], replace(still[1], public=0.7 + 1.25 * spread)], tables) == []
     assert chased([still[0], replace(still[1], public=0.7 - 1.25 * spread)], tables) == []
@@ -82,13 +99,13 @@ def test_without_the_cases_the_intervals_count() -> None:
 
 def test_the_move_is_from_the_last_upload_with_a_score() -> None:
     several = [record(0, 0.8, 0.70, half=0.01), record(1, 0.8, None, half=0.01), record(2, 0.8, 0.701, half=0.01)]
-    line, = chased(several, {})
+    (line,) = chased(several, {})
     assert "+0.0010" in line
 
 
 def test_a_public_score_that_is_no_surprise_and_one_that_is() -> None:
     assert surprises([record(0, 0.8, 0.79, half=0.02), record(1, 0.8, None, half=0.02), record(2, 0.8, 0.5)]) == []
-    line, = surprises([record(0, 0.8, 0.77, half=0.02)])
+    (line,) = surprises([record(0, 0.8, 0.77, half=0.02)])
     assert "public 0.7700 is outside of 0.7800 to 0.8200" in line
 
 
@@ -104,16 +121,28 @@ RUN = {"run": "r", "experiment": "toy-unet", "hash": "aaa", "weight": 1.0}
 
 
 def test_changes_of_keys_runs_weights_and_steps() -> None:
-    before = record(0, runs=[RUN], keys={"aaa": {"optimizer.args.lr": "0.001", "seed": "1", "old": "3"}},
-                    postprocess=Postprocess().model_dump())
+    before = record(
+        0,
+        runs=[RUN],
+        keys={"aaa": {"optimizer.args.lr": "0.001", "seed": "1", "old": "3"}},
+        postprocess=Postprocess().model_dump(),
+    )
     assert changes(None, before) == ["first"]
     assert changes(before, replace(before, id="x")) == ["the same file"]
     new = {**RUN, "hash": "bbb"}
-    after = record(1, runs=[new], keys={"bbb": {"optimizer.args.lr": "0.002", "seed": "1", "new": "4"}},
-                   postprocess=Postprocess.model_validate({"steps": [{"remove_small": 30}]}).model_dump())
+    after = record(
+        1,
+        runs=[new],
+        keys={"bbb": {"optimizer.args.lr": "0.002", "seed": "1", "new": "4"}},
+        postprocess=Postprocess.model_validate({"steps": [{"remove_small": 30}]}).model_dump(),
+    )
     assert changes(before, after) == [
-        "unet/aaa → unet/bbb", "optimizer.args.lr: 0.001 → 0.002", "old: 3 → –", "new: – → 4",
-        "post-processing: none → remove_small 30"]
+        "unet/aaa → unet/bbb",
+        "optimizer.args.lr: 0.001 → 0.002",
+        "old: 3 → –",
+        "new: – → 4",
+        "post-processing: none → remove_small 30",
+    ]
     other = {"run": "o", "experiment": "toy-resunet", "hash": "ccc", "weight": 0.4}
     blend = record(2, runs=[{**RUN, "weight": 0.6}, other], postprocess=before.postprocess)
     assert changes(before, blend) == ["+ resunet/ccc", "weight of unet/aaa: 1 → 0.6"]
@@ -124,13 +153,24 @@ def test_changes_of_keys_runs_weights_and_steps() -> None:
 
 
 def remote(ref: int, **more) -> Remote:
-    return Remote(**{"ref": ref, "date": "2026-01-01T10:00:05", "file": "s0.csv", "description": "m0", "status": "complete",
-                     "public": 0.7, "private": None, "error": "", **more})
+    return Remote(
+        **{
+            "ref": ref,
+            "date": "2026-01-01T10:00:05",
+            "file": "s0.csv",
+            "description": "m0",
+            "status": "complete",
+            "public": 0.7,
+            "private": None,
+            "error": "",
+            **more,
+        }
+    )
 
 
 def test_a_submission_without_a_number_is_found_by_what_it_is() -> None:
     open_one = record(0, status="sending", public=None)
-    found, = refreshed([open_one], [remote(7)], "2026-01-02T00:00:00+00:00")
+    (found,) = refreshed([open_one], [remote(7)], "2026-01-02T00:00:00+00:00")
     assert (found.ref, found.public, found.status, found.checked) == (7, 0.7, "complete", "2026-01-02T00:00:00+00:00")
     for strange in (remote(7, file="other.csv"), remote(7, description="no"), remote(7, date="2026-01-01T09:00:00")):
         assert refreshed([open_one], [strange], "now")[0].status == "lost"

@@ -24,8 +24,10 @@ from competition.training.runs import load_run
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_numbers_are_those_of_the_masks(finished, tiny, dimensions, tmp_path):
-    runs = [finished(tiny(dimensions, *words), f"demo{dimensions}d-tiny", noise=noise, seed=place)
-            for place, (words, noise) in enumerate(((["postprocess.tune=false"], 0.5), (["seed=2"], 0.7)))]
+    runs = [
+        finished(tiny(dimensions, *words), f"demo{dimensions}d-tiny", noise=noise, seed=place)
+        for place, (words, noise) in enumerate(((["postprocess.tune=false"], 0.5), (["seed=2"], 0.7)))
+    ]
     found = compare(*runs)
     overall = found.differences[0]
     assert (overall.a, overall.b) == pytest.approx([summarise(run).score for run in runs], abs=1e-9)
@@ -53,8 +55,9 @@ def test_numbers_are_those_of_the_masks(finished, tiny, dimensions, tmp_path):
     pictures = sorted(path.name for path in (tmp_path / "out" / "compare").iterdir())
     assert pictures == ["case_1.png", "case_2.png", "differences.png"]
     assert expected[0] in page.read_text() and "Wilcoxon" in page.read_text()
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "cases.csv", dtype={"id": str}), table.astype({"id": str}),
-                                  check_dtype=False)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "out" / "cases.csv", dtype={"id": str}), table.astype({"id": str}), check_dtype=False
+    )
     assert write_comparison(found, tmp_path / "out", 1) == page
     assert not (tmp_path / "out" / "compare" / "case_2.png").exists(), "of an earlier page"
 
@@ -100,6 +103,7 @@ def test_a_class_that_only_one_run_imagines(finished, tiny, demo2d, tmp_path):
     file = sorted((data / "masks").iterdir())[0]
     truth = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
     cv2.imwrite(str(file), np.where(truth == 1, 0, truth))
+
     def all_background(soft, _):
         soft = np.zeros_like(soft)
         soft[0] = 1
@@ -137,7 +141,10 @@ def test_what_cannot_be_compared_is_refused(finished, tiny, monkeypatch, capfd):
     with pytest.raises(MaskfoldError, match=f"The case {cases['id'][3]} is not the same in both runs") as refused:
         compare(one, replace(other, cases=cases))
     assert refused.value.status == 2
-    first, second = finished(tiny(2, "seed=3", "folds.run=[0]")), finished(tiny(2, "seed=3", "folds.run=[1]", "training.epochs=3"))
+    first, second = (
+        finished(tiny(2, "seed=3", "folds.run=[0]")),
+        finished(tiny(2, "seed=3", "folds.run=[1]", "training.epochs=3")),
+    )
     with pytest.raises(MaskfoldError, match="No case was predicted out of fold by both"):
         compare(first, second)
     from competition.cli.main import main
@@ -153,5 +160,9 @@ def test_objects_have_the_hosts_metric(finished, nuclei):
     runs = finished(exp, "discs-a", noise=0.3), finished(nuclei("seed=2"), "discs-b", noise=0.6)
     found = compare(*runs)
     assert found.differences[0].measure == "score" and exp.competition.metric.name == "mean_ap"
-    assert (found.differences[0].a, found.differences[0].b) == pytest.approx([summarise(run).score for run in runs], abs=1e-9)
-    assert [line.measure for line in found.differences] == ["score", "dice", "surface_dice", "hd95"], "one class: no lines of classes"
+    assert (found.differences[0].a, found.differences[0].b) == pytest.approx(
+        [summarise(run).score for run in runs], abs=1e-9
+    )
+    assert [line.measure for line in found.differences] == ["score", "dice", "surface_dice", "hd95"], (
+        "one class: no lines of classes"
+    )

@@ -30,8 +30,14 @@ from tests.submission.bundles import bundled, run_bundle  # noqa: F401 (a fixtur
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_a_bundle_of_two_runs_writes_what_submit_writes(finished, tiny, bundled, tmp_path, dimensions, capsys):
     tta = ["inference.tta=[flip]", "augment.flip=true"]
-    runs = [finished(tiny(dimensions, *tta), "demo-one"),
-            finished(tiny(dimensions, "seed=2", "folds.k=3", "postprocess.steps=[{threshold: 0.2}, {remove_small: 3}]"), "demo-two", seed=1)]
+    runs = [
+        finished(tiny(dimensions, *tta), "demo-one"),
+        finished(
+            tiny(dimensions, "seed=2", "folds.k=3", "postprocess.steps=[{threshold: 0.2}, {remove_small: 3}]"),
+            "demo-two",
+            seed=1,
+        ),
+    ]
     done = submit(runs[::-1], [0.7, 0.3], tmp_path / "submit.csv")
     folder = bundled(runs[::-1], weights=[0.7, 0.3])
     assert run_bundle(folder, runs[0].exp.competition.root, tmp_path / "bundle.csv") == 0
@@ -67,7 +73,12 @@ def test_weights_are_fitted_at_the_export(finished, tiny, bundled):
 def test_nothing_inside_is_pickled_or_names_this_machine(finished, tiny, bundled, tmp_path):
     run = finished(tiny(2))
     folder = bundled([run])
-    here = (str(tmp_path), str(run.exp.competition.root), str(Path(competition.__file__).parent), os.path.expanduser("~/"))
+    here = (
+        str(tmp_path),
+        str(run.exp.competition.root),
+        str(Path(competition.__file__).parent),
+        os.path.expanduser("~/"),
+    )
     kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert kinds == {".py", ".json", ".yaml", ".md", ".txt", ".ipynb", ".safetensors"}
     for path in folder.rglob("*"):
@@ -83,7 +94,10 @@ def test_what_training_alone_reads_stays_at_home(tiny, finished, tmp_path):
     from competition.submission.export.build import _without_paths
 
     plain = _without_paths(resolved(tiny(2, f"pseudo.from={finished(tiny(2)).folder}")))
-    assert not {"pseudo", "extra", "study", "init_from", "encoder_weights"} & set(plain) and plain["competition"]["root"] == "."
+    assert (
+        not {"pseudo", "extra", "study", "init_from", "encoder_weights"} & set(plain)
+        and plain["competition"]["root"] == "."
+    )
     assert str(tmp_path) not in str(plain)
 
 
@@ -97,7 +111,9 @@ def test_the_code_is_the_packages_own_and_whole(finished, tiny, bundled):
         for node in ast.parse((code / path).read_text()).body:
             if isinstance(node, ast.ImportFrom) and node.module.startswith("competition"):
                 parts = node.module.split(".")[1:]
-                assert (code.joinpath(*parts).with_suffix(".py")).exists() or (code.joinpath(*parts) / "__init__.py").exists()
+                assert (code.joinpath(*parts).with_suffix(".py")).exists() or (
+                    code.joinpath(*parts) / "__init__.py"
+                ).exists()
 
 
 def test_requirements_name_what_our_code_imports_in_these_versions(finished, tiny, bundled):
@@ -112,9 +128,16 @@ def test_requirements_name_what_our_code_imports_in_these_versions(finished, tin
 
 def test_packages_that_are_not_there_are_named_first(finished, tiny, bundled):
     folder = bundled([finished(tiny(2))])
-    done = subprocess.run([sys.executable, "-I", "-S", str(folder / "run.py"), "--input", "."], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(folder / "run.py"), "--input", "."], capture_output=True, text=True
+    )
     (line,) = done.stdout.splitlines()
-    assert line.startswith("note: not installed") and "torch==" in line and "pandas==" in line and "--find-links wheels" in line
+    assert (
+        line.startswith("note: not installed")
+        and "torch==" in line
+        and "pandas==" in line
+        and "--find-links wheels" in line
+    )
     assert done.returncode == 1 and "error: The package" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -122,7 +145,9 @@ def test_a_changed_missing_or_added_file_is_refused_before_anything_is_imported(
     folder = bundled([finished(tiny(2))])
 
     def words() -> str:
-        done = subprocess.run([sys.executable, "-I", "-S", str(folder / "run.py"), "--input", "."], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", str(folder / "run.py"), "--input", "."], capture_output=True, text=True
+        )
         assert done.returncode == 1 and "Traceback" not in done.stderr
         return done.stderr
 
@@ -145,8 +170,11 @@ def test_a_changed_missing_or_added_file_is_refused_before_anything_is_imported(
 def test_the_manifest_has_every_file(finished, tiny, bundled):
     folder = bundled([finished(tiny(2))])
     known = json.loads((folder / "manifest.json").read_text())["files"]
-    there = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-             for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"}
+    there = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    }
     assert known == there and {"run.py", "notebook.ipynb", "README.md", "requirements.txt", "bundle.json"} <= set(known)
 
 
@@ -194,7 +222,9 @@ def test_what_refuses_a_bundle_in_its_trial_is_told_in_its_words(finished, tiny,
     folder = bundled([run])
     (folder / "bundle.json").write_text("{}")
     row = run.cases.iloc[:1].astype(object).itertuples(index=False)
-    with pytest.raises(MaskfoldError, match=r"does not run by itself: \S+bundle.json cannot be read: 'format'\. Export") as caught:
+    with pytest.raises(
+        MaskfoldError, match=r"does not run by itself: \S+bundle.json cannot be read: 'format'\. Export"
+    ) as caught:
         trial(folder, run.exp.competition.root, SimpleNamespace(**next(row)._asdict()), False)
     assert caught.value.cure == "Export the bundle again."
 
@@ -205,12 +235,19 @@ def test_it_ends_in_words_also_while_it_imports(tmp_path, number, status):
     inner.mkdir(parents=True)
     (tmp_path / "run.py").write_bytes(Path(script.__file__).read_bytes())
     (inner / "command.py").write_text(f"import time\nopen({str(tmp_path / 'here')!r}, 'w').close()\ntime.sleep(60)\n")
-    known = {path.relative_to(tmp_path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in inner.glob("*.py")}
+    known = {
+        path.relative_to(tmp_path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in inner.glob("*.py")
+    }
     (tmp_path / "manifest.json").write_text(json.dumps({"files": known}))
     (tmp_path / "bundle.json").write_text('{"requirements": []}')
     start = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); os.execv(sys.executable, sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", start, sys.executable, str(tmp_path / "run.py"), "--input", "."],
-                               stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ""})
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, sys.executable, str(tmp_path / "run.py"), "--input", "."],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
     while not (tmp_path / "here").exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -222,7 +259,10 @@ def test_the_zip_holds_the_folder(finished, tiny, bundled, tmp_path):
     folder = bundled([finished(tiny(2))], wishes=Wishes(zipped=True))
     with zipfile.ZipFile(tmp_path / "bundle.zip") as zipped:
         assert {name: zipped.read(name) for name in zipped.namelist()} == {
-            f"bundle/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            f"bundle/{path.relative_to(folder).as_posix()}": path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
 
 
 def test_the_notebook_is_valid_and_its_code_compiles(finished, tiny, bundled):
@@ -230,7 +270,11 @@ def test_the_notebook_is_valid_and_its_code_compiles(finished, tiny, bundled):
     assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
     assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
     code = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
-    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in book["cells"] if cell["cell_type"] == "code")
+    assert all(
+        cell["outputs"] == [] and cell["execution_count"] is None
+        for cell in book["cells"]
+        if cell["cell_type"] == "code"
+    )
     for text in code:
         compile(text, "cell", "exec")
     assert "HOURS = 7" in code[0] and "--no-index" in code[1] and "run.py" in code[2]
@@ -239,8 +283,12 @@ def test_the_notebook_is_valid_and_its_code_compiles(finished, tiny, bundled):
 def test_wrong_words_are_two_sentences(finished, tiny, bundled, tmp_path, capsys):
     run = finished(tiny(2))
     folder, root = bundled([run]), run.exp.competition.root
-    for words, part in ((["--hours", "0"], "--hours 0 is no time"), (["--onnx"], "holds no ONNX files"),
-                        (["--devices", "gpu"], "names gpu"), (["--output", "x.txt"], "is not the name of a CSV")):
+    for words, part in (
+        (["--hours", "0"], "--hours 0 is no time"),
+        (["--onnx"], "holds no ONNX files"),
+        (["--devices", "gpu"], "names gpu"),
+        (["--output", "x.txt"], "is not the name of a CSV"),
+    ):
         assert run_bundle(folder, root, tmp_path / "x.csv", *words) == 2
         assert part in capsys.readouterr().err
     assert not (tmp_path / "x.csv").exists()

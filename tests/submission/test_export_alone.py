@@ -17,7 +17,18 @@ from competition.submission.submit import submit
 
 pytestmark = pytest.mark.slow
 
-ABSENT = ("mlflow", "optuna", "ray", "lightning", "pytorch_lightning", "albumentations", "matplotlib", "competition", "pytest", "rich")
+ABSENT = (
+    "mlflow",
+    "optuna",
+    "ray",
+    "lightning",
+    "pytorch_lightning",
+    "albumentations",
+    "matplotlib",
+    "competition",
+    "pytest",
+    "rich",
+)
 
 
 def without_network() -> list[str]:
@@ -55,13 +66,21 @@ def run(python: Path, words: list[str], cwd: Path) -> subprocess.CompletedProces
 @pytest.fixture
 def alone(finished, tiny, nuclei, tmp_path):
     """(run, bundle) by what it predicts; the export tries it in a process of its own."""
+
     def make(kind: str):
         args = {"3d": (3, "inference.tta=auto"), "2d": (2,)}
-        exp = nuclei("postprocess.tune=true", "model.target=segmentation_models_pytorch.Unet",
-                     "model.args={encoder_name: resnet18, encoder_weights: null, encoder_depth: 3, decoder_channels: [16, 8, 8]}"
-                     ) if kind == "objects" else tiny(*args[kind])
+        exp = (
+            nuclei(
+                "postprocess.tune=true",
+                "model.target=segmentation_models_pytorch.Unet",
+                "model.args={encoder_name: resnet18, encoder_weights: null, encoder_depth: 3, decoder_channels: [16, 8, 8]}",
+            )
+            if kind == "objects"
+            else tiny(*args[kind])
+        )
         done = finished(exp, "demo-tiny")
         return done, export([done], tmp_path / "bundle").folder
+
     return make
 
 
@@ -76,9 +95,23 @@ def test_it_writes_what_submit_writes(alone, tmp_path, kind):
     for name in ABSENT:
         assert "ModuleNotFoundError" in run(python, ["-c", f"import {name}"], away).stderr, name
     if without_network():
-        assert "unreachable" in run(python, ["-c", "import socket; socket.create_connection(('1.1.1.1', 53), 5)"], away).stderr
-    found = run(python, [str(folder / "run.py"), "--input", str(made.exp.competition.root), "--output", str(away / "x.csv"),
-                         "--devices", "cpu"], away)
+        assert (
+            "unreachable"
+            in run(python, ["-c", "import socket; socket.create_connection(('1.1.1.1', 53), 5)"], away).stderr
+        )
+    found = run(
+        python,
+        [
+            str(folder / "run.py"),
+            "--input",
+            str(made.exp.competition.root),
+            "--output",
+            str(away / "x.csv"),
+            "--devices",
+            "cpu",
+        ],
+        away,
+    )
     assert found.returncode == 0, found.stderr
     assert (away / "x.csv").read_bytes() == done.path.read_bytes()
     assert not list(folder.rglob("__pycache__")) and "other versions" not in found.stdout
@@ -108,7 +141,11 @@ def test_a_missing_package_is_named_with_its_cure(alone, tmp_path):
     python = environment(tmp_path / "venv", folder / "requirements.txt")
     next(tmp_path.glob("venv/lib/python*/site-packages/pydantic")).unlink()
     found = run(python, [str(folder / "run.py"), "--input", str(made.exp.competition.root)], tmp_path)
-    assert found.returncode == 1 and "The package pydantic is missing." in found.stderr and "--find-links wheels" in found.stderr
+    assert (
+        found.returncode == 1
+        and "The package pydantic is missing." in found.stderr
+        and "--find-links wheels" in found.stderr
+    )
 
 
 def test_a_network_of_ones_own_comes_along(finished, tiny, tmp_path, monkeypatch):
@@ -116,7 +153,8 @@ def test_a_network_of_ones_own_comes_along(finished, tiny, tmp_path, monkeypatch
     (tmp_path / "my_nets" / "__init__.py").write_text("from my_nets.small import Small\n")
     (tmp_path / "my_nets" / "small.py").write_text(
         "from torch import nn\n\n\nclass Small(nn.Sequential):\n    def __init__(self, in_channels, classes):\n"
-        "        super().__init__(nn.Conv2d(in_channels, classes, 3, padding=1))\n")
+        "        super().__init__(nn.Conv2d(in_channels, classes, 3, padding=1))\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("MASKFOLD_TRUST", "my_nets")
     made = finished(tiny(2, "model.target=my_nets.Small", "model.args={in_channels: 1, classes: 3}"))
@@ -125,7 +163,18 @@ def test_a_network_of_ones_own_comes_along(finished, tiny, tmp_path, monkeypatch
     folder = export([made], tmp_path / "bundle", trust=("my_nets",)).folder
     shutil.rmtree(tmp_path / "my_nets")
     python = environment(tmp_path / "venv", folder / "requirements.txt")
-    found = run(python, [str(folder / "run.py"), "--input", str(made.exp.competition.root), "--output", str(tmp_path / "x.csv"),
-                         "--devices", "cpu"], tmp_path)
+    found = run(
+        python,
+        [
+            str(folder / "run.py"),
+            "--input",
+            str(made.exp.competition.root),
+            "--output",
+            str(tmp_path / "x.csv"),
+            "--devices",
+            "cpu",
+        ],
+        tmp_path,
+    )
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "x.csv").read_bytes() == done.path.read_bytes()

@@ -65,7 +65,9 @@ def test_the_samples_own_order_is_kept_and_what_it_lacks_follows(mounted, tmp_pa
     header, *lines = rows(submitted)
     assert rows(tmp_path / "x.csv") == [header, *lines[::-1]]
     last = lines[-1][0]
-    with_sample(root, lambda lines: [line for line in lines if line[0] == last][:1])  # one case, and not all its classes
+    with_sample(
+        root, lambda lines: [line for line in lines if line[0] == last][:1]
+    )  # one case, and not all its classes
     assert run_bundle(folder, root, tmp_path / "y.csv") == 0
     found = rows(tmp_path / "y.csv")[1:]
     assert found[0] == lines[-1] and sorted(found) == sorted(lines)
@@ -122,7 +124,9 @@ def test_a_case_that_cannot_be_read_ends_all_or_is_empty_as_asked(mounted, tmp_p
     broken.write_bytes(broken.read_bytes()[:200])
     assert run_bundle(folder, root, tmp_path / "x.csv") == 1
     said = capsys.readouterr().err
-    assert not (tmp_path / "x.csv").exists() and name in said and "run with --go-on" in said and "on_bad_case" not in said
+    assert (
+        not (tmp_path / "x.csv").exists() and name in said and "run with --go-on" in said and "on_bad_case" not in said
+    )
     assert run_bundle(folder, root, tmp_path / "x.csv", "--go-on") == 0
     assert rows(tmp_path / "x.csv") == [[*line[:-1], ""] if line[0] == name else line for line in rows(submitted)]
     said = capsys.readouterr().out
@@ -146,16 +150,28 @@ def test_volumes_with_rows_per_slice_need_no_sample_either(finished, bundled, tm
                     path = root / split / kind / f"case{case}" / f"slice_{z:04d}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(array[..., z].astype(np.uint8)).save(path)
-            keys += [[f"case{case}_slice_{z:04d}", cls] for z in range(3) for cls in ("a", "b")] if split == "test" else []
+            keys += (
+                [[f"case{case}_slice_{z:04d}", cls] for z in range(3) for cls in ("a", "b")] if split == "test" else []
+            )
     (root / "sample.csv").write_text("\n".join(["id,class,rle", *(",".join([*key, ""]) for key in keys)]) + "\n")
     (root / "competition.yaml").write_text(
         f"name: stacks\nroot: {root}\ndimensions: 3\nclasses: [a, b]\n"
         "train: {images: 'train/image/{id}/slice_{z}.png', masks: 'train/mask/{id}/slice_{z}.png'}\n"
-        "test: {images: 'test/image/{id}/slice_{z}.png'}\nsubmission: {sample: sample.csv, columns: {class: class}}\n")
+        "test: {images: 'test/image/{id}/slice_{z}.png'}\nsubmission: {sample: sample.csv, columns: {class: class}}\n"
+    )
     base = (ROOT / "experiments" / "demo3d" / "unet3d.yaml").read_text()
     (root / "tiny.yaml").write_text(base)
-    exp = load_experiment(root / "tiny.yaml", ["folds.k=2", "training.precision=fp32", "training.budget_minutes=null",
-                                               "encoder_weights=null", *TINY[3], "prepare={intensity: zscore}"])
+    exp = load_experiment(
+        root / "tiny.yaml",
+        [
+            "folds.k=2",
+            "training.precision=fp32",
+            "training.budget_minutes=null",
+            "encoder_weights=null",
+            *TINY[3],
+            "prepare={intensity: zscore}",
+        ],
+    )
     run = finished(exp, "stacks-tiny")
     done = submit([run], output=tmp_path / "submit.csv")
     folder = bundled([run])

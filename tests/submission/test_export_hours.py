@@ -34,9 +34,19 @@ def test_tta_goes_first_and_then_the_lightest_network_one_by_one():
     # Each network's own weight: 0.6 / 3 = 0.2 and 0.4 / 2 = 0.2: equal, so the later run's last. Then 0.2 and 0.4, then 0.3
     # and 0.4, so the first run's second; then 0.6 and 0.4.
     assert ladder([0.6, 0.4], [3, 2], [8, 1]) == [
-        Rung(True, (3, 2)), Rung(False, (3, 2)), Rung(False, (3, 1)), Rung(False, (2, 1)), Rung(False, (1, 1)), Rung(False, (1, 0))]
+        Rung(True, (3, 2)),
+        Rung(False, (3, 2)),
+        Rung(False, (3, 1)),
+        Rung(False, (2, 1)),
+        Rung(False, (1, 1)),
+        Rung(False, (1, 0)),
+    ]
     assert ladder([0.1, 0.9], [2, 2], [1, 1]) == [
-        Rung(True, (2, 2)), Rung(True, (1, 2)), Rung(True, (0, 2)), Rung(True, (0, 1))]
+        Rung(True, (2, 2)),
+        Rung(True, (1, 2)),
+        Rung(True, (0, 2)),
+        Rung(True, (0, 1)),
+    ]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -78,7 +88,9 @@ def test_tta_goes_after_the_first_cases_and_suffices():
     rungs, lines, used = simulate(limit=300, cost=0.1, sizes=[1] * 100)  # without TTA 2 s a case
     assert rungs[:3] == [Rung(True, (5, 5))] * 3 and set(rungs[3:]) == {Rung(False, (5, 5))}
     assert used < 300 and len(rungs) == 100
-    assert "3 of 100 cases" in lines[0] and lines[1] == "time: no test-time augmentation from now on" and len(lines) == 2
+    assert (
+        "3 of 100 cases" in lines[0] and lines[1] == "time: no test-time augmentation from now on" and len(lines) == 2
+    )
 
 
 def test_networks_follow_as_few_as_it_takes():
@@ -116,7 +128,10 @@ def test_what_cannot_fit_is_said():
 @pytest.fixture
 def timed(finished, tiny, bundled, tmp_path, monkeypatch):
     """Predicts a bundle whose every network call takes a second of an injected clock."""
-    runs = [finished(tiny(2, "inference.tta=[flip]", "augment.flip=[0]"), "demo-one"), finished(tiny(2, "seed=2", "inference.tta=[]"), "demo-two", seed=1)]
+    runs = [
+        finished(tiny(2, "inference.tta=[flip]", "augment.flip=[0]"), "demo-one"),
+        finished(tiny(2, "seed=2", "inference.tta=[]"), "demo-two", seed=1),
+    ]
     folder, clock = bundled(runs, weights=[0.75, 0.25]), Clock()
     looked = []
 
@@ -146,7 +161,9 @@ def test_an_ensemble_without_parts_of_it_predicts_as_told(timed):
     whole, lines, _ = timed(None)
     assert lines == [] and len(whole) == 12 and all(one.reached for one in whole)
     ample, lines, _ = timed(1000)
-    assert lines == [] and all(np.array_equal(one.outcome.masks, other.outcome.masks) for one, other in zip(whole, ample, strict=True))
+    assert lines == [] and all(
+        np.array_equal(one.outcome.masks, other.outcome.masks) for one, other in zip(whole, ample, strict=True)
+    )
     # By hand: 60.8 s count. After two cases, 12 s, the others would take 60 s (69 with the margin); without TTA 40 (46).
     _, lines, looked = timed(62)
     assert [count for *_, count in looked[:4]] == [4, 2] * 2 and [count for *_, count in looked[4:]] == [2, 2] * 10
@@ -155,7 +172,10 @@ def test_an_ensemble_without_parts_of_it_predicts_as_told(timed):
     least, lines, looked = timed(30)
     assert [(kept, count) for _, kept, count in looked[2:]] == [(1, 1)] * 11 and all(one.reached for one in least)
     assert len({name for name, *_ in looked[2:]}) == 1
-    assert lines[1:] == ["time: no test-time augmentation from now on", "time: 1 of 4 networks from now on (of each run: 1, 0)"]
+    assert lines[1:] == [
+        "time: no test-time augmentation from now on",
+        "time: 1 of 4 networks from now on (of each run: 1, 0)",
+    ]
 
 
 def test_cases_beyond_the_deadline_are_empty_and_counted(timed):
@@ -202,6 +222,8 @@ def test_the_alarm_ends_a_case_that_hangs():
 def test_empty_cases_have_the_images_shape():
     from competition.config.competition import Competition, Train
 
-    comp = Competition(name="x", root=".", dimensions=2, classes=["a", "b"], train=Train(images="{id}.png", masks="{id}.png"))
+    comp = Competition(
+        name="x", root=".", dimensions=2, classes=["a", "b"], train=Train(images="{id}.png", masks="{id}.png")
+    )
     found = predict.empty(SimpleNamespace(id="c", shape=json.dumps([5, 7])), comp)
     assert found.outcome.masks.shape == (2, 5, 7) and not found.outcome.masks.any()

@@ -56,7 +56,11 @@ def test_a_bundle_predicts_by_onnxruntime(finished, tiny, bundled, tmp_path):
     about = json.loads((folder / "bundle.json").read_text())
     assert about["onnx"] and "onnxruntime" in {one["name"] for one in about["requirements"]}
     root = run.exp.competition.root
-    assert run_bundle(folder, root, tmp_path / "torch.csv") == run_bundle(folder, root, tmp_path / "onnx.csv", "--onnx") == 0
+    assert (
+        run_bundle(folder, root, tmp_path / "torch.csv")
+        == run_bundle(folder, root, tmp_path / "onnx.csv", "--onnx")
+        == 0
+    )
     from competition.submission import read_submission
     from competition.submission.profiles import profile_of
 

@@ -48,9 +48,17 @@ def test_devices_are_named_numbered_or_found(monkeypatch):
 def test_masks_objects_and_probabilities_come_back_in_order(tmp_path):
     generator = np.random.default_rng(0)
     rows = [SimpleNamespace(id=str(place), shape="[3, 5]") for place in range(4)]
-    sent = [Predicted(row, Outcome(generator.random((2, 3, 5)) > 0.5, None if place % 2 else generator.integers(0, 4, (2, 3, 5), np.int32)),
-                      generator.random((2, 3, 5)).astype(np.float16) if place > 1 else None, place != 3)
-            for place, row in enumerate(rows)]
+    sent = [
+        Predicted(
+            row,
+            Outcome(
+                generator.random((2, 3, 5)) > 0.5, None if place % 2 else generator.integers(0, 4, (2, 3, 5), np.int32)
+            ),
+            generator.random((2, 3, 5)).astype(np.float16) if place > 1 else None,
+            place != 3,
+        )
+        for place, row in enumerate(rows)
+    ]
     for place in (3, 1, 0, 2):
         put(tmp_path, place, sent[place])
     (tmp_path / "run.py").write_text("")
@@ -59,16 +67,21 @@ def test_masks_objects_and_probabilities_come_back_in_order(tmp_path):
         assert one.row is other.row and one.reached == other.reached
         np.testing.assert_array_equal(one.outcome.masks, other.outcome.masks)
         for mine, back in ((one.outcome.objects, other.outcome.objects), (one.shown, other.shown)):
-            assert (mine is None) == (back is None) and (mine is None or (np.array_equal(mine, back) and mine.dtype == back.dtype))
+            assert (mine is None) == (back is None) and (
+                mine is None or (np.array_equal(mine, back) and mine.dtype == back.dtype)
+            )
     assert not list(tmp_path.glob("*.npz"))
 
 
 def test_each_process_gets_its_own_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    (tmp_path / "run.py").write_text(SCRIPT + """import os, pathlib
+    (tmp_path / "run.py").write_text(
+        SCRIPT
+        + """import os, pathlib
 seen = [os.environ["CUDA_VISIBLE_DEVICES"], words[words.index("--devices") + 1]]
 pathlib.Path(folder, f"seen{shard}").write_text(" ".join(seen))
-""")
+"""
+    )
     rows = [SimpleNamespace(id=str(place)) for place in range(2)]
     with pytest.raises(MaskfoldError, match="ended with status 0"):  # it brought nothing
         list(gather(tmp_path / "run.py", [], ["cuda:0", "cuda:1"], rows, [1, 1], tmp_path, False, None))
@@ -93,7 +106,9 @@ def test_a_process_that_hangs_is_left_behind_at_the_deadline(tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["volumes", "objects"])
 def test_two_processes_write_the_very_same_file(finished, tiny, nuclei, bundled, tmp_path, kind):
-    run = finished(tiny(3) if kind == "volumes" else nuclei("postprocess.steps=[{split: {distance: 1.0}}]"), "demo-tiny")
+    run = finished(
+        tiny(3) if kind == "volumes" else nuclei("postprocess.steps=[{split: {distance: 1.0}}]"), "demo-tiny"
+    )
     done = submit([run], output=tmp_path / "submit.csv")
     assert run_bundle(bundled([run]), run.exp.competition.root, tmp_path / "x.csv", "--devices", "cpu,cpu") == 0
     assert (tmp_path / "x.csv").read_bytes() == done.path.read_bytes()

@@ -29,16 +29,26 @@ def test_a_module_of_another_name_finds_its_package():
 def test_the_code_needs_no_training_and_its_readers_come_along():
     files, others = needed([])
     names = {path.as_posix() for path in files}
-    assert {"data/readers_tiff.py", "data/readers_nifti.py", "submission/offline/command.py", "inference/window.py"} <= names
+    assert {
+        "data/readers_tiff.py",
+        "data/readers_nifti.py",
+        "submission/offline/command.py",
+        "inference/window.py",
+    } <= names
     assert not {"training/loop.py", "training/fold.py", "training/device.py", "submission/model.py"} & names
     assert "lightning" not in others and "mlflow" not in others
-    assert "model/unet.py" not in names and "model/unet.py" in {path.as_posix() for path in needed(["competition.model.unet.X"])[0]}
+    assert "model/unet.py" not in names and "model/unet.py" in {
+        path.as_posix() for path in needed(["competition.model.unet.X"])[0]
+    }
 
 
 def test_wheels_are_fetched_one_by_one_without_pytorch(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(requirements.subprocess, "run",
-                        lambda words, **_: seen.append(words) or SimpleNamespace(returncode=0, stderr=""))
+    monkeypatch.setattr(
+        requirements.subprocess,
+        "run",
+        lambda words, **_: seen.append(words) or SimpleNamespace(returncode=0, stderr=""),
+    )
     names = ["torch", "nvidia-cublas-cu12", "cuda-bindings", "triton", "monai", "pyyaml"]
     fetch_wheels([Pin(name, "1.0", ()) for name in names], tmp_path / "wheels")
     assert seen[0][-2:] == ["monai==1.0", "pyyaml==1.0"] and "--no-deps" in seen[0] and "--only-binary=:all:" in seen[0]

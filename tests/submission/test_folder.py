@@ -34,7 +34,9 @@ def test_volumes_keep_their_affine_and_grid(finished, tiny, demo3d, tmp_path):
         masks = postprocess(ensemble.probabilities(rows[one.case_id]), run.exp.competition, run.exp.postprocess).masks
         for value, mask in enumerate(masks, start=1):
             np.testing.assert_array_equal(labels == value, mask)
-        assert one.pixels == {name: int(mask.sum()) for name, mask in zip(run.exp.competition.classes, masks, strict=True)}
+        assert one.pixels == {
+            name: int(mask.sum()) for name, mask in zip(run.exp.competition.classes, masks, strict=True)
+        }
 
 
 @pytest.mark.parametrize("dims", [2, 3])

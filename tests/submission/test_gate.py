@@ -45,9 +45,19 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def gated(scans: Path) -> Callable[..., Any]:
     def make(*overrides: str) -> Any:
-        return load_experiment(ROOT / "experiments" / "demo_gate" / "unet2d.yaml", [
-            f"competition.root={scans}", "folds.k=2", "training.precision=fp32", *TINY[2], "patch.size=[96,96]", "inference.tta=[]",
-            *overrides])
+        return load_experiment(
+            ROOT / "experiments" / "demo_gate" / "unet2d.yaml",
+            [
+                f"competition.root={scans}",
+                "folds.k=2",
+                "training.precision=fp32",
+                *TINY[2],
+                "patch.size=[96,96]",
+                "inference.tta=[]",
+                *overrides,
+            ],
+        )
+
     return make
 
 
@@ -64,7 +74,7 @@ def rewritten(run: Any, gate_of: Callable[[bool, np.random.Generator], float], f
             if fake and not holds:
                 for _ in range(3):
                     y, x = generator.integers(0, 80, size=2)
-                    shown[0, y:y + 14, x:x + 14] = 1
+                    shown[0, y : y + 14, x : x + 14] = 1
             values = soft(shown, 2, 0.05, generator)
             store.write(case, values, np.full((1, 1, 1), gate_of(holds, generator), np.float32))
 
@@ -105,7 +115,10 @@ def test_a_gate_that_says_nothing_is_left_out(finished, gated, fake):
 
 def test_the_threshold_is_searched_beside_every_triplet_and_alone(gated):
     truths = [Truth(0, ()), *[Truth(400, (200, 200))] * 3]
-    plain, both = slots(gated(), truths, 96 * 96, False, ())[0], slots(gated(), truths, 96 * 96, False, (), gate=True)[0]
+    plain, both = (
+        slots(gated(), truths, 96 * 96, False, ())[0],
+        slots(gated(), truths, 96 * 96, False, (), gate=True)[0],
+    )
     assert both.names == ("threshold", "triplet", "gate") and set(plain.options) < set(both.options)
     alone = {steps for steps in both.options if len(steps) == 1 and steps[0].name == "gate"}
     assert len(both.options) == len(plain.options) * (1 + len(alone)) and len(alone) == 10
@@ -124,15 +137,21 @@ def test_the_score_of_a_list_with_a_gate_is_that_of_its_masks(finished, gated):
 
     run = finished(gated(), "demogate-tiny")
     rewritten(run, lambda holds, draw: draw.uniform(0.0, 1.0), fake=True)
-    lists = tuple((*first, *gate, *last) for first in ((), (Step(threshold=0.7),)) for gate in ((), (Step(gate=0.3),), (Step(gate=0.8),))
-                  for last in ((), (Step(keep_largest=1),)))
+    lists = tuple(
+        (*first, *gate, *last)
+        for first in ((), (Step(threshold=0.7),))
+        for gate in ((), (Step(gate=0.3),), (Step(gate=0.8),))
+        for last in ((), (Step(keep_largest=1),))
+    )
     with Evaluation(Blend((run,), (1.0,)), workers=1) as evaluation:
         evaluation.score({0: lists})
         for case, row in list(evaluation.rows.items())[:6]:
             gate = evaluation.kept.gate(case)
             truth = load_mask(run.exp.competition, row)
             for steps in lists:
-                outcome = postprocess(evaluation.kept.read(case), run.exp.competition, Postprocess(steps=list(steps)), row, gate)
+                outcome = postprocess(
+                    evaluation.kept.read(case), run.exp.competition, Postprocess(steps=list(steps)), row, gate
+                )
                 wanted = score_class(outcome.masks[0], truth, run.exp.competition, 0, [1.0, 1.0], None, None)
                 assert evaluation.known[0, steps][case]["score"] == pytest.approx(wanted["score"], nan_ok=True), steps
                 if any(step.gate is not None and step.gate > gate.item() for step in steps):
@@ -228,6 +247,8 @@ def test_steps_by_hand_with_a_gate_are_scored_with_it(finished, gated):
     assert expect(Blend((run,), (1.0,)), 20, workers=1).score > 0.95
     untouched = with_steps(run, Postprocess())
     assert expect(Blend((untouched,), (1.0,)), 20, workers=1).score == pytest.approx(2 / 3, abs=0.03)
-    with Evaluation(Blend((with_steps(run, Postprocess(tune=True, steps=[Step(gate=0.95)])),), (1.0,)), workers=1) as evaluation:
+    with Evaluation(
+        Blend((with_steps(run, Postprocess(tune=True, steps=[Step(gate=0.95)])),), (1.0,)), workers=1
+    ) as evaluation:
         tuned = tune(evaluation, 0, None)
     assert {step.name for step in tuned.found["lesion"]} == {"gate"} and tuned.nested > tuned.before + 0.5

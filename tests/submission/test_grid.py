@@ -9,9 +9,13 @@ import pytest
 from competition.submission.folder import predict_images
 
 
-@pytest.mark.parametrize("prepare", [
-    "{orientation: PIR, spacing: [1.3, 0.9, 1.1], crop: foreground, intensity: zscore}",
-    "{orientation: LPS, resize: [20, 24, 16], stretch: true, crop: nonzero, intensity: zscore}"])
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        "{orientation: PIR, spacing: [1.3, 0.9, 1.1], crop: foreground, intensity: zscore}",
+        "{orientation: LPS, resize: [20, 24, 16], stretch: true, crop: nonzero, intensity: zscore}",
+    ],
+)
 def test_a_predictions_affine_is_its_images(finished, tiny, tmp_path, prepare):
     run = finished(tiny(3, f"prepare={prepare}"), "demo3d-tiny")
     (tmp_path / "scans").mkdir()

@@ -35,8 +35,10 @@ def test_volumes_from_files_arrays_and_tables(finished, tiny, demo3d, tmp_path):
     expected = [np.asarray(nibabel.load(one.files[0]).dataobj) for one in done]
     assert any(mask.any() for mask in expected)
     volumes = [nibabel.load(file) for file in files]
-    arrays = [{"image": np.asarray(one.dataobj), "spacing": one.header.get_zooms()[:3], "affine": one.affine}
-              for one in volumes]
+    arrays = [
+        {"image": np.asarray(one.dataobj), "spacing": one.header.get_zooms()[:3], "affine": one.affine}
+        for one in volumes
+    ]
     model = packed(run, tmp_path)
     for images in ([str(file) for file in files], files, arrays, pd.DataFrame(arrays), pd.DataFrame({"image": files})):
         found = model.predict(images)
@@ -82,11 +84,18 @@ def test_overlapping_classes_are_stacked(finished, tiny, demo2d, tmp_path):
 def test_what_cannot_be_predicted_is_told(finished, tiny, tmp_path):
     model = packed(finished(tiny(2)), tmp_path)
     picture = np.zeros((40, 40), np.uint8)
-    for wrong, words in (("a.png", "is a str|are a str"), (picture, "ndarray of shape"), ([picture[0]], "image 1"),
-                         ([picture.astype(complex)], "complex128"), ([{"image": picture, "spacings": 1}], "`spacings`"),
-                         ([{"image": picture, "spacing": (1.0,)}], "one positive number"),
-                         ([np.full((40, 40), np.nan)], "NaN"), ([tmp_path / "none.png"], "does not exist"),
-                         (pd.DataFrame({"path": ["a"]}), "the columns path"), ([None], "image 1 is a NoneType")):
+    for wrong, words in (
+        ("a.png", "is a str|are a str"),
+        (picture, "ndarray of shape"),
+        ([picture[0]], "image 1"),
+        ([picture.astype(complex)], "complex128"),
+        ([{"image": picture, "spacings": 1}], "`spacings`"),
+        ([{"image": picture, "spacing": (1.0,)}], "one positive number"),
+        ([np.full((40, 40), np.nan)], "NaN"),
+        ([tmp_path / "none.png"], "does not exist"),
+        (pd.DataFrame({"path": ["a"]}), "the columns path"),
+        ([None], "image 1 is a NoneType"),
+    ):
         with pytest.raises(MaskfoldError, match=words):
             model.predict(wrong)
     assert model.predict([]) == []
@@ -172,9 +181,13 @@ def test_a_version_predicts_in_another_process(finished, tiny, demo2d, tmp_path,
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     process = subprocess.run(
-        [sys.executable, "-c", LOAD, "models:/demo2d@best", json.dumps(files), str(tmp_path / "masks.npz")], cwd=elsewhere,
-        env={**environment, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlruns/mlflow.db"}, capture_output=True, text=True,
-        timeout=280)
+        [sys.executable, "-c", LOAD, "models:/demo2d@best", json.dumps(files), str(tmp_path / "masks.npz")],
+        cwd=elsewhere,
+        env={**environment, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlruns/mlflow.db"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert process.returncode == 0, process.stderr
     assert Path(process.stdout.split()[-1]).is_relative_to(models[0].parent)  # its own code, not the checkout's
     assert ROOT not in Path(process.stdout.split()[-1]).parents

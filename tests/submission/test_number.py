@@ -27,8 +27,16 @@ IDENTITY = np.eye(4)  # RAS: the last axis rises towards the head
 
 
 def competition(labels: str = "exclusive", classes: list[str] = NAMES) -> Competition:
-    return Competition.model_validate({"name": "spine", "root": ".", "dimensions": 3, "classes": classes, "labels": labels,
-                                       "train": {"images": "{id}.nii.gz", "masks": "{id}_m.nii.gz"}})
+    return Competition.model_validate(
+        {
+            "name": "spine",
+            "root": ".",
+            "dimensions": 3,
+            "classes": classes,
+            "labels": labels,
+            "train": {"images": "{id}.nii.gz", "masks": "{id}_m.nii.gz"},
+        }
+    )
 
 
 def column(count: int, gap: int = 3, size: tuple[int, int, int] = (12, 10, 8)) -> np.ndarray:
@@ -38,8 +46,8 @@ def column(count: int, gap: int = 3, size: tuple[int, int, int] = (12, 10, 8)) -
     objects = np.zeros((wide + 8, deep + 14, count * pitch + gap), int)
     for number in range(1, count + 1):
         top = objects.shape[2] - gap - (number - 1) * pitch
-        objects[4:4 + wide, 8:8 + deep, top - high:top] = number
-        objects[4 + wide // 2 - 1:4 + wide // 2 + 1, 2:8, top - high + 1:top - high + 4] = number
+        objects[4 : 4 + wide, 8 : 8 + deep, top - high : top] = number
+        objects[4 + wide // 2 - 1 : 4 + wide // 2 + 1, 2:8, top - high + 1 : top - high + 4] = number
     return objects
 
 
@@ -116,7 +124,9 @@ def test_a_voxel_that_is_surely_a_vertebra_belongs_to_it_though_no_class_wins():
     assert names_of(numbered(unsure, competition(), rule(), IDENTITY), objects) == IN_ORDER
 
 
-@pytest.mark.parametrize(("names", "first"), [([1, 2, 3], 1), ([2, 2, 4], 2), ([0, 3, 4], 2), ([0, 1, 3], 0), ([4, 4, 4], 2)])
+@pytest.mark.parametrize(
+    ("names", "first"), [([1, 2, 3], 1), ([2, 2, 4], 2), ([0, 3, 4], 2), ([0, 1, 3], 0), ([4, 4, 4], 2)]
+)
 def test_of_fewer_objects_the_networks_labels_say_where_the_counting_starts(names, first):
     objects = column(3)
     found = numbered(said(objects, dict(enumerate(names, 1))), competition(), rule(), IDENTITY)
@@ -152,8 +162,10 @@ def test_objects_that_touch_by_a_bridge_are_parted(names):
     bridged = objects.copy()
     for number in range(1, 5):  # two voxels wide, from each block to the next
         low = np.argwhere(objects == number)[:, 2].min()
-        bridged[9:11, 12:14, low - 3:low] = number
-    assert parted(bridged > 0, np.zeros(bridged.shape, int), None, np.ones(3), np.eye(3)[2]).max() == 1  # without a split: one piece
+        bridged[9:11, 12:14, low - 3 : low] = number
+    assert (
+        parted(bridged > 0, np.zeros(bridged.shape, int), None, np.ones(3), np.eye(3)[2]).max() == 1
+    )  # without a split: one piece
     found = numbered(said(bridged, dict(enumerate(names, 1))), competition(), rule(), IDENTITY)
     assert names_of(found, np.where(bridged == objects, objects, 0)) == IN_ORDER
 
@@ -162,7 +174,7 @@ def test_objects_that_touch_face_to_face_are_parted_by_the_networks_labels():
     objects = column(5)
     joined = objects.copy()
     low = np.argwhere(objects == 2)[:, 2].min()
-    joined[4:16, 8:18, low - 3:low] = 2  # the gap between the second and the third is filled
+    joined[4:16, 8:18, low - 3 : low] = 2  # the gap between the second and the third is filled
     found = numbered(said(joined, {1: 1, 2: 2, 3: 3, 4: 4, 5: 4}), competition(), rule(), IDENTITY)
     assert names_of(found, objects) == IN_ORDER
 
@@ -174,7 +186,7 @@ def test_vertebrae_that_touch_by_their_tails_are_parted():
     joined = objects.copy()
     for z in range(objects.shape[2]):
         nearest = min(range(1, 6), key=lambda number: abs(np.argwhere(objects == number)[:, 2].mean() - z))
-        joined[column_behind[0]:column_behind[1], 1:8, z] = nearest
+        joined[column_behind[0] : column_behind[1], 1:8, z] = nearest
     for names in ([2, 2, 2, 2, 2], [4, 3, 2, 1, 0], [0, 1, 2, 3, 4], [1, 2, 3, 4, 4]):
         found = numbered(said(joined, dict(enumerate(names, 1))), competition(), rule(), IDENTITY)
         assert names_of(found, objects) == IN_ORDER  # the blocks are whole
@@ -211,7 +223,9 @@ def vertebrae(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dice(found: np.ndarray, objects: np.ndarray) -> list[float]:
-    return [2 * ((found == n) & (objects == n)).sum() / ((found == n).sum() + (objects == n).sum()) for n in range(1, 6)]
+    return [
+        2 * ((found == n) & (objects == n)).sum() / ((found == n).sum() + (objects == n).sum()) for n in range(1, 6)
+    ]
 
 
 # Arches that hang on their bodies by the edges and corners of voxels, and touch the arch below by their sides.
@@ -243,8 +257,8 @@ def test_a_class_without_a_core_of_its_own_remains():
     """Two blocks are one, by their shape; the labels tell them apart. The fifth is cut off by the picture's end."""
     objects = column(5)
     low = np.argwhere(objects == 2)[:, 2].min()
-    objects[4:16, 8:18, low - 3:low] = 2  # no gap
-    objects = objects[:, :, np.argwhere(objects == 5)[:, 2].max():]  # one slice of it is left
+    objects[4:16, 8:18, low - 3 : low] = 2  # no gap
+    objects = objects[:, :, np.argwhere(objects == 5)[:, 2].max() :]  # one slice of it is left
     before = said(objects, {number: number - 1 for number in range(1, 6)})
     for along, affine in (("S", IDENTITY), ("I", np.diag([1.0, 1.0, -1.0, 1.0]))):
         np.testing.assert_array_equal(numbered(before, competition(), rule(along), affine).argmax(axis=0), objects)
@@ -255,12 +269,12 @@ def test_a_loose_process_keeps_its_label_and_a_patch_of_a_wrong_name_does_not():
     objects = column(5)
     z = np.argwhere(objects == 3)[:, 2].max()
     objects[9:11, 2:8][objects[9:11, 2:8] == 2] = 0
-    objects[9:11, 2:7, z + 1:z + 4] = 2
-    objects[9:11, 6, z - 4:z + 1] = 3
+    objects[9:11, 2:7, z + 1 : z + 4] = 2
+    objects[9:11, 6, z - 4 : z + 1] = 3
     assert components(objects == 2).max() == 2 and components((objects == 2) | (objects == 3)).max() == 2
     labels = objects.copy()
-    labels[6:9, 10:13, z - 3:z] = 2
-    labels[4:6, 14:18, z - 1:z + 1] = 1
+    labels[6:9, 10:13, z - 3 : z] = 2
+    labels[4:6, 14:18, z - 1 : z + 1] = 1
     found = numbered(said(labels, {number: number - 1 for number in range(1, 6)}), competition(), rule(), IDENTITY)
     np.testing.assert_array_equal(found.argmax(axis=0), objects)
 
@@ -272,7 +286,9 @@ def test_labels_that_end_in_the_middle_of_blocks_do_not_cut():
     objects[8:12, 12:14] = 1  # what joins them
     middles = [np.argwhere(objects[4] == n)[:, 1].mean() for n in (2, 3, 4, 5)]
     labels = 1 + (np.arange(objects.shape[2])[:, None] < middles).sum(axis=1)
-    found = numbered(said(np.where(objects > 0, labels, 0), {n: n - 1 for n in range(1, 6)}), competition(), rule(), IDENTITY)
+    found = numbered(
+        said(np.where(objects > 0, labels, 0), {n: n - 1 for n in range(1, 6)}), competition(), rule(), IDENTITY
+    )
     blocks = np.where(np.isin(np.arange(objects.shape[2]) % 8, (0, 7)), 0, column(5, gap=0))
     blocks[8:12, 12:14] = 0
     assert names_of(found, blocks) == IN_ORDER
@@ -312,7 +328,9 @@ def test_steps_of_each_class_come_after(tmp_path):
     objects = column(5)
     objects[9, 12, np.argwhere(objects == 4)[:, 2].min() + 3] = 0  # a hole
     wrong = said(objects, {1: 1, 2: 1, 3: 1, 4: 1, 5: 4})
-    nibabel.save(nibabel.Nifti1Image(np.zeros(objects.shape, np.uint8), np.diag([1.0, 1.0, -1.0, 1.0])), tmp_path / "a.nii.gz")
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros(objects.shape, np.uint8), np.diag([1.0, 1.0, -1.0, 1.0])), tmp_path / "a.nii.gz"
+    )
     comp = competition().model_copy(update={"root": tmp_path})
     row = SimpleNamespace(id="a", images=json.dumps({"image": "a.nii.gz"}))
     done = postprocess(wrong, comp, Postprocess(number=rule("I"), steps=[Step(fill_holes=True)]), row)
@@ -336,16 +354,27 @@ def test_the_affine_comes_from_the_header_or_the_picture(tmp_path):
 
 def experiment(**changes: Any) -> Experiment:
     comp = competition().model_dump(by_alias=True) | {"root": "."} | changes.pop("comp", {})
-    return Experiment.model_validate({
-        "competition": comp, "patch": {"size": [8] * comp["dimensions"]}, "model": {"target": "x.Y"},
-        "loss": {"target": "x.Z"}, "postprocess": {"number": {"along": "S", "classes": NAMES, **changes}}})
+    return Experiment.model_validate(
+        {
+            "competition": comp,
+            "patch": {"size": [8] * comp["dimensions"]},
+            "model": {"target": "x.Y"},
+            "loss": {"target": "x.Z"},
+            "postprocess": {"number": {"along": "S", "classes": NAMES, **changes}},
+        }
+    )
 
 
 def test_what_cannot_be_numbered_is_refused():
     assert experiment().postprocess.number.split == 0.6
-    for changes, words in (({"classes": ["L1", "L6"]}, "names the class L6"), ({"classes": ["L1", "L1"]}, "names one class twice"),
-                           ({"classes": ["L1"]}, "at least 2"), ({"along": "up"}, "Input should be"),
-                           ({"comp": {"dimensions": 2}}, "is for volumes"), ({"comp": {"instances": True}}, "is for volumes")):
+    for changes, words in (
+        ({"classes": ["L1", "L6"]}, "names the class L6"),
+        ({"classes": ["L1", "L1"]}, "names one class twice"),
+        ({"classes": ["L1"]}, "at least 2"),
+        ({"along": "up"}, "Input should be"),
+        ({"comp": {"dimensions": 2}}, "is for volumes"),
+        ({"comp": {"instances": True}}, "is for volumes"),
+    ):
         with pytest.raises(ValueError, match=words):
             experiment(**changes)
 
@@ -377,7 +406,11 @@ def test_out_of_fold_submit_and_predict_number_alike(finished, tiny, tmp_path):
         labels = numbered(plain, comp, number, affine_of(row, comp)).argmax(axis=0)
         changed += not np.array_equal(labels, plain.argmax(axis=0))
         for value, name in enumerate(names, 1):
-            dice = 2 * ((labels == value) & (truth == value)).sum() / max(1, (labels == value).sum() + (truth == value).sum())
+            dice = (
+                2
+                * ((labels == value) & (truth == value)).sum()
+                / max(1, (labels == value).sum() + (truth == value).sum())
+            )
             found = table[(table["id"] == row.id) & (table["class"] == name)]["dice"].item()
             assert found == pytest.approx(dice, abs=1e-6) or (np.isnan(found) and not (truth == value).any())
     assert changed
@@ -386,7 +419,10 @@ def test_out_of_fold_submit_and_predict_number_alike(finished, tiny, tmp_path):
 
     tests = plain_rows(case_table(comp, "test"))
     ensemble = Ensemble(blend, tests[0])
-    wanted = {row.id: numbered(ensemble.probabilities(row), comp, number, affine_of(row, comp)).argmax(axis=0) for row in tests}
+    wanted = {
+        row.id: numbered(ensemble.probabilities(row), comp, number, affine_of(row, comp)).argmax(axis=0)
+        for row in tests
+    }
     for one in predict_images([run], Path(comp.root) / "imagesTs", tmp_path / "out"):
         np.testing.assert_array_equal(np.asarray(nibabel.load(one.files[0]).dataobj), wanted[one.case_id])
     from competition.submission import model

@@ -72,7 +72,7 @@ def test_objects_are_components_until_a_step_makes_them() -> None:
 @pytest.mark.parametrize(("labels", "first"), [(EXCLUSIVE, 1), (OVERLAPPING, 0)])
 def test_a_classs_channel_comes_after_the_background(labels: str, first: int) -> None:
     comp = comp_of("a", "b", labels=labels)
-    values = shares(("12",), ("34",), ("56",))[:first + 2]
+    values = shares(("12",), ("34",), ("56",))[: first + 2]
     evidence = Evidence(values, comp)
     assert not evidence.has_boundary and evidence.plain is values
     for index in (0, 1):
@@ -82,7 +82,9 @@ def test_a_classs_channel_comes_after_the_background(labels: str, first: int) ->
 
 def test_the_boundary_belongs_to_the_objects_but_not_to_their_insides() -> None:
     comp = comp_of("a", "b", instances=True)
-    evidence = Evidence(shares(("31",), ("42",), ("23",), ("24",))[:, 0].astype(np.float32)[:, None], comp)  # last: boundary
+    evidence = Evidence(
+        shares(("31",), ("42",), ("23",), ("24",))[:, 0].astype(np.float32)[:, None], comp
+    )  # last: boundary
     assert evidence.has_boundary
     # First pixel: 0.1 … of the boundary goes to the classes in the proportion 4 : 2, then 2 : 3.
     np.testing.assert_allclose(evidence.of(0), [[0.4 + 0.2 * 4 / 6, 0.2 + 0.4 * 2 / 5]], rtol=1e-3)
@@ -144,7 +146,7 @@ def spine() -> tuple[np.ndarray, Competition, Postprocess]:
     values = np.zeros((3, 4, 4, 12), np.float16)
     values[0] = 1
     for low in (1, 7):
-        values[:, 1:3, 1:3, low:low + 4] = np.array([0, 0.25, 0.75], np.float16)[:, None, None, None]
+        values[:, 1:3, 1:3, low : low + 4] = np.array([0, 0.25, 0.75], np.float16)[:, None, None, None]
     return values, comp, Postprocess(number=Number(along="S", classes=["a", "b"]))
 
 
@@ -159,8 +161,8 @@ def test_number_names_the_objects_before_any_step(up: float, first: int) -> None
     values, comp, settings = spine()
     row = lying(np.diag([1.0, 1.0, up, 1.0]))
     expected = np.zeros((2, 4, 4, 12), bool)
-    expected[0, 1:3, 1:3, first:first + 4] = True
-    expected[1, 1:3, 1:3, 8 - first:12 - first] = True
+    expected[0, 1:3, 1:3, first : first + 4] = True
+    expected[1, 1:3, 1:3, 8 - first : 12 - first] = True
     evidence = weighed(values, comp, settings, row)
     assert evidence.comp is comp
     same(evidence.masks, expected, np.bool_)
@@ -199,12 +201,15 @@ def test_threshold_makes_the_mask_anew() -> None:
     assert take(found, Step(threshold=0.3), evidence, 0).mask.tolist() == [[False, True, False]]
 
 
-@pytest.mark.parametrize(("high", "pixels", "low", "expected"), [
-    (0.65, 2, 0.25, [[True, True, True, False, False]]),  # the last pixel but one is 0.4, where b is 0.5
-    (0.65, 3, 0.25, [[False] * 5]),
-    (0.75, 2, 0.25, [[False] * 5]),
-    (0.65, 2, 0.35, [[True, False, True, False, False]]),
-])
+@pytest.mark.parametrize(
+    ("high", "pixels", "low", "expected"),
+    [
+        (0.65, 2, 0.25, [[True, True, True, False, False]]),  # the last pixel but one is 0.4, where b is 0.5
+        (0.65, 3, 0.25, [[False] * 5]),
+        (0.75, 2, 0.25, [[False] * 5]),
+        (0.65, 2, 0.35, [[True, False, True, False, False]]),
+    ],
+)
 def test_triplet_looks_at_its_own_class_only(high: float, pixels: int, low: float, expected: list) -> None:
     values = shares(("00000",), ("73842",), ("22259",))
     evidence = Evidence(values, comp_of("a", "b"))

@@ -21,24 +21,43 @@ FULL, EMPTY = np.ones((2, 3), bool), np.zeros((2, 3), bool)
 COLUMN, ROW = ("1 1 3 1 6 1", "1 6"), ("1 2 6 1", "1 6")
 
 GOLDEN = {  # name: corners, full, empty
-    "dsb2018": (*COLUMN, ""), "carvana": (*ROW, ""), "tgs-salt": (*COLUMN, ""), "airbus": (*COLUMN, ""),
+    "dsb2018": (*COLUMN, ""),
+    "carvana": (*ROW, ""),
+    "tgs-salt": (*COLUMN, ""),
+    "airbus": (*COLUMN, ""),
     # Relative: pixel 0 for 1; then 1 pixel after the end at 1, for 1; then 2 after the end at 3, for 1.
     "siim-acr": ("0 1 1 1 2 1", "0 6", "-1"),
-    "severstal": (*COLUMN, ""), "clouds": (*COLUMN, ""), "hubmap-kidney": (*COLUMN, ""), "hubmap-organ": (*COLUMN, ""),
-    "sartorius": (*ROW, ""), "uw-madison-gi-tract": (*ROW, ""), "vesuvius-ink": (*ROW, ""),
-    "contrails": (*COLUMN, "-"), "sennet-hoa": (*ROW, "1 0"),
+    "severstal": (*COLUMN, ""),
+    "clouds": (*COLUMN, ""),
+    "hubmap-kidney": (*COLUMN, ""),
+    "hubmap-organ": (*COLUMN, ""),
+    "sartorius": (*ROW, ""),
+    "uw-madison-gi-tract": (*ROW, ""),
+    "vesuvius-ink": (*ROW, ""),
+    "contrails": (*COLUMN, "-"),
+    "sennet-hoa": (*ROW, "1 0"),
     "recodai": ("[1, 1, 3, 1, 6, 1]", "[1, 6]", "authentic"),
     # Counts 0 1 1 1 2 1 (background first); from the fourth on, differences to the count two before:
     # 0 1 1 0 1 0. Each below 16 is one letter, 48 + value: 0 1 1 0 1 0.  Full: 0 6.
     "hubmap-vasculature": ("011010", "06", ""),
 }
 HEADERS = {
-    "dsb2018": "ImageId,EncodedPixels", "carvana": "img,rle_mask", "tgs-salt": "id,rle_mask",
-    "airbus": "ImageId,EncodedPixels", "siim-acr": "ImageId,EncodedPixels", "severstal": "ImageId_ClassId,EncodedPixels",
-    "clouds": "Image_Label,EncodedPixels", "hubmap-kidney": "id,predicted", "hubmap-organ": "id,rle",
-    "sartorius": "id,predicted", "uw-madison-gi-tract": "id,class,predicted",
-    "hubmap-vasculature": "id,height,width,prediction_string", "vesuvius-ink": "Id,Predicted",
-    "contrails": "record_id,encoded_pixels", "sennet-hoa": "id,rle", "recodai": "case_id,annotation",
+    "dsb2018": "ImageId,EncodedPixels",
+    "carvana": "img,rle_mask",
+    "tgs-salt": "id,rle_mask",
+    "airbus": "ImageId,EncodedPixels",
+    "siim-acr": "ImageId,EncodedPixels",
+    "severstal": "ImageId_ClassId,EncodedPixels",
+    "clouds": "Image_Label,EncodedPixels",
+    "hubmap-kidney": "id,predicted",
+    "hubmap-organ": "id,rle",
+    "sartorius": "id,predicted",
+    "uw-madison-gi-tract": "id,class,predicted",
+    "hubmap-vasculature": "id,height,width,prediction_string",
+    "vesuvius-ink": "Id,Predicted",
+    "contrails": "record_id,encoded_pixels",
+    "sennet-hoa": "id,rle",
+    "recodai": "case_id,annotation",
 }
 
 
@@ -88,7 +107,8 @@ def test_vasculature_file(tmp_path: Path) -> None:
     write_submission(masks, PROFILES["hubmap-vasculature"], tmp_path / "s.csv")
     packed = [base64.b64encode(zlib.compress(text, 9)).decode() for text in (b"011010", b"114")]
     assert (tmp_path / "s.csv").read_text() == (
-        f"id,height,width,prediction_string\na,2,3,0 0.5 {packed[0]} 0 1 {packed[1]}\nb,2,3,\n")
+        f"id,height,width,prediction_string\na,2,3,0 0.5 {packed[0]} 0 1 {packed[1]}\nb,2,3,\n"
+    )
     entries = list(read_submission(tmp_path / "s.csv", PROFILES["hubmap-vasculature"], {"a": (2, 3), "b": (2, 3)}))
     assert [len(entry.objects) for entry in entries] == [2, 0]
     assert np.array_equal(entries[0].objects[1], other)
@@ -105,8 +125,9 @@ def test_clouds_are_brought_to_their_grid(tmp_path: Path) -> None:
     mask = np.zeros((1400, 2100), bool)
     mask[:4, :] = True  # the grid's first row
     mask[1396:, 2097:] = True  # 3 of 4 columns of the last pixel
-    write_submission([("a.jpg", "Fish", mask), ("a.jpg", "Sugar", mask[::-1] & False)], PROFILES["clouds"],
-                     tmp_path / "s.csv")
+    write_submission(
+        [("a.jpg", "Fish", mask), ("a.jpg", "Sugar", mask[::-1] & False)], PROFILES["clouds"], tmp_path / "s.csv"
+    )
     rows = (tmp_path / "s.csv").read_text().splitlines()
     firsts = " ".join(f"{1 + 350 * column} 1" for column in range(525))
     assert rows == ["Image_Label,EncodedPixels", f"a.jpg_Fish,{firsts} {350 * 525} 1", "a.jpg_Sugar,"]
@@ -124,8 +145,15 @@ def test_severstal_follows_its_sample(header: str, tmp_path: Path) -> None:
 
 def test_own_description(tmp_path: Path) -> None:
     write_text(tmp_path / "sample.csv", "predicted,id,class\n1 1,a,x\n")
-    comp = competition(tmp_path, classes=["x", "y"], submission={
-        "sample": "sample.csv", "columns": {"id": "id", "class": "class", "mask": "predicted"}, "rle": {"base": 0}})
+    comp = competition(
+        tmp_path,
+        classes=["x", "y"],
+        submission={
+            "sample": "sample.csv",
+            "columns": {"id": "id", "class": "class", "mask": "predicted"},
+            "rle": {"base": 0},
+        },
+    )
     profile = profile_of(comp)
     assert profile.columns == ("predicted", "id", "class")
     assert (profile.rows, profile.classes, profile.rle.base) == ("image_class", ("x", "y"), 0)

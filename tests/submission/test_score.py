@@ -65,7 +65,9 @@ def shuffled(path: Path, seed: int) -> Path:
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_the_solution_itself_is_perfect_in_any_order(demo2d: Path, demo3d: Path, dimensions: int, tmp_path: Path) -> None:
+def test_the_solution_itself_is_perfect_in_any_order(
+    demo2d: Path, demo3d: Path, dimensions: int, tmp_path: Path
+) -> None:
     folder = demo2d if dimensions == 2 else demo3d
     mine = write_text(tmp_path / "mine.csv", (folder / "solution.csv").read_text())
     card = score_submission(shuffled(mine, 1), demo(folder), shuffled(mine, 2))
@@ -78,8 +80,9 @@ def written(folder: Path, comp: Competition, change: Callable[[np.ndarray], np.n
     """Writes a submission of changed solution masks row by row; returns them."""
     truths: Masks = solution_masks(folder, comp)
     masks = {case_id: np.stack([change(one) for one in truth]) for case_id, truth in truths.items()}
-    lines = [f"{case_id},{name},{rle(masks[case_id][index])}" for case_id in masks
-             for index, name in enumerate(comp.classes)]
+    lines = [
+        f"{case_id},{name},{rle(masks[case_id][index])}" for case_id in masks for index, name in enumerate(comp.classes)
+    ]
     write_text(path, "\n".join(["id,class,predicted", *lines]) + "\n")
     return masks
 
@@ -93,7 +96,7 @@ def solution_masks(folder: Path, comp: Competition) -> Masks:
         flat = np.zeros(int(np.prod(shapes[row.id])), bool)
         numbers = [int(word) for word in row.predicted.split()]
         for start, length in zip(numbers[::2], numbers[1::2], strict=True):
-            flat[start - 1:start - 1 + length] = True
+            flat[start - 1 : start - 1 + length] = True
         masks[row.id][comp.classes.index(row[1])] = flat.reshape(shapes[row.id], order="F")
     return masks
 
@@ -104,15 +107,20 @@ def test_shifted_masks_have_the_dice_of_the_masks(demo2d: Path, demo3d: Path, di
     comp = demo(folder)
     masks = written(folder, comp, lambda mask: np.roll(mask, 2, axis=0), tmp_path / "mine.csv")
     card = score_submission(tmp_path / "mine.csv", comp, "solution.csv")  # found in the competition's folder
-    values = {(case_id, name): dice(masks[case_id][index], truth[index]) if truth[index].any() else 1.0
-              for case_id, truth in solution_masks(folder, comp).items() for index, name in enumerate(comp.classes)}
+    values = {
+        (case_id, name): dice(masks[case_id][index], truth[index]) if truth[index].any() else 1.0
+        for case_id, truth in solution_masks(folder, comp).items()
+        for index, name in enumerate(comp.classes)
+    }
     assert card.score == pytest.approx(np.mean(list(values.values())), abs=1e-12) and 0.1 < card.score < 0.99
     for name in comp.classes:
         assert card.classes[name] == pytest.approx(np.mean([value for key, value in values.items() if key[1] == name]))
     assert card.table.set_index(["id", "class"])["score"].to_dict() == pytest.approx(values)
     assert card.low <= card.score <= card.high
-    exclusive = [score_case(masks[case_id], np.einsum("k,k...->...", np.arange(1, 3), truth)[None].astype(np.uint8), comp)
-                 for case_id, truth in solution_masks(folder, comp).items()]
+    exclusive = [
+        score_case(masks[case_id], np.einsum("k,k...->...", np.arange(1, 3), truth)[None].astype(np.uint8), comp)
+        for case_id, truth in solution_masks(folder, comp).items()
+    ]
     assert card.score == pytest.approx(np.mean([row["score"] for rows in exclusive for row in rows]), abs=1e-12)
 
 
@@ -173,8 +181,19 @@ def class_gone(rows: list[list[str]]) -> int:
     return [row[0] for row in rows].index(case_id) + 2  # where the rest of the case begins
 
 
-DAMAGE = [unknown, doubled, doubled_by_another_name, nan, past_the_end, unsorted, spaces_only, strange_class,
-          too_many_cells, other_case_gone, class_gone]
+DAMAGE = [
+    unknown,
+    doubled,
+    doubled_by_another_name,
+    nan,
+    past_the_end,
+    unsorted,
+    spaces_only,
+    strange_class,
+    too_many_cells,
+    other_case_gone,
+    class_gone,
+]
 
 
 def damaged(demo2d: Path, damage: Callable[[list[list[str]]], int], path: Path) -> int:
@@ -196,8 +215,9 @@ def test_a_broken_file_is_named_with_its_line(demo2d: Path, damage: Any, tmp_pat
         assert f"{demo2d / 'solution.csv'}, line 2" in error.value.wrong
 
 
-@pytest.mark.parametrize("damage", [unknown, doubled, past_the_end, class_gone, other_case_gone],
-                         ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize(
+    "damage", [unknown, doubled, past_the_end, class_gone, other_case_gone], ids=lambda damage: damage.__name__
+)
 def test_a_broken_solution_is_named_with_its_line(demo2d: Path, damage: Any, tmp_path: Path) -> None:
     line = damaged(demo2d, damage, tmp_path / "truth.csv")
     with pytest.raises(MaskfoldError, match=rf"line {line}\b") as error:
@@ -257,8 +277,11 @@ def guesses(comp: Competition, seed: int, leave_out: int = 0) -> Masks:
         if number < leave_out:
             continue
         truth = load_mask(comp, row)
-        near = np.stack([truth[0] == value for value in range(len(comp.classes) + 1)]) if comp.labels == "exclusive" \
+        near = (
+            np.stack([truth[0] == value for value in range(len(comp.classes) + 1)])
+            if comp.labels == "exclusive"
             else truth == 1
+        )
         values = rng.random(near.shape) * 0.6 + 0.5 * near * (number % 4 != 3)
         found[row.id] = values.astype(np.float16)
     return found
@@ -266,13 +289,17 @@ def guesses(comp: Competition, seed: int, leave_out: int = 0) -> Masks:
 
 @pytest.mark.parametrize("average", ["case_class", "class", "global"])
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_out_of_fold_masks_score_as_in_cross_validation(demo2d: Path, demo3d: Path, dimensions: int, average: str,
-                                                        tmp_path: Path) -> None:
+def test_out_of_fold_masks_score_as_in_cross_validation(
+    demo2d: Path, demo3d: Path, dimensions: int, average: str, tmp_path: Path
+) -> None:
     comp = demo(demo2d if dimensions == 2 else demo3d)
     comp = comp.model_copy(update={"metric": comp.metric.model_copy(update={"average": average})})
     score, masks, lines = judged(comp, guesses(comp, seed=dimensions, leave_out=2))
-    rows = [f"{case_id},{name},{rle(masks[case_id][index])}" for case_id in reversed(masks)
-            for index, name in enumerate(comp.classes)]
+    rows = [
+        f"{case_id},{name},{rle(masks[case_id][index])}"
+        for case_id in reversed(masks)
+        for index, name in enumerate(comp.classes)
+    ]
     card = score_submission(write_text(tmp_path / "oof.csv", "\n".join(["id,class,predicted", *rows])), comp)
     assert card.score == pytest.approx(score, abs=1e-12) and 0.05 < score < 0.95
     assert card.cases == len(masks) == (8 if dimensions == 2 else 4)
@@ -292,11 +319,21 @@ def nuclei(root: Path, ids: str = "abcdef", **changes: Any) -> Competition:
         objects = [left, right, np.roll(left, 10, axis=0)] if case_id != ids[-1] else []
         rows += [f"{case_id},{rle(one)}" for one in objects] or [f"{case_id},"]
     write_text(root / "train.csv", "\n".join(["ImageId,EncodedPixels", *rows]) + "\n")
-    return competition(root, **{
-        "instances": True, "train": {"images": "train/{id}.png", "rle": "train.csv",
-                                     "columns": {"id": "ImageId", "class": None, "mask": "EncodedPixels"}},
-        "test": {"images": "test/{id}.png"}, "metric": {"name": "mean_ap", "both_empty": 1.0},
-        "submission": {"profile": "dsb2018"}} | changes)
+    return competition(
+        root,
+        **{
+            "instances": True,
+            "train": {
+                "images": "train/{id}.png",
+                "rle": "train.csv",
+                "columns": {"id": "ImageId", "class": None, "mask": "EncodedPixels"},
+            },
+            "test": {"images": "test/{id}.png"},
+            "metric": {"name": "mean_ap", "both_empty": 1.0},
+            "submission": {"profile": "dsb2018"},
+        }
+        | changes,
+    )
 
 
 def average_precision(predicted: list[np.ndarray], truth: list[np.ndarray]) -> float:
@@ -351,15 +388,20 @@ def test_rows_are_the_objects(tmp_path: Path) -> None:
     assert (table.score, table.cases) == (1.0, 6)
 
 
-@pytest.mark.parametrize(("rows", "what"), [
-    (["ta,1 2", "ta,2 1", "tb,"], "line 3: the id ta shares 1 pixel"),
-    (["ta,1 2", "ta,", "tb,"], "line 3: the id ta has an empty row beside other rows"),
-    (["ta,1 2", "tb,", "tc,"], "line 4: the id tc has no row in"),
-    (["ta,1 2", "tz,"], "line 3: the id tz has no test image"),
-])
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        (["ta,1 2", "ta,2 1", "tb,"], "line 3: the id ta shares 1 pixel"),
+        (["ta,1 2", "ta,", "tb,"], "line 3: the id ta has an empty row beside other rows"),
+        (["ta,1 2", "tb,", "tc,"], "line 4: the id tc has no row in"),
+        (["ta,1 2", "tz,"], "line 3: the id tz has no test image"),
+    ],
+)
 def test_broken_files_of_objects(tmp_path: Path, rows: list[str], what: str) -> None:
     comp = nuclei(tmp_path)
-    solution = write_text(tmp_path / "solution.csv", "ImageId,EncodedPixels\nta,1 2\nta,2 2\ntb,\n")  # a host may overlap
+    solution = write_text(
+        tmp_path / "solution.csv", "ImageId,EncodedPixels\nta,1 2\nta,2 2\ntb,\n"
+    )  # a host may overlap
     mine = write_text(tmp_path / "mine.csv", "\n".join(["ImageId,EncodedPixels", *rows]) + "\n")
     with pytest.raises(MaskfoldError, match=what):
         score_submission(mine, comp, solution)
@@ -371,8 +413,13 @@ def test_pixels_that_count_nowhere_cut_a_component_as_in_cross_validation(tmp_pa
     for case_id in "ab":
         write_png(tmp_path / "images" / f"{case_id}.png", image)
         write_png(tmp_path / "masks" / f"{case_id}.png", labels)
-    comp = competition(tmp_path, instances=True, ignore=255, metric={"name": "mean_ap"},
-                       submission={"columns": {"id": "id", "mask": "rle"}})
+    comp = competition(
+        tmp_path,
+        instances=True,
+        ignore=255,
+        metric={"name": "mean_ap"},
+        submission={"columns": {"id": "id", "mask": "rle"}},
+    )
     wide = np.zeros((12, 30), bool)
     wide[3:8, 2:26] = True  # one component, of which the middle counts nowhere
     score, masks, _ = judged(comp, dict.fromkeys("ab", np.stack([~wide, wide]).astype(np.float16)))
@@ -390,25 +437,43 @@ def stacks(root: Path, folder: str, depths: dict[str, int]) -> Masks:
     rng, masks = np.random.default_rng(len(folder)), {}
     for case_id, depth in depths.items():
         for number in range(1, depth + 1):  # 9 and 10: by number, not by letter
-            write_png(root / folder / case_id / f"slice_{number}_266.png", rng.integers(0, 255, (16, 18), dtype=np.uint8))
+            write_png(
+                root / folder / case_id / f"slice_{number}_266.png", rng.integers(0, 255, (16, 18), dtype=np.uint8)
+            )
         masks[case_id] = np.stack([blobs(rng, (16, 18, depth)) for _ in CLASSES])
     return masks
 
 
 def slice_rows(masks: Masks) -> list[str]:
-    return [f"{case_id}_slice_{z + 1},{name},{rle(volume[index, ..., z], 'C')}" for case_id, volume in masks.items()
-            for z in range(volume.shape[-1]) for index, name in enumerate(CLASSES)]
+    return [
+        f"{case_id}_slice_{z + 1},{name},{rle(volume[index, ..., z], 'C')}"
+        for case_id, volume in masks.items()
+        for z in range(volume.shape[-1])
+        for index, name in enumerate(CLASSES)
+    ]
 
 
 def madison(root: Path) -> tuple[Competition, Masks, Masks]:
-    trained, tested = stacks(root, "train", {"case1_day0": 11, "case2_day1": 3}), stacks(root, "test", {"case9_day9": 12})
+    trained, tested = (
+        stacks(root, "train", {"case1_day0": 11, "case2_day1": 3}),
+        stacks(root, "test", {"case9_day9": 12}),
+    )
     write_text(root / "train.csv", "\n".join(["id,class,segmentation", *slice_rows(trained)]) + "\n")
     comp = competition(
-        root, dimensions=3, classes=list(CLASSES), labels="overlapping",
-        train={"images": "train/{id}/slice_{z}_266.png", "rle": "train.csv",
-               "columns": {"id": "id", "class": "class", "mask": "segmentation"}, "rle_format": {"order": "row"}},
-        test={"images": "test/{id}/slice_{z}_266.png"}, metric={"name": "uw_madison", "both_empty": None},
-        submission={"profile": "uw-madison-gi-tract"})
+        root,
+        dimensions=3,
+        classes=list(CLASSES),
+        labels="overlapping",
+        train={
+            "images": "train/{id}/slice_{z}_266.png",
+            "rle": "train.csv",
+            "columns": {"id": "id", "class": "class", "mask": "segmentation"},
+            "rle_format": {"order": "row"},
+        },
+        test={"images": "test/{id}/slice_{z}_266.png"},
+        metric={"name": "uw_madison", "both_empty": None},
+        submission={"profile": "uw-madison-gi-tract"},
+    )
     return comp, trained, tested
 
 
@@ -435,8 +500,11 @@ def test_slices_become_volumes_again(tmp_path: Path) -> None:
     assert card(tested, tested).score == 1.0 == card(trained, None).score
     for truth, solution in ((trained, None), (tested, tested)):
         found = card({case_id: moved[case_id] for case_id in truth}, solution)
-        expected = [by_hand(moved[case_id][index], masks[index]) for case_id, masks in sorted(truth.items())
-                    for index in range(3)]
+        expected = [
+            by_hand(moved[case_id][index], masks[index])
+            for case_id, masks in sorted(truth.items())
+            for index in range(3)
+        ]
         assert found.table["score"].tolist() == pytest.approx(expected, abs=1e-12)
         assert found.score == pytest.approx(np.mean(expected), abs=1e-12) and found.cases == len(truth)
     assert card({"case2_day1": trained["case2_day1"]}, None).cases == 1
@@ -450,10 +518,11 @@ def test_a_slice_that_is_not_there(tmp_path: Path) -> None:
     rows = slice_rows(tested)
     solution = write_text(tmp_path / "solution.csv", "\n".join(["id,class,predicted", *rows]) + "\n")
     for changed, what in (
-            (rows[:-3], r"case9_day9_slice_12 with the class large_bowel.* begins in line 2"),
-            ([*rows, "case9_day9_slice_13,stomach,"], r"line 38: the id case9_day9_slice_13 .* has no test image"),
-            ([*rows, "case9_day9,stomach,"], "line 38: the id case9_day9 with the class stomach has no test image"),
-            ([*rows, "case9_day9_slice_3_266,stomach,"], "line 38: .* a second time, after line 10")):
+        (rows[:-3], r"case9_day9_slice_12 with the class large_bowel.* begins in line 2"),
+        ([*rows, "case9_day9_slice_13,stomach,"], r"line 38: the id case9_day9_slice_13 .* has no test image"),
+        ([*rows, "case9_day9,stomach,"], "line 38: the id case9_day9 with the class stomach has no test image"),
+        ([*rows, "case9_day9_slice_3_266,stomach,"], "line 38: .* a second time, after line 10"),
+    ):
         mine = write_text(tmp_path / "mine.csv", "\n".join(["id,class,predicted", *changed]) + "\n")
         with pytest.raises(MaskfoldError, match=what):
             score_submission(mine, comp, solution)
@@ -465,12 +534,20 @@ def test_a_volume_in_one_row_or_by_its_slices(tmp_path: Path) -> None:
     for case_id, masks in truth.items():
         for z in range(masks.shape[-1]):
             write_png(tmp_path / "labels" / case_id / f"slice_{z + 1}.png", masks[0, ..., z].astype(np.uint8))
-    comp = competition(tmp_path, dimensions=3, submission={"profile": "sennet-hoa"}, metric={"name": "uw_madison"},
-                       train={"images": "train/{id}/slice_{z}_266.png", "masks": "labels/{id}/slice_{z}.png"})
+    comp = competition(
+        tmp_path,
+        dimensions=3,
+        submission={"profile": "sennet-hoa"},
+        metric={"name": "uw_madison"},
+        train={"images": "train/{id}/slice_{z}_266.png", "masks": "labels/{id}/slice_{z}.png"},
+    )
     masks = {case_id: np.roll(volume[0], 1, axis=0) for case_id, volume in truth.items()}
     whole = [f"{case_id},{rle(mask, 'C') or '1 0'}" for case_id, mask in masks.items()]
-    sliced = [f"{case_id}_slice_{z + 1},{rle(mask[..., z], 'C') or '1 0'}" for case_id, mask in masks.items()
-              for z in range(mask.shape[-1])]
+    sliced = [
+        f"{case_id}_slice_{z + 1},{rle(mask[..., z], 'C') or '1 0'}"
+        for case_id, mask in masks.items()
+        for z in range(mask.shape[-1])
+    ]
     expected = [by_hand(masks[case_id], truth[case_id][0]) for case_id in ("k1", "k2")]
     for rows in (whole, sliced, [whole[0], *sliced[4:]]):
         card = score_submission(write_text(tmp_path / "m.csv", "\n".join(["id,rle", *rows])), comp)
@@ -540,9 +617,16 @@ def test_two_layouts_of_one_profile_and_classes_that_overlap_in_the_truth(tmp_pa
     write_png(tmp_path / "images" / "a.png", np.zeros((6, 8), np.uint8))
     write_png(tmp_path / "masks" / "a.png", np.zeros((6, 8), np.uint8))
     write_png(tmp_path / "test" / "x.png", np.zeros((6, 8), np.uint8))
-    comp = competition(tmp_path, classes=list("1234"), test={"images": "test/{id}.png"}, metric={"both_empty": None},
-                       submission={"profile": "severstal"})
-    mine = write_text(tmp_path / "mine.csv", "ImageId_ClassId,EncodedPixels\nx.png_2,3 6\nx.png_1,1 4\nx.png_4,\nx.png_3,\n")
+    comp = competition(
+        tmp_path,
+        classes=list("1234"),
+        test={"images": "test/{id}.png"},
+        metric={"both_empty": None},
+        submission={"profile": "severstal"},
+    )
+    mine = write_text(
+        tmp_path / "mine.csv", "ImageId_ClassId,EncodedPixels\nx.png_2,3 6\nx.png_1,1 4\nx.png_4,\nx.png_3,\n"
+    )
     truth = write_text(tmp_path / "truth.csv", "ImageId,EncodedPixels,ClassId\nx,1 4,1\nx,1 6,2\nx,,3\nx,1 2,4\n")
     card = score_submission(mine, comp, truth)
     assert card.classes == pytest.approx({"1": 1.0, "2": 2 * 4 / 12, "3": float("nan"), "4": 0.0}, nan_ok=True)
@@ -576,18 +660,23 @@ def test_the_command(demo2d: Path, command: Callable[..., Any], tmp_path: Path) 
     yaml = ROOT / "experiments" / "demo2d" / "competition.yaml"
     masks = written(demo2d, demo(demo2d), lambda mask: np.roll(mask, 1, axis=1), tmp_path / "mine.csv")
     truths = solution_masks(demo2d, demo(demo2d))
-    status, out, _ = command("mine.csv", "--competition", yaml, "--solution", "solution.csv", f"root={demo2d}",
-                             "--table", "out/cases.csv")
+    status, out, _ = command(
+        "mine.csv", "--competition", yaml, "--solution", "solution.csv", f"root={demo2d}", "--table", "out/cases.csv"
+    )
     assert status == 0 and "cases: 3" in out and "ring" in out and "grain" in out and "95 %" in out
-    values = [dice(masks[case_id][index], truths[case_id][index]) if truths[case_id][index].any() else 1.0
-              for case_id in sorted(masks) for index in range(2)]
+    values = [
+        dice(masks[case_id][index], truths[case_id][index]) if truths[case_id][index].any() else 1.0
+        for case_id in sorted(masks)
+        for index in range(2)
+    ]
     printed = re.search(r"dice: (\d\.\d{10})", out)
     assert printed is not None and float(printed[1]) == pytest.approx(np.mean(values), abs=1e-9)
     table = pd.read_csv(tmp_path / "out" / "cases.csv")
     assert table["id"].tolist() == [case_id for case_id in sorted(masks) for _ in range(2)]
     assert table["score"].tolist() == pytest.approx(values)
-    metric = command("mine.csv", "--competition", yaml, "--solution", "solution.csv", f"competition.root={demo2d}",
-                     "metric.name=iou")
+    metric = command(
+        "mine.csv", "--competition", yaml, "--solution", "solution.csv", f"competition.root={demo2d}", "metric.name=iou"
+    )
     assert metric[0] == 0 and "iou: " in metric[1]
 
 
@@ -595,12 +684,13 @@ def test_the_commands_refusals(demo2d: Path, command: Callable[..., Any], tmp_pa
     yaml = ROOT / "experiments" / "demo2d" / "competition.yaml"
     mine = write_text(tmp_path / "mine.csv", (demo2d / "solution.csv").read_text())
     for status, words, what in (
-            (2, ("mine.csv",), "--competition"),
-            (2, ("absent.csv", "--competition", yaml, f"root={demo2d}"), "absent.csv does not exist"),
-            (2, ("mine.csv", "--competition", yaml, f"rot={demo2d}"), "rot"),
-            (2, ("mine.csv", "--competition", yaml.with_name("unet2d.yaml")), "not a competition"),
-            (2, ("mine.csv", "--competition", yaml, f"root={demo2d}", "--table", "mine.csv"), "written over"),
-            (1, ("mine.csv", "--competition", yaml, f"root={demo2d}"), "line 2")):
+        (2, ("mine.csv",), "--competition"),
+        (2, ("absent.csv", "--competition", yaml, f"root={demo2d}"), "absent.csv does not exist"),
+        (2, ("mine.csv", "--competition", yaml, f"rot={demo2d}"), "rot"),
+        (2, ("mine.csv", "--competition", yaml.with_name("unet2d.yaml")), "not a competition"),
+        (2, ("mine.csv", "--competition", yaml, f"root={demo2d}", "--table", "mine.csv"), "written over"),
+        (1, ("mine.csv", "--competition", yaml, f"root={demo2d}"), "line 2"),
+    ):
         code, out, error = command(*words)
         assert code == status and what in error and "Traceback" not in error and "cases:" not in out, (words, error)
     assert mine.read_text() == (demo2d / "solution.csv").read_text()

@@ -34,8 +34,15 @@ DICE = Metric(name="dice")
 
 def rows(scores: np.ndarray) -> pd.DataFrame:
     """Score rows of one class, a case for each number."""
-    return pd.DataFrame({"id": [f"c{number}" for number in range(len(scores))], "fold": 0, "class": "ring", "score": scores,
-                         "dice": scores})
+    return pd.DataFrame(
+        {
+            "id": [f"c{number}" for number in range(len(scores))],
+            "fold": 0,
+            "class": "ring",
+            "score": scores,
+            "dice": scores,
+        }
+    )
 
 
 def planted(gains: list[float], noise: float, size: int = 30) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
@@ -87,8 +94,10 @@ def add_soup(run, noise: float) -> None:
     for fold, seed in run.members():
         folder = run.member_folder(fold, seed)
         result = FoldResult.read(folder)
-        save_weights(folder / "soup.safetensors",
-                     {name: tensor * 0.5 for name, tensor in load_file(folder / "weights.safetensors").items()})
+        save_weights(
+            folder / "soup.safetensors",
+            {name: tensor * 0.5 for name, tensor in load_file(folder / "weights.safetensors").items()},
+        )
         cases = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == fold, "id"])]
         judge = Judge(run.exp, cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
         store, lines = OofStore(folder / "soup_oof", run.exp.inference.store), []
@@ -97,8 +106,13 @@ def add_soup(run, noise: float) -> None:
             lines += judge.score(store.read(row.id), row, fold)[0]
         table = pd.DataFrame(lines)
         table.to_csv(folder / "soup_scores.csv", index=False)
-        found = {"epochs": [1, 2], "score": float(table["score"].mean()), "dice": {"ring": 0.7}, "flattered": 0.99,
-                 "plain": {"score": result.score, "dice": result.dice}}
+        found = {
+            "epochs": [1, 2],
+            "score": float(table["score"].mean()),
+            "dice": {"ring": 0.7},
+            "flattered": 0.99,
+            "plain": {"score": result.score, "dice": result.dice},
+        }
         write_json(folder / "result.json", replace(result, soup=found).__dict__)
 
 
@@ -109,7 +123,9 @@ def test_a_soup_that_is_kept_predicts_everywhere_and_one_that_is_dropped_nowhere
     assert before.soup is None
     add_soup(run, noise=0.0)  # the truth itself: every case gains
     summary = summarise(run)
-    assert summary.soup["kept"] and summary.soup["plain"] == pytest.approx(before.score) and summary.score > before.score
+    assert (
+        summary.soup["kept"] and summary.soup["plain"] == pytest.approx(before.score) and summary.score > before.score
+    )
     assert summary.score == pytest.approx(summary.soup["soup"]) and summary.soup["flattered"] == pytest.approx(0.99)
     assert {one.path.name for one in checkpoints(run)} == {"soup.safetensors"}
     results = [FoldResult.read(run.member_folder(*member)) for member in run.members()]
@@ -119,7 +135,10 @@ def test_a_soup_that_is_kept_predicts_everywhere_and_one_that_is_dropped_nowhere
     mean = np.mean([OofStore(folder / "soup_oof").read(case).astype(np.float64) for folder in mine], axis=0)
     np.testing.assert_allclose(OutOfFold(run).read(case), mean, atol=1e-3)
     pack(run, tmp_path / "packed")
-    assert sorted(path.name for path in (tmp_path / "packed" / "fold_0").iterdir()) == ["result.json", "soup.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "packed" / "fold_0").iterdir()) == [
+        "result.json",
+        "soup.safetensors",
+    ]
     Predictor(tmp_path / "packed").predict([np.zeros((32, 32), np.uint8)])  # it finds its weights
     written = {folder: (folder / "result.json").stat().st_mtime_ns for folder in folders}
     assert summarise(run) == summary
@@ -137,8 +156,10 @@ def worse(run) -> None:
     for fold, seed in run.members():
         folder = run.member_folder(fold, seed)
         shutil.rmtree(folder / "soup_oof")
-        write_json(folder / "result.json", replace(FoldResult.read(folder), soup=None, weights="weights.safetensors", score=0.5,
-                                                   dice={}).__dict__)
+        write_json(
+            folder / "result.json",
+            replace(FoldResult.read(folder), soup=None, weights="weights.safetensors", score=0.5, dice={}).__dict__,
+        )
     add_soup(run, noise=3.0)
 
 

@@ -26,8 +26,8 @@ def numbered(mask: np.ndarray, corners: bool = True) -> tuple[np.ndarray, int]:
 
 
 def disc(shape: tuple[int, int], y: float, x: float, radius: float) -> np.ndarray:
-    rows, columns = np.ogrid[:shape[0], :shape[1]]
-    return (rows - y) ** 2 + (columns - x) ** 2 <= radius ** 2
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
 
 
 def picture(*rows: str) -> np.ndarray:
@@ -39,8 +39,12 @@ def parts_well(labels: np.ndarray, mask: np.ndarray) -> bool:
     """int32, 1…N over exactly the mask, each object in one piece."""
     numbers = np.unique(labels[labels != 0])
     pieces = [numbered(labels == number)[1] for number in numbers]
-    return bool(labels.dtype == np.int32 and np.array_equal(labels != 0, mask)
-                and numbers.tolist() == list(range(1, len(numbers) + 1)) and set(pieces) <= {1})
+    return bool(
+        labels.dtype == np.int32
+        and np.array_equal(labels != 0, mask)
+        and numbers.tolist() == list(range(1, len(numbers) + 1))
+        and set(pieces) <= {1}
+    )
 
 
 # ── sizes ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -136,7 +140,7 @@ def test_a_hole_between_two_objects_stays():
 def by_scipy(mask: np.ndarray, radius: int, work: Callable[..., Any]) -> np.ndarray:
     """Opening or closing by a ball, far from the end of an edge that is repeated."""
     far = 3 * radius + 1
-    ball = sum(axis ** 2 for axis in np.ogrid[(slice(-radius, radius + 1),) * mask.ndim]) <= radius ** 2
+    ball = sum(axis**2 for axis in np.ogrid[(slice(-radius, radius + 1),) * mask.ndim]) <= radius**2
     return np.asarray(work(np.pad(mask, far, mode="edge"), ball)[(slice(far, -far),) * mask.ndim])
 
 
@@ -294,8 +298,9 @@ ALL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "opened": lambda mask: steps.opened(mask, 2),
     "closed": lambda mask: steps.closed(mask, 2),
     "triplet": lambda mask: steps.triplet(frozen(mask.astype(np.float16)), 0.5, 1, 0.25),
-    "forbid_overlap": lambda mask: steps.forbid_overlap(frozen(np.stack([mask, mask])),
-                                                        frozen(np.zeros((2, *mask.shape), np.float16)))[0],
+    "forbid_overlap": lambda mask: steps.forbid_overlap(
+        frozen(np.stack([mask, mask])), frozen(np.zeros((2, *mask.shape), np.float16))
+    )[0],
     "split_distance": lambda mask: steps.split_distance(mask, 1, 0.5),
     "split_seeds": lambda mask: steps.split_seeds(mask, frozen(mask.astype(np.float16)), 0.5, 2),
 }
@@ -321,8 +326,9 @@ def test_inputs_stay_and_neither_order_nor_chance_matters(name, shape):
     mask = noise > np.quantile(noise, 0.4)
     mask[-1, ..., -2:] = True  # touches the last pixel
     before = mask.copy()
-    results = [ALL[name](frozen(laid))
-               for laid in (mask, np.asfortranarray(mask), np.repeat(mask, 2, -1)[..., ::2], mask)]
+    results = [
+        ALL[name](frozen(laid)) for laid in (mask, np.asfortranarray(mask), np.repeat(mask, 2, -1)[..., ::2], mask)
+    ]
     np.testing.assert_array_equal(mask, before)
     assert results[0].any() and not np.shares_memory(results[0], mask)
     for result in results[1:]:

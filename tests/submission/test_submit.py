@@ -81,26 +81,33 @@ def test_a_run_is_found_by_yaml_folder_and_hash(finished, tiny, tmp_path):
     for word in (str(file), str(run.folder), run.folder.name, run.folder.name[:6], f"demo2d-unet2d/{run.folder.name}"):
         found = find_run(word, [f"competition.root={run.exp.competition.root}"], say=notes.append)
         assert found.folder.resolve() == run.folder.resolve(), word
-    assert len(notes) == 1 and "model.target" in notes[0] and "its own experiment.yaml counts" in notes[0]  # the shipped network is no toy
+    assert (
+        len(notes) == 1 and "model.target" in notes[0] and "its own experiment.yaml counts" in notes[0]
+    )  # the shipped network is no toy
     with pytest.raises(MaskfoldError, match="is no run"):
         find_run("0123456789ab")
     with pytest.raises(MaskfoldError, match="No finished run of"):
         find_run(str(ROOT / "experiments" / "demo3d" / "unet3d.yaml"))
 
 
-@pytest.mark.parametrize(("what", "words"), [
-    ("missing weights", ["weights.safetensors cannot be read", "fold_1"]),
-    ("truncated weights", ["weights.safetensors cannot be read"]),
-    ("missing image", ["which has no test image"]),
-    ("unknown id", ["asks for the id stranger"]),
-    ("doubled id", ["is there a second time"]),
-    ("truncated image", ["The test case", "cannot be read", "Copy the file again"]),
-    ("class row missing", ["has no row for the id", "but has its other classes"]),
-    ("folder is a file", ["Nothing can be written to the folder"]),
-    ("other competition", ["is of the competition demo3d"]),
-    ("twice", ["is named twice"]),
-])
-def test_what_is_wrong_is_told_before_any_work_and_leaves_no_csv(finished, tiny, demo2d, tmp_path, monkeypatch, what, words):
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("missing weights", ["weights.safetensors cannot be read", "fold_1"]),
+        ("truncated weights", ["weights.safetensors cannot be read"]),
+        ("missing image", ["which has no test image"]),
+        ("unknown id", ["asks for the id stranger"]),
+        ("doubled id", ["is there a second time"]),
+        ("truncated image", ["The test case", "cannot be read", "Copy the file again"]),
+        ("class row missing", ["has no row for the id", "but has its other classes"]),
+        ("folder is a file", ["Nothing can be written to the folder"]),
+        ("other competition", ["is of the competition demo3d"]),
+        ("twice", ["is named twice"]),
+    ],
+)
+def test_what_is_wrong_is_told_before_any_work_and_leaves_no_csv(
+    finished, tiny, demo2d, tmp_path, monkeypatch, what, words
+):
     data = Path(shutil.copytree(demo2d, tmp_path / "data"))
     runs = [finished(tiny(2, f"competition.root={data}"))]
     weights = runs[0].folder / "fold_1" / "weights.safetensors"
@@ -163,12 +170,19 @@ def test_a_failure_in_mid_way_leaves_the_former_file(finished, tiny, tmp_path, m
     with pytest.raises(MaskfoldError, match="gone"):
         submit([run])
     assert done.path.read_bytes() == before and sorted(done.path.parent.iterdir()) == sorted(
-        [done.path, done.note, done.path.with_suffix(".scores.csv")])
+        [done.path, done.note, done.path.with_suffix(".scores.csv")]
+    )
 
 
-@pytest.mark.parametrize(("weights", "words"), [
-    ([0.5], "1 numbers for 2 runs"), ([1.0, -1.0], "cannot be used"), ([0.0, 0.0], "cannot be used"),
-    ([float("nan"), 1.0], "cannot be used")])
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([0.5], "1 numbers for 2 runs"),
+        ([1.0, -1.0], "cannot be used"),
+        ([0.0, 0.0], "cannot be used"),
+        ([float("nan"), 1.0], "cannot be used"),
+    ],
+)
 def test_weights_that_make_no_sense(finished, tiny, weights, words):
     runs = [finished(tiny(2)), finished(tiny(2, "seed=2"), seed=1)]
     with pytest.raises(MaskfoldError, match=words):
@@ -210,7 +224,9 @@ def test_a_mixture_with_and_without_a_boundary_class(nuclei):
     mixed.add(edged, 0.75)
     found = mixed.result().astype(np.float32)
     np.testing.assert_allclose(found.sum(axis=0), 1, atol=4e-3)
-    np.testing.assert_allclose(found[0], 0.25 * plain[0].astype(np.float32) + 0.75 * edged[0].astype(np.float32), atol=2e-3)
+    np.testing.assert_allclose(
+        found[0], 0.25 * plain[0].astype(np.float32) + 0.75 * edged[0].astype(np.float32), atol=2e-3
+    )
     np.testing.assert_allclose(found[2], np.minimum(edged[2].astype(np.float32), 1 - found[0]), atol=3e-3)
 
 

@@ -26,8 +26,7 @@ def islands(found: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Confident specks of the first class, far from everything."""
     spoiled = found.copy()
     for _ in range(40):
-        place = tuple(slice(start, start + 4) for start in
-                      (int(generator.integers(0, n - 3)) for n in found.shape[1:]))
+        place = tuple(slice(start, start + 4) for start in (int(generator.integers(0, n - 3)) for n in found.shape[1:]))
         spoiled[(slice(None), *place)] = 0
         spoiled[(1, *place)] = 1
     return spoiled
@@ -57,8 +56,12 @@ def test_clean_predictions_are_left_as_they_are(finished, tiny):
 def run_scores(run) -> list[float]:
     import pandas as pd
 
-    table = pd.concat([pd.read_csv(run.folder / f"fold_{fold}" / "scores.csv", dtype={"id": str}, float_precision="round_trip")
-                       for fold in run.numbers()])
+    table = pd.concat(
+        [
+            pd.read_csv(run.folder / f"fold_{fold}" / "scores.csv", dtype={"id": str}, float_precision="round_trip")
+            for fold in run.numbers()
+        ]
+    )
     order = {case: place for place, case in enumerate(run.cases["id"])}
     return table.sort_values("id", key=lambda ids: ids.map(order), kind="stable")["score"].tolist()
 
@@ -192,14 +195,19 @@ def test_only_kinds_of_steps_that_the_experiment_names_are_searched(tiny):
 
 def test_the_triplet_rule_is_tried_only_where_cases_are_empty(tiny):
     full, some = [Truth(50, (50,))] * 20, [Truth(50, (50,))] * 18 + [Truth(0, ())] * 2
-    kinds = [{step.name for option in slots(tiny(2), truths, 100, False, ())[0].options for step in option}
-             for truths in (full, some)]
+    kinds = [
+        {step.name for option in slots(tiny(2), truths, 100, False, ())[0].options for step in option}
+        for truths in (full, some)
+    ]
     assert kinds == [{"threshold"}, {"threshold", "triplet"}]
 
 
 def test_the_score_of_one_class_follows_the_metrics_average():
-    rows = [{"score": 0.5, "tp": 1, "fp": 1, "fn": 1}, {"score": nan, "tp": 0, "fp": 0, "fn": 0},
-            {"score": 1.0, "tp": 8, "fp": 0, "fn": 0}]
+    rows = [
+        {"score": 0.5, "tp": 1, "fp": 1, "fn": 1},
+        {"score": nan, "tp": 0, "fp": 0, "fn": 0},
+        {"score": 1.0, "tp": 8, "fp": 0, "fn": 0},
+    ]
     everything = np.ones(3, bool)
     assert class_value(rows, Metric(name="dice"), everything) == 0.75
     assert class_value(rows, Metric(name="dice", average="global"), everything) == pytest.approx(18 / 20)
@@ -215,7 +223,9 @@ def test_a_bad_run_gets_no_weight(finished, tiny):
     assert fitted.found[0] > 0.7 and fitted.single[0] > fitted.single[1] + 0.1
     assert fitted.weights == fitted.found and fitted.gain.low > 0 and fitted.nested > fitted.equal
     nested = Blend((good, bad), fitted.weights, fitted.by_fold)
-    assert expect(nested, 20).score == pytest.approx(fitted.nested, abs=1e-12)  # the estimate knows nothing of its own fold
+    assert expect(nested, 20).score == pytest.approx(
+        fitted.nested, abs=1e-12
+    )  # the estimate knows nothing of its own fold
 
 
 def test_equal_runs_keep_equal_weights(finished, tiny):
@@ -242,7 +252,10 @@ def test_a_split_needs_one_way():
 def test_a_mask_is_made_by_the_first_step_only(tiny):
     with pytest.raises(MaskfoldError, match="may stand first and nowhere else"):
         tiny(2, "postprocess={steps: [{remove_small: 10}, {threshold: 0.5}]}")
-    assert tiny(2, "postprocess={steps: [{threshold: 0.5}, {remove_small: 10}]}").postprocess.of("ring")[0].name == "threshold"
+    assert (
+        tiny(2, "postprocess={steps: [{threshold: 0.5}, {remove_small: 10}]}").postprocess.of("ring")[0].name
+        == "threshold"
+    )
 
 
 def test_few_objects_do_not_bless_a_large_smallest_size(tiny):
@@ -252,14 +265,26 @@ def test_few_objects_do_not_bless_a_large_smallest_size(tiny):
     for _ in range(40):
         sizes = generator.lognormal(9.0, 0.6, 500).astype(int)
         few = [Truth(int(size), (int(size),)) for size in sizes[:12]]
-        offered = [step.value for slot in slots(exp, few, 10**6, False, ()) if "remove_small" in slot.names
-                   for option in slot.options for step in option]
+        offered = [
+            step.value
+            for slot in slots(exp, few, 10**6, False, ())
+            if "remove_small" in slot.names
+            for option in slot.options
+            for step in option
+        ]
         assert max(offered) > 20  # specks still go
         lost.append(np.mean(sizes[12:] < max(offered)))
-    assert np.mean(lost) < 0.02  # the bound's promise: one in a hundred; the smallest of twelve would lose one in thirteen
+    assert (
+        np.mean(lost) < 0.02
+    )  # the bound's promise: one in a hundred; the smallest of twelve would lose one in thirteen
     many = [Truth(int(size), (int(size),)) for size in sizes]
-    offered = [step.value for slot in slots(exp, many, 10**6, False, ()) if "remove_small" in slot.names
-               for option in slot.options for step in option]
+    offered = [
+        step.value
+        for slot in slots(exp, many, 10**6, False, ())
+        if "remove_small" in slot.names
+        for option in slot.options
+        for step in option
+    ]
     assert max(offered) == round(max(float(np.quantile(sizes, 0.02)), 0.2 * float(np.median(sizes))))
 
 

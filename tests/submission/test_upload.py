@@ -54,6 +54,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         said = "".join(capfd.readouterr())
         assert SECRET not in said
         return int(end.value.code or 0), said
+
     return run
 
 
@@ -64,8 +65,14 @@ def built() -> dict[str, Path]:
 
 
 @pytest.fixture
-def csv(finished, tiny, built: dict[str, Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
-        monkeypatch: pytest.MonkeyPatch) -> Path:
+def csv(
+    finished,
+    tiny,
+    built: dict[str, Path],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """A finished run's submission with made-up masks, and a competition.yaml that names it at Kaggle."""
     monkeypatch.chdir(tmp_path)
     path = Path("submissions") / "demo2d" / "tiny-0.csv"
@@ -88,17 +95,39 @@ def _hand_written(run, path: Path) -> None:
     """What `submit` writes, without networks that predict and processes that score."""
     tests = TestSet.of(run.exp.competition, case_table(run.exp.competition, "test"))
     generator = np.random.default_rng(0)
-    write_submission(((row.id, name, generator.random(json.loads(row.shape)) < 0.01) for row in tests.rows
-                      for name in run.exp.competition.classes), tests.profile, path, sample=tests.sample)
+    write_submission(
+        (
+            (row.id, name, generator.random(json.loads(row.shape)) < 0.01)
+            for row in tests.rows
+            for name in run.exp.competition.classes
+        ),
+        tests.profile,
+        path,
+        sample=tests.sample,
+    )
     rows = read_scores(run.folder / "scores.csv")
     rows.to_csv(scores_beside(path), index=False)
     metric = run.exp.competition.metric
     low, high = prediction_interval(rows, metric, 3)
-    path.with_suffix(".json").write_text(json.dumps({
-        "competition": "demo2d", "file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "runs": [{"run": str(run.folder), "experiment": run.name, "hash": run.folder.name, "weight": 1.0}],
-        "expected": {"metric": metric.name, "score": cv_score(rows, metric), "low": low, "high": high, "test_cases": 3,
-                     "tuning": None}, "postprocess": run.exp.postprocess.model_dump()}))
+    path.with_suffix(".json").write_text(
+        json.dumps(
+            {
+                "competition": "demo2d",
+                "file": path.name,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "runs": [{"run": str(run.folder), "experiment": run.name, "hash": run.folder.name, "weight": 1.0}],
+                "expected": {
+                    "metric": metric.name,
+                    "score": cv_score(rows, metric),
+                    "low": low,
+                    "high": high,
+                    "test_cases": 3,
+                    "tuning": None,
+                },
+                "postprocess": run.exp.postprocess.model_dump(),
+            }
+        )
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +140,7 @@ def no_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def store() -> Callable[[], list[dict[str, object]]]:
     """The rows of MLflow: tags and metrics."""
+
     def rows() -> list[dict[str, object]]:
         from mlflow.tracking import MlflowClient
 
@@ -118,6 +148,7 @@ def store() -> Callable[[], list[dict[str, object]]]:
         client = MlflowClient(f"sqlite:///{Path('mlruns/mlflow.db').resolve()}")
         ids = [one.experiment_id for one in client.search_experiments()]
         return [{**run.data.tags, **run.data.metrics} for run in client.search_runs(ids, "tags.kind = 'submission'")]
+
     return rows
 
 
@@ -128,7 +159,7 @@ def test_a_file_is_checked_uploaded_and_scored(host, command, csv, store):
     assert host.asked == ["GetSubmissionLimits", "StartSubmissionUpload", "CreateSubmission"]
     assert host.submissions[0]["description"] == "first try" and host.submissions[0]["fileName"] == csv.name
     assert "6 rows, 0 of them empty; valid" in said
-    record, = Ledger("demo2d").read()
+    (record,) = Ledger("demo2d").read()
     note = json.loads(csv.with_suffix(".json").read_text())
     assert (record.ref, record.status, record.public) == (1000, "pending", None)
     assert record.sha256 == hashlib.sha256(csv.read_bytes()).hexdigest() == note["sha256"]
@@ -137,7 +168,7 @@ def test_a_file_is_checked_uploaded_and_scored(host, command, csv, store):
     assert record.public_cases == 1, "0.34 of three test cases"
     assert record.expected["high"] - record.expected["low"] > note["expected"]["high"] - note["expected"]["low"]
     assert record.keys[record.runs[0]["hash"]]["training.epochs"] == "2"
-    row, = store()
+    (row,) = store()
     assert row["sha256"] == record.sha256 and row["ref"] == "1000" and row["message"] == "first try"
     assert row["cv_score"] == pytest.approx(record.score) and row["cv_low"] == pytest.approx(record.cv["low"])
     assert row["upload_runs"] == record.runs[0]["hash"] and "public_score" not in row
@@ -151,7 +182,7 @@ def test_a_file_is_checked_uploaded_and_scored(host, command, csv, store):
     host.score(1000, "0.7123", "0.69")
     status, said = command("ledger")
     assert "0.6900" in said
-    row, = store()
+    (row,) = store()
     assert (row["public_score"], row["private_score"], row["status"]) == (0.7123, 0.69, "complete")
     asked = len(host.asked)
     assert command("ledger")[0] == 0
@@ -159,8 +190,10 @@ def test_a_file_is_checked_uploaded_and_scored(host, command, csv, store):
 
 
 def test_tries_are_shown_and_a_spent_day_is_refused(host, command, csv):
-    host.submissions += [{"ref": n, "date": "2099-01-01T00:00:00.000Z", "status": "COMPLETE", "fileName": "x", "description": ""}
-                         for n in range(4)]
+    host.submissions += [
+        {"ref": n, "date": "2099-01-01T00:00:00.000Z", "status": "COMPLETE", "fileName": "x", "description": ""}
+        for n in range(4)
+    ]
     status, said = command("upload", str(csv), "--yes")
     assert status == 0 and "toy-2026: 4 of 5 tries of today are used" in said
     csv.write_bytes(csv.read_bytes())  # nothing else has changed
@@ -204,14 +237,32 @@ def test_the_same_file_again_is_a_row_of_its_own(host, command, csv, store):
     assert "the same file" in command("ledger")[1]
 
 
-@pytest.mark.parametrize(("name", "code", "message", "words"), [
-    ("GetSubmissionLimits", 404, "nothing", "Kaggle knows no competition toy-2026"),
-    ("GetSubmissionLimits", 403, "You must accept the rules", "Accept the rules at https://www.kaggle.com/competitions/toy-2026/rules"),
-    ("CreateSubmission", 400, "Your team has used its daily Submission allowance (5)", "Wait until 00:00 UTC"),
-    ("CreateSubmission", 400, "The competition deadline has passed.", "takes no more submissions (400): “The competition deadline has passed”"),
-    ("CreateSubmission", 400, f"Bad file at https://x/?token=abc KAGGLE {SECRET}", "Kaggle refuses (400): “Bad file at …"),
-    ("PUT", 400, "", "broke off; no try was spent"),
-])
+@pytest.mark.parametrize(
+    ("name", "code", "message", "words"),
+    [
+        ("GetSubmissionLimits", 404, "nothing", "Kaggle knows no competition toy-2026"),
+        (
+            "GetSubmissionLimits",
+            403,
+            "You must accept the rules",
+            "Accept the rules at https://www.kaggle.com/competitions/toy-2026/rules",
+        ),
+        ("CreateSubmission", 400, "Your team has used its daily Submission allowance (5)", "Wait until 00:00 UTC"),
+        (
+            "CreateSubmission",
+            400,
+            "The competition deadline has passed.",
+            "takes no more submissions (400): “The competition deadline has passed”",
+        ),
+        (
+            "CreateSubmission",
+            400,
+            f"Bad file at https://x/?token=abc KAGGLE {SECRET}",
+            "Kaggle refuses (400): “Bad file at …",
+        ),
+        ("PUT", 400, "", "broke off; no try was spent"),
+    ],
+)
 def test_refusals_leave_no_record(host, command, csv, name, code, message, words):
     host.refuse[name] = (code, message)
     status, said = command("upload", str(csv), "--yes")
@@ -245,11 +296,11 @@ def test_a_try_whose_answer_was_lost_is_found_again(host, command, csv):
     host.broken.add("CreateSubmission")
     status, said = command("upload", str(csv), "--yes", "-m", "lost words")
     assert status == 1 and "`maskfold ledger` tells whether a try was spent" in said
-    record, = Ledger("demo2d").read()
+    (record,) = Ledger("demo2d").read()
     assert (record.ref, record.status) == (None, "sending")
     host.score(1000, "0.5")
     assert "0.5000" in command("ledger")[1]
-    record, = Ledger("demo2d").read()
+    (record,) = Ledger("demo2d").read()
     assert (record.ref, record.status, record.public) == (1000, "complete", 0.5)
 
 
@@ -261,21 +312,36 @@ def test_a_try_that_never_arrived_is_lost(host, command, csv):
 
 
 def test_a_notebook_is_handed_in(host, command, csv):
-    status, said = command("upload", str(csv), "--yes", "--notebook", "me/best-net", "--version", "7", "--file", "out.csv")
+    status, said = command(
+        "upload", str(csv), "--yes", "--notebook", "me/best-net", "--version", "7", "--file", "out.csv"
+    )
     assert status == 0, said
     assert {key: host.code[key] for key in ("kernelOwner", "kernelSlug", "kernelVersion", "fileName")} == {
-        "kernelOwner": "me", "kernelSlug": "best-net", "kernelVersion": 7, "fileName": "out.csv"}
+        "kernelOwner": "me",
+        "kernelSlug": "best-net",
+        "kernelVersion": 7,
+        "fileName": "out.csv",
+    }
     assert host.uploads == {}, "the file itself stays here; it says what the notebook's runs are"
-    record, = Ledger("demo2d").read()
+    (record,) = Ledger("demo2d").read()
     assert record.notebook == {"kernel": "me/best-net", "version": 7, "file": "out.csv"} and record.score is not None
-    status, said = command("upload", "--competition", "toy-2026", "--yes", "--notebook", "me/best-net", "--version", "8")
+    status, said = command(
+        "upload", "--competition", "toy-2026", "--yes", "--notebook", "me/best-net", "--version", "8"
+    )
     assert status == 0 and len(Ledger("demo2d").read()) == 2, "the YAML below experiments/ says whose slug that is"
     assert "me/best-net v8" in command("ledger")[1]
 
 
-@pytest.mark.parametrize(("words", "cure"), [
-    (["--version", "3"], "Add --notebook"), (["--notebook", "me/x"], "Add --version"), ([], "Name a CSV"),
-    (["--notebook", "nobody", "--version", "1"], "Write OWNER/NAME"), (["nowhere.csv"], "Write it with `maskfold submit`")])
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["--version", "3"], "Add --notebook"),
+        (["--notebook", "me/x"], "Add --version"),
+        ([], "Name a CSV"),
+        (["--notebook", "nobody", "--version", "1"], "Write OWNER/NAME"),
+        (["nowhere.csv"], "Write it with `maskfold submit`"),
+    ],
+)
 def test_words_that_do_not_fit(command, words, cure, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, said = command("upload", *words)
@@ -290,7 +356,13 @@ def test_the_hosts_name_is_asked_for(host, command, csv):
     assert status == 2 and "Kaggle knows no competition other-one" in said
     assert command("upload", str(csv), "--yes", "--competition", "toy-2026")[0] == 0
     note = json.loads(csv.with_suffix(".json").read_text())
-    for damage in ("[", "[]", json.dumps({**note, "runs": [{}]}), json.dumps({**note, "runs": ["a"]}), json.dumps({**note, "runs": 3})):
+    for damage in (
+        "[",
+        "[]",
+        json.dumps({**note, "runs": [{}]}),
+        json.dumps({**note, "runs": ["a"]}),
+        json.dumps({**note, "runs": 3}),
+    ):
         csv.with_suffix(".json").write_text(damage)
         status, said = command("upload", str(csv), "--yes", "--competition", "toy-2026")
         assert status == 2 and "Of which competition" in said and "no sound JSON" in said, damage
@@ -302,12 +374,12 @@ def test_the_hosts_name_is_asked_for(host, command, csv):
 def test_scores_by_hand_and_a_page(command, csv, tmp_path, monkeypatch):
     status, said = command("ledger", "--add", str(csv), "--public", "0.71", "-m", "by mail", "-o", "ledger.html")
     assert status == 0 and "0.7100" in said
-    record, = Ledger("demo2d").read()
+    (record,) = Ledger("demo2d").read()
     assert (record.host, record.public, record.private, record.message) == ("by hand", 0.71, None, "by mail")
     page = Path("ledger.html").read_text()
     assert "0.7100" in page and "data:image/png" in page
     assert command("ledger", "--add", str(csv), "--private", "0.7")[0] == 0
-    record, = Ledger("demo2d").read()
+    (record,) = Ledger("demo2d").read()
     assert (record.public, record.private) == (0.71, 0.7), "the same file: its record is completed"
     assert command("ledger", "--add", str(csv))[0] == 2
     assert command("ledger", "--public", "0.3")[0] == 2
@@ -318,23 +390,44 @@ def test_scores_by_hand_and_a_page(command, csv, tmp_path, monkeypatch):
 
 
 def test_what_is_no_score_is_refused_and_another_score_is_told(command, csv):
-    for word, part in (("nan", "is no score"), ("inf", "is no score"), ("7", "outside of 0 to 1"), ("-0.1", "outside of 0 to 1")):
+    for word, part in (
+        ("nan", "is no score"),
+        ("inf", "is no score"),
+        ("7", "outside of 0 to 1"),
+        ("-0.1", "outside of 0 to 1"),
+    ):
         status, said = command("ledger", "--add", str(csv), f"--public={word}")
         assert status == 2 and part in said
     assert Ledger("demo2d").read() == []
     assert "note:" not in command("ledger", "--add", str(csv), "--public", "0.5")[1]
-    assert f"note: the public score of {csv} was 0.5000, and is 0.7000 now" in command("ledger", "--add", str(csv), "--public", "0.7")[1]
+    assert (
+        f"note: the public score of {csv} was 0.5000, and is 0.7000 now"
+        in command("ledger", "--add", str(csv), "--public", "0.7")[1]
+    )
     assert "note:" not in command("ledger", "--add", str(csv), "--private", "0.6")[1]
 
 
 def test_each_field_of_a_record_is_of_its_kind(command, csv):
     assert command("ledger", "--add", str(csv), "--public", "0.5")[0] == 0
-    path, = Ledger("demo2d").folder.glob("*.json")
+    (path,) = Ledger("demo2d").folder.glob("*.json")
     whole = json.loads(path.read_text())
     run = whole["runs"][0]
-    for damage in ({"public": "abc"}, {"public": [0.5]}, {"cv": {"score": "abc"}}, {"cv": 0.5}, {"again": "many"}, {"time": "noon"},
-                   {"metric": {"name": "guess"}}, {"runs": [{**run, "weight": "heavy"}]}, {"runs": ["a"]}, {"runs": [{}]},
-                   {"keys": {run["hash"]: 3}}, {"notebook": {"kernel": "me/x"}}, {"file": None}, {"strange": 1}):
+    for damage in (
+        {"public": "abc"},
+        {"public": [0.5]},
+        {"cv": {"score": "abc"}},
+        {"cv": 0.5},
+        {"again": "many"},
+        {"time": "noon"},
+        {"metric": {"name": "guess"}},
+        {"runs": [{**run, "weight": "heavy"}]},
+        {"runs": ["a"]},
+        {"runs": [{}]},
+        {"keys": {run["hash"]: 3}},
+        {"notebook": {"kernel": "me/x"}},
+        {"file": None},
+        {"strange": 1},
+    ):
         path.write_text(json.dumps({**whole, **damage}))
         for words in ((), ("--no-refresh",)):
             status, said = command("ledger", *words)

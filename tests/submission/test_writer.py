@@ -35,8 +35,9 @@ def _sample(folder: Path, profile: Profile = SALT, ids: str = "ba") -> Path:
 
 
 def test_rows_stand_in_the_samples_order(tmp_path: Path) -> None:
-    verdict = write_submission([("a", None, _mask((0, 0))), ("b", None, _mask())], SALT, tmp_path / "x" / "s.csv",
-                               _sample(tmp_path))
+    verdict = write_submission(
+        [("a", None, _mask((0, 0))), ("b", None, _mask())], SALT, tmp_path / "x" / "s.csv", _sample(tmp_path)
+    )
     assert (tmp_path / "x" / "s.csv").read_bytes() == b"id,rle_mask\nb,\na,1 1\n"
     assert (verdict.ok, verdict.rows, verdict.empty, verdict.path) == (True, 2, 1, tmp_path / "x" / "s.csv")
 
@@ -74,14 +75,21 @@ def test_masks_are_taken_one_at_a_time(tmp_path: Path) -> None:
     write_submission(masks(), SALT, tmp_path / "s.csv")
 
 
-@pytest.mark.parametrize(("masks", "profile", "what"), [
-    ([("a", None, _mask())], SALT, "the id b, of which there is no mask"),
-    ([("a", None, _mask()), ("b", None, _mask()), ("bb", None, _mask())], SALT, "no row for the id bb"),
-    ([("a", None, _mask()), ("a", None, _mask((0, 0)))], SALT, "A second mask comes for the id a"),
-    ([("a", None, _mask((1, 1))), ("a", None, _mask((1, 1), (2, 2))), ("b", None, _mask())], SHIPS, "shares 1 pixel"),
-    ([("a", None, _mask((1, 1))), ("a", None, _mask()[:2]), ("b", None, _mask())], SHIPS, "shapes"),
-    ([("a", None, np.full((4, 5), 0.5)), ("b", None, _mask())], SALT, "may hold fractions"),
-])
+@pytest.mark.parametrize(
+    ("masks", "profile", "what"),
+    [
+        ([("a", None, _mask())], SALT, "the id b, of which there is no mask"),
+        ([("a", None, _mask()), ("b", None, _mask()), ("bb", None, _mask())], SALT, "no row for the id bb"),
+        ([("a", None, _mask()), ("a", None, _mask((0, 0)))], SALT, "A second mask comes for the id a"),
+        (
+            [("a", None, _mask((1, 1))), ("a", None, _mask((1, 1), (2, 2))), ("b", None, _mask())],
+            SHIPS,
+            "shares 1 pixel",
+        ),
+        ([("a", None, _mask((1, 1))), ("a", None, _mask()[:2]), ("b", None, _mask())], SHIPS, "shapes"),
+        ([("a", None, np.full((4, 5), 0.5)), ("b", None, _mask())], SALT, "may hold fractions"),
+    ],
+)
 def test_nothing_is_left_behind(masks: list, profile: Profile, what: str, tmp_path: Path) -> None:
     sample = _sample(tmp_path, profile)
     (tmp_path / "out").mkdir()
@@ -106,22 +114,25 @@ def test_sample_is_checked_before_any_work(tmp_path: Path) -> None:
         read_sample(_sample(tmp_path, SHIPS), SALT)
 
 
-@pytest.mark.parametrize(("text", "what"), [
-    ("id,rle_mask\nb,\na,1 1\n", None),
-    ("id,rle_mask\na,1 1\nb,\n", "not in the sample's order"),
-    ("id,rle_mask\nb,\n", "the id a is missing"),
-    ("id,rle_mask\nb,\na,1 1\nz,\n", "the id z is not in the sample"),
-    ("id,rle_mask\nb,\na,1 1\na,1 1\n", "second time"),
-    ("id,mask\nb,\na,1 1\n", "columns"),
-    ("id,rle_mask\nb,\na,1 1,\n", "3 cells under 2 columns"),
-    ("id,rle_mask\nb,nan\na,1 1\n", "the word `nan`"),
-    ("id,rle_mask\nb,\na,1 1 2\n", "odd number"),
-    ("id,rle_mask\nb,\na,9 1 3 1\n", "before that of the run before"),
-    ("id,rle_mask\nb,\na,20 2\n", "past the end"),
-    ("id,rle_mask\nb,\na,0 2\n", "below 1"),
-    ("id,rle_mask\nb,\na,3 0\n", "length of zero"),
-    ("", "columns"),
-])
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("id,rle_mask\nb,\na,1 1\n", None),
+        ("id,rle_mask\na,1 1\nb,\n", "not in the sample's order"),
+        ("id,rle_mask\nb,\n", "the id a is missing"),
+        ("id,rle_mask\nb,\na,1 1\nz,\n", "the id z is not in the sample"),
+        ("id,rle_mask\nb,\na,1 1\na,1 1\n", "second time"),
+        ("id,mask\nb,\na,1 1\n", "columns"),
+        ("id,rle_mask\nb,\na,1 1,\n", "3 cells under 2 columns"),
+        ("id,rle_mask\nb,nan\na,1 1\n", "the word `nan`"),
+        ("id,rle_mask\nb,\na,1 1 2\n", "odd number"),
+        ("id,rle_mask\nb,\na,9 1 3 1\n", "before that of the run before"),
+        ("id,rle_mask\nb,\na,20 2\n", "past the end"),
+        ("id,rle_mask\nb,\na,0 2\n", "below 1"),
+        ("id,rle_mask\nb,\na,3 0\n", "length of zero"),
+        ("", "columns"),
+    ],
+)
 def test_validator(text: str, what: str | None, tmp_path: Path) -> None:
     path = write_text(tmp_path / "s.csv", text)
     verdict = validate_submission(path, SALT, _sample(tmp_path), SHAPES)
@@ -132,12 +143,15 @@ def test_validator(text: str, what: str | None, tmp_path: Path) -> None:
             verdict.check()
 
 
-@pytest.mark.parametrize(("rows", "what"), [
-    ("b,1 2\nb,3 1\na,\n", None),
-    ("b,1 2\nb,2 1\na,\n", "shares 1 pixel"),
-    ("b,1 2\nb,\na,\n", "empty row beside other rows"),
-    ("b,1 2\na,\nb,7 1\n", "second time"),
-])
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ("b,1 2\nb,3 1\na,\n", None),
+        ("b,1 2\nb,2 1\na,\n", "shares 1 pixel"),
+        ("b,1 2\nb,\na,\n", "empty row beside other rows"),
+        ("b,1 2\na,\nb,7 1\n", "second time"),
+    ],
+)
 def test_validator_of_objects(rows: str, what: str | None, tmp_path: Path) -> None:
     path = write_text(tmp_path / "s.csv", "ImageId,EncodedPixels\n" + rows)
     verdict = validate_submission(path, SHIPS, _sample(tmp_path, SHIPS), SHAPES)
@@ -149,7 +163,9 @@ def test_the_empty_token_must_be_the_hosts(tmp_path: Path) -> None:
     profile = PROFILES["contrails"]
     path = write_text(tmp_path / "s.csv", "record_id,encoded_pixels\nb,-\na,\n")
     verdict = validate_submission(path, profile, None, SHAPES)
-    assert [problem.startswith("Line 3, the id a: an empty mask is written `-`") for problem in verdict.problems] == [True]
+    assert [problem.startswith("Line 3, the id a: an empty mask is written `-`") for problem in verdict.problems] == [
+        True
+    ]
 
 
 def test_height_and_width_are_the_images(tmp_path: Path) -> None:

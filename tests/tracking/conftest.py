@@ -38,11 +38,20 @@ def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def exp() -> Experiment:
     """A small experiment with two classes and two loss terms."""
-    return Experiment.model_validate({
-        "competition": {"name": "toy", "root": "data/toy", "dimensions": 2, "classes": ["left part", "T1+"],
-                        "train": {"images": "images/{id}.png", "masks": "masks/{id}.png"}},
-        "patch": {"size": [32, 48]}, "model": {"target": "torch.nn.Identity"},
-        "loss": [{"target": "torch.nn.CrossEntropyLoss", "weight": 0.5}, {"target": "monai.losses.DiceLoss"}]})
+    return Experiment.model_validate(
+        {
+            "competition": {
+                "name": "toy",
+                "root": "data/toy",
+                "dimensions": 2,
+                "classes": ["left part", "T1+"],
+                "train": {"images": "images/{id}.png", "masks": "masks/{id}.png"},
+            },
+            "patch": {"size": [32, 48]},
+            "model": {"target": "torch.nn.Identity"},
+            "loss": [{"target": "torch.nn.CrossEntropyLoss", "weight": 0.5}, {"target": "monai.losses.DiceLoss"}],
+        }
+    )
 
 
 @pytest.fixture
@@ -79,5 +88,8 @@ def finish_fold(fold: Path, score: float = 0.75) -> None:
     for name in ("weights.safetensors", "last.pt"):
         (fold / name).write_bytes(b"weights")
     (fold / "log.txt").write_text("epoch 1\n")
-    (fold / "result.json").write_text(json.dumps({"fold": 0, "score": score, "dice": {"left part": 0.5, "T1+": None},
-                                                  "minutes": 1.5, "device": "cpu"}))
+    (fold / "result.json").write_text(
+        json.dumps(
+            {"fold": 0, "score": score, "dice": {"left part": 0.5, "T1+": None}, "minutes": 1.5, "device": "cpu"}
+        )
+    )

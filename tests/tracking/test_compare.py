@@ -27,13 +27,21 @@ from .conftest import finish_fold, line
 from .test_delivery import fetch
 from .test_shipper import free_port
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="the page is looked at with selenium: pip install selenium")
+webdriver = pytest.importorskip(
+    "selenium.webdriver", reason="the page is looked at with selenium: pip install selenium"
+)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="no chromium with its chromedriver here: apt-get install chromium-driver")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None,
+        reason="no chromium with its chromedriver here: apt-get install chromium-driver",
+    ),
+]
 
 SCORES = (0.731, 0.842, 0.953)
 LOSSES = (0.417, 0.328, 0.239)
@@ -49,10 +57,15 @@ def three_folds(run_folder: Path, delivery: Callable[[], Delivery]) -> Path:
         fold = run_folder / f"fold_{number}"
         fold.mkdir(exist_ok=True)
         (fold / "job.json").write_text("{}")
-        (fold / "metrics.jsonl").write_text("".join(
-            line(step, train__loss=loss + (3 - step) / 8, val__score=score - (3 - step) / 8) for step in (1, 2, 3)))
+        (fold / "metrics.jsonl").write_text(
+            "".join(
+                line(step, train__loss=loss + (3 - step) / 8, val__score=score - (3 - step) / 8) for step in (1, 2, 3)
+            )
+        )
         finish_fold(fold, score)
-    (run_folder / "summary.json").write_text(json.dumps({"metric": "dice", "score": 0.842, "low": 0.731, "high": 0.953}))
+    (run_folder / "summary.json").write_text(
+        json.dumps({"metric": "dice", "score": 0.842, "low": 0.731, "high": 0.953})
+    )
     new = delivery()
     new.begin()
     new.deliver(last=True)
@@ -65,8 +78,13 @@ def address(three_folds: Path) -> Iterator[str]:
     """Where `make ui` serves the runs."""
     port = free_port()
     with open(three_folds / "ui.log", "wb") as log:
-        process = subprocess.Popen([sys.executable, "-c", "from competition.cli import main; main()", "ui", "--port", str(port)],
-                                   cwd=three_folds.parents[3], stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from competition.cli import main; main()", "ui", "--port", str(port)],
+            cwd=three_folds.parents[3],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
     try:
         wait(lambda: "MLflow is at" in (three_folds / "ui.log").read_text() or process.poll() is not None)
         assert process.poll() is None, (three_folds / "ui.log").read_text()
@@ -81,7 +99,13 @@ def browser() -> Iterator[Any]:
     """Chromium without a screen."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1600,2000"):
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--window-size=1600,2000",
+    ):
         options.add_argument(word)
     opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     opened.set_page_load_timeout(300)
@@ -113,12 +137,14 @@ def shown(browser: Any, address: str, wanted: set[str], picture: Path, part: str
 def test_three_folds_side_by_side(three_folds: Path, address: str, browser: Any, tmp_path: Path) -> None:
     _, runs = fetch(three_folds)
     folds = [runs[f"fold_{number}"].info for number in range(3)]
-    query = urllib.parse.urlencode({"runs": json.dumps([one.run_id for one in folds]),
-                                    "experiments": json.dumps([folds[0].experiment_id])})
+    query = urllib.parse.urlencode(
+        {"runs": json.dumps([one.run_id for one in folds]), "experiments": json.dumps([folds[0].experiment_id])}
+    )
     values = {f"{value:.3f}" for value in (*SCORES, *LOSSES)}
     names = {"score", "val/score", "train/loss", "dice_left part", *(one.run_name for one in folds)}
-    found = shown(browser, f"{address}/#/compare-runs?{query}", names | values, tmp_path / "compare.png",
-                  part=".js-plotly-plot")
+    found = shown(
+        browser, f"{address}/#/compare-runs?{query}", names | values, tmp_path / "compare.png", part=".js-plotly-plot"
+    )
     assert names <= set(found) and values <= set(found)
     for value in (*SCORES, *LOSSES):
         assert found.count(f"{value:.3f}") >= (2 if value in SCORES else 1)  # score is val/score's last value
@@ -126,7 +152,9 @@ def test_three_folds_side_by_side(three_folds: Path, address: str, browser: Any,
     assert {"optimizer.args.lr", "patch.size", "[32,48]"} <= {"".join(text.split()) for text in found}
 
 
-def test_the_table_that_make_ui_names_shows_the_scores(three_folds: Path, address: str, browser: Any, tmp_path: Path) -> None:
+def test_the_table_that_make_ui_names_shows_the_scores(
+    three_folds: Path, address: str, browser: Any, tmp_path: Path
+) -> None:
     run = fetch(three_folds)[1]["."].info
     link = view_link(address, run.experiment_id)
     assert link in (three_folds / "ui.log").read_text()

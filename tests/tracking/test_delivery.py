@@ -25,18 +25,33 @@ def fetch(run_folder: Path) -> tuple[Any, dict[str, Any]]:
     experiment = client.get_experiment_by_name("toy")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=100)
-    return client, {"." if run.data.tags["kind"] == "cv" else f"fold_{run.data.tags['fold']}": run
-                    for run in runs if run.data.tags["kind"] != "study"}
+    return client, {
+        "." if run.data.tags["kind"] == "cv" else f"fold_{run.data.tags['fold']}": run
+        for run in runs
+        if run.data.tags["kind"] != "study"
+    }
 
 
 def test_a_whole_run(run_folder: Path, delivery: New) -> None:
     for number in (0, 1):
         fold = run_folder / f"fold_{number}"
-        (fold / "metrics.jsonl").write_text(line(1, train__loss=0.5, lr=0.1) + line(2, train__loss=0.25, val__score=0.5))
+        (fold / "metrics.jsonl").write_text(
+            line(1, train__loss=0.5, lr=0.1) + line(2, train__loss=0.25, val__score=0.5)
+        )
         finish_fold(fold, 0.5 + number / 4)
-    (run_folder / "summary.json").write_text(json.dumps(
-        {"metric": "dice", "score": 0.625, "low": 0.5, "high": 0.75, "dice": {"left part": 0.5}, "cases": 9,
-         "folds": [{"score": 0.5}]}))
+    (run_folder / "summary.json").write_text(
+        json.dumps(
+            {
+                "metric": "dice",
+                "score": 0.625,
+                "low": 0.5,
+                "high": 0.75,
+                "dice": {"left part": 0.5},
+                "cases": 9,
+                "folds": [{"score": 0.5}],
+            }
+        )
+    )
     new = delivery()
     new.begin()
     new.deliver(last=True)
@@ -46,27 +61,55 @@ def test_a_whole_run(run_folder: Path, delivery: New) -> None:
     assert set(runs) == {".", "fold_0", "fold_1"}
     run = runs["."]
     assert run.info.run_name == "unet 0123456789ab"
-    assert {"competition": "toy", "experiment": "unet", "kind": "cv", "run_hash": "0123456789ab",
-            "metric": "dice"}.items() <= run.data.tags.items()
-    assert run.data.tags["mlflow.note.content"] == "**0.6250** dice (95 % interval 0.5000 to 0.7500) on 9 out-of-fold cases"
+    assert {
+        "competition": "toy",
+        "experiment": "unet",
+        "kind": "cv",
+        "run_hash": "0123456789ab",
+        "metric": "dice",
+    }.items() <= run.data.tags.items()
+    assert (
+        run.data.tags["mlflow.note.content"]
+        == "**0.6250** dice (95 % interval 0.5000 to 0.7500) on 9 out-of-fold cases"
+    )
     assert run.data.params["patch.size"] == "[32, 48]"
     assert run.data.params["loss.0.weight"] == "0.5"
     assert run.data.metrics == {"cv_score": 0.625, "cv_low": 0.5, "cv_high": 0.75, "dice_left part": 0.5, "cases": 9.0}
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
-        "experiment.yaml", "cases.csv", "folds.csv", "summary.json"}
+        "experiment.yaml",
+        "cases.csv",
+        "folds.csv",
+        "summary.json",
+    }
     for number in (0, 1):
         child = runs[f"fold_{number}"]
         assert child.info.status == "FINISHED"
         assert child.data.tags["mlflow.parentRunId"] == run.info.run_id
         assert child.data.tags["device"] == "cpu"
-        assert child.data.metrics == {"train/loss": 0.25, "lr": 0.1, "val/score": 0.5, "score": 0.5 + number / 4,
-                                      "dice_left part": 0.5, "system/minutes": 1.5}
+        assert child.data.metrics == {
+            "train/loss": 0.25,
+            "lr": 0.1,
+            "val/score": 0.5,
+            "score": 0.5 + number / 4,
+            "dice_left part": 0.5,
+            "system/minutes": 1.5,
+        }
         history = client.get_metric_history(child.info.run_id, "train/loss")
         assert [(point.step, point.value, point.timestamp) for point in history] == [
-            (1, 0.5, 1_700_000_001_000), (2, 0.25, 1_700_000_002_000)]
+            (1, 0.5, 1_700_000_001_000),
+            (2, 0.25, 1_700_000_002_000),
+        ]
         assert {file.path for file in client.list_artifacts(child.info.run_id)} == {
-            "pictures", "curves.png", "scores.csv", "job.json", "log.txt", "metrics.jsonl", "result.json",
-            "weights.safetensors", "last.pt"}
+            "pictures",
+            "curves.png",
+            "scores.csv",
+            "job.json",
+            "log.txt",
+            "metrics.jsonl",
+            "result.json",
+            "weights.safetensors",
+            "last.pt",
+        }
     assert run.info.status == "FINISHED"
     assert client.get_experiment(run.info.experiment_id).tags[TAG] == delivery().identity.view
 
@@ -125,7 +168,9 @@ def test_a_resumed_fold_goes_on_in_its_run_with_one_point_per_step(run_folder: P
     second.deliver(last=True)
     second.close("FINISHED")
     client, after = fetch(run_folder)
-    assert {name: run.info.run_id for name, run in after.items()} == {name: run.info.run_id for name, run in before.items()}
+    assert {name: run.info.run_id for name, run in after.items()} == {
+        name: run.info.run_id for name, run in before.items()
+    }
     assert {run.info.status for run in after.values()} == {"FINISHED"}
     history = client.get_metric_history(after["fold_0"].info.run_id, "lr")
     assert sorted((point.step, point.value) for point in history) == [(step, step / 10) for step in range(1, 6)]
@@ -214,7 +259,10 @@ def test_a_lost_database_gets_everything_again(run_folder: Path, delivery: New, 
     history = client.get_metric_history(runs["fold_0"].info.run_id, "lr")
     assert [point.step for point in history] == [1, 2, 3]
     assert {file.path for file in client.list_artifacts(runs["."].info.run_id)} == {
-        "experiment.yaml", "cases.csv", "folds.csv"}
+        "experiment.yaml",
+        "cases.csv",
+        "folds.csv",
+    }
 
 
 def test_odd_class_names_are_metrics(run_folder: Path, delivery: New) -> None:
@@ -257,14 +305,20 @@ def test_the_pages_own_search_finds_runs(run_folder: Path, delivery: New) -> Non
     delivery().deliver()
     client, runs = fetch(run_folder)
     names = {run.info.run_id: name for name, run in runs.items()}
-    for words, expected in (("tags.competition = 'toy'", {".", "fold_0", "fold_1"}), ("tags.fold = '1'", {"fold_1"}),
-                            ("metrics.cv_score > 0.6", {"."}), ("metrics.cv_score > 0.7", set()),
-                            ("params.`patch.size` = '[32, 48]' and tags.kind = 'fold'", {"fold_0", "fold_1"})):
+    for words, expected in (
+        ("tags.competition = 'toy'", {".", "fold_0", "fold_1"}),
+        ("tags.fold = '1'", {"fold_1"}),
+        ("metrics.cv_score > 0.6", {"."}),
+        ("metrics.cv_score > 0.7", set()),
+        ("params.`patch.size` = '[32, 48]' and tags.kind = 'fold'", {"fold_0", "fold_1"}),
+    ):
         found = client.search_runs([runs["."].info.experiment_id], words)
         assert {names[run.info.run_id] for run in found} == expected, words
 
 
-def test_answers_that_are_lost_lose_and_double_nothing(run_folder: Path, delivery: New, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_are_lost_lose_and_double_nothing(
+    run_folder: Path, delivery: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow.tracking import MlflowClient
 
     generator = random.Random(3)
@@ -281,6 +335,7 @@ def test_answers_that_are_lost_lose_and_double_nothing(run_folder: Path, deliver
                 fate["after"] += 1
                 raise ConnectionError("it was done, and the answer was lost")
             return answer
+
         return perhaps
 
     for name in ("create_run", "log_batch", "log_artifact", "set_terminated", "update_run", "set_tag"):
@@ -316,6 +371,8 @@ def test_answers_that_are_lost_lose_and_double_nothing(run_folder: Path, deliver
         run_id = runs[f"fold_{number}"].info.run_id
         for name, share in (("lr", 8), ("val/score", 16)):
             history = client.get_metric_history(run_id, name)
-            assert sorted((point.step, point.value) for point in history) == [(step, step / share) for step in range(1, 6)]
+            assert sorted((point.step, point.value) for point in history) == [
+                (step, step / share) for step in range(1, 6)
+            ]
         assert [point.value for point in client.get_metric_history(run_id, "score")] == [0.75]
         assert "weights.safetensors" in {file.path for file in client.list_artifacts(run_id)}

@@ -9,7 +9,20 @@ def test_legal_names_stay() -> None:
 def test_any_name_becomes_one_that_mlflow_takes() -> None:
     from mlflow.utils.validation import _validate_metric_name
 
-    for name in ("val/dice/T1+", "a//b", "a/../b", "/a", "a/", "$x", "a\nb", ".", "", "é (links)", "x" * 400, "val/dice/腎臓"):
+    for name in (
+        "val/dice/T1+",
+        "a//b",
+        "a/../b",
+        "/a",
+        "a/",
+        "$x",
+        "a\nb",
+        ".",
+        "",
+        "é (links)",
+        "x" * 400,
+        "val/dice/腎臓",
+    ):
         _validate_metric_name(mlflow_name(name))
 
 
@@ -20,11 +33,21 @@ def test_names_that_differ_stay_apart() -> None:
 
 
 def test_parameters_are_named_as_on_the_command_line() -> None:
-    tree = {"optimizer": {"args": {"lr": 1e-3, "betas": [0.9, 0.99]}}, "loss": [{"target": "a", "weight": 1.0}],
-            "competition": {"group": None, "instances": False}, "model": {"args": {}}}
+    tree = {
+        "optimizer": {"args": {"lr": 1e-3, "betas": [0.9, 0.99]}},
+        "loss": [{"target": "a", "weight": 1.0}],
+        "competition": {"group": None, "instances": False},
+        "model": {"args": {}},
+    }
     assert flatten(tree) == {
-        "optimizer.args.lr": "0.001", "optimizer.args.betas": "[0.9, 0.99]", "loss.0.target": "a", "loss.0.weight": "1.0",
-        "competition.group": "null", "competition.instances": "false", "model.args": "{}"}
+        "optimizer.args.lr": "0.001",
+        "optimizer.args.betas": "[0.9, 0.99]",
+        "loss.0.target": "a",
+        "loss.0.weight": "1.0",
+        "competition.group": "null",
+        "competition.instances": "false",
+        "model.args": "{}",
+    }
 
 
 def test_long_parameters_are_cut() -> None:
@@ -34,5 +57,12 @@ def test_long_parameters_are_cut() -> None:
 
 
 def test_numbers_of_a_result() -> None:
-    result = {"score": 0.5, "low": None, "dice": {"a": 0.25, "b": None}, "device": "cpu", "ok": True, "folds": [{"score": 1.0}]}
+    result = {
+        "score": 0.5,
+        "low": None,
+        "dice": {"a": 0.25, "b": None},
+        "device": "cpu",
+        "ok": True,
+        "folds": [{"score": 1.0}],
+    }
     assert numbers_in(result) == {"score": 0.5, "dice_a": 0.25}

@@ -31,8 +31,11 @@ def test_without_git_there_is_still_a_record(tmp_path: Path, monkeypatch: pytest
 
 
 def test_packages_are_named_so_that_pip_finds_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    origins = {"one": None, "two": {"url": "https://host/two.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
-               "three": {"url": "file:///three", "dir_info": {"editable": True}}}
+    origins = {
+        "one": None,
+        "two": {"url": "https://host/two.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+        "three": {"url": "file:///three", "dir_info": {"editable": True}},
+    }
     for name, origin in origins.items():
         folder = tmp_path / f"{name}-1.5.dist-info"
         folder.mkdir()
@@ -40,4 +43,8 @@ def test_packages_are_named_so_that_pip_finds_them_again(tmp_path: Path, monkeyp
         if origin is not None:
             (folder / "direct_url.json").write_text(json.dumps(origin))
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert provenance._packages().splitlines() == ["one==1.5", "three @ file:///three", "two @ git+https://host/two.git@abc"]
+    assert provenance._packages().splitlines() == [
+        "one==1.5",
+        "three @ file:///three",
+        "two @ git+https://host/two.git@abc",
+    ]

@@ -49,8 +49,11 @@ def test_a_version_hangs_on_its_run_and_the_same_model_is_no_second_one(done: Pa
     assert make(done, exp) == Version("toy", 1, "models:/toy/1", version.store, False)
     assert make(done, exp, "two").number == 2
     assert len(client.search_model_versions("name = 'toy'")) == 2
-    model, = [one for one in client.search_logged_models([before["."].info.experiment_id])
-              if one.artifact_location == found.source]
+    (model,) = [
+        one
+        for one in client.search_logged_models([before["."].info.experiment_id])
+        if one.artifact_location == found.source
+    ]
     assert {metric.key: metric.value for metric in model.metrics}["cv_score"] == 0.625
     assert model.params["patch.size"] == "[32, 48]"
     after = fetch(done)[1]["."]
@@ -84,7 +87,10 @@ def test_half_a_model_is_none(done: Path, exp: Experiment, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(MaskfoldError, match=r"does not take the model: no space left.*"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(MaskfoldError, match=r"does not take the model: no space left.*"),
+    ):
         patch.setattr(MlflowClient, "log_model_artifacts", full)
         make(done, exp)
     assert not client.search_logged_models([runs["."].info.experiment_id])

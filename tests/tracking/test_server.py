@@ -55,8 +55,12 @@ def test_a_server_that_cannot_start_is_told(project: Path, monkeypatch: pytest.M
 def test_the_server_answers_on_loopback_names_only_and_ends_with_its_parent(project: Path) -> None:
     port = free_port()
     script = "import sys; from pathlib import Path; from competition.tracking.server import serve; serve(Path(sys.argv[1]), port=int(sys.argv[2]))"
-    process = subprocess.Popen([sys.executable, "-c", script, str(project), str(port)], stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(project), str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
     try:
         assert process.stdout is not None
         lines = [process.stdout.readline(), process.stdout.readline()]

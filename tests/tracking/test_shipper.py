@@ -34,7 +34,9 @@ def test_a_run_is_delivered_while_it_lasts(run_folder: Path, exp: Experiment) ->
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt("SIGTERM"), "KILLED"), (ValueError("x"), "FAILED")])
-def test_an_exception_goes_through_and_is_told(run_folder: Path, exp: Experiment, error: BaseException, status: str) -> None:
+def test_an_exception_goes_through_and_is_told(
+    run_folder: Path, exp: Experiment, error: BaseException, status: str
+) -> None:
     (run_folder / "fold_0" / "metrics.jsonl").write_text(line(1, lr=0.1))
     with pytest.raises(type(error)), Shipper(run_folder, exp, pause=0.05):
         raise error
@@ -49,7 +51,8 @@ def test_what_finish_says_goes_first(run_folder: Path, exp: Experiment) -> None:
 
 
 def test_a_server_that_is_down_is_told_once_and_served_later(
-        run_folder: Path, exp: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    run_folder: Path, exp: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (run_folder / "fold_0" / "metrics.jsonl").write_text(line(1, lr=0.1))
@@ -68,7 +71,8 @@ def test_a_server_that_is_down_is_told_once_and_served_later(
 
 
 def test_a_store_that_hangs_holds_the_end_for_a_bounded_time(
-        run_folder: Path, exp: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    run_folder: Path, exp: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("competition.tracking.delivery.connect", lambda store: time.sleep(20))
     with caplog.at_level(logging.WARNING, "competition"), Shipper(run_folder, exp, pause=0.01, patience=0.2) as shipper:
         pass
@@ -77,10 +81,12 @@ def test_a_store_that_hangs_holds_the_end_for_a_bounded_time(
 
 
 def test_a_process_that_was_killed_is_gone_on_with(run_folder: Path, exp: Experiment) -> None:
-    script = ("import sys, time; from pathlib import Path; from competition.config import Experiment;"
-              "from competition.tracking.shipper import Shipper;"
-              "exp = Experiment.model_validate_json(sys.argv[2], strict=False); shipper = Shipper(Path(sys.argv[1]), exp, pause=0.05);"
-              "shipper.__enter__(); time.sleep(300)")
+    script = (
+        "import sys, time; from pathlib import Path; from competition.config import Experiment;"
+        "from competition.tracking.shipper import Shipper;"
+        "exp = Experiment.model_validate_json(sys.argv[2], strict=False); shipper = Shipper(Path(sys.argv[1]), exp, pause=0.05);"
+        "shipper.__enter__(); time.sleep(300)"
+    )
     (run_folder / "fold_0" / "metrics.jsonl").write_text(line(1, lr=0.1))
     process = subprocess.Popen([sys.executable, "-c", script, str(run_folder), exp.model_dump_json(by_alias=True)])
     try:
@@ -112,10 +118,27 @@ class Served:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.place}/mlflow.db",
-                 "--artifacts-destination", str(self.place / "artifacts"), "--port", str(self.port), "--workers", "1"]
-        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-                                        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+        words = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            f"sqlite:///{self.place}/mlflow.db",
+            "--artifacts-destination",
+            str(self.place / "artifacts"),
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+        ]
+        self.process = subprocess.Popen(
+            words,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )
 
     def kill(self) -> None:
         """The server and its workers, at once."""
@@ -146,7 +169,8 @@ def wait(done: Callable[[], bool]) -> None:
 @pytest.mark.timeout(900)
 def test_a_server_that_comes_up_later_gets_everything(run_folder: Path, exp: Experiment, server: Served) -> None:
     (run_folder / "fold_0" / "metrics.jsonl").write_text(
-        '{"step": 1, "epoch": 1, "time": 1.0, "metrics": {"lr": 0.1, "train/loss": NaN}}\n')
+        '{"step": 1, "epoch": 1, "time": 1.0, "metrics": {"lr": 0.1, "train/loss": NaN}}\n'
+    )
     finish_fold(run_folder / "fold_0")
     with Shipper(run_folder, exp, pause=0.5) as shipper:
         wait(lambda: shipper._troubled)
@@ -160,14 +184,20 @@ def test_a_server_that_comes_up_later_gets_everything(run_folder: Path, exp: Exp
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_server_that_dies_in_mid_run_gets_the_rest_when_it_is_back(run_folder: Path, exp: Experiment, server: Served,
-                                                                     caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_dies_in_mid_run_gets_the_rest_when_it_is_back(
+    run_folder: Path, exp: Experiment, server: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     journal = run_folder / "fold_0" / "metrics.jsonl"
     journal.write_text("".join(line(step, lr=step / 10) for step in (1, 2, 3)))
     server.start()
     with caplog.at_level(logging.WARNING, "competition"), Shipper(run_folder, exp, pause=0.2, sampling=0.2) as shipper:
         shipped = shipper._delivery.state
-        wait(lambda: shipped.of("fold_0").steps.get("lr") == 3 and "system/cpu_utilization_percentage" in shipped.of(".").steps)
+        wait(
+            lambda: (
+                shipped.of("fold_0").steps.get("lr") == 3
+                and "system/cpu_utilization_percentage" in shipped.of(".").steps
+            )
+        )
         server.kill()
         wait(lambda: shipper._troubled)
         there = shipped.of(".").steps["system/cpu_utilization_percentage"]
@@ -185,9 +215,15 @@ def test_a_server_that_dies_in_mid_run_gets_the_rest_when_it_is_back(run_folder:
     history = client.get_metric_history(runs["fold_0"].info.run_id, "lr")
     assert sorted((point.step, point.value) for point in history) == [(step, step / 10) for step in range(1, 7)]
     sampled = client.get_metric_history(runs["."].info.run_id, "system/cpu_utilization_percentage")
-    assert sorted(point.step for point in sampled) == list(range(1, (run_folder / "metrics.jsonl").read_text().count("\n") + 1))
+    assert sorted(point.step for point in sampled) == list(
+        range(1, (run_folder / "metrics.jsonl").read_text().count("\n") + 1)
+    )
     told = [record.getMessage() for record in caplog.records]
-    assert sum("does not take deliveries" in text for text in told) == sum("takes deliveries again" in text for text in told) >= 1
+    assert (
+        sum("does not take deliveries" in text for text in told)
+        == sum("takes deliveries again" in text for text in told)
+        >= 1
+    )
 
 
 def free_port() -> int:

@@ -21,8 +21,15 @@ def written(tmp_path: Path, tiny) -> tuple[Path, Path, Path]:
     (folder / "experiment.yaml").write_text("seed: 1\n")
     csv, note = tmp_path / "s.csv", tmp_path / "s.json"
     csv.write_text("id,class,predicted\n")
-    note.write_text(json.dumps({"sha256": "ab" * 32, "runs": [{"hash": "0123456789ab", "weight": 1.0}],
-                                "expected": {"score": 0.8, "low": 0.7, "high": 0.9, "metric": "dice"}}))
+    note.write_text(
+        json.dumps(
+            {
+                "sha256": "ab" * 32,
+                "runs": [{"hash": "0123456789ab", "weight": 1.0}],
+                "expected": {"score": 0.8, "low": 0.7, "high": 0.9, "metric": "dice"},
+            }
+        )
+    )
     return folder, csv, note
 
 
@@ -47,7 +54,9 @@ def test_the_same_bytes_of_other_words_are_the_same_submission(written, tiny, ca
     folder, csv, note = written
     first = log_submission(folder, tiny(2), csv, note)
     said = json.loads(note.read_text())
-    note.write_text(json.dumps({**said, "runs": [{"hash": "0123456789ab", "weight": 0.5}, {"hash": "f" * 12, "weight": 0.5}]}))
+    note.write_text(
+        json.dumps({**said, "runs": [{"hash": "0123456789ab", "weight": 0.5}, {"hash": "f" * 12, "weight": 0.5}]})
+    )
     assert log_submission(folder, tiny(2), csv, note) == first is not None and not caplog.text
     assert connect(store_of(root_of(folder))).get_run(first).data.params == {"runs": "0123456789ab", "weights": "1"}
 

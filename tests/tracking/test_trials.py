@@ -27,20 +27,28 @@ def test_a_trial_that_is_tried_again_takes_its_new_number(run_folder: Path, exp:
     first.begin()
     first.deliver()
     assert {run.info.run_name for run in fetch(run_folder)[1].values()} == {
-        "trial 1 · 0123456789ab", "fold 0 · trial 1 · 0123456789ab"}
+        "trial 1 · 0123456789ab",
+        "fold 0 · trial 1 · 0123456789ab",
+    }
     (run_folder / "fold_1" / "metrics.jsonl").write_text(line(1, lr=0.1))
     again = trial(run_folder, exp, 2)  # the process was killed
     again.begin()
     again.deliver()
     client, runs = fetch(run_folder)
     assert {name: run.info.run_name for name, run in runs.items()} == {
-        ".": "trial 2 · 0123456789ab", "fold_0": "fold 0 · trial 2 · 0123456789ab", "fold_1": "fold 1 · trial 2 · 0123456789ab"}
+        ".": "trial 2 · 0123456789ab",
+        "fold_0": "fold 0 · trial 2 · 0123456789ab",
+        "fold_1": "fold 1 · trial 2 · 0123456789ab",
+    }
 
     client.update_run(runs["."].info.run_id, name="my favourite")
     third = trial(run_folder, exp, 3)
     third.begin()
     assert {name: run.info.run_name for name, run in fetch(run_folder)[1].items()} == {
-        ".": "my favourite", "fold_0": "fold 0 · trial 3 · 0123456789ab", "fold_1": "fold 1 · trial 3 · 0123456789ab"}
+        ".": "my favourite",
+        "fold_0": "fold 0 · trial 3 · 0123456789ab",
+        "fold_1": "fold 1 · trial 3 · 0123456789ab",
+    }
 
 
 def test_what_was_delivered_before_names_were_kept_is_left_alone(run_folder: Path, exp: Experiment) -> None:
@@ -61,7 +69,9 @@ def test_the_reason_of_a_trial_that_ended_early_is_a_tag_until_it_goes_on(run_fo
     first.deliver(last=True)
     first.close("FAILED")
     run = fetch(run_folder)[1]["."]
-    assert run.info.status == "FAILED" and run.data.tags["stopped"].startswith("failed: the loss is nan the loss is nan")
+    assert run.info.status == "FAILED" and run.data.tags["stopped"].startswith(
+        "failed: the loss is nan the loss is nan"
+    )
     summary.write_text(json.dumps({"metric": "dice", "score": 0.5}))
     trial(run_folder, exp, 1).deliver()
     tags = fetch(run_folder)[1]["."].data.tags
@@ -69,8 +79,9 @@ def test_the_reason_of_a_trial_that_ended_early_is_a_tag_until_it_goes_on(run_fo
 
 
 @pytest.mark.parametrize(("given", "found"), [(None, True), ("false", False)])
-def test_mlflow_prints_no_links_unless_asked_to(given: str | None, found: bool, project: Path,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_prints_no_links_unless_asked_to(
+    given: str | None, found: bool, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
     monkeypatch.setenv(name, "")  # so that what is set below is undone
     monkeypatch.delenv(name) if given is None else monkeypatch.setenv(name, given)

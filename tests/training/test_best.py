@@ -35,7 +35,9 @@ def test_the_best_validation_leaves_its_weights(tiny, tmp_path, monkeypatch, pla
 
     monkeypatch.setattr(Judge, "validate", judged)
     run_fold(job, lambda _: None)
-    assert len(seen) == 3  # the last epoch is judged by the out-of-fold prediction, which is better than the second plan
+    assert (
+        len(seen) == 3
+    )  # the last epoch is judged by the out-of-fold prediction, which is better than the second plan
     found = load_file(job.folder / "best.safetensors")
     expected = seen[best] if best is not None else load_file(job.folder / "weights.safetensors")
     assert found.keys() == expected.keys()
@@ -45,7 +47,10 @@ def test_the_best_validation_leaves_its_weights(tiny, tmp_path, monkeypatch, pla
 @pytest.mark.parametrize(("planned", "best"), [((0.1, 0.9), 1), ((0.9, 0.1), 0)])
 def test_the_last_epoch_may_be_the_best(tiny, tmp_path, monkeypatch, planned, best):
     monkeypatch.chdir(tmp_path)
-    run = open_run(tiny(2, "training.epochs=3", "training.validate_every=2", "training.weights=best", "run.threads=1"), "demo2d-tiny")
+    run = open_run(
+        tiny(2, "training.epochs=3", "training.validate_every=2", "training.weights=best", "run.threads=1"),
+        "demo2d-tiny",
+    )
     prepare_run(run, lambda _: None)
     job = make_jobs(run)[0]
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -78,10 +83,25 @@ def runs(tiny, tmp_path, monkeypatch):
         (run.folder / "summary.json").write_text(json.dumps(plain))
         for fold in folds:
             run.member_folder(fold, 0).mkdir()
-            (run.member_folder(fold, 0) / "result.json").write_text(json.dumps(
-                {"fold": fold, "seed": 0, "score": score, "dice": {}, "epochs": 1, "steps": 1, "minutes": 1.0,
-                 "peak_gib": 1.0, "threads": 1, "precision": "32-true",
-                 "device": "cpu", "torch": "2", "stopped": "done"}))
+            (run.member_folder(fold, 0) / "result.json").write_text(
+                json.dumps(
+                    {
+                        "fold": fold,
+                        "seed": 0,
+                        "score": score,
+                        "dice": {},
+                        "epochs": 1,
+                        "steps": 1,
+                        "minutes": 1.0,
+                        "peak_gib": 1.0,
+                        "threads": 1,
+                        "precision": "32-true",
+                        "device": "cpu",
+                        "torch": "2",
+                        "stopped": "done",
+                    }
+                )
+            )
         return run.folder
 
     return make

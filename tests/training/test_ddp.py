@@ -37,7 +37,9 @@ class Spare(BasicUNet):
     """A network with parameters that its forward pass does not use, as encoders of more stages than are asked for have."""
 
     def __init__(self, spatial_dims: int = 2, in_channels: int = 1, out_channels: int = 2) -> None:
-        super().__init__(spatial_dims, in_channels, out_channels, features=(4, 4, 8, 8, 8, 4), norm="batch", dropout=0.1)
+        super().__init__(
+            spatial_dims, in_channels, out_channels, features=(4, 4, 8, 8, 8, 4), norm="batch", dropout=0.1
+        )
         self.spare = torch.nn.Conv2d(4, 4, 3)
 
 
@@ -73,14 +75,21 @@ def others(process: subprocess.Popen) -> list[psutil.Process]:
 
 # ── what needs no second process ─────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.parametrize("settings", [[], ["training.steps_per_epoch=null"], ["training.accumulate=2"]])
 def test_the_processes_of_a_fold_draw_each_place_of_an_epoch_once(tiny, tmp_path, settings):
     exp = tiny(2, "run.devices=2", *settings)
     dataset = PatchDataset([tmp_path] * 9, exp, 0, 1)
     micro = dataset.positions_per_epoch // (2 * exp.training.batch_size)
-    assert micro == (4 if exp.training.steps_per_epoch else 3) * exp.training.accumulate  # nine cases are three steps of four
-    drawn = [place for rank in (0, 1) for batch in StepSampler(0, 2 * micro, micro, exp.training.batch_size, rank, 2)
-             for place in batch]
+    assert (
+        micro == (4 if exp.training.steps_per_epoch else 3) * exp.training.accumulate
+    )  # nine cases are three steps of four
+    drawn = [
+        place
+        for rank in (0, 1)
+        for batch in StepSampler(0, 2 * micro, micro, exp.training.batch_size, rank, 2)
+        for place in batch
+    ]
     assert sorted(drawn) == [(epoch, place) for epoch in (0, 1) for place in range(dataset.positions_per_epoch)]
 
 
@@ -102,13 +111,19 @@ class Exchange:
 
 def test_the_first_process_decides_and_the_others_follow():
     exchange, done = Exchange(), []
-    exchange.ranks(0).decide(lambda: done.append("acted"), lambda: {"step": 7}, lambda state: done.append(("took", state)))
+    exchange.ranks(0).decide(
+        lambda: done.append("acted"), lambda: {"step": 7}, lambda state: done.append(("took", state))
+    )
     assert done == ["acted"]
-    exchange.ranks(1).decide(lambda: done.append("acted"), lambda: {"step": 3}, lambda state: done.append(("took", state)))
+    exchange.ranks(1).decide(
+        lambda: done.append("acted"), lambda: {"step": 3}, lambda state: done.append(("took", state))
+    )
     assert done == ["acted", ("took", {"step": 7})]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt("SIGTERM"), MaskfoldError("The disk is full.", "Make room."), OSError()])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt("SIGTERM"), MaskfoldError("The disk is full.", "Make room."), OSError()]
+)
 def test_what_ends_the_first_process_ends_the_others(error):
     def act() -> None:
         raise error
@@ -153,9 +168,17 @@ def test_more_devices_than_the_machine_has_are_refused(tiny, monkeypatch):
         make_fabric(tiny(2, "run.devices=4", "run.accelerator=cuda"))
 
 
-@pytest.mark.parametrize(("visible", "devices", "parallel", "wanted"), [
-    ("0,1,2,3", 1, 4, [["0"], ["1"], ["2"], ["3"]]), ("0,1,2,3", 2, 2, [["0", "1"], ["2", "3"]]),
-    ("4,6", 1, 3, [["4"], ["6"], ["4"]]), ("0,1", 2, 1, [None]), ("", 1, 2, [None, None]), ("0", 1, 2, [None, None])])
+@pytest.mark.parametrize(
+    ("visible", "devices", "parallel", "wanted"),
+    [
+        ("0,1,2,3", 1, 4, [["0"], ["1"], ["2"], ["3"]]),
+        ("0,1,2,3", 2, 2, [["0", "1"], ["2", "3"]]),
+        ("4,6", 1, 3, [["4"], ["6"], ["4"]]),
+        ("0,1", 2, 1, [None]),
+        ("", 1, 2, [None, None]),
+        ("0", 1, 2, [None, None]),
+    ],
+)
 def test_folds_side_by_side_have_gpus_of_their_own(monkeypatch, visible, devices, parallel, wanted):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [gpus_of(slot, devices, parallel) for slot in range(parallel)] == wanted
@@ -163,11 +186,14 @@ def test_folds_side_by_side_have_gpus_of_their_own(monkeypatch, visible, devices
 
 # ── two processes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("dimensions", "settings"), [(2, []), (3, ["training.accumulate=2"])])
 def test_two_processes_follow_one_with_the_same_global_batch(tiny, tmp_path, dimensions, settings):
-    _, job = begun(tiny(dimensions, *SETTINGS, *settings, "training.batch_size=4"), tmp_path / "one", tmp_path / "cache")
+    _, job = begun(
+        tiny(dimensions, *SETTINGS, *settings, "training.batch_size=4"), tmp_path / "one", tmp_path / "cache"
+    )
     run_fold(job, say=lambda line: None)
     _, other = begun(tiny(dimensions, *SETTINGS, *settings, "run.devices=2"), tmp_path / "two", tmp_path / "cache")
     said: list[str] = []
@@ -185,8 +211,14 @@ def test_two_processes_follow_one_with_the_same_global_batch(tiny, tmp_path, dim
 @pytest.mark.timeout(1200)
 def test_a_fold_of_two_processes_that_is_killed_ends_with_the_same_weights(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("MASKFOLD_TRUST", "tests")
-    words = [f"model={{target: {Spare.__module__}.Spare}}", "schedule={name: plateau, patience: 1}", "training.ema=0.9",
-             "run.devices=2", "training.epochs=12", "training.checkpoint_minutes=0"]
+    words = [
+        f"model={{target: {Spare.__module__}.Spare}}",
+        "schedule={name: plateau, patience: 1}",
+        "training.ema=0.9",
+        "run.devices=2",
+        "training.epochs=12",
+        "training.checkpoint_minutes=0",
+    ]
     _, whole = begun(tiny(2, *words), tmp_path / "whole", tmp_path / "cache")
     LocalExecutor(1).run([two(whole)], lambda line: None)
     _, job = begun(tiny(2, *words), tmp_path / "killed", tmp_path / "cache")
@@ -209,9 +241,13 @@ def test_a_fold_of_two_processes_that_is_killed_ends_with_the_same_weights(tiny,
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("words", "least"), [
-    (["training.epochs=9", "early_stopping={all_classes_at_least: 0.0}"], 4),
-    (["training.epochs=1000", "training.budget_minutes=0.15"], 12)])
+@pytest.mark.parametrize(
+    ("words", "least"),
+    [
+        (["training.epochs=9", "early_stopping={all_classes_at_least: 0.0}"], 4),
+        (["training.epochs=1000", "training.budget_minutes=0.15"], 12),
+    ],
+)
 def test_two_processes_stop_together(tiny, tmp_path, words, least):
     _, job = begun(tiny(2, "run.devices=2", *words), tmp_path, tmp_path / "cache")
     LocalExecutor(1).run([two(job)], lambda line: None)

@@ -27,9 +27,18 @@ def other(demo2d: Path, name: str = "other", **keys) -> Path:
         for path in sorted((root / folder).iterdir()):
             path.rename(path.with_name(f"theirs_{path.name}"))
     file = Path.cwd() / f"{name}.yaml"
-    file.write_text(yaml.safe_dump({
-        "name": name, "root": str(root), "dimensions": 2, "classes": ["one", "two"],
-        "train": {"images": "images/{id}.png", "masks": "masks/{id}.png"}, **keys}))
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "name": name,
+                "root": str(root),
+                "dimensions": 2,
+                "classes": ["one", "two"],
+                "train": {"images": "images/{id}.png", "masks": "masks/{id}.png"},
+                **keys,
+            }
+        )
+    )
     return file
 
 
@@ -46,7 +55,9 @@ def spoil(root: Path, keep: int) -> None:
 def test_their_cases_teach_in_our_classes(tiny, demo2d):
     file = other(demo2d)
     spoil(Path("other"), keep=2)
-    exp = tiny(2, f"extra.competition={file}", "extra.classes={one: grain, two: ring}", "extra.weight=2", "training.epochs=1")
+    exp = tiny(
+        2, f"extra.competition={file}", "extra.classes={one: grain, two: ring}", "extra.weight=2", "training.epochs=1"
+    )
     run, jobs = open_student(exp)
     first = sorted(run.cases["id"])[:2]  # their first two pictures are our first two
     home = dict(zip(run.folds["id"], run.folds["fold"], strict=True))
@@ -55,7 +66,9 @@ def test_their_cases_teach_in_our_classes(tiny, demo2d):
         cases, lessons = lessons_of(run, job)
         gone = {f"theirs_{one}" for one in first if home[one] == job.fold}
         assert set(cases) == set(table) - gone
-        assert lessons.said["extra_0"]["left_out"] == ({"same": len(gone)} if gone else {}) and lessons.kinds == [(len(cases), 2.0)]
+        assert lessons.said["extra_0"]["left_out"] == ({"same": len(gone)} if gone else {}) and lessons.kinds == [
+            (len(cases), 2.0)
+        ]
     case = cases[max(cases)]
     theirs = load_mask(exp.extras[0].competition, table[max(cases)])[0]
     assert {1, 2} <= set(np.unique(theirs).tolist())
@@ -80,7 +93,9 @@ def test_a_teacher_with_our_validated_pictures_among_its_extra_cases_is_refused(
     finish(middle)
     for folder, record in records.items():
         (folder / "lineage.json").write_bytes(record)
-    with pytest.raises(MaskfoldError, match=r"trained on another competition's theirs_.* \(the same image as a case that it validates"):
+    with pytest.raises(
+        MaskfoldError, match=r"trained on another competition's theirs_.* \(the same image as a case that it validates"
+    ):
         open_student(tiny(2, f"competition.train.cases={rest}", f"pseudo.from={middle.folder}"))
 
 
@@ -104,7 +119,11 @@ def test_a_run_keeps_the_other_competition_and_its_name_wherever_the_data_lie(ti
     run = open_run(tiny(2, *words), "tiny")
     run.write()
     again = load_run(run.folder)
-    assert again.exp == run.exp and again.exp.extras[0].competition.name == "other" and list(again.besides) == ["besides_extra_0"]
+    assert (
+        again.exp == run.exp
+        and again.exp.extras[0].competition.name == "other"
+        and list(again.besides) == ["besides_extra_0"]
+    )
     shutil.move("other", "moved")
     file.write_text(file.read_text().replace(str(Path.cwd() / "other"), str(Path.cwd() / "moved")))
     assert open_run(tiny(2, *words), "tiny").folder.name == run.folder.name

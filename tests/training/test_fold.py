@@ -60,11 +60,14 @@ def killed_after(monkeypatch, steps: int) -> None:
     monkeypatch.setattr(Training, "_step", step)
 
 
-@pytest.mark.parametrize(("dimensions", "settings"), [
-    (2, ["schedule={name: onecycle}", "training.ema=0.9", "training.accumulate=2"]),
-    (2, ["schedule={name: plateau, patience: 1}", "training.average=2"]),
-    (3, ["schedule={name: cosine, warmup: 0.2}", "training.ema=0.9"]),
-])
+@pytest.mark.parametrize(
+    ("dimensions", "settings"),
+    [
+        (2, ["schedule={name: onecycle}", "training.ema=0.9", "training.accumulate=2"]),
+        (2, ["schedule={name: plateau, patience: 1}", "training.average=2"]),
+        (3, ["schedule={name: cosine, warmup: 0.2}", "training.ema=0.9"]),
+    ],
+)
 def test_a_killed_fold_ends_with_the_same_weights_bit_for_bit(tiny, tmp_path, monkeypatch, dimensions, settings):
     exp = tiny(dimensions, "training.checkpoint_minutes=0", *settings)
     run, job = start(exp, tmp_path / "whole", tmp_path / "cache")
@@ -81,8 +84,9 @@ def test_a_killed_fold_ends_with_the_same_weights_bit_for_bit(tiny, tmp_path, mo
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert again.score == whole.score
     for case in OofStore(job.folder / "oof", exp.inference.store).ids():
-        np.testing.assert_array_equal(OofStore(job.folder / "oof", "float16").read(case),
-                                      OofStore(job2.folder / "oof", "float16").read(case))
+        np.testing.assert_array_equal(
+            OofStore(job.folder / "oof", "float16").read(case), OofStore(job2.folder / "oof", "float16").read(case)
+        )
 
 
 def test_loader_workers_do_not_change_the_loss_curve(tiny, tmp_path):
@@ -112,15 +116,31 @@ def test_the_score_is_the_metric_on_the_stored_probabilities(tiny, tmp_path):
     store = OofStore(job.folder / "oof", exp.inference.store)
     rows = [row for row in run.cases.itertuples(index=False) if row.id in store.ids()]
     assert {row.id for row in rows} == set(run.folds.loc[run.folds["fold"] == 0, "id"])
-    scores = [line["score"] for row in rows
-              for line in score_case(to_masks(store.read(row.id), exp.competition), load_mask(exp.competition, row),
-                                     exp.competition, spacing=json.loads(row.spacing))]
+    scores = [
+        line["score"]
+        for row in rows
+        for line in score_case(
+            to_masks(store.read(row.id), exp.competition),
+            load_mask(exp.competition, row),
+            exp.competition,
+            spacing=json.loads(row.spacing),
+        )
+    ]
     assert result.score == pytest.approx(float(np.nanmean(scores)), abs=1e-12)
 
 
 def test_training_lowers_the_loss(tiny, tmp_path):
-    _, job = start(tiny(2, "training.epochs=6", "training.steps_per_epoch=8", "optimizer.args.lr=0.01",
-                        "training.validate_every=100"), tmp_path, tmp_path / "cache")
+    _, job = start(
+        tiny(
+            2,
+            "training.epochs=6",
+            "training.steps_per_epoch=8",
+            "optimizer.args.lr=0.01",
+            "training.validate_every=100",
+        ),
+        tmp_path,
+        tmp_path / "cache",
+    )
     run_fold(job, say=lambda line: None)
     curve = losses(job.folder)
     assert curve[-1] < 0.9 * curve[0]
@@ -198,8 +218,13 @@ def test_several_seeds_are_averaged_out_of_fold(tiny, tmp_path):
 
 
 def test_two_and_a_half_dimensions_train_on_neighbouring_slices(tiny, tmp_path):
-    exp = tiny(3, "patch.size=[32,32]", "patch.slices=3", "model.target=segmentation_models_pytorch.Unet",
-               "model.args={encoder_name: resnet18, encoder_depth: 3, decoder_channels: [8, 8, 8]}")
+    exp = tiny(
+        3,
+        "patch.size=[32,32]",
+        "patch.slices=3",
+        "model.target=segmentation_models_pytorch.Unet",
+        "model.args={encoder_name: resnet18, encoder_depth: 3, decoder_channels: [8, 8, 8]}",
+    )
     run, job = start(exp, tmp_path, tmp_path / "cache")
     result = run_fold(job, say=lambda line: None)
     assert result.score is not None
@@ -223,10 +248,13 @@ def test_a_held_out_share_is_scored_and_never_trained_on(tiny, tmp_path):
 
 
 def test_deep_supervision_loss_parts_and_a_list_of_losses(tiny, tmp_path):
-    exp = tiny(3, "model.target=monai.networks.nets.DynUNet",
-               "model.args={kernel_size: [3, 3, 3], strides: [1, 2, 2], upsample_kernel_size: [2, 2], filters: [4, 8, 8], "
-               "deep_supervision: true, deep_supr_num: 1}",
-               "loss=[{target: monai.losses.DiceLoss, name: overlap, weight: 0.5}, {target: torch.nn.CrossEntropyLoss, name: entropy}]")
+    exp = tiny(
+        3,
+        "model.target=monai.networks.nets.DynUNet",
+        "model.args={kernel_size: [3, 3, 3], strides: [1, 2, 2], upsample_kernel_size: [2, 2], filters: [4, 8, 8], "
+        "deep_supervision: true, deep_supr_num: 1}",
+        "loss=[{target: monai.losses.DiceLoss, name: overlap, weight: 0.5}, {target: torch.nn.CrossEntropyLoss, name: entropy}]",
+    )
     _, job = start(exp, tmp_path, tmp_path / "cache")
     run_fold(job, say=lambda line: None)
     metrics = json.loads((job.folder / "metrics.jsonl").read_text().splitlines()[0])["metrics"]
@@ -263,8 +291,10 @@ def test_a_fold_that_another_process_trains_is_refused(tiny, tmp_path):
     import sys
 
     _, job = start(tiny(2), tmp_path, tmp_path / "cache")
-    hold = ("import sys, time; from pathlib import Path; from competition.training.lock import alone\n"
-            "with alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)")
+    hold = (
+        "import sys, time; from pathlib import Path; from competition.training.lock import alone\n"
+        "with alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", hold, str(job.folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"

@@ -19,7 +19,12 @@ from tests.training.test_fold import Killed, killed_after, one_thread, start
 
 __all__ = ["one_thread"]
 
-WHOLE = ("patch.size=[192,192]", "inference.tta=[]", "training.batch_size=1", "prepare.intensity=minmax")  # a picture is one window
+WHOLE = (
+    "patch.size=[192,192]",
+    "inference.tta=[]",
+    "training.batch_size=1",
+    "prepare.intensity=minmax",
+)  # a picture is one window
 
 
 def test_a_killed_fold_with_a_gate_ends_the_same_and_says_the_same(tiny, tmp_path, monkeypatch):
@@ -72,8 +77,15 @@ def test_weights_without_a_gate_do_not_start_one_with_it(tiny, tmp_path):
 
 
 def test_slices_have_a_gate_each(tiny, tmp_path):
-    exp = tiny(3, "gate={}", "patch={size: [32, 32], slices: 3}", "folds.k=3", "training.epochs=1", "training.steps_per_epoch=1",
-               "prepare.orientation=RAS")
+    exp = tiny(
+        3,
+        "gate={}",
+        "patch={size: [32, 32], slices: 3}",
+        "folds.k=3",
+        "training.epochs=1",
+        "training.steps_per_epoch=1",
+        "prepare.orientation=RAS",
+    )
     run, job = start(exp, tmp_path / "runs", tmp_path / "cache")
     run_fold(job, say=lambda line: None)
     store = OofStore(job.folder / "oof")

@@ -38,12 +38,15 @@ def simulate(plan: Plan, pace: callable, begin: float = 8.0, reserve: float = 5.
     return step, clock
 
 
-@pytest.mark.parametrize("pace", [
-    lambda step: 0.25,
-    lambda step: 0.25 + 2.0 * (step < 3),  # a slow start
-    lambda step: 0.25 if step < 500 else 0.4,  # another program wakes up
-    lambda step: 0.25 + 5.0 * (step % 100 == 99),  # validations
-])
+@pytest.mark.parametrize(
+    "pace",
+    [
+        lambda step: 0.25,
+        lambda step: 0.25 + 2.0 * (step < 3),  # a slow start
+        lambda step: 0.25 if step < 500 else 0.4,  # another program wakes up
+        lambda step: 0.25 + 5.0 * (step % 100 == 99),  # validations
+    ],
+)
 def test_a_budget_is_kept_with_a_finished_schedule(pace):
     plan = Plan(10_000, seconds=360.0)
     steps, clock = simulate(plan, pace)

@@ -48,9 +48,26 @@ def finish(run, sure: dict[int, float] | None = None, only=None):
             last.weight.zero_()
             last.bias.copy_(torch.tensor([0.0, float(np.log(p / (1 - p))), -30.0]))  # background, ring, grain
         save_weights(folder / "weights.safetensors", network.state_dict())
-        write_json(folder / "result.json", dataclasses.asdict(FoldResult(
-            fold=fold, seed=seed, score=0.5, dice={}, epochs=1, steps=1, minutes=0.1, peak_gib=0.1, threads=1,
-            precision="32-true", device="cpu", torch=torch.__version__, stopped="")))
+        write_json(
+            folder / "result.json",
+            dataclasses.asdict(
+                FoldResult(
+                    fold=fold,
+                    seed=seed,
+                    score=0.5,
+                    dice={},
+                    epochs=1,
+                    steps=1,
+                    minutes=0.1,
+                    peak_gib=0.1,
+                    threads=1,
+                    precision="32-true",
+                    device="cpu",
+                    torch=torch.__version__,
+                    stopped="",
+                )
+            ),
+        )
     return run
 
 
@@ -85,7 +102,9 @@ def test_each_fold_is_taught_by_the_same_fold_of_the_teacher(tiny):
         assert len(cases) == 3  # the demo's test pictures
         assert {int(one) for case in cases.values() for one in np.unique(case.mask)} == {value}
         said = json.loads((job.folder / "lineage.json").read_text())
-        assert [one["member"] for one in said["pseudo"]["teachers"]] == [f"teacher/{teacher.folder.name}/fold_{job.fold}"]
+        assert [one["member"] for one in said["pseudo"]["teachers"]] == [
+            f"teacher/{teacher.folder.name}/fold_{job.fold}"
+        ]
         assert said["pseudo"]["cases"] == 3 and said["pseudo"]["weight"] == 0.5
 
 
@@ -117,8 +136,10 @@ def test_a_teacher_that_began_with_leaky_weights_is_refused(tiny):
     middle = finish(open_run(tiny(2, f"init_from={first.folder}"), "middle"))  # the same folds as the student's
     with pytest.raises(MaskfoldError) as error:
         prepare_run(open_run(tiny(2, f"pseudo.from={middle.folder}"), "tiny"), lambda line: None)
-    assert f"middle/{middle.folder.name}/fold_0 was started from first/{first.folder.name}/fold_0, which was trained on" in str(
-        error.value)
+    assert (
+        f"middle/{middle.folder.name}/fold_0 was started from first/{first.folder.name}/fold_0, which was trained on"
+        in str(error.value)
+    )
     shutil.rmtree(first.folder)  # then nobody can tell
     with pytest.raises(MaskfoldError, match="is not a run"):
         prepare_run(open_run(tiny(2, f"pseudo.from={middle.folder}"), "tiny"), lambda line: None)
@@ -130,14 +151,35 @@ def test_a_teacher_that_was_taught_by_a_leaky_one_is_refused_when_that_one_is_go
     ids = sorted(grandparent.cases["id"])
     few, rest = ids[:4], ids[4:]
     root = copied(demo2d, tmp_path)
-    middle = open_run(tiny(2, f"competition.root={root}", f"competition.train.cases={json.dumps(few)}".replace(" ", ""),
-                           f"pseudo.from={grandparent.folder}", "folds.run=full"), "middle")
+    middle = open_run(
+        tiny(
+            2,
+            f"competition.root={root}",
+            f"competition.train.cases={json.dumps(few)}".replace(" ", ""),
+            f"pseudo.from={grandparent.folder}",
+            "folds.run=full",
+        ),
+        "middle",
+    )
     prepare_run(middle, lambda line: None)
     job = make_jobs(middle)[0]
     job.folder.mkdir()
     learn(job, middle, lambda line: None)
-    finish_only = FoldResult(fold=-1, seed=0, score=None, dice={}, epochs=1, steps=1, minutes=0.1, peak_gib=0.1, threads=1,
-                             precision="32-true", device="cpu", torch="", stopped="")
+    finish_only = FoldResult(
+        fold=-1,
+        seed=0,
+        score=None,
+        dice={},
+        epochs=1,
+        steps=1,
+        minutes=0.1,
+        peak_gib=0.1,
+        threads=1,
+        precision="32-true",
+        device="cpu",
+        torch="",
+        stopped="",
+    )
     write_json(job.folder / "result.json", dataclasses.asdict(finish_only))
     shutil.rmtree(grandparent.folder)
     student = tiny(2, f"pseudo.from={middle.folder}", f"competition.train.cases={json.dumps(rest)}".replace(" ", ""))
@@ -156,13 +198,32 @@ def test_a_case_that_the_teacher_met_as_an_image_may_not_be_validated(tiny):
     listed = lambda names: f"competition.train.cases={json.dumps(names)}".replace(" ", "")  # noqa: E731
     first = finish(open_run(tiny(2, listed(few)), "first"))
     pattern = tiny(2).competition.train.images
-    middle, jobs = open_student(tiny(2, listed(few), f"pseudo.from={first.folder}", f"pseudo.images={pattern}"), "middle")
+    middle, jobs = open_student(
+        tiny(2, listed(few), f"pseudo.from={first.folder}", f"pseudo.images={pattern}"), "middle"
+    )
     for job in jobs:
         cases, _ = lessons_of(middle, job)
         assert sorted(cases) == rest  # the labelled ones are left out by themselves
-        write_json(job.folder / "result.json", dataclasses.asdict(FoldResult(
-            fold=job.fold, seed=0, score=None, dice={}, epochs=1, steps=1, minutes=0.1, peak_gib=0.1, threads=1,
-            precision="", device="cpu", torch="", stopped="")))
+        write_json(
+            job.folder / "result.json",
+            dataclasses.asdict(
+                FoldResult(
+                    fold=job.fold,
+                    seed=0,
+                    score=None,
+                    dice={},
+                    epochs=1,
+                    steps=1,
+                    minutes=0.1,
+                    peak_gib=0.1,
+                    threads=1,
+                    precision="",
+                    device="cpu",
+                    torch="",
+                    stopped="",
+                )
+            ),
+        )
     with pytest.raises(MaskfoldError, match="was taught pseudo-labels of"):
         prepare_run(open_run(tiny(2, listed(rest), f"pseudo.from={middle.folder}"), "tiny"), lambda line: None)
 
@@ -175,9 +236,18 @@ def test_groups_of_the_student_count_where_the_teacher_knew_none(tiny, demo2d):
     (root / "patients.csv").write_text(table)
     Path("torn.csv").write_text("id,fold\n" + "".join(f"{one},{number % 2}\n" for number, one in enumerate(ids)))
     teacher = finish(open_run(tiny(2, f"competition.root={root}", "folds={scheme: file, file: torn.csv}"), "teacher"))
-    few = f"competition.train.cases={json.dumps(ids[::2])}".replace(" ", "")  # one of each patient: all in the teacher's fold 0
-    Path("mine.csv").write_text("id,fold\n" + "".join(f"{one},{-1 if number else 0}\n" for number, one in enumerate(ids[::2])))
-    settings = [f"competition.root={root}", few, "folds={scheme: file, file: mine.csv}", f"pseudo.from={teacher.folder}"]
+    few = f"competition.train.cases={json.dumps(ids[::2])}".replace(
+        " ", ""
+    )  # one of each patient: all in the teacher's fold 0
+    Path("mine.csv").write_text(
+        "id,fold\n" + "".join(f"{one},{-1 if number else 0}\n" for number, one in enumerate(ids[::2]))
+    )
+    settings = [
+        f"competition.root={root}",
+        few,
+        "folds={scheme: file, file: mine.csv}",
+        f"pseudo.from={teacher.folder}",
+    ]
     open_student(tiny(2, *settings), "alone")  # without groups fold 0 of the teacher has seen nothing that counts
     with pytest.raises(MaskfoldError, match=rf"fold_0 was trained on {ids[1]} \(of the group p0, which it validates\)"):
         prepare_run(open_run(tiny(2, *settings, "competition.group=patients.csv:patient"), "tiny"), lambda line: None)
@@ -187,7 +257,10 @@ def test_an_image_of_a_validated_group_teaches_the_other_folds_only(tiny, demo2d
     root = copied(demo2d, Path.cwd())
     ids = sorted(open_run(tiny(2, f"competition.root={root}"), "any").cases["id"])
     tests = sorted(path.stem for path in (root / Path(tiny(2).competition.test.images).parent).iterdir())
-    rows = [(one, f"p{number}") for number, one in enumerate(ids)] + [(tests[0], "p0"), (tests[1], "q")]  # the third has no row
+    rows = [(one, f"p{number}") for number, one in enumerate(ids)] + [
+        (tests[0], "p0"),
+        (tests[1], "q"),
+    ]  # the third has no row
     (root / "patients.csv").write_text("id,patient\n" + "".join(f"{one},{patient}\n" for one, patient in rows))
     settings = [f"competition.root={root}", "competition.group=patients.csv:patient"]
     teacher = finish(open_run(tiny(2, *settings), "teacher"))
@@ -233,13 +306,19 @@ def test_voxels_in_doubt_are_ignored_and_cases_in_doubt_left_out(tiny):
     with pytest.raises(MaskfoldError, match="sure of none of 3 images"):  # 0.6 is in doubt everywhere
         lessons_of(run, jobs[1])
     run, jobs = open_student(tiny(2, *wide, "pseudo.confidence.dice=0.85"), "strict")
-    with pytest.raises(MaskfoldError, match=r"highest Dice of a prediction with itself is 0\.837"):  # 2·0.72 / (0.72 + 1)
+    with pytest.raises(
+        MaskfoldError, match=r"highest Dice of a prediction with itself is 0\.837"
+    ):  # 2·0.72 / (0.72 + 1)
         lessons_of(run, jobs[0])
 
 
 def test_several_teachers_are_averaged(tiny):
-    one, two = (finish(open_run(tiny(2), name), sure) for name, sure in (("one", {0: 0.9, 1: 0.9}), ("two", {0: 0.1, 1: 0.9})))
-    run, jobs = open_student(tiny(2, f"pseudo.from=[{one.folder},{two.folder}]", "pseudo.confidence={lower: 0.3, upper: 0.7}"))
+    one, two = (
+        finish(open_run(tiny(2), name), sure) for name, sure in (("one", {0: 0.9, 1: 0.9}), ("two", {0: 0.1, 1: 0.9}))
+    )
+    run, jobs = open_student(
+        tiny(2, f"pseudo.from=[{one.folder},{two.folder}]", "pseudo.confidence={lower: 0.3, upper: 0.7}")
+    )
     with pytest.raises(MaskfoldError, match="sure of none"):  # 0.9 and 0.1: nobody knows
         lessons_of(run, jobs[0])
     cases, _ = lessons_of(run, jobs[1])
@@ -315,7 +394,8 @@ def test_what_a_student_has_seen_is_recorded_whole(tiny):
     assert found == {
         ("trained on", ()): mine,
         ("taught pseudo-labels of", ()): set(run.besides["besides_pseudo"]["id"]),
-        ("trained on", (f"taught by teacher/{teacher.folder.name}/fold_1",)): mine}
+        ("trained on", (f"taught by teacher/{teacher.folder.name}/fold_1",)): mine,
+    }
 
 
 def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
@@ -326,7 +406,11 @@ def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
     # As it was before there were such keys: the hash of the same tree without them, by hand.
     import hashlib
 
-    tree = {key: value for key, value in plain.items() if key not in ("run", "study", "postprocess", "pseudo", "extra", "gate")}
+    tree = {
+        key: value
+        for key, value in plain.items()
+        if key not in ("run", "study", "postprocess", "pseudo", "extra", "gate")
+    }
     tree["competition"]["train"].pop("cases")
     tree["competition"].pop("root")
     for key in ("kaggle", "public_share"):
@@ -339,11 +423,15 @@ def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
     assert run_hash(tiny(2), "x") == hashlib.sha256(json.dumps([tree, "x"], sort_keys=True).encode()).hexdigest()[:12]
 
     teacher = finish(open_run(tiny(2), "teacher"))
-    names = {open_run(tiny(2, *words), "tiny").folder.name for words in (
-        [], [f"pseudo.from={teacher.folder}"], [f"pseudo.from={teacher.folder}", "pseudo.weight=1"])}
+    names = {
+        open_run(tiny(2, *words), "tiny").folder.name
+        for words in ([], [f"pseudo.from={teacher.folder}"], [f"pseudo.from={teacher.folder}", "pseudo.weight=1"])
+    }
     assert len(names) == 3
     one = open_run(tiny(2, f"pseudo.from={teacher.folder}"), "tiny").folder.name
-    assert open_run(tiny(2, f"pseudo.from={teacher.folder.resolve()}"), "tiny").folder.name == one  # the same run, longer said
+    assert (
+        open_run(tiny(2, f"pseudo.from={teacher.folder.resolve()}"), "tiny").folder.name == one
+    )  # the same run, longer said
     assert open_run(tiny(2, f"pseudo.from={teacher.folder.name}"), "tiny").folder.name == one
 
 

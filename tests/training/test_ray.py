@@ -23,51 +23,79 @@ from competition.training.lock import alone, is_free
 from competition.training.runs import CvRun, open_run
 
 STAYS = (sys.executable, "-S", "-c", f"import time; print('began', flush=True); time.sleep(300)  # of {os.getpid()}")
-WRITES = (sys.executable, "-S", "-c", "import sys, os; print('epoch 1'); print('SomeWarning: noise'); "
-          "open(os.path.join(os.path.dirname(sys.argv[1]), 'result.json'), 'w').write('{}')")
+WRITES = (
+    sys.executable,
+    "-S",
+    "-c",
+    "import sys, os; print('epoch 1'); print('SomeWarning: noise'); "
+    "open(os.path.join(os.path.dirname(sys.argv[1]), 'result.json'), 'w').write('{}')",
+)
 
 
 # ── what a fold asks for ─────────────────────────────────────────────────────────────────────────────────────────────
+
 
 def machine(cpus: int, gpus: int = 0) -> dict[str, float]:
     return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
 
 
-@pytest.mark.parametrize(("run", "machines", "wanted"), [
-    ({"parallel_folds": 5}, [machine(8)], (1, 0, 1)),
-    ({"parallel_folds": 2}, [machine(8), machine(8)], (8, 0, 8)),
-    ({"parallel_folds": 2}, [machine(0), machine(8), machine(4)], (4, 0, 4)),  # either can take over from the other
-    ({"threads": 3, "parallel_folds": 2}, [machine(8)], (3, 0, 3)),
-    ({"threads": 3, "cpus": 6}, [machine(8)], (6, 0, 3)),
-    ({"parallel_folds": 4}, [machine(2), machine(16, 4)], (4, 1, 4)),  # only one of them has GPUs
-    ({"devices": 2, "parallel_folds": 2}, [machine(16, 4)], (8, 2, 8)),
-    ({"devices": 2, "parallel_folds": 9}, [machine(4)], (2, 0, 2)),
-    ({"gpus": 0.5, "parallel_folds": 4}, [machine(16, 2)], (4, 0.5, 4)),
-    ({"accelerator": "cpu"}, [machine(4, 1)], (4, 0, 4)),
-    ({"gpus": 0}, [machine(4, 1)], (4, 0, 4)),
-])
+@pytest.mark.parametrize(
+    ("run", "machines", "wanted"),
+    [
+        ({"parallel_folds": 5}, [machine(8)], (1, 0, 1)),
+        ({"parallel_folds": 2}, [machine(8), machine(8)], (8, 0, 8)),
+        ({"parallel_folds": 2}, [machine(0), machine(8), machine(4)], (4, 0, 4)),  # either can take over from the other
+        ({"threads": 3, "parallel_folds": 2}, [machine(8)], (3, 0, 3)),
+        ({"threads": 3, "cpus": 6}, [machine(8)], (6, 0, 3)),
+        ({"parallel_folds": 4}, [machine(2), machine(16, 4)], (4, 1, 4)),  # only one of them has GPUs
+        ({"devices": 2, "parallel_folds": 2}, [machine(16, 4)], (8, 2, 8)),
+        ({"devices": 2, "parallel_folds": 9}, [machine(4)], (2, 0, 2)),
+        ({"gpus": 0.5, "parallel_folds": 4}, [machine(16, 2)], (4, 0.5, 4)),
+        ({"accelerator": "cpu"}, [machine(4, 1)], (4, 0, 4)),
+        ({"gpus": 0}, [machine(4, 1)], (4, 0, 4)),
+    ],
+)
 def test_a_fold_asks_for_what_run_says_or_a_fair_share(run, machines, wanted):
     need = Need.of(Run(executor="ray", **run), machines)
     assert (need.cpus, need.gpus, need.threads) == wanted
 
 
-@pytest.mark.parametrize(("run", "machines"), [
-    ({"cpus": 16}, [machine(8), machine(8)]), ({"devices": 4}, [machine(8, 2), machine(8, 2)]), ({"gpus": 1}, [machine(8)])])
+@pytest.mark.parametrize(
+    ("run", "machines"),
+    [
+        ({"cpus": 16}, [machine(8), machine(8)]),
+        ({"devices": 4}, [machine(8, 2), machine(8, 2)]),
+        ({"gpus": 1}, [machine(8)]),
+    ],
+)
 def test_what_no_machine_has_is_refused_and_not_waited_for(run, machines):
     with pytest.raises(MaskfoldError, match="A fold asks for .* machines have 8 CPUs"):
         Need.of(Run(executor="ray", **run), machines)
 
 
-@pytest.mark.parametrize(("words", "part"), [
-    (["run.gpus=1.5"], "whole number"), (["run.devices=2", "run.gpus=1"], "fewer than"), (["run.executor=rey"], "ray")])
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["run.gpus=1.5"], "whole number"),
+        (["run.devices=2", "run.gpus=1"], "fewer than"),
+        (["run.executor=rey"], "ray"),
+    ],
+)
 def test_words_that_make_no_sense_are_refused(tiny, words, part):
     with pytest.raises(MaskfoldError, match=part):
         tiny(2, *words)
 
 
 def test_where_and_how_fast_is_not_in_a_runs_name(tiny, tmp_path):
-    folders = {open_run(tiny(2, *words), "tiny", root=tmp_path).folder for words in (
-        [], ["run.executor=ray", "run.parallel_folds=2"], ["run.cpus=2", "run.gpus=0.5"], ["run.devices=2"])}
+    folders = {
+        open_run(tiny(2, *words), "tiny", root=tmp_path).folder
+        for words in (
+            [],
+            ["run.executor=ray", "run.parallel_folds=2"],
+            ["run.cpus=2", "run.gpus=0.5"],
+            ["run.devices=2"],
+        )
+    }
     assert len(folders) == 1
 
 
@@ -78,6 +106,7 @@ def test_without_ray_the_cure_is_named(tiny, monkeypatch):
 
 
 # ── the task, in this process ────────────────────────────────────────────────────────────────────────────────────────
+
 
 def stub(root: Path, number: int = 0) -> Job:
     """A job for the stubs above."""
@@ -103,8 +132,10 @@ def test_a_machine_that_does_not_share_the_folder_or_the_version_says_so(tmp_pat
 
 def test_what_a_fold_died_of_comes_back_from_the_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    program = ("import sys, os, json; json.dump({'wrong': 'The loss is nan.', 'cure': 'Lower it.', 'status': 1}, "
-               "open(os.path.join(os.path.dirname(sys.argv[1]), 'error.json'), 'w')); sys.exit(1)")
+    program = (
+        "import sys, os, json; json.dump({'wrong': 'The loss is nan.', 'cure': 'Lower it.', 'status': 1}, "
+        "open(os.path.join(os.path.dirname(sys.argv[1]), 'error.json'), 'w')); sys.exit(1)"
+    )
     outcome = task(stub(tmp_path), tmp_path, (sys.executable, "-S", "-c", program))
     assert isinstance(outcome, MaskfoldError) and str(outcome) == "Fold fold_0: The loss is nan. Lower it."
 
@@ -113,7 +144,10 @@ def test_a_lock_is_waited_for_as_long_as_was_said(tmp_path):
     said: list[str] = []
     with alone(tmp_path):
         assert not is_free(tmp_path)
-        with pytest.raises(MaskfoldError, match=f"being trained by process {os.getpid()}"), alone(tmp_path, 1.5, said.append):
+        with (
+            pytest.raises(MaskfoldError, match=f"being trained by process {os.getpid()}"),
+            alone(tmp_path, 1.5, said.append),
+        ):
             pass
     assert is_free(tmp_path) and len(said) == 1
     with alone(tmp_path, 0.5, said.append):
@@ -121,6 +155,7 @@ def test_a_lock_is_waited_for_as_long_as_was_said(tmp_path):
 
 
 # ── a cluster ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
 
 @pytest.fixture
 def cluster(monkeypatch, tmp_path):
@@ -154,7 +189,9 @@ def test_lines_reach_the_driver_and_results_are_awaited(cluster, tmp_path):
     RayExecutor(Run(executor="ray", parallel_folds=2), WRITES).run(jobs, said.append)
     assert all((job.folder / "result.json").exists() for job in jobs)
     for number in range(3):
-        assert f"fold_{number} | epoch 1" in said and any(line.startswith(f"fold_{number} | starts on") for line in said)
+        assert f"fold_{number} | epoch 1" in said and any(
+            line.startswith(f"fold_{number} | starts on") for line in said
+        )
     assert not any("noise" in line for line in said)
 
 
@@ -165,7 +202,14 @@ def test_what_stops_the_driver_stops_the_folds(cluster, tmp_path, error):
     jobs = [stub(tmp_path, number) for number in range(4)]
 
     def alive() -> None:
-        if sum("began" in (job.folder / "output.txt").read_text() for job in jobs if (job.folder / "output.txt").exists()) == 2:
+        if (
+            sum(
+                "began" in (job.folder / "output.txt").read_text()
+                for job in jobs
+                if (job.folder / "output.txt").exists()
+            )
+            == 2
+        ):
             raise error
 
     with pytest.raises(type(error), match=str(error)):
@@ -200,7 +244,9 @@ def test_folds_of_a_lost_machine_end_as_if_nothing_had_happened(cluster, tiny, t
 
     said = trained(far, alive)
     assert lost
-    starts = {name: sum(line.startswith(f"{name} | starts on") for line in said) for name in ("fold_0", "fold_1", "fold_2")}
+    starts = {
+        name: sum(line.startswith(f"{name} | starts on") for line in said) for name in ("fold_0", "fold_1", "fold_2")
+    }
     assert sorted(starts.values()) == [1, 1, 2]
     taken_up = next(name for name, count in starts.items() if count == 2)
     assert any(line.startswith(f"{taken_up} | going on from step") for line in said)

@@ -48,7 +48,9 @@ class Broken(Steady):
 def test_gradients_are_compared_once(tiny, tmp_path, monkeypatch, network, same):
     exp = tiny(2).model_copy(update={"model": Target(target=f"mine.{network.__name__}")})
     made = []
-    monkeypatch.setattr("competition.model.network.build_network", lambda *args, **more: made.append(1) or network(args[1], 3))
+    monkeypatch.setattr(
+        "competition.model.network.build_network", lambda *args, **more: made.append(1) or network(args[1], 3)
+    )
     state = torch.get_rng_state()
     assert repeats(exp, 1, tmp_path) is same
     assert torch.equal(torch.get_rng_state(), state)  # the fold's own draws are what they were
@@ -69,7 +71,9 @@ def test_a_fold_says_so(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("competition.training.device.native_precision", lambda accelerator: "bf16")
     monkeypatch.setattr(repeat, "_same", lambda *_: False)
-    run = open_run(tiny(2, "training.epochs=1", "training.precision=auto", "run.accelerator=cpu", "run.threads=1"), "demo2d-tiny")
+    run = open_run(
+        tiny(2, "training.epochs=1", "training.precision=auto", "run.accelerator=cpu", "run.threads=1"), "demo2d-tiny"
+    )
     prepare_run(run, lambda _: None)
     job = make_jobs(run)[0]
     job.folder.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,14 @@ def dies(patch, after: int) -> None:
 @pytest.mark.slow
 def test_two_folds_of_two_seeds_from_training_to_the_submission(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exp = tiny(2, "seed=[1, 2]", "run.threads=1", "training.checkpoint_minutes=0", "training.steps_per_epoch=2", "inference.tta=[]")
+    exp = tiny(
+        2,
+        "seed=[1, 2]",
+        "run.threads=1",
+        "training.checkpoint_minutes=0",
+        "training.steps_per_epoch=2",
+        "inference.tta=[]",
+    )
     run = open_run(exp, "demo2d-tiny")
     prepare_run(run, quiet)
     jobs = {job.folder.name: job for job in make_jobs(run)}
@@ -96,7 +103,10 @@ def out_of_fold_by_hand(run, jobs) -> None:
     kept = OutOfFold(run)
     for row in judge.rows():
         fold = int(run.folds.set_index("id")["fold"][row.id])
-        each = [OofStore(jobs[name].folder / "oof").read(row.id).astype(np.float64) for name in (f"fold_{fold}", f"fold_{fold}_seed_1")]
+        each = [
+            OofStore(jobs[name].folder / "oof").read(row.id).astype(np.float64)
+            for name in (f"fold_{fold}", f"fold_{fold}_seed_1")
+        ]
         assert not np.array_equal(*each)
         np.testing.assert_allclose(kept.read(row.id), np.mean(each, axis=0), atol=6e-4)
         lines += judge.score(np.mean(each, axis=0).astype(np.float16), row, fold)[0]
@@ -104,7 +114,12 @@ def out_of_fold_by_hand(run, jobs) -> None:
     assert summary.score == pytest.approx(score, abs=1e-6) and summary.cases == 10
     alone = []
     for seed, names in (("1", ("fold_0", "fold_1")), ("2", ("fold_0_seed_1", "fold_1_seed_1"))):
-        alone.append(cv_score(pd.concat([pd.read_csv(jobs[name].folder / "scores.csv", dtype={"id": str}) for name in names]), comp.metric))
+        alone.append(
+            cv_score(
+                pd.concat([pd.read_csv(jobs[name].folder / "scores.csv", dtype={"id": str}) for name in names]),
+                comp.metric,
+            )
+        )
         assert summary.seeds["alone"][seed]["score"] == pytest.approx(alone[-1], abs=1e-9)
     assert summary.seeds["one"] == pytest.approx(np.mean(alone), abs=1e-9) and summary.seeds["folds"] == 2
     assert summary.seeds["gain"] == pytest.approx(score - np.mean(alone), abs=1e-6)
@@ -135,12 +150,21 @@ def case_probabilities(run, training, row):
     from competition.inference.case import predict_case
 
     case = PreparedCase.open(prepare_case(row, run.exp, run.folder / "test-case"))
-    return lambda network: predict_case([network], case, run.exp, training.fabric.device, training.fabric.autocast).astype(np.float64)
+    return lambda network: predict_case(
+        [network], case, run.exp, training.fabric.device, training.fabric.autocast
+    ).astype(np.float64)
 
 
 def test_the_share_that_nobody_trained_on_is_scored_by_the_mean_of_the_seeds(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exp = tiny(2, "seed=[1, 2]", "run.threads=1", "training.epochs=1", "inference.tta=[]", "folds={scheme: holdout, shares: [0.6, 0.2, 0.2]}")
+    exp = tiny(
+        2,
+        "seed=[1, 2]",
+        "run.threads=1",
+        "training.epochs=1",
+        "inference.tta=[]",
+        "folds={scheme: holdout, shares: [0.6, 0.2, 0.2]}",
+    )
     run = open_run(exp, "demo2d-tiny")
     prepare_run(run, quiet)
     jobs = make_jobs(run)

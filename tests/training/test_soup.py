@@ -65,10 +65,15 @@ def pot(tiny, tmp_path):
 
 def best_by_hand(history: list[list[float]], cases: list[int], k: int) -> list[int]:
     """Epochs, from 1, of the k highest means; the later of equal ones; a mean of nothing last."""
-    means = [np.nanmean(np.where(np.array(row)[cases] < 0, np.nan, np.array(row)[cases]))
-             if any(row[case] >= 0 for case in cases) else -np.inf for row in history]
-    return sorted(epoch for _, epoch in sorted(((round(mean, 9), epoch) for epoch, mean in enumerate(means, 1)),
-                                               reverse=True)[:k])
+    means = [
+        np.nanmean(np.where(np.array(row)[cases] < 0, np.nan, np.array(row)[cases]))
+        if any(row[case] >= 0 for case in cases)
+        else -np.inf
+        for row in history
+    ]
+    return sorted(
+        epoch for _, epoch in sorted(((round(mean, 9), epoch) for epoch, mean in enumerate(means, 1)), reverse=True)[:k]
+    )
 
 
 def test_the_k_best_of_all_cases_and_of_each_half_are_kept(pot):
@@ -77,7 +82,10 @@ def test_the_k_best_of_all_cases_and_of_each_half_are_kept(pot):
     history = [np.round(generator.uniform(size=6), 1).tolist() for _ in range(12)]  # one digit: there are ties
     history[4] = history[2]
     history[7] = [-1.0] * 6
-    places = [list(range(6)), *([at for at, case in enumerate(CASES["id"]) if soup.half_of[case] == half] for half in HALVES)]
+    places = [
+        list(range(6)),
+        *([at for at, case in enumerate(CASES["id"]) if soup.half_of[case] == half] for half in HALVES),
+    ]
     assert sorted(map(len, places)) == [2, 4, 6]
     different = 0
     for epoch, values in enumerate(history, 1):
@@ -115,11 +123,16 @@ def test_a_process_that_was_killed_offers_its_last_epoch_again(pot):
 
 
 def test_groups_stay_in_one_half_and_one_group_is_refused(tiny):
-    many = pd.DataFrame({"id": [f"c{number}" for number in range(40)], "group": [str(number % 11) for number in range(40)]})
+    many = pd.DataFrame(
+        {"id": [f"c{number}" for number in range(40)], "group": [str(number % 11) for number in range(40)]}
+    )
     found = halves(many, 0, 5)
     assert found == halves(many.sample(frac=1, random_state=1), 0, 5)
     assert all(len({found[case] for case in part["id"]}) == 1 for _, part in many.groupby("group"))
-    sizes = [len({group for case, group in zip(many["id"], many["group"], strict=True) if found[case] == half}) for half in HALVES]
+    sizes = [
+        len({group for case, group in zip(many["id"], many["group"], strict=True) if found[case] == half})
+        for half in HALVES
+    ]
     assert sorted(sizes) == [5, 6]
     assert any(halves(many, fold, 5) != found for fold in (1, 2))
     with pytest.raises(MaskfoldError, match="fold 3 validates 4 cases of one group"):
@@ -138,7 +151,10 @@ def test_off_it_is_no_part_of_a_run_s_name(tiny, monkeypatch):
 
     def former(one):
         plain = resolved(one)
-        return {**plain, "training": {key: value for key, value in plain["training"].items() if key != "soup"} | {"soup": 1}}
+        return {
+            **plain,
+            "training": {key: value for key, value in plain["training"].items() if key != "soup"} | {"soup": 1},
+        }
 
     monkeypatch.setattr(runs, "resolved", former)
     assert run_hash(souped, "data") == names[0]
@@ -177,8 +193,14 @@ def quiet(_: str) -> None:
 
 
 def test_a_killed_fold_has_the_same_soup_and_the_plain_weights_are_as_without_one(tiny, tmp_path, monkeypatch):
-    settings = ("training.epochs=3", "training.steps_per_epoch=2", "training.checkpoint_minutes=0", "training.ema=0.5",
-                "inference.tta=[]", BATCH)
+    settings = (
+        "training.epochs=3",
+        "training.steps_per_epoch=2",
+        "training.checkpoint_minutes=0",
+        "training.ema=0.5",
+        "inference.tta=[]",
+        BATCH,
+    )
     exp = tiny(2, "training.soup=2", *settings)
     cache = tmp_path / "cache"
     _, without = start(tiny(2, *settings), tmp_path / "without", cache)
@@ -189,8 +211,13 @@ def test_a_killed_fold_has_the_same_soup_and_the_plain_weights_are_as_without_on
     for name in ("weights.safetensors", "scores.csv"):
         assert (whole.folder / name).read_bytes() == (without.folder / name).read_bytes()
     _, killed = start(exp, tmp_path / "killed", cache)
-    for place, name, when in ((Training, "_step", 3), (Training, "save", 1), (soup_fold_module, "settle", 1),
-                              (OofStore, "write", 1), (soup_fold_module, "cv_score", 0)):
+    for place, name, when in (
+        (Training, "_step", 3),
+        (Training, "save", 1),
+        (soup_fold_module, "settle", 1),
+        (OofStore, "write", 1),
+        (soup_fold_module, "cv_score", 0),
+    ):
         with monkeypatch.context() as patch:
             dies(patch, place, name, when)
             with pytest.raises(Killed):
@@ -207,8 +234,13 @@ def test_each_half_is_predicted_by_what_the_other_half_chose(tiny, tmp_path, mon
     exp = tiny(2, "training.epochs=5", "training.soup=2", "training.steps_per_epoch=2", "inference.tta=[]")
     run, job = start(exp, tmp_path, tmp_path / "cache")
     result = run_fold(job, say=quiet)
-    files = {int(path.name.split("_")[1]): (load_file(path), list(map(float, path.name.removesuffix(".safetensors").split("_")[2:])))
-             for path in (job.folder / "soup").iterdir()}
+    files = {
+        int(path.name.split("_")[1]): (
+            load_file(path),
+            list(map(float, path.name.removesuffix(".safetensors").split("_")[2:])),
+        )
+        for path in (job.folder / "soup").iterdir()
+    }
     training = begin(job, run, quiet, 0.0)
     judge, network = training.judge, training.bare.eval()
     half_of = halves(judge.cases, 0, exp.seeds[0])
@@ -230,7 +262,9 @@ def test_each_half_is_predicted_by_what_the_other_half_chose(tiny, tmp_path, mon
     written = load_file(job.folder / "soup.safetensors")
     assert all(torch.allclose(written[name], tensor, atol=1e-6) for name, tensor in mean(0).items())
     network.load_state_dict(mean(0))
-    assert result.soup["flattered"] == pytest.approx(cv_score(judge.validate(network, 0), exp.competition.metric), abs=2e-3)
+    assert result.soup["flattered"] == pytest.approx(
+        cv_score(judge.validate(network, 0), exp.competition.metric), abs=2e-3
+    )
 
 
 def test_batch_statistics_are_those_of_the_next_training_batches(tiny, tmp_path):
@@ -238,10 +272,14 @@ def test_batch_statistics_are_those_of_the_next_training_batches(tiny, tmp_path)
     run, job = start(exp, tmp_path, tmp_path / "cache")
     training = begin(job, run, quiet, 0.0)
     network = training.bare
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
+    layers = {
+        name: layer for name, layer in network.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    }
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
-    hooks = [layer.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0].detach().clone()))
-             for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0].detach().clone()))
+        for name, layer in layers.items()
+    ]
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     assert settle(network, training) and not network.training and len(layers) > 5
     for hook in hooks:
@@ -249,9 +287,15 @@ def test_batch_statistics_are_those_of_the_next_training_batches(tiny, tmp_path)
     for name, layer in layers.items():
         flat = [image.transpose(0, 1).flatten(1).double() for image in seen[name]]  # (C, B * H * W)
         assert len(flat) == 6  # an epoch of three steps, two batches each
-        torch.testing.assert_close(layer.running_mean.double(), torch.stack([one.mean(1) for one in flat]).mean(0), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(layer.running_var.double(), torch.stack([one.var(1, unbiased=True) for one in flat]).mean(0),
-                                   rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            layer.running_mean.double(), torch.stack([one.mean(1) for one in flat]).mean(0), rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(
+            layer.running_var.double(),
+            torch.stack([one.var(1, unbiased=True) for one in flat]).mean(0),
+            rtol=1e-4,
+            atol=1e-5,
+        )
         assert layer.momentum is not None
     assert all(torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
     first = seen[next(iter(seen))]
@@ -287,7 +331,17 @@ def test_a_soup_of_more_than_is_validated_is_refused_before_anything_is_trained(
 
 
 def test_a_soup_of_fewer_says_so():
-    told = {"k": 3, "fewest": 1, "soup": 0.5, "plain": 0.4, "gain": 0.1, "low": None, "nested": 0.5, "members": 0.5,
-            "flattered": 0.6, "kept": True}
+    told = {
+        "k": 3,
+        "fewest": 1,
+        "soup": 0.5,
+        "plain": 0.4,
+        "gain": 0.1,
+        "low": None,
+        "nested": 0.5,
+        "members": 0.5,
+        "flattered": 0.6,
+        "kept": True,
+    }
     assert soup_lines(told)[0].startswith("soup of the 3 best checkpoints (in one fold only 1 were validated): 0.5000")
     assert soup_lines({**told, "fewest": 3})[0].startswith("soup of the 3 best checkpoints: 0.5000")

@@ -73,8 +73,14 @@ class Exported:
     archive: Path | None
 
 
-def export(runs: Sequence[CvRun], folder: Path, weights: Sequence[float] | str | None = None,
-           trust: tuple[str, ...] = (), wishes: Wishes = Wishes(), say: Say = lambda _: None) -> Exported:
+def export(
+    runs: Sequence[CvRun],
+    folder: Path,
+    weights: Sequence[float] | str | None = None,
+    trust: tuple[str, ...] = (),
+    wishes: Wishes = Wishes(),
+    say: Say = lambda _: None,
+) -> Exported:
     """Writes runs as a bundle. It appears whole or not at all, and has predicted one patch by itself before it does.
 
     Args:
@@ -100,8 +106,10 @@ def export(runs: Sequence[CvRun], folder: Path, weights: Sequence[float] | str |
         about = _fill(beside, blend, expected, trust, wishes, row, say)
         wanted = _packages(beside, blend, row, about, wishes)
         _pages(beside, blend, about, expected, wishes)
-        write_json(beside / MANIFEST, {"files": {
-            path.relative_to(beside).as_posix(): sha256(path) for path in files_in(beside)}})
+        write_json(
+            beside / MANIFEST,
+            {"files": {path.relative_to(beside).as_posix(): sha256(path) for path in files_in(beside)}},
+        )
         swap(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -122,11 +130,14 @@ def _a_case(blend: Blend) -> tuple[Any, int]:
             continue
         if rows:
             return rows[0], len(rows) if split == "test" else 0
-    raise first or MaskfoldError(f"The competition {comp.name} has no image.", "Set competition.root=/path/to/the/data.")
+    raise first or MaskfoldError(
+        f"The competition {comp.name} has no image.", "Set competition.root=/path/to/the/data."
+    )
 
 
-def _fill(beside: Path, blend: Blend, expected: Expected | None, trust: tuple[str, ...], wishes: Wishes, row: Any,
-          say: Say) -> dict[str, Any]:
+def _fill(
+    beside: Path, blend: Blend, expected: Expected | None, trust: tuple[str, ...], wishes: Wishes, row: Any, say: Say
+) -> dict[str, Any]:
     """Weights, YAMLs and code; returns what bundle.json says, but for the packages."""
     runs = []
     for number, (run, weight) in enumerate(blend.active):
@@ -134,7 +145,9 @@ def _fill(beside: Path, blend: Blend, expected: Expected | None, trust: tuple[st
         count = _copy_run(run, blend, beside / place)
         if wishes.onnx:
             _copy_onnx(run, beside / place, row, trust, say)
-        runs.append({"folder": place.as_posix(), "name": run.name, "hash": run.folder.name, "weight": weight, "networks": count})
+        runs.append(
+            {"folder": place.as_posix(), "name": run.name, "hash": run.folder.name, "weight": weight, "networks": count}
+        )
     targets = [run.exp.model.target for run, _ in blend.active]
     for path in needed(targets)[0]:
         put_copy(PACKAGE / path, beside / "code" / "competition" / path)
@@ -144,9 +157,17 @@ def _fill(beside: Path, blend: Blend, expected: Expected | None, trust: tuple[st
             put_copy(source, beside / "code" / path)
     put_copy(Path(script.__file__), beside / "run.py")
     settings = expected.settings if expected is not None else blend.runs[0].exp.postprocess
-    return {"format": FORMAT, "competition": blend.comp.name, "maskfold": competition.__version__, "runs": runs,
-            "postprocess": settings.model_dump(mode="json"), "ending": _ending(blend), "trust": own, "onnx": wishes.onnx,
-            "marks": _marks(blend)}
+    return {
+        "format": FORMAT,
+        "competition": blend.comp.name,
+        "maskfold": competition.__version__,
+        "runs": runs,
+        "postprocess": settings.model_dump(mode="json"),
+        "ending": _ending(blend),
+        "trust": own,
+        "onnx": wishes.onnx,
+        "marks": _marks(blend),
+    }
 
 
 def _copy_run(run: CvRun, blend: Blend, place: Path) -> int:
@@ -223,9 +244,15 @@ def _pages(beside: Path, blend: Blend, about: dict[str, Any], expected: Expected
     """The notebook and README.md."""
     title = f"{blend.comp.name}: {', '.join(one['name'] + ' ' + one['hash'] for one in about['runs'])}"
     write_json(beside / "notebook.ipynb", notebook(title, wishes.hours))
-    said = "Nothing was predicted out of fold, so what it scores is not known." if expected is None else (
-        f"Out of fold it scores {expected.metric} {expected.score:.4f} on {expected.cases} cases.")
-    put_text(beside / "README.md", readme(title, competition.__version__, "3.11", about["runs"], said, wishes.wheels, wishes.onnx))
+    said = (
+        "Nothing was predicted out of fold, so what it scores is not known."
+        if expected is None
+        else (f"Out of fold it scores {expected.metric} {expected.score:.4f} on {expected.cases} cases.")
+    )
+    put_text(
+        beside / "README.md",
+        readme(title, competition.__version__, "3.11", about["runs"], said, wishes.wheels, wishes.onnx),
+    )
 
 
 def _ending(blend: Blend) -> str:

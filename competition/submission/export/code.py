@@ -11,8 +11,11 @@ import competition
 from competition.config import MaskfoldError
 
 PACKAGE = Path(competition.__file__).parent
-START = ("competition.submission.offline.command", "competition.submission.offline.onnx",
-         "competition.submission.offline.trial")
+START = (
+    "competition.submission.offline.command",
+    "competition.submission.offline.onnx",
+    "competition.submission.offline.trial",
+)
 
 
 def needed(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
@@ -50,8 +53,10 @@ def own_package(root: str) -> list[tuple[Path, Path]]:
     """
     spec = importlib.util.find_spec(root)
     if spec is None or spec.origin is None:
-        raise MaskfoldError(f"The package {root}, which a network comes from, has no source files.",
-                            "Run from the folder that holds it.")
+        raise MaskfoldError(
+            f"The package {root}, which a network comes from, has no source files.",
+            "Run from the folder that holds it.",
+        )
     origin = Path(spec.origin)
     if origin.name != "__init__.py":
         return [(origin, Path(origin.name))]

@@ -30,10 +30,15 @@ def refuse_overwrite(folder: Path) -> None:
     if not (folder / FILE).is_file() or not (folder / MANIFEST).is_file():
         raise MaskfoldError(f"{folder} exists and is no bundle.", cure, status=2)
     known = set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]) | {MANIFEST}
-    others = [name for name in (path.relative_to(folder).as_posix() for path in files_in(folder))
-              if name not in known and "__pycache__" not in name]
+    others = [
+        name
+        for name in (path.relative_to(folder).as_posix() for path in files_in(folder))
+        if name not in known and "__pycache__" not in name
+    ]
     if others:
-        raise MaskfoldError(f"{folder} is a bundle that holds {others[0]}, which does not belong to it.", cure, status=2)
+        raise MaskfoldError(
+            f"{folder} is a bundle that holds {others[0]}, which does not belong to it.", cure, status=2
+        )
 
 
 def swap(beside: Path, folder: Path) -> None:

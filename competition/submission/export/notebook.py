@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-FIND = '''from pathlib import Path
+FIND = """from pathlib import Path
 import importlib.util, json, subprocess, sys
 
 MOUNTED = Path("/kaggle/input")      # where the bundle and the competition are attached
@@ -19,20 +19,20 @@ def looks_right(folder):             # the competition: its sample, or a folder 
 
 folders = [path for path in sorted(MOUNTED.rglob("*")) if path.is_dir() and bundle not in (path, *path.parents)]
 competition = next(path for path in folders if looks_right(path))
-print("bundle:", bundle, " competition:", competition)'''
+print("bundle:", bundle, " competition:", competition)"""
 
-INSTALL = '''missing = [one for one in about["requirements"]
+INSTALL = """missing = [one for one in about["requirements"]
            if not all(importlib.util.find_spec(name) for name in one["modules"])]
 print("missing:", ", ".join(one["name"] for one in missing) or "nothing")
 if missing:
     subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--find-links", str(bundle / "wheels"),
-                    *(f"{one['name']}=={one['version']}" for one in missing)], check=True)'''
+                    *(f"{one['name']}=={one['version']}" for one in missing)], check=True)"""
 
-RUN = '''# A case that cannot be read gets empty masks (--go-on): a hidden test set gives no second try.
+RUN = """# A case that cannot be read gets empty masks (--go-on): a hidden test set gives no second try.
 subprocess.run([sys.executable, str(bundle / "run.py"), "--input", str(competition), "--output", OUTPUT,
-                "--hours", str(HOURS), "--go-on"], check=True)'''
+                "--hours", str(HOURS), "--go-on"], check=True)"""
 
-SHOW = '''print(*Path(OUTPUT).read_text().splitlines()[:3], sep="\\n")'''
+SHOW = """print(*Path(OUTPUT).read_text().splitlines()[:3], sep="\\n")"""
 
 
 def notebook(title: str, hours: float) -> dict[str, Any]:
@@ -44,12 +44,31 @@ def notebook(title: str, hours: float) -> dict[str, Any]:
     """
     text = f"# {title}\n\nAttach the bundle and the competition's data, switch the network off, and run all cells."
     cells: list[dict[str, Any]] = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": _lines(text)}]
-    for name, code in (("find", FIND.replace("{hours}", f"{hours:g}")), ("install", INSTALL), ("run", RUN), ("show", SHOW)):
-        cells.append({"cell_type": "code", "id": name, "metadata": {}, "execution_count": None, "outputs": [],
-                      "source": _lines(code)})
-    return {"cells": cells, "nbformat": 4, "nbformat_minor": 5, "metadata": {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"}}}
+    for name, code in (
+        ("find", FIND.replace("{hours}", f"{hours:g}")),
+        ("install", INSTALL),
+        ("run", RUN),
+        ("show", SHOW),
+    ):
+        cells.append(
+            {
+                "cell_type": "code",
+                "id": name,
+                "metadata": {},
+                "execution_count": None,
+                "outputs": [],
+                "source": _lines(code),
+            }
+        )
+    return {
+        "cells": cells,
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+    }
 
 
 def _lines(text: str) -> list[str]:

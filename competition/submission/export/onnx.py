@@ -48,14 +48,18 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
             differs by more than `TOLERANCE`.
     """
     if exp.gate is not None:
-        raise MaskfoldError("The network has a gate (`gate` in its YAML), which the ONNX files do not hold.", "Export it without --onnx.")
+        raise MaskfoldError(
+            "The network has a gate (`gate` in its YAML), which the ONNX files do not hold.",
+            "Export it without --onnx.",
+        )
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise MaskfoldError(f"--onnx needs the package {error.name}, which is not installed.",
-                            "pip install 'maskfold[onnx]'") from error
+        raise MaskfoldError(
+            f"--onnx needs the package {error.name}, which is not installed.", "pip install 'maskfold[onnx]'"
+        ) from error
     whole = Logits(network.cpu().eval(), len(exp.patch.size), exp.outputs).eval()
     program = _exported(whole, (channels, *exp.patch.size), exp)
     content = program.model_proto.SerializeToString()
@@ -63,8 +67,11 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
     difference = _difference(whole, OnnxNetwork(path, torch.get_num_threads()), (channels, *exp.patch.size), exp)
     if not difference <= TOLERANCE:
         path.unlink()
-        raise MaskfoldError(f"As ONNX, {exp.model.target} gives probabilities that differ from torch's by up to "
-                            f"{difference:.2g}, more than {TOLERANCE:g}.", "Export it without --onnx.")
+        raise MaskfoldError(
+            f"As ONNX, {exp.model.target} gives probabilities that differ from torch's by up to "
+            f"{difference:.2g}, more than {TOLERANCE:g}.",
+            "Export it without --onnx.",
+        )
     return difference
 
 
@@ -76,12 +83,15 @@ def _exported(whole: nn.Module, shape: tuple[int, ...], exp: Experiment) -> Any:
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return torch.onnx.export(whole, (torch.zeros(count, *shape),), dynamo=True, dynamic_shapes=shapes, verbose=False)
+                return torch.onnx.export(
+                    whole, (torch.zeros(count, *shape),), dynamo=True, dynamic_shapes=shapes, verbose=False
+                )
         except Exception as error:  # noqa: BLE001 - the exporter passes on whatever a network's code raises
             first = first or error
             logging.getLogger(__name__).info("ONNX of %s with %s patches: %s", exp.model.target, count, one_line(error))
-    raise MaskfoldError(f"{exp.model.target} cannot be written as ONNX: {one_line(first or Exception())}.",
-                        "Export it without --onnx.")
+    raise MaskfoldError(
+        f"{exp.model.target} cannot be written as ONNX: {one_line(first or Exception())}.", "Export it without --onnx."
+    )
 
 
 def _difference(whole: nn.Module, other: nn.Module, shape: tuple[int, ...], exp: Experiment) -> float:

@@ -37,7 +37,9 @@ On Kaggle: make a dataset of this folder, attach it to `notebook.ipynb` together
 """
 
 
-def readme(title: str, version: str, python: str, runs: list[dict[str, Any]], expected: str, wheels: bool, onnx: bool) -> str:
+def readme(
+    title: str, version: str, python: str, runs: list[dict[str, Any]], expected: str, wheels: bool, onnx: bool
+) -> str:
     """The page as Markdown.
 
     Args:
@@ -50,6 +52,13 @@ def readme(title: str, version: str, python: str, runs: list[dict[str, Any]], ex
         onnx: whether there are ONNX files.
     """
     rows = "\n".join(f"| {one['name']} {one['hash']} | {one['weight']:.4g} | {one['networks']} |" for one in runs)
-    return TEXT.format(title=title, version=version, python=python, networks=sum(one["networks"] for one in runs), runs=rows,
-                       expected=expected, wheels=", as wheels in `wheels/`" if wheels else "",
-                       onnx="" if onnx else "; this one was not")
+    return TEXT.format(
+        title=title,
+        version=version,
+        python=python,
+        networks=sum(one["networks"] for one in runs),
+        runs=rows,
+        expected=expected,
+        wheels=", as wheels in `wheels/`" if wheels else "",
+        onnx="" if onnx else "; this one was not",
+    )

@@ -50,17 +50,23 @@ def trial(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
     Raises:
         MaskfoldError: the bundle does not run.
     """
-    words = json.dumps({"folder": str(folder.resolve()), "root": str(root), "row": vars(row), "onnx": onnx}, default=int)
+    words = json.dumps(
+        {"folder": str(folder.resolve()), "root": str(root), "row": vars(row), "onnx": onnx}, default=int
+    )
     code = str((folder / "code").resolve())
     script = f"import sys, runpy; sys.path.insert(0, {code!r}); runpy.run_module('competition.submission.offline.trial', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-B", "-P", "-c", script], input=words, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-B", "-P", "-c", script], input=words, capture_output=True, text=True, check=False
+    )
     last = (done.stderr.strip().splitlines() or ["no word"])[-1]
     if done.returncode == REFUSED:
         said = json.loads(last)
         raise MaskfoldError(f"The bundle does not run by itself: {said['wrong']}", said["cure"])
     if done.returncode:
-        raise MaskfoldError(f"The bundle does not run by itself: {last}.",
-                            "If a network needs a package of your own, name it with --trust.")
+        raise MaskfoldError(
+            f"The bundle does not run by itself: {last}.",
+            "If a network needs a package of your own, name it with --trust.",
+        )
     return set(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
@@ -79,8 +85,9 @@ def pins(imported: set[str], named: Iterable[str]) -> list[Pin]:
         for home in homes.get(name, []):
             if normal(home) in allowed:
                 modules.setdefault(normal(home), set()).add(name)
-    return [Pin(name, metadata.version(name).split("+")[0], tuple(sorted(found)))
-            for name, found in sorted(modules.items())]
+    return [
+        Pin(name, metadata.version(name).split("+")[0], tuple(sorted(found))) for name, found in sorted(modules.items())
+    ]
 
 
 def fetch_wheels(wanted: Iterable[Pin], folder: Path) -> int:
@@ -94,12 +101,30 @@ def fetch_wheels(wanted: Iterable[Pin], folder: Path) -> int:
     """
     folder.mkdir()
     lines = [pin.line() for pin in wanted if pin.name not in GIVEN and not pin.name.startswith(BESIDE)]
-    done = subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                           "--only-binary=:all:", "-d", str(folder), *lines], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary=:all:",
+            "-d",
+            str(folder),
+            *lines,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         told = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no word"]
-        raise MaskfoldError(f"The wheels cannot be fetched: {told[-1]}.",
-                            "Connect to the network, or leave --wheels out and attach the packages in another way.")
+        raise MaskfoldError(
+            f"The wheels cannot be fetched: {told[-1]}.",
+            "Connect to the network, or leave --wheels out and attach the packages in another way.",
+        )
     return sum(1 for _ in folder.iterdir())
 
 

@@ -1,6 +1,6 @@
 """Predicts the test cases of a competition with the networks beside this file, without network.
 
-    python bundle/run.py --input /kaggle/input/x --output submission.csv --hours 9
+python bundle/run.py --input /kaggle/input/x --output submission.csv --hours 9
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def check_files() -> None:
                 refuse(f"{name} is not the file that was exported: its SHA-256 differs from the manifest's.", cure)
     for path in sorted((HERE / "code").rglob("*.py")):
         if path.relative_to(HERE).as_posix() not in known:
-            refuse(f"{path.relative_to(HERE).as_posix()} is not in the manifest.", "Remove it, or export the bundle again.")
+            refuse(
+                f"{path.relative_to(HERE).as_posix()} is not in the manifest.", "Remove it, or export the bundle again."
+            )
 
 
 def check_packages() -> None:
@@ -55,8 +57,11 @@ def check_packages() -> None:
         if there != one["version"]:
             others.append(f"{one['name']} {there} instead of {one['version']}")
     if gone:
-        print(f"note: not installed, at least not under these names: {', '.join(gone)}; where one is missed: "
-              "pip install --no-index --no-deps --find-links wheels -r requirements.txt, in the bundle's folder", flush=True)
+        print(
+            f"note: not installed, at least not under these names: {', '.join(gone)}; where one is missed: "
+            "pip install --no-index --no-deps --find-links wheels -r requirements.txt, in the bundle's folder",
+            flush=True,
+        )
     if others:
         print(f"note: other versions than at the export, so last digits may differ: {', '.join(others)}", flush=True)
 
@@ -89,8 +94,10 @@ def checked() -> int:
 
         return run(HERE)
     except ModuleNotFoundError as error:
-        refuse(f"The package {error.name} is missing.",
-               "Install it: pip install --no-index --no-deps --find-links wheels -r requirements.txt, in the bundle's folder.")
+        refuse(
+            f"The package {error.name} is missing.",
+            "Install it: pip install --no-index --no-deps --find-links wheels -r requirements.txt, in the bundle's folder.",
+        )
         return 1
 
 

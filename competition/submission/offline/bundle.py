@@ -61,7 +61,9 @@ class Bundle:
             exp = _placed(here(load_experiment(place / EXPERIMENT, trust=trust)), root, accelerator)
             runs.append(CvRun(place, exp, no_cases(), folds_of(place), one["name"]))
         blend = Blend(tuple(runs), tuple(float(one["weight"]) for one in plain["runs"]))
-        return cls(folder, blend, Postprocess.model_validate(plain["postprocess"]), plain["ending"], trust, plain["onnx"])
+        return cls(
+            folder, blend, Postprocess.model_validate(plain["postprocess"]), plain["ending"], trust, plain["onnx"]
+        )
 
 
 def _placed(exp: Experiment, root: Path, accelerator: str | None) -> Experiment:

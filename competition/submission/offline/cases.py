@@ -72,8 +72,13 @@ def find_cases(comp: Competition, ending: str, say: Say) -> FoundSet:
     ending = ending_of(given) or ending
     there = {(every.get(image), cls) for image, cls in known}
     spelled = {every.get(image): image for image, _ in known}
-    rest = [(spelled.get(name, name + ending), cls) for row in rows for name in names[row.id]
-            for cls in (profile.classes or (None,)) if (name, cls) not in there]
+    rest = [
+        (spelled.get(name, name + ending), cls)
+        for row in rows
+        for name in names[row.id]
+        for cls in (profile.classes or (None,))
+        if (name, cls) not in there
+    ]
     without = tuple(key for key in given if every.get(key[0]) is None) if known else ()
     if given and not rest and not without:  # the host's own file
         return FoundSet(TestSet(comp, rows, profile, sample, names))
@@ -103,7 +108,7 @@ def write_without_images(found: FoundSet, path: Path) -> int:
 
 def ending_of(keys: tuple[Key, ...]) -> str:
     """What the ids of a sample have behind the image's id, such as `.png`."""
-    endings = {image[len(stem(image)):] for image, _ in keys}
+    endings = {image[len(stem(image)) :] for image, _ in keys}
     return endings.pop() if len(endings) == 1 else ""
 
 
@@ -159,11 +164,20 @@ def _is_root(comp: Competition) -> bool:
     return any(head and (root / head).is_dir() for head in heads)
 
 
-def _tell(comp: Competition, given: tuple[Key, ...], known: list[Key], rest: list[Key], without: tuple[Key, ...],
-          cases: int, say: Say) -> None:
+def _tell(
+    comp: Competition,
+    given: tuple[Key, ...],
+    known: list[Key],
+    rest: list[Key],
+    without: tuple[Key, ...],
+    cases: int,
+    say: Say,
+) -> None:
     name = comp.submission.sample
     if given and not known:
-        say(f"note: no id of {name} has an image ({given[0][0]}, …): a dummy; the rows follow from the {cases} test cases")
+        say(
+            f"note: no id of {name} has an image ({given[0][0]}, …): a dummy; the rows follow from the {cases} test cases"
+        )
     elif given and rest:
         say(f"note: {name} lacks {len(rest)} rows of the {cases} test cases; they follow after its own")
     elif not given and name is not None and (Path(comp.root) / name).is_file():

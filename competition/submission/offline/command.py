@@ -23,8 +23,10 @@ from competition.submission.writer import Masked, write_submission
 
 # Cures in this command's words: patterns, and the option that `key=value` of `maskfold` is here.
 CURES = (
-    (r"(leave (the case|such cases|such rows) out with|set) competition\.on_bad_case=skip",
-     "run with --go-on, which gives such cases empty masks"),
+    (
+        r"(leave (the case|such cases|such rows) out with|set) competition\.on_bad_case=skip",
+        "run with --go-on, which gives such cases empty masks",
+    ),
     (r"competition\.root(=[^\s,;]*[^\s,;.])?", "--input"),
 )
 
@@ -60,14 +62,21 @@ def _here(cure: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="run.py", description="Predicts the test cases of a competition, and writes the host's file.")
+    parser = argparse.ArgumentParser(
+        prog="run.py", description="Predicts the test cases of a competition, and writes the host's file."
+    )
     parser.add_argument("--input", type=Path, required=True, help="the competition's folder, as it is mounted")
     parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="the CSV; default submission.csv")
     parser.add_argument("--hours", type=float, help="the time limit; without it nothing is left out")
     parser.add_argument("--devices", default="auto", help="auto, a number of GPUs, or a list: cuda:0,cuda:1 or cpu,cpu")
-    parser.add_argument("--onnx", action="store_true", help="by onnxruntime; the bundle must have been exported with --onnx")
-    parser.add_argument("--go-on", action="store_true",
-                        help="a case that cannot be read or predicted gets empty masks instead of ending everything")
+    parser.add_argument(
+        "--onnx", action="store_true", help="by onnxruntime; the bundle must have been exported with --onnx"
+    )
+    parser.add_argument(
+        "--go-on",
+        action="store_true",
+        help="a case that cannot be read or predicted gets empty masks instead of ending everything",
+    )
     parser.add_argument("--shard", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, default=time.monotonic(), help=argparse.SUPPRESS)
@@ -83,7 +92,9 @@ def _order(wanted: argparse.Namespace) -> Order:
 def _read(folder: Path, wanted: argparse.Namespace, device: str) -> Bundle:
     bundle = Bundle.read(folder, wanted.input, {"cpu": "cpu", "auto": None}.get(device, "cuda"))
     if wanted.onnx and not bundle.onnx:
-        raise MaskfoldError("--onnx, but the bundle holds no ONNX files.", "Export it with --onnx, or run without.", status=2)
+        raise MaskfoldError(
+            "--onnx, but the bundle holds no ONNX files.", "Export it with --onnx, or run without.", status=2
+        )
     return bundle
 
 
@@ -95,7 +106,9 @@ def _whole(folder: Path, wanted: argparse.Namespace, given: Sequence[str]) -> No
     """All cases, in this process or shared out."""
     order, devices = _order(wanted), devices_of(wanted.devices)
     if wanted.output.suffix != ".csv" or wanted.output.is_dir():
-        raise MaskfoldError(f"{wanted.output} is not the name of a CSV.", "Give --output a name that ends in .csv.", status=2)
+        raise MaskfoldError(
+            f"{wanted.output} is not the name of a CSV.", "Give --output a name that ends in .csv.", status=2
+        )
     writable(wanted.output.parent)
     bundle = _read(folder, wanted, devices[0])
     found = find_cases(bundle.blend.comp, bundle.ending, _say)
@@ -106,15 +119,24 @@ def _whole(folder: Path, wanted: argparse.Namespace, given: Sequence[str]) -> No
     scratch = Path(tempfile.mkdtemp(prefix="maskfold-"))
     try:
         _describe(bundle, found, devices)
-        cases = _alone(bundle, found, order, scratch) if devices in (["auto"], ["cpu"], ["cuda:0"]) else _shared(
-            folder, found, order, devices, [*given, "--started", str(order.started)], scratch)
+        cases = (
+            _alone(bundle, found, order, scratch)
+            if devices in (["auto"], ["cpu"], ["cuda:0"])
+            else _shared(folder, found, order, devices, [*given, "--started", str(order.started)], scratch)
+        )
         missed: list[str] = []
-        verdict = write_submission(_masks(cases, found, missed), found.tests.profile, wanted.output, sample=found.tests.sample)
+        verdict = write_submission(
+            _masks(cases, found, missed), found.tests.profile, wanted.output, sample=found.tests.sample
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    _say(f"{wanted.output}: {verdict.rows} rows, {verdict.empty} of them empty; valid; {minutes(time.monotonic() - order.started)}")
+    _say(
+        f"{wanted.output}: {verdict.rows} rows, {verdict.empty} of them empty; valid; {minutes(time.monotonic() - order.started)}"
+    )
     if missed:
-        _say(f"warning: {len(missed)} of {len(found.tests.rows)} cases were not predicted and have empty masks ({missed[0]}, …)")
+        _say(
+            f"warning: {len(missed)} of {len(found.tests.rows)} cases were not predicted and have empty masks ({missed[0]}, …)"
+        )
 
 
 def _describe(bundle: Bundle, found: FoundSet, devices: Sequence[str]) -> None:
@@ -125,7 +147,9 @@ def _describe(bundle: Bundle, found: FoundSet, devices: Sequence[str]) -> None:
     networks = sum(len(finished(run)) for run, _ in bundle.blend.active)
     where = f"{len(devices)} processes on {', '.join(devices)}" if len(devices) > 1 else str(place.device)
     runs = len(bundle.blend.active)
-    _say(f"{networks} networks of {runs} run{'s' * (runs > 1)}, {len(found.tests)} test cases, {where}, {place.precision}")
+    _say(
+        f"{networks} networks of {runs} run{'s' * (runs > 1)}, {len(found.tests)} test cases, {where}, {place.precision}"
+    )
 
 
 def _alone(bundle: Bundle, found: FoundSet, order: Order, scratch: Path) -> Iterator[Predicted]:
@@ -140,13 +164,15 @@ def _count(number: int, cases: int, reached: bool) -> None:
         _say(f"{number} of {cases} cases")
 
 
-def _shared(folder: Path, found: FoundSet, order: Order, devices: Sequence[str], words: Sequence[str],
-            scratch: Path) -> Iterator[Predicted]:
+def _shared(
+    folder: Path, found: FoundSet, order: Order, devices: Sequence[str], words: Sequence[str], scratch: Path
+) -> Iterator[Predicted]:
     rows, sizes = found.tests.rows, [voxels(row) for row in found.tests.rows]
     deadline = Watch([], [], [], order.limit, order.started).deadline
     lost = 0
-    brought = gather(folder / "run.py", words, devices[:len(rows)], rows, sizes, scratch, found.tests.profile.confidence,
-                     deadline)
+    brought = gather(
+        folder / "run.py", words, devices[: len(rows)], rows, sizes, scratch, found.tests.profile.confidence, deadline
+    )
     for number, (row, one) in enumerate(zip(rows, brought, strict=True)):
         lost += one is None
         _count(number, len(rows), one is not None and one.reached)
@@ -163,8 +189,9 @@ def _one_shard(folder: Path, wanted: argparse.Namespace) -> None:
     cases, confidence = mine(wanted.scratch, wanted.shard)
     bundle, head = _read(folder, wanted, wanted.devices), f"[{wanted.shard}]"
     work = Path(tempfile.mkdtemp(prefix="work-", dir=wanted.scratch))
-    found = predict(bundle, [row for _, row in cases], confidence, work, _order(wanted),
-                    lambda line: _say(f"{head} {line}"))
+    found = predict(
+        bundle, [row for _, row in cases], confidence, work, _order(wanted), lambda line: _say(f"{head} {line}")
+    )
     for (place, _), one in zip(cases, found, strict=True):
         put(wanted.scratch, place, one)
 

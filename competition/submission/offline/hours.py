@@ -77,7 +77,9 @@ class Watch:
     started: float = 0.0
     clock: Clock = time.monotonic
     place: int = 0  # the rung in use
-    measured: list[tuple[int, float, list[float]]] = field(default_factory=list)  # voxels, other seconds, seconds a pass
+    measured: list[tuple[int, float, list[float]]] = field(
+        default_factory=list
+    )  # voxels, other seconds, seconds a pass
 
     @property
     def rung(self) -> Rung:
@@ -120,8 +122,11 @@ class Watch:
             self.place += 1
         if self.place == before:
             return []
-        return [f"time: {minutes(used)} used for {len(self.measured)} of {len(self.sizes)} cases; the others would take "
-                f"{minutes(need)} and have {minutes(left)}", *self._said(before)]
+        return [
+            f"time: {minutes(used)} used for {len(self.measured)} of {len(self.sizes)} cases; the others would take "
+            f"{minutes(need)} and have {minutes(left)}",
+            *self._said(before),
+        ]
 
     def projected(self) -> float:
         """Seconds that the cases to come take on the present rung, without a margin.
@@ -135,14 +140,16 @@ class Watch:
             seen = [(size, each[run]) for size, _, each in known if each[run] >= 0]
             if seen:  # a run that was left out is not taken up again
                 total += count * voxels * sum(each for _, each in seen) / sum(size for size, _ in seen)
-        return total * sum(self.sizes[len(self.measured):]) / voxels
+        return total * sum(self.sizes[len(self.measured) :]) / voxels
 
     def _said(self, before: int) -> list[str]:
         old, new = self.rungs[before], self.rung
         lines = ["time: no test-time augmentation from now on"] if old.tta and not new.tta else []
         if new.kept != old.kept:
-            lines.append(f"time: {sum(new.kept)} of {sum(self.rungs[0].kept)} networks from now on (of each run: "
-                         f"{', '.join(map(str, new.kept))})")
+            lines.append(
+                f"time: {sum(new.kept)} of {sum(self.rungs[0].kept)} networks from now on (of each run: "
+                f"{', '.join(map(str, new.kept))})"
+            )
         if self.place + 1 == len(self.rungs) and self.projected() * MARGIN > (self.deadline or 0.0) - self.clock():
             lines.append("time: even so it may not suffice; cases that are not reached get empty masks")
         return lines

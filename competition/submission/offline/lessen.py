@@ -44,7 +44,9 @@ class Lessened:
         self.ensemble, self.clock = ensemble, clock
         self.whole = [(Timed(part, clock), weight) for part, weight in ensemble.parts]
         self.views = [len(views(part.run.exp)) for part, _ in self.whole]
-        self.rungs = ladder([weight for _, weight in self.whole], [len(one.part.found) for one, _ in self.whole], self.views)
+        self.rungs = ladder(
+            [weight for _, weight in self.whole], [len(one.part.found) for one, _ in self.whole], self.views
+        )
         self.now: list[Timed | None] = []
         self.take(self.rungs[0])
 
@@ -74,6 +76,7 @@ def _less(part: Any, count: int, tta: bool) -> Any:
     less.networks, less.found = part.networks[:count], part.found[:count]
     if not tta:
         exp = part.run.exp
-        less.run = replace(part.run, exp=exp.model_copy(update={
-            "inference": exp.inference.model_copy(update={"tta": []})}))
+        less.run = replace(
+            part.run, exp=exp.model_copy(update={"inference": exp.inference.model_copy(update={"tta": []})})
+        )
     return less

@@ -38,7 +38,9 @@ class OnnxNetwork(nn.Module):
         try:
             self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=wanted)
         except Exception as error:  # onnxruntime's own classes are no stable names
-            raise MaskfoldError(f"{path} cannot be run: {str(error).splitlines()[0]}.", "Export the bundle again.") from error
+            raise MaskfoldError(
+                f"{path} cannot be run: {str(error).splitlines()[0]}.", "Export the bundle again."
+            ) from error
         size = self.session.get_inputs()[0].shape[0]
         self.batch: int | None = size if isinstance(size, int) else None
 

@@ -57,7 +57,9 @@ class Order:
     clock: Clock = time.monotonic
 
 
-def predict(bundle: Bundle, rows: Sequence[Any], confidence: bool, scratch: Path, order: Order, say: Say) -> Iterator[Predicted]:
+def predict(
+    bundle: Bundle, rows: Sequence[Any], confidence: bool, scratch: Path, order: Order, say: Say
+) -> Iterator[Predicted]:
     """Predicts cases in order.
 
     Args:
@@ -73,7 +75,9 @@ def predict(bundle: Bundle, rows: Sequence[Any], confidence: bool, scratch: Path
     """
     comp, steps = bundle.blend.comp, bundle.settings
     lessened = Lessened(_ensemble(bundle, rows, scratch, order), order.clock)
-    watch = Watch(lessened.rungs, lessened.views, [voxels(row) for row in rows], order.limit, order.started, order.clock)
+    watch = Watch(
+        lessened.rungs, lessened.views, [voxels(row) for row in rows], order.limit, order.started, order.clock
+    )
     failed = 0
     for number, row in enumerate(rows):
         start = order.clock()
@@ -92,7 +96,7 @@ def predict(bundle: Bundle, rows: Sequence[Any], confidence: bool, scratch: Path
             say(f"note: {error.wrong} The case {row.id} gets empty masks.")
             yield empty(row, comp)
         else:
-            shown = probabilities[len(probabilities) - len(comp.classes):] if confidence else None
+            shown = probabilities[len(probabilities) - len(comp.classes) :] if confidence else None
             yield Predicted(row, outcome, shown)
         lines = watch.done(order.clock() - start, lessened.seconds())
         if lines:

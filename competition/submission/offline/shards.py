@@ -57,15 +57,26 @@ def devices_of(text: str) -> list[str]:
     for name in names:
         kind, _, index = name.partition(":")
         if not names or (name != "cpu" and not (kind == "cuda" and index.isdigit() and int(index) < there)):
-            raise MaskfoldError(f"--devices {text} names {name}, and this machine has {there} GPUs.",
-                                "Write auto, a number of GPUs, or a list such as cuda:0,cuda:1 or cpu,cpu.", status=2)
+            raise MaskfoldError(
+                f"--devices {text} names {name}, and this machine has {there} GPUs.",
+                "Write auto, a number of GPUs, or a list such as cuda:0,cuda:1 or cpu,cpu.",
+                status=2,
+            )
     if not names:
         raise MaskfoldError(f"--devices {text} names no device.", "Write auto, or a number from 1.", status=2)
     return names
 
 
-def gather(script: Path, words: Sequence[str], devices: Sequence[str], rows: Sequence[Any], sizes: Sequence[int],
-           folder: Path, confidence: bool, deadline: float | None) -> Iterator[Predicted | None]:
+def gather(
+    script: Path,
+    words: Sequence[str],
+    devices: Sequence[str],
+    rows: Sequence[Any],
+    sizes: Sequence[int],
+    folder: Path,
+    confidence: bool,
+    deadline: float | None,
+) -> Iterator[Predicted | None]:
     """Starts a process for each device and gives the cases in order, as they come; None for one that never came.
 
     Args:
@@ -83,10 +94,14 @@ def gather(script: Path, words: Sequence[str], devices: Sequence[str], rows: Seq
     """
     hands = deal(sizes, len(devices))
     shard_of = {place: shard for shard, hand in enumerate(hands) for place in hand}
-    content = json.dumps({"rows": [vars(row) for row in rows], "hands": hands, "confidence": confidence}, default=int).encode()
+    content = json.dumps(
+        {"rows": [vars(row) for row in rows], "hands": hands, "confidence": confidence}, default=int
+    ).encode()
     write_whole(folder / ROWS, lambda file: file.write(content), len(content))
-    processes = [_start(script, [*words, "--shard", str(shard), "--scratch", str(folder)], device, len(devices))
-                 for shard, device in enumerate(devices)]
+    processes = [
+        _start(script, [*words, "--shard", str(shard), "--scratch", str(folder)], device, len(devices))
+        for shard, device in enumerate(devices)
+    ]
     try:
         for place, row in enumerate(rows):
             yield _wait(folder, place, row, processes[shard_of[place]], deadline)
@@ -106,7 +121,11 @@ def mine(folder: Path, shard: int) -> tuple[list[tuple[int, Any]], bool]:
 def put(folder: Path, place: int, found: Predicted) -> None:
     """Leaves a case's masks in the folder."""
     masks, objects = found.outcome.masks, found.outcome.objects
-    arrays: dict[str, Any] = {"masks": np.packbits(masks), "shape": np.array(masks.shape), "reached": np.array(found.reached)}
+    arrays: dict[str, Any] = {
+        "masks": np.packbits(masks),
+        "shape": np.array(masks.shape),
+        "reached": np.array(found.reached),
+    }
     if objects is not None:
         arrays["objects"] = objects
     if found.shown is not None:
@@ -128,19 +147,22 @@ def _start(script: Path, words: Sequence[str], device: str, count: int) -> subpr
     return subprocess.Popen([sys.executable, "-B", str(script), *words, "--devices", name], env=environment)
 
 
-def _wait(folder: Path, place: int, row: Any, process: subprocess.Popen[bytes], deadline: float | None) -> Predicted | None:
+def _wait(
+    folder: Path, place: int, row: Any, process: subprocess.Popen[bytes], deadline: float | None
+) -> Predicted | None:
     path = folder / f"{place}.npz"
     while not path.exists():
         if process.poll() is not None and not path.exists():
-            raise MaskfoldError(f"The process that predicts the case {row.id} ended with status {process.returncode}.",
-                                "Its own words are above; run with --devices cpu, or with one device, to see more.")
+            raise MaskfoldError(
+                f"The process that predicts the case {row.id} ended with status {process.returncode}.",
+                "Its own words are above; run with --devices cpu, or with one device, to see more.",
+            )
         if deadline is not None and time.monotonic() > deadline + GRACE:
             return None
         time.sleep(0.05)
     with np.load(path, allow_pickle=False) as arrays:
         shape = tuple(arrays["shape"])
         masks = np.unpackbits(arrays["masks"], count=int(np.prod(shape))).astype(np.bool_).reshape(shape)
-        found = Predicted(row, Outcome(masks, arrays.get("objects")),
-                          arrays.get("shown"), bool(arrays["reached"]))
+        found = Predicted(row, Outcome(masks, arrays.get("objects")), arrays.get("shown"), bool(arrays["reached"]))
     path.unlink()
     return found

@@ -10,8 +10,25 @@ from pathlib import Path
 from typing import Any
 
 # What a bundle never needs. Libraries that would use one of these if it is there (monai) find none.
-BARRED = ("albumentations", "kaggle", "lightning", "matplotlib", "mlflow", "onnx", "onnxscript", "optuna", "pytorch_lightning",
-          "ray", "rich", "sklearn", "sqlalchemy", "tensorboard", "torchmetrics", "typer", "zarr")
+BARRED = (
+    "albumentations",
+    "kaggle",
+    "lightning",
+    "matplotlib",
+    "mlflow",
+    "onnx",
+    "onnxscript",
+    "optuna",
+    "pytorch_lightning",
+    "ray",
+    "rich",
+    "sklearn",
+    "sqlalchemy",
+    "tensorboard",
+    "torchmetrics",
+    "typer",
+    "zarr",
+)
 REFUSED = 3  # exit status of a trial that ended in words: the last line of standard error is JSON, wrong and cure
 
 

@@ -68,9 +68,15 @@ def start(job: Job, command: Sequence[str] | None = None, gpus: Sequence[str] | 
         # A file and no pipe for the output: it is there when this process has died. Ctrl-C reaches the fold through
         # `stop`, once.
         with room(job.folder / OUTPUT), open(job.folder / OUTPUT, "ab") as output:
-            process = FoldProcess([*command, str(path)], env=_environment(job, gpus) | {WORDS: str(writer)},
-                                  stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                  start_new_session=True, pass_fds=(writer,))
+            process = FoldProcess(
+                [*command, str(path)],
+                env=_environment(job, gpus) | {WORDS: str(writer)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(writer,),
+            )
     except BaseException:
         os.close(reader)
         raise
@@ -121,12 +127,16 @@ def check(job: Job, status: int, words: str = "") -> None:
     lines = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
     last = lines[-1] if lines else "no output"
     if status in KILLED:
-        raise MaskfoldError(f"Fold {job.folder.name} was killed (SIGKILL), after these words: {last}.",
-                            "Where nobody did so, the kernel did, most likely for want of memory: lower run.parallel_folds, "
-                            "run.workers, training.batch_size or patch.size, or set prepare.cache_gib. The same command goes "
-                            "on from its last checkpoint.")
-    raise MaskfoldError(f"Fold {job.folder.name} ended with status {status}: {last}.",
-                        f"See {output}; the same command goes on from its last checkpoint.")
+        raise MaskfoldError(
+            f"Fold {job.folder.name} was killed (SIGKILL), after these words: {last}.",
+            "Where nobody did so, the kernel did, most likely for want of memory: lower run.parallel_folds, "
+            "run.workers, training.batch_size or patch.size, or set prepare.cache_gib. The same command goes "
+            "on from its last checkpoint.",
+        )
+    raise MaskfoldError(
+        f"Fold {job.folder.name} ended with status {status}: {last}.",
+        f"See {output}; the same command goes on from its last checkpoint.",
+    )
 
 
 def _content(words: str) -> dict[str, Any] | None:
@@ -172,10 +182,13 @@ def _environment(job: Job, gpus: Sequence[str] | None) -> dict[str, str]:
     home = str(Path(__file__).resolve().parents[3])
     environment = {name: value for name, value in os.environ.items() if name not in RANKS}
     return environment | {
-        PARENT: str(os.getpid()), "OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1",
+        PARENT: str(os.getpid()),
+        "OMP_NUM_THREADS": str(job.threads),
+        "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",  # a stranger's folder to work in may hold a torch.py
         # Waiting threads sleep: spinning beside another busy program costs several times a step.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")])),
-        **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus is not None else {})}
+        **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus is not None else {}),
+    }

@@ -52,7 +52,8 @@ class RayExecutor:
                     job = waiting.pop(0)
                     tail = Tail(job, say)
                     reference = task.options(name=f"{job.run.name} {job.folder.name}").remote(
-                        job.to_json(), os.getcwd(), self.command, need.gpus == 0, competition.__version__)
+                        job.to_json(), os.getcwd(), self.command, need.gpus == 0, competition.__version__
+                    )
                     running[reference] = (job, tail)
                 done, _ = ray.wait(list(running), timeout=GLANCE)
                 for _, tail in running.values():
@@ -97,8 +98,10 @@ class Need:
         cpus = run.cpus or run.threads or share
         if max(cores, default=0) < cpus:
             found = ", ".join(f"{m.get('CPU', 0):g} CPUs and {m.get('GPU', 0):g} GPUs" for m in machines)
-            raise MaskfoldError(f"A fold asks for {cpus} CPUs and {gpus:g} GPUs, and the cluster's machines have {found}.",
-                                "Set run.cpus, run.gpus and run.devices to what one machine has.")
+            raise MaskfoldError(
+                f"A fold asks for {cpus} CPUs and {gpus:g} GPUs, and the cluster's machines have {found}.",
+                "Set run.cpus, run.gpus and run.devices to what one machine has.",
+            )
         return cls(cpus, gpus, run.threads or cpus)
 
 
@@ -112,24 +115,28 @@ def connect() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise MaskfoldError("run.executor is ray, but Ray is not installed.", 'Run `pip install "maskfold[ray]"`.',
-                            status=2) from error
+        raise MaskfoldError(
+            "run.executor is ray, but Ray is not installed.", 'Run `pip install "maskfold[ray]"`.', status=2
+        ) from error
     if ray.is_initialized():
         return ray
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise MaskfoldError(f"Ray does not answer: {str(error).splitlines()[0]}.",
-                            "Look at `ray status`, correct RAY_ADDRESS, or forget a dead cluster with `ray stop`.") from error
+        raise MaskfoldError(
+            f"Ray does not answer: {str(error).splitlines()[0]}.",
+            "Look at `ray status`, correct RAY_ADDRESS, or forget a dead cluster with `ray stop`.",
+        ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own, which would leave the folds running
     return ray
 
 
-def train_here(text: str, here: str, command: Sequence[str] | None, without_gpu: bool,
-               version: str) -> MaskfoldError | KeyboardInterrupt | None:
+def train_here(
+    text: str, here: str, command: Sequence[str] | None, without_gpu: bool, version: str
+) -> MaskfoldError | KeyboardInterrupt | None:
     """The task: a fold's process on whichever machine Ray has chosen, from its first step or its last checkpoint.
 
     Args:
@@ -144,8 +151,10 @@ def train_here(text: str, here: str, command: Sequence[str] | None, without_gpu:
     """
     job, host = Job.from_json(text), socket.gethostname()
     if version != competition.__version__:
-        return MaskfoldError(f"{host} has Maskfold {competition.__version__}, and the command was given by {version}.",
-                             "Install the same version on every machine.")
+        return MaskfoldError(
+            f"{host} has Maskfold {competition.__version__}, and the command was given by {version}.",
+            "Install the same version on every machine.",
+        )
     if not job.run.is_dir() or not Path(here).is_dir():
         return MaskfoldError(f"{host} does not see {here if job.run.is_dir() else job.run}.", CURE)
     os.chdir(here)
@@ -171,10 +180,14 @@ def _outcome(ray: Any, reference: Any, job: Job) -> MaskfoldError | KeyboardInte
         outcome: MaskfoldError | KeyboardInterrupt | None = ray.get(reference)
     except ray.exceptions.RayError as error:
         words = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        return MaskfoldError(f"Ray gave up fold {job.folder.name}: {words}.",
-                             f"See {job.folder / OUTPUT}; the same command goes on from its last checkpoint.")
+        return MaskfoldError(
+            f"Ray gave up fold {job.folder.name}: {words}.",
+            f"See {job.folder / OUTPUT}; the same command goes on from its last checkpoint.",
+        )
     if outcome is None and not _until((job.folder / "result.json").exists, LEASE):
-        return MaskfoldError(f"Fold {job.folder.name} is finished, but its result is not in {job.folder} on this machine.", CURE)
+        return MaskfoldError(
+            f"Fold {job.folder.name} is finished, but its result is not in {job.folder} on this machine.", CURE
+        )
     return outcome
 
 
