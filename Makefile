@@ -11,13 +11,16 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cv submit study dashboard ui reference test test-slow test-faults coverage mutants lint lock clean
+.PHONY: help setup setup-dev demo cv submit study dashboard ui reference test test-slow test-faults coverage mutants lint lock clean
 
 help: ## list these targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo 'For example: make cv EXP=experiments/demo2d/unet2d.yaml SET="training.epochs=4"'
 
 setup: $(VENV)/.project ## make the virtual environment (the other targets do so by themselves)
+	@:
+
+setup-dev: setup $(VENV)/.requirements-dev ## add the packages that tests and lint need
 	@:
 
 demo: setup ## make the two demo competitions under data/
@@ -47,7 +50,7 @@ REFERENCES = hippocampus_monai spine spleen a02025 hipmri
 # Real data elsewhere: ROOT=/path
 ROOT ?= data/$(if $(filter hippocampus_monai,$(NAME)),hippocampus,$(NAME))
 
-reference: ## a reference system from its data to its pictures: make reference NAME=spine (see README)
+reference: ## a reference system from its data to its pictures: make reference NAME=spine (see docs/references.md)
 	@for one in $(REFERENCES); do [ "$$one" = "$(NAME)" ] && exit 0; done; \
 	echo 'make reference needs NAME=, one of: $(REFERENCES)' >&2; exit 2
 	@$(MAKE) --no-print-directory setup
@@ -92,32 +95,33 @@ reference-hipmri:
 	$(VENV)/bin/maskfold cv experiments/hipmri/unet3d.yaml competition.root=$(ROOT) $(SET)
 	$(VENV)/bin/maskfold report experiments/hipmri/unet3d.yaml competition.root=$(ROOT) $(SET)
 
-test: setup ## run the tests; ARGS="tests/config -x" chooses
-	@$(VENV)/bin/python -m pytest -q $(ARGS)
+test: setup-dev ## run the tests, one process for each core; ARGS="tests/config -x" selects
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --dist loadgroup $(ARGS)
 
-test-slow: setup ## run the tests that train and serve for longer
+test-slow: setup-dev ## run the tests that train and serve for longer
 	@$(VENV)/bin/python -m pytest -q -m slow $(ARGS)
 
-test-faults: setup ## run the tests that kill processes, fill disks and break files (docs/reliability.md)
+test-faults: setup-dev ## run the tests that kill processes, fill disks and break files (docs/reliability.md)
 	@$(VENV)/bin/python -m pytest -q -m faults tests/faults $(ARGS)
 
-coverage: setup ## measure which lines the tests run, those that kill processes included
+coverage: setup-dev ## measure which lines the tests run, those that kill processes included
 	@$(VENV)/bin/python -m pytest -q -m "not slow" --cov=competition --cov-report=term:skip-covered $(ARGS)
 
-mutants: setup ## change the code in a copy, one place after the other, and see whether its tests notice
+mutants: setup-dev ## change the code in a copy, one place after the other, and see whether its tests notice
 	@$(VENV)/bin/python -c 'import mutmut' 2> /dev/null || $(VENV)/bin/python -m pip install -qq --disable-pip-version-check 'mutmut>=3.8'
 	@rm -rf build/mutants && mkdir -p build/mutants && git archive HEAD | tar x -C build/mutants
 	@cd build/mutants && $(abspath $(VENV))/bin/mutmut run --max-children 1 && $(abspath $(VENV))/bin/mutmut results
 
-lint: setup ## check style, types and that rooms import one way only
+lint: setup-dev ## check format, style, types and the import order of the packages
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "ruff format would change files: run ruff format" >&2; exit 1; }
 	@$(VENV)/bin/ruff check --output-format=concise .
 	@$(VENV)/bin/mypy competition
 	@$(VENV)/bin/lint-imports --no-logo
 
-lock: ## write requirements.lock anew from pyproject.toml (needs uv)
+lock: ## write both lock files again from pyproject.toml (needs uv)
 	@command -v uv > /dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header -o requirements.lock
+	uv pip compile pyproject.toml --universal --python-version 3.11 --no-header -o requirements.lock
+	uv pip compile pyproject.toml --extra dev -c requirements.lock --universal --python-version 3.11 --no-header -o requirements-dev.lock
 
 clean: ## remove what tools left behind; runs, data and the environment stay
 	@rm -rf build dist *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -133,6 +137,11 @@ $(VENV)/bin/python:
 $(VENV)/.requirements: requirements.lock | $(VENV)/bin/python
 	@echo 'installing requirements.lock into $(VENV) (the first time takes some minutes)'
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+$(VENV)/.requirements-dev: requirements-dev.lock $(VENV)/.requirements
+	@echo 'installing requirements-dev.lock into $(VENV)'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements-dev.lock
 	@touch $@
 
 $(VENV)/.project: pyproject.toml $(VENV)/.requirements
