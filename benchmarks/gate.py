@@ -1,11 +1,11 @@
-"""How the gates of several networks are put together: the same thresholds on one network, and on three ways of all together.
+"""Combination of presence heads: scores of thresholds on single networks, and on three combinations of all networks.
 
     maskfold cv experiments/demo_gate/unet2d.yaml && maskfold demo gate --seed 7 -o data/demogate7
     python benchmarks/gate.py mlruns/runs/demogate-unet2d/HASH data/demogate7
 
-The second folder holds cases that no network of the run has seen, with their masks. Printed is the competition's metric for
-each threshold of the gate; the other steps are the run's. `one network` is the mean over the networks, each with its own
-masks and gate: what is tuned out of fold. `log odds` is what the harness does.
+The second folder contains cases, with masks, on which no network of the run was trained. The table shows the
+competition's metric for each threshold of the step `gate`; the other steps are those of the run. `one network` is the
+mean over single networks, as in out-of-fold tuning. `log odds` is the combination that maskfold uses.
 """
 
 from __future__ import annotations
@@ -18,69 +18,77 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from competition.config.postprocess import Postprocess
+from competition.config.postprocess import PostprocessConfig
+from competition.data.cases import case_table
 from competition.data.masks import load_mask
-from competition.data.table import case_table
-from competition.inference.gate import agreed
-from competition.inference.predicted import Predicted
-from competition.scoring.cases import score_case
-from competition.scoring.summary import cv_score
-from competition.submission.blend import Blend, Mixture
-from competition.submission.members import Ensemble
-from competition.submission.postprocess import postprocess
-from competition.submission.remembered import remembered
-from competition.training.find import find_run
-from competition.training.runs import CvRun
+from competition.ensembling.ensemble import EnsemblePredictor
+from competition.inference.predict import Prediction
+from competition.inference.presence import mean_log_odds
+from competition.metrics.bootstrap import cv_score
+from competition.metrics.scoring import score_case
+from competition.postprocessing.pipeline import postprocess
+from competition.postprocessing.tuning import load_tuning
+from competition.runs.blend import Ensemble, WeightedMean
+from competition.runs.find import find_run
+from competition.runs.run import Run
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9)
 
 
-def alone(run: CvRun, scratch: Path) -> tuple[list[list[Predicted]], list[tuple[Any, np.ndarray]]]:
-    """What each network says of each training case of the run's competition, and the cases with their truth."""
+def predict_per_network(run: Run, scratch: Path) -> tuple[list[list[Prediction]], list[tuple[Any, np.ndarray]]]:
+    """Return each network's predictions of the competition's training cases, and the cases with their true masks."""
     cases = list(case_table(run.exp.competition, "train").itertuples(index=False))
-    ensemble = Ensemble(Blend((run,), (1.0,)), cases[0], scratch=scratch)
-    part = ensemble.parts[0][0]
-    networks, said = part.networks, []
+    ensemble = EnsemblePredictor(Ensemble((run,), (1.0,)), cases[0], scratch=scratch)
+    run_networks = ensemble.weighted_runs[0][0]
+    networks, predictions = run_networks.networks, []
     for network in networks:
-        part.networks = [network]
-        said.append([ensemble.predict(row) for row in cases])
-    return said, [(row, load_mask(run.exp.competition, row)) for row in cases]
+        run_networks.networks = [network]
+        predictions.append([ensemble.predict(row) for row in cases])
+    return predictions, [(row, load_mask(run.exp.competition, row)) for row in cases]
 
 
-def main(word: str, root: str) -> int:
-    run = find_run(word, [f"competition.root={Path(root).resolve()}"])
-    comp, found = run.exp.competition, remembered(run)
-    plain = found.found if found is not None else {name: list(run.exp.postprocess.steps) for name in comp.classes}
+def main(run_name: str, root: str) -> int:
+    """Print the table of scores."""
+    run = find_run(run_name, [f"competition.root={Path(root).resolve()}"])
+    comp, tuning = run.exp.competition, load_tuning(run)
+    if tuning is not None:
+        class_steps = tuning.best_steps
+    else:
+        class_steps = {name: list(run.exp.postprocess.steps) for name in comp.classes}
     with tempfile.TemporaryDirectory() as scratch:
-        said, cases = alone(run, Path(scratch))
+        predictions, cases = predict_per_network(run, Path(scratch))
 
-    def score(which: list[Predicted], threshold: float) -> float:
+    def score(case_predictions: list[Prediction], threshold: float) -> float:
         steps = {
-            name: [step.model_copy(update={"gate": threshold}) if step.name == "gate" else step for step in listed]
-            for name, listed in plain.items()
+            name: [step.model_copy(update={"gate": threshold}) if step.name == "gate" else step for step in class_list]
+            for name, class_list in class_steps.items()
         }
         rows = []
-        for (row, truth), one in zip(cases, which, strict=True):
-            outcome = postprocess(one.probabilities, comp, Postprocess(steps=steps), row, one.gate)
-            rows += [{"id": row.id, **line} for line in score_case(outcome.masks, truth, comp)]
+        for (row, truth), prediction in zip(cases, case_predictions, strict=True):
+            outcome = postprocess(
+                prediction.probabilities, comp, PostprocessConfig(steps=steps), row, prediction.presence
+            )
+            rows += [{"id": row.id, **score_row} for score_row in score_case(outcome.masks, truth, comp)]
         return cv_score(pd.DataFrame(rows), comp.metric)
 
-    ways = {
-        "mean": lambda gates: np.mean(gates, axis=0),
-        "median": lambda gates: np.median(gates, axis=0),
-        "log odds": agreed,
+    combinations = {
+        "mean": lambda presences: np.mean(presences, axis=0),
+        "median": lambda presences: np.median(presences, axis=0),
+        "log odds": mean_log_odds,
     }
-    together: dict[str, list[Predicted]] = {name: [] for name in ways}
-    for every in zip(*said, strict=True):
-        mixture = Mixture(comp)
-        for one in every:
-            mixture.add(one.probabilities, 1 / len(every))
-        for name, way in ways.items():
-            together[name].append(Predicted(mixture.result(), np.asarray(way([one.gate for one in every]), np.float32)))
-    print("gate", "one network", *ways, sep="\t")
+    combined: dict[str, list[Prediction]] = {name: [] for name in combinations}
+    for case_predictions in zip(*predictions, strict=True):
+        mean = WeightedMean(comp)
+        for prediction in case_predictions:
+            mean.add(prediction.probabilities, 1 / len(case_predictions))
+        for name, combine in combinations.items():
+            presence = np.asarray(combine([prediction.presence for prediction in case_predictions]), np.float32)
+            combined[name].append(Prediction(mean.result(), presence))
+    print("gate", "one network", *combinations, sep="\t")
     for threshold in THRESHOLDS:
-        single = np.mean([score(which, threshold) for which in said])
-        print(threshold, f"{single:.4f}", *(f"{score(which, threshold):.4f}" for which in together.values()), sep="\t")
+        single = np.mean([score(of_network, threshold) for of_network in predictions])
+        scores = [score(of_combination, threshold) for of_combination in combined.values()]
+        print(threshold, f"{single:.4f}", *(f"{value:.4f}" for value in scores), sep="\t")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Post-processing both ways: on a run's out-of-fold predictions as they are, and with islands planted into them.
+"""Check of tuned post-processing: on a run's out-of-fold predictions unchanged, and with artificial islands.
 
     python benchmarks/islands.py mlruns/runs/hippocampus-unet3d/HASH competition.root=data/hippocampus
 
-Islands are confident cubes of a class at random places. With them the nested score has to rise by at least 0.02; without
-them the untouched masks have to be kept. Prints both reports; exit status 1 where either is not so.
+Islands are confident cubes of a class at random positions. With islands, the nested score must rise by at least 0.02;
+without islands, tuning must keep the plain masks. Both reports are printed; the exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -16,55 +16,56 @@ from pathlib import Path
 
 import numpy as np
 
-from competition.inference.store import OofStore
-from competition.submission.blend import Blend
-from competition.submission.evaluate import Evaluation
-from competition.submission.tune import Tuned, tune
-from competition.training.find import find_run, finished
-from competition.training.runs import CvRun
+from competition.postprocessing.evaluation import OofScores
+from competition.postprocessing.tuning import TuningResult, tune_postprocessing
+from competition.runs.blend import Ensemble
+from competition.runs.find import find_run, list_finished_members
+from competition.runs.oof import OofStore
+from competition.runs.run import Run
 
-PER_CASE = 4  # islands of each class
-WIDE = 4  # voxels
+ISLANDS = 4  # per class and case
+WIDTH = 4  # voxels
 
 
-def planted(run: CvRun, folder: Path) -> CvRun:
-    """A copy of a run in another folder, with islands in its out-of-fold predictions."""
+def add_islands(run: Run, folder: Path) -> Run:
+    """Copy a run to another folder, with islands in its out-of-fold predictions."""
     exp, generator = run.exp, np.random.default_rng(0)
-    for fold, seed in finished(run):
+    for fold, seed in list_finished_members(run):
         source = run.member_folder(fold, seed)
         target = folder / source.name
         target.mkdir(parents=True)
         shutil.copy(source / "result.json", target)
-        store, spoiled = (OofStore(path / "oof", exp.inference.store) for path in (source, target))
-        for case in store.ids():
-            values = store.read(case)
+        original, modified = (OofStore(path / "oof", exp.inference.store) for path in (source, target))
+        for case in original.ids():
+            values = original.read(case)
             for index in range(len(exp.competition.classes)):
-                for _ in range(PER_CASE):
-                    corner = [int(generator.integers(0, max(1, n - WIDE))) for n in values.shape[1:]]
-                    place = (slice(None), *(slice(start, start + WIDE) for start in corner))
-                    values[place] = 0
-                    values[(index + (exp.competition.labels == "exclusive"), *place[1:])] = 1
-            spoiled.write(case, values)
+                for _ in range(ISLANDS):
+                    corner = [int(generator.integers(0, max(1, n - WIDTH))) for n in values.shape[1:]]
+                    region = (slice(None), *(slice(start, start + WIDTH) for start in corner))
+                    values[region] = 0
+                    values[(index + (exp.competition.labels == "exclusive"), *region[1:])] = 1
+            modified.write(case, values)
     return replace(run, folder=folder)
 
 
-def search(run: CvRun) -> Tuned:
-    """What a search from scratch finds, whatever the experiment says."""
+def search(run: Run) -> TuningResult:
+    """Tune from scratch, whatever the experiment sets."""
     exp = run.exp.model_copy(update={"postprocess": type(run.exp.postprocess)(tune=True)})
-    with Evaluation(Blend((replace(run, exp=exp),), (1.0,))) as evaluation:
-        return tune(evaluation, exp.seeds[0], None)
+    with OofScores(Ensemble((replace(run, exp=exp),), (1.0,))) as evaluation:
+        return tune_postprocessing(evaluation, exp.seeds[0], None)
 
 
-def main(word: str, *overrides: str) -> int:
-    run = find_run(word, overrides)
-    clean = search(run)
-    print("as predicted", *clean.lines(), sep="\n  ")
+def main(run_name: str, *overrides: str) -> int:
+    """Print both reports."""
+    run = find_run(run_name, overrides)
+    unchanged = search(run)
+    print("unchanged", *unchanged.report_lines(), sep="\n  ")
     with tempfile.TemporaryDirectory() as folder:
-        spoiled = search(planted(run, Path(folder)))
-    print("with islands", *spoiled.lines(), sep="\n  ")
-    good = not clean.kept and spoiled.kept and spoiled.gain.value >= 0.02
-    print("good" if good else "not as promised")
-    return 0 if good else 1
+        with_islands = search(add_islands(run, Path(folder)))
+    print("with islands", *with_islands.report_lines(), sep="\n  ")
+    passed = not unchanged.kept and with_islands.kept and with_islands.gain.value >= 0.02
+    print("passed" if passed else "failed")
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

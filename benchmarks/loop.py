@@ -1,11 +1,12 @@
-"""What the real loop costs beside the bare arithmetic.
+r"""Overhead of the training loop compared with the bare computation.
 
-    python benchmarks/loop.py experiments/hippocampus/unet3d.yaml competition.root=../shared/data/hippocampus
-    python benchmarks/loop.py experiments/nuclei/unet2d.yaml competition.root=../shared/data/nuclei model.args.encoder_name=resnet18 encoder_weights=null
+    python benchmarks/loop.py experiments/hippocampus/unet3d.yaml competition.root=data/hippocampus
+    python benchmarks/loop.py experiments/nuclei/unet2d.yaml competition.root=data/nuclei \
+        model.args.encoder_name=resnet18 encoder_weights=null
 
-Real: data, augmentation, transfer, forward, loss, backward, clipping, optimiser, averaged weights: the very method that
-training calls. Bare: forward, loss, backward, optimiser on ready-made tensors. Both take turns in one process on the same
-network and batch; the ratio of the medians is printed, with the peak memory.
+Training step: data, augmentation, transfer, forward, loss, backward, clipping, optimiser, averaged weights, by the
+method that training calls. Bare step: forward, loss, backward, optimiser on tensors in memory. Both alternate in one
+process on the same network and batch. The ratio of the medians and the peak memory are printed.
 """
 
 from __future__ import annotations
@@ -17,49 +18,54 @@ import time
 from pathlib import Path
 
 STEPS = 40
-WARM = 6
+WARMUP = 6
 
 
 def main(file: str, overrides: list[str]) -> None:
+    """Print the times of both steps and their ratio."""
     import torch
 
-    from competition.config import load_experiment
-    from competition.training.fold import begin
-    from competition.training.job import Job
-    from competition.training.loop import peak_gib
-    from competition.training.runs import CACHE, open_run
+    from competition.config.loading import load_experiment
+    from competition.runs.run import CACHE_FOLDER, FoldJob
+    from competition.training.cross_validate import open_run
+    from competition.training.fold import setup_fold
+    from competition.training.guards import peak_gib
 
     exp = load_experiment(file, overrides)
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(exp, "benchmark", root=Path(folder))
         run.write()
-        job = Job(run.folder, run.folder / "fold_0", 0, 0, CACHE, exp.run.threads or 2)
+        job = FoldJob(run.folder, run.folder / "fold_0", 0, 0, CACHE_FOLDER, exp.run.threads or 2)
         job.folder.mkdir()
         torch.set_num_threads(job.threads)
-        training = begin(job, run, print, time.monotonic())
-        batches = iter(training._loader())
-        ready = next(batches)
-        image, mask = training.fabric.to_device((ready["image"], ready["mask"]))
+        trainer = setup_fold(job, run, print, time.monotonic())
+        batches = iter(trainer.train_loader())
+        batch = next(batches)
+        image, mask = trainer.fabric.to_device((batch["image"], batch["mask"]))
 
-        def bare() -> None:
-            training.network.train()
-            training.fabric.backward(training.loss(training.network(image), mask)[0])
-            training.optimizer.step()
-            training.optimizer.zero_grad()
+        def bare_step() -> None:
+            trainer.model.train()
+            trainer.fabric.backward(trainer.loss(trainer.model(image), mask)[0])
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad()
 
-        real_seconds, bare_seconds = [], []
-        for step in range(STEPS + WARM):
-            for work, seconds in ((lambda: training._step(batches), real_seconds), (bare, bare_seconds)):
-                began = time.perf_counter()
-                work()
-                if step >= WARM:
-                    seconds.append(time.perf_counter() - began)
-        real, base = statistics.median(real_seconds), statistics.median(bare_seconds)
-        ratios = sorted(a / b for a, b in zip(real_seconds, bare_seconds, strict=True))
+        def training_step() -> None:
+            trainer.training_step(batches)
+
+        training_seconds: list[float] = []
+        bare_seconds: list[float] = []
+        for step in range(STEPS + WARMUP):
+            for function, seconds in ((training_step, training_seconds), (bare_step, bare_seconds)):
+                start = time.perf_counter()
+                function()
+                if step >= WARMUP:
+                    seconds.append(time.perf_counter() - start)
+        training, bare = statistics.median(training_seconds), statistics.median(bare_seconds)
+        ratios = sorted(a / b for a, b in zip(training_seconds, bare_seconds, strict=True))
         print(
-            f"real loop {1000 * real:.1f} ms a step, bare step {1000 * base:.1f} ms, ratio {real / base:.3f} "
+            f"training step {1000 * training:.1f} ms, bare step {1000 * bare:.1f} ms, ratio {training / bare:.3f} "
             f"(pairs: quartiles {ratios[len(ratios) // 4]:.3f} to {ratios[3 * len(ratios) // 4]:.3f}), "
-            f"peak memory {peak_gib(training.fabric.device):.2f} GiB"
+            f"peak memory {peak_gib(trainer.fabric.device):.2f} GiB"
         )
 
 

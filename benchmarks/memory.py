@@ -1,13 +1,13 @@
-"""The memory that a large volume takes when it is validated: from its file to its score and its picture.
+"""Peak memory of validating a large volume: from its file to its score and its picture.
 
     python benchmarks/memory.py                                    # 512×512×400, about ten minutes on two cores
     python benchmarks/memory.py --shape 128 128 100 --patch 64
 
 A phantom of four classes and background, int16 NIfTI with voxels of 0.7×0.7×1.0 mm, is prepared on a grid of 0.8 mm,
-predicted by a small DynUNet with random weights (5 output channels), taken back to its own grid, kept on disk, made into
-masks, scored and drawn by the very code that validates a fold; all of it in this process, whose resident memory (memory
-maps included, children too) is sampled every 20 ms. The Dice of a random network means nothing. That of the truth
-itself, prepared and taken back, must be near 1.
+predicted by a small DynUNet with random weights (5 output channels), resampled to its own grid, stored, converted to
+masks, scored and drawn by the code that validates a fold. All of this runs in this process; its resident memory (with
+memory maps and children) is sampled every 20 ms. The Dice of a random network is arbitrary; that of the truth, prepared
+and resampled to its own grid, must be close to 1.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ CLASSES = ["a", "b", "c", "d"]
 
 
 class Memory:
-    """Samples the resident memory of this process and its children in a thread."""
+    """Thread that samples the resident memory of this process and its children."""
 
     def __init__(self) -> None:
         self.peak = 0
         self.stage_peak = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
-    def _watch(self) -> None:
+    def _sample(self) -> None:
         import psutil
 
-        me = psutil.Process()
+        this_process = psutil.Process()
         while not self._stop.wait(0.02):
             total = 0
-            for process in (me, *me.children(recursive=True)):
+            for process in (this_process, *this_process.children(recursive=True)):
                 try:
                     total += process.memory_info().rss
                 except psutil.NoSuchProcess:
@@ -54,22 +54,23 @@ class Memory:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Prints the seconds and the peak of a stage."""
-        self.stage_peak, began = 0, time.perf_counter()
+        """Print the seconds and the peak memory of a stage."""
+        self.stage_peak, start = 0, time.perf_counter()
         yield
         time.sleep(0.05)
-        print(f"{name:<28}{time.perf_counter() - began:8.1f} s {self.stage_peak / 2**30:7.2f} GiB", flush=True)
+        print(f"{name:<28}{time.perf_counter() - start:8.1f} s {self.stage_peak / 2**30:7.2f} GiB", flush=True)
 
     def stop(self) -> None:
+        """Stop sampling."""
         self._stop.set()
         self._thread.join()
 
 
 def write_phantom(root: Path, shape: tuple[int, int, int]) -> None:
-    """Image and labels of one case: an ellipsoid per class, in noise, made slice by slice."""
+    """Write image and labels of one case: an ellipsoid per class and noise, generated slice by slice."""
     import nibabel
 
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     image, labels = np.empty(shape, np.int16), np.zeros(shape, np.uint8)
     x, y = np.meshgrid(np.arange(shape[0]) / shape[0], np.arange(shape[1]) / shape[1], indexing="ij")
     for z in range(shape[2]):
@@ -78,7 +79,7 @@ def write_phantom(root: Path, shape: tuple[int, int, int]) -> None:
             distance = (x - cx) ** 2 + (y - cy) ** 2 + (z / shape[2] - cz) ** 2
             plane[distance < (0.06 + 0.04 * index) ** 2] = index + 1
         labels[..., z] = plane
-        image[..., z] = random.normal(100 * plane - 200, 50).astype(np.int16)
+        image[..., z] = rng.normal(100 * plane - 200, 50).astype(np.int16)
     affine = np.diag([*SPACING, 1.0])
     for folder, array in (("images", image), ("labels", labels)):
         (root / folder).mkdir(parents=True)
@@ -86,42 +87,46 @@ def write_phantom(root: Path, shape: tuple[int, int, int]) -> None:
 
 
 def dice(masks: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Dice of each class of (K, *spatial) bool against label values 1..K, plane by plane."""
-    both, sizes = np.zeros(len(masks)), np.zeros(len(masks))
+    """Return the Dice of each class of (K, *spatial) bool and label values 1..K, computed plane by plane."""
+    intersections, sizes = np.zeros(len(masks)), np.zeros(len(masks))
     for plane in range(truth.shape[0]):
         for index, mask in enumerate(masks):
-            wanted = truth[plane] == index + 1
-            both[index] += np.count_nonzero(mask[plane] & wanted)
-            sizes[index] += np.count_nonzero(mask[plane]) + np.count_nonzero(wanted)
-    return [float(value) for value in 2 * both / np.maximum(sizes, 1)]
+            true_mask = truth[plane] == index + 1
+            intersections[index] += np.count_nonzero(mask[plane] & true_mask)
+            sizes[index] += np.count_nonzero(mask[plane]) + np.count_nonzero(true_mask)
+    return [float(value) for value in 2 * intersections / np.maximum(sizes, 1)]
 
 
 def main(shape: tuple[int, int, int], patch: int, overlap: float) -> None:
+    """Print seconds and peak memory of each stage and in total."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        maker = multiprocessing.get_context("spawn").Process(target=write_phantom, args=(root, shape))
-        maker.start()
-        maker.join()
-        if maker.exitcode:
+        writer = multiprocessing.get_context("spawn").Process(target=write_phantom, args=(root, shape))
+        writer.start()
+        writer.join()
+        if writer.exitcode:
             sys.exit("the phantom could not be written")
         memory = Memory()
-        began = time.perf_counter()
+        start = time.perf_counter()
         run(root, patch, overlap, memory)
         memory.stop()
-        print(f"{'in all':<28}{time.perf_counter() - began:8.1f} s {memory.peak / 2**30:7.2f} GiB")
+        print(f"{'total':<28}{time.perf_counter() - start:8.1f} s {memory.peak / 2**30:7.2f} GiB")
 
 
 def run(root: Path, patch: int, overlap: float, memory: Memory) -> None:
+    """Prepare, predict, score and draw the phantom."""
     with memory.stage("import"):
         import torch
         from monai.networks.nets.dynunet import DynUNet
 
-        from competition.config import Experiment
-        from competition.data.prepare import PreparedCase, prepare_cases
-        from competition.data.table import case_table, load_mask
-        from competition.inference.masks import to_masks
-        from competition.inference.store import OofStore
-        from competition.training.validation import Judge
+        from competition.config.experiment import Experiment
+        from competition.data.cache import PreprocessedCase
+        from competition.data.cases import case_table
+        from competition.data.masks import load_mask
+        from competition.data.preprocessing import preprocess_cases
+        from competition.inference.predict import to_masks
+        from competition.runs.oof import OofStore
+        from competition.training.evaluator import Evaluator
 
     exp = Experiment.model_validate(
         {
@@ -144,26 +149,26 @@ def run(root: Path, patch: int, overlap: float, memory: Memory) -> None:
     with memory.stage("case table"):
         table = case_table(exp.competition, "train")
     with memory.stage("prepare"):
-        case = PreparedCase.open(next(iter(prepare_cases(table, exp, root / "cache").values())))
-    print(f"  {case.geometry.file_shape} at {case.geometry.file_spacing} mm became {case.geometry.shape}")
-    judge = Judge(exp, table, {case.id: case.folder}, torch.device("cpu"), nullcontext, lambda: None)
+        case = PreprocessedCase.open(next(iter(preprocess_cases(table, exp, root / "cache").values())))
+    print(f"  {case.geometry.file_shape} at {case.geometry.file_spacing} mm: prepared to {case.geometry.shape}")
+    evaluator = Evaluator(exp, table, {case.id: case.folder}, torch.device("cpu"), nullcontext, lambda: None)
     store = OofStore(root / "oof")
-    with memory.stage("predict, keep and score"):
-        scores = judge.predict_out_of_fold(network, store, fold=0)
+    with memory.stage("predict, store and score"):
+        scores = evaluator.predict_out_of_fold(network, store, fold=0)
     print("  Dice of a random network: ", " ".join(f"{value:.3f}" for value in scores["dice"]))
     with memory.stage("picture"):
-        judge.draw_extremes(store, scores, root / "pictures", fold=0)
+        evaluator.save_best_and_worst(store, scores, root / "pictures", fold=0)
     truth = load_mask(exp.competition, next(table.itertuples()))[0]
-    with memory.stage("undo of the prepared truth"):
+    with memory.stage("inverse of the prepared truth"):
         mask = case.mask
         assert mask is not None
-        certain = np.empty((5, *case.geometry.shape), np.float16)
-        for value, channel in enumerate(certain):
+        probabilities = np.empty((5, *case.geometry.shape), np.float16)
+        for value, channel in enumerate(probabilities):
             channel[:] = mask[0] == value
-        back = case.geometry.undo(certain)
-        del certain
-        masks = to_masks(back, exp.competition)
-        print("  Dice of the truth itself: ", " ".join(f"{value:.4f}" for value in dice(masks, truth)))
+        restored = case.geometry.inverse(probabilities)
+        del probabilities
+        masks = to_masks(restored, exp.competition)
+        print("  Dice of the truth: ", " ".join(f"{value:.4f}" for value in dice(masks, truth)))
 
 
 if __name__ == "__main__":
@@ -171,5 +176,5 @@ if __name__ == "__main__":
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 400))
     parser.add_argument("--patch", type=int, default=128)
     parser.add_argument("--overlap", type=float, default=0.25)
-    words = parser.parse_args()
-    main(tuple(words.shape), words.patch, words.overlap)
+    options = parser.parse_args()
+    main(tuple(options.shape), options.patch, options.overlap)

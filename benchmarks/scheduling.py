@@ -1,13 +1,13 @@
-"""What an executor costs per fold: 200 folds that do nothing, through `local` and through `ray`.
+"""Overhead of an executor per fold: 200 folds that do nothing, by `local` and by `ray`.
 
     python benchmarks/scheduling.py
     python benchmarks/scheduling.py 50 ray
 
-A fold that does nothing is a small Python program (`python -S`: no site-packages) that writes the result.json of its
-folder. The executor starts, follows, awaits and checks it just as it does a real fold. The same program is also started
-bare, by `subprocess.run`, and the time of that is subtracted: the milliseconds that are printed are the executor's own. One
-fold runs at a time, so that waiting counts too. Ray's start, once per command, is printed apart, and so is what a real
-fold's process takes to find its fold finished: that is Python importing torch and MONAI.
+A fold that does nothing is a small Python program (`python -S`: no site-packages) that writes result.json to its
+folder. The executor starts, follows, awaits and checks it like a real fold. The time of the same program, started by
+`subprocess.run`, is subtracted, so the printed milliseconds are those of the executor. One fold runs at a time, so
+waiting counts too. The start of Ray, once per command, is printed separately, as is the time that a real fold's process
+needs to see that its fold is finished, mostly to import torch and MONAI.
 """
 
 from __future__ import annotations
@@ -16,81 +16,78 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
-from competition.config.experiment import Run
-from competition.training.checkpoint import write_json
-from competition.training.executors import Executor
-from competition.training.executors.local import LocalExecutor
-from competition.training.executors.process import start
-from competition.training.executors.ray import RayExecutor, connect
-from competition.training.job import FoldResult, Job
+from competition.config.experiment import HardwareConfig
+from competition.io import write_json
+from competition.runs.run import FoldJob, FoldResult
+from competition.training.executors import Executor, LocalExecutor
+from competition.training.fold_process import start_fold
+from competition.training.ray_executor import RayExecutor, connect_ray
 
 FOLDS = 200
 PROGRAM = (
-    "import os, sys; place = os.path.join(os.path.dirname(sys.argv[1]), 'result.json'); open(place, 'w').write('{}')"
+    "import os, sys; path = os.path.join(os.path.dirname(sys.argv[1]), 'result.json'); open(path, 'w').write('{}')"
 )
-NOTHING = (sys.executable, "-S", "-c", PROGRAM)
+EMPTY_FOLD = (sys.executable, "-S", "-c", PROGRAM)
 
 
 def main(count: int, names: list[str]) -> None:
+    """Print the overhead of each executor."""
     with tempfile.TemporaryDirectory() as folder:
-        bare = started_bare(jobs(Path(folder) / "bare", count))
-        print(
-            f"{count} folds that do nothing, one at a time; their program by itself takes {1000 * bare / count:.1f} ms"
-        )
+        bare = run_bare(jobs(Path(folder) / "bare", count))
+        print(f"{count} folds that do nothing, one at a time; the program alone takes {1000 * bare / count:.1f} ms")
         for name in names:
-            executor: Executor = LocalExecutor(1, command=NOTHING)
+            executor: Executor = LocalExecutor(1, command=EMPTY_FOLD)
             if name == "ray":
-                began = time.perf_counter()
-                connect()
-                print(f"ray starts in {time.perf_counter() - began:.1f} s")
-                executor = RayExecutor(Run(executor="ray", threads=1), NOTHING)
-            timed(executor, jobs(Path(folder) / f"{name} first", 1))  # imports, Ray's first worker
-            took = timed(executor, jobs(Path(folder) / name, count))
-            print(f"{name}: {1000 * (took - bare) / count:.1f} ms of overhead per fold")
-        print(
-            f"a real fold's process needs {finished(jobs(Path(folder) / 'finished', 1)[0]):.1f} s to find its fold finished"
-        )
+                start_time = time.perf_counter()
+                connect_ray()
+                print(f"Ray starts in {time.perf_counter() - start_time:.1f} s")
+                executor = RayExecutor(HardwareConfig(executor="ray", threads=1), EMPTY_FOLD)
+            run_folds(executor, jobs(Path(folder) / f"{name} first", 1))  # warm-up: imports, first worker of Ray
+            seconds = run_folds(executor, jobs(Path(folder) / name, count))
+            print(f"{name}: {1000 * (seconds - bare) / count:.1f} ms of overhead per fold")
+        seconds = run_finished(jobs(Path(folder) / "finished", 1)[0])
+        print(f"a real fold's process needs {seconds:.1f} s to see that its fold is finished")
 
 
-def jobs(run: Path, count: int) -> list[Job]:
-    """Jobs with folders of their own."""
+def jobs(run: Path, count: int) -> list[FoldJob]:
+    """Return jobs with separate folders."""
     run.mkdir()
-    return [Job(run, run / f"fold_{number}", number, 0, run, 1) for number in range(count)]
+    return [FoldJob(run, run / f"fold_{number}", number, 0, run, 1) for number in range(count)]
 
 
-def started_bare(folds: list[Job]) -> float:
-    """Seconds that the programs take without an executor."""
+def run_bare(folds: list[FoldJob]) -> float:
+    """Run the programs without an executor; return the seconds."""
     for job in folds:
         job.folder.mkdir()
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     for job in folds:
-        subprocess.run([*NOTHING, str(job.folder / "job.json")], check=True)
-    return time.perf_counter() - began
+        subprocess.run([*EMPTY_FOLD, str(job.folder / "job.json")], check=True)
+    return time.perf_counter() - start_time
 
 
-def timed(executor: Executor, folds: list[Job]) -> float:
-    """Seconds that an executor takes."""
-    began = time.perf_counter()
+def run_folds(executor: Executor, folds: list[FoldJob]) -> float:
+    """Run the folds by an executor; return the seconds."""
+    start_time = time.perf_counter()
     executor.run(folds, lambda line: None)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     assert all((job.folder / "result.json").exists() for job in folds)
     return seconds
 
 
-def finished(job: Job) -> float:
-    """Seconds that a real fold's process takes where there is nothing left to do."""
+def run_finished(job: FoldJob) -> float:
+    """Run a real fold's process on a finished fold; return the seconds."""
     job.folder.mkdir()
-    write_json(
-        job.folder / "result.json", FoldResult(0, 0, 0.5, {}, 1, 1, 0.0, 0.0, 1, "fp32", "cpu", "", "done").__dict__
-    )
-    began = time.perf_counter()
-    status = start(job).wait()
+    result = FoldResult(0, 0, 0.5, {}, 1, 1, 0.0, 0.0, 1, "fp32", "cpu", "", "done")
+    write_json(job.folder / "result.json", asdict(result))
+    start_time = time.perf_counter()
+    status = start_fold(job).wait()
     assert status == 0, (job.folder / "output.txt").read_text()
-    return time.perf_counter() - began
+    return time.perf_counter() - start_time
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    main(int(words[0]) if words else FOLDS, words[1:] or ["local", "ray"])
+    arguments = sys.argv[1:]
+    main(int(arguments[0]) if arguments else FOLDS, arguments[1:] or ["local", "ray"])

@@ -1,9 +1,10 @@
-"""Resident memory while a large test set goes from pictures to the CSV: it has to be flat after the first hundred.
+"""Resident memory of `submit` on a large test set: it must not grow after the first hundred images.
 
-    python benchmarks/testset.py            # 2,000 pictures of 512×512, two folds of a toy network
+    python benchmarks/testset.py            # 2,000 images of 512×512, two folds of a toy network
     python benchmarks/testset.py --cases 300
 
-Prints the memory after each tenth of the pictures, the largest growth after the first hundred, and the figures of the file.
+The memory after each 10 % of the images, the largest growth after the first hundred, and the size of the file are
+printed.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ model: {target: monai.networks.nets.UNet, args: {spatial_dims: 2, channels: [4, 
 loss: {target: monai.losses.DiceCELoss}
 training: {epochs: 1, steps_per_epoch: 2, batch_size: 2, precision: fp32}
 """
-BOUND = 64.0  # MiB that count as flat: what an allocator keeps or gives back
+MAXIMUM_GROWTH = 64.0  # MiB, the normal variation of an allocator
 
 
-def paint(root: Path, cases: int) -> None:
-    """Writes the competition."""
-    generator = np.random.default_rng(0)
+def write_competition(root: Path, cases: int) -> None:
+    """Write images, masks and YAML files of a competition."""
+    rng = np.random.default_rng(0)
     for part in ("train", "masks", "test"):
         (root / part).mkdir()
     for number in range(cases + 4):
-        noise = cv2.GaussianBlur(generator.normal(size=(512, 512)).astype(np.float32), (0, 0), 12)
+        noise = cv2.GaussianBlur(rng.normal(size=(512, 512)).astype(np.float32), (0, 0), 12)
         blobs = noise > noise.std()
-        picture = np.clip(60 + 90 * blobs + generator.normal(0, 12, blobs.shape), 0, 255).astype(np.uint8)
+        image = np.clip(60 + 90 * blobs + rng.normal(0, 12, blobs.shape), 0, 255).astype(np.uint8)
         part = "train" if number < 4 else "test"
-        cv2.imwrite(str(root / part / f"{part}_{number:05d}.png"), picture)
+        cv2.imwrite(str(root / part / f"{part}_{number:05d}.png"), image)
         if part == "train":
             cv2.imwrite(str(root / "masks" / f"train_{number:05d}.png"), blobs.astype(np.uint8))
     with open(root / "sample.csv", "w", newline="") as stream:
@@ -61,11 +62,10 @@ def paint(root: Path, cases: int) -> None:
     (root / "unet2d.yaml").write_text(EXPERIMENT)
 
 
-def trained() -> Any:
-    """A finished run of two steps a fold: what it predicts means nothing."""
-    from competition.config import load_experiment
-    from competition.training.cv import prepare_run, run_cv
-    from competition.training.runs import open_run
+def train() -> Any:
+    """Return a finished run of two steps per fold; its predictions are arbitrary."""
+    from competition.config.loading import load_experiment
+    from competition.training.cross_validate import open_run, prepare_run, run_cv
 
     run = open_run(load_experiment("unet2d.yaml"), "many-unet2d")
     prepare_run(run, lambda _: None)
@@ -74,33 +74,35 @@ def trained() -> Any:
 
 
 def main() -> int:
+    """Print the memory; return 1 if it grows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=2000)
     cases = parser.parse_args().cases
-    process, seen = psutil.Process(), []
+    process = psutil.Process()
+    memory: list[float] = []
 
-    def watched(rows: Iterator[Any], count: int) -> Iterator[Any]:
+    def record_memory(rows: Iterator[Any], count: int) -> Iterator[Any]:
         for done, row in enumerate(rows):
-            seen.append(process.memory_info().rss / 2**20)
+            memory.append(process.memory_info().rss / 2**20)
             if done % max(1, count // 10) == 0:
-                print(f"{done:6d} pictures: {seen[-1]:7.0f} MiB", flush=True)
+                print(f"{done:6d} images: {memory[-1]:7.0f} MiB", flush=True)
             yield row
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        paint(Path(), cases)
+        write_competition(Path(), cases)
         from competition.submission.submit import submit
 
-        run, began = trained(), time.monotonic()
-        done = submit([run], progress=watched)
+        run, start = train(), time.monotonic()
+        submission = submit([run], progress=record_memory)
         print(
-            f"{cases} pictures in {time.monotonic() - began:.0f} s; {done.verdict.rows} rows, {done.verdict.empty} empty, "
-            f"{done.path.stat().st_size / 2**20:.1f} MiB"
+            f"{cases} images in {time.monotonic() - start:.0f} s; {submission.validation.rows} rows, "
+            f"{submission.validation.empty} empty, {submission.path.stat().st_size / 2**20:.1f} MiB"
         )
         os.chdir("/")
-    growth = max(seen[100:]) - max(seen[:101])
-    print(f"after the first hundred the memory rose by {growth:.1f} MiB (bar {BOUND:.0f})")
-    return 0 if growth < BOUND else 1
+    growth = max(memory[100:]) - max(memory[:101])
+    print(f"growth of memory after the first hundred images: {growth:.1f} MiB (maximum {MAXIMUM_GROWTH:.0f})")
+    return 0 if growth < MAXIMUM_GROWTH else 1
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What tracking costs a 3D epoch: a real fold trains in its own process, and a shipper beside it is switched on and off.
+"""Overhead of tracking per 3D epoch: a real fold trains in its own process, with and without a tracking thread.
 
-    python benchmarks/tracking.py            # some minutes; --pairs 12 for more
-    python benchmarks/tracking.py --steps 4 --pairs 2 --tiny    # whether it works at all
+    python benchmarks/tracking.py            # a few minutes; --pairs 12 for more
+    python benchmarks/tracking.py --steps 4 --pairs 2 --tiny    # quick check that it runs
 
-Epochs come in blocks, with tracking and without, in pairs of changing order. The first epoch of a block is not counted: in it
-the database is opened, or what the block before left is delivered. Those that count have the seconds that the fold itself
-wrote to `metrics.jsonl`; the shipper delivers each line and each picture while the next epoch runs, as in `maskfold cv`, and
-looks at the machine for the system metrics.
+Epochs are grouped into blocks with and without tracking, in pairs of alternating order. The first epoch of a block is
+not counted, since it opens the database or uploads the rest of the previous block. The seconds of the others are
+those that the fold writes to `metrics.jsonl`. As in `maskfold cv`, tracking uploads each line and picture while the
+next epoch runs, and samples the system metrics.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from competition.config import load_experiment
-from competition.data.demo import make_demo
-from competition.tracking.shipper import Shipper
-from competition.training.cv import make_jobs, prepare_run
-from competition.training.runs import CvRun, open_run
+from competition.config.loading import load_experiment
+from competition.datasets.demo import make_demo
+from competition.runs.run import Run
+from competition.tracking.sync import MlflowSync
+from competition.training.cross_validate import make_jobs, open_run, prepare_run
 
 ROOT = Path(__file__).resolve().parents[1]
-BAR = 1.02
+MAXIMUM_RATIO = 1.02
 TINY = [
     "patch.size=[16,16,16]",
     "model.target=monai.networks.nets.BasicUNet",
@@ -39,14 +39,14 @@ TINY = [
 
 def main() -> None:
     """Print the ratio of each pair and their median."""
-    words = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    words.add_argument("--pairs", type=int, default=8)
-    words.add_argument("--steps", type=int, default=30, help="of an epoch; the demo's recipe has 30")
-    words.add_argument("--counted", type=int, default=3, help="epochs of a block that count")
-    words.add_argument("--tiny", action="store_true", help="a toy network, to see whether it works")
-    args = words.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=30, help="steps per epoch; the demo experiment has 30")
+    parser.add_argument("--counted", type=int, default=3, help="counted epochs per block")
+    parser.add_argument("--tiny", action="store_true", help="use a toy network, to check that the benchmark runs")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
         run, fold = start(args.steps, args.tiny)
         try:
             measure(run, fold, args.pairs, args.counted)
@@ -55,8 +55,8 @@ def main() -> None:
             fold.wait()
 
 
-def start(steps: int, tiny: bool) -> tuple[CvRun, subprocess.Popen[bytes]]:
-    """A fold of the 3D demo that trains until it is killed."""
+def start(steps: int, tiny: bool) -> tuple[Run, subprocess.Popen[bytes]]:
+    """Start a fold of the 3D demo that trains until it is killed."""
     make_demo("3d", Path("data"), seed=0, cases=8, test_cases=1)
     exp = load_experiment(
         ROOT / "experiments" / "demo3d" / "unet3d.yaml",
@@ -84,24 +84,24 @@ def start(steps: int, tiny: bool) -> tuple[CvRun, subprocess.Popen[bytes]]:
     )
 
 
-def measure(run: CvRun, fold: subprocess.Popen[bytes], pairs: int, counted: int) -> None:
-    """Blocks in pairs; the order changes from pair to pair."""
-    journal = run.member_folder(0, 0) / "metrics.jsonl"
-    with Shipper(run.folder, run.exp):  # MLflow is imported and its database made before anything is measured
-        epochs(journal, fold, 2)
+def measure(run: Run, fold: subprocess.Popen[bytes], pairs: int, counted: int) -> None:
+    """Time blocks in pairs of alternating order."""
+    metrics_file = run.member_folder(0, 0) / "metrics.jsonl"
+    with MlflowSync(run.folder, run.exp):  # warm-up: import MLflow and create its database
+        epochs(metrics_file, fold, 2)
     ratios, shares = [], []
     for pair in range(pairs):
         seconds: dict[bool, float] = {}
         for tracked in (True, False) if pair % 2 == 0 else (False, True):
             if tracked:
-                with Shipper(run.folder, run.exp):
-                    epochs(journal, fold, 1)
+                with MlflowSync(run.folder, run.exp):
+                    epochs(metrics_file, fold, 1)
                     before = time.process_time()
-                    seconds[True] = statistics.mean(epochs(journal, fold, counted))
+                    seconds[True] = statistics.mean(epochs(metrics_file, fold, counted))
                     shares.append((time.process_time() - before) / (counted * seconds[True]))
             else:
-                epochs(journal, fold, 1)
-                seconds[False] = statistics.mean(epochs(journal, fold, counted))
+                epochs(metrics_file, fold, 1)
+                seconds[False] = statistics.mean(epochs(metrics_file, fold, counted))
         ratios.append(seconds[True] / seconds[False])
         print(
             f"pair {pair + 1}: {seconds[True]:.2f} s with tracking, {seconds[False]:.2f} s without: {ratios[-1]:.4f}",
@@ -110,33 +110,33 @@ def measure(run: CvRun, fold: subprocess.Popen[bytes], pairs: int, counted: int)
     ratio = statistics.median(ratios)
     spread = f"{min(ratios):.4f} to {max(ratios):.4f}"
     print(
-        f"median of {pairs} pairs {ratio:.4f} ({spread}); the shipper's own processor time is "
+        f"median of {pairs} pairs {ratio:.4f} ({spread}); the CPU time of tracking is "
         f"{100 * statistics.median(shares):.2f} % of one core"
     )
-    print(f"bar {BAR}: {'held' if ratio <= BAR else 'missed'}")
+    print(f"maximum {MAXIMUM_RATIO}: {'met' if ratio <= MAXIMUM_RATIO else 'missed'}")
 
 
-def epochs(journal: Path, fold: subprocess.Popen[bytes], count: int) -> list[float]:
-    """Wait for the epochs that end from now on, of which the first began before; seconds of each."""
-    known = len(lines(journal))
-    size = written(journal)
-    while len(lines(journal)) < known + count:
-        while written(journal) == size:  # a look that costs nothing: it is no part of tracking
+def epochs(metrics_file: Path, fold: subprocess.Popen[bytes], count: int) -> list[float]:
+    """Wait until `count` more epochs end, the first of which is already running; return the seconds of each."""
+    known = len(lines(metrics_file))
+    size = file_size(metrics_file)
+    while len(lines(metrics_file)) < known + count:
+        while file_size(metrics_file) == size:  # the file's size is polled, which takes almost no time
             if fold.poll() is not None:
-                sys.exit(f"the fold ended with status {fold.returncode}; see {journal.parent / 'log.txt'}")
+                sys.exit(f"the fold exited with status {fold.returncode}; see {metrics_file.parent / 'log.txt'}")
             time.sleep(0.05)
-        size = written(journal)
-    return [float(line["metrics"]["time/epoch_seconds"]) for line in lines(journal)[known : known + count]]
+        size = file_size(metrics_file)
+    return [float(line["metrics"]["time/epoch_seconds"]) for line in lines(metrics_file)[known : known + count]]
 
 
-def written(journal: Path) -> int:
-    """Bytes of a journal."""
-    return journal.stat().st_size if journal.exists() else 0
+def file_size(metrics_file: Path) -> int:
+    """Return the size of a metrics file in bytes."""
+    return metrics_file.stat().st_size if metrics_file.exists() else 0
 
 
-def lines(journal: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal."""
-    text = journal.read_text() if journal.exists() else ""
+def lines(metrics_file: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a metrics file."""
+    text = metrics_file.read_text() if metrics_file.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 

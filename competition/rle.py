@@ -1,4 +1,4 @@
-"""Run lengths: a mask as text and back, for loading a host's table and for writing one.
+"""Run-length encoding (RLE) of masks as text, and decoding, for tables of Kaggle and other hosts.
 
 A mask is flattened in the format's order; each run of foreground becomes two numbers, its start and its length:
 
@@ -9,42 +9,50 @@ A mask is flattened in the format's order; each run of foreground becomes two nu
     array([[0, 1],
            [1, 1]])
 
-How it is fast: the mask is never transposed. Changes are found between neighbours along the slow axis of memory, where
-NumPy compares long rows at once, and only the few positions of changes are brought into the format's order.
+For speed, the mask is never transposed: changes are found between neighbours along the slow axis of memory, where
+NumPy compares long rows at once, and only the few positions of changes are converted to the format's order.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from competition import rle_text
-from competition.rle_text import Numbers, RleError
+from competition.errors import MaskfoldError
 
-__all__ = ["RleError", "RleFormat", "decode", "decode_labels", "encode", "encode_labels"]
-
+IntArray = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+_BLOCK = 1 << 16  # pairs formatted at a time
+_CHUNK = 1 << 20  # values compared at a time, few enough for a core's cache
 
-_CHUNK = 1 << 20  # values compared at a time: small enough for a core's cache
+
+class RleError(MaskfoldError):
+    """Invalid RLE: a text that is not a mask of this shape and format, or an array that is not a mask."""
 
 
 @dataclass(frozen=True)
 class RleFormat:
-    """How one competition writes run lengths.
+    """RLE format of a competition.
 
     Attributes:
-        order: `column` runs down the first axis first (Fortran order, most of Kaggle), `row` along the last axis first.
-            Over a volume (X, Y, Z): `column` is X fastest, `row` is Z fastest.
-        base: the number of the first pixel.
-        relative: each start is counted from the end of the run before it, the first from pixel 0 (SIIM-ACR); `base`
-            then plays no part.
+        order: `column` varies the first axis fastest (Fortran order, most of Kaggle), `row` the last axis.
+            In a volume (X, Y, Z): X with `column`, Z with `row`.
+        base: index of the first pixel.
+        relative: each start is counted from the end of the previous run, the first from pixel 0 (SIIM-ACR); `base`
+            is then ignored.
         empty: the text of a mask without foreground, such as `-1` or `1 0`.
-        container: `pairs` are numbers between spaces; `coco` is pycocotools' compressed counts; `coco_zlib` the same,
-            zlib-compressed, in base64 (HuBMAP); `json` one list such as `[1, 3, 10, 5]` per object, joined by `;`.
+        container: `pairs` are numbers separated by spaces; `coco` is pycocotools' compressed counts; `coco_zlib` the
+            same, zlib-compressed, in base64 (HuBMAP); `json` one list such as `[1, 3, 10, 5]` per object, joined by
+            `;`.
     """
 
     order: Literal["row", "column"] = "column"
@@ -61,54 +69,59 @@ class RleFormat:
         ):
             if getattr(self, key) not in known:
                 raise RleError(
-                    f"The format's {key} is {getattr(self, key)!r}.", f"Use {' or '.join(map(repr, known))}.", status=2
+                    f"RLE format, {key}: found {getattr(self, key)!r}, expected {' or '.join(map(repr, known))}.",
+                    f"Correct `{key}` of the RLE format.",
+                    status=2,
                 )
         if self.container.startswith("coco") and (self.order != "column" or self.relative):
             raise RleError(
-                f"COCO run lengths are column by column and absolute, but the format says {self}.",
+                f"RLE format, container {self.container}: found {self}, expected order='column' and relative=False.",
                 "Set `order: column` and `relative: false`.",
                 status=2,
             )
 
 
+# Masks and label images
+
+
 def encode(mask: NDArray[Any], fmt: RleFormat = RleFormat()) -> str:
-    """Writes one mask.
+    """Encode a mask.
 
     Args:
-        mask: any shape and memory order; bool or integers, where anything but 0 is foreground.
+        mask: any shape and memory order; bool or integers, where all values but 0 are foreground.
         fmt: the format.
 
     Returns:
         The text; `fmt.empty` for a mask without foreground.
 
     Raises:
-        RleError: the array holds fractions, so that it is not a mask yet.
+        RleError: the array is not bool or integer.
     """
     mask = _as_mask(mask)
-    edges = _changes(mask if fmt.order == "column" else mask.T)
+    edges = _change_positions(mask if fmt.order == "column" else mask.T)
     if len(edges) % 2:  # the last run reaches the last pixel
         edges = np.append(edges, mask.size)
-    return _write(edges[::2], edges[1::2], mask.size, fmt)
+    return _runs_to_text(edges[::2], edges[1::2], mask.size, fmt)
 
 
 def decode(text: str, shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True) -> Mask:
-    """Reads one mask.
+    """Decode a mask.
 
     Args:
-        text: what `encode` or a host wrote. `fmt.empty` and a text without any word are a mask without foreground.
+        text: from `encode` or a host. `fmt.empty` and blank text are a mask without foreground.
         shape: the shape of the mask.
         fmt: the format.
-        strict: False is for tables whose own host broke the rules: runs in any order are united, runs of no length are
-            skipped, and runs are clipped at the end.
+        strict: False accepts tables that break the rules: unsorted or overlapping runs are merged, runs of length 0
+            are skipped, and runs are clipped at the end of the mask.
 
     Returns:
-        bool array of `shape`, in Fortran memory order when `fmt.order` is `column`.
+        bool array of `shape`, in Fortran memory order if `fmt.order` is `column`.
 
     Raises:
-        RleError: says which word of the text breaks which rule; words are counted from 1.
+        RleError: the text breaks a rule; the message names the value, counted from 1.
     """
     size = int(np.prod(shape, dtype=np.int64))
-    starts, ends = _read(text, size, fmt, strict)
+    starts, ends = _text_to_runs(text, size, fmt, strict)
     edges = np.empty(2 * len(starts) + 1, np.int64)
     edges[0:-1:2], edges[1:-1:2], edges[-1] = starts, ends, size
     flat = np.repeat(np.arange(len(edges)) % 2 == 1, np.diff(edges, prepend=0))
@@ -116,35 +129,35 @@ def decode(text: str, shape: Sequence[int], fmt: RleFormat = RleFormat(), strict
 
 
 def encode_labels(labels: NDArray[Any], fmt: RleFormat = RleFormat()) -> dict[int, str]:
-    """Writes every object of a label image in one pass.
+    """Encode every object of a label image in one pass.
 
     Args:
         labels: integers of any shape, 0 for background.
         fmt: the format.
 
     Returns:
-        One text per object, by its label, in rising order of labels.
+        One text per object by its label, in ascending order of labels.
     """
     if labels.dtype.kind not in "bui":
-        raise RleError(f"The labels are {labels.dtype} and not whole numbers.", "Convert them with `astype`.")
-    flowing = labels if fmt.order == "column" else labels.T
-    starts = _changes(flowing)
+        raise RleError(f"RLE of labels: found {labels.dtype}, expected integers.", "Convert the labels with `astype`.")
+    ordered = labels if fmt.order == "column" else labels.T
+    starts = _change_positions(ordered)
     ends = np.append(starts[1:], labels.size)
-    names = flowing[np.unravel_index(starts, flowing.shape, order="F")] if len(starts) else starts
-    order = np.argsort(names, kind="stable")
-    found, first = np.unique(names[order], return_index=True)
-    parts = np.split(order, first[1:]) if len(found) else []
+    run_labels = ordered[np.unravel_index(starts, ordered.shape, order="F")] if len(starts) else starts
+    order = np.argsort(run_labels, kind="stable")
+    unique_labels, first = np.unique(run_labels[order], return_index=True)
+    parts = np.split(order, first[1:]) if len(unique_labels) else []
     return {
-        int(name): _write(starts[part], ends[part], labels.size, fmt)
-        for name, part in zip(found, parts, strict=True)
-        if name != 0
+        int(label): _runs_to_text(starts[part], ends[part], labels.size, fmt)
+        for label, part in zip(unique_labels, parts, strict=True)
+        if label != 0
     }
 
 
 def decode_labels(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True
 ) -> NDArray[np.int32]:
-    """Reads the objects of one image.
+    """Decode the objects of an image.
 
     Args:
         texts: one text per object.
@@ -153,140 +166,319 @@ def decode_labels(
         strict: as in `decode`.
 
     Returns:
-        int32 array of `shape`: 1 for the first text's object, 2 for the second's; a later object covers an earlier one.
+        int32 array of `shape`: 1 for the object of the first text, 2 for that of the second; later objects overwrite
+        earlier ones.
     """
     flat = np.zeros(int(np.prod(shape, dtype=np.int64)), np.int32)
-    for name, text in enumerate(texts, start=1):
-        for start, end in zip(*(edge.tolist() for edge in _read(text, flat.size, fmt, strict)), strict=True):
-            flat[start:end] = name
+    for label, text in enumerate(texts, start=1):
+        starts, ends = _text_to_runs(text, flat.size, fmt, strict)
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            flat[start:end] = label
     return flat.reshape(shape, order="F" if fmt.order == "column" else "C")
 
 
 def _as_mask(mask: NDArray[Any]) -> NDArray[np.uint8]:
-    """The mask as uint8 0 and 1, without a copy where it is bool already."""
+    """Return the mask as uint8 0 and 1, without a copy if it is bool."""
     mask = np.asarray(mask)
     if mask.dtype.kind not in "bui":
         raise RleError(
-            f"The mask is {mask.dtype}, which may hold fractions.",
-            "Make a mask of it first, for example `probabilities > 0.5`.",
+            f"RLE of a mask: found {mask.dtype}, expected bool or integers.",
+            "Convert it to a mask first, for example `probabilities > 0.5`.",
         )
     return (mask if mask.dtype == np.bool_ else mask != 0).view(np.uint8)
 
 
-def _changes(values: NDArray[Any]) -> Numbers:
-    """Positions in Fortran order, rising, whose value is not that of the position before (0 before the first)."""
+def _change_positions(values: NDArray[Any]) -> IntArray:
+    """Return the sorted Fortran-order positions whose value differs from the previous one (0 before the first)."""
     if values.size == 0:
         return np.empty(0, np.int64)
     if values.flags.f_contiguous:
         values = values.ravel(order="F")[:, None]  # a view
     values = np.ascontiguousarray(values)
-    slow, rest = values.shape[0], values.shape[1:]
-    rows = values.reshape(slow, -1)
+    length, other_axes = values.shape[0], values.shape[1:]  # axis 0 is slow in memory and fast in Fortran order
+    rows = values.reshape(length, -1)
     width = rows.shape[1]
     step = max(1, _CHUNK // width)
-    differs = np.empty((min(step, slow), width), np.bool_)
-    found = []
-    for low in range(0, slow - 1, step):
-        high = min(low + step, slow - 1)
+    differs = np.empty((min(step, length), width), np.bool_)
+    chunks = []
+    for low in range(0, length - 1, step):
+        high = min(low + step, length - 1)
         part = np.not_equal(rows[low + 1 : high + 1], rows[low:high], out=differs[: high - low])
-        found.append(np.flatnonzero(part) + (low + 1) * width)
-    # From one end of the slow axis to the beginning of the next line.
+        chunks.append(np.flatnonzero(part) + (low + 1) * width)
+    # Changes between the end of a line along axis 0 and the beginning of the next line.
     line_begins, line_ends = values[0].ravel(order="F"), values[-1].ravel(order="F")
     borders = np.flatnonzero(line_begins[1:] != line_ends[:-1]) + 1
     first = np.zeros(int(line_begins[0] != 0), np.int64)
     if width == 1:
-        return np.concatenate([first, *found])
-    memory = np.concatenate(found) if found else np.empty(0, np.int64)
-    along = memory // width
-    line = memory - along * width
-    if len(rest) > 1:
-        line = np.ravel_multi_index(np.unravel_index(line, rest), rest, order="F")
-    positions = np.concatenate([first, borders * slow, along + line * slow])
+        return np.concatenate([first, *chunks])
+    memory_positions = np.concatenate(chunks) if chunks else np.empty(0, np.int64)
+    index = memory_positions // width
+    line = memory_positions - index * width
+    if len(other_axes) > 1:
+        line = np.ravel_multi_index(np.unravel_index(line, other_axes), other_axes, order="F")
+    positions = np.concatenate([first, borders * length, index + line * length])
     positions.sort()
     return positions
 
 
-def _write(starts: Numbers, ends: Numbers, size: int, fmt: RleFormat) -> str:
-    """Text of runs `starts[i]:ends[i]`, positions in the format's order from 0."""
+# Runs and text
+
+
+def _runs_to_text(starts: IntArray, ends: IntArray, size: int, fmt: RleFormat) -> str:
+    """Return the text of runs `starts[i]:ends[i]`, 0-based positions in the format's order."""
     if len(starts) == 0 and (fmt.empty or not fmt.container.startswith("coco")):
         return fmt.empty
     if fmt.container.startswith("coco"):
-        text = rle_text.counts_to_text(starts, ends, size)
-        return rle_text.pack(text) if fmt.container == "coco_zlib" else text
+        text = format_counts(starts, ends, size)
+        return compress_counts(text) if fmt.container == "coco_zlib" else text
     pairs = np.empty((len(starts), 2), np.int64)
     np.subtract(starts, np.append(0, ends[:-1]) if fmt.relative else -fmt.base, out=pairs[:, 0])
     np.subtract(ends, starts, out=pairs[:, 1])
-    text = rle_text.pairs_to_text(pairs)
+    text = format_pairs(pairs)
     return f"[{text.replace(' ', ', ')}]" if fmt.container == "json" else text
 
 
-def _read(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[Numbers, Numbers]:
-    """Runs `starts[i]:ends[i]` of a text: sorted, apart, within `size`."""
-    nothing = np.empty(0, np.int64)
+def _text_to_runs(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[IntArray, IntArray]:
+    """Parse a text to runs `starts[i]:ends[i]`: sorted, not overlapping, within `size`."""
+    empty = np.empty(0, np.int64)
     if not isinstance(text, str):
         raise RleError(
-            f"The run lengths are {text!r} and not a text.",
+            f"RLE: found {text!r}, expected text.",
             "Read the table with pandas.read_csv(…, keep_default_na=False): an empty cell is an empty mask.",
         )
     text = text.strip()
     if text in ("", fmt.empty.strip()):
-        return nothing, nothing
+        return empty, empty
     if fmt.container.startswith("coco"):
-        packed = fmt.container == "coco_zlib"
-        return rle_text.text_to_runs(rle_text.unpack(text, size) if packed else text, size, strict)
+        compressed = fmt.container == "coco_zlib"
+        return parse_counts(decompress_counts(text, size) if compressed else text, size, strict)
     if fmt.container == "pairs":
-        return _runs(rle_text.text_to_numbers(text), size, fmt, strict)
+        return _pairs_to_runs(parse_numbers(text), size, fmt, strict)
     lists = [
-        _runs(numbers, size, fmt, strict, f"list {at}") for at, numbers in enumerate(rle_text.json_lists(text), start=1)
+        _pairs_to_runs(numbers, size, fmt, strict, f"RLE list {index}")
+        for index, numbers in enumerate(parse_json_lists(text), start=1)
     ]
-    return lists[0] if len(lists) == 1 else _united(*(np.concatenate(edges) for edges in zip(*lists, strict=True)))
+    if len(lists) == 1:
+        return lists[0]
+    starts, ends = zip(*lists, strict=True)
+    return _merge_runs(np.concatenate(starts), np.concatenate(ends))
 
 
-def _runs(
-    numbers: Numbers, size: int, fmt: RleFormat, strict: bool, place: str = "the run lengths"
-) -> tuple[Numbers, Numbers]:
-    """Checks the pairs of one object, numbers of `place`, and turns them into runs."""
+def _pairs_to_runs(
+    numbers: IntArray, size: int, fmt: RleFormat, strict: bool, where: str = "RLE"
+) -> tuple[IntArray, IntArray]:
+    """Check the pairs of one object and convert them to runs; errors begin with `where`."""
     if len(numbers) % 2:
         raise RleError(
-            f"An odd number of words, {len(numbers)}, is in {place}; word {len(numbers)} ({numbers[-1]}) is "
+            f"{where}: found {len(numbers)} values, expected an even number; value {len(numbers)} ({numbers[-1]}) is "
             "a start without a length.",
             "Write start and length of every run, or set `empty` of the format.",
         )
 
-    def refuse(broken: Mask, first: int, rule: str, cure: str) -> None:
-        """`broken[i]` is about word `first + 2 * i`, counted from 1."""
-        if broken.any():
-            word = first + 2 * int(broken.argmax())
-            raise RleError(f"Word {word} of {place} ({numbers[word - 1]}) is {rule}.", cure)
+    def check(invalid: Mask, first: int, expected: str, hint: str) -> None:
+        """Raise if any item of `invalid` is true; item i belongs to value `first + 2 * i`, counted from 1."""
+        if invalid.any():
+            index = first + 2 * int(invalid.argmax())
+            raise RleError(f"{where}, value {index}: found {numbers[index - 1]}, expected {expected}.", hint)
 
-    given, lengths = numbers[::2], numbers[1::2]
+    raw_starts, lengths = numbers[::2], numbers[1::2]
     base = 0 if fmt.relative else fmt.base
-    refuse(given < base, 1, f"a start below {base}", "Check `base` and `relative` of the format.")
-    refuse(lengths < 0, 2, "a negative length", "Lengths are 1 or more.")
+    check(raw_starts < base, 1, f"a start of at least {base}", "Check `base` and `relative` of the format.")
+    check(lengths < 0, 2, "a length of at least 1", "Check `relative` and `container` of the format.")
     if fmt.relative:
-        edges = np.cumsum(np.minimum(numbers, size + 1))  # clipped first, or sums of huge numbers would wrap around
+        edges = np.cumsum(np.minimum(numbers, size + 1))  # clipped, since sums of huge numbers would overflow
         starts, ends = edges[::2], edges[1::2]
     else:
-        starts = given - base
+        starts = raw_starts - base
         ends = np.minimum(starts, size) + np.minimum(lengths, size + 1)
     if not strict:
-        return _united(np.minimum(starts, size), np.minimum(ends, size))
-    end = f"past the end of the mask, which has {size} pixels"
-    refuse(lengths == 0, 2, "a length of zero", "Leave out runs without pixels.")
-    refuse(starts >= size, 1, f"a start {end}", "Check the shape (height and width swapped?) and `base` of the format.")
-    refuse(ends > size, 2, f"a length that runs {end}", "Check the shape and `base` of the format.")
+        return _merge_runs(np.minimum(starts, size), np.minimum(ends, size))
+    check(lengths == 0, 2, "a length of at least 1", "Remove runs without pixels.")
+    swapped = "Check the shape (height and width swapped?) and `base` of the format."
+    check(starts >= size, 1, f"a start within the mask of {size} pixels", swapped)
+    check(ends > size, 2, f"a run within the mask of {size} pixels", "Check the shape and `base` of the format.")
     if not fmt.relative:
-        refuse(starts[1:] < starts[:-1], 3, "a start before that of the run before it", "Sort the runs by their start.")
-        refuse(starts[1:] < ends[:-1], 3, "a start inside the run before it", "Unite overlapping runs.")
+        check(starts[1:] < starts[:-1], 3, "a start after that of the previous run", "Sort the runs by their start.")
+        check(starts[1:] < ends[:-1], 3, "a start after the end of the previous run", "Merge overlapping runs.")
     return starts, ends
 
 
-def _united(starts: Numbers, ends: Numbers) -> tuple[Numbers, Numbers]:
-    """Sorts runs and unites those that overlap or touch; runs of no length are dropped."""
+def _merge_runs(starts: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
+    """Sort runs, merge those that overlap or touch, and drop runs of length 0."""
     kept = ends > starts
     order = np.argsort(starts[kept], kind="stable")
     starts, ends = starts[kept][order], ends[kept][order]
-    reach = np.maximum.accumulate(ends)
-    opens = np.append(True, starts[1:] > reach[:-1])[: len(starts)]
-    closes = np.append(opens[1:], True)[: len(starts)]
-    return starts[opens], reach[closes]
+    max_ends = np.maximum.accumulate(ends)
+    is_first = np.append(True, starts[1:] > max_ends[:-1])[: len(starts)]  # of a merged run
+    is_last = np.append(is_first[1:], True)[: len(starts)]
+    return starts[is_first], max_ends[is_last]
+
+
+# Container `pairs`: numbers separated by spaces
+
+
+def parse_numbers(text: str) -> IntArray:
+    """Parse whole numbers separated by white space."""
+    unusual = text.encode("utf-8", "replace").translate(None, b"0123456789 ")
+    if unusual:  # a sign, other white space, or an invalid value
+        values = text.split()
+        for index, value in enumerate(values, start=1):
+            digits = value.removeprefix("-")
+            if not (digits.isascii() and digits.isdigit()):
+                raise RleError(
+                    f"RLE, value {index}: found {value[:40]}, expected a whole number.",
+                    "Write whole numbers separated by single spaces, or set `empty` to the text of an empty mask.",
+                )
+        text = " ".join(values)
+    return np.fromstring(text, dtype=np.int64, sep=" ")
+
+
+def format_pairs(pairs: IntArray) -> str:
+    """Format [[1, 2], [3, 4]] as `1 2 3 4`; numbers are not negative, and only the first may be 0."""
+    if len(pairs) < 64:  # the tables are faster for longer texts only
+        return " ".join(map(str, pairs.ravel().tolist()))
+    return " ".join(_block_to_text(pairs[low : low + _BLOCK]) for low in range(0, len(pairs), _BLOCK))
+
+
+def _block_to_text(pairs: IntArray) -> str:
+    """Format pairs: look up 4-byte texts in tables column by column, then remove NUL bytes."""
+    columns: list[NDArray[np.uint32]] = []
+    for numbers in (pairs[:, 1], pairs[:, 0]):  # from the last column to the first
+        rest = numbers // 1000  # NumPy divides by a constant much faster than it computes divmod
+        columns.append(_digits(3, " ")[numbers - 1000 * rest + 1000 * (rest > 0)])
+        while rest.any():
+            numbers, rest = rest, rest // 10_000
+            columns.append(_digits(4, "")[numbers - 10_000 * rest + 10_000 * (rest > 0)])
+    text = np.stack(columns[::-1], axis=1).tobytes().translate(None, b"\0").decode("ascii")
+    return ("0" if pairs[0, 0] == 0 else "") + text[:-1]
+
+
+@cache
+def _digits(count: int, tail: str) -> NDArray[np.uint32]:
+    """Return 2 · 10**count texts of 4 bytes: numbers without, then with leading zeros, each followed by `tail`.
+
+    Missing leading zeros are NUL bytes; in the first entry, so is the whole number.
+    """
+    without_zeros = ["" if number == 0 else str(number) for number in range(10**count)]
+    with_zeros = [f"{number:0{count}d}" for number in range(10**count)]
+    text = "".join(digits.rjust(count, "\0") + tail for digits in without_zeros + with_zeros)
+    return np.frombuffer(text.encode("ascii"), np.uint32)
+
+
+# Containers `coco` and `coco_zlib`: pycocotools' compressed counts
+
+
+def format_counts(starts: IntArray, ends: IntArray, size: int) -> str:
+    """Format runs `starts[i]:ends[i]` of `size` pixels as COCO's compressed counts.
+
+    The counts are alternating lengths of background and foreground. From the fourth on, each is stored as its
+    difference to the count two positions before, in groups of five bits, lowest first, one character per group
+    (`rleToString` in https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c).
+    """
+    edges = np.empty(2 * len(starts) + 1, np.int64)
+    edges[0:-1:2], edges[1:-1:2], edges[-1] = starts, ends, size
+    counts = np.diff(edges, prepend=0)
+    if len(counts) > 1 and counts[-1] == 0:  # the last run reaches the last pixel
+        counts = counts[:-1]
+    remaining = counts.copy()
+    remaining[3:] -= counts[1:-2]
+    groups: list[NDArray[np.uint8]] = []
+    more = np.ones(len(remaining), np.bool_)
+    while more.any():
+        bits = remaining & 31
+        remaining >>= 5
+        has_group, more = more, more & (remaining != np.where(bits & 16, -1, 0))
+        groups.append(np.where(has_group, bits + 32 * more + 48, 0).astype(np.uint8))
+    return np.stack(groups, axis=1).tobytes().translate(None, b"\0").decode("ascii")
+
+
+def parse_counts(text: str, size: int, strict: bool) -> tuple[IntArray, IntArray]:
+    """Parse COCO's compressed counts to runs `starts[i]:ends[i]`.
+
+    Raises:
+        RleError: a character is invalid, the text is truncated, or the sum of the counts is not `size`.
+    """
+    codes = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - 48
+    invalid = (codes < 0) | (codes > 63)
+    if invalid.any():
+        raise RleError(
+            f"COCO counts, character {int(invalid.argmax()) + 1}: expected one from 0 to o.",
+            "Check `container` of the format.",
+        )
+    last = (codes & 32) == 0
+    if not last[-1]:
+        raise RleError("COCO counts: the last number is incomplete.", "Check whether the text is truncated.")
+    ends = np.flatnonzero(last)
+    begins = np.append(0, ends[:-1] + 1)
+    shift = 5 * (np.arange(len(codes)) - np.repeat(begins, ends - begins + 1))
+    if shift.max() > 50:
+        raise RleError("COCO counts: found a number of more than 50 bits.", "Check `container` of the format.")
+    counts = np.add.reduceat((codes & 31) << shift, begins)
+    counts -= np.where(codes[ends] & 16, np.int64(32) << shift[ends], 0)  # the sign
+    for first in (1, 2):  # from the fourth on, counts are differences to the count two positions before
+        counts[first::2] = np.cumsum(counts[first::2])
+    if (counts < 0).any():
+        index = int((counts < 0).argmax())
+        raise RleError(
+            f"COCO counts, count {index + 1}: found {counts[index]}, expected at least 0.",
+            "Check `container` of the format.",
+        )
+    edges = np.cumsum(np.minimum(counts, size + 1))
+    if strict and edges[-1] != size:
+        raise RleError(
+            f"COCO counts: found a sum of {edges[-1]} pixels, expected {size}.", "Check the shape of the mask."
+        )
+    edges = np.minimum(edges, size)
+    edges = edges if len(edges) % 2 == 0 else edges[:-1]
+    kept = edges[1::2] > edges[::2]
+    return edges[::2][kept], edges[1::2][kept]
+
+
+def compress_counts(text: str) -> str:
+    """Compress COCO counts by zlib and base64, as the HuBMAP vasculature competition requires."""
+    return base64.b64encode(zlib.compress(text.encode("ascii"), zlib.Z_BEST_COMPRESSION)).decode("ascii")
+
+
+def decompress_counts(text: str, size: int) -> str:
+    """Invert `compress_counts`."""
+    limit = 11 * (size + 2)  # a pixel needs at most 11 characters; more would be a decompression bomb
+    try:
+        raw = base64.b64decode(text, validate=True)
+        counts = zlib.decompressobj().decompress(raw, limit + 1)
+        if len(counts) > limit:
+            raise RleError(
+                f"COCO counts: found more than {limit} characters, the maximum for {size} pixels.",
+                "Check the shape of the mask.",
+            )
+        return counts.decode("ascii")
+    except (binascii.Error, zlib.error, UnicodeError, ValueError) as error:
+        raise RleError(
+            f"RLE: expected base64 of zlib of COCO counts ({error}).", "Check `container` of the format."
+        ) from error
+
+
+# Container `json`
+
+
+def parse_json_lists(text: str) -> list[IntArray]:
+    """Parse lists such as `[1, 3, 10, 5];[20, 2]`."""
+    lists = []
+    for index, part in enumerate(text.split(";"), start=1):
+        try:
+            numbers = json.loads(part)
+        except ValueError as error:
+            raise RleError(
+                f"RLE list {index}: found {part[:40]}, expected JSON.",
+                "Write each object as `[start, length, …]`, with `;` between objects.",
+            ) from error
+        if isinstance(numbers, list):
+            invalid = [value for value in numbers if type(value) is not int or abs(value) > 2**62]
+        else:
+            invalid = [part]
+        if invalid:
+            raise RleError(
+                f"RLE list {index}: found {str(invalid[0])[:40]}, expected a whole number.",
+                "Write each object as `[start, length, …]`.",
+            )
+        lists.append(np.array(numbers, np.int64))
+    return lists

@@ -19,7 +19,7 @@ SHARED = ROOT.parent / "shared" / "data"
 @pytest.fixture(scope="session")
 def demo2d(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 2D demo competition of 10 training and 3 test pictures."""
-    from competition.data.demo import make_demo
+    from competition.datasets.demo import make_demo
 
     folder = tmp_path_factory.mktemp("demo") / "demo2d"
     make_demo("2d", folder, seed=3, cases=10, test_cases=3)
@@ -29,7 +29,7 @@ def demo2d(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def demo3d(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 3D demo competition of 6 training and 2 test volumes."""
-    from competition.data.demo import make_demo
+    from competition.datasets.demo import make_demo
 
     folder = tmp_path_factory.mktemp("demo") / "demo3d"
     make_demo("3d", folder, seed=3, cases=6, test_cases=2)
@@ -53,7 +53,7 @@ TINY = {
 @pytest.fixture
 def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
     """`tiny(2, "training.epochs=2")`: the shipped demo experiment with a toy network, two folds, fp32."""
-    from competition.config import load_experiment
+    from competition.config.loading import load_experiment
 
     def make(dimensions: int, *overrides: str) -> Any:
         root = demo2d if dimensions == 2 else demo3d
@@ -77,3 +77,6 @@ def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
         )
 
     return make
+
+
+from tests.finished_runs import finished, nuclei  # noqa: E402, F401 (fixtures; they import this file's constants)

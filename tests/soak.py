@@ -1,10 +1,10 @@
-"""An afternoon of a nervous user: cross-validations, submissions and studies, killed at random, again and again, in one folder.
+"""An afternoon of a nervous user: cross-validations, submissions and studies in one folder, killed at random.
 
-    python -m tests.soak --minutes 45                  # a line for each piece of work, figures at the end; not a test of pytest
+    python -m tests.soak --minutes 45   # a line for each piece of work, figures at the end; not a test of pytest
 
-Each piece of work is the real command line. It is killed by the clock (SIGKILL of the command, or of everything; SIGTERM;
-Ctrl-C) as often as is drawn, typed again until it ends, and looked at: its exit status, what it left behind, what MLflow says
-of it, its CSV, and now and then whether an undisturbed run in another folder has the same weights.
+Each piece of work is the real command line. It is killed at random times (SIGKILL of the command, or of everything;
+SIGTERM; Ctrl-C), run again until it ends, and checked: its exit status, files, MLflow runs, CSV, and now and then
+whether an undisturbed run in another folder has the same weights.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Soak:
     """The folder, and what is done in it."""
 
     def __init__(self, root: Path, seed: int) -> None:
-        from competition.data.demo import make_demo
+        from competition.datasets.demo import make_demo
 
         self.root, self.draw = root, random.Random(seed)
         self.data = root / "demo2d"
@@ -88,7 +88,8 @@ class Soak:
             return Work(
                 kind, ["submit", self.draw.choice(self.trained), f"competition.root={self.data}", "-o", f"{number}.csv"]
             )
-        study = "study={trials: 3, sampler: tpe, pruner: none, space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}"
+        space = "{optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}"
+        study = f"study={{trials: 3, sampler: tpe, pruner: none, space: {space}}}"
         return Work(kind, ["study", *self.words(number), study, "folds.run=[0]"])
 
     def do(self, work: Work) -> None:
@@ -243,7 +244,8 @@ def main() -> int:
             work = soak.next()
             soak.do(work)
             print(
-                f"{len(soak.done):3d} {work.kind:6} {work.seconds:5.0f} s {work.peak / MIB:5.0f} MiB  killed by {work.kills or 'nobody'}"
+                f"{len(soak.done):3d} {work.kind:6} {work.seconds:5.0f} s {work.peak / MIB:5.0f} MiB  "
+                f"killed by {work.kills or 'nobody'}"
                 f"{''.join(f'{chr(10)}    WRONG {wrong}' for wrong in work.wrong)}",
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""The run-length codec: exact texts by hand, round trips of anything, and every rule that a text can break."""
+"""RLE: exact texts by hand, round trips of random masks, and every rule that a text can break."""
 
 import csv
 import struct
@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
 from competition import rle
-from competition.config.errors import MaskfoldError
+from competition.errors import MaskfoldError
 from competition.rle import RleError, RleFormat, decode, decode_labels, encode, encode_labels
 
 NUCLEI = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "nuclei"
@@ -46,7 +46,7 @@ masks = hnp.arrays(np.bool_, shapes) | hnp.arrays(np.bool_, shapes, elements=st.
 
 @settings(max_examples=300, deadline=None)
 @given(masks, st.sampled_from(FORMATS), st.sampled_from(sorted(LAYOUTS)))
-def test_any_mask_comes_back_from_any_format(mask, fmt, layout):
+def test_round_trip_of_any_mask_in_any_format(mask, fmt, layout):
     laid = LAYOUTS[layout](mask)
     text = encode(laid, fmt)
     for strict in (True, False):
@@ -144,34 +144,34 @@ def test_anything_but_zero_is_foreground(dtype):
     assert encode(np.array([[0, 255], [255, 0]], np.uint8), RleFormat()) == "2 2"
 
 
-def test_probabilities_are_refused():
-    with pytest.raises(RleError, match=r"float32.*> 0\.5"):
+def test_probabilities_are_an_error():
+    with pytest.raises(RleError, match=r"found float32"):
         encode(np.full((2, 2), 0.3, np.float32))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 2 3", r"word 3 \(3\)"),
-        ("1 two 5 1", r"Word 2 .*\(two\) is not a number"),
-        ("1 2 5.0 1", r"Word 3 .*\(5\.0\) is not a number"),
-        ("1 2 1_0 1", r"Word 3 .*\(1_0\) is not a number"),
-        ("1 2 ٣ 1", r"Word 3 .* is not a number"),
-        ("1 2 - 1", r"Word 3 .*\(-\) is not a number"),
-        ("0 2", r"Word 1 .*\(0\) is a start below 1"),
-        ("1 2 -3 1", r"Word 3 .*\(-3\) is a start below 1"),
-        ("1 2 5 -1", r"Word 4 .*\(-1\) is a negative length"),
-        ("1 2 5 0", r"Word 4 .*\(0\) is a length of zero"),
-        ("1 2 13 1", r"Word 3 .*\(13\) is a start past the end .* 12 pixels"),
-        ("1 2 12 2", r"Word 4 .*\(2\) is a length that runs past the end .* 12 pixels"),
-        ("1 99999999999999999999999", r"Word 2 .* runs past the end"),
-        ("9223372036854775807 9223372036854775807", r"Word 1 .* past the end"),
-        ("5 2 1 2", r"Word 3 .*\(1\) is a start before"),
-        ("1 4 4 2", r"Word 3 .*\(4\) is a start inside the run before"),
-        ("1 4 1 4", r"Word 3 .*\(1\) is a start inside the run before"),
+        ("1 2 3", r"value 3 \(3\)"),
+        ("1 two 5 1", r"value 2: found two, expected a whole number"),
+        ("1 2 5.0 1", r"value 3: found 5\.0, expected a whole number"),
+        ("1 2 1_0 1", r"value 3: found 1_0, expected a whole number"),
+        ("1 2 ٣ 1", r"value 3: .*expected a whole number"),
+        ("1 2 - 1", r"value 3: found -, expected a whole number"),
+        ("0 2", r"value 1: found 0, expected a start of at least 1"),
+        ("1 2 -3 1", r"value 3: found -3, expected a start of at least 1"),
+        ("1 2 5 -1", r"value 4: found -1, expected a length of at least 1"),
+        ("1 2 5 0", r"value 4: found 0, expected a length of at least 1"),
+        ("1 2 13 1", r"value 3: found 13, expected a start within .* 12 pixels"),
+        ("1 2 12 2", r"value 4: found 2, expected a run within .* 12 pixels"),
+        ("1 99999999999999999999999", r"value 2: .*a run within"),
+        ("9223372036854775807 9223372036854775807", r"value 1: .*a start within"),
+        ("5 2 1 2", r"value 3: found 1, expected a start after that"),
+        ("1 4 4 2", r"value 3: found 4, expected a start after the end"),
+        ("1 4 1 4", r"value 3: found 1, expected a start after the end"),
     ],
 )
-def test_each_broken_rule_is_named_with_its_word(text, message):
+def test_each_broken_rule_is_an_error_that_names_the_value(text, message):
     with pytest.raises(MaskfoldError, match=message):
         decode(text, (3, 4), RleFormat(base=1))
 
@@ -179,23 +179,27 @@ def test_each_broken_rule_is_named_with_its_word(text, message):
 @pytest.mark.parametrize(
     ("fmt", "text", "message"),
     [
-        (RleFormat(base=0), "-1 2", r"Word 1 .*below 0"),
-        (RleFormat(relative=True), "-1 2", r"Word 1 .*below 0"),
-        (RleFormat(relative=True), "0 2 9 2", r"Word 4 .*runs past the end"),
-        (RleFormat(relative=True), "0 2 10 1", r"Word 3 .*past the end"),
-        (RleFormat(container="json"), "[1, 2];[4, 0]", r"Word 2 of list 2 \(0\) is a length of zero"),
-        (RleFormat(container="json"), "[1, 2];4 1", r"List 2 .*is not JSON"),
-        (RleFormat(container="json"), "[1, 2.5]", r"List 1 .*2\.5.* not a whole number"),
-        (RleFormat(container="json"), "{}", "not a whole number"),
-        (RleFormat(container="coco"), "0 1", r"Character 2 "),
-        (RleFormat(container="coco"), "0é", r"Character 2 "),
-        (RleFormat(container="coco"), "0Q", "break off"),
+        (RleFormat(base=0), "-1 2", r"value 1: .*at least 0"),
+        (RleFormat(relative=True), "-1 2", r"value 1: .*at least 0"),
+        (RleFormat(relative=True), "0 2 9 2", r"value 4: .*a run within"),
+        (RleFormat(relative=True), "0 2 10 1", r"value 3: .*a start within"),
+        (RleFormat(container="json"), "[1, 2];[4, 0]", r"list 2, value 2: found 0"),
+        (RleFormat(container="json"), "[1, 2];4 1", r"list 2: .*expected JSON"),
+        (RleFormat(container="json"), "[1, 2.5]", r"list 1: found 2\.5"),
+        (RleFormat(container="json"), "{}", r"list 1: found \{\}"),
+        (RleFormat(container="coco"), "0 1", r"character 2:"),
+        (RleFormat(container="coco"), "0é", r"character 2:"),
+        (RleFormat(container="coco"), "0Q", "incomplete"),
         (RleFormat(container="coco"), "P" * 20 + "0", "more than 50 bits"),
-        (RleFormat(container="coco"), "01", r"add up to 1 pixels, .* 12"),
-        (RleFormat(container="coco"), "0O", r"Count 2 .*\(-1\) is negative"),
-        (RleFormat(container="coco_zlib"), "not base64!", "not base64"),
-        (RleFormat(container="coco_zlib"), b64encode(b"plain").decode(), "not base64 of zlib"),
-        (RleFormat(container="coco_zlib"), b64encode(zlib.compress(b"0" * 10**6)).decode(), "longer than any mask"),
+        (RleFormat(container="coco"), "01", r"found a sum of 1 pixels, expected 12"),
+        (RleFormat(container="coco"), "0O", r"count 2: found -1"),
+        (RleFormat(container="coco_zlib"), "not base64!", "expected base64"),
+        (RleFormat(container="coco_zlib"), b64encode(b"plain").decode(), "expected base64 of zlib"),
+        (
+            RleFormat(container="coco_zlib"),
+            b64encode(zlib.compress(b"0" * 10**6)).decode(),
+            "characters, the maximum for 12 pixels",
+        ),
     ],
 )
 def test_rules_of_other_formats(fmt, text, message):
@@ -203,14 +207,14 @@ def test_rules_of_other_formats(fmt, text, message):
         decode(text, (3, 4), fmt)
 
 
-def test_touching_runs_are_no_mistake():
+def test_touching_runs_are_valid():
     assert decode("1 2 3 2", (2, 3), RleFormat()).sum() == 4
 
 
 def test_hosts_that_break_the_rules():
     mask = decode("8 2 1 4 3 3 6 0 11 9 40 2", (12, 1), RleFormat(), strict=False)
     assert mask.ravel().astype(int).tolist() == [1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1, 1]
-    with pytest.raises(RleError, match="below 1"):
+    with pytest.raises(RleError, match="at least 1"):
         decode("0 2", (12, 1), RleFormat(), strict=False)
 
 
@@ -256,7 +260,7 @@ def test_a_hosts_own_table_comes_back_letter_by_letter():
 
 
 def test_coco_is_column_by_column():
-    with pytest.raises(RleError, match="order: column") as caught:
+    with pytest.raises(RleError, match="order='column'") as caught:
         RleFormat(order="row", container="coco")
     assert caught.value.status == 2
 
@@ -278,126 +282,66 @@ def test_memory_stays_below_three_bytes_a_pixel():
         assert peak < 3 * mask.size
 
 
-# ── every word of a refusal, and what no text shows ──────────────────────────────────────────────────────────────────
+# Messages and hints
 
+PAIRS = "Write start and length of every run, or set `empty` of the format."
+START = "Check `base` and `relative` of the format."
 SHAPE = "Check the shape and `base` of the format."
 SWAPPED = "Check the shape (height and width swapped?) and `base` of the format."
-WORDS: list[tuple[RleFormat, str, str, str]] = [
-    (
-        RleFormat(),
-        "1 2 3",
-        "An odd number of words, 3, is in the run lengths; word 3 (3) is a start without a length.",
-        "Write start and length of every run, or set `empty` of the format.",
-    ),
-    (
-        RleFormat(container="json"),
-        "[1, 2];[4, 1, 7]",
-        "An odd number of words, 3, is in list 2; word 3 (7) is a start without a length.",
-        "Write start and length of every run, or set `empty` of the format.",
-    ),
-    (
-        RleFormat(),
-        "1 1 0 2",
-        "Word 3 of the run lengths (0) is a start below 1.",
-        "Check `base` and `relative` of the format.",
-    ),
-    (
-        RleFormat(base=0),
-        "-1 2",
-        "Word 1 of the run lengths (-1) is a start below 0.",
-        "Check `base` and `relative` of the format.",
-    ),
-    (RleFormat(), "1 2 5 -1", "Word 4 of the run lengths (-1) is a negative length.", "Lengths are 1 or more."),
-    (RleFormat(), "1 2 5 0", "Word 4 of the run lengths (0) is a length of zero.", "Leave out runs without pixels."),
-    (
-        RleFormat(),
-        "1 2 13 1",
-        "Word 3 of the run lengths (13) is a start past the end of the mask, which has 12 pixels.",
-        SWAPPED,
-    ),
-    (
-        RleFormat(container="json"),
-        "[1, 2];[12, 2]",
-        "Word 2 of list 2 (2) is a length that runs past the end of the mask, which has 12 pixels.",
-        SHAPE,
-    ),
-    (
-        RleFormat(),
-        "5 2 9 1 1 2",
-        "Word 5 of the run lengths (1) is a start before that of the run before it.",
-        "Sort the runs by their start.",
-    ),
-    (
-        RleFormat(),
-        "1 1 9 1 5 1",
-        "Word 5 of the run lengths (5) is a start before that of the run before it.",
-        "Sort the runs by their start.",
-    ),
-    (
-        RleFormat(),
-        "5 2 9 2 10 1",
-        "Word 5 of the run lengths (10) is a start inside the run before it.",
-        "Unite overlapping runs.",
-    ),
-    (
-        RleFormat(),
-        "1 9 3 1 8 1",
-        "Word 3 of the run lengths (3) is a start inside the run before it.",
-        "Unite overlapping runs.",
-    ),
+SORT = "Sort the runs by their start."
+MERGE = "Merge overlapping runs."
+JSON = RleFormat(container="json")
+MESSAGES: list[tuple[RleFormat, str, str, str]] = [
+    (RleFormat(), "1 2 3", "RLE: found 3 values, expected an even number; value 3 (3) ", PAIRS),
+    (JSON, "[1, 2];[4, 1, 7]", "RLE list 2: found 3 values, expected an even number; value 3 (7) ", PAIRS),
+    (RleFormat(), "1 1 0 2", "RLE, value 3: found 0, expected a start of at least 1.", START),
+    (RleFormat(base=0), "-1 2", "RLE, value 1: found -1, expected a start of at least 0.", START),
+    (RleFormat(), "1 2 5 -1", "RLE, value 4: found -1, expected a length of at least 1.", "Check `relative` "),
+    (RleFormat(), "1 2 5 0", "RLE, value 4: found 0, expected a length of at least 1.", "Remove runs without pixels."),
+    (RleFormat(), "1 2 13 1", "RLE, value 3: found 13, expected a start within the mask of 12 pixels.", SWAPPED),
+    (JSON, "[1, 2];[12, 2]", "RLE list 2, value 2: found 2, expected a run within the mask of 12 pixels.", SHAPE),
+    (RleFormat(), "5 2 9 1 1 2", "RLE, value 5: found 1, expected a start after that of the previous run.", SORT),
+    (RleFormat(), "1 1 9 1 5 1", "RLE, value 5: found 5, expected a start after that of the previous run.", SORT),
+    (RleFormat(), "5 2 9 2 10 1", "RLE, value 5: found 10, expected a start after the end of the previous run.", MERGE),
+    (RleFormat(), "1 9 3 1 8 1", "RLE, value 3: found 3, expected a start after the end of the previous run.", MERGE),
 ]
 
 
-@pytest.mark.parametrize(("fmt", "text", "wrong", "cure"), WORDS, ids=[row[1] for row in WORDS])
-def test_refusals_word_by_word(fmt, text, wrong, cure):
+@pytest.mark.parametrize(("fmt", "text", "message", "hint"), MESSAGES, ids=[row[1] for row in MESSAGES])
+def test_errors_name_value_rule_and_hint(fmt, text, message, hint):
     for work in (lambda: decode(text, (3, 4), fmt), lambda: decode_labels([text], (3, 4), fmt)):
         with pytest.raises(RleError) as error:
             work()
-        assert (error.value.wrong, error.value.cure, error.value.status) == (wrong, cure, 1)
+        assert error.value.wrong.startswith(message) and error.value.cure.startswith(hint) and error.value.status == 1
 
 
 @pytest.mark.parametrize(
-    ("wrong", "cure", "status", "work"),
+    ("message", "hint", "status", "work"),
     [
+        ("found float64, expected bool", "probabilities > 0.5", 1, lambda: encode(np.zeros((2, 2)))),
+        ("found float64, expected integers", "astype", 1, lambda: encode_labels(np.zeros((2, 2)))),
+        ("found nan, expected text", "keep_default_na=False", 1, lambda: decode(float("nan"), (2, 2))),
+        ("order: found 'diagonal', expected 'row' or 'column'", "`order`", 2, lambda: RleFormat(order="diagonal")),
+        ("base: found 2, expected 0 or 1", "`base`", 2, lambda: RleFormat(base=2)),
         (
-            "The mask is float64, which may hold fractions.",
-            "Make a mask of it first, for example `probabilities > 0.5`.",
-            1,
-            lambda: encode(np.zeros((2, 2))),
-        ),
-        (
-            "The labels are float64 and not whole numbers.",
-            "Convert them with `astype`.",
-            1,
-            lambda: encode_labels(np.zeros((2, 2))),
-        ),
-        (
-            "The run lengths are nan and not a text.",
-            "Read the table with pandas.read_csv(…, keep_default_na=False): an empty cell is an empty mask.",
-            1,
-            lambda: decode(float("nan"), (2, 2)),
-        ),
-        ("The format's order is 'diagonal'.", "Use 'row' or 'column'.", 2, lambda: RleFormat(order="diagonal")),
-        ("The format's base is 2.", "Use 0 or 1.", 2, lambda: RleFormat(base=2)),
-        (
-            "The format's container is 'xml'.",
-            "Use 'pairs' or 'coco' or 'coco_zlib' or 'json'.",
+            "container: found 'xml', expected 'pairs' or 'coco' or 'coco_zlib' or 'json'",
+            "`container`",
             2,
             lambda: RleFormat(container="xml"),
         ),
         (
-            "COCO run lengths are column by column and absolute, but the format says RleFormat(order='column', base=1, "
-            "relative=True, empty='', container='coco_zlib').",
+            "container coco_zlib: found RleFormat(order='column', base=1, relative=True, empty='', "
+            "container='coco_zlib'), expected order='column' and relative=False",
             "Set `order: column` and `relative: false`.",
             2,
             lambda: RleFormat(relative=True, container="coco_zlib"),
         ),
     ],
 )
-def test_other_refusals_word_by_word(wrong, cure, status, work):
+def test_errors_of_arguments(message, hint, status, work):
     with pytest.raises(RleError) as error:
         work()
-    assert (error.value.wrong, error.value.cure, error.value.status) == (wrong, cure, status)
+    assert message in error.value.wrong and hint in error.value.cure and error.value.status == status
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 12, 30, 1 << 20])
@@ -425,22 +369,22 @@ def test_chunks_of_any_size_change_nothing(shape, chunk, monkeypatch):
 def test_no_objects(shape):
     nothing = np.zeros(shape, np.uint8)
     assert encode_labels(nothing) == {}
-    changes = rle._changes(nothing)
+    changes = rle._change_positions(nothing)
     assert changes.dtype == np.int64 and changes.shape == (0,)
     found = decode_labels([], shape)
     assert found.dtype == np.int32 and found.shape == shape and not found.any()
 
 
-def test_a_text_of_nothing_is_no_mask_in_every_container():
+def test_blank_text_is_an_empty_mask_in_every_container():
     for container in ("pairs", "coco", "coco_zlib", "json"):
         for text in ("", "  ", "-1", " -1 "):
             assert not decode(text, (2, 3), RleFormat(empty="-1", container=container)).any()
-            starts, ends = rle._read(text, 6, RleFormat(empty="-1", container=container), True)
+            starts, ends = rle._text_to_runs(text, 6, RleFormat(empty="-1", container=container), True)
             assert len(starts) == len(ends) == 0 and starts.dtype == ends.dtype == np.int64
 
 
 def test_labels_of_hosts_that_break_the_rules():
-    with pytest.raises(RleError, match="before it"):
+    with pytest.raises(RleError, match="previous run"):
         decode_labels(["5 2 1 2"], (8, 1))
     found = decode_labels(["5 2 1 2", "2 1 7 9"], (8, 1), strict=False)
     assert found.dtype == np.int32 and found.ravel().tolist() == [1, 2, 0, 0, 1, 1, 2, 2]
@@ -448,14 +392,12 @@ def test_labels_of_hosts_that_break_the_rules():
 
 def test_runs_are_sorted_and_united():
     starts, ends = np.array([20, 0, 21, 4, 9, 30, 15]), np.array([22, 4, 25, 6, 9, 31, 14])
-    low, high = rle._united(starts, ends)
-    assert (low.tolist(), high.tolist()) == (
-        [0, 20, 30],
-        [6, 25, 31],
-    )  # 0–4 touches 4–6; no length, or less, is dropped
-    inner = rle._united(np.array([0, 2, 8]), np.array([10, 3, 12]))
+    low, high = rle._merge_runs(starts, ends)
+    # 0–4 touches 4–6; runs of no or negative length are dropped.
+    assert (low.tolist(), high.tolist()) == ([0, 20, 30], [6, 25, 31])
+    inner = rle._merge_runs(np.array([0, 2, 8]), np.array([10, 3, 12]))
     assert [edge.tolist() for edge in inner] == [[0], [12]]
-    none = rle._united(np.array([3]), np.array([3]))
+    none = rle._merge_runs(np.array([3]), np.array([3]))
     assert [edge.tolist() for edge in none] == [[], []]
     mask = decode("1 10 21 2 22 2", (30, 1), RleFormat(), strict=False)
     assert np.flatnonzero(mask).tolist() == [*range(10), 20, 21, 22]

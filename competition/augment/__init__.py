@@ -1,12 +1,12 @@
-"""Random changes of training samples: pictures one by one in the loader, volumes as batches on the training device."""
+"""Data augmentation: 2D images one by one in the loader, volumes as batches on the training device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from competition.augment.presets import listed_flips, preset_flips
-from competition.config.experiment import Augment, Experiment
+from competition.augment.presets import explicit_flips, preset_flips
+from competition.config.experiment import AugmentConfig, Experiment
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,33 +14,34 @@ if TYPE_CHECKING:
     from competition.augment.volumes import VolumeAugment
 
 
-def loader_augment(
+def build_loader_transform(
     exp: Experiment, trust: Sequence[str] = ()
 ) -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None:
-    """What the loader does to each sample, for `PatchDataset(augment=…)`: albumentations on pictures, an explicit list of
-    MONAI's transforms on volumes. None where it does nothing.
+    """Build the augmentation in the loader, for `PatchDataset(augment=…)`; None if there is none.
+
+    2D images are augmented by albumentations, volumes by an explicit list of MONAI's transforms.
 
     Raises:
-        MaskfoldError: status 2; `augment` does not make sense.
+        MaskfoldError: status 2; `augment` is invalid.
     """
     if exp.augment.preset == "none" and not exp.augment.transforms:
         return None
     if exp.competition.dimensions == 2:
-        from competition.augment.pictures import PictureAugment
+        from competition.augment.images import ImageAugment
 
-        return PictureAugment(exp.augment, trust)
+        return ImageAugment(exp.augment, trust)
     if exp.augment.transforms:
-        from competition.augment.transforms import VolumeTransforms
+        from competition.augment.custom import MonaiTransforms
 
-        return VolumeTransforms(exp.augment, trust)
+        return MonaiTransforms(exp.augment, trust)
     return None
 
 
-def device_augment(exp: Experiment) -> VolumeAugment | None:
-    """What the training device does to each batch: a preset on volumes. None where it does nothing.
+def build_batch_transform(exp: Experiment) -> VolumeAugment | None:
+    """Build the augmentation of batches on the training device, a preset for volumes; None if there is none.
 
     Raises:
-        MaskfoldError: status 2; `augment` does not make sense.
+        MaskfoldError: status 2; `augment` is invalid.
     """
     if exp.competition.dimensions == 2 or exp.augment.transforms or exp.augment.preset == "none":
         return None
@@ -50,11 +51,11 @@ def device_augment(exp: Experiment) -> VolumeAugment | None:
     return VolumeAugment(exp.augment, dims, spacing[:dims] if spacing else None)
 
 
-def flips(augment: Augment, dims: int) -> tuple[int, ...]:
-    """The spatial axes that training flips, each on its own: those that `inference.tta: auto` may flip as well.
+def flip_axes(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
+    """Return the spatial axes that training flips independently; `inference.tta: auto` flips the same axes.
 
     Args:
-        augment: the experiment's section.
+        augment: the `augment` section.
         dims: spatial axes of a patch.
     """
-    return listed_flips(augment, dims) if augment.transforms else preset_flips(augment, dims)
+    return explicit_flips(augment, dims) if augment.transforms else preset_flips(augment, dims)

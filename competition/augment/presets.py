@@ -1,59 +1,59 @@
-"""What the presets light, medium and heavy do, in numbers.
+"""Values of the presets light, medium and heavy.
 
-Probabilities are per sample and change. The values lie in the range that nnU-Net uses for volumes (Isensee et al., Nature
-Methods 2021, supplementary note 4) and that winners of picture competitions report; medium is the one to begin with.
+Probabilities are per sample and transform. The values are in the range that nnU-Net uses for volumes (Isensee et al.,
+Nature Methods 2021, supplementary note 4) and that winners of 2D competitions report; start with medium.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from competition.config.errors import MaskfoldError
-from competition.config.experiment import Augment
+from competition.config.experiment import AugmentConfig
+from competition.errors import MaskfoldError
 
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class PictureLevel:
-    """Pictures: a probability for each change, and how strong it is."""
+class ImagePreset:
+    """Preset for 2D images: probability and strength of each transform."""
 
     affine: float
-    rotate: float  # degrees, to either side
+    rotate: float  # degrees in both directions
     zoom: Range  # factors
-    shear: float  # degrees, to either side
+    shear: float  # degrees in both directions
     elastic: float
-    elastic_alpha: float  # pixels, times a field of noise that is smoothed by 8 pixels
+    elastic_alpha: float  # pixels, factor of a noise field smoothed by 8 pixels
     grid: float
-    grid_limit: float  # share of a cell's width
+    grid_limit: float  # fraction of a cell's width
     brightness: float
-    brightness_limit: float  # share of the range, added
-    contrast_limit: float  # share, multiplied
+    brightness_limit: float  # fraction of the range, added
+    contrast_limit: float  # fraction, multiplied
     gamma: float
     gamma_limit: Range  # percent
     noise: float
-    noise_deviation: Range  # share of the range
+    noise_deviation: Range  # fraction of the range
     blur: float
     blur_sigma: Range  # pixels
-    dropout: float  # of rectangles; the mask stays, so that the network has to guess what lies there
+    dropout: float  # of rectangles; the mask is unchanged, so the network learns to use context
     dropout_holes: tuple[int, int]
-    dropout_size: Range  # share of the picture's height and width
+    dropout_size: Range  # fraction of the image's height and width
 
 
 @dataclass(frozen=True)
-class VolumeLevel:
-    """Volumes (and 2.5D): a probability for each change, and how strong it is."""
+class VolumePreset:
+    """Preset for volumes (and 2.5D): probability and strength of each transform."""
 
     rotate: float
-    degrees: float  # to either side, about each axis
+    degrees: float  # in both directions, about each axis
     zoom: float
     zoom_factor: Range
     elastic: float
-    elastic_size: float  # largest standard deviation of a control point, as a share of the patch's extent
+    elastic_size: float  # largest standard deviation of a control point, as a fraction of the patch's extent
     blur: float
     blur_sigma: Range  # voxels
-    coarse: float  # low resolution: fewer voxels, then interpolated back
-    coarse_factor: Range  # share of the voxels along each axis
+    low_resolution: float  # fewer voxels, then interpolation to the original size
+    low_resolution_factor: Range  # fraction of the voxels along each axis
     noise: float
     noise_deviation: Range  # standard deviations of a normalised image
     brightness: float
@@ -64,8 +64,8 @@ class VolumeLevel:
     gamma_exponent: Range
 
 
-PICTURES = {
-    "light": PictureLevel(
+IMAGE_PRESETS = {
+    "light": ImagePreset(
         affine=0.3,
         rotate=15,
         zoom=(0.9, 1.1),
@@ -87,7 +87,7 @@ PICTURES = {
         dropout_holes=(1, 1),
         dropout_size=(0, 0),
     ),
-    "medium": PictureLevel(
+    "medium": ImagePreset(
         affine=0.5,
         rotate=30,
         zoom=(0.8, 1.25),
@@ -109,7 +109,7 @@ PICTURES = {
         dropout_holes=(1, 1),
         dropout_size=(0, 0),
     ),
-    "heavy": PictureLevel(
+    "heavy": ImagePreset(
         affine=0.8,
         rotate=45,
         zoom=(0.6, 1.5),
@@ -133,8 +133,8 @@ PICTURES = {
     ),
 }
 
-VOLUMES = {
-    "light": VolumeLevel(
+VOLUME_PRESETS = {
+    "light": VolumePreset(
         rotate=0.2,
         degrees=10,
         zoom=0.2,
@@ -143,8 +143,8 @@ VOLUMES = {
         elastic_size=0,
         blur=0,
         blur_sigma=(0, 0),
-        coarse=0,
-        coarse_factor=(1, 1),
+        low_resolution=0,
+        low_resolution_factor=(1, 1),
         noise=0.1,
         noise_deviation=(0, 0.1),
         brightness=0.15,
@@ -154,7 +154,7 @@ VOLUMES = {
         gamma=0.15,
         gamma_exponent=(0.8, 1.25),
     ),
-    "medium": VolumeLevel(
+    "medium": VolumePreset(
         rotate=0.3,
         degrees=20,
         zoom=0.3,
@@ -163,8 +163,8 @@ VOLUMES = {
         elastic_size=0.03,
         blur=0.15,
         blur_sigma=(0.5, 1.0),
-        coarse=0.15,
-        coarse_factor=(0.5, 1.0),
+        low_resolution=0.15,
+        low_resolution_factor=(0.5, 1.0),
         noise=0.15,
         noise_deviation=(0, 0.15),
         brightness=0.2,
@@ -174,7 +174,7 @@ VOLUMES = {
         gamma=0.3,
         gamma_exponent=(0.7, 1.5),
     ),
-    "heavy": VolumeLevel(
+    "heavy": VolumePreset(
         rotate=0.5,
         degrees=30,
         zoom=0.5,
@@ -183,8 +183,8 @@ VOLUMES = {
         elastic_size=0.05,
         blur=0.25,
         blur_sigma=(0.5, 1.5),
-        coarse=0.25,
-        coarse_factor=(0.4, 1.0),
+        low_resolution=0.25,
+        low_resolution_factor=(0.4, 1.0),
         noise=0.3,
         noise_deviation=(0, 0.3),
         brightness=0.3,
@@ -197,38 +197,38 @@ VOLUMES = {
 }
 
 
-def preset_flips(augment: Augment, dims: int) -> tuple[int, ...]:
-    """The spatial axes that a preset flips: all, those that `augment.flip` names, or none.
+def preset_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
+    """Return the spatial axes that a preset flips: all, those in `augment.flip`, or none.
 
     Raises:
-        MaskfoldError: status 2; `augment.flip` names an axis that the network's patches do not have.
+        MaskfoldError: status 2; `augment.flip` contains an axis that patches do not have.
     """
     if augment.preset == "none" or augment.flip is False:
         return ()
     if augment.flip is True:
         return tuple(range(dims))
-    if wrong := [axis for axis in augment.flip if axis >= dims]:
+    if invalid := [axis for axis in augment.flip if axis >= dims]:
         raise MaskfoldError(
-            f"`augment.flip` names axis {wrong[0]}, but `patch.size` has {dims} numbers.",
-            f"Name axes from 0 to {dims - 1}, or set true or false.",
+            f"augment.flip: found axis {invalid[0]}, but patch.size has {dims} values.",
+            f"Set augment.flip to axes from 0 to {dims - 1}, true or false.",
             status=2,
         )
     return tuple(sorted(set(augment.flip)))
 
 
-def listed_flips(augment: Augment, dims: int) -> tuple[int, ...]:
-    """The spatial axes that an explicit list flips one by one, as far as the transforms' names tell."""
-    found: set[int] = set()
+def explicit_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
+    """Return the spatial axes that known flip transforms of an explicit list flip independently."""
+    flips: set[int] = set()
     for item in augment.transforms or ():
         name, axis = item.target.rpartition(".")[2], item.args.get("spatial_axis")
         if name == "HorizontalFlip":
-            found.add(1)
+            flips.add(1)
         elif name == "VerticalFlip":
-            found.add(0)
+            flips.add(0)
         elif name in ("D4", "SquareSymmetry", "RandAxisFlipd", "RandAxisFlipD", "RandAxisFlipDict"):
-            found.update(range(dims))
+            flips.update(range(dims))
         elif name in ("RandFlipd", "RandFlipD", "RandFlipDict"):
             axes = axis if isinstance(axis, list) else [axis]
-            if len(axes) == 1 and isinstance(axes[0], int):  # several axes turn over together: none of them alone
-                found.add(axes[0] % dims)
-    return tuple(sorted(found))
+            if len(axes) == 1 and isinstance(axes[0], int):  # several axes are flipped together, none independently
+                flips.add(axes[0] % dims)
+    return tuple(sorted(flips))

@@ -1,4 +1,4 @@
-"""The command line: `maskfold`. Heavy libraries are imported by the commands that need them."""
+"""The `maskfold` command line. Each command imports the heavy libraries that it needs."""
 
 import sys
 
@@ -6,7 +6,7 @@ __all__ = ["main"]
 
 try:
     from competition.cli.main import main
-except KeyboardInterrupt:  # in the fraction of a second that the import takes
+except KeyboardInterrupt:  # Ctrl-C during the import
     print("stopped", file=sys.stderr)
     raise SystemExit(130) from None
 except ImportError as error:
@@ -15,10 +15,10 @@ except ImportError as error:
     MISSING = str(error)
 
     def main() -> None:
-        """Say what is missing, and how to see whether anything else is."""
+        """Report the missing package and how to install it."""
         print(
-            f"error: {MISSING}. `python -m competition.doctor` lists what is missing; "
-            "pip install -r requirements.lock mends it.",
+            f"error: {MISSING}. Run `python -m competition.doctor` to list all missing packages, and "
+            "`pip install -r requirements.lock` to install them.",
             file=sys.stderr,
         )
         sys.exit(1)

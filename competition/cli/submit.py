@@ -1,83 +1,480 @@
-"""`maskfold submit`: words to runs and weights, and the lines at the end."""
+"""Commands that use trained runs: predict, submit, export, score, upload, ledger."""
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from competition.cli.progress import watcher
-from competition.cli.words import stoppable, words_and_overrides
-from competition.config import MaskfoldError
+from competition.cli.console import (
+    confirm_or_exit,
+    exit_on_signal,
+    format_columns,
+    format_interval,
+    format_score,
+    plain_printer,
+    progress_bar,
+    split_runs_and_overrides,
+)
+from competition.config.loading import load_competition
+from competition.errors import MaskfoldError
 
 if TYPE_CHECKING:
-    from competition.submission.submit import Submitted
-    from competition.training.runs import CvRun
+    from collections.abc import Callable
+
+    from competition.leaderboard.ledger import Ledger, UploadRecord
+    from competition.runs.run import Run
+    from competition.submission.score import ScoreCard
+    from competition.submission.submit import SubmissionResult
 
 
-@stoppable("stopped: nothing was written")
-def make_submission(
+@exit_on_signal("stopped: nothing was written")
+def submit_command(
     words: list[str], weights: str | None, output: Path | None, out_of_fold: bool, trust: tuple[str, ...]
 ) -> None:
     """Run the command; see `competition.cli.main.submit`."""
     console = Console(highlight=False)
 
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False)
+    say = plain_printer(console)
+    names, overrides = split_runs_and_overrides(words)
+    run_weights = parse_weights(weights)
 
-    names, overrides = words_and_overrides(words)
-    wanted = weights_of(weights)
-
-    from competition.training.find import find_run
+    from competition.runs.find import find_run
 
     runs = [find_run(name, overrides, trust, say) for name in names]
     if out_of_fold:
-        _out_of_fold(runs, output, say)
+        _write_out_of_fold(runs, output, say)
         return
 
     from competition.submission.submit import submit
-    from competition.tracking.submission import log_submission
+    from competition.tracking.submissions import log_submission
 
-    done = submit(runs, wanted, output, trust, say, progress=watcher(console))
-    say(f"{done.path}: {done.verdict.rows} rows, {done.verdict.empty} of them empty; valid")
-    for line in _expectation(done):
+    done = submit(runs, run_weights, output, trust, say, progress=progress_bar(console))
+    say(f"{done.path}: {done.validation.rows} rows, {done.validation.empty} of them empty; valid")
+    for line in _expected_score_lines(done):
         say(line)
-    if log_submission(runs[0].folder, runs[0].exp, done.path, done.note) is not None:
-        say(f"Logged to MLflow beside the run {runs[0].folder.name}, with {done.note.name}")
-    say("Next: hand the file in, or make ui")
+    if log_submission(runs[0].folder, runs[0].exp, done.path, done.summary_path) is not None:
+        say(f"Logged to MLflow with the run {runs[0].folder.name}, including {done.summary_path.name}")
+    say("Next: submit the file, or run make ui")
 
 
-def _expectation(done: Submitted) -> list[str]:
+def _expected_score_lines(done: SubmissionResult) -> list[str]:
     expected = done.expected
     if expected is None:
-        return ["Expected score: unknown, since nothing was predicted out of fold"]
-    nested = "nested out of fold" if expected.tuned is not None and expected.tuned.kept else "out of fold"
+        return ["Expected score: unknown, because there are no out-of-fold predictions"]
+    nested = "nested out of fold" if expected.tuning is not None and expected.tuning.kept else "out of fold"
     return [
-        f"Expected {expected.metric}: {expected.score:.4f} ({nested}, {expected.cases} cases); 95 % of test sets of "
-        f"{expected.test_cases} cases score between {expected.low:.4f} and {expected.high:.4f}"
+        f"Expected {expected.metric}: {expected.score:.4f} ({nested}, {expected.cases} cases); 95 % prediction "
+        f"interval for {expected.test_cases} test cases: {expected.low:.4f} to {expected.high:.4f}"
     ]
 
 
-def _out_of_fold(runs: list[CvRun], output: Path | None, say: Any) -> None:
-    from competition.submission.submit import FOLDER, write_out_of_fold
+def _write_out_of_fold(runs: list[Run], output: Path | None, say: Any) -> None:
+    from competition.submission.submit import SUBMISSIONS_FOLDER, write_oof_submission
 
     if len(runs) != 1:
-        raise MaskfoldError("--out-of-fold writes the predictions of one run.", "Name one run.", status=2)
+        raise MaskfoldError(f"--out-of-fold: found {len(runs)} runs, expected 1.", "Name one run.", status=2)
     run = runs[0]
-    path = output or FOLDER / run.exp.competition.name / f"out-of-fold-{run.folder.name}.csv"
-    verdict, score = write_out_of_fold(run, path)
+    path = output or SUBMISSIONS_FOLDER / run.exp.competition.name / f"out-of-fold-{run.folder.name}.csv"
+    verdict, score = write_oof_submission(run, path)
     say(f"{path}: {verdict.rows} rows of training cases; {run.exp.competition.metric.name} {score:.10f}")
-    say(f"Next: maskfold score {path} --competition …/competition.yaml   (the same number, from the file)")
+    say(f"Next: maskfold score {path} --competition …/competition.yaml   (computes the same score from the file)")
 
 
-def weights_of(text: str | None) -> list[float] | str | None:
-    """What --weights says: `auto`, numbers, or None."""
+def parse_weights(text: str | None) -> list[float] | str | None:
+    """Parse --weights: `auto`, numbers, or None."""
     if text is None or text == "auto":
         return text
     try:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise MaskfoldError(
-            f"--weights `{text}` is neither `auto` nor a list of numbers.", "Write e.g. --weights 0.6,0.4.", status=2
+            f"--weights: found `{text}`, expected `auto` or numbers.", "Write e.g. --weights 0.6,0.4.", status=2
         ) from None
+
+
+@exit_on_signal("stopped: the files written so far are complete")
+def predict_command(words: list[str], images: Path, output: Path, pictures: int, trust: tuple[str, ...]) -> None:
+    """Run the command; see `competition.cli.main.predict`."""
+    console = Console(highlight=False)
+
+    say = plain_printer(console)
+    names, overrides = split_runs_and_overrides(words)
+
+    from competition.runs.find import find_run
+    from competition.submission.label_files import predict_images
+
+    runs = [find_run(name, overrides, trust, say) for name in names]
+    predictions = predict_images(runs, images, output, trust, progress=progress_bar(console), pictures=pictures)
+    unit = "voxels" if runs[0].exp.competition.dimensions == 3 else "pixels"
+    for prediction in predictions[:5]:
+        counts = ", ".join(f"{name} {count:,}" for name, count in prediction.pixels.items())
+        say(f"{prediction.files[0]}: {unit} of {counts}")
+    say(
+        f"{len(predictions)} cases, {sum(len(prediction.files) for prediction in predictions)} files in {output}"
+        + (f"; pictures of {min(pictures, len(predictions))} cases in {output / 'pictures'}" if pictures else "")
+    )
+
+
+@exit_on_signal("stopped: no bundle was written")
+def export_command(
+    words: list[str],
+    output: Path,
+    weights: str | None,
+    trust: tuple[str, ...],
+    *,
+    zipped: bool,
+    onnx: bool,
+    wheels: bool,
+    hours: float,
+) -> None:
+    """Run the command; see `competition.cli.main.export`."""
+    console = Console(highlight=False)
+
+    say = plain_printer(console)
+    names, overrides = split_runs_and_overrides(words)
+    run_weights = parse_weights(weights)
+
+    from competition.export.bundle import ExportOptions, export_runs
+    from competition.runs.find import find_run
+
+    runs = [find_run(name, overrides, trust, say) for name in names]
+    done = export_runs(runs, output, run_weights, trust, ExportOptions(zipped, onnx, wheels, hours), say)
+    say(
+        f"{done.folder}: {done.networks} networks, {done.size / 2**20:.1f} MiB; requires {len(done.pins)} packages "
+        "(requirements.txt); test prediction of one patch succeeded"
+    )
+    if done.archive is not None:
+        say(f"{done.archive}: {done.archive.stat().st_size / 2**20:.1f} MiB")
+    say(f"Next: python {done.folder}/run.py --input {runs[0].exp.competition.root} --output submission.csv")
+
+
+# Scores and uploads
+
+
+def score_command(
+    file: Path, competition: Path, solution: Path | None, table: Path | None, overrides: list[str]
+) -> None:
+    """Run the command; see `competition.cli.main.score`."""
+    # Hints of other errors refer to competition.root, its key in an experiment.
+    comp = load_competition(competition, [override.removeprefix("competition.") for override in overrides])
+    inputs = {path.resolve() for path in (file, solution) if path is not None}
+    if table is not None and (table.is_dir() or table.resolve() in inputs):
+        raise MaskfoldError(f"--table {table} is a folder or an input file.", "Name another file.", status=2)
+
+    from competition.submission.score import score_submission
+
+    card = score_submission(file, comp, solution)
+    console = Console(highlight=False)
+    console.print(_score_table(card, file.name))
+    console.print(f"{card.metric}: {card.score:.10f}\ncases: {card.cases}", soft_wrap=True)
+    if table is not None:
+        from competition.io import write_table
+
+        table.parent.mkdir(parents=True, exist_ok=True)
+        write_table(card.table, table)
+        console.print(f"{table}: scores of each case and class", soft_wrap=True, markup=False)
+
+
+def _score_table(card: ScoreCard, name: str) -> Table:
+    """Return a table with one row per class, then all classes together and the 95 % interval."""
+    table = Table(title=escape(name))
+    table.add_column("class")
+    for column in (card.metric, "Dice"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for cls, score in card.classes.items():
+        table.add_row(cls, format_score(_or_none(score)), format_score(_or_none(card.dice[cls])))
+    table.add_section()
+    table.add_row("all", format_score(_or_none(card.score)), "")
+    table.add_row("95 %", format_interval(_or_none(card.low), _or_none(card.high)), "")
+    return table
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+UPLOAD_HINT, UPLOAD_DECLINED = "Add --yes to submit without confirmation.", "nothing was submitted"
+
+
+@exit_on_signal("stopped: run `maskfold ledger` to see whether a submission was used")
+def upload_command(
+    file: Path | None,
+    overrides: list[str],
+    message: str | None,
+    competition: str | None,
+    yes: bool,
+    notebook: str | None,
+    version: int | None,
+    output: str,
+) -> None:
+    """Run the command; see `competition.cli.main.upload`."""
+    console = Console(highlight=False)
+
+    say = plain_printer(console)
+    code = _code_submission(file, notebook, version, output)
+
+    from competition.leaderboard.kaggle import connect_kaggle, fetch_limits
+    from competition.leaderboard.ledger import Ledger
+    from competition.leaderboard.noise import format_time
+    from competition.leaderboard.upload import make_record, prepare_upload, submit_to_kaggle, validate_upload
+
+    parcel = prepare_upload(file, competition, overrides)
+    if file is not None and parcel.comp is not None:
+        verdict = validate_upload(file, parcel.comp)
+        say(f"{file}: {verdict.rows} rows, {verdict.empty} of them empty; valid")
+    ledger = Ledger(parcel.competition)
+    previous = ledger.read()
+    record, scores = make_record(parcel, message, code, previous)
+    for earlier in previous:
+        if record.sha256 and earlier.sha256 == record.sha256:
+            score = f", public score {earlier.public:.4f}" if earlier.public is not None else ""
+            say(
+                f"warning: the same file was submitted on {format_time(earlier)} UTC{score}; "
+                "it will score the same again"
+            )
+    if record.score is not None:
+        low, high = record.expected.get("low"), record.expected.get("high")
+        interval = (
+            f"; 95 % prediction interval of the public score ({record.public_cases} cases): {low:.4f} to {high:.4f}"
+            if low is not None
+            else ""
+        )
+        say(f"CV {record.metric['name']} {record.score:.4f}{interval}")
+    elif file is not None:
+        say(
+            "note: the CV score of this file is unknown: the JSON file of `maskfold submit` is missing next to it, or "
+            "belongs to another file"
+        )
+    api = connect_kaggle()
+    limits = fetch_limits(api, parcel.slug)
+    if limits is None:
+        say(f"Kaggle does not report how many submissions to {parcel.slug} are used today")
+    else:
+        limit = "in total" if limits.by_total else "today"
+        say(f"{parcel.slug}: {limits.used} of {limits.used + limits.left} submissions used {limit}")
+        if limits.left <= 0:
+            raise MaskfoldError(
+                f"No submissions to {parcel.slug} are left {limit}.",
+                "The competition's total limit is reached."
+                if limits.by_total
+                else "Wait until 00:00 UTC, when the daily limit resets.",
+            )
+    submitted = file.name if code is None and file is not None else f"{notebook} version {version}"
+    confirm_or_exit(f"Submit {submitted}, “{record.message}”?", yes, UPLOAD_HINT, UPLOAD_DECLINED)
+    record = submit_to_kaggle(api, parcel, ledger, record, scores)
+    say(f"Submitted{f' as {record.ref}' if record.ref is not None else ''}: “{record.message}”")
+
+    from competition.tracking.submissions import log_upload
+
+    files = () if file is None else (file, *([file.with_suffix(".json")] if parcel.summary else []))
+    if (run := log_upload(asdict(record), files)) is not None:
+        ledger.write(replace(record, mlflow=run))
+    say("Next: maskfold ledger   (scores, and which differences are noise)")
+
+
+def _code_submission(
+    file: Path | None, notebook: str | None, version: int | None, output: str
+) -> dict[str, object] | None:
+    """Return the notebook, version and output file to submit; None for a CSV.
+
+    Raises:
+        MaskfoldError: the options contradict each other (status 2).
+    """
+    if notebook is None:
+        if version is not None:
+            raise MaskfoldError("--version requires --notebook.", "Add --notebook OWNER/NAME.", status=2)
+        if file is None:
+            raise MaskfoldError("No file given.", "Name a CSV, or --notebook OWNER/NAME --version N.", status=2)
+        return None
+    if not re.fullmatch(r"[\w-]+/[\w-]+", notebook):
+        raise MaskfoldError(
+            f"--notebook: found {notebook}, expected OWNER/NAME.", "Copy it from the notebook's URL.", status=2
+        )
+    if version is None:
+        raise MaskfoldError(f"--notebook {notebook} requires --version.", "Add --version N.", status=2)
+    return {"kernel": notebook, "version": version, "file": output}
+
+
+# Ledger
+
+LEDGER_HEADER = ("", "date, UTC", "file", "CV", "95 %", "95 % of boards", "public", "private", "changed")
+MAX_SHOWN_CHANGES = 2  # per table row
+
+
+@exit_on_signal("stopped")
+def ledger_command(
+    words: list[str],
+    refresh: bool | None,
+    output: Path | None,
+    competition: str | None,
+    file: Path | None,
+    public: float | None,
+    private: float | None,
+    message: str | None,
+) -> None:
+    """Run the command; see `competition.cli.main.ledger`."""
+    console = Console(highlight=False)
+
+    say = plain_printer(console)
+    from competition.leaderboard.ledger import list_ledgers
+    from competition.report.ledger import check_ledger_output
+
+    if output is not None:
+        check_ledger_output(output)
+    names = [word for word in words if "=" not in word]
+    if file is not None:
+        names = [_add_upload(file, competition, [word for word in words if "=" in word], public, private, message, say)]
+    elif public is not None or private is not None:
+        raise MaskfoldError("--public and --private require --add.", "Name the file with --add FILE.", status=2)
+    selected = [ledger for ledger in list_ledgers() if not names or ledger.competition in names]
+    if not selected:
+        raise MaskfoldError(
+            f"No submissions yet{f' for {names[0]}' if names else ''}: submissions/*/ledger is empty.",
+            "Submit a file with `maskfold upload`, or add one with --add FILE --public 0.71.",
+        )
+    if output is not None and len(selected) > 1:
+        raise MaskfoldError(
+            f"--output requires one competition, found {', '.join(ledger.competition for ledger in selected)}.",
+            "Name one of them.",
+            status=2,
+        )
+    for ledger in selected:
+        _fetch_scores(ledger, refresh, say)
+        _print_ledger(ledger, output, console, say)
+
+
+def _add_upload(
+    file: Path,
+    competition: str | None,
+    overrides: list[str],
+    public: float | None,
+    private: float | None,
+    message: str | None,
+    say: Callable[[str], None],
+) -> str:
+    from competition.leaderboard.ledger import Ledger
+    from competition.leaderboard.upload import add_manual_entry, prepare_upload
+    from competition.tracking.submissions import log_upload
+
+    parcel = prepare_upload(file, competition, overrides, at_kaggle=False)
+    ledger = Ledger(parcel.competition)
+    before = {record.id: record for record in ledger.read()}
+    record = add_manual_entry(parcel, ledger, public, private, message)
+    for name in ("public", "private"):
+        old, new = getattr(before.get(record.id), name, None), getattr(record, name)
+        if old is not None and old != new:
+            say(f"note: the {name} score of {file} changed from {old:.4f} to {new:.4f}")
+    if (run := log_upload(asdict(record), (file,))) is not None:
+        ledger.write(replace(record, mlflow=run))
+    return parcel.competition
+
+
+def _fetch_scores(ledger: Ledger, refresh: bool | None, say: Callable[[str], None]) -> None:
+    """Fetch scores from Kaggle; without --refresh, a failure is only a warning."""
+    from competition.leaderboard import upload
+    from competition.leaderboard.kaggle import connect_kaggle
+    from competition.tracking.submissions import log_upload
+
+    if refresh is False or not (refresh or any(record.awaiting_score for record in ledger.read())):
+        return
+    try:
+        changed, unknown = upload.refresh_scores(connect_kaggle(), ledger)
+    except MaskfoldError as error:
+        if refresh:
+            raise
+        say(f"warning: scores could not be updated. {error}")
+        return
+    if unknown:
+        say(
+            f"{unknown} submission{'s' * (unknown > 1)} of your team {'were' if unknown > 1 else 'was'} not made from "
+            "this folder; add them with --add FILE --public SCORE"
+        )
+    changed_ids = {record.id for record in changed}
+    not_logged = [record for record in ledger.read() if not record.mlflow and record.id not in changed_ids]
+    for record in [*changed, *not_logged]:
+        if (run := log_upload(asdict(record))) is not None:
+            ledger.write(replace(record, mlflow=run))
+
+
+def _print_ledger(ledger: Ledger, output: Path | None, console: Console, say: Callable[[str], None]) -> None:
+    from competition.leaderboard.ledger import describe_changes
+    from competition.leaderboard.noise import (
+        NOISE_FORMULA,
+        cv_lb_correlation,
+        cv_lb_disagreements,
+        public_overfit,
+        selection_advice,
+    )
+
+    records = ledger.read()
+    tables = {record.id: ledger.scores(record) for record in records}
+    changed = [describe_changes(previous, record) for previous, record in zip([None, *records], records, strict=False)]
+    rows = [
+        _ledger_row(number, record, texts)
+        for number, (record, texts) in enumerate(zip(records, changed, strict=True), 1)
+    ]
+    if console.is_terminal:
+        table = Table(title=ledger.competition)
+        for column, name in enumerate(LEDGER_HEADER):
+            table.add_column(name, justify="left" if column in (1, 2, 8) else "right", no_wrap=column not in (2, 8))
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        say(ledger.competition)
+        for line in format_columns(LEDGER_HEADER, rows):
+            say(line)
+    best = selection_advice(records, tables)
+    notes = [
+        str(cv_lb_correlation(records)),
+        *public_overfit(records, tables),
+        *cv_lb_disagreements(records),
+        *([best] if best else []),
+        NOISE_FORMULA,
+    ]
+    for note in notes:
+        say(note)
+    if output is not None:
+        from competition.report.ledger import write_ledger
+
+        say(f"Written: {write_ledger(output, ledger.competition, records, LEDGER_HEADER, rows, changed, notes)}")
+
+
+def _ledger_row(number: int, record: UploadRecord, changes: list[str]) -> tuple[str, ...]:
+    from competition.leaderboard.noise import format_time
+
+    more = f" and {len(changes) - MAX_SHOWN_CHANGES} more" if len(changes) > MAX_SHOWN_CHANGES else ""
+    name = (
+        Path(record.file).name
+        if record.notebook is None
+        else f"{record.notebook['kernel']} v{record.notebook['version']}"
+    )
+    public = record.status if record.public is None else _score_cell(record.public)
+    errors = [f"error: {record.error}"] if record.error else []
+    return (
+        str(number),
+        format_time(record),
+        name,
+        _score_cell(record.score),
+        _interval_cell(record.cv),
+        _interval_cell(record.expected),
+        public,
+        _score_cell(record.private),
+        "; ".join([*errors, *changes[:MAX_SHOWN_CHANGES]]) + more,
+    )
+
+
+def _score_cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _interval_cell(interval: dict[str, float | None]) -> str:
+    low, high = interval.get("low"), interval.get("high")
+    return "" if low is None or high is None else f"{low:.3f}–{high:.3f}"

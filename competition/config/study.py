@@ -1,4 +1,4 @@
-"""What a study searches: any keys of the experiment, each with its range or its choices."""
+"""Schema of a study: keys of the experiment to search, each with a range or choices."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from competition.config.competition import Positive, Section
+from competition.config.competition import ConfigModel, PositiveInt
 
 
-class Dimension(Section):
-    """One key's range (`low`, `high`, `log`, `step`; whole numbers where both ends are) or its choices.
+class SearchDimension(ConfigModel):
+    """Search range of one key (`low`, `high`, `log`, `step`; integers if both ends are integers), or its choices.
 
-    Choices are a list, or a mapping from a label to the value, which may be a whole part of the YAML. With `when` the key
-    is searched only where other keys of the space have the values named there.
+    Choices are a list, or a mapping from a label to the value, which may be a whole part of the YAML. With `when`, the
+    key is searched only if other keys of the space have the given values.
     """
 
     low: int | float | None = None
@@ -26,46 +26,46 @@ class Dimension(Section):
     when: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _range_or_choices(self) -> Dimension:
+    def _check_range_or_choices(self) -> SearchDimension:
         if (self.choices is None) == (self.low is None and self.high is None):
-            raise ValueError("a key of the space has either `low` and `high`, or `choices`")
+            raise ValueError("a key of the space must have either `low` and `high`, or `choices`")
         if self.choices is not None:
             if self.log or self.step is not None:
-                raise ValueError("`log` and `step` belong to a range, not to `choices`")
-            if len(self.labels) != len(set(self.labels)):
-                raise ValueError("`choices` names one value twice")
+                raise ValueError("`log` and `step` require a range (`low` and `high`), found `choices`")
+            if len(self.choice_labels) != len(set(self.choice_labels)):
+                raise ValueError("`choices` must not contain duplicates")
             return self
         if self.low is None or self.high is None or self.low >= self.high:
-            raise ValueError("a range needs `low` and `high`, the lower first")
+            raise ValueError("a range requires `low` and `high`, with `low` below `high`")
         if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("`log` needs a `low` above 0 and no `step`")
+            raise ValueError("`log` requires `low` above 0 and no `step`")
         if self.step is not None and self.step <= 0:
-            raise ValueError("`step` is more than 0")
-        if self.step is not None and not self.meets(self.high):
-            reached = _exact(self.high) - (_exact(self.high) - _exact(self.low)) % _exact(self.step)
+            raise ValueError("`step` must be more than 0")
+        if self.step is not None and not self.contains(self.high):
+            last = _exact(self.high) - (_exact(self.high) - _exact(self.low)) % _exact(self.step)
             raise ValueError(
-                f"`high` {self.high:g} is never reached from {self.low:g} in steps of {self.step:g}; "
-                f"the last is {float(reached):g}"
+                f"`high` {self.high:g} cannot be reached from {self.low:g} in steps of {self.step:g}; "
+                f"the last value is {float(last):g}"
             )
         return self
 
     @property
-    def whole(self) -> bool:
-        """Whether the range is one of whole numbers."""
+    def is_integer(self) -> bool:
+        """Whether the range consists of integers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
-    def meets(self, value: int | float) -> bool:
-        """Whether a number is one that a range with steps can give, counted from `low`."""
+    def contains(self, value: int | float) -> bool:
+        """Return whether `value` is a whole number of steps away from `low`; True without `step`."""
         assert self.low is not None
         return self.step is None or (_exact(value) - _exact(self.low)) % _exact(self.step) == 0
 
     @property
-    def labels(self) -> list[str]:
-        """The choices' names, as they are stored and shown."""
-        return [label for label, _ in self.labelled]
+    def choice_labels(self) -> list[str]:
+        """The choices' labels, as they are stored and shown."""
+        return [label for label, _ in self.labelled_choices]
 
     @property
-    def labelled(self) -> list[tuple[str, Any]]:
+    def labelled_choices(self) -> list[tuple[str, Any]]:
         """(label, value) of each choice."""
         if isinstance(self.choices, dict):
             return list(self.choices.items())
@@ -73,32 +73,33 @@ class Dimension(Section):
 
 
 def _exact(value: int | float) -> Fraction:
-    """The number as it was written: 0.3 is three tenths, which no float is."""
+    """Return the number as written, because decimals such as 0.3 have no exact float."""
     return Fraction(str(value))
 
 
-class Study(Section):
+class StudyConfig(ConfigModel):
     """A search over keys of the experiment; each trial is one cross-validation run."""
 
-    space: Annotated[dict[str, Dimension], Field(min_length=1)]
-    trials: Positive = 30
+    space: Annotated[dict[str, SearchDimension], Field(min_length=1)]
+    trials: PositiveInt = 30
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     pruner: Literal["wilcoxon", "median", "hyperband", "none"] = "wilcoxon"
-    startup_trials: Positive = 8  # that are drawn at random before the sampler begins, and before median prunes
+    startup_trials: PositiveInt = 8  # random trials before the sampler starts, and before the median pruner starts
     p_value: Annotated[float, Field(gt=0, lt=1)] = 0.01  # wilcoxon
     objectives: Annotated[list[str], Field(min_length=1)] = ["score"]
     constraints: dict[str, float] = {}  # an objective's name to its upper bound, e.g. inference_seconds: 2.0
 
     @model_validator(mode="after")
-    def _consistent(self) -> Study:
+    def _check_consistency(self) -> StudyConfig:
         if len(set(self.objectives)) != len(self.objectives):
-            raise ValueError("`objectives` names one twice")
+            raise ValueError("`objectives` must not contain duplicates")
         if len(self.objectives) > 1 and self.pruner != "none":
-            raise ValueError("several `objectives` cannot be pruned: set `pruner: none`")
+            raise ValueError(f"several `objectives` require `pruner: none`, found {self.pruner}")
+        keys = list(self.space)
         for key, dimension in self.space.items():
-            for other in dimension.when:
-                if other not in self.space:
-                    raise ValueError(f"`when` of {key} names {other}, which is no key of the space")
-                if list(self.space).index(other) >= list(self.space).index(key):
-                    raise ValueError(f"`when` of {key} names {other}, which has to stand before it")
+            for condition in dimension.when:
+                if condition not in self.space:
+                    raise ValueError(f"`when` of {key} refers to {condition}, which is not a key of the space")
+                if keys.index(condition) >= keys.index(key):
+                    raise ValueError(f"`when` of {key} refers to {condition}, which must come before it in the space")
         return self

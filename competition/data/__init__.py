@@ -1,1 +1,1 @@
-"""The host's folder as a case table, images, masks, folds and prepared arrays."""
+"""Case table, images, masks, folds, preprocessing and training samples."""

@@ -1,4 +1,7 @@
-"""A folder of prepared cases: each appears whole or not at all, whoever builds it and however often."""
+"""Preprocessed cases: the cache on disk, and the memory that open cases may use.
+
+Each case is one folder, complete or absent, even if processes race or are killed.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import errno
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,33 +23,41 @@ from typing import Any
 import numpy as np
 
 from competition.config.competition import Competition
-from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
-from competition.data.files import room, sweep, sync_folder, temporary, whole_file
 from competition.data.geometry import Geometry
-from competition.data.intensity import Intensity
-from competition.data.records import parsed
-from competition.data.rle_table import rle_format, rle_grid, rows_are_parts
+from competition.data.normalisation import Intensity
+from competition.data.rle_tables import rle_format, rle_grid, rows_are_parts
+from competition.errors import MaskfoldError
+from competition.io import (
+    disk_full_as_error,
+    make_temporary_path,
+    open_atomic,
+    parse_json_object,
+    remove_stale_temp,
+    sync_folder,
+)
 
-FORMAT = 1  # rises when the files of a prepared case change
-LATER = ("boundary", "stretch", "long_side")  # keys of `prepare` that came after the first cases: off, they change no name
-BESIDES = ("cache_gib",)  # keys of `prepare` that change no array
-RECORD, DIGEST = "case.json", "sha256"
-UNSIGNED = {"id", "geometry", "intensity", "normalised", "sizes"}  # what a record without a digest holds, no more and no less
-UNSOUND = (OSError, ValueError, LookupError, TypeError, AttributeError)  # what comes of reading a damaged record
-REBUILD = "Type the same `maskfold` command again: it prepares the case anew."
+CACHE_FORMAT = 1  # increase it when the files of a preprocessed case change
+# Newer keys of `prepare`; hashed only if set, so old caches stay valid.
+OPTIONAL_KEYS = ("boundary", "stretch", "long_side")
+UNHASHED_KEYS = ("cache_gib",)  # keys of `prepare` that change no array
+RECORD_FILE, DIGEST_KEY = "case.json", "sha256"
+UNSIGNED_KEYS = {"id", "geometry", "intensity", "normalised", "sizes"}  # the exact keys of a record without a digest
+READ_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError)  # raised when a damaged record is read
+REBUILD_HINT = "Repeat the `maskfold` command: it preprocesses the case again."
+PAGE_BYTES = mmap.PAGESIZE
 
 
 @dataclass(frozen=True)
-class PreparedCase:
-    """A case as `prepare_case` left it on disk. Arrays are read-only memory maps, opened when first used.
+class PreprocessedCase:
+    """A preprocessed case on disk. Arrays are read-only memory maps, opened on first use.
 
     Attributes:
-        folder: of the prepared case.
+        folder: of the preprocessed case.
         id: of the case.
-        geometry: the way back to the file's grid.
-        intensity: per-channel normalisation: of volumes already done, of pictures to be done after augmentation.
-        normalised: whether it is done.
+        geometry: maps the preprocessed grid back to the file's grid.
+        intensity: per-channel normalisation: already applied to volumes, applied to 2D images after augmentation.
+        normalised: whether `image` is normalised already.
     """
 
     folder: Path
@@ -54,207 +67,246 @@ class PreparedCase:
     normalised: bool
 
     @classmethod
-    def open(cls, folder: Path | str) -> PreparedCase:
-        """Opens a folder of `prepare_case`.
+    def open(cls, folder: Path | str) -> PreprocessedCase:
+        """Open a folder that `preprocess_case` wrote.
 
         Raises:
             MaskfoldError: the folder is missing or damaged.
         """
         folder = Path(folder)
         try:
-            return cls._of(folder, read_case(folder))
-        except UNSOUND as error:
-            raise MaskfoldError(f"The prepared case {folder} is missing or damaged: {said(error)}.", REBUILD) from error
+            return cls._from_record(folder, read_case_record(folder))
+        except READ_ERRORS as error:
+            raise MaskfoldError(
+                f"Preprocessed case {folder} is missing or damaged: {format_damage(error)}.", REBUILD_HINT
+            ) from error
 
     @classmethod
-    def _of(cls, folder: Path, record: dict[str, Any]) -> PreparedCase:
-        """The case of a record; one from before records had a digest may raise any of `UNSOUND`."""
-        case = cls(folder, str(record["id"]), Geometry.from_dict(record["geometry"]),
-                   Intensity.from_dict(record["intensity"]), bool(record["normalised"]))
+    def _from_record(cls, folder: Path, record: dict[str, Any]) -> PreprocessedCase:
+        """Build the case from its record; a damaged record without a digest may raise any of `READ_ERRORS`."""
+        case = cls(
+            folder,
+            str(record["id"]),
+            Geometry.from_dict(record["geometry"]),
+            Intensity.from_dict(record["intensity"]),
+            bool(record["normalised"]),
+        )
         if not all(type(n) is int and n > 0 for n in case.geometry.shape):
             raise ValueError(f"its grid is {case.geometry.shape}")
         return case
 
     @cached_property
     def image(self) -> np.ndarray:
-        """(C, *prepared): volumes float32, normalised; pictures uint8, or float32 in [0, 1], not normalised."""
-        return self._array("image.npy", len(self.intensity.shift), self.geometry.shape,
-                           ("float32",) if self.normalised else ("uint8", "float32"))
+        """(C, *preprocessed): volumes float32, normalised; 2D images uint8, or float32 in [0, 1], not normalised."""
+        return self._load_array(
+            "image.npy",
+            len(self.intensity.shift),
+            self.geometry.shape,
+            ("float32",) if self.normalised else ("uint8", "float32"),
+        )
 
     @cached_property
     def mask(self) -> np.ndarray | None:
-        """(M, *prepared) uint8, 255 where ignored; None for a test case."""
-        return self._array("mask.npy", None, self.geometry.shape, ("uint8",)) if (self.folder / "mask.npy").exists() else None
+        """(M, *preprocessed) uint8, 255 where ignored; None for a test case."""
+        if not (self.folder / "mask.npy").exists():
+            return None
+        return self._load_array("mask.npy", None, self.geometry.shape, ("uint8",))
 
     @cached_property
     def foreground(self) -> np.ndarray:
-        """(n, 1 + d) int32: class 1..K and coordinates of up to 10,000 of its voxels, evenly spread."""
-        return self._array("foreground.npy", None, (1 + len(self.geometry.shape),), ("int32",))
+        """(n, 1 + d) int32: class 1..K and the coordinates of up to 10,000 of its voxels, evenly spread."""
+        return self._load_array("foreground.npy", None, (1 + len(self.geometry.shape),), ("int32",))
 
     @cached_property
-    def sizes(self) -> list[int]:
-        """Bytes of its arrays' files."""
+    def file_sizes(self) -> list[int]:
+        """Sizes in bytes of the array files."""
         return [file.stat().st_size for file in sorted(self.folder.glob("*.npy"))]
 
     def network_image(self) -> np.ndarray:
-        """The image as a network sees it without augmentation: (C, *prepared) float32, normalised."""
+        """Return the network's input without augmentation: (C, *preprocessed) float32, normalised."""
         return self.image if self.normalised else self.intensity.apply(self.image)
 
-    def _array(self, name: str, first: int | None, rest: tuple[int, ...], kinds: tuple[str, ...]) -> np.ndarray:
-        """A memory map of a file's array, (first or any, *rest) of one of the kinds, whose header is as it was written.
+    def _load_array(
+        self, name: str, length: int | None, item_shape: tuple[int, ...], dtypes: tuple[str, ...]
+    ) -> np.ndarray:
+        """Map an array file, and check that its shape is (length or any, *item_shape) and its dtype one of `dtypes`.
 
         Raises:
-            MaskfoldError: it is not; the array's own values are not looked at.
+            MaskfoldError: the header differs. The values are not checked.
         """
         try:
             array: np.ndarray = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
-            if array.shape[1:] != rest or first not in (None, len(array)):
+            if array.shape[1:] != item_shape or length not in (None, len(array)):
                 raise ValueError(f"its shape is {array.shape}")
-            if str(array.dtype) not in kinds or not array.flags.c_contiguous:  # the byte order counts too
-                raise ValueError(f"it is of the type {array.dtype.str}, or in another order")
-        except Exception as error:  # numpy's header is Python's own syntax, and raises whatever that raises
-            raise _damaged(self.folder, name, error) from error
+            if str(array.dtype) not in dtypes or not array.flags.c_contiguous:  # str(dtype) includes the byte order
+                raise ValueError(f"found dtype {array.dtype.str}, expected C-ordered {' or '.join(dtypes)}")
+        except Exception as error:  # numpy evaluates the header as Python source, which may raise anything
+            raise _damaged_array(self.folder, name, error) from error
         return array
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedCase.open, (self.folder,)  # loader processes map the files themselves; no array is pickled
+        # Each loader process maps the files itself; arrays are not pickled.
+        return PreprocessedCase.open, (self.folder,)
 
 
-def _damaged(folder: Path, name: str, error: Exception) -> MaskfoldError:
-    return MaskfoldError(f"The prepared case {folder} is damaged: {name}, {said(error)}.", REBUILD)
+def _damaged_array(folder: Path, name: str, error: Exception) -> MaskfoldError:
+    return MaskfoldError(f"Preprocessed case {folder} is damaged: {name}, {format_damage(error)}.", REBUILD_HINT)
 
 
-def said(error: Exception) -> str:
-    """What was wrong, in a few words."""
+def format_damage(error: Exception) -> str:
+    """Describe in a few words what an error found."""
     if isinstance(error, MaskfoldError):
         return error.wrong.removesuffix(".")
     if isinstance(error, FileNotFoundError):
-        return f"{Path(error.filename).name} is not there"
-    return f"{RECORD} has no {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
+        return f"{Path(error.filename).name} is missing"
+    return (
+        f"{RECORD_FILE} has no {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
+    )
+
+
+# Folders of the cache
 
 
 def cache_key(row: Any, exp: Experiment) -> str:
-    """The name of a prepared case: a hash of all that its arrays depend on.
+    """Return the folder name of a preprocessed case: a hash of everything that its arrays depend on.
 
     Args:
-        row: a row of the case table; read are `id`, `split` and `hash`, the hash of the case's files.
-        exp: read are `prepare` and what the competition says about channels, classes and labels.
+        row: a row of the case table; used are `id`, `split` and `hash`, the hash of the case's files.
+        exp: used are `prepare` and the competition's channels, classes and labels.
     """
     comp = exp.competition
+    prepare = {
+        key: value
+        for key, value in exp.prepare.model_dump(mode="json").items()
+        if key not in UNHASHED_KEYS and (key not in OPTIONAL_KEYS or value)
+    }
     parts = {
-        "format": FORMAT, "id": str(row.id), "split": str(row.split), "hash": str(row.hash),
-        "prepare": {key: value for key, value in exp.prepare.model_dump(mode="json").items()
-                    if key not in BESIDES and (key not in LATER or value)}, "dimensions": comp.dimensions,
+        "format": CACHE_FORMAT,
+        "id": str(row.id),
+        "split": str(row.split),
+        "hash": str(row.hash),
+        "prepare": prepare,
+        "dimensions": comp.dimensions,
         "channels": list(comp.train.images) if isinstance(comp.train.images, dict) else None,
-        "classes": comp.classes, "values": comp.label_values or comp.values, "labels": comp.labels, "ignore": comp.ignore,
-        "rle": _rle(comp) if comp.train.rle else None,
+        "classes": comp.classes,
+        "values": comp.label_values or comp.output_label_values,
+        "labels": comp.labels,
+        "ignore": comp.ignore,
+        "rle": _rle_settings(comp) if comp.train.rle else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _rle(comp: Competition) -> dict[str, Any]:
-    """How the truth is read from `train.rle`; what only a profile can ask for is there only where one does."""
+def _rle_settings(comp: Competition) -> dict[str, Any]:
+    """Return how `train.rle` is decoded; settings of profiles appear only if set, so old keys stay valid."""
     fmt = rle_format(comp)
-    said: dict[str, Any] = {"order": fmt.order, "base": fmt.base, "relative": fmt.relative, "empty": fmt.empty}
-    special = {"container": fmt.container if fmt.container != "pairs" else None, "grid": rle_grid(comp),
-               "parts": rows_are_parts(comp)}
-    return said | {key: value for key, value in special.items() if value}
+    settings: dict[str, Any] = {"order": fmt.order, "base": fmt.base, "relative": fmt.relative, "empty": fmt.empty}
+    profile_settings = {
+        "container": fmt.container if fmt.container != "pairs" else None,
+        "grid": rle_grid(comp),
+        "parts": rows_are_parts(comp),
+    }
+    return settings | {key: value for key, value in profile_settings.items() if value}
 
 
-def fetch(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Path:
-    """The folder `root / key`, built if it is missing or damaged.
+def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Path:
+    """Return the folder `root / key`; build it if it is missing or damaged.
 
-    `build` fills an empty folder and returns what `case.json` shall say. Two processes may build the same case at the
-    same time: the one that is done first wins, and the other one throws its work away.
+    `build` fills an empty folder and returns the content of `case.json`. If two processes build the same case at the
+    same time, the first to finish wins and the other discards its work.
 
     Raises:
-        FullDisk: there is no room for it.
+        DiskFullError: the disk is full or cannot be written.
     """
     final = root / key
-    if intact(final):
+    if is_intact(final):
         return final
-    folder = temporary(final)
-    with room(final):
+    folder = make_temporary_path(final)
+    with disk_full_as_error(final):
         root.mkdir(parents=True, exist_ok=True)
-        sweep(root, key)
+        remove_stale_temp(root, key)
         folder.mkdir()
     try:
         record = build(folder)
-        record = {**record, DIGEST: _digest(record),
-                  "sizes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())}}
+        record = {
+            **record,
+            DIGEST_KEY: _record_digest(record),
+            "sizes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+        }
         content = json.dumps(record).encode()
-        with whole_file(folder / RECORD, len(content)) as stream:
+        with open_atomic(folder / RECORD_FILE, len(content)) as stream:
             stream.write(content)
         sync_folder(folder)
         _publish(folder, final)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # there after a failure, or when another process was first
+        shutil.rmtree(folder, ignore_errors=True)  # still there after a failure, or if another process was faster
     return final
 
 
-def intact(folder: Path) -> bool:
-    """Whether the folder has its record and every file that the record lists; see `problem`."""
-    return problem(folder) is None
+def is_intact(folder: Path) -> bool:
+    """Return whether the folder has its record and every file that the record lists; see `find_damage`."""
+    return find_damage(folder) is None
 
 
-def problem(folder: Path) -> str | None:
-    """What is wrong with a prepared case, in words; None where nothing is.
+def find_damage(folder: Path) -> str | None:
+    """Describe the damage of a preprocessed case; None if it has none.
 
-    Looked at are the record with its digest, the files' sizes and the headers of the arrays; not the arrays' values.
+    This checks the record with its digest, the file sizes and the headers of the arrays, not the arrays' values.
     """
     try:
-        record = read_case(folder)
+        record = read_case_record(folder)
         if "geometry" in record:
-            case = PreparedCase._of(folder, record)
+            case = PreprocessedCase._from_record(folder, record)
             _ = (case.image, case.mask, case.foreground if "foreground.npy" in record["sizes"] else None)
-    except (MaskfoldError, *UNSOUND) as error:
-        return said(error)
+    except (MaskfoldError, *READ_ERRORS) as error:
+        return format_damage(error)
     return None
 
 
-def read_case(folder: Path) -> dict[str, Any]:
-    """The record of a prepared case whose files have the sizes that it lists.
+def read_case_record(folder: Path) -> dict[str, Any]:
+    """Read the record of a preprocessed case, and check that its files have the listed sizes.
 
     Raises:
         OSError, ValueError, LookupError, TypeError, AttributeError: the record or a file is missing or damaged.
     """
-    record = parsed((folder / RECORD).read_bytes())
+    record = parse_json_object((folder / RECORD_FILE).read_bytes())
     sizes = record["sizes"]
-    if DIGEST in record and record[DIGEST] != _digest(record):
-        raise ValueError(f"the checksum of {RECORD} is wrong")
-    if DIGEST not in record and set(record) != UNSIGNED:  # made before there was a digest, or its name is what was damaged
-        raise ValueError(f"{RECORD} holds {', '.join(sorted(record))[:100]}")
+    if DIGEST_KEY in record and record[DIGEST_KEY] != _record_digest(record):
+        raise ValueError(f"the checksum of {RECORD_FILE} is wrong")
+    # Without a digest, the record is older than digests, or the digest's key is damaged.
+    if DIGEST_KEY not in record and set(record) != UNSIGNED_KEYS:
+        raise ValueError(f"{RECORD_FILE} has the unexpected keys {', '.join(sorted(record))[:100]}")
     for name, size in sizes.items():
         if Path(name).name != name:
-            raise ValueError(f"{RECORD} names {name[:100]}")
-        if (found := (folder / name).stat().st_size) != size:
-            raise ValueError(f"{name} has {found:,} bytes, and had {size}")
+            raise ValueError(f"{RECORD_FILE} lists {name[:100]}, which is not a file name")
+        if (actual := (folder / name).stat().st_size) != size:
+            raise ValueError(f"found {actual:,} bytes in {name}, expected {size}")
     return record
 
 
-def _digest(record: dict[str, Any]) -> str:
-    """SHA-256 (hexadecimal) of what a record says, but for the files' sizes, which the files prove."""
-    plain = {key: value for key, value in record.items() if key not in (DIGEST, "sizes")}
+def _record_digest(record: dict[str, Any]) -> str:
+    """SHA-256 (hexadecimal) of a record without its file sizes, which the files themselves prove."""
+    plain = {key: value for key, value in record.items() if key not in (DIGEST_KEY, "sizes")}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _publish(folder: Path, final: Path) -> None:
-    """Renames the built folder to its final name; an intact one that is already there stays."""
-    if not _renamed(folder, final):
-        with _exchanging(final.parent):
-            while not intact(final):
-                broken = temporary(final)
+    """Rename the built folder to its final name; keep an intact one that is already there."""
+    if not _try_rename(folder, final):
+        with _exclusive(final.parent):
+            while not is_intact(final):
+                damaged = make_temporary_path(final)
                 with suppress(FileNotFoundError):
-                    final.rename(broken)
-                done = _renamed(folder, final)  # else one that found the place empty just now was quicker
-                shutil.rmtree(broken, ignore_errors=True)
+                    final.rename(damaged)
+                done = _try_rename(folder, final)  # fails if another process took the free name in between
+                shutil.rmtree(damaged, ignore_errors=True)
                 if done:
                     break
     sync_folder(final.parent)
 
 
-def _renamed(folder: Path, final: Path) -> bool:
-    """Whether a folder got its name; False where there is one of that name."""
+def _try_rename(folder: Path, final: Path) -> bool:
+    """Rename a folder; return False if the name is taken."""
     try:
         folder.rename(final)
     except OSError as error:
@@ -265,12 +317,82 @@ def _renamed(folder: Path, final: Path) -> bool:
 
 
 @contextmanager
-def _exchanging(root: Path) -> Iterator[None]:
-    """One process at a time: two that find the same damaged case must not take away each other's whole one."""
+def _exclusive(root: Path) -> Iterator[None]:
+    """Admit one process at a time: two that find the same damaged case must not move away each other's intact one."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks: the worst is a case that is built once more
+        with suppress(OSError):  # on file systems without locks the worst outcome is a case that is built twice
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+# Memory of open cases
+
+
+class MemoryBudget:
+    """A byte budget for the cases that one process has mapped: the least recently used cases release their pages.
+
+    A case counts with its full size on disk, however little of it was read, so the bound needs no query to the kernel.
+    A case larger than the budget is held alone while it is read, and released afterwards.
+
+    Args:
+        max_bytes: the budget; None: unbounded.
+
+    Example:
+        >>> budget = MemoryBudget(2**30)
+        >>> with budget.reading(case):  # doctest: +SKIP
+        ...     patch = np.array(case.image[:, :32, :32, :32])
+    """
+
+    def __init__(self, max_bytes: int | None) -> None:
+        self.max_bytes = max_bytes
+        # With bytes; least recently used first.
+        self._held: OrderedDict[int, tuple[PreprocessedCase, int]] = OrderedDict()
+
+    @classmethod
+    def from_experiment(cls, exp: Experiment) -> MemoryBudget:
+        """Return one process's share of `prepare.cache_gib`: each device has a main process and its loader workers."""
+        if exp.prepare.cache_gib is None:
+            return cls(None)
+        return cls(int(exp.prepare.cache_gib * 2**30) // (exp.run.devices * (exp.run.workers + 1)))
+
+    @property
+    def held_bytes(self) -> int:
+        """Upper bound of the bytes that the cases hold now."""
+        return sum(size for _, size in self._held.values())
+
+    @contextmanager
+    def reading(self, case: PreprocessedCase) -> Iterator[None]:
+        """Release other cases until `case`, which is read inside the block, fits the budget."""
+        if self.max_bytes is None:
+            yield
+            return
+        size = mapped_bytes(case)
+        self._held.pop(id(case), None)
+        while self._held and self.held_bytes + size > self.max_bytes:
+            self.release(next(iter(self._held.values()))[0])
+        self._held[id(case)] = (case, size)
+        try:
+            yield
+        finally:
+            if size > self.max_bytes:
+                self.release(case)
+
+    def release(self, case: PreprocessedCase) -> None:
+        """Release a case's pages; it can be read again, which counts again."""
+        if self._held.pop(id(case), None) is not None:
+            release_pages(case)
+
+
+def mapped_bytes(case: PreprocessedCase) -> int:
+    """Return the bytes of whole pages that a case's files occupy when read completely."""
+    return sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in case.file_sizes)
+
+
+def release_pages(case: PreprocessedCase) -> None:
+    """Drop the pages of a case's open maps from this process's memory, if the system supports it (Linux)."""
+    for array in vars(case).values():
+        if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            array.base.madvise(mmap.MADV_DONTNEED)

@@ -1,46 +1,187 @@
-"""Cases whose images are the same, byte for byte: they must not be torn apart by a split."""
+"""Duplicate images: equal byte for byte, or near-duplicates (re-encoded, brighter or rescaled copies) by thumbnails."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pandas
 
+SIDES = {2: 64, 3: 16}  # side of a thumbnail by number of axes: 4096 values each
+COARSE_SIDES = {2: 16, 3: 8}
+MIN_CORRELATION = {2: 0.95, 3: 0.98}  # volumes of one anatomy reach 0.975, copies 0.985
+MIN_DETAIL_CORRELATION = {2: 0.8, 3: 0.95}  # of the details; excludes images that only share their illumination
+MIN_COARSE_CORRELATION = 0.9  # of coarse thumbnails, as a fast first filter
+MAX_PAIRS_PER_IMAGE = 5  # limits the pairs of a video; clusters remain connected
+BLOCK = 512  # images compared with all others at a time
+Floats = NDArray[np.float32]
 
-def duplicates(table: pandas.DataFrame) -> list[list[str]]:
-    """Ids that share one image, each list sorted."""
+
+# Duplicates by the hash of the image files
+
+
+def find_duplicates(table: pandas.DataFrame) -> list[list[str]]:
+    """Return the ids that share one image byte for byte, each list sorted."""
     if "image_hash" not in table.columns:
         return []
     sets = table.groupby("image_hash", sort=False)["id"].apply(lambda ids: sorted(map(str, ids)))
     return sorted(ids for ids in sets if len(ids) > 1)
 
 
-def conflicting(table: pandas.DataFrame) -> list[list[str]]:
-    """Those of the duplicates whose masks differ."""
+def duplicates_with_other_masks(table: pandas.DataFrame) -> list[list[str]]:
+    """Return the duplicates whose masks differ."""
     content = dict(zip(table["id"], table["hash"], strict=True))
-    return [ids for ids in duplicates(table) if len({content[case_id] for case_id in ids}) > 1]
+    return [ids for ids in find_duplicates(table) if len({content[case_id] for case_id in ids}) > 1]
 
 
-def units(table: pandas.DataFrame) -> list[str]:
-    """What a split may not tear apart: cases of one group, and groups that share an image.
+def split_groups(table: pandas.DataFrame) -> list[str]:
+    """Return the split group of each case: groups that share an image are merged into one split group.
 
     Args:
         table: the case table.
 
     Returns:
-        For each case the name of its unit, which is the first (in sorted order) of the groups in it.
+        One name per case: the first (in sorted order) of the groups in its split group.
     """
     group = {str(case_id): str(name) for case_id, name in zip(table["id"], table["group"], strict=True)}
     parent = {name: name for name in group.values()}
 
-    def top(name: str) -> str:
+    def root(name: str) -> str:
         while parent[name] != name:
             name = parent[name]
         return name
 
-    for ids in duplicates(table):
-        tops = sorted({top(group[case_id]) for case_id in ids})
-        for other in tops[1:]:
-            parent[other] = tops[0]
-    return [top(group[str(case_id)]) for case_id in table["id"]]
+    for ids in find_duplicates(table):
+        roots = sorted({root(group[case_id]) for case_id in ids})
+        for merged in roots[1:]:
+            parent[merged] = roots[0]
+    return [root(group[str(case_id)]) for case_id in table["id"]]
+
+
+# Near-duplicates by thumbnails
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """Two near-duplicate images.
+
+    Attributes:
+        first: index of the first image.
+        second: index of the second image, larger than `first`.
+        correlation: correlation of the thumbnails.
+    """
+
+    first: int
+    second: int
+    correlation: float
+
+
+def make_thumbnail(array: np.ndarray) -> Floats | None:
+    """Average an image over all channels and a grid of 64×64 (2D) or 16×16×16 (3D) boxes.
+
+    Args:
+        array: (C, *spatial), two or three spatial axes.
+
+    Returns:
+        float32 (side, side[, side]); None for a constant image.
+    """
+    side = SIDES[array.ndim - 1]
+    small = array
+    for axis in range(1, array.ndim):
+        small = _shrink(small, axis, side)
+    result = small.mean(axis=0, dtype=np.float32)
+    return result if float(result.std()) > 1e-6 * max(1.0, float(np.abs(result).max())) else None
+
+
+def find_near_duplicates(thumbnails: Sequence[Floats | None]) -> list[ImagePair]:
+    """Find pairs of images that look the same apart from brightness, contrast, size and compression.
+
+    Both the thumbnails and their details (without the local mean) must correlate. Rotated and mirrored copies are not
+    found. Time grows with the square of the number of images: some seconds for 5,000.
+
+    Args:
+        thumbnails: thumbnails with the same number of axes; None matches nothing.
+
+    Returns:
+        Pairs with first < second, highest correlation first.
+    """
+    indices = [index for index, small in enumerate(thumbnails) if small is not None]
+    if len(indices) < 2:
+        return []
+    stack = np.stack([small for small in thumbnails if small is not None])
+    dims = stack.ndim - 1
+    coarse, whole, details = _normalise(_coarsen(stack)), _normalise(stack), _normalise(_details(stack))
+    pairs = []
+    for start in range(0, len(indices), BLOCK):
+        block = slice(start, start + BLOCK)
+        is_similar = coarse[block] @ coarse[start:].T >= MIN_COARSE_CORRELATION
+        candidates = np.triu(is_similar, 1)  # each pair once, no self-pairs
+        columns = start + np.flatnonzero(candidates.any(axis=0))
+        correlation, detail = whole[block] @ whole[columns].T, details[block] @ details[columns].T
+        matches = candidates[:, columns - start]
+        matches &= (correlation >= MIN_CORRELATION[dims]) & (detail >= MIN_DETAIL_CORRELATION[dims])
+        for row in np.flatnonzero(matches.any(axis=1)):
+            matched = np.flatnonzero(matches[row])
+            best = matched[np.argsort(-correlation[row, matched], kind="stable")[:MAX_PAIRS_PER_IMAGE]]
+            first = indices[start + int(row)]
+            pairs += [ImagePair(first, indices[int(columns[i])], min(1.0, float(correlation[row, i]))) for i in best]
+    return sorted(pairs, key=lambda pair: (-pair.correlation, pair.first, pair.second))
+
+
+def cluster_pairs(pairs: Sequence[ImagePair]) -> list[list[int]]:
+    """Return the connected components of pairs, each as sorted indices (union-find)."""
+    parent: dict[int, int] = {}
+
+    def root(index: int) -> int:
+        while parent.setdefault(index, index) != index:
+            index = parent[index]
+        return index
+
+    for pair in pairs:
+        low, high = sorted((root(pair.first), root(pair.second)))
+        parent[high] = low
+    members: dict[int, list[int]] = {}
+    for index in sorted(parent):
+        members.setdefault(root(index), []).append(index)
+    return list(members.values())
+
+
+def _shrink(array: np.ndarray, axis: int, side: int) -> np.ndarray:
+    """Average `side` boxes along an axis, float32; a shorter axis repeats its values."""
+    length = array.shape[axis]
+    starts = np.arange(side) * length // side
+    if length < side:
+        return np.take(array, starts, axis=axis).astype(np.float32)
+    sums = np.add.reduceat(array, starts, axis=axis, dtype=np.float32)
+    counts = np.diff(np.append(starts, length)).astype(np.float32)
+    means: np.ndarray = sums / counts.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+    return means
+
+
+def _coarsen(stack: Floats) -> Floats:
+    """Average (N, side, …) over fewer boxes."""
+    dims = stack.ndim - 1
+    side, factor = COARSE_SIDES[dims], SIDES[dims] // COARSE_SIDES[dims]
+    boxes = stack.reshape(len(stack), *(size for _ in range(dims) for size in (side, factor)))
+    return boxes.mean(axis=tuple(range(2, 2 * dims + 1, 2)))
+
+
+def _details(stack: Floats) -> Floats:
+    """Subtract the local mean from (N, side, …)."""
+    from scipy.ndimage import uniform_filter
+
+    return np.stack([small - uniform_filter(small, 5, mode="nearest") for small in stack])
+
+
+def _normalise(stack: Floats) -> Floats:
+    """Return (N, values) with mean 0 and norm 1, so that a product is a correlation; constant rows become 0."""
+    flat = stack.reshape(len(stack), math.prod(stack.shape[1:])).astype(np.float32)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    norm = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.divide(flat, norm, out=np.zeros_like(flat), where=norm > 1e-12)

@@ -1,4 +1,4 @@
-"""The truth of a case as class masks and as instances."""
+"""The ground truth of a case: class masks, numbered instances, another competition's masks relabelled, boundaries."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 
 from competition.config.competition import Competition
-from competition.config.errors import MaskfoldError
-from competition.data.readers import extension, read_labels
-from competition.data.rle_table import rle_format, rle_grid, row_text, rows_are_parts
-from competition.data.rows import cell
+from competition.data.readers import extension_of, get_column, read_labels
+from competition.data.rle_tables import rle_format, rle_grid, row_text, rows_are_parts
+from competition.errors import MaskfoldError
 from competition.rle import RleError, decode, decode_labels
 
 IGNORED = 255
 
 
 def load_mask(comp: Competition, row: Any) -> np.ndarray:
-    """Reads the truth of a training case.
+    """Read the ground truth of a training case.
 
     Args:
-        comp: what the host gave.
+        comp: the competition.
         row: a row of the case table.
 
     Returns:
@@ -32,33 +31,33 @@ def load_mask(comp: Competition, row: Any) -> np.ndarray:
         Overlapping classes: M = K, 0 or 1 each, 255 ignored.
 
     Raises:
-        MaskfoldError: a file or row cannot be read, holds a value that is no class, or puts a pixel into two exclusive
+        MaskfoldError: a file or row cannot be read, has a value without a class, or assigns a pixel to two exclusive
             classes.
-        ValueError: the row is a test case, which has no truth.
+        ValueError: the row is a test case, which has no ground truth.
     """
-    masks, shape = _masks(row), tuple(json.loads(cell(row, "shape")))
+    masks, shape = _mask_sources(row), tuple(json.loads(get_column(row, "shape")))
     if masks["kind"] == "labels":
-        name = _name(masks["files"])
-        labels = _labels(comp, masks["files"], shape, cell(row, "id"))
-        return _classes_of(labels, Path(comp.root) / name, comp)
-    united = np.zeros((len(comp.classes), *shape), bool)
+        name = _display_name(masks["files"])
+        labels = _read_label_file(comp, masks["files"], shape, get_column(row, "id"))
+        return _labels_to_mask(labels, Path(comp.root) / name, comp)
+    class_masks = np.zeros((len(comp.classes), *shape), bool)
     ignored = np.zeros(shape, bool)
     for part in _parts(comp, row, masks, shape):
-        united[(comp.classes.index(part.cls), *part.where)] |= part.objects != 0
+        class_masks[(comp.classes.index(part.cls), *part.where)] |= part.objects != 0
         if part.ignored is not None:
             ignored |= part.ignored
-    return _joined(comp, cell(row, "id"), united, ignored)
+    return _merge_classes(comp, get_column(row, "id"), class_masks, ignored)
 
 
 def load_instances(comp: Competition, row: Any) -> np.ndarray:
-    """Numbers the objects of a training case.
+    """Number the objects of a training case.
 
-    A row of run lengths is an object (where the profile knows rows to be parts of one mask, all rows of a class are
-    one), so is a file of a folder of instances; in other label files an object is a connected component of a class (8
-    neighbours in pictures, 26 in volumes). Where two objects overlap, the later one is seen.
+    Each row of run lengths is an object (if the profile says that rows are parts of one mask, all rows of a class are
+    one); so is each file of a folder of instances. In other label files an object is a connected component of a class
+    (8 neighbours in 2D, 26 in 3D). Where two objects overlap, the later one wins.
 
     Args:
-        comp: what the host gave.
+        comp: the competition.
         row: a row of the case table.
 
     Returns:
@@ -67,30 +66,118 @@ def load_instances(comp: Competition, row: Any) -> np.ndarray:
     Raises:
         MaskfoldError: as for `load_mask`.
     """
-    masks, shape = _masks(row), tuple(json.loads(cell(row, "shape")))
+    masks, shape = _mask_sources(row), tuple(json.loads(get_column(row, "shape")))
     instances = np.zeros(shape, np.int32)
-    number = 0
+    count = 0
     if masks["kind"] in ("labels", "classes"):
         import cc3d
 
         truth = load_mask(comp, row)
         for index in range(len(comp.classes)):
             mask = truth[0] == index + 1 if comp.labels == "exclusive" else truth[index] == 1
-            # As uint8: cc3d 4.1 gives wrong labels on some boolean arrays.
-            parts = cc3d.connected_components(mask.view(np.uint8), connectivity=8 if mask.ndim == 2 else 26)
-            instances[mask] = parts[mask].astype(np.int32) + number
-            number += int(parts.max(initial=0))
+            # As uint8, because cc3d 4.1 returns wrong labels for some boolean arrays.
+            components = cc3d.connected_components(mask.view(np.uint8), connectivity=8 if mask.ndim == 2 else 26)
+            instances[mask] = components[mask].astype(np.int32) + count
+            count += int(components.max(initial=0))
         return instances
     for part in _parts(comp, row, masks, shape):
-        there = part.objects != 0
-        instances[part.where][there] = part.objects[there] + number
-        number += int(part.objects.max(initial=0))
+        is_object = part.objects != 0
+        instances[part.where][is_object] = part.objects[is_object] + count
+        count += int(part.objects.max(initial=0))
     return instances
+
+
+def load_relabelled_mask(source: Competition, row: Any, target: Competition, mapping: dict[str, str]) -> np.ndarray:
+    """Read the ground truth of a source case as `load_mask` would return it for the target's classes.
+
+    Source classes without a mapping become background. A target class that no source class maps to may be anywhere: if
+    classes overlap, it is ignored everywhere; if they are exclusive, the background is ignored.
+
+    Args:
+        source: the other competition.
+        row: a row of its case table.
+        target: the competition that is trained.
+        mapping: source class to target class.
+
+    Returns:
+        (M, *spatial) uint8 in the target's classes; 255 where the class is unknown.
+
+    Raises:
+        MaskfoldError: the ground truth cannot be read, or a voxel maps to two exclusive classes.
+    """
+    mask = load_mask(source, row)
+    ignored = (mask == IGNORED).any(axis=0)
+    planes = {name: np.zeros(mask.shape[1:], bool) for name in target.classes if name in mapping.values()}
+    for index, name in enumerate(source.classes):
+        if name in mapping:
+            planes[mapping[name]] |= mask[0] == index + 1 if source.labels == "exclusive" else mask[index] == 1
+    if target.labels == "overlapping":
+        unknown = np.full(mask.shape[1:], IGNORED, np.uint8)
+        result = np.stack([planes[name].astype(np.uint8) if name in planes else unknown for name in target.classes])
+        result[:, ignored] = IGNORED
+        return result
+    overlap = int(np.count_nonzero(np.sum(list(planes.values()), axis=0) > 1))
+    if overlap:
+        raise MaskfoldError(
+            f"Case {row.id} of {source.name} has {overlap:,} voxels that map to two classes, but they are exclusive.",
+            "Map one of its classes to null in extra.classes.",
+            status=2,
+        )
+    single = np.full(mask.shape[1:], 0 if len(planes) == len(target.classes) else IGNORED, np.uint8)
+    for number, name in enumerate(target.classes, start=1):
+        if name in planes:
+            single[planes[name]] = number
+    single[ignored] = IGNORED
+    return single[None]
+
+
+def boundary_mask(objects: np.ndarray, width: int) -> np.ndarray:
+    """Return the pixels of each object that are at most `width` pixels from another object or from the background.
+
+    A small object gets a thinner boundary, down to none, because it would otherwise have no pixel of its own class. The
+    edge of the image is no boundary. Such a class was proposed by Caicedo et al., "Nucleus segmentation across imaging
+    experiments", Nature Methods 2019.
+
+    Args:
+        objects: (*spatial) integers, 0 for background.
+        width: in pixels, along the axes and diagonals.
+
+    Returns:
+        (*spatial) bool.
+    """
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    edge = np.zeros(objects.shape, np.bool_)
+    remaining = objects != 0
+    for thickness in range(width, 0, -1):
+        size = 2 * thickness + 1
+        near_border = remaining & (
+            maximum_filter(objects, size, mode="nearest") != minimum_filter(objects, size, mode="nearest")
+        )
+        has_inside = np.zeros(int(objects.max(initial=0)) + 1, np.bool_)
+        has_inside[objects[remaining & ~near_border]] = True
+        finished = has_inside[objects] & remaining
+        edge |= near_border & finished
+        remaining &= ~finished
+        if not remaining.any():
+            break
+    return edge
+
+
+# Files and table rows of a case
+
+
+def _mask_sources(row: Any) -> dict[str, Any]:
+    masks = json.loads(get_column(row, "masks"))
+    if masks is None:
+        raise ValueError(f"{get_column(row, 'id')} is a test case, which has no ground truth")
+    sources: dict[str, Any] = masks
+    return sources
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Objects of one class: their numbers 1…n (int32, 0 elsewhere), and where in the case they lie."""
+    """Objects of one class: their numbers 1…n (int32, 0 elsewhere), and the region of the case that they cover."""
 
     cls: str
     objects: np.ndarray
@@ -99,33 +186,33 @@ class _Part:
 
 
 def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> Iterator[_Part]:
-    """The rows of each class and slice, or each file."""
+    """Yield the rows of each class and slice, or each file."""
     if masks["kind"] == "rle":
-        lines: dict[tuple[str, int | None], list[int]] = {}
+        lines_of: dict[tuple[str, int | None], list[int]] = {}
         for line, cls, index in masks["rows"]:
-            lines.setdefault((cls, index), []).append(line)
-        for (cls, index), those in lines.items():
+            lines_of.setdefault((cls, index), []).append(line)
+        for (cls, index), lines in lines_of.items():
             if index is None:
-                yield _Part(cls, _decoded(comp, cell(row, "id"), those, shape))
+                yield _Part(cls, _decode_rows(comp, get_column(row, "id"), lines, shape))
             else:
-                yield _Part(cls, _decoded(comp, cell(row, "id"), those, shape[:-1]), (..., index))
+                yield _Part(cls, _decode_rows(comp, get_column(row, "id"), lines, shape[:-1]), (..., index))
         return
     for cls, files in masks["files"].items():
-        for one in files if masks["kind"] == "instances" else [files]:
-            labels = _labels(comp, one, shape, cell(row, "id"))
+        for item in files if masks["kind"] == "instances" else [files]:
+            labels = _read_label_file(comp, item, shape, get_column(row, "id"))
             ignored = None if comp.ignore is None else labels == comp.ignore
             mask = labels != 0 if ignored is None else (labels != 0) & ~ignored
-            _refuse_grey(Path(comp.root) / _name(one), labels[mask], cls)
+            _check_binary(Path(comp.root) / _display_name(item), labels[mask], cls)
             yield _Part(cls, mask.astype(np.int32), ignored=ignored)
 
 
-def _decoded(comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]) -> np.ndarray:
-    """The objects in some lines of the table."""
+def _decode_rows(comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]) -> np.ndarray:
+    """Decode the objects in some lines of the table."""
     texts, fmt = [row_text(comp, line) for line in lines], rle_format(comp)
     grid = rle_grid(comp) if len(shape) == 2 else None
     try:
         objects = decode_labels(texts, grid or shape, fmt)
-    except RleError:  # together they are fast, one by one they tell the line
+    except RleError:  # decoding all rows at once is fast; decoding them one by one finds the line
         for line, text in zip(lines, texts, strict=True):
             try:
                 decode(text, grid or shape, fmt)
@@ -133,60 +220,74 @@ def _decoded(comp: Competition, case_id: str, lines: list[int], shape: tuple[int
                 raise MaskfoldError(
                     f"{Path(comp.root) / str(comp.train.rle)}, line {line}, id {case_id}: {error.wrong}",
                     f"{error.cure.rstrip('.')}; the format is train.rle_format in the competition's YAML, "
-                    "or else submission.profile's, or else submission.rle.") from error
+                    "otherwise submission.profile's, otherwise submission.rle.",
+                ) from error
         raise
     if rows_are_parts(comp):
         objects = (objects != 0).astype(np.int32)
-    return objects if objects.shape == shape else _nearest(objects, shape)
+    return objects if objects.shape == shape else _resize_nearest(objects, shape)
 
 
-def _nearest(objects: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The objects on another grid over the same picture: each pixel takes the number at its centre."""
-    places = [(2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(objects.shape, shape, strict=True)]
-    return objects[np.ix_(*places)]
+def _resize_nearest(objects: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resize objects to another grid of the same image: each pixel takes the number at its centre."""
+    indices = [(2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(objects.shape, shape, strict=True)]
+    return objects[np.ix_(*indices)]
 
 
-def _labels(comp: Competition, files: str | list[str], shape: tuple[int, ...], case_id: str) -> np.ndarray:
-    """Labels (*spatial) as in the file, or in the slices."""
+def _read_label_file(comp: Competition, files: str | list[str], shape: tuple[int, ...], case_id: str) -> np.ndarray:
+    """Read the labels (*spatial) of a file or of a stack of slices."""
     root = Path(comp.root)
     if isinstance(files, str):
         labels = read_labels(root / files, comp.dimensions)[0]
     else:
         labels = np.stack([read_labels(root / path, 2)[0] for path in files], axis=-1)
     if labels.shape != shape:
-        raise MaskfoldError(f"The mask {_name(files)} of the case {case_id} is {'×'.join(map(str, labels.shape))}, its "
-                            f"image {'×'.join(map(str, shape))}.", "Bring both to one grid.")
+        raise MaskfoldError(
+            f"The mask {_display_name(files)} of case {case_id} has the wrong shape: found "
+            f"{'×'.join(map(str, labels.shape))}, expected {'×'.join(map(str, shape))}, the shape of its image.",
+            "Resample both to one grid.",
+        )
     return labels
 
 
-def _classes_of(labels: np.ndarray, path: Path, comp: Competition) -> np.ndarray:
-    """Label values as `load_mask` gives them."""
+def _display_name(files: str | list[str]) -> str:
+    return files if isinstance(files, str) else f"{files[0]} … {files[-1]}"
+
+
+# Label values to classes
+
+
+def _labels_to_mask(labels: np.ndarray, path: Path, comp: Competition) -> np.ndarray:
+    """Convert label values to the array that `load_mask` returns."""
     ignored = {} if comp.ignore is None else {comp.ignore: IGNORED}
-    values = _present(labels)
-    _refuse_strange([value for value in values if value not in {0, *ignored, *sum(comp.class_values, [])}], path, comp)
+    values = _present_values(labels)
+    known = {0, *ignored, *(value for values_of in comp.class_values for value in values_of)}
+    _check_known([value for value in values if value not in known], path, comp)
     if comp.labels == "exclusive":
-        numbers = {value: number for number, those in enumerate(comp.class_values, 1) for value in those}
+        numbers = {value: number for number, values_of in enumerate(comp.class_values, 1) for value in values_of}
         return _recode(labels, values, {**numbers, **ignored})[None]
-    return np.stack([_recode(labels, values, {**dict.fromkeys(those, 1), **ignored}) for those in comp.class_values])
+    return np.stack(
+        [_recode(labels, values, {**dict.fromkeys(values_of, 1), **ignored}) for values_of in comp.class_values]
+    )
 
 
-def _refuse_strange(strange: list[int], path: Path, comp: Competition) -> None:
-    """Values that no class has."""
-    if strange:
-        shown = ", ".join(map(str, strange[:5])) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
-        known = ", ".join(f"{'+'.join(map(str, those))} {name}"
-                          for those, name in zip(comp.class_values, comp.classes, strict=True))
-        cure = f"Set competition.label_values or competition.ignore; now 0 is background, {known}."
-        if extension(path.name) in (".jpg", ".jpeg"):
-            cure = "Save masks as PNG: JPEG changes values near edges."
-        elif len(strange) == len(comp.classes) == 1 and strange[0] > 0:
-            cure = f"Set competition.label_values=[{strange[0]}] if that is {comp.classes[0]}, or competition.ignore."
-        raise MaskfoldError(f"{path} holds the label {'values' if len(strange) > 1 else 'value'} {shown}, "
-                            "which no class has.", cure)
+def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
+    """Raise if there are label values without a class."""
+    if unknown:
+        shown = ", ".join(map(str, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        known = ", ".join(
+            f"{'+'.join(map(str, values))} {name}" for values, name in zip(comp.class_values, comp.classes, strict=True)
+        )
+        hint = f"Set competition.label_values or competition.ignore; now 0 is background, {known}."
+        if extension_of(path.name) in (".jpg", ".jpeg"):
+            hint = "Save masks as PNG: JPEG changes values near edges."
+        elif len(unknown) == len(comp.classes) == 1 and unknown[0] > 0:
+            hint = f"Set competition.label_values=[{unknown[0]}] if that is {comp.classes[0]}, or competition.ignore."
+        raise MaskfoldError(f"{path} has label value{'s' * (len(unknown) > 1)} without a class: found {shown}.", hint)
 
 
 def _recode(labels: np.ndarray, values: list[int], codes: dict[int, int]) -> np.ndarray:
-    """Label values as their codes (uint8); values without one are 0."""
+    """Replace label values by their codes (uint8); values without a code become 0."""
     coded = np.zeros(labels.shape, np.uint8)
     for value in values:
         if codes.get(value):
@@ -194,46 +295,40 @@ def _recode(labels: np.ndarray, values: list[int], codes: dict[int, int]) -> np.
     return coded
 
 
-def _present(labels: np.ndarray) -> list[int]:
-    """The values in an array, sorted; counted part by part, which needs neither a sort nor a large copy."""
-    few = int(labels.min()) >= 0 and int(labels.max()) < 2**16
-    found: set[int] = set()
-    for part in np.array_split(labels.reshape(-1), max(1, labels.size // 2**22)):
-        found.update((np.flatnonzero(np.bincount(part.astype(np.intp))) if few else np.unique(part)).tolist())
-    return sorted(found)
+def _present_values(labels: np.ndarray) -> list[int]:
+    """Return the values in an array, sorted; counted in blocks, which needs neither a sort nor a large copy."""
+    countable = int(labels.min()) >= 0 and int(labels.max()) < 2**16
+    present: set[int] = set()
+    for block in np.array_split(labels.reshape(-1), max(1, labels.size // 2**22)):
+        values = np.flatnonzero(np.bincount(block.astype(np.intp))) if countable else np.unique(block)
+        present.update(values.tolist())
+    return sorted(present)
 
 
-def _refuse_grey(path: Path, values: np.ndarray, cls: str) -> None:
+def _check_binary(path: Path, values: np.ndarray, cls: str) -> None:
+    """Check that the mask of one class has one value only."""
     if values.size and (values != values[0]).any():
         shown = ", ".join(map(str, np.unique(values)[:5].tolist()))
-        raise MaskfoldError(f"{path} holds the values {shown}, but the mask of one class ({cls}) has 0 and one other.",
-                            "Save it as a PNG without smoothing, or set competition.ignore.")
+        raise MaskfoldError(
+            f"The mask {path} of class {cls} has several values: found {shown}, expected 0 and one other.",
+            "Save it as a PNG without smoothing, or set competition.ignore.",
+        )
 
 
-def _joined(comp: Competition, case_id: str, united: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """(K, *spatial) bool to the mask array."""
+def _merge_classes(comp: Competition, case_id: str, class_masks: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """Convert (K, *spatial) bool to the array that `load_mask` returns."""
     if comp.labels == "overlapping":
-        mask = united.astype(np.uint8)
+        mask = class_masks.astype(np.uint8)
         mask[:, ignored] = IGNORED
         return mask
-    twice = int((united.sum(axis=0, dtype=np.uint8) > 1).sum()) if len(united) > 1 else 0
-    if twice:
-        raise MaskfoldError(f"The case {case_id} has {twice:,} pixels in two classes, and its classes are exclusive.",
-                            "Set competition.labels=overlapping, or correct the masks.")
-    mask = np.zeros(united.shape[1:], np.uint8)
-    for index, one in enumerate(united, 1):
-        mask[one] = index
+    overlap = int((class_masks.sum(axis=0, dtype=np.uint8) > 1).sum()) if len(class_masks) > 1 else 0
+    if overlap:
+        raise MaskfoldError(
+            f"Case {case_id} has {overlap:,} pixels in two classes, but its classes are exclusive.",
+            "Set competition.labels=overlapping, or correct the masks.",
+        )
+    mask = np.zeros(class_masks.shape[1:], np.uint8)
+    for number, class_mask in enumerate(class_masks, 1):
+        mask[class_mask] = number
     mask[ignored] = IGNORED
     return mask[None]
-
-
-def _masks(row: Any) -> dict[str, Any]:
-    masks = json.loads(cell(row, "masks"))
-    if masks is None:
-        raise ValueError(f"{cell(row, 'id')} is a test case; the host keeps its truth")
-    found: dict[str, Any] = masks
-    return found
-
-
-def _name(files: str | list[str]) -> str:
-    return files if isinstance(files, str) else f"{files[0]} … {files[-1]}"

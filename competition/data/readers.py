@@ -1,60 +1,76 @@
-"""Images and label files as arrays; the file's extension chooses the reader."""
+"""Images and label files of any supported format, selected by the extension, and the image of a case."""
 
 from __future__ import annotations
 
-import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from competition.config.errors import MaskfoldError
-from competition.data.readers_types import Header, Picture, reading, unreadable
+from competition.config.competition import Competition
+from competition.data.formats import READERS, FileFormat
+from competition.data.image_types import Header, Image, convert_decoder_errors, unreadable_error
+from competition.errors import MaskfoldError
 
-__all__ = ["EXTENSIONS", "Header", "Picture", "known", "read_header", "read_image", "read_labels", "stem"]
+EXTENSIONS = {
+    ".png": "raster",
+    ".jpg": "raster",
+    ".jpeg": "raster",
+    ".bmp": "raster",
+    ".gif": "raster",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".npy": "numpy",
+    ".npz": "numpy",
+}
 
-EXTENSIONS = {".png": "flat", ".jpg": "flat", ".jpeg": "flat", ".bmp": "flat", ".gif": "flat", ".tif": "tiff",
-              ".tiff": "tiff", ".nii": "nifti", ".nii.gz": "nifti", ".npy": "numpy", ".npz": "numpy"}
+
+# Single files
 
 
-def read_image(path: str | Path, dimensions: int | None = None) -> Picture:
-    """Reads an image.
+def read_image(path: str | Path, dimensions: int | None = None) -> Image:
+    """Read an image.
 
     16-bit files stay 16-bit, an alpha channel stays a channel (`prepare.channels` drops it), a palette becomes colours.
-    An EXIF orientation is not applied, since masks are drawn on the pixels as they are stored.
+    An EXIF orientation is not applied, because masks are drawn on the pixels as they are stored.
 
     Args:
         path: a PNG, JPEG, BMP, GIF, TIFF, NIfTI, NPY or NPZ file.
         dimensions: spatial axes, 2 or 3: whether pages of a TIFF are channels or slices. None: 3 for NIfTI, else 2.
 
     Returns:
-        The picture; its array is (C, H, W), (C, X, Y, Z) or (C, H, W, Z).
+        The image; its array is (C, H, W), (C, X, Y, Z) or (C, H, W, Z).
 
     Raises:
-        MaskfoldError: the file is missing, of an unknown format, cut off, too large, or holds NaN or infinite values.
+        MaskfoldError: the file is missing, of an unknown format, truncated, too large, or has NaN or infinite values.
 
     Example:
         >>> read_image("case.nii.gz").spacing      # doctest: +SKIP
         (1.0, 1.0, 1.0)
     """
     path = Path(path)
-    module, dimensions = _reader(path, dimensions)
-    with reading(path):
-        picture = _native(path, module.pixels(path, dimensions, labels=False))
-    bad = 0
-    if picture.array.dtype.kind == "f":
-        bad = picture.array.size - int(np.isfinite(picture.array).sum())
-    if bad:
-        raise MaskfoldError(f"{path} holds {bad:,} value{'' if bad == 1 else 's'} that {'is' if bad == 1 else 'are'} NaN or infinite.",
-                            "Repair it, or leave the case out with competition.on_bad_case=skip.")
-    return picture
+    file_format, dimensions = _reader(path, dimensions)
+    with convert_decoder_errors(path):
+        image = _to_native(path, file_format.pixels(path, dimensions, labels=False))
+    invalid = 0
+    if image.array.dtype.kind == "f":
+        invalid = image.array.size - int(np.isfinite(image.array).sum())
+    if invalid:
+        raise MaskfoldError(
+            f"{path} has {invalid:,} NaN or infinite value{'' if invalid == 1 else 's'}.",
+            "Repair it, or skip the case with competition.on_bad_case=skip.",
+        )
+    return image
 
 
 def read_labels(path: str | Path, dimensions: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads a label file.
+    """Read a label file.
 
-    A palette's indices are the labels, not its colours. A file with several equal channels (a grey mask saved as RGB) is
-    taken as one; a constant alpha channel is ignored.
+    A palette's indices are the labels, not its colours. Several equal channels (a grey mask saved as RGB) count as one;
+    a constant alpha channel is ignored.
 
     Args:
         path: as for `read_image`.
@@ -64,96 +80,157 @@ def read_labels(path: str | Path, dimensions: int | None = None) -> tuple[np.nda
         (*spatial) integers as they are in the file, and the affine (4×4 float64, mm) or None.
 
     Raises:
-        MaskfoldError: as for `read_image`; the channels differ; or a value is not a whole number.
+        MaskfoldError: as for `read_image`; the channels differ; or a value is no integer.
     """
     path = Path(path)
-    module, dimensions = _reader(path, dimensions)
-    with reading(path):
-        picture = _native(path, module.pixels(path, dimensions, labels=True))
-    array = _one_channel(path, picture.array)
+    file_format, dimensions = _reader(path, dimensions)
+    with convert_decoder_errors(path):
+        image = _to_native(path, file_format.pixels(path, dimensions, labels=True))
+    array = _single_channel(path, image.array)
     if array.dtype.kind == "f":
-        whole = np.rint(array)
-        if not np.isfinite(array).all() or np.abs(array - whole).max() > 1e-3:
-            raise MaskfoldError(f"{path} holds labels that are not whole numbers.",
-                                "Save the mask as integers, resampled with the nearest neighbour if at all.")
-        array = whole.astype(np.int32)
-    return array, picture.affine
+        rounded = np.rint(array)
+        if not np.isfinite(array).all() or np.abs(array - rounded).max() > 1e-3:
+            raise MaskfoldError(
+                f"{path} has label values that are not integers.",
+                "Save the mask as integers; resample masks only with the nearest neighbour.",
+            )
+        array = rounded.astype(np.int32)
+    return array, image.affine
 
 
 def read_header(path: str | Path, dimensions: int | None = None, labels: bool = False) -> Header:
-    """Reads what a file says about itself, without its pixels.
+    """Read the metadata of a file, without its pixels.
 
     Args:
         path: as for `read_image`.
         dimensions: as for `read_image`.
-        labels: whether it is a label file; matters for archives of several arrays.
+        labels: whether it is a label file; used only for archives of several arrays.
 
     Returns:
         Shape, spacing, affine, channels and dtype.
 
     Raises:
-        MaskfoldError: the file is missing, of an unknown format, or its header is broken or promises too much.
+        MaskfoldError: the file is missing, of an unknown format, or its header is broken or declares too much.
     """
     path = Path(path)
-    module, dimensions = _reader(path, dimensions)
-    extra = {"labels": labels} if EXTENSIONS[extension(path.name)] == "numpy" else {}
-    with reading(path):
-        head: Header = module.header(path, dimensions, **extra)
-    if 0 in (*head.shape, head.channels):
-        raise unreadable(path, f"its shape is {'×'.join(map(str, head.shape))}")
-    return head
+    file_format, dimensions = _reader(path, dimensions)
+    extra = {"labels": labels} if EXTENSIONS[extension_of(path.name)] == "numpy" else {}
+    with convert_decoder_errors(path):
+        result: Header = file_format.header(path, dimensions, **extra)
+    if 0 in (*result.shape, result.channels):
+        raise unreadable_error(path, f"its shape is {'×'.join(map(str, result.shape))}")
+    return result
 
 
-def extension(name: str) -> str:
-    """The extension in lower case, `.nii.gz` as one; empty where there is none."""
-    name = name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
-
-
-def known(name: str) -> bool:
-    """Whether a reader takes a file of this name."""
-    return extension(name) in EXTENSIONS
-
-
-def stem(name: str) -> str:
-    """The name without an extension that a reader knows; other dots belong to the name.
-
-    Example:
-        >>> stem("a.b.nii.gz"), stem("scan.v2")
-        ('a.b', 'scan.v2')
-    """
-    return name[: -len(extension(name))] if known(name) else name
-
-
-def _reader(path: Path, dimensions: int | None) -> tuple[Any, int]:
-    """The module that reads the format (imported only now: the libraries behind are heavy), and the dimensions."""
-    kind = EXTENSIONS.get(extension(path.name))
-    if kind is None and extension(path.name) in (".dcm", ".dicom", ".ima"):
+def _reader(path: Path, dimensions: int | None) -> tuple[FileFormat, int]:
+    """Return the functions that read the format, and the number of spatial axes."""
+    kind = EXTENSIONS.get(extension_of(path.name))
+    if kind is None and extension_of(path.name) in (".dcm", ".dicom", ".ima"):
         raise MaskfoldError(f"{path} is DICOM.", "Convert the study to volumes first with `maskfold dicom`.")
     if kind is None:
-        raise MaskfoldError(f"{path} has an extension that no reader knows.",
-                            f"Convert it to one of {', '.join(EXTENSIONS)}.")
-    module = importlib.import_module(f"competition.data.readers_{kind}")
-    return module, dimensions or (3 if kind == "nifti" else 2)
+        raise MaskfoldError(
+            f"{path} has an unsupported extension: expected one of {', '.join(EXTENSIONS)}.", "Convert the file."
+        )
+    return READERS[kind], dimensions or (3 if kind == "nifti" else 2)
 
 
-def _native(path: Path, picture: Picture) -> Picture:
-    """The machine's byte order, and float32 for other floats."""
-    array = picture.array
+def _to_native(path: Path, image: Image) -> Image:
+    """Convert to the machine's byte order, and other floats to float32."""
+    array = image.array
     if array.size == 0:
-        raise unreadable(path, f"its shape is {'×'.join(map(str, array.shape[1:]))}")
+        raise unreadable_error(path, f"its shape is {'×'.join(map(str, array.shape[1:]))}")
     dtype = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
-    return Picture(np.ascontiguousarray(array.astype(dtype, copy=False)), picture.spacing, picture.affine)
+    return Image(np.ascontiguousarray(array.astype(dtype, copy=False)), image.spacing, image.affine)
 
 
-def _one_channel(path: Path, array: np.ndarray) -> np.ndarray:
-    """The one channel of labels in (C, *spatial)."""
+def _single_channel(path: Path, array: np.ndarray) -> np.ndarray:
+    """Return the only channel of labels (C, *spatial)."""
     colours = array
     if len(array) in (2, 4) and (array[-1] == array[-1].flat[0]).all():
         colours = array[:-1]
     if (colours == colours[:1]).all():
         return colours[0]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise MaskfoldError(f"The labels of {path} hold NaN or infinite values.", "Write one integer per pixel.")
-    raise MaskfoldError(f"{path} has {len(array)} channels that differ, and a label file has one.",
-                        "Write a label file with one integer per pixel, or one file per class.")
+        raise MaskfoldError(f"The label file {path} has NaN or infinite values.", "Write one integer per pixel.")
+    raise MaskfoldError(
+        f"The label file {path} has different channels: found {len(array)}, expected 1.",
+        "Write one integer per pixel, or one file per class.",
+    )
+
+
+# The image of a case
+
+
+def load_image(comp: Competition, row: Any) -> Image:
+    """Read the image of a case.
+
+    Args:
+        comp: the competition.
+        row: a row of the case table.
+
+    Returns:
+        The image: (C, *spatial), the channels of all its files in the YAML's order; slices make (C, H, W, Z).
+
+    Raises:
+        MaskfoldError: a file cannot be read, has NaN or infinite values, or differs in size from the others.
+    """
+    parts = [_read(comp, files) for files in json.loads(get_column(row, "images")).values()]
+    sizes = {part.array.shape[1:] for part in parts}
+    if len(sizes) > 1:
+        raise MaskfoldError(
+            f"The channels of case {get_column(row, 'id')} differ in size: "
+            f"{', '.join('×'.join(map(str, size)) for size in sorted(sizes))}.",
+            "Resample them to one grid, or skip the case with competition.on_bad_case=skip.",
+        )
+    if len(parts) == 1:
+        return parts[0]
+    array = np.concatenate([part.array for part in parts])
+    if array.dtype == np.float64:  # the result of 32-bit integers with floats
+        array = array.astype(np.float32)
+    return Image(array, parts[0].spacing, parts[0].affine)
+
+
+def get_column(row: Any, column: str) -> Any:
+    """Return a cell of a row: a Series, a tuple of `itertuples`, or any object with the columns as attributes.
+
+    A Series is read by key, because its own attributes (`shape` among them) hide the columns.
+    """
+    return row[column] if hasattr(row, "iloc") else getattr(row, column)
+
+
+def _read(comp: Competition, files: str | list[str]) -> Image:
+    root = Path(comp.root)
+    if isinstance(files, str):
+        return read_image(root / files, comp.dimensions)
+    slices = [read_image(root / path, 2).array for path in files]
+    for path, array in zip(files, slices, strict=True):
+        if array.shape != slices[0].shape:
+            raise MaskfoldError(
+                f"The slices {root / files[0]} and {root / path} differ in size.",
+                "Give all slices of a case one size, or set competition.on_bad_case=skip.",
+            )
+    return Image(np.stack(slices, axis=-1), (1.0, 1.0, 1.0))
+
+
+# File names
+
+
+def extension_of(name: str) -> str:
+    """Return the extension in lower case, `.nii.gz` as one; an empty string if there is none."""
+    name = name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def has_reader(name: str) -> bool:
+    """Return whether a file of this name has a reader."""
+    return extension_of(name) in EXTENSIONS
+
+
+def strip_extension(name: str) -> str:
+    """Return the name without a readable extension; other dots belong to the name.
+
+    Example:
+        >>> strip_extension("a.b.nii.gz"), strip_extension("scan.v2")
+        ('a.b', 'scan.v2')
+    """
+    return name[: -len(extension_of(name))] if has_reader(name) else name

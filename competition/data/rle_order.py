@@ -1,8 +1,8 @@
-"""Whether a host's run lengths go down the columns or along the rows, by what the data look like.
+"""Detection of the pixel order of run lengths (column-major or row-major) from the data.
 
-Hosts' pages are sometimes wrong about it. In the right order the runs of a shape lie beside each other in neighbouring
+Competition pages are sometimes wrong about it. In the right order the runs of a shape are adjacent in neighbouring
 lines; in the wrong order, on an image that is not square, they are scattered. On a square image the wrong order only
-transposes the mask, so there the image decides: the right mask's outline follows its edges.
+transposes the mask, so the image decides: the outline of the right mask follows the image's edges.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
-from competition.config.errors import MaskfoldError
+from competition.data.patterns import CaseFiles
 from competition.data.readers import read_header, read_image
-from competition.data.sources import Case
-from competition.rle import RleFormat, decode
-from competition.rle_text import text_to_numbers
+from competition.errors import MaskfoldError
+from competition.rle import RleFormat, decode, parse_numbers
 
 Order = Literal["row", "column"]
 
-CLEAR_CASES = 5  # that must have an opinion before the data may overrule the YAML
-CLEAR_SHARE = 0.9  # of them that must agree
-_HEADERS = 200  # cases whose size is looked at
-_CASES, _TEXTS = 24, 10  # cases whose masks are looked at, and masks of each
-_SCATTERED = 1.5  # times as many pieces: the order is wrong
-_FAINT = 1.05  # times as strong an edge: less is noise
+MIN_CASES = 5  # votes required before the data may contradict the YAML
+MIN_SHARE = 0.9  # of the votes that must agree
+_MAX_HEADERS = 200  # cases whose size is read
+_MAX_CASES, _MAX_TEXTS = 24, 10  # cases whose masks are decoded, and masks of each
+_SCATTER_RATIO = 1.5  # ratio of pieces above which an order counts as wrong
+_EDGE_RATIO = 1.05  # ratio of edge strengths below which the difference counts as noise
 
 
 @dataclass(frozen=True)
-class OrderVerdict:
-    """What the data say about the order.
+class OrderVote:
+    """The order according to the data.
 
     Attributes:
-        order: the likelier one; None where no case has an opinion.
-        votes: cases for that order. cases: cases with an opinion.
+        order: the likelier one; None if no case votes.
+        votes: cases for that order.
+        cases: cases that vote.
     """
 
     order: Order | None
@@ -48,127 +48,137 @@ class OrderVerdict:
 
     @property
     def confidence(self) -> float:
-        """Share of the cases with an opinion that agree; 0 without any."""
+        """Share of the voting cases that agree; 0 without votes."""
         return self.votes / self.cases if self.cases else 0.0
 
     @property
     def clear(self) -> bool:
-        """Whether the data may overrule what the YAML says."""
-        return self.cases >= CLEAR_CASES and self.confidence >= CLEAR_SHARE
+        """Whether the data may contradict the YAML."""
+        return self.cases >= MIN_CASES and self.confidence >= MIN_SHARE
 
 
-def verdict(opinions: Iterable[Order | None]) -> OrderVerdict:
-    """Puts the cases' opinions together."""
-    given = [opinion for opinion in opinions if opinion is not None]
-    if not given:
-        return OrderVerdict(None, 0, 0)
-    columns = given.count("column")
-    order: Order = "column" if 2 * columns >= len(given) else "row"
-    return OrderVerdict(order, max(columns, len(given) - columns), len(given))
+def count_votes(opinions: Iterable[Order | None]) -> OrderVote:
+    """Count the votes of the cases."""
+    votes = [vote for vote in opinions if vote is not None]
+    if not votes:
+        return OrderVote(None, 0, 0)
+    columns = votes.count("column")
+    order: Order = "column" if 2 * columns >= len(votes) else "row"
+    return OrderVote(order, max(columns, len(votes) - columns), len(votes))
 
 
-def probe_table(comp: Competition, cases: Mapping[str, Case], rows: Mapping[str, list[list[Any]]],
-                texts: Mapping[int, str], fmt: RleFormat, grid: tuple[int, int] | None = None) -> OrderVerdict:
-    """Asks a sample of the cases of `train.rle`; the answer is kept while the table and the sample stay the same.
+def detect_order(
+    comp: Competition,
+    cases: Mapping[str, CaseFiles],
+    rows: Mapping[str, list[list[Any]]],
+    texts: Mapping[int, str],
+    fmt: RleFormat,
+    grid: tuple[int, int] | None = None,
+) -> OrderVote:
+    """Detect the order from a sample of the cases of `train.rle`; cached while the table and the sample are unchanged.
 
-    Cases that are not square are asked first, as they need no pixels.
+    Cases that are not square are used first, because they need no pixels.
 
     Args:
-        comp: what the host gave.
+        comp: the competition.
         cases: the first channel's files, by id.
-        rows: by id, [line, class, slice] of each row that is not empty, as `rle_table.find_rows` gives them.
+        rows: by id, [line, class, slice] of each row that is not empty; see `competition.data.rle_tables.assign_rows`.
         texts: the text of each line.
-        fmt: the format that the YAML, or its profile, says.
-        grid: (H, W) on which the masks are written; None: the image's own.
+        fmt: the format in the YAML or its profile.
+        grid: (H, W) of the masks; None: the image's own size.
     """
-    asked = []
-    if fmt.container != "pairs":  # the others do not leave the order open
-        return verdict([])
-    for case_id in _spread([case_id for case_id in sorted(rows) if rows[case_id]], _HEADERS):
-        index = rows[case_id][0][2]
+    if fmt.container != "pairs":  # the other containers fix the order
+        return count_votes([])
+    samples = []
+    for case_id in _evenly_spaced([case_id for case_id in sorted(rows) if rows[case_id]], _MAX_HEADERS):
+        slice_index = rows[case_id][0][2]
         files = cases[case_id].files
-        path = Path(comp.root) / (files if isinstance(files, str) else files[index or 0])
-        lines = [line for line, _, at in rows[case_id] if at == index]
-        if isinstance(files, str) or index is not None:  # one text for a whole stack would need all its headers
-            asked.append((path, tuple(texts[line] for line in _spread(lines, _TEXTS))))
-    return _ask(2 if any(case.slices for case in cases.values()) else comp.dimensions, tuple(asked), fmt, grid)
+        path = Path(comp.root) / (files if isinstance(files, str) else files[slice_index or 0])
+        lines = [line for line, _, index in rows[case_id] if index == slice_index]
+        if isinstance(files, str) or slice_index is not None:  # a mask of a whole stack would need all its headers
+            samples.append((path, tuple(texts[line] for line in _evenly_spaced(lines, _MAX_TEXTS))))
+    dimensions = 2 if any(case.slices for case in cases.values()) else comp.dimensions
+    return _probe(dimensions, tuple(samples), fmt, grid)
 
 
 @lru_cache(maxsize=8)
-def _ask(dimensions: int, asked: tuple[tuple[Path, tuple[str, ...]], ...], fmt: RleFormat,
-         grid: tuple[int, int] | None) -> OrderVerdict:
-    """The verdict of cases, each a file and its texts."""
-    uneven: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
-    even: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
-    for path, texts in asked:
+def _probe(
+    dimensions: int, samples: tuple[tuple[Path, tuple[str, ...]], ...], fmt: RleFormat, grid: tuple[int, int] | None
+) -> OrderVote:
+    """Detect the order from cases, each a file and its texts."""
+    not_square: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
+    square: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
+    for path, texts in samples:
         try:
             shape = grid or read_header(path, dimensions).shape
-        except MaskfoldError:  # a bad file is refused, or left out, where its case is checked
+        except MaskfoldError:  # reported when the case is checked
             continue
-        (uneven if shape[0] != shape[-1] else even).append((path, shape, texts))
-    opinions: list[Order | None] = []
-    for _, shape, texts in _spread(uneven, _CASES):
-        opinions.append(_heard(texts, shape, fmt))
-    if len([one for one in opinions if one is not None]) < CLEAR_CASES:
-        for path, shape, texts in _spread(even, _CASES):
-            opinions.append(_heard(texts, shape, fmt, path))
-    return verdict(opinions)
+        (not_square if shape[0] != shape[-1] else square).append((path, shape, texts))
+    votes: list[Order | None] = []
+    for _, shape, texts in _evenly_spaced(not_square, _MAX_CASES):
+        votes.append(_vote(texts, shape, fmt))
+    if len([vote for vote in votes if vote is not None]) < MIN_CASES:
+        for path, shape, texts in _evenly_spaced(square, _MAX_CASES):
+            votes.append(_vote(texts, shape, fmt, path))
+    return count_votes(votes)
 
 
-def _heard(texts: Sequence[str], shape: tuple[int, ...], fmt: RleFormat, path: Path | None = None) -> Order | None:
-    """A case's opinion; none for a case that cannot be read, which is refused where it is loaded."""
+def _vote(texts: Sequence[str], shape: tuple[int, ...], fmt: RleFormat, path: Path | None = None) -> Order | None:
+    """Return a case's vote; None for an unreadable case, which is reported when it is loaded."""
     try:
         image = None
         if path is not None and len(shape) == 2:
             image = read_image(path, 2).array[:3].mean(axis=0, dtype=np.float32)  # without alpha
-        return opinion(texts, shape, fmt, image)
+        return likely_order(texts, shape, fmt, image)
     except MaskfoldError:
         return None
 
 
-def _spread(values: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the values, evenly spaced."""
+def _evenly_spaced(values: Sequence[Any], count: int) -> list[Any]:
+    """Return at most `count` of the values, evenly spaced."""
     if len(values) <= count:
         return list(values)
-    return [values[at * len(values) // count] for at in range(count)]
+    return [values[index * len(values) // count] for index in range(count)]
 
 
-def opinion(texts: Sequence[str], shape: Sequence[int], fmt: RleFormat,
-            image: NDArray[np.generic] | None = None) -> Order | None:
-    """The order in which one case's masks make sense.
+def likely_order(
+    texts: Sequence[str], shape: Sequence[int], fmt: RleFormat, image: NDArray[np.generic] | None = None
+) -> Order | None:
+    """Return the order in which the masks of one case are plausible.
 
     Args:
         texts: its masks, one or several, as pairs.
         shape: the shape of its masks.
-        fmt: base, relative and empty are believed; the order is what is asked.
-        image: (*shape), needed only where both orders have lines of one length.
+        fmt: base, relative and empty are used; the order is ignored.
+        image: (*shape), needed only if all sides are equal.
 
     Returns:
-        The order; None where the case does not tell.
+        The order; None if the case does not distinguish the two.
 
     Raises:
-        RleError: a text is not one of numbers.
+        RleError: a text is not a list of numbers.
     """
     if shape[0] != shape[-1]:
-        column, row = (sum(pieces(text, line, fmt) for text in texts) for line in (shape[0], shape[-1]))
-        if max(column, row) >= _SCATTERED * min(column, row) and column != row:
+        column, row = (sum(count_pieces(text, line, fmt) for text in texts) for line in (shape[0], shape[-1]))
+        if max(column, row) >= _SCATTER_RATIO * min(column, row) and column != row:
             return "column" if column < row else "row"
         return None
     if image is None or len(shape) != 2 or tuple(image.shape) != tuple(shape):
         return None
-    edges = _edges(image)
-    united = np.zeros(shape, np.bool_)
+    edges = _edge_strength(image)
+    union = np.zeros(shape, np.bool_)
     for text in texts:
-        united |= decode(text, shape, RleFormat("column", fmt.base, fmt.relative, fmt.empty), strict=False)
-    down, along = (float(edges[outline].mean()) if (outline := _outline(mask)).any() else 0.0
-                   for mask in (united, united.T))
-    if max(down, along) <= _FAINT * min(down, along):
+        union |= decode(text, shape, RleFormat("column", fmt.base, fmt.relative, fmt.empty), strict=False)
+    column_strength, row_strength = (
+        float(edges[outline].mean()) if (outline := _outline(mask)).any() else 0.0 for mask in (union, union.T)
+    )
+    if max(column_strength, row_strength) <= _EDGE_RATIO * min(column_strength, row_strength):
         return None
-    return "column" if down > along else "row"
+    return "column" if column_strength > row_strength else "row"
 
 
-def pieces(text: str, line: int, fmt: RleFormat) -> int:
-    """Runs without a neighbour in the line before: at least the number of connected pieces, close to it for blobs.
+def count_pieces(text: str, line: int, fmt: RleFormat) -> int:
+    """Count the runs without a neighbour in the previous line: an upper bound of the connected pieces, tight for blobs.
 
     Args:
         text: pairs.
@@ -177,58 +187,60 @@ def pieces(text: str, line: int, fmt: RleFormat) -> int:
     """
     if text.strip() in ("", fmt.empty.strip()):
         return 0
-    numbers = text_to_numbers(text)
-    numbers = numbers[:len(numbers) // 2 * 2]
+    numbers = parse_numbers(text)
+    numbers = numbers[: len(numbers) // 2 * 2]
     if fmt.relative:
         edges = np.cumsum(numbers)
         starts, ends = edges[::2], edges[1::2]
     else:
         starts = numbers[::2] - fmt.base
         ends = starts + numbers[1::2]
-    # The first run that ends after this one's shadow begins is the only one that can lie in the shadow's beginning.
-    other = np.searchsorted(ends, starts - line, side="right")
-    inside = other < np.arange(len(starts))  # a run longer than a line would be its own neighbour
-    near = np.zeros(len(starts), np.bool_)
-    near[inside] = starts[other[inside]] < ends[inside] - line
-    return int(np.count_nonzero(~near))
+    # Shift a run by one line back: the first run that ends after its start is the only one that can contain that start.
+    candidate = np.searchsorted(ends, starts - line, side="right")
+    is_earlier = candidate < np.arange(len(starts))  # a run longer than a line would be its own neighbour
+    has_neighbour = np.zeros(len(starts), np.bool_)
+    has_neighbour[is_earlier] = starts[candidate[is_earlier]] < ends[is_earlier] - line
+    return int(np.count_nonzero(~has_neighbour))
 
 
-def refuse_order(found: OrderVerdict, fmt: RleFormat, path: object, key: str) -> None:
-    """Stops where YAML and data disagree clearly.
+def check_order(vote: OrderVote, fmt: RleFormat, path: object, key: str) -> None:
+    """Check that the YAML does not clearly contradict the data.
 
     Args:
-        found: what the data say.
-        fmt: the format that is really used.
+        vote: the order according to the data.
+        fmt: the format that is used.
         path: the table, for the message.
-        key: what says the format: train.rle_format, submission.rle, or submission.profile and its name.
+        key: the source of the format: train.rle_format, submission.rle, or submission.profile and its name.
 
     Raises:
-        MaskfoldError: they do (status 2).
+        MaskfoldError: the YAML clearly contradicts the data (status 2).
     """
-    if found.order is not None and found.order != fmt.order and found.clear:
-        ways = {"row": "along the rows", "column": "down the columns"}
-        whole = f"train.rle_format to {_yaml(fmt, found.order)}"  # what is set there is taken as a whole
-        said, cure = f"{key}.order is", f"Set {key}.order to {found.order}"
+    if vote.order is not None and vote.order != fmt.order and vote.clear:
+        full_format = f"train.rle_format to {_format_yaml(fmt, vote.order)}"  # train.rle_format overrides all its keys
+        setting, hint = f"{key}.order", f"Set {key}.order to {vote.order}"
         if key == "submission.rle":
-            cure += f", or {whole} if only this table is so"
+            hint += f", or {full_format} if only this table differs"
         elif key != "train.rle_format":
-            said, cure = f"the order of {key} is", f"Set {whole}, or correct submission.profile"
+            setting, hint = f"the order of {key}", f"Set {full_format}, or correct submission.profile"
         raise MaskfoldError(
-            f"The masks of {path} run {ways[found.order]}, as {found.votes} of {found.cases} cases that were looked at "
-            f"show, but {said} {fmt.order}.", f"{cure}; hosts' pages are sometimes wrong about it.", status=2)
+            f"Wrong order of the run lengths in {path}: {setting} is {fmt.order}, but {vote.votes} of {vote.cases} "
+            f"sampled cases indicate {vote.order}.",
+            f"{hint}; competition pages are sometimes wrong about it.",
+            status=2,
+        )
 
 
-def _yaml(fmt: RleFormat, order: Order) -> str:
-    """The format in the other order, as it is written in the YAML."""
-    words = [f"order: {order}"]
-    words += ["base: 0"] if fmt.base == 0 else []
-    words += ["relative: true"] if fmt.relative else []
-    words += [f'empty: "{fmt.empty}"'] if fmt.empty else []
-    return f"{{{', '.join(words)}}}"
+def _format_yaml(fmt: RleFormat, order: Order) -> str:
+    """Write the format in YAML, with another order."""
+    items = [f"order: {order}"]
+    items += ["base: 0"] if fmt.base == 0 else []
+    items += ["relative: true"] if fmt.relative else []
+    items += [f'empty: "{fmt.empty}"'] if fmt.empty else []
+    return f"{{{', '.join(items)}}}"
 
 
-def _edges(image: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Strength of the image's edges, float32."""
+def _edge_strength(image: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Return the gradient magnitude (L1) of the image, float32."""
     grey = image.astype(np.float32)
     strength = np.zeros(grey.shape, np.float32)
     for axis in range(grey.ndim):
@@ -237,7 +249,7 @@ def _edges(image: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels whose neighbour before them, along an axis, differs."""
+    """Return the pixels that differ from their previous neighbour along an axis."""
     outline = np.zeros(mask.shape, np.bool_)
     for axis in range(mask.ndim):
         later = [slice(None)] * mask.ndim

@@ -1,10 +1,10 @@
-"""Whether this machine can train: what is installed, what the machine has, where results go.
+"""Check whether this machine can train: installed packages, hardware, disk and result stores.
 
-Nothing here imports a package that may be missing before it has looked for it: `python -m competition.doctor` prints its
-table with a bare Python.
+These modules import only the standard library, so that `python -m competition.doctor` also works when packages are
+missing.
 """
 
-from competition.doctor.examination import examine
-from competition.doctor.finding import Finding
+from competition.doctor.checks import run_checks
+from competition.doctor.finding import CheckResult
 
-__all__ = ["Finding", "examine"]
+__all__ = ["CheckResult", "run_checks"]

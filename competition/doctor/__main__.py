@@ -1,7 +1,7 @@
-"""`python -m competition.doctor`: the same table where `maskfold` itself does not start."""
+"""`python -m competition.doctor`: print the table of checks even if `maskfold` itself does not start."""
 
 import sys
 
-from competition.doctor.table import report
+from competition.doctor.checks import print_report
 
-sys.exit(report())
+sys.exit(print_report())

@@ -1,38 +1,38 @@
-"""A row of the doctor's table."""
+"""Result of one check: a row of the doctor's table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["ok", "warning", "unusable"]
+CheckState = Literal["ok", "warning", "unusable"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What one look found.
+class CheckResult:
+    """Result of one check.
 
     Attributes:
-        what: what was looked at.
-        state: `ok`; `warning`: training goes on, with a loss that `found` names; `unusable`: it does not.
-        found: one line.
-        cure: a sentence that says what to do; empty where nothing is to be done.
+        name: the subject of the check, e.g. `memory`.
+        state: `ok`; `warning`: training works, with the limitation in `detail`; `unusable`: training does not work.
+        detail: one line.
+        hint: a sentence that says what to do; empty if nothing needs to be done.
     """
 
-    what: str
-    state: State
-    found: str
-    cure: str = ""
+    name: str
+    state: CheckState
+    detail: str
+    hint: str = ""
 
     @property
     def text(self) -> str:
-        """What was found, and what to do, in one line."""
-        found = f"{self.found.rstrip('. ')}." if self.cure else self.found
-        return f"{found} {self.cure}".strip()
+        """The detail and the hint in one line."""
+        detail = f"{self.detail.rstrip('. ')}." if self.hint else self.detail
+        return f"{detail} {self.hint}".strip()
 
 
 def first_line(error: BaseException | str, longest: int = 200) -> str:
-    """The first line of an error's message that says something, cut.
+    """Return the first non-empty line of an error's message, shortened to `longest` characters.
 
     Example:
         >>> first_line(ValueError("  no such thing\\nsecond line"))

@@ -1,84 +1,259 @@
-"""Processor, memory, shared memory, open files."""
+"""Check the machine: accelerators, Kaggle credentials, CPU, memory, limit of open files, git and telemetry."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import stat
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from competition.doctor.finding import Finding
+from competition.doctor.finding import CheckResult, first_line
+from competition.doctor.packages import installed_version
+from competition.doctor.probe import run_probe
 
 GIB = 2**30
-LITTLE = 4 * GIB  # a volume of 512×512×400 with five outputs takes 4.1 GiB
-TOO_LITTLE = GIB  # torch and MLflow alone take most of it
-SHARED = GIB  # loader processes hand over batches through it; Docker gives 64 MiB
-FILES = 1024
+
+# Accelerators
+
+PRECISIONS = {"bf16": "native bf16", "fp16": "no native bf16, so precision: auto is fp16", "fp32": "fp32"}
 
 
-def look() -> list[Finding]:
-    """A row for each."""
-    rows = [cores(), memory()]
-    return [*rows, *shared_memory(), *open_files()]
+def check_accelerators() -> list[CheckResult]:
+    """Return a row for each device, or one row if there is no device."""
+    if installed_version("torch") is None:
+        return [
+            CheckResult("accelerators", "warning", "unknown, because torch is not installed", "Install torch first.")
+        ]
+    answer = run_probe("accelerators")
+    if not answer.lines:
+        return [
+            CheckResult(
+                "accelerators", "warning", f"torch could not be queried: {answer.trouble}", "See the row of torch."
+            )
+        ]
+    build, *devices = answer.lines
+    rows = [_device_result(row) for row in devices]
+    if answer.trouble is not None:
+        rows.append(
+            CheckResult(
+                "accelerators",
+                "unusable",
+                f"the check failed: {answer.trouble}",
+                "Set run.accelerator=cpu, or reinstall the driver.",
+            )
+        )
+    elif build["available"] and not devices:
+        rows.append(
+            CheckResult("accelerators", "warning", "torch finds CUDA but no device", "Check CUDA_VISIBLE_DEVICES.")
+        )
+    if build["mps"]:
+        rows.append(CheckResult("MPS", "ok", "Apple's GPU; fp32"))
+    return rows or [_no_device(build)]
 
 
-def cores() -> Finding:
-    """Cores that this process may use, and what limits threads."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = f"{usable} cores" if usable == os.cpu_count() else f"{usable} of {os.cpu_count()} cores"
-    share = quota()
-    if share is not None and share < usable:
-        return Finding(
-            "CPU",
+def _device_result(row: dict[str, Any]) -> CheckResult:
+    name = f"cuda:{row['device']}"
+    major, minor = row["capability"]
+    detail = f"{row['name']}, {row['total'] / GIB:.1f} GiB, compute capability {major}.{minor}"
+    if "error" in row or not row.get("right"):
+        reason = first_line(row.get("error", "a test convolution has a wrong result"))
+        return CheckResult(
+            name,
+            "unusable",
+            f"{detail}, cannot compute: {reason}",
+            "Install a torch build for this GPU (https://pytorch.org), or set run.accelerator=cpu.",
+        )
+    detail += f", {row['free'] / GIB:.1f} GiB free, {PRECISIONS.get(row['precision'], 'precision unknown')}"
+    if row["free"] < row["total"] / 4:
+        return CheckResult(name, "warning", detail, "Another program uses most of its memory; see nvidia-smi.")
+    return CheckResult(name, "ok", detail)
+
+
+def _no_device(build: dict[str, Any]) -> CheckResult:
+    """Return a row with the reason why there is no device."""
+    precision = PRECISIONS.get(build["cpu"], "precision unknown")
+    detail = f"no GPU; training on the CPU ({precision}, torch uses {build['threads']} threads)"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not has_nvidia_driver():
+        return CheckResult("accelerators", "ok", detail)
+    if build["cuda"] is None and build["hip"] is None:
+        return CheckResult(
+            "accelerators",
             "warning",
-            f"{found}, of which a container's limit leaves the time of {share:g}",
-            f"Set run.threads={max(1, int(share))}: more threads than that wait for each other.",
+            f"an NVIDIA driver is installed, but torch {build['torch']} is built without CUDA; {detail}",
+            "Install a CUDA build of torch and torchvision: see https://pytorch.org.",
         )
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdigit() and int(threads) > usable:
-        return Finding(
-            "CPU", "warning", f"{found}, and OMP_NUM_THREADS={threads}", "Unset OMP_NUM_THREADS; folds set it."
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        return CheckResult(
+            "accelerators",
+            "warning",
+            f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}; {detail}",
+            "Unset it to use the GPUs.",
         )
-    return Finding(
-        "CPU",
-        "ok",
-        f"{found}; a fold takes them all, divided by run.parallel_folds"
-        + (f" (OMP_NUM_THREADS={threads} outside of folds)" if threads else ""),
+    reason = f": {first_line(build['reason'])}" if build["reason"] else ""
+    return CheckResult(
+        "accelerators",
+        "warning",
+        f"an NVIDIA driver is installed, but CUDA does not start{reason}; {detail}",
+        f"Update the driver, or install a torch build for a CUDA version below {build['cuda']}.",
     )
 
 
-def quota(group: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Cores' worth of time that a container may use; None without a limit."""
+def has_nvidia_driver(version: Path = Path("/proc/driver/nvidia/version")) -> bool:
+    """Return whether NVIDIA's driver is installed."""
+    return version.exists() or shutil.which("nvidia-smi") is not None
+
+
+# Kaggle credentials
+
+KAGGLE_CHECK = "kaggle credentials"
+TOKEN_PAGE = "https://www.kaggle.com/settings, Create New Token"
+
+
+def check_credentials() -> list[CheckResult]:
+    """Return one row; a file without a key, or that other users can read, is a warning."""
+    for path in credential_files():
+        if path.exists():
+            return [check_credential_file(path)]
+    name = os.environ.get("KAGGLE_USERNAME")
+    if os.environ.get("KAGGLE_API_TOKEN"):
+        return [CheckResult(KAGGLE_CHECK, "ok", "in KAGGLE_API_TOKEN")]
+    if name and os.environ.get("KAGGLE_KEY"):
+        return [CheckResult(KAGGLE_CHECK, "ok", "in KAGGLE_USERNAME and KAGGLE_KEY")]
+    if name or os.environ.get("KAGGLE_KEY"):
+        missing = "KAGGLE_KEY" if name else "KAGGLE_USERNAME"
+        return [
+            CheckResult(
+                KAGGLE_CHECK,
+                "warning",
+                f"{missing} is not set, but the other half of the credentials is",
+                f"Set {missing} too, or KAGGLE_API_TOKEN alone.",
+            )
+        ]
+    return [
+        CheckResult(
+            KAGGLE_CHECK,
+            "ok",
+            f"not set; required only by `maskfold fetch kaggle:…` and `maskfold upload` ({TOKEN_PAGE}; save as "
+            "~/.kaggle/kaggle.json)",
+        )
+    ]
+
+
+def credential_files() -> list[Path]:
+    """Return the files that Kaggle's client searches; it uses the first that exists."""
+    folders = [Path(folder)] if (folder := os.environ.get("KAGGLE_CONFIG_DIR")) else []
+    folders += [Path.home() / ".kaggle", Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"]
+    return [folder / "kaggle.json" for folder in folders] + [Path.home() / ".kaggle" / "access_token"]
+
+
+def check_credential_file(path: Path) -> CheckResult:
+    """Return a row for a credentials file."""
     try:
-        limit, period = (group / "cpu.max").read_text().split()
-        return int(limit) / int(period)
+        text = path.read_text(encoding="utf-8")
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except (OSError, UnicodeDecodeError) as error:
+        return CheckResult(
+            KAGGLE_CHECK,
+            "warning",
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}",
+            f"Create a new token ({TOKEN_PAGE}).",
+        )
+    if path.suffix == ".json":
+        try:
+            credentials = json.loads(text)
+            complete = bool(credentials["username"] and credentials["key"])
+        except (ValueError, KeyError, TypeError):
+            complete = False
+        if not complete:
+            return CheckResult(
+                KAGGLE_CHECK, "warning", f"{path} has no `username` and `key`", f"Create a new token ({TOKEN_PAGE})."
+            )
+    elif not text.strip():
+        return CheckResult(KAGGLE_CHECK, "warning", f"{path} is empty", f"Create a new token ({TOKEN_PAGE}).")
+    if mode & 0o077 and os.name != "nt":
+        return CheckResult(
+            KAGGLE_CHECK, "warning", f"{path} has mode {mode:o}: other users can read it", f"Run: chmod 600 {path}."
+        )
+    return CheckResult(KAGGLE_CHECK, "ok", f"in {path} (mode {mode:o})")
+
+
+# CPU, memory and open files
+
+LOW_MEMORY = 4 * GIB  # a volume of 512×512×400 with five outputs takes 4.1 GiB
+MIN_MEMORY = GIB  # torch and MLflow alone use most of it
+MIN_SHARED_MEMORY = GIB  # loader processes transfer batches through shared memory; Docker's default is 64 MiB
+MIN_OPEN_FILES = 1024
+
+
+def check_machine() -> list[CheckResult]:
+    """Return the rows for CPU, memory, shared memory and open files."""
+    return [check_cores(), check_memory(), *check_shared_memory(), *check_open_files()]
+
+
+def check_cores() -> CheckResult:
+    """Check how many cores this process may use, and whether the number of threads fits."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    detail = f"{usable} cores" if usable == os.cpu_count() else f"{usable} of {os.cpu_count()} cores"
+    limit = container_cpu_limit()
+    if limit is not None and limit < usable:
+        return CheckResult(
+            "CPU",
+            "warning",
+            f"{detail}, but the container is limited to the time of {limit:g} cores",
+            f"Set run.threads={max(1, int(limit))}: more threads would wait for each other.",
+        )
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads) > usable:
+        return CheckResult(
+            "CPU", "warning", f"{detail}, but OMP_NUM_THREADS={threads}", "Unset OMP_NUM_THREADS; folds set it."
+        )
+    return CheckResult(
+        "CPU",
+        "ok",
+        f"{detail}; a fold uses all cores divided by run.parallel_folds"
+        + (f" (OMP_NUM_THREADS={threads} outside folds)" if threads else ""),
+    )
+
+
+def container_cpu_limit(group: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return the container's CPU limit in cores; None without a limit."""
+    try:
+        time, period = (group / "cpu.max").read_text().split()
+        return int(time) / int(period)
     except (OSError, ValueError):
         return None
 
 
-def memory() -> Finding:
-    """Free main memory, a container's limit included."""
-    there = available()
-    if there is None:
-        return Finding("memory", "warning", "how much is free could not be found out", "Install psutil.")
-    free, total = there
-    found = f"{free / GIB:.1f} GiB free of {total / GIB:.1f} GiB"
-    if free < TOO_LITTLE:
-        return Finding("memory", "unusable", found, "End other programs, or use a larger machine.")
-    if free < LITTLE:
-        return Finding(
-            "memory", "warning", found, "Keep to pictures or small volumes, run.parallel_folds=1 and run.workers=0."
+def check_memory() -> CheckResult:
+    """Check the free main memory, within the container's limit."""
+    sizes = available_memory()
+    if sizes is None:
+        return CheckResult("memory", "warning", "the amount of free memory is unknown", "Install psutil.")
+    free, total = sizes
+    detail = f"{free / GIB:.1f} GiB free of {total / GIB:.1f} GiB"
+    if free < MIN_MEMORY:
+        return CheckResult("memory", "unusable", detail, "Close other programs, or use a larger machine.")
+    if free < LOW_MEMORY:
+        return CheckResult(
+            "memory", "warning", detail, "Use 2D images or small volumes, run.parallel_folds=1 and run.workers=0."
         )
-    return Finding("memory", "ok", found)
+    return CheckResult("memory", "ok", detail)
 
 
-def available(info: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
-    """Bytes (free, in all)."""
+def available_memory(
+    info: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
+) -> tuple[int, int] | None:
+    """Return the free and total memory in bytes, within the container's limit; None if unknown."""
     try:
         import psutil
 
-        now = psutil.virtual_memory()
-        free, total = int(now.available), int(now.total)
+        memory_info = psutil.virtual_memory()
+        free, total = int(memory_info.available), int(memory_info.total)
     except ImportError:
         try:
             rows = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
@@ -92,39 +267,82 @@ def available(info: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cg
     return min(free, max(0, limit - used)), min(total, limit)
 
 
-def shared_memory(folder: Path = Path("/dev/shm")) -> list[Finding]:
-    """Where loader processes hand over batches; Linux only."""
+def check_shared_memory(folder: Path = Path("/dev/shm")) -> list[CheckResult]:
+    """Check the space for batches of loader processes (Linux only)."""
     if not folder.is_dir():
         return []
     free = shutil.disk_usage(folder).free
-    found = f"{free / GIB:.1f} GiB free at {folder}" if free >= GIB else f"{free / 2**20:.0f} MiB free at {folder}"
-    if free < SHARED:
+    detail = f"{free / GIB:.1f} GiB free at {folder}" if free >= GIB else f"{free / 2**20:.0f} MiB free at {folder}"
+    if free < MIN_SHARED_MEMORY:
         return [
-            Finding(
+            CheckResult(
                 "shared memory",
                 "warning",
-                f"{found}; loader processes die when it is full",
-                "Keep run.workers=0, or start the container with --shm-size=2g.",
+                f"{detail}; loader processes crash when it is full",
+                "Set run.workers=0, or start the container with --shm-size=2g.",
             )
         ]
-    return [Finding("shared memory", "ok", found)]
+    return [CheckResult("shared memory", "ok", detail)]
 
 
-def open_files() -> list[Finding]:
-    """How many files a process may have open."""
+def check_open_files() -> list[CheckResult]:
+    """Check how many files a process may open."""
     if sys.platform == "win32":
         return []
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= FILES:
-        return [Finding("open files", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"{soft} a process")]
-    can = hard == resource.RLIM_INFINITY or hard >= FILES
+    if soft == resource.RLIM_INFINITY or soft >= MIN_OPEN_FILES:
+        return [
+            CheckResult("open files", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"{soft} per process")
+        ]
+    can_raise = hard == resource.RLIM_INFINITY or hard >= MIN_OPEN_FILES
     return [
-        Finding(
+        CheckResult(
             "open files",
             "warning",
-            f"{soft} a process; memory maps and loader processes may run out of them",
-            "Type `ulimit -n 4096` first." if can else f"Have the system's limit of {hard} raised to 4096.",
+            f"{soft} per process; memory maps and loader processes may exceed this limit",
+            "Run `ulimit -n 4096` first." if can_raise else f"Raise the system's limit of {hard} to 4096.",
         )
     ]
+
+
+# Software
+
+FALSE_VALUES = {"0", "false", "no", "off", ""}  # of an environment variable
+
+
+def check_software() -> list[CheckResult]:
+    """Return rows for git and for telemetry."""
+    return [check_git(), check_telemetry()]
+
+
+def check_git() -> CheckResult:
+    """Check that git runs; runs record their commit and uncommitted changes with it."""
+    executable = shutil.which("git")
+    if executable is None:
+        return CheckResult(
+            "git", "warning", "is not installed, so runs do not record their commit and changes", "Install git."
+        )
+    try:
+        answer = subprocess.run([executable, "--version"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return CheckResult("git", "warning", f"{executable} does not run: {type(error).__name__}", "Reinstall git.")
+    return CheckResult("git", "ok", answer.stdout.strip().removeprefix("git version "))
+
+
+def check_telemetry() -> CheckResult:
+    """Check that telemetry of MLflow and albumentations is off; maskfold disables it unless the user enables it."""
+    enabled = []
+    no_update = os.environ.get("NO_ALBUMENTATIONS_UPDATE", "1")
+    if no_update.lower() in FALSE_VALUES:
+        enabled.append(f"albumentations (NO_ALBUMENTATIONS_UPDATE={no_update})")
+    if installed_version("mlflow") is not None:
+        answer = run_probe("telemetry")
+        if any(line.get("mlflow") for line in answer.lines):
+            enabled.append("MLflow")
+    if enabled:
+        return CheckResult(
+            "telemetry", "warning", f"on: {', '.join(enabled)}", "Set NO_ALBUMENTATIONS_UPDATE=1 and DO_NOT_TRACK=true."
+        )
+    return CheckResult("telemetry", "ok", "off: MLflow, Ray, albumentations")

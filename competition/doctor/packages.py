@@ -1,17 +1,128 @@
-"""Python and the packages: there, new enough, agreeing with each other, and really importable."""
+"""Check Python and the packages: installed, new enough, compatible with each other, and importable."""
 
 from __future__ import annotations
 
 import importlib.util
 import platform
+import re
+import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 
-from competition.doctor.child import ask
-from competition.doctor.finding import Finding, State, first_line
-from competition.doctor.requirements import Need, Needs, normal, parse, read_needs
+import competition
+from competition.doctor.finding import CheckResult, CheckState, first_line
+from competition.doctor.probe import run_probe
 
-MODULES = {  # where a package's module is called otherwise than the package
+# Requirements of the project
+
+PROJECT = "maskfold"
+DEVELOPMENT = "dev"  # extra for developers only
+
+
+@dataclass(frozen=True)
+class PackageRequirement:
+    """A requirement such as `torch>=2.9`.
+
+    Attributes:
+        text: the requirement without its marker.
+        name: the package.
+        extras: extras of the package, e.g. `binary` in `psycopg[binary]`.
+    """
+
+    text: str
+    name: str
+    extras: tuple[str, ...] = ()
+
+    def fits(self, version: str) -> bool:
+        """Return whether a version satisfies the requirement; True if `packaging` is not installed."""
+        try:
+            from packaging.requirements import Requirement
+        except ImportError:
+            return True
+        return Requirement(self.text).specifier.contains(version, prereleases=True)
+
+
+@dataclass(frozen=True)
+class ProjectRequirements:
+    """All requirements of the project.
+
+    Attributes:
+        python: a specifier such as `>=3.11`.
+        packages: required packages.
+        extras: optional packages, by the name of the extra.
+    """
+
+    python: str
+    packages: list[PackageRequirement]
+    extras: dict[str, list[PackageRequirement]] = field(default_factory=dict)
+
+
+def read_requirements() -> ProjectRequirements | None:
+    """Return the project's requirements; None if there is neither a file nor an installation."""
+    file = Path(competition.__file__).resolve().parents[1] / "pyproject.toml"
+    try:
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        if project["name"] == PROJECT:  # preferred, because the metadata of an editable install may be outdated
+            extras = {
+                name: [parse_requirement(line) for line in lines]
+                for name, lines in project["optional-dependencies"].items()
+                if name != DEVELOPMENT
+            }
+            return ProjectRequirements(
+                project["requires-python"], [parse_requirement(line) for line in project["dependencies"]], extras
+            )
+    except (OSError, ValueError, KeyError):
+        pass
+    return _read_installed()
+
+
+def _read_installed() -> ProjectRequirements | None:
+    """Read the requirements from the installed metadata, where extras are markers."""
+    try:
+        project = metadata.metadata(PROJECT)
+    except metadata.PackageNotFoundError:
+        return None
+    packages: list[PackageRequirement] = []
+    extras: dict[str, list[PackageRequirement]] = {}
+    for line in project.get_all("Requires-Dist") or []:
+        extra = re.search(r"""extra\s*==\s*['"]([^'"]+)['"]""", line)
+        if extra is None:
+            packages.append(parse_requirement(line))
+        elif extra.group(1) != DEVELOPMENT:
+            extras.setdefault(extra.group(1), []).append(parse_requirement(line))
+    return ProjectRequirements(str(project.json.get("requires_python") or ""), packages, extras)
+
+
+def parse_requirement(line: str) -> PackageRequirement:
+    """Parse a requirement line.
+
+    Example:
+        >>> parse_requirement("psycopg[binary]>=3.2; python_version > '3'")
+        PackageRequirement(text='psycopg[binary]>=3.2', name='psycopg', extras=('binary',))
+    """
+    text = line.partition(";")[0].strip()
+    match = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?", text)
+    if match is None:
+        raise ValueError(f"{line!r} is not a requirement")
+    extras = tuple(extra.strip() for extra in (match.group(2) or "").split(",") if extra.strip())
+    return PackageRequirement(text, match.group(1), extras)
+
+
+def normalise_name(name: str) -> str:
+    """Normalise a package name (PEP 503).
+
+    Example:
+        >>> normalise_name("Segmentation_Models.Pytorch")
+        'segmentation-models-pytorch'
+    """
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# Checks
+
+MODULES = {  # modules whose name differs from the package's
     "connected-components-3d": "cc3d",
     "lightning": "lightning.fabric",
     "nvidia-ml-py": "pynvml",
@@ -23,7 +134,7 @@ MODULES = {  # where a package's module is called otherwise than the package
     "scikit-learn": "sklearn",
     "simpleitk": "SimpleITK",
 }
-SPARED = {"nvidia-ml-py"}  # training goes on without
+OPTIONAL = {"nvidia-ml-py"}  # training works without it
 PURPOSES = {
     "ray": "folds on a cluster",
     "postgres": "studies on several machines",
@@ -31,147 +142,153 @@ PURPOSES = {
     "dashboard": "make dashboard",
     "pretrained": "encoders without a network",
     "dicom": "DICOM of every syntax",
+    "onnx": "maskfold export --onnx",
 }
-LAST_TRIES = 5  # crashes after which no further import is tried
+MAX_CRASHES = 5  # crashes after which the remaining imports are not tested
 
 
-def look() -> list[Finding]:
-    """Rows for Python, for the packages that are well, and for each that is not."""
-    needs = read_needs()
+def check_packages() -> list[CheckResult]:
+    """Return rows for Python, for all working packages together, and for each package with a problem."""
+    needs = read_requirements()
     if needs is None:
         return [
-            Finding(
+            CheckResult(
                 "packages",
                 "warning",
-                "the project's list of packages was not found",
+                "the project's list of required packages was not found",
                 "Install the project: python -m pip install -e .",
             )
         ]
-    bad: dict[str, Finding] = {}
+    problems: dict[str, CheckResult] = {}
     versions: dict[str, str] = {}
     for need in needs.packages:
-        finding, version = _present(need)
+        finding, version = _check_version(need)
         if finding is not None:
-            bad[need.name] = finding
+            problems[need.name] = finding
         if version is not None:
             versions[need.name] = version
-    quarrels = conflicts(needs.packages)
-    for name, error in broken(name for name in versions if name not in bad).items():
-        bad[name] = _not_importable(name, versions[name], error, quarrels.pop(normal(name), []))
-    for name, several in quarrels.items():
-        if name not in bad:
-            bad[name] = Finding(name, "warning", "; ".join(several), _reinstall(name))
-    well = {name: version for name, version in versions.items() if name not in bad}
-    rows = [_python(needs), *_no_packaging()]
-    if well:
-        rows.append(Finding("packages", "ok", f"{len(well)} import: {_named(well)}"))
-    return rows + list(bad.values())
+    conflicting = find_conflicts(needs.packages)
+    for name, error in import_errors(name for name in versions if name not in problems).items():
+        problems[name] = _import_failure(name, versions[name], error, conflicting.pop(normalise_name(name), []))
+    for name, messages in conflicting.items():
+        if name not in problems:
+            problems[name] = CheckResult(name, "warning", "; ".join(messages), _reinstall_hint(name))
+    working = {name: version for name, version in versions.items() if name not in problems}
+    rows = [_check_python(needs), *_check_packaging()]
+    if working:
+        rows.append(CheckResult("packages", "ok", f"{len(working)} importable: {_format_versions(working)}"))
+    return rows + list(problems.values())
 
 
-def look_extras() -> list[Finding]:
-    """A row for each optional extra."""
-    needs = read_needs()
+def check_extras() -> list[CheckResult]:
+    """Return a row for each optional extra."""
+    needs = read_requirements()
     rows = []
-    for name, several in (needs.extras if needs is not None else {}).items():
-        what, purpose = f"extra [{name}]", PURPOSES.get(name, "optional")
-        there = {need.name: version_of(need.name) for need in several}
-        cure = f'python -m pip install "maskfold[{name}]"'
-        missing = [package for package, version in there.items() if version is None]
-        old = [need for need in several if (version := there[need.name]) is not None and not need.fits(version)]
-        if missing:
-            rows.append(Finding(what, "ok", f"not installed; for {purpose}: {cure}"))
-        elif old:
-            rows.append(
-                Finding(
-                    what,
-                    "warning",
-                    f"{old[0].name} {there[old[0].name]} is there, and {old[0].text} is needed",
-                    f"For {purpose}: {cure}.",
-                )
-            )
+    for extra, requirements in (needs.extras if needs is not None else {}).items():
+        name, purpose = f"extra [{extra}]", PURPOSES.get(extra, "optional")
+        versions = {need.name: installed_version(need.name) for need in requirements}
+        command = f'python -m pip install "maskfold[{extra}]"'
+        too_old = [
+            need for need in requirements if (version := versions[need.name]) is not None and not need.fits(version)
+        ]
+        if None in versions.values():
+            rows.append(CheckResult(name, "ok", f"not installed; for {purpose}: {command}"))
+        elif too_old:
+            need = too_old[0]
+            detail = f"{need.name} {versions[need.name]} is installed, but {need.text} is required"
+            rows.append(CheckResult(name, "warning", detail, f"For {purpose}: {command}."))
         else:
-            rows.append(Finding(what, "ok", f"{_named(there)}: {purpose}"))
+            rows.append(CheckResult(name, "ok", f"{_format_versions(versions)}: {purpose}"))
     return rows
 
 
-def version_of(package: str) -> str | None:
-    """The installed version; None if it is not installed."""
+def installed_version(package: str) -> str | None:
+    """Return the installed version; None if the package is not installed."""
     try:
         return metadata.version(package) or None
     except metadata.PackageNotFoundError:
         return None
 
 
-def broken(packages: Iterable[str]) -> dict[str, str]:
-    """Packages that cannot be imported, and why; each is imported in another process."""
-    modules = {module_of(package): package for package in packages}
+def import_errors(packages: Iterable[str]) -> dict[str, str]:
+    """Import packages in another process; return the error of each one that fails."""
+    modules = {module_name(package): package for package in packages}
     errors: dict[str, str] = {}
-    left = list(modules)
-    for _ in range(LAST_TRIES):
-        if not left:
+    remaining = list(modules)
+    for _ in range(MAX_CRASHES):
+        if not remaining:
             break
-        answer = ask("imports", *left, seconds=300.0)
-        ended = {line["end"]: line["error"] for line in answer.lines if "end" in line}
-        errors.update({modules[module]: error for module, error in ended.items() if error})
-        left = [module for module in left if module not in ended]
+        answer = run_probe("imports", *remaining, seconds=300.0)
+        results = {line["end"]: line["error"] for line in answer.lines if "end" in line}
+        errors.update({modules[module]: error for module, error in results.items() if error})
+        remaining = [module for module in remaining if module not in results]
         if answer.trouble is None:
             break
-        guilty = next((line["begin"] for line in answer.lines if line.get("begin") in left), left[0] if left else None)
-        if guilty is not None:
-            errors[modules[guilty]] = answer.trouble
-            left.remove(guilty)
+        started = [line["begin"] for line in answer.lines if line.get("begin") in remaining]
+        crashed = next(iter([*started, *remaining]), None)
+        if crashed is not None:
+            errors[modules[crashed]] = answer.trouble
+            remaining.remove(crashed)
     return errors
 
 
-def conflicts(needs: list[Need]) -> dict[str, list[str]]:
-    """What installed packages ask of each other in vain, by the package that asks, as `pip check` finds it."""
+def find_conflicts(needs: list[PackageRequirement]) -> dict[str, list[str]]:
+    """Return unsatisfied requirements of installed packages, by the package that has them, like `pip check`."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
         return {}
     seen: set[tuple[str, tuple[str, ...]]] = set()
-    left = [(need.name, need.extras) for need in needs]
-    found: dict[str, list[str]] = {}
-    while left:
-        name, extras = left.pop()
-        if (key := (normal(name), extras)) in seen:
+    queue = [(need.name, need.extras) for need in needs]
+    unsatisfied: dict[str, list[str]] = {}
+    while queue:
+        name, extras = queue.pop()
+        if (key := (normalise_name(name), extras)) in seen:
             continue
         seen.add(key)
         try:
-            asked = metadata.requires(name) or []
+            lines = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
             continue
-        for line in asked:
-            one = Requirement(line)
-            if one.marker is not None and not any(one.marker.evaluate({"extra": extra}) for extra in (*extras, "")):
+        for line in lines:
+            requirement = Requirement(line)
+            marker = requirement.marker
+            if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in (*extras, "")):
                 continue
-            version = version_of(one.name)
+            version = installed_version(requirement.name)
+            text = f"requires {requirement.name}{requirement.specifier}"
             if version is None:
-                _add(found, name, f"needs {one.name}{one.specifier}, which is not installed")
-            elif not one.specifier.contains(version, prereleases=True):
-                _add(found, name, f"needs {one.name}{one.specifier}, and {one.name} {version} is installed")
+                unsatisfied.setdefault(normalise_name(name), []).append(f"{text}, which is not installed")
+            elif not requirement.specifier.contains(version, prereleases=True):
+                unsatisfied.setdefault(normalise_name(name), []).append(
+                    f"{text}, but {requirement.name} {version} is installed"
+                )
             else:
-                left.append((one.name, tuple(sorted(one.extras))))
-    return found
+                queue.append((requirement.name, tuple(sorted(requirement.extras))))
+    return unsatisfied
 
 
-def module_of(package: str) -> str:
-    """The module to import for a package."""
-    return MODULES.get(normal(package), normal(package).replace("-", "_"))
+def module_name(package: str) -> str:
+    """Return the name of a package's module."""
+    return MODULES.get(normalise_name(package), normalise_name(package).replace("-", "_"))
 
 
-def _present(need: Need) -> tuple[Finding | None, str | None]:
-    """What is wrong with a package by its version, or with where it should be; and its version."""
-    state: State = "warning" if normal(need.name) in SPARED else "unusable"
-    version = version_of(need.name)
-    cure = f'python -m pip install "{need.text}"'
-    if version is None or not _has_module(module_of(need.name)):
-        return Finding(need.name, state, f"is not installed ({need.text} is needed)", f"Install it: {cure}."), None
+def _check_version(need: PackageRequirement) -> tuple[CheckResult | None, str | None]:
+    """Return the problem with a package's version or files, or None, and its version."""
+    state = _failure_state(need.name)
+    version = installed_version(need.name)
+    command = f'python -m pip install "{need.text}"'
+    if version is None or not _has_module(module_name(need.name)):
+        detail = f"is not installed ({need.text} is required)"
+        return CheckResult(need.name, state, detail, f"Install it: {command}."), None
     if not need.fits(version):
-        return Finding(
-            need.name, state, f"{version} is installed, and {need.text} is needed", f"Install another: {cure}."
-        ), version
+        detail = f"{version} is installed, but {need.text} is required"
+        return CheckResult(need.name, state, detail, f"Install a matching version: {command}."), version
     return None, version
+
+
+def _failure_state(name: str) -> CheckState:
+    return "warning" if normalise_name(name) in OPTIONAL else "unusable"
 
 
 def _has_module(module: str) -> bool:
@@ -181,49 +298,41 @@ def _has_module(module: str) -> bool:
         return False
 
 
-def _not_importable(name: str, version: str, error: str, quarrels: list[str]) -> Finding:
-    state: State = "warning" if normal(name) in SPARED else "unusable"
-    why = f"; it {quarrels[0]}" if quarrels else ""
-    return Finding(name, state, f"{version} cannot be imported: {first_line(error)}{why}", _reinstall(name))
+def _import_failure(name: str, version: str, error: str, conflicting: list[str]) -> CheckResult:
+    reason = f"; it {conflicting[0]}" if conflicting else ""
+    detail = f"{version} cannot be imported: {first_line(error)}{reason}"
+    return CheckResult(name, _failure_state(name), detail, _reinstall_hint(name))
 
 
-def _reinstall(name: str) -> str:
-    """How to get versions that fit: torch's family comes together."""
-    together = "torch torchvision" if normal(name) in ("torch", "torchvision") else name
-    vision = version_of("torchvision") if together != name else None
-    pinned = [parse(line) for line in metadata.requires("torchvision") or []] if vision is not None else []
-    for need in pinned:
-        if normal(need.name) == "torch":
-            return f'Install a pair that fits: python -m pip install --force-reinstall "{need.text}" torchvision=={vision}.'
-    return f"Install it again: python -m pip install --upgrade --force-reinstall {together}."
+def _reinstall_hint(name: str) -> str:
+    """Return how to install matching versions; torch and torchvision are installed together."""
+    is_torch = normalise_name(name) in ("torch", "torchvision")
+    vision = installed_version("torchvision") if is_torch else None
+    for need in (
+        [parse_requirement(line) for line in metadata.requires("torchvision") or []] if vision is not None else []
+    ):
+        if normalise_name(need.name) == "torch":
+            packages = f'"{need.text}" torchvision=={vision}'
+            return f"Install a matching pair: python -m pip install --force-reinstall {packages}."
+    packages = "torch torchvision" if is_torch else name
+    return f"Reinstall it: python -m pip install --upgrade --force-reinstall {packages}."
 
 
-def _python(needs: Needs) -> Finding:
+def _check_python(needs: ProjectRequirements) -> CheckResult:
     version = platform.python_version()
-    found = f"{version} ({platform.python_implementation()}, {platform.system()} {platform.machine()})"
-    if needs.python and not Need(f"python{needs.python}", "python").fits(version):
-        return Finding(
-            "python", "unusable", f"{found}; {needs.python} is needed", "Make the environment with a newer Python."
-        )
-    return Finding("python", "ok", found)
+    detail = f"{version} ({platform.python_implementation()}, {platform.system()} {platform.machine()})"
+    if needs.python and not PackageRequirement(f"python{needs.python}", "python").fits(version):
+        hint = "Create the environment with a newer Python."
+        return CheckResult("python", "unusable", f"{detail}; {needs.python} is required", hint)
+    return CheckResult("python", "ok", detail)
 
 
-def _no_packaging() -> list[Finding]:
+def _check_packaging() -> list[CheckResult]:
     if _has_module("packaging"):
         return []
-    return [
-        Finding(
-            "packaging",
-            "warning",
-            "is not installed, so versions are not compared",
-            "Install it: python -m pip install packaging.",
-        )
-    ]
+    detail = "is not installed, so versions are not compared"
+    return [CheckResult("packaging", "warning", detail, "Install it: python -m pip install packaging.")]
 
 
-def _named(versions: Mapping[str, str | None]) -> str:
+def _format_versions(versions: Mapping[str, str | None]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _add(found: dict[str, list[str]], name: str, what: str) -> None:
-    found.setdefault(normal(name), []).append(what)

@@ -1,22 +1,92 @@
-"""What runs in the doctor's other process: `python -m competition.doctor.probe QUESTION WORDS…`, answers as lines of JSON."""
+"""Probes of libraries in a separate process, which may crash or hang: `run_probe` starts it, `main` runs in it.
+
+`python -m competition.doctor.probe QUESTION ARGUMENTS…` prints one JSON object per line.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Say = Callable[[dict[str, Any]], None]
-TAG = "maskfold.doctor"
+import competition
 
 
-def imports(say: Say, *modules: str) -> None:
-    """Import modules one after the other; each is announced, so that a crash has a name."""
+@dataclass(frozen=True)
+class ProbeResult:
+    """Output of a probe's process.
+
+    Attributes:
+        lines: one dictionary per line.
+        trouble: why the process failed, e.g. `it crashed (signal 11)`; None if it succeeded.
+    """
+
+    lines: list[dict[str, Any]]
+    trouble: str | None
+
+
+def run_probe(question: str, *words: str, root: Path | None = None, seconds: float = 120.0) -> ProbeResult:
+    """Run a probe in a separate process.
+
+    Args:
+        question: a key of `PROBES`.
+        words: arguments of the probe.
+        root: the folder to run it in; the working folder by default.
+        seconds: timeout.
+    """
+    package_root = str(Path(competition.__file__).resolve().parents[1])
+    paths = [path for path in (os.environ.get("PYTHONPATH"), package_root) if path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
+    # -P: do not import a torch.py in the working folder as torch
+    command = [sys.executable, "-P", "-m", "competition.doctor.probe", question, *words]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=root,
+            env=environment,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as timeout:
+        return ProbeResult(_parse_lines(timeout.stdout or b""), f"no answer after {seconds:.0f} s")
+    except OSError as error:
+        return ProbeResult([], f"the process could not be started: {error.strerror or error}")
+    trouble = None
+    if done.returncode < 0:
+        trouble = f"it crashed (signal {-done.returncode})"
+    elif done.returncode:
+        errors = done.stderr.decode(errors="replace").strip().splitlines()
+        trouble = errors[-1][:300] if errors else f"it ended with status {done.returncode}"
+    return ProbeResult(_parse_lines(done.stdout), trouble)
+
+
+def _parse_lines(output: bytes) -> list[dict[str, Any]]:
+    lines = []
+    for line in output.decode(errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue  # the cut last line of a killed process
+    return lines
+
+
+# Probes
+
+Report = Callable[[dict[str, Any]], None]
+PROBE_TAG = "maskfold.doctor"
+
+
+def probe_imports(say: Report, *modules: str) -> None:
+    """Import modules in order; each is reported before its import, so that a crash can be attributed."""
     for module in modules:
         say({"begin": module})
         error = None
@@ -24,48 +94,52 @@ def imports(say: Say, *modules: str) -> None:
             importlib.import_module(module)
             if module == "torchvision":
                 _use_torchvision()
-        except BaseException as raised:  # noqa: BLE001 - whatever it raises, SystemExit too, is the answer
+        except BaseException as raised:  # noqa: BLE001 - any error is the result, even SystemExit
             error = f"{type(raised).__name__}: {raised}"
         say({"end": module, "error": error})
 
 
 def _use_torchvision() -> None:
-    """Calls into its compiled part, which is missing or of another torch where the two do not fit."""
+    """Call its compiled extension, which fails if it was built for another torch version."""
     import torch
     from torchvision.ops import nms
 
     nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
 
 
-def accelerators(say: Say) -> None:
-    """Torch's build, its threads, and each of its devices."""
+def probe_accelerators(say: Report) -> None:
+    """Report torch's build, its threads, and each of its devices."""
     import torch
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        there = torch.cuda.is_available()
+        available = torch.cuda.is_available()
     say(
         {
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "hip": torch.version.hip,
-            "available": there,
+            "available": available,
             "reason": str(caught[0].message) if caught else None,
             "threads": torch.get_num_threads(),
             "cpu": _precision("cpu"),
             "mps": torch.backends.mps.is_available(),
         }
     )
-    for index in range(torch.cuda.device_count() if there else 0):
-        say({"device": index, **_device(index)})
+    for index in range(torch.cuda.device_count() if available else 0):
+        say({"device": index, **_describe_device(index)})
 
 
-def _device(index: int) -> dict[str, Any]:
-    """A CUDA device, after it has computed something: torch may have been built without its architecture."""
+def _describe_device(index: int) -> dict[str, Any]:
+    """Describe a CUDA device after a test convolution, because torch may lack code for its architecture."""
     import torch
 
-    known = torch.cuda.get_device_properties(index)
-    row: dict[str, Any] = {"name": known.name, "total": known.total_memory, "capability": [known.major, known.minor]}
+    device = torch.cuda.get_device_properties(index)
+    row: dict[str, Any] = {
+        "name": device.name,
+        "total": device.total_memory,
+        "capability": [device.major, device.minor],
+    }
     try:
         row["free"] = torch.cuda.mem_get_info(index)[0]
         weights = torch.ones(1, 1, 3, 3, device=f"cuda:{index}")
@@ -78,56 +152,56 @@ def _device(index: int) -> dict[str, Any]:
 
 
 def _precision(accelerator: str) -> str | None:
-    """What `precision: auto` means there; None where the module that decides cannot be imported."""
+    """Return the precision that `precision: auto` selects; None if the module that selects it cannot be imported."""
     try:
-        from competition.inference.place import native_precision
+        from competition.inference.predict import native_precision
     except ImportError:
         return None
     return native_precision(accelerator)
 
 
-def mlflow(say: Say) -> None:
-    """Open MLflow's store, and set and remove a tag: a write that leaves nothing behind."""
-    from competition.tracking.store import connect, store_of
+def probe_mlflow(say: Report) -> None:
+    """Open MLflow's store, then set and delete a tag as a test write."""
+    from competition.tracking.store import connect_mlflow, find_mlflow_store
 
-    client = connect(store_of(Path.cwd()))
-    found = client.search_experiments(max_results=1)
+    client = connect_mlflow(find_mlflow_store(Path.cwd()))
+    experiments = client.search_experiments(max_results=1)
     say({"opened": True})
-    if not found:
+    if not experiments:
         return
-    client.set_experiment_tag(found[0].experiment_id, TAG, "a write that is undone")
-    client.delete_experiment_tag(found[0].experiment_id, TAG)
+    client.set_experiment_tag(experiments[0].experiment_id, PROBE_TAG, "test write")
+    client.delete_experiment_tag(experiments[0].experiment_id, PROBE_TAG)
     say({"written": True})
 
 
-def optuna(say: Say) -> None:
-    """Open the storage of studies."""
+def probe_optuna(say: Report) -> None:
+    """Open the storage of studies and count them."""
     from competition.study.storage import open_storage
 
     say({"studies": len(open_storage(None).get_all_studies())})
 
 
-def telemetry(say: Say) -> None:
-    """Whether MLflow would send anything from one of our processes."""
-    from competition.tracking.store import quieten
+def probe_telemetry(say: Report) -> None:
+    """Report whether MLflow would send telemetry."""
+    from competition.tracking.store import configure_mlflow
 
-    quieten()
+    configure_mlflow()
     from mlflow.telemetry.utils import is_telemetry_disabled
 
     say({"mlflow": not is_telemetry_disabled()})
 
 
-QUESTIONS: dict[str, Callable[..., None]] = {
-    "imports": imports,
-    "accelerators": accelerators,
-    "mlflow": mlflow,
-    "optuna": optuna,
-    "telemetry": telemetry,
+PROBES: dict[str, Callable[..., None]] = {
+    "imports": probe_imports,
+    "accelerators": probe_accelerators,
+    "mlflow": probe_mlflow,
+    "optuna": probe_optuna,
+    "telemetry": probe_telemetry,
 }
 
 
 def main() -> None:
-    """Answer on what was standard output; what libraries print there goes to standard error."""
+    """Run one probe; write its answers to standard output, and redirect the output of libraries to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -135,7 +209,7 @@ def main() -> None:
         answers.write(json.dumps(line) + "\n")
         answers.flush()
 
-    QUESTIONS[sys.argv[1]](say, *sys.argv[2:])
+    PROBES[sys.argv[1]](say, *sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Weights and images to probabilities on the image's own grid."""
+"""Prediction: from weights and images to probabilities on the grid of the image's file."""

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the flips and quarter turns whose predictions are averaged."""
+"""Test-time augmentation: flips and quarter turns, over which predictions are averaged."""
 
 from __future__ import annotations
 
@@ -7,59 +7,59 @@ from itertools import chain, combinations
 
 import torch
 
-from competition.config.errors import MaskfoldError
 from competition.config.experiment import Experiment
+from competition.errors import MaskfoldError
 
 
 @dataclass(frozen=True)
-class View:
-    """One way to look at a batch (B, C, *spatial): quarter turns of its last two axes, then flips of spatial axes."""
+class TTAView:
+    """Transform of a batch (B, C, *spatial): quarter turns of the last two axes, then flips of spatial axes."""
 
     flips: tuple[int, ...] = ()
-    turns: int = 0
+    quarter_turns: int = 0
 
-    def of(self, batch: torch.Tensor) -> torch.Tensor:
-        """The batch seen this way."""
-        turned = torch.rot90(batch, self.turns, (-2, -1)) if self.turns else batch
-        return turned.flip([axis + 2 for axis in self.flips]) if self.flips else turned
+    def apply(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return the transformed batch."""
+        rotated = torch.rot90(batch, self.quarter_turns, (-2, -1)) if self.quarter_turns else batch
+        return rotated.flip([axis + 2 for axis in self.flips]) if self.flips else rotated
 
     def undo(self, batch: torch.Tensor) -> torch.Tensor:
-        """The inverse of `of`."""
+        """Invert `apply`."""
         flipped = batch.flip([axis + 2 for axis in self.flips]) if self.flips else batch
-        return torch.rot90(flipped, -self.turns, (-2, -1)) if self.turns else flipped
+        return torch.rot90(flipped, -self.quarter_turns, (-2, -1)) if self.quarter_turns else flipped
 
 
-def views(exp: Experiment) -> list[View]:
-    """The views that `inference.tta` asks for; the first changes nothing.
+def tta_views(exp: Experiment) -> list[TTAView]:
+    """Return the views of `inference.tta`; the first is the identity.
 
-    flip: every subset of the axes that `augment.flip` allows. auto: of the axes that training flipped. rotate90: four
-    quarter turns; with flips the eight symmetries of the square.
+    flip: every subset of the axes in `augment.flip`. auto: every subset of the axes that training flipped. rotate90:
+    four quarter turns; with flips the eight symmetries of the square.
 
     Raises:
-        MaskfoldError: flips that `augment.flip` forbids, or quarter turns of volumes or of a patch that is no square.
+        MaskfoldError: `augment.flip` allows no flips, or quarter turns are set for volumes or a non-square patch.
     """
-    wanted, dims = exp.inference.tta, exp.network_dimensions
+    tta, dims = exp.inference.tta, exp.network_dimensions
     axes: tuple[int, ...] = ()
-    if wanted == "auto":
-        from competition.augment import flips
+    if tta == "auto":
+        from competition.augment import flip_axes
 
-        axes = flips(exp.augment, dims)
-    elif "flip" in wanted:
+        axes = flip_axes(exp.augment, dims)
+    elif "flip" in tta:
         allowed = range(dims) if exp.augment.flip is True else exp.augment.flip or ()
         axes = tuple(axis for axis in allowed if axis < dims)
         if not axes:
             raise MaskfoldError(
-                "`inference.tta` wants flips and `augment.flip` allows none.",
-                "Remove `flip` from `inference.tta`, or name axes in `augment.flip`.",
+                "inference.tta: found flip, but augment.flip allows no axis.",
+                "Remove flip from inference.tta, or set axes in augment.flip.",
                 status=2,
             )
-    if "rotate90" not in wanted:
-        return [View(subset) for subset in chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1))]
+    if "rotate90" not in tta:
+        return [TTAView(subset) for subset in chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1))]
     if dims != 2 or exp.patch.size[0] != exp.patch.size[1]:
         raise MaskfoldError(
-            f"`inference.tta: rotate90` cannot turn patches of size {exp.patch.size}.",
-            "Remove `rotate90`, or make `patch.size` a square of two numbers.",
+            f"inference.tta: found rotate90, but patch.size {exp.patch.size} is not a square of two values.",
+            "Remove rotate90 from inference.tta, or set patch.size to two equal values.",
             status=2,
         )
-    # One flip and the turns give all eight symmetries, so that a second flip would only repeat them.
-    return [View(subset, turns) for subset in ([(), axes[:1]] if axes else [()]) for turns in range(4)]
+    # One flip and the turns give all eight symmetries; a second flip would only repeat them.
+    return [TTAView(subset, turns) for subset in ([(), axes[:1]] if axes else [()]) for turns in range(4)]

@@ -1,7 +1,7 @@
-"""One page to look at: what a run, or a study, has found.
+"""HTML pages of runs, studies, comparisons, ledgers and data explorations.
 
-from competition.report import write_report
-write_report(run, run.folder / "report.html")
+Example:
+    >>> write_report(run, run.folder / "report.html")  # doctest: +SKIP
 """
 
 from competition.report.run import write_report

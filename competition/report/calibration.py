@@ -1,134 +1,168 @@
-"""Calibration and threshold curves."""
+"""Section with reliability diagrams, calibration errors, and Dice by threshold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from competition.report import markup as html
-from competition.report.canvas import GREY, INK, MOST_PANELS, drawn_classes, dress, ink, legend, nothing, panels
-from competition.report.markup import Html, section
-from competition.report.reliability import BINS, THRESHOLDS, Tally, counted, evenly, tally
-from competition.report.results import Results
-from competition.scoring.pictures import save_figure
-from competition.training.oof import OutOfFold
+from competition.config.competition import Competition
+from competition.data.masks import load_mask
+from competition.inference.predict import merge_boundary_class
+from competition.report import html
+from competition.report.html import Html, section
+from competition.report.results import RunResults
+from competition.runs.oof import OofPredictions
+from competition.viz.overlays import IGNORE_LABEL, label_to_class_masks, save_figure
+from competition.viz.style import (
+    GREY_COLOUR,
+    MAX_PANELS,
+    TEXT_COLOUR,
+    add_legend,
+    dark_class_colour,
+    panel_grid,
+    select_drawn_classes,
+    show_empty_text,
+    style_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ABSENT_HERE = "absent from the truth of these cases"
-RELIABILITY = (
-    "On the diagonal, of the pixels with probability p a share p is of the class; below it the class is rarer "
-    "than the network says, above it more frequent. The grey bars count the pixels of each bin, on a log axis."
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+# Section
+
+ABSENT_TEXT = "absent from the truth of these cases"
+BINS = 15  # of the reliability diagram: (0, 1/15], (1/15, 2/15], …; probability 0 is in the first
+RELIABILITY_CAPTION = (
+    "On the diagonal, a share p of the pixels with probability p belongs to the class; below it the network is "
+    "overconfident, above it underconfident. The grey bars show the number of pixels of each bin on a log axis."
 )
-ERRORS = (
-    "ECE, the expected calibration error, is the mean distance from the diagonal over all pixels. Doubtful pixels "
-    f"are those outside of the first and the last bin (1/{BINS} < p ≤ {BINS - 1}/{BINS}): easy background would else "
-    "hide them. The best threshold is chosen on these very cases, so its Dice flatters a little."
+ECE_NOTE = (
+    "ECE, the expected calibration error, is the mean distance from the diagonal over all pixels. Uncertain pixels "
+    f"are outside the first and the last bin (1/{BINS} < p ≤ {BINS - 1}/{BINS}), because easy background dominates the "
+    "ECE of all pixels. The best threshold is selected on these cases, so its Dice is slightly optimistic."
 )
 
 
-def calibration_section(results: Results, oof: OutOfFold, folder: Path, say: Callable[[str], None]) -> Html:
-    """Reliability diagrams with the calibration error, and Dice against the threshold."""
+def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, say: Callable[[str], None]) -> Html:
+    """Return the section with reliability diagrams, calibration errors and Dice against the threshold."""
     comp = results.run.exp.competition
-    cases = evenly(list(oof.fold_of))
+    cases = sample_evenly(list(oof.fold_of))
     say(f"calibration over {len(cases)} cases")
-    tallies, now = tally(oof, cases), scored_dice(results, cases)
-    shown = drawn_classes([float(one.hits.sum()) for one in tallies])
+    tallies, scored = count_calibration(oof, cases), mean_scored_dice(results, cases)
+    shown = select_drawn_classes([float(class_tally.positives.sum()) for class_tally in tallies])
     exclusive = comp.labels == "exclusive"
     draw_reliability(tallies, comp.classes, shown, folder / "calibration.png")
-    draw_thresholds(tallies, comp.classes, shown, now, exclusive, folder / "thresholds.png")
-    words = f"Pixel probabilities of {counted(cases, oof)}, in {BINS} bins."
+    draw_thresholds(tallies, comp.classes, shown, scored, exclusive, folder / "thresholds.png")
+    note = f"Pixel probabilities of {describe_sample(cases, oof)}, in {BINS} bins."
     if results.run.exp.prepare.boundary is not None:
-        words += " The boundary class is shared out among the classes."
+        note += " The boundary class is merged into the classes."
     if len(shown) < len(tallies):
-        words += f" The {MOST_PANELS} classes with the most pixels are drawn; the table has all."
+        note += f" The {MAX_PANELS} classes with the most pixels are drawn; the table lists all."
     header = [
         "class",
-        "pixels of it",
+        "pixels",
         "ECE",
-        "ECE of doubtful pixels",
+        "ECE of uncertain pixels",
         "best threshold",
-        "Dice there",
+        "Dice at best threshold",
         f"Dice at {'argmax' if exclusive else '0.5'}",
     ]
-    rows = [_row(name, one, value) for name, one, value in zip(comp.classes, tallies, now, strict=True)]
+    rows = [_row(*columns) for columns in zip(comp.classes, tallies, scored, strict=True)]
     return section(
         "calibration",
         "Calibration and thresholds",
-        html.paragraph(words, note=True),
-        html.figure(folder / "calibration.png", RELIABILITY, "Reliability diagram per class"),
-        html.table(header, rows),
-        html.paragraph(ERRORS, note=True),
-        html.figure(folder / "thresholds.png", _curves(tallies, exclusive), "Dice against the threshold per class"),
+        html.paragraph(note, note=True),
+        html.embedded_figure(folder / "calibration.png", RELIABILITY_CAPTION, "Reliability diagram per class"),
+        html.html_table(header, rows),
+        html.paragraph(ECE_NOTE, note=True),
+        html.embedded_figure(
+            folder / "thresholds.png", _threshold_caption(tallies, exclusive), "Dice against the threshold per class"
+        ),
     )
 
 
-def _curves(tallies: list[Tally], exclusive: bool) -> str:
-    """The caption of the threshold curves."""
+def _threshold_caption(tallies: list[CalibrationCounts], exclusive: bool) -> str:
     text = (
-        "Mean Dice, over the cases that have the class, of the pixels above a threshold of its probability. The ring "
-        f"is what was scored ({'most probable class' if exclusive else 'threshold 0.5'})."
+        "Mean Dice over the cases with the class, for the pixels whose probability is above the threshold. The ring "
+        f"is the run's score ({'most probable class' if exclusive else 'threshold 0.5'})."
     )
-    if any(one.left_empty for one in tallies):
-        text += " Dotted: of the cases without the class, the share in which nothing is above the threshold."
+    if any(class_tally.left_empty for class_tally in tallies):
+        text += " Dotted: share of the cases without the class that have no pixel above the threshold."
     return text
 
 
-def scored_dice(results: Results, cases: list[str]) -> list[float]:
-    """Of each class, the mean Dice as it was scored, over those of the cases whose truth has it; nan where none has."""
+def mean_scored_dice(results: RunResults, cases: list[str]) -> list[float]:
+    """Return the run's mean Dice of each class over the cases whose truth has it; nan if no case has it."""
     rows = results.rows()
     rows = rows[rows["id"].isin(cases) & (rows["tp"] + rows["fn"] > 0)]
     means = rows.groupby("class")["dice"].mean()
     return [float(means.get(name, nan)) for name in results.run.exp.competition.classes]
 
 
-def _row(name: str, one: Tally, now: float) -> list[str]:
-    if one.absent:
-        return [name, html.ABSENT, html.ABSENT, html.ABSENT, html.ABSENT, html.ABSENT, html.ABSENT]
-    curve = one.mean_dice()
+def _row(name: str, class_tally: CalibrationCounts, scored: float) -> list[str]:
+    if class_tally.absent:
+        return [
+            name,
+            html.ABSENT_LABEL,
+            html.ABSENT_LABEL,
+            html.ABSENT_LABEL,
+            html.ABSENT_LABEL,
+            html.ABSENT_LABEL,
+            html.ABSENT_LABEL,
+        ]
+    curve = class_tally.mean_dice()
     best = int(np.argmax(curve))
     return [
         name,
-        f"{int(one.hits.sum()):,}",
-        f"{one.ece():.4f}",
-        html.number(one.ece(inner=True)),
+        f"{int(class_tally.positives.sum()):,}",
+        f"{class_tally.ece():.4f}",
+        html.format_score(class_tally.ece(uncertain_only=True)),
         f"{THRESHOLDS[best]:.2f}",
         f"{curve[best]:.4f}",
-        html.number(now),
+        html.format_score(scored),
     ]
 
 
-def draw_reliability(tallies: list[Tally], classes: list[str], shown: list[int], path: Path) -> None:
-    """Draws for each class the share of pixels that are of it against their mean probability."""
-    figure, axes = panels(len(shown), height=3.2, columns=3)
-    for one, index in zip(axes, shown, strict=True):
-        found = tallies[index]
-        if found.absent:
-            dress(one, classes[index])
-            nothing(one, ABSENT_HERE)
+def draw_reliability(tallies: list[CalibrationCounts], classes: list[str], shown: list[int], path: Path) -> None:
+    """Draw for each class the share of pixels that belong to it against their mean probability."""
+    figure, grid = panel_grid(len(shown), height=3.2, columns=3)
+    for axes, index in zip(grid, shown, strict=True):
+        class_tally = tallies[index]
+        if class_tally.absent:
+            style_axes(axes, classes[index])
+            show_empty_text(axes, ABSENT_TEXT)
             continue
-        dress(one, f"{classes[index]} · ECE {found.ece():.4f}", across="probability", up="share of the class")
-        pixels, mean, share = found.bins()
-        behind = one.twinx()
-        behind.bar((np.arange(BINS) + 0.5) / BINS, pixels, width=0.85 / BINS, color=GREY, alpha=0.22, linewidth=0)
+        title = f"{classes[index]} · ECE {class_tally.ece():.4f}"
+        style_axes(axes, title, xlabel="probability", ylabel="share of the class")
+        pixels, mean, share = class_tally.bins()
+        behind = axes.twinx()
+        behind.bar(
+            (np.arange(BINS) + 0.5) / BINS, pixels, width=0.85 / BINS, color=GREY_COLOUR, alpha=0.22, linewidth=0
+        )
         behind.set_yscale("log")
         behind.set_ylim(max(0.5, min(pixels[pixels > 0]) / 10), float(pixels.max()) * 300)
-        _quiet(behind)
-        one.set_zorder(behind.get_zorder() + 1)
-        one.patch.set_visible(False)
-        one.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-        one.plot(mean, share, "o-", color=ink(index), linewidth=1.6, markersize=4.5)
-        one.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        _hide_axes(behind)
+        axes.set_zorder(behind.get_zorder() + 1)
+        axes.patch.set_visible(False)
+        axes.plot([0, 1], [0, 1], color=GREY_COLOUR, linewidth=1, linestyle="--")
+        axes.plot(mean, share, "o-", color=dark_class_colour(index), linewidth=1.6, markersize=4.5)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     save_figure(figure, path)
 
 
-def _quiet(axes: Axes) -> None:
-    """Bars whose axis has no numbers: their shape is what counts."""
+def _hide_axes(axes: Axes) -> None:
+    """Hide ticks and spines: only the shape of the bars matters."""
     axes.set_yticks([])
     axes.minorticks_off()
     for side in ("top", "right", "left", "bottom"):
@@ -136,42 +170,185 @@ def _quiet(axes: Axes) -> None:
 
 
 def draw_thresholds(
-    tallies: list[Tally], classes: list[str], shown: list[int], now: list[float], exclusive: bool, path: Path
+    tallies: list[CalibrationCounts],
+    classes: list[str],
+    shown: list[int],
+    scored: list[float],
+    exclusive: bool,
+    path: Path,
 ) -> None:
-    """Draws for each class the Dice against the threshold, and marks what was scored."""
-    figure, axes = panels(len(shown), height=2.9, columns=3)
-    for one, index in zip(axes, shown, strict=True):
-        dress(one, classes[index], across="threshold", up="mean Dice")
-        found, kept = tallies[index], tallies[index].share_left_empty()
-        if found.absent and kept is None:
-            nothing(one, ABSENT_HERE)
+    """Draw for each class the Dice against the threshold, and mark the run's score."""
+    figure, grid = panel_grid(len(shown), height=2.9, columns=3)
+    for axes, index in zip(grid, shown, strict=True):
+        style_axes(axes, classes[index], xlabel="threshold", ylabel="mean Dice")
+        class_tally, left_empty = tallies[index], tallies[index].share_left_empty()
+        if class_tally.absent and left_empty is None:
+            show_empty_text(axes, ABSENT_TEXT)
             continue
-        one.axvline(0.5, color=GREY, linewidth=1, linestyle="--")
-        if not found.absent:
-            one.plot(
-                THRESHOLDS, found.mean_dice(), "o-", color=ink(index), linewidth=1.6, markersize=3.5, label=" Dice"
+        axes.axvline(0.5, color=GREY_COLOUR, linewidth=1, linestyle="--")
+        if not class_tally.absent:
+            mean_dice = class_tally.mean_dice()
+            axes.plot(
+                THRESHOLDS,
+                mean_dice,
+                "o-",
+                color=dark_class_colour(index),
+                linewidth=1.6,
+                markersize=3.5,
+                label=" Dice",
             )
-            one.plot(
+            axes.plot(
                 [0.5],
-                [now[index]],
+                [scored[index]],
                 "o",
                 markersize=10,
                 markerfacecolor="none",
-                markeredgecolor=INK,
+                markeredgecolor=TEXT_COLOUR,
                 markeredgewidth=1.5,
-                label=f" {'argmax' if exclusive else '0.5'}: {now[index]:.4f}",
+                label=f" {'argmax' if exclusive else '0.5'}: {scored[index]:.4f}",
             )
         else:
-            one.set_title(f"{classes[index]}: {ABSENT_HERE}", fontsize=9.5, loc="left", parse_math=False)
-        if kept is not None:
-            one.plot(
+            axes.set_title(f"{classes[index]}: {ABSENT_TEXT}", fontsize=9.5, loc="left", parse_math=False)
+        if left_empty is not None:
+            axes.plot(
                 THRESHOLDS,
-                kept,
+                left_empty,
                 ":",
-                color=ink(index),
+                color=dark_class_colour(index),
                 linewidth=1.8,
-                label=f" empty cases left empty ({len(found.left_empty)})",
+                label=f" empty cases left empty ({len(class_tally.left_empty)})",
             )
-        one.set_xlim(0, 1)
-        legend(one)
+        axes.set_xlim(0, 1)
+        add_legend(axes)
     save_figure(figure, path)
+
+
+# Counts
+
+MAX_CASES = 60
+HISTOGRAM_STEPS = 60  # multiple of 15 and 20, so that one histogram gives both bins and thresholds
+THRESHOLDS: Floats = np.arange(1, 20) / 20  # 0.05, 0.10, …, 0.95
+PIXELS_PER_CHUNK = 2**21  # pixels processed at a time
+
+
+@dataclass
+class CalibrationCounts:
+    """Calibration counts of one class over all cases.
+
+    Attributes:
+        pixels: (61,) number of pixels with a probability in ((k - 1)/60, k/60]; k = 0 is probability 0.
+        positives: (61,) number of these pixels that belong to the class.
+        sums: (61,) sum of their probabilities.
+        dice: for each case with the class, Dice (19,) of the pixels above each threshold.
+        left_empty: for each case without the class, whether no pixel is above each threshold, (19,) bool.
+    """
+
+    pixels: Ints = field(default_factory=lambda: np.zeros(HISTOGRAM_STEPS + 1, np.int64))
+    positives: Ints = field(default_factory=lambda: np.zeros(HISTOGRAM_STEPS + 1, np.int64))
+    sums: Floats = field(default_factory=lambda: np.zeros(HISTOGRAM_STEPS + 1))
+    dice: list[Floats] = field(default_factory=list)
+    left_empty: list[NDArray[np.bool_]] = field(default_factory=list)
+
+    def add_case(self, pixels: Ints, positives: Ints, sums: Floats) -> None:
+        """Add the histograms of one case, each (61,)."""
+        self.pixels += pixels
+        self.positives += positives
+        self.sums += sums
+        first_steps = [round(threshold * HISTOGRAM_STEPS) + 1 for threshold in THRESHOLDS.tolist()]
+        predicted = np.array([pixels[first:].sum() for first in first_steps])
+        true_positives = np.array([positives[first:].sum() for first in first_steps])
+        if positives.any():
+            self.dice.append(2.0 * true_positives / (predicted + positives.sum()))
+        else:
+            self.left_empty.append(predicted == 0)
+
+    @property
+    def absent(self) -> bool:
+        """Whether no case has the class."""
+        return not self.positives.any()
+
+    def bins(self) -> tuple[Ints, Floats, Floats]:
+        """Return pixels, mean probability and share of the class of each bin, (15,) each; nan for empty bins."""
+        pixels, positives, sums = (_to_bins(values) for values in (self.pixels, self.positives, self.sums))
+        return (
+            pixels.astype(np.int64),
+            np.divide(sums, pixels, out=np.full(BINS, nan), where=pixels > 0),
+            np.divide(positives, pixels, out=np.full(BINS, nan), where=pixels > 0),
+        )
+
+    def ece(self, uncertain_only: bool = False) -> float:
+        """Return the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+
+        It is the mean over pixels of |probability - frequency| of their bin; nan for an absent class.
+
+        Args:
+            uncertain_only: exclude the first and last bin, because certain background pixels dominate the mean.
+        """
+        pixels, mean, share = self.bins()
+        if uncertain_only:
+            pixels, mean, share = pixels[1:-1], mean[1:-1], share[1:-1]
+        if self.absent or not pixels.any():
+            return nan
+        return float(np.nansum(pixels * np.abs(mean - share)) / pixels.sum())
+
+    def mean_dice(self) -> Floats:
+        """Return the mean Dice (19,) over the cases with the class; nan if no case has it."""
+        return np.mean(self.dice, axis=0) if self.dice else np.full(len(THRESHOLDS), nan)
+
+    def share_left_empty(self) -> Floats | None:
+        """Return the share (19,) of cases without the class with no pixel above the threshold; None if all have it."""
+        return np.mean(self.left_empty, axis=0) if self.left_empty else None
+
+
+def sample_evenly(cases: Sequence[str], limit: int = MAX_CASES) -> list[str]:
+    """Return at most `limit` cases, evenly spaced from the first to the last."""
+    if len(cases) <= limit:
+        return list(cases)
+    return [cases[index] for index in np.linspace(0, len(cases) - 1, limit).round().astype(int)]
+
+
+def describe_sample(cases: Sequence[str], oof: OofPredictions) -> str:
+    """Describe a sample: `all 40 cases`, or `60 of 564 cases, evenly sampled`."""
+    total = len(oof.fold_of)
+    return f"all {total} cases" if len(cases) == total else f"{len(cases)} of {total} cases, evenly sampled"
+
+
+def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[CalibrationCounts]:
+    """Count each class over the cases, with one case in memory at a time."""
+    comp = oof.run.exp.competition
+    tallies = [CalibrationCounts() for _ in comp.classes]
+    rows = {row.id: row for row in oof.cases.itertuples(index=False)}
+    for case in cases:
+        histograms = _histograms(oof.read(case), load_mask(comp, rows[case]), comp)
+        for class_tally, (pixels, positives, sums) in zip(tallies, histograms, strict=True):
+            class_tally.add_case(pixels, positives, sums)
+    return tallies
+
+
+def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competition) -> list[tuple[Ints, Ints, Floats]]:
+    """Return one case's histograms per class, without ignored pixels and with the boundary class merged."""
+    bins = HISTOGRAM_STEPS + 1
+    histograms = [(np.zeros(bins, np.int64), np.zeros(bins, np.int64), np.zeros(bins)) for _ in comp.classes]
+    step = max(1, PIXELS_PER_CHUNK // max(1, truth[0, 0].size))
+    for low in range(0, truth.shape[1], step):
+        chunk_truth = truth[:, low : low + step]
+        chunk, masks = (
+            merge_boundary_class(probabilities[:, low : low + step], comp),
+            label_to_class_masks(chunk_truth, comp),
+        )
+        for index, (pixels, positives, sums) in enumerate(histograms):
+            valid = chunk_truth[0 if comp.labels == "exclusive" else index] != IGNORE_LABEL
+            probability, mask = chunk[index + (comp.labels == "exclusive")][valid], masks[index][valid]
+            # float16 times 60 is exact in float32, so rounding moves no pixel to another step.
+            code = np.clip(np.ceil(probability * np.float32(HISTOGRAM_STEPS)), 0, HISTOGRAM_STEPS).astype(np.int64)
+            pixels += np.bincount(code, minlength=bins)
+            positives += np.bincount(code[mask], minlength=bins)
+            sums += np.bincount(code, weights=probability, minlength=bins)
+    return histograms
+
+
+def _to_bins(values: NDArray[Any]) -> NDArray[Any]:
+    """Sum (61,) steps to (15,) bins; steps 0 to 4 are the first bin."""
+    sums = values[1:].reshape(BINS, HISTOGRAM_STEPS // BINS).sum(axis=1)
+    sums[0] += values[0]
+    return sums

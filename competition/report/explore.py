@@ -1,82 +1,115 @@
-"""The page of an exploration: faults first, then what was measured, then what to try."""
+"""Page of a data exploration: faults, measurements, and a suggested experiment."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from competition.config import MaskfoldError
-from competition.data.explore import Exploration, Finding, summary
-from competition.data.explore.tables import case_rows, finding_rows
-from competition.data.explore.words import many
-from competition.report import markup as html
-from competition.report.explore_figures import draw_classes, draw_intensities, draw_objects, draw_pairs, draw_sizes
-from competition.report.explore_samples import draw_samples
-from competition.report.markup import Html, element, facts, figure, joined, paragraph, section, table
-from competition.report.page import place_pictures, write_page
-from competition.training.checkpoint import write_table, write_whole
+import numpy as np
 
-MOST_ROWS = 500  # of findings on the page; findings.csv has all
+from competition.data.masks import load_mask
+from competition.data.readers import load_image
+from competition.errors import MaskfoldError
+from competition.explore import Exploration, summary
+from competition.explore.summary import case_rows, finding_rows
+from competition.explore.types import CaseStats, Finding
+from competition.io import atomic_write, write_table
+from competition.report.html import (
+    Html,
+    create_figure_folder,
+    definition_list,
+    element,
+    embedded_figure,
+    html_table,
+    join_html,
+    paragraph,
+    section,
+    write_page,
+)
+from competition.text import format_count, pixel_or_voxel, shorten_id
+from competition.viz.overlays import class_colour, label_to_class_masks, save_figure
+from competition.viz.style import (
+    FOLD_COLOURS,
+    MAX_PANELS,
+    TEXT_COLOUR,
+    add_legend,
+    dark_class_colour,
+    panel_grid,
+    select_drawn_classes,
+    set_log_axis,
+    show_empty_text,
+    style_axes,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from competition.config.competition import Competition
 
 
-def write_exploration(found: Exploration, output: Path) -> Path:
-    """Writes one self-contained page; its pictures, cases.csv, findings.csv and suggested.yaml go to a folder beside it.
+MAX_ROWS = 500  # findings on the page; findings.csv lists all
+
+
+def write_exploration(exploration: Exploration, output: Path) -> Path:
+    """Write a self-contained page; figures, cases.csv, findings.csv and suggested.yaml go into a folder with its name.
 
     Args:
-        found: what was found.
+        exploration: the exploration.
         output: the page, `….html`.
 
     Returns:
         The page.
 
     Raises:
-        MaskfoldError: it cannot be written.
+        MaskfoldError: the page cannot be written.
     """
-    folder = place_pictures(output)
+    folder = create_figure_folder(output)
     try:
         for old in folder.glob("*.png"):
-            old.unlink()  # of an earlier look, whose data may have had what these have not
-        write_table(case_rows(found), folder / "cases.csv")
-        write_table(finding_rows(found), folder / "findings.csv")
-        write_whole(folder / "suggested.yaml", lambda file: file.write(found.snippet.encode()))
+            old.unlink()  # from an earlier exploration
+        write_table(case_rows(exploration), folder / "cases.csv")
+        write_table(finding_rows(exploration), folder / "findings.csv")
+        atomic_write(folder / "suggested.yaml", lambda file: file.write(exploration.snippet.encode()))
         sections = {
-            "faults": ("Faults", _findings(found)),
-            "sizes": ("Sizes", _sizes(found, folder)),
-            "intensities": ("Intensities", _intensities(found, folder)),
-            "truth": ("Truth", _truth(found, folder)),
+            "faults": ("Faults", _findings(exploration)),
+            "sizes": ("Sizes", _sizes(exploration, folder)),
+            "intensities": ("Intensities", _intensities(exploration, folder)),
+            "truth": ("Truth", _truth(exploration, folder)),
         }
-        if found.pairs:
-            sections["alike"] = ("Near-duplicates", _alike(found, folder))
-        sections["suggested"] = ("Suggested", _suggested(found))
-        return write_page(f"{found.comp.name} · data", _head(found), sections, output)
+        if exploration.pairs:
+            sections["alike"] = ("Near-duplicates", _near_duplicates(exploration, folder))
+        sections["suggested"] = ("Suggested", _suggested(exploration))
+        return write_page(f"{exploration.comp.name} · data", _head(exploration), sections, output)
     except OSError as error:
         raise MaskfoldError(
-            f"The page {output} cannot be written: {error.strerror or error}.",
-            "Name another file with --output, or free some space.",
+            f"cannot write the page {output}: {error.strerror or error}.",
+            "Set another file with --output, or free disk space.",
         ) from error
 
 
-def _head(found: Exploration) -> Html:
-    comp = found.comp
-    parts = [element("h1", comp.name), paragraph("What the host gave, before anything is trained", note=True)]
-    if found.faults:
+def _head(exploration: Exploration) -> Html:
+    comp = exploration.comp
+    n_train, n_test = (len(exploration.cases_of(split)) for split in ("train", "test"))
+    parts = [element("h1", comp.name), paragraph("The competition's data, before training", note=True)]
+    if exploration.faults:
         parts.append(
             element(
                 "p",
-                f"{many(len(found.faults), 'fault')}: cross-validation would stop, or its score would be wrong. "
-                "All are listed below; the numbers are of what could be read.",
+                f"{format_count(len(exploration.faults), 'fault')}: cross-validation would stop, or its score would be "
+                "wrong. All faults are listed below; the measurements include only readable files.",
                 class_="warn",
             )
         )
-    return joined(
+    return join_html(
         [
             *parts,
-            facts(
+            definition_list(
                 {
-                    "cases": f"{len(found.of('train'))} train, {len(found.of('test'))} test ({comp.dimensions}D)",
-                    "classes": f"{len(comp.classes)} {comp.labels}" + (", counted by object" if comp.instances else ""),
-                    "faults": str(len(found.faults)),
-                    "remarks": str(len(found.remarks)),
+                    "cases": f"{n_train} train, {n_test} test ({comp.dimensions}D)",
+                    "classes": f"{len(comp.classes)} {comp.labels}" + (", scored by object" if comp.instances else ""),
+                    "faults": str(len(exploration.faults)),
+                    "remarks": str(len(exploration.remarks)),
                     "folder": str(comp.root),
                 }
             ),
@@ -84,119 +117,114 @@ def _head(found: Exploration) -> Html:
     )
 
 
-def _findings(found: Exploration) -> Html:
+def _findings(exploration: Exploration) -> Html:
     parts: list[Html] = []
-    for title, those in (("Faults", found.faults), ("Remarks", found.remarks)):
-        parts.append(element("h3", f"{title} ({len(those)})"))
-        parts.append(_table_of(those) if those else paragraph("None."))
+    for title, findings in (("Faults", exploration.faults), ("Remarks", exploration.remarks)):
+        parts.append(element("h3", f"{title} ({len(findings)})"))
+        parts.append(_finding_table(findings) if findings else paragraph("None."))
     parts.append(
         paragraph(
-            "A fault stops cross-validation or makes its score wrong. A remark may be meant to be so. All are "
-            "in findings.csv.",
+            "A fault stops cross-validation or makes its score wrong. A remark may be intended. findings.csv has all.",
             note=True,
         )
     )
     return section("faults", "Faults and remarks", *parts)
 
 
-def _table_of(those: Sequence[Finding]) -> Html:
-    rows = [[one.kind, one.split or "both", one.wrong, one.cure] for one in those[:MOST_ROWS]]
-    more = f"The first {MOST_ROWS} of {len(those)}." if len(those) > MOST_ROWS else ""
-    return joined(
-        [
-            table(["kind", "where", "what is wrong", "what to do"], rows, words=(0, 1, 2, 3)),
-            paragraph(more, note=True) if more else html.joined([]),
-        ]
-    )
+def _finding_table(findings: Sequence[Finding]) -> Html:
+    rows = [[finding.kind, finding.split or "both", finding.wrong, finding.cure] for finding in findings[:MAX_ROWS]]
+    parts = [html_table(["kind", "split", "problem", "solution"], rows, text_columns=(0, 1, 2, 3))]
+    if len(findings) > MAX_ROWS:
+        parts.append(paragraph(f"The first {MAX_ROWS} of {len(findings)}.", note=True))
+    return join_html(parts)
 
 
-def _sizes(found: Exploration, folder: Path) -> Html:
-    draw_sizes(found, folder / "sizes.png")
+def _sizes(exploration: Exploration, folder: Path) -> Html:
+    draw_sizes(exploration, folder / "sizes.png")
     return section(
         "sizes",
         "Cases and sizes",
-        table(["", "train", "test"], summary.overview(found), words=(0, 1, 2)),
-        paragraph(
-            "Least / median / greatest; one number where all are the same. Axes are in the file's own order.", note=True
-        ),
-        figure(
+        html_table(["", "train", "test"], summary.overview_rows(exploration), text_columns=(0, 1, 2)),
+        paragraph("Minimum / median / maximum; one number if all are equal. Axes are in the file's order.", note=True),
+        embedded_figure(
             folder / "sizes.png",
-            "Sizes (and spacings where they differ) of train and test cases.",
+            "Sizes (and spacings if they differ) of training and test cases.",
             "Sizes of the cases",
         ),
     )
 
 
-def _intensities(found: Exploration, folder: Path) -> Html:
+def _intensities(exploration: Exploration, folder: Path) -> Html:
     parts: list[Html] = []
-    if any(case.values for case in found.cases):
-        draw_intensities(found, folder / "intensities.png")
+    if any(case.stats for case in exploration.cases):
+        draw_intensities(exploration, folder / "intensities.png")
         parts.append(
-            figure(
+            embedded_figure(
                 folder / "intensities.png",
-                "Mean and spread of each case, in the file's own units.",
-                "Intensities of train and test cases",
+                "Mean and standard deviation of each case, in the file's units.",
+                "Intensities of training and test cases",
             )
         )
-    if found.shifts:
+    if exploration.shifts:
         rows = [
             [
-                one.what,
-                f"{one.train:.4g}",
-                f"{one.test:.4g}",
-                f"{one.distance:.2f}",
-                f"{one.chance:.2g}",
-                "differs" if one.clear else "",
+                shift.measure,
+                f"{shift.train_median:.4g}",
+                f"{shift.test_median:.4g}",
+                f"{shift.distance:.2f}",
+                f"{shift.p_value:.2g}",
+                "differs" if shift.significant else "",
             ]
-            for one in found.shifts
+            for shift in exploration.shifts
         ]
         parts += [
-            element("h3", "Train against test"),
-            table(["measure", "median, train", "median, test", "distance", "p", ""], rows, words=(0, 5)),
+            element("h3", "Training against test cases"),
+            html_table(["measure", "median, train", "median, test", "distance", "p", ""], rows, text_columns=(0, 5)),
             paragraph(
-                "Two-sample Kolmogorov-Smirnov test, one number a case. A difference is named where the distance is "
-                "at least 0.3 and p is below 0.01 divided by the number of measures.",
+                "Two-sample Kolmogorov-Smirnov test with one value per case. A measure differs if the distance is at "
+                "least 0.3 and p is below 0.01 divided by the number of measures.",
                 note=True,
             ),
         ]
-    rows = summary.contrast_rows(found)
+    rows = summary.contrast_rows(exploration)
     if rows:
         parts += [
             element("h3", "Foreground against background"),
-            table(summary.CONTRAST_HEADER, rows),
+            html_table(summary.CONTRAST_HEADER, rows),
             paragraph(
-                "|d| is the difference of the two means over their common standard deviation (Cohen's d), the "
-                "median over the training cases: 0.2 is small, 0.8 large; above 2 a threshold nearly does.",
+                "|d| is the difference of the two means divided by their pooled standard deviation (Cohen's d), as the "
+                "median over the training cases: 0.2 is small, 0.8 is large; above 2 a threshold nearly suffices.",
                 note=True,
             ),
         ]
     return section("intensities", "Intensities", *(parts or [paragraph("No image could be read.")]))
 
 
-def _truth(found: Exploration, folder: Path) -> Html:
-    rows = summary.truth_rows(found)
+def _truth(exploration: Exploration, folder: Path) -> Html:
+    rows = summary.truth_rows(exploration)
     if not rows:
         return section(
             "truth",
             "Classes and objects",
-            table(summary.class_header(found), summary.class_rows(found)),
+            html_table(summary.class_header(exploration), summary.class_rows(exploration)),
             paragraph("No truth could be read."),
         )
-    samples = draw_samples(found, folder / "samples.png")
-    shown = draw_classes(found, folder / "classes.png")
-    draw_objects(found, folder / "objects.png")
-    few = "" if len(shown) == len(found.comp.classes) else f" (the {len(shown)} largest of {len(found.comp.classes)})"
-    what = (
-        "as the host numbers them"
-        if found.comp.train.rle or "*" in str(found.comp.train.masks)
+    samples = draw_samples(exploration, folder / "samples.png")
+    shown = draw_class_shares(exploration, folder / "classes.png")
+    draw_objects(exploration, folder / "objects.png")
+    n_classes = len(exploration.comp.classes)
+    drawn = "" if len(shown) == n_classes else f" (the {len(shown)} largest of {n_classes})"
+    source = (
+        "as given by the host"
+        if exploration.comp.train.rle or "*" in str(exploration.comp.train.masks)
         else "connected components"
     )
     pictures = (
         [
-            figure(
+            embedded_figure(
                 folder / "samples.png",
-                "Training cases from the smallest foreground to the largest, with the borders of "
-                "their classes; of a volume the plane with most foreground.",
+                "Training cases from the smallest to the largest foreground, with the contours of their classes; for a "
+                "volume the slice with most foreground.",
                 "Training cases",
             )
         ]
@@ -206,42 +234,284 @@ def _truth(found: Exploration, folder: Path) -> Html:
     return section(
         "truth",
         "Classes and objects",
-        table(["", "train"], rows, words=(0, 1)),
-        table(summary.class_header(found), summary.class_rows(found), words=(0,)),
+        html_table(["", "train"], rows, text_columns=(0, 1)),
+        html_table(summary.class_header(exploration), summary.class_rows(exploration), text_columns=(0,)),
         *pictures,
-        figure(folder / "classes.png", f"Share of each class in the cases that have it{few}.", "Shares of classes"),
-        figure(folder / "objects.png", f"Objects ({what}) in a case, and their sizes.", "Objects"),
+        embedded_figure(
+            folder / "classes.png", f"Share of each class in the cases that have it{drawn}.", "Shares of classes"
+        ),
+        embedded_figure(folder / "objects.png", f"Objects ({source}) per case, and their sizes.", "Objects"),
     )
 
 
-def _alike(found: Exploration, folder: Path) -> Html:
-    draw_pairs(found, folder / "alike.png")
+def _near_duplicates(exploration: Exploration, folder: Path) -> Html:
+    draw_near_duplicates(exploration, folder / "alike.png")
     return section(
         "alike",
         "Near-duplicates",
         paragraph(
-            f"{many(len(found.pairs), 'pair')} {'looks' if len(found.pairs) == 1 else 'look'} the same whatever "
-            "their brightness, size and compression. Copies byte for byte are among the faults and remarks only."
+            f"{format_count(len(exploration.pairs), 'pair')} of images: they look the same apart from brightness, size "
+            "and compression. Identical files are listed only under faults and remarks."
         ),
-        figure(
+        embedded_figure(
             folder / "alike.png",
-            "The most alike, two by two, as the thumbnails that were compared.",
-            "Pictures that look the same",
+            "The most similar pairs, as the thumbnails that were compared.",
+            "Images that look the same",
         ),
     )
 
 
-def _suggested(found: Exploration) -> Html:
-    if not found.snippet:
+def _suggested(exploration: Exploration) -> Html:
+    if not exploration.snippet:
         return section(
-            "suggested", "Suggested for a first experiment", paragraph("Nothing: no training case could be read.")
+            "suggested", "Suggested first experiment", paragraph("No suggestion: no training case could be read.")
         )
     return section(
         "suggested",
-        "Suggested for a first experiment",
+        "Suggested first experiment",
         paragraph(
-            "To be pasted into an experiment's YAML beside competition, model and loss; it is a start, not an "
-            "optimum. Also in suggested.yaml."
+            "Paste these sections into an experiment's YAML together with competition, model and loss. They are a "
+            "starting point, not an optimum. Also in suggested.yaml."
         ),
-        element("pre", found.snippet),
+        element("pre", exploration.snippet),
     )
+
+
+# Figures of measurements
+
+SPLIT_COLOURS = {"train": FOLD_COLOURS[0], "test": FOLD_COLOURS[1]}
+BINS = 30
+MAX_PAIRS = 6
+LOG_RATIO_COUNTS, LOG_RATIO_MEASURES = 20.0, 100.0  # log axis above this ratio of maximum to minimum
+
+
+def draw_sizes(exploration: Exploration, path: Path) -> None:
+    """Draw height against width of 2D images, or histograms of the sizes and differing spacings of volumes."""
+    cases = {
+        split: [case for case in exploration.cases_of(split) if case.shape and case.spacing] for split in SPLIT_COLOURS
+    }
+    if exploration.comp.dimensions == 2:
+        figure, grid = panel_grid(1, height=4.4)
+        style_axes(grid[0], "size of each image", xlabel="width, pixels (axis 1)", ylabel="height, pixels (axis 0)")
+        for split, colour in SPLIT_COLOURS.items():
+            shapes = [case.shape for case in cases[split] if case.shape]
+            if shapes:
+                grid[0].scatter(
+                    [shape[1] for shape in shapes],
+                    [shape[0] for shape in shapes],
+                    s=22,
+                    alpha=0.4,
+                    color=colour,
+                    linewidths=0,
+                    label=f"{split} ({len(shapes)})",
+                )
+        if any(cases.values()):
+            add_legend(figure, below=True, columns=2)  # inside the panel it could cover points
+        else:
+            show_empty_text(grid[0], "no image could be read")
+        save_figure(figure, path)
+        return
+    measures: dict[str, tuple[str, dict[str, list[float]]]] = {}
+    for axis in range(3):
+        lengths = {split: [float(case.shape[axis]) for case in group if case.shape] for split, group in cases.items()}
+        measures[f"size along axis {axis}"] = ("voxels", lengths)
+    for axis in range(3):
+        spacings = {split: [case.spacing[axis] for case in group if case.spacing] for split, group in cases.items()}
+        if len({round(value, 4) for values in spacings.values() for value in values}) > 1:
+            measures[f"spacing along axis {axis}"] = ("mm", spacings)
+    figure, grid = panel_grid(len(measures), height=2.8, columns=3)
+    for axes, (title, (unit, values)) in zip(grid, measures.items(), strict=True):
+        style_axes(axes, title, xlabel=unit, ylabel="share of cases")
+        _split_histogram(axes, values)
+    add_legend(figure, below=True, columns=2)
+    save_figure(figure, path)
+
+
+def draw_intensities(exploration: Exploration, path: Path) -> None:
+    """Draw mean and standard deviation of each case's intensities by channel, training against test cases."""
+    channels = dict.fromkeys(channel.name for case in exploration.cases for channel in case.stats or [])
+    names = list(channels)[: MAX_PANELS // 2]
+    figure, grid = panel_grid(2 * len(names), height=2.7, columns=2)
+    for row, name in enumerate(names):
+        for column, (label, key) in enumerate((("mean of a case", "mean"), ("standard deviation in a case", "std"))):
+            axes = grid[2 * row + column]
+            style_axes(axes, name, xlabel=label, ylabel="share of cases")
+            values = {split: _channel_values(exploration, split, name, key) for split in SPLIT_COLOURS}
+            _split_histogram(axes, values)
+    add_legend(figure, below=True, columns=2)
+    save_figure(figure, path)
+
+
+def _channel_values(exploration: Exploration, split: str, name: str, key: str) -> list[float]:
+    channels = [channel for case in exploration.cases_of(split) for channel in case.stats or []]
+    return [getattr(channel, key) for channel in channels if channel.name == name]
+
+
+def draw_class_shares(exploration: Exploration, path: Path) -> list[int]:
+    """Draw the share of each class in the cases that have it; return the drawn classes."""
+    truths = [case.truth for case in exploration.cases_of("train") if case.truth is not None]
+    totals = [sum(int(truth.voxels[index]) for truth in truths) for index in range(len(exploration.comp.classes))]
+    shown = select_drawn_classes(totals)
+    figure, grid = panel_grid(len(shown), height=2.7, columns=3)
+    for axes, index in zip(grid, shown, strict=True):
+        shares = [truth.voxels[index] / truth.total for truth in truths if truth.voxels[index]]
+        style_axes(axes, exploration.comp.classes[index], xlabel="share of a case", ylabel="cases")
+        if shares:
+            _count_histogram(axes, np.array(shares), dark_class_colour(index))
+        else:
+            show_empty_text(axes, "absent")
+    save_figure(figure, path)
+    return shown
+
+
+def draw_objects(exploration: Exploration, path: Path) -> None:
+    """Draw histograms of the objects per case and of their sizes."""
+    truths = [case.truth for case in exploration.cases_of("train") if case.truth is not None]
+    figure, grid = panel_grid(2, height=3.0, columns=2)
+    unit = f"{pixel_or_voxel(exploration.comp.dimensions)}s"
+    counts = np.array([len(truth.object_sizes) for truth in truths])
+    sizes = np.concatenate([truth.object_sizes for truth in truths])
+    for axes, title, values, xlabel, ylabel in (
+        (grid[0], "objects per case", counts, "objects", "cases"),
+        (grid[1], "size of an object", sizes, unit, "objects"),
+    ):
+        style_axes(axes, title, xlabel=xlabel, ylabel=ylabel)
+        if values.size:
+            _count_histogram(axes, values.astype(np.float64), TEXT_COLOUR)
+        else:
+            show_empty_text(axes, "absent")
+    save_figure(figure, path)
+
+
+def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
+    """Draw the thumbnails of near-duplicates side by side; the middle slice of volumes."""
+    pairs = exploration.pairs[:MAX_PAIRS]
+    figure, grid = panel_grid(2 * len(pairs), height=2.7, columns=4)
+    for number, pair in enumerate(pairs):
+        for axes, index in zip(grid[2 * number : 2 * number + 2], (pair.first, pair.second), strict=True):
+            case = exploration.cases[index]
+            image = case.thumbnail
+            if image is None:
+                continue
+            if image.ndim == 3:
+                image = image[:, :, image.shape[2] // 2]
+            axes.imshow(image, cmap="gray", interpolation="nearest")
+            axes.set_axis_off()
+            axes.set_title(
+                f"{shorten_id(case.id)} ({case.split})\ncorrelation {pair.correlation:.3f}",
+                fontsize=8.5,
+                color=TEXT_COLOUR,
+                parse_math=False,
+            )
+    save_figure(figure, path)
+
+
+def _split_histogram(axes: Axes, values_by_split: Mapping[str, Sequence[float]]) -> None:
+    """Draw shares in common bins, so that few test cases are comparable with many training cases."""
+    values = np.array([value for split_values in values_by_split.values() for value in split_values], np.float64)
+    if not values.size:
+        show_empty_text(axes, "absent")
+        return
+    low, high = float(values.min()), float(values.max())
+    edges = np.linspace(low, high, BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
+    if low > 0 and high / low > LOG_RATIO_MEASURES:
+        edges = np.geomspace(low, high * 1.0001, BINS + 1)
+        set_log_axis(axes.xaxis, low / 1.05, high * 1.05)
+    for split, split_values in values_by_split.items():
+        weights = np.full(len(split_values), 1 / max(1, len(split_values)))
+        axes.hist(
+            np.asarray(split_values, np.float64),
+            bins=edges.tolist(),
+            weights=weights,
+            histtype="stepfilled",
+            alpha=0.45,
+            color=SPLIT_COLOURS[split],
+            label=split,
+        )
+
+
+def _count_histogram(axes: Axes, values: np.ndarray, colour: tuple[float, float, float]) -> None:
+    """Draw a histogram of counts, with a log axis for a wide range."""
+    low, high = float(values.min()), float(values.max())
+    if low > 0 and high / low > LOG_RATIO_COUNTS:
+        edges = np.geomspace(low, high * 1.0001, BINS + 1)
+        set_log_axis(axes.xaxis, low / 1.05, high * 1.05)
+    elif high > low and high - low < BINS and (values == np.rint(values)).all():
+        edges = np.arange(low - 0.5, high + 1)  # one bar per integer
+        axes.set_xticks(np.arange(low, high + 1, max(1, (high - low) // 10)))
+    elif high > low:
+        edges = np.linspace(low, high, BINS + 1)
+    else:
+        edges = np.array([low - 0.5 * max(abs(low), 1e-3), low + 0.5 * max(abs(low), 1e-3)])
+    axes.hist(values, bins=edges.tolist(), color=colour, alpha=0.75)
+
+
+# Sample cases
+
+MAX_CASES = 8
+
+
+def draw_samples(exploration: Exploration, path: Path) -> list[str]:
+    """Draw at most eight cases, evenly spaced by share of foreground; for a volume the slice with most foreground.
+
+    Returns:
+        Their ids; empty, and no figure is written, if no case has truth.
+    """
+    cases = [case for case in exploration.cases_of("train") if case.truth is not None and case.stats is not None]
+    cases = _select(cases)
+    if not cases:
+        return []
+    figure, grid = panel_grid(len(cases), height=3.0, columns=4)
+    for axes, case in zip(grid, cases, strict=True):
+        try:
+            _draw(axes, case, exploration.comp)
+        except MaskfoldError:  # removed since it was measured
+            continue
+    save_figure(figure, path)
+    return [case.id for case in cases]
+
+
+def _select(cases: Sequence[CaseStats]) -> list[CaseStats]:
+    """Return the cases that `draw_samples` draws."""
+    ordered = sorted(cases, key=lambda case: (_foreground_share(case), case.id))
+    if len(ordered) <= MAX_CASES:
+        return ordered
+    return [ordered[round(index * (len(ordered) - 1) / (MAX_CASES - 1))] for index in range(MAX_CASES)]
+
+
+def _foreground_share(case: CaseStats) -> float:
+    return case.truth.foreground / case.truth.total if case.truth is not None else 0.0
+
+
+def _draw(axes: Axes, case: CaseStats, comp: Competition) -> None:
+    image, layers = load_image(comp, case.row).array, label_to_class_masks(load_mask(comp, case.row), comp)
+    channels = image[:3] if comp.dimensions == 2 and len(image) in (3, 4) else image[:1]
+    aspect, upwards = 1.0, False
+    if comp.dimensions == 3:
+        counts = layers.sum(axis=(0, 1, 2))
+        z = int(counts.argmax()) if counts.any() else layers.shape[-1] // 2
+        channels, layers = channels[..., z], layers[..., z]
+        spacing = case.spacing or (1.0, 1.0, 1.0)
+        aspect = spacing[0] / spacing[1]
+        if "{z}" not in str(comp.train.images):  # x to the right, y upwards; stacks keep the orientation of their files
+            channels, layers = np.swapaxes(channels, -1, -2), np.swapaxes(layers, -1, -2)
+            aspect, upwards = spacing[1] / spacing[0], True
+    values = channels.astype(np.float32)
+    low, high = (float(value) for value in np.percentile(values, (0.5, 99.5)))
+    scaled = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
+    axes.imshow(
+        np.moveaxis(np.broadcast_to(scaled, (3, *scaled.shape[1:])), 0, -1),
+        aspect=aspect,
+        origin="lower" if upwards else "upper",
+    )
+    for index, layer in enumerate(layers):
+        if layer.any() and min(layer.shape) > 1:
+            padded = np.pad(layer.astype(np.uint8), 1)  # closes contours at the image's edge
+            rows, columns = (np.arange(-1, size + 1) for size in layer.shape)
+            axes.contour(columns, rows, padded, levels=[0.5], colors=[class_colour(index)], linewidths=1.0)
+    axes.set_xlim(-0.5, scaled.shape[2] - 0.5)
+    axes.set_ylim((-0.5, scaled.shape[1] - 0.5) if upwards else (scaled.shape[1] - 0.5, -0.5))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    title = f"{shorten_id(case.id)}\nforeground {_foreground_share(case):.2%}"
+    axes.set_title(title, fontsize=8.5, color=TEXT_COLOUR, parse_math=False)

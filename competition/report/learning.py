@@ -1,37 +1,56 @@
-"""Learning curves of all folds side by side."""
+"""Sections with the learning curves of all folds, and with the best, median and worst cases."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from competition.report import markup as html
-from competition.report.canvas import MOST_PANELS, dress, fold_colour, legend, log_axis, nothing, panels
-from competition.report.markup import Html, section
-from competition.scoring.curves import Curve, read_curves
-from competition.scoring.pictures import save_figure
-from competition.training.job import FoldResult
+from competition.data.masks import load_mask
+from competition.data.readers import load_image
+from competition.inference.predict import to_masks
+from competition.report import html
+from competition.report.html import Html, element, section
+from competition.report.results import RunResults
+from competition.runs.oof import OofPredictions
+from competition.runs.run import FoldResult
+from competition.viz.curves import Curve, read_curves
+from competition.viz.overlays import draw_case, save_figure
+from competition.viz.style import (
+    MAX_PANELS,
+    add_legend,
+    fold_colour,
+    panel_grid,
+    set_log_axis,
+    show_empty_text,
+    style_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from competition.training.runs import CvRun
+    from competition.runs.run import Run
+
+
+# Learning curves
 
 Member = tuple[int, int]
 SEED_LINES = ("-", "--", ":", "-.")
 
 
-def learning_section(run: CvRun, folder: Path) -> Html:
-    """The curves of every fold that has written any, finished or not."""
-    curves = member_curves(run)
+def learning_section(run: Run, folder: Path) -> Html:
+    """Return the section with the curves of all folds, including unfinished folds."""
+    curves = read_member_curves(run)
     if not any(curves.values()):
         return section("learning", "Learning curves", html.paragraph("No fold has written metrics.jsonl."))
-    names = {member: _name(run, member) for member in curves}
-    draw_learning(curves, names, folder / "learning.png")
+    names = {member: _member_name(run, member) for member in curves}
+    draw_learning_curves(curves, names, folder / "learning.png")
     parts = [
-        html.figure(
+        html.embedded_figure(
             folder / "learning.png",
             "Training loss, the competition's metric and the mean Dice on "
             "validation cases, and the learning rate, against the epoch.",
@@ -40,10 +59,10 @@ def learning_section(run: CvRun, folder: Path) -> Html:
     ]
     classes = run.exp.competition.classes
     if len(classes) > 1 and any(f"val/dice/{name}" in curve for curve in curves.values() for name in classes):
-        draw_classes(curves, names, classes[:MOST_PANELS], folder / "learning_classes.png")
-        shown = "" if len(classes) <= MOST_PANELS else f" (the first {MOST_PANELS} of {len(classes)})"
+        draw_class_curves(curves, names, classes[:MAX_PANELS], folder / "learning_classes.png")
+        shown = "" if len(classes) <= MAX_PANELS else f" (the first {MAX_PANELS} of {len(classes)})"
         parts.append(
-            html.figure(
+            html.embedded_figure(
                 folder / "learning_classes.png",
                 f"Dice per class on validation cases{shown}.",
                 "Dice per class against the epoch",
@@ -52,18 +71,18 @@ def learning_section(run: CvRun, folder: Path) -> Html:
     return section("learning", "Learning curves", *parts)
 
 
-def member_curves(run: CvRun) -> dict[Member, dict[str, Curve]]:
-    """The curves of each fold and seed that has any."""
-    places = [(fold, seed) for fold in (*run.numbers(), -1) for seed in range(len(run.exp.seeds))]
-    found = {place: read_curves(run.member_folder(*place) / "metrics.jsonl") for place in places}
-    return {place: curves for place, curves in found.items() if curves}
+def read_member_curves(run: Run) -> dict[Member, dict[str, Curve]]:
+    """Return the curves of each fold and seed that has any."""
+    members = [(fold, seed) for fold in (*run.fold_numbers(), -1) for seed in range(len(run.exp.seeds))]
+    all_curves = {member: read_curves(run.member_folder(*member) / "metrics.jsonl") for member in members}
+    return {member: curves for member, curves in all_curves.items() if curves}
 
 
-def draw_learning(curves: Mapping[Member, Mapping[str, Curve]], names: Mapping[Member, str], path: Path) -> None:
-    """Draws loss, score, mean Dice and learning rate."""
-    figure, axes = panels(4, height=2.9, columns=2)
-    for one, (metric, title) in zip(
-        axes,
+def draw_learning_curves(curves: Mapping[Member, Mapping[str, Curve]], names: Mapping[Member, str], path: Path) -> None:
+    """Draw loss, score, mean Dice and learning rate."""
+    figure, grid = panel_grid(4, height=2.9, columns=2)
+    for axes, (metric, title) in zip(
+        grid,
         (
             ("train/loss", "training loss"),
             ("val/score", "score on validation cases"),
@@ -72,71 +91,179 @@ def draw_learning(curves: Mapping[Member, Mapping[str, Curve]], names: Mapping[M
         ),
         strict=True,
     ):
-        dress(one, title, across="epoch")
-        _draw(one, metric, curves, names)
+        style_axes(axes, title, xlabel="epoch")
+        _draw(axes, metric, curves, names)
         if metric in ("lr", "train/loss"):
-            _log_where_wide(one, metric, curves)
-    _same_epochs(axes, curves)
-    legend(figure, below=True, columns=min(6, len(curves)))
+            _set_log_axis(axes, metric, curves)
+    _set_epoch_axis(grid, curves)
+    add_legend(figure, below=True, columns=min(6, len(curves)))
     save_figure(figure, path)
 
 
-def draw_classes(
+def draw_class_curves(
     curves: Mapping[Member, Mapping[str, Curve]], names: Mapping[Member, str], classes: list[str], path: Path
 ) -> None:
-    """Draws the Dice of each class."""
-    figure, axes = panels(len(classes), height=2.6, columns=3)
-    for one, cls in zip(axes, classes, strict=True):
-        dress(one, f"Dice {cls}", across="epoch")
-        _draw(one, f"val/dice/{cls}", curves, names)
-    _same_epochs(axes, curves)
-    legend(figure, below=True, columns=min(6, len(curves)))
+    """Draw the Dice of each class."""
+    figure, grid = panel_grid(len(classes), height=2.6, columns=3)
+    for axes, cls in zip(grid, classes, strict=True):
+        style_axes(axes, f"Dice {cls}", xlabel="epoch")
+        _draw(axes, f"val/dice/{cls}", curves, names)
+    _set_epoch_axis(grid, curves)
+    add_legend(figure, below=True, columns=min(6, len(curves)))
     save_figure(figure, path)
 
 
 def _draw(axes: Axes, metric: str, curves: Mapping[Member, Mapping[str, Curve]], names: Mapping[Member, str]) -> None:
     drawn = False
-    for member, found in curves.items():
-        epochs, values = found.get(metric, ([], []))
-        known = sum(math.isfinite(value) for value in values)
-        # few points are marked, one point alone would else be no line at all; a fold without any keeps its legend entry
+    for member, metrics in curves.items():
+        epochs, values = metrics.get(metric, ([], []))
+        n_finite = sum(math.isfinite(value) for value in values)
+        # Markers for few points, because a single point draws no line. Folds without points keep their legend entry.
         axes.plot(
             epochs,
             values,
             color=fold_colour(member[0]),
             linestyle=SEED_LINES[member[1] % len(SEED_LINES)],
             linewidth=1.5,
-            marker="o" if known < 6 else None,
+            marker="o" if n_finite < 6 else None,
             markersize=4,
             label=f" {names[member]}",
         )
-        drawn |= known > 0
+        drawn |= n_finite > 0
     if not drawn:
-        nothing(axes, "nothing logged")
+        show_empty_text(axes, "nothing logged")
 
 
-def _same_epochs(axes: Sequence[Axes], curves: Mapping[Member, Mapping[str, Curve]]) -> None:
-    """All panels from the first epoch to the last: a single validation is then seen at its place."""
+def _set_epoch_axis(grid: Sequence[Axes], curves: Mapping[Member, Mapping[str, Curve]]) -> None:
+    """Give all panels the same range of epochs, so that a single validation appears at its epoch."""
     from matplotlib.ticker import MaxNLocator
 
-    epochs = [epoch for found in curves.values() for places, _ in found.values() for epoch in places]
+    epochs = [epoch for metrics in curves.values() for x_values, _ in metrics.values() for epoch in x_values]
     first, last = min(epochs), max(epochs)
     margin = max(0.3, 0.03 * (last - first))
-    for one in axes:
-        one.set_xlim(first - margin, last + margin)
-        one.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    for axes in grid:
+        axes.set_xlim(first - margin, last + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
 
 
-def _log_where_wide(axes: Axes, metric: str, curves: Mapping[Member, Mapping[str, Curve]]) -> None:
-    values = [value for found in curves.values() for value in found.get(metric, ([], []))[1] if math.isfinite(value)]
+def _set_log_axis(axes: Axes, metric: str, curves: Mapping[Member, Mapping[str, Curve]]) -> None:
+    """Set a log axis if the values span more than a factor of 8."""
+    values = [value for metrics in curves.values() for value in metrics.get(metric, ([], []))[1]]
+    values = [value for value in values if math.isfinite(value)]
     positive = [value for value in values if value > 0]
     if positive and min(values) >= 0 and max(positive) > 8 * min(positive):
-        log_axis(axes.yaxis, min(positive), max(positive))
+        set_log_axis(axes.yaxis, min(positive), max(positive))
 
 
-def _name(run: CvRun, member: Member) -> str:
+def _member_name(run: Run, member: Member) -> str:
     fold, seed = member
     name = "all cases" if fold < 0 else f"fold {fold}"
     if len(run.exp.seeds) > 1:
         name += f", seed {run.exp.seeds[seed]}"
     return name if FoldResult.read(run.member_folder(fold, seed)) is not None else f"{name} (unfinished)"
+
+
+# Best, median and worst cases
+
+SELECTED_COUNTS = {"best": 2, "median": 2, "worst": 3}
+MAX_CAPTION_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class SelectedCase:
+    """A case selected for the page."""
+
+    case: str
+    kind: str  # best, median or worst
+    rank: int  # 1 is the best
+    score: float  # the competition's metric, mean over the classes of the case
+
+
+def cases_section(results: RunResults, oof: OofPredictions, folder: Path) -> Html:
+    """Return the section with figures image · truth · prediction."""
+    comp = results.run.exp.competition
+    for old in folder.glob("case_*_*.png"):  # from an earlier report
+        if re.fullmatch(r"case_\d+_(best|median|worst)\.png", old.name):
+            old.unlink()
+    ranking = rank_cases(results)
+    total = len(ranking)
+    parts: list[Html] = []
+    by_id = {row.id: row for row in oof.cases.itertuples(index=False)}
+    for number, chosen in enumerate(select_cases(ranking), 1):
+        path = folder / f"case_{number}_{chosen.kind}.png"
+        rows = results.rows()
+        case_rows = rows[rows["id"] == chosen.case]
+        class_dice = dict(zip(case_rows["class"], case_rows["dice"], strict=True))
+        _draw_case(path, by_id[chosen.case], oof, comp, class_dice, chosen, total)
+        shown = [f"{name} {value:.4f}" for name, value in class_dice.items() if not math.isnan(value)]
+        dice = ", ".join(shown[:MAX_CAPTION_CLASSES]) + (" …" if len(shown) > MAX_CAPTION_CLASSES else "")
+        parts.append(
+            html.embedded_figure(
+                path,
+                html.join_html(
+                    [
+                        element("strong", f"{chosen.kind}, rank {chosen.rank} of {total}"),
+                        f" · case {chosen.case} · fold {oof.fold_of[chosen.case]}",
+                        f" · {comp.metric.name} {chosen.score:.4f} · Dice: {dice}",
+                    ]
+                ),
+                f"{chosen.kind} case {chosen.case}",
+            )
+        )
+    if not parts:
+        parts.append(html.paragraph("No case has a class in truth or prediction."))
+    excluded = len(oof.fold_of) - total
+    note = (
+        f"Cases are ranked by {comp.metric.name}, averaged over the classes that a case has in truth or "
+        "prediction. Masks are before post-processing."
+    )
+    if excluded:
+        note += f" {excluded} of {len(oof.fold_of)} cases have no class in truth or prediction and are not ranked."
+    return section("cases", "Best, median and worst cases", html.paragraph(note, note=True), *parts)
+
+
+def rank_cases(results: RunResults) -> list[tuple[str, float]]:
+    """Return (case, score) from best to worst, without cases that have no class in truth or prediction.
+
+    Such a case has the best possible score, but nothing to see.
+    """
+    rows = results.rows()
+    rows = rows[rows["dice"].notna()]
+    means = rows.groupby("id")["score"].mean().dropna().sort_values(ascending=False, kind="stable")
+    return [(str(case), float(score)) for case, score in means.items()]
+
+
+def select_cases(ranking: list[tuple[str, float]]) -> list[SelectedCase]:
+    """Select two best, two median and three worst cases, in order of rank; one of each if there are too few cases."""
+    count = len(ranking)
+    counts = SELECTED_COUNTS if count >= sum(SELECTED_COUNTS.values()) else dict.fromkeys(SELECTED_COUNTS, 1)
+    middle = (count - counts["median"]) // 2
+    indices = {
+        "best": range(counts["best"]),
+        "median": range(middle, middle + counts["median"]),
+        "worst": range(count - counts["worst"], count),
+    }
+    kinds: dict[int, str] = {}
+    for kind in ("best", "worst", "median"):  # best and worst take precedence if there are one or two cases
+        for index in indices[kind]:
+            if 0 <= index < count:
+                kinds.setdefault(index, kind)
+    return [SelectedCase(ranking[index][0], kinds[index], index + 1, ranking[index][1]) for index in sorted(kinds)]
+
+
+def _draw_case(
+    path: Path, row: Any, oof: OofPredictions, comp: Any, dice: dict[str, float], chosen: SelectedCase, total: int
+) -> None:
+    masks = to_masks(oof.read(row.id), comp)
+    image = load_image(comp, row)
+    draw_case(
+        path,
+        image.array,
+        load_mask(comp, row),
+        masks,
+        comp,
+        f"{row.id} · {chosen.kind}, {chosen.rank} of {total}",
+        spacing=json.loads(row.spacing),
+        dice=dice,
+        affine=image.affine,
+    )

@@ -1,4 +1,4 @@
-"""What a run's folder says of its scores."""
+"""Scores of a run, read from its folder."""
 
 from __future__ import annotations
 
@@ -8,61 +8,62 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from competition.config import Metric
-from competition.data.records import parsed
-from competition.scoring.score_table import read_scores
-from competition.scoring.summary import bootstrap_interval, cv_score
-from competition.training.cv import fold_scores
-from competition.training.find import finished
-from competition.training.job import FoldResult
-from competition.training.runs import CvRun
+from competition.config.competition import MetricConfig
+from competition.io import parse_json_object
+from competition.metrics.bootstrap import bootstrap_interval, cv_score
+from competition.metrics.scoring import read_scores
+from competition.runs.find import list_finished_members
+from competition.runs.run import FoldResult, Run
+from competition.training.evaluator import fold_scores
 
 if TYPE_CHECKING:
     import pandas as pd
 
-DICE = Metric(name="dice", both_empty=None)
+DICE_METRIC = MetricConfig(name="dice", both_empty=None)
 
 
-class Estimate(NamedTuple):
-    """A score and its 95 % interval; nan where it is unknown: the class is absent, or there are too few cases."""
+class ScoreEstimate(NamedTuple):
+    """A score with its 95 % interval; nan if the class is absent or there are too few cases."""
 
     value: float
     low: float = nan
     high: float = nan
 
 
-class Presence(NamedTuple):
-    """In how many cases a class is, and where the network did not notice or saw what is not there."""
+class PresenceCounts(NamedTuple):
+    """Number of cases with and without a class, and of false predictions of its presence."""
 
-    there: int  # cases whose truth has the class
-    missed: int  # of these: no pixel of it was found
-    empty: int  # cases whose truth has it not
-    alarms: int  # of these: something was predicted
+    present: int  # cases whose truth has the class
+    missed: int  # of these, cases without a true positive pixel
+    absent: int  # cases whose truth does not have the class
+    false_alarms: int  # of these, cases with a predicted pixel
 
 
 @dataclass(frozen=True)
-class Results:
-    """A run's finished members and the scores of their cases.
+class RunResults:
+    """Results of a run's finished folds and the scores of their cases.
 
     Attributes:
         run: the run.
-        members: what they say of themselves.
-        table: one row per case and class, as in `scores.csv`; None where nothing was predicted out of fold.
-        summary: `summary.json`; empty where it does not speak of the same members as the folder.
+        members: result of each finished fold and seed.
+        table: one row per case and class, as in `scores.csv`; None without out-of-fold predictions.
+        summary: `summary.json`; empty if it describes other folds and seeds than those in the folder.
     """
 
-    run: CvRun
+    run: Run
     members: list[FoldResult]
     table: pd.DataFrame | None
     summary: dict[str, Any]
 
     @classmethod
-    def of(cls, run: CvRun) -> Results:
-        """Reads them; what the run's own `scores.csv` does not know yet is put together from the folds'."""
+    def load(cls, run: Run) -> RunResults:
+        """Read the results; if the run's `scores.csv` is outdated, combine the scores of the folds."""
         import pandas as pd
 
         members = [
-            result for member in finished(run) if (result := FoldResult.read(run.member_folder(*member))) is not None
+            result
+            for member in list_finished_members(run)
+            if (result := FoldResult.read(run.member_folder(*member))) is not None
         ]
         folds = sorted({result.fold for result in members if result.fold >= 0})
         summary = _summary(run, {(result.fold, result.seed) for result in members})
@@ -79,63 +80,64 @@ class Results:
 
     @property
     def folds(self) -> list[int]:
-        """The finished folds that validate something."""
+        """The finished folds that have validation cases."""
         return [] if self.table is None else sorted(int(fold) for fold in self.table["fold"].unique())
 
     @property
-    def metric(self) -> Metric:
-        """The competition's."""
+    def metric(self) -> MetricConfig:
+        """The competition's metric."""
         return self.run.exp.competition.metric
 
     def rows(self, fold: int | None = None, cls: str | None = None) -> pd.DataFrame:
-        """The rows of one fold, or of one class, or of both."""
+        """Return the rows of one fold, one class, or both."""
         assert self.table is not None
-        kept = np.ones(len(self.table), bool)
+        mask = np.ones(len(self.table), bool)
         if fold is not None:
-            kept &= (self.table["fold"] == fold).to_numpy()
+            mask &= (self.table["fold"] == fold).to_numpy()
         if cls is not None:
-            kept &= (self.table["class"] == cls).to_numpy()
-        return self.table[kept]
+            mask &= (self.table["class"] == cls).to_numpy()
+        return self.table[mask]
 
-    def score(self, fold: int | None = None, cls: str | None = None) -> Estimate:
-        """The competition's metric, of one fold or class or of all; that of all is the one in `summary.json`."""
+    def score(self, fold: int | None = None, cls: str | None = None) -> ScoreEstimate:
+        """Return the competition's metric of one fold, class or all cases; for all cases as in `summary.json`."""
         if fold is None and cls is None and self.summary:
-            known = [self.summary[key] for key in ("score", "low", "high")]
-            return Estimate(*(nan if value is None else float(value) for value in known))
+            values = [self.summary[key] for key in ("score", "low", "high")]
+            return ScoreEstimate(*(nan if value is None else float(value) for value in values))
         return self._estimate(self.rows(fold, cls), self.metric)
 
-    def dice(self, cls: str, fold: int | None = None) -> Estimate:
-        """Mean Dice of a class over the cases that have it in truth or prediction."""
+    def dice(self, cls: str, fold: int | None = None) -> ScoreEstimate:
+        """Return the mean Dice of a class over the cases that have it in truth or prediction."""
         rows = self.rows(fold, cls)
-        return self._estimate(rows.assign(score=rows["dice"]), DICE)
+        return self._estimate(rows.assign(score=rows["dice"]), DICE_METRIC)
 
-    def presence(self, cls: str) -> Presence:
-        """Where a class is, and what became of it."""
+    def presence(self, cls: str) -> PresenceCounts:
+        """Count the cases with and without a class, misses and false alarms."""
         rows = self.rows(cls=cls)
-        there = rows["tp"] + rows["fn"] > 0
-        return Presence(
-            int(there.sum()),
-            int((there & (rows["tp"] == 0)).sum()),
-            int((~there).sum()),
-            int((~there & (rows["fp"] > 0)).sum()),
+        present = rows["tp"] + rows["fn"] > 0
+        return PresenceCounts(
+            int(present.sum()),
+            int((present & (rows["tp"] == 0)).sum()),
+            int((~present).sum()),
+            int((~present & (rows["fp"] > 0)).sum()),
         )
 
-    def _estimate(self, rows: pd.DataFrame, metric: Metric) -> Estimate:
+    def _estimate(self, rows: pd.DataFrame, metric: MetricConfig) -> ScoreEstimate:
         if not rows["dice"].notna().any():
-            return Estimate(nan)
+            return ScoreEstimate(nan)
         cases, exp = self.run.cases, self.run.exp
         groups = dict(zip(cases["id"], cases["group"], strict=True)) if exp.competition.group else None
-        few = rows["score"].notna().sum() < 2
-        ends = (nan, nan) if few else bootstrap_interval(rows, metric, seed=exp.seeds[0], groups=groups)
-        return Estimate(cv_score(rows, metric), *ends)
+        too_few = rows["score"].notna().sum() < 2
+        interval = (nan, nan) if too_few else bootstrap_interval(rows, metric, seed=exp.seeds[0], groups=groups)
+        return ScoreEstimate(cv_score(rows, metric), *interval)
 
 
-def _summary(run: CvRun, members: set[tuple[int, int]]) -> dict[str, Any]:
+def _summary(run: Run, members: set[tuple[int, int]]) -> dict[str, Any]:
+    """Return `summary.json`, or {} if it is missing, invalid or of other members."""
     try:
-        plain = parsed((run.folder / "summary.json").read_bytes())
-        known = {(result["fold"], result["seed"]) for result in plain["folds"]}
-        whole = known == members and (run.folder / "scores.csv").exists() | (plain["score"] is None)
-        whole &= all(isinstance(plain[key], float | int | None) for key in ("score", "low", "high"))
+        summary = parse_json_object((run.folder / "summary.json").read_bytes())
+        summarised = {(result["fold"], result["seed"]) for result in summary["folds"]}
+        is_current = summarised == members and (run.folder / "scores.csv").exists() | (summary["score"] is None)
+        is_current &= all(isinstance(summary[key], float | int | None) for key in ("score", "low", "high"))
     except (OSError, ValueError, LookupError, TypeError):
         return {}
-    return plain if whole else {}
+    return summary if is_current else {}

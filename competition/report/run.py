@@ -1,33 +1,48 @@
-"""The page of a cross-validation run."""
+"""Page of a run, and its section with the YAML and the difference from the previous best run."""
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import isfinite
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from competition.errors import MaskfoldError
+from competition.io import parse_json_object, read_metrics_lines
+from competition.metrics.bootstrap import ScoreGain, paired_gain
+from competition.metrics.scoring import read_scores
+from competition.report import html
 from competition.report.calibration import calibration_section
-from competition.report.cases import cases_section
-from competition.report.learning import learning_section
-from competition.report.markup import Html, element, facts, joined, paragraph
-from competition.report.page import place_pictures, write_page
-from competition.report.previous import ended, experiment_section
-from competition.report.results import Results
-from competition.report.scores import headline, scores_section
-from competition.report.sizes import sizes_section
-from competition.training.oof import OutOfFold
-from competition.training.runs import CvRun
+from competition.report.html import (
+    Html,
+    create_figure_folder,
+    definition_list,
+    element,
+    join_html,
+    paragraph,
+    section,
+    write_page,
+)
+from competition.report.learning import cases_section, learning_section
+from competition.report.results import RunResults
+from competition.report.scores import score_headline, scores_section, sizes_section
+from competition.runs.oof import OofPredictions
+from competition.runs.run import Run
 
 
-def write_report(run: CvRun, output: Path, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Writes one self-contained page of a run, and its pictures as PNG in a folder of the same name beside it.
+def write_report(run: Run, output: Path, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Write a self-contained page of a run, and its figures as PNG into a folder with the page's name.
 
     Args:
-        run: with finished folds or without; see `competition.training.find.find_run`.
+        run: a run with any number of finished folds; see `competition.runs.find.find_run`.
         output: the page, `….html`.
-        say: takes lines about the progress.
+        say: receives progress messages.
 
     Returns:
         The page.
@@ -35,14 +50,14 @@ def write_report(run: CvRun, output: Path, say: Callable[[str], None] = lambda _
     Raises:
         MaskfoldError: an image or a prediction is missing or damaged, or the page cannot be written.
     """
-    folder = place_pictures(output)
-    results, oof = Results.of(run), OutOfFold(run)
+    folder = create_figure_folder(output)
+    results, oof = RunResults.load(run), OofPredictions(run)
     sections = {
         "scores": ("Scores", scores_section(results, folder)),
         "learning": ("Learning curves", learning_section(run, folder)),
     }
     if results.table is not None:
-        say("pictures of the best, median and worst cases")
+        say("drawing the best, median and worst cases")
         sections["cases"] = ("Cases", cases_section(results, oof, folder))
         sections["calibration"] = ("Calibration", calibration_section(results, oof, folder, say))
         sections["sizes"] = ("Size", sizes_section(results, oof, folder, say))
@@ -50,49 +65,208 @@ def write_report(run: CvRun, output: Path, say: Callable[[str], None] = lambda _
     return write_page(f"{run.name} · {run.folder.name}", _head(results), sections, output)
 
 
-def _head(results: Results) -> Html:
-    """Title, score and the facts of the run."""
+def _head(results: RunResults) -> Html:
+    """Return the title, the score and the key facts of the run."""
     run, members = results.run, results.members
     comp, exp = run.exp.competition, run.exp
-    end = ended(run.folder)
-    when = f" · finished {datetime.fromtimestamp(end, UTC):%d %B %Y, %H:%M} UTC" if isfinite(end) else ""
+    end = get_end_time(run.folder)
+    when = f" · finished {datetime.fromtimestamp(end, UTC):%d %B %Y, %H:%M} UTC" if math.isfinite(end) else ""
     parts = [
         element("h1", run.name),
         paragraph(f"Cross-validation run {run.folder.name}{when}", note=True),
-        headline(results),
+        score_headline(results),
     ]
-    missing = _missing(results)
+    missing = _missing_folds(results)
     if missing:
         parts.append(element("p", missing, class_="warn"))
     predicted = 0 if results.table is None else results.table["id"].nunique()
-    known = {
+    entries = {
         "competition": comp.name,
         "metric": f"{comp.metric.name}, average {comp.metric.average}",
         "cases": f"{len(run.cases)} ({comp.dimensions}D), {predicted} out of fold",
-        "classes": f"{len(comp.classes)} {comp.labels}" + (", counted by object" if comp.instances else ""),
+        "classes": f"{len(comp.classes)} {comp.labels}" + (", scored by object" if comp.instances else ""),
         "network": exp.model.target.rpartition(".")[2],
         "seeds": ", ".join(map(str, exp.seeds)),
-        "trained": f"{sum(one.minutes for one in members):.0f} minutes, all folds together",
-        "on": "; ".join(dict.fromkeys(f"{one.device}, {one.precision}, torch {one.torch}" for one in members)) or "–",
-        "peak memory": f"{max((one.peak_gib for one in members), default=0.0):.1f} GiB",
+        "trained": f"{sum(member.minutes for member in members):.0f} minutes for all folds",
+        "on": "; ".join(dict.fromkeys(f"{m.device}, {m.precision}, torch {m.torch}" for m in members)) or "–",
+        "peak memory": f"{max((member.peak_gib for member in members), default=0.0):.1f} GiB",
     }
-    return joined([*parts, facts(known)])
+    return join_html([*parts, definition_list(entries)])
 
 
-def _missing(results: Results) -> str:
-    """Which folds are not part of the numbers; empty where all are."""
+def _missing_folds(results: RunResults) -> str:
+    """Describe the folds without a result; empty if there are none."""
     if results.table is None:
         return ""
-    numbers, seeds = results.run.numbers(), len(results.run.exp.seeds)
-    done = Counter(one.fold for one in results.members)
+    numbers, seeds = results.run.fold_numbers(), len(results.run.exp.seeds)
+    done = Counter(member.fold for member in results.members)
     missing = [fold for fold in numbers if not done[fold]]
     partly = [fold for fold in numbers if 0 < done[fold] < seeds]
-    words = []
+    sentences = []
     if missing:
-        words.append(
+        sentences.append(
             f"{len(missing)} of {len(numbers)} folds have no result ({', '.join(map(str, missing))}): all "
-            "numbers are of the others."
+            "scores are of the other folds."
         )
     if partly:
-        words.append(f"Of the folds {', '.join(map(str, partly))} some seeds have no result.")
-    return " ".join(words)
+        sentences.append(f"Some seeds of the folds {', '.join(map(str, partly))} have no result.")
+    return " ".join(sentences)
+
+
+# The section with the YAML, and the previous best run
+
+LINE_CLASSES = {"+": "add", "-": "cut", "@": "at"}
+
+
+@dataclass(frozen=True)
+class PreviousBest:
+    """An earlier run of the same competition.
+
+    Attributes:
+        folder: folder of the run.
+        score: score in its `summary.json`.
+        cases: number of cases with an out-of-fold prediction.
+    """
+
+    folder: Path
+    score: float
+    cases: int
+
+    @property
+    def name(self) -> str:
+        """Experiment and hash, such as `hippocampus-unet3d/2cb50ff146c0`."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+
+def experiment_section(results: RunResults) -> Html:
+    """Return the section with the saved YAML and its difference from that of the previous best run."""
+    run = results.run
+    text = (run.folder / "experiment.yaml").read_text(encoding="utf-8", errors="replace")
+    best = find_previous_best(run)
+    parts = [element("h3", "Difference from the previous best run")]
+    if best is None:
+        parts.append(paragraph(f"No earlier finished run of the competition {run.exp.competition.name} has a score."))
+    else:
+        parts.append(paragraph(_gain_text(results, best)))
+        best_text = (best.folder / "experiment.yaml").read_text(encoding="utf-8", errors="replace")
+        name = f"{run.name}/{run.folder.name}"
+        lines = list(
+            difflib.unified_diff(yaml_key_lines(best_text), yaml_key_lines(text), best.name, name, n=2, lineterm="")
+        )
+        parts.append(_diff_block(lines) if lines else paragraph("The two YAML files are equal."))
+    parts += [element("h3", "experiment.yaml"), element("pre", text)]
+    return section("experiment", "Experiment", *parts)
+
+
+def _gain_text(results: RunResults, best: PreviousBest) -> str:
+    text = f"{best.name} scored {best.score:.4f} on {best.cases} cases."
+    if results.table is None or math.isnan(results.score().value):
+        return text
+    gain, cases = gain_over_run(results, best.folder)
+    if gain is None:
+        return f"{text} It has no case in common with this run, whose score is {results.score().value:.4f}."
+    ends = "" if math.isnan(gain.low) else f" (95 % {gain.low:+.4f} to {gain.high:+.4f}, paired bootstrap)"
+    return (
+        f"{text} On the {cases} cases that both runs predicted, this run's score minus that one's is "
+        f"{gain.value:+.4f}{ends}."
+    )
+
+
+def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, int]:
+    """Return this run's score minus that of the run in `folder` on their common cases, and the number of cases."""
+    exp, rows = results.run.exp, results.rows()
+    try:
+        other_rows = read_scores(folder / "scores.csv")
+        both = set(rows["id"]) & set(other_rows["id"])
+        if not both or set(rows["class"]) != set(other_rows["class"]):
+            return None, 0
+        tables = [table[table["id"].isin(both)] for table in (other_rows, rows)]
+        cases = results.run.cases
+        groups = dict(zip(cases["id"], cases["group"], strict=True)) if exp.competition.group else None
+        return paired_gain(tables[0], tables[1], exp.competition.metric, seed=exp.seeds[0], groups=groups), len(both)
+    except (OSError, ValueError, KeyError, MaskfoldError):
+        return None, 0
+
+
+def find_previous_best(run: Run) -> PreviousBest | None:
+    """Return the best finished run that ended before this one, with the same competition, metric and folder of runs."""
+    end = get_end_time(run.folder)
+    candidates = []
+    for path in sorted(run.folder.resolve().parent.parent.glob("*/*/summary.json")):
+        folder = path.parent
+        if folder == run.folder.resolve():
+            continue
+        try:
+            summary = parse_json_object(path.read_bytes())
+            plain = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
+            is_same = (plain["competition"]["name"], summary["metric"]) == (
+                run.exp.competition.name,
+                run.exp.competition.metric.name,
+            )
+            if (
+                is_same
+                and summary["score"] is not None
+                and _complete(folder, plain, summary)
+                and get_end_time(folder) < end
+            ):
+                candidates.append(PreviousBest(folder, float(summary["score"]), int(summary["cases"])))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
+            continue  # a run that is being written, or from another version
+    return max(candidates, key=lambda candidate: candidate.score, default=None)
+
+
+def get_end_time(folder: Path) -> float:
+    """Return when the last finished fold wrote its last metrics (seconds since 1970); copying the folder keeps it.
+
+    Infinity without finished folds.
+    """
+    times = [
+        _last_time(result.parent / "metrics.jsonl") or result.stat().st_mtime for result in folder.glob("*/result.json")
+    ]
+    return max(times, default=float("inf"))
+
+
+def _last_time(path: Path) -> float | None:
+    lines = read_metrics_lines(path)
+    return lines[-1].time or None if lines else None
+
+
+def _complete(folder: Path, plain: dict[str, Any], summary: dict[str, Any]) -> bool:
+    """Return whether every fold and seed that the YAML sets is finished."""
+    import pandas as pd
+
+    selected = plain["folds"].get("run")
+    folds = pd.read_csv(folder / "folds.csv")["fold"]
+    if selected == "full":
+        numbers = {-1}
+    else:
+        numbers = set(selected) if selected is not None else set(folds[folds >= 0].tolist())
+    seeds = len(plain["seed"]) if isinstance(plain["seed"], list) else 1
+    done = {(result["fold"], result["seed"]) for result in summary["folds"]}
+    return {(fold, seed) for fold in numbers for seed in range(seeds)} <= done
+
+
+def yaml_key_lines(text: str) -> list[str]:
+    """Return a YAML file as one line per key, so that a diff shows values and not line breaks."""
+    return list(_key_lines(yaml.safe_load(text), ""))
+
+
+def _key_lines(plain: dict[str, Any], indent: str) -> Iterator[str]:
+    for key, value in plain.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}:"
+            yield from _key_lines(value, indent + "  ")
+        else:
+            dumped = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True)
+            dumped = dumped.strip().removesuffix("...").strip()  # PyYAML appends three dots to a scalar
+            yield f"{indent}{key}: {dumped}"
+
+
+def _diff_block(lines: list[str]) -> Html:
+    """Return a unified diff with coloured lines."""
+
+    def colour(index: int, line: str) -> Html | str:
+        is_plain = index < 2 or line[0] not in LINE_CLASSES  # the first two lines name the files
+        return line if is_plain else element("span", line, class_=LINE_CLASSES[line[0]])
+
+    return element("pre", html.join_html([colour(index, line) for index, line in enumerate(lines)], "\n"))

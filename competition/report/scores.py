@@ -1,86 +1,114 @@
-"""The score, and the scores of each fold and class, with their intervals."""
+"""Sections with scores by fold and class, and with errors by the size of cases or objects."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from math import isnan, nan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from competition.config.postprocess import Step
-from competition.data.records import parsed
-from competition.report import markup as html
-from competition.report.canvas import GREY, INK, MOST_PANELS, canvas, dress, fold_colour, ink
-from competition.report.markup import Html, element, paragraph, section
-from competition.report.results import Estimate, Results
-from competition.scoring.pictures import save_figure
-from competition.scoring.summary import Gain
-from competition.submission.remembered import FILE, remembered
-from competition.submission.tune import Tuned
-from competition.training.seeds import seed_lines
-from competition.training.soup_choice import soup_lines
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.postprocess import StepConfig
+from competition.data.masks import load_instances, load_mask
+from competition.inference.predict import to_masks
+from competition.io import parse_json_object
+from competition.metrics.bootstrap import ScoreGain
+from competition.metrics.instances import connected_components
+from competition.postprocessing.tuning import TUNING_FILE, TuningResult, load_tuning
+from competition.report import html
+from competition.report.calibration import describe_sample, sample_evenly
+from competition.report.html import Html, element, paragraph, section
+from competition.report.results import RunResults, ScoreEstimate
+from competition.runs.oof import OofPredictions
+from competition.training.cross_validate import format_seed_gain
+from competition.training.soup_selection import format_soup
+from competition.viz.overlays import get_ignored_voxels, label_to_class_masks, save_figure
+from competition.viz.style import (
+    GREY_COLOUR,
+    MAX_PANELS,
+    TEXT_COLOUR,
+    dark_class_colour,
+    fold_colour,
+    new_figure,
+    panel_grid,
+    select_drawn_classes,
+    set_log_axis,
+    show_empty_text,
+    style_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from competition.training.runs import CvRun
+    from competition.runs.run import Run
 
 
-def headline(results: Results) -> Html:
-    """The score in large letters; or why there is none."""
+Labels = NDArray[np.integer[Any]]
+Floats = NDArray[np.float64]
+
+
+# Scores by fold and class
+
+
+def score_headline(results: RunResults) -> Html:
+    """Return the score in large letters, or the reason why there is no score."""
     if results.table is None:
-        return html.joined(
+        return html.join_html(
             [
                 paragraph(
-                    "This run was fitted on all cases: nothing was predicted out of fold, so it has no score of its own."
+                    "This run was fitted on all cases: it has no out-of-fold predictions and therefore no score."
                     if results.members
-                    else "No fold is finished: there is no score yet."
+                    else "No fold is finished, so there is no score yet."
                 )
             ]
         )
     score = results.score()
-    ends = html.interval(score.low, score.high)
-    words = f"{results.metric.name}, out of fold · "
-    words += f"95 % interval {ends}" if ends else "too few cases for an interval"
-    return element("div", element("b", html.number(score.value)), element("span", words), class_="score")
+    ends = html.format_interval(score.low, score.high)
+    label = f"{results.metric.name}, out of fold · "
+    label += f"95 % interval {ends}" if ends else "too few cases for an interval"
+    return element("div", element("b", html.format_score(score.value)), element("span", label), class_="score")
 
 
-def scores_section(results: Results, folder: Path) -> Html:
-    """Tables by fold and by class, a figure of both, and what post-processing is worth."""
-    parts = [html.joined([_by_fold(results)])]
+def scores_section(results: RunResults, folder: Path) -> Html:
+    """Return the section with tables by fold and by class, a figure, and the gain of post-processing."""
+    parts = [_fold_table(results)]
     if results.table is not None:
         picture = folder / "scores.png"
         draw_scores(results, picture)
         parts += [
-            html.figure(
+            html.embedded_figure(
                 picture,
                 "Each fold's score and Dice per class with its 95 % bootstrap interval over cases; "
-                "the last row is all cases together.",
+                "the last row is for all cases.",
                 "Scores per fold and class",
             ),
-            _by_class(results),
+            _class_table(results),
         ]
         if len(results.folds) > 1:
-            parts.append(_dice_by_fold(results))
+            parts.append(_dice_table(results))
     parts += [
         paragraph(line)
-        for line in (*seed_lines(results.summary.get("seeds")), *soup_lines(results.summary.get("soup")))
+        for line in (*format_seed_gain(results.summary.get("seeds")), *format_soup(results.summary.get("soup")))
     ]
-    parts += postprocessing(results.run)
+    parts += postprocessing_section(results.run)
     return section("scores", "Scores", *parts)
 
 
-def _by_fold(results: Results) -> Html:
-    rows, strong = [], []
+def _fold_table(results: RunResults) -> Html:
+    rows, bold_rows = [], []
     names = {-1: "all cases (fit)"}
     for fold in sorted({result.fold for result in results.members}, key=lambda fold: (fold < 0, fold)):
         members = [result for result in results.members if result.fold == fold]
-        score = Estimate(nan) if fold < 0 else results.score(fold)
+        score = ScoreEstimate(nan) if fold < 0 else results.score(fold)
         rows.append(
             [
                 names.get(fold, str(fold)),
                 "" if fold < 0 else str(results.rows(fold)["id"].nunique()),
-                "" if fold < 0 else html.number(score.value),
-                html.interval(score.low, score.high),
+                "" if fold < 0 else html.format_score(score.value),
+                html.format_interval(score.low, score.high),
                 ", ".join(str(result.epochs) for result in members),
                 f"{sum(result.minutes for result in members):.1f}",
                 "; ".join(dict.fromkeys(result.stopped for result in members)),
@@ -88,113 +116,115 @@ def _by_fold(results: Results) -> Html:
         )
     if results.table is not None:
         score = results.score()
-        strong = [len(rows)]
+        bold_rows = [len(rows)]
         rows.append(
             [
                 "all",
                 str(results.table["id"].nunique()),
-                html.number(score.value),
-                html.interval(score.low, score.high),
+                html.format_score(score.value),
+                html.format_interval(score.low, score.high),
                 "",
                 f"{sum(result.minutes for result in results.members):.1f}",
                 "",
             ]
         )
-    header = ["fold", "cases", _metric(results), "95 % interval", "epochs", "minutes", "ended"]
-    return html.table(header, rows, words=(0, 6), strong=strong)
+    header = ["fold", "cases", _metric_label(results), "95 % interval", "epochs", "minutes", "ended"]
+    return html.html_table(header, rows, text_columns=(0, 6), bold_rows=bold_rows)
 
 
-def _by_class(results: Results) -> Html:
+def _class_table(results: RunResults) -> Html:
     names = results.run.exp.competition.classes
     scores, dice = [results.score(cls=name) for name in names], [results.dice(name) for name in names]
-    same = str(scores) == str(dice)  # where the metric is this very Dice, one column says it; nan is nan here
+    is_dice = str(scores) == str(dice)  # one column if the metric is Dice; as text, nan equals nan
     rows = []
-    for name, score, overlap in zip(names, scores, dice, strict=True):
-        values = [html.with_interval(*overlap)] if same else [html.with_interval(*score), html.with_interval(*overlap)]
+    for name, score, class_dice in zip(names, scores, dice, strict=True):
+        values = [
+            html.score_with_interval(*estimate) for estimate in ([class_dice] if is_dice else [score, class_dice])
+        ]
         rows.append([name, *values, *map(str, results.presence(name))])
     header = [
         "class",
-        *([] if same else [_metric(results)]),
+        *([] if is_dice else [_metric_label(results)]),
         "Dice",
         "cases with it",
         "missed",
         "cases without",
         "false alarms",
     ]
-    return html.joined(
+    return html.join_html(
         [
             element("h3", "By class"),
-            html.table(header, rows),
+            html.html_table(header, rows),
             paragraph(
                 "Dice is the mean over the cases that have the class in truth or prediction. Missed: the truth has "
-                "the class, and no pixel of it was found. False alarm: the truth has it not, and something was "
-                "predicted.",
+                "the class, and the prediction has no true positive pixel. False alarm: the truth does not have the "
+                "class, and the prediction does.",
                 note=True,
             ),
         ]
     )
 
 
-def _dice_by_fold(results: Results) -> Html:
+def _dice_table(results: RunResults) -> Html:
     rows = [
         [
             name,
-            *(html.with_interval(*results.dice(name, fold)) for fold in results.folds),
-            html.with_interval(*results.dice(name)),
+            *(html.score_with_interval(*results.dice(name, fold)) for fold in results.folds),
+            html.score_with_interval(*results.dice(name)),
         ]
         for name in results.run.exp.competition.classes
     ]
-    return html.joined(
+    return html.join_html(
         [
             element("h3", "Dice by class and fold"),
-            html.table(["class", *(f"fold {fold}" for fold in results.folds), "all"], rows),
+            html.html_table(["class", *(f"fold {fold}" for fold in results.folds), "all"], rows),
         ]
     )
 
 
-def _metric(results: Results) -> str:
-    """How columns and axes call the competition's metric."""
+def _metric_label(results: RunResults) -> str:
+    """Return the label of the competition's metric in tables and figures."""
     return f"score ({results.metric.name})"
 
 
-def draw_scores(results: Results, path: Path) -> None:
-    """Draws the metric by fold, and the Dice of each class by fold, as dots with intervals."""
-    folds, classes = results.folds, results.run.exp.competition.classes[:MOST_PANELS]
+def draw_scores(results: RunResults, path: Path) -> None:
+    """Draw the metric and the Dice of each class by fold, as dots with intervals."""
+    folds, classes = results.folds, results.run.exp.competition.classes[:MAX_PANELS]
     names = [*(f"fold {fold}" for fold in folds), "all"]
-    keys = [*folds, None]
-    figure = canvas(11.0, 1.1 + 0.26 * max(len(names), 3) + 0.10 * len(names) * min(len(classes), 6))
+    fold_rows = [*folds, None]
+    figure = new_figure(11.0, 1.1 + 0.26 * max(len(names), 3) + 0.10 * len(names) * min(len(classes), 6))
     left, right = figure.subplots(1, 2, sharey=True)
-    for row, fold in enumerate(keys):
-        _dot(left, results.score(fold), row, INK if fold is None else fold_colour(fold))
+    for row, fold in enumerate(fold_rows):
+        _dot(left, results.score(fold), row, TEXT_COLOUR if fold is None else fold_colour(fold))
     for index, name in enumerate(classes):
         shift = 0.0 if len(classes) == 1 else 0.56 * (index / (len(classes) - 1) - 0.5)
-        for row, fold in enumerate(keys):
-            _dot(right, results.dice(name, fold), row + shift, ink(index), f" {name}" if row == 0 else "")
+        for row, fold in enumerate(fold_rows):
+            _dot(right, results.dice(name, fold), row + shift, dark_class_colour(index), f" {name}" if row == 0 else "")
     left.set_yticks(range(len(names)), names)
     left.set_ylim(len(names) - 0.5, -0.5)
-    dress(left, _metric(results))
-    dress(right, "Dice per class" if len(classes) > 1 else f"Dice {classes[0]}")
+    style_axes(left, _metric_label(results))
+    style_axes(right, "Dice per class" if len(classes) > 1 else f"Dice {classes[0]}")
     for axes in (left, right):
-        axes.axhline(len(folds) - 0.5, color=GREY, linewidth=0.7)
+        axes.axhline(len(folds) - 0.5, color=GREY_COLOUR, linewidth=0.7)
         axes.grid(axis="y", visible=False)
-        for row in range(0, len(keys), 2):
-            axes.axhspan(row - 0.5, row + 0.5, color=GREY, alpha=0.10, linewidth=0)
+        for row in range(0, len(fold_rows), 2):
+            axes.axhspan(row - 0.5, row + 0.5, color=GREY_COLOUR, alpha=0.10, linewidth=0)
     if len(classes) > 1:
         from matplotlib.patches import Patch
 
-        drawn = figure.legend(
-            handles=[Patch(color=ink(index), label=f" {name}") for index, name in enumerate(classes)],
+        class_legend = figure.legend(
+            handles=[Patch(color=dark_class_colour(index), label=f" {name}") for index, name in enumerate(classes)],
             loc="outside lower right",
             ncols=min(4, len(classes)),
             fontsize=9,
             frameon=False,
         )
-        for text in drawn.get_texts():
+        for text in class_legend.get_texts():
             text.set_parse_math(False)
     save_figure(figure, path)
 
 
-def _dot(axes: Axes, score: Estimate, row: float, colour: tuple[float, float, float], label: str = "") -> None:
+def _dot(axes: Axes, score: ScoreEstimate, row: float, colour: tuple[float, float, float], label: str = "") -> None:
     if isnan(score.value):
         return
     if not isnan(score.low):
@@ -202,44 +232,281 @@ def _dot(axes: Axes, score: Estimate, row: float, colour: tuple[float, float, fl
     axes.plot([score.value], [row], "o", color=colour, markersize=5.5)
 
 
-def postprocessing(run: CvRun) -> list[Html]:
-    """What a search for post-processing steps found, in its own words; nothing where there was none."""
-    if not (run.folder / FILE).exists():
+def postprocessing_section(run: Run) -> list[Html]:
+    """Return the result of the post-processing search; empty without a search."""
+    if not (run.folder / TUNING_FILE).exists():
         return []
-    tuned, note = remembered(run), ""
+    tuned, note = load_tuning(run), ""
     if tuned is None:
-        tuned = _older(run)
-        note = "This search was for an earlier state of the run: its folds or its settings have changed since."
+        tuned = _read_outdated(run)
+        note = "This result is outdated: the folds or settings of the run have changed since the search."
     if tuned is None:
-        return [element("h3", "Post-processing"), paragraph(f"{FILE} cannot be read.", note=True)]
+        return [element("h3", "Post-processing"), paragraph(f"{TUNING_FILE} cannot be read.", note=True)]
     return [
         element("h3", "Post-processing"),
-        element("pre", "\n".join(tuned.lines())),
+        element("pre", "\n".join(tuned.report_lines())),
         *([paragraph(note, note=True)] if note else []),
         paragraph(
-            "Nested: each fold's cases with the steps found on the other folds. All other numbers and pictures "
-            "of this page are before post-processing.",
+            "Nested: each fold's cases are scored with the steps tuned on the other folds. All other numbers and "
+            "figures of this page are before post-processing.",
             note=True,
         ),
     ]
 
 
-def _older(run: CvRun) -> Tuned | None:
-    """What is in the file, whatever it was found for."""
+def _read_outdated(run: Run) -> TuningResult | None:
+    """Return the stored result without a check that it matches the run; None if the file is invalid."""
     import pandas as pd
 
     try:
-        plain = parsed((run.folder / FILE).read_bytes())
-        found = {name: tuple(Step.model_validate(step) for step in steps) for name, steps in plain["found"].items()}
-        return Tuned(
+        plain = parse_json_object((run.folder / TUNING_FILE).read_bytes())
+        found = {
+            name: tuple(StepConfig.model_validate(step) for step in steps) for name, steps in plain["found"].items()
+        }
+        return TuningResult(
             run.exp.postprocess,
             found,
             plain["before"],
             plain["after"],
             plain["nested"],
-            Gain(**plain["gain"]),
+            ScoreGain(**plain["gain"]),
             plain["kept"],
             pd.DataFrame(),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+# Errors by size
+
+MAX_GROUPS = 8  # groups of equal size for the line of medians
+MIN_GROUP_SIZE = 5
+
+
+class SizeError(NamedTuple):
+    """Sizes and scores of the objects or cases of one class.
+
+    Attributes:
+        sizes: (n,) size of the truth in pixels, voxels or mm³.
+        values: (n,) best IoU of each object, or Dice of each case.
+        predicted: (m,) best IoU of each predicted object; empty for cases.
+    """
+
+    sizes: Floats
+    values: Floats
+    predicted: Floats
+
+
+def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, say: Callable[[str], None]) -> Html:
+    """Return the section: for objects if the competition has instances, else for cases."""
+    comp = results.run.exp.competition
+    if comp.dimensions == 2:
+        unit = "pixels"
+    else:
+        unit = "voxels" if "{z}" in str(comp.train.images) else "mm³"
+    picture = folder / "sizes.png"
+    if not comp.instances:
+        sized = case_size_errors(results)
+        draw_size_errors(sized, comp.classes, "Dice of a case", f"size in truth, {unit}", picture)
+        return section(
+            "sizes",
+            "Error against size",
+            html.embedded_figure(
+                picture,
+                f"Dice of each case against the size of the class in its truth ({unit}, log axis); the line shows "
+                "the medians of groups of equally many cases, the band their quartiles. Cases with an empty truth have "
+                "no size and are not shown.",
+                "Dice against size per class",
+            ),
+            _thirds_table(sized, comp.classes, unit, "case"),
+        )
+    cases = sample_evenly(list(oof.fold_of))
+    say(f"matching the objects of {len(cases)} cases")
+    sized = object_size_errors(oof, cases)
+    draw_size_errors(sized, comp.classes, "best IoU of an object", f"size in truth, {unit}", picture)
+    return section(
+        "sizes",
+        "Error against size",
+        html.embedded_figure(
+            picture,
+            f"Each true object's largest IoU with a predicted one against its size ({unit}, log axis), "
+            f"of {describe_sample(cases, oof)}; the line shows the medians of groups of equally many objects, the band "
+            "their quartiles. Predicted objects are connected components of the masks, before post-processing.",
+            "IoU against size per class",
+        ),
+        html.html_table(
+            [
+                "class",
+                "true objects",
+                "predicted",
+                "recall, IoU > 0.5",
+                "recall, IoU > 0.75",
+                "precision, IoU > 0.5",
+                "median IoU",
+            ],
+            [_objects_row(name, objects) for name, objects in zip(comp.classes, sized, strict=True)],
+        ),
+        html.paragraph(
+            "Recall: share of the true objects with such a predicted object. Precision: share of the predicted "
+            "objects with such a true object.",
+            note=True,
+        ),
+        _thirds_table(sized, comp.classes, unit, "object"),
+    )
+
+
+def case_size_errors(results: RunResults) -> list[SizeError]:
+    """Return for each class size and Dice of the cases whose truth has it."""
+    comp = results.run.exp.competition
+    scale = {
+        row.id: float(np.prod(json.loads(str(row.spacing)))) if comp.dimensions == 3 else 1.0
+        for row in results.run.cases.itertuples(index=False)
+    }
+    sized = []
+    for name in comp.classes:
+        rows = results.rows(cls=name)
+        rows = rows[rows["tp"] + rows["fn"] > 0]
+        sizes = (rows["tp"] + rows["fn"]).to_numpy(np.float64) * rows["id"].map(scale).to_numpy(np.float64)
+        sized.append(SizeError(sizes, rows["dice"].to_numpy(np.float64), np.empty(0)))
+    return sized
+
+
+def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]:
+    """Return for each class size and best IoU of the true objects, with one case in memory at a time."""
+    comp = oof.run.exp.competition
+    rows = {row.id: row for row in oof.cases.itertuples(index=False)}
+    collected: list[tuple[list[Floats], list[Floats], list[Floats]]] = [([], [], []) for _ in comp.classes]
+    for case in cases:
+        truth, instances = load_mask(comp, rows[case]), load_instances(comp, rows[case])
+        masks, truth_masks = to_masks(oof.read(case), comp), label_to_class_masks(truth, comp)
+        ignored = get_ignored_voxels(truth, comp)
+        voxel = float(np.prod(json.loads(str(rows[case].spacing)))) if comp.dimensions == 3 else 1.0
+        for index, (sizes, values, predicted) in enumerate(collected):
+            mask = masks[index] if ignored is None else masks[index] & ~ignored
+            matched = match_objects(connected_components(mask), np.where(truth_masks[index], instances, 0))
+            sizes.append(matched.sizes.astype(np.float64) * voxel)
+            values.append(matched.ious)
+            predicted.append(matched.predicted)
+    return [SizeError(*(np.concatenate(parts) if parts else np.empty(0) for parts in lists)) for lists in collected]
+
+
+def group_quartiles(sizes: Floats, values: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Group by size into equal groups; return geometric mean sizes, lower quartiles, medians and upper quartiles."""
+    groups = min(MAX_GROUPS, len(sizes) // MIN_GROUP_SIZE)
+    if groups < 2:
+        return np.empty(0), np.empty(0), np.empty(0), np.empty(0)
+    parts = np.array_split(np.argsort(sizes, kind="stable"), groups)
+    quartiles = np.array([np.quantile(values[part], (0.25, 0.5, 0.75)) for part in parts])
+    return np.array([np.exp(np.log(sizes[part]).mean()) for part in parts]), *quartiles.T
+
+
+def draw_size_errors(sized: list[SizeError], classes: list[str], ylabel: str, xlabel: str, path: Path) -> None:
+    """Draw one panel for each class, at most `MAX_PANELS`."""
+    shown = select_drawn_classes([len(class_sizes.sizes) for class_sizes in sized])
+    figure, grid = panel_grid(len(shown), height=3.0, columns=3)
+    for axes, index in zip(grid, shown, strict=True):
+        style_axes(axes, classes[index], xlabel=xlabel, ylabel=ylabel)
+        if not len(sized[index].sizes):
+            show_empty_text(axes, "absent")
+            continue
+        _scatter(axes, sized[index], dark_class_colour(index))
+    save_figure(figure, path)
+
+
+def _scatter(axes: Axes, sized: SizeError, colour: tuple[float, float, float]) -> None:
+    size, alpha = (7, 0.25) if len(sized.sizes) > 400 else (16, 0.5)
+    axes.scatter(sized.sizes, sized.values, s=size, color=colour, alpha=alpha, linewidths=0)
+    middle, low, median, high = group_quartiles(sized.sizes, sized.values)
+    axes.fill_between(middle, low, high, color=TEXT_COLOUR, alpha=0.10, linewidth=0)
+    axes.plot(middle, median, "o-", color=TEXT_COLOUR, linewidth=1.6, markersize=4)
+    smallest, largest = float(sized.sizes.min()), float(sized.sizes.max())
+    set_log_axis(axes.xaxis, smallest / 1.05, largest * 1.05)
+    axes.set_xlim(smallest / 1.15, largest * 1.15)
+    lowest = float(sized.values.min())
+    axes.set_ylim(max(-0.03, lowest - 0.06), 1.02)
+
+
+def _objects_row(name: str, sized: SizeError) -> list[str]:
+    if not len(sized.sizes):
+        return [
+            name,
+            html.ABSENT_LABEL,
+            f"{len(sized.predicted):,}",
+            html.ABSENT_LABEL,
+            html.ABSENT_LABEL,
+            html.ABSENT_LABEL,
+            html.ABSENT_LABEL,
+        ]
+    precision = f"{(sized.predicted > 0.5).mean():.3f}" if len(sized.predicted) else html.ABSENT_LABEL
+    return [
+        name,
+        f"{len(sized.sizes):,}",
+        f"{len(sized.predicted):,}",
+        f"{(sized.values > 0.5).mean():.3f}",
+        f"{(sized.values > 0.75).mean():.3f}",
+        precision,
+        f"{np.median(sized.values):.3f}",
+    ]
+
+
+def _thirds_table(sized_by_class: list[SizeError], classes: list[str], unit: str, what: str) -> Html:
+    """Return a table of the smallest, middle and largest third of the cases or objects."""
+    rows = []
+    for name, sized in zip(classes, sized_by_class, strict=True):
+        if len(sized.sizes) < 3 * MIN_GROUP_SIZE:
+            rows.append(
+                [name, html.ABSENT_LABEL if not len(sized.sizes) else f"only {len(sized.sizes)} {what}s", "", ""]
+            )
+            continue
+        cells = [name]
+        for part in np.array_split(np.argsort(sized.sizes, kind="stable"), 3):
+            values = sized.values[part]
+            value = f"recall {(values > 0.5).mean():.3f}" if what == "object" else f"Dice {values.mean():.4f}"
+            low, high = sized.sizes[part].min(), sized.sizes[part].max()
+            cells.append(html.join_html([value, html.element("small", f"{low:,.0f} to {high:,.0f} {unit}")]))
+        rows.append(cells)
+    drawn = "" if len(classes) <= MAX_PANELS else f" (drawn: the {MAX_PANELS} with the most {what}s)"
+    recall = ", with the recall at IoU > 0.5" if what == "object" else ", with their mean Dice"
+    return html.join_html(
+        [
+            html.html_table(["class", "smallest third", "middle third", "largest third"], rows),
+            html.paragraph(f"Thirds of equally many {what}s{recall}{drawn}.", note=True),
+        ]
+    )
+
+
+class ObjectMatch(NamedTuple):
+    """Objects of one class with their best IoU.
+
+    Attributes:
+        sizes: (n,) pixels of each true object.
+        ious: (n,) largest IoU of each true object with a predicted object; 0 without overlap.
+        predicted: (m,) largest IoU of each predicted object with a true object.
+    """
+
+    sizes: NDArray[np.int64]
+    ious: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+
+
+def match_objects(predicted: Labels, truth: Labels) -> ObjectMatch:
+    """Match predicted and true objects.
+
+    Args:
+        predicted: integers of any shape, 0 for background, one label per object.
+        truth: same shape.
+    """
+    true_labels, true_index, true_sizes = np.unique(truth, return_inverse=True, return_counts=True)
+    pred_labels, pred_index, pred_sizes = np.unique(predicted, return_inverse=True, return_counts=True)
+    true_index, pred_index = true_index.reshape(truth.shape), pred_index.reshape(truth.shape)
+    both = (truth != 0) & (predicted != 0)
+    pairs, intersection = np.unique(
+        true_index[both].astype(np.int64) * len(pred_labels) + pred_index[both], return_counts=True
+    )
+    row, column = np.divmod(pairs, len(pred_labels))
+    iou = intersection / (true_sizes[row] + pred_sizes[column] - intersection)
+    best_true, best_pred = np.zeros(len(true_labels)), np.zeros(len(pred_labels))
+    np.maximum.at(best_true, row, iou)
+    np.maximum.at(best_pred, column, iou)
+    is_true, is_pred = true_labels != 0, pred_labels != 0
+    return ObjectMatch(true_sizes[is_true].astype(np.int64), best_true[is_true], best_pred[is_pred])

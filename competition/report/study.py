@@ -1,4 +1,4 @@
-"""The page of a study, from plain data."""
+"""Page of a study."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from competition.report import markup as html
-from competition.report.markup import Html, element, joined, paragraph, section
-from competition.report.page import place_pictures, write_page
+from competition.report import html
+from competition.report.html import Html, create_figure_folder, element, join_html, paragraph, section, write_page
 
-KNOWN = ("number", "state", "values", "minutes", "params", "run", "own")
-FIGURES = ("history", "importance", "parallel", "slice", "pareto")  # in the order of the page
+TRIAL_KEYS = ("number", "state", "values", "minutes", "params", "run", "own")
+FIGURE_NAMES = ("history", "importance", "parallel", "slice", "pareto")  # in the order of the page
 
 
 def write_study_page(folder: Path, output: Path) -> Path:
-    """Writes the page of a study's folder: of the trials that have ended, and of the figures that lie there.
+    """Write the page of a study from the finished trials and the figures in its folder.
 
     Args:
-        folder: of the study, `mlruns/studies/<name>`.
+        folder: folder of the study, `mlruns/studies/<name>`.
         output: the page, `….html`.
 
     Returns:
         The page.
 
     Raises:
-        MaskfoldError: no trial has ended yet, or the page cannot be written.
+        MaskfoldError: no trial has finished yet, or the page cannot be written.
     """
-    from competition.study.record import read_trials
+    from competition.study.study import read_trials
 
     record = read_trials(folder)
-    figures = [path for name in FIGURES for path in sorted(folder.glob(f"{name}*.png"))]
+    figures = [path for name in FIGURE_NAMES for path in sorted(folder.glob(f"{name}*.png"))]
     return write_study_report(
         folder,
         f"Study {folder.resolve().name}",
@@ -53,17 +52,17 @@ def write_study_report(
     objectives: Sequence[str] = ("score",),
     best: Sequence[int] = (),
 ) -> Path:
-    """Writes one self-contained page of a study, and its figures in a folder of the same name beside it.
+    """Write a self-contained page of a study, and its figures into a folder with the page's name.
 
     Args:
-        folder: of the study.
-        title: of the page.
-        trials: of each trial `number`, `state`, `values` (one of each objective, or None), `minutes` (or None) and
-            `params`, a dictionary; `own` marks the YAML as it is. Other keys become columns of their own.
-        figures: PNG files. One that is missing is named on the page.
+        folder: folder of the study.
+        title: title of the page.
+        trials: for each trial `number`, `state`, `values` (one per objective, or None), `minutes` (or None) and
+            `params`, a dictionary; `own` marks the unchanged YAML. Other keys become additional columns.
+        figures: PNG files; the page lists missing files.
         output: the page, `….html`.
-        objectives: their names.
-        best: the number of the best trial; with several objectives, of those on the Pareto front.
+        objectives: names of the objectives.
+        best: number of the best trial; for several objectives the trials on the Pareto front.
 
     Returns:
         The page.
@@ -71,7 +70,7 @@ def write_study_report(
     Raises:
         MaskfoldError: the page cannot be written.
     """
-    pictures = place_pictures(output)
+    pictures = create_figure_folder(output)
     sections = {"trials": ("Trials", _trials(trials, objectives, best))}
     if figures:
         sections["figures"] = ("Figures", section("figures", "Figures", *(_figure(path, pictures) for path in figures)))
@@ -89,8 +88,8 @@ def _head(
         parts.append(
             element(
                 "div",
-                element("b", html.number(value)),
-                element("span", f"the best {objectives[0]}, of trial {top['number']}"),
+                element("b", html.format_score(value)),
+                element("span", f"best {objectives[0]}, trial {top['number']}"),
                 class_="score",
             )
         )
@@ -98,33 +97,34 @@ def _head(
         if first is not top and _state(first) == "complete":
             parts.append(
                 paragraph(
-                    f"Trial {first['number']}, the YAML as it is, has {html.number(first['values'][0])}: the best differs by "
-                    f"{value - first['values'][0]:+.4f} on the same folds, which flatters the best of many."
+                    f"Trial {first['number']}, the unchanged YAML, has {html.format_score(first['values'][0])}. The "
+                    f"best trial differs by {value - first['values'][0]:+.4f} on the same folds; as the best of many "
+                    "trials it is optimistic."
                 )
             )
     elif best:
         parts.append(
             paragraph(
-                f"{len(best)} trials are on the Pareto front of {' and '.join(objectives)}: none is better "
-                "in all of them at once."
+                f"{len(best)} trials are on the Pareto front of {' and '.join(objectives)}: no trial is better "
+                "in all objectives."
             )
         )
     minutes = sum(trial["minutes"] for trial in trials if _numeric(trial.get("minutes")))
-    known = {
+    entries = {
         "trials": str(len(trials)),
         **{state: str(count) for state, count in sorted(states.items())},
-        "minutes, all together": f"{minutes:.1f}",
+        "minutes in total": f"{minutes:.1f}",
     }
-    return joined([*parts, html.facts(known)])
+    return join_html([*parts, html.definition_list(entries)])
 
 
 def _trials(trials: list[dict[str, Any]], objectives: Sequence[str], best: Sequence[int]) -> Html:
     if not trials:
-        return section("trials", "Trials", paragraph("No trial has begun."))
+        return section("trials", "Trials", paragraph("No trial has started."))
     keys = list(dict.fromkeys(key for trial in trials for key in trial.get("params") or {}))
-    others = [key for key in dict.fromkeys(key for trial in trials for key in trial) if key not in KNOWN]
-    first, rows, strong = 3 + len(objectives), [], []
-    for place, trial in enumerate(sorted(trials, key=lambda trial: trial["number"])):
+    extra_keys = [key for key in dict.fromkeys(key for trial in trials for key in trial) if key not in TRIAL_KEYS]
+    first, rows, bold_rows = 3 + len(objectives), [], []
+    for row, trial in enumerate(sorted(trials, key=lambda trial: trial["number"])):
         params, values = trial.get("params") or {}, trial.get("values") or [None] * len(objectives)
         rows.append(
             [
@@ -132,29 +132,31 @@ def _trials(trials: list[dict[str, Any]], objectives: Sequence[str], best: Seque
                 _state(trial),
                 *(f"{value:.4f}" if _numeric(value) else "" for value in values),
                 f"{trial['minutes']:.1f}" if _numeric(trial.get("minutes")) else "",
-                *(_shown(params.get(key)) for key in keys),
-                *(_shown(trial.get(key)) for key in others),
+                *(_cell(params.get(key)) for key in keys),
+                *(_cell(trial.get(key)) for key in extra_keys),
             ]
         )
-        strong += [place] if trial["number"] in best else []
+        bold_rows += [row] if trial["number"] in best else []
     header = [
         "trial",
         "state",
         *objectives,
-        "minutes, all in all" if "minutes" in objectives else "minutes",
+        "minutes in total" if "minutes" in objectives else "minutes",
         *keys,
-        *others,
+        *extra_keys,
     ]
-    text = [
+    text_params = [
         column
         for column, key in enumerate(keys, first)
         if any(not _numeric((trial.get("params") or {}).get(key)) for trial in trials)
     ]
-    words = (1, *text, *range(first + len(keys), len(header)))
+    text_columns = (1, *text_params, *range(first + len(keys), len(header)))
     note = "A pruned trial was stopped early, so its score is not comparable."
-    if strong:
-        note += " The line in bold is the best." if len(objectives) == 1 else " The lines in bold are the Pareto front."
-    return section("trials", "Trials", html.table(header, rows, words=words, strong=strong), paragraph(note, note=True))
+    if bold_rows:
+        note += " The best trial is in bold." if len(objectives) == 1 else " The Pareto front is in bold."
+    return section(
+        "trials", "Trials", html.html_table(header, rows, text_columns, bold_rows), paragraph(note, note=True)
+    )
 
 
 def _figure(path: Path, pictures: Path) -> Html:
@@ -166,11 +168,11 @@ def _figure(path: Path, pictures: Path) -> Html:
     copy = pictures / path.name
     if copy.resolve() != path.resolve():
         copy.write_bytes(content)
-    return html.figure(copy, name, name, scale=1.0)
+    return html.embedded_figure(copy, name, name, scale=1.0)
 
 
 def _state(trial: dict[str, Any]) -> str:
-    """In lower case, whether Optuna's own or a string."""
+    """Return the state in lower case, for Optuna's enum or a string."""
     return str(getattr(trial.get("state"), "name", trial.get("state"))).lower()
 
 
@@ -178,7 +180,7 @@ def _numeric(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not isnan(value)
 
 
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

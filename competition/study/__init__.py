@@ -1,1 +1,1 @@
-"""Optuna's trials, each one cross-validation run."""
+"""Optuna studies, in which each trial is a cross-validation run."""

@@ -1,4 +1,4 @@
-"""The best trials once more, on all folds, against the YAML as it was."""
+"""Promotion of the best trials: training on all folds, compared with the unchanged YAML."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from competition.config import MaskfoldError
-from competition.scoring.summary import Gain, cv_score, gain_interval
-from competition.study.search import Search, best
-from competition.study.trial import trials_name, words_of
+from competition.errors import MaskfoldError
+from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
+from competition.study.study import StudySession, best_trials
+from competition.study.trial import trial_overrides, trial_runs_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True)
-class Promoted:
-    """A trial on all folds.
+class PromotionResult:
+    """Scores of a trial on all folds.
 
     Attributes:
-        number: of the trial.
-        words: `key=value`, what it differs in.
-        run: the run's folder.
+        number: number of the trial.
+        overrides: its `key=value` overrides.
+        run_folder: the run's folder.
         score: over all folds.
-        unseen: over the folds that the study did not use; None where it used all.
-        gain: against trial 0 on those folds' cases, with its paired 95 % interval. Where the study used all folds, on
-            all cases: then it flatters what was chosen by them.
+        unseen_score: over the folds that the study did not use; None if it used all.
+        gain: difference from trial 0 on the cases of those folds, with its paired 95 % interval. If the study used all
+            folds, it is over all cases and optimistic, because the study selected the trial on them.
     """
 
     number: int
-    words: list[str]
-    run: str
+    overrides: list[str]
+    run_folder: str
     score: float
-    unseen: float | None
-    gain: Gain | None
+    unseen_score: float | None
+    gain: ScoreGain | None
 
 
-def promote(search: Search, count: int, say: Callable[[str], None]) -> list[Promoted]:
-    """Trains the best trials, and trial 0, on every fold; folds that the study trained are not trained again.
+def promote_best_trials(session: StudySession, count: int, say: Callable[[str], None]) -> list[PromotionResult]:
+    """Train the best trials, and trial 0, on every fold; folds that are finished are not trained again.
 
-    The study chose by the scores of its own folds, so those flatter what it chose. The others do not.
+    The study selected trials by the scores on its own folds, so those scores are optimistic; the other folds are not.
 
     Args:
-        search: the study.
-        count: how many of the best.
-        say: takes lines for the user.
+        session: the study.
+        count: number of best trials.
+        say: receives messages for the user.
 
     Returns:
         Trial 0 first, then the best ones.
@@ -53,61 +53,58 @@ def promote(search: Search, count: int, say: Callable[[str], None]) -> list[Prom
     Raises:
         MaskfoldError: no trial is complete, or a fold fails.
     """
-    chosen = list(best(search, count))
-    own = [trial for trial in search.finished if trial.user_attrs.get("own")]
-    if not own:
-        raise MaskfoldError(f"Trial 0 of {search.name} is not finished.", "Run more trials.")
-    asked = search.source.load().folds.run
-    used = set(asked) if isinstance(asked, list) else None  # None: all
+    selected = list(best_trials(session, count))
+    trials_0 = [trial for trial in session.finished if trial.user_attrs.get("own")]
+    if not trials_0:
+        raise MaskfoldError(f"Trial 0 of {session.name} is not finished.", "Run more trials.")
+    trial_0 = trials_0[0]
+    selected_folds = session.source.load().folds.run
+    used = set(selected_folds) if isinstance(selected_folds, list) else None  # None: all
     tables: dict[int, pd.DataFrame] = {}
-    found: list[Promoted] = []
-    for trial in [own[0], *(trial for trial in chosen if trial.number != own[0].number)]:
-        run, scores = _train(search, words_of(trial), trial.number, say)
+    results: list[PromotionResult] = []
+    for trial in [trial_0, *(trial for trial in selected if trial.number != trial_0.number)]:
+        run, scores = _train(session, trial_overrides(trial), trial.number, say)
         tables[trial.number] = scores
         metric, groups = run.exp.competition.metric, _groups(run)
         if used is not None and set(scores["fold"]) <= used:
-            used = None  # every fold by its number
-        unseen, reference = (
-            table if used is None else table[~table["fold"].isin(used)] for table in (scores, tables[own[0].number])
-        )
-        gain = None if trial is own[0] else gain_interval(reference, unseen, metric, groups=groups)
-        found.append(
-            Promoted(
+            used = None  # the list names every fold
+        unseen, reference = scores, tables[trial_0.number]
+        if used is not None:
+            unseen, reference = (table[~table["fold"].isin(used)] for table in (unseen, reference))
+        gain = None if trial is trial_0 else paired_gain(reference, unseen, metric, groups=groups)
+        results.append(
+            PromotionResult(
                 trial.number,
-                words_of(trial),
+                trial_overrides(trial),
                 str(run.folder),
                 cv_score(scores, metric),
                 None if used is None else cv_score(unseen, metric),
                 gain,
             )
         )
-    return found
+    return results
 
 
-def _train(search: Search, words: list[str], number: int, say: Callable[[str], None]) -> tuple[Any, pd.DataFrame]:
-    """One trial's run with all its folds, and its scores."""
-    from competition.scoring.score_table import read_scores
-    from competition.tracking.shipper import Shipper
-    from competition.training.cv import prepare_run, run_cv
-    from competition.training.lock import alone
-    from competition.training.runs import open_run
+def _train(
+    session: StudySession, overrides: list[str], number: int, say: Callable[[str], None]
+) -> tuple[Any, pd.DataFrame]:
+    """Train a trial on all folds; return its run and its scores."""
+    from competition.metrics.scoring import read_scores
+    from competition.runs.lock import run_lock
+    from competition.tracking.sync import MlflowSync
+    from competition.training.cross_validate import open_run, prepare_run, run_cv
 
-    exp = search.source.load(words)
-    exp = exp.model_copy(update={"folds": replace_run(exp.folds)})
-    run = open_run(exp, trials_name(search.source, exp.competition.name))
-    say(f"trial {number} on all folds: {' '.join(words)}")
-    run = prepare_run(run, lambda _: None, search.source.trust)
+    exp = session.source.load(overrides)
+    exp = exp.model_copy(update={"folds": exp.folds.model_copy(update={"run": None})})  # None: all folds
+    run = open_run(exp, trial_runs_name(session.source, exp.competition.name))
+    say(f"trial {number} on all folds: {' '.join(overrides)}")
+    run = prepare_run(run, lambda _: None, session.source.trust)
     with (
-        alone(run.folder, say=say),
-        Shipper(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=search.folder),
+        run_lock(run.folder, say=say),
+        MlflowSync(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=session.folder),
     ):
-        run_cv(run, lambda line: say(f"  {line}"), search.source.trust)
+        run_cv(run, lambda line: say(f"  {line}"), session.source.trust)
     return run, read_scores(run.folder / "scores.csv")
-
-
-def replace_run(folds: Any) -> Any:
-    """The folds section without `run`: all of them."""
-    return folds.model_copy(update={"run": None})
 
 
 def _groups(run: Any) -> dict[str, str] | None:

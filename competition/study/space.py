@@ -1,104 +1,137 @@
-"""From the space of a study to the `key=value` words of a trial."""
+"""The search space of a study, and its conversion to the `key=value` overrides of a trial."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from competition.config import Experiment, MaskfoldError, resolved
-from competition.config.nearest import nearest
-from competition.config.study import Dimension, Study
-from competition.study.source import Source
+from competition.config.experiment import Experiment
+from competition.config.loading import load_experiment, resolve_config
+from competition.config.study import SearchDimension, StudyConfig
+from competition.config.yaml import COMMAND_LINE, SourceLocation, apply_overrides, parse_overrides, read_yaml
+from competition.errors import MaskfoldError
+from competition.text import nearest_names
 
 if TYPE_CHECKING:
     import optuna
 
+
 MISSING = object()
-OTHERS = ("competition", "run", "study", "postprocess", "folds")  # sections that do not change the network
+EXCLUDED_SECTIONS = ("competition", "run", "study", "postprocess", "folds")  # they do not change the network
 
 
-def suggest(trial: optuna.Trial, study: Study) -> list[str]:
-    """The words of a trial; lists and parts of the YAML are stored in Optuna by their labels."""
-    words: list[str] = []
+class ExperimentSource(NamedTuple):
+    """Source of an experiment, from which each trial is loaded with additional overrides."""
+
+    file: Path
+    overrides: tuple[str, ...] = ()
+    trust: tuple[str, ...] = ()
+
+    def load(self, overrides: Sequence[str] = ()) -> Experiment:
+        """Load the experiment with additional `key=value` overrides.
+
+        Raises:
+            MaskfoldError: an override is invalid.
+        """
+        return load_experiment(self.file, [*self.overrides, *overrides], self.trust)
+
+    def locate(self, *keys: str) -> SourceLocation:
+        """Return where a key of the `study` section is set: a line of the file, or the command line."""
+        document = read_yaml(self.file)
+        overrides = parse_overrides(self.overrides)
+        apply_overrides(document, [override for override in overrides if override.key.startswith("study")])
+        path = ("study", *keys)
+        is_overridden = any(
+            key[: len(path)] == path and location == COMMAND_LINE for key, location in document.locations.items()
+        )
+        return COMMAND_LINE if is_overridden else document.locate(path)
+
+
+def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
+    """Sample the overrides of a trial; Optuna stores choices that are lists or sections by their labels."""
+    overrides: list[str] = []
     stored: dict[str, Any] = {}
-    for key, dimension in study.space.items():
-        if not _applies(dimension, stored, study):
+    for key, dimension in config.space.items():
+        if not _applies(dimension, stored, config):
             continue
-        stored[key] = _ask(trial, key, dimension)
-        words.append(word(key, value_of(dimension, stored[key])))
-    return words
+        stored[key] = _sample(trial, key, dimension)
+        overrides.append(format_override(key, decode_stored_value(dimension, stored[key])))
+    return overrides
 
 
-def own_values(source: Source, exp: Experiment, study: Study) -> dict[str, Any]:
-    """What the YAML itself says, as Optuna stores it: trial 0.
+def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyConfig) -> dict[str, Any]:
+    """Return the YAML's own values, as Optuna stores them: trial 0.
 
     Raises:
-        MaskfoldError: the YAML's own value of a key lies outside its range, or is none of its choices.
+        MaskfoldError: a value of the YAML is outside its range, or is not among its choices.
     """
-    plain = resolved(exp)
+    plain = resolve_config(exp)
     stored: dict[str, Any] = {}
-    for key, dimension in study.space.items():
-        if not _applies(dimension, stored, study):
+    for key, dimension in config.space.items():
+        if not _applies(dimension, stored, config):
             continue
-        value = value_at(plain, key)
+        value = get_by_key(plain, key)
         if value is MISSING:
-            raise _refusal(
+            raise _space_error(
                 source,
                 key,
-                f"the experiment does not say {key}{_meant(plain, key)}",
-                f"Write {key} in the YAML with the value to begin from.",
+                f"{key} is not set in the YAML{_describe_nearest(plain, key)}",
+                f"Set {key} in the YAML to the value of trial 0.",
             )
         stored[key] = (
-            _label(source, key, dimension, value)
+            _choice_label(source, key, dimension, value)
             if dimension.choices is not None
-            else _number(source, key, dimension, value)
+            else _range_value(source, key, dimension, value)
         )
     return stored
 
 
-def check_space(source: Source, study: Study) -> None:
-    """Loads the experiment with each end and each choice of each key, so that no trial fails on a word.
+def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
+    """Load the experiment with each end and each choice of each key, so that no trial fails on an override.
 
     Raises:
-        MaskfoldError: naming the key and the value that do not fit.
+        MaskfoldError: a key or a value is invalid.
     """
-    for key, dimension in study.space.items():
-        if key.split(".")[0] in OTHERS:
-            raise _refusal(
+    for key, dimension in config.space.items():
+        if key.split(".")[0] in EXCLUDED_SECTIONS:
+            raise _space_error(
                 source,
                 key,
                 f"{key} does not change the network",
                 "Search keys of prepare, patch, augment, model, loss, optimizer, schedule or training.",
             )
         for value in _extremes(dimension):
-            parents = [word(other, _one(study.space[other], wanted)) for other, wanted in dimension.when.items()]
+            parents = [
+                format_override(parent, _allowed_value(config.space[parent], allowed))
+                for parent, allowed in dimension.when.items()
+            ]
             try:
-                source.load([*parents, word(key, value)])
+                source.load([*parents, format_override(key, value)])
             except MaskfoldError as error:
-                wrong = (
-                    error.wrong.replace("command line: ", "").strip().rstrip(".")
-                )  # the word is ours, not the user's
-                raise _refusal(
+                # the override is ours and not the user's, so it must not be located on the command line
+                problem = error.wrong.replace("command line: ", "").strip().rstrip(".")
+                raise _space_error(
                     source,
                     key,
-                    f"{key} = {json.dumps(value)} does not fit: {wrong}",
+                    f"invalid value {key} = {json.dumps(value)}: {problem}",
                     "Correct the range or the choices.",
                 ) from error
 
 
-def word(key: str, value: Any) -> str:
-    """`key=value`, as on the command line."""
+def format_override(key: str, value: Any) -> str:
+    """Return `key=value`, as on the command line."""
     return f"{key}={json.dumps(value)}"
 
 
-def value_of(dimension: Dimension, stored: Any) -> Any:
-    """The YAML's value of what Optuna stores."""
-    return dict(dimension.labelled)[stored] if dimension.choices is not None else stored
+def decode_stored_value(dimension: SearchDimension, stored: Any) -> Any:
+    """Return the YAML's value for a value stored by Optuna."""
+    return dict(dimension.labelled_choices)[stored] if dimension.choices is not None else stored
 
 
-def value_at(plain: Any, key: str) -> Any:
-    """The value of a dotted key in plain data, or MISSING."""
+def get_by_key(plain: Any, key: str) -> Any:
+    """Return the value of a dotted key in plain data, or MISSING."""
     for part in _parts(key):
         if isinstance(plain, dict) and part in plain:
             plain = plain[part]
@@ -113,100 +146,100 @@ def _parts(key: str) -> list[str]:
     return key.replace("[", ".").replace("]", "").split(".")
 
 
-def _meant(plain: Any, key: str) -> str:
-    """The nearest key beside the one that is not there."""
-    parts = _parts(key)
-    beside = value_at(plain, ".".join(parts[:-1]))
-    near = nearest(parts[-1], beside) if isinstance(beside, dict) else []
-    return f"; the nearest is {'.'.join([*parts[:-1], near[0]])}" if near else ""
+def _describe_nearest(plain: Any, key: str) -> str:
+    """Return the nearest existing key of the same section in parentheses; empty if none is similar."""
+    *section, name = _parts(key)
+    siblings = get_by_key(plain, ".".join(section))
+    similar = nearest_names(name, siblings) if isinstance(siblings, dict) else []
+    return f" (nearest: {'.'.join([*section, similar[0]])})" if similar else ""
 
 
-def _refusal(source: Source, key: str, wrong: str, cure: str) -> MaskfoldError:
-    return MaskfoldError(f"{source.place('space', key)}: study.space: {wrong}.", cure, status=2)
+def _space_error(source: ExperimentSource, key: str, message: str, hint: str) -> MaskfoldError:
+    return MaskfoldError(f"{source.locate('space', key)}: study.space: {message}.", hint, status=2)
 
 
-def _ask(trial: optuna.Trial, key: str, dimension: Dimension) -> Any:
+def _sample(trial: optuna.Trial, key: str, dimension: SearchDimension) -> Any:
     if dimension.choices is not None:
-        return trial.suggest_categorical(key, dimension.labels)
-    if dimension.whole and (dimension.step is None or isinstance(dimension.step, int)):
+        return trial.suggest_categorical(key, dimension.choice_labels)
+    if dimension.is_integer and (dimension.step is None or isinstance(dimension.step, int)):
         assert isinstance(dimension.low, int) and isinstance(dimension.high, int)
         return trial.suggest_int(key, dimension.low, dimension.high, step=int(dimension.step or 1), log=dimension.log)
     assert dimension.low is not None and dimension.high is not None
     return trial.suggest_float(key, float(dimension.low), float(dimension.high), step=dimension.step, log=dimension.log)
 
 
-def _label(source: Source, key: str, dimension: Dimension, value: Any) -> str:
-    """The label of the choice that is the YAML's own value; a part of the YAML is compared with its defaults written out."""
-    for label, choice in dimension.labelled:
+def _choice_label(source: ExperimentSource, key: str, dimension: SearchDimension, value: Any) -> str:
+    """Return the label of the choice that equals the YAML's value; sections are compared with their defaults."""
+    for label, choice in dimension.labelled_choices:
         if choice == value:
             return label
-    for label, choice in dimension.labelled:
+    for label, choice in dimension.labelled_choices:
         try:
-            if value_at(resolved(source.load([word(key, choice)])), key) == value:
+            if get_by_key(resolve_config(source.load([format_override(key, choice)])), key) == value:
                 return label
         except MaskfoldError:
-            continue  # it does not fit the YAML's other values, so it is not what the YAML says
-    raise _refusal(
+            continue  # the choice conflicts with other values of the YAML, so it is not the YAML's value
+    raise _space_error(
         source,
         key,
-        f"the YAML's own {key} is {json.dumps(value)}, which is none of its choices ({', '.join(dimension.labels)})",
-        "Add it: trial 0 is the YAML as it is.",
+        f"{key} in the YAML: found {json.dumps(value)}, expected one of its choices "
+        f"({', '.join(dimension.choice_labels)})",
+        "Add the value to the choices, because trial 0 is the unchanged YAML.",
     )
 
 
-def _number(source: Source, key: str, dimension: Dimension, value: Any) -> int | float:
-    """The YAML's own value, where the range can give it."""
+def _range_value(source: ExperimentSource, key: str, dimension: SearchDimension, value: Any) -> int | float:
+    """Return the YAML's value if it is in the range."""
     assert dimension.low is not None and dimension.high is not None
-    shown = f"the YAML's own {key} is {json.dumps(value)}"
+    found = f"{key} in the YAML: found {json.dumps(value)}, expected"
     if isinstance(value, bool) or not isinstance(value, int | float) or not dimension.low <= value <= dimension.high:
-        raise _refusal(
+        raise _space_error(
             source,
             key,
-            f"{shown}, outside of {dimension.low:g} to {dimension.high:g}",
-            "Widen the range: trial 0 is the YAML as it is.",
+            f"{found} a number from {dimension.low:g} to {dimension.high:g}",
+            "Widen the range, because trial 0 is the unchanged YAML.",
         )
-    if not dimension.meets(value):
-        raise _refusal(
+    if not dimension.contains(value):
+        raise _space_error(
             source,
             key,
-            f"{shown}, which steps of {dimension.step:g} from {dimension.low:g} do not meet",
-            "Change low, step or the value: trial 0 is the YAML as it is.",
+            f"{found} {dimension.low:g} plus a multiple of {dimension.step:g}",
+            "Change low, step or the value, because trial 0 is the unchanged YAML.",
         )
-    if dimension.whole and dimension.step is None and value != int(value):
-        raise _refusal(
+    if dimension.is_integer and dimension.step is None and value != int(value):
+        raise _space_error(
             source,
             key,
-            f"{shown}, and a range with two whole ends holds whole numbers only",
-            f"Write low: {float(dimension.low)}, or a whole number in the YAML.",
+            f"{found} an integer, because both ends of the range are integers",
+            f"Set low: {float(dimension.low)}, or an integer in the YAML.",
         )
-    return value if dimension.whole else float(value)
+    return value if dimension.is_integer else float(value)
 
 
-def _applies(dimension: Dimension, stored: dict[str, Any], study: Study) -> bool:
-    """Whether the keys in `when` have the values named there."""
-    for other, wanted in dimension.when.items():
-        if other not in stored:
+def _applies(dimension: SearchDimension, stored: dict[str, Any], config: StudyConfig) -> bool:
+    """Return whether the conditions in `when` hold."""
+    for parent, allowed in dimension.when.items():
+        if parent not in stored:
             return False
-        value, label = value_of(study.space[other], stored[other]), stored[other]
-        options = wanted if isinstance(wanted, list) else [wanted]
-        if value not in options and label not in options and value != wanted:
+        value, label = decode_stored_value(config.space[parent], stored[parent]), stored[parent]
+        options = allowed if isinstance(allowed, list) else [allowed]
+        if value not in options and label not in options and value != allowed:
             return False
     return True
 
 
-def _one(dimension: Dimension, wanted: Any) -> Any:
-    """A value of a parent key that `when` allows."""
-    first = (
-        wanted[0]
-        if isinstance(wanted, list) and wanted and wanted not in [v for _, v in dimension.labelled]
-        else wanted
+def _allowed_value(parent: SearchDimension, allowed: Any) -> Any:
+    """Return a value of a parent key that `when` allows; `allowed` is a value, a label, or a list of them."""
+    is_list_of_options = (
+        isinstance(allowed, list) and allowed and allowed not in [choice for _, choice in parent.labelled_choices]
     )
-    return dict(dimension.labelled).get(first, first) if isinstance(first, str) else first
+    first = allowed[0] if is_list_of_options else allowed
+    return dict(parent.labelled_choices).get(first, first) if isinstance(first, str) else first
 
 
-def _extremes(dimension: Dimension) -> Iterator[Any]:
+def _extremes(dimension: SearchDimension) -> Iterator[Any]:
     if dimension.choices is not None:
-        yield from (value for _, value in dimension.labelled)
+        yield from (value for _, value in dimension.labelled_choices)
     else:
         yield dimension.low
         yield dimension.high

@@ -1,4 +1,4 @@
-"""Where trials are kept: SQLite below `mlruns/`, or PostgreSQL, which several machines share."""
+"""Storage of trials: SQLite in `mlruns/`, or PostgreSQL, which several machines can share."""
 
 from __future__ import annotations
 
@@ -12,101 +12,99 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from competition.config import MaskfoldError
-from competition.config.secrets import scrub
+from competition.errors import MaskfoldError
+from competition.redact import redact
 
 DATABASE = Path("mlruns") / "optuna.db"
-HEARTBEAT = 15  # s between two signs of life of a running trial
-GRACE = 60  # s without one, after which a trial is given up and tried again
-RETRIES = 3  # of one trial
-OWNER = "process"  # the attribute of a trial that says who runs it
+HEARTBEAT_INTERVAL = 15  # s between two heartbeats of a running trial
+HEARTBEAT_GRACE = 60  # s without a heartbeat after which a trial fails and is retried
+MAX_RETRIES = 3  # per trial
+PROCESS_ATTRIBUTE = "process"  # user attribute of a trial: the process that runs it
 
 
 def open_storage(url: str | None) -> Any:
-    """Optuna's storage, with signs of life, so that a killed process leaves no trial running for ever.
+    """Open Optuna's storage, with heartbeats, so that the trial of a killed process does not stay RUNNING.
 
     Args:
-        url: as SQLAlchemy writes it, e.g. `postgresql://user@host/database`; None: SQLite at `mlruns/optuna.db`.
+        url: as for SQLAlchemy, e.g. `postgresql://user@host/database`; None: SQLite at `mlruns/optuna.db`.
 
     Raises:
-        MaskfoldError: the URL is none, or of a database that a study cannot use (status 2); the database cannot be
+        MaskfoldError: the URL is invalid, or of a database that a study cannot use (status 2); the database cannot be
             reached, or its driver is not installed.
     """
     if url is not None:
-        url = _checked(url)
+        url = _checked_url(url)
     import optuna
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what failed is said by the trial itself
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials report their own failures
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if url is None:
         DATABASE.parent.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{DATABASE.resolve().as_posix()}"
-    how = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
-        for left in range(5, -1, -1):
+        for attempts_left in range(5, -1, -1):
             try:
                 return RDBStorage(
                     url,
-                    engine_kwargs=how,
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=GRACE,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(RETRIES),
+                    engine_kwargs=options,
+                    heartbeat_interval=HEARTBEAT_INTERVAL,
+                    grace_period=HEARTBEAT_GRACE,
+                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
                 )
             except Exception as error:
-                if not left or not _made_twice(error):
+                if not attempts_left or not _created_concurrently(error):
                     raise
                 time.sleep(1.0)
         raise AssertionError
     except ImportError as error:
         raise MaskfoldError(
-            f"The storage {safe(url)} needs a driver that is not installed: {error}.",
+            f"The storage {hide_password(url)} requires a driver that is not installed: {error}.",
             'Install it: pip install "maskfold[postgres]".',
         ) from error
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MaskfoldError(
-            f"The storage {safe(url)} cannot be opened: {scrub(first)[:200]}.",
-            "Make its folder, or correct the path in --storage."
+            f"The storage {hide_password(url)} cannot be opened: {redact(first_line)[:200]}.",
+            "Create its folder, or correct the path in --storage."
             if url.startswith("sqlite")
             else "Start the database, or correct --storage.",
         ) from error
 
 
-def _checked(url: str) -> str:
-    """The URL as SQLAlchemy wants it, with the driver that comes with `maskfold[postgres]`.
+def _checked_url(url: str) -> str:
+    """Return the URL for SQLAlchemy, with the driver that `maskfold[postgres]` installs.
 
     Raises:
-        MaskfoldError: status 2; processes that share a study wait for each other in PostgreSQL and SQLite only.
+        MaskfoldError: status 2; the URL is invalid, or not PostgreSQL or SQLite, as only these support our study lock.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
-    cure = "Write --storage postgresql://user@host/database, or leave it out for SQLite at mlruns/optuna.db."
+    hint = "Set --storage postgresql://user@host/database, or omit it for SQLite at mlruns/optuna.db."
     try:
         parsed = make_url(url)
-        _ = parsed.port  # a port that is no number is seen here
+        _ = parsed.port  # raises ValueError if the port is not a number
     except (ArgumentError, ValueError) as error:
-        raise MaskfoldError(f"--storage {safe(url)} is no database's URL.", cure, status=2) from error
+        raise MaskfoldError(
+            f"--storage: found {hide_password(url)}, expected the URL of a database.", hint, status=2
+        ) from error
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
         return "postgresql+psycopg://" + url.partition("://")[2]
     if parsed.drivername == "sqlite" and parsed.database not in (None, "", ":memory:"):
         return url
-    why = (
-        "keeps nothing on disk"
-        if parsed.drivername == "sqlite"
-        else f"is of {parsed.drivername}, which studies cannot use"
-    )
-    raise MaskfoldError(f"--storage {safe(url)} {why}.", cure, status=2)
+    expected = "a file" if parsed.drivername == "sqlite" else f"PostgreSQL or SQLite instead of {parsed.drivername}"
+    raise MaskfoldError(f"--storage: found {hide_password(url)}, expected {expected}.", hint, status=2)
 
 
 @contextmanager
-def alone(storage: Any, name: str) -> Iterator[Any]:
-    """Only one process at a time counts a study's trials and takes the next; the others wait.
+def study_lock(storage: Any, name: str) -> Iterator[Any]:
+    """Lock a study while a process counts its trials and samples the next one; other processes wait.
 
     Yields:
-        A function that lets the next one in before the block ends.
+        A function that releases the lock before the block ends.
     """
     released = False
     if storage.engine.dialect.name == "postgresql":
@@ -141,16 +139,16 @@ def alone(storage: Any, name: str) -> Iterator[Any]:
         release()
 
 
-def owner() -> dict[str, Any]:
-    """This process, as a trial's attribute."""
+def current_process() -> dict[str, Any]:
+    """Return this process, as a trial's attribute."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
-def is_dead(who: Any) -> bool:
-    """Whether the process that ran a trial was one of this machine and is no more."""
-    if not isinstance(who, dict) or who.get("host") != socket.gethostname():
-        return False  # of other machines the signs of life tell
-    return _started(int(who["pid"])) != who["started"]
+def is_process_dead(process: Any) -> bool:
+    """Return whether a trial's process ran on this machine and has ended; other machines have heartbeats instead."""
+    if not isinstance(process, dict) or process.get("host") != socket.gethostname():
+        return False
+    return _started(int(process["pid"])) != process["started"]
 
 
 def _started(pid: int) -> float | None:
@@ -162,14 +160,14 @@ def _started(pid: int) -> float | None:
         return None
 
 
-def _made_twice(error: Exception) -> bool:
-    """Whether another process was making the same tables."""
+def _created_concurrently(error: Exception) -> bool:
+    """Return whether another process was creating the same tables."""
     return any(
-        words in str(error) for words in ("already exists", "duplicate key", "UNIQUE constraint", "database is locked")
+        text in str(error) for text in ("already exists", "duplicate key", "UNIQUE constraint", "database is locked")
     )
 
 
-def safe(url: str) -> str:
-    """Without the password."""
+def hide_password(url: str) -> str:
+    """Return a URL without its password."""
     head, at, tail = url.rpartition("@")
     return f"{head.rpartition(':')[0]}:…@{tail}" if at and head.count(":") > 1 else url

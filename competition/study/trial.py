@@ -1,160 +1,371 @@
-"""One trial: the words that Optuna draws, one cross-validation run, its objectives."""
+"""A trial of a study: sample overrides with Optuna, cross-validate with them, prune, and measure the objectives."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from competition.config import MaskfoldError
-from competition.config.study import Study
-from competition.data.records import journal_lines
-from competition.study.objectives import measure
-from competition.study.source import Source
-from competition.study.space import suggest
-from competition.study.storage import OWNER, owner
-from competition.study.watch import Pruned, Watch
+import numpy as np
+
+from competition.config.study import StudyConfig
+from competition.errors import MaskfoldError
+from competition.io import read_metrics_lines, write_json
+from competition.metrics.scoring import read_scores
+from competition.runs.run import FoldResult, Run
+from competition.study.space import ExperimentSource, suggest_overrides
+from competition.study.storage import PROCESS_ATTRIBUTE, current_process
+from competition.text import nearest_names
+from competition.training.cross_validate import CvSummary
 
 if TYPE_CHECKING:
     import optuna
 
-    from competition.training.runs import CvRun
 
-REASON = "reason"  # the attribute of a trial that failed or was pruned
-
-
-ABSURD = 1e3  # a training loss beyond which the learning rate is to blame, whatever failed in the end
+# Sampler and pruner
 
 
-class Repeated(Exception):
-    """The sampler drew a trial that is there already; it is given up and counts nowhere."""
+def make_sampler(config: StudyConfig, seed: int, number: int, is_duplicate: bool = False) -> Any:
+    """Return the sampler for one trial.
+
+    Args:
+        config: the `study` section.
+        seed: seed of the experiment.
+        number: number of trials in Optuna; the trial's seed follows from it, so that a resumed study repeats nothing.
+        is_duplicate: whether the previous sample repeated a trial: then the next one is random.
+    """
+    from optuna import samplers
+
+    trial_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    if config.sampler == "random" or is_duplicate:
+        return samplers.RandomSampler(seed=trial_seed)
+    if config.sampler == "gp":
+        return samplers.GPSampler(seed=trial_seed, n_startup_trials=config.startup_trials)
+    return samplers.TPESampler(seed=trial_seed, n_startup_trials=config.startup_trials, multivariate=True, group=True)
 
 
-class Worker:
+def make_pruner(config: StudyConfig) -> Any:
+    """Return the pruner."""
+    from optuna import pruners
+
+    if config.pruner == "wilcoxon":
+        return pruners.WilcoxonPruner(p_threshold=config.p_value, n_startup_steps=8)
+    if config.pruner == "median":
+        return pruners.MedianPruner(n_startup_trials=config.startup_trials)
+    if config.pruner == "hyperband":
+        return pruners.HyperbandPruner()
+    return pruners.NopPruner()
+
+
+# Objectives
+
+TIMED_CASES = 5  # cases whose prediction is timed
+MINIMISED = ("inference_seconds", "minutes", "peak_gib")
+OBJECTIVES = ("score", *MINIMISED)  # and dice_<class>
+
+
+def check_objectives(source: ExperimentSource, config: StudyConfig, classes: list[str]) -> None:
+    """Check that all objectives and constraints have known names.
+
+    Raises:
+        MaskfoldError: status 2; a name is unknown.
+    """
+    known = [*OBJECTIVES, *(f"dice_{name}" for name in classes)]
+    for key, names in (("objectives", config.objectives), ("constraints", config.constraints)):
+        for name in names:
+            if name not in known:
+                similar = nearest_names(name, known)
+                raise MaskfoldError(
+                    f"{source.locate(key)}: study.{key}: found {name}, expected one of {', '.join(known)}.",
+                    f"Did you mean {similar[0]}?" if similar else f"Correct study.{key}.",
+                    status=2,
+                )
+
+
+def objective_directions(config: StudyConfig) -> list[Literal["minimize", "maximize"]]:
+    """Return Optuna's direction of each objective."""
+    return ["minimize" if name in MINIMISED else "maximize" for name in config.objectives]
+
+
+def measure_objectives(run: Run, summary: CvSummary, config: StudyConfig) -> dict[str, float]:
+    """Return each objective and constraint of a finished trial.
+
+    `score` is the competition's metric on the out-of-fold predictions, `dice_<class>` a class's mean Dice, `minutes`
+    the training time of all folds, `peak_gib` the largest memory of a fold, `inference_seconds` the mean time of one
+    network per case.
+
+    Raises:
+        MaskfoldError: the trial has no value of an objective.
+    """
+    values: dict[str, float] = {}
+    for name in dict.fromkeys((*config.objectives, *config.constraints)):
+        value: Any
+        if name == "score":
+            value = summary.score
+        elif name in ("minutes", "peak_gib"):
+            per_fold = [float(fold[name]) for fold in summary.folds]
+            value = sum(per_fold) if name == "minutes" else max(per_fold)
+        elif name == "inference_seconds":
+            value = inference_seconds(run)
+        else:
+            value = summary.dice.get(name.removeprefix("dice_"))
+        if value is None or value != value:
+            raise MaskfoldError(
+                f"The trial has no {name}: there are no predictions, or no case contains the class.",
+                "Look at the run's scores.csv.",
+            )
+        values[name] = float(value)
+    return values
+
+
+def inference_seconds(run: Run) -> float:
+    """Return the mean time in seconds that the first member's network takes per case, including preprocessing."""
+    from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+    from competition.runs.blend import Ensemble
+
+    rows = case_rows(run.cases.iloc[:: max(1, len(run.cases) // TIMED_CASES)].head(TIMED_CASES))
+    predictor = EnsemblePredictor(Ensemble((run,), (1.0,)), rows[0])
+    run_networks, _ = predictor.weighted_runs[0]
+    del run_networks.networks[1:]
+    predictor.probabilities(rows[0])  # warm-up
+    start = time.perf_counter()
+    for row in rows:
+        predictor.probabilities(row)
+    return (time.perf_counter() - start) / len(rows)
+
+
+def summary_without_folds(summary: CvSummary) -> dict[str, Any]:
+    """Return a summary as plain data, without its folds."""
+    return {key: value for key, value in asdict(summary).items() if key != "folds"}
+
+
+# Pruning
+
+POLL_SECONDS = 1.0  # s between two polls
+MAX_EPOCHS = 100_000  # more than a fold's epochs: the steps of fold k begin at k times this number
+
+
+class TrialStopped(Exception):
+    """Raised if the trial is pruned; the message says when."""
+
+
+class PruningCallback:
+    """Callback that is called repeatedly while folds run; raises `TrialStopped` if the trial must stop.
+
+    With `wilcoxon` each validated case is a step, so that the cases of one fold suffice for the paired test; the step
+    is the case's index in the case table, for any order of folds. With `median` and `hyperband` each validation is a
+    step, fold after fold; if folds run in parallel, a later fold is reported after the earlier ones have finished.
+
+    Args:
+        run: the trial's run.
+        trial: Optuna's trial.
+        config: the `study` section.
+    """
+
+    def __init__(self, run: Run, trial: optuna.Trial, config: StudyConfig) -> None:
+        self.run, self.trial, self.config = run, trial, config
+        self.case_index = {case: index for index, case in enumerate(run.cases["id"])}
+        self.fold_of = {
+            self.case_index[str(case)]: int(fold)
+            for case, fold in run.folds[["id", "fold"]].itertuples(index=False)
+            if str(case) in self.case_index
+        }
+        self.reported: set[int] = set()
+        self._last_poll = 0.0
+
+    def __call__(self) -> None:
+        if self.config.pruner == "none" or time.monotonic() - self._last_poll < POLL_SECONDS:
+            return
+        self._last_poll = time.monotonic()
+        self.poll()
+
+    def poll(self) -> None:
+        """Report new scores, and ask the pruner.
+
+        Raises:
+            TrialStopped: the trial must stop.
+        """
+        per_case = self.config.pruner == "wilcoxon"
+        new_scores = self._case_scores() if per_case else self._validation_scores()
+        for step, value in new_scores:
+            self.trial.report(value, step)
+            self.reported.add(step)
+            if not per_case and self.trial.should_prune():
+                raise TrialStopped(f"pruned at fold {step // MAX_EPOCHS}, epoch {step % MAX_EPOCHS}")
+        if new_scores and per_case and self.trial.should_prune():
+            folds = sorted({self.fold_of[index] for index in self.reported})
+            raise TrialStopped(
+                f"pruned after fold {', '.join(map(str, folds))}: on {len(self.reported)} cases it is worse than "
+                f"the best trial (p < {self.config.p_value:g})"
+            )
+
+    def _case_scores(self) -> list[tuple[int, float]]:
+        """Return new (index in the case table, score) of the cases of finished folds."""
+        scores = []
+        for fold, seed in self.run.members():
+            folder = self.run.member_folder(fold, seed)
+            if seed == 0 and FoldResult.read(folder) is not None and (folder / "scores.csv").exists():
+                table = read_scores(folder / "scores.csv")
+                means = table.groupby("id", sort=False)["score"].mean().dropna()
+                scores += [(self.case_index[str(case)], float(value)) for case, value in means.items()]
+        return [(step, score) for step, score in scores if step not in self.reported]
+
+    def _validation_scores(self) -> list[tuple[int, float]]:
+        """Return new (fold-major epoch, score) of validations."""
+        scores: list[tuple[int, float]] = []
+        for order, (fold, seed) in enumerate(self.run.members()):
+            folder = self.run.member_folder(fold, seed)
+            scores += [
+                (order * MAX_EPOCHS + int(line.epoch), line.metrics["val/score"])
+                for line in read_metrics_lines(folder / "metrics.jsonl")
+                if "val/score" in line.metrics
+            ]
+            if FoldResult.read(folder) is None:
+                break
+        return [(step, score) for step, score in scores if step not in self.reported]
+
+
+# Running a trial
+
+REASON_ATTRIBUTE = "reason"  # user attribute of a trial that failed or was pruned
+HIGH_LOSS = 1e3  # above this training loss, the learning rate is the likely cause of any failure
+
+
+class DuplicateTrial(Exception):
+    """Raised if the sampler repeats an existing trial; such a trial does not count (see `is_ignored`)."""
+
+
+class TrialRunner:
     """Optuna's objective.
 
     Args:
         source: the experiment.
-        study: what is searched.
-        folder: of the study.
-        say: takes lines for the user.
+        config: the `study` section.
+        folder: folder of the study.
+        say: receives messages for the user.
     """
 
-    def __init__(self, source: Source, study: Study, folder: Path, say: Callable[[str], None]) -> None:
-        self.source, self.study, self.folder, self.say = source, study, folder, say
-        self.release: Callable[[], None] = lambda: None
-        self.number: int | None = None  # of the trial that runs, or ran last
-        self.repeats = 0  # draws in a row that were trials that are there already
+    def __init__(self, source: ExperimentSource, config: StudyConfig, folder: Path, say: Callable[[str], None]) -> None:
+        self.source, self.config, self.folder, self.say = source, config, folder, say
+        self.release_lock: Callable[[], None] = lambda: None
+        self.number: int | None = None  # of the present or last trial
+        self.duplicates = 0  # consecutive samples that repeated existing trials
 
     def __call__(self, trial: optuna.Trial) -> tuple[float, ...]:
-        """Runs a trial.
+        """Run a trial.
 
         Raises:
-            optuna.TrialPruned: it was stopped.
-            Repeated: another trial with its values runs or has ended.
-            MaskfoldError: it failed; the reason is an attribute of the trial.
+            optuna.TrialPruned: it was pruned.
+            DuplicateTrial: another trial with the same values is running or has ended.
+            MaskfoldError: it failed; the reason becomes an attribute of the trial.
         """
         self.number = trial.number
-        trial.set_user_attr(OWNER, owner())
-        words = suggest(trial, self.study)
-        if (same := _same(trial)) is not None:
-            self.repeats += 1
-            self.say(f"trial {trial.number} would be trial {same} again; another one is drawn")
-            raise Repeated(f"as trial {same}")
-        self.repeats = 0
-        self.release()  # the trial is taken: the next process may take one
+        trial.set_user_attr(PROCESS_ATTRIBUTE, current_process())
+        overrides = suggest_overrides(trial, self.config)
+        if (same := _equal_trial(trial)) is not None:
+            self.duplicates += 1
+            self.say(f"trial {trial.number} would repeat trial {same}; sampling again")
+            raise DuplicateTrial(f"as trial {same}")
+        self.duplicates = 0
+        self.release_lock()  # the trial is reserved, so the next process may sample
         try:
-            return self._run(trial, words)
+            return self._run(trial, overrides)
         except MaskfoldError as error:
-            reason = f"{error}{self._loss(trial)}"
-            trial.set_user_attr(REASON, reason[:2000])
+            reason = f"{error}{self._describe_high_loss(trial)}"
+            trial.set_user_attr(REASON_ATTRIBUTE, reason[:2000])
             self.say(f"trial {trial.number} failed: {reason}")
             raise
 
-    def _run(self, trial: optuna.Trial, words: list[str]) -> tuple[float, ...]:
+    def _run(self, trial: optuna.Trial, overrides: list[str]) -> tuple[float, ...]:
         import optuna
 
-        from competition.tracking.shipper import Shipper
-        from competition.training.cv import prepare_run, run_cv
-        from competition.training.lock import alone
-        from competition.training.runs import open_run
+        from competition.runs.lock import run_lock
+        from competition.tracking.sync import MlflowSync
+        from competition.training.cross_validate import open_run, prepare_run, run_cv
 
-        self.say(f"trial {trial.number}: {' '.join(words)}")
-        trial.set_user_attr("words", words)
-        exp = self.source.load(words)
-        run = open_run(exp, trials_name(self.source, exp.competition.name))
+        self.say(f"trial {trial.number}: {' '.join(overrides)}")
+        trial.set_user_attr("words", overrides)
+        exp = self.source.load(overrides)
+        run = open_run(exp, trial_runs_name(self.source, exp.competition.name))
         trial.set_user_attr("run", str(run.folder))
         run = prepare_run(run, lambda _: None, self.source.trust)
-        watch = Watch(run, trial, self.study)
+        pruning = PruningCallback(run, trial, self.config)
         name = f"trial {trial.number} · {run.folder.name}"
-        with alone(run.folder, say=self.say), Shipper(run.folder, exp, name=name, study=self.folder) as shipper:
+        with run_lock(run.folder, say=self.say), MlflowSync(run.folder, exp, name=name, study=self.folder) as uploads:
             try:
-                summary = run_cv(run, lambda line: self.say(f"  {line}"), self.source.trust, watch)
-                if self.study.pruner == "wilcoxon":
-                    watch.look()  # what the last fold said, for the trials to come
-                found = measure(run, summary, self.study)
-            except Pruned as pruned:
-                trial.set_user_attr(REASON, str(pruned))
-                _stopped(run, str(pruned))
-                shipper.finish("KILLED")
+                summary = run_cv(run, lambda line: self.say(f"  {line}"), self.source.trust, pruning)
+                if self.config.pruner == "wilcoxon":
+                    pruning.poll()  # reports the last fold, with which later trials are compared
+                measured = measure_objectives(run, summary, self.config)
+            except TrialStopped as pruned:
+                trial.set_user_attr(REASON_ATTRIBUTE, str(pruned))
+                _write_stop_reason(run, str(pruned))
+                uploads.set_status("KILLED")
                 self.say(f"trial {trial.number} {pruned}")
                 raise optuna.TrialPruned(str(pruned)) from None
             except MaskfoldError as error:
-                _stopped(run, f"failed: {error}")
+                _write_stop_reason(run, f"failed: {error}")
                 raise
-        for name, bound in self.study.constraints.items():
-            trial.set_constraint(name, found[name] - bound)
-        values = tuple(found[name] for name in self.study.objectives)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        for name, bound in self.config.constraints.items():
+            trial.set_constraint(name, measured[name] - bound)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
         self.say(f"trial {trial.number} complete: {shown}")
-        return values
+        return tuple(measured[name] for name in self.config.objectives)
 
-    def _loss(self, trial: optuna.Trial) -> str:
-        """What the training loss had become, where that says more than the error."""
+    def _describe_high_loss(self, trial: optuna.Trial) -> str:
+        """Return a sentence about the training loss if it was very high, else an empty text."""
         folder = trial.user_attrs.get("run")
-        last = [
+        last_losses = [
             losses[-1]
             for path in (Path(folder).glob("*/metrics.jsonl") if folder else ())
-            if (losses := [line.metrics["train/loss"] for line in journal_lines(path) if "train/loss" in line.metrics])
+            if (
+                losses := [
+                    line.metrics["train/loss"] for line in read_metrics_lines(path) if "train/loss" in line.metrics
+                ]
+            )
         ]
-        worst = max(map(abs, last), default=0.0)
-        return f" The training loss had become {worst:.3g}." if worst > ABSURD else ""
+        highest = max(map(abs, last_losses), default=0.0)
+        return f" The last training loss was {highest:.3g}." if highest > HIGH_LOSS else ""
 
 
-def is_given_up(trial: Any) -> bool:
-    """A trial of a killed process, or a draw of what was there already: it failed without a reason."""
-    return trial.state.name == "FAIL" and REASON not in trial.user_attrs
+def is_ignored(trial: Any) -> bool:
+    """Return whether a trial is to be ignored, because its process was killed or it repeats another trial.
+
+    Such a trial has failed without a reason.
+    """
+    return trial.state.name == "FAIL" and REASON_ATTRIBUTE not in trial.user_attrs
 
 
-def _same(trial: optuna.Trial) -> int | None:
-    """The number of the trial with the same values that runs or has ended."""
+def _equal_trial(trial: optuna.Trial) -> int | None:
+    """Return the number of the trial with the same values that is running or has ended."""
     return next(
         (
             other.number
             for other in trial.study.get_trials(deepcopy=False)
             if other.number != trial.number
             and other.state.name != "WAITING"
-            and not is_given_up(other)
+            and not is_ignored(other)
             and other.params == trial.params
         ),
         None,
     )
 
 
-def _stopped(run: CvRun, reason: str) -> None:
-    """Say in the run's summary, and so in MLflow, why it ended early."""
-    from competition.tracking.identity import read_result
-    from competition.training.checkpoint import write_json
+def _write_stop_reason(run: Run, reason: str) -> None:
+    """Write into the run's summary, which MLflow gets too, why it ended early."""
+    from competition.tracking.store import read_result_json
 
     path = run.folder / "summary.json"
-    write_json(path, {**read_result(path), "metric": run.exp.competition.metric.name, "stopped": reason})
+    write_json(path, {**read_result_json(path), "metric": run.exp.competition.metric.name, "stopped": reason})
 
 
-def trials_name(source: Source, competition: str) -> str:
-    """The name of the runs of an experiment's trials: `submit FILE` shall not take one for the experiment's own."""
+def trial_runs_name(source: ExperimentSource, competition: str) -> str:
+    """Return the name of the trials' runs; it differs from the experiment's, so that `submit FILE` uses no trial."""
     return f"{competition}-{source.file.stem}-trials"
 
 
-def words_of(trial: Any) -> list[str]:
-    """The `key=value` words of a trial that has begun."""
+def trial_overrides(trial: Any) -> list[str]:
+    """Return the `key=value` overrides of a trial that has started."""
     return list(trial.user_attrs.get("words", []))

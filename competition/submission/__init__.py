@@ -1,23 +1,27 @@
-"""From masks to the file that the host's grader accepts, and back.
+"""Write the submission file that the host's grader accepts, and read it back.
 
-from competition.submission import PROFILES, RleFormat, encode, decode, write_submission
-write_submission(masks, PROFILES["tgs-salt"], "salt.csv", sample="sample_submission.csv")
+Example:
+    >>> from competition.submission import PROFILES, write_submission
+    >>> write_submission(masks, PROFILES["tgs-salt"], "salt.csv", sample="sample_submission.csv")  # doctest: +SKIP
 """
 
+from competition.config.profiles import PROFILES, Profile, TrainTable, profile_of
 from competition.rle import RleFormat, decode, encode
-from competition.submission.profiles import PROFILES, Profile, TrainTable, profile_of
-from competition.submission.read import Entry, Sample, read_sample, read_submission
-from competition.submission.validate import Verdict, validate_submission
+from competition.submission.reader import SampleSubmission, SubmissionRow, read_sample, read_submission
+from competition.submission.validate import ValidationReport, validate_submission
 from competition.submission.writer import write_submission
+
+# Names from before version 0.2, for scripts that import them.
+Entry, Sample, Verdict = SubmissionRow, SampleSubmission, ValidationReport
 
 __all__ = [
     "PROFILES",
-    "Entry",
     "Profile",
     "RleFormat",
-    "Sample",
+    "SampleSubmission",
+    "SubmissionRow",
     "TrainTable",
-    "Verdict",
+    "ValidationReport",
     "decode",
     "encode",
     "profile_of",

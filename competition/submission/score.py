@@ -1,4 +1,4 @@
-"""The score of a finished file: its masks are decoded, and compared with the host's solution or the training masks."""
+"""Score a finished file: decode its masks and compare them with the host's solution or the training masks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from competition.config import Competition, MaskfoldError
-from competition.data.table import case_table, load_instances, load_mask
-from competition.scoring.cases import Mask, score_class
-from competition.scoring.instances import Labels, components
-from competition.scoring.summary import bootstrap_interval, class_scores, cv_score
-from competition.submission.file import MaskFile, Places, wider
-from competition.submission.profiles import FORMAT_ONLY, Profile, profile_of
-from competition.submission.writer import on_grid
+from competition.config.competition import Competition
+from competition.config.profiles import FORMAT_ONLY, Profile, profile_of
+from competition.data.cases import case_table
+from competition.data.masks import load_instances, load_mask
+from competition.errors import MaskfoldError
+from competition.metrics.bootstrap import bootstrap_interval, class_scores, cv_score
+from competition.metrics.instances import Labels, connected_components
+from competition.metrics.scoring import Mask, score_class
+from competition.submission.reader import MaskFile, RowIndex, solution_profile
+from competition.submission.writer import resize_to_grid
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,17 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoreCard:
-    """What a file scores.
+    """The score of a submission file.
 
     Attributes:
-        metric: the competition's.
-        score: over all cases; nan where nothing was scored.
-        low: lower end of the 95 % bootstrap interval over cases (of training cases: over groups, where there are
-            groups); nan for fewer than two.
+        metric: name of the competition's metric.
+        score: over all cases; nan if no case has a score.
+        low: lower end of the 95 % bootstrap interval over cases (over groups for training cases with groups); nan for
+            fewer than two.
         high: upper end of it.
         classes: the metric of each class; nan for a class that no case has.
-        dice: mean Dice of each class over the cases that have it in truth or file; nan likewise.
-        cases: how many.
+        dice: mean Dice of each class over the cases that have it in truth or file; nan if there is none.
+        cases: number of cases.
         table: a row per case and class: id, class, score, dice, iou, tp, fp, fn.
     """
 
@@ -50,103 +52,107 @@ class ScoreCard:
 
 
 def score_submission(path: str | Path, comp: Competition, solution: str | Path | None = None) -> ScoreCard:
-    """Scores a submission file with the competition's metric, one case in memory at a time.
+    """Score a submission file with the competition's metric, one case in memory at a time.
 
-    Rows may stand in any order. A case that is in the file must be there whole, with all its classes and slices. Volumes
-    are put together from rows of slices. Rows of one object each are the objects, as long as they are not slices: of
-    those, connected components of the volume.
+    Rows may be in any order. Each case in the file must be complete, with all its classes and slices. Volumes are
+    assembled from rows of slices. With one row per object, rows are the objects; if they are slices, objects are the
+    connected components of the volume.
 
     Args:
         path: the CSV.
         comp: the competition.
-        solution: the truth of the test cases, a CSV like the submission's; further columns are passed over. It is looked
-            for in the working folder, then in the competition's. None: the file holds training cases, predicted out of
-            fold, and the truth is their masks.
+        solution: the truth of the test cases, a CSV in the submission's format; additional columns are ignored. A
+            relative path is looked up in the working folder, then in the competition's. None: the file contains
+            out-of-fold predictions of training cases, and the truth is their masks.
 
     Returns:
         The score, its interval, and the rows behind it.
 
     Raises:
-        MaskfoldError: the file, or the solution, is not sound (with its line), or they are not of the same cases; status
-            2 where there is no metric or no image to score with.
+        MaskfoldError: the file or the solution is invalid (names the line), or their cases differ; status 2 if there is
+            no metric or no image to score with.
     """
     path, profile = Path(path), profile_of(comp)
-    _refuse_profile(comp, profile)
+    _check_profile(comp, profile)
     table = case_table(comp, "train" if solution is None else "test")
-    places = Places.of(table, profile, "training" if solution is None else "test")
-    written = MaskFile.read(path, profile, places, strict=True)
+    index = RowIndex.from_table(table, profile, "training" if solution is None else "test")
+    submission = MaskFile.read(path, profile, index, strict=True)
     truth = None
     if solution is not None:
         solution = Path(solution) if Path(solution).exists() else Path(comp.root) / solution
-        truth = MaskFile.read(solution, wider(solution, profile), places, strict=False)
-        _refuse_other_cases(written, truth)
-    lines = [
-        {"id": row.id, **line}
-        for row in places.rows.values()
-        if row.id in written.cells
-        for line in _score(row, written, truth, comp)
+        truth = MaskFile.read(solution, solution_profile(solution, profile), index, strict=False)
+        _check_same_cases(submission, truth)
+    scores = [
+        {"id": row.id, **score}
+        for row in index.rows.values()
+        if row.id in submission.rows
+        for score in _score(row, submission, truth, comp)
     ]
     groups = dict(zip(table["id"], table["group"], strict=True)) if comp.group and truth is None else None
-    return _card(lines, comp, groups)
+    return _score_card(scores, comp, groups)
 
 
-def _score(row: Any, written: MaskFile, solution: MaskFile | None, comp: Competition) -> list[dict[str, Any]]:
-    """The rows of one case, class by class."""
-    grid = written.layout.grid
+def _score(row: Any, submission: MaskFile, solution: MaskFile | None, comp: Competition) -> list[dict[str, Any]]:
+    """Return the score rows of one case, one per class."""
+    grid = submission.layout.grid
     shape = grid or tuple(json.loads(row.shape))
-    truth = _trained(row, comp, written.layout) if solution is None else _solved(row, solution, shape, comp)
-    spacing = json.loads(row.spacing) if grid is None else None  # the mm of the host's own grid are not known
+    truth = (
+        _truth_from_masks(row, comp, submission.layout)
+        if solution is None
+        else _truth_from_solution(row, solution, shape, comp)
+    )
+    spacing = json.loads(row.spacing) if grid is None else None  # the spacing of the host's own grid is unknown
     rows = []
     for index, name in enumerate(comp.classes):
-        mask, objects = written.layer(row.id, name, shape)
-        if objects is not None and comp.ignore is not None and _connected(mask, objects):
-            objects = None  # as in cross-validation: pixels that count nowhere may cut a component in two
+        mask, objects = submission.class_mask(row.id, name, shape)
+        if objects is not None and comp.ignore is not None and _are_components(mask, objects):
+            objects = None  # as in cross-validation: ignored pixels may cut a component in two
         rows.append(score_class(mask, truth.masks, truth.comp, index, spacing, truth.objects[index], objects))
     return rows
 
 
-def _connected(mask: Mask, objects: Labels) -> bool:
-    """Whether the objects are just the connected components of their mask."""
-    found = components(mask)
-    pairs = np.unique(found[mask].astype(np.int64) * (int(objects.max(initial=0)) + 1) + objects[mask])
-    return len(pairs) == int(found.max(initial=0)) == len(np.unique(objects[mask]))
+def _are_components(mask: Mask, objects: Labels) -> bool:
+    """Return whether the objects are exactly the connected components of their mask."""
+    connected = connected_components(mask)
+    pairs = np.unique(connected[mask].astype(np.int64) * (int(objects.max(initial=0)) + 1) + objects[mask])
+    return len(pairs) == int(connected.max(initial=0)) == len(np.unique(objects[mask]))
 
 
 class _Truth(NamedTuple):
-    """The truth of a case: (M, *spatial) uint8, objects (*spatial) of each class or None, and how to read them."""
+    """The truth of a case: masks (M, *spatial) uint8, objects (*spatial) of each class or None, and the competition."""
 
     masks: np.ndarray[Any, Any]
     objects: list[Labels | None]
     comp: Competition
 
 
-def _trained(row: Any, comp: Competition, profile: Profile) -> _Truth:
-    """The training masks, exactly as cross-validation looks at them; on the host's grid, objects are components."""
+def _truth_from_masks(row: Any, comp: Competition, profile: Profile) -> _Truth:
+    """Return the training masks as in cross-validation; on the host's own grid, objects are connected components."""
     masks = load_mask(comp, row)
     if profile.grid is not None:
-        small = np.zeros((len(masks), *profile.grid), np.uint8)
-        for channel, whole in zip(small, masks, strict=True):
-            for value in np.unique(whole[whole != 0]):  # rising, so that 255, ignored, is last
-                channel[on_grid(whole == value, profile)] = value
-        masks = small
+        resized = np.zeros((len(masks), *profile.grid), np.uint8)
+        for target, mask in zip(resized, masks, strict=True):
+            for value in np.unique(mask[mask != 0]):  # ascending, so that 255 (ignore) overwrites
+                target[resize_to_grid(mask == value, profile)] = value
+        masks = resized
     objects = load_instances(comp, row) if comp.instances and profile.grid is None else None
     return _Truth(masks, [objects] * len(comp.classes), comp)
 
 
-def _solved(row: Any, solution: MaskFile, shape: tuple[int, ...], comp: Competition) -> _Truth:
-    """The rows of a solution; a host's classes may overlap, whatever the YAML says of the network's."""
+def _truth_from_solution(row: Any, solution: MaskFile, shape: tuple[int, ...], comp: Competition) -> _Truth:
+    """Return the masks of a solution; its classes may overlap, whatever `labels` in the YAML is."""
     masks = np.zeros((len(comp.classes), *shape), np.uint8)
     objects: list[Labels | None] = []
     for index, name in enumerate(comp.classes):
-        masks[index], found = solution.layer(row.id, name, shape)
-        objects.append(found)
+        masks[index], class_objects = solution.class_mask(row.id, name, shape)
+        objects.append(class_objects)
     return _Truth(masks, objects, comp.model_copy(update={"labels": "overlapping"}))
 
 
-def _card(lines: list[dict[str, Any]], comp: Competition, groups: Mapping[str, str] | None) -> ScoreCard:
+def _score_card(scores: list[dict[str, Any]], comp: Competition, groups: Mapping[str, str] | None) -> ScoreCard:
     import pandas as pd
 
-    table = pd.DataFrame(lines)
+    table = pd.DataFrame(scores)
     low, high = bootstrap_interval(table, comp.metric, groups=groups)
     means = table.groupby("class")["dice"].mean()
     return ScoreCard(
@@ -161,33 +167,37 @@ def _card(lines: list[dict[str, Any]], comp: Competition, groups: Mapping[str, s
     )
 
 
-def _refuse_profile(comp: Competition, profile: Profile) -> None:
-    """Raises `MaskfoldError` (status 2) for files that cannot be scored."""
+def _check_profile(comp: Competition, profile: Profile) -> None:
+    """Check that files of the competition can be scored.
+
+    Raises:
+        MaskfoldError: status 2; they cannot.
+    """
     if comp.submission.profile is not None and profile.metric == FORMAT_ONLY and "metric" not in comp.model_fields_set:
         raise MaskfoldError(
-            f"The profile {profile.name} is format only: its host's metric cannot be computed here.",
-            "Name another metric in the competition's YAML, e.g. `metric: {name: dice}`, to score by it.",
+            f"The metric of profile {profile.name} is not available (format only).",
+            "Set another metric in competition.yaml, e.g. `metric: {name: dice}`.",
             status=2,
         )
-    if len(comp.classes) > 1 and not profile.classed:
+    if len(comp.classes) > 1 and not profile.rows_have_class:
         raise MaskfoldError(
-            f"A file of {profile.name} does not say of which class a mask is, and there are "
+            f"Class column of {profile.name}: found none, expected one, because competition.classes has "
             f"{len(comp.classes)} classes.",
-            "Set submission.columns.class, or one competition.classes.",
+            "Set submission.columns.class, or reduce competition.classes to one class.",
             status=2,
         )
 
 
-def _refuse_other_cases(written: MaskFile, solution: MaskFile) -> None:
-    """Raises `MaskfoldError` where a file and its solution are not of the same cases."""
-    for one, other, cure in (
-        (solution, written, "Predict every case, with an empty mask where nothing is found."),
-        (written, solution, "Remove the row, or name the solution of these cases."),
+def _check_same_cases(submission: MaskFile, solution: MaskFile) -> None:
+    """Check that a file and its solution have the same cases."""
+    for file, other, hint in (
+        (solution, submission, "Predict every case, with an empty mask if nothing is found."),
+        (submission, solution, "Remove the row, or name the solution of these cases."),
     ):
-        missing = [case_id for case_id in one.cells if case_id not in other.cells]
+        missing = [case_id for case_id in file.rows if case_id not in other.rows]
         if missing:
             more = f" (and {len(missing) - 1} more cases)" if len(missing) > 1 else ""
+            line = file.first_line(missing[0])
             raise MaskfoldError(
-                f"{one.path}, line {one.first_line(missing[0])}: the id {missing[0]} has no row in {other.path}{more}.",
-                cure,
+                f"{file.path}, line {line}: the id {missing[0]} has no row in {other.path}{more}.", hint
             )

@@ -1,4 +1,4 @@
-"""From runs to the host's file: fit, expect, predict, write, and say what was done."""
+"""Write a submission from finished runs: fit on OOF predictions, estimate the score, predict, write the CSV."""
 
 from __future__ import annotations
 
@@ -11,169 +11,178 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from competition.config import MaskfoldError
-from competition.data.files import temporary, writable
-from competition.data.skipped import told
-from competition.data.table import case_table, load_image
-from competition.scoring.summary import cv_score
-from competition.submission.blend import Blend, check_same
-from competition.submission.ensemble import Fitted, fit_weights
-from competition.submission.expected import Expected, expect, groups_of
-from competition.submission.members import Checkpoint, Ensemble
-from competition.submission.postprocess import postprocess
+from competition.data.cases import case_table
+from competition.data.patterns import warn_skipped
+from competition.data.readers import load_image
+from competition.ensembling.ensemble import Checkpoint, EnsemblePredictor
+from competition.ensembling.expected import ExpectedScore, case_groups, estimate_score
+from competition.ensembling.weights import FittedWeights, fit_weights
+from competition.errors import MaskfoldError
+from competition.io import ensure_writable, make_temporary_path, write_json, write_table
+from competition.metrics.bootstrap import cv_score
+from competition.postprocessing.pipeline import postprocess
+from competition.runs.blend import Ensemble, check_same_competition
+from competition.runs.find import list_finished_members
+from competition.runs.run import Run
 from competition.submission.testset import TestSet
-from competition.submission.validate import Verdict
-from competition.submission.writer import Masked, write_submission
-from competition.training.checkpoint import write_json, write_table
-from competition.training.find import finished
-from competition.training.runs import CvRun
+from competition.submission.validate import ValidationReport
+from competition.submission.writer import MaskItem, write_submission
 
-FOLDER = Path("submissions")
-Say = Callable[[str], None]
+SUBMISSIONS_FOLDER = Path("submissions")
+LogFunction = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """A submission that was written.
+class SubmissionResult:
+    """A written submission.
 
     Attributes:
-        path: the CSV. note: the JSON beside it.
-        verdict: of the validator.
-        blend: the runs with the weights used.
-        expected: the score to expect; None where nothing was predicted out of fold (a fit on all cases alone).
+        path: the CSV.
+        summary_path: the JSON next to it.
+        validation: the validator's report.
+        ensemble: the runs and the weights used.
+        expected: the expected score; None without out-of-fold predictions (a fit on all cases only).
     """
 
     path: Path
-    note: Path
-    verdict: Verdict
-    blend: Blend
-    expected: Expected | None
+    summary_path: Path
+    validation: ValidationReport
+    ensemble: Ensemble
+    expected: ExpectedScore | None
 
 
 def submit(
-    runs: Sequence[CvRun],
+    runs: Sequence[Run],
     weights: Sequence[float] | str | None = None,
     output: Path | None = None,
     trust: tuple[str, ...] = (),
-    say: Say = lambda _: None,
+    say: LogFunction = lambda _: None,
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
-) -> Submitted:
-    """Predicts the test cases with every fold of every run and writes the host's file.
+) -> SubmissionResult:
+    """Predict the test cases with every fold of every run and write the host's file.
 
     Args:
         runs: finished runs of one competition.
-        weights: of the runs; `auto` fits them out of fold; None: equal.
+        weights: weight of each run; `auto` fits them on out-of-fold predictions; None: equal.
         output: the CSV; None: `submissions/<competition>/<experiment>-<run>.csv`.
-        trust: packages besides the known ones that `target` may name.
-        say: takes lines for the user.
-        progress: wraps the cases as they are predicted, given their number.
+        trust: additional packages that `target` may name.
+        say: receives messages for the user.
+        progress: wraps the cases while they are predicted; receives the iterator and the number of cases.
 
     Returns:
-        What was written.
+        The written submission.
 
     Raises:
-        MaskfoldError: something does not fit, most of it told before any long work; no CSV is left behind.
+        MaskfoldError: an input is missing, damaged or inconsistent; most checks run before prediction starts. No CSV
+            is left behind.
     """
-    check_same(runs)
-    blend = Blend(tuple(runs), plain_weights(weights, len(runs)))
-    comp = blend.comp
-    tests = TestSet.of(comp, told(case_table(comp, "test")))
-    path = output or FOLDER / comp.name / f"{_name(runs, weights)}.csv"
-    _refuse_overwrite(path)
-    _read_all(tests)
-    ensemble = Ensemble(blend, tests.rows[0], trust)
+    check_same_competition(runs)
+    ensemble = Ensemble(tuple(runs), normalize_weights(weights, len(runs)))
+    comp = ensemble.comp
+    tests = TestSet.from_table(comp, warn_skipped(case_table(comp, "test")))
+    path = output or SUBMISSIONS_FOLDER / comp.name / f"{_name(runs, weights)}.csv"
+    _check_output(path)
+    _check_images_readable(tests)
+    predictor = EnsemblePredictor(ensemble, tests.rows[0], trust)
     say(
-        f"{sum(map(len, ensemble.checkpoints.values()))} networks of {len(runs)} "
+        f"{sum(map(len, predictor.checkpoints.values()))} networks of {len(runs)} "
         f"run{'s' * (len(runs) > 1)}, {len(tests)} test cases"
     )
     for run in runs:
-        if missing := [member for member in run.members() if member not in finished(run)]:
+        if missing := [member for member in run.members() if member not in list_finished_members(run)]:
             say(
-                f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished; the others predict"
+                f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished; "
+                "only the finished ones predict"
             )
-    blend, fitted, expected = settle(blend, weights, len(tests), say)
+    ensemble, fitted, expected = fit_on_oof(ensemble, weights, len(tests), say)
     if fitted is not None:
-        ensemble = Ensemble(blend, tests.rows[0], trust)
+        predictor = EnsemblePredictor(ensemble, tests.rows[0], trust)
     settings = expected.settings if expected is not None else runs[0].exp.postprocess
 
-    def masks() -> Iterator[Masked]:
+    def masks() -> Iterator[MaskItem]:
         for row in progress(iter(tests.rows), len(tests)):
-            probabilities, gate = ensemble.predict(row)
-            outcome = postprocess(probabilities, comp, settings, row, gate)
-            shown = probabilities[len(probabilities) - len(comp.classes) :] if tests.profile.confidence else None
-            yield from tests.masks(row, outcome, shown)
+            probabilities, presence = predictor.predict(row)
+            prediction = postprocess(probabilities, comp, settings, row, presence)
+            confidence = probabilities[len(probabilities) - len(comp.classes) :] if tests.profile.confidence else None
+            yield from tests.masks(row, prediction, confidence)
 
-    note, staged = path.with_suffix(".json"), temporary(path)
+    summary_path, staged = path.with_suffix(".json"), make_temporary_path(path)
     try:
-        verdict = replace(write_submission(masks(), tests.profile, staged, sample=tests.sample), path=path)
-        write_json(note, summary(path.name, staged, blend, ensemble.checkpoints, expected, fitted, verdict))
+        validation = replace(write_submission(masks(), tests.profile, staged, sample=tests.sample), path=path)
+        content = submission_summary(path.name, staged, ensemble, predictor.checkpoints, expected, fitted, validation)
+        write_json(summary_path, content)
         if expected is not None:
-            write_table(expected.rows, scores_beside(path))
-        os.replace(staged, path)  # last, so that no CSV is there without its JSON
+            write_table(expected.rows, scores_path(path))
+        os.replace(staged, path)  # last, so that a CSV never exists without its JSON
     finally:
         staged.unlink(missing_ok=True)
-    return Submitted(path, note, verdict, blend, expected)
+    return SubmissionResult(path, summary_path, validation, ensemble, expected)
 
 
-def settle(
-    blend: Blend, weights: Sequence[float] | str | None, test_cases: int, say: Say
-) -> tuple[Blend, Fitted | None, Expected | None]:
-    """All that is learnt from the out-of-fold predictions: weights where they are `auto`, steps, and the score to expect.
+def fit_on_oof(
+    ensemble: Ensemble, weights: Sequence[float] | str | None, test_cases: int, say: LogFunction
+) -> tuple[Ensemble, FittedWeights | None, ExpectedScore | None]:
+    """Fit ensemble weights (if `auto`) and post-processing on OOF predictions, and estimate the test score.
 
     Returns:
-        The blend with its weights; how they were found; the expectation, None where nothing was predicted out of fold.
+        The ensemble with its weights; the fitted weights; the expected score, None without out-of-fold predictions.
     """
-    runs, fitted = blend.runs, None
+    runs, fitted = ensemble.runs, None
     if weights == "auto" and len(runs) > 1:
-        fitted = fit_weights(blend, runs[0].exp.seeds[0], groups_of(blend), say)
-        for line in fitted.lines([run.folder.name for run in runs]):
+        fitted = fit_weights(ensemble, runs[0].exp.seeds[0], case_groups(ensemble), say)
+        for line in fitted.report_lines([run.folder.name for run in runs]):
             say(line)
-        blend = replace(blend, weights=fitted.weights, by_fold=fitted.by_fold)
-    expected = expect(blend, test_cases, say) if _predicted(blend) else None
-    if expected is not None and expected.tuned is not None:
-        for line in expected.tuned.lines():
+        ensemble = replace(ensemble, weights=fitted.weights, fold_weights=fitted.fold_weights)
+    expected = estimate_score(ensemble, test_cases, say) if _has_oof_predictions(ensemble) else None
+    if expected is not None and expected.tuning is not None:
+        for line in expected.tuning.report_lines():
             say(line)
-    return blend, fitted, expected
+    return ensemble, fitted, expected
 
 
-def summary(
+def submission_summary(
     name: str,
     path: Path,
-    blend: Blend,
-    found: dict[str, list[Checkpoint]],
-    expected: Expected | None,
-    fitted: Fitted | None,
-    verdict: Verdict,
+    ensemble: Ensemble,
+    checkpoints: dict[str, list[Checkpoint]],
+    expected: ExpectedScore | None,
+    fitted: FittedWeights | None,
+    validation: ValidationReport,
 ) -> dict[str, Any]:
-    """What the JSON beside a CSV says."""
-    runs = [
+    """Return the content of the JSON next to a CSV."""
+    run_entries = [
         {
             "run": str(run.folder),
             "experiment": run.name,
             "hash": run.folder.name,
             "weight": weight,
             "checkpoints": [
-                {"file": str(one.path), "fold": one.fold, "seed": one.seed, "sha256": one.sha256}
-                for one in found[str(run.folder)]
+                {
+                    "file": str(checkpoint.path),
+                    "fold": checkpoint.fold,
+                    "seed": checkpoint.seed,
+                    "sha256": checkpoint.sha256,
+                }
+                for checkpoint in checkpoints[str(run.folder)]
             ],
         }
-        for run, weight in zip(blend.runs, blend.weights, strict=True)
+        for run, weight in zip(ensemble.runs, ensemble.weights, strict=True)
     ]
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
-        "competition": blend.comp.name,
+        "competition": ensemble.comp.name,
         "file": name,
         "sha256": digest,
-        "rows": verdict.rows,
-        "empty_rows": verdict.empty,
-        "runs": runs,
+        "rows": validation.rows,
+        "empty_rows": validation.empty,
+        "runs": run_entries,
         "expected": None if expected is None else _expectation(expected),
         "postprocess": None if expected is None else expected.settings.model_dump(),
         "weights": None
         if fitted is None
         else {
-            "found": list(fitted.found),
+            "found": list(fitted.best_weights),
             "single": list(fitted.single),
             "equal": fitted.equal,
             "best": fitted.best,
@@ -183,8 +192,8 @@ def summary(
     }
 
 
-def _expectation(expected: Expected) -> dict[str, Any]:
-    tuned = expected.tuned
+def _expectation(expected: ExpectedScore) -> dict[str, Any]:
+    tuning = expected.tuning
     return {
         "metric": expected.metric,
         "score": expected.score,
@@ -194,74 +203,76 @@ def _expectation(expected: Expected) -> dict[str, Any]:
         "out_of_fold_cases": expected.cases,
         "test_cases": expected.test_cases,
         "tuning": None
-        if tuned is None
+        if tuning is None
         else {
-            "before": tuned.before,
-            "after": tuned.after,
-            "nested": tuned.nested,
-            "gain": _gain(tuned.gain),
-            "kept": tuned.kept,
-            **({} if tuned.gate is None else {"gate": _gain(tuned.gate)}),
-            "found": {name: [step.model_dump() for step in steps] for name, steps in tuned.found.items()},
+            "before": tuning.before,
+            "after": tuning.after,
+            "nested": tuning.nested,
+            "gain": _gain(tuning.gain),
+            "kept": tuning.kept,
+            **({} if tuning.presence_gain is None else {"gate": _gain(tuning.presence_gain)}),
+            "found": {name: [step.model_dump() for step in steps] for name, steps in tuning.best_steps.items()},
         },
     }
 
 
-def write_out_of_fold(run: CvRun, path: Path) -> tuple[Verdict, float]:
-    """Writes a run's out-of-fold masks through the host's format, so that `maskfold score` can check the CV score.
+def write_oof_submission(run: Run, path: Path) -> tuple[ValidationReport, float]:
+    """Write a run's out-of-fold masks in the host's format, so that `maskfold score` can check the CV score.
 
     Args:
-        run: the run; its masks are argmax, or 0.5 where classes overlap, or what `postprocess.steps` makes.
+        run: the run. Masks are argmax (0.5 where classes overlap), or the result of `postprocess.steps`.
         path: the CSV.
 
     Returns:
-        The validator's verdict, and the score of the masks.
+        The validation report and the score of the masks.
     """
-    blend = Blend((run,), (1.0,))
+    ensemble = Ensemble((run,), (1.0,))
     settings = run.exp.postprocess
-    with_rows = expect(_untuned(blend), 1)
-    kept = blend.out_of_fold()
-    shared = kept.fold_of()
-    tests = TestSet.of(blend.comp, run.cases[run.cases["id"].isin(shared.keys())], with_sample=False)
+    scores = estimate_score(_without_tuning(ensemble), 1)
+    oof = ensemble.out_of_fold()
+    shared = oof.fold_of()
+    tests = TestSet.from_table(ensemble.comp, run.cases[run.cases["id"].isin(shared.keys())], with_sample=False)
 
-    def masks() -> Iterator[Masked]:
+    def masks() -> Iterator[MaskItem]:
         for row in tests.rows:
-            probabilities = kept.read(row.id)
-            outcome = postprocess(probabilities, blend.comp, settings, row, kept.gate(row.id))
-            yield from tests.masks(row, outcome)
+            probabilities = oof.read(row.id)
+            prediction = postprocess(probabilities, ensemble.comp, settings, row, oof.presence(row.id))
+            yield from tests.masks(row, prediction)
 
-    return write_submission(masks(), tests.profile, path), cv_score(with_rows.rows, blend.comp.metric)
+    return write_submission(masks(), tests.profile, path), cv_score(scores.rows, ensemble.comp.metric)
 
 
-def _untuned(blend: Blend) -> Blend:
-    run = blend.runs[0]
+def _without_tuning(ensemble: Ensemble) -> Ensemble:
+    run = ensemble.runs[0]
     exp = run.exp.model_copy(update={"postprocess": run.exp.postprocess.model_copy(update={"tune": False})})
-    return replace(blend, runs=(replace(run, exp=exp),))
+    return replace(ensemble, runs=(replace(run, exp=exp),))
 
 
-def plain_weights(weights: Sequence[float] | str | None, count: int) -> tuple[float, ...]:
-    """Weights whose sum is 1; equal ones where they are still to be fitted.
+def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tuple[float, ...]:
+    """Return weights that sum to 1; equal weights if they are still to be fitted.
 
     Raises:
-        MaskfoldError: status 2; they are not one for each run, or cannot be used.
+        MaskfoldError: status 2; the number of weights differs from `count`, or a weight is invalid.
     """
     if weights is None or isinstance(weights, str):
         return tuple([1 / count] * count)
     if len(weights) != count:
         raise MaskfoldError(
-            f"--weights has {len(weights)} numbers for {count} runs.", "Give one for each run, or `auto`.", status=2
+            f"--weights: found {len(weights)} numbers, expected {count} (one per run).",
+            "Give one weight per run, or `auto`.",
+            status=2,
         )
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) <= 0:
         raise MaskfoldError(
-            f"--weights {', '.join(map(str, weights))} cannot be used.",
-            "Give numbers from 0 on, not all of them 0.",
+            f"--weights: found {', '.join(map(str, weights))}, expected non-negative numbers with a sum above 0.",
+            "Correct --weights, or use `auto`.",
             status=2,
         )
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def _name(runs: Sequence[CvRun], weights: Sequence[float] | str | None) -> str:
-    """`unet2d-15ba66a88b85`, or `blend-` and a hash of the runs and the weights asked for."""
+def _name(runs: Sequence[Run], weights: Sequence[float] | str | None) -> str:
+    """Return `unet2d-15ba66a88b85` for one run, or `blend-` and a hash of the runs and the requested weights."""
     if len(runs) == 1:
         experiment = runs[0].name.removeprefix(f"{runs[0].exp.competition.name}-")
         return f"{experiment}-{runs[0].folder.name}"
@@ -269,35 +280,35 @@ def _name(runs: Sequence[CvRun], weights: Sequence[float] | str | None) -> str:
     return f"blend-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _refuse_overwrite(path: Path) -> None:
+def _check_output(path: Path) -> None:
     if path.is_dir() or path.suffix != ".csv":
-        raise MaskfoldError(f"{path} is not the name of a CSV.", "Give -o a name that ends in .csv.", status=2)
-    writable(path.parent)
+        raise MaskfoldError(f"Output file: found {path}, expected a name that ends in .csv.", "Change -o.", status=2)
+    ensure_writable(path.parent)
 
 
-def _read_all(tests: TestSet) -> None:
-    """Reads every test image once: cheap beside inference, and a damaged one is told before hours go by.
+def _check_images_readable(tests: TestSet) -> None:
+    """Read every test image once, so that a damaged file is reported before the long prediction.
 
     Raises:
-        MaskfoldError: naming the case.
+        MaskfoldError: an image cannot be read.
     """
     for row in tests.rows:
         try:
             load_image(tests.comp, row)
         except MaskfoldError as error:
             raise MaskfoldError(
-                f"The test case {row.id} cannot be read: {error.wrong}",
-                "Copy the file again; the host wants a row for every test case.",
+                f"Cannot read the test case {row.id}: {error.wrong}",
+                "Copy the file again; the host requires a row for every test case.",
             ) from error
 
 
-def scores_beside(path: Path) -> Path:
-    """The out-of-fold scores by case and class that a CSV's expected score is of: `x.scores.csv`, beside `x.csv`."""
+def scores_path(path: Path) -> Path:
+    """Return the path of the out-of-fold scores by case and class: `x.scores.csv` next to `x.csv`."""
     return path.with_suffix(".scores.csv")
 
 
-def _predicted(blend: Blend) -> bool:
-    return bool(blend.out_of_fold().fold_of())
+def _has_oof_predictions(ensemble: Ensemble) -> bool:
+    return bool(ensemble.out_of_fold().fold_of())
 
 
 def _gain(gain: Any) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""The test cases under the names that the host's file uses."""
+"""Map test cases to the row ids of the host's file."""
 
 from __future__ import annotations
 
@@ -11,126 +11,128 @@ from typing import Any
 import numpy as np
 
 from competition.config.competition import Competition
-from competition.config.errors import MaskfoldError
-from competition.data.sources import Slice, slice_names
-from competition.submission.members import plain_rows, slices_of
-from competition.submission.postprocess import Outcome
-from competition.submission.profiles import Profile, profile_of
-from competition.submission.read import Names, Sample, read_sample, said
-from competition.submission.writer import Masked
+from competition.config.profiles import Profile, profile_of
+from competition.data.patterns import SliceFile, slice_aliases
+from competition.ensembling.ensemble import case_rows, list_slices
+from competition.errors import MaskfoldError
+from competition.postprocessing.pipeline import CasePrediction
+from competition.submission.reader import IdLookup, SampleSubmission, format_key, read_sample
+from competition.submission.writer import MaskItem
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """What is to be predicted, and how it is written.
+    """The test cases and the format of the submission.
 
     Attributes:
         comp: the competition.
         rows: rows of the case table.
-        profile: what the file looks like.
-        sample: the host's sample; None where there is none.
-        names: of each case: one name, or one for each slice.
+        profile: the file format.
+        sample: the host's sample; None if there is none.
+        names: row ids of each case: one, or one per slice.
     """
 
-    __test__ = False  # pytest: not a test
+    __test__ = False  # pytest collects classes named Test…, and this is not a test
 
     comp: Competition
     rows: list[Any]
     profile: Profile
-    sample: Sample | None
+    sample: SampleSubmission | None
     names: dict[str, list[str]]
 
     @classmethod
-    def of(cls, comp: Competition, table: Any, with_sample: bool = True) -> TestSet:
-        """The set of a case table, checked against the host's sample.
+    def from_table(cls, comp: Competition, table: Any, with_sample: bool = True) -> TestSet:
+        """Return the test set of a case table, checked against the host's sample.
 
         Raises:
-            MaskfoldError: the sample asks for a case without an image, or leaves one out.
+            MaskfoldError: the sample requires a case without an image, or omits one.
         """
-        profile, rows = profile_of(comp), plain_rows(table)
+        profile, rows = profile_of(comp), case_rows(table)
         sample = None
         if comp.submission.sample is not None and with_sample:
             sample = read_sample(Path(comp.root) / comp.submission.sample, profile)
             profile = sample.profile
-        names = {row.id: names_of(row, profile, sample) for row in rows}
+        names = {row.id: row_names(row, profile, sample) for row in rows}
         if sample is not None:
-            sample.check([name for several in names.values() for name in several])
+            sample.check_ids([name for case_names in names.values() for name in case_names])
             _check_classes(sample, profile)
         return cls(comp, rows, profile, sample, names)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def masks(self, row: Any, outcome: Outcome, confidence: np.ndarray[Any, Any] | None = None) -> Iterator[Masked]:
-        """What the writer wants of one case.
+    def masks(
+        self, row: Any, prediction: CasePrediction, confidence: np.ndarray[Any, Any] | None = None
+    ) -> Iterator[MaskItem]:
+        """Yield the masks of one case for the writer.
 
         Args:
             row: the case.
-            outcome: its masks.
-            confidence: (K, *spatial) probabilities, where the file has a confidence for each object.
+            prediction: its masks.
+            confidence: (K, *spatial) probabilities, if the file has a confidence for each object.
         """
         names = self.names[row.id]
         for index, cls in enumerate(self.comp.classes):
-            if not self.profile.many:
-                for name, mask in self._pieces(names, outcome.masks[index]):
+            if not self.profile.several_masks:
+                for name, mask in self._split_slices(names, prediction.masks[index]):
                     yield name, cls, mask
                 continue
-            for one in outcome.of(index):
-                for name, mask in self._pieces(names, one):
+            for object_mask in prediction.object_masks(index):
+                for name, mask in self._split_slices(names, object_mask):
                     if mask.any() and confidence is not None and self.profile.confidence:
-                        yield name, cls, mask, float(np.mean(confidence[index][one], dtype=np.float64))
+                        yield name, cls, mask, float(np.mean(confidence[index][object_mask], dtype=np.float64))
                     elif mask.any():
                         yield name, cls, mask
-            for name, mask in self._pieces(names, np.zeros_like(outcome.masks[index])):
-                yield name, cls, mask  # nothing of it is written, but the case is known to have been predicted
+            for name, mask in self._split_slices(names, np.zeros_like(prediction.masks[index])):
+                yield name, cls, mask  # adds nothing to the file, but marks the case as predicted
 
-    def _pieces(self, names: list[str], mask: np.ndarray[Any, Any]) -> Iterable[tuple[str, np.ndarray[Any, Any]]]:
+    def _split_slices(self, names: list[str], mask: np.ndarray[Any, Any]) -> Iterable[tuple[str, np.ndarray[Any, Any]]]:
         if len(names) == 1 and mask.ndim == self.comp.dimensions and not self._sliced(mask, names):
             return [(names[0], mask)]
-        return [(name, mask[..., place]) for place, name in enumerate(names)]
+        return [(name, mask[..., z]) for z, name in enumerate(names)]
 
     def _sliced(self, mask: np.ndarray[Any, Any], names: list[str]) -> bool:
         return self.profile.rows == "slice_class" and mask.ndim == 3
 
 
-def names_of(row: Any, profile: Profile, sample: Sample | None) -> list[str]:
-    """The case's name, or those of its slices as the sample spells them."""
-    slices = slices_of(row)
+def row_names(row: Any, profile: Profile, sample: SampleSubmission | None) -> list[str]:
+    """Return the row ids of a case: its id, or those of its slices in the sample's spelling."""
+    slices = list_slices(row)
     if slices is None or not _by_slice(row, profile, sample):
         if profile.rows == "slice_class" and slices is None:
             raise MaskfoldError(
-                f"{profile.name} wants a row for each slice, but the case {row.id} is one file of shape "
+                f"{profile.name} requires a row per slice, but the case {row.id} is a single file of shape "
                 f"{'×'.join(map(str, json.loads(row.shape)))}.",
-                "Name its slices in test.images: `{id}/slice_{z}.png`.",
+                "Set the file names of slices in test.images: `{id}/slice_{z}.png`.",
                 status=2,
             )
         return [row.id]
-    known = Names(dict.fromkeys(key[0] for key in sample.keys)) if sample is not None else None
+    lookup = IdLookup(dict.fromkeys(key[0] for key in sample.keys)) if sample is not None else None
     names = []
     for z, path in slices:
-        spelled = slice_names(row.id, Slice(z, path))
-        names.append(next((name for name in spelled if known is None or known.get(name) is not None), spelled[0]))
+        spellings = slice_aliases(row.id, SliceFile(z, path))
+        names.append(next((name for name in spellings if lookup is None or lookup.get(name) is not None), spellings[0]))
     return names
 
 
-def _check_classes(sample: Sample, profile: Profile) -> None:
-    """Refuses a sample that asks for some classes of an image only.
+def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
+    """Check that the sample has a row for each class of each image.
 
     Raises:
-        MaskfoldError: naming the row that is not there.
+        MaskfoldError: a row is missing.
     """
-    there = set(sample.keys)
-    for image in dict.fromkeys(key[0] for key in sample.keys) if profile.classed else ():
+    present = set(sample.keys)
+    for image in dict.fromkeys(key[0] for key in sample.keys) if profile.rows_have_class else ():
         for cls in profile.classes:
-            if (image, cls) not in there:
+            if (image, cls) not in present:
                 raise MaskfoldError(
-                    f"{sample.path} has no row for {said((image, cls))}, but has its other classes.",
-                    "Take the host's own sample, or correct competition.classes.",
+                    f"{sample.path} has no row for {format_key((image, cls))}, but rows for its other classes.",
+                    "Download the host's sample again, or correct competition.classes.",
                 )
 
 
-def _by_slice(row: Any, profile: Profile, sample: Sample | None) -> bool:
-    """Whether the file has a row for each slice of a stack: so says the profile, or the sample does not know the case."""
+def _by_slice(row: Any, profile: Profile, sample: SampleSubmission | None) -> bool:
+    """Return whether the file has a row per slice: by the profile, or because the sample lacks the case's id."""
     if profile.rows == "slice_class":
         return True
     return sample is not None and row.id not in {key[0] for key in sample.keys}

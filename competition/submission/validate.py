@@ -1,4 +1,4 @@
-"""Whether the host's grader will take a file: its rows, its ids, and every mask decoded again."""
+"""Check that the host's grader will accept a file: its rows, its ids, and every decoded mask."""
 
 from __future__ import annotations
 
@@ -9,23 +9,33 @@ from pathlib import Path
 
 import numpy as np
 
-from competition.config.errors import MaskfoldError
+from competition.config.profiles import Profile
+from competition.errors import MaskfoldError
 from competition.rle import RleError
-from competition.submission.profiles import Profile
-from competition.submission.read import Key, Names, Row, Sample, objects_of, open_rows, read_sample, said
+from competition.submission.reader import (
+    CsvRow,
+    IdLookup,
+    RowKey,
+    SampleSubmission,
+    decode_objects,
+    format_key,
+    open_rows,
+    read_sample,
+)
 
-SHOWN = 20  # problems that are kept; a file that is wrong in one way is often wrong in every row
-_NOT_A_TEXT = {"nan", "none", "null", "<na>"}  # what a careless table library writes for an empty cell
+MAX_PROBLEMS = 20  # maximum number of problems kept: one mistake often affects every row
+_MISSING_VALUES = {"nan", "none", "null", "<na>"}  # how table libraries may write an empty cell
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is wrong with a file.
+class ValidationReport:
+    """The problems of a file.
 
     Attributes:
         path: the file.
-        rows: rows below the header. empty: those of them without a mask.
-        problems: one sentence each, with the line; none when the file is good. At most `SHOWN` are kept.
+        rows: number of rows below the header.
+        empty: number of rows without a mask.
+        problems: one sentence each, with the line; empty if the file is valid. At most `MAX_PROBLEMS` are kept.
     """
 
     path: Path
@@ -35,16 +45,18 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether the file is good."""
+        """Whether the file is valid."""
         return not self.problems
 
-    def check(self) -> None:
-        """Raises:
-        MaskfoldError: the file is not good.
+    def raise_if_invalid(self) -> None:
+        """Raise an error if the file is invalid.
+
+        Raises:
+            MaskfoldError: the first problem.
         """
         if self.problems:
             rest = len(self.problems) - 1
-            more = f" ({rest} more problem{' follows' if rest == 1 else 's follow'})" if rest else ""
+            more = f" ({rest} more problem{'s' * (rest > 1)})" if rest else ""
             raise MaskfoldError(
                 f"{self.path.name}: {self.problems[0].rstrip('.')}{more}.",
                 "Write the file with `maskfold submit`, or correct these rows.",
@@ -58,127 +70,128 @@ class _Findings:
     empty: int = 0
 
     def add(self, problem: str) -> None:
-        if len(self.problems) < SHOWN:
+        if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
 
 
 def validate_submission(
-    path: str | Path, profile: Profile, sample: str | Path | Sample | None, shapes: Mapping[str, tuple[int, ...]]
-) -> Verdict:
-    """Checks a file against the sample, and its masks against the images.
+    path: str | Path,
+    profile: Profile,
+    sample: str | Path | SampleSubmission | None,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> ValidationReport:
+    """Check a file against the sample, and its masks against the images.
 
-    Checked are the header, the ids (none missing, extra or doubled) and their order; that each text is sorted,
-    positive and within the image; that objects do not overlap where the host forbids it; that an empty mask is the
-    host's token and never `nan`; height and width where there are such columns.
+    Checks the header, the ids (missing, extra or duplicate) and their order; that each text is sorted, positive and
+    within the image; that objects do not overlap if the host forbids it; that an empty mask is the host's token and
+    never `nan`; height and width if there are such columns.
 
     Args:
         path: the file.
-        profile: what it should look like.
+        profile: the file format.
         sample: the host's sample; None: rows and their order are not checked.
-        shapes: shape of each case's mask by its id, see `read.read_submission`.
+        shapes: shape of each case's mask by its id, see `reader.read_submission`.
 
     Returns:
-        The verdict; nothing is raised about what the file holds.
+        The report; problems of the file do not raise.
 
     Raises:
-        MaskfoldError: the sample cannot be used.
+        MaskfoldError: the sample is invalid.
     """
     path = Path(path)
-    if sample is not None and not isinstance(sample, Sample):
+    if sample is not None and not isinstance(sample, SampleSubmission):
         sample = read_sample(sample, profile)
     findings = _Findings([])
     try:
         layout, rows = open_rows(path, sample.profile if sample is not None else profile)
         if sample is not None and layout.columns != sample.profile.columns:
             findings.add(
-                f"The columns are {','.join(layout.columns)}, those of the sample {','.join(sample.profile.columns)}."
+                f"Columns: found {','.join(layout.columns)}, expected {','.join(sample.profile.columns)} as in the "
+                "sample."
             )
-        keys = _check_rows(rows, layout, Names(shapes), shapes, findings)
+        keys = _check_rows(rows, layout, IdLookup(shapes), shapes, findings)
         if sample is not None:
             _check_keys(keys, sample, findings)
-    except MaskfoldError as error:  # a file that cannot be read to its end is a bad file, not a failed check
+    except MaskfoldError as error:  # an unreadable file is a problem of the file, not a failed check
         findings.add(error.wrong)
-    return Verdict(path, findings.rows, findings.empty, tuple(findings.problems))
+    return ValidationReport(path, findings.rows, findings.empty, tuple(findings.problems))
 
 
 def _check_rows(
-    rows: Iterator[Row], layout: Profile, names: Names, shapes: Mapping[str, tuple[int, ...]], findings: _Findings
-) -> list[Key]:
-    """Checks the texts; returns the keys in order, one for each group of rows of one object each."""
-    keys: list[Key] = []
-    seen: set[Key] = set()
+    rows: Iterator[CsvRow], layout: Profile, names: IdLookup, shapes: Mapping[str, tuple[int, ...]], findings: _Findings
+) -> list[RowKey]:
+    """Check the texts; return the keys in order, one for each group of rows of one object each."""
+    keys: list[RowKey] = []
+    seen: set[RowKey] = set()
     for key, group in groupby(rows, key=lambda row: row.key):
         case_id = names.get(key[0])
         shape = None if case_id is None else layout.grid or tuple(shapes[case_id])
-        taken = None if shape is None or layout.overlap_allowed else np.zeros(shape, np.bool_)
-        empties = []
+        occupied = None if shape is None or layout.overlap_allowed else np.zeros(shape, np.bool_)
+        empty_lines = []
         for number, row in enumerate(group):
             findings.rows += 1
             if key in seen and (number == 0 or layout.rows != "object"):
-                findings.add(f"Line {row.line}: {said(key)} is there a second time.")
+                findings.add(f"Line {row.line}: {format_key(key)} is a duplicate.")
             seen.add(key)
             if case_id is None:
-                findings.add(f"Line {row.line}: {said(key)} has no image.")
+                findings.add(f"Line {row.line}: {format_key(key)} has no image.")
             if row.text.strip() == layout.rle.empty.strip():
                 findings.empty += 1
-                empties.append(row.line)
-            _check_row(row, layout, shape, taken, findings)
-        if empties and number:
-            findings.add(f"Line {empties[0]}: {said(key)} has an empty row beside other rows.")
+                empty_lines.append(row.line)
+            _check_row(row, layout, shape, occupied, findings)
+        if empty_lines and number:
+            findings.add(f"Line {empty_lines[0]}: {format_key(key)} has an empty row in addition to other rows.")
         keys.append(key)
     return keys
 
 
 def _check_row(
-    row: Row, layout: Profile, shape: tuple[int, ...] | None, taken: np.ndarray | None, findings: _Findings
+    row: CsvRow, layout: Profile, shape: tuple[int, ...] | None, occupied: np.ndarray | None, findings: _Findings
 ) -> None:
-    place = f"Line {row.line}, {said(row.key)}"
-    if layout.classed and row.key[1] not in layout.classes:
-        findings.add(f"{place}: the class is not one of {', '.join(layout.classes)}.")
+    location = f"Line {row.line}, {format_key(row.key)}"
+    empty = f"`{layout.rle.empty}`" if layout.rle.empty else "an empty cell"
+    if layout.rows_have_class and row.key[1] not in layout.classes:
+        findings.add(f"{location}: unknown class, expected one of {', '.join(layout.classes)}.")
     if row.text.strip() == "" and layout.rle.empty != "":
-        findings.add(f"{place}: an empty mask is written `{layout.rle.empty}` and not as nothing.")
+        findings.add(f"{location}, empty mask: found an empty cell, expected {empty}.")
         return
-    if row.text.strip().lower() in _NOT_A_TEXT:
-        findings.add(
-            f"{place}: the mask is the word `{row.text.strip()}`; an empty mask is "
-            f"{f'`{layout.rle.empty}`' if layout.rle.empty else 'an empty cell'}."
-        )
+    if row.text.strip().lower() in _MISSING_VALUES:
+        findings.add(f"{location}, empty mask: found `{row.text.strip()}`, expected {empty}.")
         return
     if shape is None:
         return
-    for column, size in zip(layout.extra, shape, strict=False):
+    for column, size in zip(layout.extra_columns, shape, strict=False):
         if row.cells[column] != str(size):
-            findings.add(f"{place}: {column} is {row.cells[column]}, the image's is {size}.")
+            findings.add(f"{location}, {column}: found {row.cells[column]}, expected {size} as in the image.")
     try:
-        objects = objects_of(row.text, shape, layout)
+        objects = decode_objects(row.text, shape, layout)
     except RleError as error:
-        findings.add(f"{place}: {error.wrong}")
+        findings.add(f"{location}: {error.wrong}")
         return
     if not objects and row.text.strip() != layout.rle.empty.strip():
-        findings.add(
-            f"{place}: a mask without pixels must be "
-            f"{f'`{layout.rle.empty}`' if layout.rle.empty else 'an empty cell'}."
-        )
-    if taken is not None:
-        for one in objects:
-            shared = int(np.count_nonzero(taken & one))
+        findings.add(f"{location}, empty mask: found a text without pixels, expected {empty}.")
+    if occupied is not None:
+        for mask in objects:
+            shared = int(np.count_nonzero(occupied & mask))
             if shared:
-                findings.add(f"{place}: the object shares {shared} pixels with another of this image.")
-            taken |= one
+                findings.add(f"{location}: the object shares {shared} pixels with another object of this image.")
+            occupied |= mask
 
 
-def _check_keys(keys: list[Key], sample: Sample, findings: _Findings) -> None:
-    """Nothing missing, nothing extra, and the sample's order."""
-    wanted, there = set(sample.keys), set(keys)
+def _check_keys(keys: list[RowKey], sample: SampleSubmission, findings: _Findings) -> None:
+    """Check that no row is missing or extra, and that the order is the sample's."""
+    required, present = set(sample.keys), set(keys)
     for key in sample.keys:
-        if key not in there:
-            findings.add(f"A row for {said(key)} is missing.")
-    extra = [key for key in dict.fromkeys(keys) if key not in wanted]
-    for key in extra:
-        findings.add(f"A row for {said(key)} is not in the sample.")
-    kept = list(dict.fromkeys(key for key in keys if key in wanted))
-    expected = [key for key in sample.keys if key in there]
-    for have, want in zip(kept, expected, strict=True):
-        if have != want:
-            findings.add(f"The rows are not in the sample's order: {said(have)} stands where {said(want)} should.")
+        if key not in present:
+            findings.add(f"A row for {format_key(key)} is missing.")
+    for key in dict.fromkeys(keys):
+        if key not in required:
+            findings.add(f"The row for {format_key(key)} is not in the sample.")
+    order = dict.fromkeys(key for key in keys if key in required)
+    sample_order = [key for key in sample.keys if key in present]
+    for key, sample_key in zip(order, sample_order, strict=True):
+        if key != sample_key:
+            findings.add(
+                f"The rows are not in the sample's order: found {format_key(key)}, expected {format_key(sample_key)}."
+            )
             return

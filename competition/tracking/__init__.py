@@ -1,1 +1,1 @@
-"""What folds wrote on disk, delivered to MLflow: files are the truth, MLflow is the memory."""
+"""MLflow tracking: uploads of runs, submissions and models."""

@@ -1,4 +1,4 @@
-"""What a run was started with: the command, the code's commit and changes, the installed packages."""
+"""Record of how a run was started: command, commit, uncommitted changes and installed packages."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from importlib import metadata
 from pathlib import Path
 
 import competition
-from competition.config.secrets import scrub
+from competition.redact import redact
 
-FOLDER = "environment"
-LARGEST_CHANGES = 2_000_000  # characters of a diff
+ENVIRONMENT_FOLDER = "environment"
+MAX_DIFF_LENGTH = 2_000_000  # characters of a diff
 
 
-def record(run_folder: Path) -> None:
+def record_environment(run_folder: Path) -> None:
     """Write `environment/` in the run's folder; a resume with other code or packages adds `environment/resume_2/`.
 
-    Three files: `start.txt` (command, commit, branch, state of the working tree, Python, machine), `changes.diff` (against
-    the commit) and `packages.txt` (as `pip freeze` writes them).
+    Three files: `start.txt` (command, commit, branch, state of the working tree, Python, machine), `changes.diff`
+    (against the commit) and `packages.txt` (as `pip freeze` writes them).
     """
-    files = {"start.txt": _start(), "changes.diff": _git("diff", "HEAD")[:LARGEST_CHANGES], "packages.txt": _packages()}
-    files = {name: scrub(text) for name, text in files.items()}
-    folder = newest = run_folder / FOLDER
+    files = {"start.txt": _start(), "changes.diff": _git("diff", "HEAD")[:MAX_DIFF_LENGTH], "packages.txt": _packages()}
+    files = {name: redact(text) for name, text in files.items()}
+    folder = newest = run_folder / ENVIRONMENT_FOLDER
     number = 1
     while folder.exists():
         newest, number = folder, number + 1
-        folder = run_folder / FOLDER / f"resume_{number}"
+        folder = run_folder / ENVIRONMENT_FOLDER / f"resume_{number}"
     if newest.exists() and all(
         (newest / name).is_file() and (newest / name).read_text(encoding="utf-8") == text
         for name, text in files.items()
@@ -43,7 +43,7 @@ def record(run_folder: Path) -> None:
 
 
 def source_tags() -> dict[str, str]:
-    """MLflow's own tags for where a run comes from: its user, command and commit."""
+    """Return MLflow's own tags for the source of a run: user, command and commit."""
     tags = {"mlflow.source.name": _command(), "mlflow.source.type": "LOCAL"}
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
@@ -53,10 +53,11 @@ def source_tags() -> dict[str, str]:
 
 
 def _command() -> str:
-    return scrub(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    return redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 def _start() -> str:
+    """Return the content of `start.txt`."""
     commit = _git("rev-parse", "HEAD").strip()
     branch = _git("rev-parse", "--abbrev-ref", "HEAD").strip()
     lines = [
@@ -77,20 +78,20 @@ def _packages() -> str:
 
 
 def _requirement(package: metadata.Distribution) -> str:
-    """A package as pip would install it again: by its version, or from where it came (PEP 610)."""
+    """Return the requirement with which pip installs a package again: its version, or its origin (PEP 610)."""
     origin = json.loads(package.read_text("direct_url.json") or "null")
     if origin is None:
         return f"{package.name}=={package.version}"
-    source = origin.get("vcs_info")
-    url = f"{source['vcs']}+{origin['url']}@{source['commit_id']}" if source else origin["url"]
+    vcs = origin.get("vcs_info")
+    url = f"{vcs['vcs']}+{origin['url']}@{vcs['commit_id']}" if vcs else origin["url"]
     return f"{package.name} @ {url}"
 
 
-def _git(*words: str) -> str:
-    """What git says about the repository of the code; empty where there is none, or no git, or no commit."""
+def _git(*arguments: str) -> str:
+    """Return git's output for the repository of the code; empty without a repository, git or a commit."""
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(competition.__file__).parent), *words],
+        process = subprocess.run(
+            ["git", "-C", str(Path(competition.__file__).parent), *arguments],
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -100,4 +101,4 @@ def _git(*words: str) -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return answer.stdout
+    return process.stdout

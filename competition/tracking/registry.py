@@ -1,4 +1,4 @@
-"""Versions of a registered model: one name for each competition, one version for each run that somebody registers."""
+"""MLflow's model registry: one registered model per competition, one version per registered run."""
 
 from __future__ import annotations
 
@@ -10,31 +10,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from competition.config import Experiment, MaskfoldError
-from competition.config.secrets import scrub
-from competition.tracking.delivery import RUN, Delivery
-from competition.tracking.identity import Identity
-from competition.tracking.names import LONGEST_TAG, shorten
-from competition.tracking.store import Store, connect, root_of, store_of
+from competition.config.experiment import Experiment
+from competition.errors import MaskfoldError
+from competition.redact import redact
+from competition.tracking.store import (
+    MAX_TAG_LENGTH,
+    MlflowStore,
+    RunMetadata,
+    connect_mlflow,
+    find_mlflow_store,
+    project_root,
+    truncate_text,
+)
+from competition.tracking.sync import RUN_KEY, RunUploader
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-FINGERPRINT = "fingerprint"
-BEST = "best"  # the alias of the best run's version: models:/NAME@best
-ARTIFACT = "model"
+FINGERPRINT_TAG = "fingerprint"
+BEST_ALIAS = "best"  # the alias of the best run's version: models:/NAME@best
+MODEL_ARTIFACT = "model"
 
 
 @dataclass(frozen=True)
-class Version:
+class RegisteredVersion:
     """A version of a registered model.
 
     Attributes:
-        name: of the registered model: the competition's.
+        name: name of the registered model: the competition's.
         number: the version.
-        uri: what `mlflow.pyfunc.load_model` takes.
-        store: the URI of the store; `MLFLOW_TRACKING_URI` elsewhere.
-        is_new: whether it was made now; the same model again is the version that is there.
+        uri: argument of `mlflow.pyfunc.load_model`.
+        store: URI of the store; the value of `MLFLOW_TRACKING_URI` on other machines.
+        is_new: whether this call created the version; False if the same model is registered already.
     """
 
     name: str
@@ -44,7 +51,7 @@ class Version:
     is_new: bool
 
 
-def register(
+def register_model(
     run_folder: Path,
     exp: Experiment,
     write: Callable[[Path, Path], None],
@@ -52,92 +59,94 @@ def register(
     tags: Mapping[str, str],
     description: str,
     best: bool = False,
-) -> Version:
-    """Logs a model beside its run and makes it a version of the competition's registered model.
+) -> RegisteredVersion:
+    """Log a model in its run and register it as a version of the competition's model.
 
     Args:
-        run_folder: of the run; a run that MLflow does not have is delivered first.
+        run_folder: folder of the run; a run that MLflow does not have is uploaded first.
         exp: its experiment.
-        write: writes the MLflow model into the folder that it is given, with another one for the time being.
-        fingerprint: of the model: one that is a version already becomes no second one.
-        tags: of the version.
-        description: of the version, in a sentence.
-        best: give it the alias `best`.
+        write: called with two folders: writes the MLflow model into the first, and may use the second for temporary
+            files.
+        fingerprint: identifies the model: if a version has it already, no second version is created.
+        tags: tags of the version.
+        description: description of the version, one sentence.
+        best: give the version the alias `best`.
 
     Raises:
-        MaskfoldError: the store cannot be reached, or does not take the model.
+        MaskfoldError: the store cannot be reached, or rejects the model.
     """
-    store, name = store_of(root_of(run_folder)), exp.competition.name
-    with _asking(store):
-        client = connect(store)
-        found = number = _find(client, name, fingerprint)
+    store, name = find_mlflow_store(project_root(run_folder)), exp.competition.name
+    with _mlflow_errors(store):
+        client = connect_mlflow(store)
+        existing = number = _find_version(client, name, fingerprint)
     if number is None:
-        with tempfile.TemporaryDirectory(prefix="maskfold-model-") as place:
-            write(Path(place) / ARTIFACT, Path(place))
-            with _asking(store):
-                number = _make(
+        with tempfile.TemporaryDirectory(prefix="maskfold-model-") as temporary:
+            write(Path(temporary) / MODEL_ARTIFACT, Path(temporary))
+            with _mlflow_errors(store):
+                number = _create_version(
                     client,
-                    _mlflow_run(store, run_folder, exp),
-                    Path(place) / ARTIFACT,
+                    _uploaded_run_id(store, run_folder, exp),
+                    Path(temporary) / MODEL_ARTIFACT,
                     name,
-                    {**tags, FINGERPRINT: fingerprint},
+                    {**tags, FINGERPRINT_TAG: fingerprint},
                     description,
                 )
     if best:
-        with _asking(store):
-            client.set_registered_model_alias(name, BEST, str(number))
-    return Version(name, number, f"models:/{name}/{number}", store.shown, found is None)
+        with _mlflow_errors(store):
+            client.set_registered_model_alias(name, BEST_ALIAS, str(number))
+    return RegisteredVersion(name, number, f"models:/{name}/{number}", store.display_uri, existing is None)
 
 
 @contextmanager
-def _asking(store: Store) -> Iterator[None]:
-    """Whatever MLflow, its database or the network raise becomes two sentences."""
+def _mlflow_errors(store: MlflowStore) -> Iterator[None]:
+    """Turn any exception of MLflow, its database or the network into a MaskfoldError."""
     try:
         yield
     except Exception as error:
-        first = (scrub(str(error)).strip().splitlines() or [type(error).__name__])[0]
+        first_line = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0]
         raise MaskfoldError(
-            f"MLflow ({store.shown}) does not take the model: {first[:200]}.",
-            "Start the server or correct MLFLOW_TRACKING_URI, then type the same command again.",
+            f"MLflow ({store.display_uri}) cannot register the model: {first_line[:200]}.",
+            "Start the server or correct MLFLOW_TRACKING_URI, then run the same command again.",
         ) from error
 
 
-def _find(client: MlflowClient, name: str, fingerprint: str) -> int | None:
-    """The version with a fingerprint."""
+def _find_version(client: MlflowClient, name: str, fingerprint: str) -> int | None:
+    """Return the oldest complete version with a fingerprint."""
     quoted = name.replace("'", "''")
-    found = client.search_model_versions(f"name = '{quoted}' and tags.{FINGERPRINT} = '{fingerprint}'")
-    return min((int(version.version) for version in found if version.status == "READY"), default=None)
+    versions = client.search_model_versions(f"name = '{quoted}' and tags.{FINGERPRINT_TAG} = '{fingerprint}'")
+    return min((int(version.version) for version in versions if version.status == "READY"), default=None)
 
 
-def _make(client: MlflowClient, run_id: str, folder: Path, name: str, tags: dict[str, str], description: str) -> int:
-    """Log the model of a folder under a run, and make it a version; returns its number."""
+def _create_version(
+    client: MlflowClient, run_id: str, folder: Path, name: str, tags: dict[str, str], description: str
+) -> int:
+    """Log the model of a folder in a run and register it; return the version's number."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     run = client.get_run(run_id)
-    short = {key: shorten(value, LONGEST_TAG) for key, value in tags.items()}
+    tags = {key: truncate_text(value, MAX_TAG_LENGTH) for key, value in tags.items()}
     model = client.create_logged_model(
-        run.info.experiment_id, ARTIFACT, run_id, tags=short, params=run.data.params, model_type="segmentation"
+        run.info.experiment_id, MODEL_ARTIFACT, run_id, tags=tags, params=run.data.params, model_type="segmentation"
     )
     try:
         client.log_model_artifacts(model.model_id, str(folder))
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-        _make_name(client, name)
-        # by its place: a database would look `models:/<id>` up in whatever store this process named last
-        made = client.create_model_version(
-            name, model.artifact_location, run_id=run_id, tags=short, description=description, model_id=model.model_id
+        _ensure_registered_model(client, name)
+        # by its location: MLflow would resolve `models:/<id>` in the store that this process used last
+        version = client.create_model_version(
+            name, model.artifact_location, run_id=run_id, tags=tags, description=description, model_id=model.model_id
         )
     except BaseException:
-        client.delete_logged_model(model.model_id)  # half a model is none
+        client.delete_logged_model(model.model_id)  # so that no incomplete model stays
         raise
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     _copy_metrics(client, run_id, model.model_id)
-    versions = json.dumps([{"name": name, "version": int(made.version)}])
+    versions = json.dumps([{"name": name, "version": int(version.version)}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})  # a link on the run's page
-    return int(made.version)
+    return int(version.version)
 
 
-def _make_name(client: MlflowClient, name: str) -> None:
-    """The registered model, made when it is not there."""
+def _ensure_registered_model(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -147,21 +156,21 @@ def _make_name(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _mlflow_run(store: Store, run_folder: Path, exp: Experiment) -> str:
-    """The run's own MLflow run."""
-    delivery = Delivery(run_folder, store, Identity.of(run_folder, exp, "cv"))
-    delivery.client  # noqa: B018 - opening the store shows whether it still has the run
-    if delivery.state.of(RUN).run_id is None:
-        delivery.begin()
-        delivery.deliver(last=True)
-        delivery.close("FINISHED")
-    found = delivery.state.of(RUN).run_id
-    assert found is not None
-    return found
+def _uploaded_run_id(store: MlflowStore, run_folder: Path, exp: Experiment) -> str:
+    """Return the id of the run's MLflow run; upload the run first if MLflow does not have it."""
+    uploader = RunUploader(run_folder, store, RunMetadata.of(run_folder, exp, "cv"))
+    uploader.client  # noqa: B018 - opening the store shows whether it still has the run
+    if uploader.state.uploaded(RUN_KEY).run_id is None:
+        uploader.begin()
+        uploader.upload(last=True)
+        uploader.close("FINISHED")
+    run_id = uploader.state.uploaded(RUN_KEY).run_id
+    assert run_id is not None
+    return run_id
 
 
 def _copy_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
-    """The run's scores, for the table of models; the very same points, so that the run's own history stays as it is."""
+    """Copy the run's scores to the table of models, with the same time and step, so that the run's history stays."""
     from mlflow.entities import Metric
 
     points: list[Any] = []

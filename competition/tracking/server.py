@@ -1,4 +1,4 @@
-"""MLflow's pages on the runs of a project."""
+"""MLflow's web server for the runs of a project."""
 
 from __future__ import annotations
 
@@ -17,37 +17,36 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from competition.config import MaskfoldError
-from competition.tracking.store import FOLDER, Store, quieten, store_of
-from competition.tracking.view import TAG, view_link
+from competition.errors import MaskfoldError
+from competition.tracking.store import MLRUNS, VIEW_TAG, MlflowStore, configure_mlflow, find_mlflow_store, view_link
 
-LOG = "server.log"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-START_SECONDS = 180.0  # a cold import of MLflow on a slow disk
+SERVER_LOG = "server.log"
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+START_TIMEOUT_SECONDS = 180.0  # a first import of MLflow from a slow disk
 
 
-def serve(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[str], None] = print) -> None:
+def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[str], None] = print) -> None:
     """Run MLflow's server until it is interrupted.
 
     Args:
         root: the project, with `mlruns/`.
-        host: the address to listen on; the default lets nobody else in.
+        host: the address to listen on; the default accepts connections from this machine only.
         port: TCP port.
-        say: takes lines for the user.
+        say: receives messages for the user.
 
     Raises:
-        MaskfoldError: nothing was logged yet, the address is taken, or the server does not start.
+        MaskfoldError: there are no runs yet, the address is in use, or the server does not start.
     """
-    store = store_of(root)
+    store = find_mlflow_store(root)
     if store.is_server:
-        say(f"Runs are kept by the MLflow server that MLFLOW_TRACKING_URI names: open {store.shown}")
+        say(f"Runs are stored by the MLflow server that MLFLOW_TRACKING_URI names: open {store.display_uri}")
         return
     if store.database is not None and not store.database.exists():
-        raise MaskfoldError(f"Nothing is logged yet: {store.database} does not exist.", "Run `make cv` first.")
+        raise MaskfoldError(f"No run is logged yet: {store.database} does not exist.", "Run `make cv` first.")
     _check_address(host, port)
-    log = root / FOLDER / LOG
+    log = root / MLRUNS / SERVER_LOG
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb") as file, _terminable():
+    with open(log, "wb") as file, _interrupt_on_sigterm():
         server = subprocess.Popen(
             _command(store, host, port),
             stdin=subprocess.DEVNULL,
@@ -57,14 +56,14 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[
         )
         try:
             say("starting MLflow …")
-            _wait_until_up(server, host, port, log)
+            _wait_until_ready(server, host, port, log)
             say(f"MLflow is at {_url(host, port)}   (Ctrl-C stops it; its log is {log})")
             for name, link in _views(_url(host, port)):
                 say(f"  {name}: {link}")
-            if host not in LOOPBACK:
+            if host not in LOOPBACK_HOSTS:
                 say(
-                    "note: whoever reaches this machine can read and delete runs; reached by name instead of by number, "
-                    "it answers once MLFLOW_SERVER_ALLOWED_HOSTS has that name"
+                    "note: everybody who can connect to this machine can read and delete runs; to connect by host name "
+                    "instead of IP address, add the name to MLFLOW_SERVER_ALLOWED_HOSTS"
                 )
             if status := server.wait():
                 raise MaskfoldError(f"MLflow's server ended with status {status}: {_last_line(log)}", f"See {log}.")
@@ -74,8 +73,8 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[
             _stop(server)
 
 
-def _command(store: Store, host: str, port: int) -> list[str]:
-    words = [
+def _command(store: MlflowStore, host: str, port: int) -> list[str]:
+    arguments = [
         sys.executable,
         "-m",
         "mlflow",
@@ -90,43 +89,45 @@ def _command(store: Store, host: str, port: int) -> list[str]:
         "--log-level warning",
     ]
     if store.artifacts is not None:
-        words += ["--artifacts-destination", str(store.artifacts)]
-    return words
+        arguments += ["--artifacts-destination", str(store.artifacts)]
+    return arguments
 
 
-def _environment(store: Store) -> dict[str, str]:
-    quieten()
+def _environment(store: MlflowStore) -> dict[str, str]:
+    configure_mlflow()
     environment = dict(os.environ)
-    # seven processes of 200 MB each, for evaluations of language models, and a gateway to those
+    # evaluations of language models would start seven processes of 200 MB each
     environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     environment.setdefault("MLFLOW_ENABLE_AI_GATEWAY", "false")
     environment["PYTHONWARNINGS"] = "ignore"
     environment.pop("MLFLOW_TRACKING_URI", None)
-    environment["MLFLOW_BACKEND_STORE_URI"] = store.uri  # everybody sees a command line, and there may be a password
+    # not on the command line, which other users can see, because the URI may contain a password
+    environment["MLFLOW_BACKEND_STORE_URI"] = store.uri
     return environment
 
 
 def _check_address(host: str, port: int) -> None:
+    """Check that the server can listen on an address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # accept a port that was closed just now
             listener.bind((host, port))
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise MaskfoldError(
             f"Port {port} of {host} cannot be used: {reason}.",
-            f"Stop the program that listens there, or type `maskfold ui --port {_other(port)}`.",
+            f"Stop the program that uses it, or run `maskfold ui --port {_alternative(port)}`.",
         ) from error
 
 
-def _other(port: int) -> int:
+def _alternative(port: int) -> int:
     return port + 1 if 1024 <= port < 65535 else 5001
 
 
-def _wait_until_up(server: subprocess.Popen[bytes], host: str, port: int, log: Path) -> None:
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until:
+def _wait_until_ready(server: subprocess.Popen[bytes], host: str, port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
         if server.poll() is not None:
             raise MaskfoldError(f"MLflow's server did not start: {_last_line(log)}", f"See {log}.")
         try:
@@ -134,43 +135,43 @@ def _wait_until_up(server: subprocess.Popen[bytes], host: str, port: int, log: P
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    raise MaskfoldError(f"MLflow's server does not answer after {START_SECONDS:.0f} s.", f"See {log}.")
+    raise MaskfoldError(f"MLflow's server does not answer after {START_TIMEOUT_SECONDS:.0f} s.", f"See {log}.")
 
 
 def _url(host: str, port: int) -> str:
-    """What to open in a browser on this machine."""
+    """Return the URL for a browser on this machine."""
     name = "127.0.0.1" if host == "0.0.0.0" else "[::1]" if host == "::" else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}"
 
 
 def _views(address: str) -> list[tuple[str, str]]:
-    """Competitions and where their table of scores is."""
+    """Return each competition with the link to its table of scores."""
     request = urllib.request.Request(
         f"{address}/api/2.0/mlflow/experiments/search",
         data=b'{"max_results": 20}',
         headers={"Content-Type": "application/json"},
     )
     with _open(request) as answer:
-        found = json.load(answer).get("experiments", [])
+        experiments = json.load(answer).get("experiments", [])
     return [
         (experiment["name"], view_link(address, experiment["experiment_id"]))
-        for experiment in found
-        if any(tag["key"] == TAG for tag in experiment.get("tags", []))
+        for experiment in experiments
+        if any(tag["key"] == VIEW_TAG for tag in experiment.get("tags", []))
     ]
 
 
-def _open(what: str | urllib.request.Request) -> Any:
-    """Ask our own machine, where no proxy belongs in between."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(what, timeout=20)
+def _open(request: str | urllib.request.Request) -> Any:
+    """Send a request to this machine, without a proxy."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20)
 
 
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "it said nothing"
+    return lines[-1].strip()[:300] if lines else "no output"
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and wait for it; it forwards the signal to its worker."""
+    """Stop the server and wait for it; it forwards the signal to its worker."""
     if server.poll() is None:
         server.terminate()
         try:
@@ -181,14 +182,14 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM stops like Ctrl-C, so that the server is not left behind."""
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C, so that the server does not outlive this process."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,34 +1,272 @@
-"""Where MLflow keeps runs: SQLite below `mlruns/`, or whatever `MLFLOW_TRACKING_URI` names."""
+"""MLflow's tracking store (SQLite below `mlruns/`, or the one that `MLFLOW_TRACKING_URI` names) and what runs store.
+
+The latter is names of metrics and parameters, the saved view of the table of runs, and the metadata of a run.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from competition.errors import MaskfoldError
+from competition.tracking.provenance import source_tags
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-FOLDER = "mlruns"
-DATABASE = "mlflow.db"
-ARTIFACTS = "artifacts"
+    from competition.config.experiment import Experiment
 
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's pages open on chats and judges
+
+MAX_NAME_LENGTH = 250
+MAX_PARAMETER_LENGTH = 6000
+MAX_TAG_LENGTH = 8000
+SYSTEM_METRICS = frozenset({"epochs", "steps", "minutes", "peak_gib", "threads", "devices"})  # keys of a fold's result
 
 logger = logging.getLogger(__name__)
-_making = threading.Lock()
+
+
+# Names, parameters and metrics
+
+
+def mlflow_name(name: str) -> str:
+    """Return a valid name of a metric or parameter: letters, digits, `_ - . /` and space.
+
+    If a character is replaced, a checksum of the complete name is added, so that the classes `T1+` and `T1*` stay
+    distinct.
+
+    Example:
+        >>> mlflow_name("val/dice/left ventricle")
+        'val/dice/left ventricle'
+        >>> mlflow_name("val/dice/T1+")
+        'val/dice/T1_-e747'
+    """
+    parts = [part if part.strip(".") else "_" for part in re.sub(r"[^\w\-. /]", "_", name).split("/")]
+    valid = "/".join(parts)
+    if valid == name and len(name) <= MAX_NAME_LENGTH:
+        return name
+    return f"{valid[: MAX_NAME_LENGTH - 5]}-{zlib.crc32(name.encode()) & 0xFFFF:04x}"
+
+
+def mlflow_metric_name(name: str) -> str:
+    """Return a metric's name in MLflow; the prefix `system/` puts time, memory and the like on their own page.
+
+    Example:
+        >>> [mlflow_metric_name(name) for name in ("val/dice", "time/epoch_seconds", "minutes")]
+        ['val/dice', 'system/time/epoch_seconds', 'system/minutes']
+    """
+    is_system = name.startswith(("time/", "memory/")) or name in SYSTEM_METRICS
+    return mlflow_name(f"system/{name}" if is_system else name)
+
+
+def flatten_parameters(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Return the leaves of a YAML tree as MLflow parameters, named as on the command line.
+
+    A list of plain values is one parameter; sections in a list are numbered. Values that are too long for MLflow are
+    shortened; the artifact `experiment.yaml` has them in full.
+
+    Example:
+        >>> flatten_parameters({"optimizer": {"args": {"lr": 0.001}}, "loss": [{"weight": 1}], "seeds": [0, 1]})
+        {'optimizer.args.lr': '0.001', 'loss.0.weight': '1', 'seeds': '[0, 1]'}
+    """
+    leaves: dict[str, str] = {}
+    _collect(tree, "", leaves)
+    return leaves
+
+
+def _collect(value: Any, key: str, leaves: dict[str, str]) -> None:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            _collect(item, f"{key}.{name}" if key else str(name), leaves)
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        for number, item in enumerate(value):
+            _collect(item, f"{key}.{number}", leaves)
+    else:
+        leaves[mlflow_name(key)] = truncate_text(_text(value), MAX_PARAMETER_LENGTH)
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool | list | tuple | Mapping):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def truncate_text(text: str, longest: int) -> str:
+    """Return the text, cut to `longest` characters with an ellipsis."""
+    return text if len(text) <= longest else text[: longest - 2] + " …"
+
+
+def numeric_metrics(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return the numbers of a result file as metrics; nested names are joined by `_`, other values are skipped.
+
+    Example:
+        >>> numeric_metrics({"score": 0.9, "dice": {"anterior": 0.88, "posterior": None}, "device": "cpu"})
+        {'score': 0.9, 'dice_anterior': 0.88}
+    """
+    numbers: dict[str, float] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            numbers.update(numeric_metrics(value, f"{prefix}{name}_"))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[f"{prefix}{name}"] = float(value)
+    return numbers
+
+
+def run_description(result: Mapping[str, Any]) -> str:
+    """Return the description of a run for its page in MLflow, from its summary with a score."""
+    text = f"**{result['score']:.4f}** {result.get('metric', 'score')}"
+    if result.get("low") is not None and result.get("high") is not None:
+        text += f" (95 % interval {result['low']:.4f} to {result['high']:.4f})"
+    return text + (f" on {result['cases']} out-of-fold cases" if result.get("cases") else "")
+
+
+# The saved view of the table of runs
+
+VIEW_KEY = "maskfold"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
+VIEW_NAME = "Scores"
+MAX_CLASS_COLUMNS = 12  # classes with their own column
+
+
+def build_saved_view(classes: Sequence[str], created: int) -> str:
+    """Return the value of the tag `VIEW_TAG` of an MLflow experiment, in the format of MLflow's own saved views.
+
+    Args:
+        classes: the competition's classes.
+        created: ms since 1970.
+    """
+    metrics = [
+        "cv_score",
+        "cv_low",
+        "cv_high",
+        "score",
+        *(f"dice_{name}" for name in classes[:MAX_CLASS_COLUMNS]),
+        "minutes",
+    ]
+    # newest first, because MLflow does not nest folds under their run if the table is sorted by a metric
+    state = {
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "selectedColumns": [*(f"metrics.`{mlflow_metric_name(name)}`" for name in metrics), "tags.`device`"],
+    }
+    return json.dumps({"name": VIEW_NAME, "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
+
+
+def view_link(address: str, experiment_id: str) -> str:
+    """Return the URL of the view."""
+    return f"{address}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"
+
+
+# Metadata and files of a run
 
 
 @dataclass(frozen=True)
-class Store:
+class RunMetadata:
+    """Metadata of a run in MLflow.
+
+    Attributes:
+        experiment_name: MLflow's experiment: the competition.
+        run_name: MLflow's run name.
+        tags: tags of the run.
+        fold_tags: tags of each fold's run.
+        parameters: the resolved YAML, flattened to dotted keys.
+        view: the columns of MLflow's table of runs.
+    """
+
+    experiment_name: str
+    run_name: str
+    tags: dict[str, str]
+    fold_tags: dict[str, str]
+    parameters: dict[str, str]
+    view: str
+
+    @classmethod
+    def of(cls, run_folder: Path, exp: Experiment, kind: str, name: str | None = None) -> RunMetadata:
+        """Return the metadata of the run in `…/<competition>-<experiment>/<hash>`."""
+        from competition.config.loading import resolve_config  # imported here: the doctor runs without pydantic
+
+        folder = run_folder.resolve()
+        experiment = folder.parent.name.removeprefix(f"{exp.competition.name}-")
+        common = {"competition": exp.competition.name, "experiment": experiment, "run_hash": folder.name}
+        tags = {**common, "kind": kind, "folder": str(folder), **source_tags()}
+        return cls(
+            exp.competition.name,
+            name or f"{experiment} {folder.name}",
+            {key: truncate_text(value, MAX_TAG_LENGTH) for key, value in tags.items()},
+            {**common, "kind": "fold"},
+            flatten_parameters(resolve_config(exp)),
+            build_saved_view(exp.competition.classes, started_at(folder)),
+        )
+
+
+def list_member_folders(run_folder: Path) -> list[Path]:
+    """Return the folders of a run's folds that have started: `fold_0`, `fold_0_seed_1`, `full`."""
+    folders = [
+        folder
+        for folder in run_folder.iterdir()
+        if re.fullmatch(r"(fold_\d+|full)(_.+)?", folder.name)
+        and any((folder / name).exists() for name in ("log.txt", "metrics.jsonl", "result.json"))
+    ]
+    return sorted(folders, key=lambda folder: [int(part) if part.isdigit() else 0 for part in folder.name.split("_")])
+
+
+def get_member_tags(folder: Path) -> dict[str, str]:
+    """Return the tags `fold` and `seed` of a fold's folder."""
+    fold = re.search(r"fold_(\d+)", folder.name)
+    seed = re.search(r"seed_(\d+)", folder.name)
+    return {"fold": fold.group(1) if fold else "full", **({"seed": seed.group(1)} if seed else {})}
+
+
+def started_at(folder: Path) -> int:
+    """Return the start time of a folder's work in ms since 1970: that of its oldest start file."""
+    times = [path.stat().st_mtime for name in ("job.json", "experiment.yaml") if (path := folder / name).exists()]
+    return round(1000 * min(times, default=folder.stat().st_mtime))
+
+
+def read_result_json(path: Path) -> dict[str, Any]:
+    """Return the content of a result file; empty if it is missing, or damaged, which logs a warning."""
+    from competition.io import read_record  # imported here: the doctor runs without numpy
+
+    try:
+        return read_record(path)
+    except FileNotFoundError:
+        return {}
+    except MaskfoldError as error:
+        logger.warning("%s", error)
+        return {}
+
+
+def matching_files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+    """Yield files of a folder that match the patterns, sorted; hidden files are skipped, as they are still written."""
+    for pattern in patterns:
+        yield from sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
+
+
+# The store
+
+MLRUNS = "mlruns"
+DATABASE_FILE = "mlflow.db"
+ARTIFACTS_FOLDER = "artifacts"
+
+# without this tag MLflow's pages show the views for language models first
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_creation_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class MlflowStore:
     """An MLflow tracking store.
 
     Attributes:
-        uri: as MLflow wants it, e.g. `sqlite:////home/me/project/mlruns/mlflow.db` or `http://host:5000`.
-        database: the SQLite file; None for anything else.
+        uri: URI for MLflow, e.g. `sqlite:////home/me/project/mlruns/mlflow.db` or `http://host:5000`.
+        database: the SQLite file; None for other stores.
         artifacts: the folder of artifacts; None: the server decides.
     """
 
@@ -37,58 +275,57 @@ class Store:
     artifacts: Path | None
 
     @property
-    def shown(self) -> str:
-        """The address without its password: for messages, and for what is kept in a run's folder."""
-        from competition.config.secrets import scrub  # the doctor looks at stores where pydantic may be missing
+    def display_uri(self) -> str:
+        """The URI without its password, for messages and for files in a run's folder."""
+        from competition.redact import redact  # imported here: the doctor runs without pydantic
 
-        return scrub(self.uri)
+        return redact(self.uri)
 
     @property
     def is_server(self) -> bool:
-        """Whether the store is reached over the network through an MLflow server."""
+        """Whether the store is an MLflow server."""
         return self.uri.startswith(("http://", "https://"))
 
 
-def store_of(root: Path) -> Store:
-    """The store of a project.
+def find_mlflow_store(root: Path) -> MlflowStore:
+    """Return the store of a project.
 
     Args:
-        root: the folder that holds `mlruns/`.
+        root: the folder that contains `mlruns/`.
 
     Returns:
-        What `MLFLOW_TRACKING_URI` names when it is set and not empty, else SQLite at `mlruns/mlflow.db` with artifacts
-        under `mlruns/artifacts`. A SQLite file that the variable names keeps its artifacts beside itself.
+        The store that `MLFLOW_TRACKING_URI` names if it is set and not empty, else SQLite at `mlruns/mlflow.db` with
+        artifacts in `mlruns/artifacts`. If the variable names a SQLite file, its artifacts are in the same folder.
     """
-    folder = root.resolve() / FOLDER
+    folder = root.resolve() / MLRUNS
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not uri:
-        database = folder / DATABASE
-        return Store(f"sqlite:///{database.as_posix()}", database, folder / ARTIFACTS)
+        database = folder / DATABASE_FILE
+        return MlflowStore(f"sqlite:///{database.as_posix()}", database, folder / ARTIFACTS_FOLDER)
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
-        return Store(uri, database, database.parent / ARTIFACTS)
+        return MlflowStore(uri, database, database.parent / ARTIFACTS_FOLDER)
     if uri.startswith(("postgresql", "mysql", "mssql")):
-        return Store(uri, None, folder / ARTIFACTS)  # a database holds no files: they stay with the project
-    return Store(uri, None, None)
+        return MlflowStore(uri, None, folder / ARTIFACTS_FOLDER)  # a database stores no files
+    return MlflowStore(uri, None, None)
 
 
-def root_of(run_folder: Path) -> Path:
-    """The project of a run: the folder that holds the nearest `mlruns` above it, else the working folder."""
+def project_root(run_folder: Path) -> Path:
+    """Return the project of a run: the folder with the nearest `mlruns` above the run, else the working folder."""
     for parent in run_folder.resolve().parents:
-        if parent.name == FOLDER:
+        if parent.name == MLRUNS:
             return parent.parent
     return Path.cwd()
 
 
-def quieten() -> None:
-    """Set what MLflow reads from the environment when it is imported: no telemetry, no bars, no links to runs among
-    the lines of a training, short waits.
+def configure_mlflow() -> None:
+    """Set MLflow's environment variables before its import: no telemetry, no progress bars, no links, short timeouts.
 
-    A server that does not answer must not hold the shipper for MLflow's default of several minutes. Values that the
-    user has set stay, except telemetry, which is off.
+    With MLflow's defaults, a server that does not answer would block the upload for several minutes. Values set by the
+    user stay, except that telemetry is always off.
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ["DO_NOT_TRACK"] = "true"  # MLflow takes this very word only, not 1
+    os.environ["DO_NOT_TRACK"] = "true"  # MLflow accepts only this value, not 1
     for name, value in (
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
@@ -100,53 +337,53 @@ def quieten() -> None:
         os.environ.setdefault(name, value)
 
 
-def connect(store: Store) -> MlflowClient:
-    """Import MLflow (seconds) and open the store; a new SQLite database is made (seconds more).
+def connect_mlflow(store: MlflowStore) -> MlflowClient:
+    """Import MLflow (seconds) and open the store; create a new SQLite database if there is none (more seconds).
 
     Raises:
         mlflow.exceptions.MlflowException: the store cannot be opened.
     """
-    quieten()
+    configure_mlflow()
     from mlflow.tracking import MlflowClient
 
     for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # some fifty lines about tables
+        logging.getLogger(name).setLevel(logging.WARNING)  # about fifty lines on tables
     if store.database is not None:
         store.database.parent.mkdir(parents=True, exist_ok=True)
-        with _making:  # a study and its trial are delivered by two threads, and MLflow's migrations know only one
+        with _creation_lock:  # a study and its trial use two threads, and MLflow's migrations are not thread-safe
             if not store.database.exists():
-                logger.info("making the MLflow database %s", store.database)
-                _make(store.database)
+                logger.info("creating the MLflow database %s", store.database)
+                _create_database(store.database)
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
 
 
-def _make(database: Path) -> None:
-    """Make a SQLite database of MLflow's, whole or not at all: one whose making was cut short MLflow never opens again."""
+def _create_database(database: Path) -> None:
+    """Create a SQLite database for MLflow atomically, because MLflow can never open an incomplete one."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    from competition.data.files import sweep, temporary  # the doctor looks at stores where numpy may be missing
+    from competition.io import make_temporary_path, remove_stale_temp  # imported here: the doctor runs without numpy
 
-    sweep(database.parent, database.name)
-    beside = temporary(database)
-    uri = f"sqlite:///{beside.as_posix()}"
+    remove_stale_temp(database.parent, database.name)
+    part = make_temporary_path(database)
+    uri = f"sqlite:///{part.as_posix()}"
     try:
-        made = SqlAlchemyStore(uri, ARTIFACTS)
-        made.engine.dispose()
+        created = SqlAlchemyStore(uri, ARTIFACTS_FOLDER)
+        created.engine.dispose()
         SqlAlchemyStore._engine_map.pop(uri, None)
         try:
-            os.link(beside, database)
+            os.link(part, database)
         except FileExistsError:
-            pass  # another process was quicker
-        except OSError:  # a file system without links
+            pass  # another process was faster
+        except OSError:  # a file system without hard links
             if not database.exists():
-                os.replace(beside, database)
+                os.replace(part, database)
     finally:
-        for path in database.parent.glob(f"{beside.name}*"):
+        for path in database.parent.glob(f"{part.name}*"):
             path.unlink(missing_ok=True)
 
 
-def experiment_id(client: MlflowClient, store: Store, name: str) -> str:
-    """The id of MLflow's experiment `name`, made when it is not there, restored when it was deleted."""
+def get_or_create_experiment(client: MlflowClient, store: MlflowStore, name: str) -> str:
+    """Return the id of MLflow's experiment `name`; create it if it is missing, restore it if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
@@ -155,10 +392,10 @@ def experiment_id(client: MlflowClient, store: Store, name: str) -> str:
         try:
             return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
         except MlflowException:
-            experiment = client.get_experiment_by_name(name)  # another process was quicker
+            experiment = client.get_experiment_by_name(name)  # another process was faster
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
-        logger.warning("MLflow's experiment %s was deleted; it is restored, because there are new runs of it", name)
+        logger.warning("MLflow's experiment %s was deleted; it is restored for new runs", name)
         client.restore_experiment(experiment.experiment_id)
     return str(experiment.experiment_id)

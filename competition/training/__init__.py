@@ -1,1 +1,1 @@
-"""The fold as a unit of work: the loop, the process around it, and the cross-validation run that decides which folds run where."""
+"""Training: the loop, the process of a fold, and the cross-validation that trains and scores all folds."""

@@ -1,4 +1,8 @@
-"""One fold, as a process of its own: `python -m competition.training.fold job.json`."""
+"""The process of one fold: `python -m competition.training.fold job.json`.
+
+It trains the fold's network, predicts and scores the cases of the fold, and writes `result.json`.
+"""
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -14,305 +18,305 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-BEGAN = time.monotonic()  # before the slow imports, so that a budget pays for them
+# The slow imports below count towards the time budget.
+PROCESS_START = time.monotonic()
 
-import torch  # noqa: E402
+import torch
 
-from competition.augment import device_augment, loader_augment  # noqa: E402
-from competition.config import Experiment, MaskfoldError  # noqa: E402
-from competition.config.secrets import guard  # noqa: E402
-from competition.data.files import refusal, sweep_all  # noqa: E402
-from competition.data.patches import PatchDataset  # noqa: E402
-from competition.data.prepare import PreparedCase, prepare_cases  # noqa: E402
-from competition.data.randomness import child_seed  # noqa: E402
-from competition.inference.store import OofStore  # noqa: E402
-from competition.inference.weights import load_weights  # noqa: E402
-from competition.model.network import build_network  # noqa: E402
-from competition.scoring.curves import fold_curves  # noqa: E402
-from competition.scoring.summary import cv_score  # noqa: E402
-from competition.training.checkpoint import GOOD, save_weights, write_json, write_table  # noqa: E402
-from competition.training.device import make_fabric  # noqa: E402
-from competition.training.executors.process import ERROR, WORDS  # noqa: E402
-from competition.training.job import FoldResult, Job  # noqa: E402
-from competition.training.lessons import learn  # noqa: E402
-from competition.training.lineage import check_lineage, read_said  # noqa: E402
-from competition.training.lock import alone  # noqa: E402
-from competition.training.loop import Training  # noqa: E402
-from competition.training.memory import peak_gib, told  # noqa: E402
-from competition.training.ranks import die_with, is_first, launch, parent  # noqa: E402
-from competition.training.repeat import repeats  # noqa: E402
-from competition.training.runs import CvRun, load_run, write_resolved  # noqa: E402
-from competition.training.soup_fold import predict_soup  # noqa: E402
-from competition.training.validation import Judge, dice_per_class, summary_metrics  # noqa: E402
+from competition.augment import build_batch_transform, build_loader_transform
+from competition.config.experiment import Experiment
+from competition.data.cache import PreprocessedCase
+from competition.data.dataset import PatchDataset
+from competition.data.preprocessing import preprocess_cases
+from competition.errors import MaskfoldError
+from competition.io import as_disk_error, remove_all_stale_temp, write_json, write_table
+from competition.metrics.bootstrap import cv_score
+from competition.models.build import build_network
+from competition.process import exit_with_parent, parent_process
+from competition.redact import install_redaction
+from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, load_weights, save_weights
+from competition.runs.lock import run_lock
+from competition.runs.oof import OofStore
+from competition.runs.run import PLAIN_WEIGHTS, FoldJob, FoldResult, Run, load_run, write_replay_yaml
+from competition.seeding import child_seed
+from competition.training.distributed import is_main_process, launch_processes, make_fabric
+from competition.training.evaluator import Evaluator, dice_per_class, summary_metrics
+from competition.training.extra_data import build_extra_data
+from competition.training.fold_process import ERROR_FILE, ERROR_PIPE
+from competition.training.guards import bf16_is_deterministic, oom_as_error, peak_gib
+from competition.training.lineage import check_initial_weights, read_lineage_summary
+from competition.training.soup_selection import predict_with_soup
+from competition.training.trainer import Trainer
+from competition.viz.curves import plot_fold_curves
 
 
-def run_fold(job: Job, say: Callable[[str], None] = print, began: float | None = None) -> FoldResult:
-    """Train, predict out of fold, score: idempotent, and resumable after a kill at any instant.
+def run_fold(job: FoldJob, say: Callable[[str], None] = print, start_time: float | None = None) -> FoldResult:
+    """Train, predict out of fold and score. The call is idempotent, and resumes after a kill at any instant.
 
     Args:
-        job: which fold of which run.
+        job: the fold.
         say: takes lines for the log.
-        began: `time.monotonic()` from which the budget counts; None is now.
+        start_time: `time.monotonic()` from which the time budget counts; None is now.
 
     Returns:
-        What `result.json` holds.
+        The content of `result.json`.
 
     Raises:
-        MaskfoldError: the work failed in a way the user can cure.
-        KeyboardInterrupt: asked to stop; a checkpoint is written.
+        MaskfoldError: the work failed in a way that the user can correct.
+        KeyboardInterrupt: a stop signal came; a checkpoint is written.
     """
-    if (finished := FoldResult.read(job.folder)) is not None:
-        return finished
-    with alone(job.folder, job.patience, say), told(f"working on {job.folder.name}"):
-        sweep_all(job.folder, mine=True)
-        return _run_fold(job, say, began if began is not None else time.monotonic())
+    if (result := FoldResult.read(job.folder)) is not None:
+        return result
+    with run_lock(job.folder, job.patience, say), oom_as_error(f"working on {job.folder.name}"):
+        remove_all_stale_temp(job.folder, locked=True)
+        return _run_fold(job, say, start_time if start_time is not None else time.monotonic())
 
 
-def _run_fold(job: Job, say: Callable[[str], None], began: float) -> FoldResult:
-    run = ready(job)
-    training = begin(job, run, say, began)
-    training.train()
-    weights = job.folder / "weights.safetensors"
+def _run_fold(job: FoldJob, say: Callable[[str], None], start_time: float) -> FoldResult:
+    run = load_run_for_job(job)
+    trainer = setup_fold(job, run, say, start_time)
+    trainer.train()
+    weights = job.folder / PLAIN_WEIGHTS
     if not weights.exists():
-        save_weights(weights, training.final_weights())
-    score, dice = predict(job, run, training, weights)
-    write_resolved(run.exp, training.plan.pairs if run.exp.training.budget_minutes else None, job.folder)
-    fold_curves(job.folder / "curves.png", job.folder / "metrics.jsonl")
-    soup = predict_soup(job, run, training, score, dice)
-    result = finish(job, run.exp, training, score, dice, soup)
-    training.soup.forget()  # after the result: a fold that is killed in between has what it needs to make the soup again
+        save_weights(weights, trainer.final_weights())
+    score, dice = predict_and_score(job, run, trainer, weights)
+    write_replay_yaml(run.exp, trainer.budget.estimates if run.exp.training.budget_minutes else None, job.folder)
+    plot_fold_curves(job.folder / "curves.png", job.folder / "metrics.jsonl")
+    soup = predict_with_soup(job, run, trainer, score, dice)
+    result = write_result(job, run.exp, trainer, score, dice, soup)
+    trainer.soup.remove_files()  # after the result, so that a fold that is killed in between can make the soup again
     return result
 
 
-def ready(job: Job) -> CvRun:
-    """The run, with this process's share of the fold's threads taken."""
+def load_run_for_job(job: FoldJob) -> Run:
+    """Load the run, and set this process's share of the fold's threads."""
     run = load_run(job.run, job.trust)
     torch.set_num_threads(max(1, job.threads // run.exp.run.devices))
     return run
 
 
-def assist(job: Job) -> None:
-    """What the fold's other processes do, one for each further device: take steps, and nothing else.
+def run_worker(job: FoldJob) -> None:
+    """Train in one of the fold's other processes, one for each further device; they only take steps.
 
     Raises:
-        MaskfoldError: the work failed in a way the user can cure.
-        KeyboardInterrupt: the first process stopped.
+        MaskfoldError: the work failed in a way that the user can correct.
+        KeyboardInterrupt: the main process stopped.
     """
-    die_with(parent())
-    with told(f"working on {job.folder.name}"):
-        begin(job, ready(job), lambda line: None, BEGAN).train()
+    exit_with_parent(parent_process())
+    with oom_as_error(f"working on {job.folder.name}"):
+        setup_fold(job, load_run_for_job(job), lambda line: None, PROCESS_START).train()
 
 
-def begin(job: Job, run: CvRun, say: Callable[[str], None], began: float) -> Training:
-    """Everything the loop needs: prepared cases, network, device, the judge of the validation cases."""
+def setup_fold(job: FoldJob, run: Run, say: Callable[[str], None], start_time: float) -> Trainer:
+    """Make the trainer of a fold from its prepared cases: dataset, device, network, evaluator."""
     exp = run.exp
-    prepared = prepare_cases(run.cases, exp, job.cache)
+    prepared = preprocess_cases(run.cases, exp, job.cache)
     fold_of = dict(zip(run.folds["id"], run.folds["fold"], strict=True))
     train = [prepared[case] for case, fold in fold_of.items() if fold not in (job.fold, -2) or job.fold < 0]
-    lessons = learn(job, run, say)
-    channels = PreparedCase.open(train[0]).image.shape[0] * (exp.patch.slices or 1)
+    extra = build_extra_data(job, run, say)
+    channels = PreprocessedCase.open(train[0]).image.shape[0] * (exp.patch.slices or 1)
 
-    def steady() -> bool:
-        same = repeats(exp, channels, job.cache, job.trust)
-        if not same:
-            say("note: this network's bf16 gradients are not the same each time on this CPU, so it trains in fp32")
-        return same
+    def check_bf16() -> bool:
+        deterministic = bf16_is_deterministic(exp, channels, job.cache, job.trust)
+        if not deterministic:
+            say("note: this network's bf16 gradients are not deterministic on this CPU, so it trains in fp32")
+        return deterministic
 
-    fabric, precision = make_fabric(exp, steady)
-    launch(fabric)
+    fabric, precision = make_fabric(exp, check_bf16)
+    launch_processes(fabric)
     seed = exp.seeds[job.seed]
     dataset = PatchDataset(
-        [*train, *lessons.folders],
+        [*train, *extra.folders],
         exp,
         job.fold,
         seed,
-        augment=loader_augment(exp, job.trust),
-        turns=lessons.turns(len(train)),
+        augment=build_loader_transform(exp, job.trust),
+        sampler=extra.sampler(len(train)),
     )
     torch.manual_seed(child_seed(seed, job.fold, 0, 0, "init"))
-    fresh = not (job.folder / "last.pt").exists()
+    fresh = not (job.folder / LAST_CHECKPOINT).exists()
     network = build_network(exp, channels, job.trust, pretrained=fresh)
     if exp.init_from is not None and fresh:
-        load_weights(network, check_lineage(Path(exp.init_from), job, run))
-    watched = run.cases[[fold_of[case] == job.fold for case in run.cases["id"]]]
-    interrupted = Interruption()
-    judge = (
-        Judge(exp, watched, prepared, fabric.device, fabric.autocast, interrupted.check, dataset.resident)
+        load_weights(network, check_initial_weights(Path(exp.init_from), job, run))
+    validation = run.cases[[fold_of[case] == job.fold for case in run.cases["id"]]]
+    stop_signal = StopSignal()
+    evaluator = (
+        Evaluator(exp, validation, prepared, fabric.device, fabric.autocast, stop_signal.check, dataset.memory_budget)
         if job.fold >= 0
         else None
     )
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     say(
-        f"{len(train)} cases to train on, {len(watched) if judge else 0} to validate, {precision} on {fabric.device}, "
-        f"{torch.get_num_threads()} threads, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters"
+        f"{len(train)} cases to train on, {len(validation) if evaluator else 0} to validate, {precision} on "
+        f"{fabric.device}, {torch.get_num_threads()} threads, {parameters / 1e6:.2f} M parameters"
     )
-    return Training(
-        fabric,
-        exp,
-        job.folder,
-        job.fold,
-        seed,
-        network,
-        dataset,
-        judge,
-        device_augment(exp),
-        began,
-        interrupted.reason,
-        say,
-        job.trust,
+    return Trainer(
+        fabric=fabric,
+        exp=exp,
+        folder=job.folder,
+        fold=job.fold,
+        seed=seed,
+        model=network,
+        dataset=dataset,
+        evaluator=evaluator,
+        augment=build_batch_transform(exp),
+        start_time=start_time,
+        stop_reason=stop_signal.reason,
+        say=say,
+        trust=job.trust,
     )
 
 
-def predict(job: Job, run: CvRun, training: Training, weights: Path) -> tuple[float | None, dict[str, float | None]]:
-    """Predict the fold's cases (and the held-out test share, if there is one) with the final weights; score them."""
-    if training.judge is None:
+def predict_and_score(
+    job: FoldJob, run: Run, trainer: Trainer, weights: Path
+) -> tuple[float | None, dict[str, float | None]]:
+    """Predict and score the fold's cases, and the held-out test share if there is one, with the final weights."""
+    if trainer.evaluator is None:
         return None, {}
-    network = training.bare
+    network = trainer.unwrapped_model
     load_weights(network, weights)
     network.eval()
-    judge, comp = training.judge, run.exp.competition
+    evaluator, comp = trainer.evaluator, run.exp.competition
     store = OofStore(job.folder / "oof", run.exp.inference.store)
-    scores = judge.predict_out_of_fold(network, store, job.fold)
-    judge.draw_extremes(store, scores, job.folder / "pictures", job.fold)
+    scores = evaluator.predict_out_of_fold(network, store, job.fold)
+    evaluator.save_best_and_worst(store, scores, job.folder / "pictures", job.fold)
     write_table(scores, job.folder / "scores.csv")
-    step = training.progress.step
-    if not training.journal.has(step, "val/score"):  # the curves' last point
-        memory = training.memory.report(training.progress.halved)
-        training.journal.write(step, -(-step // training.steps_per_epoch), summary_metrics(scores, run.exp) | memory)
+    step = trainer.state.step
+    if not trainer.metrics_log.has_metric(step, "val/score"):  # the last point of the curves
+        memory = trainer.oom_guard.report(trainer.state.halved)
+        trainer.metrics_log.append(step, trainer.epoch, summary_metrics(scores, run.exp) | memory)
     if (run.folds["fold"] == -2).any():
         held_out = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
-        tester = replace(judge, cases=held_out)
-        write_table(
-            tester.predict_out_of_fold(network, OofStore(job.folder / "test", run.exp.inference.store), -2),
-            job.folder / "test_scores.csv",
-        )
+        test_store = OofStore(job.folder / "test", run.exp.inference.store)
+        test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, -2)
+        write_table(test_scores, job.folder / "test_scores.csv")
     score = cv_score(scores, comp.metric)
-    if score > training.progress.best:
-        training.keep_best(network)
+    if score > trainer.state.best:
+        trainer.save_best_weights(network)
     return score, dice_per_class(scores, comp.classes)
 
 
-def finish(
-    job: Job,
+def write_result(
+    job: FoldJob,
     exp: Experiment,
-    training: Training,
+    trainer: Trainer,
     score: float | None,
     dice: dict[str, float | None],
     soup: dict[str, Any] | None = None,
 ) -> FoldResult:
-    """Write `result.json`, last of all files: it says that the fold is finished."""
-    progress = training.progress
+    """Write `result.json`, the last file of a fold: it marks the fold as finished."""
+    state = trainer.state
     result = FoldResult(
         fold=job.fold,
         seed=job.seed,
         score=score,
         dice=dice,
-        steps=progress.step,
-        epochs=-(-progress.step // training.steps_per_epoch),
-        minutes=training.elapsed() / 60,
-        peak_gib=peak_gib(training.fabric.device),
+        steps=state.step,
+        epochs=trainer.epoch,
+        minutes=trainer.elapsed_seconds() / 60,
+        peak_gib=peak_gib(trainer.fabric.device),
         threads=torch.get_num_threads(),
-        precision=str(training.fabric.strategy.precision.precision),
-        device=str(training.fabric.device),
+        precision=str(trainer.fabric.strategy.precision.precision),
+        device=str(trainer.fabric.device),
         torch=torch.__version__,
-        stopped=progress.stopped,
-        devices=training.ranks.count,
-        skipped=progress.skipped,
-        restored=progress.restored,
-        halved=progress.halved,
+        stopped=state.stopped,
+        devices=trainer.distributed.world_size,
+        skipped=state.skipped,
+        restored=state.restored,
+        halved=state.halved,
         soup=soup,
-        lessons=read_said(job.folder) or {},
+        lessons=read_lineage_summary(job.folder) or {},
     )
-    (job.folder / GOOD).unlink(missing_ok=True)
+    (job.folder / GOOD_CHECKPOINT).unlink(missing_ok=True)
     write_json(job.folder / "result.json", result.__dict__)
     return result
 
 
-class Interruption:
-    """Notices SIGTERM, Ctrl-C and the death of the process that started this one."""
+class StopSignal:
+    """Detects SIGTERM, Ctrl-C and the death of the parent process."""
 
     def __init__(self) -> None:
-        self._why = ""
-        self._parent = parent()
+        self._reason = ""
+        self._parent = parent_process()
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
-                signal.signal(number, self._note)
+                signal.signal(number, self._on_signal)
             except ValueError:
-                return  # not in the main thread: a test runs the fold in place
+                return  # not in the main thread: a test calls `run_fold`
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._why = signal.Signals(number).name
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._reason = signal.Signals(number).name
 
     def reason(self) -> str:
-        """Why to stop now; empty while there is no reason."""
-        if not self._why and os.getppid() != self._parent:
-            self._why = "the parent process ended"
-        return self._why
+        """Return why to stop now, or an empty string."""
+        if not self._reason and os.getppid() != self._parent:
+            self._reason = "the parent process ended"
+        return self._reason
 
     def check(self) -> None:
-        """Raise where there is a reason to stop."""
+        """Raise KeyboardInterrupt if there is a reason to stop."""
         if reason := self.reason():
             raise KeyboardInterrupt(reason)
 
 
 def main(path: str) -> int:
-    """The process: lines on standard output, `error.json` for the parent, an exit status that says how it went."""
-    guard()
+    """Run the fold's process: log to standard output, write `error.json` for the parent, return the exit status."""
+    install_redaction()
     try:
-        job = Job.read(Path(path))
-    except MaskfoldError as error:  # whoever started this shows the last line
+        job = FoldJob.read(Path(path))
+    except MaskfoldError as error:  # the parent process shows the last line
         print(f"error: {error}", flush=True)
         return 1
-    if not is_first():
-        return assisted(job)
+    if not is_main_process():
+        return worker_main(job)
 
     def say(line: str) -> None:
-        with (
-            contextlib.suppress(OSError),
-            open(job.folder / "log.txt", "a") as log,
-        ):  # a full disk is told where it matters
+        # A full disk is reported where results are written, not here.
+        with contextlib.suppress(OSError), open(job.folder / "log.txt", "a") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         with contextlib.suppress(OSError):
             print(line, flush=True)
 
-    pipe = int(os.environ.pop(WORDS, "-1"))  # the fold's other processes do not have it
+    pipe = int(os.environ.pop(ERROR_PIPE, "-1"))  # only the main process has it
     try:
-        run_fold(job, say, BEGAN)
+        run_fold(job, say, PROCESS_START)
     except MaskfoldError as error:
         say(f"error: {error}")
-        return failed(job, error, pipe)
+        return write_error(job, error, pipe)
     except OSError as error:
-        if (refused := refusal(error, None)) is None:
+        if (disk_error := as_disk_error(error, None)) is None:
             raise
-        say(f"error: {refused}")
-        return failed(job, refused, pipe)
+        say(f"error: {disk_error}")
+        return write_error(job, disk_error, pipe)
     except KeyboardInterrupt as reason:
-        say(f"stopped ({reason}); the same command goes on from the last checkpoint")
+        say(f"stopped ({reason}); the same command resumes from the last checkpoint")
         return 143 if str(reason) == "SIGTERM" else 130
     return 0
 
 
-def assisted(job: Job) -> int:
-    """One of the fold's other processes; the first answers for it, and is ended by Fabric where the status is not 0."""
+def worker_main(job: FoldJob) -> int:
+    """Run one of the fold's other processes; on a status other than 0 Fabric ends the main process."""
     try:
-        assist(job)
-    except MaskfoldError as error:  # all have met it, or this one alone, in a case that it drew
-        return failed(job, error)
+        run_worker(job)
+    except MaskfoldError as error:  # in all processes, or only here, from a case that it drew
+        return write_error(job, error)
     except KeyboardInterrupt:
         return 0
     except Exception:
-        time.sleep(2.0)  # where the first process is gone, its own words are enough: `die_with` acts now
+        # If the main process has ended, its error is enough: `exit_with_parent` ends this process meanwhile.
+        time.sleep(2.0)
         raise
     return 0
 
 
-def failed(job: Job, error: MaskfoldError, pipe: int = -1) -> int:
-    """Leave the error for the process that started the fold, also through the pipe; the exit status."""
-    words = {"wrong": error.wrong, "cure": error.cure, "status": error.status}
-    with contextlib.suppress(OSError):  # that process may be gone
+def write_error(job: FoldJob, error: MaskfoldError, pipe: int = -1) -> int:
+    """Write the error for the parent process, to the pipe and to `error.json`; return the exit status."""
+    content = {"wrong": error.wrong, "cure": error.cure, "status": error.status}
+    with contextlib.suppress(OSError):  # the parent may have ended
         if pipe >= 0:
-            os.write(pipe, json.dumps(words).encode())
+            os.write(pipe, json.dumps(content).encode())
     with contextlib.suppress(MaskfoldError):  # the disk may be full
-        write_json(job.folder / ERROR, words)
+        write_json(job.folder / ERROR_FILE, content)
     return 1
 
 

@@ -1,9 +1,9 @@
-"""What a network has learnt from, through whatever stood between; none may meet a case that its fold validates.
+"""The lineage of a network: all cases that it was trained on, directly or through other networks.
 
-A fold learns from cases by their labels, from images by the pseudo-labels of other networks, and from the weights it starts
-with (`init_from`). Through its teachers and its first weights it has seen what they have seen. A plain run says this
-by its `cases.csv` and `folds.csv`; the others keep it in each member's `lineage.json`, whole, so that no former run has
-to be there to tell.
+A fold is trained on labelled cases and on images with pseudo-labels of other networks, and may start from weights
+(`init_from`). It inherits the training cases of its teachers and its initial weights; none of them may be a case that
+it validates. The lineage of a plain run follows from its `cases.csv` and `folds.csv`. Other runs store it in full in
+each member's `lineage.json`, so that it does not depend on the former runs.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from competition.config import MaskfoldError
-from competition.training.besides import same_competition
-from competition.training.checkpoint import write_json
-from competition.training.job import Job
-from competition.training.runs import CvRun, load_run
+from competition.errors import MaskfoldError
+from competition.io import write_json
+from competition.runs.extra_cases import same_competition
+from competition.runs.run import FoldJob, Run, load_run
 
-FILE = "lineage.json"
-LABELS, TAUGHT, EXTRA = "trained on", "taught pseudo-labels of", "trained on another competition's"  # as errors read
-SHOWN = 8  # lines of an error
+LINEAGE_FILE = "lineage.json"
+# How a network used its cases; stored, and part of error messages.
+BY_LABELS = "trained on"
+BY_PSEUDO_LABELS = "taught pseudo-labels of"
+BY_EXTRA_CASES = "trained on another competition's"
+MAX_SHOWN = 8  # leaks in an error message
 
 
 @dataclass(frozen=True)
-class Source:
-    """Cases that a network has learnt from in one way.
+class TrainingCases:
+    """Cases that a network was trained on in one way.
 
     Attributes:
-        how: `LABELS`, `TAUGHT` or `EXTRA`.
-        competition: name of the competition that they are of.
-        root: its folder, when it was.
+        how: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
+        competition: name of their competition.
+        root: the competition's folder at the time.
         cases: id, group, SHA-256 of the image.
         chain: the networks between it and the cases, the nearest first: `started from name/hash/fold_0`.
-        weight: how often one was drawn for each time that a labelled case was.
+        weight: how often a case was drawn relative to a labelled case.
     """
 
     how: str
@@ -46,48 +48,48 @@ class Source:
     weight: float = 1.0
 
     @classmethod
-    def of(cls, how: str, run: CvRun, table: Any, weight: float = 1.0, comp: Any = None) -> Source:
-        """A table's cases."""
+    def from_table(cls, how: str, run: Run, table: Any, weight: float = 1.0, comp: Any = None) -> TrainingCases:
+        """Return the cases of a table."""
         comp = comp or run.exp.competition
         hashes = table["image_hash"] if "image_hash" in table.columns else [""] * len(table)
         rows = tuple(
-            (str(one), str(group), str(image))
-            for one, group, image in zip(table["id"], table["group"], hashes, strict=True)
+            (str(case), str(group), str(image))
+            for case, group, image in zip(table["id"], table["group"], hashes, strict=True)
         )
         return cls(how, comp.name, str(comp.root), rows, weight=weight)
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A network has learnt from something that a fold validates.
+    """A network was trained on cases that a fold validates.
 
     Attributes:
         member: the network.
-        source: from what.
-        cases: the cases of the source, each with what it has to do with the fold.
+        source: its training cases.
+        cases: those that the fold validates, each with the reason as text.
     """
 
     member: str
-    source: Source
+    source: TrainingCases
     cases: list[tuple[str, str]]
 
     def __str__(self) -> str:
-        way = "".join(f" {step}, which was" for step in self.source.chain)
-        first, why = self.cases[0]
+        chain = "".join(f" {step}, which was" for step in self.source.chain)
+        case, reason = self.cases[0]
         more = f" and {len(self.cases) - 1} more" if len(self.cases) > 1 else ""
-        return f"{self.member} was{way} {self.source.how} {first}{why}{more}"
+        return f"{self.member} was{chain} {self.source.how} {case}{reason}{more}"
 
 
 @dataclass
-class Protected:
-    """What a fold of a run validates (and the share held out for the end), by id, unit and image.
+class HeldOutCases:
+    """The cases that a fold validates, and those of the test share, by id, group and image.
 
     Args:
         run: the run.
-        fold: its fold; a fit on all cases protects nothing.
+        fold: its fold; a fit on all cases has none.
     """
 
-    run: CvRun
+    run: Run
     fold: int
     ids: set[str] = field(init=False)
     units: set[str] = field(init=False)
@@ -95,175 +97,177 @@ class Protected:
 
     def __post_init__(self) -> None:
         folds, cases = self.run.folds, self.run.cases
-        mine = folds["fold"].isin([self.fold, -2]) & (self.fold >= 0)
-        self.ids = set(folds.loc[mine, "id"])
-        self.units = set(folds.loc[mine, "group"]) | set(cases.loc[cases["id"].isin(self.ids), "group"])
+        held_out = folds["fold"].isin([self.fold, -2]) & (self.fold >= 0)
+        self.ids = set(folds.loc[held_out, "id"])
+        self.units = set(folds.loc[held_out, "group"]) | set(cases.loc[cases["id"].isin(self.ids), "group"])
         self.hashes = (
             set(cases.loc[cases["id"].isin(self.ids), "image_hash"]) if "image_hash" in cases.columns else set()
         )
-        # A unit joins groups that share an image: each of these groups is protected with it.
+        # A unit of the split joins groups that share an image, so all groups of a held-out unit are held out.
         unit_of = dict(zip(folds["id"], folds["group"], strict=True))
         self.units |= {
-            group for one, group in zip(cases["id"], cases["group"], strict=True) if unit_of.get(one) in self.units
+            group for case, group in zip(cases["id"], cases["group"], strict=True) if unit_of.get(case) in self.units
         }
         self.unit_of = unit_of
 
-    def hits(self, source: Source) -> list[tuple[str, str]]:
-        """Those of a source's cases that the fold validates, each with the reason in words."""
+    def overlaps(self, source: TrainingCases) -> list[tuple[str, str]]:
+        """Return the cases of a source that the fold validates, each with the reason as text."""
         if not self.ids:
             return []
         same = same_competition(self.run.exp.competition, source.competition, source.root)
-        groups = self._groups([one for one, _, _ in source.cases if one not in self.unit_of]) if same else {}
-        found = []
-        for one, group, image in source.cases:
-            if same and one in self.ids:
-                found.append((one, ""))
+        other_ids = [case for case, _, _ in source.cases if case not in self.unit_of]
+        groups = self._groups_of(other_ids) if same else {}
+        overlaps = []
+        for case, group, image in source.cases:
+            if same and case in self.ids:
+                overlaps.append((case, ""))
             elif image and image in self.hashes:
-                found.append((one, " (the same image as a case that it validates)"))
-            elif same and (unit := self.unit_of.get(one, groups.get(one, group))) in self.units:
-                found.append((one, f" (of the group {unit}, which it validates)"))
-        return found
+                overlaps.append((case, " (the same image as a case that it validates)"))
+            elif same and (unit := self.unit_of.get(case, groups.get(case, group))) in self.units:
+                overlaps.append((case, f" (of the group {unit}, which it validates)"))
+        return overlaps
 
-    def _groups(self, ids: list[str]) -> dict[str, str]:
-        """Groups by the run's own rule, of cases that are not its own."""
-        from competition.data import groups
+    def _groups_of(self, ids: list[str]) -> dict[str, str]:
+        """Return the groups of cases of other runs by this run's group rule."""
+        from competition.data.cases import known_groups
 
-        return groups.known(self.run.exp.competition, ids) if ids and self.run.exp.competition.group is not None else {}
+        return known_groups(self.run.exp.competition, ids) if ids and self.run.exp.competition.group is not None else {}
 
 
-def member_name(run: CvRun, fold: int, seed: int) -> str:
-    """A member in words: `hippocampus-unet3d/2cb50ff146c0/fold_0`."""
+def member_name(run: Run, fold: int, seed: int) -> str:
+    """Return the name of a member: `hippocampus-unet3d/2cb50ff146c0/fold_0`."""
     return f"{run.name}/{run.folder.name}/{run.member_folder(fold, seed).name}"
 
 
-def learnt(run: CvRun, fold: int, seed: int, trust: tuple[str, ...] = ()) -> list[Source]:
-    """All that a member has learnt from.
+def training_cases(run: Run, fold: int, seed: int, trust: tuple[str, ...] = ()) -> list[TrainingCases]:
+    """Return all cases that a member was trained on.
 
     Args:
         run: its run.
         fold: its fold; -1 is the fit on all cases.
-        seed: which of the seeds.
-        trust: packages besides the known ones that `target` may name.
+        seed: index into the seeds.
+        trust: additional packages that `target` may name.
 
     Raises:
-        MaskfoldError: the record is missing or damaged, so that nobody can tell.
+        MaskfoldError: the record is missing or damaged.
     """
-    path, name = run.member_folder(fold, seed) / FILE, member_name(run, fold, seed)
+    path, name = run.member_folder(fold, seed) / LINEAGE_FILE, member_name(run, fold, seed)
     if path.exists():
         return _read(path)
     if run.exp.pseudo is not None or run.exp.extras:
         raise MaskfoldError(
-            f"{name} has learnt from more than its labelled cases, and its {FILE} is missing.",
-            "Copy the file back; without it nobody can tell what the network has seen.",
+            f"{name} was trained on additional data, and its {LINEAGE_FILE} is missing.",
+            "Restore the file from a backup; only it records the network's training cases.",
         )
-    return [own(run, fold), *inherited(run, fold, trust)]
+    return [labelled_cases(run, fold), *initial_weights_cases(run, fold, trust)]
 
 
-def own(run: CvRun, fold: int) -> Source:
-    """The labelled cases that a fold trains on."""
+def labelled_cases(run: Run, fold: int) -> TrainingCases:
+    """Return the labelled cases that a fold trains on."""
     ids = run.folds["id"] if fold < 0 else run.folds.loc[~run.folds["fold"].isin([fold, -2]), "id"]
-    return Source.of(LABELS, run, run.cases[run.cases["id"].isin(set(ids))])
+    return TrainingCases.from_table(BY_LABELS, run, run.cases[run.cases["id"].isin(set(ids))])
 
 
-def inherited(run: CvRun, fold: int, trust: tuple[str, ...] = ()) -> list[Source]:
-    """What the weights that a fold starts with (`init_from`) have learnt from."""
+def initial_weights_cases(run: Run, fold: int, trust: tuple[str, ...] = ()) -> list[TrainingCases]:
+    """Return the training cases of the weights that a fold starts from (`init_from`)."""
     if run.exp.init_from is None:
         return []
-    other = load_run(Path(run.exp.init_from), trust)
-    return through("started from", other, fold, 0, trust)
+    source_run = load_run(Path(run.exp.init_from), trust)
+    return cases_via("started from", source_run, fold, 0, trust)
 
 
-def through(how: str, run: CvRun, fold: int, seed: int, trust: tuple[str, ...] = ()) -> list[Source]:
-    """What one learns from by way of a member of another run: `how` is what that member did for it."""
+def cases_via(how: str, run: Run, fold: int, seed: int, trust: tuple[str, ...] = ()) -> list[TrainingCases]:
+    """Return the training cases of a member of another run, with that member added to their chain as `how`."""
     step = f"{how} {member_name(run, fold, seed)}"
-    return [replace(source, chain=(step, *source.chain)) for source in learnt(run, fold, seed, trust)]
+    return [replace(source, chain=(step, *source.chain)) for source in training_cases(run, fold, seed, trust)]
 
 
-def leaks(member: str, sources: Iterable[Source], protected: Protected) -> list[Leak]:
-    """Where sources meet what a fold validates."""
-    return [Leak(member, source, cases) for source in sources if (cases := protected.hits(source))]
+def find_leaks(member: str, sources: Iterable[TrainingCases], protected: HeldOutCases) -> list[Leak]:
+    """Return the sources that contain cases of a fold's validation set."""
+    return [Leak(member, source, cases) for source in sources if (cases := protected.overlaps(source))]
 
 
-def told_leaks(found: Sequence[Leak]) -> str:
-    """The lineage in lines, one for each leak."""
-    lines = [f"\n  {leak}" for leak in found[:SHOWN]]
-    return "".join(lines) + (f"\n  … and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+def format_leaks(all_leaks: Sequence[Leak]) -> str:
+    """Return the lineage of leaks, a line for each."""
+    lines = [f"\n  {leak}" for leak in all_leaks[:MAX_SHOWN]]
+    more = f"\n  … and {len(all_leaks) - MAX_SHOWN} more" if len(all_leaks) > MAX_SHOWN else ""
+    return "".join(lines) + more
 
 
-def check_lineage(source: Path, job: Job, run: CvRun) -> Path:
-    """The weights of `source` that this fold may start from.
+def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
+    """Return the weights of the run `source` that this fold starts from.
 
     Args:
         source: another run's folder.
-        job: the fold that is about to start.
-        run: the run it belongs to.
+        job: the fold.
+        run: its run.
 
     Returns:
-        The path of the weights: the same fold's, or those of the fit on all cases for a fit on all cases.
+        The path of the weights of the same fold; for a fit on all cases, of the fit on all cases.
 
     Raises:
-        MaskfoldError: there are none, or they have seen a case that this fold validates; its lineage says how.
+        MaskfoldError: they do not exist, or were trained on a case that this fold validates.
     """
-    other = load_run(source, job.trust)
-    weights = other.member_folder(job.fold, 0) / "weights.safetensors"
+    source_run = load_run(source, job.trust)
+    weights = source_run.member_folder(job.fold, 0) / "weights.safetensors"
     if not weights.exists():
         raise MaskfoldError(
             f"init_from: {weights} does not exist.", "Finish that run's fold first, or name another run."
         )
-    member = member_name(other, job.fold, 0)
-    if found := leaks(member, learnt(other, job.fold, 0, job.trust), Protected(run, job.fold)):
+    member = member_name(source_run, job.fold, 0)
+    if all_leaks := find_leaks(member, training_cases(source_run, job.fold, 0, job.trust), HeldOutCases(run, job.fold)):
         raise MaskfoldError(
-            f"init_from: {member} has seen cases that fold {job.fold} validates:{told_leaks(found)}.",
+            f"init_from: {member} was trained on cases that fold {job.fold} validates:{format_leaks(all_leaks)}.",
             "Use the same folds in both (folds.scheme: file).",
             status=2,
         )
     return weights
 
 
-def write_lineage(folder: Path, sources: Sequence[Source], said: dict[str, Any]) -> None:
-    """Write a member's `lineage.json`: what it says of itself, and all its sources."""
+def write_lineage(folder: Path, sources: Sequence[TrainingCases], summary: dict[str, Any]) -> None:
+    """Write a member's `lineage.json`: a summary of its additional data, and all its training cases."""
     write_json(
-        folder / FILE,
+        folder / LINEAGE_FILE,
         {
-            **said,
+            **summary,
             "sources": [
                 {
-                    "how": one.how,
-                    "competition": one.competition,
-                    "root": one.root,
-                    "chain": list(one.chain),
-                    "weight": one.weight,
-                    "cases": [list(case) for case in one.cases],
+                    "how": source.how,
+                    "competition": source.competition,
+                    "root": source.root,
+                    "chain": list(source.chain),
+                    "weight": source.weight,
+                    "cases": [list(case) for case in source.cases],
                 }
-                for one in sources
+                for source in sources
             ],
         },
     )
 
 
-def read_said(folder: Path) -> dict[str, Any] | None:
-    """What a member says of its lessons, without the sources; None where it has no `lineage.json`."""
-    path = folder / FILE
+def read_lineage_summary(folder: Path) -> dict[str, Any] | None:
+    """Return the summary in a member's `lineage.json`; None if there is no such file."""
+    path = folder / LINEAGE_FILE
     if not path.exists():
         return None
     return {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key != "sources"}
 
 
-def _read(path: Path) -> list[Source]:
+def _read(path: Path) -> list[TrainingCases]:
     try:
         return [
-            Source(
-                one["how"],
-                one["competition"],
-                one["root"],
-                tuple((case[0], case[1], case[2]) for case in one["cases"]),
-                tuple(one["chain"]),
-                one["weight"],
+            TrainingCases(
+                source["how"],
+                source["competition"],
+                source["root"],
+                tuple((case[0], case[1], case[2]) for case in source["cases"]),
+                tuple(source["chain"]),
+                source["weight"],
             )
-            for one in json.loads(path.read_text(encoding="utf-8"))["sources"]
+            for source in json.loads(path.read_text(encoding="utf-8"))["sources"]
         ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise MaskfoldError(
             f"{path} cannot be read: {error}.",
-            "Copy the file back; without it nobody can tell what the network has seen.",
+            "Restore the file from a backup; only it records the network's training cases.",
         ) from error

@@ -1,4 +1,4 @@
-"""Which augmentation an experiment gets, and which axes it flips; loader workers change nothing."""
+"""Choice of the augmentation and its flips; results do not depend on the number of loader workers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from competition.augment import device_augment, flips, loader_augment
-from competition.augment.pictures import PictureAugment
-from competition.augment.transforms import VolumeTransforms
+from competition.augment import build_batch_transform, build_loader_transform, flip_axes
+from competition.augment.custom import MonaiTransforms
+from competition.augment.images import ImageAugment
 from competition.augment.volumes import VolumeAugment
-from competition.config.errors import MaskfoldError
-from competition.config.experiment import Augment
-from competition.data.patches import PatchDataset, StepSampler
-from tests.data.prepared import experiment, prepared_case
+from competition.config.experiment import AugmentConfig
+from competition.data.dataset import BatchSampler, PatchDataset
+from competition.errors import MaskfoldError
+from tests.prepared import experiment, prepared_case
 
 FLIP: dict[str, Any] = {"target": "monai.transforms.RandFlipd", "args": {"spatial_axis": 0}}
 
@@ -28,57 +28,57 @@ FLIP: dict[str, Any] = {"target": "monai.transforms.RandFlipd", "args": {"spatia
     [
         (2, {}, type(None), type(None)),
         (3, {}, type(None), type(None)),
-        (2, {"preset": "light"}, PictureAugment, type(None)),
+        (2, {"preset": "light"}, ImageAugment, type(None)),
         (3, {"preset": "light"}, type(None), VolumeAugment),
-        (2, {"transforms": [{"target": "albumentations.NoOp"}]}, PictureAugment, type(None)),
-        (3, {"transforms": [FLIP]}, VolumeTransforms, type(None)),
+        (2, {"transforms": [{"target": "albumentations.NoOp"}]}, ImageAugment, type(None)),
+        (3, {"transforms": [FLIP]}, MonaiTransforms, type(None)),
         (3, {"transforms": []}, type(None), type(None)),
     ],
 )
-def test_who_augments(dimensions: int, augment: Any, loader: type, device: type) -> None:
+def test_loader_or_device_augments(dimensions: int, augment: Any, loader: type, device: type) -> None:
     exp = experiment(dimensions, [8] * dimensions, augment=augment)
-    assert type(loader_augment(exp)) is loader and type(device_augment(exp)) is device
+    assert type(build_loader_transform(exp)) is loader and type(build_batch_transform(exp)) is device
 
 
 def test_slices_are_augmented_in_their_plane() -> None:
     exp = experiment(3, [8, 8], patch={"slices": 3}, augment={"preset": "light"}, prepare={"spacing": [1.0, 2.0, 5.0]})
-    augment = device_augment(exp)
+    augment = build_batch_transform(exp)
     assert augment is not None and augment.dims == 2 and augment.spacing == (1.0, 2.0) and augment.flips == (0, 1)
 
 
 def test_preset_and_list() -> None:
     exp = experiment(3, [8, 8, 8], augment={"preset": "light", "transforms": [FLIP]})
-    with pytest.raises(MaskfoldError, match="both a preset and a list"):
-        loader_augment(exp)
+    with pytest.raises(MaskfoldError, match="augment sets both"):
+        build_loader_transform(exp)
 
 
 @pytest.mark.parametrize(
     ("augment", "dims", "expected"),
     [
-        (Augment(), 2, ()),
-        (Augment(preset="light"), 2, (0, 1)),
-        (Augment(preset="heavy"), 3, (0, 1, 2)),
-        (Augment(preset="light", flip=False), 3, ()),
-        (Augment(preset="light", flip=[2, 0, 2]), 3, (0, 2)),
-        (Augment(transforms=[FLIP]), 3, (0,)),  # type: ignore[list-item]
-        (Augment(transforms=[{"target": "monai.transforms.RandFlipd"}]), 3, ()),  # type: ignore[list-item]
-        (Augment(transforms=[{"target": "monai.transforms.RandAxisFlipd"}]), 3, (0, 1, 2)),  # type: ignore[list-item]
-        (Augment(transforms=[{"target": "albumentations.VerticalFlip"}]), 2, (0,)),  # type: ignore[list-item]
-        (Augment(transforms=[{"target": "albumentations.HorizontalFlip"}]), 2, (1,)),  # type: ignore[list-item]
+        (AugmentConfig(), 2, ()),
+        (AugmentConfig(preset="light"), 2, (0, 1)),
+        (AugmentConfig(preset="heavy"), 3, (0, 1, 2)),
+        (AugmentConfig(preset="light", flip=False), 3, ()),
+        (AugmentConfig(preset="light", flip=[2, 0, 2]), 3, (0, 2)),
+        (AugmentConfig(transforms=[FLIP]), 3, (0,)),  # type: ignore[list-item]
+        (AugmentConfig(transforms=[{"target": "monai.transforms.RandFlipd"}]), 3, ()),  # type: ignore[list-item]
+        (AugmentConfig(transforms=[{"target": "monai.transforms.RandAxisFlipd"}]), 3, (0, 1, 2)),  # type: ignore[list-item]
+        (AugmentConfig(transforms=[{"target": "albumentations.VerticalFlip"}]), 2, (0,)),  # type: ignore[list-item]
+        (AugmentConfig(transforms=[{"target": "albumentations.HorizontalFlip"}]), 2, (1,)),  # type: ignore[list-item]
     ],
 )
-def test_flips(augment: Augment, dims: int, expected: tuple[int, ...]) -> None:
-    assert flips(augment, dims) == expected
+def test_flips(augment: AugmentConfig, dims: int, expected: tuple[int, ...]) -> None:
+    assert flip_axes(augment, dims) == expected
 
 
-def test_axis_that_is_not_there() -> None:
-    with pytest.raises(MaskfoldError, match=r"names axis 2"):
-        flips(Augment(preset="light", flip=[2]), 2)
+def test_missing_axis_is_an_error() -> None:
+    with pytest.raises(MaskfoldError, match=r"augment\.flip: found axis 2"):
+        flip_axes(AugmentConfig(preset="light", flip=[2]), 2)
 
 
-def test_asking_for_flips_imports_nothing_heavy() -> None:
+def test_flips_imports_no_heavy_library() -> None:
     program = (
-        "import sys; import competition.augment; from competition.augment import flips; "
+        "import sys; import competition.augment; from competition.augment import flip_axes; "
         "print(*[name for name in ('torch', 'albumentations', 'cv2', 'monai') if name in sys.modules])"
     )
     root = Path(__file__).resolve().parents[2]
@@ -94,12 +94,12 @@ def test_loader_workers_change_nothing(tmp_path: Path, dimensions: int) -> None:
     for number in range(3):
         image = draw.integers(0, 256, (1, *[12] * dimensions), dtype=np.uint8)
         folders.append(prepared_case(tmp_path, str(number), image, image // 100, exp))
-    dataset = PatchDataset(folders, exp, 0, 1, loader_augment(exp))
+    dataset = PatchDataset(folders, exp, 0, 1, build_loader_transform(exp))
 
     def batches(workers: int) -> list[dict[str, torch.Tensor]]:
         from torch.utils.data import DataLoader
 
-        loader: Any = DataLoader(dataset, batch_sampler=StepSampler(0, 4, 2, 2), num_workers=workers)  # type: ignore[arg-type]
+        loader: Any = DataLoader(dataset, batch_sampler=BatchSampler(0, 4, 2, 2), num_workers=workers)  # type: ignore[arg-type]
         return list(loader)
 
     alone = batches(0)

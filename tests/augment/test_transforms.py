@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from monai.transforms.transform import MapTransform
 
-from competition.augment.transforms import VolumeTransforms
-from competition.config.errors import MaskfoldError
-from competition.config.experiment import Augment
+from competition.augment.custom import MonaiTransforms
+from competition.config.experiment import AugmentConfig
+from competition.errors import MaskfoldError
 
 MANY: list[tuple[str, dict[str, Any]]] = [
     ("RandFlipd", {"prob": 0.5, "spatial_axis": 0}),
@@ -33,9 +33,9 @@ MANY: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def listed(*items: tuple[str, dict[str, Any]]) -> VolumeTransforms:
+def listed(*items: tuple[str, dict[str, Any]]) -> MonaiTransforms:
     targets = [{"target": name if "." in name else f"monai.transforms.{name}", "args": args} for name, args in items]
-    return VolumeTransforms(Augment(transforms=targets))  # type: ignore[arg-type]
+    return MonaiTransforms(AugmentConfig(transforms=targets))  # type: ignore[arg-type]
 
 
 def sample() -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +46,7 @@ def sample() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("name", "args"), MANY, ids=[name for name, _ in MANY])
-def test_each_is_counted_and_keeps_labels(name: str, args: dict[str, Any]) -> None:
+def test_each_is_deterministic_and_keeps_labels(name: str, args: dict[str, Any]) -> None:
     augment, (image, mask) = listed((name, args)), sample()
     before = image.copy(), mask.copy()
     results = [augment(image, mask, seed) for seed in range(8)]
@@ -97,21 +97,21 @@ def test_one_of_repeats() -> None:
     assert set(first) == {1, 2}
 
 
-# ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────
+# Invalid settings
 
 
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("RandAffined", {"mode": "bilinear"}, "between the mask's labels"),
-        ("RandZoomd", {"mode": ["trilinear", "trilinear"]}, "between the mask's labels"),
-        ("RandFlipd", {"keys": ["image", "label"]}, "label, which a sample does not have"),
+        ("RandAffined", {"mode": "bilinear"}, r"mode: .*expected nearest"),
+        ("RandZoomd", {"mode": ["trilinear", "trilinear"]}, r"mode: .*expected nearest"),
+        ("RandFlipd", {"keys": ["image", "label"]}, r"keys: found label"),
         ("RandFlipd", {"probability": 0.5}, r"augment\.transforms\.0\.args"),
         ("RandFlip", {}, r"augment\.transforms\.0\.target"),
-        ("Lambdad", {"func": "x"}, "lacks `keys`"),
+        ("Lambdad", {"func": "x"}, r"augment\.transforms\.0\.args\.keys is missing"),
     ],
 )
-def test_refused(name: str, args: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_errors(name: str, args: dict[str, Any], message: str) -> None:
     with pytest.raises(MaskfoldError, match=message) as error:
         listed((name, args))
     assert error.value.status == 2
@@ -135,11 +135,11 @@ def test_padding_has_a_mode_of_its_own() -> None:
 
 
 def test_changed_shape() -> None:
-    with pytest.raises(MaskfoldError, match=r"\(1, 12, 12, 12\) into \(1, 5, 5, 5\)"):
+    with pytest.raises(MaskfoldError, match=r"found shape \(1, 5, 5, 5\) in the result, expected \(1, 12, 12, 12\)"):
         listed(("RandSpatialCropd", {"roi_size": [5, 5, 5], "random_size": False}))(*sample(), seed=0)
 
 
-class Mine(MapTransform):
+class OwnTransform(MapTransform):
     """A user's own transform."""
 
     def __call__(self, data: Any) -> Any:
@@ -147,7 +147,7 @@ class Mine(MapTransform):
 
 
 def test_a_users_own_transform() -> None:
-    target = {"target": f"{__name__}.Mine", "args": {"keys": ["image"]}}
-    augment = VolumeTransforms(Augment(transforms=[target]), trust=[__name__.split(".")[0]])  # type: ignore[list-item]
+    target = {"target": f"{__name__}.OwnTransform", "args": {"keys": ["image"]}}
+    augment = MonaiTransforms(AugmentConfig(transforms=[target]), trust=[__name__.split(".")[0]])  # type: ignore[list-item]
     image, mask = sample()
     np.testing.assert_array_equal(augment(image, mask, 0)[0], image + 1)

@@ -1,4 +1,4 @@
-"""Volumes: one batch, one seed per sample, and no influence of batch mates."""
+"""Augmentation of volumes: batches with one seed per sample, independent of the rest of the batch."""
 
 from __future__ import annotations
 
@@ -8,24 +8,34 @@ import numpy as np
 import pytest
 import torch
 
-from competition.augment.draws import Draw, draw
-from competition.augment.intensities import bend, change_intensities, stretch
-from competition.augment.presets import VOLUMES
-from competition.augment.separable import along_axes, coarse, gauss
-from competition.augment.volumes import VolumeAugment
-from competition.augment.warp import elastic_field, sampling_grid, spline, warp
-from competition.config.experiment import Augment
+from competition.augment.presets import VOLUME_PRESETS
+from competition.augment.volumes import (
+    SampledTransform,
+    VolumeAugment,
+    apply_along_axes,
+    change_intensities,
+    contrast,
+    downsampling_matrix,
+    elastic_field,
+    gamma,
+    gaussian_matrix,
+    sample_transform,
+    sampling_grid,
+    spline_weights,
+    warp,
+)
+from competition.config.experiment import AugmentConfig
 
 LEVELS = ("light", "medium", "heavy")
 
 
 def level(name: str, dims: int = 3, **kwargs: object) -> VolumeAugment:
-    return VolumeAugment(Augment(preset=name, **kwargs), dims)  # type: ignore[arg-type]
+    return VolumeAugment(AugmentConfig(preset=name, **kwargs), dims)  # type: ignore[arg-type]
 
 
 def geometry_only(augment: VolumeAugment) -> VolumeAugment:
-    assert augment.level is not None
-    augment.level = replace(augment.level, blur=0, coarse=0, noise=0, brightness=0, contrast=0, gamma=0)
+    assert augment.preset is not None
+    augment.preset = replace(augment.preset, blur=0, low_resolution=0, noise=0, brightness=0, contrast=0, gamma=0)
     return augment
 
 
@@ -36,14 +46,14 @@ def ball(*shape: int) -> torch.Tensor:
     return (sum((axis - 0.2 * index) ** 2 * (1 + index) for index, axis in enumerate(grid)) < 0.9).float()  # type: ignore[union-attr]
 
 
-def turned(image: torch.Tensor, matrix: np.ndarray) -> torch.Tensor:
+def rotated(image: torch.Tensor, matrix: np.ndarray) -> torch.Tensor:
     """One sample (1, 1, *spatial) after a warp."""
     image, mask = image.clone(), torch.zeros(image.shape, dtype=torch.uint8)
-    warp(image, mask, [Draw(matrix=matrix)])
+    warp(image, mask, [SampledTransform(matrix=matrix)])
     return image
 
 
-# ── the whole ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# The whole
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -76,7 +86,7 @@ def test_image_and_mask_move_together(name: str, shape: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize("shape", [(12, 16, 10), (24, 20)])
-def test_batch_mates_do_not_matter(shape: tuple[int, ...]) -> None:
+def test_samples_are_independent_of_the_batch(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     image, mask = torch.randn(6, 2, *shape), torch.randint(0, 3, (6, 1, *shape), dtype=torch.uint8)
     augment, seeds = level("heavy", len(shape)), list(range(30, 36))
@@ -99,7 +109,7 @@ def test_same_batch_same_bits() -> None:
     assert not torch.equal(first[0], other[0])
 
 
-def test_global_randomness_is_left_alone() -> None:
+def test_global_random_state_is_unchanged() -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
@@ -111,7 +121,7 @@ def test_global_randomness_is_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_autocast_does_not_blur_coordinates() -> None:
+def test_autocast_does_not_change_coordinates() -> None:
     image, mask = torch.randn(2, 1, 16, 16, 16), torch.zeros(2, 1, 16, 16, 16, dtype=torch.uint8)
     plain = level("heavy")(image, mask, [11, 12])[0]
     with torch.autocast("cpu", torch.bfloat16):
@@ -123,13 +133,16 @@ def test_no_preset_no_change() -> None:
     assert level("none")(image, mask, [1, 2])[0] is image
 
 
-# ── flips ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Flips
 
 
 @pytest.mark.parametrize(("flip", "axes"), [(False, ()), (True, (0, 1, 2)), ([0, 2], (0, 2))])
 def test_flips_are_those_allowed(flip: object, axes: tuple[int, ...]) -> None:
     augment = level("light", flip=flip)
-    drawn = [draw(VOLUMES["light"], augment.flips, (4, 4, 4), augment.spacing, seed) for seed in range(300)]
+    drawn = [
+        sample_transform(VOLUME_PRESETS["light"], augment.flips, (4, 4, 4), augment.spacing, seed)
+        for seed in range(300)
+    ]
     combinations = {one.flips for one in drawn}
     assert augment.flips == axes and len(combinations) == 2 ** len(axes)
     for axis in axes:
@@ -138,36 +151,43 @@ def test_flips_are_those_allowed(flip: object, axes: tuple[int, ...]) -> None:
 
 def test_a_flip_is_exact() -> None:
     augment = geometry_only(level("light"))
-    augment.level = replace(augment.level, rotate=0, zoom=0)  # type: ignore[type-var]
+    augment.preset = replace(augment.preset, rotate=0, zoom=0)  # type: ignore[type-var]
     image, mask = torch.randn(1, 2, 5, 6, 7), torch.randint(0, 9, (1, 1, 5, 6, 7), dtype=torch.uint8)
     for seed in range(20):
-        drawn = draw(augment.level, augment.flips, (5, 6, 7), augment.spacing, seed)  # type: ignore[arg-type]
+        drawn = sample_transform(augment.preset, augment.flips, (5, 6, 7), augment.spacing, seed)  # type: ignore[arg-type]
         axes = [axis + 2 for axis in drawn.flips]
         changed = augment(image, mask, [seed])
         assert torch.equal(changed[0], image.flip(axes)) and torch.equal(changed[1], mask.flip(axes))
 
 
-# ── geometry ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Geometry
 
 
 def test_untouched_samples_are_bit_identical() -> None:
     image, mask = torch.randn(3, 1, 6, 7, 8), torch.randint(0, 3, (3, 1, 6, 7, 8), dtype=torch.uint8)
     changed, labels = image.clone(), mask.clone()
-    warp(changed, labels, [Draw(), Draw(matrix=np.eye(3) * 0.7), Draw()])
-    change_intensities(changed, [Draw(), Draw(blur=1.0, noise=1.0, gamma=1.3, contrast=2.0, brightness=2.0), Draw()])
+    warp(changed, labels, [SampledTransform(), SampledTransform(matrix=np.eye(3) * 0.7), SampledTransform()])
+    change_intensities(
+        changed,
+        [
+            SampledTransform(),
+            SampledTransform(blur=1.0, noise=1.0, gamma=1.3, contrast=2.0, brightness=2.0),
+            SampledTransform(),
+        ],
+    )
     assert torch.equal(changed[[0, 2]], image[[0, 2]]) and torch.equal(labels[[0, 2]], mask[[0, 2]])
     assert not torch.equal(changed[1], image[1])
 
 
 def test_identity_grid_is_the_identity() -> None:
     image = torch.randn(1, 1, 5, 9, 1)
-    torch.testing.assert_close(turned(image, np.eye(3)), image, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rotated(image, np.eye(3)), image, atol=1e-5, rtol=0)
 
 
 def test_quarter_turn_of_an_anisotropic_patch() -> None:
-    """A turn in voxels, not in the [-1, 1] of the grid: where the result looks into the patch it is the patch, turned."""
+    """Rotation is in voxels, not in the [-1, 1] of the grid: inside the patch the result is the rotated patch."""
     image = torch.randn(1, 1, 21, 11, 7)
-    result = turned(image, np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]))
+    result = rotated(image, np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]))
     expected = torch.rot90(image[:, :, 5:16], -1, (2, 3))
     torch.testing.assert_close(result[:, :, 5:16], expected, atol=1e-4, rtol=0)
 
@@ -176,7 +196,7 @@ def test_zoom_keeps_the_centre_and_grows() -> None:
     solid = ball(31, 31, 31)[None, None]
     small = torch.zeros_like(solid)
     small[..., 10:21, 10:21, 10:21] = 1
-    grown = turned(small, np.eye(3) / 1.5)
+    grown = rotated(small, np.eye(3) / 1.5)
     assert abs(grown.sum().item() / small.sum().item() - 1.5**3) < 0.5
     centre = (torch.stack(torch.meshgrid(*[torch.arange(31.0)] * 3, indexing="ij")) * grown[0]).flatten(1).sum(
         1
@@ -184,10 +204,10 @@ def test_zoom_keeps_the_centre_and_grows() -> None:
     torch.testing.assert_close(centre, torch.full((3,), 15.0), atol=0.01, rtol=0)
 
 
-def test_rotation_turns_the_body_not_the_grid() -> None:
-    """With voxels of 1 × 3 mm the matrix, seen in millimetres, is orthogonal."""
+def test_rotation_is_rigid_in_millimetres() -> None:
+    """With anisotropic voxels the matrix is orthogonal in millimetres."""
     spacing = (1.0, 3.0, 2.0)
-    found = [draw(VOLUMES["medium"], (), (9, 9, 9), spacing, seed).matrix for seed in range(60)]
+    found = [sample_transform(VOLUME_PRESETS["medium"], (), (9, 9, 9), spacing, seed).matrix for seed in range(60)]
     matrices = [matrix for matrix in found if matrix is not None]
     assert 20 < len(matrices) < 45
     scales = []
@@ -202,12 +222,12 @@ def test_rotation_turns_the_body_not_the_grid() -> None:
 
 def test_borders_are_repeated() -> None:
     image = torch.ones(1, 1, 9, 9)
-    assert torch.allclose(turned(image, np.eye(2) * 3), torch.ones(1))
+    assert torch.allclose(rotated(image, np.eye(2) * 3), torch.ones(1))
 
 
 def test_elastic_field_is_a_smooth_partition() -> None:
     for length in (1, 2, 7, 40):
-        torch.testing.assert_close(spline(length, torch.device("cpu")).sum(1), torch.ones(length))
+        torch.testing.assert_close(spline_weights(length, torch.device("cpu")).sum(1), torch.ones(length))
     constant = elastic_field(torch.full((2, 3, 7, 7, 7), 2.5), (6, 5, 4))
     torch.testing.assert_close(constant, torch.full((2, 6, 5, 4, 3), 2.5))
     field = elastic_field(torch.randn(1, 2, 7, 7), (60, 50))
@@ -219,7 +239,7 @@ def test_elastic_field_moves_by_voxels() -> None:
     knots[1] = 2.0
     image = torch.randn(1, 1, 6, 10, 4)
     moved, mask = image.clone(), torch.zeros(1, 1, 6, 10, 4, dtype=torch.uint8)
-    warp(moved, mask, [Draw(knots=knots)])
+    warp(moved, mask, [SampledTransform(knots=knots)])
     torch.testing.assert_close(moved[:, :, :, :8], image[:, :, :, 2:], atol=1e-4, rtol=0)
 
 
@@ -228,12 +248,17 @@ def test_grid_of_matrix_and_field_add_up() -> None:
     shape, device = (8, 12), torch.device("cpu")
     both, turn, bend_only, nothing = (
         sampling_grid([one], shape, device)
-        for one in (Draw(matrix=matrix, knots=knots), Draw(matrix=matrix), Draw(knots=knots), Draw())
+        for one in (
+            SampledTransform(matrix=matrix, knots=knots),
+            SampledTransform(matrix=matrix),
+            SampledTransform(knots=knots),
+            SampledTransform(),
+        )
     )
     torch.testing.assert_close(both - turn, bend_only - nothing, atol=1e-5, rtol=0)
 
 
-# ── intensity ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Intensity
 
 
 def test_blur_is_a_gaussian() -> None:
@@ -241,38 +266,38 @@ def test_blur_is_a_gaussian() -> None:
 
     values = torch.randn(1, 1, 17, 19, 15)
     blurred = values.clone()
-    change_intensities(blurred, [Draw(blur=1.2)])
+    change_intensities(blurred, [SampledTransform(blur=1.2)])
     expected = gaussian_filter(values[0, 0].numpy(), 1.2, truncate=8)
     np.testing.assert_allclose(blurred[0, 0, 6:-6, 6:-6, 6:-6].numpy(), expected[6:-6, 6:-6, 6:-6], atol=2e-3)
     flat = torch.full((1, 1, 5, 1, 3), 7.0)
-    change_intensities(flat, [Draw(blur=2.0, coarse=0.5)])
+    change_intensities(flat, [SampledTransform(blur=2.0, resolution=0.5)])
     torch.testing.assert_close(flat, torch.full((1, 1, 5, 1, 3), 7.0))
 
 
 def test_coarse_picks_and_interpolates() -> None:
-    np.testing.assert_allclose(coarse(4, 0.5) @ [0, 1, 2, 3], [1, 1.5, 2.5, 3])
-    np.testing.assert_array_equal(coarse(3, 0.99), np.eye(3))
-    np.testing.assert_allclose(coarse(9, 0.01) @ np.arange(9), np.full(9, 4))
-    np.testing.assert_allclose(gauss(9, 1.0).sum(1), 1)
+    np.testing.assert_allclose(downsampling_matrix(4, 0.5) @ [0, 1, 2, 3], [1, 1.5, 2.5, 3])
+    np.testing.assert_array_equal(downsampling_matrix(3, 0.99), np.eye(3))
+    np.testing.assert_allclose(downsampling_matrix(9, 0.01) @ np.arange(9), np.full(9, 4))
+    np.testing.assert_allclose(gaussian_matrix(9, 1.0).sum(1), 1)
 
 
 def test_along_axes_is_einsum() -> None:
     values, left, right = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4), torch.randn(2, 7, 5)
     torch.testing.assert_close(
-        along_axes(values, [left, right]), torch.einsum("bcxy,bux,bvy->bcuv", values, left, right)
+        apply_along_axes(values, [left, right]), torch.einsum("bcxy,bux,bvy->bcuv", values, left, right)
     )
 
 
 def test_noise_has_its_deviation_and_its_seed() -> None:
     zeros = torch.zeros(2, 1, 30, 30, 30)
-    change_intensities(zeros, [Draw(noise=0.3, noise_seed=1), Draw(noise=0.3, noise_seed=2)])
+    change_intensities(zeros, [SampledTransform(noise=0.3, noise_seed=1), SampledTransform(noise=0.3, noise_seed=2)])
     assert abs(zeros[0].std().item() - 0.3) < 0.01
     assert abs(torch.corrcoef(zeros.flatten(1))[0, 1].item()) < 0.03
 
 
 def test_contrast_keeps_mean_and_range() -> None:
     values = torch.rand(1, 2, 500) * torch.tensor([1.0, 9.0]).view(1, 2, 1)
-    stronger, weaker = stretch(values, torch.tensor(1.5)), stretch(values, torch.tensor(0.5))
+    stronger, weaker = contrast(values, torch.tensor(1.5)), contrast(values, torch.tensor(0.5))
     torch.testing.assert_close(weaker.mean(-1), values.mean(-1))
     torch.testing.assert_close(weaker.std(-1), values.std(-1) / 2)
     assert (stronger.amax(-1) == values.amax(-1)).all() and (stronger.amin(-1) == values.amin(-1)).all()
@@ -280,18 +305,18 @@ def test_contrast_keeps_mean_and_range() -> None:
 
 def test_gamma_keeps_moments_and_order() -> None:
     values = torch.randn(1, 2, 400) * 3 + 5
-    bent = bend(values, torch.tensor(1.5))
+    bent = gamma(values, torch.tensor(1.5))
     torch.testing.assert_close(bent.mean(-1), values.mean(-1), atol=1e-4, rtol=0)
     torch.testing.assert_close(bent.std(-1), values.std(-1), atol=1e-4, rtol=0)
     assert torch.equal(bent.argsort(-1), values.argsort(-1))
     assert not torch.allclose(bent, values, atol=0.1)
     constant = torch.full((1, 1, 9), 4.0)
-    torch.testing.assert_close(bend(constant, torch.tensor(0.7)), constant)
+    torch.testing.assert_close(gamma(constant, torch.tensor(0.7)), constant)
 
 
 def test_inverted_gamma_is_gamma_of_the_negative() -> None:
     values = torch.randn(1, 1, 6, 6, 6)
     plain, inverted = -values.clone(), values.clone()
-    change_intensities(plain, [Draw(gamma=1.4)])
-    change_intensities(inverted, [Draw(gamma=1.4, inverted=True)])
+    change_intensities(plain, [SampledTransform(gamma=1.4)])
+    change_intensities(inverted, [SampledTransform(gamma=1.4, invert_gamma=True)])
     torch.testing.assert_close(inverted, -plain)

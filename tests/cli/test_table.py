@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from competition.cli.table import cv_table
-from competition.training.cv import CvSummary
+from competition.cli.console import cv_table
+from competition.training.cross_validate import CvSummary
 
 
 def shown(classes: list[str], width: int = 80, skipped: tuple[tuple[str, str], ...] = (), **more: Any) -> str:
@@ -80,6 +80,6 @@ def test_many_classes_are_rows_and_nothing_is_cut_at_80_columns() -> None:
 
 def test_cases_that_were_left_out_stand_below_the_table() -> None:
     for classes in (["left"], ["body", "bone", "bladder", "rectum", "prostate"]):
-        assert "left out" not in shown(classes)
+        assert "skipped" not in shown(classes)
         text = shown(classes, width=120, skipped=(("a", "cut"), ("b", "cut")))
-        assert "2 of 9 cases are left out (competition.on_bad_case: skip)" in text
+        assert "2 of 9 cases are skipped (competition.on_bad_case: skip)" in text

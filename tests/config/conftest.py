@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from competition.config import MaskfoldError, load_experiment
+from competition.config.loading import load_experiment
+from competition.errors import MaskfoldError
 
 COMPETITION = """\
 name: toy

@@ -1,8 +1,8 @@
-"""The one exception a user sees."""
+"""`MaskfoldError`: message, hint and exit status, also after pickling."""
 
 import pickle
 
-from competition.config import MaskfoldError
+from competition.errors import MaskfoldError
 
 
 def test_an_error_crosses_processes_whole():

@@ -1,4 +1,4 @@
-"""YAML as plain data with lines: what words mean, and what is refused."""
+"""YAML as plain data with line numbers: how scalars are read, and which documents raise an error."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from competition.config import MaskfoldError
-from competition.config.lines import MOST_NODES, parse, read_document
-from competition.config.load import write_yaml
+from competition.config.loading import write_yaml
+from competition.config.yaml import MAX_NODES, parse_yaml, read_yaml
+from competition.errors import MaskfoldError
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ from competition.config.load import write_yaml
     ],
 )
 def test_words_mean_what_yaml_1_2_says(text: str, value: Any) -> None:
-    found = parse(text).tree
-    assert found == value and type(found) is type(value)
+    parsed = parse_yaml(text).tree
+    assert parsed == value and type(parsed) is type(value)
 
 
 def test_each_key_and_item_has_its_line() -> None:
-    document = parse("a: 1\nb:\n  c:\n    - x\n    - y: 2\n  d: {e: 1,\n      f: 2}\n", "file.yaml")
-    lines = {path: place.line for path, place in document.places.items()}
+    document = parse_yaml("a: 1\nb:\n  c:\n    - x\n    - y: 2\n  d: {e: 1,\n      f: 2}\n", "file.yaml")
+    lines = {path: place.line for path, place in document.locations.items()}
     assert lines == {
         (): 1,
         ("a",): 1,
@@ -69,28 +69,28 @@ def test_each_key_and_item_has_its_line() -> None:
         ("b", "d", "e"): 6,
         ("b", "d", "f"): 7,
     }
-    assert str(document.place(("b", "c", "missing", "deeper"))) == "file.yaml, line 3"
+    assert str(document.locate(("b", "c", "missing", "deeper"))) == "file.yaml, line 3"
 
 
 def test_anchors_and_merges_work() -> None:
-    document = parse("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a\n", "file.yaml")
+    document = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a\n", "file.yaml")
     assert document.tree == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
-    assert document.place(("b", "x")).line == 2
+    assert document.locate(("b", "x")).line == 2
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: 1\nb: 2\na: 3\n", ["line 3", "`a` stands twice", "line 1"]),
-        ("a:\n  b: 1\n  b: 1\n", ["line 3", "`b` stands twice"]),
-        ("a: {1: x, 1: y}\n", ["line 1", "`1` stands twice"]),
+        ("a: 1\nb: 2\na: 3\n", ["line 3", "duplicate key `a`", "line 1"]),
+        ("a:\n  b: 1\n  b: 1\n", ["line 3", "duplicate key `b`"]),
+        ("a: {1: x, 1: y}\n", ["line 1", "duplicate key `1`"]),
         ("x: 1\na: !!python/object/apply:os.system ['true']\n", ["line 2", "!!python/object/apply:os.system"]),
         ("a: !!python/tuple [1]\n", ["line 1", "!!python/tuple"]),
         ("a: !mine 1\n", ["line 1", "`!mine`"]),
         ("a: !!binary aGk=\n", ["line 1", "!!binary"]),
         ("a: &x [1, *x]\n", ["line 1", "endless"]),
-        ("? [a]\n: 1\n", ["line 1", "no plain word"]),
-        ("~: 1\n", ["line 1", "no plain word"]),
+        ("? [a]\n: 1\n", ["line 1", "plain strings"]),
+        ("~: 1\n", ["line 1", "plain strings"]),
         ("a: 1\nb: ${oc.env:HOME}\n", ["line 2", "${oc.env:HOME}", "interpolation"]),
         ("a: 1\n\tb: 2\n", ["line 2", "spaces instead of tabs"]),
         ("a: b: c\n", ["line 1", "not valid YAML"]),
@@ -105,7 +105,7 @@ def test_anchors_and_merges_work() -> None:
 )
 def test_refused(text: str, words: list[str]) -> None:
     with pytest.raises(MaskfoldError) as caught:
-        parse(text, "file.yaml")
+        parse_yaml(text, "file.yaml")
     assert caught.value.status == 2
     assert caught.value.cure.endswith(".")
     for word in ["file.yaml", *words]:
@@ -115,9 +115,9 @@ def test_refused(text: str, words: list[str]) -> None:
 def test_aliases_of_aliases_do_not_fill_the_memory() -> None:
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
-    assert MOST_NODES < 10**30
+    assert MAX_NODES < 10**30
     with pytest.raises(MaskfoldError, match="endless"):
-        parse("\n".join(lines), "file.yaml")
+        parse_yaml("\n".join(lines), "file.yaml")
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_aliases_of_aliases_do_not_fill_the_memory() -> None:
         (None, "does not exist"),
         (b"", "is empty"),
         (b"# nothing\n", "is empty"),
-        (b"- a\n", "a list where a mapping"),
-        (b"word\n", "a text where a mapping"),
-        (b"3\n", "a single value where a mapping"),
+        (b"- a\n", "found a list"),
+        (b"word\n", "found a text"),
+        (b"3\n", "found a single value"),
         (b"a: \xff\n", "not UTF-8"),
     ],
 )
@@ -137,19 +137,19 @@ def test_what_is_no_mapping_in_a_file(content: bytes | None, word: str, tmp_path
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(MaskfoldError) as caught:
-        read_document(path)
+        read_yaml(path)
     assert caught.value.status == 2
     assert word in caught.value.wrong and str(path) in caught.value.wrong
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(MaskfoldError, match="cannot be read"):
-        read_document(tmp_path)
+        read_yaml(tmp_path)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfa: 1\n")
-    assert read_document(tmp_path / "a.yaml").tree == {"a": 1}
+    assert read_yaml(tmp_path / "a.yaml").tree == {"a": 1}
 
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12) | st.sampled_from(
@@ -205,7 +205,7 @@ def test_what_is_written_is_read_again(tree: Any, tmp_path_factory: pytest.TempP
         return  # refused on reading
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     write_yaml({"a": tree}, path)
-    assert read_document(path).tree == {"a": tree}
+    assert read_yaml(path).tree == {"a": tree}
     assert yaml.safe_load(path.read_text(encoding="utf-8")).keys() == {"a"}  # other readers get along with it
 
 

@@ -1,4 +1,4 @@
-"""From files to objects and back: paths, overrides, round trips."""
+"""Loading and writing of YAML files: paths, overrides, round trips."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from competition.config import MaskfoldError, load_competition, load_experiment, resolved
-from competition.config.load import write_yaml
+from competition.config.loading import load_competition, load_experiment, resolve_config, write_yaml
+from competition.errors import MaskfoldError
 
 Toy = Callable[..., Path]
 Refusal = Callable[..., str]
@@ -59,9 +59,8 @@ def test_root_is_looked_for_here_then_beside_the_yaml(
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    assert (
-        load_experiment(file).competition.root == here / "pictures"
-    )  # nowhere: as if here, so that an error can say so
+    # In neither folder: the path in the working folder, for the error message.
+    assert load_experiment(file).competition.root == here / "pictures"
     (tmp_path / "pictures").mkdir()
     assert load_experiment(file).competition.root == tmp_path / "pictures"
     (here / "pictures").mkdir()
@@ -98,14 +97,15 @@ def test_other_files_are_found_beside_the_yaml(toy: Toy, tmp_path: Path, monkeyp
         "augment: {flip: [0], preset: heavy}\n",
         "augment: {transforms: [{target: albumentations.Affine, args: {scale: [0.9, 1.1]}}]}\n",
         "study: {trials: 3, space: {optimizer.args.lr: {low: 1e-4, high: 1e-2, log: true}}}\n",
-        "optimizer: {target: torch.optim.AdamW, args: {lr: 1.0e-5, names: [no, '1e-3', '010', 2020-01-01, ''], deep: {1: {a: [[]]}}}}\n",
+        "optimizer: {target: torch.optim.AdamW, args: {lr: 1.0e-5, names: [no, '1e-3', '010', 2020-01-01, ''], "
+        "deep: {1: {a: [[]]}}}}\n",
         "training: {plan: [[0, 10], [3, 7]], budget_minutes: 0.5}\n",
         "early_stopping: {all_classes_at_least: 0.7}\n",
     ],
 )
 def test_resolved_loads_again(toy: Toy, more: str, tmp_path: Path) -> None:
     exp = load_experiment(toy(more))
-    plain = resolved(exp)
+    plain = resolve_config(exp)
     assert plain["competition"]["submission"]["columns"] == {"id": "id", "class": "kind", "mask": "rle"}
     assert plain["competition"]["root"] == str(tmp_path / "pictures")
     folder = tmp_path / "run"
@@ -113,12 +113,12 @@ def test_resolved_loads_again(toy: Toy, more: str, tmp_path: Path) -> None:
     write_yaml(plain, folder / "experiment.yaml")
     again = load_experiment(folder / "experiment.yaml")
     assert again == exp
-    assert resolved(again) == plain
+    assert resolve_config(again) == plain
 
 
 def test_several_losses_load_again(toy: Toy, tmp_path: Path) -> None:
     exp = load_experiment(toy(), ["loss=[{target: torch.nn.MSELoss, weight: 2, name: a}, {target: torch.nn.L1Loss}]"])
-    write_yaml(resolved(exp), tmp_path / "again.yaml")
+    write_yaml(resolve_config(exp), tmp_path / "again.yaml")
     assert load_experiment(tmp_path / "again.yaml") == exp
     assert [loss.weight for loss in exp.losses] == [2.0, 1.0]
 
@@ -188,12 +188,12 @@ def test_another_competition_can_be_named(toy: Toy, tmp_path: Path, monkeypatch:
         ("seed=!!python/object/apply:os.getcwd []", ["!!python/object/apply:os.getcwd"]),
         ("encoder_weights=${oc.env:HOME}", ["${oc.env:HOME}"]),
         ("encoder_weights=${", ["interpolation"]),
-        ("study={a: 1, a: 2}", ["`a` stands twice"]),
+        ("study={a: 1, a: 2}", ["duplicate key `a`"]),
         ("patch.size.2=3", ["patch.size is a list of 2"]),
         ("patch.size.x=3", ["patch.size is a list of 2"]),
         ("patch.size.-1=3", ["patch.size is a list of 2"]),
-        ("training.epoch=3", ["training.epoch is not a known key", "nearest is epochs"]),
-        ("trainig.epochs=3", ["trainig is not a known key", "nearest is training"]),
+        ("training.epoch=3", ["training.epoch is not a known key", "nearest: epochs"]),
+        ("trainig.epochs=3", ["trainig is not a known key", "nearest: training"]),
         ("training.epochs=1e1", ["training.epochs: expected an integer, found 10.0"]),
         ("seed.x=1", ["seed: expected an integer or a list of integers"]),
         ("competition=none.yaml", ["none.yaml does not exist"]),
@@ -244,8 +244,9 @@ def test_trust_is_asked_for_before_anything_is_imported(
 def test_loading_is_light(toy: Toy) -> None:
     """The command line loads before it does anything; torch alone takes seconds."""
     code = (
-        "import sys; from competition.config import load_experiment; load_experiment(sys.argv[1], ['seed=3']);"
-        "print([name for name in ('torch', 'monai', 'numpy', 'pandas', 'mlflow', 'albumentations') if name in sys.modules])"
+        "import sys; from competition.config.loading import load_experiment; load_experiment(sys.argv[1], ['seed=3']);"
+        "heavy = ('torch', 'monai', 'numpy', 'pandas', 'mlflow', 'albumentations');"
+        "print([name for name in heavy if name in sys.modules])"
     )
     root = Path(__file__).resolve().parents[2]
     found = subprocess.run(

@@ -1,4 +1,4 @@
-"""Everything that is wrong in a YAML file is said at once: place, key, expected, found, nearest."""
+"""All errors of a YAML file are reported together: location, key, expected and found value, nearest key."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ HERE = f"unet.yaml, line {LAST + 1}: "
     ("more", "expected"),
     [
         ("epocs: 3", "epocs is not a known key"),
-        ("epochs: 3", "epochs is not a known key; perhaps training.epochs is meant."),
-        ("trainig: {}", "trainig is not a known key, the nearest is training."),
-        ("folds: {K: 3}", "folds.K is not a known key, the nearest is k."),
-        ("folds: {1: 3}", "folds.1 is not a known key; known are scheme, k,"),
+        ("epochs: 3", "epochs is not a known key; did you mean training.epochs."),
+        ("trainig: {}", "trainig is not a known key (nearest: training)."),
+        ("folds: {K: 3}", "folds.K is not a known key (nearest: k)."),
+        ("folds: {1: 3}", "folds.1 is not a known key; known keys: scheme, k,"),
         ("folds: {k: 1}", "folds.k: expected at least 2, found 1."),
         ("folds: {k: 2.0}", "folds.k: expected an integer, found 2.0."),
         ("folds: {k: true}", "folds.k: expected an integer, found true."),
@@ -28,7 +28,7 @@ HERE = f"unet.yaml, line {LAST + 1}: "
         (
             "folds: {scheme: kfld}",
             "folds.scheme: expected kfold, stratified, group, stratified_group, holdout or file, "
-            "found the text 'kfld'; the nearest is kfold.",
+            "found the text 'kfld' (nearest: kfold).",
         ),
         ("folds: [1]", "folds: expected a mapping, found the list [1]."),
         ("folds:", "folds: expected a mapping, found nothing (null)."),
@@ -49,23 +49,26 @@ HERE = f"unet.yaml, line {LAST + 1}: "
         ("folds: {run: [a]}", "folds.run.0: expected an integer, found the text 'a'."),
         (
             "inference: {tta: flip}",
-            "inference.tta: expected a list of words out of (flip, rotate90) or auto, found the text 'flip'.",
+            "inference.tta: expected a list of values from (flip, rotate90) or auto, found the text 'flip'.",
         ),
         (
             "inference: {tta: [flop]}",
-            "inference.tta.0: expected flip or rotate90, found the text 'flop'; the nearest is flip.",
+            "inference.tta.0: expected flip or rotate90, found the text 'flop' (nearest: flip).",
         ),
         ("augment: {flip: yes}", "augment.flip: expected true or false or a list of integers, found the text 'yes'."),
         ("augment: {flip: [3]}", "augment.flip.0: expected at most 2, found 3."),
         (
             "augment: {transforms: [{tagret: a.b, target: torch.nn.ReLU}]}",
-            "augment.transforms.0.tagret is not a known key, the nearest is target.",
+            "augment.transforms.0.tagret is not a known key (nearest: target).",
         ),
         # what sections say about their keys together
-        ("folds: {shares: [0.5, 0.6]}", "folds.shares: `shares` are two or three numbers whose sum is 1."),
-        ("folds: {scheme: file}", "folds.scheme: `scheme: file` needs `file`, a CSV with the columns id and fold."),
-        ("prepare: {spacing: [1]}", "`prepare.spacing` needs 2 numbers"),
-        ("training: {plan: [[3, 1]]}", "training.plan: `plan` is a list of [step, total steps]."),
+        (
+            "folds: {shares: [0.5, 0.6]}",
+            "folds.shares: `shares` must be two or three numbers with sum 1, found [0.5, 0.6].",
+        ),
+        ("folds: {scheme: file}", "folds.scheme: `scheme: file` requires `file`, a CSV with the columns id and fold."),
+        ("prepare: {spacing: [1]}", "`prepare.spacing` must have 2 numbers"),
+        ("training: {plan: [[3, 1]]}", "training.plan: `plan` must be a list of [step, total steps]."),
     ],
 )
 def test_one_problem_is_one_line(more: str, expected: str, refusal: Refusal) -> None:
@@ -84,7 +87,7 @@ def test_one_problem_is_one_line(more: str, expected: str, refusal: Refusal) -> 
         ("loss={target: torch.nn.L1Loss, weight: 0}", "loss.weight: expected more than 0, found 0."),
         ("loss=[{target: torch.nn.L1Loss, weight: a}]", "loss.0.weight: expected a number, found the text 'a'."),
         ("loss=[3]", "loss.0: expected a mapping, found 3."),
-        ("patch.size=[1,2,3]", "`patch.size` needs 2 numbers, one for each of competition.dimensions."),
+        ("patch.size=[1,2,3]", "`patch.size` must have 2 numbers, as set by competition.dimensions, found [1, 2, 3]."),
         ("patch.size=[1]", "patch.size: expected 2 or more entries, found the list [1]."),
         ("competition.train.images=3", "competition.train.images: expected text or a mapping, found 3."),
         ("competition.train.images={t1: 3}", "competition.train.images.t1: expected text, found 3."),
@@ -94,7 +97,7 @@ def test_one_problem_is_one_line(more: str, expected: str, refusal: Refusal) -> 
         ("competition.dimensions=4", "competition.dimensions: expected 2 or 3, found 4."),
         (
             "competition.submission.columns.clas=a",
-            "competition.submission.columns.clas is not a known key, the nearest is class.",
+            "competition.submission.columns.clas is not a known key (nearest: class).",
         ),
     ],
 )
@@ -112,11 +115,11 @@ def test_a_missing_key_is_placed_at_its_section(refusal: Refusal, tmp_path: obje
 def test_problems_of_both_files_and_of_the_words_come_together(refusal: Refusal) -> None:
     said = refusal("folds:\n  kk: 3\n  k: 1\n", "competition.train.imagse=a", "seed=x")
     assert said.splitlines() == [
-        "unet.yaml: 4 keys are wrong.",
-        "  command line: competition.train.imagse is not a known key, the nearest is images.",
+        "unet.yaml: 4 invalid keys.",
+        "  command line: competition.train.imagse is not a known key (nearest: images).",
         "  command line: seed: expected an integer or a list of integers, found the text 'x'.",
         f"  unet.yaml, line {LAST + 3}: folds.k: expected at least 2, found 1.",
-        f"  unet.yaml, line {LAST + 2}: folds.kk is not a known key, the nearest is k.",
+        f"  unet.yaml, line {LAST + 2}: folds.kk is not a known key (nearest: k).",
         " Correct them and run again.",
     ]
 
@@ -127,14 +130,15 @@ def test_the_competition_has_lines_of_its_own(refusal: Refusal, toy: Callable[..
     file = Path("competition.yaml")
     file.write_text(file.read_text().replace("  masks:", "  msaks:").replace("dimensions: 2\n", ""))
     said = refusal()
-    assert "competition.yaml, line 6: competition.train.msaks is not a known key, the nearest is masks." in said
+    assert "competition.yaml, line 6: competition.train.msaks is not a known key (nearest: masks)." in said
     assert "competition.yaml, line 1: competition.dimensions is missing, expected 2 or 3." in said
 
 
 def test_sections_that_are_not_there(refusal: Refusal) -> None:
     from pathlib import Path
 
-    from competition.config import MaskfoldError, load_experiment
+    from competition.config.loading import load_experiment
+    from competition.errors import MaskfoldError
 
     Path("bare.yaml").write_text("seed: 1\n")
     with pytest.raises(MaskfoldError) as caught:

@@ -1,4 +1,4 @@
-"""Import paths: what is trusted, what is of the right kind, and which arguments it takes."""
+"""Import paths: trusted packages, base classes and arguments."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
-from competition.config import MaskfoldError, load_experiment, resolve_target
-from competition.config.target import check_args, check_targets
-from competition.config.trust import TRUSTED, trusted
+from competition.config.instantiate import (
+    TRUSTED_PACKAGES,
+    check_arguments,
+    check_targets,
+    resolve_target,
+    trusted_packages,
+)
+from competition.config.loading import load_experiment
+from competition.errors import MaskfoldError
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +44,7 @@ def _no_trust(monkeypatch: pytest.MonkeyPatch) -> None:
         ("segmentation_models_pytorch.losses.DiceLoss", nn.Module, smp.losses.DiceLoss),
         ("torch.optim.SGD", (nn.Module, torch.optim.Optimizer), torch.optim.SGD),
         ("torch.nn.functional.relu", None, nn.functional.relu),
-        ("competition.config.errors.MaskfoldError", Exception, MaskfoldError),
+        ("competition.errors.MaskfoldError", Exception, MaskfoldError),
     ],
 )
 def test_found(path: str, kind: Any, found: Any) -> None:
@@ -105,7 +111,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]
     sys.modules.pop(name, None)
 
 
-EFFECT = "from pathlib import Path\nimport os, torch\nPath('imported').touch()\nclass Net(torch.nn.Conv2d): pass\nsystem = os.system\n"
+EFFECT = (
+    "from pathlib import Path\nimport os, torch\nPath('imported').touch()\n"
+    "class Net(torch.nn.Conv2d): pass\nsystem = os.system\n"
+)
 
 
 def test_an_untrusted_module_is_not_even_imported(own: Callable[[str], str]) -> None:
@@ -155,11 +164,11 @@ def test_a_trusted_package_that_is_not_there() -> None:
 
 
 def test_trusted_names() -> None:
-    assert trusted() == set(TRUSTED)
-    assert trusted(["a,b", "c"]) == {*TRUSTED, "a", "b", "c"}
-    assert trusted("abc") == {*TRUSTED, "abc"}
+    assert trusted_packages() == set(TRUSTED_PACKAGES)
+    assert trusted_packages(["a,b", "c"]) == {*TRUSTED_PACKAGES, "a", "b", "c"}
+    assert trusted_packages("abc") == {*TRUSTED_PACKAGES, "abc"}
     with pytest.raises(MaskfoldError, match=r"my_nets\.unet"):
-        trusted(["my_nets.unet"])
+        trusted_packages(["my_nets.unet"])
 
 
 class Takes:
@@ -192,7 +201,7 @@ class TakesNothing:
     ],
 )
 def test_arguments_that_fit(cls: type, args: dict[str, Any]) -> None:
-    check_args(cls, args, "model.args")
+    check_arguments(cls, args, "model.args")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +215,7 @@ def test_arguments_that_fit(cls: type, args: dict[str, Any]) -> None:
         (
             Takes,
             {"channels": 1, "zzz": 0.1},
-            "model.args.zzz is not an argument of Takes. It takes channels, dropout or norm.",
+            "model.args.zzz is not an argument of Takes. Its arguments are channels, dropout and norm.",
         ),
         (Takes, {"self": 1}, "model.args.self is not an argument of Takes."),
         (Takes, {"dropout": 0.1}, "model.args lacks channels, which Takes requires. Add model.args.channels."),
@@ -222,14 +231,14 @@ def test_arguments_that_fit(cls: type, args: dict[str, Any]) -> None:
 )
 def test_arguments_that_do_not_fit(cls: type, args: dict[str, Any], words: str) -> None:
     with pytest.raises(MaskfoldError) as caught:
-        check_args(cls, args, "model.args")
+        check_arguments(cls, args, "model.args")
     assert caught.value.status == 2 and words in str(caught.value)
 
 
 def test_missing_arguments_may_follow() -> None:
-    check_args(torch.optim.AdamW, {"lr": 1e-3}, "optimizer.args", partial=True)
+    check_arguments(torch.optim.AdamW, {"lr": 1e-3}, "optimizer.args", partial=True)
     with pytest.raises(MaskfoldError, match="Did you mean lr"):
-        check_args(torch.optim.AdamW, {"lrr": 1e-3}, "optimizer.args", partial=True)
+        check_arguments(torch.optim.AdamW, {"lrr": 1e-3}, "optimizer.args", partial=True)
 
 
 @pytest.mark.parametrize(

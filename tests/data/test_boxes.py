@@ -1,4 +1,4 @@
-"""Crops keep what an image holds, and leave the dark around it."""
+"""Crop boxes keep the content of an image and remove its dark surroundings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from competition.config.experiment import Prepare
-from competition.data.boxes import content_begins, crop_box, foreground_box, nonzero_box
+from competition.config.experiment import PreprocessingConfig
+from competition.data.geometry import content_threshold, crop_box, foreground_box, nonzero_box
 
-FOREGROUND = Prepare(crop="foreground")
+FOREGROUND = PreprocessingConfig(crop="foreground")
 
 
 def body(shape: tuple[int, int, int] = (60, 50, 30)) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
@@ -33,7 +33,7 @@ def ct(noise: float = 20.0, padding: float | None = None) -> np.ndarray:
     values = np.maximum(values, -1024)
     if padding is not None:  # beyond the round field of view
         x, y, _ = np.ogrid[:60, :50, :30]
-        values = np.where((x - 30) ** 2 + (y - 25) ** 2 > 27 ** 2, padding, values)
+        values = np.where((x - 30) ** 2 + (y - 25) ** 2 > 27**2, padding, values)
     return values.astype(np.int16)[None]
 
 
@@ -46,21 +46,21 @@ def between(inner: Any, box: Any, outer: Any) -> bool:
     return all(o[0] <= b[0] <= i[0] and i[1] <= b[1] <= o[1] for i, b, o in zip(inner, box, outer, strict=True))
 
 
-def test_of_a_ct_the_air_goes_where_nonzero_keeps_everything():
+def test_foreground_removes_the_air_of_a_ct_and_nonzero_does_not():
     image = ct()
     _, box = body()
     assert nonzero_box(image) == ((0, 60), (0, 50), (0, 30))
-    window = Prepare(crop="foreground", intensity="window", window=[40, 400])
+    window = PreprocessingConfig(crop="foreground", intensity="window", window=[40, 400])
     assert between(box, foreground_box(image, window), wider(box, 3, image.shape[1:]))  # two, and one by the means
     plain = foreground_box(image, FOREGROUND)  # without a window the foam may stay, but the air goes
     assert between(box, plain, ((2, 58), (5, 50), (0, 30)))
 
 
 @pytest.mark.parametrize("padding", [-3024, -2000, -1024])
-def test_a_scanners_padding_is_surroundings_too(padding):
+def test_scanner_padding_counts_as_surroundings(padding):
     image = ct(padding=padding)
     _, box = body()
-    window = Prepare(crop="foreground", intensity="window", window=[40, 400])
+    window = PreprocessingConfig(crop="foreground", intensity="window", window=[40, 400])
     assert between(box, foreground_box(image, window), wider(box, 3, image.shape[1:]))
 
 
@@ -74,13 +74,13 @@ def test_dim_tissue_of_an_mri_stays():
 
 def test_the_threshold_is_that_of_bet():
     values = np.arange(101, dtype=np.float32).reshape(1, 101, 1) * 10  # percentiles are 20 and 980
-    assert content_begins(values[0], FOREGROUND) == pytest.approx(20 + 0.1 * 960)
+    assert content_threshold(values[0], FOREGROUND) == pytest.approx(20 + 0.1 * 960)
 
 
 def test_large_volumes_are_sampled_and_cropped_alike(monkeypatch):
     image = ct()
     whole = foreground_box(image, FOREGROUND)
-    monkeypatch.setattr("competition.data.boxes.SAMPLE", 2000)
+    monkeypatch.setattr("competition.data.geometry.SAMPLE", 2000)
     assert foreground_box(image, FOREGROUND) == whole
 
 
@@ -90,8 +90,15 @@ def test_what_any_channel_shows_stays():
     assert foreground_box(image, FOREGROUND) == ((3, 24), (2, 28), (2, 30))
 
 
-@pytest.mark.parametrize("image", [np.zeros((1, 6, 7, 8), np.int16), np.full((1, 6, 7, 8), -1024, np.int16),
-                                   np.full((3, 6, 7), 255, np.uint8), np.full((1, 1, 1, 1), 3, np.float32)])
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((1, 6, 7, 8), np.int16),
+        np.full((1, 6, 7, 8), -1024, np.int16),
+        np.full((3, 6, 7), 255, np.uint8),
+        np.full((1, 1, 1, 1), 3, np.float32),
+    ],
+)
 def test_images_of_one_value_stay_whole(image: np.ndarray):
     assert foreground_box(image, FOREGROUND) == tuple((0, n) for n in image.shape[1:])
 
@@ -103,7 +110,7 @@ def test_whatever_is_bright_is_inside(seed, dims):
     shape = tuple(random.integers(1, 15, dims).tolist())
     image = random.choice([0, 0, 0, 200], (2, *shape)).astype(np.uint8)
     for crop in ("foreground", "nonzero", "none"):
-        box: Any = tuple(slice(*ends) for ends in crop_box(image, Prepare(crop=crop)))
+        box: Any = tuple(slice(*ends) for ends in crop_box(image, PreprocessingConfig(crop=crop)))
         outside = image.copy()
         outside[(slice(None), *box)] = 0
         assert not outside.any() and all(one.stop > one.start for one in box)

@@ -1,4 +1,4 @@
-"""The cache: whole or not at all, whatever happens to whoever builds it."""
+"""The cache: entries are complete or absent, whatever happens to the processes that build them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from competition.config.errors import MaskfoldError
-from competition.data.cache import PreparedCase, cache_key, fetch, intact
-from competition.data.files import FullDisk, temporary, write_array
-
-from .test_prepare import experiment
+from competition.data.cache import PreprocessedCase, cache_key, get_or_build, is_intact
+from competition.errors import MaskfoldError
+from competition.io import DiskFullError, make_temporary_path, write_array
+from tests.data.test_preprocessing import experiment
 
 
 def build(value: int) -> Any:
@@ -36,25 +35,25 @@ def refuse(folder: Path) -> dict[str, Any]:
 
 
 def test_built_once(tmp_path: Path) -> None:
-    folder = fetch(tmp_path / "new" / "cache", "key", build(5))
+    folder = get_or_build(tmp_path / "new" / "cache", "key", build(5))
     image = np.load(folder / "image.npy", mmap_mode="r")
     assert image.dtype == np.int16 and image[0].max() == 5 and image[1].min() == 6
-    assert fetch(tmp_path / "new" / "cache", "key", refuse) == folder
+    assert get_or_build(tmp_path / "new" / "cache", "key", refuse) == folder
 
 
 @pytest.mark.parametrize("damage", ["short", "gone", "record", "empty record"])
 def test_a_damaged_case_is_rebuilt(tmp_path: Path, damage: str) -> None:
-    folder = fetch(tmp_path, "key", build(5))
+    folder = get_or_build(tmp_path, "key", build(5))
     if damage == "short":
         (folder / "image.npy").write_bytes((folder / "image.npy").read_bytes()[:-1])
     elif damage == "gone":
         (folder / "image.npy").unlink()
     else:
         (folder / "case.json").write_text('{"sizes": {"image' if damage == "record" else "null")
-    assert not intact(folder)
+    assert not is_intact(folder)
     with pytest.raises(MaskfoldError, match="missing or damaged"):
-        PreparedCase.open(folder)
-    assert fetch(tmp_path, "key", build(9)) == folder
+        PreprocessedCase.open(folder)
+    assert get_or_build(tmp_path, "key", build(9)) == folder
     assert np.load(folder / "image.npy").max() == 10
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
@@ -65,16 +64,16 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        fetch(tmp_path, "key", fail)
+        get_or_build(tmp_path, "key", fail)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_loser_of_a_race_throws_its_work_away(tmp_path: Path) -> None:
+def test_the_slower_of_two_builders_discards_its_work(tmp_path: Path) -> None:
     def slow(folder: Path) -> dict[str, Any]:
-        fetch(tmp_path, "key", build(1))  # another process is done while this one still works
+        get_or_build(tmp_path, "key", build(1))  # another process is done while this one still works
         return build(2)(folder)
 
-    folder = fetch(tmp_path, "key", slow)
+    folder = get_or_build(tmp_path, "key", slow)
     assert np.load(folder / "image.npy").min() == 1
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
@@ -82,7 +81,7 @@ def test_the_loser_of_a_race_throws_its_work_away(tmp_path: Path) -> None:
 def _race(root: str, barrier: Any, value: int) -> None:
     barrier.wait()
     for key in range(30):
-        fetch(Path(root), f"key{key}", build(value))
+        get_or_build(Path(root), f"key{key}", build(value))
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
@@ -95,24 +94,26 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         racer.join(120)
     assert [racer.exitcode for racer in racers] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"key{key}" for key in range(30))
-    assert all(intact(path) for path in tmp_path.iterdir())
+    assert all(is_intact(path) for path in tmp_path.iterdir())
 
 
-def test_what_a_killed_process_left_is_removed_and_the_living_are_spared(tmp_path: Path) -> None:
-    kill = ("import os, signal, sys; from pathlib import Path; from competition.data.cache import fetch\n"
-            "def build(folder):\n"
-            "    (folder / 'image.npy').write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
-            "fetch(Path(sys.argv[1]), 'key', build)")
+def test_files_of_killed_processes_are_removed_and_of_living_ones_kept(tmp_path: Path) -> None:
+    kill = (
+        "import os, signal, sys; from pathlib import Path; from competition.data.cache import get_or_build\n"
+        "def build(folder):\n"
+        "    (folder / 'image.npy').write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "get_or_build(Path(sys.argv[1]), 'key', build)"
+    )
     subprocess.run([sys.executable, "-c", kill, str(tmp_path)], check=False, cwd=Path(__file__).parents[2])
     assert len(list(tmp_path.glob(".key~*.tmp"))) == 1
-    living = temporary(tmp_path / "key")
+    living = make_temporary_path(tmp_path / "key")
     living.mkdir()
     other_host = tmp_path / ".key~elsewhere~1~00000000.tmp"
     other_host.mkdir()
     old = tmp_path / ".key~elsewhere~1~11111111.tmp"
     old.mkdir()
     os.utime(old, (time.time() - 2 * 86400,) * 2)
-    fetch(tmp_path, "key", build(3))
+    get_or_build(tmp_path, "key", build(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["key", living.name, other_host.name])
     assert socket.gethostname() in living.name
 
@@ -122,18 +123,18 @@ def test_a_full_disk_is_one_error_with_path_and_bytes(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FullDisk, match=r"disk is full: .*image.npy needs 48 bytes\. Free some space"):
-        fetch(tmp_path, "key", build(1))
+    with pytest.raises(DiskFullError, match=r"disk is full: .*image.npy needs 48 bytes"):
+        get_or_build(tmp_path, "key", build(1))
     assert not list(tmp_path.iterdir())
 
 
-def test_other_errors_of_the_disk_are_not_taken_for_a_full_one(tmp_path: Path) -> None:
+def test_other_disk_errors_are_not_reported_as_full_disk(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_array(tmp_path / "absent" / "a.npy", (1,), np.uint8, [np.zeros(1)])
 
 
 def test_parts_must_add_up(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="bytes of parts"):
+    with pytest.raises(ValueError, match="expected 24"):
         write_array(tmp_path / "a.npy", (2, 3), np.float32, [np.zeros(3)])
 
 
@@ -144,12 +145,15 @@ def test_arrays_are_read_back(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy", mmap_mode="r"), array)
 
 
-def test_the_key_follows_what_the_arrays_depend_on() -> None:
+def test_cache_key_depends_on_everything_that_changes_the_arrays() -> None:
     row = SimpleNamespace(id="one", split="train", hash="abc")
     keys = {
-        cache_key(row, experiment()), cache_key(row, experiment(spacing=[1.0, 1.0, 1.0])),
-        cache_key(row, experiment(intensity="minmax")), cache_key(row, experiment(comp={"classes": ["b", "a"]})),
-        cache_key(row, experiment(comp={"label_values": [2, 1]})), cache_key(row, experiment(comp={"ignore": 255})),
+        cache_key(row, experiment()),
+        cache_key(row, experiment(spacing=[1.0, 1.0, 1.0])),
+        cache_key(row, experiment(intensity="minmax")),
+        cache_key(row, experiment(comp={"classes": ["b", "a"]})),
+        cache_key(row, experiment(comp={"label_values": [2, 1]})),
+        cache_key(row, experiment(comp={"ignore": 255})),
         cache_key(row, experiment(comp={"labels": "overlapping"})),
         cache_key(SimpleNamespace(id="one", split="train", hash="abd"), experiment()),
         cache_key(SimpleNamespace(id="two", split="train", hash="abc"), experiment()),

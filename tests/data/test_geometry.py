@@ -1,4 +1,4 @@
-"""Every way to the prepared grid has an exact way back."""
+"""The map between file grid and preprocessed grid can be inverted exactly."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from competition.config.errors import MaskfoldError
-from competition.config.experiment import Prepare
-from competition.data.boxes import nonzero_box
-from competition.data.geometry import Geometry, resample, resample_labels, resample_picture
+from competition.config.experiment import PreprocessingConfig
+from competition.data.geometry import Geometry, nonzero_box, resample, resample_2d, resample_labels
+from competition.errors import MaskfoldError
 
 
 def affine(spacing: tuple[float, ...], codes: str = "RAS") -> np.ndarray:
@@ -23,11 +22,16 @@ def affine(spacing: tuple[float, ...], codes: str = "RAS") -> np.ndarray:
     return matrix
 
 
-def plan(array: np.ndarray, mm: tuple[float, ...] = (1.0, 1.0, 1.0), codes: str = "RAS", background: bool = True,
-         **prepare: object) -> Geometry:
+def plan(
+    array: np.ndarray,
+    mm: tuple[float, ...] = (1.0, 1.0, 1.0),
+    codes: str = "RAS",
+    background: bool = True,
+    **prepare: object,
+) -> Geometry:
     if array.ndim == 3:
-        return Geometry.plan(array, (1.0, 1.0), None, Prepare(**prepare), background, "case_1")
-    return Geometry.plan(array, mm, affine(mm, codes), Prepare(**prepare), background, "case_1")
+        return Geometry.plan(array, (1.0, 1.0), None, PreprocessingConfig(**prepare), background, "case_1")
+    return Geometry.plan(array, mm, affine(mm, codes), PreprocessingConfig(**prepare), background, "case_1")
 
 
 def blobs(shape: tuple[int, ...], spacing: tuple[float, ...], voxels: int, classes: int = 2) -> np.ndarray:
@@ -65,19 +69,27 @@ def test_reorienting_keeps_each_voxel_at_its_place_in_the_world(codes: str, want
     import nibabel
 
     file = nibabel.Nifti1Image(image[0], affine((1.0, 2.0, 3.0), codes))
-    change = nibabel.orientations.ornt_transform(nibabel.io_orientation(file.affine),
-                                                 nibabel.orientations.axcodes2ornt(wanted))
+    change = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(file.affine), nibabel.orientations.axcodes2ornt(wanted)
+    )
     witness = file.as_reoriented(change)
     assert "".join(aff2axcodes(witness.affine)) == wanted
     np.testing.assert_array_equal(turned[0], np.asarray(witness.dataobj))
     np.testing.assert_allclose(geometry.spacing, witness.header.get_zooms())
-    np.testing.assert_array_equal(geometry.undo(turned), image)
+    np.testing.assert_array_equal(geometry.inverse(turned), image)
 
 
-@pytest.mark.parametrize("prepare", [
-    {}, {"orientation": "PIR"}, {"crop": "nonzero"}, {"orientation": "LPS", "crop": "nonzero"},
-    {"spacing": [1.0, 1.0, 1.0]}, {"resize": [7, 11, 10]},
-])
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        {},
+        {"orientation": "PIR"},
+        {"crop": "nonzero"},
+        {"orientation": "LPS", "crop": "nonzero"},
+        {"spacing": [1.0, 1.0, 1.0]},
+        {"resize": [7, 11, 10]},
+    ],
+)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_without_resampling_the_way_back_is_lossless(prepare: dict[str, object], dtype: type) -> None:
     random = np.random.default_rng(0)
@@ -85,10 +97,10 @@ def test_without_resampling_the_way_back_is_lossless(prepare: dict[str, object],
     image[:, 1:6, 2:6, 3:8] = random.integers(1, 100, (2, 5, 4, 5))
     geometry = plan(image, codes="LAS", **prepare)
     assert geometry.lossless
-    back = geometry.undo(random.random((3, *geometry.shape)).astype(dtype))
+    back = geometry.inverse(random.random((3, *geometry.shape)).astype(dtype))
     assert back.shape == (3, 7, 6, 10) and back.dtype == dtype
     mask = (image > 50).astype(np.uint8)
-    returned = geometry.undo(geometry.forward(mask, order=0).astype(dtype))
+    returned = geometry.inverse(geometry.forward(mask, order=0).astype(dtype))
     np.testing.assert_array_equal(returned[1], mask[1])
     np.testing.assert_array_equal(returned[0][mask[0] == 1], 1)  # beyond a crop channel 0 is 1, which a mask is not
 
@@ -99,7 +111,7 @@ def test_outside_of_the_crop_the_background_is_certain() -> None:
     for background in (True, False):
         geometry = plan(image, crop="nonzero", background=background)
         assert geometry.shape == (3, 3, 6)
-        back = geometry.undo(np.full((2, 3, 3, 6), 0.25, np.float16))
+        back = geometry.inverse(np.full((2, 3, 3, 6), 0.25, np.float16))
         assert back[0, 0, 0, 0] == (1 if background else 0) and back[1, 0, 0, 0] == 0
         assert (back[:, 2:5, 3:6, 1:7] == 0.25).all() and (back == 0.25).sum() == 2 * 3 * 3 * 6
 
@@ -112,25 +124,29 @@ def test_nonzero_box() -> None:
     assert nonzero_box(image[:, 1]) == ((2, 3), (3, 4))
 
 
-@pytest.mark.parametrize(("shape", "spacing", "prepare"), [
-    ((40, 20, 40), (1.0, 2.0, 1.0), {"spacing": [1.0, 1.0, 1.0], "orientation": "PIR"}),
-    ((40, 40, 14), (0.8, 0.8, 3.0), {"spacing": [0.8, 0.8, 0.8], "orientation": "LPS"}),
-    ((40, 40, 14), (0.8, 0.8, 3.0), {"spacing": [1.0, 1.0, 1.0], "orientation": "RAS"}),
-    ((40, 40, 20), (1.0, 1.0, 2.0), {"spacing": [1.2, 1.2, 1.2]}),
-    ((44, 40, 36), (1.0, 1.0, 1.0), {"resize": [64, 64, 64]}),
-    ((36, 36, 36), (1.0, 1.0, 1.0), {"spacing": [0.9, 0.7, 1.0], "crop": "nonzero"}),
-])
-def test_resampled_probabilities_come_back(shape: tuple[int, ...], spacing: tuple[float, ...],
-                                           prepare: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "spacing", "prepare"),
+    [
+        ((40, 20, 40), (1.0, 2.0, 1.0), {"spacing": [1.0, 1.0, 1.0], "orientation": "PIR"}),
+        ((40, 40, 14), (0.8, 0.8, 3.0), {"spacing": [0.8, 0.8, 0.8], "orientation": "LPS"}),
+        ((40, 40, 14), (0.8, 0.8, 3.0), {"spacing": [1.0, 1.0, 1.0], "orientation": "RAS"}),
+        ((40, 40, 20), (1.0, 1.0, 2.0), {"spacing": [1.2, 1.2, 1.2]}),
+        ((44, 40, 36), (1.0, 1.0, 1.0), {"resize": [64, 64, 64]}),
+        ((36, 36, 36), (1.0, 1.0, 1.0), {"spacing": [0.9, 0.7, 1.0], "crop": "nonzero"}),
+    ],
+)
+def test_resampled_probabilities_come_back(
+    shape: tuple[int, ...], spacing: tuple[float, ...], prepare: dict[str, object]
+) -> None:
     truth = blobs(shape, spacing, 1000, classes=1)
     image = truth[None].astype(np.float32) + 1
     geometry = plan(image, spacing, "LAS", **prepare)
     assert not geometry.lossless
-    soft = geometry.undo(geometry.forward(one_hot(truth, 1), order=1).astype(np.float16))
+    soft = geometry.inverse(geometry.forward(one_hot(truth, 1), order=1).astype(np.float16))
     assert soft.shape == (2, *shape) and soft.dtype == np.float16
     np.testing.assert_allclose(soft.astype(np.float32).sum(0), 1, atol=2e-3)
     assert dice(soft.argmax(0) == 1, truth == 1) >= 0.99
-    hard = geometry.undo(one_hot(geometry.forward(truth[None], order=0)[0], 1))
+    hard = geometry.inverse(one_hot(geometry.forward(truth[None], order=0)[0], 1))
     assert dice(hard.argmax(0) == 1, truth == 1) >= 0.97
 
 
@@ -138,7 +154,7 @@ def test_resampled_probabilities_come_back(shape: tuple[int, ...], spacing: tupl
 def test_masks_on_a_finer_grid_come_back(want: tuple[float, ...]) -> None:
     truth = blobs((60, 30, 30), (1.0, 1.0, 1.0), 1000)
     geometry = plan(truth[None], spacing=list(want))
-    back = geometry.undo(one_hot(geometry.forward(truth[None], order=0)[0], 2)).argmax(0)
+    back = geometry.inverse(one_hot(geometry.forward(truth[None], order=0)[0], 2)).argmax(0)
     assert min(dice(back == value, truth == value) for value in (1, 2)) >= 0.98
 
 
@@ -151,16 +167,16 @@ def test_pictures_are_resized_with_their_ratio_and_centred() -> None:
     truth = blobs((50, 100), (1.0, 1.0), 1000, classes=1)
     for size in ([64, 64], [128, 200], [40, 90]):
         geometry = plan(picture, resize=size)
-        back = geometry.undo(one_hot(geometry.forward(truth[None], order=0)[0], 1).astype(np.float16))
+        back = geometry.inverse(one_hot(geometry.forward(truth[None], order=0)[0], 1).astype(np.float16))
         assert back.shape == (2, 50, 100) and dice(back.argmax(0) == 1, truth == 1) >= 0.96
-        soft = geometry.undo(geometry.forward(one_hot(truth, 1), order=1))
+        soft = geometry.inverse(geometry.forward(one_hot(truth, 1), order=1))
         assert dice(soft.argmax(0) == 1, truth == 1) >= 0.98
 
 
 def test_picture_resampling_averages_areas() -> None:
     board = np.indices((8, 8)).sum(0).astype(np.float32) % 2
-    np.testing.assert_allclose(resample_picture(board, (4, 4)), 0.5)
-    assert resample_picture(board.astype(np.uint8) * 255, (16, 16)).dtype == np.uint8
+    np.testing.assert_allclose(resample_2d(board, (4, 4)), 0.5)
+    assert resample_2d(board.astype(np.uint8) * 255, (16, 16)).dtype == np.uint8
 
 
 def test_linear_resampling_aligns_outer_edges() -> None:
@@ -187,14 +203,21 @@ def test_ties_do_not_remove_thin_structures() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 5), (3, 1, 1), (2, 2, 40)])
-@pytest.mark.parametrize("prepare", [{"spacing": [3.0, 0.5, 2.0], "orientation": "LPS"}, {"resize": [4, 5, 6]},
-                                     {"crop": "nonzero"}, {"spacing": [50.0, 50.0, 50.0]}])
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        {"spacing": [3.0, 0.5, 2.0], "orientation": "LPS"},
+        {"resize": [4, 5, 6]},
+        {"crop": "nonzero"},
+        {"spacing": [50.0, 50.0, 50.0]},
+    ],
+)
 def test_tiny_volumes(shape: tuple[int, ...], prepare: dict[str, object]) -> None:
     image = np.ones((1, *shape), np.int16)
     geometry = plan(image, (1.0, 1.0, 1.0), "SRA", **prepare)
     prepared = geometry.forward(image, order=1)
     assert prepared.shape == (1, *geometry.shape) and prepared.dtype == np.float32 and min(geometry.resampled) >= 1
-    np.testing.assert_allclose(geometry.undo(prepared), image)
+    np.testing.assert_allclose(geometry.inverse(prepared), image)
 
 
 def test_spacing_follows_the_reoriented_axes_and_equal_ones_stay() -> None:
@@ -214,14 +237,14 @@ def test_json_round_trip() -> None:
     assert hash(geometry) == hash(Geometry.from_dict(geometry.to_dict()))
 
 
-def test_errors_name_the_case_and_the_cure() -> None:
+def test_errors_name_the_case_and_the_key() -> None:
     image = np.ones((1, 5, 6, 7), np.float32)
     with pytest.raises(MaskfoldError, match=r"Case case_9 has no affine.*Remove `prepare.orientation`"):
-        Geometry.plan(image, (1.0, 1.0, 1.0), None, Prepare(orientation="RAS"), True, "case_9")
-    with pytest.raises(MaskfoldError, match=r"`prepare.orientation` RRS is no orientation") as caught:
+        Geometry.plan(image, (1.0, 1.0, 1.0), None, PreprocessingConfig(orientation="RAS"), True, "case_9")
+    with pytest.raises(MaskfoldError, match=r"`prepare.orientation`: found RRS") as caught:
         plan(image, orientation="RRS")
     assert caught.value.status == 2
-    with pytest.raises(MaskfoldError, match=r"case_1 has spacing .* voxels"):
+    with pytest.raises(MaskfoldError, match=r"case_1 with spacing"):
         plan(image, spacing=[1e-3, 1e-3, 1e-3])
-    with pytest.raises(ValueError, match="do not fit"):
-        plan(image).undo(np.zeros((2, 5, 6, 8), np.float16))
+    with pytest.raises(ValueError, match=r"shape \(2, 5, 6, 8\)"):
+        plan(image).inverse(np.zeros((2, 5, 6, 8), np.float16))

@@ -15,9 +15,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from competition.config.errors import MaskfoldError
-from competition.data.readers import read_header, read_image, read_labels, stem
-from tests.data.host import write_nifti, write_png
+from competition.data.readers import read_header, read_image, read_labels, strip_extension
+from competition.errors import MaskfoldError
+from tests.host import write_nifti, write_png
 
 RNG = np.random.default_rng(5)
 GREY8 = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -96,8 +96,12 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 def bare_png(path: Path, width: int, height: int, depth: int, rows: bytes) -> Path:
     """A grey PNG with the header one likes."""
     head = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", zlib.compress(rows))
-                     + png_chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", head)
+        + png_chunk(b"IDAT", zlib.compress(rows))
+        + png_chunk(b"IEND", b"")
+    )
     return path
 
 
@@ -125,8 +129,9 @@ def test_pages_of_a_tiff_are_channels_or_slices(tmp_path: Path, dtype: type) -> 
     assert (flat.spacing, volume.spacing, volume.array.dtype) == ((1.0, 1.0), (1.0, 1.0, 1.0), np.dtype(dtype))
     heads = read_header(tmp_path / "a.tiff", 2), read_header(tmp_path / "a.tiff", 3)
     assert [(head.shape, head.channels) for head in heads] == [((5, 6), 4), ((5, 6, 4), 1)]
-    np.testing.assert_array_equal(read_labels(tmp_path / "a.tiff", 3)[0], np.rint(np.moveaxis(pages, 0, -1))) \
-        if dtype != np.float32 else None
+    np.testing.assert_array_equal(
+        read_labels(tmp_path / "a.tiff", 3)[0], np.rint(np.moveaxis(pages, 0, -1))
+    ) if dtype != np.float32 else None
 
 
 def test_single_row_pages(tmp_path: Path) -> None:
@@ -147,8 +152,9 @@ def test_colour_pages(tmp_path: Path) -> None:
     pages = RNG.integers(0, 255, (4, 5, 6, 3), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", pages, photometric="rgb")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif", 3).array, np.transpose(pages, (3, 1, 2, 0)))
-    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", 2).array,
-                                  np.transpose(pages, (0, 3, 1, 2)).reshape(12, 5, 6))
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "a.tif", 2).array, np.transpose(pages, (0, 3, 1, 2)).reshape(12, 5, 6)
+    )
 
 
 def test_imagej_names_slices_and_channels(tmp_path: Path) -> None:
@@ -170,8 +176,9 @@ def test_lzw_is_read_without_imagecodecs(tmp_path: Path) -> None:
 def test_codes_of_libtiff_keep_bits_and_palettes(tmp_path: Path) -> None:
     mask = np.eye(16, dtype=bool)
     for photometric in (0, 1):
-        Image.fromarray(mask ^ (photometric == 0)).save(tmp_path / "a.tif", compression="group4",
-                                                        tiffinfo={262: photometric})
+        Image.fromarray(mask ^ (photometric == 0)).save(
+            tmp_path / "a.tif", compression="group4", tiffinfo={262: photometric}
+        )
         assert tifffile.TiffFile(tmp_path / "a.tif").pages[0].photometric == photometric
         labels, image = read_labels(tmp_path / "a.tif")[0], read_image(tmp_path / "a.tif").array[0]
         np.testing.assert_array_equal(labels * 255, image)
@@ -190,8 +197,12 @@ def test_sixteen_bits_with_one_transparent_colour(tmp_path: Path) -> None:
     row = struct.pack(">6H", 1000, 65535, 2000, 300, 1, 2)
     head = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(
-        b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"tRNS", row[:6])
-        + png_chunk(b"IDAT", zlib.compress(b"\0" + row)) + png_chunk(b"IEND", b""))
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", head)
+        + png_chunk(b"tRNS", row[:6])
+        + png_chunk(b"IDAT", zlib.compress(b"\0" + row))
+        + png_chunk(b"IEND", b"")
+    )
     assert read_image(tmp_path / "a.png").array[:, 0].tolist() == [[1000, 300], [65535, 1], [2000, 2]]
     assert read_header(tmp_path / "a.png").channels == 3
 
@@ -237,7 +248,9 @@ def test_flat_nifti_is_a_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("unit", "factor"), [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0), ("unknown", 1.0)])
 def test_nifti_units_become_mm(tmp_path: Path, unit: str, factor: float) -> None:
-    picture = read_image(write_nifti(tmp_path / "a.nii", np.ones((2, 3, 4), np.uint8), np.diag([2.0, 3, 4, 1]), units=unit))
+    picture = read_image(
+        write_nifti(tmp_path / "a.nii", np.ones((2, 3, 4), np.uint8), np.diag([2.0, 3, 4, 1]), units=unit)
+    )
     np.testing.assert_allclose(picture.spacing, np.array([2, 3, 4]) * factor)
     assert picture.affine is not None
     np.testing.assert_allclose(np.diag(picture.affine)[:3], np.array([2, 3, 4]) * factor)
@@ -254,7 +267,7 @@ def test_big_endian_nifti(tmp_path: Path) -> None:
 
 def patch_nifti(path: Path, offset: int, data: bytes) -> Path:
     raw = bytearray(path.read_bytes())
-    raw[offset: offset + len(data)] = data
+    raw[offset : offset + len(data)] = data
     path.write_bytes(raw)
     return path
 
@@ -263,14 +276,14 @@ def test_nifti_without_a_voxel_size_is_refused(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", np.ones((2, 3, 4), np.uint8))
     patch_nifti(path, 84, struct.pack("<f", 0.0))  # pixdim[2]
     for read in (read_header, read_image):
-        with pytest.raises(MaskfoldError, match=r"a\.nii has the voxel size 1 × 0 × 1 mm"):
+        with pytest.raises(MaskfoldError, match=r"a\.nii .*voxel size: found 1 × 0 × 1 mm"):
             read(path)
 
 
 def test_nifti_with_a_singular_affine_is_refused(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", np.ones((2, 3, 4), np.uint8))
     patch_nifti(path, 280, struct.pack("<12f", 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0))  # srow: two equal columns are 0
-    with pytest.raises(MaskfoldError, match=r"a\.nii has an affine that cannot be inverted"):
+    with pytest.raises(MaskfoldError, match=r"a\.nii has a singular .*affine"):
         read_header(path)
 
 
@@ -289,7 +302,7 @@ def test_npy_and_npz(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_labels(tmp_path / "e.npz")[0], GREY8 > 100)
     assert read_header(tmp_path / "e.npz", labels=True).dtype == "uint8"
     np.savez(tmp_path / "f.npz", one=GREY16, two=GREY16)
-    with pytest.raises(MaskfoldError, match="holds the arrays one, two"):
+    with pytest.raises(MaskfoldError, match="found one, two"):
         read_image(tmp_path / "f.npz")
 
 
@@ -313,7 +326,7 @@ def test_label_file_of_equal_channels(tmp_path: Path) -> None:
     for array in (rgb, opaque):
         np.testing.assert_array_equal(read_labels(write_png(tmp_path / "a.png", array))[0], labels)
     for array in (RGB8, RGBA8, np.concatenate([rgb, GREY8[..., None]], axis=-1)):
-        with pytest.raises(MaskfoldError, match=r"a\.png has \d channels that differ"):
+        with pytest.raises(MaskfoldError, match=r"a\.png has different channels: found \d"):
             read_labels(write_png(tmp_path / "a.png", array))
 
 
@@ -322,7 +335,7 @@ def test_float_labels(tmp_path: Path) -> None:
     found, affine = read_labels(write_nifti(tmp_path / "a.nii", labels))
     np.testing.assert_array_equal(found, labels)
     assert found.dtype.kind == "i" and affine is not None
-    with pytest.raises(MaskfoldError, match=r"b\.nii holds labels that are not whole numbers"):
+    with pytest.raises(MaskfoldError, match=r"b\.nii has label values that are not integers"):
         read_labels(write_nifti(tmp_path / "b.nii", labels + 0.3))
 
 
@@ -337,7 +350,7 @@ def test_values_that_are_not_finite(tmp_path: Path, name: str, bad: float) -> No
         np.save(tmp_path / name, array)
     else:
         tifffile.imwrite(tmp_path / name, array, photometric="minisblack")
-    with pytest.raises(MaskfoldError, match=rf"{name} holds 1 value that is NaN or infinite.*on_bad_case=skip"):
+    with pytest.raises(MaskfoldError, match=rf"{name} has 1 NaN or infinite value.*on_bad_case=skip"):
         read_image(tmp_path / name, 3)
 
 
@@ -416,7 +429,7 @@ def test_dimensions_that_do_not_fit(tmp_path: Path) -> None:
     png = write_png(tmp_path / "a.png", GREY8)
     tifffile.imwrite(tmp_path / "a.tif", GREY8)
     for path in (png, tmp_path / "a.tif"):
-        with pytest.raises(MaskfoldError, match=r"flat picture \(5×7\), but competition.dimensions is 3.*\{z\}"):
+        with pytest.raises(MaskfoldError, match=r"\(5×7\), but competition.dimensions is 3.*\{z\}"):
             read_header(path, 3)
     nifti = write_nifti(tmp_path / "a.nii", np.ones((2, 3, 4), np.uint8))
     with pytest.raises(MaskfoldError, match="competition.dimensions is 2"):
@@ -426,7 +439,7 @@ def test_dimensions_that_do_not_fit(tmp_path: Path) -> None:
 def test_missing_and_unknown_files(tmp_path: Path) -> None:
     with pytest.raises(MaskfoldError, match=r"a\.png does not exist"):
         read_image(tmp_path / "a.png")
-    with pytest.raises(MaskfoldError, match=r"a\.txt has an extension that no reader knows.*\.nii\.gz"):
+    with pytest.raises(MaskfoldError, match=r"a\.txt .*extension.*\.nii\.gz"):
         read_image(tmp_path / "a.txt")
     with pytest.raises(MaskfoldError, match="maskfold dicom"):
         read_image(tmp_path / "a.dcm")
@@ -443,7 +456,7 @@ def test_arrays_of_no_pixels(tmp_path: Path) -> None:
 
 
 def test_stem_keeps_dots_of_the_name() -> None:
-    assert [stem(name) for name in ("a.b.nii.gz", "a.PNG", "a.v2", "a")] == ["a.b", "a", "a.v2", "a"]
+    assert [strip_extension(name) for name in ("a.b.nii.gz", "a.PNG", "a.v2", "a")] == ["a.b", "a", "a.v2", "a"]
 
 
 def test_a_missing_package_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,6 +464,6 @@ def test_a_missing_package_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: 
     for name in [name for name in sys.modules if name.split(".")[0] == "nibabel"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "nibabel", None)
-    with pytest.raises(MaskfoldError, match="a.nii.gz needs the package nibabel.*pip install nibabel") as caught:
+    with pytest.raises(MaskfoldError, match="a.nii.gz .*nibabel.*pip install nibabel") as caught:
         read_image(path)
     assert caught.value.status == 2  # `on_bad_case: skip` leaves out cases, and would all of them

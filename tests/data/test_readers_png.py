@@ -1,4 +1,4 @@
-"""Sound PNG files of every kind pass the check, and pixels that are missing are seen in each of them."""
+"""Valid PNG files of every kind pass the check, and missing pixels are found in each."""
 
 from __future__ import annotations
 
@@ -10,12 +10,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from competition.config import MaskfoldError
+from competition.data.formats import PNG_PASSES, check_png
 from competition.data.readers import read_image
-from competition.data.readers_png import PASSES, check_png
+from competition.errors import MaskfoldError
 from tests.faults.mutations import png_chunk
 
-KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8), (4, 8), (4, 16), (6, 8), (6, 16)]
+KINDS = [
+    (0, 1),
+    (0, 2),
+    (0, 4),
+    (0, 8),
+    (0, 16),
+    (2, 8),
+    (2, 16),
+    (3, 1),
+    (3, 2),
+    (3, 4),
+    (3, 8),
+    (4, 8),
+    (4, 16),
+    (6, 8),
+    (6, 16),
+]
 SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
@@ -27,26 +43,37 @@ def bits(values: np.ndarray, depth: int) -> bytes:
     return np.packbits(ones.reshape(-1).astype(np.uint8)).tobytes()
 
 
-def encoded(colour: int, depth: int, interlaced: bool, width: int = 13, height: int = 11, cut: int = 0) -> tuple[bytes, np.ndarray]:
+def encoded(
+    colour: int, depth: int, interlaced: bool, width: int = 13, height: int = 11, cut: int = 0
+) -> tuple[bytes, np.ndarray]:
     """A PNG and its samples (height, width, samples); `cut` bytes are missing at the end of the unpacked lines."""
     values = np.random.default_rng(colour * 100 + depth).integers(0, 2**depth, (height, width, SAMPLES[colour]))
     lines = b""
-    for column, row, across, down in PASSES if interlaced else ((0, 0, 1, 1),):
+    for column, row, across, down in PNG_PASSES if interlaced else ((0, 0, 1, 1),):
         part = values[row::down, column::across]
         if part.size:
             lines += b"".join(b"\0" + bits(line.reshape(-1), depth) for line in part)
-    packed = zlib.compress(lines[:len(lines) - cut])
-    palette = png_chunk(b"PLTE", bytes(range(48)) * 16) if colour == 3 and depth == 8 else png_chunk(
-        b"PLTE", bytes(range(3 * 2**depth))) if colour == 3 else b""
+    packed = zlib.compress(lines[: len(lines) - cut])
+    palette = (
+        png_chunk(b"PLTE", bytes(range(48)) * 16)
+        if colour == 3 and depth == 8
+        else png_chunk(b"PLTE", bytes(range(3 * 2**depth)))
+        if colour == 3
+        else b""
+    )
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
     half = len(packed) // 2  # in two chunks, as encoders write long streams
     body = png_chunk(b"IDAT", packed[:half]) + png_chunk(b"IDAT", packed[half:])
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"tEXt", b"a\0b") + palette + body + png_chunk(b"IEND", b""), values
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"tEXt", b"a\0b") + palette + body + png_chunk(
+        b"IEND", b""
+    ), values
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize(("colour", "depth"), KINDS)
-def test_every_kind_is_read_and_a_missing_byte_is_seen(tmp_path: Path, colour: int, depth: int, interlaced: bool) -> None:
+def test_every_kind_is_read_and_a_missing_byte_is_seen(
+    tmp_path: Path, colour: int, depth: int, interlaced: bool
+) -> None:
     content, values = encoded(colour, depth, interlaced)
     path = tmp_path / "a.png"
     path.write_bytes(content)
@@ -74,9 +101,9 @@ def test_a_damaged_remark_is_no_matter_and_a_damaged_palette_is(tmp_path: Path) 
     content, _ = encoded(3, 8, False)
     path = tmp_path / "a.png"
     at = content.index(b"tEXt") + 5
-    path.write_bytes(content[:at] + b"\xff" + content[at + 1:])
+    path.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
     check_png(path)
     at = content.index(b"PLTE") + 5
-    path.write_bytes(content[:at] + b"\xff" + content[at + 1:])
+    path.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
     with pytest.raises(MaskfoldError, match="checksum of its PLTE chunk"):
         check_png(path)

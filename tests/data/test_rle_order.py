@@ -1,4 +1,4 @@
-"""The order of run lengths, told from the data."""
+"""The order of run lengths, detected from the data."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from competition.config.competition import Competition
-from competition.config.errors import MaskfoldError
-from competition.data.rle_order import OrderVerdict, opinion, pieces, refuse_order, verdict
-from competition.data.table import case_table
+from competition.data.cases import case_table
+from competition.data.rle_order import OrderVote, check_order, count_pieces, count_votes, likely_order
+from competition.errors import MaskfoldError
 from competition.rle import RleFormat, encode
-from tests.data.host import competition, write_png, write_text
+from tests.host import competition, write_png, write_text
 
 NUCLEI = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "nuclei"
 
@@ -57,45 +57,50 @@ def test_few_cases_do_not_overrule_the_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", ["row", "column"])
 def test_opinion_of_a_case(order: str, relative: bool) -> None:
     fmt = RleFormat(order=order, relative=relative)  # type: ignore[arg-type]
-    assert opinion([encode(_blobs((60, 90), 1), fmt)], (60, 90), fmt) == order
-    assert opinion([""], (60, 90), fmt) is None
-    assert opinion([encode(_blobs((60, 60), 1), fmt)], (60, 60), fmt) is None  # square, without its image
+    assert likely_order([encode(_blobs((60, 90), 1), fmt)], (60, 90), fmt) == order
+    assert likely_order([""], (60, 90), fmt) is None
+    assert likely_order([encode(_blobs((60, 60), 1), fmt)], (60, 60), fmt) is None  # square, without its image
 
 
 def test_pieces() -> None:
     fmt = RleFormat()
     mask = np.zeros((5, 7), bool)
     mask[1:4, 1:4] = mask[0, 6] = True
-    assert pieces(encode(mask, fmt), 5, fmt) == 2
-    assert pieces(encode(np.ones((5, 7), bool), fmt), 5, fmt) == 1
-    assert pieces("", 5, fmt) == 0
+    assert count_pieces(encode(mask, fmt), 5, fmt) == 2
+    assert count_pieces(encode(np.ones((5, 7), bool), fmt), 5, fmt) == 1
+    assert count_pieces("", 5, fmt) == 0
 
 
 def test_verdict_and_refusal() -> None:
-    found = verdict(["row"] * 9 + ["column"] + [None] * 5)
-    assert found == OrderVerdict("row", 9, 10)
+    found = count_votes(["row"] * 9 + ["column"] + [None] * 5)
+    assert found == OrderVote("row", 9, 10)
     assert found.confidence == 0.9
     with pytest.raises(MaskfoldError, match="9 of 10"):
-        refuse_order(found, RleFormat("column"), "t.csv", "submission.rle")
-    refuse_order(found, RleFormat("row"), "t.csv", "submission.rle")
-    refuse_order(verdict(["row"] * 8 + ["column"] * 2), RleFormat("column"), "t.csv", "submission.rle")
-    assert verdict([]).confidence == 0.0
+        check_order(found, RleFormat("column"), "t.csv", "submission.rle")
+    check_order(found, RleFormat("row"), "t.csv", "submission.rle")
+    check_order(count_votes(["row"] * 8 + ["column"] * 2), RleFormat("column"), "t.csv", "submission.rle")
+    assert count_votes([]).confidence == 0.0
 
 
 @pytest.mark.skipif(not NUCLEI.is_dir(), reason="the real data are absent")
 def test_the_real_nuclei_go_down_the_columns() -> None:
-    from competition.data.rle_table import find_rows
-    from competition.data.skipped import Skipped
-    from competition.data.sources import find
+    from competition.data.patterns import SkippedCases, match_cases
+    from competition.data.rle_tables import assign_rows
 
     pattern = "stage1_train/{id}/images/{id}.png"
 
     def rows(order: str) -> int:
-        comp = competition(NUCLEI, train={
-            "images": pattern, "rle": "stage1_train_labels.csv",
-            "columns": {"id": "ImageId", "mask": "EncodedPixels"}, "rle_format": {"order": order}})
-        return len(find_rows(comp, find(NUCLEI, pattern, "train.images"), Skipped(comp)))
+        comp = competition(
+            NUCLEI,
+            train={
+                "images": pattern,
+                "rle": "stage1_train_labels.csv",
+                "columns": {"id": "ImageId", "mask": "EncodedPixels"},
+                "rle_format": {"order": order},
+            },
+        )
+        return len(assign_rows(comp, match_cases(NUCLEI, pattern, "train.images"), SkippedCases(comp)))
 
     assert rows("column") == 564
-    with pytest.raises(MaskfoldError, match="run down the columns"):
+    with pytest.raises(MaskfoldError, match="is row, but .* indicate column"):
         rows("row")

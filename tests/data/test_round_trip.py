@@ -1,4 +1,4 @@
-"""A mask that preparation sends to its grid comes back: whole where nothing was resampled, nearly whole where it was."""
+"""A mask that is mapped to the preprocessed grid and back is equal without resampling, nearly equal with it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from competition.config.competition import Competition
-from competition.config.experiment import Prepare
+from competition.config.experiment import PreprocessingConfig
 from competition.data.geometry import Geometry
-from competition.inference.masks import to_masks
+from competition.inference.predict import to_masks
 
-CODES = [x + y + z for pairs in (("RL", "AP", "SI"), ("SI", "RL", "AP"), ("AP", "SI", "RL"), ("RL", "SI", "AP"))
-         for x in pairs[0] for y in pairs[1] for z in pairs[2]]
+CODES = [
+    x + y + z
+    for pairs in (("RL", "AP", "SI"), ("SI", "RL", "AP"), ("AP", "SI", "RL"), ("RL", "SI", "AP"))
+    for x in pairs[0]
+    for y in pairs[1]
+    for z in pairs[2]
+]
 codes = st.sampled_from(CODES)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -32,38 +37,55 @@ def affine(spacing: Any, wanted: str) -> np.ndarray:
 
 def plan(image: np.ndarray, mm: Any, file: str, background: bool = True, /, **prepare: Any) -> Geometry:
     flat = image.ndim == 3
-    return Geometry.plan(image, tuple(mm), None if flat else affine(mm, file), Prepare(**prepare), background, "a")
+    return Geometry.plan(
+        image, tuple(mm), None if flat else affine(mm, file), PreprocessingConfig(**prepare), background, "a"
+    )
 
 
 def competition(classes: int, labels: str) -> Competition:
-    return Competition.model_validate({"name": "a", "root": ".", "dimensions": 3, "labels": labels,
-                                       "classes": [f"c{number}" for number in range(classes)],
-                                       "train": {"images": "{id}", "masks": "{id}_m"}})
+    return Competition.model_validate(
+        {
+            "name": "a",
+            "root": ".",
+            "dimensions": 3,
+            "labels": labels,
+            "classes": [f"c{number}" for number in range(classes)],
+            "train": {"images": "{id}", "masks": "{id}_m"},
+        }
+    )
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
 
 
-# ── nothing is resampled ─────────────────────────────────────────────────────────────────────────────────────────────
+# Nothing is resampled
 
 
 @settings(max_examples=120, deadline=None)
-@given(seeds, st.sampled_from([2, 3]), codes, st.none() | codes, st.sampled_from(["none", "nonzero", "foreground"]),
-       st.sampled_from(["nothing", "pad", "stretch", "spacing", "long_side"]))
+@given(
+    seeds,
+    st.sampled_from([2, 3]),
+    codes,
+    st.none() | codes,
+    st.sampled_from(["none", "nonzero", "foreground"]),
+    st.sampled_from(["nothing", "pad", "stretch", "spacing", "long_side"]),
+)
 def test_nothing_is_lost_where_nothing_is_resampled(seed, dims, file, wanted, crop, grid):
     random = np.random.default_rng(seed)
     shape = tuple(random.integers(1, 13, dims).tolist())
     mask = random.choice([0, 1, 2, 255], shape).astype(np.uint8)  # 255: ignored
     if random.random() < 0.7:  # an empty margin, so that crops have something to do
-        mask[:shape[0] // 4] = 0
-        mask[..., -(shape[-1] // 3 or 1):] = 0
+        mask[: shape[0] // 4] = 0
+        mask[..., -(shape[-1] // 3 or 1) :] = 0
     image = np.where(mask > 0, random.integers(50, 100, shape), 0).astype(np.uint8)[None]
     spacing = random.uniform(0.3, 4, dims) if dims == 3 else np.ones(2)
     prepare: dict[str, Any] = {"crop": crop, "orientation": wanted if dims == 3 else None}
     cropped = plan(image, spacing, file, **prepare)
     if grid == "pad":  # one axis as long as it is, the others longer
-        prepare["resize"] = [n + extra for n, extra in zip(cropped.shape, random.permutation([0, 3, 4][:dims]), strict=True)]
+        prepare["resize"] = [
+            n + extra for n, extra in zip(cropped.shape, random.permutation([0, 3, 4][:dims]), strict=True)
+        ]
     elif grid == "stretch":
         prepare |= {"resize": list(cropped.shape), "stretch": True}
     elif grid == "spacing":
@@ -76,15 +98,15 @@ def test_nothing_is_lost_where_nothing_is_resampled(seed, dims, file, wanted, cr
     there = geometry.forward(mask[None], order=0)
     assert there.shape[1:] == geometry.shape and there.dtype == np.uint8
     certain = np.stack([there[0] == value for value in (0, 1, 2, 255)]).astype(np.float16)
-    back = geometry.undo(certain)
+    back = geometry.inverse(certain)
     assert (back.sum(axis=0) == 1).all()  # whatever was cut off is background for sure
     np.testing.assert_array_equal(np.array([0, 1, 2, 255])[back.argmax(axis=0)], mask)
     one = plan(image, spacing, file, False, **prepare)  # overlapping classes: nothing is anything out there
-    alone = one.undo(one.forward((mask[None] == 1).astype(np.uint8), order=0).astype(np.float32))
+    alone = one.inverse(one.forward((mask[None] == 1).astype(np.uint8), order=0).astype(np.float32))
     np.testing.assert_array_equal(alone[0], mask == 1)
 
 
-# ── something is resampled ───────────────────────────────────────────────────────────────────────────────────────────
+# Something is resampled
 
 
 def ellipsoid(shape: tuple[int, ...], centre: Any, across: Any) -> np.ndarray:
@@ -111,14 +133,22 @@ def sent_through(geometry: Geometry, one: np.ndarray, other: np.ndarray, labels:
     if labels == "exclusive":
         shares[1][one] = 0
         shares = np.concatenate([1 - shares.sum(axis=0, keepdims=True), shares])
-    back = geometry.undo(geometry.forward(shares, order=1).astype(np.float16))
+    back = geometry.inverse(geometry.forward(shares, order=1).astype(np.float16))
     masks = to_masks(back, competition(2, labels))
     return masks[0], masks[1]
 
 
 @settings(max_examples=60, deadline=None)
-@given(seeds, st.sampled_from([2, 3]), codes, st.none() | codes, st.sampled_from(["exclusive", "overlapping"]),
-       st.sampled_from(["spacing", "stretch"]), st.sampled_from(["none", "nonzero", "foreground"]), st.booleans())
+@given(
+    seeds,
+    st.sampled_from([2, 3]),
+    codes,
+    st.none() | codes,
+    st.sampled_from(["exclusive", "overlapping"]),
+    st.sampled_from(["spacing", "stretch"]),
+    st.sampled_from(["none", "nonzero", "foreground"]),
+    st.booleans(),
+)
 def test_shares_of_an_object_come_back(seed, dims, file, wanted, labels, way, crop, touching):
     """Dice 0.98 for 1,000 voxels or more that are ten across on both grids; spacings 0.5 to 2 times the file's."""
     random = np.random.default_rng(seed)
@@ -128,7 +158,9 @@ def test_shares_of_an_object_come_back(seed, dims, file, wanted, labels, way, cr
     across *= max(1, 1100 / content) ** (1 / dims)
     one, other = two_objects(random, across, touching)
     assume(min(one.sum(), other.sum()) >= 1000)
-    image = np.where(one | other, 1000, 0).astype(np.float32)[None] + random.uniform(0, 20, (1, *one.shape)).astype(np.float32)
+    image = np.where(one | other, 1000, 0).astype(np.float32)[None] + random.uniform(0, 20, (1, *one.shape)).astype(
+        np.float32
+    )
     spacing = random.uniform(0.5, 3, dims) if dims == 3 else np.ones(2)
     turned = wanted if dims == 3 else None
     cropped = plan(image, spacing, file, orientation=turned, crop=crop)
@@ -153,7 +185,7 @@ def test_shares_of_a_round_object_of_1000_voxels_come_back_from_a_grid_half_as_c
     assume(mask.sum() >= 1000)
     geometry = plan(mask[None].astype(np.uint8), np.ones(3), "RAS", spacing=random.uniform(0.5, 1.5, 3).tolist())
     shares = np.stack([~mask, mask]).astype(np.float32)
-    back = geometry.undo(geometry.forward(shares, order=1).astype(np.float16))
+    back = geometry.inverse(geometry.forward(shares, order=1).astype(np.float16))
     assert dice(back.argmax(axis=0) == 1, mask) >= 0.98
 
 
@@ -182,7 +214,7 @@ def test_what_a_hard_mask_of_1000_voxels_keeps(factor, least, most):
         mask = ellipsoid((22, 22, 22), 11 + random.uniform(-0.5, 0.5, 3), (12.6,) * 3)
         geometry = plan(mask[None].astype(np.uint8), np.ones(3), "RAS", spacing=[factor] * 3)
         hard = geometry.forward(mask[None].astype(np.uint8), order=0)[0] == 1
-        found.append(dice(geometry.undo(np.stack([~hard, hard]).astype(np.float16)).argmax(axis=0) == 1, mask))
+        found.append(dice(geometry.inverse(np.stack([~hard, hard]).astype(np.float16)).argmax(axis=0) == 1, mask))
     assert min(found) >= least and np.mean(found) <= most
 
 
@@ -214,4 +246,4 @@ def test_each_place_in_the_world_comes_back_to_its_voxel(seed, file, wanted):
         step = prepared[(slice(None), *(middle + np.eye(3, dtype=int)[axis]))] - prepared[(slice(None), *middle)]
         np.testing.assert_allclose(step, grid[:, axis], rtol=1e-3, atol=1e-3)
     inner = (slice(None), slice(8, -7), slice(7, -6), slice(9, -8))  # edges repeat the last value
-    np.testing.assert_allclose(geometry.undo(prepared)[inner], world[inner], atol=2e-3)
+    np.testing.assert_allclose(geometry.inverse(prepared)[inner], world[inner], atol=2e-3)

@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from competition.doctor import accelerators, credentials, examination, machine, software, table
-from competition.doctor.child import Answer
-from competition.doctor.finding import Finding
+from competition.doctor import checks, machine
+from competition.doctor.finding import CheckResult
+from competition.doctor.probe import ProbeResult
 
 GIB = 2**30
 BUILD = {
@@ -44,19 +44,19 @@ def device(**changes: Any) -> dict[str, Any]:
 
 def seen(
     monkeypatch: pytest.MonkeyPatch, *lines: dict[str, Any], driver: bool = True, trouble: str | None = None
-) -> list[Finding]:
+) -> list[CheckResult]:
     """The rows for what torch says."""
-    monkeypatch.setattr(accelerators, "ask", lambda _: Answer(list(lines), trouble))
-    monkeypatch.setattr(accelerators, "driver_there", lambda: driver)
-    return accelerators.look()
+    monkeypatch.setattr(machine, "run_probe", lambda _: ProbeResult(list(lines), trouble))
+    monkeypatch.setattr(machine, "has_nvidia_driver", lambda: driver)
+    return machine.check_accelerators()
 
 
 def test_a_gpu_has_memory_capability_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     old = device(device=1, name="Tesla T4", total=15 * GIB, free=14 * GIB, capability=[7, 5], precision="fp16")
     good, emulating = seen(monkeypatch, BUILD, device(), old)
-    assert (good.what, good.state) == ("cuda:0", "ok")
-    assert "NVIDIA H200, 139.0 GiB, compute capability 9.0, 138.0 GiB free, bf16 natively" in good.found
-    assert "no bf16 natively" in emulating.found
+    assert (good.name, good.state) == ("cuda:0", "ok")
+    assert "NVIDIA H200, 139.0 GiB, compute capability 9.0, 138.0 GiB free, native bf16" in good.detail
+    assert "no native bf16" in emulating.detail
 
 
 def test_a_gpu_that_cannot_compute_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,15 +71,15 @@ def test_a_gpu_that_cannot_compute_is_unusable(monkeypatch: pytest.MonkeyPatch) 
         ),
     )
     assert row.state == "unusable"
-    assert "no kernel image is available" in row.found
-    assert "more" not in row.found
+    assert "no kernel image is available" in row.detail
+    assert "more" not in row.detail
     (wrong,) = seen(monkeypatch, BUILD, device(right=False))
     assert wrong.state == "unusable"
 
 
 def test_a_gpu_that_is_taken_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = seen(monkeypatch, BUILD, device(free=2 * GIB))
-    assert (row.state, "nvidia-smi" in row.cure) == ("warning", True)
+    assert (row.state, "nvidia-smi" in row.hint) == ("warning", True)
 
 
 @pytest.mark.parametrize(
@@ -103,74 +103,74 @@ def test_a_driver_without_a_device_has_a_reason(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     (row,) = seen(monkeypatch, {**BUILD, "available": False, **build})
     assert row.state == "warning"
-    assert what in row.found
-    assert row.cure
+    assert what in row.detail
+    assert row.hint
 
 
 def test_a_machine_without_a_gpu_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = seen(monkeypatch, {**BUILD, "available": False, "cuda": None}, driver=False)
-    assert (row.state, row.cure) == ("ok", "")
-    assert "CPU" in row.found
+    assert (row.state, row.hint) == ("ok", "")
+    assert "CPU" in row.detail
 
 
 def test_a_driver_that_crashes_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = seen(monkeypatch, BUILD, trouble="it crashed (signal 11)")
-    assert (row.state, "signal 11" in row.found) == ("unusable", True)
+    assert (row.state, "signal 11" in row.detail) == ("unusable", True)
 
 
 @pytest.mark.slow  # imports torch in another process
 def test_the_probe_agrees_with_torch() -> None:
     import torch
 
-    rows = accelerators.look()
-    assert len([row for row in rows if row.what.startswith("cuda")]) == torch.cuda.device_count()
+    rows = machine.check_accelerators()
+    assert len([row for row in rows if row.name.startswith("cuda")]) == torch.cuda.device_count()
     assert all(row.state in ("ok", "warning") for row in rows)
 
 
 def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
     for free in (0.5, 3.0, 16.0):
-        monkeypatch.setattr(machine, "available", lambda free=free: (int(free * GIB), 32 * GIB))
-        states.append(machine.memory().state)
+        monkeypatch.setattr(machine, "available_memory", lambda free=free: (int(free * GIB), 32 * GIB))
+        states.append(machine.check_memory().state)
     assert states == ["unusable", "warning", "ok"]
 
 
 def test_a_containers_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text(f"{2 * GIB}\n")
     (tmp_path / "memory.current").write_text(f"{2 * GIB - 1000}\n")
-    there = machine.available(group=tmp_path)
+    there = machine.available_memory(group=tmp_path)
     assert there is not None
     assert there == (1000, 2 * GIB)
     (tmp_path / "memory.max").write_text("max\n")
-    without = machine.available(group=tmp_path)
+    without = machine.available_memory(group=tmp_path)
     assert without is not None
     assert without[1] == psutil.virtual_memory().total
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert machine.quota(tmp_path) == 1.5
+    assert machine.container_cpu_limit(tmp_path) == 1.5
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert machine.quota(tmp_path) is None
-    monkeypatch.setattr(machine, "quota", lambda: 0.5)
-    assert machine.cores().state == "warning"
-    assert "run.threads=1" in machine.cores().cure
+    assert machine.container_cpu_limit(tmp_path) is None
+    monkeypatch.setattr(machine, "container_cpu_limit", lambda: 0.5)
+    assert machine.check_cores().state == "warning"
+    assert "run.threads=1" in machine.check_cores().hint
 
 
 def test_memory_is_known_without_psutil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
     (tmp_path / "meminfo").write_text("MemTotal:       1000 kB\nMemFree: 1 kB\nMemAvailable:    600 kB\n")
-    assert machine.available(tmp_path / "meminfo", tmp_path) == (600 * 1024, 1000 * 1024)
-    assert machine.available(tmp_path / "nothing", tmp_path) is None
+    assert machine.available_memory(tmp_path / "meminfo", tmp_path) == (600 * 1024, 1000 * 1024)
+    assert machine.available_memory(tmp_path / "nothing", tmp_path) is None
 
 
 def test_small_shared_memory_and_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))
-    (row,) = machine.shared_memory(tmp_path)
-    assert (row.state, "64 MiB" in row.found, "--shm-size" in row.cure) == ("warning", True, True)
-    assert machine.shared_memory(tmp_path / "none") == []
+    (row,) = machine.check_shared_memory(tmp_path)
+    assert (row.state, "64 MiB" in row.detail, "--shm-size" in row.hint) == ("warning", True, True)
+    assert machine.check_shared_memory(tmp_path / "none") == []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
-    (files,) = machine.open_files()
-    assert (files.state, "ulimit -n 4096" in files.cure) == ("warning", True)
+    (files,) = machine.check_open_files()
+    assert (files.state, "ulimit -n 4096" in files.hint) == ("warning", True)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
-    assert machine.open_files()[0].state == "ok"
+    assert machine.check_open_files()[0].state == "ok"
 
 
 @pytest.fixture
@@ -200,47 +200,52 @@ def test_kaggles_file(home: Path, text: str, mode: int, state: str, what: str) -
     path = home / ".kaggle" / "kaggle.json"
     path.write_text(text)
     path.chmod(mode)
-    (row,) = credentials.look()
+    (row,) = machine.check_credentials()
     assert row.state == state
     assert what in row.text
     assert SECRET not in row.text
 
 
 def test_kaggles_variables(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert credentials.look()[0].found.startswith("none")
+    assert machine.check_credentials()[0].detail.startswith("not set")
     monkeypatch.setenv("KAGGLE_USERNAME", "me")
-    assert (credentials.look()[0].state, "Set KAGGLE_KEY" in credentials.look()[0].cure) == ("warning", True)
+    assert (machine.check_credentials()[0].state, "Set KAGGLE_KEY" in machine.check_credentials()[0].hint) == (
+        "warning",
+        True,
+    )
     monkeypatch.setenv("KAGGLE_KEY", SECRET)
-    assert credentials.look()[0].found == "in KAGGLE_USERNAME and KAGGLE_KEY"
+    assert machine.check_credentials()[0].detail == "in KAGGLE_USERNAME and KAGGLE_KEY"
     monkeypatch.setenv("KAGGLE_API_TOKEN", SECRET)
-    assert credentials.look()[0].found == "in KAGGLE_API_TOKEN"
+    assert machine.check_credentials()[0].detail == "in KAGGLE_API_TOKEN"
 
 
 def test_no_git_and_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(software.shutil, "which", lambda _: None)
-    assert software.git().state == "warning"
-    monkeypatch.setattr(software, "ask", lambda _: Answer([{"mlflow": False}], None))
+    monkeypatch.setattr(machine.shutil, "which", lambda _: None)
+    assert machine.check_git().state == "warning"
+    monkeypatch.setattr(machine, "run_probe", lambda _: ProbeResult([{"mlflow": False}], None))
     monkeypatch.delenv("NO_ALBUMENTATIONS_UPDATE", raising=False)
-    assert software.telemetry().state == "ok"
+    assert machine.check_telemetry().state == "ok"
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "0")
-    assert "albumentations" in software.telemetry().found
-    monkeypatch.setattr(software, "ask", lambda _: Answer([{"mlflow": True}], None))
-    assert "MLflow" in software.telemetry().found
+    assert "albumentations" in machine.check_telemetry().detail
+    monkeypatch.setattr(machine, "run_probe", lambda _: ProbeResult([{"mlflow": True}], None))
+    assert "MLflow" in machine.check_telemetry().detail
 
 
 def test_a_look_that_fails_is_a_row_and_the_status_follows(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails(_: Path) -> list[Finding]:
+    def fails(_: Path) -> list[CheckResult]:
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(
-        examination, "looks", lambda: {"first": fails, "second": lambda _: [Finding("b", "ok", "[fine]")]}
+        checks, "all_checks", lambda: {"first": fails, "second": lambda _: [CheckResult("b", "ok", "[fine]")]}
     )
-    assert table.report() == 0
+    assert checks.print_report() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("warning   first  could not be examined: RuntimeError: a fault of ours.")
+    assert lines[0].startswith("warning   first  the check failed: RuntimeError: a fault of ours.")
     assert lines[1:] == ["ok        b      [fine]", "warning: first"]
-    monkeypatch.setattr(examination, "looks", lambda: {"a": lambda _: [Finding("a", "unusable", "gone", "Bring it.")]})
-    assert table.report() == 1
+    monkeypatch.setattr(
+        checks, "all_checks", lambda: {"a": lambda _: [CheckResult("a", "unusable", "gone", "Bring it.")]}
+    )
+    assert checks.print_report() == 1
     assert capsys.readouterr().out.splitlines() == ["unusable  a  gone. Bring it.", "unusable: a"]

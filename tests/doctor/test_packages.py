@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from competition.doctor import packages
-from competition.doctor.finding import Finding
-from competition.doctor.requirements import Needs, parse, read_needs
+from competition.doctor.finding import CheckResult
+from competition.doctor.packages import ProjectRequirements, parse_requirement, read_requirements
 from tests.doctor.fakes import blocker, package
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,14 +25,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def look(monkeypatch: pytest.MonkeyPatch, *needs: str, python: str = ">=3.11") -> dict[str, Finding]:
+def look(monkeypatch: pytest.MonkeyPatch, *needs: str, python: str = ">=3.11") -> dict[str, CheckResult]:
     """The rows for these needs, by what they are about."""
-    monkeypatch.setattr(packages, "read_needs", lambda: Needs(python, [parse(need) for need in needs]))
-    return {row.what: row for row in packages.look()}
+    monkeypatch.setattr(
+        packages, "read_requirements", lambda: ProjectRequirements(python, [parse_requirement(need) for need in needs])
+    )
+    return {row.name: row for row in packages.check_packages()}
 
 
 def test_needs_are_those_of_pyproject() -> None:
-    needs = read_needs()
+    needs = read_requirements()
     assert needs is not None
     assert needs.python == ">=3.11"
     names = {need.name for need in needs.packages}
@@ -46,7 +48,7 @@ def test_what_is_well_is_one_row(place: Path, monkeypatch: pytest.MonkeyPatch) -
     package(place, "goodone", "1.5", "value = 1")
     rows = look(monkeypatch, "goodone>=1.5")
     assert rows.keys() == {"python", "packages"}
-    assert "goodone 1.5" in rows["packages"].found
+    assert "goodone 1.5" in rows["packages"].detail
     assert {row.state for row in rows.values()} == {"ok"}
 
 
@@ -56,7 +58,8 @@ def test_missing_and_too_old_are_named_with_their_cure(place: Path, monkeypatch:
     rows = look(monkeypatch, "oldone>=1.10", "newone>=1.9", "nowhereone>=3")
     assert (rows["oldone"].state, rows["nowhereone"].state) == ("unusable", "unusable")
     assert rows["oldone"].text == (
-        '1.9 is installed, and oldone>=1.10 is needed. Install another: python -m pip install "oldone>=1.10".'
+        "1.9 is installed, but oldone>=1.10 is required. "
+        'Install a matching version: python -m pip install "oldone>=1.10".'
     )
     assert 'python -m pip install "nowhereone>=3"' in rows["nowhereone"].text
     assert "newone" not in rows, "1.10 is newer than 1.9"
@@ -65,7 +68,7 @@ def test_missing_and_too_old_are_named_with_their_cure(place: Path, monkeypatch:
 def test_files_of_a_package_that_are_gone_count_as_missing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package(place, "hollowone", "2.0")
     (place / "hollowone.py").unlink()
-    assert "is not installed" in look(monkeypatch, "hollowone>=1")["hollowone"].found
+    assert "is not installed" in look(monkeypatch, "hollowone>=1")["hollowone"].detail
 
 
 def test_an_older_python_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,9 +87,9 @@ def test_torchvision_of_another_torch_is_found_by_importing_it(place: Path, monk
     rows = look(monkeypatch, "torch>=2.9", "torchvision>=0.24")
     assert "torch" not in rows
     assert rows["torchvision"].state == "unusable"
-    assert "operator torchvision::nms does not exist" in rows["torchvision"].found
-    assert "needs torch==2.15.0, and torch 2.9.0 is installed" in rows["torchvision"].found
-    assert '"torch==2.15.0" torchvision==0.29.2' in rows["torchvision"].cure
+    assert "operator torchvision::nms does not exist" in rows["torchvision"].detail
+    assert "requires torch==2.15.0, but torch 2.9.0 is installed" in rows["torchvision"].detail
+    assert '"torch==2.15.0" torchvision==0.29.2' in rows["torchvision"].hint
 
 
 def test_versions_that_quarrel_but_import_are_a_warning(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +100,7 @@ def test_versions_that_quarrel_but_import_are_a_warning(place: Path, monkeypatch
     package(place, "deepone", "2.1")
     rows = look(monkeypatch, "askingone")
     assert rows["middleone"].state == "warning"
-    assert rows["middleone"].found == "needs deepone<2, and deepone 2.1 is installed"
+    assert rows["middleone"].detail == "requires deepone<2, but deepone 2.1 is installed"
     assert rows.keys() == {"python", "packages", "middleone"}
 
 
@@ -107,9 +110,9 @@ def test_an_import_that_crashes_does_not_hide_the_others(place: Path, monkeypatc
     package(place, "exitone", "1.0", "raise SystemExit(3)")
     package(place, "lastone", "1.0")
     rows = look(monkeypatch, "firstone", "crashone", "exitone", "lastone")
-    assert "crashed (signal 11)" in rows["crashone"].found
-    assert "SystemExit" in rows["exitone"].found
-    assert rows["packages"].found == "2 import: firstone 1.0, lastone 1.0"
+    assert "crashed (signal 11)" in rows["crashone"].detail
+    assert "SystemExit" in rows["exitone"].detail
+    assert rows["packages"].detail == "2 importable: firstone 1.0, lastone 1.0"
 
 
 def test_a_file_of_the_working_folder_is_no_package(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,23 +127,23 @@ def test_extras_that_are_absent_are_no_fault(place: Path, monkeypatch: pytest.Mo
     package(place, "oldray", "1.0")
     package(place, "fineone", "1.0")
     extras = {
-        "ray": [parse("oldray>=2")],
-        "kaggle": [parse("nowhereone>=2")],
-        "postgres": [parse("fineone[binary]>=1")],
+        "ray": [parse_requirement("oldray>=2")],
+        "kaggle": [parse_requirement("nowhereone>=2")],
+        "postgres": [parse_requirement("fineone[binary]>=1")],
     }
-    monkeypatch.setattr(packages, "read_needs", lambda: Needs("", [], extras))
-    rows = {row.what: row for row in packages.look_extras()}
+    monkeypatch.setattr(packages, "read_requirements", lambda: ProjectRequirements("", [], extras))
+    rows = {row.name: row for row in packages.check_extras()}
     states = {what: row.state for what, row in rows.items()}
     assert states == {"extra [ray]": "warning", "extra [kaggle]": "ok", "extra [postgres]": "ok"}
-    assert 'pip install "maskfold[kaggle]"' in rows["extra [kaggle]"].found
-    assert "fineone 1.0" in rows["extra [postgres]"].found
+    assert 'pip install "maskfold[kaggle]"' in rows["extra [kaggle]"].detail
+    assert "fineone 1.0" in rows["extra [postgres]"].detail
 
 
 def test_with_nothing_installed_the_table_is_printed(tmp_path: Path) -> None:
     """Every package of the project is blocked, `packaging` too: Python's own modules are enough."""
-    needs = read_needs()
+    needs = read_requirements()
     assert needs is not None
-    blocked = {packages.module_of(need.name).partition(".")[0] for need in needs.packages} | {"packaging"}
+    blocked = {packages.module_name(need.name).partition(".")[0] for need in needs.packages} | {"packaging"}
     (tmp_path / "site").mkdir()
     environment = {
         **os.environ,

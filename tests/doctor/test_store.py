@@ -14,17 +14,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from competition.doctor import disk, store
-from competition.doctor.child import Answer
+from competition.doctor import stores
+from competition.doctor.probe import ProbeResult
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOW = """
 import sys
 from pathlib import Path
-from competition.doctor import disk, store
-for look in (disk.look, store.look_mlflow, store.look_optuna):
+from competition.doctor import stores
+for look in (stores.check_disk, stores.check_mlflow_store, stores.check_optuna_storage):
     for row in look(Path(sys.argv[1])):
-        print(row.state, row.what, row.text, sep="|")
+        print(row.state, row.name, row.text, sep="|")
 """
 
 
@@ -32,7 +32,7 @@ for look in (disk.look, store.look_mlflow, store.look_optuna):
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an empty `mlruns`; no other process is asked."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(store, "ask", lambda *_, **__: pytest.fail("the file alone says it"))
+    monkeypatch.setattr(stores, "run_probe", lambda *_, **__: pytest.fail("the file alone says it"))
     (tmp_path / "mlruns").mkdir()
     return tmp_path
 
@@ -46,9 +46,9 @@ def database(path: Path) -> Path:
 
 
 def test_a_new_project_is_well_and_stays_empty(project: Path) -> None:
-    rows = [*disk.look(project), *store.look_mlflow(project), *store.look_optuna(project)]
+    rows = [*stores.check_disk(project), *stores.check_mlflow_store(project), *stores.check_optuna_storage(project)]
     assert "unusable" not in {row.state for row in rows}
-    assert [row.what for row in rows] == [
+    assert [row.name for row in rows] == [
         "mlruns/",
         "prepared cases",
         "artifacts",
@@ -60,15 +60,15 @@ def test_a_new_project_is_well_and_stays_empty(project: Path) -> None:
 
 def test_a_folder_that_is_not_made_yet_is_not_made(project: Path) -> None:
     (project / "mlruns").rmdir()
-    assert disk.look(project)[0].state in ("ok", "warning")
-    assert store.look_mlflow(project)[0].state == "ok"
+    assert stores.check_disk(project)[0].state in ("ok", "warning")
+    assert stores.check_mlflow_store(project)[0].state == "ok"
     assert list(project.iterdir()) == []
 
 
-@pytest.mark.parametrize("look", [store.look_mlflow, store.look_optuna])
+@pytest.mark.parametrize("look", [stores.check_mlflow_store, stores.check_optuna_storage])
 @pytest.mark.parametrize("damage", ["text", "page"])
 def test_a_broken_database_is_one_line(project: Path, look: object, damage: str) -> None:
-    path = project / "mlruns" / ("mlflow.db" if look is store.look_mlflow else "optuna.db")
+    path = project / "mlruns" / ("mlflow.db" if look is stores.check_mlflow_store else "optuna.db")
     if damage == "text":
         path.write_text("no database at all, " * 20)
     else:
@@ -78,35 +78,35 @@ def test_a_broken_database_is_one_line(project: Path, look: object, damage: str)
     before = path.read_bytes()
     (row,) = look(project)  # type: ignore[operator]
     assert row.state == "unusable"
-    assert f"{path} is broken" in row.found
-    assert f"mv {path} {path}.broken" in row.cure
+    assert f"{path} is damaged" in row.detail
+    assert f"mv {path} {path}.broken" in row.hint
     assert "\n" not in row.text
     assert path.read_bytes() == before
 
 
 def test_a_database_that_another_program_holds(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = database(project / "mlruns" / "mlflow.db")
-    monkeypatch.setattr(store, "PATIENCE", 0.05)
+    monkeypatch.setattr(stores, "LOCK_TIMEOUT", 0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        (row,) = store.look_mlflow(project)
-    assert (row.state, "is held by another program" in row.found) == ("warning", True)
+        (row,) = stores.check_mlflow_store(project)
+    assert (row.state, "is locked by another program" in row.detail) == ("warning", True)
 
 
 def test_what_is_no_folder(project: Path) -> None:
     (project / "mlruns").rmdir()
     (project / "mlruns").write_text("a file")
-    assert "it is a file" in disk.look(project)[0].found
+    assert "it is a file" in stores.check_disk(project)[0].detail
     (project / "mlruns").unlink()
     (project / "mlruns").symlink_to(project / "nowhere")
-    assert "it is a link to nowhere" in disk.look(project)[0].found
+    assert "it is a broken link" in stores.check_disk(project)[0].detail
 
 
 def test_little_room(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
     for free in (100 * 2**20, 2 * 2**30, 50 * 2**30):
-        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        states.append(disk.look(project)[0].state)
+        monkeypatch.setattr(stores.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        states.append(stores.check_disk(project)[0].state)
     assert states == ["unusable", "warning", "ok"]
 
 
@@ -114,7 +114,7 @@ def test_little_room(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_of_mode_555(project: Path) -> None:
     (project / "mlruns").chmod(0o555)
     try:
-        assert "permission is denied" in disk.look(project)[0].found
+        assert "permission denied" in stores.check_disk(project)[0].detail
     finally:
         (project / "mlruns").chmod(0o755)
 
@@ -125,17 +125,17 @@ def test_a_server_that_is_down_is_a_warning(project: Path, monkeypatch: pytest.M
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # a port at which nobody listens
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(port=taken.getsockname()[1]))
-        (row,) = store.look_mlflow(project)
+        (row,) = stores.check_mlflow_store(project)
     assert row.state == "warning"
-    assert "Connection refused" in row.found
-    assert "training goes on" in row.cure
+    assert "Connection refused" in row.detail
+    assert "training works without it" in row.hint
     assert "s3cret" not in row.text
 
 
 @pytest.mark.parametrize(
     ("said", "trouble", "state", "what"),
     [
-        ([{"opened": True}, {"written": True}], None, "ok", "takes writes"),
+        ([{"opened": True}, {"written": True}], None, "ok", "is writable"),
         ([{"opened": True}], "OperationalError: database or disk is full", "unusable", "cannot be written to: Op"),
         (
             [],
@@ -156,8 +156,8 @@ def test_what_mlflow_says(
     what: str,
 ) -> None:
     database(project / "mlruns" / "mlflow.db")
-    monkeypatch.setattr(store, "ask", lambda *_, **__: Answer(said, trouble))  # type: ignore[arg-type]
-    (row,) = store.look_mlflow(project)
+    monkeypatch.setattr(stores, "run_probe", lambda *_, **__: ProbeResult(said, trouble))  # type: ignore[arg-type]
+    (row,) = stores.check_mlflow_store(project)
     assert row.state == state
     assert what in row.text
 
@@ -207,11 +207,11 @@ def test_real_disks_that_take_nothing(tmp_path: Path, how: str, what: str, there
 @pytest.mark.slow  # imports MLflow and Optuna
 def test_a_real_store_takes_a_write_and_keeps_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from competition.study.storage import open_storage
-    from competition.tracking.store import connect, store_of
+    from competition.tracking.store import connect_mlflow, find_mlflow_store
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    connect(store_of(tmp_path)).create_experiment("mine", tags={"kept": "yes"})
+    connect_mlflow(find_mlflow_store(tmp_path)).create_experiment("mine", tags={"kept": "yes"})
     open_storage(None)
     path = tmp_path / "mlruns" / "mlflow.db"
 
@@ -227,9 +227,9 @@ def test_a_real_store_takes_a_write_and_keeps_nothing_of_it(tmp_path: Path, monk
             ]
 
     before = content()
-    (row,) = store.look_mlflow(tmp_path)
-    assert (row.state, "takes writes" in row.found) == ("ok", True)
+    (row,) = stores.check_mlflow_store(tmp_path)
+    assert (row.state, "is writable" in row.detail) == ("ok", True)
     assert content() == before
-    (studies,) = store.look_optuna(tmp_path)
-    assert (studies.state, "0 studies" in studies.found) == ("ok", True)
+    (studies,) = stores.check_optuna_storage(tmp_path)
+    assert (studies.state, "0 studies" in studies.detail) == ("ok", True)
     assert {one.name for one in (tmp_path / "mlruns").iterdir()} == {"mlflow.db", "optuna.db"}

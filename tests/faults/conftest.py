@@ -46,7 +46,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @pytest.fixture(scope="session")
 def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 2D demo competition of 6 training and 2 test pictures."""
-    from competition.data.demo import make_demo
+    from competition.datasets.demo import make_demo
 
     folder = tmp_path_factory.mktemp("faults") / "demo2d"
     make_demo("2d", folder, seed=3, cases=6, test_cases=2)

@@ -1,4 +1,4 @@
-"""Breaks files in every way and looks at what comes of it: `python -m tests.faults.fuzz OUT.jsonl [KIND …] [--times 10]`.
+"""Break files in many ways and check how they are read: `python -m tests.faults.fuzz OUT.jsonl [KIND …] [--times 10]`.
 
 One process imports everything, then forks for each kind of file, so that hundreds of files cost seconds. A child that
 hangs or swells is killed from outside, noted, and followed by another one that goes on with the next file.
@@ -36,8 +36,8 @@ class Outcome:
 
     Attributes:
         kind, number, what: which file, and what was done to it.
-        verdict: refused (an error that names file and cure), same (it reads as before), agrees (another decoder reads the
-            same), or a failure: traceback, nameless, wrong, hang, memory, died.
+        verdict: refused (an error that names file and cure), same (it reads as before), agrees (another decoder reads
+            the same), or a failure: traceback, nameless, wrong, hang, memory, died.
         words: of the error.
         spike: bytes that were resident at most, above what was before.
         seconds: of a processor.
@@ -109,7 +109,7 @@ def _meant(text: str) -> Any:
 
 def look(kind: str, target: Any, number: int, what: str, content: bytes, sound: Any, folder: Path) -> Outcome:
     """Writes one broken file, reads it, and judges."""
-    from competition.config import MaskfoldError
+    from competition.errors import MaskfoldError
 
     path = place(target, content, folder)
     before = _peak(reset=True)
@@ -258,12 +258,10 @@ def warm() -> None:
     import torch
     from PIL import Image, PngImagePlugin  # noqa: F401
 
-    import competition.data.dicom
-    import competition.data.prepare
-    import competition.inference.weights
-    import competition.tracking.journal
-    import competition.training.checkpoint
-    import competition.training.runs  # noqa: F401
+    import competition.data.preprocessing
+    import competition.dicom
+    import competition.runs.checkpoint
+    import competition.runs.run  # noqa: F401
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

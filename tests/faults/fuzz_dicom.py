@@ -19,8 +19,8 @@ def _converted(path: Path) -> Any:
 
     import nibabel
 
-    from competition.config import MaskfoldError
-    from competition.data.dicom import convert_folder
+    from competition.dicom.convert import convert_folder
+    from competition.errors import MaskfoldError
 
     output = path.parent.parent / "converted"
     shutil.rmtree(output, ignore_errors=True)
@@ -34,7 +34,7 @@ def _converted(path: Path) -> Any:
 
 
 def dicom(folder: Path) -> dict[str, Target]:
-    from tests.data.dicom.files import volume, write_series
+    from tests.dicom.files import volume, write_series
 
     paths = write_series(folder, volume((9, 8, 4)))
     contents = {path.name: path.read_bytes() for path in paths}

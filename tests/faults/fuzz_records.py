@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _prepared(path: Path) -> Any:
-    from competition.data.cache import PreparedCase
+    from competition.data.cache import PreprocessedCase
 
-    case = PreparedCase.open(path.parent)
+    case = PreprocessedCase.open(path.parent)
     image = np.asarray(case.network_image())
     case.foreground.sum()
     assert case.mask is not None
@@ -26,7 +26,7 @@ def _prepared(path: Path) -> Any:
 
 
 def prepared(folder: Path) -> dict[str, Target]:
-    from tests.data.prepared import experiment, prepared_case
+    from tests.prepared import experiment, prepared_case
 
     exp = experiment(3, [8, 8, 8], prepare={"intensity": "zscore"})
     image = np.random.default_rng(0).normal(size=(2, 9, 8, 7)).astype(np.float32)
@@ -94,25 +94,24 @@ def _json(content: bytes) -> Any:
 def _result(path: Path) -> Any:
     from dataclasses import asdict
 
-    from competition.training.job import FoldResult
+    from competition.runs.run import FoldResult
 
     found = FoldResult.read(path.parent)
     return None if found is None else {key: value for key, value in asdict(found).items() if key in RESULT}
 
 
 def _journal(path: Path) -> Any:
-    """Lines up to step 6 after a resume there, as the journal and the delivery see them; lines cut in two are dropped."""
-    from competition.tracking.journal import read_news
-    from competition.tracking.state import Place
-    from competition.training.journal import Journal
+    """Lines up to step 6 after a resume there, as the log and the upload see them; lines cut in two are dropped."""
+    from competition.runs.checkpoint import MetricsLog
+    from competition.tracking.sync_state import FileOffset, read_chunk
 
-    journal = Journal(path, 6)
-    journal.has(6, "val/score")
-    read_news(path, Place())
+    journal = MetricsLog(path, 6)
+    journal.has_metric(6, "val/score")
+    read_chunk(path, FileOffset())
 
 
 def _run(path: Path) -> Any:
-    from competition.training.runs import load_run
+    from competition.runs.run import load_run
 
     run = load_run(path.parent)
     return [list(row) for row in run.folds.itertuples(index=False)], run.cases.astype(str).values.tolist()
@@ -138,8 +137,7 @@ RESULT = {
 
 
 def records(folder: Path) -> dict[str, Target]:
-    from competition.config import load_experiment
-    from competition.config.load import resolved, write_yaml
+    from competition.config.loading import load_experiment, resolve_config, write_yaml
 
     full = RESULT
     text = json.dumps(full, indent=1).encode()
@@ -167,14 +165,15 @@ def records(folder: Path) -> dict[str, Target]:
         ("metrics of words", lines.replace(b"0.5", b'"x"')),
         ("no metrics", lines.replace(b"metrics", b"numbers")),
     ]
-    write_yaml(resolved(load_experiment(ROOT / "experiments/demo2d/unet2d.yaml")), folder / "experiment.yaml")
+    write_yaml(resolve_config(load_experiment(ROOT / "experiments/demo2d/unet2d.yaml")), folder / "experiment.yaml")
     beside = {
         "experiment.yaml": (folder / "experiment.yaml").read_bytes(),
         "folds.csv": b"id,fold,group\na,0,a\nb,1,b\n",
         "cases.csv": (
             "id,split,images,masks,group,stratum,shape,spacing,channels,slices,hash,image_hash\n"
             + "".join(
-                f'{name},train,"{{""image"": ""{name}.png""}}","{{""kind"": ""labels"", ""files"": ""m.png""}}",{name},,"[4, 4]","[1.0, 1.0]",1,null,h,h\n'
+                f'{name},train,"{{""image"": ""{name}.png""}}","{{""kind"": ""labels"", ""files"": ""m.png""}}",{name}'
+                ',,"[4, 4]","[1.0, 1.0]",1,null,h,h\n'
                 for name in "ab"
             )
         ).encode(),

@@ -20,11 +20,11 @@ from tests.faults.mutations import Damage, patched, zeros, zip_bomb
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# ── tables and YAML ──────────────────────────────────────────────────────────────────────────────────────────────────
+# Tables and YAML
 
 
 def _rows(path: Path) -> Any:
-    from competition.data.csv_table import read_csv
+    from competition.io import read_csv
 
     table = read_csv(path, {"train.columns.id": "id"})
     return [list(table.columns), *(list(row) for row in table.itertuples(index=False))]
@@ -53,11 +53,11 @@ def tables() -> dict[str, Target]:
 
 def _experiment(path: Path) -> Any:
     """The tree with every scalar as text, after the whole experiment was loaded from it."""
-    from competition.config import load_experiment
-    from competition.config.lines import read_document
+    from competition.config.loading import load_experiment
+    from competition.config.yaml import read_yaml
 
     load_experiment(path)
-    return read_document(path).tree
+    return read_yaml(path).tree
 
 
 def yamls() -> dict[str, Target]:
@@ -106,11 +106,11 @@ def yamls() -> dict[str, Target]:
     }
 
 
-# ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# Checkpoints
 
 
 def _state(path: Path) -> Any:
-    from competition.training.checkpoint import load_checkpoint
+    from competition.runs.checkpoint import load_checkpoint
 
     return _flat(load_checkpoint(path))
 
@@ -132,7 +132,7 @@ class _Evil:
 def _checkpoint(folder: Path) -> bytes:
     import torch
 
-    from competition.training.checkpoint import save_checkpoint
+    from competition.runs.checkpoint import save_checkpoint
 
     generator = torch.Generator().manual_seed(0)
     weights = {f"layer.{n}.weight": torch.randn(8, 4, 3, 3, generator=generator) for n in range(6)}
@@ -151,7 +151,7 @@ def _members(content: bytes, **changes: bytes) -> bytes:
 
 
 def _weights(path: Path) -> Any:
-    from competition.inference.weights import load_weights
+    from competition.runs.checkpoint import load_weights
 
     network = _network()
     load_weights(network, path)
@@ -172,7 +172,7 @@ def _tensors(header: dict[str, Any] | bytes, data: bytes = b"") -> bytes:
 
 
 def checkpoints(folder: Path) -> dict[str, Target]:
-    from competition.training.checkpoint import save_weights
+    from competition.runs.checkpoint import save_weights
 
     state = _checkpoint(folder)
     save_weights(folder / "sound.safetensors", _network().state_dict())

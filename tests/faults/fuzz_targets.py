@@ -1,4 +1,4 @@
-"""What is broken on purpose: for each kind of file a sound one, its special damage, its reader, and another's word on it."""
+"""The files to break: for each kind an intact file, its special damage, its reader, and an independent decoder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _noise(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
     return (values % (200 if np.dtype(dtype).itemsize == 1 else 3000)).astype(dtype)
 
 
-# ── pictures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Pictures
 
 
 def _image(path: Path) -> Any:
@@ -141,7 +141,7 @@ def pictures() -> dict[str, Target]:
     }
 
 
-# ── volumes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Volumes
 
 
 def _nifti(array: np.ndarray, **header: Any) -> bytes:
@@ -271,8 +271,8 @@ def arrays() -> dict[str, Target]:
 
 def _flat_or_deep(path: Path) -> Any:
     """As a picture; the bombs are volumes."""
-    from competition.config import MaskfoldError
     from competition.data.readers import read_image
+    from competition.errors import MaskfoldError
 
     try:
         return _image(path)

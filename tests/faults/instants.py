@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from competition.inference.store import OofStore
+from competition.runs.oof import OofStore
 from tests.faults.toy import EPOCHS, STEPS, leftovers, the_run, tracked
 
-# Together: fp32 and bf16, plateau, onecycle and cosine, EMA and accumulation, averaged and best weights. Each step is kept.
+# Together: fp32 and bf16, plateau, onecycle and cosine, EMA and accumulation, averaged and best weights.
 CONFIGURATIONS: dict[str, list[str]] = {
     "fp32 plateau accumulate": [
         "training.precision=fp32",
@@ -36,8 +36,8 @@ CONFIGURATIONS: dict[str, list[str]] = {
 def attempts(seed: int, database: bool) -> list[list[dict[str, Any]]]:
     """What each of twenty starts of a run with two folds is killed by.
 
-    Each kind of instant comes in the order in which a run meets it, so that every kill finds something to kill. Where the
-    command is to die while a fold trains, the fold waits for that after an epoch.
+    Each kind of instant comes in the order in which a run meets it, so that every kill finds something to kill. Where
+    the command is to die while a fold trains, the fold waits for that after an epoch.
 
     Args:
         seed: of the draws.
@@ -120,7 +120,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def faults(cwd: Path) -> list[str]:
-    """What is wrong in a project after all those kills: temporary files, metrics told twice or not at all, unfinished runs."""
+    """What is wrong in a project after all kills: temporary files, repeated or missing metrics, unfinished runs."""
     run, held = the_run(cwd), tracked(cwd)
     found = [f"left behind: {path}" for path in leftovers(cwd / "mlruns")]
     for place in (".", "fold_0", "fold_1"):

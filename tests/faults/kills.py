@@ -23,36 +23,36 @@ from typing import Any
 POINTS: dict[str, tuple[str, str, str]] = {
     # in a fold
     "fold starts": ("competition.training.fold", "run_fold", ""),
-    "fold begins": ("competition.training.fold", "begin", ""),
-    "step": ("competition.training.loop", "Training._step", ""),
-    "checkpoint": ("competition.training.loop", "save_checkpoint", ""),
+    "fold begins": ("competition.training.fold", "setup_fold", ""),
+    "step": ("competition.training.trainer", "Trainer.training_step", ""),
+    "checkpoint": ("competition.training.trainer", "save_checkpoint", ""),
     "file synced": ("os", "fsync", ""),
     "checkpoint renamed": ("os", "replace", "last.pt"),
-    "journal": ("competition.training.journal", "Journal.add", ""),
-    "validation": ("competition.training.validation", "Judge.validate", ""),
-    "case": ("competition.training.validation", "Judge.predicted", ""),
-    "best": ("competition.training.loop", "Training.keep_best", ""),
-    "snapshot": ("competition.training.snapshots", "Snapshots.offer", ""),
+    "journal": ("competition.runs.checkpoint", "MetricsLog.append_line", ""),
+    "validation": ("competition.training.evaluator", "Evaluator.validate", ""),
+    "case": ("competition.training.evaluator", "Evaluator.predict", ""),
+    "best": ("competition.training.trainer", "Trainer.save_best_weights", ""),
+    "snapshot": ("competition.training.averaging", "CheckpointAverager.add", ""),
     "weights": ("competition.training.fold", "save_weights", ""),
-    "out of fold": ("competition.inference.store", "OofStore.write", ""),
+    "out of fold": ("competition.runs.oof", "OofStore.write", ""),
     "out of fold renamed": ("os", "replace", "zarr.zip"),
     "scores": ("competition.training.fold", "write_table", ""),
-    "picture": ("competition.training.validation", "case_picture", ""),
-    "result": ("competition.training.fold", "finish", ""),
+    "picture": ("competition.training.evaluator", "draw_case", ""),
+    "result": ("competition.training.fold", "write_result", ""),
     # in the command
-    "prepared": ("competition.data.prepare", "fetch", ""),
-    "array": ("competition.data.prepare", "write_array", ""),
-    "run written": ("competition.training.runs", "CvRun.write", ""),
+    "prepared": ("competition.data.preprocessing", "get_or_build", ""),
+    "array": ("competition.data.preprocessing", "write_array", ""),
+    "run written": ("competition.runs.run", "Run.write", ""),
     "making the database": ("alembic.operations", "Operations.create_table", ""),
-    "look": ("competition.tracking.delivery", "Delivery.deliver", ""),
-    "points": ("competition.tracking.delivery", "Delivery._log_points", ""),
-    "state": ("competition.tracking.state", "State.write", ""),
-    "making a run": ("competition.tracking.delivery", "Delivery._make_run", ""),
-    "files": ("competition.tracking.delivery", "Delivery._ship_files", ""),
-    "closing": ("competition.tracking.delivery", "Delivery.close", ""),
-    "summary": ("competition.training.cv", "summarise", ""),
-    "tuning": ("competition.submission.evaluate", "Evaluation.score", ""),
-    "test case": ("competition.submission.members", "Ensemble.predict", ""),
+    "look": ("competition.tracking.sync", "RunUploader.upload", ""),
+    "points": ("competition.tracking.sync", "RunUploader._log_points", ""),
+    "state": ("competition.tracking.sync_state", "SyncState.write", ""),
+    "making a run": ("competition.tracking.sync", "RunUploader._make_run", ""),
+    "files": ("competition.tracking.sync", "RunUploader._upload_files", ""),
+    "closing": ("competition.tracking.sync", "RunUploader.close", ""),
+    "summary": ("competition.training.cross_validate", "summarize_run", ""),
+    "tuning": ("competition.postprocessing.evaluation", "OofScores.score", ""),
+    "test case": ("competition.ensembling.ensemble", "EnsemblePredictor.predict", ""),
     "csv": ("competition.submission.writer", "_write", ""),
 }
 
@@ -62,10 +62,10 @@ def arm(kills: list[dict[str, Any]], who: str) -> None:
 
     Args:
         kills: each with `who` (`command`, or a fold's folder), `at` (of `POINTS`), `nth` (from 1), and `how`: `before`,
-            `after`, or how many calls of anything after it began. `how: hold` only waits there until the parent is gone.
-            `both`: the parent is killed as well. `how: pause` makes a file `paused` in the working folder and waits until
-            that is removed. `how: ENOSPC` and other names of errors have every call from the n-th on fail so, for as long as
-            there is a file `full` in the working folder.
+            `after`, or how many calls of anything after it began. `how: hold` only waits there until the parent is
+            gone. `both`: the parent is killed as well. `how: pause` makes a file `paused` in the working folder and
+            waits until that is removed. `how: ENOSPC` and other names of errors have every call from the n-th on fail
+            with that error, for as long as there is a file `full` in the working folder.
         who: this process.
     """
     for kill in kills:

@@ -1,4 +1,4 @@
-"""The full matrix of kills, on demand: every point × before, after and in the midst × every configuration; and real time.
+"""The full matrix of kills, on demand: every point × before, after and within × every configuration; and real time.
 
     python -m tests.faults.matrix                      # all points, from a stage; about an hour on two cores
     python -m tests.faults.matrix --seeds 5            # twenty drawn kills in a row, for five seeds
@@ -57,7 +57,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         root = asked.folder or Path(temporary)
         root.mkdir(parents=True, exist_ok=True)
-        from competition.data.demo import make_demo
+        from competition.datasets.demo import make_demo
 
         make_demo("2d", root / "demo2d", seed=3, cases=6, test_cases=2)
         matrix = Matrix(root)

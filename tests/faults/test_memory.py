@@ -18,25 +18,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from competition.config import MaskfoldError, load_experiment
-from competition.data.cache import PreparedCase, cache_key
-from competition.data.demo import make_demo
-from competition.data.patches import PatchDataset
-from competition.data.prepare import prepare_cases
-from competition.data.resident import Resident, footprint
-from competition.inference import memory as inference_memory
-from competition.inference.case import predict_case
-from competition.inference.memory import is_shortage
-from competition.inference.store import OofStore
-from competition.model.loss import SegmentationLoss
-from competition.tracking.journal import Place, read_news
+from competition.config.loading import load_experiment
+from competition.data.cache import MemoryBudget, PreprocessedCase, cache_key, mapped_bytes
+from competition.data.dataset import PatchDataset
+from competition.data.preprocessing import preprocess_cases
+from competition.datasets.demo import make_demo
+from competition.errors import MaskfoldError
+from competition.inference import predict as inference_memory
+from competition.inference.predict import is_out_of_memory, predict_case
+from competition.models.losses import SegmentationLoss
+from competition.runs.checkpoint import load_checkpoint
+from competition.runs.oof import OofStore
+from competition.runs.run import run_hash
+from competition.tracking.sync_state import FileOffset, read_chunk
 from competition.training import fold as fold_module
-from competition.training.checkpoint import load_checkpoint
-from competition.training.executors.local import LocalExecutor
-from competition.training.fold import begin, run_fold
-from competition.training.loop import Training
-from competition.training.memory import told
-from competition.training.runs import run_hash
+from competition.training.executors import LocalExecutor
+from competition.training.fold import run_fold, setup_fold
+from competition.training.guards import oom_as_error
+from competition.training.trainer import Trainer
 from tests.conftest import ROOT, TINY
 from tests.faults.test_numbers import fp16
 from tests.training.test_fold import Killed, killed_after, losses, start
@@ -47,9 +46,9 @@ pytestmark = pytest.mark.faults
 @pytest.fixture(autouse=True)
 def afresh():
     before = torch.get_num_threads()
-    inference_memory._fit.clear()
+    inference_memory._reduced.clear()
     yield
-    inference_memory._fit.clear()
+    inference_memory._reduced.clear()
     torch.set_num_threads(before)
 
 
@@ -83,12 +82,12 @@ def room_for(monkeypatch, samples: int, refuse=full_host) -> None:
 
 def points(folder: Path, name: str) -> list[float]:
     """What MLflow is told of a metric."""
-    return [point.value for point in read_news(folder / "metrics.jsonl", Place()).points if point.name == name]
+    return [point.value for point in read_chunk(folder / "metrics.jsonl", FileOffset()).points if point.name == name]
 
 
-def trained(run, job, say=quiet) -> Training:
+def trained(run, job, say=quiet) -> Trainer:
     """A fold after its last step, without the prediction that follows."""
-    training = begin(job, run, say, time.monotonic())
+    training = setup_fold(job, run, say, time.monotonic())
     training.train()
     return training
 
@@ -97,7 +96,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-# ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Training
 
 
 @pytest.mark.parametrize("refuse", [full_host, full_device])
@@ -135,7 +134,7 @@ def test_parts_of_different_sizes_weigh_as_much_as_their_samples(tiny, tmp_path,
     room_for(monkeypatch, 2)
     run, job = start(tiny(2, *words, "training.on_oom=halve"), tmp_path / "halved", tmp_path / "cache")
     training = trained(run, job)
-    assert training.progress.halved == 1  # two and one
+    assert training.state.halved == 1  # two and one
     two = training.final_weights()
     assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-6) for name in one)
     assert losses(plain.folder) == pytest.approx(losses(job.folder), rel=1e-5)
@@ -162,7 +161,7 @@ def test_halving_goes_with_a_scaler(tiny, tmp_path, monkeypatch):
     scaler = fp16(monkeypatch, 16.0)
     room_for(monkeypatch, 1)
     run, job = start(tiny(2, "training.on_oom=halve", "training.epochs=1"), tmp_path, tmp_path / "cache")
-    assert trained(run, job).progress.halved == 1 and scaler.get_scale() == 16.0 and scaler._growth_tracker.item() == 4
+    assert trained(run, job).state.halved == 1 and scaler.get_scale() == 16.0 and scaler._growth_tracker.item() == 4
 
 
 @pytest.mark.parametrize("refuse", [full_host, full_device])
@@ -193,7 +192,7 @@ def test_one_sample_that_does_not_fit_ends_it(tiny, tmp_path, monkeypatch):
 
 
 def test_several_processes_cannot_halve(tiny):
-    with pytest.raises(MaskfoldError, match="`training.on_oom: halve` is for run.devices: 1"):
+    with pytest.raises(MaskfoldError, match=r"`training\.on_oom: halve` requires run\.devices: 1"):
         tiny(2, "training.on_oom=halve", "run.devices=2")
 
 
@@ -203,14 +202,14 @@ def test_other_errors_are_not_taken_for_it():
         ValueError("out of memory"),
         OSError(28, "No space left on device"),
     ):
-        assert not is_shortage(error)
-        with pytest.raises(type(error)), told("testing"):
+        assert not is_out_of_memory(error)
+        with pytest.raises(type(error)), oom_as_error("testing"):
             raise error
     for error in (MemoryError(), OSError(12, "Cannot allocate memory"), RuntimeError("CUDNN_STATUS_ALLOC_FAILED")):
-        assert is_shortage(error)
+        assert is_out_of_memory(error)
 
 
-# ── prediction ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# Prediction
 
 
 class Roomy(torch.nn.Module):
@@ -232,14 +231,16 @@ def test_windows_are_halved_until_they_fit_and_stay_so(tiny, tmp_path, caplog, r
     words = ["patch.size=[16,16]", "inference.batch_size=8"]
     exp = tiny(2, *words, "training.on_oom=halve")
     run, job = start(exp, tmp_path, tmp_path / "cache")
-    cases = [PreparedCase.open(folder) for folder in list(prepare_cases(run.cases, exp, job.cache).values())[:2]]
+    cases = [PreprocessedCase.open(folder) for folder in list(preprocess_cases(run.cases, exp, job.cache).values())[:2]]
     network = Roomy(3, refuse)
     whole = predict_case([network], cases[0], tiny(2, "patch.size=[16,16]", "inference.batch_size=2"))
     network.seen.clear()
     with caplog.at_level(logging.WARNING):
         found = predict_case([network], cases[0], exp)
     np.testing.assert_array_equal(found, whole)
-    assert network.seen[:3] == [8, 4, 2] and max(network.seen[2:]) == 2 and inference_memory.windows("cpu") == 2
+    assert (
+        network.seen[:3] == [8, 4, 2] and max(network.seen[2:]) == 2 and inference_memory.reduced_batch_size("cpu") == 2
+    )
     assert [re.findall(r"with (\d+)", record.getMessage()) for record in caplog.records] == [["8", "4"], ["4", "2"]]
     network.seen.clear()
     predict_case([network], cases[1], exp)  # the next case does not try again
@@ -277,7 +278,7 @@ def test_a_fold_tells_that_it_predicts_fewer_windows(tiny, tmp_path, monkeypatch
         np.testing.assert_allclose(ours.read(case).astype(float), theirs.read(case).astype(float), atol=2e-3)
 
 
-# ── the host ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# The host
 
 
 def test_memory_that_runs_out_anywhere_in_a_fold_is_said(tiny, tmp_path, monkeypatch):
@@ -299,7 +300,7 @@ def test_a_loader_that_the_kernel_kills_is_named(tiny, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(PatchDataset, "__getitem__", getitem)
-    with pytest.raises(MaskfoldError, match="A loader process was killed, most likely for want of memory") as caught:
+    with pytest.raises(MaskfoldError, match="A loader process was killed, probably out of memory") as caught:
         run_fold(job, quiet)
     assert "run.workers" in caught.value.cure
 
@@ -307,12 +308,14 @@ def test_a_loader_that_the_kernel_kills_is_named(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize("ending", ["kill -9 $$", "exit 137"])
 def test_a_fold_that_the_kernel_kills_is_named(tiny, tmp_path, ending):
     _, job = start(tiny(2), tmp_path, tmp_path / "cache")
-    with pytest.raises(MaskfoldError, match=r"fold_0 was killed \(SIGKILL\), after these words: going on") as caught:
+    with pytest.raises(
+        MaskfoldError, match=r"fold_0 was killed \(SIGKILL\), probably out of memory. Last output: going on"
+    ) as caught:
         LocalExecutor(1, command=("bash", "-c", f"echo going on; {ending}")).run([job], quiet)
-    assert "want of memory" in caught.value.cure and "run.parallel_folds" in caught.value.cure
+    assert "run.parallel_folds" in caught.value.cure
 
 
-# ── prepare.cache_gib ────────────────────────────────────────────────────────────────────────────────────────────────
+# Prepare.cache_gib
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +350,7 @@ def large(root: Path, *words: str):
 
 
 def resident(folder: Path) -> int:
-    """Bytes of files below a folder in the resident memory of this process and its children, by the kernel's own count."""
+    """Bytes of files below a folder in the resident memory of this process and its children, as the kernel counts."""
     total = 0
     me = psutil.Process()
     for process in [me, *me.children(recursive=True)]:
@@ -364,17 +367,17 @@ def resident(folder: Path) -> int:
 def test_a_fold_on_ten_times_the_bound_holds_it(many, tmp_path, monkeypatch):
     root, cache = many
     seen: list[int] = []
-    real = fold_module.Interruption.reason
+    real = fold_module.StopSignal.reason
 
     def reason(self) -> str:  # asked after each step, and in predictions before each batch of windows
         seen.append(resident(cache))
         return real(self)
 
-    monkeypatch.setattr(fold_module.Interruption, "reason", reason)
+    monkeypatch.setattr(fold_module.StopSignal, "reason", reason)
     curves, highest, exp = {}, {}, large(root)
     run, _ = start(exp, tmp_path / "first", cache)
-    prepared = [PreparedCase.open(folder) for folder in prepare_cases(run.cases, exp, cache).values()]
-    data, largest = sum(map(footprint, prepared)), max(map(footprint, prepared))
+    prepared = [PreprocessedCase.open(folder) for folder in preprocess_cases(run.cases, exp, cache).values()]
+    data, largest = sum(map(mapped_bytes, prepared)), max(map(mapped_bytes, prepared))
     del prepared
     bound = data // 10
     assert largest * 2 <= bound < largest * 3
@@ -398,28 +401,30 @@ def test_a_case_that_is_larger_than_the_bound_is_given_back_at_once(many, tmp_pa
     root, cache = many
     exp = large(root)
     run, _ = start(exp, tmp_path, cache)
-    one, two = (PreparedCase.open(folder) for folder in list(prepare_cases(run.cases, exp, cache).values())[:2])
+    one, two = (PreprocessedCase.open(folder) for folder in list(preprocess_cases(run.cases, exp, cache).values())[:2])
     gc.collect()
-    resident_cases = Resident(footprint(one) - 1)
+    resident_cases = MemoryBudget(mapped_bytes(one) - 1)
     with resident_cases.reading(one):
         mean = float(one.image.mean())
         assert resident(one.folder) > 2**21
-    assert resident(one.folder) == 0 and resident_cases.bytes == 0
+    assert resident(one.folder) == 0 and resident_cases.held_bytes == 0
     with resident_cases.reading(one):
         assert float(one.image.mean()) == mean  # pages come back
-    roomy = Resident(footprint(one) + footprint(two))
+    roomy = MemoryBudget(mapped_bytes(one) + mapped_bytes(two))
     for case in (one, two):
         with roomy.reading(case):
             case.image.sum()
-    assert min(resident(one.folder), resident(two.folder)) > 2**21 and roomy.bytes == roomy.most
+    assert min(resident(one.folder), resident(two.folder)) > 2**21 and roomy.held_bytes == roomy.max_bytes
 
 
 def test_each_process_has_its_share_of_the_bound(tiny):
     shares = [
-        Resident.of(tiny(2, "prepare.cache_gib=2", f"run.workers={workers}", f"run.devices={devices}")).most
+        MemoryBudget.from_experiment(
+            tiny(2, "prepare.cache_gib=2", f"run.workers={workers}", f"run.devices={devices}")
+        ).max_bytes
         for workers, devices in ((0, 1), (3, 1), (1, 2))
     ]
-    assert shares == [2**31, 2**29, 2**29] and Resident.of(tiny(2)).most is None
+    assert shares == [2**31, 2**29, 2**29] and MemoryBudget.from_experiment(tiny(2)).max_bytes is None
 
 
 def test_the_bound_changes_no_name(tiny):

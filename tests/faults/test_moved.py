@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from competition import __version__
-from competition.config import MaskfoldError, load_experiment
-from tests.submission.conftest import finished  # noqa: F401 - a fixture
+from competition.config.loading import load_experiment
+from competition.errors import MaskfoldError
 
 pytestmark = pytest.mark.faults
 
@@ -25,7 +25,7 @@ def silent(_line: str) -> None:
 
 def outputs(run: Any, images: Path, folder: Path) -> dict[str, bytes]:
     """All that predict and submit write, by name."""
-    from competition.submission.folder import predict_images
+    from competition.submission.label_files import predict_images
     from competition.submission.submit import submit
 
     predict_images([run], images, folder / "masks", pictures=0)
@@ -40,13 +40,13 @@ def outputs(run: Any, images: Path, folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_copied_run_predicts_and_submits_where_nothing_of_the_old_place_is_left(
     tiny: Any,
-    finished: Callable[..., Any],  # noqa: F811
+    finished: Callable[..., Any],
     tmp_path: Path,
     dims: int,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from competition.training.find import find_run
+    from competition.runs.find import find_run
 
     old, new = tmp_path / "old", tmp_path / "another machine"
     old.mkdir()
@@ -74,14 +74,10 @@ def test_a_copied_run_predicts_and_submits_where_nothing_of_the_old_place_is_lef
 
 
 def test_predicting_other_images_needs_the_runs_folder_alone(
-    tiny: Any,
-    finished: Callable[..., Any],  # noqa: F811
-    demo2d: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny: Any, finished: Callable[..., Any], demo2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from competition.submission.folder import predict_images
-    from competition.training.find import find_run
+    from competition.runs.find import find_run
+    from competition.submission.label_files import predict_images
 
     data = Path(shutil.copytree(demo2d, tmp_path / "data"))
     run = finished(tiny(2, f"competition.root={data}"))
@@ -94,14 +90,15 @@ def test_predicting_other_images_needs_the_runs_folder_alone(
 
 
 def test_a_runs_folder_names_the_version_that_made_it(tiny: Any, tmp_path: Path) -> None:
-    from competition.training.runs import FORM, MADE_BY, load_run, made_by, open_run
+    from competition.runs.run import FORMAT_VERSION, VERSION_FILE, load_run, read_version
+    from competition.training.cross_validate import open_run
 
     run = open_run(tiny(2), "tiny", root=tmp_path)
     run.write()
-    assert json.loads((run.folder / MADE_BY).read_text()) == {"form": FORM, "maskfold": __version__}
-    assert made_by(run.folder) == __version__
-    (run.folder / MADE_BY).unlink()  # made before there was such a file: it is read as it is
-    assert made_by(run.folder) is None and load_run(run.folder).exp == run.exp
+    assert json.loads((run.folder / VERSION_FILE).read_text()) == {"form": FORMAT_VERSION, "maskfold": __version__}
+    assert read_version(run.folder) == __version__
+    (run.folder / VERSION_FILE).unlink()  # made before there was such a file: it is read as it is
+    assert read_version(run.folder) is None and load_run(run.folder).exp == run.exp
 
 
 @pytest.mark.parametrize(
@@ -109,7 +106,7 @@ def test_a_runs_folder_names_the_version_that_made_it(tiny: Any, tmp_path: Path)
     [
         (
             '{"form": 2, "maskfold": "9.1.0"}',
-            ["made by Maskfold 9.1.0 in form 2", f"Maskfold {__version__} reads forms up to 1", "maskfold==9.1.0"],
+            ["Maskfold 9.1.0 in format 2", f"Maskfold {__version__} reads formats up to 1", "maskfold==9.1.0"],
         ),
         ("{", ["version.json is damaged"]),
         ("[]", ["version.json is damaged"]),
@@ -119,7 +116,8 @@ def test_a_runs_folder_names_the_version_that_made_it(tiny: Any, tmp_path: Path)
 def test_a_run_of_another_form_is_refused_by_the_versions_names(
     tiny: Any, tmp_path: Path, content: str, words: list[str]
 ) -> None:
-    from competition.training.runs import load_run, open_run
+    from competition.runs.run import load_run
+    from competition.training.cross_validate import open_run
 
     run = open_run(tiny(2), "tiny", root=tmp_path)
     run.write()
@@ -131,7 +129,8 @@ def test_a_run_of_another_form_is_refused_by_the_versions_names(
 
 def test_a_yaml_that_only_its_own_version_reads_names_that_version(tiny: Any, tmp_path: Path) -> None:
     """A key that is gone: both versions and the key are named; within one version it is a plain error of the YAML."""
-    from competition.training.runs import load_run, open_run
+    from competition.runs.run import load_run
+    from competition.training.cross_validate import open_run
 
     run = open_run(tiny(2), "tiny", root=tmp_path)
     run.write()
@@ -149,16 +148,17 @@ def test_a_yaml_that_only_its_own_version_reads_names_that_version(tiny: Any, tm
 
 
 def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_path: Path) -> None:
-    """What `LATER` keys are for: a run keeps its name when a key is added."""
+    """What `KEYS_ADDED_LATER` keys are for: a run keeps its name when a key is added."""
     import yaml
 
-    from competition.training.runs import LATER, SURVIVAL, load_run, open_run, run_hash
+    from competition.runs.run import KEYS_ADDED_LATER, RESUMABLE_KEYS, load_run, run_hash
+    from competition.training.cross_validate import open_run
 
     run = open_run(tiny(2), "tiny", root=tmp_path)
     run.write()
     file = run.folder / "experiment.yaml"
     plain = yaml.safe_load(file.read_text())
-    for section, key in (*LATER, *SURVIVAL, ("training", "soup")):
+    for section, key in (*KEYS_ADDED_LATER, *RESUMABLE_KEYS, ("training", "soup")):
         del plain[section][key]
     for key in ("pseudo", "extra", "gate"):
         del plain[key]
@@ -186,13 +186,12 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
 def test_the_resolved_yaml_alone_repeats_the_run(
     tiny: Any, demo2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
 ) -> None:
-    """The same hash and the same weights, from a copy of the file and the data, in another folder and with another cache."""
+    """The same hash and the same weights, from a copy of the file and the data in another folder with another cache."""
     import torch
     from safetensors.torch import load_file
 
-    from competition.training.cv import make_jobs
+    from competition.training.cross_validate import make_jobs, open_run
     from competition.training.fold import run_fold
-    from competition.training.runs import open_run
 
     threads = torch.get_num_threads()
 

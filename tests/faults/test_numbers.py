@@ -17,20 +17,19 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 from safetensors.torch import load_file
 
-from competition.config import MaskfoldError
-from competition.data.patches import PatchDataset
-from competition.data.prepare import prepare_cases
-from competition.model.schedule import Schedule
-from competition.tracking.journal import Place, read_news
+from competition.data.dataset import PatchDataset
+from competition.data.preprocessing import preprocess_cases
+from competition.errors import MaskfoldError
+from competition.models.optim import LRSchedule
+from competition.runs.checkpoint import load_checkpoint
+from competition.runs.run import FoldResult, run_hash
+from competition.tracking.sync_state import FileOffset, read_chunk
 from competition.training import fold as fold_module
-from competition.training.checkpoint import load_checkpoint
-from competition.training.cv import prepare_run
-from competition.training.executors.local import LocalExecutor
-from competition.training.fold import begin, run_fold
-from competition.training.job import FoldResult
-from competition.training.loop import Training
-from competition.training.nan import RESTORES
-from competition.training.runs import open_run, run_hash
+from competition.training.cross_validate import open_run, prepare_run
+from competition.training.executors import LocalExecutor
+from competition.training.fold import run_fold, setup_fold
+from competition.training.guards import MAX_RESTORES
+from competition.training.trainer import Trainer
 from tests.training.test_fold import Killed, killed_after, losses, start
 
 pytestmark = pytest.mark.faults
@@ -59,7 +58,7 @@ def quiet(line: str) -> None:
 
 def poison(exp, run, job) -> tuple[str, list[int]]:
     """Make one training case NaN throughout; its id, and the steps (from 0) that draw it."""
-    prepared = prepare_cases(run.cases, exp, job.cache)
+    prepared = preprocess_cases(run.cases, exp, job.cache)
     train = [case for case, fold in zip(run.folds["id"], run.folds["fold"], strict=True) if fold != job.fold]
     image = np.load(prepared[train[0]] / "image.npy", mmap_mode="r+")
     image[...] = np.nan
@@ -68,21 +67,21 @@ def poison(exp, run, job) -> tuple[str, list[int]]:
     dataset = PatchDataset([prepared[case] for case in train], exp, job.fold, exp.seeds[0])
     samples = cfg.batch_size * cfg.accumulate * exp.run.devices
     drawn = [
-        {dataset.case_at(epoch, place * samples + sample) for sample in range(samples)}
+        {dataset.case_index(epoch, place * samples + sample) for sample in range(samples)}
         for epoch in range(cfg.epochs)
         for place in range(cfg.steps_per_epoch)
     ]
     return train[0], [step for step, cases in enumerate(drawn) if 0 in cases]
 
 
-def trained(run, job, say=quiet) -> Training:
+def trained(run, job, say=quiet) -> Trainer:
     """A fold after its last step, without the prediction that follows."""
-    training = begin(job, run, say, time.monotonic())
+    training = setup_fold(job, run, say, time.monotonic())
     training.train()
     return training
 
 
-def same_weights(one: Training, other: Training) -> bool:
+def same_weights(one: Trainer, other: Trainer) -> bool:
     """Whether two folds ended with the same weights, bit for bit, all of them numbers."""
     first, second = one.final_weights(), other.final_weights()
     assert all(bool(torch.isfinite(tensor).all()) for tensor in first.values())
@@ -92,11 +91,13 @@ def same_weights(one: Training, other: Training) -> bool:
 def points(folder: Path, name: str) -> dict[int, float]:
     """What MLflow is told of a metric, by step."""
     return {
-        point.step: point.value for point in read_news(folder / "metrics.jsonl", Place()).points if point.name == name
+        point.step: point.value
+        for point in read_chunk(folder / "metrics.jsonl", FileOffset()).points
+        if point.name == name
     }
 
 
-# ── skip ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Skip
 
 
 @pytest.fixture
@@ -123,25 +124,25 @@ def test_a_skipped_step_leaves_nothing_but_its_gap(skipping, tmp_path, monkeypat
     said: list[str] = []
     result = run_fold(job, said.append)
     assert result.skipped == len(bad) and result.steps == 10 and result.stopped == "done"
-    told = [line for line in said if "left out" in line]
+    told = [line for line in said if "step skipped" in line]
     assert len(told) == len(bad) and all(
         f"at step {step + 1} of" in line and case in line for step, line in zip(bad, told, strict=True)
     )
 
     # The same training on good data, with those steps taken out by hand.
     run, other = start(exp, tmp_path / "good", tmp_path / "good_cache")
-    real = Training._step
+    real = Trainer.training_step
 
     def step(self, batches):
-        if self.progress.step not in bad:
+        if self.state.step not in bad:
             return real(self, batches)
         for _ in range(exp.training.accumulate):
             next(batches)
-        self.progress.step += 1
+        self.state.step += 1
         return False
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", step)
+        patch.setattr(Trainer, "training_step", step)
         good = trained(run, other)
     weights = load_file(job.folder / "weights.safetensors")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in good.final_weights().items())
@@ -164,7 +165,7 @@ def test_a_killed_fold_that_skips_ends_with_the_same_weights(skipping, tmp_path,
             with pytest.raises(Killed):
                 trained(run, job)
     again = trained(run, job)
-    assert again.progress.skipped == undisturbed.progress.skipped > 2
+    assert again.state.skipped == undisturbed.state.skipped > 2
     assert same_weights(undisturbed, again) and losses(whole.folder) == losses(job.folder)
 
 
@@ -175,7 +176,7 @@ def test_a_fold_that_has_skipped_enough_stops_and_goes_on_with_a_higher_limit(sk
     undisturbed = trained(run, whole)
     for policy, stops, words in (
         ("stop", bad[0], r"on_nan=\{skip: 5\}"),
-        ("{skip: 1}", bad[1], "has left out 1 already.*skip: 2"),
+        ("{skip: 1}", bad[1], "already skipped 1 .*skip: 2"),
     ):
         run, job = start(skipping(policy), tmp_path / "grown", tmp_path / "cache")
         with pytest.raises(
@@ -185,7 +186,7 @@ def test_a_fold_that_has_skipped_enough_stops_and_goes_on_with_a_higher_limit(sk
     again, job = start(exp, tmp_path / "grown", tmp_path / "cache")
     assert again.folder == run.folder
     training = trained(again, job)
-    assert training.progress.skipped == len(bad) and same_weights(undisturbed, training)
+    assert training.state.skipped == len(bad) and same_weights(undisturbed, training)
 
 
 @pytest.mark.parametrize("clip", ["null", "12.0"])
@@ -196,7 +197,7 @@ def test_a_gradient_that_is_no_number_counts_although_the_loss_is_one(tiny, tmp_
             tmp_path / policy[:4],
             tmp_path / "cache",
         )
-        training = begin(job, run, quiet, 0.0)
+        training = setup_fold(job, run, quiet, 0.0)
         root_of_nothing(training, steps=(1,))
         return training
 
@@ -204,8 +205,8 @@ def test_a_gradient_that_is_no_number_counts_although_the_loss_is_one(tiny, tmp_
         fold("stop").train()
     training = fold("{skip: 1}")
     training.train()
-    assert training.progress.skipped == 1
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in training.bare.state_dict().values())
+    assert training.state.skipped == 1
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in training.unwrapped_model.state_dict().values())
 
 
 def root_of_nothing(training, steps) -> None:
@@ -215,30 +216,30 @@ def root_of_nothing(training, steps) -> None:
     class Rooted(torch.nn.Module):
         def forward(self, outputs, mask):
             total, parts = real(outputs, mask)
-            if training.progress.step in steps:
-                total = total + (0.0 * next(training.bare.parameters())).sqrt().sum()
+            if training.state.step in steps:
+                total = total + (0.0 * next(training.unwrapped_model.parameters())).sqrt().sum()
             return total, parts
 
     training.loss = Rooted()
 
 
-# ── restore ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Restore
 
 
 def diverging(monkeypatch, above: float, after: int) -> None:
     """From step `after` on, a rate of more than `above` gives a loss that is no number."""
-    real = Training._backward
+    real = Trainer._backward
 
     def backward(self, batches):
         micros = real(self, batches)
-        if self.progress.step >= after and self.optimizer.param_groups[0]["lr"] > above:
+        if self.state.step >= after and self.optimizer.param_groups[0]["lr"] > above:
             for micro in micros:
-                micro.values["loss"].fill_(math.inf)
-                for parameter in self.bare.parameters():
+                micro.losses["loss"].fill_(math.inf)
+                for parameter in self.unwrapped_model.parameters():
                     parameter.grad.fill_(math.nan)
         return micros
 
-    monkeypatch.setattr(Training, "_backward", backward)
+    monkeypatch.setattr(Trainer, "_backward", backward)
 
 
 RESTORING = [
@@ -258,25 +259,25 @@ def test_restoring_goes_back_to_the_epochs_start_and_halves_the_rate(tiny, tmp_p
     with monkeypatch.context() as patch:
         diverging(patch, 0.3e-2, after)  # of 1e-2, 0.5e-2 and 0.25e-2 only the last is low enough
         restored = trained(run, job, said.append)
-    assert restored.progress.restored == 2 and restored.progress.skipped == 0 and restored.progress.step == 8
-    assert [line.split(": ")[1] for line in said if "back to" in line] == [
-        f"back to step {back}, at {share} of the rate" for share in (0.5, 0.25)
+    assert restored.state.restored == 2 and restored.state.skipped == 0 and restored.state.step == 8
+    assert [line.split(": ")[1] for line in said if "restored step" in line] == [
+        f"restored step {back}, learning rate times {share}" for share in (0.5, 0.25)
     ]
     assert set(points(job.folder, "train/restored").values()) == {2.0}
     assert len(losses(job.folder)) == 2
 
     # By hand: a training whose rate is a quarter from that step on.
     run, other = start(tiny(2, *RESTORING), tmp_path / "byhand", tmp_path / "cache")
-    real = Schedule.rate
+    real = LRSchedule.multiplier
     with monkeypatch.context() as patch:
         patch.setattr(
-            Schedule, "rate", lambda self, share: real(self, share) * (0.25 if round(share * 8) >= back else 1.0)
+            LRSchedule,
+            "multiplier",
+            lambda self, share: real(self, share) * (0.25 if round(share * 8) >= back else 1.0),
         )
         by_hand = trained(run, other)
     assert (
-        by_hand.progress.restored == 0
-        and same_weights(restored, by_hand)
-        and losses(job.folder) == losses(other.folder)
+        by_hand.state.restored == 0 and same_weights(restored, by_hand) and losses(job.folder) == losses(other.folder)
     )
 
 
@@ -296,7 +297,7 @@ def test_a_killed_fold_that_restores_ends_with_the_same_weights_whenever_checkpo
     assert 1 <= load_checkpoint(job.folder / "last.pt")["progress"]["restored"] <= 2
     training = trained(run, job)
     weights = load_file(whole.folder / "weights.safetensors")
-    assert training.progress.restored == 2
+    assert training.state.restored == 2
     assert all(torch.equal(tensor, weights[name]) for name, tensor in training.final_weights().items())
     assert losses(whole.folder) == losses(job.folder)
 
@@ -306,13 +307,13 @@ def test_going_back_ends(tiny, tmp_path, monkeypatch):
     run, job = start(tiny(2, *RESTORING), tmp_path, tmp_path / "cache")
     said: list[str] = []
     with pytest.raises(
-        MaskfoldError, match=rf"at step 6 of fold 0 \(cases .*after the rate was halved {RESTORES} times"
+        MaskfoldError, match=rf"at step 6 of fold 0 \(cases .*after the learning rate was halved {MAX_RESTORES} times"
     ):
         trained(run, job, said.append)
-    assert sum("back to step 4" in line for line in said) == RESTORES
+    assert sum("restored step 4" in line for line in said) == MAX_RESTORES
 
 
-# ── fp16 ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Fp16
 
 
 def fp16(monkeypatch, scale: float) -> torch.amp.GradScaler:
@@ -333,19 +334,19 @@ def test_an_overflow_of_the_scaler_is_not_taken_for_a_bad_step(tiny, tmp_path, m
         tmp_path,
         tmp_path / "cache",
     )
-    training = begin(job, run, quiet, 0.0)
+    training = setup_fold(job, run, quiet, 0.0)
     training.train()  # on_nan is stop: a mistake ends it
     overflows = 30 - math.log2(scaler.get_scale())
     assert overflows >= 2, "gradients times 2^30 are beyond fp16"
     taken = {int(state["step"]) for state in training.optimizer.state.values()}
-    assert taken == {30 - overflows} and training.progress.step == 30
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in training.bare.state_dict().values())
+    assert taken == {30 - overflows} and training.state.step == 30
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in training.unwrapped_model.state_dict().values())
 
 
 def test_a_gradient_that_is_no_number_at_any_scale_stops(tiny, tmp_path, monkeypatch):
     fp16(monkeypatch, 4.0)
     run, job = start(tiny(2), tmp_path, tmp_path / "cache")
-    training = begin(job, run, quiet, 0.0)
+    training = setup_fold(job, run, quiet, 0.0)
     root_of_nothing(training, steps=range(9))
     with pytest.raises(MaskfoldError, match="The gradient's norm is nan at step 3 of fold 0"):  # scales 4, 2, 1
         training.train()
@@ -356,11 +357,11 @@ def test_a_step_that_is_skipped_does_not_touch_the_scaler(skipping, tmp_path, mo
     exp = skipping()
     run, job = start(exp, tmp_path, tmp_path / "cache")
     _, bad = poison(exp, run, job)
-    assert trained(run, job).progress.skipped == len(bad)
+    assert trained(run, job).state.skipped == len(bad)
     assert scaler.get_scale() == 16.0 and scaler._growth_tracker.item() == 10 - len(bad)
 
 
-# ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# The run
 
 
 class Spiky(torch.nn.CrossEntropyLoss):
@@ -391,7 +392,7 @@ def test_two_processes_skip_together(tiny, tmp_path, monkeypatch):
     LocalExecutor(1, devices=2).run([dataclasses.replace(job, threads=2)], said.append)
     result = FoldResult.read(job.folder)
     assert result.skipped == 1 and result.steps == 4 and result.devices == 2 and result.score is not None
-    (told,) = [line for line in said if "left out" in line]  # by the first process, of the second one's cases too
+    (told,) = [line for line in said if "step skipped" in line]  # by the first process, of the second one's cases too
     assert (
         "The loss is inf at step 3 of fold 0" in told
         and len(re.search(r"cases (.+)\)", told).group(1).split(", ")) == 4
@@ -410,7 +411,7 @@ def test_the_policy_is_no_part_of_a_runs_name_and_is_not_mixed(tiny, tmp_path, m
     folder.mkdir()
     result = FoldResult(0, 0, 0.5, {}, 1, 4, 0.1, 0.1, 1, "", "cpu", "", "done", skipped=3)
     (folder / "result.json").write_text(json.dumps(result.__dict__))
-    with pytest.raises(MaskfoldError, match="fold_0 has left out 3 steps, and now training.on_nan is restore"):
+    with pytest.raises(MaskfoldError, match=r"fold_0 skipped 3 steps.*training\.on_nan=restore"):
         prepare_run(run, quiet)
 
 

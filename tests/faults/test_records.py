@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from competition.config import MaskfoldError
-from tests.data.prepared import experiment
+from competition.errors import MaskfoldError
+from tests.prepared import experiment
 
 pytestmark = pytest.mark.faults
 BRACKETS = b"[" * 100_000  # deeper than Python recurses
@@ -36,23 +36,23 @@ TEXTS = {"brackets": BRACKETS, "list": b"[1]", "no text": b"\xff", "nothing": b"
 
 @pytest.mark.parametrize("bad", BAD_LINES)
 def test_every_reader_of_a_journal_leaves_out_the_same_lines(tmp_path: Path, bad: str) -> None:
-    from competition.data.records import journal_lines
-    from competition.scoring.curves import read_curves
-    from competition.tracking.journal import Place, read_news
-    from competition.tracking.system import _last_step
-    from competition.training.journal import Journal
+    from competition.io import read_metrics_lines
+    from competition.runs.checkpoint import MetricsLog
+    from competition.tracking.sync import _truncate_to_last_step
+    from competition.tracking.sync_state import FileOffset, read_chunk
+    from competition.viz.curves import read_curves
 
     path = tmp_path / "metrics.jsonl"
     content = LINE % (1, 1) + BAD_LINES[bad] + b"\n" + LINE % (2, 2)
     path.write_bytes(content)
-    assert [(line.step, line.epoch, line.metrics) for line in journal_lines(path)] == [
+    assert [(line.step, line.epoch, line.metrics) for line in read_metrics_lines(path)] == [
         (1, 1.0, {"val/score": 0.5}),
         (2, 2.0, {"val/score": 0.5}),
     ]
     assert read_curves(path) == {"val/score": ([1.0, 2.0], [0.5, 0.5])}
-    assert [(point.step, point.value) for point in read_news(path, Place()).points] == [(1, 0.5), (2, 0.5)]
-    assert _last_step(path) == 2
-    assert Journal(path, 1).has(1, "val/score")
+    assert [(point.step, point.value) for point in read_chunk(path, FileOffset()).points] == [(1, 0.5), (2, 0.5)]
+    assert _truncate_to_last_step(path) == 2
+    assert MetricsLog(path, 1).has_metric(1, "val/score")
     assert path.read_bytes() == LINE % (1, 1)
 
 
@@ -63,18 +63,18 @@ def test_a_damaged_job_is_named_by_the_fold(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "job.json").write_bytes(TEXTS[bad])
     assert main(str(tmp_path / "job.json")) == 1
     [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'job.json'} is damaged: ") and line.endswith("which writes it.")
+    assert line.startswith(f"error: {tmp_path / 'job.json'} is damaged: ") and line.endswith("which writes the file.")
 
 
 @pytest.mark.parametrize("bad", TEXTS)
 def test_a_folds_damaged_last_words_do_not_hide_its_end(tmp_path: Path, bad: str) -> None:
-    from competition.training.executors.process import check
-    from competition.training.job import Job
+    from competition.runs.run import FoldJob
+    from competition.training.fold_process import raise_for_status
 
     (tmp_path / "error.json").write_bytes(TEXTS[bad])
     (tmp_path / "output.txt").write_text("the very last line\n")
     with pytest.raises(MaskfoldError, match="ended with status 3: the very last line"):
-        check(Job(tmp_path, tmp_path, 0, 0, tmp_path, 1), 3)
+        raise_for_status(FoldJob(tmp_path, tmp_path, 0, 0, tmp_path, 1), 3)
 
 
 SHIPPED = {
@@ -108,13 +108,13 @@ SHIPPED = {
 def test_a_damaged_note_of_deliveries_is_put_aside_with_a_word(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: Any
 ) -> None:
-    from competition.tracking.state import State, read_state
+    from competition.tracking.sync_state import SyncState, read_sync_state
 
     path = tmp_path / "shipped.json"
     path.write_text(json.dumps({"version": 1, "store": "s", "folders": {".": SHIPPED}}))
-    assert read_state(tmp_path, "s").of(".").run_id == "r"
+    assert read_sync_state(tmp_path, "s").uploaded(".").run_id == "r"
     path.write_bytes(bad if isinstance(bad, bytes) else json.dumps(bad).encode())
-    assert read_state(tmp_path, "s") == State("s")
+    assert read_sync_state(tmp_path, "s") == SyncState("s")
     assert [one.name for one in tmp_path.iterdir()] == ["shipped.json.unreadable"]
     assert f"{path} is damaged" in caplog.text
 
@@ -122,11 +122,11 @@ def test_a_damaged_note_of_deliveries_is_put_aside_with_a_word(
 def test_a_damaged_snapshot_is_not_averaged(tmp_path: Path) -> None:
     import torch
 
-    from competition.training.snapshots import Snapshots
+    from competition.training.averaging import CheckpointAverager
 
-    kept = Snapshots(tmp_path / "snapshots", 2, best=False)
+    kept = CheckpointAverager(tmp_path / "snapshots", 2, by_score=False)
     for epoch, value in ((1, 1.0), (2, 3.0)):
-        kept.offer(epoch, 0.5, lambda value=value: {"w": torch.full((50,), value)})  # type: ignore[misc]
+        kept.add(epoch, 0.5, lambda value=value: {"w": torch.full((50,), value)})  # type: ignore[misc]
     mean = kept.average()
     assert mean is not None and mean["w"].tolist() == [2.0] * 50
     path = sorted((tmp_path / "snapshots").iterdir())[1]
@@ -149,7 +149,7 @@ def test_a_damaged_snapshot_is_not_averaged(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_scores_are_named(tmp_path: Path, damage: Callable[[str], str]) -> None:
-    from competition.scoring.score_table import read_scores
+    from competition.metrics.scoring import read_scores
 
     path, sound = (
         tmp_path / "scores.csv",
@@ -164,7 +164,8 @@ def test_damaged_scores_are_named(tmp_path: Path, damage: Callable[[str], str]) 
 
 
 def test_tables_that_do_not_have_the_same_cases_are_no_run(tiny: Any, tmp_path: Path) -> None:
-    from competition.training.runs import load_run, open_run
+    from competition.runs.run import load_run
+    from competition.training.cross_validate import open_run
 
     run = open_run(tiny(2), "tiny", root=tmp_path)
     run.write()
@@ -179,7 +180,7 @@ def test_tables_that_do_not_have_the_same_cases_are_no_run(tiny: Any, tmp_path: 
 
 @pytest.mark.parametrize("bad", TEXTS)
 def test_damaged_trials_are_named(tmp_path: Path, bad: str) -> None:
-    from competition.study.record import read_trials
+    from competition.study.study import read_trials
 
     (tmp_path / "trials.json").write_bytes(TEXTS[bad])
     with pytest.raises(MaskfoldError, match="trials.json is damaged"):
@@ -188,30 +189,30 @@ def test_damaged_trials_are_named(tmp_path: Path, bad: str) -> None:
 
 @pytest.mark.parametrize("bad", [*TEXTS.values(), b'{"settings": {"steps": 5}}'])
 def test_damaged_steps_of_a_model_are_named(tmp_path: Path, bad: bytes) -> None:
-    from competition.submission.predictor import _settings
+    from competition.export.predictor import _read_settings
 
     (tmp_path / "postprocess.json").write_bytes(bad)
     with pytest.raises(MaskfoldError, match="postprocess.json is damaged"):
-        _settings(tmp_path / "postprocess.json")
+        _read_settings(tmp_path / "postprocess.json")
 
 
 @pytest.mark.parametrize("bad", [text for name, text in TEXTS.items() if name != "empty"])
 def test_a_damaged_result_is_not_told_to_mlflow(tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: bytes) -> None:
-    from competition.tracking.identity import read_result
+    from competition.tracking.store import read_result_json
 
     (tmp_path / "result.json").write_bytes(bad)
-    assert read_result(tmp_path / "result.json") == {}
+    assert read_result_json(tmp_path / "result.json") == {}
     assert "result.json is damaged" in caplog.text
 
 
-# ── prepared cases ───────────────────────────────────────────────────────────────────────────────────────────────────
+# Prepared cases
 
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Path]:
     """(case table, experiment, folder of the one case that was prepared)."""
-    from competition.data.prepare import prepare_cases
-    from competition.data.table import case_table
+    from competition.data.cases import case_table
+    from competition.data.preprocessing import preprocess_cases
 
     monkeypatch.chdir(tmp_path)
     image = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32)
@@ -222,7 +223,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Path
     train = exp.competition.train.model_copy(update={"masks": "masks/{id}.npy"})
     exp = exp.model_copy(update={"competition": exp.competition.model_copy(update={"train": train})})
     table = case_table(exp.competition, "train")
-    [folder] = prepare_cases(table, exp, tmp_path / "cache").values()
+    [folder] = preprocess_cases(table, exp, tmp_path / "cache").values()
     return table, exp, folder
 
 
@@ -262,21 +263,22 @@ DAMAGE: list[tuple[str, Callable[[bytes], bytes]]] = [
 def test_a_damaged_prepared_case_is_refused_then_prepared_again_which_is_said(
     toy: tuple[Any, Any, Path], caplog: pytest.LogCaptureFixture, file: str, damage: Callable[[bytes], bytes]
 ) -> None:
-    from competition.data.prepare import PreparedCase, prepare_cases
+    from competition.data.cache import PreprocessedCase
+    from competition.data.preprocessing import preprocess_cases
 
     table, exp, folder = toy
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / file).write_bytes(damage(before[file]))
-    with pytest.raises(MaskfoldError, match="again: it prepares the case anew") as caught:
-        case = PreparedCase.open(folder)
+    with pytest.raises(MaskfoldError, match=r"Preprocessed case .*damaged") as caught:
+        case = PreprocessedCase.open(folder)
         _ = (case.image, case.mask, case.foreground)
     assert str(folder) in caught.value.wrong
     with caplog.at_level(logging.WARNING):
-        assert prepare_cases(table, exp, folder.parent) == {"a": folder}
-    assert f"The prepared case a ({folder}) is damaged: " in caplog.text
+        assert preprocess_cases(table, exp, folder.parent) == {"a": folder}
+    assert f"case a ({folder}) is damaged: " in caplog.text
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     caplog.clear()
-    prepare_cases(table, exp, folder.parent)
+    preprocess_cases(table, exp, folder.parent)
     assert not caplog.records
 
 
@@ -286,41 +288,45 @@ def test_a_damaged_prepared_case_is_refused_then_prepared_again_which_is_said(
 def test_a_case_from_before_records_had_a_digest_is_read_where_it_is_sound(
     toy: tuple[Any, Any, Path], change: dict[str, Any]
 ) -> None:
-    from competition.data.cache import PreparedCase, problem
+    from competition.data.cache import PreprocessedCase, find_damage
 
     path = toy[2] / "case.json"
     plain = json.loads(path.read_bytes())
     del plain["sha256"]
     path.write_text(json.dumps(plain | change))
-    assert (problem(toy[2]) is None) is (not change)
+    assert (find_damage(toy[2]) is None) is (not change)
     if not change:
-        assert PreparedCase.open(toy[2]).image.shape == (1, 9, 8, 7)
+        assert PreprocessedCase.open(toy[2]).image.shape == (1, 9, 8, 7)
 
 
 def test_a_case_that_is_not_there_yet_is_not_called_damaged(
     toy: tuple[Any, Any, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from competition.data.prepare import prepare_cases
+    from competition.data.preprocessing import preprocess_cases
 
     caplog.clear()
-    prepare_cases(toy[0], toy[1], tmp_path / "another")
+    preprocess_cases(toy[0], toy[1], tmp_path / "another")
     assert not caplog.records
 
 
 def test_a_networks_damaged_answer_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from competition.training import repeat
+    from competition.training import guards
 
     exp: Any = SimpleNamespace(
         model=SimpleNamespace(model_dump=dict),
         patch=SimpleNamespace(size=[8]),
         training=SimpleNamespace(batch_size=1),
-        outputs=1,
+        output_channels=1,
         gate=None,
     )
     asked: list[int] = []
-    monkeypatch.setattr(repeat, "_same", lambda *_: not asked.append(1))
-    assert repeat.repeats(exp, 1, tmp_path) and repeat.repeats(exp, 1, tmp_path) and len(asked) == 1
+    monkeypatch.setattr(guards, "_gradients_repeat", lambda *_: not asked.append(1))
+    assert (
+        guards.bf16_is_deterministic(exp, 1, tmp_path)
+        and guards.bf16_is_deterministic(exp, 1, tmp_path)
+        and len(asked) == 1
+    )
     [kept] = (tmp_path / "bf16").iterdir()
     for number, text in enumerate((BRACKETS, b"[]", b"{}", b"\xff"), start=2):
         kept.write_bytes(text)
-        assert repeat.repeats(exp, 1, tmp_path) and len(asked) == number
+        assert guards.bf16_is_deterministic(exp, 1, tmp_path) and len(asked) == number

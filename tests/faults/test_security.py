@@ -1,4 +1,4 @@
-"""Files of a stranger: what would be unpickled does not run, archives stay in their folder, a model predicts without its code."""
+"""Files of a stranger: pickles do not run, archives stay in their folder, a model predicts without its code."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from competition.config import MaskfoldError
+from competition.errors import MaskfoldError
 from tests.faults.strangers import ARCHIVES, Evil, evil_pickle, old_torch, torch_archive, watched
-from tests.submission.conftest import finished  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.faults
 
@@ -38,7 +37,7 @@ def test_the_pickles_of_these_tests_do_run_where_they_are_let(here: Path) -> Non
         (here / "evil").rmdir()
 
 
-# ── files that would be unpickled ───────────────────────────────────────────────────────────────────────────────────────
+# Files that would be unpickled
 
 
 @pytest.mark.parametrize("content", [evil_pickle(), torch_archive(), old_torch()], ids=["pickle", "archive", "old"])
@@ -62,10 +61,9 @@ def test_a_pickle_in_the_place_of_a_file_does_not_run(here: Path, kind: str, con
     import torch
 
     from competition.data.readers import read_image, read_labels
-    from competition.inference.store import OofStore
-    from competition.inference.weights import load_weights
-    from competition.model.pretrained import read_tensors
-    from competition.training.checkpoint import load_checkpoint
+    from competition.models.pretrained import read_tensors
+    from competition.runs.checkpoint import load_checkpoint, load_weights
+    from competition.runs.oof import OofStore
 
     path = here / ("a.zarr.zip" if kind == "oof" else kind)
     path.write_bytes(content)
@@ -86,8 +84,8 @@ def test_a_pickle_in_the_place_of_a_file_does_not_run(here: Path, kind: str, con
 
 @pytest.mark.parametrize("name", ["image.npy", "mask.npy", "foreground.npy"])
 def test_objects_in_a_prepared_case_are_not_unpickled(here: Path, name: str) -> None:
-    from competition.data.cache import PreparedCase
-    from tests.data.prepared import experiment, prepared_case
+    from competition.data.cache import PreprocessedCase
+    from tests.prepared import experiment, prepared_case
 
     exp = experiment(2, [8, 8])
     folder = prepared_case(here, "case", np.zeros((1, 8, 8), np.uint8), np.zeros((1, 8, 8), np.uint8), exp)
@@ -97,7 +95,7 @@ def test_objects_in_a_prepared_case_are_not_unpickled(here: Path, name: str) -> 
     record = json.loads((folder / "case.json").read_text())
     record["sizes"][name] = len(memory.getvalue())
     (folder / "case.json").write_text(json.dumps(record))
-    case = PreparedCase.open(folder)
+    case = PreprocessedCase.open(folder)
     with pytest.raises(MaskfoldError, match=name):
         getattr(case, name.removesuffix(".npy"))
 
@@ -161,7 +159,7 @@ def test_objects_in_a_prepared_case_are_not_unpickled(here: Path, name: str) -> 
     ],
 )
 def test_predictions_are_unpacked_by_the_codecs_of_our_own_writer_only(here: Path, metadata: dict[str, Any]) -> None:
-    from competition.inference.store import OofStore
+    from competition.runs.oof import OofStore
 
     with zipfile.ZipFile(here / "a.zarr.zip", "w") as archive:
         for name, plain in metadata.items():
@@ -172,32 +170,32 @@ def test_predictions_are_unpacked_by_the_codecs_of_our_own_writer_only(here: Pat
         OofStore(here).read("a")
 
 
-# ── archives ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Archives
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_an_archive_stays_in_its_folder_or_is_not_unpacked_at_all(here: Path, name: str) -> None:
-    from competition.data.fetch.archive import unpack
+    from competition.datasets.download import unpack_archive
 
     place = here / "a" / "b"
     place.mkdir(parents=True)
     (here / "bad.archive").write_bytes(ARCHIVES[name])
-    with pytest.raises(MaskfoldError, match="is not unpacked"):
-        unpack(here / "bad.archive", place / "toy", lambda rows, _: rows)
+    with pytest.raises(MaskfoldError, match=r"was not unpacked: its member"):
+        unpack_archive(here / "bad.archive", place / "toy", lambda rows, _: rows)
     assert sorted(path.relative_to(here).as_posix() for path in here.rglob("*")) == ["a", "a/b", "bad.archive"]
 
 
-# ── a model of a stranger ───────────────────────────────────────────────────────────────────────────────────────────────
+# A model of a stranger
 
 
 def test_a_models_folder_holds_nothing_that_runs_and_a_strangers_predicts_without_its_code(
-    tiny: Any, finished: Callable[..., Any], here: Path  # noqa: F811
+    tiny: Any, finished: Callable[..., Any], here: Path
 ) -> None:
-    from competition.submission.model import pack
-    from competition.submission.predictor import Predictor
+    from competition.export.mlflow_model import write_predictor_folder
+    from competition.export.predictor import Predictor
 
     run = finished(tiny(2, "folds.run=[0]"))
-    pack(run, here / "model" / "artifacts" / "run")
+    write_predictor_folder(run, here / "model" / "artifacts" / "run")
     folder = here / "model" / "artifacts" / "run"
     kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
     assert kinds == {".yaml", ".json", ".safetensors"}
@@ -226,14 +224,14 @@ def test_a_models_folder_holds_nothing_that_runs_and_a_strangers_predicts_withou
 
 def test_a_folds_process_imports_nothing_from_the_folder_it_works_in(here: Path, tiny: Any) -> None:
     """A stranger's archive to work in may hold a `torch.py`."""
-    from competition.training.executors.process import start
-    from competition.training.job import Job
+    from competition.runs.run import FoldJob
+    from competition.training.fold_process import start_fold
 
     (here / "torch_of_a_stranger.py").write_text("import os\nos.mkdir('evil')\n")
-    job = Job(here, here / "fold_0", 0, 0, here, 1)
+    job = FoldJob(here, here / "fold_0", 0, 0, here, 1)
     code = (
         "import sys, competition; assert '' not in sys.path and sys.argv[1] not in sys.path\nimport torch_of_a_stranger"
     )
-    process = start(job, (sys.executable, "-c", code))
+    process = start_fold(job, (sys.executable, "-c", code))
     assert process.wait(60) == 1
     assert "No module named 'torch_of_a_stranger'" in (job.folder / "output.txt").read_text()

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from competition.config import MaskfoldError, load_experiment
-from competition.config.secrets import guard, scrub
+from competition.config.loading import load_experiment
+from competition.errors import MaskfoldError
+from competition.redact import install_redaction, redact
 from tests.faults.strangers import ROOT, watched
-from tests.submission.conftest import finished  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.faults
 
@@ -27,7 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield from watched(tmp_path, monkeypatch)
 
 
-# ── servers ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Servers
 
 
 def test_servers_let_nobody_else_in_unless_they_are_asked_to(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
@@ -36,12 +36,12 @@ def test_servers_let_nobody_else_in_unless_they_are_asked_to(monkeypatch: pytest
 
     from competition.cli.main import ui
     from competition.tracking import server
-    from competition.tracking.store import store_of
-    from competition.training.executors import ray as executor
+    from competition.tracking.store import find_mlflow_store
+    from competition.training import ray_executor as executor
 
-    assert inspect.signature(server.serve).parameters["host"].default == "127.0.0.1"
+    assert inspect.signature(server.serve_mlflow).parameters["host"].default == "127.0.0.1"
     assert inspect.signature(ui).parameters["host"].default == "127.0.0.1"
-    command = server._command(store_of(here), "127.0.0.1", 5000)
+    command = server._command(find_mlflow_store(here), "127.0.0.1", 5000)
     assert command[command.index("--host") + 1] == "127.0.0.1" and "0.0.0.0" not in command
     makefile = (ROOT / "Makefile").read_text()
     boards = [
@@ -53,7 +53,7 @@ def test_servers_let_nobody_else_in_unless_they_are_asked_to(monkeypatch: pytest
     asked: dict[str, Any] = {}
     fake = SimpleNamespace(is_initialized=lambda: False, init=lambda **words: asked.update(words))
     monkeypatch.setitem(sys.modules, "ray", fake)
-    executor.connect()
+    executor.connect_ray()
     assert asked["include_dashboard"] is False
 
 
@@ -67,7 +67,7 @@ def test_nothing_in_the_package_listens_on_every_address() -> None:
     assert {one.split(":")[0] for one in found} <= {"server.py"}, found
 
 
-# ── passwords ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Passwords
 
 
 SECRET = "hush-hush-4711"
@@ -95,8 +95,8 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_scrub_hides_passwords_and_keeps_the_rest(secrets: None, text: str) -> None:
-    assert SECRET not in scrub(text) and "…" in scrub(text)
-    assert scrub(text).split("://")[0] == text.split("://")[0].replace(f"{SECRET}-kaggle", "…")
+    assert SECRET not in redact(text) and "…" in redact(text)
+    assert redact(text).split("://")[0] == text.split("://")[0].replace(f"{SECRET}-kaggle", "…")
 
 
 @pytest.mark.parametrize(
@@ -113,14 +113,14 @@ def test_scrub_hides_passwords_and_keeps_the_rest(secrets: None, text: str) -> N
     ],
 )
 def test_scrub_leaves_what_is_no_password(text: str) -> None:
-    assert scrub(text) == text
+    assert redact(text) == text
 
 
 def test_logs_and_tracebacks_hold_no_passwords(secrets: None, here: Path) -> None:
     (here / "program.py").write_text("""
 import logging, os, threading
-from competition.config.secrets import guard
-guard(); guard()
+from competition.redact import install_redaction
+install_redaction(); install_redaction()
 S = os.environ["S"]
 logging.warning("MLflow (%s) is down, key %s", f"postgresql://me:{S}@h/x", f"{S}-kaggle")
 try:
@@ -165,15 +165,15 @@ def test_the_command_and_the_folds_guard_themselves() -> None:
 def test_what_a_run_keeps_and_what_mlflow_gets_holds_no_passwords(
     secrets: None,
     tiny: Any,
-    finished: Callable[..., Any],  # noqa: F811
+    finished: Callable[..., Any],
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The server does not answer, so that every warning about it is said, and the files are what would be delivered."""
     from competition.tracking import provenance
-    from competition.tracking.identity import Identity
-    from competition.tracking.shipper import Shipper
+    from competition.tracking.store import RunMetadata
+    from competition.tracking.sync import MlflowSync
 
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         monkeypatch.setenv(name, "1")
@@ -183,10 +183,10 @@ def test_what_a_run_keeps_and_what_mlflow_gets_holds_no_passwords(
     )
     run = finished(tiny(2, "folds.run=[0]"))
     caplog.set_level(logging.DEBUG)
-    with Shipper(run.folder, run.exp, pause=0.1, patience=0.5):
+    with MlflowSync(run.folder, run.exp, interval=0.1, timeout=0.5):
         pass
-    assert "does not take deliveries" in caplog.text
-    identity = Identity.of(run.folder, run.exp, "cv")
+    assert "cannot be updated" in caplog.text
+    identity = RunMetadata.of(run.folder, run.exp, "cv")
     said = [caplog.text, json.dumps([identity.tags, identity.fold_tags, identity.parameters])]
     said += [path.read_text(errors="replace") for path in run.folder.rglob("*") if path.is_file()]
     assert any("--storage" in text for text in said)
@@ -196,23 +196,23 @@ def test_what_a_run_keeps_and_what_mlflow_gets_holds_no_passwords(
 
 def test_errors_about_stores_hold_no_passwords(secrets: None, here: Path) -> None:
     from competition.study.storage import open_storage
-    from competition.tracking.registry import register
+    from competition.tracking.registry import register_model
 
     with pytest.raises(MaskfoldError) as caught:
         open_storage(f"postgresql://me:{SECRET}@127.0.0.1:9/runs?connect_timeout=1")
     assert SECRET not in str(caught.value)
     exp = load_experiment(ROOT / "experiments/demo2d/unet2d.yaml")
-    with pytest.raises(MaskfoldError, match="does not take the model") as caught:
-        register(here, exp, lambda *_: None, "f", {}, "d")
+    with pytest.raises(MaskfoldError, match="MLflow") as caught:
+        register_model(here, exp, lambda *_: None, "f", {}, "d")
     assert SECRET not in str(caught.value)
 
 
 def test_guard_may_be_put_up_twice() -> None:
     before = logging.getLogRecordFactory(), sys.excepthook
     try:
-        guard()
+        install_redaction()
         once = logging.getLogRecordFactory()
-        guard()
+        install_redaction()
         assert logging.getLogRecordFactory() is once
         record = once("x", logging.INFO, "f", 1, "wrong %d", ("words",), None)
         assert record.msg == "wrong %d"  # a library's mistake stays its own

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from competition.config import MaskfoldError, load_experiment
-from competition.config.names import as_text, is_formula, why_unfit
-from competition.config.target import resolve_target
+from competition.config.instantiate import resolve_target
+from competition.config.loading import load_experiment
+from competition.errors import MaskfoldError
+from competition.text import escape_formula, is_formula, name_problem
 from tests.faults.strangers import FORMULAS, ROOT, watched
 
 pytestmark = pytest.mark.faults
@@ -26,7 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield from watched(tmp_path, monkeypatch)
 
 
-# ── YAML ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# YAML
 
 
 TAGS = (
@@ -88,14 +89,14 @@ CHAINS = (
     "timm.utils.os.system",
     "albumentations.core.serialization.load",
     "segmentation_models_pytorch.os.system",
-    "competition.config.trust.os.system",
+    "competition.config.instantiate.os.system",
     "competition.training.fold.signal.signal",
     "torch.nn.Module.__init__.__globals__",
     "torch.nn.Module.__subclasses__",
     "torch.nn.Linear.__class__",
     "torch._C._jit_init",
     "torch.nn.Module.forward.__builtins__.eval",
-    "competition.submission.served.mlflow",
+    "competition.export.mlflow_script.mlflow",
 )
 
 
@@ -130,8 +131,8 @@ def test_a_listed_transform_cannot_name_what_it_calls(here: Path) -> None:
 
     from monai.transforms import LoadImaged
 
-    from competition.augment.transforms import VolumeTransforms
-    from competition.config.experiment import Augment
+    from competition.augment.custom import MonaiTransforms
+    from competition.config.experiment import AugmentConfig
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -145,7 +146,7 @@ def test_a_listed_transform_cannot_name_what_it_calls(here: Path) -> None:
         group = {"target": "monai.transforms.Compose", "args": {"transforms": [listed]}}
         for one in (listed, group):
             with pytest.raises(MaskfoldError, match="read, write or run"):
-                VolumeTransforms(Augment.model_validate({"transforms": [one]}))
+                MonaiTransforms(AugmentConfig.model_validate({"transforms": [one]}))
 
 
 def test_trust_is_given_on_the_command_line_or_in_the_environment_and_never_in_the_yaml(
@@ -188,7 +189,7 @@ def test_names_in_a_yaml_that_would_become_paths_or_formulas_are_refused(words: 
 
 @pytest.mark.parametrize("pattern", ["/etc/{id}.png", "C:/x/{id}.png"])
 def test_patterns_begin_below_the_root(demo2d: Path, pattern: str) -> None:
-    from competition.data.table import case_table
+    from competition.data.cases import case_table
 
     comp = load_experiment(ROOT / "experiments/demo2d/unet2d.yaml", [f"competition.root={demo2d}"]).competition
     train = comp.train.model_copy(update={"images": pattern})
@@ -196,13 +197,13 @@ def test_patterns_begin_below_the_root(demo2d: Path, pattern: str) -> None:
         case_table(comp.model_copy(update={"train": train}))
 
 
-# ── names in files ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# Names in files
 
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_formulas_are_told_from_names(text: str) -> None:
-    assert is_formula(text) and is_formula(f"\t{text}") and why_unfit(text) and as_text(text) == f"'{text}"
-    assert as_text(as_text(text)) == as_text(text)
+    assert is_formula(text) and is_formula(f"\t{text}") and name_problem(text) and escape_formula(text) == f"'{text}"
+    assert escape_formula(escape_formula(text)) == escape_formula(text)
 
 
 @pytest.mark.parametrize(
@@ -210,12 +211,12 @@ def test_formulas_are_told_from_names(text: str) -> None:
     ["case_1", "-12", "T1+ (late)", "+1", "a=b", "x@y", "left|right", "=", "2.5e-3", "−1", "<script>", ".a", "ä ö"],
 )
 def test_names_that_only_look_odd_are_names(text: str) -> None:
-    assert not is_formula(text) and why_unfit(text) is None and as_text(text) == text
+    assert not is_formula(text) and name_problem(text) is None and escape_formula(text) == text
 
 
 @pytest.mark.parametrize("name", ["=cmd|' \\C calc'!A0".replace("\\", "_"), "@SUM(1+1)", "a\nb", "+x(1)|2"])
 def test_a_file_whose_name_is_a_formula_is_no_case(demo2d: Path, here: Path, name: str) -> None:
-    from competition.data.table import case_table
+    from competition.data.cases import case_table
 
     shutil.copytree(demo2d, here / "data")
     first = sorted((here / "data/images").iterdir())[0].name
@@ -230,30 +231,30 @@ def test_a_file_whose_name_is_a_formula_is_no_case(demo2d: Path, here: Path, nam
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "..", ".", "a\0b", "C:\\x", "a/../../b"])
 def test_ids_become_file_names_within_their_folder(here: Path, name: str) -> None:
-    from competition.inference.store import OofStore
+    from competition.runs.oof import OofStore
 
     path = OofStore(here / "oof").path(name)
     assert path.parent == here / "oof" and "\0" not in path.name and path.resolve().parent == (here / "oof").resolve()
 
 
 def test_ids_of_tables_that_lead_elsewhere_are_of_no_case(demo2d: Path, here: Path) -> None:
-    from competition.data.profiles import profile_of
-    from competition.submission.read import read_sample
+    from competition.config.profiles import profile_of
+    from competition.submission.reader import read_sample
     from competition.submission.writer import write_submission
 
     comp = load_experiment(ROOT / "experiments/demo2d/unet2d.yaml", [f"competition.root={demo2d}"]).competition
     sample = here / "sample.csv"
     sample.write_text("id,class,predicted\n../../x,ring,\n../../x,grain,\n")
     with pytest.raises(MaskfoldError, match="which has no test image"):
-        read_sample(sample, profile_of(comp)).check(["a", "b"])
+        read_sample(sample, profile_of(comp)).check_ids(["a", "b"])
     with pytest.raises(MaskfoldError, match="has no row for"):
         write_submission([("a", "ring", np.ones((4, 4), bool))], profile_of(comp), here / "out.csv", sample)
     assert sorted(path.name for path in here.iterdir()) == ["sample.csv"]
 
 
 def test_words_of_a_dicom_study_are_text_in_our_tables_and_stay_in_the_folder(here: Path) -> None:
-    from competition.data.dicom import convert_folder
-    from tests.data.dicom.files import AXIAL, positions, volume, write_segmentation, write_series
+    from competition.dicom.convert import convert_folder
+    from tests.dicom.files import AXIAL, positions, volume, write_segmentation, write_series
 
     formula = FORMULAS[0]
     write_series(here / "in", volume((6, 5, 4)), patient="../../../evil", SeriesDescription=formula)
@@ -277,7 +278,7 @@ def test_words_of_a_dicom_study_are_text_in_our_tables_and_stay_in_the_folder(he
 
 
 def test_a_result_cannot_name_weights_elsewhere(here: Path) -> None:
-    from competition.training.job import FoldResult
+    from competition.runs.run import FoldResult
     from tests.faults.fuzz_records import RESULT
 
     (here / "result.json").write_text(json.dumps(RESULT | {"weights": "../../weights.safetensors"}))

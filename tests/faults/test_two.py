@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from competition.data.cache import RECORD, fetch, intact
-from competition.data.files import TEMPORARY, sweep_all, temporary, write_array, write_whole
+from competition.data.cache import RECORD_FILE, get_or_build, is_intact
+from competition.io import TEMPORARY_NAME, atomic_write, make_temporary_path, remove_all_stale_temp, write_array
 from tests.faults.instants import differences, faults
 from tests.faults.toy import Stage, leftovers, pause, the_run, tracked, words_of
 
@@ -40,16 +40,16 @@ def test_two_runs_begin_at_the_same_time_in_an_empty_project(stage: Stage, small
     both = [stage.start(tmp_path, *words, f"optimizer.args.lr={rate}", name=str(rate)) for rate in (0.001, 0.002)]
     for command in both:
         assert command.wait() == 0 and "Traceback" not in command.said, command.said
-        assert "does not take deliveries" not in command.said
+        assert "cannot be updated" not in command.said
     held = tracked(tmp_path)
     assert [one["status"] for one in held["."]] == ["FINISHED"] * 2 and [one["status"] for one in held["fold_0"]] == [
         "FINISHED"
     ] * 2
-    cases = [path for path in (tmp_path / "mlruns" / "prepared").iterdir() if (path / RECORD).exists()]
-    assert len(cases) == 6 and all(map(intact, cases)) and leftovers(tmp_path / "mlruns") == []
+    cases = [path for path in (tmp_path / "mlruns" / "prepared").iterdir() if (path / RECORD_FILE).exists()]
+    assert len(cases) == 6 and all(map(is_intact, cases)) and leftovers(tmp_path / "mlruns") == []
 
 
-# ── the cache by itself ──────────────────────────────────────────────────────────────────────────────────────────────
+# The cache by itself
 
 
 def build(folder: Path) -> dict[str, object]:
@@ -61,7 +61,7 @@ def build(folder: Path) -> dict[str, object]:
 
 def test_many_that_find_a_damaged_case_leave_a_whole_one(tmp_path: Path) -> None:
     for _ in range(5):
-        fetch(tmp_path, "key", build)
+        get_or_build(tmp_path, "key", build)
         (tmp_path / "key" / "image.npy").write_bytes(b"half of it")
         together = threading.Barrier(8)
 
@@ -70,16 +70,16 @@ def test_many_that_find_a_damaged_case_leave_a_whole_one(tmp_path: Path) -> None
                 together.wait(60)
                 return build(folder)
 
-            return fetch(tmp_path, "key", slow)
+            return get_or_build(tmp_path, "key", slow)
 
         with ThreadPoolExecutor(8) as pool:
             assert set(pool.map(at_once, range(8))) == {tmp_path / "key"}
-        assert intact(tmp_path / "key") and [path.name for path in tmp_path.iterdir()] == ["key"]
-        assert json.loads((tmp_path / "key" / RECORD).read_text())["sizes"] == {"image.npy": 128 + 16_000}
+        assert is_intact(tmp_path / "key") and [path.name for path in tmp_path.iterdir()] == ["key"]
+        assert json.loads((tmp_path / "key" / RECORD_FILE).read_text())["sizes"] == {"image.npy": 128 + 16_000}
 
 
 def test_what_dead_processes_left_is_swept_and_what_living_ones_write_is_not(tmp_path: Path) -> None:
-    mine = temporary(tmp_path / "key")
+    mine = make_temporary_path(tmp_path / "key")
     mine.mkdir()
     dead = mine.with_name(mine.name.replace(f"~{os.getpid()}~", "~4194304~"))  # no process has a number that large
     dead.mkdir()
@@ -93,9 +93,9 @@ def test_what_dead_processes_left_is_swept_and_what_living_ones_write_is_not(tmp
     others = [tmp_path / ".Task04.tar.part", tmp_path / "case.tmp", tmp_path / ".hidden"]
     for path in others:
         path.write_text("not ours")
-    sweep_all(tmp_path)
+    remove_all_stale_temp(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([mine, parts[0], *others])
-    sweep_all(tmp_path, mine=True)
+    remove_all_stale_temp(tmp_path, locked=True)
     assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
@@ -107,5 +107,5 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
         raise ValueError
 
     with pytest.raises(ValueError):
-        write_whole(path, fail)
-    assert path.read_text() == "before" and not any(TEMPORARY.fullmatch(each.name) for each in tmp_path.iterdir())
+        atomic_write(path, fail)
+    assert path.read_text() == "before" and not any(TEMPORARY_NAME.fullmatch(each.name) for each in tmp_path.iterdir())

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from competition.data.files import TEMPORARY
+from competition.io import TEMPORARY_NAME
 from tests.conftest import ROOT
 
 EXPERIMENT = ROOT / "experiments" / "demo2d" / "unet2d.yaml"
@@ -170,7 +170,9 @@ def leftovers(*folders: Path) -> list[Path]:
         path
         for folder in folders
         for path in folder.rglob("*")
-        if TEMPORARY.fullmatch(path.name) or path.name.endswith((".tmp", ".part")) or path.name.endswith("-journal")
+        if TEMPORARY_NAME.fullmatch(path.name)
+        or path.name.endswith((".tmp", ".part"))
+        or path.name.endswith("-journal")
     ]
 
 
@@ -182,7 +184,7 @@ def the_run(cwd: Path) -> Path:
 
 
 def tracked(cwd: Path) -> dict[str, list[dict[str, Any]]]:
-    """What MLflow holds, by the run's `fold` tag (`.` for the CV run): status, and points (name, step, value) of each run."""
+    """The MLflow runs, by their `fold` tag (`.` for the CV run): status, and points (name, step, value) of each run."""
     import sqlite3
     import tempfile
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from competition.inference.masks import to_masks
-
-from .networks import experiment
+from competition.inference.predict import to_masks
+from tests.inference.networks import experiment
 
 
 def test_exclusive_classes_take_the_most_probable() -> None:
@@ -34,5 +33,5 @@ def test_overlapping_classes_have_a_threshold_each() -> None:
 
 
 def test_a_wrong_number_of_channels() -> None:
-    with pytest.raises(ValueError, match="2 channels of probabilities for 3 outputs"):
+    with pytest.raises(ValueError, match="found 2, expected 3"):
         to_masks(np.zeros((2, 4, 4), np.float16), experiment().competition)

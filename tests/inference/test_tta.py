@@ -1,4 +1,4 @@
-"""Test-time augmentation: every view is undone, none counts twice."""
+"""Test-time augmentation: every view is inverted, and no view occurs twice."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from competition.config.errors import MaskfoldError
-from competition.inference.tta import View, views
-from competition.inference.window import predict_prepared
+from competition.errors import MaskfoldError
+from competition.inference.sliding_window import predict_image
+from competition.inference.tta import TTAView, tta_views
+from tests.inference.networks import Local, Pointwise, experiment
 
-from .networks import Local, Pointwise, experiment
 
-
-@pytest.mark.parametrize("view", [View(), View((0,)), View((0, 1)), View((), 1), View((1,), 3), View((0, 1), 3)])
-def test_undo_is_the_inverse(view: View) -> None:
+@pytest.mark.parametrize(
+    "view", [TTAView(), TTAView((0,)), TTAView((0, 1)), TTAView((), 1), TTAView((1,), 3), TTAView((0, 1), 3)]
+)
+def test_undo_is_the_inverse(view: TTAView) -> None:
     batch = torch.randn(2, 3, 5, 5)
-    torch.testing.assert_close(view.undo(view.of(batch)), batch)
-    if view != View():
-        assert not torch.equal(view.of(batch), batch)
+    torch.testing.assert_close(view.undo(view.apply(batch)), batch)
+    if view != TTAView():
+        assert not torch.equal(view.apply(batch), batch)
 
 
 @pytest.mark.parametrize(
@@ -34,14 +35,14 @@ def test_undo_is_the_inverse(view: View) -> None:
     ],
 )
 def test_all_views_differ(tta: list[str], flip: object, count: int) -> None:
-    looks = views(experiment(2, (8, 8), flip=flip, tta=tta))
+    all_views = tta_views(experiment(2, (8, 8), flip=flip, tta=tta))
     batch = torch.arange(25.0).reshape(1, 1, 5, 5)
-    seen = {tuple(look.of(batch).flatten().tolist()) for look in looks}
-    assert len(looks) == len(seen) == count and looks[0] == View()
+    seen = {tuple(view.apply(batch).flatten().tolist()) for view in all_views}
+    assert len(all_views) == len(seen) == count and all_views[0] == TTAView()
 
 
 def test_flips_of_volumes_are_all_subsets_of_the_allowed_axes() -> None:
-    assert {look.flips for look in views(experiment(tta=["flip"]))} == {
+    assert {look.flips for look in tta_views(experiment(tta=["flip"]))} == {
         (),
         (0,),
         (1,),
@@ -51,23 +52,23 @@ def test_flips_of_volumes_are_all_subsets_of_the_allowed_axes() -> None:
         (1, 2),
         (0, 1, 2),
     }
-    assert {look.flips for look in views(experiment(tta=["flip"], flip=[0, 2]))} == {(), (0,), (2,), (0, 2)}
-    assert {look.flips for look in views(experiment(3, (8, 8), slices=3, tta=["flip"]))} == {(), (0,), (1,), (0, 1)}
+    assert {look.flips for look in tta_views(experiment(tta=["flip"], flip=[0, 2]))} == {(), (0,), (2,), (0, 2)}
+    assert {look.flips for look in tta_views(experiment(3, (8, 8), slices=3, tta=["flip"]))} == {(), (0,), (1,), (0, 1)}
 
 
 def test_auto_takes_the_flips_of_training() -> None:
-    assert views(experiment(2, (8, 8), tta="auto", preset="none")) == [View()]
-    assert len(views(experiment(2, (8, 8), tta="auto", preset="heavy", flip=[0]))) == 2
-    assert views(experiment(tta="auto", preset="heavy", flip=False)) == [View()]
+    assert tta_views(experiment(2, (8, 8), tta="auto", preset="none")) == [TTAView()]
+    assert len(tta_views(experiment(2, (8, 8), tta="auto", preset="heavy", flip=[0]))) == 2
+    assert tta_views(experiment(tta="auto", preset="heavy", flip=False)) == [TTAView()]
 
 
 @pytest.mark.parametrize(
     "exp",
     [experiment(tta=["rotate90"]), experiment(2, (8, 16), tta=["rotate90"]), experiment(tta=["flip"], flip=False)],
 )
-def test_what_cannot_be_done_is_refused(exp: object) -> None:
+def test_impossible_views_are_errors(exp: object) -> None:
     with pytest.raises(MaskfoldError, match=r"inference.tta") as caught:
-        views(exp)  # type: ignore[arg-type]
+        tta_views(exp)  # type: ignore[arg-type]
     assert caught.value.status == 2
 
 
@@ -76,8 +77,8 @@ def test_an_equivariant_network_changes_nothing(tta: list[str]) -> None:
     array = np.random.default_rng(0).normal(size=(1, 19, 23)).astype(np.float32)
     network = Pointwise(1, 3, 2)
     np.testing.assert_allclose(
-        predict_prepared([network], array, experiment(2, (8, 8), tta=tta)),
-        predict_prepared([network], array, experiment(2, (8, 8))),
+        predict_image([network], array, experiment(2, (8, 8), tta=tta)),
+        predict_image([network], array, experiment(2, (8, 8))),
         atol=1e-3,
     )
 
@@ -89,8 +90,8 @@ def test_another_network_becomes_equivariant() -> None:
 
     def gap(*tta: str) -> float:
         exp = experiment(2, (8, 8), tta=list(tta))
-        there = predict_prepared([network], turned, exp).astype(np.float32)
+        there = predict_image([network], turned, exp).astype(np.float32)
         back = np.rot90(there, -1, axes=(1, 2))
-        return float(np.abs(back - predict_prepared([network], array, exp)).max())
+        return float(np.abs(back - predict_image([network], array, exp)).max())
 
     assert gap() > 0.1 and gap("rotate90") < 2e-3 and gap("flip", "rotate90") < 2e-3

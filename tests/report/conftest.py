@@ -1,4 +1,4 @@
-"""Finished runs that nobody had to train: out-of-fold predictions made from the truth, and learning curves."""
+"""Finished runs without training: out-of-fold predictions derived from the truth, and learning curves."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ import pandas as pd
 import pytest
 import torch
 
-from competition.data.table import load_mask
-from competition.inference.store import OofStore
-from competition.report import write_report
-from competition.training.checkpoint import write_json
-from competition.training.cv import summarise
-from competition.training.job import FoldResult
-from competition.training.oof import OutOfFold
-from competition.training.runs import CvRun, open_run
-from competition.training.validation import Judge
-from tests.submission.conftest import nuclei, soft
+from competition.data.masks import load_mask
+from competition.io import write_json
+from competition.report.run import write_report
+from competition.runs.oof import OofPredictions, OofStore
+from competition.runs.run import FoldResult, Run
+from competition.training.cross_validate import open_run, summarize_run
+from competition.training.evaluator import Evaluator
+from tests.finished_runs import nuclei, soft
 
 __all__ = ["nuclei"]
 
@@ -32,7 +30,7 @@ Predict = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
 
 
 def write_member(
-    run: CvRun, fold: int, seed: int, score: float | None, curves: list[dict[str, float]], time: float
+    run: Run, fold: int, seed: int, score: float | None, curves: list[dict[str, float]], time: float
 ) -> Path:
     """A member's folder with its result and its metrics, the last of them at `time`."""
     folder = run.member_folder(fold, seed)
@@ -62,7 +60,7 @@ def write_member(
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., CvRun]:
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Run]:
     """`made(exp, noise=0.3)`: a run below the working folder, which becomes `tmp_path`; its last metrics at `time`."""
     monkeypatch.chdir(tmp_path)
 
@@ -73,7 +71,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., CvRun
         predict: Predict | None = None,
         seed: int = 0,
         time: float = 1000.0,
-    ) -> CvRun:
+    ) -> Run:
         run = open_run(exp, name)
         run.write()
         generator = np.random.default_rng(seed)
@@ -95,19 +93,21 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., CvRun
             if fold < 0:
                 continue
             ids = run.folds.loc[run.folds["fold"] == fold, "id"]
-            judge = Judge(
+            judge = Evaluator(
                 exp, run.cases[run.cases["id"].isin(ids)], {}, torch.device("cpu"), torch.no_grad, lambda: None
             )
             store, lines = OofStore(folder / "oof", exp.inference.store), []
-            for row in judge.rows():
+            for row in judge.iter_cases():
                 truth = load_mask(exp.competition, row)
                 store.write(
                     row.id,
-                    soft(truth, exp.outputs, noise, generator) if predict is None else predict(truth, row, generator),
+                    soft(truth, exp.output_channels, noise, generator)
+                    if predict is None
+                    else predict(truth, row, generator),
                 )
                 lines += judge.score(store.read(row.id), row, fold)[0]
             pd.DataFrame(lines).to_csv(folder / "scores.csv", index=False)
-        summarise(run)
+        summarize_run(run)
         return run
 
     return make
@@ -177,7 +177,7 @@ def loads_nothing(page: Page) -> None:
     assert ("meta", "content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
 
 
-def report(run: CvRun) -> Page:
+def report(run: Run) -> Page:
     """A run's page, looked through: nothing is loaded, and the PNGs beside it are those inside."""
     page = Page(write_report(run, run.folder / "report.html"))
     loads_nothing(page)
@@ -190,9 +190,9 @@ def report(run: CvRun) -> Page:
     return page
 
 
-def slow_dice(run: CvRun) -> pd.DataFrame:
+def slow_dice(run: Run) -> pd.DataFrame:
     """Dice of each case and class, from the stored probabilities and the truth."""
-    oof, found = OutOfFold(run), []
+    oof, found = OofPredictions(run), []
     for row in oof.cases.itertuples(index=False):
         truth, best = load_mask(run.exp.competition, row)[0], oof.read(row.id).argmax(axis=0)
         for index, name in enumerate(run.exp.competition.classes, 1):

@@ -14,7 +14,7 @@ def test_the_epochs_of_a_short_run_are_whole_numbers(epochs, ticks, monkeypatch,
     drawn = []
     monkeypatch.setattr(learning, "save_figure", lambda figure, path: drawn.append(figure))
     curves = {(0, 0): {"train/loss": (epochs, [0.5] * len(epochs)), "lr": (epochs[:1], [0.1])}}
-    learning.draw_learning(curves, {(0, 0): "fold 0"}, Path(tmp_path / "learning.png"))
+    learning.draw_learning_curves(curves, {(0, 0): "fold 0"}, Path(tmp_path / "learning.png"))
     for axes in drawn[0].axes:
         low, high = axes.get_xlim()
         assert [tick for tick in axes.get_xticks() if low <= tick <= high] == ticks

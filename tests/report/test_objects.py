@@ -1,4 +1,4 @@
-"""Objects, sizes and medians, counted by hand or one by one."""
+"""Objects, sizes and medians against manual calculations."""
 
 from __future__ import annotations
 
@@ -6,50 +6,49 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from competition.data.table import load_instances, load_mask
-from competition.report.canvas import log_axis, plain
-from competition.report.objects import match
-from competition.report.results import Results
-from competition.report.sizes import medians, sized_cases, sized_objects
-from competition.training.oof import OutOfFold
+from competition.data.masks import load_instances, load_mask
+from competition.report.results import RunResults
+from competition.report.scores import case_size_errors, group_quartiles, match_objects, object_size_errors
+from competition.runs.oof import OofPredictions
+from competition.viz.style import format_tick, set_log_axis
 
 
 def slowly(predicted, truth):
-    def iou(mine, theirs):
-        return np.logical_and(mine, theirs).sum() / np.logical_or(mine, theirs).sum()
+    def iou(pred, true):
+        return np.logical_and(pred, true).sum() / np.logical_or(pred, true).sum()
 
-    mine = [predicted == number for number in np.unique(predicted[predicted != 0])]
-    theirs = [truth == number for number in np.unique(truth[truth != 0])]
+    pred_objects = [predicted == number for number in np.unique(predicted[predicted != 0])]
+    true_objects = [truth == number for number in np.unique(truth[truth != 0])]
     return (
-        [one.sum() for one in theirs],
-        [max([iou(own, one) for own in mine], default=0.0) for one in theirs],
-        [max([iou(own, one) for one in theirs], default=0.0) for own in mine],
+        [true.sum() for true in true_objects],
+        [max([iou(pred, true) for pred in pred_objects], default=0.0) for true in true_objects],
+        [max([iou(pred, true) for true in true_objects], default=0.0) for pred in pred_objects],
     )
 
 
 @pytest.mark.parametrize("shape", [(14, 17), (6, 7, 8)])
-def test_every_object_with_its_best_partner(shape):
+def test_best_iou_of_every_object(shape):
     generator = np.random.default_rng(sum(shape))
     for _ in range(10):
         truth, predicted = (label(generator.random(shape) < share)[0] * 7 for share in (0.35, 0.3))
-        found = match(predicted, truth)
+        found = match_objects(predicted, truth)
         sizes, ious, own = slowly(predicted, truth)
         assert found.sizes.tolist() == sizes
         np.testing.assert_allclose(found.ious, ious)
         np.testing.assert_allclose(found.predicted, own)
 
 
-def test_nothing_true_or_nothing_predicted():
+def test_no_true_or_no_predicted_object():
     none, one = np.zeros((4, 4), int), np.eye(4, dtype=int)
-    assert match(none, one).ious.tolist() == [0.0] and match(none, one).predicted.size == 0
-    assert match(one, none).sizes.size == 0 and match(one, none).predicted.tolist() == [0.0]
-    assert match(none, none).sizes.size == 0 == match(none, none).predicted.size
-    assert match(one, np.ones((4, 4), int)).ious.tolist() == [0.25]
+    assert match_objects(none, one).ious.tolist() == [0.0] and match_objects(none, one).predicted.size == 0
+    assert match_objects(one, none).sizes.size == 0 and match_objects(one, none).predicted.tolist() == [0.0]
+    assert match_objects(none, none).sizes.size == 0 == match_objects(none, none).predicted.size
+    assert match_objects(one, np.ones((4, 4), int)).ious.tolist() == [0.25]
 
 
-def test_sizes_of_cases_are_of_the_truth_in_cubic_millimetres(made, tiny):
+def test_sizes_of_cases_are_in_cubic_millimetres(made, tiny):
     run = made(tiny(3), noise=0.5)
-    found = sized_cases(Results.of(run))
+    found = case_size_errors(RunResults.load(run))
     import json
 
     for index, one in enumerate(found):
@@ -71,8 +70,8 @@ def test_objects_of_a_run(made, nuclei):
         return np.stack([1 - inside, inside, 0 * inside])
 
     run = made(exp, predict=predict)
-    oof = OutOfFold(run)
-    found = sized_objects(oof, list(oof.fold_of))[0]
+    oof = OofPredictions(run)
+    found = object_size_errors(oof, list(oof.fold_of))[0]
     sizes, ious, predicted = [], [], []
     for row in oof.cases.itertuples(index=False):
         truth = load_instances(exp.competition, row)
@@ -87,12 +86,12 @@ def test_objects_of_a_run(made, nuclei):
 def test_medians_of_groups_of_equally_many():
     sizes = np.array([1.0, 100, 1, 100, 1, 100, 1, 100, 1, 100])
     values = np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6, 0.5, 0.5])
-    middle, low, median, high = medians(sizes, values)
+    middle, low, median, high = group_quartiles(sizes, values)
     np.testing.assert_allclose(middle, [1, 100])
     np.testing.assert_allclose(median, [0.3, 0.7])
     np.testing.assert_allclose(low, [0.2, 0.6])
     np.testing.assert_allclose(high, [0.4, 0.8])
-    assert medians(sizes[:9], values[:9])[0].size == 0
+    assert group_quartiles(sizes[:9], values[:9])[0].size == 0
 
 
 @pytest.mark.parametrize(("low", "high"), [(993, 2169), (21, 5227), (1.0, 1.01), (1e-9, 2e-3), (0.3, 1e6), (5, 5.5)])
@@ -100,14 +99,14 @@ def test_a_log_axis_has_a_few_ticks_within(low, high):
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
-    log_axis(axes.xaxis, low, high)
+    set_log_axis(axes.xaxis, low, high)
     ticks = axes.xaxis.get_major_locator()()
     assert 3 <= len(ticks) <= 9 and min(ticks) >= low and max(ticks) <= high and axes.get_xscale() == "log"
-    assert len({plain(tick) for tick in ticks}) == len(ticks)
+    assert len({format_tick(tick) for tick in ticks}) == len(ticks)
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(1500, "1,500"), (0.002, "0.002"), (1e-7, "1e-7"), (2.5e8, "2.5e8"), (1, "1")]
 )
 def test_numbers_on_axes(value, text):
-    assert plain(value) == text
+    assert format_tick(value) == text

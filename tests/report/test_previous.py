@@ -1,4 +1,4 @@
-"""Which earlier run is the best, and what changed since."""
+"""Selection of the previous best run, and its difference from the run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import yaml
 
-from competition.report.markup import element
-from competition.report.previous import ended, experiment_section, key_lines, paired, previous_best
-from competition.report.results import Results
-from competition.training.checkpoint import write_json
-from competition.training.find import find_run
+from competition.io import write_json
+from competition.report.html import element
+from competition.report.results import RunResults
+from competition.report.run import experiment_section, find_previous_best, gain_over_run, get_end_time, yaml_key_lines
+from competition.runs.find import find_run
 from tests.report.conftest import Page
 
 
@@ -21,43 +21,48 @@ def change(run, **values):
     write_json(run.folder / "summary.json", {**summary, **values})
 
 
-def test_the_best_of_those_that_ended_before(made, tiny):
+def test_best_of_the_runs_that_ended_before(made, tiny):
     runs = {
         name: made(tiny(2, f"training.batch_size={size}"), name, time=time)
         for size, (name, time) in enumerate((("low", 10), ("high", 20), ("mine", 30), ("later", 40)), 3)
     }
     for name, score in (("low", 0.3), ("high", 0.6), ("mine", 0.5), ("later", 0.9)):
         change(runs[name], score=score)
-    assert {name: ended(run.folder) for name, run in runs.items()} == {"low": 10, "high": 20, "mine": 30, "later": 40}
-    best = previous_best(runs["mine"])
+    assert {name: get_end_time(run.folder) for name, run in runs.items()} == {
+        "low": 10,
+        "high": 20,
+        "mine": 30,
+        "later": 40,
+    }
+    best = find_previous_best(runs["mine"])
     assert (
         best is not None and best.name == f"high/{runs['high'].folder.name}" and best.score == 0.6 and best.cases == 10
     )
-    assert previous_best(runs["high"]).name.startswith("low/") and previous_best(runs["low"]) is None
+    assert find_previous_best(runs["high"]).name.startswith("low/") and find_previous_best(runs["low"]) is None
     change(runs["high"], metric="iou")  # not comparable
-    assert previous_best(runs["mine"]).name.startswith("low/")
+    assert find_previous_best(runs["mine"]).name.startswith("low/")
     (runs["low"].folder / "fold_1" / "result.json").unlink()
     change(runs["low"], folds=json.loads((runs["low"].folder / "summary.json").read_text())["folds"][:1])
-    assert previous_best(runs["mine"]) is None  # low is not finished
+    assert find_previous_best(runs["mine"]) is None  # low is not finished
     (runs["high"].folder / "summary.json").write_text("{")
-    assert previous_best(runs["mine"]) is None
+    assert find_previous_best(runs["mine"]) is None
 
 
-def test_a_run_of_another_competition_does_not_count(made, tiny):
+def test_runs_of_other_competitions_are_ignored(made, tiny):
     made(tiny(2, "competition.name=other"), "other", time=1)
-    assert previous_best(made(tiny(2), "mine", time=2)) is None
+    assert find_previous_best(made(tiny(2), "mine", time=2)) is None
 
 
-def test_a_run_of_the_folds_it_wanted_is_finished(made, tiny):
+def test_a_run_of_selected_folds_is_finished(made, tiny):
     first = made(tiny(2, "folds.run=[1]", "training.epochs=7"), "first", time=1)
-    assert previous_best(made(tiny(2), "mine", time=2)).folder == first.folder.resolve()
+    assert find_previous_best(made(tiny(2), "mine", time=2)).folder == first.folder.resolve()
 
 
 def test_the_page_shows_the_difference_and_the_gain(made, tiny, tmp_path):
     made(tiny(2, "training.batch_size=3"), "before", noise=0.9, time=1)
     mine = made(tiny(2, "training.batch_size=5", "competition.metric.both_empty=null"), "after", noise=0.3, time=2)
     change(mine, metric="dice")
-    results = Results.of(mine)
+    results = RunResults.load(mine)
     (tmp_path / "x.html").write_text(element("div", experiment_section(results)))
     page = Page(tmp_path / "x.html")
     text = page.text
@@ -66,9 +71,9 @@ def test_the_page_shows_the_difference_and_the_gain(made, tiny, tmp_path):
     assert text.count("\n- ") == 2 == text.count("\n+ ")
     assert '<span class="cut">-  batch_size: 3</span>' in page.source
     assert (mine.folder / "experiment.yaml").read_text() in text
-    best = previous_best(mine)
-    gain, cases = paired(results, best.folder)
-    other = Results.of(find_run(str(best.folder)))
+    best = find_previous_best(mine)
+    gain, cases = gain_over_run(results, best.folder)
+    other = RunResults.load(find_run(str(best.folder)))
     assert cases == 10 and gain.low < gain.value < gain.high
     assert gain.value == pytest.approx(
         np.mean([np.nanmean(results.table["dice"]) - np.nanmean(other.table["dice"])]), abs=1e-9
@@ -76,15 +81,15 @@ def test_the_page_shows_the_difference_and_the_gain(made, tiny, tmp_path):
     assert f"{gain.value:+.4f} (95 % {gain.low:+.4f} to {gain.high:+.4f}" in text
 
 
-def test_the_first_run_says_so_and_the_same_yaml_too(made, tiny):
+def test_messages_for_the_first_run_and_an_equal_yaml(made, tiny):
     first = made(tiny(2), "first", time=1)
-    assert "No earlier finished run of the competition demo2d has a score." in experiment_section(Results.of(first))
-    assert "The two YAML files say the same." in experiment_section(Results.of(made(tiny(2), "second", time=2)))
+    assert "No earlier finished run of the competition demo2d" in experiment_section(RunResults.load(first))
+    assert "The two YAML files are equal." in experiment_section(RunResults.load(made(tiny(2), "second", time=2)))
 
 
-def test_one_key_on_each_line_and_still_the_same_yaml():
+def test_key_lines_are_equivalent_yaml():
     text = "a: {b: [1, 2], c: {d: null, e: 'x: y'}}\nf: [-]\ng: {}\nh: [{i: 1}, {j: é}]\nk: 1.0e-3\nl: 'null'\n"
-    lines = key_lines(text)
+    lines = yaml_key_lines(text)
     assert lines[:5] == ["a:", "  b: [1, 2]", "  c:", "    d: null", "    e: 'x: y'"]
     assert yaml.safe_load("\n".join(lines)) == yaml.safe_load(text)
-    assert key_lines("a:\n  b: [1,\n   2]\n") == ["a:", "  b: [1, 2]"]
+    assert yaml_key_lines("a:\n  b: [1,\n   2]\n") == ["a:", "  b: [1, 2]"]

@@ -1,4 +1,4 @@
-"""Calibration and thresholds against a count of every pixel, the slow way."""
+"""Calibration and thresholds against a count of every pixel."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from competition.config import Competition
-from competition.data.table import load_mask
-from competition.report import reliability
-from competition.report.reliability import BINS, THRESHOLDS, Tally, evenly, tally
-from competition.training.oof import OutOfFold
+from competition.config.competition import Competition
+from competition.data.masks import load_mask
+from competition.report import calibration
+from competition.report.calibration import BINS, THRESHOLDS, CalibrationCounts, count_calibration, sample_evenly
+from competition.runs.oof import OofPredictions
 
 
 def competition(classes, labels="exclusive", instances=False):
@@ -27,8 +27,8 @@ def competition(classes, labels="exclusive", instances=False):
 
 
 def fake(monkeypatch, comp, cases):
-    """An `OutOfFold` that holds (probabilities, truth) by name."""
-    monkeypatch.setattr(reliability, "load_mask", lambda _, row: cases[row.id][1])
+    """Return an `OofPredictions` substitute with (probabilities, truth) by name."""
+    monkeypatch.setattr(calibration, "load_mask", lambda _, row: cases[row.id][1])
     rows = SimpleNamespace(itertuples=lambda index: [SimpleNamespace(id=name) for name in cases])
     return SimpleNamespace(
         run=SimpleNamespace(exp=SimpleNamespace(competition=comp)),
@@ -68,13 +68,15 @@ def slowly(cases, channel, number, layer, plain=lambda p: p):
     return bins, ece, inner, dice, empty
 
 
-def agrees(found: Tally, expected, places=1e-6):
+def agrees(found: CalibrationCounts, expected, places=1e-6):
     bins, ece, inner, dice, empty = expected
     counts, mean, share = found.bins()
     assert counts.tolist() == [count for count, _, _ in bins]
     np.testing.assert_allclose(mean, [value for _, value, _ in bins], atol=places)
     np.testing.assert_allclose(share, [value for _, _, value in bins], atol=places)
-    assert found.ece() == pytest.approx(ece, abs=places) and found.ece(inner=True) == pytest.approx(inner, abs=places)
+    assert found.ece() == pytest.approx(ece, abs=places) and found.ece(uncertain_only=True) == pytest.approx(
+        inner, abs=places
+    )
     np.testing.assert_allclose(found.mean_dice(), np.mean(dice, axis=0), atol=places)
     if empty:
         np.testing.assert_allclose(found.share_left_empty(), np.mean(empty, axis=0))
@@ -89,7 +91,7 @@ def drawn(generator, channels, shape):
 
 @pytest.mark.parametrize("chunk", [2**21, 30])
 def test_exclusive_classes(monkeypatch, chunk):
-    monkeypatch.setattr(reliability, "CHUNK", chunk)
+    monkeypatch.setattr(calibration, "PIXELS_PER_CHUNK", chunk)
     generator = np.random.default_rng(1)
     comp = competition(["a", "b"])
     cases = {
@@ -98,7 +100,7 @@ def test_exclusive_classes(monkeypatch, chunk):
     }
     cases["0"][1][0, :3] = 255
     cases["1"][1][cases["1"][1] == 2] = 0
-    for index, found in enumerate(tally(fake(monkeypatch, comp, cases), list(cases))):
+    for index, found in enumerate(count_calibration(fake(monkeypatch, comp, cases), list(cases))):
         expected = slowly(cases, index + 1, index + 1, 0)
         assert len(expected[4]) == index  # one case is without the second class
         agrees(found, expected)
@@ -112,11 +114,11 @@ def test_overlapping_classes(monkeypatch):
         for n in range(3)
     }
     cases["2"][1][1, 4:] = 255
-    for index, found in enumerate(tally(fake(monkeypatch, comp, cases), list(cases))):
+    for index, found in enumerate(count_calibration(fake(monkeypatch, comp, cases), list(cases))):
         agrees(found, slowly(cases, index, 1, index))
 
 
-def test_the_boundary_is_shared_out_among_the_classes(monkeypatch):
+def test_the_boundary_is_merged_into_the_classes(monkeypatch):
     generator = np.random.default_rng(3)
     comp = competition(["a", "b"], instances=True)
     cases = {
@@ -127,7 +129,7 @@ def test_the_boundary_is_shared_out_among_the_classes(monkeypatch):
         objects = p[1] + p[2]
         return np.stack([p[0], *(p[k] + p[3] * p[k] / objects for k in (1, 2))])
 
-    for index, found in enumerate(tally(fake(monkeypatch, comp, cases), list(cases))):
+    for index, found in enumerate(count_calibration(fake(monkeypatch, comp, cases), list(cases))):
         agrees(found, slowly(cases, index + 1, index + 1, 0, plain), places=2e-3)
 
 
@@ -136,48 +138,50 @@ def test_ends_and_edges_of_bins():
     comp = competition(["a"], labels="overlapping")
     probability = np.array([[[0.0, 0.5, 1.0, 0.5]]], np.float16)
     truth = np.array([[[0, 1, 1, 0]]], np.uint8)
-    found = Tally()
-    found.add_case(*reliability._case(probability, truth, comp)[0])
+    found = CalibrationCounts()
+    found.add_case(*calibration._histograms(probability, truth, comp)[0])
     assert found.bins()[0].tolist() == [1, *[0] * 6, 2, *[0] * 6, 1]
     assert found.ece() == 0.0
     np.testing.assert_allclose(found.mean_dice()[[8, 9]], [4 / 5, 2 / 3])  # at 0.45 three pixels, at 0.50 one
 
 
-def test_an_absent_class_has_no_numbers(monkeypatch):
+def test_an_absent_class_has_no_values(monkeypatch):
     generator = np.random.default_rng(4)
     cases = {"a": (drawn(generator, 3, (6, 6)), np.ones((1, 6, 6), np.uint8))}
-    there, absent = tally(fake(monkeypatch, competition(["a", "ghost"]), cases), ["a"])
+    present, absent = count_calibration(fake(monkeypatch, competition(["a", "ghost"]), cases), ["a"])
     assert (
         absent.absent
         and np.isnan(absent.ece())
-        and np.isnan(absent.ece(inner=True))
+        and np.isnan(absent.ece(uncertain_only=True))
         and np.isnan(absent.mean_dice()).all()
     )
-    assert not there.absent and there.share_left_empty() is None and np.isfinite(there.ece())
+    assert not present.absent and present.share_left_empty() is None and np.isfinite(present.ece())
 
 
-def test_cases_are_chosen_evenly():
+def test_cases_are_sampled_evenly():
     names = [f"{n:03}" for n in range(200)]
-    chosen = evenly(names)
+    chosen = sample_evenly(names)
     assert len(chosen) == len(set(chosen)) == 60 and chosen[0] == "000" and chosen[-1] == "199"
     steps = np.diff([int(name) for name in chosen])
     assert set(steps.tolist()) <= {3, 4}
-    assert evenly(names[:60]) == names[:60] and evenly(names[:61])[-1] == "060" and evenly([]) == []
+    assert (
+        sample_evenly(names[:60]) == names[:60] and sample_evenly(names[:61])[-1] == "060" and sample_evenly([]) == []
+    )
 
 
-def test_of_a_run_the_threshold_of_a_half_is_what_was_scored(made, tiny):
+def test_dice_at_threshold_one_half_equals_the_score(made, tiny):
     """With one class of sigmoid the curve at 0.5 is the mean Dice in the run's own scores.csv."""
     exp = tiny(2, "competition.labels=overlapping", "competition.metric.both_empty=null")
     run = made(
         exp, predict=lambda truth, row, rng: np.clip(truth + rng.normal(0, 0.4, truth.shape), 0, 1).astype(np.float16)
     )
-    oof = OutOfFold(run)
+    oof = OofPredictions(run)
     import pandas as pd
 
     scores = pd.read_csv(run.folder / "scores.csv")
-    for index, found in enumerate(tally(oof, list(oof.fold_of))):
+    for index, found in enumerate(count_calibration(oof, list(oof.fold_of))):
         rows = scores[(scores["class"] == exp.competition.classes[index]) & (scores["tp"] + scores["fn"] > 0)]
         assert 0.3 < rows["dice"].mean() < 0.99
         assert found.mean_dice()[9] == pytest.approx(rows["dice"].mean(), abs=1e-9)
     pixels = sum(load_mask(exp.competition, row)[0].sum() for row in run.cases.itertuples(index=False))
-    assert tally(oof, list(oof.fold_of))[0].hits.sum() == pixels
+    assert count_calibration(oof, list(oof.fold_of))[0].positives.sum() == pixels

@@ -1,4 +1,4 @@
-"""The whole page of a run, against numbers found another way."""
+"""The page of a run against independent calculations."""
 
 from __future__ import annotations
 
@@ -10,30 +10,27 @@ import pytest
 from matplotlib.image import imread
 
 from competition.cli.main import main
-from competition.config import MaskfoldError
-from competition.config.postprocess import Step
-from competition.data.table import load_mask
-from competition.report import write_report
-from competition.report.calibration import calibration_section
-from competition.report.canvas import fold_colour
-from competition.report.cases import cases_section, choose, ranked
-from competition.report.learning import learning_section, member_curves
-from competition.report.reliability import evenly
-from competition.report.results import Results
-from competition.report.scores import headline, postprocessing
-from competition.scoring.summary import Gain
-from competition.submission.remembered import remember
-from competition.submission.tune import Tuned
-from competition.training.cv import summarise
-from competition.training.find import find_run
-from competition.training.oof import OutOfFold
+from competition.config.postprocess import StepConfig
+from competition.data.masks import load_mask
+from competition.errors import MaskfoldError
+from competition.metrics.bootstrap import ScoreGain
+from competition.postprocessing.tuning import TuningResult, save_tuning
+from competition.report.calibration import calibration_section, sample_evenly
+from competition.report.learning import cases_section, learning_section, rank_cases, read_member_curves, select_cases
+from competition.report.results import RunResults
+from competition.report.run import write_report
+from competition.report.scores import postprocessing_section, score_headline
+from competition.runs.find import find_run
+from competition.runs.oof import OofPredictions
+from competition.training.cross_validate import summarize_run
+from competition.viz.style import fold_colour
 from tests.report.conftest import report, slow_dice
 
 PICTURES = {"scores", "learning", "learning_classes", "calibration", "thresholds", "sizes"}
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_the_numbers_on_the_page_are_those_of_the_predictions(made, tiny, dimensions):
+def test_numbers_on_the_page_match_the_predictions(made, tiny, dimensions):
     run = made(tiny(dimensions, "competition.metric.both_empty=null"), noise=0.6)
     page, table = report(run), slow_dice(run)
     classes = run.exp.competition.classes
@@ -61,21 +58,22 @@ def test_the_numbers_on_the_page_are_those_of_the_predictions(made, tiny, dimens
     assert page.tags.count("h2") == 6 and "<h1>demo-tiny</h1>" in page.source
 
 
-def test_cases_from_the_best_to_the_worst(made, tiny):
+def test_ranking_of_cases(made, tiny):
     run = made(tiny(2), noise=0.9)
     page = report(run)
     order = slow_dice(run).groupby("id")["dice"].mean().dropna().sort_values(ascending=False)
-    found, of = ranked(Results.of(run))
-    assert of == len(order) == len(found) and [case for case, _ in found] == order.index.tolist()
-    for place, kind in ((0, "best"), (1, "best"), (of - 3, "worst"), (of - 1, "worst")):
-        assert f"{kind}, number {place + 1} of {of} · case {order.index[place]} · fold" in page.text
+    ranking = rank_cases(RunResults.load(run))
+    assert [case for case, _ in ranking] == order.index.tolist()
+    total = len(ranking)
+    for place, kind in ((0, "best"), (1, "best"), (total - 3, "worst"), (total - 1, "worst")):
+        assert f"{kind}, rank {place + 1} of {total} · case {order.index[place]} · fold" in page.text
     assert f"dice {order.iloc[0]:.4f} · Dice: " in page.text
-    assert page.text.count(", number ") == 7
+    assert page.text.count(", rank ") == 7
     folder = run.folder / "report"
     for name in ("case_9_best.png", "case_of_mine.png"):
         (folder / name).write_bytes(b"")
-    cases_section(Results.of(run), OutOfFold(run), folder)
-    assert not (folder / "case_9_best.png").exists()  # of an earlier page
+    cases_section(RunResults.load(run), OofPredictions(run), folder)
+    assert not (folder / "case_9_best.png").exists()  # from an earlier report
     assert (folder / "case_of_mine.png").exists() and len(list(folder.glob("case_*.png"))) == 8
 
 
@@ -93,72 +91,74 @@ def test_cases_from_the_best_to_the_worst(made, tiny):
         (200, "bbmmwww"),
     ],
 )
-def test_few_cases_are_not_shown_twice(count, kinds):
-    chosen = choose([(str(place), 1 - place / 300) for place in range(count)])
+def test_no_case_is_drawn_twice(count, kinds):
+    chosen = select_cases([(str(place), 1 - place / 300) for place in range(count)])
     assert "".join(one.kind[0] for one in chosen) == kinds
     assert len({one.case for one in chosen}) == len(chosen) and all(one.rank == int(one.case) + 1 for one in chosen)
     if count == 200:
         assert [one.rank for one in chosen] == [1, 2, 100, 101, 198, 199, 200]
 
 
-def test_a_stale_summary_is_not_believed(made, tiny):
+def test_an_outdated_summary_is_ignored(made, tiny):
     """A fold that ended after the last `maskfold cv` counts."""
     run = made(tiny(2))
     whole = json.loads((run.folder / "summary.json").read_text())
     (run.folder / "summary.json").write_text(json.dumps({**whole, "score": 0.1111, "folds": whole["folds"][:1]}))
     expected = pytest.approx([whole["score"], whole["low"], whole["high"]], abs=1e-12)
-    assert list(Results.of(run).score()) == expected and f"<b>{whole['score']:.4f}</b>" in headline(Results.of(run))
+    assert list(RunResults.load(run).score()) == expected and f"<b>{whole['score']:.4f}</b>" in score_headline(
+        RunResults.load(run)
+    )
     (run.folder / "summary.json").unlink()
     (run.folder / "scores.csv").unlink()
-    assert list(Results.of(run).score()) == expected
-    assert not (run.folder / "summary.json").exists()  # looking changes nothing
+    assert list(RunResults.load(run).score()) == expected
+    assert not (run.folder / "summary.json").exists()  # reading writes nothing
 
 
-def test_an_unfinished_fold_is_in_the_curves_only(made, tiny, tmp_path):
+def test_an_unfinished_fold_is_only_in_the_curves(made, tiny, tmp_path):
     run = made(tiny(2))
     (run.folder / "fold_1" / "result.json").unlink()
-    summarise(run)
-    assert list(member_curves(run)) == [(0, 0), (1, 0)]
-    assert Results.of(run).folds == [0] and Results.of(run).table["id"].nunique() == 5
+    summarize_run(run)
+    assert list(read_member_curves(run)) == [(0, 0), (1, 0)]
+    assert RunResults.load(run).folds == [0] and RunResults.load(run).table["id"].nunique() == 5
     learning_section(run, tmp_path)
     picture = imread(tmp_path / "learning.png")[..., :3]
     for fold in (0, 1):
         assert (np.abs(picture - np.asarray(fold_colour(fold))).max(axis=-1) < 0.05).sum() > 100, fold
 
 
-def test_post_processing_is_told_and_marked_where_it_is_old(made, tiny):
+def test_postprocessing_is_shown_and_marked_if_outdated(made, tiny):
     run = made(tiny(2, "postprocess.tune=true"))
-    assert postprocessing(run) == []
-    found = {"ring": (Step(threshold=0.35), Step(fill_holes=True)), "grain": ()}
-    remember(
+    assert postprocessing_section(run) == []
+    found = {"ring": (StepConfig(threshold=0.35), StepConfig(fill_holes=True)), "grain": ()}
+    save_tuning(
         run,
-        Tuned(
+        TuningResult(
             run.exp.postprocess,
             found,
             0.61111,
             0.73333,
             0.72222,
-            Gain(0.11111, 0.0512, 0.1634),
+            ScoreGain(0.11111, 0.0512, 0.1634),
             True,
-            Results.of(run).rows(),
+            RunResults.load(run).rows(),
         ),
     )
-    text = " ".join(postprocessing(run))
-    assert "0.6111 untouched, 0.7333 tuned on all cases, 0.7222 nested (gain +0.1111, 95 % +0.0512 to +0.1634)" in text
-    assert "ring: threshold 0.35, fill holes" in text and "grain: no step" in text and "earlier state" not in text
+    text = " ".join(postprocessing_section(run))
+    assert "0.6111 untuned, 0.7333 tuned on all cases, 0.7222 nested (gain +0.1111, 95 % +0.0512 to +0.1634)" in text
+    assert "ring: threshold 0.35, fill holes" in text and "grain: no step" in text and "outdated" not in text
     other = find_run(str(run.folder), ["postprocess.steps=[{fill_holes: true}]"])
-    text = " ".join(postprocessing(other))
-    assert "0.7222 nested" in text and "ring: threshold 0.35" in text and "earlier state of the run" in text
+    text = " ".join(postprocessing_section(other))
+    assert "0.7222 nested" in text and "ring: threshold 0.35" in text and "outdated" in text
     (run.folder / "postprocess.json").write_text("{")
-    assert "postprocess.json cannot be read." in " ".join(postprocessing(run))
+    assert "postprocess.json cannot be read." in " ".join(postprocessing_section(run))
 
 
-def test_many_cases_are_sampled_and_the_page_says_so(made, tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr("competition.report.reliability.evenly.__defaults__", (4,))
+def test_many_cases_are_sampled(made, tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr("competition.report.calibration.sample_evenly.__defaults__", (4,))
     run = made(tiny(2))
-    words = calibration_section(Results.of(run), OutOfFold(run), tmp_path, lambda _: None)
-    assert "Pixel probabilities of 4 of 10 cases, evenly chosen, in 15 bins." in words
-    rows = [row for row in run.cases.itertuples(index=False) if row.id in evenly(run.cases["id"].tolist(), 4)]
+    words = calibration_section(RunResults.load(run), OofPredictions(run), tmp_path, lambda _: None)
+    assert "Pixel probabilities of 4 of 10 cases, evenly sampled, in 15 bins." in words
+    rows = [row for row in run.cases.itertuples(index=False) if row.id in sample_evenly(run.cases["id"].tolist(), 4)]
     pixels = sum(int((load_mask(run.exp.competition, row)[0] == 1).sum()) for row in rows)
     assert len(rows) == 4 and f'<td class="number">{pixels:,}</td>' in words
 
@@ -174,26 +174,27 @@ def test_the_command(made, tiny, tmp_path, monkeypatch, capsys):
 
     root = run.exp.competition.root
     status, said = maskfold(run.folder.name, f"competition.root={root}")
-    assert status == 0 and (run.folder / "report.html").exists() and "whole in itself" in said.out, said
+    assert status == 0 and (run.folder / "report.html").exists() and "report.html (a single file" in said.out, said
     assert (run.folder / "report" / "sizes.png").exists()
     places = []
     monkeypatch.setattr(
-        "competition.report.write_report", lambda run, output, say: places.append(output) or run.folder / "report.html"
+        "competition.report.run.write_report",
+        lambda run, output, say: places.append(output) or run.folder / "report.html",
     )
     assert maskfold(run.folder, f"competition.root={root}", "-o", tmp_path / "there" / "page.html")[0] == 0
     assert places == [tmp_path / "there" / "page.html"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     for words, reason in (
-        ((run.folder, run.folder), "one run"),
+        ((run.folder, run.folder), "expected 1"),
         ((run.folder, "-o", "page.pdf"), "ends in .html"),
-        (("nothing-like-it",), "is no run"),
+        (("nothing-like-it",), "is not a run"),
     ):
         status, said = maskfold(*words)
         assert status == 2 and said.err.startswith("error: ") and reason in said.err
 
 
-def test_missing_images_are_an_error_with_a_cure(made, tiny, tmp_path):
+def test_missing_images_are_an_error(made, tiny, tmp_path):
     run = made(tiny(2))
     moved = find_run(str(run.folder), [f"competition.root={tmp_path}"])
     with pytest.raises(MaskfoldError):

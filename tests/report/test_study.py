@@ -1,4 +1,4 @@
-"""The page of a study, from plain data and from a study's folder."""
+"""The page of a study, from trials and from a study's folder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from matplotlib.figure import Figure
 
-from competition.config import MaskfoldError
-from competition.report import write_study_page, write_study_report
+from competition.errors import MaskfoldError
+from competition.report.study import write_study_page, write_study_report
 from tests.report.conftest import Page, loads_nothing
 
 BAD = "<script>alert(1)</script>"
@@ -56,7 +56,7 @@ def test_a_table_of_trials_and_figures(tmp_path):
     ]
     assert rows[3][5:] == [BAD, f"out of memory {BAD}"]
     assert strong(page) == ["2"]
-    assert "0.7500the best score, of trial 2" in page.text and "the best differs by +0.2500" in page.text
+    assert "0.7500best score, trial 2" in page.text and "differs by +0.2500" in page.text
     assert "The figure importance.png is missing." in page.text
     assert (tmp_path / "out" / "s" / "history.png").read_bytes() == (tmp_path / "history.png").read_bytes()
 
@@ -91,7 +91,7 @@ def test_the_page_of_a_relative_folder_shows_its_figures(study, output):
     assert page.tags.count("img") == 2 and "missing" not in page.text
     assert page.source.index('alt="history"') < page.source.index('alt="slice"')
     assert page.tables[0][0] == ["trial", "state", "score", "minutes", "lr"] and strong(page) == ["1"]
-    assert "Study demo2d-unet2d-01234567" in page.text and "Trial 0, the YAML as it is, has 0.5000" in page.text
+    assert "Study demo2d-unet2d-01234567" in page.text and "Trial 0, the unchanged YAML, has 0.5000" in page.text
 
 
 def test_the_best_of_what_is_to_be_small(study):
@@ -99,8 +99,8 @@ def test_the_best_of_what_is_to_be_small(study):
     record.update(objectives=["minutes"], best=[0])
     (study / "trials.json").write_text(json.dumps(record))
     page = Page(write_study_page(study, study / "report.html"))
-    assert strong(page) == ["0"] and "0.5000the best minutes, of trial 0" in page.text
-    assert page.tables[0][0] == ["trial", "state", "minutes", "minutes, all in all", "lr"]
+    assert strong(page) == ["0"] and "0.5000best minutes, trial 0" in page.text
+    assert page.tables[0][0] == ["trial", "state", "minutes", "minutes in total", "lr"]
     del record["best"]  # as a file that names none
     (study / "trials.json").write_text(json.dumps(record))
     assert strong(Page(write_study_page(study, study / "report.html"))) == ["0"]
@@ -130,4 +130,4 @@ def test_states_of_optuna_and_nothing_finished(tmp_path):
     )
     assert [row[1] for row in page.tables[0][1:]] == ["complete", "running"] and "bold" not in page.text
     page = Page(write_study_report(tmp_path, "none", [], [], tmp_path / "s.html"))
-    assert "No trial has begun." in page.text
+    assert "No trial has started." in page.text

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from competition.study.search import Search, open_search
-from competition.study.source import Source
+from competition.study.space import ExperimentSource
+from competition.study.study import StudySession, open_study
 from tests.study.quick import YAML, by_rate, install, write_experiment
 
 
@@ -22,13 +22,13 @@ def place(demo2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 @pytest.fixture
-def quick(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Search]:
+def quick(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudySession]:
     """`quick(text, score=…, overrides=…)`: an open study whose folds are written at once."""
 
     def make(
         text: str = YAML, score: Callable[[Any, int, int], float] = by_rate, overrides: tuple[str, ...] = ()
-    ) -> Search:
+    ) -> StudySession:
         install(monkeypatch.setattr, score)
-        return open_search(Source(write_experiment(place, text), overrides))
+        return open_study(ExperimentSource(write_experiment(place, text), overrides))
 
     return make

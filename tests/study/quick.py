@@ -42,8 +42,7 @@ class QuickExecutor:
         self.score, self.delay = score, delay
 
     def run(self, jobs: Sequence[Any], say: Callable[[str], None], alive: Callable[[], None] = lambda: None) -> None:
-        from competition.training.job import FoldResult
-        from competition.training.runs import load_run
+        from competition.runs.run import FoldResult, load_run
 
         for job in jobs:
             run = load_run(job.run)
@@ -97,9 +96,9 @@ class QuickExecutor:
 
 
 def _look(alive: Callable[[], None]) -> None:
-    """Now, without the pause between two looks."""
-    if hasattr(alive, "_looked"):
-        alive._looked = 0.0
+    """Now, without waiting between two polls."""
+    if hasattr(alive, "_last_poll"):
+        alive._last_poll = 0.0
     alive()
 
 
@@ -119,7 +118,7 @@ class Silent:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def finish(self, status: str) -> None: ...
+    def set_status(self, status: str) -> None: ...
 
 
 def install(
@@ -127,8 +126,8 @@ def install(
 ) -> None:
     """Puts the above in the place of training, preparation and MLflow."""
     patch("competition.training.executors.make_executor", lambda exp: QuickExecutor(score, delay))
-    patch("competition.tracking.shipper.Shipper", Silent)
-    patch("competition.training.cv.prepare_run", lambda run, say, trust=(): run.write() or run)
+    patch("competition.tracking.sync.MlflowSync", Silent)
+    patch("competition.training.cross_validate.prepare_run", lambda run, say, trust=(): run.write() or run)
 
 
 def write_experiment(root: Path, text: str = YAML) -> Path:
@@ -151,11 +150,11 @@ def main(file: str, storage: str, count: str, delay: str) -> None:
         setattr(importlib.import_module(module), attribute, value)
 
     install(patch, delay=float(delay))
-    from competition.study.search import open_search, run_search
-    from competition.study.source import Source
+    from competition.study.space import ExperimentSource
+    from competition.study.study import open_study, run_study
 
-    search = open_search(Source(Path(file)), storage or None)
-    run_search(search, int(count), lambda line: print(line, flush=True))
+    search = open_study(ExperimentSource(Path(file)), storage or None)
+    run_study(search, int(count), lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

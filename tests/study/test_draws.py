@@ -1,4 +1,4 @@
-"""No trial twice, reasons of failed ones, constraints, bounds of what is pruned: what the record says of each."""
+"""Records of trials: no duplicates, reasons of failures, constraints, and pruning."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from competition.config import MaskfoldError
-from competition.study.record import read_trials, write_trials
-from competition.study.search import best, run_search
+from competition.errors import MaskfoldError
+from competition.study.study import best_trials, read_trials, run_study, write_trials
 from tests.study.quick import YAML, QuickExecutor, by_rate
 
 RATE = "    optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\n"
@@ -22,11 +21,11 @@ FEW = "    optimizer.args.lr: {choices: [1.0e-3, 2.0e-3, 3.0e-3, 4.0e-3]}\n"
 def test_a_small_space_is_drawn_without_repeats_until_it_is_used_up(quick, sampler):
     said: list[str] = []
     search = quick(YAML.replace(RATE, FEW).replace("sampler: random", f"sampler: {sampler}\n  startup_trials: 2"))
-    run_search(search, 4, said.append)
+    run_study(search, 4, said.append)
     assert sorted(float(trial.params["optimizer.args.lr"]) for trial in search.trials) == [0.001, 0.002, 0.003, 0.004]
     assert [trial.state.name for trial in search.trials] == ["COMPLETE"] * 4
-    run_search(search, 6, said.append)
-    assert len(search.trials) == 4 and "the space is used up after 4 of 6 trials" in said[-1]
+    run_study(search, 6, said.append)
+    assert len(search.trials) == 4 and "4 of 6 trials" in said[-1]
     record = read_trials(search.folder)
     assert len(record["trials"]) == 4 and len({trial["run"] for trial in record["trials"]}) == 4
 
@@ -36,7 +35,7 @@ def test_what_failed_once_is_not_trained_again_and_the_reason_names_an_absurd_lo
     real = QuickExecutor.run
 
     def fails(self, jobs, say, alive=lambda: None):
-        from competition.training.runs import load_run
+        from competition.runs.run import load_run
 
         rate = load_run(jobs[0].run).exp.optimizer.args["lr"]
         tried.append(rate)
@@ -52,10 +51,10 @@ def test_what_failed_once_is_not_trained_again_and_the_reason_names_an_absurd_lo
 
     monkeypatch.setattr(QuickExecutor, "run", fails)
     search = quick(YAML.replace(RATE, FEW))
-    run_search(search, 6, lambda line: None)
+    run_study(search, 6, lambda line: None)
     assert sorted(tried) == [0.001, 0.002, 0.003, 0.004]
     rows = {float(row["params"]["optimizer.args.lr"]): row for row in read_trials(search.folder)["trials"]}
-    assert rows[0.004]["reason"].endswith("Lower the rate. The training loss had become 3.5e+12.")
+    assert rows[0.004]["reason"].endswith("Lower the rate. The last training loss was 3.5e+12.")
     assert rows[0.003]["reason"].endswith("Lower the rate.")
     summary = json.loads((Path(rows[0.003]["run"]) / "summary.json").read_text())
     assert summary["stopped"] == "failed: The network gives values that are not finite. Lower the rate."
@@ -71,12 +70,12 @@ def test_constraints_are_kept_by_the_best_without_a_warning(quick, sampler):
     search = quick(text)
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        run_search(search, 8, lambda line: None)
+        run_study(search, 8, lambda line: None)
     rates = {trial.number: trial.params["optimizer.args.lr"] for trial in search.trials}
     assert any(rate > 0.002 for rate in rates.values())
     scores = {trial.number: trial.value for trial in search.trials}
     top = max((number for number in rates if rates[number] * 100 <= 0.2), key=lambda number: scores[number])
-    assert best(search)[0].number == top and read_trials(search.folder)["best"] == [top]
+    assert best_trials(search)[0].number == top and read_trials(search.folder)["best"] == [top]
     for row in write_trials(search):
         gib = 100 * rates[row["number"]]
         assert row["reason"] == (f"peak_gib is {gib:.4g}, above 0.2" if gib > 0.2 else None)
@@ -84,15 +83,15 @@ def test_constraints_are_kept_by_the_best_without_a_warning(quick, sampler):
 
 def test_the_smallest_is_the_best_where_small_is_good(quick):
     search = quick(YAML.replace("pruner: none", "pruner: none\n  objectives: [peak_gib]"))
-    run_search(search, 5, lambda line: None)
+    run_study(search, 5, lambda line: None)
     rates = {trial.number: trial.params["optimizer.args.lr"] for trial in search.trials}
     smallest = min(rates, key=lambda number: rates[number])
-    assert best(search)[0].number == smallest and read_trials(search.folder)["best"] == [smallest]
+    assert best_trials(search)[0].number == smallest and read_trials(search.folder)["best"] == [smallest]
 
 
 def test_of_a_front_as_many_as_were_asked_for_by_the_first_objective(quick):
     search = quick(YAML.replace("pruner: none", "pruner: none\n  objectives: [score, peak_gib]"))
-    run_search(search, 12, lambda line: None)
+    run_study(search, 12, lambda line: None)
     values = {trial.number: trial.values for trial in search.trials}
     front = [
         number
@@ -101,23 +100,25 @@ def test_of_a_front_as_many_as_were_asked_for_by_the_first_objective(quick):
     ]
     assert len(front) > 2
     front.sort(key=lambda number: -values[number][0])
-    assert [trial.number for trial in best(search, None)] == front == read_trials(search.folder)["best"]
-    assert [trial.number for trial in best(search, 2)] == front[:2]
+    assert [trial.number for trial in best_trials(search, None)] == front == read_trials(search.folder)["best"]
+    assert [trial.number for trial in best_trials(search, 2)] == front[:2]
 
 
 def test_a_pruned_trial_counts_the_cases_that_were_compared(quick, monkeypatch):
     """Both folds are done when the folder is looked at: ten cases, whatever else is written in between."""
-    from competition.study.watch import Watch
+    from competition.study.trial import PruningCallback
 
-    real = Watch.look
+    real = PruningCallback.poll
     monkeypatch.setattr(
-        Watch, "look", lambda self: real(self) if (self.run.folder / "fold_1" / "result.json").exists() else None
+        PruningCallback,
+        "poll",
+        lambda self: real(self) if (self.run.folder / "fold_1" / "result.json").exists() else None,
     )
     search = quick(
         YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05"),
         score=lambda exp, fold, place: by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3 else 0.3,
     )
-    run_search(search, 2, lambda line: None)
+    run_study(search, 2, lambda line: None)
     assert (
         search.trials[1].user_attrs["reason"]
         == "pruned after fold 0, 1: on 10 cases it is worse than the best trial (p < 0.05)"
@@ -126,25 +127,27 @@ def test_a_pruned_trial_counts_the_cases_that_were_compared(quick, monkeypatch):
 
 def test_a_pruned_trial_names_the_folds_of_its_cases_only(quick, monkeypatch):
     """A fold that ends between the look at its cases and the verdict is not named."""
-    from competition.study.watch import Watch
+    from competition.study.trial import PruningCallback
 
-    real = Watch._cases
+    real = PruningCallback._case_scores
 
     def late(self):
         return [pair for pair in real(self) if self.fold_of[pair[0]] == 0]
 
-    monkeypatch.setattr(Watch, "_cases", late)
+    monkeypatch.setattr(PruningCallback, "_case_scores", late)
     monkeypatch.setattr(
-        "competition.study.search.pruner",
+        "competition.study.study.make_pruner",
         lambda study: __import__("optuna").pruners.WilcoxonPruner(p_threshold=0.05, n_startup_steps=5),
     )
-    real_look = Watch.look
+    real_look = PruningCallback.poll
     monkeypatch.setattr(
-        Watch, "look", lambda self: real_look(self) if (self.run.folder / "fold_1" / "result.json").exists() else None
+        PruningCallback,
+        "poll",
+        lambda self: real_look(self) if (self.run.folder / "fold_1" / "result.json").exists() else None,
     )
     search = quick(
         YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05"),
         score=lambda exp, fold, place: by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3 else 0.3,
     )
-    run_search(search, 2, lambda line: None)
+    run_study(search, 2, lambda line: None)
     assert re.match("pruned after fold 0: on 5 cases", search.trials[1].user_attrs["reason"])

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from competition.study.search import open_search
-from competition.study.source import Source
+from competition.study.space import ExperimentSource
 from competition.study.storage import open_storage
+from competition.study.study import open_study
 from tests.study.quick import write_experiment
 from tests.study.test_search import start, states
 
@@ -89,7 +89,7 @@ def test_two_processes_run_each_trial_once(server, demo2d, tmp_path):
     processes = [start(file, server, 20, 0.05) for _ in range(2)]
     outputs = [process.communicate(timeout=280)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
-    search = open_search(Source(file), server)
+    search = open_study(ExperimentSource(file), server)
     assert states(search) == ["COMPLETE"] * 20
     shares = [output.count(" complete: ") for output in outputs]
     assert sum(shares) == 20 and min(shares) >= 2, shares
@@ -97,7 +97,7 @@ def test_two_processes_run_each_trial_once(server, demo2d, tmp_path):
 
 
 def test_a_database_that_is_away_is_told_in_words():
-    from competition.config import MaskfoldError
+    from competition.errors import MaskfoldError
 
     with pytest.raises(MaskfoldError) as refusal:
         open_storage("postgresql://someone:secret@127.0.0.1:9/none")

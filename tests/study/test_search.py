@@ -1,4 +1,4 @@
-"""A study counts its trials, begins with the YAML as it is, prunes, fails and goes on."""
+"""A study counts its trials, begins with the unchanged YAML, prunes, and continues after failures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from competition.config import MaskfoldError
-from competition.study.methods import pruner
-from competition.study.promote import promote
-from competition.study.record import write_trials
-from competition.study.search import best, open_search, revive, run_search
-from competition.study.source import Source
+from competition.errors import MaskfoldError
+from competition.study.promote import promote_best_trials
+from competition.study.space import ExperimentSource
+from competition.study.study import best_trials, open_study, requeue_stale_trials, run_study, write_trials
+from competition.study.trial import make_pruner
 from tests.conftest import ROOT
 from tests.study.quick import BEST, YAML, by_rate, write_experiment
 
@@ -29,24 +28,24 @@ def states(search) -> list[str]:
 
 def test_trial_0_is_the_yaml_and_the_count_is_of_all_that_are_finished(quick):
     search = quick()
-    run_search(search, 4, lambda line: None)
+    run_study(search, 4, lambda line: None)
     assert states(search) == ["COMPLETE"] * 4
     assert search.trials[0].params == {"optimizer.args.lr": 1e-3}
     assert search.trials[0].value == pytest.approx(by_score(1e-3), abs=1e-9)
     assert len({trial.params["optimizer.args.lr"] for trial in search.trials}) == 4
-    again = open_search(search.source)
-    run_search(again, 4, lambda line: pytest.fail(line))
-    run_search(again, 6, lambda line: None)
+    again = open_study(search.source)
+    run_study(again, 4, lambda line: pytest.fail(line))
+    run_study(again, 6, lambda line: None)
     assert states(again) == ["COMPLETE"] * 6
     assert len({trial.params["optimizer.args.lr"] for trial in again.trials}) == 6  # a resumed sampler repeats nothing
-    found = best(again)[0]
+    found = best_trials(again)[0]
     assert found.value == max(trial.value for trial in again.trials)
     rows = json.loads((again.folder / "trials.json").read_text())["trials"]
     assert [row["number"] for row in rows] == list(range(6)) and all(Path(row["run"]).is_dir() for row in rows)
 
 
 def by_score(rate: float) -> float:
-    """Independent of the files: the mean over the ten pictures of two folds."""
+    """Independent of the files: the mean over the ten images of two folds."""
     import numpy as np
 
     return float(
@@ -68,9 +67,11 @@ def test_a_trial_that_is_surely_worse_stops_after_its_first_fold(quick):
         ),
     )
 
-    assert isinstance(pruner(search.study), optuna.pruners.WilcoxonPruner)
-    search.optuna.pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.05, n_startup_steps=5)  # five cases a fold here
-    run_search(search, 3, lambda line: None)
+    assert isinstance(make_pruner(search.config), optuna.pruners.WilcoxonPruner)
+    search.optuna_study.pruner = optuna.pruners.WilcoxonPruner(
+        p_threshold=0.05, n_startup_steps=5
+    )  # five cases a fold here
+    run_study(search, 3, lambda line: None)
     assert states(search) == ["COMPLETE", "PRUNED", "PRUNED"]
     pruned = search.trials[1]
     assert len(pruned.intermediate_values) == 5 and "after fold 0" in pruned.user_attrs["reason"]
@@ -88,7 +89,7 @@ def test_median_stops_within_a_fold(quick):
         return 0.9 - 0.001 * calls["n"]
 
     search = quick(YAML.replace("pruner: none", "pruner: median\n  startup_trials: 1"), score=worse_and_worse)
-    run_search(search, 4, lambda line: None)
+    run_study(search, 4, lambda line: None)
     assert states(search)[0] == "COMPLETE" and "PRUNED" in states(search)
     pruned = next(trial for trial in search.trials if trial.state.name == "PRUNED")
     assert "fold 0, epoch 1" in pruned.user_attrs["reason"] and len(pruned.intermediate_values) == 1
@@ -100,7 +101,7 @@ def test_other_samplers_and_pruners(quick, sampler, pruner):
         "pruner: none", f"pruner: {pruner}"
     )
     search = quick(text)
-    run_search(search, 5, lambda line: None)
+    run_study(search, 5, lambda line: None)
     assert len(search.finished) == 5 and set(states(search)) <= {"COMPLETE", "PRUNED"}
     rates = [trial.params["optimizer.args.lr"] for trial in search.trials]
     assert rates[0] == 1e-3 and len(set(rates)) == 5
@@ -113,7 +114,7 @@ def test_failed_trials_say_why_and_the_study_goes_on(quick):
         return by_rate(exp, fold, place)
 
     search = quick(score=fails_above)
-    run_search(search, 10, lambda line: None)
+    run_study(search, 10, lambda line: None)
     failed = [trial for trial in search.trials if trial.state.name == "FAIL"]
     assert len(search.trials) == 10 and 1 <= len(failed) < 9
     assert all("loss is nan" in trial.user_attrs["reason"] for trial in failed)
@@ -125,23 +126,23 @@ def test_a_study_whose_yaml_fails_says_so_at_once(quick):
         raise MaskfoldError("The mask of case 3 is empty.", "Look at it.")
 
     search = quick(score=fails)
-    with pytest.raises(MaskfoldError, match="Trial 0, the YAML as it is, fails: The mask of case 3"):
-        run_search(search, 4, lambda line: None)
+    with pytest.raises(MaskfoldError, match="Trial 0.*The mask of case 3"):
+        run_study(search, 4, lambda line: None)
     assert len(search.trials) == 1
 
 
 def test_several_objectives_have_a_front_and_constraints_hold(quick):
     text = YAML.replace("pruner: none", "pruner: none\n  objectives: [score, peak_gib]\n  constraints: {peak_gib: 0.5}")
     search = quick(text)
-    run_search(search, 8, lambda line: None)
-    front = best(search, None)
+    run_study(search, 8, lambda line: None)
+    front = best_trials(search, None)
     values = [trial.values for trial in front]
     assert all(gib <= 0.5 for _, gib in values)
     for score, gib in values:
         assert not any(other[0] > score and other[1] < gib for other in values)
     with pytest.raises(MaskfoldError, match="pruner: none"):
         quick(text.replace("pruner: none", "pruner: median"))
-    with pytest.raises(MaskfoldError, match="names speed, which nothing measures"):
+    with pytest.raises(MaskfoldError, match=r"study\.objectives: found speed"):
         quick(text.replace("[score, peak_gib]", "[score, speed]"))
 
 
@@ -160,23 +161,23 @@ def test_an_interrupted_trial_is_taken_up_again(quick, monkeypatch):
 
     monkeypatch.setattr(QuickExecutor, "run", stops)
     with pytest.raises(KeyboardInterrupt):
-        run_search(search, 5, lambda line: None)
+        run_study(search, 5, lambda line: None)
     assert states(search).count("WAITING") == 1
     params = search.trials[-1].params
-    run_search(search, 5, lambda line: None)
+    run_study(search, 5, lambda line: None)
     assert states(search) == ["COMPLETE"] * 5 and params in [trial.params for trial in search.trials]
 
 
 def test_the_best_are_trained_on_all_folds_and_judged_on_those_the_study_did_not_use(quick):
     search = quick(YAML.replace("folds: {k: 2}", "folds: {k: 2, run: [0]}"))
-    run_search(search, 5, lambda line: None)
-    found = promote(search, 2, lambda line: None)
+    run_study(search, 5, lambda line: None)
+    found = promote_best_trials(search, 2, lambda line: None)
     assert found[0].number == 0 and found[0].gain is None and len(found) in (2, 3)
     top = found[1]
-    assert (Path(top.run) / "fold_1" / "result.json").exists()
+    assert (Path(top.run_folder) / "fold_1" / "result.json").exists()
     own, winner = (search.trials[n].params["optimizer.args.lr"] for n in (0, top.number))
     assert top.gain.value == pytest.approx(by_rate_mean(winner, 1) - by_rate_mean(own, 1), abs=1e-9)
-    assert top.unseen == pytest.approx(by_rate_mean(winner, 1), abs=1e-9)
+    assert top.unseen_score == pytest.approx(by_rate_mean(winner, 1), abs=1e-9)
     assert write_trials(search)[0]["number"] == 0
 
 
@@ -213,25 +214,25 @@ def test_a_trial_of_a_killed_process_is_queued_again_at_once(place):
     time.sleep(1.0)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    search = open_search(Source(file))
+    search = open_study(ExperimentSource(file))
     assert states(search) == ["RUNNING"]
     said: list[str] = []
-    revive(search, said.append)
+    requeue_stale_trials(search, said.append)
     assert states(search) == ["WAITING"] and search.trials[0].params == {"optimizer.args.lr": 1e-3}
     assert "trial 0 was killed" in said[0]
-    revive(search, lambda line: pytest.fail(line))
+    requeue_stale_trials(search, lambda line: pytest.fail(line))
 
 
 def test_a_trial_of_a_living_process_is_left_alone(quick):
-    from competition.study.storage import OWNER, is_dead, owner
+    from competition.study.storage import PROCESS_ATTRIBUTE, current_process, is_process_dead
 
     search = quick()
-    trial = search.optuna.ask()
-    trial.set_user_attr(OWNER, owner())
-    revive(search, lambda line: pytest.fail(line))
+    trial = search.optuna_study.ask()
+    trial.set_user_attr(PROCESS_ATTRIBUTE, current_process())
+    requeue_stale_trials(search, lambda line: pytest.fail(line))
     assert states(search) == ["RUNNING"]
-    assert not is_dead({**owner(), "host": "elsewhere", "pid": 999_999_999})
-    assert is_dead({**owner(), "started": 1.0})
+    assert not is_process_dead({**current_process(), "host": "elsewhere", "pid": 999_999_999})
+    assert is_process_dead({**current_process(), "started": 1.0})
 
 
 def test_two_processes_share_a_study(place):
@@ -239,6 +240,6 @@ def test_two_processes_share_a_study(place):
     processes = [start(file, "", 8, 0.05) for _ in range(2)]
     outputs = [process.communicate(timeout=250)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
-    search = open_search(Source(file))
+    search = open_study(ExperimentSource(file))
     assert states(search) == ["COMPLETE"] * 8
     assert sum(output.count(" complete: ") for output in outputs) == 8

@@ -1,4 +1,4 @@
-"""The space: keys of the experiment, choices by label, ranges that meet the YAML's own values; refusals name the line."""
+"""The search space: keys, choices by label, ranges that contain the YAML's values; errors name the line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from competition.config import MaskfoldError
-from competition.study.search import run_search
+from competition.errors import MaskfoldError
+from competition.study.study import run_study
 from tests.study.quick import YAML
 
 RATE = "    optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\n"
@@ -32,7 +32,7 @@ def test_choices_are_stored_by_label_and_conditions_hold(quick):
         .replace("study:", "schedule: {name: onecycle}\nstudy:")
     )
     search = quick(text)
-    run_search(search, 8, lambda line: None)
+    run_study(search, 8, lambda line: None)
     assert [trial.state.name for trial in search.trials] == ["COMPLETE"] * 8
     # the YAML's own part is a choice, though the schema fills in what both leave out
     assert search.trials[0].params["schedule"] == "own"
@@ -53,45 +53,39 @@ def test_a_part_that_says_something_else_is_not_the_yamls_own(quick):
     text = YAML.replace(RATE, "    schedule: {choices: {warm: {name: onecycle, warmup: 0.1}}}\n").replace(
         "study:", "schedule: {name: onecycle}\nstudy:"
     )
-    with pytest.raises(MaskfoldError, match=r"none of its choices \(warm\)"):
+    with pytest.raises(MaskfoldError, match=r"schedule .*choices \(warm\)"):
         quick(text)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("    optimizer.args.lr: {low: 1.0e-2, high: 1.0e-4}", "the lower first"),
-        ("    optimizer.args.lr: {low: 2.0e-3, high: 1.0e-2}", "outside of 0.002 to 0.01"),
-        ("    optimizr.args.lr: {low: 1.0e-4, high: 1.0e-2}", "the nearest is optimizer"),
+        ("    optimizer.args.lr: {low: 1.0e-2, high: 1.0e-4}", "requires `low` and `high`, with `low` below `high`"),
+        ("    optimizer.args.lr: {low: 2.0e-3, high: 1.0e-2}", "found 0.001, expected a number from 0.002 to 0.01"),
+        ("    optimizr.args.lr: {low: 1.0e-4, high: 1.0e-2}", "optimizr is not a known key (nearest: optimizer)"),
         (
             "    optimizer.args.lrr: {low: 1.0e-4, high: 1.0e-2}",
-            "does not say optimizer.args.lrr; the nearest is optimizer.args.lr.",
+            "optimizer.args.lrr is not set in the YAML (nearest: optimizer.args.lr).",
         ),
-        (
-            "    patch.size: {choices: [[32, 32], [31]]}",
-            "patch.size = [31] does not fit: patch.size: expected 2 or more entries",
-        ),
+        ("    patch.size: {choices: [[32, 32], [31]]}", "patch.size = [31]: patch.size: expected 2 or more entries"),
         ("    patch.size: {choices: [[32, 32], [31, a]]}", "patch.size.1: expected an integer"),
         ("    model.args.dropout: {low: 0, high: 1, choices: [0.1]}", "either `low` and `high`, or `choices`"),
-        ("    model.args.nothing: {choices: [1, 2]}", "does not say model.args.nothing."),
+        ("    model.args.nothing: {choices: [1, 2]}", "model.args.nothing is not set in the YAML."),
         ("    run.threads: {choices: [1, 2]}", "does not change the network"),
-        ("    model.args.dropout: {low: 0.0, high: 0.5, when: {patch.size: 3}}", "no key of the space"),
+        ("    model.args.dropout: {low: 0.0, high: 0.5, when: {patch.size: 3}}", "not a key of the space"),
         (
             "    training.batch_size: {low: 3, high: 9, step: 2}",
-            "own training.batch_size is 4, which steps of 2 from 3 do not meet",
+            "training.batch_size in the YAML: found 4, expected 3 plus a multiple of 2",
         ),
         (
             "    training.batch_size: {low: 4, high: 9, step: 2}",
-            "`high` 9 is never reached from 4 in steps of 2; the last is 8",
+            "`high` 9 cannot be reached from 4 in steps of 2; the last value is 8",
         ),
         (
             "    model.args.dropout: {low: 0.0, high: 0.35, step: 0.1}",
-            "`high` 0.35 is never reached from 0 in steps of 0.1; the last is 0.3",
+            "`high` 0.35 cannot be reached from 0 in steps of 0.1; the last value is 0.3",
         ),
-        (
-            "    model.args.dropout: {low: 0, high: 1}",
-            "own model.args.dropout is 0.1, and a range with two whole ends holds whole",
-        ),
+        ("    model.args.dropout: {low: 0, high: 1}", "model.args.dropout in the YAML: found 0.1, expected an integer"),
     ],
 )
 def test_a_space_that_does_not_fit_is_refused_before_the_first_trial(quick, place, line, words):
@@ -109,12 +103,12 @@ def test_a_space_on_the_command_line_is_blamed_there(quick):
     with pytest.raises(MaskfoldError) as refusal:
         quick(overrides=("study.space={optimizer.args.lr: {low: 0.5, high: 1.0}}",))
     assert str(refusal.value).startswith(
-        "command line: study.space: the YAML's own optimizer.args.lr is 0.001, outside of"
+        "command line: study.space: optimizer.args.lr in the YAML: found 0.001, expected"
     )
     with pytest.raises(MaskfoldError) as refusal:
         quick(overrides=("study.space[optimizer.args.lr].low=0.005",))
     assert str(refusal.value).startswith(
-        "command line: study.space: the YAML's own optimizer.args.lr is 0.001, outside of"
+        "command line: study.space: optimizer.args.lr in the YAML: found 0.001, expected"
     )
 
 
@@ -128,7 +122,7 @@ def test_steps_and_whole_numbers_that_fit(quick, given, value):
             RATE, f"    training.batch_size: {given}\n    model.args.dropout: {{low: 0.0, high: 0.3, step: 0.1}}\n"
         ).replace("study:", f"training: {{batch_size: {value}}}\nstudy:")
     )
-    run_search(search, 6, lambda line: None)
+    run_study(search, 6, lambda line: None)
     assert search.trials[0].params == {"training.batch_size": value, "model.args.dropout": 0.1}
     for trial in search.trials:
         assert isinstance(trial.params["training.batch_size"], int)
@@ -138,11 +132,8 @@ def test_steps_and_whole_numbers_that_fit(quick, given, value):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("  objectives: [scroe]\n", "study.objectives names scroe, which nothing measures; the nearest is score."),
-        (
-            "  constraints: {peak_gb: 1.0}\n",
-            "study.constraints names peak_gb, which nothing measures; the nearest is peak_gib.",
-        ),
+        ("  objectives: [scroe]\n", "study.objectives: found scroe, expected one of score, "),
+        ("  constraints: {peak_gb: 1.0}\n", "study.constraints: found peak_gb, expected one of score, "),
     ],
 )
 def test_an_objective_that_nothing_measures(quick, text, words):
@@ -152,5 +143,5 @@ def test_an_objective_that_nothing_measures(quick, text, words):
 
 
 def test_a_fit_on_all_cases_judges_nothing(quick):
-    with pytest.raises(MaskfoldError, match="leaves nothing to judge a trial by"):
+    with pytest.raises(MaskfoldError, match=r"folds\.run: found full"):
         quick(overrides=("folds.run=full",))

@@ -1,4 +1,4 @@
-"""Label files lie on their images, whatever preparation did to the grid in between."""
+"""Label files have the grid of their images, whatever the preprocessing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from competition.submission.folder import predict_images
+from competition.submission.label_files import predict_images
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The score of a file is the score of its masks, whatever way they are written; and no broken file gets a score."""
+"""The score of a file is the score of its masks in every format; a broken file gets no score."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ import pytest
 from scipy.spatial.distance import directed_hausdorff
 
 from competition.cli.main import main
-from competition.config import Competition, MaskfoldError, load_competition
-from competition.data.table import case_table
-from competition.scoring.cases import score_case
-from competition.scoring.summary import cv_score
-from competition.submission import PROFILES, write_submission
+from competition.config.competition import Competition
+from competition.config.loading import load_competition
+from competition.config.profiles import PROFILES
+from competition.data.cases import case_table
+from competition.errors import MaskfoldError
+from competition.metrics.bootstrap import cv_score
+from competition.metrics.scoring import score_case
 from competition.submission.score import ScoreCard, score_submission
+from competition.submission.writer import write_submission
 from tests.conftest import ROOT
-from tests.data.host import competition, write_png, write_text
+from tests.host import competition, write_png, write_text
 
 Masks = dict[str, np.ndarray]  # (K, *spatial) bool by id
 
@@ -35,7 +38,7 @@ def demo(folder: Path) -> Competition:
 
 
 def rle(mask: np.ndarray, order: str = "F") -> str:
-    """Run lengths, base 1, found pixel by pixel."""
+    """Run lengths, base 1, computed pixel by pixel."""
     runs: list[list[int]] = []
     for place in np.flatnonzero(mask.ravel(order=order)).tolist():
         if runs and sum(runs[-1]) == place + 1:
@@ -77,7 +80,7 @@ def test_the_solution_itself_is_perfect_in_any_order(
 
 
 def written(folder: Path, comp: Competition, change: Callable[[np.ndarray], np.ndarray], path: Path) -> Masks:
-    """Writes a submission of changed solution masks row by row; returns them."""
+    """Write a submission of changed solution masks row by row; return them."""
     truths: Masks = solution_masks(folder, comp)
     masks = {case_id: np.stack([change(one) for one in truth]) for case_id, truth in truths.items()}
     lines = [
@@ -253,15 +256,15 @@ def test_columns_beyond_the_profiles_are_for_solutions_only(demo2d: Path, tmp_pa
 
 # Training cases: what cross-validation says of masks, the file says too.
 def judged(comp: Competition, probabilities: Masks) -> tuple[float, Masks, list[dict[str, Any]]]:
-    """The CV score of out-of-fold probabilities (P, *spatial), by the class that scores folds; and the masks."""
+    """Return the CV score of out-of-fold probabilities (P, *spatial), by the class that scores folds; and the masks."""
     import torch
 
-    from competition.training.validation import Judge
+    from competition.training.evaluator import Evaluator
 
     table = case_table(comp)
-    judge = Judge(SimpleNamespace(competition=comp), table, {}, torch.device("cpu"), torch.no_grad, lambda: None)  # type: ignore[arg-type]
+    judge = Evaluator(SimpleNamespace(competition=comp), table, {}, torch.device("cpu"), torch.no_grad, lambda: None)  # type: ignore[arg-type]
     lines, masks = [], {}
-    for row in judge.rows():
+    for row in judge.iter_cases():
         if row.id in probabilities:
             rows, masks[row.id], _ = judge.score(probabilities[row.id], row, 0)
             lines += rows
@@ -269,8 +272,8 @@ def judged(comp: Competition, probabilities: Masks) -> tuple[float, Masks, list[
 
 
 def guesses(comp: Competition, seed: int, leave_out: int = 0) -> Masks:
-    """Probabilities that follow the truth here and there; some cases without a trace of a class."""
-    from competition.data.table import load_mask
+    """Probabilities that partly follow the truth; some cases lack a class."""
+    from competition.data.masks import load_mask
 
     rng, found = np.random.default_rng(seed), {}
     for number, row in enumerate(case_table(comp).itertuples(index=False)):
@@ -308,7 +311,7 @@ def test_out_of_fold_masks_score_as_in_cross_validation(
 
 
 def nuclei(root: Path, ids: str = "abcdef", **changes: Any) -> Competition:
-    """Pictures with a table of one row per object in place of masks, as in the Data Science Bowl 2018."""
+    """2D images with a table of one row per object instead of masks, as in the Data Science Bowl 2018."""
     rng, rows = np.random.default_rng(5), []
     for number, case_id in enumerate(ids):
         write_png(root / "train" / f"{case_id}.png", rng.integers(0, 255, (20 + number, 26), dtype=np.uint8))
@@ -337,7 +340,7 @@ def nuclei(root: Path, ids: str = "abcdef", **changes: Any) -> Competition:
 
 
 def average_precision(predicted: list[np.ndarray], truth: list[np.ndarray]) -> float:
-    """One picture, by every pair of objects."""
+    """The score of one image, by every pair of objects."""
     ious = [(one & other).sum() / (one | other).sum() for one in predicted for other in truth]
     values = []
     for threshold in np.arange(0.5, 0.99, 0.05):
@@ -368,7 +371,7 @@ def test_components_written_as_rows_score_as_in_cross_validation(tmp_path: Path,
 
 
 def test_rows_are_the_objects(tmp_path: Path) -> None:
-    """Touching objects count as the two that their rows say, in the file and in the solution."""
+    """Touching objects count as the two objects of their rows, in the file and in the solution."""
     comp = nuclei(tmp_path)
     left, right = np.zeros((20, 26), bool), np.zeros((20, 26), bool)
     left[2:9, 3:10], right[2:9, 10:17] = True, True
@@ -392,7 +395,7 @@ def test_rows_are_the_objects(tmp_path: Path) -> None:
     ("rows", "what"),
     [
         (["ta,1 2", "ta,2 1", "tb,"], "line 3: the id ta shares 1 pixel"),
-        (["ta,1 2", "ta,", "tb,"], "line 3: the id ta has an empty row beside other rows"),
+        (["ta,1 2", "ta,", "tb,"], "line 3: the id ta has an empty row in addition to other rows"),
         (["ta,1 2", "tb,", "tc,"], "line 4: the id tc has no row in"),
         (["ta,1 2", "tz,"], "line 3: the id tz has no test image"),
     ],
@@ -521,7 +524,7 @@ def test_a_slice_that_is_not_there(tmp_path: Path) -> None:
         (rows[:-3], r"case9_day9_slice_12 with the class large_bowel.* begins in line 2"),
         ([*rows, "case9_day9_slice_13,stomach,"], r"line 38: the id case9_day9_slice_13 .* has no test image"),
         ([*rows, "case9_day9,stomach,"], "line 38: the id case9_day9 with the class stomach has no test image"),
-        ([*rows, "case9_day9_slice_3_266,stomach,"], "line 38: .* a second time, after line 10"),
+        ([*rows, "case9_day9_slice_3_266,stomach,"], "line 38: .* a duplicate of line 10"),
     ):
         mine = write_text(tmp_path / "mine.csv", "\n".join(["id,class,predicted", *changed]) + "\n")
         with pytest.raises(MaskfoldError, match=what):
@@ -529,7 +532,7 @@ def test_a_slice_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_volume_in_one_row_or_by_its_slices(tmp_path: Path) -> None:
-    """SenNet names slices, but its profile does not tell them from pictures: the names decide."""
+    """SenNet has slice names, but its profile does not distinguish them from 2D images: the names decide."""
     truth = stacks(tmp_path, "train", {"k1": 4, "k2": 3})
     for case_id, masks in truth.items():
         for z in range(masks.shape[-1]):
@@ -552,7 +555,7 @@ def test_a_volume_in_one_row_or_by_its_slices(tmp_path: Path) -> None:
     for rows in (whole, sliced, [whole[0], *sliced[4:]]):
         card = score_submission(write_text(tmp_path / "m.csv", "\n".join(["id,rle", *rows])), comp)
         assert card.table["score"].tolist() == pytest.approx(expected, abs=1e-12)
-    with pytest.raises(MaskfoldError, match="line 2: the case k1 has rows of its own and of its slices"):
+    with pytest.raises(MaskfoldError, match="line 2: the case k1 has rows for the whole volume and for single slices"):
         score_submission(write_text(tmp_path / "m.csv", "\n".join(["id,rle", *whole, *sliced])), comp)
 
 
@@ -600,7 +603,7 @@ def test_height_and_width(tmp_path: Path) -> None:
     write_png(tmp_path / "masks" / "a.png", np.zeros((6, 8), np.uint8))
     comp = competition(tmp_path, submission={"profile": "hubmap-vasculature"}, metric={"name": "dice"})
     mine = write_text(tmp_path / "mine.csv", "id,height,width,prediction_string\na,8,6,\n")
-    with pytest.raises(MaskfoldError, match="line 2: the id a has the height 8, and the image has 6"):
+    with pytest.raises(MaskfoldError, match="line 2: the id a has height 8, expected 6"):
         score_submission(mine, comp)
 
 
@@ -635,7 +638,7 @@ def test_two_layouts_of_one_profile_and_classes_that_overlap_in_the_truth(tmp_pa
 
 def test_files_without_classes(tmp_path: Path) -> None:
     comp = competition(tmp_path, classes=["a", "b"], submission={"profile": "hubmap-organ"})
-    with pytest.raises(MaskfoldError, match="does not say of which class") as error:
+    with pytest.raises(MaskfoldError, match="Class column of .*competition.classes has") as error:
         score_submission(tmp_path / "mine.csv", comp)
     assert error.value.status == 2
 
@@ -688,7 +691,7 @@ def test_the_commands_refusals(demo2d: Path, command: Callable[..., Any], tmp_pa
         (2, ("absent.csv", "--competition", yaml, f"root={demo2d}"), "absent.csv does not exist"),
         (2, ("mine.csv", "--competition", yaml, f"rot={demo2d}"), "rot"),
         (2, ("mine.csv", "--competition", yaml.with_name("unet2d.yaml")), "not a competition"),
-        (2, ("mine.csv", "--competition", yaml, f"root={demo2d}", "--table", "mine.csv"), "written over"),
+        (2, ("mine.csv", "--competition", yaml, f"root={demo2d}", "--table", "mine.csv"), "--table mine.csv"),
         (1, ("mine.csv", "--competition", yaml, f"root={demo2d}"), "line 2"),
     ):
         code, out, error = command(*words)

@@ -1,4 +1,4 @@
-"""The whole way from finished runs to the host's file."""
+"""The complete path from finished runs to the host's file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from competition.config import MaskfoldError
-from competition.data.table import case_table, load_mask
-from competition.scoring.summary import cv_score
-from competition.submission import read_submission
-from competition.submission.blend import Blend, Mixture
-from competition.submission.expected import expect
-from competition.submission.members import Ensemble, plain_rows
-from competition.submission.profiles import profile_of
-from competition.submission.submit import submit, write_out_of_fold
-from competition.training.cv import summarise
-from competition.training.find import find_run
+from competition.config.profiles import profile_of
+from competition.data.cases import case_table
+from competition.data.masks import load_mask
+from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.ensembling.expected import estimate_score
+from competition.errors import MaskfoldError
+from competition.metrics.bootstrap import cv_score
+from competition.runs.blend import Ensemble, WeightedMean
+from competition.runs.find import find_run
+from competition.submission.reader import read_submission
+from competition.submission.submit import submit, write_oof_submission
+from competition.training.cross_validate import summarize_run
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -33,10 +34,10 @@ def test_submit_writes_the_samples_rows_and_says_what_it_did(finished, tiny, dim
     assert done.path == Path("submissions") / comp.name / f"tiny-{run.folder.name}.csv"
     with open(done.path, newline="") as stream, open(comp.root / "sample_submission.csv", newline="") as sample:
         assert [row[:2] for row in csv.reader(stream)] == [row[:2] for row in csv.reader(sample)]
-    said = json.loads(done.note.read_text())
+    said = json.loads(done.summary_path.read_text())
     assert [len(one["checkpoints"]) for one in said["runs"]] == [2] and said["runs"][0]["weight"] == 1
     assert all(len(one["sha256"]) == 64 for one in said["runs"][0]["checkpoints"])
-    summary = summarise(run)
+    summary = summarize_run(run)
     assert said["expected"]["score"] == pytest.approx(summary.score, abs=1e-9)
     assert said["expected"]["low"] < summary.score < said["expected"]["high"]
     kept = pd.read_csv(done.path.with_suffix(".scores.csv"), dtype={"id": str})
@@ -48,9 +49,9 @@ def test_the_files_masks_are_those_of_all_folds_networks_together(finished, tiny
     run = finished(tiny(2))
     done = submit([run])
     comp = run.exp.competition
-    rows = {row.id: row for row in plain_rows(case_table(comp, "test"))}
+    rows = {row.id: row for row in case_rows(case_table(comp, "test"))}
     shapes = {name: tuple(json.loads(row.shape)) for name, row in rows.items()}
-    ensemble = Ensemble(Blend((run,), (1.0,)), next(iter(rows.values())))
+    ensemble = EnsemblePredictor(Ensemble((run,), (1.0,)), next(iter(rows.values())))
     checked = 0
     for entry in read_submission(done.path, profile_of(comp), shapes):
         probabilities = ensemble.probabilities(rows[entry.case_id])
@@ -65,11 +66,11 @@ def test_out_of_fold_masks_through_the_file_have_the_cv_score(finished, tiny, tm
 
     for dimensions in (2, 3):
         run = finished(tiny(dimensions), f"demo{dimensions}d-tiny", noise=0.6)
-        verdict, score = write_out_of_fold(run, tmp_path / f"oof{dimensions}.csv")
+        verdict, score = write_oof_submission(run, tmp_path / f"oof{dimensions}.csv")
         assert verdict.ok
         card = score_submission(tmp_path / f"oof{dimensions}.csv", run.exp.competition, None)
         assert 0.3 < card.score < 1
-        assert card.score == pytest.approx(summarise(run).score, abs=1e-9) == pytest.approx(score, abs=1e-9)
+        assert card.score == pytest.approx(summarize_run(run).score, abs=1e-9) == pytest.approx(score, abs=1e-9)
 
 
 def test_a_run_is_found_by_yaml_folder_and_hash(finished, tiny, tmp_path):
@@ -82,9 +83,9 @@ def test_a_run_is_found_by_yaml_folder_and_hash(finished, tiny, tmp_path):
         found = find_run(word, [f"competition.root={run.exp.competition.root}"], say=notes.append)
         assert found.folder.resolve() == run.folder.resolve(), word
     assert (
-        len(notes) == 1 and "model.target" in notes[0] and "its own experiment.yaml counts" in notes[0]
+        len(notes) == 1 and "model.target" in notes[0] and "own experiment.yaml is used" in notes[0]
     )  # the shipped network is no toy
-    with pytest.raises(MaskfoldError, match="is no run"):
+    with pytest.raises(MaskfoldError, match="is not a run"):
         find_run("0123456789ab")
     with pytest.raises(MaskfoldError, match="No finished run of"):
         find_run(str(ROOT / "experiments" / "demo3d" / "unet3d.yaml"))
@@ -93,15 +94,15 @@ def test_a_run_is_found_by_yaml_folder_and_hash(finished, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("missing weights", ["weights.safetensors cannot be read", "fold_1"]),
+        ("missing weights", ["Cannot read the weights", "fold_1/weights.safetensors"]),
         ("truncated weights", ["weights.safetensors cannot be read"]),
         ("missing image", ["which has no test image"]),
-        ("unknown id", ["asks for the id stranger"]),
-        ("doubled id", ["is there a second time"]),
-        ("truncated image", ["The test case", "cannot be read", "Copy the file again"]),
-        ("class row missing", ["has no row for the id", "but has its other classes"]),
+        ("unknown id", ["requires the id stranger"]),
+        ("doubled id", ["is a duplicate of line"]),
+        ("truncated image", ["Cannot read the test case", "cannot be read", "Copy the file again"]),
+        ("class row missing", ["has no row for the id", "but rows for its other classes"]),
         ("folder is a file", ["Nothing can be written to the folder"]),
-        ("other competition", ["is of the competition demo3d"]),
+        ("other competition", ["found demo3d"]),
         ("twice", ["is named twice"]),
     ],
 )
@@ -134,8 +135,8 @@ def test_what_is_wrong_is_told_before_any_work_and_leaves_no_csv(
         runs.append(finished(tiny(3), "demo3d-tiny"))
     else:
         runs *= 2
-    monkeypatch.setattr(Ensemble, "predict", lambda *_: pytest.fail("predicted"))
-    monkeypatch.setattr("competition.submission.submit.expect", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr(EnsemblePredictor, "predict", lambda *_: pytest.fail("predicted"))
+    monkeypatch.setattr("competition.submission.submit.estimate_score", lambda *_: pytest.fail("scored"))
     with pytest.raises(MaskfoldError) as refusal:
         submit(runs, output=tmp_path / "out" / "s.csv")
     assert all(word in str(refusal.value) for word in words), str(refusal.value)
@@ -158,7 +159,7 @@ def test_a_failure_in_mid_way_leaves_the_former_file(finished, tiny, tmp_path, m
     run = finished(tiny(2))
     done = submit([run])
     before = done.path.read_bytes()
-    real, calls = Ensemble.predict, []
+    real, calls = EnsemblePredictor.predict, []
 
     def fails(self, row):
         calls.append(row.id)
@@ -166,21 +167,21 @@ def test_a_failure_in_mid_way_leaves_the_former_file(finished, tiny, tmp_path, m
             raise MaskfoldError("The image is gone.", "Put it back.")
         return real(self, row)
 
-    monkeypatch.setattr(Ensemble, "predict", fails)
+    monkeypatch.setattr(EnsemblePredictor, "predict", fails)
     with pytest.raises(MaskfoldError, match="gone"):
         submit([run])
     assert done.path.read_bytes() == before and sorted(done.path.parent.iterdir()) == sorted(
-        [done.path, done.note, done.path.with_suffix(".scores.csv")]
+        [done.path, done.summary_path, done.path.with_suffix(".scores.csv")]
     )
 
 
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ([0.5], "1 numbers for 2 runs"),
-        ([1.0, -1.0], "cannot be used"),
-        ([0.0, 0.0], "cannot be used"),
-        ([float("nan"), 1.0], "cannot be used"),
+        ([0.5], "found 1 numbers, expected 2"),
+        ([1.0, -1.0], "found 1.0, -1.0, expected"),
+        ([0.0, 0.0], "found 0.0, 0.0, expected"),
+        ([float("nan"), 1.0], "found nan, 1.0, expected"),
     ],
 )
 def test_weights_that_make_no_sense(finished, tiny, weights, words):
@@ -196,15 +197,15 @@ def test_a_run_of_weight_0_plays_no_part(finished, tiny):
     assert alone.path.read_bytes() == both.path.read_bytes()
     mixed = submit([one, other], output=Path("mixed.csv"))
     assert mixed.path.read_bytes() != alone.path.read_bytes()
-    assert [run["weight"] for run in json.loads(mixed.note.read_text())["runs"]] == [0.5, 0.5]
+    assert [run["weight"] for run in json.loads(mixed.summary_path.read_text())["runs"]] == [0.5, 0.5]
 
 
 def test_several_seeds_are_averaged(finished, tiny):
     run = finished(tiny(2, "seed=[1,2]"))
-    expected = expect(Blend((run,), (1.0,)), 3)
-    assert expected.score == pytest.approx(summarise(run).score, abs=1e-9)
+    expected = estimate_score(Ensemble((run,), (1.0,)), 3)
+    assert expected.score == pytest.approx(summarize_run(run).score, abs=1e-9)
     done = submit([run])
-    assert len(json.loads(done.note.read_text())["runs"][0]["checkpoints"]) == 4
+    assert len(json.loads(done.summary_path.read_text())["runs"][0]["checkpoints"]) == 4
 
 
 def test_a_mixture_with_and_without_a_boundary_class(nuclei):
@@ -212,14 +213,14 @@ def test_a_mixture_with_and_without_a_boundary_class(nuclei):
     generator = np.random.default_rng(0)
     plain = generator.dirichlet([1, 1], (8, 9)).transpose(2, 0, 1).astype(np.float16)
     edged = generator.dirichlet([1, 1, 1], (8, 9)).transpose(2, 0, 1).astype(np.float16)
-    alone = Mixture(comp)
+    alone = WeightedMean(comp)
     alone.add(edged, 1.0)
     np.testing.assert_array_equal(alone.result(), edged)
-    both = Mixture(comp)
+    both = WeightedMean(comp)
     both.add(edged, 0.5)
     both.add(edged, 0.5)
     np.testing.assert_allclose(both.result(), edged, atol=2e-3)
-    mixed = Mixture(comp)
+    mixed = WeightedMean(comp)
     mixed.add(plain, 0.25)
     mixed.add(edged, 0.75)
     found = mixed.result().astype(np.float32)
@@ -231,18 +232,18 @@ def test_a_mixture_with_and_without_a_boundary_class(nuclei):
 
 
 def test_memory_does_not_grow_with_the_cases_of_a_mixture(finished, tiny):
-    """Weights are read again for each case where they do not fit, with the same result."""
-    import competition.submission.members as members
+    """Weights that do not fit in memory are read again for each case, with the same result."""
+    import competition.ensembling.ensemble as members
 
     run = finished(tiny(2))
-    rows = plain_rows(case_table(run.exp.competition, "test"))
-    whole = Ensemble(Blend((run,), (1.0,)), rows[0]).probabilities(rows[0])
-    before, members.KEPT_BYTES = members.KEPT_BYTES, 1
+    rows = case_rows(case_table(run.exp.competition, "test"))
+    whole = EnsemblePredictor(Ensemble((run,), (1.0,)), rows[0]).probabilities(rows[0])
+    before, members.MAX_WEIGHT_BYTES_IN_MEMORY = members.MAX_WEIGHT_BYTES_IN_MEMORY, 1
     try:
-        ensemble = Ensemble(Blend((run,), (1.0,)), rows[0])
+        ensemble = EnsemblePredictor(Ensemble((run,), (1.0,)), rows[0])
     finally:
-        members.KEPT_BYTES = before
-    assert not ensemble.parts[0][0].networks
+        members.MAX_WEIGHT_BYTES_IN_MEMORY = before
+    assert not ensemble.weighted_runs[0][0].networks
     np.testing.assert_allclose(ensemble.probabilities(rows[0]), whole, atol=2e-3)
     assert not list(Path("mlruns/prepared").glob(".test-*"))
 
@@ -251,5 +252,5 @@ def test_truth_is_never_read_from_the_test_cases(finished, tiny, demo2d, tmp_pat
     data = Path(shutil.copytree(demo2d, tmp_path / "data"))
     (data / "solution.csv").unlink()
     run = finished(tiny(2, f"competition.root={data}"))
-    assert submit([run]).verdict.ok
+    assert submit([run]).validation.ok
     assert load_mask(run.exp.competition, next(run.cases.itertuples(index=False))).any()

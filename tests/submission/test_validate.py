@@ -1,4 +1,4 @@
-"""The validator's verdicts word by word: every sentence that a user reads, with its line, and no other beside it."""
+"""The exact problem sentences of the validator, with their lines."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from competition.config.errors import MaskfoldError
+from competition.config.profiles import PROFILES, Profile
+from competition.errors import MaskfoldError
 from competition.rle import RleFormat, encode
-from competition.submission.profiles import PROFILES, Profile
-from competition.submission.read import read_sample
-from competition.submission.validate import SHOWN, Verdict, validate_submission
-from tests.data.host import write_text
+from competition.submission.reader import read_sample
+from competition.submission.validate import MAX_PROBLEMS, ValidationReport, validate_submission
+from tests.host import write_text
 
 SALT, SHIPS, SKY, STEEL = (PROFILES[name] for name in ("tgs-salt", "airbus", "contrails", "severstal"))
 FORGED, VESSELS, CLOUDS = PROFILES["recodai"], PROFILES["hubmap-vasculature"], PROFILES["clouds"]
 SHAPES = {"a": (4, 5), "b": (4, 5), "c.png": (2, 3)}
 
 
-def check(folder: Path, rows: str, profile: Profile = SALT, sample: str | None = None) -> Verdict:
-    """The verdict on rows, parted by semicolons, below the profile's header; against a sample's ids, one letter each."""
+def check(folder: Path, rows: str, profile: Profile = SALT, sample: str | None = None) -> ValidationReport:
+    """Validate rows, separated by semicolons, below the profile's header; the sample's ids are one letter each."""
     header = ",".join(profile.columns)
     path = write_text(folder / "s.csv", "\n".join([header, *rows.split(";")]) + "\n")
     against = None
@@ -38,23 +38,23 @@ def check(folder: Path, rows: str, profile: Profile = SALT, sample: str | None =
     [
         (["The first is an X."], "s.csv: The first is an X."),
         (["Without a full stop"], "s.csv: Without a full stop."),
-        ([".hidden is wrong.", "Two."], "s.csv: .hidden is wrong (1 more problem follows)."),
-        (["One.", "Two.", "Three."], "s.csv: One (2 more problems follow)."),
+        ([".hidden is wrong.", "Two."], "s.csv: .hidden is wrong (1 more problem)."),
+        (["One.", "Two.", "Three."], "s.csv: One (2 more problems)."),
     ],
 )
 def test_the_first_problem_is_said_and_the_others_are_counted(problems: list[str], wrong: str) -> None:
-    verdict = Verdict(Path("folder/s.csv"), 3, 1, tuple(problems))
+    verdict = ValidationReport(Path("folder/s.csv"), 3, 1, tuple(problems))
     assert not verdict.ok
     with pytest.raises(MaskfoldError) as error:
-        verdict.check()
+        verdict.raise_if_invalid()
     assert error.value.wrong == wrong and error.value.status == 1
     assert error.value.cure == "Write the file with `maskfold submit`, or correct these rows."
 
 
 def test_a_good_file_is_let_pass() -> None:
-    verdict = Verdict(Path("s.csv"), 3, 1, ())
+    verdict = ValidationReport(Path("s.csv"), 3, 1, ())
     assert verdict.ok
-    verdict.check()
+    verdict.raise_if_invalid()
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -63,45 +63,29 @@ def test_a_good_file_is_let_pass() -> None:
 ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
     (SALT, "b,;a,1 1", 2, 1, []),
     (SALT, "b, ;a,  ;c,6 1", 3, 2, []),  # c means c.png, and white space is nothing
-    (SALT, "a,1 1;a,2 1", 2, 0, ["Line 3: the id a is there a second time."]),
-    (
-        SALT,
-        "a,1 1;b,;a,2 1;a,3 1",
-        4,
-        1,
-        ["Line 4: the id a is there a second time.", "Line 5: the id a is there a second time."],
-    ),
+    (SALT, "a,1 1;a,2 1", 2, 0, ["Line 3: the id a is a duplicate."]),
+    (SALT, "a,1 1;b,;a,2 1;a,3 1", 4, 1, ["Line 4: the id a is a duplicate.", "Line 5: the id a is a duplicate."]),
     (
         SALT,
         "z,no mask;a,;z,",
         3,
         2,
-        [
-            "Line 2: the id z has no image.",
-            "Line 4: the id z is there a second time.",
-            "Line 4: the id z has no image.",
-        ],
+        ["Line 2: the id z has no image.", "Line 4: the id z is a duplicate.", "Line 4: the id z has no image."],
     ),
-    (SALT, "a,1 two", 1, 0, ["Line 2, the id a: Word 2 of the run lengths (two) is not a number."]),
+    (SALT, "a,1 two", 1, 0, ["Line 2, the id a: RLE, value 2: found two, expected a whole number."]),
     (
         SALT,
         "b,1 1;a,20 2",
         2,
         0,
-        [
-            "Line 3, the id a: Word 2 of the run lengths (2) is a length that runs past the end of "
-            "the mask, which has 20 pixels."
-        ],
+        ["Line 3, the id a: RLE, value 2: found 2, expected a run within the mask of 20 pixels."],
     ),
     (
         SALT,
         "c.png,7 1",
         1,
         0,
-        [
-            "Line 2, the id c.png: Word 1 of the run lengths (7) is a start past the end of the mask, "
-            "which has 6 pixels."
-        ],
+        ["Line 2, the id c.png: RLE, value 1: found 7, expected a start within the mask of 6 pixels."],
     ),
     (
         SALT,
@@ -109,8 +93,8 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         2,
         0,
         [
-            "Line 2, the id a: the mask is the word `NaN`; an empty mask is an empty cell.",
-            "Line 3, the id b: the mask is the word `none`; an empty mask is an empty cell.",
+            "Line 2, the id a, empty mask: found `NaN`, expected an empty cell.",
+            "Line 3, the id b, empty mask: found `none`, expected an empty cell.",
         ],
     ),
     (
@@ -119,25 +103,31 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         2,
         0,
         [
-            "Line 2, the id a: the mask is the word `<NA>`; an empty mask is `-`.",
-            "Line 3, the id b: the mask is the word `NULL`; an empty mask is `-`.",
+            "Line 2, the id a, empty mask: found `<NA>`, expected `-`.",
+            "Line 3, the id b, empty mask: found `NULL`, expected `-`.",
         ],
     ),
-    (SKY, "a,;b, - ;c,-", 3, 2, ["Line 2, the id a: an empty mask is written `-` and not as nothing."]),
+    (SKY, "a,;b, - ;c,-", 3, 2, ["Line 2, the id a, empty mask: found an empty cell, expected `-`."]),
     # Objects have a row each, which stand together; one row without any stands alone.
     (SHIPS, "b,1 2;b,3 1;a,;c,2 1", 4, 1, []),
-    (SHIPS, "b,1 2;a,;b,3 1;b,5 1", 4, 1, ["Line 4: the id b is there a second time."]),
-    (SHIPS, "a,;b,1 2;b,;b,3 1;b,", 5, 3, ["Line 4: the id b has an empty row beside other rows."]),
-    (SHIPS, "b,;b,", 2, 2, ["Line 2: the id b has an empty row beside other rows."]),
-    (SHIPS, "b,1 4;b,9 1;b,3 8", 3, 0, ["Line 4, the id b: the object shares 3 pixels with another of this image."]),
+    (SHIPS, "b,1 2;a,;b,3 1;b,5 1", 4, 1, ["Line 4: the id b is a duplicate."]),
+    (SHIPS, "a,;b,1 2;b,;b,3 1;b,", 5, 3, ["Line 4: the id b has an empty row in addition to other rows."]),
+    (SHIPS, "b,;b,", 2, 2, ["Line 2: the id b has an empty row in addition to other rows."]),
+    (
+        SHIPS,
+        "b,1 4;b,9 1;b,3 8",
+        3,
+        0,
+        ["Line 4, the id b: the object shares 3 pixels with another object of this image."],
+    ),
     (
         SHIPS,
         "b,1 4;b,2 1;b,2 3",
         3,
         0,
         [
-            "Line 3, the id b: the object shares 1 pixels with another of this image.",
-            "Line 4, the id b: the object shares 3 pixels with another of this image.",
+            "Line 3, the id b: the object shares 1 pixels with another object of this image.",
+            "Line 4, the id b: the object shares 3 pixels with another object of this image.",
         ],
     ),
     (SHIPS, "a,1 4;b,1 4", 2, 0, []),
@@ -149,15 +139,21 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         'a,"[1, 3]|[2, 2]|[5, 1]"',
         1,
         0,
-        ["Line 2, the id a: the object shares 2 pixels with another of this image."],
+        ["Line 2, the id a: the object shares 2 pixels with another object of this image."],
     ),
-    (FORGED, "a,[];b,authentic", 2, 1, ["Line 2, the id a: a mask without pixels must be `authentic`."]),
+    (
+        FORGED,
+        "a,[];b,authentic",
+        2,
+        1,
+        ["Line 2, the id a, empty mask: found a text without pixels, expected `authentic`."],
+    ),
     (
         replace(FORGED, rle=RleFormat(container="json")),
         "a,[];b,",
         2,
         1,
-        ["Line 2, the id a: a mask without pixels must be an empty cell."],
+        ["Line 2, the id a, empty mask: found a text without pixels, expected an empty cell."],
     ),
     # Columns of the image's size, and classes.
     (
@@ -165,11 +161,20 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         "a,4,5,;b,5,4,",
         2,
         2,
-        ["Line 3, the id b: height is 5, the image's is 4.", "Line 3, the id b: width is 4, the image's is 5."],
+        [
+            "Line 3, the id b, height: found 5, expected 4 as in the image.",
+            "Line 3, the id b, width: found 4, expected 5 as in the image.",
+        ],
     ),
     (VESSELS, "z,4,5,", 1, 1, ["Line 2: the id z has no image."]),
-    (STEEL, "a_1,;a_4,3 1;a_5,", 3, 2, ["Line 4, the id a with the class 5: the class is not one of 1, 2, 3, 4."]),
-    (STEEL, "a_1,3 1;a_1,3 1", 2, 0, ["Line 3: the id a with the class 1 is there a second time."]),
+    (
+        STEEL,
+        "a_1,;a_4,3 1;a_5,",
+        3,
+        2,
+        ["Line 4, the id a with the class 5: unknown class, expected one of 1, 2, 3, 4."],
+    ),
+    (STEEL, "a_1,3 1;a_1,3 1", 2, 0, ["Line 3: the id a with the class 1 is a duplicate."]),
     # The host reads these on 350 × 525 pixels, whatever the image's size.
     (
         CLOUDS,
@@ -177,9 +182,8 @@ ROWS: list[tuple[Profile, str, int, int, list[str]]] = [
         2,
         0,
         [
-            "Line 3, the id b with the class Fish: Word 1 of the run lengths "
-            "(183751) is a start past the end of the mask, which has 183750 "
-            "pixels."
+            "Line 3, the id b with the class Fish: RLE, value 1: found 183751, expected a start within the mask of "
+            "183750 pixels."
         ],
     ),
 ]
@@ -192,19 +196,21 @@ def test_rows(profile: Profile, rows: str, count: int, empty: int, problems: lis
     path = write_text(tmp_path / "s.csv", "\n".join([header, *lines]) + "\n")
     verdict = validate_submission(path, profile, None, SHAPES)
     assert list(verdict.problems) == problems
-    assert verdict == Verdict(path, count, empty, tuple(problems))
+    assert verdict == ValidationReport(path, count, empty, tuple(problems))
 
 
 def test_a_cell_of_zlib_without_pixels(tmp_path: Path) -> None:
     nothing = encode(np.zeros((4, 5), bool), VESSELS.rle)
     assert nothing
     assert check(tmp_path, f"a,4,5,0 1 {nothing}", VESSELS).problems == (
-        "Line 2, the id a: a mask without pixels must be an empty cell.",
+        "Line 2, the id a, empty mask: found a text without pixels, expected an empty cell.",
     )
 
 
 def test_so_many_problems_are_kept_and_all_rows_are_counted(tmp_path: Path) -> None:
-    verdict = check(tmp_path, ";".join(f"x{number},{'' if number % 2 else '1 1'}" for number in range(SHOWN + 5)))
+    verdict = check(
+        tmp_path, ";".join(f"x{number},{'' if number % 2 else '1 1'}" for number in range(MAX_PROBLEMS + 5))
+    )
     assert verdict.problems == tuple(f"Line {number + 2}: the id x{number} has no image." for number in range(20))
     assert (verdict.rows, verdict.empty) == (25, 12)
 
@@ -213,11 +219,11 @@ def test_a_file_that_cannot_be_read_to_its_end(tmp_path: Path) -> None:
     verdict = check(tmp_path, "b,1 0;a,1 1,;a,", sample="ba")
     assert (verdict.rows, verdict.empty) == (1, 0)
     assert verdict.problems == (
-        "Line 2, the id b: Word 2 of the run lengths (0) is a length of zero.",
-        f"{tmp_path / 's.csv'}, line 3: 3 cells under 2 columns.",
+        "Line 2, the id b: RLE, value 2: found 0, expected a length of at least 1.",
+        f"{tmp_path / 's.csv'}, line 3: found 3 cells, expected 2.",
     )
     gone = validate_submission(str(tmp_path / "gone.csv"), SALT, None, SHAPES)
-    assert gone == Verdict(tmp_path / "gone.csv", 0, 0, (f"The file {tmp_path / 'gone.csv'} does not exist.",))
+    assert gone == ValidationReport(tmp_path / "gone.csv", 0, 0, (f"The file {tmp_path / 'gone.csv'} does not exist.",))
 
 
 # ── against the sample ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -229,28 +235,28 @@ def test_a_file_that_cannot_be_read_to_its_end(tmp_path: Path) -> None:
         ("b,;a,;c,", []),
         ("b,;c,", ["A row for the id a is missing."]),
         ("c,", ["A row for the id b is missing.", "A row for the id a is missing."]),
-        ("b,;a,;c.png,", ["A row for the id c is missing.", "A row for the id c.png is not in the sample."]),
+        ("b,;a,;c.png,", ["A row for the id c is missing.", "The row for the id c.png is not in the sample."]),
         (
             "b,;a,;y,;z,;y,;c,",
             [
                 "Line 4: the id y has no image.",
                 "Line 5: the id z has no image.",
-                "Line 6: the id y is there a second time.",
+                "Line 6: the id y is a duplicate.",
                 "Line 6: the id y has no image.",
-                "A row for the id y is not in the sample.",
-                "A row for the id z is not in the sample.",
+                "The row for the id y is not in the sample.",
+                "The row for the id z is not in the sample.",
             ],
         ),
-        ("a,;b,;c,", ["The rows are not in the sample's order: the id a stands where the id b should."]),
-        ("b,;c,;a,", ["The rows are not in the sample's order: the id c stands where the id a should."]),
+        ("a,;b,;c,", ["The rows are not in the sample's order: found the id a, expected the id b."]),
+        ("b,;c,;a,", ["The rows are not in the sample's order: found the id c, expected the id a."]),
         (
             "c,;b,",
             [
                 "A row for the id a is missing.",
-                "The rows are not in the sample's order: the id c stands where the id b should.",
+                "The rows are not in the sample's order: found the id c, expected the id b.",
             ],
         ),
-        ("b,;a,;b,;c,", ["Line 4: the id b is there a second time."]),
+        ("b,;a,;b,;c,", ["Line 4: the id b is a duplicate."]),
     ],
 )
 def test_against_the_sample(rows: str, problems: list[str], tmp_path: Path) -> None:
@@ -268,21 +274,24 @@ def test_a_sample_that_cannot_be_used_is_no_verdict(tmp_path: Path) -> None:
 
 
 def test_the_layout_is_the_samples(tmp_path: Path) -> None:
-    """Severstal has two layouts: a file in the one is refused where the sample is in the other."""
+    """Severstal has two layouts: a file in one layout is invalid if the sample has the other."""
     joined = write_text(tmp_path / "joined.csv", "ImageId_ClassId,EncodedPixels\na_1,\na_2,\n")
     apart = write_text(tmp_path / "apart.csv", "ImageId,EncodedPixels,ClassId\na,,1\na,,2\n")
     assert validate_submission(joined, STEEL, joined, SHAPES).problems == ()
     assert validate_submission(apart, STEEL, apart, SHAPES).problems == ()
-    assert validate_submission(apart, STEEL, None, SHAPES) == Verdict(apart, 2, 2, ())
-    assert validate_submission(apart, STEEL, joined, SHAPES) == Verdict(
+    assert validate_submission(apart, STEEL, None, SHAPES) == ValidationReport(apart, 2, 2, ())
+    assert validate_submission(apart, STEEL, joined, SHAPES) == ValidationReport(
         apart,
         2,
         2,
-        ("The columns are ImageId,EncodedPixels,ClassId, those of the sample ImageId_ClassId,EncodedPixels.",),
+        ("Columns: found ImageId,EncodedPixels,ClassId, expected ImageId_ClassId,EncodedPixels as in the sample.",),
     )
-    assert validate_submission(joined, STEEL, apart, SHAPES) == Verdict(
+    assert validate_submission(joined, STEEL, apart, SHAPES) == ValidationReport(
         joined,
         0,
         0,
-        (f"{joined} has the columns ImageId_ClassId,EncodedPixels, but severstal has ImageId,EncodedPixels,ClassId.",),
+        (
+            f"{joined} has the wrong columns for severstal: found ImageId_ClassId,EncodedPixels, "
+            "expected ImageId,EncodedPixels,ClassId.",
+        ),
     )

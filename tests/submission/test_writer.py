@@ -1,4 +1,4 @@
-"""Writer, validator and reader on files that are right and wrong."""
+"""Writer, validator and reader on valid and invalid files."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from competition.config.errors import MaskfoldError
-from competition.submission import (
-    PROFILES,
-    Profile,
-    read_sample,
-    read_submission,
-    validate_submission,
-    write_submission,
-)
-from tests.data.host import write_text
+from competition.config.profiles import PROFILES, Profile
+from competition.errors import MaskfoldError
+from competition.submission.reader import read_sample, read_submission
+from competition.submission.validate import validate_submission
+from competition.submission.writer import write_submission
+from tests.host import write_text
 
 SALT, SHIPS = PROFILES["tgs-salt"], PROFILES["airbus"]
 SHAPES = {"a": (4, 5), "b": (4, 5)}
@@ -78,16 +74,16 @@ def test_masks_are_taken_one_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("masks", "profile", "what"),
     [
-        ([("a", None, _mask())], SALT, "the id b, of which there is no mask"),
+        ([("a", None, _mask())], SALT, "the id b, but it has no mask"),
         ([("a", None, _mask()), ("b", None, _mask()), ("bb", None, _mask())], SALT, "no row for the id bb"),
-        ([("a", None, _mask()), ("a", None, _mask((0, 0)))], SALT, "A second mask comes for the id a"),
+        ([("a", None, _mask()), ("a", None, _mask((0, 0)))], SALT, "Masks of the id a: found a second mask"),
         (
             [("a", None, _mask((1, 1))), ("a", None, _mask((1, 1), (2, 2))), ("b", None, _mask())],
             SHIPS,
             "shares 1 pixel",
         ),
-        ([("a", None, _mask((1, 1))), ("a", None, _mask()[:2]), ("b", None, _mask())], SHIPS, "shapes"),
-        ([("a", None, np.full((4, 5), 0.5)), ("b", None, _mask())], SALT, "may hold fractions"),
+        ([("a", None, _mask((1, 1))), ("a", None, _mask()[:2]), ("b", None, _mask())], SHIPS, "Mask shape of the id a"),
+        ([("a", None, np.full((4, 5), 0.5)), ("b", None, _mask())], SALT, "found float\\d+, expected bool"),
     ],
 )
 def test_nothing_is_left_behind(masks: list, profile: Profile, what: str, tmp_path: Path) -> None:
@@ -101,12 +97,12 @@ def test_nothing_is_left_behind(masks: list, profile: Profile, what: str, tmp_pa
 
 
 def test_sample_is_checked_before_any_work(tmp_path: Path) -> None:
-    read_sample(_sample(tmp_path), SALT).check(["a.png", "b"])
-    with pytest.raises(MaskfoldError, match="asks for the id c"):
-        read_sample(_sample(tmp_path, ids="abc"), SALT).check("ab")
-    with pytest.raises(MaskfoldError, match="does not ask for the test image b"):
-        read_sample(_sample(tmp_path, ids="a"), SALT).check("ab")
-    with pytest.raises(MaskfoldError, match="line 4: the id a is there a second time, after line 2"):
+    read_sample(_sample(tmp_path), SALT).check_ids(["a.png", "b"])
+    with pytest.raises(MaskfoldError, match="requires the id c"):
+        read_sample(_sample(tmp_path, ids="abc"), SALT).check_ids("ab")
+    with pytest.raises(MaskfoldError, match="no row for the test image b"):
+        read_sample(_sample(tmp_path, ids="a"), SALT).check_ids("ab")
+    with pytest.raises(MaskfoldError, match="line 4: the id a is a duplicate of line 2"):
         read_sample(_sample(tmp_path, ids="aba"), SALT)
     with pytest.raises(MaskfoldError, match="no rows"):
         read_sample(_sample(tmp_path, ids=""), SALT)
@@ -121,15 +117,15 @@ def test_sample_is_checked_before_any_work(tmp_path: Path) -> None:
         ("id,rle_mask\na,1 1\nb,\n", "not in the sample's order"),
         ("id,rle_mask\nb,\n", "the id a is missing"),
         ("id,rle_mask\nb,\na,1 1\nz,\n", "the id z is not in the sample"),
-        ("id,rle_mask\nb,\na,1 1\na,1 1\n", "second time"),
+        ("id,rle_mask\nb,\na,1 1\na,1 1\n", "a duplicate"),
         ("id,mask\nb,\na,1 1\n", "columns"),
-        ("id,rle_mask\nb,\na,1 1,\n", "3 cells under 2 columns"),
-        ("id,rle_mask\nb,nan\na,1 1\n", "the word `nan`"),
-        ("id,rle_mask\nb,\na,1 1 2\n", "odd number"),
-        ("id,rle_mask\nb,\na,9 1 3 1\n", "before that of the run before"),
-        ("id,rle_mask\nb,\na,20 2\n", "past the end"),
-        ("id,rle_mask\nb,\na,0 2\n", "below 1"),
-        ("id,rle_mask\nb,\na,3 0\n", "length of zero"),
+        ("id,rle_mask\nb,\na,1 1,\n", "found 3 cells, expected 2"),
+        ("id,rle_mask\nb,nan\na,1 1\n", "found `nan`"),
+        ("id,rle_mask\nb,\na,1 1 2\n", "expected an even number"),
+        ("id,rle_mask\nb,\na,9 1 3 1\n", "after that of the previous run"),
+        ("id,rle_mask\nb,\na,20 2\n", "a run within"),
+        ("id,rle_mask\nb,\na,0 2\n", "at least 1"),
+        ("id,rle_mask\nb,\na,3 0\n", "length of at least 1"),
         ("", "columns"),
     ],
 )
@@ -140,7 +136,7 @@ def test_validator(text: str, what: str | None, tmp_path: Path) -> None:
     if what is not None:
         assert any(what.lower() in problem.lower() for problem in verdict.problems), verdict.problems
         with pytest.raises(MaskfoldError):
-            verdict.check()
+            verdict.raise_if_invalid()
 
 
 @pytest.mark.parametrize(
@@ -148,8 +144,8 @@ def test_validator(text: str, what: str | None, tmp_path: Path) -> None:
     [
         ("b,1 2\nb,3 1\na,\n", None),
         ("b,1 2\nb,2 1\na,\n", "shares 1 pixel"),
-        ("b,1 2\nb,\na,\n", "empty row beside other rows"),
-        ("b,1 2\na,\nb,7 1\n", "second time"),
+        ("b,1 2\nb,\na,\n", "empty row in addition to other rows"),
+        ("b,1 2\na,\nb,7 1\n", "a duplicate"),
     ],
 )
 def test_validator_of_objects(rows: str, what: str | None, tmp_path: Path) -> None:
@@ -163,9 +159,10 @@ def test_the_empty_token_must_be_the_hosts(tmp_path: Path) -> None:
     profile = PROFILES["contrails"]
     path = write_text(tmp_path / "s.csv", "record_id,encoded_pixels\nb,-\na,\n")
     verdict = validate_submission(path, profile, None, SHAPES)
-    assert [problem.startswith("Line 3, the id a: an empty mask is written `-`") for problem in verdict.problems] == [
-        True
-    ]
+    assert [
+        problem.startswith("Line 3, the id a, empty mask: found an empty cell, expected `-`")
+        for problem in verdict.problems
+    ] == [True]
 
 
 def test_height_and_width_are_the_images(tmp_path: Path) -> None:
@@ -187,11 +184,11 @@ def test_what_a_notebook_hands_over(tmp_path: Path) -> None:
     assert (tmp_path / "s.csv").read_text() == "id,rle_mask\n1,1 1\n2,\n"
     with pytest.raises(MaskfoldError, match="Did you mean `tgs-salt`"):
         write_submission([("a", None, _mask())], "tgs_salt", tmp_path / "s.csv")
-    with pytest.raises(MaskfoldError, match="No mask was given"):
+    with pytest.raises(MaskfoldError, match="Masks to write: found 0"):
         write_submission([], SALT, tmp_path / "none.csv")
     with pytest.raises(RleError, match="keep_default_na"):
         decode(float("nan"), (4, 5))  # type: ignore[arg-type]
-    with pytest.raises(RleError, match="order is 'diagonal'"):
+    with pytest.raises(RleError, match="order: found 'diagonal'"):
         RleFormat(order="diagonal")  # type: ignore[arg-type]
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(MaskfoldError, match="is empty"):

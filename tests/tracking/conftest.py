@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from competition.config import Experiment
-from competition.tracking.delivery import Delivery
-from competition.tracking.identity import Identity
-from competition.tracking.store import connect, store_of
+from competition.config.experiment import Experiment
+from competition.tracking.store import RunMetadata, connect_mlflow, find_mlflow_store
+from competition.tracking.sync import RunUploader
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +19,8 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new `mlflow.db`; making its tables takes seconds, so tests copy this one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        store = store_of(tmp_path_factory.mktemp("template"))
-    connect(store).search_experiments()
+        store = find_mlflow_store(tmp_path_factory.mktemp("template"))
+    connect_mlflow(store).search_experiments()
     assert store.database is not None
     return store.database
 
@@ -68,9 +67,11 @@ def run_folder(project: Path) -> Path:
 
 
 @pytest.fixture
-def delivery(run_folder: Path, exp: Experiment) -> Callable[[], Delivery]:
+def delivery(run_folder: Path, exp: Experiment) -> Callable[[], RunUploader]:
     """Makes deliveries of the run, each as a new process would."""
-    return lambda: Delivery(run_folder, store_of(run_folder.parents[3]), Identity.of(run_folder, exp, "cv"))
+    return lambda: RunUploader(
+        run_folder, find_mlflow_store(run_folder.parents[3]), RunMetadata.of(run_folder, exp, "cv")
+    )
 
 
 def line(step: int, time: float = 0.0, **metrics: float) -> str:

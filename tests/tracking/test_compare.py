@@ -20,12 +20,11 @@ from typing import Any
 import cv2
 import pytest
 
-from competition.tracking.delivery import Delivery
-from competition.tracking.view import view_link
-
-from .conftest import finish_fold, line
-from .test_delivery import fetch
-from .test_shipper import free_port
+from competition.tracking.store import view_link
+from competition.tracking.sync import RunUploader
+from tests.tracking.conftest import finish_fold, line
+from tests.tracking.test_sync import free_port
+from tests.tracking.test_uploader import fetch
 
 webdriver = pytest.importorskip(
     "selenium.webdriver", reason="the page is looked at with selenium: pip install selenium"
@@ -51,7 +50,7 @@ TEXTS = """const walker = document.createTreeWalker(document.body, NodeFilter.SH
 
 
 @pytest.fixture
-def three_folds(run_folder: Path, delivery: Callable[[], Delivery]) -> Path:
+def three_folds(run_folder: Path, delivery: Callable[[], RunUploader]) -> Path:
     """A finished run of three folds in MLflow's database."""
     for number, (score, loss) in enumerate(zip(SCORES, LOSSES, strict=True)):
         fold = run_folder / f"fold_{number}"
@@ -68,7 +67,7 @@ def three_folds(run_folder: Path, delivery: Callable[[], Delivery]) -> Path:
     )
     new = delivery()
     new.begin()
-    new.deliver(last=True)
+    new.upload(last=True)
     new.close("FINISHED")
     return run_folder
 

@@ -1,4 +1,12 @@
-from competition.tracking.names import LONGEST_NAME, LONGEST_PARAMETER, flatten, mlflow_name, numbers_in
+"""Names of metrics and parameters in MLflow."""
+
+from competition.tracking.store import (
+    MAX_NAME_LENGTH,
+    MAX_PARAMETER_LENGTH,
+    flatten_parameters,
+    mlflow_name,
+    numeric_metrics,
+)
 
 
 def test_legal_names_stay() -> None:
@@ -29,7 +37,7 @@ def test_any_name_becomes_one_that_mlflow_takes() -> None:
 def test_names_that_differ_stay_apart() -> None:
     assert mlflow_name("val/dice/T1+") != mlflow_name("val/dice/T1*")
     assert mlflow_name("x" * 300) != mlflow_name("x" * 301)
-    assert len(mlflow_name("x" * 300)) <= LONGEST_NAME
+    assert len(mlflow_name("x" * 300)) <= MAX_NAME_LENGTH
 
 
 def test_parameters_are_named_as_on_the_command_line() -> None:
@@ -39,7 +47,7 @@ def test_parameters_are_named_as_on_the_command_line() -> None:
         "competition": {"group": None, "instances": False},
         "model": {"args": {}},
     }
-    assert flatten(tree) == {
+    assert flatten_parameters(tree) == {
         "optimizer.args.lr": "0.001",
         "optimizer.args.betas": "[0.9, 0.99]",
         "loss.0.target": "a",
@@ -51,8 +59,8 @@ def test_parameters_are_named_as_on_the_command_line() -> None:
 
 
 def test_long_parameters_are_cut() -> None:
-    value = flatten({"classes": ["abc"] * 5000})["classes"]
-    assert len(value) == LONGEST_PARAMETER
+    value = flatten_parameters({"classes": ["abc"] * 5000})["classes"]
+    assert len(value) == MAX_PARAMETER_LENGTH
     assert value.endswith("…")
 
 
@@ -65,4 +73,4 @@ def test_numbers_of_a_result() -> None:
         "ok": True,
         "folds": [{"score": 1.0}],
     }
-    assert numbers_in(result) == {"score": 0.5, "dice_a": 0.25}
+    assert numeric_metrics(result) == {"score": 0.5, "dice_a": 0.25}

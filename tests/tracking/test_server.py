@@ -1,3 +1,5 @@
+"""MLflow's server for a project."""
+
 import os
 import signal
 import socket
@@ -10,16 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from competition.config import MaskfoldError
-from competition.tracking.server import serve
-
-from .test_shipper import free_port
+from competition.errors import MaskfoldError
+from competition.tracking.server import serve_mlflow
+from tests.tracking.test_sync import free_port
 
 
 def test_before_the_first_run_there_is_nothing_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(MaskfoldError, match=r"Nothing is logged yet.*make cv"):
-        serve(tmp_path)
+    with pytest.raises(MaskfoldError, match=r"mlflow\.db does not exist.*make cv"):
+        serve_mlflow(tmp_path)
 
 
 def test_a_port_that_is_taken_is_told(project: Path) -> None:
@@ -28,19 +29,19 @@ def test_a_port_that_is_taken_is_told(project: Path) -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(MaskfoldError, match=f"Port {port} of 127.0.0.1 cannot be used.*--port {port + 1}"):
-            serve(project, port=port)
+            serve_mlflow(project, port=port)
 
 
 @pytest.mark.parametrize("port", [-1, 70000])
 def test_a_port_that_does_not_exist_is_told(project: Path, port: int) -> None:
     with pytest.raises(MaskfoldError, match="cannot be used"):
-        serve(project, port=port)
+        serve_mlflow(project, port=port)
 
 
 def test_a_remote_server_is_named_and_none_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
     said: list[str] = []
-    serve(tmp_path, say=said.append)
+    serve_mlflow(tmp_path, say=said.append)
     assert "http://mlflow.example:5000" in said[0]
 
 
@@ -48,13 +49,16 @@ def test_a_remote_server_is_named_and_none_started(tmp_path: Path, monkeypatch: 
 def test_a_server_that_cannot_start_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "mlruns" / "mlflow.db").write_bytes(b"this is no database" * 100)
     with pytest.raises(MaskfoldError, match=r"did not start: .*server\.log"):
-        serve(project, port=free_port(), say=lambda line: None)
+        serve_mlflow(project, port=free_port(), say=lambda line: None)
 
 
 @pytest.mark.slow
 def test_the_server_answers_on_loopback_names_only_and_ends_with_its_parent(project: Path) -> None:
     port = free_port()
-    script = "import sys; from pathlib import Path; from competition.tracking.server import serve; serve(Path(sys.argv[1]), port=int(sys.argv[2]))"
+    script = (
+        "import sys; from pathlib import Path; from competition.tracking.server import serve_mlflow;"
+        "serve_mlflow(Path(sys.argv[1]), port=int(sys.argv[2]))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(project), str(port)],
         stdout=subprocess.PIPE,

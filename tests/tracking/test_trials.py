@@ -7,25 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from competition.config import Experiment
-from competition.tracking.delivery import Delivery
-from competition.tracking.identity import Identity
-from competition.tracking.store import connect, store_of
-
-from .conftest import line
-from .test_delivery import fetch
+from competition.config.experiment import Experiment
+from competition.tracking.store import RunMetadata, connect_mlflow, find_mlflow_store
+from competition.tracking.sync import RunUploader
+from tests.tracking.conftest import line
+from tests.tracking.test_uploader import fetch
 
 
-def trial(run_folder: Path, exp: Experiment, number: int) -> Delivery:
-    identity = Identity.of(run_folder, exp, "cv", f"trial {number} · {run_folder.name}")
-    return Delivery(run_folder, store_of(run_folder.parents[3]), identity)
+def trial(run_folder: Path, exp: Experiment, number: int) -> RunUploader:
+    identity = RunMetadata.of(run_folder, exp, "cv", f"trial {number} · {run_folder.name}")
+    return RunUploader(run_folder, find_mlflow_store(run_folder.parents[3]), identity)
 
 
 def test_a_trial_that_is_tried_again_takes_its_new_number(run_folder: Path, exp: Experiment) -> None:
     (run_folder / "fold_0" / "metrics.jsonl").write_text(line(1, lr=0.1))
     first = trial(run_folder, exp, 1)
     first.begin()
-    first.deliver()
+    first.upload()
     assert {run.info.run_name for run in fetch(run_folder)[1].values()} == {
         "trial 1 · 0123456789ab",
         "fold 0 · trial 1 · 0123456789ab",
@@ -33,7 +31,7 @@ def test_a_trial_that_is_tried_again_takes_its_new_number(run_folder: Path, exp:
     (run_folder / "fold_1" / "metrics.jsonl").write_text(line(1, lr=0.1))
     again = trial(run_folder, exp, 2)  # the process was killed
     again.begin()
-    again.deliver()
+    again.upload()
     client, runs = fetch(run_folder)
     assert {name: run.info.run_name for name, run in runs.items()} == {
         ".": "trial 2 · 0123456789ab",
@@ -66,14 +64,14 @@ def test_the_reason_of_a_trial_that_ended_early_is_a_tag_until_it_goes_on(run_fo
     summary.write_text(json.dumps({"metric": "dice", "stopped": "failed: " + "the loss is nan " * 1000}))
     first = trial(run_folder, exp, 1)
     first.begin()
-    first.deliver(last=True)
+    first.upload(last=True)
     first.close("FAILED")
     run = fetch(run_folder)[1]["."]
     assert run.info.status == "FAILED" and run.data.tags["stopped"].startswith(
         "failed: the loss is nan the loss is nan"
     )
     summary.write_text(json.dumps({"metric": "dice", "score": 0.5}))
-    trial(run_folder, exp, 1).deliver()
+    trial(run_folder, exp, 1).upload()
     tags = fetch(run_folder)[1]["."].data.tags
     assert "stopped" not in tags and tags["metric"] == "dice"
 
@@ -85,7 +83,7 @@ def test_mlflow_prints_no_links_unless_asked_to(
     name = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
     monkeypatch.setenv(name, "")  # so that what is set below is undone
     monkeypatch.delenv(name) if given is None else monkeypatch.setenv(name, given)
-    connect(store_of(project))
+    connect_mlflow(find_mlflow_store(project))
     from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 
     assert MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get() is found

@@ -1,10 +1,12 @@
+"""The saved view of MLflow's table of runs."""
+
 import json
 
-from competition.tracking.view import MOST_CLASSES, saved_view
+from competition.tracking.store import MAX_CLASS_COLUMNS, build_saved_view
 
 
 def test_the_view_has_the_form_of_mlflows_own() -> None:
-    view = json.loads(saved_view(["left part", "T1+"], 5))
+    view = json.loads(build_saved_view(["left part", "T1+"], 5))
     assert (view["name"], view["createdAt"], view["updatedAt"]) == ("Scores", 5, 5)
     columns = json.loads(view["state"])["selectedColumns"]
     assert "metrics.`cv_score`" in columns
@@ -15,6 +17,6 @@ def test_the_view_has_the_form_of_mlflows_own() -> None:
 def test_a_tag_holds_the_view_of_many_classes() -> None:
     from mlflow.utils.validation import MAX_EXPERIMENT_TAG_VAL_LENGTH
 
-    view = saved_view([f"{number} " + "x" * 300 for number in range(250)], 5)
-    assert view.count("dice_") == MOST_CLASSES
+    view = build_saved_view([f"{number} " + "x" * 300 for number in range(250)], 5)
+    assert view.count("dice_") == MAX_CLASS_COLUMNS
     assert len(view) < MAX_EXPERIMENT_TAG_VAL_LENGTH

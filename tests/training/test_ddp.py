@@ -1,4 +1,4 @@
-"""Several devices in one fold: the steps of one process with the same global batch, decided, written and answered once."""
+"""Several devices in one fold: the same steps as one process with the same global batch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ import torch
 from monai.networks.nets import BasicUNet
 from safetensors.torch import load_file
 
-from competition.config import MaskfoldError
-from competition.data.patches import PatchDataset, StepSampler
-from competition.training.checkpoint import load_checkpoint, save_checkpoint
-from competition.training.cv import prepare_run
-from competition.training.device import make_fabric
-from competition.training.executors.local import LocalExecutor, gpus_of
-from competition.training.executors.process import check, start, stop
+from competition.data.dataset import BatchSampler, PatchDataset
+from competition.errors import MaskfoldError
+from competition.runs.checkpoint import load_checkpoint, save_checkpoint
+from competition.runs.run import FoldJob, FoldResult
+from competition.training.cross_validate import prepare_run
+from competition.training.distributed import DistributedContext, make_fabric
+from competition.training.executors import LocalExecutor, gpus_of_slot
 from competition.training.fold import run_fold
-from competition.training.job import FoldResult, Job
-from competition.training.ranks import Ranks
+from competition.training.fold_process import raise_for_status, start_fold, stop_folds
 from tests.training.test_fold import Killed, killed_after, losses
 from tests.training.test_fold import start as begun
 
@@ -34,7 +33,7 @@ SETTINGS = ["training.steps_per_epoch=1", "training.epochs=20", "training.valida
 
 
 class Spare(BasicUNet):
-    """A network with parameters that its forward pass does not use, as encoders of more stages than are asked for have."""
+    """A network with parameters that its forward pass does not use, as encoders with spare stages have."""
 
     def __init__(self, spatial_dims: int = 2, in_channels: int = 1, out_channels: int = 2) -> None:
         super().__init__(
@@ -50,7 +49,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def two(job: Job) -> Job:
+def two(job: FoldJob) -> FoldJob:
     """The job with a thread for each of its two processes."""
     return dataclasses.replace(job, threads=2)
 
@@ -73,7 +72,7 @@ def others(process: subprocess.Popen) -> list[psutil.Process]:
     return psutil.Process(process.pid).children()
 
 
-# ── what needs no second process ─────────────────────────────────────────────────────────────────────────────────────
+# What needs no second process
 
 
 @pytest.mark.parametrize("settings", [[], ["training.steps_per_epoch=null"], ["training.accumulate=2"]])
@@ -87,35 +86,35 @@ def test_the_processes_of_a_fold_draw_each_place_of_an_epoch_once(tiny, tmp_path
     drawn = [
         place
         for rank in (0, 1)
-        for batch in StepSampler(0, 2 * micro, micro, exp.training.batch_size, rank, 2)
+        for batch in BatchSampler(0, 2 * micro, micro, exp.training.batch_size, rank, 2)
         for place in batch
     ]
     assert sorted(drawn) == [(epoch, place) for epoch in (0, 1) for place in range(dataset.positions_per_epoch)]
 
 
 class Exchange:
-    """As much of Fabric as `Ranks.decide` needs: what the first process sends lies here for the second."""
+    """The part of Fabric that `DistributedContext.run_on_main` uses: what the first process sends, the second gets."""
 
     def __init__(self) -> None:
         self.sent: queue.Queue = queue.Queue()
 
-    def ranks(self, rank: int) -> Ranks:
+    def ranks(self, rank: int) -> DistributedContext:
         def broadcast(content):
             if rank == 0:
                 self.sent.put(content)
                 return content
             return self.sent.get_nowait()
 
-        return Ranks(SimpleNamespace(world_size=2, global_rank=rank, broadcast=broadcast))
+        return DistributedContext(SimpleNamespace(world_size=2, global_rank=rank, broadcast=broadcast))
 
 
 def test_the_first_process_decides_and_the_others_follow():
     exchange, done = Exchange(), []
-    exchange.ranks(0).decide(
+    exchange.ranks(0).run_on_main(
         lambda: done.append("acted"), lambda: {"step": 7}, lambda state: done.append(("took", state))
     )
     assert done == ["acted"]
-    exchange.ranks(1).decide(
+    exchange.ranks(1).run_on_main(
         lambda: done.append("acted"), lambda: {"step": 3}, lambda state: done.append(("took", state))
     )
     assert done == ["acted", ("took", {"step": 7})]
@@ -130,10 +129,10 @@ def test_what_ends_the_first_process_ends_the_others(error):
 
     exchange = Exchange()
     with pytest.raises(type(error)) as caught:
-        exchange.ranks(0).decide(act, dict, pytest.fail)
+        exchange.ranks(0).run_on_main(act, dict, pytest.fail)
     assert caught.value is error
-    with pytest.raises(KeyboardInterrupt, match="first process stopped"):
-        exchange.ranks(1).decide(pytest.fail, dict, pytest.fail)
+    with pytest.raises(KeyboardInterrupt, match="main process stopped"):
+        exchange.ranks(1).run_on_main(pytest.fail, dict, pytest.fail)
 
 
 def test_a_fold_goes_on_with_the_devices_it_began_with(tiny, tmp_path, monkeypatch):
@@ -145,7 +144,7 @@ def test_a_fold_goes_on_with_the_devices_it_began_with(tiny, tmp_path, monkeypat
     state = load_checkpoint(job.folder / "last.pt")
     assert state["devices"] == 1
     save_checkpoint(job.folder / "last.pt", {**state, "devices": 2})
-    with pytest.raises(MaskfoldError, match=r"last.pt was made with run.devices=2.*Set run.devices=2"):
+    with pytest.raises(MaskfoldError, match=r"last\.pt .*run\.devices=2, expected 1.*Set run\.devices=2"):
         run_fold(job, say=lambda line: None)
     del state["devices"]  # checkpoints from before there were several
     save_checkpoint(job.folder / "last.pt", state)
@@ -158,13 +157,13 @@ def test_folds_of_one_run_are_trained_with_the_same_devices(tiny, tmp_path, monk
     run_fold(job, say=lambda line: None)
     other, _ = begun(tiny(2, "run.devices=3"), tmp_path, tmp_path / "cache")
     assert other.folder == run.folder
-    with pytest.raises(MaskfoldError, match=r"fold_0 was trained with run.devices=1, 2 samples a step"):
+    with pytest.raises(MaskfoldError, match=r"fold_0 .*run\.devices=1 .*run\.devices=3"):
         prepare_run(other, lambda line: None)
 
 
 def test_more_devices_than_the_machine_has_are_refused(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(MaskfoldError, match="run.devices is 4, but this machine has 2 cuda devices"):
+    with pytest.raises(MaskfoldError, match=r"run\.devices=4, .* 2 cuda devices"):
         make_fabric(tiny(2, "run.devices=4", "run.accelerator=cuda"))
 
 
@@ -181,10 +180,10 @@ def test_more_devices_than_the_machine_has_are_refused(tiny, monkeypatch):
 )
 def test_folds_side_by_side_have_gpus_of_their_own(monkeypatch, visible, devices, parallel, wanted):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [gpus_of(slot, devices, parallel) for slot in range(parallel)] == wanted
+    assert [gpus_of_slot(slot, devices, parallel) for slot in range(parallel)] == wanted
 
 
-# ── two processes ────────────────────────────────────────────────────────────────────────────────────────────────────
+# Two processes
 
 
 @pytest.mark.slow
@@ -223,7 +222,7 @@ def test_a_fold_of_two_processes_that_is_killed_ends_with_the_same_weights(tiny,
     LocalExecutor(1).run([two(whole)], lambda line: None)
     _, job = begun(tiny(2, *words), tmp_path / "killed", tmp_path / "cache")
     for number, least in ((signal.SIGTERM, 2), (signal.SIGKILL, 5)):
-        process = start(two(job))
+        process = start_fold(two(job))
         wait_for(process, lambda least=least: epochs(job.folder) >= least)
         helpers = others(process)
         assert len(helpers) == 1 and not (job.folder / "result.json").exists()
@@ -232,7 +231,7 @@ def test_a_fold_of_two_processes_that_is_killed_ends_with_the_same_weights(tiny,
         assert not psutil.wait_procs(helpers, 60)[1]  # nobody is left behind
     assert "stopped (SIGTERM)" in (job.folder / "log.txt").read_text()
     LocalExecutor(1).run([two(job)], lambda line: None)
-    assert "going on from step" in (job.folder / "log.txt").read_text()
+    assert "resumed from step" in (job.folder / "log.txt").read_text()
     assert losses(job.folder) == losses(whole.folder) and len(losses(job.folder)) == 12
     one, other = load_file(whole.folder / "weights.safetensors"), load_file(job.folder / "weights.safetensors")
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -269,12 +268,12 @@ def test_a_loss_that_is_not_a_number_names_the_cases_of_all_processes(tiny, tmp_
 @pytest.mark.timeout(900)
 def test_a_fold_whose_second_process_is_killed_ends(tiny, tmp_path):
     _, job = begun(tiny(2, "run.devices=2", "training.epochs=100000"), tmp_path, tmp_path / "cache")
-    process = start(two(job))
+    process = start_fold(two(job))
     try:
         wait_for(process, lambda: epochs(job.folder) >= 2)
         others(process)[0].kill()
         status = process.wait(60)
     finally:
-        stop([process])
+        stop_folds([process])
     with pytest.raises(MaskfoldError, match="fold_0 ended with status"):
-        check(job, status)
+        raise_for_status(job, status)

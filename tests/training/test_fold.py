@@ -12,14 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from competition.config import MaskfoldError
-from competition.inference.store import OofStore
+from competition.errors import MaskfoldError
+from competition.runs.oof import OofStore
+from competition.runs.run import FoldResult
 from competition.training import fold as fold_module
-from competition.training.cv import make_jobs, summarise
-from competition.training.fold import begin, run_fold
-from competition.training.job import FoldResult
-from competition.training.loop import Training
-from competition.training.runs import open_run
+from competition.training.cross_validate import make_jobs, open_run, summarize_run
+from competition.training.fold import run_fold, setup_fold
+from competition.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +47,7 @@ class Killed(BaseException):
 
 
 def killed_after(monkeypatch, steps: int) -> None:
-    real = Training._step
+    real = Trainer.training_step
     count = {"steps": 0}
 
     def step(self, batches):
@@ -57,7 +56,7 @@ def killed_after(monkeypatch, steps: int) -> None:
         count["steps"] += 1
         return real(self, batches)
 
-    monkeypatch.setattr(Training, "_step", step)
+    monkeypatch.setattr(Trainer, "training_step", step)
 
 
 @pytest.mark.parametrize(
@@ -101,14 +100,14 @@ def test_loader_workers_do_not_change_the_loss_curve(tiny, tmp_path):
 def test_a_finished_fold_is_not_trained_again(tiny, tmp_path, monkeypatch):
     _, job = start(tiny(2), tmp_path, tmp_path / "cache")
     first = run_fold(job, say=lambda line: None)
-    monkeypatch.setattr(fold_module, "begin", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(fold_module, "setup_fold", lambda *a: pytest.fail("trained again"))
     assert run_fold(job, say=lambda line: None) == first == FoldResult.read(job.folder)
 
 
 def test_the_score_is_the_metric_on_the_stored_probabilities(tiny, tmp_path):
-    from competition.data.table import load_mask
-    from competition.inference.masks import to_masks
-    from competition.scoring.cases import score_case
+    from competition.data.masks import load_mask
+    from competition.inference.predict import to_masks
+    from competition.metrics.scoring import score_case
 
     exp = tiny(2)
     run, job = start(exp, tmp_path, tmp_path / "cache")
@@ -151,12 +150,12 @@ def test_a_fit_on_all_cases_has_weights_and_no_score(tiny, tmp_path):
     assert job.folder.name == "full"
     result = run_fold(job, say=lambda line: None)
     assert result.score is None and (job.folder / "weights.safetensors").exists()
-    assert summarise(run).score is None
+    assert summarize_run(run).score is None
 
 
 def test_a_loss_that_is_not_a_number_names_step_and_cases(tiny, tmp_path, monkeypatch):
     run, job = start(tiny(2), tmp_path, tmp_path / "cache")
-    training = begin(job, run, lambda line: None, 0.0)
+    training = setup_fold(job, run, lambda line: None, 0.0)
     real = training.loss
 
     class Broken(torch.nn.Module):
@@ -186,7 +185,7 @@ def test_weights_of_a_run_with_other_folds_are_refused(tiny, tmp_path):
     _, same = start(tiny(2, f"init_from={source.folder}", "training.epochs=1"), tmp_path / "b", tmp_path / "cache")
     assert run_fold(same, say=lambda line: None).steps == 4
     _, other = start(tiny(2, f"init_from={source.folder}", "seed=77"), tmp_path / "c", tmp_path / "cache")
-    with pytest.raises(MaskfoldError, match="was trained on"):
+    with pytest.raises(MaskfoldError, match=r"init_from: .*fold_0"):
         run_fold(other, say=lambda line: None)
 
 
@@ -213,7 +212,7 @@ def test_several_seeds_are_averaged_out_of_fold(tiny, tmp_path):
         run_fold(job, say=lambda line: None)
     one, two = (load_file(job.folder / "weights.safetensors") for job in jobs)
     assert any(not torch.equal(one[name], two[name]) for name in one)
-    summary = summarise(run)
+    summary = summarize_run(run)
     assert summary.cases == 5 and summary.score is not None
 
 
@@ -236,13 +235,13 @@ def test_two_and_a_half_dimensions_train_on_neighbouring_slices(tiny, tmp_path):
 def test_a_held_out_share_is_scored_and_never_trained_on(tiny, tmp_path):
     exp = tiny(2, "folds={scheme: holdout, shares: [0.6, 0.2, 0.2]}")
     run, job = start(exp, tmp_path, tmp_path / "cache")
-    training = begin(job, run, lambda line: None, 0.0)
+    training = setup_fold(job, run, lambda line: None, 0.0)
     seen = {training.dataset.case_id(index) for index in range(len(training.dataset))}
     held_out = set(run.folds.loc[run.folds["fold"] == -2, "id"])
     watched = set(run.folds.loc[run.folds["fold"] == 0, "id"])
     assert len(held_out) == len(watched) == 2 and not seen & (held_out | watched)
     run_fold(job, say=lambda line: None)
-    summary = summarise(run)
+    summary = summarize_run(run)
     assert summary.cases == 2 and summary.test_dice is not None
     assert set(OofStore(job.folder / "test", "float16").ids()) == held_out
 
@@ -253,7 +252,8 @@ def test_deep_supervision_loss_parts_and_a_list_of_losses(tiny, tmp_path):
         "model.target=monai.networks.nets.DynUNet",
         "model.args={kernel_size: [3, 3, 3], strides: [1, 2, 2], upsample_kernel_size: [2, 2], filters: [4, 8, 8], "
         "deep_supervision: true, deep_supr_num: 1}",
-        "loss=[{target: monai.losses.DiceLoss, name: overlap, weight: 0.5}, {target: torch.nn.CrossEntropyLoss, name: entropy}]",
+        "loss=[{target: monai.losses.DiceLoss, name: overlap, weight: 0.5}, "
+        "{target: torch.nn.CrossEntropyLoss, name: entropy}]",
     )
     _, job = start(exp, tmp_path, tmp_path / "cache")
     run_fold(job, say=lambda line: None)
@@ -262,7 +262,7 @@ def test_deep_supervision_loss_parts_and_a_list_of_losses(tiny, tmp_path):
 
 
 def test_a_replay_of_a_budget_run_takes_the_same_steps_to_the_same_weights(tiny, tmp_path):
-    from competition.config import load_experiment
+    from competition.config.loading import load_experiment
 
     exp = tiny(2, "training.budget_minutes=0.08", "training.epochs=1000")
     _, job = start(exp, tmp_path / "budget", tmp_path / "cache")
@@ -281,7 +281,7 @@ def test_a_run_grows_over_several_commands(tiny, tmp_path):
     for wanted, cases in (("folds.run=[0]", 5), ("folds.run=[1]", 10), ("folds.run=full", 10)):
         run, job = start(tiny(2, wanted), tmp_path, tmp_path / "cache")
         run_fold(job, say=lambda line: None)
-        summary = summarise(run)
+        summary = summarize_run(run)
         assert summary.cases == cases and summary.score is not None
     assert [result["fold"] for result in summary.folds] == [0, 1, -1]
 
@@ -292,8 +292,8 @@ def test_a_fold_that_another_process_trains_is_refused(tiny, tmp_path):
 
     _, job = start(tiny(2), tmp_path, tmp_path / "cache")
     hold = (
-        "import sys, time; from pathlib import Path; from competition.training.lock import alone\n"
-        "with alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from competition.runs.lock import run_lock\n"
+        "with run_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", hold, str(job.folder)], stdout=subprocess.PIPE, text=True)
     try:
@@ -307,15 +307,15 @@ def test_a_fold_that_another_process_trains_is_refused(tiny, tmp_path):
 
 
 def test_weights_that_are_not_there_are_refused_before_any_work(tiny, tmp_path, monkeypatch):
-    from competition.training.cv import prepare_run
+    from competition.training.cross_validate import prepare_run
 
     monkeypatch.chdir(tmp_path)
     run = open_run(tiny(2, "init_from=absent"), "tiny", root=tmp_path / "runs")
-    with pytest.raises(MaskfoldError, match="absent is not a run"):
+    with pytest.raises(MaskfoldError, match="absent"):
         prepare_run(run, lambda line: None)
     assert not run.folder.exists() and not (tmp_path / "mlruns").exists()
 
 
 def test_one_seed_twice_is_refused(tiny):
-    with pytest.raises(MaskfoldError, match="names one seed twice"):
+    with pytest.raises(MaskfoldError, match=r"seed.*\[1, 1\]"):
         tiny(2, "seed=[1, 1]")

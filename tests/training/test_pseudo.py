@@ -1,4 +1,4 @@
-"""Pseudo-labels come from the teacher that may give them, and teach no fold that would be told what it validates."""
+"""Pseudo-labels come from leak-free teachers, and no fold is trained on copies of its validation cases."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from competition.config import MaskfoldError
-from competition.data.cache import PreparedCase
-from competition.data.prepare import prepare_cases
-from competition.model.network import build_network
-from competition.training.checkpoint import save_weights, write_json
-from competition.training.cv import make_jobs, prepare_run
-from competition.training.fold import begin, run_fold
-from competition.training.job import FoldResult
-from competition.training.lessons import check_lessons, learn, ready_lessons
-from competition.training.lineage import learnt
-from competition.training.runs import load_run, open_run, run_hash
+from competition.data.cache import PreprocessedCase
+from competition.data.preprocessing import preprocess_cases
+from competition.errors import MaskfoldError
+from competition.io import write_json
+from competition.models.build import build_network
+from competition.runs.checkpoint import save_weights
+from competition.runs.run import FoldResult, load_run, run_hash
+from competition.training.cross_validate import make_jobs, open_run, prepare_run
+from competition.training.extra_data import build_extra_data, check_extra_data, prepare_extra_data
+from competition.training.fold import run_fold, setup_fold
+from competition.training.lineage import training_cases
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def here(monkeypatch, tmp_path):
 
 
 def finish(run, sure: dict[int, float] | None = None, only=None):
-    """Members that were never trained: each says ring everywhere, with the probability `sure[fold]`, else background."""
+    """Write untrained members: each predicts ring everywhere with the probability `sure[fold]`, else background."""
     run.write()
     for fold, seed in only or run.members():
         folder = run.member_folder(fold, seed)
@@ -74,9 +74,9 @@ def finish(run, sure: dict[int, float] | None = None, only=None):
 def open_student(exp, name="tiny"):
     """The run and its jobs, made ready as `prepare_run` does, without its look at the network."""
     run = open_run(exp, name)
-    check_lessons(run, make_jobs(run))
+    check_extra_data(run, make_jobs(run))
     cache = Path("mlruns/prepared")
-    ready_lessons(run, make_jobs(run), prepare_cases(run.cases, exp, cache), cache, lambda line: None)
+    prepare_extra_data(run, make_jobs(run), preprocess_cases(run.cases, exp, cache), cache, lambda line: None)
     run.write()
     jobs = [dataclasses.replace(job, threads=1) for job in make_jobs(run)]
     for job in jobs:
@@ -85,8 +85,8 @@ def open_student(exp, name="tiny"):
 
 
 def lessons_of(run, job):
-    lessons = learn(job, run, lambda line: None)
-    return {PreparedCase.open(folder).id: PreparedCase.open(folder) for folder in lessons.folders}, lessons
+    lessons = build_extra_data(job, run, lambda line: None)
+    return {PreprocessedCase.open(folder).id: PreprocessedCase.open(folder) for folder in lessons.folders}, lessons
 
 
 def copied(demo2d: Path, tmp_path: Path, name: str = "data") -> Path:
@@ -164,7 +164,7 @@ def test_a_teacher_that_was_taught_by_a_leaky_one_is_refused_when_that_one_is_go
     prepare_run(middle, lambda line: None)
     job = make_jobs(middle)[0]
     job.folder.mkdir()
-    learn(job, middle, lambda line: None)
+    build_extra_data(job, middle, lambda line: None)
     finish_only = FoldResult(
         fold=-1,
         seed=0,
@@ -269,11 +269,11 @@ def test_an_image_of_a_validated_group_teaches_the_other_folds_only(tiny, demo2d
     for job in jobs:
         cases, lessons = lessons_of(run, job)
         assert sorted(cases) == (tests[1:] if job.fold == home else tests)
-        assert lessons.said["pseudo"]["left_out"] == ({"group": 1} if job.fold == home else {})
+        assert lessons.summary["pseudo"]["left_out"] == ({"group": 1} if job.fold == home else {})
 
 
 def test_copies_of_validated_cases_do_not_teach(tiny, demo2d):
-    """The same file under another name has a label; the same picture saved anew, a little brighter, has a look-alike."""
+    """The same file under another name has a label; the same image saved again, a bit brighter, resembles one."""
     import cv2
 
     root = copied(demo2d, Path.cwd())
@@ -287,13 +287,13 @@ def test_copies_of_validated_cases_do_not_teach(tiny, demo2d):
     said: list[str] = []
     run = open_run(tiny(2, f"competition.root={root}", f"pseudo.from={teacher.folder}"), "tiny")
     prepare_run(run, said.append)
-    assert any("1 more have labels" in line and "1 look like a labelled case" in line for line in said)
+    assert any("1 more have labels" in line and "1 resemble a labelled case" in line for line in said)
     home = int(run.folds.loc[run.folds["id"] == second.stem, "fold"].iloc[0])
     for job in make_jobs(run):
         job.folder.mkdir()
         cases, lessons = lessons_of(load_run(run.folder), job)
         assert "copy" not in cases and ("twin" in cases) == (job.fold != home)
-        assert lessons.said["pseudo"]["left_out"] == ({"alike": 1} if job.fold == home else {})
+        assert lessons.summary["pseudo"]["left_out"] == ({"alike": 1} if job.fold == home else {})
 
 
 def test_voxels_in_doubt_are_ignored_and_cases_in_doubt_left_out(tiny):
@@ -302,13 +302,11 @@ def test_voxels_in_doubt_are_ignored_and_cases_in_doubt_left_out(tiny):
     run, jobs = open_student(tiny(2, *wide))
     cases, lessons = lessons_of(run, jobs[0])
     assert {int(one) for case in cases.values() for one in np.unique(case.mask)} == {1}  # 0.72 is beyond 0.7
-    assert lessons.said["pseudo"]["ignored"] == 0
-    with pytest.raises(MaskfoldError, match="sure of none of 3 images"):  # 0.6 is in doubt everywhere
+    assert lessons.summary["pseudo"]["ignored"] == 0
+    with pytest.raises(MaskfoldError, match="none of 3 images"):  # 0.6 is in doubt everywhere
         lessons_of(run, jobs[1])
     run, jobs = open_student(tiny(2, *wide, "pseudo.confidence.dice=0.85"), "strict")
-    with pytest.raises(
-        MaskfoldError, match=r"highest Dice of a prediction with itself is 0\.837"
-    ):  # 2·0.72 / (0.72 + 1)
+    with pytest.raises(MaskfoldError, match=r"expected Dice is 0\.837"):  # 2·0.72 / (0.72 + 1)
         lessons_of(run, jobs[0])
 
 
@@ -319,7 +317,7 @@ def test_several_teachers_are_averaged(tiny):
     run, jobs = open_student(
         tiny(2, f"pseudo.from=[{one.folder},{two.folder}]", "pseudo.confidence={lower: 0.3, upper: 0.7}")
     )
-    with pytest.raises(MaskfoldError, match="sure of none"):  # 0.9 and 0.1: nobody knows
+    with pytest.raises(MaskfoldError, match="none of 3 images"):  # 0.9 and 0.1: nobody knows
         lessons_of(run, jobs[0])
     cases, _ = lessons_of(run, jobs[1])
     assert len(cases) == 3
@@ -328,24 +326,24 @@ def test_several_teachers_are_averaged(tiny):
 def test_weights_say_how_often_a_case_is_drawn(tiny):
     teacher = finish(open_run(tiny(2), "teacher"))
     run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}", "pseudo.weight=0.5"))
-    training = begin(jobs[0], run, lambda line: None, 0.0)
+    training = setup_fold(jobs[0], run, lambda line: None, 0.0)
     dataset = training.dataset
     assert len(dataset.folders) == 5 + 3 and len(dataset) == 7  # 5 + 3/2 turns, rounded up
-    drawn = Counter(dataset.turns.case_at(place, 1, 0) for place in range(2 * 13))  # 13 turns hold 5 + 5 + 3
+    drawn = Counter(dataset.sampler.index_at(place, 1, 0) for place in range(2 * 13))  # 13 turns hold 5 + 5 + 3
     assert drawn == {**dict.fromkeys(range(5), 4), **dict.fromkeys(range(5, 8), 2)}
 
 
 def test_a_killed_fold_finds_its_labels_again_and_ends_with_the_same_bits(tiny, monkeypatch):
     from safetensors.torch import load_file
 
-    from competition.training import teachers as module
+    from competition.training import extra_data as module
     from tests.training.test_fold import Killed, killed_after
 
     teacher = finish(open_run(tiny(2), "teacher"))
     exp = tiny(2, f"pseudo.from={teacher.folder}", "training.checkpoint_minutes=0", "training.epochs=1")
     run, jobs = open_student(exp)
     asked: list[str] = []
-    real = module.Classroom.probabilities
+    real = module.TeacherEnsemble.probabilities
 
     def counted(self, row):
         if len(asked) == 1 and "killed" not in asked:
@@ -354,7 +352,7 @@ def test_a_killed_fold_finds_its_labels_again_and_ends_with_the_same_bits(tiny, 
         asked.append(row.id)
         return real(self, row)
 
-    monkeypatch.setattr(module.Classroom, "probabilities", counted)
+    monkeypatch.setattr(module.TeacherEnsemble, "probabilities", counted)
     with pytest.raises(Killed):
         run_fold(jobs[0], say=lambda line: None)
     with monkeypatch.context() as patch:
@@ -362,7 +360,7 @@ def test_a_killed_fold_finds_its_labels_again_and_ends_with_the_same_bits(tiny, 
         with pytest.raises(Killed):
             run_fold(jobs[0], say=lambda line: None)
     result = run_fold(jobs[0], say=lambda line: None)
-    assert [one for one in asked if one != "killed"] == sorted(run.besides["besides_pseudo"]["id"])  # each once
+    assert [one for one in asked if one != "killed"] == sorted(run.extra_tables["besides_pseudo"]["id"])  # each once
     assert result.lessons["pseudo"]["cases"] == 3
     other, again = open_student(exp, "other")
     run_fold(again[0], say=lambda line: None)
@@ -381,7 +379,7 @@ def test_a_fold_does_not_go_on_with_other_teachers(tiny, monkeypatch):
             run_fold(jobs[0], say=lambda line: None)
     network = build_network(run.exp, 1, pretrained=False)
     save_weights(teacher.member_folder(0, 0) / "weights.safetensors", network.state_dict())
-    with pytest.raises(MaskfoldError, match="began with pseudo-labels of other networks"):
+    with pytest.raises(MaskfoldError, match="teachers of fold_0 have changed"):
         run_fold(jobs[0], say=lambda line: None)
 
 
@@ -389,19 +387,19 @@ def test_what_a_student_has_seen_is_recorded_whole(tiny):
     teacher = finish(open_run(tiny(2), "teacher"))
     run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}"))
     lessons_of(run, jobs[1])
-    found = {(source.how, source.chain): {case[0] for case in source.cases} for source in learnt(run, 1, 0)}
+    found = {(source.how, source.chain): {case[0] for case in source.cases} for source in training_cases(run, 1, 0)}
     mine = set(run.folds.loc[run.folds["fold"] != 1, "id"])
     assert found == {
         ("trained on", ()): mine,
-        ("taught pseudo-labels of", ()): set(run.besides["besides_pseudo"]["id"]),
+        ("taught pseudo-labels of", ()): set(run.extra_tables["besides_pseudo"]["id"]),
         ("trained on", (f"taught by teacher/{teacher.folder.name}/fold_1",)): mine,
     }
 
 
 def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
-    from competition.config import resolved
+    from competition.config.loading import resolve_config
 
-    plain = resolved(tiny(2))
+    plain = resolve_config(tiny(2))
     assert plain["pseudo"] is None and plain["extra"] is None and plain["competition"]["train"]["cases"] is None
     # As it was before there were such keys: the hash of the same tree without them, by hand.
     import hashlib
@@ -436,9 +434,9 @@ def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
 
 
 def test_words_that_make_no_sense_are_refused(tiny):
-    with pytest.raises(MaskfoldError, match="`lower` is above `upper`"):
+    with pytest.raises(MaskfoldError, match="`lower` must be at most `upper`"):
         tiny(2, "pseudo={from: x, confidence: {lower: 0.8, upper: 0.7}}")
-    with pytest.raises(MaskfoldError, match="pseudo.from: `nowhere` is no run"):
+    with pytest.raises(MaskfoldError, match="pseudo.from: `nowhere`"):
         open_run(tiny(2, "pseudo.from=nowhere"), "tiny")
     teacher = finish(open_run(tiny(2), "teacher"))
     with pytest.raises(MaskfoldError, match="names the run .* twice"):
@@ -449,7 +447,7 @@ def test_words_that_make_no_sense_are_refused(tiny):
     with pytest.raises(MaskfoldError, match="All 10 images for pseudo-labels have labels already"):
         open_run(tiny(2, f"pseudo.from={teacher.folder}", f"pseudo.images={pattern}"), "tiny")
     run = open_run(tiny(2, "competition.classes=[ring,other]", f"pseudo.from={teacher.folder}"), "tiny")
-    with pytest.raises(MaskfoldError, match=r"predicts classes \['ring', 'grain'\]"):
+    with pytest.raises(MaskfoldError, match=r"has classes \['ring', 'grain'\]"):
         prepare_run(run, lambda line: None)
 
 
@@ -458,12 +456,12 @@ def test_lessons_need_not_be_ready_twice(tiny):
     teacher = finish(open_run(tiny(2), "teacher"))
     run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}"))
     again = load_run(run.folder)
-    assert list(again.besides) == ["besides_pseudo"] and "alike" in again.besides["besides_pseudo"].columns
-    assert sorted(lessons_of(again, jobs[0])[0]) == sorted(run.besides["besides_pseudo"]["id"])
+    assert list(again.extra_tables) == ["besides_pseudo"] and "alike" in again.extra_tables["besides_pseudo"].columns
+    assert sorted(lessons_of(again, jobs[0])[0]) == sorted(run.extra_tables["besides_pseudo"]["id"])
 
 
 def test_no_voxel_in_doubt_has_a_gradient(tiny):
-    from competition.model.loss import SegmentationLoss
+    from competition.models.losses import SegmentationLoss
 
     mask = torch.randint(0, 3, (2, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     mask[:, :, :8] = 255

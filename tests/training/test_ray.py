@@ -13,14 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from competition.config import MaskfoldError
-from competition.config.experiment import Run
-from competition.training.cv import make_jobs, run_cv, summarise
+from competition.config.experiment import HardwareConfig
+from competition.errors import MaskfoldError
+from competition.runs.lock import is_free, run_lock
+from competition.runs.run import FoldJob, FoldResult, Run
+from competition.training.cross_validate import make_jobs, open_run, run_cv, summarize_run
 from competition.training.executors import make_executor
-from competition.training.executors.ray import Need, RayExecutor, train_here
-from competition.training.job import FoldResult, Job
-from competition.training.lock import alone, is_free
-from competition.training.runs import CvRun, open_run
+from competition.training.ray_executor import FoldResources, RayExecutor, run_fold_task
 
 STAYS = (sys.executable, "-S", "-c", f"import time; print('began', flush=True); time.sleep(300)  # of {os.getpid()}")
 WRITES = (
@@ -32,7 +31,7 @@ WRITES = (
 )
 
 
-# ── what a fold asks for ─────────────────────────────────────────────────────────────────────────────────────────────
+# What a fold asks for
 
 
 def machine(cpus: int, gpus: int = 0) -> dict[str, float]:
@@ -56,7 +55,7 @@ def machine(cpus: int, gpus: int = 0) -> dict[str, float]:
     ],
 )
 def test_a_fold_asks_for_what_run_says_or_a_fair_share(run, machines, wanted):
-    need = Need.of(Run(executor="ray", **run), machines)
+    need = FoldResources.from_settings(HardwareConfig(executor="ray", **run), machines)
     assert (need.cpus, need.gpus, need.threads) == wanted
 
 
@@ -69,15 +68,15 @@ def test_a_fold_asks_for_what_run_says_or_a_fair_share(run, machines, wanted):
     ],
 )
 def test_what_no_machine_has_is_refused_and_not_waited_for(run, machines):
-    with pytest.raises(MaskfoldError, match="A fold asks for .* machines have 8 CPUs"):
-        Need.of(Run(executor="ray", **run), machines)
+    with pytest.raises(MaskfoldError, match="A fold requires .* machines have 8 CPUs"):
+        FoldResources.from_settings(HardwareConfig(executor="ray", **run), machines)
 
 
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["run.gpus=1.5"], "whole number"),
-        (["run.devices=2", "run.gpus=1"], "fewer than"),
+        (["run.gpus=1.5"], r"gpus.* found 1\.5"),
+        (["run.devices=2", "run.gpus=1"], r"devices. \(2\).* found 1"),
         (["run.executor=rey"], "ray"),
     ],
 )
@@ -105,27 +104,27 @@ def test_without_ray_the_cure_is_named(tiny, monkeypatch):
         make_executor(tiny(2, "run.executor=ray")).run([], lambda line: None)
 
 
-# ── the task, in this process ────────────────────────────────────────────────────────────────────────────────────────
+# The task, in this process
 
 
-def stub(root: Path, number: int = 0) -> Job:
+def stub(root: Path, number: int = 0) -> FoldJob:
     """A job for the stubs above."""
     (root / "run").mkdir(exist_ok=True)
-    return Job(root / "run", root / "run" / f"fold_{number}", number, 0, root, 1)
+    return FoldJob(root / "run", root / "run" / f"fold_{number}", number, 0, root, 1)
 
 
-def task(job: Job, here: Path, command=WRITES, version: str | None = None):
+def task(job: FoldJob, here: Path, command=WRITES, version: str | None = None):
     import competition
 
-    return train_here(job.to_json(), str(here), command, False, version or competition.__version__)
+    return run_fold_task(job.to_json(), str(here), command, False, version or competition.__version__)
 
 
 def test_a_machine_that_does_not_share_the_folder_or_the_version_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     job = stub(tmp_path)
-    assert "does not see" in str(task(job, tmp_path / "absent"))
-    assert "does not see" in str(task(dataclasses.replace(job, run=tmp_path / "other"), tmp_path))
-    assert "has Maskfold" in str(task(job, tmp_path, version="0.0.0"))
+    assert str(tmp_path / "absent") in str(task(job, tmp_path / "absent"))
+    assert str(tmp_path / "other") in str(task(dataclasses.replace(job, run=tmp_path / "other"), tmp_path))
+    assert "expected 0.0.0" in str(task(job, tmp_path, version="0.0.0"))
     assert not job.folder.exists()
     assert task(job, tmp_path) is None and (job.folder / "result.json").exists()
 
@@ -142,19 +141,19 @@ def test_what_a_fold_died_of_comes_back_from_the_task(tmp_path, monkeypatch):
 
 def test_a_lock_is_waited_for_as_long_as_was_said(tmp_path):
     said: list[str] = []
-    with alone(tmp_path):
+    with run_lock(tmp_path):
         assert not is_free(tmp_path)
         with (
             pytest.raises(MaskfoldError, match=f"being trained by process {os.getpid()}"),
-            alone(tmp_path, 1.5, said.append),
+            run_lock(tmp_path, 1.5, said.append),
         ):
             pass
     assert is_free(tmp_path) and len(said) == 1
-    with alone(tmp_path, 0.5, said.append):
+    with run_lock(tmp_path, 0.5, said.append):
         assert len(said) == 1  # nothing to wait for
 
 
-# ── a cluster ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# A cluster
 
 
 @pytest.fixture
@@ -186,7 +185,7 @@ def children() -> list[psutil.Process]:
 def test_lines_reach_the_driver_and_results_are_awaited(cluster, tmp_path):
     said: list[str] = []
     jobs = [stub(tmp_path, number) for number in range(3)]
-    RayExecutor(Run(executor="ray", parallel_folds=2), WRITES).run(jobs, said.append)
+    RayExecutor(HardwareConfig(executor="ray", parallel_folds=2), WRITES).run(jobs, said.append)
     assert all((job.folder / "result.json").exists() for job in jobs)
     for number in range(3):
         assert f"fold_{number} | epoch 1" in said and any(
@@ -213,16 +212,16 @@ def test_what_stops_the_driver_stops_the_folds(cluster, tmp_path, error):
             raise error
 
     with pytest.raises(type(error), match=str(error)):
-        RayExecutor(Run(executor="ray", parallel_folds=3), STAYS).run(jobs, lambda line: None, alive)
+        RayExecutor(HardwareConfig(executor="ray", parallel_folds=3), STAYS).run(jobs, lambda line: None, alive)
     assert not children()
     assert not jobs[2].folder.exists() and not jobs[3].folder.exists()  # one waited for a CPU, one for its turn
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
-def trained(run: CvRun, alive=lambda: None) -> list[str]:
+def trained(run: Run, alive=lambda: None) -> list[str]:
     said: list[str] = []
     run.write()
-    run_cv(run, said.append, alive=alive)
+    run_cv(run, said.append, should_stop=alive)
     return said
 
 
@@ -249,12 +248,12 @@ def test_folds_of_a_lost_machine_end_as_if_nothing_had_happened(cluster, tiny, t
     }
     assert sorted(starts.values()) == [1, 1, 2]
     taken_up = next(name for name, count in starts.items() if count == 2)
-    assert any(line.startswith(f"{taken_up} | going on from step") for line in said)
+    assert any(line.startswith(f"{taken_up} | resumed from step") for line in said)
     for job in make_jobs(far):
         twin = near.folder / job.folder.name
         one, two = load_file(twin / "weights.safetensors"), load_file(job.folder / "weights.safetensors")
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
         assert FoldResult.read(job.folder).score == FoldResult.read(twin).score
         assert (job.folder / "scores.csv").read_bytes() == (twin / "scores.csv").read_bytes()
-    here, there = summarise(near), summarise(far)
+    here, there = summarize_run(near), summarize_run(far)
     assert (here.score, here.low, here.high, here.dice) == (there.score, there.low, there.high, there.dice)

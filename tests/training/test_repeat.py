@@ -7,13 +7,12 @@ import json
 import pytest
 import torch
 
-from competition.config.experiment import Target
-from competition.training import repeat
-from competition.training.cv import make_jobs, prepare_run
-from competition.training.device import make_fabric
+from competition.config.experiment import TargetConfig
+from competition.training import guards
+from competition.training.cross_validate import make_jobs, open_run, prepare_run
+from competition.training.distributed import make_fabric
 from competition.training.fold import run_fold
-from competition.training.repeat import repeats
-from competition.training.runs import open_run
+from competition.training.guards import bf16_is_deterministic
 
 
 class Steady(torch.nn.Module):
@@ -46,20 +45,20 @@ class Broken(Steady):
 
 @pytest.mark.parametrize(("network", "same"), [(Steady, True), (Shaky, False), (Broken, False)])
 def test_gradients_are_compared_once(tiny, tmp_path, monkeypatch, network, same):
-    exp = tiny(2).model_copy(update={"model": Target(target=f"mine.{network.__name__}")})
+    exp = tiny(2).model_copy(update={"model": TargetConfig(target=f"mine.{network.__name__}")})
     made = []
     monkeypatch.setattr(
-        "competition.model.network.build_network", lambda *args, **more: made.append(1) or network(args[1], 3)
+        "competition.models.build.build_network", lambda *args, **more: made.append(1) or network(args[1], 3)
     )
     state = torch.get_rng_state()
-    assert repeats(exp, 1, tmp_path) is same
+    assert bf16_is_deterministic(exp, 1, tmp_path) is same
     assert torch.equal(torch.get_rng_state(), state)  # the fold's own draws are what they were
-    assert repeats(exp, 1, tmp_path) is same and len(made) == 1  # the other folds read it
-    assert repeats(exp, 2, tmp_path) is same and len(made) == 2  # another network is another question
+    assert bf16_is_deterministic(exp, 1, tmp_path) is same and len(made) == 1  # the other folds read it
+    assert bf16_is_deterministic(exp, 2, tmp_path) is same and len(made) == 2  # another network is another question
 
 
 def test_auto_is_fp32_where_bf16_is_not_steady(tiny, monkeypatch):
-    monkeypatch.setattr("competition.training.device.native_precision", lambda accelerator: "bf16")
+    monkeypatch.setattr("competition.training.distributed.native_precision", lambda accelerator: "bf16")
     exp = tiny(2, "run.accelerator=cpu", "training.precision=auto")
     assert make_fabric(exp, lambda: True)[1] == "bf16"
     assert make_fabric(exp, lambda: False)[1] == "fp32"
@@ -69,8 +68,8 @@ def test_auto_is_fp32_where_bf16_is_not_steady(tiny, monkeypatch):
 
 def test_a_fold_says_so(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("competition.training.device.native_precision", lambda accelerator: "bf16")
-    monkeypatch.setattr(repeat, "_same", lambda *_: False)
+    monkeypatch.setattr("competition.training.distributed.native_precision", lambda accelerator: "bf16")
+    monkeypatch.setattr(guards, "_gradients_repeat", lambda *_: False)
     run = open_run(
         tiny(2, "training.epochs=1", "training.precision=auto", "run.accelerator=cpu", "run.threads=1"), "demo2d-tiny"
     )
@@ -79,6 +78,6 @@ def test_a_fold_says_so(tiny, tmp_path, monkeypatch):
     job.folder.mkdir(parents=True, exist_ok=True)
     said: list[str] = []
     result = run_fold(job, said.append)
-    assert result.precision == "32-true" and any("bf16 gradients are not the same" in line for line in said)
+    assert result.precision == "32-true" and any("bf16 gradients are not deterministic" in line for line in said)
     answers = list((job.cache / "bf16").glob("*.json"))
     assert len(answers) == 1 and json.loads(answers[0].read_text()) == {"repeats": False}

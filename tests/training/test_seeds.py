@@ -12,20 +12,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from competition.data.table import case_table
-from competition.inference.store import OofStore
-from competition.model.network import build_network
-from competition.scoring.summary import cv_score
-from competition.submission.blend import Blend
-from competition.submission.members import Ensemble, plain_rows
+from competition.data.cases import case_table
+from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.metrics.bootstrap import cv_score
+from competition.models.build import build_network
+from competition.runs.blend import Ensemble
+from competition.runs.oof import OofPredictions, OofStore
 from competition.submission.submit import submit
-from competition.training.cv import make_jobs, open_jobs, prepare_run, summarise
-from competition.training.fold import begin, run_fold
-from competition.training.loop import Training
-from competition.training.oof import OutOfFold
-from competition.training.runs import open_run
-from competition.training.seeds import seed_lines
-from competition.training.validation import Judge
+from competition.training.cross_validate import (
+    format_seed_gain,
+    make_jobs,
+    open_run,
+    prepare_run,
+    summarize_run,
+    unfinished_jobs,
+)
+from competition.training.evaluator import Evaluator
+from competition.training.fold import run_fold, setup_fold
+from competition.training.trainer import Trainer
 
 
 class Killed(BaseException):
@@ -45,7 +49,7 @@ def one_thread():
 
 
 def dies(patch, after: int) -> None:
-    real, count = Training._step, [0]
+    real, count = Trainer.training_step, [0]
 
     def step(self, batches):
         count[0] += 1
@@ -53,7 +57,7 @@ def dies(patch, after: int) -> None:
             raise Killed
         return real(self, batches)
 
-    patch.setattr(Training, "_step", step)
+    patch.setattr(Trainer, "training_step", step)
 
 
 @pytest.mark.slow
@@ -74,10 +78,10 @@ def test_two_folds_of_two_seeds_from_training_to_the_submission(tiny, tmp_path, 
     for name in ("fold_0", "fold_1", "fold_1_seed_1"):
         jobs[name].folder.mkdir(exist_ok=True)
         run_fold(jobs[name], quiet)
-    partly = summarise(run)
+    partly = summarize_run(run)
     assert partly.seeds["folds"] == 1 and partly.cases == 10
     last = jobs["fold_0_seed_1"]
-    assert [job.folder.name for job in open_jobs(run)] == [last.folder.name]
+    assert [job.folder.name for job in unfinished_jobs(run)] == [last.folder.name]
     last.folder.mkdir(exist_ok=True)
     with monkeypatch.context() as patch:
         dies(patch, 3)
@@ -97,11 +101,11 @@ def test_two_folds_of_two_seeds_from_training_to_the_submission(tiny, tmp_path, 
 
 def out_of_fold_by_hand(run, jobs) -> None:
     """The mean of the members' probabilities, scored; each seed alone; and the gain."""
-    summary, comp = summarise(run), run.exp.competition
-    judge = Judge(run.exp, run.cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
+    summary, comp = summarize_run(run), run.exp.competition
+    judge = Evaluator(run.exp, run.cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     lines: list[dict] = []
-    kept = OutOfFold(run)
-    for row in judge.rows():
+    kept = OofPredictions(run)
+    for row in judge.iter_cases():
         fold = int(run.folds.set_index("id")["fold"][row.id])
         each = [
             OofStore(jobs[name].folder / "oof").read(row.id).astype(np.float64)
@@ -124,15 +128,15 @@ def out_of_fold_by_hand(run, jobs) -> None:
     assert summary.seeds["one"] == pytest.approx(np.mean(alone), abs=1e-9) and summary.seeds["folds"] == 2
     assert summary.seeds["gain"] == pytest.approx(score - np.mean(alone), abs=1e-6)
     assert summary.seeds["low"] <= summary.seeds["gain"] <= summary.seeds["high"]
-    assert f"{score:.4f} together, {np.mean(alone):.4f} one alone" in seed_lines(summary.seeds)[0]
+    assert f"{score:.4f} together, {np.mean(alone):.4f} one alone" in format_seed_gain(summary.seeds)[0]
 
 
 def submission_by_hand(run, jobs) -> None:
     """A test case's probabilities are the mean of the four networks'."""
-    rows = plain_rows(case_table(run.exp.competition, "test"))
-    ensemble = Ensemble(Blend((run,), (1.0,)), rows[0])
+    rows = case_rows(case_table(run.exp.competition, "test"))
+    ensemble = EnsemblePredictor(Ensemble((run,), (1.0,)), rows[0])
     assert [(one.fold, one.seed) for one in ensemble.checkpoints[str(run.folder)]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    training = begin(jobs["fold_0"], run, quiet, 0.0)
+    training = setup_fold(jobs["fold_0"], run, quiet, 0.0)
     prepared = case_probabilities(run, training, rows[0])
     each = []
     for job in jobs.values():
@@ -141,15 +145,16 @@ def submission_by_hand(run, jobs) -> None:
         each.append(prepared(network.eval()))
     np.testing.assert_allclose(ensemble.probabilities(rows[0]), np.mean(each, axis=0), atol=2e-3)
     done = submit([run])
-    assert len(json.loads(done.note.read_text())["runs"][0]["checkpoints"]) == 4
+    assert len(json.loads(done.summary_path.read_text())["runs"][0]["checkpoints"]) == 4
 
 
 def case_probabilities(run, training, row):
     """What one network says of a test case."""
-    from competition.data.prepare import PreparedCase, prepare_case
-    from competition.inference.case import predict_case
+    from competition.data.cache import PreprocessedCase
+    from competition.data.preprocessing import preprocess_case
+    from competition.inference.predict import predict_case
 
-    case = PreparedCase.open(prepare_case(row, run.exp, run.folder / "test-case"))
+    case = PreprocessedCase.open(preprocess_case(row, run.exp, run.folder / "test-case"))
     return lambda network: predict_case(
         [network], case, run.exp, training.fabric.device, training.fabric.autocast
     ).astype(np.float64)
@@ -171,11 +176,11 @@ def test_the_share_that_nobody_trained_on_is_scored_by_the_mean_of_the_seeds(tin
     for job in jobs:
         job.folder.mkdir(exist_ok=True)
         run_fold(job, quiet)
-    summary = summarise(run)
+    summary = summarize_run(run)
     held = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
-    judge = Judge(exp, held, {}, torch.device("cpu"), torch.no_grad, lambda: None)
+    judge = Evaluator(exp, held, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     lines: list[dict] = []
-    for row in judge.rows():
+    for row in judge.iter_cases():
         each = [OofStore(job.folder / "test").read(row.id).astype(np.float64) for job in jobs]
         lines += judge.score(np.mean(each, axis=0).astype(np.float16), row, -2)[0]
     assert summary.test_score == pytest.approx(cv_score(pd.DataFrame(lines), exp.competition.metric), abs=1e-6)

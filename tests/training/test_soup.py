@@ -1,4 +1,4 @@
-"""The average of a fold's best checkpoints: which are kept, what it holds, who is predicted by whom, and what a kill leaves."""
+"""Model soups: which checkpoints are kept, their average, cross-fitted predictions, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from competition.config import MaskfoldError, resolved
-from competition.inference.store import OofStore
-from competition.scoring.summary import cv_score
-from competition.training import runs
-from competition.training import soup_fold as soup_fold_module
-from competition.training.batch_norm import settle
-from competition.training.cv import make_jobs, prepare_run
-from competition.training.fold import begin, run_fold
-from competition.training.loop import Training
-from competition.training.runs import open_run, run_hash
-from competition.training.soup import ALL, HALVES, Soup, halves
-from competition.training.soup_choice import soup_lines
+from competition.config.loading import resolve_config
+from competition.errors import MaskfoldError
+from competition.metrics.bootstrap import cv_score
+from competition.runs import run
+from competition.runs.oof import OofStore
+from competition.runs.run import run_hash
+from competition.training import soup_selection
+from competition.training.averaging import ALL_CASES, HALVES, UniformSoup, split_halves
+from competition.training.cross_validate import make_jobs, open_run, prepare_run
+from competition.training.fold import run_fold, setup_fold
+from competition.training.soup_selection import format_soup, update_bn_statistics
+from competition.training.trainer import Trainer
 
 BATCH = "model.args={features: [4, 4, 8, 8, 8, 4], norm: batch}"
 
@@ -37,7 +37,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-# ── which checkpoints are kept ───────────────────────────────────────────────────────────────────────────────────────
+# Which checkpoints are kept
 
 
 CASES = pd.DataFrame({"id": [f"c{number}" for number in range(6)], "group": [f"g{number // 2}" for number in range(6)]})
@@ -60,7 +60,7 @@ def weights(epoch: int) -> nn.Module:
 @pytest.fixture
 def pot(tiny, tmp_path):
     exp = tiny(2, "training.soup=2", "competition.metric.both_empty=null")
-    return lambda: Soup(tmp_path / "soup", exp, 0, CASES)
+    return lambda: UniformSoup(tmp_path / "soup", exp, 0, CASES)
 
 
 def best_by_hand(history: list[list[float]], cases: list[int], k: int) -> list[int]:
@@ -89,14 +89,14 @@ def test_the_k_best_of_all_cases_and_of_each_half_are_kept(pot):
     assert sorted(map(len, places)) == [2, 4, 6]
     different = 0
     for epoch, values in enumerate(history, 1):
-        soup.offer(epoch, table(values), weights(epoch))
+        soup.add(epoch, table(values), weights(epoch))
         expected = [best_by_hand(history[:epoch], cases, 2) for cases in places]
-        assert [soup.epochs(judge) for judge in (ALL, *HALVES)] == expected
+        assert [soup.epochs(judge) for judge in (ALL_CASES, *HALVES)] == expected
         files = sorted(int(path.name.split("_")[1]) for path in soup.folder.iterdir())
         assert files == sorted(set().union(*expected)) and len(files) <= 6  # nothing else stays on disk
         different += expected[1] != expected[2]
     assert different  # else the halves would say nothing
-    for judge in (ALL, *HALVES):
+    for judge in (ALL_CASES, *HALVES):
         mean = soup.average(judge)
         assert mean["weight"].tolist() == [[pytest.approx(np.mean(soup.epochs(judge)))] * 2]
         assert mean["bias"].item() == pytest.approx(0.1 * np.mean(soup.epochs(judge)), rel=1e-6)
@@ -106,18 +106,21 @@ def test_a_half_without_the_class_has_no_say_but_the_latest(pot):
     soup = pot()
     mine = [soup.half_of[case] == HALVES[0] for case in CASES["id"]]
     for epoch, value in enumerate((0.9, 0.5, 0.7), 1):
-        soup.offer(epoch, table([-1.0 if first else value for first in mine]), weights(epoch))
-    assert soup.epochs(HALVES[0]) == [2, 3] and soup.epochs(HALVES[1]) == [1, 3] == soup.epochs(ALL)
+        soup.add(epoch, table([-1.0 if first else value for first in mine]), weights(epoch))
+    assert soup.epochs(HALVES[0]) == [2, 3] and soup.epochs(HALVES[1]) == [1, 3] == soup.epochs(ALL_CASES)
 
 
 def test_a_process_that_was_killed_offers_its_last_epoch_again(pot):
     history = [[0.5] * 6, [0.7] * 6, [0.6] * 6]
     for epoch, values in enumerate(history, 1):
-        pot().offer(epoch, table(values), weights(epoch))
+        pot().add(epoch, table(values), weights(epoch))
     before = {path.name: path.read_bytes() for path in pot().folder.iterdir()}
-    pot().offer(3, table(history[2]), weights(3))
-    assert {path.name: path.read_bytes() for path in pot().folder.iterdir()} == before and pot().epochs(ALL) == [2, 3]
-    pot().offer(3, table([0.1] * 6), weights(3))  # it came to other numbers, as after `on_nan: restore`
+    pot().add(3, table(history[2]), weights(3))
+    assert {path.name: path.read_bytes() for path in pot().folder.iterdir()} == before and pot().epochs(ALL_CASES) == [
+        2,
+        3,
+    ]
+    pot().add(3, table([0.1] * 6), weights(3))  # it came to other numbers, as after `on_nan: restore`
     assert [path.name.count("0.600000000") for path in pot().folder.iterdir()] == [0, 0]
     assert load_file(next(pot().folder.glob("epoch_000003_*")))["weight"].tolist() == [[3.0, 3.0]]
 
@@ -126,21 +129,21 @@ def test_groups_stay_in_one_half_and_one_group_is_refused(tiny):
     many = pd.DataFrame(
         {"id": [f"c{number}" for number in range(40)], "group": [str(number % 11) for number in range(40)]}
     )
-    found = halves(many, 0, 5)
-    assert found == halves(many.sample(frac=1, random_state=1), 0, 5)
+    found = split_halves(many, 0, 5)
+    assert found == split_halves(many.sample(frac=1, random_state=1), 0, 5)
     assert all(len({found[case] for case in part["id"]}) == 1 for _, part in many.groupby("group"))
     sizes = [
         len({group for case, group in zip(many["id"], many["group"], strict=True) if found[case] == half})
         for half in HALVES
     ]
     assert sorted(sizes) == [5, 6]
-    assert any(halves(many, fold, 5) != found for fold in (1, 2))
-    with pytest.raises(MaskfoldError, match="fold 3 validates 4 cases of one group"):
-        halves(pd.DataFrame({"id": list("abcd"), "group": ["x"] * 4}), 3, 1)
+    assert any(split_halves(many, fold, 5) != found for fold in (1, 2))
+    with pytest.raises(MaskfoldError, match=r"training\.soup: fold 3 .* 4 cases"):
+        split_halves(pd.DataFrame({"id": list("abcd"), "group": ["x"] * 4}), 3, 1)
 
 
 def test_a_soup_and_the_best_weights_are_refused_together(tiny):
-    with pytest.raises(MaskfoldError, match="keep one"):
+    with pytest.raises(MaskfoldError, match=r"training\.soup.*weights: best"):
         tiny(2, "training.soup=2", "training.weights=best")
 
 
@@ -150,17 +153,17 @@ def test_off_it_is_no_part_of_a_run_s_name(tiny, monkeypatch):
     assert names[0] != names[1]
 
     def former(one):
-        plain = resolved(one)
+        plain = resolve_config(one)
         return {
             **plain,
             "training": {key: value for key, value in plain["training"].items() if key != "soup"} | {"soup": 1},
         }
 
-    monkeypatch.setattr(runs, "resolved", former)
+    monkeypatch.setattr(run, "resolve_config", former)
     assert run_hash(souped, "data") == names[0]
 
 
-# ── a fold ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# A fold
 
 
 class Killed(BaseException):
@@ -212,11 +215,11 @@ def test_a_killed_fold_has_the_same_soup_and_the_plain_weights_are_as_without_on
         assert (whole.folder / name).read_bytes() == (without.folder / name).read_bytes()
     _, killed = start(exp, tmp_path / "killed", cache)
     for place, name, when in (
-        (Training, "_step", 3),
-        (Training, "save", 1),
-        (soup_fold_module, "settle", 1),
+        (Trainer, "training_step", 3),
+        (Trainer, "save_checkpoint", 1),
+        (soup_selection, "update_bn_statistics", 1),
         (OofStore, "write", 1),
-        (soup_fold_module, "cv_score", 0),
+        (soup_selection, "cv_score", 0),
     ):
         with monkeypatch.context() as patch:
             dies(patch, place, name, when)
@@ -230,7 +233,7 @@ def test_a_killed_fold_has_the_same_soup_and_the_plain_weights_are_as_without_on
 
 
 def test_each_half_is_predicted_by_what_the_other_half_chose(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(Soup, "forget", lambda self: None)
+    monkeypatch.setattr(UniformSoup, "remove_files", lambda self: None)
     exp = tiny(2, "training.epochs=5", "training.soup=2", "training.steps_per_epoch=2", "inference.tta=[]")
     run, job = start(exp, tmp_path, tmp_path / "cache")
     result = run_fold(job, say=quiet)
@@ -241,9 +244,9 @@ def test_each_half_is_predicted_by_what_the_other_half_chose(tiny, tmp_path, mon
         )
         for path in (job.folder / "soup").iterdir()
     }
-    training = begin(job, run, quiet, 0.0)
-    judge, network = training.judge, training.bare.eval()
-    half_of = halves(judge.cases, 0, exp.seeds[0])
+    training = setup_fold(job, run, quiet, 0.0)
+    judge, network = training.evaluator, training.unwrapped_model.eval()
+    half_of = split_halves(judge.cases, 0, exp.seeds[0])
     assert set(half_of.values()) == {1, 2}
 
     def mean(judged_by: int) -> dict[str, torch.Tensor]:
@@ -251,7 +254,7 @@ def test_each_half_is_predicted_by_what_the_other_half_chose(tiny, tmp_path, mon
         return {name: torch.stack([files[epoch][0][name] for epoch in best]).mean(0) for name in files[best[0]][0]}
 
     store, tables = OofStore(job.folder / "soup_oof"), []
-    for row in judge.rows():
+    for row in judge.iter_cases():
         network.load_state_dict(mean(3 - half_of[row.id]))
         expected = judge.probabilities(network, row)
         np.testing.assert_allclose(store.read(row.id), expected, atol=2e-3)
@@ -270,8 +273,8 @@ def test_each_half_is_predicted_by_what_the_other_half_chose(tiny, tmp_path, mon
 def test_batch_statistics_are_those_of_the_next_training_batches(tiny, tmp_path):
     exp = tiny(2, "training.soup=2", "training.steps_per_epoch=3", "training.accumulate=2", BATCH)
     run, job = start(exp, tmp_path, tmp_path / "cache")
-    training = begin(job, run, quiet, 0.0)
-    network = training.bare
+    training = setup_fold(job, run, quiet, 0.0)
+    network = training.unwrapped_model
     layers = {
         name: layer for name, layer in network.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
     }
@@ -281,7 +284,7 @@ def test_batch_statistics_are_those_of_the_next_training_batches(tiny, tmp_path)
         for name, layer in layers.items()
     ]
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    assert settle(network, training) and not network.training and len(layers) > 5
+    assert update_bn_statistics(network, training) and not network.training and len(layers) > 5
     for hook in hooks:
         hook.remove()
     for name, layer in layers.items():
@@ -301,21 +304,23 @@ def test_batch_statistics_are_those_of_the_next_training_batches(tiny, tmp_path)
     first = seen[next(iter(seen))]
     assert all(not torch.equal(one, other) for one, other in pairwise(first))  # other batches, not one again and again
     kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    settle(network, training)
+    update_bn_statistics(network, training)
     assert all(torch.equal(tensor, kept[name]) for name, tensor in network.state_dict().items())
 
 
 def test_group_norm_needs_nothing(tiny, tmp_path, monkeypatch):
     run, job = start(tiny(2, "training.soup=2"), tmp_path, tmp_path / "cache")
-    training = begin(job, run, quiet, 0.0)
-    monkeypatch.setattr(Training, "loader", lambda self: pytest.fail("no batch is needed"))
-    assert not settle(training.bare.train(), training) and not training.bare.training
+    training = setup_fold(job, run, quiet, 0.0)
+    monkeypatch.setattr(Trainer, "train_loader", lambda self: pytest.fail("no batch is needed"))
+    assert (
+        not update_bn_statistics(training.unwrapped_model.train(), training) and not training.unwrapped_model.training
+    )
 
 
 def test_a_fold_that_cannot_be_halved_is_refused_before_anything_is_trained(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = open_run(tiny(2, "training.soup=2", "folds.k=10"), "demo2d-tiny")
-    with pytest.raises(MaskfoldError, match="validates 1 case of one group"):
+    with pytest.raises(MaskfoldError, match=r"training\.soup: fold 0 .* 1 case "):
         prepare_run(run, quiet)
     assert not run.folder.exists()
 
@@ -325,7 +330,7 @@ def test_a_soup_of_more_than_is_validated_is_refused_before_anything_is_trained(
     words = ["training.soup=3", "training.epochs=5", "training.validate_every=2"]  # epochs 2 and 4, and the last
     prepare_run(open_run(tiny(2, *words), "demo2d-enough"), quiet)
     run = open_run(tiny(2, *words, "training.epochs=4"), "demo2d-tiny")
-    with pytest.raises(MaskfoldError, match="wants the best 3 of the validated epochs, and 2 of 4 are validated"):
+    with pytest.raises(MaskfoldError, match=r"training\.soup=3 .* found 2 \(training\.epochs=4"):
         prepare_run(run, quiet)
     assert not run.folder.exists()
 
@@ -343,5 +348,5 @@ def test_a_soup_of_fewer_says_so():
         "flattered": 0.6,
         "kept": True,
     }
-    assert soup_lines(told)[0].startswith("soup of the 3 best checkpoints (in one fold only 1 were validated): 0.5000")
-    assert soup_lines({**told, "fewest": 3})[0].startswith("soup of the 3 best checkpoints: 0.5000")
+    assert format_soup(told)[0].startswith("soup of the 3 best checkpoints (in one fold only 1 were validated): 0.5000")
+    assert format_soup({**told, "fewest": 3})[0].startswith("soup of the 3 best checkpoints: 0.5000")

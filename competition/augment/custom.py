@@ -1,0 +1,173 @@
+"""Explicit lists of transforms: built from the YAML for albumentations and MONAI, and applied for MONAI (volumes)."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms.compose import Compose
+from monai.transforms.transform import MapTransform, Randomizable
+from monai.utils.enums import GridSampleMode, InterpolateMode
+
+from competition.config.experiment import AugmentConfig, TargetConfig
+from competition.config.instantiate import resolve_target
+from competition.errors import MaskfoldError
+
+Complete = Callable[[Any, dict[str, Any], str], dict[str, Any]]
+SPATIAL_MODULES = ("spatial", "croppad")  # modules of monai.transforms whose transforms also move the mask
+INTENSITY_MODULES = ("intensity", "smooth_field")
+MOVES_MASK_EXCEPTIONS = {  # class name -> whether it moves the mask
+    "RandSimulateLowResolutiond": False,
+    "RandSmoothDeformd": True,
+}
+MODE_ARGUMENTS = ("mode", "grid_mode")  # arguments that set the interpolation
+
+
+def build_explicit_transforms(
+    augment: AugmentConfig, single: type, group: type, complete: Complete, trust: Sequence[str]
+) -> list[Any]:
+    """Build `augment.transforms`. Groups such as `OneOf` have a list `transforms` of the same form.
+
+    Args:
+        augment: the `augment` section.
+        single: base class of a transform.
+        group: base class of a composition of transforms.
+        complete: called with (class, args, key) of each transform; returns its final arguments.
+        trust: additional trusted packages for targets.
+
+    Raises:
+        MaskfoldError: status 2; a target or an argument is wrong, or a preset is set too.
+    """
+    if augment.preset != "none":
+        raise MaskfoldError(
+            "augment sets both a preset and a list of transforms.",
+            "Remove augment.preset or augment.transforms.",
+            status=2,
+        )
+
+    def build(item: TargetConfig, key: str) -> Any:
+        cls = resolve_target(item.target, (single, group), f"{key}.target", trust)
+        if issubclass(cls, group):
+            children = item.args.get("transforms") or ()
+            built = []
+            for index, child in enumerate(children):
+                child_key = f"{key}.args.transforms.{index}"
+                built.append(build(_nested(child, child_key), child_key))
+            args = {**item.args, "transforms": built}
+        else:
+            args = complete(cls, dict(item.args), key)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # albumentations only warns of an unknown argument
+                return cls(**args)
+        except (TypeError, ValueError, KeyError, UserWarning) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise MaskfoldError(
+                f"{key}.args do not fit {item.target}: {reason}.",
+                f"Correct {key}.args, the arguments of {cls.__name__} in {cls.__module__.split('.')[0]}.",
+                status=2,
+            ) from error
+
+    return [build(item, f"augment.transforms.{index}") for index, item in enumerate(augment.transforms or ())]
+
+
+def _nested(child: Any, key: str) -> TargetConfig:
+    if not isinstance(child, dict) or "target" not in child or not set(child) <= {"target", "args"}:
+        raise MaskfoldError(f"{key} is not a transform.", "Write it as `{target: …, args: {…}}`.", status=2)
+    return TargetConfig(target=child["target"], args=child.get("args") or {})
+
+
+# MONAI's dictionary transforms for one volume (or 2.5D patch) in the loader
+
+
+class MonaiTransforms:
+    """`augment.transforms` of MONAI for the keys `image` and `mask`.
+
+    If the YAML does not set `keys`, transforms that move voxels get both, others the image. If it does not set `mode`,
+    the image is interpolated linearly and the mask by nearest neighbour.
+
+    Args:
+        augment: the `augment` section.
+        trust: additional trusted packages for targets.
+
+    Raises:
+        MaskfoldError: status 2; a target or an argument is wrong, or a transform would mix the mask's labels.
+    """
+
+    def __init__(self, augment: AugmentConfig, trust: Sequence[str] = ()) -> None:
+        self.transforms = build_explicit_transforms(augment, MapTransform, Compose, _complete_args, trust)
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Augment image and mask together.
+
+        Args:
+            image: (C, *spatial) float32.
+            mask: (M, *spatial) uint8.
+            seed: of this sample; the same seed gives the same result in any process.
+
+        Raises:
+            MaskfoldError: status 2; a transform changes the shape.
+        """
+        data: dict[str, Any] = {
+            "image": torch.from_numpy(np.array(image)),
+            "mask": torch.from_numpy(mask.astype(np.float32)),
+        }
+        seeds = np.random.SeedSequence(seed).generate_state(max(len(self.transforms), 1), np.uint32)
+        for transform, child_seed in zip(self.transforms, seeds, strict=False):
+            if isinstance(transform, Randomizable):
+                transform.set_random_state(seed=int(child_seed))  # a Compose seeds its children
+            data = transform(data)
+        result = np.asarray(data["image"], np.float32), np.asarray(data["mask"]).round().astype(np.uint8)
+        if result[0].shape != image.shape or result[1].shape != mask.shape:
+            raise MaskfoldError(
+                f"augment.transforms: found shape {result[0].shape} in the result, expected {image.shape}.",
+                f"End augment.transforms with a crop or a resize to {list(image.shape[1:])}.",
+                status=2,
+            )
+        return result
+
+
+def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
+    """Fill in `keys` and the interpolation mode; raise for a mode that would interpolate between labels."""
+    names = inspect.signature(cls.__init__).parameters
+    package, _, part = cls.__module__.removesuffix(".dictionary").rpartition(".")
+    known = package == "monai.transforms" and part in SPATIAL_MODULES + INTENSITY_MODULES
+    moves = MOVES_MASK_EXCEPTIONS.get(cls.__name__, part in SPATIAL_MODULES) if known else True
+    if "keys" in names and "keys" not in args:
+        if not known:
+            raise MaskfoldError(
+                f"{key}.args.keys is missing, and it is unknown whether {cls.__name__} moves the mask.",
+                f"Set {key}.args.keys to [image], or to [image, mask].",
+                status=2,
+            )
+        args["keys"] = ["image", "mask"] if moves else ["image"]
+    keys = args.get("keys", [])
+    keys = [keys] if isinstance(keys, str) else list(keys)
+    if unknown := [name for name in keys if name not in ("image", "mask")]:
+        raise MaskfoldError(
+            f"{key}.args.keys: found {unknown[0]}, expected image or mask.",
+            f"Set {key}.args.keys to image, mask or both, or remove it.",
+            status=2,
+        )
+    for name, parameter in names.items():
+        if (
+            not isinstance(parameter.default, (GridSampleMode, InterpolateMode))
+            or name not in MODE_ARGUMENTS
+            or "mask" not in keys
+        ):
+            continue  # e.g. the `mode` of a padding, which does not set the interpolation
+        # "nearest" of interpolate rounds down, which is half a voxel off the linear image; that of grid_sample does not
+        nearest = "nearest-exact" if isinstance(parameter.default, InterpolateMode) else "nearest"
+        modes = args.setdefault(name, ["bilinear" if data_key == "image" else nearest for data_key in keys])
+        mask_mode = modes[keys.index("mask")] if isinstance(modes, list) and len(modes) == len(keys) else modes
+        if str(mask_mode) not in ("nearest", "nearest-exact", "0"):
+            raise MaskfoldError(
+                f"{key}.args.{name}: found {modes}, expected nearest for the mask, which has integer labels.",
+                f"Set {key}.args.{name} to [bilinear, {nearest}] for the keys {keys}, or remove it.",
+                status=2,
+            )
+    return args

@@ -1,0 +1,236 @@
+"""Functions that several commands share: exit, signals, confirmation, progress, and the table of `maskfold cv`."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from competition.errors import MaskfoldError
+from competition.redact import redact
+
+if TYPE_CHECKING:
+    from competition.runs.run import Run
+    from competition.training.cross_validate import CvSummary
+
+
+P = ParamSpec("P")
+
+
+def split_runs_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Split arguments into names of runs and `key=value` overrides.
+
+    Raises:
+        MaskfoldError: no run is named.
+    """
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    names = [word for word in words if word not in overrides]
+    if not names:
+        raise MaskfoldError("No run given.", "Name an experiment's YAML, a run's folder or its hash.", status=2)
+    return names, overrides
+
+
+def exit_with_error(text: str, status: int) -> None:
+    """Print a message to standard error and exit."""
+    print(redact(text), file=sys.stderr)
+    sys.exit(status)
+
+
+def exit_on_signal(text: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Return a decorator: the command exits with the message `text`, with status 130 on Ctrl-C and 143 on SIGTERM."""
+
+    def decorate(command: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(command)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+            signal.signal(signal.SIGTERM, raise_interrupt)
+            try:
+                command(*args, **kwargs)
+            except KeyboardInterrupt as interrupt:
+                reason = str(interrupt) or "Ctrl-C"
+                exit_with_error(f"{text} ({reason})", 143 if "SIGTERM" in reason else 130)
+
+        return wrapper
+
+    return decorate
+
+
+def raise_interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt on SIGTERM, so that open files are closed."""
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def confirm_or_exit(question: str, yes: bool, hint: str, declined: str) -> None:
+    """Ask for confirmation, unless `yes` is set; if the user declines, exit with the message `declined` and status 1.
+
+    Raises:
+        MaskfoldError: standard input is not a terminal (status 2); `hint` is its hint.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise MaskfoldError("Cannot ask for confirmation: standard input is not a terminal.", hint, status=2)
+    if not typer.confirm(question):
+        exit_with_error(declined, 1)
+
+
+def plain_printer(console: Console) -> Callable[[str], None]:
+    """Return a function that prints a line as it is, without markup or line breaks."""
+    return functools.partial(console.print, soft_wrap=True, markup=False)
+
+
+def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as lines of plain columns, for output that is not a terminal."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[Iterator[Any], int], Iterator[Any]]:
+    """Return a function that wraps an iterator, given its length, and shows the progress."""
+
+    def watch(rows: Iterator[Any], count: int) -> Iterator[Any]:
+        if console.is_terminal:
+            from rich.progress import track
+
+            yield from track(rows, what, total=count, console=console)
+            return
+        for done, row in enumerate(rows):
+            if done and done % max(1, count // 10) == 0:
+                console.print(f"{done} of {count} {what}")
+            yield row
+
+    return watch
+
+
+# Table at the end of `maskfold cv`
+
+MAX_CLASS_COLUMNS = 3  # with more classes, classes are rows
+
+
+def cv_table(summary: CvSummary, run: Run) -> Table:
+    """Return a table with one row per fold, then all out-of-fold cases with 95 % intervals.
+
+    With more than `MAX_CLASS_COLUMNS` classes, the table is transposed.
+    """
+    if len(run.exp.competition.classes) > MAX_CLASS_COLUMNS:
+        return _transposed_table(summary, run)
+    classes = run.exp.competition.classes
+    table = Table(
+        title=f"{run.name}: {summary.metric} and Dice per class, out of fold", caption=skipped_cases_line(run)
+    )
+    table.add_column("fold")
+    for name in (summary.metric, *(f"Dice {name}" for name in classes), "minutes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("checkpoint")
+    for result in summary.folds:
+        dice = [_fold_number(result, result["dice"].get(name)) for name in classes]
+        folder = run.member_folder(result["fold"], result["seed"]).name
+        table.add_row(
+            _fold_label(result), _fold_number(result, result["score"]), *dice, f"{result['minutes']:.1f}", folder
+        )
+    table.add_section()
+    minutes = sum(result["minutes"] for result in summary.folds)
+    table.add_row("all", *_overall(summary, classes), f"{minutes:.1f}", f"{summary.cases} cases")
+    table.add_row(
+        "95 %",
+        format_interval(summary.low, summary.high),
+        *(format_interval(summary.dice_low.get(name), summary.dice_high.get(name)) for name in classes),
+        "",
+        "",
+    )
+    if summary.seeds is not None:
+        for seed, scores in summary.seeds["alone"].items():
+            values = [format_score(scores["score"]), *(format_score(scores["dice"].get(name)) for name in classes)]
+            table.add_row(f"seed {seed}", *values, "", f"this seed only, {summary.seeds['folds']} folds")
+    if summary.test_dice is not None:
+        table.add_row(
+            "test",
+            format_score(summary.test_score),
+            *(format_score(summary.test_dice.get(name)) for name in classes),
+            "",
+            "held-out test share",
+        )
+    return table
+
+
+def _transposed_table(summary: CvSummary, run: Run) -> Table:
+    """Return a table with a row for the metric and each class; columns: folds, all cases, interval, test share."""
+    table = Table(
+        title=f"{run.name}: {summary.metric} and Dice per class, out of fold", caption=skipped_cases_line(run)
+    )
+    table.add_column("fold")
+    folds = summary.folds
+    test_dice = summary.test_dice
+    for name in (*map(_fold_label, folds), "all", "95 %", *(["test"] if test_dice is not None else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(
+        summary.metric,
+        *(_fold_number(result, result["score"]) for result in folds),
+        _overall(summary, [])[0],
+        format_interval(summary.low, summary.high),
+        *([format_score(summary.test_score)] if test_dice is not None else []),
+    )
+    table.add_section()
+    for name in run.exp.competition.classes:
+        table.add_row(
+            f"Dice {name}",
+            *(_fold_number(result, result["dice"].get(name)) for result in folds),
+            _overall(summary, [name])[1],
+            format_interval(summary.dice_low.get(name), summary.dice_high.get(name)),
+            *([format_score(test_dice.get(name))] if test_dice is not None else []),
+        )
+    table.add_section()
+    table.add_row(
+        "minutes",
+        *(f"{result['minutes']:.1f}" for result in folds),
+        f"{sum(result['minutes'] for result in folds):.1f}",
+        f"{summary.cases} cases",
+    )
+    return table
+
+
+def _overall(summary: CvSummary, classes: list[str]) -> list[str]:
+    """Format the metric, then the classes' Dice, over all folds; empty without validation cases."""
+    if not summary.cases:
+        return [""] * (1 + len(classes))
+    return [format_score(summary.score), *(format_score(summary.dice.get(name)) for name in classes)]
+
+
+def _fold_label(result: dict[str, Any]) -> str:
+    """Return a fold's name, with its seed unless that is the first."""
+    label = "full" if result["fold"] < 0 else str(result["fold"])
+    return label + (f" seed {result['seed']}" if result["seed"] else "")
+
+
+def _fold_number(result: dict[str, Any], value: float | None) -> str:
+    """Format a fold's value; empty for a fit on all cases, which has no validation cases."""
+    return "" if result["fold"] < 0 else format_score(value)
+
+
+def skipped_cases_line(run: Run) -> str | None:
+    """Return a line with the number of skipped cases, which the scores do not include; None if there are none."""
+    count = len(run.skipped)
+    if not count:
+        return None
+    verb = "is" if count == 1 else "are"
+    return f"{count} of {count + len(run.cases)} cases {verb} skipped (competition.on_bad_case: skip)"
+
+
+def format_score(value: float | None) -> str:
+    """Format with four digits; `absent` for a class that occurs nowhere."""
+    return "absent" if value is None else f"{value:.4f}"
+
+
+def format_interval(low: float | None, high: float | None) -> str:
+    """Format an interval."""
+    return "" if low is None or high is None else f"{low:.3f}–{high:.3f}"

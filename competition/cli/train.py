@@ -1,0 +1,424 @@
+"""Commands that train runs, or report, compare and register them: cv, study, report, compare, register."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from competition.cli.console import (
+    cv_table,
+    exit_on_signal,
+    exit_with_error,
+    format_columns,
+    plain_printer,
+    progress_bar,
+    raise_interrupt,
+    skipped_cases_line,
+    split_runs_and_overrides,
+)
+from competition.config.loading import load_experiment
+from competition.errors import MaskfoldError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from competition.config.competition import Competition
+    from competition.runs.run import Run
+    from competition.study.study import StudySession
+    from competition.training.cross_validate import CvSummary
+
+
+LOCK_PATIENCE = 3.0  # s; a command that only prints a finished run's table releases the lock within this time
+LOG_WIDTH = 160  # columns of tables if the output is not a terminal
+
+
+def cv_command(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...]) -> None:
+    """Run the command; see `competition.cli.main.cv`."""
+    try:
+        _run_cv(file, overrides, new, trust)
+    except KeyboardInterrupt as interrupt:
+        reason = str(interrupt) or "Ctrl-C"
+        exit_with_error(
+            f"stopped ({reason}): run the same command to resume from the last checkpoint",
+            143 if "SIGTERM" in reason else 130,
+        )
+
+
+def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...]) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    exp = load_experiment(file, overrides, trust)
+    signal.signal(signal.SIGTERM, raise_interrupt)
+
+    from competition.datasets.demo import ensure_demo
+
+    if ensure_demo(exp.competition):
+        console.print(f"created the demo competition {exp.competition.name} in {exp.competition.root}")
+
+    from competition.runs.lock import run_lock
+    from competition.tracking.sync import MlflowSync
+    from competition.training.cross_validate import format_seed_gain, open_run, prepare_run, run_cv
+    from competition.training.soup_selection import format_soup
+
+    run = open_run(exp, f"{exp.competition.name}-{file.stem}", new=new)
+    console.print(f"{len(run.cases)} cases", soft_wrap=True)
+    for note in _case_warnings(run):
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+
+    say = plain_printer(console)
+    run = prepare_run(run, say, trust)
+    say(f"run {run.folder}")
+    with run_lock(run.folder, LOCK_PATIENCE, say), MlflowSync(run.folder, run.exp):
+        summary = run_cv(run, say, trust)
+        tuned = _tune_postprocessing(run, summary, say)
+    console.print(cv_table(summary, run))
+    for line in [
+        *format_seed_gain(summary.seeds),
+        *format_soup(summary.soup),
+        *tuned,
+        *format_baselines(run),
+        *skipped_lines(run),
+    ]:
+        say(line)
+    say(f"Files: {run.folder}")
+    say(_next_command(file, exp.competition, overrides))
+    say("or:   make ui   (compare runs on http://127.0.0.1:5000)")
+
+
+def _case_warnings(run: Run) -> list[str]:
+    """Return warnings about the cases: skipped cases, missing masks, duplicate images."""
+    notes = [f"case {case} is skipped: {reason}" for case, reason in run.cases.attrs.get("skipped", [])]
+    conflicting = run.folds.attrs.get("conflicting", [])
+    unlabelled = sum(json.loads(masks).get("rows") == [] for masks in run.cases["masks"])
+    if unlabelled:
+        notes.append(
+            f"{unlabelled} of {len(run.cases)} cases have no mask in {run.exp.competition.train.rle}; "
+            "their masks are empty"
+        )
+    for ids in run.folds.attrs.get("duplicates", []):
+        masks = " but different masks" if ids in conflicting else ""
+        notes.append(f"cases {', '.join(ids)} have the same image{masks}; they are kept in the same fold")
+    return notes
+
+
+def _tune_postprocessing(run: Run, summary: CvSummary, say: Callable[[str], None]) -> list[str]:
+    """Tune post-processing if `postprocess.tune` is set and all folds are finished; return its report lines."""
+    validated_folds = {result["fold"] for result in summary.folds} - {-1}
+    if not run.exp.postprocess.tune or len(validated_folds) < len(run.fold_numbers()):
+        return []
+    from competition.ensembling.expected import estimate_score
+    from competition.runs.blend import Ensemble
+
+    say("tuning post-processing on the out-of-fold predictions; Ctrl-C keeps the finished run")
+    tuned = estimate_score(Ensemble((run,), (1.0,)), summary.cases, say).tuning
+    return tuned.report_lines() if tuned is not None else []
+
+
+def format_baselines(run: Run) -> list[str]:
+    """Return lines with the scores of plain thresholds, which a network should beat; only for demos."""
+    from competition.data.masks import load_mask
+    from competition.data.readers import load_image
+    from competition.datasets.demo import is_demo
+    from competition.metrics.baseline import score_threshold_baseline
+
+    comp = run.exp.competition
+    if not is_demo(comp):
+        return []
+
+    def cases() -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+        for row in run.cases.itertuples(index=False):
+            yield load_image(comp, row).array, load_mask(comp, row)
+
+    return [
+        f"baseline without training: {name} {score:.4f}"
+        for name, score in score_threshold_baseline(cases(), comp).items()
+    ]
+
+
+def skipped_lines(run: Run) -> list[str]:
+    """Return a line that lists the skipped cases; an empty list if there are none."""
+    from competition.runs.run import SKIPPED_FILE
+
+    ids = [case for case, _ in run.skipped]
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return (
+        [f"{skipped_cases_line(run)}: {', '.join(ids[:5])}{more}; reasons: {run.folder / SKIPPED_FILE}"] if ids else []
+    )
+
+
+def _next_command(file: Path, comp: Competition, overrides: list[str]) -> str:
+    """Return the suggested next command: submit, or predict label files if the host defines no submission file."""
+    run_arguments = shlex.join([str(file), *overrides])
+    if comp.test is None:
+        return f"Next: maskfold report {run_arguments}   (HTML report)"
+    if comp.submission.sample is None and comp.submission.profile is None:
+        images = comp.test.images if isinstance(comp.test.images, str) else next(iter(comp.test.images.values()))
+        folder = comp.root / images.partition("{")[0].rpartition("/")[0]
+        return (
+            f"Next: maskfold predict {run_arguments} --images {shlex.quote(str(folder))} -o submissions/{comp.name}   "
+            "(label files of the test cases)"
+        )
+    return f"Next: maskfold submit {run_arguments}   (predict the test cases and write the CSV)"
+
+
+# Studies
+
+STUDY_TABLE_WIDTH = 200  # columns of tables if the output is not a terminal
+
+
+@exit_on_signal("stopped: run the same command to resume the interrupted trial")
+def study_command(
+    file: Path,
+    overrides: list[str],
+    trials: int | None,
+    storage: str | None,
+    promote: int | None,
+    trust: tuple[str, ...],
+) -> None:
+    """Run the command; see `competition.cli.main.study`."""
+    for name, number in (("trials", trials), ("promote", promote)):
+        if number is not None and number < 1:
+            raise MaskfoldError(
+                f"--{name}: found {number}, expected 1 or more.", f"Correct or remove --{name}.", status=2
+            )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=STUDY_TABLE_WIDTH)
+
+    say = plain_printer(console)
+    from competition.datasets.demo import ensure_demo
+    from competition.study.space import ExperimentSource
+    from competition.study.study import open_study, run_study, track_study
+
+    source = ExperimentSource(file, tuple(overrides), trust)
+    ensure_demo(source.load().competition)
+    search = open_study(source, storage)
+    count = search.config.trials if trials is None else trials
+    say(f"study {search.name}: {len(search.finished)} of {count} trials finished")
+    with track_study(search):
+        if promote is None:
+            run_study(search, count, say)
+        rows = promote_best(search, promote, console, say) if promote is not None else []
+        print_results(search, console, say, [] if rows else _next_study_command(file, overrides, storage, trust))
+
+
+def print_results(search: StudySession, console: Console, say: Any, command: list[str]) -> None:
+    """Print the table of trials, and write the figures and the page; `command` is the suggested next command."""
+    from competition.report.study import write_study_page
+    from competition.study.study import draw_figures, read_trials, write_trials
+
+    trials = write_trials(search)
+    console.print(trials_table(search, trials))
+    figures = draw_figures(search)
+    say(f"Page: {write_study_page(search.folder, search.folder / 'report.html')}")
+    if figures:
+        say(f"Figures: {', '.join(path.name for path in figures)} in {search.folder}")
+    best = read_trials(search.folder)["best"]
+    for trial in [trial for trial in search.finished if trial.number in best]:
+        say(
+            f"Best: trial {trial.number}, {', '.join(f'{value:.4f}' for value in trial.values)}: "
+            f"{' '.join(trial.user_attrs.get('words', []))}"
+        )
+    if not best and any(trial["state"] == "complete" for trial in trials):
+        say("No complete trial satisfies the constraints.")
+    if best and command and search.source.load().folds.run is not None:
+        say(f"Next: {shlex.join(command)}   (train the best three trials on all folds)")
+
+
+def trials_table(search: StudySession, trials: list[dict[str, Any]]) -> Table:
+    """Return a table with one row per trial; the page gives the reasons of failed and out-of-bounds trials."""
+    keys = list(search.config.space)
+    table = Table(title=f"{search.name}: {len(trials)} trials")
+    for name in ("trial", "state", *search.config.objectives, "minutes", *(key.rpartition(".")[2] for key in keys)):
+        table.add_column(name)
+    for trial in trials:
+        values = [f"{value:.4f}" for value in trial["values"] or []] or [""] * len(search.config.objectives)
+        if trial["state"] != "complete":
+            values = [""] * len(search.config.objectives)
+        params = [_format_value(trial["params"].get(key)) for key in keys]
+        minutes = "" if trial["minutes"] is None else f"{trial['minutes']:.1f}"
+        state = "out of bounds" if trial["state"] == "complete" and trial["reason"] else trial["state"]
+        table.add_row(str(trial["number"]), state, *values, minutes, *params)
+    return table
+
+
+def _format_value(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _next_study_command(file: Path, overrides: list[str], storage: str | None, trust: tuple[str, ...]) -> list[str]:
+    """Return the command that promotes the best trials; other overrides would define another study."""
+    from competition.study.storage import hide_password
+
+    return [
+        "maskfold",
+        "study",
+        str(file),
+        *overrides,
+        "--promote",
+        "3",
+        *(["--storage", hide_password(storage)] if storage else []),
+        *(argument for package in trust for argument in ("--trust", package)),
+    ]
+
+
+def promote_best(search: StudySession, count: int, console: Console, say: Any) -> list[Any]:
+    """Train the best trials on all folds, and print their gain on folds that the study did not use."""
+    from competition.study.promote import promote_best_trials
+
+    promoted = promote_best_trials(search, count, say)
+    has_unseen = promoted[0].unseen_score is not None
+    baseline = f"trial {promoted[0].number}"
+    gain_columns = (
+        ["unseen folds", f"gain over {baseline} on unseen folds"]
+        if has_unseen
+        else [f"gain over {baseline} on the study's folds"]
+    )
+    table = Table(title=f"{search.name}: the best trials on all folds")
+    for name in ("trial", "all folds", *gain_columns, "95 %", "overrides"):
+        table.add_column(name)
+    for trial in promoted:
+        gain = trial.gain
+        table.add_row(
+            str(trial.number),
+            f"{trial.score:.4f}",
+            *([] if trial.unseen_score is None else [f"{trial.unseen_score:.4f}"]),
+            "" if gain is None else f"{gain.value:+.4f}",
+            "" if gain is None else f"{gain.low:+.4f} to {gain.high:+.4f}",
+            " ".join(trial.overrides),
+        )
+    console.print(table)
+    if not has_unseen:
+        say(
+            "warning: the study selected trials on these same folds, so their gains are biased upwards. Search with "
+            "some of the folds, e.g. folds.run=[0,1]; the other folds then give an unbiased gain."
+        )
+    for trial in promoted:
+        say(f"trial {trial.number}: {trial.run_folder}")
+    return promoted
+
+
+# Finished runs
+
+
+@exit_on_signal("stopped: no page was written")
+def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]) -> None:
+    """Run the command; see `competition.cli.main.report`."""
+    console = Console(highlight=False)
+
+    say = plain_printer(console)
+    names, overrides = split_runs_and_overrides(words)
+    if len(names) != 1:
+        raise MaskfoldError(f"maskfold report: found {len(names)} runs or studies, expected 1.", "Name one.", status=2)
+
+    from competition.report.run import write_report
+    from competition.report.study import write_study_page
+    from competition.runs.find import find_run, find_study
+
+    if (study := find_study(names[0])) is not None:
+        if overrides:
+            raise MaskfoldError(
+                f"{study} is a study, whose page takes no key=value: found {overrides[0]}.",
+                f"Remove {overrides[0]}.",
+                status=2,
+            )
+        page = write_study_page(study, output or study / "report.html")
+    else:
+        run = find_run(names[0], overrides, trust, say)
+        page = write_report(run, output or run.folder / "report.html", say)
+    size = page.stat().st_size / 2**20
+    say(f"Page: {page} (a single file, {size:.1f} MiB); its pictures are also in {page.with_suffix('')}")
+
+
+@exit_on_signal("stopped: nothing was written")
+def compare_command(words: list[str], output: Path | None, cases: int, trust: tuple[str, ...]) -> None:
+    """Run the command; see `competition.cli.main.compare`."""
+    console = Console(highlight=False)
+
+    say = plain_printer(console)
+    names, overrides = split_runs_and_overrides(words)
+    if len(names) != 2:
+        raise MaskfoldError(
+            f"maskfold compare: found {len(names)} run{'s' * (len(names) != 1)}, expected 2.",
+            "Name two runs, each by its experiment's YAML, its folder or its hash.",
+            status=2,
+        )
+
+    from competition.ensembling.compare import compare_two_runs
+    from competition.report.compare import DIFFERENCE_HEADER, difference_cells, write_comparison
+    from competition.runs.find import find_run
+
+    first, second = (find_run(name, overrides, trust, say) for name in names)
+    folder = output or Path("reports") / f"compare-{first.folder.name}-{second.folder.name}"
+    if folder.exists() and not folder.is_dir():
+        raise MaskfoldError(f"{folder} is a file, expected a folder.", "Name a folder with -o.", status=2)
+    comparison = compare_two_runs(first, second, progress_bar(console, "cases compared"))
+    for note in comparison.notes:
+        say(note)
+    say(f"{len(comparison.rows)} out-of-fold cases; 95 % interval: paired bootstrap; p: Wilcoxon signed-rank test")
+    rows = [difference_cells(difference, comparison) for difference in comparison.differences]
+    if console.is_terminal:
+        table = Table()
+        for column, name in enumerate(DIFFERENCE_HEADER):
+            table.add_column(name, justify="left" if column < 2 else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        for line in format_columns(DIFFERENCE_HEADER, rows):
+            say(line)
+    page = write_comparison(comparison, folder, cases, say)
+    changed = comparison.most_changed(cases)
+    if changed:
+        say("Largest changes: " + ", ".join(f"{case} {change:+.4f}" for case, change in changed))
+    say(f"Page{' with pictures' if changed else ''}: {page}; scores of each case and class: {folder / 'cases.csv'}")
+
+
+@exit_on_signal("stopped: nothing was registered")
+def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> None:
+    """Run the command; see `competition.cli.main.register`."""
+    console = Console(highlight=False)
+
+    say = plain_printer(console)
+    names, overrides = split_runs_and_overrides(words)
+    if len(names) > 1:
+        raise MaskfoldError(f"maskfold register: found {len(names)} runs, expected 1.", "Name one run.", status=2)
+
+    from competition.export.mlflow_model import describe_run, model_fingerprint, version_tags, write_model
+    from competition.runs.find import best_run, find_run
+    from competition.tracking.registry import register_model
+
+    run: Run = (best_run if best else find_run)(names[0], overrides, trust, say)
+    say(f"run {run.folder}: {describe_run(run)}")
+    version = register_model(
+        run.folder,
+        run.exp,
+        lambda folder, place: write_model(run, folder, place),
+        model_fingerprint(run),
+        version_tags(run),
+        describe_run(run),
+        best,
+    )
+    say(
+        f"{'registered' if version.is_new else 'already registered'}: {version.name}, version {version.number}"
+        + (f", also models:/{version.name}@best" if best else "")
+    )
+    say(
+        f'Next: MLFLOW_TRACKING_URI={version.store} python -c "import mlflow; '
+        f"print(mlflow.pyfunc.load_model('{version.uri}').predict(['{_example_image(run)}'])[0].shape)\""
+    )
+
+
+def _example_image(run: Run) -> str:
+    """Return an image file of the run that the model can predict."""
+    files = next(iter(json.loads(run.cases["images"].iloc[0]).values()))
+    return str(Path(run.exp.competition.root) / (files if isinstance(files, str) else files[0]))

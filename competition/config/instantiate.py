@@ -1,0 +1,369 @@
+"""Import of the classes that `target` keys name: trusted packages only, with the right base class and arguments."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from competition.errors import MaskfoldError
+from competition.text import join_or, nearest_names
+
+if TYPE_CHECKING:
+    from competition.config.experiment import Experiment
+
+Parameter = inspect.Parameter
+NAMED_KINDS = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+TRUSTED_PACKAGES = ("torch", "monai", "segmentation_models_pytorch", "timm", "albumentations", "competition")
+# Parts of these packages whose classes read, write, download or run what their arguments name, e.g.
+# `monai.transforms.LoadImaged` accepts `reader: os.system`. They require --trust for the whole package.
+ACTIVE_PARTS = (
+    "albumentations.core.serialization",
+    "monai.apps",
+    "monai.auto3dseg",
+    "monai.bundle",
+    "monai.data",
+    "monai.engines",
+    "monai.fl",
+    "monai.handlers",
+    "monai.losses.perceptual",
+    "monai.networks.trt_compiler",
+    "monai.transforms.io",
+    "monai.transforms.post.dictionary.SaveClassificationd",
+    "monai.visualize",
+    "timm.data",
+    "timm.models._helpers",
+    "timm.models._hub",
+    "timm.task",
+    "timm.utils",
+    "torch.distributed",
+    "torch.export",
+    "torch.fx",
+    "torch.hub",
+    "torch.jit",
+    "torch.onnx",
+    "torch.package",
+    "torch.serialization",
+    "torch.utils",
+)
+ABBREVIATIONS = {"smp": "segmentation_models_pytorch", "A": "albumentations", "nn": "torch.nn", "optim": "torch.optim"}
+TRUST_VARIABLE = "MASKFOLD_TRUST"
+# Similarity above which an unknown argument counts as misspelt although **kwargs accepts it.
+MISSPELLING_SIMILARITY = 0.8
+
+
+def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, trust: Sequence[str] = ()) -> Any:
+    """Import the class that `target` names, without running code of a package that is not trusted.
+
+    Every module along the path must be in a trusted package (`torch.os.system` is refused). So must the class's own
+    `__module__`, and it must not be in a part that runs what its arguments name (`ACTIVE_PARTS`). A package that the
+    user trusts is also searched in the working folder.
+
+    Args:
+        path: the import path, e.g. `monai.networks.nets.DynUNet`.
+        kind: the required base class or classes; None accepts any callable.
+        key: the key in the YAML, for error messages.
+        trust: additional trusted packages; see `trusted_packages`.
+
+    Returns:
+        The class; for kind None possibly a function.
+
+    Raises:
+        MaskfoldError: status 2; an unknown name is reported with the nearest existing names.
+
+    Example:
+        >>> import torch
+        >>> resolve_target("torch.optim.AdamW", torch.optim.Optimizer, "optimizer.target").__name__
+        'AdamW'
+    """
+    parts = check_import_path(path, key, trust)
+    roots = trusted_packages(trust)
+    if is_user_trusted(parts[0], trust):
+        _add_working_folder(parts[0])
+    resolved: Any = _import(parts[0], path, key)
+    for part in parts[1:]:
+        resolved = _get_member(resolved, part, path, key)
+        if isinstance(resolved, ModuleType) and resolved.__name__.split(".")[0] not in roots:
+            _raise_invalid(path, key, f"leads out of {parts[0]} into the module {resolved.__name__}")
+    module = getattr(resolved, "__module__", None)
+    if not isinstance(resolved, ModuleType) and (not isinstance(module, str) or module.split(".")[0] not in roots):
+        _raise_invalid(path, key, f"comes from {module or 'an unknown module'}, not from a trusted package")
+    if (active_part := find_active_part(f"{module}.{getattr(resolved, '__qualname__', '')}", trust)) is not None:
+        raise MaskfoldError(
+            f"{key}: `{path}` is in {active_part}, whose classes read, write or run what their arguments name.",
+            f"Name another class, or trust all of {parts[0]} with --trust {parts[0]}.",
+            status=2,
+        )
+    _check_kind(resolved, kind, path, key)
+    return resolved
+
+
+def check_arguments(cls: Any, args: Mapping[str, Any], key: str, partial: bool = False) -> None:
+    """Check the arguments in the YAML against a constructor's signature.
+
+    If the constructor takes `**kwargs`, an unknown name is accepted unless it resembles a known one: otherwise
+    `smp.Unet(encoder_nmae=…)` would be ignored silently.
+
+    Args:
+        cls: the class.
+        args: its keyword arguments.
+        key: the key in the YAML, e.g. `model.args`.
+        partial: do not check for missing arguments, because the caller adds more.
+
+    Raises:
+        MaskfoldError: status 2; an argument is unknown or missing.
+    """
+    parameters = _parameters(cls)
+    if parameters is None:
+        return
+    known = [name for name, parameter in parameters.items() if parameter.kind in NAMED_KINDS]
+    takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+    for name in args:
+        if name in known:
+            continue
+        near = nearest_names(name, known, cutoff=MISSPELLING_SIMILARITY if takes_all else 0.6)
+        if near or not takes_all:
+            if near:
+                hint = f"Did you mean {near[0]}?"
+            elif known:
+                hint = f"Its arguments are {join_or(known).replace(' or ', ' and ')}."
+            else:
+                hint = f"Remove {key}; {cls.__name__} has no arguments."
+            raise MaskfoldError(f"{key}.{name} is not an argument of {cls.__name__}.", hint, status=2)
+    missing = [name for name in known if parameters[name].default is Parameter.empty and name not in args]
+    if missing and not partial:
+        raise MaskfoldError(
+            f"{key} lacks {join_or(missing).replace(' or ', ' and ')}, which {cls.__name__} requires.",
+            f"Add {key}.{missing[0]}.",
+            status=2,
+        )
+
+
+def check_targets(exp: Experiment, trust: Sequence[str] = ()) -> None:
+    """Check every `target` of an experiment and the names of its `args` before the run starts.
+
+    The arguments' values are checked where the class is instantiated.
+
+    Args:
+        exp: the experiment.
+        trust: additional trusted packages.
+
+    Raises:
+        MaskfoldError: status 2, naming the key.
+    """
+    import torch
+
+    targets: list[tuple[str, Any, type]] = [("model", exp.model, torch.nn.Module)]
+    is_list = isinstance(exp.loss, list)
+    targets += [
+        (f"loss.{number}" if is_list else "loss", loss, torch.nn.Module) for number, loss in enumerate(exp.losses)
+    ]
+    targets += [("optimizer", exp.optimizer, torch.optim.Optimizer)]
+    targets += [
+        (f"augment.transforms.{number}", transform, object)
+        for number, transform in enumerate(exp.augment.transforms or [])
+    ]
+    for key, config, kind in targets:
+        cls = resolve_target(config.target, kind, f"{key}.target", trust)
+        check_arguments(cls, config.args, f"{key}.args", partial=True)
+
+
+def _add_working_folder(root: str) -> None:
+    """Append the working folder to `sys.path` for a user's own module; installed packages take precedence."""
+    folder = os.getcwd()
+    if root not in sys.modules and folder not in sys.path and importlib.util.find_spec(root) is None:
+        sys.path.append(folder)
+
+
+def _import(name: str, path: str, key: str) -> ModuleType:
+    """Import a module of a trusted package."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name and "." not in name:
+            raise MaskfoldError(
+                f"{key}: `{path}` needs the package {name}, which is not installed.",
+                f"Install {name}, or run the command in the folder that contains it.",
+                status=2,
+            ) from error
+        if error.name == name:
+            raise
+        raise MaskfoldError(
+            f"{key}: `{path}` needs the package {error.name}, which is not installed.",
+            f"Install {error.name}.",
+            status=2,
+        ) from error
+    except Exception as error:  # a user's module may raise anything on import
+        raise MaskfoldError(
+            f"{key}: {name} cannot be imported: {type(error).__name__}: {error}.",
+            f"Correct {name} so that `python -c 'import {name}'` works.",
+            status=2,
+        ) from error
+
+
+def _get_member(container: Any, part: str, path: str, key: str) -> Any:
+    """Return a member of a module or class; import it if it is a submodule."""
+    try:
+        return getattr(container, part)
+    except AttributeError:
+        pass  # it may be a submodule that is not imported yet
+    except ImportError as error:  # a lazy import within the package
+        raise MaskfoldError(
+            f"{key}: `{path}` needs a package that is not installed: {error}.", "Install it.", status=2
+        ) from error
+    if isinstance(container, ModuleType) and hasattr(container, "__path__"):
+        name = f"{container.__name__}.{part}"
+        try:
+            return _import(name, path, key)
+        except ModuleNotFoundError:
+            pass  # reported below with the nearest existing names
+    near = nearest_names(part, [name for name in dir(container) if not name.startswith("_")], count=3)
+    owner = getattr(container, "__name__", type(container).__name__)
+    raise MaskfoldError(
+        f"{key}: `{path}` does not exist: {owner} has no {part}.",
+        f"Did you mean {join_or(near)}?" if near else f"See the documentation of {owner}.",
+        status=2,
+    )
+
+
+def _check_kind(resolved: Any, kind: type | tuple[type, ...] | None, path: str, key: str) -> None:
+    if kind is None:
+        if not callable(resolved):
+            _raise_invalid(path, key, f"is a {type(resolved).__name__} and cannot be called")
+        return
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    expected = join_or(
+        "class" if base is object else f"{base.__module__.split('.')[0]} {base.__name__}" for base in kinds
+    )
+    if not isinstance(resolved, type):
+        actual = "module" if isinstance(resolved, ModuleType) else type(resolved).__name__
+        raise MaskfoldError(
+            f"{key}: `{path}` is a {actual}, expected a {expected}.",
+            "Name a class." + _suggest_classes(resolved, kinds),
+            status=2,
+        )
+    if not issubclass(resolved, kinds):
+        raise MaskfoldError(
+            f"{key}: `{path}` is a class, but not a {expected}.", f"Name a subclass of {expected}.", status=2
+        )
+
+
+def _suggest_classes(module: Any, kinds: tuple[type, ...]) -> str:
+    """Return a hint that lists a module's classes, for a target that names the module instead of a class."""
+    if not isinstance(module, ModuleType):
+        return ""
+    names = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, kinds) and value.__module__ == module.__name__
+    ]
+    return f" The module contains {', '.join(names)}." if names else ""
+
+
+def _raise_invalid(path: str, key: str, problem: str) -> NoReturn:
+    raise MaskfoldError(f"{key}: `{path}` {problem}.", "Name a class of a trusted package.", status=2)
+
+
+def _parameters(cls: Any) -> Mapping[str, Parameter] | None:
+    """Return the parameters of a constructor; None if they cannot be inspected."""
+    init = inspect.getattr_static(cls, "__init__") if isinstance(cls, type) else cls
+    has_init = isinstance(cls, type) and init is not object.__init__
+    try:  # the signature of __init__, not of the class: smp's classes have a `__new__` that accepts anything
+        parameters = dict(inspect.signature(init if has_init else cls).parameters)
+    except (TypeError, ValueError):
+        return None
+    if has_init:
+        parameters.pop(next(iter(parameters), ""), None)
+    return parameters
+
+
+# Trusted packages
+
+
+def trusted_packages(extra: Sequence[str] = ()) -> frozenset[str]:
+    """Return the names of all trusted packages.
+
+    Args:
+        extra: packages trusted on the command line (`--trust`); those of the environment (`MASKFOLD_TRUST=a,b`) are
+            added here.
+
+    Raises:
+        MaskfoldError: status 2; an entry is not a package name.
+    """
+    return frozenset(TRUSTED_PACKAGES) | _user_trusted(extra)
+
+
+def is_user_trusted(root: str, extra: Sequence[str] = ()) -> bool:
+    """Return whether a package is trusted only by the command line or the environment."""
+    return root not in TRUSTED_PACKAGES and root in _user_trusted(extra)
+
+
+def find_active_part(name: str, extra: Sequence[str] = ()) -> str | None:
+    """Return the entry of `ACTIVE_PARTS` that contains a class; None if the class is allowed.
+
+    Args:
+        name: the class's defining module and name.
+        extra: as for `trusted_packages`.
+    """
+    if name.split(".")[0] in _user_trusted(extra):
+        return None
+    return next((part for part in ACTIVE_PARTS if f"{name}.".startswith(f"{part}.")), None)
+
+
+def check_import_path(path: str, key: str, extra: Sequence[str] = ()) -> list[str]:
+    """Check a class's import path without importing anything, and return its parts.
+
+    Raises:
+        MaskfoldError: status 2; it is not an import path, has a private part, or its package is not trusted.
+    """
+    parts = path.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise MaskfoldError(
+            f"{key}: `{path}` is not the import path of a class.",
+            "Write the full path, e.g. torch.optim.AdamW.",
+            status=2,
+        )
+    private = [part for part in parts if part.startswith("_")]
+    if private:
+        raise MaskfoldError(
+            f"{key}: `{path}` contains `{private[0]}`, which is private.",
+            "Use the class's public import path.",
+            status=2,
+        )
+    roots = trusted_packages(extra)
+    if parts[0] not in roots:
+        raise MaskfoldError(
+            f"{key}: `{path}` is not in a trusted package ({', '.join(sorted(roots))}).",
+            _trust_hint(parts, roots),
+            status=2,
+        )
+    return parts
+
+
+def _user_trusted(extra: Sequence[str]) -> frozenset[str]:
+    if isinstance(extra, str):
+        extra = [extra]
+    packages = [name.strip() for text in (*extra, os.environ.get(TRUST_VARIABLE, "")) for name in text.split(",")]
+    for name in packages:
+        if name and not name.isidentifier():
+            raise MaskfoldError(
+                f"--trust or {TRUST_VARIABLE}: found `{name}`, expected the name of a package.",
+                "Use the first part of the import path, e.g. my_nets for my_nets.unet.Fancy.",
+                status=2,
+            )
+    return frozenset(name for name in packages if name)
+
+
+def _trust_hint(parts: list[str], roots: frozenset[str]) -> str:
+    root = parts[0]
+    package = ABBREVIATIONS.get(root) or next(iter(nearest_names(root, roots, cutoff=0.75)), None)
+    if package is not None:
+        return f"Did you mean {'.'.join([package, *parts[1:]])}?"
+    if root in sys.stdlib_module_names:
+        return "Name a class of one of these packages."
+    return f"If you trust {root}, add --trust {root} or set {TRUST_VARIABLE}={root}."

@@ -1,0 +1,275 @@
+"""Load YAML files and `key=value` overrides as `Competition` and `Experiment`, and write them back."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from competition.config.competition import Competition
+from competition.config.experiment import Experiment
+from competition.config.instantiate import check_import_path
+from competition.config.messages import format_validation_error
+from competition.config.yaml import (
+    FLOAT_PATTERN,
+    TAG_PREFIX,
+    KeyPath,
+    YamlDocument,
+    apply_overrides,
+    parse_overrides,
+    read_yaml,
+)
+from competition.errors import MaskfoldError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] | None = ()) -> Experiment:
+    """Load an experiment's YAML and the competition that it refers to.
+
+    The competition's path is relative to the experiment's file; on the command line (`competition=other.yaml`) it is
+    relative to the working folder first. `competition.root` is searched in the working folder, then in the folder of
+    the YAML that sets it, and becomes absolute. `folds.file`, `init_from` and a file of `encoder_weights` are searched
+    in the same folders.
+
+    Args:
+        path: the file.
+        overrides: `key=value` arguments; a value is YAML and replaces the file's value.
+        trust: packages that a `target` may come from, in addition to
+            `competition.config.instantiate.TRUSTED_PACKAGES`. None skips the check, for reading the configuration of a
+            finished run.
+
+    Returns:
+        The experiment. The classes of its targets are not imported;
+        `competition.config.instantiate.check_targets` checks them.
+
+    Raises:
+        MaskfoldError: status 2; it lists all errors, each with its file, line and key.
+
+    Example:
+        >>> load_experiment("experiments/demo2d/unet2d.yaml", ["training.epochs=3"])  # doctest: +SKIP
+    """
+    file = Path(path)
+    document = read_yaml(file)
+    if "competition" not in document.tree and {"dimensions", "classes"} <= document.tree.keys():
+        raise MaskfoldError(
+            f"{file} describes a competition, not an experiment.",
+            "Name a YAML file with the keys `competition`, `patch`, `model` and `loss`.",
+            status=2,
+        )
+    parsed = parse_overrides(overrides)
+    apply_overrides(document, [override for override in parsed if override.key == "competition"])
+    folder = _inline(document, file.parent)
+    _inline_extras(document, file.parent)
+    _insert_defaults(document, [override.key for override in parsed])
+    apply_overrides(document, [override for override in parsed if override.key != "competition"])
+    _inline_extras(document, file.parent)
+    _resolve_root(document, ("competition", "root"), folder)
+    _resolve_file(document, ("competition", "train", "cases"), folder)
+    for key in (("folds", "file"), ("init_from",), ("encoder_weights",), *_item_keys(document, ("pseudo", "from"))):
+        _resolve_file(document, key, file.parent)
+    exp = _validate(Experiment, document)
+    if trust is not None:
+        _check_trust(exp, document, trust)
+    return exp
+
+
+def load_competition(path: str | Path, overrides: Sequence[str] = ()) -> Competition:
+    """Load a competition's YAML.
+
+    Args:
+        path: the file.
+        overrides: `key=value` arguments, e.g. `root=/elsewhere`.
+
+    Returns:
+        The competition; its `root` is absolute.
+
+    Raises:
+        MaskfoldError: status 2; see `load_experiment`.
+    """
+    file = Path(path)
+    document = read_yaml(file)
+    if "competition" in document.tree:
+        raise MaskfoldError(
+            f"{file} describes an experiment, not a competition.",
+            "Name the file that its key `competition` refers to.",
+            status=2,
+        )
+    apply_overrides(document, parse_overrides(overrides))
+    _resolve_root(document, ("root",), file.parent)
+    _resolve_file(document, ("train", "cases"), file.parent)
+    return _validate(Competition, document)
+
+
+def resolve_config(exp: Experiment) -> dict[str, Any]:
+    """Return an experiment as plain data, with all defaults and the competition included.
+
+    Loading the data again gives an equal experiment.
+
+    Returns:
+        Mappings, lists, text, numbers, booleans and None only.
+    """
+    plain: dict[str, Any] = exp.model_dump(by_alias=True)
+    extras = plain["extra"] or []
+    if not isinstance(extras, list):
+        extras = [extras]
+    for section in (plain, *extras):
+        section["competition"]["root"] = str(section["competition"]["root"])
+    return plain
+
+
+def write_yaml(data: Any, path: Path) -> None:
+    """Write plain data as YAML atomically: to a temporary file that is synced and renamed.
+
+    Args:
+        data: mappings, lists, text, numbers, booleans and None.
+        path: the file; an existing one is replaced.
+
+    Raises:
+        MaskfoldError: `data` contains another type.
+        OSError: the folder is not writable.
+    """
+    try:
+        text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    except yaml.representer.RepresenterError as error:
+        raise MaskfoldError(
+            f"{path} cannot be written: {error.args[-1]!r} is not plain data.",
+            "Use only numbers, text, lists and mappings.",
+            status=2,
+        ) from error
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # write errors (e.g. disk full) do not carry the file name
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Dumper that quotes text that YAML 1.1 or 1.2 would read as another type, and writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent(self, data: Any) -> None:
+        """Write each top-level key on its own line, however short the values are."""
+        node = self.represent_data(data)
+        if isinstance(node, yaml.MappingNode):
+            node.flow_style = False
+        self.serialize(node)
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Escape text with a Unicode line break, which PyYAML would write unescaped."""
+        return self.represent_scalar(
+            TAG_PREFIX + "str", data, style='"' if re.search("[\x85\u2028\u2029]", data) else None
+        )
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_implicit_resolver(TAG_PREFIX + "float", FLOAT_PATTERN, list("-+.0123456789"))
+
+
+def _inline(document: YamlDocument, folder: Path, key: KeyPath = ("competition",)) -> Path:
+    """Replace the path of a competition's YAML by its content; return the folder of the file that was read."""
+    parent, value = _value(document, key)
+    if not isinstance(value, str):
+        return folder
+    place, name = document.locate(key), ".".join(map(str, key))
+    path = Path(value).expanduser()
+    file = folder / path
+    if place.line is None and path.exists():
+        file = path
+    if not file.exists():
+        raise MaskfoldError(
+            f"{place}: {name}: {file} does not exist.",
+            f"Set {name} to the path of a competition's YAML, relative to the experiment's file.",
+            status=2,
+        )
+    source = read_yaml(file)
+    parent[key[-1]] = source.tree
+    document.replace_locations(key, source)
+    return file.parent
+
+
+def _inline_extras(document: YamlDocument, folder: Path) -> None:
+    """Replace the competition paths in `extra` by the content of the files."""
+    for key in _item_keys(document, ("extra",)):
+        yaml_folder = _inline(document, folder, (*key, "competition"))
+        _resolve_root(document, (*key, "competition", "root"), yaml_folder)
+        _resolve_file(document, (*key, "competition", "train", "cases"), yaml_folder)
+
+
+def _item_keys(document: YamlDocument, key: KeyPath) -> list[KeyPath]:
+    """Return the keys of a list's items, or the key itself if its value is not a list."""
+    _, value = _value(document, key)
+    return [(*key, number) for number in range(len(value))] if isinstance(value, list) else [key]
+
+
+def _insert_defaults(document: YamlDocument, keys: Sequence[str]) -> None:
+    """Insert default sections, so that `optimizer.args.lr=…` changes the default optimizer if the file has none."""
+    for key in keys:
+        section, _, rest = key.partition(".")
+        default = Experiment.model_fields[section].default if section in Experiment.model_fields else None
+        if rest and section not in document.tree and isinstance(default, BaseModel):
+            document.tree[section] = default.model_dump(by_alias=True)
+
+
+def _value(document: YamlDocument, key: KeyPath) -> tuple[Any, Any]:
+    """Return the mapping or list that contains a key, and the key's value."""
+    node = parent = document.tree
+    for part in key:
+        parent = node
+        if isinstance(node, list) and isinstance(part, int):
+            node = node[part]
+        else:
+            node = node.get(part) if isinstance(node, dict) else None
+    return parent, node
+
+
+def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
+    """Make the path at `key` absolute, relative to the working folder, or to the YAML's if it exists only there."""
+    parent, value = _value(document, key)
+    if isinstance(value, str) and value:
+        path = Path(value).expanduser()
+        if not path.exists() and (folder / path).exists():
+            path = folder / path
+        parent[key[-1]] = os.path.abspath(path)
+
+
+def _resolve_file(document: YamlDocument, key: KeyPath, folder: Path) -> None:
+    """Use the file in the YAML's folder for the path at `key` if the working folder does not have it."""
+    parent, value = _value(document, key)
+    if isinstance(value, str) and value and not Path(value).exists() and (folder / value).exists():
+        parent[key[-1]] = str(folder / value)
+
+
+def _validate(model: type[ModelT], document: YamlDocument) -> ModelT:
+    try:
+        return model.model_validate(document.tree)
+    except ValidationError as error:
+        raise format_validation_error(error, model, document) from None
+
+
+def _check_trust(exp: Experiment, document: YamlDocument, trust: Sequence[str]) -> None:
+    """Check the package of every `target` without importing it."""
+    targets: list[tuple[KeyPath, str]] = [(("model",), exp.model.target), (("optimizer",), exp.optimizer.target)]
+    is_list = isinstance(exp.loss, list)
+    targets += [(("loss", number) if is_list else ("loss",), loss.target) for number, loss in enumerate(exp.losses)]
+    targets += [
+        (("augment", "transforms", number), transform.target)
+        for number, transform in enumerate(exp.augment.transforms or [])
+    ]
+    for section, target in targets:
+        key = (*section, "target")
+        check_import_path(target, f"{document.locate(key)}: {'.'.join(map(str, key))}", trust)

@@ -1,0 +1,278 @@
+"""File formats of the known competitions, as data: the submission and the training table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from competition.config.competition import Competition
+from competition.errors import MaskfoldError
+from competition.rle import RleFormat
+from competition.text import nearest_names
+
+FORMAT_ONLY = "format only"  # `competition.metrics` lacks the competition's metric
+RowKind = Literal["image", "object", "slice_class", "image_class"]
+
+
+@dataclass(frozen=True)
+class TrainTable:
+    """The format of the training table, where it differs from the submission.
+
+    Attributes:
+        id_column, mask_column, class_column: its columns; None: as in the submission.
+        rows_are_parts: rows of one image are parts of one mask and are merged.
+        grid: (H, W) of its masks; None: the image's own size.
+    """
+
+    id_column: str | None = None
+    mask_column: str | None = None
+    class_column: str | None = None
+    rows_are_parts: bool = False
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The submission format of one competition.
+
+    Attributes:
+        name: of the competition.
+        rle: how a mask is encoded as text.
+        columns: the header, in order.
+        id_column: has the name of the image (or slice); `{name}_{class}` if rows are per class and there is no
+            `class_column`.
+        mask_column: has the encoded mask.
+        class_column: has the class.
+        rows: `image` one row per image; `object` one row per object, and one empty row for an image without any;
+            `image_class` one per image and class; `slice_class` one per slice of a volume (and class, if any).
+        classes: the competition's class names, if it has several.
+        overlap_allowed: whether two objects of one image may share a pixel.
+        grid: (H, W) of the submitted masks; None: the image's own size.
+        extra_columns: columns filled from the mask's shape, `height` and `width`.
+        confidence: the text is `0 confidence mask` for each object, all in one cell.
+        metric: its name in `metric.name`, or `format only`.
+        train: the training table, where it differs.
+        alternative: a second format; the header of the sample submission selects one of the two.
+    """
+
+    name: str
+    rle: RleFormat
+    columns: tuple[str, ...]
+    id_column: str
+    mask_column: str
+    class_column: str | None = None
+    rows: RowKind = "image"
+    classes: tuple[str, ...] = ()
+    overlap_allowed: bool = True
+    grid: tuple[int, int] | None = None
+    extra_columns: tuple[str, ...] = ()
+    confidence: bool = False
+    metric: str = FORMAT_ONLY
+    train: TrainTable = TrainTable()
+    alternative: Profile | None = None
+
+    @property
+    def class_in_id(self) -> bool:
+        """Whether the id cell also has the class: `name.jpg_1`."""
+        return bool(self.classes) and self.class_column is None
+
+    @property
+    def rows_have_class(self) -> bool:
+        """Whether each row names its class."""
+        return bool(self.classes)
+
+    @property
+    def several_masks(self) -> bool:
+        """Whether a case may have several masks: in separate rows, or together in one cell."""
+        return self.rows == "object" or self.confidence or self.rle.container == "json"
+
+    def split_id(self, text: str) -> tuple[str, str | None]:
+        """Split an id cell into (image, class); the class is None if the cell has none."""
+        if not self.class_in_id:
+            return text, None
+        image, _, cls = text.rpartition("_")
+        return image, cls
+
+    def match_header(self, header: Sequence[str], path: Path) -> Profile:
+        """Return the format, this or `alternative`, with the header of a file.
+
+        Raises:
+            MaskfoldError: neither has it.
+        """
+        formats = [profile for profile in (self, self.alternative) if profile is not None]
+        for profile in formats:
+            if list(profile.columns) == list(header):
+                return profile
+        if "" in header or "Unnamed: 0" in header:
+            raise MaskfoldError(
+                f"{path} has a column without a name.", "Write it with pandas' to_csv(…, index=False).", status=2
+            )
+        expected = " or ".join(",".join(profile.columns) for profile in formats)
+        raise MaskfoldError(
+            f"{path} has the wrong columns for {self.name}: found {','.join(header)}, expected {expected}.",
+            "Correct submission.columns or submission.profile, or use the competition's own file.",
+            status=2,
+        )
+
+
+def _profile(name: str, columns: str, order: Literal["row", "column"], **fields: object) -> Profile:
+    """Build a profile whose first column is the id and whose last is the mask, unless `fields` override them."""
+    names = tuple(columns.split(","))
+    defaults: dict[str, object] = {"rle": RleFormat(order=order), "id_column": names[0], "mask_column": names[-1]}
+    return Profile(name=name, columns=names, **(defaults | fields))  # type: ignore[arg-type]
+
+
+_STEEL = _profile(
+    "severstal",
+    "ImageId,EncodedPixels,ClassId",
+    "column",
+    mask_column="EncodedPixels",
+    class_column="ClassId",
+    rows="image_class",
+    classes=("1", "2", "3", "4"),
+    metric="dice",
+    train=TrainTable(id_column="ImageId", class_column="ClassId"),
+)
+
+_ALL = (
+    _profile("dsb2018", "ImageId,EncodedPixels", "column", rows="object", overlap_allowed=False, metric="mean_ap"),
+    _profile("carvana", "img,rle_mask", "row", metric="dice"),
+    _profile("tgs-salt", "id,rle_mask", "column", metric="tgs_ap"),
+    _profile("airbus", "ImageId,EncodedPixels", "column", rows="object", overlap_allowed=False, metric="f2_iou"),
+    _profile(
+        "siim-acr",
+        "ImageId,EncodedPixels",
+        "column",
+        metric="dice",
+        rle=RleFormat(order="column", relative=True, empty="-1"),
+        train=TrainTable(mask_column=" EncodedPixels", rows_are_parts=True),  # the original header has that space
+    ),
+    replace(
+        _STEEL,
+        columns=("ImageId_ClassId", "EncodedPixels"),
+        id_column="ImageId_ClassId",
+        class_column=None,
+        alternative=_STEEL,
+    ),
+    _profile(
+        "clouds",
+        "Image_Label,EncodedPixels",
+        "column",
+        rows="image_class",
+        classes=("Fish", "Flower", "Gravel", "Sugar"),
+        grid=(350, 525),
+        metric="dice",
+        train=TrainTable(grid=(1400, 2100)),
+    ),
+    _profile("hubmap-kidney", "id,predicted", "column", metric="dice", train=TrainTable(mask_column="encoding")),
+    _profile("hubmap-organ", "id,rle", "column", metric="dice"),
+    _profile(
+        "sartorius",
+        "id,predicted",
+        "row",
+        rows="object",
+        overlap_allowed=False,
+        metric="mean_ap",
+        train=TrainTable(mask_column="annotation"),
+    ),
+    _profile(
+        "uw-madison-gi-tract",
+        "id,class,predicted",
+        "row",
+        class_column="class",
+        rows="slice_class",
+        classes=("large_bowel", "small_bowel", "stomach"),
+        metric="uw_madison",
+        train=TrainTable(mask_column="segmentation"),
+    ),
+    _profile(
+        "hubmap-vasculature",
+        "id,height,width,prediction_string",
+        "column",
+        extra_columns=("height", "width"),
+        confidence=True,
+        rle=RleFormat(container="coco_zlib"),
+    ),
+    _profile("vesuvius-ink", "Id,Predicted", "row", metric="fbeta"),
+    _profile("contrails", "record_id,encoded_pixels", "column", rle=RleFormat(empty="-"), metric="dice"),
+    _profile("sennet-hoa", "id,rle", "row", rle=RleFormat(order="row", empty="1 0"), metric="surface_dice"),
+    _profile("recodai", "case_id,annotation", "column", rle=RleFormat(empty="authentic", container="json")),
+)
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in _ALL}
+
+
+def get_profile(name: str) -> Profile:
+    """Return the profile of a known competition.
+
+    Raises:
+        MaskfoldError: the name is unknown.
+    """
+    if name not in PROFILES:
+        near = nearest_names(name, list(PROFILES), cutoff=0.0)
+        raise MaskfoldError(
+            f"Unknown submission.profile: found `{name}`, expected one of {', '.join(PROFILES)}.",
+            f"Did you mean `{near[0]}`? Or remove the key and set submission.columns and submission.rle.",
+            status=2,
+        )
+    return PROFILES[name]
+
+
+def profile_of(comp: Competition) -> Profile:
+    """Return the submission format of a competition: a known profile, or one built from its columns and run lengths.
+
+    If there is a sample submission, its header sets the order of the columns.
+
+    Raises:
+        MaskfoldError: the profile is unknown, or the classes differ from the profile's.
+    """
+    name = comp.submission.profile
+    if name is None:
+        return _custom_profile(comp)
+    profile = get_profile(name)
+    if profile.classes and set(profile.classes) != set(comp.classes):
+        raise MaskfoldError(
+            f"competition.classes does not fit submission.profile {name}: found {', '.join(comp.classes)}, expected "
+            f"{', '.join(profile.classes)}.",
+            "Use the profile's class names, which its ids contain.",
+            status=2,
+        )
+    return profile
+
+
+def _custom_profile(comp: Competition) -> Profile:
+    columns, rle = comp.submission.columns, comp.submission.rle
+    names = tuple(column for column in (columns.id, columns.cls, columns.mask) if column is not None)
+    has_slices = "{z}" in str(comp.test.images if comp.test else comp.train.images)
+    rows: RowKind = "image"
+    if comp.instances:
+        rows = "object"
+    elif has_slices:
+        rows = "slice_class"
+    elif columns.cls is not None or len(comp.classes) > 1:
+        rows = "image_class"
+    has_classes = columns.cls is not None or (len(comp.classes) > 1 and rows != "object")
+    return Profile(
+        name=comp.name,
+        columns=_order_columns(comp, names),
+        id_column=columns.id,
+        mask_column=columns.mask,
+        class_column=columns.cls,
+        rows=rows,
+        classes=tuple(comp.classes) if has_classes else (),
+        overlap_allowed=not comp.instances,
+        metric=comp.metric.name,
+        rle=RleFormat(order=rle.order, base=rle.base, relative=rle.relative, empty=rle.empty),
+    )
+
+
+def _order_columns(comp: Competition, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns in the order of the sample submission, if it has exactly these."""
+    path = Path(comp.root) / str(comp.submission.sample)
+    if comp.submission.sample is None or not path.is_file():
+        return names
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        header = tuple(next(csv.reader(stream), []))
+    return header if set(header) == set(names) else names

@@ -1,0 +1,304 @@
+"""YAML files and `key=value` overrides as plain data, with the file and line of each key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import yaml
+
+from competition.errors import MaskfoldError
+
+KeyPath = tuple[str | int, ...]
+
+MAX_NODES = 100_000  # nested aliases expand a small file exponentially
+MAX_BYTES = 2**22  # of a file; a resolved experiment has a few kilobytes
+
+FLOAT_PATTERN = re.compile(
+    r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+)
+# Types of plain scalars in the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema). PyYAML follows
+# YAML 1.1, in which `1e-3` is text, `no` is false, `010` is eight and `1:30` is ninety.
+SCALAR_TYPES = {
+    "bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    "int": (re.compile(r"^[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*|0x[0-9a-fA-F]+)$"), "-+0123456789"),
+    "float": (FLOAT_PATTERN, "-+.0123456789"),
+    "null": (re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    "merge": (re.compile(r"^<<$"), "<"),
+}
+TAG_PREFIX = "tag:yaml.org,2002:"
+ALLOWED_TAGS = {TAG_PREFIX + name for name in (*SCALAR_TYPES, "str", "seq", "map")}
+# Names joined by dots; brackets hold a list index, or a key that itself contains dots.
+KEY_PATTERN = re.compile(r"[^\s.=\[\]]+(?:\.[^\s.=\[\]]+|\[[^\s=\[\]]+\])*")
+KEY_PART_PATTERN = re.compile(r"[^.\[\]]+|\[([^\[\]]+)\]")
+
+
+class PlainDataLoader(yaml.SafeLoader):
+    """YAML 1.2 loader for plain data only: numbers, text, booleans, null, lists and mappings."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+for _name, (_pattern, _first) in SCALAR_TYPES.items():
+    PlainDataLoader.add_implicit_resolver(TAG_PREFIX + _name, _pattern, list(_first))
+
+
+class SourceLocation(NamedTuple):
+    """File and line of a key; the line is None on the command line."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}, line {self.line}"
+
+
+COMMAND_LINE = SourceLocation("command line")
+
+
+@dataclass
+class YamlDocument:
+    """Plain data, and the location of each of its keys.
+
+    Attributes:
+        tree: the data.
+        file: the file it was read from, or `command line`.
+        locations: where each key was written; keys that came through a merge (`<<`) are absent.
+    """
+
+    tree: Any
+    file: str
+    locations: dict[KeyPath, SourceLocation] = field(default_factory=dict)
+
+    def locate(self, path: KeyPath) -> SourceLocation:
+        """Return the location of a key, or of its nearest parent that has one."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.locations:
+                return self.locations[path[:length]]
+        return SourceLocation(self.file, 1)
+
+    def replace_locations(self, path: KeyPath, source: YamlDocument) -> None:
+        """Record that the value at `path` now comes from the document `source`."""
+        self.locations = {key: place for key, place in self.locations.items() if key[: len(path)] != path}
+        for length in range(1, len(path)):
+            self.locations.setdefault(path[:length], source.locate(()))
+        self.locations[path] = source.locate(())
+        self.locations |= {path + key: place for key, place in source.locations.items()}
+
+
+def read_yaml(path: Path) -> YamlDocument:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        MaskfoldError: status 2; the file is missing, empty, not YAML or not a mapping, or it has a duplicate key or a
+            tag that needs more than plain data.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # reading a device may never end
+            raise MaskfoldError(f"{path} is not a regular file.", "Name a YAML file.", status=2)
+        if path.is_file() and (size := path.stat().st_size) > MAX_BYTES:
+            raise MaskfoldError(
+                f"{path} has {size / 2**20:.1f} MiB; YAML files are limited to {MAX_BYTES // 2**20} MiB.",
+                "Name a YAML file.",
+                status=2,
+            )
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise MaskfoldError(f"{path} does not exist.", "Name an existing YAML file.", status=2) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise MaskfoldError(f"{path} cannot be read: {reason}.", "Name a readable YAML file.", status=2) from error
+    document = parse_yaml(text, str(path))
+    if document.tree is None:
+        raise MaskfoldError(f"{path} is empty.", "Write the experiment or the competition into it.", status=2)
+    if not isinstance(document.tree, dict):
+        raise MaskfoldError(
+            f"{path}, line 1: expected a mapping, found a {value_kind(document.tree)}.",
+            "Write lines of `key: value`.",
+            status=2,
+        )
+    return document
+
+
+def parse_yaml(text: str, file: str | None = None) -> YamlDocument:
+    """Parse YAML text; without a file, it comes from the command line.
+
+    Raises:
+        MaskfoldError: status 2; see `read_yaml`.
+    """
+    document = YamlDocument(None, file or COMMAND_LINE.file)
+    try:
+        loader = PlainDataLoader(text)
+        node = loader.get_single_node()
+        if node is not None:
+            _NodeChecker(document, has_lines=file is not None).visit(node, ())
+            document.tree = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = SourceLocation(document.file, mark.line + 1 if mark is not None and file is not None else None)
+        raise MaskfoldError(
+            f"{place}: not valid YAML, {error.problem or error.context}.", _syntax_hint(error), status=2
+        ) from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "reason", error)
+        raise MaskfoldError(
+            f"{document.file}: not valid YAML, {reason}.", "Rewrite it as plain UTF-8 text.", status=2
+        ) from error
+    return document
+
+
+def value_kind(value: Any) -> str:
+    """Return the kind of a YAML value: mapping, list, text or single value."""
+    if isinstance(value, dict):
+        return "mapping"
+    if isinstance(value, list):
+        return "list"
+    return "text" if isinstance(value, str) else "single value"
+
+
+class _NodeChecker:
+    """One pass over the nodes that records each key's line and rejects unsafe tags, duplicate keys and alias loops."""
+
+    def __init__(self, document: YamlDocument, *, has_lines: bool) -> None:
+        self.document = document
+        self.has_lines = has_lines
+        self.ancestors: list[yaml.Node] = []
+        self.count = 0
+
+    def visit(self, node: yaml.Node, path: KeyPath) -> None:
+        """Check a node and all nodes below it."""
+        self.document.locations.setdefault(path, self._location(node))
+        self.count += 1
+        if node in self.ancestors or self.count > MAX_NODES:
+            self._fail(
+                node, "an alias (`*`) expands endlessly or too far", "Write the value out instead of using an alias"
+            )
+        if node.tag not in ALLOWED_TAGS:
+            self._fail(
+                node,
+                f"the tag `{_short(node.tag)}` is not allowed, because YAML is read as plain data",
+                "Remove the tag",
+            )
+        self.ancestors.append(node)
+        if isinstance(node, yaml.MappingNode):
+            self._visit_mapping(node, path)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.visit(item, (*path, index))
+        elif "${" in node.value:
+            self._fail(node, f"`{node.value}`: interpolation is not supported", "Write the value itself")
+        self.ancestors.pop()
+
+    def _visit_mapping(self, node: yaml.MappingNode, path: KeyPath) -> None:
+        seen: dict[tuple[str, str], SourceLocation] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in ALLOWED_TAGS or key.tag == TAG_PREFIX + "null":
+                self._fail(key, "mapping keys must be plain strings", "Write a string before the colon")
+            identity = (key.tag, key.value)
+            if identity in seen:
+                first = f", first on line {seen[identity].line}" if self.has_lines else ""
+                self._fail(key, f"duplicate key `{key.value}`{first}", "Keep one of them")
+            seen[identity] = self._location(key)
+            name = key.value if key.tag == TAG_PREFIX + "merge" else PlainDataLoader("").construct_object(key)
+            self.document.locations[(*path, name)] = self._location(key)
+            self.visit(value, (*path, name))
+
+    def _location(self, node: yaml.Node) -> SourceLocation:
+        return SourceLocation(self.document.file, node.start_mark.line + 1) if self.has_lines else COMMAND_LINE
+
+    def _fail(self, node: yaml.Node, problem: str, hint: str) -> NoReturn:
+        raise MaskfoldError(f"{self._location(node)}: {problem}.", f"{hint}.", status=2)
+
+
+def _short(tag: str) -> str:
+    return tag.replace(TAG_PREFIX, "!!", 1)
+
+
+def _syntax_hint(error: yaml.MarkedYAMLError) -> str:
+    if "'\\t'" in str(error.problem):
+        return "Indent with spaces instead of tabs."
+    if error.problem_mark is not None and "alias" in f"{error.context} {error.problem}":
+        return "Put text that begins with * or & in quotes."
+    return (
+        "Check indentation, colons and brackets there and just before; quote text that contains {, [, *, # or a colon."
+    )
+
+
+# Overrides
+
+
+class Override(NamedTuple):
+    """One parsed `key=value`."""
+
+    key: str
+    value: YamlDocument
+
+
+def parse_overrides(words: Sequence[str]) -> list[Override]:
+    """Parse `key=value` arguments; a value is YAML under the same rules as in files.
+
+    Raises:
+        MaskfoldError: status 2; an argument is not `key=value`, or its value is not YAML.
+
+    Example:
+        >>> [(key, value.tree) for key, value in parse_overrides(["folds.run=[0,1]", "optimizer.args.lr=1e-3"])]
+        [('folds.run', [0, 1]), ('optimizer.args.lr', 0.001)]
+    """
+    overrides = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not KEY_PATTERN.fullmatch(key):
+            raise MaskfoldError(
+                f"command line: invalid override `{word}`: expected key=value.",
+                "Write e.g. training.epochs=3 or folds.run=[0,1], without spaces around the =.",
+                status=2,
+            )
+        try:
+            value = parse_yaml(text)
+        except MaskfoldError as error:
+            raise MaskfoldError(f"{error.wrong.rstrip('.')}, in `{word}`.", error.cure, status=2) from error
+        overrides.append(Override(key, value))
+    return overrides
+
+
+def apply_overrides(document: YamlDocument, overrides: Sequence[Override]) -> None:
+    """Set keys of a document in order; a mapping or list replaces the previous value instead of being merged.
+
+    Raises:
+        MaskfoldError: status 2; an index is not in the list.
+    """
+    if not overrides:
+        return
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create(document.tree)
+    for key, value in overrides:
+        path = _key_path(config, key)
+        OmegaConf.update(config, key, value.tree, merge=False)
+        document.replace_locations(path, value)
+    document.tree = OmegaConf.to_container(config, resolve=False)
+
+
+def _key_path(config: Any, key: str) -> KeyPath:
+    """Return the keys and list indices of a dotted key."""
+    from omegaconf import DictConfig, ListConfig
+
+    path: KeyPath = ()
+    node = config
+    for match in KEY_PART_PATTERN.finditer(key):
+        part = match[1] or match[0]
+        if isinstance(node, ListConfig):
+            if not part.isdecimal() or int(part) >= len(node):
+                name = ".".join(str(parent) for parent in path)
+                raise MaskfoldError(
+                    f"command line: {key} does not exist: {name} is a list of {len(node)}.",
+                    f"Count its items from 0, or set the whole list with {name}=[…].",
+                    status=2,
+                )
+            path, node = (*path, int(part)), node[int(part)]
+        else:
+            path, node = (*path, part), node.get(part) if isinstance(node, DictConfig) else None
+    return path

@@ -1,0 +1,566 @@
+"""The case table: each case's files (images by channel, ground truth), checked against each other, and its group."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from competition.config.competition import Competition
+from competition.data.image_types import Header, combined_digest, file_digest
+from competition.data.masks import load_mask
+from competition.data.patterns import (
+    CaseFiles,
+    SkippedCases,
+    check_ids_differ_by_more_than_case,
+    match_cases,
+    match_files,
+    matches_many_files,
+)
+from competition.data.readers import load_image, read_header, strip_extension
+from competition.data.rle_tables import assign_rows, row_text
+from competition.errors import MaskfoldError
+from competition.io import read_csv
+from competition.text import name_problem, nearest_names
+
+if TYPE_CHECKING:
+    import pandas
+
+TOLERANCE = 1e-3  # mm, between the affines of an image and its mask
+COLUMNS = (
+    "id", "split", "images", "masks", "group", "stratum", "shape", "spacing", "channels", "slices", "hash", "image_hash"
+)  # fmt: skip
+FILE_RULE = re.compile(r"(?P<file>[^:]+\.csv):(?P<column>.+)", re.IGNORECASE)
+ImagesByChannel = dict[str, CaseFiles]  # by channel, in the YAML's order
+
+
+def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
+    """Find and check all cases by file names, headers and tables; `load_image` and `load_mask` read the pixels.
+
+    With `on_bad_case: skip` each case is read completely once, so that the table has only usable cases.
+
+    Args:
+        comp: the competition.
+        split: train or test.
+
+    Returns:
+        Sorted by id, with the columns
+
+        - id, split;
+        - images: JSON, channel to path below the root, or to the paths of a stack's slices;
+        - masks: JSON, see `find_masks`; null for test cases;
+        - group: by `competition.group`; the id if it is not set. stratum: by `competition.stratum`; empty if not set;
+        - shape, spacing (mm): JSON lists along the spatial axes. channels: their number;
+        - slices: JSON, the text that {z} matched in each slice; null for other cases;
+        - image_hash: SHA-256 (hexadecimal) of the image files' bytes. hash: of these and of the ground truth's.
+
+        ``attrs["skipped"]`` lists (id, reason) of skipped cases.
+
+    Raises:
+        MaskfoldError: a pattern or table is invalid, or a case is bad and `on_bad_case` is stop; or no case is left.
+    """
+    import pandas
+
+    skipped = SkippedCases(comp)
+    images = find_images(comp, split, skipped)
+    masks = find_masks(comp, images, skipped) if split == "train" else {}
+    rows = []
+    for case_id in images:
+        if case_id not in skipped.reasons:
+            try:
+                rows.append(case_row(comp, split, case_id, images[case_id], masks.get(case_id)))
+            except MaskfoldError as error:
+                skipped.add(case_id, error)
+    if not rows:
+        first, reason = next(iter(skipped.reasons.items()))
+        raise MaskfoldError(
+            f"All {len(skipped.reasons)} cases are skipped; the first is {first}: {reason}",
+            "Correct the files or the competition's YAML.",
+        )
+    table = pandas.DataFrame(rows, columns=list(COLUMNS))
+    if split == "train":
+        for key in ("group", "stratum"):
+            table[key] = group_values(comp, table["id"].tolist(), key) or table[key]
+    table.attrs["skipped"] = sorted(skipped.reasons.items())
+    return table
+
+
+def data_hash(table: pandas.DataFrame) -> str:
+    """Return the SHA-256 (hexadecimal) of a case table's content, independent of where the files are."""
+    columns = ("id", "split", "group", "stratum", "hash")
+    lines = sorted("\0".join(map(str, row)) for row in table[list(columns)].itertuples(index=False))
+    return combined_digest(line.encode() for line in lines)
+
+
+def case_row(
+    comp: Competition, split: str, case_id: str, images: ImagesByChannel, masks: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Build one row of the case table; its group and stratum are filled in later.
+
+    Raises:
+        MaskfoldError: the case's files disagree, or one cannot be read.
+    """
+    header = check_files_agree(comp, case_id, images, masks)
+    image_hash = combined_digest(_digests(Path(comp.root), [case.files for case in images.values()]))
+    slices = next(iter(images.values())).slices
+    row = {
+        "id": case_id,
+        "split": split,
+        "images": json.dumps({name: case.files for name, case in images.items()}, ensure_ascii=False),
+        "masks": json.dumps(masks, ensure_ascii=False),
+        "group": case_id,
+        "stratum": "",
+        "shape": json.dumps(header.shape),
+        "spacing": json.dumps(header.spacing),
+        "channels": header.channels,
+        "slices": json.dumps([item.z for item in slices] or None),
+        "hash": combined_digest([bytes.fromhex(image_hash), *_truth_parts(comp, masks)]),
+        "image_hash": image_hash,
+    }
+    if comp.on_bad_case == "skip":
+        load_image(comp, SimpleNamespace(**row))
+        if masks is not None:
+            load_mask(comp, SimpleNamespace(**row))
+    return row
+
+
+def _digests(root: Path, files: list[str | list[str]]) -> list[bytes]:
+    """Return the digests of files in order; the digests of a stack are joined to one."""
+    return [
+        file_digest(root / item)
+        if isinstance(item, str)
+        else bytes.fromhex(combined_digest(file_digest(root / path) for path in item))
+        for item in files
+    ]
+
+
+def _truth_parts(comp: Competition, masks: dict[str, Any] | None) -> list[bytes]:
+    """Return the ground truth's part of the content hash: digests of its files, or the text of its rows."""
+    if masks is None:
+        return []
+    if masks["kind"] == "rle":
+        return [f"{cls}\0{index}\0{row_text(comp, line)}".encode() for line, cls, index in masks["rows"]]
+    return _digests(Path(comp.root), label_files(masks))
+
+
+# Images and ground truth of each case
+
+
+def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[str, ImagesByChannel]:
+    """Find the images of every case.
+
+    Args:
+        comp: the competition.
+        split: train or test.
+        skipped: receives cases that lack a channel.
+
+    Returns:
+        Files by channel (a single pattern is the channel `image`), by id, sorted by id.
+
+    Raises:
+        MaskfoldError: see `match_cases`; or an id lacks a channel; or channels have different slices.
+    """
+    section = comp.train if split == "train" else comp.test
+    if section is None:
+        raise MaskfoldError(
+            f"The competition {comp.name} has no `test` section.",
+            "Add `test: {images: …}` to the competition's YAML.",
+            status=2,
+        )
+    key = f"{split}.images"
+    patterns = section.images if isinstance(section.images, dict) else {"image": section.images}
+    _check_no_2d_stacks(comp, patterns, key)
+    channels = {
+        name: match_cases(Path(comp.root), pattern, key if len(patterns) == 1 else f"{key}.{name}")
+        for name, pattern in patterns.items()
+    }
+    ids = sorted(set().union(*channels.values()))
+    check_ids_differ_by_more_than_case(ids, key)
+    ids = select_training_cases(comp, ids) if split == "train" else ids
+    for case_id in ids:
+        if (reason := name_problem(case_id)) is not None:
+            skipped.add(
+                case_id, MaskfoldError(f"Invalid case id from {key}: {case_id!r} {reason}.", "Rename the file.")
+            )
+    for name, cases in channels.items():
+        incomplete = [case_id for case_id in ids if case_id not in cases]
+        _skip_all(
+            incomplete,
+            f"has no channel {name} ({key}.{name} `{patterns[name]}` matches no file)",
+            "Add the file, or skip such cases with competition.on_bad_case=skip.",
+            skipped,
+        )
+    images_of = {
+        case_id: {name: cases[case_id] for name, cases in channels.items()}
+        for case_id in ids
+        if case_id not in skipped.reasons
+    }
+    for case_id, images in images_of.items():
+        _check_same_slices(case_id, images, key, skipped)
+    return {case_id: images for case_id, images in images_of.items() if case_id not in skipped.reasons}
+
+
+def find_masks(
+    comp: Competition, images: dict[str, ImagesByChannel], skipped: SkippedCases
+) -> dict[str, dict[str, Any]]:
+    """Find the ground truth of every training case.
+
+    Args:
+        comp: the competition.
+        images: as `find_images` returns them.
+        skipped: receives cases without a mask, masks without a case, and rows of unknown ids.
+
+    Returns:
+        By id, one of: ``{"kind": "labels", "files": path or slices}``, ``{"kind": "classes", "files": {class: path or
+        slices}}``, ``{"kind": "instances", "files": {class: paths}}``, ``{"kind": "rle", "table": path, "rows":
+        [[line, class, slice or null], …]}``.
+
+    Raises:
+        MaskfoldError: an image has no mask, a mask has no image, or a pattern or table is invalid.
+    """
+    if comp.train.rle is not None:
+        rows = assign_rows(comp, {case_id: next(iter(files.values())) for case_id, files in images.items()}, skipped)
+        return {case_id: {"kind": "rle", "table": comp.train.rle, "rows": rows[case_id]} for case_id in images}
+    masks = comp.train.masks
+    patterns = masks if isinstance(masks, dict) else {comp.classes[0]: str(masks)}
+    kinds = {matches_many_files(pattern) for pattern in patterns.values()}
+    if len(kinds) > 1:
+        raise MaskfoldError(
+            "train.masks mixes single files with folders of instances (a `*` in the name).",
+            "Use one kind of pattern for all classes.",
+            status=2,
+        )
+    _check_no_2d_stacks(comp, patterns, "train.masks")
+    if kinds == {True}:
+        return _find_instances(comp, patterns, images, skipped)
+    masks_of: dict[str, dict[str, CaseFiles]] = {case_id: {} for case_id in images}
+    for name, pattern in patterns.items():
+        key = f"train.masks.{name}" if isinstance(masks, dict) else "train.masks"
+        cases = match_cases(Path(comp.root), pattern, key)
+        _skip_masks_without_image(comp, list(cases), images, f"{key} `{pattern}`", skipped)
+        _skip_all(
+            [case_id for case_id in images if case_id not in cases],
+            f"has an image ({{image}}) but no mask ({key} `{pattern}`)",
+            "Add the mask, or skip such cases with competition.on_bad_case=skip.",
+            skipped,
+            images,
+        )
+        for case_id in images:
+            if case_id in cases:
+                masks_of[case_id][name] = cases[case_id]
+                _check_same_slices(case_id, {**images[case_id], f"mask {name}": cases[case_id]}, key, skipped)
+    kept = {case_id: cases for case_id, cases in masks_of.items() if case_id not in skipped.reasons}
+    if isinstance(masks, dict):
+        return {
+            case_id: {"kind": "classes", "files": {name: case.files for name, case in cases.items()}}
+            for case_id, cases in kept.items()
+        }
+    return {case_id: {"kind": "labels", "files": cases[comp.classes[0]].files} for case_id, cases in kept.items()}
+
+
+def _find_instances(
+    comp: Competition, patterns: dict[str, str], images: dict[str, ImagesByChannel], skipped: SkippedCases
+) -> dict[str, dict[str, Any]]:
+    """Find folders of instance masks, one file per object."""
+    if not isinstance(comp.train.masks, dict) and len(comp.classes) > 1:
+        raise MaskfoldError(
+            f"train.masks is one folder of instances, but competition.classes has {len(comp.classes)} classes.",
+            "Set train.masks to one pattern for each class.",
+            status=2,
+        )
+    files: dict[str, dict[str, list[str]]] = {case_id: {} for case_id in images}
+    for name, pattern in patterns.items():
+        if "{z}" in pattern:
+            raise MaskfoldError(
+                f"train.masks `{pattern}` mixes slices ({{z}}) with a folder of instances (`*`).",
+                "Write one file per slice or per case.",
+                status=2,
+            )
+        paths_of = match_files(Path(comp.root), pattern, "train.masks")
+        _skip_masks_without_image(comp, list(paths_of), images, f"train.masks `{pattern}`", skipped)
+        _skip_all(
+            [case_id for case_id in images if case_id not in paths_of],
+            f"has an image ({{image}}) but no folder of masks (train.masks `{pattern}`)",
+            "Add the folder, empty if the case has no object, or set competition.on_bad_case=skip.",
+            skipped,
+            images,
+        )
+        for case_id in images:
+            files[case_id][name] = paths_of.get(case_id, [])
+    return {
+        case_id: {"kind": "instances", "files": names}
+        for case_id, names in files.items()
+        if case_id not in skipped.reasons
+    }
+
+
+def _skip_all(
+    ids: list[str], problem: str, hint: str, skipped: SkippedCases, images: dict[str, ImagesByChannel] | None = None
+) -> None:
+    """Skip all ids, or raise one error for the first that counts the others."""
+    more = f" (and {len(ids) - 1} more)" if len(ids) > 1 and not skipped.allowed else ""
+    for case_id in ids:
+        files = next(iter(images[case_id].values())).files if images else ""
+        shown = problem.replace("{image}", files if isinstance(files, str) else files[0])
+        skipped.add(case_id, MaskfoldError(f"Case {case_id}{more} {shown}.", hint))
+
+
+def _skip_masks_without_image(
+    comp: Competition, ids: list[str], images: dict[str, ImagesByChannel], source: str, skipped: SkippedCases
+) -> None:
+    """Skip masks that have no image. With `train.cases`, masks of other cases are expected and ignored."""
+    without_image = [
+        case_id
+        for case_id in ids
+        if case_id not in images and case_id not in skipped.reasons and comp.train.cases is None
+    ]
+    _skip_all(
+        without_image,
+        f"has a mask ({source}) but no image",
+        "Add the image, remove the mask, or skip such cases with competition.on_bad_case=skip.",
+        skipped,
+    )
+
+
+def _check_same_slices(case_id: str, cases: dict[str, CaseFiles], key: str, skipped: SkippedCases) -> None:
+    """Check that all stacks of a case have the same slices."""
+    stacks = {name: {int(item.z) for item in case.slices} for name, case in cases.items() if case.slices}
+    if not stacks:
+        return
+    first, *others = stacks
+    for name in others:
+        different = sorted(stacks[first] ^ stacks[name])
+        if different:
+            incomplete = name if different[0] in stacks[first] else first
+            skipped.add(
+                case_id,
+                MaskfoldError(
+                    f"Case {case_id} has no slice {different[0]} in {incomplete} ({key}; {len(different)} slices "
+                    "differ).",
+                    "Add the file, or skip such cases with competition.on_bad_case=skip.",
+                ),
+            )
+
+
+def _check_no_2d_stacks(comp: Competition, patterns: dict[str, str], key: str) -> None:
+    for pattern in patterns.values():
+        if comp.dimensions == 2 and "{z}" in pattern:
+            raise MaskfoldError(
+                f"{key} `{pattern}` has slices ({{z}}), but competition.dimensions is 2.",
+                "Set `dimensions: 3`, or match each slice as a case with {id}.",
+                status=2,
+            )
+
+
+def select_training_cases(comp: Competition, ids: list[str]) -> list[str]:
+    """Return the training cases that `train.cases` lists; all cases if it is not set.
+
+    Args:
+        comp: the competition.
+        ids: of all cases that have images, sorted.
+
+    Raises:
+        MaskfoldError: the table cannot be read, or lists a case that has no image (status 2).
+    """
+    if comp.train.cases is None:
+        return ids
+    listed, source = _listed_ids(comp)
+    for name in listed:
+        if name not in ids:
+            near = nearest_names(name, ids)
+            hint = f"; nearest is {near[0]}" if near else ""
+            raise MaskfoldError(f"{source} lists the unknown case id {name}{hint}.", "Correct or remove it.", status=2)
+    listed_ids = set(listed)
+    return [case_id for case_id in ids if case_id in listed_ids]
+
+
+def _listed_ids(comp: Competition) -> tuple[list[str], str]:
+    """Return the ids, and the key or file that lists them."""
+    cases = comp.train.cases
+    if not isinstance(cases, str):
+        return list(cases or []), "train.cases"
+    path = Path(cases)
+    if not path.exists() and (Path(comp.root) / path).exists():
+        path = Path(comp.root) / path
+    table = read_csv(path, {"the column `id` in that table, or train.columns.id": comp.train.columns.id})
+    return table[comp.train.columns.id].tolist(), f"train.cases ({path})"
+
+
+# Checks that the files of a case agree
+
+
+def check_files_agree(
+    comp: Competition, case_id: str, images: dict[str, CaseFiles], masks: dict[str, Any] | None
+) -> Header:
+    """Read the headers of all files of a case, and check that they agree.
+
+    Args:
+        comp: the competition.
+        case_id: for messages.
+        images: files by channel.
+        masks: the ground truth's files as `find_masks` returns them; None for test cases.
+
+    Returns:
+        The case's shape, spacing, affine and number of channels.
+
+    Raises:
+        MaskfoldError: a file cannot be read, or its shape or affine differs from that of the first image.
+    """
+    root, first, channels = Path(comp.root), None, 0
+    for case in images.values():
+        header = _read_header(comp, root, case.files, labels=False)
+        name = _display_name(case.files)
+        channels += header.channels
+        if first is None:
+            first, first_name = header, name
+        _check_same_grid(case_id, first, first_name, header, name)
+    if first is None:
+        raise ValueError("a case has at least one image")
+    for files in label_files(masks):
+        _check_same_grid(case_id, first, first_name, _read_header(comp, root, files, labels=True), _display_name(files))
+    return Header(first.shape, first.spacing, first.affine, channels, first.dtype)
+
+
+def label_files(masks: dict[str, Any] | None) -> list[str | list[str]]:
+    """Return the label files of a result of `find_masks`, each a path or a stack's paths."""
+    if masks is None or masks["kind"] == "rle":
+        return []
+    if masks["kind"] == "labels":
+        return [masks["files"]]
+    if masks["kind"] == "classes":
+        return list(masks["files"].values())
+    return [path for paths in masks["files"].values() for path in paths]
+
+
+def _read_header(comp: Competition, root: Path, files: str | list[str], labels: bool) -> Header:
+    """Read the header of a file, or of the volume (H, W, Z) of a stack of slices."""
+    if isinstance(files, str):
+        return read_header(root / files, comp.dimensions, labels)
+    headers = [read_header(root / path, 2, labels) for path in files]
+    first = headers[0]
+    for path, header in zip(files, headers, strict=True):
+        if header.shape != first.shape or header.channels != first.channels:
+            raise MaskfoldError(
+                f"The slices {root / files[0]} and {root / path} differ: {_format_size(first)} and "
+                f"{_format_size(header)}.",
+                "Give all slices of a case one size, or set competition.on_bad_case=skip.",
+            )
+    return Header((*first.shape, len(headers)), (1.0, 1.0, 1.0), None, first.channels, first.dtype)
+
+
+def _check_same_grid(case_id: str, first: Header, first_name: str, header: Header, name: str) -> None:
+    hint = "Resample both files to one grid, or skip the case with competition.on_bad_case=skip."
+    if first.shape != header.shape:
+        raise MaskfoldError(
+            f"The files of case {case_id} differ in shape: {first_name} is {_format_size(first, False)}, {name} is "
+            f"{_format_size(header, False)}.",
+            hint,
+        )
+    if first.affine is None or header.affine is None:
+        return
+    difference = float(np.abs(first.affine - header.affine).max())
+    if difference > TOLERANCE:
+        raise MaskfoldError(
+            f"The affines of case {case_id} differ by {difference:.3g} mm: {first_name} and {name}.", hint
+        )
+
+
+def _display_name(files: str | list[str]) -> str:
+    return files if isinstance(files, str) else f"{files[0]} … {files[-1]}"
+
+
+def _format_size(header: Header, channels: bool = True) -> str:
+    size = "×".join(map(str, header.shape))
+    return f"{size} with {header.channels} channels" if channels else size
+
+
+# Groups and strata
+
+
+def group_values(comp: Competition, ids: list[str], key: str) -> list[str] | None:
+    """Apply `competition.group` or `competition.stratum` to cases.
+
+    Args:
+        comp: the competition.
+        ids: of the cases.
+        key: group or stratum.
+
+    Returns:
+        One value per id; None if the YAML has no such rule.
+
+    Raises:
+        MaskfoldError: the rule is invalid (status 2), or has no value for a case.
+    """
+    rule = getattr(comp, key)
+    if rule is None:
+        return None
+    file_rule = FILE_RULE.fullmatch(rule)
+    if file_rule:
+        return _from_table(Path(comp.root) / file_rule["file"], file_rule["column"], comp, ids, key)
+    return _from_ids(rule, ids, key)
+
+
+def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
+    """Return the group of each id for which `competition.group` has one; other ids are missing.
+
+    Args:
+        comp: the competition.
+        ids: of any images, including unlabelled ones.
+    """
+    try:
+        return dict(zip(ids, group_values(comp, ids, "group") or [], strict=False))
+    except MaskfoldError:
+        if len(ids) == 1:
+            return {}
+        return {case_id: group for single in ids for case_id, group in known_groups(comp, [single]).items()}
+
+
+def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
+    """Return the first group of a regular expression, or its whole match, for each id."""
+    try:
+        expression = re.compile(rule)
+    except re.error as error:
+        raise MaskfoldError(
+            f"Invalid competition.{key}: found `{rule}`, expected a regular expression ({error}).",
+            "Correct it, or write `file.csv:column`.",
+            status=2,
+        ) from error
+    result = []
+    for case_id in ids:
+        match = expression.search(case_id)
+        text = match and match.group(1 if expression.groups else 0)
+        if not text:
+            raise MaskfoldError(
+                f"competition.{key} `{rule}` does not match the id {case_id}.",
+                f"Correct the expression so that it matches every case's {key}.",
+                status=2,
+            )
+        result.append(text)
+    return result
+
+
+def _from_table(path: Path, column: str, comp: Competition, ids: list[str], key: str) -> list[str]:
+    """Return a column of a table with one row per case; its ids may carry the file's extension."""
+    table = read_csv(path, {f"competition.{key}": column})
+    id_column = "id" if "id" in table.columns else comp.train.columns.id
+    read_csv(path, {"a column `id` in that table, or train.columns.id": id_column})
+    rows: dict[str, tuple[int, str]] = {}
+    for line, name, value in zip(table.index, table[id_column], table[column], strict=True):
+        for alias in {name, strip_extension(name)}:
+            first_line, first_value = rows.setdefault(alias, (line, value))
+            if first_value != value:
+                raise MaskfoldError(
+                    f"{path} has two {key} values for the id {name}: {first_value} in line {first_line}, {value} in "
+                    f"line {line}.",
+                    "Remove one of the rows.",
+                )
+    for case_id in ids:
+        if not rows.get(case_id, (0, ""))[1]:
+            raise MaskfoldError(
+                f"{path} has no {key} for the id {case_id} (column `{column}`).", "Add a row for every training case."
+            )
+    return [rows[case_id][1] for case_id in ids]

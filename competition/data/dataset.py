@@ -1,0 +1,314 @@
+"""Training samples: the dataset of patches, the sampler of batches, and the order in which cases are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from competition.config.experiment import Experiment
+from competition.data.cache import MemoryBudget, PreprocessedCase
+from competition.errors import MaskfoldError
+from competition.seeding import child_seed, rng
+
+KEPT_CYCLES = 4  # case orders kept in memory
+MAX_OPEN_CASES = 128  # per process: each case maps three files, and a process may have 1024 files open
+Array = np.ndarray
+Augment = Callable[[Array, Array, int], tuple[Array, Array]]
+SampleKey = tuple[int, int]  # epoch, position in the epoch
+
+
+class PatchDataset:
+    """Training samples by (epoch, position), each from its own seeded generator: a map-style dataset of numpy arrays.
+
+    Cases come in cycles: every case once in random order, then again in another order, independent of epoch borders. A
+    share `patch.foreground` of the patches is centred on a foreground voxel, of a class drawn evenly among those that
+    the case has; the others are drawn uniformly. Patches stay inside the image if it is large enough; a smaller image
+    is centred and padded as `inference` pads it: volumes with 0, 2D images with their edge, masks with 0.
+
+    A sample is a dict of `image` (C', *patch.size) float32, normalised; `mask` (M, *patch.size) uint8; `case`, the
+    index into `folders`; `seed`, 63 bits for the augmentation of volumes on the training device. With `patch.slices`,
+    C' is C * slices: the neighbouring slices along the last axis, edges repeated.
+
+    Args:
+        folders: preprocessed cases with masks.
+        exp: the experiment.
+        fold: the fold that is validated; -1 trains on all cases.
+        seed: of this run's member.
+        augment: (image, mask, seed) -> (image, mask). 2D images are passed as (H, W, C) uint8 or float32 in [0, 1] with
+            (H, W, M), before normalisation; volumes as (C', *patch.size) with (M, *patch.size), normalised.
+        positions_per_epoch: samples in an epoch, over all processes; None: computed from the experiment.
+        train: False takes the same patch of a case in every epoch, without augmentation.
+        sampler: how often each case is drawn; None: all equally often.
+
+    Raises:
+        MaskfoldError: `folders` is empty.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        exp: Experiment,
+        fold: int,
+        seed: int,
+        augment: Augment | None = None,
+        positions_per_epoch: int | None = None,
+        train: bool = True,
+        sampler: WeightedCaseSampler | None = None,
+    ) -> None:
+        if not folders:
+            raise MaskfoldError(
+                f"Fold {fold} has 0 training cases, expected at least 1.", "Decrease folds.k, or add cases."
+            )
+        self.folders = [Path(folder) for folder in folders]
+        self.exp, self.fold, self.seed, self.train = exp, fold, seed, train
+        self.augment = augment if train else None
+        self.sampler = sampler or WeightedCaseSampler(len(self.folders))
+        if self.sampler.num_cases != len(self.folders):
+            raise ValueError(f"the sampler has {self.sampler.num_cases} cases, expected {len(self.folders)}")
+        self.positions_per_epoch = positions_per_epoch or _positions_per_epoch(exp, len(self))
+        self.memory_budget = MemoryBudget.from_experiment(exp)
+        self._open_cases: OrderedDict[int, _OpenCase] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return the average number of samples per cycle: the number of cases, each counted by its weight."""
+        return self.sampler.cycle_length
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Each process maps the files itself.
+        return {**self.__dict__, "_open_cases": OrderedDict(), "memory_budget": MemoryBudget.from_experiment(self.exp)}
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        epoch, position = key
+        index = self.case_index(epoch, position)
+        if not self.train:
+            epoch, position = 0, index
+        case = self._open_case(index)
+        with self.memory_budget.reading(case.prepared):
+            centre = self._draw_centre(case, rng(self.seed, self.fold, epoch, position, "patch"))
+            image, mask = case.patch(centre, self.exp)
+        seed = child_seed(self.seed, self.fold, epoch, position, "augment")
+        if self.augment is not None:
+            image, mask = self._apply_augment(image, mask, seed)
+        if not case.prepared.normalised:
+            image = case.prepared.intensity.apply(image)
+        return {
+            "image": np.ascontiguousarray(image, np.float32),
+            "mask": np.ascontiguousarray(mask, np.uint8),
+            "case": index,
+            "seed": seed,
+        }
+
+    def case_index(self, epoch: int, position: int) -> int:
+        """Return the index of the case of a sample."""
+        if not self.train:
+            return position % len(self.folders)
+        return self.sampler.index_at(epoch * self.positions_per_epoch + position, self.seed, self.fold)
+
+    def case_id(self, index: int) -> str:
+        """Return the id of the case with this index."""
+        return self._open_case(index).prepared.id
+
+    def _open_case(self, index: int) -> _OpenCase:
+        if index not in self._open_cases:
+            while len(self._open_cases) >= MAX_OPEN_CASES:
+                self.memory_budget.release(self._open_cases.popitem(last=False)[1].prepared)
+            self._open_cases[index] = _OpenCase(PreprocessedCase.open(self.folders[index]))
+        self._open_cases.move_to_end(index)
+        return self._open_cases[index]
+
+    def _draw_centre(self, case: _OpenCase, generator: np.random.Generator) -> Array:
+        """Draw the coordinates (one per axis of the case) of the patch's centre voxel."""
+        if generator.random() < self.exp.patch.foreground:
+            voxel = case.draw_foreground_voxel(generator)
+            if voxel is not None:
+                return voxel
+        shape, size = np.array(case.prepared.image.shape[1:]), np.ones(case.prepared.image.ndim - 1, np.int64)
+        size[: len(self.exp.patch.size)] = self.exp.patch.size  # 2.5D: one slice of the last axis
+        return generator.integers(np.maximum(shape - size, 0) + 1) + size // 2
+
+    def _apply_augment(self, image: Array, mask: Array, seed: int) -> tuple[Array, Array]:
+        assert self.augment is not None
+        if self.exp.competition.dimensions == 3:
+            return self.augment(image, mask, seed)
+        image, mask = (np.ascontiguousarray(np.moveaxis(array, 0, -1)) for array in (image, mask))
+        image, mask = self.augment(image, mask, seed)
+        return np.moveaxis(image, -1, 0), np.moveaxis(mask, -1, 0)
+
+
+class _OpenCase:
+    """A preprocessed case with an index of its foreground voxels by class."""
+
+    def __init__(self, prepared: PreprocessedCase) -> None:
+        if prepared.mask is None:
+            raise MaskfoldError(
+                f"Training case {prepared.id} has no mask.", "Train on cases of the training split only."
+            )
+        self.prepared = prepared
+        classes = np.array(prepared.foreground[:, 0])
+        rows = np.argsort(classes, kind="stable")
+        borders = np.flatnonzero(np.diff(classes[rows])) + 1
+        self._rows_of_class = np.split(rows, borders) if len(rows) else []
+
+    def draw_foreground_voxel(self, generator: np.random.Generator) -> Array | None:
+        """Draw a voxel of a class drawn evenly among those present; return its coordinates, None without foreground."""
+        if not self._rows_of_class:
+            return None
+        rows = self._rows_of_class[generator.integers(len(self._rows_of_class))]
+        return np.array(self.prepared.foreground[rows[generator.integers(len(rows))], 1:], np.int64)
+
+    def patch(self, centre: Array, exp: Experiment) -> tuple[Array, Array]:
+        """Copy the patch around `centre`: image (C', *size) with its own dtype, mask (M, *size) uint8."""
+        image, mask, size = self.prepared.image, self.prepared.mask, exp.patch.size
+        assert mask is not None
+        inside, padding = _window(centre[: len(size)], image.shape[1 : len(size) + 1], size)
+        if exp.patch.slices is None:
+            image, mask = image[(slice(None), *inside)], mask[(slice(None), *inside)]
+        else:
+            reach, middle = exp.patch.slices // 2, int(centre[-1])
+            slices = np.clip(np.arange(middle - reach, middle + reach + 1), 0, image.shape[-1] - 1)
+            block = image[(slice(None), *inside, slice(slices[0], slices[-1] + 1))][..., slices - slices[0]]
+            image = np.moveaxis(block, -1, 1).reshape(-1, *block.shape[1:-1])
+            mask = mask[(slice(None), *inside, slice(middle, middle + 1))][..., 0]
+        image, mask = np.array(image), np.array(mask)
+        if not any(map(any, padding)):
+            return image, mask
+        mode: Any = "edge" if exp.competition.dimensions == 2 else "constant"
+        return np.pad(image, [(0, 0), *padding], mode=mode), np.pad(mask, [(0, 0), *padding])
+
+
+def _window(
+    centre: Array, shape: Sequence[int], size: Sequence[int]
+) -> tuple[tuple[slice, ...], list[tuple[int, int]]]:
+    """Return the slices of the image that a patch around `centre` covers, and the padding (before, after) per axis."""
+    inside, padding = [], []
+    for middle, length, patch_length in zip(centre, shape, size, strict=True):
+        if length >= patch_length:
+            first = min(max(int(middle) - patch_length // 2, 0), length - patch_length)
+            inside.append(slice(first, first + patch_length))
+            padding.append((0, 0))
+        else:
+            before = (patch_length - length) // 2
+            inside.append(slice(0, length))
+            padding.append((before, patch_length - length - before))
+    return tuple(inside), padding
+
+
+def _positions_per_epoch(exp: Experiment, cases: int) -> int:
+    training = exp.training
+    samples_per_step = training.batch_size * training.accumulate * exp.run.devices
+    return (training.steps_per_epoch or -(-cases // samples_per_step)) * samples_per_step
+
+
+# Order of the samples
+
+
+class BatchSampler:
+    """Batches of sample keys in order, starting at any step: `batch_sampler` of a torch `DataLoader`.
+
+    Args:
+        start: the first step.
+        total: one past the last step; None: endless.
+        steps_per_epoch: steps in an epoch.
+        batch: samples per step of this process.
+        rank: number of this process.
+        world: number of processes. Together they take `batch * world` consecutive positions per step.
+
+    Example:
+        >>> list(BatchSampler(1, 3, 2, 2))
+        [[(0, 2), (0, 3)], [(1, 0), (1, 1)]]
+    """
+
+    def __init__(
+        self, start: int, total: int | None, steps_per_epoch: int, batch: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if steps_per_epoch < 1 or batch < 1 or not 0 <= rank < world:
+            raise ValueError(f"invalid sampler: {steps_per_epoch=}, {batch=}, {rank=}, {world=}")
+        self.start, self.total, self.steps_per_epoch = start, total, steps_per_epoch
+        self.batch, self.rank, self.world = batch, rank, world
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        step = self.start
+        while self.total is None or step < self.total:
+            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+            first = (step_in_epoch * self.world + self.rank) * self.batch
+            yield [(epoch, first + index) for index in range(self.batch)]
+            step += 1
+
+
+class WeightedCaseSampler:
+    """Case index of each training sample, counted from the first sample of training.
+
+    A cycle contains every labelled case once. n extra cases of weight w contribute w·n samples per cycle, rounded down
+    or up so that the average over all cycles is exactly w·n. They are drawn in rounds, each extra case once per round
+    in random order. So all cases of one weight are drawn equally often, and w times as often as a labelled case: the
+    expected gradient is that of a loss in which each of them has the weight w. Without extra cases a cycle is a
+    permutation of the labelled cases.
+
+    Args:
+        labelled: number of labelled cases; they have the first indices.
+        extra: (number, weight) of each further kind of case, in the order of their indices.
+
+    Example:
+        >>> sampler = WeightedCaseSampler(4, [(6, 0.5)])
+        >>> sorted(sampler.index_at(sample, seed=1, fold=0) for sample in range(7))[:4]
+        [0, 1, 2, 3]
+    """
+
+    def __init__(self, labelled: int, extra: Sequence[tuple[int, float]] = ()) -> None:
+        self.labelled = labelled
+        self.extra = [(number, Fraction(str(weight)) * number) for number, weight in extra]  # (n, w·n), exact
+        self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    @property
+    def num_cases(self) -> int:
+        """Number of cases, labelled and extra."""
+        return self.labelled + sum(number for number, _ in self.extra)
+
+    @property
+    def cycle_length(self) -> int:
+        """Average number of samples per cycle, rounded up."""
+        return math.ceil(self._mean_length)
+
+    @property
+    def _mean_length(self) -> Fraction:
+        return Fraction(self.labelled) + sum((rate for _, rate in self.extra), Fraction(0))
+
+    def index_at(self, sample: int, seed: int, fold: int) -> int:
+        """Return the index of the case of a sample.
+
+        Args:
+            sample: number of the sample since training began.
+            seed: of this run's member.
+            fold: the fold that is validated.
+        """
+        cycle = math.floor(sample / self._mean_length)  # cycle starts are rounded down, so it may be the next one
+        while self._start(cycle + 1) <= sample:
+            cycle += 1
+        if cycle not in self._orders:
+            self._orders[cycle] = self._case_order(cycle, seed, fold)
+            while len(self._orders) > KEPT_CYCLES:
+                self._orders.popitem(last=False)
+        return int(self._orders[cycle][sample - self._start(cycle)])
+
+    def _start(self, cycle: int) -> int:
+        """Return the number of a cycle's first sample."""
+        return cycle * self.labelled + sum(math.floor(cycle * rate) for _, rate in self.extra)
+
+    def _case_order(self, cycle: int, seed: int, fold: int) -> np.ndarray:
+        """Return the shuffled case indices of a cycle."""
+        indices, first = list(range(self.labelled)), self.labelled
+        for kind, (number, rate) in enumerate(self.extra, start=1):
+            permutations: dict[int, np.ndarray] = {}
+            for draw in range(math.floor(cycle * rate), math.floor((cycle + 1) * rate)):
+                round_number, position = divmod(draw, number)
+                if round_number not in permutations:  # position 0 of the purpose "order" shuffles the cycle itself
+                    permutations[round_number] = rng(seed, fold, round_number, kind, "order").permutation(number)
+                indices.append(first + int(permutations[round_number][position]))
+            first += number
+        return np.array(indices)[rng(seed, fold, cycle, 0, "order").permutation(len(indices))]

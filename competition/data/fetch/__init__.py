@@ -1,1 +1,0 @@
-"""Public data sets, downloaded whole or not at all."""

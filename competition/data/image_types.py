@@ -1,0 +1,212 @@
+"""Types of images and headers, the checks that all readers share, and digests of files."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from competition.errors import MaskfoldError
+
+# Deflate (PNG, .gz, .npz) never packs more than 1,032 bytes into one (zlib's technical notes, "maximum compression
+# factor"); the rest allows for headers.
+DEFLATE_BOUND = 1100
+# A file that unpacks to more than a GiB and to more than a hundred times its size is taken for a decompression bomb.
+# Sparse masks that compress better stay below the GiB: 512×512×512 voxels, even as float64.
+MAX_UNPACKED, MAX_RATIO = 2**30, 100
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """An image in memory.
+
+    Attributes:
+        array: (C, *spatial), in the file's own order of axes and its own dtype, except that scaled and double-precision
+            files become float32.
+        spacing: mm along each spatial axis; ones if the file does not store it.
+        affine: 4×4 float64, voxel to world in mm; None where the format has none.
+    """
+
+    array: np.ndarray
+    spacing: tuple[float, ...]
+    affine: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """The metadata of an image file, read without its pixels.
+
+    Attributes:
+        shape: the spatial axes.
+        spacing: mm along each of them; ones if the file does not store it.
+        affine: 4×4 float64, voxel to world in mm; None where the format has none.
+        channels: channels of the image.
+        dtype: numpy's name of the dtype that `read_image` returns.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    affine: np.ndarray | None
+    channels: int
+    dtype: str
+
+
+def unreadable_error(path: Path, reason: object) -> MaskfoldError:
+    """Return the error for a file whose bytes are not a valid image."""
+    return MaskfoldError(
+        f"{path} cannot be read ({reason}).",
+        "Replace it by an intact copy, or skip the case with competition.on_bad_case=skip.",
+    )
+
+
+@contextmanager
+def convert_decoder_errors(path: Path) -> Iterator[None]:
+    """Convert any error of a decoder into one `MaskfoldError` that names the file.
+
+    Raises:
+        MaskfoldError: any error inside the block; status 2 if a package is missing.
+    """
+    try:
+        yield
+    except MaskfoldError:
+        raise
+    except FileNotFoundError as error:
+        raise MaskfoldError(
+            f"{path} does not exist.", "Check competition.root and the patterns of the competition's YAML."
+        ) from error
+    except ImportError as error:  # status 2, because `on_bad_case: skip` would skip every case otherwise
+        package = error.name or str(error)
+        raise MaskfoldError(
+            f"{path} requires the package {package}, which cannot be imported.",
+            f"Install it: pip install {package}.",
+            status=2,
+        ) from error
+    except Exception as error:  # decoders of damaged bytes raise arbitrary types
+        message = " ".join(str(error).split())
+        name = type(error).__name__
+        raise unreadable_error(path, f"{name}: {message[:200]}" if message else name) from error
+
+
+def check_declared_size(path: Path, declared: int, limit: int | None = None) -> None:
+    """Check, before the pixels are allocated, that the file and the memory can hold what the header declares.
+
+    Args:
+        path: the file.
+        declared: bytes of its pixels, by its header.
+        limit: bytes that the file can hold at most; None if its compression has no useful bound.
+
+    Raises:
+        MaskfoldError: the file or the free memory is too small for the declared pixels.
+    """
+    if limit is not None and declared > limit:
+        raise unreadable_error(path, f"its header declares {declared:,} bytes of pixels, the file can hold {limit:,}")
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if declared > free:
+        raise MaskfoldError(
+            f"{path} cannot be read (its header declares {declared / 2**30:,.1f} GiB of pixels, "
+            f"{free / 2**30:,.1f} GiB of memory are free).",
+            "Cut it into smaller images, or skip the case with competition.on_bad_case=skip.",
+        )
+
+
+def check_not_bomb(path: Path, declared: int) -> None:
+    """Check for a decompression bomb: a small file that would fill the memory.
+
+    Args:
+        path: the file.
+        declared: bytes of its pixels, by its header.
+
+    Raises:
+        MaskfoldError: it would unpack to more than `MAX_UNPACKED` bytes and `MAX_RATIO` times its size.
+    """
+    size = path.stat().st_size
+    if declared > MAX_UNPACKED and declared > MAX_RATIO * size:
+        raise unreadable_error(
+            path, f"found {size:,} bytes that unpack to {declared:,}, expected at most {MAX_RATIO} times the file"
+        )
+
+
+def channels_first(array: np.ndarray, dimensions: int, path: Path) -> np.ndarray:
+    """Move the channel axis of an array without metadata to the front.
+
+    An array with one axis more than `dimensions` has its channels along the shorter of its first and last axis, the
+    last if both are equal.
+
+    Args:
+        array: `dimensions` or `dimensions + 1` axes.
+        dimensions: 2 or 3.
+        path: of its file, for the message.
+
+    Returns:
+        (C, *spatial), a view.
+    """
+    if array.ndim == dimensions:
+        return array[None]
+    if array.ndim == dimensions + 1:
+        return array if array.shape[0] < array.shape[-1] else np.moveaxis(array, -1, 0)
+    raise wrong_dimensions_error(path, array.shape, dimensions)
+
+
+def wrong_dimensions_error(path: Path, shape: tuple[int, ...], dimensions: int) -> MaskfoldError:
+    """Return the error for a 2D image where a volume is expected, or the reverse."""
+    size = "×".join(map(str, shape))
+    if dimensions == 3:
+        return MaskfoldError(
+            f"{path} is a 2D image ({size}), but competition.dimensions is 3.",
+            "Set `dimensions: 2`, or match the slices of a stack with {z} in the pattern.",
+        )
+    return MaskfoldError(
+        f"{path} is {size}, which is no 2D image, but competition.dimensions is 2.",
+        "Set `dimensions: 3`, or provide the slices as 2D images.",
+    )
+
+
+def byte_count(shape: tuple[int, ...], dtype: np.dtype | str, channels: int = 1) -> int:
+    """Return the bytes of `channels` × `shape` values, without integer overflow."""
+    return math.prod(shape) * channels * np.dtype(dtype).itemsize
+
+
+def file_digest(path: Path) -> bytes:
+    """Return the SHA-256 of a file's bytes.
+
+    The header of a gzip file is left out: it stores the name of the original file, so two copies of one volume under
+    two ids would look different (RFC 1952, section 2.3).
+
+    Raises:
+        MaskfoldError: the file cannot be read.
+    """
+    with convert_decoder_errors(path), path.open("rb") as file:
+        if path.suffix.lower() == ".gz":
+            _skip_gzip_header(file)
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def combined_digest(parts: Iterable[bytes]) -> str:
+    """Return the SHA-256 (hexadecimal) of the digests of parts, so that the borders between parts count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def _skip_gzip_header(file: IO[bytes]) -> None:
+    head = file.read(10)
+    if head[:2] != b"\x1f\x8b" or len(head) < 10:
+        file.seek(0)
+        return
+    flags = head[3]
+    if flags & 4:  # extra field
+        file.read(int.from_bytes(file.read(2), "little"))
+    for flag in (8, 16):  # name and comment, each closed by a zero byte
+        while flags & flag and file.read(1) not in (b"\0", b""):
+            pass
+    if flags & 2:  # checksum of the header
+        file.read(2)

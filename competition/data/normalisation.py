@@ -1,0 +1,158 @@
+"""Normalisation: bit depth and channels of 2D images, and per-channel intensity statistics and scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from competition.config.experiment import PreprocessingConfig
+from competition.errors import MaskfoldError
+
+ChannelStatistics = tuple[float | None, float | None, float, float]  # lo, hi, shift, scale
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma of red, green and blue, ITU-R BT.601
+MIN_DIVISOR = 1e-30  # its inverse is still a float32
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Normalisation of each channel: x' = (clip(x, lo, hi) - shift) * scale, unclipped where `lo` and `hi` are None."""
+
+    lo: tuple[float | None, ...]
+    hi: tuple[float | None, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    @classmethod
+    def from_channels(cls, channels: Sequence[ChannelStatistics]) -> Intensity:
+        """Build it from one result of `channel_statistics` per channel."""
+        lo, hi, shift, scale = zip(*channels, strict=True)
+        return cls(lo, hi, shift, scale)
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Return a normalised float32 copy of an image (C, *spatial) of any dtype."""
+        result = np.array(image, dtype=np.float32)
+        for index, channel in enumerate(result):
+            self.apply_to(channel, index)
+        return result
+
+    def apply_to(self, channel: np.ndarray, index: int) -> None:
+        """Normalise channel number `index`, float32 of any shape, in place."""
+        lo, hi = self.lo[index], self.hi[index]
+        if lo is not None and hi is not None:
+            np.clip(channel, lo, hi, out=channel)
+        channel -= np.float32(self.shift[index])
+        channel *= np.float32(self.scale[index])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Intensity:
+        """Invert `to_dict`."""
+        return cls(**{name: tuple(value) for name, value in values.items()})
+
+
+def channel_statistics(channel: np.ndarray, prepare: PreprocessingConfig, unit: float = 1.0) -> ChannelStatistics:
+    """Compute (lo, hi, shift, scale) of one channel for `prepare.intensity` from all its voxels.
+
+    zscore: mean 0, standard deviation 1. percentile: clipped to `prepare.percentiles`, then as zscore. window: clipped
+    to level ± width / 2, then scaled to [0, 1]. minmax: scaled to [0, 1]. none: divided by `unit`. zscore, percentile
+    and minmax map a constant channel to 0. A window is in the channel's own units: 0 to 255 for 8-bit 2D images, 0 to 1
+    for other 2D images.
+
+    Args:
+        channel: (*spatial), finite; uint8 or float32.
+        prepare: the experiment's section.
+        unit: the value that `none` maps to 1: 255 for 8-bit 2D images, so that all bit depths end in [0, 1].
+    """
+    if prepare.intensity == "none":
+        return None, None, 0.0, 1.0 / unit
+    if prepare.intensity == "window":
+        level, width = prepare.window or [0.5, 1.0]
+        return level - width / 2, level + width / 2, level - width / 2, 1.0 / width
+    lowest, highest = float(channel.min()), float(channel.max())
+    if lowest == highest:
+        return None, None, lowest, 1.0
+    if prepare.intensity == "minmax":
+        return None, None, lowest, 1.0 / max(highest - lowest, MIN_DIVISOR)
+    if prepare.intensity == "percentile":
+        lo, hi = (float(value) for value in np.percentile(channel, prepare.percentiles))
+        if lo < hi:  # otherwise nearly all voxels are equal, and clipping would make the channel constant
+            mean, deviation = _moments(channel, lo, hi)
+            return lo, hi, mean, 1.0 / max(deviation, MIN_DIVISOR)
+    mean, deviation = _moments(channel, lowest, highest)
+    return None, None, mean, 1.0 / max(deviation, MIN_DIVISOR)
+
+
+def to_uint8_or_unit_range(array: np.ndarray) -> np.ndarray:
+    """Convert the values of a 2D image (C, H, W): uint8 stays; everything else becomes float32 in [0, 1].
+
+    uint16 is divided by 65535, bool by 1. Other integers and floats stay unchanged if they are in [0, 1]; otherwise the
+    image's lowest and highest value become 0 and 1.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return array.astype(np.float32) / np.float32(65535)
+    values = array.astype(np.float32)
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest < 0 or highest > 1:
+        values = (values - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(values)
+    return values
+
+
+def select_channels(array: np.ndarray, numbers: Sequence[int], case: str) -> np.ndarray:
+    """Return the channels of an image (C, *spatial) by their numbers from 0, in that order, dtype kept.
+
+    Raises:
+        MaskfoldError: there is no such channel.
+    """
+    if (highest := max(numbers)) >= len(array):
+        raise MaskfoldError(
+            f"Invalid `prepare.channels`: found channel {highest}, expected 0 to {len(array) - 1}, because case {case} "
+            f"has {len(array)} channel{'s' * (len(array) > 1)}.",
+            "Correct `prepare.channels`; channels are numbered from 0.",
+        )
+    return array[list(numbers)]
+
+
+def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bool, case: str) -> np.ndarray:
+    """Select or convert the channels of a 2D image (C, H, W) as `prepare.channels` sets; keep the dtype.
+
+    keep drops the alpha channel: the last of 2 or 4 channels, if they come from one file (`alpha`). grey weighs red,
+    green and blue as ITU-R BT.601 does; rgb repeats a grey channel. A list of numbers takes those of the file's own
+    channels, including the fourth: an image of 4 measured channels in one file needs `[0, 1, 2, 3]`.
+
+    Raises:
+        MaskfoldError: grey or rgb of neither 1 nor 3 channels; or a number that no channel has.
+    """
+    if not isinstance(channels, str):
+        return select_channels(array, channels, case)
+    if alpha and len(array) in (2, 4):
+        array = array[:-1]
+    if channels == "keep" or (channels, len(array)) in (("grey", 1), ("rgb", 3)):
+        return array
+    if len(array) not in (1, 3):
+        raise MaskfoldError(
+            f"`prepare.channels: {channels}` requires 1 or 3 channels: found {len(array)} in case {case}.",
+            "Set `prepare.channels: keep`.",
+        )
+    if channels == "rgb":
+        return np.repeat(array, 3, axis=0)
+    grey = np.tensordot(np.array(GREY_WEIGHTS, np.float32), array.astype(np.float32), axes=1)[None]
+    return np.rint(grey).astype(np.uint8) if array.dtype == np.uint8 else grey
+
+
+def _moments(channel: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
+    """Return mean and standard deviation of the clipped channel, summed in float64 plane by plane."""
+    total, squares = 0.0, 0.0
+    for plane in channel:
+        total += float(np.clip(plane, lo, hi).sum(dtype=np.float64))
+    mean = total / channel.size
+    for plane in channel:
+        squares += float(np.square(np.clip(plane, lo, hi).astype(np.float64) - mean).sum())
+    return mean, float(np.sqrt(squares / channel.size))

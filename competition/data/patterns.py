@@ -1,0 +1,314 @@
+"""File patterns such as `imagesTr/{id}.nii.gz`, matched in the competition's folder, and the record of bad cases."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from competition.config.competition import Competition
+from competition.data.readers import has_reader, strip_extension
+from competition.errors import MaskfoldError
+from competition.text import nearest_names
+
+if TYPE_CHECKING:
+    import pandas
+
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}|\*")
+MAX_LISTED_FILES = 5000  # files searched for the nearest names
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SliceFile:
+    """One file of a stack: the text that {z} matched, and the path below the root."""
+
+    z: str
+    path: str
+
+
+@dataclass
+class CaseFiles:
+    """The files that one pattern matches for one id.
+
+    Attributes:
+        paths: below the root, with forward slashes; one for a plain file.
+        slices: for a pattern with {z}, in the order of z as a number.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    slices: list[SliceFile] = field(default_factory=list)
+
+    @property
+    def files(self) -> str | list[str]:
+        """The path, or a stack's paths in order."""
+        return [item.path for item in self.slices] if self.slices else self.paths[0]
+
+
+def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
+    """Find one file, or one stack of slices, per id.
+
+    `{id}` and `{z}` (digits) match the same text wherever they occur, in folders and in the name; `*` matches anything
+    within one name. Names that begin with a dot are ignored.
+
+    Args:
+        root: the competition's folder.
+        pattern: below the root, with forward slashes.
+        key: the pattern's key in the YAML, for messages.
+
+    Returns:
+        Cases by id, sorted by id.
+
+    Raises:
+        MaskfoldError: the pattern is invalid (status 2), the root is no folder, nothing matches, or two files match one
+            id (and slice).
+    """
+    cases: dict[str, CaseFiles] = {}
+    is_stack = "{z}" in pattern
+    for path, bound in _matches(root, pattern, key):
+        case = cases.setdefault(bound["id"], CaseFiles())
+        if is_stack:
+            case.slices.append(SliceFile(bound["z"], path))
+        else:
+            case.paths.append(path)
+    if not cases:
+        raise no_match_error(root, pattern, key)
+    for case_id, case in cases.items():
+        case.slices.sort(key=lambda item: (int(item.z), item.path))
+        _check_unique(case_id, case, pattern, key)
+    return {case_id: cases[case_id] for case_id in sorted(cases)}
+
+
+def match_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
+    """Find any number of files per id, for a folder of instance masks such as `{id}/masks/*.png`.
+
+    Returns:
+        Sorted paths by id; an empty list for an id whose folder exists but has no matching file.
+
+    Raises:
+        MaskfoldError: as for `match_cases`.
+    """
+    paths: dict[str, list[str]] = {}
+    for path, bound in _matches(root, pattern, key):
+        paths.setdefault(bound["id"], []).append(path)
+    folder = pattern.rpartition("/")[0]
+    if "{id}" in folder:
+        for _, bound in _matches(root, folder, key, folders=True):
+            paths.setdefault(bound["id"], [])
+    if not paths:
+        raise no_match_error(root, pattern, key)
+    return {case_id: sorted(paths[case_id]) for case_id in sorted(paths)}
+
+
+def matches_many_files(pattern: str) -> bool:
+    """Return whether a pattern of masks matches many files per case: it has a `*` in the name."""
+    return "*" in pattern.rpartition("/")[2]
+
+
+def slice_aliases(case_id: str, item: SliceFile) -> list[str]:
+    """Return the names by which a competition's table may refer to a slice, the most explicit first.
+
+    Example:
+        >>> slice_aliases("case1_day2", SliceFile("0003", "case1_day2/scans/slice_0003_266.png"))[0]
+        'case1_day2_slice_0003'
+    """
+    name = strip_extension(item.path.rpartition("/")[2])
+    head, number, _ = name.partition(item.z)
+    names = [f"{case_id}_{head}{number}", f"{case_id}_{name}", f"{case_id}_{item.z}", name]
+    return list(dict.fromkeys(names))
+
+
+# Checks and errors
+
+
+def check_root(root: Path) -> None:
+    """Check that the competition's root is a folder.
+
+    Raises:
+        MaskfoldError: it is not.
+    """
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise MaskfoldError(
+            f"The competition's folder {root} {what}.",
+            "Unpack the data there, or set competition.root=/path/to/the/data.",
+            status=2,
+        )
+
+
+def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
+    """Check for ids that differ only in case, because results are stored in folders named after the id.
+
+    Raises:
+        MaskfoldError: two ids differ only in case.
+    """
+    seen: dict[str, str] = {}
+    for case_id in ids:
+        first = seen.setdefault(case_id.casefold(), case_id)
+        if first != case_id:
+            raise MaskfoldError(
+                f"{key} matches two ids that differ only in case: {first} and {case_id}.",
+                "Rename one of the files; some file systems cannot distinguish the two.",
+            )
+
+
+def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
+    """Return the error for a pattern without a match; it shows the files with the nearest names."""
+    files = []
+    for path in _some_files(root):
+        files.append(path)
+        if len(files) == MAX_LISTED_FILES:
+            break
+    if not files:
+        return MaskfoldError(
+            f"{key} `{pattern}` matches no file: {root} has no files.",
+            "Unpack the competition's archive there, or set competition.root=/path/to/the/data.",
+            status=2,
+        )
+    near = nearest_names(pattern, sorted(files), count=3, cutoff=0.0)
+    return MaskfoldError(
+        f"{key} `{pattern}` matches no file below {root}; nearest are {', '.join(near)}.",
+        f"Correct {key} in the YAML, or competition.root.",
+        status=2,
+    )
+
+
+def _check_pattern(pattern: str, parts: list[str], key: str) -> None:
+    """Raise `MaskfoldError` (status 2) for an invalid pattern."""
+    problem = None
+    names = {match.group(1) for match in PLACEHOLDER.finditer(pattern)} - {None}
+    if pattern.startswith("/") or re.match(r"[A-Za-z]:", pattern):
+        problem = "is not below competition.root"
+    elif names - {"id", "z"}:
+        problem = f"has {{{min(names - {'id', 'z'})}}}, expected only {{id}} and {{z}}"
+    elif "**" in pattern:
+        problem = "has `**`; name each folder, with `*` where its name varies"
+    elif "id" not in names:
+        problem = "has no {id}, so it cannot distinguish cases"
+    elif not parts:
+        problem = "is empty"
+    if problem:
+        raise MaskfoldError(
+            f"{key} `{pattern}` {problem}.", "Write a path below competition.root such as `images/{id}.png`.", status=2
+        )
+
+
+def _check_unique(case_id: str, case: CaseFiles, pattern: str, key: str) -> None:
+    """Raise `MaskfoldError` if two files match one id, or one slice of it."""
+    pair = case.paths[:2] if len(case.paths) > 1 else None
+    for item, following in zip(case.slices, case.slices[1:], strict=False):
+        if int(item.z) == int(following.z):
+            pair = [item.path, following.path]
+            break
+    if pair:
+        raise MaskfoldError(
+            f"{key} `{pattern}` matches two files for the id {case_id}: {pair[0]} and {pair[1]}.",
+            "Remove one of them, or correct the pattern so that it matches one.",
+        )
+
+
+def _some_files(root: Path) -> Iterator[str]:
+    for folder, inner, names in os.walk(root):
+        inner.sort()
+        for name in sorted(names):
+            path = Path(folder, name).relative_to(root).as_posix()
+            if not name.startswith(".") and (has_reader(name) or name.endswith(".csv")):
+                yield path
+
+
+# Matching
+
+
+def _matches(root: Path, pattern: str, key: str, folders: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (path below the root, text of each placeholder) of each file (or folder) that matches."""
+    check_root(root)
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    _check_pattern(pattern, parts, key)
+    yield from _descend(root, "", parts, {}, folders)
+
+
+def _descend(
+    root: Path, above: str, parts: list[str], bound: dict[str, str], folders: bool
+) -> Iterator[tuple[str, dict[str, str]]]:
+    part, rest = parts[0], parts[1:]
+    for name in _names(root / above, part, bound, folders=bool(rest) or folders):
+        path = f"{above}/{name}" if above else name
+        match = re.fullmatch(_expression(part, bound), name)
+        matched = {**bound, **(match.groupdict() if match else {})}
+        if rest:
+            yield from _descend(root, path, rest, matched, folders)
+        else:
+            yield path, matched
+
+
+def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> list[str]:
+    """Return the sorted names in a folder that match one part of a pattern; only readable ones if it ends in `*`."""
+    literal = PLACEHOLDER.sub(lambda match: bound.get(match.group(1) or "*", match.group(0)), part)
+    if not PLACEHOLDER.search(literal):  # the name is known: no need to list the folder
+        path = folder / literal
+        return [literal] if (path.is_dir() if folders else path.is_file() or path.is_symlink()) else []
+    expression = re.compile(_expression(part, bound))
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if expression.fullmatch(entry.name)
+            and entry.is_dir() == folders
+            and (not entry.name.startswith(".") or part.startswith("."))
+            and (folders or not part.endswith("*") or has_reader(entry.name))
+        )
+
+
+def _expression(part: str, bound: dict[str, str]) -> str:
+    """Build a regular expression for one part; placeholders that are bound already match only their text."""
+    text, last, named = "(?s)", 0, set(bound)  # (?s): names with a line break match too, and fail the name check later
+    for match in PLACEHOLDER.finditer(part):
+        text += re.escape(part[last : match.start()])
+        name, last = match.group(1), match.end()
+        if name is None:
+            text += ".*"
+        elif name in bound:
+            text += re.escape(bound[name])
+        elif name in named:
+            text += f"(?P={name})"
+        else:
+            text += f"(?P<{name}>{'.+' if name == 'id' else '[0-9]+'})"
+            named.add(name)
+    return text + re.escape(part[last:])
+
+
+# Bad cases
+
+
+class SkippedCases:
+    """Collects bad cases under `on_bad_case: skip`, and raises at the first one under `stop`.
+
+    Attributes:
+        allowed: whether bad cases may be skipped.
+        reasons: what is wrong, by id.
+    """
+
+    def __init__(self, comp: Competition) -> None:
+        self.allowed = comp.on_bad_case == "skip"
+        self.reasons: dict[str, str] = {}
+
+    def add(self, case_id: str, error: MaskfoldError) -> None:
+        """Record a bad case.
+
+        Raises:
+            MaskfoldError: the error, unless `on_bad_case` is skip.
+        """
+        if not self.allowed:
+            raise error
+        self.reasons.setdefault(case_id, error.wrong)
+
+
+def warn_skipped(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Log a warning for each case that the table skipped, for commands that do not list them; return the table."""
+    for case_id, reason in table.attrs.get("skipped", []):
+        log.warning("Case %s is skipped: %s", case_id, reason)
+    return table

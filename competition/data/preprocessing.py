@@ -1,0 +1,284 @@
+"""Preprocessing: write each case's image and mask on the experiment's grid, once, into the cache."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from competition.config.experiment import Experiment
+from competition.data.cache import PreprocessedCase, cache_key, find_damage, get_or_build
+from competition.data.geometry import Geometry
+from competition.data.masks import IGNORED, boundary_mask, load_instances, load_mask
+from competition.data.normalisation import (
+    ChannelStatistics,
+    Intensity,
+    channel_statistics,
+    convert_channels,
+    select_channels,
+    to_uint8_or_unit_range,
+)
+from competition.data.readers import load_image
+from competition.errors import MaskfoldError
+from competition.io import DiskFullError, write_array
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from competition.data.image_types import Image
+
+__all__ = ["PreprocessedCase", "preprocess_case", "preprocess_cases"]
+
+MAX_FOREGROUND = 10_000  # coordinates kept per class
+log = logging.getLogger(__name__)
+
+
+def preprocess_case(row: Any, exp: Experiment, root: Path) -> Path:
+    """Preprocess one case, unless the cache has it.
+
+    Args:
+        row: a row of the case table.
+        exp: the experiment.
+        root: the cache's folder.
+
+    Returns:
+        The folder for `PreprocessedCase.open`.
+
+    Raises:
+        MaskfoldError: the case cannot be read or preprocessed, or the disk is full.
+    """
+
+    def build(folder: Path) -> dict[str, Any]:
+        record = write_image(folder, load_image(exp.competition, row), exp, str(row.id))
+        if row.split == "train":  # after the image, whose memory is free by now
+            geometry = Geometry.from_dict(record["geometry"])
+            objects = load_instances(exp.competition, row) if exp.prepare.boundary else None
+            write_mask(folder, load_mask(exp.competition, row), geometry, exp, str(row.id), objects)
+        return record
+
+    return get_or_build(Path(root), cache_key(row, exp), build)
+
+
+def preprocess_cases(
+    table: pd.DataFrame,
+    exp: Experiment,
+    root: Path,
+    workers: int = 1,
+    progress: Callable[[str], None] | None = None,
+    skipped: dict[str, str] | None = None,
+) -> dict[str, Path]:
+    """Preprocess all cases of a table.
+
+    Args:
+        table: the case table, or rows of it.
+        exp: the experiment.
+        root: the cache's folder.
+        workers: processes.
+        progress: called about ten times with a line of progress; not called if the cache has all cases.
+        skipped: receives the reason for each skipped case, by id.
+
+    Returns:
+        The folder of each case by id, in the table's order. Under `on_bad_case: skip` an unreadable case is skipped
+        with a warning.
+
+    Raises:
+        MaskfoldError: a case cannot be preprocessed.
+    """
+    rows = [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
+    incomplete = _is_any_missing(rows, exp, Path(root))
+    folders: dict[str, Path] = {}
+    for done, (row, result) in enumerate(_run(rows, exp, Path(root), workers if incomplete else 1), start=1):
+        if isinstance(result, MaskfoldError):
+            skippable = result.status == 1 and not isinstance(result, DiskFullError)
+            if exp.competition.on_bad_case == "stop" or not skippable:
+                raise result
+            log.warning("Case %s is skipped: %s", row.id, result)
+            if skipped is not None:
+                skipped[str(row.id)] = result.wrong
+        else:
+            folders[str(row.id)] = result
+        if progress is not None and incomplete and (done % max(1, len(rows) // 10) == 0 or done == len(rows)):
+            progress(f"{done} of {len(rows)} cases preprocessed")
+    return folders
+
+
+def _is_any_missing(rows: list[SimpleNamespace], exp: Experiment, root: Path) -> bool:
+    """Whether the cache lacks a case; logs a warning for each damaged one."""
+    missing = False
+    for row in rows:
+        folder = root / cache_key(row, exp)
+        if (damage := find_damage(folder)) is not None:
+            missing = True
+            if folder.exists():
+                log.warning(
+                    "Preprocessed case %s (%s) is damaged: %s. It is preprocessed again.", row.id, folder, damage
+                )
+    return missing
+
+
+def _run(
+    rows: list[SimpleNamespace], exp: Experiment, root: Path, workers: int
+) -> Iterator[tuple[SimpleNamespace, Path | MaskfoldError]]:
+    """Yield each row with its folder or its error, in order."""
+    if workers <= 1 or len(rows) <= 1:
+        for row in rows:
+            try:
+                yield row, preprocess_case(row, exp, root)
+            except MaskfoldError as error:
+                yield row, error
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    # spawn, because a fork of a process with torch's threads may hang
+    pool = ProcessPoolExecutor(min(workers, len(rows)), mp_context=get_context("spawn"), initializer=_use_one_thread)
+    try:
+        futures = [pool.submit(_preprocess_in_worker, row, exp, root) for row in rows]
+        for row, future in zip(rows, futures, strict=True):
+            try:
+                folder, failure = future.result()
+            except BrokenProcessPool as broken:
+                raise MaskfoldError(
+                    f"A preprocessing worker was killed, at case {row.id} or near it.",
+                    "It probably ran out of memory; use fewer workers.",
+                ) from broken
+            if failure is None:
+                yield row, folder
+            else:
+                is_full_disk, message, hint, status = failure
+                yield row, (DiskFullError if is_full_disk else MaskfoldError)(message, hint, status=status)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _use_one_thread() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which 2D cases do not even need
+
+
+def _preprocess_in_worker(
+    row: SimpleNamespace, exp: Experiment, root: Path
+) -> tuple[Path, tuple[bool, str, str, int] | None]:
+    """Run `preprocess_case` in another process; return an error as plain values, which pickle always."""
+    try:
+        return preprocess_case(row, exp, root), None
+    except MaskfoldError as error:
+        return root, (isinstance(error, DiskFullError), error.wrong, error.cure, error.status)
+
+
+def write_image(folder: Path, image: Image, exp: Experiment, case: str) -> dict[str, Any]:
+    """Write image.npy, channel by channel, and return the case's record.
+
+    Args:
+        folder: of the preprocessed case.
+        image: array (C, *file shape) of any dtype, spacing in mm, affine or None.
+        exp: the experiment.
+        case: the id.
+    """
+    prepare, is_2d = exp.prepare, exp.competition.dimensions == 2
+    array = image.array
+    if array.size == 0:
+        raise MaskfoldError(f"The image of case {case} is empty: found shape {array.shape}.", "Replace the file.")
+    if is_2d:
+        alpha = isinstance(exp.competition.train.images, str)
+        array = convert_channels(to_uint8_or_unit_range(array), prepare.channels, alpha, case)
+    elif isinstance(prepare.channels, list):
+        array = select_channels(array, prepare.channels, case)
+    geometry = Geometry.plan(array, image.spacing, image.affine, prepare, exp.competition.labels == "exclusive", case)
+    statistics: list[ChannelStatistics] = []
+
+    def channels() -> Iterator[np.ndarray]:
+        for index, channel in enumerate(array):
+            values = geometry.resample_channel(channel, order=1)
+            statistics.append(
+                channel_statistics(values, prepare, unit=255.0 if is_2d and values.dtype == np.uint8 else 1.0)
+            )
+            if not is_2d:
+                Intensity.from_channels(statistics).apply_to(values, index)
+            yield geometry.pad_channel(values)  # volumes are padded with 0 after normalisation, as small patches are
+
+    write_array(folder / "image.npy", (len(array), *geometry.shape), array.dtype if is_2d else np.float32, channels())
+    return {
+        "id": case,
+        "geometry": geometry.to_dict(),
+        "intensity": Intensity.from_channels(statistics).to_dict(),
+        "normalised": not is_2d,
+    }
+
+
+def write_mask(
+    folder: Path, mask: np.ndarray, geometry: Geometry, exp: Experiment, case: str, objects: np.ndarray | None = None
+) -> None:
+    """Write mask.npy and foreground.npy.
+
+    Args:
+        folder: of the preprocessed case.
+        mask: (M, *file shape) uint8; see `competition.data.masks.load_mask`.
+        geometry: of the image.
+        exp: the experiment.
+        case: the id.
+        objects: (*file shape) integers, see `competition.data.masks.load_instances`; for `prepare.boundary`.
+    """
+    classes, exclusive = len(exp.competition.classes), exp.competition.labels == "exclusive"
+    points: list[np.ndarray] = []
+
+    def channels() -> Iterator[np.ndarray]:
+        for index, channel in enumerate(mask):
+            resampled = geometry.resample_channel(channel, order=0)
+            if objects is not None and exp.prepare.boundary is not None:
+                edge = boundary_mask(geometry.resample_channel(objects, order=0), exp.prepare.boundary)
+                resampled = np.where(edge & (resampled != IGNORED), np.uint8(classes + 1), resampled)
+            padded = geometry.pad_channel(resampled)
+            for number in range(1, classes + 1) if exclusive else (index + 1,):
+                voxels = sample_voxels(padded, number if exclusive else 1, MAX_FOREGROUND)
+                points.append(np.column_stack([np.full(len(voxels), number, np.int32), voxels]))
+            yield padded
+
+    if mask.shape[1:] != geometry.file_shape:
+        raise MaskfoldError(
+            f"The mask of case {case} has the wrong shape: found {mask.shape[1:]}, expected {geometry.file_shape}, "
+            "the shape of its image.",
+            "Make both files the same size.",
+        )
+    _warn_of_cropped_classes(mask, geometry, exp, case)
+    write_array(folder / "mask.npy", (len(mask), *geometry.shape), np.uint8, channels())
+    foreground = np.concatenate(points)
+    write_array(folder / "foreground.npy", foreground.shape, np.int32, [foreground])
+
+
+def _warn_of_cropped_classes(mask: np.ndarray, geometry: Geometry, exp: Experiment, case: str) -> None:
+    """Warn if the crop removes voxels of a class, which no network can predict then."""
+    names, exclusive = exp.competition.classes, exp.competition.labels == "exclusive"
+    for number, name in enumerate(names if exp.prepare.crop != "none" else (), start=1):
+        channel, value = (mask[0], number) if exclusive else (mask[number - 1], 1)
+        total = np.count_nonzero(channel == value)
+        if lost := total - np.count_nonzero(geometry.crop_channel(channel) == value):
+            log.warning(
+                "Case %s: `prepare.crop: %s` removes %d of %d voxels of %s from training and prediction.",
+                case,
+                exp.prepare.crop,
+                lost,
+                total,
+                name,
+            )
+
+
+def sample_voxels(mask: np.ndarray, value: int, most: int) -> np.ndarray:
+    """Return up to `most` coordinates of voxels equal to `value`, evenly spread in flat order: (n, d) int32."""
+    counts = np.array([np.count_nonzero(plane == value) for plane in mask], np.int64)
+    ends = counts.cumsum()
+    total = int(ends[-1])
+    ranks = np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(np.int64))
+    coordinates = np.empty((len(ranks), mask.ndim), np.int32)
+    plane_of = np.searchsorted(ends, ranks, side="right")
+    for index in np.unique(plane_of):
+        in_plane = plane_of == index
+        flat = np.flatnonzero(mask[index] == value)[ranks[in_plane] - (ends[index] - counts[index])]
+        coordinates[in_plane, 0] = index
+        coordinates[in_plane, 1:] = np.column_stack(np.unravel_index(flat, mask.shape[1:]))
+    return coordinates

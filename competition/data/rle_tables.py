@@ -1,0 +1,258 @@
+"""Tables of run lengths (`train.rle`): format, columns, and the case or slice of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from competition.config.competition import Competition, TableColumns
+from competition.config.profiles import Profile, profile_of
+from competition.data.patterns import CaseFiles, SkippedCases, slice_aliases
+from competition.data.readers import strip_extension
+from competition.data.rle_order import check_order, detect_order
+from competition.errors import MaskfoldError
+from competition.io import read_csv
+from competition.rle import RleFormat
+from competition.text import nearest_names
+
+RleRow = list[Any]  # line in the file, class, index of the slice or None
+RowTarget = tuple[str, int | None]  # id, index of the slice or None
+
+
+@dataclass(frozen=True)
+class RleTableColumns:
+    """The roles of the columns of `train.rle`.
+
+    Attributes:
+        id, mask, cls: the columns; cls None: no column has the class of a mask.
+        class_in_id: the id cell also has the class: `name.jpg_Fish`.
+    """
+
+    id: str
+    mask: str
+    cls: str | None
+    class_in_id: bool
+
+    @property
+    def columns(self) -> list[str]:
+        """The required columns."""
+        return [column for column in (self.id, self.cls, self.mask) if column is not None]
+
+
+def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: SkippedCases) -> dict[str, list[RleRow]]:
+    """Assign the rows of `train.rle` to the cases.
+
+    Ids in the table may have the file's extension or not. For a stack they may also name slices, see
+    `slice_aliases`. A case without a row has an empty mask.
+
+    Args:
+        comp: the competition.
+        cases: the first channel's files, by id.
+        skipped: receives rows of unknown ids.
+
+    Returns:
+        By id, [line, class, slice] of each row that is not empty.
+
+    Raises:
+        MaskfoldError: the table lacks a column, no id matches, a row's id has no image, its class is unknown, or the
+            data clearly contradict the YAML's or profile's order of run lengths (see `competition.data.rle_order`).
+    """
+    path, table, layout = _open_table(comp)
+    if layout.cls is None and not layout.class_in_id and len(comp.classes) > 1:
+        raise MaskfoldError(
+            f"{path} has no class column, but competition.classes has {len(comp.classes)} classes.",
+            "Set train.columns.class in the competition's YAML.",
+            status=2,
+        )
+    names, classes = _names_and_classes(comp, path, table, layout)
+    texts = table[layout.mask]
+    if comp.submission.profile is not None:
+        texts = texts.str.strip()  # SIIM-ACR's cells begin with a space, as its header does
+    targets = _targets_by_name(cases)
+    target_of = {name: targets.get(name) or targets.get(strip_extension(name)) for name in dict.fromkeys(names)}
+    unknown = [
+        (line, name)
+        for line, name in zip(table.index, names, strict=True)
+        if target_of[name] is None and name not in skipped.reasons
+    ]
+    if unknown and not any(target_of.values()):
+        raise MaskfoldError(
+            f"No id of {path} has an image: the table has ids such as {unknown[0][1]}, the images {next(iter(cases))}.",
+            "Correct train.columns.id or train.images.",
+            status=2,
+        )
+    if comp.train.cases is None:  # otherwise rows of other images are expected and ignored
+        _skip_rows_without_image(path, unknown, list(cases), skipped)
+    empty = {"", rle_format(comp).empty}
+    rows: dict[str, list[RleRow]] = {case_id: [] for case_id in cases}
+    for line, name, cls, text in zip(table.index, names, classes, texts, strict=True):
+        target = target_of[name]
+        if target is not None and text not in empty:
+            rows[target[0]].append([int(line), _class_name(comp, path, line, cls), target[1]])
+    _check_order(comp, cases, rows, texts, path)
+    return rows
+
+
+def row_text(comp: Competition, line: int) -> str:
+    """Return the run lengths in one line of `train.rle`."""
+    _, table, layout = _open_table(comp)
+    return str(table.at[line, layout.mask])
+
+
+def rle_format(comp: Competition) -> RleFormat:
+    """Return the format of `train.rle`: `train.rle_format`, otherwise the profile's, otherwise `submission.rle`."""
+    profile = _profile(comp)
+    if comp.train.rle_format is None and profile is not None:
+        return profile.rle
+    rle = comp.train.rle_format or comp.submission.rle
+    return RleFormat(order=rle.order, base=rle.base, relative=rle.relative, empty=rle.empty)
+
+
+def rle_grid(comp: Competition) -> tuple[int, int] | None:
+    """Return (H, W) of the masks of `train.rle`; None: the image's own size."""
+    profile = _profile(comp)
+    return None if profile is None else profile.train.grid
+
+
+def rows_are_parts(comp: Competition) -> bool:
+    """Return whether rows of one image and class are parts of one mask, instead of an object each."""
+    profile = _profile(comp)
+    return profile is not None and profile.train.rows_are_parts
+
+
+def _profile(comp: Competition) -> Profile | None:
+    """Return the profile that the YAML names, if any."""
+    return None if comp.submission.profile is None else profile_of(comp)
+
+
+def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
+    """Return the path of `train.rle`, its content as a pandas table, and its layout.
+
+    Columns in the YAML take precedence over the profile's. A training table often has another header than the
+    submission, and some competitions changed theirs while they ran, so the table's own header selects among the
+    profile's layouts.
+
+    Raises:
+        MaskfoldError: a column is missing (status 2).
+    """
+    path, columns, profile = Path(comp.root) / str(comp.train.rle), comp.train.columns, _profile(comp)
+    class_in_id = profile is not None and any(variant.class_in_id for variant in _variants(profile))
+    if profile is None or columns != TableColumns():
+        required = {"train.columns.id": columns.id, "train.columns.mask": columns.mask}
+        if columns.cls is not None:
+            required["train.columns.class"] = columns.cls
+        layout = RleTableColumns(columns.id, columns.mask, columns.cls, columns.cls is None and class_in_id)
+        return path, read_csv(path, required), layout
+    table = read_csv(path, {})
+    layouts = _layouts(profile)
+    default = RleTableColumns(columns.id, columns.mask, columns.cls, class_in_id)
+    for layout in (*layouts, default):
+        if set(layout.columns) <= set(table.columns):
+            return path, table, layout
+    raise MaskfoldError(
+        f"{path} has the wrong columns for submission.profile {profile.name}: found {_quoted(table.columns)}, expected "
+        f"{', or '.join(_quoted(layout.columns) for layout in layouts)}.",
+        "Set train.columns (id, class, mask) to the table's columns, or correct train.rle or submission.profile.",
+        status=2,
+    )
+
+
+def _variants(profile: Profile) -> list[Profile]:
+    return [profile] if profile.alternative is None else [profile, profile.alternative]
+
+
+def _layouts(profile: Profile) -> list[RleTableColumns]:
+    """Return the possible layouts of a profile's training table: its own, and the submission's."""
+    layouts = []
+    for variant in _variants(profile):
+        train = variant.train
+        cls = train.class_column or variant.class_column
+        layouts.append(
+            RleTableColumns(
+                train.id_column or variant.id_column,
+                train.mask_column or variant.mask_column,
+                cls,
+                variant.rows_have_class and cls is None,
+            )
+        )
+        layouts.append(
+            RleTableColumns(variant.id_column, variant.mask_column, variant.class_column, variant.class_in_id)
+        )
+    return list(dict.fromkeys(layouts))
+
+
+def _quoted(columns: Iterable[Any]) -> str:
+    """Join names with quotes, because a space may be part of a name."""
+    return ", ".join(f"`{column}`" for column in columns)
+
+
+def _names_and_classes(
+    comp: Competition, path: Path, table: Any, layout: RleTableColumns
+) -> tuple[list[str], list[str]]:
+    """Return the name of the image (or slice) and the class, as written, of each row."""
+    names = table[layout.id].tolist()
+    if layout.cls is not None:
+        return names, table[layout.cls].tolist()
+    if not layout.class_in_id:
+        return names, [comp.classes[0]] * len(names)
+    parts = [name.rpartition("_") for name in names]
+    for line, name, (image, _, _) in zip(table.index, names, parts, strict=True):
+        if not image:
+            raise MaskfoldError(
+                f"{path}, line {line}: the id has no class: found {name}, expected `{name}_{comp.classes[0]}`.",
+                "Correct the row, or set train.columns.class.",
+            )
+    return [image for image, _, _ in parts], [cls for _, _, cls in parts]
+
+
+def _check_order(
+    comp: Competition, cases: dict[str, CaseFiles], rows: dict[str, list[RleRow]], texts: Any, path: Path
+) -> None:
+    fmt, key = rle_format(comp), "train.rle_format"
+    if comp.train.rle_format is None:
+        key = "submission.rle" if comp.submission.profile is None else f"submission.profile {comp.submission.profile}"
+    check_order(detect_order(comp, cases, rows, texts, fmt, rle_grid(comp)), fmt, path, key)
+
+
+def _targets_by_name(cases: dict[str, CaseFiles]) -> dict[str, RowTarget]:
+    """Return the case or slice of each name that a table may use; names that match two slices are left out."""
+    by_name: dict[str, RowTarget | None] = {}
+    for case_id, case in cases.items():
+        names: list[tuple[str, int | None]] = [(strip_extension(case_id), None)]
+        for index, item in enumerate(case.slices):
+            names += [(name, index) for name in slice_aliases(case_id, item)]
+        for name, number in names:
+            target = (case_id, number)
+            by_name[name] = target if by_name.setdefault(name, target) == target else None
+    exact: dict[str, RowTarget] = {case_id: (case_id, None) for case_id in cases}
+    return {name: target for name, target in by_name.items() if target is not None} | exact
+
+
+def _skip_rows_without_image(path: Path, unknown: list[tuple[Any, str]], ids: list[str], skipped: SkippedCases) -> None:
+    more = f" (and {len(unknown) - 1} more rows)" if len(unknown) > 1 and not skipped.allowed else ""
+    for line, name in unknown:
+        near = nearest_names(name, ids)
+        suggestion = f"; nearest is {near[0]}" if near else ""
+        skipped.add(
+            name,
+            MaskfoldError(
+                f"{path}, line {line}: the id {name} has no image{suggestion}{more}.",
+                "Add the image, remove the row, or skip such rows with competition.on_bad_case=skip.",
+            ),
+        )
+
+
+def _class_name(comp: Competition, path: Path, line: Any, text: str) -> str:
+    """Return the class of a cell, which has its name or its label value."""
+    if text in comp.classes:
+        return text
+    values = [str(value) for value in comp.output_label_values]
+    if text in values:
+        return comp.classes[values.index(text)]
+    near = nearest_names(text, comp.classes)
+    raise MaskfoldError(
+        f"{path}, line {line}: unknown class: found `{text}`, expected one of {', '.join(comp.classes)}.",
+        f"Correct the row, or competition.classes{f'; nearest is {near[0]}' if near else ''}.",
+    )

@@ -1,0 +1,348 @@
+"""The split into folds: schemes, strata, checks for leaks, and files of folds.
+
+A split group (a group, merged with groups that share an image) is kept in one fold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from competition.config.competition import Competition
+from competition.config.experiment import FoldsConfig
+from competition.data.duplicates import duplicates_with_other_masks, find_duplicates, split_groups
+from competition.data.masks import IGNORED, load_mask
+from competition.errors import MaskfoldError
+from competition.io import disk_full_as_error, make_temporary_path, read_csv, sync_folder
+from competition.text import nearest_names
+
+if TYPE_CHECKING:
+    import pandas
+
+TRAIN_ONLY, HELD_OUT = -1, -2  # fold numbers of cases that no fold validates
+
+
+def split(table: pandas.DataFrame, comp: Competition, folds: FoldsConfig, seed: int) -> pandas.DataFrame:
+    """Split the training cases into folds.
+
+    The cases are sorted by id first, so that the result depends only on their ids, groups, images and the seed. If
+    `competition.group` is set, every scheme keeps its groups together.
+
+    Args:
+        table: the case table of the training cases.
+        comp: the competition.
+        folds: the experiment's `folds`.
+        seed: of the shuffle.
+
+    Returns:
+        Columns id, fold and group (the split group), sorted by id. A holdout has the validation cases in fold 0, the
+        training cases in -1, the held-out third share in -2. ``attrs["duplicates"]`` lists the ids that share an image,
+        ``attrs["conflicting"]`` those of them whose masks differ.
+
+    Raises:
+        MaskfoldError: too few cases or groups, no groups for a scheme that requires them, an invalid fold file, or a
+            leak (status 2).
+    """
+    import pandas
+
+    cases = table.assign(id=table["id"].astype(str)).sort_values("id", kind="stable").reset_index(drop=True)
+    if folds.scheme in ("group", "stratified_group") and comp.group is None:
+        raise MaskfoldError(
+            f"folds.scheme {folds.scheme} requires groups, but competition.group is not set.",
+            "Set competition.group to a regular expression on the id, or to `file.csv:column`.",
+            status=2,
+        )
+    groups = split_groups(cases)
+    if folds.scheme == "file":
+        numbers = folds_from_file(Path(str(folds.file)), cases["id"].tolist())
+    elif folds.scheme == "holdout":
+        numbers = _holdout(groups, folds.shares or [0.8, 0.2], seed)
+    elif folds.scheme in ("kfold", "group"):
+        numbers = _kfold(groups, folds.k, seed)
+    else:
+        numbers = _stratified(groups, compute_strata(cases, comp).tolist(), folds.k, seed)
+    result = pandas.DataFrame({"id": cases["id"], "fold": numbers, "group": groups})
+    check_leaks(cases, result)
+    result.attrs.update({"duplicates": find_duplicates(cases), "conflicting": duplicates_with_other_masks(cases)})
+    return result
+
+
+def _kfold(groups: list[str], k: int, seed: int) -> list[int]:
+    """scikit-learn's KFold over split groups; equal to its shuffled GroupKFold if a group has several cases."""
+    from sklearn.model_selection import KFold
+
+    names = _check_enough(groups, k)
+    fold_of: dict[str, int] = {}
+    for number, (_, validated) in enumerate(KFold(k, shuffle=True, random_state=_random_state(seed)).split(names)):
+        fold_of.update((names[index], number) for index in validated)
+    return [fold_of[name] for name in groups]
+
+
+def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) -> list[int]:
+    """scikit-learn's StratifiedKFold, or StratifiedGroupKFold if a split group has several cases."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    names = _check_enough(groups, k)
+    ungrouped = len(names) == len(groups)
+    splitter = (StratifiedKFold if ungrouped else StratifiedGroupKFold)(
+        k, shuffle=True, random_state=_random_state(seed)
+    )
+    folds = splitter.split(groups, merge_rare_strata(case_strata, k), None if ungrouped else groups)
+    numbers = [0] * len(groups)
+    for number, (_, validated) in enumerate(folds):
+        if len(validated) == 0:
+            raise MaskfoldError(
+                f"Fold {number} of {k} has 0 cases, because the group sizes are too uneven.",
+                "Decrease folds.k, or set folds.scheme to group.",
+                status=2,
+            )
+        for index in validated:
+            numbers[index] = number
+    return numbers
+
+
+def merge_rare_strata(case_strata: Sequence[str], k: int) -> list[str]:
+    """Merge strata of fewer than k cases, which k folds cannot share; add the smallest other stratum if needed.
+
+    Args:
+        case_strata: the stratum of each case; at least k.
+        k: number of folds.
+
+    Returns:
+        Strata of at least k cases each.
+    """
+    counts = Counter(case_strata)
+    rare = {name for name, count in counts.items() if count < k}
+    if rare and sum(counts[name] for name in rare) < k:
+        rare.add(min((name for name in counts if name not in rare), key=lambda name: (counts[name], name)))
+    return ["rare" if name in rare else f"={name}" for name in case_strata]
+
+
+def _holdout(groups: list[str], shares: list[float], seed: int) -> list[int]:
+    """Shares of the split groups: validation in fold 0, training in -1, held out in -2; at least one group of each."""
+    if shares[0] == 0 or shares[1] == 0:
+        raise MaskfoldError(
+            f"Invalid folds.shares: found {shares}, expected training and validation shares above 0.",
+            "Set both above 0, such as [0.8, 0.2].",
+            status=2,
+        )
+    names = sorted(set(groups))
+    sizes = [max(1, round(share * len(names))) if share else 0 for share in shares[1:]]  # validation, held out
+    if sum(sizes) >= len(names):
+        raise MaskfoldError(
+            f"folds.shares {shares} require more cases: found {_describe(groups)}.",
+            "Add cases, or set two shares.",
+            status=2,
+        )
+    order = np.random.RandomState(_random_state(seed)).permutation(len(names))
+    fold_of = dict.fromkeys(names, TRAIN_ONLY)
+    for position, index in enumerate(order[: sum(sizes)]):
+        fold_of[names[index]] = 0 if position < sizes[0] else HELD_OUT
+    return [fold_of[name] for name in groups]
+
+
+def _check_enough(groups: list[str], k: int) -> list[str]:
+    """Return the sorted names of the split groups, at least k."""
+    names = sorted(set(groups))
+    if len(names) < k:
+        raise MaskfoldError(
+            f"Invalid folds.k: found {k}, expected at most {len(names)} for {_describe(groups)}.",
+            f"Set folds.k={max(len(names), 2)}, or add cases.",
+            status=2,
+        )
+    return names
+
+
+def _describe(groups: list[str]) -> str:
+    count = len(set(groups))
+    cases = f"{len(groups)} case{'s' if len(groups) != 1 else ''}"
+    return cases if count == len(groups) else f"{cases} in {count} group{'s' if count != 1 else ''} that stay together"
+
+
+def _random_state(seed: int) -> int:
+    """Reduce a seed to the range that scikit-learn accepts."""
+    return seed % 2**32
+
+
+# Strata
+
+
+def compute_strata(table: pandas.DataFrame, comp: Competition) -> pandas.Series:
+    """Return the stratum of each case: `competition.stratum` if it is set, otherwise computed from the masks.
+
+    Args:
+        table: the case table of the training cases.
+        comp: the competition.
+
+    Returns:
+        Strings with the table's index. A computed stratum says which classes are present and in which third of all
+        cases with a mask the foreground share is, e.g. ``10:2`` for the first of two classes and a large mask.
+
+    Raises:
+        MaskfoldError: a mask cannot be read.
+    """
+    import pandas
+
+    if comp.stratum is not None:
+        return table["stratum"].astype(str)
+    classes_of_case, shares = [], []
+    for row in table.itertuples(index=False):
+        mask = load_mask(comp, row)
+        if comp.labels == "exclusive":
+            present = [bool((mask == value).any()) for value in range(1, len(comp.classes) + 1)]
+        else:
+            present = [bool((channel == 1).any()) for channel in mask]
+        foreground = ((mask > 0) & (mask != IGNORED)).any(axis=0)
+        classes_of_case.append("".join("01"[is_present] for is_present in present))
+        shares.append(float(foreground.mean()))
+    sizes = np.array(shares)
+    borders = np.quantile(sizes[sizes > 0], [1 / 3, 2 / 3]) if (sizes > 0).any() else np.zeros(2)
+    thirds = np.searchsorted(borders, sizes)
+    names = [
+        f"{classes}:{third}" if size > 0 else "empty"
+        for classes, third, size in zip(classes_of_case, thirds, sizes, strict=True)
+    ]
+    return pandas.Series(names, index=table.index)
+
+
+# Leaks
+
+
+def check_leaks(table: pandas.DataFrame, folds: pandas.DataFrame) -> None:
+    """Check that no fold validates on data of another fold.
+
+    Args:
+        table: the case table.
+        folds: columns id and fold.
+
+    Raises:
+        MaskfoldError: a group, or one image under two ids, is in two folds (status 2).
+    """
+    fold_of = {str(case_id): int(number) for case_id, number in zip(folds["id"], folds["fold"], strict=True)}
+    first_case: dict[str, str] = {}
+    for case_id, group in zip(table["id"], table["group"], strict=True):
+        first = first_case.setdefault(str(group), str(case_id))
+        if fold_of[first] != fold_of[case_id]:
+            raise _leak(f"Group {group} is", first, case_id, fold_of)
+    for ids in find_duplicates(table):
+        for case_id in ids[1:]:
+            if fold_of[case_id] != fold_of[ids[0]]:
+                raise _leak("One image with two ids is", ids[0], case_id, fold_of)
+
+
+def _leak(what: str, case_a: str, case_b: str, fold_of: dict[str, int]) -> MaskfoldError:
+    return MaskfoldError(
+        f"{what} in two folds: fold {fold_of[case_a]} (case {case_a}) and fold {fold_of[case_b]} (case {case_b}).",
+        "Put both cases into one fold.",
+        status=2,
+    )
+
+
+# Files of folds
+
+
+def write_folds(folds: pandas.DataFrame, path: str | Path) -> None:
+    """Write columns id, fold, group atomically as a CSV with LF line ends, with the same bytes on every machine.
+
+    Args:
+        folds: as `split` returns them.
+        path: of the file; its folder is created if needed.
+
+    Raises:
+        MaskfoldError: the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = folds if "group" in folds.columns else folds.assign(group=folds["id"])
+    text = table[["id", "fold", "group"]].to_csv(index=False, lineterminator="\n")
+    partial = make_temporary_path(path)
+    try:
+        with disk_full_as_error(path, len(text)), partial.open("w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def read_folds(path: str | Path) -> pandas.DataFrame:
+    """Read a file of `write_folds`.
+
+    Returns:
+        Columns id (str), fold (int) and group (str; the id if the file has no such column), in the file's order.
+
+    Raises:
+        MaskfoldError: the file is missing or broken, or a row is invalid.
+    """
+    import pandas
+
+    rows = _read_rows(Path(path))
+    return pandas.DataFrame(rows, columns=["line", "id", "fold", "group"]).drop(columns="line")
+
+
+def folds_from_file(path: Path, ids: list[str]) -> list[int]:
+    """Return the fold of each case from a file that lists each case exactly once.
+
+    Raises:
+        MaskfoldError: a case is missing or unknown, or no case is left to train on or to validate (status 2).
+    """
+    rows = _read_rows(path)
+    fold_of = {case_id: fold for _, case_id, fold, _ in rows}
+    missing = [case_id for case_id in ids if case_id not in fold_of]
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    if missing:
+        raise MaskfoldError(
+            f"{path} has no row for the case {missing[0]}{more}.", "Add a row for every case.", status=2
+        )
+    known = set(ids)
+    for line, case_id, _, _ in rows:
+        if case_id not in known:
+            near = nearest_names(case_id, ids)
+            hint = f"; nearest is {near[0]}" if near else ""
+            raise MaskfoldError(
+                f"{path}, line {line} has the unknown case id {case_id}{hint}.", "Correct or remove the row.", status=2
+            )
+    numbers = set(fold_of.values())
+    validated = sorted(number for number in numbers if number >= 0)
+    if validated != list(range(len(validated))) or not validated:
+        raise MaskfoldError(
+            f"Invalid fold numbers in {path}: found {', '.join(map(str, sorted(numbers)))}, expected 0, 1, … without a "
+            "gap.",
+            "Renumber the validated folds.",
+            status=2,
+        )
+    if validated == [0] and -1 not in numbers:
+        raise MaskfoldError(
+            f"{path} has every case in fold 0, so no case is left to train on.",
+            "Add a second fold, or put the training cases into fold -1.",
+            status=2,
+        )
+    return [fold_of[case_id] for case_id in ids]
+
+
+def _read_rows(path: Path) -> list[tuple[int, str, int, str]]:
+    """Return (line in the file, id, fold, group) of each row."""
+    table = read_csv(path, {"the column `id` in that file": "id", "the column `fold` in that file": "fold"})
+    groups = table["group"] if "group" in table.columns else table["id"]
+    first_line: dict[str, int] = {}
+    rows = []
+    for line, case_id, fold, group in zip(table.index, table["id"], table["fold"], groups, strict=True):
+        if not case_id or case_id in first_line:
+            what = f"repeats the id {case_id} of line {first_line[case_id]}" if case_id else "has no id"
+            raise MaskfoldError(f"{path}, line {line} {what}.", "Keep one row for each case.", status=2)
+        first_line[case_id] = line
+        if not fold.lstrip("-").isdecimal() or int(fold) < -2:
+            raise MaskfoldError(
+                f"{path}, line {line}: invalid fold of the id {case_id}: found `{fold}`, expected an integer from -2.",
+                "Write 0, 1, … for validated folds, -1 for cases that are only trained on, -2 for held-out cases.",
+                status=2,
+            )
+        rows.append((int(line), case_id, int(fold), group))
+    return rows

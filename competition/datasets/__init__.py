@@ -1,0 +1,1 @@
+"""Data sets: downloads of public ones, and synthetic demos and phantoms."""

@@ -1,0 +1,293 @@
+"""Demo competitions: small synthetic data sets; a seed gives the same pixels on every machine.
+
+A demo's folder looks like a host's: training cases with masks, test cases without, and `sample_submission.csv`. It also
+contains `solution.csv`, the hidden truth of the test cases, so that users can score a submission. Training, inference
+and tuning never read that file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from competition.config.competition import Competition
+from competition.errors import MaskfoldError
+
+MARKER = ".maskfold-demo.json"
+PLACEHOLDER = "1 1"  # hosts write it into the sample's mask column
+
+Array = np.ndarray[Any, Any]
+
+
+def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], None]) -> bool:
+    """Make a folder atomically: fill a temporary one next to it, write its marker, and rename it.
+
+    Args:
+        folder: is created. Replaces an older demo; phantoms replace only phantoms of their layout.
+        marker: describes the content: name, version, seed, numbers. The same marker means the same files.
+        fill: writes all files into the existing, empty folder that it receives.
+
+    Returns:
+        True if it was made, False if the folder has the same marker already.
+
+    Raises:
+        MaskfoldError: the folder contains something else, or it cannot be written.
+    """
+    try:
+        if _is_up_to_date(folder, marker):
+            return False
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary_folder:
+            new = Path(temporary_folder) / "new"
+            new.mkdir()
+            fill(new)
+            (new / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+            if folder.exists():
+                folder.rename(Path(temporary_folder) / "old")
+            new.rename(folder)
+    except OSError as error:
+        if _read_marker(folder) == marker:  # another process made it at the same time
+            return False
+        raise MaskfoldError(
+            f"The demo cannot be written to {folder}: {error.strerror or error}.",
+            "Choose a folder with write permission, or free some space.",
+        ) from error
+    return True
+
+
+def shuffled_case_ids(prefix: str, count: int, seed: int) -> list[str]:
+    """Return shuffled ids, which reveal neither the content of a case nor its split."""
+    numbers = np.random.default_rng([seed, 0]).permutation(count) + 1
+    return [f"{prefix}_{number:03d}" for number in numbers]
+
+
+def write_png(path: Path, array: Array) -> None:
+    """Write a (H, W) uint8 array."""
+    import cv2
+
+    _, data = cv2.imencode(".png", array)
+    path.write_bytes(data.tobytes())
+
+
+def write_nifti(path: Path, array: Array, affine: Array) -> None:
+    """Write an (X, Y, Z) array with its affine (4, 4), in mm."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
+
+
+def write_tables(
+    folder: Path,
+    truth: dict[str, Array],
+    classes: Sequence[str],
+    seed: int,
+    columns: Sequence[str] = ("id", "class", "predicted"),
+) -> None:
+    """Write `sample_submission.csv` and `solution.csv`: one row per test case and class, in the same shuffled order.
+
+    Args:
+        folder: receives the files.
+        truth: labels (*spatial) by case; class number 1 is the first of `classes`.
+        classes: their names.
+        seed: of the order.
+        columns: the header; two names mean that there is no class column.
+    """
+    from competition.rle import RleFormat, encode
+
+    rows = [(case, number, name) for case in sorted(truth) for number, name in enumerate(classes, 1)]
+    order = np.random.default_rng([seed, 1]).permutation(len(rows))
+    rle_format = RleFormat()  # column order, base 1, empty text for an empty mask
+    for file, is_solution in (("sample_submission.csv", False), ("solution.csv", True)):
+        with open(folder / file, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(columns)
+            for case, number, name in (rows[index] for index in order):
+                text = encode(truth[case] == number, rle_format) if is_solution else PLACEHOLDER
+                writer.writerow((case, name, text) if len(columns) == 3 else (case, text))
+
+
+def _is_up_to_date(folder: Path, marker: dict[str, Any]) -> bool:
+    """Return whether the folder has this marker.
+
+    Raises:
+        MaskfoldError: the folder contains something that is not a demo, or phantoms of another layout.
+        OSError: the folder cannot be read.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not (folder / MARKER).is_file():
+        raise MaskfoldError(
+            f"{folder} exists and is not a demo of maskfold.", "Choose another folder, or move this one away."
+        )
+    existing = _read_marker(folder)
+    if existing is not None and existing.get("layout") != marker.get("layout"):
+        layout = existing.get("layout")
+        content = f"phantoms in the layout of {layout}" if layout else f"the demo {existing.get('demo')}"
+        raise MaskfoldError(f"{folder} contains {content}.", "Choose another folder, or delete this one.")
+    return existing == marker
+
+
+def _read_marker(folder: Path) -> dict[str, Any] | None:
+    """Return a folder's marker; None if it is missing or damaged, so that the demo is made again."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) else None
+
+
+# Demo competitions
+
+VERSION = 1  # of the pixels; raise it when they change
+DEFAULT_SEED = 0
+
+
+def make_demo(
+    name: str, folder: Path, seed: int = DEFAULT_SEED, cases: int | None = None, test_cases: int | None = None
+) -> bool:
+    """Make a demo competition, completely or not at all.
+
+    Args:
+        name: `2d`, `3d` or `gate`.
+        folder: is created; replaces an older demo.
+        seed: the same seed gives the same competition.
+        cases: number of training cases; None is the demo's default.
+        test_cases: number of test cases; None is the demo's default.
+
+    Returns:
+        True if it was made, False if the same demo exists already.
+
+    Raises:
+        MaskfoldError: there is no such demo, the folder contains something else, or it cannot be written.
+
+    Example:
+        >>> make_demo("2d", Path("data/demo2d"))  # doctest: +SKIP
+        True
+    """
+    if name not in DEMOS:
+        raise MaskfoldError(
+            f"Unknown demo: found {name!r}, expected one of {', '.join(DEMOS)}.",
+            f"For phantoms with the layout of real data, add the layout, e.g. `maskfold demo {name} --layout spine`.",
+            status=2,
+        )
+    maker, (default_cases, default_test_cases) = DEMOS[name]
+    case_count = default_cases if cases is None else cases
+    test_count = default_test_cases if test_cases is None else test_cases
+    if min(case_count, test_count) < 1 or seed < 0:
+        raise MaskfoldError(
+            f"Invalid demo: found {case_count} training cases, {test_count} test cases and seed {seed}, expected at "
+            "least one case of each kind and a seed that is not negative.",
+            "Change the number of cases, or the seed.",
+            status=2,
+        )
+    marker = {"demo": name, "version": VERSION, "seed": seed, "cases": case_count, "test_cases": test_count}
+    return make_folder(folder, marker, lambda new_folder: maker(new_folder, case_count, test_count, seed))
+
+
+def is_demo(comp: Competition) -> bool:
+    """Return whether a competition is a demo."""
+    return comp.name.removeprefix("demo") in DEMOS and comp.name.startswith("demo")
+
+
+def ensure_demo(comp: Competition) -> bool:
+    """Make a competition's data if it is a demo and its root does not exist.
+
+    Returns:
+        True if it was made.
+    """
+    if not is_demo(comp) or comp.root.exists():
+        return False
+    return make_demo(comp.name.removeprefix("demo"), comp.root)
+
+
+def make_demo_2d(folder: Path, cases: int = 72, test_cases: int = 24, seed: int = DEFAULT_SEED) -> None:
+    """Write the 2D demo into an existing, empty folder.
+
+    `images/{id}.png` (uint8 grey, mixed sizes) with `masks/{id}.png` (uint8: 0 background, 1 ring, 2 grain),
+    `test/{id}.png`, `sample_submission.csv` and `solution.csv`.
+    """
+    from competition.datasets.demo_images import CLASSES, KINDS, draw_image
+
+    def draw(index: int, index_in_split: int) -> tuple[Array, Array]:
+        return draw_image(np.random.default_rng([seed, 2, index]), KINDS[index_in_split % len(KINDS)])
+
+    truth = _write_images(folder, shuffled_case_ids("picture", cases + test_cases, seed), cases, draw)
+    write_tables(folder, truth, CLASSES, seed)
+
+
+def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int = DEFAULT_SEED) -> None:
+    """Write the 3D demo into an existing, empty folder.
+
+    `imagesTr/{id}.nii.gz` (int16, anisotropic, mixed orientations) with `labelsTr/{id}.nii.gz` (uint8: 0 background,
+    1 liver, 2 spleen), `imagesTs/{id}.nii.gz`, `sample_submission.csv` and `solution.csv`. Runs are encoded in the
+    file's axis order, as hosts do.
+    """
+    from competition.datasets.demo_volumes import CLASSES, KINDS, ORIENTATIONS, draw_volume, random_affine, reorient
+
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (folder / part).mkdir()
+    truth: dict[str, Array] = {}
+    for index, case in enumerate(shuffled_case_ids("scan", cases + test_cases, seed)):
+        index_in_split = index if index < cases else index - cases
+        rng = np.random.default_rng([seed, 3, index])
+        image, labels, spacing = draw_volume(rng, KINDS[index_in_split % len(KINDS)])
+        affine, codes = random_affine(rng, image.shape, spacing), ORIENTATIONS[index % len(ORIENTATIONS)]
+        image, file_affine = reorient(image, affine, codes)
+        labels, _ = reorient(labels, affine, codes)
+        if index < cases:
+            write_nifti(folder / "imagesTr" / f"{case}.nii.gz", image, file_affine)
+            write_nifti(folder / "labelsTr" / f"{case}.nii.gz", labels, file_affine)
+        else:
+            write_nifti(folder / "imagesTs" / f"{case}.nii.gz", image, file_affine)
+            truth[case] = labels
+    write_tables(folder, truth, CLASSES, seed)
+
+
+def make_demo_gate(folder: Path, cases: int = 120, test_cases: int = 30, seed: int = DEFAULT_SEED) -> None:
+    """Write the demo of the presence head, a third of whose cases are empty, into an existing, empty folder.
+
+    `images/{id}.png` (uint8 grey) with `masks/{id}.png` (uint8: 0 background, 1 lesion), `test/{id}.png`,
+    `sample_submission.csv` and `solution.csv`.
+    """
+    from competition.datasets.demo_images import GATE_CLASSES, GATE_KINDS, draw_gate_image
+
+    def draw(index: int, index_in_split: int) -> tuple[Array, Array]:
+        return draw_gate_image(np.random.default_rng([seed, 4, index]), GATE_KINDS[index_in_split % len(GATE_KINDS)])
+
+    truth = _write_images(folder, shuffled_case_ids("scan", cases + test_cases, seed), cases, draw)
+    write_tables(folder, truth, GATE_CLASSES, seed)
+
+
+def _write_images(
+    folder: Path, ids: Sequence[str], cases: int, draw: Callable[[int, int], tuple[Array, Array]]
+) -> dict[str, Array]:
+    """Draw the cases by (index, index in the split), write them, and return the label maps of the test cases by id."""
+    for part in ("images", "masks", "test"):
+        (folder / part).mkdir()
+    truth: dict[str, Array] = {}
+    for index, case in enumerate(ids):
+        image, labels = draw(index, index if index < cases else index - cases)
+        if index < cases:
+            write_png(folder / "images" / f"{case}.png", image)
+            write_png(folder / "masks" / f"{case}.png", labels)
+        else:
+            write_png(folder / "test" / f"{case}.png", image)
+            truth[case] = labels
+    return truth
+
+
+Maker = Callable[[Path, int, int, int], None]
+# Name → function, (default number of training cases, of test cases)
+DEMOS: dict[str, tuple[Maker, tuple[int, int]]] = {
+    "2d": (make_demo_2d, (72, 24)),
+    "3d": (make_demo_3d, (24, 8)),
+    "gate": (make_demo_gate, (120, 30)),
+}

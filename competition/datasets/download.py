@@ -1,0 +1,513 @@
+"""Download and unpack an archive: resumed after an interruption, verified by its MD5, complete or not at all.
+
+`monai.apps.download_url` uses the system's temporary folder, which may be small, restarts after every interruption, and
+treats a denied permission as success.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import stat
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from competition.errors import MaskfoldError
+from competition.io import (
+    disk_full_as_error,
+    ensure_writable,
+    make_temporary_path,
+    open_atomic,
+    remove_stale_temp,
+    sync_folder,
+)
+
+ProgressWrapper = Callable[[Iterator[Any], int], Iterator[Any]]
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """File on the network.
+
+    Attributes:
+        url: its address.
+        size: its approximate size in bytes.
+        expected_md5: its MD5, 32 hexadecimal digits.
+    """
+
+    url: str
+    size: int
+    expected_md5: str
+
+
+def download_and_unpack(
+    source: RemoteFile,
+    folder: Path,
+    new_progress: Callable[[str], ProgressWrapper],
+    say: Callable[[str], None],
+    *,
+    pause: float = 1.0,
+) -> int:
+    """Download an archive and unpack it.
+
+    If the user put the archive next to the folder, that file is used instead of the network, and stays. A downloaded
+    archive is deleted after it is unpacked.
+
+    Args:
+        source: the archive.
+        folder: is created; must be missing or empty.
+        new_progress: returns a progress bar with the given label.
+        say: called with lines for the user.
+        pause: seconds before the next try.
+
+    Returns:
+        Number of files.
+
+    Raises:
+        MaskfoldError: see `download` and `unpack_archive`; or the user's archive has another checksum.
+    """
+    with created_parent(folder):
+        return _fetch(source, folder, new_progress, say, pause)
+
+
+def _fetch(
+    source: RemoteFile,
+    folder: Path,
+    new_progress: Callable[[str], ProgressWrapper],
+    say: Callable[[str], None],
+    pause: float,
+) -> int:
+    check_free_space(folder, _needed_space(source, folder))
+    archive, part = _archive_path(source, folder), _part_path(source, folder)
+    if archive.exists():
+        say(f"{archive} exists; checking its MD5")
+        actual_md5 = compute_md5(archive)
+        if actual_md5 != source.expected_md5:
+            raise MaskfoldError(
+                f"wrong MD5 of {archive}: found {actual_md5}, expected {source.expected_md5}.",
+                "Delete it; the same command then downloads it.",
+            )
+        return unpack_archive(archive, folder, new_progress("files unpacked"))
+    if part.exists() and part.stat().st_size:
+        say(f"resuming after {format_size(part.stat().st_size)}")
+    download(source, part, new_progress("MiB"), pause=pause)
+    count = unpack_archive(part, folder, new_progress("files unpacked"))
+    part.unlink()
+    return count
+
+
+def _archive_path(source: RemoteFile, folder: Path) -> Path:
+    """Return the path of an archive that the user downloaded."""
+    return folder.parent / Path(urlsplit(source.url).path).name
+
+
+def _part_path(source: RemoteFile, folder: Path) -> Path:
+    """Return the path of the partial download."""
+    archive = _archive_path(source, folder)
+    return archive.with_name(f".{archive.name}.part")
+
+
+def _needed_space(source: RemoteFile, folder: Path) -> int:
+    """Return the bytes of the archive that are not downloaded yet, plus those of its content."""
+    paths = (_archive_path(source, folder), _part_path(source, folder))
+    downloaded = sum(path.stat().st_size for path in paths if path.exists())
+    return max(0, source.size - downloaded) + source.size
+
+
+@contextmanager
+def created_parent(folder: Path) -> Iterator[None]:
+    """Create the parent of `folder`; if the work fails, remove the created folders that are empty.
+
+    Raises:
+        MaskfoldError: the parent cannot be written.
+    """
+    parent = folder.absolute().parent
+    created = [path for path in (parent, *parent.parents) if not path.exists()]  # the innermost first
+    try:
+        ensure_writable(folder.parent)
+        yield
+    except BaseException:
+        with suppress(OSError):  # stops at the first that is not empty, e.g. with a partial download
+            for path in created:
+                path.rmdir()
+        raise
+
+
+def is_nonempty_folder(folder: Path) -> bool:
+    """Return whether the folder exists and is not empty.
+
+    Raises:
+        MaskfoldError: it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise MaskfoldError(
+            f"{folder} is a file, expected a folder.", "Delete it, or name another folder with -o.", status=2
+        )
+    return folder.is_dir() and next(folder.iterdir(), None) is not None
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Check the free space on the disk of a folder that may not exist yet.
+
+    Raises:
+        MaskfoldError: the disk has less than `needed` bytes free.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise MaskfoldError(
+            f"too little disk space in {folder.parent}: found {format_size(free)}, expected {format_size(needed)}.",
+            "Free some space, or name a folder on another disk with -o.",
+        )
+
+
+def format_size(size: int) -> str:
+    """Format a size with decimal units, as disks and hosts use them.
+
+    Example:
+        >>> format_size(950), format_size(28_000_000), format_size(1_600_000_000)
+        ('950 bytes', '28 MB', '1.6 GB')
+    """
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            value = size / unit
+            return f"{value:.0f} {name}" if value >= 10 or value == int(value) else f"{value:.1f} {name}"
+    return f"{size} bytes"
+
+
+def suggest_next_command(name: str, folder: Path, experiments: Path = Path("experiments")) -> list[str]:
+    """Return the command that trains on a data set, if there is an experiment for it.
+
+    Args:
+        name: of the data set.
+        folder: contains the data set.
+        experiments: YAML files, one folder per competition.
+    """
+    for file in sorted(experiments.glob("*/competition.yaml"), key=lambda path: path.parent.name != name):
+        comp = _read_yaml(file)
+        root = Path(str(comp.get("root", "")))
+        experiment_files = sorted(
+            path for path in file.parent.glob("*.yaml") if path != file and "competition" in _read_yaml(path)
+        )
+        if not experiment_files or name not in (file.parent.name, comp.get("name"), root.name):
+            continue
+        unets = [path for path in experiment_files if path.stem.startswith("unet")]
+        experiment = (unets or experiment_files)[0]
+        override = "" if root.absolute() == folder.absolute() else f" competition.root={folder}"
+        lines = [f"Next: maskfold cv {experiment.as_posix()}{override}"]
+        sample = (comp.get("submission") or {}).get("sample")
+        if sample and not (folder / sample).exists():
+            lines.append(
+                f"note: {sample} is not in this archive; to submit without it: maskfold submit "
+                f"{experiment.as_posix()}{override} competition.submission.sample=null"
+            )
+        return lines
+    return [f"Next: write experiments/{name}/competition.yaml with `root: {folder}`; docs/yaml.md describes every key"]
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file; return {} if it cannot be read, because the command that uses it reports the error."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+# Resumable download
+
+BLOCK_BYTES = 2**20
+MAX_TRIES = 4  # in a row without a new byte
+RETRY_STATUS = {408, 429, 500, 502, 503, 504}  # HTTP errors that may be temporary
+
+
+def download(
+    source: RemoteFile, part: Path, progress: ProgressWrapper, *, pause: float = 1.0, timeout: float = 60.0
+) -> None:
+    """Download to `part`; resume if it exists.
+
+    Args:
+        source: the file on the network.
+        part: the partial file; it stays if the network fails or the process is killed.
+        progress: wraps the blocks of 1 MiB; also receives their number.
+        pause: seconds before the next try; doubles each time.
+        timeout: seconds without data after which the connection is closed.
+
+    Raises:
+        MaskfoldError: the host cannot be reached, refuses, or sends another file; or another process downloads it.
+        DiskFullError: the disk is full.
+    """
+    with _download_lock(part):
+        resumed = part.stat().st_size > 0
+        _download(source.url, part, progress, pause, timeout)
+        if compute_md5(part) == source.expected_md5:
+            return
+        if resumed:  # the beginning may belong to another version of the file: restart once
+            os.truncate(part, 0)
+            _download(source.url, part, progress, pause, timeout)
+        actual_md5 = compute_md5(part)
+        if actual_md5 != source.expected_md5:
+            size = part.stat().st_size
+            part.unlink()
+            raise MaskfoldError(
+                f"wrong MD5 of {source.url} ({size:,} bytes): found {actual_md5}, expected {source.expected_md5}.",
+                "Run the same command again; if that fails too, the host or a proxy changed the file.",
+            )
+
+
+def compute_md5(path: Path) -> str:
+    """Return the MD5 of a file, which detects damage, not manipulation."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _download(url: str, part: Path, progress: ProgressWrapper, pause: float, timeout: float) -> None:
+    """Try until the file is complete, or `MAX_TRIES` tries in a row brought no byte."""
+    failures = 0
+    while True:
+        size_before = part.stat().st_size
+        try:
+            if _try_download(url, part, progress, timeout):
+                return
+            reason = "the connection was closed early"
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and size_before:  # nothing after our bytes: complete, or another file
+                if re.fullmatch(rf"bytes \*/{size_before}", error.headers.get("Content-Range", "")):
+                    return
+                os.truncate(part, 0)
+                continue
+            reason = f"HTTP status {error.code} {error.reason}"
+            if error.code not in RETRY_STATUS:
+                raise _download_error(url, reason) from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(getattr(error, "reason", None) or error) or type(error).__name__
+            if not part.stat().st_size and isinstance(error, urllib.error.URLError):
+                raise _download_error(url, reason) from error  # no connection at all: retrying does not help
+        failures = failures + 1 if part.stat().st_size <= size_before else 1
+        if failures >= MAX_TRIES:
+            raise _download_error(url, reason)
+        time.sleep(pause * 2 ** (failures - 1))
+
+
+def _try_download(url: str, part: Path, progress: ProgressWrapper, timeout: float) -> bool:
+    """Download over one connection; return whether the file is complete."""
+    start = part.stat().st_size
+    headers = {"User-Agent": "maskfold"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        length = response.headers.get("Content-Length")
+        resumes = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        if start and not resumes:
+            os.truncate(part, 0)  # a server without range support sends the whole file
+            start = 0
+        expected_size = None if length is None else start + int(length)
+        with open(part, "ab") as stream:
+            for block in progress(_read_blocks(response), -(-int(length or 0) // BLOCK_BYTES)):
+                _write_block(stream, block, part)
+    return expected_size is None or part.stat().st_size == expected_size
+
+
+def _read_blocks(response: Any) -> Iterator[bytes]:
+    """Yield blocks, including the bytes before a connection was closed early."""
+    while True:
+        try:
+            block = response.read(BLOCK_BYTES)
+        except http.client.IncompleteRead as error:
+            block = error.partial
+            if block:
+                yield block
+            return
+        if not block:
+            return
+        yield block
+
+
+def _write_block(stream: Any, block: bytes, part: Path) -> None:
+    try:
+        with disk_full_as_error(part, len(block)):
+            stream.write(block)
+            stream.flush()
+    except OSError as error:
+        raise MaskfoldError(
+            f"{part} cannot be written: {error.strerror or error}.", "Name another folder with -o."
+        ) from error
+
+
+def _download_error(url: str, reason: str) -> MaskfoldError:
+    name = Path(urlsplit(url).path).name
+    return MaskfoldError(
+        f"{url} cannot be downloaded: {reason.rstrip('.')}.",
+        "Check the network (https_proxy sets a proxy) and run the same command again, "
+        f"or copy {name} into the folder of -o.",
+    )
+
+
+@contextmanager
+def _download_lock(part: Path) -> Iterator[None]:
+    """Lock the partial file, so that two processes never append to it."""
+    with open(part, "ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MaskfoldError(f"Another process is downloading {part}.", "Wait for it, or stop it.") from error
+        try:
+            yield
+        finally:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
+
+
+# Archives
+
+JUNK_PREFIXES = ("._", ".DS_Store")  # macOS adds them to archives; `._case.nii.gz` is not a volume
+
+
+@dataclass(frozen=True)
+class Member:
+    """File in an archive: its path below the folder, its size in bytes, and the archive's key that opens it."""
+
+    path: PurePosixPath
+    size: int
+    key: Any
+
+
+def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> int:
+    """Unpack a tar or zip archive to a new folder.
+
+    All members are checked before the first is written. The files go to a temporary folder next to `folder`, which is
+    renamed once it is complete. If the archive contains a single folder, that one becomes `folder`. Files that macOS
+    adds are skipped.
+
+    Args:
+        archive: .tar, .tar.gz or .zip, recognised by its content.
+        folder: is created; an empty one is replaced.
+        progress: wraps the members; also receives their number.
+
+    Returns:
+        Number of files.
+
+    Raises:
+        MaskfoldError: a member would leave the folder, or is a link or a device; the archive is damaged; the disk has
+            too little free space.
+    """
+    remove_stale_temp(folder.parent, folder.name)
+    temporary_folder = make_temporary_path(folder)
+    try:
+        with _open_archive(archive) as (members, open_member):
+            free = shutil.disk_usage(folder.parent).free
+            needed = sum(member.size for member in members)
+            if needed > free:
+                raise MaskfoldError(
+                    f"{archive} unpacks to {needed:,} bytes: found {free:,} bytes free in {folder.parent}.",
+                    "Free some space, or name another folder with -o.",
+                )
+            temporary_folder.mkdir()
+            for member in progress(iter(members), len(members)):
+                _write_member(member, open_member, temporary_folder)
+        root = _only_folder(temporary_folder)
+        sync_folder(root)
+        if folder.is_dir():
+            folder.rmdir()  # fails unless it is empty
+        root.rename(folder)
+        sync_folder(folder.parent)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise MaskfoldError(f"{archive} is damaged: {error}.", "Delete it and run the same command again.") from error
+    finally:
+        shutil.rmtree(temporary_folder, ignore_errors=True)
+    return len(members)
+
+
+@contextmanager
+def _open_archive(archive: Path) -> Iterator[tuple[list[Member], Any]]:
+    """Yield the checked members of an archive and a function that opens one."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zip_file:
+            members = [_zip_member(info, archive) for info in zip_file.infolist()]
+            yield _check_members(members, archive), zip_file.open
+    else:
+        with tarfile.open(archive) as tar:
+            members = [_tar_member(info, archive) for info in tar]
+            yield _check_members(members, archive), tar.extractfile
+
+
+def _tar_member(info: tarfile.TarInfo, archive: Path) -> Member | None:
+    """Return a file; None for a folder, which its files create."""
+    if not (info.isfile() or info.isdir()):
+        kind = "a link" if info.issym() or info.islnk() else "a device or pipe"
+        raise _unsafe_member(archive, info.name, f"is {kind}")
+    path = _check_path(info.name, archive)
+    return None if info.isdir() else Member(path, info.size, info)
+
+
+def _zip_member(info: zipfile.ZipInfo, archive: Path) -> Member | None:
+    file_type = stat.S_IFMT(info.external_attr >> 16)
+    if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise _unsafe_member(archive, info.filename, "is a link or a device")
+    path = _check_path(info.filename, archive)
+    return None if info.is_dir() else Member(path, info.file_size, info)
+
+
+def _check_path(name: str, archive: Path) -> PurePosixPath:
+    """Return the path of a member, which must stay below the folder, also on Windows."""
+    path = PurePosixPath(name)
+    parts = name.replace("\\", "/").split("/")
+    if path.is_absolute() or ".." in parts or "\\" in name or ":" in parts[0] or "\0" in name:
+        raise _unsafe_member(archive, name, "is outside the folder")
+    return path
+
+
+def _check_members(members: list[Member | None], archive: Path) -> list[Member]:
+    """Return the files without junk; raise if a path occurs twice, or is both a file and a folder."""
+    files = [member for member in members if member is not None and not member.path.name.startswith(JUNK_PREFIXES)]
+    paths = {member.path for member in files}
+    folders = {parent for path in paths for parent in path.parents}
+    if len(paths) < len(files) or paths & folders or not files:
+        problem = "contains no files" if not files else "contains a path twice"
+        raise MaskfoldError(f"{archive} {problem}.", "Delete it and run the same command again.")
+    return files
+
+
+def _write_member(member: Member, open_member: Any, folder: Path) -> None:
+    path = folder / member.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source: IO[bytes]
+    with open_member(member.key) as source, open_atomic(path, member.size) as stream:
+        shutil.copyfileobj(source, stream, 2**20)
+    size = path.stat().st_size
+    if size != member.size:
+        raise tarfile.ReadError(f"{member.path}: found {size:,} bytes, expected {member.size:,}")
+
+
+def _only_folder(folder: Path) -> Path:
+    """Return the single folder in a folder, or the folder itself."""
+    contents = list(folder.iterdir())
+    return contents[0] if len(contents) == 1 and contents[0].is_dir() else folder
+
+
+def _unsafe_member(archive: Path, name: str, problem: str) -> MaskfoldError:
+    return MaskfoldError(
+        f"{archive} was not unpacked: its member {name!r} {problem}.", "Do not use this archive; no file was written."
+    )

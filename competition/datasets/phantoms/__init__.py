@@ -1,0 +1,114 @@
+"""Phantoms: synthetic data with the folders, formats, sizes, spacings, contrast and difficulty of restricted data sets.
+
+Formulas draw everything from a seed: no pixel, name, date or identifier belongs to a person.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from competition.datasets.demo import make_folder
+from competition.errors import MaskfoldError
+from competition.text import join_or, nearest_names
+
+__all__ = ["LAYOUTS", "VERSION", "make_phantom", "next_command"]
+
+VERSION = 1  # of the pixels; raise it when they change
+# layout → default number of training cases and of test cases; hipmri counts patients, each with one to three weeks
+LAYOUTS = {"spleen": (16, 4), "spine": (16, 4), "a02025": (60, 20), "hipmri": (20, 0)}
+MODULES = {"a02025": "skin"}  # module of a layout, if it has another name
+
+Writer = Callable[[Path, int, int, int], None]
+
+
+def make_phantom(
+    layout: str, folder: Path, seed: int = 0, cases: int | None = None, test_cases: int | None = None
+) -> bool:
+    """Make phantoms, completely or not at all.
+
+    Args:
+        layout: `spleen` (CT as DICOM), `spine` (NIfTI), `a02025` (skin photographs) or `hipmri` (MR of the pelvis);
+            `write` in each module describes the files.
+        folder: is created; replaces older phantoms of this layout.
+        seed: the same seed gives the same pixels on every machine.
+        cases: number of training cases (hipmri: patients); None is the layout's default.
+        test_cases: number of test cases; None is the layout's default. hipmri has no test cases.
+
+    Returns:
+        True if they were made, False if the same phantoms exist already.
+
+    Raises:
+        MaskfoldError: the layout or a number is invalid (status 2), the folder contains something else, or it cannot be
+            written.
+
+    Example:
+        >>> make_phantom("spine", Path("data/spine"))  # doctest: +SKIP
+        True
+    """
+    default_cases, default_test_cases = LAYOUTS[_check_layout(layout)]
+    case_count = default_cases if cases is None else cases
+    test_count = default_test_cases if test_cases is None else test_cases
+    valid_test_count = test_count >= 1 if default_test_cases else test_count == 0
+    if case_count < 1 or not valid_test_count or seed < 0:
+        expected = "at least one case of each kind" if default_test_cases else "at least one patient, no test cases"
+        raise MaskfoldError(
+            f"Invalid {layout} phantoms: found {case_count} training cases, {test_count} test cases and seed {seed}, "
+            f"expected {expected} and a seed that is not negative.",
+            "Change the number of cases, or the seed.",
+            status=2,
+        )
+    write: Writer = import_module(f"{__name__}.{MODULES.get(layout, layout)}").write
+    marker = {
+        "demo": "phantom",
+        "layout": layout,
+        "version": VERSION,
+        "seed": seed,
+        "cases": case_count,
+        "test_cases": test_count,
+    }
+    return make_folder(folder, marker, lambda new_folder: write(new_folder, case_count, test_count, seed))
+
+
+def next_command(layout: str, folder: Path) -> str:
+    """Return the shell command that continues after the phantoms were made.
+
+    Args:
+        layout: as for `make_phantom`.
+        folder: contains the phantoms.
+
+    Raises:
+        MaskfoldError: there is no such layout (status 2).
+
+    Example:
+        >>> next_command("spine", Path("data/spine"))
+        'maskfold explore experiments/spine/competition.yaml'
+    """
+    if _check_layout(layout) == "spleen":
+
+        def convert_command(part: str, images: str) -> str:
+            source, output = shlex.quote(str(folder / "dicom" / part)), shlex.quote(str(folder))
+            return f"maskfold dicom {source} -o {output} --layout {images}"
+
+        train, test = convert_command("train", "imagesTr"), convert_command("test", "imagesTs")
+        return f'{train} --labels "spleen labels" && {test}'
+    override = "" if folder == Path("data") / layout else f" root={shlex.quote(str(folder))}"
+    return f"maskfold explore experiments/{layout}/competition.yaml{override}"
+
+
+def _check_layout(layout: str) -> str:
+    """Return the layout.
+
+    Raises:
+        MaskfoldError: it does not exist (status 2).
+    """
+    if layout not in LAYOUTS:
+        matches = nearest_names(layout, LAYOUTS)
+        raise MaskfoldError(
+            f"Unknown phantom layout: found {layout!r}, expected {join_or(LAYOUTS)}.",
+            f"Did you mean {matches[0]}?" if matches else f"Use --layout {join_or(LAYOUTS)}.",
+            status=2,
+        )
+    return layout

@@ -1,0 +1,127 @@
+"""Drawing functions of phantoms: soft shapes at points in mm, smooth random fields, and a canvas with labels.
+
+Points are arrays that broadcast to one grid, one array per axis. `rho` describes a shape: 0 at the centre, 1 on the
+surface. Only elementwise arithmetic of numpy is used, so that a seed gives the same pixels on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Points = Sequence[Array]
+Vector = Sequence[float] | Array
+
+
+class Canvas:
+    """Image and label map that shapes are painted on.
+
+    Attributes:
+        values: (*spatial) float64, or (*spatial, 3) for colours: brightness.
+        labels: (*spatial) uint8, class of the topmost shape.
+    """
+
+    def __init__(self, shape: tuple[int, ...], value: float) -> None:
+        self.values = np.full(shape, value)
+        self.labels = np.zeros(shape, np.uint8)
+
+    def paint(self, share: Array, value: float | Array, label: int | None = 0) -> None:
+        """Paint a shape on top.
+
+        Args:
+            share: (*spatial) in [0, 1], the share of each voxel inside the shape.
+            value: its brightness.
+            label: its class, set if its share is half or more; None leaves the labels unchanged.
+        """
+        self.values += share * (value - self.values)
+        if label is not None:
+            self.labels[np.broadcast_to(share >= 0.5, self.labels.shape)] = label
+
+    def view(self, slices: tuple[slice, ...]) -> Canvas:
+        """Return a part of this canvas that shares its memory."""
+        view = Canvas.__new__(Canvas)
+        view.values, view.labels = self.values[slices], self.labels[slices]
+        return view
+
+
+def ellipsoid_rho(points: Points, centre: Vector, radii: Vector, power: float = 2.0) -> Array:
+    """Return `rho` of an ellipsoid, or of a cylinder along omitted last axes; a higher power is more square."""
+    offsets = [(p - c) / r for p, c, r in zip(points, centre, radii, strict=False)]
+    if power == 2.0:
+        return np.sqrt(np.asarray(sum(offset * offset for offset in offsets)))
+    return np.asarray(sum(np.abs(offset) ** power for offset in offsets) ** (1.0 / power))
+
+
+def coverage(rho: Array, radius: float, blur: float) -> Array:
+    """Return the share of each voxel inside a shape, with a slope of `blur` mm at the surface, at `radius` mm."""
+    return np.clip(0.5 + (1.0 - rho) * (radius / blur), 0.0, 1.0)
+
+
+def smooth_field(rng: np.random.Generator, points: Points, shortest: float, count: int = 6) -> Array:
+    """Return a smooth random field at points, mean 0, deviation about 1: a sum of plane waves of random directions.
+
+    Args:
+        shortest: shortest wavelength in mm; the longest is four times as long.
+        count: number of waves.
+    """
+    shape = np.broadcast_shapes(*(p.shape for p in points))
+    sparse = all(p.size == max(p.shape) for p in points)
+    field = np.zeros(shape)
+    for _ in range(count):
+        direction = rng.normal(size=len(points))
+        direction *= 2 * np.pi / (np.sqrt((direction**2).sum()) * shortest * rng.uniform(1.0, 4.0))
+        phase, last = rng.uniform(0, 2 * np.pi), direction[-1] * points[-1]
+        head = np.asarray(sum((d * p for d, p in zip(direction[:-1], points, strict=False)), phase))
+        if sparse:  # one axis at a time: the same values as below, and many times faster
+            field += np.cos(head) * np.cos(last)
+            field -= np.sin(head) * np.sin(last)
+        else:
+            field += np.cos(head + last)
+    return field * np.sqrt(2.0 / count)
+
+
+def bias_field(rng: np.random.Generator, points: Points, low: float, high: float) -> Array:
+    """Return a smooth factor from `low` to `high`: a receive coil's bias field, or uneven illumination."""
+    direction = rng.normal(size=len(points))
+    direction /= np.sqrt((direction**2).sum())
+    field: Any = 0.0
+    for d, p in zip(direction, points, strict=True):
+        start, extent = p.min(), np.ptp(p) or 1.0
+        share = (p - start) / extent
+        field = field + 0.8 * d * share - 0.8 * (share - rng.uniform(0.2, 0.8)) ** 2
+    return np.asarray(low + (high - low) * (field - field.min()) / np.ptp(field))
+
+
+def blur_along(values: Array, axes: Sequence[int], times: int = 1) -> Array:
+    """Blur with the kernel ¼ ½ ¼ along each axis; the border is repeated."""
+    for axis in axes:
+        for _ in range(times):
+            padded = np.concatenate([values.take([0], axis), values, values.take([-1], axis)], axis)
+            n = values.shape[axis]
+            previous, current, following = (padded.take(range(k, k + n), axis) for k in range(3))
+            values = 0.25 * previous + 0.5 * current + 0.25 * following
+    return values
+
+
+def correlated_noise(rng: np.random.Generator, shape: tuple[int, ...], axes: Sequence[int]) -> Array:
+    """Return noise of mean 0 and deviation 1, correlated along `axes` like the noise of a reconstruction."""
+    noise = blur_along(rng.normal(size=shape), axes)
+    return noise / np.sqrt(0.375 ** len(axes))  # the squares of the kernel sum to 3/8
+
+
+def grid_points(shape: Sequence[int], spacing: Sequence[float]) -> list[Array]:
+    """Return the points of a grid around the origin in mm, as open arrays that broadcast to (*shape)."""
+    axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing, strict=True)]
+    return list(np.meshgrid(*axes, indexing="ij", sparse=True))
+
+
+def window_around(points: Points, centre: Vector, reach: float) -> tuple[slice, ...]:
+    """Return the part of an open grid within `reach` of a centre along every axis, to draw faster."""
+    slices = []
+    for p, c in zip(points, centre, strict=True):
+        near = np.flatnonzero(np.abs(p.reshape(-1) - c) <= reach)
+        slices.append(slice(int(near[0]), int(near[-1]) + 1) if near.size else slice(0, 0))
+    return tuple(slices)

@@ -1,0 +1,279 @@
+"""Convert a folder of DICOM files to NIfTI volumes, masks and a table; a bad series never stops the others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from competition.dicom.headers import SeriesRejected, hide_private, reject_on_error, silence_pydicom
+from competition.dicom.scan import Scan, Series, assign_case_ids, group_series, name_patients, scan_folder
+from competition.dicom.segmentation import ConvertedImage, LabelMap, Mask, MaskBuilder, ReferenceMatcher
+from competition.dicom.tables import CELL_SEPARATOR, SeriesRow, read_rows, write_rows
+from competition.dicom.volume import PixelReader, build_stack, load_volume, write_nifti
+from competition.errors import MaskfoldError
+from competition.io import ensure_writable
+
+LABEL_FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}  # image folder → label folder
+MAX_LISTED_FILES = 5  # in one cell of the table
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Result of converting a folder.
+
+    Attributes:
+        rows: one per series of this folder, as in series.csv.
+        segments: value → label, as in segments.csv.
+    """
+
+    rows: list[SeriesRow]
+    segments: dict[int, str]
+
+    def with_status(self, status: str) -> list[SeriesRow]:
+        """Return the rows whose status is converted, label or refused."""
+        return [row for row in self.rows if row.status == status]
+
+
+def convert_folder(
+    folder: Path,
+    output: Path,
+    layout: str = "imagesTr",
+    labels: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Conversion:
+    """Convert every DICOM series below a folder.
+
+    Args:
+        folder: DICOM files in any order, under any names, in any folders.
+        output: receives LAYOUT/{id}.nii.gz (X, Y, Z; int16, else float32), labelsTr or labelsTs/{id}.nii.gz (uint8 on
+            the image's grid), series.csv and segments.csv. Files of other series stay.
+        layout: imagesTr or imagesTs.
+        labels: regular expression; series whose description matches it hold labels.
+        say: called with one line per series.
+
+    Returns:
+        The rows and the labels. An empty result is not an error here; the rows give the reasons.
+
+    Raises:
+        MaskfoldError: an argument is invalid (status 2), the folder has no DICOM files, or the output cannot be
+            written.
+
+    Example:
+        >>> convert_folder(Path("exports"), Path("data/spleen")).with_status("refused")      # doctest: +SKIP
+    """
+    label_pattern = _check_arguments(folder, layout, labels)
+    scanned = scan_folder(folder)
+    if not scanned.instances and not scanned.unreadable:
+        raise MaskfoldError(
+            f"No DICOM files in {folder}: found {scanned.non_dicom_count} other files.",
+            "Name the folder that contains the exported study.",
+        )
+    ensure_writable(output)
+    previous_rows = read_rows(output / "series.csv")
+    label_map = LabelMap(output / "segments.csv")
+    converter = _Converter(output, layout, group_series(scanned.instances, label_pattern), previous_rows, say)
+    with silence_pydicom():
+        converter.convert_images()
+        converter.convert_masks(label_map)
+    converter.add_unreadable(scanned)
+    converter.report_unlabelled()
+    if labels is not None and not any(series.kind == "label" for series in converter.series):
+        say(f"--labels {labels} matches no series description")
+    _write_series_csv(output, converter, previous_rows)
+    label_map.save()
+    return Conversion(list(converter.rows.values()), dict(label_map.labels))
+
+
+def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Pattern[str] | None:
+    """Check the arguments and return the compiled pattern of label series."""
+    if not folder.is_dir():
+        raise MaskfoldError(f"{folder} is not a folder.", "Name the folder that contains the DICOM files.", status=2)
+    if layout not in LABEL_FOLDERS:
+        expected = " or ".join(LABEL_FOLDERS)
+        raise MaskfoldError(
+            f"invalid --layout: found {layout}, expected {expected}.", f"Use --layout {expected}.", status=2
+        )
+    try:
+        return None if labels is None else re.compile(labels)
+    except re.error as error:
+        raise MaskfoldError(
+            f"invalid --labels: found {labels}, expected a regular expression ({error}).",
+            "Correct it, for example --labels '(?i)segmentation|mask'.",
+            status=2,
+        ) from error
+
+
+class _Converter:
+    """One conversion; `rows` maps each SeriesInstanceUID to its row, which images and masks fill in."""
+
+    def __init__(
+        self,
+        output: Path,
+        layout: str,
+        series: list[Series],
+        previous_rows: list[SeriesRow],
+        say: Callable[[str], None],
+    ) -> None:
+        self.series = series
+        self._output, self._layout, self._say = output, layout, say
+        self._patients = name_patients(series)
+        self.rows = {item.uid: self._new_row(item) for item in series}
+        self._pixels = PixelReader()
+        self._images: dict[str, ConvertedImage] = {}
+        uids = {item.uid for item in series}
+        converted = [row for row in previous_rows if row.status == "converted"]
+        self._ids = assign_case_ids(
+            self._of_kind("image"),
+            self._patients,
+            {row.series: row.id for row in converted if row.series in uids},
+            {row.id for row in converted if row.series not in uids},
+        )
+        self._other_layouts = {row.series: row.layout for row in converted if row.layout != layout}
+
+    def _of_kind(self, kind: str) -> list[Series]:
+        return [series for series in self.series if series.kind == kind]
+
+    def _new_row(self, series: Series) -> SeriesRow:
+        header = series.header
+        frame_count = sum(max(1, instance.size[2]) for instance in series.instances)
+        return SeriesRow(
+            # The patient is the id until there is a case: `group: series.csv:patient` needs a table without empty ids.
+            id=self._patients[series.uid],
+            patient=self._patients[series.uid],
+            study=header.study_uid,
+            series=series.uid,
+            number=header.series_number,
+            description=hide_private(header.description, series.private_patterns),
+            modality=header.modality,
+            layout=self._layout,
+            slices=str(frame_count),
+            reason=series.reason,
+        )
+
+    def convert_images(self) -> None:
+        """Write every image series that is a volume."""
+        for series in self.series:
+            row = self.rows[series.uid]
+            if series.kind == "image":
+                row.id = self._ids[series.uid]
+                try:
+                    with reject_on_error("cannot be converted"):
+                        self._convert_image(series, row)
+                except SeriesRejected as error:
+                    row.reason = hide_private(str(error), series.private_patterns)
+            if series.kind in ("image", "other"):
+                self._report(row)
+
+    def _convert_image(self, series: Series, row: SeriesRow) -> None:
+        slices = build_stack(series, self._pixels)
+        array = load_volume(slices, self._pixels)
+        name = f"{self._layout}/{row.id}.nii.gz"
+        write_nifti(self._output / name, array, slices.grid)
+        self._images[series.uid] = ConvertedImage(row.id, slices)
+        notes = list(slices.notes)
+        if series.uid in self._other_layouts:
+            notes.append(f"also in {self._other_layouts[series.uid]}, from an earlier conversion")
+        row.status, row.file, row.slices = "converted", name, str(len(slices.frames))
+        row.shape, row.spacing = _format_size(slices.grid.shape), _format_size(slices.grid.spacing)
+        row.notes, row.ignored = CELL_SEPARATOR.join(notes), _format_ignored(slices.ignored, series)
+
+    def convert_masks(self, label_map: LabelMap) -> None:
+        """Write the masks of the converted images."""
+        sources = self._of_kind("segmentation") + self._of_kind("label")
+        if not sources:
+            return
+        # A mask may reference an image series that failed to convert; the matcher needs all of them to report that.
+        masks = MaskBuilder(ReferenceMatcher(self._of_kind("image"), self._images), label_map)
+        masks.add_segmentations(self._of_kind("segmentation"))
+        masks.add_label_series(self._of_kind("label"), self._pixels)
+        for image in self._images.values():
+            mask = masks.build(image.id, self._pixels)
+            if mask is not None:
+                try:
+                    with reject_on_error("the mask cannot be written"):
+                        self._write_mask(mask)
+                except SeriesRejected as error:
+                    masks.reject(mask.series, str(error))
+        for series in sources:
+            row = self.rows[series.uid]
+            row.reason = hide_private(
+                CELL_SEPARATOR.join(masks.rejections.get(series.uid, [])), series.private_patterns
+            )
+            row.ignored = _format_ignored(masks.ignored.get(series.uid, []), series)
+            self._report(row)
+
+    def _write_mask(self, mask: Mask) -> None:
+        name = f"{LABEL_FOLDERS[self._layout]}/{mask.image.id}.nii.gz"
+        grid = mask.image.slices.grid
+        write_nifti(self._output / name, mask.array, grid)
+        for uid in mask.series:
+            row = self.rows[uid]
+            row.id = _append(row.id if row.status == "label" else "", mask.image.id)
+            row.status, row.file = "label", _append(row.file, name)
+            row.notes = CELL_SEPARATOR.join(
+                dict.fromkeys([*filter(None, row.notes.split(CELL_SEPARATOR)), *mask.notes])
+            )
+            row.shape, row.spacing = _format_size(grid.shape), _format_size(grid.spacing)
+
+    def report_unlabelled(self) -> None:
+        """Report images without a mask if other images have one, because training rejects cases without a mask."""
+        labelled = {
+            case for row in self.rows.values() if row.status == "label" for case in row.id.split(CELL_SEPARATOR)
+        }
+        unlabelled = [image.id for image in self._images.values() if image.id not in labelled]
+        if labelled and unlabelled:
+            listed = ", ".join(unlabelled[:MAX_LISTED_FILES])
+            more = f" and {len(unlabelled) - MAX_LISTED_FILES} more" if len(unlabelled) > MAX_LISTED_FILES else ""
+            self._say(f"without a mask: {listed}{more} (training skips them with on_bad_case: skip)")
+
+    def add_unreadable(self, scanned: Scan) -> None:
+        """Add one row for the files whose series is unknown."""
+        if not scanned.unreadable:
+            return
+        private = (
+            frozenset().union(*(series.private_patterns for series in self.series)) if self.series else frozenset()
+        )
+        reasons = list(scanned.unreadable.values())
+        more = f" (and {len(reasons) - MAX_LISTED_FILES} more)" if len(reasons) > MAX_LISTED_FILES else ""
+        reason = hide_private(CELL_SEPARATOR.join(reasons[:MAX_LISTED_FILES]) + more, private)
+        row = SeriesRow(layout=self._layout, slices=str(len(reasons)), reason=reason)
+        self.rows[""] = row
+        self._report(row)
+
+    def _report(self, row: SeriesRow) -> None:
+        if row.status == "refused":
+            self._say(f"refused {row.title}: {row.reason}")
+            return
+        remarks = "".join(f"; {remark}" for remark in (row.reason, row.notes, row.ignored) if remark)
+        size = f"{row.shape.replace('x', '×')} voxels of {row.spacing.replace('x', '×')} mm"
+        self._say(f"{row.file}: {row.title}, {row.modality}, {size}{remarks}")
+
+
+def _write_series_csv(output: Path, converter: _Converter, previous_rows: list[SeriesRow]) -> None:
+    """Write the table; remove files that earlier conversions of these series wrote and this one did not."""
+    new_rows = {(row.layout, row.series): row for row in converter.rows.values()}
+    kept_rows = [row for row in previous_rows if (row.layout, row.series) not in new_rows]
+    current_files = {name for row in [*kept_rows, *new_rows.values()] for name in row.file.split(CELL_SEPARATOR)}
+    for row in previous_rows:
+        for name in set(row.file.split(CELL_SEPARATOR)) - current_files:
+            path = Path(name)
+            in_layout = len(path.parts) == 2 and path.parts[0] in (*LABEL_FOLDERS, *LABEL_FOLDERS.values())
+            if in_layout and name.endswith(".nii.gz"):  # a user may have edited the table: delete nothing else
+                (output / path).unlink(missing_ok=True)
+    write_rows(output / "series.csv", [*kept_rows, *new_rows.values()])
+
+
+def _format_ignored(ignored: list[str], series: Series) -> str:
+    more = [f"and {len(ignored) - MAX_LISTED_FILES} more"] if len(ignored) > MAX_LISTED_FILES else []
+    return hide_private(CELL_SEPARATOR.join([*ignored[:MAX_LISTED_FILES], *more]), series.private_patterns)
+
+
+def _append(cell: str, value: str) -> str:
+    """Append a value to a cell that may hold several."""
+    return CELL_SEPARATOR.join(dict.fromkeys([*filter(None, cell.split(CELL_SEPARATOR)), value]))
+
+
+def _format_size(values: tuple[float, ...]) -> str:
+    return "x".join(f"{value:.6g}" for value in values)

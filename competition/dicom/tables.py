@@ -1,0 +1,119 @@
+"""Read and write series.csv, one row per series over all conversions into a folder, and other small CSV tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from competition.errors import MaskfoldError
+from competition.io import make_temporary_path, open_atomic
+from competition.text import escape_formula
+
+CELL_SEPARATOR = "; "  # between files or remarks in one cell
+
+
+@dataclass
+class SeriesRow:
+    """Result of one series.
+
+    Attributes:
+        id: the case; for a label series the case it labels; otherwise the patient.
+        patient: PatientID, cleaned; see `scan.name_patients`.
+        study, series: UIDs.
+        number: SeriesNumber.
+        layout: imagesTr or imagesTs.
+        slices: number of frames; for a converted series the slices of the volume.
+        shape: 512x512x40, along X, Y, Z.
+        spacing: 0.7x0.7x5, mm.
+        status: converted (an image), label (a mask) or refused.
+        reason: why it was refused.
+        notes: remarks on the conversion.
+        file: the written file, below the output folder.
+        ignored: ignored files, and why.
+    """
+
+    id: str = ""
+    patient: str = ""
+    study: str = ""
+    series: str = ""
+    number: str = ""
+    description: str = ""
+    modality: str = ""
+    layout: str = ""
+    slices: str = ""
+    shape: str = ""
+    spacing: str = ""
+    status: str = "refused"
+    reason: str = ""
+    notes: str = ""
+    file: str = ""
+    ignored: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name of the series for messages."""
+        number = f"series …{self.series[-8:]}" if self.series else ""
+        if self.number:
+            number = f"series {self.number}"
+        parts = [part for part in (self.patient, number, self.description) if part]
+        return " ".join(parts) or "files of an unknown series"
+
+
+COLUMNS = [column.name for column in fields(SeriesRow)]
+
+
+def read_rows(path: Path) -> list[SeriesRow]:
+    """Read the rows of earlier conversions; empty if the table does not exist.
+
+    Raises:
+        MaskfoldError: the file cannot be read, or has other columns.
+    """
+    return [SeriesRow(**row) for row in read_table(path, COLUMNS)]
+
+
+def write_rows(path: Path, rows: list[SeriesRow]) -> None:
+    """Write the table atomically, sorted."""
+    rows = sorted(rows, key=lambda row: (row.layout, row.id or "~", row.status, row.series))
+    write_table(path, COLUMNS, [asdict(row) for row in rows])
+
+
+def read_table(path: Path, columns: list[str]) -> list[dict[str, str]]:
+    """Read the rows of a CSV as text; empty if the file does not exist.
+
+    Raises:
+        MaskfoldError: the file cannot be read, or has other columns.
+    """
+    if not path.exists():
+        return []
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise MaskfoldError(f"{path} cannot be read ({error}).", "Delete it, or name another output folder.") from error
+    missing = [column for column in columns if column not in (reader.fieldnames or [])]
+    if missing or any(None in row or None in row.values() for row in rows):
+        raise MaskfoldError(
+            f"{path} is not a table of maskfold dicom: found columns {', '.join(reader.fieldnames or [])}, expected "
+            f"{', '.join(columns)} in every row.",
+            "Delete it, or name another output folder.",
+        )
+    return [{column: row[column] for column in columns} for row in rows]
+
+
+def write_table(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+    """Write a CSV (UTF-8) atomically; a cell that a spreadsheet would run as a formula becomes text."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({column: escape_formula(cell) for column, cell in row.items()} for row in rows)
+    temporary_path = make_temporary_path(path)
+    try:
+        with open_atomic(temporary_path) as stream:
+            stream.write(text.getvalue().encode())
+        os.replace(temporary_path, path)
+    finally:
+        temporary_path.unlink(missing_ok=True)

@@ -1,0 +1,499 @@
+"""Volumes of image series: slices sorted by position, pixel values, voxel grids, and NIfTI files."""
+
+from __future__ import annotations
+
+import filecmp
+import gzip
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from competition.data.image_types import check_declared_size, check_not_bomb
+from competition.dicom.headers import Frame, SeriesRejected, reject_on_error
+from competition.dicom.scan import Instance, Series, format_counts, is_compressed
+from competition.io import make_temporary_path, open_atomic, remove_stale_temp, sync_folder
+
+# Stacks of slices
+
+SAME_POSITION_MM = 1e-3
+MIN_GAP = 1.5  # median steps, from which a slice is missing
+MAX_UNEVENNESS = 0.1  # of a step: deviation of a slice from its position on an even grid
+MAX_SHEAR = 0.2  # of a pixel: sideways shift of slices from the first to the last
+
+
+@dataclass(eq=False)
+class SliceStack:
+    """Series that is a volume.
+
+    Attributes:
+        frames: along the slice normal, from the lowest position.
+        grid: size and affine.
+        notes: remarks that do not prevent the conversion.
+        ignored: ignored files, with the reason.
+    """
+
+    series: Series
+    frames: list[Frame]
+    grid: Grid
+    notes: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+
+def build_stack(series: Series, pixels: PixelReader) -> SliceStack:
+    """Sort a series by position along its slice normal, and measure its spacing from the positions.
+
+    Args:
+        series: of kind image or label.
+        pixels: decodes the slices that share a position.
+
+    Raises:
+        SeriesRejected: files are damaged, compressed without a decoder, of mixed sizes, spacings or patients; slices
+            are missing, uneven, sheared, or duplicated with different pixels.
+    """
+    if series.reason:
+        raise SeriesRejected(series.reason)
+    ignored: list[str] = []
+    instances = _usable_instances(series, ignored)
+    _check_one_patient(instances)
+    check_decoders(instances)
+    frames = [frame for instance in instances for frame in instance.frame_headers]
+    _check_one_grid(frames)
+    frames, along = _sort_frames(frames, {instance.name: instance for instance in instances}, pixels, ignored)
+    assert frames[0].orientation is not None and frames[0].spacing is not None and frames[0].position is not None
+    step = _measure_step(frames, along)
+    _check_upright(frames, along)
+    affine = slice_affine(frames[0].position, frames[0].orientation, frames[0].spacing, step)
+    rows, columns = frames[0].shape
+    notes = _notes(instances, frames, step)
+    return SliceStack(series, frames, Grid(affine, (columns, rows, len(frames))), notes, ignored)
+
+
+def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
+    """Return the files without a fault; ignore a damaged file only if the series has a complete copy of it."""
+    complete = [instance for instance in series.instances if not instance.fault and instance.frame_headers]
+    complete_uids = {instance.instance_uid for instance in complete}
+    damaged = [
+        instance for instance in series.instances if instance.fault and instance.instance_uid not in complete_uids
+    ]
+    if damaged:
+        more = f" (and {len(damaged) - 1} more of {len(series.instances)} files)" if len(damaged) > 1 else ""
+        raise SeriesRejected(f"{damaged[0].fault}{more}")
+    for instance in series.instances:
+        if instance.fault:
+            ignored.append(f"{instance.fault}; a complete copy was used")
+        elif not instance.frame_headers:
+            ignored.append(f"{instance.name} holds no image")
+    return drop_copies(complete, ignored)
+
+
+def drop_copies(instances: list[Instance], ignored: list[str]) -> list[Instance]:
+    """Drop files that are byte-identical copies; copies of the pixels alone are found by their position."""
+    kept: dict[str, list[Instance]] = {}
+    for instance in instances:
+        same_uid = kept.setdefault(instance.instance_uid, [])
+        original = next((item for item in same_uid if filecmp.cmp(instance.path, item.path, shallow=False)), None)
+        if original is None:
+            same_uid.append(instance)
+        else:
+            ignored.append(f"{instance.name} repeats {original.name}")
+    return [instance for same_uid in kept.values() for instance in same_uid]
+
+
+def _check_one_patient(instances: list[Instance]) -> None:
+    for attribute, name in (
+        ("patient_id", "patient ids"),
+        ("study_uid", "study ids"),
+        ("frame_of_reference", "frame of reference ids"),
+    ):
+        count = len({getattr(instance, attribute) for instance in instances})
+        if count > 1:
+            raise SeriesRejected(f"the files of one series have {count} different {name}")
+
+
+def check_decoders(instances: list[Instance]) -> None:
+    """Check that a decoder is installed for compressed pixels, before a file is opened.
+
+    Raises:
+        SeriesRejected: there is none.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    for syntax in sorted({item.transfer_syntax for item in instances if is_compressed(item.transfer_syntax)}):
+        try:
+            available = get_decoder(UID(syntax)).is_available
+        except NotImplementedError:
+            available = False
+        if not available:
+            raise SeriesRejected(
+                f"compressed as {UID(syntax).name}, and no decoder for it is installed; most JPEG kinds "
+                "need pip install python-gdcm"
+            )
+
+
+def _check_one_grid(frames: list[Frame]) -> None:
+    """Check that all slices have a position, and the same size and pixel spacing."""
+    unplaced = [frame for frame in frames if frame.position is None or frame.orientation is None]
+    if unplaced:
+        raise SeriesRejected(
+            f"{len(unplaced)} of {len(frames)} slices have no position in the patient ({unplaced[0].name})"
+        )
+    if any(frame.spacing is None for frame in frames):
+        raise SeriesRejected("its slices have no pixel spacing")
+    sizes = [f"{columns}×{rows}" for rows, columns in (frame.shape for frame in frames)]
+    if len(set(sizes)) > 1:
+        raise SeriesRejected(f"slices of mixed sizes: {format_counts(sizes)} pixels")
+    spacings = np.array([frame.spacing for frame in frames])
+    if not (spacings > 0).all():
+        raise SeriesRejected("its pixel spacing is not positive")
+    if np.abs(spacings / spacings[0] - 1).max() * max(frames[0].shape) > MAX_SHEAR:
+        texts = ["×".join(f"{value:g}" for value in spacing) for spacing in spacings]
+        raise SeriesRejected(f"slices of mixed pixel spacings: {format_counts(texts)} mm")
+    for frame in frames:
+        check_orientation(np.asarray(frame.orientation), frame.name)
+
+
+def _sort_frames(
+    frames: list[Frame], instances: dict[str, Instance], pixels: PixelReader, ignored: list[str]
+) -> tuple[list[Frame], np.ndarray]:
+    """Return slices sorted along the normal and their positions on it, (N,) mm; the first of each duplicated slice."""
+    normal = slice_normal(np.asarray(frames[0].orientation))
+    positions = np.array([frame.position for frame in frames])
+    along = positions @ normal
+    kept: list[int] = []
+    duplicates: list[tuple[int, int]] = []
+    for index in np.argsort(along, kind="stable"):
+        last = kept[-1] if kept else None
+        if last is None or along[index] - along[last] > SAME_POSITION_MM:
+            kept.append(int(index))
+        elif np.abs(positions[index] - positions[last]).max() > 10 * SAME_POSITION_MM:
+            raise SeriesRejected(f"slices are side by side ({frames[last].name} and {frames[index].name})")
+        else:
+            duplicates.append((last, int(index)))
+    for first_index, second_index in duplicates:
+        first, second = frames[first_index], frames[second_index]
+        if not pixels.equal(first, second):
+            raise SeriesRejected(_duplicate_reason(frames, duplicates, instances[first.name], instances[second.name]))
+        ignored.append(f"{second.name} repeats {first.name}")
+    return [frames[index] for index in kept], along[kept]
+
+
+def _duplicate_reason(frames: list[Frame], duplicates: list[tuple[int, int]], first: Instance, second: Instance) -> str:
+    """Return why two slices at one position cannot be a copy of each other."""
+    if first.instance_uid == second.instance_uid and first.path != second.path:
+        return f"{first.name} and {second.name} share one SOPInstanceUID and differ in their pixels"
+    keys = [key for key in frames[0].acquisition if len({frame.acquisition.get(key) for frame in frames}) > 1]
+    differing = f" and different {', '.join(keys)}" if keys else ""
+    count = len({index for index, _ in duplicates})
+    return (
+        f"several acquisitions in one series: {count} positions occur more than once with different pixels{differing} "
+        f"({first.name} and {second.name}); export each as its own series"
+    )
+
+
+def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
+    """Return the distance between slices in mm."""
+    if len(frames) == 1:
+        step = frames[0].slice_spacing or frames[0].thickness
+        if not step:
+            raise SeriesRejected("a single slice without a thickness")
+        return step
+    steps = np.diff(along)
+    median = float(np.median(steps))
+    gaps = np.flatnonzero(steps > MIN_GAP * median)
+    if len(gaps):
+        first_gap = int(gaps[0])
+        count = round(float(steps[first_gap]) / median) - 1
+        missing = "a slice is missing" if count == 1 else f"{count} slices are missing"
+        more = f", and there are {len(gaps) - 1} more gaps" if len(gaps) > 1 else ""
+        raise SeriesRejected(
+            f"{missing} between {along[first_gap]:.2f} and {along[first_gap + 1]:.2f} mm along the slice normal "
+            f"({frames[first_gap].name} and {frames[first_gap + 1].name}){more}; the median step is {median:.4g} mm"
+        )
+    step = float(along[-1] - along[0]) / (len(along) - 1)
+    deviation = np.abs(along - np.linspace(along[0], along[-1], len(along))).max() / step
+    if deviation > MAX_UNEVENNESS:
+        raise SeriesRejected(f"uneven steps between slices, from {steps.min():.4g} to {steps.max():.4g} mm")
+    return step
+
+
+def _check_upright(frames: list[Frame], along: np.ndarray) -> None:
+    """Check that slices do not shift sideways: a tilted gantry gives a sheared volume."""
+    normal = slice_normal(np.asarray(frames[0].orientation))
+    positions = np.array([frame.position for frame in frames])
+    sideways = positions - positions[0] - np.outer(along - along[0], normal)
+    largest = float(np.linalg.norm(sideways, axis=1).max())
+    if largest > MAX_SHEAR * min(frames[0].spacing or (1.0,)):
+        angle = np.degrees(np.arctan2(np.linalg.norm(sideways[-1]), along[-1] - along[0]))
+        raise SeriesRejected(f"a tilted gantry: slices shift sideways by up to {largest:.3g} mm ({angle:.1f}°)")
+
+
+def _notes(instances: list[Instance], frames: list[Frame], step: float) -> list[str]:
+    notes = []
+    instance_numbers = {item.instance_number for item in instances if item.instance_number is not None}
+    if instance_numbers and len(instances) == len(frames) == len(instance_numbers):
+        if min(instance_numbers) > 1:
+            notes.append(f"instance numbers start at {min(instance_numbers)}: a slice at an end may be missing")
+        elif max(instance_numbers) - min(instance_numbers) + 1 > len(instance_numbers):
+            notes.append("instance numbers have gaps and positions do not: a slice at an end may be missing")
+    if any(instance.photometric == "MONOCHROME1" for instance in instances):
+        notes.append("MONOCHROME1: high values display dark; values are unchanged")
+    thickness = frames[0].thickness
+    if len(frames) == 1:
+        notes.append(f"a single slice, {step:g} mm thick")
+    elif thickness and abs(thickness / step - 1) > 0.05:
+        notes.append(f"slices are {thickness:.4g} mm thick and {step:.4g} mm apart")
+    return notes
+
+
+# Voxel values
+
+INT16 = np.iinfo(np.int16)
+
+
+def load_volume(slices: SliceStack, pixels: PixelReader) -> np.ndarray:
+    """Read a volume.
+
+    Args:
+        slices: the sorted slices.
+        pixels: decodes them.
+
+    Returns:
+        (X, Y, Z): columns, rows, slices. int16 if every slope and intercept is a whole number and all values fit, else
+        float32.
+
+    Raises:
+        SeriesRejected: a slice cannot be decoded, or has values that are not finite.
+        MaskfoldError: the volume does not fit into memory.
+    """
+    shape, frames = slices.grid.shape, slices.frames
+    check_declared_size(frames[0].path, math.prod(shape) * 8)
+    whole_numbers = all(frame.slope.is_integer() and frame.intercept.is_integer() for frame in frames)
+    volume = np.empty(shape, np.float32)
+    int16_volume = np.empty(shape, np.int16) if whole_numbers else None
+    # Read file after file, not slice after slice: the frames of an enhanced file are decoded together.
+    order = sorted(range(len(frames)), key=lambda z: (frames[z].name, frames[z].index))
+    for z in order:
+        frame = frames[z]
+        # float64 is exact for whole numbers below 2^53.
+        values = pixels.read(frame).T.astype(np.float64) * frame.slope + frame.intercept
+        if not np.isfinite(values).all():
+            raise SeriesRejected(f"{frame.name} has values that are not finite")
+        volume[:, :, z] = values
+        if int16_volume is not None:
+            if values.min() < INT16.min or values.max() > INT16.max or (values != np.rint(values)).any():
+                int16_volume = None
+            else:
+                int16_volume[:, :, z] = values
+    return volume if int16_volume is None else int16_volume
+
+
+class PixelReader:
+    """Decoder that caches the last file, because callers read the frames of one file in a row."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._array = np.empty((0, 0, 0))
+
+    def read(self, frame: Frame) -> np.ndarray:
+        """Return the stored values of a frame, (rows, columns), in the file's dtype.
+
+        Raises:
+            SeriesRejected: the file cannot be decoded, or differs from its header.
+        """
+        if self._path != frame.path:
+            self._path = None
+            self._array = decode_frames(frame.path, frame.name)
+            self._path = frame.path
+        if frame.index >= len(self._array) or self._array.shape[1:] != frame.shape:
+            raise SeriesRejected(
+                f"{frame.name} does not match its header: found {self._array.shape}, expected frame {frame.index + 1} "
+                f"of shape {frame.shape}"
+            )
+        return self._array[frame.index]
+
+    def equal(self, first: Frame, second: Frame) -> bool:
+        """Return whether two frames hold the same values."""
+        first_values = self.read(first).copy()
+        same_rescale = (first.slope, first.intercept) == (second.slope, second.intercept)
+        return same_rescale and np.array_equal(first_values, self.read(second))
+
+
+def decode_frames(path: Path, name: str) -> np.ndarray:
+    """Return all frames of a file, (frames, rows, columns).
+
+    Raises:
+        SeriesRejected: the file cannot be decoded, or does not fit into memory.
+    """
+    import pydicom
+
+    with reject_on_error(f"{name} cannot be decoded"):
+        dataset = pydicom.dcmread(path, force=True)
+        if not dataset.file_meta.get("TransferSyntaxUID"):  # an old file without preamble: never compressed
+            dataset.file_meta.TransferSyntaxUID = _uncompressed_syntax(*dataset.original_encoding)
+        frame_count = int(dataset.get("NumberOfFrames") or 1)
+        pixel_bytes = max(1, int(dataset.get("BitsAllocated") or 16) // 8) * int(dataset.get("SamplesPerPixel") or 1)
+        declared = math.prod((int(dataset.Rows), int(dataset.Columns), frame_count)) * pixel_bytes
+        check_declared_size(path, declared)
+        check_not_bomb(path, declared)
+        array = np.asarray(dataset.pixel_array)
+        return array.reshape(frame_count, *array.shape[array.ndim - 2 :]) if array.ndim < 3 else array
+
+
+def _uncompressed_syntax(implicit: bool | None, little: bool | None) -> Any:
+    """Return the transfer syntax of a file that does not declare one."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRBigEndian if little is False else ExplicitVRLittleEndian
+
+
+GZIP_LEVEL = 4  # twice as fast as the default 9, and hardly larger on noisy images
+
+
+def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
+    """Write a volume.
+
+    Args:
+        path: name.nii.gz; its folder is created.
+        array: (X, Y, Z) int16, float32 or uint8.
+        grid: gives sform and qform, both coded as scanner coordinates, in mm.
+
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    import nibabel
+
+    image = nibabel.Nifti1Image(array, grid.affine)
+    image.set_sform(grid.affine, code=1)
+    image.set_qform(grid.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_temp(path.parent, path.name)
+    temporary_path = make_temporary_path(path)
+    try:
+        # No name and no time in gzip's header: the same values give the same bytes.
+        with (
+            open_atomic(temporary_path, array.nbytes) as stream,
+            gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0) as compressor,
+        ):
+            image.to_stream(compressor)
+        os.replace(temporary_path, path)
+        sync_folder(path.parent)
+    finally:
+        temporary_path.unlink(missing_ok=True)
+
+
+# Voxel grids
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's x and y point left and back, NIfTI's right and front
+MAX_OFFSET = 0.1  # of a voxel, up to which two grids agree
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Voxel grid in the patient.
+
+    Attributes:
+        affine: 4×4 float64, voxel (x, y, z) to RAS mm.
+        shape: voxels along columns (X), rows (Y) and slices (Z).
+    """
+
+    affine: np.ndarray
+    shape: tuple[int, int, int]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along each axis."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    def __str__(self) -> str:
+        return f"{'×'.join(map(str, self.shape))} voxels of {'×'.join(f'{step:.4g}' for step in self.spacing)} mm"
+
+
+def slice_affine(
+    position: np.ndarray, orientation: np.ndarray, spacing: tuple[float, float], step: float
+) -> np.ndarray:
+    """Return the affine of parallel slices (PS3.3 C.7.6.2.1.1, then LPS to RAS as dcm2niix does).
+
+    Args:
+        position: (3,) mm, LPS: ImagePositionPatient of the first slice.
+        orientation: (6,) ImageOrientationPatient.
+        spacing: PixelSpacing: mm between rows, mm between columns.
+        step: mm from slice to slice along the normal.
+
+    Returns:
+        4×4 float64: (column, row, slice) to RAS mm.
+    """
+    row, column = orientation[:3], orientation[3:]
+    affine = np.eye(4)
+    affine[:3, 0] = row * spacing[1]
+    affine[:3, 1] = column * spacing[0]
+    affine[:3, 2] = slice_normal(orientation) * step
+    affine[:3, 3] = position
+    return LPS_TO_RAS @ affine
+
+
+def slice_normal(orientation: np.ndarray) -> np.ndarray:
+    """Return the unit normal (3,) of the slices."""
+    normal = np.cross(orientation[:3], orientation[3:])
+    return normal / np.linalg.norm(normal)
+
+
+def check_orientation(orientation: np.ndarray, name: str) -> None:
+    """Check that the two direction cosines have length 1 and are orthogonal.
+
+    Raises:
+        SeriesRejected: they are not.
+    """
+    row, column = orientation[:3], orientation[3:]
+    if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 1e-3:
+        cosines = ", ".join(f"{value:g}" for value in orientation)
+        raise SeriesRejected(f"{name} has an invalid orientation: found {cosines}, expected orthogonal unit vectors")
+
+
+def resample_onto(grid: Grid, affine: np.ndarray, points: np.ndarray, extent: tuple[int, int, int]) -> np.ndarray:
+    """Map voxels of another grid to the voxels of a grid, without interpolation.
+
+    The other grid may have permuted or flipped axes and may cover another part of the patient; its voxel centres must
+    coincide with those of `grid`.
+
+    Args:
+        grid: the image's.
+        affine: 4×4, the other grid's voxels to RAS mm.
+        points: (N, 3) int, voxels of the other grid.
+        extent: the other grid's shape; an axis of one voxel has no direction of its own.
+
+    Returns:
+        (N, 3) int64, voxels of `grid`.
+
+    Raises:
+        SeriesRejected: the grids differ by more than a tenth of a voxel, or a point is outside `grid`.
+    """
+    exact = np.linalg.inv(grid.affine) @ affine
+    rotation = np.round(exact[:3, :3]).astype(np.int64)
+    offset = np.round(exact[:3, 3]).astype(np.int64)
+    used_axes = [axis for axis in range(3) if extent[axis] > 1]
+    for axis in range(3):
+        if axis not in used_axes:
+            rotation[:, axis] = 0
+    if (
+        any(np.abs(rotation[:, axis]).sum() != 1 for axis in used_axes)
+        or np.abs(rotation).sum(axis=1).max(initial=0) > 1
+    ):
+        raise SeriesRejected("its voxels differ from the image's in size or direction")
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in extent], indexing="ij")).reshape(3, -1)
+    distance = np.abs(exact[:3, :3] @ corners + exact[:3, 3:] - rotation @ corners - offset[:, None]).max()
+    if not distance <= MAX_OFFSET:
+        raise SeriesRejected(f"its voxels are shifted by up to {distance:.2g} voxels from the image's")
+    voxels = points @ rotation.T + offset
+    outside = int(((voxels < 0) | (voxels >= np.array(grid.shape))).any(axis=1).sum())
+    if outside:
+        raise SeriesRejected(f"{outside:,} of its labelled voxels are outside the image")
+    return voxels

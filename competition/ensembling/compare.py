@@ -1,0 +1,246 @@
+"""Compare the out-of-fold masks of two runs with the truth, case by case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import isnan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from competition.config.competition import Competition
+from competition.config.postprocess import PostprocessConfig
+from competition.data.masks import load_instances, load_mask
+from competition.ensembling.ensemble import case_rows
+from competition.errors import MaskfoldError
+from competition.metrics.bootstrap import PLAIN_MEAN, PairedDifference, mean_score_per_case, paired_difference
+from competition.metrics.scoring import IGNORE_LABEL, score_case, split_classes
+from competition.metrics.surface import hd95, surface_dice
+from competition.postprocessing.pipeline import CasePrediction, postprocess
+from competition.postprocessing.tuning import load_tuning
+from competition.runs.blend import check_same_competition
+from competition.runs.oof import OofPredictions
+from competition.runs.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MEASURES = ("score", "dice", "surface_dice", "hd95")
+BEST_VALUES = {"dice": 1.0, "surface_dice": 1.0, "hd95": 0.0}  # values of a class that is correctly predicted as absent
+ProgressWrapper = Callable[[Iterator[Any], int], Iterator[Any]]
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One of the two runs.
+
+    Attributes:
+        run: the run.
+        oof: its out-of-fold predictions.
+        settings: the post-processing of its masks.
+        description: of the post-processing, for the report.
+    """
+
+    run: Run
+    oof: OofPredictions
+    settings: PostprocessConfig
+    description: str
+
+    @classmethod
+    def from_run(cls, run: Run) -> ComparedRun:
+        """Return the run with the post-processing that its expected score is based on."""
+        settings = run.exp.postprocess
+        own = "the steps of its YAML" if settings.steps or settings.number else "no post-processing"
+        if not settings.tune:
+            return cls(run, OofPredictions(run), settings, own)
+        tuned = load_tuning(run)
+        if tuned is None:
+            return cls(run, OofPredictions(run), settings, f"{own} (not tuned yet; `maskfold submit` tunes it)")
+        if not tuned.kept:
+            return cls(
+                run, OofPredictions(run), tuned.settings, f"{own}, since the gain of tuned steps was within its noise"
+            )
+        return cls(
+            run,
+            OofPredictions(run),
+            tuned.settings,
+            f"the steps tuned on these cases (optimistic: {tuned.after:.4f}, nested {tuned.nested:.4f})",
+        )
+
+    @property
+    def name(self) -> str:
+        """Experiment and hash, such as `hippocampus-unet3d/2cb50ff146c0`."""
+        return f"{self.run.name}/{self.run.folder.name}"
+
+    def predict(self, row: Any) -> CasePrediction:
+        """Return the masks of a case."""
+        return postprocess(self.oof.read(row.id), self.run.exp.competition, self.settings, row)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs on the cases that both predicted.
+
+    Attributes:
+        a: the first run.
+        b: the second run.
+        tables: of each run, a row per case and class: id, fold, class, score (the competition's metric), dice,
+            surface_dice, hd95 (mm), tp, fp, fn.
+        rows: rows of the case table by id.
+        differences: b − a, by measure and class; those over all classes have no class.
+        notes: caveats for the reader.
+    """
+
+    a: ComparedRun
+    b: ComparedRun
+    tables: tuple[pd.DataFrame, pd.DataFrame]
+    rows: dict[str, Any]
+    differences: list[PairedDifference]
+    notes: list[str]
+
+    @property
+    def comp(self) -> Competition:
+        """The competition."""
+        return self.a.run.exp.competition
+
+    def most_changed(self, count: int) -> list[tuple[str, float]]:
+        """Return cases and the change of their score (b − a, mean over classes), largest change first.
+
+        By the competition's metric; by Dice for a case without a score. Cases without a change are omitted.
+        """
+        change = mean_score_per_case(self.tables[1]) - mean_score_per_case(self.tables[0])
+        dice = mean_score_per_case(self.tables[1].assign(score=self.tables[1]["dice"])) - mean_score_per_case(
+            self.tables[0].assign(score=self.tables[0]["dice"])
+        )
+        change = change.fillna(dice).dropna()
+        order = change.abs().sort_values(ascending=False, kind="stable").index
+        return [(str(case), float(change[case])) for case in order if change[case] != 0][:count]
+
+    def table(self) -> pd.DataFrame:
+        """Return a row per case and class, with each measure of both runs and its difference."""
+        a, b = self.tables
+        joined = a[["id", "class"]].assign(fold_a=a["fold"], fold_b=b["fold"])
+        for measure in MEASURES:
+            joined[f"{measure}_a"], joined[f"{measure}_b"] = a[measure], b[measure]
+            joined[f"{measure}_difference"] = b[measure] - a[measure]
+        return joined
+
+
+def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda rows, _: rows) -> Comparison:
+    """Compare two runs on the cases that both predicted out of fold; one case in memory at a time.
+
+    Masks have each run's own post-processing. If a class is not in the truth and only one of the runs predicts it, the
+    other run gets the best value; if neither predicts it, the pair is omitted.
+
+    Args:
+        run_a: the first run.
+        run_b: the second.
+        watch: wraps the cases; receives the iterator and the number of cases.
+
+    Raises:
+        MaskfoldError: the runs differ in competition or data, or share no case; or a file is damaged.
+    """
+    import pandas as pd
+
+    check_same_competition([run_a, run_b], "Compare runs of one competition.", "Name two runs.")
+    sides = ComparedRun.from_run(run_a), ComparedRun.from_run(run_b)
+    shared = [case for case in sides[0].oof.fold_of if case in sides[1].oof.fold_of]
+    _check_same_data(run_a, run_b, shared)
+    comp = run_a.exp.competition
+    rows = {row.id: row for row in case_rows(run_a.cases[run_a.cases["id"].isin(shared)])}
+    scores: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for row in watch(iter(rows.values()), len(rows)):
+        for side_scores, side, case_scores in zip(scores, sides, _score_case(sides, row, comp), strict=True):
+            side_scores.extend({"id": row.id, "fold": side.oof.fold_of[row.id], **score} for score in case_scores)
+    tables = pd.DataFrame(scores[0]), pd.DataFrame(scores[1])
+    return Comparison(*sides, tables, rows, _differences(tables, run_a), _notes(sides, shared))
+
+
+def _score_case(
+    sides: tuple[ComparedRun, ComparedRun], row: Any, comp: Competition
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the score rows of one case, by class, of both runs."""
+    truth = load_mask(comp, row)
+    objects = load_instances(comp, row) if comp.instances else None
+    spacing = json.loads(row.spacing)
+    class_masks = split_classes(truth, comp)
+    scores = []
+    for side in sides:
+        prediction = side.predict(row)
+        side_scores = score_case(prediction.masks, truth, comp, spacing, objects, prediction.objects)
+        for index, score in enumerate(side_scores):
+            mask = prediction.masks[index] & (truth[0 if comp.labels == "exclusive" else index] != IGNORE_LABEL)
+            score["surface_dice"] = surface_dice(mask, class_masks[index], spacing, comp.metric.tolerance_mm)
+            score["hd95"] = hd95(mask, class_masks[index], spacing) if not isnan(score["dice"]) else float("nan")
+        scores.append(side_scores)
+    for score_a, score_b in zip(*scores, strict=True):
+        if isnan(score_a["dice"]) and not isnan(score_b["dice"]):
+            score_a.update(BEST_VALUES)
+        elif isnan(score_b["dice"]) and not isnan(score_a["dice"]):
+            score_b.update(BEST_VALUES)
+    return scores[0], scores[1]
+
+
+def _differences(tables: tuple[pd.DataFrame, pd.DataFrame], run: Run) -> list[PairedDifference]:
+    comp, seed = run.exp.competition, run.exp.seeds[0]
+    groups = dict(zip(run.cases["id"], run.cases["group"], strict=True)) if comp.group else None
+    classes = comp.classes if len(comp.classes) > 1 else []
+    score_is_dice = all(np.array_equal(table["score"], table["dice"], equal_nan=True) for table in tables)
+    score_is_dice &= comp.metric.average == "case_class"
+    return [
+        paired_difference(
+            *tables,
+            measure,
+            comp.metric if measure == "score" else PLAIN_MEAN,
+            cls,
+            groups,
+            seed,
+            lower_is_better=measure == "hd95",
+        )
+        for measure in MEASURES
+        if measure != "dice" or not score_is_dice
+        for cls in ("", *classes)
+    ]
+
+
+def _check_same_data(run_a: Run, run_b: Run, shared: list[str]) -> None:
+    """Check that the runs share cases, and that these have not changed between them."""
+    hashes = [dict(zip(run.cases["id"], run.cases["hash"], strict=True)) for run in (run_a, run_b)]
+    for case in hashes[0].keys() & hashes[1].keys():
+        if hashes[0][case] != hashes[1][case]:
+            raise MaskfoldError(
+                f"The images or masks of case {case} differ between {run_a.folder} and {run_b.folder}.",
+                "Compare runs on the same data.",
+                status=2,
+            )
+    if not shared:
+        raise MaskfoldError(
+            f"{run_a.folder} and {run_b.folder} have no out-of-fold case in common.",
+            "Finish the same folds of each run, or name other runs.",
+            status=2,
+        )
+
+
+def _notes(sides: tuple[ComparedRun, ComparedRun], shared: list[str]) -> list[str]:
+    notes = [f"{letter}: {side.name}; masks with {side.description}" for letter, side in zip("AB", sides, strict=True)]
+    counts = [len(side.oof.fold_of) for side in sides]
+    if counts != [len(shared)] * 2:
+        notes.append(f"A predicted {counts[0]} cases and B {counts[1]}; the {len(shared)} shared cases are compared")
+    partitions = [
+        {
+            frozenset(case for case in shared if side.oof.fold_of[case] == fold)
+            for fold in {side.oof.fold_of[case] for case in shared}
+        }
+        for side in sides
+    ]
+    if partitions[0] != partitions[1]:
+        notes.append(
+            "the folds differ: the two networks of a case were trained on different cases, which contributes to the "
+            "difference"
+        )
+    metrics = [side.run.exp.competition.metric for side in sides]
+    if metrics[0] != metrics[1]:
+        notes.append("the metrics differ: A's metric is used")
+    return notes

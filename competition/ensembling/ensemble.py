@@ -1,0 +1,222 @@
+"""The networks of finished runs, and their joint prediction of new cases."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from competition.data.cache import PreprocessedCase, get_or_build
+from competition.data.image_types import Image
+from competition.data.preprocessing import preprocess_case, write_image
+from competition.errors import MaskfoldError
+from competition.inference.predict import Prediction, device_context, predict_case_with_presence
+from competition.runs.blend import Ensemble, WeightedMean
+from competition.runs.find import list_finished_members
+from competition.runs.run import CACHE_FOLDER, PLAIN_WEIGHTS, FoldResult, Run
+
+# Weights of more bytes do not stay in memory: the networks are read again for each case.
+MAX_WEIGHT_BYTES_IN_MEMORY = 2**32
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of one member.
+
+    Attributes:
+        path: the file.
+        fold: its fold; -1 is the fit on all cases.
+        seed: index of its seed in the experiment's seeds.
+        sha256: of the file, hexadecimal.
+        size: bytes.
+    """
+
+    path: Path
+    fold: int
+    seed: int
+    sha256: str
+    size: int
+
+
+def run_checkpoints(run: Run) -> list[Checkpoint]:
+    """Return the weights of a run's finished members.
+
+    Raises:
+        MaskfoldError: a file is missing.
+    """
+    members = []
+    for fold, seed in list_finished_members(run):
+        folder = run.member_folder(fold, seed)
+        result = FoldResult.read(folder)
+        path = folder / (result.weights if result is not None else PLAIN_WEIGHTS)
+        try:
+            with open(path, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise MaskfoldError(
+                f"Cannot read the weights {path}: {error.strerror}.",
+                f"Copy the file back, or delete {folder} and run the fold again.",
+            ) from error
+        members.append(Checkpoint(path, fold, seed, digest, path.stat().st_size))
+    return members
+
+
+@dataclass(frozen=True)
+class InMemoryCase:
+    """An image in memory, used in place of a row of the case table.
+
+    Attributes:
+        id: its name in error messages.
+        image: the image.
+    """
+
+    id: str
+    image: Image
+
+
+class EnsemblePredictor:
+    """Predicts cases with all members of all runs of an ensemble.
+
+    Memory holds one case's probabilities, the weighted sum, one batch of windows, and up to
+    `MAX_WEIGHT_BYTES_IN_MEMORY` of weights, independent of the number of runs and cases. All weights are loaded once
+    at the start, so that a damaged file is reported before the long prediction.
+
+    Args:
+        ensemble: the runs and their weights.
+        row: a case that sets the number of channels: a row of the case table, or `InMemoryCase`.
+        trust: additional packages that `target` may name.
+        scratch: the folder in which cases are preprocessed; its content is deleted afterwards.
+
+    Raises:
+        MaskfoldError: a file of weights is missing, damaged or does not fit; the case cannot be preprocessed.
+    """
+
+    def __init__(self, ensemble: Ensemble, row: Any, trust: tuple[str, ...] = (), scratch: Path = CACHE_FOLDER) -> None:
+        self.comp, self.scratch = ensemble.comp, scratch
+        self.checkpoints = {str(run.folder): run_checkpoints(run) for run in ensemble.runs}
+        size = sum(checkpoint.size for members in self.checkpoints.values() for checkpoint in members)
+        # Before any network is loaded, since the disk may be full or the image damaged.
+        channels = {str(run.folder): count_channels(row, run, scratch) for run, _ in ensemble.active[:1]}
+        self.weighted_runs: list[tuple[Any, float]] = []
+        for run, weight in ensemble.active:
+            folder = str(run.folder)
+            if folder not in channels:
+                channels[folder] = count_channels(row, run, scratch)
+            networks = _RunNetworks(
+                run, self.checkpoints[folder], channels[folder], size <= MAX_WEIGHT_BYTES_IN_MEMORY, trust
+            )
+            self.weighted_runs.append((networks, weight))
+
+    def probabilities(self, row: Any) -> np.ndarray[Any, Any]:
+        """Return the probabilities of one case, (P, *file shape) float16.
+
+        Args:
+            row: a row of the case table, or `InMemoryCase`.
+
+        Raises:
+            MaskfoldError: the case cannot be read or predicted, or its number of channels differs from the first case.
+        """
+        return self.predict(row).probabilities
+
+    def predict(self, row: Any) -> Prediction:
+        """Return probabilities and presence of one case; see `probabilities`."""
+        mean = WeightedMean(self.comp)
+        for networks, weight in self.weighted_runs:
+            with _preprocessed(row, networks.run, self.scratch) as case:
+                prediction = networks.predict(case)
+                mean.add(prediction.probabilities, weight)
+                mean.add_presence(prediction.presence, weight)
+        return Prediction(mean.result(), mean.presence)
+
+
+def count_channels(row: Any, run: Run, scratch: Path) -> int:
+    """Return the number of channels of a case after preprocessing for a run."""
+    with _preprocessed(row, run, scratch) as case:
+        return int(case.image.shape[0])
+
+
+class _RunNetworks:
+    """The networks of one run, on its device."""
+
+    def __init__(
+        self, run: Run, checkpoints: Sequence[Checkpoint], channels: int, in_memory: bool, trust: tuple[str, ...]
+    ) -> None:
+        from competition.models.build import build_network
+
+        self.run, self.checkpoints, self.channels = run, checkpoints, channels
+        self.device_context = device_context(run.exp)
+        self._build = lambda: build_network(run.exp, channels * (run.exp.patch.slices or 1), trust, pretrained=False)
+        self.networks: list[Any] = []
+        reused = None
+        for checkpoint in checkpoints:
+            network = self._load(checkpoint, reused)
+            if in_memory:
+                self.networks.append(network)
+            else:
+                reused = network
+
+    def predict(self, case: PreprocessedCase) -> Prediction:
+        if (channels := case.image.shape[0]) != self.channels:
+            raise MaskfoldError(
+                f"Channels of case {case.id}: found {channels}, expected {self.channels}.",
+                "Give images like the first one, or set prepare.channels to grey or rgb before training.",
+            )
+        if self.networks:
+            return predict_case_with_presence(
+                self.networks, case, self.run.exp, self.device_context.device, self.device_context.autocast
+            )
+        mean, network, weight = WeightedMean(self.run.exp.competition), None, 1 / len(self.checkpoints)
+        for checkpoint in self.checkpoints:
+            network = self._load(checkpoint, network)
+            prediction = predict_case_with_presence(
+                [network], case, self.run.exp, self.device_context.device, self.device_context.autocast
+            )
+            mean.add(prediction.probabilities, weight)
+            mean.add_presence(prediction.presence, weight)
+        return Prediction(mean.result(), mean.presence)
+
+    def _load(self, checkpoint: Checkpoint, network: Any = None) -> Any:
+        from competition.runs.checkpoint import load_weights
+
+        network = network if network is not None else self._build()
+        load_weights(network, checkpoint.path)
+        return network.to(self.device_context.device).eval()
+
+
+@contextmanager
+def _preprocessed(row: Any, run: Run, scratch: Path) -> Iterator[PreprocessedCase]:
+    """Preprocess a case in a folder that is deleted afterwards, since a test set may be larger than the disk."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".test-", dir=scratch))
+    try:
+        if isinstance(row, InMemoryCase):
+            yield PreprocessedCase.open(
+                get_or_build(folder, "loose", lambda target: write_image(target, row.image, run.exp, row.id))
+            )
+        else:
+            yield PreprocessedCase.open(preprocess_case(row, run.exp, folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def case_rows(table: Any) -> list[SimpleNamespace]:
+    """Return the rows of a case table as plain objects."""
+    return [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
+
+
+def list_slices(row: Any) -> list[tuple[str, str]] | None:
+    """Return (text of {z}, path) of a stack's slices in order; None for a case that is a single file."""
+    texts = json.loads(row.slices)
+    if texts is None:
+        return None
+    paths = next(iter(json.loads(row.images).values()))
+    return list(zip(texts, paths, strict=True))

@@ -1,0 +1,29 @@
+"""The exception for errors that a user can fix: what is wrong, and a hint."""
+
+
+class MaskfoldError(Exception):
+    """An error that the user can fix.
+
+    Args:
+        wrong: one sentence that says what is wrong, with the file, the row and the id.
+        cure: one sentence that says what to do.
+        status: the exit status of the command line: 1 the work failed, 2 invalid arguments or YAML.
+
+    Example:
+        >>> str(MaskfoldError("a.png cannot be read.", "Replace the file."))
+        'a.png cannot be read. Replace the file.'
+    """
+
+    def __init__(self, wrong: str, cure: str, *, status: int = 1) -> None:
+        super().__init__(f"{wrong} {cure}")
+        self.wrong = wrong
+        self.cure = cure
+        self.status = status
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return a constructor call with all attributes, so that the error survives pickling between processes."""
+        return _rebuild, (self.wrong, self.cure, self.status)
+
+
+def _rebuild(wrong: str, cure: str, status: int) -> MaskfoldError:
+    return MaskfoldError(wrong, cure, status=status)

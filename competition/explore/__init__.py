@@ -1,0 +1,125 @@
+"""Exploration of a competition's data before training: measure every case and list every fault, not only the first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from competition.config.competition import Competition
+from competition.data.duplicates import ImagePair
+from competition.errors import MaskfoldError
+from competition.explore.cases import measure_case
+from competition.explore.discovery import find_cases
+from competition.explore.findings import (
+    ChannelContrast,
+    DistributionShift,
+    assign_groups,
+    compare_cases,
+    find_shifts,
+    rank_contrasts,
+)
+from competition.explore.suggest import suggest_experiment
+from competition.explore.types import CaseStats, Finding, Findings
+
+__all__ = ["CaseStats", "Exploration", "Finding", "explore"]
+
+Progress = Callable[[Iterator[Any], int], Iterator[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Exploration:
+    """Result of an exploration.
+
+    Attributes:
+        comp: the competition.
+        cases: training, then test cases, each sorted by id; includes unreadable cases.
+        findings: faults and remarks.
+        pairs: near-duplicates, as indices of `cases`.
+        contrasts: channels, highest contrast first.
+        shifts: comparisons of training and test cases.
+        snippet: suggested sections of an experiment, in YAML.
+    """
+
+    comp: Competition
+    cases: list[CaseStats]
+    findings: list[Finding]
+    pairs: list[ImagePair]
+    contrasts: list[ChannelContrast]
+    shifts: list[DistributionShift]
+    snippet: str
+
+    @property
+    def faults(self) -> list[Finding]:
+        """Findings that stop `cv` or make its score wrong."""
+        return [finding for finding in self.findings if finding.severity == "fault"]
+
+    @property
+    def remarks(self) -> list[Finding]:
+        """Findings that may be intended."""
+        return [finding for finding in self.findings if finding.severity == "remark"]
+
+    def cases_of(self, split: str) -> list[CaseStats]:
+        """Return the cases of train or test."""
+        return [case for case in self.cases if case.split == split]
+
+    def undeclared_labels(self) -> dict[int, tuple[int, int]]:
+        """Return label values that belong to no class, with their number of cases and voxels."""
+        cases: Counter[int] = Counter(value for case in self.cases for value in case.undeclared_labels)
+        voxels: Counter[int] = Counter()
+        for case in self.cases:
+            voxels.update(case.undeclared_labels)
+        return {value: (cases[value], voxels[value]) for value in sorted(cases)}
+
+
+def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exploration:
+    """Read every case once, as `cv` does, with one case in memory at a time; continue after a fault.
+
+    Args:
+        comp: the competition; with `on_bad_case: skip` a bad case is a remark, because `cv` skips it.
+        progress: wraps the iterator of the cases, given their number, and shows the progress.
+
+    Raises:
+        MaskfoldError: the folder does not exist, or no image matches `train.images` (status 2).
+    """
+    findings = Findings(skip=comp.on_bad_case == "skip")
+    comp = comp.model_copy(update={"on_bad_case": "stop"})  # bad cases are measured as far as possible
+    files = {"train": find_cases(comp, "train", findings)}
+    if comp.test is not None:
+        try:
+            files["test"] = find_cases(comp, "test", findings)
+        except MaskfoldError as error:
+            findings.add_fault("files", "test", "", error)
+    ids = [(split, case_id) for split, (images, _) in files.items() for case_id in images]
+    cases = [
+        measure_case(comp, split, case_id, files[split][0][case_id], files[split][1].get(case_id), findings)
+        for split, case_id in progress(iter(ids), len(ids))
+    ]
+    for case in cases:
+        case.skipped = (case.split, case.id) in findings.skipped
+    if findings.skip and all(case.skipped for case in cases if case.split == "train"):
+        findings.add(
+            Finding(
+                "fault",
+                "files",
+                "train",
+                "",
+                "All training cases are skipped (on_bad_case: skip).",
+                "Correct the files or the competition's YAML.",
+            )
+        )
+    assign_groups(comp, cases, findings)
+    pairs = compare_cases(comp, cases, findings)
+    shifts = find_shifts(cases, findings)
+    contrasts = rank_contrasts([case for case in cases if case.split == "train"])
+    order = {"fault": 0, "remark": 1}
+    return Exploration(
+        comp,
+        cases,
+        sorted(findings.all, key=lambda finding: order[finding.severity]),
+        pairs,
+        contrasts,
+        shifts,
+        suggest_experiment(comp, cases, contrasts),
+    )

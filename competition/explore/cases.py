@@ -1,0 +1,386 @@
+"""Measurement of one case, read as `cv` reads it; unreadable parts become findings."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import Competition
+from competition.data.cases import ImagesByChannel, case_row, check_files_agree, label_files
+from competition.data.duplicates import make_thumbnail
+from competition.data.image_types import Header
+from competition.data.masks import IGNORED, load_instances, load_mask
+from competition.data.normalisation import GREY_WEIGHTS, convert_channels
+from competition.data.readers import load_image, read_header, read_labels
+from competition.errors import MaskfoldError
+from competition.explore.types import CaseStats, ChannelStats, Findings, TruthStats
+
+Masks = dict[str, Any]
+
+
+def measure_case(
+    comp: Competition, split: str, case_id: str, images: ImagesByChannel, masks: Masks | None, findings: Findings
+) -> CaseStats:
+    """Read and measure a case.
+
+    Args:
+        comp: the competition, with `on_bad_case: stop`.
+        split: train or test.
+        case_id: the id.
+        images: the case's images, from `discovery.find_cases`.
+        masks: the case's masks, from `discovery.find_cases`; None: no truth.
+        findings: receives each file or row that stops `cv`.
+    """
+    case = CaseStats(case_id, split, [path for channel in images.values() for path in _as_list(channel.files)])
+    checks = _Checks(findings, split, case_id)
+    matching_masks, row = masks, None
+    header = checks.run(
+        "image", lambda part: check_files_agree(comp, case_id, part, None), images, _each_channel(images)
+    )
+    if header is not None:
+        _add_header(case, header)
+        if masks is not None:
+            case.label_channels = _label_channels(comp, masks)
+            checked = checks.run(
+                "mask", lambda part: check_files_agree(comp, case_id, images, part), masks, _each_mask(masks)
+            )
+            matching_masks = None if checked is None else masks
+        row = checks.run(
+            "image", lambda part: SimpleNamespace(**case_row(comp, split, case_id, images, part)), matching_masks
+        )
+    image = None
+    if row is not None:
+        case.row, case.image_hash, case.hash = row, row.image_hash, row.hash
+        image = checks.run("image", lambda part: load_image(comp, part), row, _each_file(row))
+    mask = None
+    if masks is not None:
+        mask = _read_truth(case, comp, row if matching_masks is not None else None, masks, checks)
+    if image is not None:
+        _measure_image(case, comp, image.array, mask)
+    return case
+
+
+class _Checks:
+    """Runs the checks of `cv` on one case, and records their errors as findings."""
+
+    def __init__(self, findings: Findings, split: str, case_id: str) -> None:
+        self.findings, self.split, self.case_id = findings, split, case_id
+
+    def run(
+        self, kind: str, check: Callable[[Any], Any], whole: Any, parts: Iterable[Any] = (), skippable: bool = True
+    ) -> Any:
+        """Return `check(whole)`; if it raises, record the errors of all parts (or of the whole) and return None.
+
+        Args:
+            kind: kind of the findings.
+            check: the check.
+            whole: what to check.
+            parts: the parts of `whole`, to record each error and not only the first.
+            skippable: whether `cv` may skip the case because of the error.
+        """
+        try:
+            return check(whole)
+        except MaskfoldError as error:
+            whole_error = error
+        errors = []
+        for part in parts:
+            try:
+                check(part)
+            except MaskfoldError as error:
+                errors.append(error)
+        record = self.findings.add_bad_case if skippable else self.findings.add_fault
+        for case_error in errors or [whole_error]:
+            record(kind, self.split, self.case_id, case_error)
+        return None
+
+
+def _read_truth(
+    case: CaseStats, comp: Competition, row: SimpleNamespace | None, masks: Masks, checks: _Checks
+) -> np.ndarray | None:
+    """Return the mask (M, *spatial) on the image's grid and set `case.truth`.
+
+    A mask without a matching image is checked too, because it may have faults of its own; the result is then None.
+    """
+    has_image = row is not None
+    if not has_image and masks["kind"] == "labels":
+        row = _row_without_image(comp, case.id, masks)
+    if row is None:
+        return None
+    mask: np.ndarray | None = checks.run("mask", lambda part: load_mask(comp, part), row, _each_truth(row))
+    if mask is None and masks["kind"] == "labels":
+        case.undeclared_labels = count_undeclared_labels(comp, masks["files"])
+    if mask is None or not has_image:
+        return None
+    case.truth = checks.run("mask", lambda part: measure_truth(comp, part, mask, masks["kind"]), row, skippable=False)
+    return mask
+
+
+def count_undeclared_labels(comp: Competition, files: str | list[str]) -> dict[int, int]:
+    """Return the number of voxels of each label value that belongs to no class; unreadable files are ignored."""
+    declared = {0, comp.ignore, *(value for values in comp.class_values for value in values)}
+    counts: dict[int, int] = {}
+    for path in _as_list(files):
+        try:
+            labels, _ = read_labels(Path(comp.root) / path, comp.dimensions if isinstance(files, str) else 2)
+        except MaskfoldError:
+            continue
+        values, voxels = np.unique(labels, return_counts=True)
+        for value, count in zip(values.tolist(), voxels.tolist(), strict=True):
+            if value not in declared:
+                counts[value] = counts.get(value, 0) + count
+    return counts
+
+
+def _add_header(case: CaseStats, header: Header) -> None:
+    case.shape, case.spacing, case.dtype, case.channels = header.shape, header.spacing, header.dtype, header.channels
+    if header.affine is not None and len(header.shape) == 3:
+        from nibabel.orientations import aff2axcodes
+
+        case.orientation = "".join(code or "?" for code in aff2axcodes(header.affine))
+
+
+def _measure_image(case: CaseStats, comp: Competition, array: np.ndarray, mask: np.ndarray | None) -> None:
+    array = used_channels(array, comp, case.id)
+    is_foreground = is_valid = None
+    if mask is not None:
+        is_foreground = foreground_mask(mask)
+        is_valid = ~(mask == IGNORED).any(axis=0) if comp.ignore is not None else None
+    case.stats = measure_channels(array, channel_names(len(array), comp), is_foreground, is_valid)
+    case.is_colour = is_colour(array)
+    case.thumbnail = make_thumbnail(array)
+
+
+def _each_channel(images: ImagesByChannel) -> Iterator[ImagesByChannel]:
+    """Yield each channel together with the first, to check that it is readable and matches the first."""
+    first = next(iter(images))
+    for name, channel in images.items():
+        yield {first: images[first], name: channel} if name != first else {name: channel}
+
+
+def _each_file(row: SimpleNamespace) -> Iterator[SimpleNamespace]:
+    """Yield the row with each channel alone."""
+    for name, files in json.loads(row.images).items():
+        yield SimpleNamespace(**{**vars(row), "images": json.dumps({name: files})})
+
+
+def _each_mask(masks: Masks) -> Iterator[Masks]:
+    """Yield each file or row of the truth alone."""
+    if masks["kind"] == "classes":
+        yield from ({"kind": "classes", "files": {name: files}} for name, files in masks["files"].items())
+    elif masks["kind"] == "instances":
+        yield from (
+            {"kind": "instances", "files": {name: [path]}} for name, paths in masks["files"].items() for path in paths
+        )
+    elif masks["kind"] == "rle":
+        yield from ({**masks, "rows": [row]} for row in masks["rows"])
+
+
+def _each_truth(row: SimpleNamespace) -> Iterator[SimpleNamespace]:
+    for masks in _each_mask(json.loads(row.masks)):
+        yield SimpleNamespace(**{**vars(row), "masks": json.dumps(masks)})
+
+
+def _row_without_image(comp: Competition, case_id: str, masks: Masks) -> SimpleNamespace | None:
+    """Return a row with the shape of the label file itself, for a case without a matching image; None if unreadable."""
+    files = masks["files"]
+    try:
+        shape = _label_header(comp, files).shape
+    except MaskfoldError:
+        return None
+    if not isinstance(files, str):
+        shape = (*shape, len(files))
+    return SimpleNamespace(id=case_id, masks=json.dumps(masks), shape=json.dumps(shape))
+
+
+def _label_channels(comp: Competition, masks: Masks) -> int | None:
+    """Return the number of channels of the first label file; None without a readable one."""
+    for files in label_files(masks)[:1]:
+        try:
+            return _label_header(comp, files).channels
+        except MaskfoldError:
+            return None
+    return None
+
+
+def _label_header(comp: Competition, files: str | list[str]) -> Header:
+    return read_header(Path(comp.root) / _as_list(files)[0], comp.dimensions if isinstance(files, str) else 2, True)
+
+
+def _as_list(files: str | list[str]) -> list[str]:
+    return [files] if isinstance(files, str) else files
+
+
+# Intensities
+
+SAMPLE_SIZE = 2**18  # values per channel: enough for quantiles with an error of a thousandth of the range
+FOREGROUND_QUANTILES = (0.05, 0.95)  # exclude background pixels at the border of an imprecise mask
+COLOURS = ("red", "green", "blue")
+
+
+def used_channels(array: np.ndarray, comp: Competition, case_id: str) -> np.ndarray:
+    """Return the channels (C, *spatial) of `prepare.channels: keep`, which removes the alpha channel of 2D images."""
+    if comp.dimensions == 3:
+        return array
+    return convert_channels(array, "keep", isinstance(comp.train.images, str), case_id)
+
+
+def channel_names(count: int, comp: Competition) -> list[str]:
+    """Return the names of the channels: from the YAML, by colour, or by number."""
+    images = comp.train.images
+    if isinstance(images, dict) and len(images) == count:
+        return list(images)
+    if comp.dimensions == 2 and isinstance(images, str) and count == 3:
+        return list(COLOURS)
+    return ["image"] if count == 1 else [str(number) for number in range(count)]
+
+
+def is_colour(array: np.ndarray) -> bool:
+    """Return whether the image has three channels that differ."""
+    return len(array) == 3 and not (array == array[:1]).all()
+
+
+def measure_channels(
+    array: np.ndarray,
+    names: list[str],
+    is_foreground: NDArray[np.bool_] | None,
+    is_valid: NDArray[np.bool_] | None = None,
+) -> list[ChannelStats]:
+    """Measure each channel, and for colour images also the grey value of `prepare.channels: grey`.
+
+    Args:
+        array: (C, *spatial), finite.
+        names: names of the channels.
+        is_foreground: (*spatial) bool; None: unknown.
+        is_valid: (*spatial) bool, False where the truth is ignored; None: nothing is ignored.
+    """
+    stats = [
+        _measure_channel(name, channel, is_foreground, is_valid) for name, channel in zip(names, array, strict=True)
+    ]
+    if tuple(names) == COLOURS:
+        if is_colour(array):
+            grey = np.tensordot(np.array(GREY_WEIGHTS, np.float32), array.astype(np.float32), axes=1)
+            stats.append(_measure_channel("grey", grey, is_foreground, is_valid))
+        else:
+            stats.append(replace(stats[0], name="grey"))
+    return stats
+
+
+def _measure_channel(
+    name: str, channel: np.ndarray, is_foreground: NDArray[np.bool_] | None, is_valid: NDArray[np.bool_] | None
+) -> ChannelStats:
+    sample = subsample(channel.reshape(-1))
+    low, median, high = (float(value) for value in np.quantile(sample, (0.005, 0.5, 0.995)))
+    contrast = foreground_low = foreground_high = math.nan
+    if is_foreground is not None and is_foreground.any():
+        foreground = subsample(channel[is_foreground])
+        foreground_low, foreground_high = (float(value) for value in np.quantile(foreground, FOREGROUND_QUANTILES))
+        is_background = ~is_foreground if is_valid is None else ~is_foreground & is_valid
+        contrast = cohens_d(foreground, subsample(channel[is_background]))
+    return ChannelStats(
+        name,
+        float(channel.min()),
+        low,
+        median,
+        high,
+        float(channel.max()),
+        float(sample.mean()),
+        float(sample.std()),
+        contrast,
+        foreground_low,
+        foreground_high,
+    )
+
+
+def subsample(values: np.ndarray) -> NDArray[np.float64]:
+    """Return at most `SAMPLE_SIZE` evenly spaced values of a flat array as float64.
+
+    The step is odd, because an even step would sample only some columns of most images.
+    """
+    step = -(-values.size // SAMPLE_SIZE)
+    return values[:: step + (step % 2 == 0)].astype(np.float64)
+
+
+def cohens_d(foreground: NDArray[np.float64], background: NDArray[np.float64]) -> float:
+    """Return Cohen's d of two samples: the difference of their means over the root of their mean variance.
+
+    Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.3.
+    """
+    if not foreground.size or not background.size:
+        return math.nan
+    pooled_std = math.sqrt((float(foreground.var()) + float(background.var())) / 2)
+    return float(foreground.mean() - background.mean()) / pooled_std if pooled_std > 0 else math.nan
+
+
+# Truth
+
+
+def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> TruthStats:
+    """Count voxels and objects.
+
+    Args:
+        comp: the competition.
+        row: row of the case table.
+        mask: (M, *spatial) from `load_mask`.
+        kind: kind of the truth, see `competition.data.cases.find_masks`. If it has object labels, these are the
+            objects; else an object is a connected component of a class, as in `load_instances`.
+
+    Raises:
+        MaskfoldError: the objects cannot be read.
+    """
+    classes = class_layers(mask, comp)
+    instances = load_instances(comp, row) if kind in ("rle", "instances") else None
+    if instances is not None:
+        objects = instance_sizes(instances, classes)
+    else:
+        objects = [component_sizes(layer) for layer in classes]
+    is_foreground = foreground_mask(mask)
+    return TruthStats(
+        np.array([np.count_nonzero(layer) for layer in classes], np.int64),
+        int(np.count_nonzero(is_foreground)),
+        int(np.count_nonzero((mask == IGNORED).any(axis=0))),
+        is_foreground.size,
+        objects,
+    )
+
+
+def foreground_mask(mask: np.ndarray) -> NDArray[np.bool_]:
+    """Return the foreground (*spatial) of a mask (M, *spatial)."""
+    result: NDArray[np.bool_] = ((mask != 0) & (mask != IGNORED)).any(axis=0)
+    return result
+
+
+def class_layers(mask: np.ndarray, comp: Competition) -> list[NDArray[np.bool_]]:
+    """Return the mask (*spatial) of each class."""
+    if comp.labels == "overlapping":
+        return [channel == 1 for channel in mask]
+    return [mask[0] == number for number in range(1, len(comp.classes) + 1)]
+
+
+def component_sizes(layer: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Count the voxels of each connected component: 8 neighbours in 2D, 26 in 3D."""
+    import cc3d
+
+    if not layer.any():
+        return np.empty(0, np.int64)
+    # Contiguous uint8, because cc3d 4.1 gives wrong labels for some boolean arrays.
+    labels = cc3d.connected_components(
+        np.ascontiguousarray(layer).view(np.uint8), connectivity=8 if layer.ndim == 2 else 26
+    )
+    return np.bincount(labels[layer]).astype(np.int64)[1:]
+
+
+def instance_sizes(instances: NDArray[np.int32], layers: list[NDArray[np.bool_]]) -> list[NDArray[np.int64]]:
+    """Count the voxels of each labelled object, for the class that contains most of it."""
+    n_labels = int(instances.max(initial=0)) + 1
+    shares = np.array([np.bincount(instances[layer], minlength=n_labels)[:n_labels] for layer in layers])
+    shares[:, 0] = 0
+    owner, sizes = shares.argmax(axis=0), shares.max(axis=0)
+    return [sizes[(owner == index) & (sizes > 0)].astype(np.int64) for index in range(len(layers))]

@@ -1,0 +1,243 @@
+"""Find the files of each case with `competition.data.cases`, but record errors and continue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from competition.config.competition import Competition
+from competition.data.cases import ImagesByChannel, find_images, find_masks
+from competition.data.patterns import check_ids_differ_by_more_than_case, match_cases, match_files, matches_many_files
+from competition.errors import MaskfoldError
+from competition.explore.types import ErrorCollector, Findings
+from competition.io import read_csv
+
+LINE_PATTERN = re.compile(r", line (\d+): ")
+MAX_ATTEMPTS = 100  # attempts to read a table; each removes one unknown class or bad row
+
+
+def find_cases(
+    comp: Competition, split: str, findings: Findings
+) -> tuple[dict[str, ImagesByChannel], dict[str, dict[str, Any]]]:
+    """Find the images of every case and the truth of training cases; add errors to `findings` and continue.
+
+    Discovery only reads file names. After a duplicate id or ids that differ only in case, it therefore runs again on
+    temporary folders of empty files without these ids.
+
+    Args:
+        comp: the competition.
+        split: train or test.
+        findings: receives missing channels, masks and images, duplicate ids, and table rows without a case.
+
+    Returns:
+        Images and masks by id, from `find_images` and `find_masks` of `competition.data.cases`. A case may have no
+        truth.
+
+    Raises:
+        MaskfoldError: the folder does not exist, or no image matches the pattern (status 2).
+    """
+    try:
+        return _discover(comp, [comp], split, findings, set())
+    except MaskfoldError as error:
+        if error.status == 2:
+            raise
+        discovery_error = error
+    duplicate_ids = _find_duplicate_ids(comp, split, findings)
+    case_twins = _find_case_twins(comp, split, findings)
+    if not duplicate_ids and not case_twins:
+        raise discovery_error
+    with TemporaryDirectory() as folder:
+        roots = [Path(folder) / str(number) for number in range(1 + max(map(len, case_twins), default=0))]
+        _mirror_names(comp, split, duplicate_ids, roots[0])
+        for kept, root in enumerate(roots[1:]):
+            excluded = {case_id for ids in case_twins for index, case_id in enumerate(ids) if index != kept}
+            _mirror_names(comp, split, duplicate_ids | excluded, root)
+        copies = [comp.model_copy(update={"root": root}) for root in roots]
+        return _discover(comp, copies, split, findings, duplicate_ids)
+
+
+def _discover(
+    comp: Competition, copies: Sequence[Competition], split: str, findings: Findings, duplicate_ids: set[str]
+) -> tuple[dict[str, ImagesByChannel], dict[str, dict[str, Any]]]:
+    """Run discovery.
+
+    The first of `copies` has all files. If there are more, each contains one of the ids that differ only in case.
+    """
+    collector = ErrorCollector(comp)
+    images = _discover_images(copies[1:] or copies, split, collector)
+    masks: dict[str, dict[str, Any]] = {}
+    if split == "train":
+        try:
+            if comp.train.rle is None:
+                masks = find_masks(copies[0], images, collector)
+            else:
+                masks = _read_rows(comp, images, collector)
+        except MaskfoldError as error:
+            if comp.train.rle is None and error.status != 2:
+                raise  # two files have the same id
+            findings.add_fault("table" if comp.train.rle else "files", split, "", error)
+    for add, errors in ((findings.add_fault, collector.fatal_errors), (findings.add_bad_case, collector.errors)):
+        for case_id, case_error in errors:
+            is_row = comp.train.rle is not None and LINE_PATTERN.search(case_error.wrong)
+            # A duplicate id is already reported; its rows have no image only because it is excluded here.
+            if case_id not in duplicate_ids:
+                add("table" if is_row else "files", split, case_id, case_error)
+    return images, masks
+
+
+def _discover_images(
+    copies: Sequence[Competition], split: str, collector: ErrorCollector
+) -> dict[str, ImagesByChannel]:
+    """Return the images of all copies."""
+    images = find_images(copies[0], split, collector)
+    for copy in copies[1:]:
+        try:
+            images |= find_images(copy, split, collector)
+        except MaskfoldError as error:  # a copy in which no case has one of the channels
+            if error.status != 2:
+                raise
+    return {case_id: images[case_id] for case_id in sorted(images)}
+
+
+def _patterns(comp: Competition, split: str) -> Iterator[tuple[str, str]]:
+    """Yield key and pattern of each kind of file, as in discovery."""
+    section = comp.train if split == "train" else comp.test
+    images = section.images if section is not None else {}
+    masks = comp.train.masks if split == "train" and comp.train.masks is not None else {}
+    for key, patterns in ((f"{split}.images", images), ("train.masks", masks)):
+        if isinstance(patterns, str):
+            yield key, patterns
+        else:
+            is_named = len(patterns) > 1 or key == "train.masks"
+            yield from ((f"{key}.{name}" if is_named else key, pattern) for name, pattern in patterns.items())
+
+
+def _find_duplicate_ids(comp: Competition, split: str, findings: Findings) -> set[str]:
+    """Return ids with two files for one pattern; `cv` stops at them."""
+    root = Path(comp.root)
+    duplicate_ids: set[str] = set()
+    for key, pattern in _patterns(comp, split):
+        for case_id, paths in _all_files(root, pattern, key).items():
+            if len(paths) > 1 and not _allows_many_files(key, pattern):
+                with TemporaryDirectory() as folder:
+                    _touch(Path(folder), paths)
+                    duplicate_ids |= _failing(
+                        partial(match_cases, Path(folder), pattern, key), [case_id], split, findings
+                    )
+    return duplicate_ids
+
+
+def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[list[str]]:
+    """Return sets of ids that differ only in case; `cv` stops at them, but each can be measured."""
+    keys = [(key, pattern) for key, pattern in _patterns(comp, split) if key.startswith(f"{split}.images")]
+    by_folded: dict[str, set[str]] = {}
+    for key, pattern in keys:
+        for case_id in _all_files(Path(comp.root), pattern, key):
+            by_folded.setdefault(case_id.casefold(), set()).add(case_id)
+    sets = [sorted(ids) for ids in by_folded.values()]
+    return [
+        ids
+        for ids in sets
+        if _failing(partial(check_ids_differ_by_more_than_case, ids, f"{split}.images"), ids, split, findings)
+    ]
+
+
+def _allows_many_files(key: str, pattern: str) -> bool:
+    """Return whether a case may have many files; a `*` in an image's name does not mean that."""
+    return key.startswith("train.masks") and matches_many_files(pattern)
+
+
+def _failing(check: Callable[[], object], ids: list[str], split: str, findings: Findings) -> set[str]:
+    """Return the ids and add a fault if the check raises, else the empty set."""
+    try:
+        check()
+    except MaskfoldError as error:
+        findings.add_fault("files", split, ", ".join(ids), error)
+        return set(ids)
+    return set()
+
+
+def _all_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
+    """Return all files of each id; empty if nothing matches, which discovery reports."""
+    try:
+        return match_files(root, pattern, key)
+    except MaskfoldError:
+        return {}
+
+
+def _mirror_names(comp: Competition, split: str, excluded: set[str], folder: Path) -> None:
+    """Create empty files with the names of all files except those of the excluded ids."""
+    for key, pattern in _patterns(comp, split):
+        for case_id, paths in _all_files(Path(comp.root), pattern, key).items():
+            if case_id in excluded:
+                continue
+            _touch(folder, paths)
+            parent = pattern.replace("{id}", case_id).rpartition("/")[0]
+            if not paths and "*" not in parent:  # an empty folder of instances
+                (folder / parent).mkdir(parents=True, exist_ok=True)
+
+
+def _touch(folder: Path, paths: list[str]) -> None:
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+
+
+def _read_rows(
+    comp: Competition, images: dict[str, ImagesByChannel], collector: ErrorCollector
+) -> dict[str, dict[str, Any]]:
+    """Return the rows of each case; a row that stops discovery is recorded and blanked in a copy of the table.
+
+    Raises:
+        MaskfoldError: the whole table is invalid.
+    """
+    path, row_error = Path(comp.root) / str(comp.train.rle), None
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        current, table = comp, None
+        for _ in range(MAX_ATTEMPTS):
+            attempt = ErrorCollector(comp)
+            try:
+                all_masks = find_masks(current, images, attempt)
+            except MaskfoldError as error:
+                row_error = _with_original_path(error, copy, path)
+                if error.status == 2 or not LINE_PATTERN.search(error.wrong):
+                    raise row_error from error
+                table = _read_with_blank_lines(path) if table is None else table
+                _blank_rows(comp, table, row_error, collector)
+                table.to_csv(copy, index=False)
+                current = comp.model_copy(update={"train": comp.train.model_copy(update={"rle": str(copy)})})
+            else:
+                collector.errors += [(case_id, _with_original_path(e, copy, path)) for case_id, e in attempt.errors]
+                collector.reasons |= attempt.reasons
+                return {case_id: {**masks, "table": comp.train.rle} for case_id, masks in all_masks.items()}
+    raise row_error or ValueError("MAX_ATTEMPTS must be at least 1")
+
+
+def _read_with_blank_lines(path: Path) -> Any:
+    """Read the table with its blank lines, so that a copy has the same line numbers."""
+    table = read_csv(path, {})
+    return table.reindex(range(2, int(table.index.max()) + 1), fill_value="")
+
+
+def _blank_rows(comp: Competition, table: Any, error: MaskfoldError, collector: ErrorCollector) -> None:
+    """Blank the row of an error and all rows with the same class, and record an error for each."""
+    match = LINE_PATTERN.search(error.wrong)
+    line, column = int(match.group(1)) if match else 0, comp.train.columns.cls
+    lines = [line]
+    if column in table.columns:
+        lines = table.index[table[column] == table.at[line, column]].tolist()
+    for number in lines:
+        text = error.wrong.replace(f", line {line}: ", f", line {number}: ", 1)
+        name = str(table.at[number, comp.train.columns.id]) if comp.train.columns.id in table.columns else ""
+        collector.fatal_errors.append((name, MaskfoldError(text, error.cure)))
+    table.loc[lines] = ""
+
+
+def _with_original_path(error: MaskfoldError, copy: Path, path: Path) -> MaskfoldError:
+    """Return the error with the path of the original table."""
+    return MaskfoldError(error.wrong.replace(str(copy), str(path)), error.cure, status=error.status)

@@ -1,0 +1,477 @@
+"""Comparisons across cases: groups, copies, rare classes, mixed formats, contrasts, and train against test."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from competition.config.competition import Competition
+from competition.data.cases import group_values
+from competition.data.duplicates import (
+    ImagePair,
+    cluster_pairs,
+    duplicates_with_other_masks,
+    find_duplicates,
+    find_near_duplicates,
+)
+from competition.errors import MaskfoldError
+from competition.explore.cases import COLOURS
+from competition.explore.types import CaseStats, Finding, Findings
+from competition.text import format_count, format_listed_case, format_single_case, has_or_have, shorten_id
+
+# Groups
+
+GROUP_PATTERNS = (
+    r"^(.+)[_-][^_-]+$",  # all but the last part
+    r"^([A-Za-z]*[_-]?[0-9]+)[_-].+$",  # the part up to the first number
+)
+MAX_SHOWN_IDS = 5
+
+
+def assign_groups(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
+    """Set the group of each case, and add a fault for each training id without one.
+
+    Test cases may have no group, because `cv` does not require one.
+    """
+    for split in ("train", "test"):
+        by_id = {case.id: case for case in cases if case.split == split}
+        for case_id, group in _rule_values(comp, list(by_id), split, "group", findings).items():
+            by_id[case_id].group = group
+    _rule_values(comp, [case.id for case in cases if case.split == "train"], "train", "stratum", findings)
+    _find_shared_groups(cases, findings)
+    if comp.group is None:
+        _guess_rule(cases, findings)
+
+
+def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findings: Findings) -> dict[str, str]:
+    """Return the group (or stratum) of each id for which the rule gives one."""
+    if getattr(comp, key) is None or not ids:
+        return {}
+    try:
+        group_values(comp, [], key)
+    except MaskfoldError as error:  # the rule itself, or its table
+        findings.add_fault("group", "", "", error)
+        return {}
+    values: dict[str, str] = {}
+    pending = [ids]
+    while pending:  # bisection isolates the failing ids without one table lookup per id
+        batch = pending.pop()
+        try:
+            values.update(zip(batch, group_values(comp, batch, key) or [], strict=True))
+        except MaskfoldError as error:
+            if len(batch) > 1:
+                pending += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+            elif split == "train" and (split, batch[0]) not in findings.skipped:
+                findings.add_fault("group", split, batch[0], error)
+    return values
+
+
+def _find_shared_groups(cases: Sequence[CaseStats], findings: Findings) -> None:
+    """Find groups with training and test cases."""
+    members: dict[str, dict[str, list[str]]] = {}
+    for case in cases:
+        if case.group is not None:
+            members.setdefault(case.group, {"train": [], "test": []})[case.split].append(case.id)
+    for name, ids in sorted(members.items()):
+        if ids["train"] and ids["test"]:
+            findings.add_remark(
+                "group",
+                "",
+                ", ".join(limit_ids(ids["train"] + ids["test"])),
+                f"The group {name} is in train ({', '.join(limit_ids(ids['train']))}) and in test "
+                f"({', '.join(limit_ids(ids['test']))}).",
+                "Expect a better score on the test set than in cross-validation, which separates groups; "
+                "ask the host whether this is intended.",
+            )
+
+
+def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
+    """Add a remark if training ids share prefixes that form several groups."""
+    ids = [case.id for case in cases if case.split == "train"]
+    for rule in GROUP_PATTERNS:
+        matches = [re.match(rule, case_id) for case_id in ids]
+        if not ids or not all(matches):
+            continue
+        counts = Counter(match.group(1) for match in matches if match)
+        repeated = sum(count for count in counts.values() if count > 1)
+        if len(counts) >= 3 and len(counts) <= 0.8 * len(ids) and repeated >= 0.5 * len(ids):
+            example = next(name for name, count in counts.items() if count > 1)
+            findings.add_remark(
+                "group",
+                "train",
+                "",
+                f"The ids look grouped: `{rule}` gives {len(counts)} groups of {len(ids)} cases, such as {example} "
+                f"with {counts[example]}; competition.group is not set.",
+                f"If a group is one patient, film or slide, set competition.group to '{rule}'.",
+            )
+            return
+
+
+def limit_ids(ids: Sequence[str]) -> list[str]:
+    """Return the first ids, and the number of further ids."""
+    return list(ids) if len(ids) <= MAX_SHOWN_IDS else [*ids[:MAX_SHOWN_IDS], f"and {len(ids) - MAX_SHOWN_IDS} more"]
+
+
+# Copies, rare classes and mixed formats
+
+MIN_CLASS_CASES = 5  # fewer cases with a class cannot be in each of five folds
+
+
+def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> list[ImagePair]:
+    """Compare all cases and add findings.
+
+    Returns:
+        Near-duplicates as indices of `cases`, without identical files.
+    """
+    _find_copies(cases, findings)
+    pairs = [
+        pair
+        for pair in find_near_duplicates([case.thumbnail for case in cases])
+        if cases[pair.first].image_hash != cases[pair.second].image_hash
+    ]
+    for indices in cluster_pairs(pairs):
+        members = set(indices)
+        correlation = max(pair.correlation for pair in pairs if pair.first in members)
+        _add_near_duplicates([cases[index] for index in indices], correlation, findings)
+    _find_unusual_cases(comp, cases, findings)
+    _find_rare_classes(comp, cases, findings)
+    _find_mixed_formats(cases, comp, findings)
+    return pairs
+
+
+def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
+    """Find identical image files, as `cv` does, and also between train and test."""
+    import pandas
+
+    def to_table(cases: list[CaseStats]) -> pandas.DataFrame:
+        columns = {key: [getattr(case, key) for case in cases] for key in ("id", "image_hash", "hash")}
+        return pandas.DataFrame(columns, dtype=str)
+
+    readable = [case for case in cases if case.image_hash]
+    train = [case for case in readable if case.split == "train"]
+    files = {case.id: case.images[0] for case in train}
+
+    def listed(ids: list[str]) -> str:
+        return ", ".join(limit_ids([format_listed_case(case_id, files[case_id]) for case_id in ids]))
+
+    conflicts = duplicates_with_other_masks(
+        to_table([case for case in train if case.truth is not None and not case.skipped])
+    )
+    for ids in conflicts:
+        findings.add(
+            Finding(
+                "fault",
+                "conflict",
+                "train",
+                ", ".join(ids),
+                f"The cases {listed(ids)} have identical images but different masks.",
+                "Remove the cases with the wrong masks.",
+            )
+        )
+    for ids in find_duplicates(to_table(train)):
+        if ids not in conflicts:
+            findings.add_remark(
+                "duplicate",
+                "train",
+                ", ".join(ids),
+                f"The cases {listed(ids)} have identical images.",
+                "Remove all but one; otherwise folds keep them together.",
+            )
+    train_by_hash = {case.image_hash: case for case in train}
+    test_ids: dict[str, list[str]] = {}
+    for case in readable:
+        if case.split == "test":
+            test_ids.setdefault(case.image_hash, []).append(case.id)
+    for image_hash, ids in test_ids.items():
+        names = ", ".join(limit_ids([shorten_id(case_id) for case_id in ids]))
+        if image_hash in train_by_hash:
+            copy = train_by_hash[image_hash]
+            findings.add_remark(
+                "duplicate",
+                "",
+                ", ".join([copy.id, *ids]),
+                f"The test {'case' if len(ids) == 1 else 'cases'} {names} {has_or_have(len(ids))} the same image as "
+                f"the training case {format_listed_case(copy.id, copy.images[0])}.",
+                "The training set contains its truth, so the host's score will be optimistic; inform the host.",
+            )
+        elif len(ids) > 1:
+            findings.add_remark(
+                "duplicate",
+                "test",
+                ", ".join(ids),
+                f"The test cases {names} have identical images.",
+                "No action is needed; the host scores each of them.",
+            )
+
+
+def _add_near_duplicates(cases: list[CaseStats], correlation: float, findings: Findings) -> None:
+    """Add a remark about one cluster of near-duplicates."""
+    splits, groups = {case.split for case in cases}, {case.group for case in cases}
+    if splits == {"test"}:
+        cure = "No action is needed; the host scores each of them."
+    elif len(splits) > 1:
+        cure = "Inspect them; if they show the same object, the host's score will be optimistic."
+    elif groups != {None} and len(groups) == 1:
+        cure = "No action is needed; they are in one group, which folds keep together."
+    else:
+        cure = (
+            "Inspect them; if they show the same object, keep one or put all into one group (competition.group): "
+            "without a group, folds keep only identical files together."
+        )
+    names = ", ".join(limit_ids([format_listed_case(case.id, case.images[0]) for case in cases]))
+    split = next(iter(splits)) if len(splits) == 1 else ""
+    kind = f"{split} cases" if split else "train and test cases"
+    findings.add_remark(
+        "near-duplicate",
+        split,
+        ", ".join(case.id for case in cases),
+        f"The {kind} {names} look the same: the correlation of their thumbnails is "
+        f"{'up to ' if len(cases) > 2 else ''}{correlation:.3f}.",
+        cure,
+    )
+
+
+def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
+    """Find constant channels, label files with several channels, and fully ignored cases."""
+    for case in cases:
+        for channel in case.stats or []:
+            if channel.minimum == channel.maximum:
+                findings.add_remark(
+                    "image",
+                    case.split,
+                    case.id,
+                    f"The case {format_single_case(case.id, case.images[0])} has the constant value "
+                    f"{channel.minimum:g} in the channel {channel.name}.",
+                    "Inspect it; the network cannot learn from a constant image.",
+                )
+    multichannel = [case for case in cases if (case.label_channels or 1) > 1]
+    if multichannel:
+        first = multichannel[0]
+        findings.add_remark(
+            "mixed",
+            "train",
+            ", ".join(limit_ids([case.id for case in multichannel])),
+            f"The masks of {format_count(len(multichannel), 'case')} have {first.label_channels} channels (the first "
+            f"is {first.id}); equal channels are read as one.",
+            "No action is needed; a mask with one channel is smaller.",
+        )
+    for case in cases:
+        if case.truth is not None and case.truth.ignored == case.truth.total:
+            findings.add_remark(
+                "empty",
+                case.split,
+                case.id,
+                f"All pixels of the case {case.id} are ignored (label {comp.ignore}).",
+                "Inspect its mask; the network cannot learn from it.",
+            )
+
+
+def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
+    """Find empty masks, and classes that are rare or absent."""
+    cases = [case for case in cases if case.truth is not None and not case.skipped]
+    for case in cases:
+        if case.truth is not None and case.truth.foreground == 0:
+            findings.add_remark(
+                "empty",
+                "train",
+                case.id,
+                f"The mask of the case {format_single_case(case.id, case.images[0])} is empty.",
+                "Inspect the image; if it shows an object, its mask is missing.",
+            )
+    for index, name in enumerate(comp.classes):
+        ids = [case.id for case in cases if case.truth is not None and case.truth.voxels[index]]
+        if cases and not ids:
+            findings.add(
+                Finding(
+                    "fault",
+                    "class",
+                    "train",
+                    "",
+                    f"The class {name} is in none of the {format_count(len(cases), 'training case')} with readable "
+                    "truth.",
+                    "Correct competition.classes or competition.label_values.",
+                )
+            )
+        elif ids and len(ids) < MIN_CLASS_CASES:
+            findings.add_remark(
+                "class",
+                "train",
+                ", ".join(ids),
+                f"The class {name} is in only {len(ids)} of {format_count(len(cases), 'training case')}: "
+                f"{', '.join(ids)}.",
+                "Some folds will have no validation case with it; use fewer, stratified folds.",
+            )
+
+
+def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings: Findings) -> None:
+    """Find differing channels, dtypes and orientations."""
+    solution = "Set prepare.channels to grey or rgb." if comp.dimensions == 2 else "Remove or convert the other cases."
+    properties: list[tuple[str, Callable[[CaseStats], object], str]] = [
+        ("channels", _count_channels, f"`cv` stops at cases with different channels. {solution}"),
+        ("dtype", lambda case: case.dtype, "Check that all cases have one range of values, or use zscore intensities."),
+        ("orientation", lambda case: case.orientation, "Set prepare.orientation, which reorients all cases."),
+    ]
+    for name, get, cure in properties:
+        counts = Counter(value for case in cases if (value := get(case)) is not None)
+        if len(counts) > 1:
+            rarest = counts.most_common()[-1][0]
+            ids = [case.id for case in cases if get(case) == rarest]
+            listed = ", ".join(f"{value} in {count}" for value, count in counts.most_common())
+            findings.add_remark(
+                "mixed",
+                "",
+                ", ".join(limit_ids(ids)),
+                f"The cases differ in {name}: {listed}; the first with {rarest} is {ids[0]}.",
+                cure,
+            )
+
+
+def _count_channels(case: CaseStats) -> int | None:
+    return None if case.stats is None else len([channel for channel in case.stats if channel.name != "grey"])
+
+
+# Contrasts
+
+SIMILAR_RATIO = 0.99  # ratio to the best contrast above which channels count as similar
+
+
+@dataclass(frozen=True)
+class ChannelContrast:
+    """Contrast of one channel over all training cases with foreground and background.
+
+    Attributes:
+        name: name of the channel.
+        channel: index of the channel in `prepare.channels`; None for the grey value of colour images.
+        effect_size: median over cases of |Cohen's d|: 0.2 is small, 0.8 is large, above 2 a threshold nearly suffices.
+        brighter_share: share of the cases whose foreground is brighter than their background.
+        n_cases: number of cases.
+    """
+
+    name: str
+    channel: int | None
+    effect_size: float
+    brighter_share: float
+    n_cases: int
+
+
+def similar_contrasts(ranked: Sequence[ChannelContrast]) -> list[ChannelContrast]:
+    """Return the channels whose contrast is within 1 % of the best."""
+    return [contrast for contrast in ranked if contrast.effect_size >= SIMILAR_RATIO * ranked[0].effect_size]
+
+
+def rank_contrasts(cases: Sequence[CaseStats]) -> list[ChannelContrast]:
+    """Return the channels by contrast, best first; channels without a known contrast are omitted."""
+    contrasts: dict[str, list[float]] = {}
+    indices: dict[str, int] = {}
+    for case in cases:
+        for index, channel in enumerate(case.stats or []):
+            is_derived = channel.name == "grey" and index == len(COLOURS)
+            if not is_derived:
+                indices.setdefault(channel.name, index)
+            if not math.isnan(channel.contrast):
+                contrasts.setdefault(channel.name, []).append(channel.contrast)
+    ranked = [
+        ChannelContrast(
+            name,
+            indices.get(name),
+            median(map(abs, values)),
+            sum(value > 0 for value in values) / len(values),
+            len(values),
+        )
+        for name, values in contrasts.items()
+    ]
+    return sorted(ranked, key=lambda contrast: -contrast.effect_size)
+
+
+# Training against test cases
+
+SIGNIFICANCE = 0.01  # probability of any false alarm, divided by the number of measures
+MIN_DISTANCE = 0.3  # Kolmogorov-Smirnov distance below which a shift is too small to matter
+MIN_CASES = 5  # in each split
+
+
+@dataclass(frozen=True)
+class DistributionShift:
+    """Comparison of one measure between training and test cases.
+
+    Attributes:
+        measure: name of the measure.
+        train_median: median over training cases.
+        test_median: median over test cases.
+        distance: Kolmogorov-Smirnov distance, 0 to 1.
+        p_value: p-value of that distance.
+        significant: whether distance and p-value exceed the limits.
+    """
+
+    measure: str
+    train_median: float
+    test_median: float
+    distance: float
+    p_value: float
+    significant: bool
+
+
+def find_shifts(cases: Sequence[CaseStats], findings: Findings) -> list[DistributionShift]:
+    """Compare sizes, spacings and intensities, one value per case; add a remark for each significant difference."""
+    shifts = []
+    all_measures = get_measures(cases)
+    for name, get in all_measures.items():
+        values = {
+            split: [value for case in cases if case.split == split and (value := get(case)) is not None]
+            for split in ("train", "test")
+        }
+        if min(map(len, values.values())) >= MIN_CASES:
+            shifts.append(_compare(name, values["train"], values["test"], SIGNIFICANCE / len(all_measures)))
+    for shift in shifts:
+        if shift.significant:
+            if shift.test_median == shift.train_median:
+                change = "distributed differently"
+            else:
+                change = "greater" if shift.test_median > shift.train_median else "smaller"
+            findings.add_remark(
+                "shift",
+                "",
+                "",
+                f"The test cases differ from the training cases: their {shift.measure} is {change} "
+                f"(median {shift.test_median:.4g} against {shift.train_median:.4g}; Kolmogorov-Smirnov distance "
+                f"{shift.distance:.2f}, p = {shift.p_value:.1g}).",
+                "Expect a lower score on the test set than in cross-validation; stronger augmentation may help.",
+            )
+    return shifts
+
+
+def get_measures(cases: Sequence[CaseStats]) -> dict[str, Callable[[CaseStats], float | None]]:
+    """Return the measures to compare, as functions of a case by name."""
+    first = next((case for case in cases if case.shape is not None), None)
+    functions: dict[str, Callable[[CaseStats], float | None]] = {}
+    if first is None or first.shape is None:
+        return functions
+    for axis in range(len(first.shape)):
+        functions[f"size along axis {axis}"] = lambda case, axis=axis: case.shape and float(case.shape[axis])  # type: ignore[misc]
+        if any(case.spacing and case.spacing[axis] != 1 for case in cases):
+            functions[f"spacing along axis {axis}"] = lambda case, axis=axis: case.spacing and case.spacing[axis]  # type: ignore[misc]
+    for name in dict.fromkeys(channel.name for case in cases for channel in case.stats or []):
+        for label, key in (("brightness", "mean"), ("contrast", "std")):
+            functions[f"{label} of {name} ({key})"] = _channel_measure(name, key)
+    return functions
+
+
+def _channel_measure(name: str, key: str) -> Callable[[CaseStats], float | None]:
+    def get(case: CaseStats) -> float | None:
+        return next((float(getattr(channel, key)) for channel in case.stats or [] if channel.name == name), None)
+
+    return get
+
+
+def _compare(measure: str, train: list[float], test: list[float], max_p: float) -> DistributionShift:
+    from scipy.stats import ks_2samp
+
+    result = ks_2samp(train, test)
+    distance, p_value = float(result.statistic), float(result.pvalue)
+    return DistributionShift(
+        measure, median(train), median(test), distance, p_value, p_value < max_p and distance >= MIN_DISTANCE
+    )

@@ -1,0 +1,281 @@
+"""Suggested folds, preprocessing and patch size of a first experiment: a YAML snippet with reasons."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from competition.config.competition import Competition
+from competition.explore.findings import ChannelContrast, similar_contrasts
+from competition.explore.types import CaseStats, ChannelStats
+from competition.text import format_count, has_or_have, join_names, pixel_or_voxel
+
+STEP = 16  # four levels of a U-Net halve the patch four times
+MAX_PATCH_PIXELS = {2: 2**18, 3: 2**20}  # 512×512, about 101³
+# Training memory per pixel: four float32 convolutions of 32 channels at full size with norm and activation, plus a
+# third for the lower levels.
+BYTES_PER_PIXEL = 2048
+MAX_RESIZED_SIDE = 512  # longest side of a resized 2D image
+MAX_CHANNELS = 6  # channels named in a reason
+MAX_AIR_HU = -500  # only CT has integer values below it
+MAX_MEAN_RATIO = 5.0  # above this ratio of the cases' means, the cases have no common scale
+# Ratio to the finest axis above which an axis is coarse, as in nnU-Net (Isensee et al., Nature Methods 2021).
+ANISOTROPY = 3.0
+
+
+@dataclass(frozen=True)
+class SuggestedKey:
+    """One key of the snippet, with its value in YAML, the reason, and alternatives."""
+
+    key: str
+    value: str
+    reason: str
+    alternatives: tuple[str, ...] = ()
+
+
+def suggest_experiment(comp: Competition, cases: Sequence[CaseStats], contrasts: Sequence[ChannelContrast]) -> str:
+    """Suggest the sections `folds`, `prepare` and `patch` of an experiment.
+
+    Args:
+        comp: the competition.
+        cases: training and test cases.
+        contrasts: contrasts of the channels, see `findings.rank_contrasts`.
+
+    Returns:
+        YAML, which forms an experiment together with `competition`, `model` and `loss`. Empty without a readable
+        training case.
+    """
+    train = [case for case in cases if case.split == "train" and case.readable and not case.skipped]
+    if not train:
+        return ""
+    grid, shape = _grid(comp, train)
+    lines = [_folds(comp, train), *grid, *_intensity(comp, train), *_channels(comp, train, contrasts), _patch(shape)]
+    return _to_yaml(lines)
+
+
+def _to_yaml(lines: Sequence[SuggestedKey]) -> str:
+    """Return the snippet, with reasons and alternatives as comments."""
+    text, section = [], ""
+    for line in lines:
+        parent, _, key = line.key.rpartition(".")
+        if parent and parent != section:
+            text.append(f"{parent}:")
+        section = parent
+        indent = "  " if parent else ""
+        text.append(f"{indent}{key}: {line.value}".ljust(44) + f"  # {line.reason}")
+        text += [f"{indent}# or {alternative}" for alternative in line.alternatives]
+    return "\n".join(text) + "\n"
+
+
+def _folds(comp: Competition, train: Sequence[CaseStats]) -> SuggestedKey:
+    """Suggest the scheme and number of folds, by groups and rare classes."""
+    group_sizes = Counter(case.group or case.id for case in train)
+    is_grouped = comp.group is not None and len(group_sizes) < len(train)
+    k = max(2, min(5, len(group_sizes)))
+    truths = [case.truth for case in train if case.truth is not None]
+    shares = []
+    if truths:
+        shares = [float(np.mean([truth.voxels[index] > 0 for truth in truths])) for index in range(len(comp.classes))]
+    uneven = [f"{name} in {share:.0%}" for name, share in zip(comp.classes, shares, strict=False) if 0 < share < 0.95]
+    empty = sum(truth.foreground == 0 for truth in truths)
+    stratify = bool(uneven) or 0.02 < (empty / len(truths) if truths else 0) < 0.98
+    schemes = {(True, True): "stratified_group", (True, False): "group", (False, True): "stratified"}
+    scheme = schemes.get((is_grouped, stratify), "kfold")
+    if is_grouped:
+        reason = f"keeps {format_count(len(group_sizes), 'group')} of {format_count(len(train), 'case')} together"
+    else:
+        reason = f"{format_count(len(train), 'case')} without groups"
+    if uneven:
+        reason += "; not every case has every class: " + ", ".join(uneven[:3])
+    elif stratify:
+        reason += f"; {format_count(empty, 'mask')} {'is' if empty == 1 else 'are'} empty"
+    else:
+        reason += "; every case has every class" if truths else "; no truth could be read"
+    return SuggestedKey("folds", f"{{scheme: {scheme}, k: {k}}}", reason)
+
+
+def _grid(comp: Competition, train: Sequence[CaseStats]) -> tuple[list[SuggestedKey], list[int]]:
+    """Suggest orientation, spacing and size; also return the median shape of preprocessed cases."""
+    lines: list[SuggestedKey] = []
+    shapes, spacings = [case.shape or () for case in train], [case.spacing or () for case in train]
+    if comp.dimensions == 3 and all(case.orientation and "?" not in case.orientation for case in train):
+        codes = Counter(str(case.orientation) for case in train)
+        counts = ", ".join(f"{code} in {n}" for code, n in codes.most_common())
+        reason = "the orientation of all cases" if set(codes) == {"RAS"} else counts
+        lines.append(SuggestedKey("prepare.orientation", "RAS", reason))
+        orders = [_to_ras(str(case.orientation)) for case in train]
+        shapes = [tuple(shape[axis] for axis in order) for shape, order in zip(shapes, orders, strict=True)]
+        spacings = [tuple(mm[axis] for axis in order) for mm, order in zip(spacings, orders, strict=True)]
+    median_shape = [median(axis) for axis in zip(*shapes, strict=True)]
+    if comp.dimensions == 3:
+        target, reason = _spacing(spacings)
+        value = "null"
+        if target is not None:
+            value = f"[{', '.join(f'{mm:g}' for mm in target)}]"
+            sizes = [
+                [n * mm / new for n, mm, new in zip(shape, own, target, strict=True)]
+                for shape, own in zip(shapes, spacings, strict=True)
+            ]
+            median_shape = [median(axis) for axis in zip(*sizes, strict=True)]
+        size = _fit([round(n) for n in median_shape], MAX_PATCH_PIXELS[3])
+        alternative = f"resize: {size}   # one size for all cases, instead of spacing"
+        lines.append(SuggestedKey("prepare.spacing", value, reason, (alternative,)))
+    else:
+        lines.append(_resize(median_shape, shapes))
+    return lines, [round(n) for n in median_shape]
+
+
+def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) -> SuggestedKey:
+    """Suggest no resizing of 2D images, with resizing as an alternative."""
+    scale = min(1.0, MAX_RESIZED_SIDE / max(median_shape))
+    size = [_round_up(n * scale) for n in median_shape]
+    sides = sorted(max(shape) for shape in shapes)
+    extent = f"longer sides from {sides[0]} to {sides[-1]}" if sides[0] != sides[-1] else "all of one size"
+    return SuggestedKey(
+        "prepare.resize",
+        "null",
+        f"images keep their scale; {extent}",
+        (
+            f"resize: [{size[0]}, {size[1]}]   # one size for all images: for one large object per image",
+            f"long_side: {max(size)}   # smaller images with their aspect ratio",
+        ),
+    )
+
+
+def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None, str]:
+    """Suggest the median spacing; along a coarse axis the 10th percentile, to keep slices of finer cases (nnU-Net)."""
+    array = np.array(spacings)
+    if (array == 1).all():
+        return None, "all spacings are 1 mm or unknown"
+    medians = np.median(array, axis=0)
+    if float((np.abs(array / medians - 1)).max()) < 0.01:
+        spacing = "×".join(f"{mm:.3g}" for mm in medians)
+        return None, f"all cases have {spacing} mm, so no resampling is needed"
+    coarse = int(medians.argmax())
+    reason = "the median; spacings differ between cases"
+    if medians[coarse] >= ANISOTROPY * medians.min():
+        medians[coarse] = np.quantile(array[:, coarse], 0.1)
+        reason = f"the median; for axis {coarse}, which is much coarser, the 10th percentile"
+    return [float(f"{mm:.3g}") for mm in medians], reason
+
+
+def _intensity(comp: Competition, train: Sequence[CaseStats]) -> list[SuggestedKey]:
+    """Suggest a window around the foreground for CT, percentiles for outliers, else z-scores per case."""
+    readable = [case for case in train if case.stats]
+    channels = [case.stats[0] for case in readable if case.stats]  # the first channel of each case
+    is_ct = (
+        comp.dimensions == 3
+        and readable
+        and all(map(_has_integer_values, readable))
+        and median(channel.low for channel in channels) < MAX_AIR_HU
+    )
+    foregrounds = [channel for channel in channels if not math.isnan(channel.foreground_low)]
+    if is_ct and foregrounds:
+        low = median(channel.foreground_low for channel in foregrounds)
+        high = median(channel.foreground_high for channel in foregrounds)
+        half = max(1.0, (high - low) / 2)
+        level, width = 5 * round((low + high) / 10), max(10, 10 * math.ceil(4 * half / 10))
+        return [
+            SuggestedKey(
+                "prepare.intensity", "window", f"CT; 90 % of the foreground is between {low:.0f} and {high:.0f} HU"
+            ),
+            SuggestedKey("prepare.window", f"[{level}, {width}]", "level and width: twice the range of the foreground"),
+        ]
+    outliers = [
+        channel
+        for channel in channels
+        if channel.high > channel.low and channel.maximum - channel.median > 5 * (channel.high - channel.median) > 0
+    ]
+    if len(outliers) > 0.2 * max(1, len(channels)):
+        return [
+            SuggestedKey(
+                "prepare.intensity",
+                "percentile",
+                f"{len(outliers)} of {format_count(len(channels), 'case')} "
+                f"{has_or_have(len(outliers))} a few very bright {pixel_or_voxel(comp.dimensions)}s, which are clipped",
+            )
+        ]
+    means = [abs(channel.mean) for channel in channels if channel.mean]
+    ratio = max(means) / min(means) if means else 1.0
+    note = (
+        f"; the cases' means differ up to {ratio:,.0f}-fold" if ratio >= MAX_MEAN_RATIO and comp.dimensions == 3 else ""
+    )
+    return [SuggestedKey("prepare.intensity", "zscore", f"each case by its mean and standard deviation{note}")]
+
+
+def _has_integer_values(case: CaseStats) -> bool:
+    is_integer_type = (case.dtype or "").lstrip("u").startswith("int")
+    return is_integer_type or all(channel.minimum == round(channel.minimum) for channel in case.stats or [])
+
+
+def _channels(
+    comp: Competition, train: Sequence[CaseStats], contrasts: Sequence[ChannelContrast]
+) -> list[SuggestedKey]:
+    """Suggest channels if there is a choice."""
+    counts = Counter(case.channels for case in train if case.stats)
+    best, similar = contrasts[0] if contrasts else None, similar_contrasts(contrasts)
+    note = ""
+    if best and len(similar) > 1:  # contrast does not favour a channel
+        names = join_names([contrast.name for contrast in similar[:MAX_CHANNELS]])
+        note = f"; {names} have similar contrast (|d| {best.effect_size:.2f})"
+        best = None
+    alternative = ""
+    if best and best.channel is not None:
+        alternative = f"channels: [{best.channel}]   # {best.name} has the highest contrast"
+    if comp.dimensions == 2 and len({len(_without_grey(case)) for case in train if case.stats}) > 1:
+        return [SuggestedKey("prepare.channels", "rgb", "grey and colour images: converts all to three channels")]
+    if comp.dimensions == 2 and counts and set(counts) <= {3, 4} and not any(case.is_colour for case in train):
+        return [SuggestedKey("prepare.channels", "grey", "the three channels of every image are equal")]
+    if comp.dimensions == 2 and counts and set(counts) <= {3, 4}:
+        if best and best.name == "grey" and not alternative:
+            alternative = "channels: grey   # the weighted mean of the three has the highest contrast"
+        n_colour = sum(bool(case.is_colour) for case in train)
+        reason = f"{n_colour} of {format_count(len(train), 'image')} {has_or_have(n_colour)} colours{note}"
+        return [SuggestedKey("prepare.channels", "rgb", reason, (alternative,) if alternative else ())]
+    if len(contrasts) > 1 and (alternative or note):
+        reason = f"{len(contrasts)} channels{note}"
+        return [SuggestedKey("prepare.channels", "keep", reason, (alternative,) if alternative else ())]
+    return []
+
+
+def _without_grey(case: CaseStats) -> list[ChannelStats]:
+    return [channel for channel in case.stats or [] if channel.name != "grey"]
+
+
+def _patch(shape: Sequence[int]) -> SuggestedKey:
+    """Suggest the median shape, rounded up for the levels of a U-Net and limited by memory."""
+    size = _fit(shape, MAX_PATCH_PIXELS[len(shape)])
+    memory = BYTES_PER_PIXEL * math.prod(size) / 2**20
+    median_size = "×".join(map(str, shape))
+    memory_text = f"{memory / 1024:.1f} GiB" if memory >= 1024 else f"{memory:.0f} MiB"
+    return SuggestedKey(
+        "patch",
+        f"{{size: {size}, foreground: 0.5}}",
+        f"the median case has {median_size}; about {memory_text} per sample with 32 channels in float32",
+    )
+
+
+def _fit(shape: Sequence[int], max_pixels: int) -> list[int]:
+    """Round the shape up, then shorten its longest axis until it has at most `max_pixels`."""
+    size = [_round_up(n) for n in shape]
+    while math.prod(size) > max_pixels and max(size) > STEP:
+        longest = size.index(max(size))
+        size[longest] -= STEP
+    return size
+
+
+def _round_up(length: float) -> int:
+    """Round up to a multiple of 16; a short axis to a power of two, because it is halved less often."""
+    if length <= STEP / 2:
+        return 2 ** max(0, math.ceil(math.log2(max(1.0, length))))
+    return STEP * math.ceil(length / STEP)
+
+
+def _to_ras(code: str) -> list[int]:
+    """Return the axis of the file for each axis of RAS."""
+    return [next(axis for axis, letter in enumerate(code) if letter in pair) for pair in ("RL", "AP", "SI")]

@@ -1,0 +1,214 @@
+"""Results of an exploration: findings, and the measurements of one case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import Competition
+from competition.data.patterns import SkippedCases
+from competition.errors import MaskfoldError
+
+Severity = Literal["fault", "remark"]
+SKIPPED_HINT = "Skipped by cv (on_bad_case: skip)."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A problem or remark.
+
+    Attributes:
+        severity: a fault stops `cv` or makes its score wrong; a remark may be intended.
+        kind: files, image, mask, table, group, class, conflict, duplicate, near-duplicate, empty, mixed, shift or left
+            out.
+        split: train or test; empty for both.
+        case: the id, or comma-separated ids; empty for all cases.
+        wrong: the problem in one sentence, with the file or row.
+        cure: the solution in one sentence.
+    """
+
+    severity: Severity
+    kind: str
+    split: str
+    case: str
+    wrong: str
+    cure: str
+
+
+@dataclass
+class Findings:
+    """Collects findings in order, without duplicates.
+
+    Attributes:
+        all: the findings.
+        skip: whether the competition sets `on_bad_case: skip`.
+        skipped: split and id of each case that `cv` therefore skips.
+    """
+
+    all: list[Finding] = field(default_factory=list)
+    skip: bool = False
+    skipped: set[tuple[str, str]] = field(default_factory=set)
+
+    def add_fault(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
+        """Add an error that stops `cv`."""
+        self.add(Finding("fault", kind, split, case, error.wrong, error.cure))
+
+    def add_bad_case(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
+        """Add an error of one case: a remark under `on_bad_case: skip`, because `cv` skips the case; else a fault."""
+        if not self.skip:
+            self.add_fault(kind, split, case, error)
+            return
+        self.skipped.add((split, case))
+        self.add_remark("left out", split, case, error.wrong, SKIPPED_HINT)
+
+    def add_remark(self, kind: str, split: str, case: str, wrong: str, cure: str) -> None:
+        """Add a remark."""
+        self.add(Finding("remark", kind, split, case, wrong, cure))
+
+    def add(self, finding: Finding) -> None:
+        """Add a finding unless it is already there."""
+        if finding not in self.all:
+            self.all.append(finding)
+
+    def with_severity(self, severity: Severity) -> list[Finding]:
+        """Return the faults or the remarks."""
+        return [finding for finding in self.all if finding.severity == severity]
+
+
+class ErrorCollector(SkippedCases):
+    """Collects all errors of discovery, for any `on_bad_case`.
+
+    Attributes:
+        errors: id and error of each bad case.
+        fatal_errors: id and error of the cases that stop `cv` even under `on_bad_case: skip`.
+    """
+
+    def __init__(self, comp: Competition) -> None:
+        super().__init__(comp)
+        self.allowed = True
+        self.errors: list[tuple[str, MaskfoldError]] = []
+        self.fatal_errors: list[tuple[str, MaskfoldError]] = []
+
+    def add(self, case_id: str, error: MaskfoldError) -> None:
+        """Record the error with its hint."""
+        super().add(case_id, error)
+        self.errors.append((case_id, error))
+
+
+@dataclass(frozen=True)
+class ChannelStats:
+    """Intensities of one channel of one case, in the file's units.
+
+    Attributes:
+        name: name of the channel.
+        minimum: smallest value.
+        low: 0.5 % quantile.
+        median: 50 % quantile.
+        high: 99.5 % quantile.
+        maximum: largest value.
+        mean: mean of all values.
+        std: standard deviation of all values.
+        contrast: Cohen's d, (mean of the foreground - mean of the background) / pooled standard deviation; nan if one
+            of the two is empty or both are constant.
+        foreground_low: 5 % quantile of the foreground, robust to imprecise masks; nan without foreground.
+        foreground_high: 95 % quantile of the foreground.
+    """
+
+    name: str
+    minimum: float
+    low: float
+    median: float
+    high: float
+    maximum: float
+    mean: float
+    std: float
+    contrast: float = float("nan")
+    foreground_low: float = float("nan")
+    foreground_high: float = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class TruthStats:
+    """Statistics of the truth of one case.
+
+    Attributes:
+        voxels: (K,) number of voxels of each class.
+        foreground: number of voxels of any class.
+        ignored: number of ignored voxels.
+        total: number of voxels of the case.
+        objects: for each class the number of voxels of each object.
+    """
+
+    voxels: NDArray[np.int64]
+    foreground: int
+    ignored: int
+    total: int
+    objects: list[NDArray[np.int64]]
+
+    @property
+    def object_sizes(self) -> NDArray[np.int64]:
+        """Number of voxels of each object of any class."""
+        return np.concatenate([*self.objects, np.empty(0, np.int64)])
+
+
+@dataclass(eq=False)
+class CaseStats:
+    """Measurements of one case; attributes of unreadable files stay None.
+
+    Attributes:
+        id: id of the case.
+        split: train or test.
+        images: its files, relative to the root.
+        shape: shape of the image, from its header.
+        spacing: mm along each axis, from the header.
+        orientation: axis codes such as RAS, from the header.
+        dtype: data type of the image, from the header.
+        channels: number of channels, from the header.
+        stats: intensities of each channel.
+        is_colour: whether the red, green and blue channels differ.
+        truth: statistics of the truth; None for test cases.
+        label_channels: number of channels of its label file.
+        undeclared_labels: number of voxels of each label value that belongs to no class.
+        thumbnail: float32; see `competition.data.duplicates.make_thumbnail`.
+        group: group from `competition.group`.
+        image_hash: see `competition.data.cases`.
+        hash: see `competition.data.cases`.
+        row: row of the case table, to read the case again.
+        skipped: whether `cv` skips the case because of `on_bad_case: skip`.
+    """
+
+    id: str
+    split: str
+    images: list[str] = field(default_factory=list)
+    shape: tuple[int, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    orientation: str | None = None
+    dtype: str | None = None
+    channels: int | None = None
+    stats: list[ChannelStats] | None = None
+    is_colour: bool | None = None
+    truth: TruthStats | None = None
+    label_channels: int | None = None
+    undeclared_labels: dict[int, int] = field(default_factory=dict)
+    thumbnail: NDArray[np.float32] | None = None
+    group: str | None = None
+    image_hash: str = ""
+    hash: str = ""
+    row: Any = None
+    skipped: bool = False
+
+    @property
+    def readable(self) -> bool:
+        """Whether the image, not only its header, was read."""
+        return self.stats is not None
+
+    @property
+    def aspect(self) -> float | None:
+        """The longest side divided by the shortest, in mm."""
+        if self.shape is None or self.spacing is None:
+            return None
+        sides = [n * mm for n, mm in zip(self.shape, self.spacing, strict=True)]
+        return max(sides) / min(sides)

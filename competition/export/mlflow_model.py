@@ -1,0 +1,147 @@
+"""Write a run as an MLflow model: code and safetensors, without pickled files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import competition
+from competition.config.loading import resolve_config, write_yaml
+from competition.ensembling.ensemble import run_checkpoints
+from competition.errors import MaskfoldError
+from competition.export.predictor import EXPERIMENT_FILE, POSTPROCESS_FILE
+from competition.export.requirements import normalise_package_name
+from competition.io import read_record, write_json
+from competition.runs.find import list_finished_members
+from competition.runs.run import Run
+from competition.submission.label_files import label_file_settings
+
+PACKAGE_FOLDER = Path(competition.__file__).parent
+MODEL_SCRIPT = Path(__file__).with_name("mlflow_script.py")
+
+
+def write_predictor_folder(run: Run, folder: Path) -> None:
+    """Write everything required for prediction: `experiment.yaml`, `postprocess.json`, and each member's weights.
+
+    Args:
+        run: with at least one finished fold. Its post-processing is that of `maskfold predict`.
+        folder: created here.
+
+    Raises:
+        MaskfoldError: a file of weights is missing, or the disk is full.
+    """
+    folder.mkdir(parents=True)
+    write_yaml(resolve_config(run.exp), folder / EXPERIMENT_FILE)
+    write_json(folder / POSTPROCESS_FILE, {"settings": label_file_settings([run]).model_dump(mode="json")})
+    for checkpoint in run_checkpoints(run):
+        member = folder / run.member_folder(checkpoint.fold, checkpoint.seed).name
+        member.mkdir()
+        shutil.copyfile(checkpoint.path, member / checkpoint.path.name)
+        shutil.copyfile(checkpoint.path.parent / "result.json", member / "result.json")
+
+
+def model_fingerprint(run: Run) -> str:
+    """Return a SHA-256 (hexadecimal) of all that determines a model of the run: experiment, steps, weights, code."""
+    exp = resolve_config(run.exp)
+    exp["competition"].pop("root")  # the location of the data does not change the model
+    for key in ("run", "study"):
+        del exp[key]
+    code = [
+        (str(path.relative_to(PACKAGE_FOLDER)), hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(PACKAGE_FOLDER.rglob("*.py"))
+    ]
+    plain = [
+        exp,
+        label_file_settings([run]).model_dump(mode="json"),
+        code,
+        sorted((checkpoint.fold, checkpoint.seed, checkpoint.sha256) for checkpoint in run_checkpoints(run)),
+    ]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def describe_run(run: Run) -> str:
+    """Describe a run in one line: its networks and their out-of-fold score."""
+    summary = _summary(run)
+    members = len(list_finished_members(run))
+    text = f"{run.name} {run.folder.name}, {members} network{'s' * (members > 1)}"
+    if summary.get("score") is None:
+        return text
+    text += f", {summary['metric']} {summary['score']:.4f} out of fold"
+    if summary.get("low") is not None and summary.get("high") is not None:
+        text += f" (95 % interval {summary['low']:.4f} to {summary['high']:.4f}, {summary['cases']} cases)"
+    return text
+
+
+def version_tags(run: Run) -> dict[str, str]:
+    """Return the tags of a model's version, by which the registry can be searched."""
+    summary = _summary(run)
+    tags = {
+        "competition": run.exp.competition.name,
+        "run_hash": run.folder.name,
+        "members": str(len(list_finished_members(run))),
+        "experiment": run.name.removeprefix(f"{run.exp.competition.name}-"),
+    }
+    if summary.get("score") is not None:
+        tags.update(metric=str(summary["metric"]), cv_score=f"{summary['score']:.6f}")
+    return tags
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    path = run.folder / "summary.json"
+    return read_record(path, "Run the run's `maskfold cv` again, which writes it.") if path.exists() else {}
+
+
+def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
+    """Write an MLflow model with its networks and this package's code.
+
+    Args:
+        run: with at least one finished fold.
+        folder: the model's folder, created here.
+        temporary_folder: an empty folder.
+
+    Raises:
+        MaskfoldError: the run cannot be packed, or MLflow wrote a pickled file.
+    """
+    import mlflow.pyfunc
+
+    # Without a signature MLflow warns; no signature describes arrays of any size.
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
+    write_predictor_folder(run, temporary_folder / "run")
+    code = temporary_folder / "code" / "competition"
+    shutil.copytree(PACKAGE_FOLDER, code, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(MODEL_SCRIPT),
+        artifacts={"run": str(temporary_folder / "run")},
+        code_paths=[str(code)],
+        pip_requirements=pinned_requirements(),
+    )
+    for cache_folder in list(folder.rglob("__pycache__")):
+        shutil.rmtree(cache_folder)
+    pickled = [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".joblib")]
+    if pickled:
+        raise MaskfoldError(
+            f"MLflow wrote the pickled file {pickled[0].name} into the model, which runs code when it is loaded.",
+            "Install the MLflow version of requirements.lock.",
+        )
+
+
+def pinned_requirements() -> list[str]:
+    """Return the installed versions of the package's requirements, without local versions such as `+cpu`."""
+    try:
+        required = metadata.requires("maskfold") or []
+    except metadata.PackageNotFoundError:
+        required = ["mlflow", "torch"]  # the package is not installed, so it has no metadata
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required if "extra ==" not in line]
+    installed = {normalise_package_name(package.name): package.version for package in metadata.distributions()}
+    return [
+        f"{name}=={installed[normalise_package_name(name)].split('+')[0]}"
+        for name in names
+        if normalise_package_name(name) in installed
+    ]

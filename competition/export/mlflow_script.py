@@ -1,0 +1,26 @@
+"""Script of a registered model: MLflow stores a copy of this file and runs it when the model is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel
+
+from competition.export.predictor import Predictor
+
+
+class Segmenter(PythonModel):
+    """Predicts masks of images; see `competition.export.predictor.iter_images` and `Predictor.predict`."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the folder of networks; they are loaded with the first image."""
+        self.predictor = Predictor(Path(context.artifacts["run"]))
+
+    # With the hint pd.DataFrame MLflow accepts any input; without a hint it warns, and no hint describes such lists.
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[Any]:
+        """Return the masks of a table or a list of images."""
+        return self.predictor.predict(model_input)
+
+
+mlflow.models.set_model(Segmenter())

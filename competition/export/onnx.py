@@ -1,0 +1,167 @@
+"""Networks as ONNX: export, with a comparison with torch on three patches of noise, and prediction with onnxruntime."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from competition.config.experiment import Experiment
+from competition.ensembling.ensemble import EnsemblePredictor
+from competition.errors import MaskfoldError
+from competition.io import atomic_write
+from competition.models.interface import error_in_one_line, main_output
+
+ONNX_SUFFIX = ".onnx"
+TOLERANCE = 1e-3  # largest difference of a probability
+
+# Prediction
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file as a network: maps (B, C, *patch) float32 to logits (B, P, *patch) float32.
+
+    Args:
+        path: a file written by `write_onnx`.
+        threads: number of CPU threads.
+
+    Raises:
+        MaskfoldError: onnxruntime is not installed, or cannot read the file.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        super().__init__()
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MaskfoldError("onnxruntime is not installed.", "Install it, or run without --onnx.") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        available = onnxruntime.get_available_providers()
+        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        try:
+            self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime's exception classes are not a stable API
+            raise MaskfoldError(
+                f"{path} cannot be run: {str(error).splitlines()[0]}.", "Export the bundle again."
+            ) from error
+        size = self.session.get_inputs()[0].shape[0]
+        self.batch: int | None = size if isinstance(size, int) else None  # None: any batch size
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return the logits, on the batch's device."""
+        parts = batch.split(self.batch) if self.batch is not None else [batch]
+        name = self.session.get_inputs()[0].name
+        outputs = [
+            self.session.run(None, {name: part.detach().float().cpu().contiguous().numpy()})[0] for part in parts
+        ]
+        return torch.cat([torch.from_numpy(output) for output in outputs]).to(batch.device)
+
+
+def use_onnx_networks(predictor: EnsemblePredictor) -> None:
+    """Replace the networks by the ONNX files that are stored next to their weights.
+
+    Raises:
+        MaskfoldError: a file is missing or cannot be read.
+    """
+    for run_networks, _ in predictor.weighted_runs:
+        paths = [checkpoint.path.with_suffix(ONNX_SUFFIX) for checkpoint in run_networks.checkpoints]
+        for path in paths:
+            if not path.exists():
+                raise MaskfoldError(f"{path} is missing.", "Export the bundle with --onnx, or run it without.")
+        run_networks.networks = [OnnxNetwork(path, torch.get_num_threads()) for path in paths]
+
+
+# Export
+
+
+class MainOutputNetwork(nn.Module):
+    """A network reduced to its main output."""
+
+    def __init__(self, network: nn.Module, dims: int, channels: int) -> None:
+        super().__init__()
+        self.network, self.dims, self.channels = network, dims, channels
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Map (B, C, *patch) to logits (B, P, *patch)."""
+        return main_output(self.network(batch), self.dims, self.channels)
+
+
+def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -> float:
+    """Write a network as ONNX, for any number of patches per batch if its code allows that, else for one.
+
+    Args:
+        network: on any device.
+        channels: input channels.
+        exp: the experiment: sizes and labels.
+        path: the file.
+
+    Returns:
+        The largest difference of a probability from torch's, on patches of noise; both in float32 on the CPU.
+
+    Raises:
+        MaskfoldError: onnx, onnxscript or onnxruntime is not installed, the network has a presence head, cannot be
+            exported, or differs by more than `TOLERANCE`.
+    """
+    if exp.gate is not None:
+        raise MaskfoldError(
+            "The network has a presence head (`gate` in its YAML), which the ONNX files do not support.",
+            "Export without --onnx.",
+        )
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MaskfoldError(
+            f"--onnx requires the package {error.name}, which is not installed.", "pip install 'maskfold[onnx]'"
+        ) from error
+    reference = MainOutputNetwork(network.cpu().eval(), len(exp.patch.size), exp.output_channels).eval()
+    program = _export_program(reference, (channels, *exp.patch.size), exp)
+    content = program.model_proto.SerializeToString()
+    atomic_write(path, lambda file: file.write(content), len(content))
+    exported = OnnxNetwork(path, torch.get_num_threads())
+    difference = _max_difference(reference, exported, (channels, *exp.patch.size), exp)
+    if not difference <= TOLERANCE:
+        path.unlink()
+        raise MaskfoldError(
+            f"ONNX export of {exp.model.target}: found probabilities that differ from torch's by {difference:.2g}, "
+            f"expected at most {TOLERANCE:g}.",
+            "Export without --onnx.",
+        )
+    return difference
+
+
+def _export_program(network: nn.Module, shape: tuple[int, ...], exp: Experiment) -> Any:
+    """Return torch's ONNXProgram, with a dynamic batch axis if possible."""
+    dynamic = {"batch": {0: torch.export.Dim("patches")}}
+    first_error: Exception | None = None
+    for count, shapes in ((2, dynamic), (1, None)):
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.onnx.export(
+                    network, (torch.zeros(count, *shape),), dynamo=True, dynamic_shapes=shapes, verbose=False
+                )
+        except Exception as error:  # noqa: BLE001 - the exporter passes on any exception of a network's code
+            first_error = first_error or error
+            logging.getLogger(__name__).info(
+                "ONNX export of %s with batch size %s failed: %s", exp.model.target, count, error_in_one_line(error)
+            )
+    raise MaskfoldError(
+        f"{exp.model.target} cannot be exported to ONNX: {error_in_one_line(first_error or Exception())}.",
+        "Export without --onnx.",
+    )
+
+
+def _max_difference(reference: nn.Module, exported: nn.Module, shape: tuple[int, ...], exp: Experiment) -> float:
+    noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = [network(noise) for network in (reference, exported)]
+    exclusive = exp.competition.labels == "exclusive"
+    probabilities = [logits.softmax(1) if exclusive else logits.sigmoid() for logits in outputs]
+    return float((probabilities[0] - probabilities[1]).abs().max())

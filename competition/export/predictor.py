@@ -1,0 +1,261 @@
+"""Prediction with a registered model: arrays, paths, or a table of them to masks."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from competition.config.competition import Competition
+from competition.config.experiment import Experiment
+from competition.config.loading import load_experiment
+from competition.config.postprocess import PostprocessConfig
+from competition.data.image_types import Image, channels_first
+from competition.data.readers import read_image
+from competition.ensembling.ensemble import EnsemblePredictor, InMemoryCase
+from competition.errors import MaskfoldError
+from competition.io import damaged_error, read_record
+from competition.postprocessing.pipeline import postprocess
+from competition.runs.blend import Ensemble
+from competition.runs.run import Run
+from competition.submission.label_files import Labels, label_arrays
+
+EXPERIMENT_FILE, POSTPROCESS_FILE = "experiment.yaml", "postprocess.json"
+FORMAT_HINT = "Give a list of arrays or of paths, or a table with a column `image`."
+ITEM_KEYS = ("image", "spacing", "affine")
+
+
+class Predictor:
+    """The networks of a run's folder, or of a folder that `mlflow_model.write_predictor_folder` wrote.
+
+    `MASKFOLD_TRUST` lists additional packages that `target` may name.
+
+    Args:
+        folder: `experiment.yaml`, `postprocess.json`, and for each member `fold_0/weights.safetensors` with its
+            `result.json`.
+
+    Raises:
+        MaskfoldError: a file is missing or damaged, or a target is not trusted.
+
+    Example:
+        >>> Predictor(Path("bundle")).predict([array])  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: Path) -> None:
+        exp = adapt_to_machine(load_experiment(folder / EXPERIMENT_FILE))
+        self.settings = _read_settings(folder / POSTPROCESS_FILE)
+        self.ensemble = Ensemble((Run(folder, exp, empty_case_table(), folds_table(folder), folder.name),), (1.0,))
+        self._predictor: EnsemblePredictor | None = None
+
+    def predict(self, images: Any) -> list[Labels]:
+        """Return masks on the grid of each image.
+
+        Args:
+            images: see `iter_images`.
+
+        Returns:
+            One array each, (*spatial), as `maskfold predict` writes it: uint8 or uint16 values of classes, object
+            numbers with `competition.instances`; (K, *spatial) if classes overlap.
+
+        Raises:
+            MaskfoldError: an image cannot be read or predicted.
+        """
+        exp, comp = self.ensemble.runs[0].exp, self.ensemble.comp
+        masks: list[Labels] = []
+        for image in iter_images(images, exp):
+            if self._predictor is None:  # the first image sets the number of channels
+                self._predictor = EnsemblePredictor(self.ensemble, image, scratch=Path(tempfile.gettempdir()))
+            probabilities, presence = self._predictor.predict(image)
+            labels = label_arrays(postprocess(probabilities, comp, self.settings, image, presence), comp)
+            masks.append(labels[""] if "" in labels else np.stack(list(labels.values())))
+        return masks
+
+
+def _read_settings(path: Path) -> PostprocessConfig:
+    hint = "Copy the complete folder of the run, or of the model, again."
+    try:
+        return PostprocessConfig.model_validate(read_record(path, hint)["settings"])
+    except (OSError, ValueError, LookupError) as error:  # pydantic's errors are ValueErrors
+        raise damaged_error(path, error, hint) from error
+
+
+def adapt_to_machine(exp: Experiment) -> Experiment:
+    """Adapt the experiment to this machine: one device, and `auto` if the training's accelerator is missing."""
+    import torch
+
+    accelerator = exp.run.accelerator
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(accelerator, True)
+    return exp.model_copy(
+        update={"run": exp.run.model_copy(update={"devices": 1, "accelerator": accelerator if available else "auto"})}
+    )
+
+
+def folds_table(folder: Path) -> Any:
+    """Return a table of folds, from the names of the members' folders."""
+    import pandas as pd
+
+    matches = [re.match(r"fold_(\d+)", path.parent.name) for path in sorted(folder.glob("*/result.json"))]
+    return pd.DataFrame({"fold": sorted({int(match.group(1)) for match in matches if match})}, dtype="int64")
+
+
+def empty_case_table() -> Any:
+    """Return an empty case table: prediction does not require training cases."""
+    import pandas as pd
+
+    return pd.DataFrame({"id": []})
+
+
+# The images
+
+
+def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
+    """Yield images one after the other.
+
+    Args:
+        images: a list, or a pandas table with the column `image` and optionally `spacing` and `affine`. An item is
+
+            - an array: (H, W), (H, W, C) or (C, H, W) of a 2D image; (X, Y, Z), (X, Y, Z, C) or (C, X, Y, Z) of a
+              volume; the shorter of the first and the last axis is the channel axis;
+            - a path of a file that `maskfold predict` can read;
+            - a dictionary of channels by their names in the YAML's `images`, each an array or a path;
+            - a list of the slices of a volume, each an array or a path of a 2D image;
+            - a dictionary with `image` (one of these) and optionally `spacing` (mm along each axis) and `affine` (4×4,
+              voxel to world in mm).
+
+            The default spacing is 1 mm. Without an affine a volume is assumed to have the orientation
+            `prepare.orientation`.
+        exp: the experiment.
+
+    Raises:
+        MaskfoldError: an item is none of these, or cannot be read.
+    """
+    comp = exp.competition
+    for number, item in enumerate(_items(images, comp), start=1):
+        name = f"image {number}"
+        plain = item if isinstance(item, Mapping) and "image" in item else {"image": item}
+        if unknown := [key for key in plain if key not in ITEM_KEYS]:
+            raise MaskfoldError(
+                f"Key of the dictionary of {name}: found `{unknown[0]}`, expected one of {', '.join(ITEM_KEYS)}.",
+                "Remove the key.",
+            )
+        image = _read(plain["image"], comp, name)
+        image = _set_geometry(image, plain.get("spacing"), plain.get("affine"), name)
+        yield InMemoryCase(name, _set_default_affine(image, exp.prepare.orientation))
+
+
+def _items(images: Any, comp: Competition) -> list[Any]:
+    """Return the items of a list, of a table, or of a batch (N, …) with a channel axis, as servers send it."""
+    if hasattr(images, "to_dict") and hasattr(images, "columns"):
+        if "image" not in images.columns:
+            raise MaskfoldError(
+                f"Columns of the table: found {', '.join(map(str, images.columns))}, expected `image`.", FORMAT_HINT
+            )
+        return list(images[[name for name in ITEM_KEYS if name in images.columns]].to_dict("records"))
+    if isinstance(images, np.ndarray) and images.ndim == comp.dimensions + 2:
+        return list(images)
+    if not isinstance(images, list | tuple):
+        shape = f" of shape {images.shape}" if isinstance(images, np.ndarray) else ""
+        raise MaskfoldError(f"Images: found a {type(images).__name__}{shape}, expected a list.", FORMAT_HINT)
+    return list(images)
+
+
+def _read(image: Any, comp: Competition, name: str) -> Image:
+    """Return one image from an array, a path, channels or slices."""
+    if isinstance(image, Mapping):
+        channels = list(comp.train.images) if isinstance(comp.train.images, dict) else []
+        if not channels or set(image) != set(channels):
+            expected = f"the channels {', '.join(channels)}" if channels else ", ".join(ITEM_KEYS)
+            raise MaskfoldError(
+                f"Keys of the dictionary of {name}: found {', '.join(map(str, image))}, expected {expected}.",
+                "Correct the keys.",
+            )
+        return _join_channels([_read(image[channel], comp, f"{channel} of {name}") for channel in channels], name)
+    if isinstance(image, list | tuple) and comp.dimensions == 3:
+        slices = [_read_single(item, 2, f"slice {z} of {name}").array for z, item in enumerate(image)]
+        if not slices or len({array.shape for array in slices}) > 1:
+            shapes = ", ".join(sorted({str(array.shape) for array in slices})) or "no slice"
+            raise MaskfoldError(
+                f"Shapes of the slices of {name}: found {shapes}, expected one shape.", "Give slices of one size."
+            )
+        return Image(np.stack(slices, axis=-1), (1.0, 1.0, 1.0))
+    return _read_single(image, comp.dimensions, name)
+
+
+def _read_single(image: Any, dimensions: int, name: str) -> Image:
+    """Return the image of an array or a file."""
+    if isinstance(image, str | Path):
+        return read_image(image, dimensions)
+    if not isinstance(image, np.ndarray) or image.dtype.kind not in "biuf" or image.size == 0:
+        kind = (
+            f"an array of {image.dtype}, shape {image.shape}"
+            if isinstance(image, np.ndarray)
+            else f"a {type(image).__name__}"
+        )
+        raise MaskfoldError(f"Type of {name}: found {kind}, expected a numeric array or a path.", FORMAT_HINT)
+    array = channels_first(image, dimensions, Path(name))
+    if array.dtype.kind in "bf":
+        array = array.astype(np.uint8 if array.dtype.kind == "b" else np.float32)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise MaskfoldError(f"{name} contains NaN or infinite values.", "Correct it, or omit it.")
+    return Image(np.ascontiguousarray(array, array.dtype.newbyteorder("=")), (1.0,) * dimensions)
+
+
+def _join_channels(channels: list[Image], name: str) -> Image:
+    """Concatenate channels, as `competition.data.readers.load_image` does."""
+    if len(shapes := {part.array.shape[1:] for part in channels}) > 1:
+        raise MaskfoldError(
+            f"Shapes of the channels of {name}: found {', '.join(sorted(map(str, shapes)))}, expected one shape.",
+            "Resample them to one grid.",
+        )
+    array = np.concatenate([part.array for part in channels])
+    return Image(
+        array.astype(np.float32) if array.dtype == np.float64 else array, channels[0].spacing, channels[0].affine
+    )
+
+
+def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
+    """Set the given spacing and affine; an affine alone also sets the spacing."""
+    if not _is_missing(affine):
+        matrix = np.asarray(affine, np.float64)
+        voxel_sizes = np.linalg.norm(matrix[:3, :3], axis=0) if matrix.shape == (4, 4) else np.zeros(3)
+        if (
+            not np.isfinite(matrix).all()
+            or not voxel_sizes.all()
+            or abs(np.linalg.det(matrix[:3, :3])) <= 1e-6 * voxel_sizes.prod()
+        ):
+            raise MaskfoldError(
+                f"Affine of {name}: found {matrix.tolist()}, expected an invertible 4×4 matrix.",
+                "Give voxel to world, in mm.",
+            )
+        image = Image(image.array, tuple(map(float, voxel_sizes))[: image.array.ndim - 1], matrix)
+    if not _is_missing(spacing):
+        sizes = tuple(float(step) for step in spacing)
+        if len(sizes) != image.array.ndim - 1 or not all(np.isfinite(step) and step > 0 for step in sizes):
+            raise MaskfoldError(
+                f"Spacing of {name}: found {sizes}, expected {image.array.ndim - 1} positive numbers (mm).",
+                "Correct it, or omit it.",
+            )
+        image = Image(image.array, sizes, image.affine)
+    return image
+
+
+def _set_default_affine(image: Image, orientation: str | None) -> Image:
+    """Give a volume without an affine the affine of `orientation`, e.g. RAS."""
+    if image.affine is not None or orientation is None:
+        return image
+    from nibabel.orientations import axcodes2ornt
+
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (world, sign) in enumerate(axcodes2ornt(orientation)):
+        affine[int(world), axis] = sign * image.spacing[axis]
+    return Image(image.array, image.spacing, affine)
+
+
+def _is_missing(value: Any) -> bool:
+    """Return whether a key is absent, or a cell of a table is empty."""
+    return value is None or (isinstance(value, float) and np.isnan(value))

@@ -1,0 +1,249 @@
+"""What a bundle requires: files of this package, and other packages with their versions and wheels."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+import competition
+from competition.errors import MaskfoldError
+from competition.export.smoke_test import ERROR_STATUS
+
+PACKAGE = Path(competition.__file__).parent
+ENTRY_MODULES = ("competition.export.runtime", "competition.export.onnx", "competition.export.smoke_test")
+# No wheels of these are downloaded: they are gigabytes, and every GPU notebook has them, built for its driver.
+PREINSTALLED = ("torch", "torchvision", "triton")
+PREINSTALLED_PREFIXES = ("nvidia-", "cuda-")  # dependencies of PyTorch
+
+# Files of this package, and of the user's own
+
+
+def required_files(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
+    """Return this package's files that a bundle imports, also inside functions, and the other packages they import.
+
+    Args:
+        targets: import paths of networks; only those in this package add files.
+
+    Returns:
+        Paths relative to the package's folder, sorted; names of top-level modules.
+    """
+    todo = [*ENTRY_MODULES, *(target for target in targets if target.startswith("competition."))]
+    files: set[Path] = set()
+    other_packages: set[str] = set()
+    while todo:
+        parts = todo.pop().split(".")
+        if parts[0] != "competition":
+            other_packages.add(parts[0])
+            continue
+        for length in range(len(parts), 0, -1):
+            path = _module_file(parts[:length])
+            if path is not None and path not in files:
+                files.add(path)
+                todo += _imports(path)
+    return sorted(path.relative_to(PACKAGE) for path in files), other_packages
+
+
+def user_package_files(root: str) -> list[tuple[Path, Path]]:
+    """Return the source files of a user's own package, each with its path below `code`.
+
+    Raises:
+        MaskfoldError: the package cannot be found.
+    """
+    spec = importlib.util.find_spec(root)
+    if spec is None or spec.origin is None:
+        raise MaskfoldError(
+            f"The package {root}, which defines a network, has no source files.",
+            "Run the command from the folder that contains the package.",
+        )
+    origin = Path(spec.origin)
+    if origin.name != "__init__.py":
+        return [(origin, Path(origin.name))]
+    return [(path, Path(root) / path.relative_to(origin.parent)) for path in sorted(origin.parent.rglob("*.py"))]
+
+
+def _module_file(parts: list[str]) -> Path | None:
+    path = PACKAGE.joinpath(*parts[1:])
+    for file in (path / "__init__.py", path.with_suffix(".py")):
+        if file.is_file():
+            return file
+    return None
+
+
+def _imports(path: Path) -> list[str]:
+    """Return full names of possible imports of a file: `from a import b` may mean the module a.b."""
+    names = []
+    for node in _runtime_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes except those under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _runtime_nodes(child)
+
+
+# Packages and wheels
+
+
+@dataclass(frozen=True)
+class PinnedPackage:
+    """A package: its name, its version, and the modules that a bundle imports from it."""
+
+    name: str
+    version: str
+    modules: tuple[str, ...]
+
+    def line(self) -> str:
+        """Return the line of requirements.txt."""
+        return f"{self.name}=={self.version}"
+
+
+def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
+    """Predict one patch with a bundle, in a process without the training packages, and return its imports.
+
+    Args:
+        folder: the bundle.
+        root: the competition's root.
+        row: a row of the case table.
+        onnx: whether to predict with onnxruntime.
+
+    Returns:
+        Names of top-level modules.
+
+    Raises:
+        MaskfoldError: the bundle does not run.
+    """
+    request = json.dumps(
+        {"folder": str(folder.resolve()), "root": str(root), "row": vars(row), "onnx": onnx}, default=int
+    )
+    code = str((folder / "code").resolve())
+    script = (
+        f"import sys, runpy; sys.path.insert(0, {code!r}); "
+        "runpy.run_module('competition.export.smoke_test', run_name='__main__')"
+    )
+    process = subprocess.run(
+        [sys.executable, "-B", "-P", "-c", script], input=request, capture_output=True, text=True, check=False
+    )
+    last_line = (process.stderr.strip().splitlines() or ["no output"])[-1]
+    if process.returncode == ERROR_STATUS:
+        error = json.loads(last_line)
+        raise MaskfoldError(f"The test prediction of the bundle failed: {error['wrong']}", error["cure"])
+    if process.returncode:
+        raise MaskfoldError(
+            f"The test prediction of the bundle failed: {last_line}.",
+            "If a network needs a package of your own, name it with --trust.",
+        )
+    return set(json.loads(process.stdout.strip().splitlines()[-1]))
+
+
+def pinned_requirements(imported: set[str], named: Iterable[str]) -> list[PinnedPackage]:
+    """Return the imported packages that our files name, or that those packages require in turn.
+
+    Args:
+        imported: top-level modules of a process that predicted.
+        named: top-level modules that our files and the networks' targets name.
+    """
+    packages_of_module = metadata.packages_distributions()
+    start = {
+        normalise_package_name(package)
+        for name in named
+        if name in imported
+        for package in packages_of_module.get(name, [])
+    }
+    required = _with_dependencies(start)
+    modules: dict[str, set[str]] = {}
+    for name in imported:
+        for package in packages_of_module.get(name, []):
+            if normalise_package_name(package) in required:
+                modules.setdefault(normalise_package_name(package), set()).add(name)
+    return [
+        PinnedPackage(name, metadata.version(name).split("+")[0], tuple(sorted(names)))
+        for name, names in sorted(modules.items())
+    ]
+
+
+def download_wheels(packages: Iterable[PinnedPackage], folder: Path) -> int:
+    """Download the wheels of packages with pip, without dependencies and without PyTorch's own packages.
+
+    Returns:
+        The number of wheels.
+
+    Raises:
+        MaskfoldError: pip cannot download a wheel.
+    """
+    folder.mkdir()
+    lines = [
+        pin.line()
+        for pin in packages
+        if pin.name not in PREINSTALLED and not pin.name.startswith(PREINSTALLED_PREFIXES)
+    ]
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary=:all:",
+            "-d",
+            str(folder),
+            *lines,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if process.returncode:
+        errors = [line for line in process.stderr.splitlines() if line.startswith("ERROR")] or ["no output"]
+        raise MaskfoldError(
+            f"The wheels cannot be downloaded: {errors[-1]}.",
+            "Connect to the network, or export without --wheels and attach the packages in another way.",
+        )
+    return sum(1 for _ in folder.iterdir())
+
+
+def normalise_package_name(name: str) -> str:
+    """Return a package's name as PEP 503 normalises it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _with_dependencies(start: set[str]) -> set[str]:
+    """Return packages and everything that they require on this machine, without extras."""
+    found: set[str] = set()
+    todo = list(start)
+    while todo:
+        name = todo.pop()
+        if name in found:
+            continue
+        try:
+            lines = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue  # required on other platforms only
+        found.add(name)
+        requirements = [Requirement(line) for line in lines]
+        todo += [
+            normalise_package_name(requirement.name)
+            for requirement in requirements
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ]
+    return found

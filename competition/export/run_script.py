@@ -1,0 +1,112 @@
+"""The script `run.py` of a bundle, which is a copy of this file: only the standard library is imported at the top.
+
+It checks the bundle and predicts the test cases of a competition, without network access:
+
+    python bundle/run.py --input /kaggle/input/x --output submission.csv --hours 9
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+
+HERE = Path(__file__).resolve().parent
+
+
+def fail(message: str, hint: str) -> None:
+    """Print an error with a hint, and exit."""
+    print(f"error: {message} {hint}", file=sys.stderr)
+    sys.exit(1)
+
+
+def check_files() -> None:
+    """Check every file against the manifest before any is used, and that there is no code outside the manifest."""
+    hint = "Copy the complete bundle again."
+    try:
+        manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        fail(f"{HERE} has no manifest.json.", hint)
+    except (OSError, ValueError, KeyError) as error:
+        fail(f"{HERE / 'manifest.json'} cannot be read: {error}.", hint)
+    for name, sha256 in manifest.items():
+        if not (HERE / name).is_file():
+            fail(f"{name} is missing from the bundle.", hint)
+        with open(HERE / name, "rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
+                fail(f"{name} is not the file that was exported: its SHA-256 differs from the manifest's.", hint)
+    for path in sorted((HERE / "code").rglob("*.py")):
+        if path.relative_to(HERE).as_posix() not in manifest:
+            fail(
+                f"{path.relative_to(HERE).as_posix()} is not in the manifest.", "Remove it, or export the bundle again."
+            )
+
+
+def check_packages() -> None:
+    """Print notes about packages that are missing or have another version."""
+    different, missing = [], []
+    for package in json.loads((HERE / "bundle.json").read_text(encoding="utf-8"))["requirements"]:
+        try:
+            installed = metadata.version(package["name"]).split("+")[0]
+        except metadata.PackageNotFoundError:
+            # only a note: the package may be installed under another name, as opencv is
+            missing.append(f"{package['name']}=={package['version']}")
+            continue
+        if installed != package["version"]:
+            different.append(f"{package['name']} {installed} instead of {package['version']}")
+    if missing:
+        print(
+            f"note: not installed, at least not under these names: {', '.join(missing)}; if an import fails, run "
+            "pip install --no-index --no-deps --find-links wheels -r requirements.txt in the bundle's folder",
+            flush=True,
+        )
+    if different:
+        print(
+            f"note: other versions than at the export, so the last digits may differ: {', '.join(different)}",
+            flush=True,
+        )
+
+
+def terminate(_number: int, _frame: FrameType | None) -> None:
+    """Turn SIGTERM into an exception, so that open files are closed."""
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def main() -> int:
+    """Check the bundle and run the package in `code`; Ctrl-C and SIGTERM stop it, also during the imports."""
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        return check_and_run()
+    except KeyboardInterrupt as reason:
+        print("stopped: nothing was written", file=sys.stderr)
+        return 143 if "SIGTERM" in str(reason) else 130
+
+
+def check_and_run() -> int:
+    """Check the bundle, then run the package in `code`."""
+    if "--shard" not in sys.argv:  # a parent process has already checked
+        check_files()
+        check_packages()
+    sys.dont_write_bytecode = True  # the bundle must stay as it was exported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.path.insert(0, str(HERE / "code"))
+    try:
+        from competition.export.runtime import main as run
+
+        return run(HERE)
+    except ModuleNotFoundError as error:
+        fail(
+            f"The package {error.name} is missing.",
+            "Install it in the bundle's folder: "
+            "pip install --no-index --no-deps --find-links wheels -r requirements.txt",
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The command `python bundle/run.py`: predicts a mounted competition and writes the host's file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from competition.errors import MaskfoldError
+from competition.export.runtime_cases import (
+    Bundle,
+    BundlePrediction,
+    PredictionOptions,
+    TestCases,
+    collect,
+    count_voxels,
+    empty_prediction,
+    find_test_cases,
+    load_shard,
+    parse_devices,
+    predict_cases,
+    save_result,
+    write_empty_submission,
+)
+from competition.export.time_limit import TimeBudget, format_duration
+from competition.io import ensure_writable
+from competition.submission.writer import MaskItem, write_submission
+
+# Hints of `maskfold` that name YAML keys, as patterns, and the option of this command that replaces each.
+HINTS = (
+    (
+        r"((leave|skip)( [a-z]+)+ with|set) competition\.on_bad_case=skip",
+        "run with --go-on, which gives such cases empty masks",
+    ),
+    (r"competition\.root(=[^\s,;]*[^\s,;.])?", "--input"),
+)
+
+
+def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
+    """Run a bundle; errors that the user can fix are printed to standard error.
+
+    Args:
+        folder: the bundle.
+        arguments: the command line; None: that of this process.
+
+    Returns:
+        The exit status: 0 done, 1 the work failed, 2 the arguments are invalid.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    args = _parser().parse_args(arguments)
+    try:
+        if args.shard is not None:
+            _predict_shard(folder, args)
+        else:
+            _predict_all(folder, args, arguments)
+    except MaskfoldError as error:
+        print(f"error: {error.wrong} {_translate_hint(error.cure)}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+def _translate_hint(hint: str) -> str:
+    """Replace YAML keys by options of this command."""
+    for pattern, option in HINTS:
+        hint = re.sub(pattern, option, hint)
+    return hint
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run.py", description="Predict the test cases of a competition and write the host's file."
+    )
+    parser.add_argument("--input", type=Path, required=True, help="the competition's folder, as it is mounted")
+    parser.add_argument("--output", type=Path, default=Path("submission.csv"), help="the CSV; default submission.csv")
+    parser.add_argument("--hours", type=float, help="the time limit; without it the complete ensemble is used")
+    parser.add_argument("--devices", default="auto", help="auto, a number of GPUs, or a list: cuda:0,cuda:1 or cpu,cpu")
+    parser.add_argument(
+        "--onnx", action="store_true", help="predict with onnxruntime; requires a bundle exported with --onnx"
+    )
+    parser.add_argument(
+        "--go-on",
+        action="store_true",
+        help="give empty masks to a case that cannot be read or predicted, instead of stopping",
+    )
+    parser.add_argument("--shard", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--started", type=float, default=time.monotonic(), help=argparse.SUPPRESS)
+    return parser
+
+
+def _options(args: argparse.Namespace) -> PredictionOptions:
+    if args.hours is not None and not args.hours > 0:
+        raise MaskfoldError(
+            f"--hours: found {args.hours:g}, expected a number above 0.", "Set e.g. --hours 9.", status=2
+        )
+    return PredictionOptions(None if args.hours is None else args.hours * 3600, args.started, args.go_on, args.onnx)
+
+
+def _read_bundle(folder: Path, args: argparse.Namespace, device: str) -> Bundle:
+    bundle = Bundle.read(folder, args.input, {"cpu": "cpu", "auto": None}.get(device, "cuda"))
+    if args.onnx and not bundle.has_onnx:
+        raise MaskfoldError(
+            "--onnx requires ONNX files, but the bundle has none.",
+            "Export the bundle with --onnx, or run without it.",
+            status=2,
+        )
+    return bundle
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _predict_all(folder: Path, args: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Predict all cases, in this process or in one process per device."""
+    options, devices = _options(args), parse_devices(args.devices)
+    if args.output.suffix != ".csv" or args.output.is_dir():
+        raise MaskfoldError(
+            f"--output: found {args.output}, expected a file name ending in .csv.", "Change --output.", status=2
+        )
+    ensure_writable(args.output.parent)
+    bundle = _read_bundle(folder, args, devices[0])
+    found = find_test_cases(bundle.ensemble.comp, bundle.id_suffix, _say)
+    if not found.test_set.rows:
+        rows = write_empty_submission(found, args.output)
+        _say(f"{args.output}: there is no test image, so the {rows} rows of the sample have empty masks")
+        return
+    scratch = Path(tempfile.mkdtemp(prefix="maskfold-"))
+    try:
+        _describe(bundle, found, devices)
+        cases = (
+            _predict_here(bundle, found, options, scratch)
+            if devices in (["auto"], ["cpu"], ["cuda:0"])
+            else _predict_in_processes(
+                folder, found, options, devices, [*arguments, "--started", str(options.started)], scratch
+            )
+        )
+        missed: list[str] = []
+        validation = write_submission(
+            _masks(cases, found, missed), found.test_set.profile, args.output, sample=found.test_set.sample
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _say(
+        f"{args.output}: {validation.rows} rows, {validation.empty} of them empty; valid; "
+        f"{format_duration(time.monotonic() - options.started)}"
+    )
+    if missed:
+        _say(
+            f"warning: {len(missed)} of {len(found.test_set.rows)} cases were not predicted and have empty masks "
+            f"({missed[0]}, …)"
+        )
+
+
+def _describe(bundle: Bundle, found: TestCases, devices: Sequence[str]) -> None:
+    """Print the numbers of networks, runs and cases, and the devices."""
+    from competition.inference.predict import device_context
+    from competition.runs.find import list_finished_members
+
+    context = device_context(bundle.ensemble.runs[0].exp)
+    networks = sum(len(list_finished_members(run)) for run, _ in bundle.ensemble.active)
+    device = f"{len(devices)} processes on {', '.join(devices)}" if len(devices) > 1 else str(context.device)
+    runs = len(bundle.ensemble.active)
+    _say(
+        f"{networks} networks of {runs} run{'s' * (runs > 1)}, {len(found.test_set)} test cases, {device}, "
+        f"{context.precision}"
+    )
+
+
+def _predict_here(
+    bundle: Bundle, found: TestCases, options: PredictionOptions, scratch: Path
+) -> Iterator[BundlePrediction]:
+    rows = found.test_set.rows
+    predictions = predict_cases(bundle, rows, found.test_set.profile.confidence, scratch, options, _say)
+    for number, predicted in enumerate(predictions):
+        _print_progress(number, len(rows), predicted.reached)
+        yield predicted
+
+
+def _print_progress(number: int, cases: int, reached: bool) -> None:
+    if reached and number and number % max(1, cases // 10) == 0:
+        _say(f"{number} of {cases} cases")
+
+
+def _predict_in_processes(
+    folder: Path,
+    found: TestCases,
+    options: PredictionOptions,
+    devices: Sequence[str],
+    arguments: Sequence[str],
+    scratch: Path,
+) -> Iterator[BundlePrediction]:
+    rows, sizes = found.test_set.rows, [count_voxels(row) for row in found.test_set.rows]
+    deadline = TimeBudget([], [], [], options.limit, options.started).deadline
+    confidence = found.test_set.profile.confidence
+    predictions = collect(
+        folder / "run.py", arguments, devices[: len(rows)], rows, sizes, scratch, confidence, deadline
+    )
+    lost = 0
+    for number, (row, predicted) in enumerate(zip(rows, predictions, strict=True)):
+        lost += predicted is None
+        _print_progress(number, len(rows), predicted is not None and predicted.reached)
+        yield predicted if predicted is not None else empty_prediction(row, found.test_set.comp)
+    if lost:
+        _say(f"time: over; {lost} cases that no process finished get empty masks")
+
+
+def _predict_shard(folder: Path, args: argparse.Namespace) -> None:
+    """Predict the cases of one process among several."""
+    from competition.process import exit_with_parent
+
+    exit_with_parent(os.getppid())
+    cases, confidence = load_shard(args.scratch, args.shard)
+    bundle = _read_bundle(folder, args, args.devices)
+    work = Path(tempfile.mkdtemp(prefix="work-", dir=args.scratch))
+    rows = [row for _, row in cases]
+    predictions = predict_cases(
+        bundle, rows, confidence, work, _options(args), lambda line: _say(f"[{args.shard}] {line}")
+    )
+    for (case, _), predicted in zip(cases, predictions, strict=True):
+        save_result(args.scratch, case, predicted)
+
+
+def _masks(cases: Iterator[BundlePrediction], found: TestCases, missed: list[str]) -> Iterator[MaskItem]:
+    """Yield the masks of all cases; append the ids of those that were not predicted to `missed`."""
+    for predicted in cases:
+        if not predicted.reached:
+            missed.append(str(predicted.row.id))
+        yield from found.test_set.masks(predicted.row, predicted.outcome, predicted.probabilities)
+    yield from found.empty_masks()

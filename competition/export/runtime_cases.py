@@ -1,0 +1,575 @@
+"""The steps of the command in `runtime`: read the bundle, find the test cases, and predict them.
+
+The test set is the one that is present when the bundle runs; the public sample may be empty, or contain one dummy case.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import Competition
+from competition.config.experiment import Experiment
+from competition.config.loading import load_experiment
+from competition.config.postprocess import PostprocessConfig
+from competition.config.profiles import Profile, profile_of
+from competition.data.cases import case_table
+from competition.data.readers import strip_extension
+from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.errors import MaskfoldError
+from competition.export.predictor import EXPERIMENT_FILE, adapt_to_machine, empty_case_table, folds_table
+from competition.export.time_limit import Clock, DegradableEnsemble, TimeBudget
+from competition.io import atomic_write, ensure_writable, open_atomic
+from competition.postprocessing.pipeline import CasePrediction, postprocess
+from competition.runs.blend import Ensemble
+from competition.runs.run import Run
+from competition.submission.reader import IdLookup, RowKey, SampleSubmission, format_row, open_rows, read_sample
+from competition.submission.testset import TestSet, row_names
+from competition.submission.writer import MaskItem
+
+BUNDLE_FILE, BUNDLE_FORMAT = "bundle.json", 1
+ROWS_FILE = "rows.json"  # the cases of each process
+GRACE_SECONDS = 20.0  # seconds after the deadline in which a process may finish its case
+
+Say = Callable[[str], None]
+
+# The bundle
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle for a mounted competition.
+
+    Attributes:
+        folder: the bundle.
+        ensemble: its runs, in subfolders, with their weights.
+        settings: the post-processing.
+        id_suffix: suffix that the host's ids add to the image's id, such as `.png`.
+        trust: the user's own packages in the bundle.
+        has_onnx: whether the bundle contains the networks as ONNX.
+    """
+
+    folder: Path
+    ensemble: Ensemble
+    settings: PostprocessConfig
+    id_suffix: str
+    trust: tuple[str, ...]
+    has_onnx: bool
+
+    @classmethod
+    def read(cls, folder: Path, root: Path, accelerator: str | None = None) -> Bundle:
+        """Read a bundle for a competition that is mounted at `root`.
+
+        Args:
+            folder: the bundle.
+            root: the competition's folder.
+            accelerator: cpu or cuda; None: the one that the runs set, if it is available.
+
+        Raises:
+            MaskfoldError: a file is missing or has another format.
+        """
+        try:
+            plain: dict[str, Any] = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+            if plain["format"] != BUNDLE_FORMAT:
+                raise ValueError(f"found format {plain['format']}, expected {BUNDLE_FORMAT}")
+        except (OSError, ValueError, KeyError) as error:
+            raise MaskfoldError(
+                f"{folder / BUNDLE_FILE} cannot be read: {error}.", "Export the bundle again."
+            ) from error
+        trust = tuple(plain["trust"])
+        runs = []
+        for entry in plain["runs"]:
+            run_folder = folder / entry["folder"]
+            exp = _at_root(
+                adapt_to_machine(load_experiment(run_folder / EXPERIMENT_FILE, trust=trust)), root, accelerator
+            )
+            runs.append(Run(run_folder, exp, empty_case_table(), folds_table(run_folder), entry["name"]))
+        ensemble = Ensemble(tuple(runs), tuple(float(entry["weight"]) for entry in plain["runs"]))
+        settings = PostprocessConfig.model_validate(plain["postprocess"])
+        return cls(folder, ensemble, settings, plain["ending"], trust, plain["onnx"])
+
+
+def _at_root(exp: Experiment, root: Path, accelerator: str | None) -> Experiment:
+    comp = exp.competition.model_copy(update={"root": root.absolute()})
+    run = exp.run if accelerator is None else exp.run.model_copy(update={"accelerator": accelerator})
+    return exp.model_copy(update={"competition": comp, "run": run})
+
+
+# Test cases
+
+
+@dataclass(frozen=True)
+class TestCases:
+    """The test cases to predict.
+
+    Attributes:
+        test_set: the cases and the rows; without cases if there is no test image.
+        rows_without_images: rows of the sample whose image is missing: they get empty masks.
+    """
+
+    test_set: TestSet
+    rows_without_images: tuple[RowKey, ...] = ()
+
+    def empty_masks(self) -> Iterator[MaskItem]:
+        """Yield empty masks for the rows without an image."""
+        for name, cls in self.rows_without_images:
+            yield name, cls, np.zeros((1, 1), np.bool_)
+
+
+def find_test_cases(comp: Competition, suffix: str, say: Say) -> TestCases:
+    """Return the test images below the competition's root, and the rows that the file requires.
+
+    If the sample matches the images, the result is that of `maskfold submit`. Otherwise the rows are those of the
+    sample whose image exists, in its order, followed by those of all other images by id (and slice) and class. If no
+    id of the sample has an image, the sample is a dummy and is ignored; if only some ids have one, the rows of the
+    others get empty masks.
+
+    Args:
+        comp: the competition; its root is the folder where the host's files are mounted.
+        suffix: suffix that the host's ids add to the image's id, such as `.png`; used if no sample shows it.
+        say: receives messages for the user.
+
+    Raises:
+        MaskfoldError: the root is not the competition's, or an image or the sample cannot be read.
+    """
+    rows = _read_rows(comp, say)
+    profile, sample = _read_sample(comp, say)
+    sample_keys = sample.keys if sample is not None else ()
+    if not rows:
+        return TestCases(TestSet(comp, [], profile, sample, {}), sample_keys)
+    names = {row.id: row_names(row, profile, sample) for row in rows}
+    if comp.submission.sample is None:
+        return TestCases(TestSet(comp, rows, profile, None, names))
+    lookup = IdLookup([name for case_names in names.values() for name in case_names])
+    known_keys = [key for key in sample_keys if lookup.get(key[0]) is not None]
+    if not known_keys:  # the names in a dummy do not show how cases are named
+        names = {row.id: row_names(row, profile, None) for row in rows}
+    suffix = id_suffix(sample_keys) or suffix
+    known = {(lookup.get(image), cls) for image, cls in known_keys}
+    spelling = {lookup.get(image): image for image, _ in known_keys}
+    added_keys = [
+        (spelling.get(name, name + suffix), cls)
+        for row in rows
+        for name in names[row.id]
+        for cls in (profile.classes or (None,))
+        if (name, cls) not in known
+    ]
+    without_images = tuple(key for key in sample_keys if lookup.get(key[0]) is None) if known_keys else ()
+    if sample_keys and not added_keys and not without_images:  # the sample is complete
+        return TestCases(TestSet(comp, rows, profile, sample, names))
+    _report_differences(comp, sample_keys, known_keys, added_keys, without_images, len(rows), say)
+    kept_keys = [key for key in sample_keys if key in without_images or lookup.get(key[0]) is not None]
+    completed = SampleSubmission(Path(comp.root) / comp.submission.sample, profile, (*kept_keys, *added_keys))
+    return TestCases(TestSet(comp, rows, profile, completed, names), without_images)
+
+
+def write_empty_submission(found: TestCases, path: Path) -> int:
+    """Write the sample's rows with empty masks, or the header only.
+
+    A notebook needs this because it is saved before it sees the test set.
+
+    Returns:
+        The number of rows.
+    """
+    profile = found.test_set.profile
+    ensure_writable(path.parent)
+    with open_atomic(path) as stream:
+        lines = io.TextIOWrapper(stream, "utf-8", newline="")
+        out = csv.writer(lines, lineterminator="\n")
+        out.writerow(profile.columns)
+        for key in found.rows_without_images:
+            out.writerow(format_row(profile, key, profile.rle.empty, (1, 1)))
+        lines.detach()
+    return len(found.rows_without_images)
+
+
+def id_suffix(keys: tuple[RowKey, ...]) -> str:
+    """Return the suffix that the ids of a sample add to the image's id, such as `.png`; empty if they differ."""
+    suffixes = {image[len(strip_extension(image)) :] for image, _ in keys}
+    return suffixes.pop() if len(suffixes) == 1 else ""
+
+
+def _read_sample(comp: Competition, say: Say) -> tuple[Profile, SampleSubmission | None]:
+    """Return the file format, and the host's sample if it has rows."""
+    profile = profile_of(comp)
+    if comp.submission.sample is None:
+        return profile, None
+    path = Path(comp.root) / comp.submission.sample
+    if not path.is_file():
+        say(f"note: {comp.submission.sample} does not exist; the rows follow from the test images")
+        return profile, None
+    layout, rows = open_rows(path, profile)
+    if next(rows, None) is None:
+        return layout, None
+    sample = read_sample(path, profile)
+    return sample.profile, sample
+
+
+def _read_rows(comp: Competition, say: Say) -> list[Any]:
+    """Return rows of the test cases; empty if the folder is the competition's but has no test image."""
+    try:
+        return list(case_rows(case_table(comp, "test")))
+    except MaskfoldError as error:
+        if comp.test is None or not Path(comp.root).is_dir() or _any_test_image(comp) or not _is_root(comp):
+            raise
+        say(f"note: {error.wrong}")
+        return []
+
+
+def _any_test_image(comp: Competition) -> bool:
+    """Return whether any file matches the test pattern, readable or not."""
+    from competition.data.patterns import match_cases
+
+    patterns = comp.test.images if comp.test is not None else ""
+    for pattern in [patterns] if isinstance(patterns, str) else patterns.values():
+        try:
+            match_cases(Path(comp.root), pattern, "test.images")
+        except MaskfoldError:
+            continue
+        return True
+    return False
+
+
+def _is_root(comp: Competition) -> bool:
+    """Return whether the root has the host's sample, or a folder that the YAML names."""
+    root = Path(comp.root)
+    if comp.submission.sample is not None and (root / comp.submission.sample).is_file():
+        return True
+    sources = (comp.train.images, comp.test.images if comp.test is not None else {})
+    patterns = [pattern for source in sources for pattern in ([source] if isinstance(source, str) else source.values())]
+    folders = [pattern.split("{")[0].rpartition("/")[0] for pattern in patterns]
+    return any(folder and (root / folder).is_dir() for folder in folders)
+
+
+def _report_differences(
+    comp: Competition,
+    sample_keys: tuple[RowKey, ...],
+    known_keys: list[RowKey],
+    added_keys: list[RowKey],
+    without_images: tuple[RowKey, ...],
+    cases: int,
+    say: Say,
+) -> None:
+    """Print how the sample differs from the test images."""
+    name = comp.submission.sample
+    if sample_keys and not known_keys:
+        say(
+            f"note: {name} is ignored as a dummy, because none of its ids has an image ({sample_keys[0][0]}, …); "
+            f"the rows follow from the {cases} test cases"
+        )
+    elif sample_keys and added_keys:
+        say(f"note: {name} lacks {len(added_keys)} rows of the {cases} test cases; they are added at the end")
+    elif not sample_keys and name is not None and (Path(comp.root) / name).is_file():
+        say(f"note: {name} has no rows; they follow from the {cases} test cases")
+    if without_images:
+        say(f"note: {len(without_images)} rows of {name} have no image ({without_images[0][0]}, …) and get empty masks")
+
+
+# Prediction
+
+
+class TimeUp(BaseException):
+    """Raised if the deadline passes within a case; a BaseException, so that no `except Exception` catches it."""
+
+
+class BundlePrediction(NamedTuple):
+    """A case and its masks.
+
+    Attributes:
+        row: row of the case table.
+        outcome: the masks.
+        probabilities: (K, *spatial), if the file has a confidence for each object, else None.
+        reached: whether the case was predicted; if not, its masks are empty.
+    """
+
+    row: Any
+    outcome: CasePrediction
+    probabilities: NDArray[Any] | None
+    reached: bool = True
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """Options of a prediction.
+
+    Attributes:
+        limit: seconds in total; None: no limit.
+        started: start time on the clock.
+        continue_on_error: whether a case that cannot be read or predicted gets empty masks instead of stopping.
+        use_onnx: whether to predict with onnxruntime.
+        clock: returns seconds.
+    """
+
+    limit: float | None = None
+    started: float = 0.0
+    continue_on_error: bool = False
+    use_onnx: bool = False
+    clock: Clock = time.monotonic
+
+
+def predict_cases(
+    bundle: Bundle, rows: Sequence[Any], confidence: bool, scratch: Path, options: PredictionOptions, say: Say
+) -> Iterator[BundlePrediction]:
+    """Predict cases in order.
+
+    Args:
+        bundle: the networks.
+        rows: rows of the case table.
+        confidence: whether the file has a confidence for each object.
+        scratch: a folder for preprocessed cases.
+        options: time limit and error handling.
+        say: receives messages for the user.
+
+    Raises:
+        MaskfoldError: a case cannot be read or predicted; with `options.continue_on_error` only if no case can.
+    """
+    comp = bundle.ensemble.comp
+    reducible = DegradableEnsemble(_load_networks(bundle, rows, scratch, options), options.clock)
+    sizes = [count_voxels(row) for row in rows]
+    budget = TimeBudget(reducible.levels, reducible.views, sizes, options.limit, options.started, options.clock)
+    failed = 0
+    for number, row in enumerate(rows):
+        start = options.clock()
+        try:
+            with _stop_at_deadline(budget):
+                probabilities, presence = reducible.predictor.predict(row)
+                outcome = postprocess(probabilities, comp, bundle.settings, row, presence)
+        except TimeUp:
+            say(f"time: over; {len(rows) - number} of {len(rows)} cases get empty masks")
+            yield from (empty_prediction(remaining, comp) for remaining in rows[number:])
+            return
+        except MaskfoldError as error:
+            failed += 1
+            if not options.continue_on_error or failed == len(rows):
+                raise
+            say(f"note: {error.wrong} The case {row.id} gets empty masks.")
+            yield empty_prediction(row, comp)
+        else:
+            class_probabilities = probabilities[len(probabilities) - len(comp.classes) :] if confidence else None
+            yield BundlePrediction(row, outcome, class_probabilities)
+        lines = budget.record(options.clock() - start, reducible.pop_seconds())
+        if lines:
+            reducible.set_level(budget.level)
+        for line in lines:
+            say(line)
+
+
+def empty_prediction(row: Any, comp: Competition) -> BundlePrediction:
+    """Return empty masks for a case that was not predicted."""
+    return BundlePrediction(
+        row, CasePrediction(np.zeros((len(comp.classes), *json.loads(row.shape)), np.bool_), None), None, False
+    )
+
+
+def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: PredictionOptions) -> EnsemblePredictor:
+    """Load the networks; the first readable case gives their input channels."""
+    for number, row in enumerate(rows):
+        try:
+            predictor = EnsemblePredictor(bundle.ensemble, row, bundle.trust, scratch)
+            break
+        except MaskfoldError:
+            if not options.continue_on_error or number + 1 == len(rows):
+                raise
+    if options.use_onnx:
+        from competition.export.onnx import use_onnx_networks
+
+        use_onnx_networks(predictor)
+    return predictor
+
+
+def count_voxels(row: Any) -> int:
+    """Return the number of voxels of a case, to which its time is proportional."""
+    return int(np.prod(json.loads(row.shape)))
+
+
+@contextmanager
+def _stop_at_deadline(budget: TimeBudget) -> Iterator[None]:
+    """Raise `TimeUp` if the deadline has passed, or when it passes within the block.
+
+    The latter needs a signal, so it works only in the main thread, with the real clock, and not on Windows.
+    """
+    if budget.is_over():
+        raise TimeUp
+    no_alarm = budget.deadline is None or budget.clock is not time.monotonic or not hasattr(signal, "setitimer")
+    if no_alarm or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def raise_time_up(_number: int, _frame: Any) -> None:
+        raise TimeUp
+
+    previous = signal.signal(signal.SIGALRM, raise_time_up)
+    signal.setitimer(signal.ITIMER_REAL, max(0.001, (budget.deadline or 0.0) - budget.clock()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+# Several processes
+
+
+def assign_shards(sizes: Sequence[int], shards: int) -> list[list[int]]:
+    """Assign cases to shards: from the largest to the smallest, each to the shard with the fewest voxels so far.
+
+    Args:
+        sizes: voxels of the cases.
+        shards: number of shards.
+
+    Returns:
+        Indices of cases in order, for each shard.
+    """
+    assigned: list[list[int]] = [[] for _ in range(shards)]
+    total = [0] * shards
+    for case in sorted(range(len(sizes)), key=lambda case: (-sizes[case], case)):
+        smallest = min(range(shards), key=lambda shard: (total[shard], shard))
+        assigned[smallest].append(case)
+        total[smallest] += sizes[case]
+    return [sorted(cases) for cases in assigned]
+
+
+def parse_devices(text: str) -> list[str]:
+    """Return the devices of `--devices`: `auto`, a number of GPUs, or a list such as `cuda:0,cuda:1` or `cpu,cpu`.
+
+    Raises:
+        MaskfoldError: status 2; the text is invalid, or names a GPU that does not exist.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if text == "auto":
+        return [f"cuda:{index}" for index in range(gpus)] or ["auto"]
+    names = [f"cuda:{index}" for index in range(int(text))] if text.isdigit() else text.split(",")
+    for name in names:
+        kind, _, index = name.partition(":")
+        if name != "cpu" and not (kind == "cuda" and index.isdigit() and int(index) < gpus):
+            raise MaskfoldError(
+                f"invalid --devices {text}: found {name}, expected cpu or one of the {gpus} GPUs of this machine.",
+                "Set auto, a number of GPUs, or a list such as cuda:0,cuda:1 or cpu,cpu.",
+                status=2,
+            )
+    if not names:
+        raise MaskfoldError(
+            f"invalid --devices {text}: expected at least one device.", "Set auto, or a number from 1.", status=2
+        )
+    return names
+
+
+def collect(
+    script: Path,
+    arguments: Sequence[str],
+    devices: Sequence[str],
+    rows: Sequence[Any],
+    sizes: Sequence[int],
+    folder: Path,
+    confidence: bool,
+    deadline: float | None,
+) -> Iterator[BundlePrediction | None]:
+    """Start a process for each device and yield the cases in order; None for a case that missed the deadline.
+
+    Args:
+        script: the bundle's `run.py`.
+        arguments: its arguments.
+        devices: one per process.
+        rows: rows of the case table.
+        sizes: voxels of the cases.
+        folder: an empty folder for the masks.
+        confidence: whether the file has a confidence for each object.
+        deadline: on `time.monotonic`; None: no deadline.
+
+    Raises:
+        MaskfoldError: a process failed.
+    """
+    shards = assign_shards(sizes, len(devices))
+    shard_of = {case: shard for shard, cases in enumerate(shards) for case in cases}
+    content = json.dumps(
+        {"rows": [vars(row) for row in rows], "hands": shards, "confidence": confidence}, default=int
+    ).encode()
+    atomic_write(folder / ROWS_FILE, lambda file: file.write(content), len(content))
+    processes = [
+        _start_process(script, [*arguments, "--shard", str(shard), "--scratch", str(folder)], device, len(devices))
+        for shard, device in enumerate(devices)
+    ]
+    try:
+        for case, row in enumerate(rows):
+            yield _wait_for_case(folder, case, row, processes[shard_of[case]], deadline)
+    finally:
+        for process in processes:
+            process.kill()  # nothing is lost: all results are in the folder; a hanging process may ignore SIGTERM
+        for process in processes:
+            process.wait()
+
+
+def load_shard(folder: Path, shard: int) -> tuple[list[tuple[int, Any]], bool]:
+    """Return (index, row) of a shard's cases, and whether the file has a confidence for each object."""
+    plain = json.loads((folder / ROWS_FILE).read_text(encoding="utf-8"))
+    return [(case, SimpleNamespace(**plain["rows"][case])) for case in plain["hands"][shard]], plain["confidence"]
+
+
+def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
+    """Store the masks of the case with index `case` in the folder."""
+    masks, objects = predicted.outcome.masks, predicted.outcome.objects
+    arrays: dict[str, Any] = {
+        "masks": np.packbits(masks),
+        "shape": np.array(masks.shape),
+        "reached": np.array(predicted.reached),
+    }
+    if objects is not None:
+        arrays["objects"] = objects
+    if predicted.probabilities is not None:
+        arrays["probabilities"] = predicted.probabilities
+    atomic_write(folder / f"{case}.npz", lambda file: np.savez_compressed(file, **arrays))
+
+
+def _start_process(script: Path, arguments: Sequence[str], device: str, count: int) -> subprocess.Popen[bytes]:
+    """Start a process that sees only its own GPU, or has its share of the CPU's threads."""
+    environment = dict(os.environ)
+    if device == "cpu":
+        threads = max(1, (os.cpu_count() or 1) // count)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+        name = "cpu"
+    else:
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        index = device.partition(":")[2]
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(index)] if visible else index
+        name = "cuda:0"
+    return subprocess.Popen([sys.executable, "-B", str(script), *arguments, "--devices", name], env=environment)
+
+
+def _wait_for_case(
+    folder: Path, case: int, row: Any, process: subprocess.Popen[bytes], deadline: float | None
+) -> BundlePrediction | None:
+    path = folder / f"{case}.npz"
+    while not path.exists():
+        if process.poll() is not None and not path.exists():
+            raise MaskfoldError(
+                f"The process that predicts the case {row.id} ended with status {process.returncode}.",
+                "Its output is above; run with --devices cpu, or with one device, to see more.",
+            )
+        if deadline is not None and time.monotonic() > deadline + GRACE_SECONDS:
+            return None
+        time.sleep(0.05)
+    with np.load(path, allow_pickle=False) as arrays:
+        shape = tuple(arrays["shape"])
+        masks = np.unpackbits(arrays["masks"], count=int(np.prod(shape))).astype(np.bool_).reshape(shape)
+        outcome = CasePrediction(masks, arrays.get("objects"))
+        predicted = BundlePrediction(row, outcome, arrays.get("probabilities"), bool(arrays["reached"]))
+    path.unlink()
+    return predicted

@@ -1,0 +1,103 @@
+"""Test prediction of one patch with a bundle, in a separate process: check that it runs, and list what it imports."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+# Packages that a bundle does not need. They are hidden, because libraries such as monai use some of them if installed.
+HIDDEN_PACKAGES = (
+    "albumentations",
+    "kaggle",
+    "lightning",
+    "matplotlib",
+    "mlflow",
+    "onnx",
+    "onnxscript",
+    "optuna",
+    "pytorch_lightning",
+    "ray",
+    "rich",
+    "sklearn",
+    "sqlalchemy",
+    "tensorboard",
+    "torchmetrics",
+    "typer",
+    "zarr",
+)
+ERROR_STATUS = 3  # exit status after a MaskfoldError: the last line of standard error is JSON with `wrong` and `cure`
+
+
+class ImportBlocker(MetaPathFinder):
+    """An import finder that hides the packages in `HIDDEN_PACKAGES`."""
+
+    def __init__(self, finder: Any) -> None:
+        self.finder = finder
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
+        """Return the finder's result, or None for a hidden package."""
+        return None if name.split(".")[0] in HIDDEN_PACKAGES else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.finder, name)  # `importlib.metadata` uses other methods of finders
+
+
+def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
+    """Predict the middle of one image with the first network of each run.
+
+    Returns:
+        Names of the top-level modules that this process has imported.
+    """
+    from competition.data.readers import load_image
+    from competition.ensembling.ensemble import EnsemblePredictor, InMemoryCase
+    from competition.export import runtime, runtime_cases  # noqa: F401 (run.py imports them)
+    from competition.export.onnx import use_onnx_networks
+    from competition.export.runtime_cases import Bundle
+    from competition.export.time_limit import DegradableEnsemble
+    from competition.postprocessing.pipeline import postprocess
+
+    bundle = Bundle.read(folder, root)
+    image = load_image(bundle.ensemble.comp, row)
+    case = InMemoryCase(str(row.id), crop_middle(image, bundle.ensemble.runs[0].exp.patch.size))
+    with TemporaryDirectory() as scratch:
+        predictor = EnsemblePredictor(bundle.ensemble, case, bundle.trust, Path(scratch))
+        if onnx:
+            use_onnx_networks(predictor)
+        reducible = DegradableEnsemble(predictor, lambda: 0.0)
+        last = reducible.levels[-1]
+        reducible.set_level(type(last)(last.tta, tuple(1 for _ in last.networks)))
+        probabilities, presence = predictor.predict(case)
+        postprocess(probabilities, bundle.ensemble.comp, bundle.settings, case, presence)
+    return sorted({name.split(".")[0] for name in sys.modules})
+
+
+def crop_middle(image: Any, size: Sequence[int]) -> Any:
+    """Return the middle of an image, at most a patch in size; spacing and affine stay, as they do not matter here."""
+    from competition.data.image_types import Image
+
+    cut = [slice(None)]
+    for length, patch_length in zip(image.array.shape[1:], [*size, size[-1]], strict=False):
+        first = max(0, (length - patch_length) // 2)
+        cut.append(slice(first, first + min(length, patch_length)))
+    return Image(image.array[tuple(cut)], image.spacing, image.affine)
+
+
+if __name__ == "__main__":
+    sys.meta_path[:] = [ImportBlocker(finder) for finder in sys.meta_path]
+    request = json.loads(sys.stdin.read())
+    from competition.errors import MaskfoldError
+
+    try:
+        names = smoke_test(
+            Path(request["folder"]), Path(request["root"]), SimpleNamespace(**request["row"]), request["onnx"]
+        )
+    except MaskfoldError as error:
+        print(json.dumps({"wrong": error.wrong, "cure": error.cure}), file=sys.stderr)
+        sys.exit(ERROR_STATUS)
+    print(json.dumps(names))

@@ -1,0 +1,249 @@
+"""The time limit: which parts of the ensemble are dropped, in which order, and when.
+
+The order is fixed. Test-time augmentation is dropped first, for all runs at once. Then networks are dropped one at a
+time: always the last network of the run with the lowest weight per network (the run's weight divided by its number of
+networks); of equal runs the later one. One network remains. The weights of the remaining networks and runs are
+normalised again.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from competition.ensembling.ensemble import EnsemblePredictor
+
+TIME_MARGIN = 1.15  # the remaining cases may take this much longer than projected
+MEASURED_CASES = 3  # cases before anything is dropped
+EARLY_SHARE = 0.1  # share of the time limit after which one case suffices to decide
+RESERVE_SHARE, RESERVE_MOST = 0.02, 300.0  # share of the time limit, seconds: reserved for writing the file
+
+Clock = Callable[[], float]
+
+
+# Levels and time budget
+
+
+@dataclass(frozen=True)
+class EffortLevel:
+    """Which parts of the ensemble predict a case.
+
+    Attributes:
+        tta: whether test-time augmentation is used.
+        networks: number of networks of each run; the first ones are used.
+    """
+
+    tta: bool
+    networks: tuple[int, ...]
+
+    def passes(self, views: Sequence[int]) -> list[int]:
+        """Return the number of forward passes of each run per window."""
+        return [networks * (count if self.tta else 1) for networks, count in zip(self.networks, views, strict=True)]
+
+
+def effort_levels(weights: Sequence[float], networks: Sequence[int], views: Sequence[int]) -> list[EffortLevel]:
+    """Return the levels from the complete ensemble down to a single network.
+
+    Args:
+        weights: weight of each run, above 0.
+        networks: number of networks of each run.
+        views: views of each run's test-time augmentation; 1 without.
+    """
+    remaining = list(networks)
+    levels = [EffortLevel(True, tuple(remaining))]
+    has_tta = any(count > 1 for count in views)
+    if has_tta:
+        levels.append(EffortLevel(False, tuple(remaining)))
+    while sum(remaining) > 1:
+        weight_per_network = {run: weights[run] / count for run, count in enumerate(remaining) if count}
+        # rounded, so that equal weights stay equal after a division
+        lightest = min(reversed(weight_per_network), key=lambda run: round(weight_per_network[run], 12))
+        remaining[lightest] -= 1
+        levels.append(EffortLevel(not has_tta, tuple(remaining)))
+    return levels
+
+
+@dataclass
+class TimeBudget:
+    """Measures the time of each case and chooses the level for the next one.
+
+    Args:
+        levels: see `effort_levels`.
+        views: views of each run.
+        sizes: voxels of the cases in order; a case's time is proportional to them.
+        limit: seconds in total; None: no limit, so nothing is dropped.
+        started: start time on the clock.
+        clock: returns seconds.
+    """
+
+    levels: Sequence[EffortLevel]
+    views: Sequence[int]
+    sizes: Sequence[int]
+    limit: float | None
+    started: float = 0.0
+    clock: Clock = time.monotonic
+    level_index: int = 0
+    # per case: voxels, seconds outside the networks, seconds per pass of each run (-1 without passes)
+    measured: list[tuple[int, float, list[float]]] = field(default_factory=list)
+
+    @property
+    def level(self) -> EffortLevel:
+        """The level for the next case."""
+        return self.levels[self.level_index]
+
+    @property
+    def deadline(self) -> float | None:
+        """When predicting must end, on the clock; None without a limit."""
+        if self.limit is None:
+            return None
+        return self.started + self.limit - min(RESERVE_SHARE * self.limit, RESERVE_MOST)
+
+    def is_over(self) -> bool:
+        """Return whether the deadline has passed."""
+        return self.deadline is not None and self.clock() >= self.deadline
+
+    def record(self, seconds: float, run_seconds: Sequence[float]) -> list[str]:
+        """Record the time of a case, and lower the level if the remaining cases would take too long.
+
+        Args:
+            seconds: total time of the case.
+            run_seconds: time of each run's networks; 0 for a run that was dropped.
+
+        Returns:
+            Messages for the user; empty if the level stays.
+        """
+        size = self.sizes[len(self.measured)]
+        passes = self.level.passes(self.views)
+        per_pass = [spent / count if count else -1.0 for spent, count in zip(run_seconds, passes, strict=True)]
+        self.measured.append((size, max(0.0, seconds - sum(run_seconds)), per_pass))
+        if self.limit is None or self.deadline is None or len(self.measured) == len(self.sizes):
+            return []
+        used = self.clock() - self.started
+        if len(self.measured) < MEASURED_CASES and used < EARLY_SHARE * self.limit:
+            return []
+        left = self.deadline - self.clock()
+        before, required = self.level_index, self.projected()
+        while self.projected() * TIME_MARGIN > left and self.level_index + 1 < len(self.levels):
+            self.level_index += 1
+        if self.level_index == before:
+            return []
+        return [
+            f"time: {format_duration(used)} used for {len(self.measured)} of {len(self.sizes)} cases; the others would "
+            f"take {format_duration(required)}, available are {format_duration(left)}",
+            *self._describe_change(before),
+        ]
+
+    def projected(self) -> float:
+        """Return the seconds that the remaining cases take at the present level, without a margin.
+
+        The first case is ignored once there are others, because it includes the start of the device.
+        """
+        cases = self.measured[1:] or self.measured
+        voxels = sum(size for size, _, _ in cases)
+        total = sum(overhead for _, overhead, _ in cases)
+        for run, count in enumerate(self.level.passes(self.views)):
+            measured = [(size, per_pass[run]) for size, _, per_pass in cases if per_pass[run] >= 0]
+            if measured:  # false only for a run that was dropped, which stays dropped
+                total += count * voxels * sum(seconds for _, seconds in measured) / sum(size for size, _ in measured)
+        return total * sum(self.sizes[len(self.measured) :]) / voxels
+
+    def _describe_change(self, before: int) -> list[str]:
+        old, new = self.levels[before], self.level
+        lines = ["time: no test-time augmentation from now on"] if old.tta and not new.tta else []
+        if new.networks != old.networks:
+            lines.append(
+                f"time: {sum(new.networks)} of {sum(self.levels[0].networks)} networks from now on (per run: "
+                f"{', '.join(map(str, new.networks))})"
+            )
+        is_last = self.level_index + 1 == len(self.levels)
+        if is_last and self.projected() * TIME_MARGIN > (self.deadline or 0.0) - self.clock():
+            lines.append("time: this may still not suffice; cases that are not reached get empty masks")
+        return lines
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in minutes, or in seconds below a minute."""
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+
+
+# The ensemble at a level
+
+
+class TimedNetworks:
+    """The networks of a run, with the time that they take."""
+
+    def __init__(self, networks: Any, clock: Clock) -> None:
+        self.networks, self.clock, self.seconds = networks, clock, 0.0
+
+    @property
+    def run(self) -> Any:
+        """The run."""
+        return self.networks.run
+
+    def predict(self, case: Any) -> Any:
+        """Return the networks' prediction of a case, and add its time to `seconds`."""
+        start = self.clock()
+        try:
+            return self.networks.predict(case)
+        finally:
+            self.seconds += self.clock() - start
+
+
+class DegradableEnsemble:
+    """An ensemble at one of its levels; at the first level it is unchanged.
+
+    Args:
+        predictor: the ensemble's networks; changed in place.
+        clock: returns seconds.
+    """
+
+    def __init__(self, predictor: EnsemblePredictor, clock: Clock) -> None:
+        from competition.inference.tta import tta_views
+
+        self.predictor, self.clock = predictor, clock
+        self.all_runs = [(TimedNetworks(networks, clock), weight) for networks, weight in predictor.weighted_runs]
+        self.views = [len(tta_views(timed.run.exp)) for timed, _ in self.all_runs]
+        self.levels = effort_levels(
+            [weight for _, weight in self.all_runs],
+            [len(timed.networks.checkpoints) for timed, _ in self.all_runs],
+            self.views,
+        )
+        self.active: list[TimedNetworks | None] = []  # one entry per run; None: dropped
+        self.set_level(self.levels[0])
+
+    def set_level(self, level: EffortLevel) -> None:
+        """Keep only the networks of a level, and normalise the weights of the remaining runs."""
+        is_complete = level == self.levels[0]
+        total = sum(weight for (_, weight), count in zip(self.all_runs, level.networks, strict=True) if count)
+        self.active, remaining = [], []
+        for (timed, weight), count in zip(self.all_runs, level.networks, strict=True):
+            reduced = (
+                timed if is_complete else TimedNetworks(_first_networks(timed.networks, count, level.tta), self.clock)
+            )
+            self.active.append(reduced if count else None)
+            if count:
+                remaining.append((reduced, weight / total))
+        self.predictor.weighted_runs = list(self.all_runs) if is_complete else remaining
+
+    def pop_seconds(self) -> list[float]:
+        """Return the seconds that each run's networks have taken since the last call."""
+        seconds = [0.0 if timed is None else timed.seconds for timed in self.active]
+        for timed in self.active:
+            if timed is not None:
+                timed.seconds = 0.0
+        return seconds
+
+
+def _first_networks(networks: Any, count: int, tta: bool) -> Any:
+    """Return a run's first `count` networks, without test-time augmentation unless `tta`."""
+    reduced = copy.copy(networks)
+    reduced.networks, reduced.checkpoints = networks.networks[:count], networks.checkpoints[:count]
+    if not tta:
+        exp = networks.run.exp
+        reduced.run = replace(
+            networks.run, exp=exp.model_copy(update={"inference": exp.inference.model_copy(update={"tta": []})})
+        )
+    return reduced

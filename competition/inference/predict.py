@@ -1,0 +1,283 @@
+"""Prediction of a case on the grid of its file: probabilities, masks, the device, and retries when memory runs out."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from competition.config.competition import Competition
+from competition.config.experiment import Experiment
+from competition.data.cache import PreprocessedCase
+from competition.errors import MaskfoldError
+from competition.inference.presence import presence_on_file_grid
+from competition.inference.sliding_window import Autocast, predict_image_with_presence
+from competition.models.interface import error_in_one_line
+
+# Messages of libraries that raise a RuntimeError when memory runs out.
+OUT_OF_MEMORY_MESSAGES = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Cannot allocate memory",
+)
+HOST_MEMORY_HINT = "To use less memory of the host, lower run.parallel_folds or run.workers"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+T = TypeVar("T")
+_reduced: dict[str, int] = {}  # device -> windows per batch, if inference.batch_size did not fit
+log = logging.getLogger(__name__)
+
+
+class Prediction(NamedTuple):
+    """Prediction of a case on the grid of its file.
+
+    Attributes:
+        probabilities: (P, *file shape) float16, P = `exp.output_channels`: background first if classes are exclusive,
+            the boundary class of `prepare.boundary` last.
+        presence: (K, 1, …, 1) float32 in [0, 1], the probability that the case contains each class, with as many axes
+            as `probabilities`; with `patch.slices` the file's number of slices on their axis. None without `exp.gate`.
+    """
+
+    probabilities: np.ndarray
+    presence: np.ndarray | None
+
+
+def predict_case(
+    networks: Sequence[nn.Module],
+    prepared: PreprocessedCase,
+    exp: Experiment,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+) -> np.ndarray:
+    """Return the probabilities of `predict_case_with_presence`."""
+    return predict_case_with_presence(networks, prepared, exp, device, autocast).probabilities
+
+
+def predict_case_with_presence(
+    networks: Sequence[nn.Module],
+    prepared: PreprocessedCase,
+    exp: Experiment,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+) -> Prediction:
+    """Predict a case and invert its preparation.
+
+    Args:
+        networks: on `device`; their probabilities are averaged.
+        prepared: the case.
+        exp: the experiment.
+        device: of the networks.
+        autocast: see `predict_image`.
+
+    Returns:
+        Probabilities and class presence on the file's grid.
+
+    Raises:
+        MaskfoldError: see `predict_image`, or memory runs out; the message names the case.
+    """
+    try:
+        image = prepared.network_image()
+        probabilities, presence = retry_with_smaller_batches(
+            lambda exp: predict_image_with_presence(networks, image, exp, device, autocast), exp, device
+        )
+    except MaskfoldError as error:
+        raise MaskfoldError(
+            f"Case {prepared.id} cannot be predicted: {error.wrong}", error.cure, status=error.status
+        ) from error
+    if presence is not None:
+        presence = presence_on_file_grid(presence, prepared.geometry, exp.patch.slices is not None)
+    return Prediction(prepared.geometry.inverse(probabilities), presence)
+
+
+# Probabilities to masks
+
+
+def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[float] | None = None) -> np.ndarray:
+    """Return the masks of the classes.
+
+    For exclusive classes each voxel gets its most probable class (in a tie the first, with the background before all
+    classes); for overlapping classes each mask contains the voxels above the threshold of its class.
+
+    Args:
+        probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class, which is part of
+            the objects: see `merge_boundary_class`.
+        comp: `labels` and `classes` are read.
+        thresholds: one per class, for overlapping classes; None: 0.5 for all.
+
+    Returns:
+        (K, *spatial) bool.
+    """
+    classes = len(comp.classes)
+    _check_channels(probabilities, comp)
+    masks = np.empty((classes, *probabilities.shape[1:]), bool)
+    if comp.labels == "overlapping":
+        for index, threshold in enumerate(thresholds if thresholds is not None else [0.5] * classes):
+            masks[index] = probabilities[index] > threshold
+        return masks
+    for plane in range(probabilities.shape[1]):  # since np.argmax of a whole volume takes 8 bytes per voxel
+        labels = np.argmax(merge_boundary_class(probabilities[:, plane], comp), axis=0)
+        for index in range(classes):
+            masks[index, plane] = labels == index + 1
+    return masks
+
+
+def merge_boundary_class(probabilities: np.ndarray, comp: Competition) -> np.ndarray:
+    """Return probabilities of background and classes, with the boundary class split among classes in proportion.
+
+    Args:
+        probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class last.
+        comp: `labels` and `classes` are read.
+
+    Returns:
+        (`comp.output_channels`, *spatial) float32.
+    """
+    _check_channels(probabilities, comp)
+    result = probabilities[: comp.output_channels].astype(np.float32)
+    if len(probabilities) > comp.output_channels:
+        boundary, foreground = probabilities[-1].astype(np.float32), result[1:].sum(axis=0)
+        equal = np.float32(1 / len(comp.classes))
+        for channel in result[1:]:
+            share = np.divide(channel, foreground, out=np.full_like(channel, equal), where=foreground > 0)
+            channel += boundary * share
+    return result
+
+
+def _check_channels(probabilities: np.ndarray, comp: Competition) -> None:
+    maximum = comp.output_channels + (comp.labels == "exclusive" and comp.instances)
+    if not comp.output_channels <= len(probabilities) <= maximum:
+        raise ValueError(f"channels of probabilities: found {len(probabilities)}, expected {comp.output_channels}")
+
+
+# Device and precision
+
+
+@dataclass(frozen=True)
+class DeviceContext:
+    """Device of the networks and the precision of their forward passes.
+
+    Attributes:
+        device: of the networks.
+        precision: fp32, bf16 or fp16; weights and probabilities are always float32.
+    """
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which to call a network."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+
+
+def device_context(exp: Experiment) -> DeviceContext:
+    """Return device and precision for an experiment; the device is the one of `run.accelerator`.
+
+    `training.precision: auto` means `native_precision`. A GPU without native bf16 predicts in fp16 what was trained in
+    bf16; a CPU, which does not support fp16, predicts in bf16 what was trained in fp16.
+
+    Raises:
+        MaskfoldError: the machine has no such device.
+    """
+    kind = exp.run.accelerator
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind == "auto":
+        kind = "cuda" if available["cuda"] else "cpu"
+    if not available.get(kind, True):
+        raise MaskfoldError(
+            f"run.accelerator: found {kind}, but this machine has no such device.", "Set run.accelerator=auto."
+        )
+    precision: str = exp.training.precision
+    if precision == "auto" or (precision == "bf16" and kind == "cuda"):
+        precision = native_precision(kind)
+    elif precision == "fp16" and kind == "cpu":
+        precision = "bf16"
+    return DeviceContext(torch.device(kind) if kind == "cpu" else torch.device(kind, 0), precision)
+
+
+def native_precision(accelerator: str) -> str:
+    """Return bf16 if the device computes in it natively, else fp16 on a GPU, else fp32.
+
+    GPUs below compute capability 8.0, such as Kaggle's T4 and P100, emulate bf16 slowly.
+    """
+    if accelerator == "cuda":
+        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+    if accelerator == "cpu":
+        return "bf16" if torch.backends.mkldnn.is_available() and _cpu_has_bf16() else "fp32"
+    return "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+# Out of memory: repeat with fewer windows per batch
+
+
+def retry_with_smaller_batches(predict: Callable[[Experiment], T], exp: Experiment, device: torch.device | str) -> T:
+    """Predict; if memory runs out and `training.on_oom` is halve, repeat with half as many windows per batch.
+
+    This process then uses the number that fits for all later cases.
+
+    Args:
+        predict: makes the prediction with the settings of an experiment.
+        exp: the experiment.
+        device: of the networks.
+
+    Raises:
+        MaskfoldError: memory runs out, and the batch may not or cannot be halved.
+    """
+    while True:
+        size = min(exp.inference.batch_size, _reduced.get(str(device), exp.inference.batch_size))
+        try:
+            return predict(exp if size == exp.inference.batch_size else _with_batch_size(exp, size))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            message = error_in_one_line(error)
+        free_unused_memory(device)
+        if size == 1 or exp.training.on_oom == "stop":
+            hint = "Lower inference.batch_size, or set training.on_oom=halve" if size > 1 else "Shorten inference.tta"
+            raise MaskfoldError(
+                f"Memory ran out on {device} with {size} window{'s' * (size > 1)} at a time: {message}.",
+                f"{hint}. {HOST_MEMORY_HINT}.",
+            )
+        _reduced[str(device)] = size // 2
+        log.warning(
+            "Memory ran out on %s with %d windows at a time (%s); continuing with %d.", device, size, message, size // 2
+        )
+
+
+def reduced_batch_size(device: torch.device | str) -> int | None:
+    """Return the reduced number of windows per batch on a device; None if `inference.batch_size` fits."""
+    return _reduced.get(str(device))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception means that a device or the host is out of memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in OUT_OF_MEMORY_MESSAGES)
+
+
+def free_unused_memory(device: torch.device | str) -> None:
+    """Free unused memory. Call it outside of the `except` block, since a traceback holds the tensors of its frames."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _with_batch_size(exp: Experiment, size: int) -> Experiment:
+    return exp.model_copy(update={"inference": exp.inference.model_copy(update={"batch_size": size})})

@@ -1,0 +1,89 @@
+"""Class presence of a case, from presence heads: one value per class, or per class and slice for 2.5D networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from competition.data.geometry import Geometry, resample
+from competition.errors import MaskfoldError
+
+# Probabilities are clipped to [MIN_PROBABILITY, 1 - MIN_PROBABILITY], so that no single network outvotes all others.
+MIN_PROBABILITY = 1e-3
+
+
+def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
+    """Combine the presence probabilities of several networks by the mean of their log odds.
+
+    A threshold is tuned on single networks and applied to their combination. The mean of probabilities is closer to 0.5
+    than each of them, which would change the meaning of a threshold far from 0.5; the mean of log odds avoids this (the
+    logarithmic opinion pool: Genest and Zidek, Combining probability distributions, Statistical Science 1986).
+
+    Args:
+        gates: probabilities, of shapes that broadcast, e.g. per slice and per case; a single one is returned unchanged.
+        weights: one per network, with a sum above 0; None: equal weights.
+
+    Returns:
+        Probabilities of the broadcast shape, float64.
+    """
+    if len(gates) == 1:
+        return gates[0].astype(np.float64)
+    probabilities = np.clip(
+        np.stack(np.broadcast_arrays(*gates)).astype(np.float64), MIN_PROBABILITY, 1 - MIN_PROBABILITY
+    )
+    log_odds = np.average(np.log(probabilities / (1 - probabilities)), axis=0, weights=weights)
+    return np.asarray(1 / (1 + np.exp(-log_odds)))
+
+
+def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
+    """Compute the presence of each class in a case from that in its windows.
+
+    A case contains a class if any window does, so each network's maximum is taken; then the networks are combined by
+    `mean_log_odds`.
+
+    Args:
+        windows: (b, N, K) probabilities of each batch of windows, in order, of N networks, means over the views.
+        slices: number of slices of a volume predicted slice by slice in order; None for other networks.
+
+    Returns:
+        (K, 1) float64, or (K, slices): K classes.
+
+    Raises:
+        MaskfoldError: a value is not finite.
+    """
+    values = torch.cat(list(windows)).double().cpu()
+    if not torch.isfinite(values).all():
+        raise MaskfoldError(
+            "The presence head (gate) returns non-finite values.",
+            "Train with a lower learning rate or with training.precision=fp32.",
+        )
+    maxima = values.reshape(slices or 1, -1, *values.shape[1:]).amax(1)  # (slices, N, K)
+    return np.ascontiguousarray(mean_log_odds(list(maxima.numpy().swapaxes(0, 1))).T)
+
+
+def presence_on_file_grid(gate: np.ndarray, geometry: Geometry, by_slice: bool) -> np.ndarray:
+    """Transform class presence to the file's grid, in a shape that broadcasts to the case's masks.
+
+    Args:
+        gate: (K, 1), or (K, slices of the prepared volume).
+        geometry: of the case.
+        by_slice: whether there is one value per slice.
+
+    Returns:
+        (K, 1, …, 1) float32, with `by_slice` the file's number of slices on the slice axis. It is 0 in slices that
+        preparation cropped.
+    """
+    dims = len(geometry.file_shape)
+    if not by_slice:
+        return gate.astype(np.float32).reshape(len(gate), *[1] * dims)
+    slice_axis, (pad_before, _), kept = geometry.axes[-1], geometry.pad[-1], geometry.resampled[-1]
+    low, high = geometry.crop[-1]
+    result = np.zeros((len(gate), geometry.file_shape[slice_axis]), np.float32)
+    for row, values in zip(result, gate[:, pad_before : pad_before + kept], strict=True):
+        row[low:high] = resample(values.reshape(1, 1, -1), (1, 1, high - low)).ravel()
+    if geometry.flips[-1]:
+        result = result[:, ::-1]
+    shape = (result.shape[1] if axis == slice_axis else 1 for axis in range(dims))
+    return np.ascontiguousarray(result).reshape(len(gate), *shape)

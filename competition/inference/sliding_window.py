@@ -1,0 +1,298 @@
+"""Sliding-window prediction with Gaussian blending; its memory grows with one slab, not with the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from competition.config.experiment import Experiment
+from competition.errors import MaskfoldError
+from competition.inference.presence import case_presence
+from competition.inference.tta import TTAView, tta_views
+from competition.models.interface import format_shapes, main_output, split_presence
+
+SLAB_BYTES = 2**32  # larger sums are kept in host memory
+SLICES_PER_BLOCK = 16  # slices per block that a 2D network reads and sums together
+Autocast = Callable[[], AbstractContextManager[Any]]
+Predict = Callable[[torch.Tensor], torch.Tensor]
+
+
+def predict_image(
+    networks: Sequence[nn.Module],
+    image: np.ndarray,
+    exp: Experiment,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+) -> np.ndarray:
+    """Predict the probabilities of a prepared image, averaged over networks and the views of `inference.tta`.
+
+    An image that fits into one patch is padded to it: volumes with 0, 2D images with their edge. A larger one is
+    predicted in windows of `patch.size` that overlap by `inference.overlap` and are blended with Gaussian weights of a
+    standard deviation of 1/8 of the patch (Isensee et al., nnU-Net, Nature Methods 2021). With `patch.slices` a 2D
+    network predicts a volume slice by slice along its last axis.
+
+    Args:
+        networks: on `device`; in evaluation mode during the prediction.
+        image: (C, *prepared) float32, normalised: `PreprocessedCase.network_image()`. May be a memory map.
+        exp: the experiment.
+        device: of the networks.
+        autocast: returns the context of a forward pass, such as `fabric.autocast`.
+
+    Returns:
+        (P, *prepared) float16, P = `exp.output_channels`.
+
+    Raises:
+        MaskfoldError: a network returns another shape, or non-finite values.
+    """
+    return predict_image_with_presence(networks, image, exp, device, autocast)[0]
+
+
+def predict_image_with_presence(
+    networks: Sequence[nn.Module],
+    image: np.ndarray,
+    exp: Experiment,
+    device: torch.device | str = "cpu",
+    autocast: Autocast = nullcontext,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Predict as `predict_image`, and return also the class presence (see `case_presence`), None without `exp.gate`."""
+    all_views, slices = tta_views(exp), exp.patch.slices
+    # Of all windows in order; with slices, all windows of the first slice come first.
+    presences: list[torch.Tensor] = []
+
+    def predict(batch: torch.Tensor) -> torch.Tensor:
+        probabilities, presence = _predict_batch(networks, batch.to(device), all_views, exp, autocast)
+        if presence is not None:
+            presences.append(presence)
+        return probabilities
+
+    with torch.no_grad(), _evaluation_mode(networks):
+        if slices is not None:
+            probabilities = _predict_slices(predict, image, exp)
+        else:
+            probabilities = _predict_windows(predict, image, exp, torch.device(device))
+    if exp.gate is None:
+        return probabilities, None
+    return probabilities, case_presence(presences, image.shape[-1] if slices is not None else None)
+
+
+def window_starts(length: int, patch: int, overlap: float) -> list[int]:
+    """Return the first voxel of each window along an axis: evenly spaced, no gaps, overlap of at least `overlap`."""
+    if length <= patch:
+        return [0]
+    step = max(1.0, patch * (1 - overlap))
+    count = int(np.ceil((length - patch) / step)) + 1
+    return [int(start) for start in np.linspace(0, length - patch, count).round()]
+
+
+def window_weights(length: int, patch: int, axis_starts: list[int]) -> torch.Tensor:
+    """Return blending weights of each window along one axis, (windows, patch) float32; they sum to 1 at every voxel.
+
+    A Gaussian in space is the product of one along each axis, and so is its sum over a grid of windows. Weights that
+    are normalised along each axis therefore need no second volume of summed weights.
+    """
+    offset = np.arange(patch) - (patch - 1) / 2
+    gauss = np.exp(-0.5 * (offset / (patch / 8)) ** 2)
+    total = np.zeros(max(length, patch))
+    for start in axis_starts:
+        total[start : start + patch] += gauss
+    weights = np.stack([gauss / total[start : start + patch] for start in axis_starts])
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def stack_neighbour_slices(image: np.ndarray, position: int, slices: int) -> np.ndarray:
+    """Return slice `position` of (C, X, Y, Z) and its neighbours as channels, (C * slices, X, Y); edges repeat."""
+    margin = slices // 2
+    indices = np.clip(np.arange(position - margin, position + margin + 1), 0, image.shape[-1] - 1)
+    return np.moveaxis(image[..., indices], -1, 1).reshape(-1, *image.shape[1:-1])
+
+
+def _predict_windows(predict: Predict, image: np.ndarray, exp: Experiment, device: torch.device) -> np.ndarray:
+    """Predict an image in windows; slabs of the first axis are finished as soon as no later window overlaps them."""
+    patch, shape, outputs = exp.patch.size, image.shape[1:], exp.output_channels
+    padded, pad_before = _pad_to_patch(shape, patch)
+    all_starts = [window_starts(length, size, exp.inference.overlap) for length, size in zip(shape, patch, strict=True)]
+    sum_bytes = 4 * outputs * patch[0] * int(np.prod(padded[1:]))
+    sum_device = device if sum_bytes <= SLAB_BYTES else torch.device("cpu")
+    weights = [
+        window_weights(length, size, axis_starts).to(sum_device)
+        for length, size, axis_starts in zip(shape, patch, all_starts, strict=True)
+    ]
+    sums = torch.zeros((outputs, patch[0], *padded[1:]), device=sum_device)
+    result = np.empty((outputs, *shape), np.float16)
+    unpadded = tuple(slice(pad, pad + length) for pad, length in zip(pad_before[1:], shape[1:], strict=True))
+    window_indices = list(product(*(range(len(axis_starts)) for axis_starts in all_starts[1:])))
+    pad_mode = "edge" if exp.competition.dimensions == 2 else "constant"
+    for row, top in enumerate(all_starts[0]):
+        for group in _batches(window_indices, exp.inference.batch_size):
+            corners = [(top, *_corner(all_starts[1:], indices)) for indices in group]
+            windows = np.stack([_window(image, corner, patch, pad_before, pad_mode) for corner in corners])
+            predictions = predict(torch.from_numpy(windows)).to(sum_device)
+            for indices, corner, prediction in zip(group, corners, predictions, strict=True):
+                target = tuple(slice(start, start + size) for start, size in zip(corner[1:], patch[1:], strict=True))
+                _add_weighted(sums[(slice(None), slice(None), *target)], prediction, weights, (row, *indices))
+        finished = (all_starts[0][row + 1] if row + 1 < len(all_starts[0]) else padded[0]) - top
+        low, high = max(top, pad_before[0]), min(top + finished, pad_before[0] + shape[0])
+        slab = sums[(slice(None), slice(low - top, high - top), *unpadded)]
+        result[:, low - pad_before[0] : high - pad_before[0]] = _to_float16(slab)
+        for index in range(patch[0]):  # row by row, since a copy of the whole slab would double the memory
+            sums[:, index] = sums[:, index + finished] if index + finished < patch[0] else 0
+    return result
+
+
+def _predict_slices(predict: Predict, image: np.ndarray, exp: Experiment) -> np.ndarray:
+    """Predict each slice of a volume (C, X, Y, Z) with a 2D network, in blocks of slices."""
+    patch, shape, outputs, slices = exp.patch.size, image.shape[1:3], exp.output_channels, exp.patch.slices or 1
+    padded, pad_before = _pad_to_patch(shape, patch)
+    all_starts = [window_starts(length, size, exp.inference.overlap) for length, size in zip(shape, patch, strict=True)]
+    weights = [
+        window_weights(length, size, axis_starts)
+        for length, size, axis_starts in zip(shape, patch, all_starts, strict=True)
+    ]
+    unpadded = tuple(slice(pad, pad + length) for pad, length in zip(pad_before, shape, strict=True))
+    depth, margin = image.shape[-1], slices // 2
+    result = np.empty((outputs, *image.shape[1:]), np.float16)
+    for low in range(0, depth, SLICES_PER_BLOCK):
+        high = min(low + SLICES_PER_BLOCK, depth)
+        block_start = max(0, low - margin)
+        # Read in blocks, because the last axis is contiguous on disk: one slice alone touches every page of the file.
+        block = np.ascontiguousarray(image[..., block_start : min(depth, high + margin)])
+        sums = torch.zeros((high - low, outputs, *padded))
+        window_indices = list(product(range(low, high), *(range(len(axis_starts)) for axis_starts in all_starts)))
+        for group in _batches(window_indices, exp.inference.batch_size):
+            corners = [_corner(all_starts, indices[1:]) for indices in group]
+            windows = np.stack(
+                [
+                    _window(
+                        stack_neighbour_slices(block, indices[0] - block_start, slices),
+                        corner,
+                        patch,
+                        pad_before,
+                        "constant",
+                    )
+                    for indices, corner in zip(group, corners, strict=True)
+                ]
+            )
+            predictions = predict(torch.from_numpy(windows)).cpu()
+            for indices, corner, prediction in zip(group, corners, predictions, strict=True):
+                target = tuple(slice(start, start + size) for start, size in zip(corner, patch, strict=True))
+                _add_weighted(sums[(indices[0] - low, slice(None), *target)], prediction, weights, indices[1:])
+        result[..., low:high] = np.moveaxis(_to_float16(sums[(slice(None), slice(None), *unpadded)]), 0, -1)
+    return result
+
+
+def _pad_to_patch(shape: Sequence[int], patch: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the shape padded to at least the patch, and the padding before each axis."""
+    padded = [max(length, size) for length, size in zip(shape, patch, strict=True)]
+    return padded, [(total - length) // 2 for total, length in zip(padded, shape, strict=True)]
+
+
+def _corner(all_starts: Sequence[list[int]], indices: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the first voxel of the window with these indices along each axis."""
+    return tuple(axis_starts[index] for axis_starts, index in zip(all_starts, indices, strict=True))
+
+
+def _predict_batch(
+    networks: Sequence[nn.Module], batch: torch.Tensor, all_views: list[TTAView], exp: Experiment, autocast: Autocast
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return probabilities (B, P, *patch) float32, the mean over networks and views, and class presence.
+
+    Presence is (B, N, K) float32 of N networks, the mean over views; None without presence head.
+    """
+    total: torch.Tensor | None = None
+    presences: list[torch.Tensor] = []
+    for network in networks:
+        for view in all_views:
+            with autocast():
+                outputs = network(view.apply(batch))
+            try:
+                logits = view.undo(main_output(outputs, batch.ndim - 2, exp.output_channels).float())
+                if logits.shape[2:] != batch.shape[2:]:
+                    raise ValueError("another size")
+            except ValueError as error:
+                raise MaskfoldError(
+                    f"Output of the network for a batch of shape {tuple(batch.shape)}: found {format_shapes(outputs)}, "
+                    f"expected {exp.output_channels} channels of the same size.",
+                    "Correct model.args.",
+                    status=2,
+                ) from error
+            probabilities = logits.softmax(1) if exp.competition.labels == "exclusive" else logits.sigmoid()
+            total = probabilities if total is None else total.add_(probabilities)
+            if exp.gate is not None:
+                presences.append(_presence(outputs))
+    if total is None:
+        raise ValueError("prediction needs at least one network")
+    mean = total.div_(len(networks) * len(all_views))
+    if not presences:
+        return mean, None
+    shape = (len(networks), len(all_views), len(batch), len(exp.competition.classes))
+    return mean, torch.stack(presences).reshape(shape).mean(1).transpose(0, 1)
+
+
+def _presence(outputs: Any) -> torch.Tensor:
+    """Return the presence probabilities (B, K) float32 in the outputs of a network."""
+    if (logits := split_presence(outputs)[1]) is None:
+        raise MaskfoldError(
+            f"gate is set, but the network returns no presence logits: {format_shapes(outputs)}.",
+            "Set gate to null.",
+            status=2,
+        )
+    return logits.float().sigmoid()
+
+
+def _add_weighted(
+    target: torch.Tensor, prediction: torch.Tensor, weights: list[torch.Tensor], indices: tuple[int, ...]
+) -> None:
+    """Add the prediction of one window (P, *patch) to its part of the sums, weighted along each axis."""
+    for axis, index in enumerate(indices):
+        weight = weights[axis][index]
+        prediction = prediction * weight.reshape(-1, *(1 for _ in indices[axis + 1 :]))
+    target += prediction
+
+
+def _window(
+    image: np.ndarray, corner: tuple[int, ...], patch: Sequence[int], pad_before: Sequence[int], pad_mode: Any
+) -> np.ndarray:
+    """Return the window (C, *patch) float32 at a corner of the padded grid."""
+    inside, padding = [slice(None)], [(0, 0)]
+    for corner_start, size, pad, length in zip(corner, patch, pad_before, image.shape[1:], strict=True):
+        start = corner_start - pad  # in the unpadded image
+        low, high = max(0, start), min(length, start + size)
+        inside.append(slice(low, high))
+        padding.append((low - start, size - (high - start)))
+    window = np.array(image[tuple(inside)], dtype=np.float32)
+    return np.pad(window, padding, mode=pad_mode) if any(map(any, padding)) else window
+
+
+def _to_float16(sums: torch.Tensor) -> np.ndarray:
+    """Return finished sums as float16 in host memory; raise if they are not finite."""
+    values = sums.half()
+    if not torch.isfinite(values).all():
+        raise MaskfoldError(
+            "The network returns non-finite values.",
+            "Train with a lower learning rate or with training.precision=fp32.",
+        )
+    return values.cpu().numpy()
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+@contextmanager
+def _evaluation_mode(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Set evaluation mode, then restore the mode of each module (frozen modules may differ from the rest)."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

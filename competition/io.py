@@ -1,0 +1,457 @@
+"""Atomic file writes with clear errors, and reading and writing of CSV tables, JSON records and metrics lines.
+
+A file is written under a temporary name that identifies its process, synced, and renamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from competition.errors import MaskfoldError
+from competition.text import nearest_names
+
+if TYPE_CHECKING:
+    import pandas
+
+MAX_COLUMNS = 10_000
+FORMAT_HINT = "Write it as a CSV with commas, UTF-8 and one header line."
+ABANDONED_SECONDS = 24 * 3600  # age after which a temporary file of another host counts as abandoned
+CLOCK_TOLERANCE = 60.0  # s; clocks are adjusted, so a process may seem to have started after it wrote a file
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+# Names by `make_temporary_path`, and by modules that may not import this one: `.name.process.part`.
+TEMPORARY_NAME = re.compile(r"\..+~(?P<host>[^~]+)~(?P<process>\d+)~[0-9a-f]{8}\.tmp|\..+\.(?P<part_process>\d+)\.part")
+MAX_NUMBER = 2**53  # of a step and of a time in ms: the integers that every JSON reader represents exactly
+RESTORE_HINT = "Restore it from a backup, or delete it: the same command writes it again."
+
+
+# Atomic writes
+
+
+def atomic_write(path: Path, write: Callable[[IO[bytes]], object], needed: int = 0) -> None:
+    """Write a file so that a kill at any instant leaves the old content or the new content.
+
+    Args:
+        path: the final path.
+        write: writes the content to an open binary file.
+        needed: bytes of the content, for the message; 0: the bytes written until the error.
+
+    Raises:
+        DiskFullError: the disk is full or cannot be written; the old file is unchanged.
+        MaskfoldError: the disk fails in another way.
+    """
+    partial = make_temporary_path(path)
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        size = needed or (partial.stat().st_size if partial.exists() else 0)
+        raise as_disk_error(error, path, size) or MaskfoldError(
+            f"{path} cannot be written after {size:,} bytes: {error.strerror or error}.",
+            "Check the disk, then repeat the command.",
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def atomic_append(path: Path, line: bytes) -> None:
+    """Append a line to a file, all of it or nothing.
+
+    Raises:
+        DiskFullError: the disk is full or cannot be written; the file is unchanged.
+        OSError: the disk fails in another way.
+    """
+    with disk_full_as_error(path, len(line)), open(path, "ab", buffering=0) as file:
+        size_before = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(size_before)
+            raise
+
+
+def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[np.ndarray]) -> None:
+    """Write a .npy file from its parts along axis 0, one at a time, so that memory never holds the whole array.
+
+    The file is not a memory map, because on a full disk a map kills the process, whereas a write raises.
+
+    Raises:
+        DiskFullError: the disk is full or cannot be written.
+        ValueError: the parts do not add up to the shape.
+    """
+    dtype = np.dtype(dtype)
+    needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    written = 0
+    with open_atomic(path, needed) as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for part in parts:
+            block = np.ascontiguousarray(part, dtype)
+            stream.write(block.reshape(-1).view(np.uint8).data)
+            written += block.nbytes
+    if written != needed:
+        raise ValueError(f"{path}: found {written} bytes of parts, expected {needed}")
+
+
+@contextmanager
+def open_atomic(path: Path, needed: int = 0) -> Iterator[Any]:
+    """Open a binary file for writing, and sync it to the disk when the block ends.
+
+    Args:
+        path: of the file.
+        needed: its bytes, for the message.
+
+    Raises:
+        DiskFullError: the disk is full or cannot be written.
+    """
+    with disk_full_as_error(path, needed), open(path, "wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def ensure_writable(folder: Path) -> None:
+    """Create a folder if needed and check that it can be written, before hours of work; remove stale temporary files.
+
+    Raises:
+        MaskfoldError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_all_stale_temp(folder)
+        probe = make_temporary_path(folder / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MaskfoldError(
+            f"Nothing can be written to the folder {folder}: {error.strerror or error}.",
+            "Choose another folder, or correct its permissions.",
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync a folder's names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Errors of a full or unwritable disk
+
+
+class DiskFullError(MaskfoldError):
+    """The disk is full or not writable, so a retry with the next case would fail as well."""
+
+
+def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> DiskFullError | None:
+    """Return the error for a full or unwritable disk; None if the OSError has another cause.
+
+    Args:
+        error: the system's error.
+        path: the file that was being written; None: the path in `error`.
+        needed: bytes of the file, or of what was to be appended; 0: unknown.
+    """
+    path = _final_name(Path(path if path is not None else error.filename or "a file"))
+    size = f"{needed:,} bytes" if needed else "a few bytes"
+    if error.errno == errno.EDQUOT:
+        return DiskFullError(
+            f"The disk quota is used up: {path} needs {size}.",
+            "Free some space or request more; then repeat the command.",
+        )
+    if error.errno == errno.ENOSPC:
+        return DiskFullError(
+            f"The disk is full: {path} needs {size}.",
+            "Free some space, or move the run to another disk; then repeat the command.",
+        )
+    if error.errno in UNWRITABLE:
+        return DiskFullError(
+            f"{path} ({size}) cannot be written: {error.strerror}.",
+            "Grant write access, or use another folder; then repeat the command.",
+        )
+    return None
+
+
+@contextmanager
+def disk_full_as_error(path: Path, needed: int = 0) -> Iterator[None]:
+    """Convert the OSError of a full or unwritable disk inside the block into `DiskFullError`; see `as_disk_error`."""
+    try:
+        yield
+    except OSError as error:
+        if (disk_error := as_disk_error(error, path, needed)) is None:
+            raise
+        raise disk_error from error
+
+
+def _final_name(path: Path) -> Path:
+    """Replace temporary names in a path by the final ones, which users know."""
+    names = []
+    for name in path.parts:
+        while TEMPORARY_NAME.fullmatch(name):
+            name = name[1:].rsplit("~", 3)[0] if name.endswith(".tmp") else name[1:].rsplit(".", 2)[0]
+        names.append(name)
+    return Path(*names)
+
+
+# Temporary files, and their removal after a killed process
+
+
+def make_temporary_path(final: Path) -> Path:
+    """Return a free name in the folder of `final` that identifies its writer: host, process and a random number."""
+    return final.with_name(f".{final.name}~{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}.tmp")
+
+
+def remove_stale_temp(folder: Path, name: str) -> None:
+    """Remove what dead processes left in `folder` under temporary names of `name`."""
+    for path in [path for path in folder.iterdir() if path.name.startswith(f".{name}~") and path.suffix == ".tmp"]:
+        if _is_abandoned(path):
+            _remove(path)
+
+
+def remove_all_stale_temp(folder: Path, locked: bool = False) -> None:
+    """Remove what dead processes left in `folder` under any temporary name.
+
+    Args:
+        folder: may be missing; subfolders are included only if `locked`.
+        locked: this process holds the folder's lock, so every earlier writer is gone, even if its process number lives.
+    """
+    with suppress(OSError):  # the folder has just vanished, or is not writable: then later writes report it
+        paths = folder.rglob(".*") if locked else folder.iterdir()
+        for path in [path for path in paths if TEMPORARY_NAME.fullmatch(path.name)]:
+            if locked or _is_abandoned(path):
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    match = TEMPORARY_NAME.fullmatch(path.name)
+    if match is None:
+        return False
+    try:
+        written = path.stat().st_mtime
+        if match["part_process"] is None and match["host"] != socket.gethostname():
+            return time.time() - written > ABANDONED_SECONDS
+        return not _is_alive(int(match["part_process"] or match["process"]), written)
+    except OSError:  # the file has just vanished
+        return False
+
+
+def _is_alive(process: int, written: float) -> bool:
+    """Whether the process that wrote at a time (s since 1970) lives. A younger process only reuses its number."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(process).create_time() <= written + CLOCK_TOLERANCE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # a living process of another user
+        return True
+
+
+# CSV tables
+
+
+def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
+    """Read a table as text: `001` stays `001`, and an empty cell is an empty string.
+
+    Args:
+        path: of the file.
+        columns: the required columns, by the YAML key that names them.
+
+    Returns:
+        All columns as str; the index is the line in the file (the header is line 1). Blank lines are dropped.
+
+    Raises:
+        MaskfoldError: the file is missing, broken or empty, or lacks a column.
+    """
+    if not path.is_file():
+        near = nearest_names(path.name, sorted(p.name for p in path.parent.glob("*.csv")), count=3, cutoff=0.0)
+        files = f"; its folder has {', '.join(near)}" if near else ""
+        raise MaskfoldError(
+            f"The table {path} does not exist{files}.", "Correct its name in the YAML, or competition.root.", status=2
+        )
+    stat = path.stat()
+    table = _read_table(path, stat.st_mtime_ns, stat.st_size)
+    for key, column in columns.items():
+        if column not in table.columns:
+            near = nearest_names(column, list(table.columns), cutoff=0.0)
+            raise MaskfoldError(
+                f"{path} has no column `{column}`: found {', '.join(map(str, table.columns))}.",
+                f"Set {key}, to `{near[0]}` for example." if near else f"Set {key}.",
+                status=2,
+            )
+    return table
+
+
+def write_table(table: pandas.DataFrame, path: Path) -> None:
+    """Write a pandas table as CSV, atomically and with all digits."""
+    content = table.to_csv(index=False, lineterminator="\n").encode()
+    atomic_write(path, lambda file: file.write(content), len(content))
+
+
+@lru_cache(maxsize=4)
+def _read_table(path: Path, modified: int, size: int) -> pandas.DataFrame:
+    """Read a table; cached while the file is unchanged, because a table of run lengths is read once per case."""
+    import pandas
+
+    try:
+        _check_header(path)
+        table = pandas.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
+    except (ValueError, OSError, csv.Error) as error:  # pandas' own errors are ValueErrors
+        raise _unreadable_table_error(path, " ".join(str(error).split())[:300]) from error
+    if not isinstance(table.index, pandas.RangeIndex):  # pandas takes surplus cells as row names
+        raise _unreadable_table_error(path, "its rows have more cells than its header")
+    table = table.fillna("")
+    table.index = pandas.RangeIndex(2, len(table) + 2)
+    return table[(table != "").any(axis=1)]
+
+
+def _unreadable_table_error(path: Path, reason: str) -> MaskfoldError:
+    return MaskfoldError(f"{path} cannot be read as a table ({reason}).", FORMAT_HINT)
+
+
+def _check_header(path: Path) -> None:
+    """Check for duplicate columns, which pandas would rename, and for so many that reading takes minutes.
+
+    Raises:
+        MaskfoldError: a column occurs twice, or there are more than `MAX_COLUMNS`.
+    """
+    csv.field_size_limit(sys.maxsize)  # run-length texts have no natural limit
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        header = next(csv.reader(stream), [])
+    if len(header) > MAX_COLUMNS:
+        raise _unreadable_table_error(path, f"its header has {len(header):,} columns")
+    duplicate = next((name for name in header if name and header.count(name) > 1), None)
+    if duplicate is not None:
+        raise MaskfoldError(f"{path} has the column `{duplicate}` twice.", "Give each column its own name.", status=2)
+
+
+# JSON records
+
+
+def read_record(path: Path, hint: str = RESTORE_HINT) -> dict[str, Any]:
+    """Read the object in a JSON file.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        MaskfoldError: it is damaged.
+    """
+    try:
+        return parse_json_object(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise damaged_error(path, error, hint) from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically."""
+    content = (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+    atomic_write(path, lambda file: file.write(content), len(content))
+
+
+def parse_json_object(content: bytes | str) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        ValueError: the content is not JSON (NaN is not either), not an object, or nested too deeply.
+    """
+    try:
+        plain = json.loads(content, parse_constant=_reject_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(plain, dict):
+        raise ValueError(f"found a {type(plain).__name__}, expected an object")
+    return plain
+
+
+def damaged_error(path: Path, error: object, hint: str = RESTORE_HINT) -> MaskfoldError:
+    """Return the error for a record that cannot be read or has unexpected content."""
+    reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
+    return MaskfoldError(f"{path} is damaged: {reason}.", hint)
+
+
+def _reject_constant(constant: str) -> float:
+    raise ValueError(f"found {constant}, which is not JSON")
+
+
+# Lines of a `metrics.jsonl`
+
+
+class MetricsLine(NamedTuple):
+    """A line of a `metrics.jsonl`: time in s since 1970, and the metrics whose values are numbers."""
+
+    step: int
+    epoch: float
+    time: float
+    metrics: dict[str, float]
+
+
+def parse_metrics_line(content: bytes, defaults: Mapping[str, float] = MappingProxyType({})) -> MetricsLine | None:
+    """Parse a line of a `metrics.jsonl`; return None if it is truncated by a kill or damaged.
+
+    A metric that is not finite becomes nan.
+
+    Args:
+        content: the line.
+        defaults: values of missing keys; without a default every key of a line is required.
+    """
+    try:
+        plain = {**defaults, **json.loads(content)}
+        step, metrics, time = plain["step"], plain["metrics"], float(plain["time"])
+        epoch = float(plain["epoch"])
+        valid = type(step) is int and 0 <= step < MAX_NUMBER and 0 <= time < MAX_NUMBER / 1000 and math.isfinite(epoch)
+        return MetricsLine(step, epoch, time, _to_floats(metrics)) if valid else None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def read_metrics_lines(path: Path) -> list[MetricsLine]:
+    """Read the readable lines of a `metrics.jsonl`, for readers that need neither step nor time (0 if missing).
+
+    The list is empty if the file is missing.
+    """
+    try:
+        lines = [parse_metrics_line(line, {"step": 0, "time": 0.0}) for line in path.read_bytes().split(b"\n")]
+    except OSError:
+        return []
+    return [line for line in lines if line is not None]
+
+
+def _to_floats(metrics: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value) if math.isfinite(value) else math.nan
+        for name, value in metrics.items()
+        if isinstance(value, int | float)
+    }

@@ -1,0 +1,398 @@
+"""Kaggle, through its own client (the extra [kaggle]): download a competition, submit a file, fetch scores."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from competition.datasets.download import ProgressWrapper, check_free_space, created_parent, unpack_archive
+from competition.errors import MaskfoldError
+from competition.redact import redact
+
+KAGGLE_PREFIX = "kaggle:"
+PARTIAL_SUFFIX = ".kaggle-partial"  # the client's own file next to an incomplete download
+PAGE_SIZE = 200  # files, or submissions, per request
+MAX_PAGES = 50  # the listing of files is incomplete after these
+MAX_MESSAGE_LENGTH = 300  # maximum characters of a message of the host
+LIMIT_REACHED_PATTERN = re.compile(
+    r"(?i)daily|per day|today|submission limit|limit of|maximum number|too many submissions"
+)
+COMPETITION_CLOSED_PATTERN = re.compile(r"(?i)deadline|\bended\b|\bclosed\b|expired|not accepting|no longer")
+
+# Connection and download
+
+
+@dataclass(frozen=True)
+class CompetitionListing:
+    """Files of a competition.
+
+    Attributes:
+        name: of the competition, as in its URL.
+        files: (name, bytes) of each.
+        complete: whether all files are listed.
+    """
+
+    name: str
+    files: list[tuple[str, int]]
+    complete: bool = True
+
+    @property
+    def size(self) -> int:
+        """Size of all files in bytes, unpacked."""
+        return sum(size for _, size in self.files)
+
+    @property
+    def rules_url(self) -> str:
+        """URL of the rules, which contain the licence of the data."""
+        return f"https://www.kaggle.com/competitions/{self.name}/rules"
+
+
+def parse_competition_name(argument: str) -> str:
+    """Return the name in `kaggle:NAME`, or in a Kaggle URL.
+
+    Raises:
+        MaskfoldError: the name is not valid (status 2).
+    """
+    name = argument.removeprefix(KAGGLE_PREFIX).rstrip("/")
+    name = re.sub(r"^https?://(www\.)?kaggle\.com/(competitions|c)/", "", name).partition("/")[0]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", name):
+        raise MaskfoldError(
+            f"invalid competition: found {argument}, expected kaggle:NAME.",
+            "Use the name in the competition's URL.",
+            status=2,
+        )
+    return name
+
+
+def connect_kaggle() -> Any:
+    """Return Kaggle's client, authenticated.
+
+    Raises:
+        MaskfoldError: it is not installed, or finds no credentials.
+    """
+    try:
+        with redirect_client_output():  # the client prints while it is imported
+            import kaggle
+    except ImportError as error:
+        problem = "is not installed" if error.name == "kaggle" else f"cannot be imported: {error}"
+        raise MaskfoldError(f"Kaggle's client {problem}.", 'Run: python -m pip install "maskfold[kaggle]".') from error
+    except (SystemExit, OSError) as error:
+        raise _no_credentials() from error
+    api = kaggle.api
+    try:
+        with redirect_client_output():
+            api.authenticate()
+    except SystemExit as error:
+        raise _no_credentials() from error
+    except OSError as error:
+        raise kaggle_client_error("Kaggle", "https://www.kaggle.com", error) from error
+    return api
+
+
+def list_competition_files(api: Any, name: str) -> CompetitionListing:
+    """Return a competition's files and their sizes.
+
+    Raises:
+        MaskfoldError: there is no such competition, the user did not accept its rules, or the network fails.
+    """
+    files: list[tuple[str, int]] = []
+    token = None
+    try:
+        for _ in range(MAX_PAGES):
+            with redirect_client_output():
+                page = api.competition_list_files(name, page_token=token, page_size=PAGE_SIZE)
+            files += [(str(file.name), int(file.total_bytes or 0)) for file in page.files or []]
+            token = page.next_page_token or None
+            if token is None:
+                break
+    except OSError as error:
+        raise kaggle_client_error(name, CompetitionListing(name, []).rules_url, error) from error
+    return CompetitionListing(name, files, complete=token is None)
+
+
+def fetch_competition(
+    api: Any, listing: CompetitionListing, folder: Path, new_progress: Callable[[str], ProgressWrapper], show: bool
+) -> int:
+    """Download a competition and unpack it; resume an interrupted download.
+
+    Args:
+        api: result of `connect_kaggle`.
+        listing: result of `list_competition_files`.
+        folder: is created.
+        new_progress: returns a progress bar with the given label.
+        show: let the client draw its own progress bar.
+
+    Returns:
+        Number of files.
+
+    Raises:
+        MaskfoldError: see `list_competition_files` and `competition.datasets.download.unpack_archive`.
+    """
+    download_folder = folder.parent / f".{folder.name}.kaggle"
+    with created_parent(folder), created_parent(download_folder / "archive"):
+        check_free_space(folder, 2 * listing.size)
+        return _fetch(api, listing, folder, download_folder, new_progress, show)
+
+
+def _fetch(
+    api: Any,
+    listing: CompetitionListing,
+    folder: Path,
+    download_folder: Path,
+    new_progress: Callable[[str], ProgressWrapper],
+    show: bool,
+) -> int:
+    try:
+        with redirect_client_output(show=show):
+            api.competition_download_files(listing.name, path=str(download_folder), quiet=not show)
+    except OSError as error:
+        raise kaggle_client_error(listing.name, listing.rules_url, error) from error
+    archives = [path for path in download_folder.iterdir() if path.suffix != PARTIAL_SUFFIX]
+    if not archives:
+        raise MaskfoldError(
+            f"Kaggle's client left no archive of {listing.name} in {download_folder}.", "Run the same command again."
+        )
+    count = unpack_archive(archives[0], folder, new_progress("files unpacked"))
+    for path in download_folder.iterdir():
+        path.unlink()
+    download_folder.rmdir()
+    return count
+
+
+@contextmanager
+def redirect_client_output(show: bool = False) -> Iterator[None]:
+    """Discard what the client prints, or send it to standard error."""
+    with redirect_stdout(sys.stderr if show else io.StringIO()):
+        yield
+
+
+def _no_credentials() -> MaskfoldError:
+    return MaskfoldError(
+        "Kaggle's client found no credentials.",
+        "Create a token at https://www.kaggle.com/settings and save it as ~/.kaggle/kaggle.json (chmod 600), "
+        "or set KAGGLE_USERNAME and KAGGLE_KEY, or KAGGLE_API_TOKEN.",
+    )
+
+
+def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldError:
+    """Return an error for an exception of the client, whose own message may contain URLs with tokens."""
+    status_code = getattr(getattr(error, "response", None), "status_code", None)
+    if status_code == 401:
+        return MaskfoldError(
+            "Kaggle rejected the credentials (401).", "Create a new token at https://www.kaggle.com/settings."
+        )
+    if status_code == 403:
+        return MaskfoldError(
+            f"Kaggle denied access to {name} (403).", f"Accept the rules at {rules_url} first, as the same user."
+        )
+    if status_code == 404:
+        return MaskfoldError(
+            f"Kaggle has no competition {name} (404).", "Use the name in the competition's URL.", status=2
+        )
+    reason = f"HTTP status {status_code}" if status_code else type(error).__name__
+    return MaskfoldError(
+        f"Kaggle cannot be reached: {reason}.",
+        "Check the network (https_proxy sets a proxy) and run the same command again; it resumes the download.",
+    )
+
+
+# Submissions and scores
+
+
+@dataclass(frozen=True)
+class SubmissionLimits:
+    """Submission limits of the user's team.
+
+    Attributes:
+        used: today (UTC).
+        left: for the rest of today.
+        by_total: whether the limit is that of the whole competition, not of the day.
+    """
+
+    used: int
+    left: int
+    by_total: bool = False
+
+
+@dataclass(frozen=True)
+class KaggleSubmission:
+    """A submission as Kaggle reports it; unknown scores are None."""
+
+    ref: int
+    date: str  # ISO, UTC
+    file: str
+    description: str
+    status: str  # pending, complete or error
+    public: float | None
+    private: float | None
+    error: str
+
+
+class UploadRejected(MaskfoldError):
+    """A submission that Kaggle certainly did not count: Kaggle rejected it, or never received it."""
+
+
+def fetch_limits(api: Any, slug: str) -> SubmissionLimits | None:
+    """Return today's submission limits; None if Kaggle, or its client, does not report them.
+
+    Raises:
+        MaskfoldError: the competition does not exist, its rules are not accepted, the credentials are wrong, or there
+            is no network.
+    """
+    if not hasattr(api, "competition_get_submission_limits"):
+        return None  # client older than 2.2
+    try:
+        with redirect_client_output():
+            limits = api.competition_get_submission_limits(slug)
+    except OSError as error:
+        if (_code(error) or 0) >= 500 or _code(error) == 400:
+            return None
+        raise _kaggle_error(slug, error) from error
+    used, left, total = int(limits.num_today or 0), int(limits.num_allowed_now or 0), int(limits.num_total or 0)
+    return SubmissionLimits(used, left, bool(limits.limited_by_total)) if used or left or total else None
+
+
+def submit_file(api: Any, slug: str, path: Path, message: str) -> int | None:
+    """Submit a CSV.
+
+    Returns:
+        Kaggle's number of the submission; None if it reports none.
+
+    Raises:
+        UploadRejected: Kaggle rejected it, or the upload broke off.
+        MaskfoldError: the connection broke; the submission may have been counted.
+    """
+    try:
+        with redirect_client_output():
+            answer = api.competition_submit(str(path), message, slug, quiet=True)
+    except OSError as error:
+        raise _kaggle_error(slug, error) from error
+    if str(answer.message) == getattr(
+        api, "COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE", "Could not submit to competition"
+    ):
+        raise UploadRejected(
+            f"The upload of {path.name} to Kaggle broke off; no submission was counted.",
+            "Check the network and run the same command again.",
+        )
+    return int(getattr(answer, "ref", 0) or 0) or None
+
+
+def submit_notebook(api: Any, slug: str, notebook: str, version: int, file: str, message: str) -> int | None:
+    """Submit the output of a notebook version; see `submit_file`."""
+    try:
+        with redirect_client_output():
+            answer = api.competition_submit_code(file, message, slug, notebook, version, quiet=True)
+    except OSError as error:
+        raise _kaggle_error(slug, error, notebook) from error
+    return int(getattr(answer, "ref", 0) or 0) or None
+
+
+def fetch_submissions(api: Any, slug: str) -> list[KaggleSubmission]:
+    """Return the team's latest submissions.
+
+    Raises:
+        MaskfoldError: as in `fetch_limits`.
+    """
+    try:
+        with redirect_client_output():
+            submissions = api.competition_submissions(slug, page_size=PAGE_SIZE)
+    except OSError as error:
+        raise _kaggle_error(slug, error) from error
+    return [_parse_submission(submission) for submission in submissions or [] if submission is not None]
+
+
+def _parse_submission(submission: Any) -> KaggleSubmission:
+    status = getattr(submission.status, "name", str(submission.status or "")).lower()
+    return KaggleSubmission(
+        int(submission.ref),
+        submission.date.isoformat() if submission.date else "",
+        str(submission.file_name or ""),
+        str(submission.description or ""),
+        status,
+        _number(submission.public_score),
+        _number(submission.private_score),
+        redact(str(submission.error_description or ""))[:MAX_MESSAGE_LENGTH],
+    )
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if abs(value) < float("inf") else None
+
+
+def _code(error: OSError) -> int | None:
+    """Return the status of Kaggle's answer; the one in its body takes precedence over the HTTP status."""
+    body = _body(error)
+    code = body.get("code") if isinstance(body.get("code"), int) else None
+    return code or getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _body(error: OSError) -> dict[str, Any]:
+    try:
+        body = error.response.json()  # type: ignore[attr-defined]
+    except (AttributeError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _message(error: OSError) -> str:
+    """Return Kaggle's message without URLs; the client's own message is omitted, since it may contain tokens."""
+    text = re.sub(r"\S+://\S+", "…", redact(str(_body(error).get("message") or "")))
+    return " ".join(text.split())[:MAX_MESSAGE_LENGTH].rstrip(".")
+
+
+def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> MaskfoldError:
+    """Convert an error of the client to a `MaskfoldError` with a hint."""
+    code, message = _code(error), _message(error)
+    rules = f"https://www.kaggle.com/competitions/{slug}/rules"
+    quoted = f": “{message}”" if message else ""
+    if code is None:
+        return MaskfoldError(
+            f"Cannot connect to Kaggle: {type(error).__name__}.",
+            "Check the network (https_proxy sets a proxy) and run the same command again; `maskfold ledger` shows "
+            "whether the submission was counted.",
+        )
+    if code == 401:
+        plain = kaggle_client_error(slug, rules, error)
+        return UploadRejected("Kaggle rejected the credentials (401).", plain.cure)
+    if code == 429 or (code in (400, 403) and LIMIT_REACHED_PATTERN.search(message)):
+        return UploadRejected(
+            f"Kaggle accepts no more submissions to {slug} today ({code}){quoted}.",
+            "Wait until 00:00 UTC, when the daily limit is reset.",
+        )
+    if COMPETITION_CLOSED_PATTERN.search(message):
+        return UploadRejected(
+            f"{slug} accepts no more submissions ({code}){quoted}.",
+            f"Check {rules.removesuffix('/rules')} for late submissions.",
+        )
+    if code == 403:
+        return UploadRejected(
+            f"Kaggle does not let you submit to {slug} (403){quoted}.",
+            f"Accept the rules at {rules}, logged in as the same user.",
+        )
+    if code == 404:
+        missing = f"competition {slug}" + (f", or this version of {notebook}," if notebook else "")
+        return UploadRejected(
+            f"The {missing} does not exist at Kaggle (404).",
+            "Write the names as in the URLs; set the competition with `submission.kaggle` in competition.yaml, or "
+            "--competition.",
+            status=2,
+        )
+    if code < 500:
+        return UploadRejected(
+            f"Kaggle rejected the submission ({code}){quoted}.",
+            f"Follow its message; the competition's page is {rules}.",
+        )
+    return MaskfoldError(
+        f"Kaggle failed with a server error ({code}){quoted}.",
+        "Try again later; `maskfold ledger` shows whether the submission was counted.",
+    )

@@ -1,0 +1,395 @@
+"""The ledger of uploads: one JSON per upload in `submissions/<competition>/ledger`, with its scores by case next to it.
+
+It also describes what an upload changed since the previous one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from competition.config.competition import MetricConfig
+from competition.errors import MaskfoldError
+from competition.io import damaged_error, parse_json_object, write_json, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from competition.leaderboard.kaggle import KaggleSubmission
+
+
+VERSION = 1
+DAMAGED_HINT = "Restore it from a backup, or move it to another folder; the host still has its scores."
+SUBMISSIONS_FOLDER, LEDGER_FOLDER = Path("submissions"), "ledger"
+CLOCK_TOLERANCE = 900.0  # maximum difference of two clocks in seconds
+
+
+@dataclass(frozen=True)
+class UploadRecord:
+    """One upload.
+
+    Attributes:
+        id: its time and the first digits of its file's SHA-256.
+        competition: its name in our YAML.
+        host: kaggle, or `by hand`.
+        slug: the competition's name at the host.
+        time: of the upload, ISO in UTC.
+        file: the local file name, or the notebook's output.
+        sha256: of the file; empty for a notebook whose file is not available.
+        message: the description that the host shows.
+        notebook: `owner/slug`, version and file of a code submission.
+        metric: the competition's metric: name, average and so on.
+        runs: run, experiment, hash and weight of each run.
+        keys: the resolved YAML of each run's hash, by dotted keys.
+        postprocess: the steps used.
+        cv: score, and low and high of its 95 % bootstrap interval; empty if unknown.
+        expected: score, and low and high of the interval that contains 95 % of test sets of the public board's size.
+        public_cases: assumed number of cases of the public board; None: unknown.
+        ref: the host's submission number.
+        status: sending, pending, complete, error, or lost (unknown to the host).
+        public: the score on the public board; None if unknown.
+        private: the score on the private board; None if unknown.
+        error: why the host did not score it.
+        checked: time of the last query of the host, ISO in UTC.
+        again: number of earlier uploads of the same file.
+        mlflow: the MLflow run of the upload; empty if there is none.
+    """
+
+    id: str
+    competition: str
+    host: str
+    slug: str
+    time: str
+    file: str
+    sha256: str
+    message: str
+    notebook: dict[str, Any] | None = None
+    metric: dict[str, Any] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    keys: dict[str, dict[str, str]] = field(default_factory=dict)
+    postprocess: dict[str, Any] | None = None
+    cv: dict[str, float | None] = field(default_factory=dict)
+    expected: dict[str, float | None] = field(default_factory=dict)
+    public_cases: int | None = None
+    ref: int | None = None
+    status: str = "sending"
+    public: float | None = None
+    private: float | None = None
+    error: str = ""
+    checked: str = ""
+    again: int = 0
+    mlflow: str = ""
+
+    @property
+    def awaiting_score(self) -> bool:
+        """Whether the host may still add a score: the private score is published after the competition ends."""
+        return (
+            self.host == "kaggle"
+            and (self.status in ("sending", "pending") or self.private is None)
+            and self.status not in ("error", "lost")
+        )
+
+    @property
+    def score(self) -> float | None:
+        """The out-of-fold score."""
+        return self.cv.get("score")
+
+
+class Ledger:
+    """The uploads of one competition.
+
+    Args:
+        competition: its name in our YAML.
+        root: the folder that contains `submissions`.
+    """
+
+    def __init__(self, competition: str, root: Path = Path()) -> None:
+        self.competition, self.folder = competition, root / SUBMISSIONS_FOLDER / competition / LEDGER_FOLDER
+
+    def read(self) -> list[UploadRecord]:
+        """Return all records, oldest first.
+
+        Raises:
+            MaskfoldError: a file is damaged or of another version.
+        """
+        return sorted(
+            (_read(path) for path in self.folder.glob("*.json") if not path.name.startswith(".")),
+            key=lambda record: (record.time, record.id),
+        )
+
+    def write(self, record: UploadRecord, scores: pd.DataFrame | None = None) -> None:
+        """Write a record atomically, and the out-of-fold scores by case and class."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if scores is not None:
+            write_table(scores, self._scores(record))
+        write_json(self.folder / f"{record.id}.json", {"version": VERSION, **asdict(record)})
+
+    def remove(self, record: UploadRecord) -> None:
+        """Delete a record."""
+        for path in (self.folder / f"{record.id}.json", self._scores(record)):
+            path.unlink(missing_ok=True)
+
+    def scores(self, record: UploadRecord) -> pd.DataFrame | None:
+        """Return the out-of-fold scores by case and class; None if they are unknown.
+
+        Raises:
+            MaskfoldError: the table is damaged.
+        """
+        import pandas as pd
+
+        path = self._scores(record)
+        if not path.exists():
+            return None
+        try:
+            rows = pd.read_csv(
+                path,
+                dtype={"id": str, "class": str, "group": str},
+                keep_default_na=False,
+                na_values={name: [""] for name in ("score", "dice", "iou")},
+                float_precision="round_trip",
+            )
+            return rows.astype({"id": str, "class": str, "score": float})
+        except (OSError, ValueError, KeyError) as error:
+            raise damaged_error(path, error, DAMAGED_HINT) from error
+
+    def _scores(self, record: UploadRecord) -> Path:
+        return self.folder / f"{record.id}.scores.csv"
+
+
+def list_ledgers(root: Path = Path()) -> list[Ledger]:
+    """Return the ledger of every competition that has one, by name."""
+    return [
+        Ledger(folder.parent.name, root)
+        for folder in sorted((root / SUBMISSIONS_FOLDER).glob(f"*/{LEDGER_FOLDER}"))
+        if folder.is_dir()
+    ]
+
+
+# Records and the host's data
+
+
+def utc_now() -> datetime:
+    """Return the current time in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def make_record_id(time: datetime, sha256: str) -> str:
+    """Return an id such as `20260105-101112-883a6f6e`."""
+    return f"{time:%Y%m%d-%H%M%S}-{sha256[:8] or 'notebook'}"
+
+
+def update_records(
+    records: Iterable[UploadRecord], submissions: Iterable[KaggleSubmission], time: str
+) -> list[UploadRecord]:
+    """Return the records that change, with the host's current data.
+
+    A record whose upload was interrupted has no number; it is matched by file, message and time. If the host does not
+    know it, it is lost. A record with a number that is not among the latest submissions stays unchanged.
+
+    Args:
+        records: of one competition.
+        submissions: the host's submissions.
+        time: of the answer, ISO in UTC.
+    """
+    by_ref = {submission.ref: submission for submission in submissions}
+    unmatched = dict(by_ref)
+    records = list(records)
+    for record in records:
+        unmatched.pop(record.ref or -1, None)
+    changed = []
+    for record in records:
+        if record.host != "kaggle":
+            continue
+        submission = by_ref.get(record.ref or -1)
+        if submission is None and record.ref is None:
+            submission = next((candidate for candidate in unmatched.values() if _matches(record, candidate)), None)
+            if submission is not None:
+                unmatched.pop(submission.ref)
+        if submission is None:
+            if record.ref is None and record.status == "sending":
+                changed.append(replace(record, status="lost", checked=time))
+            continue
+        new = replace(
+            record,
+            ref=submission.ref,
+            status=submission.status or record.status,
+            public=_newer(submission.public, record.public),
+            private=_newer(submission.private, record.private),
+            error=submission.error,
+        )
+        if new != record:
+            changed.append(replace(new, checked=time))
+    return changed
+
+
+def _newer(value: float | None, previous: float | None) -> float | None:
+    return previous if value is None else value
+
+
+def _matches(record: UploadRecord, submission: KaggleSubmission) -> bool:
+    name = record.notebook["file"] if record.notebook else Path(record.file).name
+    if submission.file != name or submission.description != record.message:
+        return False
+    return not submission.date or (to_timestamp(submission.date) - to_timestamp(record.time)) > -CLOCK_TOLERANCE
+
+
+def to_timestamp(text: str) -> float:
+    """Return the seconds since 1970 of an ISO time; without a time zone it is UTC."""
+    time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
+
+
+def _read(path: Path) -> UploadRecord:
+    """Read and validate a record.
+
+    Raises:
+        MaskfoldError: it is damaged or of another version.
+    """
+    try:
+        plain = parse_json_object(path.read_bytes())
+        if (version := plain.pop("version")) != VERSION:
+            raise MaskfoldError(
+                f"Version of {path}: found {version!r}, expected {VERSION}.",
+                "Use the Maskfold version that wrote it, or move it to another folder; the host still has its scores.",
+            )
+        record = UploadRecord(**plain)  # an unknown key raises
+        to_timestamp(record.time)
+        if record.metric:
+            MetricConfig.model_validate(record.metric)
+        if any(
+            not isinstance(run["weight"], int | float) or not run["experiment"] or not run["hash"]
+            for run in record.runs
+        ):
+            raise ValueError("runs: each run requires experiment, hash and a numeric weight")
+        if record.notebook is not None and not record.notebook.keys() >= {"kernel", "version", "file"}:
+            raise ValueError("notebook: kernel, version and file are required")
+        return TypeAdapter(UploadRecord).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise damaged_error(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", DAMAGED_HINT) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged_error(path, error, DAMAGED_HINT) from error
+
+
+# Changes between uploads
+
+
+def describe_changes(before: UploadRecord | None, after: UploadRecord) -> list[str]:
+    """Return what an upload changed since the previous one: runs, weights, keys of the YAML, post-processing.
+
+    A removed and an added run are paired if they are of one experiment, or if they are the only ones; then their keys
+    are compared.
+    """
+    if before is None:
+        return ["first"]
+    if after.sha256 and before.sha256 == after.sha256:
+        return ["the same file"]
+    before, after = _with_short_names(before), _with_short_names(after)
+    lines = _run_changes(before, after) if before.runs and after.runs else []
+    if after.notebook is not None and after.notebook != before.notebook:
+        lines.append(f"notebook {after.notebook['kernel']} version {after.notebook['version']}")
+    if not lines:
+        lines.append("another file of the same runs" if after.runs and before.runs else "unknown")
+    return lines
+
+
+def _run_changes(before: UploadRecord, after: UploadRecord) -> list[str]:
+    """Return the changes between two uploads with known runs."""
+    lines: list[str] = []
+    old_runs = {run["hash"]: run for run in before.runs}
+    new_runs = {run["hash"]: run for run in after.runs}
+    kept = old_runs.keys() & new_runs.keys()
+    removed = [run for name, run in old_runs.items() if name not in kept]
+    added = [run for name, run in new_runs.items() if name not in kept]
+    pairs = _pairs(removed, added)
+    for old, new in pairs:
+        if old is not None and new is not None:
+            lines += _replacement_changes(old, new, before, after)
+        elif old is not None:
+            lines.append(f"− {_name(old)}")
+        elif new is not None:
+            lines.append(f"+ {_name(new)}")
+    lines += [
+        f"weight of {_name(new_runs[name])}: {old_runs[name]['weight']:g} → {new_runs[name]['weight']:g}"
+        for name in new_runs
+        if name in kept and abs(old_runs[name]["weight"] - new_runs[name]["weight"]) > 1e-9
+    ]
+    if before.postprocess != after.postprocess:
+        lines.append(f"post-processing: {format_steps(before.postprocess)} → {format_steps(after.postprocess)}")
+    return lines
+
+
+def format_steps(settings: dict[str, Any] | None) -> str:
+    """Format the steps of a `postprocess` section briefly; `none` without steps."""
+    if not settings:
+        return "none"
+    steps = settings.get("steps") or []
+    parts = (
+        [f"{cls}: {_format_steps(class_steps)}" for cls, class_steps in steps.items() if class_steps]
+        if isinstance(steps, dict)
+        else ([_format_steps(steps)] if steps else [])
+    )
+    parts += [key for key in ("number", "forbid_overlap") if settings.get(key)]
+    return "; ".join(parts) or "none"
+
+
+def _format_steps(steps: list[dict[str, Any]]) -> str:
+    parts = []
+    for step in steps:
+        for name, value in step.items():
+            if value is not None and value is not False:
+                parts.append(name if value is True else f"{name} {json.dumps(value)}")
+    return ", ".join(parts)
+
+
+def _pairs(
+    removed: list[dict[str, Any]], added: list[dict[str, Any]]
+) -> list[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
+    pairs: list[tuple[dict[str, Any] | None, dict[str, Any] | None]] = []
+    for new in list(added):
+        old = next((run for run in removed if run["experiment"] == new["experiment"]), None)
+        if old is None and len(removed) == len(added) == 1:
+            old = removed[0]
+        if old is not None:
+            removed, added = [run for run in removed if run is not old], [run for run in added if run is not new]
+            pairs.append((old, new))
+    return [*pairs, *((old, None) for old in removed), *((None, new) for new in added)]
+
+
+def _replacement_changes(
+    old: dict[str, Any], new: dict[str, Any], before: UploadRecord, after: UploadRecord
+) -> list[str]:
+    """Return the changes between a run and its replacement: their keys, if both are known."""
+    old_keys, new_keys = before.keys.get(old["hash"]), after.keys.get(new["hash"])
+    lines = [f"{_name(old)} → {_name(new)}"]
+    if old_keys is None or new_keys is None:
+        return lines
+    for key in dict.fromkeys([*old_keys, *new_keys]):
+        old_value, new_value = old_keys.get(key), new_keys.get(key)
+        if old_value != new_value:
+            lines.append(
+                f"{key}: {old_value if old_value is not None else '–'} → {new_value if new_value is not None else '–'}"
+            )
+    if abs(old["weight"] - new["weight"]) >= 1e-9:
+        lines.append(f"weight {old['weight']:g} → {new['weight']:g}")
+    return lines
+
+
+def _with_short_names(record: UploadRecord) -> UploadRecord:
+    """Return the record with short experiment names, such as `unet3d` for `hippocampus-unet3d`."""
+    return replace(
+        record,
+        runs=[
+            {**run, "experiment": str(run["experiment"]).removeprefix(f"{record.competition}-")} for run in record.runs
+        ],
+    )
+
+
+def _name(run: dict[str, Any]) -> str:
+    return f"{run['experiment']}/{run['hash']}"

@@ -1,0 +1,205 @@
+"""Noise of the public leaderboard, and its agreement with cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import atanh, isfinite, nan, sqrt, tanh
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from competition.config.competition import MetricConfig
+from competition.leaderboard.ledger import UploadRecord
+from competition.leaderboard.upload import table_groups
+from competition.metrics.bootstrap import paired_difference_noise
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MIN_FILES = 4  # minimum number of files for a correlation: Fisher's interval requires more than three
+Z_95 = 1.959964  # 95 % quantile of the normal distribution (two-sided)
+NOISE_FORMULA = (
+    "noise: half the width of the interval that contains 95 % of the differences between two files on N public cases. "
+    "Paired: the cases are drawn from the out-of-fold cases that both share (for a mean, 1.96 s/√N with the standard "
+    "deviation s of the cases' differences). Otherwise √(h₁² + h₂²) with h half of each file's 95 % interval for N "
+    "cases, as if the two files were scored on different cases, which overestimates the noise"
+)
+
+
+@dataclass(frozen=True)
+class ScoreNoise:
+    """Noise of the difference between two files' public scores: 95 % of differences of equally good files are smaller.
+
+    Attributes:
+        value: half the width of the interval.
+        cases: number of cases of the public board.
+        paired: number of shared out-of-fold cases; 0: from the two files' own intervals.
+    """
+
+    value: float
+    cases: int
+    paired: int
+
+    def __str__(self) -> str:
+        how = f"paired over {self.paired} out-of-fold cases" if self.paired else "from both files' intervals"
+        return f"±{self.value:.4f} on {self.cases} public cases, {how}"
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's r of out-of-fold and public scores, with Fisher's 95 % interval.
+
+    Attributes:
+        files: number of files.
+        r: nan for too few files, or if all have one score.
+        low: lower end of the interval.
+        high: upper end of it.
+    """
+
+    files: int
+    r: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.files < MIN_FILES:
+            return (
+                f"correlation of CV and public: found {self.files} file{'s' * (self.files != 1)} with both scores, "
+                f"{MIN_FILES} are required"
+            )
+        if not isfinite(self.r):
+            return "correlation of CV and public: undefined, since all files have the same score"
+        text = (
+            f"correlation of CV and public: r {self.r:+.3f} (95 % {self.low:+.3f} to {self.high:+.3f}, Fisher, "
+            f"{self.files} files)"
+        )
+        if self.low <= 0 <= self.high:
+            text += "; the interval contains 0, so there is no evidence yet that the two agree"
+        return text
+
+
+def public_score_noise(
+    earlier: UploadRecord, later: UploadRecord, tables: tuple[pd.DataFrame | None, pd.DataFrame | None]
+) -> ScoreNoise | None:
+    """Return the noise of the difference of two files' public scores; None if it is unknown.
+
+    Args:
+        earlier: the earlier upload.
+        later: the later upload.
+        tables: the out-of-fold scores of each, by case and class.
+    """
+    cases = later.public_cases or earlier.public_cases
+    if cases is None:
+        return None
+    first, second = tables
+    if first is not None and second is not None and earlier.metric == later.metric and later.metric:
+        shared = set(first["id"]) & set(second["id"])
+        if len(shared) > 1 and set(first["class"]) == set(second["class"]):
+            pair = [table[table["id"].isin(shared)] for table in (first, second)]
+            value = paired_difference_noise(
+                pair[0], pair[1], MetricConfig.model_validate(later.metric), cases, groups=table_groups(pair[1])
+            )
+            if isfinite(value):
+                return ScoreNoise(value, cases, len(shared))
+    halves = [_half(record.expected) for record in (earlier, later)]
+    if halves[0] is None or halves[1] is None:
+        return None
+    return ScoreNoise(sqrt(halves[0] ** 2 + halves[1] ** 2), cases, 0)
+
+
+def public_overfit(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> list[str]:
+    """Return a sentence for each public score that changed by less than its noise since the previous file.
+
+    Args:
+        records: oldest first.
+        tables: the out-of-fold scores by record.
+    """
+    lines = []
+    previous: UploadRecord | None = None
+    for record in with_public_score(records):
+        if previous is not None and previous.sha256 == record.sha256 and record.sha256:
+            continue
+        if previous is not None and record.public is not None and previous.public is not None:
+            change = record.public - previous.public
+            score_noise = public_score_noise(previous, record, (tables.get(previous.id), tables.get(record.id)))
+            if score_noise is not None and abs(change) < score_noise.value:
+                lines.append(
+                    f"{format_time(record)}: the public score changed by {change:+.4f}, less than its noise "
+                    f"({score_noise}): selecting files by this change overfits the public board"
+                )
+        previous = record
+    return lines
+
+
+def cv_lb_disagreements(records: Sequence[UploadRecord]) -> list[str]:
+    """Return a sentence for each public score outside the interval of 95 % of such test sets."""
+    lines = []
+    for record in with_public_score(records):
+        low, high = record.expected.get("low"), record.expected.get("high")
+        if record.public is not None and low is not None and high is not None and not low <= record.public <= high:
+            lines.append(
+                f"{format_time(record)}: public {record.public:.4f} is outside {low:.4f} to {high:.4f}, the interval "
+                f"of 95 % of test sets of {record.public_cases} cases: the test cases differ from the training cases, "
+                "or the folds leak"
+            )
+    return lines
+
+
+def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
+    """Return the correlation over the files with both scores, each file once."""
+    pairs = list(
+        {
+            record.sha256 or record.id: (record.score, record.public)
+            for record in with_public_score(records)
+            if record.score is not None
+        }.values()
+    )
+    if len(pairs) < MIN_FILES:
+        return Correlation(len(pairs), nan, nan, nan)
+    x, y = np.array(pairs, np.float64).T
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Correlation(len(pairs), nan, nan, nan)
+    r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
+    if abs(r) > 1 - 1e-12:
+        return Correlation(len(pairs), r, r, r)
+    half_width = Z_95 / sqrt(len(pairs) - 3)
+    return Correlation(len(pairs), r, tanh(atanh(r) - half_width), tanh(atanh(r) + half_width))
+
+
+def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> str | None:
+    """Return advice if the best file by CV is not the best on the public board; None if it is, or if unknown."""
+    candidates = [record for record in with_public_score(records) if record.score is not None]
+    if len(candidates) < 2:
+        return None
+    sign = -1 if candidates[0].metric and MetricConfig.model_validate(candidates[0].metric).lower_is_better else 1
+    best_cv = max(candidates, key=lambda record: sign * (record.score or 0.0))
+    best_public = max(candidates, key=lambda record: sign * (record.public or 0.0))
+    if best_cv.sha256 == best_public.sha256 and best_cv.public == best_public.public:
+        return None
+    text = (
+        f"best by CV: {format_time(best_cv)} ({best_cv.score:.4f}, public {best_cv.public:.4f}); best on the board: "
+        f"{format_time(best_public)} ({best_public.score:.4f}, public {best_public.public:.4f})"
+    )
+    score_noise = public_score_noise(best_cv, best_public, (tables.get(best_cv.id), tables.get(best_public.id)))
+    if score_noise is None:
+        return text
+    gap = abs((best_public.public or 0.0) - (best_cv.public or 0.0))
+    if gap < score_noise.value:
+        return f"{text}; the difference on the board is within its noise ({score_noise}): choose by CV"
+    return f"{text}; the difference on the board is larger than its noise ({score_noise}): select both"
+
+
+def with_public_score(records: Sequence[UploadRecord]) -> list[UploadRecord]:
+    """Return the records with a public score."""
+    return [record for record in records if record.public is not None]
+
+
+def format_time(record: UploadRecord) -> str:
+    """Return the time of a record as `2026-01-05 10:11`."""
+    return record.time[:16].replace("T", " ")
+
+
+def _half(ends: Mapping[str, float | None]) -> float | None:
+    low, high = ends.get("low"), ends.get("high")
+    return None if low is None or high is None else (high - low) / 2

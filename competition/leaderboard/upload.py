@@ -1,0 +1,416 @@
+"""Upload to Kaggle: find the file's competition, validate it, write its record, submit it, and fetch its scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from competition.config.competition import Competition
+from competition.config.loading import load_competition, load_experiment, resolve_config
+from competition.data.cases import case_table
+from competition.errors import MaskfoldError
+from competition.leaderboard.kaggle import UploadRejected, fetch_submissions, submit_file, submit_notebook
+from competition.leaderboard.ledger import Ledger, UploadRecord, make_record_id, update_records, utc_now
+from competition.metrics.bootstrap import bootstrap_interval, cv_score, prediction_interval
+from competition.postprocessing.tuning import TUNING_SCORES_FILE
+from competition.submission.submit import scores_path
+from competition.submission.testset import TestSet
+from competition.submission.validate import ValidationReport, validate_submission
+from competition.tracking.store import flatten_parameters
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+COMPETITION_GLOB = "experiments/*/competition.yaml"
+IGNORED_KEYS = ("run.", "study", "competition.root", "postprocess.", "competition.submission.")  # do not change a score
+RUN_KEYS = ("run", "experiment", "hash", "weight")  # required keys of each run in a summary
+SCORE_TOLERANCE = 1e-6  # maximum difference between the score of a table and that of its summary
+
+
+@dataclass(frozen=True)
+class UploadRequest:
+    """A file or notebook to upload.
+
+    Attributes:
+        path: the CSV; None for a notebook whose output is not available.
+        summary: the JSON that `maskfold submit` wrote next to it; empty if there is none.
+        comp: the competition; None for a notebook of an unknown competition.
+        slug: its name at the host.
+    """
+
+    path: Path | None
+    summary: dict[str, Any]
+    comp: Competition | None
+    slug: str
+
+    @property
+    def competition(self) -> str:
+        """The competition's name in our YAML, else the host's."""
+        return self.comp.name if self.comp is not None else str(self.summary.get("competition") or self.slug)
+
+
+def prepare_upload(
+    path: Path | None, given: str | None, overrides: Sequence[str] = (), at_kaggle: bool = True
+) -> UploadRequest:
+    """Find the competition of a file.
+
+    The competition's YAML is, in this order: the given one; the one below `experiments/` whose name is in the file's
+    JSON, or whose host name is given; the YAML of the run in the JSON.
+
+    Args:
+        path: the CSV; None for a notebook.
+        given: the competition's name at the host, or its YAML.
+        overrides: `key=value` of the competition.
+        at_kaggle: whether it is uploaded to Kaggle, so that the host's name is required.
+
+    Raises:
+        MaskfoldError: the file does not exist, or its competition or the host's name is unknown (status 2).
+    """
+    if path is not None and not path.is_file():
+        raise MaskfoldError(f"The file {path} does not exist.", "Write it with `maskfold submit`.", status=2)
+    summary = _read_summary(path)
+    overrides = [override.removeprefix("competition.") for override in overrides]
+    slug = given
+    if given is not None and Path(given).suffix in (".yaml", ".yml"):
+        comp: Competition | None = load_competition(given, overrides)
+        slug = None
+    else:
+        comp = _from_yamls(summary.get("competition"), given, overrides) or _from_runs(summary, overrides)
+    if comp is None and path is not None:
+        more = ", with `submission.kaggle` set" if at_kaggle else ""
+        raise MaskfoldError(
+            f"The competition of {path} is unknown: `maskfold submit` wrote no valid JSON next to it.",
+            f"Add --competition experiments/…/competition.yaml{more}.",
+            status=2,
+        )
+    slug = slug or (comp.submission.kaggle if comp is not None else None)
+    if not slug and at_kaggle:
+        raise MaskfoldError(
+            f"The Kaggle name of {comp.name if comp else 'the competition'} is unknown.",
+            "Add `submission: {kaggle: the-name-in-its-address}` to competition.yaml, or --competition NAME.",
+            status=2,
+        )
+    return UploadRequest(path, summary, comp, slug or "")
+
+
+def validate_upload(path: Path, comp: Competition) -> ValidationReport:
+    """Validate a CSV against the host's sample and the test images.
+
+    Raises:
+        MaskfoldError: it is invalid, or the competition has no test images.
+    """
+    tests = TestSet.from_table(comp, case_table(comp, "test"))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for row in tests.rows:
+        names, shape = tests.names[row.id], tuple(json.loads(row.shape))
+        sliced = len(names) > 1 or (tests.profile.rows == "slice_class" and len(shape) == 3)
+        shapes |= dict.fromkeys(names, shape[:2] if sliced else shape)
+    report = validate_submission(path, tests.profile, tests.sample, shapes)
+    report.raise_if_invalid()
+    return report
+
+
+def make_record(
+    request: UploadRequest,
+    message: str | None,
+    notebook: dict[str, Any] | None,
+    earlier: Sequence[UploadRecord],
+    host: str = "kaggle",
+) -> tuple[UploadRecord, pd.DataFrame | None]:
+    """Return the record of an upload, and the out-of-fold scores by case and class if available.
+
+    Args:
+        request: the file or notebook.
+        message: for the host; None: the file's name, its score and the first digits of its SHA-256.
+        notebook: of a code submission: `kernel`, `version` and `file`.
+        earlier: the earlier records.
+        host: kaggle, or `by hand`.
+    """
+    path, summary, comp = request.path, request.summary, request.comp
+    digest = file_sha256(path) if path is not None else ""
+    if summary and summary.get("sha256") != digest:
+        summary = {}  # the JSON belongs to an older file of this name
+    expected = summary.get("expected") or {}
+    rows = _rows(path, summary, comp)
+    cases = expected.get("test_cases")
+    public = None if cases is None or comp is None else max(1, round(cases * comp.submission.public_share))
+    time = utc_now()
+    record = UploadRecord(
+        make_record_id(time, digest),
+        request.competition,
+        host,
+        request.slug,
+        time.isoformat(),
+        str(path) if path is not None else str((notebook or {}).get("file", "")),
+        digest,
+        "",
+        notebook,
+        comp.metric.model_dump() if comp is not None else {},
+        [{key: run[key] for key in RUN_KEYS} for run in summary.get("runs", [])],
+        _keys(summary),
+        summary.get("postprocess"),
+        _cv(expected, rows, comp),
+        _expected(expected, rows, comp, public),
+        public,
+        again=sum(record.sha256 == digest for record in earlier) if digest else 0,
+    )
+    used_ids = {other.id for other in earlier}
+    while record.id in used_ids:  # the same file twice in one second
+        record = replace(record, id=record.id + "b")
+    return replace(record, message=message or _default_message(record)), rows
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _default_message(record: UploadRecord) -> str:
+    name = Path(record.file).stem if record.sha256 else f"notebook version {(record.notebook or {}).get('version')}"
+    score = f" CV {record.score:.4f}" if record.score is not None else ""
+    return f"{name}{score} {record.sha256[:8]}".strip()
+
+
+def _read_summary(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        summary = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    runs = summary.get("runs") if isinstance(summary, dict) else None
+    valid = isinstance(runs, list) and all(isinstance(run, dict) and run.keys() >= set(RUN_KEYS) for run in runs)
+    return summary if valid else {}
+
+
+def _from_yamls(name: str | None, slug: str | None, overrides: Sequence[str]) -> Competition | None:
+    """Return the competition below `experiments/` with the name, or the host's name; invalid files are skipped."""
+    for file in sorted(Path().glob(COMPETITION_GLOB)):
+        try:
+            comp = load_competition(file)
+        except MaskfoldError:
+            continue
+        if comp.name == name or (name is None and slug is not None and comp.submission.kaggle == slug):
+            return load_competition(file, overrides)
+    return None
+
+
+def _from_runs(summary: dict[str, Any], overrides: Sequence[str]) -> Competition | None:
+    for run in summary.get("runs", []):
+        yaml = Path(str(run.get("run"))) / "experiment.yaml"
+        if yaml.exists():
+            return load_experiment(yaml, [f"competition.{override}" for override in overrides], trust=None).competition
+    return None
+
+
+def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return the resolved YAML of each run, by dotted keys; runs that no longer exist are skipped."""
+    keys_by_hash = {}
+    for run in summary.get("runs", []):
+        yaml = Path(str(run.get("run"))) / "experiment.yaml"
+        if yaml.exists():
+            keys = flatten_parameters(resolve_config(load_experiment(yaml, trust=None)))
+            keys_by_hash[str(run["hash"])] = {
+                key: value for key, value in keys.items() if not key.startswith(IGNORED_KEYS)
+            }
+    return keys_by_hash
+
+
+def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) -> pd.DataFrame | None:
+    """Return the table behind the summary's score: next to the CSV, else the run's own if a single run predicted."""
+    import pandas as pd
+
+    if path is None or comp is None or not summary.get("expected"):
+        return None
+    active = [Path(str(run["run"])) for run in summary["runs"] if run["weight"] > 0]
+    files = [
+        scores_path(path),
+        *([active[0] / TUNING_SCORES_FILE, active[0] / "scores.csv"] if len(active) == 1 else []),
+    ]
+    for file in files:
+        if not file.exists():
+            continue
+        rows = pd.read_csv(
+            file,
+            dtype={"id": str, "class": str},
+            keep_default_na=False,
+            float_precision="round_trip",
+            na_values={name: [""] for name in ("score", "dice", "iou")},
+        )
+        if abs(cv_score(rows, comp.metric) - summary["expected"]["score"]) < SCORE_TOLERANCE:
+            groups = _groups(active)
+            return rows if groups is None or not comp.group else rows.assign(group=rows["id"].map(groups))
+    return None
+
+
+def _groups(runs: Sequence[Path]) -> dict[str, str] | None:
+    import pandas as pd
+
+    file = runs[0] / "cases.csv" if runs else Path("cases.csv")
+    if not runs or not file.exists():
+        return None
+    cases = pd.read_csv(file, dtype=str, keep_default_na=False)
+    return dict(zip(cases["id"], cases["group"], strict=True))
+
+
+def table_groups(rows: pd.DataFrame) -> dict[str, str] | None:
+    """Return the group of each case, if the table has groups."""
+    return dict(zip(rows["id"], rows["group"], strict=True)) if "group" in rows else None
+
+
+def _cv(expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition | None) -> dict[str, float | None]:
+    if not expected:
+        return {}
+    low, high = (
+        bootstrap_interval(rows, comp.metric, groups=table_groups(rows))
+        if rows is not None and comp is not None
+        else (float("nan"), float("nan"))
+    )
+    return {"score": expected["score"], "low": _finite(low), "high": _finite(high)}
+
+
+def _expected(
+    expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition | None, public: int | None
+) -> dict[str, float | None]:
+    """Return the interval for the public board.
+
+    From the cases' scores; without them the summary's interval, widened by the square root of the share of cases.
+    """
+    if not expected or public is None:
+        return {}
+    if rows is not None and comp is not None:
+        low, high = prediction_interval(rows, comp.metric, public, groups=table_groups(rows))
+        return {"score": expected["score"], "low": _finite(low), "high": _finite(high)}
+    if expected.get("low") is None or expected.get("high") is None:
+        return {}
+    factor = (expected["test_cases"] / public) ** 0.5
+    return {
+        "score": expected["score"],
+        "low": expected["score"] - factor * (expected["score"] - expected["low"]),
+        "high": expected["score"] + factor * (expected["high"] - expected["score"]),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if isfinite(value) else None
+
+
+# Submission and scores
+
+
+def submit_to_kaggle(
+    api: Any, request: UploadRequest, ledger: Ledger, record: UploadRecord, scores: pd.DataFrame | None
+) -> UploadRecord:
+    """Submit a file or a notebook's output.
+
+    The record is written first, so that `refresh_scores` finds a submission that was counted although the connection or
+    this process broke off. The record is removed if Kaggle certainly did not count the submission.
+
+    Args:
+        api: of `competition.leaderboard.kaggle.connect_kaggle`.
+        request: the file or notebook.
+        ledger: stores the record.
+        record: of `make_record`.
+        scores: the out-of-fold scores by case and class.
+
+    Returns:
+        The record with the host's number.
+
+    Raises:
+        MaskfoldError: see `competition.leaderboard.kaggle.submit_file`.
+    """
+    ledger.write(record, scores)
+    try:
+        if record.notebook is not None:
+            ref = submit_notebook(
+                api,
+                request.slug,
+                record.notebook["kernel"],
+                record.notebook["version"],
+                record.notebook["file"],
+                record.message,
+            )
+        else:
+            assert request.path is not None
+            ref = submit_file(api, request.slug, request.path, record.message)
+    except UploadRejected:
+        ledger.remove(record)
+        raise
+    record = replace(record, ref=ref, status="pending" if ref is not None else "sending")
+    ledger.write(record)
+    return record
+
+
+def refresh_scores(api: Any, ledger: Ledger) -> tuple[list[UploadRecord], int]:
+    """Fetch the scores of all records that may still change.
+
+    Returns:
+        The changed records, and the number of the host's submissions that are not in the ledger.
+
+    Raises:
+        MaskfoldError: the host cannot be reached, or a record is damaged.
+    """
+    records = ledger.read()
+    changed: list[UploadRecord] = []
+    unknown = 0
+    for slug in dict.fromkeys(record.slug for record in records if record.awaiting_score):
+        submissions = fetch_submissions(api, slug)
+        own_records = [record for record in records if record.slug == slug]
+        updated = update_records(own_records, submissions, utc_now().isoformat())
+        for record in updated:
+            ledger.write(record)
+        changed += updated
+        known_refs = {record.ref for record in [*own_records, *updated]}
+        unknown += sum(submission.ref not in known_refs for submission in submissions)
+    return changed, unknown
+
+
+def add_manual_entry(
+    request: UploadRequest, ledger: Ledger, public: float | None, private: float | None, message: str | None
+) -> UploadRecord:
+    """Record the scores of a file that was submitted elsewhere; the latest record of the same file is completed.
+
+    Raises:
+        MaskfoldError: no score is given, or a score is invalid (status 2).
+    """
+    if public is None and private is None:
+        raise MaskfoldError("--add requires a score.", "Add --public 0.71, or --private.", status=2)
+    for name, value in (("--public", public), ("--private", private)):
+        if value is not None:
+            _check_score(name, value, request.comp)
+    assert request.path is not None
+    earlier = ledger.read()
+    digest = file_sha256(request.path)
+    existing = next((record for record in reversed(earlier) if record.sha256 == digest), None)
+    scores = None
+    if existing is None:
+        existing, scores = make_record(request, message, None, earlier, host="by hand")
+    record = replace(
+        existing,
+        status="complete",
+        public=existing.public if public is None else public,
+        private=existing.private if private is None else private,
+        checked=utc_now().isoformat(),
+        message=message or existing.message,
+    )
+    ledger.write(record, scores)
+    return record
+
+
+def _check_score(name: str, value: float, comp: Competition | None) -> None:
+    """Check that a score is finite and within the range of the metric."""
+    if not isfinite(value):
+        raise MaskfoldError(f"{name}: found {value:g}, expected a finite number.", "Write the board's score.", status=2)
+    if comp is not None and not 0 <= value <= 1:
+        raise MaskfoldError(
+            f"{name}: found {value:g}, expected 0 to 1 (metric {comp.metric.name}).",
+            "Write e.g. 0.71, also if the board shows 71 %.",
+            status=2,
+        )

@@ -1,0 +1,1 @@
+"""Metrics of one case, and scores over all cases with confidence intervals."""

@@ -1,0 +1,138 @@
+"""Intensity-threshold baseline: the score that a network must exceed to be useful."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from competition.config.competition import Competition
+from competition.metrics.scoring import IGNORE_LABEL, split_classes
+
+Array = np.ndarray[Any, Any]
+
+MAX_THRESHOLDS = 256  # number of candidates for the global threshold
+
+
+def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competition) -> dict[str, float]:
+    """Score the best intensity threshold: Otsu or one global threshold, bright or dark, on the best channel.
+
+    Both scores are optimistic: the method, polarity, channel and global threshold are selected on the labels that they
+    are scored against. A threshold does not separate classes, so the first score predicts the whole foreground for
+    each class that the case has, and an empty mask for each other class. The second score is the Dice of foreground
+    against background, without this advantage.
+
+    Args:
+        cases: (image (C, *spatial), mask (M, *spatial) uint8) pairs; pixels of 255 in the mask are ignored.
+        comp: defines the classes, and the score of a class absent from label and prediction (`metric.both_empty`).
+
+    Returns:
+        Two scores by name; the name describes the selected threshold. Mean Dice over (case, class) pairs, and mean
+        foreground Dice over cases. Empty if there are no cases.
+
+    Reference:
+        N. Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9(1), 1979.
+    """
+    candidates: list[_Candidate] = []
+    arrays = [(np.asarray(image), split_classes(np.asarray(mask), comp), _valid_pixels(mask)) for image, mask in cases]
+    for channel in range(min((len(image) for image, _, _ in arrays), default=0)):
+        values = [image[channel][valid] for image, _, valid in arrays]
+        truths = [masks[:, valid] for _, masks, valid in arrays]
+        suffix = f", channel {channel}" if any(len(image) > 1 for image, _, _ in arrays) else ""
+        levels = _candidate_thresholds(values)
+        for name, thresholds in (("global threshold", [levels] * len(values)), ("Otsu", [_otsu(v) for v in values])):
+            counts = [_Counts.from_values(*args) for args in zip(values, truths, thresholds, strict=True)]
+            for polarity in ("bright", "dark"):
+                candidates.append(
+                    _Candidate(
+                        f"{name}, {polarity}{suffix}",
+                        _best_mean([count.class_dice(polarity, comp.metric.both_empty) for count in counts]),
+                        _best_mean([count.foreground_dice(polarity, comp.metric.both_empty) for count in counts]),
+                    )
+                )
+    if not candidates:
+        return {}
+    by_class = max(candidates, key=lambda candidate: candidate.class_dice)
+    by_foreground = max(candidates, key=lambda candidate: candidate.foreground_dice)
+    return {
+        f"best threshold ({by_class.name}), Dice": by_class.class_dice,
+        f"best threshold ({by_foreground.name}), foreground Dice": by_foreground.foreground_dice,
+    }
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    class_dice: float
+    foreground_dice: float
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Number of pixels of one case above each of T thresholds: all, foreground, and each class.
+
+    Attributes:
+        above: (2 + K, T) int64; rows are all pixels, foreground pixels, and pixels of each class.
+        total: (2 + K,) int64, the same rows without a threshold.
+    """
+
+    above: Array
+    total: Array
+
+    @classmethod
+    def from_values(cls, values: Array, truth: Array, thresholds: Array) -> _Counts:
+        """Count values (N,) above thresholds (T,) for truth (K, N) bool."""
+        bins = np.searchsorted(thresholds, values, side="left")  # number of thresholds below each value
+        groups = [np.ones(len(values), bool), truth.any(axis=0), *truth]
+        counts = np.stack([np.bincount(bins[group], minlength=len(thresholds) + 1) for group in groups])
+        return cls(counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], counts.sum(axis=1))
+
+    def class_dice(self, polarity: str, both_empty: float | None) -> Array:
+        """Return the Dice (K, T) of each class; `both_empty` or nan for a class that the case does not have."""
+        dice = self._dice(polarity)[1:]
+        dice[self.total[2:] == 0] = np.nan if both_empty is None else both_empty
+        return dice
+
+    def foreground_dice(self, polarity: str, both_empty: float | None) -> Array:
+        """Return the foreground Dice (1, T); `both_empty` or nan where label and prediction are empty."""
+        dice = self._dice(polarity)[:1]
+        return dice if both_empty is None else np.where(np.isnan(dice), both_empty, dice)
+
+    def _dice(self, polarity: str) -> Array:
+        """Return the Dice (1 + K, T) of foreground and of each class; nan where label and prediction are empty."""
+        selected = self.above if polarity == "bright" else self.total[:, None] - self.above
+        size = selected[0] + self.total[1:, None]
+        return np.divide(2.0 * selected[1:], size, out=np.full(size.shape, np.nan), where=size > 0)
+
+
+def _best_mean(case_scores: list[Array]) -> float:
+    """Return the mean over all rows of all cases, without nan, at the threshold with the highest mean."""
+    rows = np.concatenate(case_scores)
+    finite = np.isfinite(rows)
+    sums, counts = np.where(finite, rows, 0.0).sum(axis=0), finite.sum(axis=0)
+    return float(np.divide(sums, counts, out=np.zeros(len(sums)), where=counts > 0).max())
+
+
+def _candidate_thresholds(case_values: list[Array]) -> Array:
+    """Return the distinct values; if there are more than `MAX_THRESHOLDS`, that many quantiles over all cases."""
+    distinct = np.unique(np.concatenate([np.unique(values) for values in case_values]))
+    if len(distinct) <= MAX_THRESHOLDS:
+        return distinct
+    pooled = np.concatenate(case_values)
+    return np.unique(np.quantile(pooled, np.linspace(0.0, 1.0, MAX_THRESHOLDS)))
+
+
+def _otsu(values: Array) -> Array:
+    """Return Otsu's threshold (1,) of one case; infinity if all values are equal."""
+    from skimage.filters import threshold_otsu
+
+    if len(values) == 0 or values.min() == values.max():
+        return np.array([np.inf])
+    return np.array([float(threshold_otsu(values))])
+
+
+def _valid_pixels(mask: Array) -> Array:
+    """Return the pixels (*spatial) bool that no mask channel ignores."""
+    return np.asarray((np.asarray(mask) != IGNORE_LABEL).all(axis=0))

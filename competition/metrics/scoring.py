@@ -1,0 +1,196 @@
+"""The scores of one case: the competition's metric, Dice and IoU of each class; and the table that stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan, nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import Competition
+from competition.io import damaged_error
+from competition.metrics.instances import Labels, connected_components, f2_iou, mean_ap, tgs_ap
+from competition.metrics.overlap import COUNT_METRICS, OverlapCounts, count_overlap, dice, iou, score_from_counts
+from competition.metrics.surface import surface_dice, uw_madison
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Mask = NDArray[np.bool_]
+IGNORE_LABEL = 255  # label of pixels that no metric counts
+FLOAT_COLUMNS = ("score", "dice", "iou")
+INT_COLUMNS = ("fold", "tp", "fp", "fn")
+
+
+def score_case(
+    masks: Mask,
+    truth: NDArray[np.uint8],
+    comp: Competition,
+    spacing: Sequence[float] | None = None,
+    true_instances: Labels | None = None,
+    predicted_instances: Labels | None = None,
+) -> list[dict[str, Any]]:
+    """Score every class of one case, one class at a time to limit memory.
+
+    Args:
+        masks: (K, *spatial) bool, the prediction.
+        truth: (M, *spatial) uint8. Exclusive labels: M = 1, classes 1 to K; overlapping: M = K, 0 and 1. Pixels of 255
+            are ignored in mask and truth.
+        comp: the function reads `classes`, `labels` and `metric`.
+        spacing: mm along each axis; None: 1 mm.
+        true_instances: (*spatial) integers, the objects of all classes; None: connected components of the truth.
+        predicted_instances: objects of the prediction, (*spatial) or (K, *spatial); None: connected components of the
+            masks.
+
+    Returns:
+        One row for each class: `class`; `score`, the competition's metric (nan if mask and truth are empty and
+        `metric.both_empty` is null); `dice` and `iou` (nan if both are empty); and the pixel counts `tp`, `fp`, `fn`.
+
+    Raises:
+        ValueError: array shapes do not match each other or the classes.
+    """
+    _check_shapes(masks, truth, comp)
+    return [
+        score_class(
+            masks[index],
+            truth,
+            comp,
+            index,
+            spacing,
+            true_instances,
+            None if predicted_instances is None else _class_instances(predicted_instances, index, truth),
+        )
+        for index in range(len(comp.classes))
+    ]
+
+
+def score_class(
+    mask: Mask,
+    truth: NDArray[np.uint8],
+    comp: Competition,
+    index: int,
+    spacing: Sequence[float] | None = None,
+    true_instances: Labels | None = None,
+    predicted_instances: Labels | None = None,
+) -> dict[str, Any]:
+    """Score one class of one case; `mask` and `predicted_instances` are (*spatial), the rest as in `score_case`."""
+    mask, class_truth = np.asarray(mask, np.bool_), _class_truth(truth, comp, index)
+    ignored = truth[0 if comp.labels == "exclusive" else index] == IGNORE_LABEL
+    if ignored.any():
+        mask = mask & ~ignored
+    del ignored
+    counts = count_overlap(mask, class_truth)
+    objects = (
+        (_objects(predicted_instances, mask), _objects(true_instances, class_truth))
+        if comp.metric.name in ("mean_ap", "f2_iou")
+        else None
+    )
+    score = _score(mask, class_truth, counts, objects, comp, spacing)
+    if isnan(score) and comp.metric.both_empty is not None:
+        score = comp.metric.both_empty
+    return {
+        "class": comp.classes[index],
+        "score": score,
+        "dice": dice(*counts),
+        "iou": iou(*counts),
+        **counts._asdict(),
+    }
+
+
+def split_classes(truth: NDArray[np.uint8], comp: Competition) -> Mask:
+    """Return class masks (K, *spatial) bool of a truth (M, *spatial) uint8; pixels of 255 belong to no class."""
+    return np.stack([_class_truth(truth, comp, index) for index in range(len(comp.classes))])
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read a `scores.csv`; a case or class may have the name "nan".
+
+    Returns:
+        Columns id and class (str), fold (int), score and dice (float, nan if the class is absent) and, if the file
+        has them, iou (float), tp, fp and fn (int).
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        MaskfoldError: the file is damaged.
+    """
+    import pandas as pd
+
+    dtypes: dict[str, type] = {
+        "id": str,
+        "class": str,
+        **dict.fromkeys(FLOAT_COLUMNS, float),
+        **dict.fromkeys(INT_COLUMNS, int),
+    }
+    try:
+        table = pd.read_csv(
+            path,
+            dtype=dtypes,
+            keep_default_na=False,
+            float_precision="round_trip",
+            na_values={name: [""] for name in FLOAT_COLUMNS},
+        )
+        if missing := [name for name in ("id", "class", "fold", "score", "dice") if name not in table.columns]:
+            raise ValueError(f"column {missing[0]} is missing")
+        if not isinstance(table.index, pd.RangeIndex):  # pandas reads surplus cells as row names
+            raise ValueError("rows have more cells than the header")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, OverflowError) as error:  # errors of pandas are ValueErrors
+        raise damaged_error(
+            path,
+            error,
+            "Restore the file, or delete the fold's result.json: `maskfold cv` then scores the checkpoint again.",
+        ) from error
+    return table
+
+
+def _class_truth(truth: NDArray[np.uint8], comp: Competition, index: int) -> Mask:
+    """Return the mask (*spatial) bool of one class."""
+    return truth[0] == index + 1 if comp.labels == "exclusive" else truth[index] == 1
+
+
+def _check_shapes(masks: Mask, truth: NDArray[np.uint8], comp: Competition) -> None:
+    channels = 1 if comp.labels == "exclusive" else len(comp.classes)
+    if masks.shape[0] != len(comp.classes) or truth.shape != (channels, *masks.shape[1:]):
+        raise ValueError(
+            f"shapes do not match {len(comp.classes)} classes with {comp.labels} labels: "
+            f"found masks {masks.shape} and truth {truth.shape}, expected masks ({len(comp.classes)}, *spatial) and "
+            f"truth ({channels}, *spatial)."
+        )
+
+
+def _class_instances(instances: Labels, index: int, truth: NDArray[np.uint8]) -> Labels:
+    return np.asarray(instances[index]) if instances.ndim == truth.ndim else instances
+
+
+def _objects(instances: Labels | None, mask: Mask) -> Labels:
+    """Return the objects of one class: `instances` within its mask, or connected components of the mask."""
+    return connected_components(mask) if instances is None else np.where(mask, instances, 0)
+
+
+def _score(
+    mask: Mask,
+    truth: Mask,
+    counts: OverlapCounts,
+    objects: tuple[Labels, Labels] | None,
+    comp: Competition,
+    spacing: Sequence[float] | None,
+) -> float:
+    """Return the competition's metric of one class; nan if mask and truth are empty."""
+    metric = comp.metric
+    if objects is not None:
+        return mean_ap(*objects) if metric.name == "mean_ap" else f2_iou(*objects)
+    if not any(counts):
+        return nan
+    if metric.name in COUNT_METRICS:
+        return float(score_from_counts(metric, *counts))
+    if metric.name == "tgs_ap":
+        return tgs_ap(*counts)
+    if metric.name == "uw_madison":
+        return uw_madison(mask, truth)
+    if metric.name == "surface_dice":
+        return surface_dice(mask, truth, [1.0] * mask.ndim if spacing is None else spacing, metric.tolerance_mm)
+    raise ValueError(f"unknown metric: found {metric.name!r}.")

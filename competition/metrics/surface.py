@@ -1,0 +1,173 @@
+"""Surface metrics: surface Dice, Hausdorff distance and its 95th percentile, UW-Madison score."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.metrics.overlap import count_overlap, dice
+
+Mask = NDArray[np.bool_]
+Points = NDArray[np.float64]
+
+BLOCK = 8  # voxels per side of the blocks in `_directed_hausdorff`
+
+
+def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance: float) -> float:
+    """Return the surface Dice: the share of both surfaces' area within a tolerance of the other surface.
+
+    Nikolov et al. 2018, https://arxiv.org/abs/1809.04430, with the surface elements of
+    https://github.com/google-deepmind/surface-distance. The value equals that of MONAI's
+    `compute_surface_dice(…, use_subvoxels=True)`, whose area table is used; MONAI's float32 volumes would need 40
+    bytes per voxel.
+
+    Args:
+        mask: (*spatial) bool, 2D or 3D.
+        truth: same shape.
+        spacing: mm along each axis.
+        tolerance: mm.
+
+    Returns:
+        0 to 1; 0 if only one mask is empty; nan if both are.
+    """
+    from scipy.spatial import cKDTree
+
+    mask, truth = _cropped(mask, truth)
+    (points, areas), (true_points, true_areas) = (_surface(array, tuple(spacing)) for array in (mask, truth))
+    if not len(points) or not len(true_points):
+        return 0.0 if len(points) or len(true_points) else float("nan")
+    bound = 1.001 * tolerance + 1e-3  # bounds the search of the tree
+    to_truth = cKDTree(true_points).query(points, distance_upper_bound=bound)[0]
+    to_mask = cKDTree(points).query(true_points, distance_upper_bound=bound)[0]
+    # In float32 like MONAI, so that a distance of 0.1 + 0.2 is within 0.3.
+    limit = np.float32(tolerance)
+    near = areas[to_truth.astype(np.float32) <= limit].sum() + true_areas[to_mask.astype(np.float32) <= limit].sum()
+    return float(near / (areas.sum() + true_areas.sum()))
+
+
+def uw_madison(mask: Mask, truth: Mask) -> float:
+    """Return the UW-Madison GI Tract score: 0.4 Dice + 0.6 (1 − Hausdorff distance / image diagonal), in voxels.
+
+    https://www.kaggle.com/competitions/uw-madison-gi-tract-image-segmentation/overview/evaluation: slices have a depth
+    of 1, and the image's size normalises the distance to 0 to 1.
+
+    Args:
+        mask: (*spatial) bool.
+        truth: same shape.
+
+    Returns:
+        0 to 1; 0 if only one mask is empty; nan if both are.
+    """
+    counts = count_overlap(mask, truth)
+    if counts.tp + counts.fp == 0 or counts.tp + counts.fn == 0:
+        return 0.0 if any(counts) else float("nan")
+    distance = hausdorff(mask, truth) / float(np.linalg.norm(mask.shape))
+    return float(0.4 * dice(*counts) + 0.6 * (1 - distance))
+
+
+def hausdorff(mask: Mask, truth: Mask) -> float:
+    """Return the Hausdorff distance in voxels: the largest distance from a voxel of one mask to the other mask.
+
+    The value equals the maximum of scipy's `directed_hausdorff` in both directions, without visiting every voxel.
+
+    Args:
+        mask: (*spatial) bool with at least one voxel.
+        truth: same shape, with at least one voxel.
+    """
+    mask, truth = _cropped(mask, truth)
+    return max(_directed_hausdorff(mask, truth), _directed_hausdorff(truth, mask))
+
+
+def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
+    """Return the 95 % Hausdorff distance: the larger 95th percentile of the border distances in both directions.
+
+    The value equals that of MONAI's `compute_hausdorff_distance(…, percentile=95)`. A border voxel shares a side with
+    the background; voxels beyond the image's edge count as background.
+
+    Args:
+        mask: (*spatial) bool, 2D or 3D.
+        truth: same shape.
+        spacing: mm along each axis.
+
+    Returns:
+        mm; 0 if both masks are empty; the image diagonal (the largest possible distance) if only one is.
+    """
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial import cKDTree
+
+    if not mask.any() or not truth.any():
+        both_empty = bool(mask.any() == truth.any())
+        return 0.0 if both_empty else float(np.linalg.norm(np.asarray(mask.shape) * np.asarray(spacing)))
+    mask, truth = _cropped(mask, truth)
+    borders = [np.argwhere(array & ~binary_erosion(array)) * np.asarray(spacing, float) for array in (mask, truth)]
+    to_truth = cKDTree(borders[1]).query(borders[0])[0]
+    to_mask = cKDTree(borders[0]).query(borders[1])[0]
+    return max(float(np.percentile(to_truth, 95)), float(np.percentile(to_mask, 95)))
+
+
+def _directed_hausdorff(mask: Mask, target: Mask) -> float:
+    """Return the largest distance from a voxel of `mask` to the nearest voxel of `target`.
+
+    Only voxels outside `target` matter, and their nearest voxel is on its border. A mask that fills the volume has many
+    millions of them, so blocks are searched in order of an upper bound: a block with a near centre cannot contain the
+    farthest voxel.
+    """
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial import cKDTree
+
+    outside = mask & ~target
+    if not outside.any():
+        return 0.0
+    tree = cKDTree(np.argwhere(target & ~binary_erosion(target)))
+    outside = np.pad(outside, [(0, -size % BLOCK) for size in outside.shape])
+    sides = [length for size in outside.shape for length in (size // BLOCK, BLOCK)]
+    blocks = np.argwhere(outside.reshape(sides).any(axis=tuple(range(1, len(sides), 2)))) * BLOCK
+    half = (BLOCK - 1) / 2
+    bounds = tree.query(blocks + half)[0] + half * outside.ndim**0.5
+    corners = np.array(list(itertools.product(range(BLOCK), repeat=outside.ndim)))
+    farthest = 0.0
+    order = np.argsort(-bounds)
+    for batch in np.split(order, range(64, len(order), 64)):
+        if bounds[batch[0]] <= farthest:
+            break
+        voxels = (blocks[batch][:, None] + corners).reshape(-1, outside.ndim)
+        voxels = voxels[outside[tuple(voxels.T)]]
+        farthest = max(farthest, float(tree.query(voxels)[0].max()))
+    return farthest
+
+
+def _cropped(mask: Mask, truth: Mask) -> tuple[Mask, Mask]:
+    """Crop both masks to the smallest box that contains them."""
+    box = []
+    for axis in range(mask.ndim):
+        other_axes = tuple(i for i in range(mask.ndim) if i != axis)
+        filled = np.flatnonzero(mask.any(axis=other_axes) | truth.any(axis=other_axes))
+        box.append(slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 0))
+    return mask[tuple(box)], truth[tuple(box)]
+
+
+def _surface(mask: Mask, spacing: tuple[float, ...]) -> tuple[Points, Points]:
+    """Return the surface of a mask, where 2 × 2 (× 2) neighbours differ: points (n, axes) in mm and areas (n,)."""
+    padded = np.pad(mask, 1).view(np.uint8)
+    shape = tuple(size - 1 for size in padded.shape)
+    code = np.zeros(shape, np.uint8)
+    corners = list(itertools.product((0, 1), repeat=mask.ndim))
+    for bit, corner in enumerate(reversed(corners)):  # the last corner has the lowest bit
+        window = tuple(slice(first, first + size) for first, size in zip(corner, shape, strict=True))
+        code |= padded[window] << bit
+    mixed = (code != 0) & (code != 2 ** len(corners) - 1)
+    return np.argwhere(mixed) * np.asarray(spacing, float), _element_areas(spacing)[code[mixed]]
+
+
+@lru_cache(maxsize=16)
+def _element_areas(spacing: tuple[float, ...]) -> NDArray[Any]:
+    """Return the surface area (mm²; length in mm for 2D) of a neighbourhood, indexed by its code."""
+    from monai.metrics.utils import get_code_to_measure_table
+
+    table, _ = get_code_to_measure_table([float(step) for step in spacing])
+    return table.cpu().numpy().astype(np.float64)

@@ -1,1 +1,0 @@
-"""From config to network, loss, optimiser, schedule and averaged weights."""

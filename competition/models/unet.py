@@ -1,0 +1,96 @@
+"""Plain U-Net: blocks of two convolutions, an encoder that halves, a decoder that doubles, and skip connections.
+
+After Ronneberger, Fischer, Brox (2015), U-Net: Convolutional Networks for Biomedical Image Segmentation,
+https://arxiv.org/abs/1505.04597, with padded convolutions (so that the output is as large as the input), normalisation,
+and dropout at the bottleneck only, as in that paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+class UNet(nn.Module):
+    """U-Net for 2D images or volumes.
+
+    It accepts any patch whose edges have at least 2 ** (len(channels) - 1) pixels, 16 with five levels: after halving
+    an odd edge, the decoder pads one pixel. Multiples of that number avoid the padding.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: channels of the logits.
+        channels: width of each level, the bottleneck last; five values are four levels and a bottleneck.
+        dropout: fraction of the bottleneck's values that are set to 0 in training.
+        norm: `batch`, or `instance` for small batches.
+
+    Raises:
+        ValueError: an argument is invalid.
+
+    Example:
+        >>> UNet(2, 3, 1, channels=(8, 16, 32))(torch.zeros(1, 3, 33, 50)).shape
+        torch.Size([1, 1, 33, 50])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int] = (32, 64, 128, 256, 512),
+        dropout: float = 0.3,
+        norm: Literal["batch", "instance"] = "batch",
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims: found {spatial_dims}, expected 2 or 3")
+        if len(channels) < 2:
+            raise ValueError(f"channels: found {list(channels)}, expected two values or more")
+        if norm not in ("batch", "instance"):
+            raise ValueError(f"norm: found {norm}, expected batch or instance")
+        convolution = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+        transposed = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
+        norms = {"batch": (nn.BatchNorm2d, nn.BatchNorm3d), "instance": (nn.InstanceNorm2d, nn.InstanceNorm3d)}
+        normalisation = norms[norm][spatial_dims - 2]
+
+        def block(inputs: int, width: int) -> nn.Sequential:
+            layers: list[nn.Module] = []
+            for in_width in (inputs, width):  # no bias: the normalisation removes the mean and has its own shift
+                layers += [
+                    convolution(in_width, width, 3, padding=1, bias=False),
+                    normalisation(width, affine=True),
+                    nn.ReLU(inplace=True),
+                ]
+            return nn.Sequential(*layers)
+
+        widths, deeper_widths = list(channels[:-1]), list(channels[1:])
+        self.down = nn.ModuleList(block(inputs, width) for inputs, width in zip([in_channels, *widths], widths))
+        self.halve = nn.MaxPool2d(2) if spatial_dims == 2 else nn.MaxPool3d(2)
+        self.bottleneck = nn.Sequential(block(widths[-1], channels[-1]), nn.Dropout(dropout))
+        self.enlarge = nn.ModuleList(
+            transposed(deeper, width, 2, stride=2) for width, deeper in zip(widths, deeper_widths)
+        )
+        self.up = nn.ModuleList(block(2 * width, width) for width in widths)
+        self.logits = convolution(channels[0], out_channels, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, out_channels, *spatial) of images (B, in_channels, *spatial)."""
+        skips = []
+        for block in self.down:
+            image = block(image)
+            skips.append(image)
+            image = self.halve(image)
+        image = self.bottleneck(image)
+        for enlarge, block, skip in zip(reversed(self.enlarge), reversed(self.up), reversed(skips)):
+            image = block(torch.cat([skip, _pad_like(enlarge(image), skip)], dim=1))
+        return self.logits(image)
+
+
+def _pad_like(image: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Append zeros to each axis that lost a pixel when an odd edge was halved."""
+    missing = [target - size for target, size in zip(like.shape[2:], image.shape[2:])]
+    return nn.functional.pad(image, [pad for count in reversed(missing) for pad in (0, count)])

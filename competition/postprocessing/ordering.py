@@ -1,0 +1,317 @@
+"""Label similar objects in a row, such as vertebrae, by their order along the row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import Competition
+from competition.config.postprocess import LabelOrdering
+from competition.data.geometry import nonzero_box
+from competition.data.readers import get_column, read_header
+from competition.errors import MaskfoldError
+from competition.metrics.instances import connected_components
+from competition.postprocessing import steps
+
+Mask = NDArray[np.bool_]
+Labels = NDArray[np.int32]
+Floats = NDArray[Any]
+
+# Row of the affine, and its sign, for each direction
+WORLD_AXES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+FRAGMENT_SHARE = 0.1  # share of the largest object below which an object is a fragment, unless `smallest` is set
+MIN_AGREEMENT = 0.8  # minimum share, or Dice, at which the network's labels and the objects agree
+DOUBLE_OBJECT_RATIO = 1.6  # multiple of the median object above which an object may be two
+LARGE_CLASS_RATIO = 1.3  # multiple of the median object above which a class with two cores is two objects
+INSIDE_FACE_SHARE = 0.3  # share of a piece's faces inside the row above which the piece belongs to the object around it
+MIN_CLASS_SHARE = 0.25  # minimum share of a double object's voxels for a class to be one of the two
+
+
+def relabel_by_order(
+    probabilities: Floats, comp: Competition, number: LabelOrdering, affine: NDArray[np.float64]
+) -> Floats:
+    """Return probabilities in which every object of the row has one class, by its position.
+
+    The probabilities of the classes are combined (their sum if classes are exclusive, else the maximum): a network is
+    often sure that a voxel is a vertebra, but not which one. Objects are the connected components of the combined
+    mask, split where they only touch (`split_touching`) and by the network's labels where these are reliable. From the
+    end of the row that `number.along` names, they get the classes in order. If there are more objects than classes, the
+    largest consecutive ones get them and the others become background. If there are fewer, the network's own labels
+    vote, voxel by voxel, for the first class. Fragments, and voxels outside the mask, keep the network's labels.
+
+    Args:
+        probabilities: (P, *spatial) floats.
+        comp: the competition, of volumes.
+        number: which classes, and along which direction.
+        affine: 4×4, voxel to world (RAS+, mm).
+
+    Returns:
+        (P, *spatial), the same dtype; a new array.
+    """
+    exclusive = comp.labels == "exclusive"
+    channels = [comp.classes.index(name) + exclusive for name in number.classes]
+    class_probabilities = probabilities[channels]
+    if exclusive:
+        total = class_probabilities.astype(np.float32).sum(axis=0).astype(class_probabilities.dtype)
+        row = total > np.delete(probabilities, channels, axis=0).max(axis=0)
+    else:
+        total = class_probabilities.max(axis=0)
+        row = total > 0.5
+    result = np.array(probabilities)
+    if not row.any():
+        return result
+    box = tuple(slice(*ends) for ends in nonzero_box(row[None]))
+    total, votes = total[box], class_probabilities[(slice(None), *box)].argmax(axis=0)
+    changed = result[(slice(None), *box)]  # a view of the result
+    world, sign = WORLD_AXES[number.along]
+    upwards = sign * affine[world, :3]  # mm towards the named end, per voxel
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    objects = split_touching(np.ascontiguousarray(row[box]), votes, number.split, spacing, upwards)
+    ordered = _in_order(objects, number, upwards)
+    class_of = np.full(int(objects.max()) + 1, -2)  # class index of each object; -1: background, -2: unchanged
+    class_of[ordered] = _class_indices(ordered, objects, votes, len(channels))
+    new_class = class_of[objects]
+    for index, channel in enumerate(channels):
+        changed[channel][new_class >= -1] = 0
+        np.copyto(changed[channel], total, where=new_class == index)
+    if exclusive:
+        changed[0][new_class == -1] += total[new_class == -1]
+    return result
+
+
+def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
+    """Return the affine of a case's first image, 4×4, voxel to world (RAS+, mm), from the file's header.
+
+    Args:
+        row: a row of the case table, or `competition.ensembling.ensemble.InMemoryCase`.
+        comp: the competition.
+
+    Raises:
+        MaskfoldError: the file has none, or cannot be read.
+    """
+    if hasattr(row, "image"):  # an image in memory
+        name, affine = row.id, row.image.affine
+    else:
+        name, first = get_column(row, "id"), next(iter(json.loads(get_column(row, "images")).values()))
+        affine = read_header(Path(comp.root) / first, comp.dimensions).affine if isinstance(first, str) else None
+    if affine is None:
+        raise MaskfoldError(
+            f"Case {name} has no affine, which `postprocess.number` requires for the orientation of the patient.",
+            "Use NIfTI images, or remove `postprocess.number`.",
+        )
+    return np.asarray(affine, np.float64)
+
+
+def split_touching(
+    row: Mask, votes: NDArray[Any], split: float | None, spacing: NDArray[np.float64], upwards: NDArray[np.float64]
+) -> Labels:
+    """Split the row into objects where they touch.
+
+    The core of an object is its thick part: where the distance to the edge exceeds `split` times the maximum of all.
+    Vertebrae that touch at their joints have one core each, the bodies. Each voxel belongs to the core with the
+    shortest path to it inside the row, in mm. Paths may cross edges and corners of voxels, since thin parts of a bone
+    may be connected only there: over sides alone, an arch would go to the neighbour.
+
+    The network's labels show the end of an object better than the cores, if they are reliable. If all are
+    (`_objects_by_votes`), they define the objects. Otherwise each object on which labels and cores nearly agree
+    follows the labels, and only the others are split by their cores; an object more than 1.6 times as large as the
+    median is split by the labels. Each voxel without a path goes to the nearest object.
+
+    Args:
+        row: (*spatial) bool.
+        votes: (*spatial) integers, the network's class of each voxel among those of the row.
+        split: see above; None: objects are connected components.
+        spacing: mm per axis.
+        upwards: mm towards the end with the first class, per voxel along each axis.
+
+    Returns:
+        (*spatial) int32: objects from 1, with gaps; 0 outside, and where the nearest object is farther away than twice
+        the maximum thickness.
+    """
+    from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+    if split is None:
+        return connected_components(row).astype(np.int32)
+    height = distance_transform_edt(np.pad(row, 1), sampling=spacing)[(slice(1, -1),) * row.ndim]
+    smooth = gaussian_filter(height, spacing.min() / spacing) * row
+    cores = connected_components(smooth > split * smooth.max()).astype(np.int32)
+    cores = np.asarray(
+        steps.remove_small_objects(cores, int(FRAGMENT_SHARE * np.bincount(cores[cores != 0]).max())), np.int32
+    )
+    labels = _grow(cores, row, spacing)
+    by_votes = _objects_by_votes(row, votes, cores, labels, upwards)
+    if by_votes is not None:
+        labels = _grow(by_votes, row, spacing)
+    else:
+        labels = _grow(_reliable_seeds(row, votes, cores, labels, spacing), row, spacing)
+        _split_large(labels, votes)
+    if (row & (labels == 0)).any():
+        distance, nearest = distance_transform_edt(labels == 0, sampling=spacing, return_indices=True)
+        labels = np.where(row & (distance <= 2 * height.max()), labels[tuple(nearest)], 0)
+    return labels
+
+
+def _grow(seeds: Labels, mask: Mask, spacing: NDArray[np.float64]) -> Labels:
+    """Assign each voxel of a mask to the seed with the shortest path inside the mask, in mm; 0 if there is no path."""
+    from skimage.graph import MCP_Geometric
+
+    if not (mask & (seeds == 0)).any() or not (seeds * mask).any():
+        return np.asarray(seeds * mask, np.int32)
+    paths = MCP_Geometric(np.where(mask, 1.0, np.inf), sampling=tuple(spacing))
+    _, traceback = paths.find_costs(np.argwhere(seeds * mask))
+    strides = np.array([int(np.prod(mask.shape[axis + 1 :])) for axis in range(mask.ndim)])
+    jumps = np.append(np.asarray(paths.offsets) @ strides, [0, 0])  # -1: a seed, -2: no path
+    origin = np.arange(mask.size) - jumps[traceback.ravel()]
+    while not np.array_equal(earlier := origin[origin], origin):  # doubles the step each time
+        origin = earlier
+    return np.asarray((seeds * mask).ravel()[origin].reshape(mask.shape), np.int32)
+
+
+def _reliable_seeds(
+    row: Mask, votes: NDArray[Any], cores: Labels, labels: Labels, spacing: NDArray[np.float64]
+) -> Labels:
+    """Return seeds: objects by the network's labels around their cores if both nearly agree, else by the cores."""
+    table = _counts(cores.ravel(), votes.ravel())
+    own = np.where(table.argmax(axis=1)[cores] == votes, cores, 0)
+    by_votes = np.zeros_like(cores)
+    for cls in np.unique(votes[own != 0]):
+        class_mask = row & (votes == cls)
+        by_votes += _grow(np.where(class_mask, own, 0), class_mask, spacing)
+    count = int(labels.max()) + 1
+    both = np.bincount(labels[(labels == by_votes) & row], minlength=count)
+    sizes = np.bincount(labels[row], minlength=count) + np.bincount(by_votes[row], minlength=count)
+    agrees = 2 * both >= MIN_AGREEMENT * sizes
+    seeds = np.where(agrees[by_votes], by_votes, 0)
+    return np.where((seeds == 0) & ~agrees[labels], labels, seeds)
+
+
+def _objects_by_votes(
+    row: Mask, votes: NDArray[Any], cores: Labels, labels: Labels, upwards: NDArray[np.float64]
+) -> Labels | None:
+    """Return the objects by the network's labels, 1 + class; None if the labels are unreliable.
+
+    Reliable labels: each class is nearly one piece, is no larger than one object, and has one core, which hardly any
+    other class shares (in an object as large as two, two classes may share a core). Smaller pieces at their class's
+    position in the row keep it; others are 0 and go to the object around them.
+    """
+    sizes = np.bincount(votes[row])
+    main_classes = np.flatnonzero(sizes >= FRAGMENT_SHARE * sizes.max())
+    pieces, classes = _pieces(row, votes)
+    extents = np.bincount(pieces[row], minlength=len(classes))
+    main = {int(cls): int(np.argmax(np.where(classes == cls, extents, 0))) for cls in main_classes}
+    objects = np.bincount(labels[labels != 0])
+    median = np.sort(objects[objects > 0])[(np.count_nonzero(objects) - 1) // 2]
+    numbers = np.unique(cores[cores != 0])
+    table = _counts(cores[cores != 0], votes[cores != 0])[numbers]
+    mixed = (table.max(axis=1) < MIN_AGREEMENT * table.sum(axis=1)) & (objects[numbers] <= DOUBLE_OBJECT_RATIO * median)
+    owned = np.bincount(table.argmax(axis=1), minlength=len(sizes))
+    if (
+        len(main_classes) < 2
+        or mixed.any()
+        or any(
+            extents[piece] < MIN_AGREEMENT * sizes[cls]
+            or sizes[cls] > (LARGE_CLASS_RATIO if owned[cls] > 1 else DOUBLE_OBJECT_RATIO) * median
+            for cls, piece in main.items()
+        )
+    ):
+        return None
+    heights = _heights(pieces, upwards)
+    main_heights = np.array([heights[piece] for piece in main.values()])
+    keep = ~_inside_row(pieces, row) & (np.bincount(pieces[row], cores[row] != 0, minlength=len(classes)) == 0)
+    for piece in np.flatnonzero(keep):
+        if classes[piece] in main:  # no other object's middle is between the piece and its class's main piece
+            low, high = sorted((heights[piece], heights[main[int(classes[piece])]]))
+            keep[piece] = not ((main_heights > low) & (main_heights < high)).any()
+        else:  # a small class, e.g. cut off by the image border: keep it if its position fits the order
+            keep[piece] = bool(((main_classes < classes[piece]) == (main_heights > heights[piece])).all())
+    keep[list(main.values())] = True
+    keep[0] = False
+    return np.where(keep[pieces], votes + 1, 0).astype(np.int32)
+
+
+def _pieces(row: Mask, votes: NDArray[Any]) -> tuple[Labels, NDArray[np.int64]]:
+    """Return the connected components within each class, numbered from 1, and the class of each number (-1 for 0)."""
+    pieces, classes = np.zeros(row.shape, np.int32), [np.array([-1])]
+    for cls in np.unique(votes[row]):
+        found = connected_components(row & (votes == cls)).astype(np.int32)
+        pieces += np.where(found > 0, found + sum(map(len, classes)) - 1, 0).astype(np.int32)
+        classes.append(np.full(int(found.max()), cls))
+    return pieces, np.concatenate(classes)
+
+
+def _inside_row(pieces: Labels, row: Mask) -> Mask:
+    """Return for each piece whether much of its surface is inside the row."""
+    faces = np.zeros((2, int(pieces.max()) + 1), np.int64)
+    for axis in range(row.ndim):
+        for first, second in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+            here, there = ((slice(None),) * axis + (side,) for side in (first, second))
+            surface = pieces[here] != pieces[there]
+            for index, inside in enumerate((~row[there], row[there])):
+                faces[index] += np.bincount(pieces[here][surface & inside], minlength=faces.shape[1])
+    return np.asarray(faces[1] > INSIDE_FACE_SHARE * faces.sum(axis=0))
+
+
+def _split_large(labels: Labels, votes: NDArray[Any]) -> None:
+    """Split objects as large as two by the network's labels, in place."""
+    sizes = np.bincount(labels[labels != 0])
+    median = np.sort(sizes[sizes > 0])[(np.count_nonzero(sizes) - 1) // 2]
+    for large in np.flatnonzero(sizes > DOUBLE_OBJECT_RATIO * median):
+        inside = labels == large
+        shares = np.bincount(votes[inside]) / sizes[large]
+        present = np.flatnonzero(shares >= MIN_CLASS_SHARE)
+        for cls in present[present != shares.argmax()]:
+            labels[inside & (votes == cls)] = labels.max() + 1
+
+
+def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the objects that are not fragments, in order from the named end of the row."""
+    inside = objects != 0
+    sizes = np.bincount(objects[inside])
+    smallest = number.smallest if number.smallest is not None else FRAGMENT_SHARE * sizes.max()
+    positions = _heights(objects, upwards)
+    selected = np.flatnonzero((sizes >= smallest) & (sizes > 0))
+    return np.asarray(selected[np.argsort(-positions[selected], kind="stable")], np.int64)
+
+
+def _heights(objects: Labels, upwards: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean position of each object towards the named end, in mm up to a constant; 0 for missing numbers."""
+    inside = objects != 0
+    found = objects[inside]
+    return np.asarray(np.bincount(found, np.argwhere(inside) @ upwards) / np.maximum(np.bincount(found), 1), np.float64)
+
+
+def _class_indices(
+    ordered: NDArray[np.int64], objects: Labels, votes: NDArray[Any], class_count: int
+) -> NDArray[np.int64]:
+    """Return the index of each object among the classes; -1 if it gets none."""
+    inside = objects != 0
+    table = np.zeros((int(objects.max()) + 1, class_count), np.int64)
+    counts = _counts(objects[inside], votes[inside])
+    table[:, : counts.shape[1]] = counts
+    table = table[ordered]
+    if len(ordered) <= class_count:
+        agreement = [
+            int(table[np.arange(len(ordered)), first + np.arange(len(ordered))].sum())
+            for first in range(class_count - len(ordered) + 1)
+        ]
+        return int(np.argmax(agreement)) + np.arange(len(ordered))
+    sizes = table.sum(axis=1)
+    windows = [
+        (int(sizes[first : first + class_count].sum()), int(np.trace(table[first : first + class_count])), -first)
+        for first in range(len(ordered) - class_count + 1)
+    ]
+    indices = np.arange(len(ordered)) + max(windows)[2]
+    return np.where((indices >= 0) & (indices < class_count), indices, -1)
+
+
+def _counts(objects: NDArray[Any], votes: NDArray[Any]) -> NDArray[np.int64]:
+    """Return how many voxels of each object the network assigns to each class."""
+    classes = int(votes.max(initial=0)) + 1
+    pairs = np.bincount(
+        objects.astype(np.int64) * classes + votes, minlength=(int(objects.max(initial=0)) + 1) * classes
+    )
+    return pairs.reshape(-1, classes)

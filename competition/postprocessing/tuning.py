@@ -1,0 +1,449 @@
+"""Search each class's steps on out-of-fold predictions; estimate their gain on other cases than they were tuned on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from competition.config.competition import MetricConfig
+from competition.config.experiment import Experiment
+from competition.config.postprocess import DoubleThreshold, PostprocessConfig, SplitConfig, StepConfig
+from competition.io import parse_json_object, write_json, write_table
+from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
+from competition.metrics.overlap import score_from_counts
+from competition.postprocessing.evaluation import OofScores, Steps, TruthSizes
+from competition.runs.find import list_finished_members
+from competition.runs.run import FoldResult, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TUNING_VERSION = 1  # to be increased when the search changes
+TUNING_FILE, TUNING_SCORES_FILE = "postprocess.json", "postprocess_scores.csv"
+STEP_ORDER = ("threshold", "triplet", "gate", "open", "close", "fill_holes", "split", "remove_small", "keep_largest")
+SECOND_PASS = ("threshold", "split", "remove_small")  # searched again after all other slots
+MANY_OBJECTS = 200  # number of true objects from which the smallest one is representative
+MIN_EMPTY_SHARE = 0.05  # minimum share of cases without a class for which the triplet rule is tried
+MAX_MORPHOLOGY_VOXELS = 2**24  # maximum voxels of a case for which opening and closing are searched
+SINGLE_FOLD_PARTS = 5  # number of parts of a single fold's cases
+MIN_GAIN = 0.001  # minimum gain of the nested score that justifies a step
+
+
+# Search
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """The result of a search.
+
+    Attributes:
+        settings: the steps to use: the tuned ones, or the experiment's own if the nested score did not improve.
+        best_steps: the best steps of each class on all cases, used or not.
+        before: the score of the experiment's own steps.
+        after: the score of the tuned steps on the cases they were tuned on (optimistic).
+        nested: the score of each fold's cases with the steps tuned on the other folds.
+        gain: nested minus before, with its 95 % interval.
+        kept: whether the tuned steps are used: the gain is at least `MIN_GAIN`, and its interval is above 0.
+        rows: score rows of the steps in use: nested if tuned, else before.
+        presence_gain: the gain from the step `gate`: nested score of a search with it minus that of one without; None
+            without a presence head. The tuned steps include it only if that is at least `MIN_GAIN` and its
+            interval is above 0.
+    """
+
+    settings: PostprocessConfig
+    best_steps: dict[str, Steps]
+    before: float
+    after: float
+    nested: float
+    gain: ScoreGain
+    kept: bool
+    rows: pd.DataFrame
+    presence_gain: ScoreGain | None = None
+
+    def report_lines(self) -> list[str]:
+        """Return the report, line by line."""
+        interval = f"95 % {self.gain.low:+.4f} to {self.gain.high:+.4f}"
+        head = (
+            f"post-processing: {self.before:.4f} untuned, {self.after:.4f} tuned on all cases, {self.nested:.4f} "
+            f"nested (gain {self.gain.value:+.4f}, {interval})"
+        )
+        steps = [f"  {cls}: {', '.join(map(str, steps)) or 'no step'}" for cls, steps in self.best_steps.items()]
+        gain = self.presence_gain
+        if gain is not None:
+            steps.insert(
+                0,
+                f"step gate: {gain.value:+.4f} nested, in addition to the other steps (95 % {gain.low:+.4f} to "
+                f"{gain.high:+.4f}): {'used' if is_significant(gain) else 'not used'}",
+            )
+        if self.kept:
+            return [head, *steps]
+        return [
+            head,
+            f"the tuned steps are not used: their nested gain is below {MIN_GAIN} or within noise. Tuned steps:",
+            *steps,
+        ]
+
+
+def tune_postprocessing(
+    evaluation: OofScores, seed: int, groups: dict[str, str] | None, say: Callable[[str], None] = lambda _: None
+) -> TuningResult:
+    """Run coordinate descent over the slots of each class, on all cases and once without each fold.
+
+    Each list of steps is scored once on every case; the descents only choose among those scores, each on its own cases.
+
+    Args:
+        evaluation: scores of the ensemble, open.
+        seed: of the bootstrap.
+        groups: the group of each case, for the intervals.
+        say: receives progress messages.
+    """
+    exp, comp = evaluation.ensemble.runs[0].exp, evaluation.ensemble.comp
+    own = [exp.postprocess.steps_for(name) for name in comp.classes]
+    part_of = tuning_parts(evaluation.rows, evaluation.fold_of, seed)
+    numbers = sorted(set(part_of.values()))
+    parts = [None, *numbers] if len(numbers) > 1 else [None]
+    best = _CoordinateDescent(evaluation, own, parts, part_of).run(say)
+    before = evaluation.score_table(lambda _, index: own[index])
+
+    def nested_table(best: dict[int | None, list[Steps]]) -> pd.DataFrame:
+        if len(numbers) == 1:
+            return before  # there are no other cases to tune on
+        return evaluation.score_table(lambda case, index: best[part_of[case]][index])
+
+    nested, presence_gain = nested_table(best), None
+    if evaluation.oof.has_presence:
+        with_presence = _CoordinateDescent(evaluation, own, parts, part_of, presence=True).run(say)
+        presence_gain = paired_gain(nested, nested_table(with_presence), comp.metric, seed=seed, groups=groups)
+        if is_significant(presence_gain):
+            best, nested = with_presence, nested_table(with_presence)
+    after = evaluation.score_table(lambda _, index: best[None][index])
+    gain = paired_gain(before, nested, comp.metric, seed=seed, groups=groups)
+    kept = is_significant(gain)
+    best_steps = dict(zip(comp.classes, best[None], strict=True))
+    settings = exp.postprocess.model_copy(
+        update={"steps": {name: list(steps) for name, steps in best_steps.items()}} if kept else {}
+    )
+    return TuningResult(
+        settings,
+        best_steps,
+        cv_score(before, comp.metric),
+        cv_score(after, comp.metric),
+        cv_score(nested, comp.metric),
+        gain,
+        kept,
+        nested if kept else before,
+        presence_gain,
+    )
+
+
+def is_significant(gain: ScoreGain) -> bool:
+    """Return whether a gain is large enough to use a step."""
+    return bool(gain.value >= MIN_GAIN and gain.low > 0)
+
+
+def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int) -> dict[str, int]:
+    """Return the part of each case that nested tuning leaves out together: its fold.
+
+    If only one fold was predicted (a holdout, `folds.run: [0]`), its cases are split into `SINGLE_FOLD_PARTS` parts by
+    group: no network saw any of them. With fewer groups than that, all cases are one part.
+
+    Args:
+        rows: of the case table by id; `group` is read.
+        fold_of: the fold that predicted each case.
+        seed: of the split.
+    """
+    if len({fold_of[case] for case in rows}) > 1:
+        return {case: fold_of[case] for case in rows}
+    names = sorted({str(row.group) for row in rows.values()})
+    if len(names) < SINGLE_FOLD_PARTS:
+        return dict.fromkeys(rows, 0)
+    order = np.random.default_rng(seed).permutation(len(names))
+    part = {names[index]: position % SINGLE_FOLD_PARTS for position, index in enumerate(order)}
+    return {case: part[str(row.group)] for case, row in rows.items()}
+
+
+class _CoordinateDescent:
+    """Coordinate descents that run in parallel, so that each pass over the cases serves all of them."""
+
+    def __init__(
+        self,
+        evaluation: OofScores,
+        own: Sequence[Steps],
+        parts: Sequence[int | None],
+        part_of: Mapping[str, int],
+        presence: bool = False,
+    ) -> None:
+        self.evaluation, self.own, self.parts, self.presence = evaluation, own, parts, presence
+        self.metric = evaluation.ensemble.comp.metric
+        classes = range(len(own))
+        self.best: dict[tuple[int | None, int], Steps] = {
+            (part, index): own[index] for part in parts for index in classes
+        }
+        case_parts = np.array([part_of[case] for case in evaluation.cases])
+        self.selected = {part: np.ones(len(case_parts), bool) if part is None else case_parts != part for part in parts}
+
+    def run(self, say: Callable[[str], None]) -> dict[int | None, list[Steps]]:
+        """Search each slot in turn, those of `SECOND_PASS` twice; return the best steps of each class for each part."""
+        exp, truths = self.evaluation.ensemble.runs[0].exp, self.evaluation.truth_sizes()
+        largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
+        boundary = any(run.exp.prepare.boundary is not None for run, _ in self.evaluation.ensemble.active)
+        plans = [
+            search_slots(exp, [case[index] for case in truths], largest, boundary, own, self.presence)
+            for index, own in enumerate(self.own)
+        ]
+        self.evaluation.score({index: (own,) for index, own in enumerate(self.own)})
+        count = max(len(plan) for plan in plans)
+        for sweep in range(2):
+            for position in range(count):
+                current = [
+                    (index, plan[position])
+                    for index, plan in enumerate(plans)
+                    if position < len(plan) and (sweep == 0 or set(plan[position].names) & set(SECOND_PASS))
+                ]
+                if not current:
+                    continue
+                requests: dict[int, tuple[Steps, ...]] = {}
+                for index, slot in current:
+                    lists = [steps for part in self.parts for steps in self._candidates(part, index, slot)]
+                    requests[index] = tuple(dict.fromkeys(lists))
+                self.evaluation.score(requests)
+                for part in self.parts:
+                    for index, slot in current:
+                        self._choose(part, index, self._candidates(part, index, slot))
+                kinds = ", ".join(dict.fromkeys(" or ".join(slot.names) for _, slot in current)).replace("_", " ")
+                say(f"tuning {kinds}: {self._value(None):.4f} on all cases")
+        return {part: [self.best[part, index] for index in range(len(self.own))] for part in self.parts}
+
+    def _candidates(self, part: int | None, index: int, slot: StepSlot) -> list[Steps]:
+        return slot.candidates(self.best[part, index], step_order(self.own[index]))
+
+    def _choose(self, part: int | None, index: int, lists: Sequence[Steps]) -> None:
+        """Keep the current list unless one scores higher; of equals the first, which is the simplest."""
+        best = self._score(part, index, self.best[part, index])
+        for steps in lists:
+            value = self._score(part, index, steps)
+            if isfinite(value) and not value <= best + 1e-9:  # `not <=`: `best` may be nan
+                self.best[part, index], best = steps, value
+
+    def _score(self, part: int | None, index: int, steps: Steps) -> float:
+        """Return the metric of one class on the cases of one descent."""
+        scores = self.evaluation.scores[index, steps]
+        return class_score([scores[case] for case in self.evaluation.cases], self.metric, self.selected[part])
+
+    def _value(self, part: int | None) -> float:
+        classes = range(len(self.own))
+        return float(np.nanmean([self._score(part, index, self.best[part, index]) for index in classes]))
+
+
+def class_score(rows: Sequence[dict[str, Any]], metric: MetricConfig, selected: np.ndarray[Any, Any]) -> float:
+    """Return the metric of one class over the selected cases; nan if none of them has a score."""
+    if metric.average == "global":
+        counts = [np.array([row[key] for row in rows])[selected].sum() for key in ("tp", "fp", "fn")]
+        return float(score_from_counts(metric, *counts))
+    scores = np.array([row["score"] for row in rows], np.float64)[selected]
+    return float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")
+
+
+def _shape(row: Any) -> list[int]:
+    return list(json.loads(row.shape))
+
+
+# Candidates
+
+
+@dataclass(frozen=True)
+class StepSlot:
+    """A position in the list of steps: the step kinds allowed there, and the alternatives (empty: no step)."""
+
+    names: tuple[str, ...]
+    options: tuple[Steps, ...]
+
+    def candidates(self, current: Steps, order: Sequence[str]) -> list[Steps]:
+        """Return the current list with each alternative in this slot."""
+        rest = [step for step in current if step.name not in self.names]
+        return [tuple(sorted([*rest, *option], key=lambda step: order.index(step.name))) for option in self.options]
+
+
+def search_slots(
+    exp: Experiment,
+    truths: Sequence[TruthSizes],
+    largest: int,
+    has_boundary: bool,
+    start: Steps,
+    presence: bool = False,
+) -> list[StepSlot]:
+    """Return the slots of one class, in search order.
+
+    Args:
+        exp: the experiment.
+        truths: the class's true sizes in each case.
+        largest: pixels of the largest case.
+        has_boundary: whether there is a boundary class.
+        start: the experiment's own steps; if any, only their kinds are searched.
+        presence: search the step `gate` too, together with the step that makes the mask.
+
+    Returns:
+        The slots; the alternatives of each include the experiment's own value.
+    """
+    comp = exp.competition
+    kinds = {step.name for step in start}
+    gates = _gates(truths, exp.patch.slices is not None) if presence and (not start or "gate" in kinds) else []
+    mask = _slot(("threshold", "triplet"), [*_thresholds(), *_triplets(truths)])
+    if gates:
+        options = mask.options if not start or kinds & set(mask.names) else ((),)
+        mask = StepSlot((*mask.names, "gate"), (*options, *((*option, gate) for gate in gates for option in options)))
+    result = [mask]
+    if largest <= MAX_MORPHOLOGY_VOXELS:
+        radii = (1,) if comp.dimensions == 3 else (1, 2)
+        result += [
+            _slot(("open",), [StepConfig(open=radius) for radius in radii]),
+            _slot(("close",), [StepConfig(close=radius) for radius in radii]),
+        ]
+    result.append(_slot(("fill_holes",), [StepConfig(fill_holes=True)]))
+    if comp.instances:
+        result.append(_slot(("split",), _splits(has_boundary)))
+    result.append(_slot(("remove_small",), _sizes(truths)))
+    if not comp.instances:
+        result.append(_slot(("keep_largest",), [StepConfig(keep_largest=count) for count in (1, 2, 3)]))
+    if start:
+        result = [slot for slot in result if kinds & set(slot.names)]
+    own = {slot.names: tuple(step for step in start if step.name in slot.names) for slot in result}
+    return [StepSlot(slot.names, tuple(dict.fromkeys([*slot.options, own[slot.names]]))) for slot in result]
+
+
+def _slot(names: tuple[str, ...], options: Sequence[StepConfig]) -> StepSlot:
+    return StepSlot(names, ((), *((option,) for option in options)))
+
+
+def step_order(start: Steps) -> tuple[str, ...]:
+    """Return the order of steps: the experiment's own, then the default one."""
+    own = [step.name for step in start]
+    masks = ("threshold", "triplet")
+    return (*masks, *(name for name in dict.fromkeys((*own, *STEP_ORDER)) if name not in masks))
+
+
+def _thresholds() -> list[StepConfig]:
+    return [StepConfig(threshold=value) for value in (0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7)]
+
+
+def _triplets(truths: Sequence[TruthSizes]) -> list[StepConfig]:
+    """Return triplets only if some cases are empty: otherwise the rule can only remove true masks."""
+    areas = [truth.pixels for truth in truths if truth.pixels]
+    if not areas or len(areas) > (1 - MIN_EMPTY_SHARE) * len(truths):
+        return []
+    pixels = sorted({max(1, round(share * float(np.quantile(areas, 0.05)))) for share in (0.1, 0.3, 0.7)})
+    return [
+        StepConfig(triplet=DoubleThreshold(high=high, pixels=count, low=low))
+        for high, count, low in product((0.6, 0.75, 0.9), pixels, (0.35, 0.5))
+        if low < high
+    ]
+
+
+def _gates(truths: Sequence[TruthSizes], by_slice: bool) -> list[StepConfig]:
+    """Return gate thresholds only if some cases, or slices, are empty."""
+    non_empty = sum(truth.pixels > 0 for truth in truths)
+    if not by_slice and non_empty > (1 - MIN_EMPTY_SHARE) * len(truths):
+        return []
+    return [StepConfig(gate=value) for value in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)]
+
+
+def _sizes(truths: Sequence[TruthSizes]) -> list[StepConfig]:
+    """Return shares of the smaller true objects' sizes: removed objects must be smaller than nearly all true ones."""
+    sizes = [size for truth in truths for size in truth.object_sizes]
+    if not sizes:
+        return []
+    small, median, limit = float(np.quantile(sizes, 0.02)), float(np.median(sizes)), _safe_size(sizes)
+    values = {share * small for share in (0.25, 0.5, 1.0)} | {share * median for share in (0.05, 0.1, 0.2)}
+    return [
+        StepConfig(remove_small=value) for value in sorted({round(min(value, limit)) for value in values}) if value > 1
+    ]
+
+
+def _safe_size(sizes: Sequence[int]) -> float:
+    """Return the size in pixels below which another true object is very unlikely.
+
+    The lower 99 % prediction bound for one more observation of a log-normal size (Hahn and Meeker, Statistical
+    Intervals, section 4.7), since the smallest of a few objects says little about the next one; unlimited for many
+    objects.
+    """
+    if len(sizes) >= MANY_OBJECTS:
+        return np.inf
+    if len(sizes) < 3:
+        return 0.0
+    from scipy.stats import t
+
+    logs = np.log(sizes)
+    spread = float(logs.std(ddof=1)) * np.sqrt(1 + 1 / len(logs))
+    return float(np.exp(logs.mean() + t.ppf(0.01, len(logs) - 1) * spread))
+
+
+def _splits(has_boundary: bool) -> list[StepConfig]:
+    pairs = ((1.0, 1.0),) if has_boundary else ((0.5, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0))
+    splits = [StepConfig(split=SplitConfig(distance=depth, smooth=smooth)) for depth, smooth in pairs]
+    if has_boundary:
+        splits += [StepConfig(split=SplitConfig(boundary=level)) for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+    return splits
+
+
+# The stored result
+
+
+def save_tuning(run: Run, tuning: TuningResult) -> None:
+    """Save the tuning result of a run, with the state of the run it is valid for."""
+    write_table(tuning.rows, run.folder / TUNING_SCORES_FILE)
+    plain = {
+        "key": _key(run),
+        "settings": tuning.settings.model_dump(),
+        "found": {name: [step.model_dump() for step in steps] for name, steps in tuning.best_steps.items()},
+        **{name: getattr(tuning, name) for name in ("before", "after", "nested", "kept")},
+        "gain": tuning.gain._asdict(),
+        "gate": None if tuning.presence_gain is None else tuning.presence_gain._asdict(),
+    }
+    write_json(run.folder / TUNING_FILE, plain)
+
+
+def load_tuning(run: Run) -> TuningResult | None:
+    """Return the tuning result of the run; None if its folds or its `postprocess` have changed since."""
+    import pandas as pd
+
+    try:
+        plain = parse_json_object((run.folder / TUNING_FILE).read_bytes())
+        if plain["key"] != _key(run):
+            return None
+        rows = pd.read_csv(run.folder / TUNING_SCORES_FILE, dtype={"id": str}, float_precision="round_trip")
+        best_steps = {name: tuple(map(StepConfig.model_validate, steps)) for name, steps in plain["found"].items()}
+        return TuningResult(
+            PostprocessConfig.model_validate(plain["settings"]),
+            best_steps,
+            plain["before"],
+            plain["after"],
+            plain["nested"],
+            ScoreGain(**plain["gain"]),
+            plain["kept"],
+            rows,
+            ScoreGain(**plain["gate"]) if plain.get("gate") else None,
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # a damaged file is not an error: the search can be repeated
+
+
+def _key(run: Run) -> dict[str, Any]:
+    results = {
+        f"{fold} {seed}": FoldResult.read(run.member_folder(fold, seed)) for fold, seed in list_finished_members(run)
+    }
+    members = {name: asdict(result) for name, result in results.items() if result is not None}
+    settings = {
+        key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None
+    }
+    return {
+        "version": TUNING_VERSION,
+        "postprocess": settings,
+        "metric": run.exp.competition.metric.model_dump(),
+        "members": {name: [result["score"], result["steps"], result["minutes"]] for name, result in members.items()},
+    }

@@ -1,0 +1,217 @@
+"""The weights, checkpoints and metrics of a fold on disk.
+
+All files are written by `competition.io.atomic_write`, because `Fabric.save` does not sync its file to the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from competition.errors import MaskfoldError
+from competition.io import atomic_append, atomic_write, parse_metrics_line
+
+CHECKPOINT_VERSION = 1
+LAST_CHECKPOINT = "last.pt"  # the checkpoint to resume from
+GOOD_CHECKPOINT = "good.pt"  # the checkpoint that `training.on_nan: restore` returns to; written at the end of an epoch
+
+
+# Weights
+
+
+def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a network's weights as safetensors, with a SHA-256 in the metadata, since the format has no checksum."""
+    from safetensors.torch import save
+
+    # Cloned, since safetensors rejects tensors that share memory, e.g. a layer with two names (DynUNet).
+    cpu_tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content = save(cpu_tensors)
+    digest = hashlib.sha256(memoryview(content)[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    content = save(cpu_tensors, {"sha256": digest})
+    atomic_write(path, lambda file: file.write(content), len(content))
+
+
+def load_weights(network: nn.Module, path: Path | str) -> None:
+    """Load weights whose names and shapes must all match; on an error, the network is unchanged.
+
+    Args:
+        network: on any device.
+        path: a .safetensors file.
+
+    Raises:
+        MaskfoldError: the file is missing or damaged, contains non-finite values, or does not match the network.
+    """
+    path = Path(path)
+    tensors = read_weights(path)
+    mismatch = _mismatch(network.state_dict(), tensors)
+    if mismatch:
+        raise MaskfoldError(
+            f"The weights {path} do not match the network: {mismatch}.",
+            "Use the `model` section with which they were trained.",
+        )
+    non_finite = next(
+        (name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()), None
+    )
+    if non_finite is not None:
+        raise MaskfoldError(
+            f"The weights {path} contain NaN or infinite values in {non_finite}.",
+            "Replace the file by an intact copy, or train the fold again with a lower learning rate.",
+        )
+    network.load_state_dict(tensors)
+
+
+def read_weights(path: Path, hint: str = "Replace the file by an intact copy.") -> dict[str, torch.Tensor]:
+    """Read the tensors of a file by name to the CPU.
+
+    Raises:
+        MaskfoldError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return _read(path)
+    except FileNotFoundError as error:
+        raise MaskfoldError(f"The weights {path} do not exist.", "Train the run first, or name another run.") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MaskfoldError(f"The weights {path} cannot be read: {error}.", hint) from error
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """Read tensors and verify the SHA-256 of their bytes if the metadata contain one under `sha256`.
+
+    The format itself has no checksum, so a flipped bit would silently change the network.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load
+
+    content = path.read_bytes()
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    if set(metadata) - {"sha256", "format"}:  # the key `sha256` itself may be damaged
+        raise ValueError(f"unknown metadata {', '.join(sorted(metadata))[:100]!r}")
+    checksum, tensors = metadata.get("sha256"), load(content)
+    data_start = 8 + int.from_bytes(content[:8], "little")  # after the header and its length
+    if checksum is not None and checksum != hashlib.sha256(memoryview(content)[data_start:]).hexdigest():
+        raise ValueError("its checksum is wrong")
+    return tensors
+
+
+def _mismatch(expected: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> str | None:
+    """Describe the first difference in names or shapes; None if there is none."""
+    for name, tensor in expected.items():
+        if name not in tensors:
+            return f"{name} is missing"
+        if tensors[name].shape != tensor.shape:
+            return f"shape of {name}: found {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+    return next((f"{name} is not part of the network" for name in tensors if name not in expected), None)
+
+
+# Checkpoints
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state of tensors and plain Python values, which load without executing code."""
+    content = io.BytesIO()  # written to a file directly, torch.save hides the error of a full disk
+    torch.save({"version": CHECKPOINT_VERSION, **state}, content)
+    atomic_write(path, lambda file: file.write(content.getbuffer()), content.getbuffer().nbytes)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training state.
+
+    Raises:
+        MaskfoldError: the file cannot be read, or has another version. Training must not start afresh then.
+    """
+    try:
+        _check_archive(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        version = state.pop("version")
+    except Exception as error:  # torch raises any error of its unpickler
+        raise MaskfoldError(
+            f"The checkpoint {path} cannot be read: {_first_line(error)}.",
+            f"Restore it from a backup, or delete {path.parent} to train this fold afresh.",
+        ) from error
+    if version != CHECKPOINT_VERSION:
+        raise MaskfoldError(
+            f"The checkpoint {path} has version {version}, expected {CHECKPOINT_VERSION}.",
+            "Finish the run with the version of Maskfold that started it, or start another with --new.",
+        )
+    return state
+
+
+def _check_archive(path: Path) -> None:
+    """Check the checksums of a checkpoint's archive, which torch ignores, and that it is not compressed.
+
+    Raises:
+        ValueError: a checksum is wrong, or the archive is compressed (a small file could then fill the memory).
+        zipfile.BadZipFile: the file is not an archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError("it is compressed, which checkpoints never are")
+        if (bad := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {bad} is wrong")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+# Metrics
+
+
+class MetricsLog:
+    """The metrics of a fold as lines of JSON.
+
+    The checkpoint stores the line of the last epoch, and the line is appended after the checkpoint is written. So a
+    line that was in the file (and may be in MLflow) never appears again with another time. If the process is killed
+    between the two, opening the file restores the line.
+
+    Args:
+        path: `metrics.jsonl`.
+        step: the steps done; later lines, written by a process that was killed, are removed.
+        last_line: the line of the last epoch, from the checkpoint.
+    """
+
+    def __init__(self, path: Path, step: int, last_line: str = "") -> None:
+        self.path = path
+        content = path.read_bytes() if path.exists() else b""
+        kept = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n") and _step(line) <= step]
+        if last_line and last_line.encode() + b"\n" not in kept:
+            kept.append(last_line.encode() + b"\n")
+        if b"".join(kept) != content:
+            atomic_write(path, lambda file: file.writelines(kept))
+
+    @staticmethod
+    def format_line(step: int, epoch: int, metrics: dict[str, float]) -> str:
+        """Return a line with the finite metrics."""
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        return json.dumps({"step": step, "epoch": epoch, "time": time.time(), "metrics": finite})
+
+    def append_line(self, line: str) -> None:
+        """Append a line atomically."""
+        atomic_append(self.path, line.encode() + b"\n")
+
+    def append(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
+        """Append the line of these metrics."""
+        self.append_line(self.format_line(step, epoch, metrics))
+
+    def has_metric(self, step: int, name: str) -> bool:
+        """Return whether a line of this step has the metric; a resumed process may reach the end of a fold again."""
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        records = (parse_metrics_line(line) for line in lines)
+        return any(record is not None and record.step == step and name in record.metrics for record in records)
+
+
+def _step(line: bytes) -> float:
+    record = parse_metrics_line(line)
+    return math.inf if record is None else record.step

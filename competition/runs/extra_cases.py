@@ -1,0 +1,128 @@
+"""Case tables of additional training data: images for pseudo-labels, and cases of other competitions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from competition.config.competition import Competition, TestFiles
+from competition.config.experiment import Experiment
+from competition.errors import MaskfoldError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from competition.runs.run import Run
+
+PSEUDO_TABLE = "besides_pseudo"  # the table of pseudo-labelled images; other competitions have `besides_extra_0`, …
+
+
+def extra_case_tables(exp: Experiment, cases: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the tables, by the names of their files in the run's folder.
+
+    Args:
+        exp: the experiment.
+        cases: the labelled cases.
+
+    Raises:
+        MaskfoldError: a pattern matches no file, a case is bad, or every image has a label already.
+    """
+    from competition.data.cases import case_table
+
+    tables = {PSEUDO_TABLE: _unlabelled(exp, cases)} if exp.pseudo is not None else {}
+    for number, extra in enumerate(exp.extras):
+        tables[f"besides_extra_{number}"] = case_table(extra.competition, "train")
+    return tables
+
+
+def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
+    """Return the images for pseudo-labels, those without a label, with their groups if the group rule has them."""
+    from competition.data.cases import case_table, known_groups
+
+    comp, pseudo = exp.competition, exp.pseudo
+    assert pseudo is not None
+    images = pseudo.images if pseudo.images is not None else (comp.test.images if comp.test is not None else None)
+    if images is None:
+        raise MaskfoldError(
+            f"pseudo.images is not set, and the competition {comp.name} has no test images.",
+            "Set the pattern of the unlabelled images, e.g. pseudo.images='unlabelled/{id}.nii.gz'.",
+            status=2,
+        )
+    try:
+        table = case_table(comp.model_copy(update={"test": TestFiles(images=images)}), "test")
+    except MaskfoldError as error:
+        key = "pseudo.images" if pseudo.images is not None else "test.images"
+        raise MaskfoldError(
+            error.wrong.replace("test.images", key), error.cure.replace("test.images", key), status=error.status
+        ) from error
+    # Test and training cases of a host may share ids; in `pseudo.images`, the same id means the same case.
+    labelled = table["image_hash"].isin(set(cases["image_hash"]))
+    if pseudo.images is not None:
+        labelled |= table["id"].isin(set(cases["id"]))
+    kept = table[~labelled].reset_index(drop=True)
+    if kept.empty:
+        raise MaskfoldError(
+            f"All {len(table)} images for pseudo-labels have labels already.",
+            "Name others with pseudo.images, or fewer labelled cases with competition.train.cases.",
+            status=2,
+        )
+    if comp.group is not None:
+        known = known_groups(comp, kept["id"].tolist())
+        kept["group"] = [known.get(case_id, case_id) for case_id in kept["id"]]
+    kept.attrs["labelled"] = int(labelled.sum())
+    return kept
+
+
+def combined_data_hash(cases: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> str:
+    """Return the data's hash; without additional tables it is the hash of the labelled cases alone."""
+    from competition.data.cases import data_hash
+    from competition.data.image_types import combined_digest
+
+    cases_hash = data_hash(cases)
+    if not tables:
+        return cases_hash
+    parts = [part for name, table in sorted(tables.items()) for part in (cases_hash, name, data_hash(table))]
+    return combined_digest(part.encode() for part in parts)
+
+
+def mark_near_duplicates(run: Run, labelled: dict[str, Path], others: dict[str, dict[str, Path]]) -> dict[str, int]:
+    """Add the column `alike` to the additional tables: the ids of the labelled cases that an image resembles, as JSON.
+
+    Compares thumbnails of the prepared images, as `maskfold explore` does. This finds copies that were saved again,
+    brightened or resized, but not rotated or mirrored ones.
+
+    Args:
+        run: its additional tables get the column.
+        labelled: folder of each prepared labelled case, by id.
+        others: the same for each additional table.
+
+    Returns:
+        The number of images in each table that resemble a labelled one.
+    """
+    from competition.data.cache import PreprocessedCase
+    from competition.data.duplicates import find_near_duplicates, make_thumbnail
+
+    def load_thumbnail(folder: Path) -> Any:
+        return make_thumbnail(np.asarray(PreprocessedCase.open(folder).image, np.float32))
+
+    labelled_ids = list(labelled)
+    labelled_thumbnails = [load_thumbnail(labelled[case_id]) for case_id in labelled_ids]
+    counts = {}
+    for key, table in run.extra_tables.items():
+        ids = [case_id for case_id in table["id"] if case_id in others[key]]
+        alike: dict[str, list[str]] = {}
+        thumbnails = [load_thumbnail(others[key][case_id]) for case_id in ids]
+        for pair in find_near_duplicates([*labelled_thumbnails, *thumbnails]):
+            if pair.first < len(labelled_ids) <= pair.second:
+                alike.setdefault(ids[pair.second - len(labelled_ids)], []).append(labelled_ids[pair.first])
+        table["alike"] = [json.dumps(sorted(alike.get(case_id, []))) for case_id in table["id"]]
+        counts[key] = len(alike)
+    return counts
+
+
+def same_competition(comp: Competition, name: str, root: str) -> bool:
+    """Return whether case ids mean the same cases: the name or the data folder of the competition is the same."""
+    return comp.name == name or Path(comp.root).resolve() == Path(root).resolve()

@@ -1,0 +1,277 @@
+"""Lookup of finished runs by an experiment's YAML, a run's folder, or its hash."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from competition.config.competition import Competition
+from competition.config.experiment import Experiment
+from competition.config.loading import load_experiment, resolve_config
+from competition.errors import MaskfoldError
+from competition.io import parse_json_object, read_metrics_lines, read_record
+from competition.runs.run import RUNS_FOLDER, FoldResult, Run, load_run, run_hash
+
+STUDIES_FOLDER = Path("mlruns") / "studies"
+TRIALS_FILE = "trials.json"  # in a study's folder: the results of its trials
+# Keys of `competition` that may change between training and submitting: the current YAML counts.
+SUBMIT_TIME_KEYS = ("test", "submission", "root", "on_bad_case")
+
+
+def find_run(
+    name: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None
+) -> Run:
+    """Find a finished run.
+
+    Args:
+        name: an experiment's YAML (its latest finished run), a run's folder, `name/hash`, a hash or its first digits.
+        overrides: `key=value` strings, e.g. `competition.root=/elsewhere`, `postprocess.tune=true`.
+        trust: additional packages that `target` may name.
+        say: takes a line for the user if the YAML has changed since the run.
+
+    Returns:
+        The run, with at least one finished fold.
+
+    Raises:
+        MaskfoldError: there is no such run or more than one, or the name is a study or a fold.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and not path.is_dir():
+        return _latest_run(path, overrides, trust, say)
+    if (study := find_study(name)) is not None:
+        raise _study_error(study)
+    folder = path if (path / "experiment.yaml").exists() else _find_by_hash(name)
+    if not (folder / "cases.csv").exists():
+        parent = folder.resolve().parent
+        is_fold = (parent / "cases.csv").exists()
+        raise MaskfoldError(
+            f"{folder} is not a run: it has no cases.csv.",
+            f"Name the run's folder, {parent}." if is_fold else "Name a folder under mlruns/runs.",
+            status=2,
+        )
+    run = load_run(folder, trust, overrides)
+    if not list_finished_members(run):
+        raise MaskfoldError(
+            f"The run {folder} has no finished fold: {_progress(run)}.",
+            "Finish it with the same `maskfold cv` command.",
+        )
+    return run
+
+
+def best_run(
+    name: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None
+) -> Run:
+    """Find the run with the highest cross-validation score among all finished runs of a competition.
+
+    Compares only scores by the competition's metric over all folds.
+
+    Args:
+        name: an experiment's YAML, or a run, of the competition; see `find_run`.
+        overrides: `key=value` strings.
+        trust: additional packages that `target` may name.
+        say: takes a line for the user.
+
+    Raises:
+        MaskfoldError: no run of the competition has all its folds.
+    """
+    path = Path(name)
+    is_yaml = path.suffix in (".yaml", ".yml") and not path.is_dir()
+    exp = load_experiment(path, overrides, trust) if is_yaml else find_run(name, overrides, trust, say).exp
+    comp = exp.competition
+    candidates: list[tuple[float, float, Path]] = []  # (score, time, folder)
+    for file in sorted(RUNS_FOLDER.glob("*/*/summary.json")):
+        if (score := _comparable_score(file, comp)) is not None:
+            candidates.append((score, file.stat().st_mtime, file.parent))
+    if not candidates:
+        raise MaskfoldError(
+            f"No run of {comp.name} below {RUNS_FOLDER} has a score over all its folds.",
+            "Finish one with `maskfold cv`, or name a run without --best.",
+        )
+    score, _, folder = max(candidates)
+    count = len(candidates)
+    say(f"the best of {count} finished run{'s' * (count > 1)} of {comp.name}: {comp.metric.name} {score:.4f}")
+    return load_run(folder, trust, overrides)
+
+
+def find_study(name: str) -> Path | None:
+    """Return the folder of a study, given that folder or its name below `mlruns/studies`; None if there is none."""
+    for folder in (Path(name), STUDIES_FOLDER / name):
+        inside = folder.resolve().parent.name == STUDIES_FOLDER.name and not (folder / "cases.csv").exists()
+        if (folder / "experiment.yaml").exists() and (inside or (folder / TRIALS_FILE).exists()):
+            return folder
+    return None
+
+
+def list_finished_members(run: Run) -> list[tuple[int, int]]:
+    """Return the (fold, seed) pairs that are finished; fold -1 is the fit on all cases."""
+    return [
+        (fold, seed)
+        for fold in (*run.fold_numbers(), -1)
+        for seed in range(len(run.exp.seeds))
+        if FoldResult.read(run.member_folder(fold, seed)) is not None
+    ]
+
+
+def resolve_teachers(exp: Experiment) -> Experiment:
+    """Return the experiment with each teacher of `pseudo.from` replaced by its run's folder.
+
+    Raises:
+        MaskfoldError: a teacher is not a finished run.
+    """
+    if exp.pseudo is None:
+        return exp
+    folders = []
+    for name in exp.pseudo.teacher_names:
+        try:
+            folders.append(str(find_run(name, trust=None).folder))  # type: ignore[arg-type]
+        except MaskfoldError as error:
+            raise MaskfoldError(f"pseudo.from: {error.wrong}", error.cure, status=error.status) from error
+    if duplicates := [folder for folder in folders if folders.count(folder) > 1]:
+        raise MaskfoldError(f"pseudo.from names the run {duplicates[0]} twice.", "Name it once.", status=2)
+    teachers = folders[0] if isinstance(exp.pseudo.teachers, str) else folders
+    return exp.model_copy(update={"pseudo": exp.pseudo.model_copy(update={"teachers": teachers})})
+
+
+def with_current_settings(trained: Experiment, yaml: Experiment) -> Experiment:
+    """Return the trained experiment with test images, submission, post-processing and `run:` of the current YAML."""
+    comp = trained.competition.model_copy(update={key: getattr(yaml.competition, key) for key in SUBMIT_TIME_KEYS})
+    return trained.model_copy(update={"competition": comp, "postprocess": yaml.postprocess, "run": yaml.run})
+
+
+def _comparable_score(summary: Path, comp: Competition) -> float | None:
+    """Return a run's score if it is of this competition, by its metric, and over all folds."""
+    from competition.data.splits import read_folds
+
+    try:
+        plain = parse_json_object(summary.read_bytes())
+        run_comp = load_experiment(summary.parent / "experiment.yaml", trust=None).competition
+        folds = {int(fold) for fold in read_folds(summary.parent / "folds.csv")["fold"] if fold >= 0}
+        if run_comp.name != comp.name or run_comp.metric != comp.metric or plain.get("score") is None:
+            return None
+        complete = folds <= {result["fold"] for result in plain["folds"]}
+        return float(plain["score"]) if complete else None
+    except (OSError, ValueError, LookupError, TypeError, MaskfoldError):
+        return None
+
+
+def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], say: Callable[[str], None]) -> Run:
+    exp = load_experiment(file, overrides, trust)
+    with suppress(MaskfoldError):  # a teacher may be deleted; a finished run does not require it
+        exp = resolve_teachers(exp)
+    base = RUNS_FOLDER / f"{exp.competition.name}-{file.stem}"
+    finished_runs: list[tuple[float, Run]] = []
+    unfinished_runs: list[Run] = []
+    for yaml in sorted(base.glob("*/experiment.yaml")):
+        run = load_run(yaml.parent, trust)
+        results = [run.member_folder(*member) / "result.json" for member in run.members()]
+        if results and all(result.exists() for result in results):
+            finished_runs.append((max(result.stat().st_mtime for result in results), run))
+        else:
+            unfinished_runs.append(run)
+    if not finished_runs:
+        raise _unfinished_error(file, base, unfinished_runs)
+    run = max(finished_runs, key=lambda pair: pair[0])[1]
+    run_exp = with_current_settings(run.exp, exp)
+    if run_hash(run_exp, "") != run_hash(exp, ""):
+        say(
+            f"note: the YAML differs from the run {run.folder.name} in {_differences(run_exp, exp)}; the run's own "
+            "experiment.yaml is used"
+        )
+    return Run(run.folder, run_exp, run.cases, run.folds, run.name)
+
+
+def _find_by_hash(name: str) -> Path:
+    runs = [yaml.parent for yaml in RUNS_FOLDER.glob("*/*/experiment.yaml")]
+    matches = sorted(run for run in runs if str(run.relative_to(RUNS_FOLDER)) == name or run.name == name)
+    if not matches and len(name) >= 4:
+        matches = sorted(run for run in runs if run.name.startswith(name))
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise MaskfoldError(
+            f"`{name}` is not a run: found neither a folder with an experiment.yaml nor a run below {RUNS_FOLDER}.",
+            "Name an experiment's YAML, a run's folder or its hash; `maskfold cv` prints it.",
+            status=2,
+        )
+    raise MaskfoldError(
+        f"`{name}` matches several runs: {', '.join(map(str, matches[:3]))}.", "Type more digits of the hash.", status=2
+    )
+
+
+def _unfinished_error(file: Path, base: Path, unfinished_runs: list[Run]) -> MaskfoldError:
+    """Return an error that states the progress of an experiment's latest run, and its latest study."""
+    problem, hint = f"No finished run of {file} is below {base}", f"Run `maskfold cv {file}` first"
+    if unfinished_runs:
+        latest = max(unfinished_runs, key=lambda run: (run.folder / "experiment.yaml").stat().st_mtime)
+        problem += f": of {latest.folder.name} {_progress(latest)}"
+        hint = f"Finish it with the same `maskfold cv {file}`"
+        if list_finished_members(latest):
+            hint += f", or name it by its hash, {latest.folder.name}"
+    studies = sorted(
+        (
+            folder
+            for folder in STUDIES_FOLDER.glob(f"{base.name}-*")
+            if re.fullmatch("[0-9a-f]{8}", folder.name.removeprefix(f"{base.name}-"))
+        ),
+        key=lambda folder: folder.stat().st_mtime,
+    )
+    if studies:
+        hint += f"; for the report of its study run `maskfold report {studies[-1]}`"
+    return MaskfoldError(f"{problem}.", f"{hint}.")
+
+
+def _progress(run: Run) -> str:
+    """Return the progress of a run as text: finished folds, and the last epoch of the folds in training."""
+    members = run.members()
+    done = [member for member in members if FoldResult.read(run.member_folder(*member)) is not None]
+    text = f"{len(done)} of {len(members)} folds {'is' if len(done) == 1 else 'are'} finished"
+    for folder in (run.member_folder(*member) for member in members if member not in done):
+        if lines := read_metrics_lines(folder / "metrics.jsonl"):
+            text += f", {folder.name} is at epoch {lines[-1].epoch:.0f} of {run.exp.training.epochs}"
+    return text
+
+
+def _study_error(study: Path) -> MaskfoldError:
+    """Return an error that names the run of the study's best trial, if there is one."""
+    try:
+        record = read_record(study / TRIALS_FILE)
+        run = next(trial["run"] for trial in record["trials"] if trial["number"] == record["best"][0])
+        hint = f"Name a trial's run, e.g. that of the best trial {record['best'][0]}: {run}."
+    except (OSError, MaskfoldError, LookupError, TypeError, StopIteration):
+        hint = f"Name the run of one of its trials; `maskfold report {study}` lists them."
+    return MaskfoldError(f"{study} is a study, not a run.", hint, status=2)
+
+
+def _differences(first: Experiment, second: Experiment) -> str:
+    """Return the first five keys in which two experiments differ."""
+    first_values, second_values = _leaves(resolve_config(first)), _leaves(resolve_config(second))
+    ignored = (
+        "run.",
+        "study",
+        "postprocess",
+        "competition.root",
+        "folds.run",
+        "training.on_nan",
+        "training.on_oom",
+        "prepare.cache_gib",
+    )
+    keys = [
+        key
+        for key in dict.fromkeys([*first_values, *second_values])
+        if first_values.get(key) != second_values.get(key) and not key.startswith(ignored)
+    ]
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def _leaves(tree: Any, key: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by their dotted keys."""
+    if not isinstance(tree, dict) or not tree:
+        return {key: tree}
+    return {
+        name: value
+        for part, inner in tree.items()
+        for name, value in _leaves(inner, f"{key}.{part}" if key else str(part)).items()
+    }

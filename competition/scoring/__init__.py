@@ -1,1 +1,0 @@
-"""The competition's metric, scores with intervals, and pictures of what was scored."""

@@ -1,0 +1,47 @@
+"""Addressed random generators: every random choice has an address, from which its seed is derived.
+
+No generator is shared between two choices. So neither the number of loader processes nor a resume in the middle of an
+epoch changes a choice, and no generator state has to be saved.
+
+Example:
+    >>> [int(rng(12345, fold=0, epoch=3, position=7, purpose="patch").integers(100)) for _ in range(2)]
+    [66, 66]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# The index of a purpose is part of the address: append new ones, and never reorder.
+PURPOSES = ("order", "patch", "augment", "torch", "init", "bootstrap", "folds", "demo", "pictures", "tune", "soup")
+
+
+def seed_sequence(seed: int, fold: int, epoch: int, position: int, purpose: str) -> np.random.SeedSequence:
+    """Return numpy's `SeedSequence` of an address; it hashes neighbouring addresses to independent states.
+
+    Args:
+        seed: of the experiment.
+        fold: number of the fold; -1 trains on all cases.
+        epoch: number of the epoch.
+        position: of a sample or a step in the epoch.
+        purpose: one of `PURPOSES`.
+
+    Raises:
+        ValueError: the purpose is unknown.
+    """
+    if purpose not in PURPOSES:
+        raise ValueError(f"unknown purpose: found {purpose!r}, expected one of {', '.join(PURPOSES)}")
+    address = [value & 0xFFFF_FFFF for value in (fold, epoch, position)]  # as 32-bit words; -1 is the largest one
+    seed &= 0xFFFF_FFFF_FFFF_FFFF
+    # The seed always takes two words, so that no two addresses have the same list of words.
+    return np.random.SeedSequence([seed & 0xFFFF_FFFF, seed >> 32, *address, PURPOSES.index(purpose)])
+
+
+def rng(seed: int, fold: int, epoch: int, position: int, purpose: str) -> np.random.Generator:
+    """Return the generator of one random choice; see `seed_sequence`."""
+    return np.random.Generator(np.random.PCG64(seed_sequence(seed, fold, epoch, position, purpose)))
+
+
+def child_seed(seed: int, fold: int, epoch: int, position: int, purpose: str) -> int:
+    """Return a 63-bit seed for generators of other libraries; see `seed_sequence`."""
+    return int(seed_sequence(seed, fold, epoch, position, purpose).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,419 @@
+"""A study: open it, run its trials until the required number is finished, write `trials.json`, and draw figures."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from competition.config.loading import resolve_config, write_yaml
+from competition.config.study import StudyConfig
+from competition.errors import MaskfoldError
+from competition.io import damaged_error, read_record, write_json
+from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
+from competition.study.space import ExperimentSource, validate_space, values_from_yaml
+from competition.study.storage import (
+    HEARTBEAT_GRACE,
+    HEARTBEAT_INTERVAL,
+    MAX_RETRIES,
+    PROCESS_ATTRIBUTE,
+    is_process_dead,
+    open_storage,
+    study_lock,
+)
+from competition.study.trial import (
+    MINIMISED,
+    REASON_ATTRIBUTE,
+    DuplicateTrial,
+    TrialRunner,
+    check_objectives,
+    is_ignored,
+    make_pruner,
+    make_sampler,
+    objective_directions,
+)
+
+if TYPE_CHECKING:
+    import optuna
+
+
+HINT = "Run the same `maskfold study` again to write it."  # for a damaged `trials.json`
+MAX_FAILURES = 10  # consecutive failed trials after which the study stops, because the cause is not in the trials
+MAX_DUPLICATES = 20  # consecutive samples of existing trials after which the space counts as exhausted
+Say = Callable[[str], None]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StudySession:
+    """An open study.
+
+    Attributes:
+        source: the experiment.
+        config: its `study` section.
+        name: name of the study, in Optuna and of its folder in `mlruns/studies`.
+        optuna_study: Optuna's study.
+        storage: Optuna's storage.
+    """
+
+    source: ExperimentSource
+    config: StudyConfig
+    name: str
+    optuna_study: optuna.Study
+    storage: Any
+
+    @property
+    def folder(self) -> Path:
+        """The folder of figures, trials and the YAML."""
+        return STUDIES_FOLDER / self.name
+
+    @property
+    def trials(self) -> list[Any]:
+        """Trials in order, without duplicates and without trials that were requeued after a crash."""
+        return [trial for trial in self.optuna_study.get_trials(deepcopy=False) if not is_ignored(trial)]
+
+    @property
+    def finished(self) -> list[Any]:
+        """Trials that are complete, pruned or failed."""
+        return [trial for trial in self.trials if trial.state.is_finished()]
+
+
+def open_study(source: ExperimentSource, storage: str | None = None) -> StudySession:
+    """Open or create the study of an experiment, after checking its configuration.
+
+    The same experiment with the same space is the same study, so the same command resumes it.
+
+    Args:
+        source: the experiment.
+        storage: see `open_storage`.
+
+    Raises:
+        MaskfoldError: the experiment has no `study` section, or a key, a value or an objective is invalid.
+    """
+    import optuna
+
+    exp = source.load()
+    if exp.study is None:
+        raise MaskfoldError(
+            f"{source.file} has no `study` section.",
+            "Add one, e.g. study: {space: {optimizer.args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}.",
+            status=2,
+        )
+    config = exp.study
+    if exp.folds.run == "full":
+        raise MaskfoldError(
+            "folds.run: found full, expected a list of folds, because a fit on all cases has no validation score.",
+            "Set folds, e.g. folds.run=[0,1], or omit the key.",
+            status=2,
+        )
+    check_objectives(source, config, exp.competition.classes)
+    validate_space(source, config)
+    yaml_values = values_from_yaml(source, exp, config)
+    plain = resolve_config(exp)
+    plain["study"] = {key: plain["study"][key] for key in ("space", "objectives", "constraints")}
+    for key in ("run", "postprocess"):
+        plain.pop(key)
+    plain["competition"].pop("root")
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{exp.competition.name}-{source.file.stem}-{digest}"
+    opened = open_storage(storage)
+    with study_lock(opened, name):
+        optuna_study = optuna.create_study(
+            study_name=name,
+            storage=opened,
+            load_if_exists=True,
+            directions=objective_directions(config),
+            pruner=make_pruner(config),
+        )
+        if not optuna_study.get_trials(deepcopy=False):
+            optuna_study.enqueue_trial(yaml_values, user_attrs={"own": True})
+    session = StudySession(source, config, name, optuna_study, opened)
+    session.folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(resolve_config(exp), session.folder / "experiment.yaml")
+    return session
+
+
+def run_study(session: StudySession, count: int, say: Say) -> None:
+    """Run trials until `count` are finished in total, by this and other processes.
+
+    Args:
+        session: the study, from `open_study`.
+        count: number of complete, pruned and failed trials.
+        say: receives messages for the user.
+
+    Raises:
+        MaskfoldError: trial 0, the unchanged YAML, fails, or several trials in a row do.
+    """
+    worker = TrialRunner(session.source, session.config, session.folder, say)
+    while _run_next(session, worker, count, say):
+        write_trials(session)
+        if worker.duplicates >= MAX_DUPLICATES:
+            say(
+                f"{MAX_DUPLICATES} samples in a row repeated existing trials: the space is exhausted after "
+                f"{len(session.finished)} of {count} trials"
+            )
+            break
+        _check_failures(session)
+    write_trials(session)
+
+
+def _run_next(session: StudySession, worker: TrialRunner, count: int, say: Say) -> bool:
+    """Run one trial, or wait for a trial of another process; return False if nothing is left to do."""
+    requeue_stale_trials(session, say)
+    with study_lock(session.storage, session.name) as release_lock:
+        trials = session.trials
+        done, running = len(session.finished), sum(trial.state.name == "RUNNING" for trial in trials)
+        if done + running < count:
+            sampled = len(session.optuna_study.get_trials(deepcopy=False))
+            seed = session.source.load().seeds[0]
+            session.optuna_study.sampler = make_sampler(session.config, seed, sampled, worker.duplicates > 0)
+            worker.release_lock = release_lock
+            try:
+                session.optuna_study.optimize(worker, n_trials=1, catch=(MaskfoldError, DuplicateTrial))
+            except KeyboardInterrupt:
+                _requeue_interrupted(session, worker.number)
+                raise
+            return True
+    if done >= count or running == 0:
+        return False
+    return _wait_for_others(session, say)
+
+
+def _requeue_interrupted(session: StudySession, number: int | None) -> None:
+    """Queue an interrupted trial again, so that the same command resumes it."""
+    from optuna.storages import RetryHeartbeatStaleTrialCallback
+
+    for trial in session.optuna_study.get_trials() if number is not None else []:
+        if trial.number == number and trial.state.name == "FAIL":
+            RetryHeartbeatStaleTrialCallback()(session.optuna_study, trial)
+
+
+def _wait_for_others(session: StudySession, say: Say) -> bool:
+    """Wait for trials of other processes; return whether one has ended or its process has died."""
+    from optuna.storages import fail_stale_trials
+
+    running = sum(trial.state.name == "RUNNING" for trial in session.trials)
+    say(f"{running} trials run in other processes; waiting for their heartbeats")
+    before = len(session.finished)
+    deadline = time.monotonic() + HEARTBEAT_GRACE + 2 * HEARTBEAT_INTERVAL
+    while time.monotonic() < deadline:
+        fail_stale_trials(session.optuna_study)
+        waiting = any(trial.state.name == "WAITING" for trial in session.trials)
+        if waiting or len(session.finished) != before:
+            return True
+        time.sleep(2.0)
+    say("they are still running; nothing is left for this process")
+    return False
+
+
+def requeue_stale_trials(session: StudySession, say: Say) -> None:
+    """Queue trials again whose process on this machine was killed; their finished folds are kept."""
+    import optuna
+    from optuna.storages import RetryHeartbeatStaleTrialCallback
+
+    for trial in session.optuna_study.get_trials(deepcopy=True, states=(optuna.trial.TrialState.RUNNING,)):
+        if is_process_dead(trial.user_attrs.get(PROCESS_ATTRIBUTE)):
+            try:
+                session.optuna_study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            except (ValueError, RuntimeError):
+                continue  # another process was faster
+            RetryHeartbeatStaleTrialCallback(MAX_RETRIES)(session.optuna_study, trial)
+            say(f"trial {trial.number} was killed; it is queued again and will be resumed")
+
+
+def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:
+    """Return the best complete trials that satisfy the constraints, best first.
+
+    Args:
+        session: the study.
+        count: number of trials; None: all.
+
+    Returns:
+        With several objectives, trials of the Pareto front, sorted by the first objective.
+
+    Raises:
+        MaskfoldError: no trial is complete.
+    """
+    complete = [trial for trial in session.finished if trial.state.name == "COMPLETE" and satisfies_constraints(trial)]
+    if not complete:
+        bounds = " within its constraints" if session.config.constraints else ""
+        raise MaskfoldError(f"The study {session.name} has no complete trial{bounds}.", "Run more trials.")
+    if len(session.config.objectives) > 1:
+        front = {trial.number for trial in session.optuna_study.best_trials}
+        complete = [trial for trial in complete if trial.number in front]
+    sign = -1 if objective_directions(session.config)[0] == "maximize" else 1
+    return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))[:count]
+
+
+def satisfies_constraints(trial: Any) -> bool:
+    """Return whether a trial satisfies every constraint."""
+    return all(value <= 0 for value in trial.constraints.values())
+
+
+def _check_failures(session: StudySession) -> None:
+    """Check that trial 0 has not failed, and that there is a success among the last trials."""
+    last = session.finished[-MAX_FAILURES:]
+    trial_0 = [trial for trial in last if trial.user_attrs.get("own") and trial.state.name == "FAIL"]
+    if trial_0 or (len(last) == MAX_FAILURES and all(trial.state.name == "FAIL" for trial in last)):
+        reason = (trial_0 or last)[-1].user_attrs.get(REASON_ATTRIBUTE)
+        subject = "Trial 0, the unchanged YAML, failed" if trial_0 else f"The last {MAX_FAILURES} trials failed"
+        raise MaskfoldError(f"{subject}: {reason}", "Make the experiment run with `maskfold cv` first.")
+
+
+# The file `trials.json`
+
+
+def write_trials(session: StudySession) -> list[dict[str, Any]]:
+    """Return every trial as plain data, and write them to `trials.json` with the objectives and the best trials.
+
+    Returns:
+        For each trial `number`, `state` (Optuna's, in lower case), `values`, `minutes`, `params`, `reason` (why it
+        failed, was pruned, or violates a constraint), `run` (its folder) and `own` (whether it is the unchanged YAML).
+    """
+    rows = [
+        {
+            "number": trial.number,
+            "state": trial.state.name.lower(),
+            "values": trial.values,
+            "minutes": (trial.duration.total_seconds() / 60) if trial.duration else None,
+            "params": trial.params,
+            "reason": trial.user_attrs.get(REASON_ATTRIBUTE) or _violations(session, trial),
+            "run": trial.user_attrs.get("run"),
+            "own": bool(trial.user_attrs.get("own")),
+        }
+        for trial in session.trials
+    ]
+    any_complete = any(trial.state.name == "COMPLETE" and satisfies_constraints(trial) for trial in session.finished)
+    several = len(session.config.objectives) > 1
+    numbers = [trial.number for trial in best_trials(session, None if several else 1)] if any_complete else []
+    write_json(session.folder / TRIALS_FILE, {"objectives": session.config.objectives, "best": numbers, "trials": rows})
+    return rows
+
+
+def read_trials(folder: Path) -> dict[str, Any]:
+    """Return the content of `trials.json`: `objectives`, the numbers of the trials in `best`, and `trials`.
+
+    Raises:
+        MaskfoldError: no trial has ended yet, or the file cannot be read.
+    """
+    path = folder / TRIALS_FILE
+    try:
+        record = read_record(path, HINT)
+    except FileNotFoundError:
+        raise MaskfoldError(
+            f"No trial of the study {folder} has ended yet.",
+            "Let `maskfold study` finish a trial; it writes the page when it ends.",
+        ) from None
+    try:
+        if not all({"number", "state", "values", "params"} <= trial.keys() for trial in record["trials"]):
+            raise ValueError("a trial lacks its number, state, values or params")
+        record["objectives"] = [str(name) for name in record["objectives"]]
+        record.setdefault("best", _best(record))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise damaged_error(path, error, HINT) from error
+    return record
+
+
+def _best(record: dict[str, Any]) -> list[int]:
+    """Return the best trial of an old file without `best`; such files have no constraints."""
+    complete = [trial for trial in record["trials"] if trial["state"] == "complete"]
+    if not complete or len(record["objectives"]) > 1:
+        return []
+    sign = 1 if record["objectives"][0] in MINIMISED else -1
+    return [min(complete, key=lambda trial: sign * trial["values"][0])["number"]]
+
+
+def _violations(session: StudySession, trial: Any) -> str | None:
+    """Return the constraints that a complete trial violates, as text; None if there are none."""
+    if trial.state.name != "COMPLETE":
+        return None
+    bounds = session.config.constraints
+    violated = [
+        f"{name} is {excess + bounds[name]:.4g}, above {bounds[name]:g}"
+        for name, excess in trial.constraints.items()
+        if excess > 0 and name in bounds
+    ]
+    return ", ".join(violated) or None
+
+
+# Figures and tracking
+
+
+def draw_figures(session: StudySession) -> list[Path]:
+    """Draw history, importance, parallel coordinates and slices; with several objectives also the Pareto front.
+
+    Returns:
+        The files, in the study's folder. Figures for which there are too few trials are left out.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import optuna.visualization.matplotlib as figures
+
+    objectives, optuna_study = session.config.objectives, session.optuna_study
+    several = len(objectives) > 1
+    drawn: list[Path] = []
+    for index, objective in enumerate(objectives):
+        options: dict[str, Any] = {"target_name": objective}
+        if several:
+            options["target"] = lambda trial, index=index: trial.values[index]
+        suffix = f"_{objective}" if several else ""
+        for name, plot in (
+            ("history", figures.plot_optimization_history),
+            ("importance", figures.plot_param_importances),
+            ("parallel", figures.plot_parallel_coordinate),
+            ("slice", figures.plot_slice),
+        ):
+            _save(session, f"{name}{suffix}", partial(plot, optuna_study, **options), drawn, plt)
+    if several and len(objectives) <= 3:
+        _save(session, "pareto", lambda: figures.plot_pareto_front(optuna_study, target_names=objectives), drawn, plt)
+    return drawn
+
+
+def _save(session: StudySession, name: str, draw_axes: Any, drawn: list[Path], plt: Any) -> None:
+    """Draw and save one figure, and append its file to `drawn`."""
+    path = session.folder / f"{name}.png"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            axes = draw_axes()
+            first_axes = axes.flat[0] if hasattr(axes, "flat") else axes
+            figure = first_axes.figure
+            width = max(8.0, 3.2 * len(session.config.space)) if name.startswith(("slice", "parallel")) else 8.0
+            figure.set_size_inches(width, 5.0)
+            if name.startswith("history"):
+                first_axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # trial numbers
+            complete = sum(trial.state.name == "COMPLETE" for trial in session.finished)
+            figure.text(0.99, -0.02, f"{complete} complete trials", ha="right", va="top", fontsize="small")
+            figure.savefig(path, dpi=110, bbox_inches="tight")
+        drawn.append(path)
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        logger.info("no figure %s: %s", name, error)
+    finally:
+        plt.close("all")
+
+
+@contextmanager
+def track_study(session: StudySession) -> Iterator[None]:
+    """Upload the study's folder to MLflow during the block; of several processes only the first does."""
+    from competition.tracking.sync import MlflowSync
+
+    with open(session.folder / "shipper.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield
+            return
+        with MlflowSync(session.folder, session.source.load(), kind="study", name=f"study {session.name}"):
+            yield

@@ -1,0 +1,236 @@
+"""Predict the images of a folder and write label files on the grid of each image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import Competition, TestFiles
+from competition.config.postprocess import PostprocessConfig
+from competition.data.cases import case_table
+from competition.data.patterns import match_cases, warn_skipped
+from competition.data.readers import has_reader, load_image
+from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.errors import MaskfoldError
+from competition.io import atomic_write, ensure_writable
+from competition.postprocessing.pipeline import CasePrediction, postprocess
+from competition.postprocessing.tuning import load_tuning
+from competition.runs.blend import Ensemble, check_same_competition
+from competition.runs.run import Run
+from competition.viz.overlays import draw_case
+
+Labels = NDArray[np.unsignedinteger]
+
+
+def label_arrays(prediction: CasePrediction, comp: Competition) -> dict[str, Labels]:
+    """Return the label arrays of one case.
+
+    Args:
+        prediction: its masks.
+        comp: the competition.
+
+    Returns:
+        Exclusive classes: one array (*spatial) under the empty name, uint8 (uint16 if a value requires it), the
+        classes' values of label files. Overlapping classes: one array of 0 and 1 per class, by the class's name. With
+        `competition.instances` the values are object numbers, from 1, uint16.
+    """
+    if comp.labels == "overlapping":
+        return {
+            name: _objects(prediction, [index]) if comp.instances else prediction.masks[index].astype(np.uint8)
+            for index, name in enumerate(comp.classes)
+        }
+    if comp.instances:
+        return {"": _objects(prediction, range(len(comp.classes)))}
+    values = [int(value) for value in comp.output_label_values]
+    labels = np.zeros(prediction.masks.shape[1:], np.uint8 if max(values) < 256 else np.uint16)
+    for mask, value in zip(prediction.masks, values, strict=True):
+        labels[mask] = value
+    return {"": labels}
+
+
+def _objects(prediction: CasePrediction, classes: Sequence[int]) -> NDArray[np.uint16]:
+    """Return the objects of some classes, numbered from 1, (*spatial) uint16."""
+    labels = np.zeros(prediction.masks.shape[1:], np.uint16)
+    number = 0
+    for index in classes:
+        for mask in prediction.object_masks(index):
+            number += 1
+            labels[mask] = number
+    return labels
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """The label files of one image, and the number of pixels of each class in them."""
+
+    case_id: str
+    files: tuple[Path, ...]
+    pixels: dict[str, int]
+
+
+def predict_images(
+    runs: Sequence[Run],
+    images: Path,
+    output: Path,
+    trust: tuple[str, ...] = (),
+    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
+    pictures: int = 0,
+) -> list[LabelFiles]:
+    """Predict every image of a folder with every fold of every run.
+
+    Volumes become `{id}.nii.gz` with the image's affine and header, 2D images `{id}.png`. The values are those of the
+    classes in label files; with `competition.instances` they are object numbers. Overlapping classes have a file each,
+    `{id}_{class}`.
+
+    Args:
+        runs: finished runs of one competition, with equal weights. The first one's `postprocess.steps`, or its tuned
+            steps, are applied.
+        images: the folder; names as in `test.images` or `train.images`, or one image file per case.
+        output: the output folder.
+        trust: additional packages that `target` may name.
+        progress: wraps the cases; receives the iterator and the number of cases.
+        pictures: for how many cases, from the first, to draw image and prediction in `pictures/{id}.png`.
+
+    Raises:
+        MaskfoldError: the folder contains no image, or a case cannot be read or predicted.
+    """
+    check_same_competition(runs)
+    if output.resolve() == images.resolve():
+        raise MaskfoldError(
+            f"Output folder: found {output}, expected a folder other than --images.", "Change -o.", status=2
+        )
+    ensure_writable(output)
+    comp = competition_for_folder(runs[0].exp.competition, images)
+    rows = case_rows(warn_skipped(case_table(comp, "test")))
+    moved = [replace(run, exp=run.exp.model_copy(update={"competition": comp})) for run in runs]
+    predictor = EnsemblePredictor(Ensemble(tuple(moved), tuple([1 / len(moved)] * len(moved))), rows[0], trust)
+    output.mkdir(parents=True, exist_ok=True)
+    settings = label_file_settings(runs)
+    predictions = []
+    for row in progress(iter(rows), len(rows)):
+        probabilities, presence = predictor.predict(row)
+        prediction = postprocess(probabilities, comp, settings, row, presence)
+        predictions.append(
+            LabelFiles(
+                row.id,
+                tuple(_write(row, prediction, comp, output)),
+                {name: int(mask.sum()) for name, mask in zip(comp.classes, prediction.masks, strict=True)},
+            )
+        )
+        if len(predictions) <= pictures:
+            _draw(output / "pictures" / f"{row.id}.png", row, prediction, comp)
+    return predictions
+
+
+def label_file_settings(runs: Sequence[Run]) -> PostprocessConfig:
+    """Return the post-processing of label files: the tuned one of a single run, else the first run's."""
+    tuning = load_tuning(runs[0]) if len(runs) == 1 else None
+    return tuning.settings if tuning is not None else runs[0].exp.postprocess
+
+
+def competition_for_folder(comp: Competition, images: Path) -> Competition:
+    """Return the competition with the images of another folder as its test cases.
+
+    Raises:
+        MaskfoldError: the folder does not exist, or contains no image of the competition.
+    """
+    if not images.is_dir():
+        raise MaskfoldError(f"--images: found {images}, expected a folder.", "Name the folder of the images.", status=2)
+    for pattern in ([comp.test.images] if comp.test is not None else []) + [comp.train.images]:
+        channels = pattern if isinstance(pattern, dict) else {"image": pattern}
+        depth = min(text.count("/") for text in channels.values())
+        for cut in range(depth + 1):  # the folder may start at any level of the pattern
+            tails = {name: "/".join(text.split("/")[cut:]) for name, text in channels.items()}
+            if all("{id}" in tail and _has_images(images, tail) for tail in tails.values()):
+                matching: Any = tails if isinstance(pattern, dict) else tails["image"]
+                return _with_test_images(comp, images, matching)
+    has_channels = isinstance(comp.train.images, dict)
+    extensions = {} if has_channels else _extensions(images)
+    if len(extensions) == 1:
+        return _with_test_images(comp, images, "{id}" + next(iter(extensions)))
+    if extensions:
+        counts = ", ".join(f"{count} {extension}" for extension, count in sorted(extensions.items()))
+        raise MaskfoldError(
+            f"Image types in {images}: found {counts}, expected one type.", "Keep one type per folder.", status=2
+        )
+    raise MaskfoldError(
+        f"{images} contains no image with a name as in the competition ({comp.train.images}).",
+        "Name the folder of the images" + (", one file per channel." if has_channels else "."),
+        status=2,
+    )
+
+
+def _with_test_images(comp: Competition, images: Path, pattern: Any) -> Competition:
+    return comp.model_copy(update={"root": images.absolute(), "test": TestFiles(images=pattern)})
+
+
+def _has_images(root: Path, pattern: str) -> bool:
+    try:
+        return bool(match_cases(root, pattern, "--images"))
+    except MaskfoldError:
+        return False
+
+
+def _extensions(images: Path) -> dict[str, int]:
+    """Count the readable files of each type directly in the folder."""
+    counts: dict[str, int] = {}
+    for path in images.iterdir():
+        if path.is_file() and has_reader(path.name) and not path.name.startswith("."):
+            kind = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
+            counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def _write(row: Any, prediction: CasePrediction, comp: Competition, output: Path) -> Iterator[Path]:
+    """Write the label files of one case."""
+    source = next(iter(json.loads(row.images).values()))
+    source = Path(comp.root) / (source if isinstance(source, str) else source[0])
+    for name, labels in label_arrays(prediction, comp).items():
+        yield _save(output / (f"{row.id}_{name}" if name else row.id), labels, source, row, comp)
+
+
+def _draw(path: Path, row: Any, prediction: CasePrediction, comp: Competition) -> None:
+    """Draw the prediction of one case and its image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = load_image(comp, row)
+    draw_case(
+        path,
+        image.array,
+        None,
+        prediction.masks,
+        comp,
+        title=str(row.id),
+        spacing=json.loads(row.spacing),
+        affine=image.affine,
+    )
+
+
+def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp: Competition) -> Path:
+    """Write one label file atomically."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    if comp.dimensions == 2:
+        import cv2
+
+        path = stem.with_name(f"{stem.name}.png")
+        atomic_write(path, lambda file: file.write(cv2.imencode(".png", labels)[1].tobytes()))
+        return path
+    import gzip
+
+    import nibabel
+
+    path = stem.with_name(f"{stem.name}.nii.gz")
+    if source.name.lower().endswith((".nii", ".nii.gz")):
+        source_image: Any = nibabel.load(source)
+        image = nibabel.Nifti1Image(labels, source_image.affine, source_image.header)
+        image.set_data_dtype(labels.dtype)
+        image.header.set_slope_inter(1, 0)
+    else:
+        image = nibabel.Nifti1Image(labels, np.diag([*json.loads(row.spacing), 1.0]))
+    atomic_write(path, lambda file: file.write(gzip.compress(image.to_bytes(), 6, mtime=0)))
+    return path

@@ -1,0 +1,494 @@
+"""Read CSV files in the host's format: the sample, a submission, and a solution with masks of all cases.
+
+`open_rows` yields rows, `read_submission` yields masks in the file's order, and `MaskFile` finds the masks of a case
+whatever the order of the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.profiles import Profile
+from competition.data.patterns import SliceFile, slice_aliases
+from competition.data.readers import strip_extension
+from competition.errors import MaskfoldError
+from competition.metrics.instances import Labels
+from competition.metrics.scoring import Mask
+from competition.rle import RleError, decode, parse_json_lists
+from competition.text import nearest_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+BoolMask = NDArray[np.bool_]
+RowKey = tuple[str, str | None]  # the image's name as written in the file, and the class if rows have one
+CaseSlice = tuple[str, int | None]  # the case, and the slice of a stack; None: the whole case
+SliceClass = tuple[int | None, str | None]  # the slice or None, and the class; None if rows have no class
+
+# Rows and the host's sample
+
+
+class CsvRow(NamedTuple):
+    """One row of a file: its line (the header is line 1), its key, the text of its mask, and all cells."""
+
+    line: int
+    key: RowKey
+    text: str
+    cells: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SampleSubmission:
+    """The host's sample submission: the required rows and their order.
+
+    Attributes:
+        path: the file.
+        profile: the profile, in the layout of the sample.
+        keys: (image, class) of each row, in order, without duplicates.
+    """
+
+    path: Path
+    profile: Profile
+    keys: tuple[RowKey, ...]
+
+    def check_ids(self, cases: Iterable[str]) -> None:
+        """Check that the sample matches the test images (or slices), before any long work.
+
+        Raises:
+            MaskfoldError: an id has no image, or an image has no row.
+        """
+        names = IdLookup(cases)
+        case_ids = {key[0]: names.get(key[0]) for key in self.keys}
+        for name, case_id in case_ids.items():
+            if case_id is None:
+                near = nearest_names(name, names.ids)
+                raise MaskfoldError(
+                    f"{self.path} requires the id {name}, which has no test image"
+                    f"{f'; nearest is {near[0]}' if near else ''}.",
+                    "Correct test.images or submission.sample, or add the image.",
+                )
+        missing = sorted(set(names.ids) - set(case_ids.values()))
+        if missing:
+            raise MaskfoldError(
+                f"{self.path} has no row for the test image {missing[0]}"
+                f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}.",
+                "Correct test.images, or use the sample of these images.",
+            )
+
+
+@dataclass
+class IdLookup:
+    """Finds a case by its name in a file: the id, or the id without the extension of an image."""
+
+    cases: Iterable[str]
+    ids: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = list(self.cases)
+        self._exact = set(self.ids)
+        self._by_stem: dict[str, str | None] = {}  # None for a stem of two cases
+        for name in self.ids:
+            self._by_stem[strip_extension(name)] = (
+                name if self._by_stem.setdefault(strip_extension(name), name) == name else None
+            )
+
+    def get(self, name: str) -> str | None:
+        """Return the case, or None."""
+        return name if name in self._exact else self._by_stem.get(strip_extension(name))
+
+
+class SubmissionRow(NamedTuple):
+    """The masks of one case (and class, if the file has classes): one per object, none for an empty mask."""
+
+    case_id: str
+    class_name: str | None
+    objects: list[BoolMask]
+    shape: tuple[int, ...]
+
+    @property
+    def mask(self) -> BoolMask:
+        """The union of the objects: bool array of `shape`."""
+        union = np.zeros(self.shape, np.bool_)
+        for mask in self.objects:
+            union |= mask
+        return union
+
+
+def open_rows(path: Path, profile: Profile) -> tuple[Profile, Iterator[CsvRow]]:
+    """Return the layout of a file and an iterator over its rows; every cell is text, as written.
+
+    Raises:
+        MaskfoldError: the file is missing, its header is not the profile's, or a row has too many or too few cells.
+    """
+    if not path.is_file():
+        raise MaskfoldError(f"The file {path} does not exist.", "Correct its path.", status=2)
+    csv.field_size_limit(sys.maxsize)  # the default limit is shorter than the text of a large mask
+    cells = _cells(path)
+    _, header = next(cells, (1, []))
+    if not header:
+        raise MaskfoldError(f"{path} is empty.", "Download the host's file again, or write it again.", status=2)
+    layout = profile.match_header(header, path)
+    return layout, _rows(path, layout, cells)
+
+
+def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream)
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, cells
+    except (csv.Error, UnicodeError) as error:
+        raise MaskfoldError(
+            f"Cannot read {path} as a CSV ({error}).", "Write it as a CSV with commas, UTF-8 and one header line."
+        ) from error
+
+
+def _rows(path: Path, layout: Profile, lines: Iterator[tuple[int, list[str]]]) -> Iterator[CsvRow]:
+    for line, cells in lines:
+        if len(cells) != len(layout.columns):
+            raise MaskfoldError(
+                f"{path}, line {line}: found {len(cells)} cells, expected {len(layout.columns)}.",
+                "Write one cell per column; quote cells that contain a comma.",
+            )
+        named = dict(zip(layout.columns, cells, strict=True))
+        image, cls = layout.split_id(named[layout.id_column])
+        cls = named[layout.class_column] if layout.class_column is not None else cls
+        yield CsvRow(line, (image, cls), named[layout.mask_column], named)
+
+
+def read_sample(path: str | Path, profile: Profile) -> SampleSubmission:
+    """Read the rows that the host requires.
+
+    Raises:
+        MaskfoldError: the file is missing or empty, its header is not the profile's, a row is a duplicate, or a class
+            is not in the profile.
+    """
+    path = Path(path)
+    layout, rows = open_rows(path, profile)
+    seen: dict[RowKey, int] = {}
+    for row in rows:
+        if row.key in seen:
+            raise MaskfoldError(
+                f"{path}, line {row.line}: {format_key(row.key)} is a duplicate of line {seen[row.key]}.",
+                "Remove one of the two rows, or download the host's sample again.",
+            )
+        if layout.rows_have_class and row.key[1] not in layout.classes:
+            raise MaskfoldError(
+                f"{path}, line {row.line}, class: found `{row.key[1]}`, expected one of {', '.join(layout.classes)}.",
+                "Correct competition.classes or the sample.",
+            )
+        seen[row.key] = row.line
+    if not seen:
+        raise MaskfoldError(f"The sample {path} has no rows.", "Download the host's sample again.", status=2)
+    return SampleSubmission(path, layout, tuple(seen))
+
+
+def read_submission(
+    path: str | Path, profile: Profile, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[SubmissionRow]:
+    """Read the masks of a file, one case (and class) at a time.
+
+    Args:
+        path: a CSV of the profile; rows of one object each are grouped by image.
+        profile: the file format.
+        shapes: shape of each case's mask by its id; the file may write ids with an image's extension. A profile's own
+            grid takes precedence.
+
+    Yields:
+        One `SubmissionRow` per image and class, in the file's order.
+
+    Raises:
+        MaskfoldError: the file is not the profile's, an id has no shape, or a text is not a mask of that shape; names
+            the line.
+    """
+    path = Path(path)
+    names = IdLookup(shapes)
+    layout, rows = open_rows(path, profile)
+    done: set[RowKey] = set()
+    for key, group in groupby(rows, key=lambda row: row.key):
+        case_id, key_rows = names.get(key[0]), list(group)
+        location = f"{path}, line {key_rows[0].line}"
+        if case_id is None:
+            raise MaskfoldError(f"{location}: the id {key[0]} has no image.", "Correct the row, or add the image.")
+        if key in done or (len(key_rows) > 1 and layout.rows != "object"):
+            raise MaskfoldError(
+                f"{location}: the rows of {format_key(key)} are duplicates, or not consecutive.",
+                "Sort the file like the sample, and remove duplicate rows.",
+            )
+        done.add(key)
+        shape = layout.grid or tuple(shapes[case_id])
+        objects: list[BoolMask] = []
+        for row in key_rows:
+            try:
+                objects += decode_objects(row.text, shape, layout)
+            except RleError as error:
+                raise MaskfoldError(f"{path}, line {row.line}, {format_key(key)}: {error.wrong}", error.cure) from error
+        yield SubmissionRow(case_id, key[1], objects, shape)
+
+
+def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[BoolMask]:
+    """Decode the masks in one cell, each with at least one pixel; none for the empty token.
+
+    Raises:
+        RleError: the text is not a mask of this shape.
+    """
+    text = text.strip()
+    if text == profile.rle.empty.strip():
+        return []
+    masks = [decode(part, shape, profile.rle) for part in _split_objects(text, profile)]
+    return [mask for mask in masks if mask.any()]
+
+
+def _split_objects(text: str, profile: Profile) -> list[str]:
+    """Split one cell into the text of each object."""
+    if profile.rle.container == "json":
+        parse_json_lists(text)  # validates the text; its errors name the list
+        return text.split(";")
+    if not profile.confidence:
+        return [text]
+    tokens = text.split()
+    if len(tokens) % 3:
+        raise RleError(
+            f"Tokens: found {len(tokens)}, expected three per object (class, confidence and mask).",
+            "Write `0 confidence mask` for each object.",
+        )
+    for number in range(len(tokens) // 3):
+        _check_confidence(number + 1, tokens[3 * number], tokens[3 * number + 1])
+    return tokens[2::3]
+
+
+def _check_confidence(number: int, cls: str, confidence: str) -> None:
+    try:
+        valid = cls == "0" and 0.0 <= float(confidence) <= 1.0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise RleError(
+            f"Object {number}: found `{cls} {confidence}`, expected 0 and a confidence from 0 to 1.",
+            "Write `0 confidence mask` for each object.",
+        )
+
+
+def format_key(key: RowKey) -> str:
+    """Format an (image, class) for messages."""
+    return f"the id {key[0]}" if key[1] is None else f"the id {key[0]} with the class {key[1]}"
+
+
+def format_row(profile: Profile, key: RowKey, text: str, shape: tuple[int, ...]) -> list[Any]:
+    """Return the cells of one row."""
+    image, cls = key
+    cells: dict[str, Any] = dict(zip(profile.extra_columns, shape, strict=False))
+    cells[profile.id_column] = f"{image}_{cls}" if profile.class_in_id else image
+    if profile.class_column is not None:
+        cells[profile.class_column] = cls
+    cells[profile.mask_column] = text
+    return [cells.get(column, "") for column in profile.columns]
+
+
+# Masks of a file by case, in any order of rows
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """Finds the case, or the slice of a stack, of a name in a file.
+
+    Attributes:
+        rows: rows of the case table by id.
+        kind: of the images (training or test), for messages.
+        names: the name of each slice in messages.
+        slices: number of slices of a stack; 0 for a case that is a single file.
+        exact: by case id.
+        aliases: by other names; None for an ambiguous name.
+    """
+
+    rows: dict[str, Any]
+    kind: str
+    names: dict[CaseSlice, str]
+    slices: dict[str, int]
+    exact: dict[str, CaseSlice]
+    aliases: dict[str, CaseSlice | None]
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame, profile: Profile, kind: str) -> RowIndex:
+        """Index the rows of a case table."""
+        index = cls({str(row.id): row for row in table.itertuples(index=False)}, kind, {}, {}, {}, {})
+        for case_id, row in index.rows.items():
+            texts, paths = json.loads(row.slices) or [], next(iter(json.loads(row.images).values()))
+            index.slices[case_id] = len(texts)
+            if not texts or profile.rows != "slice_class":
+                index.exact[case_id] = (case_id, None)
+                index._add((case_id, None), [case_id, strip_extension(case_id)])
+            for z, text in enumerate(texts):
+                index._add((case_id, z), slice_aliases(case_id, SliceFile(text, paths[z])))
+        return index
+
+    def _add(self, case_slice: CaseSlice, names: list[str]) -> None:
+        self.names[case_slice] = names[0]
+        for name in names:
+            self.aliases[name] = case_slice if self.aliases.setdefault(name, case_slice) == case_slice else None
+
+    def get(self, name: str) -> CaseSlice | None:
+        """Return the case and slice of a name, with or without the extension of an image."""
+        return self.exact.get(name) or self.aliases.get(name) or self.aliases.get(strip_extension(name))
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """The rows of a file by case, slice and class; masks are decoded on demand.
+
+    Attributes:
+        path: the file.
+        layout: the layout of the profile that the file has.
+        strict: whether the host's rules apply: True for a submission, False for the host's own file.
+        rows: the rows; with one row per object, all rows of a case are grouped.
+    """
+
+    path: Path
+    layout: Profile
+    strict: bool
+    rows: dict[str, dict[SliceClass, list[CsvRow]]]
+
+    @classmethod
+    def read(cls, path: Path, profile: Profile, index: RowIndex, strict: bool) -> MaskFile:
+        """Read all rows.
+
+        Raises:
+            MaskfoldError: a row has no image or class, or is a duplicate; or a case is incomplete.
+        """
+        layout, rows = open_rows(path, profile)
+        file = cls(path, layout, strict, {})
+        for row in rows:
+            file._add(row, index)
+        if not file.rows:
+            raise MaskfoldError(f"{path} has no rows.", "Name a file with masks.")
+        for case_id in file.rows:
+            file._check_complete(case_id, index)
+        return file
+
+    def class_mask(self, case_id: str, name: str, shape: tuple[int, ...]) -> tuple[Mask, Labels | None]:
+        """Return the mask (*spatial) of one class of one case, and its objects from 1 if rows define objects.
+
+        Raises:
+            MaskfoldError: a text is not a mask of this shape, or objects overlap although the format forbids it.
+        """
+        rows, cls = self.rows[case_id], name if self.layout.rows_have_class else None
+        if (None, cls) in rows:
+            return self._union(rows[None, cls], shape)
+        volume = np.zeros(shape, np.bool_)
+        for z in range(shape[-1]):
+            volume[..., z] = self._union(rows[z, cls], shape[:-1])[0]
+        return volume, None
+
+    def first_line(self, case_id: str) -> int:
+        """Return the first line of a case."""
+        return min(row.line for rows in self.rows[case_id].values() for row in rows)
+
+    def _add(self, row: CsvRow, index: RowIndex) -> None:
+        case_slice, (image, cls) = index.get(row.key[0]), row.key
+        if case_slice is None:
+            near = nearest_names(image, index.names.values())
+            raise self._error(
+                row,
+                f"has no {index.kind} image{f'; nearest is {near[0]}' if near else ''}",
+                "Correct the row, or score predictions of test cases with --solution."
+                if index.kind == "training"
+                else "Correct the row, or test.images.",
+            )
+        if self.layout.rows_have_class and cls not in self.layout.classes:
+            raise self._error(
+                row, f"has an unknown class, expected one of {', '.join(self.layout.classes)}", "Correct the row."
+            )
+        case_id, z = case_slice
+        shape = self.layout.grid or json.loads(index.rows[case_id].shape)
+        for column, size in zip(self.layout.extra_columns if self.strict else (), shape, strict=False):
+            if row.cells[column] != str(size):
+                raise self._error(
+                    row,
+                    f"has {column} {row.cells[column]}, expected {size} as in the image",
+                    "Write the image's own height and width.",
+                )
+        rows = self.rows.setdefault(case_id, {}).setdefault((z, cls), [])
+        if rows and self.layout.rows != "object":
+            raise self._error(row, f"is a duplicate of line {rows[0].line}", "Remove one of the two rows.")
+        rows.append(row._replace(cells={}))
+
+    def _check_complete(self, case_id: str, index: RowIndex) -> None:
+        """Check that a case has all its slices and classes."""
+        slices, line = {z for z, _ in self.rows[case_id]}, self.first_line(case_id)
+        if None in slices and len(slices) > 1:
+            raise MaskfoldError(
+                f"{self.path}, line {line}: the case {case_id} has rows for the whole volume and for single slices.",
+                "Write one or the other.",
+            )
+        for z in (None,) if None in slices else range(index.slices[case_id]):
+            for cls in self.layout.classes or (None,):
+                if (z, cls) not in self.rows[case_id]:
+                    raise MaskfoldError(
+                        f"{self.path} has no row for {format_key((index.names[case_id, z], cls))}, although the case "
+                        f"{case_id} begins in line {line}.",
+                        "Write all classes and slices of a case, with an empty mask if nothing is found.",
+                    )
+
+    def _union(self, rows: list[CsvRow], shape: tuple[int, ...]) -> tuple[Mask, Labels | None]:
+        mask, number = np.zeros(shape, np.bool_), 0
+        labels = np.zeros(shape, np.int32) if self.layout.several_masks else None
+        for row in rows:
+            for obj in self._objects(row, shape, only_row=len(rows) == 1):
+                shared = 0 if self.layout.overlap_allowed or not self.strict else np.count_nonzero(mask & obj)
+                if shared:
+                    raise self._error(
+                        row,
+                        f"shares {shared} pixels with another object of this image",
+                        "Assign each pixel to one object.",
+                    )
+                mask |= obj
+                if labels is not None:
+                    number += 1
+                    labels[obj] = number
+        return mask, labels
+
+    def _objects(self, row: CsvRow, shape: tuple[int, ...], only_row: bool) -> list[Mask]:
+        token = self.layout.rle.empty
+        try:
+            objects = decode_objects(row.text, shape, self.layout)
+        except RleError as error:
+            raise MaskfoldError(
+                f"{self.path}, line {row.line}, {format_key(row.key)}: {error.wrong}", error.cure
+            ) from error
+        if self.strict and not objects and row.text.strip() != token.strip():
+            raise self._error(
+                row,
+                "has a mask without pixels",
+                f"Write {f'`{token}`' if token else 'an empty cell'} for an empty mask.",
+            )
+        if self.strict and not objects and not only_row:
+            raise self._error(row, "has an empty row in addition to other rows", "Remove the empty row.")
+        return objects
+
+    def _error(self, row: CsvRow, problem: str, hint: str) -> MaskfoldError:
+        return MaskfoldError(f"{self.path}, line {row.line}: {format_key(row.key)} {problem}.", hint)
+
+
+def solution_profile(path: Path, profile: Profile) -> Profile:
+    """Return the profile with all columns of a solution, such as Usage, which hosts add."""
+    if path.is_file():
+        header: tuple[str, ...] = ()
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as stream, contextlib.suppress(csv.Error):
+            header = tuple(next(csv.reader(stream), ()))
+        for layout in (profile, profile.alternative):
+            if layout is not None and set(layout.columns) <= set(header):
+                return replace(layout, columns=header, alternative=None)
+    return profile

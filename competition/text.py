@@ -1,0 +1,113 @@
+"""Text for people: checks of case and class names, suggestions of similar names, enumerations, counts and ids."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+# Characters that start a spreadsheet formula (OWASP, "CSV Injection"), and the characters that a formula needs to reach
+# beyond its own sheet. A minus before a number and a plus after a name are harmless.
+FORMULA_STARTS, DANGEROUS_CHARACTERS = "=+-@", re.compile(r"[(|!]")
+MAX_ID_LENGTH = 26  # longer ids are shortened in lists
+
+
+# Names of cases and classes become file names, log lines and spreadsheet cells.
+
+
+def is_formula(text: str) -> bool:
+    """Return whether a spreadsheet that opens a CSV would execute a cell with this text.
+
+    Example:
+        >>> is_formula("=cmd|' /C calc'!A0"), is_formula("-12"), is_formula("T1+ (late)")
+        (True, False, False)
+    """
+    plain = text.lstrip("\t\r\n \"'")
+    return plain[:1] in FORMULA_STARTS and plain != "" and DANGEROUS_CHARACTERS.search(plain) is not None
+
+
+def name_problem(name: str) -> str | None:
+    """Return why a case or class name is invalid, as a sentence without its subject; None if it is valid.
+
+    Names become files (`{id}_{class}.nii.gz`), log lines and table cells.
+    """
+    if CONTROL_CHARACTERS.search(name):
+        return "contains a line break or another control character"
+    if "/" in name or "\\" in name:
+        return "contains a slash, which would create another folder"
+    if not name.strip(" ."):
+        return "contains only dots and spaces"
+    return "would be executed as a formula by a spreadsheet" if is_formula(name) else None
+
+
+def escape_formula(cell: str) -> str:
+    """Return a cell that spreadsheets show as text: a formula gets an apostrophe in front."""
+    return f"'{cell}" if is_formula(cell) and not cell.startswith("'") else cell
+
+
+# Suggestions and enumerations
+
+
+def nearest_names(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Return the known names most similar to `word`, best first, ignoring case.
+
+    Args:
+        word: the name to look up.
+        known: the valid names.
+        count: maximum number of results.
+        cutoff: minimum similarity in [0, 1], as in `difflib.get_close_matches`.
+
+    Example:
+        >>> nearest_names("epoch", ["epochs", "batch_size"])
+        ['epochs']
+    """
+    spelling: dict[str, list[str]] = {}
+    for name in known:
+        spelling.setdefault(name.casefold(), []).append(name)
+    matches = difflib.get_close_matches(word.casefold(), spelling, n=count, cutoff=cutoff)
+    return [name for match in matches for name in spelling[match]][:count]
+
+
+def join_or(words: Iterable[str]) -> str:
+    """Join alternatives: `a, b or c`."""
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Join names in a list: `red, green and blue`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+# Counts, units and case ids in messages
+
+
+def format_count(count: int, noun: str) -> str:
+    """Format a count: `1 case`, `1,200 cases`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def has_or_have(count: int) -> str:
+    """Return `has` or `have`, to agree with the count."""
+    return "has" if count == 1 else "have"
+
+
+def pixel_or_voxel(dimensions: int) -> str:
+    """Return `pixel` for 2D and `voxel` for 3D."""
+    return "pixel" if dimensions == 2 else "voxel"
+
+
+def shorten_id(case_id: str) -> str:
+    """Return an id; a long one only with its beginning and end."""
+    return case_id if len(case_id) <= MAX_ID_LENGTH else f"{case_id[:12]}…{case_id[-12:]}"
+
+
+def format_listed_case(case_id: str, path: str) -> str:
+    """Format one of several cases: the id with its file, or only a shortened id."""
+    return f"{case_id} ({path})" if len(case_id) <= MAX_ID_LENGTH else shorten_id(case_id)
+
+
+def format_single_case(case_id: str, path: str) -> str:
+    """Format a single case: the full id with its file, or only the id if it is long and part of the file's path."""
+    return case_id if len(case_id) > MAX_ID_LENGTH and case_id in path else f"{case_id} ({path})"

@@ -1,0 +1,177 @@
+"""Submissions and uploads in MLflow.
+
+A submission is a child of the run whose networks predicted, with the CSV and its summary JSON; an upload to the host
+adds its scores.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from competition.config.experiment import Experiment
+from competition.redact import redact
+from competition.tracking.store import (
+    MAX_TAG_LENGTH,
+    MlflowStore,
+    RunMetadata,
+    connect_mlflow,
+    find_mlflow_store,
+    get_or_create_experiment,
+    project_root,
+    truncate_text,
+)
+from competition.tracking.sync import RUN_KEY, TOKEN_TAG
+from competition.tracking.sync_state import read_sync_state
+
+logger = logging.getLogger(__name__)
+
+
+def log_submission(run_folder: Path, exp: Experiment, csv: Path, summary_path: Path) -> str | None:
+    """Log a submission once; the same file uses the same MLflow run again.
+
+    If the store cannot be reached, this only logs a warning, because the files are complete without it.
+
+    Args:
+        run_folder: folder of the run, or of the first of several.
+        exp: its experiment.
+        csv: the file for the host.
+        summary_path: the summary JSON of the submission.
+
+    Returns:
+        The id of the MLflow run; None if logging failed.
+    """
+    store = find_mlflow_store(project_root(run_folder))
+    try:
+        return _log_submission(store, run_folder, exp, csv, summary_path)
+    except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop a submission
+        logger.warning(
+            "MLflow (%s) cannot log the submission: %s. The files are %s and %s.",
+            store.display_uri,
+            _first_line(error),
+            csv,
+            summary_path,
+        )
+        return None
+
+
+def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, csv: Path, summary_path: Path) -> str:
+    from mlflow.entities import Metric, Param, RunTag
+
+    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    metadata = RunMetadata.of(run_folder, exp, "submission")
+    client = connect_mlflow(store)
+    experiment = get_or_create_experiment(client, store, metadata.experiment_name)
+    token = f"submission-{summary['sha256']}"
+    runs = client.search_runs([experiment], f"tags.`{TOKEN_TAG}` = '{token}'", max_results=1)
+    if runs:
+        run_id = runs[0].info.run_id
+    else:
+        parent = read_sync_state(run_folder, store.display_uri).uploaded(RUN_KEY).run_id
+        tags = {**metadata.tags, TOKEN_TAG: token, **({"mlflow.parentRunId": parent} if parent else {})}
+        run_id = client.create_run(experiment, tags=tags, run_name=f"submission {csv.stem}").info.run_id
+    run = client.get_run(run_id)
+    expected = summary["expected"] or {}
+    metrics = {f"expected_{key}": expected[key] for key in ("score", "low", "high") if expected.get(key) is not None}
+    parameters = {
+        "runs": ", ".join(entry["hash"] for entry in summary["runs"]),
+        "weights": ", ".join(f"{entry['weight']:g}" for entry in summary["runs"]),
+    }
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, value, run.info.start_time, 0) for name, value in metrics.items()],
+        # other runs or weights may give the same bytes; MLflow allows no changes, so the first parameters stay
+        params=[Param(name, value) for name, value in parameters.items() if name not in run.data.params],
+        tags=[RunTag("file", str(csv)), RunTag("sha256", summary["sha256"])],
+    )
+    for file in (csv, summary_path):
+        client.log_artifact(run_id, str(file))
+    client.set_terminated(run_id, "FINISHED")
+    return str(run_id)
+
+
+def log_upload(record: Mapping[str, Any], files: tuple[Path, ...] = ()) -> str | None:
+    """Log an upload, or its new scores.
+
+    The first upload of a file is logged in the MLflow run of its submission, which is created if it is missing; each
+    further upload of the same file has its own run.
+
+    Args:
+        record: `competition.leaderboard.ledger.UploadRecord` as a dictionary.
+        files: the CSV and its summary JSON, for a new MLflow run.
+
+    Returns:
+        The id of the MLflow run; None if logging failed, which logs a warning.
+    """
+    folder = next((path for run in record["runs"] if (path := Path(str(run["run"]))).is_dir()), None)
+    store = find_mlflow_store(project_root(folder) if folder is not None else Path.cwd())
+    try:
+        return _log_upload(store, folder, record, files)
+    except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop an upload
+        logger.warning(
+            "MLflow (%s) cannot log the upload: %s. The ledger's file has it; `maskfold ledger` tries again.",
+            store.display_uri,
+            _first_line(error),
+        )
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return (redact(str(error)).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _log_upload(store: MlflowStore, folder: Path | None, record: Mapping[str, Any], files: tuple[Path, ...]) -> str:
+    from mlflow.entities import Metric, RunTag
+
+    client = connect_mlflow(store)
+    experiment = get_or_create_experiment(client, store, record["competition"])
+    token = f"submission-{record['sha256']}" if record["sha256"] and not record["again"] else f"upload-{record['id']}"
+    runs = client.search_runs([experiment], f"tags.`{TOKEN_TAG}` = '{token}'", max_results=1)
+    if runs:
+        run_id = runs[0].info.run_id
+    else:
+        parent = read_sync_state(folder, store.display_uri).uploaded(RUN_KEY).run_id if folder is not None else None
+        initial_tags = {
+            "competition": record["competition"],
+            "kind": "submission",
+            TOKEN_TAG: token,
+            "file": record["file"],
+            "sha256": record["sha256"],
+            **({"mlflow.parentRunId": parent} if parent else {}),
+        }
+        run_id = client.create_run(experiment, tags=initial_tags, run_name=f"upload {record['id']}").info.run_id
+        for file in files:
+            if file.exists():
+                client.log_artifact(run_id, str(file))
+    tags = {
+        "uploaded": record["time"],
+        "host": record["host"],
+        "slug": record["slug"],
+        "message": record["message"],
+        "ref": record["ref"],
+        "status": record["status"],
+        "error": record["error"],
+        "upload_runs": ", ".join(str(run["hash"]) for run in record["runs"]),
+    }
+    metrics = {
+        "public_score": record["public"],
+        "private_score": record["private"],
+        **{f"cv_{key}": value for key, value in record["cv"].items()},
+        **{f"public_expected_{key}": record["expected"].get(key) for key in ("low", "high")},
+    }
+    time = round(1000 * datetime.fromisoformat(record["checked"] or record["time"]).timestamp())
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, value, time, 0) for name, value in metrics.items() if value is not None],
+        tags=[
+            RunTag(key, truncate_text(str(value), MAX_TAG_LENGTH))
+            for key, value in tags.items()
+            if value not in (None, "")
+        ],
+    )
+    client.set_terminated(run_id, "FINISHED")
+    return str(run_id)

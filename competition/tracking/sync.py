@@ -1,0 +1,582 @@
+"""Upload of a run's folder to MLflow: everything on disk that MLflow does not have yet.
+
+`MlflowSync` uploads in the background with a `RunUploader`, and writes system metrics with a `SystemMetricsSampler`.
+Every step can be repeated: metrics carry the time of the fold's log, so MLflow drops repeated points; artifacts
+replace themselves; runs are found again by a token. An interrupted upload is therefore just started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from competition.config.experiment import Experiment
+from competition.io import read_metrics_lines
+from competition.redact import redact
+from competition.tracking.provenance import record_environment
+from competition.tracking.store import (
+    VIEW_TAG,
+    MlflowStore,
+    RunMetadata,
+    configure_mlflow,
+    connect_mlflow,
+    find_mlflow_store,
+    get_member_tags,
+    get_or_create_experiment,
+    list_member_folders,
+    matching_files,
+    mlflow_metric_name,
+    numeric_metrics,
+    project_root,
+    read_result_json,
+    run_description,
+    started_at,
+)
+from competition.tracking.sync_state import (
+    FileFingerprint,
+    MetricPoint,
+    SyncState,
+    Uploaded,
+    read_chunk,
+    read_sync_state,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+
+RUN_KEY = "."  # name of the run's own folder among the folds' folders
+RUN_FILES = (
+    "experiment.yaml",
+    "version.json",
+    "cases.csv",
+    "skipped.csv",
+    "besides_*.csv",
+    "folds.csv",
+    "scores.csv",
+    "summary.json",
+    "postprocess.json",
+    "environment/**/*",
+    "*.png",
+    "*.html",
+)
+FOLD_FILES = ("experiment.yaml", "curves.png", "*scores.csv", "pictures/*.png")
+FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", "result.json", "*.safetensors")
+RESULT_TAGS = ("metric", "stopped", "precision", "device", "torch")  # keys of a result file that become tags
+CHECKPOINT_FILE = "last.pt"  # uploaded only for finished folds
+TOKEN_TAG = "mlflow.maskfold.delivery"  # MLflow's pages hide tags that begin with `mlflow.`
+POINTS_PER_CALL = 1000  # MLflow's limit
+PARAMETERS_PER_CALL = 100  # MLflow's limit
+
+logger = logging.getLogger(__name__)
+
+
+class RunUploader:
+    """Uploads a run's folder to a store; MLflow is imported and opened only if there is something to upload.
+
+    Args:
+        folder: the run's folder.
+        store: the MLflow store.
+        metadata: names, tags and parameters of the run.
+        study: the folder of the study if the run is one of its trials; the study's run becomes this run's parent.
+    """
+
+    def __init__(self, folder: Path, store: MlflowStore, metadata: RunMetadata, study: Path | None = None) -> None:
+        self.folder, self.store, self.metadata, self.study = folder, store, metadata, study
+        self.calls = 0  # number of MLflow calls, to detect a hanging upload
+        is_lost = store.database is not None and not store.database.exists()
+        self.state = SyncState(store.display_uri) if is_lost else read_sync_state(folder, store.display_uri)
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self._has_parent = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is FINISHED in MLflow."""
+        return self.state.uploaded(RUN_KEY).status == "FINISHED"
+
+    def begin(self) -> None:
+        """Create the MLflow run, or set it to RUNNING again if it had failed or was stopped."""
+        self._update_run_names()
+        if not self.is_finished:
+            self._set_running(RUN_KEY)
+
+    def upload(self, last: bool = False) -> None:
+        """Upload everything that is new: metrics first, then small files, then weights.
+
+        Args:
+            last: also upload the logs and weights of folds that are not finished.
+
+        Raises:
+            Exception: any exception of MLflow if the store cannot be reached; the next call resumes.
+        """
+        names = [folder.name for folder in list_member_folders(self.folder)]
+        for name in (*names, RUN_KEY):
+            self._upload_metrics(name)
+        self._upload_files(RUN_KEY, RUN_FILES)
+        for name in names:
+            self._upload_files(name, FOLD_FILES)
+            if (self.folder / name / "result.json").exists():
+                self._upload_result(name, "result.json")
+                self._set_ended(name, "FINISHED")
+        self._upload_result(RUN_KEY, "summary.json", prefix="cv_" if self.metadata.tags["kind"] == "cv" else "")
+        self._set_parent_study()
+        for name in names:
+            is_finished = self.state.uploaded(name).status == "FINISHED"
+            if is_finished or last:
+                self._upload_files(name, (*FOLD_FILES_AT_END, CHECKPOINT_FILE) if is_finished else FOLD_FILES_AT_END)
+
+    def close(self, status: str) -> None:
+        """Set the run's final status: FINISHED, FAILED or KILLED; folds without a result are not FINISHED."""
+        for folder in list_member_folders(self.folder):
+            if self.state.uploaded(folder.name).status == "RUNNING":
+                self._set_ended(folder.name, "KILLED" if status == "FINISHED" else status)
+        self._set_ended(RUN_KEY, status)
+
+    # Uploads
+
+    def _upload_metrics(self, name: str) -> None:
+        """Upload new lines of a folder's `metrics.jsonl`."""
+        path = self.folder / name / "metrics.jsonl"
+        if not path.exists():
+            return
+        more = True
+        while more:
+            position = self.state.uploaded(name).journal
+            if read_chunk(path, position).end == position:
+                return
+            # opening the store may show that it lost the run, which resets the state; so open it first
+            self._set_running(name)
+            uploaded = self.state.uploaded(name)
+            chunk = read_chunk(path, uploaded.journal)
+            if chunk.is_restarted and name != RUN_KEY:
+                self._supersede(name)
+                continue
+            # a resumed fold repeats steps at another time: only the first value is uploaded
+            points = [point for point in chunk.points if point.step > uploaded.steps.get(point.name, -1)]
+            self._log_points(uploaded, points)
+            uploaded.steps.update({point.name: point.step for point in points})
+            uploaded.journal, more = chunk.end, chunk.has_more
+            self.state.write(self.folder)
+
+    def _upload_files(self, name: str, patterns: tuple[str, ...]) -> None:
+        """Upload files that are new or have changed."""
+        for path in matching_files(self.folder / name, patterns):
+            uploaded = self.state.uploaded(name)
+            relative = path.relative_to(self.folder / name)
+            key = relative.as_posix()
+            try:
+                fingerprint = FileFingerprint.of(path, uploaded.files.get(key))
+                if fingerprint == uploaded.files.get(key):
+                    continue
+                run_id = self._run_id(name)
+                parent = relative.parent.as_posix()
+                self.client.log_artifact(run_id, str(path), None if parent == "." else parent)
+            except FileNotFoundError:
+                continue  # replaced or removed meanwhile; the next upload sees the new file
+            self.calls += 1
+            self.state.uploaded(name).files[key] = fingerprint
+            self.state.write(self.folder)
+
+    def _upload_result(self, name: str, file: str, prefix: str = "") -> None:
+        """Upload the numbers of a result file as metrics, and some of its texts as tags."""
+        path = self.folder / name / file
+        if not path.exists():
+            return
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        if digest == self.state.uploaded(name).final:
+            return
+        from mlflow.entities import RunTag
+
+        result = read_result_json(path)
+        numbers = numeric_metrics(
+            {
+                f"{prefix}{key}" if key in ("score", "low", "high") else key: value
+                for key, value in result.items()
+                if key not in ("fold", "seed")
+            }
+        )
+        timestamp = round(1000 * path.stat().st_mtime)
+        run_id = self._run_id(name)
+        self._log_points(
+            self.state.uploaded(name), [MetricPoint(key, value, timestamp, 0) for key, value in numbers.items()]
+        )
+        tags = {key: str(result[key]) for key in RESULT_TAGS if result.get(key)}
+        if name == RUN_KEY and result.get("score") is not None:
+            tags["mlflow.note.content"] = run_description(result)
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if name == RUN_KEY and "stopped" not in tags and "stopped" in self.client.get_run(run_id).data.tags:
+            self.client.delete_tag(run_id, "stopped")  # the run was stopped, and resumed later
+        self.state.uploaded(name).final = digest
+        self.state.write(self.folder)
+
+    def _set_ended(self, name: str, status: str) -> None:
+        uploaded = self.state.uploaded(name)
+        if uploaded.status == status:
+            return
+        result = self.folder / name / "result.json"
+        ended = result.stat().st_mtime if status == "FINISHED" and result.exists() else time.time()
+        self.client.set_terminated(self._run_id(name), status, end_time=round(1000 * ended))
+        self.calls += 1
+        self.state.uploaded(name).status = status
+        self.state.write(self.folder)
+
+    def _supersede(self, name: str) -> None:
+        """Start another MLflow run for a fold that was deleted and trained again, so that two trainings do not mix."""
+        if self.state.uploaded(name).status == "RUNNING":
+            self._set_ended(name, "KILLED")
+        self.client.set_tag(self._run_id(name), "superseded", "true")
+        self.state.folders[name] = Uploaded()
+        self.state.write(self.folder)
+
+    def _set_parent_study(self) -> None:
+        """Make the study's run the parent of this run, once it exists."""
+        if self.study is None or self._has_parent:
+            return
+        parent = read_sync_state(self.study, self.store.display_uri).uploaded(RUN_KEY).run_id
+        if parent is not None:
+            self.client.set_tag(self._run_id(RUN_KEY), "mlflow.parentRunId", parent)
+            self._has_parent = True
+
+    # MLflow's runs
+
+    @property
+    def client(self) -> MlflowClient:
+        """The open store. Opening it also resets the state of runs that it no longer has, which uploads them again."""
+        if self._client is None:
+            client = connect_mlflow(self.store)
+            self._experiment_id = get_or_create_experiment(client, self.store, self.metadata.experiment_name)
+            if VIEW_TAG not in client.get_experiment(self._experiment_id).tags:
+                client.set_experiment_tag(self._experiment_id, VIEW_TAG, self.metadata.view)
+            for name, uploaded in list(self.state.folders.items()):
+                if uploaded.run_id is not None and not _has_run(client, uploaded.run_id):
+                    logger.warning("MLflow no longer has the run of %s; it is uploaded again", self.folder / name)
+                    del self.state.folders[name]
+            self._client = client
+        return self._client
+
+    def _run_id(self, name: str) -> str:
+        """Return the id of a folder's MLflow run; if it is unknown, find the run by its token or create it."""
+        client = self.client
+        uploaded = self.state.uploaded(name)
+        if uploaded.run_id is None:
+            self.state.write(self.folder)  # the token must be on disk before the run is in MLflow
+            runs = client.search_runs([self._experiment_id], f"tags.`{TOKEN_TAG}` = '{uploaded.token}'", max_results=1)
+            run = runs[0] if runs else self._make_run(name, uploaded.token)
+            uploaded.run_id, uploaded.status, uploaded.name = run.info.run_id, run.info.status, run.info.run_name
+            self.state.write(self.folder)
+        if not uploaded.parameters:  # folds get them too, because folds of different runs are compared
+            self._log_parameters(uploaded.run_id)
+            uploaded.parameters = True
+            self.state.write(self.folder)
+        return uploaded.run_id
+
+    def _make_run(self, name: str, token: str) -> Run:
+        folder = self.folder / name
+        if name == RUN_KEY:
+            tags = self.metadata.tags
+        else:
+            self._set_running(RUN_KEY)
+            tags = {**self.metadata.fold_tags, **get_member_tags(folder), "mlflow.parentRunId": self._run_id(RUN_KEY)}
+        self.calls += 1
+        return self.client.create_run(
+            self._experiment_id,
+            start_time=started_at(folder),
+            tags={**tags, TOKEN_TAG: token},
+            run_name=self._run_name(name),
+        )
+
+    def _run_name(self, name: str) -> str:
+        """Return the MLflow run name of a folder."""
+        return self.metadata.run_name if name == RUN_KEY else f"{name.replace('_', ' ')} · {self.metadata.run_name}"
+
+    def _update_run_names(self) -> None:
+        """Rename the MLflow runs of a trial that was retried under another number, unless a user renamed them."""
+        outdated = [
+            (name, self._run_name(name))
+            for name, uploaded in self.state.folders.items()
+            if uploaded.run_id is not None and uploaded.name not in ("", self._run_name(name))
+        ]
+        for name, run_name in outdated:
+            client, uploaded = self.client, self.state.uploaded(name)
+            if uploaded.run_id is not None:
+                if client.get_run(uploaded.run_id).info.run_name == uploaded.name:
+                    client.update_run(uploaded.run_id, name=run_name)
+                uploaded.name = run_name
+                self.state.write(self.folder)
+
+    def _set_running(self, name: str) -> None:
+        """Set the folder's run and its parent run to RUNNING."""
+        run_id = self._run_id(name)
+        if self.state.uploaded(name).status != "RUNNING":
+            self.client.update_run(run_id, status="RUNNING")
+            self.state.uploaded(name).status = "RUNNING"
+            self.state.write(self.folder)
+        if name != RUN_KEY:
+            self._set_running(RUN_KEY)
+
+    def _log_parameters(self, run_id: str) -> None:
+        """Log the YAML's leaves; MLflow does not allow changes, so parameters of an earlier start stay."""
+        from mlflow.entities import Param
+
+        existing = self.client.get_run(run_id).data.params
+        params = [Param(key, value) for key, value in self.metadata.parameters.items() if key not in existing]
+        for start in range(0, len(params), PARAMETERS_PER_CALL):
+            self.client.log_batch(run_id, params=params[start : start + PARAMETERS_PER_CALL])
+            self.calls += 1
+
+    def _log_points(self, uploaded: Uploaded, points: Sequence[MetricPoint]) -> None:
+        from mlflow.entities import Metric
+
+        assert uploaded.run_id is not None
+        metrics = [Metric(mlflow_metric_name(point.name), point.value, point.time, point.step) for point in points]
+        for start in range(0, len(metrics), POINTS_PER_CALL):
+            self.client.log_batch(uploaded.run_id, metrics=metrics[start : start + POINTS_PER_CALL])
+            self.calls += 1
+
+
+def _has_run(client: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+# System metrics
+
+SYSTEM_METRICS_FILE = "metrics.jsonl"  # in the run's own folder; the folds have their own
+
+
+class SystemMetricsSampler:
+    """Appends system metrics to a run's `metrics.jsonl` at intervals during the body of a `with`.
+
+    The metrics are those of the machine of this process, under MLflow's own names. They are written to a file, so that
+    none is lost while MLflow cannot be reached.
+
+    Args:
+        run_folder: folder of the run.
+        is_paused: whether to skip samples now, because a sample would set a finished run to RUNNING again.
+        interval: seconds between two samples.
+    """
+
+    def __init__(self, run_folder: Path, is_paused: Callable[[], bool] = lambda: False, interval: float = 10.0) -> None:
+        self.path, self.is_paused, self.interval = run_folder / SYSTEM_METRICS_FILE, is_paused, interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="system metrics", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join(5.0)
+
+    def _work(self) -> None:
+        try:
+            monitors: list[Any] = []
+            step = _truncate_to_last_step(self.path)
+            while not self._stop.wait(self.interval):
+                if self.is_paused():
+                    continue
+                if not monitors:
+                    monitors = _monitors()
+                    continue  # loads are means since the previous sample
+                step += 1
+                line = json.dumps({"step": step, "epoch": step, "time": time.time(), "metrics": _sample(monitors)})
+                with open(self.path, "ab") as file:
+                    file.write(line.encode() + b"\n")
+        except Exception as error:  # noqa: BLE001 - a failing library, or a full disk, must not stop training
+            logger.warning("No more system metrics of this run: %s: %s", type(error).__name__, error)
+
+
+def _monitors() -> list[Any]:
+    """Return MLflow's own monitors; the GPU monitor only if NVIDIA's driver is installed."""
+    configure_mlflow()
+    import psutil
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    psutil.cpu_percent()  # starts the interval of the first mean
+    monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    with contextlib.suppress(ImportError, RuntimeError):
+        monitors.append(GPUMonitor())
+    return monitors
+
+
+def _sample(monitors: list[Any]) -> dict[str, float]:
+    """Return the current metrics by MLflow's names: `system/cpu_utilization_percentage` and so on."""
+    metrics: dict[str, float] = {}
+    for monitor in monitors:
+        monitor.collect_metrics()
+        metrics.update({f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()})
+        monitor.clear_metrics()
+    return metrics
+
+
+def _truncate_to_last_step(path: Path) -> int:
+    """Return the step of the last complete line; an incomplete line, left by a kill, is removed."""
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        with open(path, "r+b") as file:
+            file.truncate(sum(map(len, lines[:-1])))
+    return max((line.step for line in read_metrics_lines(path)), default=0)
+
+
+# Upload in the background
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+MAX_PAUSE = 30.0  # s between two attempts while the store cannot be reached
+LAST_ATTEMPTS = 3  # attempts of the last upload
+
+
+class MlflowSync:
+    """Uploads a run's folder to MLflow during the body of a `with`; its errors do not reach the body.
+
+    When the body ends normally, the run is FINISHED; after a KeyboardInterrupt it is KILLED, after any other exception
+    FAILED; `set_status` overrides this. The next upload of the same folder resumes an incomplete one.
+
+    Args:
+        run_folder: `mlruns/runs/<competition>-<experiment>/<hash>`, or a study's folder.
+        exp: the experiment.
+        kind: the tag `kind`: `cv`, or `study`.
+        name: the run's name in MLflow; None: experiment and hash.
+        study: the folder of the study if the run is one of its trials; another instance uploads that folder.
+        interval: seconds between two uploads.
+        timeout: seconds without progress after which the last upload is abandoned; a quarter of them if the previous
+            upload failed as well.
+        sampling_interval: seconds between two samples of system metrics, only for `cv` runs.
+
+    Example:
+        >>> with MlflowSync(run.folder, exp):  # doctest: +SKIP
+        ...     run_cv(run, print)
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        exp: Experiment,
+        *,
+        kind: str = "cv",
+        name: str | None = None,
+        study: Path | None = None,
+        interval: float = 2.0,
+        timeout: float = 60.0,
+        sampling_interval: float = 10.0,
+    ) -> None:
+        self.run_folder, self.store = run_folder, find_mlflow_store(project_root(run_folder))
+        self.interval, self.timeout = interval, timeout
+        self._uploader = RunUploader(run_folder, self.store, RunMetadata.of(run_folder, exp, kind, name), study)
+        self._status: RunStatus | None = None
+        self._stop = threading.Event()
+        self._is_complete = False
+        self._is_failing = False
+        # a daemon, so that a hanging server does not keep the process alive
+        self._thread = threading.Thread(target=self._work, name="shipper", daemon=True)
+        self._sampler = (
+            SystemMetricsSampler(run_folder, lambda: self._uploader.is_finished, sampling_interval)
+            if kind == "cv"
+            else None
+        )
+
+    def set_status(self, status: RunStatus) -> None:
+        """Set the run's final status, which is uploaded when the body ends."""
+        self._status = status
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        if self._sampler is not None:
+            self._sampler.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is not None and self._status is None:
+            self._status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        if self._sampler is not None:
+            self._sampler.__exit__(kind, error, None)
+        self._stop.set()
+        self._thread.join(min(3.0, self.timeout))
+        if self._thread.is_alive():
+            logger.warning("Waiting for the upload of the last files to MLflow (%s).", self.store.display_uri)
+        calls = -1
+        while self._thread.is_alive() and calls != self._uploader.calls:
+            calls = self._uploader.calls
+            self._thread.join(self.timeout / 4 if self._is_failing else self.timeout)
+        if not self._is_complete:
+            logger.warning(
+                "The upload of this run to MLflow (%s) is incomplete. The files are in %s; run the same command again "
+                "to upload them.",
+                self.store.display_uri,
+                self.run_folder,
+            )
+
+    def _work(self) -> None:
+        """Upload at each interval, and once more after the body has ended."""
+        has_begun = False
+        pause = 0.0
+        while not self._stop.wait(pause):
+            has_begun = self._try_upload(begin=not has_begun) or has_begun
+            pause = min(2 * max(pause, self.interval), MAX_PAUSE) if self._is_failing else self.interval
+        for _ in range(1 if self._is_failing else LAST_ATTEMPTS):
+            if self._try_upload(begin=not has_begun, last=True):
+                self._is_complete = True
+                return
+
+    def _try_upload(self, begin: bool = False, last: bool = False) -> bool:
+        """Upload once and return whether it succeeded; log only the first of consecutive failures, and their end."""
+        try:
+            if begin:
+                self._begin()
+            self._uploader.upload(last)
+            if last:
+                self._uploader.close(self._status or "FINISHED")
+        except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop training
+            if not self._is_failing:
+                logger.warning(
+                    "MLflow (%s) cannot be updated: %s%s. Training continues; the upload is retried.",
+                    self.store.display_uri,
+                    _first_line(error),
+                    _free_space(self.store, error),
+                )
+            self._is_failing = True
+            return False
+        if self._is_failing:
+            logger.warning("MLflow (%s) can be updated again.", self.store.display_uri)
+        self._is_failing = False
+        return True
+
+    def _begin(self) -> None:
+        if not self._uploader.is_finished:
+            record_environment(self.run_folder)
+        self._uploader.begin()
+
+
+def _first_line(error: Exception) -> str:
+    lines = redact(str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _free_space(store: MlflowStore, error: Exception) -> str:
+    """Return the free disk space as text if the error may come from a full disk, else an empty text."""
+    if store.database is None or "disk" not in str(error).lower():
+        return ""
+    return f" ({shutil.disk_usage(store.database.parent).free:,} bytes are free in {store.database.parent})"

@@ -1,0 +1,231 @@
+"""What MLflow has of a run, stored in `shipped.json` in its folder, and reading of new lines of `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from competition.io import atomic_write, parse_json_object, parse_metrics_line
+
+MAX_READ_BYTES = 2_000_000  # per read
+SEAL_BYTES = 512  # bytes before an offset whose digest is stored
+STATE_FILE = "shipped.json"
+STATE_VERSION = 1
+MAX_DIGESTED_BYTES = 4_000_000  # larger files are compared by size and time only
+
+logger = logging.getLogger(__name__)
+
+# New lines of `metrics.jsonl`
+
+
+class MetricPoint(NamedTuple):
+    """One value of a metric; the time in ms is that of the file, so that a repeated upload repeats it."""
+
+    name: str
+    value: float
+    time: int
+    step: int
+
+
+@dataclass(frozen=True)
+class FileOffset:
+    """Position up to which a file was read.
+
+    Attributes:
+        offset: bytes.
+        seal: digest of the last bytes before the offset; it changes if the file is rewritten.
+        head: digest of the first line; it changes if the fold is trained again from the start.
+    """
+
+    offset: int = 0
+    seal: str = ""
+    head: str = ""
+
+
+@dataclass(frozen=True)
+class JournalChunk:
+    """New content of a `metrics.jsonl`.
+
+    Attributes:
+        points: new values, in the file's order.
+        end: position up to which the file is now read.
+        is_restarted: whether the first line has changed, so that another training wrote the file.
+        has_more: whether further lines can be read.
+    """
+
+    points: list[MetricPoint]
+    end: FileOffset
+    is_restarted: bool = False
+    has_more: bool = False
+
+
+def read_chunk(path: Path, position: FileOffset) -> JournalChunk:
+    """Read the complete lines after a position; an incomplete last line is left for the next call.
+
+    A resumed fold drops the lines after its checkpoint and writes them again. The file is then shorter, or has other
+    bytes before the offset, and is read from its start.
+    """
+    with open(path, "rb") as file:
+        is_rewritten = position.offset > 0 and _seal(file, position.offset) != position.seal
+        start = 0 if is_rewritten else position.offset
+        file.seek(start)
+        block = file.read(MAX_READ_BYTES)
+        lines = block[: block.rfind(b"\n") + 1]
+        end = start + len(lines)
+        end_position = FileOffset(end, _seal(file, end), _digest(_first_line(file)))
+    return JournalChunk(
+        points=[point for line in lines.split(b"\n")[:-1] for point in _points(line, path)],
+        end=end_position,
+        is_restarted=is_rewritten and end_position.head != position.head,
+        has_more=len(block) == MAX_READ_BYTES and bool(lines),
+    )
+
+
+def _seal(file: BinaryIO, offset: int) -> str:
+    file.seek(max(0, offset - SEAL_BYTES))
+    return _digest(b"%d " % offset + file.read(min(offset, SEAL_BYTES)))
+
+
+def _first_line(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.readline()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _points(line: bytes, path: Path) -> list[MetricPoint]:
+    """Return a line's metrics; infinities are nan, because MLflow plots them as 1.8e308, which flattens the chart."""
+    parsed = parse_metrics_line(line)
+    if parsed is None:
+        logger.warning("%s has a line that cannot be read; it is skipped: %.80r", path, line[:200])
+        return []
+    return [MetricPoint(name, value, round(1000 * parsed.time), parsed.step) for name, value in parsed.metrics.items()]
+
+
+# What was uploaded
+
+
+@dataclass(frozen=True)
+class FileFingerprint:
+    """Fingerprint that shows whether a file has changed: size, time (ns) and, for small files, a digest."""
+
+    size: int
+    time: int
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path, before: FileFingerprint | None) -> FileFingerprint:
+        """Return the fingerprint of a file; `before` itself if the file was rewritten with the same content."""
+        stat = path.stat()
+        if before is not None and (before.size, before.time) == (stat.st_size, stat.st_mtime_ns):
+            return before
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if stat.st_size <= MAX_DIGESTED_BYTES else ""
+        if before is not None and digest and digest == before.digest:
+            return before
+        return cls(stat.st_size, stat.st_mtime_ns, digest)
+
+
+@dataclass
+class Uploaded:
+    """What MLflow has of one folder.
+
+    Attributes:
+        token: a tag of the MLflow run, stored before the run is created: after a kill in between, it finds the run.
+        run_id: the MLflow run; None: not created yet.
+        name: the MLflow run's name at the last upload; empty for runs from before names were stored here.
+        status: MLflow's status at the last upload: RUNNING, FINISHED, FAILED, KILLED.
+        parameters: whether parameters and tags are uploaded.
+        journal: position up to which `metrics.jsonl` is uploaded.
+        steps: the last uploaded step of each metric.
+        final: digest of the uploaded final metrics.
+        files: fingerprint of each uploaded file, by its path relative to the folder.
+    """
+
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    run_id: str | None = None
+    name: str = ""
+    status: str = ""
+    parameters: bool = False
+    journal: FileOffset = field(default_factory=FileOffset)
+    steps: dict[str, int] = field(default_factory=dict)
+    final: str = ""
+    files: dict[str, FileFingerprint] = field(default_factory=dict)
+
+
+@dataclass
+class SyncState:
+    """What MLflow has of a run: `folders["."]` is the run itself, the others are its folds."""
+
+    store: str
+    folders: dict[str, Uploaded] = field(default_factory=dict)
+
+    def uploaded(self, name: str) -> Uploaded:
+        """Return what MLflow has of a folder; a new entry if there is none."""
+        return self.folders.setdefault(name, Uploaded())
+
+    def write(self, run_folder: Path) -> None:
+        """Write the state atomically."""
+        content = json.dumps({"version": STATE_VERSION, **asdict(self)}, indent=1).encode()
+        atomic_write(run_folder / STATE_FILE, lambda file: file.write(content), len(content))
+
+
+def read_sync_state(run_folder: Path, store: str) -> SyncState:
+    """Return the state of a run; empty if nothing was uploaded.
+
+    If the run was uploaded to another store, only the tokens are kept: should that be the same store under another
+    address, they find the runs there.
+    """
+    path = run_folder / STATE_FILE
+    try:
+        plain = parse_json_object(path.read_bytes())
+        if plain["version"] != STATE_VERSION:
+            return SyncState(store)
+        read = _parse_checked if plain["store"] == store else _parse_token
+        return SyncState(store, {name: read(fields) for name, fields in plain["folders"].items()})
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        path.replace(path.with_name(f"{STATE_FILE}.unreadable"))  # a repeated upload is better than none
+        logger.warning(
+            "%s is damaged (%.160s); it is renamed to %s.unreadable, and everything is uploaded to MLflow again.",
+            path,
+            error,
+            STATE_FILE,
+        )
+    return SyncState(store)
+
+
+def _parse_checked(fields: dict[str, Any]) -> Uploaded:
+    """Return the entry of one folder, with the types and ranges of its fields checked."""
+    files = {name: FileFingerprint(**file) for name, file in fields["files"].items()}
+    uploaded = Uploaded(**{**fields, "journal": FileOffset(**fields["journal"]), "files": files})
+    texts = (
+        uploaded.token,
+        uploaded.run_id or "",
+        uploaded.name,
+        uploaded.status,
+        uploaded.final,
+        uploaded.journal.seal,
+        uploaded.journal.head,
+    )
+    numbers = (
+        uploaded.journal.offset,
+        *uploaded.steps.values(),
+        *(number for file in files.values() for number in (file.size, file.time)),
+    )
+    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        raise TypeError("a field has another type than expected")
+    if uploaded.journal.offset < 0:
+        raise ValueError(f"journal.offset: found {uploaded.journal.offset}, expected at least 0")
+    return uploaded
+
+
+def _parse_token(fields: dict[str, Any]) -> Uploaded:
+    return Uploaded(token=str(fields["token"]))

@@ -1,0 +1,228 @@
+"""Averages of a fold's checkpoints: of the last or best epochs, and uniform model soups.
+
+A soup is the average of the k best validated checkpoints (Wortsman et al. 2022, "Model soups",
+https://arxiv.org/abs/2203.05482). The checkpoints are ranked three times: on all validation cases and on each half of
+them. Each half then scores an average that the other half selected.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+from competition.config.experiment import Experiment
+from competition.errors import MaskfoldError
+from competition.metrics.bootstrap import cv_score
+from competition.runs.checkpoint import read_weights, save_weights
+from competition.runs.run import Run
+from competition.seeding import rng
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALL_CASES, HALVES = 0, (1, 2)  # the rankings: on all cases, on each half; also the index of the score in a file name
+
+
+class CheckpointAverager:
+    """Keeps the weights of `k` epochs in files such as `epoch_000012_0.831200000.safetensors`.
+
+    Args:
+        folder: of the files; made when the first one is kept.
+        k: how many epochs to keep and average.
+        by_score: keep the epochs with the best validation scores instead of the last ones.
+    """
+
+    def __init__(self, folder: Path, k: int, by_score: bool) -> None:
+        self.folder, self.k, self.by_score = folder, k, by_score
+
+    def add(self, epoch: int, score: float | None, weights: Callable[[], dict[str, Tensor]]) -> None:
+        """Keep these weights if they rank among the k; remove the file that no longer does."""
+        if self.k == 1 and not self.by_score:
+            return  # the checkpoint has them
+        self.folder.mkdir(exist_ok=True)
+        name = f"epoch_{epoch:06d}_{score if score is not None else 0.0:.9f}.safetensors"
+        for stale in self.folder.glob(f"epoch_{epoch:06d}_*.safetensors"):
+            stale.unlink()  # of a process that was killed between this file and its checkpoint
+        ranked = sorted([*self._files(), self.folder / name], key=self._rank, reverse=True)
+        if self.folder / name in ranked[: self.k]:
+            save_weights(self.folder / name, weights())
+        for path in ranked[self.k :]:
+            path.unlink(missing_ok=True)
+
+    def average(self) -> dict[str, Tensor] | None:
+        """Return the mean of the kept weights, entry by entry; None if no weights were kept.
+
+        Raises:
+            MaskfoldError: a file is damaged.
+        """
+        files = self._files()
+        return average_weights(files) if files else None
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch_*.safetensors"))
+
+    def _rank(self, path: Path) -> tuple[float, int]:
+        epoch, score = re.fullmatch(r"epoch_(\d+)_(-?[\d.]+)\.safetensors", path.name).groups()  # type: ignore[union-attr]
+        return (float(score) if self.by_score else 0.0, int(epoch))
+
+
+def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Return the mean of the weights in one or more files, entry by entry; non-float entries are the first file's.
+
+    Raises:
+        MaskfoldError: a file is damaged.
+    """
+    hint = f"Copy it back from elsewhere, or delete {files[0].parent.parent} to train this fold afresh."
+    mean = read_weights(files[0], hint)
+    for number, path in enumerate(files[1:], start=2):
+        for name, tensor in read_weights(path, hint).items():
+            if tensor.is_floating_point():
+                mean[name].lerp_(tensor, 1.0 / number)
+    return mean
+
+
+# Model soups
+
+
+class SoupCandidate(NamedTuple):
+    """A checkpoint and its validation scores: on all cases, on the first half, on the second half."""
+
+    epoch: int
+    scores: tuple[float, float, float]
+    path: Path
+
+
+class UniformSoup:
+    """Keeps the k best checkpoints, ranked on all validation cases and on each half of them.
+
+    The scores are in the file names, so that file and score appear together. Of equal scores the later epoch ranks
+    higher; NaN (the half has no such class) ranks last.
+
+    Args:
+        folder: of the files, e.g. `epoch_000012_0.831_0.842_0.820.safetensors`; made when the first one is kept.
+        exp: `training.soup` is k; 1 keeps nothing.
+        fold: the fold.
+        cases: its validation cases, rows of the case table; None (no validation) keeps nothing.
+    """
+
+    def __init__(self, folder: Path, exp: Experiment, fold: int, cases: pd.DataFrame | None) -> None:
+        self.folder, self.metric = folder, exp.competition.metric
+        self.k = exp.training.soup if cases is not None else 1
+        self.enabled = self.k > 1
+        self.half_of = split_halves(cases, fold, exp.seeds[0]) if self.enabled and cases is not None else {}
+
+    def add(self, epoch: int, scores: pd.DataFrame, network: nn.Module) -> None:
+        """Keep a validated network if it is among the k best of any ranking; remove those that no longer are.
+
+        Args:
+            epoch: its number. A resumed process may validate its last epoch again, which replaces the earlier file.
+            scores: score rows of all validation cases.
+            network: with the validated weights.
+        """
+        if not self.enabled:
+            return
+        self.folder.mkdir(exist_ok=True)
+        for stale in self.folder.glob(f"epoch_{epoch:06d}_*.safetensors"):
+            stale.unlink()
+        half = scores["id"].map(self.half_of)
+        values = [cv_score(rows, self.metric) for rows in (scores, *(scores[half == number] for number in HALVES))]
+        name = "_".join(f"{value:.9f}" for value in values)
+        # Parsed from its name, so that it is ranked by its rounded scores, as a resumed process ranks it.
+        new = _parse_file_name(self.folder / f"epoch_{epoch:06d}_{name}.safetensors")
+        candidates = [*self._candidates(), new]
+        best_epochs = {
+            candidate.epoch for ranking in (ALL_CASES, *HALVES) for candidate in _best(candidates, ranking, self.k)
+        }
+        if epoch in best_epochs:
+            save_weights(new.path, network.state_dict())
+        for candidate in candidates:
+            if candidate.epoch not in best_epochs:
+                candidate.path.unlink(missing_ok=True)
+
+    def epochs(self, ranking: int) -> list[int]:
+        """Return the epochs of the k best checkpoints in order; `ranking` is `ALL_CASES` or one of `HALVES`."""
+        return sorted(candidate.epoch for candidate in _best(self._candidates(), ranking, self.k))
+
+    def average(self, ranking: int) -> dict[str, Tensor]:
+        """Return the mean of the weights of these checkpoints; their batch statistics must be estimated again."""
+        return average_weights([candidate.path for candidate in sorted(_best(self._candidates(), ranking, self.k))])
+
+    def remove_files(self) -> None:
+        """Remove the checkpoints, after the fold is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _candidates(self) -> list[SoupCandidate]:
+        return [_parse_file_name(path) for path in sorted(self.folder.glob("epoch_*.safetensors"))]
+
+
+def split_halves(cases: pd.DataFrame, fold: int, seed: int) -> dict[str, int]:
+    """Split a fold's validation cases into halves; groups stay together.
+
+    Args:
+        cases: rows of the case table; uses `id` and `group`.
+        fold: the fold.
+        seed: the experiment's first, so that all seeds of a fold have the same halves.
+
+    Returns:
+        The half, 1 or 2, by case id.
+
+    Raises:
+        MaskfoldError: there is only one group.
+    """
+    groups = cases["group"].astype(str)
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise MaskfoldError(
+            f"training.soup: fold {fold} validates {len(cases)} case{'s' * (len(cases) != 1)} of one group, expected "
+            "two groups or more: one half of the groups selects checkpoints, the other half scores them.",
+            "Set training.soup=1, or make folds of two groups or more.",
+            status=2,
+        )
+    order = rng(seed, fold, 0, 0, "soup").permutation(len(names)).tolist()
+    half = {name: HALVES[index % 2] for name, index in zip(names, order, strict=True)}
+    return {str(case): half[group] for case, group in zip(cases["id"], groups, strict=True)}
+
+
+def check_soup(run: Run) -> None:
+    """Check that each fold can be halved and validates at least `training.soup` checkpoints.
+
+    Raises:
+        MaskfoldError: it cannot; status 2.
+    """
+    cfg = run.exp.training
+    if cfg.soup == 1:
+        return
+    validated = -(-cfg.epochs // cfg.validate_every)  # the last epoch always is
+    if cfg.budget_minutes is None and validated < cfg.soup:
+        raise MaskfoldError(
+            f"training.soup={cfg.soup} requires {cfg.soup} validated epochs, found {validated} "
+            f"(training.epochs={cfg.epochs}, training.validate_every={cfg.validate_every}).",
+            "Set a smaller training.soup or training.validate_every, or more training.epochs.",
+            status=2,
+        )
+    for fold in run.fold_numbers():
+        split_halves(
+            run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == fold, "id"])], fold, run.exp.seeds[0]
+        )
+
+
+def _parse_file_name(path: Path) -> SoupCandidate:
+    epoch, *scores = path.name.removeprefix("epoch_").removesuffix(".safetensors").split("_")
+    all_cases, first_half, second_half = map(float, scores)
+    return SoupCandidate(int(epoch), (all_cases, first_half, second_half), path)
+
+
+def _best(candidates: list[SoupCandidate], ranking: int, k: int) -> list[SoupCandidate]:
+    """Return the k best of one ranking, the best first."""
+
+    def rank(candidate: SoupCandidate) -> tuple[float, int]:
+        score = candidate.scores[ranking]
+        return (-math.inf if math.isnan(score) else score, candidate.epoch)
+
+    return sorted(candidates, key=rank, reverse=True)[:k]

@@ -1,0 +1,369 @@
+"""Cross-validation: open and prepare a run, train its folds, and score them together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from competition.config.competition import MetricConfig
+from competition.config.experiment import Experiment
+from competition.errors import MaskfoldError
+from competition.io import remove_all_stale_temp, write_json, write_table
+from competition.metrics.bootstrap import bootstrap_interval, cv_score, paired_gain
+from competition.metrics.scoring import read_scores
+from competition.runs.oof import OofStore
+from competition.runs.run import (
+    CACHE_FOLDER,
+    RUNS_FOLDER,
+    FoldJob,
+    FoldResult,
+    Run,
+    finished_results,
+    read_skipped,
+    run_hash,
+)
+from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
+
+
+@dataclass(frozen=True)
+class CvSummary:
+    """The summary of a run's finished folds; `summary.json` in its folder.
+
+    Attributes:
+        metric: the competition's metric.
+        score: its value over all out-of-fold cases so far; None if nothing was validated.
+        low: lower end of the 95 % bootstrap interval over cases (over groups, if there are groups).
+        high: upper end of it.
+        dice: per class, mean Dice over the cases that have the class; None if no case has it.
+        dice_low: lower ends of their intervals.
+        dice_high: upper ends.
+        cases: the number of cases predicted out of fold.
+        folds: the results of the finished members.
+        test_dice: per class on the share that no fold trained on (`folds.shares` of three numbers).
+        test_score: the metric's value on that share.
+        soup: the comparison of the soups with the plain weights, see `select_soup`; None without soups.
+        seeds: the gain of several seeds, see `seed_ensemble_gain`; None for one seed.
+    """
+
+    metric: str
+    score: float | None
+    low: float | None
+    high: float | None
+    dice: dict[str, float | None]
+    dice_low: dict[str, float | None]
+    dice_high: dict[str, float | None]
+    cases: int
+    folds: list[dict[str, Any]]
+    test_dice: dict[str, float | None] | None = None
+    test_score: float | None = None
+    soup: dict[str, Any] | None = None
+    seeds: dict[str, Any] | None = None
+
+
+def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS_FOLDER) -> Run:
+    """Return the run of an experiment, existing or new.
+
+    Args:
+        exp: the experiment.
+        name: its name, e.g. `hippocampus-unet3d`.
+        new: start another run even if one with this hash exists.
+        root: the folder of all runs.
+
+    Returns:
+        The run; no file is written.
+
+    Raises:
+        MaskfoldError: the data or the folds are invalid.
+    """
+    from competition.data.cases import case_table
+    from competition.data.splits import check_leaks, split
+    from competition.runs.extra_cases import combined_data_hash, extra_case_tables
+    from competition.runs.find import resolve_teachers
+
+    exp = resolve_teachers(exp)
+    cases = case_table(exp.competition, "train")
+    folds = split(cases, exp.competition, exp.folds, exp.seeds[0])
+    check_leaks(cases, folds)
+    extra_tables = extra_case_tables(exp, cases)
+    base = root / name / run_hash(exp, combined_data_hash(cases, extra_tables))
+    folder = base
+    number = 1
+    while folder.exists() and (new or _numbered_folder(base, number + 1).exists()):
+        number += 1
+        folder = _numbered_folder(base, number)
+    return Run(folder, exp, cases, folds, name, extra_tables)
+
+
+def _numbered_folder(base: Path, number: int) -> Path:
+    return base if number == 1 else base.with_name(f"{base.name}-{number}")
+
+
+def prepare_run(run: Run, say: Callable[[str], None], trust: tuple[str, ...] = ()) -> Run:
+    """Check the run, preprocess all cases, and write the run's folder, before any fold starts.
+
+    Returns:
+        The run; with `on_bad_case: skip` without the cases that cannot be preprocessed.
+
+    Raises:
+        MaskfoldError: a target, its arguments, the patch or a case is invalid; no run folder is written.
+    """
+    from competition.augment import build_batch_transform, build_loader_transform
+    from competition.config.instantiate import check_targets
+    from competition.data.cache import PreprocessedCase
+    from competition.data.preprocessing import preprocess_cases
+    from competition.inference.tta import tta_views
+    from competition.models.build import validate_network
+    from competition.training.averaging import check_soup
+    from competition.training.extra_data import check_extra_data, prepare_extra_data
+    from competition.training.guards import oom_as_error
+    from competition.training.lineage import check_initial_weights
+
+    if not unfinished_jobs(run, trust):
+        ids = set(run.cases["id"])
+        return run.without_cases({case: why for case, why in read_skipped(run.folder).items() if case in ids})
+    remove_all_stale_temp(CACHE_FOLDER)
+    _check_same_training(run)
+    check_soup(run)
+    if run.exp.init_from is not None:
+        for job in unfinished_jobs(run, trust):
+            check_initial_weights(Path(run.exp.init_from), job, run)
+    check_extra_data(run, unfinished_jobs(run, trust))
+    check_targets(run.exp, trust)
+    build_loader_transform(run.exp, trust)  # this and the next two only check their sections
+    build_batch_transform(run.exp)
+    tta_views(run.exp)
+    one_by_one = (preprocess_cases(run.cases.iloc[[index]], run.exp, CACHE_FOLDER) for index in range(len(run.cases)))
+    first, folder = next((item for cases in one_by_one for item in cases.items()), (None, None))
+    if folder is None:
+        raise MaskfoldError("No case can be prepared.", "Set competition.on_bad_case=stop to see the reason.")
+    channels = int(PreprocessedCase.open(folder).image.shape[0])
+    validate_network(run.exp, channels * (run.exp.patch.slices or 1), trust)
+    with oom_as_error("preparing the cases"):
+        skipped: dict[str, str] = {}
+        prepared = preprocess_cases(run.cases, run.exp, CACHE_FOLDER, progress=say, skipped=skipped)
+    for case, path in prepared.items():
+        case_channels = int(PreprocessedCase.open(path).image.shape[0])
+        if case_channels != channels:
+            raise MaskfoldError(
+                f"Case {case!r} has {case_channels} channels, expected {channels} as in case {first!r}.",
+                "Set prepare.channels to grey or rgb, or correct the case.",
+            )
+    for case, why in skipped.items():
+        say(f"note: case {case} is skipped: {why}")
+    run = run.without_cases(skipped)
+    prepare_extra_data(run, unfinished_jobs(run, trust), prepared, CACHE_FOLDER, say)
+    run.write()
+    return run
+
+
+def _check_same_training(run: Run) -> None:
+    """Check that the finished folds were trained in the same way as the next ones will be."""
+    devices, batch_size, on_nan = run.exp.run.devices, run.exp.training.batch_size, run.exp.training.on_nan
+    for result in finished_results(run):
+        if result.devices != devices:
+            raise MaskfoldError(
+                f"{run.member_folder(result.fold, result.seed)} was trained with run.devices={result.devices} "
+                f"({result.devices * batch_size} samples a step); now run.devices={devices}.",
+                f"Set run.devices={result.devices}, or start another run with --new.",
+            )
+        if (result.restored and on_nan != "restore") or (result.skipped and on_nan == "restore"):
+            how = f"restored {result.restored} times" if result.restored else f"skipped {result.skipped} steps"
+            raise MaskfoldError(
+                f"{run.member_folder(result.fold, result.seed)} {how}; now training.on_nan={on_nan}.",
+                "Set training.on_nan to its former value, or start another run with --new.",
+            )
+
+
+def run_cv(
+    run: Run, say: Callable[[str], None], trust: tuple[str, ...] = (), should_stop: Callable[[], None] = lambda: None
+) -> CvSummary:
+    """Train the folds that are not finished, then score all finished folds.
+
+    Args:
+        run: the run, from `open_run` and `prepare_run`.
+        say: takes lines for the user.
+        trust: additional packages that `target` may name.
+        should_stop: called while folds run; an exception stops the folds, each with a checkpoint.
+
+    Returns:
+        The summary; also writes `summary.json` and `scores.csv` (one row per case and class).
+
+    Raises:
+        MaskfoldError: the work failed in a way that the user can correct.
+    """
+    from competition.training.executors import make_executor
+
+    remove_all_stale_temp(run.folder)
+    if jobs := unfinished_jobs(run, trust):
+        make_executor(run.exp).run(jobs, say, should_stop)
+    return summarize_run(run)
+
+
+def unfinished_jobs(run: Run, trust: tuple[str, ...] = ()) -> list[FoldJob]:
+    """Return the jobs that are not finished."""
+    return [job for job in make_jobs(run, trust) if FoldResult.read(job.folder) is None]
+
+
+def make_jobs(run: Run, trust: tuple[str, ...] = ()) -> list[FoldJob]:
+    """Return a job for each fold and seed of the experiment."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    threads = run.exp.run.threads or max(1, cores // run.exp.run.parallel_folds)
+    return [
+        FoldJob(
+            run.folder.resolve(),
+            run.member_folder(fold, seed).resolve(),
+            fold,
+            seed,
+            CACHE_FOLDER.resolve(),
+            threads,
+            trust,
+        )
+        for fold, seed in run.members()
+    ]
+
+
+# Scores of the finished folds
+
+
+def summarize_run(run: Run) -> CvSummary:
+    """Score the out-of-fold predictions of all finished folds together, and write `summary.json`."""
+    from competition.training.soup_selection import select_soup
+
+    comp = run.exp.competition
+    soup = select_soup(run)
+    results = finished_results(run)
+    folds = sorted({result.fold for result in results if result.fold >= 0})
+    tables = [fold_scores(run, fold, [r for r in results if r.fold == fold]) for fold in folds]
+    plain = [asdict(result) for result in results]
+    if not tables:
+        summary = CvSummary(comp.metric.name, None, None, None, {}, {}, {}, 0, plain)
+    else:
+        scores = pd.concat(tables, ignore_index=True)
+        write_table(scores, run.folder / "scores.csv")
+        groups = dict(zip(run.cases["id"], run.cases["group"], strict=True)) if comp.group else None
+        low, high = bootstrap_interval(scores, comp.metric, seed=run.exp.seeds[0], groups=groups)
+        intervals = {name: _dice_interval(scores, name, run.exp.seeds[0], groups) for name in comp.classes}
+        test_tables = [
+            table
+            for fold in folds
+            if (table := score_test_share(run, [r for r in results if r.fold == fold])) is not None
+        ]
+        test_scores = pd.concat(test_tables) if test_tables else None
+        summary = CvSummary(
+            comp.metric.name,
+            cv_score(scores, comp.metric),
+            low,
+            high,
+            dice_per_class(scores, comp.classes),
+            {name: ends[0] for name, ends in intervals.items()},
+            {name: ends[1] for name, ends in intervals.items()},
+            int(scores["id"].nunique()),
+            plain,
+            dice_per_class(test_scores, comp.classes) if test_scores is not None else None,
+            cv_score(test_scores, comp.metric) if test_scores is not None else None,
+            soup,
+            seed_ensemble_gain(run, results, scores, groups),
+        )
+    write_json(run.folder / "summary.json", asdict(summary))
+    return summary
+
+
+def _dice_interval(
+    scores: pd.DataFrame, name: str, seed: int, groups: dict[str, str] | None
+) -> tuple[float | None, float | None]:
+    rows = scores[scores["class"] == name].assign(score=lambda table: table["dice"])
+    if rows["score"].notna().sum() < 2:
+        return None, None
+    low, high = bootstrap_interval(rows, MetricConfig(name="dice", both_empty=None), seed=seed, groups=groups)
+    return float(low), float(high)
+
+
+def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None:
+    """Score the test share, on which no fold trained, by one member or by the mean probabilities of several.
+
+    Args:
+        run: the run.
+        members: the finished members of one fold.
+
+    Returns:
+        Score rows; None if the run has no test share.
+    """
+    locations = [(run.member_folder(member.fold, member.seed), member.prefix) for member in members]
+    if not locations or not (run.folds["fold"] == -2).any():
+        return None
+    if len(locations) == 1:
+        folder, prefix = locations[0]
+        return read_scores(folder / f"{prefix}test_scores.csv")
+    stores = [OofStore(folder / f"{prefix}test", run.exp.inference.store) for folder, prefix in locations]
+    cases = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
+    evaluator = Evaluator(run.exp, cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
+    scores: list[dict[str, Any]] = []
+    for row in evaluator.iter_cases():
+        mean = np.asarray(np.mean([store.read(row.id) for store in stores], axis=0, dtype=np.float32), np.float16)
+        scores += evaluator.score(mean, row, -2)[0]
+    return pd.DataFrame(scores)
+
+
+def seed_ensemble_gain(
+    run: Run, results: list[FoldResult], blended: pd.DataFrame, groups: Mapping[str, str] | None
+) -> dict[str, Any] | None:
+    """Score each seed alone and all seeds together, over the folds whose seeds are all finished.
+
+    Args:
+        run: the run.
+        results: of its finished members.
+        blended: score rows of the mean over seeds.
+        groups: the group of each case, for the interval.
+
+    Returns:
+        `alone`: by seed, `score` and `dice` per class; `one`: the mean score of one seed; `blended`: the score of all;
+        `gain`: blended minus one, with `low` and `high` of its paired 95 % interval over cases; `folds`: the number of
+        folds. None for one seed, or while no fold is complete.
+    """
+    seeds, comp = run.exp.seeds, run.exp.competition
+    complete = [fold for fold in run.fold_numbers() if sum(result.fold == fold for result in results) == len(seeds)]
+    if len(seeds) < 2 or not complete:
+        return None
+    seed_scores = []
+    for index in range(len(seeds)):
+        members = [result for result in results if result.fold in complete and result.seed == index]
+        tables = [fold_scores(run, member.fold, [member]) for member in members]
+        seed_scores.append(pd.concat(tables, ignore_index=True))
+    value_columns = [name for name in seed_scores[0].columns if name not in ("id", "class", "fold")]
+    # A class is NaN in the mean only if it is NaN for every seed.
+    mean = pd.concat(seed_scores).groupby(["id", "class"], sort=False)[value_columns].mean().reset_index()
+    ensemble = blended[blended["fold"].isin(complete)]
+    gain = paired_gain(mean, ensemble, comp.metric, seed=seeds[0], groups=groups)
+    low, high = (end if isfinite(end) else None for end in gain[1:])
+    return {
+        "alone": {
+            str(seed): {"score": cv_score(table, comp.metric), "dice": dice_per_class(table, comp.classes)}
+            for seed, table in zip(seeds, seed_scores, strict=True)
+        },
+        "one": cv_score(mean, comp.metric),
+        "blended": cv_score(ensemble, comp.metric),
+        "gain": gain.value,
+        "low": low,
+        "high": high,
+        "folds": len(complete),
+    }
+
+
+def format_seed_gain(seeds: Mapping[str, Any] | None) -> list[str]:
+    """Return the lines of a report on the seeds; an empty list for one seed."""
+    if seeds is None:
+        return []
+    interval = f", 95 % {seeds['low']:+.4f} to {seeds['high']:+.4f} over cases" if seeds["low"] is not None else ""
+    alone = ", ".join(f"seed {seed} {scores['score']:.4f}" for seed, scores in seeds["alone"].items())
+    return [
+        f"{len(seeds['alone'])} seeds: {seeds['blended']:.4f} together, {seeds['one']:.4f} one alone on average "
+        f"(gain {seeds['gain']:+.4f}{interval}); {alone}"
+    ]

@@ -1,0 +1,189 @@
+"""Prediction and scoring of the cases that a fold's network was not trained on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from competition.config.experiment import Experiment
+from competition.data.cache import MemoryBudget, PreprocessedCase
+from competition.data.masks import load_instances, load_mask
+from competition.data.readers import load_image
+from competition.inference.predict import Prediction, predict_case_with_presence, to_masks
+from competition.metrics.bootstrap import cv_score
+from competition.metrics.scoring import read_scores, score_case
+from competition.runs.oof import OofPredictions, OofStore
+from competition.runs.run import FoldResult, Run
+from competition.viz.overlays import draw_case
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Predicts and scores cases that a fold's network was not trained on.
+
+    Args:
+        exp: the experiment.
+        cases: rows of the case table, one per case to predict.
+        prepared: folder of each prepared case, by id.
+        device: of the network.
+        autocast: returns the context of the precision.
+        should_stop: called between cases and before each batch of windows; raises to stop.
+        memory_budget: how much of the prepared cases this process may keep in memory.
+    """
+
+    exp: Experiment
+    cases: pd.DataFrame
+    prepared: dict[str, Path]
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[Any]]
+    should_stop: Callable[[], None]
+    memory_budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(None))
+
+    def iter_cases(self) -> Iterator[Any]:
+        """Yield the rows of the cases, one at a time."""
+        for row in self.cases.itertuples(index=False):
+            self.should_stop()
+            yield row
+
+    def probabilities(self, network: torch.nn.Module, row: Any) -> np.ndarray[Any, Any]:
+        """Predict one case; return probabilities (P, *file shape), float16."""
+        return self.predict(network, row).probabilities
+
+    def predict(self, network: torch.nn.Module, row: Any) -> Prediction:
+        """Predict the probabilities and the class presence of one case."""
+        case = PreprocessedCase.open(self.prepared[row.id])
+        hook = network.register_forward_pre_hook(lambda *_: self.should_stop())  # a large volume may take minutes
+        try:
+            with self.memory_budget.reading(case):
+                return predict_case_with_presence([network], case, self.exp, self.device, self.autocast)
+        finally:
+            hook.remove()
+            self.memory_budget.release(case)
+
+    def score(self, probabilities: np.ndarray[Any, Any], row: Any, fold: int) -> tuple[list[dict[str, Any]], Any, Any]:
+        """Score one case; return its score rows (one per class), masks (K, *spatial) and truth (M, *spatial)."""
+        comp = self.exp.competition
+        masks = to_masks(probabilities, comp)
+        truth = load_mask(comp, row)
+        instances = load_instances(comp, row) if comp.instances else None
+        rows = score_case(masks, truth, comp, spacing=json.loads(row.spacing), true_instances=instances)
+        return [{"id": row.id, "fold": fold, **score_row} for score_row in rows], masks, truth
+
+    def validate(self, network: torch.nn.Module, fold: int) -> pd.DataFrame:
+        """Score all cases; write no files."""
+        scores = []
+        for row in self.iter_cases():
+            scores += self.score(self.probabilities(network, row), row, fold)[0]
+        return pd.DataFrame(scores)
+
+    def estimate_seconds(self, network: torch.nn.Module, fold: int) -> float:
+        """Estimate how long all cases take, from a case of median size."""
+        sizes = [math.prod(json.loads(shape)) for shape in self.cases["shape"]]
+        median = sizes.index(sorted(sizes)[len(sizes) // 2])
+        row = next(self.cases.iloc[median : median + 1].itertuples(index=False))
+        for _ in range(2):  # the first prediction is a warm-up
+            start = time.monotonic()
+            self.score(self.probabilities(network, row), row, fold)
+            seconds = time.monotonic() - start
+        return seconds * sum(sizes) / sizes[median]
+
+    def save_pictures(self, network: torch.nn.Module, folder: Path, epoch: int, count: int = 3) -> None:
+        """Draw image · truth · prediction of the first cases."""
+        folder.mkdir(exist_ok=True)
+        for row in itertools.islice(self.iter_cases(), count):
+            scores, masks, truth = self.score(self.probabilities(network, row), row, 0)
+            path = folder / f"epoch_{epoch:04d}_{_file_name(row.id)}.png"
+            self._save_picture(path, row, masks, truth, scores, f"epoch {epoch}")
+
+    def predict_out_of_fold(self, network: torch.nn.Module, store: OofStore, fold: int) -> pd.DataFrame:
+        """Predict each case that is not in the store yet, and score the masks made from the stored probabilities."""
+        done = set(store.ids())
+        scores = []
+        for row in self.iter_cases():
+            if row.id not in done:
+                store.write(row.id, *self.predict(network, row))
+            scores += self.score(store.read(row.id), row, fold)[0]
+        return pd.DataFrame(scores)
+
+    def save_best_and_worst(self, store: OofStore, scores: pd.DataFrame, folder: Path, fold: int) -> None:
+        """Draw the best, the median and the two worst cases by Dice, the worst last."""
+        folder.mkdir(exist_ok=True)
+        order = scores.groupby("id")["dice"].mean().dropna().sort_values(ascending=False, kind="stable").index.tolist()
+        selected = dict.fromkeys([*order[:1], *order[len(order) // 2 : len(order) // 2 + 1], *order[-2:]])
+        by_id = {row.id: row for row in self.cases.itertuples(index=False)}
+        for rank, case_id in enumerate(selected, start=1):
+            self.should_stop()
+            rows, masks, truth = self.score(store.read(case_id), by_id[case_id], fold)
+            path = folder / f"final_{rank}_of_{len(selected)}_{_file_name(case_id)}.png"
+            title = f"out of fold, {rank} of {len(selected)} from best to worst"
+            self._save_picture(path, by_id[case_id], masks, truth, rows, title)
+
+    def _save_picture(
+        self, path: Path, row: Any, masks: Any, truth: Any, scores: list[dict[str, Any]], title: str
+    ) -> None:
+        image = load_image(self.exp.competition, row)
+        dice = {score["class"]: score["dice"] for score in scores}
+        draw_case(
+            path,
+            image.array,
+            truth,
+            masks,
+            self.exp.competition,
+            title=f"{row.id} · {title}",
+            spacing=json.loads(row.spacing),
+            dice=dice,
+            affine=image.affine,
+        )
+
+
+def summary_metrics(scores: pd.DataFrame, exp: Experiment) -> dict[str, float]:
+    """Return `val/score`, `val/dice` and `val/dice/<class>` of the classes that some case has."""
+    metrics = {"val/score": cv_score(scores, exp.competition.metric)}
+    for name, dice in dice_per_class(scores, exp.competition.classes).items():
+        if dice is not None:
+            metrics[f"val/dice/{name}"] = dice
+    metrics["val/dice"] = float(scores["dice"].mean())
+    return metrics
+
+
+def dice_per_class(scores: pd.DataFrame, classes: Iterable[str]) -> dict[str, float | None]:
+    """Return the mean Dice of each class over the cases that have it in truth or prediction; None if no case has."""
+    means = scores.groupby("class")["dice"].mean()
+    values = {name: float(means.get(name, math.nan)) for name in classes}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | None = None) -> pd.DataFrame:
+    """Return the scores of one fold's cases, of its member or of the mean probabilities of its members.
+
+    Args:
+        run: the run.
+        fold: the fold.
+        members: its finished members.
+        weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`; None: the selected ones.
+    """
+    folders = [run.member_folder(fold, member.seed) for member in members]
+    if len(folders) == 1:
+        prefix = members[0].prefix_of(weights or members[0].weights)
+        return read_scores(folders[0] / f"{prefix}scores.csv")
+    oof = OofPredictions(run, (fold,), weights)
+    evaluator = Evaluator(run.exp, oof.cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
+    scores: list[dict[str, Any]] = []
+    for row in evaluator.iter_cases():
+        scores += evaluator.score(oof.read(row.id), row, fold)[0]
+    return pd.DataFrame(scores)
+
+
+def _file_name(case_id: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in case_id)[:80]

@@ -1,0 +1,119 @@
+"""Executors: what runs the folds of a run, here as processes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from competition.config.experiment import Experiment
+from competition.runs.run import FoldJob
+from competition.training.fold_process import FoldProcess, LogTail, raise_for_status, start_fold, stop_folds
+
+POLL_SECONDS = 0.2  # seconds between two reads of the folds' output
+ORPHAN_PATIENCE = 300.0  # seconds that a fold gets to notice the death of its parent and to write its checkpoint
+
+
+class Executor(Protocol):
+    """Runs folds, several at a time."""
+
+    def run(
+        self, jobs: Sequence[FoldJob], say: Callable[[str], None], should_stop: Callable[[], None] = lambda: None
+    ) -> None:
+        """Run all jobs to their end.
+
+        Args:
+            jobs: the folds.
+            say: takes lines for the user.
+            should_stop: called several times a second; an exception stops the folds, each with a checkpoint.
+
+        Raises:
+            MaskfoldError: a fold failed; the others were stopped with a checkpoint.
+        """
+
+
+def make_executor(exp: Experiment) -> Executor:
+    """Return the executor that `run.executor` names."""
+    run = exp.run
+    if run.executor == "ray":
+        from competition.training.ray_executor import RayExecutor
+
+        return RayExecutor(run)
+    return LocalExecutor(run.parallel_folds, run.devices)
+
+
+@dataclass(frozen=True)
+class RunningFold:
+    """A running fold."""
+
+    job: FoldJob
+    process: FoldProcess
+    tail: LogTail
+
+
+class LocalExecutor:
+    """Runs one process per fold, `parallel` of them at once, each with its own GPUs if there are several.
+
+    Args:
+        parallel: the number of folds in parallel.
+        devices: the number of devices per fold.
+        command: see `start_fold`.
+    """
+
+    def __init__(self, parallel: int, devices: int = 1, command: Sequence[str] | None = None) -> None:
+        self.parallel, self.devices, self.command = parallel, devices, command
+
+    def run(
+        self, jobs: Sequence[FoldJob], say: Callable[[str], None], should_stop: Callable[[], None] = lambda: None
+    ) -> None:
+        """See `Executor.run`."""
+        # This command holds the run's lock, so a fold's lock can only belong to a process whose parent was killed.
+        waiting = [replace(job, patience=max(job.patience, ORPHAN_PATIENCE)) for job in jobs]
+        running: dict[int, RunningFold] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.parallel:
+                    slot = next(number for number in range(self.parallel) if number not in running)
+                    running[slot] = self._start(waiting.pop(0), slot, say)
+                self._wait_for_any(running, should_stop)
+                for slot, fold in list(running.items()):
+                    if (status := fold.process.poll()) is not None:
+                        fold.tail.read()
+                        del running[slot]
+                        raise_for_status(fold.job, status, fold.process.read_error())
+        finally:
+            stop_folds([fold.process for fold in running.values()])
+            for fold in running.values():
+                fold.tail.read()
+
+    def _start(self, job: FoldJob, slot: int, say: Callable[[str], None]) -> RunningFold:
+        tail = LogTail(job, say)
+        return RunningFold(job, start_fold(job, self.command, gpus_of_slot(slot, self.devices, self.parallel)), tail)
+
+    def _wait_for_any(self, running: dict[int, RunningFold], should_stop: Callable[[], None]) -> None:
+        while all(fold.process.poll() is None for fold in running.values()):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                next(iter(running.values())).process.wait(POLL_SECONDS)
+            for fold in running.values():
+                fold.tail.read()
+            should_stop()
+
+
+def gpus_of_slot(slot: int, devices: int, parallel: int) -> list[str] | None:
+    """Return the GPUs of the `slot`-th parallel fold; None if there is nothing to divide."""
+    gpus = _visible_gpus()
+    if len(gpus) < 2 or parallel < 2:
+        return None
+    return [gpus[(slot * devices + number) % len(gpus)] for number in range(min(devices, len(gpus)))]
+
+
+def _visible_gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [number for number in visible.split(",") if number]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]

@@ -1,0 +1,568 @@
+"""Additional training data of a fold: pseudo-labelled images and cases of other competitions, with their weights.
+
+Pseudo-labels are predictions of teachers: members of other runs that saw none of the cases that the fold validates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from competition.config.experiment import Experiment, ExtraCasesConfig
+from competition.data.cache import RECORD_FILE, PreprocessedCase, cache_key, get_or_build
+from competition.data.dataset import WeightedCaseSampler
+from competition.errors import MaskfoldError
+from competition.runs.checkpoint import LAST_CHECKPOINT, load_weights
+from competition.runs.extra_cases import PSEUDO_TABLE, mark_near_duplicates, same_competition
+from competition.runs.find import list_finished_members
+from competition.runs.run import PLAIN_WEIGHTS, FoldJob, FoldResult, Run, load_run
+from competition.training.distributed import is_main_process, make_fabric
+from competition.training.lineage import (
+    BY_EXTRA_CASES,
+    BY_PSEUDO_LABELS,
+    HeldOutCases,
+    Leak,
+    TrainingCases,
+    cases_via,
+    find_leaks,
+    format_leaks,
+    initial_weights_cases,
+    labelled_cases,
+    member_name,
+    read_lineage_summary,
+    training_cases,
+    write_lineage,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Say = Callable[[str], None]
+
+
+# The data of a fold
+
+
+@dataclass
+class ExtraTrainingData:
+    """Prepared cases of additional training data.
+
+    Attributes:
+        folders: of the prepared cases.
+        kinds: (number of cases, weight) of each kind of data, in the order of `folders`.
+        summary: counts for `lineage.json` and the fold's result.
+    """
+
+    folders: list[Path] = field(default_factory=list)
+    kinds: list[tuple[int, float]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def sampler(self, labelled: int) -> WeightedCaseSampler:
+        """Return the sampler of all cases, given the number of labelled ones, which come first."""
+        return WeightedCaseSampler(labelled, self.kinds)
+
+    def add(self, folders: Sequence[Path], weight: float) -> None:
+        """Add one kind of data."""
+        if folders:
+            self.folders += folders
+            self.kinds.append((len(folders), weight))
+
+
+def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
+    """Check that no teacher was trained on cases that its fold validates.
+
+    Raises:
+        MaskfoldError: one was; the message shows the lineage of the leak.
+    """
+    for job in jobs if run.exp.pseudo is not None else ():
+        find_teachers(run, job)
+
+
+def prepare_extra_data(run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Path], cache: Path, say: Say) -> None:
+    """Prepare all additional images, and find copies of labelled cases among them.
+
+    Raises:
+        MaskfoldError: an image cannot be prepared, or a fold would have no image left.
+    """
+    from competition.data.preprocessing import preprocess_cases
+
+    if not run.extra_tables:
+        return
+    prepared = {}
+    for key, table in run.extra_tables.items():
+        extra = _extra_section(run.exp, key)
+        if extra is None:
+            prepared[key] = preprocess_cases(table, run.exp, cache, progress=say)
+        else:
+            prepared[key] = {row.id: prepare_extra_case(row, extra, run.exp, cache) for row in _rows(table)}
+        expected = _channels(labelled)
+        for case_id, folder in prepared[key].items():
+            channels = PreprocessedCase.open(folder).image.shape[0]
+            if channels != expected:
+                raise MaskfoldError(
+                    f"The image {case_id} of {_data_name(key, run.exp)} has {channels} channels, expected {expected} "
+                    "as in the labelled cases.",
+                    "Set prepare.channels to grey or rgb, or remove the image.",
+                )
+    copies = mark_near_duplicates(run, labelled, prepared)
+    for key, table in run.extra_tables.items():
+        line = f"{_data_name(key, run.exp)}: {len(table)} images"
+        if labels := table.attrs.get("labelled", 0):
+            line += f", {labels} more have labels and are not used"
+        if copies[key]:
+            line += f"; {copies[key]} resemble a labelled case and are not used in the fold that validates it"
+        say(line)
+        for job in jobs:
+            exclude_leaks(run, table, job.fold, key)
+
+
+def build_extra_data(job: FoldJob, run: Run, say: Say) -> ExtraTrainingData:
+    """Build the fold's additional training data from the cache, and write its `lineage.json`.
+
+    Args:
+        job: the fold.
+        run: its run.
+        say: takes lines for the log.
+
+    Raises:
+        MaskfoldError: a teacher was trained on cases that the fold validates, has changed since the fold started, or is
+            confident about no image.
+    """
+    exp, extra_data, fold = run.exp, ExtraTrainingData(), job.fold
+    if not run.extra_tables and exp.init_from is None:
+        return extra_data
+    resumed, recorded = (job.folder / LAST_CHECKPOINT).exists(), read_lineage_summary(job.folder)
+    if not run.extra_tables and recorded is not None:
+        return extra_data
+    sources = [labelled_cases(run, fold), *initial_weights_cases(run, fold, job.trust)]
+    for key, table in run.extra_tables.items():
+        extra, (rows, left_out) = _extra_section(exp, key), exclude_leaks(run, table, fold, key)
+        if extra is not None:
+            extra_data.add([prepare_extra_case(row, extra, exp, job.cache) for row in _rows(rows)], extra.weight)
+            sources.append(TrainingCases.from_table(BY_EXTRA_CASES, run, rows, extra.weight, extra.competition))
+            extra_data.summary[key.removeprefix("besides_")] = {
+                "cases": len(rows),
+                "weight": extra.weight,
+                "left_out": left_out,
+            }
+            continue
+        teachers = find_teachers(run, job)
+        teacher_names = [name for teacher in teachers for name in teacher.names]
+        digests = [digest for teacher in teachers for digest in teacher.digests()]
+        summary: dict[str, Any] = {
+            "teachers": [
+                {"member": name, "sha256": digest} for name, digest in zip(teacher_names, digests, strict=True)
+            ]
+        }
+        if resumed and recorded is not None and recorded.get("pseudo", {}).get("teachers") != summary["teachers"]:
+            raise MaskfoldError(
+                f"The teachers of {job.folder.name} have changed since it started: their weight files differ "
+                f"({', '.join(teachers[0].names)}).",
+                f"Delete {job.folder} to train this fold afresh, or start another run with --new.",
+            )
+        labelled_folders, confidence = _pseudo_label_cases(rows, teachers, exp, job, say)
+        weight = exp.pseudo.weight if exp.pseudo is not None else 0.0
+        left_out |= confidence.pop("left_out")
+        summary |= {"cases": len(labelled_folders), "weight": weight, "left_out": left_out, **confidence}
+        extra_data.add(list(labelled_folders.values()), weight)
+        sources.append(
+            TrainingCases.from_table(BY_PSEUDO_LABELS, run, rows[rows["id"].isin(set(labelled_folders))], weight)
+        )
+        sources += [source for teacher in teachers for source in teacher.sources]
+        extra_data.summary["pseudo"] = summary
+        say(
+            f"pseudo-labels of {len(labelled_folders)} of {len(rows)} images by {', '.join(teacher_names)}; "
+            f"{100 * summary['ignored']:.1f} % of their voxels are uncertain and ignored by the loss"
+        )
+    if is_main_process():
+        write_lineage(job.folder, sources, extra_data.summary)
+    return extra_data
+
+
+def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return the images that may train a fold: no copies of its validation cases, and no images of their groups.
+
+    Args:
+        run: the run.
+        table: one of the run's additional tables; `mark_near_duplicates` adds the column `alike`.
+        fold: the fold.
+        key: the table's name.
+
+    Returns:
+        The rows, and the number of excluded images by reason.
+
+    Raises:
+        MaskfoldError: no image is left.
+    """
+    protected, extra = HeldOutCases(run, fold), _extra_section(run.exp, key)
+    comp = run.exp.competition
+    same_ids = extra is None or same_competition(extra.competition, comp.name, str(comp.root))
+    same_groups = same_ids or (comp.group is not None and extra is not None and extra.competition.group is not None)
+    reasons = []
+    for row in _rows(table):
+        alike = set(json.loads(getattr(row, "alike", "[]")))
+        if row.image_hash in protected.hashes or (extra is not None and same_ids and row.id in protected.ids):
+            reasons.append("same")
+        elif same_groups and row.group in protected.units:
+            reasons.append("group")
+        else:
+            reasons.append("alike" if alike & protected.ids else "")
+    kept = table[[not reason for reason in reasons]]
+    if kept.empty:
+        raise MaskfoldError(
+            f"No image of {_data_name(key, run.exp)} is left for fold {fold}: each is a copy of a case that it "
+            "validates, or of the same group.",
+            "Name other images, or remove the section.",
+        )
+    return kept, {reason: count for reason, count in Counter(reasons).items() if reason}
+
+
+def _pseudo_label_cases(
+    rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: FoldJob, say: Say
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Pseudo-label the images; return the folders of the confident ones by id, and statistics on all of them."""
+    from competition.io import remove_all_stale_temp
+
+    assert exp.pseudo is not None
+    remove_all_stale_temp(job.cache)
+    ensemble = TeacherEnsemble(teachers, exp, job.cache, job.trust)
+    signature = [
+        [(teacher.run.folder.name, teacher.digests()) for teacher in teachers],
+        exp.pseudo.confidence.model_dump(mode="json"),
+    ]
+    confident, records = {}, []
+    for done, row in enumerate(_rows(rows), start=1):
+        key = hashlib.sha256(
+            json.dumps(["pseudo", 1, cache_key(row, exp), signature], sort_keys=True).encode()
+        ).hexdigest()[:32]
+        build = partial(pseudo_label_case, row=row, teachers=ensemble, exp=exp, cache=job.cache)
+        folder = get_or_build(job.cache, key, build)
+        record = json.loads((folder / RECORD_FILE).read_bytes())["pseudo"]
+        records.append(record)
+        if not record["doubt"]:
+            confident[row.id] = folder
+        if done % max(1, len(rows) // 4) == 0 and done < len(rows) and ensemble.is_loaded:
+            say(f"{done} of {len(rows)} images labelled")
+    if not confident:
+        best = max(record["dice"] for record in records)
+        raise MaskfoldError(
+            f"The teachers of {job.folder.name} are confident about none of the {len(rows)} images; the highest "
+            f"expected Dice is {best:.3f}.",
+            "Lower pseudo.confidence.dice, or train better teachers.",
+        )
+    kept = [record for record in records if not record["doubt"]]
+    return confident, {
+        "left_out": dict(Counter(record["doubt"] for record in records if record["doubt"])),
+        "ignored": float(np.mean([record["ignored"] for record in kept])),
+        "dice": float(np.mean([record["dice"] for record in kept])),
+    }
+
+
+def _rows(table: pd.DataFrame) -> list[SimpleNamespace]:
+    return [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
+
+
+def _extra_section(exp: Experiment, key: str) -> ExtraCasesConfig | None:
+    """Return the `extra` section of a table; None for the table of `pseudo`."""
+    return None if key == PSEUDO_TABLE else exp.extras[int(key.rpartition("_")[2])]
+
+
+def _data_name(key: str, exp: Experiment) -> str:
+    extra = _extra_section(exp, key)
+    return "pseudo-labels" if extra is None else f"extra cases of {extra.competition.name}"
+
+
+def _channels(prepared: dict[str, Path]) -> int:
+    return int(PreprocessedCase.open(next(iter(prepared.values()))).image.shape[0])
+
+
+# Teachers
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The members of one run that were not trained on the cases that a fold validates.
+
+    Attributes:
+        run: the run.
+        members: (fold, seed) of each.
+        sources: the cases that they were trained on.
+    """
+
+    run: Run
+    members: tuple[tuple[int, int], ...]
+    sources: tuple[TrainingCases, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the members, e.g. `hippocampus-unet3d/2cb50ff146c0/fold_0`."""
+        return [member_name(self.run, *member) for member in self.members]
+
+    def weight_files(self) -> list[Path]:
+        """Return the weight file of each member."""
+        files = []
+        for member in self.members:
+            folder = self.run.member_folder(*member)
+            result = FoldResult.read(folder)
+            files.append(folder / (result.weights if result is not None else PLAIN_WEIGHTS))
+        return files
+
+    def digests(self) -> list[str]:
+        """Return the SHA-256 (hexadecimal) of each weight file.
+
+        Raises:
+            MaskfoldError: a file is missing.
+        """
+        try:
+            return [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.weight_files()]
+        except OSError as error:
+            raise MaskfoldError(
+                f"pseudo.from: the weights {error.filename} cannot be read: {error.strerror}.",
+                "Restore the file from a backup, or train that fold again.",
+            ) from error
+
+
+def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
+    """Return the teachers of a fold: the members of each run in `pseudo.from` that saw none of its validation cases.
+
+    If both runs have the same folds, these are the members of the same fold; for another competition's data, all.
+
+    Raises:
+        MaskfoldError: a run has no such member (the message shows each leak), or it has other classes (status 2).
+    """
+    pseudo, protected, teachers = run.exp.pseudo, HeldOutCases(run, job.fold), []
+    for name in pseudo.teacher_names if pseudo is not None else ():
+        teacher_run = load_run(Path(name), job.trust)
+        _check_same_classes(run.exp, teacher_run)
+        clean_members: list[tuple[int, int]] = []
+        sources: dict[TrainingCases, None] = {}
+        all_leaks: list[Leak] = []
+        for member in list_finished_members(teacher_run):
+            seen_cases = training_cases(teacher_run, *member, job.trust)
+            if member_leaks := find_leaks(member_name(teacher_run, *member), seen_cases, protected):
+                all_leaks += member_leaks
+            else:
+                clean_members.append(member)
+                sources |= dict.fromkeys(cases_via("taught by", teacher_run, *member, job.trust))
+        if not clean_members:
+            raise _no_teacher_error(run, job.fold, teacher_run, all_leaks)
+        teachers.append(Teacher(teacher_run, tuple(clean_members), tuple(sources)))
+    return teachers
+
+
+def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence[Leak]) -> MaskfoldError:
+    if not all_leaks:
+        return MaskfoldError(
+            f"pseudo.from: {teacher_run.folder} has no finished fold.", "Finish it with its `maskfold cv` command."
+        )
+    finished_members = list_finished_members(teacher_run)
+    unfinished_folds = [number for number in teacher_run.fold_numbers() if (number, 0) not in finished_members]
+    hint = (
+        f"Its fold {fold} is unfinished and may be the missing teacher: finish that run, or use the same folds in both "
+        if fold in unfinished_folds
+        else "Use the same folds in both, so that each fold has a teacher that left out the same cases "
+    )
+    return MaskfoldError(
+        f"pseudo.from: no network of {teacher_run.name}/{teacher_run.folder.name} may teach fold {fold} of {run.name}, "
+        f"since each was trained on cases that the fold validates:{format_leaks(all_leaks)}.",
+        f"{hint}({_same_folds_setting(run, teacher_run)}).",
+        status=2,
+    )
+
+
+def _same_folds_setting(run: Run, teacher_run: Run) -> str:
+    file = teacher_run.folder / "folds.csv"
+    if set(run.folds["id"]) == set(teacher_run.folds["id"]):
+        return f"folds.scheme=file folds.file={file}"
+    return f"folds.scheme=file, with a folds.file of your cases' rows in {file}"
+
+
+def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
+    """Check that a teacher predicts the same classes; building its network checks the channels."""
+    comp, teacher_comp = exp.competition, teacher_run.exp.competition
+    for key in ("dimensions", "classes", "labels"):
+        if getattr(comp, key) != getattr(teacher_comp, key):
+            raise MaskfoldError(
+                f"pseudo.from: {teacher_run.folder} has {key} {getattr(teacher_comp, key)}, expected "
+                f"{getattr(comp, key)} (competition.{key}).",
+                "Name a run that predicts the same classes.",
+                status=2,
+            )
+
+
+class TeacherEnsemble:
+    """An ensemble of teachers; its networks are built for the first image.
+
+    Args:
+        teachers: the predictions of their runs are averaged with equal weights.
+        exp: the experiment that trains on the pseudo-labels: its images, its device.
+        cache: the folder of prepared cases.
+        trust: additional packages that `target` may name.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], exp: Experiment, cache: Path, trust: tuple[str, ...]) -> None:
+        self.teachers, self.exp, self.cache, self.trust = teachers, exp, cache, trust
+        self._networks_by_teacher: dict[int, tuple[Any, list[Any]]] = {}
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether networks are loaded, i.e. some image was not in the cache."""
+        return bool(self._networks_by_teacher)
+
+    def probabilities(self, row: Any) -> np.ndarray:
+        """Predict one image; return probabilities (`comp.output_channels`, *file shape), float32.
+
+        Args:
+            row: a row of the case table.
+
+        Raises:
+            MaskfoldError: the image cannot be read or predicted.
+        """
+        from competition.data.preprocessing import preprocess_case
+        from competition.inference.predict import merge_boundary_class, predict_case
+
+        total: np.ndarray | None = None
+        for index, teacher in enumerate(self.teachers):
+            exp = self._teacher_experiment(teacher)
+            case = PreprocessedCase.open(preprocess_case(row, exp, self.cache))
+            fabric, networks = self._load_networks(index, exp, case.image.shape[0])
+            probabilities = merge_boundary_class(
+                predict_case(networks, case, exp, fabric.device, fabric.autocast), exp.competition
+            )
+            total = probabilities if total is None else total + probabilities
+        assert total is not None
+        return total / np.float32(len(self.teachers))
+
+    def _teacher_experiment(self, teacher: Teacher) -> Experiment:
+        """Return the teacher's experiment on the images and the device of `exp`."""
+        exp = teacher.run.exp
+        comp = exp.competition.model_copy(
+            update={"root": self.exp.competition.root, "train": self.exp.competition.train}
+        )
+        return exp.model_copy(update={"competition": comp, "run": self.exp.run.model_copy(update={"devices": 1})})
+
+    def _load_networks(self, index: int, exp: Experiment, channels: int) -> tuple[Any, list[Any]]:
+        from competition.models.build import build_network
+
+        if index not in self._networks_by_teacher:
+            fabric = make_fabric(exp)[0]
+            networks = []
+            for path in self.teachers[index].weight_files():
+                network = build_network(exp, channels * (exp.patch.slices or 1), self.trust, pretrained=False)
+                load_weights(network, path)
+                networks.append(network.to(fabric.device).eval())
+            self._networks_by_teacher[index] = (fabric, networks)
+        return self._networks_by_teacher[index]
+
+
+# Prepared cases
+
+
+def pseudo_label_case(
+    folder: Path, row: Any, teachers: TeacherEnsemble, exp: Experiment, cache: Path
+) -> dict[str, Any]:
+    """Write an image with its pseudo-label, or only the record of an uncertain image; the `build` of `get_or_build`.
+
+    Args:
+        folder: empty; for the files of a prepared case.
+        row: a row of the case table.
+        teachers: predict the image.
+        exp: the experiment that trains on it.
+        cache: the folder of prepared cases.
+
+    Returns:
+        The content of `case.json`; `pseudo.doubt` is empty for an image that is used.
+
+    Raises:
+        MaskfoldError: the image cannot be read or predicted.
+    """
+    from competition.data.preprocessing import preprocess_case, write_mask
+    from competition.inference.confidence import foreground_entropy, pseudo_mask, self_dice
+
+    assert exp.pseudo is not None
+    rule, comp = exp.pseudo.confidence, exp.competition
+    probabilities = teachers.probabilities(row)
+    mask = pseudo_mask(probabilities, comp, rule)
+    dice, entropy = self_dice(probabilities, comp), foreground_entropy(probabilities, comp)
+    if rule.dice is not None and dice < rule.dice:
+        doubt = "dice"
+    elif rule.entropy is not None and entropy > rule.entropy:
+        doubt = "entropy"
+    else:
+        doubt = "ignored" if (mask == 255).all() else ""
+    summary = {"pseudo": {"doubt": doubt, "dice": dice, "entropy": entropy, "ignored": float((mask == 255).mean())}}
+    if doubt:
+        return {"id": row.id, **summary}
+    source = PreprocessedCase.open(preprocess_case(row, exp, cache))
+    _link_or_copy(source.folder / "image.npy", folder / "image.npy")
+    write_mask(folder, mask, source.geometry, exp, row.id, _objects(mask, exp))
+    record = json.loads((source.folder / RECORD_FILE).read_bytes())
+    record.pop("sizes")
+    return {**record, **summary}
+
+
+def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache: Path) -> Path:
+    """Prepare one case of another competition like those of the experiment, with its classes.
+
+    Args:
+        row: a row of the other competition's case table.
+        extra: the `extra` section of that competition.
+        exp: the experiment that trains on it.
+        cache: the folder of prepared cases.
+
+    Returns:
+        The folder for `PreprocessedCase.open`.
+
+    Raises:
+        MaskfoldError: the case cannot be read or prepared.
+    """
+    from competition.data.geometry import Geometry
+    from competition.data.masks import load_instances, load_relabelled_mask
+    from competition.data.preprocessing import write_image, write_mask
+    from competition.data.readers import load_image
+
+    source_comp, comp = extra.competition, exp.competition
+    mapping = extra.class_mapping(comp.classes)
+    source_keys = source_comp.model_dump(
+        mode="json", exclude={"root", "test", "submission", "metric", "group", "stratum", "name"}
+    )
+    parts = ["extra", 1, cache_key(row, exp), source_keys, mapping]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def build(folder: Path) -> dict[str, Any]:
+        record = write_image(folder, load_image(source_comp, row), exp, str(row.id))
+        objects = load_instances(source_comp, row) if exp.prepare.boundary else None
+        mask = load_relabelled_mask(source_comp, row, comp, mapping)
+        write_mask(folder, mask, Geometry.from_dict(record["geometry"]), exp, str(row.id), objects)
+        return record
+
+    return get_or_build(cache, key, build)
+
+
+def _objects(mask: np.ndarray, exp: Experiment) -> np.ndarray | None:
+    """Return the objects of a pseudo-label, for the boundary class: the connected components of each class."""
+    if exp.prepare.boundary is None:
+        return None
+    import cc3d
+
+    labels = np.where(mask[0] == 255, 0, mask[0]).astype(np.uint8)
+    return np.asarray(cc3d.connected_components(labels, connectivity=8 if labels.ndim == 2 else 26)).astype(np.int32)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it if the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

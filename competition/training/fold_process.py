@@ -1,0 +1,193 @@
+"""The process of a fold: start it, follow its output, stop it, and turn its exit status into an error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from competition.errors import MaskfoldError
+from competition.io import atomic_write, disk_full_as_error, parse_json_object
+from competition.process import PARENT_VARIABLE
+from competition.runs.run import FoldJob
+
+STOP_TIMEOUT = 60.0  # seconds that a stopped fold gets to write its checkpoint
+OUTPUT_FILE = "output.txt"  # the output of a fold's processes
+ERROR_FILE = "error.json"  # the error of a fold that failed
+STOPPED_STATUSES = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # the latter before its signal handlers are installed
+KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)  # the latter through a shell
+# Environment variable of a fold process: the descriptor of a pipe for its error. A pipe works even if the disk is full.
+ERROR_PIPE = "MASKFOLD_LAST_WORDS"
+# Fabric numbers its processes by these. A fold must not inherit them, or it would act as another fold's process.
+DISTRIBUTED_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class FoldProcess(subprocess.Popen[bytes]):
+    """A fold's process, with the reading end of its error pipe."""
+
+    pipe: int = -1
+
+    def read_error(self) -> str:
+        """Return the error that ended it, as JSON; empty if there was none or the process was killed."""
+        if self.pipe < 0:
+            return ""
+        pipe, self.pipe = self.pipe, -1
+        try:
+            return os.read(pipe, 65_536).decode(errors="replace")
+        except BlockingIOError:  # a child of the process still has the other end
+            return ""
+        finally:
+            os.close(pipe)
+
+
+def start_fold(job: FoldJob, command: Sequence[str] | None = None, gpus: Sequence[str] | None = None) -> FoldProcess:
+    """Start a fold's process; its output is appended to `output.txt` in its folder.
+
+    Args:
+        job: the fold.
+        command: the command, to which the path of `job.json` is added; None is `python -m competition.training.fold`.
+        gpus: the only GPUs that it may see; None keeps the environment's.
+
+    Raises:
+        MaskfoldError: the folder is not writable.
+    """
+    with disk_full_as_error(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / ERROR_FILE).unlink(missing_ok=True)  # of an earlier process
+    path, text = job.folder / "job.json", job.to_json().encode()
+    atomic_write(path, lambda file: file.write(text), len(text))
+    command = command or (sys.executable, "-m", "competition.training.fold")
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(reader, False)
+        # The output goes to a file instead of a pipe: it remains after the death of this process. The new session keeps
+        # Ctrl-C from the fold; `stop_folds` forwards it once.
+        with disk_full_as_error(job.folder / OUTPUT_FILE), open(job.folder / OUTPUT_FILE, "ab") as output:
+            process = FoldProcess(
+                [*command, str(path)],
+                env=_environment(job, gpus) | {ERROR_PIPE: str(writer)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(writer,),
+            )
+    except BaseException:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
+    process.pipe = reader
+    return process
+
+
+def stop_folds(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Terminate processes, which write a checkpoint and end; kill those that do not, or all if this is interrupted."""
+    try:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_TIMEOUT)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
+    """Raise the error of a process that ended with an exit status other than 0.
+
+    Args:
+        job: the fold.
+        status: the exit status.
+        error: from `FoldProcess.read_error`.
+
+    Raises:
+        MaskfoldError: the fold failed.
+        KeyboardInterrupt: a signal stopped it.
+    """
+    if status == 0:
+        return
+    error_file = job.folder / ERROR_FILE
+    if not error and error_file.exists():
+        error = error_file.read_text(errors="replace")
+    if error and (content := _parse_error(error)) is not None:
+        raise MaskfoldError(f"Fold {job.folder.name}: {content['wrong']}", content["cure"], status=content["status"])
+    if status in STOPPED_STATUSES:
+        raise KeyboardInterrupt(f"{job.folder.name} was stopped")
+    output = job.folder / OUTPUT_FILE
+    lines = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
+    last = lines[-1] if lines else "no output"
+    if status in KILLED_STATUSES:
+        raise MaskfoldError(
+            f"Fold {job.folder.name} was killed (SIGKILL), probably out of memory. Last output: {last}.",
+            "Lower run.parallel_folds, run.workers, training.batch_size or patch.size, or set prepare.cache_gib. The "
+            "same command resumes from its last checkpoint.",
+        )
+    raise MaskfoldError(
+        f"Fold {job.folder.name} ended with status {status}: {last}.",
+        f"See {output}; the same command resumes from its last checkpoint.",
+    )
+
+
+def _parse_error(error: str) -> dict[str, Any] | None:
+    """Parse a fold's error; return None if the disk or the pipe damaged it."""
+    try:
+        content = parse_json_object(error)
+    except ValueError:
+        return None
+    return content if {"wrong", "cure", "status"} <= content.keys() and isinstance(content["status"], int) else None
+
+
+class LogTail:
+    """Follows the output of a fold, in whole lines, without warnings of libraries.
+
+    Args:
+        job: the fold, on this machine or on another one that shares the folder.
+        say: takes lines for the user.
+    """
+
+    def __init__(self, job: FoldJob, say: Callable[[str], None]) -> None:
+        self.path, self.name, self.say = job.folder / OUTPUT_FILE, job.folder.name, say
+        self._offset = self.path.stat().st_size if self.path.exists() else 0
+
+    def read(self) -> None:
+        """Forward the lines since the last call."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self._offset)
+            content, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(content) + len(newline)
+        for line in content.decode(errors="replace").split("\n") if newline else ():
+            if not _is_noise(line):
+                self.say(f"{self.name} | {line.rstrip()}")
+
+
+def _is_noise(line: str) -> bool:
+    return not line.strip() or "Warning" in line or line.startswith("  ")
+
+
+def _environment(job: FoldJob, gpus: Sequence[str] | None) -> dict[str, str]:
+    # The fold imports the same package as this process, even if it is not installed.
+    home = str(Path(__file__).resolve().parents[2])
+    environment = {name: value for name, value in os.environ.items() if name not in DISTRIBUTED_VARIABLES}
+    return environment | {
+        PARENT_VARIABLE: str(os.getpid()),
+        "OMP_NUM_THREADS": str(job.threads),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # the working folder may contain an untrusted torch.py
+        # Waiting threads sleep: with other busy processes, spinning makes a step several times slower.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")])),
+        **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus is not None else {}),
+    }

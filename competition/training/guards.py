@@ -1,0 +1,350 @@
+"""Guards of the training step against non-finite values, a lack of memory, and bf16 gradients that do not repeat."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from competition.config.experiment import Experiment, SkipSteps
+from competition.errors import MaskfoldError
+from competition.inference.predict import HOST_MEMORY_HINT, free_unused_memory, is_out_of_memory, reduced_batch_size
+from competition.io import read_record, write_json
+from competition.models.interface import error_in_one_line, flatten_tensors
+from competition.training.distributed import DistributedContext
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+T = TypeVar("T")
+LOADER_ERRORS = ("is killed by signal", "exited unexpectedly")  # in torch's error when a loader process dies
+MAX_RESTORES = 8  # limit of restores per fold; the learning rate is then 1/256 of the original
+GRADIENT_NORM = "gradient's norm"
+REPEATS = 5  # times that `bf16_is_deterministic` computes the gradients
+
+
+# Non-finite values
+
+
+class MicroBatchResult(NamedTuple):
+    """The result of one micro-batch, or of one part of it."""
+
+    losses: dict[str, Tensor]  # the loss and its terms, scalars
+    cases: Tensor  # (b,) case indices
+    share: float  # of the full micro-batch; less than 1 for a part
+
+
+class NonFiniteGuard:
+    """Finds non-finite losses and gradients, and undoes the step that has them; `training.on_nan` sets the reaction.
+
+    All processes of a fold see the same values (means over the processes), so all decide alike.
+
+    Args:
+        exp: uses `training.on_nan`, `training.on_oom` and `training.clip_gradient`.
+        fabric: launched.
+        distributed: the processes of the fold.
+        network: without Fabric's wrapper; `rollback` restores its buffers.
+        case_id: returns the id of a case by its index.
+    """
+
+    def __init__(
+        self,
+        exp: Experiment,
+        fabric: Fabric,
+        distributed: DistributedContext,
+        network: nn.Module,
+        case_id: Callable[[int], str],
+    ) -> None:
+        self.policy, self.fabric, self.distributed, self.case_id = exp.training.on_nan, fabric, distributed, case_id
+        self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
+        self.max_norm = exp.training.clip_gradient
+        self._unscaled = False  # the scaler allows one unscaling per step; clipping uses it
+        self._buffers: list[Tensor] = []
+        if self.policy != "stop" or exp.training.on_oom != "stop":
+            self._buffers = list(network.buffers())
+        self._saved_buffers = [buffer.clone() for buffer in self._buffers]
+
+    def snapshot(self) -> None:
+        """Copy the network's buffers (e.g. batch statistics), since the forward pass of a bad batch corrupts them."""
+        self._unscaled = False
+        if self._buffers:
+            torch._foreach_copy_(self._saved_buffers, self._buffers)
+
+    def clip_gradient(self, network: Any, optimizer: Any) -> Tensor:
+        """Clip the gradient to `training.clip_gradient`; return its norm before clipping, a scalar on the device."""
+        if self.max_norm is None:
+            gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+            return get_total_norm(gradients)
+        self._unscaled = self.scaler is not None
+        norm: Any = self.fabric.clip_gradients(network, optimizer, max_norm=self.max_norm, error_if_nonfinite=False)
+        return norm
+
+    def rollback(self, optimizer: Any) -> None:
+        """Undo a step that is not taken: clear the gradients, restore the buffers and the scaler."""
+        optimizer.zero_grad()
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._saved_buffers)
+        if self._unscaled:
+            self.scaler.update(self.scaler.get_scale())
+
+    def check(
+        self, micro_batches: Sequence[MicroBatchResult], norm: Tensor, where: str
+    ) -> tuple[dict[str, float], str]:
+        """Check that the losses and the gradient of a step are finite. This synchronises with the device, once a step.
+
+        Args:
+            micro_batches: of the step, in order.
+            norm: the gradient's norm.
+            where: the step, for the message: `at step 3 of fold 0`.
+
+        Returns:
+            The sum of each loss over the micro-batches, and a message that names the problem and the cases; the message
+            is empty if all values are finite.
+        """
+        norm_index = len(micro_batches)
+        scalars = {
+            (index, name): value for index, micro in enumerate(micro_batches) for name, value in micro.losses.items()
+        }
+        means = self.distributed.mean(scalars | {(norm_index, GRADIENT_NORM): norm})
+        bad = [key for key, value in means.items() if not math.isfinite(value)]
+        if bad and not (bad == [(norm_index, GRADIENT_NORM)] and self._scaler_overflowed()):
+            index, name = bad[0]
+            bad_micro_batches = sorted({index for index, _ in bad if index < norm_index}) or range(norm_index)
+            ids = self._case_ids(micro_batches[number].cases for number in bad_micro_batches)
+            return {}, f"The {name} is {means[index, name]} {where} (cases {ids})"
+        sums: dict[str, float] = {}
+        for (index, name), value in means.items():
+            if index < norm_index:
+                sums[name] = sums.get(name, 0.0) + value * micro_batches[index].share
+        return sums, ""
+
+    def decide(self, problem: str, skipped: int, restored: int) -> str:
+        """Return what to do about a step with non-finite values: `skip` or `restore`.
+
+        Args:
+            problem: the message of `check`.
+            skipped: steps skipped so far in this fold.
+            restored: restores so far in this fold.
+
+        Raises:
+            MaskfoldError: `training.on_nan` is `stop`, or its limit is reached.
+        """
+        hint = "Lower optimizer.args.lr, set training.precision=fp32, or check these cases"
+        if isinstance(self.policy, SkipSteps):
+            if skipped < self.policy.skip:
+                return "skip"
+            raise MaskfoldError(
+                f"{problem}; the fold has already skipped {skipped} steps.",
+                f"{hint}; training.on_nan={{skip: {2 * skipped}}} allows more.",
+            )
+        if self.policy == "restore":
+            if restored < MAX_RESTORES:
+                return "restore"
+            raise MaskfoldError(f"{problem}, after the learning rate was halved {restored} times.", f"{hint}.")
+        raise MaskfoldError(
+            f"{problem}.",
+            f"{hint}; training.on_nan={{skip: 5}} skips a few such steps, and training.on_nan=restore restarts the "
+            "epoch with half the learning rate.",
+        )
+
+    def _scaler_overflowed(self) -> bool:
+        """Return whether the loss scaler explains a non-finite gradient: it lowers its scale and skips the step itself.
+
+        At a scale of 1 or less the scaler is not the cause.
+        """
+        return self.scaler is not None and self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
+
+    def _case_ids(self, cases: Iterable[Tensor]) -> str:
+        return ", ".join(self.case_id(index) for index in self.distributed.gather(torch.cat(list(cases))))
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether all entries of all tensors are finite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+# Memory
+
+
+class OutOfMemoryGuard:
+    """Splits micro-batches so that they fit into memory; `training.on_oom` sets the reaction.
+
+    Args:
+        exp: uses `training.on_oom`, `training.batch_size` and `training.accumulate`.
+        device: the training device.
+        say: takes lines for the log.
+    """
+
+    def __init__(self, exp: Experiment, device: torch.device, say: Callable[[str], None]) -> None:
+        self.policy, self.batch_size = exp.training.on_oom, exp.training.batch_size
+        self.accumulate = exp.training.accumulate
+        self.device, self.say = device, say
+        self._logged_windows: int | None = None
+
+    def micro_batch_size(self, halved: int) -> int:
+        """Return the samples in a micro-batch that was halved `halved` times."""
+        return -(-self.batch_size // 2**halved)
+
+    def split(self, batch: dict[str, Any], halved: int) -> list[dict[str, Any]]:
+        """Split a batch into parts of `micro_batch_size(halved)` samples, in the same order."""
+        size = self.micro_batch_size(halved)
+        if size >= self.batch_size:
+            return [batch]
+        chunks = {name: value.split(size) for name, value in batch.items()}
+        return [dict(zip(chunks, part, strict=True)) for part in zip(*chunks.values(), strict=True)]
+
+    def run(self, work: Callable[[], T], halved: int, step: int) -> T | None:
+        """Run the work of a step; return None if memory ran out and the step must be repeated in smaller parts.
+
+        Raises:
+            MaskfoldError: memory ran out and `training.on_oom` is `stop`, or the parts have one sample already.
+        """
+        try:
+            return work()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            message = error_in_one_line(error)
+        # After the handler, since the exception's frames hold tensors until then.
+        free_unused_memory(self.device)
+        size = self.micro_batch_size(halved)
+        if size > 1 and self.policy == "halve":
+            self.say(
+                f"memory ran out on {self.device} at step {step} with {size} samples at a time ({message}); continuing "
+                f"with {self.micro_batch_size(halved + 1)} at a time, accumulated to the same "
+                f"{self.batch_size * self.accumulate} samples a step"
+            )
+            return None
+        batch_size = "training.batch_size (raising training.accumulate keeps the step the same), " if size > 1 else ""
+        halve = ", or set training.on_oom=halve" if self.policy == "stop" and size > 1 else ""
+        raise MaskfoldError(
+            f"Memory ran out on {self.device} at step {step} with {size} sample{'s' * (size > 1)} at a time: "
+            f"{message}.",
+            f"Lower {batch_size}patch.size or the network's width{halve}. {HOST_MEMORY_HINT}.",
+        )
+
+    def report(self, halved: int) -> dict[str, float]:
+        """Return the reduced micro-batch and window counts as metrics; log a new window count."""
+        metrics = {"memory/micro_batch": float(self.micro_batch_size(halved))} if halved else {}
+        reduced_windows = reduced_batch_size(self.device)
+        if reduced_windows is not None:
+            metrics["memory/windows"] = float(reduced_windows)
+            if reduced_windows != self._logged_windows:
+                self.say(
+                    f"memory ran out on {self.device} in prediction; continuing with {reduced_windows} windows "
+                    "at a time"
+                )
+        self._logged_windows = reduced_windows
+        return metrics
+
+
+@contextmanager
+def oom_as_error(doing: str) -> Iterator[None]:
+    """Turn an out-of-memory exception in the block into an error that names the keys to lower.
+
+    Args:
+        doing: the work, for the message, e.g. `training fold 0`.
+
+    Raises:
+        MaskfoldError: memory ran out.
+    """
+    try:
+        yield
+    except Exception as error:
+        loader_killed = (
+            isinstance(error, RuntimeError)
+            and "DataLoader worker" in str(error)
+            and any(text in str(error) for text in LOADER_ERRORS)
+        )
+        if not loader_killed and not is_out_of_memory(error):
+            raise
+        problem = "A loader process was killed, probably out of memory," if loader_killed else "Memory ran out"
+        raise MaskfoldError(
+            f"{problem} while {doing}: {error_in_one_line(error)}.",
+            f"{HOST_MEMORY_HINT}; set prepare.cache_gib, or lower training.batch_size, inference.batch_size or "
+            "patch.size.",
+        ) from error
+
+
+def peak_gib(device: torch.device) -> float:
+    """Return the peak memory in GiB: of a CUDA device, else the resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+
+
+# Determinism of bf16
+
+
+def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, trust: Sequence[str] = ()) -> bool:
+    """Compute the gradients of one batch several times, and compare them bit for bit.
+
+    Args:
+        exp: uses the model, the patch and the batch size.
+        channels: of the network's input.
+        cache: the folder in which the result is stored for the other folds and for resumed ones.
+        trust: additional packages that the model may come from.
+
+    Returns:
+        True if all gradients are finite and equal.
+    """
+    threads = torch.get_num_threads()
+    settings = [
+        exp.model.model_dump(),
+        exp.patch.size,
+        exp.training.batch_size,
+        channels,
+        exp.output_channels,
+        threads,
+        torch.__version__,
+        torch.backends.cpu.get_cpu_capability(),
+        REPEATS,
+        *([exp.gate.model_dump()] if exp.gate is not None else []),
+    ]
+    path = cache / "bf16" / f"{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(FileNotFoundError, MaskfoldError, KeyError):  # a damaged file is replaced
+        return bool(read_record(path)["repeats"])
+    deterministic = _gradients_repeat(exp, channels, trust)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"repeats": deterministic})
+    return deterministic
+
+
+def _gradients_repeat(exp: Experiment, channels: int, trust: Sequence[str]) -> bool:
+    from competition.models.build import build_network
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network(exp, channels, trust, pretrained=False).train()
+        image = torch.randn(exp.training.batch_size, channels, *exp.patch.size)
+        first: list[Tensor] = []
+        for _ in range(REPEATS):
+            torch.manual_seed(1)  # dropout
+            gradients = _compute_gradients(network, image)
+            if not all_finite(gradients):
+                return False
+            if not first:
+                first = gradients
+            elif not all(torch.equal(before, after) for before, after in zip(first, gradients, strict=True)):
+                return False
+    return True
+
+
+def _compute_gradients(network: nn.Module, image: Tensor) -> list[Tensor]:
+    """Return the gradient of each parameter that has one, for a scalar that depends on all outputs."""
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = network(image)
+    sum((output.float().sigmoid().mean() for output in flatten_tensors(outputs)), torch.zeros(())).backward()
+    return [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]

@@ -1,0 +1,225 @@
+"""Folds as tasks on a Ray cluster whose machines share the run's folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import competition
+from competition.config.experiment import HardwareConfig
+from competition.errors import MaskfoldError
+from competition.runs.lock import is_free
+from competition.runs.run import FoldJob
+from competition.training.fold_process import (
+    OUTPUT_FILE,
+    STOP_TIMEOUT,
+    LogTail,
+    raise_for_status,
+    start_fold,
+    stop_folds,
+)
+
+MAX_RETRIES = 10  # of a fold whose worker or machine is lost; each resumes from the last checkpoint
+POLL_SECONDS = 0.2  # seconds between two checks
+LOCK_PATIENCE = 150.0  # seconds: a file server keeps a dead machine's locks for 90, and may show a new file 60 later
+SHARED_FOLDER_HINT = (
+    "Mount one folder at the same path on every machine of the cluster and run the command in it; see docs/cluster.md."
+)
+
+
+class RayExecutor:
+    """Runs one task per fold, `run.parallel_folds` of them at once, on any machine with free resources.
+
+    If there is no cluster, this machine becomes one while the process runs.
+
+    Args:
+        run: the experiment's `run:` section.
+        command: see `start_fold`.
+    """
+
+    def __init__(self, run: HardwareConfig, command: Sequence[str] | None = None) -> None:
+        self.settings, self.command = run, command
+
+    def run(
+        self, jobs: Sequence[FoldJob], say: Callable[[str], None], should_stop: Callable[[], None] = lambda: None
+    ) -> None:
+        """See `Executor.run`."""
+        ray = connect_ray()
+        resources = FoldResources.from_settings(
+            self.settings, [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        )
+        task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=MAX_RETRIES)(run_fold_task)
+        waiting = [replace(job, threads=resources.threads, patience=LOCK_PATIENCE) for job in jobs]
+        running: dict[Any, tuple[FoldJob, LogTail]] = {}  # by Ray's reference to the result of the task
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.settings.parallel_folds:
+                    job = waiting.pop(0)
+                    tail = LogTail(job, say)
+                    reference = task.options(name=f"{job.run.name} {job.folder.name}").remote(
+                        job.to_json(), os.getcwd(), self.command, resources.gpus == 0, competition.__version__
+                    )
+                    running[reference] = (job, tail)
+                done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+                for _, tail in running.values():
+                    tail.read()
+                should_stop()
+                for reference in done:
+                    job, tail = running.pop(reference)
+                    error = _task_error(ray, reference, job)
+                    tail.read()
+                    if error is not None:
+                        raise error
+        finally:
+            _cancel(ray, running)
+
+
+@dataclass(frozen=True)
+class FoldResources:
+    """The resources that a fold requests from the cluster."""
+
+    cpus: int
+    gpus: float
+    threads: int
+
+    @classmethod
+    def from_settings(cls, run: HardwareConfig, machines: Sequence[Mapping[str, float]]) -> FoldResources:
+        """Return the resources that `run:` sets, or an equal share for those that it does not set.
+
+        Args:
+            run: the `run:` section.
+            machines: `CPU` and `GPU` of each; a machine without CPUs takes no folds.
+
+        Raises:
+            MaskfoldError: no machine has these resources.
+        """
+        gpus = run.gpus
+        if gpus is None:
+            gpus = run.devices if run.accelerator in ("auto", "cuda") and any(m.get("GPU", 0) for m in machines) else 0
+        suitable = [machine for machine in machines if machine.get("CPU", 0) and machine.get("GPU", 0) >= gpus]
+        cores = [int(machine["CPU"]) for machine in suitable]
+        # No more than the smallest machine has, so that any machine can take over a fold from a lost one.
+        share = max(run.devices, min(min(cores, default=1), sum(cores) // run.parallel_folds))
+        cpus = run.cpus or run.threads or share
+        if max(cores, default=0) < cpus:
+            available = ", ".join(f"{m.get('CPU', 0):g} CPUs and {m.get('GPU', 0):g} GPUs" for m in machines)
+            raise MaskfoldError(
+                f"A fold requires {cpus} CPUs and {gpus:g} GPUs, but the cluster's machines have {available}.",
+                "Lower run.cpus, run.gpus and run.devices to the resources of one machine.",
+            )
+        return cls(cpus, gpus, run.threads or cpus)
+
+
+def connect_ray() -> Any:
+    """Connect Ray to `RAY_ADDRESS`, else to the cluster of this machine's `ray start`, else to a new local one.
+
+    Raises:
+        MaskfoldError: Ray is not installed, or the cluster does not answer.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError as error:
+        raise MaskfoldError(
+            "run.executor is ray, but Ray is not installed.", 'Run `pip install "maskfold[ray]"`.', status=2
+        ) from error
+    if ray.is_initialized():
+        return ray
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise MaskfoldError(
+            f"Ray does not answer: {str(error).splitlines()[0]}.",
+            "Check `ray status`, correct RAY_ADDRESS, or remove a dead cluster with `ray stop`.",
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray installs its own, which would leave the folds running
+    return ray
+
+
+def run_fold_task(
+    job_json: str, working_folder: str, command: Sequence[str] | None, without_gpu: bool, version: str
+) -> MaskfoldError | KeyboardInterrupt | None:
+    """Run the process of a fold on this machine, from its first step or its last checkpoint; this is the Ray task.
+
+    Args:
+        job_json: the job as JSON.
+        working_folder: the driver's working folder; the paths of the data are relative to it.
+        command: see `start_fold`.
+        without_gpu: hide this machine's GPUs.
+        version: the driver's version of Maskfold.
+
+    Returns:
+        The error for the driver to raise; None if the fold is finished.
+    """
+    job, host = FoldJob.from_json(job_json), socket.gethostname()
+    if version != competition.__version__:
+        return MaskfoldError(
+            f"{host}: found Maskfold {competition.__version__}, expected {version}, the version of the command.",
+            "Install the same version on every machine.",
+        )
+    for folder in (job.run, Path(working_folder)):
+        if not folder.is_dir():
+            return MaskfoldError(f"The folder {folder} does not exist on {host}.", SHARED_FOLDER_HINT)
+    os.chdir(working_folder)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with open(job.folder / OUTPUT_FILE, "a") as file:
+        file.write(f"starts on {host}, child of process {os.getpid()}\n")
+    process = start_fold(job, command, gpus=[] if without_gpu else None)
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)  # `ray.cancel` interrupts here
+    finally:
+        stop_folds([process])
+    try:
+        raise_for_status(job, process.returncode, process.read_error())
+    except (MaskfoldError, KeyboardInterrupt) as error:
+        return error
+    return None
+
+
+def _task_error(ray: Any, reference: Any, job: FoldJob) -> MaskfoldError | KeyboardInterrupt | None:
+    """Return the error of a task; None if its fold is finished and its result is visible on this machine."""
+    try:
+        task_error: MaskfoldError | KeyboardInterrupt | None = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        return MaskfoldError(
+            f"Ray gave up fold {job.folder.name}: {message}.",
+            f"See {job.folder / OUTPUT_FILE}; the same command resumes from its last checkpoint.",
+        )
+    if task_error is None and not _wait_until((job.folder / "result.json").exists, LOCK_PATIENCE):
+        return MaskfoldError(
+            f"Fold {job.folder.name} is finished, but its result is not in {job.folder} on this machine.",
+            SHARED_FOLDER_HINT,
+        )
+    return task_error
+
+
+def _cancel(ray: Any, running: Mapping[Any, tuple[FoldJob, LogTail]]) -> None:
+    """Stop all folds, each with a checkpoint."""
+    for reference in running:
+        ray.cancel(reference)
+    if running:
+        ray.wait(list(running), num_returns=len(running), timeout=STOP_TIMEOUT)
+    for job, tail in running.values():
+        _wait_until(lambda job=job: is_free(job.folder), STOP_TIMEOUT)  # type: ignore[misc]
+        tail.read()
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait until a condition is true, up to some seconds; return whether it is."""
+    deadline = time.monotonic() + seconds
+    while not (fulfilled := condition()) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return fulfilled

@@ -1,0 +1,272 @@
+"""Soups of a run: predict the cases of a fold with its soup, and select the soups or the plain weights.
+
+The selection compares their out-of-fold scores; the reported nested score selects for each fold on the other folds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from competition.config.competition import MetricConfig
+from competition.io import write_json, write_table
+from competition.metrics.bootstrap import cv_score, paired_gain
+from competition.runs.checkpoint import load_weights, save_weights
+from competition.runs.oof import OofStore
+from competition.runs.run import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult, Run, finished_results
+from competition.seeding import child_seed
+from competition.training.averaging import ALL_CASES, HALVES, split_halves
+from competition.training.evaluator import dice_per_class, fold_scores
+from competition.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_BATCHES = 100  # batches that estimate the batch statistics; fewer if an epoch is shorter
+SOUP_PREFIX = FoldResult.prefix_of(SOUP_WEIGHTS)
+
+
+# The soup of a fold
+
+
+def predict_with_soup(
+    job: FoldJob, run: Run, trainer: Trainer, score: float | None, dice: dict[str, float | None]
+) -> dict[str, Any] | None:
+    """Write a fold's soup and its out-of-fold predictions, next to the files of the plain weights.
+
+    Each half of the validation cases is predicted by the checkpoints that the other half selected, so no case is
+    predicted by a selection that used its own score. The written weights are those that all cases selected.
+
+    Args:
+        job: the fold.
+        run: its run.
+        trainer: after the end of training.
+        score: of the plain weights.
+        dice: of the plain weights, per class.
+
+    Returns:
+        For `result.json`: `epochs` (of the written weights), `score` and `dice` (of the halves), `plain`, and
+        `flattered`: the score of the written weights on the cases that selected them. None without `training.soup`.
+    """
+    soup, evaluator = trainer.soup, trainer.evaluator
+    if evaluator is None or not soup.enabled:
+        return None
+    comp, network, store_kind = run.exp.competition, trainer.unwrapped_model, run.exp.inference.store
+    half = evaluator.cases["id"].map(soup.half_of)
+    store, tables = OofStore(job.folder / f"{SOUP_PREFIX}oof", store_kind), []
+    for scored_half, selecting_half in (HALVES, HALVES[::-1]):
+        network.load_state_dict(soup.average(selecting_half))
+        update_bn_statistics(network, trainer)
+        half_evaluator = replace(evaluator, cases=evaluator.cases[half == scored_half])
+        tables.append(half_evaluator.predict_out_of_fold(network, store, job.fold))
+    scores = _in_case_order(tables, evaluator.cases["id"])
+    write_table(scores, job.folder / f"{SOUP_PREFIX}scores.csv")
+    _write_soup(job.folder / SOUP_WEIGHTS, trainer)
+    epochs, first_epochs, second_epochs = (soup.epochs(ranking) for ranking in (ALL_CASES, *HALVES))
+    same_selection = epochs == first_epochs == second_epochs
+    flattered = cv_score(scores if same_selection else evaluator.validate(network, job.fold), comp.metric)
+    if (run.folds["fold"] == -2).any():
+        held_out = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
+        test_store = OofStore(job.folder / f"{SOUP_PREFIX}test", store_kind)
+        test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, -2)
+        write_table(test_scores, job.folder / f"{SOUP_PREFIX}test_scores.csv")
+    return {
+        "epochs": epochs,
+        "score": cv_score(scores, comp.metric),
+        "dice": dice_per_class(scores, comp.classes),
+        "flattered": flattered,
+        "plain": {"score": score, "dice": dice},
+    }
+
+
+def _write_soup(path: Path, trainer: Trainer) -> None:
+    """Write the average of the checkpoints that all cases selected, and load it into the network."""
+    network = trainer.unwrapped_model
+    if not path.exists():
+        network.load_state_dict(trainer.soup.average(ALL_CASES))
+        update_bn_statistics(network, trainer)
+        save_weights(path, network.state_dict())
+    load_weights(network, path)
+    network.eval()
+
+
+def _in_case_order(tables: list[pd.DataFrame], ids: pd.Series[str]) -> pd.DataFrame:
+    """Return the rows of both halves in the order of the cases."""
+    import pandas as pd
+
+    position = {case: number for number, case in enumerate(ids)}
+    scores = pd.concat(tables, ignore_index=True)
+    return scores.sort_values("id", key=lambda column: column.map(position), kind="stable", ignore_index=True)
+
+
+def update_bn_statistics(network: nn.Module, trainer: Trainer) -> bool:
+    """Re-estimate a network's batch statistics from the next training batches.
+
+    Takes means over the batches in training mode (so with dropout), by `torch.optim.swa_utils.update_bn`. The batches
+    and the dropout are seeded, so the same weights get the same statistics in any process.
+
+    Args:
+        network: with the averaged weights, on the training device; it is in evaluation mode afterwards.
+        trainer: of the fold, after the end of training.
+
+    Returns:
+        False if the network has no batch normalisation with statistics, so that nothing was done.
+    """
+    if any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        for module in network.modules()
+    ):
+        torch.manual_seed(child_seed(trainer.seed, trainer.fold, 0, 1, "soup"))
+        with torch.no_grad(), trainer.fabric.autocast():
+            update_bn(_training_images(trainer), network)
+        network.eval()
+        return True
+    network.eval()
+    return False
+
+
+def _training_images(trainer: Trainer) -> Iterator[Tensor]:
+    """Yield augmented images (B, C, *patch) on the device."""
+    count = min(MAX_BATCHES, trainer.steps_per_epoch * trainer.exp.training.accumulate)
+    for batch in itertools.islice(trainer.train_loader(), count):
+        if trainer.evaluator is not None:
+            trainer.evaluator.should_stop()
+        image, mask = trainer.fabric.to_device((batch["image"], batch["mask"]))
+        if trainer.augment is not None:
+            image, _ = trainer.augment(image, mask, batch["seed"].tolist())
+        yield image
+
+
+# Selection for the whole run
+
+
+def select_soup(run: Run) -> dict[str, Any] | None:
+    """Select the soups or the plain weights of a run's finished folds, and write the selection into each `result.json`.
+
+    All folds and seeds have the same selection, which may change while folds are added. Readers of a member's
+    predictions, scores or weights follow its `result.json`.
+
+    Args:
+        run: with some finished folds.
+
+    Returns:
+        The keys of `compare_soup`; `k`; `fewest` (checkpoints in a member's soup: a time budget may end before k are
+        validated); `flattered` (mean over members of the score on the cases that selected the weights); `members`
+        (mean over members of the cross-fitted score). None if there is no soup.
+    """
+    import pandas as pd
+
+    members = [result for result in finished_results(run) if result.soup is not None]
+    if not members:
+        return None
+    folds = sorted({member.fold for member in members})
+    by_fold = {fold: [member for member in members if member.fold == fold] for fold in folds}
+    plain, soup = (
+        pd.concat([fold_scores(run, fold, results, weights) for fold, results in by_fold.items()], ignore_index=True)
+        for weights in (PLAIN_WEIGHTS, SOUP_WEIGHTS)
+    )
+    cases, seed = run.cases, run.exp.seeds[0]
+    groups = dict(zip(cases["id"], cases["group"], strict=True)) if run.exp.competition.group else None
+    part_of = {case: fold for case, fold in zip(run.folds["id"], run.folds["fold"], strict=True) if fold in by_fold}
+    if len(folds) == 1:
+        part_of = split_halves(cases[cases["id"].isin(list(part_of))], folds[0], seed)
+    comparison = compare_soup(plain, soup, run.exp.competition.metric, part_of, seed, groups)
+    for member in members:
+        _write_selection(run, member, comparison["kept"])
+    for name, key in (("flattered", "flattered"), ("members", "score")):
+        values = [float(member.soup[key]) for member in members if member.soup is not None]
+        comparison[name] = sum(values) / len(values)
+    fewest = min(len(member.soup["epochs"]) for member in members if member.soup is not None)
+    return {"k": run.exp.training.soup, "fewest": fewest, **comparison}
+
+
+def compare_soup(
+    plain: pd.DataFrame,
+    soup: pd.DataFrame,
+    metric: MetricConfig,
+    part_of: Mapping[str, int],
+    seed: int,
+    groups: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Compare the soup with the plain weights: on all cases, and nested, for each part on the other parts.
+
+    The soup is selected if the whole 95 % interval of its paired gain over the plain weights is above 0.
+
+    Args:
+        plain: score rows of the plain weights.
+        soup: score rows of the same cases, by averages that these cases did not select.
+        metric: the competition's.
+        part_of: the part of each case: its fold, or its half if there is only one fold.
+        seed: of the bootstrap.
+        groups: the group of each case, for the interval.
+
+    Returns:
+        `plain` and `soup`: the scores; `gain`, `low` and `high`: paired; `nested`: the score if the other parts select
+        for each part; `chosen`: the parts for which they select the soup; `parts`: their number; `kept`: whether all
+        cases select the soup.
+    """
+    import pandas as pd
+
+    parts = sorted(set(part_of.values()))
+    pieces, chosen = [], []
+    for part in parts:
+        in_plain, in_soup = (table["id"].map(part_of) == part for table in (plain, soup))
+        soup_is_better, _ = _soup_is_better(plain[~in_plain], soup[~in_soup], metric, seed, groups)
+        pieces.append(soup[in_soup] if soup_is_better else plain[in_plain])
+        if soup_is_better:
+            chosen.append(part)
+    kept, gain = _soup_is_better(plain, soup, metric, seed, groups)
+    low, high = (end if isfinite(end) else None for end in gain[1:])
+    return {
+        "plain": cv_score(plain, metric),
+        "soup": cv_score(soup, metric),
+        "gain": gain[0],
+        "low": low,
+        "high": high,
+        "nested": cv_score(pd.concat(pieces), metric),
+        "chosen": chosen,
+        "parts": len(parts),
+        "kept": kept,
+    }
+
+
+def _soup_is_better(
+    plain: pd.DataFrame, soup: pd.DataFrame, metric: MetricConfig, seed: int, groups: Mapping[str, str] | None
+) -> tuple[bool, tuple[float, float, float]]:
+    gain = paired_gain(plain, soup, metric, seed=seed, groups=groups)
+    return bool(gain.low > 0), (gain.value, gain.low, gain.high)
+
+
+def _write_selection(run: Run, result: FoldResult, soup_is_better: bool) -> None:
+    """Write the selected weights and their scores into a member's `result.json`."""
+    assert result.soup is not None
+    scores = result.soup if soup_is_better else result.soup["plain"]
+    weights = SOUP_WEIGHTS if soup_is_better else PLAIN_WEIGHTS
+    selected = replace(result, weights=weights, score=scores["score"], dice=scores["dice"])
+    if selected != result:
+        write_json(run.member_folder(result.fold, result.seed) / "result.json", selected.__dict__)
+
+
+def format_soup(soup: Mapping[str, Any] | None) -> list[str]:
+    """Return the lines of a report on the soup; an empty list without a soup."""
+    if soup is None:
+        return []
+    ends = f", 95 % {soup['low']:+.4f} to {soup['high']:+.4f}" if soup["low"] is not None else ""
+    fewer = f" (in one fold only {soup['fewest']} were validated)" if soup.get("fewest", soup["k"]) < soup["k"] else ""
+    return [
+        f"soup of the {soup['k']} best checkpoints{fewer}: {soup['soup']:.4f} on cases that did not select them, "
+        f"{soup['plain']:.4f} with the last weights (gain {soup['gain']:+.4f}{ends}), {soup['nested']:.4f} nested",
+        f"  soup of one network: {soup['members']:.4f} on cases that did not select it, "
+        f"{soup['flattered']:.4f} on those that did",
+        "  selected: the soups"
+        if soup["kept"]
+        else "  selected: the last weights, since the interval of the gain is not above 0",
+    ]

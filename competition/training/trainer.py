@@ -1,0 +1,447 @@
+"""The training loop of one fold.
+
+Every random choice derives from a counter (`competition.seeding`), so a checkpoint holds no generator state: a
+run that is killed and resumed from its last checkpoint ends with the weights of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from competition.config.experiment import EarlyStoppingConfig, Experiment
+from competition.data.dataset import BatchSampler, PatchDataset
+from competition.models.losses import SegmentationLoss
+from competition.models.optim import ExponentialMovingAverage, LRSchedule, build_optimizer
+from competition.runs.checkpoint import (
+    GOOD_CHECKPOINT,
+    LAST_CHECKPOINT,
+    MetricsLog,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
+from competition.seeding import child_seed
+from competition.training.averaging import CheckpointAverager, UniformSoup
+from competition.training.budget import StepBudget
+from competition.training.distributed import DistributedContext
+from competition.training.evaluator import Evaluator, summary_metrics
+from competition.training.guards import MicroBatchResult, NonFiniteGuard, OutOfMemoryGuard, all_finite, peak_gib
+
+
+@dataclass
+class TrainerState:
+    """The counters of a fold's training; plain numbers, which the checkpoint stores under these names."""
+
+    step: int = 0  # optimiser steps done
+    seconds: float = 0.0  # since the fold started, earlier processes included
+    epoch_seconds: float = 0.0  # of the current epoch
+    sums: dict[str, float] = field(default_factory=dict)  # loss and its terms, summed over the current epoch
+    best: float = -math.inf  # best validation score
+    stale: int = 0  # validations since the best one
+    stopped: str = ""  # why training ended
+    ended: int = 0  # steps at the end of the last epoch that was validated and logged
+    skipped: int = 0  # steps skipped for non-finite values, see `NonFiniteGuard`
+    lost: int = 0  # of these, in the current epoch
+    restored: int = 0  # restores after such a step; each halves the learning rate
+    halved: int = 0  # times that the micro-batch size was halved, see `OutOfMemoryGuard`
+
+    @classmethod
+    def from_checkpoint(cls, values: dict[str, Any]) -> TrainerState:
+        """Return the counters of a checkpoint; older checkpoints lack some of them."""
+        return cls(**{"ended": values["step"], **values})
+
+    def add_losses(self, losses: dict[str, float]) -> None:
+        """Add the losses of a step to the sums of the epoch."""
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + loss
+
+    def skip_step(self) -> None:
+        """Count a skipped step: its samples and its position in the schedule are used up."""
+        self.step, self.skipped, self.lost = self.step + 1, self.skipped + 1, self.lost + 1
+
+    def metrics(self) -> dict[str, float]:
+        """Return the counts of skipped and restored steps that are not 0."""
+        counts = {"train/skipped": float(self.skipped), "train/restored": float(self.restored)}
+        return {name: count for name, count in counts.items() if count}
+
+    def early_stop_reason(self, stopping: EarlyStoppingConfig, dice: list[float]) -> str:
+        """Return why to stop after a validation with this Dice per class; empty to continue."""
+        reason = ""
+        if stopping.patience is not None and self.stale >= stopping.patience:
+            reason = f"no better score in {self.stale} validations"
+        threshold = stopping.all_classes_at_least
+        if threshold is not None and min(dice) >= threshold:
+            reason = f"every class reached a Dice of {threshold}"
+        return reason
+
+
+def format_epoch(epoch: int, step: int, metrics: dict[str, float]) -> str:
+    """Return the log line of an epoch."""
+    parts = [
+        f"epoch {epoch}",
+        f"step {step}",
+        f"loss {metrics.get('train/loss', math.nan):.4f}",
+        f"lr {metrics['lr']:.2e}",
+    ]
+    if "val/score" in metrics:
+        parts += [f"score {metrics['val/score']:.4f}", f"Dice {metrics['val/dice']:.4f}"]
+    return " · ".join([*parts, f"{metrics['time/epoch_seconds']:.1f} s"])
+
+
+@dataclass
+class Trainer:
+    """Trains the network of one fold; `competition.training.fold` makes it, `train` runs it.
+
+    Attributes:
+        fabric: launched.
+        exp: the experiment.
+        folder: the fold's folder.
+        fold: the fold; -1 is a fit on all cases.
+        seed: the seed of every random choice.
+        model: the network; wrapped by Fabric from `__post_init__` on.
+        dataset: patches of the training cases.
+        evaluator: scores the validation cases; None for a fit on all cases.
+        augment: augments images and masks on the device.
+        start_time: `time.monotonic()` at the start of the process.
+        stop_reason: returns why to stop now, or an empty string.
+        say: takes lines for the log.
+        trust: additional packages that `target` may name.
+    """
+
+    fabric: Fabric
+    exp: Experiment
+    folder: Path
+    fold: int
+    seed: int
+    model: Any
+    dataset: PatchDataset
+    evaluator: Evaluator | None
+    augment: Callable[[Tensor, Tensor, list[int]], tuple[Tensor, Tensor]] | None
+    start_time: float
+    stop_reason: Callable[[], str]
+    say: Callable[[str], None]
+    trust: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        exp, cfg = self.exp, self.exp.training
+        self.distributed = DistributedContext(self.fabric)
+        self.samples_per_step = cfg.batch_size * cfg.accumulate * self.distributed.world_size
+        self.steps_per_epoch = cfg.steps_per_epoch or math.ceil(len(self.dataset) / self.samples_per_step)
+
+        self.loss = SegmentationLoss(exp, self.trust)
+        optimizer = build_optimizer(exp, self.model.parameters(), self.trust)
+        self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self.schedule = LRSchedule(exp.schedule, self.base_lrs)
+
+        self.unwrapped_model: nn.Module = self.model
+        self.model, self.optimizer = self.fabric.setup(self.model, optimizer)
+        self.ema = ExponentialMovingAverage(self.unwrapped_model, cfg.ema) if cfg.ema else None
+        self.eval_model = copy.deepcopy(self.unwrapped_model).requires_grad_(False).eval()
+
+        self.budget = StepBudget.from_experiment(exp, self.steps_per_epoch)
+        self.state = TrainerState()
+        self.nan_guard = NonFiniteGuard(exp, self.fabric, self.distributed, self.unwrapped_model, self.dataset.case_id)
+        self.oom_guard = OutOfMemoryGuard(exp, self.fabric.device, self.say)
+        self.averager = CheckpointAverager(self.folder / "snapshots", cfg.average, by_score=cfg.weights == "best")
+        cases = self.evaluator.cases if self.evaluator is not None else None
+        self.soup = UniformSoup(self.folder / "soup", exp, self.fold, cases)
+
+        self.validation_seconds = 0.0  # of the last validation; an estimate of the final prediction
+        self.metrics_line = ""  # of the last epoch, in `metrics.jsonl`
+        if (self.folder / LAST_CHECKPOINT).exists():
+            self._load_checkpoint(LAST_CHECKPOINT)
+        self.earlier_seconds = self.state.seconds  # of earlier processes of this fold
+        self.last_save_time = time.monotonic()
+        if self.distributed.rank == 0:
+            self._open_metrics_log()
+            if cfg.on_nan == "restore" and not (self.folder / GOOD_CHECKPOINT).exists():
+                self.save_checkpoint(good=True)
+
+    def train(self) -> None:
+        """Take optimiser steps until the step budget is used up, or early stopping or a stop signal ends training."""
+        batches = iter(self.train_loader())
+        while not self.state.stopped:
+            step_start = time.monotonic()
+            # A process that was stopped during the validation of an epoch resumes with that validation.
+            if not self._epoch_finished():
+                repeat_step = self.training_step(batches)
+                if repeat_step:
+                    batches = iter(self.train_loader())
+                    continue
+            # The main process validates, logs and saves; the others wait and copy its state.
+            self.distributed.run_on_main(partial(self._after_step, step_start), self.state_dict, self.load_state_dict)
+        self.distributed.close()
+
+    def training_step(self, batches: Any) -> bool:
+        """Take one optimiser step; return True if the same step must be taken again."""
+        state = self.state
+        self._seed_dropout()
+        self._set_learning_rate()
+
+        # Forward and backward pass of each micro-batch
+        self.model.train()
+        self.nan_guard.snapshot()
+        micro_batches = self.oom_guard.run(partial(self._backward, batches), state.halved, state.step + 1)
+        if micro_batches is None:  # out of memory: take the step again in smaller micro-batches
+            self.nan_guard.rollback(self.optimizer)
+            state.halved += 1
+            return True
+
+        # Clip the gradient, and check that it and the losses are finite
+        grad_norm = self.nan_guard.clip_gradient(self.model, self.optimizer)
+        losses, problem = self.nan_guard.check(
+            micro_batches, grad_norm, f"at step {state.step + 1} of fold {self.fold}"
+        )
+        if problem:
+            return self._handle_non_finite(problem)
+        state.add_losses(losses)
+
+        # Update the weights and their moving average
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.unwrapped_model)
+        state.step += 1
+        return False
+
+    def _seed_dropout(self) -> None:
+        """Seed torch for this step of this process, so that a resumed process draws the same dropout."""
+        epoch, position = divmod(self.state.step, self.steps_per_epoch)
+        sample = position * self.distributed.world_size + self.distributed.rank
+        torch.manual_seed(child_seed(self.seed, self.fold, epoch, sample, "torch"))
+
+    def _set_learning_rate(self) -> None:
+        """Set the learning rate of this step by the schedule; each restore after a non-finite step has halved it."""
+        fraction_done = self.budget.fraction_done(self.state.step)
+        multiplier = self.schedule.multiplier(fraction_done) * 0.5**self.state.restored
+        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base_lr * multiplier
+
+    def _backward(self, batches: Any) -> list[MicroBatchResult]:
+        """Accumulate the gradient of one step over its micro-batches, which are split further to fit into memory."""
+        cfg, results = self.exp.training, []
+        for micro_step in range(cfg.accumulate):
+            parts = self.oom_guard.split(next(batches), self.state.halved)
+            for part in parts:
+                image, mask = self.fabric.to_device((part["image"], part["mask"]))
+                if self.augment is not None:
+                    image, mask = self.augment(image, mask, part["seed"].tolist())
+                share = len(part["case"]) / cfg.batch_size
+                is_last = micro_step + 1 == cfg.accumulate and part is parts[-1]
+                with self.fabric.no_backward_sync(self.model, enabled=not is_last):
+                    loss, terms = self.loss(self.model(image), mask)
+                    self.fabric.backward(loss / (cfg.accumulate / share))
+                losses = {"loss": loss.detach(), **(terms if len(terms) > 1 else {})}
+                results.append(MicroBatchResult(losses, part["case"], share))
+        return results
+
+    def _handle_non_finite(self, problem: str) -> bool:
+        """Skip the step, or restore the last good checkpoint with half the learning rate; return True to repeat it."""
+        decision = self.nan_guard.decide(problem, self.state.skipped, self.state.restored)
+        self.nan_guard.rollback(self.optimizer)
+        if decision == "skip":
+            self.state.skip_step()
+            self.say(f"{problem}: step skipped, {self.state.skipped} skipped in this fold")
+            return False
+        restored = self.state.restored + 1
+        self._load_checkpoint(GOOD_CHECKPOINT)
+        self.state.restored = restored
+        self.budget.reset_pace()
+        if self.distributed.rank == 0:
+            self._open_metrics_log()
+            self.save_checkpoint()
+        self.say(f"{problem}: restored step {self.state.step}, learning rate times {0.5**restored:g}")
+        return True
+
+    def _after_step(self, step_start: float) -> None:
+        """Do the main process's work after a step: the time budget, the end of an epoch, checkpoints, stop signals."""
+        self.budget.update_from_clock(self.state.step, self.elapsed_seconds(), self._reserved_seconds)
+        self.state.epoch_seconds += time.monotonic() - step_start
+        if self._epoch_finished():
+            before_validation = copy.deepcopy(self.state_dict())
+            try:
+                self._end_epoch(last=self.budget.is_done(self.state.step))
+            except KeyboardInterrupt:
+                self.load_state_dict(before_validation)  # the resumed run validates again
+                self.save_checkpoint()
+                raise
+        elif time.monotonic() - self.last_save_time > 60 * self.exp.training.checkpoint_minutes:
+            self.save_checkpoint()
+        if reason := self.stop_reason():
+            self.save_checkpoint()
+            raise KeyboardInterrupt(reason)
+
+    def _epoch_finished(self) -> bool:
+        """Return whether the steps done complete an epoch that `_end_epoch` has not handled yet."""
+        step = self.state.step
+        return step > self.state.ended and (step % self.steps_per_epoch == 0 or self.budget.is_done(step))
+
+    def _end_epoch(self, last: bool) -> None:
+        """Log the epoch, validate if it is due, decide whether to stop, and save a checkpoint."""
+        cfg, state = self.exp.training, self.state
+        epoch = self.epoch
+        steps = state.step - (epoch - 1) * self.steps_per_epoch
+        metrics = {
+            f"train/{name}": total / (cfg.accumulate * (steps - state.lost)) for name, total in state.sums.items()
+        }
+        metrics["lr"] = float(self.optimizer.param_groups[0]["lr"])
+        metrics["time/epoch_seconds"] = state.epoch_seconds
+        metrics["time/samples_per_second"] = steps * self.samples_per_step / max(state.epoch_seconds, 1e-9)
+        metrics["memory/peak_gib"] = peak_gib(self.fabric.device)
+
+        # The out-of-fold prediction scores the last epoch anyway, unless its weights compete with those of others.
+        validate_last = self.averager.by_score or self.soup.enabled
+        due = validate_last if last else epoch % cfg.validate_every == 0
+        score = self._validate(metrics, epoch) if self.evaluator is not None and due else None
+        if self.evaluator is not None and epoch % cfg.pictures_every == 0 and not last:
+            self.evaluator.save_pictures(self.ema_model(), self.folder / "pictures", epoch)
+        if score is not None or not self.averager.by_score or self.evaluator is None:
+            self.averager.add(epoch, score, lambda: self.ema_model().state_dict())
+
+        state.stopped = state.stopped or ("done" if last else "")
+        metrics |= state.metrics() | self.oom_guard.report(state.halved)
+        self.say(format_epoch(epoch, state.step, metrics))
+        if state.stopped not in ("", "done"):
+            self.say(f"stopped early: {state.stopped}")
+        self.metrics_line = self.metrics_log.format_line(state.step, epoch, metrics)
+        state.sums, state.lost, state.epoch_seconds, state.ended = {}, 0, 0.0, state.step
+        good = cfg.on_nan == "restore" and all_finite(self.unwrapped_model.state_dict().values())
+        self.save_checkpoint(good)
+        self.metrics_log.append_line(self.metrics_line)
+
+    def _validate(self, metrics: dict[str, float], epoch: int) -> float:
+        """Score the validation cases with the averaged weights; update schedule, best weights and early stopping."""
+        assert self.evaluator is not None
+        state, stopping, start = self.state, self.exp.early_stopping, time.monotonic()
+        scores = self.evaluator.validate(self.ema_model(), self.fold)
+        self.validation_seconds = time.monotonic() - start
+        metrics.update(summary_metrics(scores, self.exp))
+        score = metrics["val/score"]
+        if score > state.best:
+            state.best, state.stale = score, 0
+            self.save_best_weights(self.eval_model)
+        else:
+            state.stale += 1
+        self.schedule.observe(score)
+        self.soup.add(epoch, scores, self.eval_model)
+        if stopping is not None:
+            dice = [metrics.get(f"val/dice/{name}", -math.inf) for name in self.exp.competition.classes]
+            state.stopped = state.early_stop_reason(stopping, dice) or state.stopped
+        return score
+
+    def train_loader(self) -> DataLoader[Any]:
+        """Return the endless batches of this process, starting with those of the next step."""
+        cfg, run = self.exp.training, self.exp.run
+        sampler = BatchSampler(
+            start=self.state.step * cfg.accumulate,
+            total=None,  # endless
+            steps_per_epoch=self.steps_per_epoch * cfg.accumulate,
+            batch=cfg.batch_size,
+            rank=self.distributed.rank,
+            world=self.distributed.world_size,
+        )
+        return DataLoader(
+            self.dataset,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            num_workers=run.workers,
+            pin_memory=self.fabric.device.type == "cuda",
+            prefetch_factor=4 if run.workers else None,
+        )
+
+    # Weights
+
+    def ema_model(self) -> nn.Module:
+        """Return `eval_model` with the averaged weights, or with the plain weights if `training.ema` is off."""
+        weights = self.ema.weights() if self.ema is not None else self.unwrapped_model.state_dict()
+        self.eval_model.load_state_dict(weights)
+        return self.eval_model
+
+    def final_weights(self) -> dict[str, Tensor]:
+        """Return the weights for prediction: the last or the best ones, averaged over `training.average` epochs."""
+        return self.averager.average() or dict(self.ema_model().state_dict())
+
+    def save_best_weights(self, model: nn.Module) -> None:
+        """Write the weights with the best validation score so far, for the user; Maskfold does not read them."""
+        save_weights(self.folder / "best.safetensors", model.state_dict())
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the training state that all processes share: plain values, no tensors."""
+        return {"progress": asdict(self.state), "plan": self.budget.estimates, "schedule": self.schedule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.state = TrainerState.from_checkpoint(state["progress"])
+        self.budget.estimates = state["plan"]
+        self.schedule.load_state_dict(state["schedule"])
+
+    def save_checkpoint(self, good: bool = False) -> None:
+        """Write the checkpoint; with `good` also the one that `training.on_nan: restore` returns to."""
+        self.state.seconds = self.elapsed_seconds()
+        for name in (GOOD_CHECKPOINT, LAST_CHECKPOINT) if good else (LAST_CHECKPOINT,):
+            save_checkpoint(
+                self.folder / name,
+                {
+                    "network": self.unwrapped_model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "ema": self.ema.state_dict() if self.ema is not None else None,
+                    "precision": self.fabric.strategy.precision.state_dict(),
+                    **self.state_dict(),
+                    "threads": torch.get_num_threads(),
+                    "devices": self.distributed.world_size,
+                    "line": self.metrics_line,
+                },
+            )
+        self.last_save_time = time.monotonic()
+
+    def _load_checkpoint(self, name: str) -> None:
+        checkpoint = load_checkpoint(self.folder / name)
+        self.distributed.check_devices(checkpoint.get("devices", 1), self.folder / name)
+        self.unwrapped_model.load_state_dict(checkpoint["network"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint["ema"])
+        self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+        self.load_state_dict(checkpoint)
+        self.metrics_line = checkpoint.get("line", "")
+        if checkpoint["threads"] != torch.get_num_threads():
+            self.say(
+                f"note: the checkpoint was written with {checkpoint['threads']} threads, this process has "
+                f"{torch.get_num_threads()}; results may differ in the last digits"
+            )
+        self.say(f"resumed from step {self.state.step}")
+
+    def _open_metrics_log(self) -> None:
+        self.metrics_log = MetricsLog(self.folder / "metrics.jsonl", self.state.step, self.metrics_line)
+
+    # Time
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, counted from 1."""
+        return math.ceil(self.state.step / self.steps_per_epoch)
+
+    def elapsed_seconds(self) -> float:
+        """Return the seconds since the fold started, earlier processes included."""
+        return self.earlier_seconds + time.monotonic() - self.start_time
+
+    def _reserved_seconds(self) -> float:
+        """Estimate the seconds of the final prediction from the last validation, or from one case before the first."""
+        if self.validation_seconds == 0.0 and self.evaluator is not None:
+            self.validation_seconds = self.evaluator.estimate_seconds(self.ema_model(), self.fold)
+        # By-score weights validate the last epoch too; a soup adds that and two predictions. Pictures: 15 %.
+        predictions = 1 + max(self.averager.by_score, 3 * self.soup.enabled)
+        return 1.15 * predictions * self.validation_seconds + 2.0

@@ -1,0 +1,418 @@
+"""Figures of one case, as one PNG: image · truth · prediction, or the comparison of two predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import Competition
+from competition.data.geometry import find_axes, reorient
+from competition.io import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[Any]
+RGB = tuple[float, float, float]
+IGNORE_LABEL = 255
+IGNORED_COLOUR: RGB = (0.6, 0.6, 0.6)
+BETTER_COLOUR: RGB = (0.25, 0.85, 0.35)  # B is right, A is wrong
+WORSE_COLOUR: RGB = (1.0, 0.25, 0.25)  # A is right, B is wrong
+BOTH_WRONG_COLOUR: RGB = (0.95, 0.85, 0.2)
+VIEWS = ("sagittal", "coronal", "axial")  # view of a slice along the first, second and third axis of LAS
+PANEL_INCHES = {2: 4.2, 3: 2.8}  # width, by the dimensions of a case
+SMOOTH_PIXELS = 256  # slices with fewer pixels per side are enlarged before their contours are drawn
+MAX_LEGEND_ENTRIES = 16
+# Colours of the first classes: bright on grey, and distinguishable for most colour-blind readers.
+PALETTE: tuple[RGB, ...] = tuple(
+    (r / 255, g / 255, b / 255)
+    for r, g, b in (
+        (255, 140, 0),
+        (0, 190, 255),
+        (255, 80, 160),
+        (120, 220, 60),
+        (250, 230, 50),
+        (170, 110, 255),
+        (0, 200, 160),
+        (255, 70, 60),
+    )
+)
+
+
+def draw_case(
+    path: Path,
+    image: Array,
+    truth: Array | None,
+    masks: Array,
+    comp: Competition,
+    title: str,
+    spacing: Sequence[float] | None = None,
+    dice: Mapping[str, float] | None = None,
+    affine: Array | None = None,
+) -> None:
+    """Draw image · truth · prediction: one row for a 2D image, three orthogonal slices for a volume.
+
+    Without a truth: image · prediction. The slices of a volume are those with the most truth, else the most prediction,
+    else the middle ones; each class has the same weight.
+
+    Args:
+        path: the PNG, written atomically.
+        image: (C, *spatial), any dtype. A 2D image with 3 or 4 channels is drawn as RGB, else its first channel.
+        truth: (M, *spatial) uint8 from `competition.data.masks.load_mask`; 255 is ignored. None: a test case.
+        masks: (K, *spatial) bool, the prediction.
+        comp: defines the classes and how labels are stored.
+        title: title of the figure.
+        spacing: mm per voxel along each axis; None: isotropic.
+        affine: 4×4 voxel to world of a volume, which is then drawn in radiological convention (head up, front up in
+            axial slices, the patient's right on the left); None: in the file's orientation.
+        dice: Dice per class for the legend, nan for a class absent from truth and prediction; None: computed here.
+    """
+    from matplotlib.figure import Figure
+
+    order: tuple[int, ...] = ()
+    if affine is not None and comp.dimensions == 3:
+        order, flips = find_axes(affine, 3, "LAS", title)
+        image, masks = reorient(image, order, flips), reorient(masks, order, flips)
+        truth = None if truth is None else reorient(truth, order, flips)
+        spacing = None if spacing is None else [spacing[axis] for axis in order]
+    ignored = None if truth is None else get_ignored_voxels(truth, comp)
+    if dice is None and truth is not None:
+        dice = _dice_per_class(truth, masks, ignored, comp)
+    foreground = np.any(masks, axis=0) if truth is None else np.any((truth != 0) & (truth != IGNORE_LABEL), axis=0)
+    layers = (
+        iter(masks)
+        if truth is None or not foreground.any()
+        else (_class_mask(truth, index, comp) for index in range(len(comp.classes)))
+    )
+    planes = _select_planes(
+        _foreground_profiles(layers, foreground.shape), spacing, is_stack="{z}" in str(comp.train.images)
+    )
+    channels = image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
+    bounds = _display_range(channels)
+    width = PANEL_INCHES[comp.dimensions]
+    heights = _row_heights(planes, foreground, width)
+    names = ("image", "prediction") if truth is None else ("image", "truth", "prediction")
+    figure = Figure(figsize=(len(names) * width, sum(heights) + 1.0), dpi=110, layout="constrained")
+    grid = figure.subplots(len(planes), len(names), squeeze=False, height_ratios=heights)
+    for row, plane in enumerate(planes):  # slice first, then compute: volumes are large
+        true_masks = [] if truth is None else [label_to_class_masks(plane.cut(truth), comp)]
+        for axes, name, layer in zip(grid[row], names, (None, *true_masks, plane.cut(masks)), strict=True):
+            _draw_image(axes, _to_rgb(plane.cut(channels), bounds), plane)
+            if layer is not None:
+                _draw_masks(axes, layer)
+            if row == 0:
+                axes.set_title(name, fontsize=10)
+        if ignored is not None:
+            _fill_area(grid[row, 1], plane.cut(ignored), IGNORED_COLOUR, 0.6)
+        if plane.axis is not None:
+            label = f"axis {plane.axis}, slice {plane.position}"
+            if order:  # axis and slice number in the file
+                length = foreground.shape[plane.axis]
+                position = length - 1 - plane.position if flips[plane.axis] else plane.position
+                label = f"{VIEWS[plane.axis]}: axis {order[plane.axis]}, slice {position}"
+            grid[row, 0].set_ylabel(label, fontsize=9)
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    present = [
+        index
+        for index in range(len(comp.classes))
+        if masks[index].any() or (truth is not None and _class_mask(truth, index, comp).any())
+    ]
+    _draw_legend(
+        figure, [(class_colour(index), _label(comp.classes[index], dice)) for index in present], ignored is not None
+    )
+    save_figure(figure, path)
+
+
+def draw_comparison(
+    path: Path,
+    image: Array,
+    truth: Array,
+    masks: tuple[Array, Array],
+    comp: Competition,
+    title: str,
+    names: tuple[str, str] = ("A", "B"),
+    spacing: Sequence[float] | None = None,
+    affine: Array | None = None,
+) -> None:
+    """Draw truth · A · B · difference: one row for a 2D image, three orthogonal slices for a volume.
+
+    The slices of a volume are those where the two predictions differ most. In the last panel a pixel is green where
+    only B is right, red where only A is right, and yellow where both are wrong, over all classes.
+
+    Args:
+        path: the PNG, written atomically.
+        image: (C, *spatial), see `draw_case`.
+        truth: (M, *spatial) uint8; 255 is ignored.
+        masks: predictions of A and B, (K, *spatial) bool each.
+        comp: defines the classes.
+        title: title of the figure.
+        names: titles of the panels of A and B.
+        spacing: mm per voxel along each axis; None: isotropic.
+        affine: 4×4 voxel to world of a volume, see `draw_case`.
+    """
+    from matplotlib.figure import Figure
+
+    order: tuple[int, ...] = ()
+    if affine is not None and comp.dimensions == 3:
+        order, flips = find_axes(affine, 3, "LAS", title)
+        image, truth, masks_a, masks_b = (reorient(array, order, flips) for array in (image, truth, *masks))
+        masks = masks_a, masks_b
+        spacing = None if spacing is None else [spacing[axis] for axis in order]
+    changed = (masks[0] != masks[1]).any(axis=0)
+    layers = [changed] if changed.any() else list(label_to_class_masks(truth, comp))
+    planes = _select_planes(
+        _foreground_profiles(layers, changed.shape), spacing, is_stack="{z}" in str(comp.train.images)
+    )
+    channels = image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
+    bounds, width = _display_range(channels), PANEL_INCHES[comp.dimensions]
+    heights = _row_heights(planes, changed, width)
+    figure = Figure(figsize=(4 * width, sum(heights) + 1.2), dpi=110, layout="constrained")
+    grid = figure.subplots(len(planes), 4, squeeze=False, height_ratios=heights)
+    for row, plane in enumerate(planes):
+        true_masks = label_to_class_masks(plane.cut(truth), comp)
+        predictions = [plane.cut(mask) for mask in masks]
+        ignored = (plane.cut(truth) == IGNORE_LABEL).any(axis=0)
+        for axes, name, layer in zip(
+            grid[row], ("truth", *names, "difference"), (true_masks, *predictions, None), strict=True
+        ):
+            _draw_image(axes, _to_rgb(plane.cut(channels), bounds), plane)
+            if layer is not None:
+                _draw_masks(axes, layer)
+            if row == 0:
+                axes.set_title(name, fontsize=9.5, parse_math=False)
+        wrong = [(mask != true_masks).any(axis=0) & ~ignored for mask in predictions]
+        for area, colour in (
+            (wrong[0] & ~wrong[1], BETTER_COLOUR),
+            (wrong[1] & ~wrong[0], WORSE_COLOUR),
+            (wrong[0] & wrong[1], BOTH_WRONG_COLOUR),
+        ):
+            _fill_area(grid[row, 3], area, colour, 0.75)
+        if plane.axis is not None:
+            view = f"{VIEWS[plane.axis]}: " if order else ""
+            axis, position = plane.axis, plane.position
+            if order:  # axis and slice number in the file
+                position = changed.shape[axis] - 1 - position if flips[axis] else position
+                axis = order[axis]
+            grid[row, 0].set_ylabel(f"{view}axis {axis}, slice {position}", fontsize=9)
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    _draw_legend(figure, _legend_entries(comp, truth, masks), ignored=False)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    atomic_write(path, lambda file: figure.savefig(file, format="png"))
+
+
+def class_colour(index: int) -> RGB:
+    """Return the colour of a class, the same in every figure: the palette first, then hues a golden angle apart."""
+    import colorsys
+
+    if index < len(PALETTE):
+        return PALETTE[index]
+    return colorsys.hsv_to_rgb((index * 0.618034) % 1.0, 0.55 + 0.4 * (index % 2), 1.0)
+
+
+# Classes of a stored mask
+
+
+def label_to_class_masks(truth: Array, comp: Competition) -> NDArray[np.bool_]:
+    """Return class masks (K, *spatial) bool of a stored mask (M, *spatial)."""
+    if comp.labels == "overlapping":
+        return truth == 1
+    return truth[:1] == np.arange(1, len(comp.classes) + 1, dtype=truth.dtype).reshape(-1, *[1] * (truth.ndim - 1))
+
+
+def get_ignored_voxels(truth: Array, comp: Competition) -> NDArray[np.bool_] | None:
+    """Return the ignored voxels of the truth, (*spatial) bool; None if there are none."""
+    ignored = (truth == IGNORE_LABEL).any(axis=0)
+    return ignored if ignored.any() else None
+
+
+def _class_mask(truth: Array, index: int, comp: Competition) -> NDArray[np.bool_]:
+    """Return one class of a stored mask, (*spatial) bool."""
+    return np.asarray(truth[index] == 1 if comp.labels == "overlapping" else truth[0] == index + 1)
+
+
+def _dice_per_class(truth: Array, masks: Array, ignored: Array | None, comp: Competition) -> dict[str, float]:
+    values = {}
+    for index, name in enumerate(comp.classes):
+        true_mask = _class_mask(truth, index, comp)
+        mask = masks[index] if ignored is None else masks[index] & ~ignored
+        total = int(true_mask.sum()) + int(mask.sum())
+        values[name] = 2.0 * int((true_mask & mask).sum()) / total if total else math.nan
+    return values
+
+
+# Slices
+
+
+class SlicePlane(NamedTuple):
+    """One slice to draw.
+
+    Attributes:
+        axis: the sliced axis; None for a 2D image.
+        position: slice index along `axis`.
+        transpose: draw the first remaining axis to the right, not downwards.
+        upwards: draw the vertical axis from bottom to top.
+        aspect: height of a pixel divided by its width.
+    """
+
+    axis: int | None
+    position: int
+    transpose: bool
+    upwards: bool
+    aspect: float
+
+    def cut(self, array: Array) -> Array:
+        """Return the slice (…, rows, columns) of a (…, *spatial) array."""
+        if self.axis is not None:
+            array = np.take(array, self.position, axis=array.ndim - 3 + self.axis)
+        return np.swapaxes(array, -1, -2) if self.transpose else array
+
+
+def _foreground_profiles(layers: Iterable[Array], shape: Sequence[int]) -> list[NDArray[np.float64]]:
+    """Return for each axis the foreground per slice; each class is normalised, so that small classes weigh as much."""
+    profiles = [np.zeros(size) for size in shape]
+    for layer in layers:  # one at a time: volumes are large
+        if total := int(layer.sum()):
+            for axis, profile in enumerate(profiles):
+                other_axes = tuple(i for i in range(layer.ndim) if i != axis)
+                profile += layer.sum(axis=other_axes) / total
+    return profiles
+
+
+def _select_planes(profiles: Sequence[Array], spacing: Sequence[float] | None, is_stack: bool) -> list[SlicePlane]:
+    """Select the slices and their orientation: 2D images and stacks rows downwards, NIfTI x rightwards and z upwards.
+
+    Args:
+        profiles: for each axis the foreground per slice; the slice with the largest value is drawn.
+        spacing: mm per voxel along each axis.
+        is_stack: whether the volume is a stack of slice files.
+    """
+    dims = len(profiles)
+    mm = [float(value) for value in spacing] if spacing is not None else [1.0] * dims
+    if dims == 2:
+        return [SlicePlane(None, 0, False, False, mm[0] / mm[1])]
+    planes = []
+    for axis in (2, 1, 0):
+        first, second = [i for i in range(3) if i != axis]
+        profile = profiles[axis]
+        position = int(profile.argmax()) if profile.any() else len(profile) // 2
+        is_slice_file = is_stack and axis == 2
+        aspect = mm[first] / mm[second] if is_slice_file else mm[second] / mm[first]
+        planes.append(SlicePlane(axis, position, transpose=not is_slice_file, upwards=not is_slice_file, aspect=aspect))
+    return planes
+
+
+def _row_heights(planes: Sequence[SlicePlane], foreground: Array, width: float) -> list[float]:
+    """Return the height of each row in inches: proportional to its slice, within limits."""
+    heights = []
+    for plane in planes:
+        rows, columns = plane.cut(foreground).shape
+        heights.append(width * min(max(plane.aspect * rows / columns, 0.3), 1.6))
+    return heights
+
+
+# Drawing
+
+
+def _display_range(channels: Array) -> tuple[float, float]:
+    """Return the display range: the 0.5th and 99.5th percentiles over all channels.
+
+    One range for all channels keeps the ratios of colours; microscopy images use only a part of the dtype's range. The
+    percentiles are those of a sample of about a million values.
+    """
+    step = max(1, math.ceil((channels.size / 1e6) ** (1 / (channels.ndim - 1))))
+    sample = channels[(slice(None), *[slice(None, None, step)] * (channels.ndim - 1))].astype(np.float32)
+    finite = sample[np.isfinite(sample)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(finite, (0.5, 99.5)))
+    if high <= low:
+        low, high = float(finite.min()), float(finite.max())
+    return low, high if high > low else low + 1.0
+
+
+def _to_rgb(channels: Array, bounds: tuple[float, float]) -> NDArray[np.float32]:
+    """Scale a slice (1 or 3, rows, columns) to (rows, columns, 3) float32 in [0, 1]."""
+    finite = np.nan_to_num(channels.astype(np.float32), nan=bounds[0], posinf=bounds[1], neginf=bounds[0])
+    scaled = np.clip((finite - bounds[0]) / (bounds[1] - bounds[0]), 0.0, 1.0)
+    return np.moveaxis(np.broadcast_to(scaled, (3, *scaled.shape[1:])), 0, -1)
+
+
+def _draw_image(axes: Axes, image: Array, plane: SlicePlane) -> None:
+    axes.imshow(image, origin="lower" if plane.upwards else "upper", aspect=plane.aspect)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _draw_masks(axes: Axes, layers: Array) -> None:
+    """Fill each class's area and draw its contour; `layers` is (K, rows, columns) bool."""
+    for index, layer in enumerate(layers):
+        if not layer.any():
+            continue
+        colour = class_colour(index)
+        _fill_area(axes, layer, colour, 0.25)
+        # Enlarging makes the contour follow the pixel edges instead of cutting corners. A frame of background closes
+        # contours at the image's edge, and allows images of a single row.
+        scale = min(max(SMOOTH_PIXELS // max(layer.shape), 1), 8)
+        padded = np.pad(np.kron(layer, np.ones((scale, scale), np.uint8)), 1)
+        rows, columns = ((np.arange(size) - 0.5) / scale - 0.5 for size in padded.shape)
+        limits = axes.get_xlim(), axes.get_ylim()
+        axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=1.2)
+        axes.set(xlim=limits[0], ylim=limits[1])
+
+
+def _fill_area(axes: Axes, layer: Array, colour: RGB, strength: float) -> None:
+    tint = np.zeros((*layer.shape, 4), dtype=np.float32)
+    tint[layer] = (*colour, strength)
+    image = axes.get_images()[0]
+    axes.imshow(tint, origin=image.origin, aspect=axes.get_aspect(), interpolation="nearest")
+
+
+def _label(name: str, dice: Mapping[str, float] | None) -> str:
+    if dice is None:
+        return f" {name}"
+    value = dice.get(name, math.nan)
+    score = "no Dice" if value is None or math.isnan(value) else f"Dice {value:.3f}"
+    return f" {name}: {score}"  # matplotlib omits labels that begin with an underscore
+
+
+def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bool) -> None:
+    """Draw a legend of the present classes; beyond `MAX_LEGEND_ENTRIES` only their number."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=label) for colour, label in entries[:MAX_LEGEND_ENTRIES]]
+    if len(entries) > MAX_LEGEND_ENTRIES:
+        handles.append(Patch(alpha=0.0, label=f" and {len(entries) - MAX_LEGEND_ENTRIES} more classes"))
+    if not entries:
+        handles.append(Patch(alpha=0.0, label=" no class in truth or prediction"))
+    if ignored:
+        handles.append(Patch(color=IGNORED_COLOUR, label=" ignored"))
+    legend = figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9, frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a class may be called $x
+
+
+def _legend_entries(comp: Competition, truth: Array, masks: tuple[Array, Array]) -> list[tuple[RGB, str]]:
+    """Return the present classes, then the colours of the difference panel."""
+    present: list[Any] = [
+        index
+        for index, class_truth in enumerate(label_to_class_masks(truth, comp))
+        if class_truth.any() or np.any([mask[index].any() for mask in masks])
+    ]
+    return [
+        *((class_colour(index), f" {comp.classes[index]}") for index in present),
+        (BETTER_COLOUR, " only B is right"),
+        (WORSE_COLOUR, " only A is right"),
+        (BOTH_WRONG_COLOUR, " both are wrong"),
+    ]

@@ -1,0 +1,128 @@
+"""Modified copies are found, and different images are not reported as copies."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from competition.data import duplicates
+from competition.data.duplicates import ImagePair, cluster_pairs, find_near_duplicates, make_thumbnail
+from competition.explore import explore
+from tests.conftest import ROOT, SHARED
+from tests.explore.planted import picture
+
+
+def test_a_thumbnail_is_the_means_of_boxes() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (3, 128, 192), dtype=np.uint8)
+    expected = image.astype(float).reshape(3, 64, 2, 64, 3).mean(axis=(0, 2, 4))
+    np.testing.assert_allclose(make_thumbnail(image), expected, rtol=1e-5)
+    volume = np.random.default_rng(1).normal(size=(1, 32, 16, 48)).astype(np.float32)
+    np.testing.assert_allclose(
+        make_thumbnail(volume), volume.reshape(16, 2, 16, 1, 16, 3).mean(axis=(1, 3, 5)), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_small_images_and_images_of_one_value() -> None:
+    small = make_thumbnail(np.arange(6, dtype=np.uint8).reshape(1, 2, 3))
+    assert small is not None and small.shape == (64, 64) and set(np.unique(small)) == set(range(6))
+    assert make_thumbnail(np.full((1, 20, 20), 7, np.uint16)) is None
+    assert find_near_duplicates([None, None, small]) == []
+
+
+def copies() -> dict[str, np.ndarray]:
+    """One picture, changed as pictures are when they are handed on."""
+    import cv2
+
+    image = picture(1, (200, 260))[0]
+    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 40])
+    return {
+        "brighter": np.clip(image * 1.15 + 8, 0, 255).astype(np.uint8),
+        "jpeg": cv2.imdecode(data, cv2.IMREAD_GRAYSCALE),
+        "half": cv2.resize(image, (130, 100), interpolation=cv2.INTER_AREA),
+        "16 bits": image.astype(np.uint16) * 257,
+        "inverted contrast kept": (image * 0.6).astype(np.uint8),
+    }
+
+
+@pytest.mark.parametrize("change", copies())
+def test_a_changed_copy_is_found_among_others(change: str) -> None:
+    pictures = [picture(seed, (200, 260))[0] for seed in range(30)]
+    found = find_near_duplicates([make_thumbnail(one[None]) for one in (*pictures, copies()[change])])
+    assert [(pair.first, pair.second) for pair in found] == [(1, 30)] and found[0].correlation > 0.97
+
+
+def test_images_with_the_same_illumination_are_not_copies() -> None:
+    """A strong vignette makes all microscopy images correlate; their details do not."""
+    rows, columns = np.mgrid[-1:1:200j, -1:1:200j]
+    light = 200 * np.exp(-(rows**2 + columns**2))
+    made = [light + 12 * (picture(seed, (200, 200))[0] / 255.0) for seed in range(8)]
+    small = [make_thumbnail(one[None]) for one in made]
+    flat = np.stack([one.ravel() for one in small if one is not None])
+    assert np.corrcoef(flat).min() > duplicates.MIN_CORRELATION[2]
+    assert find_near_duplicates(small) == []
+
+
+def test_volumes_of_one_anatomy_are_not_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bright organs at nearly the same places in every volume; one volume is copied, brighter."""
+    from scipy.ndimage import gaussian_filter
+
+    made = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        volume = 12 * gaussian_filter(rng.normal(size=(40, 48, 32)), 2)
+        for centre in ((12, 14, 16), (28, 30, 14)):
+            low = np.array(centre) + rng.integers(-1, 2, 3)
+            volume[tuple(slice(at - 5, at + 5) for at in low)] += 40
+        made.append(volume.astype(np.float32))
+    copy = np.clip(np.round(made[3] * 1.5 + 7), -20, 80).astype(np.int16)
+    found = find_near_duplicates([make_thumbnail(one[None]) for one in (*made, copy)])
+    assert [(pair.first, pair.second) for pair in found] == [(3, 10)]
+    monkeypatch.setattr(duplicates, "MIN_CORRELATION", duplicates.MIN_CORRELATION | {3: 0.9})
+    monkeypatch.setattr(duplicates, "MIN_DETAIL_CORRELATION", duplicates.MIN_DETAIL_CORRELATION | {3: 0.8})
+    assert len(find_near_duplicates([make_thumbnail(one[None]) for one in (*made, copy)])) > 3  # they do look alike
+
+
+def test_result_is_independent_of_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    bases = rng.normal(size=(7, 64, 64))
+    small = [(bases[number % 7] + rng.normal(0, 0.1, (64, 64))).astype(np.float32) for number in range(20)]
+    expected = {(one, other) for one, other in itertools.combinations(range(20), 2) if one % 7 == other % 7}
+    for block in (512, 3, 1):
+        monkeypatch.setattr(duplicates, "BLOCK", block)
+        found = find_near_duplicates(small)
+        assert {(pair.first, pair.second) for pair in found} == expected
+        for pair in found:
+            assert pair.correlation == pytest.approx(
+                np.corrcoef(small[pair.first].ravel(), small[pair.second].ravel())[0, 1], abs=1e-5
+            )
+        assert [pair.correlation for pair in found] == sorted((pair.correlation for pair in found), reverse=True)
+
+
+def test_a_video_gives_few_pairs_and_one_cluster() -> None:
+    rng = np.random.default_rng(5)
+    base = rng.normal(size=(64, 64))
+    found = find_near_duplicates([(base + rng.normal(0, 0.05, (64, 64))).astype(np.float32) for _ in range(40)])
+    assert len(found) <= 40 * duplicates.MAX_PAIRS_PER_IMAGE and cluster_pairs(found) == [list(range(40))]
+
+
+def test_clusters() -> None:
+    assert cluster_pairs([ImagePair(4, 9, 1.0), ImagePair(1, 2, 1.0), ImagePair(2, 7, 0.9), ImagePair(7, 8, 0.9)]) == [
+        [1, 2, 7, 8],
+        [4, 9],
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "nuclei").is_dir(), reason="the nuclei are not here")
+def test_the_nuclei_have_one_pair() -> None:
+    """Two planes of one nucleus, by eye; no other pair of the 664 pictures."""
+    from competition.config.loading import load_competition
+
+    comp = load_competition(ROOT / "experiments" / "nuclei" / "competition.yaml", [f"root={SHARED / 'nuclei'}"])
+    found = explore(comp)
+    assert {tuple(found.cases[place].id[:6] for place in (pair.first, pair.second)) for pair in found.pairs} == {
+        ("20b20a", "cb4df2")
+    }
+    assert found.faults == []

@@ -1,0 +1,34 @@
+"""Bundles of toy runs, exported without the process that tries them (it costs seconds; test_bundle_alone.py has it)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """`bundled([run], weights=[1.0], trust=())`: the folder of a bundle."""
+    from competition.export import bundle
+
+    monkeypatch.setattr(
+        "competition.postprocessing.evaluation.MAX_SERIAL_CASES", 1000
+    )  # processes cost more than toy cases
+    monkeypatch.setattr(bundle, "run_smoke_test", lambda *_: {name.split(".")[0] for name in sys.modules})
+
+    def make(runs: list[Any], name: str = "bundle", **how: Any) -> Path:
+        bundle.export_runs(runs, tmp_path / name, **how)
+        return tmp_path / name
+
+    return make
+
+
+def run_bundle(folder: Path, root: Path, output: Path, *words: str) -> int:
+    """The bundle's command, in this process."""
+    from competition.export.runtime import main
+
+    return main(folder, ["--input", str(root), "--output", str(output), "--devices", "cpu", *words])

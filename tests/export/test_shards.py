@@ -1,0 +1,111 @@
+"""Prediction of a bundle in several processes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from competition.errors import MaskfoldError
+from competition.export.runtime_cases import BundlePrediction, assign_shards, collect, parse_devices, save_result
+from competition.postprocessing.pipeline import CasePrediction
+from competition.submission.submit import submit
+from tests.export.bundles import run_bundle
+
+SCRIPT = """import json, sys
+words = sys.argv
+folder, shard = words[words.index("--scratch") + 1], int(words[words.index("--shard") + 1])
+"""
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_case_is_dealt_once_and_evenly(seed):
+    generator = np.random.default_rng(seed)
+    sizes, shards = generator.integers(1, 100, int(generator.integers(4, 40))).tolist(), int(generator.integers(1, 5))
+    hands = assign_shards(sizes, shards)
+    assert sorted(place for hand in hands for place in hand) == list(range(len(sizes)))
+    loads = [sum(sizes[place] for place in hand) for hand in hands]
+    assert min(map(len, hands)) >= 1 and max(loads) - min(loads) <= max(sizes)
+
+
+def test_devices_are_named_numbered_or_found(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert parse_devices("auto") == parse_devices("2") == parse_devices("cuda:0,cuda:1") == ["cuda:0", "cuda:1"]
+    assert parse_devices("1") == ["cuda:0"] and parse_devices("cpu,cpu") == ["cpu", "cpu"]
+    for wrong in ("3", "0", "cuda:2", "gpu", "cuda", ""):
+        with pytest.raises(MaskfoldError) as refused:
+            parse_devices(wrong)
+        assert refused.value.status == 2
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert parse_devices("auto") == ["auto"]
+
+
+def test_masks_objects_and_probabilities_come_back_in_order(tmp_path):
+    generator = np.random.default_rng(0)
+    rows = [SimpleNamespace(id=str(place), shape="[3, 5]") for place in range(4)]
+    sent = [
+        BundlePrediction(
+            row,
+            CasePrediction(
+                generator.random((2, 3, 5)) > 0.5, None if place % 2 else generator.integers(0, 4, (2, 3, 5), np.int32)
+            ),
+            generator.random((2, 3, 5)).astype(np.float16) if place > 1 else None,
+            place != 3,
+        )
+        for place, row in enumerate(rows)
+    ]
+    for place in (3, 1, 0, 2):
+        save_result(tmp_path, place, sent[place])
+    (tmp_path / "run.py").write_text("")
+    found = list(collect(tmp_path / "run.py", [], ["cpu", "cpu"], rows, [1] * 4, tmp_path, False, None))
+    for one, other in zip(sent, found, strict=True):
+        assert one.row is other.row and one.reached == other.reached
+        np.testing.assert_array_equal(one.outcome.masks, other.outcome.masks)
+        for mine, back in ((one.outcome.objects, other.outcome.objects), (one.probabilities, other.probabilities)):
+            assert (mine is None) == (back is None) and (
+                mine is None or (np.array_equal(mine, back) and mine.dtype == back.dtype)
+            )
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_each_process_gets_its_own_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    (tmp_path / "run.py").write_text(
+        SCRIPT
+        + """import os, pathlib
+seen = [os.environ["CUDA_VISIBLE_DEVICES"], words[words.index("--devices") + 1]]
+pathlib.Path(folder, f"seen{shard}").write_text(" ".join(seen))
+"""
+    )
+    rows = [SimpleNamespace(id=str(place)) for place in range(2)]
+    with pytest.raises(MaskfoldError, match="ended with status 0"):  # it brought nothing
+        list(collect(tmp_path / "run.py", [], ["cuda:0", "cuda:1"], rows, [1, 1], tmp_path, False, None))
+    seen = {path.read_text() for path in tmp_path.glob("seen*")}
+    assert seen <= {"4 cuda:0", "7 cuda:0"} and seen
+
+
+def test_a_process_that_fails_is_named_and_the_others_end(tmp_path):
+    (tmp_path / "run.py").write_text(SCRIPT + "import time\nsys.exit(3) if shard else time.sleep(600)")
+    rows = [SimpleNamespace(id=f"case{place}") for place in range(2)]
+    with pytest.raises(MaskfoldError, match="case0 ended with status 3"):
+        list(collect(tmp_path / "run.py", [], ["cpu", "cpu"], rows, [1, 2], tmp_path, False, None))
+
+
+def test_a_process_that_hangs_is_left_behind_at_the_deadline(tmp_path, monkeypatch):
+    monkeypatch.setattr("competition.export.runtime_cases.GRACE_SECONDS", 0.0)
+    (tmp_path / "run.py").write_text("import time\ntime.sleep(600)")
+    rows = [SimpleNamespace(id=f"case{place}") for place in range(2)]
+    assert list(collect(tmp_path / "run.py", [], ["cpu", "cpu"], rows, [1, 2], tmp_path, False, 0.0)) == [None, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["volumes", "objects"])
+def test_two_processes_write_the_very_same_file(finished, tiny, nuclei, bundled, tmp_path, kind):
+    run = finished(
+        tiny(3) if kind == "volumes" else nuclei("postprocess.steps=[{split: {distance: 1.0}}]"), "demo-tiny"
+    )
+    done = submit([run], output=tmp_path / "submit.csv")
+    assert run_bundle(bundled([run]), run.exp.competition.root, tmp_path / "x.csv", "--devices", "cpu,cpu") == 0
+    assert (tmp_path / "x.csv").read_bytes() == done.path.read_bytes()

@@ -1,0 +1,111 @@
+"""Finished runs without training: initialised networks, and out-of-fold predictions derived from the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from competition.data.masks import load_mask
+from competition.io import write_json
+from competition.models.build import build_network
+from competition.runs.checkpoint import save_weights
+from competition.runs.oof import OofStore
+from competition.runs.run import FoldResult, Run
+from competition.training.cross_validate import open_run, summarize_run
+
+Spoil = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def soft(truth: np.ndarray, outputs: int, noise: float, generator: np.random.Generator) -> np.ndarray:
+    """Return probabilities (P, *spatial) float16 that are correct except for noise."""
+    planes = np.stack([truth[0] == number for number in range(outputs)]).astype(np.float32)
+    blurred = np.stack([gaussian_filter(plane, 1.0) for plane in planes])
+    random = np.stack([gaussian_filter(generator.normal(size=plane.shape), 1.5) for plane in planes])
+    values = np.exp(4 * blurred + noise * 10 * random)
+    return (values / values.sum(axis=0)).astype(np.float16)
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Run]:
+    """`finished(exp, "demo2d-unet2d", noise=0.3)`: a run in the working folder, which is `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(exp: Any, name: str = "demo2d-tiny", noise: float = 0.3, spoil: Spoil | None = None, seed: int = 0) -> Run:
+        run = open_run(exp, name)
+        run.write()
+        generator = np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        for fold, member in run.members():
+            folder = run.member_folder(fold, member)
+            folder.mkdir(parents=True)
+            save_weights(folder / "weights.safetensors", build_network(exp, 1, pretrained=False).state_dict())
+            store = OofStore(folder / "oof", exp.inference.store)
+            for row in run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == fold, "id"])].itertuples(
+                index=False
+            ):
+                found = soft(load_mask(exp.competition, row), exp.output_channels, noise, generator)
+                store.write(row.id, found if spoil is None else spoil(found, generator))
+            _score(run, fold, member)
+        summarize_run(run)
+        return run
+
+    return make
+
+
+def _score(run: Run, fold: int, member: int) -> None:
+    from competition.training.evaluator import Evaluator, fold_scores
+
+    folder = run.member_folder(fold, member)
+    result = FoldResult(
+        fold=fold,
+        seed=member,
+        score=0.5,
+        dice={},
+        epochs=1,
+        steps=1,
+        minutes=0.1,
+        peak_gib=0.1,
+        threads=1,
+        precision="32-true",
+        device="cpu",
+        torch=torch.__version__,
+        stopped="",
+    )
+    ids = run.folds.loc[run.folds["fold"] == fold, "id"]
+    judge = Evaluator(
+        run.exp, run.cases[run.cases["id"].isin(ids)], {}, torch.device("cpu"), torch.no_grad, lambda: None
+    )
+    store = OofStore(folder / "oof", run.exp.inference.store)
+    lines = []
+    for row in judge.iter_cases():
+        lines += judge.score(store.read(row.id), row, fold)[0]
+    import pandas as pd
+
+    pd.DataFrame(lines).to_csv(folder / "scores.csv", index=False)
+    write_json(folder / "result.json", asdict(result))
+    assert len(fold_scores(run, fold, [result])) == len(lines)
+
+
+@pytest.fixture
+def nuclei(tmp_path: Path) -> Callable[..., Any]:
+    """`nuclei("postprocess.tune=true")`: 2D images of touching discs, one row of run lengths each, a boundary class."""
+    from competition.config.loading import load_experiment
+    from tests.conftest import TINY
+    from tests.discs import make_discs
+
+    def make(*overrides: str) -> Any:
+        root = tmp_path / "discs"
+        if not root.exists():
+            make_discs(root)
+        return load_experiment(
+            root / "unet2d.yaml", ["folds.k=2", "training.epochs=1", "training.precision=fp32", *TINY[2], *overrides]
+        )
+
+    return make

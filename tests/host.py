@@ -1,0 +1,66 @@
+"""Small data set folders for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from competition.config.competition import Competition
+
+
+def competition(root: Path, **changes: Any) -> Competition:
+    """Return a 2D competition with one class; keywords override its keys."""
+    defaults: dict[str, Any] = {
+        "name": "host",
+        "root": str(root),
+        "dimensions": 2,
+        "classes": ["cell"],
+        "train": {"images": "images/{id}.png", "masks": "masks/{id}.png"},
+    }
+    return Competition.model_validate(defaults | changes)
+
+
+def write_png(path: Path, array: np.ndarray) -> Path:
+    """Write (H, W), (H, W, 3) or (H, W, 4), 8 or 16 bits."""
+    import cv2
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if array.ndim == 3:
+        array = array[..., [2, 1, 0, 3][: array.shape[2]]]
+    assert cv2.imwrite(str(path), array)
+    return path
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None, **header: Any) -> Path:
+    """Write an array unchanged; `zooms`, `units` and `scale` (slope, intercept) go into the header."""
+    import nibabel
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine)
+    if "zooms" in header:
+        image.header.set_zooms(header["zooms"])
+    if "units" in header:
+        image.header.set_xyzt_units(header["units"])
+    if "scale" in header:
+        image.header.set_slope_inter(*header["scale"])
+    nibabel.save(image, path)
+    return path
+
+
+def pictures(root: Path, ids: list[str], size: tuple[int, int] = (6, 8), seed: int = 0) -> None:
+    """Write `images/ID.png` of noise and `masks/ID.png` with one rectangle of label 1 each."""
+    rng = np.random.default_rng(seed)
+    for number, case_id in enumerate(ids):
+        write_png(root / "images" / f"{case_id}.png", rng.integers(0, 255, size, dtype=np.uint8))
+        mask = np.zeros(size, np.uint8)
+        mask[: 1 + number % size[0], :2] = 1
+        write_png(root / "masks" / f"{case_id}.png", mask)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path

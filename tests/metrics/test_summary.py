@@ -1,0 +1,156 @@
+"""Scores over all cases: averages by hand, absent classes, and the coverage of intervals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from competition.config.competition import MetricConfig
+from competition.errors import MaskfoldError
+from competition.metrics.bootstrap import bootstrap_interval, class_scores, cv_score, prediction_interval
+from competition.metrics.overlap import dice, iou
+
+CASES = pd.DataFrame(
+    #  id  class score  dice    tp  fp  fn
+    [
+        ("1", "a", 0.5, 0.5, 1, 1, 1),
+        ("1", "b", 1.0, np.nan, 0, 0, 0),  # absent; the host scores it as 1
+        ("2", "a", 0.8, 0.8, 40, 10, 10),
+        ("2", "b", 0.2, 0.2, 1, 4, 4),
+        ("3", "a", np.nan, np.nan, 0, 0, 0),  # excluded
+        ("3", "b", 0.0, 0.0, 0, 7, 0),
+    ],
+    columns=["id", "class", "score", "dice", "tp", "fp", "fn"],
+).assign(fold=0)
+ABSENT = pd.DataFrame(
+    [(case, "c", 1.0, np.nan, 0, 0, 0) for case in "123"], columns=["id", "class", "score", "dice", "tp", "fp", "fn"]
+)
+
+
+def table(values, classes=("a",)):
+    """One row per case and class; values (cases, classes)."""
+    return pd.DataFrame(
+        [
+            {"id": str(case), "class": name, "score": value, "dice": value, "tp": 0, "fp": 0, "fn": 0}
+            for case, line in enumerate(values)
+            for name, value in zip(classes, line, strict=True)
+        ]
+    )
+
+
+class TestScore:
+    def test_mean_over_pairs(self):
+        assert cv_score(CASES, MetricConfig(average="case_class")) == pytest.approx((0.5 + 1.0 + 0.8 + 0.2 + 0.0) / 5)
+
+    def test_mean_over_classes(self):
+        metric = MetricConfig(average="class")
+        assert class_scores(CASES, metric) == pytest.approx({"a": 0.65, "b": 0.4})
+        assert cv_score(CASES, metric) == pytest.approx((0.65 + 0.4) / 2)
+
+    def test_global_counts_pixels(self):
+        metric = MetricConfig(average="global")
+        assert class_scores(CASES, metric) == pytest.approx({"a": 82 / 104, "b": 2 / 17})
+        assert cv_score(CASES, metric) == pytest.approx((82 / 104 + 2 / 17) / 2)
+        half = MetricConfig(name="fbeta", beta=0.5, average="global")
+        assert class_scores(CASES, half)["a"] == pytest.approx(1.25 * 41 / (1.25 * 41 + 0.25 * 11 + 11))
+        assert class_scores(CASES, MetricConfig(name="iou", average="global"))["b"] == pytest.approx(1 / 16)
+
+    def test_order_of_rows_does_not_matter(self):
+        for average in ("case_class", "class", "global"):
+            metric = MetricConfig(average=average)
+            assert cv_score(CASES.sample(frac=1, random_state=1), metric) == pytest.approx(cv_score(CASES, metric))
+
+    @pytest.mark.parametrize("average", ["case_class", "class", "global"])
+    def test_a_class_without_pixels_is_excluded(self, average):
+        metric = MetricConfig(average=average)
+        both = pd.concat([CASES, ABSENT], ignore_index=True)
+        assert np.isnan(class_scores(both, metric)["c"])
+        assert list(class_scores(both, metric)) == ["a", "b", "c"]
+        assert cv_score(both, metric) == cv_score(CASES, metric)
+        assert bootstrap_interval(both, metric) == bootstrap_interval(CASES, metric)
+
+    def test_nothing_scored(self):
+        for metric in (MetricConfig(), MetricConfig(average="class"), MetricConfig(average="global")):
+            assert np.isnan(cv_score(ABSENT, metric))
+            assert np.isnan(bootstrap_interval(ABSENT, metric)).all()
+
+    def test_a_case_scored_twice(self):
+        with pytest.raises(MaskfoldError, match="case '1'.*class 'a'"):
+            cv_score(pd.concat([CASES, CASES]), MetricConfig())
+
+    @pytest.mark.parametrize("name", ["mean_ap", "tgs_ap", "f2_iou", "uw_madison", "surface_dice"])
+    def test_metrics_without_a_global_form(self, name):
+        with pytest.raises(MaskfoldError, match=rf"metric\.average.*{name}") as caught:
+            cv_score(CASES, MetricConfig.model_construct(name=name, average="global"))
+        assert caught.value.status == 2
+        with pytest.raises(ValueError, match=name):
+            MetricConfig(name=name, average="global")
+
+
+class TestIntervals:
+    def test_equals_a_plain_loop(self):
+        """Global Dice of drawn cases, with percentiles expanded for 30 cases by about a tenth."""
+        draw = np.random.default_rng(0)
+        counts = draw.integers(1, 50, (30, 3))
+        cases = pd.DataFrame(counts, columns=["tp", "fp", "fn"]).assign(
+            id=[str(i) for i in range(30)], score=0.0, dice=0.5
+        )
+        cases["class"] = "a"
+        for name, ratio in (("dice", dice), ("iou", iou)):
+            low, high = bootstrap_interval(cases, MetricConfig(name=name, average="global"), n=20_000)
+            drawn = [ratio(*counts[draw.integers(0, 30, 30)].sum(axis=0)) for _ in range(20_000)]
+            plain = np.quantile(drawn, [0.025, 0.975])
+            assert low < plain[0] < plain[1] < high
+            assert high - low == pytest.approx((plain[1] - plain[0]) * np.sqrt(30 / 29) * 2.045 / 1.960, rel=0.05)
+
+    def test_repeats_with_the_seed(self):
+        metric = MetricConfig()
+        assert bootstrap_interval(CASES, metric, seed=3) == bootstrap_interval(CASES, metric, seed=3)
+        many = table(np.random.default_rng(0).random((40, 1)))
+        assert bootstrap_interval(many, metric, seed=3) != bootstrap_interval(many, metric, seed=4)
+
+    def test_equal_scores_give_an_interval_of_width_zero(self):
+        same = table(np.full((10, 1), 0.7))
+        assert bootstrap_interval(same, MetricConfig()) == pytest.approx((0.7, 0.7))
+        assert prediction_interval(same, MetricConfig(), 5) == pytest.approx((0.7, 0.7))
+
+    def test_one_case_has_no_interval(self):
+        assert np.isnan(bootstrap_interval(table([[0.5]]), MetricConfig())).all()
+        assert np.isnan(prediction_interval(table([[0.5]]), MetricConfig(), 3)).all()
+        two = table([[0.5], [0.6]])
+        assert np.isnan(bootstrap_interval(two, MetricConfig(), groups={"0": "x", "1": "x"})).all()
+
+    def test_duplicates_in_one_group_do_not_narrow_the_interval(self):
+        values = np.random.default_rng(0).random((30, 1))
+        copies = table(np.repeat(values, 4, axis=0))
+        groups = {str(case): str(case // 4) for case in range(120)}
+        alone = np.diff(bootstrap_interval(table(values), MetricConfig()))[0]
+        grouped = np.diff(bootstrap_interval(copies, MetricConfig(), groups=groups))[0]
+        assert grouped == pytest.approx(alone, rel=0.1)
+        assert np.diff(bootstrap_interval(copies, MetricConfig()))[0] < 0.6 * grouped
+
+    def test_a_small_test_set_has_a_wider_interval(self):
+        cases = table(np.random.default_rng(0).random((60, 1)))
+        widths = [np.diff(prediction_interval(cases, MetricConfig(), size))[0] for size in (5, 50, 5000)]
+        assert widths[0] > 1.5 * widths[1] > 1.5 * widths[2]
+        assert widths[2] == pytest.approx(np.diff(bootstrap_interval(cases, MetricConfig()))[0], rel=0.1)
+
+    @pytest.mark.parametrize("cases", [8, 60])
+    def test_coverage(self, cases):
+        """At least 88 % of 95 % intervals over skewed scores contain the mean, and the mean of a test set."""
+        draw = np.random.default_rng(1)
+        truth, covered, predicted, runs = 6 / (6 + 1.5), 0, 0, 200
+        for run in range(runs):
+            seen = table(draw.beta(6, 1.5, (cases, 1)))
+            low, high = bootstrap_interval(seen, MetricConfig(), n=400, seed=run)
+            covered += low <= truth <= high
+            low, high = prediction_interval(seen, MetricConfig(), 20, n=400, seed=run)
+            predicted += low <= draw.beta(6, 1.5, 20).mean() <= high
+        assert 0.88 * runs <= covered <= runs - 1
+        assert 0.88 * runs <= predicted <= runs - 1
+
+    def test_large_sets_are_drawn_in_chunks(self):
+        cases = table(np.random.default_rng(0).random((3000, 1)))
+        low, high = bootstrap_interval(cases, MetricConfig(), n=2000)
+        assert high - low == pytest.approx(2 * 1.96 * cases["score"].std() / np.sqrt(3000), rel=0.1)
+        low, high = prediction_interval(cases, MetricConfig(), 1000, n=2000)
+        assert high - low == pytest.approx(2 * 1.96 * cases["score"].std() * np.sqrt(1 / 3000 + 1 / 1000), rel=0.1)

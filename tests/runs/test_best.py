@@ -1,0 +1,128 @@
+"""The best epoch's weights beside the last ones, and the best run of a competition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from competition.errors import MaskfoldError
+from competition.runs.find import best_run
+from competition.runs.run import RUNS_FOLDER
+from competition.training.cross_validate import make_jobs, open_run, prepare_run
+from competition.training.evaluator import Evaluator
+from competition.training.fold import run_fold
+
+
+@pytest.mark.parametrize(("planned", "best"), [((0.5, 0.99, 0.2), 1), ((-0.3, -0.1, -0.2), None)])
+def test_the_best_validation_leaves_its_weights(tiny, tmp_path, monkeypatch, planned, best):
+    monkeypatch.chdir(tmp_path)
+    run = open_run(tiny(2, "training.epochs=4", "run.threads=1"), "demo2d-tiny")
+    prepare_run(run, lambda _: None)
+    job = make_jobs(run)[0]
+    job.folder.mkdir(parents=True, exist_ok=True)
+    seen = []
+    validate = Evaluator.validate
+
+    def judged(self, network, fold):
+        scores = validate(self, network, fold)
+        scores["score"] = planned[len(seen)]
+        seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return scores
+
+    monkeypatch.setattr(Evaluator, "validate", judged)
+    run_fold(job, lambda _: None)
+    assert (
+        len(seen) == 3
+    )  # the last epoch is judged by the out-of-fold prediction, which is better than the second plan
+    found = load_file(job.folder / "best.safetensors")
+    expected = seen[best] if best is not None else load_file(job.folder / "weights.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize(("planned", "best"), [((0.1, 0.9), 1), ((0.9, 0.1), 0)])
+def test_the_last_epoch_may_be_the_best(tiny, tmp_path, monkeypatch, planned, best):
+    monkeypatch.chdir(tmp_path)
+    run = open_run(
+        tiny(2, "training.epochs=3", "training.validate_every=2", "training.weights=best", "run.threads=1"),
+        "demo2d-tiny",
+    )
+    prepare_run(run, lambda _: None)
+    job = make_jobs(run)[0]
+    job.folder.mkdir(parents=True, exist_ok=True)
+    seen = []
+    validate = Evaluator.validate
+
+    def judged(self, network, fold):
+        scores = validate(self, network, fold)
+        scores["score"] = planned[len(seen)]
+        seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return scores
+
+    monkeypatch.setattr(Evaluator, "validate", judged)
+    run_fold(job, lambda _: None)
+    assert len(seen) == 2  # epochs 2 and 3
+    found = load_file(job.folder / "weights.safetensors")
+    assert all(torch.equal(tensor, seen[best][name]) for name, tensor in found.items())
+    assert not all(torch.equal(tensor, seen[1 - best][name]) for name, tensor in found.items())
+
+
+@pytest.fixture
+def runs(tiny, tmp_path, monkeypatch):
+    """`runs(0.8, [0, 1], "training.epochs=3")`: the folder of a run with a summary, without training."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(score: float | None, folds: list[int], *overrides: str, name: str = "demo2d-tiny") -> Path:
+        run = open_run(tiny(2, *overrides), name)
+        run.write()
+        plain = {"metric": "dice", "score": score, "folds": [{"fold": fold} for fold in folds]}
+        (run.folder / "summary.json").write_text(json.dumps(plain))
+        for fold in folds:
+            run.member_folder(fold, 0).mkdir()
+            (run.member_folder(fold, 0) / "result.json").write_text(
+                json.dumps(
+                    {
+                        "fold": fold,
+                        "seed": 0,
+                        "score": score,
+                        "dice": {},
+                        "epochs": 1,
+                        "steps": 1,
+                        "minutes": 1.0,
+                        "peak_gib": 1.0,
+                        "threads": 1,
+                        "precision": "32-true",
+                        "device": "cpu",
+                        "torch": "2",
+                        "stopped": "done",
+                    }
+                )
+            )
+        return run.folder
+
+    return make
+
+
+def test_the_best_run_is_the_highest_score_that_can_be_compared(runs):
+    named = runs(0.7, [0, 1])
+    best = runs(0.8, [0, 1], "training.epochs=3", name="demo2d-trials")
+    runs(0.9, [0], "training.epochs=4")  # one fold of two
+    runs(0.95, [0, 1], "competition.metric.name=iou")
+    runs(0.97, [0, 1], "competition.name=demo2d-other")
+    runs(None, [-1], "folds.run=full", "training.epochs=5")
+    (RUNS_FOLDER / "demo2d-broken" / ("0" * 12)).mkdir(parents=True)
+    (RUNS_FOLDER / "demo2d-broken" / ("0" * 12) / "summary.json").write_text("{")
+    said: list[str] = []
+    found = best_run(str(named), say=said.append)
+    assert found.folder == best
+    assert "best of 2 finished runs" in said[-1] and "0.8000" in said[-1]
+
+
+def test_without_a_comparable_score_there_is_no_best(runs):
+    named = runs(0.9, [0])
+    with pytest.raises(MaskfoldError, match="has a score over all its folds"):
+        best_run(str(named))
