@@ -5,8 +5,8 @@ class MaskfoldError(Exception):
     """An error that the user can fix.
 
     Args:
-        wrong: one sentence that says what is wrong, with the file, the row and the id.
-        cure: one sentence that says what to do.
+        message: one sentence that says what is wrong, with the file, the row and the id.
+        hint: one sentence that says what to do.
         status: the exit status of the command line: 1 the work failed, 2 invalid arguments or YAML.
 
     Example:
@@ -14,16 +14,16 @@ class MaskfoldError(Exception):
         'a.png cannot be read. Replace the file.'
     """
 
-    def __init__(self, wrong: str, cure: str, *, status: int = 1) -> None:
-        super().__init__(f"{wrong} {cure}")
-        self.wrong = wrong
-        self.cure = cure
+    def __init__(self, message: str, hint: str, *, status: int = 1) -> None:
+        super().__init__(f"{message} {hint}")
+        self.message = message
+        self.hint = hint
         self.status = status
 
     def __reduce__(self) -> tuple[object, ...]:
         """Return a constructor call with all attributes, so that the error survives pickling between processes."""
-        return _rebuild, (self.wrong, self.cure, self.status)
+        return _rebuild, (self.message, self.hint, self.status)
 
 
-def _rebuild(wrong: str, cure: str, status: int) -> MaskfoldError:
-    return MaskfoldError(wrong, cure, status=status)
+def _rebuild(message: str, hint: str, status: int) -> MaskfoldError:
+    return MaskfoldError(message, hint, status=status)

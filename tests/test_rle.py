@@ -312,7 +312,7 @@ def test_errors_name_value_rule_and_hint(fmt, text, message, hint):
     for work in (lambda: decode(text, (3, 4), fmt), lambda: decode_labels([text], (3, 4), fmt)):
         with pytest.raises(RleError) as error:
             work()
-        assert error.value.wrong.startswith(message) and error.value.cure.startswith(hint) and error.value.status == 1
+        assert error.value.message.startswith(message) and error.value.hint.startswith(hint) and error.value.status == 1
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_errors_name_value_rule_and_hint(fmt, text, message, hint):
 def test_errors_of_arguments(message, hint, status, work):
     with pytest.raises(RleError) as error:
         work()
-    assert message in error.value.wrong and hint in error.value.cure and error.value.status == status
+    assert message in error.value.message and hint in error.value.hint and error.value.status == status
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 12, 30, 1 << 20])

@@ -218,7 +218,7 @@ def _print_findings(console: Console, findings: Sequence[Finding], severity: str
         counts[finding.kind] += 1
         if counts[finding.kind] <= MAX_PER_KIND:
             colour = "red" if severity == "fault" else "yellow"
-            text = f"{escape(finding.wrong)} {escape(finding.cure)}"
+            text = f"{escape(finding.message)} {escape(finding.hint)}"
             console.print(f"[{colour}]{severity} ({finding.kind})[/]: {text}", soft_wrap=True)
     for kind, count in counts.items():
         if count > MAX_PER_KIND:

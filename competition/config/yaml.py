@@ -259,7 +259,7 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
         try:
             value = parse_yaml(text)
         except MaskfoldError as error:
-            raise MaskfoldError(f"{error.wrong.rstrip('.')}, in `{word}`.", error.cure, status=2) from error
+            raise MaskfoldError(f"{error.message.rstrip('.')}, in `{word}`.", error.hint, status=2) from error
         overrides.append(Override(key, value))
     return overrides
 

@@ -156,7 +156,7 @@ def _damaged_array(folder: Path, name: str, error: Exception) -> MaskfoldError:
 def format_damage(error: Exception) -> str:
     """Describe in a few words what an error found."""
     if isinstance(error, MaskfoldError):
-        return error.wrong.removesuffix(".")
+        return error.message.removesuffix(".")
     if isinstance(error, FileNotFoundError):
         return f"{Path(error.filename).name} is missing"
     return (

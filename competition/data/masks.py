@@ -218,8 +218,8 @@ def _decode_rows(comp: Competition, case_id: str, lines: list[int], shape: tuple
                 decode(text, grid or shape, fmt)
             except RleError as error:
                 raise MaskfoldError(
-                    f"{Path(comp.root) / str(comp.train.rle)}, line {line}, id {case_id}: {error.wrong}",
-                    f"{error.cure.rstrip('.')}; the format is train.rle_format in the competition's YAML, "
+                    f"{Path(comp.root) / str(comp.train.rle)}, line {line}, id {case_id}: {error.message}",
+                    f"{error.hint.rstrip('.')}; the format is train.rle_format in the competition's YAML, "
                     "otherwise submission.profile's, otherwise submission.rle.",
                 ) from error
         raise

@@ -304,7 +304,7 @@ class SkippedCases:
         """
         if not self.allowed:
             raise error
-        self.reasons.setdefault(case_id, error.wrong)
+        self.reasons.setdefault(case_id, error.message)
 
 
 def warn_skipped(table: pandas.DataFrame) -> pandas.DataFrame:

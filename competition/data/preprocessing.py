@@ -99,7 +99,7 @@ def preprocess_cases(
                 raise result
             log.warning("Case %s is skipped: %s", row.id, result)
             if skipped is not None:
-                skipped[str(row.id)] = result.wrong
+                skipped[str(row.id)] = result.message
         else:
             folders[str(row.id)] = result
         if progress is not None and incomplete and (done % max(1, len(rows) // 10) == 0 or done == len(rows)):
@@ -168,7 +168,7 @@ def _preprocess_in_worker(
     try:
         return preprocess_case(row, exp, root), None
     except MaskfoldError as error:
-        return root, (isinstance(error, DiskFullError), error.wrong, error.cure, error.status)
+        return root, (isinstance(error, DiskFullError), error.message, error.hint, error.status)
 
 
 def write_image(folder: Path, image: Image, exp: Experiment, case: str) -> dict[str, Any]:

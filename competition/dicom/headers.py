@@ -35,7 +35,7 @@ def reject_on_error(what: str) -> Iterator[None]:
     except (SeriesRejected, DiskFullError):
         raise
     except MaskfoldError as error:
-        raise SeriesRejected(error.wrong.rstrip(".")) from error
+        raise SeriesRejected(error.message.rstrip(".")) from error
     except Exception as error:  # decoders read arbitrary bytes and raise arbitrary types
         message = " ".join(str(error).split())[:200]
         raise SeriesRejected(f"{what} ({type(error).__name__}{': ' + message if message else ''})") from error

@@ -82,7 +82,7 @@ def _discover(
             findings.add_fault("table" if comp.train.rle else "files", split, "", error)
     for add, errors in ((findings.add_fault, collector.fatal_errors), (findings.add_bad_case, collector.errors)):
         for case_id, case_error in errors:
-            is_row = comp.train.rle is not None and LINE_PATTERN.search(case_error.wrong)
+            is_row = comp.train.rle is not None and LINE_PATTERN.search(case_error.message)
             # A duplicate id is already reported; its rows have no image only because it is excluded here.
             if case_id not in duplicate_ids:
                 add("table" if is_row else "files", split, case_id, case_error)
@@ -205,7 +205,7 @@ def _read_rows(
                 all_masks = find_masks(current, images, attempt)
             except MaskfoldError as error:
                 row_error = _with_original_path(error, copy, path)
-                if error.status == 2 or not LINE_PATTERN.search(error.wrong):
+                if error.status == 2 or not LINE_PATTERN.search(error.message):
                     raise row_error from error
                 table = _read_with_blank_lines(path) if table is None else table
                 _blank_rows(comp, table, row_error, collector)
@@ -226,18 +226,18 @@ def _read_with_blank_lines(path: Path) -> Any:
 
 def _blank_rows(comp: Competition, table: Any, error: MaskfoldError, collector: ErrorCollector) -> None:
     """Blank the row of an error and all rows with the same class, and record an error for each."""
-    match = LINE_PATTERN.search(error.wrong)
+    match = LINE_PATTERN.search(error.message)
     line, column = int(match.group(1)) if match else 0, comp.train.columns.cls
     lines = [line]
     if column in table.columns:
         lines = table.index[table[column] == table.at[line, column]].tolist()
     for number in lines:
-        text = error.wrong.replace(f", line {line}: ", f", line {number}: ", 1)
+        text = error.message.replace(f", line {line}: ", f", line {number}: ", 1)
         name = str(table.at[number, comp.train.columns.id]) if comp.train.columns.id in table.columns else ""
-        collector.fatal_errors.append((name, MaskfoldError(text, error.cure)))
+        collector.fatal_errors.append((name, MaskfoldError(text, error.hint)))
     table.loc[lines] = ""
 
 
 def _with_original_path(error: MaskfoldError, copy: Path, path: Path) -> MaskfoldError:
     """Return the error with the path of the original table."""
-    return MaskfoldError(error.wrong.replace(str(copy), str(path)), error.cure, status=error.status)
+    return MaskfoldError(error.message.replace(str(copy), str(path)), error.hint, status=error.status)

@@ -212,13 +212,13 @@ def _add_near_duplicates(cases: list[CaseStats], correlation: float, findings: F
     """Add a remark about one cluster of near-duplicates."""
     splits, groups = {case.split for case in cases}, {case.group for case in cases}
     if splits == {"test"}:
-        cure = "No action is needed; the host scores each of them."
+        hint = "No action is needed; the host scores each of them."
     elif len(splits) > 1:
-        cure = "Inspect them; if they show the same object, the host's score will be optimistic."
+        hint = "Inspect them; if they show the same object, the host's score will be optimistic."
     elif groups != {None} and len(groups) == 1:
-        cure = "No action is needed; they are in one group, which folds keep together."
+        hint = "No action is needed; they are in one group, which folds keep together."
     else:
-        cure = (
+        hint = (
             "Inspect them; if they show the same object, keep one or put all into one group (competition.group): "
             "without a group, folds keep only identical files together."
         )
@@ -231,7 +231,7 @@ def _add_near_duplicates(cases: list[CaseStats], correlation: float, findings: F
         ", ".join(case.id for case in cases),
         f"The {kind} {names} look the same: the correlation of their thumbnails is "
         f"{'up to ' if len(cases) > 2 else ''}{correlation:.3f}.",
-        cure,
+        hint,
     )
 
 
@@ -315,7 +315,7 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
         ("dtype", lambda case: case.dtype, "Check that all cases have one range of values, or use zscore intensities."),
         ("orientation", lambda case: case.orientation, "Set prepare.orientation, which reorients all cases."),
     ]
-    for name, get, cure in properties:
+    for name, get, hint in properties:
         counts = Counter(value for case in cases if (value := get(case)) is not None)
         if len(counts) > 1:
             rarest = counts.most_common()[-1][0]
@@ -326,7 +326,7 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
                 "",
                 ", ".join(limit_ids(ids)),
                 f"The cases differ in {name}: {listed}; the first with {rarest} is {ids[0]}.",
-                cure,
+                hint,
             )
 
 

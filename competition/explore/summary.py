@@ -237,11 +237,11 @@ def case_rows(exploration: Exploration) -> pandas.DataFrame:
 
 
 def finding_rows(exploration: Exploration) -> pandas.DataFrame:
-    """Return one row per finding: weight, kind, split, case, wrong, cure."""
+    """Return one row per finding: weight, kind, split, case, message, hint."""
     import pandas
 
-    columns = ["weight", "kind", "split", "case", "wrong", "cure"]
-    rows = [(item.severity, item.kind, item.split, item.case, item.wrong, item.cure) for item in exploration.findings]
+    columns = ["weight", "kind", "split", "case", "message", "hint"]
+    rows = [(item.severity, item.kind, item.split, item.case, item.message, item.hint) for item in exploration.findings]
     return pandas.DataFrame(rows, columns=columns)
 
 

@@ -26,16 +26,16 @@ class Finding:
             out.
         split: train or test; empty for both.
         case: the id, or comma-separated ids; empty for all cases.
-        wrong: the problem in one sentence, with the file or row.
-        cure: the solution in one sentence.
+        message: the problem in one sentence, with the file or row.
+        hint: the solution in one sentence.
     """
 
     severity: Severity
     kind: str
     split: str
     case: str
-    wrong: str
-    cure: str
+    message: str
+    hint: str
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Findings:
 
     def add_fault(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
         """Add an error that stops `cv`."""
-        self.add(Finding("fault", kind, split, case, error.wrong, error.cure))
+        self.add(Finding("fault", kind, split, case, error.message, error.hint))
 
     def add_bad_case(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
         """Add an error of one case: a remark under `on_bad_case: skip`, because `cv` skips the case; else a fault."""
@@ -62,11 +62,11 @@ class Findings:
             self.add_fault(kind, split, case, error)
             return
         self.skipped.add((split, case))
-        self.add_remark("left out", split, case, error.wrong, SKIPPED_HINT)
+        self.add_remark("left out", split, case, error.message, SKIPPED_HINT)
 
-    def add_remark(self, kind: str, split: str, case: str, wrong: str, cure: str) -> None:
+    def add_remark(self, kind: str, split: str, case: str, message: str, hint: str) -> None:
         """Add a remark."""
-        self.add(Finding("remark", kind, split, case, wrong, cure))
+        self.add(Finding("remark", kind, split, case, message, hint))
 
     def add(self, finding: Finding) -> None:
         """Add a finding unless it is already there."""

@@ -145,7 +145,7 @@ def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
     last_line = (process.stderr.strip().splitlines() or ["no output"])[-1]
     if process.returncode == ERROR_STATUS:
         error = json.loads(last_line)
-        raise MaskfoldError(f"The test prediction of the bundle failed: {error['wrong']}", error["cure"])
+        raise MaskfoldError(f"The test prediction of the bundle failed: {error['message']}", error["hint"])
     if process.returncode:
         raise MaskfoldError(
             f"The test prediction of the bundle failed: {last_line}.",

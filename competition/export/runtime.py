@@ -60,7 +60,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
         else:
             _predict_all(folder, args, arguments)
     except MaskfoldError as error:
-        print(f"error: {error.wrong} {_translate_hint(error.cure)}", file=sys.stderr)
+        print(f"error: {error.message} {_translate_hint(error.hint)}", file=sys.stderr)
         return error.status
     return 0
 

@@ -228,7 +228,7 @@ def _read_rows(comp: Competition, say: Say) -> list[Any]:
     except MaskfoldError as error:
         if comp.test is None or not Path(comp.root).is_dir() or _any_test_image(comp) or not _is_root(comp):
             raise
-        say(f"note: {error.wrong}")
+        say(f"note: {error.message}")
         return []
 
 
@@ -358,7 +358,7 @@ def predict_cases(
             failed += 1
             if not options.continue_on_error or failed == len(rows):
                 raise
-            say(f"note: {error.wrong} The case {row.id} gets empty masks.")
+            say(f"note: {error.message} The case {row.id} gets empty masks.")
             yield empty_prediction(row, comp)
         else:
             class_probabilities = probabilities[len(probabilities) - len(comp.classes) :] if confidence else None

@@ -31,7 +31,7 @@ HIDDEN_PACKAGES = (
     "typer",
     "zarr",
 )
-ERROR_STATUS = 3  # exit status after a MaskfoldError: the last line of standard error is JSON with `wrong` and `cure`
+ERROR_STATUS = 3  # exit status after a MaskfoldError: the last line of standard error is JSON with `message` and `hint`
 
 
 class ImportBlocker(MetaPathFinder):
@@ -98,6 +98,6 @@ if __name__ == "__main__":
             Path(request["folder"]), Path(request["root"]), SimpleNamespace(**request["row"]), request["onnx"]
         )
     except MaskfoldError as error:
-        print(json.dumps({"wrong": error.wrong, "cure": error.cure}), file=sys.stderr)
+        print(json.dumps({"message": error.message, "hint": error.hint}), file=sys.stderr)
         sys.exit(ERROR_STATUS)
     print(json.dumps(names))

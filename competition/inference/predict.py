@@ -92,7 +92,7 @@ def predict_case_with_presence(
         )
     except MaskfoldError as error:
         raise MaskfoldError(
-            f"Case {prepared.id} cannot be predicted: {error.wrong}", error.cure, status=error.status
+            f"Case {prepared.id} cannot be predicted: {error.message}", error.hint, status=error.status
         ) from error
     if presence is not None:
         presence = presence_on_file_grid(presence, prepared.geometry, exp.patch.slices is not None)

@@ -363,7 +363,7 @@ def _kaggle_error(slug: str, error: OSError, notebook: str | None = None) -> Mas
         )
     if code == 401:
         plain = kaggle_client_error(slug, rules, error)
-        return UploadRejected("Kaggle rejected the credentials (401).", plain.cure)
+        return UploadRejected("Kaggle rejected the credentials (401).", plain.hint)
     if code == 429 or (code in (400, 403) and LIMIT_REACHED_PATTERN.search(message)):
         return UploadRejected(
             f"Kaggle accepts no more submissions to {slug} today ({code}){quoted}.",

@@ -252,7 +252,7 @@ def _work(method: str, case: str, argument: Any) -> tuple[tuple[str, str, int] |
     try:
         return None, getattr(_worker, method)(case, argument)
     except MaskfoldError as error:
-        return (error.wrong, error.cure, error.status), None
+        return (error.message, error.hint, error.status), None
 
 
 def _count_cores() -> int:

@@ -132,7 +132,7 @@ def _findings(exploration: Exploration) -> Html:
 
 
 def _finding_table(findings: Sequence[Finding]) -> Html:
-    rows = [[finding.kind, finding.split or "both", finding.wrong, finding.cure] for finding in findings[:MAX_ROWS]]
+    rows = [[finding.kind, finding.split or "both", finding.message, finding.hint] for finding in findings[:MAX_ROWS]]
     parts = [html_table(["kind", "split", "problem", "solution"], rows, text_columns=(0, 1, 2, 3))]
     if len(findings) > MAX_ROWS:
         parts.append(paragraph(f"The first {MAX_ROWS} of {len(findings)}.", note=True))

@@ -56,7 +56,7 @@ def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
     except MaskfoldError as error:
         key = "pseudo.images" if pseudo.images is not None else "test.images"
         raise MaskfoldError(
-            error.wrong.replace("test.images", key), error.cure.replace("test.images", key), status=error.status
+            error.message.replace("test.images", key), error.hint.replace("test.images", key), status=error.status
         ) from error
     # Test and training cases of a host may share ids; in `pseudo.images`, the same id means the same case.
     labelled = table["image_hash"].isin(set(cases["image_hash"]))

@@ -128,7 +128,7 @@ def resolve_teachers(exp: Experiment) -> Experiment:
         try:
             folders.append(str(find_run(name, trust=None).folder))  # type: ignore[arg-type]
         except MaskfoldError as error:
-            raise MaskfoldError(f"pseudo.from: {error.wrong}", error.cure, status=error.status) from error
+            raise MaskfoldError(f"pseudo.from: {error.message}", error.hint, status=error.status) from error
     if duplicates := [folder for folder in folders if folders.count(folder) > 1]:
         raise MaskfoldError(f"pseudo.from names the run {duplicates[0]} twice.", "Name it once.", status=2)
     teachers = folders[0] if isinstance(exp.pseudo.teachers, str) else folders

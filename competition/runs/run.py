@@ -284,8 +284,8 @@ def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str]
         if version in (None, __version__):
             raise
         raise MaskfoldError(
-            f"{folder} was written by Maskfold {version}; Maskfold {__version__} cannot read its YAML: {error.wrong}",
-            f"Use that version: pip install maskfold=={version}. Or: {error.cure}",
+            f"{folder} was written by Maskfold {version}; Maskfold {__version__} cannot read its YAML: {error.message}",
+            f"Use that version: pip install maskfold=={version}. Or: {error.hint}",
             status=error.status,
         ) from error
     names = ["cases", *(path.stem for path in sorted(folder.glob("besides_*.csv")))]

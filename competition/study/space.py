@@ -111,7 +111,7 @@ def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
                 source.load([*parents, format_override(key, value)])
             except MaskfoldError as error:
                 # the override is ours and not the user's, so it must not be located on the command line
-                problem = error.wrong.replace("command line: ", "").strip().rstrip(".")
+                problem = error.message.replace("command line: ", "").strip().rstrip(".")
                 raise _space_error(
                     source,
                     key,

@@ -235,7 +235,9 @@ def read_submission(
             try:
                 objects += decode_objects(row.text, shape, layout)
             except RleError as error:
-                raise MaskfoldError(f"{path}, line {row.line}, {format_key(key)}: {error.wrong}", error.cure) from error
+                raise MaskfoldError(
+                    f"{path}, line {row.line}, {format_key(key)}: {error.message}", error.hint
+                ) from error
         yield SubmissionRow(case_id, key[1], objects, shape)
 
 
@@ -466,7 +468,7 @@ class MaskFile:
             objects = decode_objects(row.text, shape, self.layout)
         except RleError as error:
             raise MaskfoldError(
-                f"{self.path}, line {row.line}, {format_key(row.key)}: {error.wrong}", error.cure
+                f"{self.path}, line {row.line}, {format_key(row.key)}: {error.message}", error.hint
             ) from error
         if self.strict and not objects and row.text.strip() != token.strip():
             raise self._error(

@@ -297,7 +297,7 @@ def _check_images_readable(tests: TestSet) -> None:
             load_image(tests.comp, row)
         except MaskfoldError as error:
             raise MaskfoldError(
-                f"Cannot read the test case {row.id}: {error.wrong}",
+                f"Cannot read the test case {row.id}: {error.message}",
                 "Copy the file again; the host requires a row for every test case.",
             ) from error
 

@@ -113,7 +113,7 @@ def validate_submission(
         if sample is not None:
             _check_keys(keys, sample, findings)
     except MaskfoldError as error:  # an unreadable file is a problem of the file, not a failed check
-        findings.add(error.wrong)
+        findings.add(error.message)
     return ValidationReport(path, findings.rows, findings.empty, tuple(findings.problems))
 
 
@@ -166,7 +166,7 @@ def _check_row(
     try:
         objects = decode_objects(row.text, shape, layout)
     except RleError as error:
-        findings.add(f"{location}: {error.wrong}")
+        findings.add(f"{location}: {error.message}")
         return
     if not objects and row.text.strip() != layout.rle.empty.strip():
         findings.add(f"{location}, empty mask: found a text without pixels, expected {empty}.")

@@ -311,7 +311,7 @@ def worker_main(job: FoldJob) -> int:
 
 def write_error(job: FoldJob, error: MaskfoldError, pipe: int = -1) -> int:
     """Write the error for the parent process, to the pipe and to `error.json`; return the exit status."""
-    content = {"wrong": error.wrong, "cure": error.cure, "status": error.status}
+    content = {"message": error.message, "hint": error.hint, "status": error.status}
     with contextlib.suppress(OSError):  # the parent may have ended
         if pipe >= 0:
             os.write(pipe, json.dumps(content).encode())

@@ -120,7 +120,7 @@ def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
     if not error and error_file.exists():
         error = error_file.read_text(errors="replace")
     if error and (content := _parse_error(error)) is not None:
-        raise MaskfoldError(f"Fold {job.folder.name}: {content['wrong']}", content["cure"], status=content["status"])
+        raise MaskfoldError(f"Fold {job.folder.name}: {content['message']}", content["hint"], status=content["status"])
     if status in STOPPED_STATUSES:
         raise KeyboardInterrupt(f"{job.folder.name} was stopped")
     output = job.folder / OUTPUT_FILE
@@ -144,7 +144,7 @@ def _parse_error(error: str) -> dict[str, Any] | None:
         content = parse_json_object(error)
     except ValueError:
         return None
-    return content if {"wrong", "cure", "status"} <= content.keys() and isinstance(content["status"], int) else None
+    return content if {"message", "hint", "status"} <= content.keys() and isinstance(content["status"], int) else None
 
 
 class LogTail:

@@ -107,7 +107,7 @@ def test_refused(text: str, words: list[str]) -> None:
     with pytest.raises(MaskfoldError) as caught:
         parse_yaml(text, "file.yaml")
     assert caught.value.status == 2
-    assert caught.value.cure.endswith(".")
+    assert caught.value.hint.endswith(".")
     for word in ["file.yaml", *words]:
         assert word in str(caught.value)
 
@@ -139,7 +139,7 @@ def test_what_is_no_mapping_in_a_file(content: bytes | None, word: str, tmp_path
     with pytest.raises(MaskfoldError) as caught:
         read_yaml(path)
     assert caught.value.status == 2
-    assert word in caught.value.wrong and str(path) in caught.value.wrong
+    assert word in caught.value.message and str(path) in caught.value.message
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

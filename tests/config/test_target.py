@@ -86,7 +86,7 @@ def test_refused(path: str, words: list[str]) -> None:
     with pytest.raises(MaskfoldError) as caught:
         resolve_target(path, nn.Module, "model.target")
     assert caught.value.status == 2
-    assert caught.value.wrong.startswith("model.target: ")
+    assert caught.value.message.startswith("model.target: ")
     assert any(word in str(caught.value) for word in words), str(caught.value)
 
 
@@ -261,4 +261,4 @@ def test_every_target_of_an_experiment(words: list[str], said: str | None, toy: 
         return
     with pytest.raises(MaskfoldError) as caught:
         check_targets(exp)
-    assert caught.value.wrong.startswith(said)
+    assert caught.value.message.startswith(said)

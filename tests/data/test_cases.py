@@ -182,7 +182,7 @@ def test_image_without_mask_and_mask_without_image(tmp_path: Path) -> None:
     with pytest.raises(MaskfoldError) as error:
         case_table(comp)
     for word in ("ase a (and 1 more)", "images/a.png", "masks/{id}.png"):
-        assert word in error.value.wrong
+        assert word in error.value.message
     skipping = case_table(competition(tmp_path, on_bad_case="skip"))
     assert skipping["id"].tolist() == ["b", "d"] and [name for name, _ in skipping.attrs["skipped"]] == ["a", "c"]
 
@@ -281,7 +281,7 @@ def test_rules_for_groups_that_do_not_work(tmp_path: Path, changes: dict[str, st
     write_text(tmp_path / "meta.csv", "id,site,hole,twice\np1_a,x,1,1\np1_b,y,,1\np2_a,x,1,1\np1_a,x,1,2\n")
     with pytest.raises(MaskfoldError) as error:
         case_table(competition(tmp_path, **changes))
-    assert wrong in error.value.wrong
+    assert wrong in error.value.message
 
 
 @pytest.mark.skipif(not (SHARED / "hippocampus").is_dir(), reason="needs the real data")

@@ -90,8 +90,8 @@ def test_values_that_no_class_has(tmp_path: Path) -> None:
     one_case(tmp_path, LABELS)
     with pytest.raises(MaskfoldError) as error:
         first_mask(competition(tmp_path, classes=["a", "b"]))
-    assert f"{tmp_path / 'masks/a.png'} has label values without a class: found 3, 255." in error.value.wrong
-    assert "label_values" in error.value.cure and "ignore" in error.value.cure
+    assert f"{tmp_path / 'masks/a.png'} has label values without a class: found 3, 255." in error.value.message
+    assert "label_values" in error.value.hint and "ignore" in error.value.hint
     one_case(tmp_path, np.array([[0, 255]], np.uint8))
     with pytest.raises(MaskfoldError, match=r"label value .*found 255.*competition.label_values=\[255\]"):
         first_mask(competition(tmp_path))
@@ -308,8 +308,8 @@ def test_classes_of_a_table(tmp_path: Path) -> None:
 def test_tables_that_are_wrong(tmp_path: Path, rows: str, changes: dict[str, Any], wrong: str, cure: str) -> None:
     with pytest.raises(MaskfoldError) as error:
         case_table(rle_host(tmp_path, rows, **changes))
-    assert wrong in error.value.wrong and "train.csv" in error.value.wrong
-    assert cure in error.value.cure
+    assert wrong in error.value.message and "train.csv" in error.value.message
+    assert cure in error.value.hint
 
 
 def test_missing_table_shows_what_is_there(tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ def test_nothing_found_shows_the_nearest_files(tmp_path: Path) -> None:
         match_cases(tmp_path, "imageTr/{id}.nii.gz", "train.images")
     assert error.value.status == 2
     for word in ("train.images `imageTr/{id}.nii.gz`", str(tmp_path), "imagesTr/a_0000.nii.gz"):
-        assert word in error.value.wrong
-    assert "readme" not in error.value.wrong
+        assert word in error.value.message
+    assert "readme" not in error.value.message
 
 
 def test_empty_and_missing_roots(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_empty_and_missing_roots(tmp_path: Path) -> None:
 def test_patterns_that_cannot_work(tmp_path: Path, pattern: str, wrong: str) -> None:
     with pytest.raises(MaskfoldError) as error:
         match_cases(tmp_path, pattern, "test.images")
-    assert wrong in error.value.wrong and "test.images" in error.value.wrong and error.value.status == 2
+    assert wrong in error.value.message and "test.images" in error.value.message and error.value.status == 2
 
 
 def test_folders_of_instances_may_be_empty(tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def test_files_that_are_cut_off_empty_or_something_else(tmp_path: Path) -> None:
             path.write_bytes(broken)
             with pytest.raises(MaskfoldError) as error:
                 read_image(path, dimensions)
-            assert f"{path} cannot be read" in error.value.wrong and "on_bad_case=skip" in error.value.cure
+            assert f"{path} cannot be read" in error.value.message and "on_bad_case=skip" in error.value.hint
 
 
 def test_absurd_sizes_are_refused_before_they_are_allocated(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_wrong_order_is_refused_and_a_right_one_taken(order: str, shape: tuple
     with pytest.raises(MaskfoldError, match=f"train.rle_format.order is {other}") as refused:
         case_table(_host(tmp_path, order, shape, other))
     assert refused.value.status == 2
-    assert f"to {order}" in refused.value.cure
+    assert f"to {order}" in refused.value.hint
 
 
 def test_few_cases_do_not_overrule_the_yaml(tmp_path: Path) -> None:

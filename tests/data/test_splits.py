@@ -222,7 +222,7 @@ def test_folds_from_a_file(tmp_path: Path) -> None:
 def test_fold_files_that_are_wrong(tmp_path: Path, text: str, wrong: str) -> None:
     with pytest.raises(MaskfoldError) as error:
         by_file(tmp_path, text, cases(3))
-    assert wrong in error.value.wrong and "folds.csv" in error.value.wrong and error.value.status == 2
+    assert wrong in error.value.message and "folds.csv" in error.value.message and error.value.status == 2
 
 
 def test_fold_file_that_leaks_or_is_missing(tmp_path: Path) -> None:

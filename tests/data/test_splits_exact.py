@@ -23,7 +23,7 @@ def refused(work: Callable[..., Any], *args: Any, **more: Any) -> tuple[str, str
     """The error's message and hint, and its exit status."""
     with pytest.raises(MaskfoldError) as error:
         work(*args, **more)
-    return error.value.wrong, error.value.cure, error.value.status
+    return error.value.message, error.value.hint, error.value.status
 
 
 def numbers_of(parts: Iterator[tuple[Any, Any]], count: int) -> list[int]:

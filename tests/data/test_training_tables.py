@@ -256,7 +256,7 @@ def test_a_table_that_is_not_the_hosts(
     cells = ",".join(["a"] * (header.count(",") + 1))
     with pytest.raises(MaskfoldError) as error:
         case_table(host(tmp_path, profile, [header, cells], classes=classes, **changes))
-    assert wrong in error.value.wrong and cure in error.value.cure and error.value.status == 2
+    assert wrong in error.value.message and cure in error.value.hint and error.value.status == 2
 
 
 @pytest.mark.parametrize(
@@ -291,8 +291,8 @@ def test_a_profile_whose_order_is_wrong_is_refused_with_a_cure_that_works(
     rows = [header, *(f"{case},{encode(mask, fmt)}" for case, mask in truth.items())]
     with pytest.raises(MaskfoldError, match=f"the order of submission.profile {profile} is .*8 of 8") as error:
         case_table(host(tmp_path, profile, rows, ids, size=size))
-    assert error.value.status == 2 and "or correct submission.profile" in error.value.cure
-    said = yaml.safe_load("{" + error.value.cure.partition("{")[2].partition("}")[0] + "}")
+    assert error.value.status == 2 and "or correct submission.profile" in error.value.hint
+    said = yaml.safe_load("{" + error.value.hint.partition("{")[2].partition("}")[0] + "}")
     assert said == other
     found = masks(host(tmp_path, profile, rows, ids, size=size, train={"rle_format": said}))
     for case, mask in truth.items():
@@ -313,7 +313,7 @@ def test_the_order_without_a_profile_names_both_keys() -> None:
     found = OrderVote("row", 9, 9)
     with pytest.raises(MaskfoldError, match=r"submission\.rle\.order is column") as error:
         check_order(found, RleFormat(base=0), "t.csv", "submission.rle")
-    assert "Set submission.rle.order to row, or train.rle_format to {order: row, base: 0}" in error.value.cure
+    assert "Set submission.rle.order to row, or train.rle_format to {order: row, base: 0}" in error.value.hint
 
 
 def test_the_cache_follows_the_format_that_is_used() -> None:

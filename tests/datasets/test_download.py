@@ -164,7 +164,7 @@ def test_an_http_error_is_one_message(host: Host, tmp_path: Path, status: int, t
     with pytest.raises(MaskfoldError, match=f"{host.url} cannot be downloaded: HTTP status {status}") as error:
         fetched(host.source(), tmp_path / "toy")
     assert len(host.requested) == tries
-    assert "copy Task04_Toy.tar" in error.value.cure
+    assert "copy Task04_Toy.tar" in error.value.hint
     assert list(tmp_path.iterdir()) == []
 
 

@@ -26,12 +26,12 @@ TEST = {"images": "test/{id}.png"}
 
 def faults(found: Exploration) -> dict[str, str]:
     """Return the faults by case."""
-    assert len({fault.case for fault in found.faults}) == len(found.faults), [fault.wrong for fault in found.faults]
-    return {fault.case: fault.wrong for fault in found.faults}
+    assert len({fault.case for fault in found.faults}) == len(found.faults), [fault.message for fault in found.faults]
+    return {fault.case: fault.message for fault in found.faults}
 
 
 def remarks(found: Exploration, kind: str) -> list[str]:
-    return [one.wrong for one in found.remarks if one.kind == kind]
+    return [one.message for one in found.remarks if one.kind == kind]
 
 
 def test_all_planted_faults_are_reported_at_once(tmp_path: Path) -> None:
@@ -51,15 +51,15 @@ def test_all_planted_faults_are_reported_at_once(tmp_path: Path) -> None:
     (group,) = remarks(found, "group")
     assert "group s is in train (s_0, s_1, s_2) and in test (s_7)" in group
     assert found.undeclared_labels() == {7: (1, 15)}
-    assert all(one.cure.endswith(".") for one in found.findings)
+    assert all(one.hint.endswith(".") for one in found.findings)
 
 
 def test_skip_turns_skipped_cases_into_remarks(tmp_path: Path) -> None:
     comp = competition(plant(tmp_path), group=GROUP, test=TEST, on_bad_case="skip")
     found = explore(comp)
     left = dict(case_table(comp).attrs["skipped"])
-    assert {one.case: one.wrong for one in found.remarks if one.kind == "left out"} == left and len(left) == 5
-    assert all(one.cure == "Skipped by cv (on_bad_case: skip)." for one in found.remarks if one.kind == "left out")
+    assert {one.case: one.message for one in found.remarks if one.kind == "left out"} == left and len(left) == 5
+    assert all(one.hint == "Skipped by cv (on_bad_case: skip)." for one in found.remarks if one.kind == "left out")
     assert set(faults(found)) == {"q_0, torn_1"}, "a fault that skip does not affect"
     assert {case.id for case in found.cases_of("train") if case.skipped} == set(left) - {"noimage_1"}
 
@@ -84,7 +84,7 @@ def test_skipping_all_cases_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(MaskfoldError, match="All 12 cases.*p_0"):
         case_table(comp)
     (fault,) = explore(comp).faults
-    assert fault.case == "" and "All training cases" in fault.wrong and "on_bad_case: skip" in fault.wrong
+    assert fault.case == "" and "All training cases" in fault.message and "on_bad_case: skip" in fault.message
 
 
 def test_ids_that_differ_only_in_case_are_reported_and_measured(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_explore_reports_the_error_of_cv(tmp_path: Path, harm: Callable[[Path], 
             load_image(comp, row)
             load_mask(comp, row)
     (fault,) = explore(comp).faults
-    assert (fault.wrong, fault.cure, fault.case) == (stopped.value.wrong, stopped.value.cure, "p_0")
+    assert (fault.message, fault.hint, fault.case) == (stopped.value.message, stopped.value.hint, "p_0")
 
 
 def test_two_files_for_one_id_do_not_stop_the_exploration(tmp_path: Path) -> None:
@@ -281,9 +281,9 @@ def test_every_bad_row_is_reported(tmp_path: Path) -> None:
     )
     found = explore(comp)
     rows = [one for one in found.faults if one.kind != "class"]
-    said = sorted((int(re.search(r", line (\d+)", one.wrong)[1]), one.case) for one in rows)  # type: ignore[index]
+    said = sorted((int(re.search(r", line (\d+)", one.message)[1]), one.case) for one in rows)  # type: ignore[index]
     assert said == [(3, "a"), (6, "b"), (7, "b"), (8, "c"), (10, "zz"), (11, "b"), (12, "c")]
-    assert all(str(tmp_path / "train.csv") in one.wrong for one in rows)
+    assert all(str(tmp_path / "train.csv") in one.message for one in rows)
     (c,) = [case for case in found.cases if case.id == "c"]
     assert c.truth is not None and c.truth.voxels.tolist() == [0, 3]  # line 9, although lines before it are bad
     assert all(case.stats is not None for case in found.cases)
@@ -310,7 +310,7 @@ def test_an_invalid_table_does_not_affect_the_images(tmp_path: Path) -> None:
     write_text(tmp_path / "train.csv", "name,class,rle\na,cell,1 5\n")
     found = explore(comp)
     (fault,) = found.faults
-    assert "has no column `id`" in fault.wrong and [case.stats is not None for case in found.cases] == [True] * 3
+    assert "has no column `id`" in fault.message and [case.stats is not None for case in found.cases] == [True] * 3
 
 
 def test_missing_masks_or_test_images_do_not_affect_other_files(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_missing_masks_or_test_images_do_not_affect_other_files(tmp_path: Path) 
         test={"images": "tests/{id}.png"},
     )
     found = explore(comp)
-    assert [one.wrong.partition(" `")[0] for one in found.faults] == ["train.masks", "test.images"]
+    assert [one.message.partition(" `")[0] for one in found.faults] == ["train.masks", "test.images"]
     assert len(found.cases) == len(SOUND) and found.snippet
 
 
@@ -371,7 +371,7 @@ def test_an_absent_class_is_a_fault_and_a_rare_class_a_remark(tmp_path: Path) ->
         write_png(root / "masks" / f"{case_id}.png", mask)
     found = explore(competition(root, classes=["cell", "never", "rare"], group=GROUP))
     (fault,) = found.faults
-    assert fault.kind == "class" and "class never is in none of the 12 training cases" in fault.wrong
+    assert fault.kind == "class" and "class never is in none of the 12 training cases" in fault.message
     assert ["p_0, r_2" in text for text in remarks(found, "class")] == [True]
     assert "stratified_group" in found.snippet
 
@@ -400,4 +400,4 @@ def test_groups_of_a_table(tmp_path: Path) -> None:
     assert "group s is in train (s_0, s_1) and in test (t_1)" in remarks(found, "group")[0]
     assert [case.group for case in found.cases_of("train") if case.id in ("p_0", "p_1")] == ["p", None]
     found = explore(competition(root, group="nowhere.csv:patient", test=TEST))
-    assert len(found.faults) == 1 and "nowhere.csv does not exist" in found.faults[0].wrong
+    assert len(found.faults) == 1 and "nowhere.csv does not exist" in found.faults[0].message

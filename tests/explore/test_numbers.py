@@ -131,7 +131,7 @@ def test_only_a_real_shift_is_reported(offset: float, named: bool) -> None:
     assert found["brightness of image (mean)"].distance == pytest.approx(expected.statistic)
     assert bool(findings.all) == named
     if named:
-        assert "brightness of image (mean) is greater" in findings.all[0].wrong
+        assert "brightness of image (mean) is greater" in findings.all[0].message
     assert not found["size along axis 0"].significant
 
 

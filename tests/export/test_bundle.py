@@ -212,7 +212,7 @@ def test_weights_that_are_damaged_are_told_by_the_name_that_they_have_in_the_run
         path.write_bytes(damaged)
         with pytest.raises(MaskfoldError, match="fold_1/weights.safetensors cannot be read") as caught:
             bundled([run])
-        assert str(path) in caught.value.wrong and caught.value.cure == "Replace the file by an intact copy."
+        assert str(path) in caught.value.message and caught.value.hint == "Replace the file by an intact copy."
 
 
 def test_what_refuses_a_bundle_in_its_trial_is_told_in_its_words(finished, tiny, bundled):
@@ -222,7 +222,7 @@ def test_what_refuses_a_bundle_in_its_trial_is_told_in_its_words(finished, tiny,
     row = run.cases.iloc[:1].astype(object).itertuples(index=False)
     with pytest.raises(MaskfoldError, match=r"\S+bundle.json cannot be read: 'format'\. Export") as caught:
         run_smoke_test(folder, run.exp.competition.root, SimpleNamespace(**next(row)._asdict()), False)
-    assert caught.value.cure == "Export the bundle again."
+    assert caught.value.hint == "Export the bundle again."
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])

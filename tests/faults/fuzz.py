@@ -118,8 +118,8 @@ def look(kind: str, target: Any, number: int, what: str, content: bytes, sound: 
         verdict, words = ("same", "") if same(found, sound) else ("", "")
     except MaskfoldError as error:
         words = str(error)
-        named = any(name in error.wrong for name in (path.name, *target.named))
-        verdict = "refused" if named and len(error.cure) > 10 and "Traceback" not in words else "nameless"
+        named = any(name in error.message for name in (path.name, *target.named))
+        verdict = "refused" if named and len(error.hint) > 10 and "Traceback" not in words else "nameless"
     except Exception as error:  # noqa: BLE001 - that is what is looked for
         import traceback
 

@@ -277,6 +277,6 @@ def _flat_or_deep(path: Path) -> Any:
     try:
         return _image(path)
     except MaskfoldError as error:
-        if "dimensions is 2" in error.wrong:
+        if "dimensions is 2" in error.message:
             return read_image(path, 3).array
         raise

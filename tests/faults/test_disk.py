@@ -179,7 +179,7 @@ def test_a_line_that_does_not_fit_is_taken_back(disk: SmallDisk) -> None:
         try:
             MetricsLog(path, step).append(step, step, metrics)
         except DiskFullError as error:
-            assert "metrics.jsonl" in error.wrong
+            assert "metrics.jsonl" in error.message
             break
     assert 2 < step < 99 and path.read_bytes() == before and before.endswith(b"}\n")
     disk.empty()

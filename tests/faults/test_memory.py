@@ -180,7 +180,7 @@ def test_without_halving_the_message_says_what_to_lower(tiny, tmp_path, monkeypa
         "run.workers",
         "run.parallel_folds",
     ):
-        assert key in caught.value.cure
+        assert key in caught.value.hint
 
 
 def test_one_sample_that_does_not_fit_ends_it(tiny, tmp_path, monkeypatch):
@@ -188,7 +188,7 @@ def test_one_sample_that_does_not_fit_ends_it(tiny, tmp_path, monkeypatch):
     _, job = start(tiny(2, "training.on_oom=halve"), tmp_path, tmp_path / "cache")
     with pytest.raises(MaskfoldError, match="with 1 sample at a time") as caught:
         run_fold(job, quiet)
-    assert "patch.size" in caught.value.cure and "batch_size" not in caught.value.cure
+    assert "patch.size" in caught.value.hint and "batch_size" not in caught.value.hint
 
 
 def test_several_processes_cannot_halve(tiny):
@@ -247,7 +247,7 @@ def test_windows_are_halved_until_they_fit_and_stay_so(tiny, tmp_path, caplog, r
     assert max(network.seen) == 2
     with pytest.raises(MaskfoldError, match=r"Memory ran out on cpu with 2 windows at a time: .*") as caught:
         predict_case([Roomy(1, refuse)], cases[0], tiny(2, *words))
-    assert "inference.batch_size" in caught.value.cure and "training.on_oom=halve" in caught.value.cure
+    assert "inference.batch_size" in caught.value.hint and "training.on_oom=halve" in caught.value.hint
     with pytest.raises(
         MaskfoldError, match=f"Case {cases[0].id} cannot be predicted: Memory ran out on cpu with 1 window at a time"
     ):
@@ -288,7 +288,7 @@ def test_memory_that_runs_out_anywhere_in_a_fold_is_said(tiny, tmp_path, monkeyp
         MaskfoldError, match="Memory ran out while working on fold_0: Unable to allocate 8.00 PiB"
     ) as caught:
         run_fold(job, quiet)
-    assert "run.parallel_folds" in caught.value.cure and "prepare.cache_gib" in caught.value.cure
+    assert "run.parallel_folds" in caught.value.hint and "prepare.cache_gib" in caught.value.hint
 
 
 def test_a_loader_that_the_kernel_kills_is_named(tiny, tmp_path, monkeypatch):
@@ -302,7 +302,7 @@ def test_a_loader_that_the_kernel_kills_is_named(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(PatchDataset, "__getitem__", getitem)
     with pytest.raises(MaskfoldError, match="A loader process was killed, probably out of memory") as caught:
         run_fold(job, quiet)
-    assert "run.workers" in caught.value.cure
+    assert "run.workers" in caught.value.hint
 
 
 @pytest.mark.parametrize("ending", ["kill -9 $$", "exit 137"])
@@ -312,7 +312,7 @@ def test_a_fold_that_the_kernel_kills_is_named(tiny, tmp_path, ending):
         MaskfoldError, match=r"fold_0 was killed \(SIGKILL\), probably out of memory. Last output: going on"
     ) as caught:
         LocalExecutor(1, command=("bash", "-c", f"echo going on; {ending}")).run([job], quiet)
-    assert "run.parallel_folds" in caught.value.cure
+    assert "run.parallel_folds" in caught.value.hint
 
 
 # Prepare.cache_gib

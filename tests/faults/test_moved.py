@@ -138,7 +138,7 @@ def test_a_yaml_that_only_its_own_version_reads_names_that_version(tiny: Any, tm
     yaml.write_text(yaml.read_text() + "a_key_of_old: 1\n")
     with pytest.raises(MaskfoldError) as caught:
         load_run(run.folder)
-    assert "a_key_of_old" in str(caught.value) and "Maskfold" not in caught.value.wrong
+    assert "a_key_of_old" in str(caught.value) and "Maskfold" not in caught.value.message
     (run.folder / "version.json").write_text('{"form": 1, "maskfold": "0.0.7"}')
     with pytest.raises(MaskfoldError) as caught:
         load_run(run.folder)

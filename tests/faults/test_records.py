@@ -272,7 +272,7 @@ def test_a_damaged_prepared_case_is_refused_then_prepared_again_which_is_said(
     with pytest.raises(MaskfoldError, match=r"Preprocessed case .*damaged") as caught:
         case = PreprocessedCase.open(folder)
         _ = (case.image, case.mask, case.foreground)
-    assert str(folder) in caught.value.wrong
+    assert str(folder) in caught.value.message
     with caplog.at_level(logging.WARNING):
         assert preprocess_cases(table, exp, folder.parent) == {"a": folder}
     assert f"case a ({folder}) is damaged: " in caplog.text

@@ -105,7 +105,7 @@ CHAINS = (
 def test_no_target_reaches_what_runs_reads_or_writes(path: str, kind: Any) -> None:
     with pytest.raises(MaskfoldError) as caught:
         resolve_target(path, kind, "model.target")
-    assert caught.value.status == 2 and caught.value.wrong.startswith("model.target: ")
+    assert caught.value.status == 2 and caught.value.message.startswith("model.target: ")
 
 
 def test_what_networks_losses_and_transforms_need_is_still_there() -> None:

@@ -139,7 +139,7 @@ def test_patch_that_does_not_fit_names_the_nearest_sizes() -> None:
     args = {"channels": [4, 8, 8, 8], "strides": [2, 2, 2]}
     with pytest.raises(MaskfoldError, match=r"patch\.size \[36, 32, 20\]") as caught:
         validate_network(experiment(NETS + "UNet", args, dims=3, size=[36, 32, 20]), 1)
-    assert "[32, 32, 16] and [40, 32, 24]" in caught.value.cure
+    assert "[32, 32, 16] and [40, 32, 24]" in caught.value.hint
     for size in ([32, 32, 16], [40, 32, 24]):
         validate_network(experiment(NETS + "UNet", args, dims=3, size=size), 1)
 
@@ -153,13 +153,13 @@ def test_each_axis_has_its_own_multiple() -> None:
     }
     with pytest.raises(MaskfoldError) as caught:
         validate_network(experiment(NETS + "DynUNet", args, dims=3, size=[18, 16, 5]), 1)
-    assert "[16, 16, 5] and [20, 16, 5]" in caught.value.cure
+    assert "[16, 16, 5] and [20, 16, 5]" in caught.value.hint
 
 
 def test_patch_too_small_for_the_network() -> None:
     with pytest.raises(MaskfoldError, match=r"patch\.size \[16, 16\]") as caught:
         validate_network(experiment(SMP + "PAN", {"encoder_name": "resnet18"}, size=[16, 16]), 1)
-    assert "[128, 128]" in caught.value.cure
+    assert "[128, 128]" in caught.value.hint
 
 
 def test_batch_of_one_is_an_error_if_batch_statistics_need_two() -> None:

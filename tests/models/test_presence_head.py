@@ -133,7 +133,7 @@ def test_pooled_values_are_not_a_feature_map_and_a_network_without_one_is_an_err
     assert find_deepest_feature_map(deep, lambda: Squeezed(True), 1, (16, 16)) == ("inwards", 6)
     with pytest.raises(MaskfoldError, match="gate .*Squeezed") as error:
         find_deepest_feature_map(flat, lambda: Squeezed(False), 1, (16, 16))
-    assert error.value.status == 2 and "gate" in error.value.cure
+    assert error.value.status == 2 and "gate" in error.value.hint
 
 
 IGNORES = pytest.mark.parametrize("ignore", [255, None])  # pseudo-labels have ignored pixels in any competition

@@ -178,7 +178,7 @@ def test_packages_are_searched_and_never_imported(tmp_path: Path, monkeypatch: p
     (package / "models" / "b.pth").touch()
     with pytest.raises(MaskfoldError, match="tiny_weights_package: found 2") as caught:
         find_weights_file("package:tiny_weights_package")
-    assert "package:tiny_weights_package/models/b.pth" in caught.value.cure
+    assert "package:tiny_weights_package/models/b.pth" in caught.value.hint
     assert find_weights_file("package:tiny_weights_package/models/b.pth") == package / "models" / "b.pth"
 
 
@@ -213,7 +213,7 @@ def test_imagenet_is_left_to_the_library(encoder: str, expected: object, monkeyp
     assert requested == [None]
     with pytest.raises(MaskfoldError, match="no route to host") as caught:
         build_network(exp, 3)
-    assert requested[1] == expected and caught.value.status == 1 and "package:" in caught.value.cure
+    assert requested[1] == expected and caught.value.status == 1 and "package:" in caught.value.hint
     build_network(exp, 3, pretrained=False)
     assert requested[-1] is None
 

@@ -340,8 +340,8 @@ def test_a_gate_is_open_from_its_threshold_on_for_its_own_class() -> None:
     none = sure(TWO)
     with pytest.raises(MaskfoldError) as caught:
         apply_step(ClassMask(TWO), StepConfig(gate=0.5), none, 0)
-    assert caught.value.wrong == "The step `gate` requires a presence head, but the prediction has none."
-    assert caught.value.cure == "Remove `gate` from postprocess.steps, or use a run that was trained with `gate`."
+    assert caught.value.message == "The step `gate` requires a presence head, but the prediction has none."
+    assert caught.value.hint == "Remove `gate` from postprocess.steps, or use a run that was trained with `gate`."
 
 
 def test_the_step_gate_empties_a_class_or_some_of_its_slices() -> None:

@@ -86,8 +86,8 @@ def test_planted_faults_are_on_the_terminal_on_the_page_and_in_the_files(
         ("remark", "empty"),
     }
     for row in rows:
-        line = f"{row['weight']} ({row['kind']}): {row['wrong']} {row['cure']}"
-        assert line in said and row["wrong"] in page.text and row["cure"] in page.text
+        line = f"{row['weight']} ({row['kind']}): {row['message']} {row['hint']}"
+        assert line in said and row["message"] in page.text and row["hint"] in page.text
     cases = {
         row["id"]: row
         for row in csv.DictReader((output.with_suffix("") / "cases.csv").read_text().splitlines())

@@ -213,9 +213,9 @@ def test_a_broken_file_is_named_with_its_line(demo2d: Path, damage: Any, tmp_pat
     line = damaged(demo2d, damage, tmp_path / "mine.csv")
     with pytest.raises(MaskfoldError, match=rf"line {line}\b") as error:
         score_submission(tmp_path / "mine.csv", demo(demo2d), demo2d / "solution.csv")
-    assert str(tmp_path / "mine.csv") in error.value.wrong and error.value.status == 1
+    assert str(tmp_path / "mine.csv") in error.value.message and error.value.status == 1
     if damage is other_case_gone:
-        assert f"{demo2d / 'solution.csv'}, line 2" in error.value.wrong
+        assert f"{demo2d / 'solution.csv'}, line 2" in error.value.message
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_broken_solution_is_named_with_its_line(demo2d: Path, damage: Any, tmp
     line = damaged(demo2d, damage, tmp_path / "truth.csv")
     with pytest.raises(MaskfoldError, match=rf"line {line}\b") as error:
         score_submission(demo2d / "solution.csv", demo(demo2d), tmp_path / "truth.csv")
-    assert str(tmp_path / "truth.csv") in error.value.wrong
+    assert str(tmp_path / "truth.csv") in error.value.message
 
 
 def test_files_that_are_no_submission(demo2d: Path, tmp_path: Path) -> None:

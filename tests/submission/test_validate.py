@@ -47,8 +47,8 @@ def test_the_first_problem_is_said_and_the_others_are_counted(problems: list[str
     assert not verdict.ok
     with pytest.raises(MaskfoldError) as error:
         verdict.raise_if_invalid()
-    assert error.value.wrong == wrong and error.value.status == 1
-    assert error.value.cure == "Write the file with `maskfold submit`, or correct these rows."
+    assert error.value.message == wrong and error.value.status == 1
+    assert error.value.hint == "Write the file with `maskfold submit`, or correct these rows."
 
 
 def test_a_good_file_is_let_pass() -> None:

@@ -69,7 +69,7 @@ def test_weights_without_a_gate_do_not_start_one_with_it(tiny, tmp_path):
     try:
         load_weights(build_network(tiny(2, "gate={}"), 1, pretrained=False), tmp_path / "weights.safetensors")
     except MaskfoldError as error:
-        assert "conv.weight is missing" in error.wrong
+        assert "conv.weight is missing" in error.message
     else:
         raise AssertionError("they were taken")
     load_weights(build_network(tiny(2), 1, pretrained=False), tmp_path / "weights.safetensors")

@@ -132,7 +132,7 @@ def test_a_machine_that_does_not_share_the_folder_or_the_version_says_so(tmp_pat
 def test_what_a_fold_died_of_comes_back_from_the_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program = (
-        "import sys, os, json; json.dump({'wrong': 'The loss is nan.', 'cure': 'Lower it.', 'status': 1}, "
+        "import sys, os, json; json.dump({'message': 'The loss is nan.', 'hint': 'Lower it.', 'status': 1}, "
         "open(os.path.join(os.path.dirname(sys.argv[1]), 'error.json'), 'w')); sys.exit(1)"
     )
     outcome = task(stub(tmp_path), tmp_path, (sys.executable, "-S", "-c", program))
