@@ -376,9 +376,30 @@ def read_record(path: Path, hint: str = RESTORE_HINT) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically."""
-    content = (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+    """Write JSON atomically.
+
+    JSON has no NaN. A score is NaN where no case defines it (the class is in neither truth nor prediction, and
+    `metric.both_empty` is null); it is written as null.
+
+    Raises:
+        ValueError: a number is infinite.
+    """
+    content = (json.dumps(nan_to_none(data), indent=1, allow_nan=False) + "\n").encode()
     atomic_write(path, lambda file: file.write(content), len(content))
+
+
+def nan_to_none(data: Any) -> Any:
+    """Return a copy of JSON data with None for each NaN.
+
+    Example:
+        >>> nan_to_none({"score": float("nan"), "folds": [0.5, float("nan")]})
+        {'score': None, 'folds': [0.5, None]}
+    """
+    if isinstance(data, dict):
+        return {key: nan_to_none(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [nan_to_none(value) for value in data]
+    return None if isinstance(data, float) and math.isnan(data) else data
 
 
 def parse_json_object(content: bytes | str) -> dict[str, Any]:
