@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pandas
 
 MAX_COLUMNS = 10_000
+MAX_HEADER_LENGTH = 1 << 20  # characters of the first line that show the separator
 FORMAT_HINT = "Write it as a CSV with commas, UTF-8 and one header line."
 ABANDONED_SECONDS = 24 * 3600  # age after which a temporary file of another host counts as abandoned
 CLOCK_TOLERANCE = 60.0  # s; clocks are adjusted, so a process may seem to have started after it wrote a file
@@ -305,10 +306,10 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
     table = _read_table(path, stat.st_mtime_ns, stat.st_size)
     for key, column in columns.items():
         if column not in table.columns:
-            near = nearest_names(column, list(table.columns), cutoff=0.0)
+            near = nearest_names(column, list(table.columns))
             raise MaskfoldError(
                 f"{path} has no column `{column}`: found {', '.join(map(str, table.columns))}.",
-                f"Set {key}, to `{near[0]}` for example." if near else f"Set {key}.",
+                f"Set {key}, to `{near[0]}` for example." if near else f"Set {key} to one of these.",
                 status=2,
             )
     return table
@@ -326,8 +327,10 @@ def _read_table(path: Path, modified: int, size: int) -> pandas.DataFrame:
     import pandas
 
     try:
-        _check_header(path)
-        table = pandas.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
+        separator = _check_header(path)
+        table = pandas.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
+        )
     except (ValueError, OSError, csv.Error) as error:  # pandas' own errors are ValueErrors
         raise _unreadable_table_error(path, " ".join(str(error).split())[:300]) from error
     if not isinstance(table.index, pandas.RangeIndex):  # pandas takes surplus cells as row names
@@ -341,20 +344,27 @@ def _unreadable_table_error(path: Path, reason: str) -> MaskfoldError:
     return MaskfoldError(f"{path} cannot be read as a table ({reason}).", FORMAT_HINT)
 
 
-def _check_header(path: Path) -> None:
-    """Check for duplicate columns, which pandas would rename, and for so many that reading takes minutes.
+def _check_header(path: Path) -> str:
+    """Check the header of a table, and return the separator of its cells: a comma, or a semicolon or tab without one.
 
     Raises:
-        MaskfoldError: a column occurs twice, or there are more than `MAX_COLUMNS`.
+        MaskfoldError: the file is JSON; a column occurs twice, which pandas would rename; or there are more columns
+            than `MAX_COLUMNS`, which would take minutes to read.
     """
     csv.field_size_limit(sys.maxsize)  # run-length texts have no natural limit
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(stream), [])
+        line = stream.readline(MAX_HEADER_LENGTH)
+        separator = "," if "," in line else next((mark for mark in ";\t" if mark in line), ",")
+        if line.lstrip()[:1] in ("{", "["):
+            raise _unreadable_table_error(path, "it is JSON, expected comma-separated values with a header")
+        stream.seek(0)
+        header = next(csv.reader(stream, delimiter=separator), [])
     if len(header) > MAX_COLUMNS:
         raise _unreadable_table_error(path, f"its header has {len(header):,} columns")
     duplicate = next((name for name in header if name and header.count(name) > 1), None)
     if duplicate is not None:
         raise MaskfoldError(f"{path} has the column `{duplicate}` twice.", "Give each column its own name.", status=2)
+    return separator
 
 
 # JSON records
@@ -376,9 +386,30 @@ def read_record(path: Path, hint: str = RESTORE_HINT) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically."""
-    content = (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+    """Write JSON atomically.
+
+    JSON has no NaN. A score is NaN where no case defines it (the class is in neither truth nor prediction, and
+    `metric.both_empty` is null); it is written as null.
+
+    Raises:
+        ValueError: a number is infinite.
+    """
+    content = (json.dumps(nan_to_none(data), indent=1, allow_nan=False) + "\n").encode()
     atomic_write(path, lambda file: file.write(content), len(content))
+
+
+def nan_to_none(data: Any) -> Any:
+    """Return a copy of JSON data with None for each NaN.
+
+    Example:
+        >>> nan_to_none({"score": float("nan"), "folds": [0.5, float("nan")]})
+        {'score': None, 'folds': [0.5, None]}
+    """
+    if isinstance(data, dict):
+        return {key: nan_to_none(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [nan_to_none(value) for value in data]
+    return None if isinstance(data, float) and math.isnan(data) else data
 
 
 def parse_json_object(content: bytes | str) -> dict[str, Any]:

@@ -111,3 +111,13 @@ def format_listed_case(case_id: str, path: str) -> str:
 def format_single_case(case_id: str, path: str) -> str:
     """Format a single case: the full id with its file, or only the id if it is long and part of the file's path."""
     return case_id if len(case_id) > MAX_ID_LENGTH and case_id in path else f"{case_id} ({path})"
+
+
+def format_number(value: float | None, spec: str = ".4f") -> str:
+    """Format a score; `absent` for None, the score that no case defines.
+
+    Example:
+        >>> format_number(0.25), format_number(None)
+        ('0.2500', 'absent')
+    """
+    return "absent" if value is None else format(value, spec)

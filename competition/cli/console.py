@@ -16,6 +16,7 @@ from rich.table import Table
 
 from competition.errors import MaskfoldError
 from competition.redact import redact
+from competition.text import format_number
 
 if TYPE_CHECKING:
     from competition.runs.run import Run
@@ -150,13 +151,13 @@ def cv_table(summary: CvSummary, run: Run) -> Table:
     )
     if summary.seeds is not None:
         for seed, scores in summary.seeds["alone"].items():
-            values = [format_score(scores["score"]), *(format_score(scores["dice"].get(name)) for name in classes)]
+            values = [format_number(scores["score"]), *(format_number(scores["dice"].get(name)) for name in classes)]
             table.add_row(f"seed {seed}", *values, "", f"this seed only, {summary.seeds['folds']} folds")
     if summary.test_dice is not None:
         table.add_row(
             "test",
-            format_score(summary.test_score),
-            *(format_score(summary.test_dice.get(name)) for name in classes),
+            format_number(summary.test_score),
+            *(format_number(summary.test_dice.get(name)) for name in classes),
             "",
             "held-out test share",
         )
@@ -178,7 +179,7 @@ def _transposed_table(summary: CvSummary, run: Run) -> Table:
         *(_fold_number(result, result["score"]) for result in folds),
         _overall(summary, [])[0],
         format_interval(summary.low, summary.high),
-        *([format_score(summary.test_score)] if test_dice is not None else []),
+        *([format_number(summary.test_score)] if test_dice is not None else []),
     )
     table.add_section()
     for name in run.exp.competition.classes:
@@ -187,7 +188,7 @@ def _transposed_table(summary: CvSummary, run: Run) -> Table:
             *(_fold_number(result, result["dice"].get(name)) for result in folds),
             _overall(summary, [name])[1],
             format_interval(summary.dice_low.get(name), summary.dice_high.get(name)),
-            *([format_score(test_dice.get(name))] if test_dice is not None else []),
+            *([format_number(test_dice.get(name))] if test_dice is not None else []),
         )
     table.add_section()
     table.add_row(
@@ -203,7 +204,7 @@ def _overall(summary: CvSummary, classes: list[str]) -> list[str]:
     """Format the metric, then the classes' Dice, over all folds; empty without validation cases."""
     if not summary.cases:
         return [""] * (1 + len(classes))
-    return [format_score(summary.score), *(format_score(summary.dice.get(name)) for name in classes)]
+    return [format_number(summary.score), *(format_number(summary.dice.get(name)) for name in classes)]
 
 
 def _fold_label(result: dict[str, Any]) -> str:
@@ -214,7 +215,7 @@ def _fold_label(result: dict[str, Any]) -> str:
 
 def _fold_number(result: dict[str, Any], value: float | None) -> str:
     """Format a fold's value; empty for a fit on all cases, which has no validation cases."""
-    return "" if result["fold"] < 0 else format_score(value)
+    return "" if result["fold"] < 0 else format_number(value)
 
 
 def skipped_cases_line(run: Run) -> str | None:
@@ -224,11 +225,6 @@ def skipped_cases_line(run: Run) -> str | None:
         return None
     verb = "is" if count == 1 else "are"
     return f"{count} of {count + len(run.cases)} cases {verb} skipped (competition.on_bad_case: skip)"
-
-
-def format_score(value: float | None) -> str:
-    """Format with four digits; `absent` for a class that occurs nowhere."""
-    return "absent" if value is None else f"{value:.4f}"
 
 
 def format_interval(low: float | None, high: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,16 +21,18 @@ from competition.data.patterns import (
     match_cases,
     match_files,
     matches_many_files,
+    unmatched_images,
 )
 from competition.data.readers import load_image, read_header, strip_extension
 from competition.data.rle_tables import assign_rows, row_text
 from competition.errors import MaskfoldError
 from competition.io import read_csv
-from competition.text import name_problem, nearest_names
+from competition.text import format_count, join_names, name_problem, nearest_names
 
 if TYPE_CHECKING:
     import pandas
 
+log = logging.getLogger(__name__)
 TOLERANCE = 1e-3  # mm, between the affines of an image and its mask
 COLUMNS = (
     "id", "split", "images", "masks", "group", "stratum", "shape", "spacing", "channels", "slices", "hash", "image_hash"
@@ -86,7 +89,20 @@ def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
         for key in ("group", "stratum"):
             table[key] = group_values(comp, table["id"].tolist(), key) or table[key]
     table.attrs["skipped"] = sorted(skipped.reasons.items())
+    _warn_unmatched_images(comp, split)
     return table
+
+
+def _warn_unmatched_images(comp: Competition, split: str) -> None:
+    unmatched = unmatched_images(comp, split)
+    if unmatched:
+        named = ", ".join(unmatched[:3]) + (", …" if len(unmatched) > 3 else "")
+        log.warning(
+            "The folder of %s.images has %s that no pattern of the YAML matches: %s",
+            split,
+            format_count(len(unmatched), "image file"),
+            named,
+        )
 
 
 def data_hash(table: pandas.DataFrame) -> str:
@@ -178,6 +194,9 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
         name: match_cases(Path(comp.root), pattern, key if len(patterns) == 1 else f"{key}.{name}")
         for name, pattern in patterns.items()
     }
+    if split == "train":
+        for cases in channels.values():
+            _drop_masks(comp, cases)
     ids = sorted(set().union(*channels.values()))
     check_ids_differ_by_more_than_case(ids, key)
     ids = select_training_cases(comp, ids) if split == "train" else ids
@@ -202,6 +221,17 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
     for case_id, images in images_of.items():
         _check_same_slices(case_id, images, key, skipped)
     return {case_id: images for case_id, images in images_of.items() if case_id not in skipped.reasons}
+
+
+def _drop_masks(comp: Competition, cases: dict[str, CaseFiles]) -> None:
+    """Drop label files that the pattern of the images matches too: `{id}.png` also matches `a_mask.png`."""
+    masks = comp.train.masks
+    case_of = {case.paths[0]: case_id for case_id, case in cases.items() if case.paths}
+    for pattern in masks.values() if isinstance(masks, dict) else [masks] if masks else []:
+        for case_id in list(cases):
+            mask = case_of.get(pattern.replace("{id}", case_id))
+            if mask is not None and mask != case_id:
+                cases.pop(mask, None)
 
 
 def find_masks(
@@ -543,11 +573,34 @@ def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
     return result
 
 
+def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list[str]) -> str:
+    """Return the column with the case ids: `id`, else `train.columns.id`, else the only one that has every id.
+
+    Raises:
+        MaskfoldError: no column, or several, have every id (status 2).
+    """
+    for name in ("id", comp.train.columns.id):
+        if name in table.columns:
+            return name
+    wanted, complete = set(ids), []
+    for name in table.columns:
+        values = set(table[name])
+        if wanted <= values | {strip_extension(value) for value in values}:
+            complete.append(str(name))
+    if len(complete) == 1:
+        return complete[0]
+    found = f"the columns {join_names(complete)} have them all" if complete else f"found {', '.join(table.columns)}"
+    raise MaskfoldError(
+        f"{path} needs one column with the case ids, such as {ids[0]}: {found}.",
+        "Name that column `id` in the table, or set train.columns.id.",
+        status=2,
+    )
+
+
 def _from_table(path: Path, column: str, comp: Competition, ids: list[str], key: str) -> list[str]:
     """Return a column of a table with one row per case; its ids may carry the file's extension."""
     table = read_csv(path, {f"competition.{key}": column})
-    id_column = "id" if "id" in table.columns else comp.train.columns.id
-    read_csv(path, {"a column `id` in that table, or train.columns.id": id_column})
+    id_column = _id_column(path, table, comp, ids)
     rows: dict[str, tuple[int, str]] = {}
     for line, name, value in zip(table.index, table[id_column], table[column], strict=True):
         for alias in {name, strip_extension(name)}:

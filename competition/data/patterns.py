@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from competition.config.competition import Competition
-from competition.data.readers import has_reader, strip_extension
+from competition.data.readers import extension_of, has_reader, strip_extension
 from competition.errors import MaskfoldError
 from competition.text import nearest_names
 
@@ -53,7 +53,8 @@ def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
     """Find one file, or one stack of slices, per id.
 
     `{id}` and `{z}` (digits) match the same text wherever they occur, in folders and in the name; `*` matches anything
-    within one name. Names that begin with a dot are ignored.
+    within one name. The extension matches in any case: `{id}.png` matches a.PNG. Names that begin with a dot are
+    ignored.
 
     Args:
         root: the competition's folder.
@@ -169,9 +170,9 @@ def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
             "Unpack the competition's archive there, or set competition.root=/path/to/the/data.",
             status=2,
         )
-    near = nearest_names(pattern, sorted(files), count=3, cutoff=0.0)
+    near = nearest_names(pattern, sorted(files), count=3, cutoff=0.0)  # any file shows how the folder is laid out
     return MaskfoldError(
-        f"{key} `{pattern}` matches no file below {root}; nearest are {', '.join(near)}.",
+        f"{key} `{pattern}` matches no file below {root}, which has {', '.join(near)}.",
         f"Correct {key} in the YAML, or competition.root.",
         status=2,
     )
@@ -248,9 +249,12 @@ def _descend(
 def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> list[str]:
     """Return the sorted names in a folder that match one part of a pattern; only readable ones if it ends in `*`."""
     literal = PLACEHOLDER.sub(lambda match: bound.get(match.group(1) or "*", match.group(0)), part)
-    if not PLACEHOLDER.search(literal):  # the name is known: no need to list the folder
+    if not PLACEHOLDER.search(literal):  # the name is known: no need to list the folder, unless its extension is not
         path = folder / literal
-        return [literal] if (path.is_dir() if folders else path.is_file() or path.is_symlink()) else []
+        if path.is_dir() if folders else path.is_file() or path.is_symlink():
+            return [literal]
+        if folders or not has_reader(literal):
+            return []
     expression = re.compile(_expression(part, bound))
     with os.scandir(folder) as entries:
         return sorted(
@@ -278,7 +282,64 @@ def _expression(part: str, bound: dict[str, str]) -> str:
         else:
             text += f"(?P<{name}>{'.+' if name == 'id' else '[0-9]+'})"
             named.add(name)
-    return text + re.escape(part[last:])
+    return text + _escape_extension(part[last:])
+
+
+def _escape_extension(tail: str) -> str:
+    """Return a regular expression for the end of a name; the extension of an image matches in any case."""
+    name = f"_{tail}"  # `.png` alone would be a hidden file without an extension
+    length = len(extension_of(name)) if has_reader(name) else 0
+    return re.escape(tail[: len(tail) - length]) + (f"(?i:{re.escape(tail[-length:])})" if length else "")
+
+
+# Files that no pattern matches
+
+
+def unmatched_images(comp: Competition, split: str) -> list[str]:
+    """Find image files in the folders of a split's images that none of the competition's patterns matches.
+
+    Args:
+        comp: the competition.
+        split: train or test.
+
+    Returns:
+        Sorted paths below the root.
+    """
+    root = Path(comp.root)
+    section = comp.train if split == "train" else comp.test
+    train, masks, test = (
+        _as_list(source)
+        for source in (comp.train.images, comp.train.masks, comp.test.images if comp.test is not None else None)
+    )
+    expressions = [re.compile(_path_expression(pattern)) for pattern in (*train, *masks, *test)]
+    unmatched = set()
+    for pattern in _as_list(section.images if section is not None else None):
+        *above, _ = (part for part in pattern.split("/") if part not in ("", "."))
+        folders = [path for path, _ in _descend(root, "", above, {}, folders=True)] if above else [""]
+        for folder in folders:
+            paths = [f"{folder}/{name}" if folder else name for name in os.listdir(root / folder)]
+            unmatched |= {
+                path
+                for path in paths
+                if has_reader(path)
+                and not path.rpartition("/")[2].startswith(".")
+                and not any(expression.fullmatch(path) for expression in expressions)
+            }
+    return sorted(unmatched)
+
+
+def _as_list(source: str | dict[str, str] | None) -> list[str]:
+    return list(source.values()) if isinstance(source, dict) else [source] if source else []
+
+
+def _path_expression(pattern: str) -> str:
+    """Build a regular expression for whole paths; placeholders of one name may match different texts."""
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    text, last, path = "(?s)", 0, "/".join(parts)
+    for match in PLACEHOLDER.finditer(path):
+        text += re.escape(path[last : match.start()]) + ("[0-9]+" if match.group(1) == "z" else "[^/]*")
+        last = match.end()
+    return text + _escape_extension(path[last:])
 
 
 # Bad cases

@@ -23,6 +23,7 @@ from competition.errors import MaskfoldError
 from competition.rle import RleFormat, decode, parse_numbers
 
 Order = Literal["row", "column"]
+Opinion = tuple[Order, bool]  # the likelier order, and whether the case is clear evidence by itself
 
 MIN_CASES = 5  # votes required before the data may contradict the YAML
 MIN_SHARE = 0.9  # of the votes that must agree
@@ -30,6 +31,7 @@ _MAX_HEADERS = 200  # cases whose size is read
 _MAX_CASES, _MAX_TEXTS = 24, 10  # cases whose masks are decoded, and masks of each
 _SCATTER_RATIO = 1.5  # ratio of pieces above which an order counts as wrong
 _EDGE_RATIO = 1.05  # ratio of edge strengths below which the difference counts as noise
+_CLEAR_SCATTER, _CLEAR_EDGES = 4.0, 2.0  # the same ratios, from which one case alone may contradict the YAML
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class OrderVote:
         order: the likelier one; None if no case votes.
         votes: cases for that order.
         cases: cases that vote.
+        strong: cases of these votes that are clear evidence each.
     """
 
     order: Order | None
     votes: int
     cases: int
+    strong: int = 0
 
     @property
     def confidence(self) -> float:
@@ -54,17 +58,23 @@ class OrderVote:
     @property
     def clear(self) -> bool:
         """Whether the data may contradict the YAML."""
-        return self.cases >= MIN_CASES and self.confidence >= MIN_SHARE
+        enough = self.cases >= MIN_CASES or (self.strong > 0 and self.votes == self.cases)
+        return enough and self.confidence >= MIN_SHARE
 
 
-def count_votes(opinions: Iterable[Order | None]) -> OrderVote:
-    """Count the votes of the cases."""
+def count_votes(opinions: Iterable[Order | None], clear: Iterable[Order] = ()) -> OrderVote:
+    """Count the votes of the cases.
+
+    Args:
+        opinions: of each case; None: no vote.
+        clear: the votes of the cases that are clear evidence each.
+    """
     votes = [vote for vote in opinions if vote is not None]
     if not votes:
         return OrderVote(None, 0, 0)
     columns = votes.count("column")
     order: Order = "column" if 2 * columns >= len(votes) else "row"
-    return OrderVote(order, max(columns, len(votes) - columns), len(votes))
+    return OrderVote(order, max(columns, len(votes) - columns), len(votes), list(clear).count(order))
 
 
 def detect_order(
@@ -114,22 +124,25 @@ def _probe(
         except MaskfoldError:  # reported when the case is checked
             continue
         (not_square if shape[0] != shape[-1] else square).append((path, shape, texts))
-    votes: list[Order | None] = []
+    opinions: list[Opinion | None] = []
     for _, shape, texts in _evenly_spaced(not_square, _MAX_CASES):
-        votes.append(_vote(texts, shape, fmt))
-    if len([vote for vote in votes if vote is not None]) < MIN_CASES:
+        opinions.append(_vote(texts, shape, fmt))
+    if len([opinion for opinion in opinions if opinion is not None]) < MIN_CASES:
         for path, shape, texts in _evenly_spaced(square, _MAX_CASES):
-            votes.append(_vote(texts, shape, fmt, path))
-    return count_votes(votes)
+            opinions.append(_vote(texts, shape, fmt, path))
+    return count_votes(
+        [opinion and opinion[0] for opinion in opinions],
+        [opinion[0] for opinion in opinions if opinion is not None and opinion[1]],
+    )
 
 
-def _vote(texts: Sequence[str], shape: tuple[int, ...], fmt: RleFormat, path: Path | None = None) -> Order | None:
+def _vote(texts: Sequence[str], shape: tuple[int, ...], fmt: RleFormat, path: Path | None = None) -> Opinion | None:
     """Return a case's vote; None for an unreadable case, which is reported when it is loaded."""
     try:
         image = None
         if path is not None and len(shape) == 2:
             image = read_image(path, 2).array[:3].mean(axis=0, dtype=np.float32)  # without alpha
-        return likely_order(texts, shape, fmt, image)
+        return _compare_orders(texts, shape, fmt, image)
     except MaskfoldError:
         return None
 
@@ -158,10 +171,18 @@ def likely_order(
     Raises:
         RleError: a text is not a list of numbers.
     """
+    opinion = _compare_orders(texts, shape, fmt, image)
+    return None if opinion is None else opinion[0]
+
+
+def _compare_orders(
+    texts: Sequence[str], shape: Sequence[int], fmt: RleFormat, image: NDArray[np.generic] | None
+) -> Opinion | None:
+    """Compare how plausible the masks of one case are in both orders; arguments as for `likely_order`."""
     if shape[0] != shape[-1]:
         column, row = (sum(count_pieces(text, line, fmt) for text in texts) for line in (shape[0], shape[-1]))
         if max(column, row) >= _SCATTER_RATIO * min(column, row) and column != row:
-            return "column" if column < row else "row"
+            return "column" if column < row else "row", max(column, row) >= _CLEAR_SCATTER * min(column, row)
         return None
     if image is None or len(shape) != 2 or tuple(image.shape) != tuple(shape):
         return None
@@ -172,9 +193,10 @@ def likely_order(
     column_strength, row_strength = (
         float(edges[outline].mean()) if (outline := _outline(mask)).any() else 0.0 for mask in (union, union.T)
     )
-    if max(column_strength, row_strength) <= _EDGE_RATIO * min(column_strength, row_strength):
+    weaker, stronger = sorted((column_strength, row_strength))
+    if stronger <= _EDGE_RATIO * weaker:
         return None
-    return "column" if column_strength > row_strength else "row"
+    return "column" if column_strength > row_strength else "row", stronger >= _CLEAR_EDGES * weaker
 
 
 def count_pieces(text: str, line: int, fmt: RleFormat) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +73,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
     if comp.submission.profile is not None:
         texts = texts.str.strip()  # SIIM-ACR's cells begin with a space, as its header does
     targets = _targets_by_name(cases)
-    target_of = {name: targets.get(name) or targets.get(strip_extension(name)) for name in dict.fromkeys(names)}
+    target_of = {name: _find_target(name, targets) for name in dict.fromkeys(names)}
     unknown = [
         (line, name)
         for line, name in zip(table.index, names, strict=True)
@@ -83,6 +85,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
             "Correct train.columns.id or train.images.",
             status=2,
         )
+    _skip_images_of_misspelt_rows(path, unknown, target_of, list(cases), skipped)
     if comp.train.cases is None:  # otherwise rows of other images are expected and ignored
         _skip_rows_without_image(path, unknown, list(cases), skipped)
     empty = {"", rle_format(comp).empty}
@@ -227,7 +230,54 @@ def _targets_by_name(cases: dict[str, CaseFiles]) -> dict[str, RowTarget]:
             target = (case_id, number)
             by_name[name] = target if by_name.setdefault(name, target) == target else None
     exact: dict[str, RowTarget] = {case_id: (case_id, None) for case_id in cases}
-    return {name: target for name, target in by_name.items() if target is not None} | exact
+    targets = {name: target for name, target in by_name.items() if target is not None} | exact
+    return {unicodedata.normalize("NFC", name): target for name, target in targets.items()} | targets
+
+
+def _find_target(name: str, targets: dict[str, RowTarget]) -> RowTarget | None:
+    """Return the case or slice of a name. macOS writes accents in file names in another Unicode form than tables do."""
+    composed = unicodedata.normalize("NFC", name)
+    return next(
+        (
+            targets[text]
+            for text in (name, strip_extension(name), composed, strip_extension(composed))
+            if text in targets
+        ),
+        None,
+    )
+
+
+def _skip_images_of_misspelt_rows(
+    path: Path,
+    unknown: list[tuple[Any, str]],
+    target_of: dict[str, RowTarget | None],
+    ids: list[str],
+    skipped: SkippedCases,
+) -> None:
+    """Skip images whose only row spells the id otherwise: an image without a row would count as empty."""
+    if not skipped.allowed:
+        return
+    with_row = {target[0] for target in target_of.values() if target is not None}
+    by_spelling: dict[str, list[str]] = {}
+    for case_id in ids:
+        by_spelling.setdefault(_spelling(case_id), []).append(case_id)
+    for line, name in unknown:
+        for case_id in by_spelling.get(_spelling(name), []):
+            if case_id not in with_row:
+                skipped.add(
+                    case_id,
+                    MaskfoldError(
+                        f"{path}, line {line}: the id {name} has no image; {case_id}, which differs only in spelling, "
+                        "has no row.",
+                        "Correct the id in the table.",
+                    ),
+                )
+
+
+def _spelling(name: str) -> str:
+    """Return a name without case, accents' form, extension, punctuation and leading zeros of its numbers."""
+    plain = unicodedata.normalize("NFKC", strip_extension(name)).casefold()
+    return re.sub(r"0*([0-9]+)", r"\1", re.sub(r"[\W_]+", "", plain))
 
 
 def _skip_rows_without_image(path: Path, unknown: list[tuple[Any, str]], ids: list[str], skipped: SkippedCases) -> None:

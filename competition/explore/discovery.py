@@ -11,10 +11,17 @@ from typing import Any
 
 from competition.config.competition import Competition
 from competition.data.cases import ImagesByChannel, find_images, find_masks
-from competition.data.patterns import check_ids_differ_by_more_than_case, match_cases, match_files, matches_many_files
+from competition.data.patterns import (
+    check_ids_differ_by_more_than_case,
+    match_cases,
+    match_files,
+    matches_many_files,
+    unmatched_images,
+)
 from competition.errors import MaskfoldError
 from competition.explore.types import ErrorCollector, Findings
 from competition.io import read_csv
+from competition.text import format_count
 
 LINE_PATTERN = re.compile(r", line (\d+): ")
 MAX_ATTEMPTS = 100  # attempts to read a table; each removes one unknown class or bad row
@@ -40,6 +47,15 @@ def find_cases(
     Raises:
         MaskfoldError: the folder does not exist, or no image matches the pattern (status 2).
     """
+    if unmatched := unmatched_images(comp, split):
+        findings.add_remark(
+            "files",
+            split,
+            "",
+            f"The folder of {split}.images has {format_count(len(unmatched), 'image file')} that no pattern matches, "
+            f"such as {unmatched[0]}.",
+            f"Correct {split}.images if they are cases.",
+        )
     try:
         return _discover(comp, [comp], split, findings, set())
     except MaskfoldError as error:

@@ -30,6 +30,7 @@ from competition.config.loading import load_experiment
 from competition.config.postprocess import PostprocessConfig
 from competition.config.profiles import Profile, profile_of
 from competition.data.cases import case_table
+from competition.data.patterns import unmatched_images
 from competition.data.readers import strip_extension
 from competition.ensembling.ensemble import EnsemblePredictor, case_rows
 from competition.errors import MaskfoldError
@@ -42,6 +43,7 @@ from competition.runs.run import Run
 from competition.submission.reader import IdLookup, RowKey, SampleSubmission, format_row, open_rows, read_sample
 from competition.submission.testset import TestSet, row_names
 from competition.submission.writer import MaskItem
+from competition.text import format_count
 
 BUNDLE_FILE, BUNDLE_FORMAT = "bundle.json", 1
 ROWS_FILE = "rows.json"  # the cases of each process
@@ -228,6 +230,12 @@ def _read_rows(comp: Competition, say: Say) -> list[Any]:
     except MaskfoldError as error:
         if comp.test is None or not Path(comp.root).is_dir() or _any_test_image(comp) or not _is_root(comp):
             raise
+        if others := unmatched_images(comp, "test"):
+            raise MaskfoldError(
+                f"test.images matches no file, but its folder has {format_count(len(others), 'other image file')}, "
+                f"such as {others[0]}.",
+                "Rename the files, or export the bundle again with the right test.images.",
+            ) from error
         say(f"note: {error.message}")
         return []
 

@@ -32,7 +32,8 @@ def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
     """Compute the competition's metric over all cases.
 
     A class that no truth or prediction contains is excluded: its empty masks say nothing about the network, even if the
-    host scores each as `both_empty`.
+    host scores each as `both_empty`. If that excludes all classes (healthy cases, all predicted empty), the score is
+    the mean of the cases' scores, which is `both_empty`.
 
     Args:
         scores: rows of `competition.metrics.scoring.score_case` with the columns id, class, score and dice; for
@@ -40,12 +41,14 @@ def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
         metric: its `average` defines the reduction over cases and classes.
 
     Returns:
-        The score; nan without scored cases.
+        The score; nan without scored cases, or if no case has a class and `both_empty` is null.
 
     Raises:
         MaskfoldError: a case has two scores, or the metric does not support `average: global`.
     """
     table = _Table.from_scores(scores, metric)
+    if not table.classes:
+        return float(scores["score"].mean())
     return float(table.statistic(np.ones((1, len(table.ids))))[0])
 
 

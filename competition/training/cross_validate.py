@@ -16,7 +16,7 @@ import torch
 from competition.config.competition import MetricConfig
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
-from competition.io import remove_all_stale_temp, write_json, write_table
+from competition.io import nan_to_none, remove_all_stale_temp, write_json, write_table
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, paired_gain
 from competition.metrics.scoring import read_scores
 from competition.runs.oof import OofStore
@@ -30,6 +30,7 @@ from competition.runs.run import (
     read_skipped,
     run_hash,
 )
+from competition.text import format_number
 from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
 
 
@@ -259,16 +260,16 @@ def summarize_run(run: Run) -> CvSummary:
         test_scores = pd.concat(test_tables) if test_tables else None
         summary = CvSummary(
             comp.metric.name,
-            cv_score(scores, comp.metric),
-            low,
-            high,
+            nan_to_none(cv_score(scores, comp.metric)),
+            nan_to_none(low),
+            nan_to_none(high),
             dice_per_class(scores, comp.classes),
             {name: ends[0] for name, ends in intervals.items()},
             {name: ends[1] for name, ends in intervals.items()},
             int(scores["id"].nunique()),
             plain,
             dice_per_class(test_scores, comp.classes) if test_scores is not None else None,
-            cv_score(test_scores, comp.metric) if test_scores is not None else None,
+            nan_to_none(cv_score(test_scores, comp.metric)) if test_scores is not None else None,
             soup,
             seed_ensemble_gain(run, results, scores, groups),
         )
@@ -345,12 +346,12 @@ def seed_ensemble_gain(
     low, high = (end if isfinite(end) else None for end in gain[1:])
     return {
         "alone": {
-            str(seed): {"score": cv_score(table, comp.metric), "dice": dice_per_class(table, comp.classes)}
+            str(seed): {"score": nan_to_none(cv_score(table, comp.metric)), "dice": dice_per_class(table, comp.classes)}
             for seed, table in zip(seeds, seed_scores, strict=True)
         },
-        "one": cv_score(mean, comp.metric),
-        "blended": cv_score(ensemble, comp.metric),
-        "gain": gain.value,
+        "one": nan_to_none(cv_score(mean, comp.metric)),
+        "blended": nan_to_none(cv_score(ensemble, comp.metric)),
+        "gain": nan_to_none(gain.value),
         "low": low,
         "high": high,
         "folds": len(complete),
@@ -362,8 +363,8 @@ def format_seed_gain(seeds: Mapping[str, Any] | None) -> list[str]:
     if seeds is None:
         return []
     interval = f", 95 % {seeds['low']:+.4f} to {seeds['high']:+.4f} over cases" if seeds["low"] is not None else ""
-    alone = ", ".join(f"seed {seed} {scores['score']:.4f}" for seed, scores in seeds["alone"].items())
+    alone = ", ".join(f"seed {seed} {format_number(scores['score'])}" for seed, scores in seeds["alone"].items())
     return [
-        f"{len(seeds['alone'])} seeds: {seeds['blended']:.4f} together, {seeds['one']:.4f} one alone on average "
-        f"(gain {seeds['gain']:+.4f}{interval}); {alone}"
+        f"{len(seeds['alone'])} seeds: {format_number(seeds['blended'])} together, {format_number(seeds['one'])} one "
+        f"alone on average (gain {format_number(seeds['gain'], '+.4f')}{interval}); {alone}"
     ]

@@ -29,7 +29,7 @@ from competition.data.cache import PreprocessedCase
 from competition.data.dataset import PatchDataset
 from competition.data.preprocessing import preprocess_cases
 from competition.errors import MaskfoldError
-from competition.io import as_disk_error, remove_all_stale_temp, write_json, write_table
+from competition.io import as_disk_error, nan_to_none, remove_all_stale_temp, write_json, write_table
 from competition.metrics.bootstrap import cv_score
 from competition.models.build import build_network
 from competition.process import exit_with_parent, parent_process
@@ -193,7 +193,7 @@ def predict_and_score(
     score = cv_score(scores, comp.metric)
     if score > trainer.state.best:
         trainer.save_best_weights(network)
-    return score, dice_per_class(scores, comp.classes)
+    return nan_to_none(score), dice_per_class(scores, comp.classes)
 
 
 def write_result(

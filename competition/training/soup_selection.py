@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from competition.config.competition import MetricConfig
-from competition.io import write_json, write_table
+from competition.io import nan_to_none, write_json, write_table
 from competition.metrics.bootstrap import cv_score, paired_gain
 from competition.runs.checkpoint import load_weights, save_weights
 from competition.runs.oof import OofStore
 from competition.runs.run import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult, Run, finished_results
 from competition.seeding import child_seed
+from competition.text import format_number
 from competition.training.averaging import ALL_CASES, HALVES, split_halves
 from competition.training.evaluator import dice_per_class, fold_scores
 from competition.training.trainer import Trainer
@@ -80,9 +81,9 @@ def predict_with_soup(
         write_table(test_scores, job.folder / f"{SOUP_PREFIX}test_scores.csv")
     return {
         "epochs": epochs,
-        "score": cv_score(scores, comp.metric),
+        "score": nan_to_none(cv_score(scores, comp.metric)),
         "dice": dice_per_class(scores, comp.classes),
-        "flattered": flattered,
+        "flattered": nan_to_none(flattered),
         "plain": {"score": score, "dice": dice},
     }
 
@@ -182,8 +183,8 @@ def select_soup(run: Run) -> dict[str, Any] | None:
     for member in members:
         _write_selection(run, member, comparison["kept"])
     for name, key in (("flattered", "flattered"), ("members", "score")):
-        values = [float(member.soup[key]) for member in members if member.soup is not None]
-        comparison[name] = sum(values) / len(values)
+        values = [member.soup[key] for member in members if member.soup is not None and member.soup[key] is not None]
+        comparison[name] = sum(values) / len(values) if values else None
     fewest = min(len(member.soup["epochs"]) for member in members if member.soup is not None)
     return {"k": run.exp.training.soup, "fewest": fewest, **comparison}
 
@@ -226,12 +227,12 @@ def compare_soup(
     kept, gain = _soup_is_better(plain, soup, metric, seed, groups)
     low, high = (end if isfinite(end) else None for end in gain[1:])
     return {
-        "plain": cv_score(plain, metric),
-        "soup": cv_score(soup, metric),
-        "gain": gain[0],
+        "plain": nan_to_none(cv_score(plain, metric)),
+        "soup": nan_to_none(cv_score(soup, metric)),
+        "gain": nan_to_none(gain[0]),
         "low": low,
         "high": high,
-        "nested": cv_score(pd.concat(pieces), metric),
+        "nested": nan_to_none(cv_score(pd.concat(pieces), metric)),
         "chosen": chosen,
         "parts": len(parts),
         "kept": kept,
@@ -259,13 +260,16 @@ def format_soup(soup: Mapping[str, Any] | None) -> list[str]:
     """Return the lines of a report on the soup; an empty list without a soup."""
     if soup is None:
         return []
+    plain, averaged, nested, members, flattered = (
+        format_number(soup[key]) for key in ("plain", "soup", "nested", "members", "flattered")
+    )
+    gain = format_number(soup["gain"], "+.4f")
     ends = f", 95 % {soup['low']:+.4f} to {soup['high']:+.4f}" if soup["low"] is not None else ""
     fewer = f" (in one fold only {soup['fewest']} were validated)" if soup.get("fewest", soup["k"]) < soup["k"] else ""
     return [
-        f"soup of the {soup['k']} best checkpoints{fewer}: {soup['soup']:.4f} on cases that did not select them, "
-        f"{soup['plain']:.4f} with the last weights (gain {soup['gain']:+.4f}{ends}), {soup['nested']:.4f} nested",
-        f"  soup of one network: {soup['members']:.4f} on cases that did not select it, "
-        f"{soup['flattered']:.4f} on those that did",
+        f"soup of the {soup['k']} best checkpoints{fewer}: {averaged} on cases that did not select them, "
+        f"{plain} with the last weights (gain {gain}{ends}), {nested} nested",
+        f"  soup of one network: {members} on cases that did not select it, {flattered} on those that did",
         "  selected: the soups"
         if soup["kept"]
         else "  selected: the last weights, since the interval of the gain is not above 0",

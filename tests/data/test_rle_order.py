@@ -49,8 +49,12 @@ def test_a_wrong_order_is_refused_and_a_right_one_taken(order: str, shape: tuple
     assert f"to {order}" in refused.value.hint
 
 
-def test_few_cases_do_not_overrule_the_yaml(tmp_path: Path) -> None:
-    assert len(case_table(_host(tmp_path, "row", (40, 64), "column", cases=3))) == 3
+def test_few_cases_overrule_the_yaml_only_if_one_is_clear() -> None:
+    check_order(count_votes(["row"] * 4), RleFormat("column"), "t.csv", "submission.rle")
+    check_order(count_votes(["row"] * 3 + ["column"], ["row"]), RleFormat("column"), "t.csv", "submission.rle")
+    for clear in (count_votes(["row"], ["row"]), count_votes(["row"] * 5)):
+        with pytest.raises(MaskfoldError, match="indicate row"):
+            check_order(clear, RleFormat("column"), "t.csv", "submission.rle")
 
 
 @pytest.mark.parametrize("relative", [False, True])

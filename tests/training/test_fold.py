@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from pathlib import Path
@@ -10,14 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from competition.cli.console import cv_table
 from competition.errors import MaskfoldError
 from competition.runs.oof import OofStore
 from competition.runs.run import FoldResult
+from competition.training import evaluator as evaluator_module
 from competition.training import fold as fold_module
-from competition.training.cross_validate import make_jobs, open_run, summarize_run
+from competition.training.cross_validate import format_seed_gain, make_jobs, open_run, summarize_run
 from competition.training.fold import run_fold, setup_fold
+from competition.training.soup_selection import format_soup
 from competition.training.trainer import Trainer
 
 
@@ -319,3 +324,33 @@ def test_weights_that_are_not_there_are_refused_before_any_work(tiny, tmp_path, 
 def test_one_seed_twice_is_refused(tiny):
     with pytest.raises(MaskfoldError, match=r"seed.*\[1, 1\]"):
         tiny(2, "seed=[1, 1]")
+
+
+@pytest.mark.parametrize(("both_empty", "score"), [("null", None), ("1.0", 1.0)])
+def test_a_fold_of_healthy_cases_predicted_empty_finishes(tiny, tmp_path, monkeypatch, both_empty, score):
+    """No case of the fold defines a score, unless the metric says what two empty masks score."""
+    overrides = (f"competition.metric.both_empty={both_empty}", "training.epochs=1", "training.soup=2", "seed=[1, 2]")
+    run, _ = start(tiny(2, *overrides), tmp_path / "runs", tmp_path / "cache")
+    healthy = set(run.folds.loc[run.folds["fold"] == 0, "id"])
+    real_masks, real_truth = evaluator_module.to_masks, evaluator_module.load_mask
+    monkeypatch.setattr(evaluator_module, "to_masks", lambda probabilities, comp: 0 * real_masks(probabilities, comp))
+    monkeypatch.setattr(
+        evaluator_module, "load_mask", lambda comp, row: real_truth(comp, row) * (row.id not in healthy)
+    )
+    for job in make_jobs(run)[:2]:
+        assert job.fold == 0
+        job = dataclasses.replace(job, cache=tmp_path / "cache", threads=1)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        result = run_fold(job)
+        assert result.score == score and set(result.dice.values()) == {None}
+        assert FoldResult.read(job.folder) == result
+    summary = summarize_run(run)
+    assert summary.score == score and summary.seeds["one"] == score and summary.soup["flattered"] == score
+    assert summary.low in (None, score)
+    again = summarize_run(run)
+    assert again == summary and json.loads((run.folder / "summary.json").read_text())["score"] == score
+    lines = [*format_soup(summary.soup), *format_seed_gain(summary.seeds)]
+    assert ("absent" in lines[0]) == (score is None) and not any("nan" in line for line in lines)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(cv_table(summary, run))
+    assert "nan" not in console.file.getvalue()
