@@ -259,11 +259,12 @@ def score(
         typer.Option(help="CSV with the truth of the test cases. Without it, the file must contain training cases."),
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Output CSV with the scores of each case.")] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Score a CSV with the competition's metric: against a solution, or against the training masks."""
     from competition.cli.submit import score_command
 
-    score_command(file, competition, solution, table, overrides or [])
+    score_command(file, competition, solution, table, overrides or [], tuple(trust or []))
 
 
 @app.command(epilog="Example: maskfold study experiments/hippocampus/unet3d.yaml --trials 30 folds.run=[0,1]")

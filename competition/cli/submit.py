@@ -159,11 +159,16 @@ def export_command(
 
 
 def score_command(
-    file: Path, competition: Path, solution: Path | None, table: Path | None, overrides: list[str]
+    file: Path,
+    competition: Path,
+    solution: Path | None,
+    table: Path | None,
+    overrides: list[str],
+    trust: tuple[str, ...] = (),
 ) -> None:
     """Run the command; see `competition.cli.main.score`."""
     # Hints of other errors refer to competition.root, its key in an experiment.
-    comp = load_competition(competition, [override.removeprefix("competition.") for override in overrides])
+    comp = load_competition(competition, [override.removeprefix("competition.") for override in overrides], trust)
     inputs = {path.resolve() for path in (file, solution) if path is not None}
     if table is not None and (table.is_dir() or table.resolve() in inputs):
         raise MaskfoldError(f"--table {table} is a folder or an input file.", "Name another file.", status=2)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from competition.text import name_problem
+from competition.config.metric import METRICS, Direction, Metric, load_own_metric
+from competition.errors import MaskfoldError
+from competition.text import join_or, name_problem
+
+DEFAULT_METRIC = "dice"
 
 
 class ConfigModel(BaseModel):
@@ -68,32 +81,112 @@ class TestFiles(ConfigModel):
 
 
 class MetricConfig(ConfigModel):
-    """The host's metric, computed by `competition.metrics`.
+    """The host's metric: one of `competition.metrics`, or the user's own function or class at an import path.
 
     `average` sets how scores are averaged over cases and classes: `case_class` is the mean over all (case, class)
     pairs, `class` the mean over classes of each class's mean, `global` one score per class over all pixels, then the
-    mean. `both_empty` is the score of a class that is in neither truth nor prediction; null excludes the pair.
+    mean. `both_empty` is the score of a class that is in neither truth nor prediction; null excludes the pair. Its
+    default is the best score: 1.0, or 0.0 if lower is better; null for the user's own metric.
     """
 
-    name: Literal["dice", "iou", "mean_ap", "tgs_ap", "fbeta", "f2_iou", "uw_madison", "surface_dice"] = "dice"
+    name: str = DEFAULT_METRIC  # with `target` only a label, by default the last part of the path
     average: Literal["case_class", "class", "global"] = "case_class"
     both_empty: float | None = 1.0
     beta: float = 1.0
     tolerance_mm: float = 1.0
+    target: str | None = None  # import path of the user's own metric
+    args: dict[str, Any] = {}  # settings of the metric that are not keys above
+
+    _trust: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _insert_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        target, name = data.get("target"), data.get("name")
+        if isinstance(target, str):
+            return {"name": target.rpartition(".")[2], "both_empty": None, **data}
+        if isinstance(name, str) and "both_empty" not in data and _lower_is_better(name):
+            return {**data, "both_empty": 0.0}
+        return data
 
     @model_validator(mode="after")
-    def _check_average(self) -> MetricConfig:
-        if self.average == "global" and self.name not in ("dice", "iou", "fbeta"):
+    def _check_metric(self) -> MetricConfig:
+        if self.target is None and (self.name != DEFAULT_METRIC or self.args):
+            try:
+                metric = METRICS.get(self.name)
+            except ValueError as error:
+                raise ValueError(f"`name`: {error}") from error
+            for name in self.args:
+                if name in _YAML_SETTINGS:
+                    raise ValueError(f"`args.{name}` is a key of the section itself; set `{name}`")
+            metric.bind(self.args, self._yaml_settings())
+        if self.average == "global" and not self.from_counts:
+            names = [name for name in METRICS.names() if METRICS.get(name).from_counts]
             raise ValueError(
-                f"`average: global` requires a metric of pixel counts (dice, iou or fbeta), found {self.name}; "
+                f"`average: global` requires a metric of pixel counts ({join_or(names)}), found {self.name}; "
                 "use case_class or class"
             )
         return self
 
+    @model_serializer(mode="wrap")
+    def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit `target` and `args` while they are not set: hashes and saved files of other metrics do not change."""
+        plain: dict[str, Any] = handler(self)
+        return {key: value for key, value in plain.items() if value or key not in ("target", "args")}
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether all keys are equal; what the user trusts does not count."""
+        return isinstance(other, MetricConfig) and self.__dict__ == other.__dict__
+
+    def trust(self, packages: Sequence[str]) -> None:
+        """Trust additional packages, from which `target` may be imported when the metric is used first."""
+        self._trust = tuple(packages)
+
+    def resolve(self) -> Metric:
+        """Return the metric with its settings.
+
+        Raises:
+            MaskfoldError: status 2; `target` cannot be imported, is not trusted, or does not fit `args`.
+        """
+        if self.target is None:
+            return METRICS.get(self.name).bind(self.args, self._yaml_settings())
+        metric = load_own_metric(self.target, self.name, self._trust, "competition.metric.target")
+        try:
+            return metric.bind(self.args, self._yaml_settings())
+        except ValueError as error:
+            raise MaskfoldError(f"competition.metric: {error}.", "Correct metric.args.", status=2) from error
+
     @property
-    def lower_is_better(self) -> bool:
-        """Whether lower scores are better (False for all metrics: distances are scored as shares)."""
-        return False
+    def direction(self) -> Direction:
+        """Whether higher or lower scores are better."""
+        if self.target is None:
+            return METRICS.get(self.name).direction
+        return load_own_metric(self.target, self.name, self._trust, "competition.metric.target").direction
+
+    @property
+    def label(self) -> str:
+        """The name, for tables and axes; of a distance with the remark that lower is better."""
+        return self.name if self.direction is Direction.HIGHER else f"{self.name}, lower is better"
+
+    @property
+    def from_counts(self) -> bool:
+        """Whether the metric is a function of pixel counts, which `average: global` requires."""
+        return self.target is None and METRICS.get(self.name).from_counts
+
+    def _yaml_settings(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in _YAML_SETTINGS}
+
+
+_YAML_SETTINGS = ("beta", "tolerance_mm")  # settings that are keys of `metric`; others are in `args`
+
+
+def _lower_is_better(name: str) -> bool:
+    try:
+        return name != DEFAULT_METRIC and METRICS.get(name).direction is Direction.LOWER
+    except ValueError:
+        return False  # an unknown name, which `_check_metric` reports
 
 
 class SubmissionFormat(ConfigModel):

@@ -171,6 +171,7 @@ def check_targets(exp: Experiment, trust: Sequence[str] = ()) -> None:
     for key, config, kind in targets:
         cls = resolve_target(config.target, kind, f"{key}.target", trust)
         check_arguments(cls, config.args, f"{key}.args", partial=True)
+    exp.competition.metric.resolve()
 
 
 def _add_working_folder(root: str) -> None:

@@ -76,15 +76,19 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
     exp = _validate(Experiment, document)
     if trust is not None:
         _check_trust(exp, document, trust)
+        exp.competition.metric.trust(trust)
     return exp
 
 
-def load_competition(path: str | Path, overrides: Sequence[str] = ()) -> Competition:
+def load_competition(
+    path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] | None = None
+) -> Competition:
     """Load a competition's YAML.
 
     Args:
         path: the file.
         overrides: `key=value` arguments, e.g. `root=/elsewhere`.
+        trust: packages that `metric.target` may come from; None skips the check, for reading other keys.
 
     Returns:
         The competition; its `root` is absolute.
@@ -103,7 +107,12 @@ def load_competition(path: str | Path, overrides: Sequence[str] = ()) -> Competi
     apply_overrides(document, parse_overrides(overrides))
     _resolve_root(document, ("root",), file.parent)
     _resolve_file(document, ("train", "cases"), file.parent)
-    return _validate(Competition, document)
+    comp = _validate(Competition, document)
+    if trust is not None:
+        if comp.metric.target is not None:
+            check_import_path(comp.metric.target, f"{document.locate(('metric', 'target'))}: metric.target", trust)
+        comp.metric.trust(trust)
+    return comp
 
 
 def resolve_config(exp: Experiment) -> dict[str, Any]:
@@ -120,6 +129,14 @@ def resolve_config(exp: Experiment) -> dict[str, Any]:
         extras = [extras]
     for section in (plain, *extras):
         section["competition"]["root"] = str(section["competition"]["root"])
+    return plain
+
+
+def resolve_for_prediction(exp: Experiment) -> dict[str, Any]:
+    """Return `resolve_config(exp)` without the user's own metric, whose package prediction does not need."""
+    plain = resolve_config(exp)
+    if "target" in plain["competition"]["metric"]:
+        del plain["competition"]["metric"]
     return plain
 
 
@@ -270,6 +287,8 @@ def _check_trust(exp: Experiment, document: YamlDocument, trust: Sequence[str]) 
         (("augment", "transforms", number), transform.target)
         for number, transform in enumerate(exp.augment.transforms or [])
     ]
+    if exp.competition.metric.target is not None:
+        targets.append((("competition", "metric"), exp.competition.metric.target))
     for section, target in targets:
         key = (*section, "target")
         check_import_path(target, f"{document.locate(key)}: {'.'.join(map(str, key))}", trust)

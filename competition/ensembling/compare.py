@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from competition.config.competition import Competition
+from competition.config.metric import Direction
 from competition.config.postprocess import PostprocessConfig
 from competition.data.masks import load_instances, load_mask
 from competition.ensembling.ensemble import case_rows
@@ -197,7 +198,7 @@ def _differences(tables: tuple[pd.DataFrame, pd.DataFrame], run: Run) -> list[Pa
             cls,
             groups,
             seed,
-            lower_is_better=measure == "hd95",
+            Direction.LOWER if measure == "hd95" else None,
         )
         for measure in MEASURES
         if measure != "dice" or not score_is_dice

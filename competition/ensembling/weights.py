@@ -37,7 +37,7 @@ class FittedWeights:
         equal: the score of equal weights.
         best: the score of the best weights on the cases they were fitted on (optimistic).
         nested: the score of each fold's cases with the weights fitted on the other folds.
-        gain: nested minus equal, with its 95 % interval.
+        gain: by how much nested is better than equal, with its 95 % interval.
         fold_weights: the weights fitted without each fold; empty if equal weights are used.
     """
 
@@ -108,7 +108,7 @@ def fit_weights(
                 table = tables[point]
                 return cv_score(table if fold is None else table[table["fold"] != fold], metric)
 
-            return max(tables, key=lambda point: (value(point), point == equal))
+            return max(tables, key=lambda point: (metric.direction.rank(value(point)), point == equal))
 
         score([equal, *single_runs, *weight_grid(count, COARSE_STEPS)])
         score([point for fold in left_out for point in neighbouring_weights(best(fold), FINE_STEPS)])

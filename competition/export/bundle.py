@@ -14,7 +14,7 @@ from typing import Any
 
 import competition
 from competition.config.instantiate import trusted_packages
-from competition.config.loading import resolve_config, write_yaml
+from competition.config.loading import resolve_for_prediction, write_yaml
 from competition.config.profiles import profile_of
 from competition.data.cases import case_table
 from competition.data.readers import has_reader
@@ -187,7 +187,7 @@ def _write_runs_and_code(
 def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
     """Copy a run's YAML and the weights of its finished members; return their number."""
     folder.mkdir(parents=True)
-    plain, first = _without_paths(resolve_config(run.exp)), _without_paths(resolve_config(ensemble.runs[0].exp))
+    plain, first = (_without_paths(resolve_for_prediction(exp)) for exp in (run.exp, ensemble.runs[0].exp))
     plain["competition"].update({key: first["competition"][key] for key in SUBMIT_TIME_KEYS})
     write_yaml(plain, folder / EXPERIMENT_FILE)
     members = run_checkpoints(run)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import competition
-from competition.config.loading import resolve_config, write_yaml
+from competition.config.loading import resolve_config, resolve_for_prediction, write_yaml
 from competition.ensembling.ensemble import run_checkpoints
 from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, POSTPROCESS_FILE
@@ -37,7 +37,7 @@ def write_predictor_folder(run: Run, folder: Path) -> None:
         MaskfoldError: a file of weights is missing, or the disk is full.
     """
     folder.mkdir(parents=True)
-    write_yaml(resolve_config(run.exp), folder / EXPERIMENT_FILE)
+    write_yaml(resolve_for_prediction(run.exp), folder / EXPERIMENT_FILE)
     write_json(folder / POSTPROCESS_FILE, {"settings": label_file_settings([run]).model_dump(mode="json")})
     for checkpoint in run_checkpoints(run):
         member = folder / run.member_folder(checkpoint.fold, checkpoint.seed).name

@@ -17,6 +17,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 import competition
+from competition.config.metric import METRICS
 from competition.errors import MaskfoldError
 from competition.export.smoke_test import ERROR_STATUS
 
@@ -39,6 +40,8 @@ def required_files(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
         Paths relative to the package's folder, sorted; names of top-level modules.
     """
     todo = [*ENTRY_MODULES, *(target for target in targets if target.startswith("competition."))]
+    # A metric's name in the YAML is looked up among all modules of that package, which no import names.
+    todo += [f"{METRICS.package}.{path.stem}" for path in (PACKAGE / METRICS.package.rpartition(".")[2]).glob("*.py")]
     files: set[Path] = set()
     other_packages: set[str] = set()
     while todo:

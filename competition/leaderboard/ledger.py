@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from competition.config.competition import MetricConfig
+from competition.config.metric import Direction
 from competition.errors import MaskfoldError
 from competition.io import damaged_error, parse_json_object, write_json, write_table
 
@@ -44,7 +45,7 @@ class UploadRecord:
         sha256: of the file; empty for a notebook whose file is not available.
         message: the description that the host shows.
         notebook: `owner/slug`, version and file of a code submission.
-        metric: the competition's metric: name, average and so on.
+        metric: the competition's metric: name, average and so on; for the user's own metric also `higher_is_better`.
         runs: run, experiment, hash and weight of each run.
         keys: the resolved YAML of each run's hash, by dotted keys.
         postprocess: the steps used.
@@ -99,6 +100,21 @@ class UploadRecord:
     def score(self) -> float | None:
         """The out-of-fold score."""
         return self.cv.get("score")
+
+    @property
+    def direction(self) -> Direction | None:
+        """Whether higher or lower scores are better; None if unknown (the user's own metric of an unknown run)."""
+        if isinstance(higher := self.metric.get("higher_is_better"), bool):
+            return Direction.HIGHER if higher else Direction.LOWER
+        if not self.metric:
+            return Direction.HIGHER
+        metric = metric_of_record(self.metric)
+        return metric.direction if metric.target is None else None
+
+
+def metric_of_record(plain: dict[str, Any]) -> MetricConfig:
+    """Return the metric of a record; it averages scores, and its direction is in the record."""
+    return MetricConfig.model_validate({key: value for key, value in plain.items() if key != "higher_is_better"})
 
 
 class Ledger:
@@ -261,7 +277,7 @@ def _read(path: Path) -> UploadRecord:
         record = UploadRecord(**plain)  # an unknown key raises
         to_timestamp(record.time)
         if record.metric:
-            MetricConfig.model_validate(record.metric)
+            metric_of_record(record.metric)
         if any(
             not isinstance(run["weight"], int | float) or not run["experiment"] or not run["hash"]
             for run in record.runs

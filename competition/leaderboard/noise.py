@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from competition.config.competition import MetricConfig
-from competition.leaderboard.ledger import UploadRecord
+from competition.leaderboard.ledger import UploadRecord, metric_of_record
 from competition.leaderboard.upload import table_groups
 from competition.metrics.bootstrap import paired_difference_noise
 
@@ -98,7 +97,7 @@ def public_score_noise(
         if len(shared) > 1 and set(first["class"]) == set(second["class"]):
             pair = [table[table["id"].isin(shared)] for table in (first, second)]
             value = paired_difference_noise(
-                pair[0], pair[1], MetricConfig.model_validate(later.metric), cases, groups=table_groups(pair[1])
+                pair[0], pair[1], metric_of_record(later.metric), cases, groups=table_groups(pair[1])
             )
             if isfinite(value):
                 return ScoreNoise(value, cases, len(shared))
@@ -168,13 +167,18 @@ def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
 
 
 def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> str | None:
-    """Return advice if the best file by CV is not the best on the public board; None if it is, or if unknown."""
+    """Return advice if the best file by CV is not the best on the public board; None if it is, or if unknown.
+
+    It is unknown if no file has both scores, or for the user's own metric in records without its direction.
+    """
     candidates = [record for record in with_public_score(records) if record.score is not None]
     if len(candidates) < 2:
         return None
-    sign = -1 if candidates[0].metric and MetricConfig.model_validate(candidates[0].metric).lower_is_better else 1
-    best_cv = max(candidates, key=lambda record: sign * (record.score or 0.0))
-    best_public = max(candidates, key=lambda record: sign * (record.public or 0.0))
+    direction = candidates[0].direction
+    if direction is None:
+        return None
+    best_cv = max(candidates, key=lambda record: direction.rank(record.score or 0.0))
+    best_public = max(candidates, key=lambda record: direction.rank(record.public or 0.0))
     if best_cv.sha256 == best_public.sha256 and best_cv.public == best_public.public:
         return None
     text = (

@@ -10,8 +10,9 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from competition.config.competition import Competition
+from competition.config.competition import Competition, MetricConfig
 from competition.config.loading import load_competition, load_experiment, resolve_config
+from competition.config.metric import Direction
 from competition.data.cases import case_table
 from competition.errors import MaskfoldError
 from competition.leaderboard.kaggle import UploadRejected, fetch_submissions, submit_file, submit_notebook
@@ -151,7 +152,7 @@ def make_record(
         digest,
         "",
         notebook,
-        comp.metric.model_dump() if comp is not None else {},
+        _metric(comp.metric, expected) if comp is not None else {},
         [{key: run[key] for key in RUN_KEYS} for run in summary.get("runs", [])],
         _keys(summary),
         summary.get("postprocess"),
@@ -263,6 +264,14 @@ def _groups(runs: Sequence[Path]) -> dict[str, str] | None:
 def table_groups(rows: pd.DataFrame) -> dict[str, str] | None:
     """Return the group of each case, if the table has groups."""
     return dict(zip(rows["id"], rows["group"], strict=True)) if "group" in rows else None
+
+
+def _metric(metric: MetricConfig, expected: dict[str, Any]) -> dict[str, Any]:
+    """Return the metric as plain data, with the direction of the user's own metric if the summary has a score."""
+    plain = metric.model_dump()
+    if metric.target is None or not expected:
+        return plain
+    return {**plain, "higher_is_better": bool(expected.get("higher_is_better", True))}
 
 
 def _cv(expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition | None) -> dict[str, float | None]:
@@ -408,7 +417,8 @@ def _check_score(name: str, value: float, comp: Competition | None) -> None:
     """Check that a score is finite and within the range of the metric."""
     if not isfinite(value):
         raise MaskfoldError(f"{name}: found {value:g}, expected a finite number.", "Write the board's score.", status=2)
-    if comp is not None and not 0 <= value <= 1:
+    is_share = comp is not None and comp.metric.target is None and comp.metric.direction is Direction.HIGHER
+    if comp is not None and is_share and not 0 <= value <= 1:
         raise MaskfoldError(
             f"{name}: found {value:g}, expected 0 to 1 (metric {comp.metric.name}).",
             "Write e.g. 0.71, also if the board shows 71 %.",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from competition.config.competition import Competition
+from competition.config.metric import Direction
 from competition.metrics.scoring import IGNORE_LABEL, split_classes
 
 Array = np.ndarray[Any, Any]
@@ -26,7 +27,8 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
 
     Args:
         cases: (image (C, *spatial), mask (M, *spatial) uint8) pairs; pixels of 255 in the mask are ignored.
-        comp: defines the classes, and the score of a class absent from label and prediction (`metric.both_empty`).
+        comp: defines the classes, and the score of a class absent from label and prediction (`metric.both_empty`; 1
+            if lower scores are better, because that value is no Dice).
 
     Returns:
         Two scores by name; the name describes the selected threshold. Mean Dice over (case, class) pairs, and mean
@@ -36,6 +38,9 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
         N. Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9(1), 1979.
     """
     candidates: list[_Candidate] = []
+    both_empty = comp.metric.both_empty
+    if both_empty is not None and comp.metric.direction is Direction.LOWER:
+        both_empty = 1.0
     arrays = [(np.asarray(image), split_classes(np.asarray(mask), comp), _valid_pixels(mask)) for image, mask in cases]
     for channel in range(min((len(image) for image, _, _ in arrays), default=0)):
         values = [image[channel][valid] for image, _, valid in arrays]
@@ -48,8 +53,8 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
                 candidates.append(
                     _Candidate(
                         f"{name}, {polarity}{suffix}",
-                        _best_mean([count.class_dice(polarity, comp.metric.both_empty) for count in counts]),
-                        _best_mean([count.foreground_dice(polarity, comp.metric.both_empty) for count in counts]),
+                        _best_mean([count.class_dice(polarity, both_empty) for count in counts]),
+                        _best_mean([count.foreground_dice(polarity, both_empty) for count in counts]),
                     )
                 )
     if not candidates:

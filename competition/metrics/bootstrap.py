@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import MetricConfig
+from competition.config.metric import Direction
 from competition.errors import MaskfoldError
-from competition.metrics.overlap import COUNT_METRICS, score_from_counts
+from competition.metrics.overlap import score_from_counts
 from competition.seeding import rng
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Draws = NDArray[np.int64]
 _MAX_WEIGHTS = 4_000_000  # weights in memory at a time: 32 MB
-PLAIN_MEAN = MetricConfig(name="dice", both_empty=None)  # the mean over all finite values
+PLAIN_MEAN = MetricConfig(both_empty=None)  # the mean over all finite values
 
 
 def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
@@ -140,11 +141,18 @@ def prediction_interval(
 
 
 class ScoreGain(NamedTuple):
-    """Difference of two scores on the same cases, with its confidence interval."""
+    """By how much a score is better than another one on the same cases, with its confidence interval.
+
+    In the metric's unit, and positive for an improvement: for a distance, `before` minus `after`.
+    """
 
     value: float
     low: float
     high: float
+
+    def as_difference(self, direction: Direction) -> ScoreGain:
+        """Return `after` minus `before` with its interval, which is negative for a lower distance."""
+        return self if direction is Direction.HIGHER else ScoreGain(-self.value, -self.high, -self.low)
 
 
 def paired_gain(
@@ -156,7 +164,7 @@ def paired_gain(
     groups: Mapping[str, str] | None = None,
     level: float = 0.95,
 ) -> ScoreGain:
-    """Compute the score gain of `after` over `before` on the same cases, with its paired bootstrap interval.
+    """Compute by how much `after` is better than `before` on the same cases, with its paired bootstrap interval.
 
     Args:
         before: scores as in `cv_score`.
@@ -168,11 +176,14 @@ def paired_gain(
         level: confidence level.
 
     Returns:
-        The gain; its interval is nan for fewer than two cases or groups.
+        The gain, positive if `after` is better in the metric's direction; its interval is nan for fewer than two cases
+        or groups.
 
     Raises:
         ValueError: the case ids of the tables differ.
     """
+    if metric.direction is Direction.LOWER:
+        before, after = after, before
     tables = _paired_tables(before, after, metric)
     clusters = tables[0].clusters(groups)
     generator = rng(seed, 0, 0, 2, "bootstrap")
@@ -281,7 +292,7 @@ def paired_difference(
     cls: str = "",
     groups: Mapping[str, str] | None = None,
     seed: int = 0,
-    lower_is_better: bool = False,
+    direction: Direction | None = None,
 ) -> PairedDifference:
     """Compare the scores of two runs.
 
@@ -293,16 +304,16 @@ def paired_difference(
         cls: one class; empty: all classes.
         groups: group of each case, see `bootstrap_interval`; the test then uses the mean of each group.
         seed: seed of the bootstrap.
-        lower_is_better: whether lower values are better, as for a distance.
+        direction: whether higher or lower values of the measure are better; None: as for `metric`.
     """
     tables = []
     for table in (a, b):
         rows = table if not cls else table[table["class"] == cls]
         tables.append(rows if measure == "score" else rows.assign(score=rows[measure], dice=rows[measure]))
-    gain = paired_gain(tables[0], tables[1], metric, seed=seed, groups=groups)
+    gain = paired_gain(tables[0], tables[1], metric, seed=seed, groups=groups).as_difference(metric.direction)
     values = [_mean_value(rows, metric, cls) for rows in tables]
     differences = (mean_score_per_case(tables[1]) - mean_score_per_case(tables[0])).dropna()
-    sign = -1 if lower_is_better else 1
+    sign = (direction or metric.direction).value
     return PairedDifference(
         measure,
         cls,
@@ -372,7 +383,7 @@ class _Table:
 
     @classmethod
     def from_scores(cls, scores: pd.DataFrame, metric: MetricConfig) -> _Table:
-        if metric.average == "global" and metric.name not in COUNT_METRICS:
+        if metric.average == "global" and not metric.from_counts:
             raise MaskfoldError(
                 f"metric.average: found global, expected case_class or class for metric {metric.name}.",
                 "Change `metric.average`.",

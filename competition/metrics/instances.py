@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from competition.config.metric import metric
+
 Labels = NDArray[np.integer[Any]]
 Counts = NDArray[np.int64]
 
@@ -19,38 +21,41 @@ Counts = NDArray[np.int64]
 IOU_TWENTIETHS = np.arange(10, 20)
 
 
-def mean_ap(predicted: Labels, truth: Labels) -> float:
+@metric("mean_ap", higher_is_better=True)
+def mean_ap(predicted_objects: Labels, true_objects: Labels) -> float:
     """Return the mean over thresholds of TP / (TP + FP + FN) of one image's objects (Data Science Bowl 2018).
 
     https://www.kaggle.com/competitions/data-science-bowl-2018/overview/evaluation
 
     Args:
-        predicted: integers of any shape, 0 for background, one label per object.
-        truth: the same shape.
+        predicted_objects: integers of any shape, 0 for background, one label per object.
+        true_objects: the same shape.
 
     Returns:
         0 to 1; nan if neither has an object.
     """
-    tp, fp, fn = count_object_matches(predicted, truth)
+    tp, fp, fn = count_object_matches(predicted_objects, true_objects)
     return float(np.mean(tp / (tp + fp + fn))) if (tp + fp + fn).any() else float("nan")
 
 
-def f2_iou(predicted: Labels, truth: Labels) -> float:
+@metric("f2_iou", higher_is_better=True)
+def f2_iou(predicted_objects: Labels, true_objects: Labels) -> float:
     """Return the mean over thresholds of F2 = 5 TP / (5 TP + 4 FN + FP) of one image's objects (Airbus Ship Detection).
 
     https://www.kaggle.com/competitions/airbus-ship-detection/overview/evaluation
 
     Args:
-        predicted: integers of any shape, 0 for background, one label per object.
-        truth: the same shape.
+        predicted_objects: integers of any shape, 0 for background, one label per object.
+        true_objects: the same shape.
 
     Returns:
         0 to 1; nan if neither has an object.
     """
-    tp, fp, fn = count_object_matches(predicted, truth)
+    tp, fp, fn = count_object_matches(predicted_objects, true_objects)
     return float(np.mean(5 * tp / (5 * tp + 4 * fn + fp))) if (tp + fp + fn).any() else float("nan")
 
 
+@metric("tgs_ap", higher_is_better=True)
 def tgs_ap(tp: int, fp: int, fn: int) -> float:
     """Return the share of thresholds below the IoU of an image's mask (TGS Salt).
 

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from competition.config.competition import MetricConfig
-
-COUNT_METRICS = ("dice", "iou", "fbeta")  # metrics computed from pixel counts: they support `average: global`
+from competition.config.metric import metric
 
 
 class OverlapCounts(NamedTuple):
@@ -29,16 +28,19 @@ def count_overlap(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> OverlapC
     return OverlapCounts(tp, int(np.count_nonzero(mask)) - tp, int(np.count_nonzero(truth)) - tp)
 
 
+@metric("dice", higher_is_better=True, from_counts=True)
 def dice(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> Any:
     """Return Dice: 2 tp / (2 tp + fp + fn); nan where mask and truth are both empty."""
     return fbeta(tp, fp, fn, beta=1.0)
 
 
+@metric("iou", higher_is_better=True, from_counts=True)
 def iou(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> Any:
     """Return the IoU (Jaccard index): tp / (tp + fp + fn); nan where mask and truth are both empty."""
     return _ratio(np.asarray(tp), np.asarray(fp) + np.asarray(fn))
 
 
+@metric("fbeta", higher_is_better=True, from_counts=True)
 def fbeta(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, beta: float) -> Any:
     """Return F-beta: (1 + β²) tp / ((1 + β²) tp + β² fn + fp); nan where mask and truth are both empty.
 
@@ -47,11 +49,9 @@ def fbeta(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, beta: float) -> Any:
     return _ratio((1 + beta**2) * np.asarray(tp), beta**2 * np.asarray(fn) + np.asarray(fp))
 
 
-def score_from_counts(metric: MetricConfig, tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> Any:
-    """Compute a metric of `COUNT_METRICS` from counts."""
-    if metric.name == "fbeta":
-        return fbeta(tp, fp, fn, metric.beta)
-    return {"dice": dice, "iou": iou}[metric.name](tp, fp, fn)
+def score_from_counts(config: MetricConfig, tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> Any:
+    """Compute a metric whose `from_counts` is set from counts."""
+    return config.resolve()(tp=tp, fp=fp, fn=fn)
 
 
 def _ratio(correct: NDArray[Any], incorrect: NDArray[Any]) -> Any:

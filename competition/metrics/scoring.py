@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isnan, nan
+from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
+from competition.errors import MaskfoldError
 from competition.io import damaged_error
-from competition.metrics.instances import Labels, connected_components, f2_iou, mean_ap, tgs_ap
-from competition.metrics.overlap import COUNT_METRICS, OverlapCounts, count_overlap, dice, iou, score_from_counts
-from competition.metrics.surface import surface_dice, uw_madison
+from competition.metrics.instances import Labels, connected_components
+from competition.metrics.overlap import OverlapCounts, count_overlap, dice, iou
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,12 +83,7 @@ def score_class(
         mask = mask & ~ignored
     del ignored
     counts = count_overlap(mask, class_truth)
-    objects = (
-        (_objects(predicted_instances, mask), _objects(true_instances, class_truth))
-        if comp.metric.name in ("mean_ap", "f2_iou")
-        else None
-    )
-    score = _score(mask, class_truth, counts, objects, comp, spacing)
+    score = _score(mask, class_truth, counts, comp, index, spacing, (predicted_instances, true_instances))
     if isnan(score) and comp.metric.both_empty is not None:
         score = comp.metric.both_empty
     return {
@@ -175,22 +170,29 @@ def _score(
     mask: Mask,
     truth: Mask,
     counts: OverlapCounts,
-    objects: tuple[Labels, Labels] | None,
     comp: Competition,
+    index: int,
     spacing: Sequence[float] | None,
+    instances: tuple[Labels | None, Labels | None],
 ) -> float:
-    """Return the competition's metric of one class; nan if mask and truth are empty."""
-    metric = comp.metric
-    if objects is not None:
-        return mean_ap(*objects) if metric.name == "mean_ap" else f2_iou(*objects)
-    if not any(counts):
+    """Return the competition's metric of one class; nan if mask and truth (or their objects) are empty.
+
+    Raises:
+        MaskfoldError: the metric is undefined although one of them is not empty.
+    """
+    metric, objects = comp.metric.resolve(), {}
+    is_empty = not any(counts)
+    if metric.needs_objects:
+        predicted, true = _objects(instances[0], mask), _objects(instances[1], truth)
+        is_empty, objects = not (predicted.any() or true.any()), {"predicted_objects": predicted, "true_objects": true}
+    if is_empty:
         return nan
-    if metric.name in COUNT_METRICS:
-        return float(score_from_counts(metric, *counts))
-    if metric.name == "tgs_ap":
-        return tgs_ap(*counts)
-    if metric.name == "uw_madison":
-        return uw_madison(mask, truth)
-    if metric.name == "surface_dice":
-        return surface_dice(mask, truth, [1.0] * mask.ndim if spacing is None else spacing, metric.tolerance_mm)
-    raise ValueError(f"unknown metric: found {metric.name!r}.")
+    spacing = [1.0] * mask.ndim if spacing is None else spacing
+    score = float(metric(mask=mask, truth=truth, spacing=spacing, **counts._asdict(), **objects))
+    if not isfinite(score):
+        raise MaskfoldError(
+            f"The metric {metric.name} of the class {comp.classes[index]} is {score} for {counts.tp + counts.fp} "
+            f"predicted and {counts.tp + counts.fn} true pixels, expected a finite number.",
+            "Return the worst possible score, e.g. the image's diagonal, if only one mask is empty.",
+        )
+    return score

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from competition.config.metric import metric
 from competition.metrics.overlap import count_overlap, dice
 
 Mask = NDArray[np.bool_]
@@ -18,7 +19,8 @@ Points = NDArray[np.float64]
 BLOCK = 8  # voxels per side of the blocks in `_directed_hausdorff`
 
 
-def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance: float) -> float:
+@metric("surface_dice", higher_is_better=True)
+def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance_mm: float) -> float:
     """Return the surface Dice: the share of both surfaces' area within a tolerance of the other surface.
 
     Nikolov et al. 2018, https://arxiv.org/abs/1809.04430, with the surface elements of
@@ -30,7 +32,7 @@ def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance: f
         mask: (*spatial) bool, 2D or 3D.
         truth: same shape.
         spacing: mm along each axis.
-        tolerance: mm.
+        tolerance_mm: mm.
 
     Returns:
         0 to 1; 0 if only one mask is empty; nan if both are.
@@ -41,15 +43,16 @@ def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance: f
     (points, areas), (true_points, true_areas) = (_surface(array, tuple(spacing)) for array in (mask, truth))
     if not len(points) or not len(true_points):
         return 0.0 if len(points) or len(true_points) else float("nan")
-    bound = 1.001 * tolerance + 1e-3  # bounds the search of the tree
+    bound = 1.001 * tolerance_mm + 1e-3  # bounds the search of the tree
     to_truth = cKDTree(true_points).query(points, distance_upper_bound=bound)[0]
     to_mask = cKDTree(points).query(true_points, distance_upper_bound=bound)[0]
     # In float32 like MONAI, so that a distance of 0.1 + 0.2 is within 0.3.
-    limit = np.float32(tolerance)
+    limit = np.float32(tolerance_mm)
     near = areas[to_truth.astype(np.float32) <= limit].sum() + true_areas[to_mask.astype(np.float32) <= limit].sum()
     return float(near / (areas.sum() + true_areas.sum()))
 
 
+@metric("uw_madison", higher_is_better=True)
 def uw_madison(mask: Mask, truth: Mask) -> float:
     """Return the UW-Madison GI Tract score: 0.4 Dice + 0.6 (1 − Hausdorff distance / image diagonal), in voxels.
 

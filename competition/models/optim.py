@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from competition.config.experiment import Experiment, ScheduleConfig
 from competition.config.instantiate import check_arguments, resolve_target
+from competition.config.metric import Direction
 from competition.errors import MaskfoldError
 from competition.models.interface import error_in_one_line
 
@@ -78,24 +79,25 @@ class LRSchedule:
     - `onecycle`: torch's OneCycleLR with cosine annealing: from 1/25 to 1 at `warmup` (0.3 if that is 0), then to
       `minimum` (4e-6 if that is 0);
     - `constant`: 1;
-    - `plateau`: torch's ReduceLROnPlateau: if the best score has not risen by more than 0.01 % in more than `patience`
-      validations, the multiplier is multiplied by `factor`, but never falls below `minimum`.
+    - `plateau`: torch's ReduceLROnPlateau: if the best score has not improved by more than 0.01 % in more than
+      `patience` validations, the multiplier is multiplied by `factor`, but never falls below `minimum`.
 
     `warmup` is a linear rise before each of them (onecycle rises along its cosine).
 
     Args:
         cfg: the `schedule` section.
         base_lrs: the learning rate of each parameter group.
+        direction: whether higher or lower validation scores are better.
 
     Example:
         >>> LRSchedule(ScheduleConfig(name="cosine"), [1e-3]).multiplier(0.5)
         0.5
     """
 
-    def __init__(self, cfg: ScheduleConfig, base_lrs: Sequence[float]) -> None:
+    def __init__(self, cfg: ScheduleConfig, base_lrs: Sequence[float], direction: Direction = Direction.HIGHER) -> None:
         self.cfg = cfg
         self.base_lrs = [float(rate) for rate in base_lrs]
-        self._plateau = _Plateau(cfg) if cfg.name == "plateau" else None
+        self._plateau = _Plateau(cfg, direction) if cfg.name == "plateau" else None
 
     def multiplier(self, progress: float) -> float:
         """Return the factor of all learning rates.
@@ -125,7 +127,7 @@ class LRSchedule:
         return [base * self.multiplier(progress) for base in self.base_lrs]
 
     def observe(self, score: float) -> None:
-        """Record a validation score (higher is better); only `plateau` uses it."""
+        """Record a validation score; only `plateau` uses it."""
         if self._plateau is not None:
             self._plateau.observe(score)
 
@@ -142,10 +144,14 @@ class LRSchedule:
 class _Plateau:
     """torch's ReduceLROnPlateau for a learning rate of 1."""
 
-    def __init__(self, cfg: ScheduleConfig) -> None:
+    def __init__(self, cfg: ScheduleConfig, direction: Direction) -> None:
         self._optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self._optimizer, mode="max", factor=cfg.factor, patience=cfg.patience, min_lr=cfg.minimum
+            self._optimizer,
+            mode="max" if direction is Direction.HIGHER else "min",
+            factor=cfg.factor,
+            patience=cfg.patience,
+            min_lr=cfg.minimum,
         )
 
     @property

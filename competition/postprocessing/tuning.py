@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,10 +47,10 @@ class TuningResult:
         before: the score of the experiment's own steps.
         after: the score of the tuned steps on the cases they were tuned on (optimistic).
         nested: the score of each fold's cases with the steps tuned on the other folds.
-        gain: nested minus before, with its 95 % interval.
+        gain: by how much nested is better than before, with its 95 % interval.
         kept: whether the tuned steps are used: the gain is at least `MIN_GAIN`, and its interval is above 0.
         rows: score rows of the steps in use: nested if tuned, else before.
-        presence_gain: the gain from the step `gate`: nested score of a search with it minus that of one without; None
+        presence_gain: the gain from the step `gate`: of the nested score of a search with it over one without; None
             without a presence head. The tuned steps include it only if that is at least `MIN_GAIN` and its
             interval is above 0.
     """
@@ -224,11 +223,11 @@ class _CoordinateDescent:
         return slot.candidates(self.best[part, index], step_order(self.own[index]))
 
     def _choose(self, part: int | None, index: int, lists: Sequence[Steps]) -> None:
-        """Keep the current list unless one scores higher; of equals the first, which is the simplest."""
+        """Keep the current list unless one scores better; of equals the first, which is the simplest."""
         best = self._score(part, index, self.best[part, index])
         for steps in lists:
             value = self._score(part, index, steps)
-            if isfinite(value) and not value <= best + 1e-9:  # `not <=`: `best` may be nan
+            if self.metric.direction.is_better(value, best, margin=1e-9):  # `best` may be nan
                 self.best[part, index], best = steps, value
 
     def _score(self, part: int | None, index: int, steps: Steps) -> float:

@@ -68,7 +68,7 @@ def measure_label(difference: PairedDifference, comparison: Comparison) -> str:
     metric = comparison.comp.metric
     unit = "mm" if comparison.comp.dimensions == 3 else "pixels" if _has_no_spacing(comparison) else "mm"
     return {
-        "score": f"{metric.name} ({metric.average})",
+        "score": f"{metric.label} ({metric.average})",
         "dice": "Dice",
         "surface_dice": f"surface Dice, {metric.tolerance_mm:g} {unit}",
         "hd95": f"HD95, {unit}",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from competition.config.metric import Direction
 from competition.data.masks import load_mask
 from competition.data.readers import load_image
 from competition.inference.predict import to_masks
@@ -227,9 +228,10 @@ def rank_cases(results: RunResults) -> list[tuple[str, float]]:
 
     Such a case has the best possible score, but nothing to see.
     """
+    is_ascending = results.metric.direction is Direction.LOWER
     rows = results.rows()
     rows = rows[rows["dice"].notna()]
-    means = rows.groupby("id")["score"].mean().dropna().sort_values(ascending=False, kind="stable")
+    means = rows.groupby("id")["score"].mean().dropna().sort_values(ascending=is_ascending, kind="stable")
     return [(str(case), float(score)) for case, score in means.items()]
 
 

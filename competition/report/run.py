@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from competition.config.metric import Direction
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, read_metrics_lines
 from competition.metrics.bootstrap import ScoreGain, paired_gain
@@ -165,15 +166,18 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     gain, cases = gain_over_run(results, best.folder)
     if gain is None:
         return f"{text} It has no case in common with this run, whose score is {results.score().value:.4f}."
-    ends = "" if math.isnan(gain.low) else f" (95 % {gain.low:+.4f} to {gain.high:+.4f}, paired bootstrap)"
+    direction = results.metric.direction
+    difference = gain.as_difference(direction)
+    ends = "" if math.isnan(gain.low) else f" (95 % {difference.low:+.4f} to {difference.high:+.4f}, paired bootstrap)"
+    note = "; lower scores are better" if direction is Direction.LOWER else ""
     return (
         f"{text} On the {cases} cases that both runs predicted, this run's score minus that one's is "
-        f"{gain.value:+.4f}{ends}."
+        f"{difference.value:+.4f}{ends}{note}."
     )
 
 
 def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, int]:
-    """Return this run's score minus that of the run in `folder` on their common cases, and the number of cases."""
+    """Return the gain of this run's score over that of the run in `folder` on their common cases, and their number."""
     exp, rows = results.run.exp, results.rows()
     try:
         other_rows = read_scores(folder / "scores.csv")
@@ -212,7 +216,8 @@ def find_previous_best(run: Run) -> PreviousBest | None:
                 candidates.append(PreviousBest(folder, float(summary["score"]), int(summary["cases"])))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
             continue  # a run that is being written, or from another version
-    return max(candidates, key=lambda candidate: candidate.score, default=None)
+    direction = run.exp.competition.metric.direction
+    return max(candidates, key=lambda candidate: direction.rank(candidate.score), default=None)
 
 
 def get_end_time(folder: Path) -> float:

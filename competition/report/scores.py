@@ -67,7 +67,7 @@ def score_headline(results: RunResults) -> Html:
         )
     score = results.score()
     ends = html.format_interval(score.low, score.high)
-    label = f"{results.metric.name}, out of fold · "
+    label = f"{results.metric.label}, out of fold · "
     label += f"95 % interval {ends}" if ends else "too few cases for an interval"
     return element("div", element("b", html.format_score(score.value)), element("span", label), class_="score")
 
@@ -184,7 +184,7 @@ def _dice_table(results: RunResults) -> Html:
 
 def _metric_label(results: RunResults) -> str:
     """Return the label of the competition's metric in tables and figures."""
-    return f"score ({results.metric.name})"
+    return f"score ({results.metric.label})"
 
 
 def draw_scores(results: RunResults, path: Path) -> None:

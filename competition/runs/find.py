@@ -64,7 +64,7 @@ def find_run(
 def best_run(
     name: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None
 ) -> Run:
-    """Find the run with the highest cross-validation score among all finished runs of a competition.
+    """Find the run with the best cross-validation score among all finished runs of a competition.
 
     Compares only scores by the competition's metric over all folds.
 
@@ -90,7 +90,8 @@ def best_run(
             f"No run of {comp.name} below {RUNS_FOLDER} has a score over all its folds.",
             "Finish one with `maskfold cv`, or name a run without --best.",
         )
-    score, _, folder = max(candidates)
+    direction = comp.metric.direction
+    score, _, folder = max(candidates, key=lambda candidate: (direction.rank(candidate[0]), *candidate[1:]))
     count = len(candidates)
     say(f"the best of {count} finished run{'s' * (count > 1)} of {comp.name}: {comp.metric.name} {score:.4f}")
     return load_run(folder, trust, overrides)

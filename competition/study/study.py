@@ -132,7 +132,7 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
             study_name=name,
             storage=opened,
             load_if_exists=True,
-            directions=objective_directions(config),
+            directions=objective_directions(config, exp.competition.metric),
             pruner=make_pruner(config),
         )
         if not optuna_study.get_trials(deepcopy=False):
@@ -251,7 +251,7 @@ def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:
     if len(session.config.objectives) > 1:
         front = {trial.number for trial in session.optuna_study.best_trials}
         complete = [trial for trial in complete if trial.number in front]
-    sign = -1 if objective_directions(session.config)[0] == "maximize" else 1
+    sign = -1 if session.optuna_study.directions[0].name == "MAXIMIZE" else 1
     return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))[:count]
 
 
@@ -325,7 +325,7 @@ def read_trials(folder: Path) -> dict[str, Any]:
 
 
 def _best(record: dict[str, Any]) -> list[int]:
-    """Return the best trial of an old file without `best`; such files have no constraints."""
+    """Return the best trial of an old file without `best`; such files have no constraints and no distance metric."""
     complete = [trial for trial in record["trials"] if trial["state"] == "complete"]
     if not complete or len(record["objectives"]) > 1:
         return []

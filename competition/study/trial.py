@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from competition.config.competition import MetricConfig
+from competition.config.metric import Direction
 from competition.config.study import StudyConfig
 from competition.errors import MaskfoldError
 from competition.io import read_metrics_lines, write_json
@@ -84,9 +86,13 @@ def check_objectives(source: ExperimentSource, config: StudyConfig, classes: lis
                 )
 
 
-def objective_directions(config: StudyConfig) -> list[Literal["minimize", "maximize"]]:
-    """Return Optuna's direction of each objective."""
-    return ["minimize" if name in MINIMISED else "maximize" for name in config.objectives]
+def objective_directions(config: StudyConfig, metric: MetricConfig) -> list[Literal["minimize", "maximize"]]:
+    """Return Optuna's direction of each objective; that of `score` is the metric's."""
+
+    def is_minimised(name: str) -> bool:
+        return name in MINIMISED or (name == "score" and metric.direction is Direction.LOWER)
+
+    return ["minimize" if is_minimised(name) else "maximize" for name in config.objectives]
 
 
 def measure_objectives(run: Run, summary: CvSummary, config: StudyConfig) -> dict[str, float]:

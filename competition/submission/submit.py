@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from competition.config.competition import MetricConfig
+from competition.config.metric import Direction
 from competition.data.cases import case_table
 from competition.data.patterns import warn_skipped
 from competition.data.readers import load_image
@@ -177,7 +179,7 @@ def submission_summary(
         "rows": validation.rows,
         "empty_rows": validation.empty,
         "runs": run_entries,
-        "expected": None if expected is None else _expectation(expected),
+        "expected": None if expected is None else _expectation(expected, ensemble.comp.metric),
         "postprocess": None if expected is None else expected.settings.model_dump(),
         "weights": None
         if fitted is None
@@ -192,10 +194,11 @@ def submission_summary(
     }
 
 
-def _expectation(expected: ExpectedScore) -> dict[str, Any]:
+def _expectation(expected: ExpectedScore, metric: MetricConfig) -> dict[str, Any]:
     tuning = expected.tuning
     return {
         "metric": expected.metric,
+        **({} if metric.direction is Direction.HIGHER else {"higher_is_better": False}),
         "score": expected.score,
         "low": _finite(expected.low),
         "high": _finite(expected.high),

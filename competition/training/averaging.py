@@ -7,7 +7,6 @@ them. Each half then scores an average that the other half selected.
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 from competition.config.experiment import Experiment
+from competition.config.metric import Direction
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import cv_score
 from competition.runs.checkpoint import read_weights, save_weights
@@ -35,11 +35,12 @@ class CheckpointAverager:
     Args:
         folder: of the files; made when the first one is kept.
         k: how many epochs to keep and average.
-        by_score: keep the epochs with the best validation scores instead of the last ones.
+        by_score: keep the epochs with the best validation scores instead of the last ones; nan is the worst score.
+        direction: of the score.
     """
 
-    def __init__(self, folder: Path, k: int, by_score: bool) -> None:
-        self.folder, self.k, self.by_score = folder, k, by_score
+    def __init__(self, folder: Path, k: int, by_score: bool, direction: Direction = Direction.HIGHER) -> None:
+        self.folder, self.k, self.by_score, self.direction = folder, k, by_score, direction
 
     def add(self, epoch: int, score: float | None, weights: Callable[[], dict[str, Tensor]]) -> None:
         """Keep these weights if they rank among the k; remove the file that no longer does."""
@@ -68,8 +69,8 @@ class CheckpointAverager:
         return sorted(self.folder.glob("epoch_*.safetensors"))
 
     def _rank(self, path: Path) -> tuple[float, int]:
-        epoch, score = re.fullmatch(r"epoch_(\d+)_(-?[\d.]+)\.safetensors", path.name).groups()  # type: ignore[union-attr]
-        return (float(score) if self.by_score else 0.0, int(epoch))
+        epoch, score = re.fullmatch(r"epoch_(\d+)_(nan|-?[\d.]+)\.safetensors", path.name).groups()  # type: ignore[union-attr]
+        return (self.direction.rank(float(score)) if self.by_score else 0.0, int(epoch))
 
 
 def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
@@ -102,7 +103,7 @@ class UniformSoup:
     """Keeps the k best checkpoints, ranked on all validation cases and on each half of them.
 
     The scores are in the file names, so that file and score appear together. Of equal scores the later epoch ranks
-    higher; NaN (the half has no such class) ranks last.
+    first; NaN (the half has no such class) ranks last.
 
     Args:
         folder: of the files, e.g. `epoch_000012_0.831_0.842_0.820.safetensors`; made when the first one is kept.
@@ -137,7 +138,7 @@ class UniformSoup:
         new = _parse_file_name(self.folder / f"epoch_{epoch:06d}_{name}.safetensors")
         candidates = [*self._candidates(), new]
         best_epochs = {
-            candidate.epoch for ranking in (ALL_CASES, *HALVES) for candidate in _best(candidates, ranking, self.k)
+            candidate.epoch for ranking in (ALL_CASES, *HALVES) for candidate in self._best(candidates, ranking)
         }
         if epoch in best_epochs:
             save_weights(new.path, network.state_dict())
@@ -147,11 +148,11 @@ class UniformSoup:
 
     def epochs(self, ranking: int) -> list[int]:
         """Return the epochs of the k best checkpoints in order; `ranking` is `ALL_CASES` or one of `HALVES`."""
-        return sorted(candidate.epoch for candidate in _best(self._candidates(), ranking, self.k))
+        return sorted(candidate.epoch for candidate in self._best(self._candidates(), ranking))
 
     def average(self, ranking: int) -> dict[str, Tensor]:
         """Return the mean of the weights of these checkpoints; their batch statistics must be estimated again."""
-        return average_weights([candidate.path for candidate in sorted(_best(self._candidates(), ranking, self.k))])
+        return average_weights([candidate.path for candidate in sorted(self._best(self._candidates(), ranking))])
 
     def remove_files(self) -> None:
         """Remove the checkpoints, after the fold is finished."""
@@ -159,6 +160,14 @@ class UniformSoup:
 
     def _candidates(self) -> list[SoupCandidate]:
         return [_parse_file_name(path) for path in sorted(self.folder.glob("epoch_*.safetensors"))]
+
+    def _best(self, candidates: list[SoupCandidate], ranking: int) -> list[SoupCandidate]:
+        """Return the k best of one ranking, the best first."""
+
+        def rank(candidate: SoupCandidate) -> tuple[float, int]:
+            return self.metric.direction.rank(candidate.scores[ranking]), candidate.epoch
+
+        return sorted(candidates, key=rank, reverse=True)[: self.k]
 
 
 def split_halves(cases: pd.DataFrame, fold: int, seed: int) -> dict[str, int]:
@@ -216,13 +225,3 @@ def _parse_file_name(path: Path) -> SoupCandidate:
     epoch, *scores = path.name.removeprefix("epoch_").removesuffix(".safetensors").split("_")
     all_cases, first_half, second_half = map(float, scores)
     return SoupCandidate(int(epoch), (all_cases, first_half, second_half), path)
-
-
-def _best(candidates: list[SoupCandidate], ranking: int, k: int) -> list[SoupCandidate]:
-    """Return the k best of one ranking, the best first."""
-
-    def rank(candidate: SoupCandidate) -> tuple[float, int]:
-        score = candidate.scores[ranking]
-        return (-math.inf if math.isnan(score) else score, candidate.epoch)
-
-    return sorted(candidates, key=rank, reverse=True)[:k]

@@ -81,7 +81,7 @@ def _run_fold(job: FoldJob, say: Callable[[str], None], start_time: float) -> Fo
         save_weights(weights, trainer.final_weights())
     score, dice = predict_and_score(job, run, trainer, weights)
     write_replay_yaml(run.exp, trainer.budget.estimates if run.exp.training.budget_minutes else None, job.folder)
-    plot_fold_curves(job.folder / "curves.png", job.folder / "metrics.jsonl")
+    plot_fold_curves(job.folder / "curves.png", job.folder / "metrics.jsonl", trainer.direction)
     soup = predict_with_soup(job, run, trainer, score, dice)
     result = write_result(job, run.exp, trainer, score, dice, soup)
     trainer.soup.remove_files()  # after the result, so that a fold that is killed in between can make the soup again
@@ -191,7 +191,7 @@ def predict_and_score(
         test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, -2)
         write_table(test_scores, job.folder / "test_scores.csv")
     score = cv_score(scores, comp.metric)
-    if score > trainer.state.best:
+    if trainer.direction.is_better(score, trainer.state.best):
         trainer.save_best_weights(network)
     return nan_to_none(score), dice_per_class(scores, comp.classes)
 

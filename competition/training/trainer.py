@@ -48,7 +48,7 @@ class TrainerState:
     seconds: float = 0.0  # since the fold started, earlier processes included
     epoch_seconds: float = 0.0  # of the current epoch
     sums: dict[str, float] = field(default_factory=dict)  # loss and its terms, summed over the current epoch
-    best: float = -math.inf  # best validation score
+    best: float = -math.inf  # best validation score; inf before the first one if lower is better
     stale: int = 0  # validations since the best one
     stopped: str = ""  # why training ended
     ended: int = 0  # steps at the end of the last epoch that was validated and logged
@@ -143,7 +143,8 @@ class Trainer:
         self.loss = SegmentationLoss(exp, self.trust)
         optimizer = build_optimizer(exp, self.model.parameters(), self.trust)
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        self.schedule = LRSchedule(exp.schedule, self.base_lrs)
+        self.direction = exp.competition.metric.direction
+        self.schedule = LRSchedule(exp.schedule, self.base_lrs, self.direction)
 
         self.unwrapped_model: nn.Module = self.model
         self.model, self.optimizer = self.fabric.setup(self.model, optimizer)
@@ -151,10 +152,12 @@ class Trainer:
         self.eval_model = copy.deepcopy(self.unwrapped_model).requires_grad_(False).eval()
 
         self.budget = StepBudget.from_experiment(exp, self.steps_per_epoch)
-        self.state = TrainerState()
+        self.state = TrainerState(best=self.direction.worst)
         self.nan_guard = NonFiniteGuard(exp, self.fabric, self.distributed, self.unwrapped_model, self.dataset.case_id)
         self.oom_guard = OutOfMemoryGuard(exp, self.fabric.device, self.say)
-        self.averager = CheckpointAverager(self.folder / "snapshots", cfg.average, by_score=cfg.weights == "best")
+        self.averager = CheckpointAverager(
+            self.folder / "snapshots", cfg.average, by_score=cfg.weights == "best", direction=self.direction
+        )
         cases = self.evaluator.cases if self.evaluator is not None else None
         self.soup = UniformSoup(self.folder / "soup", exp, self.fold, cases)
 
@@ -329,7 +332,7 @@ class Trainer:
         self.validation_seconds = time.monotonic() - start
         metrics.update(summary_metrics(scores, self.exp))
         score = metrics["val/score"]
-        if score > state.best:
+        if self.direction.is_better(score, state.best):
             state.best, state.stale = score, 0
             self.save_best_weights(self.eval_model)
         else:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from competition.config.metric import Direction
 from competition.io import read_metrics_lines
 from competition.viz.overlays import class_colour, save_figure
 
@@ -19,13 +20,14 @@ LOSS_COLOUR = (0.15, 0.15, 0.15)
 SCORE_COLOUR = (0.0, 0.0, 0.0)
 
 
-def plot_fold_curves(path: Path, metrics_jsonl: Path) -> None:
+def plot_fold_curves(path: Path, metrics_jsonl: Path, direction: Direction = Direction.HIGHER) -> None:
     """Draw loss, score and learning rate against the epoch.
 
     Args:
         path: the PNG, written atomically.
         metrics_jsonl: lines `{"step", "epoch", "time", "metrics": {name: value}}`. An incomplete last line (after a
             kill) is skipped; for a missing or empty file the axes show "nothing logged".
+        direction: of the score.
     """
     from matplotlib.figure import Figure
 
@@ -38,7 +40,7 @@ def plot_fold_curves(path: Path, metrics_jsonl: Path) -> None:
     rates = [value for value in curves.get("lr", ([], []))[1] if value > 0]
     if rates and max(rates) > 10 * min(rates):
         rate.set_yscale("log")
-    figure.suptitle(" · ".join(_title_parts(metrics_jsonl, curves)), fontsize=11, parse_math=False)
+    figure.suptitle(" · ".join(_title_parts(metrics_jsonl, curves, direction)), fontsize=11, parse_math=False)
     save_figure(figure, path)
 
 
@@ -107,7 +109,7 @@ def _draw(axes: Axes, title: str, curves: Mapping[str, tuple[Curve, tuple[float,
             text.set_parse_math(False)  # a class may be called $x
 
 
-def _title_parts(metrics_jsonl: Path, curves: Mapping[str, Curve]) -> Sequence[str]:
+def _title_parts(metrics_jsonl: Path, curves: Mapping[str, Curve], direction: Direction) -> Sequence[str]:
     """Return the fold, its epochs, its best score and its speed."""
     parts = [metrics_jsonl.parent.name]
     epochs = max((epochs[-1] for epochs, _ in curves.values()), default=0)
@@ -116,7 +118,7 @@ def _title_parts(metrics_jsonl: Path, curves: Mapping[str, Curve]) -> Sequence[s
         (value, epoch) for epoch, value in zip(*curves.get("val/score", ([], [])), strict=True) if math.isfinite(value)
     ]
     if scores:
-        best, epoch = max(scores)
+        best, epoch = max(scores, key=lambda point: (direction.rank(point[0]), point[1]))
         parts.append(f"best score {best:.4f} at epoch {epoch:g}, last {scores[-1][0]:.4f}")
     seconds = [value for value in curves.get("time/epoch_seconds", ([], []))[1] if math.isfinite(value)]
     if seconds:

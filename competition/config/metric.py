@@ -1,0 +1,210 @@
+"""Metrics as the rest of the package sees them: a name, a function, and whether higher or lower scores are better.
+
+`metric` is the decorator that adds a metric, `METRICS` the registry of those in `competition.metrics`, and `Direction`
+the only place that compares scores.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from math import inf, isfinite
+from typing import Any, TypeVar
+
+from competition.config.instantiate import NAMED_KINDS, resolve_target
+from competition.config.registry import Registry
+from competition.errors import MaskfoldError
+from competition.text import join_names, nearest_names
+
+# What a metric may compare: its function's parameters of these names receive it. All belong to one class of one case.
+INPUTS = {
+    "mask": "(*spatial) bool: the prediction",
+    "truth": "(*spatial) bool",
+    "spacing": "mm along each axis; 1 where unknown",
+    "tp": "number of pixels in mask and truth",
+    "fp": "number of pixels in the mask only",
+    "fn": "number of pixels in the truth only",
+    "predicted_objects": "(*spatial) integers: 0 for background, one label per object",
+    "true_objects": "(*spatial) integers, the same for the truth",
+}
+OBJECTS = ("predicted_objects", "true_objects")
+Declared = TypeVar("Declared", bound=Callable[..., Any])
+
+
+class Direction(enum.Enum):
+    """Whether higher or lower scores are better. Every comparison of scores goes through one of these methods.
+
+    An undefined score (nan or infinite, e.g. of a half of the cases without the class) is worse than every other score
+    and not better than another undefined one.
+    """
+
+    HIGHER = 1
+    LOWER = -1
+
+    @property
+    def worst(self) -> float:
+        """The score that every score is better than: -inf if higher is better, inf if lower is better."""
+        return -inf * self.value
+
+    def rank(self, score: float) -> float:
+        """Return a number that is higher for a better score, as a key for `max` and `sorted`; -inf if undefined."""
+        return self.value * score if isfinite(score) else -inf
+
+    def is_better(self, new: float, old: float, margin: float = 0.0) -> bool:
+        """Return whether `new` is better than `old` by more than `margin`."""
+        return self.rank(new) > self.rank(old) + margin
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric.
+
+    Attributes:
+        name: its name, for tables and messages.
+        function: returns the score of one class of one case, or a class whose objects do; see `metric`.
+        direction: whether higher or lower scores are better.
+        from_counts: whether the function takes only `tp`, `fp` and `fn` (and settings), each a number or an array.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    direction: Direction
+    from_counts: bool = False
+
+    @classmethod
+    def from_declaration(cls, declared: Any, name: str) -> Metric:
+        """Return the metric of a function or class that states its direction in the attribute `higher_is_better`.
+
+        Raises:
+            ValueError: it has no such attribute.
+        """
+        higher = getattr(declared, "higher_is_better", None)
+        if not isinstance(higher, bool):
+            raise ValueError(
+                f"{getattr(declared, '__name__', name)} does not state whether higher scores are better, expected the "
+                "decorator @metric(higher_is_better=…) or an attribute higher_is_better of true or false"
+            )
+        from_counts = bool(getattr(declared, "from_counts", False))
+        return cls(name, declared, Direction.HIGHER if higher else Direction.LOWER, from_counts)
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs that it compares."""
+        return tuple(name for name in _parameters(self.function, called=True) if name in INPUTS)
+
+    @property
+    def needs_objects(self) -> bool:
+        """Whether it compares objects."""
+        return bool(set(self.inputs) & set(OBJECTS))
+
+    @property
+    def settings(self) -> list[str]:
+        """The parameters that are not inputs: those of the function, or of the constructor if it is a class."""
+        return [name for name in _parameters(self.function) if name not in INPUTS]
+
+    def bind(self, args: Mapping[str, Any], defaults: Mapping[str, Any]) -> Metric:
+        """Return the metric with fixed settings.
+
+        Args:
+            args: values of settings by name.
+            defaults: values for settings that `args` lacks; other names are ignored.
+
+        Raises:
+            ValueError: a name in `args` is not a setting, or a setting has no value.
+        """
+        settings = self.settings
+        for name in args:
+            if name not in settings:
+                near = nearest_names(name, settings)
+                known = f"its settings are {join_names(settings)}" if settings else "it has no settings"
+                hint = f"did you mean {near[0]}?" if near else known
+                raise ValueError(f"`args.{name}` is not a setting of the metric {self.name}; {hint}")
+        values = {name: args.get(name, defaults.get(name)) for name in settings if name in args or name in defaults}
+        parameters = _parameters(self.function)
+        for name in settings:
+            if name not in values and parameters[name].default is inspect.Parameter.empty:
+                raise ValueError(f"`args.{name}` is missing, which the metric {self.name} requires")
+        if isinstance(self.function, type):
+            return replace(self, function=self.function(**values))
+        return replace(self, function=partial(self.function, **values)) if values else self
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Call the function with those of the inputs that it takes."""
+        return self.function(**{name: inputs[name] for name in self.inputs})
+
+
+METRICS: Registry[Metric] = Registry("metric", "competition.metrics")
+
+
+def metric(name: str = "", *, higher_is_better: bool, from_counts: bool = False) -> Callable[[Declared], Declared]:
+    """Declare a function as a metric of one class of one case.
+
+    The names of the function's parameters say what it needs. A name in `INPUTS` receives that input. Each other
+    parameter is a setting: a key of the YAML section `metric` (`beta`, `tolerance_mm`), or of `metric.args`. Instead of
+    a function, a class may take the settings in its constructor, and its objects the inputs when they are called.
+
+    Empty masks: if mask and truth are both empty (for a metric of objects: both without objects), the function is not
+    called, and the score is `metric.both_empty`, by default that of a correct prediction: 1, or 0 if lower is better.
+    If only one of them is empty, the function must return a finite number: 0 for a share, and for a distance the
+    largest possible one, the image's diagonal in mm. Otherwise empty masks would lower the mean distance.
+
+    A function in a module of `competition.metrics` is added to `METRICS`, and a YAML names it in `metric.name`. A
+    function of another package is named by its import path in `metric.target`.
+
+    Args:
+        name: the name in the YAML; the function's name if left out.
+        higher_is_better: the direction. Scores are stored as the function returns them.
+        from_counts: the function takes only `tp`, `fp`, `fn` and settings, and accepts arrays of counts; it then also
+            supports `average: global`.
+
+    Returns:
+        The decorator; it returns the function unchanged, with the direction as an attribute.
+
+    Raises:
+        ValueError: another metric has the name.
+
+    Example:
+        >>> @metric("error_rate", higher_is_better=False, from_counts=True)
+        ... def error_rate(tp, fp, fn):
+        ...     return (fp + fn) / (tp + fp + fn)
+        >>> error_rate.higher_is_better
+        False
+    """
+
+    def declare(function: Declared) -> Declared:
+        function.higher_is_better = higher_is_better  # type: ignore[attr-defined]
+        function.from_counts = from_counts  # type: ignore[attr-defined]
+        if function.__module__.startswith(f"{METRICS.package}."):
+            METRICS.add(name or function.__name__, Metric.from_declaration(function, name or function.__name__))
+        return function
+
+    return declare
+
+
+def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> Metric:
+    """Import the metric that `metric.target` names.
+
+    Args:
+        target: the import path of a function or class.
+        name: its name in tables.
+        trust: additional trusted packages.
+        key: the key of the import path, for messages.
+
+    Raises:
+        MaskfoldError: status 2; it is not trusted, cannot be imported, or states no direction.
+    """
+    try:
+        return Metric.from_declaration(resolve_target(target, None, key, trust), name)
+    except ValueError as error:
+        raise MaskfoldError(f"{key}: {error}.", "See the section on metrics in CONTRIBUTING.md.", status=2) from error
+
+
+def _parameters(function: Any, called: bool = False) -> dict[str, inspect.Parameter]:
+    """Return the named parameters of a function; of a class those of its constructor, or of the call of its objects."""
+    if called and isinstance(function, type):
+        function = partial(function.__call__, None)  # bound, so that `self` is left out
+    parameters = inspect.signature(function).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind in NAMED_KINDS}
