@@ -1,13 +1,15 @@
-"""Small competitions for every room's tests, made once per session."""
+"""Fixtures of all packages: small competitions and an empty MLflow database, made once for all workers."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -17,23 +19,61 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def demo2d(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 2D demo competition of 10 training and 3 test pictures."""
-    from competition.datasets.demo import make_demo
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once("name", make)`: a folder that `make(folder)` fills, once for all pytest workers.
 
-    folder = tmp_path_factory.mktemp("demo") / "demo2d"
-    make_demo("2d", folder, seed=3, cases=10, test_cases=3)
-    return folder
+    Tests only read it; a test that changes files copies them.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder, complete = base / "once" / name, base / "once" / f"{name}.complete"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not complete.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that was killed
+                make(folder)
+                complete.touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def demo3d(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo2d(once: Callable[..., Path]) -> Path:
+    """A 2D demo competition of 10 training and 3 test pictures."""
+    from competition.datasets.demo import make_demo
+
+    return once("demo2d", lambda folder: make_demo("2d", folder, seed=3, cases=10, test_cases=3))
+
+
+@pytest.fixture(scope="session")
+def demo3d(once: Callable[..., Path]) -> Path:
     """A 3D demo competition of 6 training and 2 test volumes."""
     from competition.datasets.demo import make_demo
 
-    folder = tmp_path_factory.mktemp("demo") / "demo3d"
-    make_demo("3d", folder, seed=3, cases=6, test_cases=2)
-    return folder
+    return once("demo3d", lambda folder: make_demo("3d", folder, seed=3, cases=6, test_cases=2))
+
+
+@pytest.fixture(scope="session")
+def empty_database(once: Callable[..., Path]) -> Path:
+    """A new `mlflow.db`. MLflow takes seconds to make its tables, so tests copy this file."""
+    from competition.tracking.store import DATABASE_FILE, MLRUNS, connect_mlflow, find_mlflow_store
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            connect_mlflow(find_mlflow_store(folder)).search_experiments()
+
+    return once("mlflow", make) / MLRUNS / DATABASE_FILE
+
+
+def add_mlflow_database(project: Path, empty_database: Path) -> None:
+    """Copy the empty database to a project's folder, where a command would make one."""
+    (project / "mlruns").mkdir(parents=True, exist_ok=True)
+    shutil.copy(empty_database, project / "mlruns" / "mlflow.db")
 
 
 TINY = {

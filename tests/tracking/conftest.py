@@ -1,36 +1,24 @@
-"""A toy run on disk, and an empty MLflow database that is made once."""
+"""A toy run on disk, in a project with an empty MLflow database."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from competition.config.experiment import Experiment
-from competition.tracking.store import RunMetadata, connect_mlflow, find_mlflow_store
+from competition.tracking.store import RunMetadata, find_mlflow_store
 from competition.tracking.sync import RunUploader
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new `mlflow.db`; making its tables takes seconds, so tests copy this one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        store = find_mlflow_store(tmp_path_factory.mktemp("template"))
-    connect_mlflow(store).search_experiments()
-    assert store.database is not None
-    return store.database
+from tests.conftest import add_mlflow_database
 
 
 @pytest.fixture
 def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an empty MLflow database."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "mlruns").mkdir()
-    shutil.copy(empty_database, tmp_path / "mlruns" / "mlflow.db")
+    add_mlflow_database(tmp_path, empty_database)
     return tmp_path
 
 
