@@ -26,7 +26,8 @@ def main(file: str, overrides: list[str]) -> None:
     import torch
 
     from competition.config.loading import load_experiment
-    from competition.runs.run import CACHE_FOLDER, FoldJob
+    from competition.runs.fold import FoldJob
+    from competition.runs.run import CACHE_FOLDER
     from competition.training.cross_validate import open_run
     from competition.training.fold import setup_fold
     from competition.training.guards import peak_gib

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from competition.config.postprocess import PostprocessConfig
 from competition.metrics.bootstrap import cv_score, prediction_interval
@@ -58,7 +58,7 @@ def estimate_score(
         workers: processes; None: one per core.
     """
     run, comp = ensemble.runs[0], ensemble.comp
-    groups = case_groups(ensemble)
+    groups = run.groups()
     settings, seed = run.exp.postprocess, run.exp.seeds[0]
     single_run = len(ensemble.active) == 1 and ensemble.active[0][0] is run and not ensemble.fold_weights
     tuning = load_tuning(run) if settings.tune and single_run else None
@@ -86,9 +86,3 @@ def estimate_score(
         tuning,
         rows,
     )
-
-
-def case_groups(ensemble: Ensemble) -> dict[str, str] | None:
-    """Return the group of each case, if the competition has groups."""
-    cases: Any = ensemble.runs[0].cases
-    return dict(zip(cases["id"], cases["group"], strict=True)) if ensemble.comp.group else None

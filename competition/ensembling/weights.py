@@ -94,7 +94,7 @@ def fit_weights(
     left_out: list[int | None] = [None, *folds]  # fold without which the weights are fitted; None: on all cases
     single_runs = [tuple(float(index == run) for index in range(count)) for run in range(count)]
     tables: dict[Weights, pd.DataFrame] = {}
-    scorer = _WeightScorer([OofPredictions(run) for run in ensemble.runs], ensemble.comp, rows)
+    scorer = _WeightScorer([run.oof() for run in ensemble.runs], ensemble.comp, rows)
     with ProcessPool(scorer, list(rows), workers) as pool:
 
         def score(points: Sequence[Weights]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,9 +15,9 @@ import competition
 from competition.config.instantiate import trusted_packages
 from competition.config.loading import resolve_config, write_yaml
 from competition.config.profiles import profile_of
-from competition.data.cases import case_table
+from competition.data.cases import case_rows, case_table
 from competition.data.readers import has_reader
-from competition.ensembling.ensemble import case_rows, count_channels, run_checkpoints
+from competition.ensembling.ensemble import count_channels
 from competition.ensembling.expected import ExpectedScore
 from competition.errors import MaskfoldError
 from competition.export import run_script
@@ -34,10 +33,11 @@ from competition.export.requirements import (
     user_package_files,
 )
 from competition.export.runtime_cases import BUNDLE_FILE, BUNDLE_FORMAT, id_suffix
-from competition.io import atomic_write, ensure_writable, write_json
+from competition.io import atomic_write, ensure_writable, sha256_of_file, write_json
 from competition.runs.blend import Ensemble, check_same_competition
-from competition.runs.checkpoint import load_weights, read_weights
+from competition.runs.checkpoint import read_weights
 from competition.runs.find import SUBMIT_TIME_KEYS
+from competition.runs.fold import RESULT_FILE
 from competition.runs.run import CACHE_FOLDER, Run
 from competition.submission.reader import open_rows
 from competition.submission.submit import fit_on_oof, normalize_weights
@@ -190,12 +190,12 @@ def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
     plain, first = _without_paths(resolve_config(run.exp)), _without_paths(resolve_config(ensemble.runs[0].exp))
     plain["competition"].update({key: first["competition"][key] for key in SUBMIT_TIME_KEYS})
     write_yaml(plain, folder / EXPERIMENT_FILE)
-    members = run_checkpoints(run)
+    members = run.checkpoints()
     for checkpoint in members:
         read_weights(checkpoint.path)  # so that an error names the damaged original and not the copy
         member = folder / run.member_folder(checkpoint.fold, checkpoint.seed).name
         copy_file(checkpoint.path, member / checkpoint.path.name)
-        copy_file(checkpoint.path.parent / "result.json", member / "result.json")
+        copy_file(checkpoint.path.parent / RESULT_FILE, member / RESULT_FILE)
     return len(members)
 
 
@@ -222,13 +222,11 @@ def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:
 def _write_onnx_networks(run: Run, folder: Path, row: Any, trust: tuple[str, ...], say: Say) -> None:
     """Write the run's networks as ONNX next to their weights."""
     from competition.export.onnx import ONNX_SUFFIX, write_onnx
-    from competition.models.build import build_network
 
-    channels = count_channels(row, run, CACHE_FOLDER) * (run.exp.patch.slices or 1)
+    case_channels = count_channels(row, run, CACHE_FOLDER)
+    channels = case_channels * (run.exp.patch.slices or 1)
     worst = 0.0
-    for checkpoint in run_checkpoints(run):
-        network = build_network(run.exp, channels, trust, pretrained=False)
-        load_weights(network, checkpoint.path)
+    for checkpoint, network in zip(run.checkpoints(), run.networks(case_channels, trust=trust), strict=True):
         member = folder / run.member_folder(checkpoint.fold, checkpoint.seed).name
         worst = max(
             worst, write_onnx(network, channels, run.exp, member / checkpoint.path.with_suffix(ONNX_SUFFIX).name)
@@ -349,12 +347,6 @@ def write_zip(folder: Path) -> Path:
 def list_files(folder: Path) -> list[Path]:
     """Return all files below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -161,10 +161,9 @@ def _predict_all(folder: Path, args: argparse.Namespace, arguments: Sequence[str
 def _describe(bundle: Bundle, found: TestCases, devices: Sequence[str]) -> None:
     """Print the numbers of networks, runs and cases, and the devices."""
     from competition.inference.predict import device_context
-    from competition.runs.find import list_finished_members
 
     context = device_context(bundle.ensemble.runs[0].exp)
-    networks = sum(len(list_finished_members(run)) for run, _ in bundle.ensemble.active)
+    networks = sum(len(run.finished_members()) for run, _ in bundle.ensemble.active)
     device = f"{len(devices)} processes on {', '.join(devices)}" if len(devices) > 1 else str(context.device)
     runs = len(bundle.ensemble.active)
     _say(

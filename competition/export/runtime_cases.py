@@ -29,9 +29,9 @@ from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment
 from competition.config.postprocess import PostprocessConfig
 from competition.config.profiles import Profile, profile_of
-from competition.data.cases import case_table
+from competition.data.cases import case_rows, case_table
 from competition.data.readers import strip_extension
-from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, adapt_to_machine, empty_case_table, folds_table
 from competition.export.time_limit import Clock, DegradableEnsemble, TimeBudget

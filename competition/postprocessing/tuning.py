@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,7 @@ from competition.io import parse_json_object, write_json, write_table
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.metrics.overlap import score_from_counts
 from competition.postprocessing.evaluation import OofScores, Steps, TruthSizes
-from competition.runs.find import list_finished_members
-from competition.runs.run import FoldResult, Run
+from competition.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -434,10 +433,6 @@ def load_tuning(run: Run) -> TuningResult | None:
 
 
 def _key(run: Run) -> dict[str, Any]:
-    results = {
-        f"{fold} {seed}": FoldResult.read(run.member_folder(fold, seed)) for fold, seed in list_finished_members(run)
-    }
-    members = {name: asdict(result) for name, result in results.items() if result is not None}
     settings = {
         key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None
     }
@@ -445,5 +440,7 @@ def _key(run: Run) -> dict[str, Any]:
         "version": TUNING_VERSION,
         "postprocess": settings,
         "metric": run.exp.competition.metric.model_dump(),
-        "members": {name: [result["score"], result["steps"], result["minutes"]] for name, result in members.items()},
+        "members": {
+            f"{result.fold} {result.seed}": [result.score, result.steps, result.minutes] for result in run.results()
+        },
     }

@@ -317,7 +317,7 @@ def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[Calibra
     """Count each class over the cases, with one case in memory at a time."""
     comp = oof.run.exp.competition
     tallies = [CalibrationCounts() for _ in comp.classes]
-    rows = {row.id: row for row in oof.cases.itertuples(index=False)}
+    rows = oof.rows()
     for case in cases:
         histograms = _histograms(oof.read(case), load_mask(comp, rows[case]), comp)
         for class_tally, (pixels, positives, sums) in zip(tallies, histograms, strict=True):

@@ -360,7 +360,7 @@ def case_size_errors(results: RunResults) -> list[SizeError]:
     comp = results.run.exp.competition
     scale = {
         row.id: float(np.prod(json.loads(str(row.spacing)))) if comp.dimensions == 3 else 1.0
-        for row in results.run.cases.itertuples(index=False)
+        for row in results.run.rows().values()
     }
     sized = []
     for name in comp.classes:
@@ -374,7 +374,7 @@ def case_size_errors(results: RunResults) -> list[SizeError]:
 def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]:
     """Return for each class size and best IoU of the true objects, with one case in memory at a time."""
     comp = oof.run.exp.competition
-    rows = {row.id: row for row in oof.cases.itertuples(index=False)}
+    rows = oof.rows()
     collected: list[tuple[list[Floats], list[Floats], list[Floats]]] = [([], [], []) for _ in comp.classes]
     for case in cases:
         truth, instances = load_mask(comp, rows[case]), load_instances(comp, rows[case])

@@ -65,7 +65,7 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
     for trial in [trial_0, *(trial for trial in selected if trial.number != trial_0.number)]:
         run, scores = _train(session, trial_overrides(trial), trial.number, say)
         tables[trial.number] = scores
-        metric, groups = run.exp.competition.metric, _groups(run)
+        metric, groups = run.exp.competition.metric, run.groups()
         if used is not None and set(scores["fold"]) <= used:
             used = None  # the list names every fold
         unseen, reference = scores, tables[trial_0.number]
@@ -105,8 +105,3 @@ def _train(
     ):
         run_cv(run, lambda line: say(f"  {line}"), session.source.trust)
     return run, read_scores(run.folder / "scores.csv")
-
-
-def _groups(run: Any) -> dict[str, str] | None:
-    cases = run.cases
-    return dict(zip(cases["id"], cases["group"], strict=True)) if run.exp.competition.group else None

@@ -14,7 +14,7 @@ from competition.config.study import StudyConfig
 from competition.errors import MaskfoldError
 from competition.io import read_metrics_lines, write_json
 from competition.metrics.scoring import read_scores
-from competition.runs.run import FoldResult, Run
+from competition.runs.run import Run
 from competition.study.space import ExperimentSource, suggest_overrides
 from competition.study.storage import PROCESS_ATTRIBUTE, current_process
 from competition.text import nearest_names
@@ -122,7 +122,8 @@ def measure_objectives(run: Run, summary: CvSummary, config: StudyConfig) -> dic
 
 def inference_seconds(run: Run) -> float:
     """Return the mean time in seconds that the first member's network takes per case, including preprocessing."""
-    from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+    from competition.data.cases import case_rows
+    from competition.ensembling.ensemble import EnsemblePredictor
     from competition.runs.blend import Ensemble
 
     rows = case_rows(run.cases.iloc[:: max(1, len(run.cases) // TIMED_CASES)].head(TIMED_CASES))
@@ -169,7 +170,7 @@ class PruningCallback:
         self.case_index = {case: index for index, case in enumerate(run.cases["id"])}
         self.fold_of = {
             self.case_index[str(case)]: int(fold)
-            for case, fold in run.folds[["id", "fold"]].itertuples(index=False)
+            for case, fold in run.fold_of().items()
             if str(case) in self.case_index
         }
         self.reported: set[int] = set()
@@ -205,9 +206,9 @@ class PruningCallback:
         """Return new (index in the case table, score) of the cases of finished folds."""
         scores = []
         for fold, seed in self.run.members():
-            folder = self.run.member_folder(fold, seed)
-            if seed == 0 and FoldResult.read(folder) is not None and (folder / "scores.csv").exists():
-                table = read_scores(folder / "scores.csv")
+            file = self.run.member_folder(fold, seed) / "scores.csv"
+            if seed == 0 and self.run.result(fold, seed) is not None and file.exists():
+                table = read_scores(file)
                 means = table.groupby("id", sort=False)["score"].mean().dropna()
                 scores += [(self.case_index[str(case)], float(value)) for case, value in means.items()]
         return [(step, score) for step, score in scores if step not in self.reported]
@@ -222,7 +223,7 @@ class PruningCallback:
                 for line in read_metrics_lines(folder / "metrics.jsonl")
                 if "val/score" in line.metrics
             ]
-            if FoldResult.read(folder) is None:
+            if self.run.result(fold, seed) is None:
                 break
         return [(step, score) for step, score in scores if step not in self.reported]
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from competition.config.competition import Competition, TestFiles
 from competition.config.postprocess import PostprocessConfig
-from competition.data.cases import case_table
+from competition.data.cases import case_rows, case_table
 from competition.data.patterns import match_cases, warn_skipped
 from competition.data.readers import has_reader, load_image
-from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, ensure_writable
 from competition.postprocessing.pipeline import CasePrediction, postprocess

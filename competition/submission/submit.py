@@ -14,16 +14,15 @@ from typing import Any
 from competition.data.cases import case_table
 from competition.data.patterns import warn_skipped
 from competition.data.readers import load_image
-from competition.ensembling.ensemble import Checkpoint, EnsemblePredictor
-from competition.ensembling.expected import ExpectedScore, case_groups, estimate_score
+from competition.ensembling.ensemble import EnsemblePredictor
+from competition.ensembling.expected import ExpectedScore, estimate_score
 from competition.ensembling.weights import FittedWeights, fit_weights
 from competition.errors import MaskfoldError
-from competition.io import ensure_writable, make_temporary_path, write_json, write_table
+from competition.io import ensure_writable, make_temporary_path, sha256_of_file, write_json, write_table
 from competition.metrics.bootstrap import cv_score
 from competition.postprocessing.pipeline import postprocess
 from competition.runs.blend import Ensemble, check_same_competition
-from competition.runs.find import list_finished_members
-from competition.runs.run import Run
+from competition.runs.run import Checkpoint, Run
 from competition.submission.testset import TestSet
 from competition.submission.validate import ValidationReport
 from competition.submission.writer import MaskItem, write_submission
@@ -89,7 +88,7 @@ def submit(
         f"run{'s' * (len(runs) > 1)}, {len(tests)} test cases"
     )
     for run in runs:
-        if missing := [member for member in run.members() if member not in list_finished_members(run)]:
+        if missing := [member for member in run.members() if member not in run.finished_members()]:
             say(
                 f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished; "
                 "only the finished ones predict"
@@ -129,7 +128,7 @@ def fit_on_oof(
     """
     runs, fitted = ensemble.runs, None
     if weights == "auto" and len(runs) > 1:
-        fitted = fit_weights(ensemble, runs[0].exp.seeds[0], case_groups(ensemble), say)
+        fitted = fit_weights(ensemble, runs[0].exp.seeds[0], runs[0].groups(), say)
         for line in fitted.report_lines([run.folder.name for run in runs]):
             say(line)
         ensemble = replace(ensemble, weights=fitted.weights, fold_weights=fitted.fold_weights)
@@ -168,12 +167,10 @@ def submission_summary(
         }
         for run, weight in zip(ensemble.runs, ensemble.weights, strict=True)
     ]
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
         "competition": ensemble.comp.name,
         "file": name,
-        "sha256": digest,
+        "sha256": sha256_of_file(path),
         "rows": validation.rows,
         "empty_rows": validation.empty,
         "runs": run_entries,

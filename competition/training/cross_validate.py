@@ -15,21 +15,14 @@ import torch
 
 from competition.config.competition import MetricConfig
 from competition.config.experiment import Experiment
+from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
 from competition.io import remove_all_stale_temp, write_json, write_table
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, paired_gain
 from competition.metrics.scoring import read_scores
+from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.oof import OofStore
-from competition.runs.run import (
-    CACHE_FOLDER,
-    RUNS_FOLDER,
-    FoldJob,
-    FoldResult,
-    Run,
-    finished_results,
-    read_skipped,
-    run_hash,
-)
+from competition.runs.run import CACHE_FOLDER, RUNS_FOLDER, Run, read_skipped, run_hash
 from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
 
 
@@ -167,7 +160,7 @@ def prepare_run(run: Run, say: Callable[[str], None], trust: tuple[str, ...] = (
 def _check_same_training(run: Run) -> None:
     """Check that the finished folds were trained in the same way as the next ones will be."""
     devices, batch_size, on_nan = run.exp.run.devices, run.exp.training.batch_size, run.exp.training.on_nan
-    for result in finished_results(run):
+    for result in run.results():
         if result.devices != devices:
             raise MaskfoldError(
                 f"{run.member_folder(result.fold, result.seed)} was trained with run.devices={result.devices} "
@@ -239,7 +232,7 @@ def summarize_run(run: Run) -> CvSummary:
 
     comp = run.exp.competition
     soup = select_soup(run)
-    results = finished_results(run)
+    results = run.results()
     folds = sorted({result.fold for result in results if result.fold >= 0})
     tables = [fold_scores(run, fold, [r for r in results if r.fold == fold]) for fold in folds]
     plain = [asdict(result) for result in results]
@@ -248,7 +241,7 @@ def summarize_run(run: Run) -> CvSummary:
     else:
         scores = pd.concat(tables, ignore_index=True)
         write_table(scores, run.folder / "scores.csv")
-        groups = dict(zip(run.cases["id"], run.cases["group"], strict=True)) if comp.group else None
+        groups = run.groups()
         low, high = bootstrap_interval(scores, comp.metric, seed=run.exp.seeds[0], groups=groups)
         intervals = {name: _dice_interval(scores, name, run.exp.seeds[0], groups) for name in comp.classes}
         test_tables = [
@@ -297,18 +290,18 @@ def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None
         Score rows; None if the run has no test share.
     """
     locations = [(run.member_folder(member.fold, member.seed), member.prefix) for member in members]
-    if not locations or not (run.folds["fold"] == -2).any():
+    cases = run.test_share()
+    if not locations or cases.empty:
         return None
     if len(locations) == 1:
         folder, prefix = locations[0]
         return read_scores(folder / f"{prefix}test_scores.csv")
     stores = [OofStore(folder / f"{prefix}test", run.exp.inference.store) for folder, prefix in locations]
-    cases = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
     evaluator = Evaluator(run.exp, cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     scores: list[dict[str, Any]] = []
     for row in evaluator.iter_cases():
         mean = np.asarray(np.mean([store.read(row.id) for store in stores], axis=0, dtype=np.float32), np.float16)
-        scores += evaluator.score(mean, row, -2)[0]
+        scores += evaluator.score(mean, row, HELD_OUT)[0]
     return pd.DataFrame(scores)
 
 

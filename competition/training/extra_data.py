@@ -14,19 +14,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from competition.config.experiment import Experiment, ExtraCasesConfig
 from competition.data.cache import RECORD_FILE, PreprocessedCase, cache_key, get_or_build
+from competition.data.cases import case_rows
 from competition.data.dataset import WeightedCaseSampler
 from competition.errors import MaskfoldError
-from competition.runs.checkpoint import LAST_CHECKPOINT, load_weights
+from competition.io import sha256_of_file
+from competition.runs.checkpoint import LAST_CHECKPOINT
 from competition.runs.extra_cases import PSEUDO_TABLE, mark_near_duplicates, same_competition
-from competition.runs.find import list_finished_members
-from competition.runs.run import PLAIN_WEIGHTS, FoldJob, FoldResult, Run, load_run
+from competition.runs.fold import FoldJob
+from competition.runs.run import FOLDS_FILE, Run, load_run
 from competition.training.distributed import is_main_process, make_fabric
 from competition.training.lineage import (
     BY_EXTRA_CASES,
@@ -105,7 +106,7 @@ def prepare_extra_data(run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Pa
         if extra is None:
             prepared[key] = preprocess_cases(table, run.exp, cache, progress=say)
         else:
-            prepared[key] = {row.id: prepare_extra_case(row, extra, run.exp, cache) for row in _rows(table)}
+            prepared[key] = {row.id: prepare_extra_case(row, extra, run.exp, cache) for row in case_rows(table)}
         expected = _channels(labelled)
         for case_id, folder in prepared[key].items():
             channels = PreprocessedCase.open(folder).image.shape[0]
@@ -149,7 +150,7 @@ def build_extra_data(job: FoldJob, run: Run, say: Say) -> ExtraTrainingData:
     for key, table in run.extra_tables.items():
         extra, (rows, left_out) = _extra_section(exp, key), exclude_leaks(run, table, fold, key)
         if extra is not None:
-            extra_data.add([prepare_extra_case(row, extra, exp, job.cache) for row in _rows(rows)], extra.weight)
+            extra_data.add([prepare_extra_case(row, extra, exp, job.cache) for row in case_rows(rows)], extra.weight)
             sources.append(TrainingCases.from_table(BY_EXTRA_CASES, run, rows, extra.weight, extra.competition))
             extra_data.summary[key.removeprefix("besides_")] = {
                 "cases": len(rows),
@@ -210,7 +211,7 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
     same_ids = extra is None or same_competition(extra.competition, comp.name, str(comp.root))
     same_groups = same_ids or (comp.group is not None and extra is not None and extra.competition.group is not None)
     reasons = []
-    for row in _rows(table):
+    for row in case_rows(table):
         alike = set(json.loads(getattr(row, "alike", "[]")))
         if row.image_hash in protected.hashes or (extra is not None and same_ids and row.id in protected.ids):
             reasons.append("same")
@@ -242,7 +243,7 @@ def _pseudo_label_cases(
         exp.pseudo.confidence.model_dump(mode="json"),
     ]
     confident, records = {}, []
-    for done, row in enumerate(_rows(rows), start=1):
+    for done, row in enumerate(case_rows(rows), start=1):
         key = hashlib.sha256(
             json.dumps(["pseudo", 1, cache_key(row, exp), signature], sort_keys=True).encode()
         ).hexdigest()[:32]
@@ -267,10 +268,6 @@ def _pseudo_label_cases(
         "ignored": float(np.mean([record["ignored"] for record in kept])),
         "dice": float(np.mean([record["dice"] for record in kept])),
     }
-
-
-def _rows(table: pd.DataFrame) -> list[SimpleNamespace]:
-    return [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
 
 
 def _extra_section(exp: Experiment, key: str) -> ExtraCasesConfig | None:
@@ -311,12 +308,7 @@ class Teacher:
 
     def weight_files(self) -> list[Path]:
         """Return the weight file of each member."""
-        files = []
-        for member in self.members:
-            folder = self.run.member_folder(*member)
-            result = FoldResult.read(folder)
-            files.append(folder / (result.weights if result is not None else PLAIN_WEIGHTS))
-        return files
+        return [self.run.weights(*member) for member in self.members]
 
     def digests(self) -> list[str]:
         """Return the SHA-256 (hexadecimal) of each weight file.
@@ -325,7 +317,7 @@ class Teacher:
             MaskfoldError: a file is missing.
         """
         try:
-            return [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.weight_files()]
+            return [sha256_of_file(path) for path in self.weight_files()]
         except OSError as error:
             raise MaskfoldError(
                 f"pseudo.from: the weights {error.filename} cannot be read: {error.strerror}.",
@@ -348,7 +340,7 @@ def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
         clean_members: list[tuple[int, int]] = []
         sources: dict[TrainingCases, None] = {}
         all_leaks: list[Leak] = []
-        for member in list_finished_members(teacher_run):
+        for member in teacher_run.finished_members():
             seen_cases = training_cases(teacher_run, *member, job.trust)
             if member_leaks := find_leaks(member_name(teacher_run, *member), seen_cases, protected):
                 all_leaks += member_leaks
@@ -366,7 +358,7 @@ def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence
         return MaskfoldError(
             f"pseudo.from: {teacher_run.folder} has no finished fold.", "Finish it with its `maskfold cv` command."
         )
-    finished_members = list_finished_members(teacher_run)
+    finished_members = teacher_run.finished_members()
     unfinished_folds = [number for number in teacher_run.fold_numbers() if (number, 0) not in finished_members]
     hint = (
         f"Its fold {fold} is unfinished and may be the missing teacher: finish that run, or use the same folds in both "
@@ -374,7 +366,7 @@ def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence
         else "Use the same folds in both, so that each fold has a teacher that left out the same cases "
     )
     return MaskfoldError(
-        f"pseudo.from: no network of {teacher_run.name}/{teacher_run.folder.name} may teach fold {fold} of {run.name}, "
+        f"pseudo.from: no network of {teacher_run.full_name} may teach fold {fold} of {run.name}, "
         f"since each was trained on cases that the fold validates:{format_leaks(all_leaks)}.",
         f"{hint}({_same_folds_setting(run, teacher_run)}).",
         status=2,
@@ -382,7 +374,7 @@ def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence
 
 
 def _same_folds_setting(run: Run, teacher_run: Run) -> str:
-    file = teacher_run.folder / "folds.csv"
+    file = teacher_run.folder / FOLDS_FILE
     if set(run.folds["id"]) == set(teacher_run.folds["id"]):
         return f"folds.scheme=file folds.file={file}"
     return f"folds.scheme=file, with a folds.file of your cases' rows in {file}"
@@ -453,15 +445,9 @@ class TeacherEnsemble:
         return exp.model_copy(update={"competition": comp, "run": self.exp.run.model_copy(update={"devices": 1})})
 
     def _load_networks(self, index: int, exp: Experiment, channels: int) -> tuple[Any, list[Any]]:
-        from competition.models.build import build_network
-
         if index not in self._networks_by_teacher:
-            fabric = make_fabric(exp)[0]
-            networks = []
-            for path in self.teachers[index].weight_files():
-                network = build_network(exp, channels * (exp.patch.slices or 1), self.trust, pretrained=False)
-                load_weights(network, path)
-                networks.append(network.to(fabric.device).eval())
+            fabric, teacher = make_fabric(exp)[0], self.teachers[index]
+            networks = list(teacher.run.networks(channels, fabric.device, self.trust, teacher.members))
             self._networks_by_teacher[index] = (fabric, networks)
         return self._networks_by_teacher[index]
 

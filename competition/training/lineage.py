@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
 from competition.io import write_json
 from competition.runs.extra_cases import same_competition
-from competition.runs.run import FoldJob, Run, load_run
+from competition.runs.fold import PLAIN_WEIGHTS, FoldJob
+from competition.runs.run import Run, load_run
 
 LINEAGE_FILE = "lineage.json"
 # How a network used its cases; stored, and part of error messages.
@@ -97,7 +99,7 @@ class HeldOutCases:
 
     def __post_init__(self) -> None:
         folds, cases = self.run.folds, self.run.cases
-        held_out = folds["fold"].isin([self.fold, -2]) & (self.fold >= 0)
+        held_out = folds["fold"].isin([self.fold, HELD_OUT]) & (self.fold >= 0)
         self.ids = set(folds.loc[held_out, "id"])
         self.units = set(folds.loc[held_out, "group"]) | set(cases.loc[cases["id"].isin(self.ids), "group"])
         self.hashes = (
@@ -136,7 +138,7 @@ class HeldOutCases:
 
 def member_name(run: Run, fold: int, seed: int) -> str:
     """Return the name of a member: `hippocampus-unet3d/2cb50ff146c0/fold_0`."""
-    return f"{run.name}/{run.folder.name}/{run.member_folder(fold, seed).name}"
+    return f"{run.full_name}/{run.member_folder(fold, seed).name}"
 
 
 def training_cases(run: Run, fold: int, seed: int, trust: tuple[str, ...] = ()) -> list[TrainingCases]:
@@ -164,8 +166,7 @@ def training_cases(run: Run, fold: int, seed: int, trust: tuple[str, ...] = ()) 
 
 def labelled_cases(run: Run, fold: int) -> TrainingCases:
     """Return the labelled cases that a fold trains on."""
-    ids = run.folds["id"] if fold < 0 else run.folds.loc[~run.folds["fold"].isin([fold, -2]), "id"]
-    return TrainingCases.from_table(BY_LABELS, run, run.cases[run.cases["id"].isin(set(ids))])
+    return TrainingCases.from_table(BY_LABELS, run, run.cases[run.cases["id"].isin(run.training_ids(fold))])
 
 
 def initial_weights_cases(run: Run, fold: int, trust: tuple[str, ...] = ()) -> list[TrainingCases]:
@@ -209,7 +210,7 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
         MaskfoldError: they do not exist, or were trained on a case that this fold validates.
     """
     source_run = load_run(source, job.trust)
-    weights = source_run.member_folder(job.fold, 0) / "weights.safetensors"
+    weights = source_run.member_folder(job.fold, 0) / PLAIN_WEIGHTS
     if not weights.exists():
         raise MaskfoldError(
             f"init_from: {weights} does not exist.", "Finish that run's fold first, or name another run."

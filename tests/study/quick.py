@@ -42,7 +42,8 @@ class QuickExecutor:
         self.score, self.delay = score, delay
 
     def run(self, jobs: Sequence[Any], say: Callable[[str], None], alive: Callable[[], None] = lambda: None) -> None:
-        from competition.runs.run import FoldResult, load_run
+        from competition.runs.fold import FoldResult
+        from competition.runs.run import load_run
 
         for job in jobs:
             run = load_run(job.run)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from competition.data.dataset import BatchSampler, PatchDataset
 from competition.errors import MaskfoldError
 from competition.runs.checkpoint import load_checkpoint, save_checkpoint
-from competition.runs.run import FoldJob, FoldResult
+from competition.runs.fold import FoldJob, FoldResult
 from competition.training.cross_validate import prepare_run
 from competition.training.distributed import DistributedContext, make_fabric
 from competition.training.executors import LocalExecutor, gpus_of_slot

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from competition.errors import MaskfoldError
+from competition.runs.fold import FoldResult
 from competition.runs.oof import OofStore
-from competition.runs.run import FoldResult
 from competition.training import fold as fold_module
 from competition.training.cross_validate import make_jobs, open_run, summarize_run
 from competition.training.fold import run_fold, setup_fold

@@ -18,7 +18,8 @@ from competition.errors import MaskfoldError
 from competition.io import write_json
 from competition.models.build import build_network
 from competition.runs.checkpoint import save_weights
-from competition.runs.run import FoldResult, load_run, run_hash
+from competition.runs.fold import FoldResult
+from competition.runs.run import load_run, run_hash
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
 from competition.training.extra_data import build_extra_data, check_extra_data, prepare_extra_data
 from competition.training.fold import run_fold, setup_fold

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from competition.config.experiment import HardwareConfig
 from competition.errors import MaskfoldError
+from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.lock import is_free, run_lock
-from competition.runs.run import FoldJob, FoldResult, Run
+from competition.runs.run import Run
 from competition.training.cross_validate import make_jobs, open_run, run_cv, summarize_run
 from competition.training.executors import make_executor
 from competition.training.ray_executor import FoldResources, RayExecutor, run_fold_task

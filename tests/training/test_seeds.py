@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from competition.data.cases import case_table
-from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.data.cases import case_rows, case_table
+from competition.ensembling.ensemble import EnsemblePredictor
 from competition.metrics.bootstrap import cv_score
 from competition.models.build import build_network
 from competition.runs.blend import Ensemble
