@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from competition.context import Context
 from competition.data.cache import PreprocessedCase, get_or_build
 from competition.data.image_types import Image
 from competition.data.preprocessing import preprocess_case, write_image
@@ -49,14 +50,16 @@ class EnsemblePredictor:
     Args:
         ensemble: the runs and their weights.
         row: a case that sets the number of channels: a row of the case table, or `InMemoryCase`.
-        trust: additional packages that `target` may name.
+        context: has the trusted packages.
         scratch: the folder in which cases are preprocessed; its content is deleted afterwards.
 
     Raises:
         MaskfoldError: a file of weights is missing, damaged or does not fit; the case cannot be preprocessed.
     """
 
-    def __init__(self, ensemble: Ensemble, row: Any, trust: tuple[str, ...] = (), scratch: Path = CACHE_FOLDER) -> None:
+    def __init__(
+        self, ensemble: Ensemble, row: Any, context: Context = Context(), scratch: Path = CACHE_FOLDER
+    ) -> None:
         self.comp, self.scratch = ensemble.comp, scratch
         self.checkpoints = {str(run.folder): run.checkpoints() for run in ensemble.runs}
         size = sum(checkpoint.size for members in self.checkpoints.values() for checkpoint in members)
@@ -67,7 +70,7 @@ class EnsemblePredictor:
             folder = str(run.folder)
             if folder not in channels:
                 channels[folder] = count_channels(row, run, scratch)
-            networks = _RunNetworks(run, channels[folder], size <= MAX_WEIGHT_BYTES_IN_MEMORY, trust)
+            networks = _RunNetworks(run, channels[folder], size <= MAX_WEIGHT_BYTES_IN_MEMORY, context)
             self.weighted_runs.append((networks, weight))
 
     def probabilities(self, row: Any) -> np.ndarray[Any, Any]:
@@ -101,10 +104,10 @@ def count_channels(row: Any, run: Run, scratch: Path) -> int:
 class _RunNetworks:
     """The networks of one run, on its device."""
 
-    def __init__(self, run: Run, channels: int, in_memory: bool, trust: tuple[str, ...]) -> None:
+    def __init__(self, run: Run, channels: int, in_memory: bool, context: Context) -> None:
         self.run, self.channels, self.members = run, channels, run.finished_members()
         self.device_context = device_context(run.exp)
-        self._iterate = partial(run.networks, channels, self.device_context.device, trust, self.members)
+        self._iterate = partial(run.networks, channels, self.device_context.device, context, self.members)
         self.networks: list[Any] = list(self._iterate()) if in_memory else []
         if not in_memory:
             for _ in self._iterate(reuse=True):  # reports damaged weights before the first prediction

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from competition.config.postprocess import PostprocessConfig
+from competition.context import Context
 from competition.metrics.bootstrap import cv_score, prediction_interval
 from competition.postprocessing.evaluation import OofScores
 from competition.postprocessing.tuning import TuningResult, load_tuning, save_tuning, tune_postprocessing
@@ -44,7 +44,7 @@ class ExpectedScore:
 
 
 def estimate_score(
-    ensemble: Ensemble, test_cases: int, say: Callable[[str], None] = lambda _: None, workers: int | None = None
+    ensemble: Ensemble, test_cases: int, context: Context = Context(), workers: int | None = None
 ) -> ExpectedScore:
     """Score an ensemble out of fold, after tuning its steps if `postprocess.tune` is set.
 
@@ -54,7 +54,7 @@ def estimate_score(
     Args:
         ensemble: the runs; the first one's `postprocess` is used.
         test_cases: size of the test set.
-        say: receives progress messages.
+        context: its log takes progress messages.
         workers: processes; None: one per core.
     """
     run, comp = ensemble.runs[0], ensemble.comp
@@ -65,7 +65,7 @@ def estimate_score(
     if tuning is None:
         with OofScores(ensemble, workers) as evaluation:
             if settings.tune:
-                tuning = tune_postprocessing(evaluation, seed, groups, say)
+                tuning = tune_postprocessing(evaluation, seed, groups, context)
                 if single_run:
                     save_tuning(run, tuning)
             else:

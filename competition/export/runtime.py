@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.export.runtime_cases import (
     Bundle,
@@ -126,7 +127,7 @@ def _predict_all(folder: Path, args: argparse.Namespace, arguments: Sequence[str
         )
     ensure_writable(args.output.parent)
     bundle = _read_bundle(folder, args, devices[0])
-    found = find_test_cases(bundle.ensemble.comp, bundle.id_suffix, _say)
+    found = find_test_cases(bundle.ensemble.comp, bundle.id_suffix, Context(say=_say))
     if not found.test_set.rows:
         rows = write_empty_submission(found, args.output)
         _say(f"{args.output}: there is no test image, so the {rows} rows of the sample have empty masks")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, read_metrics_lines
 from competition.metrics.bootstrap import ScoreGain, paired_gain
@@ -36,13 +37,13 @@ from competition.runs.fold import RESULT_FILE
 from competition.runs.run import FOLDS_FILE, Run
 
 
-def write_report(run: Run, output: Path, say: Callable[[str], None] = lambda _: None) -> Path:
+def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
     """Write a self-contained page of a run, and its figures as PNG into a folder with the page's name.
 
     Args:
         run: a run with any number of finished folds; see `competition.runs.find.find_run`.
         output: the page, `….html`.
-        say: receives progress messages.
+        context: its log takes progress messages.
 
     Returns:
         The page.
@@ -57,10 +58,10 @@ def write_report(run: Run, output: Path, say: Callable[[str], None] = lambda _: 
         "learning": ("Learning curves", learning_section(run, folder)),
     }
     if results.table is not None:
-        say("drawing the best, median and worst cases")
+        context.say("drawing the best, median and worst cases")
         sections["cases"] = ("Cases", cases_section(results, oof, folder))
-        sections["calibration"] = ("Calibration", calibration_section(results, oof, folder, say))
-        sections["sizes"] = ("Size", sizes_section(results, oof, folder, say))
+        sections["calibration"] = ("Calibration", calibration_section(results, oof, folder, context))
+        sections["sizes"] = ("Size", sizes_section(results, oof, folder, context))
     sections["experiment"] = ("Experiment", experiment_section(results))
     return write_page(f"{run.name} · {run.folder.name}", _head(results), sections, output)
 

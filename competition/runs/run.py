@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from competition import __version__
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment, resolve_config, write_yaml
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import read_csv, sha256_of_file, write_json, write_table
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
@@ -230,7 +231,7 @@ class Run:
         self,
         channels: int,
         device: torch.device | str = "cpu",
-        trust: Sequence[str] = (),
+        context: Context = Context(),
         members: Iterable[tuple[int, int]] | None = None,
         *,
         reuse: bool = False,
@@ -240,7 +241,7 @@ class Run:
         Args:
             channels: of a preprocessed case.
             device: on which the networks are.
-            trust: additional packages that `target` may name.
+            context: has the trusted packages.
             members: (fold, seed) pairs; None: the finished members.
             reuse: yield one network again and again, each time with the next weights, to save memory.
 
@@ -253,7 +254,7 @@ class Run:
         network = None
         for member in self.finished_members() if members is None else members:
             if network is None or not reuse:
-                network = build_network(self.exp, channels * (self.exp.patch.slices or 1), trust, pretrained=False)
+                network = build_network(self.exp, channels * (self.exp.patch.slices or 1), context, pretrained=False)
             load_weights(network, self.weights(*member))
             network = network.to(device).eval()
             yield network

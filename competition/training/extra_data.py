@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from competition.config.experiment import Experiment, ExtraCasesConfig
+from competition.context import Context
 from competition.data.cache import RECORD_FILE, PreprocessedCase, cache_key, get_or_build
 from competition.data.cases import case_rows
 from competition.data.dataset import WeightedCaseSampler
@@ -48,8 +49,6 @@ from competition.training.lineage import (
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Say = Callable[[str], None]
 
 
 # The data of a fold
@@ -90,7 +89,9 @@ def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
         find_teachers(run, job)
 
 
-def prepare_extra_data(run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Path], cache: Path, say: Say) -> None:
+def prepare_extra_data(
+    run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Path], cache: Path, context: Context
+) -> None:
     """Prepare all additional images, and find copies of labelled cases among them.
 
     Raises:
@@ -104,7 +105,7 @@ def prepare_extra_data(run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Pa
     for key, table in run.extra_tables.items():
         extra = _extra_section(run.exp, key)
         if extra is None:
-            prepared[key] = preprocess_cases(table, run.exp, cache, progress=say)
+            prepared[key] = preprocess_cases(table, run.exp, cache, progress=context.say)
         else:
             prepared[key] = {row.id: prepare_extra_case(row, extra, run.exp, cache) for row in case_rows(table)}
         expected = _channels(labelled)
@@ -123,18 +124,18 @@ def prepare_extra_data(run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Pa
             line += f", {labels} more have labels and are not used"
         if copies[key]:
             line += f"; {copies[key]} resemble a labelled case and are not used in the fold that validates it"
-        say(line)
+        context.say(line)
         for job in jobs:
             exclude_leaks(run, table, job.fold, key)
 
 
-def build_extra_data(job: FoldJob, run: Run, say: Say) -> ExtraTrainingData:
+def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingData:
     """Build the fold's additional training data from the cache, and write its `lineage.json`.
 
     Args:
         job: the fold.
         run: its run.
-        say: takes lines for the log.
+        context: has the trusted packages and the log.
 
     Raises:
         MaskfoldError: a teacher was trained on cases that the fold validates, has changed since the fold started, or is
@@ -146,7 +147,7 @@ def build_extra_data(job: FoldJob, run: Run, say: Say) -> ExtraTrainingData:
     resumed, recorded = (job.folder / LAST_CHECKPOINT).exists(), read_lineage_summary(job.folder)
     if not run.extra_tables and recorded is not None:
         return extra_data
-    sources = [labelled_cases(run, fold), *initial_weights_cases(run, fold, job.trust)]
+    sources = [labelled_cases(run, fold), *initial_weights_cases(run, fold, context)]
     for key, table in run.extra_tables.items():
         extra, (rows, left_out) = _extra_section(exp, key), exclude_leaks(run, table, fold, key)
         if extra is not None:
@@ -172,7 +173,7 @@ def build_extra_data(job: FoldJob, run: Run, say: Say) -> ExtraTrainingData:
                 f"({', '.join(teachers[0].names)}).",
                 f"Delete {job.folder} to train this fold afresh, or start another run with --new.",
             )
-        labelled_folders, confidence = _pseudo_label_cases(rows, teachers, exp, job, say)
+        labelled_folders, confidence = _pseudo_label_cases(rows, teachers, exp, job, context)
         weight = exp.pseudo.weight if exp.pseudo is not None else 0.0
         left_out |= confidence.pop("left_out")
         summary |= {"cases": len(labelled_folders), "weight": weight, "left_out": left_out, **confidence}
@@ -182,7 +183,7 @@ def build_extra_data(job: FoldJob, run: Run, say: Say) -> ExtraTrainingData:
         )
         sources += [source for teacher in teachers for source in teacher.sources]
         extra_data.summary["pseudo"] = summary
-        say(
+        context.say(
             f"pseudo-labels of {len(labelled_folders)} of {len(rows)} images by {', '.join(teacher_names)}; "
             f"{100 * summary['ignored']:.1f} % of their voxels are uncertain and ignored by the loss"
         )
@@ -230,14 +231,14 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
 
 
 def _pseudo_label_cases(
-    rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: FoldJob, say: Say
+    rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: FoldJob, context: Context
 ) -> tuple[dict[str, Path], dict[str, Any]]:
     """Pseudo-label the images; return the folders of the confident ones by id, and statistics on all of them."""
     from competition.io import remove_all_stale_temp
 
     assert exp.pseudo is not None
     remove_all_stale_temp(job.cache)
-    ensemble = TeacherEnsemble(teachers, exp, job.cache, job.trust)
+    ensemble = TeacherEnsemble(teachers, exp, job.cache, context)
     signature = [
         [(teacher.run.folder.name, teacher.digests()) for teacher in teachers],
         exp.pseudo.confidence.model_dump(mode="json"),
@@ -254,7 +255,7 @@ def _pseudo_label_cases(
         if not record["doubt"]:
             confident[row.id] = folder
         if done % max(1, len(rows) // 4) == 0 and done < len(rows) and ensemble.is_loaded:
-            say(f"{done} of {len(rows)} images labelled")
+            context.say(f"{done} of {len(rows)} images labelled")
     if not confident:
         best = max(record["dice"] for record in records)
         raise MaskfoldError(
@@ -334,6 +335,7 @@ def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
         MaskfoldError: a run has no such member (the message shows each leak), or it has other classes (status 2).
     """
     pseudo, protected, teachers = run.exp.pseudo, HeldOutCases(run, job.fold), []
+    context = Context(job.trust)
     for name in pseudo.teacher_names if pseudo is not None else ():
         teacher_run = load_run(Path(name), job.trust)
         _check_same_classes(run.exp, teacher_run)
@@ -341,12 +343,12 @@ def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
         sources: dict[TrainingCases, None] = {}
         all_leaks: list[Leak] = []
         for member in teacher_run.finished_members():
-            seen_cases = training_cases(teacher_run, *member, job.trust)
+            seen_cases = training_cases(teacher_run, *member, context)
             if member_leaks := find_leaks(member_name(teacher_run, *member), seen_cases, protected):
                 all_leaks += member_leaks
             else:
                 clean_members.append(member)
-                sources |= dict.fromkeys(cases_via("taught by", teacher_run, *member, job.trust))
+                sources |= dict.fromkeys(cases_via("taught by", teacher_run, *member, context))
         if not clean_members:
             raise _no_teacher_error(run, job.fold, teacher_run, all_leaks)
         teachers.append(Teacher(teacher_run, tuple(clean_members), tuple(sources)))
@@ -400,11 +402,11 @@ class TeacherEnsemble:
         teachers: the predictions of their runs are averaged with equal weights.
         exp: the experiment that trains on the pseudo-labels: its images, its device.
         cache: the folder of prepared cases.
-        trust: additional packages that `target` may name.
+        context: has the trusted packages.
     """
 
-    def __init__(self, teachers: Sequence[Teacher], exp: Experiment, cache: Path, trust: tuple[str, ...]) -> None:
-        self.teachers, self.exp, self.cache, self.trust = teachers, exp, cache, trust
+    def __init__(self, teachers: Sequence[Teacher], exp: Experiment, cache: Path, context: Context) -> None:
+        self.teachers, self.exp, self.cache, self.context = teachers, exp, cache, context
         self._networks_by_teacher: dict[int, tuple[Any, list[Any]]] = {}
 
     @property
@@ -447,7 +449,7 @@ class TeacherEnsemble:
     def _load_networks(self, index: int, exp: Experiment, channels: int) -> tuple[Any, list[Any]]:
         if index not in self._networks_by_teacher:
             fabric, teacher = make_fabric(exp)[0], self.teachers[index]
-            networks = list(teacher.run.networks(channels, fabric.device, self.trust, teacher.members))
+            networks = list(teacher.run.networks(channels, fabric.device, self.context, teacher.members))
             self._networks_by_teacher[index] = (fabric, networks)
         return self._networks_by_teacher[index]
 

@@ -25,6 +25,7 @@ import torch
 
 from competition.augment import build_batch_transform, build_loader_transform
 from competition.config.experiment import Experiment
+from competition.context import Context
 from competition.data.cache import PreprocessedCase
 from competition.data.dataset import PatchDataset
 from competition.data.preprocessing import preprocess_cases
@@ -71,12 +72,12 @@ def run_fold(job: FoldJob, say: Callable[[str], None] = print, start_time: float
         return result
     with run_lock(job.folder, job.patience, say), oom_as_error(f"working on {job.folder.name}"):
         remove_all_stale_temp(job.folder, locked=True)
-        return _run_fold(job, say, start_time if start_time is not None else time.monotonic())
+        return _run_fold(job, Context(job.trust, say), start_time if start_time is not None else time.monotonic())
 
 
-def _run_fold(job: FoldJob, say: Callable[[str], None], start_time: float) -> FoldResult:
+def _run_fold(job: FoldJob, context: Context, start_time: float) -> FoldResult:
     run = load_run_for_job(job)
-    trainer = setup_fold(job, run, say, start_time)
+    trainer = setup_fold(job, run, context, start_time)
     trainer.train()
     weights = job.folder / PLAIN_WEIGHTS
     if not weights.exists():
@@ -106,21 +107,21 @@ def run_worker(job: FoldJob) -> None:
     """
     exit_with_parent(parent_process())
     with oom_as_error(f"working on {job.folder.name}"):
-        setup_fold(job, load_run_for_job(job), lambda line: None, PROCESS_START).train()
+        setup_fold(job, load_run_for_job(job), Context(job.trust), PROCESS_START).train()
 
 
-def setup_fold(job: FoldJob, run: Run, say: Callable[[str], None], start_time: float) -> Trainer:
+def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> Trainer:
     """Make the trainer of a fold from its prepared cases: dataset, device, network, evaluator."""
     exp = run.exp
     prepared = preprocess_cases(run.cases, exp, job.cache)
     train = [prepared[case] for case in run.training_ids(job.fold)]
-    extra = build_extra_data(job, run, say)
+    extra = build_extra_data(job, run, context)
     channels = PreprocessedCase.open(train[0]).image.shape[0] * (exp.patch.slices or 1)
 
     def check_bf16() -> bool:
-        deterministic = bf16_is_deterministic(exp, channels, job.cache, job.trust)
+        deterministic = bf16_is_deterministic(exp, channels, job.cache, context)
         if not deterministic:
-            say("note: this network's bf16 gradients are not deterministic on this CPU, so it trains in fp32")
+            context.say("note: this network's bf16 gradients are not deterministic on this CPU, so it trains in fp32")
         return deterministic
 
     fabric, precision = make_fabric(exp, check_bf16)
@@ -131,12 +132,12 @@ def setup_fold(job: FoldJob, run: Run, say: Callable[[str], None], start_time: f
         exp,
         job.fold,
         seed,
-        augment=build_loader_transform(exp, job.trust),
+        augment=build_loader_transform(exp, context),
         sampler=extra.sampler(len(train)),
     )
     torch.manual_seed(child_seed(seed, job.fold, 0, 0, "init"))
     fresh = not (job.folder / LAST_CHECKPOINT).exists()
-    network = build_network(exp, channels, job.trust, pretrained=fresh)
+    network = build_network(exp, channels, context, pretrained=fresh)
     if exp.init_from is not None and fresh:
         load_weights(network, check_initial_weights(Path(exp.init_from), job, run))
     validation = run.validation_cases(job.fold)
@@ -147,7 +148,7 @@ def setup_fold(job: FoldJob, run: Run, say: Callable[[str], None], start_time: f
         else None
     )
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    say(
+    context.say(
         f"{len(train)} cases to train on, {len(validation)} to validate, {precision} on "
         f"{fabric.device}, {torch.get_num_threads()} threads, {parameters / 1e6:.2f} M parameters"
     )
@@ -163,8 +164,7 @@ def setup_fold(job: FoldJob, run: Run, say: Callable[[str], None], start_time: f
         augment=build_batch_transform(exp),
         start_time=start_time,
         stop_reason=stop_signal.reason,
-        say=say,
-        trust=job.trust,
+        context=context,
     )
 
 

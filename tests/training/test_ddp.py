@@ -158,7 +158,7 @@ def test_folds_of_one_run_are_trained_with_the_same_devices(tiny, tmp_path, monk
     other, _ = begun(tiny(2, "run.devices=3"), tmp_path, tmp_path / "cache")
     assert other.folder == run.folder
     with pytest.raises(MaskfoldError, match=r"fold_0 .*run\.devices=1 .*run\.devices=3"):
-        prepare_run(other, lambda line: None)
+        prepare_run(other)
 
 
 def test_more_devices_than_the_machine_has_are_refused(tiny, monkeypatch):
