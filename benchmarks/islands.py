@@ -19,7 +19,7 @@ import numpy as np
 from competition.postprocessing.evaluation import OofScores
 from competition.postprocessing.tuning import TuningResult, tune_postprocessing
 from competition.runs.blend import Ensemble
-from competition.runs.find import find_run, list_finished_members
+from competition.runs.find import find_run
 from competition.runs.oof import OofStore
 from competition.runs.run import Run
 
@@ -30,7 +30,7 @@ WIDTH = 4  # voxels
 def add_islands(run: Run, folder: Path) -> Run:
     """Copy a run to another folder, with islands in its out-of-fold predictions."""
     exp, generator = run.exp, np.random.default_rng(0)
-    for fold, seed in list_finished_members(run):
+    for fold, seed in run.finished_members():
         source = run.member_folder(fold, seed)
         target = folder / source.name
         target.mkdir(parents=True)

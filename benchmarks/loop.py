@@ -26,7 +26,9 @@ def main(file: str, overrides: list[str]) -> None:
     import torch
 
     from competition.config.loading import load_experiment
-    from competition.runs.run import CACHE_FOLDER, FoldJob
+    from competition.context import Context
+    from competition.runs.fold import FoldJob
+    from competition.runs.run import CACHE_FOLDER
     from competition.training.cross_validate import open_run
     from competition.training.fold import setup_fold
     from competition.training.guards import peak_gib
@@ -38,7 +40,7 @@ def main(file: str, overrides: list[str]) -> None:
         job = FoldJob(run.folder, run.folder / "fold_0", 0, 0, CACHE_FOLDER, exp.run.threads or 2)
         job.folder.mkdir()
         torch.set_num_threads(job.threads)
-        trainer = setup_fold(job, run, print, time.monotonic())
+        trainer = setup_fold(job, run, Context(say=print), time.monotonic())
         batches = iter(trainer.train_loader())
         batch = next(batches)
         image, mask = trainer.fabric.to_device((batch["image"], batch["mask"]))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from competition.config.experiment import HardwareConfig
 from competition.io import write_json
-from competition.runs.run import FoldJob, FoldResult
+from competition.runs.fold import FoldJob, FoldResult
 from competition.training.executors import Executor, LocalExecutor
 from competition.training.fold_process import start_fold
 from competition.training.ray_executor import RayExecutor, connect_ray

@@ -68,8 +68,8 @@ def train() -> Any:
     from competition.training.cross_validate import open_run, prepare_run, run_cv
 
     run = open_run(load_experiment("unet2d.yaml"), "many-unet2d")
-    prepare_run(run, lambda _: None)
-    run_cv(run, lambda _: None)
+    prepare_run(run)
+    run_cv(run)
     return run
 
 

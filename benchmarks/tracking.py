@@ -72,7 +72,7 @@ def start(steps: int, tiny: bool) -> tuple[Run, subprocess.Popen[bytes]]:
         ],
     )
     run = open_run(exp, "demo3d-tracking")
-    prepare_run(run, lambda _: None)
+    prepare_run(run)
     job = make_jobs(run)[0]
     job.folder.mkdir(parents=True)
     (job.folder / "job.json").write_text(job.to_json())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import math
 import os
@@ -151,6 +152,16 @@ def ensure_writable(folder: Path) -> None:
             f"Nothing can be written to the folder {folder}: {error.strerror or error}.",
             "Choose another folder, or correct its permissions.",
         ) from error
+
+
+def sha256_of_file(path: Path | str) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,8 +16,9 @@ from competition.data.masks import load_mask
 from competition.io import write_json
 from competition.models.build import build_network
 from competition.runs.checkpoint import save_weights
+from competition.runs.fold import FoldResult
 from competition.runs.oof import OofStore
-from competition.runs.run import FoldResult, Run
+from competition.runs.run import Run
 from competition.training.cross_validate import open_run, summarize_run
 
 Spoil = Callable[[np.ndarray, np.random.Generator], np.ndarray]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from competition.augment.presets import explicit_flips, preset_flips
 from competition.config.experiment import AugmentConfig, Experiment
+from competition.context import Context
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def build_loader_transform(
-    exp: Experiment, trust: Sequence[str] = ()
+    exp: Experiment, context: Context = Context()
 ) -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None:
     """Build the augmentation in the loader, for `PatchDataset(augment=…)`; None if there is none.
 
@@ -29,11 +30,11 @@ def build_loader_transform(
     if exp.competition.dimensions == 2:
         from competition.augment.images import ImageAugment
 
-        return ImageAugment(exp.augment, trust)
+        return ImageAugment(exp.augment, context)
     if exp.augment.transforms:
         from competition.augment.custom import MonaiTransforms
 
-        return MonaiTransforms(exp.augment, trust)
+        return MonaiTransforms(exp.augment, context)
     return None
 
 

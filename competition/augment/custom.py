@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from monai.utils.enums import GridSampleMode, InterpolateMode
 
 from competition.config.experiment import AugmentConfig, TargetConfig
 from competition.config.instantiate import resolve_target
+from competition.context import Context
 from competition.errors import MaskfoldError
 
 Complete = Callable[[Any, dict[str, Any], str], dict[str, Any]]
@@ -28,7 +29,7 @@ MODE_ARGUMENTS = ("mode", "grid_mode")  # arguments that set the interpolation
 
 
 def build_explicit_transforms(
-    augment: AugmentConfig, single: type, group: type, complete: Complete, trust: Sequence[str]
+    augment: AugmentConfig, single: type, group: type, complete: Complete, context: Context
 ) -> list[Any]:
     """Build `augment.transforms`. Groups such as `OneOf` have a list `transforms` of the same form.
 
@@ -37,7 +38,7 @@ def build_explicit_transforms(
         single: base class of a transform.
         group: base class of a composition of transforms.
         complete: called with (class, args, key) of each transform; returns its final arguments.
-        trust: additional trusted packages for targets.
+        context: has the trusted packages.
 
     Raises:
         MaskfoldError: status 2; a target or an argument is wrong, or a preset is set too.
@@ -50,7 +51,7 @@ def build_explicit_transforms(
         )
 
     def build(item: TargetConfig, key: str) -> Any:
-        cls = resolve_target(item.target, (single, group), f"{key}.target", trust)
+        cls = resolve_target(item.target, (single, group), f"{key}.target", context.trust)
         if issubclass(cls, group):
             children = item.args.get("transforms") or ()
             built = []
@@ -92,14 +93,14 @@ class MonaiTransforms:
 
     Args:
         augment: the `augment` section.
-        trust: additional trusted packages for targets.
+        context: has the trusted packages.
 
     Raises:
         MaskfoldError: status 2; a target or an argument is wrong, or a transform would mix the mask's labels.
     """
 
-    def __init__(self, augment: AugmentConfig, trust: Sequence[str] = ()) -> None:
-        self.transforms = build_explicit_transforms(augment, MapTransform, Compose, _complete_args, trust)
+    def __init__(self, augment: AugmentConfig, context: Context = Context()) -> None:
+        self.transforms = build_explicit_transforms(augment, MapTransform, Compose, _complete_args, context)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Augment image and mask together.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import cv2
 from competition.augment.custom import build_explicit_transforms
 from competition.augment.presets import IMAGE_PRESETS, ImagePreset, preset_flips
 from competition.config.experiment import AugmentConfig
+from competition.context import Context
 from competition.errors import MaskfoldError
 
 Transform = Any  # A.BasicTransform or A.BaseCompose; the package has no types that mypy could use
@@ -33,7 +33,7 @@ class ImageAugment:
 
     Args:
         augment: the `augment` section.
-        trust: additional trusted packages for `augment.transforms`.
+        context: has the trusted packages, for `augment.transforms`.
 
     Raises:
         MaskfoldError: status 2; a target or an argument in `augment.transforms` is wrong.
@@ -45,11 +45,11 @@ class ImageAugment:
         ((64, 64, 3), (64, 64, 1))
     """
 
-    def __init__(self, augment: AugmentConfig, trust: Sequence[str] = ()) -> None:
+    def __init__(self, augment: AugmentConfig, context: Context = Context()) -> None:
         self.is_explicit_list = bool(augment.transforms)
         if self.is_explicit_list:
             self.transforms = build_explicit_transforms(
-                augment, A.BasicTransform, A.BaseCompose, lambda _, args, key: args, trust
+                augment, A.BasicTransform, A.BaseCompose, lambda _, args, key: args, context
             )
         elif augment.preset == "none":
             self.transforms = []

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +23,7 @@ from competition.cli.console import (
     split_runs_and_overrides,
 )
 from competition.config.loading import load_competition
+from competition.context import Context
 from competition.errors import MaskfoldError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _expected_score_lines(done: SubmissionResult) -> list[str]:
     ]
 
 
-def _write_out_of_fold(runs: list[Run], output: Path | None, say: Any) -> None:
+def _write_out_of_fold(runs: list[Run], output: Path | None, say: Callable[[str], None]) -> None:
     from competition.submission.submit import SUBMISSIONS_FOLDER, write_oof_submission
 
     if len(runs) != 1:
@@ -111,7 +112,9 @@ def predict_command(words: list[str], images: Path, output: Path, pictures: int,
     from competition.submission.label_files import predict_images
 
     runs = [find_run(name, overrides, trust, say) for name in names]
-    predictions = predict_images(runs, images, output, trust, progress=progress_bar(console), pictures=pictures)
+    predictions = predict_images(
+        runs, images, output, Context(trust, say), progress=progress_bar(console), pictures=pictures
+    )
     unit = "voxels" if runs[0].exp.competition.dimensions == 3 else "pixels"
     for prediction in predictions[:5]:
         counts = ", ".join(f"{name} {count:,}" for name, count in prediction.pixels.items())
@@ -145,7 +148,8 @@ def export_command(
     from competition.runs.find import find_run
 
     runs = [find_run(name, overrides, trust, say) for name in names]
-    done = export_runs(runs, output, run_weights, trust, ExportOptions(zipped, onnx, wheels, hours), say)
+    options = ExportOptions(zipped, onnx, wheels, hours)
+    done = export_runs(runs, output, run_weights, options, Context(trust, say))
     say(
         f"{done.folder}: {done.networks} networks, {done.size / 2**20:.1f} MiB; requires {len(done.pins)} packages "
         "(requirements.txt); test prediction of one patch succeeded"

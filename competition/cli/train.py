@@ -25,6 +25,7 @@ from competition.cli.console import (
     split_runs_and_overrides,
 )
 from competition.config.loading import load_experiment
+from competition.context import Context
 from competition.errors import MaskfoldError
 
 if TYPE_CHECKING:
@@ -73,11 +74,12 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 
     say = plain_printer(console)
-    run = prepare_run(run, say, trust)
+    context = Context(trust, say)
+    run = prepare_run(run, context)
     say(f"run {run.folder}")
     with run_lock(run.folder, LOCK_PATIENCE, say), MlflowSync(run.folder, run.exp):
-        summary = run_cv(run, say, trust)
-        tuned = _tune_postprocessing(run, summary, say)
+        summary = run_cv(run, context)
+        tuned = _tune_postprocessing(run, summary, context)
     console.print(cv_table(summary, run))
     for line in [
         *format_seed_gain(summary.seeds),
@@ -108,7 +110,7 @@ def _case_warnings(run: Run) -> list[str]:
     return notes
 
 
-def _tune_postprocessing(run: Run, summary: CvSummary, say: Callable[[str], None]) -> list[str]:
+def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list[str]:
     """Tune post-processing if `postprocess.tune` is set and all folds are finished; return its report lines."""
     validated_folds = {result["fold"] for result in summary.folds} - {-1}
     if not run.exp.postprocess.tune or len(validated_folds) < len(run.fold_numbers()):
@@ -116,8 +118,8 @@ def _tune_postprocessing(run: Run, summary: CvSummary, say: Callable[[str], None
     from competition.ensembling.expected import estimate_score
     from competition.runs.blend import Ensemble
 
-    say("tuning post-processing on the out-of-fold predictions; Ctrl-C keeps the finished run")
-    tuned = estimate_score(Ensemble((run,), (1.0,)), summary.cases, say).tuning
+    context.say("tuning post-processing on the out-of-fold predictions; Ctrl-C keeps the finished run")
+    tuned = estimate_score(Ensemble((run,), (1.0,)), summary.cases, context).tuning
     return tuned.report_lines() if tuned is not None else []
 
 
@@ -209,7 +211,7 @@ def study_command(
         print_results(search, console, say, [] if rows else _next_study_command(file, overrides, storage, trust))
 
 
-def print_results(search: StudySession, console: Console, say: Any, command: list[str]) -> None:
+def print_results(search: StudySession, console: Console, say: Callable[[str], None], command: list[str]) -> None:
     """Print the table of trials, and write the figures and the page; `command` is the suggested next command."""
     from competition.report.study import write_study_page
     from competition.study.study import draw_figures, read_trials, write_trials
@@ -271,7 +273,7 @@ def _next_study_command(file: Path, overrides: list[str], storage: str | None, t
     ]
 
 
-def promote_best(search: StudySession, count: int, console: Console, say: Any) -> list[Any]:
+def promote_best(search: StudySession, count: int, console: Console, say: Callable[[str], None]) -> list[Any]:
     """Train the best trials on all folds, and print their gain on folds that the study did not use."""
     from competition.study.promote import promote_best_trials
 
@@ -334,7 +336,7 @@ def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]
         page = write_study_page(study, output or study / "report.html")
     else:
         run = find_run(names[0], overrides, trust, say)
-        page = write_report(run, output or run.folder / "report.html", say)
+        page = write_report(run, output or run.folder / "report.html", Context(trust, say))
     size = page.stat().st_size / 2**20
     say(f"Page: {page} (a single file, {size:.1f} MiB); its pictures are also in {page.with_suffix('')}")
 
@@ -376,7 +378,7 @@ def compare_command(words: list[str], output: Path | None, cases: int, trust: tu
     else:
         for line in format_columns(DIFFERENCE_HEADER, rows):
             say(line)
-    page = write_comparison(comparison, folder, cases, say)
+    page = write_comparison(comparison, folder, cases, Context(trust, say))
     changed = comparison.most_changed(cases)
     if changed:
         say("Largest changes: " + ", ".join(f"{case} {change:+.4f}" for case, change in changed))

@@ -112,6 +112,11 @@ def data_hash(table: pandas.DataFrame) -> str:
     return combined_digest(line.encode() for line in lines)
 
 
+def case_rows(table: pandas.DataFrame) -> list[SimpleNamespace]:
+    """Return the rows of a case table as objects with an attribute for each column, in the table's order."""
+    return [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
+
+
 def case_row(
     comp: Competition, split: str, case_id: str, images: ImagesByChannel, masks: dict[str, Any] | None
 ) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from competition.config.competition import Competition
 from competition.config.metric import Direction
 from competition.config.postprocess import PostprocessConfig
 from competition.data.masks import load_instances, load_mask
-from competition.ensembling.ensemble import case_rows
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import PLAIN_MEAN, PairedDifference, mean_score_per_case, paired_difference
 from competition.metrics.scoring import IGNORE_LABEL, score_case, split_classes
@@ -55,17 +54,15 @@ class ComparedRun:
         settings = run.exp.postprocess
         own = "the steps of its YAML" if settings.steps or settings.number else "no post-processing"
         if not settings.tune:
-            return cls(run, OofPredictions(run), settings, own)
+            return cls(run, run.oof(), settings, own)
         tuned = load_tuning(run)
         if tuned is None:
-            return cls(run, OofPredictions(run), settings, f"{own} (not tuned yet; `maskfold submit` tunes it)")
+            return cls(run, run.oof(), settings, f"{own} (not tuned yet; `maskfold submit` tunes it)")
         if not tuned.kept:
-            return cls(
-                run, OofPredictions(run), tuned.settings, f"{own}, since the gain of tuned steps was within its noise"
-            )
+            return cls(run, run.oof(), tuned.settings, f"{own}, since the gain of tuned steps was within its noise")
         return cls(
             run,
-            OofPredictions(run),
+            run.oof(),
             tuned.settings,
             f"the steps tuned on these cases (optimistic: {tuned.after:.4f}, nested {tuned.nested:.4f})",
         )
@@ -73,7 +70,7 @@ class ComparedRun:
     @property
     def name(self) -> str:
         """Experiment and hash, such as `hippocampus-unet3d/2cb50ff146c0`."""
-        return f"{self.run.name}/{self.run.folder.name}"
+        return self.run.full_name
 
     def predict(self, row: Any) -> CasePrediction:
         """Return the masks of a case."""
@@ -150,7 +147,7 @@ def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda row
     shared = [case for case in sides[0].oof.fold_of if case in sides[1].oof.fold_of]
     _check_same_data(run_a, run_b, shared)
     comp = run_a.exp.competition
-    rows = {row.id: row for row in case_rows(run_a.cases[run_a.cases["id"].isin(shared)])}
+    rows = run_a.rows(shared)
     scores: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for row in watch(iter(rows.values()), len(rows)):
         for side_scores, side, case_scores in zip(scores, sides, _score_case(sides, row, comp), strict=True):
@@ -185,8 +182,7 @@ def _score_case(
 
 
 def _differences(tables: tuple[pd.DataFrame, pd.DataFrame], run: Run) -> list[PairedDifference]:
-    comp, seed = run.exp.competition, run.exp.seeds[0]
-    groups = dict(zip(run.cases["id"], run.cases["group"], strict=True)) if comp.group else None
+    comp, seed, groups = run.exp.competition, run.exp.seeds[0], run.groups()
     classes = comp.classes if len(comp.classes) > 1 else []
     score_is_dice = all(np.array_equal(table["score"], table["dice"], equal_nan=True) for table in tables)
     score_is_dice &= comp.metric.average == "case_class"

@@ -2,72 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from competition.context import Context
 from competition.data.cache import PreprocessedCase, get_or_build
 from competition.data.image_types import Image
 from competition.data.preprocessing import preprocess_case, write_image
 from competition.errors import MaskfoldError
 from competition.inference.predict import Prediction, device_context, predict_case_with_presence
 from competition.runs.blend import Ensemble, WeightedMean
-from competition.runs.find import list_finished_members
-from competition.runs.run import CACHE_FOLDER, PLAIN_WEIGHTS, FoldResult, Run
+from competition.runs.run import CACHE_FOLDER, Run
 
 # Weights of more bytes do not stay in memory: the networks are read again for each case.
 MAX_WEIGHT_BYTES_IN_MEMORY = 2**32
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The weights of one member.
-
-    Attributes:
-        path: the file.
-        fold: its fold; -1 is the fit on all cases.
-        seed: index of its seed in the experiment's seeds.
-        sha256: of the file, hexadecimal.
-        size: bytes.
-    """
-
-    path: Path
-    fold: int
-    seed: int
-    sha256: str
-    size: int
-
-
-def run_checkpoints(run: Run) -> list[Checkpoint]:
-    """Return the weights of a run's finished members.
-
-    Raises:
-        MaskfoldError: a file is missing.
-    """
-    members = []
-    for fold, seed in list_finished_members(run):
-        folder = run.member_folder(fold, seed)
-        result = FoldResult.read(folder)
-        path = folder / (result.weights if result is not None else PLAIN_WEIGHTS)
-        try:
-            with open(path, "rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise MaskfoldError(
-                f"Cannot read the weights {path}: {error.strerror}.",
-                f"Copy the file back, or delete {folder} and run the fold again.",
-            ) from error
-        members.append(Checkpoint(path, fold, seed, digest, path.stat().st_size))
-    return members
 
 
 @dataclass(frozen=True)
@@ -93,16 +50,18 @@ class EnsemblePredictor:
     Args:
         ensemble: the runs and their weights.
         row: a case that sets the number of channels: a row of the case table, or `InMemoryCase`.
-        trust: additional packages that `target` may name.
+        context: has the trusted packages.
         scratch: the folder in which cases are preprocessed; its content is deleted afterwards.
 
     Raises:
         MaskfoldError: a file of weights is missing, damaged or does not fit; the case cannot be preprocessed.
     """
 
-    def __init__(self, ensemble: Ensemble, row: Any, trust: tuple[str, ...] = (), scratch: Path = CACHE_FOLDER) -> None:
+    def __init__(
+        self, ensemble: Ensemble, row: Any, context: Context = Context(), scratch: Path = CACHE_FOLDER
+    ) -> None:
         self.comp, self.scratch = ensemble.comp, scratch
-        self.checkpoints = {str(run.folder): run_checkpoints(run) for run in ensemble.runs}
+        self.checkpoints = {str(run.folder): run.checkpoints() for run in ensemble.runs}
         size = sum(checkpoint.size for members in self.checkpoints.values() for checkpoint in members)
         # Before any network is loaded, since the disk may be full or the image damaged.
         channels = {str(run.folder): count_channels(row, run, scratch) for run, _ in ensemble.active[:1]}
@@ -111,9 +70,7 @@ class EnsemblePredictor:
             folder = str(run.folder)
             if folder not in channels:
                 channels[folder] = count_channels(row, run, scratch)
-            networks = _RunNetworks(
-                run, self.checkpoints[folder], channels[folder], size <= MAX_WEIGHT_BYTES_IN_MEMORY, trust
-            )
+            networks = _RunNetworks(run, channels[folder], size <= MAX_WEIGHT_BYTES_IN_MEMORY, context)
             self.weighted_runs.append((networks, weight))
 
     def probabilities(self, row: Any) -> np.ndarray[Any, Any]:
@@ -147,22 +104,14 @@ def count_channels(row: Any, run: Run, scratch: Path) -> int:
 class _RunNetworks:
     """The networks of one run, on its device."""
 
-    def __init__(
-        self, run: Run, checkpoints: Sequence[Checkpoint], channels: int, in_memory: bool, trust: tuple[str, ...]
-    ) -> None:
-        from competition.models.build import build_network
-
-        self.run, self.checkpoints, self.channels = run, checkpoints, channels
+    def __init__(self, run: Run, channels: int, in_memory: bool, context: Context) -> None:
+        self.run, self.channels, self.members = run, channels, run.finished_members()
         self.device_context = device_context(run.exp)
-        self._build = lambda: build_network(run.exp, channels * (run.exp.patch.slices or 1), trust, pretrained=False)
-        self.networks: list[Any] = []
-        reused = None
-        for checkpoint in checkpoints:
-            network = self._load(checkpoint, reused)
-            if in_memory:
-                self.networks.append(network)
-            else:
-                reused = network
+        self._iterate = partial(run.networks, channels, self.device_context.device, context, self.members)
+        self.networks: list[Any] = list(self._iterate()) if in_memory else []
+        if not in_memory:
+            for _ in self._iterate(reuse=True):  # reports damaged weights before the first prediction
+                pass
 
     def predict(self, case: PreprocessedCase) -> Prediction:
         if (channels := case.image.shape[0]) != self.channels:
@@ -174,22 +123,14 @@ class _RunNetworks:
             return predict_case_with_presence(
                 self.networks, case, self.run.exp, self.device_context.device, self.device_context.autocast
             )
-        mean, network, weight = WeightedMean(self.run.exp.competition), None, 1 / len(self.checkpoints)
-        for checkpoint in self.checkpoints:
-            network = self._load(checkpoint, network)
+        mean, weight = WeightedMean(self.run.exp.competition), 1 / len(self.members)
+        for network in self._iterate(reuse=True):
             prediction = predict_case_with_presence(
                 [network], case, self.run.exp, self.device_context.device, self.device_context.autocast
             )
             mean.add(prediction.probabilities, weight)
             mean.add_presence(prediction.presence, weight)
         return Prediction(mean.result(), mean.presence)
-
-    def _load(self, checkpoint: Checkpoint, network: Any = None) -> Any:
-        from competition.runs.checkpoint import load_weights
-
-        network = network if network is not None else self._build()
-        load_weights(network, checkpoint.path)
-        return network.to(self.device_context.device).eval()
 
 
 @contextmanager
@@ -206,11 +147,6 @@ def _preprocessed(row: Any, run: Run, scratch: Path) -> Iterator[PreprocessedCas
             yield PreprocessedCase.open(preprocess_case(row, run.exp, folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def case_rows(table: Any) -> list[SimpleNamespace]:
-    """Return the rows of a case table as plain objects."""
-    return [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
 
 
 def list_slices(row: Any) -> list[tuple[str, str]] | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from competition.config.postprocess import PostprocessConfig
+from competition.context import Context
 from competition.metrics.bootstrap import cv_score, prediction_interval
 from competition.postprocessing.evaluation import OofScores
 from competition.postprocessing.tuning import TuningResult, load_tuning, save_tuning, tune_postprocessing
@@ -44,7 +44,7 @@ class ExpectedScore:
 
 
 def estimate_score(
-    ensemble: Ensemble, test_cases: int, say: Callable[[str], None] = lambda _: None, workers: int | None = None
+    ensemble: Ensemble, test_cases: int, context: Context = Context(), workers: int | None = None
 ) -> ExpectedScore:
     """Score an ensemble out of fold, after tuning its steps if `postprocess.tune` is set.
 
@@ -54,18 +54,18 @@ def estimate_score(
     Args:
         ensemble: the runs; the first one's `postprocess` is used.
         test_cases: size of the test set.
-        say: receives progress messages.
+        context: its log takes progress messages.
         workers: processes; None: one per core.
     """
     run, comp = ensemble.runs[0], ensemble.comp
-    groups = case_groups(ensemble)
+    groups = run.groups()
     settings, seed = run.exp.postprocess, run.exp.seeds[0]
     single_run = len(ensemble.active) == 1 and ensemble.active[0][0] is run and not ensemble.fold_weights
     tuning = load_tuning(run) if settings.tune and single_run else None
     if tuning is None:
         with OofScores(ensemble, workers) as evaluation:
             if settings.tune:
-                tuning = tune_postprocessing(evaluation, seed, groups, say)
+                tuning = tune_postprocessing(evaluation, seed, groups, context)
                 if single_run:
                     save_tuning(run, tuning)
             else:
@@ -86,9 +86,3 @@ def estimate_score(
         tuning,
         rows,
     )
-
-
-def case_groups(ensemble: Ensemble) -> dict[str, str] | None:
-    """Return the group of each case, if the competition has groups."""
-    cases: Any = ensemble.runs[0].cases
-    return dict(zip(cases["id"], cases["group"], strict=True)) if ensemble.comp.group else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from competition.context import Context
 from competition.data.masks import load_instances, load_mask
 from competition.inference.predict import to_masks
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
@@ -69,7 +70,7 @@ def fit_weights(
     ensemble: Ensemble,
     seed: int,
     groups: dict[str, str] | None,
-    say: Callable[[str], None] = lambda _: None,
+    context: Context = Context(),
     workers: int | None = None,
 ) -> FittedWeights:
     """Search the weights on a grid of quarters, then of eighths around the best point of each fold.
@@ -81,7 +82,7 @@ def fit_weights(
         ensemble: the runs; its weights are ignored.
         seed: of the bootstrap.
         groups: the group of each case, for the interval.
-        say: receives progress messages.
+        context: its log takes progress messages.
         workers: processes; None: one per core.
     """
     import pandas as pd
@@ -94,14 +95,14 @@ def fit_weights(
     left_out: list[int | None] = [None, *folds]  # fold without which the weights are fitted; None: on all cases
     single_runs = [tuple(float(index == run) for index in range(count)) for run in range(count)]
     tables: dict[Weights, pd.DataFrame] = {}
-    scorer = _WeightScorer([OofPredictions(run) for run in ensemble.runs], ensemble.comp, rows)
+    scorer = _WeightScorer([run.oof() for run in ensemble.runs], ensemble.comp, rows)
     with ProcessPool(scorer, list(rows), workers) as pool:
 
         def score(points: Sequence[Weights]) -> None:
             new = tuple(dict.fromkeys(point for point in points if point not in tables))
             if new:
                 tables.update(_score_tables(pool, new, fold_of))
-                say(f"scored {len(tables)} weightings of {count} runs")
+                context.say(f"scored {len(tables)} weightings of {count} runs")
 
         def best(fold: int | None) -> Weights:
             def value(point: Weights) -> float:

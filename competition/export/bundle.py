@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ import competition
 from competition.config.instantiate import trusted_packages
 from competition.config.loading import resolve_for_prediction, write_yaml
 from competition.config.profiles import profile_of
-from competition.data.cases import case_table
+from competition.context import Context
+from competition.data.cases import case_rows, case_table
 from competition.data.readers import has_reader
-from competition.ensembling.ensemble import case_rows, count_channels, run_checkpoints
+from competition.ensembling.ensemble import count_channels
 from competition.ensembling.expected import ExpectedScore
 from competition.errors import MaskfoldError
 from competition.export import run_script
@@ -34,17 +34,16 @@ from competition.export.requirements import (
     user_package_files,
 )
 from competition.export.runtime_cases import BUNDLE_FILE, BUNDLE_FORMAT, id_suffix
-from competition.io import atomic_write, ensure_writable, write_json
+from competition.io import atomic_write, ensure_writable, sha256_of_file, write_json
 from competition.runs.blend import Ensemble, check_same_competition
-from competition.runs.checkpoint import load_weights, read_weights
+from competition.runs.checkpoint import read_weights
 from competition.runs.find import SUBMIT_TIME_KEYS
+from competition.runs.fold import RESULT_FILE
 from competition.runs.run import CACHE_FOLDER, Run
 from competition.submission.reader import open_rows
 from competition.submission.submit import fit_on_oof, normalize_weights
 
 MANIFEST = "manifest.json"
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,8 @@ def export_runs(
     runs: Sequence[Run],
     folder: Path,
     weights: Sequence[float] | str | None = None,
-    trust: tuple[str, ...] = (),
     options: ExportOptions = ExportOptions(),
-    say: Say = lambda _: None,
+    context: Context = Context(),
 ) -> ExportResult:
     """Export runs as a bundle, after a test prediction of one patch; the folder appears complete or not at all.
 
@@ -89,9 +87,8 @@ def export_runs(
         runs: finished runs of one competition.
         folder: the bundle's folder; an earlier bundle there is replaced.
         weights: weights of the runs; `auto` fits them on the out-of-fold predictions; None: equal.
-        trust: additional packages that `target` may name; their files are copied into the bundle.
         options: optional contents.
-        say: receives messages for the user.
+        context: has the trusted packages, whose files are copied into the bundle, and the log.
 
     Raises:
         MaskfoldError: the runs do not belong together, the folder contains other files, or the bundle does not run.
@@ -100,12 +97,12 @@ def export_runs(
     check_replaceable(folder)
     ensemble = Ensemble(tuple(runs), normalize_weights(weights, len(runs)))
     row, test_cases = _example_case(ensemble)
-    ensemble, _, expected = fit_on_oof(ensemble, weights, test_cases or len(runs[0].cases), say)
+    ensemble, _, expected = fit_on_oof(ensemble, weights, test_cases or len(runs[0].cases), context)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        manifest = _write_runs_and_code(part, ensemble, expected, trust, options, row, say)
+        manifest = _write_runs_and_code(part, ensemble, expected, options, row, context)
         packages = _write_requirements(part, ensemble, row, manifest, options)
         _write_pages(part, ensemble, manifest, expected, options)
         write_json(
@@ -138,13 +135,7 @@ def _example_case(ensemble: Ensemble) -> tuple[Any, int]:
 
 
 def _write_runs_and_code(
-    part: Path,
-    ensemble: Ensemble,
-    expected: ExpectedScore | None,
-    trust: tuple[str, ...],
-    options: ExportOptions,
-    row: Any,
-    say: Say,
+    part: Path, ensemble: Ensemble, expected: ExpectedScore | None, options: ExportOptions, row: Any, context: Context
 ) -> dict[str, Any]:
     """Write weights, YAMLs and code; return the content of bundle.json without the packages."""
     runs = []
@@ -152,7 +143,7 @@ def _write_runs_and_code(
         run_folder = Path("runs") / f"{number}-{run.name}-{run.folder.name}"
         count = _copy_run(run, ensemble, part / run_folder)
         if options.onnx:
-            _write_onnx_networks(run, part / run_folder, row, trust, say)
+            _write_onnx_networks(run, part / run_folder, row, context)
         runs.append(
             {
                 "folder": run_folder.as_posix(),
@@ -190,12 +181,12 @@ def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
     plain, first = (_without_paths(resolve_for_prediction(exp)) for exp in (run.exp, ensemble.runs[0].exp))
     plain["competition"].update({key: first["competition"][key] for key in SUBMIT_TIME_KEYS})
     write_yaml(plain, folder / EXPERIMENT_FILE)
-    members = run_checkpoints(run)
+    members = run.checkpoints()
     for checkpoint in members:
         read_weights(checkpoint.path)  # so that an error names the damaged original and not the copy
         member = folder / run.member_folder(checkpoint.fold, checkpoint.seed).name
         copy_file(checkpoint.path, member / checkpoint.path.name)
-        copy_file(checkpoint.path.parent / "result.json", member / "result.json")
+        copy_file(checkpoint.path.parent / RESULT_FILE, member / RESULT_FILE)
     return len(members)
 
 
@@ -219,21 +210,19 @@ def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:
     return dict(strip_folders(plain))
 
 
-def _write_onnx_networks(run: Run, folder: Path, row: Any, trust: tuple[str, ...], say: Say) -> None:
+def _write_onnx_networks(run: Run, folder: Path, row: Any, context: Context) -> None:
     """Write the run's networks as ONNX next to their weights."""
     from competition.export.onnx import ONNX_SUFFIX, write_onnx
-    from competition.models.build import build_network
 
-    channels = count_channels(row, run, CACHE_FOLDER) * (run.exp.patch.slices or 1)
+    case_channels = count_channels(row, run, CACHE_FOLDER)
+    channels = case_channels * (run.exp.patch.slices or 1)
     worst = 0.0
-    for checkpoint in run_checkpoints(run):
-        network = build_network(run.exp, channels, trust, pretrained=False)
-        load_weights(network, checkpoint.path)
+    for checkpoint, network in zip(run.checkpoints(), run.networks(case_channels, context=context), strict=True):
         member = folder / run.member_folder(checkpoint.fold, checkpoint.seed).name
         worst = max(
             worst, write_onnx(network, channels, run.exp, member / checkpoint.path.with_suffix(ONNX_SUFFIX).name)
         )
-    say(f"{run.name} {run.folder.name} as ONNX: probabilities differ from torch's by at most {worst:.1g}")
+    context.say(f"{run.name} {run.folder.name} as ONNX: probabilities differ from torch's by at most {worst:.1g}")
 
 
 def _write_requirements(
@@ -349,12 +338,6 @@ def write_zip(folder: Path) -> Path:
 def list_files(folder: Path) -> list[Path]:
     """Return all files below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -13,12 +13,11 @@ from typing import Any
 
 import competition
 from competition.config.loading import resolve_config, resolve_for_prediction, write_yaml
-from competition.ensembling.ensemble import run_checkpoints
 from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, POSTPROCESS_FILE
 from competition.export.requirements import normalise_package_name
 from competition.io import read_record, write_json
-from competition.runs.find import list_finished_members
+from competition.runs.fold import RESULT_FILE
 from competition.runs.run import Run
 from competition.submission.label_files import label_file_settings
 
@@ -39,11 +38,11 @@ def write_predictor_folder(run: Run, folder: Path) -> None:
     folder.mkdir(parents=True)
     write_yaml(resolve_for_prediction(run.exp), folder / EXPERIMENT_FILE)
     write_json(folder / POSTPROCESS_FILE, {"settings": label_file_settings([run]).model_dump(mode="json")})
-    for checkpoint in run_checkpoints(run):
+    for checkpoint in run.checkpoints():
         member = folder / run.member_folder(checkpoint.fold, checkpoint.seed).name
         member.mkdir()
         shutil.copyfile(checkpoint.path, member / checkpoint.path.name)
-        shutil.copyfile(checkpoint.path.parent / "result.json", member / "result.json")
+        shutil.copyfile(checkpoint.path.parent / RESULT_FILE, member / RESULT_FILE)
 
 
 def model_fingerprint(run: Run) -> str:
@@ -60,7 +59,7 @@ def model_fingerprint(run: Run) -> str:
         exp,
         label_file_settings([run]).model_dump(mode="json"),
         code,
-        sorted((checkpoint.fold, checkpoint.seed, checkpoint.sha256) for checkpoint in run_checkpoints(run)),
+        sorted((checkpoint.fold, checkpoint.seed, checkpoint.sha256) for checkpoint in run.checkpoints()),
     ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -68,7 +67,7 @@ def model_fingerprint(run: Run) -> str:
 def describe_run(run: Run) -> str:
     """Describe a run in one line: its networks and their out-of-fold score."""
     summary = _summary(run)
-    members = len(list_finished_members(run))
+    members = len(run.finished_members())
     text = f"{run.name} {run.folder.name}, {members} network{'s' * (members > 1)}"
     if summary.get("score") is None:
         return text
@@ -84,7 +83,7 @@ def version_tags(run: Run) -> dict[str, str]:
     tags = {
         "competition": run.exp.competition.name,
         "run_hash": run.folder.name,
-        "members": str(len(list_finished_members(run))),
+        "members": str(len(run.finished_members())),
         "experiment": run.name.removeprefix(f"{run.exp.competition.name}-"),
     }
     if summary.get("score") is not None:

@@ -21,6 +21,7 @@ from competition.errors import MaskfoldError
 from competition.io import damaged_error, read_record
 from competition.postprocessing.pipeline import postprocess
 from competition.runs.blend import Ensemble
+from competition.runs.fold import RESULT_FILE
 from competition.runs.run import Run
 from competition.submission.label_files import Labels, label_arrays
 
@@ -98,7 +99,7 @@ def folds_table(folder: Path) -> Any:
     """Return a table of folds, from the names of the members' folders."""
     import pandas as pd
 
-    matches = [re.match(r"fold_(\d+)", path.parent.name) for path in sorted(folder.glob("*/result.json"))]
+    matches = [re.match(r"fold_(\d+)", path.parent.name) for path in sorted(folder.glob(f"*/{RESULT_FILE}"))]
     return pd.DataFrame({"fold": sorted({int(match.group(1)) for match in matches if match})}, dtype="int64")
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.export.runtime_cases import (
     Bundle,
@@ -126,7 +127,7 @@ def _predict_all(folder: Path, args: argparse.Namespace, arguments: Sequence[str
         )
     ensure_writable(args.output.parent)
     bundle = _read_bundle(folder, args, devices[0])
-    found = find_test_cases(bundle.ensemble.comp, bundle.id_suffix, _say)
+    found = find_test_cases(bundle.ensemble.comp, bundle.id_suffix, Context(say=_say))
     if not found.test_set.rows:
         rows = write_empty_submission(found, args.output)
         _say(f"{args.output}: there is no test image, so the {rows} rows of the sample have empty masks")
@@ -161,10 +162,9 @@ def _predict_all(folder: Path, args: argparse.Namespace, arguments: Sequence[str
 def _describe(bundle: Bundle, found: TestCases, devices: Sequence[str]) -> None:
     """Print the numbers of networks, runs and cases, and the devices."""
     from competition.inference.predict import device_context
-    from competition.runs.find import list_finished_members
 
     context = device_context(bundle.ensemble.runs[0].exp)
-    networks = sum(len(list_finished_members(run)) for run, _ in bundle.ensemble.active)
+    networks = sum(len(run.finished_members()) for run, _ in bundle.ensemble.active)
     device = f"{len(devices)} processes on {', '.join(devices)}" if len(devices) > 1 else str(context.device)
     runs = len(bundle.ensemble.active)
     _say(

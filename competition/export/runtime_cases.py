@@ -29,10 +29,11 @@ from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment
 from competition.config.postprocess import PostprocessConfig
 from competition.config.profiles import Profile, profile_of
-from competition.data.cases import case_table
+from competition.context import Context
+from competition.data.cases import case_rows, case_table
 from competition.data.patterns import unmatched_images
 from competition.data.readers import strip_extension
-from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, adapt_to_machine, empty_case_table, folds_table
 from competition.export.time_limit import Clock, DegradableEnsemble, TimeBudget
@@ -49,7 +50,6 @@ BUNDLE_FILE, BUNDLE_FORMAT = "bundle.json", 1
 ROWS_FILE = "rows.json"  # the cases of each process
 GRACE_SECONDS = 20.0  # seconds after the deadline in which a process may finish its case
 
-Say = Callable[[str], None]
 
 # The bundle
 
@@ -134,7 +134,7 @@ class TestCases:
             yield name, cls, np.zeros((1, 1), np.bool_)
 
 
-def find_test_cases(comp: Competition, suffix: str, say: Say) -> TestCases:
+def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCases:
     """Return the test images below the competition's root, and the rows that the file requires.
 
     If the sample matches the images, the result is that of `maskfold submit`. Otherwise the rows are those of the
@@ -145,13 +145,13 @@ def find_test_cases(comp: Competition, suffix: str, say: Say) -> TestCases:
     Args:
         comp: the competition; its root is the folder where the host's files are mounted.
         suffix: suffix that the host's ids add to the image's id, such as `.png`; used if no sample shows it.
-        say: receives messages for the user.
+        context: its log takes messages for the user.
 
     Raises:
         MaskfoldError: the root is not the competition's, or an image or the sample cannot be read.
     """
-    rows = _read_rows(comp, say)
-    profile, sample = _read_sample(comp, say)
+    rows = _read_rows(comp, context)
+    profile, sample = _read_sample(comp, context)
     sample_keys = sample.keys if sample is not None else ()
     if not rows:
         return TestCases(TestSet(comp, [], profile, sample, {}), sample_keys)
@@ -175,7 +175,7 @@ def find_test_cases(comp: Competition, suffix: str, say: Say) -> TestCases:
     without_images = tuple(key for key in sample_keys if lookup.get(key[0]) is None) if known_keys else ()
     if sample_keys and not added_keys and not without_images:  # the sample is complete
         return TestCases(TestSet(comp, rows, profile, sample, names))
-    _report_differences(comp, sample_keys, known_keys, added_keys, without_images, len(rows), say)
+    _report_differences(comp, sample_keys, known_keys, added_keys, without_images, len(rows), context)
     kept_keys = [key for key in sample_keys if key in without_images or lookup.get(key[0]) is not None]
     completed = SampleSubmission(Path(comp.root) / comp.submission.sample, profile, (*kept_keys, *added_keys))
     return TestCases(TestSet(comp, rows, profile, completed, names), without_images)
@@ -207,14 +207,14 @@ def id_suffix(keys: tuple[RowKey, ...]) -> str:
     return suffixes.pop() if len(suffixes) == 1 else ""
 
 
-def _read_sample(comp: Competition, say: Say) -> tuple[Profile, SampleSubmission | None]:
+def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSubmission | None]:
     """Return the file format, and the host's sample if it has rows."""
     profile = profile_of(comp)
     if comp.submission.sample is None:
         return profile, None
     path = Path(comp.root) / comp.submission.sample
     if not path.is_file():
-        say(f"note: {comp.submission.sample} does not exist; the rows follow from the test images")
+        context.say(f"note: {comp.submission.sample} does not exist; the rows follow from the test images")
         return profile, None
     layout, rows = open_rows(path, profile)
     if next(rows, None) is None:
@@ -223,7 +223,7 @@ def _read_sample(comp: Competition, say: Say) -> tuple[Profile, SampleSubmission
     return sample.profile, sample
 
 
-def _read_rows(comp: Competition, say: Say) -> list[Any]:
+def _read_rows(comp: Competition, context: Context) -> list[Any]:
     """Return rows of the test cases; empty if the folder is the competition's but has no test image."""
     try:
         return list(case_rows(case_table(comp, "test")))
@@ -236,7 +236,7 @@ def _read_rows(comp: Competition, say: Say) -> list[Any]:
                 f"such as {others[0]}.",
                 "Rename the files, or export the bundle again with the right test.images.",
             ) from error
-        say(f"note: {error.message}")
+        context.say(f"note: {error.message}")
         return []
 
 
@@ -272,21 +272,23 @@ def _report_differences(
     added_keys: list[RowKey],
     without_images: tuple[RowKey, ...],
     cases: int,
-    say: Say,
+    context: Context,
 ) -> None:
     """Print how the sample differs from the test images."""
     name = comp.submission.sample
     if sample_keys and not known_keys:
-        say(
+        context.say(
             f"note: {name} is ignored as a dummy, because none of its ids has an image ({sample_keys[0][0]}, …); "
             f"the rows follow from the {cases} test cases"
         )
     elif sample_keys and added_keys:
-        say(f"note: {name} lacks {len(added_keys)} rows of the {cases} test cases; they are added at the end")
+        context.say(f"note: {name} lacks {len(added_keys)} rows of the {cases} test cases; they are added at the end")
     elif not sample_keys and name is not None and (Path(comp.root) / name).is_file():
-        say(f"note: {name} has no rows; they follow from the {cases} test cases")
+        context.say(f"note: {name} has no rows; they follow from the {cases} test cases")
     if without_images:
-        say(f"note: {len(without_images)} rows of {name} have no image ({without_images[0][0]}, …) and get empty masks")
+        context.say(
+            f"note: {len(without_images)} rows of {name} have no image ({without_images[0][0]}, …) and get empty masks"
+        )
 
 
 # Prediction
@@ -332,7 +334,12 @@ class PredictionOptions:
 
 
 def predict_cases(
-    bundle: Bundle, rows: Sequence[Any], confidence: bool, scratch: Path, options: PredictionOptions, say: Say
+    bundle: Bundle,
+    rows: Sequence[Any],
+    confidence: bool,
+    scratch: Path,
+    options: PredictionOptions,
+    say: Callable[[str], None],
 ) -> Iterator[BundlePrediction]:
     """Predict cases in order.
 
@@ -389,7 +396,7 @@ def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: 
     """Load the networks; the first readable case gives their input channels."""
     for number, row in enumerate(rows):
         try:
-            predictor = EnsemblePredictor(bundle.ensemble, row, bundle.trust, scratch)
+            predictor = EnsemblePredictor(bundle.ensemble, row, Context(bundle.trust), scratch)
             break
         except MaskfoldError:
             if not options.continue_on_error or number + 1 == len(rows):

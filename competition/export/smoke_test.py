@@ -54,6 +54,7 @@ def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
     Returns:
         Names of the top-level modules that this process has imported.
     """
+    from competition.context import Context
     from competition.data.readers import load_image
     from competition.ensembling.ensemble import EnsemblePredictor, InMemoryCase
     from competition.export import runtime, runtime_cases  # noqa: F401 (run.py imports them)
@@ -66,7 +67,7 @@ def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
     image = load_image(bundle.ensemble.comp, row)
     case = InMemoryCase(str(row.id), crop_middle(image, bundle.ensemble.runs[0].exp.patch.size))
     with TemporaryDirectory() as scratch:
-        predictor = EnsemblePredictor(bundle.ensemble, case, bundle.trust, Path(scratch))
+        predictor = EnsemblePredictor(bundle.ensemble, case, Context(bundle.trust), Path(scratch))
         if onnx:
             use_onnx_networks(predictor)
         reducible = DegradableEnsemble(predictor, lambda: 0.0)

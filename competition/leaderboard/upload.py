@@ -19,6 +19,7 @@ from competition.leaderboard.kaggle import UploadRejected, fetch_submissions, su
 from competition.leaderboard.ledger import Ledger, UploadRecord, make_record_id, update_records, utc_now
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, prediction_interval
 from competition.postprocessing.tuning import TUNING_SCORES_FILE
+from competition.runs.run import CASES_FILE
 from competition.submission.submit import scores_path
 from competition.submission.testset import TestSet
 from competition.submission.validate import ValidationReport, validate_submission
@@ -254,7 +255,7 @@ def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) 
 def _groups(runs: Sequence[Path]) -> dict[str, str] | None:
     import pandas as pd
 
-    file = runs[0] / "cases.csv" if runs else Path("cases.csv")
+    file = runs[0] / CASES_FILE if runs else Path(CASES_FILE)
     if not runs or not file.exists():
         return None
     cases = pd.read_csv(file, dtype=str, keep_default_na=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from competition.config.experiment import Experiment
 from competition.config.instantiate import resolve_target
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.models.interface import (
     complete_network_args,
@@ -40,7 +41,9 @@ IGNORED_ARGUMENT_PATTERN = re.compile(
 log = logging.getLogger(__name__)
 
 
-def build_network(exp: Experiment, channels: int, trust: Sequence[str] = (), *, pretrained: bool = True) -> nn.Module:
+def build_network(
+    exp: Experiment, channels: int, context: Context = Context(), *, pretrained: bool = True
+) -> nn.Module:
     """Build `model.target` on the CPU, in training mode.
 
     Weights are drawn from torch's global generator, so seed it first. `encoder_weights` or
@@ -49,7 +52,7 @@ def build_network(exp: Experiment, channels: int, trust: Sequence[str] = (), *, 
     Args:
         exp: the experiment.
         channels: channels of the network's input (times the slices in 2.5D).
-        trust: additional trusted packages for import paths.
+        context: has the trusted packages.
         pretrained: load encoder weights; False if the caller loads other weights afterwards.
 
     Returns:
@@ -62,7 +65,7 @@ def build_network(exp: Experiment, channels: int, trust: Sequence[str] = (), *, 
     Example:
         >>> build_network(exp, channels=1)  # doctest: +SKIP
     """
-    cls = resolve_target(exp.model.target, nn.Module, "model.target", trust)
+    cls = resolve_target(exp.model.target, nn.Module, "model.target", context.trust)
     args = complete_network_args(exp, cls, channels)
     weights = configured_encoder_weights(exp)
     path = find_weights_file(weights)
@@ -84,7 +87,7 @@ def build_network(exp: Experiment, channels: int, trust: Sequence[str] = (), *, 
     return _add_presence_head(exp, cls, args, channels, network)
 
 
-def validate_network(exp: Experiment, channels: int, trust: Sequence[str] = ()) -> None:
+def validate_network(exp: Experiment, channels: int, context: Context = Context()) -> None:
     """Check network, loss and optimiser: build all three, and pass one patch through the network.
 
     This takes a second or two and no memory for weights, since tensors on torch's `meta` device have a shape but no
@@ -94,24 +97,24 @@ def validate_network(exp: Experiment, channels: int, trust: Sequence[str] = ()) 
     Args:
         exp: the experiment.
         channels: channels of the network's input (times the slices in 2.5D).
-        trust: additional trusted packages for import paths.
+        context: has the trusted packages.
 
     Raises:
         MaskfoldError: status 2; it names the key: `model.target`, `model.args`, `encoder_weights`, `loss`, `optimizer`,
             `training.batch_size`, or `patch.size` with the nearest valid sizes.
     """
-    cls = resolve_target(exp.model.target, nn.Module, "model.target", trust)
+    cls = resolve_target(exp.model.target, nn.Module, "model.target", context.trust)
     args = complete_network_args(exp, cls, channels)
     weights = configured_encoder_weights(exp)
     path = find_weights_file(weights)
     pretrained_args(cls, args, weights if path is None else None)  # raises if the network has no pretrained weights
     args.update(pretrained_args(cls, args, None))
-    validate_loss(exp, trust)
+    validate_loss(exp, context)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         network, build_on_cpu = _build_meta(exp, cls, args)
         _check_warnings(caught, cls, exp.model.args)
-        build_optimizer(exp, network.parameters(), trust)
+        build_optimizer(exp, network.parameters(), context)
         if path is not None:
             match_encoder(network, path, channels)
         try:

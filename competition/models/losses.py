@@ -13,7 +13,7 @@ Arguments in the second and third column are filled in if the YAML does not set 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from competition.config.experiment import Experiment, LossConfig
 from competition.config.instantiate import check_arguments, resolve_target
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.models.interface import (
     constructor_parameters,
@@ -60,7 +61,7 @@ class SegmentationLoss(nn.Module):
 
     Args:
         exp: the experiment.
-        trust: additional trusted packages for `loss.target`.
+        context: has the trusted packages.
 
     Raises:
         MaskfoldError: status 2; a term's target or arguments are wrong.
@@ -69,11 +70,11 @@ class SegmentationLoss(nn.Module):
         >>> total, parts = SegmentationLoss(exp)(network(image), mask)  # doctest: +SKIP
     """
 
-    def __init__(self, exp: Experiment, trust: Sequence[str] = ()) -> None:
+    def __init__(self, exp: Experiment, context: Context = Context()) -> None:
         super().__init__()
         single = not isinstance(exp.loss, list)
         terms = [
-            LossTerm(spec, exp, "loss" if single else f"loss.{index}", trust) for index, spec in enumerate(exp.losses)
+            LossTerm(spec, exp, "loss" if single else f"loss.{index}", context) for index, spec in enumerate(exp.losses)
         ]
         counts: dict[str, int] = {"gate": 1} if exp.gate is not None else {}
         for term in terms:  # a number distinguishes terms of the same name
@@ -129,18 +130,18 @@ class SegmentationLoss(nn.Module):
         return total, parts
 
 
-def validate_loss(exp: Experiment, trust: Sequence[str] = ()) -> None:
+def validate_loss(exp: Experiment, context: Context = Context()) -> None:
     """Check that the loss of a tiny random batch and its gradient can be computed.
 
     Args:
         exp: the experiment.
-        trust: additional trusted packages for `loss.target`.
+        context: has the trusted packages.
 
     Raises:
         MaskfoldError: status 2; a term cannot be built, or fails on a batch.
     """
     comp, dims = exp.competition, exp.network_dimensions
-    loss = SegmentationLoss(exp, trust)
+    loss = SegmentationLoss(exp, context)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, exp.output_channels, *[16] * dims, generator=generator).requires_grad_()
     shape = (2, 1 if loss.exclusive else len(comp.classes), *[16] * dims)
@@ -183,15 +184,15 @@ class LossTerm(nn.Module):
         spec: target, arguments and name.
         exp: the experiment; it defines the classes and whether they exclude each other.
         key: the term's key in the YAML, `loss` or `loss.0`.
-        trust: additional trusted packages for the target.
+        context: has the trusted packages.
 
     Raises:
         MaskfoldError: status 2; the target or its arguments are wrong, or contradict `competition.labels`.
     """
 
-    def __init__(self, spec: LossConfig, exp: Experiment, key: str, trust: Sequence[str] = ()) -> None:
+    def __init__(self, spec: LossConfig, exp: Experiment, key: str, context: Context = Context()) -> None:
         super().__init__()
-        cls = resolve_target(spec.target, nn.Module, f"{key}.target", trust)
+        cls = resolve_target(spec.target, nn.Module, f"{key}.target", context.trust)
         self.library, self.key = loss_library(cls), key
         self.exclusive, self.channels = exp.competition.labels == "exclusive", exp.output_channels
         self.name, self.prefix = spec.name or cls.__name__, ""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from competition.config.experiment import Experiment, ScheduleConfig
 from competition.config.instantiate import check_arguments, resolve_target
 from competition.config.metric import Direction
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.models.interface import error_in_one_line
 
@@ -22,14 +23,14 @@ ONECYCLE_END = 1 / 25 / 1e4  # torch's final_div_factor
 
 
 def build_optimizer(
-    exp: Experiment, parameters: Iterable[nn.Parameter], trust: Sequence[str] = ()
+    exp: Experiment, parameters: Iterable[nn.Parameter], context: Context = Context()
 ) -> torch.optim.Optimizer:
     """Build `optimizer.target` over all trainable parameters, in one group.
 
     Args:
         exp: the experiment.
         parameters: of the network.
-        trust: additional trusted packages for `optimizer.target`.
+        context: has the trusted packages.
 
     Raises:
         MaskfoldError: status 2; the target or its arguments are wrong, `lr` is missing, or the optimiser needs more
@@ -39,7 +40,7 @@ def build_optimizer(
         >>> build_optimizer(exp, network.parameters())  # doctest: +SKIP
     """
     target, args = exp.optimizer.target, dict(exp.optimizer.args)
-    cls = resolve_target(target, torch.optim.Optimizer, "optimizer.target", trust)
+    cls = resolve_target(target, torch.optim.Optimizer, "optimizer.target", context.trust)
     if issubclass(cls, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise MaskfoldError(
             f"optimizer.target: found {cls.__name__}, expected an optimiser that needs one dense gradient per step.",

@@ -97,18 +97,14 @@ class OofScores:
         )
 
 
-def shared_case_rows(ensemble: Ensemble) -> dict[str, Any]:
+def shared_case_rows(ensemble: Ensemble) -> dict[str, SimpleNamespace]:
     """Return the rows of the case table, by id, of the cases that all runs of an ensemble predicted out of fold.
 
     Raises:
         MaskfoldError: there is no such case.
     """
     fold_of = ensemble.out_of_fold().fold_of()
-    rows = {
-        str(row["id"]): SimpleNamespace(**{str(name): value for name, value in row.items()})
-        for row in ensemble.runs[0].cases.to_dict("records")
-        if row["id"] in fold_of
-    }
+    rows = ensemble.runs[0].rows(fold_of)
     if not rows:
         raise MaskfoldError(
             "The runs have no out-of-fold case in common.", "Finish the same folds of each run, or name other runs."

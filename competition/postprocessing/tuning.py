@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,12 @@ import numpy as np
 from competition.config.competition import MetricConfig
 from competition.config.experiment import Experiment
 from competition.config.postprocess import DoubleThreshold, PostprocessConfig, SplitConfig, StepConfig
+from competition.context import Context
 from competition.io import parse_json_object, write_json, write_table
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.metrics.overlap import score_from_counts
 from competition.postprocessing.evaluation import OofScores, Steps, TruthSizes
-from competition.runs.find import list_finished_members
-from competition.runs.run import FoldResult, Run
+from competition.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +90,7 @@ class TuningResult:
 
 
 def tune_postprocessing(
-    evaluation: OofScores, seed: int, groups: dict[str, str] | None, say: Callable[[str], None] = lambda _: None
+    evaluation: OofScores, seed: int, groups: dict[str, str] | None, context: Context = Context()
 ) -> TuningResult:
     """Run coordinate descent over the slots of each class, on all cases and once without each fold.
 
@@ -100,14 +100,14 @@ def tune_postprocessing(
         evaluation: scores of the ensemble, open.
         seed: of the bootstrap.
         groups: the group of each case, for the intervals.
-        say: receives progress messages.
+        context: its log takes progress messages.
     """
     exp, comp = evaluation.ensemble.runs[0].exp, evaluation.ensemble.comp
     own = [exp.postprocess.steps_for(name) for name in comp.classes]
     part_of = tuning_parts(evaluation.rows, evaluation.fold_of, seed)
     numbers = sorted(set(part_of.values()))
     parts = [None, *numbers] if len(numbers) > 1 else [None]
-    best = _CoordinateDescent(evaluation, own, parts, part_of).run(say)
+    best = _CoordinateDescent(evaluation, own, parts, part_of).run(context)
     before = evaluation.score_table(lambda _, index: own[index])
 
     def nested_table(best: dict[int | None, list[Steps]]) -> pd.DataFrame:
@@ -117,7 +117,7 @@ def tune_postprocessing(
 
     nested, presence_gain = nested_table(best), None
     if evaluation.oof.has_presence:
-        with_presence = _CoordinateDescent(evaluation, own, parts, part_of, presence=True).run(say)
+        with_presence = _CoordinateDescent(evaluation, own, parts, part_of, presence=True).run(context)
         presence_gain = paired_gain(nested, nested_table(with_presence), comp.metric, seed=seed, groups=groups)
         if is_significant(presence_gain):
             best, nested = with_presence, nested_table(with_presence)
@@ -187,7 +187,7 @@ class _CoordinateDescent:
         case_parts = np.array([part_of[case] for case in evaluation.cases])
         self.selected = {part: np.ones(len(case_parts), bool) if part is None else case_parts != part for part in parts}
 
-    def run(self, say: Callable[[str], None]) -> dict[int | None, list[Steps]]:
+    def run(self, context: Context) -> dict[int | None, list[Steps]]:
         """Search each slot in turn, those of `SECOND_PASS` twice; return the best steps of each class for each part."""
         exp, truths = self.evaluation.ensemble.runs[0].exp, self.evaluation.truth_sizes()
         largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
@@ -216,7 +216,7 @@ class _CoordinateDescent:
                     for index, slot in current:
                         self._choose(part, index, self._candidates(part, index, slot))
                 kinds = ", ".join(dict.fromkeys(" or ".join(slot.names) for _, slot in current)).replace("_", " ")
-                say(f"tuning {kinds}: {self._value(None):.4f} on all cases")
+                context.say(f"tuning {kinds}: {self._value(None):.4f} on all cases")
         return {part: [self.best[part, index] for index in range(len(self.own))] for part in self.parts}
 
     def _candidates(self, part: int | None, index: int, slot: StepSlot) -> list[Steps]:
@@ -433,10 +433,6 @@ def load_tuning(run: Run) -> TuningResult | None:
 
 
 def _key(run: Run) -> dict[str, Any]:
-    results = {
-        f"{fold} {seed}": FoldResult.read(run.member_folder(fold, seed)) for fold, seed in list_finished_members(run)
-    }
-    members = {name: asdict(result) for name, result in results.items() if result is not None}
     settings = {
         key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None
     }
@@ -444,5 +440,7 @@ def _key(run: Run) -> dict[str, Any]:
         "version": TUNING_VERSION,
         "postprocess": settings,
         "metric": run.exp.competition.metric.model_dump(),
-        "members": {name: [result["score"], result["steps"], result["minutes"]] for name, result in members.items()},
+        "members": {
+            f"{result.fold} {result.seed}": [result.score, result.steps, result.minutes] for result in run.results()
+        },
     }

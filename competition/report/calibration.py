@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
+from competition.context import Context
 from competition.data.masks import load_mask
 from competition.inference.predict import merge_boundary_class
 from competition.report import html
@@ -54,11 +55,11 @@ ECE_NOTE = (
 )
 
 
-def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, say: Callable[[str], None]) -> Html:
+def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Html:
     """Return the section with reliability diagrams, calibration errors and Dice against the threshold."""
     comp = results.run.exp.competition
     cases = sample_evenly(list(oof.fold_of))
-    say(f"calibration over {len(cases)} cases")
+    context.say(f"calibration over {len(cases)} cases")
     tallies, scored = count_calibration(oof, cases), mean_scored_dice(results, cases)
     shown = select_drawn_classes([float(class_tally.positives.sum()) for class_tally in tallies])
     exclusive = comp.labels == "exclusive"
@@ -317,7 +318,7 @@ def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[Calibra
     """Count each class over the cases, with one case in memory at a time."""
     comp = oof.run.exp.competition
     tallies = [CalibrationCounts() for _ in comp.classes]
-    rows = {row.id: row for row in oof.cases.itertuples(index=False)}
+    rows = oof.rows()
     for case in cases:
         histograms = _histograms(oof.read(case), load_mask(comp, rows[case]), comp)
         for class_tally, (pixels, positives, sums) in zip(tallies, histograms, strict=True):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from math import isnan
 from pathlib import Path
 
 import numpy as np
 
+from competition.context import Context
 from competition.data.masks import load_mask
 from competition.data.readers import load_image
 from competition.ensembling.compare import Comparison
@@ -30,16 +30,14 @@ from competition.viz.style import (
 MEASURE_DIGITS = {"hd95": 3}
 
 
-def write_comparison(
-    comparison: Comparison, folder: Path, count: int = 10, say: Callable[[str], None] = lambda _: None
-) -> Path:
+def write_comparison(comparison: Comparison, folder: Path, count: int = 10, context: Context = Context()) -> Path:
     """Write `compare.html`, its figures in `compare/`, and `cases.csv` with a row per case and class.
 
     Args:
         comparison: the result of `competition.ensembling.compare.compare_two_runs`.
         folder: the output folder.
         count: number of cases to draw, those with the largest change.
-        say: receives progress messages.
+        context: its log takes progress messages.
 
     Returns:
         The page.
@@ -52,7 +50,7 @@ def write_comparison(
     write_table(comparison.table(), folder / "cases.csv")
     draw_differences(comparison, pictures / "differences.png")
     if count:
-        say("drawing the cases with the largest change")
+        context.say("drawing the cases with the largest change")
     sections = {
         "differences": ("Differences", _differences(comparison, pictures)),
         "cases": ("Cases", _cases(comparison, pictures, count)),

@@ -18,7 +18,6 @@ from competition.report import html
 from competition.report.html import Html, element, section
 from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions
-from competition.runs.run import FoldResult
 from competition.viz.curves import Curve, read_curves
 from competition.viz.overlays import draw_case, save_figure
 from competition.viz.style import (
@@ -74,8 +73,9 @@ def learning_section(run: Run, folder: Path) -> Html:
 
 def read_member_curves(run: Run) -> dict[Member, dict[str, Curve]]:
     """Return the curves of each fold and seed that has any."""
-    members = [(fold, seed) for fold in (*run.fold_numbers(), -1) for seed in range(len(run.exp.seeds))]
-    all_curves = {member: read_curves(run.member_folder(*member) / "metrics.jsonl") for member in members}
+    all_curves = {
+        member: read_curves(run.member_folder(*member) / "metrics.jsonl") for member in run.possible_members()
+    }
     return {member: curves for member, curves in all_curves.items() if curves}
 
 
@@ -161,7 +161,7 @@ def _member_name(run: Run, member: Member) -> str:
     name = "all cases" if fold < 0 else f"fold {fold}"
     if len(run.exp.seeds) > 1:
         name += f", seed {run.exp.seeds[seed]}"
-    return name if FoldResult.read(run.member_folder(fold, seed)) is not None else f"{name} (unfinished)"
+    return name if run.result(fold, seed) is not None else f"{name} (unfinished)"
 
 
 # Best, median and worst cases
@@ -189,7 +189,7 @@ def cases_section(results: RunResults, oof: OofPredictions, folder: Path) -> Htm
     ranking = rank_cases(results)
     total = len(ranking)
     parts: list[Html] = []
-    by_id = {row.id: row for row in oof.cases.itertuples(index=False)}
+    by_id = oof.rows()
     for number, chosen in enumerate(select_cases(ranking), 1):
         path = folder / f"case_{number}_{chosen.kind}.png"
         rows = results.rows()

@@ -12,8 +12,8 @@ from competition.config.competition import MetricConfig
 from competition.io import parse_json_object
 from competition.metrics.bootstrap import bootstrap_interval, cv_score
 from competition.metrics.scoring import read_scores
-from competition.runs.find import list_finished_members
-from competition.runs.run import FoldResult, Run
+from competition.runs.fold import FoldResult
+from competition.runs.run import Run
 from competition.training.evaluator import fold_scores
 
 if TYPE_CHECKING:
@@ -60,11 +60,7 @@ class RunResults:
         """Read the results; if the run's `scores.csv` is outdated, combine the scores of the folds."""
         import pandas as pd
 
-        members = [
-            result
-            for member in list_finished_members(run)
-            if (result := FoldResult.read(run.member_folder(*member))) is not None
-        ]
+        members = run.results()
         folds = sorted({result.fold for result in members if result.fold >= 0})
         summary = _summary(run, {(result.fold, result.seed) for result in members})
         if not folds:
@@ -124,10 +120,9 @@ class RunResults:
     def _estimate(self, rows: pd.DataFrame, metric: MetricConfig) -> ScoreEstimate:
         if not rows["dice"].notna().any():
             return ScoreEstimate(nan)
-        cases, exp = self.run.cases, self.run.exp
-        groups = dict(zip(cases["id"], cases["group"], strict=True)) if exp.competition.group else None
         too_few = rows["score"].notna().sum() < 2
-        interval = (nan, nan) if too_few else bootstrap_interval(rows, metric, seed=exp.seeds[0], groups=groups)
+        seed, groups = self.run.exp.seeds[0], self.run.groups()
+        interval = (nan, nan) if too_few else bootstrap_interval(rows, metric, seed=seed, groups=groups)
         return ScoreEstimate(cv_score(rows, metric), *interval)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from competition.config.metric import Direction
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, read_metrics_lines
 from competition.metrics.bootstrap import ScoreGain, paired_gain
@@ -33,17 +34,17 @@ from competition.report.html import (
 from competition.report.learning import cases_section, learning_section
 from competition.report.results import RunResults
 from competition.report.scores import score_headline, scores_section, sizes_section
-from competition.runs.oof import OofPredictions
-from competition.runs.run import Run
+from competition.runs.fold import RESULT_FILE
+from competition.runs.run import FOLDS_FILE, Run
 
 
-def write_report(run: Run, output: Path, say: Callable[[str], None] = lambda _: None) -> Path:
+def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
     """Write a self-contained page of a run, and its figures as PNG into a folder with the page's name.
 
     Args:
         run: a run with any number of finished folds; see `competition.runs.find.find_run`.
         output: the page, `….html`.
-        say: receives progress messages.
+        context: its log takes progress messages.
 
     Returns:
         The page.
@@ -52,16 +53,16 @@ def write_report(run: Run, output: Path, say: Callable[[str], None] = lambda _: 
         MaskfoldError: an image or a prediction is missing or damaged, or the page cannot be written.
     """
     folder = create_figure_folder(output)
-    results, oof = RunResults.load(run), OofPredictions(run)
+    results, oof = RunResults.load(run), run.oof()
     sections = {
         "scores": ("Scores", scores_section(results, folder)),
         "learning": ("Learning curves", learning_section(run, folder)),
     }
     if results.table is not None:
-        say("drawing the best, median and worst cases")
+        context.say("drawing the best, median and worst cases")
         sections["cases"] = ("Cases", cases_section(results, oof, folder))
-        sections["calibration"] = ("Calibration", calibration_section(results, oof, folder, say))
-        sections["sizes"] = ("Size", sizes_section(results, oof, folder, say))
+        sections["calibration"] = ("Calibration", calibration_section(results, oof, folder, context))
+        sections["sizes"] = ("Size", sizes_section(results, oof, folder, context))
     sections["experiment"] = ("Experiment", experiment_section(results))
     return write_page(f"{run.name} · {run.folder.name}", _head(results), sections, output)
 
@@ -150,7 +151,7 @@ def experiment_section(results: RunResults) -> Html:
     else:
         parts.append(paragraph(_gain_text(results, best)))
         best_text = (best.folder / "experiment.yaml").read_text(encoding="utf-8", errors="replace")
-        name = f"{run.name}/{run.folder.name}"
+        name = run.full_name
         lines = list(
             difflib.unified_diff(yaml_key_lines(best_text), yaml_key_lines(text), best.name, name, n=2, lineterm="")
         )
@@ -185,8 +186,7 @@ def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, 
         if not both or set(rows["class"]) != set(other_rows["class"]):
             return None, 0
         tables = [table[table["id"].isin(both)] for table in (other_rows, rows)]
-        cases = results.run.cases
-        groups = dict(zip(cases["id"], cases["group"], strict=True)) if exp.competition.group else None
+        groups = results.run.groups()
         return paired_gain(tables[0], tables[1], exp.competition.metric, seed=exp.seeds[0], groups=groups), len(both)
     except (OSError, ValueError, KeyError, MaskfoldError):
         return None, 0
@@ -226,7 +226,8 @@ def get_end_time(folder: Path) -> float:
     Infinity without finished folds.
     """
     times = [
-        _last_time(result.parent / "metrics.jsonl") or result.stat().st_mtime for result in folder.glob("*/result.json")
+        _last_time(result.parent / "metrics.jsonl") or result.stat().st_mtime
+        for result in folder.glob(f"*/{RESULT_FILE}")
     ]
     return max(times, default=float("inf"))
 
@@ -241,7 +242,7 @@ def _complete(folder: Path, plain: dict[str, Any], summary: dict[str, Any]) -> b
     import pandas as pd
 
     selected = plain["folds"].get("run")
-    folds = pd.read_csv(folder / "folds.csv")["fold"]
+    folds = pd.read_csv(folder / FOLDS_FILE)["fold"]
     if selected == "full":
         numbers = {-1}
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.postprocess import StepConfig
+from competition.context import Context
 from competition.data.masks import load_instances, load_mask
 from competition.inference.predict import to_masks
 from competition.io import parse_json_object
@@ -297,7 +297,7 @@ class SizeError(NamedTuple):
     predicted: Floats
 
 
-def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, say: Callable[[str], None]) -> Html:
+def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Html:
     """Return the section: for objects if the competition has instances, else for cases."""
     comp = results.run.exp.competition
     if comp.dimensions == 2:
@@ -321,7 +321,7 @@ def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, say: C
             _thirds_table(sized, comp.classes, unit, "case"),
         )
     cases = sample_evenly(list(oof.fold_of))
-    say(f"matching the objects of {len(cases)} cases")
+    context.say(f"matching the objects of {len(cases)} cases")
     sized = object_size_errors(oof, cases)
     draw_size_errors(sized, comp.classes, "best IoU of an object", f"size in truth, {unit}", picture)
     return section(
@@ -360,7 +360,7 @@ def case_size_errors(results: RunResults) -> list[SizeError]:
     comp = results.run.exp.competition
     scale = {
         row.id: float(np.prod(json.loads(str(row.spacing)))) if comp.dimensions == 3 else 1.0
-        for row in results.run.cases.itertuples(index=False)
+        for row in results.run.rows().values()
     }
     sized = []
     for name in comp.classes:
@@ -374,7 +374,7 @@ def case_size_errors(results: RunResults) -> list[SizeError]:
 def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]:
     """Return for each class size and best IoU of the true objects, with one case in memory at a time."""
     comp = oof.run.exp.competition
-    rows = {row.id: row for row in oof.cases.itertuples(index=False)}
+    rows = oof.rows()
     collected: list[tuple[list[Floats], list[Floats], list[Floats]]] = [([], [], []) for _ in comp.classes]
     for case in cases:
         truth, instances = load_mask(comp, rows[case]), load_instances(comp, rows[case])

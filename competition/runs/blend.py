@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,10 @@ from competition.config.competition import Competition
 from competition.errors import MaskfoldError
 from competition.inference.predict import merge_boundary_class
 from competition.inference.presence import mean_log_odds
-from competition.runs.oof import OofPredictions
 from competition.runs.run import Run
+
+if TYPE_CHECKING:
+    from competition.runs.oof import OofPredictions
 
 Probabilities = NDArray[Any]
 
@@ -129,7 +131,7 @@ class Ensemble:
             for index in range(len(self.runs))
         ]
         return EnsembleOof(
-            [OofPredictions(run) for run, is_included in zip(self.runs, included, strict=True) if is_included],
+            [run.oof() for run, is_included in zip(self.runs, included, strict=True) if is_included],
             _select(self.weights, included),
             {fold: _select(weights, included) for fold, weights in self.fold_weights.items()},
             self.comp,

@@ -13,7 +13,8 @@ from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment, resolve_config
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, read_metrics_lines, read_record
-from competition.runs.run import RUNS_FOLDER, FoldResult, Run, load_run, run_hash
+from competition.runs.fold import RESULT_FILE
+from competition.runs.run import CASES_FILE, FOLDS_FILE, RUNS_FOLDER, Run, load_run, run_hash
 
 STUDIES_FOLDER = Path("mlruns") / "studies"
 TRIALS_FILE = "trials.json"  # in a study's folder: the results of its trials
@@ -44,16 +45,16 @@ def find_run(
     if (study := find_study(name)) is not None:
         raise _study_error(study)
     folder = path if (path / "experiment.yaml").exists() else _find_by_hash(name)
-    if not (folder / "cases.csv").exists():
+    if not (folder / CASES_FILE).exists():
         parent = folder.resolve().parent
-        is_fold = (parent / "cases.csv").exists()
+        is_fold = (parent / CASES_FILE).exists()
         raise MaskfoldError(
-            f"{folder} is not a run: it has no cases.csv.",
+            f"{folder} is not a run: it has no {CASES_FILE}.",
             f"Name the run's folder, {parent}." if is_fold else "Name a folder under mlruns/runs.",
             status=2,
         )
     run = load_run(folder, trust, overrides)
-    if not list_finished_members(run):
+    if not run.finished_members():
         raise MaskfoldError(
             f"The run {folder} has no finished fold: {_progress(run)}.",
             "Finish it with the same `maskfold cv` command.",
@@ -100,20 +101,10 @@ def best_run(
 def find_study(name: str) -> Path | None:
     """Return the folder of a study, given that folder or its name below `mlruns/studies`; None if there is none."""
     for folder in (Path(name), STUDIES_FOLDER / name):
-        inside = folder.resolve().parent.name == STUDIES_FOLDER.name and not (folder / "cases.csv").exists()
+        inside = folder.resolve().parent.name == STUDIES_FOLDER.name and not (folder / CASES_FILE).exists()
         if (folder / "experiment.yaml").exists() and (inside or (folder / TRIALS_FILE).exists()):
             return folder
     return None
-
-
-def list_finished_members(run: Run) -> list[tuple[int, int]]:
-    """Return the (fold, seed) pairs that are finished; fold -1 is the fit on all cases."""
-    return [
-        (fold, seed)
-        for fold in (*run.fold_numbers(), -1)
-        for seed in range(len(run.exp.seeds))
-        if FoldResult.read(run.member_folder(fold, seed)) is not None
-    ]
 
 
 def resolve_teachers(exp: Experiment) -> Experiment:
@@ -149,7 +140,7 @@ def _comparable_score(summary: Path, comp: Competition) -> float | None:
     try:
         plain = parse_json_object(summary.read_bytes())
         run_comp = load_experiment(summary.parent / "experiment.yaml", trust=None).competition
-        folds = {int(fold) for fold in read_folds(summary.parent / "folds.csv")["fold"] if fold >= 0}
+        folds = {int(fold) for fold in read_folds(summary.parent / FOLDS_FILE)["fold"] if fold >= 0}
         if run_comp.name != comp.name or run_comp.metric != comp.metric or plain.get("score") is None:
             return None
         complete = folds <= {result["fold"] for result in plain["folds"]}
@@ -167,7 +158,7 @@ def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], sa
     unfinished_runs: list[Run] = []
     for yaml in sorted(base.glob("*/experiment.yaml")):
         run = load_run(yaml.parent, trust)
-        results = [run.member_folder(*member) / "result.json" for member in run.members()]
+        results = [run.member_folder(*member) / RESULT_FILE for member in run.members()]
         if results and all(result.exists() for result in results):
             finished_runs.append((max(result.stat().st_mtime for result in results), run))
         else:
@@ -209,7 +200,7 @@ def _unfinished_error(file: Path, base: Path, unfinished_runs: list[Run]) -> Mas
         latest = max(unfinished_runs, key=lambda run: (run.folder / "experiment.yaml").stat().st_mtime)
         problem += f": of {latest.folder.name} {_progress(latest)}"
         hint = f"Finish it with the same `maskfold cv {file}`"
-        if list_finished_members(latest):
+        if latest.finished_members():
             hint += f", or name it by its hash, {latest.folder.name}"
     studies = sorted(
         (
@@ -227,7 +218,7 @@ def _unfinished_error(file: Path, base: Path, unfinished_runs: list[Run]) -> Mas
 def _progress(run: Run) -> str:
     """Return the progress of a run as text: finished folds, and the last epoch of the folds in training."""
     members = run.members()
-    done = [member for member in members if FoldResult.read(run.member_folder(*member)) is not None]
+    done = [member for member in members if run.result(*member) is not None]
     text = f"{len(done)} of {len(members)} folds {'is' if len(done) == 1 else 'are'} finished"
     for folder in (run.member_folder(*member) for member in members if member not in done):
         if lines := read_metrics_lines(folder / "metrics.jsonl"):

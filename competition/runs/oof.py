@@ -16,10 +16,13 @@ import numpy as np
 from competition.errors import MaskfoldError
 from competition.inference.presence import mean_log_odds
 from competition.io import disk_full_as_error, make_temporary_path, remove_stale_temp, sync_folder
-from competition.runs.run import FoldResult, Run
 
 if TYPE_CHECKING:
+    from types import SimpleNamespace
+
     import pandas as pd
+
+    from competition.runs.run import Run
 
 T = TypeVar("T")
 OOF_SUFFIX = ".zarr.zip"
@@ -185,23 +188,26 @@ class OofPredictions:
         stores: dict[int, list[OofStore]] = {}
         for fold in self.run.fold_numbers() if self.folds is None else self.folds:
             for seed in range(len(self.run.exp.seeds)):
-                folder = self.run.member_folder(fold, seed)
-                if (result := FoldResult.read(folder)) is not None:
+                if (result := self.run.result(fold, seed)) is not None:
                     prefix = result.prefix_of(self.weights or result.weights)
-                    store = OofStore(folder / f"{prefix}oof", self.run.exp.inference.store)
-                    stores.setdefault(fold, []).append(store)
+                    folder = self.run.member_folder(fold, seed) / f"{prefix}oof"
+                    stores.setdefault(fold, []).append(OofStore(folder, self.run.exp.inference.store))
         return stores
 
     @cached_property
     def fold_of(self) -> dict[str, int]:
         """The fold of each predicted case, in the order of the case table."""
-        folds = dict(zip(self.run.folds["id"], self.run.folds["fold"], strict=True))
+        folds = self.run.fold_of()
         return {case: int(folds[case]) for case in self.run.cases["id"] if folds.get(case) in self.stores}
 
     @property
     def cases(self) -> pd.DataFrame:
         """The rows of the case table with a prediction."""
         return self.run.cases[self.run.cases["id"].isin(self.fold_of.keys())]
+
+    def rows(self) -> dict[str, SimpleNamespace]:
+        """Return these rows by id, see `Run.rows`."""
+        return self.run.rows(self.fold_of)
 
     def read(self, case: str) -> np.ndarray[Any, Any]:
         """Return the probabilities (P, *file shape) float16 of a case, the mean over the seeds of its fold.

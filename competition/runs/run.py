@@ -1,4 +1,4 @@
-"""A cross-validation run on disk: its experiment, cases and folds, the jobs of its members, and their results.
+"""A cross-validation run on disk: its experiment, cases and folds, and the files of its members.
 
 A member of a run is the training of one fold with one seed.
 """
@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from competition import __version__
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment, resolve_config, write_yaml
+from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.io import damaged_error, parse_json_object, read_csv, write_json, write_table
+from competition.io import read_csv, sha256_of_file, write_json, write_table
+from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
+    from torch import nn
+
+    from competition.runs.oof import OofPredictions
 
 RUNS_FOLDER = Path("mlruns") / "runs"
 CACHE_FOLDER = Path("mlruns") / "prepared"
-PLAIN_WEIGHTS = "weights.safetensors"  # a member's weights: of its last epochs
-SOUP_WEIGHTS = "soup.safetensors"  # the average of its best checkpoints
+CASES_FILE, FOLDS_FILE = "cases.csv", "folds.csv"  # in a run's folder
 SKIPPED_FILE = "skipped.csv"  # in a run's folder: the skipped cases, with the reason
 VERSION_FILE = "version.json"  # in a run's folder
 FORMAT_VERSION = 1  # the format of a run's folder; raised when this version can no longer read older folders
@@ -36,10 +42,35 @@ RESUMABLE_KEYS = (("training", "on_nan"), ("training", "on_oom"), ("prepare", "c
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """The weights with which a finished member predicts.
+
+    Attributes:
+        path: the file.
+        fold: the member's fold; -1 is the fit on all cases.
+        seed: index of its seed in the experiment's seeds.
+        sha256: of the file, hexadecimal.
+        size: bytes.
+    """
+
+    path: Path
+    fold: int
+    seed: int
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
 class Run:
     """A cross-validation run: its folder, experiment, cases and folds.
 
-    `extra_tables` has the additional training data, see `competition.runs.extra_cases`.
+    Attributes:
+        folder: of the run; may not exist yet.
+        exp: the experiment.
+        cases: the case table, see `competition.data.cases.case_table`.
+        folds: columns id, fold and group, see `competition.data.splits.split`.
+        name: of the experiment, e.g. `hippocampus-unet3d`.
+        extra_tables: the additional training data, see `competition.runs.extra_cases`.
     """
 
     folder: Path
@@ -49,12 +80,75 @@ class Run:
     name: str
     extra_tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
+    @property
+    def full_name(self) -> str:
+        """Experiment and hash, e.g. `hippocampus-unet3d/2cb50ff146c0`; `find_run` accepts it."""
+        return f"{self.name}/{self.folder.name}"
+
+    # Cases
+
+    def groups(self) -> dict[str, str] | None:
+        """Return the group of each case by id; None if the competition has no groups."""
+        if not self.exp.competition.group:
+            return None
+        return dict(zip(self.cases["id"], self.cases["group"], strict=True))
+
+    def rows(self, ids: Iterable[str] | None = None) -> dict[str, SimpleNamespace]:
+        """Return rows of the case table by id, in the table's order: objects with an attribute for each column.
+
+        Args:
+            ids: of the cases to return; None: of all cases. Ids that are not in the table are ignored.
+        """
+        from competition.data.cases import case_rows
+
+        table = self.cases if ids is None else self.cases[self.cases["id"].isin(list(ids))]
+        return {row.id: row for row in case_rows(table)}
+
+    def fold_of(self) -> dict[str, int]:
+        """Return the fold that validates each case, by id, in the order of `folds`.
+
+        Cases that no fold validates have -1 (all folds train on them) or -2 (the test share).
+        """
+        return dict(zip(self.folds["id"], self.folds["fold"], strict=True))
+
+    def training_ids(self, fold: int) -> list[str]:
+        """Return the ids of the labelled cases that a fold trains on, in the order of `folds`.
+
+        Args:
+            fold: the fold; -1 is the fit on all cases, which also trains on the test share.
+        """
+        from competition.data.splits import HELD_OUT
+
+        return [case for case, number in self.fold_of().items() if fold < 0 or number not in (fold, HELD_OUT)]
+
+    def validation_cases(self, fold: int) -> pd.DataFrame:
+        """Return the rows of the case table that a fold validates; none for the fit on all cases (fold -1)."""
+        return self._cases_of_fold(fold) if fold >= 0 else self.cases.iloc[:0]
+
+    def test_share(self) -> pd.DataFrame:
+        """Return the rows of the case table that no fold trains on or validates; none without a test share.
+
+        The scheme `holdout` with three `folds.shares`, or a fold file with the fold -2, sets them.
+        """
+        from competition.data.splits import HELD_OUT
+
+        return self._cases_of_fold(HELD_OUT)
+
+    def _cases_of_fold(self, number: int) -> pd.DataFrame:
+        return self.cases[self.cases["id"].isin(self.folds.loc[self.folds["fold"] == number, "id"])]
+
+    # Members
+
     def fold_numbers(self) -> list[int]:
-        """Return the folds that validate cases."""
+        """Return the folds that validate cases, in order."""
         return sorted(int(number) for number in self.folds["fold"].unique() if number >= 0)
 
     def members(self) -> list[tuple[int, int]]:
-        """Return the (fold, seed) pairs to train; fold -1 is a fit on all cases."""
+        """Return the (fold, seed) pairs to train, as `folds.run` selects them; fold -1 is a fit on all cases.
+
+        Raises:
+            MaskfoldError: `folds.run` names a fold that does not exist (status 2).
+        """
         selected_folds = self.exp.folds.run
         folds = self.fold_numbers()
         if selected_folds == "full":
@@ -70,6 +164,114 @@ class Run:
             folds = list(selected_folds)
         return [(fold, seed) for fold in folds for seed in range(len(self.exp.seeds))]
 
+    def possible_members(self) -> list[tuple[int, int]]:
+        """Return the (fold, seed) pairs of all folds and of the fit on all cases (fold -1), selected or not."""
+        return [(fold, seed) for fold in (*self.fold_numbers(), -1) for seed in range(len(self.exp.seeds))]
+
+    def finished_members(self) -> list[tuple[int, int]]:
+        """Return the (fold, seed) pairs that are finished, including those that another command trained.
+
+        Raises:
+            MaskfoldError: a result is damaged.
+        """
+        return [member for member in self.possible_members() if self.result(*member) is not None]
+
+    def member_folder(self, fold: int, seed: int) -> Path:
+        """Return the folder of a member: `fold_0`, `fold_0_seed_1`, `full`."""
+        return self.folder / (("full" if fold < 0 else f"fold_{fold}") + (f"_seed_{seed}" if seed else ""))
+
+    def result(self, fold: int, seed: int) -> FoldResult | None:
+        """Read the result of a member; None while it is not finished.
+
+        Raises:
+            MaskfoldError: the file is damaged.
+        """
+        return FoldResult.read(self.member_folder(fold, seed))
+
+    def results(self) -> list[FoldResult]:
+        """Read the results of the finished members, in the order of `finished_members`.
+
+        Raises:
+            MaskfoldError: a result is damaged.
+        """
+        results = [self.result(*member) for member in self.possible_members()]
+        return [result for result in results if result is not None]
+
+    # Weights and predictions
+
+    def weights(self, fold: int, seed: int) -> Path:
+        """Return the file of the weights with which a member predicts: those that its result selects.
+
+        Raises:
+            MaskfoldError: the result is damaged.
+        """
+        result = self.result(fold, seed)
+        return self.member_folder(fold, seed) / (result.weights if result is not None else PLAIN_WEIGHTS)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return the weights of the finished members.
+
+        Raises:
+            MaskfoldError: a file is missing, or a result is damaged.
+        """
+        checkpoints = []
+        for fold, seed in self.finished_members():
+            path = self.weights(fold, seed)
+            try:
+                digest = sha256_of_file(path)
+            except OSError as error:
+                raise MaskfoldError(
+                    f"Cannot read the weights {path}: {error.strerror}.",
+                    f"Copy the file back, or delete {path.parent} and run the fold again.",
+                ) from error
+            checkpoints.append(Checkpoint(path, fold, seed, digest, path.stat().st_size))
+        return checkpoints
+
+    def networks(
+        self,
+        channels: int,
+        device: torch.device | str = "cpu",
+        context: Context = Context(),
+        members: Iterable[tuple[int, int]] | None = None,
+        *,
+        reuse: bool = False,
+    ) -> Iterator[nn.Module]:
+        """Yield the networks of members with their weights, in evaluation mode.
+
+        Args:
+            channels: of a preprocessed case.
+            device: on which the networks are.
+            context: has the trusted packages.
+            members: (fold, seed) pairs; None: the finished members.
+            reuse: yield one network again and again, each time with the next weights, to save memory.
+
+        Raises:
+            MaskfoldError: a file of weights is missing, damaged, or does not match the network.
+        """
+        from competition.models.build import build_network
+        from competition.runs.checkpoint import load_weights
+
+        network = None
+        for member in self.finished_members() if members is None else members:
+            if network is None or not reuse:
+                network = build_network(self.exp, channels * (self.exp.patch.slices or 1), context, pretrained=False)
+            load_weights(network, self.weights(*member))
+            network = network.to(device).eval()
+            yield network
+
+    def oof(self, folds: tuple[int, ...] | None = None, weights: str | None = None) -> OofPredictions:
+        """Return the out-of-fold predictions of the finished members.
+
+        Args:
+            folds: the folds to read; None: all that are finished.
+            weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`, whose predictions are read; None: the selected ones.
+        """
+        from competition.runs.oof import OofPredictions
+
+        return OofPredictions(self, folds, weights)
+
+    # Files
+
     def write(self) -> None:
         """Write the run's folder with `experiment.yaml`, `cases.csv` and `folds.csv`."""
         import pandas as pd
@@ -79,8 +281,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / VERSION_FILE, {"form": FORMAT_VERSION, "maskfold": __version__})
         write_yaml(resolve_config(self.exp), self.folder / "experiment.yaml")
-        write_table(self.cases, self.folder / "cases.csv")
-        write_folds(self.folds, self.folder / "folds.csv")
+        write_table(self.cases, self.folder / CASES_FILE)
+        write_folds(self.folds, self.folder / FOLDS_FILE)
         if self.skipped:
             write_table(pd.DataFrame(self.skipped, columns=["id", "reason"]), self.folder / SKIPPED_FILE)
         else:
@@ -112,151 +314,6 @@ class Run:
                 "Correct the files, or set fewer folds.",
             )
         return replace(self, cases=cases, folds=folds)
-
-    def member_folder(self, fold: int, seed: int) -> Path:
-        """Return the folder of a member: `fold_0`, `fold_0_seed_1`, `full`."""
-        return self.folder / (("full" if fold < 0 else f"fold_{fold}") + (f"_seed_{seed}" if seed else ""))
-
-
-@dataclass(frozen=True)
-class FoldJob:
-    """One member of a cross-validation run.
-
-    Attributes:
-        run: the run's folder, with `experiment.yaml`, `cases.csv` and `folds.csv`.
-        folder: the member's folder; no other process writes into it.
-        fold: the fold to validate; -1 is a fit on all cases.
-        seed: index into the experiment's seeds.
-        cache: the folder of prepared cases.
-        threads: CPU threads of all its processes together.
-        trust: additional packages that `target` may name.
-        patience: seconds to wait until a former process releases the folder's lock.
-    """
-
-    run: Path
-    folder: Path
-    fold: int
-    seed: int
-    cache: Path
-    threads: int
-    trust: tuple[str, ...] = ()
-    patience: float = 0.0
-
-    def to_json(self) -> str:
-        """Return the job as JSON."""
-        plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
-        return json.dumps(plain, indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> FoldJob:
-        """Parse the job that `to_json` returned.
-
-        Raises:
-            ValueError, KeyError, TypeError: the text is not such a job.
-        """
-        plain = parse_json_object(text)
-        for key in ("run", "folder", "cache"):
-            plain[key] = Path(plain[key])
-        job = cls(**{**plain, "trust": tuple(plain["trust"])})
-        if not all(type(number) is int for number in (job.fold, job.seed, job.threads)):
-            raise TypeError("fold, seed and threads must be integers")
-        return job
-
-    @classmethod
-    def read(cls, path: Path) -> FoldJob:
-        """Read a job from a file.
-
-        Raises:
-            MaskfoldError: the file is missing or damaged.
-        """
-        try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise damaged_error(
-                path, error, "Repeat the `maskfold` command of the run, which writes the file."
-            ) from error
-
-
-@dataclass(frozen=True)
-class FoldResult:
-    """The result of a finished member; `result.json` in its folder.
-
-    Attributes:
-        score: the competition's metric on the fold's out-of-fold masks; None for a fit on all cases.
-        dice: mean Dice per class over cases that have the class in truth or prediction; None if no case has it.
-        minutes: wall time of all processes that worked on the fold one after the other.
-        devices: processes that trained it; a step took `training.batch_size` samples on each.
-        skipped: steps skipped for a non-finite loss or gradient.
-        weights: the file name of the weights for prediction: `PLAIN_WEIGHTS`, or `SOUP_WEIGHTS` if the soup is better.
-        soup: the out-of-fold scores of the soup, see `competition.training.soup_selection`; None without one.
-        restored: times that training restored a checkpoint after such a step; each halves the learning rate.
-        halved: times that micro-batches were halved because memory ran out.
-        lessons: counts of the additional training data, see `competition.training.extra_data`.
-        peak_gib: peak memory of the CUDA device, else the peak resident memory of the process.
-    """
-
-    fold: int
-    seed: int
-    score: float | None
-    dice: dict[str, float | None]
-    epochs: int
-    steps: int
-    minutes: float
-    peak_gib: float
-    threads: int
-    precision: str
-    device: str
-    torch: str
-    stopped: str
-    weights: str = PLAIN_WEIGHTS
-    devices: int = 1
-    skipped: int = 0
-    restored: int = 0
-    halved: int = 0
-    lessons: dict[str, Any] = field(default_factory=dict)
-    soup: dict[str, Any] | None = None
-
-    @property
-    def prefix(self) -> str:
-        """The prefix of `oof`, `test`, `scores.csv` and `test_scores.csv` that belong to `weights`."""
-        return self.prefix_of(self.weights)
-
-    @staticmethod
-    def prefix_of(weights: str) -> str:
-        """Return the prefix for `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`."""
-        return "soup_" if weights == SOUP_WEIGHTS else ""
-
-    @classmethod
-    def read(cls, folder: Path) -> FoldResult | None:
-        """Read the result in a member's folder; None while it is not finished.
-
-        Raises:
-            MaskfoldError: the file is damaged.
-        """
-        path = folder / "result.json"
-        if not path.exists():
-            return None
-        try:
-            result = cls(**parse_json_object(path.read_bytes()))
-            integers = (result.fold, result.seed, result.steps, result.epochs, result.devices)
-            valid = (
-                all(isinstance(number, int) for number in integers)
-                and isinstance(result.score, float | int | None)
-                and isinstance(result.dice, dict)
-                and Path(result.weights).name == result.weights
-            )
-        except (OSError, ValueError, TypeError) as error:
-            raise _damaged(path, " ".join(str(error).split())[:160]) from error
-        if not valid:
-            raise _damaged(path, "it has invalid values")
-        return result
-
-
-def _damaged(path: Path, why: str) -> MaskfoldError:
-    return MaskfoldError(
-        f"The result {path} is damaged: {why}.",
-        "Restore it from a backup, or delete it: the same command makes it again from the checkpoint.",
-    )
 
 
 def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str] = ()) -> Run:
@@ -294,7 +351,7 @@ def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str]
             pd.read_csv(folder / f"{name}.csv", dtype={"id": str, "group": str, "stratum": str}, keep_default_na=False)
             for name in names
         )
-        folds = read_folds(folder / "folds.csv")
+        folds = read_folds(folder / FOLDS_FILE)
         if missing := [name for name in (*COLUMNS, "fold") if name not in (*cases.columns, *folds.columns)]:
             raise ValueError(f"the column {missing[0]} is missing")
         if unmatched := sorted(set(cases["id"]) ^ set(folds["id"])):
@@ -304,7 +361,7 @@ def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str]
                 json.loads(text)
     except (OSError, ValueError, TypeError, RecursionError) as error:  # pandas' own errors are ValueErrors
         raise MaskfoldError(
-            f"{folder / 'cases.csv'} cannot be read ({' '.join(str(error).split())[:160]}).",
+            f"{folder / CASES_FILE} cannot be read ({' '.join(str(error).split())[:160]}).",
             "Copy the run's folder again from where it was made, or start another run with --new.",
         ) from error
     cases.attrs["skipped"] = sorted(read_skipped(folder).items())
@@ -343,12 +400,6 @@ def read_version(folder: Path) -> str | None:
             f"Use that version: pip install maskfold=={version}.",
         )
     return version
-
-
-def finished_results(run: Run) -> list[FoldResult]:
-    """Return the results of all finished members, including those that another command trained."""
-    members = [(fold, seed) for fold in (*run.fold_numbers(), -1) for seed in range(len(run.exp.seeds))]
-    return [result for fold, seed in members if (result := FoldResult.read(run.member_folder(fold, seed)))]
 
 
 def run_hash(exp: Experiment, data_hash: str) -> str:

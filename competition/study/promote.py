@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.study.study import StudySession, best_trials
@@ -57,15 +58,15 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
     trials_0 = [trial for trial in session.finished if trial.user_attrs.get("own")]
     if not trials_0:
         raise MaskfoldError(f"Trial 0 of {session.name} is not finished.", "Run more trials.")
-    trial_0 = trials_0[0]
+    trial_0, context = trials_0[0], Context(session.source.trust, say)
     selected_folds = session.source.load().folds.run
     used = set(selected_folds) if isinstance(selected_folds, list) else None  # None: all
     tables: dict[int, pd.DataFrame] = {}
     results: list[PromotionResult] = []
     for trial in [trial_0, *(trial for trial in selected if trial.number != trial_0.number)]:
-        run, scores = _train(session, trial_overrides(trial), trial.number, say)
+        run, scores = _train(session, trial_overrides(trial), trial.number, context)
         tables[trial.number] = scores
-        metric, groups = run.exp.competition.metric, _groups(run)
+        metric, groups = run.exp.competition.metric, run.groups()
         if used is not None and set(scores["fold"]) <= used:
             used = None  # the list names every fold
         unseen, reference = scores, tables[trial_0.number]
@@ -85,9 +86,7 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
     return results
 
 
-def _train(
-    session: StudySession, overrides: list[str], number: int, say: Callable[[str], None]
-) -> tuple[Any, pd.DataFrame]:
+def _train(session: StudySession, overrides: list[str], number: int, context: Context) -> tuple[Any, pd.DataFrame]:
     """Train a trial on all folds; return its run and its scores."""
     from competition.metrics.scoring import read_scores
     from competition.runs.lock import run_lock
@@ -97,16 +96,11 @@ def _train(
     exp = session.source.load(overrides)
     exp = exp.model_copy(update={"folds": exp.folds.model_copy(update={"run": None})})  # None: all folds
     run = open_run(exp, trial_runs_name(session.source, exp.competition.name))
-    say(f"trial {number} on all folds: {' '.join(overrides)}")
-    run = prepare_run(run, lambda _: None, session.source.trust)
+    context.say(f"trial {number} on all folds: {' '.join(overrides)}")
+    run = prepare_run(run, context.silent())
     with (
-        run_lock(run.folder, say=say),
+        run_lock(run.folder, say=context.say),
         MlflowSync(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=session.folder),
     ):
-        run_cv(run, lambda line: say(f"  {line}"), session.source.trust)
+        run_cv(run, context.indented())
     return run, read_scores(run.folder / "scores.csv")
-
-
-def _groups(run: Any) -> dict[str, str] | None:
-    cases = run.cases
-    return dict(zip(cases["id"], cases["group"], strict=True)) if run.exp.competition.group else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from competition.config.loading import resolve_config, write_yaml
 from competition.config.study import StudyConfig
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import damaged_error, read_record, write_json
 from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 HINT = "Run the same `maskfold study` again to write it."  # for a damaged `trials.json`
 MAX_FAILURES = 10  # consecutive failed trials after which the study stops, because the cause is not in the trials
 MAX_DUPLICATES = 20  # consecutive samples of existing trials after which the space counts as exhausted
-Say = Callable[[str], None]
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     return session
 
 
-def run_study(session: StudySession, count: int, say: Say) -> None:
+def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> None:
     """Run trials until `count` are finished in total, by this and other processes.
 
     Args:
@@ -154,8 +154,9 @@ def run_study(session: StudySession, count: int, say: Say) -> None:
     Raises:
         MaskfoldError: trial 0, the unchanged YAML, fails, or several trials in a row do.
     """
-    worker = TrialRunner(session.source, session.config, session.folder, say)
-    while _run_next(session, worker, count, say):
+    context = Context(session.source.trust, say)
+    worker = TrialRunner(session.source, session.config, session.folder, context)
+    while _run_next(session, worker, count, context):
         write_trials(session)
         if worker.duplicates >= MAX_DUPLICATES:
             say(
@@ -167,9 +168,9 @@ def run_study(session: StudySession, count: int, say: Say) -> None:
     write_trials(session)
 
 
-def _run_next(session: StudySession, worker: TrialRunner, count: int, say: Say) -> bool:
+def _run_next(session: StudySession, worker: TrialRunner, count: int, context: Context) -> bool:
     """Run one trial, or wait for a trial of another process; return False if nothing is left to do."""
-    requeue_stale_trials(session, say)
+    requeue_stale_trials(session, context)
     with study_lock(session.storage, session.name) as release_lock:
         trials = session.trials
         done, running = len(session.finished), sum(trial.state.name == "RUNNING" for trial in trials)
@@ -186,7 +187,7 @@ def _run_next(session: StudySession, worker: TrialRunner, count: int, say: Say) 
             return True
     if done >= count or running == 0:
         return False
-    return _wait_for_others(session, say)
+    return _wait_for_others(session, context)
 
 
 def _requeue_interrupted(session: StudySession, number: int | None) -> None:
@@ -198,12 +199,12 @@ def _requeue_interrupted(session: StudySession, number: int | None) -> None:
             RetryHeartbeatStaleTrialCallback()(session.optuna_study, trial)
 
 
-def _wait_for_others(session: StudySession, say: Say) -> bool:
+def _wait_for_others(session: StudySession, context: Context) -> bool:
     """Wait for trials of other processes; return whether one has ended or its process has died."""
     from optuna.storages import fail_stale_trials
 
     running = sum(trial.state.name == "RUNNING" for trial in session.trials)
-    say(f"{running} trials run in other processes; waiting for their heartbeats")
+    context.say(f"{running} trials run in other processes; waiting for their heartbeats")
     before = len(session.finished)
     deadline = time.monotonic() + HEARTBEAT_GRACE + 2 * HEARTBEAT_INTERVAL
     while time.monotonic() < deadline:
@@ -212,11 +213,11 @@ def _wait_for_others(session: StudySession, say: Say) -> bool:
         if waiting or len(session.finished) != before:
             return True
         time.sleep(2.0)
-    say("they are still running; nothing is left for this process")
+    context.say("they are still running; nothing is left for this process")
     return False
 
 
-def requeue_stale_trials(session: StudySession, say: Say) -> None:
+def requeue_stale_trials(session: StudySession, context: Context) -> None:
     """Queue trials again whose process on this machine was killed; their finished folds are kept."""
     import optuna
     from optuna.storages import RetryHeartbeatStaleTrialCallback
@@ -228,7 +229,7 @@ def requeue_stale_trials(session: StudySession, say: Say) -> None:
             except (ValueError, RuntimeError):
                 continue  # another process was faster
             RetryHeartbeatStaleTrialCallback(MAX_RETRIES)(session.optuna_study, trial)
-            say(f"trial {trial.number} was killed; it is queued again and will be resumed")
+            context.say(f"trial {trial.number} was killed; it is queued again and will be resumed")
 
 
 def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:

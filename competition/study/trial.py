@@ -13,10 +13,11 @@ import numpy as np
 from competition.config.competition import MetricConfig
 from competition.config.metric import Direction
 from competition.config.study import StudyConfig
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import read_metrics_lines, write_json
 from competition.metrics.scoring import read_scores
-from competition.runs.run import FoldResult, Run
+from competition.runs.run import Run
 from competition.study.space import ExperimentSource, suggest_overrides
 from competition.study.storage import PROCESS_ATTRIBUTE, current_process
 from competition.text import nearest_names
@@ -95,7 +96,9 @@ def objective_directions(config: StudyConfig, metric: MetricConfig) -> list[Lite
     return ["minimize" if is_minimised(name) else "maximize" for name in config.objectives]
 
 
-def measure_objectives(run: Run, summary: CvSummary, config: StudyConfig) -> dict[str, float]:
+def measure_objectives(
+    run: Run, summary: CvSummary, config: StudyConfig, context: Context = Context()
+) -> dict[str, float]:
     """Return each objective and constraint of a finished trial.
 
     `score` is the competition's metric on the out-of-fold predictions, `dice_<class>` a class's mean Dice, `minutes`
@@ -114,7 +117,7 @@ def measure_objectives(run: Run, summary: CvSummary, config: StudyConfig) -> dic
             per_fold = [float(fold[name]) for fold in summary.folds]
             value = sum(per_fold) if name == "minutes" else max(per_fold)
         elif name == "inference_seconds":
-            value = inference_seconds(run)
+            value = inference_seconds(run, context)
         else:
             value = summary.dice.get(name.removeprefix("dice_"))
         if value is None or value != value:
@@ -126,13 +129,14 @@ def measure_objectives(run: Run, summary: CvSummary, config: StudyConfig) -> dic
     return values
 
 
-def inference_seconds(run: Run) -> float:
+def inference_seconds(run: Run, context: Context = Context()) -> float:
     """Return the mean time in seconds that the first member's network takes per case, including preprocessing."""
-    from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+    from competition.data.cases import case_rows
+    from competition.ensembling.ensemble import EnsemblePredictor
     from competition.runs.blend import Ensemble
 
     rows = case_rows(run.cases.iloc[:: max(1, len(run.cases) // TIMED_CASES)].head(TIMED_CASES))
-    predictor = EnsemblePredictor(Ensemble((run,), (1.0,)), rows[0])
+    predictor = EnsemblePredictor(Ensemble((run,), (1.0,)), rows[0], context)
     run_networks, _ = predictor.weighted_runs[0]
     del run_networks.networks[1:]
     predictor.probabilities(rows[0])  # warm-up
@@ -175,7 +179,7 @@ class PruningCallback:
         self.case_index = {case: index for index, case in enumerate(run.cases["id"])}
         self.fold_of = {
             self.case_index[str(case)]: int(fold)
-            for case, fold in run.folds[["id", "fold"]].itertuples(index=False)
+            for case, fold in run.fold_of().items()
             if str(case) in self.case_index
         }
         self.reported: set[int] = set()
@@ -211,9 +215,9 @@ class PruningCallback:
         """Return new (index in the case table, score) of the cases of finished folds."""
         scores = []
         for fold, seed in self.run.members():
-            folder = self.run.member_folder(fold, seed)
-            if seed == 0 and FoldResult.read(folder) is not None and (folder / "scores.csv").exists():
-                table = read_scores(folder / "scores.csv")
+            file = self.run.member_folder(fold, seed) / "scores.csv"
+            if seed == 0 and self.run.result(fold, seed) is not None and file.exists():
+                table = read_scores(file)
                 means = table.groupby("id", sort=False)["score"].mean().dropna()
                 scores += [(self.case_index[str(case)], float(value)) for case, value in means.items()]
         return [(step, score) for step, score in scores if step not in self.reported]
@@ -228,7 +232,7 @@ class PruningCallback:
                 for line in read_metrics_lines(folder / "metrics.jsonl")
                 if "val/score" in line.metrics
             ]
-            if FoldResult.read(folder) is None:
+            if self.run.result(fold, seed) is None:
                 break
         return [(step, score) for step, score in scores if step not in self.reported]
 
@@ -250,11 +254,11 @@ class TrialRunner:
         source: the experiment.
         config: the `study` section.
         folder: folder of the study.
-        say: receives messages for the user.
+        context: has the trusted packages and the log.
     """
 
-    def __init__(self, source: ExperimentSource, config: StudyConfig, folder: Path, say: Callable[[str], None]) -> None:
-        self.source, self.config, self.folder, self.say = source, config, folder, say
+    def __init__(self, source: ExperimentSource, config: StudyConfig, folder: Path, context: Context) -> None:
+        self.source, self.config, self.folder, self.context = source, config, folder, context
         self.release_lock: Callable[[], None] = lambda: None
         self.number: int | None = None  # of the present or last trial
         self.duplicates = 0  # consecutive samples that repeated existing trials
@@ -272,7 +276,7 @@ class TrialRunner:
         overrides = suggest_overrides(trial, self.config)
         if (same := _equal_trial(trial)) is not None:
             self.duplicates += 1
-            self.say(f"trial {trial.number} would repeat trial {same}; sampling again")
+            self.context.say(f"trial {trial.number} would repeat trial {same}; sampling again")
             raise DuplicateTrial(f"as trial {same}")
         self.duplicates = 0
         self.release_lock()  # the trial is reserved, so the next process may sample
@@ -281,7 +285,7 @@ class TrialRunner:
         except MaskfoldError as error:
             reason = f"{error}{self._describe_high_loss(trial)}"
             trial.set_user_attr(REASON_ATTRIBUTE, reason[:2000])
-            self.say(f"trial {trial.number} failed: {reason}")
+            self.context.say(f"trial {trial.number} failed: {reason}")
             raise
 
     def _run(self, trial: optuna.Trial, overrides: list[str]) -> tuple[float, ...]:
@@ -291,25 +295,28 @@ class TrialRunner:
         from competition.tracking.sync import MlflowSync
         from competition.training.cross_validate import open_run, prepare_run, run_cv
 
-        self.say(f"trial {trial.number}: {' '.join(overrides)}")
+        self.context.say(f"trial {trial.number}: {' '.join(overrides)}")
         trial.set_user_attr("words", overrides)
         exp = self.source.load(overrides)
         run = open_run(exp, trial_runs_name(self.source, exp.competition.name))
         trial.set_user_attr("run", str(run.folder))
-        run = prepare_run(run, lambda _: None, self.source.trust)
+        run = prepare_run(run, self.context.silent())
         pruning = PruningCallback(run, trial, self.config)
         name = f"trial {trial.number} · {run.folder.name}"
-        with run_lock(run.folder, say=self.say), MlflowSync(run.folder, exp, name=name, study=self.folder) as uploads:
+        with (
+            run_lock(run.folder, say=self.context.say),
+            MlflowSync(run.folder, exp, name=name, study=self.folder) as uploads,
+        ):
             try:
-                summary = run_cv(run, lambda line: self.say(f"  {line}"), self.source.trust, pruning)
+                summary = run_cv(run, self.context.indented(), pruning)
                 if self.config.pruner == "wilcoxon":
                     pruning.poll()  # reports the last fold, with which later trials are compared
-                measured = measure_objectives(run, summary, self.config)
+                measured = measure_objectives(run, summary, self.config, self.context)
             except TrialStopped as pruned:
                 trial.set_user_attr(REASON_ATTRIBUTE, str(pruned))
                 _write_stop_reason(run, str(pruned))
                 uploads.set_status("KILLED")
-                self.say(f"trial {trial.number} {pruned}")
+                self.context.say(f"trial {trial.number} {pruned}")
                 raise optuna.TrialPruned(str(pruned)) from None
             except MaskfoldError as error:
                 _write_stop_reason(run, f"failed: {error}")
@@ -317,7 +324,7 @@ class TrialRunner:
         for name, bound in self.config.constraints.items():
             trial.set_constraint(name, measured[name] - bound)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
-        self.say(f"trial {trial.number} complete: {shown}")
+        self.context.say(f"trial {trial.number} complete: {shown}")
         return tuple(measured[name] for name in self.config.objectives)
 
     def _describe_high_loss(self, trial: optuna.Trial) -> str:

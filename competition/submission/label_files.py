@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from competition.config.competition import Competition, TestFiles
 from competition.config.postprocess import PostprocessConfig
-from competition.data.cases import case_table
+from competition.context import Context
+from competition.data.cases import case_rows, case_table
 from competition.data.patterns import match_cases, warn_skipped
 from competition.data.readers import has_reader, load_image
-from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, ensure_writable
 from competition.postprocessing.pipeline import CasePrediction, postprocess
@@ -78,7 +79,7 @@ def predict_images(
     runs: Sequence[Run],
     images: Path,
     output: Path,
-    trust: tuple[str, ...] = (),
+    context: Context = Context(),
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
     pictures: int = 0,
 ) -> list[LabelFiles]:
@@ -93,7 +94,7 @@ def predict_images(
             steps, are applied.
         images: the folder; names as in `test.images` or `train.images`, or one image file per case.
         output: the output folder.
-        trust: additional packages that `target` may name.
+        context: has the trusted packages.
         progress: wraps the cases; receives the iterator and the number of cases.
         pictures: for how many cases, from the first, to draw image and prediction in `pictures/{id}.png`.
 
@@ -109,7 +110,7 @@ def predict_images(
     comp = competition_for_folder(runs[0].exp.competition, images)
     rows = case_rows(warn_skipped(case_table(comp, "test")))
     moved = [replace(run, exp=run.exp.model_copy(update={"competition": comp})) for run in runs]
-    predictor = EnsemblePredictor(Ensemble(tuple(moved), tuple([1 / len(moved)] * len(moved))), rows[0], trust)
+    predictor = EnsemblePredictor(Ensemble(tuple(moved), tuple([1 / len(moved)] * len(moved))), rows[0], context)
     output.mkdir(parents=True, exist_ok=True)
     settings = label_file_settings(runs)
     predictions = []

@@ -13,25 +13,24 @@ from typing import Any
 
 from competition.config.competition import MetricConfig
 from competition.config.metric import Direction
+from competition.context import Context, no_log
 from competition.data.cases import case_table
 from competition.data.patterns import warn_skipped
 from competition.data.readers import load_image
-from competition.ensembling.ensemble import Checkpoint, EnsemblePredictor
-from competition.ensembling.expected import ExpectedScore, case_groups, estimate_score
+from competition.ensembling.ensemble import EnsemblePredictor
+from competition.ensembling.expected import ExpectedScore, estimate_score
 from competition.ensembling.weights import FittedWeights, fit_weights
 from competition.errors import MaskfoldError
-from competition.io import ensure_writable, make_temporary_path, write_json, write_table
+from competition.io import ensure_writable, make_temporary_path, sha256_of_file, write_json, write_table
 from competition.metrics.bootstrap import cv_score
 from competition.postprocessing.pipeline import postprocess
 from competition.runs.blend import Ensemble, check_same_competition
-from competition.runs.find import list_finished_members
-from competition.runs.run import Run
+from competition.runs.run import Checkpoint, Run
 from competition.submission.testset import TestSet
 from competition.submission.validate import ValidationReport
 from competition.submission.writer import MaskItem, write_submission
 
 SUBMISSIONS_FOLDER = Path("submissions")
-LogFunction = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def submit(
     weights: Sequence[float] | str | None = None,
     output: Path | None = None,
     trust: tuple[str, ...] = (),
-    say: LogFunction = lambda _: None,
+    say: Callable[[str], None] = no_log,
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
 ) -> SubmissionResult:
     """Predict the test cases with every fold of every run and write the host's file.
@@ -78,6 +77,7 @@ def submit(
         MaskfoldError: an input is missing, damaged or inconsistent; most checks run before prediction starts. No CSV
             is left behind.
     """
+    context = Context(trust, say)
     check_same_competition(runs)
     ensemble = Ensemble(tuple(runs), normalize_weights(weights, len(runs)))
     comp = ensemble.comp
@@ -85,20 +85,20 @@ def submit(
     path = output or SUBMISSIONS_FOLDER / comp.name / f"{_name(runs, weights)}.csv"
     _check_output(path)
     _check_images_readable(tests)
-    predictor = EnsemblePredictor(ensemble, tests.rows[0], trust)
+    predictor = EnsemblePredictor(ensemble, tests.rows[0], context)
     say(
         f"{sum(map(len, predictor.checkpoints.values()))} networks of {len(runs)} "
         f"run{'s' * (len(runs) > 1)}, {len(tests)} test cases"
     )
     for run in runs:
-        if missing := [member for member in run.members() if member not in list_finished_members(run)]:
+        if missing := [member for member in run.members() if member not in run.finished_members()]:
             say(
                 f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished; "
                 "only the finished ones predict"
             )
-    ensemble, fitted, expected = fit_on_oof(ensemble, weights, len(tests), say)
+    ensemble, fitted, expected = fit_on_oof(ensemble, weights, len(tests), context)
     if fitted is not None:
-        predictor = EnsemblePredictor(ensemble, tests.rows[0], trust)
+        predictor = EnsemblePredictor(ensemble, tests.rows[0], context)
     settings = expected.settings if expected is not None else runs[0].exp.postprocess
 
     def masks() -> Iterator[MaskItem]:
@@ -122,7 +122,7 @@ def submit(
 
 
 def fit_on_oof(
-    ensemble: Ensemble, weights: Sequence[float] | str | None, test_cases: int, say: LogFunction
+    ensemble: Ensemble, weights: Sequence[float] | str | None, test_cases: int, context: Context
 ) -> tuple[Ensemble, FittedWeights | None, ExpectedScore | None]:
     """Fit ensemble weights (if `auto`) and post-processing on OOF predictions, and estimate the test score.
 
@@ -131,14 +131,14 @@ def fit_on_oof(
     """
     runs, fitted = ensemble.runs, None
     if weights == "auto" and len(runs) > 1:
-        fitted = fit_weights(ensemble, runs[0].exp.seeds[0], case_groups(ensemble), say)
+        fitted = fit_weights(ensemble, runs[0].exp.seeds[0], runs[0].groups(), context)
         for line in fitted.report_lines([run.folder.name for run in runs]):
-            say(line)
+            context.say(line)
         ensemble = replace(ensemble, weights=fitted.weights, fold_weights=fitted.fold_weights)
-    expected = estimate_score(ensemble, test_cases, say) if _has_oof_predictions(ensemble) else None
+    expected = estimate_score(ensemble, test_cases, context) if _has_oof_predictions(ensemble) else None
     if expected is not None and expected.tuning is not None:
         for line in expected.tuning.report_lines():
-            say(line)
+            context.say(line)
     return ensemble, fitted, expected
 
 
@@ -170,12 +170,10 @@ def submission_summary(
         }
         for run, weight in zip(ensemble.runs, ensemble.weights, strict=True)
     ]
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
         "competition": ensemble.comp.name,
         "file": name,
-        "sha256": digest,
+        "sha256": sha256_of_file(path),
         "rows": validation.rows,
         "empty_rows": validation.empty,
         "runs": run_entries,

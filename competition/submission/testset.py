@@ -12,8 +12,9 @@ import numpy as np
 
 from competition.config.competition import Competition
 from competition.config.profiles import Profile, profile_of
+from competition.data.cases import case_rows
 from competition.data.patterns import SliceFile, slice_aliases
-from competition.ensembling.ensemble import case_rows, list_slices
+from competition.ensembling.ensemble import list_slices
 from competition.errors import MaskfoldError
 from competition.postprocessing.pipeline import CasePrediction
 from competition.submission.reader import IdLookup, SampleSubmission, format_key, read_sample

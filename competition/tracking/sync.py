@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from competition.config.experiment import Experiment
 from competition.io import read_metrics_lines
 from competition.redact import redact
+from competition.runs.fold import RESULT_FILE
+from competition.runs.run import CASES_FILE, FOLDS_FILE
 from competition.tracking.provenance import record_environment
 from competition.tracking.store import (
     VIEW_TAG,
@@ -59,10 +61,10 @@ RUN_KEY = "."  # name of the run's own folder among the folds' folders
 RUN_FILES = (
     "experiment.yaml",
     "version.json",
-    "cases.csv",
+    CASES_FILE,
     "skipped.csv",
     "besides_*.csv",
-    "folds.csv",
+    FOLDS_FILE,
     "scores.csv",
     "summary.json",
     "postprocess.json",
@@ -71,7 +73,7 @@ RUN_FILES = (
     "*.html",
 )
 FOLD_FILES = ("experiment.yaml", "curves.png", "*scores.csv", "pictures/*.png")
-FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", "result.json", "*.safetensors")
+FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", RESULT_FILE, "*.safetensors")
 RESULT_TAGS = ("metric", "stopped", "precision", "device", "torch")  # keys of a result file that become tags
 CHECKPOINT_FILE = "last.pt"  # uploaded only for finished folds
 TOKEN_TAG = "mlflow.maskfold.delivery"  # MLflow's pages hide tags that begin with `mlflow.`
@@ -126,8 +128,8 @@ class RunUploader:
         self._upload_files(RUN_KEY, RUN_FILES)
         for name in names:
             self._upload_files(name, FOLD_FILES)
-            if (self.folder / name / "result.json").exists():
-                self._upload_result(name, "result.json")
+            if (self.folder / name / RESULT_FILE).exists():
+                self._upload_result(name, RESULT_FILE)
                 self._set_ended(name, "FINISHED")
         self._upload_result(RUN_KEY, "summary.json", prefix="cv_" if self.metadata.tags["kind"] == "cv" else "")
         self._set_parent_study()
@@ -224,7 +226,7 @@ class RunUploader:
         uploaded = self.state.uploaded(name)
         if uploaded.status == status:
             return
-        result = self.folder / name / "result.json"
+        result = self.folder / name / RESULT_FILE
         ended = result.stat().st_mtime if status == "FINISHED" and result.exists() else time.time()
         self.client.set_terminated(self._run_id(name), status, end_time=round(1000 * ended))
         self.calls += 1

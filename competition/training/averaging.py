@@ -216,9 +216,7 @@ def check_soup(run: Run) -> None:
             status=2,
         )
     for fold in run.fold_numbers():
-        split_halves(
-            run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == fold, "id"])], fold, run.exp.seeds[0]
-        )
+        split_halves(run.validation_cases(fold), fold, run.exp.seeds[0])
 
 
 def _parse_file_name(path: Path) -> SoupCandidate:

@@ -15,21 +15,15 @@ import torch
 
 from competition.config.competition import MetricConfig
 from competition.config.experiment import Experiment
+from competition.context import Context
+from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
 from competition.io import nan_to_none, remove_all_stale_temp, write_json, write_table
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, paired_gain
 from competition.metrics.scoring import read_scores
+from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.oof import OofStore
-from competition.runs.run import (
-    CACHE_FOLDER,
-    RUNS_FOLDER,
-    FoldJob,
-    FoldResult,
-    Run,
-    finished_results,
-    read_skipped,
-    run_hash,
-)
+from competition.runs.run import CACHE_FOLDER, RUNS_FOLDER, Run, read_skipped, run_hash
 from competition.text import format_number
 from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
 
@@ -107,8 +101,12 @@ def _numbered_folder(base: Path, number: int) -> Path:
     return base if number == 1 else base.with_name(f"{base.name}-{number}")
 
 
-def prepare_run(run: Run, say: Callable[[str], None], trust: tuple[str, ...] = ()) -> Run:
+def prepare_run(run: Run, context: Context = Context()) -> Run:
     """Check the run, preprocess all cases, and write the run's folder, before any fold starts.
+
+    Args:
+        run: the run, from `open_run`.
+        context: has the trusted packages and the log.
 
     Returns:
         The run; with `on_bad_case: skip` without the cases that cannot be preprocessed.
@@ -127,18 +125,18 @@ def prepare_run(run: Run, say: Callable[[str], None], trust: tuple[str, ...] = (
     from competition.training.guards import oom_as_error
     from competition.training.lineage import check_initial_weights
 
-    if not unfinished_jobs(run, trust):
+    if not unfinished_jobs(run, context):
         ids = set(run.cases["id"])
         return run.without_cases({case: why for case, why in read_skipped(run.folder).items() if case in ids})
     remove_all_stale_temp(CACHE_FOLDER)
     _check_same_training(run)
     check_soup(run)
     if run.exp.init_from is not None:
-        for job in unfinished_jobs(run, trust):
+        for job in unfinished_jobs(run, context):
             check_initial_weights(Path(run.exp.init_from), job, run)
-    check_extra_data(run, unfinished_jobs(run, trust))
-    check_targets(run.exp, trust)
-    build_loader_transform(run.exp, trust)  # this and the next two only check their sections
+    check_extra_data(run, unfinished_jobs(run, context))
+    check_targets(run.exp, context.trust)
+    build_loader_transform(run.exp, context)  # this and the next two only check their sections
     build_batch_transform(run.exp)
     tta_views(run.exp)
     one_by_one = (preprocess_cases(run.cases.iloc[[index]], run.exp, CACHE_FOLDER) for index in range(len(run.cases)))
@@ -146,10 +144,10 @@ def prepare_run(run: Run, say: Callable[[str], None], trust: tuple[str, ...] = (
     if folder is None:
         raise MaskfoldError("No case can be prepared.", "Set competition.on_bad_case=stop to see the reason.")
     channels = int(PreprocessedCase.open(folder).image.shape[0])
-    validate_network(run.exp, channels * (run.exp.patch.slices or 1), trust)
+    validate_network(run.exp, channels * (run.exp.patch.slices or 1), context)
     with oom_as_error("preparing the cases"):
         skipped: dict[str, str] = {}
-        prepared = preprocess_cases(run.cases, run.exp, CACHE_FOLDER, progress=say, skipped=skipped)
+        prepared = preprocess_cases(run.cases, run.exp, CACHE_FOLDER, progress=context.say, skipped=skipped)
     for case, path in prepared.items():
         case_channels = int(PreprocessedCase.open(path).image.shape[0])
         if case_channels != channels:
@@ -158,9 +156,9 @@ def prepare_run(run: Run, say: Callable[[str], None], trust: tuple[str, ...] = (
                 "Set prepare.channels to grey or rgb, or correct the case.",
             )
     for case, why in skipped.items():
-        say(f"note: case {case} is skipped: {why}")
+        context.say(f"note: case {case} is skipped: {why}")
     run = run.without_cases(skipped)
-    prepare_extra_data(run, unfinished_jobs(run, trust), prepared, CACHE_FOLDER, say)
+    prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
     run.write()
     return run
 
@@ -168,7 +166,7 @@ def prepare_run(run: Run, say: Callable[[str], None], trust: tuple[str, ...] = (
 def _check_same_training(run: Run) -> None:
     """Check that the finished folds were trained in the same way as the next ones will be."""
     devices, batch_size, on_nan = run.exp.run.devices, run.exp.training.batch_size, run.exp.training.on_nan
-    for result in finished_results(run):
+    for result in run.results():
         if result.devices != devices:
             raise MaskfoldError(
                 f"{run.member_folder(result.fold, result.seed)} was trained with run.devices={result.devices} "
@@ -183,15 +181,12 @@ def _check_same_training(run: Run) -> None:
             )
 
 
-def run_cv(
-    run: Run, say: Callable[[str], None], trust: tuple[str, ...] = (), should_stop: Callable[[], None] = lambda: None
-) -> CvSummary:
+def run_cv(run: Run, context: Context = Context(), should_stop: Callable[[], None] = lambda: None) -> CvSummary:
     """Train the folds that are not finished, then score all finished folds.
 
     Args:
         run: the run, from `open_run` and `prepare_run`.
-        say: takes lines for the user.
-        trust: additional packages that `target` may name.
+        context: has the trusted packages and the log.
         should_stop: called while folds run; an exception stops the folds, each with a checkpoint.
 
     Returns:
@@ -203,17 +198,17 @@ def run_cv(
     from competition.training.executors import make_executor
 
     remove_all_stale_temp(run.folder)
-    if jobs := unfinished_jobs(run, trust):
-        make_executor(run.exp).run(jobs, say, should_stop)
+    if jobs := unfinished_jobs(run, context):
+        make_executor(run.exp).run(jobs, context.say, should_stop)
     return summarize_run(run)
 
 
-def unfinished_jobs(run: Run, trust: tuple[str, ...] = ()) -> list[FoldJob]:
+def unfinished_jobs(run: Run, context: Context = Context()) -> list[FoldJob]:
     """Return the jobs that are not finished."""
-    return [job for job in make_jobs(run, trust) if FoldResult.read(job.folder) is None]
+    return [job for job in make_jobs(run, context) if FoldResult.read(job.folder) is None]
 
 
-def make_jobs(run: Run, trust: tuple[str, ...] = ()) -> list[FoldJob]:
+def make_jobs(run: Run, context: Context = Context()) -> list[FoldJob]:
     """Return a job for each fold and seed of the experiment."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     threads = run.exp.run.threads or max(1, cores // run.exp.run.parallel_folds)
@@ -225,7 +220,7 @@ def make_jobs(run: Run, trust: tuple[str, ...] = ()) -> list[FoldJob]:
             seed,
             CACHE_FOLDER.resolve(),
             threads,
-            trust,
+            context.trust,
         )
         for fold, seed in run.members()
     ]
@@ -240,7 +235,7 @@ def summarize_run(run: Run) -> CvSummary:
 
     comp = run.exp.competition
     soup = select_soup(run)
-    results = finished_results(run)
+    results = run.results()
     folds = sorted({result.fold for result in results if result.fold >= 0})
     tables = [fold_scores(run, fold, [r for r in results if r.fold == fold]) for fold in folds]
     plain = [asdict(result) for result in results]
@@ -249,7 +244,7 @@ def summarize_run(run: Run) -> CvSummary:
     else:
         scores = pd.concat(tables, ignore_index=True)
         write_table(scores, run.folder / "scores.csv")
-        groups = dict(zip(run.cases["id"], run.cases["group"], strict=True)) if comp.group else None
+        groups = run.groups()
         low, high = bootstrap_interval(scores, comp.metric, seed=run.exp.seeds[0], groups=groups)
         intervals = {name: _dice_interval(scores, name, run.exp.seeds[0], groups) for name in comp.classes}
         test_tables = [
@@ -298,18 +293,18 @@ def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None
         Score rows; None if the run has no test share.
     """
     locations = [(run.member_folder(member.fold, member.seed), member.prefix) for member in members]
-    if not locations or not (run.folds["fold"] == -2).any():
+    cases = run.test_share()
+    if not locations or cases.empty:
         return None
     if len(locations) == 1:
         folder, prefix = locations[0]
         return read_scores(folder / f"{prefix}test_scores.csv")
     stores = [OofStore(folder / f"{prefix}test", run.exp.inference.store) for folder, prefix in locations]
-    cases = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
     evaluator = Evaluator(run.exp, cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     scores: list[dict[str, Any]] = []
     for row in evaluator.iter_cases():
         mean = np.asarray(np.mean([store.read(row.id) for store in stores], axis=0, dtype=np.float32), np.float16)
-        scores += evaluator.score(mean, row, -2)[0]
+        scores += evaluator.score(mean, row, HELD_OUT)[0]
     return pd.DataFrame(scores)
 
 

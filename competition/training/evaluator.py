@@ -23,8 +23,9 @@ from competition.data.readers import load_image
 from competition.inference.predict import Prediction, predict_case_with_presence, to_masks
 from competition.metrics.bootstrap import cv_score
 from competition.metrics.scoring import read_scores, score_case
-from competition.runs.oof import OofPredictions, OofStore
-from competition.runs.run import FoldResult, Run
+from competition.runs.fold import FoldResult
+from competition.runs.oof import OofStore
+from competition.runs.run import Run
 from competition.viz.overlays import draw_case
 
 
@@ -177,7 +178,7 @@ def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | N
     if len(folders) == 1:
         prefix = members[0].prefix_of(weights or members[0].weights)
         return read_scores(folders[0] / f"{prefix}scores.csv")
-    oof = OofPredictions(run, (fold,), weights)
+    oof = run.oof((fold,), weights)
     evaluator = Evaluator(run.exp, oof.cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     scores: list[dict[str, Any]] = []
     for row in evaluator.iter_cases():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from competition.config.experiment import Experiment
-from competition.runs.run import FoldJob
+from competition.runs.fold import FoldJob
 from competition.training.fold_process import FoldProcess, LogTail, raise_for_status, start_fold, stop_folds
 
 POLL_SECONDS = 0.2  # seconds between two reads of the folds' output

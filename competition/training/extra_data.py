@@ -10,23 +10,25 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from competition.config.experiment import Experiment, ExtraCasesConfig
+from competition.context import Context
 from competition.data.cache import RECORD_FILE, PreprocessedCase, cache_key, get_or_build
+from competition.data.cases import case_rows
 from competition.data.dataset import WeightedCaseSampler
 from competition.errors import MaskfoldError
-from competition.runs.checkpoint import LAST_CHECKPOINT, load_weights
+from competition.io import sha256_of_file
+from competition.runs.checkpoint import LAST_CHECKPOINT
 from competition.runs.extra_cases import PSEUDO_TABLE, mark_near_duplicates, same_competition
-from competition.runs.find import list_finished_members
-from competition.runs.run import PLAIN_WEIGHTS, FoldJob, FoldResult, Run, load_run
+from competition.runs.fold import FoldJob
+from competition.runs.run import FOLDS_FILE, Run, load_run
 from competition.training.distributed import is_main_process, make_fabric
 from competition.training.lineage import (
     BY_EXTRA_CASES,
@@ -47,8 +49,6 @@ from competition.training.lineage import (
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Say = Callable[[str], None]
 
 
 # The data of a fold
@@ -89,7 +89,9 @@ def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
         find_teachers(run, job)
 
 
-def prepare_extra_data(run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Path], cache: Path, say: Say) -> None:
+def prepare_extra_data(
+    run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Path], cache: Path, context: Context
+) -> None:
     """Prepare all additional images, and find copies of labelled cases among them.
 
     Raises:
@@ -103,9 +105,9 @@ def prepare_extra_data(run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Pa
     for key, table in run.extra_tables.items():
         extra = _extra_section(run.exp, key)
         if extra is None:
-            prepared[key] = preprocess_cases(table, run.exp, cache, progress=say)
+            prepared[key] = preprocess_cases(table, run.exp, cache, progress=context.say)
         else:
-            prepared[key] = {row.id: prepare_extra_case(row, extra, run.exp, cache) for row in _rows(table)}
+            prepared[key] = {row.id: prepare_extra_case(row, extra, run.exp, cache) for row in case_rows(table)}
         expected = _channels(labelled)
         for case_id, folder in prepared[key].items():
             channels = PreprocessedCase.open(folder).image.shape[0]
@@ -122,18 +124,18 @@ def prepare_extra_data(run: Run, jobs: Sequence[FoldJob], labelled: dict[str, Pa
             line += f", {labels} more have labels and are not used"
         if copies[key]:
             line += f"; {copies[key]} resemble a labelled case and are not used in the fold that validates it"
-        say(line)
+        context.say(line)
         for job in jobs:
             exclude_leaks(run, table, job.fold, key)
 
 
-def build_extra_data(job: FoldJob, run: Run, say: Say) -> ExtraTrainingData:
+def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingData:
     """Build the fold's additional training data from the cache, and write its `lineage.json`.
 
     Args:
         job: the fold.
         run: its run.
-        say: takes lines for the log.
+        context: has the trusted packages and the log.
 
     Raises:
         MaskfoldError: a teacher was trained on cases that the fold validates, has changed since the fold started, or is
@@ -145,11 +147,11 @@ def build_extra_data(job: FoldJob, run: Run, say: Say) -> ExtraTrainingData:
     resumed, recorded = (job.folder / LAST_CHECKPOINT).exists(), read_lineage_summary(job.folder)
     if not run.extra_tables and recorded is not None:
         return extra_data
-    sources = [labelled_cases(run, fold), *initial_weights_cases(run, fold, job.trust)]
+    sources = [labelled_cases(run, fold), *initial_weights_cases(run, fold, context)]
     for key, table in run.extra_tables.items():
         extra, (rows, left_out) = _extra_section(exp, key), exclude_leaks(run, table, fold, key)
         if extra is not None:
-            extra_data.add([prepare_extra_case(row, extra, exp, job.cache) for row in _rows(rows)], extra.weight)
+            extra_data.add([prepare_extra_case(row, extra, exp, job.cache) for row in case_rows(rows)], extra.weight)
             sources.append(TrainingCases.from_table(BY_EXTRA_CASES, run, rows, extra.weight, extra.competition))
             extra_data.summary[key.removeprefix("besides_")] = {
                 "cases": len(rows),
@@ -171,7 +173,7 @@ def build_extra_data(job: FoldJob, run: Run, say: Say) -> ExtraTrainingData:
                 f"({', '.join(teachers[0].names)}).",
                 f"Delete {job.folder} to train this fold afresh, or start another run with --new.",
             )
-        labelled_folders, confidence = _pseudo_label_cases(rows, teachers, exp, job, say)
+        labelled_folders, confidence = _pseudo_label_cases(rows, teachers, exp, job, context)
         weight = exp.pseudo.weight if exp.pseudo is not None else 0.0
         left_out |= confidence.pop("left_out")
         summary |= {"cases": len(labelled_folders), "weight": weight, "left_out": left_out, **confidence}
@@ -181,7 +183,7 @@ def build_extra_data(job: FoldJob, run: Run, say: Say) -> ExtraTrainingData:
         )
         sources += [source for teacher in teachers for source in teacher.sources]
         extra_data.summary["pseudo"] = summary
-        say(
+        context.say(
             f"pseudo-labels of {len(labelled_folders)} of {len(rows)} images by {', '.join(teacher_names)}; "
             f"{100 * summary['ignored']:.1f} % of their voxels are uncertain and ignored by the loss"
         )
@@ -210,7 +212,7 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
     same_ids = extra is None or same_competition(extra.competition, comp.name, str(comp.root))
     same_groups = same_ids or (comp.group is not None and extra is not None and extra.competition.group is not None)
     reasons = []
-    for row in _rows(table):
+    for row in case_rows(table):
         alike = set(json.loads(getattr(row, "alike", "[]")))
         if row.image_hash in protected.hashes or (extra is not None and same_ids and row.id in protected.ids):
             reasons.append("same")
@@ -229,20 +231,20 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
 
 
 def _pseudo_label_cases(
-    rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: FoldJob, say: Say
+    rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: FoldJob, context: Context
 ) -> tuple[dict[str, Path], dict[str, Any]]:
     """Pseudo-label the images; return the folders of the confident ones by id, and statistics on all of them."""
     from competition.io import remove_all_stale_temp
 
     assert exp.pseudo is not None
     remove_all_stale_temp(job.cache)
-    ensemble = TeacherEnsemble(teachers, exp, job.cache, job.trust)
+    ensemble = TeacherEnsemble(teachers, exp, job.cache, context)
     signature = [
         [(teacher.run.folder.name, teacher.digests()) for teacher in teachers],
         exp.pseudo.confidence.model_dump(mode="json"),
     ]
     confident, records = {}, []
-    for done, row in enumerate(_rows(rows), start=1):
+    for done, row in enumerate(case_rows(rows), start=1):
         key = hashlib.sha256(
             json.dumps(["pseudo", 1, cache_key(row, exp), signature], sort_keys=True).encode()
         ).hexdigest()[:32]
@@ -253,7 +255,7 @@ def _pseudo_label_cases(
         if not record["doubt"]:
             confident[row.id] = folder
         if done % max(1, len(rows) // 4) == 0 and done < len(rows) and ensemble.is_loaded:
-            say(f"{done} of {len(rows)} images labelled")
+            context.say(f"{done} of {len(rows)} images labelled")
     if not confident:
         best = max(record["dice"] for record in records)
         raise MaskfoldError(
@@ -267,10 +269,6 @@ def _pseudo_label_cases(
         "ignored": float(np.mean([record["ignored"] for record in kept])),
         "dice": float(np.mean([record["dice"] for record in kept])),
     }
-
-
-def _rows(table: pd.DataFrame) -> list[SimpleNamespace]:
-    return [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
 
 
 def _extra_section(exp: Experiment, key: str) -> ExtraCasesConfig | None:
@@ -311,12 +309,7 @@ class Teacher:
 
     def weight_files(self) -> list[Path]:
         """Return the weight file of each member."""
-        files = []
-        for member in self.members:
-            folder = self.run.member_folder(*member)
-            result = FoldResult.read(folder)
-            files.append(folder / (result.weights if result is not None else PLAIN_WEIGHTS))
-        return files
+        return [self.run.weights(*member) for member in self.members]
 
     def digests(self) -> list[str]:
         """Return the SHA-256 (hexadecimal) of each weight file.
@@ -325,7 +318,7 @@ class Teacher:
             MaskfoldError: a file is missing.
         """
         try:
-            return [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.weight_files()]
+            return [sha256_of_file(path) for path in self.weight_files()]
         except OSError as error:
             raise MaskfoldError(
                 f"pseudo.from: the weights {error.filename} cannot be read: {error.strerror}.",
@@ -342,19 +335,20 @@ def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
         MaskfoldError: a run has no such member (the message shows each leak), or it has other classes (status 2).
     """
     pseudo, protected, teachers = run.exp.pseudo, HeldOutCases(run, job.fold), []
+    context = Context(job.trust)
     for name in pseudo.teacher_names if pseudo is not None else ():
         teacher_run = load_run(Path(name), job.trust)
         _check_same_classes(run.exp, teacher_run)
         clean_members: list[tuple[int, int]] = []
         sources: dict[TrainingCases, None] = {}
         all_leaks: list[Leak] = []
-        for member in list_finished_members(teacher_run):
-            seen_cases = training_cases(teacher_run, *member, job.trust)
+        for member in teacher_run.finished_members():
+            seen_cases = training_cases(teacher_run, *member, context)
             if member_leaks := find_leaks(member_name(teacher_run, *member), seen_cases, protected):
                 all_leaks += member_leaks
             else:
                 clean_members.append(member)
-                sources |= dict.fromkeys(cases_via("taught by", teacher_run, *member, job.trust))
+                sources |= dict.fromkeys(cases_via("taught by", teacher_run, *member, context))
         if not clean_members:
             raise _no_teacher_error(run, job.fold, teacher_run, all_leaks)
         teachers.append(Teacher(teacher_run, tuple(clean_members), tuple(sources)))
@@ -366,7 +360,7 @@ def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence
         return MaskfoldError(
             f"pseudo.from: {teacher_run.folder} has no finished fold.", "Finish it with its `maskfold cv` command."
         )
-    finished_members = list_finished_members(teacher_run)
+    finished_members = teacher_run.finished_members()
     unfinished_folds = [number for number in teacher_run.fold_numbers() if (number, 0) not in finished_members]
     hint = (
         f"Its fold {fold} is unfinished and may be the missing teacher: finish that run, or use the same folds in both "
@@ -374,7 +368,7 @@ def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence
         else "Use the same folds in both, so that each fold has a teacher that left out the same cases "
     )
     return MaskfoldError(
-        f"pseudo.from: no network of {teacher_run.name}/{teacher_run.folder.name} may teach fold {fold} of {run.name}, "
+        f"pseudo.from: no network of {teacher_run.full_name} may teach fold {fold} of {run.name}, "
         f"since each was trained on cases that the fold validates:{format_leaks(all_leaks)}.",
         f"{hint}({_same_folds_setting(run, teacher_run)}).",
         status=2,
@@ -382,7 +376,7 @@ def _no_teacher_error(run: Run, fold: int, teacher_run: Run, all_leaks: Sequence
 
 
 def _same_folds_setting(run: Run, teacher_run: Run) -> str:
-    file = teacher_run.folder / "folds.csv"
+    file = teacher_run.folder / FOLDS_FILE
     if set(run.folds["id"]) == set(teacher_run.folds["id"]):
         return f"folds.scheme=file folds.file={file}"
     return f"folds.scheme=file, with a folds.file of your cases' rows in {file}"
@@ -408,11 +402,11 @@ class TeacherEnsemble:
         teachers: the predictions of their runs are averaged with equal weights.
         exp: the experiment that trains on the pseudo-labels: its images, its device.
         cache: the folder of prepared cases.
-        trust: additional packages that `target` may name.
+        context: has the trusted packages.
     """
 
-    def __init__(self, teachers: Sequence[Teacher], exp: Experiment, cache: Path, trust: tuple[str, ...]) -> None:
-        self.teachers, self.exp, self.cache, self.trust = teachers, exp, cache, trust
+    def __init__(self, teachers: Sequence[Teacher], exp: Experiment, cache: Path, context: Context) -> None:
+        self.teachers, self.exp, self.cache, self.context = teachers, exp, cache, context
         self._networks_by_teacher: dict[int, tuple[Any, list[Any]]] = {}
 
     @property
@@ -453,15 +447,9 @@ class TeacherEnsemble:
         return exp.model_copy(update={"competition": comp, "run": self.exp.run.model_copy(update={"devices": 1})})
 
     def _load_networks(self, index: int, exp: Experiment, channels: int) -> tuple[Any, list[Any]]:
-        from competition.models.build import build_network
-
         if index not in self._networks_by_teacher:
-            fabric = make_fabric(exp)[0]
-            networks = []
-            for path in self.teachers[index].weight_files():
-                network = build_network(exp, channels * (exp.patch.slices or 1), self.trust, pretrained=False)
-                load_weights(network, path)
-                networks.append(network.to(fabric.device).eval())
+            fabric, teacher = make_fabric(exp)[0], self.teachers[index]
+            networks = list(teacher.run.networks(channels, fabric.device, self.context, teacher.members))
             self._networks_by_teacher[index] = (fabric, networks)
         return self._networks_by_teacher[index]
 

@@ -25,9 +25,11 @@ import torch
 
 from competition.augment import build_batch_transform, build_loader_transform
 from competition.config.experiment import Experiment
+from competition.context import Context
 from competition.data.cache import PreprocessedCase
 from competition.data.dataset import PatchDataset
 from competition.data.preprocessing import preprocess_cases
+from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
 from competition.io import as_disk_error, nan_to_none, remove_all_stale_temp, write_json, write_table
 from competition.metrics.bootstrap import cv_score
@@ -35,9 +37,10 @@ from competition.models.build import build_network
 from competition.process import exit_with_parent, parent_process
 from competition.redact import install_redaction
 from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, load_weights, save_weights
+from competition.runs.fold import PLAIN_WEIGHTS, FoldJob, FoldResult
 from competition.runs.lock import run_lock
 from competition.runs.oof import OofStore
-from competition.runs.run import PLAIN_WEIGHTS, FoldJob, FoldResult, Run, load_run, write_replay_yaml
+from competition.runs.run import Run, load_run, write_replay_yaml
 from competition.seeding import child_seed
 from competition.training.distributed import is_main_process, launch_processes, make_fabric
 from competition.training.evaluator import Evaluator, dice_per_class, summary_metrics
@@ -69,12 +72,12 @@ def run_fold(job: FoldJob, say: Callable[[str], None] = print, start_time: float
         return result
     with run_lock(job.folder, job.patience, say), oom_as_error(f"working on {job.folder.name}"):
         remove_all_stale_temp(job.folder, locked=True)
-        return _run_fold(job, say, start_time if start_time is not None else time.monotonic())
+        return _run_fold(job, Context(job.trust, say), start_time if start_time is not None else time.monotonic())
 
 
-def _run_fold(job: FoldJob, say: Callable[[str], None], start_time: float) -> FoldResult:
+def _run_fold(job: FoldJob, context: Context, start_time: float) -> FoldResult:
     run = load_run_for_job(job)
-    trainer = setup_fold(job, run, say, start_time)
+    trainer = setup_fold(job, run, context, start_time)
     trainer.train()
     weights = job.folder / PLAIN_WEIGHTS
     if not weights.exists():
@@ -104,22 +107,21 @@ def run_worker(job: FoldJob) -> None:
     """
     exit_with_parent(parent_process())
     with oom_as_error(f"working on {job.folder.name}"):
-        setup_fold(job, load_run_for_job(job), lambda line: None, PROCESS_START).train()
+        setup_fold(job, load_run_for_job(job), Context(job.trust), PROCESS_START).train()
 
 
-def setup_fold(job: FoldJob, run: Run, say: Callable[[str], None], start_time: float) -> Trainer:
+def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> Trainer:
     """Make the trainer of a fold from its prepared cases: dataset, device, network, evaluator."""
     exp = run.exp
     prepared = preprocess_cases(run.cases, exp, job.cache)
-    fold_of = dict(zip(run.folds["id"], run.folds["fold"], strict=True))
-    train = [prepared[case] for case, fold in fold_of.items() if fold not in (job.fold, -2) or job.fold < 0]
-    extra = build_extra_data(job, run, say)
+    train = [prepared[case] for case in run.training_ids(job.fold)]
+    extra = build_extra_data(job, run, context)
     channels = PreprocessedCase.open(train[0]).image.shape[0] * (exp.patch.slices or 1)
 
     def check_bf16() -> bool:
-        deterministic = bf16_is_deterministic(exp, channels, job.cache, job.trust)
+        deterministic = bf16_is_deterministic(exp, channels, job.cache, context)
         if not deterministic:
-            say("note: this network's bf16 gradients are not deterministic on this CPU, so it trains in fp32")
+            context.say("note: this network's bf16 gradients are not deterministic on this CPU, so it trains in fp32")
         return deterministic
 
     fabric, precision = make_fabric(exp, check_bf16)
@@ -130,15 +132,15 @@ def setup_fold(job: FoldJob, run: Run, say: Callable[[str], None], start_time: f
         exp,
         job.fold,
         seed,
-        augment=build_loader_transform(exp, job.trust),
+        augment=build_loader_transform(exp, context),
         sampler=extra.sampler(len(train)),
     )
     torch.manual_seed(child_seed(seed, job.fold, 0, 0, "init"))
     fresh = not (job.folder / LAST_CHECKPOINT).exists()
-    network = build_network(exp, channels, job.trust, pretrained=fresh)
+    network = build_network(exp, channels, context, pretrained=fresh)
     if exp.init_from is not None and fresh:
         load_weights(network, check_initial_weights(Path(exp.init_from), job, run))
-    validation = run.cases[[fold_of[case] == job.fold for case in run.cases["id"]]]
+    validation = run.validation_cases(job.fold)
     stop_signal = StopSignal()
     evaluator = (
         Evaluator(exp, validation, prepared, fabric.device, fabric.autocast, stop_signal.check, dataset.memory_budget)
@@ -146,8 +148,8 @@ def setup_fold(job: FoldJob, run: Run, say: Callable[[str], None], start_time: f
         else None
     )
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    say(
-        f"{len(train)} cases to train on, {len(validation) if evaluator else 0} to validate, {precision} on "
+    context.say(
+        f"{len(train)} cases to train on, {len(validation)} to validate, {precision} on "
         f"{fabric.device}, {torch.get_num_threads()} threads, {parameters / 1e6:.2f} M parameters"
     )
     return Trainer(
@@ -162,8 +164,7 @@ def setup_fold(job: FoldJob, run: Run, say: Callable[[str], None], start_time: f
         augment=build_batch_transform(exp),
         start_time=start_time,
         stop_reason=stop_signal.reason,
-        say=say,
-        trust=job.trust,
+        context=context,
     )
 
 
@@ -185,10 +186,9 @@ def predict_and_score(
     if not trainer.metrics_log.has_metric(step, "val/score"):  # the last point of the curves
         memory = trainer.oom_guard.report(trainer.state.halved)
         trainer.metrics_log.append(step, trainer.epoch, summary_metrics(scores, run.exp) | memory)
-    if (run.folds["fold"] == -2).any():
-        held_out = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
+    if len(held_out := run.test_share()):
         test_store = OofStore(job.folder / "test", run.exp.inference.store)
-        test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, -2)
+        test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, HELD_OUT)
         write_table(test_scores, job.folder / "test_scores.csv")
     score = cv_score(scores, comp.metric)
     if trainer.direction.is_better(score, trainer.state.best):
@@ -228,7 +228,7 @@ def write_result(
         lessons=read_lineage_summary(job.folder) or {},
     )
     (job.folder / GOOD_CHECKPOINT).unlink(missing_ok=True)
-    write_json(job.folder / "result.json", result.__dict__)
+    result.write(job.folder)
     return result
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, disk_full_as_error, parse_json_object
 from competition.process import PARENT_VARIABLE
-from competition.runs.run import FoldJob
+from competition.runs.fold import FoldJob
 
 STOP_TIMEOUT = 60.0  # seconds that a stopped fold gets to write its checkpoint
 OUTPUT_FILE = "output.txt"  # the output of a fold's processes

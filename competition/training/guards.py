@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from competition.config.experiment import Experiment, SkipSteps
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.inference.predict import HOST_MEMORY_HINT, free_unused_memory, is_out_of_memory, reduced_batch_size
 from competition.io import read_record, write_json
@@ -181,13 +182,13 @@ class OutOfMemoryGuard:
     Args:
         exp: uses `training.on_oom`, `training.batch_size` and `training.accumulate`.
         device: the training device.
-        say: takes lines for the log.
+        context: its log takes lines about memory.
     """
 
-    def __init__(self, exp: Experiment, device: torch.device, say: Callable[[str], None]) -> None:
+    def __init__(self, exp: Experiment, device: torch.device, context: Context) -> None:
         self.policy, self.batch_size = exp.training.on_oom, exp.training.batch_size
         self.accumulate = exp.training.accumulate
-        self.device, self.say = device, say
+        self.device, self.say = device, context.say
         self._logged_windows: int | None = None
 
     def micro_batch_size(self, halved: int) -> int:
@@ -287,14 +288,14 @@ def peak_gib(device: torch.device) -> float:
 # Determinism of bf16
 
 
-def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, trust: Sequence[str] = ()) -> bool:
+def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: Context = Context()) -> bool:
     """Compute the gradients of one batch several times, and compare them bit for bit.
 
     Args:
         exp: uses the model, the patch and the batch size.
         channels: of the network's input.
         cache: the folder in which the result is stored for the other folds and for resumed ones.
-        trust: additional packages that the model may come from.
+        context: has the trusted packages.
 
     Returns:
         True if all gradients are finite and equal.
@@ -315,18 +316,18 @@ def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, trust: Se
     path = cache / "bf16" / f"{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(FileNotFoundError, MaskfoldError, KeyError):  # a damaged file is replaced
         return bool(read_record(path)["repeats"])
-    deterministic = _gradients_repeat(exp, channels, trust)
+    deterministic = _gradients_repeat(exp, channels, context)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"repeats": deterministic})
     return deterministic
 
 
-def _gradients_repeat(exp: Experiment, channels: int, trust: Sequence[str]) -> bool:
+def _gradients_repeat(exp: Experiment, channels: int, context: Context) -> bool:
     from competition.models.build import build_network
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = build_network(exp, channels, trust, pretrained=False).train()
+        network = build_network(exp, channels, context, pretrained=False).train()
         image = torch.randn(exp.training.batch_size, channels, *exp.patch.size)
         first: list[Tensor] = []
         for _ in range(REPEATS):

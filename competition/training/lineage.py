@@ -14,10 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from competition.context import Context
+from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
 from competition.io import write_json
 from competition.runs.extra_cases import same_competition
-from competition.runs.run import FoldJob, Run, load_run
+from competition.runs.fold import PLAIN_WEIGHTS, FoldJob
+from competition.runs.run import Run, load_run
 
 LINEAGE_FILE = "lineage.json"
 # How a network used its cases; stored, and part of error messages.
@@ -97,7 +100,7 @@ class HeldOutCases:
 
     def __post_init__(self) -> None:
         folds, cases = self.run.folds, self.run.cases
-        held_out = folds["fold"].isin([self.fold, -2]) & (self.fold >= 0)
+        held_out = folds["fold"].isin([self.fold, HELD_OUT]) & (self.fold >= 0)
         self.ids = set(folds.loc[held_out, "id"])
         self.units = set(folds.loc[held_out, "group"]) | set(cases.loc[cases["id"].isin(self.ids), "group"])
         self.hashes = (
@@ -136,17 +139,17 @@ class HeldOutCases:
 
 def member_name(run: Run, fold: int, seed: int) -> str:
     """Return the name of a member: `hippocampus-unet3d/2cb50ff146c0/fold_0`."""
-    return f"{run.name}/{run.folder.name}/{run.member_folder(fold, seed).name}"
+    return f"{run.full_name}/{run.member_folder(fold, seed).name}"
 
 
-def training_cases(run: Run, fold: int, seed: int, trust: tuple[str, ...] = ()) -> list[TrainingCases]:
+def training_cases(run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
     """Return all cases that a member was trained on.
 
     Args:
         run: its run.
         fold: its fold; -1 is the fit on all cases.
         seed: index into the seeds.
-        trust: additional packages that `target` may name.
+        context: has the trusted packages.
 
     Raises:
         MaskfoldError: the record is missing or damaged.
@@ -159,27 +162,26 @@ def training_cases(run: Run, fold: int, seed: int, trust: tuple[str, ...] = ()) 
             f"{name} was trained on additional data, and its {LINEAGE_FILE} is missing.",
             "Restore the file from a backup; only it records the network's training cases.",
         )
-    return [labelled_cases(run, fold), *initial_weights_cases(run, fold, trust)]
+    return [labelled_cases(run, fold), *initial_weights_cases(run, fold, context)]
 
 
 def labelled_cases(run: Run, fold: int) -> TrainingCases:
     """Return the labelled cases that a fold trains on."""
-    ids = run.folds["id"] if fold < 0 else run.folds.loc[~run.folds["fold"].isin([fold, -2]), "id"]
-    return TrainingCases.from_table(BY_LABELS, run, run.cases[run.cases["id"].isin(set(ids))])
+    return TrainingCases.from_table(BY_LABELS, run, run.cases[run.cases["id"].isin(run.training_ids(fold))])
 
 
-def initial_weights_cases(run: Run, fold: int, trust: tuple[str, ...] = ()) -> list[TrainingCases]:
+def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> list[TrainingCases]:
     """Return the training cases of the weights that a fold starts from (`init_from`)."""
     if run.exp.init_from is None:
         return []
-    source_run = load_run(Path(run.exp.init_from), trust)
-    return cases_via("started from", source_run, fold, 0, trust)
+    source_run = load_run(Path(run.exp.init_from), context.trust)
+    return cases_via("started from", source_run, fold, 0, context)
 
 
-def cases_via(how: str, run: Run, fold: int, seed: int, trust: tuple[str, ...] = ()) -> list[TrainingCases]:
+def cases_via(how: str, run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
     """Return the training cases of a member of another run, with that member added to their chain as `how`."""
     step = f"{how} {member_name(run, fold, seed)}"
-    return [replace(source, chain=(step, *source.chain)) for source in training_cases(run, fold, seed, trust)]
+    return [replace(source, chain=(step, *source.chain)) for source in training_cases(run, fold, seed, context)]
 
 
 def find_leaks(member: str, sources: Iterable[TrainingCases], protected: HeldOutCases) -> list[Leak]:
@@ -209,13 +211,15 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
         MaskfoldError: they do not exist, or were trained on a case that this fold validates.
     """
     source_run = load_run(source, job.trust)
-    weights = source_run.member_folder(job.fold, 0) / "weights.safetensors"
+    weights = source_run.member_folder(job.fold, 0) / PLAIN_WEIGHTS
     if not weights.exists():
         raise MaskfoldError(
             f"init_from: {weights} does not exist.", "Finish that run's fold first, or name another run."
         )
     member = member_name(source_run, job.fold, 0)
-    if all_leaks := find_leaks(member, training_cases(source_run, job.fold, 0, job.trust), HeldOutCases(run, job.fold)):
+    if all_leaks := find_leaks(
+        member, training_cases(source_run, job.fold, 0, Context(job.trust)), HeldOutCases(run, job.fold)
+    ):
         raise MaskfoldError(
             f"init_from: {member} was trained on cases that fold {job.fold} validates:{format_leaks(all_leaks)}.",
             "Use the same folds in both (folds.scheme: file).",

@@ -16,8 +16,8 @@ from typing import Any
 import competition
 from competition.config.experiment import HardwareConfig
 from competition.errors import MaskfoldError
+from competition.runs.fold import RESULT_FILE, FoldJob
 from competition.runs.lock import is_free
-from competition.runs.run import FoldJob
 from competition.training.fold_process import (
     OUTPUT_FILE,
     STOP_TIMEOUT,
@@ -198,7 +198,7 @@ def _task_error(ray: Any, reference: Any, job: FoldJob) -> MaskfoldError | Keybo
             f"Ray gave up fold {job.folder.name}: {message}.",
             f"See {job.folder / OUTPUT_FILE}; the same command resumes from its last checkpoint.",
         )
-    if task_error is None and not _wait_until((job.folder / "result.json").exists, LOCK_PATIENCE):
+    if task_error is None and not _wait_until((job.folder / RESULT_FILE).exists, LOCK_PATIENCE):
         return MaskfoldError(
             f"Fold {job.folder.name} is finished, but its result is not in {job.folder} on this machine.",
             SHARED_FOLDER_HINT,

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from competition.config.competition import MetricConfig
-from competition.io import nan_to_none, write_json, write_table
+from competition.data.splits import HELD_OUT
+from competition.io import nan_to_none, write_table
 from competition.metrics.bootstrap import cv_score, paired_gain
 from competition.runs.checkpoint import load_weights, save_weights
+from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
 from competition.runs.oof import OofStore
-from competition.runs.run import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult, Run, finished_results
+from competition.runs.run import Run
 from competition.seeding import child_seed
 from competition.text import format_number
 from competition.training.averaging import ALL_CASES, HALVES, split_halves
@@ -74,10 +76,9 @@ def predict_with_soup(
     epochs, first_epochs, second_epochs = (soup.epochs(ranking) for ranking in (ALL_CASES, *HALVES))
     same_selection = epochs == first_epochs == second_epochs
     flattered = cv_score(scores if same_selection else evaluator.validate(network, job.fold), comp.metric)
-    if (run.folds["fold"] == -2).any():
-        held_out = run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == -2, "id"])]
+    if len(held_out := run.test_share()):
         test_store = OofStore(job.folder / f"{SOUP_PREFIX}test", store_kind)
-        test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, -2)
+        test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, HELD_OUT)
         write_table(test_scores, job.folder / f"{SOUP_PREFIX}test_scores.csv")
     return {
         "epochs": epochs,
@@ -165,7 +166,7 @@ def select_soup(run: Run) -> dict[str, Any] | None:
     """
     import pandas as pd
 
-    members = [result for result in finished_results(run) if result.soup is not None]
+    members = [result for result in run.results() if result.soup is not None]
     if not members:
         return None
     folds = sorted({member.fold for member in members})
@@ -174,12 +175,11 @@ def select_soup(run: Run) -> dict[str, Any] | None:
         pd.concat([fold_scores(run, fold, results, weights) for fold, results in by_fold.items()], ignore_index=True)
         for weights in (PLAIN_WEIGHTS, SOUP_WEIGHTS)
     )
-    cases, seed = run.cases, run.exp.seeds[0]
-    groups = dict(zip(cases["id"], cases["group"], strict=True)) if run.exp.competition.group else None
-    part_of = {case: fold for case, fold in zip(run.folds["id"], run.folds["fold"], strict=True) if fold in by_fold}
+    seed = run.exp.seeds[0]
+    part_of = {case: fold for case, fold in run.fold_of().items() if fold in by_fold}
     if len(folds) == 1:
-        part_of = split_halves(cases[cases["id"].isin(list(part_of))], folds[0], seed)
-    comparison = compare_soup(plain, soup, run.exp.competition.metric, part_of, seed, groups)
+        part_of = split_halves(run.validation_cases(folds[0]), folds[0], seed)
+    comparison = compare_soup(plain, soup, run.exp.competition.metric, part_of, seed, run.groups())
     for member in members:
         _write_selection(run, member, comparison["kept"])
     for name, key in (("flattered", "flattered"), ("members", "score")):
@@ -253,7 +253,7 @@ def _write_selection(run: Run, result: FoldResult, soup_is_better: bool) -> None
     weights = SOUP_WEIGHTS if soup_is_better else PLAIN_WEIGHTS
     selected = replace(result, weights=weights, score=scores["score"], dice=scores["dice"])
     if selected != result:
-        write_json(run.member_folder(result.fold, result.seed) / "result.json", selected.__dict__)
+        selected.write(run.member_folder(result.fold, result.seed))
 
 
 def format_soup(soup: Mapping[str, Any] | None) -> list[str]:

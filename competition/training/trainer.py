@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from competition.config.experiment import EarlyStoppingConfig, Experiment
+from competition.context import Context
 from competition.data.dataset import BatchSampler, PatchDataset
 from competition.models.losses import SegmentationLoss
 from competition.models.optim import ExponentialMovingAverage, LRSchedule, build_optimizer
@@ -116,8 +117,7 @@ class Trainer:
         augment: augments images and masks on the device.
         start_time: `time.monotonic()` at the start of the process.
         stop_reason: returns why to stop now, or an empty string.
-        say: takes lines for the log.
-        trust: additional packages that `target` may name.
+        context: has the trusted packages and the log.
     """
 
     fabric: Fabric
@@ -131,8 +131,7 @@ class Trainer:
     augment: Callable[[Tensor, Tensor, list[int]], tuple[Tensor, Tensor]] | None
     start_time: float
     stop_reason: Callable[[], str]
-    say: Callable[[str], None]
-    trust: tuple[str, ...] = ()
+    context: Context
 
     def __post_init__(self) -> None:
         exp, cfg = self.exp, self.exp.training
@@ -140,8 +139,8 @@ class Trainer:
         self.samples_per_step = cfg.batch_size * cfg.accumulate * self.distributed.world_size
         self.steps_per_epoch = cfg.steps_per_epoch or math.ceil(len(self.dataset) / self.samples_per_step)
 
-        self.loss = SegmentationLoss(exp, self.trust)
-        optimizer = build_optimizer(exp, self.model.parameters(), self.trust)
+        self.loss = SegmentationLoss(exp, self.context)
+        optimizer = build_optimizer(exp, self.model.parameters(), self.context)
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self.direction = exp.competition.metric.direction
         self.schedule = LRSchedule(exp.schedule, self.base_lrs, self.direction)
@@ -154,7 +153,7 @@ class Trainer:
         self.budget = StepBudget.from_experiment(exp, self.steps_per_epoch)
         self.state = TrainerState(best=self.direction.worst)
         self.nan_guard = NonFiniteGuard(exp, self.fabric, self.distributed, self.unwrapped_model, self.dataset.case_id)
-        self.oom_guard = OutOfMemoryGuard(exp, self.fabric.device, self.say)
+        self.oom_guard = OutOfMemoryGuard(exp, self.fabric.device, self.context)
         self.averager = CheckpointAverager(
             self.folder / "snapshots", cfg.average, by_score=cfg.weights == "best", direction=self.direction
         )
@@ -256,7 +255,7 @@ class Trainer:
         self.nan_guard.rollback(self.optimizer)
         if decision == "skip":
             self.state.skip_step()
-            self.say(f"{problem}: step skipped, {self.state.skipped} skipped in this fold")
+            self.context.say(f"{problem}: step skipped, {self.state.skipped} skipped in this fold")
             return False
         restored = self.state.restored + 1
         self._load_checkpoint(GOOD_CHECKPOINT)
@@ -265,7 +264,7 @@ class Trainer:
         if self.distributed.rank == 0:
             self._open_metrics_log()
             self.save_checkpoint()
-        self.say(f"{problem}: restored step {self.state.step}, learning rate times {0.5**restored:g}")
+        self.context.say(f"{problem}: restored step {self.state.step}, learning rate times {0.5**restored:g}")
         return True
 
     def _after_step(self, step_start: float) -> None:
@@ -315,9 +314,9 @@ class Trainer:
 
         state.stopped = state.stopped or ("done" if last else "")
         metrics |= state.metrics() | self.oom_guard.report(state.halved)
-        self.say(format_epoch(epoch, state.step, metrics))
+        self.context.say(format_epoch(epoch, state.step, metrics))
         if state.stopped not in ("", "done"):
-            self.say(f"stopped early: {state.stopped}")
+            self.context.say(f"stopped early: {state.stopped}")
         self.metrics_line = self.metrics_log.format_line(state.step, epoch, metrics)
         state.sums, state.lost, state.epoch_seconds, state.ended = {}, 0, 0.0, state.step
         good = cfg.on_nan == "restore" and all_finite(self.unwrapped_model.state_dict().values())
@@ -421,11 +420,11 @@ class Trainer:
         self.load_state_dict(checkpoint)
         self.metrics_line = checkpoint.get("line", "")
         if checkpoint["threads"] != torch.get_num_threads():
-            self.say(
+            self.context.say(
                 f"note: the checkpoint was written with {checkpoint['threads']} threads, this process has "
                 f"{torch.get_num_threads()}; results may differ in the last digits"
             )
-        self.say(f"resumed from step {self.state.step}")
+        self.context.say(f"resumed from step {self.state.step}")
 
     def _open_metrics_log(self) -> None:
         self.metrics_log = MetricsLog(self.folder / "metrics.jsonl", self.state.step, self.metrics_line)

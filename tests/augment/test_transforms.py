@@ -11,6 +11,7 @@ from monai.transforms.transform import MapTransform
 
 from competition.augment.custom import MonaiTransforms
 from competition.config.experiment import AugmentConfig
+from competition.context import Context
 from competition.errors import MaskfoldError
 
 MANY: list[tuple[str, dict[str, Any]]] = [
@@ -148,6 +149,6 @@ class OwnTransform(MapTransform):
 
 def test_a_users_own_transform() -> None:
     target = {"target": f"{__name__}.OwnTransform", "args": {"keys": ["image"]}}
-    augment = MonaiTransforms(AugmentConfig(transforms=[target]), trust=[__name__.split(".")[0]])  # type: ignore[list-item]
+    augment = MonaiTransforms(AugmentConfig(transforms=[target]), Context((__name__.split(".")[0],)))  # type: ignore[list-item]
     image, mask = sample()
     np.testing.assert_array_equal(augment(image, mask, 0)[0], image + 1)

@@ -14,7 +14,6 @@ import pytest
 
 from competition.data.masks import load_mask
 from competition.ensembling.compare import ComparedRun, compare_two_runs
-from competition.ensembling.ensemble import case_rows
 from competition.errors import MaskfoldError
 from competition.metrics.overlap import count_overlap, dice
 from competition.report.compare import write_comparison
@@ -32,7 +31,7 @@ def test_numbers_are_those_of_the_masks(finished, tiny, dimensions, tmp_path):
     overall = found.differences[0]
     assert (overall.a, overall.b) == pytest.approx([summarize_run(run).score for run in runs], abs=1e-9)
     comp = runs[0].exp.competition
-    rows = {row.id: row for row in case_rows(runs[0].cases)}
+    rows = runs[0].rows()
     case = next(iter(found.rows))
     truth = load_mask(comp, rows[case])[0]
     for side, table in zip((found.a, found.b), found.tables, strict=True):
@@ -117,7 +116,7 @@ def test_a_class_that_only_one_run_imagines(finished, tiny, demo2d, tmp_path):
     exp, other = (tiny(2, f"competition.root={data}", f"seed={seed}") for seed in (1, 2))
     silent, loud = finished(exp, spoil=all_background), finished(other, spoil=one_pixel)
     found = compare_two_runs(silent, loud)
-    comp, rows = exp.competition, {row.id: row for row in case_rows(silent.cases)}
+    comp, rows = exp.competition, silent.rows()
     a, b = found.tables
     absent = [case for case, row in rows.items() if not (load_mask(comp, row)[0] == 1).any()]
     assert file.stem in absent and len(absent) < len(rows)

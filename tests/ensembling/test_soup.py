@@ -15,13 +15,12 @@ from safetensors.torch import load_file
 
 from competition.config.competition import MetricConfig
 from competition.data.masks import load_mask
-from competition.ensembling.ensemble import run_checkpoints
 from competition.export.mlflow_model import write_predictor_folder
 from competition.export.predictor import Predictor
 from competition.io import write_json
 from competition.runs.checkpoint import save_weights
+from competition.runs.fold import FoldResult
 from competition.runs.oof import OofPredictions, OofStore
-from competition.runs.run import FoldResult
 from competition.training.cross_validate import summarize_run
 from competition.training.evaluator import Evaluator
 from competition.training.soup_selection import compare_soup, format_soup
@@ -127,7 +126,7 @@ def test_a_soup_that_is_kept_predicts_everywhere_and_one_that_is_dropped_nowhere
         summary.soup["kept"] and summary.soup["plain"] == pytest.approx(before.score) and summary.score > before.score
     )
     assert summary.score == pytest.approx(summary.soup["soup"]) and summary.soup["flattered"] == pytest.approx(0.99)
-    assert {one.path.name for one in run_checkpoints(run)} == {"soup.safetensors"}
+    assert {one.path.name for one in run.checkpoints()} == {"soup.safetensors"}
     results = [FoldResult.read(run.member_folder(*member)) for member in run.members()]
     assert [one.score for one in results] == [one.soup["score"] for one in results]
     case, folders = run.cases["id"].iloc[0], [run.member_folder(*member) for member in run.members()]
@@ -146,7 +145,7 @@ def test_a_soup_that_is_kept_predicts_everywhere_and_one_that_is_dropped_nowhere
     worse(run)
     again = summarize_run(run)
     assert not again.soup["kept"] and again.score == pytest.approx(before.score)
-    assert {one.path.name for one in run_checkpoints(run)} == {"weights.safetensors"}
+    assert {one.path.name for one in run.checkpoints()} == {"weights.safetensors"}
     assert [FoldResult.read(folder).score for folder in folders] == [0.5] * len(folders)
     assert json.loads((run.folder / "summary.json").read_text())["soup"]["kept"] is False
 

@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """`bundled([run], weights=[1.0], trust=())`: the folder of a bundle."""
+    """`bundled([run], weights=[1.0])`: the folder of a bundle."""
     from competition.export import bundle
 
     monkeypatch.setattr(

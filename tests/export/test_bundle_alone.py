@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from competition.context import Context
 from competition.export.bundle import export_runs
 from competition.submission.submit import submit
 
@@ -161,7 +162,7 @@ def test_a_network_of_ones_own_comes_along(finished, tiny, tmp_path, monkeypatch
     made = finished(tiny(2, "model.target=my_nets.Small", "model.args={in_channels: 1, classes: 3}"))
     done = submit([made], output=tmp_path / "submit.csv")
     monkeypatch.delenv("MASKFOLD_TRUST")
-    folder = export_runs([made], tmp_path / "bundle", trust=("my_nets",)).folder
+    folder = export_runs([made], tmp_path / "bundle", context=Context(("my_nets",))).folder
     shutil.rmtree(tmp_path / "my_nets")
     python = environment(tmp_path / "venv", folder / "requirements.txt")
     found = run(

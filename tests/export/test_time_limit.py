@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from competition.context import Context
 from competition.export import runtime_cases, time_limit
 from competition.export.runtime_cases import Bundle, find_test_cases
 from competition.export.time_limit import EffortLevel, TimeBudget, effort_levels
@@ -147,7 +148,7 @@ def timed(finished, tiny, bundled, tmp_path, monkeypatch):
     def go(limit):
         looked.clear()
         bundle, lines = Bundle.read(folder, runs[0].exp.competition.root, "cpu"), []
-        found = find_test_cases(bundle.ensemble.comp, "", lines.append)
+        found = find_test_cases(bundle.ensemble.comp, "", Context(say=lines.append))
         rows = [*found.test_set.rows] * 4  # 12 cases of 6 s: 2 networks × 2 views + 2 networks
         order = runtime_cases.PredictionOptions(limit, clock.now, clock=clock)
         return (

@@ -94,7 +94,7 @@ def _json(content: bytes) -> Any:
 def _result(path: Path) -> Any:
     from dataclasses import asdict
 
-    from competition.runs.run import FoldResult
+    from competition.runs.fold import FoldResult
 
     found = FoldResult.read(path.parent)
     return None if found is None else {key: value for key, value in asdict(found).items() if key in RESULT}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from competition.context import Context
 from competition.data.cases import case_table
 from competition.errors import MaskfoldError
 
@@ -116,7 +117,7 @@ def test_a_case_that_only_preparation_refuses_is_left_out_too(
     )
     name = victim.name.removesuffix(".nii.gz")
     assert name in list(run.cases["id"])
-    run = prepare_run(run, said.append) or run
+    run = prepare_run(run, Context(say=said.append)) or run
     kept = load_run(run.folder)
     assert name not in list(kept.cases["id"]) and name not in list(kept.folds["id"])
     assert name in (run.folder / "skipped.csv").read_text() and any(name in line for line in said)

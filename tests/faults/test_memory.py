@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from competition.config.loading import load_experiment
+from competition.context import Context
 from competition.data.cache import MemoryBudget, PreprocessedCase, cache_key, mapped_bytes
 from competition.data.dataset import PatchDataset
 from competition.data.preprocessing import preprocess_cases
@@ -87,7 +88,7 @@ def points(folder: Path, name: str) -> list[float]:
 
 def trained(run, job, say=quiet) -> Trainer:
     """A fold after its last step, without the prediction that follows."""
-    training = setup_fold(job, run, say, time.monotonic())
+    training = setup_fold(job, run, Context(say=say), time.monotonic())
     training.train()
     return training
 

@@ -17,12 +17,14 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 from safetensors.torch import load_file
 
+from competition.context import Context
 from competition.data.dataset import PatchDataset
 from competition.data.preprocessing import preprocess_cases
 from competition.errors import MaskfoldError
 from competition.models.optim import LRSchedule
 from competition.runs.checkpoint import load_checkpoint
-from competition.runs.run import FoldResult, run_hash
+from competition.runs.fold import FoldResult
+from competition.runs.run import run_hash
 from competition.tracking.sync_state import FileOffset, read_chunk
 from competition.training import fold as fold_module
 from competition.training.cross_validate import open_run, prepare_run
@@ -76,7 +78,7 @@ def poison(exp, run, job) -> tuple[str, list[int]]:
 
 def trained(run, job, say=quiet) -> Trainer:
     """A fold after its last step, without the prediction that follows."""
-    training = setup_fold(job, run, say, time.monotonic())
+    training = setup_fold(job, run, Context(say=say), time.monotonic())
     training.train()
     return training
 
@@ -197,7 +199,7 @@ def test_a_gradient_that_is_no_number_counts_although_the_loss_is_one(tiny, tmp_
             tmp_path / policy[:4],
             tmp_path / "cache",
         )
-        training = setup_fold(job, run, quiet, 0.0)
+        training = setup_fold(job, run, Context(), 0.0)
         root_of_nothing(training, steps=(1,))
         return training
 
@@ -334,7 +336,7 @@ def test_an_overflow_of_the_scaler_is_not_taken_for_a_bad_step(tiny, tmp_path, m
         tmp_path,
         tmp_path / "cache",
     )
-    training = setup_fold(job, run, quiet, 0.0)
+    training = setup_fold(job, run, Context(), 0.0)
     training.train()  # on_nan is stop: a mistake ends it
     overflows = 30 - math.log2(scaler.get_scale())
     assert overflows >= 2, "gradients times 2^30 are beyond fp16"
@@ -346,7 +348,7 @@ def test_an_overflow_of_the_scaler_is_not_taken_for_a_bad_step(tiny, tmp_path, m
 def test_a_gradient_that_is_no_number_at_any_scale_stops(tiny, tmp_path, monkeypatch):
     fp16(monkeypatch, 4.0)
     run, job = start(tiny(2), tmp_path, tmp_path / "cache")
-    training = setup_fold(job, run, quiet, 0.0)
+    training = setup_fold(job, run, Context(), 0.0)
     root_of_nothing(training, steps=range(9))
     with pytest.raises(MaskfoldError, match="The gradient's norm is nan at step 3 of fold 0"):  # scales 4, 2, 1
         training.train()
@@ -406,13 +408,13 @@ def test_the_policy_is_no_part_of_a_runs_name_and_is_not_mixed(tiny, tmp_path, m
     assert len(names) == 1 and run_hash(tiny(2, "training.ema=0.5"), "data") not in names
     monkeypatch.chdir(tmp_path)
     run = open_run(tiny(2, "training.on_nan=restore"), "tiny", root=tmp_path)
-    prepare_run(run, quiet)
+    prepare_run(run)
     folder = run.member_folder(0, 0)
     folder.mkdir()
     result = FoldResult(0, 0, 0.5, {}, 1, 4, 0.1, 0.1, 1, "", "cpu", "", "done", skipped=3)
     (folder / "result.json").write_text(json.dumps(result.__dict__))
     with pytest.raises(MaskfoldError, match=r"fold_0 skipped 3 steps.*training\.on_nan=restore"):
-        prepare_run(run, quiet)
+        prepare_run(run)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_a_damaged_job_is_named_by_the_fold(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("bad", TEXTS)
 def test_a_folds_damaged_last_words_do_not_hide_its_end(tmp_path: Path, bad: str) -> None:
-    from competition.runs.run import FoldJob
+    from competition.runs.fold import FoldJob
     from competition.training.fold_process import raise_for_status
 
     (tmp_path / "error.json").write_bytes(TEXTS[bad])

@@ -224,7 +224,7 @@ def test_a_models_folder_holds_nothing_that_runs_and_a_strangers_predicts_withou
 
 def test_a_folds_process_imports_nothing_from_the_folder_it_works_in(here: Path, tiny: Any) -> None:
     """A stranger's archive to work in may hold a `torch.py`."""
-    from competition.runs.run import FoldJob
+    from competition.runs.fold import FoldJob
     from competition.training.fold_process import start_fold
 
     (here / "torch_of_a_stranger.py").write_text("import os\nos.mkdir('evil')\n")

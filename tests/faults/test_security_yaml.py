@@ -278,7 +278,7 @@ def test_words_of_a_dicom_study_are_text_in_our_tables_and_stay_in_the_folder(he
 
 
 def test_a_result_cannot_name_weights_elsewhere(here: Path) -> None:
-    from competition.runs.run import FoldResult
+    from competition.runs.fold import FoldResult
     from tests.faults.fuzz_records import RESULT
 
     (here / "result.json").write_text(json.dumps(RESULT | {"weights": "../../weights.safetensors"}))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.models.build import PatchSizeProbe, build_network, parameter_count, validate_network
 from competition.models.interface import main_output, segmentation_outputs
@@ -199,11 +200,11 @@ class Warns(torch.nn.Conv2d):
 
 
 def test_an_argument_that_the_library_ignores_is_an_error() -> None:
-    trust = [__name__.split(".")[0]]
+    trusted = Context((__name__.split(".")[0],))
     with pytest.raises(MaskfoldError, match=r"model\.args\.width .*Warns"):
-        validate_network(experiment(f"{__name__}.Warns", {"width": 3}), 1, trust)
-    validate_network(experiment(f"{__name__}.Warns", {}), 1, trust)  # the user did not set it
-    validate_network(experiment(f"{__name__}.Warns", {"width": 3, "category": "FutureWarning"}), 1, trust)
+        validate_network(experiment(f"{__name__}.Warns", {"width": 3}), 1, trusted)
+    validate_network(experiment(f"{__name__}.Warns", {}), 1, trusted)  # the user did not set it
+    validate_network(experiment(f"{__name__}.Warns", {"width": 3, "category": "FutureWarning"}), 1, trusted)
     validate_network(experiment(SMP + "Unet", {"encoder_name": "timm-efficientnet-b0"}), 1)  # deprecated, and works
 
 

@@ -10,6 +10,7 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.models.losses import SegmentationLoss, resize_mask, validate_loss
 from tests.models import experiment
@@ -238,7 +239,7 @@ def test_own_losses() -> None:
     logits, mask = batch()
     for name in ("OwnDice", "OwnLoss"):
         exp = experiment(loss={"target": f"{__name__}.{name}"})
-        total, _ = SegmentationLoss(exp, trust=[__name__.split(".")[0]])(logits, mask)
+        total, _ = SegmentationLoss(exp, Context((__name__.split(".")[0],)))(logits, mask)
         expected = EXCLUSIVE[MONAI + "DiceLoss"](logits, mask) if name == "OwnDice" else logits.mean()
         assert total.item() == pytest.approx(expected.item())
 
@@ -291,7 +292,7 @@ def test_a_loss_that_fails_on_a_batch_is_found_before_training() -> None:
     validate_loss(experiment(dims=3))
     validate_loss(experiment(labels="overlapping", loss={"target": "torch.nn.BCEWithLogitsLoss"}))
     with pytest.raises(MaskfoldError, match="weights"):
-        validate_loss(experiment(loss={"target": f"{__name__}.NeedsMore"}), trust=[__name__.split(".")[0]])
+        validate_loss(experiment(loss={"target": f"{__name__}.NeedsMore"}), Context((__name__.split(".")[0],)))
 
 
 def test_the_key_of_a_term_in_a_list() -> None:

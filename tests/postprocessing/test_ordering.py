@@ -390,8 +390,8 @@ def test_what_cannot_be_numbered_is_refused():
 
 def test_out_of_fold_submit_and_predict_number_alike(finished, tiny, tmp_path):
     """The demo's two classes as a row of two: the order decides everywhere that masks are made."""
-    from competition.data.cases import case_table
-    from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+    from competition.data.cases import case_rows, case_table
+    from competition.ensembling.ensemble import EnsemblePredictor
     from competition.export.predictor import Predictor
     from competition.postprocessing.evaluation import OofScores
     from competition.runs.blend import Ensemble

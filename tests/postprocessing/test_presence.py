@@ -16,7 +16,7 @@ from competition.config.loading import load_experiment
 from competition.config.postprocess import PostprocessConfig, StepConfig
 from competition.data.masks import load_mask
 from competition.datasets.demo import make_demo
-from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.ensembling.ensemble import EnsemblePredictor
 from competition.ensembling.expected import estimate_score
 from competition.errors import MaskfoldError
 from competition.export.mlflow_model import write_predictor_folder
@@ -202,7 +202,7 @@ def test_all_that_predicts_takes_the_gates_together(finished, gated, scans, monk
     run = finished(gated("postprocess.tune=false", f"postprocess.steps=[{everything}, {{gate: 0.5}}]"), "demogate-tiny")
     rewritten(run, lambda holds, draw: 0.5, fake=False)
     spoken(run, {0: logit(0.9), 1: logit(0.2)})  # together 0.6: odds of 9 and 1/4
-    row = case_rows(run.cases)[0]
+    row = next(iter(run.rows().values()))
     ensemble = EnsemblePredictor(Ensemble((run,), (1.0,)), row)
     assert ensemble.predict(row).presence.ravel() == pytest.approx([0.6]) and ensemble.predict(row).presence.shape == (
         1,

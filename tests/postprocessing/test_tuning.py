@@ -12,6 +12,7 @@ import pytest
 
 from competition.config.competition import MetricConfig
 from competition.config.postprocess import DoubleThreshold, PostprocessConfig, SplitConfig, StepConfig
+from competition.context import Context
 from competition.ensembling.expected import estimate_score
 from competition.ensembling.weights import fit_weights, neighbouring_weights, weight_grid
 from competition.errors import MaskfoldError
@@ -35,7 +36,7 @@ def islands(found: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def test_planted_islands_are_removed_and_the_nested_score_rises(finished, tiny):
     run = finished(tiny(2, "postprocess.tune=true"), noise=0.1, spoil=islands)
     lines: list[str] = []
-    expected = estimate_score(Ensemble((run,), (1.0,)), 20, lines.append)
+    expected = estimate_score(Ensemble((run,), (1.0,)), 20, Context(say=lines.append))
     tuned = expected.tuning
     assert tuned.kept and tuned.gain.low > 0 and tuned.nested - tuned.before >= 0.02
     assert tuned.gain.value == pytest.approx(tuned.nested - tuned.before)

@@ -18,8 +18,9 @@ import torch
 from competition.data.masks import load_mask
 from competition.io import write_json
 from competition.report.run import write_report
+from competition.runs.fold import FoldResult
 from competition.runs.oof import OofPredictions, OofStore
-from competition.runs.run import FoldResult, Run
+from competition.runs.run import Run
 from competition.training.cross_validate import open_run, summarize_run
 from competition.training.evaluator import Evaluator
 from tests.finished_runs import nuclei, soft

@@ -29,10 +29,9 @@ def competition(classes, labels="exclusive", instances=False):
 def fake(monkeypatch, comp, cases):
     """Return an `OofPredictions` substitute with (probabilities, truth) by name."""
     monkeypatch.setattr(calibration, "load_mask", lambda _, row: cases[row.id][1])
-    rows = SimpleNamespace(itertuples=lambda index: [SimpleNamespace(id=name) for name in cases])
     return SimpleNamespace(
         run=SimpleNamespace(exp=SimpleNamespace(competition=comp)),
-        cases=rows,
+        rows=lambda: {name: SimpleNamespace(id=name) for name in cases},
         fold_of=cases,
         read=lambda name: cases[name][0],
     )

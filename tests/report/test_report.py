@@ -11,6 +11,7 @@ from matplotlib.image import imread
 
 from competition.cli.main import main
 from competition.config.postprocess import StepConfig
+from competition.context import Context
 from competition.data.masks import load_mask
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import ScoreGain
@@ -156,7 +157,7 @@ def test_postprocessing_is_shown_and_marked_if_outdated(made, tiny):
 def test_many_cases_are_sampled(made, tiny, monkeypatch, tmp_path):
     monkeypatch.setattr("competition.report.calibration.sample_evenly.__defaults__", (4,))
     run = made(tiny(2))
-    words = calibration_section(RunResults.load(run), OofPredictions(run), tmp_path, lambda _: None)
+    words = calibration_section(RunResults.load(run), OofPredictions(run), tmp_path, Context())
     assert "Pixel probabilities of 4 of 10 cases, evenly sampled, in 15 bins." in words
     rows = [row for row in run.cases.itertuples(index=False) if row.id in sample_evenly(run.cases["id"].tolist(), 4)]
     pixels = sum(int((load_mask(run.exp.competition, row)[0] == 1).sum()) for row in rows)
@@ -179,7 +180,7 @@ def test_the_command(made, tiny, tmp_path, monkeypatch, capsys):
     places = []
     monkeypatch.setattr(
         "competition.report.run.write_report",
-        lambda run, output, say: places.append(output) or run.folder / "report.html",
+        lambda run, output, context: places.append(output) or run.folder / "report.html",
     )
     assert maskfold(run.folder, f"competition.root={root}", "-o", tmp_path / "there" / "page.html")[0] == 0
     assert places == [tmp_path / "there" / "page.html"]

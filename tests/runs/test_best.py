@@ -21,7 +21,7 @@ from competition.training.fold import run_fold
 def test_the_best_validation_leaves_its_weights(tiny, tmp_path, monkeypatch, planned, best):
     monkeypatch.chdir(tmp_path)
     run = open_run(tiny(2, "training.epochs=4", "run.threads=1"), "demo2d-tiny")
-    prepare_run(run, lambda _: None)
+    prepare_run(run)
     job = make_jobs(run)[0]
     job.folder.mkdir(parents=True, exist_ok=True)
     seen = []
@@ -51,7 +51,7 @@ def test_the_last_epoch_may_be_the_best(tiny, tmp_path, monkeypatch, planned, be
         tiny(2, "training.epochs=3", "training.validate_every=2", "training.weights=best", "run.threads=1"),
         "demo2d-tiny",
     )
-    prepare_run(run, lambda _: None)
+    prepare_run(run)
     job = make_jobs(run)[0]
     job.folder.mkdir(parents=True, exist_ok=True)
     seen = []

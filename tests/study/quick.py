@@ -42,7 +42,8 @@ class QuickExecutor:
         self.score, self.delay = score, delay
 
     def run(self, jobs: Sequence[Any], say: Callable[[str], None], alive: Callable[[], None] = lambda: None) -> None:
-        from competition.runs.run import FoldResult, load_run
+        from competition.runs.fold import FoldResult
+        from competition.runs.run import load_run
 
         for job in jobs:
             run = load_run(job.run)
@@ -127,7 +128,7 @@ def install(
     """Puts the above in the place of training, preparation and MLflow."""
     patch("competition.training.executors.make_executor", lambda exp: QuickExecutor(score, delay))
     patch("competition.tracking.sync.MlflowSync", Silent)
-    patch("competition.training.cross_validate.prepare_run", lambda run, say, trust=(): run.write() or run)
+    patch("competition.training.cross_validate.prepare_run", lambda run, context=None: run.write() or run)
 
 
 def write_experiment(root: Path, text: str = YAML) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.study.promote import promote_best_trials
 from competition.study.space import ExperimentSource
@@ -217,10 +218,10 @@ def test_a_trial_of_a_killed_process_is_queued_again_at_once(place):
     search = open_study(ExperimentSource(file))
     assert states(search) == ["RUNNING"]
     said: list[str] = []
-    requeue_stale_trials(search, said.append)
+    requeue_stale_trials(search, Context(say=said.append))
     assert states(search) == ["WAITING"] and search.trials[0].params == {"optimizer.args.lr": 1e-3}
     assert "trial 0 was killed" in said[0]
-    requeue_stale_trials(search, lambda line: pytest.fail(line))
+    requeue_stale_trials(search, Context(say=lambda line: pytest.fail(line)))
 
 
 def test_a_trial_of_a_living_process_is_left_alone(quick):
@@ -229,7 +230,7 @@ def test_a_trial_of_a_living_process_is_left_alone(quick):
     search = quick()
     trial = search.optuna_study.ask()
     trial.set_user_attr(PROCESS_ATTRIBUTE, current_process())
-    requeue_stale_trials(search, lambda line: pytest.fail(line))
+    requeue_stale_trials(search, Context(say=lambda line: pytest.fail(line)))
     assert states(search) == ["RUNNING"]
     assert not is_process_dead({**current_process(), "host": "elsewhere", "pid": 999_999_999})
     assert is_process_dead({**current_process(), "started": 1.0})

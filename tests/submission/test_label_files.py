@@ -10,8 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from competition.data.cases import case_table
-from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.data.cases import case_rows, case_table
+from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.postprocessing.pipeline import postprocess
 from competition.runs.blend import Ensemble

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from competition.config.profiles import profile_of
-from competition.data.cases import case_table
+from competition.data.cases import case_rows, case_table
 from competition.data.masks import load_mask
-from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.ensembling.ensemble import EnsemblePredictor
 from competition.ensembling.expected import estimate_score
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import cv_score

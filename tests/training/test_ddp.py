@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from competition.data.dataset import BatchSampler, PatchDataset
 from competition.errors import MaskfoldError
 from competition.runs.checkpoint import load_checkpoint, save_checkpoint
-from competition.runs.run import FoldJob, FoldResult
+from competition.runs.fold import FoldJob, FoldResult
 from competition.training.cross_validate import prepare_run
 from competition.training.distributed import DistributedContext, make_fabric
 from competition.training.executors import LocalExecutor, gpus_of_slot
@@ -158,7 +158,7 @@ def test_folds_of_one_run_are_trained_with_the_same_devices(tiny, tmp_path, monk
     other, _ = begun(tiny(2, "run.devices=3"), tmp_path, tmp_path / "cache")
     assert other.folder == run.folder
     with pytest.raises(MaskfoldError, match=r"fold_0 .*run\.devices=1 .*run\.devices=3"):
-        prepare_run(other, lambda line: None)
+        prepare_run(other)
 
 
 def test_more_devices_than_the_machine_has_are_refused(tiny, monkeypatch):

@@ -15,9 +15,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from competition.cli.console import cv_table
+from competition.context import Context
 from competition.errors import MaskfoldError
+from competition.runs.fold import FoldResult
 from competition.runs.oof import OofStore
-from competition.runs.run import FoldResult
 from competition.training import evaluator as evaluator_module
 from competition.training import fold as fold_module
 from competition.training.cross_validate import format_seed_gain, make_jobs, open_run, summarize_run
@@ -160,7 +161,7 @@ def test_a_fit_on_all_cases_has_weights_and_no_score(tiny, tmp_path):
 
 def test_a_loss_that_is_not_a_number_names_step_and_cases(tiny, tmp_path, monkeypatch):
     run, job = start(tiny(2), tmp_path, tmp_path / "cache")
-    training = setup_fold(job, run, lambda line: None, 0.0)
+    training = setup_fold(job, run, Context(), 0.0)
     real = training.loss
 
     class Broken(torch.nn.Module):
@@ -240,7 +241,7 @@ def test_two_and_a_half_dimensions_train_on_neighbouring_slices(tiny, tmp_path):
 def test_a_held_out_share_is_scored_and_never_trained_on(tiny, tmp_path):
     exp = tiny(2, "folds={scheme: holdout, shares: [0.6, 0.2, 0.2]}")
     run, job = start(exp, tmp_path, tmp_path / "cache")
-    training = setup_fold(job, run, lambda line: None, 0.0)
+    training = setup_fold(job, run, Context(), 0.0)
     seen = {training.dataset.case_id(index) for index in range(len(training.dataset))}
     held_out = set(run.folds.loc[run.folds["fold"] == -2, "id"])
     watched = set(run.folds.loc[run.folds["fold"] == 0, "id"])
@@ -317,7 +318,7 @@ def test_weights_that_are_not_there_are_refused_before_any_work(tiny, tmp_path, 
     monkeypatch.chdir(tmp_path)
     run = open_run(tiny(2, "init_from=absent"), "tiny", root=tmp_path / "runs")
     with pytest.raises(MaskfoldError, match="absent"):
-        prepare_run(run, lambda line: None)
+        prepare_run(run)
     assert not run.folder.exists() and not (tmp_path / "mlruns").exists()
 
 

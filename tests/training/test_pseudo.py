@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from competition.context import Context
 from competition.data.cache import PreprocessedCase
 from competition.data.preprocessing import preprocess_cases
 from competition.errors import MaskfoldError
 from competition.io import write_json
 from competition.models.build import build_network
 from competition.runs.checkpoint import save_weights
-from competition.runs.run import FoldResult, load_run, run_hash
+from competition.runs.fold import FoldResult
+from competition.runs.run import load_run, run_hash
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
 from competition.training.extra_data import build_extra_data, check_extra_data, prepare_extra_data
 from competition.training.fold import run_fold, setup_fold
@@ -85,7 +87,7 @@ def open_student(exp, name="tiny"):
 
 
 def lessons_of(run, job):
-    lessons = build_extra_data(job, run, lambda line: None)
+    lessons = build_extra_data(job, run, Context())
     return {PreprocessedCase.open(folder).id: PreprocessedCase.open(folder) for folder in lessons.folders}, lessons
 
 
@@ -112,7 +114,7 @@ def test_a_run_with_other_folds_is_refused_with_its_lineage(tiny, tmp_path):
     teacher = finish(open_run(tiny(2, "seed=77"), "teacher"))
     run = open_run(tiny(2, f"pseudo.from={teacher.folder}"), "tiny")
     with pytest.raises(MaskfoldError, match="may teach fold 0") as error:
-        prepare_run(run, lambda line: None)
+        prepare_run(run)
     assert error.value.status == 2 and not run.folder.exists()
     fold_of = {row.id: row.fold for row in run.folds.itertuples()}
     for number in (0, 1):  # each network of the teacher with a case that it learnt from, by hand from both tables
@@ -125,7 +127,7 @@ def test_a_run_with_other_folds_is_refused_with_its_lineage(tiny, tmp_path):
 def test_a_fit_on_all_cases_may_teach_only_such_a_fit(tiny):
     teacher = finish(open_run(tiny(2, "folds.run=full"), "teacher"))
     with pytest.raises(MaskfoldError, match="full was trained on"):
-        prepare_run(open_run(tiny(2, f"pseudo.from={teacher.folder}"), "tiny"), lambda line: None)
+        prepare_run(open_run(tiny(2, f"pseudo.from={teacher.folder}"), "tiny"))
     run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}", "folds.run=full"))
     cases, _ = lessons_of(run, jobs[0])
     assert len(cases) == 3
@@ -135,14 +137,14 @@ def test_a_teacher_that_began_with_leaky_weights_is_refused(tiny):
     first = finish(open_run(tiny(2, "seed=77"), "first"))
     middle = finish(open_run(tiny(2, f"init_from={first.folder}"), "middle"))  # the same folds as the student's
     with pytest.raises(MaskfoldError) as error:
-        prepare_run(open_run(tiny(2, f"pseudo.from={middle.folder}"), "tiny"), lambda line: None)
+        prepare_run(open_run(tiny(2, f"pseudo.from={middle.folder}"), "tiny"))
     assert (
         f"middle/{middle.folder.name}/fold_0 was started from first/{first.folder.name}/fold_0, which was trained on"
         in str(error.value)
     )
     shutil.rmtree(first.folder)  # then nobody can tell
     with pytest.raises(MaskfoldError, match="is not a run"):
-        prepare_run(open_run(tiny(2, f"pseudo.from={middle.folder}"), "tiny"), lambda line: None)
+        prepare_run(open_run(tiny(2, f"pseudo.from={middle.folder}"), "tiny"))
 
 
 def test_a_teacher_that_was_taught_by_a_leaky_one_is_refused_when_that_one_is_gone(tiny, demo2d, tmp_path):
@@ -161,10 +163,10 @@ def test_a_teacher_that_was_taught_by_a_leaky_one_is_refused_when_that_one_is_go
         ),
         "middle",
     )
-    prepare_run(middle, lambda line: None)
+    prepare_run(middle)
     job = make_jobs(middle)[0]
     job.folder.mkdir()
-    build_extra_data(job, middle, lambda line: None)
+    build_extra_data(job, middle, Context())
     finish_only = FoldResult(
         fold=-1,
         seed=0,
@@ -184,11 +186,11 @@ def test_a_teacher_that_was_taught_by_a_leaky_one_is_refused_when_that_one_is_go
     shutil.rmtree(grandparent.folder)
     student = tiny(2, f"pseudo.from={middle.folder}", f"competition.train.cases={json.dumps(rest)}".replace(" ", ""))
     with pytest.raises(MaskfoldError) as error:  # it shares no labelled case with middle
-        prepare_run(open_run(student, "tiny"), lambda line: None)
+        prepare_run(open_run(student, "tiny"))
     assert f"full was taught by grandparent/{grandparent.folder.name}/full, which was trained on" in str(error.value)
     (job.folder / "lineage.json").unlink()
     with pytest.raises(MaskfoldError, match="lineage.json is missing"):
-        prepare_run(open_run(student, "tiny"), lambda line: None)
+        prepare_run(open_run(student, "tiny"))
 
 
 def test_a_case_that_the_teacher_met_as_an_image_may_not_be_validated(tiny):
@@ -225,7 +227,7 @@ def test_a_case_that_the_teacher_met_as_an_image_may_not_be_validated(tiny):
             ),
         )
     with pytest.raises(MaskfoldError, match="was taught pseudo-labels of"):
-        prepare_run(open_run(tiny(2, listed(rest), f"pseudo.from={middle.folder}"), "tiny"), lambda line: None)
+        prepare_run(open_run(tiny(2, listed(rest), f"pseudo.from={middle.folder}"), "tiny"))
 
 
 def test_groups_of_the_student_count_where_the_teacher_knew_none(tiny, demo2d):
@@ -250,7 +252,7 @@ def test_groups_of_the_student_count_where_the_teacher_knew_none(tiny, demo2d):
     ]
     open_student(tiny(2, *settings), "alone")  # without groups fold 0 of the teacher has seen nothing that counts
     with pytest.raises(MaskfoldError, match=rf"fold_0 was trained on {ids[1]} \(of the group p0, which it validates\)"):
-        prepare_run(open_run(tiny(2, *settings, "competition.group=patients.csv:patient"), "tiny"), lambda line: None)
+        prepare_run(open_run(tiny(2, *settings, "competition.group=patients.csv:patient"), "tiny"))
 
 
 def test_an_image_of_a_validated_group_teaches_the_other_folds_only(tiny, demo2d):
@@ -286,7 +288,7 @@ def test_copies_of_validated_cases_do_not_teach(tiny, demo2d):
     teacher = finish(open_run(tiny(2, f"competition.root={root}"), "teacher"))
     said: list[str] = []
     run = open_run(tiny(2, f"competition.root={root}", f"pseudo.from={teacher.folder}"), "tiny")
-    prepare_run(run, said.append)
+    prepare_run(run, Context(say=said.append))
     assert any("1 more have labels" in line and "1 resemble a labelled case" in line for line in said)
     home = int(run.folds.loc[run.folds["id"] == second.stem, "fold"].iloc[0])
     for job in make_jobs(run):
@@ -326,7 +328,7 @@ def test_several_teachers_are_averaged(tiny):
 def test_weights_say_how_often_a_case_is_drawn(tiny):
     teacher = finish(open_run(tiny(2), "teacher"))
     run, jobs = open_student(tiny(2, f"pseudo.from={teacher.folder}", "pseudo.weight=0.5"))
-    training = setup_fold(jobs[0], run, lambda line: None, 0.0)
+    training = setup_fold(jobs[0], run, Context(), 0.0)
     dataset = training.dataset
     assert len(dataset.folders) == 5 + 3 and len(dataset) == 7  # 5 + 3/2 turns, rounded up
     drawn = Counter(dataset.sampler.index_at(place, 1, 0) for place in range(2 * 13))  # 13 turns hold 5 + 5 + 3
@@ -448,7 +450,7 @@ def test_words_that_make_no_sense_are_refused(tiny):
         open_run(tiny(2, f"pseudo.from={teacher.folder}", f"pseudo.images={pattern}"), "tiny")
     run = open_run(tiny(2, "competition.classes=[ring,other]", f"pseudo.from={teacher.folder}"), "tiny")
     with pytest.raises(MaskfoldError, match=r"has classes \['ring', 'grain'\]"):
-        prepare_run(run, lambda line: None)
+        prepare_run(run)
 
 
 def test_lessons_need_not_be_ready_twice(tiny):

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from competition.config.experiment import HardwareConfig
+from competition.context import Context
 from competition.errors import MaskfoldError
+from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.lock import is_free, run_lock
-from competition.runs.run import FoldJob, FoldResult, Run
+from competition.runs.run import Run
 from competition.training.cross_validate import make_jobs, open_run, run_cv, summarize_run
 from competition.training.executors import make_executor
 from competition.training.ray_executor import FoldResources, RayExecutor, run_fold_task
@@ -221,7 +223,7 @@ def test_what_stops_the_driver_stops_the_folds(cluster, tmp_path, error):
 def trained(run: Run, alive=lambda: None) -> list[str]:
     said: list[str] = []
     run.write()
-    run_cv(run, said.append, should_stop=alive)
+    run_cv(run, Context(say=said.append), should_stop=alive)
     return said
 
 

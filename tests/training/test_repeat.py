@@ -73,7 +73,7 @@ def test_a_fold_says_so(tiny, tmp_path, monkeypatch):
     run = open_run(
         tiny(2, "training.epochs=1", "training.precision=auto", "run.accelerator=cpu", "run.threads=1"), "demo2d-tiny"
     )
-    prepare_run(run, lambda _: None)
+    prepare_run(run)
     job = make_jobs(run)[0]
     job.folder.mkdir(parents=True, exist_ok=True)
     said: list[str] = []

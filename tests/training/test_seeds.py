@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from competition.data.cases import case_table
-from competition.ensembling.ensemble import EnsemblePredictor, case_rows
+from competition.context import Context
+from competition.data.cases import case_rows, case_table
+from competition.ensembling.ensemble import EnsemblePredictor
 from competition.metrics.bootstrap import cv_score
 from competition.models.build import build_network
 from competition.runs.blend import Ensemble
@@ -72,7 +73,7 @@ def test_two_folds_of_two_seeds_from_training_to_the_submission(tiny, tmp_path, 
         "inference.tta=[]",
     )
     run = open_run(exp, "demo2d-tiny")
-    prepare_run(run, quiet)
+    prepare_run(run)
     jobs = {job.folder.name: job for job in make_jobs(run)}
     assert list(jobs) == ["fold_0", "fold_0_seed_1", "fold_1", "fold_1_seed_1"]
     for name in ("fold_0", "fold_1", "fold_1_seed_1"):
@@ -136,7 +137,7 @@ def submission_by_hand(run, jobs) -> None:
     rows = case_rows(case_table(run.exp.competition, "test"))
     ensemble = EnsemblePredictor(Ensemble((run,), (1.0,)), rows[0])
     assert [(one.fold, one.seed) for one in ensemble.checkpoints[str(run.folder)]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    training = setup_fold(jobs["fold_0"], run, quiet, 0.0)
+    training = setup_fold(jobs["fold_0"], run, Context(), 0.0)
     prepared = case_probabilities(run, training, rows[0])
     each = []
     for job in jobs.values():
@@ -171,7 +172,7 @@ def test_the_share_that_nobody_trained_on_is_scored_by_the_mean_of_the_seeds(tin
         "folds={scheme: holdout, shares: [0.6, 0.2, 0.2]}",
     )
     run = open_run(exp, "demo2d-tiny")
-    prepare_run(run, quiet)
+    prepare_run(run)
     jobs = make_jobs(run)
     for job in jobs:
         job.folder.mkdir(exist_ok=True)

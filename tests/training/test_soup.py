@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from competition.config.loading import resolve_config
+from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import cv_score
 from competition.runs import run
@@ -244,7 +245,7 @@ def test_each_half_is_predicted_by_what_the_other_half_chose(tiny, tmp_path, mon
         )
         for path in (job.folder / "soup").iterdir()
     }
-    training = setup_fold(job, run, quiet, 0.0)
+    training = setup_fold(job, run, Context(), 0.0)
     judge, network = training.evaluator, training.unwrapped_model.eval()
     half_of = split_halves(judge.cases, 0, exp.seeds[0])
     assert set(half_of.values()) == {1, 2}
@@ -273,7 +274,7 @@ def test_each_half_is_predicted_by_what_the_other_half_chose(tiny, tmp_path, mon
 def test_batch_statistics_are_those_of_the_next_training_batches(tiny, tmp_path):
     exp = tiny(2, "training.soup=2", "training.steps_per_epoch=3", "training.accumulate=2", BATCH)
     run, job = start(exp, tmp_path, tmp_path / "cache")
-    training = setup_fold(job, run, quiet, 0.0)
+    training = setup_fold(job, run, Context(), 0.0)
     network = training.unwrapped_model
     layers = {
         name: layer for name, layer in network.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
@@ -310,7 +311,7 @@ def test_batch_statistics_are_those_of_the_next_training_batches(tiny, tmp_path)
 
 def test_group_norm_needs_nothing(tiny, tmp_path, monkeypatch):
     run, job = start(tiny(2, "training.soup=2"), tmp_path, tmp_path / "cache")
-    training = setup_fold(job, run, quiet, 0.0)
+    training = setup_fold(job, run, Context(), 0.0)
     monkeypatch.setattr(Trainer, "train_loader", lambda self: pytest.fail("no batch is needed"))
     assert (
         not update_bn_statistics(training.unwrapped_model.train(), training) and not training.unwrapped_model.training
@@ -321,17 +322,17 @@ def test_a_fold_that_cannot_be_halved_is_refused_before_anything_is_trained(tiny
     monkeypatch.chdir(tmp_path)
     run = open_run(tiny(2, "training.soup=2", "folds.k=10"), "demo2d-tiny")
     with pytest.raises(MaskfoldError, match=r"training\.soup: fold 0 .* 1 case "):
-        prepare_run(run, quiet)
+        prepare_run(run)
     assert not run.folder.exists()
 
 
 def test_a_soup_of_more_than_is_validated_is_refused_before_anything_is_trained(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["training.soup=3", "training.epochs=5", "training.validate_every=2"]  # epochs 2 and 4, and the last
-    prepare_run(open_run(tiny(2, *words), "demo2d-enough"), quiet)
+    prepare_run(open_run(tiny(2, *words), "demo2d-enough"))
     run = open_run(tiny(2, *words, "training.epochs=4"), "demo2d-tiny")
     with pytest.raises(MaskfoldError, match=r"training\.soup=3 .* found 2 \(training\.epochs=4"):
-        prepare_run(run, quiet)
+        prepare_run(run)
     assert not run.folder.exists()
 
 

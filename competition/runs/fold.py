@@ -1,0 +1,167 @@
+"""The job of one member of a run, and its result.
+
+A member of a run is the training of one fold with one seed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from competition.errors import MaskfoldError
+from competition.io import damaged_error, parse_json_object, write_json
+
+PLAIN_WEIGHTS = "weights.safetensors"  # a member's weights: of its last epochs
+SOUP_WEIGHTS = "soup.safetensors"  # the average of its best checkpoints
+RESULT_FILE = "result.json"  # in a member's folder: its `FoldResult`, the last file that the member writes
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """One member of a cross-validation run.
+
+    Attributes:
+        run: the run's folder, with `experiment.yaml`, `cases.csv` and `folds.csv`.
+        folder: the member's folder; no other process writes into it.
+        fold: the fold to validate; -1 is a fit on all cases.
+        seed: index into the experiment's seeds.
+        cache: the folder of prepared cases.
+        threads: CPU threads of all its processes together.
+        trust: additional packages that `target` may name.
+        patience: seconds to wait until a former process releases the folder's lock.
+    """
+
+    run: Path
+    folder: Path
+    fold: int
+    seed: int
+    cache: Path
+    threads: int
+    trust: tuple[str, ...] = ()
+    patience: float = 0.0
+
+    def to_json(self) -> str:
+        """Return the job as JSON."""
+        plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        return json.dumps(plain, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> FoldJob:
+        """Parse the job that `to_json` returned.
+
+        Raises:
+            ValueError, KeyError, TypeError: the text is not such a job.
+        """
+        plain = parse_json_object(text)
+        for key in ("run", "folder", "cache"):
+            plain[key] = Path(plain[key])
+        job = cls(**{**plain, "trust": tuple(plain["trust"])})
+        if not all(type(number) is int for number in (job.fold, job.seed, job.threads)):
+            raise TypeError("fold, seed and threads must be integers")
+        return job
+
+    @classmethod
+    def read(cls, path: Path) -> FoldJob:
+        """Read a job from a file.
+
+        Raises:
+            MaskfoldError: the file is missing or damaged.
+        """
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise damaged_error(
+                path, error, "Repeat the `maskfold` command of the run, which writes the file."
+            ) from error
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """The result of a finished member; `result.json` in its folder.
+
+    Attributes:
+        score: the competition's metric on the fold's out-of-fold masks; None for a fit on all cases.
+        dice: mean Dice per class over cases that have the class in truth or prediction; None if no case has it.
+        minutes: wall time of all processes that worked on the fold one after the other.
+        devices: processes that trained it; a step took `training.batch_size` samples on each.
+        skipped: steps skipped for a non-finite loss or gradient.
+        weights: the file name of the weights for prediction: `PLAIN_WEIGHTS`, or `SOUP_WEIGHTS` if the soup is better.
+        soup: the out-of-fold scores of the soup, see `competition.training.soup_selection`; None without one.
+        restored: times that training restored a checkpoint after such a step; each halves the learning rate.
+        halved: times that micro-batches were halved because memory ran out.
+        lessons: counts of the additional training data, see `competition.training.extra_data`.
+        peak_gib: peak memory of the CUDA device, else the peak resident memory of the process.
+    """
+
+    fold: int
+    seed: int
+    score: float | None
+    dice: dict[str, float | None]
+    epochs: int
+    steps: int
+    minutes: float
+    peak_gib: float
+    threads: int
+    precision: str
+    device: str
+    torch: str
+    stopped: str
+    weights: str = PLAIN_WEIGHTS
+    devices: int = 1
+    skipped: int = 0
+    restored: int = 0
+    halved: int = 0
+    lessons: dict[str, Any] = field(default_factory=dict)
+    soup: dict[str, Any] | None = None
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of `oof`, `test`, `scores.csv` and `test_scores.csv` that belong to `weights`."""
+        return self.prefix_of(self.weights)
+
+    @staticmethod
+    def prefix_of(weights: str) -> str:
+        """Return the prefix for `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`."""
+        return "soup_" if weights == SOUP_WEIGHTS else ""
+
+    @classmethod
+    def read(cls, folder: Path) -> FoldResult | None:
+        """Read the result in a member's folder; None while it is not finished.
+
+        Raises:
+            MaskfoldError: the file is damaged.
+        """
+        path = folder / RESULT_FILE
+        if not path.exists():
+            return None
+        try:
+            result = cls(**parse_json_object(path.read_bytes()))
+            integers = (result.fold, result.seed, result.steps, result.epochs, result.devices)
+            valid = (
+                all(isinstance(number, int) for number in integers)
+                and isinstance(result.score, float | int | None)
+                and isinstance(result.dice, dict)
+                and Path(result.weights).name == result.weights
+            )
+        except (OSError, ValueError, TypeError) as error:
+            raise _damaged(path, " ".join(str(error).split())[:160]) from error
+        if not valid:
+            raise _damaged(path, "it has invalid values")
+        return result
+
+    def write(self, folder: Path) -> None:
+        """Write the result into a member's folder, as its last file.
+
+        Raises:
+            DiskFullError: the disk has too little free space.
+        """
+        write_json(folder / RESULT_FILE, self.__dict__)
+
+
+def _damaged(path: Path, why: str) -> MaskfoldError:
+    return MaskfoldError(
+        f"The result {path} is damaged: {why}.",
+        "Restore it from a backup, or delete it: the same command makes it again from the checkpoint.",
+    )
