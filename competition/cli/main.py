@@ -21,7 +21,6 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -43,6 +42,23 @@ CompetitionOverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Override keys of the competition's YAML, e.g. root=/data."),
 ]
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from competition import __version__
+
+        typer.echo(f"maskfold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 @app.command(epilog="Example: maskfold cv experiments/demo2d/unet2d.yaml training.epochs=3")

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
 from competition.context import Context
 from competition.data.masks import load_mask
 from competition.inference.predict import merge_boundary_class
-from competition.report import html
-from competition.report.html import Html, section
+from competition.report.html import ABSENT_LABEL, Table, format_score, render
 from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions
 from competition.viz.overlays import IGNORE_LABEL, label_to_class_masks, save_figure
@@ -42,20 +42,12 @@ Ints = NDArray[np.int64]
 
 # Section
 
+TEMPLATE = "run.html.j2"
 ABSENT_TEXT = "absent from the truth of these cases"
 BINS = 15  # of the reliability diagram: (0, 1/15], (1/15, 2/15], …; probability 0 is in the first
-RELIABILITY_CAPTION = (
-    "On the diagonal, a share p of the pixels with probability p belongs to the class; below it the network is "
-    "overconfident, above it underconfident. The grey bars show the number of pixels of each bin on a log axis."
-)
-ECE_NOTE = (
-    "ECE, the expected calibration error, is the mean distance from the diagonal over all pixels. Uncertain pixels "
-    f"are outside the first and the last bin (1/{BINS} < p ≤ {BINS - 1}/{BINS}), because easy background dominates the "
-    "ECE of all pixels. The best threshold is selected on these cases, so its Dice is slightly optimistic."
-)
 
 
-def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Html:
+def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
     """Return the section with reliability diagrams, calibration errors and Dice against the threshold."""
     comp = results.run.exp.competition
     cases = sample_evenly(list(oof.fold_of))
@@ -65,11 +57,6 @@ def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, 
     exclusive = comp.labels == "exclusive"
     draw_reliability(tallies, comp.classes, shown, folder / "calibration.png")
     draw_thresholds(tallies, comp.classes, shown, scored, exclusive, folder / "thresholds.png")
-    note = f"Pixel probabilities of {describe_sample(cases, oof)}, in {BINS} bins."
-    if results.run.exp.prepare.boundary is not None:
-        note += " The boundary class is merged into the classes."
-    if len(shown) < len(tallies):
-        note += f" The {MAX_PANELS} classes with the most pixels are drawn; the table lists all."
     header = [
         "class",
         "pixels",
@@ -80,27 +67,19 @@ def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, 
         f"Dice at {'argmax' if exclusive else '0.5'}",
     ]
     rows = [_row(*columns) for columns in zip(comp.classes, tallies, scored, strict=True)]
-    return section(
+    return render(
+        TEMPLATE,
         "calibration",
-        "Calibration and thresholds",
-        html.paragraph(note, note=True),
-        html.embedded_figure(folder / "calibration.png", RELIABILITY_CAPTION, "Reliability diagram per class"),
-        html.html_table(header, rows),
-        html.paragraph(ECE_NOTE, note=True),
-        html.embedded_figure(
-            folder / "thresholds.png", _threshold_caption(tallies, exclusive), "Dice against the threshold per class"
-        ),
+        table=Table(header, rows),
+        reliability=folder / "calibration.png",
+        thresholds=folder / "thresholds.png",
+        sample=describe_sample(cases, oof),
+        bins=BINS,
+        boundary=results.run.exp.prepare.boundary is not None,
+        drawn=MAX_PANELS if len(shown) < len(tallies) else None,
+        exclusive=exclusive,
+        left_empty=any(class_tally.left_empty for class_tally in tallies),
     )
-
-
-def _threshold_caption(tallies: list[CalibrationCounts], exclusive: bool) -> str:
-    text = (
-        "Mean Dice over the cases with the class, for the pixels whose probability is above the threshold. The ring "
-        f"is the run's score ({'most probable class' if exclusive else 'threshold 0.5'})."
-    )
-    if any(class_tally.left_empty for class_tally in tallies):
-        text += " Dotted: share of the cases without the class that have no pixel above the threshold."
-    return text
 
 
 def mean_scored_dice(results: RunResults, cases: list[str]) -> list[float]:
@@ -113,25 +92,17 @@ def mean_scored_dice(results: RunResults, cases: list[str]) -> list[float]:
 
 def _row(name: str, class_tally: CalibrationCounts, scored: float) -> list[str]:
     if class_tally.absent:
-        return [
-            name,
-            html.ABSENT_LABEL,
-            html.ABSENT_LABEL,
-            html.ABSENT_LABEL,
-            html.ABSENT_LABEL,
-            html.ABSENT_LABEL,
-            html.ABSENT_LABEL,
-        ]
+        return [name, *[ABSENT_LABEL] * 6]
     curve = class_tally.mean_dice()
     best = int(np.argmax(curve))
     return [
         name,
         f"{int(class_tally.positives.sum()):,}",
         f"{class_tally.ece():.4f}",
-        html.format_score(class_tally.ece(uncertain_only=True)),
+        format_score(class_tally.ece(uncertain_only=True)),
         f"{THRESHOLDS[best]:.2f}",
         f"{curve[best]:.4f}",
-        html.format_score(scored),
+        format_score(scored),
     ]
 
 

@@ -8,6 +8,7 @@ from math import isnan
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 
 from competition.context import Context
 from competition.data.masks import load_mask
@@ -15,8 +16,7 @@ from competition.data.readers import load_image
 from competition.ensembling.compare import Comparison
 from competition.io import write_table
 from competition.metrics.bootstrap import PairedDifference
-from competition.report import html
-from competition.report.html import Html, create_figure_folder, element, join_html, paragraph, section, write_page
+from competition.report.html import Table, create_figure_folder, format_score, render, write_page
 from competition.viz.overlays import draw_comparison, save_figure
 from competition.viz.style import (
     GREY_COLOUR,
@@ -27,6 +27,7 @@ from competition.viz.style import (
     style_axes,
 )
 
+TEMPLATE = "compare.html.j2"
 MEASURE_DIGITS = {"hd95": 3}
 
 
@@ -56,8 +57,7 @@ def write_comparison(comparison: Comparison, folder: Path, count: int = 10, cont
         "cases": ("Cases", _cases(comparison, pictures, count)),
     }
     names = f"{comparison.a.name} and {comparison.b.name}"
-    notes = [paragraph(note, note=True) for note in comparison.notes]
-    head = join_html([element("h1", f"{comparison.comp.name}: A and B"), *notes])
+    head = render(TEMPLATE, "head", competition=comparison.comp.name, notes=comparison.notes)
     return write_page(names, head, sections, page)
 
 
@@ -83,8 +83,8 @@ def difference_cells(difference: PairedDifference, comparison: Comparison) -> tu
     return (
         measure_label(difference, comparison),
         difference.cls or "all",
-        html.format_score(difference.a, digits),
-        html.format_score(difference.b, digits),
+        format_score(difference.a, digits),
+        format_score(difference.b, digits),
         change,
         interval,
         p_value,
@@ -121,40 +121,30 @@ def draw_differences(comparison: Comparison, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _differences(comparison: Comparison, folder: Path) -> Html:
+def _differences(comparison: Comparison, folder: Path) -> Markup:
     rows = [difference_cells(difference, comparison) for difference in comparison.differences]
     bold_rows = [i for i, line in enumerate(comparison.differences) if line.measure == "score" and not line.cls]
-    note = (
-        f"{len(comparison.rows)} cases, predicted out of fold by both runs. Intervals are paired bootstrap intervals "
-        "over cases (or groups of cases); p is from Wilcoxon's signed-rank test on the differences per case. Neither "
-        "is corrected for multiple comparisons. Better and worse count the cases in which B is better or worse. A "
-        "class that a run misses or predicts wrongly has a Dice of 0, and the image's diagonal as HD95."
-    )
-    return section(
+    return render(
+        TEMPLATE,
         "differences",
-        "Differences",
-        paragraph(note, note=True),
-        html.html_table(DIFFERENCE_HEADER, rows, text_columns=(0, 1), bold_rows=bold_rows),
-        html.embedded_figure(
-            folder / "differences.png",
-            "Each point is a case. B is better above the line for Dice, below the line for HD95.",
-            "Dice and HD95 of each case, B against A",
-        ),
+        count=len(comparison.rows),
+        table=Table(DIFFERENCE_HEADER, rows, text_columns=(0, 1), bold_rows=bold_rows),
+        picture=folder / "differences.png",
     )
 
 
-def _cases(comparison: Comparison, folder: Path, count: int) -> Html:
+def _cases(comparison: Comparison, folder: Path, count: int) -> Markup:
     for old in folder.glob("case_*.png"):  # from an earlier report
         if re.fullmatch(r"case_\d+\.png", old.name):
             old.unlink()
-    parts: list[Html] = []
+    cases = []
     for number, (case, change) in enumerate(comparison.most_changed(count), 1):
         path, row = folder / f"case_{number}.png", comparison.rows[case]
         image = load_image(comparison.comp, row)
         masks = comparison.a.predict(row).masks, comparison.b.predict(row).masks
         class_dice = [table.loc[table["id"] == case].set_index("class")["dice"] for table in comparison.tables]
         dice = ", ".join(
-            f"{name} {html.format_score(class_dice[0][name], 3)} → {html.format_score(class_dice[1][name], 3)}"
+            f"{name} {format_score(class_dice[0][name], 3)} → {format_score(class_dice[1][name], 3)}"
             for name in comparison.comp.classes
             if not isnan(class_dice[0][name])
         )
@@ -170,12 +160,8 @@ def _cases(comparison: Comparison, folder: Path, count: int) -> Html:
             json.loads(row.spacing),
             image.affine,
         )
-        parts.append(
-            html.embedded_figure(path, join_html([element("strong", title), f" · Dice {dice}"]), f"case {case}")
-        )
-    if not parts:
-        parts.append(paragraph("No case changed."))
-    return section("cases", "Cases with the largest change", *parts)
+        cases.append({"picture": path, "alt": f"case {case}", "title": title, "text": f" · Dice {dice}"})
+    return render(TEMPLATE, "cases", cases=cases)
 
 
 def _has_no_spacing(comparison: Comparison) -> bool:

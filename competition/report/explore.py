@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 
 from competition.data.masks import load_mask
 from competition.data.readers import load_image
@@ -15,18 +16,7 @@ from competition.explore import Exploration, summary
 from competition.explore.summary import case_rows, finding_rows
 from competition.explore.types import CaseStats, Finding
 from competition.io import atomic_write, write_table
-from competition.report.html import (
-    Html,
-    create_figure_folder,
-    definition_list,
-    element,
-    embedded_figure,
-    html_table,
-    join_html,
-    paragraph,
-    section,
-    write_page,
-)
+from competition.report.html import Table, create_figure_folder, render, write_page
 from competition.text import format_count, pixel_or_voxel, shorten_id
 from competition.viz.overlays import class_colour, label_to_class_masks, save_figure
 from competition.viz.style import (
@@ -48,6 +38,8 @@ if TYPE_CHECKING:
     from competition.config.competition import Competition
 
 
+TEMPLATE = "explore.html.j2"
+SHIFT_HEADER = ["measure", "median, train", "median, test", "distance", "p", ""]
 MAX_ROWS = 500  # findings on the page; findings.csv lists all
 
 
@@ -79,7 +71,7 @@ def write_exploration(exploration: Exploration, output: Path) -> Path:
         }
         if exploration.pairs:
             sections["alike"] = ("Near-duplicates", _near_duplicates(exploration, folder))
-        sections["suggested"] = ("Suggested", _suggested(exploration))
+        sections["suggested"] = ("Suggested", render(TEMPLATE, "suggested", snippet=exploration.snippet))
         return write_page(f"{exploration.comp.name} · data", _head(exploration), sections, output)
     except OSError as error:
         raise MaskfoldError(
@@ -88,193 +80,93 @@ def write_exploration(exploration: Exploration, output: Path) -> Path:
         ) from error
 
 
-def _head(exploration: Exploration) -> Html:
+def _head(exploration: Exploration) -> Markup:
     comp = exploration.comp
     n_train, n_test = (len(exploration.cases_of(split)) for split in ("train", "test"))
-    parts = [element("h1", comp.name), paragraph("The competition's data, before training", note=True)]
-    if exploration.faults:
-        parts.append(
-            element(
-                "p",
-                f"{format_count(len(exploration.faults), 'fault')}: cross-validation would stop, or its score would be "
-                "wrong. All faults are listed below; the measurements include only readable files.",
-                class_="warn",
-            )
-        )
-    return join_html(
-        [
-            *parts,
-            definition_list(
-                {
-                    "cases": f"{n_train} train, {n_test} test ({comp.dimensions}D)",
-                    "classes": f"{len(comp.classes)} {comp.labels}" + (", scored by object" if comp.instances else ""),
-                    "faults": str(len(exploration.faults)),
-                    "remarks": str(len(exploration.remarks)),
-                    "folder": str(comp.root),
-                }
-            ),
-        ]
-    )
+    facts = {
+        "cases": f"{n_train} train, {n_test} test ({comp.dimensions}D)",
+        "classes": f"{len(comp.classes)} {comp.labels}" + (", scored by object" if comp.instances else ""),
+        "faults": str(len(exploration.faults)),
+        "remarks": str(len(exploration.remarks)),
+        "folder": str(comp.root),
+    }
+    faults = format_count(len(exploration.faults), "fault") if exploration.faults else ""
+    return render(TEMPLATE, "head", name=comp.name, faults=faults, facts=facts)
 
 
-def _findings(exploration: Exploration) -> Html:
-    parts: list[Html] = []
-    for title, findings in (("Faults", exploration.faults), ("Remarks", exploration.remarks)):
-        parts.append(element("h3", f"{title} ({len(findings)})"))
-        parts.append(_finding_table(findings) if findings else paragraph("None."))
-    parts.append(
-        paragraph(
-            "A fault stops cross-validation or makes its score wrong. A remark may be intended. findings.csv has all.",
-            note=True,
-        )
-    )
-    return section("faults", "Faults and remarks", *parts)
+def _findings(exploration: Exploration) -> Markup:
+    groups = [
+        {"title": title, "count": len(findings), "table": _finding_table(findings)}
+        for title, findings in (("Faults", exploration.faults), ("Remarks", exploration.remarks))
+    ]
+    return render(TEMPLATE, "findings", groups=groups)
 
 
-def _finding_table(findings: Sequence[Finding]) -> Html:
+def _finding_table(findings: Sequence[Finding]) -> Table:
     rows = [[finding.kind, finding.split or "both", finding.message, finding.hint] for finding in findings[:MAX_ROWS]]
-    parts = [html_table(["kind", "split", "problem", "solution"], rows, text_columns=(0, 1, 2, 3))]
-    if len(findings) > MAX_ROWS:
-        parts.append(paragraph(f"The first {MAX_ROWS} of {len(findings)}.", note=True))
-    return join_html(parts)
+    return Table(["kind", "split", "problem", "solution"], rows, text_columns=(0, 1, 2, 3))
 
 
-def _sizes(exploration: Exploration, folder: Path) -> Html:
-    draw_sizes(exploration, folder / "sizes.png")
-    return section(
-        "sizes",
-        "Cases and sizes",
-        html_table(["", "train", "test"], summary.overview_rows(exploration), text_columns=(0, 1, 2)),
-        paragraph("Minimum / median / maximum; one number if all are equal. Axes are in the file's order.", note=True),
-        embedded_figure(
-            folder / "sizes.png",
-            "Sizes (and spacings if they differ) of training and test cases.",
-            "Sizes of the cases",
-        ),
-    )
+def _sizes(exploration: Exploration, folder: Path) -> Markup:
+    picture = folder / "sizes.png"
+    draw_sizes(exploration, picture)
+    overview = Table(["", "train", "test"], summary.overview_rows(exploration), text_columns=(0, 1, 2))
+    return render(TEMPLATE, "sizes", overview=overview, picture=picture)
 
 
-def _intensities(exploration: Exploration, folder: Path) -> Html:
-    parts: list[Html] = []
+def _intensities(exploration: Exploration, folder: Path) -> Markup:
+    picture = None
     if any(case.stats for case in exploration.cases):
-        draw_intensities(exploration, folder / "intensities.png")
-        parts.append(
-            embedded_figure(
-                folder / "intensities.png",
-                "Mean and standard deviation of each case, in the file's units.",
-                "Intensities of training and test cases",
-            )
-        )
-    if exploration.shifts:
-        rows = [
-            [
-                shift.measure,
-                f"{shift.train_median:.4g}",
-                f"{shift.test_median:.4g}",
-                f"{shift.distance:.2f}",
-                f"{shift.p_value:.2g}",
-                "differs" if shift.significant else "",
-            ]
-            for shift in exploration.shifts
-        ]
-        parts += [
-            element("h3", "Training against test cases"),
-            html_table(["measure", "median, train", "median, test", "distance", "p", ""], rows, text_columns=(0, 5)),
-            paragraph(
-                "Two-sample Kolmogorov-Smirnov test with one value per case. A measure differs if the distance is at "
-                "least 0.3 and p is below 0.01 divided by the number of measures.",
-                note=True,
-            ),
-        ]
-    rows = summary.contrast_rows(exploration)
-    if rows:
-        parts += [
-            element("h3", "Foreground against background"),
-            html_table(summary.CONTRAST_HEADER, rows),
-            paragraph(
-                "|d| is the difference of the two means divided by their pooled standard deviation (Cohen's d), as the "
-                "median over the training cases: 0.2 is small, 0.8 is large; above 2 a threshold nearly suffices.",
-                note=True,
-            ),
-        ]
-    return section("intensities", "Intensities", *(parts or [paragraph("No image could be read.")]))
-
-
-def _truth(exploration: Exploration, folder: Path) -> Html:
-    rows = summary.truth_rows(exploration)
-    if not rows:
-        return section(
-            "truth",
-            "Classes and objects",
-            html_table(summary.class_header(exploration), summary.class_rows(exploration)),
-            paragraph("No truth could be read."),
-        )
-    samples = draw_samples(exploration, folder / "samples.png")
-    shown = draw_class_shares(exploration, folder / "classes.png")
-    draw_objects(exploration, folder / "objects.png")
-    n_classes = len(exploration.comp.classes)
-    drawn = "" if len(shown) == n_classes else f" (the {len(shown)} largest of {n_classes})"
-    source = (
-        "as given by the host"
-        if exploration.comp.train.rle or "*" in str(exploration.comp.train.masks)
-        else "connected components"
-    )
-    pictures = (
+        picture = folder / "intensities.png"
+        draw_intensities(exploration, picture)
+    shifts = [
         [
-            embedded_figure(
-                folder / "samples.png",
-                "Training cases from the smallest to the largest foreground, with the contours of their classes; for a "
-                "volume the slice with most foreground.",
-                "Training cases",
-            )
+            shift.measure,
+            f"{shift.train_median:.4g}",
+            f"{shift.test_median:.4g}",
+            f"{shift.distance:.2f}",
+            f"{shift.p_value:.2g}",
+            "differs" if shift.significant else "",
         ]
-        if samples
-        else []
+        for shift in exploration.shifts
+    ]
+    contrasts = summary.contrast_rows(exploration)
+    return render(
+        TEMPLATE,
+        "intensities",
+        picture=picture,
+        shifts=Table(SHIFT_HEADER, shifts, text_columns=(0, 5)) if shifts else None,
+        contrasts=Table(summary.CONTRAST_HEADER, contrasts) if contrasts else None,
     )
-    return section(
+
+
+def _truth(exploration: Exploration, folder: Path) -> Markup:
+    comp, overview = exploration.comp, summary.truth_rows(exploration)
+    has_samples, drawn = False, ""
+    if overview:
+        has_samples = bool(draw_samples(exploration, folder / "samples.png"))
+        shown = draw_class_shares(exploration, folder / "classes.png")
+        draw_objects(exploration, folder / "objects.png")
+        if len(shown) < len(comp.classes):
+            drawn = f" (the {len(shown)} largest of {len(comp.classes)})"
+    is_given = comp.train.rle or "*" in str(comp.train.masks)
+    return render(
+        TEMPLATE,
         "truth",
-        "Classes and objects",
-        html_table(["", "train"], rows, text_columns=(0, 1)),
-        html_table(summary.class_header(exploration), summary.class_rows(exploration), text_columns=(0,)),
-        *pictures,
-        embedded_figure(
-            folder / "classes.png", f"Share of each class in the cases that have it{drawn}.", "Shares of classes"
-        ),
-        embedded_figure(folder / "objects.png", f"Objects ({source}) per case, and their sizes.", "Objects"),
+        overview=Table(["", "train"], overview, text_columns=(0, 1)) if overview else None,
+        classes=Table(summary.class_header(exploration), summary.class_rows(exploration)),
+        samples=folder / "samples.png" if has_samples else None,
+        class_picture=folder / "classes.png",
+        drawn=drawn,
+        object_picture=folder / "objects.png",
+        source="as given by the host" if is_given else "connected components",
     )
 
 
-def _near_duplicates(exploration: Exploration, folder: Path) -> Html:
-    draw_near_duplicates(exploration, folder / "alike.png")
-    return section(
-        "alike",
-        "Near-duplicates",
-        paragraph(
-            f"{format_count(len(exploration.pairs), 'pair')} of images: they look the same apart from brightness, size "
-            "and compression. Identical files are listed only under faults and remarks."
-        ),
-        embedded_figure(
-            folder / "alike.png",
-            "The most similar pairs, as the thumbnails that were compared.",
-            "Images that look the same",
-        ),
-    )
-
-
-def _suggested(exploration: Exploration) -> Html:
-    if not exploration.snippet:
-        return section(
-            "suggested", "Suggested first experiment", paragraph("No suggestion: no training case could be read.")
-        )
-    return section(
-        "suggested",
-        "Suggested first experiment",
-        paragraph(
-            "Paste these sections into an experiment's YAML together with competition, model and loss. They are a "
-            "starting point, not an optimum. Also in suggested.yaml."
-        ),
-        element("pre", exploration.snippet),
-    )
+def _near_duplicates(exploration: Exploration, folder: Path) -> Markup:
+    picture = folder / "alike.png"
+    draw_near_duplicates(exploration, picture)
+    return render(TEMPLATE, "near_duplicates", pairs=format_count(len(exploration.pairs), "pair"), picture=picture)
 
 
 # Figures of measurements

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from competition.config.metric import Direction
 from competition.data.masks import load_mask
 from competition.data.readers import load_image
 from competition.inference.predict import to_masks
-from competition.report import html
-from competition.report.html import Html, element, section
+from competition.report.html import render
 from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions
 from competition.viz.curves import Curve, read_curves
@@ -38,37 +39,24 @@ if TYPE_CHECKING:
 
 # Learning curves
 
+TEMPLATE = "run.html.j2"
 Member = tuple[int, int]
 SEED_LINES = ("-", "--", ":", "-.")
 
 
-def learning_section(run: Run, folder: Path) -> Html:
+def learning_section(run: Run, folder: Path) -> Markup:
     """Return the section with the curves of all folds, including unfinished folds."""
-    curves = read_member_curves(run)
-    if not any(curves.values()):
-        return section("learning", "Learning curves", html.paragraph("No fold has written metrics.jsonl."))
-    names = {member: _member_name(run, member) for member in curves}
-    draw_learning_curves(curves, names, folder / "learning.png")
-    parts = [
-        html.embedded_figure(
-            folder / "learning.png",
-            "Training loss, the competition's metric and the mean Dice on "
-            "validation cases, and the learning rate, against the epoch.",
-            "Learning curves of all folds",
-        )
-    ]
+    curves, picture, class_picture = read_member_curves(run), None, None
     classes = run.exp.competition.classes
-    if len(classes) > 1 and any(f"val/dice/{name}" in curve for curve in curves.values() for name in classes):
-        draw_class_curves(curves, names, classes[:MAX_PANELS], folder / "learning_classes.png")
-        shown = "" if len(classes) <= MAX_PANELS else f" (the first {MAX_PANELS} of {len(classes)})"
-        parts.append(
-            html.embedded_figure(
-                folder / "learning_classes.png",
-                f"Dice per class on validation cases{shown}.",
-                "Dice per class against the epoch",
-            )
-        )
-    return section("learning", "Learning curves", *parts)
+    if any(curves.values()):
+        picture = folder / "learning.png"
+        names = {member: _member_name(run, member) for member in curves}
+        draw_learning_curves(curves, names, picture)
+        if len(classes) > 1 and any(f"val/dice/{name}" in curve for curve in curves.values() for name in classes):
+            class_picture = folder / "learning_classes.png"
+            draw_class_curves(curves, names, classes[:MAX_PANELS], class_picture)
+    shown = "" if len(classes) <= MAX_PANELS else f" (the first {MAX_PANELS} of {len(classes)})"
+    return render(TEMPLATE, "learning", picture=picture, class_picture=class_picture, shown=shown)
 
 
 def read_member_curves(run: Run) -> dict[Member, dict[str, Curve]]:
@@ -180,7 +168,7 @@ class SelectedCase:
     score: float  # the competition's metric, mean over the classes of the case
 
 
-def cases_section(results: RunResults, oof: OofPredictions, folder: Path) -> Html:
+def cases_section(results: RunResults, oof: OofPredictions, folder: Path) -> Markup:
     """Return the section with figures image · truth · prediction."""
     comp = results.run.exp.competition
     for old in folder.glob("case_*_*.png"):  # from an earlier report
@@ -188,7 +176,7 @@ def cases_section(results: RunResults, oof: OofPredictions, folder: Path) -> Htm
             old.unlink()
     ranking = rank_cases(results)
     total = len(ranking)
-    parts: list[Html] = []
+    cases = []
     by_id = oof.rows()
     for number, chosen in enumerate(select_cases(ranking), 1):
         path = folder / f"case_{number}_{chosen.kind}.png"
@@ -198,29 +186,17 @@ def cases_section(results: RunResults, oof: OofPredictions, folder: Path) -> Htm
         _draw_case(path, by_id[chosen.case], oof, comp, class_dice, chosen, total)
         shown = [f"{name} {value:.4f}" for name, value in class_dice.items() if not math.isnan(value)]
         dice = ", ".join(shown[:MAX_CAPTION_CLASSES]) + (" …" if len(shown) > MAX_CAPTION_CLASSES else "")
-        parts.append(
-            html.embedded_figure(
-                path,
-                html.join_html(
-                    [
-                        element("strong", f"{chosen.kind}, rank {chosen.rank} of {total}"),
-                        f" · case {chosen.case} · fold {oof.fold_of[chosen.case]}",
-                        f" · {comp.metric.name} {chosen.score:.4f} · Dice: {dice}",
-                    ]
-                ),
-                f"{chosen.kind} case {chosen.case}",
-            )
+        cases.append(
+            {
+                "picture": path,
+                "alt": f"{chosen.kind} case {chosen.case}",
+                "title": f"{chosen.kind}, rank {chosen.rank} of {total}",
+                "text": f" · case {chosen.case} · fold {oof.fold_of[chosen.case]}"
+                f" · {comp.metric.name} {chosen.score:.4f} · Dice: {dice}",
+            }
         )
-    if not parts:
-        parts.append(html.paragraph("No case has a class in truth or prediction."))
-    excluded = len(oof.fold_of) - total
-    note = (
-        f"Cases are ranked by {comp.metric.name}, averaged over the classes that a case has in truth or "
-        "prediction. Masks are before post-processing."
-    )
-    if excluded:
-        note += f" {excluded} of {len(oof.fold_of)} cases have no class in truth or prediction and are not ranked."
-    return section("cases", "Best, median and worst cases", html.paragraph(note, note=True), *parts)
+    n_cases = len(oof.fold_of)
+    return render(TEMPLATE, "cases", metric=comp.metric.name, cases=cases, unranked=n_cases - total, total=n_cases)
 
 
 def rank_cases(results: RunResults) -> list[tuple[str, float]]:

@@ -12,14 +12,14 @@ import numpy as np
 from competition.errors import MaskfoldError
 from competition.leaderboard.ledger import UploadRecord
 from competition.leaderboard.noise import cv_lb_correlation, with_public_score
-from competition.report import html
-from competition.report.html import Html, create_figure_folder, element, join_html, paragraph, section, write_page
+from competition.report.html import Cell, Table, create_figure_folder, render, write_page
 from competition.viz.overlays import save_figure
 from competition.viz.style import GREY_COLOUR, TEXT_COLOUR, add_legend, new_figure, show_empty_text, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+TEMPLATE = "ledger.html.j2"
 MAX_LINES = 6  # changes per table cell
 
 
@@ -52,23 +52,18 @@ def write_ledger(
     check_ledger_output(output)
     folder = create_figure_folder(output)
     draw_ledger(records, folder / "cv-public.png", name)
-    cells = [[*row[:-1], _change_cell(changes)] for row, changes in zip(rows, changed, strict=True)]
-    body = [
-        html.html_table(header, cells, text_columns=(0, 1, len(header) - 1)),
-        html.embedded_figure(
-            folder / "cv-public.png",
-            "Public score against out-of-fold score. Horizontal bars: 95 % interval of the CV score; vertical bars: "
-            "range of the score on 95 % of public test sets of that size.",
-            "public score against CV score",
-        ),
-        *(paragraph(note) for note in notes),
+    cells: list[list[str | Cell]] = [
+        [*row[:-1], _change_cell(changes)] for row, changes in zip(rows, changed, strict=True)
     ]
-    return write_page(
-        f"ledger of {name}",
-        element("h1", f"{name}: submissions"),
-        {"uploads": ("Uploads", section("uploads", "Uploads", *body))},
-        output,
+    body = render(
+        TEMPLATE,
+        "uploads",
+        table=Table(header, cells, text_columns=(0, 1, len(header) - 1)),
+        picture=folder / "cv-public.png",
+        notes=notes,
     )
+    head = render(TEMPLATE, "head", name=name)
+    return write_page(f"ledger of {name}", head, {"uploads": ("Uploads", body)}, output)
 
 
 def check_ledger_output(output: Path) -> None:
@@ -155,8 +150,6 @@ def _bar(axes: Axes, x: list[float], y: list[float], label: str, labels: set[str
     labels.add(label)
 
 
-def _change_cell(changes: Sequence[str]) -> Html:
-    shown = [element("small", change) for change in changes[:MAX_LINES]]
-    if len(changes) > MAX_LINES:
-        shown.append(element("small", f"and {len(changes) - MAX_LINES} more"))
-    return join_html(shown)
+def _change_cell(changes: Sequence[str]) -> Cell:
+    more = [f"and {len(changes) - MAX_LINES} more"] if len(changes) > MAX_LINES else []
+    return Cell("", [*changes[:MAX_LINES], *more])

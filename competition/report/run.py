@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from competition.config.metric import Direction
 from competition.context import Context
@@ -19,23 +20,15 @@ from competition.errors import MaskfoldError
 from competition.io import parse_json_object, read_metrics_lines
 from competition.metrics.bootstrap import ScoreGain, paired_gain
 from competition.metrics.scoring import read_scores
-from competition.report import html
 from competition.report.calibration import calibration_section
-from competition.report.html import (
-    Html,
-    create_figure_folder,
-    definition_list,
-    element,
-    join_html,
-    paragraph,
-    section,
-    write_page,
-)
+from competition.report.html import create_figure_folder, render, write_page
 from competition.report.learning import cases_section, learning_section
 from competition.report.results import RunResults
 from competition.report.scores import score_headline, scores_section, sizes_section
 from competition.runs.fold import RESULT_FILE
 from competition.runs.run import FOLDS_FILE, Run
+
+TEMPLATE = "run.html.j2"
 
 
 def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
@@ -67,22 +60,13 @@ def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
     return write_page(f"{run.name} · {run.folder.name}", _head(results), sections, output)
 
 
-def _head(results: RunResults) -> Html:
+def _head(results: RunResults) -> Markup:
     """Return the title, the score and the key facts of the run."""
     run, members = results.run, results.members
     comp, exp = run.exp.competition, run.exp
     end = get_end_time(run.folder)
-    when = f" · finished {datetime.fromtimestamp(end, UTC):%d %B %Y, %H:%M} UTC" if math.isfinite(end) else ""
-    parts = [
-        element("h1", run.name),
-        paragraph(f"Cross-validation run {run.folder.name}{when}", note=True),
-        score_headline(results),
-    ]
-    missing = _missing_folds(results)
-    if missing:
-        parts.append(element("p", missing, class_="warn"))
     predicted = 0 if results.table is None else results.table["id"].nunique()
-    entries = {
+    facts = {
         "competition": comp.name,
         "metric": f"{comp.metric.name}, average {comp.metric.average}",
         "cases": f"{len(run.cases)} ({comp.dimensions}D), {predicted} out of fold",
@@ -93,7 +77,16 @@ def _head(results: RunResults) -> Html:
         "on": "; ".join(dict.fromkeys(f"{m.device}, {m.precision}, torch {m.torch}" for m in members)) or "–",
         "peak memory": f"{max((member.peak_gib for member in members), default=0.0):.1f} GiB",
     }
-    return join_html([*parts, definition_list(entries)])
+    return render(
+        TEMPLATE,
+        "head",
+        name=run.name,
+        hash=run.folder.name,
+        finished=f"{datetime.fromtimestamp(end, UTC):%d %B %Y, %H:%M} UTC" if math.isfinite(end) else "",
+        headline=score_headline(results),
+        missing=_missing_folds(results),
+        facts=facts,
+    )
 
 
 def _missing_folds(results: RunResults) -> str:
@@ -140,24 +133,24 @@ class PreviousBest:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
 
-def experiment_section(results: RunResults) -> Html:
+def experiment_section(results: RunResults) -> Markup:
     """Return the section with the saved YAML and its difference from that of the previous best run."""
     run = results.run
     text = (run.folder / "experiment.yaml").read_text(encoding="utf-8", errors="replace")
-    best = find_previous_best(run)
-    parts = [element("h3", "Difference from the previous best run")]
-    if best is None:
-        parts.append(paragraph(f"No earlier finished run of the competition {run.exp.competition.name} has a score."))
-    else:
-        parts.append(paragraph(_gain_text(results, best)))
+    best, gain, diff = find_previous_best(run), None, []
+    if best is not None:
+        gain = _gain_text(results, best)
         best_text = (best.folder / "experiment.yaml").read_text(encoding="utf-8", errors="replace")
-        name = run.full_name
-        lines = list(
-            difflib.unified_diff(yaml_key_lines(best_text), yaml_key_lines(text), best.name, name, n=2, lineterm="")
-        )
-        parts.append(_diff_block(lines) if lines else paragraph("The two YAML files are equal."))
-    parts += [element("h3", "experiment.yaml"), element("pre", text)]
-    return section("experiment", "Experiment", *parts)
+        names = best.name, run.full_name
+        diff = list(difflib.unified_diff(yaml_key_lines(best_text), yaml_key_lines(text), *names, n=2, lineterm=""))
+    return render(
+        TEMPLATE,
+        "experiment",
+        competition=run.exp.competition.name,
+        best=gain,
+        diff=[(_line_class(index, line), line) for index, line in enumerate(diff)],
+        yaml=text,
+    )
 
 
 def _gain_text(results: RunResults, best: PreviousBest) -> str:
@@ -268,11 +261,6 @@ def _key_lines(plain: dict[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{key}: {dumped}"
 
 
-def _diff_block(lines: list[str]) -> Html:
-    """Return a unified diff with coloured lines."""
-
-    def colour(index: int, line: str) -> Html | str:
-        is_plain = index < 2 or line[0] not in LINE_CLASSES  # the first two lines name the files
-        return line if is_plain else element("span", line, class_=LINE_CLASSES[line[0]])
-
-    return element("pre", html.join_html([colour(index, line) for index, line in enumerate(lines)], "\n"))
+def _line_class(index: int, line: str) -> str:
+    """Return the CSS class of a line of a unified diff; the first two lines name the files and have no colour."""
+    return "" if index < 2 else LINE_CLASSES.get(line[0], "")

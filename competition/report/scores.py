@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from competition.config.postprocess import StepConfig
@@ -18,9 +19,16 @@ from competition.io import parse_json_object
 from competition.metrics.bootstrap import ScoreGain
 from competition.metrics.instances import connected_components
 from competition.postprocessing.tuning import TUNING_FILE, TuningResult, load_tuning
-from competition.report import html
 from competition.report.calibration import describe_sample, sample_evenly
-from competition.report.html import Html, element, paragraph, section
+from competition.report.html import (
+    ABSENT_LABEL,
+    Cell,
+    Table,
+    format_interval,
+    format_score,
+    render,
+    score_with_interval,
+)
 from competition.report.results import RunResults, ScoreEstimate
 from competition.runs.oof import OofPredictions
 from competition.training.cross_validate import format_seed_gain
@@ -46,6 +54,7 @@ if TYPE_CHECKING:
     from competition.runs.run import Run
 
 
+TEMPLATE = "run.html.j2"
 Labels = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
 
@@ -53,51 +62,35 @@ Floats = NDArray[np.float64]
 # Scores by fold and class
 
 
-def score_headline(results: RunResults) -> Html:
+def score_headline(results: RunResults) -> Markup:
     """Return the score in large letters, or the reason why there is no score."""
     if results.table is None:
-        return html.join_html(
-            [
-                paragraph(
-                    "This run was fitted on all cases: it has no out-of-fold predictions and therefore no score."
-                    if results.members
-                    else "No fold is finished, so there is no score yet."
-                )
-            ]
-        )
+        return render(TEMPLATE, "headline", score=None, label="", fitted=bool(results.members))
     score = results.score()
-    ends = html.format_interval(score.low, score.high)
+    ends = format_interval(score.low, score.high)
     label = f"{results.metric.label}, out of fold · "
     label += f"95 % interval {ends}" if ends else "too few cases for an interval"
-    return element("div", element("b", html.format_score(score.value)), element("span", label), class_="score")
+    return render(TEMPLATE, "headline", score=format_score(score.value), label=label, fitted=False)
 
 
-def scores_section(results: RunResults, folder: Path) -> Html:
+def scores_section(results: RunResults, folder: Path) -> Markup:
     """Return the section with tables by fold and by class, a figure, and the gain of post-processing."""
-    parts = [_fold_table(results)]
-    if results.table is not None:
-        picture = folder / "scores.png"
+    picture, is_scored = folder / "scores.png", results.table is not None
+    if is_scored:
         draw_scores(results, picture)
-        parts += [
-            html.embedded_figure(
-                picture,
-                "Each fold's score and Dice per class with its 95 % bootstrap interval over cases; "
-                "the last row is for all cases.",
-                "Scores per fold and class",
-            ),
-            _class_table(results),
-        ]
-        if len(results.folds) > 1:
-            parts.append(_dice_table(results))
-    parts += [
-        paragraph(line)
-        for line in (*format_seed_gain(results.summary.get("seeds")), *format_soup(results.summary.get("soup")))
-    ]
-    parts += postprocessing_section(results.run)
-    return section("scores", "Scores", *parts)
+    return render(
+        TEMPLATE,
+        "scores",
+        folds=_fold_table(results),
+        picture=picture,
+        classes=_class_table(results) if is_scored else None,
+        dice=_dice_table(results) if len(results.folds) > 1 else None,
+        lines=[*format_seed_gain(results.summary.get("seeds")), *format_soup(results.summary.get("soup"))],
+        postprocessing=postprocessing_section(results.run),
+    )
 
 
-def _fold_table(results: RunResults) -> Html:
+def _fold_table(results: RunResults) -> Table:
     rows, bold_rows = [], []
     names = {-1: "all cases (fit)"}
     for fold in sorted({result.fold for result in results.members}, key=lambda fold: (fold < 0, fold)):
@@ -107,8 +100,8 @@ def _fold_table(results: RunResults) -> Html:
             [
                 names.get(fold, str(fold)),
                 "" if fold < 0 else str(results.rows(fold)["id"].nunique()),
-                "" if fold < 0 else html.format_score(score.value),
-                html.format_interval(score.low, score.high),
+                "" if fold < 0 else format_score(score.value),
+                format_interval(score.low, score.high),
                 ", ".join(str(result.epochs) for result in members),
                 f"{sum(result.minutes for result in members):.1f}",
                 "; ".join(dict.fromkeys(result.stopped for result in members)),
@@ -121,26 +114,24 @@ def _fold_table(results: RunResults) -> Html:
             [
                 "all",
                 str(results.table["id"].nunique()),
-                html.format_score(score.value),
-                html.format_interval(score.low, score.high),
+                format_score(score.value),
+                format_interval(score.low, score.high),
                 "",
                 f"{sum(result.minutes for result in results.members):.1f}",
                 "",
             ]
         )
     header = ["fold", "cases", _metric_label(results), "95 % interval", "epochs", "minutes", "ended"]
-    return html.html_table(header, rows, text_columns=(0, 6), bold_rows=bold_rows)
+    return Table(header, rows, text_columns=(0, 6), bold_rows=bold_rows)
 
 
-def _class_table(results: RunResults) -> Html:
+def _class_table(results: RunResults) -> Table:
     names = results.run.exp.competition.classes
     scores, dice = [results.score(cls=name) for name in names], [results.dice(name) for name in names]
     is_dice = str(scores) == str(dice)  # one column if the metric is Dice; as text, nan equals nan
-    rows = []
+    rows: list[list[str | Cell]] = []
     for name, score, class_dice in zip(names, scores, dice, strict=True):
-        values = [
-            html.score_with_interval(*estimate) for estimate in ([class_dice] if is_dice else [score, class_dice])
-        ]
+        values = [score_with_interval(*estimate) for estimate in ([class_dice] if is_dice else [score, class_dice])]
         rows.append([name, *values, *map(str, results.presence(name))])
     header = [
         "class",
@@ -151,35 +142,19 @@ def _class_table(results: RunResults) -> Html:
         "cases without",
         "false alarms",
     ]
-    return html.join_html(
-        [
-            element("h3", "By class"),
-            html.html_table(header, rows),
-            paragraph(
-                "Dice is the mean over the cases that have the class in truth or prediction. Missed: the truth has "
-                "the class, and the prediction has no true positive pixel. False alarm: the truth does not have the "
-                "class, and the prediction does.",
-                note=True,
-            ),
-        ]
-    )
+    return Table(header, rows)
 
 
-def _dice_table(results: RunResults) -> Html:
-    rows = [
+def _dice_table(results: RunResults) -> Table:
+    rows: list[list[str | Cell]] = [
         [
             name,
-            *(html.score_with_interval(*results.dice(name, fold)) for fold in results.folds),
-            html.score_with_interval(*results.dice(name)),
+            *(score_with_interval(*results.dice(name, fold)) for fold in results.folds),
+            score_with_interval(*results.dice(name)),
         ]
         for name in results.run.exp.competition.classes
     ]
-    return html.join_html(
-        [
-            element("h3", "Dice by class and fold"),
-            html.html_table(["class", *(f"fold {fold}" for fold in results.folds), "all"], rows),
-        ]
-    )
+    return Table(["class", *(f"fold {fold}" for fold in results.folds), "all"], rows)
 
 
 def _metric_label(results: RunResults) -> str:
@@ -232,26 +207,17 @@ def _dot(axes: Axes, score: ScoreEstimate, row: float, colour: tuple[float, floa
     axes.plot([score.value], [row], "o", color=colour, markersize=5.5)
 
 
-def postprocessing_section(run: Run) -> list[Html]:
+def postprocessing_section(run: Run) -> Markup:
     """Return the result of the post-processing search; empty without a search."""
     if not (run.folder / TUNING_FILE).exists():
-        return []
-    tuned, note = load_tuning(run), ""
+        return Markup()
+    tuned = load_tuning(run)
+    outdated = tuned is None
     if tuned is None:
         tuned = _read_outdated(run)
-        note = "This result is outdated: the folds or settings of the run have changed since the search."
     if tuned is None:
-        return [element("h3", "Post-processing"), paragraph(f"{TUNING_FILE} cannot be read.", note=True)]
-    return [
-        element("h3", "Post-processing"),
-        element("pre", "\n".join(tuned.report_lines())),
-        *([paragraph(note, note=True)] if note else []),
-        paragraph(
-            "Nested: each fold's cases are scored with the steps tuned on the other folds. All other numbers and "
-            "figures of this page are before post-processing.",
-            note=True,
-        ),
-    ]
+        return render(TEMPLATE, "postprocessing", lines=[], outdated=False, unreadable=TUNING_FILE)
+    return render(TEMPLATE, "postprocessing", lines=tuned.report_lines(), outdated=outdated, unreadable="")
 
 
 def _read_outdated(run: Run) -> TuningResult | None:
@@ -281,6 +247,15 @@ def _read_outdated(run: Run) -> TuningResult | None:
 
 MAX_GROUPS = 8  # groups of equal size for the line of medians
 MIN_GROUP_SIZE = 5
+OBJECT_HEADER = [
+    "class",
+    "true objects",
+    "predicted",
+    "recall, IoU > 0.5",
+    "recall, IoU > 0.75",
+    "precision, IoU > 0.5",
+    "median IoU",
+]
 
 
 class SizeError(NamedTuple):
@@ -297,61 +272,33 @@ class SizeError(NamedTuple):
     predicted: Floats
 
 
-def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Html:
+def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
     """Return the section: for objects if the competition has instances, else for cases."""
     comp = results.run.exp.competition
     if comp.dimensions == 2:
         unit = "pixels"
     else:
         unit = "voxels" if "{z}" in str(comp.train.images) else "mm³"
-    picture = folder / "sizes.png"
-    if not comp.instances:
+    picture, sample, objects = folder / "sizes.png", "", None
+    what, xlabel = "object" if comp.instances else "case", f"size in truth, {unit}"
+    if comp.instances:
+        cases = sample_evenly(list(oof.fold_of))
+        context.say(f"matching the objects of {len(cases)} cases")
+        sized, sample = object_size_errors(oof, cases), describe_sample(cases, oof)
+        draw_size_errors(sized, comp.classes, "best IoU of an object", xlabel, picture)
+        objects = Table(OBJECT_HEADER, [_objects_row(*columns) for columns in zip(comp.classes, sized, strict=True)])
+    else:
         sized = case_size_errors(results)
-        draw_size_errors(sized, comp.classes, "Dice of a case", f"size in truth, {unit}", picture)
-        return section(
-            "sizes",
-            "Error against size",
-            html.embedded_figure(
-                picture,
-                f"Dice of each case against the size of the class in its truth ({unit}, log axis); the line shows "
-                "the medians of groups of equally many cases, the band their quartiles. Cases with an empty truth have "
-                "no size and are not shown.",
-                "Dice against size per class",
-            ),
-            _thirds_table(sized, comp.classes, unit, "case"),
-        )
-    cases = sample_evenly(list(oof.fold_of))
-    context.say(f"matching the objects of {len(cases)} cases")
-    sized = object_size_errors(oof, cases)
-    draw_size_errors(sized, comp.classes, "best IoU of an object", f"size in truth, {unit}", picture)
-    return section(
+        draw_size_errors(sized, comp.classes, "Dice of a case", xlabel, picture)
+    return render(
+        TEMPLATE,
         "sizes",
-        "Error against size",
-        html.embedded_figure(
-            picture,
-            f"Each true object's largest IoU with a predicted one against its size ({unit}, log axis), "
-            f"of {describe_sample(cases, oof)}; the line shows the medians of groups of equally many objects, the band "
-            "their quartiles. Predicted objects are connected components of the masks, before post-processing.",
-            "IoU against size per class",
-        ),
-        html.html_table(
-            [
-                "class",
-                "true objects",
-                "predicted",
-                "recall, IoU > 0.5",
-                "recall, IoU > 0.75",
-                "precision, IoU > 0.5",
-                "median IoU",
-            ],
-            [_objects_row(name, objects) for name, objects in zip(comp.classes, sized, strict=True)],
-        ),
-        html.paragraph(
-            "Recall: share of the true objects with such a predicted object. Precision: share of the predicted "
-            "objects with such a true object.",
-            note=True,
-        ),
-        _thirds_table(sized, comp.classes, unit, "object"),
+        picture=picture,
+        unit=unit,
+        objects=objects,
+        sample=sample,
+        thirds=_thirds_table(sized, comp.classes, unit, what),
+        drawn=MAX_PANELS if len(comp.classes) > MAX_PANELS else None,
     )
 
 
@@ -428,16 +375,8 @@ def _scatter(axes: Axes, sized: SizeError, colour: tuple[float, float, float]) -
 
 def _objects_row(name: str, sized: SizeError) -> list[str]:
     if not len(sized.sizes):
-        return [
-            name,
-            html.ABSENT_LABEL,
-            f"{len(sized.predicted):,}",
-            html.ABSENT_LABEL,
-            html.ABSENT_LABEL,
-            html.ABSENT_LABEL,
-            html.ABSENT_LABEL,
-        ]
-    precision = f"{(sized.predicted > 0.5).mean():.3f}" if len(sized.predicted) else html.ABSENT_LABEL
+        return [name, ABSENT_LABEL, f"{len(sized.predicted):,}", ABSENT_LABEL, ABSENT_LABEL, ABSENT_LABEL, ABSENT_LABEL]
+    precision = f"{(sized.predicted > 0.5).mean():.3f}" if len(sized.predicted) else ABSENT_LABEL
     return [
         name,
         f"{len(sized.sizes):,}",
@@ -449,30 +388,21 @@ def _objects_row(name: str, sized: SizeError) -> list[str]:
     ]
 
 
-def _thirds_table(sized_by_class: list[SizeError], classes: list[str], unit: str, what: str) -> Html:
+def _thirds_table(sized_by_class: list[SizeError], classes: list[str], unit: str, what: str) -> Table:
     """Return a table of the smallest, middle and largest third of the cases or objects."""
-    rows = []
+    rows: list[list[str | Cell]] = []
     for name, sized in zip(classes, sized_by_class, strict=True):
         if len(sized.sizes) < 3 * MIN_GROUP_SIZE:
-            rows.append(
-                [name, html.ABSENT_LABEL if not len(sized.sizes) else f"only {len(sized.sizes)} {what}s", "", ""]
-            )
+            rows.append([name, ABSENT_LABEL if not len(sized.sizes) else f"only {len(sized.sizes)} {what}s", "", ""])
             continue
-        cells = [name]
+        cells: list[str | Cell] = [name]
         for part in np.array_split(np.argsort(sized.sizes, kind="stable"), 3):
             values = sized.values[part]
             value = f"recall {(values > 0.5).mean():.3f}" if what == "object" else f"Dice {values.mean():.4f}"
             low, high = sized.sizes[part].min(), sized.sizes[part].max()
-            cells.append(html.join_html([value, html.element("small", f"{low:,.0f} to {high:,.0f} {unit}")]))
+            cells.append(Cell(value, [f"{low:,.0f} to {high:,.0f} {unit}"]))
         rows.append(cells)
-    drawn = "" if len(classes) <= MAX_PANELS else f" (drawn: the {MAX_PANELS} with the most {what}s)"
-    recall = ", with the recall at IoU > 0.5" if what == "object" else ", with their mean Dice"
-    return html.join_html(
-        [
-            html.html_table(["class", "smallest third", "middle third", "largest third"], rows),
-            html.paragraph(f"Thirds of equally many {what}s{recall}{drawn}.", note=True),
-        ]
-    )
+    return Table(["class", "smallest third", "middle third", "largest third"], rows)
 
 
 class ObjectMatch(NamedTuple):

@@ -8,9 +8,11 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from competition.report import html
-from competition.report.html import Html, create_figure_folder, element, join_html, paragraph, section, write_page
+from markupsafe import Markup
 
+from competition.report.html import Table, create_figure_folder, format_score, render, write_page
+
+TEMPLATE = "study.html.j2"
 TRIAL_KEYS = ("number", "state", "values", "minutes", "params", "run", "own")
 FIGURE_NAMES = ("history", "importance", "parallel", "slice", "pareto")  # in the order of the page
 
@@ -73,54 +75,50 @@ def write_study_report(
     pictures = create_figure_folder(output)
     sections = {"trials": ("Trials", _trials(trials, objectives, best))}
     if figures:
-        sections["figures"] = ("Figures", section("figures", "Figures", *(_figure(path, pictures) for path in figures)))
+        copies = [_copy_figure(path, pictures) for path in figures]
+        sections["figures"] = ("Figures", render(TEMPLATE, "figures", figures=copies))
     return write_page(title, _head(folder, title, trials, objectives, best), sections, output)
 
 
 def _head(
     folder: Path, title: str, trials: list[dict[str, Any]], objectives: Sequence[str], best: Sequence[int]
-) -> Html:
+) -> Markup:
     states = Counter(_state(trial) for trial in trials)
-    parts = [element("h1", title), paragraph(f"Study in {folder}", note=True)]
     top = next((trial for trial in trials if trial["number"] in best), None)
+    single, unchanged = None, None
     if top is not None and len(objectives) == 1:
         value = top["values"][0]
-        parts.append(
-            element(
-                "div",
-                element("b", html.format_score(value)),
-                element("span", f"best {objectives[0]}, trial {top['number']}"),
-                class_="score",
-            )
-        )
+        single = {"score": format_score(value), "number": top["number"]}
         first = next((trial for trial in trials if trial.get("own")), min(trials, key=lambda trial: trial["number"]))
         if first is not top and _state(first) == "complete":
-            parts.append(
-                paragraph(
-                    f"Trial {first['number']}, the unchanged YAML, has {html.format_score(first['values'][0])}. The "
-                    f"best trial differs by {value - first['values'][0]:+.4f} on the same folds; as the best of many "
-                    "trials it is optimistic."
-                )
-            )
-    elif best:
-        parts.append(
-            paragraph(
-                f"{len(best)} trials are on the Pareto front of {' and '.join(objectives)}: no trial is better "
-                "in all objectives."
-            )
-        )
+            first_value = first["values"][0]
+            unchanged = {
+                "number": first["number"],
+                "score": format_score(first_value),
+                "difference": f"{value - first_value:+.4f}",
+            }
     minutes = sum(trial["minutes"] for trial in trials if _numeric(trial.get("minutes")))
-    entries = {
+    facts = {
         "trials": str(len(trials)),
         **{state: str(count) for state, count in sorted(states.items())},
         "minutes in total": f"{minutes:.1f}",
     }
-    return join_html([*parts, html.definition_list(entries)])
+    return render(
+        TEMPLATE,
+        "head",
+        title=title,
+        folder=folder,
+        objectives=objectives,
+        best=single,
+        unchanged=unchanged,
+        front=len(best),
+        facts=facts,
+    )
 
 
-def _trials(trials: list[dict[str, Any]], objectives: Sequence[str], best: Sequence[int]) -> Html:
+def _trials(trials: list[dict[str, Any]], objectives: Sequence[str], best: Sequence[int]) -> Markup:
     if not trials:
-        return section("trials", "Trials", paragraph("No trial has started."))
+        return render(TEMPLATE, "trials", table=None, single=True)
     keys = list(dict.fromkeys(key for trial in trials for key in trial.get("params") or {}))
     extra_keys = [key for key in dict.fromkeys(key for trial in trials for key in trial) if key not in TRIAL_KEYS]
     first, rows, bold_rows = 3 + len(objectives), [], []
@@ -151,24 +149,20 @@ def _trials(trials: list[dict[str, Any]], objectives: Sequence[str], best: Seque
         if any(not _numeric((trial.get("params") or {}).get(key)) for trial in trials)
     ]
     text_columns = (1, *text_params, *range(first + len(keys), len(header)))
-    note = "A pruned trial was stopped early, so its score is not comparable."
-    if bold_rows:
-        note += " The best trial is in bold." if len(objectives) == 1 else " The Pareto front is in bold."
-    return section(
-        "trials", "Trials", html.html_table(header, rows, text_columns, bold_rows), paragraph(note, note=True)
-    )
+    table = Table(header, rows, text_columns, bold_rows)
+    return render(TEMPLATE, "trials", table=table, single=len(objectives) == 1)
 
 
-def _figure(path: Path, pictures: Path) -> Html:
-    name = path.stem.replace("_", " ")
+def _copy_figure(path: Path, pictures: Path) -> dict[str, Any]:
+    """Copy a figure into the page's folder; `picture` is None if the figure is missing."""
+    name, copy = path.stem.replace("_", " "), pictures / path.name
     try:
         content = path.read_bytes()
     except OSError:
-        return paragraph(f"The figure {path.name} is missing.", note=True)
-    copy = pictures / path.name
+        return {"picture": None, "name": name, "file": path.name}
     if copy.resolve() != path.resolve():
         copy.write_bytes(content)
-    return html.embedded_figure(copy, name, name, scale=1.0)
+    return {"picture": copy, "name": name, "file": path.name}
 
 
 def _state(trial: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a user sees: one clear error in place of a traceback, a table at the end, nothing half-written."""
+"""`maskfold cv` as a user sees it: errors without a traceback, the final table, and no partial files."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def maskfold(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def inside(monkeypatch, capsys, tmp_path):
-    """The command line in this process: most refusals need no process of their own, whose imports take seconds."""
+def run_in_process(monkeypatch, capsys, tmp_path):
+    """Return a function that runs the command line in this process, which saves seconds of imports."""
     before = signal.getsignal(signal.SIGTERM)
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -62,7 +62,7 @@ def data(demo2d, tmp_path) -> Path:
     return Path(shutil.copytree(demo2d, tmp_path / "data"))
 
 
-def refused(result: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
+def assert_error(result: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
     assert result.returncode == status, result.stdout + result.stderr
     assert "Traceback" not in result.stderr and result.stderr.startswith("error: ")
     for word in words:
@@ -70,7 +70,7 @@ def refused(result: subprocess.CompletedProcess[str], status: int, *words: str) 
     assert len(result.stderr.strip().splitlines()) <= 12
 
 
-def nothing_left(folder: Path) -> bool:
+def no_run_written(folder: Path) -> bool:
     return not any((folder / "mlruns").rglob("experiment.yaml")) and not any((folder / "mlruns").rglob("*.tmp"))
 
 
@@ -83,7 +83,7 @@ def test_help_needs_no_heavy_library():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
-def test_a_run_ends_with_a_table_and_a_second_one_prints_it_again(data, tmp_path):
+def test_repeated_command_prints_the_table_of_the_finished_run(data, tmp_path):
     words = ["cv", EXPERIMENT, f"competition.root={data}", *SMALL, "run.parallel_folds=2"]
     first = maskfold(*words, cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -113,21 +113,21 @@ def test_a_run_ends_with_a_table_and_a_second_one_prints_it_again(data, tmp_path
         (["folds.run=[9]"], ["folds.run", "9"]),
     ],
 )
-def test_words_and_yaml_that_are_wrong(data, tmp_path, inside, words, parts):
-    result = inside("cv", EXPERIMENT, f"competition.root={data}", *SMALL, *words)
-    refused(result, 2, *parts)
-    assert nothing_left(tmp_path)
+def test_invalid_overrides_exit_with_2(data, tmp_path, run_in_process, words, parts):
+    result = run_in_process("cv", EXPERIMENT, f"competition.root={data}", *SMALL, *words)
+    assert_error(result, 2, *parts)
+    assert no_run_written(tmp_path)
 
 
-def test_a_wrong_root_and_a_wrong_file(tmp_path, inside):
-    refused(
-        inside("cv", EXPERIMENT, f"competition.root={tmp_path}/nowhere", "competition.name=other"),
+def test_missing_root_and_missing_yaml_exit_with_2(tmp_path, run_in_process):
+    assert_error(
+        run_in_process("cv", EXPERIMENT, f"competition.root={tmp_path}/nowhere", "competition.name=other"),
         2,
         "nowhere",
         "competition.root",
     )
-    refused(inside("cv", "absent.yaml"), 2, "absent.yaml")
-    assert inside("cv").returncode == 2
+    assert_error(run_in_process("cv", "absent.yaml"), 2, "absent.yaml")
+    assert run_in_process("cv").returncode == 2
     assert maskfold("train", cwd=tmp_path).returncode == 2  # the whole way, as a shell sees it
 
 
@@ -135,7 +135,7 @@ def first_case(folder: Path) -> str:
     return sorted(path.stem for path in (folder / "images").glob("*.png"))[0]
 
 
-def mask_gone(folder: Path, case: str) -> None:
+def missing_mask(folder: Path, case: str) -> None:
     (folder / "masks" / f"{case}.png").unlink()
 
 
@@ -146,7 +146,7 @@ def mask_of_another_size(folder: Path, case: str) -> None:
     cv2.imwrite(str(folder / "masks" / f"{case}.png"), np.zeros((7, 9), np.uint8))
 
 
-def strange_label(folder: Path, case: str) -> None:
+def unknown_label(folder: Path, case: str) -> None:
     import cv2
 
     path = str(folder / "masks" / f"{case}.png")
@@ -167,19 +167,19 @@ def no_images(folder: Path, case: str) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "named"),
-    [(mask_gone, True), (mask_of_another_size, True), (strange_label, True), (truncated, True), (no_images, False)],
+    [(missing_mask, True), (mask_of_another_size, True), (unknown_label, True), (truncated, True), (no_images, False)],
 )
-def test_bad_data_is_named_before_training_and_leaves_nothing(data, tmp_path, inside, fault, named):
+def test_invalid_case_is_named_before_training(data, tmp_path, run_in_process, fault, named):
     case = first_case(data)
     fault(data, case)
-    result = inside("cv", EXPERIMENT, f"competition.root={data}", *SMALL)
-    refused(result, 1 if named else 2, *([case] if named else ["images/{id}.png", "matches no file"]))
-    assert "fold_0 |" not in result.stdout and nothing_left(tmp_path)
+    result = run_in_process("cv", EXPERIMENT, f"competition.root={data}", *SMALL)
+    assert_error(result, 1 if named else 2, *([case] if named else ["images/{id}.png"]))
+    assert "fold_0 |" not in result.stdout and no_run_written(tmp_path)
 
 
-def test_on_bad_case_skip_leaves_it_out_and_says_so(data, tmp_path):
+def test_skipped_case_is_reported(data, tmp_path):
     case = first_case(data)
-    strange_label(data, case)
+    unknown_label(data, case)
     result = maskfold(
         "cv",
         EXPERIMENT,
@@ -194,7 +194,7 @@ def test_on_bad_case_skip_leaves_it_out_and_says_so(data, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_with_a_checkpoint_and_a_word(data, tmp_path, number, status):
+def test_signal_writes_a_checkpoint_and_a_message(data, tmp_path, number, status):
     words = ["cv", EXPERIMENT, f"competition.root={data}", *SMALL, "folds.run=[0]", "training.epochs=100000"]
     process = subprocess.Popen(
         [sys.executable, "-c", "from competition.cli import main; main()", *map(str, words)],
@@ -203,7 +203,7 @@ def test_a_signal_ends_with_a_checkpoint_and_a_word(data, tmp_path, number, stat
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever starts the tests in the background has them ignore Ctrl-C.
+        # A background process ignores SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for line in process.stdout:
@@ -229,7 +229,7 @@ def test_a_signal_ends_with_a_checkpoint_and_a_word(data, tmp_path, number, stat
         ({"test": None}, "maskfold report mine.yaml 'competition.root=/data/my x' "),
     ],
 )
-def test_the_next_command_is_one_that_works(changes, command):
+def test_suggested_next_command_is_valid(changes, command):
     from competition.cli.train import _next_command
     from competition.config.competition import Competition
 

@@ -1,4 +1,4 @@
-"""A package that is missing is one line, not a traceback."""
+"""A missing package or Ctrl-C during the import is a message, not a traceback."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import subprocess
 import sys
 
 
-def test_a_missing_package_is_named() -> None:
+def test_missing_package_is_named() -> None:
     code = "import sys; sys.modules['typer'] = None; from competition.cli import main; main()"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert "typer" in ended.stderr and "python -m competition.doctor" in ended.stderr
 
 
-def test_the_command_can_be_called_again() -> None:
+def test_main_stays_callable_after_the_import_of_its_module() -> None:
     from competition import cli
 
     assert callable(cli.main)
@@ -22,7 +22,7 @@ def test_the_command_can_be_called_again() -> None:
     assert callable(competition.cli.main)
 
 
-def test_ctrl_c_while_the_command_line_is_imported_is_a_word() -> None:
+def test_ctrl_c_during_the_import() -> None:
     code = (
         "import sys\n"
         "class Late:\n"

@@ -1,4 +1,4 @@
-"""The table at a run's end: every fold, class and interval is there, however many there are."""
+"""The final table of a run contains every fold, class and interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from competition.training.cross_validate import CvSummary
 
 
 def shown(classes: list[str], width: int = 80, skipped: tuple[tuple[str, str], ...] = (), **more: Any) -> str:
-    """The table of two folds as a log shows it; the second class of the second fold is absent."""
+    """Return the table of two folds as in a log; the second class is absent from the second fold."""
     folds = [
         {
             "fold": fold,
@@ -62,7 +62,7 @@ def test_few_classes_are_columns() -> None:
     assert "Dice left" in text and "fold_1" in text and "0.432–0.654" in text and text.count("absent") == 1
 
 
-def test_many_classes_are_rows_and_nothing_is_cut_at_80_columns() -> None:
+def test_many_classes_are_rows_within_80_columns() -> None:
     classes = ["body", "bone", "bladder", "rectum", "prostate"]
     text = shown(classes, test_dice={**dict.fromkeys(classes, 0.25), "rectum": None}, test_score=0.3333)
     assert "…" not in text
@@ -78,7 +78,7 @@ def test_many_classes_are_rows_and_nothing_is_cut_at_80_columns() -> None:
     assert rows["minutes"][:4] == ["1.5", "1.5", "3.0", "12 cases"]
 
 
-def test_cases_that_were_left_out_stand_below_the_table() -> None:
+def test_skipped_cases_are_below_the_table() -> None:
     for classes in (["left"], ["body", "bone", "bladder", "rectum", "prostate"]):
         assert "skipped" not in shown(classes)
         text = shown(classes, width=120, skipped=(("a", "cut"), ("b", "cut")))

@@ -14,7 +14,7 @@ SIZE = (48, 64)
 
 
 def picture(seed: int, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth, noisy grey image with two bright discs, and their mask of 1."""
+    """Return a noisy grey image with two bright discs, and its mask (1 in the discs)."""
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(seed)
@@ -27,7 +27,7 @@ def picture(seed: int, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.nda
 
 
 def sound(root: Path, ids: tuple[str, ...] = SOUND, test: tuple[str, ...] = ("t_0", "t_1", "t_2")) -> Path:
-    """`images/ID.png`, `masks/ID.png` and `test/ID.png`, without faults."""
+    """Write `images/ID.png`, `masks/ID.png` and `test/ID.png` without faults; return the root."""
     for number, case_id in enumerate(ids):
         write(root, case_id, *picture(number))
     for number, case_id in enumerate(test):
@@ -36,7 +36,7 @@ def sound(root: Path, ids: tuple[str, ...] = SOUND, test: tuple[str, ...] = ("t_
 
 
 def write(root: Path, case_id: str, image: np.ndarray, mask: np.ndarray | None) -> None:
-    """A training case."""
+    """Write a training case."""
     write_png(root / "images" / f"{case_id}.png", image)
     if mask is not None:
         write_png(root / "masks" / f"{case_id}.png", mask)

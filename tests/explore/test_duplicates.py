@@ -14,7 +14,7 @@ from tests.conftest import ROOT, SHARED
 from tests.explore.planted import picture
 
 
-def test_a_thumbnail_is_the_means_of_boxes() -> None:
+def test_thumbnail_pixels_are_means_of_boxes() -> None:
     image = np.random.default_rng(0).integers(0, 255, (3, 128, 192), dtype=np.uint8)
     expected = image.astype(float).reshape(3, 64, 2, 64, 3).mean(axis=(0, 2, 4))
     np.testing.assert_allclose(make_thumbnail(image), expected, rtol=1e-5)
@@ -24,7 +24,7 @@ def test_a_thumbnail_is_the_means_of_boxes() -> None:
     )
 
 
-def test_small_images_and_images_of_one_value() -> None:
+def test_thumbnails_of_small_and_constant_images() -> None:
     small = make_thumbnail(np.arange(6, dtype=np.uint8).reshape(1, 2, 3))
     assert small is not None and small.shape == (64, 64) and set(np.unique(small)) == set(range(6))
     assert make_thumbnail(np.full((1, 20, 20), 7, np.uint16)) is None
@@ -32,7 +32,7 @@ def test_small_images_and_images_of_one_value() -> None:
 
 
 def copies() -> dict[str, np.ndarray]:
-    """One picture, changed as pictures are when they are handed on."""
+    """Return one image with typical changes, such as compression, resizing and brightness."""
     import cv2
 
     image = picture(1, (200, 260))[0]
@@ -47,7 +47,7 @@ def copies() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("change", copies())
-def test_a_changed_copy_is_found_among_others(change: str) -> None:
+def test_changed_copy_is_found(change: str) -> None:
     pictures = [picture(seed, (200, 260))[0] for seed in range(30)]
     found = find_near_duplicates([make_thumbnail(one[None]) for one in (*pictures, copies()[change])])
     assert [(pair.first, pair.second) for pair in found] == [(1, 30)] and found[0].correlation > 0.97
@@ -100,14 +100,14 @@ def test_result_is_independent_of_block_size(monkeypatch: pytest.MonkeyPatch) ->
         assert [pair.correlation for pair in found] == sorted((pair.correlation for pair in found), reverse=True)
 
 
-def test_a_video_gives_few_pairs_and_one_cluster() -> None:
+def test_video_frames_form_one_cluster() -> None:
     rng = np.random.default_rng(5)
     base = rng.normal(size=(64, 64))
     found = find_near_duplicates([(base + rng.normal(0, 0.05, (64, 64))).astype(np.float32) for _ in range(40)])
     assert len(found) <= 40 * duplicates.MAX_PAIRS_PER_IMAGE and cluster_pairs(found) == [list(range(40))]
 
 
-def test_clusters() -> None:
+def test_pairs_are_joined_to_clusters() -> None:
     assert cluster_pairs([ImagePair(4, 9, 1.0), ImagePair(1, 2, 1.0), ImagePair(2, 7, 0.9), ImagePair(7, 8, 0.9)]) == [
         [1, 2, 7, 8],
         [4, 9],
@@ -116,8 +116,8 @@ def test_clusters() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "nuclei").is_dir(), reason="the nuclei are not here")
-def test_the_nuclei_have_one_pair() -> None:
-    """Two planes of one nucleus, by eye; no other pair of the 664 pictures."""
+def test_nuclei_data_have_one_pair() -> None:
+    """The pair shows two planes of one nucleus; the other images of the 664 differ."""
     from competition.config.loading import load_competition
 
     comp = load_competition(ROOT / "experiments" / "nuclei" / "competition.yaml", [f"root={SHARED / 'nuclei'}"])

@@ -52,7 +52,7 @@ def test_given_objects_belong_to_the_class_with_most_of_their_voxels() -> None:
     assert [one.tolist() for one in instance_sizes(instances, layers)] == [[2], [2, 1]]
 
 
-def test_values_of_a_channel() -> None:
+def test_statistics_of_a_channel() -> None:
     rng = np.random.default_rng(1)
     image = rng.normal(50, 10, (2, 30, 40)).astype(np.float32)
     front = np.zeros((30, 40), bool)
@@ -149,7 +149,7 @@ def test_few_cases_give_no_shift() -> None:
 @pytest.mark.parametrize(
     ("values", "text"), [([3, 1, 2], "1 / 2 / 3"), ([4, 4], "4"), ([], "–"), ([0.5, 1500], "0.5 / 750.2 / 1,500")]
 )
-def test_three_numbers(values: list[float], text: str) -> None:
+def test_format_of_minimum_median_and_maximum(values: list[float], text: str) -> None:
     assert format_range(values) == text
 
 
@@ -161,7 +161,7 @@ def test_format_of_cells() -> None:
     assert format_number(1388.0) == "1,388" and format_number(0.6875) == "0.6875"
 
 
-def test_the_tables(tmp_path: Path) -> None:
+def test_rows_of_the_printed_tables(tmp_path: Path) -> None:
     comp = competition(plant(tmp_path), group="^([a-z]+)_", test={"images": "test/{id}.png"})
     found = explore(comp)
     rows = {row[0]: row[1:] for row in overview_rows(found)}
@@ -227,7 +227,7 @@ def test_format_of_sentences() -> None:
 
 
 def test_counts_of_cases_agree(tmp_path: Path) -> None:
-    """One picture in colours, and three whose pixels cannot be read although their headers can."""
+    """One colour image, and three images whose header is readable but whose pixels are not."""
     sound(tmp_path)
     grey, mask = picture(0)
     write_png(tmp_path / "images" / "p_0.png", np.stack([grey, grey[::-1], grey], axis=-1))
@@ -244,7 +244,7 @@ def test_counts_of_cases_agree(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_table_are_objects(tmp_path: Path) -> None:
-    """Two rows that touch are two objects; as a mask they would be one."""
+    """Two touching RLE rows are two objects, although they are one component of the mask."""
     for case_id in "ab":
         write_png(tmp_path / "images" / f"{case_id}.png", picture(1)[0])
     write_text(tmp_path / "train.csv", "id,rle\na,1 4 49 4\na,97 4\nb,200 3\n")

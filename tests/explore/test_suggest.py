@@ -29,7 +29,7 @@ loss: {target: monai.losses.DiceLoss}
 def case(
     number: int, shape: tuple[int, ...] = (64, 64), spacing: tuple[float, ...] | None = None, **more: Any
 ) -> CaseStats:
-    """A case with classes 1 and 0 or as `voxels` says, values as `stats` says."""
+    """Return a training case; by default it has 50 voxels of one class."""
     voxels = np.array(more.pop("voxels", [50]), np.int64)
     truth = TruthStats(voxels, int(voxels.sum()), 0, math.prod(shape), [voxels])
     values = more.pop("stats", None) or [ChannelStats("image", 0, 1, 5, 9, 10, 5, 2, 1.0, 4, 9)]
@@ -50,7 +50,7 @@ def case(
 def loaded(
     tmp_path: Path, comp: Competition, cases: list[CaseStats], contrasts: list[ChannelContrast] | None = None
 ) -> tuple[Any, str]:
-    """The experiment that the snippet makes, checked by the real schema."""
+    """Return the experiment of the snippet, validated by the schema."""
     snippet = suggest_experiment(comp, cases, contrasts or [])
     plain = yaml.safe_load(comp.model_dump_json(by_alias=True, exclude_defaults=True))
     (tmp_path / "competition.yaml").write_text(yaml.safe_dump(plain))
@@ -86,7 +86,7 @@ def test_large_images_get_a_limited_patch(tmp_path: Path) -> None:
     ("group", "voxels", "scheme"),
     [(None, [5], "kfold"), (None, None, "stratified"), ("^(.)", [5], "group"), ("^(.)", None, "stratified_group")],
 )
-def test_scheme_of_folds(tmp_path: Path, group: str | None, voxels: list[int] | None, scheme: str) -> None:
+def test_suggested_fold_scheme(tmp_path: Path, group: str | None, voxels: list[int] | None, scheme: str) -> None:
     cases = [case(number, voxels=voxels or [number % 3]) for number in range(20)]
     for number, one in enumerate(cases):
         one.group = None if group is None else str(number // 2)
@@ -95,7 +95,7 @@ def test_scheme_of_folds(tmp_path: Path, group: str | None, voxels: list[int] | 
     assert ("10 groups of 20 cases" in snippet) == (group is not None)
 
 
-def test_few_groups_make_few_folds(tmp_path: Path) -> None:
+def test_number_of_folds_is_limited_by_the_groups(tmp_path: Path) -> None:
     cases = [case(number) for number in range(9)]
     for number, one in enumerate(cases):
         one.group = "abc"[number % 3]
@@ -103,7 +103,7 @@ def test_few_groups_make_few_folds(tmp_path: Path) -> None:
 
 
 def test_spacing_is_the_median_and_the_patch_follows(tmp_path: Path) -> None:
-    """Orientation turns the axes first: the file's third axis is the first of RAS here."""
+    """Axes are reoriented first: the file's third axis is the first axis of RAS here."""
     cases = [
         case(number, (40, 60, 100), (3.0, 1.0, mm), orientation="SAR")
         for number, mm in enumerate([0.5, 1.0, 1.0, 2.0, 2.0])
@@ -148,7 +148,7 @@ def test_a_few_bright_voxels_are_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(True, "rgb"), (False, "grey")])
-def test_channels_of_pictures(tmp_path: Path, colour: bool, channels: str) -> None:
+def test_channels_of_images(tmp_path: Path, colour: bool, channels: str) -> None:
     values = [ChannelStats(name, 0, 1, 5, 9, 10, 5, 2, 1.0, 4, 9) for name in ("red", "green", "blue", "grey")]
     cases = [case(number, channels=4, is_colour=colour, stats=values) for number in range(5)]
     exp, snippet = loaded(tmp_path, competition(tmp_path), cases, [ChannelContrast("green", 1, 2.0, 1.0, 5)])
@@ -183,7 +183,7 @@ def test_channels_with_similar_contrast_are_not_ranked(tmp_path: Path, sizes: li
 
 
 def test_an_imprecise_mask_does_not_widen_the_window(tmp_path: Path) -> None:
-    """Bone of 100 to 400 HU; of the mask 3 % are air and 3 % metal."""
+    """Bone has 100 to 400 HU; 3 % of the mask are air and 3 % are metal."""
     rng = np.random.default_rng(0)
     affine, mask = np.eye(4), np.zeros((20, 20, 20), np.uint8)
     mask[5:15, 5:15, 5:15] = 1
@@ -205,7 +205,7 @@ def test_skipped_cases_are_not_used(tmp_path: Path) -> None:
     assert "5 cases without groups" in loaded(tmp_path, competition(tmp_path), cases)[1]
 
 
-def test_no_training_case_no_snippet(tmp_path: Path) -> None:
+def test_no_snippet_without_training_cases(tmp_path: Path) -> None:
     assert suggest_experiment(competition(tmp_path), [CaseStats("a", "train")], []) == ""
 
 

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 
 import competition
@@ -180,7 +182,7 @@ def test_a_folder_that_is_no_bundle_is_not_touched_and_a_bundle_is_replaced(fini
     run = finished(tiny(2))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(MaskfoldError, match="mine exists") as refused:
+    with pytest.raises(MaskfoldError, match=re.escape(str(tmp_path / "mine"))) as refused:
         export_runs([run], tmp_path / "mine")
     assert refused.value.status == 2 and os.listdir(tmp_path / "mine") == ["thesis.txt"]
     first = bundled([run])
@@ -210,9 +212,9 @@ def test_weights_that_are_damaged_are_told_by_the_name_that_they_have_in_the_run
     whole = path.read_bytes()
     for damaged in (whole[:-40], whole[:-1] + bytes([whole[-1] ^ 1])):
         path.write_bytes(damaged)
-        with pytest.raises(MaskfoldError, match="fold_1/weights.safetensors cannot be read") as caught:
+        with pytest.raises(MaskfoldError, match=re.escape(str(path))) as caught:
             bundled([run])
-        assert str(path) in caught.value.message and caught.value.hint == "Replace the file by an intact copy."
+        assert str(path) in caught.value.message and caught.value.status == 1
 
 
 def test_what_refuses_a_bundle_in_its_trial_is_told_in_its_words(finished, tiny, bundled):
@@ -220,9 +222,9 @@ def test_what_refuses_a_bundle_in_its_trial_is_told_in_its_words(finished, tiny,
     folder = bundled([run])
     (folder / "bundle.json").write_text("{}")
     row = run.cases.iloc[:1].astype(object).itertuples(index=False)
-    with pytest.raises(MaskfoldError, match=r"\S+bundle.json cannot be read: 'format'\. Export") as caught:
+    with pytest.raises(MaskfoldError, match=r"bundle\.json.*'format'") as caught:
         run_smoke_test(folder, run.exp.competition.root, SimpleNamespace(**next(row)._asdict()), False)
-    assert caught.value.hint == "Export the bundle again."
+    assert caught.value.status == 1 and "export" in caught.value.hint.lower()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
@@ -266,6 +268,7 @@ def test_the_zip_holds_the_folder(finished, tiny, bundled, tmp_path):
 
 def test_the_notebook_is_valid_and_its_code_compiles(finished, tiny, bundled):
     book = json.loads((bundled([finished(tiny(2))], options=ExportOptions(hours=7)) / "notebook.ipynb").read_text())
+    nbformat.validate(book)
     assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
     assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
     code = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]

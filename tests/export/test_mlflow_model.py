@@ -84,22 +84,22 @@ def test_what_cannot_be_predicted_is_told(finished, tiny, tmp_path):
     model = packed(finished(tiny(2)), tmp_path)
     picture = np.zeros((40, 40), np.uint8)
     for wrong, words in (
-        ("a.png", "found a str"),
-        (picture, "ndarray of shape"),
+        ("a.png", "str"),
+        (picture, "ndarray"),
         ([picture[0]], "image 1"),
         ([picture.astype(complex)], "complex128"),
         ([{"image": picture, "spacings": 1}], "`spacings`"),
-        ([{"image": picture, "spacing": (1.0,)}], "positive numbers"),
+        ([{"image": picture, "spacing": (1.0,)}], "Spacing of image 1"),
         ([np.full((40, 40), np.nan)], "NaN"),
-        ([tmp_path / "none.png"], "does not exist"),
-        (pd.DataFrame({"path": ["a"]}), "found path, expected `image`"),
-        ([None], "image 1: found a NoneType"),
+        ([tmp_path / "none.png"], r"none\.png"),
+        (pd.DataFrame({"path": ["a"]}), "path.*`image`"),
+        ([None], "image 1.*NoneType"),
     ):
         with pytest.raises(MaskfoldError, match=words):
             model.predict(wrong)
     assert model.predict([]) == []
     model.predict([picture])
-    with pytest.raises(MaskfoldError, match="image 2: found 3, expected 1"):
+    with pytest.raises(MaskfoldError, match=r"image 2\b.*\b3\b.*\b1\b"):
         model.predict([picture, np.zeros((40, 40, 3), np.uint8)])
 
 
@@ -113,7 +113,7 @@ def test_channels_slices_and_places(tiny, tmp_path):
     one = next(iter_images([{"image": {"t2": tmp_path / "t2.npy", "t1": volume[0]}, "affine": affine}], several))
     np.testing.assert_array_equal(one.image.array, volume)
     assert one.image.spacing == (2.0, 3.0, 4.0)
-    with pytest.raises(MaskfoldError, match="expected the channels t1, t2"):
+    with pytest.raises(MaskfoldError, match="t1, t2"):
         next(iter_images([{"image": {"t1": volume[0]}}], several))
     for orientation in ("RAS", "LPI", "SAR"):
         turned = several.model_copy(update={"prepare": exp.prepare.model_copy(update={"orientation": orientation})})
@@ -122,7 +122,7 @@ def test_channels_slices_and_places(tiny, tmp_path):
         np.testing.assert_array_equal(np.linalg.norm(lying.affine[:3, :3], axis=0), (2, 3, 4))
     slices = [volume[0, ..., z] for z in range(7)]
     np.testing.assert_array_equal(next(iter_images([slices], several)).image.array, volume[:1])
-    with pytest.raises(MaskfoldError, match="expected one shape"):
+    with pytest.raises(MaskfoldError, match=r"image 1\b.*\(5, 6\)"):
         next(iter_images([[slices[0], slices[0][:2]]], several))
 
 

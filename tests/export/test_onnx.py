@@ -44,7 +44,7 @@ def test_a_network_that_differs_is_refused_with_the_figure(tiny, tmp_path, monke
             return logits
 
     monkeypatch.setattr(writer, "OnnxNetwork", Wrong)
-    with pytest.raises(MaskfoldError, match=r"ONNX.* by 0\.\d+, expected at most 0\.001"):
+    with pytest.raises(MaskfoldError, match=r"0\.\d+.*\b0\.001\b"):
         writer.write_onnx(build_network(exp, 1, pretrained=False), 1, exp, tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
 

@@ -52,5 +52,5 @@ def test_wheels_are_fetched_one_by_one_without_pytorch(monkeypatch, tmp_path):
 def test_a_wheel_that_cannot_be_had_is_named(monkeypatch, tmp_path):
     failed = subprocess.CompletedProcess([], 1, stderr="noise\nERROR: No matching distribution found for monai==9\n")
     monkeypatch.setattr(requirements.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(MaskfoldError, match="No matching distribution found for monai==9"):
+    with pytest.raises(MaskfoldError, match="monai==9"):
         download_wheels([PinnedPackage("monai", "9", ())], tmp_path / "wheels")

@@ -80,7 +80,7 @@ pathlib.Path(folder, f"seen{shard}").write_text(" ".join(seen))
 """
     )
     rows = [SimpleNamespace(id=str(place)) for place in range(2)]
-    with pytest.raises(MaskfoldError, match="ended with status 0"):  # it brought nothing
+    with pytest.raises(MaskfoldError, match=r"\b0\b"):  # ended with status 0, but without predictions
         list(collect(tmp_path / "run.py", [], ["cuda:0", "cuda:1"], rows, [1, 1], tmp_path, False, None))
     seen = {path.read_text() for path in tmp_path.glob("seen*")}
     assert seen <= {"4 cuda:0", "7 cuda:0"} and seen
@@ -89,7 +89,7 @@ pathlib.Path(folder, f"seen{shard}").write_text(" ".join(seen))
 def test_a_process_that_fails_is_named_and_the_others_end(tmp_path):
     (tmp_path / "run.py").write_text(SCRIPT + "import time\nsys.exit(3) if shard else time.sleep(600)")
     rows = [SimpleNamespace(id=f"case{place}") for place in range(2)]
-    with pytest.raises(MaskfoldError, match="case0 ended with status 3"):
+    with pytest.raises(MaskfoldError, match=r"case0.*\b3\b"):
         list(collect(tmp_path / "run.py", [], ["cpu", "cpu"], rows, [1, 2], tmp_path, False, None))
 
 

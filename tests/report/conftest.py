@@ -33,7 +33,7 @@ Predict = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
 def write_member(
     run: Run, fold: int, seed: int, score: float | None, curves: list[dict[str, float]], time: float
 ) -> Path:
-    """A member's folder with its result and its metrics, the last of them at `time`."""
+    """Write the folder of one fold and seed: its result and its metrics, the last of them at `time`; return it."""
     folder = run.member_folder(fold, seed)
     folder.mkdir(parents=True)
     result = FoldResult(
@@ -62,7 +62,7 @@ def write_member(
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Run]:
-    """`made(exp, noise=0.3)`: a run below the working folder, which becomes `tmp_path`; its last metrics at `time`."""
+    """Return a function that writes a finished run below the working folder; its last metrics are at `time`."""
     monkeypatch.chdir(tmp_path)
 
     def make(
@@ -94,11 +94,11 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Run]:
             if fold < 0:
                 continue
             ids = run.folds.loc[run.folds["fold"] == fold, "id"]
-            judge = Evaluator(
+            evaluator = Evaluator(
                 exp, run.cases[run.cases["id"].isin(ids)], {}, torch.device("cpu"), torch.no_grad, lambda: None
             )
             store, lines = OofStore(folder / "oof", exp.inference.store), []
-            for row in judge.iter_cases():
+            for row in evaluator.iter_cases():
                 truth = load_mask(exp.competition, row)
                 store.write(
                     row.id,
@@ -106,7 +106,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Run]:
                     if predict is None
                     else predict(truth, row, generator),
                 )
-                lines += judge.score(store.read(row.id), row, fold)[0]
+                lines += evaluator.score(store.read(row.id), row, fold)[0]
             pd.DataFrame(lines).to_csv(folder / "scores.csv", index=False)
         summarize_run(run)
         return run
@@ -163,8 +163,8 @@ class Page(HTMLParser):
         ]
 
 
-def loads_nothing(page: Page) -> None:
-    """Nothing on the page would be fetched or run by a browser."""
+def check_self_contained(page: Page) -> None:
+    """Check that a browser would neither load nor run anything for the page."""
     assert not {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "source"} & set(
         page.tags
     )
@@ -179,9 +179,9 @@ def loads_nothing(page: Page) -> None:
 
 
 def report(run: Run) -> Page:
-    """A run's page, looked through: nothing is loaded, and the PNGs beside it are those inside."""
+    """Write and parse the page of a run; check that it is self-contained and embeds the PNGs of its folder."""
     page = Page(write_report(run, run.folder / "report.html"))
-    loads_nothing(page)
+    check_self_contained(page)
     inside = {
         base64.b64decode(value.partition(",")[2])
         for tag, name, value in page.attributes
@@ -192,7 +192,7 @@ def report(run: Run) -> Page:
 
 
 def slow_dice(run: Run) -> pd.DataFrame:
-    """Dice of each case and class, from the stored probabilities and the truth."""
+    """Return the Dice of each case and class, calculated from the stored probabilities and the truth."""
     oof, found = OofPredictions(run), []
     for row in oof.cases.itertuples(index=False):
         truth, best = load_mask(run.exp.competition, row)[0], oof.read(row.id).argmax(axis=0)

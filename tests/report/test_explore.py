@@ -13,14 +13,14 @@ from competition.cli import main
 from competition.config.loading import load_experiment
 from tests.conftest import ROOT
 from tests.explore.planted import SOUND, picture, plant, sound, write
-from tests.report.conftest import Page, loads_nothing
+from tests.report.conftest import Page, check_self_contained
 
 GROUP = "^([a-z]+)_"
 PICTURES = {"sizes.png", "intensities.png", "samples.png", "classes.png", "objects.png"}
 
 
 def competition_yaml(folder: Path, root: Path, **changes: object) -> Path:
-    """A competition's file."""
+    """Write `competition.yaml`."""
     plain: dict[str, object] = {
         "name": "host",
         "root": str(root),
@@ -36,14 +36,14 @@ def competition_yaml(folder: Path, root: Path, **changes: object) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
-    """`maskfold explore` with these words; its exit status."""
+    """Run `maskfold explore` with these arguments; return its exit status."""
     monkeypatch.setattr("sys.argv", ["maskfold", "explore", *map(str, words)])
     with pytest.raises(SystemExit) as left:
         main()
     return int(left.value.code or 0)
 
 
-def test_a_sound_folder_ends_with_0(
+def test_data_without_faults_exit_with_0(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sound(tmp_path / "data")
@@ -60,11 +60,11 @@ def test_a_sound_folder_ends_with_0(
         "suggested.yaml",
     }
     page = Page(tmp_path / "reports" / "host.html")
-    loads_nothing(page)
+    check_self_contained(page)
     assert "None." in page.text and page.text.count("Minimum / median / maximum") == 1
 
 
-def test_planted_faults_are_on_the_terminal_on_the_page_and_in_the_files(
+def test_faults_are_on_the_terminal_on_the_page_and_in_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = competition_yaml(tmp_path, plant(tmp_path / "data"))
@@ -72,7 +72,7 @@ def test_planted_faults_are_on_the_terminal_on_the_page_and_in_the_files(
     assert run(monkeypatch, file, "-o", output) == 1
     said = capsys.readouterr().out
     page = Page(output)
-    loads_nothing(page)
+    check_self_contained(page)
     rows = list(csv.DictReader((output.with_suffix("") / "findings.csv").read_text(encoding="utf-8").splitlines()))
     kinds = {(row["weight"], row["kind"]) for row in rows}
     assert kinds == {
@@ -100,7 +100,7 @@ def test_planted_faults_are_on_the_terminal_on_the_page_and_in_the_files(
     assert "faults: 6, remarks: 5" in said
 
 
-def test_the_printed_snippet_can_be_pasted(
+def test_printed_snippet_is_valid_in_an_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sound(tmp_path / "data")
@@ -117,7 +117,7 @@ def test_the_printed_snippet_can_be_pasted(
     assert (exp.patch.size, exp.folds.scheme, exp.folds.k) == ([48, 64], "group", 4)
 
 
-def test_volumes_have_a_page_too(
+def test_page_of_volumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], demo3d: Path
 ) -> None:
     assert (
@@ -133,24 +133,24 @@ def test_volumes_have_a_page_too(
     said = capsys.readouterr().out
     assert re.search(r"^orientation +[A-Z]{3} in \d, .+[A-Z]{3} in \d", said, re.MULTILINE) and "prepare:" in said
     assert {path.name for path in (tmp_path / "x").glob("*.png")} == PICTURES
-    loads_nothing(Page(tmp_path / "x.html"))
+    check_self_contained(Page(tmp_path / "x.html"))
 
 
-def test_hostile_names_stay_text(
+def test_names_with_markup_are_escaped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A class called like HTML, an id like rich's markup."""
+    """A class has a name that is HTML, and an id is markup of rich."""
     sound(tmp_path / "data", ids=(*SOUND, "p_[red]x[", "q_$x_1$"))
     (tmp_path / "data" / "masks" / "p_[red]x[.png").unlink()
     file = competition_yaml(tmp_path, tmp_path / "data", classes=["<script>alert(1)<script>"])
     assert run(monkeypatch, file, "-o", tmp_path / "x.html") == 1
     assert re.search(r"fault \(files\): .*p_\[red\]x\[.*images/p_\[red\]x\[\.png", capsys.readouterr().out)
     page = Page(tmp_path / "x.html")
-    loads_nothing(page)
+    check_self_contained(page)
     assert "script" not in page.tags and "<script>alert(1)<script>" in page.text
 
 
-def test_figures_of_an_earlier_look_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_of_an_earlier_exploration_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = competition_yaml(tmp_path, plant(tmp_path / "data"))
     run(monkeypatch, file, "-o", tmp_path / "x.html")
     (tmp_path / "data" / "images" / "near_1.png").unlink()
@@ -160,7 +160,7 @@ def test_figures_of_an_earlier_look_are_gone(tmp_path: Path, monkeypatch: pytest
     assert "alike" not in [value for tag, name, value in Page(tmp_path / "x.html").attributes if name == "id"]
 
 
-def test_what_was_decided_to_be_left_out_is_no_fault(
+def test_skipped_cases_are_remarks_and_not_faults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sound(tmp_path / "data")
@@ -178,8 +178,8 @@ def test_what_was_decided_to_be_left_out_is_no_fault(
     assert run(monkeypatch, file, "-o", tmp_path / "x.html") == 1, "other faults count as ever"
 
 
-def test_the_legend_of_sizes_covers_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes all over the panel; the legend is below it."""
+def test_legend_of_sizes_is_below_the_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The points are all over the panel, so the legend is below it."""
     from competition.explore import explore
     from competition.report import explore as explore_report
     from tests.host import competition, write_png
@@ -197,7 +197,7 @@ def test_the_legend_of_sizes_covers_no_point(tmp_path: Path, monkeypatch: pytest
     assert box.get_window_extent().y1 <= axes.get_window_extent().y0
 
 
-def test_nothing_readable_still_makes_a_page(
+def test_page_without_readable_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(3):
@@ -209,23 +209,22 @@ def test_nothing_readable_still_makes_a_page(
     assert run(monkeypatch, file, "-o", tmp_path / "x.html") == 1
     said = capsys.readouterr().out
     assert said.count("cannot be read") == 3 and "Suggested" not in said
-    loads_nothing(Page(tmp_path / "x.html"))
+    check_self_contained(Page(tmp_path / "x.html"))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [(["root=/nowhere"], "does not exist"), (["classes=7"], "classes"), (["-o", "page.txt"], "ends in .html")],
+    ("words", "named"), [(["root=/nowhere"], "/nowhere"), (["classes=7"], "classes"), (["-o", "page.txt"], "page.txt")]
 )
-def test_wrong_words_end_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+def test_invalid_arguments_exit_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], named: str
 ) -> None:
     sound(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, competition_yaml(tmp_path, tmp_path / "data"), *words) == 2
-    assert message in capsys.readouterr().err
+    assert named in capsys.readouterr().err
 
 
-def test_very_many_findings_of_one_kind_are_counted(
+def test_many_findings_of_one_kind_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sound(tmp_path / "data", ids=tuple(f"p_{number}" for number in range(30)))

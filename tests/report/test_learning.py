@@ -1,4 +1,4 @@
-"""The axis of learning curves counts epochs: whole numbers only."""
+"""Learning curves: the ticks of the epoch axis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from competition.report import learning
 
 
 @pytest.mark.parametrize(("epochs", "ticks"), [([1], [1]), ([1, 2], [1, 2]), ([1, 2, 3], [1, 2, 3]), ([5], [5])])
-def test_the_epochs_of_a_short_run_are_whole_numbers(epochs, ticks, monkeypatch, tmp_path):
+def test_epoch_ticks_are_integers(epochs, ticks, monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(learning, "save_figure", lambda figure, path: drawn.append(figure))
     curves = {(0, 0): {"train/loss": (epochs, [0.5] * len(epochs)), "lr": (epochs[:1], [0.1])}}

@@ -13,7 +13,7 @@ from competition.runs.oof import OofPredictions
 from competition.viz.style import format_tick, set_log_axis
 
 
-def slowly(predicted, truth):
+def reference_match(predicted, truth):
     def iou(pred, true):
         return np.logical_and(pred, true).sum() / np.logical_or(pred, true).sum()
 
@@ -32,13 +32,13 @@ def test_best_iou_of_every_object(shape):
     for _ in range(10):
         truth, predicted = (label(generator.random(shape) < share)[0] * 7 for share in (0.35, 0.3))
         found = match_objects(predicted, truth)
-        sizes, ious, own = slowly(predicted, truth)
+        sizes, ious, own = reference_match(predicted, truth)
         assert found.sizes.tolist() == sizes
         np.testing.assert_allclose(found.ious, ious)
         np.testing.assert_allclose(found.predicted, own)
 
 
-def test_no_true_or_no_predicted_object():
+def test_match_without_true_or_predicted_objects():
     none, one = np.zeros((4, 4), int), np.eye(4, dtype=int)
     assert match_objects(none, one).ious.tolist() == [0.0] and match_objects(none, one).predicted.size == 0
     assert match_objects(one, none).sizes.size == 0 and match_objects(one, none).predicted.tolist() == [0.0]
@@ -61,8 +61,8 @@ def test_sizes_of_cases_are_in_cubic_millimetres(made, tiny):
         assert len(one.values) == len(expected) and (one.values > 0.2).all()
 
 
-def test_objects_of_a_run(made, nuclei):
-    """Predicted as they are, pairs of touching discs become one object each: some are half of what was found."""
+def test_sizes_and_ious_of_all_objects_of_a_run(made, nuclei):
+    """Touching discs are predicted as one object, so some true objects are half of a predicted one."""
     exp = nuclei()
 
     def predict(truth, row, rng):
@@ -75,7 +75,7 @@ def test_objects_of_a_run(made, nuclei):
     sizes, ious, predicted = [], [], []
     for row in oof.cases.itertuples(index=False):
         truth = load_instances(exp.competition, row)
-        one = slowly(label(load_mask(exp.competition, row)[0] == 1, np.ones((3, 3)))[0], truth)
+        one = reference_match(label(load_mask(exp.competition, row)[0] == 1, np.ones((3, 3)))[0], truth)
         sizes, ious, predicted = sizes + one[0], ious + one[1], predicted + one[2]
     assert len(sizes) == 32 and len(predicted) < 32 and min(ious) < 0.6  # four discs in each of eight pictures
     np.testing.assert_allclose(sorted(found.sizes), sorted(sizes))
@@ -83,7 +83,7 @@ def test_objects_of_a_run(made, nuclei):
     np.testing.assert_allclose(sorted(found.predicted), sorted(predicted))
 
 
-def test_medians_of_groups_of_equally_many():
+def test_quartiles_of_groups_of_equal_size():
     sizes = np.array([1.0, 100, 1, 100, 1, 100, 1, 100, 1, 100])
     values = np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6, 0.5, 0.5])
     middle, low, median, high = group_quartiles(sizes, values)
@@ -95,7 +95,7 @@ def test_medians_of_groups_of_equally_many():
 
 
 @pytest.mark.parametrize(("low", "high"), [(993, 2169), (21, 5227), (1.0, 1.01), (1e-9, 2e-3), (0.3, 1e6), (5, 5.5)])
-def test_a_log_axis_has_a_few_ticks_within(low, high):
+def test_ticks_of_a_log_axis_are_few_and_inside(low, high):
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
@@ -108,5 +108,5 @@ def test_a_log_axis_has_a_few_ticks_within(low, high):
 @pytest.mark.parametrize(
     ("value", "text"), [(1500, "1,500"), (0.002, "0.002"), (1e-7, "1e-7"), (2.5e8, "2.5e8"), (1, "1")]
 )
-def test_numbers_on_axes(value, text):
+def test_format_of_ticks(value, text):
     assert format_tick(value) == text

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from competition.io import write_json
-from competition.report.html import element
 from competition.report.results import RunResults
 from competition.report.run import experiment_section, find_previous_best, gain_over_run, get_end_time, yaml_key_lines
 from competition.runs.find import find_run
@@ -21,7 +20,7 @@ def change(run, **values):
     write_json(run.folder / "summary.json", {**summary, **values})
 
 
-def test_best_of_the_runs_that_ended_before(made, tiny):
+def test_previous_best_is_among_runs_that_ended_before(made, tiny):
     runs = {
         name: made(tiny(2, f"training.batch_size={size}"), name, time=time)
         for size, (name, time) in enumerate((("low", 10), ("high", 20), ("mine", 30), ("later", 40)), 3)
@@ -53,17 +52,17 @@ def test_runs_of_other_competitions_are_ignored(made, tiny):
     assert find_previous_best(made(tiny(2), "mine", time=2)) is None
 
 
-def test_a_run_of_selected_folds_is_finished(made, tiny):
+def test_run_of_selected_folds_counts_as_finished(made, tiny):
     first = made(tiny(2, "folds.run=[1]", "training.epochs=7"), "first", time=1)
     assert find_previous_best(made(tiny(2), "mine", time=2)).folder == first.folder.resolve()
 
 
-def test_the_page_shows_the_difference_and_the_gain(made, tiny, tmp_path):
+def test_page_shows_the_yaml_difference_and_the_gain(made, tiny, tmp_path):
     made(tiny(2, "training.batch_size=3"), "before", noise=0.9, time=1)
     mine = made(tiny(2, "training.batch_size=5", "competition.metric.both_empty=null"), "after", noise=0.3, time=2)
     change(mine, metric="dice")
     results = RunResults.load(mine)
-    (tmp_path / "x.html").write_text(element("div", experiment_section(results)))
+    (tmp_path / "x.html").write_text(experiment_section(results))
     page = Page(tmp_path / "x.html")
     text = page.text
     assert "\n-  batch_size: 3\n" in text and "\n+  batch_size: 5\n" in text

@@ -26,7 +26,7 @@ def competition(classes, labels="exclusive", instances=False):
     )
 
 
-def fake(monkeypatch, comp, cases):
+def fake_predictions(monkeypatch, comp, cases):
     """Return an `OofPredictions` substitute with (probabilities, truth) by name."""
     monkeypatch.setattr(calibration, "load_mask", lambda _, row: cases[row.id][1])
     return SimpleNamespace(
@@ -37,8 +37,8 @@ def fake(monkeypatch, comp, cases):
     )
 
 
-def slowly(cases, channel, number, layer, plain=lambda p: p):
-    """Bins, ECE, inner ECE, Dice by threshold, share left empty: pixel by pixel, case by case."""
+def reference_counts(cases, channel, number, layer, plain=lambda p: p):
+    """Return bins, ECE, ECE of uncertain pixels, Dice by threshold and share left empty, by simple loops."""
     known = [(plain(p.astype(np.float64))[channel].ravel(), t[layer].ravel()) for p, t in cases.values()]
     known = [(p[t != 255], t[t != 255] == number) for p, t in known]
     probability, truth = (np.concatenate(parts) for parts in zip(*known, strict=True))
@@ -67,7 +67,7 @@ def slowly(cases, channel, number, layer, plain=lambda p: p):
     return bins, ece, inner, dice, empty
 
 
-def agrees(found: CalibrationCounts, expected, places=1e-6):
+def assert_counts_equal(found: CalibrationCounts, expected, places=1e-6):
     bins, ece, inner, dice, empty = expected
     counts, mean, share = found.bins()
     assert counts.tolist() == [count for count, _, _ in bins]
@@ -83,7 +83,7 @@ def agrees(found: CalibrationCounts, expected, places=1e-6):
         assert found.share_left_empty() is None
 
 
-def drawn(generator, channels, shape):
+def random_probabilities(generator, channels, shape):
     values = generator.gamma(0.4, size=(channels, *shape))
     return (values / values.sum(axis=0)).astype(np.float16)
 
@@ -94,15 +94,18 @@ def test_exclusive_classes(monkeypatch, chunk):
     generator = np.random.default_rng(1)
     comp = competition(["a", "b"])
     cases = {
-        str(n): (drawn(generator, 3, (9, 11 + n)), generator.integers(0, 3, (1, 9, 11 + n)).astype(np.uint8))
+        str(n): (
+            random_probabilities(generator, 3, (9, 11 + n)),
+            generator.integers(0, 3, (1, 9, 11 + n)).astype(np.uint8),
+        )
         for n in range(4)
     }
     cases["0"][1][0, :3] = 255
     cases["1"][1][cases["1"][1] == 2] = 0
-    for index, found in enumerate(count_calibration(fake(monkeypatch, comp, cases), list(cases))):
-        expected = slowly(cases, index + 1, index + 1, 0)
+    for index, found in enumerate(count_calibration(fake_predictions(monkeypatch, comp, cases), list(cases))):
+        expected = reference_counts(cases, index + 1, index + 1, 0)
         assert len(expected[4]) == index  # one case is without the second class
-        agrees(found, expected)
+        assert_counts_equal(found, expected)
 
 
 def test_overlapping_classes(monkeypatch):
@@ -113,26 +116,27 @@ def test_overlapping_classes(monkeypatch):
         for n in range(3)
     }
     cases["2"][1][1, 4:] = 255
-    for index, found in enumerate(count_calibration(fake(monkeypatch, comp, cases), list(cases))):
-        agrees(found, slowly(cases, index, 1, index))
+    for index, found in enumerate(count_calibration(fake_predictions(monkeypatch, comp, cases), list(cases))):
+        assert_counts_equal(found, reference_counts(cases, index, 1, index))
 
 
-def test_the_boundary_is_merged_into_the_classes(monkeypatch):
+def test_boundary_class_is_merged_into_the_classes(monkeypatch):
     generator = np.random.default_rng(3)
     comp = competition(["a", "b"], instances=True)
     cases = {
-        str(n): (drawn(generator, 4, (8, 9)), generator.integers(0, 3, (1, 8, 9)).astype(np.uint8)) for n in range(3)
+        str(n): (random_probabilities(generator, 4, (8, 9)), generator.integers(0, 3, (1, 8, 9)).astype(np.uint8))
+        for n in range(3)
     }
 
     def plain(p):
         objects = p[1] + p[2]
         return np.stack([p[0], *(p[k] + p[3] * p[k] / objects for k in (1, 2))])
 
-    for index, found in enumerate(count_calibration(fake(monkeypatch, comp, cases), list(cases))):
-        agrees(found, slowly(cases, index + 1, index + 1, 0, plain), places=2e-3)
+    for index, found in enumerate(count_calibration(fake_predictions(monkeypatch, comp, cases), list(cases))):
+        assert_counts_equal(found, reference_counts(cases, index + 1, index + 1, 0, plain), places=2e-3)
 
 
-def test_ends_and_edges_of_bins():
+def test_edges_of_bins_and_thresholds():
     """0 and 1 are in the first and the last bin; exactly 0.5 is not above the threshold 0.5."""
     comp = competition(["a"], labels="overlapping")
     probability = np.array([[[0.0, 0.5, 1.0, 0.5]]], np.float16)
@@ -146,8 +150,8 @@ def test_ends_and_edges_of_bins():
 
 def test_an_absent_class_has_no_values(monkeypatch):
     generator = np.random.default_rng(4)
-    cases = {"a": (drawn(generator, 3, (6, 6)), np.ones((1, 6, 6), np.uint8))}
-    present, absent = count_calibration(fake(monkeypatch, competition(["a", "ghost"]), cases), ["a"])
+    cases = {"a": (random_probabilities(generator, 3, (6, 6)), np.ones((1, 6, 6), np.uint8))}
+    present, absent = count_calibration(fake_predictions(monkeypatch, competition(["a", "ghost"]), cases), ["a"])
     assert (
         absent.absent
         and np.isnan(absent.ece())
@@ -169,7 +173,7 @@ def test_cases_are_sampled_evenly():
 
 
 def test_dice_at_threshold_one_half_equals_the_score(made, tiny):
-    """With one class of sigmoid the curve at 0.5 is the mean Dice in the run's own scores.csv."""
+    """For overlapping classes, the curve at 0.5 equals the mean Dice in scores.csv."""
     exp = tiny(2, "competition.labels=overlapping", "competition.metric.both_empty=null")
     run = made(
         exp, predict=lambda truth, row, rng: np.clip(truth + rng.normal(0, 0.4, truth.shape), 0, 1).astype(np.float16)

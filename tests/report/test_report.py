@@ -92,7 +92,7 @@ def test_ranking_of_cases(made, tiny):
         (200, "bbmmwww"),
     ],
 )
-def test_no_case_is_drawn_twice(count, kinds):
+def test_selected_cases_are_distinct(count, kinds):
     chosen = select_cases([(str(place), 1 - place / 300) for place in range(count)])
     assert "".join(one.kind[0] for one in chosen) == kinds
     assert len({one.case for one in chosen}) == len(chosen) and all(one.rank == int(one.case) + 1 for one in chosen)
@@ -100,8 +100,8 @@ def test_no_case_is_drawn_twice(count, kinds):
         assert [one.rank for one in chosen] == [1, 2, 100, 101, 198, 199, 200]
 
 
-def test_an_outdated_summary_is_ignored(made, tiny):
-    """A fold that ended after the last `maskfold cv` counts."""
+def test_outdated_summary_is_ignored(made, tiny):
+    """A fold that ended after the summary was written is included."""
     run = made(tiny(2))
     whole = json.loads((run.folder / "summary.json").read_text())
     (run.folder / "summary.json").write_text(json.dumps({**whole, "score": 0.1111, "folds": whole["folds"][:1]}))
@@ -115,7 +115,7 @@ def test_an_outdated_summary_is_ignored(made, tiny):
     assert not (run.folder / "summary.json").exists()  # reading writes nothing
 
 
-def test_an_unfinished_fold_is_only_in_the_curves(made, tiny, tmp_path):
+def test_unfinished_fold_is_only_in_the_learning_curves(made, tiny, tmp_path):
     run = made(tiny(2))
     (run.folder / "fold_1" / "result.json").unlink()
     summarize_run(run)
@@ -129,7 +129,7 @@ def test_an_unfinished_fold_is_only_in_the_curves(made, tiny, tmp_path):
 
 def test_postprocessing_is_shown_and_marked_if_outdated(made, tiny):
     run = made(tiny(2, "postprocess.tune=true"))
-    assert postprocessing_section(run) == []
+    assert postprocessing_section(run) == ""
     found = {"ring": (StepConfig(threshold=0.35), StepConfig(fill_holes=True)), "grain": ()}
     save_tuning(
         run,
@@ -144,17 +144,17 @@ def test_postprocessing_is_shown_and_marked_if_outdated(made, tiny):
             RunResults.load(run).rows(),
         ),
     )
-    text = " ".join(postprocessing_section(run))
+    text = postprocessing_section(run)
     assert "0.6111 untuned, 0.7333 tuned on all cases, 0.7222 nested (gain +0.1111, 95 % +0.0512 to +0.1634)" in text
     assert "ring: threshold 0.35, fill holes" in text and "grain: no step" in text and "outdated" not in text
     other = find_run(str(run.folder), ["postprocess.steps=[{fill_holes: true}]"])
-    text = " ".join(postprocessing_section(other))
+    text = postprocessing_section(other)
     assert "0.7222 nested" in text and "ring: threshold 0.35" in text and "outdated" in text
     (run.folder / "postprocess.json").write_text("{")
-    assert "postprocess.json cannot be read." in " ".join(postprocessing_section(run))
+    assert "postprocess.json cannot be read." in postprocessing_section(run)
 
 
-def test_many_cases_are_sampled(made, tiny, monkeypatch, tmp_path):
+def test_calibration_samples_many_cases(made, tiny, monkeypatch, tmp_path):
     monkeypatch.setattr("competition.report.calibration.sample_evenly.__defaults__", (4,))
     run = made(tiny(2))
     words = calibration_section(RunResults.load(run), OofPredictions(run), tmp_path, Context())
@@ -164,7 +164,7 @@ def test_many_cases_are_sampled(made, tiny, monkeypatch, tmp_path):
     assert len(rows) == 4 and f'<td class="number">{pixels:,}</td>' in words
 
 
-def test_the_command(made, tiny, tmp_path, monkeypatch, capsys):
+def test_report_command(made, tiny, tmp_path, monkeypatch, capsys):
     run = made(tiny(2))
 
     def maskfold(*words):
@@ -186,13 +186,13 @@ def test_the_command(made, tiny, tmp_path, monkeypatch, capsys):
     assert places == [tmp_path / "there" / "page.html"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    for words, reason in (
-        ((run.folder, run.folder), "expected 1"),
-        ((run.folder, "-o", "page.pdf"), "ends in .html"),
-        (("nothing-like-it",), "is not a run"),
+    for words, named in (
+        ((run.folder, run.folder), "1"),
+        ((run.folder, "-o", "page.pdf"), "page.pdf"),
+        (("nothing-like-it",), "nothing-like-it"),
     ):
         status, said = maskfold(*words)
-        assert status == 2 and said.err.startswith("error: ") and reason in said.err
+        assert status == 2 and said.err.startswith("error: ") and named in said.err
 
 
 def test_missing_images_are_an_error(made, tiny, tmp_path):

@@ -37,7 +37,7 @@ def test_names_with_html_are_escaped(made, tiny, demo2d, tmp_path):
     assert cls[0] in page.text and "script" not in page.tags
 
 
-def test_an_absent_class_is_absent(made, tiny):
+def test_class_without_cases_is_shown_as_absent(made, tiny):
     run = made(tiny(2, "competition.classes=[ring, grain, ghost]"), noise=0.0)
     page = report(run)
     rows = page.rows("ghost", "class")
@@ -60,8 +60,8 @@ def test_an_absent_class_is_absent(made, tiny):
     assert all_cases["score (dice)"] == f"{summary['score']:.4f}"
 
 
-def test_empty_truth_missed_and_false_alarms(made, tiny, demo2d, tmp_path):
-    """One case without truth has a false alarm, one has an empty prediction; in a third all classes are missed."""
+def test_counts_of_missed_classes_and_false_alarms(made, tiny, demo2d, tmp_path):
+    """One empty case has a false alarm, another one has an empty prediction, and a third case misses all classes."""
     root = shutil.copytree(demo2d, tmp_path / "data")
     names = sorted(path.stem for path in (root / "images").glob("*.png"))
     for name in names[:2]:
@@ -109,7 +109,7 @@ def test_overlapping_labels(made, tiny):
     assert "2 overlapping" in page.text and "(threshold 0.5)" in page.text
 
 
-def test_objects(made, nuclei):
+def test_page_of_a_competition_with_instances(made, nuclei):
     exp = nuclei("folds.k=2")
 
     def predict(truth, row, rng):
@@ -127,7 +127,7 @@ def test_objects(made, nuclei):
     assert row["smallest third"].startswith("recall ")
 
 
-def test_one_fold_of_several(made, tiny):
+def test_run_with_one_finished_fold(made, tiny):
     run = made(tiny(2, "folds.run=[1]"))
     page = report(run)
     assert "1 of 2 folds have no result (0)" in page.text
@@ -135,7 +135,7 @@ def test_one_fold_of_several(made, tiny):
     assert "Dice by class and fold" not in page.text
 
 
-def test_a_fit_on_all_cases_has_no_score(made, tiny):
+def test_fit_on_all_cases_has_no_score(made, tiny):
     run = made(tiny(2, "folds.run=full"))
     page = report(run)
     assert "fitted on all cases" in page.text
@@ -144,7 +144,7 @@ def test_a_fit_on_all_cases_has_no_score(made, tiny):
     assert {path.stem for path in (run.folder / "report").glob("*.png")} == {"learning", "learning_classes"}
 
 
-def test_a_fit_in_addition_to_folds_is_a_row_without_score(made, tiny, tmp_path):
+def test_additional_fit_on_all_cases_is_a_row_without_score(made, tiny, tmp_path):
     run = made(tiny(2))
     write_member(run, -1, 0, None, [{"train/loss": 1.0}], 1.0)
     (tmp_path / "x.html").write_text(scores_section(RunResults.load(run), tmp_path))
