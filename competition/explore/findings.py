@@ -118,6 +118,7 @@ def limit_ids(ids: Sequence[str]) -> list[str]:
 
 # Copies, rare classes and mixed formats
 
+MAX_SPACING_ERROR = 0.01  # relative difference of pixdim and affine that is worth a remark
 MIN_CLASS_CASES = 5  # fewer cases with a class cannot be in each of five folds
 
 
@@ -140,6 +141,7 @@ def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findi
     _find_unusual_cases(comp, cases, findings)
     _find_rare_classes(comp, cases, findings)
     _find_mixed_formats(cases, comp, findings)
+    _find_contradictory_spacings(cases, findings)
     return pairs
 
 
@@ -313,7 +315,12 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
     properties: list[tuple[str, Callable[[CaseStats], object], str]] = [
         ("channels", _count_channels, f"`cv` stops at cases with different channels. {solution}"),
         ("dtype", lambda case: case.dtype, "Check that all cases have one range of values, or use zscore intensities."),
-        ("orientation", lambda case: case.orientation, "Set prepare.orientation, which reorients all cases."),
+        (
+            "orientation",
+            lambda case: None if case.shape is None else case.orientation or "none",
+            "Set prepare.orientation, which reorients all cases; a NIfTI file without one says nothing of its place "
+            "(both codes of its header are 0), so correct its header first.",
+        ),
     ]
     for name, get, hint in properties:
         counts = Counter(value for case in cases if (value := get(case)) is not None)
@@ -328,6 +335,28 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
                 f"The cases differ in {name}: {listed}; the first with {rarest} is {ids[0]}.",
                 hint,
             )
+
+
+def _find_contradictory_spacings(cases: Sequence[CaseStats], findings: Findings) -> None:
+    """Find NIfTI files whose pixdim differs from the voxel size of their affine by more than 1 %."""
+    different = [
+        case
+        for case in cases
+        if case.pixdim is not None
+        and case.spacing is not None
+        and any(abs(pixdim - mm) > MAX_SPACING_ERROR * mm for pixdim, mm in zip(case.pixdim, case.spacing, strict=True))
+    ]
+    if different:
+        first = different[0]
+        pixdim, spacing = (" × ".join(f"{mm:.4g}" for mm in sizes or ()) for sizes in (first.pixdim, first.spacing))
+        findings.add_remark(
+            "mixed",
+            "",
+            ", ".join(limit_ids([case.id for case in different])),
+            f"The headers of {format_count(len(different), 'case')} contradict themselves on the voxel size: in the "
+            f"first, {first.id}, pixdim says {pixdim} mm, the affine {spacing} mm.",
+            "The affine is used, as in nibabel and ITK; correct the headers if pixdim is right.",
+        )
 
 
 def _count_channels(case: CaseStats) -> int | None:
