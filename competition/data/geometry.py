@@ -312,7 +312,7 @@ def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]
     padded[: len(shape)] = corners.T
     apart = np.linalg.solve(first[:3, :3], ((other - first) @ padded)[:3])
     distances = np.linalg.norm(apart, axis=0)
-    farthest = int(distances.argmax())
+    farthest = len(distances) - 1 - int(distances[::-1].argmax())  # of equal ones the last, far from the origin
     return float(distances[farthest]), tuple(int(index) for index in corners[farthest])
 
 

@@ -18,6 +18,7 @@ from competition.data.duplicates import (
     find_duplicates,
     find_near_duplicates,
 )
+from competition.data.normalisation import channels_error, find_other_channels
 from competition.errors import MaskfoldError
 from competition.explore.cases import COLOURS
 from competition.explore.types import CaseStats, Finding, Findings
@@ -298,7 +299,7 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
                     "Correct competition.classes or competition.label_values.",
                 )
             )
-        elif ids and len(ids) < MIN_CLASS_CASES:
+        elif ids and len(ids) < min(MIN_CLASS_CASES, len(cases)):
             findings.add_remark(
                 "class",
                 "train",
@@ -309,11 +310,27 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
             )
 
 
+def find_mixed_channels(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
+    """Find volumes whose number of channels is not that of most training cases; `cv` stops at them.
+
+    2D images can all be converted by `prepare.channels`, so `_find_mixed_formats` remarks on them.
+    """
+    counts = {case.id: case.channels for case in cases if case.split == "train" and case.readable and case.channels}
+    if comp.dimensions == 2 or not counts:
+        return
+    others = find_other_channels(counts, comp.dimensions)
+    for case_id, error in others.items():
+        findings.add_bad_case("image", "train", case_id, error)
+    example, expected = next((case_id, count) for case_id, count in counts.items() if case_id not in others)
+    for case in cases:
+        if case.split == "test" and case.readable and case.channels and case.channels != expected:
+            error = channels_error(case.id, case.channels, expected, example, comp.dimensions)
+            findings.add_fault("image", "test", case.id, error)
+
+
 def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings: Findings) -> None:
-    """Find differing channels, dtypes and orientations."""
-    solution = "Set prepare.channels to grey or rgb." if comp.dimensions == 2 else "Remove or convert the other cases."
+    """Find differing dtypes and orientations, and channels of 2D images."""
     properties: list[tuple[str, Callable[[CaseStats], object], str]] = [
-        ("channels", _count_channels, f"`cv` stops at cases with different channels. {solution}"),
         ("dtype", lambda case: case.dtype, "Check that all cases have one range of values, or use zscore intensities."),
         (
             "orientation",
@@ -322,6 +339,10 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
             "(both codes of its header are 0), so correct its header first.",
         ),
     ]
+    if comp.dimensions == 2:
+        hint = "`cv` stops at cases with different channels. Set prepare.channels to grey or rgb."
+        properties.insert(0, ("channels", _count_channels, hint))
+    cases = [case for case in cases if not case.skipped]
     for name, get, hint in properties:
         counts = Counter(value for case in cases if (value := get(case)) is not None)
         if len(counts) > 1:
