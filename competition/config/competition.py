@@ -64,6 +64,8 @@ class TrainFiles(ConfigModel):
     rle: str | None = None
     columns: TableColumns = TableColumns()
     rle_format: RleConfig | None = None  # None: same as `submission.rle`
+    # True: masks have the voxels of their images, whatever the affine in their headers says.
+    masks_on_image_grid: bool = False
     # Use only these ids, or the ids in a CSV's column `id`; None: all cases.
     cases: str | Annotated[list[str], Field(min_length=1)] | None = None
 
@@ -212,6 +214,10 @@ class Competition(ConfigModel):
     labels: Literal["exclusive", "overlapping"] = "exclusive"  # softmax and argmax, or sigmoid and a threshold each
     ignore: int | None = None  # label value of pixels that are excluded from loss and score
     instances: bool = False  # one submission row per object
+    # Order of axes of NPY and NPZ files; None: that of the case's other files.
+    array_axes: Literal["xy", "yx", "xyz", "yxz", "zyx"] | None = None
+    # mm along each axis of the arrays, for files that do not store it; None: 1 mm.
+    spacing: list[Annotated[float, Field(gt=0.0)]] | None = None
     train: TrainFiles
     test: TestFiles | None = None
     group: str | None = None  # a regular expression on the id (its first group), or `file.csv:column`
@@ -236,6 +242,13 @@ class Competition(ConfigModel):
             raise ValueError("`label_values` must have one value or list of values per class, all different and not 0")
         if self.ignore is not None and self.ignore in (0, *all_values):
             raise ValueError(f"`ignore` must differ from all class values and from 0 (background), found {self.ignore}")
+        if self.array_axes is not None and len(self.array_axes) != self.dimensions:
+            expected = "xy or yx" if self.dimensions == 2 else "xyz, yxz or zyx"
+            raise ValueError(
+                f"`array_axes` must be {expected} if `dimensions` is {self.dimensions}, found {self.array_axes}"
+            )
+        if self.spacing is not None and len(self.spacing) != self.dimensions:
+            raise ValueError(f"`spacing` must have {self.dimensions} numbers (mm), found {len(self.spacing)}")
         if isinstance(self.train.masks, dict) and set(self.train.masks) != set(self.classes):
             raise ValueError("`train.masks` must have exactly one entry per class in `classes`, keyed by class name")
         return self
@@ -255,3 +268,15 @@ class Competition(ConfigModel):
     def output_channels(self) -> int:
         """Number of network output channels: one per class, plus background if classes are exclusive."""
         return len(self.classes) + (self.labels == "exclusive")
+
+
+def drop_keys_without_effect(plain: dict[str, Any]) -> None:
+    """Remove keys of a competition that change no result: those added later while off, so that old hashes stay valid.
+
+    Args:
+        plain: the competition as plain values; changed in place.
+    """
+    for key in ("array_axes", "spacing"):
+        if plain.get(key) is None:
+            plain.pop(key, None)
+    plain["train"].pop("masks_on_image_grid", None)  # accepts or refuses cases, and changes none

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from competition.config.axes import rle_format_of_arrays
 from competition.config.competition import Competition
 from competition.errors import MaskfoldError
 from competition.rle import RleFormat
@@ -244,6 +245,7 @@ def profile_of(comp: Competition) -> Profile:
 
 def _custom_profile(comp: Competition) -> Profile:
     columns, rle = comp.submission.columns, comp.submission.rle
+    fmt = RleFormat(order=rle.order, base=rle.base, relative=rle.relative, empty=rle.empty)
     names = tuple(column for column in (columns.id, columns.cls, columns.mask) if column is not None)
     has_slices = "{z}" in str(comp.test.images if comp.test else comp.train.images)
     rows: RowKind = "image"
@@ -264,7 +266,7 @@ def _custom_profile(comp: Competition) -> Profile:
         classes=tuple(comp.classes) if has_classes else (),
         overlap_allowed=not comp.instances,
         metric=comp.metric.name,
-        rle=RleFormat(order=rle.order, base=rle.base, relative=rle.relative, empty=rle.empty),
+        rle=rle_format_of_arrays(comp, fmt) if comp.dimensions == 2 or rows == "slice_class" else fmt,
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from competition.config.axes import case_axes, file_axes, permutation, plausible_array_axes, rle_counts_in_pictures
 from competition.config.competition import Competition
+from competition.data.geometry import check_same_grid
 from competition.data.image_types import Header, combined_digest, file_digest
 from competition.data.masks import load_mask
 from competition.data.patterns import (
@@ -23,7 +24,7 @@ from competition.data.patterns import (
     matches_many_files,
     unmatched_images,
 )
-from competition.data.readers import load_image, read_header, strip_extension
+from competition.data.readers import display_name, load_image, read_case_header, strip_extension
 from competition.data.rle_tables import assign_rows, row_text
 from competition.errors import MaskfoldError
 from competition.io import read_csv
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     import pandas
 
 log = logging.getLogger(__name__)
-TOLERANCE = 1e-3  # mm, between the affines of an image and its mask
 COLUMNS = (
     "id", "split", "images", "masks", "group", "stratum", "shape", "spacing", "channels", "slices", "hash", "image_hash"
 )  # fmt: skip
@@ -139,7 +139,9 @@ def case_row(
         "spacing": json.dumps(header.spacing),
         "channels": header.channels,
         "slices": json.dumps([item.z for item in slices] or None),
-        "hash": combined_digest([bytes.fromhex(image_hash), *_truth_parts(comp, masks)]),
+        "hash": combined_digest(
+            [bytes.fromhex(image_hash), *_truth_parts(comp, masks), *_reading_parts(comp, header, images, masks)]
+        ),
         "image_hash": image_hash,
     }
     if comp.on_bad_case == "skip":
@@ -166,6 +168,27 @@ def _truth_parts(comp: Competition, masks: dict[str, Any] | None) -> list[bytes]
     if masks["kind"] == "rle":
         return [f"{cls}\0{index}\0{row_text(comp, line)}".encode() for line, cls, index in masks["rows"]]
     return _digests(Path(comp.root), label_files(masks))
+
+
+def _reading_parts(
+    comp: Competition, header: Header, images: ImagesByChannel, masks: dict[str, Any] | None
+) -> list[bytes]:
+    """Return the part of the content hash for files whose arrays depend on more than their bytes; mostly none.
+
+    These are files whose axes are reordered and spacings that are not read plainly (see `Header.plain_spacing`). Their
+    arrays are not those of earlier versions, so cached cases of those are not found under the new hash.
+    """
+    channels = [case.files for case in images.values()]
+    axes, parts = case_axes(comp, channels[0]), []
+    for files in [*channels, *label_files(masks)]:
+        if permutation(file_axes(comp, files), axes) is not None:
+            parts.append(f"axes {file_axes(comp, files)} {axes}".encode())
+    if masks is not None and masks["kind"] == "rle" and rle_counts_in_pictures(comp):
+        parts.append(b"run lengths of pictures")
+    plain_spacing = header.plain_spacing if header.has_spacing else (1.0,) * len(header.shape)
+    if plain_spacing not in (None, header.spacing):
+        parts.append(f"spacing {json.dumps(header.spacing)}".encode())
+    return parts
 
 
 # Images and ground truth of each case
@@ -440,24 +463,57 @@ def check_files_agree(
         masks: the ground truth's files as `find_masks` returns them; None for test cases.
 
     Returns:
-        The case's shape, spacing, affine and number of channels.
+        The case's shape, spacing, affine and number of channels, on its axes (see `competition.config.axes`).
 
     Raises:
-        MaskfoldError: a file cannot be read, or its shape or affine differs from that of the first image.
+        MaskfoldError: a file cannot be read, its shape or affine differs from that of the first image, or the order of
+            its axes is unknown.
     """
-    root, first, channels = Path(comp.root), None, 0
-    for case in images.values():
-        header = _read_header(comp, root, case.files, labels=False)
-        name = _display_name(case.files)
-        channels += header.channels
-        if first is None:
-            first, first_name = header, name
-        _check_same_grid(case_id, first, first_name, header, name)
-    if first is None:
+    channels = [case.files for case in images.values()]
+    if not channels:
         raise ValueError("a case has at least one image")
-    for files in label_files(masks):
-        _check_same_grid(case_id, first, first_name, _read_header(comp, root, files, labels=True), _display_name(files))
-    return Header(first.shape, first.spacing, first.affine, channels, first.dtype)
+    axes, count = case_axes(comp, channels[0]), 0
+    first, first_name = read_case_header(comp, channels[0], False, axes), display_name(channels[0])
+    for files, is_mask in [(files, False) for files in channels] + [(files, True) for files in label_files(masks)]:
+        header = read_case_header(comp, files, is_mask, axes)
+        count += 0 if is_mask else header.channels
+        _check_array_axes(comp, case_id, (channels[0], first), (files, header))
+        check_same_grid(
+            case_id,
+            (first_name, first),
+            (display_name(files), header),
+            is_mask=is_mask,
+            check_place=not (is_mask and comp.train.masks_on_image_grid),
+        )
+    return replace(first, channels=count)
+
+
+def _check_array_axes(
+    comp: Competition, case_id: str, first: tuple[str | list[str], Header], other: tuple[str | list[str], Header]
+) -> None:
+    """Check that the order of axes of an NPY file next to one of another format is known.
+
+    It is if the file's shape fits the order of the other file, and no other order that is usual.
+
+    Raises:
+        MaskfoldError: several orders fit, or another one only.
+    """
+    if (file_axes(comp, first[0]) is None) == (file_axes(comp, other[0]) is None):
+        return
+    array, partner = (first, other) if file_axes(comp, first[0]) is None else (other, first)
+    axes = case_axes(comp, first[0]) or file_axes(comp, partner[0])
+    shape, sizes = array[1].shape, dict(zip(axes or "", partner[1].shape, strict=True))
+    partner_name = partner[0] if isinstance(partner[0], str) else partner[0][0]
+    usual = plausible_array_axes(comp, partner_name, not isinstance(array[0], str))
+    fitting = [order for order in usual if tuple(sizes[axis] for axis in order) == shape]
+    if fitting and fitting != [axes]:
+        raise MaskfoldError(
+            f"The order of axes of {display_name(array[0])} of case {case_id} is unknown: its shape "
+            f"{'×'.join(map(str, shape))} fits {' and '.join(fitting)} of {display_name(partner[0])}, whose arrays "
+            f"have the axes {axes} and {'×'.join(map(str, partner[1].shape))} voxels.",
+            f"Set competition.array_axes to its order ({' or '.join(fitting)}): nibabel reads xyz, SimpleITK zyx; "
+            "rows, columns and slices are yxz.",
+        )
 
 
 def label_files(masks: dict[str, Any] | None) -> list[str | list[str]]:
@@ -469,48 +525,6 @@ def label_files(masks: dict[str, Any] | None) -> list[str | list[str]]:
     if masks["kind"] == "classes":
         return list(masks["files"].values())
     return [path for paths in masks["files"].values() for path in paths]
-
-
-def _read_header(comp: Competition, root: Path, files: str | list[str], labels: bool) -> Header:
-    """Read the header of a file, or of the volume (H, W, Z) of a stack of slices."""
-    if isinstance(files, str):
-        return read_header(root / files, comp.dimensions, labels)
-    headers = [read_header(root / path, 2, labels) for path in files]
-    first = headers[0]
-    for path, header in zip(files, headers, strict=True):
-        if header.shape != first.shape or header.channels != first.channels:
-            raise MaskfoldError(
-                f"The slices {root / files[0]} and {root / path} differ: {_format_size(first)} and "
-                f"{_format_size(header)}.",
-                "Give all slices of a case one size, or set competition.on_bad_case=skip.",
-            )
-    return Header((*first.shape, len(headers)), (1.0, 1.0, 1.0), None, first.channels, first.dtype)
-
-
-def _check_same_grid(case_id: str, first: Header, first_name: str, header: Header, name: str) -> None:
-    hint = "Resample both files to one grid, or skip the case with competition.on_bad_case=skip."
-    if first.shape != header.shape:
-        raise MaskfoldError(
-            f"The files of case {case_id} differ in shape: {first_name} is {_format_size(first, False)}, {name} is "
-            f"{_format_size(header, False)}.",
-            hint,
-        )
-    if first.affine is None or header.affine is None:
-        return
-    difference = float(np.abs(first.affine - header.affine).max())
-    if difference > TOLERANCE:
-        raise MaskfoldError(
-            f"The affines of case {case_id} differ by {difference:.3g} mm: {first_name} and {name}.", hint
-        )
-
-
-def _display_name(files: str | list[str]) -> str:
-    return files if isinstance(files, str) else f"{files[0]} … {files[-1]}"
-
-
-def _format_size(header: Header, channels: bool = True) -> str:
-    size = "×".join(map(str, header.shape))
-    return f"{size} with {header.channels} channels" if channels else size
 
 
 # Groups and strata

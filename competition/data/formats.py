@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import struct
 import warnings
 import zipfile
@@ -34,7 +35,7 @@ from competition.errors import MaskfoldError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
-    from tifffile import TiffPageSeries
+    from tifffile import TiffFile, TiffPageSeries
 
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by colour type (PNG specification, 11.2.2)
 # First column, first row, column step and row step of the seven passes of an interlaced file (8.2).
@@ -43,8 +44,17 @@ PNG_BLOCK = 2**18  # bytes unpacked at a time, so that a decompression bomb cann
 RASTER_CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "I": 1, "F": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 3}
 DEEP_MODES = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
 MILLIMETRES = {1: 1000.0, 3: 0.001}  # by the header's codes of metres and micrometres; anything else counts as mm
+PIXDIM_ROUNDING = 1e-4  # relative; a smaller difference between pixdim and affine comes from rounding
 MAX_TRAILING = 2**24  # bytes that may follow the last voxel
 ARRAY_NAMES = {False: ("image", "img", "arr_0"), True: ("mask", "label", "labels", "arr_0")}
+UNIT_MILLIMETRES = {  # units of ImageJ and OME
+    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1.0),
+    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "microns", "micrometer", "micrometre"), 1e-3),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 10.0),
+    **dict.fromkeys(("m", "meter", "metre"), 1000.0),
+    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-6),
+    **dict.fromkeys(("inch", "in"), 25.4),
+}
 UNCOMPRESSED, WHITE_IS_ZERO, PALETTE = 1, 0, 3  # TIFF 6.0, tags 259 and 262
 
 
@@ -242,7 +252,7 @@ def nifti_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     if array.dtype.names:
         array = np.stack([array[name] for name in array.dtype.names], axis=-1)
     array = array.reshape(*head.shape, head.channels)
-    return Image(np.moveaxis(array, -1, 0), head.spacing, head.affine)
+    return Image(np.moveaxis(array, -1, 0), head.spacing, head.affine, head.has_spacing)
 
 
 @contextmanager
@@ -277,15 +287,23 @@ def _nifti_header(path: Path, image: Any, dimensions: int) -> Header:
         raise wrong_dimensions_error(path, shape, dimensions)
     if len(channel_axes) + (colours > 1) > 1:
         raise unreadable_error(path, f"its shape is {'×'.join(map(str, shape))}, with more than one channel axis")
-    spacing, affine = _nifti_geometry(path, image, dimensions)
+    spacing, plain_spacing, affine = _nifti_geometry(path, image, dimensions)
+    has_place = bool(image.header["qform_code"] > 0 or image.header["sform_code"] > 0)
     name = "uint8" if colours > 1 else dtype.newbyteorder("=").name
     is_float = dtype.kind == "f" or _is_scaled_nifti(image.dataobj)
     channels = colours * math.prod(channel_axes)
-    return Header(shape[:dimensions], spacing, affine, channels, "float32" if is_float else name)
+    dtype_name = "float32" if is_float else name
+    return Header(shape[:dimensions], spacing, affine, channels, dtype_name, True, has_place, plain_spacing)
 
 
-def _nifti_geometry(path: Path, image: Any, dimensions: int) -> tuple[tuple[float, ...], np.ndarray]:
-    """Return spacing (from the header's zooms) and affine, both in mm."""
+def _nifti_geometry(
+    path: Path, image: Any, dimensions: int
+) -> tuple[tuple[float, ...], tuple[float, ...] | None, np.ndarray]:
+    """Return spacing, the spacing of pixdim if it differs, and affine, all in mm.
+
+    The spacing is that of the affine, as in nibabel and ITK: the length of its columns. Where the two agree within
+    `PIXDIM_ROUNDING`, it is pixdim's own number, which is not rounded by the sum of squares.
+    """
     import nibabel
 
     factor = MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1.0)
@@ -302,7 +320,10 @@ def _nifti_geometry(path: Path, image: Any, dimensions: int) -> tuple[tuple[floa
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * lengths.prod():
         raise MaskfoldError(f"{path} has a singular or non-finite affine.", hint)
-    return spacing, affine
+    columns = tuple(float(length) for length in lengths[:dimensions])
+    if all(abs(mm - pixdim) <= PIXDIM_ROUNDING * pixdim for mm, pixdim in zip(columns, spacing, strict=True)):
+        return spacing, None, affine
+    return columns, spacing, affine
 
 
 # NumPy arrays and archives
@@ -393,10 +414,13 @@ def tiff_header(path: Path, dimensions: int) -> Header:
         dtype = np.dtype(series.dtype)
         if dtype.kind not in "biuf":
             raise unreadable_error(path, f"its values are {dtype}")
-        if series.keyframe.photometric == PALETTE:
-            return Header(shape, (1.0,) * dimensions, None, channels * 3, "uint8")
+        spacing = _tiff_spacing(file, dimensions)
         name = {"b": "uint8", "f": "float32"}.get(dtype.kind, dtype.newbyteorder("=").name)
-        return Header(shape, (1.0,) * dimensions, None, channels, name)
+        if series.keyframe.photometric == PALETTE:
+            channels, name = channels * 3, "uint8"
+        ones = (1.0,) * dimensions
+        plain_spacing = None if spacing in (None, ones) else ones
+        return Header(shape, spacing or ones, None, channels, name, spacing is not None, plain_spacing=plain_spacing)
 
 
 def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
@@ -421,7 +445,40 @@ def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
         if series.keyframe.photometric == PALETTE and not labels:
             colours = (np.asarray(series.keyframe.colormap) >> 8).astype(np.uint8)  # (3, colours), 16 bits in the file
             array = np.concatenate([colours[:, channel] for channel in array])
-    return Image(array, (1.0,) * dimensions)
+        spacing = _tiff_spacing(file, dimensions)
+    return Image(array, spacing or (1.0,) * dimensions, has_spacing=spacing is not None)
+
+
+def _tiff_spacing(file: TiffFile, dimensions: int) -> tuple[float, ...] | None:
+    """Return the voxel size of a volume, mm along (H, W, Z), by the metadata of ImageJ or OME; None without them.
+
+    Resolutions of other files are those of a printer or scanner, and 2D images count in pixels.
+    """
+    if dimensions != 3:
+        return None
+    sizes: list[float] = []
+    if file.ome_metadata is not None:
+        pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", file.ome_metadata)
+        for axis in "YXZ" if pixels is not None else "":
+            size = re.search(rf'\bPhysicalSize{axis}="([^"]*)"', pixels[0])  # type: ignore[index]
+            unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]*)"', pixels[0])  # type: ignore[index]
+            sizes.append(_in_millimetres(size[1] if size else "", unit[1] if unit else "\u00b5m"))
+    elif file.imagej_metadata is not None:
+        metadata, tags = file.imagej_metadata, file.pages.first.tags
+        for name in ("YResolution", "XResolution"):  # pixels per unit, a fraction
+            count, length = tags[name].value if name in tags else (0, 1)
+            sizes.append(_in_millimetres(length / count if count else 0, metadata.get("unit")))
+        sizes.append(_in_millimetres(metadata.get("spacing"), metadata.get("unit")))
+    return tuple(sizes) if len(sizes) == 3 and all(size > 0 for size in sizes) else None
+
+
+def _in_millimetres(value: Any, unit: object) -> float:
+    """Convert a length, rounded to six digits since resolutions are fractions; 0 if it or its unit is unknown."""
+    try:
+        size = abs(float(value)) * UNIT_MILLIMETRES.get(str(unit).strip().lower(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0
+    return float(f"{size:.6g}") if math.isfinite(size) else 0.0
 
 
 def _check_tiff_size(path: Path, series: TiffPageSeries, unpacked: int) -> None:

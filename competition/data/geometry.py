@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from competition.config.experiment import PreprocessingConfig
+from competition.data.image_types import Header
 from competition.errors import MaskfoldError
 
 ContentTest = Callable[[np.ndarray], np.ndarray]  # plane -> bool of the same shape
@@ -239,6 +241,88 @@ def reorient(array: np.ndarray, axes: tuple[int, ...], flips: tuple[bool, ...]) 
     """Return a view of (C, *file shape) with the preprocessed order and direction of axes."""
     transposed = array.transpose(0, *(axis + 1 for axis in axes))
     return transposed[(slice(None), *(slice(None, None, -1) if flip else slice(None) for flip in flips))]
+
+
+# Grids of the files of a case
+
+MAX_DISTANCE = 0.05  # voxels between the corners of two files of a case; more is another grid, less is rounding
+
+
+def check_same_grid(
+    case_id: str, first: tuple[str, Header], other: tuple[str, Header], is_mask: bool, check_place: bool = True
+) -> None:
+    """Check that two files of a case have the same grid, by their headers.
+
+    Args:
+        case_id: for messages.
+        first: name and header of the first image, on the case's axes.
+        other: name and header of another image, or of a mask.
+        is_mask: whether the other file is a mask, for the hint.
+        check_place: whether the affines are compared, and not only the shapes.
+
+    Raises:
+        MaskfoldError: their shapes differ, or a corner of the grid is more than `MAX_DISTANCE` voxels apart by their
+            affines.
+    """
+    (first_name, first_header), (name, header) = first, other
+    hint = "Resample both files to one grid, or skip the case with competition.on_bad_case=skip."
+    if first_header.shape != header.shape:
+        first_size, size = ("×".join(map(str, item.shape)) for item in (first_header, header))
+        raise MaskfoldError(
+            f"The files of case {case_id} differ in shape: {first_name} is {first_size}, {name} is {size}.", hint
+        )
+    if first_header.affine is None or header.affine is None or not check_place:
+        return
+    distance, corner = corner_distance(first_header.affine, header.affine, header.shape)
+    if distance <= MAX_DISTANCE:
+        return
+    if is_mask:
+        hint = (
+            "Correct its header; or set competition.train.masks_on_image_grid=true if the masks have the voxels of "
+            "their images and only their headers are wrong; or skip the case with competition.on_bad_case=skip."
+        )
+    places = [header_orientation(item) for item in (first_header, header)]
+    silent = [item for item, place in zip((first_name, name), places, strict=True) if place is None]
+    if len(silent) == 1:
+        stated = f"{first_name} lies {places[0]}" if places[0] else f"{name} lies {places[1]}"
+        problem = f"{silent[0]} says nothing of its place (both codes of its header are 0), {stated}"
+    elif places[0] != places[1]:
+        problem = (
+            f"{first_name} lies {places[0]}, {name} lies {places[1]}: voxel {corner} is {distance:.3g} voxels apart"
+        )
+    else:
+        problem = f"voxel {corner}, the far corner, is {distance:.3g} voxels apart in {first_name} and {name}"
+    raise MaskfoldError(f"The affines of case {case_id} differ: {problem}.", hint)
+
+
+def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+    """Return the largest distance between the places that two affines give to a corner of the grid, and that corner.
+
+    Args:
+        first: 4×4 voxel to world.
+        other: the same, of the other file.
+        shape: of both files, 2 or 3 axes.
+
+    Returns:
+        The distance in voxels of the first file, and the voxel.
+    """
+    corners = np.array(list(product(*((0, n - 1) for n in shape))), np.float64)
+    padded = np.ones((4, len(corners)))
+    padded[:3] = 0
+    padded[: len(shape)] = corners.T
+    apart = np.linalg.solve(first[:3, :3], ((other - first) @ padded)[:3])
+    distances = np.linalg.norm(apart, axis=0)
+    farthest = len(distances) - 1 - int(distances[::-1].argmax())  # of equal ones the last, far from the origin
+    return float(distances[farthest]), tuple(int(index) for index in corners[farthest])
+
+
+def header_orientation(header: Header) -> str | None:
+    """Return axis codes such as RAS; None if the header says nothing of the place."""
+    if header.affine is None or not header.has_place:
+        return None
+    from nibabel.orientations import aff2axcodes
+
+    return "".join(code or "?" for code in aff2axcodes(header.affine))
 
 
 # Resampling

@@ -31,11 +31,13 @@ class Image:
             files become float32.
         spacing: mm along each spatial axis; ones if the file does not store it.
         affine: 4×4 float64, voxel to world in mm; None where the format has none.
+        has_spacing: whether the file stores its spacing.
     """
 
     array: np.ndarray
     spacing: tuple[float, ...]
     affine: np.ndarray | None = None
+    has_spacing: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,10 @@ class Header:
         affine: 4×4 float64, voxel to world in mm; None where the format has none.
         channels: channels of the image.
         dtype: numpy's name of the dtype that `read_image` returns.
+        has_spacing: whether the file stores its spacing.
+        has_place: whether the affine is the patient's: False for a NIfTI file whose two codes are 0.
+        plain_spacing: mm as other fields of the header say it, if they differ from `spacing`: pixdim of NIfTI, 1 mm of
+            a TIFF. Versions before 0.2 used it, so a case for which it differs has another hash than then.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +61,9 @@ class Header:
     affine: np.ndarray | None
     channels: int
     dtype: str
+    has_spacing: bool = False
+    has_place: bool = False
+    plain_spacing: tuple[float, ...] | None = None
 
 
 def unreadable_error(path: Path, reason: object) -> MaskfoldError:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from competition.config.axes import rle_counts_in_pictures
 from competition.config.competition import Competition
-from competition.data.readers import extension_of, get_column, read_labels
+from competition.data.readers import display_name, extension_of, get_column, read_case_labels, row_axes
 from competition.data.rle_tables import rle_format, rle_grid, row_text, rows_are_parts
 from competition.errors import MaskfoldError
 from competition.rle import RleError, decode, decode_labels
@@ -37,8 +38,8 @@ def load_mask(comp: Competition, row: Any) -> np.ndarray:
     """
     masks, shape = _mask_sources(row), tuple(json.loads(get_column(row, "shape")))
     if masks["kind"] == "labels":
-        name = _display_name(masks["files"])
-        labels = _read_label_file(comp, masks["files"], shape, get_column(row, "id"))
+        name = display_name(masks["files"])
+        labels = _read_label_file(comp, masks["files"], shape, get_column(row, "id"), row_axes(comp, row))
         return _labels_to_mask(labels, Path(comp.root) / name, comp)
     class_masks = np.zeros((len(comp.classes), *shape), bool)
     ignored = np.zeros(shape, bool)
@@ -199,17 +200,19 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
         return
     for cls, files in masks["files"].items():
         for item in files if masks["kind"] == "instances" else [files]:
-            labels = _read_label_file(comp, item, shape, get_column(row, "id"))
+            labels = _read_label_file(comp, item, shape, get_column(row, "id"), row_axes(comp, row))
             ignored = None if comp.ignore is None else labels == comp.ignore
             mask = labels != 0 if ignored is None else (labels != 0) & ~ignored
-            _check_binary(Path(comp.root) / _display_name(item), labels[mask], cls)
+            _check_binary(Path(comp.root) / display_name(item), labels[mask], cls)
             yield _Part(cls, mask.astype(np.int32), ignored=ignored)
 
 
 def _decode_rows(comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]) -> np.ndarray:
-    """Decode the objects in some lines of the table."""
+    """Decode the objects in some lines of the table, on the case's axes."""
     texts, fmt = [row_text(comp, line) for line in lines], rle_format(comp)
     grid = rle_grid(comp) if len(shape) == 2 else None
+    in_pictures = len(shape) == 2 and rle_counts_in_pictures(comp)
+    shape = shape[::-1] if in_pictures else shape
     try:
         objects = decode_labels(texts, grid or shape, fmt)
     except RleError:  # decoding all rows at once is fast; decoding them one by one finds the line
@@ -225,7 +228,8 @@ def _decode_rows(comp: Competition, case_id: str, lines: list[int], shape: tuple
         raise
     if rows_are_parts(comp):
         objects = (objects != 0).astype(np.int32)
-    return objects if objects.shape == shape else _resize_nearest(objects, shape)
+    objects = objects if objects.shape == shape else _resize_nearest(objects, shape)
+    return np.ascontiguousarray(objects.T) if in_pictures else objects
 
 
 def _resize_nearest(objects: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -234,24 +238,18 @@ def _resize_nearest(objects: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return objects[np.ix_(*indices)]
 
 
-def _read_label_file(comp: Competition, files: str | list[str], shape: tuple[int, ...], case_id: str) -> np.ndarray:
-    """Read the labels (*spatial) of a file or of a stack of slices."""
-    root = Path(comp.root)
-    if isinstance(files, str):
-        labels = read_labels(root / files, comp.dimensions)[0]
-    else:
-        labels = np.stack([read_labels(root / path, 2)[0] for path in files], axis=-1)
+def _read_label_file(
+    comp: Competition, files: str | list[str], shape: tuple[int, ...], case_id: str, axes: str | None
+) -> np.ndarray:
+    """Read the labels (*spatial) of a file or of a stack of slices, on the case's axes."""
+    labels = read_case_labels(comp, files, axes)
     if labels.shape != shape:
         raise MaskfoldError(
-            f"The mask {_display_name(files)} of case {case_id} has the wrong shape: found "
+            f"The mask {display_name(files)} of case {case_id} has the wrong shape: found "
             f"{'×'.join(map(str, labels.shape))}, expected {'×'.join(map(str, shape))}, the shape of its image.",
             "Resample both to one grid.",
         )
     return labels
-
-
-def _display_name(files: str | list[str]) -> str:
-    return files if isinstance(files, str) else f"{files[0]} … {files[-1]}"
 
 
 # Label values to classes

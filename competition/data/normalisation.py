@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,37 @@ from competition.errors import MaskfoldError
 ChannelStatistics = tuple[float | None, float | None, float, float]  # lo, hi, shift, scale
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma of red, green and blue, ITU-R BT.601
 MIN_DIVISOR = 1e-30  # its inverse is still a float32
+
+
+def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[str, MaskfoldError]:
+    """Return the error of each case whose number of channels is not that of most cases.
+
+    Args:
+        channels: by case id, in order; of cases that train one network.
+        dimensions: 2 or 3, for the hint.
+    """
+    if len(set(channels.values())) < 2:
+        return {}
+    expected, _ = Counter(channels.values()).most_common(1)[0]
+    example = next(case_id for case_id, count in channels.items() if count == expected)
+    return {
+        case_id: channels_error(case_id, count, expected, example, dimensions)
+        for case_id, count in channels.items()
+        if count != expected
+    }
+
+
+def channels_error(case_id: str, count: int, expected: int, example: str, dimensions: int) -> MaskfoldError:
+    """Return the error for a case with another number of channels than the case `example`."""
+    hint = "Set prepare.channels to grey or rgb, or correct the case."
+    if dimensions == 3:
+        common = ",".join(map(str, range(min(count, expected))))
+        hint = (
+            "Correct the case, skip such cases with competition.on_bad_case=skip, or use only channels that all cases "
+            f"have, such as prepare.channels=[{common}]."
+        )
+    number = f"{count} channel{'s' * (count != 1)}"
+    return MaskfoldError(f"Case {case_id} has {number}, expected {expected} as in case {example}.", hint)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from competition.config.axes import case_axes, file_axes, permutation
 from competition.config.competition import Competition
 from competition.data.formats import READERS, FileFormat
 from competition.data.image_types import Header, Image, convert_decoder_errors, unreadable_error
@@ -140,7 +142,7 @@ def _to_native(path: Path, image: Image) -> Image:
     if array.size == 0:
         raise unreadable_error(path, f"its shape is {'×'.join(map(str, array.shape[1:]))}")
     dtype = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
-    return Image(np.ascontiguousarray(array.astype(dtype, copy=False)), image.spacing, image.affine)
+    return replace(image, array=np.ascontiguousarray(array.astype(dtype, copy=False)))
 
 
 def _single_channel(path: Path, array: np.ndarray) -> np.ndarray:
@@ -169,12 +171,15 @@ def load_image(comp: Competition, row: Any) -> Image:
         row: a row of the case table.
 
     Returns:
-        The image: (C, *spatial), the channels of all its files in the YAML's order; slices make (C, H, W, Z).
+        The image: (C, *spatial), the channels of all its files in the YAML's order; slices make (C, H, W, Z). The
+        spatial axes have the competition's order, see `competition.config.axes`; spacing and affine are those of the
+        first channel.
 
     Raises:
         MaskfoldError: a file cannot be read, has NaN or infinite values, or differs in size from the others.
     """
-    parts = [_read(comp, files) for files in json.loads(get_column(row, "images")).values()]
+    axes = row_axes(comp, row)
+    parts = [_read(comp, files, axes) for files in json.loads(get_column(row, "images")).values()]
     sizes = {part.array.shape[1:] for part in parts}
     if len(sizes) > 1:
         raise MaskfoldError(
@@ -187,7 +192,95 @@ def load_image(comp: Competition, row: Any) -> Image:
     array = np.concatenate([part.array for part in parts])
     if array.dtype == np.float64:  # the result of 32-bit integers with floats
         array = array.astype(np.float32)
-    return Image(array, parts[0].spacing, parts[0].affine)
+    return replace(parts[0], array=array)
+
+
+def read_case_header(comp: Competition, files: str | list[str], labels: bool, axes: str | None) -> Header:
+    """Read the header of a file of a case, or of the volume (H, W, Z) of a stack of slices, on the case's axes.
+
+    Args:
+        comp: the competition.
+        files: a path below the root, or a stack's paths.
+        labels: whether it is a label file.
+        axes: the case's order of axes; None: unknown.
+
+    Raises:
+        MaskfoldError: a file cannot be read, or the slices of a stack differ.
+    """
+    root = Path(comp.root)
+    if isinstance(files, str):
+        header = read_header(root / files, comp.dimensions, labels)
+    else:
+        headers = [read_header(root / path, 2, labels) for path in files]
+        first = headers[0]
+        for path, other in zip(files, headers, strict=True):
+            if other.shape != first.shape or other.channels != first.channels:
+                raise MaskfoldError(
+                    f"The slices {root / files[0]} and {root / path} differ: {_format_size(first)} and "
+                    f"{_format_size(other)}.",
+                    "Give all slices of a case one size, or set competition.on_bad_case=skip.",
+                )
+        header = Header((*first.shape, len(headers)), (1.0, 1.0, 1.0), None, first.channels, first.dtype)
+    order = permutation(file_axes(comp, files), axes)
+    if order is not None:
+        plain_spacing = None if header.plain_spacing is None else _permute(header.plain_spacing, order)
+        header = replace(
+            header,
+            shape=_permute(header.shape, order),
+            spacing=_permute(header.spacing, order),
+            affine=_permute_affine(header.affine, order),
+            plain_spacing=plain_spacing,
+        )
+    return header if comp.spacing is None or header.has_spacing else replace(header, spacing=tuple(comp.spacing))
+
+
+def read_case_labels(comp: Competition, files: str | list[str], axes: str | None) -> np.ndarray:
+    """Read the labels (*spatial) of a file or of a stack of slices, on the case's axes.
+
+    Args:
+        comp: the competition.
+        files: a path below the root, or a stack's paths.
+        axes: the case's order of axes; None: unknown.
+
+    Raises:
+        MaskfoldError: as for `read_labels`.
+    """
+    root = Path(comp.root)
+    if isinstance(files, str):
+        labels = read_labels(root / files, comp.dimensions)[0]
+    else:
+        labels = np.stack([read_labels(root / path, 2)[0] for path in files], axis=-1)
+    order = permutation(file_axes(comp, files), axes)
+    return labels if order is None else np.ascontiguousarray(labels.transpose(order))
+
+
+def row_axes(comp: Competition, row: Any) -> str | None:
+    """Return the order of axes of a case's arrays, such as `xyz`; None if its files do not tell, or it has no image."""
+    files: str | list[str] | None = next(iter(json.loads(get_column(row, "images")).values()), None)
+    return None if files is None else case_axes(comp, files)
+
+
+def transpose_image(image: Image, order: tuple[int, ...] | None) -> Image:
+    """Reorder the spatial axes of an image, with its spacing and affine; `order` as from `permutation`."""
+    if order is None:
+        return image
+    array = np.ascontiguousarray(image.array.transpose(0, *(axis + 1 for axis in order)))
+    return replace(
+        image, array=array, spacing=_permute(image.spacing, order), affine=_permute_affine(image.affine, order)
+    )
+
+
+def _permute(values: tuple[Any, ...], order: tuple[int, ...]) -> tuple[Any, ...]:
+    return tuple(values[axis] for axis in order)
+
+
+def _permute_affine(affine: np.ndarray | None, order: tuple[int, ...]) -> np.ndarray | None:
+    """Reorder the columns of an affine; 2D images keep the third."""
+    return None if affine is None else affine[:, [*order, *range(len(order), 4)]]
+
+
+def _format_size(header: Header) -> str:
+    return f"{'×'.join(map(str, header.shape))} with {header.channels} channels"
 
 
 def get_column(row: Any, column: str) -> Any:
@@ -198,21 +291,30 @@ def get_column(row: Any, column: str) -> Any:
     return row[column] if hasattr(row, "iloc") else getattr(row, column)
 
 
-def _read(comp: Competition, files: str | list[str]) -> Image:
+def _read(comp: Competition, files: str | list[str], axes: str | None) -> Image:
+    """Read the image of a file or of a stack of slices, on the case's axes."""
     root = Path(comp.root)
     if isinstance(files, str):
-        return read_image(root / files, comp.dimensions)
-    slices = [read_image(root / path, 2).array for path in files]
-    for path, array in zip(files, slices, strict=True):
-        if array.shape != slices[0].shape:
-            raise MaskfoldError(
-                f"The slices {root / files[0]} and {root / path} differ in size.",
-                "Give all slices of a case one size, or set competition.on_bad_case=skip.",
-            )
-    return Image(np.stack(slices, axis=-1), (1.0, 1.0, 1.0))
+        image = read_image(root / files, comp.dimensions)
+    else:
+        slices = [read_image(root / path, 2).array for path in files]
+        for path, array in zip(files, slices, strict=True):
+            if array.shape != slices[0].shape:
+                raise MaskfoldError(
+                    f"The slices {root / files[0]} and {root / path} differ in size.",
+                    "Give all slices of a case one size, or set competition.on_bad_case=skip.",
+                )
+        image = Image(np.stack(slices, axis=-1), (1.0, 1.0, 1.0))
+    image = transpose_image(image, permutation(file_axes(comp, files), axes))
+    return image if comp.spacing is None or image.has_spacing else replace(image, spacing=tuple(comp.spacing))
 
 
 # File names
+
+
+def display_name(files: str | list[str]) -> str:
+    """Return the name of a file, or of a stack by its first and last slice, for messages."""
+    return files if isinstance(files, str) else f"{files[0]} … {files[-1]}"
 
 
 def extension_of(name: str) -> str:

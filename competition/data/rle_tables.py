@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from competition.config.axes import rle_counts_in_pictures
 from competition.config.competition import Competition, TableColumns
 from competition.config.profiles import Profile, profile_of
 from competition.data.patterns import CaseFiles, SkippedCases, slice_aliases
@@ -216,7 +217,10 @@ def _check_order(
     fmt, key = rle_format(comp), "train.rle_format"
     if comp.train.rle_format is None:
         key = "submission.rle" if comp.submission.profile is None else f"submission.profile {comp.submission.profile}"
-    check_order(detect_order(comp, cases, rows, texts, fmt, rle_grid(comp)), fmt, path, key)
+    vote = detect_order(comp, cases, rows, texts, fmt, rle_grid(comp))
+    if vote.order is not None and rle_counts_in_pictures(comp):  # the vote is about arrays (X, Y)
+        vote = replace(vote, order="row" if vote.order == "column" else "column")
+    check_order(vote, fmt, path, key)
 
 
 def _targets_by_name(cases: dict[str, CaseFiles]) -> dict[str, RowTarget]:

@@ -17,6 +17,7 @@ from competition.explore.findings import (
     DistributionShift,
     assign_groups,
     compare_cases,
+    find_mixed_channels,
     find_shifts,
     rank_contrasts,
 )
@@ -96,6 +97,7 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
         measure_case(comp, split, case_id, files[split][0][case_id], files[split][1].get(case_id), findings)
         for split, case_id in progress(iter(ids), len(ids))
     ]
+    find_mixed_channels(comp, cases, findings)
     for case in cases:
         case.skipped = (case.split, case.id) in findings.skipped
     if findings.skip and all(case.skipped for case in cases if case.split == "train"):
@@ -111,8 +113,9 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
         )
     assign_groups(comp, cases, findings)
     pairs = compare_cases(comp, cases, findings)
-    shifts = find_shifts(cases, findings)
-    contrasts = rank_contrasts([case for case in cases if case.split == "train"])
+    kept = [case for case in cases if not case.skipped]
+    shifts = find_shifts(kept, findings)
+    contrasts = rank_contrasts([case for case in kept if case.split == "train"])
     order = {"fault": 0, "remark": 1}
     return Exploration(
         comp,

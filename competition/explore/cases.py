@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from competition.config.competition import Competition
 from competition.data.cases import ImagesByChannel, case_row, check_files_agree, label_files
 from competition.data.duplicates import make_thumbnail
+from competition.data.geometry import header_orientation
 from competition.data.image_types import Header
 from competition.data.masks import IGNORED, load_instances, load_mask
 from competition.data.normalisation import GREY_WEIGHTS, convert_channels
@@ -141,10 +142,9 @@ def count_undeclared_labels(comp: Competition, files: str | list[str]) -> dict[i
 
 def _add_header(case: CaseStats, header: Header) -> None:
     case.shape, case.spacing, case.dtype, case.channels = header.shape, header.spacing, header.dtype, header.channels
-    if header.affine is not None and len(header.shape) == 3:
-        from nibabel.orientations import aff2axcodes
-
-        case.orientation = "".join(code or "?" for code in aff2axcodes(header.affine))
+    case.pixdim = header.plain_spacing if header.affine is not None else None
+    if len(header.shape) == 3:
+        case.orientation = header_orientation(header)
 
 
 def _measure_image(case: CaseStats, comp: Competition, array: np.ndarray, mask: np.ndarray | None) -> None:
@@ -197,7 +197,7 @@ def _row_without_image(comp: Competition, case_id: str, masks: Masks) -> SimpleN
         return None
     if not isinstance(files, str):
         shape = (*shape, len(files))
-    return SimpleNamespace(id=case_id, masks=json.dumps(masks), shape=json.dumps(shape))
+    return SimpleNamespace(id=case_id, images="{}", masks=json.dumps(masks), shape=json.dumps(shape))
 
 
 def _label_channels(comp: Competition, masks: Masks) -> int | None:

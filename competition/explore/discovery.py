@@ -73,7 +73,12 @@ def find_cases(
             excluded = {case_id for ids in case_twins for index, case_id in enumerate(ids) if index != kept}
             _mirror_names(comp, split, duplicate_ids | excluded, root)
         copies = [comp.model_copy(update={"root": root}) for root in roots]
-        return _discover(comp, copies, split, findings, duplicate_ids)
+        try:
+            return _discover(comp, copies, split, findings, duplicate_ids)
+        except MaskfoldError as error:
+            if error.status != 2 or not any(finding.severity == "fault" for finding in findings.all):
+                raise
+            return {}, {}  # all cases have duplicate ids, which are reported: nothing is left to measure
 
 
 def _discover(

@@ -18,6 +18,7 @@ from competition.data.duplicates import (
     find_duplicates,
     find_near_duplicates,
 )
+from competition.data.normalisation import channels_error, find_other_channels
 from competition.errors import MaskfoldError
 from competition.explore.cases import COLOURS
 from competition.explore.types import CaseStats, Finding, Findings
@@ -118,6 +119,7 @@ def limit_ids(ids: Sequence[str]) -> list[str]:
 
 # Copies, rare classes and mixed formats
 
+MAX_SPACING_ERROR = 0.01  # relative difference of pixdim and affine that is worth a remark
 MIN_CLASS_CASES = 5  # fewer cases with a class cannot be in each of five folds
 
 
@@ -140,6 +142,7 @@ def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findi
     _find_unusual_cases(comp, cases, findings)
     _find_rare_classes(comp, cases, findings)
     _find_mixed_formats(cases, comp, findings)
+    _find_contradictory_spacings(cases, findings)
     return pairs
 
 
@@ -296,7 +299,7 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
                     "Correct competition.classes or competition.label_values.",
                 )
             )
-        elif ids and len(ids) < MIN_CLASS_CASES:
+        elif ids and len(ids) < min(MIN_CLASS_CASES, len(cases)):
             findings.add_remark(
                 "class",
                 "train",
@@ -307,14 +310,39 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
             )
 
 
+def find_mixed_channels(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
+    """Find volumes whose number of channels is not that of most training cases; `cv` stops at them.
+
+    2D images can all be converted by `prepare.channels`, so `_find_mixed_formats` remarks on them.
+    """
+    counts = {case.id: case.channels for case in cases if case.split == "train" and case.readable and case.channels}
+    if comp.dimensions == 2 or not counts:
+        return
+    others = find_other_channels(counts, comp.dimensions)
+    for case_id, error in others.items():
+        findings.add_bad_case("image", "train", case_id, error)
+    example, expected = next((case_id, count) for case_id, count in counts.items() if case_id not in others)
+    for case in cases:
+        if case.split == "test" and case.readable and case.channels and case.channels != expected:
+            error = channels_error(case.id, case.channels, expected, example, comp.dimensions)
+            findings.add_fault("image", "test", case.id, error)
+
+
 def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings: Findings) -> None:
-    """Find differing channels, dtypes and orientations."""
-    solution = "Set prepare.channels to grey or rgb." if comp.dimensions == 2 else "Remove or convert the other cases."
+    """Find differing dtypes and orientations, and channels of 2D images."""
     properties: list[tuple[str, Callable[[CaseStats], object], str]] = [
-        ("channels", _count_channels, f"`cv` stops at cases with different channels. {solution}"),
         ("dtype", lambda case: case.dtype, "Check that all cases have one range of values, or use zscore intensities."),
-        ("orientation", lambda case: case.orientation, "Set prepare.orientation, which reorients all cases."),
+        (
+            "orientation",
+            lambda case: None if case.shape is None else case.orientation or "none",
+            "Set prepare.orientation, which reorients all cases; a NIfTI file without one says nothing of its place "
+            "(both codes of its header are 0), so correct its header first.",
+        ),
     ]
+    if comp.dimensions == 2:
+        hint = "`cv` stops at cases with different channels. Set prepare.channels to grey or rgb."
+        properties.insert(0, ("channels", _count_channels, hint))
+    cases = [case for case in cases if not case.skipped]
     for name, get, hint in properties:
         counts = Counter(value for case in cases if (value := get(case)) is not None)
         if len(counts) > 1:
@@ -328,6 +356,28 @@ def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings:
                 f"The cases differ in {name}: {listed}; the first with {rarest} is {ids[0]}.",
                 hint,
             )
+
+
+def _find_contradictory_spacings(cases: Sequence[CaseStats], findings: Findings) -> None:
+    """Find NIfTI files whose pixdim differs from the voxel size of their affine by more than 1 %."""
+    different = [
+        case
+        for case in cases
+        if case.pixdim is not None
+        and case.spacing is not None
+        and any(abs(pixdim - mm) > MAX_SPACING_ERROR * mm for pixdim, mm in zip(case.pixdim, case.spacing, strict=True))
+    ]
+    if different:
+        first = different[0]
+        pixdim, spacing = (" × ".join(f"{mm:.4g}" for mm in sizes or ()) for sizes in (first.pixdim, first.spacing))
+        findings.add_remark(
+            "mixed",
+            "",
+            ", ".join(limit_ids([case.id for case in different])),
+            f"The headers of {format_count(len(different), 'case')} contradict themselves on the voxel size: in the "
+            f"first, {first.id}, pixdim says {pixdim} mm, the affine {spacing} mm.",
+            "The affine is used, as in nibabel and ITK; correct the headers if pixdim is right.",
+        )
 
 
 def _count_channels(case: CaseStats) -> int | None:

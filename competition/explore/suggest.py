@@ -151,7 +151,7 @@ def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None,
     """Suggest the median spacing; along a coarse axis the 10th percentile, to keep slices of finer cases (nnU-Net)."""
     array = np.array(spacings)
     if (array == 1).all():
-        return None, "all spacings are 1 mm or unknown"
+        return None, "all spacings are 1 mm or unknown; if the files do not store it, set competition.spacing"
     medians = np.median(array, axis=0)
     if float((np.abs(array / medians - 1)).max()) < 0.01:
         spacing = "×".join(f"{mm:.3g}" for mm in medians)

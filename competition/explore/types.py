@@ -164,7 +164,8 @@ class CaseStats:
         images: its files, relative to the root.
         shape: shape of the image, from its header.
         spacing: mm along each axis, from the header.
-        orientation: axis codes such as RAS, from the header.
+        pixdim: mm along each axis by pixdim of a NIfTI header, if that differs from its affine.
+        orientation: axis codes such as RAS, from the header; None if it says nothing of the place.
         dtype: data type of the image, from the header.
         channels: number of channels, from the header.
         stats: intensities of each channel.
@@ -185,6 +186,7 @@ class CaseStats:
     images: list[str] = field(default_factory=list)
     shape: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None
+    pixdim: tuple[float, ...] | None = None
     orientation: str | None = None
     dtype: str | None = None
     channels: int | None = None

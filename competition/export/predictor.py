@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,8 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
             - a dictionary with `image` (one of these) and optionally `spacing` (mm along each axis) and `affine` (4×4,
               voxel to world in mm).
 
-            The default spacing is 1 mm. Without an affine a volume is assumed to have the orientation
-            `prepare.orientation`.
+            The default spacing is `competition.spacing`, else 1 mm. Without an affine a volume is assumed to have the
+            orientation `prepare.orientation`.
         exp: the experiment.
 
     Raises:
@@ -144,6 +145,8 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
                 "Remove the key.",
             )
         image = _read(plain["image"], comp, name)
+        if comp.spacing is not None and not image.has_spacing:
+            image = replace(image, spacing=tuple(comp.spacing))
         image = _set_geometry(image, plain.get("spacing"), plain.get("affine"), name)
         yield InMemoryCase(name, _set_default_affine(image, exp.prepare.orientation))
 
@@ -213,9 +216,7 @@ def _join_channels(channels: list[Image], name: str) -> Image:
             "Resample them to one grid.",
         )
     array = np.concatenate([part.array for part in channels])
-    return Image(
-        array.astype(np.float32) if array.dtype == np.float64 else array, channels[0].spacing, channels[0].affine
-    )
+    return replace(channels[0], array=array.astype(np.float32) if array.dtype == np.float64 else array)
 
 
 def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from competition.config.axes import case_axes
 from competition.config.competition import Competition
 from competition.config.postprocess import LabelOrdering
 from competition.data.geometry import nonzero_box
-from competition.data.readers import get_column, read_header
+from competition.data.readers import get_column, read_case_header
 from competition.errors import MaskfoldError
 from competition.metrics.instances import connected_components
 from competition.postprocessing import steps
@@ -97,7 +97,7 @@ def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
         name, affine = row.id, row.image.affine
     else:
         name, first = get_column(row, "id"), next(iter(json.loads(get_column(row, "images")).values()))
-        affine = read_header(Path(comp.root) / first, comp.dimensions).affine if isinstance(first, str) else None
+        affine = read_case_header(comp, first, False, case_axes(comp, first)).affine
     if affine is None:
         raise MaskfoldError(
             f"Case {name} has no affine, which `postprocess.number` requires for the orientation of the patient.",

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from competition import __version__
+from competition.config.competition import drop_keys_without_effect
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment, resolve_config, write_yaml
 from competition.context import Context
@@ -425,6 +426,7 @@ def run_hash(exp: Experiment, data_hash: str) -> str:
     for section, key in RESUMABLE_KEYS:
         del plain[section][key]
     plain["competition"].pop("root", None)
+    drop_keys_without_effect(plain["competition"])
     for key in ("kaggle", "public_share"):  # about the leaderboard
         plain["competition"]["submission"].pop(key, None)
     text = json.dumps([plain, data_hash], sort_keys=True)
@@ -444,6 +446,7 @@ def _remove_extra_keys(plain: dict[str, Any]) -> None:
     for extra in extras if isinstance(extras, list) else [extras]:
         for key in ("root", "test", "submission", "metric"):
             extra["competition"].pop(key, None)
+        drop_keys_without_effect(extra["competition"])
         extra["competition"]["train"].pop("cases", None)
 
 

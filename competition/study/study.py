@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from competition.config.competition import drop_keys_without_effect
 from competition.config.loading import resolve_config, write_yaml
 from competition.config.study import StudyConfig
 from competition.context import Context
@@ -124,6 +125,9 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     for key in ("run", "postprocess"):
         plain.pop(key)
     plain["competition"].pop("root")
+    extras = plain["extra"] or []
+    for section in (plain, *(extras if isinstance(extras, list) else [extras])):
+        drop_keys_without_effect(section["competition"])
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{exp.competition.name}-{source.file.stem}-{digest}"
     opened = open_storage(storage)

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from competition.config.axes import permutation
 from competition.config.competition import Competition, TestFiles
 from competition.config.postprocess import PostprocessConfig
 from competition.context import Context
 from competition.data.cases import case_rows, case_table
 from competition.data.patterns import match_cases, warn_skipped
-from competition.data.readers import has_reader, load_image
+from competition.data.readers import has_reader, load_image, row_axes
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, ensure_writable
@@ -85,7 +86,8 @@ def predict_images(
 ) -> list[LabelFiles]:
     """Predict every image of a folder with every fold of every run.
 
-    Volumes become `{id}.nii.gz` with the image's affine and header, 2D images `{id}.png`. The values are those of the
+    Volumes become `{id}.nii.gz` with the image's affine and header, 2D images `{id}.png`; both have the axes of their
+    format, (X, Y, Z) and (row, column), so that they lie on the image whatever its format. The values are those of the
     classes in label files; with `competition.instances` they are object numbers. Overlapping classes have a file each,
     `{id}_{class}`.
 
@@ -213,8 +215,18 @@ def _draw(path: Path, row: Any, prediction: CasePrediction, comp: Competition) -
 
 
 def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp: Competition) -> Path:
-    """Write one label file atomically."""
+    """Write one label file atomically, with the axes of its format.
+
+    Args:
+        stem: its path without the extension.
+        labels: (*spatial) on the case's axes.
+        source: an image file of the case, whose NIfTI header is kept.
+        row: the row of the case table.
+        comp: the competition.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
+    order = permutation(row_axes(comp, row), "yx" if comp.dimensions == 2 else "xyz")
+    labels = labels if order is None else np.ascontiguousarray(labels.transpose(order))
     if comp.dimensions == 2:
         import cv2
 
@@ -232,6 +244,8 @@ def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp
         image.set_data_dtype(labels.dtype)
         image.header.set_slope_inter(1, 0)
     else:
-        image = nibabel.Nifti1Image(labels, np.diag([*json.loads(row.spacing), 1.0]))
+        spacing = json.loads(row.spacing)
+        sizes = spacing if order is None else [spacing[axis] for axis in order]
+        image = nibabel.Nifti1Image(labels, np.diag([*sizes, 1.0]))
     atomic_write(path, lambda file: file.write(gzip.compress(image.to_bytes(), 6, mtime=0)))
     return path

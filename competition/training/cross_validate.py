@@ -117,6 +117,7 @@ def prepare_run(run: Run, context: Context = Context()) -> Run:
     from competition.augment import build_batch_transform, build_loader_transform
     from competition.config.instantiate import check_targets
     from competition.data.cache import PreprocessedCase
+    from competition.data.normalisation import find_other_channels
     from competition.data.preprocessing import preprocess_cases
     from competition.inference.tta import tta_views
     from competition.models.build import validate_network
@@ -140,7 +141,7 @@ def prepare_run(run: Run, context: Context = Context()) -> Run:
     build_batch_transform(run.exp)
     tta_views(run.exp)
     one_by_one = (preprocess_cases(run.cases.iloc[[index]], run.exp, CACHE_FOLDER) for index in range(len(run.cases)))
-    first, folder = next((item for cases in one_by_one for item in cases.items()), (None, None))
+    folder = next((folder for cases in one_by_one for folder in cases.values()), None)
     if folder is None:
         raise MaskfoldError("No case can be prepared.", "Set competition.on_bad_case=stop to see the reason.")
     channels = int(PreprocessedCase.open(folder).image.shape[0])
@@ -148,13 +149,15 @@ def prepare_run(run: Run, context: Context = Context()) -> Run:
     with oom_as_error("preparing the cases"):
         skipped: dict[str, str] = {}
         prepared = preprocess_cases(run.cases, run.exp, CACHE_FOLDER, progress=context.say, skipped=skipped)
-    for case, path in prepared.items():
-        case_channels = int(PreprocessedCase.open(path).image.shape[0])
-        if case_channels != channels:
-            raise MaskfoldError(
-                f"Case {case!r} has {case_channels} channels, expected {channels} as in case {first!r}.",
-                "Set prepare.channels to grey or rgb, or correct the case.",
-            )
+    counts = {case: int(PreprocessedCase.open(path).image.shape[0]) for case, path in prepared.items()}
+    comp = run.exp.competition
+    for case, error in find_other_channels(counts, comp.dimensions).items():
+        if comp.on_bad_case == "stop" or comp.dimensions == 2:  # 2D images can all be converted to grey or rgb
+            raise error
+        skipped[case] = error.message
+        del prepared[case], counts[case]
+    if next(iter(counts.values()), channels) != channels:  # the first case was the exception
+        validate_network(run.exp, next(iter(counts.values())) * (run.exp.patch.slices or 1), context)
     for case, why in skipped.items():
         context.say(f"note: case {case} is skipped: {why}")
     run = run.without_cases(skipped)

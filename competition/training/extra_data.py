@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from competition.config.axes import competition_axes, permutation
+from competition.config.competition import drop_keys_without_effect
 from competition.config.experiment import Experiment, ExtraCasesConfig
 from competition.context import Context
 from competition.data.cache import RECORD_FILE, PreprocessedCase, cache_key, get_or_build
@@ -115,7 +117,8 @@ def prepare_extra_data(
                 raise MaskfoldError(
                     f"The image {case_id} of {_data_name(key, run.exp)} has {channels} channels, expected {expected} "
                     "as in the labelled cases.",
-                    "Set prepare.channels to grey or rgb, or remove the image.",
+                    "Remove the image, or convert all: 2D images with prepare.channels=grey or rgb, volumes with a list "
+                    "of the channels that all have.",
                 )
     copies = mark_near_duplicates(run, labelled, prepared)
     for key, table in run.extra_tables.items():
@@ -393,6 +396,13 @@ def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
                 "Name a run that predicts the same classes.",
                 status=2,
             )
+    axes, teacher_axes = competition_axes(comp), competition_axes(teacher_comp)
+    if permutation(axes, teacher_axes) is not None:
+        raise MaskfoldError(
+            f"pseudo.from: {teacher_run.folder} was trained on images with the axes {teacher_axes}, expected {axes}.",
+            "Name a run on images of the same format: NIfTI has the axes xy, pictures and TIFF yx.",
+            status=2,
+        )
 
 
 class TeacherEnsemble:
@@ -501,7 +511,7 @@ def pseudo_label_case(
 
 
 def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache: Path) -> Path:
-    """Prepare one case of another competition like those of the experiment, with its classes.
+    """Prepare one case of another competition like those of the experiment, with its classes and order of axes.
 
     Args:
         row: a row of the other competition's case table.
@@ -518,20 +528,26 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
     from competition.data.geometry import Geometry
     from competition.data.masks import load_instances, load_relabelled_mask
     from competition.data.preprocessing import write_image, write_mask
-    from competition.data.readers import load_image
+    from competition.data.readers import load_image, row_axes, transpose_image
 
     source_comp, comp = extra.competition, exp.competition
     mapping = extra.class_mapping(comp.classes)
     source_keys = source_comp.model_dump(
         mode="json", exclude={"root", "test", "submission", "metric", "group", "stratum", "name"}
     )
-    parts = ["extra", 1, cache_key(row, exp), source_keys, mapping]
+    drop_keys_without_effect(source_keys)
+    axes = permutation(row_axes(source_comp, row), competition_axes(comp))
+    parts = ["extra", 1, cache_key(row, exp), source_keys, mapping, *([] if axes is None else [axes])]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def build(folder: Path) -> dict[str, Any]:
-        record = write_image(folder, load_image(source_comp, row), exp, str(row.id))
+        image = transpose_image(load_image(source_comp, row), axes)
+        record = write_image(folder, image, exp, str(row.id))
         objects = load_instances(source_comp, row) if exp.prepare.boundary else None
         mask = load_relabelled_mask(source_comp, row, comp, mapping)
+        if axes is not None:
+            objects = None if objects is None else objects.transpose(axes)
+            mask = mask.transpose(0, *(axis + 1 for axis in axes))
         write_mask(folder, mask, Geometry.from_dict(record["geometry"]), exp, str(row.id), objects)
         return record
 

@@ -18,7 +18,7 @@ from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.explore import Exploration, explore
 from tests.explore.planted import SIZE, SOUND, picture, plant, sound, write
-from tests.host import competition, write_nifti, write_png, write_text
+from tests.host import competition, pictures, write_nifti, write_png, write_text
 
 GROUP = "^([a-z]+)_"
 TEST = {"images": "test/{id}.png"}
@@ -350,7 +350,7 @@ def test_faults_of_volumes(tmp_path: Path) -> None:
     wrong = faults(found)
     assert set(wrong) == {"nan", "moved", "lost"}
     assert "nan.nii.gz" in wrong["nan"] and "3 NaN or infinite" in wrong["nan"]
-    assert "2.5 mm" in wrong["moved"] and "lost.nii.gz" in wrong["lost"]
+    assert "2.5 voxels" in wrong["moved"] and "lost.nii.gz" in wrong["lost"]
     truth = {case.id: case.truth for case in found.cases}
     assert truth["moved"] is None
     assert all(one is not None and one.voxels.tolist() == [27] for name, one in truth.items() if name != "moved")
@@ -401,3 +401,73 @@ def test_groups_of_a_table(tmp_path: Path) -> None:
     assert [case.group for case in found.cases_of("train") if case.id in ("p_0", "p_1")] == ["p", None]
     found = explore(competition(root, group="nowhere.csv:patient", test=TEST))
     assert len(found.faults) == 1 and "nowhere.csv does not exist" in found.faults[0].message
+
+
+def test_a_pattern_that_fits_two_files_of_every_case(tmp_path: Path) -> None:
+    """The sentence of `cv`, once for each pair of files; no temporary folder, no traceback on an empty table."""
+    for number in range(4):
+        for channel in ("0000", "0001"):
+            write_nifti(tmp_path / f"im/L{number}_{channel}.nii.gz", np.ones((4, 5, 6), np.uint8))
+        write_nifti(tmp_path / f"la/L{number}.nii.gz", np.ones((4, 5, 6), np.uint8))
+    train = {"images": "im/{id}_*.nii.gz", "masks": "la/{id}.nii.gz"}
+    comp = competition(tmp_path, dimensions=3, group=None, train=train)
+    with pytest.raises(MaskfoldError) as stopped:
+        case_table(comp)
+    found = explore(comp)
+    messages = [fault.message for fault in found.faults if "matches two files" in fault.message]
+    assert messages == [
+        f"train.images `im/{{id}}_*.nii.gz` matches two files for the id L{number}: "
+        f"im/L{number}_0000.nii.gz and im/L{number}_0001.nii.gz."
+        for number in range(4)
+    ]
+    assert stopped.value.message == messages[0] and not any("/tmp" in fault.message for fault in found.faults)
+    assert found.cases == [] and found.snippet == ""
+
+
+def mixed_channels(root: Path, **changes: Any) -> Competition:
+    """Six volumes with four channels, the fifth with three."""
+    for number in range(6):
+        channels = 3 if number == 4 else 4
+        image = np.random.default_rng(number).normal(100, 10, (12, 12, 8, channels)).astype(np.float32)
+        label = np.zeros((12, 12, 8), np.uint8)
+        label[2:5, 2:6, 2:4] = 1
+        write_nifti(root / f"im/v{number}.nii.gz", image)
+        write_nifti(root / f"la/v{number}.nii.gz", label)
+    train = {"images": "im/{id}.nii.gz", "masks": "la/{id}.nii.gz"}
+    return competition(root, dimensions=3, group=None, train=train, **changes)
+
+
+def test_volumes_with_other_channels_are_faults_as_cv_stops_at_them(tmp_path: Path) -> None:
+    found = explore(mixed_channels(tmp_path))
+    [fault] = found.faults
+    assert fault.case == "v4" and fault.message == "Case v4 has 3 channels, expected 4 as in case v0."
+    assert "on_bad_case=skip" in fault.hint and "prepare.channels=[0,1,2]" in fault.hint
+    skipping = explore(mixed_channels(tmp_path, on_bad_case="skip"))
+    assert not skipping.faults
+    assert [case.id for case in skipping.cases if case.skipped] == ["v4"]
+    assert not any("4 in 5" in remark.message for remark in skipping.remarks)
+
+
+def test_cv_leaves_out_what_explore_leaves_out(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prepare_run` stops with the words of explore, or leaves the case out; the hint's key works."""
+    from competition.training.cross_validate import open_run, prepare_run
+
+    monkeypatch.chdir(tmp_path)
+    say: list[str] = []
+
+    def run_of(*settings: str, **changes: Any) -> Any:
+        exp = tiny(3, "prepare={intensity: zscore}", "patch.size=[16,16,16]", *settings)
+        return open_run(exp.model_copy(update={"competition": mixed_channels(tmp_path / "data", **changes)}), "mixed")
+
+    with pytest.raises(MaskfoldError, match="Case v4 has 3 channels, expected 4 as in case v0"):
+        prepare_run(run_of(), say.append)
+    left = prepare_run(run_of(on_bad_case="skip"), say.append)
+    assert sorted(left.cases["id"]) == ["v0", "v1", "v2", "v3", "v5"]
+    assert dict(left.skipped) == {"v4": "Case v4 has 3 channels, expected 4 as in case v0."}
+    assert len(prepare_run(run_of("prepare.channels=[0,1,2]"), say.append).cases) == 6
+
+
+def test_a_class_in_all_cases_is_not_rare(tmp_path: Path) -> None:
+    pictures(tmp_path, ["a", "b", "c", "d"])
+    found = explore(competition(tmp_path))
+    assert not remarks(found, "class")

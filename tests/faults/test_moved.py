@@ -163,7 +163,10 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
     for key in ("pseudo", "extra", "gate"):
         del plain[key]
     del (
+        plain["competition"]["array_axes"],
+        plain["competition"]["spacing"],
         plain["competition"]["train"]["cases"],
+        plain["competition"]["train"]["masks_on_image_grid"],
         plain["competition"]["submission"]["kaggle"],
         plain["competition"]["submission"]["public_share"],
     )

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import yaml
 
+from competition.config.experiment import ExtraCasesConfig
+from competition.data.cache import PreprocessedCase
 from competition.data.cases import case_table
 from competition.data.masks import load_mask
 from competition.errors import MaskfoldError
 from competition.runs.run import load_run
 from competition.training.cross_validate import open_run
+from competition.training.extra_data import prepare_extra_case
 from competition.training.fold import run_fold
+from tests.host import competition, write_png
 from tests.training.test_pseudo import copied, finish, here, lessons_of, open_student
 
 __all__ = ["here"]  # a fixture
@@ -143,3 +147,21 @@ def test_only_the_named_cases_are_there(tiny, demo2d):
     assert case_table(exp.competition)["id"].tolist() == ids[2:5]
     with pytest.raises(MaskfoldError, match=f"train.cases .*{ids[0]}x; nearest is {ids[0]}"):
         case_table(tiny(2, f"competition.train.cases=[{ids[0]}x]").competition)
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (40, 56)])
+def test_cases_of_another_format_have_the_axes_of_ours(tiny, tmp_path, shape):
+    """2D NIfTI has (column, row), pictures have (row, column): the network must not see transposed pictures."""
+    bright, label = np.full(shape, 20, np.uint8), np.zeros(shape, np.uint8)
+    label[4:10, 20:40] = 1
+    bright[label == 1] = 200
+    write_png(tmp_path / "images/a.png", np.ascontiguousarray(bright.T))
+    write_png(tmp_path / "masks/a.png", np.ascontiguousarray(label.T))
+    theirs = competition(tmp_path)
+    ours = competition(tmp_path, train={"images": "{id}.nii.gz", "masks": "seg/{id}.nii.gz"})
+    exp = tiny(2, "prepare={intensity: none}").model_copy(update={"competition": ours})
+    row = next(case_table(theirs).itertuples(index=False))
+    extra = ExtraCasesConfig.model_construct(competition=theirs, weight=1.0, classes=None)
+    case = PreprocessedCase.open(prepare_extra_case(row, extra, exp, tmp_path / "cache"))
+    np.testing.assert_array_equal(case.image[0], bright)
+    np.testing.assert_array_equal(case.mask[0], label)

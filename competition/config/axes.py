@@ -1,0 +1,100 @@
+"""The order of axes of each file format, by file name, and the conversion from one order to another.
+
+NIfTI stores a volume as (X, Y, Z): column, row, slice. PNG, JPEG and TIFF store (Y, X), row and column, and stacks of
+them are (Y, X, Z). A competition has one order, that of `train.images`; files of another order are transposed when they
+are read. NPY and NPZ files do not say their order: `array_axes` does, otherwise they are taken to have the order of the
+case's other files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from competition.config.competition import Competition
+from competition.rle import RleFormat
+
+# Names of files, and ends of patterns such as `{id}.nii*`.
+NIFTI = re.compile(r"\.nii(\.gz|\.?\*.*)?$", re.IGNORECASE)
+NUMPY = re.compile(r"\.np[yz*]\*?$", re.IGNORECASE)
+PICTURE = re.compile(r"\.(png|jpe?g|bmp|gif|tiff?|tif\*|jp\*g?)$", re.IGNORECASE)
+
+
+def file_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
+    """Return the order of the spatial axes of a file, or of a stack of slices.
+
+    Args:
+        comp: the competition; used are `dimensions` and `array_axes`.
+        files: a path or pattern, or the paths of a stack's slices.
+
+    Returns:
+        Such as `xyz`, `yxz` or `yx`; None for an NPY or NPZ file without `array_axes`, or an unknown name.
+    """
+    is_stack = not isinstance(files, str)
+    name = files if isinstance(files, str) else files[0]
+    if NUMPY.search(name):
+        axes = comp.array_axes
+    else:
+        axes = "xyz" if NIFTI.search(name) else "yxz" if PICTURE.search(name) else None
+    if axes is None:
+        return None
+    plane = axes.replace("z", "")
+    if comp.dimensions == 2:
+        return plane
+    return plane + "z" if is_stack else axes
+
+
+def competition_axes(comp: Competition) -> str | None:
+    """Return the order of axes of a competition's arrays, that of `train.images`; None if its names do not tell."""
+    images = comp.train.images
+    pattern = images if isinstance(images, str) else next(iter(images.values()))
+    return file_axes(comp, [pattern] if "{z}" in pattern else pattern)
+
+
+def case_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
+    """Return the order of axes of a case's arrays, given the files of its first channel; None if unknown."""
+    return competition_axes(comp) or file_axes(comp, files)
+
+
+def permutation(source: str | None, target: str | None) -> tuple[int, ...] | None:
+    """Return, for each axis of `target`, its number in `source`; None if nothing is to be transposed."""
+    if source is None or target is None or source == target or sorted(source) != sorted(target):
+        return None
+    return tuple(source.index(axis) for axis in target)
+
+
+def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> list[str]:
+    """Return the orders of axes that an NPY file next to a file of another format may have.
+
+    Args:
+        comp: the competition.
+        partner: name of the other file.
+        is_stack: whether the NPY files are the slices of a stack.
+    """
+    orders = ["xyz", "yxz", "zyx"] if NIFTI.search(partner) else ["yxz", "zyx"]
+    if is_stack:
+        return [axes for axes in orders if axes.endswith("z")]
+    return orders if comp.dimensions == 3 else list(dict.fromkeys(axes.replace("z", "") for axes in orders))
+
+
+def rle_counts_in_pictures(comp: Competition) -> bool:
+    """Return whether run lengths count along the rows and columns of a picture, although arrays are (X, Y).
+
+    This holds for 2D NIfTI images (or NIfTI slices) with anything but NIfTI: a table of run lengths, or masks or test
+    images in another format. If all files are NIfTI, run lengths count in the order of the arrays.
+    """
+    axes = competition_axes(comp)
+    if axes is None or not axes.startswith("xy") or not (comp.dimensions == 2 or "{z}" in str(comp.train.images)):
+        return False
+    patterns: list[str] = []
+    for part in (comp.train.masks, comp.test.images if comp.test else None):
+        patterns += [] if part is None else [part] if isinstance(part, str) else part.values()
+    return comp.train.rle is not None or any(PICTURE.search(pattern) for pattern in patterns)
+
+
+def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
+    """Return the format that gives 2D arrays of a competition the same run lengths as their pictures have in `fmt`."""
+    if fmt.container != "pairs" or not rle_counts_in_pictures(comp):
+        return fmt
+    return replace(fmt, order="row" if fmt.order == "column" else "column")
