@@ -17,7 +17,6 @@ from competition.cli.console import (
     exit_on_signal,
     format_columns,
     format_interval,
-    format_score,
     plain_printer,
     progress_bar,
     split_runs_and_overrides,
@@ -25,6 +24,7 @@ from competition.cli.console import (
 from competition.config.loading import load_competition
 from competition.context import Context
 from competition.errors import MaskfoldError
+from competition.text import format_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,9 +198,9 @@ def _score_table(card: ScoreCard, name: str) -> Table:
     for column in (card.metric, "Dice"):
         table.add_column(column, justify="right", no_wrap=True)
     for cls, score in card.classes.items():
-        table.add_row(cls, format_score(_or_none(score)), format_score(_or_none(card.dice[cls])))
+        table.add_row(cls, format_number(_or_none(score)), format_number(_or_none(card.dice[cls])))
     table.add_section()
-    table.add_row("all", format_score(_or_none(card.score)), "")
+    table.add_row("all", format_number(_or_none(card.score)), "")
     table.add_row("95 %", format_interval(_or_none(card.low), _or_none(card.high)), "")
     return table
 
