@@ -95,7 +95,7 @@ def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
     """`tiny(2, "training.epochs=2")`: the shipped demo experiment with a toy network, two folds, fp32."""
     from competition.config.loading import load_experiment
 
-    def make(dimensions: int, *overrides: str) -> Any:
+    def make(dimensions: int, *overrides: str, trust: tuple[str, ...] = ()) -> Any:
         root = demo2d if dimensions == 2 else demo3d
         file = ROOT / "experiments" / f"demo{dimensions}d" / f"unet{dimensions}d.yaml"
         return load_experiment(
@@ -114,6 +114,7 @@ def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
                 *TINY[dimensions],
                 *overrides,
             ],
+            trust,
         )
 
     return make

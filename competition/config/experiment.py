@@ -228,7 +228,7 @@ class TrainingConfig(ConfigModel):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0  # in addition to one after each epoch
     weights: Literal["last", "best"] = "last"  # which weights predict out of fold; best biases the score upwards
     average: PositiveInt = 1  # average the last k epochs' weights
-    # Also average the k best validated checkpoints; used for prediction if it scores higher out of fold; 1 disables it.
+    # Also average the k best validated checkpoints; used for prediction if it scores better out of fold; 1 disables it.
     soup: PositiveInt = 1
     pictures_every: PositiveInt = 10  # epochs
     # Non-finite loss or gradient: stop; skip the step, at most n times; or restore the epoch's start at half the rate.

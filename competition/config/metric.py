@@ -144,7 +144,8 @@ def metric(name: str = "", *, higher_is_better: bool, from_counts: bool = False)
 
     The names of the function's parameters say what it needs. A name in `INPUTS` receives that input. Each other
     parameter is a setting: a key of the YAML section `metric` (`beta`, `tolerance_mm`), or of `metric.args`. Instead of
-    a function, a class may take the settings in its constructor, and its objects the inputs when they are called.
+    a function, a class may take the settings in its constructor, and its objects the inputs when they are called; an
+    object is made for every score.
 
     Empty masks: if mask and truth are both empty (for a metric of objects: both without objects), the function is not
     called, and the score is `metric.both_empty`, by default that of a correct prediction: 1, or 0 if lower is better.

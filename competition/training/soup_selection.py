@@ -199,7 +199,7 @@ def compare_soup(
 ) -> dict[str, Any]:
     """Compare the soup with the plain weights: on all cases, and nested, for each part on the other parts.
 
-    The soup is selected if the whole 95 % interval of its paired gain over the plain weights is above 0, i.e. better.
+    The soup is selected if the whole 95 % interval of its paired gain over the plain weights is above 0.
 
     Args:
         plain: score rows of the plain weights.
