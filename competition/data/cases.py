@@ -17,6 +17,7 @@ from competition.data.patterns import (
     CaseFiles,
     SkippedCases,
     check_ids_differ_by_more_than_case,
+    display_name,
     match_cases,
     match_files,
     matches_many_files,
@@ -418,7 +419,7 @@ def check_files_agree(
     root, first, channels = Path(comp.root), None, 0
     for case in images.values():
         header = _read_header(comp, root, case.files, labels=False)
-        name = _display_name(case.files)
+        name = display_name(case.files)
         channels += header.channels
         if first is None:
             first, first_name = header, name
@@ -426,7 +427,7 @@ def check_files_agree(
     if first is None:
         raise ValueError("a case has at least one image")
     for files in label_files(masks):
-        _check_same_grid(case_id, first, first_name, _read_header(comp, root, files, labels=True), _display_name(files))
+        _check_same_grid(case_id, first, first_name, _read_header(comp, root, files, labels=True), display_name(files))
     return Header(first.shape, first.spacing, first.affine, channels, first.dtype)
 
 
@@ -472,10 +473,6 @@ def _check_same_grid(case_id: str, first: Header, first_name: str, header: Heade
         raise MaskfoldError(
             f"The affines of case {case_id} differ by {difference:.3g} mm: {first_name} and {name}.", hint
         )
-
-
-def _display_name(files: str | list[str]) -> str:
-    return files if isinstance(files, str) else f"{files[0]} … {files[-1]}"
 
 
 def _format_size(header: Header, channels: bool = True) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from competition.config.competition import Competition
+from competition.data.patterns import display_name
 from competition.data.readers import extension_of, get_column, read_labels
 from competition.data.rle_tables import rle_format, rle_grid, row_text, rows_are_parts
 from competition.errors import MaskfoldError
@@ -37,7 +38,7 @@ def load_mask(comp: Competition, row: Any) -> np.ndarray:
     """
     masks, shape = _mask_sources(row), tuple(json.loads(get_column(row, "shape")))
     if masks["kind"] == "labels":
-        name = _display_name(masks["files"])
+        name = display_name(masks["files"])
         labels = _read_label_file(comp, masks["files"], shape, get_column(row, "id"))
         return _labels_to_mask(labels, Path(comp.root) / name, comp)
     class_masks = np.zeros((len(comp.classes), *shape), bool)
@@ -202,7 +203,7 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
             labels = _read_label_file(comp, item, shape, get_column(row, "id"))
             ignored = None if comp.ignore is None else labels == comp.ignore
             mask = labels != 0 if ignored is None else (labels != 0) & ~ignored
-            _check_binary(Path(comp.root) / _display_name(item), labels[mask], cls)
+            _check_binary(Path(comp.root) / display_name(item), labels[mask], cls)
             yield _Part(cls, mask.astype(np.int32), ignored=ignored)
 
 
@@ -243,15 +244,11 @@ def _read_label_file(comp: Competition, files: str | list[str], shape: tuple[int
         labels = np.stack([read_labels(root / path, 2)[0] for path in files], axis=-1)
     if labels.shape != shape:
         raise MaskfoldError(
-            f"The mask {_display_name(files)} of case {case_id} has the wrong shape: found "
+            f"The mask {display_name(files)} of case {case_id} has the wrong shape: found "
             f"{'×'.join(map(str, labels.shape))}, expected {'×'.join(map(str, shape))}, the shape of its image.",
             "Resample both to one grid.",
         )
     return labels
-
-
-def _display_name(files: str | list[str]) -> str:
-    return files if isinstance(files, str) else f"{files[0]} … {files[-1]}"
 
 
 # Label values to classes

@@ -49,6 +49,11 @@ class CaseFiles:
         return [item.path for item in self.slices] if self.slices else self.paths[0]
 
 
+def display_name(files: str | list[str]) -> str:
+    """Return the name of a case's files in messages: the path, or the first and the last path of a stack."""
+    return files if isinstance(files, str) else f"{files[0]} … {files[-1]}"
+
+
 def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
     """Find one file, or one stack of slices, per id.
 
