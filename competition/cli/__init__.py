@@ -1,24 +1,41 @@
 """The `maskfold` command line. Each command imports the heavy libraries that it needs."""
 
 import sys
+from typing import NoReturn
 
 __all__ = ["main"]
 
+_import_error: ImportError | None = None
 try:
-    from competition.cli.main import main
+    from competition.cli.main import main as _run_command
 except KeyboardInterrupt:  # Ctrl-C during the import
     print("stopped", file=sys.stderr)
     raise SystemExit(130) from None
 except ImportError as error:
-    if (error.name or "").split(".")[0] == "competition":
-        raise
-    MISSING = str(error)
+    _import_error = error
 
-    def main() -> None:
-        """Report the missing package and how to install it."""
-        print(
-            f"error: {MISSING}. Run `python -m competition.doctor` to list all missing packages, and "
-            "`pip install -r requirements.lock` to install them.",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+
+def main() -> None:
+    """Run the command line. If a package is missing, name it; `maskfold doctor` works nevertheless."""
+    if _import_error is not None:
+        _report_missing(_import_error)
+    try:
+        _run_command()
+    except ModuleNotFoundError as error:
+        _report_missing(error)
+
+
+def _report_missing(error: ImportError) -> NoReturn:
+    """Run the doctor if it is the command, since it needs only the standard library; else name the missing package."""
+    if (error.name or "").split(".")[0] == "competition":  # a bug of this package
+        raise error
+    if sys.argv[1:2] == ["doctor"]:
+        from competition.doctor.checks import print_report
+
+        sys.exit(print_report())
+    print(
+        f"error: {error}. Run `python -m competition.doctor` to list all missing packages, and "
+        "`pip install -r requirements.lock` to install them.",
+        file=sys.stderr,
+    )
+    sys.exit(1)

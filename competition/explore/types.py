@@ -73,10 +73,6 @@ class Findings:
         if finding not in self.all:
             self.all.append(finding)
 
-    def with_severity(self, severity: Severity) -> list[Finding]:
-        """Return the faults or the remarks."""
-        return [finding for finding in self.all if finding.severity == severity]
-
 
 class ErrorCollector(SkippedCases):
     """Collects all errors of discovery, for any `on_bad_case`.

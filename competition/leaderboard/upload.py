@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from competition.config.loading import load_competition, load_experiment, resolv
 from competition.config.metric import Direction
 from competition.data.cases import case_table
 from competition.errors import MaskfoldError
+from competition.io import sha256_of_file
 from competition.leaderboard.kaggle import UploadRejected, fetch_submissions, submit_file, submit_notebook
 from competition.leaderboard.ledger import Ledger, UploadRecord, make_record_id, update_records, utc_now
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, prediction_interval
@@ -135,7 +135,7 @@ def make_record(
         host: kaggle, or `by hand`.
     """
     path, summary, comp = request.path, request.summary, request.comp
-    digest = file_sha256(path) if path is not None else ""
+    digest = sha256_of_file(path) if path is not None else ""
     if summary and summary.get("sha256") != digest:
         summary = {}  # the JSON belongs to an older file of this name
     expected = summary.get("expected") or {}
@@ -166,12 +166,6 @@ def make_record(
     while record.id in used_ids:  # the same file twice in one second
         record = replace(record, id=record.id + "b")
     return replace(record, message=message or _default_message(record)), rows
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _default_message(record: UploadRecord) -> str:
@@ -397,7 +391,7 @@ def add_manual_entry(
             _check_score(name, value, request.comp)
     assert request.path is not None
     earlier = ledger.read()
-    digest = file_sha256(request.path)
+    digest = sha256_of_file(request.path)
     existing = next((record for record in reversed(earlier) if record.sha256 == digest), None)
     scores = None
     if existing is None:
