@@ -213,8 +213,7 @@ def test_page_without_readable_files(
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
-    [(["root=/nowhere"], "/nowhere"), (["classes=7"], "classes"), (["-o", "page.txt"], "page.txt")],
+    ("words", "named"), [(["root=/nowhere"], "/nowhere"), (["classes=7"], "classes"), (["-o", "page.txt"], "page.txt")]
 )
 def test_invalid_arguments_exit_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], named: str

@@ -95,7 +95,10 @@ def test_exclusive_classes(monkeypatch, chunk):
     generator = np.random.default_rng(1)
     comp = competition(["a", "b"])
     cases = {
-        str(n): (random_probabilities(generator, 3, (9, 11 + n)), generator.integers(0, 3, (1, 9, 11 + n)).astype(np.uint8))
+        str(n): (
+            random_probabilities(generator, 3, (9, 11 + n)),
+            generator.integers(0, 3, (1, 9, 11 + n)).astype(np.uint8),
+        )
         for n in range(4)
     }
     cases["0"][1][0, :3] = 255
@@ -122,7 +125,8 @@ def test_boundary_class_is_merged_into_the_classes(monkeypatch):
     generator = np.random.default_rng(3)
     comp = competition(["a", "b"], instances=True)
     cases = {
-        str(n): (random_probabilities(generator, 4, (8, 9)), generator.integers(0, 3, (1, 8, 9)).astype(np.uint8)) for n in range(3)
+        str(n): (random_probabilities(generator, 4, (8, 9)), generator.integers(0, 3, (1, 8, 9)).astype(np.uint8))
+        for n in range(3)
     }
 
     def plain(p):
