@@ -3,14 +3,19 @@
     python docs/images/make.py mlruns/runs/demo2d-unet2d/HASH
     python docs/images/make.py RUN competition.root=/where/the/data/are
 
-Writes `overview.png`, `prediction.png` and `scores.png` next to this file.
+Writes `overview.png`, `prediction.png`, `scores.png` and `report.png` next to this file. `report.png` is a screenshot
+of the top of the report page; without Chromium or Chrome it is not written.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -24,6 +29,7 @@ from competition.data.readers import load_image
 from competition.inference.predict import to_masks
 from competition.report.learning import rank_cases
 from competition.report.results import RunResults
+from competition.report.run import write_report
 from competition.runs.oof import OofPredictions
 from competition.runs.run import Run, load_run
 from competition.training.cross_validate import CvSummary
@@ -32,6 +38,8 @@ from competition.viz.style import GREY_COLOUR, TEXT_COLOUR, new_figure
 
 FOLDER = Path(__file__).parent
 TABLE_WIDTH = 88  # characters
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PAGE_SIZE = (1060, 1400)  # pixels of the browser window: width, height
 STAGES = (  # title, what it contains, fill colour; one row of the diagram each
     (
         ("your folder", "images, masks or\nan RLE table,\nsample submission", "#e8f0fa"),
@@ -119,12 +127,34 @@ def draw_scores(run: Run, path: Path) -> None:
     save_figure(figure, path)
 
 
+def draw_report(run: Run, path: Path) -> None:
+    """Take a screenshot of the top of the run's report page; only print a message if no browser is installed."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        print(f"{path.name} is not made: install one of {', '.join(BROWSERS)}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        page = write_report(run, Path(folder) / "report.html", print)
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses a sandbox to root
+        options = [
+            "--headless",
+            *sandbox,
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={folder}/profile",
+            f"--window-size={PAGE_SIZE[0]},{PAGE_SIZE[1]}",
+            f"--screenshot={path}",
+        ]
+        subprocess.run([browser, *options, page.as_uri()], check=True, capture_output=True, timeout=300)
+
+
 def main(folder: str, *overrides: str) -> None:
     """Make all figures from a run's folder."""
     run = load_run(Path(folder), overrides=overrides)
     draw_overview(FOLDER / "overview.png")
     draw_prediction(run, FOLDER / "prediction.png")
     draw_scores(run, FOLDER / "scores.png")
+    draw_report(run, FOLDER / "report.png")  # not reduced: the dots of the folds would get the wrong colours
     for name in ("overview", "prediction", "scores"):
         _reduce_colours(FOLDER / f"{name}.png")
 

@@ -62,7 +62,7 @@ def write_member(
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Run]:
-    """Return a function that writes a finished run below the working folder; its last metrics are at `time`."""
+    """Return a function that writes a finished run below `tmp_path`, which becomes the working folder."""
     monkeypatch.chdir(tmp_path)
 
     def make(
