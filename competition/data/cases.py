@@ -268,7 +268,8 @@ def find_masks(
         _skip_all(
             [case_id for case_id in images if case_id not in cases],
             f"has an image ({{image}}) but no mask ({key} `{pattern}`)",
-            "Add the mask, or skip such cases with competition.on_bad_case=skip.",
+            _channel_suffix_hint(comp, images, list(cases))
+            or "Add the mask, or skip such cases with competition.on_bad_case=skip.",
             skipped,
             images,
         )
@@ -344,9 +345,19 @@ def _skip_masks_without_image(
     _skip_all(
         without_image,
         f"has a mask ({source}) but no image",
-        "Add the image, remove the mask, or skip such cases with competition.on_bad_case=skip.",
+        _channel_suffix_hint(comp, images, ids)
+        or "Add the image, remove the mask, or skip such cases with competition.on_bad_case=skip.",
         skipped,
     )
+
+
+def _channel_suffix_hint(comp: Competition, images: dict[str, ImagesByChannel], mask_ids: list[str]) -> str | None:
+    """Return a hint if images are named as in nnU-Net: the id of the mask and the number of the channel, `a_0000`."""
+    patterns = comp.train.images
+    if isinstance(patterns, dict) or not any(f"{mask_id}_0000" in images for mask_id in mask_ids):
+        return None
+    likely = patterns.replace("{id}", "{id}_0000")
+    return f'The names are those of nnU-Net, with the channel at the end: set train.images to "{likely}".'
 
 
 def _check_same_slices(case_id: str, cases: dict[str, CaseFiles], key: str, skipped: SkippedCases) -> None:
