@@ -162,6 +162,8 @@ def _reading_parts(
     for files in [*channels, *label_files(masks)]:
         if permutation(file_axes(comp, files), axes) is not None:
             parts.append(f"axes {file_axes(comp, files)} {axes}".encode())
+    if masks is not None and masks["kind"] == "classes":
+        parts += [f"no file of {name}".encode() for name in comp.classes if name not in masks["files"]]
     if masks is not None and masks["kind"] == "rle" and rle_counts_in_pictures(comp):
         parts.append(b"run lengths of pictures")
     plain_spacing = header.plain_spacing if header.has_spacing else (1.0,) * len(header.shape)
@@ -266,7 +268,7 @@ def find_masks(
         cases = match_cases(Path(comp.root), pattern, key)
         _skip_masks_without_image(comp, list(cases), images, f"{key} `{pattern}`", skipped)
         _skip_all(
-            [case_id for case_id in images if case_id not in cases],
+            [case_id for case_id in images if case_id not in cases and comp.train.missing_masks == "error"],
             f"has an image ({{image}}) but no mask ({key} `{pattern}`)",
             _channel_suffix_hint(comp, images, list(cases))
             or "Add the mask, or skip such cases with competition.on_bad_case=skip.",
