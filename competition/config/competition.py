@@ -64,6 +64,8 @@ class TrainFiles(ConfigModel):
     rle: str | None = None
     columns: TableColumns = TableColumns()
     rle_format: RleConfig | None = None  # None: same as `submission.rle`
+    # `empty`: with one file per class, a missing file is a class that the case does not have.
+    missing_masks: Literal["error", "empty"] = "error"
     # True: masks have the voxels of their images, whatever the affine in their headers says.
     masks_on_image_grid: bool = False
     # Use only these ids, or the ids in a CSV's column `id`; None: all cases.
@@ -73,6 +75,8 @@ class TrainFiles(ConfigModel):
     def _check_truth(self) -> TrainFiles:
         if (self.masks is None) == (self.rle is None):
             raise ValueError("set exactly one of `masks` and `rle`")
+        if self.missing_masks == "empty" and not isinstance(self.masks, dict):
+            raise ValueError("`missing_masks: empty` needs one file per class, `masks: {class: pattern, …}`")
         return self
 
 
@@ -279,4 +283,6 @@ def drop_keys_without_effect(plain: dict[str, Any]) -> None:
     for key in ("array_axes", "spacing"):
         if plain.get(key) is None:
             plain.pop(key, None)
+    if plain["train"].get("missing_masks") == "error":
+        del plain["train"]["missing_masks"]
     plain["train"].pop("masks_on_image_grid", None)  # accepts or refuses cases, and changes none

@@ -183,6 +183,8 @@ def _reading_parts(
     for files in [*channels, *label_files(masks)]:
         if permutation(file_axes(comp, files), axes) is not None:
             parts.append(f"axes {file_axes(comp, files)} {axes}".encode())
+    if masks is not None and masks["kind"] == "classes":
+        parts += [f"no file of {name}".encode() for name in comp.classes if name not in masks["files"]]
     if masks is not None and masks["kind"] == "rle" and rle_counts_in_pictures(comp):
         parts.append(b"run lengths of pictures")
     plain_spacing = header.plain_spacing if header.has_spacing else (1.0,) * len(header.shape)
@@ -301,9 +303,10 @@ def find_masks(
         cases = match_cases(Path(comp.root), pattern, key)
         _skip_masks_without_image(comp, list(cases), images, f"{key} `{pattern}`", skipped)
         _skip_all(
-            [case_id for case_id in images if case_id not in cases],
+            [case_id for case_id in images if case_id not in cases and comp.train.missing_masks == "error"],
             f"has an image ({{image}}) but no mask ({key} `{pattern}`)",
-            "Add the mask, or skip such cases with competition.on_bad_case=skip.",
+            _channel_suffix_hint(comp, images, list(cases))
+            or "Add the mask, or skip such cases with competition.on_bad_case=skip.",
             skipped,
             images,
         )
@@ -379,9 +382,19 @@ def _skip_masks_without_image(
     _skip_all(
         without_image,
         f"has a mask ({source}) but no image",
-        "Add the image, remove the mask, or skip such cases with competition.on_bad_case=skip.",
+        _channel_suffix_hint(comp, images, ids)
+        or "Add the image, remove the mask, or skip such cases with competition.on_bad_case=skip.",
         skipped,
     )
+
+
+def _channel_suffix_hint(comp: Competition, images: dict[str, ImagesByChannel], mask_ids: list[str]) -> str | None:
+    """Return a hint if images are named as in nnU-Net: the id of the mask and the number of the channel, `a_0000`."""
+    patterns = comp.train.images
+    if isinstance(patterns, dict) or not any(f"{mask_id}_0000" in images for mask_id in mask_ids):
+        return None
+    likely = patterns.replace("{id}", "{id}_0000")
+    return f'The names are those of nnU-Net, with the channel at the end: set train.images to "{likely}".'
 
 
 def _check_same_slices(case_id: str, cases: dict[str, CaseFiles], key: str, skipped: SkippedCases) -> None:

@@ -44,6 +44,7 @@ PNG_BLOCK = 2**18  # bytes unpacked at a time, so that a decompression bomb cann
 RASTER_CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "I": 1, "F": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 3}
 DEEP_MODES = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
 MILLIMETRES = {1: 1000.0, 3: 0.001}  # by the header's codes of metres and micrometres; anything else counts as mm
+NIFTI_SIZES = (348, 540, 0x5C010000, 0x1C020000)  # the first field of NIfTI-1 and 2, in both byte orders
 PIXDIM_ROUNDING = 1e-4  # relative; a smaller difference between pixdim and affine comes from rounding
 MAX_TRAILING = 2**24  # bytes that may follow the last voxel
 ARRAY_NAMES = {False: ("image", "img", "arr_0"), True: ("mask", "label", "labels", "arr_0")}
@@ -226,9 +227,7 @@ def _count_unpacked(decompressor: zlib._Decompress, body: bytes, limit: int) -> 
 
 def nifti_header(path: Path, dimensions: int) -> Header:
     """Read shape, spacing and affine without unpacking a voxel."""
-    import nibabel
-
-    return _nifti_header(path, nibabel.load(path), dimensions)
+    return _nifti_header(path, _load_nifti(path), dimensions)
 
 
 def nifti_pixels(path: Path, dimensions: int, labels: bool) -> Image:
@@ -236,9 +235,7 @@ def nifti_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 
     Unscaled integers keep their dtype; everything else becomes float32. `labels` is ignored.
     """
-    import nibabel
-
-    unread: Any = nibabel.load(path)
+    unread = _load_nifti(path)
     head = _nifti_header(path, unread, dimensions)
     itemsize = max(unread.get_data_dtype().itemsize, np.dtype(head.dtype).itemsize)
     check_declared_size(path, math.prod(unread.shape) * itemsize)
@@ -253,6 +250,27 @@ def nifti_pixels(path: Path, dimensions: int, labels: bool) -> Image:
         array = np.stack([array[name] for name in array.dtype.names], axis=-1)
     array = array.reshape(*head.shape, head.channels)
     return Image(np.moveaxis(array, -1, 0), head.spacing, head.affine, head.has_spacing)
+
+
+def _load_nifti(path: Path) -> Any:
+    """Open a file without its voxels, and name what is wrong with a sound one: its name, or its intercept."""
+    import nibabel
+
+    with path.open("rb") as file:
+        start = file.read(4)
+    is_packed = start[:2] == b"\x1f\x8b"
+    if is_packed != (path.suffix.lower() == ".gz") and (is_packed or int.from_bytes(start, "little") in NIFTI_SIZES):
+        name = path.name + ".gz" if is_packed else path.name[:-3]
+        found = "compressed by gzip" if is_packed else "not compressed"
+        raise unreadable_error(path, f"it is NIfTI {found}, unlike its name", f"Rename it to {name}")
+    try:
+        return nibabel.load(path)
+    except nibabel.spatialimages.HeaderDataError as error:
+        if "invalid intercept" not in str(error):
+            raise
+        raise unreadable_error(
+            path, "its header has no finite scl_inter", "Set it to 0 if values have no offset"
+        ) from error
 
 
 @contextmanager
@@ -276,6 +294,8 @@ def _is_scaled_nifti(proxy: Any) -> bool:
 
 def _nifti_header(path: Path, image: Any, dimensions: int) -> Header:
     shape, dtype = tuple(int(n) for n in image.shape), image.get_data_dtype()
+    if dtype.kind == "c":
+        raise unreadable_error(path, f"its values are complex ({dtype})", "Save their magnitude as float32")
     if dtype.kind not in "iuf" and not dtype.names:
         raise unreadable_error(path, f"its values are {dtype}")
     size, packed = path.stat().st_size, path.suffix.lower() == ".gz"

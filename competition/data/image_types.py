@@ -66,11 +66,10 @@ class Header:
     plain_spacing: tuple[float, ...] | None = None
 
 
-def unreadable_error(path: Path, reason: object) -> MaskfoldError:
-    """Return the error for a file whose bytes are not a valid image."""
+def unreadable_error(path: Path, reason: object, solution: str = "Replace it by an intact copy") -> MaskfoldError:
+    """Return the error for a file that is no valid image, with its solution other than skipping the case."""
     return MaskfoldError(
-        f"{path} cannot be read ({reason}).",
-        "Replace it by an intact copy, or skip the case with competition.on_bad_case=skip.",
+        f"{path} cannot be read ({reason}).", f"{solution}, or skip the case with competition.on_bad_case=skip."
     )
 
 

@@ -92,8 +92,10 @@ def read_labels(path: str | Path, dimensions: int | None = None) -> tuple[np.nda
     if array.dtype.kind == "f":
         rounded = np.rint(array)
         if not np.isfinite(array).all() or np.abs(array - rounded).max() > 1e-3:
+            wrong = np.unique(array[~(np.abs(array - rounded) <= 1e-3)])
+            shown = ", ".join(f"{value:.6g}" for value in wrong[:3]) + (" and others" if len(wrong) > 3 else "")
             raise MaskfoldError(
-                f"{path} has label values that are not integers.",
+                f"{path} has label values that are not integers: found {shown}.",
                 "Save the mask as integers; resample masks only with the nearest neighbour.",
             )
         array = rounded.astype(np.int32)

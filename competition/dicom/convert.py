@@ -65,12 +65,16 @@ def convert_folder(
     """
     label_pattern = _check_arguments(folder, layout, labels)
     scanned = scan_folder(folder)
+    links = ", ".join(scanned.links[:MAX_LISTED_FILES])
     if not scanned.instances and not scanned.unreadable:
         raise MaskfoldError(
-            f"No DICOM files in {folder}: found {scanned.non_dicom_count} other files.",
-            "Name the folder that contains the exported study.",
+            f"No DICOM files in {folder}: found {scanned.non_dicom_count} other files"
+            + (f", and links to folders, which are not followed: {links}." if links else "."),
+            f"Name the folder that {'the link points to' if links else 'contains the exported study'}.",
         )
     ensure_writable(output)
+    if links:
+        say(f"links to folders are not followed: {links}; convert the folders that they point to separately")
     previous_rows = read_rows(output / "series.csv")
     label_map = LabelMap(output / "segments.csv")
     converter = _Converter(output, layout, group_series(scanned.instances, label_pattern), previous_rows, say)

@@ -124,11 +124,13 @@ class Scan:
         instances: sorted by name.
         unreadable: files that are DICOM, or are named like DICOM, and whose series is unknown → the reason.
         non_dicom_count: number of files that are not DICOM.
+        links: paths of links to folders, which are not followed.
     """
 
     instances: list[Instance] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     non_dicom_count: int = 0
+    links: list[str] = field(default_factory=list)
 
 
 def scan_folder(folder: Path) -> Scan:
@@ -138,6 +140,7 @@ def scan_folder(folder: Path) -> Scan:
     with silence_pydicom():
         for parent, folders, names in os.walk(folder):
             folders.sort()
+            result.links += [str(Path(parent, name)) for name in folders if Path(parent, name).is_symlink()]
             for path in (Path(parent) / name for name in sorted(names)):
                 _add_file(result, path, path.relative_to(folder).as_posix(), non_dicom)
     result.instances.sort(key=lambda instance: instance.name)
@@ -398,7 +401,10 @@ def _non_volume_reason(series: Series) -> str:
             return f"colours: found {instance.photometric}, expected MONOCHROME1 or MONOCHROME2 ({instance.name})"
     frames = [frame for instance in series.instances for frame in instance.frame_headers]
     if frames and all(frame.position is None or frame.orientation is None for frame in frames):
-        return "its images have no position in the patient"
+        return (
+            "its images have no position in the patient: 2D pictures such as X-rays, which are no volume; convert them "
+            "to PNG (pydicom, cv2) and set `dimensions: 2`"
+        )
     directions = _count_directions([frame.orientation for frame in frames if frame.orientation is not None])
     if directions > 1:
         return f"slices of {directions} orientations: a localiser, or planes cut from a volume"

@@ -243,6 +243,8 @@ def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp
         image = nibabel.Nifti1Image(labels, source_image.affine, source_image.header)
         image.set_data_dtype(labels.dtype)
         image.header.set_slope_inter(1, 0)
+        image.header.set_intent("none")  # these three describe the values of the image, not labels
+        image.header["cal_min"] = image.header["cal_max"] = 0
     else:
         spacing = json.loads(row.spacing)
         sizes = spacing if order is None else [spacing[axis] for axis in order]

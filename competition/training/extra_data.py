@@ -117,8 +117,8 @@ def prepare_extra_data(
                 raise MaskfoldError(
                     f"The image {case_id} of {_data_name(key, run.exp)} has {channels} channels, expected {expected} "
                     "as in the labelled cases.",
-                    "Remove the image, or convert all: 2D images with prepare.channels=grey or rgb, volumes to the same"
-                    " channels.",
+                    "Remove the image, or convert all: 2D images with prepare.channels=grey or rgb, volumes with a "
+                    "list of the channels that all have.",
                 )
     copies = mark_near_duplicates(run, labelled, prepared)
     for key, table in run.extra_tables.items():

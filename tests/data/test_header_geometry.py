@@ -122,7 +122,7 @@ def test_explore_remarks_on_cases_without_an_orientation_among_others(tmp_path: 
 
 
 def test_the_distance_is_that_of_the_farthest_corner_in_voxels() -> None:
-    assert corner_distance(np.eye(4), np.eye(4), (4, 5, 6)) == (0.0, (0, 0, 0))
+    assert corner_distance(np.eye(4), np.eye(4), (4, 5, 6)) == (0.0, (3, 4, 5))
     turned = np.diag([2.0, 2.0, 2.0, 1.0])
     turned[:2, :2] = 2 * np.array([[0, -1], [1, 0]])
     distance, corner = corner_distance(np.diag([2.0, 2.0, 2.0, 1.0]), turned, (4, 5))

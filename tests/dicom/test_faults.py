@@ -16,6 +16,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, JPEGLossless
 
 from competition.dicom.convert import Conversion, convert_folder
+from competition.errors import MaskfoldError
 from tests.conftest import SHARED
 from tests.dicom.files import AXIAL, item, positions, uid, volume, write_series
 
@@ -194,7 +195,7 @@ def tags(**changes: object) -> Fault:
         (bomb, "GiB of memory are free"),
         (tags(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "a localiser"),
         (tags(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "mosaics"),
-        (tags(ImagePositionPatient=None), "no position in the patient"),
+        (tags(ImagePositionPatient=None), "no position in the patient: 2D pictures such as X-rays"),
         (tags(PixelSpacing=None), "no pixel spacing"),
         (tags(PixelSpacing=["0", "0.7"]), "pixel spacing is not positive"),
         (tags(PhotometricInterpretation="PALETTE COLOR"), "colours: found PALETTE COLOR"),
@@ -303,3 +304,16 @@ def test_the_real_study_with_faults(tmp_path: Path) -> None:
     # The copy or the original may sort first: one of them is ignored.
     assert {"again", by_series["T1post"][5].name} == set(rows["T1post"].ignored.split(" repeats "))
     assert rows["T1post"].shape == "280x320x22"
+
+
+def test_links_to_folders_are_named(tmp_path: Path) -> None:
+    write_series(tmp_path / "study", SOUND)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/linked").symlink_to(tmp_path / "study", target_is_directory=True)
+    with pytest.raises(MaskfoldError, match="links to folders, which are not followed: .*in/linked") as caught:
+        convert_folder(tmp_path / "in", tmp_path / "out")
+    assert "the link points to" in caught.value.hint
+    write_series(tmp_path / "in/sound", SOUND, patient="P2")
+    said: list[str] = []
+    convert_folder(tmp_path / "in", tmp_path / "out", say=said.append)
+    assert any("links to folders are not followed" in line and "in/linked" in line for line in said)

@@ -167,6 +167,7 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
         plain["competition"]["spacing"],
         plain["competition"]["train"]["cases"],
         plain["competition"]["train"]["masks_on_image_grid"],
+        plain["competition"]["train"]["missing_masks"],
         plain["competition"]["submission"]["kaggle"],
         plain["competition"]["submission"]["public_share"],
     )
