@@ -15,7 +15,7 @@ from competition.config.profiles import Profile, profile_of
 from competition.data.patterns import SliceFile, slice_aliases
 from competition.ensembling.ensemble import case_rows, list_slices
 from competition.errors import MaskfoldError
-from competition.postprocessing.pipeline import CasePrediction
+from competition.postprocessing.case import CasePrediction
 from competition.submission.reader import IdLookup, SampleSubmission, format_key, read_sample
 from competition.submission.writer import MaskItem
 

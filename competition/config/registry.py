@@ -1,0 +1,110 @@
+"""Registry of the named entries that other packages contribute, such as metrics and post-processing steps."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from competition.text import join_or, nearest_names
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Generic[Entry]):
+    """Entries by name, added by the modules that define them.
+
+    A module adds its entries while it is imported, and the first lookup imports it. The module may lie above the code
+    that looks a name up, because it is named by text.
+
+    Args:
+        kind: what an entry is, for messages: `metric`.
+        home: the module that contains the built-in entries; of a package, all its modules are imported. A mapping from
+            names to modules imports only the module of the name that is looked up.
+        ordered: keep the order in which entries were added, instead of the alphabetical order.
+
+    Example:
+        >>> from competition.config.experiment import SCHEDULES
+        >>> SCHEDULES.names()
+        ['plateau', 'cosine', 'poly', 'onecycle', 'constant']
+    """
+
+    def __init__(self, kind: str, home: str | Mapping[str, str], *, ordered: bool = False) -> None:
+        self.kind, self.home, self.ordered = kind, home, ordered
+        self._entries: dict[str, Entry] = {}
+        self._complete = False
+
+    def register(self, name: str) -> Callable[[Entry], Entry]:
+        """Return a decorator that adds a function or class and returns it unchanged."""
+
+        def add(entry: Entry) -> Entry:
+            self.add(name, entry)
+            return entry
+
+        return add
+
+    def add(self, name: str, entry: Entry) -> None:
+        """Add an entry.
+
+        Raises:
+            ValueError: the name belongs to another entry.
+        """
+        if name in self._entries:
+            raise ValueError(f"two entries have the {self.kind} name {name!r}")
+        self._entries[name] = entry
+
+    @contextmanager
+    def temporary(self, name: str, entry: Entry) -> Iterator[Entry]:
+        """Add an entry for the time of a `with` block, for tests."""
+        self._import_home()
+        self.add(name, entry)
+        try:
+            yield entry
+        finally:
+            del self._entries[name]
+
+    def names(self) -> list[str]:
+        """Return all names: in the order of the entries if the registry is ordered, else alphabetical."""
+        self._import_home()
+        known = self._entries if isinstance(self.home, str) else dict.fromkeys((*self.home, *self._entries))
+        return list(known) if self.ordered else sorted(known)
+
+    def check(self, name: str) -> str:
+        """Return a name if there is an entry of it; a pydantic validator.
+
+        Raises:
+            ValueError: there is none; the message has the known names and the nearest of them.
+        """
+        known = self.names()
+        if name not in known:
+            near = nearest_names(name, known)
+            hint = f" (nearest: {near[0]})" if near else ""
+            raise ValueError(f"expected {join_or(known)}, found the text {name!r}{hint}")
+        return name
+
+    def get(self, name: str) -> Entry:
+        """Return the entry of a name.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        if name not in self._entries:
+            self.check(name)
+            if not isinstance(self.home, str):
+                importlib.import_module(self.home[name])
+        return self._entries[name]
+
+    def _import_home(self) -> None:
+        """Import the modules of the built-in entries, once."""
+        if self._complete or not isinstance(self.home, str):
+            return
+        self._complete = True  # first, since the modules imported here may look a name up themselves
+        try:
+            home = importlib.import_module(self.home)
+            for module in pkgutil.iter_modules(getattr(home, "__path__", ())):
+                importlib.import_module(f"{self.home}.{module.name}")
+        except BaseException:
+            self._complete = False  # so that the next lookup reports the same error
+            raise
