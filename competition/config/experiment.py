@@ -19,7 +19,7 @@ SCHEDULES: Registry[Callable[[float, ScheduleConfig], float]] = Registry(
 # Executors: functions or classes that take the `run` section and return a `competition.training.executors.Executor`.
 # Each module is imported when its executor is used.
 EXECUTORS: Registry[Callable[[HardwareConfig], Any]] = Registry(
-    "executor", {"local": "competition.training.executors", "ray": "competition.training.ray_executor"}
+    "executor", modules={"local": "competition.training.executors", "ray": "competition.training.ray_executor"}
 )
 
 

@@ -21,8 +21,9 @@ class Registry(Generic[Entry]):
 
     Args:
         kind: what an entry is, for messages: `metric`.
-        home: the module that contains the built-in entries; of a package, all its modules are imported. A mapping from
-            names to modules imports only the module of the name that is looked up.
+        package: the package or module that contains the built-in entries; of a package, all its modules are imported.
+        modules: instead of `package`, the module of each built-in entry; only that of a name that is looked up is
+            imported.
         ordered: keep the order in which entries were added, instead of the alphabetical order.
 
     Example:
@@ -31,10 +32,12 @@ class Registry(Generic[Entry]):
         ['plateau', 'cosine', 'poly', 'onecycle', 'constant']
     """
 
-    def __init__(self, kind: str, home: str | Mapping[str, str], *, ordered: bool = False) -> None:
-        self.kind, self.home, self.ordered = kind, home, ordered
+    def __init__(
+        self, kind: str, package: str = "", *, modules: Mapping[str, str] | None = None, ordered: bool = False
+    ) -> None:
+        self.kind, self.package, self.modules, self.ordered = kind, package, dict(modules or {}), ordered
         self._entries: dict[str, Entry] = {}
-        self._complete = False
+        self._complete = not package
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
         """Return a decorator that adds a function or class and returns it unchanged."""
@@ -58,7 +61,7 @@ class Registry(Generic[Entry]):
     @contextmanager
     def temporary(self, name: str, entry: Entry) -> Iterator[Entry]:
         """Add an entry for the time of a `with` block, for tests."""
-        self._import_home()
+        self._import_package()
         self.add(name, entry)
         try:
             yield entry
@@ -67,8 +70,8 @@ class Registry(Generic[Entry]):
 
     def names(self) -> list[str]:
         """Return all names: in the order of the entries if the registry is ordered, else alphabetical."""
-        self._import_home()
-        known = self._entries if isinstance(self.home, str) else dict.fromkeys((*self.home, *self._entries))
+        self._import_package()
+        known = dict.fromkeys((*self.modules, *self._entries))
         return list(known) if self.ordered else sorted(known)
 
     def check(self, name: str) -> str:
@@ -92,19 +95,19 @@ class Registry(Generic[Entry]):
         """
         if name not in self._entries:
             self.check(name)
-            if not isinstance(self.home, str):
-                importlib.import_module(self.home[name])
+            if name in self.modules:
+                importlib.import_module(self.modules[name])
         return self._entries[name]
 
-    def _import_home(self) -> None:
+    def _import_package(self) -> None:
         """Import the modules of the built-in entries, once."""
-        if self._complete or not isinstance(self.home, str):
+        if self._complete:
             return
         self._complete = True  # first, since the modules imported here may look a name up themselves
         try:
-            home = importlib.import_module(self.home)
-            for module in pkgutil.iter_modules(getattr(home, "__path__", ())):
-                importlib.import_module(f"{self.home}.{module.name}")
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+                importlib.import_module(f"{self.package}.{module.name}")
         except BaseException:
             self._complete = False  # so that the next lookup reports the same error
             raise

@@ -17,11 +17,18 @@ from typing import Any
 from packaging.requirements import Requirement
 
 import competition
+from competition.config.experiment import SCHEDULES
+from competition.config.postprocess import STEPS
 from competition.errors import MaskfoldError
 from competition.export.smoke_test import ERROR_STATUS
 
 PACKAGE = Path(competition.__file__).parent
-ENTRY_MODULES = ("competition.export.runtime", "competition.export.onnx", "competition.export.smoke_test")
+ENTRY_MODULES = (
+    "competition.export.runtime",
+    "competition.export.onnx",
+    "competition.export.smoke_test",
+    *(registry.package for registry in (STEPS, SCHEDULES)),  # reading a run's YAML imports them by name
+)
 # No wheels of these are downloaded: they are gigabytes, and every GPU notebook has them, built for its driver.
 PREINSTALLED = ("torch", "torchvision", "triton")
 PREINSTALLED_PREFIXES = ("nvidia-", "cuda-")  # dependencies of PyTorch

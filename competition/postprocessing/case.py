@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from competition.config.competition import Competition
 from competition.errors import MaskfoldError
-from competition.inference.predict import merge_boundary_class, to_masks
 from competition.metrics.instances import connected_components
 
 Mask = NDArray[np.bool_]
@@ -71,11 +70,15 @@ class CaseProbabilities:
     @cached_property
     def masks(self) -> Mask:
         """(K, *spatial) bool, by argmax, or by 0.5 where classes overlap."""
+        from competition.inference.predict import to_masks  # here, since reading a YAML with steps needs no torch
+
         return to_masks(self.probabilities, self.comp)
 
     @cached_property
     def class_probabilities(self) -> NDArray[Any]:
         """(comp.output_channels, *spatial): the probabilities with the boundary class merged into the classes."""
+        from competition.inference.predict import merge_boundary_class
+
         return merge_boundary_class(self.probabilities, self.comp) if self.has_boundary else self.probabilities
 
     @property
