@@ -23,8 +23,7 @@ import torch
 
 from competition.augment.custom import MonaiTransforms
 from competition.augment.images import ImageAugment
-from competition.augment.presets import VOLUME_PRESETS
-from competition.augment.volumes import VolumeAugment
+from competition.augment.volumes import Blur, Brightness, Contrast, Gamma, Noise, VolumeAugment, Warp, build_preset
 from competition.config.experiment import AugmentConfig
 
 BATCH, SHAPE, ROUNDS, WARMUP = 4, (40, 56, 40), 60, 5
@@ -32,8 +31,10 @@ BATCH, SHAPE, ROUNDS, WARMUP = 4, (40, 56, 40), 60, 5
 
 def monai_list(name: str) -> AugmentConfig:
     """Return a preset as a list of MONAI's transforms."""
-    preset = VOLUME_PRESETS[name]
-    angle, zoom = np.radians(preset.degrees), preset.zoom_factor[1] - 1
+    warp, blur, noise, brightness, contrast, gamma = build_preset(name)
+    assert isinstance(warp, Warp) and isinstance(blur, Blur) and isinstance(noise, Noise)
+    assert isinstance(brightness, Brightness) and isinstance(contrast, Contrast) and isinstance(gamma, Gamma)
+    angle, zoom = np.radians(warp.degrees), warp.zoom_factor[1] - 1
     flips: list[tuple[str, float, dict[str, object]]] = [
         ("RandFlipd", 0.5, {"spatial_axis": axis}) for axis in range(3)
     ]
@@ -41,20 +42,20 @@ def monai_list(name: str) -> AugmentConfig:
         *flips,
         (
             "RandAffined",
-            1 - (1 - preset.rotate) * (1 - preset.zoom),
+            1 - (1 - warp.rotate) * (1 - warp.zoom),
             {"rotate_range": [angle] * 3, "scale_range": [zoom] * 3, "padding_mode": "border"},
         ),
         (
             "Rand3DElasticd",
-            preset.elastic,
+            warp.elastic,
             {"sigma_range": [3, 5], "magnitude_range": [20, 80], "padding_mode": "border"},
         ),
-        ("RandGaussianSmoothd", preset.blur, {}),
-        ("RandSimulateLowResolutiond", preset.low_resolution, {"zoom_range": list(preset.low_resolution_factor)}),
-        ("RandGaussianNoised", preset.noise, {"std": preset.noise_deviation[1]}),
-        ("RandScaleIntensityd", preset.brightness, {"factors": preset.brightness_factor[1] - 1}),
-        ("RandScaleIntensityFixedMeand", preset.contrast, {"factors": preset.contrast_factor[1] - 1}),
-        ("RandAdjustContrastd", preset.gamma, {"gamma": list(preset.gamma_exponent), "retain_stats": True}),
+        ("RandGaussianSmoothd", blur.blur, {}),
+        ("RandSimulateLowResolutiond", blur.low_resolution, {"zoom_range": list(blur.low_resolution_factor)}),
+        ("RandGaussianNoised", noise.probability, {"std": noise.deviation[1]}),
+        ("RandScaleIntensityd", brightness.probability, {"factors": brightness.factor[1] - 1}),
+        ("RandScaleIntensityFixedMeand", contrast.probability, {"factors": contrast.factor[1] - 1}),
+        ("RandAdjustContrastd", gamma.probability, {"gamma": list(gamma.exponent), "retain_stats": True}),
     ]
     return AugmentConfig.model_validate(
         {

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from competition.postprocessing.steps import fill_holes, keep_largest
+from competition.postprocessing.mask_operations import fill_holes, keep_largest
 
 SIZES = {(192, 256, 256): 9, (1024, 1024): 101}  # shape: rounds
 MINIMUM_SPEEDUP = {"largest": 1.3, "holes": 2.0}

@@ -88,6 +88,8 @@ HEAVY = {"torch", "monai", "mlflow", "optuna", "albumentations", "cv2", "scipy",
         ("import competition.cli.main", set()),
         ("from competition import load_experiment", set()),
         ("from competition import encode, decode", set()),
+        ("from competition.config.postprocess import STEPS; STEPS.names()", set()),
+        ("from competition.config.experiment import SCHEDULES; SCHEDULES.names()", set()),
         ("import competition.runs.find", {"pandas"}),
     ],
 )

@@ -6,9 +6,12 @@ Nature Methods 2021, supplementary note 4) and that winners of 2D competitions r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from competition.config.experiment import AugmentConfig
+from competition.config.registry import Registry
 from competition.errors import MaskfoldError
 
 Range = tuple[float, float]
@@ -38,30 +41,6 @@ class ImagePreset:
     dropout: float  # of rectangles; the mask is unchanged, so the network learns to use context
     dropout_holes: tuple[int, int]
     dropout_size: Range  # fraction of the image's height and width
-
-
-@dataclass(frozen=True)
-class VolumePreset:
-    """Preset for volumes (and 2.5D): probability and strength of each transform."""
-
-    rotate: float
-    degrees: float  # in both directions, about each axis
-    zoom: float
-    zoom_factor: Range
-    elastic: float
-    elastic_size: float  # largest standard deviation of a control point, as a fraction of the patch's extent
-    blur: float
-    blur_sigma: Range  # voxels
-    low_resolution: float  # fewer voxels, then interpolation to the original size
-    low_resolution_factor: Range  # fraction of the voxels along each axis
-    noise: float
-    noise_deviation: Range  # standard deviations of a normalised image
-    brightness: float
-    brightness_factor: Range
-    contrast: float
-    contrast_factor: Range
-    gamma: float
-    gamma_exponent: Range
 
 
 IMAGE_PRESETS = {
@@ -133,67 +112,47 @@ IMAGE_PRESETS = {
     ),
 }
 
-VOLUME_PRESETS = {
-    "light": VolumePreset(
-        rotate=0.2,
-        degrees=10,
-        zoom=0.2,
-        zoom_factor=(0.85, 1.15),
-        elastic=0,
-        elastic_size=0,
-        blur=0,
-        blur_sigma=(0, 0),
-        low_resolution=0,
-        low_resolution_factor=(1, 1),
-        noise=0.1,
-        noise_deviation=(0, 0.1),
-        brightness=0.15,
-        brightness_factor=(0.9, 1.1),
-        contrast=0.15,
-        contrast_factor=(0.9, 1.1),
-        gamma=0.15,
-        gamma_exponent=(0.8, 1.25),
-    ),
-    "medium": VolumePreset(
-        rotate=0.3,
-        degrees=20,
-        zoom=0.3,
-        zoom_factor=(0.8, 1.25),
-        elastic=0.2,
-        elastic_size=0.03,
-        blur=0.15,
-        blur_sigma=(0.5, 1.0),
-        low_resolution=0.15,
-        low_resolution_factor=(0.5, 1.0),
-        noise=0.15,
-        noise_deviation=(0, 0.15),
-        brightness=0.2,
-        brightness_factor=(0.75, 1.25),
-        contrast=0.2,
-        contrast_factor=(0.75, 1.25),
-        gamma=0.3,
-        gamma_exponent=(0.7, 1.5),
-    ),
-    "heavy": VolumePreset(
-        rotate=0.5,
-        degrees=30,
-        zoom=0.5,
-        zoom_factor=(0.7, 1.4),
-        elastic=0.3,
-        elastic_size=0.05,
-        blur=0.25,
-        blur_sigma=(0.5, 1.5),
-        low_resolution=0.25,
-        low_resolution_factor=(0.4, 1.0),
-        noise=0.3,
-        noise_deviation=(0, 0.3),
-        brightness=0.3,
-        brightness_factor=(0.6, 1.4),
-        contrast=0.3,
-        contrast_factor=(0.6, 1.5),
-        gamma=0.4,
-        gamma_exponent=(0.6, 1.7),
-    ),
+# 3D transforms by name, in the order of sampling and application.
+TRANSFORMS: Registry[Callable[..., Any]] = Registry("3D transform", "competition.augment.volumes", ordered=True)
+# Presets for volumes (and 2.5D): the values of each transform, see its class in `competition.augment.volumes`.
+VOLUME_PRESETS: dict[str, dict[str, dict[str, float | Range]]] = {
+    "light": {
+        "warp": {"rotate": 0.2, "degrees": 10, "zoom": 0.2, "zoom_factor": (0.85, 1.15)},
+        "noise": {"probability": 0.1, "deviation": (0, 0.1)},
+        "brightness": {"probability": 0.15, "factor": (0.9, 1.1)},
+        "contrast": {"probability": 0.15, "factor": (0.9, 1.1)},
+        "gamma": {"probability": 0.15, "exponent": (0.8, 1.25)},
+    },
+    "medium": {
+        "warp": {
+            "rotate": 0.3,
+            "degrees": 20,
+            "zoom": 0.3,
+            "zoom_factor": (0.8, 1.25),
+            "elastic": 0.2,
+            "elastic_size": 0.03,
+        },
+        "blur": {"blur": 0.15, "blur_sigma": (0.5, 1.0), "low_resolution": 0.15, "low_resolution_factor": (0.5, 1.0)},
+        "noise": {"probability": 0.15, "deviation": (0, 0.15)},
+        "brightness": {"probability": 0.2, "factor": (0.75, 1.25)},
+        "contrast": {"probability": 0.2, "factor": (0.75, 1.25)},
+        "gamma": {"probability": 0.3, "exponent": (0.7, 1.5)},
+    },
+    "heavy": {
+        "warp": {
+            "rotate": 0.5,
+            "degrees": 30,
+            "zoom": 0.5,
+            "zoom_factor": (0.7, 1.4),
+            "elastic": 0.3,
+            "elastic_size": 0.05,
+        },
+        "blur": {"blur": 0.25, "blur_sigma": (0.5, 1.5), "low_resolution": 0.25, "low_resolution_factor": (0.4, 1.0)},
+        "noise": {"probability": 0.3, "deviation": (0, 0.3)},
+        "brightness": {"probability": 0.3, "factor": (0.6, 1.4)},
+        "contrast": {"probability": 0.3, "factor": (0.6, 1.5)},
+        "gamma": {"probability": 0.4, "exponent": (0.6, 1.7)},
+    },
 }
 
 

@@ -1,24 +1,81 @@
 """Augmentation of batches of volumes (and 2.5D patches) by presets, on the training device.
 
-The parameters of each sample are drawn on the CPU from its own seed, then applied to the whole batch.
+One class for each transform. The parameters of each sample are drawn on the CPU from its own seed, then applied to all
+samples that have drawn some. The order of the classes is the order of application: geometry, then intensities in the
+order of a scanner (optics, noise, amplifier).
 """
 
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from competition.augment.presets import VOLUME_PRESETS, Range, VolumePreset, preset_flips
+from competition.augment.presets import TRANSFORMS, VOLUME_PRESETS, Range, preset_flips
 from competition.config.experiment import AugmentConfig
 
 KNOTS = 7  # control points along each axis of an elastic field, a cubic B-spline of four spans
 MIN_DIVISOR = 1e-7
+
+
+class Patch(NamedTuple):
+    """The grid of a sample.
+
+    Attributes:
+        shape: voxels along each axis; 2 or 3 axes.
+        spacing: size of a voxel along each axis; rotations are rigid in these units.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+
+
+class VolumeTransform(ABC):
+    """Base class of the transforms: dataclasses whose fields are the values of a preset.
+
+    The defaults of the fields must have no effect, because a preset may leave a transform out.
+    """
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator, patch: Patch) -> Any:
+        """Draw the parameters of one sample; None leaves it unchanged.
+
+        Always draw equally many random numbers, so that the transforms after this one keep theirs.
+        """
+
+
+class GeometricTransform(VolumeTransform):
+    """A transform that moves image and mask."""
+
+    @abstractmethod
+    def apply(self, image: Tensor, mask: Tensor, drawn: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Return the samples after the transform.
+
+        Args:
+            image: (n, C, *spatial) float32: the samples that have drawn parameters.
+            mask: (n, M, *spatial) uint8.
+            drawn: the parameters of each sample, as `sample` returned them.
+        """
+
+
+class IntensityTransform(VolumeTransform):
+    """A transform of the image only. Channels of a sample share their parameters."""
+
+    @abstractmethod
+    def apply(self, image: Tensor, drawn: Sequence[Any]) -> Tensor:
+        """Return the samples after the transform.
+
+        Args:
+            image: (n, C, *spatial) float32: the samples that have drawn parameters.
+            drawn: the parameters of each sample, as `sample` returned them.
+        """
 
 
 class VolumeAugment:
@@ -29,6 +86,9 @@ class VolumeAugment:
         dims: spatial axes of a patch, 2 or 3.
         spacing: size of a voxel along each axis, None: isotropic; rotations are rigid in these units.
 
+    Attributes:
+        transforms: in the order of sampling and application.
+
     Example:
         >>> augment = VolumeAugment(AugmentConfig(preset="medium"), dims=3)
         >>> image, mask = augment(torch.zeros(2, 1, 8, 8, 8), torch.zeros(2, 1, 8, 8, 8, dtype=torch.uint8), [1, 2])
@@ -37,10 +97,22 @@ class VolumeAugment:
     """
 
     def __init__(self, augment: AugmentConfig, dims: int, spacing: Sequence[float] | None = None) -> None:
-        self.preset = None if augment.preset == "none" else VOLUME_PRESETS[augment.preset]
-        self.flips = preset_flips(augment, dims)
         self.dims = dims
         self.spacing = tuple(spacing) if spacing is not None else (1.0,) * dims
+        self.transforms: tuple[VolumeTransform, ...] = ()
+        if augment.preset != "none":
+            self.transforms = (Flip(preset_flips(augment, dims)), *build_preset(augment.preset))
+
+    def sample(self, shape: Sequence[int], seed: int) -> list[Any]:
+        """Draw the parameters of one sample: one entry for each transform, None where it does not apply.
+
+        Args:
+            shape: of the patch, voxels.
+            seed: of the sample, 63 bits.
+        """
+        rng = np.random.Generator(np.random.PCG64(seed))
+        patch = Patch(tuple(shape), self.spacing)
+        return [transform.sample(rng, patch) for transform in self.transforms]
 
     @torch.no_grad()
     def __call__(self, image: Tensor, mask: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -54,170 +126,166 @@ class VolumeAugment:
         Returns:
             New tensors of the same shapes and dtypes on the same device; the arguments are unchanged.
         """
-        if self.preset is None:
+        if not self.transforms:
             return image, mask
-        draws = [sample_transform(self.preset, self.flips, image.shape[2:], self.spacing, int(seed)) for seed in seeds]
+        drawn = zip(*(self.sample(image.shape[2:], int(seed)) for seed in seeds), strict=True)
+        image, mask = image.clone(), mask.clone()
         with torch.autocast(image.device.type, enabled=False):  # bf16 matrix products would make coordinates inexact
-            image, mask = flip(image.clone(), draws), flip(mask.clone(), draws)
-            warp(image, mask, draws)
-            change_intensities(image, draws)
+            for transform, parameters in zip(self.transforms, drawn, strict=True):
+                apply_to_samples(transform, image, mask, parameters)
         return image, mask
 
 
-# Random parameters of each sample
+def build_preset(name: str) -> list[VolumeTransform]:
+    """Return the transforms of a preset; those that it leaves out are included, because they draw random numbers."""
+    preset = VOLUME_PRESETS[name]
+    return [TRANSFORMS.get(transform)(**preset.get(transform, {})) for transform in TRANSFORMS.names()]
 
 
-@dataclass(frozen=True)
-class SampledTransform:
-    """Augmentation parameters of one sample; the defaults are the identity.
-
-    Attributes:
-        flips: spatial axes.
-        matrix: (d, d) float64 that maps an offset from the centre of the result to one in the source, voxels; None is
-            the identity.
-        knots: (d, KNOTS, …, KNOTS) float32, displacement of each control point, voxels.
-        blur: standard deviation, voxels.
-        resolution: fraction of voxels kept along each axis.
-        noise: standard deviation.
-        noise_seed: of the generator on the device.
-        brightness, contrast: factors.
-        gamma: exponent.
-        invert_gamma: apply gamma to the negative.
-    """
-
-    flips: tuple[int, ...] = ()
-    matrix: np.ndarray | None = None
-    knots: np.ndarray | None = None
-    blur: float = 0.0
-    resolution: float = 1.0
-    noise: float = 0.0
-    noise_seed: int = 0
-    brightness: float = 1.0
-    contrast: float = 1.0
-    gamma: float = 1.0
-    invert_gamma: bool = False
-
-    @property
-    def needs_resampling(self) -> bool:
-        """Whether the sample has to be interpolated."""
-        return self.matrix is not None or self.knots is not None
-
-
-def sample_transform(
-    preset: VolumePreset, flips: tuple[int, ...], shape: Sequence[int], spacing: Sequence[float], seed: int
-) -> SampledTransform:
-    """Sample the augmentation parameters of one sample.
+def apply_to_samples(transform: VolumeTransform, image: Tensor, mask: Tensor, drawn: Sequence[Any]) -> None:
+    """Apply a transform in place to the samples that have drawn parameters; the others stay bit-identical.
 
     Args:
-        preset: probabilities and ranges.
-        flips: axes that may be flipped.
-        shape: of the patch, voxels; 2 or 3 axes.
-        spacing: size of a voxel along each axis; rotations are rigid in these units.
-        seed: of the sample.
+        transform: geometric or of intensities.
+        image: (B, C, *spatial) float32.
+        mask: (B, M, *spatial) uint8.
+        drawn: the parameters of each sample; None: unchanged.
     """
-    rng = np.random.Generator(np.random.PCG64(seed))
-    sampled_flips = tuple(axis for axis in flips if rng.random() < 0.5)
-    return SampledTransform(
-        flips=sampled_flips,
-        matrix=_sample_matrix(preset, spacing, rng),
-        knots=_sample_knots(preset, shape, rng),
-        blur=_sample(rng, preset.blur, preset.blur_sigma, 0.0),
-        resolution=_sample(rng, preset.low_resolution, preset.low_resolution_factor, 1.0),
-        noise=_sample(rng, preset.noise, preset.noise_deviation, 0.0),
-        noise_seed=int(rng.integers(2**63)),
-        brightness=_sample(rng, preset.brightness, preset.brightness_factor, 1.0),
-        contrast=_sample(rng, preset.contrast, preset.contrast_factor, 1.0),
-        gamma=_sample(rng, preset.gamma, preset.gamma_exponent, 1.0),
-        invert_gamma=bool(rng.random() < 0.25),
-    )
+    indices = [index for index, parameters in enumerate(drawn) if parameters is not None]
+    if not indices:
+        return
+    rows = torch.tensor(indices, device=image.device)
+    parameters = [drawn[index] for index in indices]
+    if isinstance(transform, GeometricTransform):
+        image[rows], mask[rows] = transform.apply(image[rows], mask[rows], parameters)
+    elif isinstance(transform, IntensityTransform):
+        image[rows] = transform.apply(image[rows], parameters)
+    else:
+        raise TypeError(f"{type(transform).__name__} is neither a GeometricTransform nor an IntensityTransform")
 
 
-def _sample(rng: np.random.Generator, probability: float, bounds: Range, identity: float) -> float:
-    """Return a value within bounds, or the identity; two random numbers are consumed in both cases."""
+def sample_value(rng: np.random.Generator, probability: float, bounds: Range, identity: float) -> float:
+    """Return a value within bounds, or the identity; two random numbers are drawn in both cases."""
     applies, value = rng.random() < probability, rng.uniform(*bounds)
     return value if applies else identity
 
 
-def _sample_matrix(preset: VolumePreset, spacing: Sequence[float], rng: np.random.Generator) -> np.ndarray | None:
-    """Sample rotation and zoom as one matrix in voxels: S⁻¹ R S / zoom, with S the size of a voxel.
+# Geometry
 
-    A rotation in voxels (or in the [-1, 1] of `grid_sample`) would shear the content of an anisotropic patch.
+
+@dataclass(frozen=True)
+class Flip(GeometricTransform):
+    """Flip each axis with a probability of one half. It is not part of the sampling grid, so it is exact.
+
+    Attributes:
+        axes: the axes that may be flipped, those of `augment.flip`.
     """
-    dims = len(spacing)
-    planes = list(itertools.combinations(range(dims), 2))  # one in 2D, three in 3D
-    rotates = rng.random() < preset.rotate
-    angles = np.radians(rng.uniform(-preset.degrees, preset.degrees, len(planes)))
-    zooms, low, high = rng.random() < preset.zoom, *np.log(preset.zoom_factor)
-    factor = float(np.exp(rng.uniform(low, high)))
-    if not rotates and not zooms:
-        return None
-    matrix = np.eye(dims)
-    for (first, second), angle in zip(planes, angles if rotates else (), strict=False):
-        plane = np.eye(dims)
-        plane[[first, second], [first, second]] = np.cos(angle)
-        plane[first, second], plane[second, first] = -np.sin(angle), np.sin(angle)
-        matrix = matrix @ plane
-    size = np.asarray(spacing, np.float64)
-    return matrix * size[None, :] / size[:, None] / (factor if zooms else 1.0)
+
+    axes: tuple[int, ...] = ()
+
+    def sample(self, rng: np.random.Generator, patch: Patch) -> tuple[int, ...] | None:
+        """Draw the axes to flip."""
+        return tuple(axis for axis in self.axes if rng.random() < 0.5) or None
+
+    def apply(self, image: Tensor, mask: Tensor, drawn: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """See `GeometricTransform.apply`."""
+        for axes, *tensors in zip(drawn, image, mask, strict=True):
+            for sample in tensors:
+                sample.copy_(sample.flip([axis + 1 for axis in axes]))
+        return image, mask
 
 
-def _sample_knots(preset: VolumePreset, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray | None:
-    """Sample displacements of the control points, voxels; their deviation is at most `elastic_size` of the extent."""
-    applies, strength = rng.random() < preset.elastic, rng.uniform(0.2, 1.0) * preset.elastic_size
-    field = rng.standard_normal((len(shape), *[KNOTS] * len(shape)), np.float32)
-    if not applies:
-        return None
-    extents = np.asarray(shape, np.float32).reshape(-1, *[1] * len(shape))
-    return field * np.float32(strength) * extents
+class Displacement(NamedTuple):
+    """Where a sample is read.
 
-
-# Geometry: flips, and rotation, zoom and elastic displacement in one sampling grid
-
-
-def flip(batch: Tensor, draws: Sequence[SampledTransform]) -> Tensor:
-    """Flip each sample of (B, C, *spatial) along its own axes, in place.
-
-    Flips are not part of the sampling grid, so they are exact.
+    Attributes:
+        matrix: (d, d) float64 that maps an offset from the centre of the result to one in the source, voxels; None is
+            the identity.
+        knots: (d, KNOTS, …, KNOTS) float32, displacement of each control point, voxels; None: no elastic field.
     """
-    for sample, drawn in zip(batch, draws, strict=True):
-        if drawn.flips:
-            sample.copy_(sample.flip([axis + 1 for axis in drawn.flips]))
-    return batch
+
+    matrix: np.ndarray | None = None
+    knots: np.ndarray | None = None
 
 
-def warp(image: Tensor, mask: Tensor, draws: Sequence[SampledTransform]) -> None:
-    """Resample image and mask in place; samples without rotation, zoom and elastic field stay bit-identical.
+@TRANSFORMS.register("warp")
+@dataclass(frozen=True)
+class Warp(GeometricTransform):
+    """Rotation, zoom and elastic displacement, in one sampling grid.
 
     Outside of the patch the nearest voxel is repeated, also in the mask.
 
-    Args:
-        image: (B, C, *spatial) float32, sampled linearly.
-        mask: (B, M, *spatial) uint8, nearest neighbour.
-        draws: one per sample.
+    Attributes:
+        rotate, zoom, elastic: probabilities.
+        degrees: largest angle in both directions, about each axis.
+        zoom_factor: range.
+        elastic_size: largest standard deviation of a control point, as a fraction of the patch's extent.
     """
-    indices = [index for index, drawn in enumerate(draws) if drawn.needs_resampling]
-    if not indices:
-        return
-    grid = sampling_grid([draws[index] for index in indices], image.shape[2:], image.device)
-    rows = torch.tensor(indices, device=image.device)
-    image[rows] = F.grid_sample(image[rows], grid, mode="bilinear", padding_mode="border", align_corners=False)
-    labels = F.grid_sample(mask[rows].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
-    mask[rows] = labels.to(torch.uint8)
+
+    rotate: float = 0
+    degrees: float = 0
+    zoom: float = 0
+    zoom_factor: Range = (1, 1)
+    elastic: float = 0
+    elastic_size: float = 0
+
+    def sample(self, rng: np.random.Generator, patch: Patch) -> Displacement | None:
+        """Draw the matrix and the control points."""
+        drawn = Displacement(self._sample_matrix(rng, patch.spacing), self._sample_knots(rng, patch.shape))
+        return None if drawn.matrix is None and drawn.knots is None else drawn
+
+    def _sample_matrix(self, rng: np.random.Generator, spacing: Sequence[float]) -> np.ndarray | None:
+        """Sample rotation and zoom as one matrix in voxels: S⁻¹ R S / zoom, with S the size of a voxel.
+
+        A rotation in voxels (or in the [-1, 1] of `grid_sample`) would shear the content of an anisotropic patch.
+        """
+        dims = len(spacing)
+        planes = list(itertools.combinations(range(dims), 2))  # one in 2D, three in 3D
+        rotates = rng.random() < self.rotate
+        angles = np.radians(rng.uniform(-self.degrees, self.degrees, len(planes)))
+        zooms, low, high = rng.random() < self.zoom, *np.log(self.zoom_factor)
+        factor = float(np.exp(rng.uniform(low, high)))
+        if not rotates and not zooms:
+            return None
+        matrix = np.eye(dims)
+        for (first, second), angle in zip(planes, angles if rotates else (), strict=False):
+            plane = np.eye(dims)
+            plane[[first, second], [first, second]] = np.cos(angle)
+            plane[first, second], plane[second, first] = -np.sin(angle), np.sin(angle)
+            matrix = matrix @ plane
+        size = np.asarray(spacing, np.float64)
+        return matrix * size[None, :] / size[:, None] / (factor if zooms else 1.0)
+
+    def _sample_knots(self, rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray | None:
+        """Sample displacements of the control points, voxels; their deviation is at most a fraction of the extent."""
+        applies, strength = rng.random() < self.elastic, rng.uniform(0.2, 1.0) * self.elastic_size
+        field = rng.standard_normal((len(shape), *[KNOTS] * len(shape)), np.float32)
+        if not applies:
+            return None
+        extents = np.asarray(shape, np.float32).reshape(-1, *[1] * len(shape))
+        return field * np.float32(strength) * extents
+
+    def apply(self, image: Tensor, mask: Tensor, drawn: Sequence[Displacement]) -> tuple[Tensor, Tensor]:
+        """Resample the image linearly and the mask by the nearest neighbour."""
+        grid = sampling_grid(drawn, image.shape[2:], image.device)
+        labels = F.grid_sample(mask.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+        image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return image, labels.to(torch.uint8)
 
 
-def sampling_grid(draws: Sequence[SampledTransform], shape: Sequence[int], device: torch.device) -> Tensor:
+def sampling_grid(drawn: Sequence[Displacement], shape: Sequence[int], device: torch.device) -> Tensor:
     """Return the grid for `grid_sample(…, align_corners=False)`: (B, *spatial, d) float32.
 
     The voxel at offset p from the patch's centre is read at offset M p + u(p), in voxels. Only the final offsets are
     normalised by the extent of each axis, so patches of any extent rotate without shear.
     """
     dims = len(shape)
-    matrices = np.stack([np.eye(dims) if drawn.matrix is None else drawn.matrix for drawn in draws])
+    matrices = np.stack([np.eye(dims) if one.matrix is None else one.matrix for one in drawn])
     lengths = np.asarray(shape, np.float64)
     # Voxel v = p + (length - 1) / 2 is (2 v + 1) / length - 1 = 2 p / length in grid_sample's coordinates.
     weights = torch.tensor(matrices * 2 / lengths[:, None], dtype=torch.float32, device=device)
     offsets = [torch.arange(length, device=device) - (length - 1) / 2 for length in shape]
-    grid = torch.empty((len(draws), *shape, dims), device=device)
+    grid = torch.empty((len(drawn), *shape, dims), device=device)
     for row in range(dims):
         target = grid[..., dims - 1 - row]  # grid_sample orders axes from the last to the first
         for column, offset in enumerate(offsets):
@@ -228,7 +296,7 @@ def sampling_grid(draws: Sequence[SampledTransform], shape: Sequence[int], devic
                 target.copy_(term.expand_as(target))
             else:
                 target += term
-    elastic = {index: drawn.knots for index, drawn in enumerate(draws) if drawn.knots is not None}
+    elastic = {index: one.knots for index, one in enumerate(drawn) if one.knots is not None}
     if elastic:
         # Scale and reorder the few control points instead of the dense field.
         knots = np.stack(list(elastic.values())) * (2 / lengths).reshape(-1, *[1] * dims)
@@ -267,24 +335,170 @@ def spline_weights(length: int, device: torch.device) -> Tensor:
 # Intensities
 
 
-def change_intensities(image: Tensor, draws: Sequence[SampledTransform]) -> None:
-    """Change (B, C, *spatial) float32 in place, in the order of a scanner: optics, noise, amplifier.
+class Softening(NamedTuple):
+    """Blur and low resolution of a sample: standard deviation in voxels, and fraction of the voxels along each axis."""
 
-    Channels of a sample share their parameters; except for brightness, each channel keeps its own range or moments.
+    sigma: float = 0.0
+    fraction: float = 1.0
+
+
+@TRANSFORMS.register("blur")
+@dataclass(frozen=True)
+class Blur(IntensityTransform):
+    """Blur and low resolution, in one matrix product per axis, since both are linear and separable.
+
+    Attributes:
+        blur, low_resolution: probabilities.
+        blur_sigma: range of the standard deviation, voxels.
+        low_resolution_factor: range of the fraction of voxels along each axis, which are then interpolated.
     """
-    _blur(image, draws)
-    for sample, drawn in zip(image, draws, strict=True):
-        if drawn.noise:
+
+    blur: float = 0
+    blur_sigma: Range = (0, 0)
+    low_resolution: float = 0
+    low_resolution_factor: Range = (1, 1)
+
+    def sample(self, rng: np.random.Generator, patch: Patch) -> Softening | None:
+        """Draw the standard deviation and the fraction of voxels."""
+        drawn = Softening(
+            sample_value(rng, self.blur, self.blur_sigma, 0.0),
+            sample_value(rng, self.low_resolution, self.low_resolution_factor, 1.0),
+        )
+        return drawn if drawn.sigma > 0 or drawn.fraction < 1 else None
+
+    def apply(self, image: Tensor, drawn: Sequence[Softening]) -> Tensor:
+        """See `IntensityTransform.apply`."""
+        matrices = [
+            torch.tensor(np.stack([_blur_matrix(length, one) for one in drawn]), device=image.device)
+            for length in image.shape[2:]
+        ]
+        return apply_along_axes(image, matrices)
+
+
+class NoiseLevel(NamedTuple):
+    """Standard deviation of the noise of a sample, and the seed of the generator on the device."""
+
+    deviation: float
+    seed: int
+
+
+@TRANSFORMS.register("noise")
+@dataclass(frozen=True)
+class Noise(IntensityTransform):
+    """Gaussian noise.
+
+    Attributes:
+        probability: of the transform.
+        deviation: range of the standard deviation, that of a normalised image is 1.
+    """
+
+    probability: float = 0
+    deviation: Range = (0, 0)
+
+    def sample(self, rng: np.random.Generator, patch: Patch) -> NoiseLevel | None:
+        """Draw the standard deviation and the seed."""
+        drawn = NoiseLevel(sample_value(rng, self.probability, self.deviation, 0.0), int(rng.integers(2**63)))
+        return drawn if drawn.deviation else None
+
+    def apply(self, image: Tensor, drawn: Sequence[NoiseLevel]) -> Tensor:
+        """See `IntensityTransform.apply`."""
+        for sample, (deviation, seed) in zip(image, drawn, strict=True):
             # The generator is on the device, since copying noise to a GPU would be too slow for a training step. So
             # noise, and nothing else, depends on the type of device.
-            generator = torch.Generator(image.device).manual_seed(drawn.noise_seed)
-            noise = torch.randn(sample.shape, generator=generator, device=image.device)
-            sample.add_(noise, alpha=drawn.noise)
-    _apply_to_samples(image, [drawn.brightness for drawn in draws], lambda values, factor: values * factor)
-    _apply_to_samples(image, [drawn.contrast for drawn in draws], contrast)
-    _apply_to_samples(image, [1.0 if drawn.invert_gamma else drawn.gamma for drawn in draws], gamma)
-    inverted_gammas = [drawn.gamma if drawn.invert_gamma else 1.0 for drawn in draws]
-    _apply_to_samples(image, inverted_gammas, lambda values, exponent: -gamma(-values, exponent))
+            generator = torch.Generator(image.device).manual_seed(seed)
+            sample.add_(torch.randn(sample.shape, generator=generator, device=image.device), alpha=deviation)
+        return image
+
+
+@TRANSFORMS.register("brightness")
+@dataclass(frozen=True)
+class Brightness(IntensityTransform):
+    """Multiply the image by a factor.
+
+    Attributes:
+        probability: of the transform.
+        factor: range.
+    """
+
+    probability: float = 0
+    factor: Range = (1, 1)
+
+    def sample(self, rng: np.random.Generator, patch: Patch) -> float | None:
+        """Draw the factor."""
+        return _unless_one(sample_value(rng, self.probability, self.factor, 1.0))
+
+    def apply(self, image: Tensor, drawn: Sequence[float]) -> Tensor:
+        """See `IntensityTransform.apply`."""
+        return change_values(image, drawn, lambda values, factor: values * factor)
+
+
+@TRANSFORMS.register("contrast")
+@dataclass(frozen=True)
+class Contrast(IntensityTransform):
+    """Scale each channel about its mean, within its range.
+
+    Attributes:
+        probability: of the transform.
+        factor: range.
+    """
+
+    probability: float = 0
+    factor: Range = (1, 1)
+
+    def sample(self, rng: np.random.Generator, patch: Patch) -> float | None:
+        """Draw the factor."""
+        return _unless_one(sample_value(rng, self.probability, self.factor, 1.0))
+
+    def apply(self, image: Tensor, drawn: Sequence[float]) -> Tensor:
+        """See `IntensityTransform.apply`."""
+        return change_values(image, drawn, contrast)
+
+
+class GammaCurve(NamedTuple):
+    """Exponent of a sample, and whether it applies to the negative."""
+
+    exponent: float
+    inverted: bool = False
+
+
+@TRANSFORMS.register("gamma")
+@dataclass(frozen=True)
+class Gamma(IntensityTransform):
+    """Apply a power to each channel, or to its negative; see `gamma`.
+
+    Attributes:
+        probability: of the transform.
+        exponent: range.
+        inverted: the share of samples whose negative is changed.
+    """
+
+    probability: float = 0
+    exponent: Range = (1, 1)
+    inverted: float = 0.25
+
+    def sample(self, rng: np.random.Generator, patch: Patch) -> GammaCurve | None:
+        """Draw the exponent, and whether it applies to the negative."""
+        drawn = GammaCurve(sample_value(rng, self.probability, self.exponent, 1.0), bool(rng.random() < self.inverted))
+        return drawn if drawn.exponent != 1.0 else None
+
+    def apply(self, image: Tensor, drawn: Sequence[GammaCurve]) -> Tensor:
+        """See `IntensityTransform.apply`."""
+        for inverted, change in ((False, gamma), (True, lambda values, exponent: -gamma(-values, exponent))):
+            indices = [index for index, curve in enumerate(drawn) if curve.inverted == inverted]
+            if indices:
+                rows = torch.tensor(indices, device=image.device)
+                image[rows] = change_values(image[rows], [drawn[index].exponent for index in indices], change)
+        return image
+
+
+def change_values(image: Tensor, strengths: Sequence[float], change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return `change(samples (n, C, voxels), strengths (n, 1, 1))` in the shape of the image, (n, C, *spatial)."""
+    strength = torch.tensor(strengths, dtype=torch.float32, device=image.device)
+    return change(image.flatten(2), strength.view(-1, 1, 1)).view_as(image)
+
+
+def _unless_one(value: float) -> float | None:
+    return value if value != 1.0 else None
 
 
 def contrast(values: Tensor, factor: Tensor) -> Tensor:
@@ -308,36 +522,12 @@ def gamma(values: Tensor, exponent: Tensor) -> Tensor:
     return curved.mul_(norm_before / norm_after.clamp_min(MIN_DIVISOR)).add_(mean)
 
 
-def _apply_to_samples(image: Tensor, values: list[float], change: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Apply `change(samples, values)` to the samples whose value is not 1."""
-    indices = [index for index, value in enumerate(values) if value != 1.0]
-    if not indices:
-        return
-    rows = torch.tensor(indices, device=image.device)
-    strength = torch.tensor([values[index] for index in indices], dtype=torch.float32, device=image.device)
-    samples = image[rows]
-    image[rows] = change(samples.flatten(2), strength.view(-1, 1, 1)).view_as(samples)
-
-
-def _blur(image: Tensor, draws: Sequence[SampledTransform]) -> None:
-    """Apply blur and low resolution as one matrix product per axis, since both are linear and separable."""
-    indices = [index for index, drawn in enumerate(draws) if drawn.blur > 0 or drawn.resolution < 1]
-    if not indices:
-        return
-    rows = torch.tensor(indices, device=image.device)
-    matrices = [
-        torch.tensor(np.stack([_blur_matrix(length, draws[index]) for index in indices]), device=image.device)
-        for length in image.shape[2:]
-    ]
-    image[rows] = apply_along_axes(image[rows], matrices)
-
-
-def _blur_matrix(length: int, drawn: SampledTransform) -> np.ndarray:
+def _blur_matrix(length: int, drawn: Softening) -> np.ndarray:
     """Return blur, then low resolution, as one matrix (length, length) float32."""
-    if drawn.resolution == 1.0:
-        return gaussian_matrix(length, drawn.blur).astype(np.float32)
-    downsampling = downsampling_matrix(length, drawn.resolution)
-    return (downsampling @ gaussian_matrix(length, drawn.blur) if drawn.blur else downsampling).astype(np.float32)
+    if drawn.fraction == 1.0:
+        return gaussian_matrix(length, drawn.sigma).astype(np.float32)
+    downsampling = downsampling_matrix(length, drawn.fraction)
+    return (downsampling @ gaussian_matrix(length, drawn.sigma) if drawn.sigma else downsampling).astype(np.float32)
 
 
 def gaussian_matrix(length: int, sigma: float) -> np.ndarray:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from competition.config.competition import Competition, ConfigModel, PositiveInt, UnitInterval
 from competition.config.postprocess import PostprocessConfig
+from competition.config.registry import Registry
 from competition.config.study import StudyConfig
+
+# Learning-rate schedules: functions from the completed share of training and this section to a factor in [0, 1].
+SCHEDULES: Registry[Callable[[float, ScheduleConfig], float]] = Registry(
+    "schedule", "competition.models.schedules", ordered=True
+)
+# Executors: functions or classes that take the `run` section and return a `competition.training.executors.Executor`.
+# Each module is imported when its executor is used.
+EXECUTORS: Registry[Callable[[HardwareConfig], Any]] = Registry(
+    "executor", modules={"local": "competition.training.executors", "ray": "competition.training.ray_executor"}
+)
 
 
 class PresenceHeadConfig(ConfigModel):
@@ -198,7 +210,7 @@ class LossConfig(TargetConfig):
 class ScheduleConfig(ConfigModel):
     """Learning-rate schedule; all but plateau are functions of the completed share of training."""
 
-    name: Literal["plateau", "cosine", "poly", "onecycle", "constant"] = "cosine"
+    name: Annotated[str, AfterValidator(SCHEDULES.check)] = "cosine"
     warmup: UnitInterval = 0.0  # share of training with a linear increase
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5  # plateau
     patience: PositiveInt = 10  # plateau, in validations
@@ -267,7 +279,7 @@ class InferenceConfig(ConfigModel):
 class HardwareConfig(ConfigModel):
     """Hardware and parallelism; except for `devices`, no key changes a result on one kind of device."""
 
-    executor: Literal["local", "ray"] = "local"  # this machine, or a Ray cluster
+    executor: Annotated[str, AfterValidator(EXECUTORS.check)] = "local"  # this machine, or a Ray cluster
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: PositiveInt = 1  # processes of one fold, each on its own GPU with batch_size samples per step
     parallel_folds: PositiveInt = 1  # folds trained at the same time, also on the cluster
@@ -379,15 +391,9 @@ class Experiment(ConfigModel):
             if name not in comp.classes:
                 raise ValueError(f"`postprocess.steps` has the class {name}, expected one of {class_names}")
         all_steps = [step for name in comp.classes for step in self.postprocess.steps_for(name)]
-        for split in [step.split for step in all_steps if step.split is not None]:
-            if not comp.instances:
-                raise ValueError("`postprocess.steps`: the step split requires competition.instances: true")
-            if split.boundary is not None and self.prepare.boundary is None:
-                raise ValueError(
-                    "`postprocess.steps`: `split: {boundary: …}` requires the boundary class, `prepare.boundary`"
-                )
-        if self.gate is None and any(step.gate is not None for step in all_steps):
-            raise ValueError("`postprocess.steps`: the step gate requires a presence head, the section `gate`")
+        for step in all_steps:
+            if (problem := step.step.find_problem(self)) is not None:
+                raise ValueError(f"`postprocess.steps`: {problem}")
         if self.postprocess.forbid_overlap and comp.labels == "exclusive":
             raise ValueError(
                 "`postprocess.forbid_overlap` requires overlapping classes (competition.labels: overlapping)"

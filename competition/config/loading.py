@@ -15,6 +15,7 @@ from competition.config.competition import Competition
 from competition.config.experiment import Experiment
 from competition.config.instantiate import check_import_path
 from competition.config.messages import format_validation_error
+from competition.config.postprocess import load_own_step
 from competition.config.yaml import (
     FLOAT_PATTERN,
     TAG_PREFIX,
@@ -45,7 +46,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
             finished run.
 
     Returns:
-        The experiment. The classes of its targets are not imported;
+        The experiment. The classes of its targets are not imported, except for the user's own post-processing steps;
         `competition.config.instantiate.check_targets` checks them.
 
     Raises:
@@ -73,6 +74,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
     _resolve_file(document, ("competition", "train", "cases"), folder)
     for key in (("folds", "file"), ("init_from",), ("encoder_weights",), *_item_keys(document, ("pseudo", "from"))):
         _resolve_file(document, key, file.parent)
+    if trust is not None:
+        _load_own_steps(document, trust)
     exp = _validate(Experiment, document)
     if trust is not None:
         _check_trust(exp, document, trust)
@@ -276,6 +279,19 @@ def _validate(model: type[ModelT], document: YamlDocument) -> ModelT:
         return model.model_validate(document.tree)
     except ValidationError as error:
         raise format_validation_error(error, model, document) from None
+
+
+def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
+    """Import the user's own post-processing steps, whose fields describe their arguments."""
+    key: KeyPath = ("postprocess", "steps")
+    _, value = _value(document, key)
+    lists = {(*key, name): steps for name, steps in value.items()} if isinstance(value, dict) else {key: value}
+    for list_key, steps in lists.items():
+        for number, step in enumerate(steps if isinstance(steps, list) else ()):
+            if isinstance(step, dict) and isinstance(step.get("target"), str):
+                place = document.locate((*list_key, number, "target"))
+                name = ".".join(map(str, (*list_key, number)))
+                load_own_step(step["target"], step.get("args"), f"{place}: {name}", trust)
 
 
 def _check_trust(exp: Experiment, document: YamlDocument, trust: Sequence[str]) -> None:

@@ -8,9 +8,11 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from competition.config.competition import Competition
+from competition.config.postprocess import StepConfig
 from competition.config.yaml import KeyPath, YamlDocument
 from competition.errors import MaskfoldError
 from competition.text import join_or, nearest_names
@@ -96,7 +98,7 @@ def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
         if isinstance(parent, type) and issubclass(parent, BaseModel):
             problem.section = parent
             problem.expected = [Any]
-            for name, info in parent.model_fields.items():
+            for name, info in _fields(parent).items():
                 if part in (name, info.alias):
                     problem.expected = _union_members(info.annotation)
                     break
@@ -250,7 +252,7 @@ def _suggest_keys(problem: Problem) -> str:
     prefix = "".join(f"{part}." for part in problem.path[:-1])
     below = [
         f"{prefix}{name}.{key}"
-        for name, info in problem.section.model_fields.items()
+        for name, info in _fields(problem.section).items()
         for member in _union_members(info.annotation)
         if isinstance(member, type) and issubclass(member, BaseModel) and key in _keys(member)
     ]
@@ -260,7 +262,12 @@ def _suggest_keys(problem: Problem) -> str:
 
 
 def _keys(section: type[BaseModel]) -> list[str]:
-    return [info.alias or name for name, info in section.model_fields.items()]
+    return [info.alias or name for name, info in _fields(section).items()]
+
+
+def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the keys of a section: its fields, or those that a registry adds to them."""
+    return section.yaml_fields() if issubclass(section, StepConfig) else section.model_fields
 
 
 def _suggest_value(problem: Problem) -> str:

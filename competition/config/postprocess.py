@@ -2,75 +2,233 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import hashlib
+import inspect
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, create_model, model_serializer, model_validator
+from pydantic.fields import FieldInfo
 
-from competition.config.competition import ConfigModel, PositiveInt, UnitInterval
+from competition.config.competition import ConfigModel, PositiveInt
+from competition.config.instantiate import TRUST_VARIABLE, resolve_target
+from competition.config.registry import Registry
+from competition.errors import MaskfoldError
+from competition.text import join_names, nearest_names
+
+if TYPE_CHECKING:
+    from competition.config.experiment import Experiment
 
 
-class DoubleThreshold(ConfigModel):
-    """Double threshold: the mask is empty unless at least `pixels` pixels exceed `high`; otherwise cut at `low`."""
+class Step(ConfigModel):
+    """Base class of post-processing steps; `competition.postprocessing.steps` contains those of Maskfold.
 
-    high: UnitInterval
-    pixels: PositiveInt
-    low: UnitInterval
+    The fields of a step are its keys in the YAML, as pydantic fields. A step whose only field is `value` is written
+    `remove_small: 30`, any other one as a mapping: `triplet: {high: 0.75, pixels: 100, low: 0.4}`. A user's own step
+    is written `{target: my_steps.Erode, args: {radius: 1}}`.
+
+    Attributes:
+        creates_mask: the step makes the mask from the probabilities; only the first step may be such a step.
+        needs_presence: the step requires the output of the presence head.
+        slot: in the search, steps of the same slot are alternatives to each other; None: this step is its own slot.
+        combines: in the search, the step is tried together with each alternative of its slot, instead of in its place.
+        searched_twice: the search returns to the step's slot after all other slots.
+    """
+
+    creates_mask: ClassVar[bool] = False
+    needs_presence: ClassVar[bool] = False
+    slot: ClassVar[str | None] = None
+    combines: ClassVar[bool] = False
+    searched_twice: ClassVar[bool] = False
+
+    def apply(self, current: Any, case: Any, index: int) -> Any:
+        """Return the mask and objects of one class after this step. The arguments are not changed.
+
+        Args:
+            current: `ClassMask` of `competition.postprocessing.case`, the mask and objects before this step.
+            case: `CaseProbabilities`, the probabilities of the case.
+            index: the class, from 0.
+
+        Returns:
+            A `ClassMask` of the same shape.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method `apply`")
+
+    @classmethod
+    def candidates(cls, search: Any) -> Sequence[Step] | None:
+        """Return the steps that `postprocess.tune` tries, in this order, besides leaving the step out.
+
+        Args:
+            search: `SearchContext` of `competition.postprocessing.steps`.
+
+        Returns:
+            Steps of this class; None if it is not searched at all.
+        """
+        return None
+
+    def find_problem(self, exp: Experiment) -> str | None:
+        """Return why the step does not fit the other sections of an experiment; None if it fits."""
+        return None
+
+    @classmethod
+    def is_scalar(cls) -> bool:
+        """Return whether the YAML has a value in place of a mapping: the only field is `value`."""
+        return set(cls.model_fields) == {"value"}
 
 
-class SplitConfig(ConfigModel):
-    """Separate touching objects by watershed; seeds come from the distance to the edge or from the boundary class."""
+class UntrustedStep(Step):
+    """A user's own step in a file that was read without importing the user's code. It cannot be applied."""
 
-    distance: Annotated[float, Field(gt=0)] | None = None  # pixels: height of a distance peak above its saddle
-    smooth: Annotated[float, Field(ge=0)] = 1.0  # of the distance, in pixels
-    boundary: UnitInterval | None = None  # seeds are where the probability of an object's inside is above this
-    smallest: PositiveInt = 4  # minimum seed size in pixels
+    target: str
+    args: dict[str, Any] = {}
 
-    @model_validator(mode="after")
-    def _check_method(self) -> SplitConfig:
-        if (self.distance is None) == (self.boundary is None):
-            raise ValueError("`split` requires exactly one of `distance` and `boundary`")
-        return self
+    def __hash__(self) -> int:
+        return hash(self.target)
+
+    def apply(self, current: Any, case: Any, index: int) -> Any:
+        """Raise an error, because the code of the step is not known."""
+        package = self.target.split(".")[0]
+        raise MaskfoldError(
+            f"postprocess.steps: the step {self.target} is not in a trusted package.",
+            f"If you trust {package}, add --trust {package} or set {TRUST_VARIABLE}={package}.",
+            status=2,
+        )
+
+
+STEPS: Registry[type[Step]] = Registry("post-processing step", "competition.postprocessing.steps", ordered=True)
+OWN_STEPS: dict[str, type[Step]] = {}  # the user's own steps that this process has imported, by import path
+
+
+def load_own_step(target: str, args: Any, key: str, trust: Sequence[str]) -> None:
+    """Import a user's own step, so that `StepConfig` can build it, and check the names of its arguments.
+
+    Args:
+        target: the import path of a subclass of `Step`.
+        args: its arguments in the YAML.
+        key: the key of the step in the YAML, for error messages.
+        trust: additional trusted packages.
+
+    Raises:
+        MaskfoldError: status 2; it is not trusted, cannot be imported or is no step, or an argument is unknown.
+    """
+    cls = resolve_target(target, Step, f"{key}.target", trust)
+    known = list(cls.model_fields)
+    for name in args if isinstance(args, dict) else ():
+        if name not in known:
+            near = nearest_names(str(name), known)
+            hint = f"Did you mean {near[0]}?" if near else f"Its arguments are {join_names(known) or 'none'}."
+            raise MaskfoldError(f"{key}.args.{name} is not an argument of {cls.__name__}.", hint, status=2)
+    OWN_STEPS[target] = cls
+
+
+def own_step_digest(target: str) -> str | None:
+    """Return the SHA-256 (hexadecimal) of the file that defines a user's own step; None if it was not imported."""
+    if target not in OWN_STEPS:
+        return None
+    return hashlib.sha256(Path(inspect.getfile(OWN_STEPS[target])).read_bytes()).hexdigest()
 
 
 class StepConfig(ConfigModel):
-    """One step: a mapping with one key, such as `remove_small: 30`."""
+    """One entry of a list of steps: a mapping with one key, such as `remove_small: 30`, or a user's own step.
 
-    threshold: UnitInterval | None = None  # instead of argmax, or of 0.5 if classes overlap
-    triplet: DoubleThreshold | None = None
-    gate: UnitInterval | None = None  # empty if the presence head's probability of the class is below this
-    open: PositiveInt | None = None  # radius in pixels
-    close: PositiveInt | None = None  # radius in pixels
-    fill_holes: Annotated[bool, Field(strict=True)] | None = None
-    split: SplitConfig | None = None  # competition.instances only
-    remove_small: PositiveInt | None = None  # objects of fewer pixels
-    keep_largest: PositiveInt | None = None  # number of components
+    Attributes:
+        name: the key, e.g. `remove_small`, or the import path of a user's own step.
+        step: the step with its arguments.
 
-    @model_validator(mode="after")
-    def _check_one_key(self) -> StepConfig:
-        if len(self.model_fields_set) != 1 or self.value is None or self.value is False:
+    Example:
+        >>> StepConfig(remove_small=30).name, StepConfig(remove_small=30).value
+        ('remove_small', 30)
+    """
+
+    name: str
+    step: Step
+
+    def __init__(self, **keys: Any) -> None:  # the keys of the YAML, not the fields
+        super().__init__(**keys)
+
+    @classmethod
+    def of(cls, name: str, step: Step) -> StepConfig:
+        """Return the entry of a step.
+
+        Args:
+            name: the step's key, or its import path.
+            step: the step.
+        """
+        return cls(name=name, step=step)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, data: Any) -> Any:
+        """Replace the key of the YAML by the step; pydantic adds the location to the errors of the key's value."""
+        if not isinstance(data, dict) or isinstance(data.get("step"), Step):
+            return data
+        values = _yaml_model(**{name: STEPS.get(name) for name in STEPS.names()}).model_validate(data)
+        keys = values.model_fields_set - ({"args"} if "target" in data else set())
+        name = next(iter(keys), "")
+        value = getattr(values, name, None)
+        if len(keys) != 1 or name == "args" or value is None or value is False:
             raise ValueError("a step must have exactly one key and its value, e.g. `remove_small: 30`")
-        return self
+        if name == "target":
+            return {"name": value, "step": _build_own_step(value, data.get("args", {}))}
+        step = value if isinstance(value, Step) else STEPS.get(name).model_validate({"value": value})
+        return {"name": name, "step": step}
+
+    @classmethod
+    def yaml_fields(cls) -> dict[str, FieldInfo]:
+        """Return the keys that an entry may have, for error messages."""
+        return _yaml_model(**{name: STEPS.get(name) for name in STEPS.names()}).model_fields
 
     @model_serializer(mode="plain")
     def _serialize(self) -> dict[str, Any]:
-        value = self.value
-        return {self.name: value.model_dump() if isinstance(value, ConfigModel) else value}
+        if isinstance(self.step, UntrustedStep):
+            return self.step.model_dump()
+        if self.is_own:
+            return {"target": self.name, "args": self.step.model_dump()}
+        return {self.name: self.step.model_dump() if isinstance(self.value, Step) else self.value}
 
     @property
-    def name(self) -> str:
-        """The step's key, e.g. `remove_small`."""
-        return next(iter(self.model_fields_set))
+    def is_own(self) -> bool:
+        """Whether it is a user's own step."""
+        return "." in self.name
 
     @property
     def value(self) -> Any:
-        """The key's value."""
-        return getattr(self, self.name)
+        """The key's value: a number or truth value, or the step itself if its YAML is a mapping."""
+        return self.step.value if self.step.is_scalar() else self.step  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
         value = self.value
-        if isinstance(value, ConfigModel):
-            value = ", ".join(f"{key} {number:g}" for key, number in value.model_dump(exclude_none=True).items())
-        return self.name.replace("_", " ") + ("" if value is True else f" {value}")
+        if isinstance(value, Step):
+            value = ", ".join(
+                f"{key} {item:g}" if isinstance(item, int | float) else f"{key} {item}"
+                for key, item in value.model_dump(exclude_none=True).items()
+            )
+        name = self.name if self.is_own else self.name.replace("_", " ")
+        return name if value is True or value == "" else f"{name} {value}"
+
+
+@lru_cache(maxsize=8)
+def _yaml_model(**steps: type[Step]) -> type[ConfigModel]:
+    """Return a model whose fields are the keys that an entry of a list of steps may have."""
+    fields: dict[str, Any] = {}
+    for name, cls in steps.items():
+        kind: Any = cls
+        if cls.is_scalar():
+            info = cls.model_fields["value"]
+            kind = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+        fields[name] = (kind | None, None)
+    fields |= {"target": (str | None, None), "args": (dict[str, Any], {})}
+    return create_model("StepConfig", __base__=ConfigModel, **fields)
+
+
+def _build_own_step(target: str, args: dict[str, Any]) -> Step:
+    if target not in OWN_STEPS:
+        return UntrustedStep(target=target, args=args)
+    model = create_model("StepConfig", __base__=ConfigModel, args=(OWN_STEPS[target], ...))  # so that errors say `args`
+    step: Step = model.model_validate({"args": args}).args  # type: ignore[attr-defined]
+    return step
 
 
 class LabelOrdering(ConfigModel):
@@ -101,10 +259,17 @@ class PostprocessConfig(ConfigModel):
     @model_validator(mode="after")
     def _check_order(self) -> PostprocessConfig:
         for steps in self.steps.values() if isinstance(self.steps, dict) else [self.steps]:
-            if any(step.name in ("threshold", "triplet") for step in steps[1:]):
-                raise ValueError("`threshold` and `triplet` create the mask: only the first step may be one of them")
+            if any(step.step.creates_mask for step in steps[1:]):
+                creating = [f"`{name}`" for name in STEPS.names() if STEPS.get(name).creates_mask]
+                raise ValueError(f"{join_names(creating)} create the mask: only the first step may be one of them")
         return self
 
     def steps_for(self, cls: str) -> tuple[StepConfig, ...]:
         """Return the steps of a class."""
         return tuple(self.steps.get(cls, ()) if isinstance(self.steps, dict) else self.steps)
+
+    @property
+    def own_targets(self) -> list[str]:
+        """The import paths of the user's own steps."""
+        lists = self.steps.values() if isinstance(self.steps, dict) else [self.steps]
+        return list(dict.fromkeys(step.name for steps in lists for step in steps if step.is_own))

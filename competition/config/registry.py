@@ -1,10 +1,10 @@
-"""Registry of the named entries that a package contributes, such as metrics."""
+"""Registry of the named entries that other packages contribute, such as metrics and post-processing steps."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -14,21 +14,39 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Generic[Entry]):
-    """Entries by name, from the modules of one package.
+    """Entries by name, added by the modules that define them.
 
-    A module of the package adds its entries while it is imported. The first lookup imports all modules of the package,
-    so a new entry is one new file, and code that needs no entry does not import them. The package may lie above the
-    code that looks a name up, because it is named by text.
+    A module adds its entries while it is imported, and the first lookup imports it. The module may lie above the code
+    that looks a name up, because it is named by text.
 
     Args:
         kind: what an entry is, for messages: `metric`.
-        package: the package that contains the entries: `competition.metrics`.
+        package: the package or module that contains the built-in entries; of a package, all its modules are imported.
+        modules: instead of `package`, the module of each built-in entry; only that of a name that is looked up is
+            imported.
+        ordered: keep the order in which entries were added, instead of the alphabetical order.
+
+    Example:
+        >>> from competition.config.experiment import SCHEDULES
+        >>> SCHEDULES.names()
+        ['plateau', 'cosine', 'poly', 'onecycle', 'constant']
     """
 
-    def __init__(self, kind: str, package: str) -> None:
-        self.kind, self.package = kind, package
+    def __init__(
+        self, kind: str, package: str = "", *, modules: Mapping[str, str] | None = None, ordered: bool = False
+    ) -> None:
+        self.kind, self.package, self.modules, self.ordered = kind, package, dict(modules or {}), ordered
         self._entries: dict[str, Entry] = {}
-        self._complete = False
+        self._complete = not package
+
+    def register(self, name: str) -> Callable[[Entry], Entry]:
+        """Return a decorator that adds a function or class and returns it unchanged."""
+
+        def add(entry: Entry) -> Entry:
+            self.add(name, entry)
+            return entry
+
+        return add
 
     def add(self, name: str, entry: Entry) -> None:
         """Add an entry.
@@ -43,7 +61,7 @@ class Registry(Generic[Entry]):
     @contextmanager
     def temporary(self, name: str, entry: Entry) -> Iterator[Entry]:
         """Add an entry for the time of a `with` block, for tests."""
-        self.names()
+        self._import_package()
         self.add(name, entry)
         try:
             yield entry
@@ -51,27 +69,45 @@ class Registry(Generic[Entry]):
             del self._entries[name]
 
     def names(self) -> list[str]:
-        """Return all names in alphabetical order."""
-        if not self._complete:
-            self._complete = True  # first, since the modules imported here may look a name up themselves
-            try:
-                for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-                    importlib.import_module(f"{self.package}.{module.name}")
-            except BaseException:
-                self._complete = False  # so that the next lookup reports the same error
-                raise
-        return sorted(self._entries)
+        """Return all names: in the order of the entries if the registry is ordered, else alphabetical."""
+        self._import_package()
+        known = dict.fromkeys((*self.modules, *self._entries))
+        return list(known) if self.ordered else sorted(known)
+
+    def check(self, name: str) -> str:
+        """Return a name if there is an entry of it; a pydantic validator.
+
+        Raises:
+            ValueError: there is none; the message has the known names and the nearest of them.
+        """
+        known = self.names()
+        if name not in known:
+            near = nearest_names(name, known)
+            hint = f" (nearest: {near[0]})" if near else ""
+            raise ValueError(f"expected {join_or(known)}, found the text {name!r}{hint}")
+        return name
 
     def get(self, name: str) -> Entry:
         """Return the entry of a name.
 
         Raises:
-            ValueError: there is no such entry; the message has the known names and the nearest of them.
+            ValueError: as `check`.
         """
         if name not in self._entries:
-            known = self.names()
-            if name not in self._entries:
-                near = nearest_names(name, known)
-                hint = f" (nearest: {near[0]})" if near else ""
-                raise ValueError(f"expected {join_or(known)}, found the text {name!r}{hint}")
+            self.check(name)
+            if name in self.modules:
+                importlib.import_module(self.modules[name])
         return self._entries[name]
+
+    def _import_package(self) -> None:
+        """Import the modules of the built-in entries, once."""
+        if self._complete:
+            return
+        self._complete = True  # first, since the modules imported here may look a name up themselves
+        try:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+                importlib.import_module(f"{self.package}.{module.name}")
+        except BaseException:
+            self._complete = False  # so that the next lookup reports the same error
+            raise

@@ -18,7 +18,8 @@ from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import PLAIN_MEAN, PairedDifference, mean_score_per_case, paired_difference
 from competition.metrics.scoring import IGNORE_LABEL, score_case, split_classes
 from competition.metrics.surface import hd95, surface_dice
-from competition.postprocessing.pipeline import CasePrediction, postprocess
+from competition.postprocessing.case import CasePrediction
+from competition.postprocessing.pipeline import postprocess
 from competition.postprocessing.tuning import load_tuning
 from competition.runs.blend import check_same_competition
 from competition.runs.oof import OofPredictions

@@ -153,7 +153,7 @@ def _write_runs_and_code(
                 "networks": count,
             }
         )
-    targets = [run.exp.model.target for run, _ in ensemble.active]
+    targets = _targets(ensemble)
     for path in required_files(targets)[0]:
         copy_file(PACKAGE / path, part / "code" / "competition" / path)
     own = sorted({target.split(".")[0] for target in targets} - trusted_packages())
@@ -173,6 +173,11 @@ def _write_runs_and_code(
         "onnx": options.onnx,
         "marks": _root_markers(ensemble),
     }
+
+
+def _targets(ensemble: Ensemble) -> list[str]:
+    """Return the import paths of the networks and of the user's own post-processing steps."""
+    return [path for run, _ in ensemble.active for path in (run.exp.model.target, *run.exp.postprocess.own_targets)]
 
 
 def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
@@ -230,7 +235,7 @@ def _write_requirements(
 ) -> list[PinnedPackage]:
     """Write requirements.txt from the imports of a test prediction, and complete bundle.json."""
     write_json(part / BUNDLE_FILE, {**manifest, "requirements": []})
-    targets = [run.exp.model.target for run, _ in ensemble.active]
+    targets = _targets(ensemble)
     named = required_files(targets)[1] | {target.split(".")[0] for target in targets}
     root = Path(ensemble.comp.root)
     imported = run_smoke_test(part, root, row, False) | (

@@ -17,12 +17,19 @@ from typing import Any
 from packaging.requirements import Requirement
 
 import competition
+from competition.config.experiment import SCHEDULES
 from competition.config.metric import METRICS
+from competition.config.postprocess import STEPS
 from competition.errors import MaskfoldError
 from competition.export.smoke_test import ERROR_STATUS
 
 PACKAGE = Path(competition.__file__).parent
-ENTRY_MODULES = ("competition.export.runtime", "competition.export.onnx", "competition.export.smoke_test")
+ENTRY_MODULES = (
+    "competition.export.runtime",
+    "competition.export.onnx",
+    "competition.export.smoke_test",
+    *(registry.package for registry in (STEPS, SCHEDULES)),  # reading a run's YAML imports them by name
+)
 # No wheels of these are downloaded: they are gigabytes, and every GPU notebook has them, built for its driver.
 PREINSTALLED = ("torch", "torchvision", "triton")
 PREINSTALLED_PREFIXES = ("nvidia-", "cuda-")  # dependencies of PyTorch
@@ -34,7 +41,7 @@ def required_files(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
     """Return this package's files that a bundle imports, also inside functions, and the other packages they import.
 
     Args:
-        targets: import paths of networks; only those in this package add files.
+        targets: import paths of networks and post-processing steps; only those in this package add files.
 
     Returns:
         Paths relative to the package's folder, sorted; names of top-level modules.
@@ -66,7 +73,7 @@ def user_package_files(root: str) -> list[tuple[Path, Path]]:
     spec = importlib.util.find_spec(root)
     if spec is None or spec.origin is None:
         raise MaskfoldError(
-            f"The package {root}, which defines a network, has no source files.",
+            f"The package {root}, which defines a network or a step, has no source files.",
             "Run the command from the folder that contains the package.",
         )
     origin = Path(spec.origin)
@@ -152,7 +159,7 @@ def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
     if process.returncode:
         raise MaskfoldError(
             f"The test prediction of the bundle failed: {last_line}.",
-            "If a network needs a package of your own, name it with --trust.",
+            "If a network or a step needs a package of your own, name it with --trust.",
         )
     return set(json.loads(process.stdout.strip().splitlines()[-1]))
 

@@ -38,7 +38,8 @@ from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, adapt_to_machine, empty_case_table, folds_table
 from competition.export.time_limit import Clock, DegradableEnsemble, TimeBudget
 from competition.io import atomic_write, ensure_writable, open_atomic
-from competition.postprocessing.pipeline import CasePrediction, postprocess
+from competition.postprocessing.case import CasePrediction
+from competition.postprocessing.pipeline import postprocess
 from competition.runs.blend import Ensemble
 from competition.runs.run import Run
 from competition.submission.reader import IdLookup, RowKey, SampleSubmission, format_row, open_rows, read_sample

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from competition.config.experiment import Experiment, ScheduleConfig
+from competition.config.experiment import SCHEDULES, Experiment, ScheduleConfig
 from competition.config.instantiate import check_arguments, resolve_target
 from competition.config.metric import Direction
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.models.interface import error_in_one_line
-
-WARMUP_START = 0.01  # multiplier at the first step of a warm-up: a step at rate 0 would have no effect
-ONECYCLE_PEAK = 0.3  # torch's pct_start
-ONECYCLE_START = 1 / 25  # torch's div_factor
-ONECYCLE_END = 1 / 25 / 1e4  # torch's final_div_factor
 
 
 def build_optimizer(
@@ -72,18 +66,10 @@ def build_optimizer(
 class LRSchedule:
     """Learning-rate multiplier as a function of training progress.
 
-    All schedules but `plateau` depend on the completed fraction of training only. They have no state, and work with a
-    time budget as well as with a number of steps:
-
-    - `cosine`: half a cosine from 1 to `minimum` (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983);
-    - `poly`: minimum + (1 - minimum) (1 - progress) ** power, as in nnU-Net;
-    - `onecycle`: torch's OneCycleLR with cosine annealing: from 1/25 to 1 at `warmup` (0.3 if that is 0), then to
-      `minimum` (4e-6 if that is 0);
-    - `constant`: 1;
-    - `plateau`: torch's ReduceLROnPlateau: if the best score has not improved by more than 0.01 % in more than
-      `patience` validations, the multiplier is multiplied by `factor`, but never falls below `minimum`.
-
-    `warmup` is a linear rise before each of them (onecycle rises along its cosine).
+    All schedules but `plateau` depend on the completed share of training only and have no state; see
+    `competition.models.schedules`. `plateau` is torch's ReduceLROnPlateau: if the best score has not improved by more
+    than 0.01 % in more than `patience` validations, the multiplier is multiplied by `factor`, but never falls below
+    `minimum`.
 
     Args:
         cfg: the `schedule` section.
@@ -98,30 +84,17 @@ class LRSchedule:
     def __init__(self, cfg: ScheduleConfig, base_lrs: Sequence[float], direction: Direction = Direction.HIGHER) -> None:
         self.cfg = cfg
         self.base_lrs = [float(rate) for rate in base_lrs]
+        self._schedule = SCHEDULES.get(cfg.name)
         self._plateau = _Plateau(cfg, direction) if cfg.name == "plateau" else None
 
     def multiplier(self, progress: float) -> float:
         """Return the factor of all learning rates.
 
         Args:
-            progress: completed fraction of training, in [0, 1].
+            progress: completed share of training, in [0, 1].
         """
-        cfg = self.cfg
-        progress = min(max(progress, 0.0), 1.0)
-        if cfg.name == "onecycle":
-            return _onecycle(progress, cfg.warmup or ONECYCLE_PEAK, cfg.minimum or ONECYCLE_END)
-        if progress < cfg.warmup:
-            return (WARMUP_START + (1 - WARMUP_START) * progress / cfg.warmup) * (
-                self._plateau.multiplier if self._plateau else 1.0
-            )
-        rest = (progress - cfg.warmup) / (1 - cfg.warmup) if cfg.warmup < 1 else 0.0
-        if self._plateau is not None:
-            return self._plateau.multiplier
-        if cfg.name == "cosine":
-            return cfg.minimum + (1 - cfg.minimum) * (1 + math.cos(math.pi * rest)) / 2
-        if cfg.name == "poly":
-            return float(cfg.minimum + (1 - cfg.minimum) * (1 - rest) ** cfg.power)
-        return 1.0
+        factor = self._schedule(min(max(progress, 0.0), 1.0), self.cfg)
+        return factor if self._plateau is None else factor * self._plateau.multiplier
 
     def learning_rates(self, progress: float) -> list[float]:
         """Return the learning rate of each parameter group."""
@@ -172,17 +145,6 @@ class _Plateau:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._optimizer.param_groups[0]["lr"] = float(state["multiplier"])
         self._scheduler.best, self._scheduler.num_bad_epochs = float(state["best"]), int(state["bad"])
-
-
-def _onecycle(progress: float, peak: float, end: float) -> float:
-    """Return the one-cycle multiplier (Smith and Topin 2018, https://arxiv.org/abs/1708.07120), cosine annealing."""
-    if progress < peak:
-        return _anneal(ONECYCLE_START, 1.0, progress / peak)
-    return _anneal(1.0, end, (progress - peak) / (1 - peak) if peak < 1 else 0.0)
-
-
-def _anneal(start: float, end: float, progress: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 # Moving average of the weights

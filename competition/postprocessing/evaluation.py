@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from competition.data.masks import load_instances, load_mask
 from competition.errors import MaskfoldError
 from competition.metrics.instances import Labels, connected_components
 from competition.metrics.scoring import score_class, split_classes
-from competition.postprocessing.pipeline import ClassMask, apply_ordering, drop_passing_gates, run_steps
+from competition.postprocessing.case import ClassMask
+from competition.postprocessing.pipeline import apply_ordering, drop_passing_gates, run_steps
+from competition.postprocessing.steps import TruthSizes
 from competition.process import exit_with_parent
 from competition.runs.blend import Ensemble, EnsembleOof
 
@@ -32,13 +34,6 @@ MAX_SERIAL_CASES = 8  # up to this many cases, starting processes takes longer t
 Steps = tuple[StepConfig, ...]
 StepsByClass = dict[int, tuple[Steps, ...]]  # the lists of steps to score, by class
 ScoreRows = dict[tuple[int, Steps], dict[str, Any]]
-
-
-class TruthSizes(NamedTuple):
-    """True sizes of one class in one case."""
-
-    pixels: int
-    object_sizes: tuple[int, ...]  # in pixels
 
 
 class OofScores:
@@ -129,7 +124,9 @@ class CaseScorer:
     def score(self, case: str, requests: StepsByClass) -> ScoreRows:
         """Return score rows by (class, steps)."""
         comp, row = self.oof.comp, self.rows[case]
-        needs_presence = any(step.name == "gate" for lists in requests.values() for steps in lists for step in steps)
+        needs_presence = any(
+            step.step.needs_presence for lists in requests.values() for steps in lists for step in steps
+        )
         presence = self.oof.presence(case) if needs_presence else None
         evidence = apply_ordering(self.oof.read(case), comp, self.settings, row, presence)
         truth = load_mask(comp, row)

@@ -15,7 +15,7 @@ from competition.data.geometry import nonzero_box
 from competition.data.readers import get_column, read_case_header
 from competition.errors import MaskfoldError
 from competition.metrics.instances import connected_components
-from competition.postprocessing import steps
+from competition.postprocessing import mask_operations
 
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
@@ -140,7 +140,8 @@ def split_touching(
     smooth = gaussian_filter(height, spacing.min() / spacing) * row
     cores = connected_components(smooth > split * smooth.max()).astype(np.int32)
     cores = np.asarray(
-        steps.remove_small_objects(cores, int(FRAGMENT_SHARE * np.bincount(cores[cores != 0]).max())), np.int32
+        mask_operations.remove_small_objects(cores, int(FRAGMENT_SHARE * np.bincount(cores[cores != 0]).max())),
+        np.int32,
     )
     labels = _grow(cores, row, spacing)
     by_votes = _objects_by_votes(row, votes, cores, labels, upwards)

@@ -1,375 +1,299 @@
-"""Post-processing steps on one class's mask, objects or probability, for 2D images and volumes. Inputs are not changed.
+"""Post-processing steps: one class for each, with the keys of its YAML, its function and its search candidates.
 
-Masks may have any shape (axes of size 0 or 1 included) and any memory order. "First" means first in C order.
+The order of the classes is the order of the steps in tuned lists and the order in which the search visits them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
-from math import isqrt
-from typing import Any
+from typing import Annotated, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
-from competition.metrics.instances import connected_components
+from competition.config.competition import PositiveInt, UnitInterval
+from competition.config.experiment import Experiment
+from competition.config.postprocess import STEPS, Step
+from competition.postprocessing import mask_operations
+from competition.postprocessing.case import CaseProbabilities, ClassMask
 
-Mask = NDArray[np.bool_]
-Labels = NDArray[np.int32]
-Heights = NDArray[np.float32]
-Box = tuple[slice, ...]
+MASK_SLOT = "mask"  # the slot of the steps that make the mask
+MANY_OBJECTS = 200  # number of true objects from which the smallest one is representative
+MIN_EMPTY_SHARE = 0.05  # minimum share of cases without a class for which the triplet rule is tried
+MAX_MORPHOLOGY_VOXELS = 2**24  # maximum voxels of a case for which opening and closing are searched
 
 
-# Components and holes
+class TruthSizes(NamedTuple):
+    """True sizes of one class in one case."""
+
+    pixels: int
+    object_sizes: tuple[int, ...]  # in pixels
 
 
-def remove_small(mask: Mask, pixels: int) -> Mask:
-    """Remove connected components (8 or 26 neighbours) of fewer than `pixels` pixels.
+@dataclass(frozen=True)
+class SearchContext:
+    """What a step knows about a class when it proposes candidates.
 
-    Args:
-        mask: (*spatial) bool.
-        pixels: minimum size.
+    Attributes:
+        exp: the experiment.
+        truths: the class's true sizes in each case.
+        largest: pixels of the largest case.
+        has_boundary: whether there is a boundary class.
+        presence: whether steps that require the presence head are searched.
     """
-    labels = connected_components(_as_cc3d_input(mask))
-    large = np.bincount(labels[mask], minlength=1) >= max(1, pixels)
-    return np.asarray(large[labels])
+
+    exp: Experiment
+    truths: Sequence[TruthSizes]
+    largest: int
+    has_boundary: bool
+    presence: bool
 
 
-def remove_small_objects(labels: Labels, pixels: int) -> Labels:
-    """Remove objects of fewer than `pixels` pixels; renumber the others 1…N in their order.
+# Steps that make the mask
 
-    Args:
-        labels: (*spatial) integers, 0 for background.
-        pixels: minimum size.
+
+@STEPS.register("threshold")
+class Threshold(Step):
+    """Set the threshold of the probability, instead of argmax, or of 0.5 if classes overlap."""
+
+    creates_mask = True
+    slot = MASK_SLOT
+    searched_twice = True
+
+    value: UnitInterval
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
+        """See `Step.apply`."""
+        return ClassMask(case.above_threshold(index, self.value))
+
+    @classmethod
+    def candidates(cls, search: SearchContext) -> list[Threshold]:
+        """Return thresholds around 0.5."""
+        return [cls(value=value) for value in (0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7)]
+
+
+@STEPS.register("triplet")
+class Triplet(Step):
+    """Double threshold: the mask is empty unless at least `pixels` pixels exceed `high`; otherwise cut at `low`."""
+
+    creates_mask = True
+    slot = MASK_SLOT
+
+    high: UnitInterval
+    pixels: PositiveInt
+    low: UnitInterval
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
+        """See `Step.apply`."""
+        mask = mask_operations.double_threshold(case.probability(index), self.high, self.pixels, self.low)
+        return ClassMask(mask & case.above_threshold(index, self.low))
+
+    @classmethod
+    def candidates(cls, search: SearchContext) -> list[Triplet]:
+        """Return triplets only if some cases are empty: otherwise the rule can only remove true masks."""
+        areas = [truth.pixels for truth in search.truths if truth.pixels]
+        if not areas or len(areas) > (1 - MIN_EMPTY_SHARE) * len(search.truths):
+            return []
+        pixels = sorted({max(1, round(share * float(np.quantile(areas, 0.05)))) for share in (0.1, 0.3, 0.7)})
+        return [
+            cls(high=high, pixels=count, low=low)
+            for high, count, low in product((0.6, 0.75, 0.9), pixels, (0.35, 0.5))
+            if low < high
+        ]
+
+
+@STEPS.register("gate")
+class Gate(Step):
+    """Empty the mask if the presence head's probability of the class is below `value`; by slice for 2.5D networks."""
+
+    needs_presence = True
+    slot = MASK_SLOT
+    combines = True
+
+    value: UnitInterval
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
+        """See `Step.apply`."""
+        present = case.present(index, self.value)
+        return current if present.all() else current.restrict(current.mask & present)
+
+    @classmethod
+    def candidates(cls, search: SearchContext) -> list[Gate] | None:
+        """Return thresholds only if some cases, or slices, are empty."""
+        by_slice = search.exp.patch.slices is not None
+        non_empty = sum(truth.pixels > 0 for truth in search.truths)
+        if not search.presence or (not by_slice and non_empty > (1 - MIN_EMPTY_SHARE) * len(search.truths)):
+            return None
+        return [cls(value=value) for value in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)]
+
+    def find_problem(self, exp: Experiment) -> str | None:
+        """See `Step.find_problem`."""
+        return "the step gate requires a presence head, the section `gate`" if exp.gate is None else None
+
+
+# Steps that change the mask
+
+
+@STEPS.register("open")
+class Open(Step):
+    """Binary opening by a disk or ball."""
+
+    value: PositiveInt  # radius in pixels
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
+        """See `Step.apply`."""
+        return current.restrict(mask_operations.binary_opening(current.mask, self.value))
+
+    @classmethod
+    def candidates(cls, search: SearchContext) -> list[Open] | None:
+        """Return small radii; None for large cases."""
+        return [cls(value=radius) for radius in _radii(search)] or None
+
+
+@STEPS.register("close")
+class Close(Step):
+    """Binary closing by a disk or ball."""
+
+    value: PositiveInt  # radius in pixels
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
+        """See `Step.apply`."""
+        return ClassMask(mask_operations.binary_closing(current.mask, self.value))
+
+    @classmethod
+    def candidates(cls, search: SearchContext) -> list[Close] | None:
+        """Return small radii; None for large cases."""
+        return [cls(value=radius) for radius in _radii(search)] or None
+
+
+@STEPS.register("fill_holes")
+class FillHoles(Step):
+    """Fill background that is enclosed by the mask, or by one object."""
+
+    value: Annotated[bool, Field(strict=True)]
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
+        """See `Step.apply`."""
+        if current.objects is None:
+            return ClassMask(mask_operations.fill_holes(current.mask))
+        return ClassMask.from_objects(mask_operations.fill_object_holes(current.objects))
+
+    @classmethod
+    def candidates(cls, search: SearchContext) -> list[FillHoles]:
+        """Return the only form of the step."""
+        return [cls(value=True)]
+
+
+@STEPS.register("split")
+class Split(Step):
+    """Separate touching objects by watershed; seeds come from the distance to the edge or from the boundary class."""
+
+    searched_twice = True
+
+    distance: Annotated[float, Field(gt=0)] | None = None  # pixels: height of a distance peak above its saddle
+    smooth: Annotated[float, Field(ge=0)] = 1.0  # of the distance, in pixels
+    boundary: UnitInterval | None = None  # seeds are where the probability of an object's inside is above this
+    smallest: PositiveInt = 4  # minimum seed size in pixels
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Split:
+        if (self.distance is None) == (self.boundary is None):
+            raise ValueError("`split` requires exactly one of `distance` and `boundary`")
+        return self
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
+        """See `Step.apply`."""
+        if self.boundary is not None:
+            interior = case.interior(index)
+            objects = mask_operations.split_seeds(current.mask, interior, self.boundary, self.smallest)
+        else:
+            assert self.distance is not None  # `_check_method`
+            objects = mask_operations.split_distance(current.mask, self.smooth, self.distance)
+        return ClassMask.from_objects(objects)
+
+    @classmethod
+    def candidates(cls, search: SearchContext) -> list[Split] | None:
+        """Return splits by distance and, if there is a boundary class, by boundary; None without instances."""
+        if not search.exp.competition.instances:
+            return None
+        pairs = ((1.0, 1.0),) if search.has_boundary else ((0.5, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0))
+        splits = [cls(distance=depth, smooth=smooth) for depth, smooth in pairs]
+        if search.has_boundary:
+            splits += [cls(boundary=level) for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+        return splits
+
+    def find_problem(self, exp: Experiment) -> str | None:
+        """See `Step.find_problem`."""
+        if not exp.competition.instances:
+            return "the step split requires competition.instances: true"
+        if self.boundary is not None and exp.prepare.boundary is None:
+            return "`split: {boundary: …}` requires the boundary class, `prepare.boundary`"
+        return None
+
+
+@STEPS.register("remove_small")
+class RemoveSmall(Step):
+    """Remove objects, or connected components, of fewer than `value` pixels."""
+
+    searched_twice = True
+
+    value: PositiveInt  # pixels
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
+        """See `Step.apply`."""
+        if current.objects is None:
+            return ClassMask(mask_operations.remove_small(current.mask, self.value))
+        return ClassMask.from_objects(mask_operations.remove_small_objects(current.objects, self.value))
+
+    @classmethod
+    def candidates(cls, search: SearchContext) -> list[RemoveSmall]:
+        """Return shares of small true sizes, since removed objects must be smaller than nearly all true ones."""
+        sizes = [size for truth in search.truths for size in truth.object_sizes]
+        if not sizes:
+            return []
+        small, median, limit = float(np.quantile(sizes, 0.02)), float(np.median(sizes)), _safe_size(sizes)
+        values = {share * small for share in (0.25, 0.5, 1.0)} | {share * median for share in (0.05, 0.1, 0.2)}
+        return [cls(value=value) for value in sorted({round(min(value, limit)) for value in values}) if value > 1]
+
+
+@STEPS.register("keep_largest")
+class KeepLargest(Step):
+    """Keep the `value` largest connected components."""
+
+    value: PositiveInt  # number of components
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
+        """See `Step.apply`."""
+        return current.restrict(mask_operations.keep_largest(current.mask, self.value))
+
+    @classmethod
+    def candidates(cls, search: SearchContext) -> list[KeepLargest] | None:
+        """Return small numbers; None if the competition scores objects."""
+        return None if search.exp.competition.instances else [cls(value=count) for count in (1, 2, 3)]
+
+
+def _radii(search: SearchContext) -> tuple[int, ...]:
+    """Return the radii of opening and closing; none for large cases, which would take too long."""
+    if search.largest > MAX_MORPHOLOGY_VOXELS:
+        return ()
+    return (1,) if search.exp.competition.dimensions == 3 else (1, 2)
+
+
+def _safe_size(sizes: Sequence[int]) -> float:
+    """Return the size in pixels below which another true object is very unlikely.
+
+    The lower 99 % prediction bound for one more observation of a log-normal size (Hahn and Meeker, Statistical
+    Intervals, section 4.7), since the smallest of a few objects says little about the next one; unlimited for many
+    objects.
     """
-    large = np.bincount(labels[labels != 0], minlength=1) >= max(1, pixels)
-    return np.asarray(np.where(large, large.cumsum(), 0).astype(np.int32)[labels])
-
-
-def keep_largest(mask: Mask, k: int) -> Mask:
-    """Keep the `k` largest components (8 or 26 neighbours); of two of equal size, the first.
-
-    Args:
-        mask: (*spatial) bool.
-        k: how many.
-    """
-    labels = connected_components(_as_cc3d_input(mask))  # numbered in C order
-    sizes = np.bincount(labels[mask], minlength=1)
-    largest = np.argsort(-sizes, kind="stable")[:k]
-    largest = largest[sizes[largest] > 0]
-    if len(largest) == 1:
-        return np.asarray(labels == largest[0])  # faster than a lookup table
-    keep = np.zeros(len(sizes), np.bool_)
-    keep[largest] = True
-    return np.asarray(keep[labels])
-
-
-def fill_holes(mask: Mask) -> Mask:
-    """Fill background that is not connected to the image border by pixels that share a side.
-
-    Same result as `scipy.ndimage.binary_fill_holes`. fill_voids is not used: in about one of a hundred small noisy
-    volumes its version 2.1.2 fills background that touches the border; this function is also faster on volumes.
-
-    Args:
-        mask: (*spatial) bool.
-    """
-    numbers = _side_connected(~mask)
-    outside = np.zeros(int(numbers.max(initial=0)) + 1, np.bool_)
-    for axis in range(mask.ndim):
-        for end in (slice(None, 1), slice(-1, None)):
-            outside[numbers[(slice(None),) * axis + (end,)]] = True
-    outside[0] = False  # 0 is the foreground
-    return np.asarray(~outside[numbers])
-
-
-def fill_object_holes(labels: Labels) -> Labels:
-    """Fill each hole whose side neighbours all belong to one object with that object.
-
-    Args:
-        labels: (*spatial) integers, 0 for background.
-    """
-    filled = np.array(labels, np.int32)
-    holes = fill_holes(labels != 0) & (labels == 0)
-    if not holes.any():
-        return filled
-    numbers = _side_connected(holes)
-    highest = np.zeros(int(numbers.max()) + 1, np.int32)
-    lowest = np.full(len(highest), np.iinfo(np.int32).max, np.int32)
-    for first, second in neighbour_pairs(labels.ndim, corners=False):
-        for here, there in ((first, second), (second, first)):
-            edge = (numbers[here] != 0) & (labels[there] != 0)
-            np.maximum.at(highest, numbers[here][edge], labels[there][edge])
-            np.minimum.at(lowest, numbers[here][edge], labels[there][edge])
-    filled[holes] = np.where(highest == lowest, highest, 0)[numbers[holes]]
-    return filled
-
-
-# Morphology and thresholds
-
-
-def binary_opening(mask: Mask, radius: int) -> Mask:
-    """Binary opening by a disk or ball. The border pixels are repeated beyond the image border.
-
-    Args:
-        mask: (*spatial) bool.
-        radius: in pixels, 0 or more.
-    """
-    return _with_padding(mask, radius, lambda wide: _dilate(~_dilate(~wide, radius), radius))
-
-
-def binary_closing(mask: Mask, radius: int) -> Mask:
-    """Binary closing by a disk or ball. The border pixels are repeated beyond the image border.
-
-    Args:
-        mask: (*spatial) bool.
-        radius: in pixels, 0 or more.
-    """
-    return _with_padding(mask, radius, lambda wide: ~_dilate(~_dilate(wide, radius), radius))
-
-
-def double_threshold(probability: NDArray[Any], high: float, pixels: int, low: float) -> Mask:
-    """Return the pixels above `low` if at least `pixels` pixels are above `high`, else an empty mask.
-
-    The rule of the winners of SIIM-ACR Pneumothorax (2019): https://github.com/sneddy/pneumothorax-segmentation
-
-    Args:
-        probability: (*spatial) floats.
-        high: threshold of the pixels that decide whether the class is present.
-        pixels: minimum number of these pixels.
-        low: threshold of the mask.
-    """
-    if np.count_nonzero(probability > high) < pixels:
-        return np.zeros(probability.shape, np.bool_)
-    return np.asarray(probability > low)
-
-
-def forbid_overlap(masks: Mask, probabilities: NDArray[Any]) -> Mask:
-    """Assign each pixel of several masks to the most probable one; of equals, to the first.
-
-    Args:
-        masks: (K, *spatial) bool.
-        probabilities: (K, *spatial) floats.
-    """
-    if masks.size == 0:
-        return masks.copy()
-    best = np.where(masks, probabilities, -np.inf).argmax(axis=0)
-    return np.asarray(masks & (np.arange(len(masks)).reshape(-1, *[1] * best.ndim) == best))
-
-
-# Splitting of touching objects
-
-
-def split_distance(mask: Mask, smooth: float, depth: float) -> Labels:
-    """Split touching objects by a watershed of the distance to the background, one object per clear peak.
-
-    Each peak of the distance floods its surroundings; then regions merge whose lower peak rises less than `depth` above
-    their saddle. The image border does not count as background.
-
-    Args:
-        mask: (*spatial) bool.
-        smooth: standard deviation in pixels of the Gaussian that smooths the distance (0 outside the mask).
-        depth: minimum rise in pixels of a peak above the saddle to a higher one.
-
-    Returns:
-        (*spatial) int32, 1…N; every pixel of the mask is in an object, every component (8 or 26) has at least one.
-    """
-    from scipy.ndimage import gaussian_filter, maximum_filter
-
-    labels = np.zeros(mask.shape, np.int32)
-    if mask.all():
-        labels += 1  # without background there is no distance
-    elif mask.any():
-        box = _bounding_box(mask)
-        part = _as_cc3d_input(mask[box])
-        height = _distance(part)
-        if smooth > 0:
-            height = np.where(part, gaussian_filter(height, smooth, mode="nearest"), np.float32(0))
-        # Plateaus on a slope also count as peaks: their regions merge with the higher ones.
-        peaks = part & (maximum_filter(height, size=3, mode="nearest") == height)
-        seeds = connected_components(peaks).astype(np.int32)
-        labels[box] = remove_small_objects(
-            merge_by_saddle(seeded_watershed(seeds, height, part), seeds, height, depth), 1
-        )
-    return labels
-
-
-def split_seeds(mask: Mask, interior: NDArray[Any], level: float, smallest: int) -> Labels:
-    """Split touching objects by a watershed of the interior probability, from seeds where it is high.
-
-    Args:
-        mask: (*spatial) bool.
-        interior: (*spatial) floats, the probability of being in an object and not on its boundary.
-        level: seeds are components (4 or 6 neighbours) of the mask's pixels with `interior` above it.
-        smallest: minimum pixels of a seed.
-
-    Returns:
-        (*spatial) int32, 1…N; every pixel of the mask is in an object, every component (8 or 26) has at least one.
-    """
-    labels = np.zeros(mask.shape, np.int32)
-    if mask.any():
-        box = _bounding_box(mask)
-        part = _as_cc3d_input(mask[box])
-        height = np.ascontiguousarray(interior[box], np.float32)
-        seeds = remove_small_objects(_side_connected((interior[box] > level) & part), smallest)
-        labels[box] = remove_small_objects(seeded_watershed(seeds, height, part), 1)
-    return labels
-
-
-def seeded_watershed(seeds: Labels, height: Heights, mask: Mask) -> Labels:
-    """Grow objects from seeds until they meet; a component (8 or 26 neighbours) without a seed is one object.
-
-    Args:
-        seeds: (*spatial) int32, 0 for none, within the mask; each is connected.
-        height: (*spatial) float32.
-        mask: (*spatial) bool, C order.
-
-    Returns:
-        (*spatial) int32, 0 outside the mask; numbers have gaps.
-    """
-    from skimage.segmentation import watershed
-
-    connected = connected_components(mask)
-    owner = np.zeros(int(seeds.max(initial=0)) + 1, np.int64)  # the component of each seed
-    owner[seeds[mask]] = connected[mask]
-    owner[0] = 0
-    count = np.bincount(owner[1:], minlength=int(connected.max(initial=0)) + 1)
-    number = (len(owner) + np.arange(len(count))).astype(np.int32)  # numbers that no seed has
-    number[0] = 0
-    labels = number[connected]
-    several_seeds = (count > 1)[connected]  # only these components are flooded, since flooding is slow
-    if several_seeds.any():
-        flood = watershed(-height, np.where(several_seeds, seeds, 0), mask=several_seeds, connectivity=mask.ndim)
-        np.copyto(labels, flood, where=several_seeds)
-    return np.asarray(labels)
-
-
-def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float) -> Labels:
-    """Merge each region whose peak rises less than `depth` above the saddle to a region with a higher peak.
-
-    Saddles are processed from the highest down, so that the highest peak represents each connected set above a saddle.
-    The result resembles a flood from the peaks of `skimage.morphology.h_maxima`, but is faster; and that function
-    keeps two peaks of exactly equal height apart however high the saddle is, so that it cuts rings to pieces.
-
-    Args:
-        labels: (*spatial) int32, flooded from seeds at all peaks of the height.
-        seeds: (*spatial) int32; each of constant height.
-        height: (*spatial) float32.
-        depth: in the unit of the height; at least 0.
-
-    Returns:
-        (*spatial) int32 with some of the numbers of `labels`.
-    """
-    peak = np.zeros(int(labels.max(initial=0)) + 1, np.float32)
-    peak[labels[seeds != 0]] = height[seeds != 0]
-    connected, objects = list(range(len(peak))), list(range(len(peak)))  # disjoint-set forests of parents
-    for saddle, first, second in _saddles(labels, height):
-        high, low = _root(connected, first), _root(connected, second)
-        if high == low:
-            continue
-        if peak[high] < peak[low]:
-            high, low = low, high
-        rise = peak[low] - saddle
-        if rise < depth or rise == 0:  # `low` is the highest peak of its set, so the whole set is one object
-            objects[_root(objects, second)] = _root(objects, first)
-        connected[low] = high
-    return np.array([_root(objects, number) for number in range(len(peak))], np.int32)[labels]
-
-
-def _saddles(labels: Labels, height: Heights) -> list[tuple[float, int, int]]:
-    """Return the height of the highest crossing between each two touching labels, highest first."""
-    keys, heights = [], []
-    for here, there in neighbour_pairs(labels.ndim, corners=True):
-        first, second = labels[here], labels[there]
-        border = (first != second) & (first != 0) & (second != 0)
-        low, high = np.minimum(first[border], second[border]), np.maximum(first[border], second[border])
-        keys.append(low * np.int64(2**32) + high)
-        heights.append(np.minimum(height[here][border], height[there][border]))
-    key, value = np.concatenate(keys), np.concatenate(heights)
-    order = np.lexsort((key, -value))
-    _, highest = np.unique(key[order], return_index=True)
-    chosen = order[np.sort(highest)]
-    return list(zip(value[chosen].tolist(), (key[chosen] >> 32).tolist(), (key[chosen] % 2**32).tolist(), strict=True))
-
-
-def _root(parents: list[int], number: int) -> int:
-    """Return the representative of a set, and shorten the path to it."""
-    while parents[number] != number:
-        parents[number] = parents[parents[number]]
-        number = parents[number]
-    return number
-
-
-# Helpers
-
-
-def neighbour_pairs(ndim: int, corners: bool) -> Iterator[tuple[Box, Box]]:
-    """Yield all pairs of touching pixels once, as the slices of the first and of the second pixel of each pair.
-
-    Args:
-        ndim: axes of the array.
-        corners: whether pixels that share only an edge or corner count as touching.
-    """
-    ends = {-1: (slice(1, None), slice(None, -1)), 0: (slice(None), slice(None)), 1: (slice(None, -1), slice(1, None))}
-    for step in product((-1, 0, 1), repeat=ndim):
-        if step > (0,) * ndim and (corners or sum(map(abs, step)) == 1):
-            yield tuple(ends[shift][0] for shift in step), tuple(ends[shift][1] for shift in step)
-
-
-def _as_cc3d_input(mask: Mask) -> Mask:
-    """Return the mask as cc3d requires it: C order (cc3d numbers in memory order), writable. Not to be changed."""
-    return np.require(mask, np.bool_, ["C", "W"])
-
-
-def _side_connected(mask: Mask) -> Labels:
-    """Return the components of pixels that share a side, from 1."""
-    import cc3d
-
-    numbers = _as_cc3d_input(mask).view(np.uint8)  # not bool: see `connected_components`
-    return np.asarray(cc3d.connected_components(numbers, connectivity=4 if mask.ndim == 2 else 6), np.int32)
-
-
-def _bounding_box(mask: Mask) -> Box:
-    """Return the bounding box of a non-empty mask, one pixel wider within the image."""
-    box = []
-    for axis in range(mask.ndim):
-        where = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(max(0, int(where[0]) - 1), int(where[-1]) + 2))
-    return tuple(box)
-
-
-def _distance(mask: Mask) -> NDArray[np.float32]:
-    """Return the distance of each pixel to the nearest background in pixels; the mask must contain background."""
-    if mask.ndim == 2:
-        import cv2
-
-        return np.asarray(cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
-    from scipy.ndimage import distance_transform_edt
-
-    return np.asarray(distance_transform_edt(mask), np.float32)
-
-
-def _with_padding(mask: Mask, radius: int, operation: Callable[[Mask], Mask]) -> Mask:
-    """Apply an opening or closing to the mask's bounding box, padded by repeating its border."""
-    result = np.zeros(mask.shape, np.bool_)
-    if mask.any():
-        box = _bounding_box(mask)
-        padded = np.ascontiguousarray(np.pad(mask[box], 2 * radius, mode="edge"))
-        result[box] = operation(padded)[tuple(slice(2 * radius, size - 2 * radius) for size in padded.shape)]
-    return result
-
-
-def _dilate(mask: Mask, radius: int) -> Mask:
-    """Dilate by a disk or ball (a ball as a stack of disks); outside the image is background."""
-    import cv2
-
-    planes = np.ascontiguousarray(mask.reshape(-1, *mask.shape[-2:])).view(np.uint8)  # one plane for a 2D image
-    result = np.zeros_like(planes)
-    for step in range(min(radius + 1, len(planes))):
-        square = radius * radius - step * step
-        y, x = np.ogrid[-isqrt(square) : isqrt(square) + 1, -isqrt(square) : isqrt(square) + 1]
-        disk = (y * y + x * x <= square).astype(np.uint8)
-        wide = np.stack([cv2.dilate(plane, disk) for plane in planes])
-        result[step:] |= wide[: len(planes) - step]
-        result[: len(planes) - step] |= wide[step:]
-    return result.view(np.bool_).reshape(mask.shape)
+    if len(sizes) >= MANY_OBJECTS:
+        return np.inf
+    if len(sizes) < 3:
+        return 0.0
+    from scipy.stats import t
+
+    logs = np.log(sizes)
+    spread = float(logs.std(ddof=1)) * np.sqrt(1 + 1 / len(logs))
+    return float(np.exp(logs.mean() + t.ppf(0.01, len(logs) - 1) * spread))

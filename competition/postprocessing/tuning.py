@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from competition.config.competition import MetricConfig
 from competition.config.experiment import Experiment
-from competition.config.postprocess import DoubleThreshold, PostprocessConfig, SplitConfig, StepConfig
+from competition.config.postprocess import STEPS, PostprocessConfig, Step, StepConfig, own_step_digest
 from competition.context import Context
 from competition.io import parse_json_object, write_json, write_table
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.metrics.overlap import score_from_counts
-from competition.postprocessing.evaluation import OofScores, Steps, TruthSizes
+from competition.postprocessing.evaluation import OofScores, Steps
+from competition.postprocessing.steps import SearchContext, TruthSizes
 from competition.runs.run import Run
 
 if TYPE_CHECKING:
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 TUNING_VERSION = 1  # to be increased when the search changes
 TUNING_FILE, TUNING_SCORES_FILE = "postprocess.json", "postprocess_scores.csv"
-STEP_ORDER = ("threshold", "triplet", "gate", "open", "close", "fill_holes", "split", "remove_small", "keep_largest")
-SECOND_PASS = ("threshold", "split", "remove_small")  # searched again after all other slots
-MANY_OBJECTS = 200  # number of true objects from which the smallest one is representative
-MIN_EMPTY_SHARE = 0.05  # minimum share of cases without a class for which the triplet rule is tried
-MAX_MORPHOLOGY_VOXELS = 2**24  # maximum voxels of a case for which opening and closing are searched
 SINGLE_FOLD_PARTS = 5  # number of parts of a single fold's cases
 MIN_GAIN = 0.001  # minimum gain of the nested score that justifies a step
 
@@ -188,7 +183,7 @@ class _CoordinateDescent:
         self.selected = {part: np.ones(len(case_parts), bool) if part is None else case_parts != part for part in parts}
 
     def run(self, context: Context) -> dict[int | None, list[Steps]]:
-        """Search each slot in turn, those of `SECOND_PASS` twice; return the best steps of each class for each part."""
+        """Search each slot in turn, some of them twice; return the best steps of each class for each part."""
         exp, truths = self.evaluation.ensemble.runs[0].exp, self.evaluation.truth_sizes()
         largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
         boundary = any(run.exp.prepare.boundary is not None for run, _ in self.evaluation.ensemble.active)
@@ -203,7 +198,7 @@ class _CoordinateDescent:
                 current = [
                     (index, plan[position])
                     for index, plan in enumerate(plans)
-                    if position < len(plan) and (sweep == 0 or set(plan[position].names) & set(SECOND_PASS))
+                    if position < len(plan) and (sweep == 0 or plan[position].searched_twice)
                 ]
                 if not current:
                     continue
@@ -258,10 +253,11 @@ def _shape(row: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class StepSlot:
-    """A position in the list of steps: the step kinds allowed there, and the alternatives (empty: no step)."""
+    """A position in the list of steps: the names of the steps allowed there, and the alternatives (empty: no step)."""
 
     names: tuple[str, ...]
     options: tuple[Steps, ...]
+    searched_twice: bool = False
 
     def candidates(self, current: Steps, order: Sequence[str]) -> list[Steps]:
         """Return the current list with each alternative in this slot."""
@@ -277,7 +273,7 @@ def search_slots(
     start: Steps,
     presence: bool = False,
 ) -> list[StepSlot]:
-    """Return the slots of one class, in search order.
+    """Return the slots of one class, in search order: that of the registered steps, then the user's own ones.
 
     Args:
         exp: the experiment.
@@ -285,109 +281,63 @@ def search_slots(
         largest: pixels of the largest case.
         has_boundary: whether there is a boundary class.
         start: the experiment's own steps; if any, only their kinds are searched.
-        presence: search the step `gate` too, together with the step that makes the mask.
+        presence: search the steps that require the presence head too.
 
     Returns:
         The slots; the alternatives of each include the experiment's own value.
     """
-    comp = exp.competition
+    search = SearchContext(exp, truths, largest, has_boundary, presence)
+    slots: dict[str, list[_Candidates]] = {}
+    for name, cls in {**dict(_registered()), **{step.name: type(step.step) for step in start}}.items():
+        steps = cls.candidates(search)
+        if steps is not None:
+            alternatives = tuple(StepConfig.of(name, step) for step in steps)
+            slots.setdefault(cls.slot or name, []).append(_Candidates(name, cls, alternatives))
     kinds = {step.name for step in start}
-    gates = _gates(truths, exp.patch.slices is not None) if presence and (not start or "gate" in kinds) else []
-    mask = _slot(("threshold", "triplet"), [*_thresholds(), *_triplets(truths)])
-    if gates:
-        options = mask.options if not start or kinds & set(mask.names) else ((),)
-        mask = StepSlot((*mask.names, "gate"), (*options, *((*option, gate) for gate in gates for option in options)))
-    result = [mask]
-    if largest <= MAX_MORPHOLOGY_VOXELS:
-        radii = (1,) if comp.dimensions == 3 else (1, 2)
-        result += [
-            _slot(("open",), [StepConfig(open=radius) for radius in radii]),
-            _slot(("close",), [StepConfig(close=radius) for radius in radii]),
-        ]
-    result.append(_slot(("fill_holes",), [StepConfig(fill_holes=True)]))
-    if comp.instances:
-        result.append(_slot(("split",), _splits(has_boundary)))
-    result.append(_slot(("remove_small",), _sizes(truths)))
-    if not comp.instances:
-        result.append(_slot(("keep_largest",), [StepConfig(keep_largest=count) for count in (1, 2, 3)]))
+    result = [_build_slot(members, kinds) for members in slots.values()]
     if start:
         result = [slot for slot in result if kinds & set(slot.names)]
     own = {slot.names: tuple(step for step in start if step.name in slot.names) for slot in result}
-    return [StepSlot(slot.names, tuple(dict.fromkeys([*slot.options, own[slot.names]]))) for slot in result]
-
-
-def _slot(names: tuple[str, ...], options: Sequence[StepConfig]) -> StepSlot:
-    return StepSlot(names, ((), *((option,) for option in options)))
+    return [replace(slot, options=tuple(dict.fromkeys([*slot.options, own[slot.names]]))) for slot in result]
 
 
 def step_order(start: Steps) -> tuple[str, ...]:
-    """Return the order of steps: the experiment's own, then the default one."""
+    """Return the order of steps: those that make the mask, then the experiment's own, then the registered ones."""
+    steps = {**dict(_registered()), **{step.name: type(step.step) for step in start}}
+    masks = [name for name, cls in steps.items() if cls.creates_mask]
     own = [step.name for step in start]
-    masks = ("threshold", "triplet")
-    return (*masks, *(name for name in dict.fromkeys((*own, *STEP_ORDER)) if name not in masks))
+    return (*masks, *(name for name in dict.fromkeys((*own, *steps)) if name not in masks))
 
 
-def _thresholds() -> list[StepConfig]:
-    return [StepConfig(threshold=value) for value in (0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7)]
+class _Candidates(NamedTuple):
+    """The candidates of one kind of step."""
+
+    name: str
+    cls: type[Step]
+    steps: Steps
 
 
-def _triplets(truths: Sequence[TruthSizes]) -> list[StepConfig]:
-    """Return triplets only if some cases are empty: otherwise the rule can only remove true masks."""
-    areas = [truth.pixels for truth in truths if truth.pixels]
-    if not areas or len(areas) > (1 - MIN_EMPTY_SHARE) * len(truths):
-        return []
-    pixels = sorted({max(1, round(share * float(np.quantile(areas, 0.05)))) for share in (0.1, 0.3, 0.7)})
-    return [
-        StepConfig(triplet=DoubleThreshold(high=high, pixels=count, low=low))
-        for high, count, low in product((0.6, 0.75, 0.9), pixels, (0.35, 0.5))
-        if low < high
-    ]
+def _registered() -> list[tuple[str, type[Step]]]:
+    return [(name, STEPS.get(name)) for name in STEPS.names()]
 
 
-def _gates(truths: Sequence[TruthSizes], by_slice: bool) -> list[StepConfig]:
-    """Return gate thresholds only if some cases, or slices, are empty."""
-    non_empty = sum(truth.pixels > 0 for truth in truths)
-    if not by_slice and non_empty > (1 - MIN_EMPTY_SHARE) * len(truths):
-        return []
-    return [StepConfig(gate=value) for value in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)]
+def _build_slot(members: Sequence[_Candidates], kinds: set[str]) -> StepSlot:
+    """Return the slot of steps that are alternatives to each other.
 
-
-def _sizes(truths: Sequence[TruthSizes]) -> list[StepConfig]:
-    """Return shares of the smaller true objects' sizes: removed objects must be smaller than nearly all true ones."""
-    sizes = [size for truth in truths for size in truth.object_sizes]
-    if not sizes:
-        return []
-    small, median, limit = float(np.quantile(sizes, 0.02)), float(np.median(sizes)), _safe_size(sizes)
-    values = {share * small for share in (0.25, 0.5, 1.0)} | {share * median for share in (0.05, 0.1, 0.2)}
-    return [
-        StepConfig(remove_small=value) for value in sorted({round(min(value, limit)) for value in values}) if value > 1
-    ]
-
-
-def _safe_size(sizes: Sequence[int]) -> float:
-    """Return the size in pixels below which another true object is very unlikely.
-
-    The lower 99 % prediction bound for one more observation of a log-normal size (Hahn and Meeker, Statistical
-    Intervals, section 4.7), since the smallest of a few objects says little about the next one; unlimited for many
-    objects.
+    Args:
+        members: the steps of the slot and their candidates.
+        kinds: the names of the experiment's own steps.
     """
-    if len(sizes) >= MANY_OBJECTS:
-        return np.inf
-    if len(sizes) < 3:
-        return 0.0
-    from scipy.stats import t
-
-    logs = np.log(sizes)
-    spread = float(logs.std(ddof=1)) * np.sqrt(1 + 1 / len(logs))
-    return float(np.exp(logs.mean() + t.ppf(0.01, len(logs) - 1) * spread))
-
-
-def _splits(has_boundary: bool) -> list[StepConfig]:
-    pairs = ((1.0, 1.0),) if has_boundary else ((0.5, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0))
-    splits = [StepConfig(split=SplitConfig(distance=depth, smooth=smooth)) for depth, smooth in pairs]
-    if has_boundary:
-        splits += [StepConfig(split=SplitConfig(boundary=level)) for level in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
-    return splits
+    plain = [member for member in members if not member.cls.combines]
+    names = tuple(member.name for member in plain)
+    options: tuple[Steps, ...] = ((), *((step,) for member in plain for step in member.steps))
+    for member in members:
+        if member.cls.combines and (not kinds or member.name in kinds):
+            if kinds and not kinds & set(names):
+                options = ((),)
+            options = (*options, *((*option, step) for step in member.steps for option in options))
+            names = (*names, member.name)
+    return StepSlot(names, options, any(member.cls.searched_twice for member in members))
 
 
 # The stored result
@@ -436,9 +386,11 @@ def _key(run: Run) -> dict[str, Any]:
     settings = {
         key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None
     }
+    own_steps = {name: own_step_digest(name) for name in run.exp.postprocess.own_targets}
     return {
         "version": TUNING_VERSION,
         "postprocess": settings,
+        **({"own_steps": own_steps} if own_steps else {}),
         "metric": run.exp.competition.metric.model_dump(),
         "members": {
             f"{result.fold} {result.seed}": [result.score, result.steps, result.minutes] for result in run.results()

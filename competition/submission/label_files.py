@@ -21,7 +21,8 @@ from competition.data.readers import has_reader, load_image, row_axes
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, ensure_writable
-from competition.postprocessing.pipeline import CasePrediction, postprocess
+from competition.postprocessing.case import CasePrediction
+from competition.postprocessing.pipeline import postprocess
 from competition.postprocessing.tuning import load_tuning
 from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.run import Run

@@ -16,7 +16,7 @@ from competition.data.cases import case_rows
 from competition.data.patterns import SliceFile, slice_aliases
 from competition.ensembling.ensemble import list_slices
 from competition.errors import MaskfoldError
-from competition.postprocessing.pipeline import CasePrediction
+from competition.postprocessing.case import CasePrediction
 from competition.submission.reader import IdLookup, SampleSubmission, format_key, read_sample
 from competition.submission.writer import MaskItem
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from competition.config.experiment import Experiment
+from competition.config.experiment import EXECUTORS, Experiment, HardwareConfig
 from competition.runs.fold import FoldJob
 from competition.training.fold_process import FoldProcess, LogTail, raise_for_status, start_fold, stop_folds
 
@@ -37,12 +37,8 @@ class Executor(Protocol):
 
 def make_executor(exp: Experiment) -> Executor:
     """Return the executor that `run.executor` names."""
-    run = exp.run
-    if run.executor == "ray":
-        from competition.training.ray_executor import RayExecutor
-
-        return RayExecutor(run)
-    return LocalExecutor(run.parallel_folds, run.devices)
+    executor: Executor = EXECUTORS.get(exp.run.executor)(exp.run)
+    return executor
 
 
 @dataclass(frozen=True)
@@ -100,6 +96,12 @@ class LocalExecutor:
             for fold in running.values():
                 fold.tail.read()
             should_stop()
+
+
+@EXECUTORS.register("local")
+def make_local_executor(run: HardwareConfig) -> LocalExecutor:
+    """Return the executor of folds on this machine."""
+    return LocalExecutor(run.parallel_folds, run.devices)
 
 
 def gpus_of_slot(slot: int, devices: int, parallel: int) -> list[str] | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import competition
-from competition.config.experiment import HardwareConfig
+from competition.config.experiment import EXECUTORS, HardwareConfig
 from competition.errors import MaskfoldError
 from competition.runs.fold import RESULT_FILE, FoldJob
 from competition.runs.lock import is_free
@@ -35,6 +35,7 @@ SHARED_FOLDER_HINT = (
 )
 
 
+@EXECUTORS.register("ray")
 class RayExecutor:
     """Runs one task per fold, `run.parallel_folds` of them at once, on any machine with free resources.
 

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
 
 import numpy as np
 import pytest
 import torch
 
-from competition.augment.presets import VOLUME_PRESETS
+from competition.augment.presets import TRANSFORMS, VOLUME_PRESETS
 from competition.augment.volumes import (
-    SampledTransform,
+    Blur,
+    Brightness,
+    Contrast,
+    Displacement,
+    Flip,
+    Gamma,
+    GammaCurve,
+    GeometricTransform,
+    Noise,
+    NoiseLevel,
+    Softening,
     VolumeAugment,
+    VolumeTransform,
+    Warp,
     apply_along_axes,
-    change_intensities,
+    apply_to_samples,
     contrast,
     downsampling_matrix,
     elastic_field,
     gamma,
     gaussian_matrix,
-    sample_transform,
     sampling_grid,
     spline_weights,
-    warp,
 )
 from competition.config.experiment import AugmentConfig
 
@@ -34,9 +44,13 @@ def level(name: str, dims: int = 3, **kwargs: object) -> VolumeAugment:
 
 
 def geometry_only(augment: VolumeAugment) -> VolumeAugment:
-    assert augment.preset is not None
-    augment.preset = replace(augment.preset, blur=0, low_resolution=0, noise=0, brightness=0, contrast=0, gamma=0)
+    augment.transforms = tuple(one for one in augment.transforms if isinstance(one, GeometricTransform))
     return augment
+
+
+def change(transform: VolumeTransform, image: torch.Tensor, *drawn: object) -> None:
+    """Apply a transform to a batch in place; one entry for each sample."""
+    apply_to_samples(transform, image, torch.zeros(image.shape, dtype=torch.uint8), drawn)
 
 
 def ball(*shape: int) -> torch.Tensor:
@@ -48,8 +62,8 @@ def ball(*shape: int) -> torch.Tensor:
 
 def rotated(image: torch.Tensor, matrix: np.ndarray) -> torch.Tensor:
     """One sample (1, 1, *spatial) after a warp."""
-    image, mask = image.clone(), torch.zeros(image.shape, dtype=torch.uint8)
-    warp(image, mask, [SampledTransform(matrix=matrix)])
+    image = image.clone()
+    change(Warp(), image, Displacement(matrix))
     return image
 
 
@@ -133,29 +147,92 @@ def test_no_preset_no_change() -> None:
     assert level("none")(image, mask, [1, 2])[0] is image
 
 
+# Results that must not change
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    return hashlib.sha256(b"".join(one.contiguous().numpy().tobytes() for one in tensors)).hexdigest()[:16]
+
+
+def arithmetic() -> str:
+    """A checksum of the library functions that the transforms use: other processors round differently."""
+    values = torch.linspace(0.1, 3.0, 2 * 24 * 20).view(2, 1, 24, 20)
+    grid = torch.linspace(-0.9, 0.9, 2 * 24 * 20 * 2).view(2, 24, 20, 2)
+    rows = values.flatten(1)
+    return digest(
+        torch.nn.functional.grid_sample(values, grid, padding_mode="border", align_corners=False),
+        torch.bmm(values[:, 0], values[:, 0].mT),
+        rows.pow(torch.tensor([[1.3], [0.7]])),
+        rows.mean(1),
+        torch.linalg.vector_norm(rows, dim=1),
+        torch.from_numpy(np.exp(rows.double().numpy())),
+    )
+
+
+def augmented(name: str, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """100 samples of a preset: images float32, masks uint8."""
+    generator = torch.Generator().manual_seed(7)
+    image = torch.randn(shape, generator=generator)
+    mask = torch.randint(0, 4, (shape[0], 2, *shape[2:]), generator=generator, dtype=torch.uint8)
+    spacing = (1.0, 2.0, 3.0)[: len(shape) - 2]
+    augment = VolumeAugment(AugmentConfig(preset=name), len(shape) - 2, spacing)  # type: ignore[arg-type]
+    results = [augment(image, mask, range(first, first + shape[0])) for first in range(0, 100, shape[0])]
+    return torch.cat([one for one, _ in results]), torch.cat([one for _, one in results])
+
+
+RECORDED_ARITHMETIC = "e88a6bb343748c29"
+# By preset and axes: checksums of images and masks, the mean size of an image's values, the sum of the masks.
+RECORDED = {
+    ("light", 3): ("726a61a3316f8e56", "da5ea190504b4cf0", 0.676956843, 577569),
+    ("light", 2): ("c184eb2eaa43ea73", "58a653a55541d4ad", 0.721582895, 143073),
+    ("medium", 3): ("d741bda39d471e40", "8d280f2b558c4179", 0.514141790, 576859),
+    ("medium", 2): ("c279875480756b2c", "cebab503d3ddab10", 0.592082938, 143150),
+    ("heavy", 3): ("f9e66d347ed2ebbb", "3340d4e6f43d2c37", 0.404427912, 576778),
+    ("heavy", 2): ("2e59c7e02d196519", "a8c697aa0e850134", 0.494886723, 142873),
+}
+
+
+@pytest.mark.parametrize(("name", "axes"), RECORDED)
+def test_results_are_those_of_the_first_version(name: str, axes: int) -> None:
+    """The same seeds give the same samples, so runs with a preset can be repeated after changes of the code."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        image, mask = augmented(name, (4, 2, 12, 16, 10) if axes == 3 else (4, 3, 24, 20))
+        exact = arithmetic() == RECORDED_ARITHMETIC
+    finally:
+        torch.set_num_threads(threads)
+    image_sum, mask_sum, size, labels = RECORDED[name, axes]
+    assert image.abs().mean(dtype=torch.float64).item() == pytest.approx(size, rel=1e-5)
+    assert mask.sum().item() == pytest.approx(labels, rel=1e-3)
+    if exact:
+        assert (digest(image), digest(mask)) == (image_sum, mask_sum)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_presets_name_transforms_and_their_values(name: str) -> None:
+    assert set(VOLUME_PRESETS[name]) <= set(TRANSFORMS.names())
+    assert [type(one) for one in level(name).transforms] == [Flip, *(TRANSFORMS.get(one) for one in TRANSFORMS.names())]
+
+
 # Flips
 
 
 @pytest.mark.parametrize(("flip", "axes"), [(False, ()), (True, (0, 1, 2)), ([0, 2], (0, 2))])
 def test_flips_are_those_allowed(flip: object, axes: tuple[int, ...]) -> None:
     augment = level("light", flip=flip)
-    drawn = [
-        sample_transform(VOLUME_PRESETS["light"], augment.flips, (4, 4, 4), augment.spacing, seed)
-        for seed in range(300)
-    ]
-    combinations = {one.flips for one in drawn}
-    assert augment.flips == axes and len(combinations) == 2 ** len(axes)
+    drawn = [augment.sample((4, 4, 4), seed)[0] or () for seed in range(300)]
+    assert augment.transforms[0] == Flip(axes) and len(set(drawn)) == 2 ** len(axes)
     for axis in axes:
-        assert 110 < sum(axis in one.flips for one in drawn) < 190
+        assert 110 < sum(axis in one for one in drawn) < 190
 
 
 def test_a_flip_is_exact() -> None:
-    augment = geometry_only(level("light"))
-    augment.preset = replace(augment.preset, rotate=0, zoom=0)  # type: ignore[type-var]
+    augment = level("light")
+    augment.transforms = augment.transforms[:1]
     image, mask = torch.randn(1, 2, 5, 6, 7), torch.randint(0, 9, (1, 1, 5, 6, 7), dtype=torch.uint8)
     for seed in range(20):
-        drawn = sample_transform(augment.preset, augment.flips, (5, 6, 7), augment.spacing, seed)  # type: ignore[arg-type]
-        axes = [axis + 2 for axis in drawn.flips]
+        axes = [axis + 2 for axis in augment.sample((5, 6, 7), seed)[0] or ()]
         changed = augment(image, mask, [seed])
         assert torch.equal(changed[0], image.flip(axes)) and torch.equal(changed[1], mask.flip(axes))
 
@@ -166,15 +243,15 @@ def test_a_flip_is_exact() -> None:
 def test_untouched_samples_are_bit_identical() -> None:
     image, mask = torch.randn(3, 1, 6, 7, 8), torch.randint(0, 3, (3, 1, 6, 7, 8), dtype=torch.uint8)
     changed, labels = image.clone(), mask.clone()
-    warp(changed, labels, [SampledTransform(), SampledTransform(matrix=np.eye(3) * 0.7), SampledTransform()])
-    change_intensities(
-        changed,
-        [
-            SampledTransform(),
-            SampledTransform(blur=1.0, noise=1.0, gamma=1.3, contrast=2.0, brightness=2.0),
-            SampledTransform(),
-        ],
-    )
+    for transform, drawn in (
+        (Warp(), Displacement(np.eye(3) * 0.7)),
+        (Blur(), Softening(1.0)),
+        (Noise(), NoiseLevel(1.0, 0)),
+        (Brightness(), 2.0),
+        (Contrast(), 2.0),
+        (Gamma(), GammaCurve(1.3)),
+    ):
+        apply_to_samples(transform, changed, labels, [None, drawn, None])
     assert torch.equal(changed[[0, 2]], image[[0, 2]]) and torch.equal(labels[[0, 2]], mask[[0, 2]])
     assert not torch.equal(changed[1], image[1])
 
@@ -207,8 +284,9 @@ def test_zoom_keeps_the_centre_and_grows() -> None:
 def test_rotation_is_rigid_in_millimetres() -> None:
     """With anisotropic voxels the matrix is orthogonal in millimetres."""
     spacing = (1.0, 3.0, 2.0)
-    found = [sample_transform(VOLUME_PRESETS["medium"], (), (9, 9, 9), spacing, seed).matrix for seed in range(60)]
-    matrices = [matrix for matrix in found if matrix is not None]
+    augment = VolumeAugment(AugmentConfig(preset="medium", flip=False), 3, spacing)
+    found = [augment.sample((9, 9, 9), seed)[1] for seed in range(60)]
+    matrices = [one.matrix for one in found if one is not None and one.matrix is not None]
     assert 20 < len(matrices) < 45
     scales = []
     for matrix in matrices:
@@ -238,8 +316,8 @@ def test_elastic_field_moves_by_voxels() -> None:
     knots = np.zeros((3, 7, 7, 7), np.float32)
     knots[1] = 2.0
     image = torch.randn(1, 1, 6, 10, 4)
-    moved, mask = image.clone(), torch.zeros(1, 1, 6, 10, 4, dtype=torch.uint8)
-    warp(moved, mask, [SampledTransform(knots=knots)])
+    moved = image.clone()
+    change(Warp(), moved, Displacement(knots=knots))
     torch.testing.assert_close(moved[:, :, :, :8], image[:, :, :, 2:], atol=1e-4, rtol=0)
 
 
@@ -248,12 +326,7 @@ def test_grid_of_matrix_and_field_add_up() -> None:
     shape, device = (8, 12), torch.device("cpu")
     both, turn, bend_only, nothing = (
         sampling_grid([one], shape, device)
-        for one in (
-            SampledTransform(matrix=matrix, knots=knots),
-            SampledTransform(matrix=matrix),
-            SampledTransform(knots=knots),
-            SampledTransform(),
-        )
+        for one in (Displacement(matrix, knots), Displacement(matrix), Displacement(knots=knots), Displacement())
     )
     torch.testing.assert_close(both - turn, bend_only - nothing, atol=1e-5, rtol=0)
 
@@ -266,11 +339,11 @@ def test_blur_is_a_gaussian() -> None:
 
     values = torch.randn(1, 1, 17, 19, 15)
     blurred = values.clone()
-    change_intensities(blurred, [SampledTransform(blur=1.2)])
+    change(Blur(), blurred, Softening(1.2))
     expected = gaussian_filter(values[0, 0].numpy(), 1.2, truncate=8)
     np.testing.assert_allclose(blurred[0, 0, 6:-6, 6:-6, 6:-6].numpy(), expected[6:-6, 6:-6, 6:-6], atol=2e-3)
     flat = torch.full((1, 1, 5, 1, 3), 7.0)
-    change_intensities(flat, [SampledTransform(blur=2.0, resolution=0.5)])
+    change(Blur(), flat, Softening(2.0, 0.5))
     torch.testing.assert_close(flat, torch.full((1, 1, 5, 1, 3), 7.0))
 
 
@@ -290,7 +363,7 @@ def test_along_axes_is_einsum() -> None:
 
 def test_noise_has_its_deviation_and_its_seed() -> None:
     zeros = torch.zeros(2, 1, 30, 30, 30)
-    change_intensities(zeros, [SampledTransform(noise=0.3, noise_seed=1), SampledTransform(noise=0.3, noise_seed=2)])
+    change(Noise(), zeros, NoiseLevel(0.3, 1), NoiseLevel(0.3, 2))
     assert abs(zeros[0].std().item() - 0.3) < 0.01
     assert abs(torch.corrcoef(zeros.flatten(1))[0, 1].item()) < 0.03
 
@@ -317,6 +390,6 @@ def test_gamma_keeps_moments_and_order() -> None:
 def test_inverted_gamma_is_gamma_of_the_negative() -> None:
     values = torch.randn(1, 1, 6, 6, 6)
     plain, inverted = -values.clone(), values.clone()
-    change_intensities(plain, [SampledTransform(gamma=1.4)])
-    change_intensities(inverted, [SampledTransform(gamma=1.4, invert_gamma=True)])
+    change(Gamma(), plain, GammaCurve(1.4))
+    change(Gamma(), inverted, GammaCurve(1.4, inverted=True))
     torch.testing.assert_close(inverted, -plain)

@@ -180,3 +180,23 @@ def test_a_network_of_ones_own_comes_along(finished, tiny, tmp_path, monkeypatch
     )
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "x.csv").read_bytes() == done.path.read_bytes()
+
+
+def test_a_step_of_ones_own_comes_along(finished, tiny, tmp_path, monkeypatch):
+    (tmp_path / "my_bundled_steps.py").write_text(
+        "from competition.config.postprocess import Step\n\n\nclass Empty(Step):\n"
+        "    def apply(self, current, case, index):\n        return current.restrict(current.mask & False)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("MASKFOLD_TRUST", "my_bundled_steps")
+    made = finished(tiny(2, "postprocess.steps={ring: [{target: my_bundled_steps.Empty}]}"))
+    done = submit([made], output=tmp_path / "submit.csv")
+    monkeypatch.delenv("MASKFOLD_TRUST")
+    folder = export_runs([made], tmp_path / "bundle", trust=("my_bundled_steps",)).folder
+    assert json.loads((folder / "bundle.json").read_text())["trust"] == ["my_bundled_steps"]
+    (tmp_path / "my_bundled_steps.py").unlink()
+    root = str(made.exp.competition.root)
+    words = [str(folder / "run.py"), "--input", root, "--output", str(tmp_path / "x.csv"), "--devices", "cpu"]
+    found = subprocess.run([sys.executable, "-I", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "x.csv").read_bytes() == done.path.read_bytes()

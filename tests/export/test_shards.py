@@ -10,7 +10,7 @@ import torch
 
 from competition.errors import MaskfoldError
 from competition.export.runtime_cases import BundlePrediction, assign_shards, collect, parse_devices, save_result
-from competition.postprocessing.pipeline import CasePrediction
+from competition.postprocessing.case import CasePrediction
 from competition.submission.submit import submit
 from tests.export.bundles import run_bundle
 

@@ -9,8 +9,10 @@ import random
 import pytest
 import torch
 
+from competition.config.experiment import SCHEDULES
 from competition.config.experiment import ScheduleConfig as Config
 from competition.models.optim import LRSchedule
+from competition.models.schedules import with_warmup
 
 
 def sgd(rate: float = 1.0) -> torch.optim.SGD:
@@ -100,3 +102,11 @@ def test_rates_stay_in_bounds(name: str) -> None:
     for warmup in (0.0, 0.3, 1.0):
         schedule = LRSchedule(Config(name=name, warmup=warmup, minimum=0.02), [1.0])
         assert all(0 < schedule.multiplier(share / 50) <= 1 for share in range(-1, 52))
+
+
+def test_a_registered_schedule_is_a_name_of_the_yaml() -> None:
+    with SCHEDULES.temporary("linear", with_warmup(lambda share_done, cfg: 1 - share_done)):
+        schedule = LRSchedule(Config(name="linear", warmup=0.2), [1.0])
+        assert [schedule.multiplier(share) for share in (0.2, 0.6, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    with pytest.raises(ValueError, match="linear"):
+        Config(name="linear")

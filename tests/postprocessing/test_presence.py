@@ -21,8 +21,10 @@ from competition.ensembling.expected import estimate_score
 from competition.errors import MaskfoldError
 from competition.export.mlflow_model import write_predictor_folder
 from competition.export.predictor import Predictor
-from competition.postprocessing.evaluation import OofScores, TruthSizes
-from competition.postprocessing.pipeline import CaseProbabilities, drop_passing_gates, postprocess, run_steps
+from competition.postprocessing.case import CaseProbabilities
+from competition.postprocessing.evaluation import OofScores
+from competition.postprocessing.pipeline import drop_passing_gates, postprocess, run_steps
+from competition.postprocessing.steps import TruthSizes
 from competition.postprocessing.tuning import search_slots, step_order, tune_postprocessing
 from competition.runs.blend import Ensemble
 from competition.runs.checkpoint import save_weights

@@ -1,345 +1,225 @@
-"""The steps on one class's mask, compared with scipy or a slow reference implementation."""
+"""A step is one class: its YAML, its effect, its search, and the same for a user's own step of a trusted package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from scipy import ndimage
+from scipy.ndimage import binary_dilation, binary_erosion
 
-from competition.postprocessing import steps
+from competition.config.competition import PositiveInt
+from competition.config.loading import load_experiment, resolve_config, write_yaml
+from competition.config.postprocess import OWN_STEPS, STEPS, PostprocessConfig, Step, StepConfig
+from competition.ensembling.expected import estimate_score
+from competition.errors import MaskfoldError
+from competition.postprocessing.case import CaseProbabilities, ClassMask
+from competition.postprocessing.evaluation import OofScores
+from competition.postprocessing.pipeline import apply_step, postprocess
+from competition.postprocessing.steps import SearchContext, TruthSizes
+from competition.postprocessing.tuning import load_tuning, search_slots, step_order, tune_postprocessing
+from competition.runs.blend import Ensemble
+from competition.runs.find import find_run
 
-shapes = hnp.array_shapes(min_dims=2, max_dims=3, min_side=0, max_side=7)
-masks = hnp.arrays(np.bool_, shapes) | hnp.arrays(np.bool_, shapes, elements=st.booleans(), fill=st.just(True))
-objects = hnp.arrays(np.int32, shapes, elements=st.integers(0, 3), fill=st.nothing())
-many = settings(max_examples=150, deadline=None)
+OWN = '''"""A user's own step."""
 
+from scipy.ndimage import binary_erosion
 
-def numbered(mask: np.ndarray, corners: bool = True) -> tuple[np.ndarray, int]:
-    """scipy's components."""
-    return ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, mask.ndim if corners else 1))
-
-
-def disc(shape: tuple[int, int], y: float, x: float, radius: float) -> np.ndarray:
-    rows, columns = np.ogrid[: shape[0], : shape[1]]
-    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
-
-
-def picture(*rows: str) -> np.ndarray:
-    """Digits from characters, 0 for a dot."""
-    return np.array([[0 if one == "." else int(one) for one in row] for row in rows], np.int32)
+from competition.config.competition import PositiveInt
+from competition.config.postprocess import Step
 
 
-def parts_well(labels: np.ndarray, mask: np.ndarray) -> bool:
-    """Check for int32, 1…N exactly on the mask, each object connected."""
-    numbers = np.unique(labels[labels != 0])
-    pieces = [numbered(labels == number)[1] for number in numbers]
-    return bool(
-        labels.dtype == np.int32
-        and np.array_equal(labels != 0, mask)
-        and numbers.tolist() == list(range(1, len(numbers) + 1))
-        and set(pieces) <= {1}
+class Erode(Step):
+    """Remove the border of the mask."""
+
+    radius: PositiveInt = 1
+
+    def apply(self, current, case, index):
+        return current.restrict(binary_erosion(current.mask, iterations=self.radius))
+
+    @classmethod
+    def candidates(cls, search):
+        return [cls(radius=radius) for radius in (1, 2, 3)]
+'''
+
+
+class Erode(Step):
+    """Remove the border of the mask."""
+
+    value: PositiveInt
+
+    def apply(self, current: ClassMask, case: CaseProbabilities, index: int) -> ClassMask:
+        return current.restrict(np.asarray(binary_erosion(current.mask, iterations=self.value)))
+
+    @classmethod
+    def candidates(cls, search: SearchContext) -> list[Step]:
+        return [cls(value=radius) for radius in (1, 2, 3)]
+
+
+@pytest.fixture
+def erode() -> Iterator[None]:
+    with STEPS.temporary("erode", Erode):
+        yield
+
+
+@pytest.fixture
+def own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """`own_steps("my_steps")`: the import path of a step in a new module in the working folder."""
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = dict(OWN_STEPS)
+
+    def make(name: str, text: str = OWN) -> str:
+        (tmp_path / f"{name}.py").write_text(text)
+        return f"{name}.Erode"
+
+    yield make
+    OWN_STEPS.clear()
+    OWN_STEPS.update(before)
+
+
+def grown(found: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    """Predictions of the first class that are two pixels too large."""
+    spoiled = found.copy()
+    larger = binary_dilation(found.argmax(0) == 1, iterations=2)
+    spoiled[:, larger] = 0
+    spoiled[1, larger] = 1
+    return spoiled
+
+
+# A registered step
+
+
+@pytest.mark.usefixtures("erode")
+def test_a_registered_step_is_a_key_of_the_yaml(tiny) -> None:
+    exp = tiny(2, "postprocess.steps=[{erode: 2}]")
+    (entry,) = exp.postprocess.steps_for("ring")
+    assert (entry.name, entry.value, str(entry)) == ("erode", 2, "erode 2") and entry == StepConfig(erode=2)
+    assert exp.postprocess.model_dump()["steps"] == [{"erode": 2}]
+    for wrong, expected in (("{erod: 2}", "nearest: erode"), ("{erode: 0}", "steps.0.erode: expected more than 0")):
+        with pytest.raises(MaskfoldError, match=expected):
+            tiny(2, f"postprocess.steps=[{wrong}]")
+
+
+@pytest.mark.usefixtures("erode")
+def test_a_registered_step_changes_the_mask(tiny) -> None:
+    values = np.zeros((3, 5, 5), np.float16)
+    values[1] = 1
+    found = postprocess(values, tiny(2).competition, PostprocessConfig(steps={"ring": [StepConfig(erode=1)]}))
+    assert found.masks[0].sum() == 9 and not found.masks[1].any()
+
+
+@pytest.mark.usefixtures("erode")
+def test_a_registered_step_is_searched_last_and_in_its_order(tiny) -> None:
+    slots = search_slots(tiny(2), [TruthSizes(50, (50,))] * 20, 100, False, ())
+    assert slots[-1].names == ("erode",) and not slots[-1].searched_twice
+    assert slots[-1].options == ((), *((StepConfig(erode=radius),) for radius in (1, 2, 3)))
+    assert step_order(())[-1] == "erode" and step_order((StepConfig(erode=1),))[2] == "erode"
+
+
+@pytest.mark.usefixtures("erode")
+def test_a_step_that_gains_is_chosen_and_written(finished, tiny) -> None:
+    from competition.submission.submit import submit
+
+    run = finished(tiny(2, "postprocess={tune: true, steps: {ring: [{erode: 1}]}}"), noise=0.1, spoil=grown)
+    done = submit([run])
+    tuned = done.expected.tuning
+    assert tuned.kept and tuned.nested > tuned.before and tuned.best_steps["ring"] == (StepConfig(erode=2),)
+    summary = json.loads(done.summary_path.read_text())
+    assert summary["postprocess"]["steps"]["ring"] == [{"erode": 2}]
+    assert summary["expected"]["tuning"]["found"]["ring"] == [{"erode": 2}]
+    again = load_tuning(run)
+    assert again is not None and again.best_steps == tuned.best_steps and again.settings == tuned.settings
+
+
+def test_a_step_must_return_a_mask(tiny) -> None:
+    class Wrong(Erode):
+        def apply(self, current, case, index):
+            return current.mask
+
+    case = CaseProbabilities(np.ones((3, 4, 4), np.float16), tiny(2).competition)
+    with STEPS.temporary("wrong", Wrong), pytest.raises(MaskfoldError, match="The step wrong returned ndarray"):
+        apply_step(ClassMask(np.ones((4, 4), bool)), StepConfig(wrong=1), case, 0)
+
+
+# A user's own step
+
+
+def test_a_users_step_needs_trust(own_steps, tiny, monkeypatch) -> None:
+    target = own_steps("my_untrusted_steps")
+    with pytest.raises(MaskfoldError, match="--trust my_untrusted_steps") as caught:
+        tiny(2, f"postprocess.steps=[{{open: 1}}, {{target: {target}}}]")
+    assert str(caught.value).startswith("command line: postprocess.steps.1.target: ") and caught.value.status == 2
+    monkeypatch.setenv("MASKFOLD_TRUST", "my_untrusted_steps")
+    entry = tiny(2, f"postprocess.steps=[{{target: {target}}}]").postprocess.steps_for("ring")[0]
+    assert entry.step.radius == 1 and entry.is_own and str(entry) == f"{target} radius 1"
+    assert pickle.loads(pickle.dumps(entry)) == entry
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (
+            "{target: my_checked_steps.Erode, args: {radus: 1}}",
+            r"steps\.0\.args\.radus is not an argument of Erode.*radius",
+        ),
+        (
+            "{target: my_checked_steps.Erode, args: {radius: 0}}",
+            r"steps\.0\.args\.radius: expected more than 0, found 0",
+        ),
+        ("{target: my_checked_steps.Erod}", r"steps\.0\.target: .* has no Erod.*Erode"),
+        ("{target: my_checked_steps.binary_erosion}", r"steps\.0\.target: .* comes from scipy"),
+        ("{target: torch.nn.ReLU}", r"steps\.0\.target: .* not a competition Step"),
+        ("{target: my_checked_steps.Erode, open: 1}", r"steps\.0: a step must have exactly one key"),
+        ("{args: {radius: 1}}", r"steps\.0: a step must have exactly one key"),
+    ],
+)
+def test_a_users_step_is_checked_with_its_key(step: str, expected: str, own_steps, tiny, monkeypatch) -> None:
+    own_steps("my_checked_steps")
+    monkeypatch.setenv("MASKFOLD_TRUST", "my_checked_steps")
+    with pytest.raises(MaskfoldError, match=f"command line: postprocess.{expected}"):
+        tiny(2, f"postprocess.steps=[{step}]")
+
+
+def test_a_finished_runs_step_can_be_read_without_its_code(own_steps, tiny, tmp_path, monkeypatch) -> None:
+    target = own_steps("my_read_steps")
+    monkeypatch.setenv("MASKFOLD_TRUST", "my_read_steps")
+    exp = tiny(2, f"postprocess.steps=[{{target: {target}, args: {{radius: 2}}}}]")
+    write_yaml(resolve_config(exp), tmp_path / "saved.yaml")
+    assert load_experiment("saved.yaml") == exp
+    monkeypatch.delenv("MASKFOLD_TRUST")
+    OWN_STEPS.clear()
+    read = load_experiment("saved.yaml", trust=None)
+    (entry,) = read.postprocess.steps_for("ring")
+    assert entry.name == target and resolve_config(read) == resolve_config(exp)
+    case = CaseProbabilities(np.ones((3, 4, 4), np.float16), exp.competition)
+    with pytest.raises(MaskfoldError, match="--trust my_read_steps"):
+        apply_step(ClassMask(np.ones((4, 4), bool)), entry, case, 0)
+    with pytest.raises(MaskfoldError, match="saved.yaml, line .*--trust my_read_steps"):
+        load_experiment("saved.yaml")
+
+
+def test_a_users_step_is_searched_in_processes_and_kept_until_its_code_changes(
+    own_steps, finished, tiny, monkeypatch
+) -> None:
+    target = own_steps("my_tuned_steps")
+    monkeypatch.setenv("MASKFOLD_TRUST", "my_tuned_steps")
+    made = finished(
+        tiny(2, f"postprocess={{tune: true, steps: {{ring: [{{target: {target}}}]}}}}"), noise=0.1, spoil=grown
     )
-
-
-# Sizes
-
-
-@many
-@given(masks, st.integers(0, 9))
-def test_small_components_go(mask, pixels):
-    labels, count = numbered(mask)
-    expected = np.zeros_like(mask)
-    for number in range(1, count + 1):
-        expected |= (labels == number) & ((labels == number).sum() >= pixels)
-    np.testing.assert_array_equal(steps.remove_small(mask, pixels), expected)
-
-
-@many
-@given(objects, st.integers(0, 9))
-def test_small_objects_go_and_the_others_are_numbered_anew(labels, pixels):
-    stay = [number for number in (1, 2, 3) if (labels == number).sum() >= max(1, pixels)]
-    expected = sum(((labels == old) * new for new, old in enumerate(stay, 1)), np.zeros_like(labels))
-    found = steps.remove_small_objects(labels, pixels)
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, expected)
-
-
-@many
-@given(masks, st.integers(0, 4), st.sampled_from("CF"))
-def test_the_largest_components_stay(mask, k, order):
-    labels, count = numbered(mask)  # scipy numbers in C order, and `sorted` keeps it among equals
-    largest = sorted(range(1, count + 1), key=lambda number: -(labels == number).sum())[:k]
-    np.testing.assert_array_equal(steps.keep_largest(np.array(mask, order=order), k), np.isin(labels, largest))
-
-
-def test_of_equal_components_the_first_in_scan_order_stays():
-    mask = picture("..1", "...", "1..").astype(bool)
-    for laid in (mask, np.asfortranarray(mask)):
-        assert np.argwhere(steps.keep_largest(laid, 1)).tolist() == [[0, 2]]
-    dots = np.zeros((40, 40), bool)
-    dots[::2, ::2] = True
-    assert np.argwhere(steps.keep_largest(dots, 3)).tolist() == [[0, 0], [0, 2], [0, 4]]
-
-
-# Holes
-
-
-@many
-@given(masks)
-def test_holes_are_those_of_scipy(mask):
-    np.testing.assert_array_equal(steps.fill_holes(mask), ndimage.binary_fill_holes(mask))
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("shape", [(60, 70), (17, 18, 19)])
-def test_holes_of_noise_are_those_of_scipy(seed, shape):
-    mask = np.random.default_rng(seed).random(shape) > 0.35
-    filled = steps.fill_holes(mask)
-    assert (filled > mask).any()
-    np.testing.assert_array_equal(filled, ndimage.binary_fill_holes(mask))
-
-
-def test_background_on_the_edge_of_a_volume_stays():
-    """fill_voids 2.1.2 fills (0, 0, 1), though every pixel of this volume is on the border."""
-    volume = np.array([[[1, 0, 1, 1], [0, 1, 1, 0]], [[0, 1, 1, 1], [1, 1, 1, 0]]], bool)
-    np.testing.assert_array_equal(steps.fill_holes(volume), volume)
-
-
-@many
-@given(objects)
-def test_object_holes_are_filled_where_one_object_is_around(labels):
-    expected = labels.copy()
-    background, count = numbered(labels == 0, corners=False)
-    sides = ndimage.generate_binary_structure(labels.ndim, 1)
-    for number in range(1, count + 1):
-        hole = background == number
-        around = np.unique(labels[ndimage.binary_dilation(hole, sides) & ~hole])
-        if np.array_equal(ndimage.binary_fill_holes(~hole), np.ones_like(hole)) and len(around) == 1:
-            expected[hole] = around[0]
-    found = steps.fill_object_holes(labels)
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_a_hole_between_two_objects_stays():
-    labels = picture("111.333", "1.1.3.2", "111.332", ".......", "11122.1", "1.1.2..", "111222.")
-    expected = picture("111.333", "111.3.2", "111.332", ".......", "11122.1", "111.2..", "111222.")
-    np.testing.assert_array_equal(steps.fill_object_holes(labels), expected)
-    assert steps.fill_object_holes(picture(".1.", "1.1", ".12")).tolist() == [[0, 1, 0], [1, 1, 1], [0, 1, 2]]
-
-
-# Opening and closing
-
-
-def by_scipy(mask: np.ndarray, radius: int, work: Callable[..., Any]) -> np.ndarray:
-    """Opening or closing by a ball, far from the end of the repeated border."""
-    far = 3 * radius + 1
-    ball = sum(axis**2 for axis in np.ogrid[(slice(-radius, radius + 1),) * mask.ndim]) <= radius**2
-    return np.asarray(work(np.pad(mask, far, mode="edge"), ball)[(slice(far, -far),) * mask.ndim])
-
-
-@many
-@given(masks.filter(lambda mask: mask.size > 0), st.integers(0, 3))
-def test_opening_and_closing_are_those_of_scipy_on_a_wider_picture(mask, radius):
-    opened, closed = steps.binary_opening(mask, radius), steps.binary_closing(mask, radius)
-    np.testing.assert_array_equal(opened, by_scipy(mask, radius, ndimage.binary_opening))
-    np.testing.assert_array_equal(closed, by_scipy(mask, radius, ndimage.binary_closing))
-    assert (opened <= mask).all() and (mask <= closed).all()
-
-
-def test_a_mask_on_the_border_keeps_its_corners_and_a_spur_goes():
-    mask = np.zeros((20, 20), bool)
-    mask[:, :8] = True
-    np.testing.assert_array_equal(steps.binary_opening(mask, 3), mask)
-    np.testing.assert_array_equal(steps.binary_closing(mask, 3), mask)
-    spur, slit = mask.copy(), mask.copy()
-    spur[10, 8:14], slit[10, 3:6] = True, False
-    np.testing.assert_array_equal(steps.binary_opening(spur, 2)[:, :8], mask[:, :8])
-    assert not steps.binary_opening(spur, 2)[:, 9:].any()  # the disk's tip fits into the spur's first pixel
-    np.testing.assert_array_equal(steps.binary_closing(slit, 2), mask)
-
-
-# Probabilities
-
-
-def test_triplet_needs_as_many_pixels_above_the_high_threshold():
-    probability = np.array([[0.75, 0.5, 0.875], [0.25, 0.0, 0.5]], np.float16)
-    assert steps.double_threshold(probability, 0.5, 2, 0.25).tolist() == [[True, True, True], [False, False, True]]
-    assert not steps.double_threshold(probability, 0.5, 3, 0.25).any()  # 0.5 is not above 0.5
-    assert not steps.double_threshold(probability, 0.75, 2, 0.25).any()
-
-
-@many
-@given(st.data())
-def test_overlaps_go_to_the_most_probable(data):
-    several = data.draw(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=3, max_dims=4, min_side=0, max_side=4)))
-    levels = st.sampled_from([0.0, 0.25, 0.5, 1.0])
-    probabilities = data.draw(hnp.arrays(np.float16, several.shape, elements=levels, fill=st.nothing()))
-    found = steps.forbid_overlap(several, probabilities)
-    expected = np.zeros_like(several)
-    for place in np.ndindex(*several.shape[1:]):
-        rivals = [k for k in range(len(several)) if several[(k, *place)]]
-        if rivals:
-            expected[(max(rivals, key=lambda k: probabilities[(k, *place)]), *place)] = True
-    np.testing.assert_array_equal(found, expected)
-
-
-# Splitting
-
-
-def peaks(height: np.ndarray, mask: np.ndarray, depth: float) -> int:
-    """Peaks at least `depth` above their saddles, and the highest of each component; pixel by pixel, from the top."""
-    parent: dict[tuple, tuple] = {}
-    top: dict[tuple, float] = {}
-    clear = 0
-
-    def root(place: tuple) -> tuple:
-        while parent[place] != place:
-            place = parent[place]
-        return place
-
-    for place in sorted(map(tuple, np.argwhere(mask).tolist()), key=lambda place: -height[place]):
-        parent[place], top[place] = place, height[place]
-        for step in np.ndindex(*(3,) * mask.ndim):
-            other = tuple(a + b - 1 for a, b in zip(place, step, strict=True))
-            if other in parent and root(other) != root(place):
-                high, low = sorted((root(other), root(place)), key=lambda one: -top[one])
-                clear += top[low] > height[place] and top[low] - height[place] >= depth
-                parent[low] = high
-    return clear + numbered(mask)[1]
-
-
-@pytest.mark.parametrize("smooth", [0.0, 1.0])
-@pytest.mark.parametrize("depth", [0.3, 0.7, 1.0])
-@pytest.mark.parametrize("shape", [(30, 25), (14, 15, 16)])
-def test_one_object_for_each_clear_peak(shape, depth, smooth):
-    noise = ndimage.gaussian_filter(np.random.default_rng(1).standard_normal(shape), 1.5)
-    mask = noise > np.quantile(noise, 0.3)
-    height = ndimage.distance_transform_edt(mask)
-    if smooth:
-        height = ndimage.gaussian_filter(height, smooth, mode="nearest") * mask
-    labels = steps.split_distance(mask, smooth, depth)
-    assert labels.max() == peaks(height, mask, depth) > numbered(mask)[1]
-    assert parts_well(labels, mask)
-
-
-def test_two_touching_discs_are_parted_at_the_neck_by_both():
-    left, right = disc((40, 60), 20, 18, 12), disc((40, 60), 20, 39, 12)
-    mask = left | right
-    inside = np.maximum(*(1 - np.hypot(*(np.indices(mask.shape) - [[[20]], [[x]]])) / 14 for x in (18, 39)))
-    columns = np.broadcast_to(np.arange(60), mask.shape)
-    for labels in (steps.split_distance(mask, 1, 1), steps.split_seeds(mask, inside.astype(np.float16), 0.5, 4)):
-        assert labels.max() == 2 and parts_well(labels, mask)
-        assert set(labels[mask & (columns < 27)]) == {labels[20, 18]} != set(labels[mask & (columns > 30)])
-
-
-def test_two_touching_balls_are_parted():
-    z, y, x = np.ogrid[:20, :20, :34]
-    mask = np.minimum((x - 10) ** 2, (x - 23) ** 2) + (y - 10) ** 2 + (z - 10) ** 2 <= 64
-    labels = steps.split_distance(mask, 1, 1)
-    assert labels.max() == 2 and labels[10, 10, 10] != labels[10, 10, 23] and parts_well(labels, mask)
-
-
-def test_one_shape_stays_one_object():
-    ring = disc((41, 41), 20, 20, 18) & ~disc((41, 41), 20, 20, 10)
-    corner, bar = disc((30, 30), 0, 0, 12), np.pad(np.ones((5, 30), bool), 2)
-    for mask in (ring, corner, bar):
-        np.testing.assert_array_equal(steps.split_distance(mask, 0, 1), mask)
-    np.testing.assert_array_equal(steps.split_distance(disc((30, 30), 15, 0, 9), 1, 0.5), disc((30, 30), 15, 0, 9))
-
-
-def test_the_edge_of_the_picture_is_no_background():
-    """Discs with centres on the border: if it counted as background, they would have no peaks."""
-    mask = disc((20, 60), 0, 18, 12) | disc((20, 60), 0, 39, 12)
-    labels = steps.split_distance(mask, 1, 1)
-    assert labels.max() == 2 and labels[0, 18] != labels[0, 39]
-
-
-def test_seeds_are_of_one_side_and_large_enough():
-    mask = picture("1111111", "1111111", ".......", "11.1111").astype(bool)
-    inside = picture("9900099", "0099090", "9990099", "9900090") / 10
-    parted = steps.split_seeds(mask, inside, 0.5, 2)  # two share a corner, one of 3; below 2 and 1
-    assert parts_well(parted, mask) and parted.max() == 5
-    assert parted[0, 0] == parted[0, 1] != parted[1, 2] == parted[1, 3] != parted[0, 6]
-    assert len(set(parted[3, 3:])) == 1  # its only seed is too small: one object all the same
-    assert steps.split_seeds(mask, inside, 0.5, 3).max() == 3
-
-
-@many
-@given(masks, st.data())
-def test_both_splits_cover_the_mask(mask, data):
-    levels = st.sampled_from([0.0, 0.5, 1.0])
-    inside = data.draw(hnp.arrays(np.float16, mask.shape, elements=levels, fill=st.nothing()))
-    seeds, count = numbered((inside > 0.25) & mask, corners=False)
-    large = [number for number in range(1, count + 1) if (seeds == number).sum() >= 2]
-    whole, components = numbered(mask)
-    unseeded = set(range(1, components + 1)) - set(whole[np.isin(seeds, large)])
-    labels = steps.split_seeds(mask, inside, 0.25, 2)
-    assert parts_well(labels, mask) and len(np.unique(labels[mask])) == len(large) + len(unseeded)
-    assert all(len(np.unique(labels[seeds == number])) == 1 for number in large)
-    for smooth in (0, 1):
-        assert parts_well(steps.split_distance(mask, smooth, 0.5), mask)
-
-
-# All of them
-
-ALL: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "remove_small": lambda mask: steps.remove_small(mask, 2),
-    "remove_small_objects": lambda mask: steps.remove_small_objects(frozen(mask.astype(np.int32)), 2),
-    "keep_largest": lambda mask: steps.keep_largest(mask, 1),
-    "fill_holes": steps.fill_holes,
-    "fill_object_holes": lambda mask: steps.fill_object_holes(frozen(mask.astype(np.int32))),
-    "opened": lambda mask: steps.binary_opening(mask, 2),
-    "closed": lambda mask: steps.binary_closing(mask, 2),
-    "triplet": lambda mask: steps.double_threshold(frozen(mask.astype(np.float16)), 0.5, 1, 0.25),
-    "forbid_overlap": lambda mask: steps.forbid_overlap(
-        frozen(np.stack([mask, mask])), frozen(np.zeros((2, *mask.shape), np.float16))
-    )[0],
-    "split_distance": lambda mask: steps.split_distance(mask, 1, 0.5),
-    "split_seeds": lambda mask: steps.split_seeds(mask, frozen(mask.astype(np.float16)), 0.5, 2),
-}
-
-
-def frozen(array: np.ndarray) -> np.ndarray:
-    array.setflags(write=False)
-    return array
-
-
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (1, 1), (1, 7), (7, 1), (2, 0, 3), (1, 1, 1), (3, 1, 4)])
-def test_empty_and_full_pictures_of_any_shape(name, shape):
-    for mask in (np.zeros(shape, bool), np.ones(shape, bool)):
-        full = mask & (name != "remove_small" or mask.size >= 2) & (name != "remove_small_objects" or mask.size >= 2)
-        np.testing.assert_array_equal(ALL[name](frozen(mask)), full)
-
-
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("shape", [(30, 31), (9, 10, 11)])
-def test_inputs_stay_and_neither_order_nor_chance_matters(name, shape):
-    noise = ndimage.gaussian_filter(np.random.default_rng(2).standard_normal(shape), 1.2)
-    mask = noise > np.quantile(noise, 0.4)
-    mask[-1, ..., -2:] = True  # touches the last pixel
-    before = mask.copy()
-    results = [
-        ALL[name](frozen(laid)) for laid in (mask, np.asfortranarray(mask), np.repeat(mask, 2, -1)[..., ::2], mask)
+    run = find_run(str(made.folder))
+    with OofScores(Ensemble((run,), (1.0,)), workers=2) as evaluation:
+        tuned = tune_postprocessing(evaluation, 0, None)
+    assert tuned.kept and [step.model_dump() for step in tuned.best_steps["ring"]] == [
+        {"target": target, "args": {"radius": 2}}
     ]
-    np.testing.assert_array_equal(mask, before)
-    assert results[0].any() and not np.shares_memory(results[0], mask)
-    for result in results[1:]:
-        np.testing.assert_array_equal(result, results[0])
-
-
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("place", [(0, 0), (2, 3), (4, 6)])
-def test_a_single_pixel(name, place):
-    mask = np.zeros((5, 7), bool)
-    mask[place] = True
-    gone = name in ("remove_small", "remove_small_objects", "opened")
-    kept = ALL[name](frozen(mask))
-    np.testing.assert_array_equal(kept, mask & (not gone))
+    estimate_score(Ensemble((run,), (1.0,)), 3)
+    again = load_tuning(run)
+    assert again is not None and again.best_steps == tuned.best_steps
+    own_steps("my_tuned_steps", OWN + "\n# changed\n")
+    assert load_tuning(run) is None

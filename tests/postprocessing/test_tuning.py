@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from competition.config.competition import MetricConfig
-from competition.config.postprocess import DoubleThreshold, PostprocessConfig, SplitConfig, StepConfig
+from competition.config.postprocess import PostprocessConfig, StepConfig
 from competition.context import Context
 from competition.ensembling.expected import estimate_score
 from competition.ensembling.weights import fit_weights, neighbouring_weights, weight_grid
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import cv_score
-from competition.postprocessing.evaluation import OofScores, TruthSizes
-from competition.postprocessing.pipeline import CaseProbabilities, postprocess, run_steps
+from competition.postprocessing.case import CaseProbabilities
+from competition.postprocessing.evaluation import OofScores
+from competition.postprocessing.pipeline import postprocess, run_steps
+from competition.postprocessing.steps import Split, Triplet, TruthSizes
 from competition.postprocessing.tuning import class_score, search_slots, step_order, tune_postprocessing, tuning_parts
 from competition.runs.blend import Ensemble
 
@@ -157,10 +159,8 @@ def test_a_threshold_never_takes_what_another_class_has(tiny):
 def test_the_triplet_rule_empties_what_is_nowhere_sure(tiny):
     one = evidence(tiny, [[0.3, 0.55, 0.9]], [[0.65, 0.4, 0.1]], [[0.05, 0.05, 0.0]])
     rule = {"high": 0.6, "low": 0.3}
-    assert run_steps(one, 0, (StepConfig(triplet=DoubleThreshold(pixels=1, **rule)),)).mask.tolist() == [
-        [True, True, False]
-    ]
-    assert not run_steps(one, 0, (StepConfig(triplet=DoubleThreshold(pixels=2, **rule)),)).mask.any()
+    assert run_steps(one, 0, (StepConfig(triplet=Triplet(pixels=1, **rule)),)).mask.tolist() == [[True, True, False]]
+    assert not run_steps(one, 0, (StepConfig(triplet=Triplet(pixels=2, **rule)),)).mask.any()
 
 
 def test_overlapping_classes_may_be_forbidden_to_overlap(tiny):
@@ -253,7 +253,7 @@ def test_weights_of_the_grid_are_weights(count):
 
 def test_a_split_needs_one_way():
     with pytest.raises(ValueError, match="exactly one of `distance` and `boundary`"):
-        SplitConfig(distance=1.0, boundary=0.5)
+        Split(distance=1.0, boundary=0.5)
 
 
 def test_a_mask_is_made_by_the_first_step_only(tiny):

@@ -1,0 +1,144 @@
+"""One case while it is post-processed: its probabilities, the mask and objects of a class, and the final masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import Competition
+from competition.errors import MaskfoldError
+from competition.metrics.instances import connected_components
+
+Mask = NDArray[np.bool_]
+Labels = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class ClassMask:
+    """Mask and objects of one class after some steps.
+
+    Attributes:
+        mask: (*spatial) bool.
+        objects: (*spatial) int32, 0 for background, objects from 1; None: the mask's connected components.
+    """
+
+    mask: Mask
+    objects: Labels | None = None
+
+    def labels(self) -> Labels:
+        """Return the objects; connected components if no step has set them."""
+        return connected_components(self.mask).astype(np.int32) if self.objects is None else self.objects
+
+    @classmethod
+    def from_objects(cls, objects: Labels) -> ClassMask:
+        """Return objects with their mask.
+
+        Args:
+            objects: (*spatial) int32, 0 for background.
+        """
+        return cls(objects != 0, objects)
+
+    def restrict(self, mask: Mask) -> ClassMask:
+        """Return the objects cut to a mask, and the mask.
+
+        Args:
+            mask: (*spatial) bool, without pixels outside the present mask.
+        """
+        return replace(self, mask=mask, objects=None if self.objects is None else np.where(mask, self.objects, 0))
+
+
+@dataclass(frozen=True)
+class CaseProbabilities:
+    """The probabilities of one case, shared by the steps of all classes.
+
+    Args:
+        probabilities: (P, *spatial) float16; the boundary class, if any, is last.
+        comp: the competition.
+        presence: (K, 1, …), probability that the case contains each class, see `competition.inference.predict`; only
+            the step `gate` uses it.
+    """
+
+    probabilities: NDArray[Any]
+    comp: Competition
+    presence: NDArray[Any] | None = None
+
+    @cached_property
+    def masks(self) -> Mask:
+        """(K, *spatial) bool, by argmax, or by 0.5 where classes overlap."""
+        from competition.inference.predict import to_masks  # here, since reading a YAML with steps needs no torch
+
+        return to_masks(self.probabilities, self.comp)
+
+    @cached_property
+    def class_probabilities(self) -> NDArray[Any]:
+        """(comp.output_channels, *spatial): the probabilities with the boundary class merged into the classes."""
+        from competition.inference.predict import merge_boundary_class
+
+        return merge_boundary_class(self.probabilities, self.comp) if self.has_boundary else self.probabilities
+
+    @property
+    def empty(self) -> ClassMask:
+        """An empty mask."""
+        return ClassMask(np.zeros(self.probabilities.shape[1:], np.bool_))
+
+    @property
+    def has_boundary(self) -> bool:
+        """Whether there is a boundary class."""
+        return len(self.probabilities) > self.comp.output_channels
+
+    def probability(self, index: int) -> NDArray[Any]:
+        """Return the probability of a class, (*spatial)."""
+        return np.asarray(self.class_probabilities[index + (self.comp.labels == "exclusive")])
+
+    def interior(self, index: int) -> NDArray[Any]:
+        """Return the probability that a pixel is in an object of a class and not on its boundary, (*spatial)."""
+        return np.asarray(self.probabilities[index + (self.comp.labels == "exclusive")])
+
+    def present(self, index: int, threshold: float) -> NDArray[Any]:
+        """Return where the presence of a class reaches a threshold: (1, …) bool, or one value per slice.
+
+        Raises:
+            MaskfoldError: the prediction has no presence.
+        """
+        if self.presence is None:
+            raise MaskfoldError(
+                "The step `gate` requires a presence head, but the prediction has none.",
+                "Remove `gate` from postprocess.steps, or use a run that was trained with `gate`.",
+            )
+        return np.asarray(self.presence[index] >= threshold)
+
+    def above_threshold(self, index: int, threshold: float) -> Mask:
+        """Return where the class exceeds a threshold and no exclusive class is more probable, (*spatial) bool."""
+        probability = self.probability(index)
+        mask = np.asarray(probability > threshold)
+        if self.comp.labels == "exclusive":
+            for other in range(len(self.comp.classes)):
+                if other < index:  # ties go to the first class, as with argmax
+                    mask &= probability > self.probability(other)
+                elif other > index:
+                    mask &= probability >= self.probability(other)
+        return mask
+
+
+@dataclass(frozen=True)
+class CasePrediction:
+    """The masks of one case.
+
+    Attributes:
+        masks: (K, *spatial) bool.
+        objects: (K, *spatial) int32, the objects of each class; None: the connected components of the masks.
+    """
+
+    masks: Mask
+    objects: Labels | None
+
+    def object_masks(self, index: int) -> Iterator[Mask]:
+        """Yield the objects of a class, one mask at a time."""
+        labels = connected_components(self.masks[index]) if self.objects is None else self.objects[index]
+        for number in np.unique(labels[labels != 0]):
+            yield np.asarray(labels == number)
