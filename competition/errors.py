@@ -1,5 +1,7 @@
 """The exception for errors that a user can fix: what is wrong, and a hint."""
 
+from __future__ import annotations
+
 
 class MaskfoldError(Exception):
     """An error that the user can fix.
@@ -22,8 +24,8 @@ class MaskfoldError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Return a constructor call with all attributes, so that the error survives pickling between processes."""
-        return _rebuild, (self.message, self.hint, self.status)
+        return _rebuild, (type(self), self.message, self.hint, self.status)
 
 
-def _rebuild(message: str, hint: str, status: int) -> MaskfoldError:
-    return MaskfoldError(message, hint, status=status)
+def _rebuild(kind: type[MaskfoldError], message: str, hint: str, status: int) -> MaskfoldError:
+    return kind(message, hint, status=status)

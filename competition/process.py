@@ -1,11 +1,29 @@
-"""The parent of a fold's process: find it, and end with it."""
+"""Processes of a command: one pool for all parallel work, and processes that end with their parent.
+
+The pool is the standard library's with a thin wrapper. joblib's (loky) would need the same wrapper, because its errors
+and the end with a killed parent are the caller's task as well, and it is slower: the first result of two workers took
+2.4 s instead of 0.7 s; after a SIGKILL of the parent its workers ran on, and after the last result they stay in memory
+for up to 300 s (python benchmarks/libraries.py pool).
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any, TypeVar
 
+from competition.errors import MaskfoldError
+
+Result = TypeVar("Result")
+
+MAX_CHUNK = 8  # items that a process takes at a time
 PARENT_VARIABLE = "MASKFOLD_PARENT"  # in a fold process: the id of the process that started it
 
 
@@ -23,3 +41,140 @@ def exit_with_parent(process: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent watch").start()
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class ProcessPool:
+    """Processes that call methods of one object. A context manager; when the block ends, so do the processes.
+
+    Ctrl-C reaches only this process, which ends the others. A process whose parent is killed ends within a second.
+
+    Args:
+        worker: the object; it is pickled once per process.
+        count: processes; 0: the methods run in this process.
+        task: what the processes did, for the error if one is killed: `scored cases`.
+        hint: the hint of that error.
+        environment: variables of the processes; None: `OMP_NUM_THREADS=1`, so that each computes with one thread.
+
+    Example:
+        >>> with ProcessPool("a-b", 0, "split a text", "") as pool:
+        ...     list(pool.map(str.split, ["-", "b"]))
+        [['a', 'b'], ['a-', '']]
+    """
+
+    def __init__(
+        self, worker: Any, count: int, task: str, hint: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.worker, self.count, self.task, self.hint = worker, count, task, hint
+        self.environment = {"OMP_NUM_THREADS": "1"} if environment is None else environment
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> ProcessPool:
+        if self.count:
+            self._executor = ProcessPoolExecutor(
+                self.count,
+                mp_context=get_context("spawn"),  # a fork of a process with torch's threads may hang
+                initializer=_init_worker,
+                initargs=(self.worker, os.getpid()),
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor is not None:
+            # Kill: all results have arrived, or nobody waits for them any more, or a process hangs. With the writer
+            # open, the executor would wait forever for the rest of a result that a process was sending.
+            self._executor._result_queue._writer.close()  # type: ignore[attr-defined]
+            for process in list((self._executor._processes or {}).values()):
+                process.kill()
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def map(self, method: Callable[..., Result], items: Sequence[Any], *arguments: Any) -> Iterator[Result]:
+        """Yield `method(worker, item, *arguments)` for each item, in the order of the items.
+
+        Args:
+            method: an importable function, such as `CaseScorer.score`.
+            items: picklable.
+            arguments: picklable.
+
+        Raises:
+            MaskfoldError: the method raised it, or a process was killed.
+        """
+        if self._executor is None:
+            for item in items:
+                yield method(self.worker, item, *arguments)
+            return
+        chunk = max(1, min(MAX_CHUNK, len(items) // (4 * self.count)))
+        chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
+        futures = [self.submit(_call_for_each, method, one, arguments) for one in chunks]
+        futures.reverse()
+        while futures:  # a result is freed once it is used
+            yield from self.result(futures.pop())
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Start `function(worker, *arguments)` in a process.
+
+        Raises:
+            MaskfoldError: a process was killed.
+        """
+        assert self._executor is not None, "the pool has no process, or its block has ended"
+        try:
+            with _inherited(self.environment):  # the executor starts its processes here
+                return self._executor.submit(_call, function, arguments)
+        except BrokenProcessPool as broken:
+            raise self._killed() from broken
+
+    def result(self, future: Future[Result]) -> Result:
+        """Wait for a result of `submit`.
+
+        Raises:
+            MaskfoldError: the function raised it, or its process was killed.
+        """
+        try:
+            return future.result()
+        except BrokenProcessPool as broken:
+            raise self._killed() from broken
+
+    def _killed(self) -> MaskfoldError:
+        return MaskfoldError(f"A process that {self.task} was killed, probably out of memory.", self.hint)
+
+
+@contextmanager
+def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
+    """Let processes that start here inherit these variables, and a blocked SIGINT: Ctrl-C reaches all of a terminal.
+
+    The variables must exist before the process starts: libraries read them when they are imported.
+    """
+    previous = {name: os.environ.get(name) for name in environment}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+_worker: Any = None  # the object of this process
+
+
+def _init_worker(worker: Any, parent: int) -> None:
+    global _worker
+    exit_with_parent(parent)
+    _worker = worker
+
+
+def _call(function: Callable[..., Result], arguments: Sequence[Any]) -> Result:
+    return function(_worker, *arguments)
+
+
+def _call_for_each(worker: Any, method: Callable[..., Result], items: Sequence[Any], arguments: Any) -> list[Result]:
+    return [method(worker, item, *arguments) for item in items]

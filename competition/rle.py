@@ -13,6 +13,9 @@ For speed, the mask is never transposed: changes are found between neighbours al
 NumPy compares long rows at once, and only the few positions of changes are converted to the format's order.
 """
 
+# Not pycocotools: it needs a Fortran-ordered copy, writes only its own compressed text, and takes 24 times as long for
+# a mask of 8192 × 8192 pixels (python benchmarks/rle.py).
+
 from __future__ import annotations
 
 import base64

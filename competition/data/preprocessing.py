@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from competition.data.normalisation import (
 from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.io import DiskFullError, write_array
+from competition.process import ProcessPool
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,50 +126,25 @@ def _run(
     rows: list[SimpleNamespace], exp: Experiment, root: Path, workers: int
 ) -> Iterator[tuple[SimpleNamespace, Path | MaskfoldError]]:
     """Yield each row with its folder or its error, in order."""
-    if workers <= 1 or len(rows) <= 1:
-        for row in rows:
-            try:
-                yield row, preprocess_case(row, exp, root)
-            except MaskfoldError as error:
-                yield row, error
-        return
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
-    # spawn, because a fork of a process with torch's threads may hang
-    pool = ProcessPoolExecutor(min(workers, len(rows)), mp_context=get_context("spawn"), initializer=_use_one_thread)
-    try:
-        futures = [pool.submit(_preprocess_in_worker, row, exp, root) for row in rows]
-        for row, future in zip(rows, futures, strict=True):
-            try:
-                folder, failure = future.result()
-            except BrokenProcessPool as broken:
-                raise MaskfoldError(
-                    f"A preprocessing worker was killed, at case {row.id} or near it.",
-                    "It probably ran out of memory; use fewer workers.",
-                ) from broken
-            if failure is None:
-                yield row, folder
-            else:
-                is_full_disk, message, hint, status = failure
-                yield row, (DiskFullError if is_full_disk else MaskfoldError)(message, hint, status=status)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    count = min(workers, len(rows))
+    with ProcessPool(
+        _Preprocessor(exp, root), count if count > 1 else 0, "preprocessed cases", "Use fewer workers."
+    ) as pool:
+        yield from zip(rows, pool.map(_Preprocessor.run, rows), strict=True)
 
 
-def _use_one_thread() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which 2D cases do not even need
+@dataclass(frozen=True)
+class _Preprocessor:
+    """Preprocesses one case; runs in a worker process."""
 
+    exp: Experiment
+    root: Path
 
-def _preprocess_in_worker(
-    row: SimpleNamespace, exp: Experiment, root: Path
-) -> tuple[Path, tuple[bool, str, str, int] | None]:
-    """Run `preprocess_case` in another process; return an error as plain values, which pickle always."""
-    try:
-        return preprocess_case(row, exp, root), None
-    except MaskfoldError as error:
-        return root, (isinstance(error, DiskFullError), error.message, error.hint, error.status)
+    def run(self, row: SimpleNamespace) -> Path | MaskfoldError:
+        try:
+            return preprocess_case(row, self.exp, self.root)
+        except MaskfoldError as error:
+            return error
 
 
 def write_image(folder: Path, image: Image, exp: Experiment, case: str) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Download and unpack an archive: resumed after an interruption, verified by its MD5, complete or not at all.
+"""Download and unpack an archive: resumed after an interruption, verified by its MD5, complete or not at all."""
 
-`monai.apps.download_url` uses the system's temporary folder, which may be small, restarts after every interruption, and
-treats a denied permission as success.
-"""
+# No library resumes a partial download, which matters for a tar of 27 GB. pooch's HTTPDownloader opens its temporary
+# file with `w+b` and sends no Range header, and `pooch.retrieve` deletes the file after a failure.
+# `monai.apps.download_url` restarts as well, needs space in the system's temporary folder, and treats a denied
+# permission as success. tarfile's filter="data" checks each member only when it is written, after others were written;
+# it also accepts links and absolute paths, and it does not exist for zip archives.
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from competition.data.masks import load_instances, load_mask
 from competition.inference.predict import to_masks
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.metrics.scoring import score_case
-from competition.postprocessing.evaluation import ProcessPool, shared_case_rows
+from competition.postprocessing.evaluation import scoring_pool, shared_case_rows
+from competition.process import ProcessPool
 from competition.runs.blend import Ensemble, WeightedMean
 from competition.runs.oof import OofPredictions
 
@@ -96,12 +97,12 @@ def fit_weights(
     single_runs = [tuple(float(index == run) for index in range(count)) for run in range(count)]
     tables: dict[Weights, pd.DataFrame] = {}
     scorer = _WeightScorer([run.oof() for run in ensemble.runs], ensemble.comp, rows)
-    with ProcessPool(scorer, list(rows), workers) as pool:
+    with scoring_pool(scorer, len(rows), workers) as pool:
 
         def score(points: Sequence[Weights]) -> None:
             new = tuple(dict.fromkeys(point for point in points if point not in tables))
             if new:
-                tables.update(_score_tables(pool, new, fold_of))
+                tables.update(_score_tables(pool, list(rows), new, fold_of))
                 context.say(f"scored {len(tables)} weightings of {count} runs")
 
         def best(fold: int | None) -> Weights:
@@ -184,13 +185,13 @@ class _WeightScorer:
 
 
 def _score_tables(
-    pool: ProcessPool, points: tuple[Weights, ...], fold_of: dict[str, int]
+    pool: ProcessPool, cases: Sequence[str], points: tuple[Weights, ...], fold_of: dict[str, int]
 ) -> dict[Weights, pd.DataFrame]:
     """Return the score table of each point."""
     import pandas as pd
 
     lines: dict[Weights, list[dict[str, Any]]] = {point: [] for point in points}
-    for case, scores in zip(pool.cases, pool.map("score", points), strict=True):
+    for case, scores in zip(cases, pool.map(_WeightScorer.score, cases, points), strict=True):
         for point, rows in zip(points, scores, strict=True):
             lines[point] += [{"id": case, "fold": fold_of[case], **row} for row in rows]
     return {point: pd.DataFrame(rows) for point, rows in lines.items()}

@@ -89,10 +89,10 @@ def main() -> int:
 
 def check_and_run() -> int:
     """Check the bundle, then run the package in `code`."""
-    if "--shard" not in sys.argv:  # a parent process has already checked
-        check_files()
-        check_packages()
+    check_files()
+    check_packages()
     sys.dont_write_bytecode = True  # the bundle must stay as it was exported
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # also in the processes of several devices
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.path.insert(0, str(HERE / "code"))
     try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from competition.context import Context
@@ -53,13 +53,10 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 1 the work failed, 2 the arguments are invalid.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    started = time.monotonic()
     args = _parser().parse_args(arguments)
     try:
-        if args.shard is not None:
-            _predict_shard(folder, args)
-        else:
-            _predict_all(folder, args, arguments)
+        _predict_all(folder, args, started)
     except MaskfoldError as error:
         print(f"error: {error.message} {_translate_hint(error.hint)}", file=sys.stderr)
         return error.status
@@ -89,18 +86,15 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="give empty masks to a case that cannot be read or predicted, instead of stopping",
     )
-    parser.add_argument("--shard", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--started", type=float, default=time.monotonic(), help=argparse.SUPPRESS)
     return parser
 
 
-def _options(args: argparse.Namespace) -> PredictionOptions:
+def _options(args: argparse.Namespace, started: float) -> PredictionOptions:
     if args.hours is not None and not args.hours > 0:
         raise MaskfoldError(
             f"--hours: found {args.hours:g}, expected a number above 0.", "Set e.g. --hours 9.", status=2
         )
-    return PredictionOptions(None if args.hours is None else args.hours * 3600, args.started, args.go_on, args.onnx)
+    return PredictionOptions(None if args.hours is None else args.hours * 3600, started, args.go_on, args.onnx)
 
 
 def _read_bundle(folder: Path, args: argparse.Namespace, device: str) -> Bundle:
@@ -118,9 +112,9 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _predict_all(folder: Path, args: argparse.Namespace, arguments: Sequence[str]) -> None:
+def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None:
     """Predict all cases, in this process or in one process per device."""
-    options, devices = _options(args), parse_devices(args.devices)
+    options, devices = _options(args, started), parse_devices(args.devices)
     if args.output.suffix != ".csv" or args.output.is_dir():
         raise MaskfoldError(
             f"--output: found {args.output}, expected a file name ending in .csv.", "Change --output.", status=2
@@ -138,9 +132,7 @@ def _predict_all(folder: Path, args: argparse.Namespace, arguments: Sequence[str
         cases = (
             _predict_here(bundle, found, options, scratch)
             if devices in (["auto"], ["cpu"], ["cuda:0"])
-            else _predict_in_processes(
-                folder, found, options, devices, [*arguments, "--started", str(options.started)], scratch
-            )
+            else _predict_in_processes(folder, found, options, devices, args, scratch)
         )
         missed: list[str] = []
         validation = write_submission(
@@ -193,14 +185,20 @@ def _predict_in_processes(
     found: TestCases,
     options: PredictionOptions,
     devices: Sequence[str],
-    arguments: Sequence[str],
+    args: argparse.Namespace,
     scratch: Path,
 ) -> Iterator[BundlePrediction]:
     rows, sizes = found.test_set.rows, [count_voxels(row) for row in found.test_set.rows]
     deadline = TimeBudget([], [], [], options.limit, options.started).deadline
     confidence = found.test_set.profile.confidence
     predictions = collect(
-        folder / "run.py", arguments, devices[: len(rows)], rows, sizes, scratch, confidence, deadline
+        partial(_predict_shard, folder, args, options, scratch),
+        devices[: len(rows)],
+        rows,
+        sizes,
+        scratch,
+        confidence,
+        deadline,
     )
     lost = 0
     for number, (row, predicted) in enumerate(zip(rows, predictions, strict=True)):
@@ -211,20 +209,23 @@ def _predict_in_processes(
         _say(f"time: over; {lost} cases that no process finished get empty masks")
 
 
-def _predict_shard(folder: Path, args: argparse.Namespace) -> None:
-    """Predict the cases of one process among several."""
-    from competition.process import exit_with_parent
-
-    exit_with_parent(os.getppid())
-    cases, confidence = load_shard(args.scratch, args.shard)
-    bundle = _read_bundle(folder, args, args.devices)
-    work = Path(tempfile.mkdtemp(prefix="work-", dir=args.scratch))
+def _predict_shard(
+    folder: Path,
+    args: argparse.Namespace,
+    options: PredictionOptions,
+    scratch: Path,
+    _worker: None,
+    shard: int,
+    device: str,
+) -> None:
+    """Predict the cases of one process among several; called in that process."""
+    cases, confidence = load_shard(scratch, shard)
+    bundle = _read_bundle(folder, args, device)
+    work = Path(tempfile.mkdtemp(prefix="work-", dir=scratch))
     rows = [row for _, row in cases]
-    predictions = predict_cases(
-        bundle, rows, confidence, work, _options(args), lambda line: _say(f"[{args.shard}] {line}")
-    )
+    predictions = predict_cases(bundle, rows, confidence, work, options, lambda line: _say(f"[{shard}] {line}"))
     for (case, _), predicted in zip(cases, predictions, strict=True):
-        save_result(args.scratch, case, predicted)
+        save_result(scratch, case, predicted)
 
 
 def _masks(cases: Iterator[BundlePrediction], found: TestCases, missed: list[str]) -> Iterator[MaskItem]:

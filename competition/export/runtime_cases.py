@@ -10,12 +10,11 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +39,7 @@ from competition.export.time_limit import Clock, DegradableEnsemble, TimeBudget
 from competition.io import atomic_write, ensure_writable, open_atomic
 from competition.postprocessing.case import CasePrediction
 from competition.postprocessing.pipeline import postprocess
+from competition.process import ProcessPool
 from competition.runs.blend import Ensemble
 from competition.runs.run import Run
 from competition.submission.reader import IdLookup, RowKey, SampleSubmission, format_row, open_rows, read_sample
@@ -489,8 +489,7 @@ def parse_devices(text: str) -> list[str]:
 
 
 def collect(
-    script: Path,
-    arguments: Sequence[str],
+    predict_shard: Callable[[None, int, str], None],
     devices: Sequence[str],
     rows: Sequence[Any],
     sizes: Sequence[int],
@@ -501,8 +500,7 @@ def collect(
     """Start a process for each device and yield the cases in order; None for a case that missed the deadline.
 
     Args:
-        script: the bundle's `run.py`.
-        arguments: its arguments.
+        predict_shard: called in each process with None, the shard's index and the device; calls `save_result`.
         devices: one per process.
         rows: rows of the case table.
         sizes: voxels of the cases.
@@ -519,18 +517,17 @@ def collect(
         {"rows": [vars(row) for row in rows], "hands": shards, "confidence": confidence}, default=int
     ).encode()
     atomic_write(folder / ROWS_FILE, lambda file: file.write(content), len(content))
-    processes = [
-        _start_process(script, [*arguments, "--shard", str(shard), "--scratch", str(folder)], device, len(devices))
-        for shard, device in enumerate(devices)
-    ]
-    try:
+    with ExitStack() as stack:
+        tasks: list[tuple[ProcessPool, Future[None]]] = []
+        for shard, device in enumerate(devices):  # a pool for each device, since their environments differ
+            name, environment = _environment(device, len(devices))
+            pool = ProcessPool(
+                None, 1, "predicted test cases", "Run with --devices cpu, or with one device.", environment
+            )
+            stack.enter_context(pool)
+            tasks.append((pool, pool.submit(predict_shard, shard, name)))
         for case, row in enumerate(rows):
-            yield _wait_for_case(folder, case, row, processes[shard_of[case]], deadline)
-    finally:
-        for process in processes:
-            process.kill()  # nothing is lost: all results are in the folder; a hanging process may ignore SIGTERM
-        for process in processes:
-            process.wait()
+            yield _wait_for_case(folder, case, row, *tasks[shard_of[case]], deadline)
 
 
 def load_shard(folder: Path, shard: int) -> tuple[list[tuple[int, Any]], bool]:
@@ -554,30 +551,27 @@ def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
     atomic_write(folder / f"{case}.npz", lambda file: np.savez_compressed(file, **arrays))
 
 
-def _start_process(script: Path, arguments: Sequence[str], device: str, count: int) -> subprocess.Popen[bytes]:
-    """Start a process that sees only its own GPU, or has its share of the CPU's threads."""
-    environment = dict(os.environ)
+def _environment(device: str, count: int) -> tuple[str, dict[str, str]]:
+    """Return a process's device and environment: it sees only its own GPU, or has its share of the CPU's threads."""
     if device == "cpu":
         threads = max(1, (os.cpu_count() or 1) // count)
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
-        name = "cpu"
-    else:
-        visible = environment.get("CUDA_VISIBLE_DEVICES")
-        index = device.partition(":")[2]
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(index)] if visible else index
-        name = "cuda:0"
-    return subprocess.Popen([sys.executable, "-B", str(script), *arguments, "--devices", name], env=environment)
+        return "cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    index = device.partition(":")[2]
+    gpu = visible.split(",")[int(index)] if visible else index
+    return "cuda:0", {"CUDA_VISIBLE_DEVICES": gpu}
 
 
 def _wait_for_case(
-    folder: Path, case: int, row: Any, process: subprocess.Popen[bytes], deadline: float | None
+    folder: Path, case: int, row: Any, pool: ProcessPool, task: Future[None], deadline: float | None
 ) -> BundlePrediction | None:
     path = folder / f"{case}.npz"
     while not path.exists():
-        if process.poll() is not None and not path.exists():
+        if task.done() and not path.exists():
+            pool.result(task)  # raises its error, if there is one
             raise MaskfoldError(
-                f"The process that predicts the case {row.id} ended with status {process.returncode}.",
-                "Its output is above; run with --devices cpu, or with one device, to see more.",
+                f"The process that predicts the case {row.id} ended without its masks.",
+                "Run with --devices cpu, or with one device.",
             )
         if deadline is not None and time.monotonic() > deadline + GRACE_SECONDS:
             return None

@@ -4,6 +4,9 @@ Every score is a weighted statistic of the cases. All weights are 1 for the scor
 by the number of times that it was drawn, so that one matrix product scores all bootstrap samples.
 """
 
+# Not scipy.stats.bootstrap, although it is nearly as fast (61 ms instead of 44 ms: python benchmarks/libraries.py
+# bootstrap). It draws neither groups of cases nor test sets, and has no expanded interval, which few cases need.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

@@ -62,6 +62,9 @@ def build_optimizer(
 
 # Learning-rate schedules
 
+# Not the schedulers of torch or timm: they count steps towards a number that is fixed when they are created. With
+# `training.budget_minutes` that number is estimated again during training, so the rate follows from the share done.
+
 
 class LRSchedule:
     """Learning-rate multiplier as a function of training progress.

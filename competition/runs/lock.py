@@ -5,6 +5,10 @@ process ids do not matter. Not every file server shares locks with other machine
 decides: the owner, and the time of its last heartbeat.
 """
 
+# Not filelock (4.2), which has these parts in separate classes: `FileLock` is the kernel's lock without a heartbeat;
+# `SoftFileLease` has a heartbeat, but gives the lock away after 30 s without one although the holder still runs, for
+# example while it is suspended, and ignores the kernel's lock.
+
 from __future__ import annotations
 
 import errno

@@ -5,6 +5,9 @@ Every step can be repeated: metrics carry the time of the fold's log, so MLflow 
 replace themselves; runs are found again by a token. An interrupted upload is therefore just started again.
 """
 
+# Not MLflow's asynchronous logging: its queue is in memory, so a kill loses it, and it drops each batch whose call
+# fails (mlflow 3.17: `AsyncLoggingQueue._log_run_data` logs the exception and goes on).
+
 from __future__ import annotations
 
 import contextlib
@@ -360,6 +363,9 @@ def _has_run(client: MlflowClient, run_id: str) -> bool:
 
 # System metrics
 
+# MLflow's monitors, but not its `SystemMetricsMonitor`: it asks MLflow for the run after each sample, and its thread
+# ends at the first failure. With MLflow unreachable for 6 s, 4 samples are in our file and none in its memory
+# (python benchmarks/libraries.py system).
 SYSTEM_METRICS_FILE = "metrics.jsonl"  # in the run's own folder; the folds have their own
 
 

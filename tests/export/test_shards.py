@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from functools import partial
+from multiprocessing import active_children
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,13 +16,35 @@ import torch
 from competition.errors import MaskfoldError
 from competition.export.runtime_cases import BundlePrediction, assign_shards, collect, parse_devices, save_result
 from competition.postprocessing.case import CasePrediction
+from competition.rle import RleError
 from competition.submission.submit import submit
 from tests.export.bundles import run_bundle
 
-SCRIPT = """import json, sys
-words = sys.argv
-folder, shard = words[words.index("--scratch") + 1], int(words[words.index("--shard") + 1])
-"""
+
+def do_nothing(_worker, shard, device):
+    """Predict no case."""
+
+
+def tell_environment(folder, _worker, shard, device):
+    seen = [os.environ.get("CUDA_VISIBLE_DEVICES", ""), os.environ.get("OMP_NUM_THREADS", ""), device]
+    (folder / f"seen{shard}").write_text(" ".join(seen))
+
+
+def fail_as_second_shard(_worker, shard, device):
+    if shard:
+        raise RleError("case.png is damaged.", "Replace the file.", status=2)
+    time.sleep(600)
+
+
+def die_as_second_shard(_worker, shard, device):
+    if shard:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+def hang(_worker, shard, device):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -58,8 +85,7 @@ def test_masks_objects_and_probabilities_come_back_in_order(tmp_path):
     ]
     for place in (3, 1, 0, 2):
         save_result(tmp_path, place, sent[place])
-    (tmp_path / "run.py").write_text("")
-    found = list(collect(tmp_path / "run.py", [], ["cpu", "cpu"], rows, [1] * 4, tmp_path, False, None))
+    found = list(collect(do_nothing, ["cpu", "cpu"], rows, [1] * 4, tmp_path, False, None))
     for one, other in zip(sent, found, strict=True):
         assert one.row is other.row and one.reached == other.reached
         np.testing.assert_array_equal(one.outcome.masks, other.outcome.masks)
@@ -72,32 +98,46 @@ def test_masks_objects_and_probabilities_come_back_in_order(tmp_path):
 
 def test_each_process_gets_its_own_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    (tmp_path / "run.py").write_text(
-        SCRIPT
-        + """import os, pathlib
-seen = [os.environ["CUDA_VISIBLE_DEVICES"], words[words.index("--devices") + 1]]
-pathlib.Path(folder, f"seen{shard}").write_text(" ".join(seen))
-"""
-    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     rows = [SimpleNamespace(id=str(place)) for place in range(2)]
-    with pytest.raises(MaskfoldError, match=r"\b0\b"):  # ended with status 0, but without predictions
-        list(collect(tmp_path / "run.py", [], ["cuda:0", "cuda:1"], rows, [1, 1], tmp_path, False, None))
+    tell = partial(tell_environment, tmp_path)
+    with pytest.raises(MaskfoldError, match="case 0 ended without its masks"):
+        list(collect(tell, ["cuda:0", "cuda:1"], rows, [1, 1], tmp_path, False, None))
     seen = {path.read_text() for path in tmp_path.glob("seen*")}
-    assert seen <= {"4 cuda:0", "7 cuda:0"} and seen
+    assert seen <= {"4  cuda:0", "7  cuda:0"} and seen
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
 
 
-def test_a_process_that_fails_is_named_and_the_others_end(tmp_path):
-    (tmp_path / "run.py").write_text(SCRIPT + "import time\nsys.exit(3) if shard else time.sleep(600)")
+def test_processes_of_the_cpu_share_its_threads(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    tell = partial(tell_environment, tmp_path)
+    with pytest.raises(MaskfoldError, match="ended without its masks"):
+        list(collect(tell, ["cpu", "cpu"], [SimpleNamespace(id="0")], [1], tmp_path, False, None))
+    assert {path.read_text() for path in tmp_path.glob("seen*")} <= {" 3 cpu"} and "OMP_NUM_THREADS" not in os.environ
+
+
+def test_an_error_of_a_process_arrives_complete_and_the_others_end(tmp_path):
     rows = [SimpleNamespace(id=f"case{place}") for place in range(2)]
-    with pytest.raises(MaskfoldError, match=r"case0.*\b3\b"):
-        list(collect(tmp_path / "run.py", [], ["cpu", "cpu"], rows, [1, 2], tmp_path, False, None))
+    with pytest.raises(RleError) as caught:
+        list(collect(fail_as_second_shard, ["cpu", "cpu"], rows, [1, 2], tmp_path, False, None))
+    assert (caught.value.message, caught.value.hint) == ("case.png is damaged.", "Replace the file.")
+    assert caught.value.status == 2 and not active_children()
 
 
-def test_a_process_that_hangs_is_left_behind_at_the_deadline(tmp_path, monkeypatch):
+def test_a_process_that_the_kernel_kills_is_an_error(tmp_path):
+    rows = [SimpleNamespace(id=f"case{place}") for place in range(2)]
+    with pytest.raises(MaskfoldError, match="predicted test cases was killed, probably out of memory") as caught:
+        list(collect(die_as_second_shard, ["cpu", "cpu"], rows, [1, 2], tmp_path, False, None))
+    assert "--devices" in caught.value.hint and not active_children()
+
+
+def test_a_process_that_hangs_is_killed_at_the_deadline(tmp_path, monkeypatch):
     monkeypatch.setattr("competition.export.runtime_cases.GRACE_SECONDS", 0.0)
-    (tmp_path / "run.py").write_text("import time\ntime.sleep(600)")
     rows = [SimpleNamespace(id=f"case{place}") for place in range(2)]
-    assert list(collect(tmp_path / "run.py", [], ["cpu", "cpu"], rows, [1, 2], tmp_path, False, 0.0)) == [None, None]
+    assert list(collect(hang, ["cpu", "cpu"], rows, [1, 2], tmp_path, False, 0.0)) == [None, None]
+    assert not active_children()
 
 
 @pytest.mark.slow

@@ -18,14 +18,14 @@ from tests.faults.toy import gone
 WORK = """
 import sys, time
 from pathlib import Path
-from competition.postprocessing.evaluation import ProcessPool
+from competition.process import ProcessPool
 from tests.faults.test_crew import Slow
 
 if __name__ == "__main__":
     began = 0.0
     try:
-        with ProcessPool(Slow(sys.argv[1]), [str(number) for number in range(10)], workers=2) as crew:
-            list(crew.map("work", None))
+        with ProcessPool(Slow(sys.argv[1]), 2, "worked", "") as pool:
+            list(pool.map(Slow.work, [str(number) for number in range(10)]))
     except KeyboardInterrupt:
         print("stopped", flush=True)
         sys.exit(130)
@@ -33,12 +33,12 @@ if __name__ == "__main__":
 
 
 class Slow:
-    """A desk whose first two cases take an hour."""
+    """A worker whose cases take an hour each."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
-    def work(self, case: str, _: None) -> str:
+    def work(self, case: str) -> str:
         (Path(self.folder) / f"case_{case}").touch()
         time.sleep(3600)
         return case
