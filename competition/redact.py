@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import logging
 import os
 import re
 import sys
 import threading
 import traceback
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 MASK = "…"
 MIN_SECRET_LENGTH = 6  # characters; shorter secrets are not hidden, since they may be part of an ordinary word
 URL_PASSWORD = re.compile(r"([A-Za-z][\w+.-]*://[^\s/:@'\"]*):[^\s/'\"]*@")  # scheme://user:password@
 URL_TOKEN = re.compile(r"(https?://)[^\s/:@'\"]{16,}@")  # https://token@github.com/…
-QUERY_SECRET = re.compile(r"([?&;]\w*(?:pass|token|secret|key)\w*=)[^&;\s'\"]+", re.IGNORECASE)
-SECRET_VARIABLE = re.compile(r"(?:^|_|[A-Z])(?:KEY|TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIALS?)(?:_|$)")
-URL_VARIABLE = re.compile(r"(?:URI|URL|DSN|STORAGE|PROXY)$", re.IGNORECASE)
+# Parts of addresses and of connection strings: ?token=…, ;AccountKey=…
+ASSIGNMENT = re.compile(r"([?&;])([\w.-]+)=([^&;\s'\"]+)")
+AUTHORIZATION = re.compile(r"\b(Basic|Bearer)(\s+)([\w+/~.=-]{8,})", re.IGNORECASE)  # headers of HTTP
+NAME_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+SECRET_WORDS = frozenset(
+    ("conn", "connection", "connstr", "credentials", "passphrase", "pat", "sas", "sig", "signature")
+)
+SECRET_ENDINGS = ("key", "token", "pass", "password", "passwd", "pwd", "secret", "credential")
+ORDINARY_WORDS = frozenset(  # that end like secrets
+    ("bandpass", "bypass", "compass", "donkey", "encompass", "highpass", "hockey", "hotkey", "jockey", "lowpass")
+    + ("monkey", "overpass", "surpass", "trespass", "turkey", "underpass", "whiskey")
+)
+FOLDER_VARIABLES = ("PWD", "OLDPWD")  # of shells: the working folder
+PLACE_WORDS = frozenset(("dir", "directory", "file", "folder", "path"))  # the place of a secret is not secret
 
 
 def redact(text: str) -> str:
     """Return the text without the passwords of URLs and the secrets in environment variables.
 
+    Secrets are also found percent-encoded and in base64, e.g. in an HTTP header, whatever stands before them.
+
     Example:
         >>> redact("postgresql://me:hush@host/runs cannot be reached")
         'postgresql://me:…@host/runs cannot be reached'
     """
-    for secret in _known_secrets():
+    for secret in (secrets := _known_secrets()):
         text = text.replace(secret, MASK)
-    text = URL_PASSWORD.sub(rf"\1:{MASK}@", text)
-    return QUERY_SECRET.sub(rf"\1{MASK}", URL_TOKEN.sub(rf"\1{MASK}@", text))
+    for core in _base64_cores(tuple(secrets)):
+        if core in text:  # before the pattern, which is slow on long texts
+            text = re.sub(rf"[\w+/-]*{re.escape(core)}[\w+/-]*=*", MASK, text)
+    text = URL_TOKEN.sub(rf"\1{MASK}@", URL_PASSWORD.sub(rf"\1:{MASK}@", text))
+    text = ASSIGNMENT.sub(lambda m: f"{m[1]}{m[2]}={MASK}" if is_secret_name(m[2]) else m[0], text)
+    return AUTHORIZATION.sub(lambda m: f"{m[1]}{m[2]}{MASK}" if _is_authorization(m[1], m[3]) else m[0], text)
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether a variable or a parameter of this name has a secret value, in any spelling.
+
+    Example:
+        >>> [is_secret_name(name) for name in ("MYSQL_PWD", "kaggle_key", "AccountKey", "keypoints", "compass")]
+        [True, True, True, False, False]
+    """
+    words = [word.lower() for word in NAME_WORDS.findall(name)]
+    return (
+        any(word in SECRET_WORDS or (word.endswith(SECRET_ENDINGS) and word not in ORDINARY_WORDS) for word in words)
+        and words[-1] not in PLACE_WORDS
+    )
 
 
 def install_redaction() -> None:
@@ -58,14 +92,43 @@ def install_redaction() -> None:
 
 
 def _known_secrets() -> list[str]:
-    """Return the secrets in environment variables, longest first."""
+    """Return the secrets in environment variables, also percent-encoded, longest first."""
     secrets: set[str] = set()
     for name, value in os.environ.items():
-        if SECRET_VARIABLE.search(name) and not value.startswith("/"):  # a path to a secret is not secret
+        passwords = _url_passwords(value) if "://" in value else set()
+        secrets |= passwords
+        is_secret = is_secret_name(name) and name not in FOLDER_VARIABLES
+        if is_secret and not passwords and not (value.startswith("/") and os.path.exists(value)):  # a path to a secret
             secrets.add(value)
-        elif URL_VARIABLE.search(name) and "@" in value:
-            secrets |= _url_passwords(value)
+        if is_secret or ";" in value:  # a connection string, e.g. AccountName=me;AccountKey=…
+            secrets.update(match[3] for match in ASSIGNMENT.finditer(f";{value}") if is_secret_name(match[2]))
+    secrets |= {encode(secret, safe="") for secret in secrets for encode in (quote, quote_plus)}
     return sorted((secret for secret in secrets if len(secret) >= MIN_SECRET_LENGTH), key=len, reverse=True)
+
+
+@lru_cache(maxsize=4)
+def _base64_cores(secrets: tuple[str, ...]) -> list[str]:
+    """Return the part of a secret's base64 that does not depend on the text around it.
+
+    It has one form for each of the three positions in a group of bytes, in the usual and in the URL-safe alphabet.
+    """
+    cores: set[str] = set()
+    for secret in (secret.encode() for secret in secrets):
+        for before in range(3):
+            text = base64.b64encode(bytes(before) + secret)
+            core = text[-(-8 * before // 6) : 8 * (before + len(secret)) // 6].decode()
+            cores |= {core, core.translate(str.maketrans("+/", "-_"))}
+    return sorted(core for core in cores if len(core) >= MIN_SECRET_LENGTH)
+
+
+def _is_authorization(scheme: str, value: str) -> bool:
+    """Return whether the word after `Basic` or `Bearer` is a secret: `user:password` in base64, or a long token."""
+    if scheme.lower() == "bearer":
+        return len(value) >= 16 and any(letter.isdigit() for letter in value)
+    try:
+        return b":" in base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return False
 
 
 def _url_passwords(url: str) -> set[str]:
@@ -74,7 +137,7 @@ def _url_passwords(url: str) -> set[str]:
         password = urlsplit(url).password or ""
     except ValueError:
         return set()
-    return {password, unquote(password)}
+    return {password, unquote(password)} - {""}
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:

@@ -13,6 +13,7 @@ from monai.transforms.compose import Compose
 from monai.transforms.transform import MapTransform, Randomizable
 from monai.utils.enums import GridSampleMode, InterpolateMode
 
+from competition.config.construction import ConstructionGuard
 from competition.config.experiment import AugmentConfig, TargetConfig
 from competition.config.instantiate import resolve_target
 from competition.context import Context
@@ -61,17 +62,18 @@ def build_explicit_transforms(
             args = {**item.args, "transforms": built}
         else:
             args = complete(cls, dict(item.args), key)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)  # albumentations only warns of an unknown argument
-                return cls(**args)
-        except (TypeError, ValueError, KeyError, UserWarning) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise MaskfoldError(
-                f"{key}.args do not fit {item.target}: {reason}.",
-                f"Correct {key}.args, the arguments of {cls.__name__} in {cls.__module__.split('.')[0]}.",
-                status=2,
-            ) from error
+        with ConstructionGuard(cls, item.args, f"{key}.args", trust):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", UserWarning)  # albumentations only warns of an unknown argument
+                    return cls(**args)
+            except (TypeError, ValueError, KeyError, UserWarning) as error:
+                reason = " ".join(str(error).split()).rstrip(".")
+                raise MaskfoldError(
+                    f"{key}.args do not fit {item.target}: {reason}.",
+                    f"Correct {key}.args, the arguments of {cls.__name__} in {cls.__module__.split('.')[0]}.",
+                    status=2,
+                ) from error
 
     return [build(item, f"augment.transforms.{index}") for index, item in enumerate(augment.transforms or ())]
 

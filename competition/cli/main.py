@@ -35,6 +35,24 @@ RUN_HELP = (
 TrustOption = Annotated[
     list[str] | None, typer.Option(help="A package of your own whose classes `target` may name; repeatable.")
 ]
+
+
+def _allow_arguments(keys: list[str] | None) -> None:
+    if keys:
+        from competition.config.arguments import allow_arguments
+
+        allow_arguments(keys)
+
+
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY",
+        callback=_allow_arguments,
+        help="Let an argument in the YAML name a file, an address, a cache or a hub, e.g. model.args.checkpoint_path; "
+        "repeatable.",
+    ),
+]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Override keys of the YAML, e.g. folds.run=[0,1].")
 ]
@@ -67,6 +85,7 @@ def cv(
     overrides: OverridesArgument = None,
     new: Annotated[bool, typer.Option("--new", help="Start a new run even if this one exists.")] = False,
     trust: TrustOption = None,
+    allow: AllowOption = None,
 ) -> None:
     """Cross-validate an experiment: train its folds, score the out-of-fold predictions, log to MLflow.
 
@@ -174,6 +193,7 @@ def submit(
         ),
     ] = False,
     trust: TrustOption = None,
+    allow: AllowOption = None,
 ) -> None:
     """Predict the test cases with all folds, and write a valid submission CSV.
 
@@ -193,6 +213,7 @@ def predict(
         int, typer.Option(min=0, help="Number of cases drawn as pictures, image and prediction side by side.")
     ] = 3,
     trust: TrustOption = None,
+    allow: AllowOption = None,
 ) -> None:
     """Predict the images of a folder and write label files: NIfTI with the image's affine, or PNG."""
     from competition.cli.submit import predict_command
@@ -253,6 +274,7 @@ def export(
     wheels: Annotated[bool, typer.Option("--wheels", help="Download the packages' wheels, except PyTorch's.")] = False,
     hours: Annotated[float, typer.Option(min=0.01, help="Time limit of the notebook.")] = 9.0,
     trust: TrustOption = None,
+    allow: AllowOption = None,
 ) -> None:
     """Write a self-contained prediction bundle for offline notebooks: weights, code, script, notebook.
 
@@ -295,6 +317,7 @@ def study(
     ] = None,
     promote: Annotated[int | None, typer.Option(min=1, help="Train the best N trials on all folds.")] = None,
     trust: TrustOption = None,
+    allow: AllowOption = None,
 ) -> None:
     """Search keys of the experiment with Optuna; each trial is one cross-validation run.
 
@@ -321,6 +344,7 @@ def report(
         typer.Option("--output", "-o", help="Output page; default report.html in the folder of the run or study."),
     ] = None,
     trust: TrustOption = None,
+    allow: AllowOption = None,
 ) -> None:
     """Write an HTML report: scores, learning curves, cases, calibration, error by size, the YAML.
 
@@ -344,6 +368,7 @@ def compare(
         int, typer.Option(min=0, help="Number of cases drawn as pictures; those with the largest change.")
     ] = 10,
     trust: TrustOption = None,
+    allow: AllowOption = None,
 ) -> None:
     """Compare two runs on the cases that both predicted out of fold, paired by case and class.
 
@@ -368,6 +393,7 @@ def register(
         ),
     ] = False,
     trust: TrustOption = None,
+    allow: AllowOption = None,
 ) -> None:
     """Register a run's networks in MLflow, as a version of the model named after the competition.
 

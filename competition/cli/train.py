@@ -259,6 +259,7 @@ def _format_value(value: Any) -> str:
 
 def _next_study_command(file: Path, overrides: list[str], storage: str | None, trust: tuple[str, ...]) -> list[str]:
     """Return the command that promotes the best trials; other overrides would define another study."""
+    from competition.config.arguments import allowed_keys
     from competition.study.storage import hide_password
 
     return [
@@ -270,6 +271,7 @@ def _next_study_command(file: Path, overrides: list[str], storage: str | None, t
         "3",
         *(["--storage", hide_password(storage)] if storage else []),
         *(argument for package in trust for argument in ("--trust", package)),
+        *(argument for key in allowed_keys() for argument in ("--allow", key)),
     ]
 
 

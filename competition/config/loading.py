@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from competition.config.arguments import check_argument_values
 from competition.config.competition import Competition
-from competition.config.experiment import Experiment
+from competition.config.experiment import Experiment, TargetConfig
 from competition.config.instantiate import check_import_path
 from competition.config.messages import format_validation_error
 from competition.config.postprocess import load_own_step
@@ -295,16 +296,19 @@ def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
 
 
 def _check_trust(exp: Experiment, document: YamlDocument, trust: Sequence[str]) -> None:
-    """Check the package of every `target` without importing it."""
-    targets: list[tuple[KeyPath, str]] = [(("model",), exp.model.target), (("optimizer",), exp.optimizer.target)]
+    """Check the package of every `target` without importing it, and its arguments."""
+    targets: list[tuple[KeyPath, TargetConfig]] = [(("model",), exp.model), (("optimizer",), exp.optimizer)]
     is_list = isinstance(exp.loss, list)
-    targets += [(("loss", number) if is_list else ("loss",), loss.target) for number, loss in enumerate(exp.losses)]
+    targets += [(("loss", number) if is_list else ("loss",), loss) for number, loss in enumerate(exp.losses)]
     targets += [
-        (("augment", "transforms", number), transform.target)
-        for number, transform in enumerate(exp.augment.transforms or [])
+        (("augment", "transforms", number), transform) for number, transform in enumerate(exp.augment.transforms or [])
     ]
     if exp.competition.metric.target is not None:
-        targets.append((("competition", "metric"), exp.competition.metric.target))
-    for section, target in targets:
+        metric = TargetConfig(target=exp.competition.metric.target, args=exp.competition.metric.args)
+        targets.append((("competition", "metric"), metric))
+    for section, config in targets:
         key = (*section, "target")
-        check_import_path(target, f"{document.locate(key)}: {'.'.join(map(str, key))}", trust)
+        check_import_path(config.target, f"{document.locate(key)}: {'.'.join(map(str, key))}", trust)
+        args_key = (*section, "args")
+        place = f"{document.locate(args_key)}: "
+        check_argument_values(config.target, config.args, ".".join(map(str, args_key)), trust, place)

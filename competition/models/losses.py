@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from competition.config.construction import ConstructionGuard
 from competition.config.experiment import Experiment, LossConfig
 from competition.config.instantiate import check_arguments, resolve_target
 from competition.context import Context
@@ -203,12 +204,16 @@ class LossTerm(nn.Module):
         elif self.library == SMP:
             self._fill_smp(cls, args)
         check_arguments(cls, args, f"{key}.args")
-        try:
-            self.loss = cls(**self._weights_to_tensors(cls, args, exp.network_dimensions))
-        except Exception as error:
-            raise MaskfoldError(
-                f"{key}.args do not fit {spec.target}: {error_in_one_line(error)}.", f"Correct {key}.args.", status=2
-            ) from error
+        args_as_tensors = self._weights_to_tensors(cls, args, exp.network_dimensions)
+        with ConstructionGuard(cls, spec.args, f"{key}.args", trust):
+            try:
+                self.loss = cls(**args_as_tensors)
+            except Exception as error:
+                raise MaskfoldError(
+                    f"{key}.args do not fit {spec.target}: {error_in_one_line(error)}.",
+                    f"Correct {key}.args.",
+                    status=2,
+                ) from error
         self.select_target = self._target_selector(cls, args)
         self.parts = COMPOUND_LOSSES.get(cls.__name__, ()) if cls.__module__.split(".")[0] == MONAI else ()
 

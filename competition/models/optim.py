@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from competition.config.construction import ConstructionGuard
 from competition.config.experiment import SCHEDULES, Experiment, ScheduleConfig
 from competition.config.instantiate import check_arguments, resolve_target
 from competition.config.metric import Direction
@@ -51,12 +52,14 @@ def build_optimizer(
         )
     if "betas" in args:
         args["betas"] = tuple(args["betas"])
-    try:
-        optimizer: torch.optim.Optimizer = cls([p for p in parameters if p.requires_grad], **args)
-    except Exception as error:
-        raise MaskfoldError(
-            f"optimizer.args do not fit {target}: {error_in_one_line(error)}.", "Correct optimizer.args.", status=2
-        ) from error
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    with ConstructionGuard(cls, exp.optimizer.args, "optimizer.args", trust):
+        try:
+            optimizer: torch.optim.Optimizer = cls(trainable, **args)
+        except Exception as error:
+            raise MaskfoldError(
+                f"optimizer.args do not fit {target}: {error_in_one_line(error)}.", "Correct optimizer.args.", status=2
+            ) from error
     return optimizer
 
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import pickletools
 import time
 import zipfile
 from pathlib import Path
@@ -18,10 +19,11 @@ import torch
 from torch import nn
 
 from competition.errors import MaskfoldError
-from competition.io import atomic_append, atomic_write, parse_metrics_line
+from competition.io import atomic_append, atomic_write, parse_json_object, parse_metrics_line
 
 CHECKPOINT_VERSION = 1
 LAST_CHECKPOINT = "last.pt"  # the checkpoint to resume from
+MAX_HEADER_BYTES = 100_000_000  # of a .safetensors file, the limit of the library
 GOOD_CHECKPOINT = "good.pt"  # the checkpoint that `training.on_nan: restore` returns to; written at the end of an epoch
 
 
@@ -43,6 +45,8 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def load_weights(network: nn.Module, path: Path | str) -> None:
     """Load weights whose names and shapes must all match; on an error, the network is unchanged.
 
+    The header is compared with the network before the tensors are read.
+
     Args:
         network: on any device.
         path: a .safetensors file.
@@ -50,9 +54,10 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     Raises:
         MaskfoldError: the file is missing or damaged, contains non-finite values, or does not match the network.
     """
-    path = Path(path)
-    tensors = read_weights(path)
-    mismatch = _mismatch(network.state_dict(), tensors)
+    path, expected = Path(path), network.state_dict()
+    mismatch = _mismatch(expected, header) if (header := _read_header(path)) is not None else None
+    tensors = read_weights(path) if mismatch is None else {}
+    mismatch = mismatch or _mismatch(expected, _shapes(tensors))
     if mismatch:
         raise MaskfoldError(
             f"The weights {path} do not match the network: {mismatch}.",
@@ -90,9 +95,13 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
     The format itself has no checksum, so a flipped bit would silently change the network.
     """
+    import psutil
     from safetensors import safe_open
     from safetensors.torch import load
 
+    size, free = path.stat().st_size, psutil.virtual_memory().available
+    if size > free:  # possibly a sparse file, which takes no space on the disk
+        raise ValueError(f"it has {size / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB of memory are free")
     content = path.read_bytes()
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
@@ -105,14 +114,40 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _mismatch(expected: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> str | None:
-    """Describe the first difference in names or shapes; None if there is none."""
+def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], int]] | None:
+    """Return the shape and the bytes per value of each tensor, by name, without reading one; None if unreadable."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                return None
+            header = parse_json_object(file.read(length))
+        header.pop("__metadata__", None)
+        return {name: (tuple(one["shape"]), _value_bytes(one["dtype"])) for name, one in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # `read_weights` reports it
+        return None
+
+
+def _value_bytes(dtype: str) -> int:
+    """Return the bytes of a value of a safetensors dtype, e.g. F32, BF16, I64, BOOL."""
+    return max(1, int("".join(filter(str.isdigit, dtype.split("_")[0].partition("E")[0])) or 8) // 8)
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...], int]]:
+    return {name: (tuple(tensor.shape), tensor.element_size()) for name, tensor in tensors.items()}
+
+
+def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[int, ...], int]]) -> str | None:
+    """Describe the first difference in names or shapes, or wider values; None if there is none."""
     for name, tensor in expected.items():
-        if name not in tensors:
+        if name not in found:
             return f"{name} is missing"
-        if tensors[name].shape != tensor.shape:
-            return f"shape of {name}: found {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
-    return next((f"{name} is not part of the network" for name in tensors if name not in expected), None)
+        shape, value_bytes = found[name]
+        if shape != tensor.shape:
+            return f"shape of {name}: found {shape}, expected {tuple(tensor.shape)}"
+        if value_bytes > tensor.element_size():
+            return f"bytes per value of {name}: found {value_bytes}, expected {tensor.element_size()}"
+    return next((f"{name} is not part of the network" for name in found if name not in expected), None)
 
 
 # Checkpoints
@@ -134,6 +169,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(state)
         version = state.pop("version")
     except Exception as error:  # torch raises any error of its unpickler
         raise MaskfoldError(
@@ -149,10 +185,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Check the checksums of a checkpoint's archive, which torch ignores, and that it is not compressed.
+    """Check the checksums of a checkpoint's archive, which torch ignores, and that a small file cannot fill the memory.
 
     Raises:
-        ValueError: a checksum is wrong, or the archive is compressed (a small file could then fill the memory).
+        ValueError: a checksum is wrong, the archive is compressed, or its pickle makes a `bytearray`, for which a
+            length is enough.
         zipfile.BadZipFile: the file is not an archive.
     """
     with zipfile.ZipFile(path) as archive:
@@ -160,6 +197,28 @@ def _check_archive(path: Path) -> None:
             raise ValueError("it is compressed, which checkpoints never are")
         if (bad := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {bad} is wrong")
+        for name in (name for name in archive.namelist() if name.endswith("/data.pkl")):
+            for opcode, argument, _ in pickletools.genops(archive.read(name)):
+                if opcode.name in ("GLOBAL", "STACK_GLOBAL") and str(argument).endswith("bytearray"):
+                    raise ValueError("it contains a bytearray, which checkpoints never do")
+
+
+def _check_tensors(state: Any) -> None:
+    """Check that every tensor has all its values in the file: a copy of an expanded or sparse one fills the memory.
+
+    Raises:
+        ValueError: a tensor has not.
+    """
+    if isinstance(state, torch.Tensor):
+        is_dense = state.layout is torch.strided and state.device.type == "cpu"
+        if not is_dense or state.untyped_storage().nbytes() < state.numel() * state.element_size():
+            raise ValueError(f"a tensor of shape {tuple(state.shape)} has fewer values in the file")
+    elif isinstance(state, dict):
+        for value in state.values():
+            _check_tensors(value)
+    elif isinstance(state, list | tuple | set):
+        for value in state:
+            _check_tensors(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +24,15 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from competition.config.experiment import Experiment
     from competition.runs.run import Run
 
 T = TypeVar("T")
 OOF_SUFFIX = ".zarr.zip"
 CHUNK_BYTES = 2**23
 OOF_DTYPES, OOF_CODECS = ("float16", "uint8"), {"BytesCodec", "ZstdCodec"}  # those that `write` uses
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_HEADER_BYTES = 18  # at most, see RFC 8878, 3.1.1.1
 
 
 class OofStore:
@@ -36,9 +41,14 @@ class OofStore:
     Each case is one file, because a file can be replaced atomically and a folder of chunks cannot. Any reader of Zarr 3
     opens it with `zarr.storage.ZipStore`.
 
+    A file may come from a stranger, so what it declares is compared with the run before memory is allocated for it: its
+    shape, dtype and codecs, the size of its chunks, and the size to which each chunk decompresses.
+
     Args:
         folder: created when the first case is written.
         dtype: type of the stored probabilities: float16, or uint8 in steps of 1/255.
+        shapes: the expected (P, *file shape) of each case, see `stored_shapes`; None: any shape is read that fits into
+            the free memory.
 
     Example:
         >>> store = OofStore("oof")                                              # doctest: +SKIP
@@ -46,9 +56,15 @@ class OofStore:
         (3, 35, 50, 36)
     """
 
-    def __init__(self, folder: Path | str, dtype: Literal["float16", "uint8"] = "float16") -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        dtype: Literal["float16", "uint8"] = "float16",
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.dtype = dtype
+        self.shapes = shapes
 
     def write(self, case: str, probabilities: np.ndarray, presence: np.ndarray | None = None) -> None:
         """Write (P, *spatial) floats in [0, 1]; an earlier prediction of the case is replaced.
@@ -96,7 +112,7 @@ class OofStore:
         """Read the probabilities of a case, (P, *spatial) float16.
 
         Raises:
-            MaskfoldError: the case is missing or damaged.
+            MaskfoldError: the case is missing or damaged, or has another shape than the run's table says.
         """
         values = self._read(case, lambda array: np.asarray(array[:]))
         return values if values.dtype == np.float16 else _decode(values)
@@ -135,11 +151,13 @@ class OofStore:
                 f"{self.folder} contains no out-of-fold prediction of case {case}.", "Run the fold that validates it."
             )
         try:
-            with zipfile.ZipFile(path):  # ZipStore opens lazily, and fails to close a file that it could not open
-                pass
+            with zipfile.ZipFile(path) as archive:  # ZipStore fails to close a file that it could not open
+                _check_members(archive, path)
             with ZipStore(path, mode="r") as zip_store:
                 array = zarr.open_array(zip_store, mode="r", zarr_format=3)
                 _check_codecs(array)
+                _check_shape(array, None if self.shapes is None else self.shapes.get(case))
+                _check_chunks(path, math.prod(array.chunks) * array.dtype.itemsize)
                 return extract(array)
         except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise MaskfoldError(
@@ -186,12 +204,13 @@ class OofPredictions:
     def stores(self) -> dict[int, list[OofStore]]:
         """The stores of each finished fold, one for each of its seeds."""
         stores: dict[int, list[OofStore]] = {}
+        shapes = stored_shapes(self.run.exp, self.run.cases)
         for fold in self.run.fold_numbers() if self.folds is None else self.folds:
             for seed in range(len(self.run.exp.seeds)):
                 if (result := self.run.result(fold, seed)) is not None:
                     prefix = result.prefix_of(self.weights or result.weights)
                     folder = self.run.member_folder(fold, seed) / f"{prefix}oof"
-                    stores.setdefault(fold, []).append(OofStore(folder, self.run.exp.inference.store))
+                    stores.setdefault(fold, []).append(OofStore(folder, self.run.exp.inference.store, shapes))
         return stores
 
     @cached_property
@@ -247,6 +266,91 @@ class OofPredictions:
                 )
             values.append(presence)
         return mean_log_odds(values).astype(np.float32)
+
+
+def stored_shapes(exp: Experiment, cases: pd.DataFrame) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each case's stored probabilities: (P, *file shape), P = `exp.output_channels`.
+
+    Args:
+        exp: the experiment.
+        cases: the run's case table.
+
+    Raises:
+        MaskfoldError: a shape in the table is not a list of positive integers.
+    """
+    shapes = {}
+    for case, text in zip(cases["id"], cases["shape"], strict=True):
+        shape = json.loads(text)
+        if not isinstance(shape, list) or not all(type(length) is int and length > 0 for length in shape):
+            raise MaskfoldError(
+                f"The table of cases has the shape {text[:60]} for the case {case}, expected positive integers.",
+                "Copy the run's folder again from where it was made, or start another run with --new.",
+            )
+        shapes[str(case)] = (exp.output_channels, *shape)
+    return shapes
+
+
+# Checks of a file before memory is allocated
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """Check that the archive's members are not compressed, since a small member could then fill the memory.
+
+    Raises:
+        ValueError: one is compressed, or declares more bytes than the file has.
+    """
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("a member of the archive is compressed, which `write` never does")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("its members declare more bytes than the file has")
+
+
+def _check_shape(array: Any, expected: tuple[int, ...] | None) -> None:
+    """Check an array's shape and the shape of its chunks.
+
+    Raises:
+        ValueError: the shape is not the expected one or does not fit into the free memory, or a chunk is larger than
+            the array.
+    """
+    import psutil
+
+    if expected is not None and array.shape != expected:
+        raise ValueError(f"found the shape {array.shape}, expected {expected}")
+    if any(chunk > max(length, 1) for chunk, length in zip(array.chunks, array.shape, strict=True)):
+        raise ValueError(f"found chunks of {array.chunks} in an array of {array.shape}")
+    needed = math.prod(array.shape) * np.dtype(np.float16).itemsize
+    if needed > (free := psutil.virtual_memory().available):
+        raise ValueError(f"it needs {needed / 2**30:,.1f} GiB of memory, {free / 2**30:,.1f} GiB are free")
+
+
+def _check_chunks(path: Path, size: int) -> None:
+    """Check that each chunk decompresses to `size` bytes, by its header.
+
+    Raises:
+        ValueError: the header of a chunk says something else.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.filename == "zarr.json":
+                continue
+            with archive.open(member) as file:
+                found = _zstd_content_size(file.read(ZSTD_HEADER_BYTES))
+            if found != size:
+                raise ValueError(f"its chunk {member.filename[:60]} has {found} bytes, expected {size}")
+
+
+def _zstd_content_size(header: bytes) -> int | None:
+    """Return the decompressed size that a Zstandard frame declares (RFC 8878, 3.1.1.1); None if it declares none."""
+    if len(header) < 6 or not header.startswith(ZSTD_MAGIC):
+        return None
+    descriptor = header[4]
+    flag, is_single_segment = descriptor >> 6, bool(descriptor & 0x20)
+    start = 5 + (not is_single_segment) + (0, 1, 2, 4)[descriptor & 3]  # after the window and the dictionary's id
+    length = (int(is_single_segment), 2, 4, 8)[flag]
+    if length == 0:
+        return None
+    return int.from_bytes(header[start : start + length], "little") + (256 if length == 2 else 0)
 
 
 def _check_codecs(array: Any) -> None:

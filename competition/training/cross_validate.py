@@ -22,7 +22,7 @@ from competition.io import nan_to_none, remove_all_stale_temp, write_json, write
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, paired_gain
 from competition.metrics.scoring import read_scores
 from competition.runs.fold import FoldJob, FoldResult
-from competition.runs.oof import OofStore
+from competition.runs.oof import OofStore, stored_shapes
 from competition.runs.run import CACHE_FOLDER, RUNS_FOLDER, Run, read_skipped, run_hash
 from competition.text import format_number
 from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
@@ -302,7 +302,8 @@ def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None
     if len(locations) == 1:
         folder, prefix = locations[0]
         return read_scores(folder / f"{prefix}test_scores.csv")
-    stores = [OofStore(folder / f"{prefix}test", run.exp.inference.store) for folder, prefix in locations]
+    shapes = stored_shapes(run.exp, run.cases)
+    stores = [OofStore(folder / f"{prefix}test", run.exp.inference.store, shapes) for folder, prefix in locations]
     evaluator = Evaluator(run.exp, cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     scores: list[dict[str, Any]] = []
     for row in evaluator.iter_cases():

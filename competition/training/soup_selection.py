@@ -22,7 +22,7 @@ from competition.io import nan_to_none, write_table
 from competition.metrics.bootstrap import cv_score, paired_gain
 from competition.runs.checkpoint import load_weights, save_weights
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
-from competition.runs.oof import OofStore
+from competition.runs.oof import OofStore, stored_shapes
 from competition.runs.run import Run
 from competition.seeding import child_seed
 from competition.text import format_number
@@ -64,7 +64,8 @@ def predict_with_soup(
         return None
     comp, network, store_kind = run.exp.competition, trainer.unwrapped_model, run.exp.inference.store
     half = evaluator.cases["id"].map(soup.half_of)
-    store, tables = OofStore(job.folder / f"{SOUP_PREFIX}oof", store_kind), []
+    shapes = stored_shapes(run.exp, run.cases)
+    store, tables = OofStore(job.folder / f"{SOUP_PREFIX}oof", store_kind, shapes), []
     for scored_half, selecting_half in (HALVES, HALVES[::-1]):
         network.load_state_dict(soup.average(selecting_half))
         update_bn_statistics(network, trainer)
@@ -77,7 +78,7 @@ def predict_with_soup(
     same_selection = epochs == first_epochs == second_epochs
     flattered = cv_score(scores if same_selection else evaluator.validate(network, job.fold), comp.metric)
     if len(held_out := run.test_share()):
-        test_store = OofStore(job.folder / f"{SOUP_PREFIX}test", store_kind)
+        test_store = OofStore(job.folder / f"{SOUP_PREFIX}test", store_kind, shapes)
         test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, HELD_OUT)
         write_table(test_scores, job.folder / f"{SOUP_PREFIX}test_scores.csv")
     return {

@@ -1,0 +1,207 @@
+"""Arguments in the YAML that name files, addresses, caches or hubs: refused unless the user allows them.
+
+A `target` class is trusted, but the YAML may be a stranger's: `cache_dir` with an address writes any file anywhere,
+`checkpoint_path` may unpickle. The check needs names and values only, so nothing is imported for it. Classes in
+packages that the user trusts (`--trust`) are not checked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from competition.config.instantiate import is_user_trusted
+from competition.errors import MaskfoldError
+
+ALLOW_VARIABLE = "MASKFOLD_ALLOW"  # child processes inherit it, so `--allow` holds for folds too
+SECTIONS = ("model", "loss", "optimizer", "augment")  # the sections of the YAML with a `target`
+# The product's own keys for pretrained weights; their values are read by competition.models.pretrained.
+WEIGHTS_KEYS = ("model.args.encoder_weights", "model.args.pretrained")
+
+# Names that the patterns below do not match. segmentation_models_pytorch passes arguments on to timm, and a class may
+# be reached through another package, so each name is refused for every target.
+NAMES_BY_LIBRARY = {
+    "albumentations": ("reference_images", "read_fn"),
+    "monai": ("bert_config", "reader", "writer", "resource"),
+    "timm": ("pretrained_cfg", "pretrained_cfg_overlay", "source", "state_dict", "custom_load", "revision"),
+    "huggingface_hub": ("hf_hub_id", "hf_hub_filename", "repo_id", "endpoint", "token"),
+}
+REFUSED_NAMES = frozenset(name for names in NAMES_BY_LIBRARY.values() for name in names)
+NAME_PARTS = frozenset(
+    ("dir", "dirs", "directories", "directory", "hf", "hub", "pretrained", "repo", "repos", "repository", "root", "uri")
+    + ("uris", "weights")
+)
+NAME_ENDINGS = ("cache", "checkpoint", "ckpt", "download", "file", "filename", "folder", "path", "url")
+# Names for which `true` alone starts a download; for others (`use_checkpoint`, `cache_grid`) it is harmless.
+DOWNLOAD_PARTS = frozenset(("custom", "download", "downloads", "pretrained"))
+HUB_PREFIX = re.compile(r"(?:hf[_-]?hub|local[_-]?dir|file|data|https?|ftp|s3|gs)\s*:", re.IGNORECASE)
+FILE_NAME = re.compile(
+    r"\.(?:pth|pt|ckpt|bin|safetensors|pkl|pickle|npy|npz|onnx|h5|hdf5|gguf|msgpack|json|ya?ml|toml|txt|csv|py|pyc|so|sh|"
+    r"zip|tar|gz|tgz|xz|whl|ttf|otf|png|jpe?g|tiff?|nii|dcm)$",
+    re.IGNORECASE,
+)
+NAME_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+")
+MAX_SHOWN = 80  # characters of a value in a message
+
+
+class RefusedArgument(NamedTuple):
+    """An argument that names something outside of the program."""
+
+    key: str  # in the YAML, e.g. `model.args.cache_dir`
+    value: Any
+    reason: str  # for the message
+
+
+def check_argument_values(
+    target: str, args: Mapping[str, Any], key: str, trust: Sequence[str] = (), where: str = ""
+) -> None:
+    """Check that no argument names a file, an address, a cache or a hub, at any depth.
+
+    Args:
+        target: the import path of the class; if the user trusts its package, its arguments are not checked.
+        args: its arguments in the YAML.
+        key: their key in the YAML, e.g. `model.args`.
+        trust: packages trusted on the command line.
+        where: the file and line, for the message.
+
+    Raises:
+        MaskfoldError: status 2; an argument does, and the user did not allow its key.
+    """
+    if is_user_trusted(target.split(".")[0], trust):
+        return
+    for found in refused_arguments(args, key, trust):
+        if is_allowed(found.key):
+            continue
+        shown = repr(found.value)
+        shown = shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "…"
+        raise MaskfoldError(
+            f"{where}{found.key}: found {shown}, {found.reason}; an argument in a YAML must not select a file, an "
+            "address, a cache or a hub.",
+            f"Remove {found.key} (encoder_weights loads weights), or add --allow {found.key} if you trust the YAML.",
+            status=2,
+        )
+
+
+def refused_arguments(args: Mapping[str, Any], key: str, trust: Sequence[str] = ()) -> Iterator[RefusedArgument]:
+    """Yield the arguments that name a file, an address, a cache or a hub, by their name or by their value.
+
+    Args:
+        args: the arguments in the YAML; a group of transforms contains further targets with their arguments.
+        key: their key in the YAML.
+        trust: packages trusted on the command line; arguments of their classes are left out.
+    """
+    if isinstance(target := args.get("target"), str) and is_user_trusted(target.split(".")[0], trust):
+        return
+    for name, value in args.items():
+        argument_key = f"{key}.{name}"
+        if argument_key in WEIGHTS_KEYS and isinstance(value, str | bool | None):
+            continue
+        if is_refused_name(str(name)) and _names_something(str(name), value):
+            yield RefusedArgument(argument_key, value, f"which `{name}` would open")
+        else:
+            yield from _refused_values(value, argument_key, trust)
+
+
+def is_refused_name(name: str) -> bool:
+    """Return whether an argument of this name may name a file, an address, a cache or a hub.
+
+    Example:
+        >>> is_refused_name("cache_dir"), is_refused_name("decoder_channels")
+        (True, False)
+    """
+    parts = _parts(name)
+    return (
+        name in REFUSED_NAMES
+        or not NAME_PARTS.isdisjoint(parts)
+        or any(part.removesuffix("s").endswith(NAME_ENDINGS) for part in parts)
+    )
+
+
+def _parts(name: str) -> list[str]:
+    return [word.lower() for word in NAME_WORDS.findall(name)]
+
+
+def _names_something(name: str, value: Any) -> bool:
+    """Return whether the value of a refused name is more than a number, as that of `drop_path_rate` is."""
+    if value is True:
+        return not DOWNLOAD_PARTS.isdisjoint(_parts(name))
+    if isinstance(value, list | tuple):
+        return any(_names_something(name, item) for item in value)
+    return not isinstance(value, bool | int | float | None)
+
+
+def _refused_values(value: Any, key: str, trust: Sequence[str]) -> Iterator[RefusedArgument]:
+    if isinstance(value, Mapping):
+        yield from refused_arguments(value, key, trust)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _refused_values(item, f"{key}.{index}", trust)
+    elif isinstance(value, bytes | os.PathLike):
+        yield RefusedArgument(key, value, "a path")
+    elif isinstance(value, str) and (reason := _describe_text(value)) is not None:
+        yield RefusedArgument(key, value, f"{reason}")
+
+
+def _describe_text(text: str) -> str | None:
+    """Return what a text names outside of the program; None if nothing."""
+    if "://" in text:
+        return "an address"
+    if HUB_PREFIX.search(text):
+        return "the name of a hub, an address or a folder"
+    if "/" in text or "\\" in text or text.startswith("~") or text in (".", ".."):
+        return "a path"
+    if FILE_NAME.search(text):
+        return "a file name"
+    try:
+        return "the name of a file in the working folder" if os.path.isfile(text) else None
+    except ValueError:  # a null character
+        return "not a name"
+
+
+# What the user allows
+
+
+def allow_arguments(keys: Sequence[str]) -> None:
+    """Allow arguments for this process and those that it starts; `--allow` on the command line.
+
+    Args:
+        keys: in the YAML, e.g. `model.args.checkpoint_path`; a key allows all arguments below it.
+
+    Raises:
+        MaskfoldError: status 2; a key is in no section with a `target`.
+    """
+    if keys:
+        os.environ[ALLOW_VARIABLE] = ",".join([*allowed_keys(), *_split(keys, "--allow")])
+
+
+def allowed_keys() -> tuple[str, ...]:
+    """Return the keys in the environment variable `MASKFOLD_ALLOW`.
+
+    Raises:
+        MaskfoldError: status 2; a key is in no section with a `target`.
+    """
+    return _split([os.environ.get(ALLOW_VARIABLE, "")], ALLOW_VARIABLE)
+
+
+def is_allowed(key: str) -> bool:
+    """Return whether the user allows the argument with this key, or all below a key that contains it."""
+    return any(f"{key}.".startswith(f"{allowed}.") for allowed in allowed_keys())
+
+
+def allows_any_below(key: str) -> bool:
+    """Return whether the user allows any argument of a target, e.g. of `model.args`."""
+    return is_allowed(key) or any(allowed.startswith(f"{key}.") for allowed in allowed_keys())
+
+
+def _split(texts: Sequence[str], source: str) -> tuple[str, ...]:
+    keys = tuple(key.strip() for text in texts for key in text.split(",") if key.strip())
+    for key in keys:
+        if key.split(".")[0] not in SECTIONS:
+            raise MaskfoldError(
+                f"{source}: found `{key}`, expected the key of an argument in {', '.join(SECTIONS)}.",
+                "Write the whole key, e.g. model.args.checkpoint_path.",
+                status=2,
+            )
+    return keys

@@ -1,0 +1,227 @@
+"""Guard around the construction of networks, losses, optimisers and transforms: no file, connection or process.
+
+Arguments that name such things are refused before (`competition.config.arguments`). This is the second line of defence,
+for defaults and arguments that the first does not know: an audit hook of Python, active only while a constructor runs
+and only in its thread. It is no sandbox: C extensions can write files without an audit event.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from competition.config.arguments import allows_any_below, check_argument_values
+from competition.config.instantiate import is_user_trusted
+from competition.errors import MaskfoldError
+
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# Audit events (https://docs.python.org/3/library/audit_events.html), and how many of their arguments are paths.
+FILE_EVENTS = {
+    "open": 1,
+    "os.chflags": 1,
+    "os.chmod": 1,
+    "os.chown": 1,
+    "os.link": 2,
+    "os.mkdir": 1,
+    "os.remove": 1,
+    "os.removexattr": 1,
+    "os.rename": 2,
+    "os.rmdir": 1,
+    "os.setxattr": 1,
+    "os.symlink": 2,
+    "os.truncate": 1,
+    "os.utime": 1,
+    "sqlite3.connect": 1,
+}
+CONNECTION_EVENTS = frozenset(
+    (
+        "socket.bind",
+        "socket.connect",
+        "socket.getaddrinfo",
+        "socket.gethostbyaddr",
+        "socket.gethostbyname",
+        "socket.sendmsg",
+        "socket.sendto",
+        "urllib.Request",
+    )
+)
+PROCESS_EVENTS = frozenset(
+    (
+        "os.exec",
+        "os.fork",
+        "os.forkpty",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.startfile",
+        "os.system",
+        "pty.spawn",
+        "subprocess.Popen",
+    )
+)
+UNPICKLING_EVENT = "pickle.find_class"  # not raised by torch.load(weights_only=True), which has its own reader
+WATCHED_EVENTS = frozenset(FILE_EVENTS) | CONNECTION_EVENTS | PROCESS_EVENTS | {UNPICKLING_EVENT}
+_active = threading.local()
+_install_lock = threading.Lock()
+_installed = False
+
+
+class ConstructionGuard:
+    """Context in which one class of the YAML is constructed.
+
+    Its arguments are checked on entry. Inside, an attempt of this thread to write, rename or delete a file, to connect
+    to another machine, to start a process or to unpickle raises; if the library catches that, leaving the context
+    raises. Module imports may do all of it: they write bytecode caches and ask for the machine's properties. The check
+    does not apply to classes of packages that the user trusts.
+
+    Args:
+        cls: the class.
+        args: its arguments in the YAML.
+        key: their key in the YAML, e.g. `model.args`.
+        trust: additional trusted packages; see `competition.config.instantiate.trusted_packages`.
+        downloads: the user asked for weights by `encoder_weights`: connections, and files in the caches of torch and
+            Hugging Face and in the system's temporary folder, are allowed.
+
+    Raises:
+        MaskfoldError: status 2.
+
+    Example:
+        >>> import torch
+        >>> with ConstructionGuard(torch.nn.ReLU, {}, "model.args"):
+        ...     torch.nn.ReLU()
+        ReLU()
+    """
+
+    def __init__(
+        self, cls: Any, args: Mapping[str, Any], key: str, trust: Sequence[str] = (), *, downloads: bool = False
+    ) -> None:
+        self.cls, self.args, self.key, self.trust, self.downloads = cls, args, key, trust, downloads
+        self.is_active = not is_user_trusted(str(getattr(cls, "__module__", "")).split(".")[0], trust)
+        self.allowed = allows_any_below(key)
+        self.violation: MaskfoldError | None = None
+        # Found here, because the first call writes a file to try the folder.
+        self._temporary = Path(os.path.realpath(tempfile.gettempdir())) if downloads else None
+        self._frame: FrameType | None = None
+        self._outer: ConstructionGuard | None = None
+
+    def __enter__(self) -> ConstructionGuard:
+        if self.is_active:
+            check_argument_values(f"{self.cls.__module__}.{self.cls.__name__}", self.args, self.key, self.trust)
+            _install_hook()
+            self._frame = sys._getframe(1)
+            self._outer = getattr(_active, "guard", None)
+            _active.guard = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.is_active:
+            _active.guard, self._frame = self._outer, None
+        if self.violation is not None and error is not self.violation:
+            raise self.violation from error
+
+    def judge(self, event: str, args: tuple[Any, ...], frame: FrameType) -> None:
+        """Raise if an audit event is not allowed here.
+
+        Args:
+            event: its name.
+            args: its arguments.
+            frame: the frame that caused it.
+
+        Raises:
+            MaskfoldError: status 2.
+        """
+        action = self._describe(event, args)
+        if action is None or self._is_importing(frame):
+            return
+        package = self.cls.__module__.split(".")[0]
+        option = f"--trust {package}" if event in PROCESS_EVENTS else f"--allow {self.key}"
+        self.violation = MaskfoldError(
+            f"{self.key}: {self.cls.__name__} tried to {action} while it was constructed; expected no file, "
+            "connection or process.",
+            f"Correct {self.key} (encoder_weights loads weights), or add {option} if you trust the YAML.",
+            status=2,
+        )
+        raise self.violation
+
+    def _describe(self, event: str, args: tuple[Any, ...]) -> str | None:
+        """Return what an event does, for the message; None if it is allowed."""
+        if event in PROCESS_EVENTS:
+            return f"start a process ({_shown(args)})"
+        if self.allowed:
+            return None
+        if event in CONNECTION_EVENTS:
+            return None if self.downloads else f"connect to {_shown(args)}"
+        if event == UNPICKLING_EVENT:
+            return None if self.downloads else f"unpickle {'.'.join(map(str, args[:2]))}"
+        if event == "open" and not _is_opened_for_writing(args):
+            return None
+        if event == "sqlite3.connect" and args and args[0] in (":memory:", ""):
+            return None
+        for path in args[: FILE_EVENTS[event]]:
+            if isinstance(path, int) or self._may_write(path, event):  # an open file was checked when it was opened
+                continue
+            return f"write the file {os.fsdecode(path)}"
+        return None
+
+    def _may_write(self, path: Any, event: str) -> bool:
+        real = Path(os.path.realpath(os.fsdecode(path)))
+        if self._temporary is None:
+            return real == Path(os.devnull)
+        folders = (Path(os.devnull), self._temporary, *_download_folders())
+        is_parent = event == "os.mkdir" and any(folder.is_relative_to(real) for folder in folders)
+        return is_parent or any(real.is_relative_to(folder) for folder in folders)
+
+    def _is_importing(self, frame: FrameType) -> bool:
+        """Return whether a module is being imported between the guard and the event."""
+        current: FrameType | None = frame
+        while current is not None and current is not self._frame:
+            if current.f_code.co_filename.startswith("<frozen importlib"):
+                return True
+            current = current.f_back
+        return False
+
+
+def _install_hook() -> None:
+    """Add the audit hook to this process, once; Python cannot remove it again."""
+    global _installed
+    with _install_lock:
+        if not _installed:
+            sys.addaudithook(_hook)
+            _installed = True
+
+
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    if event not in WATCHED_EVENTS:
+        return
+    guard: ConstructionGuard | None = getattr(_active, "guard", None)
+    if guard is not None:
+        guard.judge(event, args, sys._getframe(1))
+
+
+def _is_opened_for_writing(args: tuple[Any, ...]) -> bool:
+    mode, flags = args[1], args[2]
+    if isinstance(mode, str):
+        return any(letter in mode for letter in "wax+")
+    return bool(flags & WRITE_FLAGS) if isinstance(flags, int) else True
+
+
+def _download_folders() -> Iterator[Path]:
+    """Yield the folders in which libraries store downloads; the modules are loaded if anything downloads."""
+    torch_hub, constants = sys.modules.get("torch.hub"), sys.modules.get("huggingface_hub.constants")
+    if torch_hub is not None:
+        yield Path(os.path.realpath(torch_hub.get_dir()))
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_XET_CACHE"):
+        if (folder := getattr(constants, name, None)) is not None:
+            yield Path(os.path.realpath(folder))
+
+
+def _shown(args: tuple[Any, ...]) -> str:
+    texts = (str(value) for value in args if isinstance(value, str | bytes | list | tuple | int))
+    return ", ".join(texts)[:100]
