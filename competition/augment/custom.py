@@ -62,7 +62,7 @@ def build_explicit_transforms(
             args = {**item.args, "transforms": built}
         else:
             args = complete(cls, dict(item.args), key)
-        with ConstructionGuard(cls, item.args, f"{key}.args", trust):
+        with ConstructionGuard(cls, item.args, f"{key}.args", context.trust):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", UserWarning)  # albumentations only warns of an unknown argument

@@ -72,7 +72,7 @@ def build_network(
     path = find_weights_file(weights)
     hub = weights if pretrained and path is None else None
     args.update(pretrained_args(cls, args, hub))
-    with ConstructionGuard(cls, exp.model.args, "model.args", trust, downloads=hub is not None):
+    with ConstructionGuard(cls, exp.model.args, "model.args", context.trust, downloads=hub is not None):
         try:
             network: nn.Module = cls(**args)
         except Exception as error:
@@ -87,7 +87,7 @@ def build_network(
     if pretrained and path is not None:
         log.info("%s", load_encoder(network, path, channels))
     args.update(pretrained_args(cls, args, None))  # for the search of the deepest feature map
-    return _add_presence_head(exp, cls, args, channels, network, trust)
+    return _add_presence_head(exp, cls, args, channels, network, context)
 
 
 def validate_network(exp: Experiment, channels: int, context: Context = Context()) -> None:
@@ -115,14 +115,14 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
     validate_loss(exp, context)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        network, build_on_cpu = _build_meta(exp, cls, args, trust)
+        network, build_on_cpu = _build_meta(exp, cls, args, context)
         _check_warnings(caught, cls, exp.model.args)
         build_optimizer(exp, network.parameters(), context)
         if path is not None:
             match_encoder(network, path, channels)
         try:
             _check_shapes(exp, cls, PatchSizeProbe(network, channels, exp.output_channels, build_on_cpu))
-            _add_presence_head(exp, cls, args, channels, network, trust)
+            _add_presence_head(exp, cls, args, channels, network, context)
         except ImportError as error:
             raise _args_error(exp, cls, error) from error
 
@@ -133,22 +133,22 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def _add_presence_head(
-    exp: Experiment, cls: type, args: dict[str, Any], channels: int, network: nn.Module, trust: Sequence[str]
+    exp: Experiment, cls: type, args: dict[str, Any], channels: int, network: nn.Module, context: Context
 ) -> nn.Module:
     """Wrap the network in `WithPresenceHead` if `gate` is set and the network has no presence head of its own."""
     if exp.gate is None or "aux_params" in args:
         return network
     with torch.random.fork_rng(devices=[]):
-        networks = _build_meta(exp, cls, args, trust)
+        networks = _build_meta(exp, cls, args, context)
         module_name, width = find_deepest_feature_map(*networks, channels, tuple(exp.patch.size))
     return WithPresenceHead(network, module_name, width, len(exp.competition.classes), exp.gate)
 
 
-def _build_meta(exp: Experiment, cls: type, args: dict[str, Any], trust: Sequence[str]) -> tuple[nn.Module, Any]:
+def _build_meta(exp: Experiment, cls: type, args: dict[str, Any], context: Context) -> tuple[nn.Module, Any]:
     """Return a network on the meta device, and a function that builds one on the CPU."""
 
     def build_on_cpu() -> nn.Module:
-        with ConstructionGuard(cls, exp.model.args, "model.args", trust):
+        with ConstructionGuard(cls, exp.model.args, "model.args", context.trust):
             network: nn.Module = cls(**args)
         return network
 

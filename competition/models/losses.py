@@ -205,7 +205,7 @@ class LossTerm(nn.Module):
             self._fill_smp(cls, args)
         check_arguments(cls, args, f"{key}.args")
         args_as_tensors = self._weights_to_tensors(cls, args, exp.network_dimensions)
-        with ConstructionGuard(cls, spec.args, f"{key}.args", trust):
+        with ConstructionGuard(cls, spec.args, f"{key}.args", context.trust):
             try:
                 self.loss = cls(**args_as_tensors)
             except Exception as error:

@@ -53,7 +53,7 @@ def build_optimizer(
     if "betas" in args:
         args["betas"] = tuple(args["betas"])
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    with ConstructionGuard(cls, exp.optimizer.args, "optimizer.args", trust):
+    with ConstructionGuard(cls, exp.optimizer.args, "optimizer.args", context.trust):
         try:
             optimizer: torch.optim.Optimizer = cls(trainable, **args)
         except Exception as error:
