@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +104,9 @@ class _RunNetworks:
     """The networks of one run, on its device."""
 
     def __init__(self, run: Run, channels: int, in_memory: bool, context: Context) -> None:
-        self.run, self.channels, self.members = run, channels, run.finished_members()
+        self.run, self.channels, self.context = run, channels, context
+        self.members = run.finished_members()
         self.device_context = device_context(run.exp)
-        self._iterate = partial(run.networks, channels, self.device_context.device, context, self.members)
         self.networks: list[Any] = list(self._iterate()) if in_memory else []
         if not in_memory:
             for _ in self._iterate(reuse=True):  # reports damaged weights before the first prediction
@@ -131,6 +130,10 @@ class _RunNetworks:
             mean.add(prediction.probabilities, weight)
             mean.add_presence(prediction.presence, weight)
         return Prediction(mean.result(), mean.presence)
+
+    def _iterate(self, *, reuse: bool = False) -> Iterator[Any]:
+        device = self.device_context.device
+        return self.run.networks(self.channels, device, self.context, self.members, reuse=reuse)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def use_onnx_networks(predictor: EnsemblePredictor) -> None:
         MaskfoldError: a file is missing or cannot be read.
     """
     for run_networks, _ in predictor.weighted_runs:
-        paths = [checkpoint.path.with_suffix(ONNX_SUFFIX) for checkpoint in run_networks.checkpoints]
+        paths = [run_networks.run.weights(*member).with_suffix(ONNX_SUFFIX) for member in run_networks.members]
         for path in paths:
             if not path.exists():
                 raise MaskfoldError(f"{path} is missing.", "Export the bundle with --onnx, or run it without.")

@@ -208,7 +208,7 @@ class DegradableEnsemble:
         self.views = [len(tta_views(timed.run.exp)) for timed, _ in self.all_runs]
         self.levels = effort_levels(
             [weight for _, weight in self.all_runs],
-            [len(timed.networks.checkpoints) for timed, _ in self.all_runs],
+            [len(timed.networks.members) for timed, _ in self.all_runs],
             self.views,
         )
         self.active: list[TimedNetworks | None] = []  # one entry per run; None: dropped
@@ -240,7 +240,7 @@ class DegradableEnsemble:
 def _first_networks(networks: Any, count: int, tta: bool) -> Any:
     """Return a run's first `count` networks, without test-time augmentation unless `tta`."""
     reduced = copy.copy(networks)
-    reduced.networks, reduced.checkpoints = networks.networks[:count], networks.checkpoints[:count]
+    reduced.networks, reduced.members = networks.networks[:count], networks.members[:count]
     if not tta:
         exp = networks.run.exp
         reduced.run = replace(

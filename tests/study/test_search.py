@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
+import pandas as pd
 import pytest
 
 from competition.context import Context
@@ -18,7 +20,7 @@ from competition.errors import MaskfoldError
 from competition.study.promote import promote_best_trials
 from competition.study.space import ExperimentSource
 from competition.study.study import best_trials, open_study, requeue_stale_trials, run_study, write_trials
-from competition.study.trial import make_pruner
+from competition.study.trial import inference_seconds, make_pruner
 from tests.conftest import ROOT
 from tests.study.quick import BEST, YAML, by_rate, write_experiment
 
@@ -244,3 +246,20 @@ def test_two_processes_share_a_study(place):
     search = open_study(ExperimentSource(file))
     assert states(search) == ["COMPLETE"] * 8
     assert sum(output.count(" complete: ") for output in outputs) == 8
+
+
+def test_the_inference_time_is_measured_with_the_trusted_packages(monkeypatch):
+    given = []
+
+    class Predictor:
+        def __init__(self, ensemble, row, context):
+            given.append(context)
+            self.weighted_runs = [(SimpleNamespace(networks=[0, 1]), 1.0)]
+
+        def probabilities(self, row):
+            assert len(self.weighted_runs[0][0].networks) == 1
+
+    monkeypatch.setattr("competition.ensembling.ensemble.EnsemblePredictor", Predictor)
+    run = SimpleNamespace(cases=pd.DataFrame({"id": ["a", "b"]}))
+    assert inference_seconds(run, Context(("mine",))) >= 0
+    assert given == [Context(("mine",))]
