@@ -79,7 +79,8 @@ def check_argument_values(
         raise MaskfoldError(
             f"{where}{found.key}: found {shown}, {found.reason}; an argument in a YAML must not select a file, an "
             "address, a cache or a hub.",
-            f"Remove {found.key} (encoder_weights loads weights), or add --allow {found.key} if you trust the YAML.",
+            f"Remove {found.key} (encoder_weights loads weights), or add --allow {found.key} if you trust the YAML "
+            f"(or set {ALLOW_VARIABLE}={found.key}).",
             status=2,
         )
 

@@ -8,6 +8,7 @@ and only in its thread. It is no sandbox: C extensions can write files without a
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -65,6 +66,11 @@ PROCESS_EVENTS = frozenset(
     )
 )
 UNPICKLING_EVENT = "pickle.find_class"  # not raised by torch.load(weights_only=True), which has its own reader
+# What a state dictionary of tensors contains; libraries unpickle some of the downloads that `encoder_weights` asks for.
+TENSOR_GLOBALS = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor(_v2)?|parameter)|torch\.\w*Storage|torch\.storage\.\w*Storage"
+    r"|torch\.Size|torch\.(b?float|u?int|complex)\d+|torch\.device"
+)
 WATCHED_EVENTS = frozenset(FILE_EVENTS) | CONNECTION_EVENTS | PROCESS_EVENTS | {UNPICKLING_EVENT}
 _active = threading.local()
 _install_lock = threading.Lock()
@@ -84,8 +90,8 @@ class ConstructionGuard:
         args: its arguments in the YAML.
         key: their key in the YAML, e.g. `model.args`.
         trust: additional trusted packages; see `competition.config.instantiate.trusted_packages`.
-        downloads: the user asked for weights by `encoder_weights`: connections, and files in the caches of torch and
-            Hugging Face and in the system's temporary folder, are allowed.
+        downloads: the user asked for weights by `encoder_weights`: connections, pickled tensors, and files in the
+            caches of torch and Hugging Face and in the system's temporary folder are allowed.
 
     Raises:
         MaskfoldError: status 2.
@@ -159,7 +165,8 @@ class ConstructionGuard:
         if event in CONNECTION_EVENTS:
             return None if self.downloads else f"connect to {_shown(args)}"
         if event == UNPICKLING_EVENT:
-            return None if self.downloads else f"unpickle {'.'.join(map(str, args[:2]))}"
+            name = ".".join(map(str, args[:2]))
+            return None if self.downloads and TENSOR_GLOBALS.fullmatch(name) else f"unpickle {name}"
         if event == "open" and not _is_opened_for_writing(args):
             return None
         if event == "sqlite3.connect" and args and args[0] in (":memory:", ""):

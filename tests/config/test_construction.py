@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import pickle
@@ -144,7 +145,9 @@ def test_downloads_that_the_user_asked_for_pass(here: Path, monkeypatch: pytest.
     assert Path(construct(tempfile.mkdtemp, downloads=True)).is_dir()
     construct(lambda: os.makedirs(torch.hub.get_dir()), downloads=True)
     construct(lambda: write(f"{torch.hub.get_dir()}/weights.pth"), downloads=True)
-    for name in ("write", "remove", "process", "shell"):
+    pickled = pickle.dumps(collections.OrderedDict(a=torch.zeros(2).untyped_storage().tolist(), b=torch.float32))
+    assert construct(lambda: pickle.loads(pickled), downloads=True)["a"] == [0] * 8
+    for name in ("write", "remove", "process", "shell", "unpickle"):
         with pytest.raises(MaskfoldError, match="tried to"):
             construct((FILE_ACTIONS | OTHER_ACTIONS)[name], downloads=True)
     os.symlink(here, Path(torch.hub.get_dir()) / "out")
