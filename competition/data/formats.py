@@ -321,7 +321,7 @@ def _nifti_geometry(
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None, np.ndarray]:
     """Return spacing, the spacing of pixdim if it differs, and affine, all in mm.
 
-    The spacing is that of the affine, as in nibabel and ITK: the length of its columns. Where the two agree within
+    The spacing is that of the affine, by which voxels are placed: the length of its columns. Where the two agree within
     `PIXDIM_ROUNDING`, it is pixdim's own number, which is not rounded by the sum of squares.
     """
     import nibabel

@@ -376,7 +376,7 @@ def _find_contradictory_spacings(cases: Sequence[CaseStats], findings: Findings)
             ", ".join(limit_ids([case.id for case in different])),
             f"The headers of {format_count(len(different), 'case')} contradict themselves on the voxel size: in the "
             f"first, {first.id}, pixdim says {pixdim} mm, the affine {spacing} mm.",
-            "The affine is used, as in nibabel and ITK; correct the headers if pixdim is right.",
+            "The affine is used, as nibabel places voxels; correct the headers if pixdim is right.",
         )
 
 
