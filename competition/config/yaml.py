@@ -1,8 +1,8 @@
 """YAML files and `key=value` overrides as plain data, with the file and line of each key."""
 
 # Not ruamel.yaml (0.19): its loader with line numbers accepts the tag `!!python/name:os.system`, turns 2001-01-01 into
-# a date and numbers into its own classes, and does not limit nested aliases: 511 bytes become a billion values. It takes
-# 14 ms for experiments/nuclei/unet2d.yaml, `read_yaml` 9 ms (python benchmarks/libraries.py yaml).
+# a date and numbers into its own classes, and does not limit nested aliases: 511 bytes become a billion values. It
+# takes 14 ms for experiments/nuclei/unet2d.yaml, `read_yaml` 9 ms (python benchmarks/libraries.py yaml).
 
 from __future__ import annotations
 
