@@ -3,7 +3,6 @@
 | part | own code | library |
 |---|---|---|
 | pool | `competition.process.ProcessPool` | joblib (loky) |
-| ema | `competition.models.optim.ExponentialMovingAverage` | torch's AveragedModel with our warm-up |
 | windows | `competition.inference.sliding_window` | MONAI's SlidingWindowInferer, also with its buffer |
 | surface | `competition.metrics.surface` | MONAI's metrics |
 | bootstrap | `competition.metrics.bootstrap` | scipy.stats.bootstrap |
@@ -129,62 +128,6 @@ def _kill(process: subprocess.Popen[str], workers: list[Any]) -> None:
         if worker.is_running():
             os.kill(worker.pid, signal.SIGKILL)
     process.communicate()
-
-
-# ema
-
-
-def measure_ema() -> None:
-    """Print the processor time of 200 updates, and the number of operators that one update calls."""
-    import torch
-    from monai.networks.nets import DynUNet
-    from torch.optim.swa_utils import AveragedModel
-
-    from competition.config.loading import load_experiment
-    from competition.models.build import build_network
-    from competition.models.optim import ExponentialMovingAverage
-
-    torch.set_num_threads(1)
-    demo = load_experiment("experiments/demo2d/unet2d.yaml", [])
-    networks = {
-        "demo 2D": build_network(demo, 1, pretrained=False),
-        "DynUNet 3D": DynUNet(
-            3, 1, 3, [3] * 5, [1, 2, 2, 2, 2], [2] * 4, filters=[32, 64, 128, 224, 320], res_block=True
-        ),
-        "ResNet-18 2D": build_network(load_experiment("experiments/nuclei/unet2d.yaml", []), 3, pretrained=False),
-    }
-    for name, network in networks.items():
-        own = ExponentialMovingAverage(network, 0.99)
-        updates = 0
-
-        def move(averages: Any, parameters: Any, _: Any) -> None:
-            decay = min(0.99, (1 + updates) / (10 + updates))  # noqa: B023 - called in this iteration only
-            torch._foreach_lerp_(averages, parameters, 1.0 - decay)
-
-        library = AveragedModel(network, multi_avg_fn=move)
-        library.n_averaged.fill_(1)  # its first update would copy the parameters
-        functions: dict[str, Callable[[Any], None]] = {"own": own.update, "AveragedModel": library.update_parameters}
-        seconds: dict[str, list[float]] = {key: [] for key in functions}
-        for _ in range(200):
-            with torch.no_grad():
-                torch._foreach_mul_(list(network.parameters()), 1.001)
-            for key, function in functions.items():
-                start = time.process_time()
-                function(network)
-                seconds[key].append(time.process_time() - start)
-            updates += 1
-        weights, others = own.weights(), library.module.state_dict()
-        same = list(weights) == list(others) and all(torch.equal(weights[key], others[key]) for key in weights)
-        size = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-        print(f"{name}, {size:.1f} M parameters, {len(weights)} tensors; same keys and bits: {same}")
-        for key, values in seconds.items():
-            with torch.profiler.profile() as profile:
-                functions[key](network)
-            calls = sum(event.count for event in profile.key_averages() if event.key.startswith("aten::"))
-            print(
-                f"    {key}: 200 updates {sum(values):.2f} s, fastest {1000 * min(values):.2f} ms, "
-                f"median {1000 * statistics.median(values):.2f} ms; {calls} operators"
-            )
 
 
 # windows
@@ -410,7 +353,6 @@ def _in_new_process(function: Callable[[str], float], kind: str) -> tuple[float,
 
 PARTS = {
     "pool": measure_pool,
-    "ema": measure_ema,
     "windows": measure_windows,
     "surface": measure_surface,
     "bootstrap": measure_bootstrap,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from competition.config.construction import ConstructionGuard
 from competition.config.experiment import SCHEDULES, Experiment, ScheduleConfig
@@ -173,37 +174,24 @@ class ExponentialMovingAverage:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self._tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        self._average = AveragedModel(network, multi_avg_fn=self._move)
+        self._average.n_averaged.fill_(1)  # otherwise the first update would copy the parameters
 
-    @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Update the average with the network's weights after an optimiser step."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self._average.update_parameters(network)
         self.updates += 1
-        parameter_names = {
-            name
-            for name, parameter in network.named_parameters(remove_duplicate=False)
-            if parameter.is_floating_point()
-        }
-        averages: list[Tensor] = []
-        parameters: list[Tensor] = []
-        copies: list[Tensor] = []
-        buffers: list[Tensor] = []
-        for name, tensor in network.state_dict().items():
-            if name in parameter_names:
-                averages.append(self._tensors[name])
-                parameters.append(tensor)
-            else:
-                copies.append(self._tensors[name])
-                buffers.append(tensor)
-        if averages:
-            torch._foreach_lerp_(averages, parameters, 1.0 - decay)
-        if copies:
-            torch._foreach_copy_(copies, buffers)
+
+    def _move(self, averages: Sequence[Tensor], parameters: Sequence[Tensor], _: Tensor | int) -> None:
+        """Move averages, all of one dtype, towards the parameters; integers are copied."""
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, parameters, 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
+        else:
+            torch._foreach_copy_(averages, parameters)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged state dictionary for the network's `load_state_dict`; its tensors are not copied."""
-        return dict(self._tensors)
+        return dict(self._average.module.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Return `updates`, a count, and `weights`, tensors by name."""
@@ -215,8 +203,9 @@ class ExponentialMovingAverage:
         Raises:
             KeyError: the weights are those of another network.
         """
-        if set(state["weights"]) != set(self._tensors):
+        weights = self.weights()
+        if set(state["weights"]) != set(weights):
             raise KeyError("the averaged weights are those of another network")
         self.updates = int(state["updates"])
-        for name, tensor in self._tensors.items():
+        for name, tensor in weights.items():
             tensor.copy_(state["weights"][name])

@@ -5,6 +5,9 @@ https://arxiv.org/abs/2203.05482). The checkpoints are ranked three times: on al
 them. Each half then scores an average that the other half selected.
 """
 
+# Not torch's AveragedModel, which the moving average uses: it averages networks in memory, while these are averages of
+# files, of which only two are in memory at a time, and which ranking and resuming choose again.
+
 from __future__ import annotations
 
 import re

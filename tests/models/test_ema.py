@@ -88,6 +88,48 @@ def test_resuming_gives_the_same_bits() -> None:
     assert all(torch.equal(tensor, broken.weights()[name]) for name, tensor in straight.weights().items())
 
 
+class WithCounter(nn.Module):
+    """A network with an integer parameter, two dtypes, and a buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 2, 3)
+        self.norm = nn.BatchNorm2d(2)
+        self.wide = nn.Parameter(torch.randn(3, dtype=torch.float64))
+        self.counter = nn.Parameter(torch.tensor([0, 5]), requires_grad=False)
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.layer(image))
+
+
+def test_every_bit_is_that_of_the_formula_and_the_keys_are_those_of_the_network() -> None:
+    torch.manual_seed(0)
+    net = WithCounter()
+    ema = ExponentialMovingAverage(net, 0.9)
+    expected = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    averaged = {name for name, parameter in net.named_parameters() if parameter.is_floating_point()}
+    for update in range(100):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                if parameter.is_floating_point():
+                    parameter.add_(torch.randn_like(parameter))
+                else:
+                    parameter.add_(1)
+        net(torch.randn(2, 1, 5, 5))
+        ema.update(net)
+        decay = min(0.9, (1 + update) / (10 + update))
+        for name, tensor in net.state_dict().items():
+            if name in averaged:
+                expected[name].lerp_(tensor, 1.0 - decay)
+            else:
+                expected[name].copy_(tensor)
+    state = ema.state_dict()
+    assert list(state) == ["updates", "weights"] and state["updates"] == 100
+    assert list(state["weights"]) == list(net.state_dict()) and "scratch" not in state["weights"]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state["weights"].items())
+
+
 def test_average_of_another_network_is_an_error() -> None:
     with pytest.raises(KeyError, match="network"):
         ExponentialMovingAverage(network(), 0.9).load_state_dict(
