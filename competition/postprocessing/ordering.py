@@ -97,7 +97,8 @@ def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
         name, affine = row.id, row.image.affine
     else:
         name, first = get_column(row, "id"), next(iter(json.loads(get_column(row, "images")).values()))
-        affine = read_case_header(comp, first, False, case_axes(comp, first)).affine
+        is_stack = not isinstance(first, str)  # slices have no affine of the volume
+        affine = None if is_stack else read_case_header(comp, first, False, case_axes(comp, first)).affine
     if affine is None:
         raise MaskfoldError(
             f"Case {name} has no affine, which `postprocess.number` requires for the orientation of the patient.",
