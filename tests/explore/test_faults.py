@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from competition.config.competition import Competition
+from competition.context import Context
 from competition.data.cases import case_table
 from competition.data.masks import load_mask
 from competition.data.readers import load_image
@@ -460,11 +461,11 @@ def test_cv_leaves_out_what_explore_leaves_out(tmp_path: Path, tiny: Any, monkey
         return open_run(exp.model_copy(update={"competition": mixed_channels(tmp_path / "data", **changes)}), "mixed")
 
     with pytest.raises(MaskfoldError, match="Case v4 has 3 channels, expected 4 as in case v0"):
-        prepare_run(run_of(), say.append)
-    left = prepare_run(run_of(on_bad_case="skip"), say.append)
+        prepare_run(run_of(), Context(say=say.append))
+    left = prepare_run(run_of(on_bad_case="skip"), Context(say=say.append))
     assert sorted(left.cases["id"]) == ["v0", "v1", "v2", "v3", "v5"]
     assert dict(left.skipped) == {"v4": "Case v4 has 3 channels, expected 4 as in case v0."}
-    assert len(prepare_run(run_of("prepare.channels=[0,1,2]"), say.append).cases) == 6
+    assert len(prepare_run(run_of("prepare.channels=[0,1,2]"), Context(say=say.append)).cases) == 6
 
 
 def test_a_class_in_all_cases_is_not_rare(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_a_step_of_ones_own_comes_along(finished, tiny, tmp_path, monkeypatch):
     made = finished(tiny(2, "postprocess.steps={ring: [{target: my_bundled_steps.Empty}]}"))
     done = submit([made], output=tmp_path / "submit.csv")
     monkeypatch.delenv("MASKFOLD_TRUST")
-    folder = export_runs([made], tmp_path / "bundle", trust=("my_bundled_steps",)).folder
+    folder = export_runs([made], tmp_path / "bundle", context=Context(("my_bundled_steps",))).folder
     assert json.loads((folder / "bundle.json").read_text())["trust"] == ["my_bundled_steps"]
     (tmp_path / "my_bundled_steps.py").unlink()
     root = str(made.exp.competition.root)

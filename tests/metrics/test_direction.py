@@ -98,7 +98,7 @@ def test_a_paired_difference_is_b_minus_a_and_counts_lower_cases_as_better():
 def test_the_loop_keeps_the_checkpoint_with_the_lower_score(tiny, tmp_path, monkeypatch, weights, planned):
     monkeypatch.chdir(tmp_path)
     run = open_run(tiny(2, DISTANCE, "training.epochs=4", f"training.weights={weights}", "run.threads=1"), "tiny")
-    prepare_run(run, lambda _: None)
+    prepare_run(run)
     job = make_jobs(run)[0]
     job.folder.mkdir(parents=True, exist_ok=True)
     seen = []
@@ -124,7 +124,7 @@ def test_patience_waits_for_a_lower_score(tiny, tmp_path, monkeypatch, planned, 
     monkeypatch.chdir(tmp_path)
     settings = ("training.epochs=4", "early_stopping={patience: 1}", "run.threads=1")
     run = open_run(tiny(2, DISTANCE, *settings), "tiny")
-    prepare_run(run, lambda _: None)
+    prepare_run(run)
     job = make_jobs(run)[0]
     job.folder.mkdir(parents=True, exist_ok=True)
     scores = iter(planned)

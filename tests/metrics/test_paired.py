@@ -8,6 +8,7 @@ import pytest
 from scipy.ndimage import binary_erosion, gaussian_filter
 
 from competition.config.competition import MetricConfig
+from competition.config.metric import Direction
 from competition.metrics.bootstrap import paired_difference, paired_difference_noise, prediction_interval, wilcoxon_p
 from competition.metrics.surface import hd95
 
@@ -50,7 +51,7 @@ def test_a_difference_has_the_sign_of_b_minus_a() -> None:
         int((b > a).sum()),
         int((b < a).sum()),
     ) and result.better + result.worse == 59
-    far = paired_difference(rows(a), rows(b), "hd95", lower_is_better=True)
+    far = paired_difference(rows(a), rows(b), "hd95", direction=Direction.LOWER)
     assert far.value == pytest.approx(10 * result.value) and (far.better, far.worse) == (result.worse, result.better)
     same = paired_difference(rows(a), rows(a), "score", DICE)
     assert (same.value, same.low, same.high, same.p, same.better, same.worse) == (0, 0, 0, 1, 0, 0)

@@ -18,6 +18,7 @@ from competition.config.instantiate import check_targets
 from competition.config.loading import load_competition, load_experiment, resolve_config, resolve_for_prediction
 from competition.config.metric import METRICS, Direction, Metric, metric
 from competition.config.registry import Registry
+from competition.context import Context
 from competition.ensembling.expected import estimate_score
 from competition.errors import MaskfoldError
 from competition.export.requirements import required_files
@@ -321,8 +322,8 @@ def test_a_fold_imports_an_own_metric_with_the_trust_of_its_job(own, tiny):
     settings = ("training.epochs=1", "training.steps_per_epoch=1", "run.threads=1", "inference.tta=[]")
     section = "competition.metric={target: own_metric.area_error, args: {weight: 2.0}}"
     exp = tiny(2, section, *settings, trust=("own_metric",))
-    run = prepare_run(open_run(exp, "tiny"), lambda _: None, ("own_metric",))
-    job = make_jobs(run, ("own_metric",))[0]
+    run = prepare_run(open_run(exp, "tiny"), Context(("own_metric",)))
+    job = make_jobs(run, Context(("own_metric",)))[0]
     job.folder.mkdir(parents=True, exist_ok=True)
     result = run_fold(job, lambda _: None)
     scores = pd.read_csv(job.folder / "scores.csv")

@@ -78,7 +78,7 @@ def open_student(exp, name="tiny"):
     run = open_run(exp, name)
     check_extra_data(run, make_jobs(run))
     cache = Path("mlruns/prepared")
-    prepare_extra_data(run, make_jobs(run), preprocess_cases(run.cases, exp, cache), cache, lambda line: None)
+    prepare_extra_data(run, make_jobs(run), preprocess_cases(run.cases, exp, cache), cache, Context())
     run.write()
     jobs = [dataclasses.replace(job, threads=1) for job in make_jobs(run)]
     for job in jobs:
