@@ -63,9 +63,8 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
     if ensure_demo(exp.competition):
         console.print(f"created the demo competition {exp.competition.name} in {exp.competition.root}")
 
-    from competition.runs.lock import run_lock
     from competition.tracking.sync import MlflowSync
-    from competition.training.cross_validate import format_seed_gain, open_run, prepare_run, run_cv
+    from competition.training.cross_validate import format_seed_gain, locked_run, open_run, run_cv
     from competition.training.soup_selection import format_soup
 
     run = open_run(exp, f"{exp.competition.name}-{file.stem}", new=new)
@@ -75,11 +74,11 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
 
     say = plain_printer(console)
     context = Context(trust, say)
-    run = prepare_run(run, context)
-    say(f"run {run.folder}")
-    with run_lock(run.folder, LOCK_PATIENCE, say), MlflowSync(run.folder, run.exp):
-        summary = run_cv(run, context)
-        tuned = _tune_postprocessing(run, summary, context)
+    with locked_run(run, context, LOCK_PATIENCE) as run:
+        say(f"run {run.folder}")
+        with MlflowSync(run.folder, run.exp):
+            summary = run_cv(run, context)
+            tuned = _tune_postprocessing(run, summary, context)
     console.print(cv_table(summary, run))
     for line in [
         *format_seed_gain(summary.seeds),

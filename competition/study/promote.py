@@ -89,17 +89,15 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
 def _train(session: StudySession, overrides: list[str], number: int, context: Context) -> tuple[Any, pd.DataFrame]:
     """Train a trial on all folds; return its run and its scores."""
     from competition.metrics.scoring import read_scores
-    from competition.runs.lock import run_lock
     from competition.tracking.sync import MlflowSync
-    from competition.training.cross_validate import open_run, prepare_run, run_cv
+    from competition.training.cross_validate import locked_run, open_run, run_cv
 
     exp = session.source.load(overrides)
     exp = exp.model_copy(update={"folds": exp.folds.model_copy(update={"run": None})})  # None: all folds
     run = open_run(exp, trial_runs_name(session.source, exp.competition.name))
     context.say(f"trial {number} on all folds: {' '.join(overrides)}")
-    run = prepare_run(run, context.silent())
     with (
-        run_lock(run.folder, say=context.say),
+        locked_run(run, context.silent()) as run,
         MlflowSync(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=session.folder),
     ):
         run_cv(run, context.indented())

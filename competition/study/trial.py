@@ -291,22 +291,20 @@ class TrialRunner:
     def _run(self, trial: optuna.Trial, overrides: list[str]) -> tuple[float, ...]:
         import optuna
 
-        from competition.runs.lock import run_lock
         from competition.tracking.sync import MlflowSync
-        from competition.training.cross_validate import open_run, prepare_run, run_cv
+        from competition.training.cross_validate import locked_run, open_run, run_cv
 
         self.context.say(f"trial {trial.number}: {' '.join(overrides)}")
         trial.set_user_attr("words", overrides)
         exp = self.source.load(overrides)
         run = open_run(exp, trial_runs_name(self.source, exp.competition.name))
         trial.set_user_attr("run", str(run.folder))
-        run = prepare_run(run, self.context.silent())
-        pruning = PruningCallback(run, trial, self.config)
         name = f"trial {trial.number} · {run.folder.name}"
         with (
-            run_lock(run.folder, say=self.context.say),
+            locked_run(run, self.context.silent()) as run,
             MlflowSync(run.folder, exp, name=name, study=self.folder) as uploads,
         ):
+            pruning = PruningCallback(run, trial, self.config)
             try:
                 summary = run_cv(run, self.context.indented(), pruning)
                 if self.config.pruner == "wilcoxon":

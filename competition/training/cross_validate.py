@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -22,6 +23,7 @@ from competition.io import nan_to_none, remove_all_stale_temp, write_json, write
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, paired_gain
 from competition.metrics.scoring import read_scores
 from competition.runs.fold import FoldJob, FoldResult
+from competition.runs.lock import run_lock
 from competition.runs.oof import OofStore, stored_shapes
 from competition.runs.run import CACHE_FOLDER, RUNS_FOLDER, Run, read_skipped, run_hash
 from competition.text import format_number
@@ -101,12 +103,42 @@ def _numbered_folder(base: Path, number: int) -> Path:
     return base if number == 1 else base.with_name(f"{base.name}-{number}")
 
 
-def prepare_run(run: Run, context: Context = Context()) -> Run:
+@contextmanager
+def locked_run(run: Run, context: Context = Context(), patience: float = 0.0) -> Iterator[Run]:
+    """Hold the lock of a run while it is prepared and trained; yield the prepared run.
+
+    The lock is taken before anything is written into the run's folder, so a command that is refused changes nothing.
+
+    Args:
+        run: the run, from `open_run`.
+        context: has the trusted packages and the log.
+        patience: seconds to wait until another process releases the lock.
+
+    Raises:
+        MaskfoldError: another process works in the run's folder; or as for `prepare_run`.
+    """
+    with ExitStack() as stack:
+        locks: list[None] = []
+
+        def lock() -> None:
+            if not locks:
+                run.folder.mkdir(parents=True, exist_ok=True)
+                locks.append(stack.enter_context(run_lock(run.folder, patience, context.say)))
+
+        if run.folder.exists():  # a new run gets its folder only after all checks
+            lock()
+        prepared = prepare_run(run, context, before_write=lock)
+        lock()
+        yield prepared
+
+
+def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[], None] = lambda: None) -> Run:
     """Check the run, preprocess all cases, and write the run's folder, before any fold starts.
 
     Args:
         run: the run, from `open_run`.
         context: has the trusted packages and the log.
+        before_write: called after all checks, before the run's folder is written.
 
     Returns:
         The run; with `on_bad_case: skip` without the cases that cannot be preprocessed.
@@ -162,6 +194,7 @@ def prepare_run(run: Run, context: Context = Context()) -> Run:
         context.say(f"note: case {case} is skipped: {why}")
     run = run.without_cases(skipped)
     prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
+    before_write()
     run.write()
     return run
 
@@ -188,7 +221,7 @@ def run_cv(run: Run, context: Context = Context(), should_stop: Callable[[], Non
     """Train the folds that are not finished, then score all finished folds.
 
     Args:
-        run: the run, from `open_run` and `prepare_run`.
+        run: the run, from `locked_run`.
         context: has the trusted packages and the log.
         should_stop: called while folds run; an exception stops the folds, each with a checkpoint.
 

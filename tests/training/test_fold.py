@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from competition.cli.console import cv_table
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.runs.fold import FoldResult
+from competition.runs.lock import is_free, run_lock
 from competition.runs.oof import OofStore
 from competition.training import evaluator as evaluator_module
 from competition.training import fold as fold_module
-from competition.training.cross_validate import format_seed_gain, make_jobs, open_run, summarize_run
+from competition.training.cross_validate import format_seed_gain, locked_run, make_jobs, open_run, summarize_run
 from competition.training.fold import run_fold, setup_fold
 from competition.training.soup_selection import format_soup
 from competition.training.trainer import Trainer
@@ -310,6 +312,36 @@ def test_a_fold_that_another_process_trains_is_refused(tiny, tmp_path):
         holder.kill()
         holder.wait()
     assert run_fold(job, say=lambda line: None).score is not None  # a dead holder holds nothing
+
+
+def test_a_refused_command_changes_nothing_in_the_run(tiny, demo2d, tmp_path, monkeypatch):
+    """The second command reads the same data elsewhere: its run has the same name, its YAML another root."""
+    monkeypatch.chdir(tmp_path)
+    run, _ = start(tiny(2), tmp_path / "runs", tmp_path / "cache")
+    shutil.copytree(demo2d, tmp_path / "elsewhere")
+    second = open_run(tiny(2, f"competition.root={tmp_path / 'elsewhere'}"), "tiny", root=tmp_path / "runs")
+    assert second.folder == run.folder
+
+    def content():
+        return {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+    before = content()
+    with run_lock(run.folder):
+        with pytest.raises(MaskfoldError, match="is being trained by process"), locked_run(second):
+            pytest.fail("the lock was given twice")
+        assert content() == before and not (tmp_path / "mlruns").exists()
+    with locked_run(second) as prepared:
+        assert not is_free(run.folder)
+        assert str(tmp_path / "elsewhere") in (prepared.folder / "experiment.yaml").read_text()
+    assert is_free(run.folder)
+
+
+def test_a_new_run_gets_its_folder_only_after_the_checks(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = open_run(tiny(2, "init_from=absent"), "tiny", root=tmp_path / "runs")
+    with pytest.raises(MaskfoldError, match="absent"), locked_run(run):
+        pytest.fail("the checks passed")
+    assert not run.folder.exists()
 
 
 def test_weights_that_are_not_there_are_refused_before_any_work(tiny, tmp_path, monkeypatch):
