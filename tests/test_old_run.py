@@ -1,4 +1,4 @@
-"""Today's code reads what an older version wrote: runs, checkpoints, prepared cases and a bundle (tests/data/old_run)."""
+"""Runs, checkpoints, prepared cases and a bundle of an older version, in tests/data/old_run, still work."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def maskfold(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., str]]:
+def maskfold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
     """`maskfold("cv", "unet.yaml")`: the command in this process; returns what it printed."""
     before = signal.getsignal(signal.SIGTERM)
 
@@ -121,8 +119,7 @@ def test_a_stopped_run_resumes_from_its_checkpoint(project, maskfold):
     assert json.loads((fold / "result.json").read_text())["steps"] == 160
     # The values of the same run without a stop; another CPU may round differently.
     lines = [
-        json.loads(line)["metrics"]
-        for line in (OLD / "expected" / "stopped_metrics.jsonl").read_text().splitlines()
+        json.loads(line)["metrics"] for line in (OLD / "expected" / "stopped_metrics.jsonl").read_text().splitlines()
     ]
     found = [json.loads(line)["metrics"] for line in (fold / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 5  # the last has the scores of all epochs' best weights
