@@ -76,14 +76,17 @@ def add_mlflow_database(project: Path, empty_database: Path) -> None:
     shutil.copy(empty_database, project / "mlruns" / "mlflow.db")
 
 
+# A toy network. Its windows are so small that the calls cost more than the arithmetic: predict many at a time.
 TINY = {
     2: [
         "patch.size=[32,32]",
+        "inference.batch_size=32",
         "model.target=monai.networks.nets.BasicUNet",
         "model.args={features: [4, 4, 8, 8, 8, 4], norm: [group, {num_groups: 2}]}",
     ],
     3: [
         "patch.size=[16,16,16]",
+        "inference.batch_size=16",
         "model.target=monai.networks.nets.BasicUNet",
         "model.args={features: [4, 4, 4, 4, 4, 4], norm: [group, {num_groups: 2}]}",
     ],
@@ -120,4 +123,4 @@ def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
     return make
 
 
-from tests.finished_runs import finished, nuclei  # noqa: E402, F401 (fixtures; they import this file's constants)
+from tests.finished_runs import finished, nuclei, serial_scoring  # noqa: E402, F401 (fixtures; they import this file's constants)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from competition.config.loading import resolve_config
 from competition.data.masks import load_mask
 from competition.io import write_json
 from competition.models.build import build_network
@@ -33,31 +38,73 @@ def soft(truth: np.ndarray, outputs: int, noise: float, generator: np.random.Gen
     return (values / values.sum(axis=0)).astype(np.float16)
 
 
+def is_shared(root: Path) -> bool:
+    """Whether a competition is one that all tests share; see the fixture `once`."""
+    return Path(root).parent.name == "once"
+
+
+def run_key(exp: Any, *more: object) -> str:
+    """Return a short hash of an experiment and of what else a run depends on."""
+    return hashlib.sha256(json.dumps([resolve_config(exp), *map(str, more)]).encode()).hexdigest()[:16]
+
+
+def copy_of_run(folder: Path, make: Callable[[], Run], once: Callable[..., Path], key: str) -> Run:
+    """Return a copy, below the working folder, of a run that `make` makes below its working folder once per session."""
+
+    def build(place: Path) -> None:
+        place.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(place)
+            (place / "run.pickle").write_bytes(pickle.dumps(make()))
+
+    made = once(key, build)
+    # New modification times, because the latest of several runs is found by them.
+    shutil.copytree(made / "mlruns", folder / "mlruns", dirs_exist_ok=True, copy_function=shutil.copy)
+    return pickle.loads((made / "run.pickle").read_bytes())
+
+
 @pytest.fixture
-def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Run]:
+def serial_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score the cases of a run in this process: starting others takes seconds, and these cases take none."""
+    monkeypatch.setattr("competition.postprocessing.evaluation.MAX_SERIAL_CASES", 1000)
+
+
+@pytest.fixture
+def finished(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, once: Callable[..., Path], serial_scoring: None
+) -> Callable[..., Run]:
     """`finished(exp, "demo2d-unet2d", noise=0.3)`: a run in the working folder, which is `tmp_path`."""
     monkeypatch.chdir(tmp_path)
 
     def make(exp: Any, name: str = "demo2d-tiny", noise: float = 0.3, spoil: Spoil | None = None, seed: int = 0) -> Run:
-        run = open_run(exp, name)
-        run.write()
-        generator = np.random.default_rng(seed)
-        torch.manual_seed(seed)
-        for fold, member in run.members():
-            folder = run.member_folder(fold, member)
-            folder.mkdir(parents=True)
-            save_weights(folder / "weights.safetensors", build_network(exp, 1, pretrained=False).state_dict())
-            store = OofStore(folder / "oof", exp.inference.store)
-            for row in run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == fold, "id"])].itertuples(
-                index=False
-            ):
-                found = soft(load_mask(exp.competition, row), exp.output_channels, noise, generator)
-                store.write(row.id, found if spoil is None else spoil(found, generator))
-            _score(run, fold, member)
-        summarize_run(run)
-        return run
+        def build() -> Run:
+            return _finish(exp, name, noise, spoil, seed)
+
+        if spoil is not None or not is_shared(exp.competition.root):
+            return build()
+        return copy_of_run(tmp_path, build, once, f"finished-{run_key(exp, name, noise, seed)}")
 
     return make
+
+
+def _finish(exp: Any, name: str, noise: float, spoil: Spoil | None, seed: int) -> Run:
+    run = open_run(exp, name)
+    run.write()
+    generator = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    for fold, member in run.members():
+        folder = run.member_folder(fold, member)
+        folder.mkdir(parents=True)
+        save_weights(folder / "weights.safetensors", build_network(exp, 1, pretrained=False).state_dict())
+        store = OofStore(folder / "oof", exp.inference.store)
+        for row in run.cases[run.cases["id"].isin(run.folds.loc[run.folds["fold"] == fold, "id"])].itertuples(
+            index=False
+        ):
+            found = soft(load_mask(exp.competition, row), exp.output_channels, noise, generator)
+            store.write(row.id, found if spoil is None else spoil(found, generator))
+        _score(run, fold, member)
+    summarize_run(run)
+    return run
 
 
 def _score(run: Run, fold: int, member: int) -> None:

@@ -1,4 +1,4 @@
-"""Today's code reads what an older version wrote: runs, checkpoints, prepared cases, a bundle (tests/data/old_run)."""
+"""Runs, checkpoints, prepared cases and a bundle of an older version, in tests/data/old_run, still work."""
 
 from __future__ import annotations
 

@@ -18,10 +18,7 @@ from competition.io import sha256_of_file
 from competition.leaderboard.kaggle import UploadRejected, fetch_submissions, submit_file, submit_notebook
 from competition.leaderboard.ledger import Ledger, UploadRecord, make_record_id, update_records, utc_now
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, prediction_interval
-from competition.postprocessing.tuning import TUNING_SCORES_FILE
 from competition.runs.run import CASES_FILE
-from competition.submission.submit import scores_path
-from competition.submission.testset import TestSet
 from competition.submission.validate import ValidationReport, validate_submission
 from competition.tracking.store import flatten_parameters
 
@@ -107,6 +104,8 @@ def validate_upload(path: Path, comp: Competition) -> ValidationReport:
     Raises:
         MaskfoldError: it is invalid, or the competition has no test images.
     """
+    from competition.submission.testset import TestSet
+
     tests = TestSet.from_table(comp, case_table(comp, "test"))
     shapes: dict[str, tuple[int, ...]] = {}
     for row in tests.rows:
@@ -221,10 +220,13 @@ def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) -> pd.DataFrame | None:
     """Return the table behind the summary's score: next to the CSV, else the run's own if a single run predicted."""
-    import pandas as pd
-
     if path is None or comp is None or not summary.get("expected"):
         return None
+    import pandas as pd
+
+    from competition.postprocessing.tuning import TUNING_SCORES_FILE
+    from competition.submission.submit import scores_path
+
     active = [Path(str(run["run"])) for run in summary["runs"] if run["weight"] > 0]
     files = [
         scores_path(path),

@@ -1,10 +1,5 @@
 """HTML pages of runs, studies, comparisons, ledgers and data explorations.
 
-Example:
-    >>> write_report(run, run.folder / "report.html")  # doctest: +SKIP
+Import from the modules, e.g. `from competition.report.run import write_report`. This file imports none of them, because
+the page of a ledger or of an exploration needs neither torch nor a run.
 """
-
-from competition.report.run import write_report
-from competition.report.study import write_study_page, write_study_report
-
-__all__ = ["write_report", "write_study_page", "write_study_report"]

@@ -11,16 +11,18 @@ import sys
 from collections.abc import Callable, Hashable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
 from competition.inference.predict import native_precision
 from competition.process import PARENT_VARIABLE
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 Key = TypeVar("Key", bound=Hashable)
 FABRIC_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -37,6 +39,8 @@ def make_fabric(exp: Experiment, bf16_is_deterministic: Callable[[], bool] = lam
     Raises:
         MaskfoldError: the machine has fewer devices than `run.devices`.
     """
+    from lightning.fabric import Fabric  # takes seconds; only a fold's process needs it
+
     accelerator, devices = exp.run.accelerator, exp.run.devices
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -39,6 +38,9 @@ from competition.training.budget import StepBudget
 from competition.training.distributed import DistributedContext
 from competition.training.evaluator import Evaluator, summary_metrics
 from competition.training.guards import MicroBatchResult, NonFiniteGuard, OutOfMemoryGuard, all_finite, peak_gib
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 @dataclass

@@ -14,6 +14,8 @@ import pytest
 from competition.cli.main import main
 from tests.conftest import ROOT, TINY
 
+pytestmark = pytest.mark.xdist_group("serial")  # commands that start processes of their own
+
 EXPERIMENT = ROOT / "experiments" / "demo2d" / "unet2d.yaml"
 SMALL = [
     "folds.k=2",

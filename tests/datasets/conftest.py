@@ -1,7 +1,8 @@
-"""Small phantoms of each layout, made once per session."""
+"""Small phantoms of each layout, made once for all workers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from competition.datasets.phantoms import make_phantom
 COUNTS = {"spleen": (4, 1), "spine": (6, 2), "a02025": (16, 4), "hipmri": (4, None)}
 
 
-@pytest.fixture(scope="package")
-def phantoms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="session")
+def phantoms(once: Callable[..., Path]) -> dict[str, Path]:
     """Return folders by layout."""
-    root = tmp_path_factory.mktemp("phantoms")
-    for layout, (cases, test_cases) in COUNTS.items():
-        assert make_phantom(layout, root / layout, seed=2, cases=cases, test_cases=test_cases) is True
-    return {layout: root / layout for layout in COUNTS}
+
+    def make(layout: str) -> Path:
+        cases, test_cases = COUNTS[layout]
+        return once(layout, lambda folder: make_phantom(layout, folder, seed=2, cases=cases, test_cases=test_cases))
+
+    return {layout: make(layout) for layout in COUNTS}

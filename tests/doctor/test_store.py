@@ -17,6 +17,8 @@ import pytest
 from competition.doctor import stores
 from competition.doctor.probe import ProbeResult
 
+pytestmark = pytest.mark.xdist_group("serial")  # mounts file systems
+
 ROOT = Path(__file__).resolve().parents[2]
 SHOW = """
 import sys

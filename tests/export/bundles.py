@@ -11,13 +11,10 @@ import pytest
 
 
 @pytest.fixture
-def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+def bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, serial_scoring: None) -> Callable[..., Path]:
     """`bundled([run], weights=[1.0])`: the folder of a bundle."""
     from competition.export import bundle
 
-    monkeypatch.setattr(
-        "competition.postprocessing.evaluation.MAX_SERIAL_CASES", 1000
-    )  # processes cost more than toy cases
     monkeypatch.setattr(bundle, "run_smoke_test", lambda *_: {name.split(".")[0] for name in sys.modules})
 
     def make(runs: list[Any], name: str = "bundle", **how: Any) -> Path:

@@ -16,7 +16,7 @@ from competition.context import Context
 from competition.export.bundle import export_runs
 from competition.submission.submit import submit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serial")]
 
 ABSENT = (
     "mlflow",

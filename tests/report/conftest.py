@@ -23,7 +23,7 @@ from competition.runs.oof import OofPredictions, OofStore
 from competition.runs.run import Run
 from competition.training.cross_validate import open_run, summarize_run
 from competition.training.evaluator import Evaluator
-from tests.finished_runs import nuclei, soft
+from tests.finished_runs import copy_of_run, is_shared, nuclei, run_key, soft
 
 __all__ = ["nuclei"]
 
@@ -61,8 +61,10 @@ def write_member(
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Run]:
-    """Return a function that writes a finished run below `tmp_path`, which becomes the working folder."""
+def made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, once: Callable[..., Path], serial_scoring: None
+) -> Callable[..., Run]:
+    """`made(exp, noise=0.3)`: a run below the working folder, which becomes `tmp_path`; its last metrics at `time`."""
     monkeypatch.chdir(tmp_path)
 
     def make(
@@ -73,45 +75,51 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Run]:
         seed: int = 0,
         time: float = 1000.0,
     ) -> Run:
-        run = open_run(exp, name)
-        run.write()
-        generator = np.random.default_rng(seed)
-        for fold, member in run.members():
-            shift = 0.05 * (fold + 2 * member)
-            curves = [
-                {
-                    "train/loss": 2.0 / epoch + shift,
-                    "lr": 0.1**epoch,
-                    "val/score": 0.1 * epoch + shift,
-                    **{
-                        f"val/dice{cls}": 0.1 * epoch + shift
-                        for cls in ("", *(f"/{c}" for c in exp.competition.classes))
-                    },
-                }
-                for epoch in (1, 2, 3)
-            ]
-            folder = write_member(run, fold, member, None if fold < 0 else 0.5, curves, time)
-            if fold < 0:
-                continue
-            ids = run.folds.loc[run.folds["fold"] == fold, "id"]
-            evaluator = Evaluator(
-                exp, run.cases[run.cases["id"].isin(ids)], {}, torch.device("cpu"), torch.no_grad, lambda: None
-            )
-            store, lines = OofStore(folder / "oof", exp.inference.store), []
-            for row in evaluator.iter_cases():
-                truth = load_mask(exp.competition, row)
-                store.write(
-                    row.id,
-                    soft(truth, exp.output_channels, noise, generator)
-                    if predict is None
-                    else predict(truth, row, generator),
-                )
-                lines += evaluator.score(store.read(row.id), row, fold)[0]
-            pd.DataFrame(lines).to_csv(folder / "scores.csv", index=False)
-        summarize_run(run)
-        return run
+        def build() -> Run:
+            return _make(exp, name, noise, predict, seed, time)
+
+        if predict is not None or not is_shared(exp.competition.root):
+            return build()
+        return copy_of_run(tmp_path, build, once, f"made-{run_key(exp, name, noise, seed, time)}")
 
     return make
+
+
+def _make(exp: Any, name: str, noise: float, predict: Predict | None, seed: int, time: float) -> Run:
+    run = open_run(exp, name)
+    run.write()
+    generator = np.random.default_rng(seed)
+    for fold, member in run.members():
+        shift = 0.05 * (fold + 2 * member)
+        curves = [
+            {
+                "train/loss": 2.0 / epoch + shift,
+                "lr": 0.1**epoch,
+                "val/score": 0.1 * epoch + shift,
+                **{f"val/dice{cls}": 0.1 * epoch + shift for cls in ("", *(f"/{c}" for c in exp.competition.classes))},
+            }
+            for epoch in (1, 2, 3)
+        ]
+        folder = write_member(run, fold, member, None if fold < 0 else 0.5, curves, time)
+        if fold < 0:
+            continue
+        ids = run.folds.loc[run.folds["fold"] == fold, "id"]
+        evaluator = Evaluator(
+            exp, run.cases[run.cases["id"].isin(ids)], {}, torch.device("cpu"), torch.no_grad, lambda: None
+        )
+        store, lines = OofStore(folder / "oof", exp.inference.store), []
+        for row in evaluator.iter_cases():
+            truth = load_mask(exp.competition, row)
+            store.write(
+                row.id,
+                soft(truth, exp.output_channels, noise, generator)
+                if predict is None
+                else predict(truth, row, generator),
+            )
+            lines += evaluator.score(store.read(row.id), row, fold)[0]
+        pd.DataFrame(lines).to_csv(folder / "scores.csv", index=False)
+    summarize_run(run)
+    return run
 
 
 class Page(HTMLParser):

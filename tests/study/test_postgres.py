@@ -19,6 +19,8 @@ from competition.study.study import open_study
 from tests.study.quick import write_experiment
 from tests.study.test_search import start, states
 
+pytestmark = pytest.mark.xdist_group("serial")  # one server for all
+
 pytest.importorskip("psycopg")
 
 

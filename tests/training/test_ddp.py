@@ -29,6 +29,10 @@ from competition.training.fold_process import raise_for_status, start_fold, stop
 from tests.training.test_fold import Killed, killed_after, losses
 from tests.training.test_fold import start as begun
 
+pytestmark = pytest.mark.xdist_group(
+    "serial"
+)  # processes of one fold, which others would slow down until they time out
+
 SETTINGS = ["training.steps_per_epoch=1", "training.epochs=20", "training.validate_every=100", "training.ema=0.9"]
 
 

@@ -96,6 +96,18 @@ def test_a_killed_fold_ends_with_the_same_weights_bit_for_bit(tiny, tmp_path, mo
         )
 
 
+def test_a_fold_draws_its_curves_and_its_best_and_worst_cases(tiny, tmp_path, figures):
+    _, job = start(tiny(2, "training.pictures_every=1"), tmp_path, tmp_path / "cache")
+    run_fold(job, say=lambda line: None)
+    drawn = sorted(path.name for path in (job.folder / "pictures").iterdir())
+    epochs = [name for name in drawn if name.startswith("epoch_")]
+    final = [name for name in drawn if name.startswith("final_")]
+    assert len(epochs) == 3 and {name[:10] for name in epochs} == {"epoch_0001"}  # the last epoch has the final ones
+    assert [name[:12] for name in final] == [f"final_{rank}_of_{len(final)}" for rank in range(1, len(final) + 1)]
+    assert len(final) in (3, 4)  # the best, the median and the two worst; the median may be one of them
+    assert (job.folder / "curves.png").stat().st_size > 1000
+
+
 def test_loader_workers_do_not_change_the_loss_curve(tiny, tmp_path):
     curves = []
     for workers in (0, 2):

@@ -23,6 +23,8 @@ from competition.training.cross_validate import make_jobs, open_run, run_cv, sum
 from competition.training.executors import make_executor
 from competition.training.ray_executor import FoldResources, RayExecutor, run_fold_task
 
+pytestmark = pytest.mark.xdist_group("serial")  # a cluster takes the machine's cores
+
 STAYS = (sys.executable, "-S", "-c", f"import time; print('began', flush=True); time.sleep(300)  # of {os.getpid()}")
 WRITES = (
     sys.executable,
