@@ -17,6 +17,8 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.models.interface import error_in_one_line
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 def build_optimizer(
     exp: Experiment, parameters: Iterable[nn.Parameter], context: Context = Context()
@@ -182,7 +184,7 @@ class ExponentialMovingAverage:
         self._average.update_parameters(network)
         self.updates += 1
 
-    def _move(self, averages: Sequence[Tensor], parameters: Sequence[Tensor], _: Tensor | int) -> None:
+    def _move(self, averages: Tensors, parameters: Tensors, _: Tensor | int) -> None:
         """Move averages, all of one dtype, towards the parameters; integers are copied."""
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, parameters, 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
