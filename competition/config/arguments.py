@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from competition.config.instantiate import is_user_trusted
+from competition.config.instantiate import is_wholly_trusted
 from competition.errors import MaskfoldError
 
 ALLOW_VARIABLE = "MASKFOLD_ALLOW"  # child processes inherit it, so `--allow` holds for folds too
@@ -69,7 +69,7 @@ def check_argument_values(
     Raises:
         MaskfoldError: status 2; an argument does, and the user did not allow its key.
     """
-    if is_user_trusted(target.split(".")[0], trust):
+    if is_wholly_trusted(target.split(".")[0], trust):
         return
     for found in refused_arguments(args, key, trust):
         if is_allowed(found.key):
@@ -93,7 +93,7 @@ def refused_arguments(args: Mapping[str, Any], key: str, trust: Sequence[str] = 
         key: their key in the YAML.
         trust: packages trusted on the command line; arguments of their classes are left out.
     """
-    if isinstance(target := args.get("target"), str) and is_user_trusted(target.split(".")[0], trust):
+    if isinstance(target := args.get("target"), str) and is_wholly_trusted(target.split(".")[0], trust):
         return
     for name, value in args.items():
         argument_key = f"{key}.{name}"

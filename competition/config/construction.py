@@ -18,7 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from competition.config.arguments import allows_any_below, check_argument_values
-from competition.config.instantiate import is_user_trusted
+from competition.config.instantiate import is_wholly_trusted
 from competition.errors import MaskfoldError
 
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -107,7 +107,7 @@ class ConstructionGuard:
         self, cls: Any, args: Mapping[str, Any], key: str, trust: Sequence[str] = (), *, downloads: bool = False
     ) -> None:
         self.cls, self.args, self.key, self.trust, self.downloads = cls, args, key, trust, downloads
-        self.is_active = not is_user_trusted(str(getattr(cls, "__module__", "")).split(".")[0], trust)
+        self.is_active = not is_wholly_trusted(str(getattr(cls, "__module__", "")).split(".")[0], trust)
         self.allowed = allows_any_below(key)
         self.violation: MaskfoldError | None = None
         # Found here, because the first call writes a file to try the folder.

@@ -308,6 +308,11 @@ def is_user_trusted(root: str, extra: Sequence[str] = ()) -> bool:
     return root not in TRUSTED_PACKAGES and root in _user_trusted(extra)
 
 
+def is_wholly_trusted(root: str, extra: Sequence[str] = ()) -> bool:
+    """Return whether the command line or the environment trusts all of a package, including its active parts."""
+    return root in _user_trusted(extra)
+
+
 def find_active_part(name: str, extra: Sequence[str] = ()) -> str | None:
     """Return the entry of `ACTIVE_PARTS` that contains a class; None if the class is allowed.
 
@@ -315,7 +320,7 @@ def find_active_part(name: str, extra: Sequence[str] = ()) -> str | None:
         name: the class's defining module and name.
         extra: as for `trusted_packages`.
     """
-    if name.split(".")[0] in _user_trusted(extra):
+    if is_wholly_trusted(name.split(".")[0], extra):
         return None
     return next((part for part in ACTIVE_PARTS if f"{name}.".startswith(f"{part}.")), None)
 

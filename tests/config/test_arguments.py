@@ -199,6 +199,8 @@ def test_the_option_of_the_command_line(
 def test_classes_of_a_package_that_the_user_trusts_are_not_checked(toy: Callable[..., Path]) -> None:
     word = network("checkpoint_path: a.pth", "own.Net")
     load_experiment(toy(), [word], ["own"])
+    word_of_smp = network("encoder_name: tu-resnet18, checkpoint_path: a.pth")
+    load_experiment(toy(), [word_of_smp], ["segmentation_models_pytorch"])  # all of a package that is listed anyway
     with pytest.raises(MaskfoldError, match="not in a trusted package"):
         load_experiment(toy(), [word])
     group = transform(

@@ -156,9 +156,15 @@ def test_downloads_that_the_user_asked_for_pass(here: Path, monkeypatch: pytest.
 
 
 def test_what_the_user_allows_or_trusts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
     construct(lambda: write("by_own_package"), trust=["tests"])  # the class is of this module
     monkeypatch.setenv(ALLOW_VARIABLE, "model.args.cache_dir")
     construct(lambda: write("allowed"))
+    with ConstructionGuard(
+        torch.nn.ReLU, {"file": "a.pkl"}, "model.args", ["torch"]
+    ):  # all of a package that is listed anyway
+        write("by_whole_package")
     assert (here / "by_own_package").exists() and (here / "allowed").exists()
     with pytest.raises(MaskfoldError, match="start a process"):
         construct(OTHER_ACTIONS["process"])
