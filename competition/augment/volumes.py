@@ -3,6 +3,10 @@
 The parameters of each sample are drawn on the CPU from its own seed, then applied to the whole batch.
 """
 
+# Not MONAI's, torchio's or kornia's transforms: MONAI and torchio take one sample at a time, and none of them draws the
+# parameters of each sample of a batch from that sample's own seed, without which a resume would draw others.
+# `python benchmarks/augment.py` compares the time with MONAI's.
+
 from __future__ import annotations
 
 import itertools
