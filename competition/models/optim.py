@@ -15,6 +15,8 @@ from competition.config.instantiate import check_arguments, resolve_target
 from competition.errors import MaskfoldError
 from competition.models.interface import error_in_one_line
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 WARMUP_START = 0.01  # multiplier at the first step of a warm-up: a step at rate 0 would have no effect
 ONECYCLE_PEAK = 0.3  # torch's pct_start
 ONECYCLE_START = 1 / 25  # torch's div_factor
@@ -210,7 +212,7 @@ class ExponentialMovingAverage:
         self._average.update_parameters(network)
         self.updates += 1
 
-    def _move(self, averages: Sequence[Tensor], parameters: Sequence[Tensor], _: Tensor | int) -> None:
+    def _move(self, averages: Tensors, parameters: Tensors, _: Tensor | int) -> None:
         """Move averages, all of one dtype, towards the parameters; integers are copied."""
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, parameters, 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
