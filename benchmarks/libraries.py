@@ -169,7 +169,7 @@ def run_windows(kind: str) -> float:
             "patch": {"size": [PATCH] * 3},
             "model": {"target": "monai.networks.nets.UNet"},
             "loss": {"target": "monai.losses.DiceCELoss"},
-            "inference": {"overlap": 0.5, "tta": []},
+            "inference": {"overlap": 0.5, "tta": [], "batch_size": 1},
         }
     )
     image = np.random.default_rng(0).standard_normal((1, *WINDOW_SHAPE), np.float32)

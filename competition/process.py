@@ -1,10 +1,9 @@
-"""Processes of a command: one pool for all parallel work, and processes that end with their parent.
+"""Processes of a command: one pool for all parallel work, and processes that end with their parent."""
 
-The pool is the standard library's with a thin wrapper. joblib's (loky) would need the same wrapper, because its errors
-and the end with a killed parent are the caller's task as well, and it is slower: the first result of two workers took
-2.4 s instead of 0.7 s; after a SIGKILL of the parent its workers ran on, and after the last result they stay in memory
-for up to 300 s (python benchmarks/libraries.py pool).
-"""
+# Not joblib (loky), whose workers ran on after a SIGKILL of their parent, and stayed after the last result (for up to
+# 300 s). It keeps the order of results and Ctrl-C, but the first result of two workers took 8.2 s instead of 4.8 s on a
+# busy machine (`python benchmarks/libraries.py pool`), and it has neither an environment for each device nor a way to
+# give up a worker that hangs at a deadline.
 
 from __future__ import annotations
 

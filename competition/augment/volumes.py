@@ -5,6 +5,10 @@ samples that have drawn some. The order of the classes is the order of applicati
 order of a scanner (optics, noise, amplifier).
 """
 
+# Not MONAI's, torchio's or kornia's transforms: MONAI and torchio take one sample at a time, and none of them draws the
+# parameters of each sample of a batch from that sample's own seed, without which a resume would draw others.
+# `python benchmarks/augment.py` compares the time with MONAI's.
+
 from __future__ import annotations
 
 import itertools
