@@ -14,7 +14,7 @@ import torch
 from competition.augment import build_batch_transform, build_loader_transform, flip_axes
 from competition.augment.custom import MonaiTransforms
 from competition.augment.images import ImageAugment
-from competition.augment.volumes import VolumeAugment
+from competition.augment.volumes import Flip, VolumeAugment
 from competition.config.experiment import AugmentConfig
 from competition.data.dataset import BatchSampler, PatchDataset
 from competition.errors import MaskfoldError
@@ -43,7 +43,9 @@ def test_loader_or_device_augments(dimensions: int, augment: Any, loader: type, 
 def test_slices_are_augmented_in_their_plane() -> None:
     exp = experiment(3, [8, 8], patch={"slices": 3}, augment={"preset": "light"}, prepare={"spacing": [1.0, 2.0, 5.0]})
     augment = build_batch_transform(exp)
-    assert augment is not None and augment.dims == 2 and augment.spacing == (1.0, 2.0) and augment.flips == (0, 1)
+    assert augment is not None and augment.dims == 2 and augment.spacing == (1.0, 2.0)
+    flip = augment.transforms[0]
+    assert isinstance(flip, Flip) and flip.axes == (0, 1)
 
 
 def test_preset_and_list() -> None:

@@ -122,7 +122,7 @@ def test_channels_slices_and_places(tiny, tmp_path):
         np.testing.assert_array_equal(np.linalg.norm(lying.affine[:3, :3], axis=0), (2, 3, 4))
     slices = [volume[0, ..., z] for z in range(7)]
     np.testing.assert_array_equal(next(iter_images([slices], several)).image.array, volume[:1])
-    with pytest.raises(MaskfoldError, match=r"image 1\b.*\(5, 6\)"):
+    with pytest.raises(MaskfoldError, match=r"image 1\b.*\(1, 5, 6\)"):
         next(iter_images([[slices[0], slices[0][:2]]], several))
 
 

@@ -69,9 +69,14 @@ class TestScore:
         assert bootstrap_interval(both, metric) == bootstrap_interval(CASES, metric)
 
     def test_nothing_scored(self):
+        absent = ABSENT.assign(score=np.nan)  # with `both_empty: null`
         for metric in (MetricConfig(), MetricConfig(average="class"), MetricConfig(average="global")):
-            assert np.isnan(cv_score(ABSENT, metric))
-            assert np.isnan(bootstrap_interval(ABSENT, metric)).all()
+            assert np.isnan(cv_score(absent, metric))
+            assert np.isnan(bootstrap_interval(absent, metric)).all()
+
+    def test_cases_without_any_class_score_both_empty(self):
+        for average in ("case_class", "class", "global"):
+            assert cv_score(ABSENT, MetricConfig(average=average)) == 1.0
 
     def test_a_case_scored_twice(self):
         with pytest.raises(MaskfoldError, match="case '1'.*class 'a'"):

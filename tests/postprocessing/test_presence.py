@@ -86,7 +86,7 @@ def test_a_planted_threshold_is_found_and_the_nested_score_rises(finished, gated
     run = finished(gated(), "demogate-tiny")
     rewritten(run, lambda holds, draw: draw.uniform(0.45, 0.95) if holds else draw.uniform(0.0, 0.35), fake=True)
     tuned = estimate_score(Ensemble((run,), (1.0,)), 20, workers=1).tuning
-    gates = [step.gate for step in tuned.best_steps["lesion"] if step.gate is not None]
+    gates = [step.value for step in tuned.best_steps["lesion"] if step.name == "gate"]
     assert tuned.kept and gates == [0.4]  # the one candidate between what full and empty cases have
     assert (
         tuned.presence_gain.low > 0 and 0.2 < tuned.presence_gain.value < 0.37
@@ -109,7 +109,7 @@ def test_a_gate_that_says_nothing_is_left_out(finished, gated, fake):
     run = finished(gated(), "demogate-tiny")
     rewritten(run, lambda holds, draw: draw.uniform(0.0, 1.0), fake=fake)
     tuned = estimate_score(Ensemble((run,), (1.0,)), 20, workers=1).tuning
-    assert tuned.presence_gain.low <= 0 and not any(step.gate is not None for step in tuned.best_steps["lesion"])
+    assert tuned.presence_gain.low <= 0 and all(step.name != "gate" for step in tuned.best_steps["lesion"])
     assert any("step gate:" in line and line.endswith(": not used") for line in tuned.report_lines())
     without = finished(gated("gate=null"), "demogate-none")
     rewritten(without, lambda holds, draw: draw.uniform(0.0, 1.0), fake=fake)
@@ -162,7 +162,7 @@ def test_the_score_of_a_list_with_a_gate_is_that_of_its_masks(finished, gated):
                 )
                 wanted = score_class(outcome.masks[0], truth, run.exp.competition, 0, [1.0, 1.0], None, None)
                 assert evaluation.scores[0, steps][case]["score"] == pytest.approx(wanted["score"], nan_ok=True), steps
-                if any(step.gate is not None and step.gate > gate.item() for step in steps):
+                if any(step.name == "gate" and step.value > gate.item() for step in steps):
                     assert not outcome.masks.any()
 
 

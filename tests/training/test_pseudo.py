@@ -411,8 +411,10 @@ def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
         for key, value in plain.items()
         if key not in ("run", "study", "postprocess", "pseudo", "extra", "gate")
     }
-    tree["competition"]["train"].pop("cases")
-    tree["competition"].pop("root")
+    for key in ("cases", "masks_on_image_grid", "missing_masks"):
+        tree["competition"]["train"].pop(key)
+    for key in ("root", "array_axes", "spacing"):
+        tree["competition"].pop(key)
     for key in ("kaggle", "public_share"):
         tree["competition"]["submission"].pop(key)
     tree["folds"].pop("run")
