@@ -150,7 +150,9 @@ def table(content: bytes) -> list[list[str]]:
     """Rows of a CSV; blank ones are left out."""
     text = content.decode("utf-8-sig")
     csv.field_size_limit(2**31 - 1)
-    rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    first = text.partition("\n")[0]
+    delimiter = ";" if ";" in first and "," not in first else ","
+    rows = list(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter))
     if any(len(row) > len(rows[0]) for row in rows) or len(set(rows[0])) < len(rows[0]):
         raise Unsound("ragged")
     rows = [row + [""] * (len(rows[0]) - len(row)) for row in rows]

@@ -128,7 +128,7 @@ def install(
     """Puts the above in the place of training, preparation and MLflow."""
     patch("competition.training.executors.make_executor", lambda exp: QuickExecutor(score, delay))
     patch("competition.tracking.sync.MlflowSync", Silent)
-    patch("competition.training.cross_validate.prepare_run", lambda run, context=None: run.write() or run)
+    patch("competition.training.cross_validate.prepare_run", lambda run, context=None, **_: run.write() or run)
 
 
 def write_experiment(root: Path, text: str = YAML) -> Path:
