@@ -132,17 +132,18 @@ def _kill(process: subprocess.Popen[str], workers: list[Any]) -> None:
 
 # windows
 
-WINDOW_SHAPE, PATCH, CHANNELS = (256, 256, 160), 96, 5
+WINDOW_SHAPES, PATCH, CHANNELS = {"160 slices": (256, 256, 160), "640 slices": (256, 256, 640)}, 96, 5
 
 
 def measure_windows() -> None:
     """Print the memory of sliding-window prediction by a network that needs almost none."""
-    for kind in ("own", "MONAI", "MONAI, buffer_steps=1", "MONAI, buffer_steps=4"):
-        seconds, growth = _in_new_process(run_windows, kind)
-        print(
-            f"{kind}: {growth / 2**20:.0f} MiB above the image, "
-            f"{growth / np.prod(WINDOW_SHAPE):.1f} bytes per voxel, {seconds:.1f} s"
-        )
+    for size, shape in WINDOW_SHAPES.items():
+        for kind in ("own", "MONAI", "MONAI, buffer_steps=1"):
+            seconds, growth = _in_new_process(run_windows, f"{size}, {kind}")
+            print(
+                f"{size}, {kind}: {growth / 2**20:.0f} MiB above the image, {growth / np.prod(shape):.1f} bytes per "
+                f"voxel, {seconds:.1f} s"
+            )
 
 
 def run_windows(kind: str) -> float:
@@ -172,11 +173,11 @@ def run_windows(kind: str) -> float:
             "inference": {"overlap": 0.5, "tta": [], "batch_size": 1},
         }
     )
-    image = np.random.default_rng(0).standard_normal((1, *WINDOW_SHAPE), np.float32)
+    image = np.random.default_rng(0).standard_normal((1, *WINDOW_SHAPES[kind[:10]]), np.float32)
     predict_image([network], image[:, :PATCH, :PATCH, :PATCH], exp)  # load everything
     _mark_memory()
     start = time.process_time()
-    if kind == "own":
+    if kind.endswith("own"):
         predict_image([network], image, exp)
     else:
         buffer: dict[str, Any] = {}

@@ -423,6 +423,11 @@ def nan_to_none(data: Any) -> Any:
     return None if isinstance(data, float) and math.isnan(data) else data
 
 
+def finite_or_none(value: float) -> float | None:
+    """Return a number for JSON; None for NaN and for the infinite end of an interval."""
+    return float(value) if math.isfinite(value) else None
+
+
 def parse_json_object(content: bytes | str) -> dict[str, Any]:
     """Parse a JSON object.
 

@@ -414,10 +414,9 @@ class Noise(IntensityTransform):
         return image
 
 
-@TRANSFORMS.register("brightness")
 @dataclass(frozen=True)
-class Brightness(IntensityTransform):
-    """Multiply the image by a factor.
+class FactorTransform(IntensityTransform):
+    """Base of the transforms by one factor.
 
     Attributes:
         probability: of the transform.
@@ -430,6 +429,11 @@ class Brightness(IntensityTransform):
     def sample(self, rng: np.random.Generator, patch: Patch) -> float | None:
         """Draw the factor."""
         return _unless_one(sample_value(rng, self.probability, self.factor, 1.0))
+
+
+@TRANSFORMS.register("brightness")
+class Brightness(FactorTransform):
+    """Multiply the image by a factor."""
 
     def apply(self, image: Tensor, drawn: Sequence[float]) -> Tensor:
         """See `IntensityTransform.apply`."""
@@ -437,21 +441,8 @@ class Brightness(IntensityTransform):
 
 
 @TRANSFORMS.register("contrast")
-@dataclass(frozen=True)
-class Contrast(IntensityTransform):
-    """Scale each channel about its mean, within its range.
-
-    Attributes:
-        probability: of the transform.
-        factor: range.
-    """
-
-    probability: float = 0
-    factor: Range = (1, 1)
-
-    def sample(self, rng: np.random.Generator, patch: Patch) -> float | None:
-        """Draw the factor."""
-        return _unless_one(sample_value(rng, self.probability, self.factor, 1.0))
+class Contrast(FactorTransform):
+    """Scale each channel about its mean, within its range."""
 
     def apply(self, image: Tensor, drawn: Sequence[float]) -> Tensor:
         """See `IntensityTransform.apply`."""

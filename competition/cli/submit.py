@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from competition.cli.console import (
 from competition.config.loading import load_competition
 from competition.context import Context
 from competition.errors import MaskfoldError
+from competition.io import finite_or_none
 from competition.text import format_number
 
 if TYPE_CHECKING:
@@ -198,15 +198,11 @@ def _score_table(card: ScoreCard, name: str) -> Table:
     for column in (card.metric, "Dice"):
         table.add_column(column, justify="right", no_wrap=True)
     for cls, score in card.classes.items():
-        table.add_row(cls, format_number(_or_none(score)), format_number(_or_none(card.dice[cls])))
+        table.add_row(cls, format_number(finite_or_none(score)), format_number(finite_or_none(card.dice[cls])))
     table.add_section()
-    table.add_row("all", format_number(_or_none(card.score)), "")
-    table.add_row("95 %", format_interval(_or_none(card.low), _or_none(card.high)), "")
+    table.add_row("all", format_number(finite_or_none(card.score)), "")
+    table.add_row("95 %", format_interval(finite_or_none(card.low), finite_or_none(card.high)), "")
     return table
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 UPLOAD_HINT, UPLOAD_DECLINED = "Add --yes to submit without confirmation.", "nothing was submitted"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,11 +23,12 @@ from competition.data.patterns import (
     matches_many_files,
     unmatched_images,
 )
-from competition.data.readers import display_name, load_image, read_case_header, strip_extension
+from competition.data.readers import display_name, load_image, read_case_header
 from competition.data.rle_tables import assign_rows, row_text
+from competition.data.splits import group_values
 from competition.errors import MaskfoldError
 from competition.io import read_csv
-from competition.text import format_count, join_names, name_problem, nearest_names
+from competition.text import format_count, name_problem, nearest_names
 
 if TYPE_CHECKING:
     import pandas
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 COLUMNS = (
     "id", "split", "images", "masks", "group", "stratum", "shape", "spacing", "channels", "slices", "hash", "image_hash"
 )  # fmt: skip
-FILE_RULE = re.compile(r"(?P<file>[^:]+\.csv):(?P<column>.+)", re.IGNORECASE)
 ImagesByChannel = dict[str, CaseFiles]  # by channel, in the YAML's order
 
 
@@ -538,114 +537,3 @@ def label_files(masks: dict[str, Any] | None) -> list[str | list[str]]:
     if masks["kind"] == "classes":
         return list(masks["files"].values())
     return [path for paths in masks["files"].values() for path in paths]
-
-
-# Groups and strata
-
-
-def group_values(comp: Competition, ids: list[str], key: str) -> list[str] | None:
-    """Apply `competition.group` or `competition.stratum` to cases.
-
-    Args:
-        comp: the competition.
-        ids: of the cases.
-        key: group or stratum.
-
-    Returns:
-        One value per id; None if the YAML has no such rule.
-
-    Raises:
-        MaskfoldError: the rule is invalid (status 2), or has no value for a case.
-    """
-    rule = getattr(comp, key)
-    if rule is None:
-        return None
-    file_rule = FILE_RULE.fullmatch(rule)
-    if file_rule:
-        return _from_table(Path(comp.root) / file_rule["file"], file_rule["column"], comp, ids, key)
-    return _from_ids(rule, ids, key)
-
-
-def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
-    """Return the group of each id for which `competition.group` has one; other ids are missing.
-
-    Args:
-        comp: the competition.
-        ids: of any images, including unlabelled ones.
-    """
-    try:
-        return dict(zip(ids, group_values(comp, ids, "group") or [], strict=False))
-    except MaskfoldError:
-        if len(ids) == 1:
-            return {}
-        return {case_id: group for single in ids for case_id, group in known_groups(comp, [single]).items()}
-
-
-def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
-    """Return the first group of a regular expression, or its whole match, for each id."""
-    try:
-        expression = re.compile(rule)
-    except re.error as error:
-        raise MaskfoldError(
-            f"Invalid competition.{key}: found `{rule}`, expected a regular expression ({error}).",
-            "Correct it, or write `file.csv:column`.",
-            status=2,
-        ) from error
-    result = []
-    for case_id in ids:
-        match = expression.search(case_id)
-        text = match and match.group(1 if expression.groups else 0)
-        if not text:
-            raise MaskfoldError(
-                f"competition.{key} `{rule}` does not match the id {case_id}.",
-                f"Correct the expression so that it matches every case's {key}.",
-                status=2,
-            )
-        result.append(text)
-    return result
-
-
-def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list[str]) -> str:
-    """Return the column with the case ids: `id`, else `train.columns.id`, else the only one that has every id.
-
-    Raises:
-        MaskfoldError: no column, or several, have every id (status 2).
-    """
-    for name in ("id", comp.train.columns.id):
-        if name in table.columns:
-            return name
-    wanted, complete = set(ids), []
-    for name in table.columns:
-        values = set(table[name])
-        if wanted <= values | {strip_extension(value) for value in values}:
-            complete.append(str(name))
-    if len(complete) == 1:
-        return complete[0]
-    found = f"the columns {join_names(complete)} have them all" if complete else f"found {', '.join(table.columns)}"
-    raise MaskfoldError(
-        f"{path} needs one column with the case ids, such as {ids[0]}: {found}.",
-        "Name that column `id` in the table, or set train.columns.id.",
-        status=2,
-    )
-
-
-def _from_table(path: Path, column: str, comp: Competition, ids: list[str], key: str) -> list[str]:
-    """Return a column of a table with one row per case; its ids may carry the file's extension."""
-    table = read_csv(path, {f"competition.{key}": column})
-    id_column = _id_column(path, table, comp, ids)
-    rows: dict[str, tuple[int, str]] = {}
-    for line, name, value in zip(table.index, table[id_column], table[column], strict=True):
-        for alias in {name, strip_extension(name)}:
-            first_line, first_value = rows.setdefault(alias, (line, value))
-            if first_value != value:
-                raise MaskfoldError(
-                    f"{path} has two {key} values for the id {name}: {first_value} in line {first_line}, {value} in "
-                    f"line {line}.",
-                    "Remove one of the rows.",
-                )
-    for case_id in ids:
-        if not rows.get(case_id, (0, ""))[1]:
-            raise MaskfoldError(
-                f"{path} has no {key} for the id {case_id} (column `{column}`).", "Add a row for every training case."
-            )
-    return [rows[case_id][1] for case_id in ids]

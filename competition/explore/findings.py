@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from statistics import median
 
 from competition.config.competition import Competition
-from competition.data.cases import group_values
 from competition.data.duplicates import (
     ImagePair,
     cluster_pairs,
@@ -19,6 +18,7 @@ from competition.data.duplicates import (
     find_near_duplicates,
 )
 from competition.data.normalisation import channels_error, find_other_channels
+from competition.data.splits import group_values
 from competition.errors import MaskfoldError
 from competition.explore.cases import COLOURS
 from competition.explore.types import CaseStats, Finding, Findings

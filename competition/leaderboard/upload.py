@@ -14,7 +14,7 @@ from competition.config.loading import load_competition, load_experiment, resolv
 from competition.config.metric import Direction
 from competition.data.cases import case_table
 from competition.errors import MaskfoldError
-from competition.io import sha256_of_file
+from competition.io import finite_or_none, sha256_of_file
 from competition.leaderboard.kaggle import UploadRejected, fetch_submissions, submit_file, submit_notebook
 from competition.leaderboard.ledger import Ledger, UploadRecord, make_record_id, update_records, utc_now
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, prediction_interval
@@ -279,7 +279,7 @@ def _cv(expected: dict[str, Any], rows: pd.DataFrame | None, comp: Competition |
         if rows is not None and comp is not None
         else (float("nan"), float("nan"))
     )
-    return {"score": expected["score"], "low": _finite(low), "high": _finite(high)}
+    return {"score": expected["score"], "low": finite_or_none(low), "high": finite_or_none(high)}
 
 
 def _expected(
@@ -293,7 +293,7 @@ def _expected(
         return {}
     if rows is not None and comp is not None:
         low, high = prediction_interval(rows, comp.metric, public, groups=table_groups(rows))
-        return {"score": expected["score"], "low": _finite(low), "high": _finite(high)}
+        return {"score": expected["score"], "low": finite_or_none(low), "high": finite_or_none(high)}
     if expected.get("low") is None or expected.get("high") is None:
         return {}
     factor = (expected["test_cases"] / public) ** 0.5
@@ -302,10 +302,6 @@ def _expected(
         "low": expected["score"] - factor * (expected["score"] - expected["low"]),
         "high": expected["score"] + factor * (expected["high"] - expected["score"]),
     }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if isfinite(value) else None
 
 
 # Submission and scores

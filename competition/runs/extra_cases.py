@@ -40,7 +40,8 @@ def extra_case_tables(exp: Experiment, cases: pd.DataFrame) -> dict[str, pd.Data
 
 def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
     """Return the images for pseudo-labels, those without a label, with their groups if the group rule has them."""
-    from competition.data.cases import case_table, known_groups
+    from competition.data.cases import case_table
+    from competition.data.splits import known_groups
 
     comp, pseudo = exp.competition, exp.pseudo
     assert pseudo is not None

@@ -21,7 +21,7 @@ from competition.ensembling.ensemble import EnsemblePredictor
 from competition.ensembling.expected import ExpectedScore, estimate_score
 from competition.ensembling.weights import FittedWeights, fit_weights
 from competition.errors import MaskfoldError
-from competition.io import ensure_writable, make_temporary_path, sha256_of_file, write_json, write_table
+from competition.io import ensure_writable, finite_or_none, make_temporary_path, sha256_of_file, write_json, write_table
 from competition.metrics.bootstrap import cv_score
 from competition.postprocessing.pipeline import postprocess
 from competition.runs.blend import Ensemble, check_same_competition
@@ -177,7 +177,7 @@ def submission_summary(
         "rows": validation.rows,
         "empty_rows": validation.empty,
         "runs": run_entries,
-        "expected": None if expected is None else _expectation(expected, ensemble.comp.metric),
+        "expected": _expectation(expected, ensemble.comp.metric),
         "postprocess": None if expected is None else expected.settings.model_dump(),
         "weights": None
         if fitted is None
@@ -192,14 +192,17 @@ def submission_summary(
     }
 
 
-def _expectation(expected: ExpectedScore, metric: MetricConfig) -> dict[str, Any]:
+def _expectation(expected: ExpectedScore | None, metric: MetricConfig) -> dict[str, Any] | None:
+    """Return the expected score for the summary; None without a score, e.g. if no out-of-fold case has a class."""
+    if expected is None or math.isnan(expected.score):
+        return None
     tuning = expected.tuning
     return {
         "metric": expected.metric,
         **({} if metric.direction is Direction.HIGHER else {"higher_is_better": False}),
         "score": expected.score,
-        "low": _finite(expected.low),
-        "high": _finite(expected.high),
+        "low": finite_or_none(expected.low),
+        "high": finite_or_none(expected.high),
         "level": 0.95,
         "out_of_fold_cases": expected.cases,
         "test_cases": expected.test_cases,
@@ -313,8 +316,4 @@ def _has_oof_predictions(ensemble: Ensemble) -> bool:
 
 
 def _gain(gain: Any) -> dict[str, float | None]:
-    return {"value": _finite(gain.value), "low": _finite(gain.low), "high": _finite(gain.high)}
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return {"value": finite_or_none(gain.value), "low": finite_or_none(gain.low), "high": finite_or_none(gain.high)}

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from competition.config.experiment import Experiment
 from competition.context import Context
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
-from competition.io import nan_to_none, remove_all_stale_temp, write_json, write_table
+from competition.io import finite_or_none, nan_to_none, remove_all_stale_temp, write_json, write_table
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, paired_gain
 from competition.metrics.scoring import read_scores
 from competition.runs.fold import FoldJob, FoldResult
@@ -375,7 +374,7 @@ def seed_ensemble_gain(
     mean = pd.concat(seed_scores).groupby(["id", "class"], sort=False)[value_columns].mean().reset_index()
     ensemble = blended[blended["fold"].isin(complete)]
     gain = paired_gain(mean, ensemble, comp.metric, seed=seeds[0], groups=groups)
-    low, high = (end if isfinite(end) else None for end in gain[1:])
+    low, high = map(finite_or_none, gain[1:])
     return {
         "alone": {
             str(seed): {"score": nan_to_none(cv_score(table, comp.metric)), "dice": dice_per_class(table, comp.classes)}

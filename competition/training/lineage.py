@@ -132,7 +132,7 @@ class HeldOutCases:
 
     def _groups_of(self, ids: list[str]) -> dict[str, str]:
         """Return the groups of cases of other runs by this run's group rule."""
-        from competition.data.cases import known_groups
+        from competition.data.splits import known_groups
 
         return known_groups(self.run.exp.competition, ids) if ids and self.run.exp.competition.group is not None else {}
 

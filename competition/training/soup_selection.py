@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from torch.optim.swa_utils import update_bn
 
 from competition.config.competition import MetricConfig
 from competition.data.splits import HELD_OUT
-from competition.io import nan_to_none, write_table
+from competition.io import finite_or_none, nan_to_none, write_table
 from competition.metrics.bootstrap import cv_score, paired_gain
 from competition.runs.checkpoint import load_weights, save_weights
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
@@ -226,7 +225,7 @@ def compare_soup(
         if soup_is_better:
             chosen.append(part)
     kept, gain = _soup_is_better(plain, soup, metric, seed, groups)
-    low, high = (end if isfinite(end) else None for end in gain[1:])
+    low, high = map(finite_or_none, gain[1:])
     return {
         "plain": nan_to_none(cv_score(plain, metric)),
         "soup": nan_to_none(cv_score(soup, metric)),

@@ -193,6 +193,8 @@ def test_the_id_column_of_a_group_table_is_found(folder: Host) -> None:
     (folder.root / "meta.csv").write_text(f"image_file,width_pixels,patient_number\n{rows}")
     table = case_table(folder.load(group="meta.csv:patient_number"))
     assert table["group"].tolist() == ["P0", "P0", "P1", "P1"]
+    found = explore(folder.load(group="meta.csv:patient_number"))
+    assert not found.faults and not [one for one in found.remarks if one.kind == "group"]
 
 
 def test_a_group_table_without_the_ids_is_refused(folder: Host) -> None:

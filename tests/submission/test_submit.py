@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from competition.metrics.bootstrap import cv_score
 from competition.runs.blend import Ensemble, WeightedMean
 from competition.runs.find import find_run
 from competition.submission.reader import read_submission
-from competition.submission.submit import submit, write_oof_submission
+from competition.submission.submit import _expectation, submit, write_oof_submission
 from competition.training.cross_validate import summarize_run
 
 
@@ -43,6 +44,12 @@ def test_submit_writes_the_samples_rows_and_says_what_it_did(finished, tiny, dim
     kept = pd.read_csv(done.path.with_suffix(".scores.csv"), dtype={"id": str})
     assert cv_score(kept, comp.metric) == pytest.approx(summary.score), "the cases behind the expected score"
     assert lines[0].startswith("2 networks of 1 run, ")
+
+
+def test_a_submission_without_an_expected_score_says_null(finished, tiny):
+    """The score is NaN if no class occurs and `both_empty` is null; `upload` must find a number or nothing."""
+    expected = replace(estimate_score(Ensemble((finished(tiny(2)),), (1.0,)), 20), score=float("nan"))
+    assert _expectation(expected, tiny(2).competition.metric) is None
 
 
 def test_the_files_masks_are_those_of_all_folds_networks_together(finished, tiny):
