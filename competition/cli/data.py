@@ -57,7 +57,7 @@ def demo_command(name: str, output: Path | None, layout: str | None, seed: int) 
 # Data sets from the network
 
 DOWNLOAD_HINT, DOWNLOAD_DECLINED = "Add --yes to download.", "nothing was downloaded"
-MAX_LISTED_FILES = 10  # the largest files of a competition
+MAX_LISTED_FILES = 10  # number of a competition's largest files to print
 
 
 @exit_on_signal("stopped: run the same command to resume the download")
@@ -154,7 +154,7 @@ def dicom_command(folder: Path, output: Path, layout: str, labels: str | None) -
 
 # Exploration
 
-MAX_PER_KIND = 20  # findings of one kind on the terminal; the page and findings.csv have all
+MAX_PER_KIND = 20  # findings of one kind on the terminal; findings.csv lists all
 
 
 @exit_on_signal("stopped: no page was written")

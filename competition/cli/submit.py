@@ -171,11 +171,13 @@ def score_command(
     trust: tuple[str, ...] = (),
 ) -> None:
     """Run the command; see `competition.cli.main.score`."""
-    # Hints of other errors refer to competition.root, its key in an experiment.
+    # Accept `competition.root=…` too, because hints name the keys as in an experiment's YAML.
     comp = load_competition(competition, [override.removeprefix("competition.") for override in overrides], trust)
     inputs = {path.resolve() for path in (file, solution) if path is not None}
     if table is not None and (table.is_dir() or table.resolve() in inputs):
-        raise MaskfoldError(f"--table {table} is a folder or an input file.", "Name another file.", status=2)
+        raise MaskfoldError(
+            f"--table {table} is a folder or an input file, expected another file.", "Name another file.", status=2
+        )
 
     from competition.submission.score import score_submission
 
@@ -310,7 +312,7 @@ def _code_submission(
 # Ledger
 
 LEDGER_HEADER = ("", "date, UTC", "file", "CV", "95 %", "95 % of boards", "public", "private", "changed")
-MAX_SHOWN_CHANGES = 2  # per table row
+MAX_SHOWN_CHANGES = 2  # changes in a row of the table
 
 
 @exit_on_signal("stopped")
