@@ -179,7 +179,7 @@ def check_targets(exp: Experiment, trust: Sequence[str] = ()) -> None:
 
 
 def _add_working_folder(root: str) -> None:
-    """Append the working folder to `sys.path` for a user's own module; installed packages take precedence."""
+    """Append the working folder to `sys.path`, for a user's own module; installed packages take precedence."""
     folder = os.getcwd()
     if root not in sys.modules and folder not in sys.path and importlib.util.find_spec(root) is None:
         sys.path.append(folder)
