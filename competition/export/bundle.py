@@ -65,7 +65,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported bundle: its folder, bytes, number of networks, packages, and the zip file if there is one."""
+    """An exported bundle: its folder, size in bytes, number of networks, packages, and the zip file if there is one."""
 
     folder: Path
     size: int
@@ -81,7 +81,7 @@ def export_runs(
     options: ExportOptions = ExportOptions(),
     context: Context = Context(),
 ) -> ExportResult:
-    """Export runs as a bundle, after a test prediction of one patch; the folder appears complete or not at all.
+    """Export runs as a bundle after a test prediction of one patch; the folder is written completely or not at all.
 
     Args:
         runs: finished runs of one competition.
@@ -316,7 +316,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Replace `folder` by `new`."""
+    """Replace `folder` with `new`."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         os.replace(folder, old)
