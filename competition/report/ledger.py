@@ -74,8 +74,9 @@ def check_ledger_output(output: Path) -> None:
     """
     if output.suffix not in (".png", ".html") or output.is_dir():
         raise MaskfoldError(
-            f"invalid plot or page: found {output}, expected a file name that ends in .png or .html.",
-            "Change the output file.",
+            f"invalid plot or page: found {'the folder ' if output.is_dir() else ''}{output}, expected the name of a "
+            "file that ends in .png or .html.",
+            "Name a file, e.g. --output ledger.png.",
             status=2,
         )
 
