@@ -309,11 +309,11 @@ class RowIndex:
 
     Attributes:
         rows: rows of the case table by id.
-        kind: of the images (training or test), for messages.
+        kind: kind of the images (training or test), for messages.
         names: the name of each slice in messages.
         slices: number of slices of a stack; 0 for a case that is a single file.
-        exact: by case id.
-        aliases: by other names; None for an ambiguous name.
+        exact: case and slice by the case id.
+        aliases: case and slice by other names; None for an ambiguous name.
     """
 
     rows: dict[str, Any]

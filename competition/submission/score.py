@@ -52,11 +52,11 @@ class ScoreCard:
 
 
 def score_submission(path: str | Path, comp: Competition, solution: str | Path | None = None) -> ScoreCard:
-    """Score a submission file with the competition's metric, one case in memory at a time.
+    """Score a submission file with the competition's metric; one case is in memory at a time.
 
     Rows may be in any order. Each case in the file must be complete, with all its classes and slices. Volumes are
-    assembled from rows of slices. With one row per object, rows are the objects; if they are slices, objects are the
-    connected components of the volume.
+    assembled from rows of slices. With one row per object, each row is an object; with rows of slices, the objects are
+    the connected components of the volume.
 
     Args:
         path: the CSV.
@@ -171,7 +171,7 @@ def _check_profile(comp: Competition, profile: Profile) -> None:
     """Check that files of the competition can be scored.
 
     Raises:
-        MaskfoldError: status 2; they cannot.
+        MaskfoldError: status 2; they cannot be scored.
     """
     if comp.submission.profile is not None and profile.metric == FORMAT_ONLY and "metric" not in comp.model_fields_set:
         raise MaskfoldError(

@@ -120,7 +120,7 @@ def validate_submission(
 def _check_rows(
     rows: Iterator[CsvRow], layout: Profile, names: IdLookup, shapes: Mapping[str, tuple[int, ...]], findings: _Findings
 ) -> list[RowKey]:
-    """Check the texts; return the keys in order, one for each group of rows of one object each."""
+    """Check the texts, and return the keys in order; the consecutive rows of an image's objects give one key."""
     keys: list[RowKey] = []
     seen: set[RowKey] = set()
     for key, group in groupby(rows, key=lambda row: row.key):
