@@ -1,6 +1,6 @@
-"""MLflow's tracking store (SQLite below `mlruns/`, or the one that `MLFLOW_TRACKING_URI` names) and what runs store.
+"""MLflow's tracking store, SQLite below `mlruns/` or the one that `MLFLOW_TRACKING_URI` names, and its content.
 
-The latter is names of metrics and parameters, the saved view of the table of runs, and the metadata of a run.
+The content is names of metrics and parameters, the saved view of the table of runs, and the metadata of a run.
 """
 
 from __future__ import annotations
