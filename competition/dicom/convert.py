@@ -16,7 +16,7 @@ from competition.errors import MaskfoldError
 from competition.io import ensure_writable
 
 LABEL_FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}  # image folder → label folder
-MAX_LISTED_FILES = 5  # in one cell of the table
+MAX_LISTED_FILES = 5  # files named in one cell of the table
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from competition.io import make_temporary_path, open_atomic, remove_stale_temp, 
 # Stacks of slices
 
 SAME_POSITION_MM = 1e-3
-MIN_GAP = 1.5  # median steps, from which a slice is missing
-MAX_UNEVENNESS = 0.1  # of a step: deviation of a slice from its position on an even grid
-MAX_SHEAR = 0.2  # of a pixel: sideways shift of slices from the first to the last
+MIN_GAP = 1.5  # gap, in median steps, from which a slice counts as missing
+MAX_UNEVENNESS = 0.1  # maximum deviation, in steps, of a slice from its position on an even grid
+MAX_SHEAR = 0.2  # maximum sideways shift, in pixels, from the first to the last slice
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ def build_stack(series: Series, pixels: PixelReader) -> SliceStack:
     """Sort a series by position along its slice normal, and measure its spacing from the positions.
 
     Args:
-        series: of kind image or label.
+        series: a series of kind image or label.
         pixels: decodes the slices that share a position.
 
     Raises:
@@ -160,7 +160,7 @@ def _check_one_grid(frames: list[Frame]) -> None:
 def _sort_frames(
     frames: list[Frame], instances: dict[str, Instance], pixels: PixelReader, ignored: list[str]
 ) -> tuple[list[Frame], np.ndarray]:
-    """Return slices sorted along the normal and their positions on it, (N,) mm; the first of each duplicated slice."""
+    """Return slices sorted along the normal, and their positions on it, (N,) mm; of duplicates, only the first."""
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
     along = positions @ normal
@@ -362,7 +362,7 @@ def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
     Args:
         path: name.nii.gz; its folder is created.
         array: (X, Y, Z) int16, float32 or uint8.
-        grid: gives sform and qform, both coded as scanner coordinates, in mm.
+        grid: the grid; its affine is written as sform and qform, both coded as scanner coordinates, in mm.
 
     Raises:
         DiskFullError: the disk is full.
@@ -392,7 +392,7 @@ def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
 # Voxel grids
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's x and y point left and back, NIfTI's right and front
-MAX_OFFSET = 0.1  # of a voxel, up to which two grids agree
+MAX_OFFSET = 0.1  # offset, in voxels, up to which two grids agree
 
 
 @dataclass(frozen=True, eq=False)
