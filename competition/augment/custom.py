@@ -110,7 +110,7 @@ class MonaiTransforms:
         Args:
             image: (C, *spatial) float32.
             mask: (M, *spatial) uint8.
-            seed: of this sample; the same seed gives the same result in any process.
+            seed: seed of this sample; the same seed gives the same result in any process.
 
         Raises:
             MaskfoldError: status 2; a transform changes the shape.
