@@ -53,8 +53,8 @@ class PreprocessedCase:
     """A preprocessed case on disk. Arrays are read-only memory maps, opened on first use.
 
     Attributes:
-        folder: of the preprocessed case.
-        id: of the case.
+        folder: folder of the preprocessed case.
+        id: id of the case.
         geometry: maps the preprocessed grid back to the file's grid.
         intensity: per-channel normalisation: already applied to volumes, applied to 2D images after augmentation.
         normalised: whether `image` is normalised already.

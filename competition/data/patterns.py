@@ -37,7 +37,7 @@ class CaseFiles:
 
     Attributes:
         paths: below the root, with forward slashes; one for a plain file.
-        slices: for a pattern with {z}, in the order of z as a number.
+        slices: the slices, for a pattern with {z}, in the order of z as a number.
     """
 
     paths: list[str] = field(default_factory=list)

@@ -82,7 +82,8 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
     ]
     if unknown and not any(target_of.values()):
         raise MaskfoldError(
-            f"No id of {path} has an image: the table has ids such as {unknown[0][1]}, the images {next(iter(cases))}.",
+            f"No id in {path} has an image: the table has ids such as {unknown[0][1]}, and the images have ids such as "
+            f"{next(iter(cases))}.",
             "Correct train.columns.id or train.images.",
             status=2,
         )
