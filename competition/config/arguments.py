@@ -49,9 +49,9 @@ MAX_SHOWN = 80  # characters of a value in a message
 class RefusedArgument(NamedTuple):
     """An argument that names something outside of the program."""
 
-    key: str  # in the YAML, e.g. `model.args.cache_dir`
+    key: str  # the key in the YAML, e.g. `model.args.cache_dir`
     value: Any
-    reason: str  # for the message
+    reason: str  # why it is refused, for the message
 
 
 def check_argument_values(

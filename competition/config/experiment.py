@@ -203,7 +203,7 @@ class AugmentConfig(ConfigModel):
 class LossConfig(TargetConfig):
     """One term of the loss."""
 
-    name: str | None = None  # in logs; None: the class's name
+    name: str | None = None  # the name in logs; None: that of the class
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -229,7 +229,8 @@ class TrainingConfig(ConfigModel):
 
     epochs: PositiveInt = 100
     steps_per_epoch: PositiveInt | None = None  # None: each case is sampled once
-    budget_minutes: Annotated[float, Field(gt=0)] | None = None  # per fold, all work included; the schedule completes
+    # Minutes per fold, including validation; the learning-rate schedule completes within them.
+    budget_minutes: Annotated[float, Field(gt=0)] | None = None
     plan: list[list[int]] | None = (
         None  # (step, total steps) of a run with a budget; written so that it can be repeated
     )
@@ -239,7 +240,7 @@ class TrainingConfig(ConfigModel):
     clip_gradient: Annotated[float, Field(gt=0)] | None = 12.0  # norm
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step; 0 disables it
     validate_every: PositiveInt = 1  # epochs
-    checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0  # in addition to one after each epoch
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0  # between checkpoints; one is also written after each epoch
     weights: Literal["last", "best"] = "last"  # which weights predict out of fold; best biases the score upwards
     average: PositiveInt = 1  # average the last k epochs' weights
     # Also average the k checkpoints with the best validation scores; 1 disables it. The average predicts if it scores

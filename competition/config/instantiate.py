@@ -318,7 +318,7 @@ def find_active_part(name: str, extra: Sequence[str] = ()) -> str | None:
 
     Args:
         name: the class's defining module and name.
-        extra: as for `trusted_packages`.
+        extra: packages trusted on the command line, as for `trusted_packages`.
     """
     if is_wholly_trusted(name.split(".")[0], extra):
         return None

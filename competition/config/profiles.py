@@ -43,10 +43,10 @@ class Profile:
         name: name of the competition.
         rle: how a mask is encoded as text.
         columns: the header, in order.
-        id_column: has the name of the image (or slice); `{name}_{class}` if rows are per class and there is no
-            `class_column`.
-        mask_column: has the encoded mask.
-        class_column: has the class.
+        id_column: the column with the name of the image (or slice); the cell is `{name}_{class}` if rows are per class
+            and there is no `class_column`.
+        mask_column: the column with the encoded mask.
+        class_column: the column with the class; None if there is none.
         rows: `image` one row per image; `object` one row per object, and one empty row for an image without any;
             `image_class` one per image and class; `slice_class` one per slice of a volume (and class, if any).
         classes: the competition's class names, if it has several.

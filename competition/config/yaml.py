@@ -20,7 +20,7 @@ from competition.text import format_count
 KeyPath = tuple[str | int, ...]
 
 MAX_NODES = 100_000  # nested aliases expand a small file exponentially
-MAX_BYTES = 2**22  # of a file; a resolved experiment has a few kilobytes
+MAX_BYTES = 2**22  # maximum size of a file; a resolved experiment has a few kilobytes
 
 FLOAT_PATTERN = re.compile(
     r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"

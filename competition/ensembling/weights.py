@@ -82,7 +82,7 @@ def fit_weights(
 
     Args:
         ensemble: the runs; its weights are ignored.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         groups: the group of each case, for the interval.
         context: its log takes progress messages.
         workers: processes; None: one per core.
