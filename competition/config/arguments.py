@@ -190,7 +190,7 @@ def allowed_keys() -> tuple[str, ...]:
 
 
 def is_allowed(key: str) -> bool:
-    """Return whether the user allows the argument with this key, or all below a key that contains it."""
+    """Return whether the user allows this key, or a key above it (`model.args` is above `model.args.cache_dir`)."""
     return any(f"{key}.".startswith(f"{allowed}.") for allowed in allowed_keys())
 
 

@@ -269,7 +269,7 @@ def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
 
 
 def _resolve_file(document: YamlDocument, key: KeyPath, folder: Path) -> None:
-    """Use the file in the YAML's folder for the path at `key` if the working folder does not have it."""
+    """Put the YAML's folder in front of the path at `key` if the file exists there, but not in the working folder."""
     parent, value = _value(document, key)
     if isinstance(value, str) and value and not Path(value).exists() and (folder / value).exists():
         parent[key[-1]] = str(folder / value)
@@ -296,7 +296,7 @@ def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
 
 
 def _check_trust(exp: Experiment, document: YamlDocument, trust: Sequence[str]) -> None:
-    """Check the package of every `target` without importing it, and its arguments."""
+    """Check the package and the arguments of every `target`, without importing it."""
     targets: list[tuple[KeyPath, TargetConfig]] = [(("model",), exp.model), (("optimizer",), exp.optimizer)]
     is_list = isinstance(exp.loss, list)
     targets += [(("loss", number) if is_list else ("loss",), loss) for number, loss in enumerate(exp.losses)]

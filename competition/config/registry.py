@@ -68,7 +68,7 @@ class Registry(Generic[Entry]):
             del self._entries[name]
 
     def names(self) -> list[str]:
-        """Return all names: in the order of the entries if the registry is ordered, else alphabetical."""
+        """Return all names, in the order of the entries if the registry is ordered, otherwise alphabetically."""
         self._import_package()
         known = dict.fromkeys((*self.modules, *self._entries))
         return list(known) if self.ordered else sorted(known)
