@@ -86,7 +86,7 @@ def _read_settings(path: Path) -> PostprocessConfig:
 
 
 def adapt_to_machine(exp: Experiment) -> Experiment:
-    """Adapt the experiment to this machine: one device, and `auto` if the training's accelerator is missing."""
+    """Adapt the experiment to this machine: one device, and `run.accelerator: auto` if that of the YAML is missing."""
     import torch
 
     accelerator = exp.run.accelerator

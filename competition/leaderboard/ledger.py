@@ -256,7 +256,7 @@ def _matches(record: UploadRecord, submission: KaggleSubmission) -> bool:
 
 
 def to_timestamp(text: str) -> float:
-    """Return the seconds since 1970 of an ISO time; without a time zone it is UTC."""
+    """Return the seconds since 1970 of an ISO time; a time without a zone is in UTC."""
     time = datetime.fromisoformat(text.replace("Z", "+00:00"))
     return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
 

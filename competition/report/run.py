@@ -214,7 +214,7 @@ def find_previous_best(run: Run) -> PreviousBest | None:
 
 
 def get_end_time(folder: Path) -> float:
-    """Return when the last finished fold wrote its last metrics (seconds since 1970); copying the folder keeps it.
+    """Return when the last finished fold wrote its last metrics (seconds since 1970); a copied folder keeps it.
 
     Infinity without finished folds.
     """

@@ -273,7 +273,7 @@ class SizeError(NamedTuple):
 
 
 def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
-    """Return the section: for objects if the competition has instances, else for cases."""
+    """Return the section about the objects if the competition has instances, else about the cases."""
     comp = results.run.exp.competition
     if comp.dimensions == 2:
         unit = "pixels"
