@@ -133,7 +133,7 @@ def predict_images(
 
 
 def label_file_settings(runs: Sequence[Run]) -> PostprocessConfig:
-    """Return the post-processing of label files: the tuned one of a single run, else the first run's."""
+    """Return the post-processing of label files: the tuned steps of a single run, else the steps of the first run."""
     tuning = load_tuning(runs[0]) if len(runs) == 1 else None
     return tuning.settings if tuning is not None else runs[0].exp.postprocess
 
