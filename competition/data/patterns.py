@@ -53,8 +53,8 @@ def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
     """Find one file, or one stack of slices, per id.
 
     `{id}` and `{z}` (digits) match the same text wherever they occur, in folders and in the name; `*` matches anything
-    within one name. The extension matches in any case: `{id}.png` matches a.PNG. Names that begin with a dot are
-    ignored.
+    within one name. The extension matches in upper and lower case: `{id}.png` matches a.PNG. Names that begin with a
+    dot are ignored.
 
     Args:
         root: the competition's folder.
@@ -289,7 +289,7 @@ def _expression(part: str, bound: dict[str, str]) -> str:
 
 
 def _escape_extension(tail: str) -> str:
-    """Return a regular expression for the end of a name; the extension of an image matches in any case."""
+    """Return a regular expression for the end of a name; an image's extension matches in upper and lower case."""
     name = f"_{tail}"  # `.png` alone would be a hidden file without an extension
     length = len(extension_of(name)) if has_reader(name) else 0
     return re.escape(tail[: len(tail) - length]) + (f"(?i:{re.escape(tail[-length:])})" if length else "")

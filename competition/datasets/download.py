@@ -389,7 +389,7 @@ JUNK_PREFIXES = ("._", ".DS_Store")  # macOS adds them to archives; `._case.nii.
 
 @dataclass(frozen=True)
 class Member:
-    """File in an archive: its path below the folder, its size in bytes, and the archive's key that opens it."""
+    """File in an archive: its path below the folder, its size in bytes, and the key with which the archive opens it."""
 
     path: PurePosixPath
     size: int

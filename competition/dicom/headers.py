@@ -19,7 +19,7 @@ from competition.io import DiskFullError
 
 
 class SeriesRejected(Exception):
-    """A series, or one of its files, that cannot become a volume; the text is the reason."""
+    """Raised for a series, or one of its files, that cannot become a volume; the text is the reason."""
 
 
 @contextmanager

@@ -388,7 +388,7 @@ class MaskCanvas:
         self._fraction = np.zeros(self.grid.shape, np.float32)
 
     def set_voxels(self, voxels: np.ndarray, value: int, fraction: np.ndarray | float = 1.0) -> None:
-        """Set (N, 3) voxels to a value; of several calls, the larger fraction wins, then the higher value."""
+        """Set (N, 3) voxels to a value; if calls overlap, the larger fraction wins, then the higher value."""
         index = tuple(voxels.T)
         old_value, old_fraction = self.mask[index], self._fraction[index]
         self.overlap_count += int(((old_value != 0) & (old_value != value)).sum())
