@@ -204,7 +204,7 @@ def _differences(tables: tuple[pd.DataFrame, pd.DataFrame], run: Run) -> list[Pa
 
 
 def _check_same_data(run_a: Run, run_b: Run, shared: list[str]) -> None:
-    """Check that the runs share cases, and that these have not changed between them."""
+    """Check that the runs share cases, and that these cases have the same images and masks in both runs."""
     hashes = [dict(zip(run.cases["id"], run.cases["hash"], strict=True)) for run in (run_a, run_b)]
     for case in hashes[0].keys() & hashes[1].keys():
         if hashes[0][case] != hashes[1][case]:

@@ -171,7 +171,7 @@ def _last_line(log: Path) -> str:
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """Stop the server and wait for it; it forwards the signal to its worker."""
+    """Stop the server, which forwards the signal to its worker, and wait for its end."""
     if server.poll() is None:
         server.terminate()
         try:

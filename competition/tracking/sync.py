@@ -413,7 +413,7 @@ class SystemMetricsSampler:
 
 
 def _monitors() -> list[Any]:
-    """Return MLflow's own monitors; the GPU monitor only if NVIDIA's driver is installed."""
+    """Return MLflow's own monitors, with the GPU monitor only if NVIDIA's driver is installed."""
     configure_mlflow()
     import psutil
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
