@@ -32,6 +32,7 @@ from competition.dicom.volume import (
     slice_affine,
 )
 from competition.errors import MaskfoldError
+from competition.text import format_count
 
 # Masks of a folder
 
@@ -334,7 +335,11 @@ class ReferenceMatcher:
             )
         if not matching:
             case, mismatch = min(mismatches.items())
-            more = f" (and {len(candidates) - 1} more images do not match)" if len(candidates) > 1 else ""
+            more = (
+                f" (and not on the grid of {format_count(len(candidates) - 1, 'more image')})"
+                if len(candidates) > 1
+                else ""
+            )
             raise SeriesRejected(f"not on the grid of {case}: {mismatch}{more}")
         return matching[0]
 

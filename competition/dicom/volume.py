@@ -16,6 +16,7 @@ from competition.data.image_types import check_declared_size, check_not_bomb
 from competition.dicom.headers import Frame, SeriesRejected, reject_on_error
 from competition.dicom.scan import Instance, Series, format_counts, is_compressed
 from competition.io import make_temporary_path, open_atomic, remove_stale_temp, sync_folder
+from competition.text import format_count
 
 # Stacks of slices
 
@@ -27,10 +28,10 @@ MAX_SHEAR = 0.2  # maximum sideways shift, in pixels, from the first to the last
 
 @dataclass(eq=False)
 class SliceStack:
-    """Series that is a volume.
+    """Series whose slices form one volume.
 
     Attributes:
-        frames: along the slice normal, from the lowest position.
+        frames: the slices, sorted along the slice normal from the lowest position.
         grid: size and affine.
         notes: remarks that do not prevent the conversion.
         ignored: ignored files, with the reason.
@@ -51,8 +52,8 @@ def build_stack(series: Series, pixels: PixelReader) -> SliceStack:
         pixels: decodes the slices that share a position.
 
     Raises:
-        SeriesRejected: files are damaged, compressed without a decoder, of mixed sizes, spacings or patients; slices
-            are missing, uneven, sheared, or duplicated with different pixels.
+        SeriesRejected: files are damaged, or of mixed sizes, spacings or patients, or there is no decoder for them; or
+            slices are missing, unevenly spaced, shifted sideways, or duplicated with different pixels.
     """
     if series.reason:
         raise SeriesRejected(series.reason)
@@ -80,7 +81,7 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
         instance for instance in series.instances if instance.fault and instance.instance_uid not in complete_uids
     ]
     if damaged:
-        more = f" (and {len(damaged) - 1} more of {len(series.instances)} files)" if len(damaged) > 1 else ""
+        more = f" (and {len(damaged) - 1} more of the {len(series.instances)} files)" if len(damaged) > 1 else ""
         raise SeriesRejected(f"{damaged[0].fault}{more}")
     for instance in series.instances:
         if instance.fault:
@@ -209,7 +210,7 @@ def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
         first_gap = int(gaps[0])
         count = round(float(steps[first_gap]) / median) - 1
         missing = "a slice is missing" if count == 1 else f"{count} slices are missing"
-        more = f", and there are {len(gaps) - 1} more gaps" if len(gaps) > 1 else ""
+        more = f", and {format_count(len(gaps) - 1, 'more gap')}" if len(gaps) > 1 else ""
         raise SeriesRejected(
             f"{missing} between {along[first_gap]:.2f} and {along[first_gap + 1]:.2f} mm along the slice normal "
             f"({frames[first_gap].name} and {frames[first_gap + 1].name}){more}; the median step is {median:.4g} mm"
@@ -487,11 +488,11 @@ def resample_onto(grid: Grid, affine: np.ndarray, points: np.ndarray, extent: tu
         any(np.abs(rotation[:, axis]).sum() != 1 for axis in used_axes)
         or np.abs(rotation).sum(axis=1).max(initial=0) > 1
     ):
-        raise SeriesRejected("its voxels differ from the image's in size or direction")
+        raise SeriesRejected("its voxels differ from those of the image in size or direction")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in extent], indexing="ij")).reshape(3, -1)
     distance = np.abs(exact[:3, :3] @ corners + exact[:3, 3:] - rotation @ corners - offset[:, None]).max()
     if not distance <= MAX_OFFSET:
-        raise SeriesRejected(f"its voxels are shifted by up to {distance:.2g} voxels from the image's")
+        raise SeriesRejected(f"its voxels are shifted by up to {distance:.2g} voxels from those of the image")
     voxels = points @ rotation.T + offset
     outside = int(((voxels < 0) | (voxels >= np.array(grid.shape))).any(axis=1).sum())
     if outside:

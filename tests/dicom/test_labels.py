@@ -78,7 +78,7 @@ def test_slices_turned_round_and_fewer_of_them(tmp_path: Path) -> None:
         (
             TRUTH,
             {"spacing": (1.4, 1.6)},
-            "not on the grid of P1: its voxels differ from the image's in size or direction",
+            "not on the grid of P1: its voxels differ from those of the image in size or direction",
         ),
         (
             TRUTH,
