@@ -179,7 +179,7 @@ def sample_value(rng: np.random.Generator, probability: float, bounds: Range, id
 
 @dataclass(frozen=True)
 class Flip(GeometricTransform):
-    """Flip each axis with a probability of one half. It is not part of the sampling grid, so it is exact.
+    """Flip each axis with a probability of one half. A flip does not resample the image, so it is exact.
 
     Attributes:
         axes: the axes that may be flipped, those of `augment.flip`.

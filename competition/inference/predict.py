@@ -59,7 +59,7 @@ def predict_case(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> np.ndarray:
-    """Return the probabilities of `predict_case_with_presence`."""
+    """Predict a case as `predict_case_with_presence` does; return only the probabilities."""
     return predict_case_with_presence(networks, prepared, exp, device, autocast).probabilities
 
 

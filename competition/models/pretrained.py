@@ -134,7 +134,7 @@ def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
 
 
 def match_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
-    """Match each encoder tensor to one of a file: by name after any prefix, else by order if all shapes agree.
+    """Match each encoder tensor to one of a file: by name without a prefix, or by order if all shapes agree.
 
     Args:
         network: a network on any device, including the meta device.
