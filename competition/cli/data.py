@@ -31,6 +31,7 @@ from competition.leaderboard.kaggle import (
     list_competition_files,
     parse_competition_name,
 )
+from competition.text import format_count
 
 if TYPE_CHECKING:
     from competition.explore import Exploration
@@ -222,7 +223,7 @@ def _print_findings(console: Console, findings: Sequence[Finding], severity: str
             console.print(f"[{colour}]{severity} ({finding.kind})[/]: {text}", soft_wrap=True)
     for kind, count in counts.items():
         if count > MAX_PER_KIND:
-            _say(console, f"{severity} ({kind}): {count - MAX_PER_KIND} more in findings.csv")
+            _say(console, f"{severity} ({kind}): {format_count(count - MAX_PER_KIND, 'more finding')} in findings.csv")
 
 
 def _say(console: Console, line: str) -> None:

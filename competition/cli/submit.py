@@ -24,7 +24,7 @@ from competition.config.loading import load_competition
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import finite_or_none
-from competition.text import format_number
+from competition.text import format_count, format_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -457,7 +457,11 @@ def _print_ledger(ledger: Ledger, output: Path | None, console: Console, say: Ca
 def _ledger_row(number: int, record: UploadRecord, changes: list[str]) -> tuple[str, ...]:
     from competition.leaderboard.noise import format_time
 
-    more = f" and {len(changes) - MAX_SHOWN_CHANGES} more" if len(changes) > MAX_SHOWN_CHANGES else ""
+    more = (
+        f" and {format_count(len(changes) - MAX_SHOWN_CHANGES, 'more change')}"
+        if len(changes) > MAX_SHOWN_CHANGES
+        else ""
+    )
     name = (
         Path(record.file).name
         if record.notebook is None

@@ -27,6 +27,7 @@ from competition.cli.console import (
 from competition.config.loading import load_experiment
 from competition.context import Context
 from competition.errors import MaskfoldError
+from competition.text import format_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +149,7 @@ def skipped_lines(run: Run) -> list[str]:
     from competition.runs.run import SKIPPED_FILE
 
     ids = [case for case, _ in run.skipped]
-    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    more = f" and {format_count(len(ids) - 5, 'more case')}" if len(ids) > 5 else ""
     return (
         [f"{skipped_cases_line(run)}: {', '.join(ids[:5])}{more}; reasons: {run.folder / SKIPPED_FILE}"] if ids else []
     )

@@ -90,9 +90,9 @@ class MetricConfig(ConfigModel):
     """The host's metric: one of `competition.metrics`, or the user's own function or class at an import path.
 
     `average` sets how scores are averaged over cases and classes: `case_class` is the mean over all (case, class)
-    pairs, `class` the mean over classes of each class's mean, `global` one score per class over all pixels, then the
-    mean. `both_empty` is the score of a class that is in neither truth nor prediction; null excludes the pair. Its
-    default is the best score: 1.0, or 0.0 if lower is better; null for the user's own metric.
+    pairs, `class` the mean over classes of each class's mean, `global` the mean over classes of each class's score on
+    all pixels. `both_empty` is the score of a class that is in neither truth nor prediction; null excludes the pair.
+    Its default is the best score: 1.0, or 0.0 if lower is better; null for the user's own metric.
     """
 
     name: str = DEFAULT_METRIC  # with `target` only a label, by default the last part of the path

@@ -74,7 +74,7 @@ class Step(ConfigModel):
 
     @classmethod
     def is_scalar(cls) -> bool:
-        """Return whether the YAML has a value in place of a mapping: the only field is `value`."""
+        """Return whether the only field is `value`, so that the YAML has a value in place of a mapping."""
         return set(cls.model_fields) == {"value"}
 
 

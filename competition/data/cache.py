@@ -321,7 +321,7 @@ def _try_rename(folder: Path, final: Path) -> bool:
 
 @contextmanager
 def _exclusive(root: Path) -> Iterator[None]:
-    """Admit one process at a time, so that none removes a damaged case that another has just rebuilt."""
+    """Admit one process at a time, so that none removes the intact case with which another replaced a damaged one."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
         with suppress(OSError):  # on file systems without locks the worst outcome is a case that is built twice

@@ -18,7 +18,7 @@ from competition.data.rle_order import check_order, detect_order
 from competition.errors import MaskfoldError
 from competition.io import read_csv
 from competition.rle import RleFormat
-from competition.text import nearest_names
+from competition.text import format_count, nearest_names
 
 RleRow = list[Any]  # line in the file, class, index of the slice or None
 RowTarget = tuple[str, int | None]  # id, index of the slice or None
@@ -289,7 +289,7 @@ def _spelling(name: str) -> str:
 
 
 def _skip_rows_without_image(path: Path, unknown: list[tuple[Any, str]], ids: list[str], skipped: SkippedCases) -> None:
-    more = f" (and {len(unknown) - 1} more rows)" if len(unknown) > 1 and not skipped.allowed else ""
+    more = f" (and {format_count(len(unknown) - 1, 'more row')})" if len(unknown) > 1 and not skipped.allowed else ""
     for line, name in unknown:
         near = nearest_names(name, ids)
         suggestion = f"; nearest is {near[0]}" if near else ""

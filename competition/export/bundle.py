@@ -51,9 +51,9 @@ class ExportOptions:
     """Optional contents of a bundle.
 
     Attributes:
-        zipped: also write a zip file next to the folder.
-        onnx: also write the networks as ONNX.
-        wheels: also download the packages' wheels.
+        zipped: whether to also write a zip file next to the folder.
+        onnx: whether to also write the networks as ONNX.
+        wheels: whether to also download the packages' wheels.
         hours: the time limit written into the notebook.
     """
 
@@ -312,7 +312,9 @@ def check_replaceable(folder: Path) -> None:
         if name not in manifest and "__pycache__" not in name
     ]
     if extra_files:
-        raise MaskfoldError(f"The bundle {folder} contains a file of another origin: {extra_files[0]}.", hint, status=2)
+        raise MaskfoldError(
+            f"The bundle {folder} contains a file that is not part of it: {extra_files[0]}.", hint, status=2
+        )
 
 
 def replace_folder(new: Path, folder: Path) -> None:

@@ -38,7 +38,9 @@ PREINSTALLED_PREFIXES = ("nvidia-", "cuda-")  # dependencies of PyTorch
 
 
 def required_files(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
-    """Return this package's files that a bundle imports, also inside functions, and the other packages they import.
+    """Return this package's files that a bundle imports, and the other packages that these files import.
+
+    Imports inside functions are included.
 
     Args:
         targets: import paths of networks and post-processing steps; only those in this package add files.

@@ -107,7 +107,7 @@ class RunResults:
         return self._estimate(rows.assign(score=rows["dice"]), DICE_METRIC)
 
     def presence(self, cls: str) -> PresenceCounts:
-        """Count the cases with and without a class, misses and false alarms."""
+        """Count the cases with and without a class, the misses, and the false alarms."""
         rows = self.rows(cls=cls)
         present = rows["tp"] + rows["fn"] > 0
         return PresenceCounts(

@@ -20,6 +20,7 @@ from competition.metrics.instances import Labels, connected_components
 from competition.metrics.scoring import Mask, score_class
 from competition.submission.reader import MaskFile, RowIndex, solution_profile
 from competition.submission.writer import resize_to_grid
+from competition.text import format_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,7 +197,7 @@ def _check_same_cases(submission: MaskFile, solution: MaskFile) -> None:
     ):
         missing = [case_id for case_id in file.rows if case_id not in other.rows]
         if missing:
-            more = f" (and {len(missing) - 1} more cases)" if len(missing) > 1 else ""
+            more = f" (and {format_count(len(missing) - 1, 'more case')})" if len(missing) > 1 else ""
             line = file.first_line(missing[0])
             raise MaskfoldError(
                 f"{file.path}, line {line}: the id {missing[0]} has no row in {other.path}{more}.", hint

@@ -180,8 +180,8 @@ class SyncState:
 def read_sync_state(run_folder: Path, store: str) -> SyncState:
     """Return the state of a run; empty if nothing was uploaded.
 
-    If the run was uploaded to another store, only the tokens are kept: if that is the same store under another address,
-    its runs are found by them.
+    If the run was uploaded to another store, only the tokens are kept. If that is the same store under another address,
+    they identify the runs in it.
     """
     path = run_folder / STATE_FILE
     try:
