@@ -45,7 +45,7 @@ from competition.runs.run import Run
 from competition.submission.reader import IdLookup, RowKey, SampleSubmission, format_row, open_rows, read_sample
 from competition.submission.testset import TestSet, row_names
 from competition.submission.writer import MaskItem
-from competition.text import format_count
+from competition.text import format_count, join_or
 
 BUNDLE_FILE, BUNDLE_FORMAT = "bundle.json", 1
 ROWS_FILE = "rows.json"  # the cases of each process
@@ -472,12 +472,13 @@ def parse_devices(text: str) -> list[str]:
     gpus = torch.cuda.device_count()
     if text == "auto":
         return [f"cuda:{index}" for index in range(gpus)] or ["auto"]
+    available = ["cpu", *(f"cuda:{index}" for index in range(gpus))]
     names = [f"cuda:{index}" for index in range(int(text))] if text.isdigit() else text.split(",")
     for name in names:
         kind, _, index = name.partition(":")
         if name != "cpu" and not (kind == "cuda" and index.isdigit() and int(index) < gpus):
             raise MaskfoldError(
-                f"invalid --devices {text}: found {name}, expected cpu or one of the {gpus} GPUs of this machine.",
+                f"invalid --devices {text}: found {name}, expected {join_or(available)} on this machine.",
                 "Set auto, a number of GPUs, or a list such as cuda:0,cuda:1 or cpu,cpu.",
                 status=2,
             )
