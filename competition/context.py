@@ -31,9 +31,9 @@ class Context:
     say: Callable[[str], None] = no_log
 
     def silent(self) -> Context:
-        """Return the context without its log."""
+        """Return a copy of the context without its log."""
         return replace(self, say=no_log)
 
     def indented(self) -> Context:
-        """Return the context with a log that indents each line by two spaces."""
+        """Return a copy of the context whose log indents each line by two spaces."""
         return replace(self, say=lambda line: self.say(f"  {line}"))

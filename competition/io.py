@@ -220,7 +220,7 @@ def disk_full_as_error(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def _final_name(path: Path) -> Path:
-    """Replace temporary names in a path by the final ones, which users know."""
+    """Replace temporary names in a path with the final ones, which users know."""
     names = []
     for name in path.parts:
         while TEMPORARY_NAME.fullmatch(name):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def build_loader_transform(
     exp: Experiment, context: Context = Context()
 ) -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None:
-    """Build the augmentation in the loader, for `PatchDataset(augment=…)`; None if there is none.
+    """Build the augmentation in the loader, for `PatchDataset(augment=…)`; None if the loader does not augment.
 
     2D images are augmented by albumentations, volumes by an explicit list of MONAI's transforms.
 
@@ -39,7 +39,7 @@ def build_loader_transform(
 
 
 def build_batch_transform(exp: Experiment) -> VolumeAugment | None:
-    """Build the augmentation of batches on the training device, a preset for volumes; None if there is none.
+    """Build the augmentation of batches on the training device: presets for volumes; None if there is no such preset.
 
     Raises:
         MaskfoldError: status 2; `augment` is invalid.

@@ -90,8 +90,8 @@ def _nested(child: Any, key: str) -> TargetConfig:
 class MonaiTransforms:
     """`augment.transforms` of MONAI for the keys `image` and `mask`.
 
-    If the YAML does not set `keys`, transforms that move voxels get both, others the image. If it does not set `mode`,
-    the image is interpolated linearly and the mask by nearest neighbour.
+    If the YAML does not set `keys`, transforms that move voxels receive both keys, other transforms only the image. If
+    it does not set `mode`, the image is interpolated linearly and the mask by nearest neighbour.
 
     Args:
         augment: the `augment` section.
@@ -110,7 +110,7 @@ class MonaiTransforms:
         Args:
             image: (C, *spatial) float32.
             mask: (M, *spatial) uint8.
-            seed: of this sample; the same seed gives the same result in any process.
+            seed: seed of this sample; the same seed gives the same result in any process.
 
         Raises:
             MaskfoldError: status 2; a transform changes the shape.

@@ -62,7 +62,7 @@ class ImageAugment:
         Args:
             image: (H, W, C) uint8, or float32 in [0, 1].
             mask: (H, W, M) uint8; no new value appears in it.
-            seed: of this sample; the same seed gives the same result in any process.
+            seed: seed of this sample; the same seed gives the same result in any process.
 
         Returns:
             The augmented image and mask, of the same shapes and dtypes.

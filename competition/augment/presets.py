@@ -38,7 +38,7 @@ class ImagePreset:
     noise_deviation: Range  # fraction of the range
     blur: float
     blur_sigma: Range  # pixels
-    dropout: float  # of rectangles; the mask is unchanged, so the network learns to use context
+    dropout: float  # probability of empty rectangles; the mask is unchanged, so the network learns to use context
     dropout_holes: tuple[int, int]
     dropout_size: Range  # fraction of the image's height and width
 
@@ -176,7 +176,7 @@ def preset_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
 
 
 def explicit_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
-    """Return the spatial axes that known flip transforms of an explicit list flip independently."""
+    """Return the spatial axes that the flip transforms of an explicit list flip, each independently of the others."""
     flips: set[int] = set()
     for item in augment.transforms or ():
         name, axis = item.target.rpartition(".")[2], item.args.get("spatial_axis")

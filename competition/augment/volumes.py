@@ -51,7 +51,7 @@ class VolumeTransform(ABC):
     def sample(self, rng: np.random.Generator, patch: Patch) -> Any:
         """Draw the parameters of one sample; None leaves it unchanged.
 
-        Always draw equally many random numbers, so that the transforms after this one keep theirs.
+        Draw equally many random numbers in every case, so that the transforms after this one keep theirs.
         """
 
 
@@ -91,7 +91,7 @@ class VolumeAugment:
         spacing: size of a voxel along each axis, None: isotropic; rotations are rigid in these units.
 
     Attributes:
-        transforms: in the order of sampling and application.
+        transforms: the transforms, in the order of sampling and application.
 
     Example:
         >>> augment = VolumeAugment(AugmentConfig(preset="medium"), dims=3)
@@ -111,8 +111,8 @@ class VolumeAugment:
         """Draw the parameters of one sample: one entry for each transform, None where it does not apply.
 
         Args:
-            shape: of the patch, voxels.
-            seed: of the sample, 63 bits.
+            shape: shape of the patch, voxels.
+            seed: seed of the sample, 63 bits.
         """
         rng = np.random.Generator(np.random.PCG64(seed))
         patch = Patch(tuple(shape), self.spacing)
@@ -125,7 +125,7 @@ class VolumeAugment:
         Args:
             image: (B, C, *spatial) float32, normalised.
             mask: (B, M, *spatial) uint8; no new value appears in it.
-            seeds: of the samples, 63 bits each.
+            seeds: seeds of the samples, 63 bits each.
 
         Returns:
             New tensors of the same shapes and dtypes on the same device; the arguments are unchanged.
@@ -179,7 +179,7 @@ def sample_value(rng: np.random.Generator, probability: float, bounds: Range, id
 
 @dataclass(frozen=True)
 class Flip(GeometricTransform):
-    """Flip each axis with a probability of one half. It is not part of the sampling grid, so it is exact.
+    """Flip each axis with a probability of one half. A flip does not resample the image, so it is exact.
 
     Attributes:
         axes: the axes that may be flipped, those of `augment.flip`.
@@ -200,7 +200,7 @@ class Flip(GeometricTransform):
 
 
 class Displacement(NamedTuple):
-    """Where a sample is read.
+    """Positions at which a sample is read.
 
     Attributes:
         matrix: (d, d) float64 that maps an offset from the centre of the result to one in the source, voxels; None is
@@ -392,7 +392,7 @@ class Noise(IntensityTransform):
     """Gaussian noise.
 
     Attributes:
-        probability: of the transform.
+        probability: probability of the transform.
         deviation: range of the standard deviation, that of a normalised image is 1.
     """
 
@@ -419,7 +419,7 @@ class FactorTransform(IntensityTransform):
     """Base of the transforms by one factor.
 
     Attributes:
-        probability: of the transform.
+        probability: probability of the transform.
         factor: range.
     """
 
@@ -462,7 +462,7 @@ class Gamma(IntensityTransform):
     """Apply a power to each channel, or to its negative; see `gamma`.
 
     Attributes:
-        probability: of the transform.
+        probability: probability of the transform.
         exponent: range.
         inverted: the share of samples whose negative is changed.
     """
@@ -556,7 +556,7 @@ def apply_along_axes(batch: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
     Args:
         batch: (B, C, *spatial).
-        matrices: for each spatial axis (B, length of the result, length).
+        matrices: for each spatial axis, a stack (B, length of the result, length).
 
     Returns:
         (B, C, *lengths of the result).

@@ -16,7 +16,7 @@ except ImportError as error:
 
 
 def main() -> None:
-    """Run the command line. If a package is missing, name it; `maskfold doctor` works nevertheless."""
+    """Run the command line. If a package is missing, name it; `maskfold doctor` also runs without it."""
     if _import_error is not None:
         _report_missing(_import_error)
     try:

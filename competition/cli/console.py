@@ -46,7 +46,7 @@ def exit_with_error(text: str, status: int) -> None:
 
 
 def exit_on_signal(text: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Return a decorator: the command exits with the message `text`, with status 130 on Ctrl-C and 143 on SIGTERM."""
+    """Return a decorator that ends a command with the message `text`: status 130 on Ctrl-C, 143 on SIGTERM."""
 
     def decorate(command: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(command)
@@ -72,7 +72,7 @@ def confirm_or_exit(question: str, yes: bool, hint: str, declined: str) -> None:
     """Ask for confirmation, unless `yes` is set; if the user declines, exit with the message `declined` and status 1.
 
     Raises:
-        MaskfoldError: standard input is not a terminal (status 2); `hint` is its hint.
+        MaskfoldError: standard input is not a terminal (status 2); the error carries `hint`.
     """
     if yes:
         return
@@ -97,7 +97,7 @@ def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 
 def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[Iterator[Any], int], Iterator[Any]]:
-    """Return a function that wraps an iterator, given its length, and shows the progress."""
+    """Return a function that takes an iterator and its length, and shows the progress of the iteration."""
 
     def watch(rows: Iterator[Any], count: int) -> Iterator[Any]:
         if console.is_terminal:
@@ -115,13 +115,13 @@ def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[I
 
 # Table at the end of `maskfold cv`
 
-MAX_CLASS_COLUMNS = 3  # with more classes, classes are rows
+MAX_CLASS_COLUMNS = 3  # with more classes, the table has one row per class
 
 
 def cv_table(summary: CvSummary, run: Run) -> Table:
-    """Return a table with one row per fold, then all out-of-fold cases with 95 % intervals.
+    """Return a table with one row per fold, and a row for all out-of-fold cases with 95 % intervals.
 
-    With more than `MAX_CLASS_COLUMNS` classes, the table is transposed.
+    If there are more than `MAX_CLASS_COLUMNS` classes, the table is transposed.
     """
     if len(run.exp.competition.classes) > MAX_CLASS_COLUMNS:
         return _transposed_table(summary, run)
@@ -165,7 +165,10 @@ def cv_table(summary: CvSummary, run: Run) -> Table:
 
 
 def _transposed_table(summary: CvSummary, run: Run) -> Table:
-    """Return a table with a row for the metric and each class; columns: folds, all cases, interval, test share."""
+    """Return a table with a row for the metric and for each class.
+
+    Its columns are the folds, all cases, the interval, and the held-out test share.
+    """
     table = Table(
         title=f"{run.name}: {summary.metric} and Dice per class, out of fold", caption=skipped_cases_line(run)
     )
@@ -201,20 +204,20 @@ def _transposed_table(summary: CvSummary, run: Run) -> Table:
 
 
 def _overall(summary: CvSummary, classes: list[str]) -> list[str]:
-    """Format the metric, then the classes' Dice, over all folds; empty without validation cases."""
+    """Return the metric and the Dice of each class over all folds; empty texts if there are no validation cases."""
     if not summary.cases:
         return [""] * (1 + len(classes))
     return [format_number(summary.score), *(format_number(summary.dice.get(name)) for name in classes)]
 
 
 def _fold_label(result: dict[str, Any]) -> str:
-    """Return a fold's name, with its seed unless that is the first."""
+    """Return a fold's name; its seed is included unless it is the first seed."""
     label = "full" if result["fold"] < 0 else str(result["fold"])
     return label + (f" seed {result['seed']}" if result["seed"] else "")
 
 
 def _fold_number(result: dict[str, Any], value: float | None) -> str:
-    """Format a fold's value; empty for a fit on all cases, which has no validation cases."""
+    """Format a fold's value; return an empty text for a fit on all cases, which has no validation cases."""
     return "" if result["fold"] < 0 else format_number(value)
 
 

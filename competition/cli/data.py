@@ -31,6 +31,7 @@ from competition.leaderboard.kaggle import (
     list_competition_files,
     parse_competition_name,
 )
+from competition.text import format_count
 
 if TYPE_CHECKING:
     from competition.explore import Exploration
@@ -57,7 +58,7 @@ def demo_command(name: str, output: Path | None, layout: str | None, seed: int) 
 # Data sets from the network
 
 DOWNLOAD_HINT, DOWNLOAD_DECLINED = "Add --yes to download.", "nothing was downloaded"
-MAX_LISTED_FILES = 10  # the largest files of a competition
+MAX_LISTED_FILES = 10  # number of a competition's largest files to print
 
 
 @exit_on_signal("stopped: run the same command to resume the download")
@@ -154,7 +155,7 @@ def dicom_command(folder: Path, output: Path, layout: str, labels: str | None) -
 
 # Exploration
 
-MAX_PER_KIND = 20  # findings of one kind on the terminal; the page and findings.csv have all
+MAX_PER_KIND = 20  # findings of one kind on the terminal; findings.csv lists all
 
 
 @exit_on_signal("stopped: no page was written")
@@ -222,7 +223,7 @@ def _print_findings(console: Console, findings: Sequence[Finding], severity: str
             console.print(f"[{colour}]{severity} ({finding.kind})[/]: {text}", soft_wrap=True)
     for kind, count in counts.items():
         if count > MAX_PER_KIND:
-            _say(console, f"{severity} ({kind}): {count - MAX_PER_KIND} more in findings.csv")
+            _say(console, f"{severity} ({kind}): {format_count(count - MAX_PER_KIND, 'more finding')} in findings.csv")
 
 
 def _say(console: Console, line: str) -> None:

@@ -1,4 +1,7 @@
-"""The `maskfold` command line: arguments and help texts. Exit status 0 done, 1 failed, 2 invalid arguments or YAML."""
+"""The `maskfold` command line: arguments and help texts.
+
+Exit status: 0 if the command succeeded, 1 if it failed, 2 if the arguments or the YAML are invalid.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from competition.redact import install_redaction
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-# Waiting threads sleep: if they spin while another program is busy, a step takes several times as long.
+# Let waiting threads sleep. If they spin while another program is busy, a step takes several times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
@@ -33,7 +36,7 @@ RUN_HELP = (
     "folder, or its hash."
 )
 TrustOption = Annotated[
-    list[str] | None, typer.Option(help="A package of your own whose classes `target` may name; repeatable.")
+    list[str] | None, typer.Option(help="Allow `target` to name classes of this package of your own; repeatable.")
 ]
 
 
@@ -49,8 +52,8 @@ AllowOption = Annotated[
     typer.Option(
         metavar="KEY",
         callback=_allow_arguments,
-        help="Let an argument in the YAML name a file, an address, a cache or a hub, e.g. model.args.checkpoint_path; "
-        "repeatable.",
+        help="Allow this argument in the YAML to name a file, an address, a cache or a hub, e.g. "
+        "model.args.checkpoint_path; repeatable.",
     ),
 ]
 OverridesArgument = Annotated[
@@ -142,11 +145,12 @@ def dicom(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Regular expression: series whose description matches contain labels. DICOM-SEG is always recognised."
+            help="Regular expression: a series whose description matches contains labels. DICOM-SEG is always "
+            "recognised."
         ),
     ] = None,
 ) -> None:
-    """Convert DICOM series to NIfTI; series.csv lists all series, and why some were refused."""
+    """Convert DICOM series to NIfTI; series.csv lists all series, with the reason if a series was refused."""
     from competition.cli.data import dicom_command
 
     dicom_command(folder, output, layout, labels)
@@ -228,7 +232,9 @@ def upload(
     message: Annotated[str | None, typer.Option("--message", "-m", help="Description shown by Kaggle.")] = None,
     competition: Annotated[
         str | None,
-        typer.Option(help="Competition: its name in Kaggle's URL, or its YAML; default submission.kaggle in its YAML."),
+        typer.Option(
+            help="The competition: its name in Kaggle's URL, or its YAML. Default: submission.kaggle of its YAML."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     notebook: Annotated[str | None, typer.Option(help="Submit the output of this notebook: OWNER/NAME.")] = None,
@@ -249,7 +255,7 @@ def ledger(
     ] = None,
     refresh: Annotated[
         bool | None,
-        typer.Option("--refresh/--no-refresh", help="Fetch scores from Kaggle; default: if some are missing."),
+        typer.Option("--refresh/--no-refresh", help="Fetch scores from Kaggle. Default: only if a score is missing."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Output plot (.png) or page (.html).")] = None,
     competition: Annotated[str | None, typer.Option(help="With --add: the competition's YAML.")] = None,
@@ -258,7 +264,7 @@ def ledger(
     private: Annotated[float | None, typer.Option(help="With --add: private score.")] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", help="With --add: description.")] = None,
 ) -> None:
-    """List all submissions: CV, public and private score, changes between them; mark which differences are noise."""
+    """List all submissions with their CV, public and private scores, and mark the differences that are noise."""
     from competition.cli.submit import ledger_command
 
     ledger_command(words or [], refresh, output, competition, add, public, private, message)
@@ -365,7 +371,8 @@ def compare(
         Path | None, typer.Option("--output", "-o", help="Output folder; default reports/compare-A-B.")
     ] = None,
     cases: Annotated[
-        int, typer.Option(min=0, help="Number of cases drawn as pictures; those with the largest change.")
+        int,
+        typer.Option(min=0, help="Number of cases to draw as pictures. The cases with the largest change are drawn."),
     ] = 10,
     trust: TrustOption = None,
     allow: AllowOption = None,

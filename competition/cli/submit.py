@@ -24,7 +24,7 @@ from competition.config.loading import load_competition
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import finite_or_none
-from competition.text import format_number
+from competition.text import format_count, format_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,11 +171,13 @@ def score_command(
     trust: tuple[str, ...] = (),
 ) -> None:
     """Run the command; see `competition.cli.main.score`."""
-    # Hints of other errors refer to competition.root, its key in an experiment.
+    # Accept `competition.root=…` too, because hints name the keys as in an experiment's YAML.
     comp = load_competition(competition, [override.removeprefix("competition.") for override in overrides], trust)
     inputs = {path.resolve() for path in (file, solution) if path is not None}
     if table is not None and (table.is_dir() or table.resolve() in inputs):
-        raise MaskfoldError(f"--table {table} is a folder or an input file.", "Name another file.", status=2)
+        raise MaskfoldError(
+            f"--table {table} is a folder or an input file, expected another file.", "Name another file.", status=2
+        )
 
     from competition.submission.score import score_submission
 
@@ -310,7 +312,7 @@ def _code_submission(
 # Ledger
 
 LEDGER_HEADER = ("", "date, UTC", "file", "CV", "95 %", "95 % of boards", "public", "private", "changed")
-MAX_SHOWN_CHANGES = 2  # per table row
+MAX_SHOWN_CHANGES = 2  # changes in a row of the table
 
 
 @exit_on_signal("stopped")
@@ -455,7 +457,11 @@ def _print_ledger(ledger: Ledger, output: Path | None, console: Console, say: Ca
 def _ledger_row(number: int, record: UploadRecord, changes: list[str]) -> tuple[str, ...]:
     from competition.leaderboard.noise import format_time
 
-    more = f" and {len(changes) - MAX_SHOWN_CHANGES} more" if len(changes) > MAX_SHOWN_CHANGES else ""
+    more = (
+        f" and {format_count(len(changes) - MAX_SHOWN_CHANGES, 'more change')}"
+        if len(changes) > MAX_SHOWN_CHANGES
+        else ""
+    )
     name = (
         Path(record.file).name
         if record.notebook is None

@@ -27,6 +27,7 @@ from competition.cli.console import (
 from competition.config.loading import load_experiment
 from competition.context import Context
 from competition.errors import MaskfoldError
+from competition.text import format_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from competition.training.cross_validate import CvSummary
 
 
-LOCK_PATIENCE = 3.0  # s; a command that only prints a finished run's table releases the lock within this time
+LOCK_PATIENCE = 3.0  # seconds; a command that only prints the table of a finished run releases the lock earlier
 LOG_WIDTH = 160  # columns of tables if the output is not a terminal
 
 
@@ -123,7 +124,7 @@ def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list
 
 
 def format_baselines(run: Run) -> list[str]:
-    """Return lines with the scores of plain thresholds, which a network should beat; only for demos."""
+    """Return lines with the scores of plain thresholds, which a network should exceed; only for demos."""
     from competition.data.masks import load_mask
     from competition.data.readers import load_image
     from competition.datasets.demo import is_demo
@@ -144,18 +145,18 @@ def format_baselines(run: Run) -> list[str]:
 
 
 def skipped_lines(run: Run) -> list[str]:
-    """Return a line that lists the skipped cases; an empty list if there are none."""
+    """Return a list with one line that names the skipped cases; an empty list if there are none."""
     from competition.runs.run import SKIPPED_FILE
 
     ids = [case for case, _ in run.skipped]
-    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    more = f" and {format_count(len(ids) - 5, 'more case')}" if len(ids) > 5 else ""
     return (
         [f"{skipped_cases_line(run)}: {', '.join(ids[:5])}{more}; reasons: {run.folder / SKIPPED_FILE}"] if ids else []
     )
 
 
 def _next_command(file: Path, comp: Competition, overrides: list[str]) -> str:
-    """Return the suggested next command: submit, or predict label files if the host defines no submission file."""
+    """Return the next command to suggest: submit, or predict if the host defines no submission file."""
     run_arguments = shlex.join([str(file), *overrides])
     if comp.test is None:
         return f"Next: maskfold report {run_arguments}   (HTML report)"
@@ -234,7 +235,7 @@ def print_results(search: StudySession, console: Console, say: Callable[[str], N
 
 
 def trials_table(search: StudySession, trials: list[dict[str, Any]]) -> Table:
-    """Return a table with one row per trial; the page gives the reasons of failed and out-of-bounds trials."""
+    """Return a table with one row per trial. The page states why a trial failed or is out of bounds."""
     keys = list(search.config.space)
     table = Table(title=f"{search.name}: {len(trials)} trials")
     for name in ("trial", "state", *search.config.objectives, "minutes", *(key.rpartition(".")[2] for key in keys)):
@@ -257,7 +258,7 @@ def _format_value(value: Any) -> str:
 
 
 def _next_study_command(file: Path, overrides: list[str], storage: str | None, trust: tuple[str, ...]) -> list[str]:
-    """Return the command that promotes the best trials; other overrides would define another study."""
+    """Return the command that promotes the best trials. It repeats the overrides: others would define another study."""
     from competition.config.arguments import allowed_keys
     from competition.study.storage import hide_password
 

@@ -1,8 +1,8 @@
-"""Arguments in the YAML that name files, addresses, caches or hubs: refused unless the user allows them.
+"""Refuse arguments in the YAML that name files, addresses, caches or hubs, unless the user allows them.
 
-A `target` class is trusted, but the YAML may be a stranger's: `cache_dir` with an address writes any file anywhere,
-`checkpoint_path` may unpickle. The check needs names and values only, so nothing is imported for it. Classes in
-packages that the user trusts (`--trust`) are not checked.
+A `target` class is trusted, but the YAML may come from a stranger: with an address in `cache_dir` a class can write any
+file anywhere, and with `checkpoint_path` it may unpickle a file. The check needs names and values only, so it imports
+nothing. Classes in packages that the user trusts (`--trust`) are not checked.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ MAX_SHOWN = 80  # characters of a value in a message
 class RefusedArgument(NamedTuple):
     """An argument that names something outside of the program."""
 
-    key: str  # in the YAML, e.g. `model.args.cache_dir`
+    key: str  # the key in the YAML, e.g. `model.args.cache_dir`
     value: Any
-    reason: str  # for the message
+    reason: str  # why it is refused, for the message
 
 
 def check_argument_values(
@@ -67,7 +67,7 @@ def check_argument_values(
         where: the file and line, for the message.
 
     Raises:
-        MaskfoldError: status 2; an argument does, and the user did not allow its key.
+        MaskfoldError: status 2; an argument names one of these, and the user did not allow its key.
     """
     if is_wholly_trusted(target.split(".")[0], trust):
         return
@@ -79,8 +79,8 @@ def check_argument_values(
         raise MaskfoldError(
             f"{where}{found.key}: found {shown}, {found.reason}; an argument in a YAML must not select a file, an "
             "address, a cache or a hub.",
-            f"Remove {found.key} (encoder_weights loads weights), or add --allow {found.key} if you trust the YAML "
-            f"(or set {ALLOW_VARIABLE}={found.key}).",
+            f"Remove {found.key}. To load pretrained weights, set `encoder_weights`. If you trust the YAML, add "
+            f"--allow {found.key} or set {ALLOW_VARIABLE}={found.key}.",
             status=2,
         )
 
@@ -125,7 +125,10 @@ def _parts(name: str) -> list[str]:
 
 
 def _names_something(name: str, value: Any) -> bool:
-    """Return whether the value of a refused name is more than a number, as that of `drop_path_rate` is."""
+    """Return whether the value of a refused argument can name a file or address.
+
+    A number cannot (`drop_path_rate: 0.1`); True can only for a download flag.
+    """
     if value is True:
         return not DOWNLOAD_PARTS.isdisjoint(_parts(name))
     if isinstance(value, list | tuple):
@@ -146,7 +149,7 @@ def _refused_values(value: Any, key: str, trust: Sequence[str]) -> Iterator[Refu
 
 
 def _describe_text(text: str) -> str | None:
-    """Return what a text names outside of the program; None if nothing."""
+    """Return what a text names outside of the program; None if it names nothing."""
     if "://" in text:
         return "an address"
     if HUB_PREFIX.search(text):
@@ -168,7 +171,7 @@ def allow_arguments(keys: Sequence[str]) -> None:
     """Allow arguments for this process and those that it starts; `--allow` on the command line.
 
     Args:
-        keys: in the YAML, e.g. `model.args.checkpoint_path`; a key allows all arguments below it.
+        keys: their keys in the YAML, e.g. `model.args.checkpoint_path`; a key allows all arguments below it.
 
     Raises:
         MaskfoldError: status 2; a key is in no section with a `target`.
@@ -187,7 +190,7 @@ def allowed_keys() -> tuple[str, ...]:
 
 
 def is_allowed(key: str) -> bool:
-    """Return whether the user allows the argument with this key, or all below a key that contains it."""
+    """Return whether the user allows this key, or a key above it (`model.args` is above `model.args.cache_dir`)."""
     return any(f"{key}.".startswith(f"{allowed}.") for allowed in allowed_keys())
 
 

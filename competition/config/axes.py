@@ -25,11 +25,11 @@ def file_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
     """Return the order of the spatial axes of a file, or of a stack of slices.
 
     Args:
-        comp: the competition; used are `dimensions` and `array_axes`.
+        comp: the competition; its `dimensions` and `array_axes` are read.
         files: a path or pattern, or the paths of a stack's slices.
 
     Returns:
-        Such as `xyz`, `yxz` or `yx`; None for an NPY or NPZ file without `array_axes`, or an unknown name.
+        The order, such as `xyz`, `yxz` or `yx`; None for an NPY or NPZ file without `array_axes`, or an unknown name.
     """
     is_stack = not isinstance(files, str)
     name = files if isinstance(files, str) else files[0]
@@ -46,7 +46,7 @@ def file_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
 
 
 def competition_axes(comp: Competition) -> str | None:
-    """Return the order of axes of a competition's arrays, that of `train.images`; None if its names do not tell."""
+    """Return the order of axes of a competition's arrays, that of `train.images`; None if file names do not show it."""
     images = comp.train.images
     pattern = images if isinstance(images, str) else next(iter(images.values()))
     return file_axes(comp, [pattern] if "{z}" in pattern else pattern)
@@ -81,8 +81,8 @@ def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> lis
 def rle_counts_in_pictures(comp: Competition) -> bool:
     """Return whether run lengths count along the rows and columns of a picture, although arrays are (X, Y).
 
-    This holds for 2D NIfTI images (or NIfTI slices) with anything but NIfTI: a table of run lengths, or masks or test
-    images in another format. If all files are NIfTI, run lengths count in the order of the arrays.
+    This is so if 2D NIfTI images (or NIfTI slices) come with data of another format: a table of run lengths, or masks
+    or test images that are not NIfTI. If all files are NIfTI, run lengths count in the order of the arrays.
     """
     axes = competition_axes(comp)
     if axes is None or not axes.startswith("xy") or not (comp.dimensions == 2 or "{z}" in str(comp.train.images)):

@@ -90,9 +90,9 @@ class MetricConfig(ConfigModel):
     """The host's metric: one of `competition.metrics`, or the user's own function or class at an import path.
 
     `average` sets how scores are averaged over cases and classes: `case_class` is the mean over all (case, class)
-    pairs, `class` the mean over classes of each class's mean, `global` one score per class over all pixels, then the
-    mean. `both_empty` is the score of a class that is in neither truth nor prediction; null excludes the pair. Its
-    default is the best score: 1.0, or 0.0 if lower is better; null for the user's own metric.
+    pairs, `class` the mean over classes of each class's mean, `global` the mean over classes of each class's score on
+    all pixels. `both_empty` is the score of a class that is in neither truth nor prediction; null excludes the pair.
+    Its default is the best score: 1.0, or 0.0 if lower is better; null for the user's own metric.
     """
 
     name: str = DEFAULT_METRIC  # with `target` only a label, by default the last part of the path
@@ -126,7 +126,7 @@ class MetricConfig(ConfigModel):
                 raise ValueError(f"`name`: {error}") from error
             for name in self.args:
                 if name in _YAML_SETTINGS:
-                    raise ValueError(f"`args.{name}` is a key of the section itself; set `{name}`")
+                    raise ValueError(f"`args.{name}` is a key of the section `metric`; set `{name}` instead")
             metric.bind(self.args, self._yaml_settings())
         if self.average == "global" and not self.from_counts:
             names = [name for name in METRICS.names() if METRICS.get(name).from_counts]
@@ -143,11 +143,11 @@ class MetricConfig(ConfigModel):
         return {key: value for key, value in plain.items() if value or key not in ("target", "args")}
 
     def __eq__(self, other: object) -> bool:
-        """Return whether all keys are equal; what the user trusts does not count."""
+        """Return whether all keys are equal; trusted packages are not compared."""
         return isinstance(other, MetricConfig) and self.__dict__ == other.__dict__
 
     def trust(self, packages: Sequence[str]) -> None:
-        """Trust additional packages, from which `target` may be imported when the metric is used first."""
+        """Trust additional packages: `target` may be imported from them when the metric is first used."""
         self._trust = tuple(packages)
 
     def resolve(self) -> Metric:
@@ -173,7 +173,7 @@ class MetricConfig(ConfigModel):
 
     @property
     def label(self) -> str:
-        """The name, for tables and axes; of a distance with the remark that lower is better."""
+        """The name, for tables and axes; if lower scores are better, it says so."""
         return self.name if self.direction is Direction.HIGHER else f"{self.name}, lower is better"
 
     @property
@@ -215,7 +215,7 @@ class Competition(ConfigModel):
     classes: Annotated[list[str], Field(min_length=1, max_length=250)]
     # The value or values of each class in label files; None: 1, 2, … Overlapping classes may share values.
     label_values: list[int | Annotated[list[int], Field(min_length=1)]] | None = None
-    labels: Literal["exclusive", "overlapping"] = "exclusive"  # softmax and argmax, or sigmoid and a threshold each
+    labels: Literal["exclusive", "overlapping"] = "exclusive"  # softmax, argmax; or sigmoid, thresholds
     ignore: int | None = None  # label value of pixels that are excluded from loss and score
     instances: bool = False  # one submission row per object
     # Order of axes of NPY and NPZ files; None: that of the case's other files.
@@ -225,7 +225,7 @@ class Competition(ConfigModel):
     train: TrainFiles
     test: TestFiles | None = None
     group: str | None = None  # a regular expression on the id (its first group), or `file.csv:column`
-    stratum: str | None = None  # the same, for folds.scheme stratified
+    stratum: str | None = None  # of the same form as `group`; for folds.scheme stratified
     on_bad_case: Literal["stop", "skip"] = "stop"
     metric: MetricConfig = MetricConfig()
     submission: SubmissionFormat = SubmissionFormat()
@@ -275,7 +275,7 @@ class Competition(ConfigModel):
 
 
 def drop_keys_without_effect(plain: dict[str, Any]) -> None:
-    """Remove keys of a competition that change no result: those added later while off, so that old hashes stay valid.
+    """Remove keys of a competition that change no result, so that old hashes stay valid: later keys that are off.
 
     Args:
         plain: the competition as plain values; changed in place.

@@ -1,8 +1,8 @@
 """Guard around the construction of networks, losses, optimisers and transforms: no file, connection or process.
 
-Arguments that name such things are refused before (`competition.config.arguments`). This is the second line of defence,
-for defaults and arguments that the first does not know: an audit hook of Python, active only while a constructor runs
-and only in its thread. It is no sandbox: C extensions can write files without an audit event.
+`competition.config.arguments` refuses arguments that name such things. This guard is the second check, for defaults and
+arguments that the first check does not know: an audit hook of Python that is active only while a constructor runs, and
+only in its thread. It is no sandbox: C extensions can write files without an audit event.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ PROCESS_EVENTS = frozenset(
     )
 )
 UNPICKLING_EVENT = "pickle.find_class"  # not raised by torch.load(weights_only=True), which has its own reader
-# What a state dictionary of tensors contains; libraries unpickle some of the downloads that `encoder_weights` asks for.
+# The classes in a state dictionary of tensors; libraries unpickle some of the files that `encoder_weights` downloads.
 TENSOR_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor(_v2)?|parameter)|torch\.\w*Storage|torch\.storage\.\w*Storage"
     r"|torch\.Size|torch\.(b?float|u?int|complex)\d+|torch\.device"
@@ -80,18 +80,18 @@ _installed = False
 class ConstructionGuard:
     """Context in which one class of the YAML is constructed.
 
-    Its arguments are checked on entry. Inside, an attempt of this thread to write, rename or delete a file, to connect
-    to another machine, to start a process or to unpickle raises; if the library catches that, leaving the context
-    raises. Module imports may do all of it: they write bytecode caches and ask for the machine's properties. The check
-    does not apply to classes of packages that the user trusts.
+    Its arguments are checked on entry. Inside, an error is raised if this thread tries to write, rename or delete a
+    file, to connect to another machine, to start a process or to unpickle; if the library catches the error, the end of
+    the context raises it again. Module imports may do all of this, because they write bytecode caches and query the
+    machine's properties. The guard does not apply to classes of packages that the user trusts.
 
     Args:
         cls: the class.
         args: its arguments in the YAML.
         key: their key in the YAML, e.g. `model.args`.
         trust: additional trusted packages; see `competition.config.instantiate.trusted_packages`.
-        downloads: the user asked for weights by `encoder_weights`: connections, pickled tensors, and files in the
-            caches of torch and Hugging Face and in the system's temporary folder are allowed.
+        downloads: whether the user set `encoder_weights`; then connections, pickled tensors, and files in the caches of
+            torch and Hugging Face and in the system's temporary folder are allowed.
 
     Raises:
         MaskfoldError: status 2.
@@ -110,7 +110,7 @@ class ConstructionGuard:
         self.is_active = not is_wholly_trusted(str(getattr(cls, "__module__", "")).split(".")[0], trust)
         self.allowed = allows_any_below(key)
         self.violation: MaskfoldError | None = None
-        # Found here, because the first call writes a file to try the folder.
+        # Determined before the guard is active, because the first call of gettempdir writes a test file.
         self._temporary = Path(os.path.realpath(tempfile.gettempdir())) if downloads else None
         self._frame: FrameType | None = None
         self._outer: ConstructionGuard | None = None
@@ -149,9 +149,10 @@ class ConstructionGuard:
         package = self.cls.__module__.split(".")[0]
         option = f"--trust {package}" if event in PROCESS_EVENTS else f"--allow {self.key}"
         self.violation = MaskfoldError(
-            f"{self.key}: {self.cls.__name__} tried to {action} while it was constructed; expected no file, "
-            "connection or process.",
-            f"Correct {self.key} (encoder_weights loads weights), or add {option} if you trust the YAML.",
+            f"{self.key}: {self.cls.__name__} tried to {action} while it was constructed; expected that it "
+            "writes no file, opens no connection and starts no process.",
+            f"Correct {self.key}. To load pretrained weights, set `encoder_weights`. If you trust the YAML, add "
+            f"{option}.",
             status=2,
         )
         raise self.violation
@@ -220,7 +221,7 @@ def _is_opened_for_writing(args: tuple[Any, ...]) -> bool:
 
 
 def _download_folders() -> Iterator[Path]:
-    """Yield the folders in which libraries store downloads; the modules are loaded if anything downloads."""
+    """Yield the folders in which libraries store downloads; a library that downloads has imported its module."""
     torch_hub, constants = sys.modules.get("torch.hub"), sys.modules.get("huggingface_hub.constants")
     if torch_hub is not None:
         yield Path(os.path.realpath(torch_hub.get_dir()))

@@ -139,7 +139,7 @@ class FoldsConfig(ConfigModel):
 
 
 class PreprocessingConfig(ConfigModel):
-    """Preprocessing of each case, once before training; all of it is inverted on the predictions."""
+    """Preprocessing of each case, done once before training and inverted on the predictions."""
 
     spacing: list[Annotated[float, Field(gt=0)]] | None = None  # mm; None keeps the file's spacing
     orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] | None = None  # volumes; None keeps the file's
@@ -151,11 +151,11 @@ class PreprocessingConfig(ConfigModel):
     intensity: Literal["zscore", "percentile", "window", "minmax", "none"] = "zscore"
     percentiles: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 99.5]
     window: list[float] | None = None  # [level, width], e.g. CT [40, 400]
-    # A list selects channels by number, from 0: [1] is green. 2D: keep drops an alpha channel, grey and rgb convert.
+    # A list selects channels by number, from 0: [1] is green. 2D: keep drops an alpha channel; grey and rgb convert.
     channels: Literal["keep", "grey", "rgb"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (
         "keep"
     )
-    boundary: PositiveInt | None = None  # instances: their outermost pixels, this many wide, become a separate class
+    boundary: PositiveInt | None = None  # instances: width in pixels of each object's border, a separate class
     # GiB of preprocessed cases that a fold keeps in memory; None: the operating system's page cache decides.
     cache_gib: Annotated[float, Field(gt=0)] | None = None
 
@@ -203,7 +203,7 @@ class AugmentConfig(ConfigModel):
 class LossConfig(TargetConfig):
     """One term of the loss."""
 
-    name: str | None = None  # in logs; None: the class's name
+    name: str | None = None  # the name in logs; None: that of the class
     weight: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -229,21 +229,26 @@ class TrainingConfig(ConfigModel):
 
     epochs: PositiveInt = 100
     steps_per_epoch: PositiveInt | None = None  # None: each case is sampled once
-    budget_minutes: Annotated[float, Field(gt=0)] | None = None  # per fold, all work included; the schedule completes
-    plan: list[list[int]] | None = None  # (step, total steps) pairs that a budget run followed; written for its replay
+    # Minutes per fold, including validation; the learning-rate schedule completes within them.
+    budget_minutes: Annotated[float, Field(gt=0)] | None = None
+    plan: list[list[int]] | None = (
+        None  # (step, total steps) of a run with a budget; written so that it can be repeated
+    )
     batch_size: PositiveInt = 2
     accumulate: PositiveInt = 1  # micro-batches per optimizer step
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     clip_gradient: Annotated[float, Field(gt=0)] | None = 12.0  # norm
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step; 0 disables it
     validate_every: PositiveInt = 1  # epochs
-    checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0  # in addition to one after each epoch
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0  # between checkpoints; one is also written after each epoch
     weights: Literal["last", "best"] = "last"  # which weights predict out of fold; best biases the score upwards
     average: PositiveInt = 1  # average the last k epochs' weights
-    # Also average the k best validated checkpoints; used for prediction if it scores better out of fold; 1 disables it.
+    # Also average the k checkpoints with the best validation scores; 1 disables it. The average predicts if it scores
+    # better out of fold.
     soup: PositiveInt = 1
     pictures_every: PositiveInt = 10  # epochs
-    # Non-finite loss or gradient: stop; skip the step, at most n times; or restore the epoch's start at half the rate.
+    # If the loss or a gradient is not finite: stop; skip the step, at most n times; or return to the start of the epoch
+    # with half the learning rate.
     on_nan: Literal["stop", "restore"] | SkipSteps = "stop"
     # Out of memory: stop, or halve the micro-batch; the optimizer step stays the same.
     on_oom: Literal["stop", "halve"] = "stop"
@@ -277,7 +282,7 @@ class InferenceConfig(ConfigModel):
 
 
 class HardwareConfig(ConfigModel):
-    """Hardware and parallelism; except for `devices`, no key changes a result on one kind of device."""
+    """Hardware and parallelism. On the same kind of device, only the key `devices` changes results."""
 
     executor: Annotated[str, AfterValidator(EXECUTORS.check)] = "local"  # this machine, or a Ray cluster
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -286,7 +291,7 @@ class HardwareConfig(ConfigModel):
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
     threads: PositiveInt | None = None  # CPU threads of a fold; None: cores / parallel folds; ray: its `cpus`
     cpus: PositiveInt | None = None  # ray: CPUs requested per fold; None: its threads, or a fair share of the cluster's
-    # ray: GPUs per fold, 0.5 shares one; None: one per device, if any.
+    # ray: GPUs per fold; with 0.5, two folds share a GPU; None: one GPU per device, if the cluster has GPUs.
     gpus: Annotated[float, Field(ge=0)] | None = None
 
     @model_validator(mode="after")

@@ -179,7 +179,7 @@ def check_targets(exp: Experiment, trust: Sequence[str] = ()) -> None:
 
 
 def _add_working_folder(root: str) -> None:
-    """Append the working folder to `sys.path` for a user's own module; installed packages take precedence."""
+    """Append the working folder to `sys.path`, for a user's own module; installed packages take precedence."""
     folder = os.getcwd()
     if root not in sys.modules and folder not in sys.path and importlib.util.find_spec(root) is None:
         sys.path.append(folder)
@@ -318,7 +318,7 @@ def find_active_part(name: str, extra: Sequence[str] = ()) -> str | None:
 
     Args:
         name: the class's defining module and name.
-        extra: as for `trusted_packages`.
+        extra: packages trusted on the command line, as for `trusted_packages`.
     """
     if is_wholly_trusted(name.split(".")[0], extra):
         return None

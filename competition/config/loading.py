@@ -35,7 +35,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
     """Load an experiment's YAML and the competition that it refers to.
 
     The competition's path is relative to the experiment's file; on the command line (`competition=other.yaml`) it is
-    relative to the working folder first. `competition.root` is searched in the working folder, then in the folder of
+    looked up in the working folder first. `competition.root` is searched in the working folder, then in the folder of
     the YAML that sets it, and becomes absolute. `folds.file`, `init_from` and a file of `encoder_weights` are searched
     in the same folders.
 
@@ -202,7 +202,7 @@ _Dumper.add_implicit_resolver(TAG_PREFIX + "float", FLOAT_PATTERN, list("-+.0123
 
 
 def _inline(document: YamlDocument, folder: Path, key: KeyPath = ("competition",)) -> Path:
-    """Replace the path of a competition's YAML by its content; return the folder of the file that was read."""
+    """Replace the path of a competition's YAML with its content; return the folder of the file that was read."""
     parent, value = _value(document, key)
     if not isinstance(value, str):
         return folder
@@ -224,7 +224,7 @@ def _inline(document: YamlDocument, folder: Path, key: KeyPath = ("competition",
 
 
 def _inline_extras(document: YamlDocument, folder: Path) -> None:
-    """Replace the competition paths in `extra` by the content of the files."""
+    """Replace the competition paths in `extra` with the content of the files."""
     for key in _item_keys(document, ("extra",)):
         yaml_folder = _inline(document, folder, (*key, "competition"))
         _resolve_root(document, (*key, "competition", "root"), yaml_folder)
@@ -269,7 +269,7 @@ def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
 
 
 def _resolve_file(document: YamlDocument, key: KeyPath, folder: Path) -> None:
-    """Use the file in the YAML's folder for the path at `key` if the working folder does not have it."""
+    """Put the YAML's folder in front of the path at `key` if the file exists there, but not in the working folder."""
     parent, value = _value(document, key)
     if isinstance(value, str) and value and not Path(value).exists() and (folder / value).exists():
         parent[key[-1]] = str(folder / value)
@@ -296,7 +296,7 @@ def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
 
 
 def _check_trust(exp: Experiment, document: YamlDocument, trust: Sequence[str]) -> None:
-    """Check the package of every `target` without importing it, and its arguments."""
+    """Check the package and the arguments of every `target`, without importing it."""
     targets: list[tuple[KeyPath, TargetConfig]] = [(("model",), exp.model), (("optimizer",), exp.optimizer)]
     is_list = isinstance(exp.loss, list)
     targets += [(("loss", number) if is_list else ("loss",), loss) for number, loss in enumerate(exp.losses)]

@@ -15,7 +15,7 @@ from competition.config.competition import Competition
 from competition.config.postprocess import StepConfig
 from competition.config.yaml import KeyPath, YamlDocument
 from competition.errors import MaskfoldError
-from competition.text import join_or, nearest_names
+from competition.text import format_count, join_or, nearest_names
 
 TYPE_NAMES = {
     int: ("an integer", "integers"),
@@ -79,7 +79,9 @@ def format_validation_error(error: ValidationError, model: type[BaseModel], docu
     if len(lines) == 1:
         return MaskfoldError(f"{lines[0]}.", "Correct it and run again.", status=2)
     hidden = max(0, len(problems) - MAX_SHOWN_ERRORS)
-    listed = "".join(f"\n  {line}." for line in lines) + (f"\n  … and {hidden} more." if hidden else "")
+    listed = "".join(f"\n  {line}." for line in lines) + (
+        f"\n  … and {format_count(hidden, 'more key')}." if hidden else ""
+    )
     return MaskfoldError(
         f"{document.file}: {len(lines) + hidden} invalid keys.{listed}\n", "Correct them and run again.", status=2
     )

@@ -19,7 +19,8 @@ from competition.config.registry import Registry
 from competition.errors import MaskfoldError
 from competition.text import join_names, nearest_names
 
-# What a metric may compare: its function's parameters of these names receive it. All belong to one class of one case.
+# The inputs that a metric may compare, for one class of one case. A parameter of its function that has one of these
+# names receives that input.
 INPUTS = {
     "mask": "(*spatial) bool: the prediction",
     "truth": "(*spatial) bool",
@@ -37,8 +38,8 @@ Declared = TypeVar("Declared", bound=Callable[..., Any])
 class Direction(enum.Enum):
     """Whether higher or lower scores are better. Every comparison of scores goes through one of these methods.
 
-    An undefined score (nan or infinite, e.g. of a half of the cases without the class) is worse than every other score
-    and not better than another undefined one.
+    An undefined score (nan or infinite, e.g. of cases that all lack the class) is worse than every other score and not
+    better than another undefined one.
     """
 
     HIGHER = 1
@@ -64,7 +65,7 @@ class Metric:
 
     Attributes:
         name: its name, for tables and messages.
-        function: returns the score of one class of one case, or a class whose objects do; see `metric`.
+        function: returns the score of one class of one case; or a class whose objects are such functions (`metric`).
         direction: whether higher or lower scores are better.
         from_counts: whether the function takes only `tp`, `fp` and `fn` (and settings), each a number or an array.
     """
@@ -79,7 +80,7 @@ class Metric:
         """Return the metric of a function or class that states its direction in the attribute `higher_is_better`.
 
         Raises:
-            ValueError: it has no such attribute.
+            ValueError: `declared` has no such attribute.
         """
         higher = getattr(declared, "higher_is_better", None)
         if not isinstance(higher, bool):
@@ -92,12 +93,12 @@ class Metric:
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """The inputs that it compares."""
+        """The inputs that the metric compares."""
         return tuple(name for name in _parameters(self.function, called=True) if name in INPUTS)
 
     @property
     def needs_objects(self) -> bool:
-        """Whether it compares objects."""
+        """Whether the metric compares objects."""
         return bool(set(self.inputs) & set(OBJECTS))
 
     @property
@@ -110,7 +111,7 @@ class Metric:
 
         Args:
             args: values of settings by name.
-            defaults: values for settings that `args` lacks; other names are ignored.
+            defaults: values for settings that `args` lacks; names that are no settings are ignored.
 
         Raises:
             ValueError: a name in `args` is not a setting, or a setting has no value.
@@ -144,8 +145,8 @@ def metric(name: str = "", *, higher_is_better: bool, from_counts: bool = False)
 
     The names of the function's parameters say what it needs. A name in `INPUTS` receives that input. Each other
     parameter is a setting: a key of the YAML section `metric` (`beta`, `tolerance_mm`), or of `metric.args`. Instead of
-    a function, a class may take the settings in its constructor, and its objects the inputs when they are called; an
-    object is made for every score.
+    a function, a class may take the settings in its constructor, and its objects the inputs when they are called; a
+    new object is made for every score.
 
     Empty masks: if mask and truth are both empty (for a metric of objects: both without objects), the function is not
     called, and the score is `metric.both_empty`, by default that of a correct prediction: 1, or 0 if lower is better.
@@ -204,7 +205,10 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
 
 
 def _parameters(function: Any, called: bool = False) -> dict[str, inspect.Parameter]:
-    """Return the named parameters of a function; of a class those of its constructor, or of the call of its objects."""
+    """Return the named parameters of a function.
+
+    For a class, these are the parameters of its constructor or, if `called`, of its objects' `__call__`.
+    """
     if called and isinstance(function, type):
         function = partial(function.__call__, None)  # bound, so that `self` is left out
     parameters = inspect.signature(function).parameters

@@ -74,7 +74,7 @@ class Step(ConfigModel):
 
     @classmethod
     def is_scalar(cls) -> bool:
-        """Return whether the YAML has a value in place of a mapping: the only field is `value`."""
+        """Return whether the only field is `value`, so that the YAML has a value in place of a mapping."""
         return set(cls.model_fields) == {"value"}
 
 
@@ -88,7 +88,7 @@ class UntrustedStep(Step):
         return hash(self.target)
 
     def apply(self, current: Any, case: Any, index: int) -> Any:
-        """Raise an error, because the code of the step is not known."""
+        """Raise an error, because the code of the step was not imported: its package is not trusted."""
         package = self.target.split(".")[0]
         raise MaskfoldError(
             f"postprocess.steps: the step {self.target} is not in a trusted package.",
@@ -161,7 +161,7 @@ class StepConfig(ConfigModel):
     @model_validator(mode="before")
     @classmethod
     def _parse(cls, data: Any) -> Any:
-        """Replace the key of the YAML by the step; pydantic adds the location to the errors of the key's value."""
+        """Replace the key of the YAML with the step; pydantic adds the key's location to errors in its value."""
         if not isinstance(data, dict) or isinstance(data.get("step"), Step):
             return data
         values = _yaml_model(**{name: STEPS.get(name) for name in STEPS.names()}).model_validate(data)
@@ -234,7 +234,7 @@ def _build_own_step(target: str, args: dict[str, Any]) -> Step:
 class LabelOrdering(ConfigModel):
     """Assign classes to similar objects in a row by their order; see `competition.postprocessing.ordering`."""
 
-    # The end where the first class is: S means that the first class is the most superior.
+    # The end of the row where the first class lies: with S, the first class is the most superior.
     along: Literal["R", "L", "A", "P", "S", "I"]
     classes: Annotated[list[str], Field(min_length=2)]  # in order, e.g. [L1, L2, L3, L4, L5]
     smallest: PositiveInt | None = None  # voxels: smaller objects are not counted; None: a tenth of the largest
@@ -254,7 +254,7 @@ class PostprocessConfig(ConfigModel):
     tune: bool = False
     steps: list[StepConfig] | dict[str, list[StepConfig]] = []
     forbid_overlap: bool = False  # overlapping classes: each pixel keeps only its most probable class
-    number: LabelOrdering | None = None  # classes by their order in a row, before any step
+    number: LabelOrdering | None = None  # assign classes by their order in a row, before any step
 
     @model_validator(mode="after")
     def _check_order(self) -> PostprocessConfig:

@@ -40,13 +40,13 @@ class Profile:
     """The submission format of one competition.
 
     Attributes:
-        name: of the competition.
+        name: name of the competition.
         rle: how a mask is encoded as text.
         columns: the header, in order.
-        id_column: has the name of the image (or slice); `{name}_{class}` if rows are per class and there is no
-            `class_column`.
-        mask_column: has the encoded mask.
-        class_column: has the class.
+        id_column: the column with the name of the image (or slice); the cell is `{name}_{class}` if rows are per class
+            and there is no `class_column`.
+        mask_column: the column with the encoded mask.
+        class_column: the column with the class; None if there is none.
         rows: `image` one row per image; `object` one row per object, and one empty row for an image without any;
             `image_class` one per image and class; `slice_class` one per slice of a volume (and class, if any).
         classes: the competition's class names, if it has several.
@@ -98,10 +98,10 @@ class Profile:
         return image, cls
 
     def match_header(self, header: Sequence[str], path: Path) -> Profile:
-        """Return the format, this or `alternative`, with the header of a file.
+        """Return the format that has the header of a file: this one, or `alternative`.
 
         Raises:
-            MaskfoldError: neither has it.
+            MaskfoldError: neither has this header.
         """
         formats = [profile for profile in (self, self.alternative) if profile is not None]
         for profile in formats:
@@ -271,7 +271,7 @@ def _custom_profile(comp: Competition) -> Profile:
 
 
 def _order_columns(comp: Competition, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the columns in the order of the sample submission, if it has exactly these."""
+    """Return the columns in the order of the sample submission; unchanged if the sample has other columns."""
     path = Path(comp.root) / str(comp.submission.sample)
     if comp.submission.sample is None or not path.is_file():
         return names

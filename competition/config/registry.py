@@ -22,8 +22,7 @@ class Registry(Generic[Entry]):
     Args:
         kind: what an entry is, for messages: `metric`.
         package: the package or module that contains the built-in entries; of a package, all its modules are imported.
-        modules: instead of `package`, the module of each built-in entry; only that of a name that is looked up is
-            imported.
+        modules: instead of `package`, the module of each built-in entry; it is imported when its entry is looked up.
         ordered: keep the order in which entries were added, instead of the alphabetical order.
 
     Example:
@@ -60,7 +59,7 @@ class Registry(Generic[Entry]):
 
     @contextmanager
     def temporary(self, name: str, entry: Entry) -> Iterator[Entry]:
-        """Add an entry for the time of a `with` block, for tests."""
+        """Add an entry for the duration of a `with` block, for tests."""
         self._import_package()
         self.add(name, entry)
         try:
@@ -69,16 +68,16 @@ class Registry(Generic[Entry]):
             del self._entries[name]
 
     def names(self) -> list[str]:
-        """Return all names: in the order of the entries if the registry is ordered, else alphabetical."""
+        """Return all names, in the order of the entries if the registry is ordered, otherwise alphabetically."""
         self._import_package()
         known = dict.fromkeys((*self.modules, *self._entries))
         return list(known) if self.ordered else sorted(known)
 
     def check(self, name: str) -> str:
-        """Return a name if there is an entry of it; a pydantic validator.
+        """Return the name if it has an entry (a pydantic validator).
 
         Raises:
-            ValueError: there is none; the message has the known names and the nearest of them.
+            ValueError: it has none; the message lists the known names, and the nearest one.
         """
         known = self.names()
         if name not in known:
@@ -91,7 +90,7 @@ class Registry(Generic[Entry]):
         """Return the entry of a name.
 
         Raises:
-            ValueError: as `check`.
+            ValueError: see `check`.
         """
         if name not in self._entries:
             self.check(name)
@@ -103,7 +102,7 @@ class Registry(Generic[Entry]):
         """Import the modules of the built-in entries, once."""
         if self._complete:
             return
-        self._complete = True  # first, since the modules imported here may look a name up themselves
+        self._complete = True  # before the imports, because the imported modules may look up names
         try:
             package = importlib.import_module(self.package)
             for module in pkgutil.iter_modules(getattr(package, "__path__", ())):

@@ -73,7 +73,7 @@ class SearchDimension(ConfigModel):
 
 
 def _exact(value: int | float) -> Fraction:
-    """Return the number as written, because decimals such as 0.3 have no exact float."""
+    """Return the number exactly as it is written; a float cannot represent decimals such as 0.3 exactly."""
     return Fraction(str(value))
 
 

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 from competition.errors import MaskfoldError
+from competition.text import format_count
 
 KeyPath = tuple[str | int, ...]
 
 MAX_NODES = 100_000  # nested aliases expand a small file exponentially
-MAX_BYTES = 2**22  # of a file; a resolved experiment has a few kilobytes
+MAX_BYTES = 2**22  # maximum size of a file; a resolved experiment has a few kilobytes
 
 FLOAT_PATTERN = re.compile(
     r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
@@ -128,7 +129,7 @@ def read_yaml(path: Path) -> YamlDocument:
 
 
 def parse_yaml(text: str, file: str | None = None) -> YamlDocument:
-    """Parse YAML text; without a file, it comes from the command line.
+    """Parse YAML text; without a `file`, messages name the command line as its source.
 
     Raises:
         MaskfoldError: status 2; see `read_yaml`.
@@ -296,10 +297,12 @@ def _key_path(config: Any, key: str) -> KeyPath:
         part = match[1] or match[0]
         if isinstance(node, ListConfig):
             if not part.isdecimal() or int(part) >= len(node):
-                name = ".".join(str(parent) for parent in path)
+                name, items = ".".join(str(parent) for parent in path), format_count(len(node), "item")
                 raise MaskfoldError(
-                    f"command line: {key} does not exist: {name} is a list of {len(node)}.",
-                    f"Count its items from 0, or set the whole list with {name}=[…].",
+                    f"command line: {key} does not exist, because {name} is a list with {items}.",
+                    f"Use an index from 0 to {len(node) - 1}, or set the whole list with {name}=[…]."
+                    if len(node)
+                    else f"Set the whole list with {name}=[…].",
                     status=2,
                 )
             path, node = (*path, int(part)), node[int(part)]

@@ -53,8 +53,8 @@ class PreprocessedCase:
     """A preprocessed case on disk. Arrays are read-only memory maps, opened on first use.
 
     Attributes:
-        folder: of the preprocessed case.
-        id: of the case.
+        folder: folder of the preprocessed case.
+        id: id of the case.
         geometry: maps the preprocessed grid back to the file's grid.
         intensity: per-channel normalisation: already applied to volumes, applied to 2D images after augmentation.
         normalised: whether `image` is normalised already.
@@ -83,7 +83,10 @@ class PreprocessedCase:
 
     @classmethod
     def _from_record(cls, folder: Path, record: dict[str, Any]) -> PreprocessedCase:
-        """Build the case from its record; a damaged record without a digest may raise any of `READ_ERRORS`."""
+        """Build the case from its record.
+
+        Old records have no digest, so damage in them shows only here, as any of `READ_ERRORS`.
+        """
         case = cls(
             folder,
             str(record["id"]),
@@ -154,7 +157,7 @@ def _damaged_array(folder: Path, name: str, error: Exception) -> MaskfoldError:
 
 
 def format_damage(error: Exception) -> str:
-    """Describe in a few words what an error found."""
+    """Describe the damage that an error reports, in a few words."""
     if isinstance(error, MaskfoldError):
         return error.message.removesuffix(".")
     if isinstance(error, FileNotFoundError):
@@ -171,8 +174,8 @@ def cache_key(row: Any, exp: Experiment) -> str:
     """Return the folder name of a preprocessed case: a hash of everything that its arrays depend on.
 
     Args:
-        row: a row of the case table; used are `id`, `split` and `hash`, the hash of the case's files.
-        exp: used are `prepare` and the competition's channels, classes and labels.
+        row: a row of the case table; its `id`, `split` and `hash` (that of the case's files) are read.
+        exp: its `prepare`, and the competition's channels, classes and labels, are read.
     """
     comp = exp.competition
     prepare = {
@@ -285,7 +288,7 @@ def read_case_record(folder: Path) -> dict[str, Any]:
 
 
 def _record_digest(record: dict[str, Any]) -> str:
-    """SHA-256 (hexadecimal) of a record without its file sizes, which the files themselves prove."""
+    """Return the SHA-256 (hexadecimal) of a record without its file sizes, which are compared with the files."""
     plain = {key: value for key, value in record.items() if key not in (DIGEST_KEY, "sizes")}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -298,7 +301,7 @@ def _publish(folder: Path, final: Path) -> None:
                 damaged = make_temporary_path(final)
                 with suppress(FileNotFoundError):
                     final.rename(damaged)
-                done = _try_rename(folder, final)  # fails if another process took the free name in between
+                done = _try_rename(folder, final)  # fails if another process took the free name meanwhile
                 shutil.rmtree(damaged, ignore_errors=True)
                 if done:
                     break
@@ -318,7 +321,7 @@ def _try_rename(folder: Path, final: Path) -> bool:
 
 @contextmanager
 def _exclusive(root: Path) -> Iterator[None]:
-    """Admit one process at a time: two that find the same damaged case must not move away each other's intact one."""
+    """Admit one process at a time, so that none removes the intact case with which another replaced a damaged one."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
         with suppress(OSError):  # on file systems without locks the worst outcome is a case that is built twice
@@ -335,7 +338,7 @@ class MemoryBudget:
     """A byte budget for the cases that one process has mapped: the least recently used cases release their pages.
 
     A case counts with its full size on disk, however little of it was read, so the bound needs no query to the kernel.
-    A case larger than the budget is held alone while it is read, and released afterwards.
+    Before a case larger than the budget is read, all others are released; it is released itself after reading.
 
     Args:
         max_bytes: the budget; None: unbounded.
@@ -348,7 +351,7 @@ class MemoryBudget:
 
     def __init__(self, max_bytes: int | None) -> None:
         self.max_bytes = max_bytes
-        # With bytes; least recently used first.
+        # The cases with their bytes, the least recently used first.
         self._held: OrderedDict[int, tuple[PreprocessedCase, int]] = OrderedDict()
 
     @classmethod
@@ -381,7 +384,7 @@ class MemoryBudget:
                 self.release(case)
 
     def release(self, case: PreprocessedCase) -> None:
-        """Release a case's pages; it can be read again, which counts again."""
+        """Release a case's pages. The case can be read again, and its bytes then count again."""
         if self._held.pop(id(case), None) is not None:
             release_pages(case)
 

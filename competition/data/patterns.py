@@ -37,7 +37,7 @@ class CaseFiles:
 
     Attributes:
         paths: below the root, with forward slashes; one for a plain file.
-        slices: for a pattern with {z}, in the order of z as a number.
+        slices: the slices, for a pattern with {z}, in the order of z as a number.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -53,8 +53,8 @@ def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
     """Find one file, or one stack of slices, per id.
 
     `{id}` and `{z}` (digits) match the same text wherever they occur, in folders and in the name; `*` matches anything
-    within one name. The extension matches in any case: `{id}.png` matches a.PNG. Names that begin with a dot are
-    ignored.
+    within one name. The extension matches in upper and lower case: `{id}.png` matches a.PNG. Names that begin with a
+    dot are ignored.
 
     Args:
         root: the competition's folder.
@@ -130,7 +130,7 @@ def check_root(root: Path) -> None:
     """Check that the competition's root is a folder.
 
     Raises:
-        MaskfoldError: it is not.
+        MaskfoldError: it is not a folder.
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
@@ -158,7 +158,7 @@ def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
 
 
 def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
-    """Return the error for a pattern without a match; it shows the files with the nearest names."""
+    """Return the error for a pattern without a match; its message names the most similar files."""
     files = []
     for path in _some_files(root):
         files.append(path)
@@ -170,9 +170,9 @@ def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
             "Unpack the competition's archive there, or set competition.root=/path/to/the/data.",
             status=2,
         )
-    near = nearest_names(pattern, sorted(files), count=3, cutoff=0.0)  # any file shows how the folder is laid out
+    near = nearest_names(pattern, sorted(files), count=3, cutoff=0.0)  # any file shows the folder's layout
     return MaskfoldError(
-        f"{key} `{pattern}` matches no file below {root}, which has {', '.join(near)}.",
+        f"{key} `{pattern}` matches no file below {root}; the nearest files are {', '.join(near)}.",
         f"Correct {key} in the YAML, or competition.root.",
         status=2,
     )
@@ -247,9 +247,12 @@ def _descend(
 
 
 def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> list[str]:
-    """Return the sorted names in a folder that match one part of a pattern; only readable ones if it ends in `*`."""
+    """Return the sorted names in a folder that match one part of a pattern.
+
+    If the part ends in `*`, only names of readable file types are returned.
+    """
     literal = PLACEHOLDER.sub(lambda match: bound.get(match.group(1) or "*", match.group(0)), part)
-    if not PLACEHOLDER.search(literal):  # the name is known: no need to list the folder, unless its extension is not
+    if not PLACEHOLDER.search(literal):  # the name is known: list the folder only if the extension's case may differ
         path = folder / literal
         if path.is_dir() if folders else path.is_file() or path.is_symlink():
             return [literal]
@@ -286,7 +289,7 @@ def _expression(part: str, bound: dict[str, str]) -> str:
 
 
 def _escape_extension(tail: str) -> str:
-    """Return a regular expression for the end of a name; the extension of an image matches in any case."""
+    """Return a regular expression for the end of a name; an image's extension matches in upper and lower case."""
     name = f"_{tail}"  # `.png` alone would be a hidden file without an extension
     length = len(extension_of(name)) if has_reader(name) else 0
     return re.escape(tail[: len(tail) - length]) + (f"(?i:{re.escape(tail[-length:])})" if length else "")

@@ -18,7 +18,7 @@ from competition.data.rle_order import check_order, detect_order
 from competition.errors import MaskfoldError
 from competition.io import read_csv
 from competition.rle import RleFormat
-from competition.text import nearest_names
+from competition.text import format_count, nearest_names
 
 RleRow = list[Any]  # line in the file, class, index of the slice or None
 RowTarget = tuple[str, int | None]  # id, index of the slice or None
@@ -29,7 +29,7 @@ class RleTableColumns:
     """The roles of the columns of `train.rle`.
 
     Attributes:
-        id, mask, cls: the columns; cls None: no column has the class of a mask.
+        id, mask, cls: names of the columns; cls is None if no column has the class of a mask.
         class_in_id: the id cell also has the class: `name.jpg_Fish`.
     """
 
@@ -82,7 +82,8 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
     ]
     if unknown and not any(target_of.values()):
         raise MaskfoldError(
-            f"No id of {path} has an image: the table has ids such as {unknown[0][1]}, the images {next(iter(cases))}.",
+            f"No id in {path} has an image: the table has ids such as {unknown[0][1]}, and the images have ids such as "
+            f"{next(iter(cases))}.",
             "Correct train.columns.id or train.images.",
             status=2,
         )
@@ -218,7 +219,7 @@ def _check_order(
     if comp.train.rle_format is None:
         key = "submission.rle" if comp.submission.profile is None else f"submission.profile {comp.submission.profile}"
     vote = detect_order(comp, cases, rows, texts, fmt, rle_grid(comp))
-    if vote.order is not None and rle_counts_in_pictures(comp):  # the vote is about arrays (X, Y)
+    if vote.order is not None and rle_counts_in_pictures(comp):  # the vote counts in arrays (X, Y)
         vote = replace(vote, order="row" if vote.order == "column" else "column")
     check_order(vote, fmt, path, key)
 
@@ -258,7 +259,7 @@ def _skip_images_of_misspelt_rows(
     ids: list[str],
     skipped: SkippedCases,
 ) -> None:
-    """Skip images whose only row spells the id otherwise: an image without a row would count as empty."""
+    """Skip images whose only row spells the id differently; otherwise their masks would count as empty."""
     if not skipped.allowed:
         return
     with_row = {target[0] for target in target_of.values() if target is not None}
@@ -279,13 +280,16 @@ def _skip_images_of_misspelt_rows(
 
 
 def _spelling(name: str) -> str:
-    """Return a name without case, accents' form, extension, punctuation and leading zeros of its numbers."""
+    """Return a name in a form for comparison.
+
+    The form is Unicode-normalised (NFKC) and case-folded, without extension, punctuation and leading zeros of numbers.
+    """
     plain = unicodedata.normalize("NFKC", strip_extension(name)).casefold()
     return re.sub(r"0*([0-9]+)", r"\1", re.sub(r"[\W_]+", "", plain))
 
 
 def _skip_rows_without_image(path: Path, unknown: list[tuple[Any, str]], ids: list[str], skipped: SkippedCases) -> None:
-    more = f" (and {len(unknown) - 1} more rows)" if len(unknown) > 1 and not skipped.allowed else ""
+    more = f" (and {format_count(len(unknown) - 1, 'more row')})" if len(unknown) > 1 and not skipped.allowed else ""
     for line, name in unknown:
         near = nearest_names(name, ids)
         suggestion = f"; nearest is {near[0]}" if near else ""

@@ -19,7 +19,8 @@ class DecathlonTask:
     Attributes:
         name: its name on the command line, and of its folder here.
         folder: its name in the Decathlon; the archive contains this folder.
-        megabytes: approximate size of the archive in 10⁶ bytes; its files are compressed, so unpacked it is as large.
+        megabytes: approximate size of the archive in 10⁶ bytes. Its files are compressed, so they take as much
+            unpacked.
         description: modality and classes.
     """
 
@@ -64,7 +65,7 @@ def find_task(name: str) -> DecathlonTask:
     suggestion = f" Did you mean {matches[0]}?" if matches else ""
     raise MaskfoldError(
         f"Unknown data set {name}.{suggestion}",
-        "`maskfold fetch list` lists all; name a Kaggle competition kaggle:COMPETITION.",
+        "`maskfold fetch list` lists all data sets. For a Kaggle competition, write kaggle:COMPETITION.",
         status=2,
     )
 

@@ -29,7 +29,7 @@ def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], Non
     """Make a folder atomically: fill a temporary one next to it, write its marker, and rename it.
 
     Args:
-        folder: is created. Replaces an older demo; phantoms replace only phantoms of their layout.
+        folder: the folder to create. It replaces an older demo; phantoms replace only phantoms of their layout.
         marker: describes the content: name, version, seed, numbers. The same marker means the same files.
         fill: writes all files into the existing, empty folder that it receives.
 
@@ -94,10 +94,10 @@ def write_tables(
     """Write `sample_submission.csv` and `solution.csv`: one row per test case and class, in the same shuffled order.
 
     Args:
-        folder: receives the files.
+        folder: the folder to which the files are written.
         truth: labels (*spatial) by case; class number 1 is the first of `classes`.
         classes: their names.
-        seed: of the order.
+        seed: seed of the order.
         columns: the header; two names mean that there is no class column.
     """
     from competition.rle import RleFormat, encode
@@ -146,7 +146,7 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
 
 # Demo competitions
 
-VERSION = 1  # of the pixels; raise it when they change
+VERSION = 1  # version of the pixels; raise it when they change
 DEFAULT_SEED = 0
 
 
@@ -157,7 +157,7 @@ def make_demo(
 
     Args:
         name: `2d`, `3d` or `gate`.
-        folder: is created; replaces an older demo.
+        folder: the folder to create; it replaces an older demo.
         seed: the same seed gives the same competition.
         cases: number of training cases; None is the demo's default.
         test_cases: number of test cases; None is the demo's default.

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 CLASSES = ("ring", "grain")
 KINDS = ("full",) * 10 + ("ring", "grain", "empty")  # content of each image, in turn
 SIDES = (96, 192)  # shortest and longest side, pixels
-RADII = (9.0, 16.0)  # of rings and grains, pixels
+RADII = (9.0, 16.0)  # radii of rings and grains, pixels
 MIN_VISIBLE = 0.6  # share of an object inside the image and not under another one
 # Share of a full image under rings and grains; a third would let "all foreground" reach a Dice of 0.5.
 COVERAGE = 0.22
@@ -148,7 +148,7 @@ def plane_waves(rng: np.random.Generator, height: int, width: int, count: int, l
     """Return a smooth random field (height, width), mean 0, deviation about 1: a sum of `count` plane waves.
 
     Args:
-        longest: periods of the shortest wave across the image.
+        longest: number of periods of the shortest wave across the image.
     """
     y, x = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)[None, :]
     field = np.zeros((height, width))

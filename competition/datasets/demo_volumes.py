@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 CLASSES = ("liver", "spleen")
 KINDS = ("both",) * 7 + ("liver", "both", "both", "both", "spleen")  # organs of each volume, in turn
-ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RAS", "LPI", "ASL", "LPS")  # of each file, in turn
+ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RAS", "LPI", "ASL", "LPS")  # orientation of each file, in turn
 BODY, ORGAN = 0.45, 0.62  # brightness of soft tissue and of both organs
 
 

@@ -71,7 +71,7 @@ def download_and_unpack(
 
     Args:
         source: the archive.
-        folder: is created; must be missing or empty.
+        folder: the folder to create; it must be missing or empty.
         new_progress: returns a progress bar with the given label.
         say: called with lines for the user.
         pause: seconds before the next try.
@@ -197,8 +197,8 @@ def suggest_next_command(name: str, folder: Path, experiments: Path = Path("expe
     """Return the command that trains on a data set, if there is an experiment for it.
 
     Args:
-        name: of the data set.
-        folder: contains the data set.
+        name: name of the data set.
+        folder: folder of the data set.
         experiments: YAML files, one folder per competition.
     """
     for file in sorted(experiments.glob("*/competition.yaml"), key=lambda path: path.parent.name != name):
@@ -237,7 +237,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 # Resumable download
 
 BLOCK_BYTES = 2**20
-MAX_TRIES = 4  # in a row without a new byte
+MAX_TRIES = 4  # failed tries in a row that brought no byte
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}  # HTTP errors that may be temporary
 
 
@@ -294,7 +294,7 @@ def _download(url: str, part: Path, progress: ProgressWrapper, pause: float, tim
                 return
             reason = "the connection was closed early"
         except urllib.error.HTTPError as error:
-            if error.code == 416 and size_before:  # nothing after our bytes: complete, or another file
+            if error.code == 416 and size_before:  # the host has no more bytes: complete, or another file
                 if re.fullmatch(rf"bytes \*/{size_before}", error.headers.get("Content-Range", "")):
                     return
                 os.truncate(part, 0)
@@ -389,7 +389,7 @@ JUNK_PREFIXES = ("._", ".DS_Store")  # macOS adds them to archives; `._case.nii.
 
 @dataclass(frozen=True)
 class Member:
-    """File in an archive: its path below the folder, its size in bytes, and the archive's key that opens it."""
+    """File in an archive: its path below the folder, its size in bytes, and the key with which the archive opens it."""
 
     path: PurePosixPath
     size: int
@@ -405,7 +405,7 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
 
     Args:
         archive: .tar, .tar.gz or .zip, recognised by its content.
-        folder: is created; an empty one is replaced.
+        folder: the folder to create; an empty folder is replaced.
         progress: wraps the members; also receives their number.
 
     Returns:
@@ -423,7 +423,7 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
             needed = sum(member.size for member in members)
             if needed > free:
                 raise MaskfoldError(
-                    f"{archive} unpacks to {needed:,} bytes: found {free:,} bytes free in {folder.parent}.",
+                    f"{archive} unpacks to {needed:,} bytes, but {folder.parent} has only {free:,} bytes free.",
                     "Free some space, or name another folder with -o.",
                 )
             temporary_folder.mkdir()
@@ -456,7 +456,7 @@ def _open_archive(archive: Path) -> Iterator[tuple[list[Member], Any]]:
 
 
 def _tar_member(info: tarfile.TarInfo, archive: Path) -> Member | None:
-    """Return a file; None for a folder, which its files create."""
+    """Return the member of a file; None for a folder, because unpacking the files in it creates it."""
     if not (info.isfile() or info.isdir()):
         kind = "a link" if info.issym() or info.islnk() else "a device or pipe"
         raise _unsafe_member(archive, info.name, f"is {kind}")

@@ -14,9 +14,10 @@ from competition.dicom.tables import CELL_SEPARATOR, SeriesRow, read_rows, write
 from competition.dicom.volume import PixelReader, build_stack, load_volume, write_nifti
 from competition.errors import MaskfoldError
 from competition.io import ensure_writable
+from competition.text import format_count
 
 LABEL_FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}  # image folder → label folder
-MAX_LISTED_FILES = 5  # in one cell of the table
+MAX_LISTED_FILES = 5  # files named in one cell of the table
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Patter
 
 
 class _Converter:
-    """One conversion; `rows` maps each SeriesInstanceUID to its row, which images and masks fill in."""
+    """One conversion; `rows` maps each SeriesInstanceUID to its row, which the methods complete."""
 
     def __init__(
         self,
@@ -229,7 +230,11 @@ class _Converter:
         unlabelled = [image.id for image in self._images.values() if image.id not in labelled]
         if labelled and unlabelled:
             listed = ", ".join(unlabelled[:MAX_LISTED_FILES])
-            more = f" and {len(unlabelled) - MAX_LISTED_FILES} more" if len(unlabelled) > MAX_LISTED_FILES else ""
+            more = (
+                f" and {format_count(len(unlabelled) - MAX_LISTED_FILES, 'more case')}"
+                if len(unlabelled) > MAX_LISTED_FILES
+                else ""
+            )
             self._say(f"without a mask: {listed}{more} (training skips them with on_bad_case: skip)")
 
     def add_unreadable(self, scanned: Scan) -> None:
@@ -240,7 +245,11 @@ class _Converter:
             frozenset().union(*(series.private_patterns for series in self.series)) if self.series else frozenset()
         )
         reasons = list(scanned.unreadable.values())
-        more = f" (and {len(reasons) - MAX_LISTED_FILES} more)" if len(reasons) > MAX_LISTED_FILES else ""
+        more = (
+            f" (and {format_count(len(reasons) - MAX_LISTED_FILES, 'more file')})"
+            if len(reasons) > MAX_LISTED_FILES
+            else ""
+        )
         reason = hide_private(CELL_SEPARATOR.join(reasons[:MAX_LISTED_FILES]) + more, private)
         row = SeriesRow(layout=self._layout, slices=str(len(reasons)), reason=reason)
         self.rows[""] = row
@@ -270,7 +279,9 @@ def _write_series_csv(output: Path, converter: _Converter, previous_rows: list[S
 
 
 def _format_ignored(ignored: list[str], series: Series) -> str:
-    more = [f"and {len(ignored) - MAX_LISTED_FILES} more"] if len(ignored) > MAX_LISTED_FILES else []
+    more = (
+        [f"and {format_count(len(ignored) - MAX_LISTED_FILES, 'more file')}"] if len(ignored) > MAX_LISTED_FILES else []
+    )
     return hide_private(CELL_SEPARATOR.join([*ignored[:MAX_LISTED_FILES], *more]), series.private_patterns)
 
 

@@ -19,7 +19,7 @@ from competition.io import DiskFullError
 
 
 class SeriesRejected(Exception):
-    """A series, or one of its files, that cannot become a volume; the text is the reason."""
+    """Raised for a series, or one of its files, that cannot become a volume; the text is the reason."""
 
 
 @contextmanager
@@ -102,8 +102,8 @@ def read_frames(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
     """Read the geometry of every frame (PS3.3 C.7.6.2, C.7.6.16).
 
     Raises:
-        SeriesRejected: several frames without a position each, or a modality look-up table instead of slope and
-            intercept.
+        SeriesRejected: the file has several frames without a position each, or a modality look-up table instead of
+            slope and intercept.
         ValueError, TypeError: a numeric attribute is not a number.
     """
     if "PerFrameFunctionalGroupsSequence" in dataset:
@@ -272,7 +272,7 @@ def _is_long(word: str, min_letters: int) -> bool:
 
 
 def hide_private(text: str, patterns: Iterable[str]) -> str:
-    """Replace private patterns in a text by `***`."""
+    """Replace private patterns in a text with `***`."""
     longest_first = sorted(patterns, key=lambda pattern: (-len(pattern), pattern))
     return re.sub("|".join(longest_first), MASKED, text, flags=re.IGNORECASE) if longest_first else text
 

@@ -155,7 +155,7 @@ def scan_folder(folder: Path) -> Scan:
 
 
 def _name_pattern(name: str) -> str | None:
-    """Return a name without its numbers; None if the file name has none."""
+    """Return a name without its numbers; None if the file name has no number."""
     return re.sub(r"\d+", "#", name) if re.search(r"\d[^/]*$", name) else None
 
 

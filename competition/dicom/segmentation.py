@@ -32,6 +32,7 @@ from competition.dicom.volume import (
     slice_affine,
 )
 from competition.errors import MaskfoldError
+from competition.text import format_count
 
 # Masks of a folder
 
@@ -329,23 +330,29 @@ class ReferenceMatcher:
         matching = [image for image in candidates if not mismatches[image.id]]
         if len(matching) > 1:
             ids = ", ".join(sorted(image.id for image in matching))
-            raise SeriesRejected(f"several images have its grid and it does not reference exactly one of them: {ids}")
+            raise SeriesRejected(
+                f"several images have the mask's grid, and the mask does not reference exactly one of them: {ids}"
+            )
         if not matching:
             case, mismatch = min(mismatches.items())
-            more = f" (and {len(candidates) - 1} more images do not match)" if len(candidates) > 1 else ""
+            more = (
+                f" (and not on the grid of {format_count(len(candidates) - 1, 'more image')})"
+                if len(candidates) > 1
+                else ""
+            )
             raise SeriesRejected(f"not on the grid of {case}: {mismatch}{more}")
         return matching[0]
 
 
 def _same_frame(image: Instance, mask: Instance) -> bool:
-    """Return whether both have the same study and no two different frames of reference."""
+    """Return whether both have the same study, and do not have different frames of reference."""
     frames_of_reference = {image.frame_of_reference, mask.frame_of_reference} - {""}
     return image.study_uid == mask.study_uid and len(frames_of_reference) < 2
 
 
 # DICOM-SEG files
 
-MIN_FRACTION = 0.5  # from which a voxel of a fractional segmentation belongs to the segment
+MIN_FRACTION = 0.5  # fraction from which a voxel of a fractional segmentation belongs to the segment
 
 
 @dataclass(eq=False)
@@ -356,7 +363,7 @@ class Segmentation:
         labels: segment number → SegmentLabel.
         kind: BINARY, FRACTIONAL or LABELMAP.
         max_value: the stored value that means a fraction of 1.
-        frame_geometry: for each frame its segment number (None in a label map) and its affine to RAS mm.
+        frame_geometry: of each frame, its segment number (None in a label map) and its affine to RAS mm.
         shape: rows and columns.
     """
 
@@ -386,7 +393,7 @@ class MaskCanvas:
         self._fraction = np.zeros(self.grid.shape, np.float32)
 
     def set_voxels(self, voxels: np.ndarray, value: int, fraction: np.ndarray | float = 1.0) -> None:
-        """Set (N, 3) voxels to a value; the larger fraction wins, then the higher value, in any order of calls."""
+        """Set (N, 3) voxels to a value; if calls overlap, the larger fraction wins, then the higher value."""
         index = tuple(voxels.T)
         old_value, old_fraction = self.mask[index], self._fraction[index]
         self.overlap_count += int(((old_value != 0) & (old_value != value)).sum())
@@ -480,7 +487,7 @@ def paint_segments(segmentation: Segmentation, canvas: MaskCanvas, values: dict[
 
     Args:
         segmentation: result of `read_segmentation`.
-        canvas: on the image's grid.
+        canvas: the canvas on the image's grid, painted in place.
         values: segment number → value in the mask.
 
     Raises:

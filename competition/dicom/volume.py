@@ -16,21 +16,22 @@ from competition.data.image_types import check_declared_size, check_not_bomb
 from competition.dicom.headers import Frame, SeriesRejected, reject_on_error
 from competition.dicom.scan import Instance, Series, format_counts, is_compressed
 from competition.io import make_temporary_path, open_atomic, remove_stale_temp, sync_folder
+from competition.text import format_count
 
 # Stacks of slices
 
 SAME_POSITION_MM = 1e-3
-MIN_GAP = 1.5  # median steps, from which a slice is missing
-MAX_UNEVENNESS = 0.1  # of a step: deviation of a slice from its position on an even grid
-MAX_SHEAR = 0.2  # of a pixel: sideways shift of slices from the first to the last
+MIN_GAP = 1.5  # gap, in median steps, from which a slice counts as missing
+MAX_UNEVENNESS = 0.1  # maximum deviation, in steps, of a slice from its position on an even grid
+MAX_SHEAR = 0.2  # maximum sideways shift, in pixels, from the first to the last slice
 
 
 @dataclass(eq=False)
 class SliceStack:
-    """Series that is a volume.
+    """Series whose slices form one volume.
 
     Attributes:
-        frames: along the slice normal, from the lowest position.
+        frames: the slices, sorted along the slice normal from the lowest position.
         grid: size and affine.
         notes: remarks that do not prevent the conversion.
         ignored: ignored files, with the reason.
@@ -47,12 +48,12 @@ def build_stack(series: Series, pixels: PixelReader) -> SliceStack:
     """Sort a series by position along its slice normal, and measure its spacing from the positions.
 
     Args:
-        series: of kind image or label.
+        series: a series of kind image or label.
         pixels: decodes the slices that share a position.
 
     Raises:
-        SeriesRejected: files are damaged, compressed without a decoder, of mixed sizes, spacings or patients; slices
-            are missing, uneven, sheared, or duplicated with different pixels.
+        SeriesRejected: files are damaged, or of mixed sizes, spacings or patients, or there is no decoder for them; or
+            slices are missing, unevenly spaced, shifted sideways, or duplicated with different pixels.
     """
     if series.reason:
         raise SeriesRejected(series.reason)
@@ -80,7 +81,7 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
         instance for instance in series.instances if instance.fault and instance.instance_uid not in complete_uids
     ]
     if damaged:
-        more = f" (and {len(damaged) - 1} more of {len(series.instances)} files)" if len(damaged) > 1 else ""
+        more = f" (and {len(damaged) - 1} more of the {len(series.instances)} files)" if len(damaged) > 1 else ""
         raise SeriesRejected(f"{damaged[0].fault}{more}")
     for instance in series.instances:
         if instance.fault:
@@ -160,7 +161,7 @@ def _check_one_grid(frames: list[Frame]) -> None:
 def _sort_frames(
     frames: list[Frame], instances: dict[str, Instance], pixels: PixelReader, ignored: list[str]
 ) -> tuple[list[Frame], np.ndarray]:
-    """Return slices sorted along the normal and their positions on it, (N,) mm; the first of each duplicated slice."""
+    """Return slices sorted along the normal, and their positions on it, (N,) mm; of duplicates, only the first."""
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
     along = positions @ normal
@@ -209,7 +210,7 @@ def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
         first_gap = int(gaps[0])
         count = round(float(steps[first_gap]) / median) - 1
         missing = "a slice is missing" if count == 1 else f"{count} slices are missing"
-        more = f", and there are {len(gaps) - 1} more gaps" if len(gaps) > 1 else ""
+        more = f", and {format_count(len(gaps) - 1, 'more gap')}" if len(gaps) > 1 else ""
         raise SeriesRejected(
             f"{missing} between {along[first_gap]:.2f} and {along[first_gap + 1]:.2f} mm along the slice normal "
             f"({frames[first_gap].name} and {frames[first_gap + 1].name}){more}; the median step is {median:.4g} mm"
@@ -362,7 +363,7 @@ def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
     Args:
         path: name.nii.gz; its folder is created.
         array: (X, Y, Z) int16, float32 or uint8.
-        grid: gives sform and qform, both coded as scanner coordinates, in mm.
+        grid: the grid; its affine is written as sform and qform, both coded as scanner coordinates, in mm.
 
     Raises:
         DiskFullError: the disk is full.
@@ -392,7 +393,7 @@ def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
 # Voxel grids
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's x and y point left and back, NIfTI's right and front
-MAX_OFFSET = 0.1  # of a voxel, up to which two grids agree
+MAX_OFFSET = 0.1  # offset, in voxels, up to which two grids agree
 
 
 @dataclass(frozen=True, eq=False)
@@ -487,11 +488,11 @@ def resample_onto(grid: Grid, affine: np.ndarray, points: np.ndarray, extent: tu
         any(np.abs(rotation[:, axis]).sum() != 1 for axis in used_axes)
         or np.abs(rotation).sum(axis=1).max(initial=0) > 1
     ):
-        raise SeriesRejected("its voxels differ from the image's in size or direction")
+        raise SeriesRejected("its voxels differ from those of the image in size or direction")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in extent], indexing="ij")).reshape(3, -1)
     distance = np.abs(exact[:3, :3] @ corners + exact[:3, 3:] - rotation @ corners - offset[:, None]).max()
     if not distance <= MAX_OFFSET:
-        raise SeriesRejected(f"its voxels are shifted by up to {distance:.2g} voxels from the image's")
+        raise SeriesRejected(f"its voxels are shifted by up to {distance:.2g} voxels from those of the image")
     voxels = points @ rotation.T + offset
     outside = int(((voxels < 0) | (voxels >= np.array(grid.shape))).any(axis=1).sum())
     if outside:

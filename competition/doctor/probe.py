@@ -175,7 +175,7 @@ def probe_mlflow(say: Report) -> None:
 
 
 def probe_optuna(say: Report) -> None:
-    """Open the storage of studies and count them."""
+    """Open the storage of studies and count the studies."""
     from competition.study.storage import open_storage
 
     say({"studies": len(open_storage(None).get_all_studies())})

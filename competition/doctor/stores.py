@@ -74,7 +74,7 @@ def find_write_error(folder: Path) -> tuple[str, str] | None:
     """
     if not folder.is_dir():
         is_broken_link = folder.is_symlink() and not folder.exists()
-        return "it is a broken link" if is_broken_link else "it is a file", "Replace it by a folder."
+        return "it is a broken link" if is_broken_link else "it is a file", "Replace it with a folder."
     path = folder / f".doctor~{os.getpid()}~{secrets.token_hex(4)}.tmp"
     try:
         with open(path, "wb") as file:
@@ -226,7 +226,7 @@ def probe_new_database(folder: Path) -> None:
 def connection_error(uri: str, seconds: float = 10.0) -> str | None:
     """Return why the host and port of a URL cannot be reached; None if they can, or if the URL has none.
 
-    Checked first, because libraries retry for minutes before they report an unreachable server.
+    Call it before a library connects, because libraries retry for minutes before they report an unreachable server.
     """
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]

@@ -35,13 +35,13 @@ ProgressWrapper = Callable[[Iterator[Any], int], Iterator[Any]]
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One of the two runs.
+    """One of the two compared runs, with its predictions and post-processing.
 
     Attributes:
         run: the run.
         oof: its out-of-fold predictions.
         settings: the post-processing of its masks.
-        description: of the post-processing, for the report.
+        description: text about the post-processing, for the report.
     """
 
     run: Run
@@ -65,7 +65,7 @@ class ComparedRun:
             run,
             run.oof(),
             tuned.settings,
-            f"the steps tuned on these cases (optimistic: {tuned.after:.4f}, nested {tuned.nested:.4f})",
+            f"the steps tuned on these cases (optimistic score {tuned.after:.4f}, nested score {tuned.nested:.4f})",
         )
 
     @property
@@ -85,10 +85,10 @@ class Comparison:
     Attributes:
         a: the first run.
         b: the second run.
-        tables: of each run, a row per case and class: id, fold, class, score (the competition's metric), dice,
-            surface_dice, hd95 (mm), tp, fp, fn.
+        tables: the table of each run, with a row per case and class: id, fold, class, score (the competition's metric),
+            dice, surface_dice, hd95 (mm), tp, fp, fn.
         rows: rows of the case table by id.
-        differences: b − a, by measure and class; those over all classes have no class.
+        differences: b − a, by measure, for each class and over all classes (without a class).
         notes: caveats for the reader.
     """
 
@@ -107,7 +107,7 @@ class Comparison:
     def most_changed(self, count: int) -> list[tuple[str, float]]:
         """Return cases and the change of their score (b − a, mean over classes), largest change first.
 
-        By the competition's metric; by Dice for a case without a score. Cases without a change are omitted.
+        The score is the competition's metric, or Dice for a case without it. Cases without a change are omitted.
         """
         change = mean_score_per_case(self.tables[1]) - mean_score_per_case(self.tables[0])
         dice = mean_score_per_case(self.tables[1].assign(score=self.tables[1]["dice"])) - mean_score_per_case(
@@ -128,10 +128,10 @@ class Comparison:
 
 
 def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda rows, _: rows) -> Comparison:
-    """Compare two runs on the cases that both predicted out of fold; one case in memory at a time.
+    """Compare two runs on the cases that both predicted out of fold; one case is in memory at a time.
 
-    Masks have each run's own post-processing. If a class is not in the truth and only one of the runs predicts it, the
-    other run gets the best value; if neither predicts it, the pair is omitted.
+    The masks of each run have its own post-processing. If a class is not in the truth and only one of the runs predicts
+    it, the other run gets the best value; if neither predicts it, the case is omitted for this class.
 
     Args:
         run_a: the first run.
@@ -204,7 +204,7 @@ def _differences(tables: tuple[pd.DataFrame, pd.DataFrame], run: Run) -> list[Pa
 
 
 def _check_same_data(run_a: Run, run_b: Run, shared: list[str]) -> None:
-    """Check that the runs share cases, and that these have not changed between them."""
+    """Check that the runs share cases, and that these cases have the same images and masks in both runs."""
     hashes = [dict(zip(run.cases["id"], run.cases["hash"], strict=True)) for run in (run_a, run_b)]
     for case in hashes[0].keys() & hashes[1].keys():
         if hashes[0][case] != hashes[1][case]:

@@ -22,7 +22,7 @@ from competition.inference.predict import Prediction, device_context, predict_ca
 from competition.runs.blend import Ensemble, WeightedMean
 from competition.runs.run import CACHE_FOLDER, Run
 
-# Weights of more bytes do not stay in memory: the networks are read again for each case.
+# If the weights have more bytes, they do not stay in memory: the networks are read again for each case.
 MAX_WEIGHT_BYTES_IN_MEMORY = 2**32
 
 
@@ -62,7 +62,7 @@ class EnsemblePredictor:
         self.comp, self.scratch = ensemble.comp, scratch
         self.checkpoints = {str(run.folder): run.checkpoints() for run in ensemble.runs}
         size = sum(checkpoint.size for members in self.checkpoints.values() for checkpoint in members)
-        # Before any network is loaded, since the disk may be full or the image damaged.
+        # Preprocess before any network is loaded, so that a full disk or a damaged image is reported early.
         channels = {str(run.folder): count_channels(row, run, scratch) for run, _ in ensemble.active[:1]}
         self.weighted_runs: list[tuple[Any, float]] = []
         for run, weight in ensemble.active:

@@ -22,7 +22,7 @@ class ExpectedScore:
 
     Attributes:
         metric: name of the competition's metric.
-        score: on the out-of-fold cases; nested if steps were tuned.
+        score: score on the out-of-fold cases; the nested score if steps were tuned.
         low: lower end of the 95 % prediction interval; nan for fewer than two cases.
         high: upper end of it.
         cases: number of out-of-fold cases.

@@ -39,7 +39,7 @@ class FittedWeights:
         equal: the score of equal weights.
         best: the score of the best weights on the cases they were fitted on (optimistic).
         nested: the score of each fold's cases with the weights fitted on the other folds.
-        gain: by how much nested is better than equal, with its 95 % interval.
+        gain: by how much the nested score is better than that of equal weights, with its 95 % interval.
         fold_weights: the weights fitted without each fold; empty if equal weights are used.
     """
 
@@ -62,8 +62,9 @@ class FittedWeights:
             verdict = "equal weights are used, since the gain is within its noise"
         return [
             f"each run alone: {single}",
-            f"equal weights {self.equal:.4f}; best on all cases {self.best:.4f} ({best}); nested {self.nested:.4f} "
-            f"(gain {self.gain.value:+.4f}, 95 % {self.gain.low:+.4f} to {self.gain.high:+.4f}): {verdict}",
+            f"equal weights {self.equal:.4f}; best on all cases {self.best:.4f} ({best}); nested score "
+            f"{self.nested:.4f} (gain {self.gain.value:+.4f}, 95 % {self.gain.low:+.4f} to {self.gain.high:+.4f}): "
+            f"{verdict}",
         ]
 
 
@@ -81,7 +82,7 @@ def fit_weights(
 
     Args:
         ensemble: the runs; its weights are ignored.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         groups: the group of each case, for the interval.
         context: its log takes progress messages.
         workers: processes; None: one per core.
@@ -93,7 +94,7 @@ def fit_weights(
     ensemble = replace(ensemble, weights=equal)
     rows, fold_of = shared_case_rows(ensemble), ensemble.out_of_fold().fold_of()
     folds = sorted({fold_of[case] for case in rows})
-    left_out: list[int | None] = [None, *folds]  # fold without which the weights are fitted; None: on all cases
+    left_out: list[int | None] = [None, *folds]  # the weights are fitted without this fold; None: on all cases
     single_runs = [tuple(float(index == run) for index in range(count)) for run in range(count)]
     tables: dict[Weights, pd.DataFrame] = {}
     scorer = _WeightScorer([run.oof() for run in ensemble.runs], ensemble.comp, rows)
@@ -132,7 +133,7 @@ def fit_weights(
 
 
 def weight_grid(count: int, parts: int) -> Iterator[Weights]:
-    """Yield all weights of `count` runs in steps of 1 / parts; for more than 4 runs only mixtures of two."""
+    """Yield all weights of `count` runs in steps of 1 / parts; for more than 4 runs only mixtures of two runs."""
     if count > 4:
         for first in range(count):
             for second in range(count):

@@ -51,9 +51,9 @@ class ExportOptions:
     """Optional contents of a bundle.
 
     Attributes:
-        zipped: also write a zip file next to the folder.
-        onnx: also write the networks as ONNX.
-        wheels: also download the packages' wheels.
+        zipped: whether to also write a zip file next to the folder.
+        onnx: whether to also write the networks as ONNX.
+        wheels: whether to also download the packages' wheels.
         hours: the time limit written into the notebook.
     """
 
@@ -65,7 +65,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported bundle: its folder, bytes, number of networks, packages, and the zip file if there is one."""
+    """An exported bundle: its folder, size in bytes, number of networks, packages, and the zip file if there is one."""
 
     folder: Path
     size: int
@@ -81,7 +81,7 @@ def export_runs(
     options: ExportOptions = ExportOptions(),
     context: Context = Context(),
 ) -> ExportResult:
-    """Export runs as a bundle, after a test prediction of one patch; the folder appears complete or not at all.
+    """Export runs as a bundle after a test prediction of one patch; the folder is written completely or not at all.
 
     Args:
         runs: finished runs of one competition.
@@ -312,11 +312,13 @@ def check_replaceable(folder: Path) -> None:
         if name not in manifest and "__pycache__" not in name
     ]
     if extra_files:
-        raise MaskfoldError(f"The bundle {folder} contains a file of another origin: {extra_files[0]}.", hint, status=2)
+        raise MaskfoldError(
+            f"The bundle {folder} contains a file that is not part of it: {extra_files[0]}.", hint, status=2
+        )
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Replace `folder` by `new`."""
+    """Replace `folder` with `new`."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         os.replace(folder, old)

@@ -88,9 +88,9 @@ required. The bundle downloads nothing and unpickles nothing.
     python run.py --input /kaggle/input/x --output submission.csv --hours 9
 
 - `--input` is the competition's folder as the host mounts it. The script predicts the test images that it finds there.
-- `--hours 9` measures the first cases. If the time limit is too short, it drops test-time augmentation first, then one
-  network after the other, lowest weight first, and prints each change. If the time suffices, nothing changes. Cases
-  that are not reached get empty masks.
+- With `--hours 9`, the script measures the time of the first cases. If the time limit is too short, the script drops
+  test-time augmentation first, then one network after the other, lowest weight first, and prints each change. If the
+  time suffices, nothing changes. Cases that are not reached get empty masks.
 - `--devices auto` uses all GPUs, else the CPU; `--devices 1`, `cuda:1` or `cpu,cpu` select devices.
 - `--go-on` gives empty masks to a case that cannot be read or predicted, instead of stopping.
 - `--onnx` predicts with onnxruntime; it requires a bundle that was exported with `--onnx`{onnx}.
@@ -122,7 +122,7 @@ def build_readme(
         title: title of the page.
         version: version of Maskfold.
         python: oldest supported Python version.
-        runs: as in bundle.json, with `networks`.
+        runs: the entries of the runs in bundle.json, with the number of `networks`.
         expected: a sentence about the expected score.
         wheels: whether the bundle contains wheels.
         onnx: whether the bundle contains ONNX files.

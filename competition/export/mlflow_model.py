@@ -29,7 +29,7 @@ def write_predictor_folder(run: Run, folder: Path) -> None:
     """Write everything required for prediction: `experiment.yaml`, `postprocess.json`, and each member's weights.
 
     Args:
-        run: with at least one finished fold. Its post-processing is that of `maskfold predict`.
+        run: a run with at least one finished fold. Its post-processing is that of `maskfold predict`.
         folder: created here.
 
     Raises:
@@ -93,14 +93,14 @@ def version_tags(run: Run) -> dict[str, str]:
 
 def _summary(run: Run) -> dict[str, Any]:
     path = run.folder / "summary.json"
-    return read_record(path, "Run the run's `maskfold cv` again, which writes it.") if path.exists() else {}
+    return read_record(path, "Run `maskfold cv` for this run again; it writes the file.") if path.exists() else {}
 
 
 def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
     """Write an MLflow model with its networks and this package's code.
 
     Args:
-        run: with at least one finished fold.
+        run: a run with at least one finished fold.
         folder: the model's folder, created here.
         temporary_folder: an empty folder.
 

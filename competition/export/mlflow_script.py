@@ -14,10 +14,11 @@ class Segmenter(PythonModel):
     """Predicts masks of images; see `competition.export.predictor.iter_images` and `Predictor.predict`."""
 
     def load_context(self, context: Any) -> None:
-        """Open the folder of networks; they are loaded with the first image."""
+        """Open the folder of networks; the networks are loaded with the first image."""
         self.predictor = Predictor(Path(context.artifacts["run"]))
 
-    # With the hint pd.DataFrame MLflow accepts any input; without a hint it warns, and no hint describes such lists.
+    # With the type hint pd.DataFrame, MLflow accepts any input. Without a type hint, MLflow warns; no other type hint
+    # describes such lists.
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[Any]:
         """Return the masks of a table or a list of images."""
         return self.predictor.predict(model_input)

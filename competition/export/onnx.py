@@ -63,7 +63,7 @@ class OnnxNetwork(nn.Module):
 
 
 def use_onnx_networks(predictor: EnsemblePredictor) -> None:
-    """Replace the networks by the ONNX files that are stored next to their weights.
+    """Replace the networks with the ONNX files that are stored next to their weights.
 
     Raises:
         MaskfoldError: a file is missing or cannot be read.
@@ -72,7 +72,7 @@ def use_onnx_networks(predictor: EnsemblePredictor) -> None:
         paths = [run_networks.run.weights(*member).with_suffix(ONNX_SUFFIX) for member in run_networks.members]
         for path in paths:
             if not path.exists():
-                raise MaskfoldError(f"{path} is missing.", "Export the bundle with --onnx, or run it without.")
+                raise MaskfoldError(f"{path} is missing.", "Export the bundle with --onnx, or run it without --onnx.")
         run_networks.networks = [OnnxNetwork(path, torch.get_num_threads()) for path in paths]
 
 
@@ -95,9 +95,9 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
     """Write a network as ONNX, for any number of patches per batch if its code allows that, else for one.
 
     Args:
-        network: on any device.
+        network: the network, on any device.
         channels: input channels.
-        exp: the experiment: sizes and labels.
+        exp: the experiment, which sets the sizes and labels.
         path: the file.
 
     Returns:
@@ -118,7 +118,7 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MaskfoldError(
-            f"--onnx requires the package {error.name}, which is not installed.", "pip install 'maskfold[onnx]'"
+            f"--onnx requires the package {error.name}, which is not installed.", "Run: pip install 'maskfold[onnx]'."
         ) from error
     reference = MainOutputNetwork(network.cpu().eval(), len(exp.patch.size), exp.output_channels).eval()
     program = _export_program(reference, (channels, *exp.patch.size), exp)

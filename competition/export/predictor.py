@@ -57,7 +57,7 @@ class Predictor:
         """Return masks on the grid of each image.
 
         Args:
-            images: see `iter_images`.
+            images: the images, in any form that `iter_images` takes.
 
         Returns:
             One array each, (*spatial), as `maskfold predict` writes it: uint8 or uint16 values of classes, object
@@ -86,7 +86,7 @@ def _read_settings(path: Path) -> PostprocessConfig:
 
 
 def adapt_to_machine(exp: Experiment) -> Experiment:
-    """Adapt the experiment to this machine: one device, and `auto` if the training's accelerator is missing."""
+    """Adapt the experiment to this machine: one device, and `run.accelerator: auto` if that of the YAML is missing."""
     import torch
 
     accelerator = exp.run.accelerator
@@ -231,7 +231,7 @@ def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
         ):
             raise MaskfoldError(
                 f"Affine of {name}: found {matrix.tolist()}, expected an invertible 4×4 matrix.",
-                "Give voxel to world, in mm.",
+                "Give the matrix that maps voxels to world coordinates in mm.",
             )
         image = Image(image.array, tuple(map(float, voxel_sizes))[: image.array.ndim - 1], matrix)
     if not _is_missing(spacing):

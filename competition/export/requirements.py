@@ -30,7 +30,7 @@ ENTRY_MODULES = (
     "competition.export.smoke_test",
     *(registry.package for registry in (STEPS, SCHEDULES)),  # reading a run's YAML imports them by name
 )
-# No wheels of these are downloaded: they are gigabytes, and every GPU notebook has them, built for its driver.
+# Wheels of these packages are not downloaded: they take gigabytes, and every GPU notebook has them for its driver.
 PREINSTALLED = ("torch", "torchvision", "triton")
 PREINSTALLED_PREFIXES = ("nvidia-", "cuda-")  # dependencies of PyTorch
 
@@ -38,7 +38,9 @@ PREINSTALLED_PREFIXES = ("nvidia-", "cuda-")  # dependencies of PyTorch
 
 
 def required_files(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
-    """Return this package's files that a bundle imports, also inside functions, and the other packages they import.
+    """Return this package's files that a bundle imports, and the other packages that these files import.
+
+    Imports inside functions are included.
 
     Args:
         targets: import paths of networks and post-processing steps; only those in this package add files.
@@ -47,7 +49,7 @@ def required_files(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
         Paths relative to the package's folder, sorted; names of top-level modules.
     """
     todo = [*ENTRY_MODULES, *(target for target in targets if target.startswith("competition."))]
-    # A metric's name in the YAML is looked up among all modules of that package, which no import names.
+    # A metric's name in the YAML is looked up in all modules of `competition.metrics`, although no import names them.
     todo += [f"{METRICS.package}.{path.stem}" for path in (PACKAGE / METRICS.package.rpartition(".")[2]).glob("*.py")]
     files: set[Path] = set()
     other_packages: set[str] = set()

@@ -78,7 +78,7 @@ def terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> int:
-    """Check the bundle and run the package in `code`; Ctrl-C and SIGTERM stop it, also during the imports."""
+    """Check the bundle and run the package in `code`; Ctrl-C and SIGTERM stop this script, also during the imports."""
     signal.signal(signal.SIGTERM, terminate)
     try:
         return check_and_run()

@@ -64,7 +64,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def _translate_hint(hint: str) -> str:
-    """Replace YAML keys by options of this command."""
+    """Replace YAML keys with options of this command."""
     for pattern, option in HINTS:
         hint = re.sub(pattern, option, hint)
     return hint
@@ -115,10 +115,11 @@ def _say(line: str) -> None:
 def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None:
     """Predict all cases, in this process or in one process per device."""
     options, devices = _options(args, started), parse_devices(args.devices)
-    if args.output.suffix != ".csv" or args.output.is_dir():
-        raise MaskfoldError(
-            f"--output: found {args.output}, expected a file name ending in .csv.", "Change --output.", status=2
-        )
+    hint = "Name a file, e.g. --output submission.csv."
+    if args.output.is_dir():
+        raise MaskfoldError(f"--output: found the folder {args.output}, expected a CSV file.", hint, status=2)
+    if args.output.suffix != ".csv":
+        raise MaskfoldError(f"--output: found {args.output}, expected a name that ends in .csv.", hint, status=2)
     ensure_writable(args.output.parent)
     bundle = _read_bundle(folder, args, devices[0])
     found = find_test_cases(bundle.ensemble.comp, bundle.id_suffix, Context(say=_say))
@@ -206,7 +207,7 @@ def _predict_in_processes(
         _print_progress(number, len(rows), predicted is not None and predicted.reached)
         yield predicted if predicted is not None else empty_prediction(row, found.test_set.comp)
     if lost:
-        _say(f"time: over; {lost} cases that no process finished get empty masks")
+        _say(f"time: the limit is reached; {lost} cases that no process finished get empty masks")
 
 
 def _predict_shard(

@@ -45,7 +45,7 @@ from competition.runs.run import Run
 from competition.submission.reader import IdLookup, RowKey, SampleSubmission, format_row, open_rows, read_sample
 from competition.submission.testset import TestSet, row_names
 from competition.submission.writer import MaskItem
-from competition.text import format_count
+from competition.text import format_count, join_or
 
 BUNDLE_FILE, BUNDLE_FORMAT = "bundle.json", 1
 ROWS_FILE = "rows.json"  # the cases of each process
@@ -138,10 +138,10 @@ class TestCases:
 def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCases:
     """Return the test images below the competition's root, and the rows that the file requires.
 
-    If the sample matches the images, the result is that of `maskfold submit`. Otherwise the rows are those of the
-    sample whose image exists, in its order, followed by those of all other images by id (and slice) and class. If no
-    id of the sample has an image, the sample is a dummy and is ignored; if only some ids have one, the rows of the
-    others get empty masks.
+    If the sample matches the images, the result is that of `maskfold submit`. Otherwise the first rows are those of the
+    sample whose image exists, in the sample's order; the rows of all other images follow, sorted by id (and slice) and
+    class. If no id of the sample has an image, the sample is a dummy and is ignored; if only some ids have one, the
+    rows of the others get empty masks.
 
     Args:
         comp: the competition; its root is the folder where the host's files are mounted.
@@ -203,7 +203,7 @@ def write_empty_submission(found: TestCases, path: Path) -> int:
 
 
 def id_suffix(keys: tuple[RowKey, ...]) -> str:
-    """Return the suffix that the ids of a sample add to the image's id, such as `.png`; empty if they differ."""
+    """Return the suffix that all ids of a sample add to the image's id, such as `.png`; empty if there is none."""
     suffixes = {image[len(strip_extension(image)) :] for image, _ in keys}
     return suffixes.pop() if len(suffixes) == 1 else ""
 
@@ -367,7 +367,7 @@ def predict_cases(
                 probabilities, presence = reducible.predictor.predict(row)
                 outcome = postprocess(probabilities, comp, bundle.settings, row, presence)
         except TimeUp:
-            say(f"time: over; {len(rows) - number} of {len(rows)} cases get empty masks")
+            say(f"time: the limit is reached; {len(rows) - number} of {len(rows)} cases get empty masks")
             yield from (empty_prediction(remaining, comp) for remaining in rows[number:])
             return
         except MaskfoldError as error:
@@ -472,12 +472,13 @@ def parse_devices(text: str) -> list[str]:
     gpus = torch.cuda.device_count()
     if text == "auto":
         return [f"cuda:{index}" for index in range(gpus)] or ["auto"]
+    available = ["cpu", *(f"cuda:{index}" for index in range(gpus))]
     names = [f"cuda:{index}" for index in range(int(text))] if text.isdigit() else text.split(",")
     for name in names:
         kind, _, index = name.partition(":")
         if name != "cpu" and not (kind == "cuda" and index.isdigit() and int(index) < gpus):
             raise MaskfoldError(
-                f"invalid --devices {text}: found {name}, expected cpu or one of the {gpus} GPUs of this machine.",
+                f"invalid --devices {text}: found {name}, expected {join_or(available)} on this machine.",
                 "Set auto, a number of GPUs, or a list such as cuda:0,cuda:1 or cpu,cpu.",
                 status=2,
             )
@@ -506,7 +507,7 @@ def collect(
         sizes: voxels of the cases.
         folder: an empty folder for the masks.
         confidence: whether the file has a confidence for each object.
-        deadline: on `time.monotonic`; None: no deadline.
+        deadline: time on the clock `time.monotonic`; None: no deadline.
 
     Raises:
         MaskfoldError: a process failed.
@@ -552,7 +553,7 @@ def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
 
 
 def _environment(device: str, count: int) -> tuple[str, dict[str, str]]:
-    """Return a process's device and environment: it sees only its own GPU, or has its share of the CPU's threads."""
+    """Return the device and environment of a process, which sees only its own GPU, or uses its share of CPU threads."""
     if device == "cpu":
         threads = max(1, (os.cpu_count() or 1) // count)
         return "cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
@@ -570,7 +571,7 @@ def _wait_for_case(
         if task.done() and not path.exists():
             pool.result(task)  # raises its error, if there is one
             raise MaskfoldError(
-                f"The process that predicts the case {row.id} ended without its masks.",
+                f"The process that predicts case {row.id} ended before it wrote the masks.",
                 "Run with --devices cpu, or with one device.",
             )
         if deadline is not None and time.monotonic() > deadline + GRACE_SECONDS:

@@ -50,7 +50,7 @@ def effort_levels(weights: Sequence[float], networks: Sequence[int], views: Sequ
     Args:
         weights: weight of each run, above 0.
         networks: number of networks of each run.
-        views: views of each run's test-time augmentation; 1 without.
+        views: number of views of each run's test-time augmentation; 1 without augmentation.
     """
     remaining = list(networks)
     levels = [EffortLevel(True, tuple(remaining))]
@@ -71,8 +71,8 @@ class TimeBudget:
     """Measures the time of each case and chooses the level for the next one.
 
     Args:
-        levels: see `effort_levels`.
-        views: views of each run.
+        levels: result of `effort_levels`.
+        views: number of views of each run, as for `effort_levels`.
         sizes: voxels of the cases in order; a case's time is proportional to them.
         limit: seconds in total; None: no limit, so nothing is dropped.
         started: start time on the clock.
@@ -86,7 +86,7 @@ class TimeBudget:
     started: float = 0.0
     clock: Clock = time.monotonic
     level_index: int = 0
-    # per case: voxels, seconds outside the networks, seconds per pass of each run (-1 without passes)
+    # For each case: voxels, seconds outside the networks, seconds per pass of each run (-1 without passes)
     measured: list[tuple[int, float, list[float]]] = field(default_factory=list)
 
     @property
@@ -96,7 +96,7 @@ class TimeBudget:
 
     @property
     def deadline(self) -> float | None:
-        """When predicting must end, on the clock; None without a limit."""
+        """Time on the clock at which prediction must end; None without a limit."""
         if self.limit is None:
             return None
         return self.started + self.limit - min(RESERVE_SHARE * self.limit, RESERVE_MOST)

@@ -59,7 +59,7 @@ def predict_case(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> np.ndarray:
-    """Return the probabilities of `predict_case_with_presence`."""
+    """Predict a case as `predict_case_with_presence` does; return only the probabilities."""
     return predict_case_with_presence(networks, prepared, exp, device, autocast).probabilities
 
 
@@ -73,11 +73,11 @@ def predict_case_with_presence(
     """Predict a case and invert its preparation.
 
     Args:
-        networks: on `device`; their probabilities are averaged.
+        networks: the networks, on `device`; their probabilities are averaged.
         prepared: the case.
         exp: the experiment.
-        device: of the networks.
-        autocast: see `predict_image`.
+        device: device of the networks.
+        autocast: returns the context of a forward pass, as for `predict_image`.
 
     Returns:
         Probabilities and class presence on the file's grid.
@@ -166,7 +166,7 @@ class DeviceContext:
     """Device of the networks and the precision of their forward passes.
 
     Attributes:
-        device: of the networks.
+        device: device of the networks.
         precision: fp32, bf16 or fp16; weights and probabilities are always float32.
     """
 
@@ -232,7 +232,7 @@ def retry_with_smaller_batches(predict: Callable[[Experiment], T], exp: Experime
     Args:
         predict: makes the prediction with the settings of an experiment.
         exp: the experiment.
-        device: of the networks.
+        device: device of the networks.
 
     Raises:
         MaskfoldError: memory runs out, and the batch may not or cannot be halved.

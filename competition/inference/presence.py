@@ -38,7 +38,7 @@ def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None =
 
 
 def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
-    """Compute the presence of each class in a case from that in its windows.
+    """Compute the presence of each class in a case from its presence in the windows.
 
     A case contains a class if any window does, so each network's maximum is taken; then the networks are combined by
     `mean_log_odds`.
@@ -68,7 +68,7 @@ def presence_on_file_grid(gate: np.ndarray, geometry: Geometry, by_slice: bool) 
 
     Args:
         gate: (K, 1), or (K, slices of the prepared volume).
-        geometry: of the case.
+        geometry: geometry of the case.
         by_slice: whether there is one value per slice.
 
     Returns:

@@ -43,10 +43,10 @@ def predict_image(
     network predicts a volume slice by slice along its last axis.
 
     Args:
-        networks: on `device`; in evaluation mode during the prediction.
+        networks: the networks, on `device`; they are in evaluation mode during the prediction.
         image: (C, *prepared) float32, normalised: `PreprocessedCase.network_image()`. May be a memory map.
         exp: the experiment.
-        device: of the networks.
+        device: device of the networks.
         autocast: returns the context of a forward pass, such as `fabric.autocast`.
 
     Returns:
@@ -67,7 +67,7 @@ def predict_image_with_presence(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Predict as `predict_image`, and return also the class presence (see `case_presence`), None without `exp.gate`."""
     all_views, slices = tta_views(exp), exp.patch.slices
-    # Of all windows in order; with slices, all windows of the first slice come first.
+    # The presence in all windows, in order; with slices, all windows of the first slice come first.
     presences: list[torch.Tensor] = []
 
     def predict(batch: torch.Tensor) -> torch.Tensor:
@@ -98,8 +98,8 @@ def window_starts(length: int, patch: int, overlap: float) -> list[int]:
 def window_weights(length: int, patch: int, axis_starts: list[int]) -> torch.Tensor:
     """Return blending weights of each window along one axis, (windows, patch) float32; they sum to 1 at every voxel.
 
-    A Gaussian in space is the product of one along each axis, and so is its sum over a grid of windows. Weights that
-    are normalised along each axis therefore need no second volume of summed weights.
+    A Gaussian in space is the product of Gaussians along the axes, and its sum over a grid of windows is the product of
+    their sums. Weights that are normalised along each axis therefore need no second volume of summed weights.
     """
     offset = np.arange(patch) - (patch - 1) / 2
     gauss = np.exp(-0.5 * (offset / (patch / 8)) ** 2)

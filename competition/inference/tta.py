@@ -32,8 +32,8 @@ class TTAView:
 def tta_views(exp: Experiment) -> list[TTAView]:
     """Return the views of `inference.tta`; the first is the identity.
 
-    flip: every subset of the axes in `augment.flip`. auto: every subset of the axes that training flipped. rotate90:
-    four quarter turns; with flips the eight symmetries of the square.
+    `flip` gives every subset of the axes in `augment.flip`, `auto` every subset of the axes that training flipped.
+    `rotate90` gives four quarter turns; together with flips, these are the eight symmetries of the square.
 
     Raises:
         MaskfoldError: `augment.flip` allows no flips, or quarter turns are set for volumes or a non-square patch.

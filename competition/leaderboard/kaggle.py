@@ -18,7 +18,7 @@ from competition.redact import redact
 KAGGLE_PREFIX = "kaggle:"
 PARTIAL_SUFFIX = ".kaggle-partial"  # the client's own file next to an incomplete download
 PAGE_SIZE = 200  # files, or submissions, per request
-MAX_PAGES = 50  # the listing of files is incomplete after these
+MAX_PAGES = 50  # pages after which the listing of files stops
 MAX_MESSAGE_LENGTH = 300  # maximum characters of a message of the host
 LIMIT_REACHED_PATTERN = re.compile(
     r"(?i)daily|per day|today|submission limit|limit of|maximum number|too many submissions"
@@ -33,7 +33,7 @@ class CompetitionListing:
     """Files of a competition.
 
     Attributes:
-        name: of the competition, as in its URL.
+        name: name of the competition, as in its URL.
         files: (name, bytes) of each.
         complete: whether all files are listed.
     """
@@ -74,7 +74,7 @@ def connect_kaggle() -> Any:
     """Return Kaggle's client, authenticated.
 
     Raises:
-        MaskfoldError: it is not installed, or finds no credentials.
+        MaskfoldError: the client is not installed, or finds no credentials.
     """
     try:
         with redirect_client_output():  # the client prints while it is imported
@@ -124,9 +124,9 @@ def fetch_competition(
     Args:
         api: result of `connect_kaggle`.
         listing: result of `list_competition_files`.
-        folder: is created.
+        folder: the folder to create.
         new_progress: returns a progress bar with the given label.
-        show: let the client draw its own progress bar.
+        show: whether the client draws its own progress bar.
 
     Returns:
         Number of files.
@@ -210,8 +210,8 @@ class SubmissionLimits:
     """Submission limits of the user's team.
 
     Attributes:
-        used: today (UTC).
-        left: for the rest of today.
+        used: number of submissions used today (UTC).
+        left: number of submissions left for the rest of today.
         by_total: whether the limit is that of the whole competition, not of the day.
     """
 
@@ -330,7 +330,7 @@ def _number(text: Any) -> float | None:
 
 
 def _code(error: OSError) -> int | None:
-    """Return the status of Kaggle's answer; the one in its body takes precedence over the HTTP status."""
+    """Return the status of Kaggle's answer; a status in its body takes precedence over the HTTP status."""
     body = _body(error)
     code = body.get("code") if isinstance(body.get("code"), int) else None
     return code or getattr(getattr(error, "response", None), "status_code", None)

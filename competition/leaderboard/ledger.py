@@ -40,9 +40,9 @@ class UploadRecord:
         competition: its name in our YAML.
         host: kaggle, or `by hand`.
         slug: the competition's name at the host.
-        time: of the upload, ISO in UTC.
+        time: time of the upload, ISO in UTC.
         file: the local file name, or the notebook's output.
-        sha256: of the file; empty for a notebook whose file is not available.
+        sha256: SHA-256 of the file; empty for a notebook whose file is not available.
         message: the description that the host shows.
         notebook: `owner/slug`, version and file of a code submission.
         metric: the competition's metric: name, average and so on; for the user's own metric also `higher_is_better`.
@@ -113,7 +113,7 @@ class UploadRecord:
 
 
 def metric_of_record(plain: dict[str, Any]) -> MetricConfig:
-    """Return the metric of a record; it averages scores, and its direction is in the record."""
+    """Return the metric of a record, to average scores with; the record itself has the direction."""
     return MetricConfig.model_validate({key: value for key, value in plain.items() if key != "higher_is_better"})
 
 
@@ -209,9 +209,9 @@ def update_records(
     know it, it is lost. A record with a number that is not among the latest submissions stays unchanged.
 
     Args:
-        records: of one competition.
+        records: the records of one competition.
         submissions: the host's submissions.
-        time: of the answer, ISO in UTC.
+        time: time of the answer, ISO in UTC.
     """
     by_ref = {submission.ref: submission for submission in submissions}
     unmatched = dict(by_ref)
@@ -256,7 +256,7 @@ def _matches(record: UploadRecord, submission: KaggleSubmission) -> bool:
 
 
 def to_timestamp(text: str) -> float:
-    """Return the seconds since 1970 of an ISO time; without a time zone it is UTC."""
+    """Return the seconds since 1970 of an ISO time; a time without a zone is in UTC."""
     time = datetime.fromisoformat(text.replace("Z", "+00:00"))
     return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
 

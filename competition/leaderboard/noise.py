@@ -132,7 +132,7 @@ def public_overfit(records: Sequence[UploadRecord], tables: Mapping[str, pd.Data
 
 
 def cv_lb_disagreements(records: Sequence[UploadRecord]) -> list[str]:
-    """Return a sentence for each public score outside the interval of 95 % of such test sets."""
+    """Return a sentence for each public score outside its interval, which contains 95 % of test sets of this size."""
     lines = []
     for record in with_public_score(records):
         low, high = record.expected.get("low"), record.expected.get("high")

@@ -128,8 +128,8 @@ def make_record(
 
     Args:
         request: the file or notebook.
-        message: for the host; None: the file's name, its score and the first digits of its SHA-256.
-        notebook: of a code submission: `kernel`, `version` and `file`.
+        message: description for the host; None: the file's name, its score and the first digits of its SHA-256.
+        notebook: `kernel`, `version` and `file` of a code submission.
         earlier: the earlier records.
         host: kaggle, or `by hand`.
     """
@@ -219,7 +219,7 @@ def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) -> pd.DataFrame | None:
-    """Return the table behind the summary's score: next to the CSV, else the run's own if a single run predicted."""
+    """Return the score table of a summary: the one next to the CSV, else that of the run if only one run predicted."""
     if path is None or comp is None or not summary.get("expected"):
         return None
     import pandas as pd
@@ -287,7 +287,8 @@ def _expected(
 ) -> dict[str, float | None]:
     """Return the interval for the public board.
 
-    From the cases' scores; without them the summary's interval, widened by the square root of the share of cases.
+    It follows from the scores of the cases. Without them, it is the summary's interval, widened by the square root of
+    the share of cases.
     """
     if not expected or public is None:
         return {}
@@ -316,10 +317,10 @@ def submit_to_kaggle(
     this process broke off. The record is removed if Kaggle certainly did not count the submission.
 
     Args:
-        api: of `competition.leaderboard.kaggle.connect_kaggle`.
+        api: result of `competition.leaderboard.kaggle.connect_kaggle`.
         request: the file or notebook.
         ledger: stores the record.
-        record: of `make_record`.
+        record: result of `make_record`.
         scores: the out-of-fold scores by case and class.
 
     Returns:
@@ -377,7 +378,7 @@ def refresh_scores(api: Any, ledger: Ledger) -> tuple[list[UploadRecord], int]:
 def add_manual_entry(
     request: UploadRequest, ledger: Ledger, public: float | None, private: float | None, message: str | None
 ) -> UploadRecord:
-    """Record the scores of a file that was submitted elsewhere; the latest record of the same file is completed.
+    """Record the scores of a file that was submitted elsewhere; if the file has records, complete the latest one.
 
     Raises:
         MaskfoldError: no score is given, or a score is invalid (status 2).

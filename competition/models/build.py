@@ -86,7 +86,8 @@ def build_network(
             raise _args_error(exp, cls, error) from error
     if pretrained and path is not None:
         log.info("%s", load_encoder(network, path, channels))
-    args.update(pretrained_args(cls, args, None))  # for the search of the deepest feature map
+    # To find the deepest feature map, the network is built again, without pretrained weights.
+    args.update(pretrained_args(cls, args, None))
     return _add_presence_head(exp, cls, args, channels, network, context)
 
 
@@ -263,7 +264,7 @@ class PatchSizeProbe:
     """Probe that passes patches of a given size through a network.
 
     Args:
-        network: on the meta device.
+        network: the network, on the meta device.
         channels: channels of its input.
         outputs: channels of its output.
         build_on_cpu: builds it on the CPU, for a network whose forward pass reads values.
@@ -303,7 +304,9 @@ class PatchSizeProbe:
 
 
 def nearest_valid_sizes(is_valid: Callable[[PatchSize], bool], size: PatchSize) -> list[PatchSize]:
-    """Return the nearest valid patch sizes: one with no axis above `size` if there is one, and one with none below.
+    """Return the nearest valid patch sizes: a smaller one, if there is one, and a larger one; empty if there is none.
+
+    No axis of the smaller size exceeds that of `size`, and no axis of the larger size falls below it.
 
     A network that halves its input n times along an axis needs multiples of 2^n there, so multiples of 2, 4, … 128
     are tried for each axis.

@@ -222,7 +222,7 @@ class LossTerm(nn.Module):
 
         Args:
             logits: (B, C, *spatial) float32.
-            truth: of the same spatial size.
+            truth: the target, of the same spatial size.
 
         Returns:
             A scalar, and scalars by name with `prefix`: the term itself, or the two losses that it sums.

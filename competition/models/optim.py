@@ -27,7 +27,7 @@ def build_optimizer(
 
     Args:
         exp: the experiment.
-        parameters: of the network.
+        parameters: parameters of the network.
         context: has the trusted packages.
 
     Raises:
@@ -166,7 +166,7 @@ class ExponentialMovingAverage:
     so that the initial weights lose influence fast (as TensorFlow's ExponentialMovingAverage with `num_updates`).
 
     Args:
-        network: on its device; the average is stored on the same device.
+        network: the network, on its device; the average is stored on the same device.
         decay: d in the long run, in [0, 1).
 
     Example:

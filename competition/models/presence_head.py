@@ -72,10 +72,10 @@ def find_deepest_feature_map(
     those the last computed.
 
     Args:
-        network: on the meta device.
+        network: the network, on the meta device.
         build_on_cpu: builds it on the CPU, for a network whose forward pass reads values.
         channels: channels of its input.
-        size: of the patch.
+        size: size of the patch.
 
     Returns:
         The module's name and the channels of its map.
@@ -138,8 +138,8 @@ def _feature_maps(network: nn.Module, channels: int, size: tuple[int, ...], devi
 def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
     """Return which classes each patch contains.
 
-    Ignored pixels carry no information: a class cannot be on them, as in the score, and if all pixels of a patch are
-    ignored, its classes are unknown. With one class, the boundary of its objects belongs to it.
+    Ignored pixels carry no information: as in the score, no class is counted there, and if all pixels of a patch are
+    ignored, its classes are unknown. If there is one class, the boundary of its objects belongs to it.
 
     Args:
         mask: (B, M, *spatial) uint8, as `competition.models.targets.LossTarget` takes it.
@@ -164,8 +164,8 @@ def presence_loss(logits: Tensor, mask: Tensor, comp: Competition) -> Tensor:
 
     Args:
         logits: (B, K).
-        mask: see `presence_target`.
-        comp: see `presence_target`.
+        mask: the mask, as for `presence_target`.
+        comp: the competition, as for `presence_target`.
     """
     target, known = presence_target(mask, comp)
     losses = binary_cross_entropy_with_logits(logits.float(), target, reduction="none")

@@ -68,7 +68,7 @@ def configured_encoder_weights(exp: Experiment) -> str | None:
 
 
 def find_weights_file(weights: str | None) -> Path | None:
-    """Return the file for `package:NAME` or a path; None for a name of the library, and for None.
+    """Return the file that `package:NAME` or a path names; None for a name of the library, or if `weights` is None.
 
     Raises:
         MaskfoldError: status 2; the file or the package is missing.
@@ -86,7 +86,7 @@ def find_weights_file(weights: str | None) -> Path | None:
 
 
 def pretrained_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict[str, Any]:
-    """Return the constructor arguments that make the library download the weights `hub`, or none if it is None.
+    """Return the constructor arguments that make the library download the weights `hub`; none if `hub` is None.
 
     Raises:
         MaskfoldError: status 2; the network has no weights to download.
@@ -113,7 +113,7 @@ def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
     does: summed for one channel, else repeated and scaled.
 
     Args:
-        network: on the CPU, with a submodule `encoder`.
+        network: a network on the CPU, with a submodule `encoder`.
         path: the file.
         channels: channels of the network's input.
 
@@ -134,10 +134,10 @@ def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
 
 
 def match_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
-    """Match each encoder tensor to one of a file: by name after any prefix, else by order if all shapes agree.
+    """Match each encoder tensor to one of a file: by name without a prefix, or by order if all shapes agree.
 
     Args:
-        network: on any device, including the meta device.
+        network: a network on any device, including the meta device.
         path: the file.
         channels: channels of the network's input.
 

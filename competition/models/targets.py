@@ -51,7 +51,7 @@ class LossTarget:
         return self.class_indices if self.exclusive else self.binary_channels
 
     def mask_ignored(self, logits: Tensor) -> Tensor:
-        """Replace logits (B, C, *spatial) at ignored pixels by constants that predict the background with certainty.
+        """Replace logits (B, C, *spatial) at ignored pixels with constants that predict the background with certainty.
 
         The target is background there too, so every loss, whatever its formula, has a gradient of exactly 0 and almost
         no value at these pixels. Averages over pixels count them as correct.

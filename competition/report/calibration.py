@@ -44,7 +44,7 @@ Ints = NDArray[np.int64]
 
 TEMPLATE = "run.html.j2"
 ABSENT_TEXT = "absent from the truth of these cases"
-BINS = 15  # of the reliability diagram: (0, 1/15], (1/15, 2/15], …; probability 0 is in the first
+BINS = 15  # bins of the reliability diagram: (0, 1/15], (1/15, 2/15], …; probability 0 is in the first
 
 
 def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
@@ -268,7 +268,10 @@ class CalibrationCounts:
         return np.mean(self.dice, axis=0) if self.dice else np.full(len(THRESHOLDS), nan)
 
     def share_left_empty(self) -> Floats | None:
-        """Return the share (19,) of cases without the class with no pixel above the threshold; None if all have it."""
+        """Return, of the cases without the class, the share (19,) that has no pixel above the threshold.
+
+        None if all cases have the class.
+        """
         return np.mean(self.left_empty, axis=0) if self.left_empty else None
 
 

@@ -276,7 +276,7 @@ def draw_objects(exploration: Exploration, path: Path) -> None:
 
 
 def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
-    """Draw the thumbnails of near-duplicates side by side; the middle slice of volumes."""
+    """Draw the thumbnails of near-duplicates side by side; of volumes, draw the middle slice."""
     pairs = exploration.pairs[:MAX_PAIRS]
     figure, grid = panel_grid(2 * len(pairs), height=2.7, columns=4)
     for number, pair in enumerate(pairs):
@@ -344,7 +344,7 @@ MAX_CASES = 8
 
 
 def draw_samples(exploration: Exploration, path: Path) -> list[str]:
-    """Draw at most eight cases, evenly spaced by share of foreground; for a volume the slice with most foreground.
+    """Draw at most eight cases, evenly spaced by share of foreground; of a volume, the slice with most foreground.
 
     Returns:
         Their ids; empty, and no figure is written, if no case has truth.

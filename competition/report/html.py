@@ -115,8 +115,9 @@ def create_figure_folder(output: Path) -> Path:
     """
     if output.suffix.lower() not in (".html", ".htm") or output.is_dir():
         raise MaskfoldError(
-            f"invalid page: found {output}, expected a file name that ends in .html.",
-            "Change the output file.",
+            f"invalid page: found {'the folder ' if output.is_dir() else ''}{output}, expected the name of a file that "
+            "ends in .html.",
+            "Name a file, e.g. --output report.html.",
             status=2,
         )
     folder = output.with_suffix("")

@@ -60,7 +60,7 @@ def learning_section(run: Run, folder: Path) -> Markup:
 
 
 def read_member_curves(run: Run) -> dict[Member, dict[str, Curve]]:
-    """Return the curves of each fold and seed that has any."""
+    """Return the curves of each fold and seed that has curves."""
     all_curves = {
         member: read_curves(run.member_folder(*member) / "metrics.jsonl") for member in run.possible_members()
     }
@@ -202,7 +202,7 @@ def cases_section(results: RunResults, oof: OofPredictions, folder: Path) -> Mar
 def rank_cases(results: RunResults) -> list[tuple[str, float]]:
     """Return (case, score) from best to worst, without cases that have no class in truth or prediction.
 
-    Such a case has the best possible score, but nothing to see.
+    Such a case has the best possible score, but its figure shows nothing.
     """
     is_ascending = results.metric.direction is Direction.LOWER
     rows = results.rows()

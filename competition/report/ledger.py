@@ -13,6 +13,7 @@ from competition.errors import MaskfoldError
 from competition.leaderboard.ledger import UploadRecord
 from competition.leaderboard.noise import cv_lb_correlation, with_public_score
 from competition.report.html import Cell, Table, create_figure_folder, render, write_page
+from competition.text import format_count
 from competition.viz.overlays import save_figure
 from competition.viz.style import GREY_COLOUR, TEXT_COLOUR, add_legend, new_figure, show_empty_text, style_axes
 
@@ -74,8 +75,9 @@ def check_ledger_output(output: Path) -> None:
     """
     if output.suffix not in (".png", ".html") or output.is_dir():
         raise MaskfoldError(
-            f"invalid plot or page: found {output}, expected a file name that ends in .png or .html.",
-            "Change the output file.",
+            f"invalid plot or page: found {'the folder ' if output.is_dir() else ''}{output}, expected the name of a "
+            "file that ends in .png or .html.",
+            "Name a file, e.g. --output ledger.png.",
             status=2,
         )
 
@@ -151,5 +153,5 @@ def _bar(axes: Axes, x: list[float], y: list[float], label: str, labels: set[str
 
 
 def _change_cell(changes: Sequence[str]) -> Cell:
-    more = [f"and {len(changes) - MAX_LINES} more"] if len(changes) > MAX_LINES else []
+    more = [f"and {format_count(len(changes) - MAX_LINES, 'more change')}"] if len(changes) > MAX_LINES else []
     return Cell("", [*changes[:MAX_LINES], *more])

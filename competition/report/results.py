@@ -95,7 +95,7 @@ class RunResults:
         return self.table[mask]
 
     def score(self, fold: int | None = None, cls: str | None = None) -> ScoreEstimate:
-        """Return the competition's metric of one fold, class or all cases; for all cases as in `summary.json`."""
+        """Return the competition's metric of one fold, of one class, or of all cases (the score in `summary.json`)."""
         if fold is None and cls is None and self.summary:
             values = [self.summary[key] for key in ("score", "low", "high")]
             return ScoreEstimate(*(nan if value is None else float(value) for value in values))
@@ -107,7 +107,7 @@ class RunResults:
         return self._estimate(rows.assign(score=rows["dice"]), DICE_METRIC)
 
     def presence(self, cls: str) -> PresenceCounts:
-        """Count the cases with and without a class, misses and false alarms."""
+        """Count the cases with and without a class, the misses, and the false alarms."""
         rows = self.rows(cls=cls)
         present = rows["tp"] + rows["fn"] > 0
         return PresenceCounts(

@@ -171,7 +171,7 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
 
 
 def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, int]:
-    """Return the gain of this run's score over that of the run in `folder` on their common cases, and their number."""
+    """Return the gain of this run's score over that of the run in `folder`, and the number of common cases compared."""
     exp, rows = results.run.exp, results.rows()
     try:
         other_rows = read_scores(folder / "scores.csv")
@@ -214,7 +214,7 @@ def find_previous_best(run: Run) -> PreviousBest | None:
 
 
 def get_end_time(folder: Path) -> float:
-    """Return when the last finished fold wrote its last metrics (seconds since 1970); copying the folder keeps it.
+    """Return when the last finished fold wrote its last metrics (seconds since 1970); a copied folder keeps it.
 
     Infinity without finished folds.
     """

@@ -273,7 +273,7 @@ class SizeError(NamedTuple):
 
 
 def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
-    """Return the section: for objects if the competition has instances, else for cases."""
+    """Return the section about the objects if the competition has instances, else about the cases."""
     comp = results.run.exp.competition
     if comp.dimensions == 2:
         unit = "pixels"
@@ -303,7 +303,7 @@ def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, contex
 
 
 def case_size_errors(results: RunResults) -> list[SizeError]:
-    """Return for each class size and Dice of the cases whose truth has it."""
+    """Return, per class, the size and Dice of the cases whose truth has the class."""
     comp = results.run.exp.competition
     scale = {
         row.id: float(np.prod(json.loads(str(row.spacing)))) if comp.dimensions == 3 else 1.0
@@ -319,7 +319,10 @@ def case_size_errors(results: RunResults) -> list[SizeError]:
 
 
 def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]:
-    """Return for each class size and best IoU of the true objects, with one case in memory at a time."""
+    """Return, per class, the size and best IoU of the true objects, and the best IoU of the predicted ones.
+
+    One case is in memory at a time.
+    """
     comp = oof.run.exp.competition
     rows = oof.rows()
     collected: list[tuple[list[Floats], list[Floats], list[Floats]]] = [([], [], []) for _ in comp.classes]

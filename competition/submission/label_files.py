@@ -39,9 +39,9 @@ def label_arrays(prediction: CasePrediction, comp: Competition) -> dict[str, Lab
         comp: the competition.
 
     Returns:
-        Exclusive classes: one array (*spatial) under the empty name, uint8 (uint16 if a value requires it), the
-        classes' values of label files. Overlapping classes: one array of 0 and 1 per class, by the class's name. With
-        `competition.instances` the values are object numbers, from 1, uint16.
+        Exclusive classes: one array (*spatial) by the empty name, uint8 (uint16 if a value requires it), with the
+        values of the classes in label files. Overlapping classes: one array of 0 and 1 per class, by the class's name.
+        With `competition.instances` the values are object numbers, from 1, uint16.
     """
     if comp.labels == "overlapping":
         return {
@@ -99,7 +99,7 @@ def predict_images(
         output: the output folder.
         context: has the trusted packages.
         progress: wraps the cases; receives the iterator and the number of cases.
-        pictures: for how many cases, from the first, to draw image and prediction in `pictures/{id}.png`.
+        pictures: number of cases, from the first, whose image and prediction are drawn in `pictures/{id}.png`.
 
     Raises:
         MaskfoldError: the folder contains no image, or a case cannot be read or predicted.
@@ -133,7 +133,7 @@ def predict_images(
 
 
 def label_file_settings(runs: Sequence[Run]) -> PostprocessConfig:
-    """Return the post-processing of label files: the tuned one of a single run, else the first run's."""
+    """Return the post-processing of label files: the tuned steps of a single run, else the steps of the first run."""
     tuning = load_tuning(runs[0]) if len(runs) == 1 else None
     return tuning.settings if tuning is not None else runs[0].exp.postprocess
 

@@ -26,7 +26,7 @@ from competition.errors import MaskfoldError
 from competition.metrics.instances import Labels
 from competition.metrics.scoring import Mask
 from competition.rle import RleError, decode, parse_json_lists
-from competition.text import nearest_names
+from competition.text import format_count, nearest_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,9 +81,9 @@ class SampleSubmission:
                 )
         missing = sorted(set(names.ids) - set(case_ids.values()))
         if missing:
+            more = f" and {format_count(len(missing) - 1, 'more image')}" if len(missing) > 1 else ""
             raise MaskfoldError(
-                f"{self.path} has no row for the test image {missing[0]}"
-                f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}.",
+                f"{self.path} has no row for the test image {missing[0]}{more}.",
                 "Correct test.images, or use the sample of these images.",
             )
 
@@ -309,11 +309,11 @@ class RowIndex:
 
     Attributes:
         rows: rows of the case table by id.
-        kind: of the images (training or test), for messages.
+        kind: kind of the images (training or test), for messages.
         names: the name of each slice in messages.
         slices: number of slices of a stack; 0 for a case that is a single file.
-        exact: by case id.
-        aliases: by other names; None for an ambiguous name.
+        exact: case and slice by the case id.
+        aliases: case and slice by other names; None for an ambiguous name.
     """
 
     rows: dict[str, Any]

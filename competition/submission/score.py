@@ -20,6 +20,7 @@ from competition.metrics.instances import Labels, connected_components
 from competition.metrics.scoring import Mask, score_class
 from competition.submission.reader import MaskFile, RowIndex, solution_profile
 from competition.submission.writer import resize_to_grid
+from competition.text import format_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,11 +53,11 @@ class ScoreCard:
 
 
 def score_submission(path: str | Path, comp: Competition, solution: str | Path | None = None) -> ScoreCard:
-    """Score a submission file with the competition's metric, one case in memory at a time.
+    """Score a submission file with the competition's metric; one case is in memory at a time.
 
     Rows may be in any order. Each case in the file must be complete, with all its classes and slices. Volumes are
-    assembled from rows of slices. With one row per object, rows are the objects; if they are slices, objects are the
-    connected components of the volume.
+    assembled from rows of slices. With one row per object, each row is an object; with rows of slices, the objects are
+    the connected components of the volume.
 
     Args:
         path: the CSV.
@@ -171,7 +172,7 @@ def _check_profile(comp: Competition, profile: Profile) -> None:
     """Check that files of the competition can be scored.
 
     Raises:
-        MaskfoldError: status 2; they cannot.
+        MaskfoldError: status 2; they cannot be scored.
     """
     if comp.submission.profile is not None and profile.metric == FORMAT_ONLY and "metric" not in comp.model_fields_set:
         raise MaskfoldError(
@@ -196,7 +197,7 @@ def _check_same_cases(submission: MaskFile, solution: MaskFile) -> None:
     ):
         missing = [case_id for case_id in file.rows if case_id not in other.rows]
         if missing:
-            more = f" (and {len(missing) - 1} more cases)" if len(missing) > 1 else ""
+            more = f" (and {format_count(len(missing) - 1, 'more case')})" if len(missing) > 1 else ""
             line = file.first_line(missing[0])
             raise MaskfoldError(
                 f"{file.path}, line {line}: the id {missing[0]} has no row in {other.path}{more}.", hint

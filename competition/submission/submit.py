@@ -224,7 +224,8 @@ def write_oof_submission(run: Run, path: Path) -> tuple[ValidationReport, float]
     """Write a run's out-of-fold masks in the host's format, so that `maskfold score` can check the CV score.
 
     Args:
-        run: the run. Masks are argmax (0.5 where classes overlap), or the result of `postprocess.steps`.
+        run: the run. Its masks have the most probable class (if classes overlap: a probability above 0.5), or are the
+            result of `postprocess.steps`.
         path: the CSV.
 
     Returns:
@@ -286,7 +287,12 @@ def _name(runs: Sequence[Run], weights: Sequence[float] | str | None) -> str:
 
 def _check_output(path: Path) -> None:
     if path.is_dir() or path.suffix != ".csv":
-        raise MaskfoldError(f"Output file: found {path}, expected a name that ends in .csv.", "Change -o.", status=2)
+        found = f"the folder {path}" if path.is_dir() else path
+        raise MaskfoldError(
+            f"Output file: found {found}, expected the name of a file that ends in .csv.",
+            "Name a file, e.g. -o submission.csv.",
+            status=2,
+        )
     ensure_writable(path.parent)
 
 

@@ -82,9 +82,9 @@ def validate_submission(
 ) -> ValidationReport:
     """Check a file against the sample, and its masks against the images.
 
-    Checks the header, the ids (missing, extra or duplicate) and their order; that each text is sorted, positive and
-    within the image; that objects do not overlap if the host forbids it; that an empty mask is the host's token and
-    never `nan`; height and width if there are such columns.
+    The function checks the header, the ids (missing, extra or duplicate) and their order, and height and width if there
+    are such columns. It also checks that each text is sorted, positive and within the image, that objects do not
+    overlap if the host forbids it, and that an empty mask is the host's token and never `nan`.
 
     Args:
         path: the file.
@@ -93,7 +93,7 @@ def validate_submission(
         shapes: shape of each case's mask by its id, see `reader.read_submission`.
 
     Returns:
-        The report; problems of the file do not raise.
+        The report, which lists the problems of the file.
 
     Raises:
         MaskfoldError: the sample is invalid.
@@ -120,7 +120,7 @@ def validate_submission(
 def _check_rows(
     rows: Iterator[CsvRow], layout: Profile, names: IdLookup, shapes: Mapping[str, tuple[int, ...]], findings: _Findings
 ) -> list[RowKey]:
-    """Check the texts; return the keys in order, one for each group of rows of one object each."""
+    """Check the texts, and return the keys in order; the consecutive rows of an image's objects give one key."""
     keys: list[RowKey] = []
     seen: set[RowKey] = set()
     for key, group in groupby(rows, key=lambda row: row.key):

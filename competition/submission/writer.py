@@ -1,4 +1,4 @@
-"""Write a submission file: one mask at a time in, rows in the host's order out; on an error no file is left behind."""
+"""Write a submission file from one mask at a time, in the host's order; after an error no file is left behind."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class _TextStore:
         first = self.shapes.setdefault(key, mask.shape)
         if mask.shape != first:
             raise MaskfoldError(
-                f"Mask shape of {format_key(key)}: found {mask.shape}, expected {first} as in its mask before.",
+                f"Mask shape of {format_key(key)}: found {mask.shape}, expected {first}, the shape of its first mask.",
                 "Resize the masks to the size of the image.",
             )
         if key in self._offsets and not self.profile.several_masks:

@@ -132,7 +132,7 @@ def _create_version(
         client.log_model_artifacts(model.model_id, str(folder))
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         _ensure_registered_model(client, name)
-        # by its location: MLflow would resolve `models:/<id>` in the store that this process used last
+        # Name the location, because MLflow would resolve `models:/<id>` in the store that this process used last.
         version = client.create_model_version(
             name, model.artifact_location, run_id=run_id, tags=tags, description=description, model_id=model.model_id
         )

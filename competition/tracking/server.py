@@ -22,7 +22,7 @@ from competition.tracking.store import MLRUNS, VIEW_TAG, MlflowStore, configure_
 
 SERVER_LOG = "server.log"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-START_TIMEOUT_SECONDS = 180.0  # a first import of MLflow from a slow disk
+START_TIMEOUT_SECONDS = 180.0  # the first import of MLflow from a slow disk takes this long
 
 
 def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[str], None] = print) -> None:
@@ -96,12 +96,12 @@ def _command(store: MlflowStore, host: str, port: int) -> list[str]:
 def _environment(store: MlflowStore) -> dict[str, str]:
     configure_mlflow()
     environment = dict(os.environ)
-    # evaluations of language models would start seven processes of 200 MB each
+    # Otherwise MLflow starts seven processes of 200 MB each, to evaluate language models.
     environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     environment.setdefault("MLFLOW_ENABLE_AI_GATEWAY", "false")
     environment["PYTHONWARNINGS"] = "ignore"
     environment.pop("MLFLOW_TRACKING_URI", None)
-    # not on the command line, which other users can see, because the URI may contain a password
+    # The URI may contain a password, so it is not on the command line, which other users can see.
     environment["MLFLOW_BACKEND_STORE_URI"] = store.uri
     return environment
 
@@ -171,7 +171,7 @@ def _last_line(log: Path) -> str:
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """Stop the server and wait for it; it forwards the signal to its worker."""
+    """Stop the server, which forwards the signal to its worker, and wait for its end."""
     if server.poll() is None:
         server.terminate()
         try:

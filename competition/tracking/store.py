@@ -1,6 +1,6 @@
-"""MLflow's tracking store (SQLite below `mlruns/`, or the one that `MLFLOW_TRACKING_URI` names) and what runs store.
+"""MLflow's tracking store, SQLite below `mlruns/` or the one that `MLFLOW_TRACKING_URI` names, and its content.
 
-The latter is names of metrics and parameters, the saved view of the table of runs, and the metadata of a run.
+The content is names of metrics and parameters, the saved view of the table of runs, and the metadata of a run.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def started_at(folder: Path) -> int:
 
 
 def read_result_json(path: Path) -> dict[str, Any]:
-    """Return the content of a result file; empty if it is missing, or damaged, which logs a warning."""
+    """Return the content of a result file; empty if it is missing or damaged (damage is logged as a warning)."""
     from competition.io import read_record  # imported here: the doctor runs without numpy
 
     try:
@@ -244,7 +244,7 @@ def read_result_json(path: Path) -> dict[str, Any]:
 
 
 def matching_files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
-    """Yield files of a folder that match the patterns, sorted; hidden files are skipped, as they are still written."""
+    """Yield files of a folder that match the patterns, sorted; hidden files are still being written and are skipped."""
     for pattern in patterns:
         yield from sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_submission(run_folder: Path, exp: Experiment, csv: Path, summary_path: Path) -> str | None:
-    """Log a submission once; the same file uses the same MLflow run again.
+    """Log a submission; if the same file was logged before, use its MLflow run.
 
     If the store cannot be reached, this only logs a warning, because the files are complete without it.
 

@@ -1,8 +1,8 @@
 """Upload of a run's folder to MLflow: everything on disk that MLflow does not have yet.
 
 `MlflowSync` uploads in the background with a `RunUploader`, and writes system metrics with a `SystemMetricsSampler`.
-Every step can be repeated: metrics carry the time of the fold's log, so MLflow drops repeated points; artifacts
-replace themselves; runs are found again by a token. An interrupted upload is therefore just started again.
+Every step can be repeated: metrics carry the time of the fold's log, so MLflow drops repeated points; repeated
+artifacts replace the earlier ones; runs are found again by a token. An interrupted upload is therefore started again.
 """
 
 # Not MLflow's asynchronous logging: its queue is in memory, so a kill loses it, and it drops each batch whose call
@@ -413,7 +413,7 @@ class SystemMetricsSampler:
 
 
 def _monitors() -> list[Any]:
-    """Return MLflow's own monitors; the GPU monitor only if NVIDIA's driver is installed."""
+    """Return MLflow's own monitors, with the GPU monitor only if NVIDIA's driver is installed."""
     configure_mlflow()
     import psutil
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
@@ -470,7 +470,7 @@ class MlflowSync:
         name: the run's name in MLflow; None: experiment and hash.
         study: the folder of the study if the run is one of its trials; another instance uploads that folder.
         interval: seconds between two uploads.
-        timeout: seconds without progress after which the last upload is abandoned; a quarter of them if the previous
+        timeout: seconds without progress after which the last upload is abandoned; a quarter of it if the previous
             upload failed as well.
         sampling_interval: seconds between two samples of system metrics, only for `cv` runs.
 

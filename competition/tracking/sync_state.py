@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from competition.io import atomic_write, parse_json_object, parse_metrics_line
 
-MAX_READ_BYTES = 2_000_000  # per read
+MAX_READ_BYTES = 2_000_000  # bytes read at a time
 SEAL_BYTES = 512  # bytes before an offset whose digest is stored
 STATE_FILE = "shipped.json"
 STATE_VERSION = 1
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class MetricPoint(NamedTuple):
-    """One value of a metric; the time in ms is that of the file, so that a repeated upload repeats it."""
+    """One value of a metric; its time in ms is read from the file, so that a repeated upload has the same time."""
 
     name: str
     value: float
@@ -37,7 +37,7 @@ class FileOffset:
     """Position up to which a file was read.
 
     Attributes:
-        offset: bytes.
+        offset: position in bytes.
         seal: digest of the last bytes before the offset; it changes if the file is rewritten.
         head: digest of the first line; it changes if the fold is trained again from the start.
     """
@@ -137,7 +137,8 @@ class Uploaded:
     """What MLflow has of one folder.
 
     Attributes:
-        token: a tag of the MLflow run, stored before the run is created: after a kill in between, it finds the run.
+        token: a tag of the MLflow run. It is stored before the run is created, so that the run is found again if the
+            process is killed in between.
         run_id: the MLflow run; None: not created yet.
         name: the MLflow run's name at the last upload; empty for runs from before names were stored here.
         status: MLflow's status at the last upload: RUNNING, FINISHED, FAILED, KILLED.
@@ -179,8 +180,8 @@ class SyncState:
 def read_sync_state(run_folder: Path, store: str) -> SyncState:
     """Return the state of a run; empty if nothing was uploaded.
 
-    If the run was uploaded to another store, only the tokens are kept: should that be the same store under another
-    address, they find the runs there.
+    If the run was uploaded to another store, only the tokens are kept. If that is the same store under another address,
+    they identify the runs in it.
     """
     path = run_folder / STATE_FILE
     try:

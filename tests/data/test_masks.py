@@ -294,7 +294,7 @@ def test_classes_of_a_table(tmp_path: Path) -> None:
         ("Image,Kid,Runs\na,big,1 1\n", TWO, "has no column `Kind`", "train.columns.class, to `Kid`"),
         ("id,rle\na,1 1\n", {"classes": ["x", "y"]}, "has no class column", "train.columns.class"),
         ("id,rle\na,1 1\nab,1 1\nd,1 1\n", {}, "line 3: the id ab has no image; nearest is", "remove the row"),
-        ("id,rle\nx,1 1\ny,1 1\n", {}, "No id of", "train.columns.id"),
+        ("id,rle\nx,1 1\ny,1 1\n", {}, "No id in", "train.columns.id"),
         (
             "Image,Kind,Runs\na,big,1 1\n\nb,smal,1 1\n",
             TWO,

@@ -78,7 +78,7 @@ def test_slices_turned_round_and_fewer_of_them(tmp_path: Path) -> None:
         (
             TRUTH,
             {"spacing": (1.4, 1.6)},
-            "not on the grid of P1: its voxels differ from the image's in size or direction",
+            "not on the grid of P1: its voxels differ from those of the image in size or direction",
         ),
         (
             TRUTH,
@@ -108,7 +108,7 @@ def test_several_candidates_are_refused(tmp_path: Path) -> None:
     done = convert_folder(tmp_path / "in", tmp_path / "out", labels="seg")
     assert (
         done.with_status("refused")[0].reason
-        == "several images have its grid and it does not reference exactly one of them: P1_s1, P1_s3"
+        == "several images have the mask's grid, and the mask does not reference exactly one of them: P1_s1, P1_s3"
     )
     labels(tmp_path / "more")
     image(tmp_path / "more")

@@ -243,7 +243,10 @@ def test_the_image_is_referenced_or_the_only_one_that_matches(tmp_path: Path) ->
     assert done.with_status("label")[0].id == "P1_s1"
     study(tmp_path / "in/two", series="two", SeriesNumber=3)
     done = convert_folder(tmp_path / "in", tmp_path / "second")
-    assert reasons(done) == "several images have its grid and it does not reference exactly one of them: P1_s1, P1_s3"
+    assert (
+        reasons(done)
+        == "several images have the mask's grid, and the mask does not reference exactly one of them: P1_s1, P1_s3"
+    )
     write_segmentation(
         tmp_path / "in/seg", frames_of(TRUTH, 1, places), {1: "spleen"}, image_series=uid("P1", "study", "two")
     )

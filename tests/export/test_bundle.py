@@ -285,11 +285,13 @@ def test_the_notebook_is_valid_and_its_code_compiles(finished, tiny, bundled):
 def test_wrong_words_are_two_sentences(finished, tiny, bundled, tmp_path, capsys):
     run = finished(tiny(2))
     folder, root = bundled([run]), run.exp.competition.root
+    (tmp_path / "folder.csv").mkdir()
     for words, part in (
         (["--hours", "0"], "--hours: found 0,"),
         (["--onnx"], "--onnx requires"),
         (["--devices", "gpu"], "found gpu"),
-        (["--output", "x.txt"], "--output: found "),
+        (["--output", "x.txt"], "--output: found x.txt, expected a name that ends in .csv."),
+        (["--output", str(tmp_path / "folder.csv")], "--output: found the folder "),
     ):
         assert run_bundle(folder, root, tmp_path / "x.csv", *words) == 2
         assert part in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_each_process_gets_its_own_gpu(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     rows = [SimpleNamespace(id=str(place)) for place in range(2)]
     tell = partial(tell_environment, tmp_path)
-    with pytest.raises(MaskfoldError, match="case 0 ended without its masks"):
+    with pytest.raises(MaskfoldError, match="case 0 ended before it wrote the masks"):
         list(collect(tell, ["cuda:0", "cuda:1"], rows, [1, 1], tmp_path, False, None))
     seen = {path.read_text() for path in tmp_path.glob("seen*")}
     assert seen <= {"4  cuda:0", "7  cuda:0"} and seen
@@ -113,7 +113,7 @@ def test_processes_of_the_cpu_share_its_threads(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     tell = partial(tell_environment, tmp_path)
-    with pytest.raises(MaskfoldError, match="ended without its masks"):
+    with pytest.raises(MaskfoldError, match="ended before it wrote the masks"):
         list(collect(tell, ["cpu", "cpu"], [SimpleNamespace(id="0")], [1], tmp_path, False, None))
     assert {path.read_text() for path in tmp_path.glob("seen*")} <= {" 3 cpu"} and "OMP_NUM_THREADS" not in os.environ
 

@@ -186,7 +186,10 @@ def test_an_ensemble_without_parts_of_it_predicts_as_told(timed):
 def test_cases_beyond_the_deadline_are_empty_and_counted(timed):
     found, lines, _ = timed(12)  # 11.76 s: a case of 6 s, five of 1 s, and one more that is begun before the end
     assert [one.reached for one in found] == [True] * 7 + [False] * 5
-    assert lines[-1] == "time: over; 5 of 12 cases get empty masks" and "may still not suffice" in lines[-2]
+    assert (
+        lines[-1] == "time: the limit is reached; 5 of 12 cases get empty masks"
+        and "may still not suffice" in lines[-2]
+    )
     assert not any(one.outcome.masks.any() for one in found if not one.reached)
 
 

@@ -384,7 +384,10 @@ def test_scores_by_hand_and_a_page(command, csv, tmp_path, monkeypatch):
     assert command("ledger", "--add", str(csv))[0] == 2
     assert command("ledger", "--public", "0.3")[0] == 2
     status, said = command("ledger", "-o", "ledger.txt")
-    assert status == 2 and "ends in .png or .html" in said
+    assert status == 2 and "found ledger.txt" in said and "ends in .png or .html" in said
+    Path("folder.png").mkdir()
+    status, said = command("ledger", "-o", "folder.png")
+    assert status == 2 and "found the folder folder.png" in said
     assert command("ledger", "-o", "ledger.png", "--no-refresh")[0] == 0
     assert Path("ledger.png").read_bytes().startswith(b"\x89PNG")
 

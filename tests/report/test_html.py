@@ -93,10 +93,10 @@ def test_alignment_of_text_and_numbers():
     assert '<tr class="strong"><td class="word">b</td>' in page
 
 
-@pytest.mark.parametrize("name", ["page", "page.txt", "folder.html"])
-def test_a_page_must_end_in_html(tmp_path, name):
+@pytest.mark.parametrize(("name", "found"), [("page", ""), ("page.txt", ""), ("folder.html", "the folder ")])
+def test_a_page_must_end_in_html(tmp_path, name, found):
     (tmp_path / "folder.html").mkdir()
-    with pytest.raises(MaskfoldError, match=re.escape(name)) as error:
+    with pytest.raises(MaskfoldError, match=re.escape(f"found {found}{tmp_path / name},")) as error:
         create_figure_folder(tmp_path / name)
     assert error.value.status == 2
     assert (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,13 @@ def test_what_is_wrong_is_told_before_any_work_and_leaves_no_csv(
         submit(runs, output=tmp_path / "out" / "s.csv")
     assert all(word in str(refusal.value) for word in words), str(refusal.value)
     assert not list((tmp_path / "out").glob("*")) and not list(Path("submissions").rglob("*.csv"))
+
+
+@pytest.mark.parametrize(("name", "found"), [("s.txt", "found "), ("folder.csv", "found the folder ")])
+def test_an_output_is_a_file_that_ends_in_csv(finished, tiny, tmp_path, name, found):
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(MaskfoldError, match=re.escape(f"{found}{tmp_path / name}, expected the name of a file")):
+        submit([finished(tiny(2))], output=tmp_path / name)
 
 
 def test_no_csv_is_there_without_its_json(finished, tiny, monkeypatch):

@@ -16,7 +16,7 @@ from competition.text import join_or, nearest_names
 
 __all__ = ["LAYOUTS", "VERSION", "make_phantom", "next_command"]
 
-VERSION = 1  # of the pixels; raise it when they change
+VERSION = 1  # version of the pixels; raise it when they change
 # layout → default number of training cases and of test cases; hipmri counts patients, each with one to three weeks
 LAYOUTS = {"spleen": (16, 4), "spine": (16, 4), "a02025": (60, 20), "hipmri": (20, 0)}
 MODULES = {"a02025": "skin"}  # module of a layout, if it has another name
@@ -32,7 +32,7 @@ def make_phantom(
     Args:
         layout: `spleen` (CT as DICOM), `spine` (NIfTI), `a02025` (skin photographs) or `hipmri` (MR of the pelvis);
             `write` in each module describes the files.
-        folder: is created; replaces older phantoms of this layout.
+        folder: the folder to create; it replaces older phantoms of this layout.
         seed: the same seed gives the same pixels on every machine.
         cases: number of training cases (hipmri: patients); None is the layout's default.
         test_cases: number of test cases; None is the layout's default. hipmri has no test cases.
@@ -76,8 +76,8 @@ def next_command(layout: str, folder: Path) -> str:
     """Return the shell command that continues after the phantoms were made.
 
     Args:
-        layout: as for `make_phantom`.
-        folder: contains the phantoms.
+        layout: the layout, as for `make_phantom`.
+        folder: the folder of the phantoms.
 
     Raises:
         MaskfoldError: there is no such layout (status 2).

@@ -83,7 +83,7 @@ class Study:
     """Study of one patient, in its folder.
 
     Attributes:
-        folder: contains the files of all series.
+        folder: the folder of the files of all series.
         patient: the patient's id.
         rng: draws file names and dates.
         seed: seed of the phantoms; UIDs are derived from it and the patient's id.
@@ -156,7 +156,7 @@ def write_series(
     """Write a volume, one file per slice; file names do not reveal the order of slices.
 
     Args:
-        study: receives the series.
+        study: the study to which the series is added.
         name: name of the series, unique in the study.
         description: SeriesDescription.
         grid: the grid.
@@ -205,7 +205,7 @@ def write_segmentation(
     """Write the mask of one segment, `Spleen`, on a series' grid.
 
     Args:
-        study: receives the file.
+        study: the study to which the file is added.
         source: name of the series that the mask was drawn on.
         grid: that series' grid.
         mask: (slices, rows, columns), 0 or not 0.

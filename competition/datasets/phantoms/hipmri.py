@@ -26,7 +26,7 @@ from competition.datasets.phantoms.shapes import (
 )
 
 CLASSES = ("body", "bone", "bladder", "rectum", "prostate")  # label values 1 to 5; 0 is background
-ORIENTATION = "LPS"  # of the files
+ORIENTATION = "LPS"  # orientation of the files
 SHAPES = ((64, 52, 24), (64, 56, 24), (60, 52, 26), (68, 56, 24))
 WEEKS = 8  # a patient has scans in one to three of them
 AIR, FAT, MUSCLE, MARROW, CORTEX, URINE, GLAND, WALL, GAS = 0.02, 0.78, 0.27, 0.62, 0.1, 0.9, 0.44, 0.36, 0.05
@@ -80,7 +80,7 @@ def draw_volume(
     Args:
         rng: source of the weekly differences: filling, small shifts, bias field, noise.
         pelvis: the patient.
-        shape: of the volume.
+        shape: shape of the volume.
 
     Returns:
         The image (X, Y, Z) int16, its labels (X, Y, Z) uint8 and the spacing in mm.
@@ -157,7 +157,7 @@ def _draw_organs(
 ) -> None:
     """Draw the bladder above the prostate and the rectum behind both; their filling differs between weeks."""
     x, y, z = scaled_points
-    filling = rng.uniform(0.75, 1.3)  # of the bladder
+    filling = rng.uniform(0.75, 1.3)  # filling of the bladder
     gland = np.array([0.0, 2.0, pelvis.level - 24.0]) + rng.uniform(-3.0, 3.0, 3)
     bladder_radius = pelvis.bladder * filling
     bladder_centre = gland + (rng.uniform(-4.0, 4.0), 14.0, pelvis.prostate[2] + 0.7 * bladder_radius - 2.0)

@@ -17,7 +17,7 @@ from competition.datasets.phantoms.shapes import Array, Points, bias_field, blur
 CLASSES = ("lesion",)
 SIDES = (180, 420)  # shortest and longest side, pixels
 RATIOS = ((4, 3), (3, 2), (1, 1), (4, 3), (3, 4), (16, 9), (5, 4), (2, 3))  # width to height of each image, in turn
-QUALITY = 90  # of the JPEG
+QUALITY = 90  # quality of the JPEG
 TONES = np.array(
     [[236, 199, 178], [226, 178, 152], [222, 160, 140], [205, 150, 118], [176, 122, 92], [141, 93, 68], [108, 71, 54]],
     np.float64,

@@ -27,7 +27,7 @@ from competition.datasets.phantoms.shapes import (
 
 CLASSES = ("L1", "L2", "L3", "L4", "L5", "disc")
 LEVELS, DISC = 5, 6  # vertebrae are 1 to 5 from the top; all discs are one class
-ORIENTATIONS = ("LPI", "RAS", "PIR", "LPS", "RAS", "ASL", "LAS", "PIL")  # of each file, in turn
+ORIENTATIONS = ("LPI", "RAS", "PIR", "LPS", "RAS", "ASL", "LAS", "PIL")  # orientation of each file, in turn
 FAT, MUSCLE, MARROW, CORTEX, DISC_HU, FLUID = -95.0, 55.0, 190.0, 430.0, 85.0, 15.0
 BLUR = 2.6  # mm, width of the slope at a surface
 
@@ -96,7 +96,7 @@ class Column:
     Attributes:
         vertebrae: L1 to L5.
         sacrum: its start, mm from the top.
-        length: from the top to the end of half a sacrum, mm.
+        length: distance from the top to the end of half a sacrum, mm.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:

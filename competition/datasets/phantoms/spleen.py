@@ -265,7 +265,7 @@ def simulate_ct(
         rng: source of the noise.
         anatomy: the patient.
         grid: the grid.
-        noise: its deviation in HU; None draws it.
+        noise: standard deviation of the noise in HU; None: drawn from `rng`.
 
     Returns:
         Hounsfield units (slices, rows, columns) float64, and the spleen (slices, rows, columns) uint8.
