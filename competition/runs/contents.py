@@ -38,7 +38,7 @@ CODE_SUFFIXES = (".py", ".so", ".pyd")
 # them: on a CPU, with one window at a time, 0.2 to 0.3 % of the probabilities differ in their last bit from those with
 # two or more (the networks of experiments/demo2d and demo3d), because libraries choose another way of calculation.
 KEYS_OF_VERSION_1 = (("training", "checkpoint_minutes"), ("training", "pictures_every"))
-SECTIONS_WITH_CODE = (("model",), ("loss",), ("optimizer",), ("augment", "transforms"), ("competition", "metric"))
+SECTIONS_WITH_CODE = ("model", "loss", "optimizer", "augment.transforms", "competition.metric")
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,7 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
         MaskfoldError: a weight file does not exist or cannot be read (status 2).
     """
     contents = {} if folds is None else {FOLDS_KEY: folds_digest(folds)}
-    files, packages = _files_and_packages(exp, missing_ok)
-    for key, path in files.items():
+    for key, path in _named_files(exp, missing_ok).items():
         try:
             contents[key] = sha256_of_file(path)
         except OSError as error:
@@ -120,7 +119,7 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
             raise MaskfoldError(
                 f"{key}: {path} cannot be read: {error.strerror}.", f"Correct {key}.", status=2
             ) from error
-    for package in packages:
+    for package in own_packages(exp):
         if (digest := package_digest(package)) is not None:
             contents[CODE_PREFIX + package] = digest
     return contents
@@ -134,8 +133,8 @@ def folds_digest(folds: pd.DataFrame) -> str:
     return combined_digest(row.encode() for row in rows)
 
 
-def _files_and_packages(exp: Experiment, missing_ok: bool) -> tuple[dict[str, Path], list[str]]:
-    """Return the files that the YAML names, by key, and the user's packages that its targets are in."""
+def _named_files(exp: Experiment, missing_ok: bool) -> dict[str, Path]:
+    """Return the files of weights, and those in the arguments of classes, by their key in the YAML."""
     plain = resolve_config(exp)
     files: dict[str, Path] = {}
     for key in ("encoder_weights", *WEIGHTS_KEYS):
@@ -151,15 +150,19 @@ def _files_and_packages(exp: Experiment, missing_ok: bool) -> tuple[dict[str, Pa
                 path = None
             if path is not None:
                 files[key] = path
-    packages: dict[str, None] = {}
-    for parts in SECTIONS_WITH_CODE:
-        for key, text in _texts(get_key(plain, ".".join(parts)), ".".join(parts)):
-            name = key.rpartition(".")[2]
-            if name == "target" and (package := text.split(".")[0]) not in TRUSTED_PACKAGES:
-                packages[package] = None
-            elif ".args." in key and key not in files and os.path.isfile(text):
+    for section in SECTIONS_WITH_CODE:
+        for key, text in _texts(get_key(plain, section), section):
+            if ".args." in key and key not in files and os.path.isfile(text):
                 files[key] = Path(text)
-    return files, list(packages)
+    return files
+
+
+def own_packages(exp: Experiment) -> list[str]:
+    """Return the user's packages (see `--trust`) that training and scoring import, by the first part of their name."""
+    plain = resolve_config(exp)
+    texts = [pair for section in SECTIONS_WITH_CODE for pair in _texts(get_key(plain, section), section)]
+    roots = [text.split(".")[0] for key, text in texts if key.endswith(".target")]
+    return [root for root in dict.fromkeys(roots) if root not in TRUSTED_PACKAGES]
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -212,6 +215,8 @@ def package_digest(name: str) -> str | None:
 
 
 def _find_package(name: str) -> ModuleSpec | None:
+    if not name.isidentifier():  # `find_spec` imports the first part of a name with a dot
+        return None
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):  # a module that was made by hand has no spec
@@ -275,7 +280,7 @@ def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: 
         del plain[section][key]
     for hashed, whole in zip(_with_extras(plain), _with_extras(saved), strict=True):
         comp = hashed["competition"]
-        comp.pop("test", None)
+        comp.pop("test", None)  # test images that get pseudo-labels are in the data's hash
         comp["submission"] = _settings_of_training_table(whole["competition"])
     if plain["init_from"] is not None:
         plain["init_from"] = source_name(plain["init_from"])
@@ -284,7 +289,7 @@ def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: 
         parent = get_key(plain, ".".join(parents)) if parents else plain
         if key == FOLDS_KEY:
             plain["folds"].pop("file", None)
-        elif isinstance(parent, list):
+        elif isinstance(parent, list) and last.isdecimal() and int(last) < len(parent):
             parent[int(last)] = "a file"
         elif isinstance(parent, dict) and last in parent:
             parent[last] = "a file"
@@ -309,7 +314,9 @@ def _settings_of_training_table(comp: dict[str, Any]) -> dict[str, Any]:
 # Comparison
 
 
-def check_contents(folder: Path, exp: Experiment, contents: Mapping[str, str], sources: Mapping[str, str] = {}) -> None:
+def check_contents(
+    folder: Path, exp: Experiment, contents: Mapping[str, str], sources: Mapping[str, str] | None = None
+) -> None:
     """Check that what a run refers to has not changed since the run was started.
 
     Only what both the record and the arguments have is compared.
@@ -325,7 +332,7 @@ def check_contents(folder: Path, exp: Experiment, contents: Mapping[str, str], s
     """
     if (record := RunRecord.read(folder)) is None:
         return
-    for found, recorded in ((contents, record.contents), (sources, record.sources)):
+    for found, recorded in ((contents, record.contents), (sources or {}, record.sources)):
         for key, digest in found.items():
             if recorded.get(key, digest) != digest:
                 raise changed_error(folder, describe_content(key, exp))
@@ -356,6 +363,7 @@ def changed_code(folder: Path, exp: Experiment) -> list[str]:
     """Return the user's packages whose code has changed since a run was started."""
     if (record := RunRecord.read(folder)) is None:
         return []
-    recorded = {key: digest for key, digest in record.contents.items() if key.startswith(CODE_PREFIX)}
-    found = {key: package_digest(key.removeprefix(CODE_PREFIX)) for key in recorded}
-    return [describe_content(key, exp) for key in recorded if found[key] not in (None, recorded[key])]
+    found = {CODE_PREFIX + package: package_digest(package) for package in own_packages(exp)}
+    return [
+        describe_content(key, exp) for key in found if found[key] not in (None, record.contents.get(key, found[key]))
+    ]

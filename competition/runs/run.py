@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ValidationError
+
 from competition import __version__
 from competition.config.competition import drop_keys_without_effect
 from competition.config.experiment import Experiment
@@ -401,8 +403,10 @@ def check_not_edited(run: Run) -> None:
 
     name, record, folder = RUN_NAME.fullmatch(run.folder.resolve().name), run.record, run.folder
     data = combined_data_hash(run.cases, run.extra_tables)
-    # As it was saved: without overrides, and without a search for its files.
-    exp = Experiment.model_validate(read_yaml(folder / "experiment.yaml").tree)
+    try:  # as it was saved: without overrides, and without a search for its files
+        exp = Experiment.model_validate(read_yaml(folder / "experiment.yaml").tree)
+    except ValidationError:  # an older YAML that the command's overrides correct
+        return
     if record is None:
         changed = name is not None and not run.skipped and run_hash(exp, data) != name["hash"]
         file = "experiment.yaml or cases.csv"

@@ -370,6 +370,21 @@ def test_a_damaged_record_is_an_error(tiny, content):
         load_run(run.folder)
 
 
+def test_a_record_of_a_stranger_s_imports_nothing_and_is_no_traceback(tiny):
+    write_own_code()
+    Path("own_code/__init__.py").write_text("import os\nos.mkdir('evil')\n")
+    run = open_run(tiny(2), "tiny")
+    run.write()
+    record = json.loads((run.folder / CONTENTS_FILE).read_text())
+    for key in ("code of own_code.net", "loss.x", "loss.99", "model.target.args", "seed.0", "..", ""):
+        record["contents"][key] = "0"
+    (run.folder / CONTENTS_FILE).write_text(json.dumps(record))
+    finish(run, 0)
+    find_run(str(run.folder))  # the hash of version 1 is still that of the YAML
+    assert package_digest("own_code.net") is None and package_digest("../own_code") is None
+    assert not Path("evil").exists() and "own_code" not in sys.modules
+
+
 def test_the_record_keeps_what_it_has(tiny):
     run = open_run(tiny(2), "tiny")
     run.write()
