@@ -107,12 +107,24 @@ def test_a_page_of_the_old_run_is_written(project, maskfold):
     assert HASH in page and "0.8977" in page
 
 
+def test_a_fold_of_another_torch_is_remarked_on(project, maskfold):
+    path = project / "mlruns" / "runs" / "shapes-unet" / HASH / "fold_1" / "result.json"
+    result = json.loads(path.read_text())
+    assert "different" not in maskfold("cv", "unet.yaml")
+    path.write_text(json.dumps({**result, "torch": "1.0"}))
+    remark = f"the folds were trained with different versions of torch: {result['torch']} (fold 0), 1.0 (fold 1)"
+    assert f"note: {remark}" in maskfold("cv", "unet.yaml")
+    maskfold("report", "unet.yaml", "-o", "page.html")
+    assert f"Note: {remark}." in (project / "page.html").read_text(encoding="utf-8")
+
+
 def test_a_stopped_run_resumes_from_its_checkpoint(project, maskfold):
     fold = project / "mlruns" / "runs" / "shapes-stopped" / STOPPED_HASH / "fold_0"
     log, before = (fold / "log.txt").read_text(), (fold / "metrics.jsonl").read_text()
     prepared = read_tree(project / "mlruns" / "prepared")
     printed = maskfold("cv", "stopped.yaml", "folds.run=[0]")
     assert [path.name for path in fold.parents[1].iterdir()] == [STOPPED_HASH]
+    assert json.loads((fold.parent / "contents.json").read_text())["names"]["1"] == STOPPED_HASH
     more = (fold / "log.txt").read_text().removeprefix(log)
     assert "epoch 3 " in more and "epoch 4 " in more and "epoch 1 " not in more and "epoch 2 " not in more
     assert (fold / "metrics.jsonl").read_text().startswith(before)

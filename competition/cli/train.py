@@ -64,6 +64,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
     if ensure_demo(exp.competition):
         console.print(f"created the demo competition {exp.competition.name} in {exp.competition.root}")
 
+    from competition.runs.fold import mixed_environments
     from competition.tracking.sync import MlflowSync
     from competition.training.cross_validate import format_seed_gain, locked_run, open_run, run_cv
     from competition.training.soup_selection import format_soup
@@ -82,6 +83,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
             tuned = _tune_postprocessing(run, summary, context)
     console.print(cv_table(summary, run))
     for line in [
+        *(f"note: {remark}" for remark in mixed_environments(run.results())),
         *format_seed_gain(summary.seeds),
         *format_soup(summary.soup),
         *tuned,

@@ -25,7 +25,7 @@ from competition.report.html import create_figure_folder, render, write_page
 from competition.report.learning import cases_section, learning_section
 from competition.report.results import RunResults
 from competition.report.scores import score_headline, scores_section, sizes_section
-from competition.runs.fold import RESULT_FILE
+from competition.runs.fold import RESULT_FILE, mixed_environments
 from competition.runs.run import FOLDS_FILE, Run
 
 TEMPLATE = "run.html.j2"
@@ -85,6 +85,7 @@ def _head(results: RunResults) -> Markup:
         finished=f"{datetime.fromtimestamp(end, UTC):%d %B %Y, %H:%M} UTC" if math.isfinite(end) else "",
         headline=score_headline(results),
         missing=_missing_folds(results),
+        remarks=mixed_environments(members),
         facts=facts,
     )
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from competition.config.competition import Competition
 from competition.config.experiment import Experiment
-from competition.config.loading import load_experiment, resolve_config
+from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, read_metrics_lines, read_record
+from competition.runs.contents import changed_code
 from competition.runs.fold import RESULT_FILE
-from competition.runs.run import CASES_FILE, FOLDS_FILE, RUNS_FOLDER, Run, load_run, run_hash
+from competition.runs.run import CASES_FILE, FOLDS_FILE, RUNS_FOLDER, Run, check_not_edited, hashed_settings, load_run
 
 STUDIES_FOLDER = Path("mlruns") / "studies"
 TRIALS_FILE = "trials.json"  # in a study's folder: the results of its trials
@@ -31,14 +32,22 @@ def find_run(
         name: an experiment's YAML (its latest finished run), a run's folder, `name/hash`, a hash or its first digits.
         overrides: `key=value` strings, e.g. `competition.root=/elsewhere`, `postprocess.tune=true`.
         trust: additional packages that `target` may name.
-        say: takes a line for the user if the YAML has changed since the run.
+        say: takes a line for the user if the YAML or the user's own code has changed since the run.
 
     Returns:
         The run, with at least one finished fold.
 
     Raises:
-        MaskfoldError: there is no such run or more than one, or the name is a study or a fold.
+        MaskfoldError: there is no such run or more than one, the name is a study or a fold, or the run's folder was
+            edited.
     """
+    run = _find_run(name, overrides, trust, say)
+    for what in changed_code(run.folder, run.exp):
+        say(f"note: {what} changed after the run {run.folder.name} was started")
+    return run
+
+
+def _find_run(name: str, overrides: Sequence[str], trust: tuple[str, ...], say: Callable[[str], None]) -> Run:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and not path.is_dir():
         return _latest_run(path, overrides, trust, say)
@@ -157,7 +166,7 @@ def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], sa
     finished_runs: list[tuple[float, Run]] = []
     unfinished_runs: list[Run] = []
     for yaml in sorted(base.glob("*/experiment.yaml")):
-        run = load_run(yaml.parent, trust)
+        run = load_run(yaml.parent, trust, check_edits=False)
         results = [run.member_folder(*member) / RESULT_FILE for member in run.members()]
         if results and all(result.exists() for result in results):
             finished_runs.append((max(result.stat().st_mtime for result in results), run))
@@ -166,8 +175,9 @@ def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], sa
     if not finished_runs:
         raise _unfinished_error(file, base, unfinished_runs)
     run = max(finished_runs, key=lambda pair: pair[0])[1]
+    check_not_edited(run)
     run_exp = with_current_settings(run.exp, exp)
-    if run_hash(run_exp, "") != run_hash(exp, ""):
+    if hashed_settings(run_exp, 2) != hashed_settings(exp, 2):
         say(
             f"note: the YAML differs from the run {run.folder.name} in {_differences(run_exp, exp)}; the run's own "
             "experiment.yaml is used"
@@ -239,21 +249,9 @@ def _study_error(study: Path) -> MaskfoldError:
 
 def _differences(first: Experiment, second: Experiment) -> str:
     """Return the first five keys in which two experiments differ."""
-    first_values, second_values = _leaves(resolve_config(first)), _leaves(resolve_config(second))
-    ignored = (
-        "run.",
-        "study",
-        "postprocess",
-        "competition.root",
-        "folds.run",
-        "training.on_nan",
-        "training.on_oom",
-        "prepare.cache_gib",
-    )
+    first_values, second_values = (_leaves(hashed_settings(exp, 2)) for exp in (first, second))
     keys = [
-        key
-        for key in dict.fromkeys([*first_values, *second_values])
-        if first_values.get(key) != second_values.get(key) and not key.startswith(ignored)
+        key for key in dict.fromkeys([*first_values, *second_values]) if first_values.get(key) != second_values.get(key)
     ]
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 

@@ -6,6 +6,7 @@ A member of a run is the training of one fold with one seed.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,29 @@ class FoldResult:
             DiskFullError: the disk has too little free space.
         """
         write_json(folder / RESULT_FILE, self.__dict__)
+
+
+def mixed_environments(results: Sequence[FoldResult]) -> list[str]:
+    """Return a remark for each of torch's version, the device and the precision in which finished members differ.
+
+    Example:
+        `the folds were trained with different versions of torch: 2.7.1 (fold 0, fold 1), 2.8.0 (fold 2)`
+    """
+    found = {
+        "versions of torch": [result.torch for result in results],
+        "kinds of device": [result.device.partition(":")[0] for result in results],
+        "precisions": [result.precision for result in results],
+    }
+    remarks = []
+    for what, values in found.items():
+        members: dict[str, list[str]] = {}
+        for result, value in zip(results, values, strict=True):
+            name = "all cases" if result.fold < 0 else f"fold {result.fold}"
+            members.setdefault(value, []).append(name + (f" seed {result.seed}" if result.seed else ""))
+        if len(members) > 1:
+            text = ", ".join(f"{value} ({', '.join(names)})" for value, names in members.items())
+            remarks.append(f"the folds were trained with different {what}: {text}")
+    return remarks
 
 
 def _damaged(path: Path, why: str) -> MaskfoldError:

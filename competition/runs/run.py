@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
 
 from competition import __version__
 from competition.config.competition import drop_keys_without_effect
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment, resolve_config, write_yaml
+from competition.config.yaml import read_yaml
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import read_csv, sha256_of_file, write_json, write_table
+from competition.runs.contents import FOLDS_KEY, RunRecord, change_to_version_2, folds_digest
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
 
 if TYPE_CHECKING:
@@ -40,6 +45,7 @@ KEYS_ADDED_LATER = (("prepare", "boundary"), ("prepare", "stretch"), ("prepare",
 SECTIONS_ADDED_LATER = ("gate",)
 # Keys that do not change the result: a run that stopped can resume with another value of these.
 RESUMABLE_KEYS = (("training", "on_nan"), ("training", "on_oom"), ("prepare", "cache_gib"))
+RUN_NAME = re.compile(r"(?P<hash>[0-9a-f]{12})(?:-\d+)?")  # of a folder; the number is that of `maskfold cv --new`
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Run:
         folds: columns id, fold and group, see `competition.data.splits.split`.
         name: of the experiment, e.g. `hippocampus-unet3d`.
         extra_tables: the additional training data, see `competition.runs.extra_cases`.
+        record: what its name was made of; None for a run of a version without records.
     """
 
     folder: Path
@@ -80,6 +87,7 @@ class Run:
     folds: pd.DataFrame
     name: str
     extra_tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    record: RunRecord | None = None
 
     @property
     def full_name(self) -> str:
@@ -274,13 +282,15 @@ class Run:
     # Files
 
     def write(self) -> None:
-        """Write the run's folder with `experiment.yaml`, `cases.csv` and `folds.csv`."""
+        """Write the run's folder with `experiment.yaml`, `cases.csv`, `folds.csv` and `contents.json`."""
         import pandas as pd
 
         from competition.data.splits import write_folds
 
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / VERSION_FILE, {"form": FORMAT_VERSION, "maskfold": __version__})
+        if self.record is not None:
+            self.record.write(self.folder)
         write_yaml(resolve_config(self.exp), self.folder / "experiment.yaml")
         write_table(self.cases, self.folder / CASES_FILE)
         write_folds(self.folds, self.folder / FOLDS_FILE)
@@ -317,16 +327,19 @@ class Run:
         return replace(self, cases=cases, folds=folds)
 
 
-def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str] = ()) -> Run:
+def load_run(
+    folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str] = (), *, check_edits: bool = True
+) -> Run:
     """Read a run from its folder.
 
     Args:
         folder: of the run.
         trust: additional packages that `target` may name.
         overrides: `key=value` strings, e.g. `competition.root=/elsewhere`.
+        check_edits: check that nobody edited the run's YAML and tables, see `check_not_edited`.
 
     Raises:
-        MaskfoldError: the folder is not a run.
+        MaskfoldError: the folder is not a run, or was edited.
     """
     import pandas as pd
 
@@ -366,7 +379,53 @@ def load_run(folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str]
             "Copy the run's folder again from where it was made, or start another run with --new.",
         ) from error
     cases.attrs["skipped"] = sorted(read_skipped(folder).items())
-    return Run(folder, exp, cases, folds, folder.parent.name, dict(zip(names[1:], tables, strict=True)))
+    extra_tables = dict(zip(names[1:], tables, strict=True))
+    run = Run(folder, exp, cases, folds, folder.parent.name, extra_tables, RunRecord.read(folder))
+    if check_edits:
+        check_not_edited(run)
+    return run
+
+
+def check_not_edited(run: Run) -> None:
+    """Check that `experiment.yaml`, `cases.csv` and `folds.csv` in a run's folder are those that the run was made with.
+
+    They are hashed again, and compared with the record. A run without a record is compared with the name of its folder,
+    if that is a hash. Keys of the YAML that the hash ignores may be changed. The tables of a run that skipped cases
+    are not compared, because the hash includes the cases that could not be prepared.
+
+    Args:
+        run: the run as `load_run` read it.
+
+    Raises:
+        MaskfoldError: a file was changed.
+    """
+    from competition.runs.extra_cases import combined_data_hash
+
+    name, record, folder = RUN_NAME.fullmatch(run.folder.resolve().name), run.record, run.folder
+    data = combined_data_hash(run.cases, run.extra_tables)
+    try:  # as it was saved: without overrides, and without a search for its files
+        exp = Experiment.model_validate(read_yaml(folder / "experiment.yaml").tree)
+    except ValidationError:  # an older YAML that the command's overrides correct
+        return
+    if record is None:
+        changed = name is not None and not run.skipped and run_hash(exp, data) != name["hash"]
+        file = "experiment.yaml or cases.csv"
+    else:
+        names = {"1": run_hash(exp, record.data), "2": run_hash(exp, record.data, 2, record.contents)}
+        folds = folds_digest(run.folds)
+        if all(record.names.get(version) != found for version, found in names.items()):
+            changed, file = True, "experiment.yaml"
+        elif name is not None and name["hash"] not in record.names.values():
+            changed, file = True, "contents.json, or the folder's name,"
+        else:
+            changed = not run.skipped and (data != record.data or folds != record.contents.get(FOLDS_KEY, folds))
+            file = "cases.csv" if data != record.data else "folds.csv"
+    if changed:
+        raise MaskfoldError(
+            f"{file} in {folder} was changed after the run was started: it no longer belongs to the run's name.",
+            "Undo the change, or copy the folder again from where it was made. To train with other settings, change "
+            "the experiment's own YAML; to predict with others, add key=value to the command.",
+        )
 
 
 def read_skipped(folder: Path) -> dict[str, str]:
@@ -403,13 +462,36 @@ def read_version(folder: Path) -> str | None:
     return version
 
 
-def run_hash(exp: Experiment, data_hash: str) -> str:
-    """Return twelve hexadecimal digits that identify a result: a hash of the YAML and the data.
+def run_hash(
+    exp: Experiment, data_hash: str, version: Literal[1, 2] = 1, contents: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Return twelve hexadecimal digits that identify a result: a hash of the YAML, the data and the files of the YAML.
 
     The hash ignores `run:`, `study:`, `postprocess:`, the selection of folds and the data's folder, so that a run can
     be extended and moved. It ignores the reaction to non-finite values and to a lack of memory, so that a run can
     resume with another one.
+
+    Version 1 has the paths of the files that the YAML names, version 2 their content. Version 2 also ignores the test
+    images, the submission's format (except for what reads the run lengths of the training table), and how often
+    checkpoints and pictures are written.
+
+    Args:
+        exp: the experiment.
+        data_hash: of the cases, see `competition.runs.extra_cases.combined_data_hash`.
+        version: of the hash.
+        contents: version 2: as from `competition.runs.contents.run_contents`.
     """
+    plain = hashed_settings(exp, version, contents)
+    text = json.dumps(
+        [plain, data_hash] if version == 1 else [version, plain, data_hash, dict(contents)], sort_keys=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def hashed_settings(
+    exp: Experiment, version: Literal[1, 2], contents: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the part of the YAML that the hash of a run covers; the arguments are those of `run_hash`."""
     plain: dict[str, Any] = resolve_config(exp)
     for key in ("run", "study", "postprocess"):
         plain.pop(key, None)
@@ -429,8 +511,9 @@ def run_hash(exp: Experiment, data_hash: str) -> str:
     drop_keys_without_effect(plain["competition"])
     for key in ("kaggle", "public_share"):  # about the leaderboard
         plain["competition"]["submission"].pop(key, None)
-    text = json.dumps([plain, data_hash], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    if version == 2:
+        change_to_version_2(plain, resolve_config(exp), contents)
+    return plain
 
 
 def _remove_extra_keys(plain: dict[str, Any]) -> None:

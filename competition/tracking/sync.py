@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from competition.config.experiment import Experiment
 from competition.io import read_metrics_lines
 from competition.redact import redact
+from competition.runs.contents import CONTENTS_FILE
 from competition.runs.fold import RESULT_FILE
 from competition.runs.run import CASES_FILE, FOLDS_FILE
 from competition.tracking.provenance import record_environment
@@ -64,6 +65,7 @@ RUN_KEY = "."  # name of the run's own folder among the folds' folders
 RUN_FILES = (
     "experiment.yaml",
     "version.json",
+    CONTENTS_FILE,
     CASES_FILE,
     "skipped.csv",
     "besides_*.csv",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,19 @@ from competition.errors import MaskfoldError
 from competition.io import finite_or_none, nan_to_none, remove_all_stale_temp, write_json, write_table
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, paired_gain
 from competition.metrics.scoring import read_scores
+from competition.runs.contents import (
+    FOLDS_KEY,
+    RunRecord,
+    changed_error,
+    check_contents,
+    describe_content,
+    run_contents,
+    source_digests,
+)
 from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.lock import run_lock
 from competition.runs.oof import OofStore, stored_shapes
-from competition.runs.run import CACHE_FOLDER, RUNS_FOLDER, Run, read_skipped, run_hash
+from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, Run, read_skipped, run_hash
 from competition.text import format_number
 from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
 
@@ -67,6 +76,9 @@ class CvSummary:
 def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS_FOLDER) -> Run:
     """Return the run of an experiment, existing or new.
 
+    A run that an older version of Maskfold made has the hash of version 1 (see `competition.runs.run.run_hash`) and
+    keeps its name; all others have that of version 2.
+
     Args:
         exp: the experiment.
         name: its name, e.g. `hippocampus-unet3d`.
@@ -77,7 +89,7 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
         The run; no file is written.
 
     Raises:
-        MaskfoldError: the data or the folds are invalid.
+        MaskfoldError: the data or the folds are invalid, or a weight file does not exist.
     """
     from competition.data.cases import case_table
     from competition.data.splits import check_leaks, split
@@ -89,13 +101,18 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     folds = split(cases, exp.competition, exp.folds, exp.seeds[0])
     check_leaks(cases, folds)
     extra_tables = extra_case_tables(exp, cases)
-    base = root / name / run_hash(exp, combined_data_hash(cases, extra_tables))
+    data = combined_data_hash(cases, extra_tables)
+    base = root / name / run_hash(exp, data)
+    contents = run_contents(exp, folds, missing_ok=base.exists())
+    record = RunRecord({"1": base.name, "2": run_hash(exp, data, 2, contents)}, data, contents)
+    if not base.exists():
+        base = base.with_name(record.names["2"])
     folder = base
     number = 1
     while folder.exists() and (new or _numbered_folder(base, number + 1).exists()):
         number += 1
         folder = _numbered_folder(base, number)
-    return Run(folder, exp, cases, folds, name, extra_tables)
+    return Run(folder, exp, cases, folds, name, extra_tables, record)
 
 
 def _numbered_folder(base: Path, number: int) -> Path:
@@ -143,7 +160,8 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         The run; with `on_bad_case: skip` without the cases that cannot be preprocessed.
 
     Raises:
-        MaskfoldError: a target, its arguments, the patch or a case is invalid; no run folder is written.
+        MaskfoldError: a target, its arguments, the patch or a case is invalid, or a file that the YAML refers to has
+            changed since the run was started; no run folder is written.
     """
     from competition.augment import build_batch_transform, build_loader_transform
     from competition.config.instantiate import check_targets
@@ -157,9 +175,11 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.training.guards import oom_as_error
     from competition.training.lineage import check_initial_weights
 
+    _check_same_contents(run)
     if not unfinished_jobs(run, context):
         ids = set(run.cases["id"])
         return run.without_cases({case: why for case, why in read_skipped(run.folder).items() if case in ids})
+    run = _record_sources(run)
     remove_all_stale_temp(CACHE_FOLDER)
     _check_same_training(run)
     check_soup(run)
@@ -196,6 +216,34 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     before_write()
     run.write()
     return run
+
+
+def _check_same_contents(run: Run) -> None:
+    """Check that the files that the YAML refers to, and the folds, are those that the run was started with."""
+    from competition.data.splits import read_folds
+
+    if run.record is not None:
+        check_contents(run.folder, run.exp, run.record.contents)
+    # The folds of a run without a record are in its folder; a run that was only prepared may get others.
+    began = any(run.member_folder(*member).exists() for member in run.possible_members())
+    if not began or RunRecord.read(run.folder) is not None:
+        return
+    try:
+        former = read_folds(run.folder / FOLDS_FILE)
+    except MaskfoldError:  # a missing or damaged table is written again
+        return
+    current = run.fold_of()
+    if any(current.get(case, fold) != fold for case, fold in zip(former["id"], former["fold"], strict=True)):
+        raise changed_error(run.folder, describe_content(FOLDS_KEY, run.exp))
+
+
+def _record_sources(run: Run) -> Run:
+    """Check that the weights of the runs in `init_from` and `pseudo.from` are the same still, and record them."""
+    if run.record is None or (run.exp.init_from is None and run.exp.pseudo is None):
+        return run
+    sources = source_digests(run.exp)
+    check_contents(run.folder, run.exp, {}, sources)
+    return replace(run, record=replace(run.record, sources=sources))
 
 
 def _check_same_training(run: Run) -> None:
