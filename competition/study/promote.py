@@ -88,7 +88,7 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
 
 def _train(session: StudySession, overrides: list[str], number: int, context: Context) -> tuple[Any, pd.DataFrame]:
     """Train a trial on all folds; return its run and its scores."""
-    from competition.metrics.scoring import read_scores
+    from competition.runs.run import read_run_scores
     from competition.tracking.sync import MlflowSync
     from competition.training.cross_validate import locked_run, open_run, run_cv
 
@@ -101,4 +101,4 @@ def _train(session: StudySession, overrides: list[str], number: int, context: Co
         MlflowSync(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=session.folder),
     ):
         run_cv(run, context.indented())
-    return run, read_scores(run.folder / "scores.csv")
+    return run, read_run_scores(run.folder)

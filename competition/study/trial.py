@@ -16,7 +16,6 @@ from competition.config.study import StudyConfig
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import read_metrics_lines, write_json
-from competition.metrics.scoring import read_scores
 from competition.runs.run import Run
 from competition.study.space import ExperimentSource, suggest_overrides
 from competition.study.storage import PROCESS_ATTRIBUTE, current_process
@@ -215,9 +214,10 @@ class PruningCallback:
         """Return new (index in the case table, score) of the cases of finished folds."""
         scores = []
         for fold, seed in self.run.members():
-            file = self.run.member_folder(fold, seed) / "scores.csv"
-            if seed == 0 and self.run.result(fold, seed) is not None and file.exists():
-                table = read_scores(file)
+            folder = self.run.member_folder(fold, seed)
+            result = self.run.result(fold, seed) if seed == 0 else None
+            if result is not None and (folder / "scores.csv").exists():
+                table = result.read_scores(folder, "scores.csv")
                 means = table.groupby("id", sort=False)["score"].mean().dropna()
                 scores += [(self.case_index[str(case)], float(value)) for case, value in means.items()]
         return [(step, score) for step, score in scores if step not in self.reported]

@@ -318,7 +318,7 @@ def test_a_fold_that_another_process_trains_is_refused(tiny, tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", hold, str(job.folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(MaskfoldError, match=f"is being trained by process {holder.pid} on"):
+        with pytest.raises(MaskfoldError, match=f"is in use by process {holder.pid} on"):
             run_fold(job, say=lambda line: None)
     finally:
         holder.kill()
@@ -339,7 +339,7 @@ def test_a_refused_command_changes_nothing_in_the_run(tiny, demo2d, tmp_path, mo
 
     before = content()
     with run_lock(run.folder):
-        with pytest.raises(MaskfoldError, match="is being trained by process"), locked_run(second):
+        with pytest.raises(MaskfoldError, match="is in use by process"), locked_run(second):
             pytest.fail("the lock was given twice")
         assert content() == before and not (tmp_path / "mlruns").exists()
     with locked_run(second) as prepared:
