@@ -26,6 +26,7 @@ from competition.runs.fold import FoldResult
 from competition.runs.run import Run, load_run
 from competition.submission.submit import submit, write_oof_submission
 from competition.training.cross_validate import summarize_run
+from tests.host import flip_png
 
 TUNE = "postprocess.tune=true"
 
@@ -41,12 +42,10 @@ def own_run(finished: Callable[..., Run], tiny: Callable[..., Any], demo2d: Path
     return make
 
 
-def exchange_all_masks(run: Run) -> None:
-    """Give each case the mask of the next one; the files keep their names and sizes."""
-    masks = sorted((Path(run.exp.competition.root) / "masks").iterdir())
-    contents = [path.read_bytes() for path in masks]
-    for path, content in zip(masks, [*contents[1:], contents[0]], strict=True):
-        path.write_bytes(content)
+def change_all_masks(run: Run) -> None:
+    """Turn all masks upside down: they are as valid as before."""
+    for path in (Path(run.exp.competition.root) / "masks").iterdir():
+        flip_png(path)
 
 
 def ensemble(*runs: Run) -> Ensemble:
@@ -66,9 +65,9 @@ READERS: dict[str, Callable[[Run, Run], Any]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_masks_that_were_exchanged_after_training(own_run: Callable[..., Run], reader: str) -> None:
+def test_masks_that_were_changed_after_training(own_run: Callable[..., Run], reader: str) -> None:
     first, other = own_run(TUNE), own_run(TUNE, name="demo2d-other", noise=0.5)
-    exchange_all_masks(first)
+    change_all_masks(first)
     with pytest.raises(ChangedDataError, match=r"The mask of case \w+ \(masks/\w+\.png\) has changed since") as refusal:
         READERS[reader](first, other)
     assert "`maskfold cv`, which starts another run" in refusal.value.hint
@@ -77,7 +76,7 @@ def test_masks_that_were_exchanged_after_training(own_run: Callable[..., Run], r
 
 def test_the_scores_of_several_seeds_are_not_of_other_masks(own_run: Callable[..., Run]) -> None:
     run = own_run("seed=[5, 6]")
-    exchange_all_masks(run)
+    change_all_masks(run)
     with pytest.raises(ChangedDataError, match="The mask of case"):
         summarize_run(run)  # scores the mean probabilities of the seeds
 
@@ -88,7 +87,7 @@ def test_the_scores_of_several_seeds_are_not_of_other_masks(own_run: Callable[..
 def test_a_remembered_search_is_not_used_for_other_masks(own_run: Callable[..., Run]) -> None:
     run = own_run(TUNE)
     first = estimate_score(ensemble(run), 20)
-    exchange_all_masks(run)
+    change_all_masks(run)
     with pytest.raises(ChangedDataError, match="The mask of case"):
         estimate_score(ensemble(run), 20)
     (Path(run.exp.competition.root) / "masks").rename("away")

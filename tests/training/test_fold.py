@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from competition.cli.console import cv_table
 from competition.context import Context
-from competition.errors import MaskfoldError
+from competition.errors import ChangedDataError, MaskfoldError
+from competition.io import sha256_of_file
 from competition.runs.fold import FoldResult
 from competition.runs.lock import is_free, run_lock
 from competition.runs.oof import OofStore
@@ -27,6 +28,7 @@ from competition.training.cross_validate import format_seed_gain, locked_run, ma
 from competition.training.fold import run_fold, setup_fold
 from competition.training.soup_selection import format_soup
 from competition.training.trainer import Trainer
+from tests.host import flip_png
 
 
 @pytest.fixture(autouse=True)
@@ -304,6 +306,20 @@ def test_a_run_grows_over_several_commands(tiny, tmp_path):
         summary = summarize_run(run)
         assert summary.cases == cases and summary.score is not None
     assert [result["fold"] for result in summary.folds] == [0, 1, -1]
+
+
+def test_masks_that_change_between_two_folds_are_not_mixed_into_one_score(tiny, demo2d, tmp_path):
+    root = Path(shutil.copytree(demo2d, tmp_path / "data"))
+    run, first = start(tiny(2, f"competition.root={root}"), tmp_path / "runs", tmp_path / "cache")
+    result = run_fold(first, say=lambda line: None)
+    assert result.digests == {"scores.csv": sha256_of_file(first.folder / "scores.csv")}
+    case = run.validation_cases(1)["id"].iloc[0]
+    flip_png(root / "masks" / f"{case}.png")
+    second = dataclasses.replace(make_jobs(run)[1], cache=tmp_path / "cache", threads=1)
+    second.folder.mkdir()
+    with pytest.raises(ChangedDataError, match=rf"The mask of case {case} \(masks/{case}\.png\) has changed since"):
+        run_fold(second, say=lambda line: None)
+    assert not (second.folder / "result.json").exists() and summarize_run(run).cases == 5
 
 
 def test_a_fold_that_another_process_trains_is_refused(tiny, tmp_path):
