@@ -393,10 +393,10 @@ def test_a_fold_of_healthy_cases_predicted_empty_finishes(tiny, tmp_path, monkey
     overrides = (f"competition.metric.both_empty={both_empty}", "training.epochs=1", "training.soup=2", "seed=[1, 2]")
     run, _ = start(tiny(2, *overrides), tmp_path / "runs", tmp_path / "cache")
     healthy = set(run.folds.loc[run.folds["fold"] == 0, "id"])
-    real_masks, real_truth = evaluator_module.to_masks, evaluator_module.load_mask
+    real_masks, real_truth = evaluator_module.to_masks, evaluator_module.load_unchanged_mask
     monkeypatch.setattr(evaluator_module, "to_masks", lambda probabilities, comp: 0 * real_masks(probabilities, comp))
     monkeypatch.setattr(
-        evaluator_module, "load_mask", lambda comp, row: real_truth(comp, row) * (row.id not in healthy)
+        evaluator_module, "load_unchanged_mask", lambda comp, row: real_truth(comp, row) * (row.id not in healthy)
     )
     for job in make_jobs(run)[:2]:
         assert job.fold == 0
