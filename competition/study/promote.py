@@ -10,7 +10,7 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.study.study import StudySession, best_trials
-from competition.study.trial import trial_overrides, trial_runs_name
+from competition.study.trial import check_study_data, trial_overrides, trial_runs_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,6 +95,7 @@ def _train(session: StudySession, overrides: list[str], number: int, context: Co
     exp = session.source.load(overrides)
     exp = exp.model_copy(update={"folds": exp.folds.model_copy(update={"run": None})})  # None: all folds
     run = open_run(exp, trial_runs_name(session.source, exp.competition.name))
+    check_study_data(session.source, run, session.data)
     context.say(f"trial {number} on all folds: {' '.join(overrides)}")
     with (
         locked_run(run, context.silent()) as run,

@@ -19,13 +19,12 @@ from competition.config.competition import drop_keys_without_effect
 from competition.config.loading import resolve_config, write_yaml
 from competition.config.study import StudyConfig
 from competition.context import Context
-from competition.data.cases import case_table, data_hash
+from competition.data.cases import data_hash
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, damaged_error, read_record, write_json
-from competition.runs.extra_cases import combined_data_hash, extra_case_tables
 from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
 from competition.runs.lock import ensure_lock
-from competition.runs.run import CASES_FILE, read_skipped
+from competition.runs.run import read_skipped
 from competition.study.space import ExperimentSource, validate_space, values_from_yaml
 from competition.study.storage import (
     HEARTBEAT_GRACE,
@@ -37,15 +36,18 @@ from competition.study.storage import (
     study_lock,
 )
 from competition.study.trial import (
+    CASES_TABLE,
     MINIMISED,
     REASON_ATTRIBUTE,
     DuplicateTrial,
     TrialRunner,
     check_objectives,
+    data_digest,
     is_ignored,
     make_pruner,
     make_sampler,
     objective_directions,
+    study_tables,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class StudySession:
         name: name of the study, in Optuna and of its folder in `mlruns/studies`.
         optuna_study: Optuna's study.
         storage: Optuna's storage.
+        data: digest of the data, see `competition.runs.extra_cases.combined_data_hash`.
     """
 
     source: ExperimentSource
@@ -78,6 +81,7 @@ class StudySession:
     name: str
     optuna_study: optuna.Study
     storage: Any
+    data: str
 
     @property
     def folder(self) -> Path:
@@ -136,11 +140,9 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     for section in (plain, *(extras if isinstance(extras, list) else [extras])):
         drop_keys_without_effect(section["competition"])
     prefix = f"{exp.competition.name}-{source.file.stem}"
-    cases = case_table(exp.competition, "train")
-    tables = {Path(CASES_FILE).stem: cases, **(others := extra_case_tables(exp, cases))}
-    names = StudyNames(
-        f"{prefix}-{_digest([plain, combined_data_hash(cases, others)])}", f"{prefix}-{_digest(plain)}", tables
-    )
+    tables = study_tables(exp)
+    data = data_digest(tables)
+    names = StudyNames(f"{prefix}-{_digest([plain, data])}", f"{prefix}-{_digest(plain)}", tables)
     opened = open_storage(storage)
     with study_lock(opened, names.present):
         name = names.find(opened)
@@ -153,7 +155,7 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
         )
         if not optuna_study.get_trials(deepcopy=False):
             optuna_study.enqueue_trial(yaml_values, user_attrs={"own": True})
-    session = StudySession(source, config, name, optuna_study, opened)
+    session = StudySession(source, config, name, optuna_study, opened, data)
     session.folder.mkdir(parents=True, exist_ok=True)
     with study_folder_lock(session.folder):
         write_yaml(resolve_config(exp), session.folder / "experiment.yaml")
@@ -200,7 +202,7 @@ class StudyNames:
         for name, table in self.tables.items():
             try:
                 old = pd.read_csv(Path(str(run)) / f"{name}.csv", dtype=str, keep_default_na=False)
-                skipped = set(read_skipped(Path(str(run)))) if name == Path(CASES_FILE).stem else set()
+                skipped = set(read_skipped(Path(str(run)))) if name == CASES_TABLE else set()
                 kept = table[~table["id"].isin(skipped - set(old["id"]))]
                 if data_hash(old) != data_hash(kept):
                     return True
@@ -229,12 +231,14 @@ def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> 
         say: receives messages for the user.
 
     Raises:
-        MaskfoldError: trial 0, the unchanged YAML, fails, or several trials in a row do.
+        MaskfoldError: trial 0, the unchanged YAML, fails, or several trials in a row do; or the data have changed.
     """
     context = Context(session.source.trust, say)
-    worker = TrialRunner(session.source, session.config, session.folder, context)
+    worker = TrialRunner(session.source, session.config, session.folder, context, session.data)
     while _run_next(session, worker, count, context):
         write_trials(session)
+        if worker.data_error is not None:
+            raise worker.data_error
         if worker.duplicates >= MAX_DUPLICATES:
             say(
                 f"{MAX_DUPLICATES} samples in a row repeated existing trials: the space is exhausted after "

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from competition.errors import ChangedDataError
+from competition.study.promote import promote_best_trials
 from competition.study.study import StudyNames, run_study
 from tests.host import flip_png
 from tests.study.quick import YAML
@@ -26,6 +28,18 @@ def test_other_data_are_another_study(quick, place):
     assert other.name != search.name and other.folder != search.folder and other.finished == []
     run_study(other, 1, lambda line: None)
     assert len(quick().finished) == 1 and len(search.finished) == 2
+
+
+def test_no_trial_runs_on_data_that_changed_while_the_study_was_open(quick, place):
+    search = quick()
+    run_study(search, 1, lambda line: None)
+    delete_half_of_the_cases(place)
+    with pytest.raises(ChangedDataError, match="The data of demo2d have changed since the study was opened"):
+        run_study(search, 3, lambda line: None)
+    assert [trial.state.name for trial in search.finished] == ["COMPLETE", "FAIL"]
+    assert "have changed" in search.finished[1].user_attrs["reason"]
+    with pytest.raises(ChangedDataError):
+        promote_best_trials(search, 1, lambda line: None)
 
 
 @pytest.fixture
