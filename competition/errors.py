@@ -1,4 +1,4 @@
-"""The exception for errors that a user can fix: what is wrong, and a hint."""
+"""The exceptions for errors that a user can fix: what is wrong, and a hint."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ class MaskfoldError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Return a constructor call with all attributes, so that the error survives pickling between processes."""
         return _rebuild, (type(self), self.message, self.hint, self.status)
+
+
+class ChangedDataError(MaskfoldError):
+    """A file of a case has changed since the run's table of cases was made; `on_bad_case: skip` does not skip it."""
 
 
 def _rebuild(kind: type[MaskfoldError], message: str, hint: str, status: int) -> MaskfoldError:

@@ -33,6 +33,13 @@ def write_png(path: Path, array: np.ndarray) -> Path:
     return path
 
 
+def flip_png(path: Path) -> None:
+    """Turn a PNG upside down: another mask that is as valid as before."""
+    import cv2
+
+    assert cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[::-1])
+
+
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None, **header: Any) -> Path:
     """Write an array unchanged; `zooms`, `units` and `scale` (slope, intercept) go into the header."""
     import nibabel

@@ -127,8 +127,7 @@ def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list
 
 def format_baselines(run: Run) -> list[str]:
     """Return lines with the scores of plain thresholds, which a network should exceed; only for demos."""
-    from competition.data.masks import load_mask
-    from competition.data.readers import load_image
+    from competition.data.content.unchanged import load_unchanged_image, load_unchanged_mask
     from competition.datasets.demo import is_demo
     from competition.metrics.baseline import score_threshold_baseline
 
@@ -138,7 +137,7 @@ def format_baselines(run: Run) -> list[str]:
 
     def cases() -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
         for row in run.cases.itertuples(index=False):
-            yield load_image(comp, row).array, load_mask(comp, row)
+            yield load_unchanged_image(comp, row).array, load_unchanged_mask(comp, row)
 
     return [
         f"baseline without training: {name} {score:.4f}"
@@ -216,12 +215,14 @@ def study_command(
 def print_results(search: StudySession, console: Console, say: Callable[[str], None], command: list[str]) -> None:
     """Print the table of trials, and write the figures and the page; `command` is the suggested next command."""
     from competition.report.study import write_study_page
-    from competition.study.study import draw_figures, read_trials, write_trials
+    from competition.study.study import draw_figures, read_trials, study_folder_lock, write_trials
 
-    trials = write_trials(search)
-    console.print(trials_table(search, trials))
-    figures = draw_figures(search)
-    say(f"Page: {write_study_page(search.folder, search.folder / 'report.html')}")
+    with study_folder_lock(search.folder):
+        trials = write_trials(search)
+        console.print(trials_table(search, trials))
+        figures = draw_figures(search)
+        page = write_study_page(search.folder, search.folder / "report.html")
+    say(f"Page: {page}")
     if figures:
         say(f"Figures: {', '.join(path.name for path in figures)} in {search.folder}")
     best = read_trials(search.folder)["best"]
@@ -401,19 +402,21 @@ def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> No
 
     from competition.export.mlflow_model import describe_run, model_fingerprint, version_tags, write_model
     from competition.runs.find import best_run, find_run
+    from competition.runs.lock import ensure_lock
     from competition.tracking.registry import register_model
 
     run: Run = (best_run if best else find_run)(names[0], overrides, trust, say)
     say(f"run {run.folder}: {describe_run(run)}")
-    version = register_model(
-        run.folder,
-        run.exp,
-        lambda folder, place: write_model(run, folder, place),
-        model_fingerprint(run),
-        version_tags(run),
-        describe_run(run),
-        best,
-    )
+    with ensure_lock(run.folder, LOCK_PATIENCE, say):  # the run's folder stores what MLflow has of it
+        version = register_model(
+            run.folder,
+            run.exp,
+            lambda folder, place: write_model(run, folder, place),
+            model_fingerprint(run),
+            version_tags(run),
+            describe_run(run),
+            best,
+        )
     say(
         f"{'registered' if version.is_new else 'already registered'}: {version.name}, version {version.number}"
         + (f", also models:/{version.name}@best" if best else "")

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from competition.config.axes import case_axes, file_axes, permutation, plausible_array_axes, rle_counts_in_pictures
+from competition.config.axes import case_axes, file_axes, plausible_array_axes
 from competition.config.competition import Competition
+from competition.data.content.digests import case_digest, image_digest, label_files, reading_parts, truth_parts
 from competition.data.geometry import check_same_grid
-from competition.data.image_types import Header, combined_digest, file_digest
+from competition.data.image_types import Header, combined_digest
 from competition.data.masks import load_mask
 from competition.data.patterns import (
     CaseFiles,
@@ -20,11 +21,12 @@ from competition.data.patterns import (
     check_ids_differ_by_more_than_case,
     match_cases,
     match_files,
+    match_path,
     matches_many_files,
     unmatched_images,
 )
 from competition.data.readers import display_name, load_image, read_case_header
-from competition.data.rle_tables import assign_rows, row_text
+from competition.data.rle_tables import assign_rows
 from competition.data.splits import group_values
 from competition.errors import MaskfoldError
 from competition.io import read_csv
@@ -111,6 +113,51 @@ def data_hash(table: pandas.DataFrame) -> str:
     return combined_digest(line.encode() for line in lines)
 
 
+def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
+    """Check that the files that a case table from a run's folder names are those of their cases, by the patterns.
+
+    Their content is compared with the table's digests when it is read, see `competition.data.content.unchanged`.
+
+    Args:
+        comp: the competition that the table was made of.
+        table: its training cases.
+
+    Raises:
+        MaskfoldError: a case has the file of another case, or of another channel or class.
+        ValueError, TypeError, AttributeError: a cell is damaged.
+    """
+    images, masks = comp.train.images, comp.train.masks
+    image_patterns = images if isinstance(images, dict) else {"image": images}
+    mask_patterns = masks if isinstance(masks, dict) else {comp.classes[0]: str(masks)}
+    for row in case_rows(table):
+        truth = json.loads(row.masks)
+        if (truth["kind"] == "rle") != (comp.train.rle is not None):
+            raise ValueError(f"the masks of case {row.id} are of the kind {truth['kind']}")
+        named = {"train.images": (json.loads(row.images), image_patterns)}
+        if truth["kind"] == "labels":
+            named["train.masks"] = ({comp.classes[0]: truth["files"]}, mask_patterns)
+        elif truth["kind"] != "rle":
+            named["train.masks"] = (truth["files"], mask_patterns)
+        texts = json.loads(row.slices)
+        for key, (files_of, patterns) in named.items():
+            for name, files in files_of.items():
+                _check_file_names(row.id, key, patterns.get(name), files, texts)
+
+
+def _check_file_names(
+    case_id: str, key: str, pattern: str | None, files: str | list[str], texts: list[str] | None
+) -> None:
+    """Check that a pattern matches the files of a case; `texts`: what {z} matched in each slice of the image."""
+    paths = [files] if isinstance(files, str) else files
+    for index, path in enumerate(paths):
+        bound = None if pattern is None else match_path(pattern, path, case_id)
+        if bound is None or ("z" in bound and (texts is None or int(bound["z"]) != int(texts[index]))):
+            raise MaskfoldError(
+                f"The case {case_id} has the file {path[:200]}, which is not of this case by {key} `{pattern}`.",
+                "Copy the run's folder again from where it was made, or start another run with --new.",
+            )
+
+
 def case_rows(table: pandas.DataFrame) -> list[SimpleNamespace]:
     """Return the rows of a case table as objects with an attribute for each column, in the table's order."""
     return [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
@@ -125,7 +172,8 @@ def case_row(
         MaskfoldError: the case's files disagree, or one cannot be read.
     """
     header = check_files_agree(comp, case_id, images, masks)
-    image_hash = combined_digest(_digests(Path(comp.root), [case.files for case in images.values()]))
+    channels = [case.files for case in images.values()]
+    image_hash = image_digest(comp, channels)
     slices = next(iter(images.values())).slices
     row = {
         "id": case_id,
@@ -138,9 +186,7 @@ def case_row(
         "spacing": json.dumps(header.spacing),
         "channels": header.channels,
         "slices": json.dumps([item.z for item in slices] or None),
-        "hash": combined_digest(
-            [bytes.fromhex(image_hash), *_truth_parts(comp, masks), *_reading_parts(comp, header, images, masks)]
-        ),
+        "hash": case_digest(image_hash, [*truth_parts(comp, masks), *reading_parts(comp, header, channels, masks)]),
         "image_hash": image_hash,
     }
     if comp.on_bad_case == "skip":
@@ -148,48 +194,6 @@ def case_row(
         if masks is not None:
             load_mask(comp, SimpleNamespace(**row))
     return row
-
-
-def _digests(root: Path, files: list[str | list[str]]) -> list[bytes]:
-    """Return the digests of files in order; the digests of a stack are joined to one."""
-    return [
-        file_digest(root / item)
-        if isinstance(item, str)
-        else bytes.fromhex(combined_digest(file_digest(root / path) for path in item))
-        for item in files
-    ]
-
-
-def _truth_parts(comp: Competition, masks: dict[str, Any] | None) -> list[bytes]:
-    """Return the ground truth's part of the content hash: digests of its files, or the text of its rows."""
-    if masks is None:
-        return []
-    if masks["kind"] == "rle":
-        return [f"{cls}\0{index}\0{row_text(comp, line)}".encode() for line, cls, index in masks["rows"]]
-    return _digests(Path(comp.root), label_files(masks))
-
-
-def _reading_parts(
-    comp: Competition, header: Header, images: ImagesByChannel, masks: dict[str, Any] | None
-) -> list[bytes]:
-    """Return the part of the content hash for files whose arrays depend on more than their bytes; mostly none.
-
-    These are files whose axes are reordered and spacings that are not read plainly (see `Header.plain_spacing`). Their
-    arrays are not those of earlier versions, so cached cases of those are not found under the new hash.
-    """
-    channels = [case.files for case in images.values()]
-    axes, parts = case_axes(comp, channels[0]), []
-    for files in [*channels, *label_files(masks)]:
-        if permutation(file_axes(comp, files), axes) is not None:
-            parts.append(f"axes {file_axes(comp, files)} {axes}".encode())
-    if masks is not None and masks["kind"] == "classes":
-        parts += [f"no file of {name}".encode() for name in comp.classes if name not in masks["files"]]
-    if masks is not None and masks["kind"] == "rle" and rle_counts_in_pictures(comp):
-        parts.append(b"run lengths of pictures")
-    plain_spacing = header.plain_spacing if header.has_spacing else (1.0,) * len(header.shape)
-    if plain_spacing not in (None, header.spacing):
-        parts.append(f"spacing {json.dumps(header.spacing)}".encode())
-    return parts
 
 
 # Images and ground truth of each case
@@ -526,14 +530,3 @@ def _check_array_axes(
             f"Set competition.array_axes to its order ({' or '.join(fitting)}): nibabel reads xyz, SimpleITK zyx; "
             "rows, columns and slices are yxz.",
         )
-
-
-def label_files(masks: dict[str, Any] | None) -> list[str | list[str]]:
-    """Return the label files of a result of `find_masks`, each a path or a stack's paths."""
-    if masks is None or masks["kind"] == "rle":
-        return []
-    if masks["kind"] == "labels":
-        return [masks["files"]]
-    if masks["kind"] == "classes":
-        return list(masks["files"].values())
-    return [path for paths in masks["files"].values() for path in paths]

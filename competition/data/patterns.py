@@ -110,6 +110,26 @@ def matches_many_files(pattern: str) -> bool:
     return "*" in pattern.rpartition("/")[2]
 
 
+def match_path(pattern: str, path: str, case_id: str) -> dict[str, str] | None:
+    """Return the text of each placeholder of a pattern in a path, by the names alone; None if it does not match.
+
+    Args:
+        pattern: as for `match_cases`.
+        path: below the root, with forward slashes.
+        case_id: the text that {id} must match.
+    """
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    names, bound = path.split("/"), {"id": case_id}
+    if len(parts) != len(names):
+        return None
+    for part, name in zip(parts, names, strict=True):
+        match = re.fullmatch(_expression(part, bound), name)
+        if match is None:
+            return None
+        bound |= match.groupdict()
+    return bound
+
+
 def slice_aliases(case_id: str, item: SliceFile) -> list[str]:
     """Return the names by which a competition's table may refer to a slice, the most explicit first.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from competition.config.experiment import Experiment
 from competition.data.cache import PreprocessedCase, cache_key, find_damage, get_or_build
+from competition.data.content.unchanged import unchanged_files
 from competition.data.geometry import Geometry
 from competition.data.masks import IGNORED, boundary_mask, load_instances, load_mask
 from competition.data.normalisation import (
@@ -24,7 +25,7 @@ from competition.data.normalisation import (
     to_uint8_or_unit_range,
 )
 from competition.data.readers import load_image
-from competition.errors import MaskfoldError
+from competition.errors import ChangedDataError, MaskfoldError
 from competition.io import DiskFullError, write_array
 from competition.process import ProcessPool
 
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 def preprocess_case(row: Any, exp: Experiment, root: Path) -> Path:
     """Preprocess one case, unless the cache has it.
 
+    A case enters the cache only if its files, while they were read, were those whose digest is in the case table: see
+    `unchanged_files`, which hashes them after they are decoded.
+
     Args:
         row: a row of the case table.
         exp: the experiment.
@@ -51,15 +55,17 @@ def preprocess_case(row: Any, exp: Experiment, root: Path) -> Path:
         The folder for `PreprocessedCase.open`.
 
     Raises:
+        ChangedDataError: a file is not that of the case table any more.
         MaskfoldError: the case cannot be read or preprocessed, or the disk is full.
     """
 
     def build(folder: Path) -> dict[str, Any]:
-        record = write_image(folder, load_image(exp.competition, row), exp, str(row.id))
-        if row.split == "train":  # after the image, whose memory is free by now
-            geometry = Geometry.from_dict(record["geometry"])
-            objects = load_instances(exp.competition, row) if exp.prepare.boundary else None
-            write_mask(folder, load_mask(exp.competition, row), geometry, exp, str(row.id), objects)
+        with unchanged_files(exp.competition, row, truth=row.split == "train", fresh=True):
+            record = write_image(folder, load_image(exp.competition, row), exp, str(row.id))
+            if row.split == "train":  # after the image, whose memory is free by now
+                geometry = Geometry.from_dict(record["geometry"])
+                objects = load_instances(exp.competition, row) if exp.prepare.boundary else None
+                write_mask(folder, load_mask(exp.competition, row), geometry, exp, str(row.id), objects)
         return record
 
     return get_or_build(Path(root), cache_key(row, exp), build)
@@ -95,7 +101,7 @@ def preprocess_cases(
     folders: dict[str, Path] = {}
     for done, (row, result) in enumerate(_run(rows, exp, Path(root), workers if incomplete else 1), start=1):
         if isinstance(result, MaskfoldError):
-            skippable = result.status == 1 and not isinstance(result, DiskFullError)
+            skippable = result.status == 1 and not isinstance(result, DiskFullError | ChangedDataError)
             if exp.competition.on_bad_case == "stop" or not skippable:
                 raise result
             log.warning("Case %s is skipped: %s", row.id, result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -12,8 +13,8 @@ from typing import Any
 from competition.config.axes import rle_counts_in_pictures
 from competition.config.competition import Competition, TableColumns
 from competition.config.profiles import Profile, profile_of
-from competition.data.patterns import CaseFiles, SkippedCases, slice_aliases
-from competition.data.readers import strip_extension
+from competition.data.patterns import CaseFiles, SkippedCases, SliceFile, slice_aliases
+from competition.data.readers import get_column, strip_extension
 from competition.data.rle_order import check_order, detect_order
 from competition.errors import MaskfoldError
 from competition.io import read_csv
@@ -104,6 +105,33 @@ def row_text(comp: Competition, line: int) -> str:
     """Return the run lengths in one line of `train.rle`."""
     _, table, layout = _open_table(comp)
     return str(table.at[line, layout.mask])
+
+
+def find_foreign_row(comp: Competition, row: Any, rows: Iterable[RleRow]) -> int | None:
+    """Return the first of the lines that a row of the case table names whose id is not that of the case; None if none.
+
+    Args:
+        comp: the competition.
+        row: a row of the case table.
+        rows: its [line, class, slice] of each row of `train.rle`.
+
+    Raises:
+        MaskfoldError: the table cannot be read.
+        KeyError: the table has no such line.
+    """
+    _, table, layout = _open_table(comp)
+    case_id = str(get_column(row, "id"))
+    files = next(iter(json.loads(get_column(row, "images")).values()))
+    texts = json.loads(get_column(row, "slices")) or []
+    slices = [SliceFile(z, path) for z, path in zip(texts, files, strict=True)] if texts else []
+    targets = _targets_by_name({case_id: CaseFiles([] if texts else [files], slices)})
+    for line, _, index in rows:
+        name = str(table.at[line, layout.id])
+        if layout.cls is None and layout.class_in_id:
+            name = name.rpartition("_")[0]
+        if _find_target(name, targets) != (case_id, index):
+            return int(line)
+    return None
 
 
 def rle_format(comp: Competition) -> RleFormat:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from competition.config.postprocess import PostprocessConfig
 from competition.context import Context
+from competition.data.content.unchanged import check_truth_unchanged
 from competition.metrics.bootstrap import cv_score, prediction_interval
 from competition.postprocessing.evaluation import OofScores
-from competition.postprocessing.tuning import TuningResult, load_tuning, save_tuning, tune_postprocessing
+from competition.postprocessing.tuning import TuningResult, load_tuning, save_tuning, tune_postprocessing, tuning_key
 from competition.runs.blend import Ensemble
+from competition.runs.lock import lock_if_free
+from competition.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,23 +54,31 @@ def estimate_score(
     Out-of-fold predictions come from single networks; a test case is predicted by all of them together, which is
     usually better, so the estimate tends to be low.
 
+    A search is remembered in the run's folder, unless another process works there. It is used again only if the truth
+    of its cases is the one that it used.
+
     Args:
         ensemble: the runs; the first one's `postprocess` is used.
         test_cases: size of the test set.
         context: its log takes progress messages.
         workers: processes; None: one per core.
+
+    Raises:
+        ChangedDataError: the truth of a case has changed since the run began.
+        MaskfoldError: a prediction or the truth of a case cannot be read.
     """
     run, comp = ensemble.runs[0], ensemble.comp
     groups = run.groups()
     settings, seed = run.exp.postprocess, run.exp.seeds[0]
     single_run = len(ensemble.active) == 1 and ensemble.active[0][0] is run and not ensemble.fold_weights
-    tuning = load_tuning(run) if settings.tune and single_run else None
+    tuning = _remembered_tuning(run, context) if settings.tune and single_run else None
     if tuning is None:
         with OofScores(ensemble, workers) as evaluation:
             if settings.tune:
+                key = tuning_key(run) if single_run else {}
                 tuning = tune_postprocessing(evaluation, seed, groups, context)
                 if single_run:
-                    save_tuning(run, tuning)
+                    _remember_tuning(run, tuning, key, context)
             else:
                 own = [settings.steps_for(name) for name in comp.classes]
                 evaluation.score({index: (steps,) for index, steps in enumerate(own)})
@@ -86,3 +97,28 @@ def estimate_score(
         tuning,
         rows,
     )
+
+
+def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
+    """Return the remembered result of a search, after checking the truth of its cases; None if there is none.
+
+    Raises:
+        ChangedDataError: the truth of a case has changed since the run began.
+    """
+    tuning = load_tuning(run)
+    if tuning is None:
+        return None
+    rows = run.oof().rows().values()
+    if missing := check_truth_unchanged(run.exp.competition, rows):
+        context.say(f"note: the masks of {missing} of {len(rows)} cases are missing, so the remembered search is used")
+        return tuning
+    return load_tuning(run, with_data=True)  # a search that does not say on which data is repeated
+
+
+def _remember_tuning(run: Run, tuning: TuningResult, key: dict[str, Any], context: Context) -> None:
+    """Save the result of a search if no other process works in the run's folder."""
+    with lock_if_free(run.folder) as is_held:
+        if is_held:
+            save_tuning(run, tuning, key)
+        else:
+            context.say(f"note: the search is not remembered, because another process works in {run.folder}")

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
-from competition.data.cases import ImagesByChannel, case_row, check_files_agree, label_files
+from competition.data.cases import ImagesByChannel, case_row, check_files_agree
+from competition.data.content.digests import label_files
 from competition.data.duplicates import make_thumbnail
 from competition.data.geometry import header_orientation
 from competition.data.image_types import Header

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from competition.config.postprocess import PostprocessConfig, StepConfig
-from competition.data.masks import load_instances, load_mask
+from competition.data.content.unchanged import load_unchanged_instances, load_unchanged_mask
 from competition.errors import MaskfoldError
 from competition.metrics.instances import Labels, connected_components
 from competition.metrics.scoring import score_class, split_classes
@@ -142,8 +142,8 @@ class CaseScorer:
         )
         presence = self.oof.presence(case) if needs_presence else None
         evidence = apply_ordering(self.oof.read(case), comp, self.settings, row, presence)
-        truth = load_mask(comp, row)
-        objects = load_instances(comp, row) if comp.instances else None
+        truth = load_unchanged_mask(comp, row)
+        objects = load_unchanged_instances(comp, row) if comp.instances else None
         spacing = json.loads(row.spacing)
         result: ScoreRows = {}
         for index, lists in requests.items():
@@ -160,8 +160,8 @@ class CaseScorer:
     def truth_sizes(self, case: str) -> list[TruthSizes]:
         """Return the true sizes of each class."""
         comp, row = self.oof.comp, self.rows[case]
-        objects = load_instances(comp, row) if comp.instances else None
-        return [_sizes_of(mask, objects) for mask in split_classes(load_mask(comp, row), comp)]
+        objects = load_unchanged_instances(comp, row) if comp.instances else None
+        return [_sizes_of(mask, objects) for mask in split_classes(load_unchanged_mask(comp, row), comp)]
 
 
 def _sizes_of(mask: np.ndarray[Any, Any], objects: Labels | None) -> TruthSizes:

@@ -13,7 +13,8 @@ from competition.config.competition import MetricConfig
 from competition.config.experiment import Experiment
 from competition.config.postprocess import STEPS, PostprocessConfig, Step, StepConfig, own_step_digest
 from competition.context import Context
-from competition.io import parse_json_object, write_json, write_table
+from competition.data.cases import data_hash
+from competition.io import parse_json_object, sha256_of_file, write_json, write_table
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.metrics.overlap import score_from_counts
 from competition.postprocessing.evaluation import OofScores, Steps
@@ -343,11 +344,18 @@ def _build_slot(members: Sequence[_Candidates], kinds: set[str]) -> StepSlot:
 # The stored result
 
 
-def save_tuning(run: Run, tuning: TuningResult) -> None:
-    """Save the tuning result of a run, with the state of the run it is valid for."""
+def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = None) -> None:
+    """Save the tuning result of a run; the caller holds the lock of the run.
+
+    Args:
+        run: the run.
+        tuning: the result.
+        key: the state of the run for which it is valid, from `tuning_key` before the search; None: the present one.
+    """
     write_table(tuning.rows, run.folder / TUNING_SCORES_FILE)
     plain = {
-        "key": _key(run),
+        "key": tuning_key(run) if key is None else key,
+        "scores": sha256_of_file(run.folder / TUNING_SCORES_FILE),
         "settings": tuning.settings.model_dump(),
         "found": {name: [step.model_dump() for step in steps] for name, steps in tuning.best_steps.items()},
         **{name: getattr(tuning, name) for name in ("before", "after", "nested", "kept")},
@@ -357,13 +365,23 @@ def save_tuning(run: Run, tuning: TuningResult) -> None:
     write_json(run.folder / TUNING_FILE, plain)
 
 
-def load_tuning(run: Run) -> TuningResult | None:
-    """Return the tuning result of the run; None if its folds or its `postprocess` have changed since."""
+def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
+    """Return the tuning result of the run; None if its data, its folds or its `postprocess` have changed since.
+
+    Args:
+        run: the run.
+        with_data: return None also for a result of 0.1, which does not say on which data it was tuned.
+    """
     import pandas as pd
 
     try:
         plain = parse_json_object((run.folder / TUNING_FILE).read_bytes())
-        if plain["key"] != _key(run):
+        key = tuning_key(run)
+        if not with_data and "data" not in plain["key"]:
+            del key["data"]
+        if plain["key"] != key:
+            return None
+        if "scores" in plain and plain["scores"] != sha256_of_file(run.folder / TUNING_SCORES_FILE):
             return None
         rows = pd.read_csv(run.folder / TUNING_SCORES_FILE, dtype={"id": str}, float_precision="round_trip")
         best_steps = {name: tuple(map(StepConfig.model_validate, steps)) for name, steps in plain["found"].items()}
@@ -382,7 +400,8 @@ def load_tuning(run: Run) -> TuningResult | None:
         return None  # a damaged file is not an error: the search can be repeated
 
 
-def _key(run: Run) -> dict[str, Any]:
+def tuning_key(run: Run) -> dict[str, Any]:
+    """Return what the result of a search depends on: the predictions, the truth, the settings and the metric."""
     settings = {
         key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None
     }
@@ -392,6 +411,7 @@ def _key(run: Run) -> dict[str, Any]:
         "postprocess": settings,
         **({"own_steps": own_steps} if own_steps else {}),
         "metric": run.exp.competition.metric.model_dump(),
+        "data": data_hash(run.oof().cases),
         "members": {
             f"{result.fold} {result.seed}": [result.score, result.steps, result.minutes] for result in run.results()
         },

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from competition.config.competition import Competition
 from competition.context import Context
-from competition.data.masks import load_mask
+from competition.data.content.unchanged import load_unchanged_mask
 from competition.inference.predict import merge_boundary_class
 from competition.report.html import ABSENT_LABEL, Table, format_score, render
 from competition.report.results import RunResults
@@ -294,7 +294,7 @@ def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[Calibra
     tallies = [CalibrationCounts() for _ in comp.classes]
     rows = oof.rows()
     for case in cases:
-        histograms = _histograms(oof.read(case), load_mask(comp, rows[case]), comp)
+        histograms = _histograms(oof.read(case), load_unchanged_mask(comp, rows[case]), comp)
         for class_tally, (pixels, positives, sums) in zip(tallies, histograms, strict=True):
             class_tally.add_case(pixels, positives, sums)
     return tallies

@@ -11,8 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from competition.context import Context
-from competition.data.masks import load_mask
-from competition.data.readers import load_image
+from competition.data.content.unchanged import load_unchanged_image, load_unchanged_mask
 from competition.ensembling.compare import Comparison
 from competition.io import write_table
 from competition.metrics.bootstrap import PairedDifference
@@ -140,7 +139,7 @@ def _cases(comparison: Comparison, folder: Path, count: int) -> Markup:
     cases = []
     for number, (case, change) in enumerate(comparison.most_changed(count), 1):
         path, row = folder / f"case_{number}.png", comparison.rows[case]
-        image = load_image(comparison.comp, row)
+        image = load_unchanged_image(comparison.comp, row)
         masks = comparison.a.predict(row).masks, comparison.b.predict(row).masks
         class_dice = [table.loc[table["id"] == case].set_index("class")["dice"] for table in comparison.tables]
         dice = ", ".join(
@@ -152,7 +151,7 @@ def _cases(comparison: Comparison, folder: Path, count: int) -> Markup:
         draw_comparison(
             path,
             image.array,
-            load_mask(comparison.comp, row),
+            load_unchanged_mask(comparison.comp, row),
             masks,
             comparison.comp,
             title,

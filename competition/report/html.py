@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,7 +21,9 @@ from markupsafe import Markup
 
 from competition.errors import MaskfoldError
 from competition.io import atomic_write
+from competition.runs.lock import ensure_lock
 
+LOCK_PATIENCE = 3.0  # s; see `competition.cli.train`
 ABSENT_LABEL = "absent"  # score of a class that no case has: neither 0 nor 1
 
 
@@ -128,6 +131,28 @@ def create_figure_folder(output: Path) -> Path:
             f"cannot create the image folder {folder}: {error.strerror}.", "Set another output file for the page."
         ) from error
     return folder
+
+
+@contextmanager
+def output_lock(folder: Path, output: Path) -> Iterator[None]:
+    """Hold the lock of a run's or study's folder while a page is written into it; no lock for a page elsewhere.
+
+    Raises:
+        MaskfoldError: another process works in the folder.
+    """
+    if not output.resolve().is_relative_to(folder.resolve()):
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(ensure_lock(folder, LOCK_PATIENCE, lambda _: None))
+        except MaskfoldError as error:
+            raise MaskfoldError(
+                error.message,
+                f"Wait until it is done, or write the page elsewhere: -o {output.name}.",
+                status=error.status,
+            ) from error
+        yield
 
 
 def write_page(title: str, head: Markup, sections: dict[str, tuple[str, Markup]], output: Path) -> Path:

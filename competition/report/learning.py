@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from competition.config.metric import Direction
-from competition.data.masks import load_mask
-from competition.data.readers import load_image
+from competition.data.content.unchanged import load_unchanged_image, load_unchanged_mask
 from competition.inference.predict import to_masks
 from competition.report.html import render
 from competition.report.results import RunResults
@@ -233,11 +232,11 @@ def _draw_case(
     path: Path, row: Any, oof: OofPredictions, comp: Any, dice: dict[str, float], chosen: SelectedCase, total: int
 ) -> None:
     masks = to_masks(oof.read(row.id), comp)
-    image = load_image(comp, row)
+    image = load_unchanged_image(comp, row)
     draw_case(
         path,
         image.array,
-        load_mask(comp, row),
+        load_unchanged_mask(comp, row),
         masks,
         comp,
         f"{row.id} · {chosen.kind}, {chosen.rank} of {total}",

@@ -11,9 +11,8 @@ import numpy as np
 from competition.config.competition import MetricConfig
 from competition.io import parse_json_object
 from competition.metrics.bootstrap import bootstrap_interval, cv_score
-from competition.metrics.scoring import read_scores
 from competition.runs.fold import FoldResult
-from competition.runs.run import Run
+from competition.runs.run import Run, read_run_scores
 from competition.training.evaluator import fold_scores
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class RunResults:
         if not folds:
             return cls(run, members, None, summary)
         if summary:
-            table = read_scores(run.folder / "scores.csv")
+            table = read_run_scores(run.folder)
         else:
             table = pd.concat(
                 [fold_scores(run, fold, [result for result in members if result.fold == fold]) for fold in folds],

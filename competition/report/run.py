@@ -19,14 +19,13 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, read_metrics_lines
 from competition.metrics.bootstrap import ScoreGain, paired_gain
-from competition.metrics.scoring import read_scores
 from competition.report.calibration import calibration_section
-from competition.report.html import create_figure_folder, render, write_page
+from competition.report.html import create_figure_folder, output_lock, render, write_page
 from competition.report.learning import cases_section, learning_section
 from competition.report.results import RunResults
 from competition.report.scores import score_headline, scores_section, sizes_section
 from competition.runs.fold import RESULT_FILE, mixed_environments
-from competition.runs.run import FOLDS_FILE, Run
+from competition.runs.run import FOLDS_FILE, Run, read_run_scores
 
 TEMPLATE = "run.html.j2"
 
@@ -43,8 +42,14 @@ def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
         The page.
 
     Raises:
-        MaskfoldError: an image or a prediction is missing or damaged, or the page cannot be written.
+        MaskfoldError: an image or a prediction is missing or damaged, or the page cannot be written; or the page is in
+            the run's folder, and another process works there.
     """
+    with output_lock(run.folder, output):
+        return _write_report(run, output, context)
+
+
+def _write_report(run: Run, output: Path, context: Context) -> Path:
     folder = create_figure_folder(output)
     results, oof = RunResults.load(run), run.oof()
     sections = {
@@ -175,7 +180,7 @@ def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, 
     """Return the gain of this run's score over that of the run in `folder`, and the number of common cases compared."""
     exp, rows = results.run.exp, results.rows()
     try:
-        other_rows = read_scores(folder / "scores.csv")
+        other_rows = read_run_scores(folder)
         both = set(rows["id"]) & set(other_rows["id"])
         if not both or set(rows["class"]) != set(other_rows["class"]):
             return None, 0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from competition.config.postprocess import StepConfig
 from competition.context import Context
-from competition.data.masks import load_instances, load_mask
+from competition.data.content.unchanged import load_unchanged_instances, load_unchanged_mask
 from competition.inference.predict import to_masks
 from competition.io import parse_json_object
 from competition.metrics.bootstrap import ScoreGain
@@ -327,7 +327,7 @@ def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]
     rows = oof.rows()
     collected: list[tuple[list[Floats], list[Floats], list[Floats]]] = [([], [], []) for _ in comp.classes]
     for case in cases:
-        truth, instances = load_mask(comp, rows[case]), load_instances(comp, rows[case])
+        truth, instances = load_unchanged_mask(comp, rows[case]), load_unchanged_instances(comp, rows[case])
         masks, truth_masks = to_masks(oof.read(case), comp), label_to_class_masks(truth, comp)
         ignored = get_ignored_voxels(truth, comp)
         voxel = float(np.prod(json.loads(str(rows[case].spacing)))) if comp.dimensions == 3 else 1.0

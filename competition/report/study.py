@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from competition.report.html import Table, create_figure_folder, format_score, render, write_page
+from competition.report.html import Table, create_figure_folder, format_score, output_lock, render, write_page
 
 TEMPLATE = "study.html.j2"
 TRIAL_KEYS = ("number", "state", "values", "minutes", "params", "run", "own")
@@ -28,21 +28,23 @@ def write_study_page(folder: Path, output: Path) -> Path:
         The page.
 
     Raises:
-        MaskfoldError: no trial has finished yet, or the page cannot be written.
+        MaskfoldError: no trial has finished yet, or the page cannot be written; or the page is in the study's folder,
+            and another process writes there.
     """
     from competition.study.study import read_trials
 
     record = read_trials(folder)
-    figures = [path for name in FIGURE_NAMES for path in sorted(folder.glob(f"{name}*.png"))]
-    return write_study_report(
-        folder,
-        f"Study {folder.resolve().name}",
-        record["trials"],
-        figures,
-        output,
-        record["objectives"],
-        record["best"],
-    )
+    with output_lock(folder, output):
+        figures = [path for name in FIGURE_NAMES for path in sorted(folder.glob(f"{name}*.png"))]
+        return write_study_report(
+            folder,
+            f"Study {folder.resolve().name}",
+            record["trials"],
+            figures,
+            output,
+            record["objectives"],
+            record["best"],
+        )
 
 
 def write_study_report(

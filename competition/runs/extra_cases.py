@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from competition.config.competition import Competition, TestFiles
-from competition.config.experiment import Experiment
+from competition.config.experiment import Experiment, ExtraCasesConfig
 from competition.errors import MaskfoldError
 
 if TYPE_CHECKING:
@@ -122,6 +122,11 @@ def mark_near_duplicates(run: Run, labelled: dict[str, Path], others: dict[str, 
         table["alike"] = [json.dumps(sorted(alike.get(case_id, []))) for case_id in table["id"]]
         counts[key] = len(alike)
     return counts
+
+
+def extra_section(exp: Experiment, table: str) -> ExtraCasesConfig | None:
+    """Return the `extra` section of a table, by the table's name; None for the table of `pseudo`."""
+    return None if table == PSEUDO_TABLE else exp.extras[int(table.rpartition("_")[2])]
 
 
 def same_competition(comp: Competition, name: str, root: str) -> bool:

@@ -9,10 +9,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from competition.errors import MaskfoldError
-from competition.io import damaged_error, parse_json_object, write_json
+from competition.io import damaged_error, parse_json_object, sha256_of_file, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PLAIN_WEIGHTS = "weights.safetensors"  # a member's weights: of its last epochs
 SOUP_WEIGHTS = "soup.safetensors"  # the average of its best checkpoints
@@ -94,6 +97,7 @@ class FoldResult:
         halved: times that micro-batches were halved because memory ran out.
         lessons: counts of the additional training data, see `competition.training.extra_data`.
         peak_gib: peak memory of the CUDA device, else the peak resident memory of the process.
+        digests: SHA-256 of the member's tables of scores, by file name; results of 0.1 have none.
     """
 
     fold: int
@@ -116,6 +120,7 @@ class FoldResult:
     halved: int = 0
     lessons: dict[str, Any] = field(default_factory=dict)
     soup: dict[str, Any] | None = None
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
@@ -144,6 +149,7 @@ class FoldResult:
                 all(isinstance(number, int) for number in integers)
                 and isinstance(result.score, float | int | None)
                 and isinstance(result.dice, dict)
+                and isinstance(result.digests, dict)
                 and Path(result.weights).name == result.weights
             )
         except (OSError, ValueError, TypeError) as error:
@@ -151,6 +157,27 @@ class FoldResult:
         if not valid:
             raise _damaged(path, "it has invalid values")
         return result
+
+    def read_scores(self, folder: Path, name: str) -> pd.DataFrame:
+        """Read a table of scores in the member's folder; see `competition.metrics.scoring.read_scores`.
+
+        Args:
+            folder: of the member.
+            name: of the table, e.g. `scores.csv`.
+
+        Raises:
+            MaskfoldError: the table is damaged, or was changed after the fold finished.
+        """
+        from competition.metrics.scoring import read_scores
+
+        expected = self.digests.get(name)
+        table = read_scores(folder / name)
+        if expected is not None and sha256_of_file(folder / name) != expected:
+            raise MaskfoldError(
+                f"{folder / name} was changed after the fold finished: its checksum is not that in {RESULT_FILE}.",
+                f"Restore the table, or delete {folder / RESULT_FILE}: `maskfold cv` then scores the checkpoint again.",
+            )
+        return table
 
     def write(self, folder: Path) -> None:
         """Write the result into a member's folder, as its last file.

@@ -1,4 +1,4 @@
-"""Locks on the folder of a run or a fold, so that only one process works in it.
+"""Locks on the folder of a run, a fold or a study, so that only one process works in it.
 
 On one machine the kernel's lock on the file `lock` decides: it ends with the process, however that dies, and reused
 process ids do not matter. Not every file server shares locks with other machines. There the content of the file
@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ PROBE_SECONDS = 1.0  # s that a call of `is_free` may hold the lock
 FILE_BYTES = 512  # bytes, constant, so that a heartbeat requires no more disk space
 
 _open: set[int] = set()  # descriptors of the locks that this process holds
+_held: set[Path] = set()  # their folders
 # A forked child would keep the lock after its parent's death; `exec` closes the descriptors anyway.
 os.register_at_fork(after_in_child=lambda: _close_inherited_locks())
 
@@ -98,6 +99,7 @@ def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = p
         owner = LockOwner(process, socket.gethostname(), _boot_id(), _start_time(process) or 0.0, now, now)
         _write(descriptor, owner, path)
         _open.add(descriptor)
+        _held.add(folder.resolve())
         released = threading.Event()
         thread = threading.Thread(target=_heartbeat, args=(descriptor, owner, path, released), daemon=True, name="lock")
         thread.start()
@@ -109,8 +111,33 @@ def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = p
             with suppress(OSError):
                 os.ftruncate(descriptor, 0)  # so that other machines do not wait for a heartbeat
     finally:
-        _open.discard(descriptor)
+        if descriptor in _open:
+            _open.discard(descriptor)
+            _held.discard(folder.resolve())
         os.close(descriptor)
+
+
+@contextmanager
+def ensure_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Hold the folder's lock as `run_lock` does, unless this process holds it already.
+
+    Raises:
+        MaskfoldError: as for `run_lock`.
+    """
+    with nullcontext() if folder.resolve() in _held else run_lock(folder, patience, say):
+        yield
+
+
+@contextmanager
+def lock_if_free(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock if no other process does and the folder is writable; yield whether it is held."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(ensure_lock(folder, say=lambda _: None))
+        except MaskfoldError:
+            yield False
+        else:
+            yield True
 
 
 def is_free(folder: Path) -> bool:
@@ -148,8 +175,7 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
         alive = locked is False or has_heartbeat  # else the owner is on another machine: wait for a heartbeat
         if alive and now - start > max(patience, PROBE_SECONDS):
             raise MaskfoldError(
-                f"{folder} is being trained by {owner or 'another process'}.",
-                "Wait until it is done, or stop it first.",
+                f"{folder} is in use by {owner or 'another process'}.", "Wait until it is done, or stop it first."
             )
         if not logged and (patience or not alive) and now - start > 2 * POLL_SECONDS:
             logged = True
@@ -229,3 +255,4 @@ def _close_inherited_locks() -> None:
         with suppress(OSError):
             os.close(descriptor)
     _open.clear()
+    _held.clear()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from competition.data.content.digests import FileStamp, file_stamp, is_settled
 from competition.errors import MaskfoldError
 from competition.inference.presence import mean_log_odds
 from competition.io import disk_full_as_error, make_temporary_path, remove_stale_temp, sync_folder
@@ -33,6 +35,9 @@ CHUNK_BYTES = 2**23
 OOF_DTYPES, OOF_CODECS = ("float16", "uint8"), {"BytesCodec", "ZstdCodec"}  # those that `write` uses
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 ZSTD_HEADER_BYTES = 18  # at most, see RFC 8878, 3.1.1.1
+DIGEST_ATTRIBUTE = "sha256"  # of an array: of its stored values, little-endian, in C order; stores of 0.1 have none
+
+_verified: dict[Path, FileStamp] = {}  # files whose checksum this process has verified
 
 
 class OofStore:
@@ -44,11 +49,16 @@ class OofStore:
     A file may come from a stranger, so what it declares is compared with the run before memory is allocated for it: its
     shape, dtype and codecs, the size of its chunks, and the size to which each chunk decompresses.
 
+    A file has its case's id, its shape and a checksum of its values, which are compared on reading: the file of another
+    case and a missing chunk, which Zarr reads as zeros, are refused. Files of 0.1 have no checksum; then a missing
+    chunk is found if classes are exclusive, since the probabilities of a pixel have the sum 1.
+
     Args:
         folder: created when the first case is written.
         dtype: type of the stored probabilities: float16, or uint8 in steps of 1/255.
         shapes: the expected (P, *file shape) of each case, see `stored_shapes`; None: any shape is read that fits into
             the free memory.
+        exclusive: whether the probabilities of a pixel have the sum 1.
 
     Example:
         >>> store = OofStore("oof")                                              # doctest: +SKIP
@@ -61,10 +71,12 @@ class OofStore:
         folder: Path | str,
         dtype: Literal["float16", "uint8"] = "float16",
         shapes: Mapping[str, tuple[int, ...]] | None = None,
+        exclusive: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.dtype = dtype
         self.shapes = shapes
+        self.exclusive = exclusive
 
     def write(self, case: str, probabilities: np.ndarray, presence: np.ndarray | None = None) -> None:
         """Write (P, *spatial) floats in [0, 1]; an earlier prediction of the case is replaced.
@@ -87,6 +99,14 @@ class OofStore:
         shape = probabilities.shape
         per_plane = max(1, int(np.prod(shape[2:])) * np.dtype(self.dtype).itemsize)
         chunks = (1, max(1, min(shape[1], CHUNK_BYTES // per_plane)), *shape[2:])
+        blocks = [
+            (channel, slice(low, low + chunks[1]))
+            for channel in range(shape[0])
+            for low in range(0, shape[1], chunks[1])
+        ]
+        # Encoded twice, because a file in a zip cannot be changed and the attributes are written first.
+        digest = _digest_of_blocks(self._encode(probabilities[block]) for block in blocks)
+        attributes = {"id": case, "shape": list(shape), DIGEST_ATTRIBUTE: digest}
         try:
             with disk_full_as_error(path, int(np.prod(shape)) * np.dtype(self.dtype).itemsize):
                 with ZipStore(temporary_path, mode="w") as zip_store:
@@ -95,12 +115,10 @@ class OofStore:
                         shape=shape,
                         dtype=self.dtype,
                         chunks=chunks,
-                        attributes={"id": case, **({} if presence is None else {"gate": presence.tolist()})},
+                        attributes={**attributes, **({} if presence is None else {"gate": presence.tolist()})},
                     )
-                    for channel in range(shape[0]):
-                        for low in range(0, shape[1], chunks[1]):  # by chunk, to avoid a second copy of the case
-                            block = slice(low, low + chunks[1])
-                            array[channel, block] = self._encode(probabilities[channel, block])
+                    for block in blocks:  # by chunk, to avoid a second copy of the case
+                        array[block] = self._encode(probabilities[block])
                 with open(temporary_path, "rb") as stream:
                     os.fsync(stream.fileno())
                 os.replace(temporary_path, path)
@@ -112,9 +130,16 @@ class OofStore:
         """Read the probabilities of a case, (P, *spatial) float16.
 
         Raises:
-            MaskfoldError: the case is missing or damaged, or has another shape than the run's table says.
+            MaskfoldError: the case is missing or damaged, its file is that of another case, or has another shape than
+                the run's table says.
         """
-        values = self._read(case, lambda array: np.asarray(array[:]))
+
+        def read_values(array: Any) -> np.ndarray:
+            values = np.asarray(array[:])
+            self._check_values(self.path(case), array, values)
+            return values
+
+        values = self._read(case, read_values)
         return values if values.dtype == np.float16 else _decode(values)
 
     def presence(self, case: str) -> np.ndarray | None:
@@ -157,12 +182,39 @@ class OofStore:
                 array = zarr.open_array(zip_store, mode="r", zarr_format=3)
                 _check_codecs(array)
                 _check_shape(array, None if self.shapes is None else self.shapes.get(case))
+                _check_attributes(array, case)
                 _check_chunks(path, math.prod(array.chunks) * array.dtype.itemsize)
                 return extract(array)
         except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise MaskfoldError(
                 f"The out-of-fold prediction {path} is damaged: {error}.", "Delete the file and run the fold again."
             ) from error
+
+    def _check_values(self, path: Path, array: Any, values: np.ndarray) -> None:
+        """Check the stored values by their checksum; without one, by the sum of exclusive classes.
+
+        Raises:
+            ValueError: they are not those that were written.
+        """
+        expected = array.attrs.get(DIGEST_ATTRIBUTE)
+        if expected is not None:
+            stamp = file_stamp(path)
+            if _verified.get(path) == stamp:
+                return
+            if _digest_of_blocks(iter(values)) != expected:
+                missing = _count_missing_chunks(path, array)
+                reason = f"; {missing} of its {array.nchunks} chunks are missing" if missing else ""
+                raise ValueError(f"its checksum is wrong{reason}")
+            if is_settled(stamp):
+                _verified[path] = stamp
+        elif self.exclusive and len(values) and (missing := _count_missing_chunks(path, array)):
+            decoded = values if values.dtype == np.float16 else _decode(values)
+            tolerance = 0.02 + len(values) / 510  # of rounding to uint8, half a step for each class
+            if np.abs(decoded.sum(axis=0, dtype=np.float32) - 1).max(initial=0.0) > tolerance:
+                raise ValueError(
+                    f"{missing} of its {array.nchunks} chunks are missing: the probabilities of a pixel do not add up "
+                    "to 1"
+                )
 
     def ids(self) -> list[str]:
         """Return the ids of all cases in the folder, sorted."""
@@ -210,7 +262,7 @@ class OofPredictions:
                 if (result := self.run.result(fold, seed)) is not None:
                     prefix = result.prefix_of(self.weights or result.weights)
                     folder = self.run.member_folder(fold, seed) / f"{prefix}oof"
-                    stores.setdefault(fold, []).append(OofStore(folder, self.run.exp.inference.store, shapes))
+                    stores.setdefault(fold, []).append(open_store(self.run.exp, folder, shapes))
         return stores
 
     @cached_property
@@ -268,6 +320,11 @@ class OofPredictions:
         return mean_log_odds(values).astype(np.float32)
 
 
+def open_store(exp: Experiment, folder: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> OofStore:
+    """Return the store of predictions of an experiment in a folder; `shapes`: from `stored_shapes`."""
+    return OofStore(folder, exp.inference.store, shapes, exclusive=exp.competition.labels == "exclusive")
+
+
 def stored_shapes(exp: Experiment, cases: pd.DataFrame) -> dict[str, tuple[int, ...]]:
     """Return the shape of each case's stored probabilities: (P, *file shape), P = `exp.output_channels`.
 
@@ -322,6 +379,36 @@ def _check_shape(array: Any, expected: tuple[int, ...] | None) -> None:
     needed = math.prod(array.shape) * np.dtype(np.float16).itemsize
     if needed > (free := psutil.virtual_memory().available):
         raise ValueError(f"it needs {needed / 2**30:,.1f} GiB of memory, {free / 2**30:,.1f} GiB are free")
+
+
+def _check_attributes(array: Any, case: str) -> None:
+    """Check that the attributes of an array are those of the case; arrays of 0.1 have no shape, older ones no id.
+
+    Raises:
+        ValueError: the file is that of another case, or of another array.
+    """
+    found_id, found_shape = array.attrs.get("id", case), array.attrs.get("shape", list(array.shape))
+    if found_id != case:
+        raise ValueError(f"it is the prediction of the case {str(found_id)[:60]}, expected {case[:60]}")
+    if found_shape != list(array.shape):
+        raise ValueError(f"found the shape {array.shape}, but it was written with {str(found_shape)[:60]}")
+
+
+def _count_missing_chunks(path: Path, array: Any) -> int:
+    """Return how many chunks of an array are not in its file: Zarr omits those that are 0 everywhere."""
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+    keys = (array.metadata.encode_chunk_key(index) for index in np.ndindex(*array.cdata_shape))
+    return sum(key not in names for key in keys)
+
+
+def _digest_of_blocks(blocks: Iterator[np.ndarray]) -> str:
+    """Return the SHA-256 (hexadecimal) of an array's values from its blocks, in C order."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        plain = np.ascontiguousarray(block, block.dtype.newbyteorder("<"))
+        digest.update(plain.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _check_chunks(path: Path, size: int) -> None:

@@ -23,7 +23,7 @@ from competition.config.loading import load_experiment, resolve_config, write_ya
 from competition.config.yaml import read_yaml
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.io import read_csv, sha256_of_file, write_json, write_table
+from competition.io import parse_json_object, read_csv, sha256_of_file, write_json, write_table
 from competition.runs.contents import FOLDS_KEY, RunRecord, change_to_version_2, folds_digest
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
 
@@ -39,6 +39,7 @@ CACHE_FOLDER = Path("mlruns") / "prepared"
 CASES_FILE, FOLDS_FILE = "cases.csv", "folds.csv"  # in a run's folder
 SKIPPED_FILE = "skipped.csv"  # in a run's folder: the skipped cases, with the reason
 VERSION_FILE = "version.json"  # in a run's folder
+SCORES_FILE, SUMMARY_FILE = "scores.csv", "summary.json"  # in a run's folder: of all its finished folds
 FORMAT_VERSION = 1  # the format of a run's folder; raised when this version can no longer read older folders
 # Keys added after the first runs: while off, the hash ignores them. Those of `prepare` are also in data/cache.py.
 KEYS_ADDED_LATER = (("prepare", "boundary"), ("prepare", "stretch"), ("prepare", "long_side"))
@@ -343,8 +344,9 @@ def load_run(
     """
     import pandas as pd
 
-    from competition.data.cases import COLUMNS
+    from competition.data.cases import COLUMNS, check_files_belong
     from competition.data.splits import read_folds
+    from competition.runs.extra_cases import extra_section
 
     if not (folder / "experiment.yaml").exists():
         raise MaskfoldError(f"{folder} is not a run: it has no experiment.yaml.", "Name a folder under mlruns/runs.")
@@ -373,7 +375,12 @@ def load_run(
         for table in (cases, *tables):
             for text in (*table["images"], *table["masks"], *table["shape"], *table["spacing"], *table["slices"]):
                 json.loads(text)
-    except (OSError, ValueError, TypeError, RecursionError) as error:  # pandas' own errors are ValueErrors
+        check_files_belong(exp.competition, cases)
+        for name, table in zip(names[1:], tables, strict=True):
+            if (extra := extra_section(exp, name)) is not None:
+                check_files_belong(extra.competition, table)
+    # pandas' own errors are ValueErrors
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise MaskfoldError(
             f"{folder / CASES_FILE} cannot be read ({' '.join(str(error).split())[:160]}).",
             "Copy the run's folder again from where it was made, or start another run with --new.",
@@ -426,6 +433,28 @@ def check_not_edited(run: Run) -> None:
             "Undo the change, or copy the folder again from where it was made. To train with other settings, change "
             "the experiment's own YAML; to predict with others, add key=value to the command.",
         )
+
+
+def read_run_scores(folder: Path) -> pd.DataFrame:
+    """Read the scores of all out-of-fold cases of a run; see `competition.metrics.scoring.read_scores`.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        MaskfoldError: it is damaged, or was changed after `summary.json` was written.
+    """
+    from competition.metrics.scoring import read_scores
+
+    table = read_scores(folder / SCORES_FILE)
+    try:
+        expected = parse_json_object((folder / SUMMARY_FILE).read_bytes()).get("digests", {}).get(SCORES_FILE)
+    except (OSError, ValueError, AttributeError):
+        expected = None  # a summary that cannot be read is reported where its numbers are used
+    if expected is not None and sha256_of_file(folder / SCORES_FILE) != expected:
+        raise MaskfoldError(
+            f"{folder / SCORES_FILE} was changed after it was written: its checksum is not that in {SUMMARY_FILE}.",
+            "Delete it and repeat `maskfold cv`, which writes it again from the scores of the folds.",
+        )
+    return table
 
 
 def read_skipped(folder: Path) -> dict[str, str]:

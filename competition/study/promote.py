@@ -10,7 +10,7 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.study.study import StudySession, best_trials
-from competition.study.trial import trial_overrides, trial_runs_name
+from competition.study.trial import check_study_data, trial_overrides, trial_runs_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,17 +88,18 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
 
 def _train(session: StudySession, overrides: list[str], number: int, context: Context) -> tuple[Any, pd.DataFrame]:
     """Train a trial on all folds; return its run and its scores."""
-    from competition.metrics.scoring import read_scores
+    from competition.runs.run import read_run_scores
     from competition.tracking.sync import MlflowSync
     from competition.training.cross_validate import locked_run, open_run, run_cv
 
     exp = session.source.load(overrides)
     exp = exp.model_copy(update={"folds": exp.folds.model_copy(update={"run": None})})  # None: all folds
     run = open_run(exp, trial_runs_name(session.source, exp.competition.name))
+    check_study_data(session.source, run, session.data)
     context.say(f"trial {number} on all folds: {' '.join(overrides)}")
     with (
         locked_run(run, context.silent()) as run,
         MlflowSync(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=session.folder),
     ):
         run_cv(run, context.indented())
-    return run, read_scores(run.folder / "scores.csv")
+    return run, read_run_scores(run.folder)

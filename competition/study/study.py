@@ -19,9 +19,12 @@ from competition.config.competition import drop_keys_without_effect
 from competition.config.loading import resolve_config, write_yaml
 from competition.config.study import StudyConfig
 from competition.context import Context
+from competition.data.cases import data_hash
 from competition.errors import MaskfoldError
-from competition.io import damaged_error, read_record, write_json
+from competition.io import atomic_write, damaged_error, read_record, write_json
 from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
+from competition.runs.lock import ensure_lock
+from competition.runs.run import read_skipped
 from competition.study.space import ExperimentSource, validate_space, values_from_yaml
 from competition.study.storage import (
     HEARTBEAT_GRACE,
@@ -33,23 +36,28 @@ from competition.study.storage import (
     study_lock,
 )
 from competition.study.trial import (
+    CASES_TABLE,
     MINIMISED,
     REASON_ATTRIBUTE,
     DuplicateTrial,
     TrialRunner,
     check_objectives,
+    data_digest,
     is_ignored,
     make_pruner,
     make_sampler,
     objective_directions,
+    study_tables,
 )
 
 if TYPE_CHECKING:
     import optuna
+    import pandas as pd
 
 
 HINT = "Run the same `maskfold study` again to write it."  # for a damaged `trials.json`
 MAX_FAILURES = 10  # consecutive failed trials after which the study stops, because the cause is not in the trials
+FOLDER_PATIENCE = 300.0  # s to wait for another process of the study that writes its files
 MAX_DUPLICATES = 20  # consecutive samples of existing trials after which the space counts as exhausted
 
 logger = logging.getLogger(__name__)
@@ -65,6 +73,7 @@ class StudySession:
         name: name of the study, in Optuna and of its folder in `mlruns/studies`.
         optuna_study: Optuna's study.
         storage: Optuna's storage.
+        data: digest of the data, see `competition.runs.extra_cases.combined_data_hash`.
     """
 
     source: ExperimentSource
@@ -72,6 +81,7 @@ class StudySession:
     name: str
     optuna_study: optuna.Study
     storage: Any
+    data: str
 
     @property
     def folder(self) -> Path:
@@ -92,7 +102,8 @@ class StudySession:
 def open_study(source: ExperimentSource, storage: str | None = None) -> StudySession:
     """Open or create the study of an experiment, after checking its configuration.
 
-    The same experiment with the same space is the same study, so the same command resumes it.
+    The same experiment with the same space on the same data is the same study, so the same command resumes it. Studies
+    of 0.1 did not have the data in their names: such a study is resumed if its trials were trained on the present data.
 
     Args:
         source: the experiment.
@@ -128,10 +139,13 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     extras = plain["extra"] or []
     for section in (plain, *(extras if isinstance(extras, list) else [extras])):
         drop_keys_without_effect(section["competition"])
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{exp.competition.name}-{source.file.stem}-{digest}"
+    prefix = f"{exp.competition.name}-{source.file.stem}"
+    tables = study_tables(exp)
+    data = data_digest(tables)
+    names = StudyNames(f"{prefix}-{_digest([plain, data])}", f"{prefix}-{_digest(plain)}", tables)
     opened = open_storage(storage)
-    with study_lock(opened, name):
+    with study_lock(opened, names.present):
+        name = names.find(opened)
         optuna_study = optuna.create_study(
             study_name=name,
             storage=opened,
@@ -141,10 +155,71 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
         )
         if not optuna_study.get_trials(deepcopy=False):
             optuna_study.enqueue_trial(yaml_values, user_attrs={"own": True})
-    session = StudySession(source, config, name, optuna_study, opened)
+    session = StudySession(source, config, name, optuna_study, opened, data)
     session.folder.mkdir(parents=True, exist_ok=True)
-    write_yaml(resolve_config(exp), session.folder / "experiment.yaml")
+    with study_folder_lock(session.folder):
+        write_yaml(resolve_config(exp), session.folder / "experiment.yaml")
     return session
+
+
+def _digest(plain: Any) -> str:
+    """Return eight hexadecimal digits that identify plain data."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class StudyNames:
+    """The names that a study may have.
+
+    Attributes:
+        present: its name, which has a digest of the YAML and of the data.
+        old: its name in 0.1, which had a digest of the YAML alone.
+        tables: the case tables of the present data, by the names of their files in a run's folder.
+    """
+
+    present: str
+    old: str
+    tables: dict[str, pd.DataFrame]
+
+    def find(self, storage: Any) -> str:
+        """Return the old name if the storage has such a study of the present data, otherwise the present name."""
+        import optuna
+
+        names = set(optuna.get_all_study_names(storage))
+        if self.present in names or self.old not in names:
+            return self.present
+        trials = optuna.load_study(study_name=self.old, storage=storage).get_trials(deepcopy=False)
+        changed = next((run for trial in trials if self._has_changed(run := trial.user_attrs.get("run"))), None)
+        if changed is None:
+            return self.old
+        logger.warning("The data have changed since the study %s (%s); a new study begins.", self.old, changed)
+        return self.present
+
+    def _has_changed(self, run: str | None) -> bool:
+        """Return whether a trial's run was trained on other data; False if its tables cannot be read."""
+        import pandas as pd
+
+        for name, table in self.tables.items():
+            try:
+                old = pd.read_csv(Path(str(run)) / f"{name}.csv", dtype=str, keep_default_na=False)
+                skipped = set(read_skipped(Path(str(run)))) if name == CASES_TABLE else set()
+                kept = table[~table["id"].isin(skipped - set(old["id"]))]
+                if data_hash(old) != data_hash(kept):
+                    return True
+            except (OSError, ValueError, LookupError, MaskfoldError):
+                continue
+        return False
+
+
+@contextmanager
+def study_folder_lock(folder: Path, patience: float = FOLDER_PATIENCE) -> Iterator[None]:
+    """Hold the lock of a study's folder while files are written there; several processes may run one study.
+
+    Raises:
+        MaskfoldError: another process has held it for longer than `patience` seconds.
+    """
+    with ensure_lock(folder, patience, lambda _: None):
+        yield
 
 
 def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> None:
@@ -156,12 +231,14 @@ def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> 
         say: receives messages for the user.
 
     Raises:
-        MaskfoldError: trial 0, the unchanged YAML, fails, or several trials in a row do.
+        MaskfoldError: trial 0, the unchanged YAML, fails, or several trials in a row do; or the data have changed.
     """
     context = Context(session.source.trust, say)
-    worker = TrialRunner(session.source, session.config, session.folder, context)
+    worker = TrialRunner(session.source, session.config, session.folder, context, session.data)
     while _run_next(session, worker, count, context):
         write_trials(session)
+        if worker.data_error is not None:
+            raise worker.data_error
         if worker.duplicates >= MAX_DUPLICATES:
             say(
                 f"{MAX_DUPLICATES} samples in a row repeated existing trials: the space is exhausted after "
@@ -285,6 +362,11 @@ def write_trials(session: StudySession) -> list[dict[str, Any]]:
         For each trial `number`, `state` (Optuna's, in lower case), `values`, `minutes`, `params`, `reason` (why it
         failed, was pruned, or violates a constraint), `run` (its folder) and `own` (whether it is the unchanged YAML).
     """
+    with study_folder_lock(session.folder):  # so that an older list does not replace a newer one
+        return _write_trials(session)
+
+
+def _write_trials(session: StudySession) -> list[dict[str, Any]]:
     rows = [
         {
             "number": trial.number,
@@ -401,7 +483,7 @@ def _save(session: StudySession, name: str, draw_axes: Any, drawn: list[Path], p
                 first_axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # trial numbers
             complete = sum(trial.state.name == "COMPLETE" for trial in session.finished)
             figure.text(0.99, -0.02, f"{complete} complete trials", ha="right", va="top", fontsize="small")
-            figure.savefig(path, dpi=110, bbox_inches="tight")
+            atomic_write(path, partial(figure.savefig, format="png", dpi=110, bbox_inches="tight"))
         drawn.append(path)
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         logger.info("no figure %s: %s", name, error)

@@ -14,10 +14,10 @@ from competition.config.competition import MetricConfig
 from competition.config.metric import Direction
 from competition.config.study import StudyConfig
 from competition.context import Context
-from competition.errors import MaskfoldError
+from competition.errors import ChangedDataError, MaskfoldError
 from competition.io import read_metrics_lines, write_json
-from competition.metrics.scoring import read_scores
-from competition.runs.run import Run
+from competition.runs.extra_cases import combined_data_hash, extra_case_tables
+from competition.runs.run import CASES_FILE, Run
 from competition.study.space import ExperimentSource, suggest_overrides
 from competition.study.storage import PROCESS_ATTRIBUTE, current_process
 from competition.text import nearest_names
@@ -25,6 +25,11 @@ from competition.training.cross_validate import CvSummary
 
 if TYPE_CHECKING:
     import optuna
+    import pandas as pd
+
+    from competition.config.experiment import Experiment
+
+CASES_TABLE = Path(CASES_FILE).stem
 
 
 # Sampler and pruner
@@ -215,9 +220,10 @@ class PruningCallback:
         """Return new (index in the case table, score) of the cases of finished folds."""
         scores = []
         for fold, seed in self.run.members():
-            file = self.run.member_folder(fold, seed) / "scores.csv"
-            if seed == 0 and self.run.result(fold, seed) is not None and file.exists():
-                table = read_scores(file)
+            folder = self.run.member_folder(fold, seed)
+            result = self.run.result(fold, seed) if seed == 0 else None
+            if result is not None and (folder / "scores.csv").exists():
+                table = result.read_scores(folder, "scores.csv")
                 means = table.groupby("id", sort=False)["score"].mean().dropna()
                 scores += [(self.case_index[str(case)], float(value)) for case, value in means.items()]
         return [(step, score) for step, score in scores if step not in self.reported]
@@ -255,10 +261,14 @@ class TrialRunner:
         config: the `study` section.
         folder: folder of the study.
         context: has the trusted packages and the log.
+        data: digest of the study's data; None: not checked.
     """
 
-    def __init__(self, source: ExperimentSource, config: StudyConfig, folder: Path, context: Context) -> None:
-        self.source, self.config, self.folder, self.context = source, config, folder, context
+    def __init__(
+        self, source: ExperimentSource, config: StudyConfig, folder: Path, context: Context, data: str | None = None
+    ) -> None:
+        self.source, self.config, self.folder, self.context, self.data = source, config, folder, context, data
+        self.data_error: ChangedDataError | None = None  # the data have changed: no further trial may run
         self.release_lock: Callable[[], None] = lambda: None
         self.number: int | None = None  # of the present or last trial
         self.duplicates = 0  # consecutive samples that repeated existing trials
@@ -298,6 +308,11 @@ class TrialRunner:
         trial.set_user_attr("words", overrides)
         exp = self.source.load(overrides)
         run = open_run(exp, trial_runs_name(self.source, exp.competition.name))
+        try:
+            check_study_data(self.source, run, self.data)
+        except ChangedDataError as error:
+            self.data_error = error
+            raise
         trial.set_user_attr("run", str(run.folder))
         name = f"trial {trial.number} · {run.folder.name}"
         with (
@@ -339,6 +354,41 @@ class TrialRunner:
         ]
         highest = max(map(abs, last_losses), default=0.0)
         return f" The last training loss was {highest:.3g}." if highest > HIGH_LOSS else ""
+
+
+def study_tables(exp: Experiment) -> dict[str, pd.DataFrame]:
+    """Return the case tables of a study's experiment, by the names of their files in a run's folder."""
+    from competition.data.cases import case_table
+
+    cases = case_table(exp.competition, "train")
+    return {CASES_TABLE: cases, **extra_case_tables(exp, cases)}
+
+
+def data_digest(tables: dict[str, pd.DataFrame]) -> str:
+    """Return the digest of the data of `study_tables`."""
+    return combined_data_hash(
+        tables[CASES_TABLE], {name: table for name, table in tables.items() if name != CASES_TABLE}
+    )
+
+
+def check_study_data(source: ExperimentSource, run: Run, data: str | None) -> None:
+    """Check that the data are those of the study when a trial opens its run.
+
+    Args:
+        source: the study's experiment.
+        run: of the trial, whose own keys may select other data than the study's experiment does.
+        data: digest of the study's data; None: not checked.
+
+    Raises:
+        ChangedDataError: they have changed.
+    """
+    if data is None or combined_data_hash(run.cases, run.extra_tables) == data:
+        return
+    if data_digest(study_tables(source.load())) != data:
+        raise ChangedDataError(
+            f"The data of {run.exp.competition.name} have changed since the study was opened.",
+            "Restore them, or repeat the command, which begins another study on the present data.",
+        )
 
 
 def is_ignored(trial: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from competition.config.experiment import Experiment
 from competition.context import Context
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
-from competition.io import finite_or_none, nan_to_none, remove_all_stale_temp, write_json, write_table
+from competition.io import finite_or_none, nan_to_none, remove_all_stale_temp, sha256_of_file, write_json, write_table
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, paired_gain
-from competition.metrics.scoring import read_scores
 from competition.runs.contents import (
     FOLDS_KEY,
     RunRecord,
@@ -32,8 +31,8 @@ from competition.runs.contents import (
 )
 from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.lock import run_lock
-from competition.runs.oof import OofStore, stored_shapes
-from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, Run, read_skipped, run_hash
+from competition.runs.oof import open_store, stored_shapes
+from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, SCORES_FILE, Run, read_skipped, run_hash
 from competition.text import format_number
 from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
 
@@ -56,6 +55,7 @@ class CvSummary:
         test_score: the metric's value on that share.
         soup: the comparison of the soups with the plain weights, see `select_soup`; None without soups.
         seeds: the gain of several seeds, see `seed_ensemble_gain`; None for one seed.
+        digests: SHA-256 of `scores.csv` in the run's folder, by its name; summaries of 0.1 have none.
     """
 
     metric: str
@@ -71,6 +71,7 @@ class CvSummary:
     test_score: float | None = None
     soup: dict[str, Any] | None = None
     seeds: dict[str, Any] | None = None
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS_FOLDER) -> Run:
@@ -326,7 +327,7 @@ def summarize_run(run: Run) -> CvSummary:
         summary = CvSummary(comp.metric.name, None, None, None, {}, {}, {}, 0, plain)
     else:
         scores = pd.concat(tables, ignore_index=True)
-        write_table(scores, run.folder / "scores.csv")
+        write_table(scores, run.folder / SCORES_FILE)
         groups = run.groups()
         low, high = bootstrap_interval(scores, comp.metric, seed=run.exp.seeds[0], groups=groups)
         intervals = {name: _dice_interval(scores, name, run.exp.seeds[0], groups) for name in comp.classes}
@@ -350,6 +351,7 @@ def summarize_run(run: Run) -> CvSummary:
             nan_to_none(cv_score(test_scores, comp.metric)) if test_scores is not None else None,
             soup,
             seed_ensemble_gain(run, results, scores, groups),
+            {SCORES_FILE: sha256_of_file(run.folder / SCORES_FILE)},
         )
     write_json(run.folder / "summary.json", asdict(summary))
     return summary
@@ -381,9 +383,9 @@ def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None
         return None
     if len(locations) == 1:
         folder, prefix = locations[0]
-        return read_scores(folder / f"{prefix}test_scores.csv")
+        return members[0].read_scores(folder, f"{prefix}test_scores.csv")
     shapes = stored_shapes(run.exp, run.cases)
-    stores = [OofStore(folder / f"{prefix}test", run.exp.inference.store, shapes) for folder, prefix in locations]
+    stores = [open_store(run.exp, folder / f"{prefix}test", shapes) for folder, prefix in locations]
     evaluator = Evaluator(run.exp, cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     scores: list[dict[str, Any]] = []
     for row in evaluator.iter_cases():

@@ -18,11 +18,10 @@ import torch
 
 from competition.config.experiment import Experiment
 from competition.data.cache import MemoryBudget, PreprocessedCase
-from competition.data.masks import load_instances, load_mask
-from competition.data.readers import load_image
+from competition.data.content.unchanged import load_unchanged_image, load_unchanged_instances, load_unchanged_mask
 from competition.inference.predict import Prediction, predict_case_with_presence, to_masks
 from competition.metrics.bootstrap import cv_score
-from competition.metrics.scoring import read_scores, score_case
+from competition.metrics.scoring import score_case
 from competition.runs.fold import FoldResult
 from competition.runs.oof import OofStore
 from competition.runs.run import Run
@@ -76,8 +75,8 @@ class Evaluator:
         """Score one case; return its score rows (one per class), masks (K, *spatial) and truth (M, *spatial)."""
         comp = self.exp.competition
         masks = to_masks(probabilities, comp)
-        truth = load_mask(comp, row)
-        instances = load_instances(comp, row) if comp.instances else None
+        truth = load_unchanged_mask(comp, row)
+        instances = load_unchanged_instances(comp, row) if comp.instances else None
         rows = score_case(masks, truth, comp, spacing=json.loads(row.spacing), true_instances=instances)
         return [{"id": row.id, "fold": fold, **score_row} for score_row in rows], masks, truth
 
@@ -133,7 +132,7 @@ class Evaluator:
     def _save_picture(
         self, path: Path, row: Any, masks: Any, truth: Any, scores: list[dict[str, Any]], title: str
     ) -> None:
-        image = load_image(self.exp.competition, row)
+        image = load_unchanged_image(self.exp.competition, row)
         dice = {score["class"]: score["dice"] for score in scores}
         draw_case(
             path,
@@ -177,7 +176,7 @@ def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | N
     folders = [run.member_folder(fold, member.seed) for member in members]
     if len(folders) == 1:
         prefix = members[0].prefix_of(weights or members[0].weights)
-        return read_scores(folders[0] / f"{prefix}scores.csv")
+        return members[0].read_scores(folders[0], f"{prefix}scores.csv")
     oof = run.oof((fold,), weights)
     evaluator = Evaluator(run.exp, oof.cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     scores: list[dict[str, Any]] = []

@@ -28,7 +28,7 @@ from competition.data.dataset import WeightedCaseSampler
 from competition.errors import MaskfoldError
 from competition.io import sha256_of_file
 from competition.runs.checkpoint import LAST_CHECKPOINT
-from competition.runs.extra_cases import PSEUDO_TABLE, mark_near_duplicates, same_competition
+from competition.runs.extra_cases import extra_section, mark_near_duplicates, same_competition
 from competition.runs.fold import FoldJob
 from competition.runs.run import FOLDS_FILE, Run, load_run
 from competition.training.distributed import is_main_process, make_fabric
@@ -105,7 +105,7 @@ def prepare_extra_data(
         return
     prepared = {}
     for key, table in run.extra_tables.items():
-        extra = _extra_section(run.exp, key)
+        extra = extra_section(run.exp, key)
         if extra is None:
             prepared[key] = preprocess_cases(table, run.exp, cache, progress=context.say)
         else:
@@ -152,7 +152,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
         return extra_data
     sources = [labelled_cases(run, fold), *initial_weights_cases(run, fold, context)]
     for key, table in run.extra_tables.items():
-        extra, (rows, left_out) = _extra_section(exp, key), exclude_leaks(run, table, fold, key)
+        extra, (rows, left_out) = extra_section(exp, key), exclude_leaks(run, table, fold, key)
         if extra is not None:
             extra_data.add([prepare_extra_case(row, extra, exp, job.cache) for row in case_rows(rows)], extra.weight)
             sources.append(TrainingCases.from_table(BY_EXTRA_CASES, run, rows, extra.weight, extra.competition))
@@ -210,7 +210,7 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
     Raises:
         MaskfoldError: no image is left.
     """
-    protected, extra = HeldOutCases(run, fold), _extra_section(run.exp, key)
+    protected, extra = HeldOutCases(run, fold), extra_section(run.exp, key)
     comp = run.exp.competition
     same_ids = extra is None or same_competition(extra.competition, comp.name, str(comp.root))
     same_groups = same_ids or (comp.group is not None and extra is not None and extra.competition.group is not None)
@@ -274,13 +274,8 @@ def _pseudo_label_cases(
     }
 
 
-def _extra_section(exp: Experiment, key: str) -> ExtraCasesConfig | None:
-    """Return the `extra` section of a table; None for the table of `pseudo`."""
-    return None if key == PSEUDO_TABLE else exp.extras[int(key.rpartition("_")[2])]
-
-
 def _data_name(key: str, exp: Experiment) -> str:
-    extra = _extra_section(exp, key)
+    extra = extra_section(exp, key)
     return "pseudo-labels" if extra is None else f"extra cases of {extra.competition.name}"
 
 
@@ -525,6 +520,7 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
     Raises:
         MaskfoldError: the case cannot be read or prepared.
     """
+    from competition.data.content.unchanged import unchanged_files
     from competition.data.geometry import Geometry
     from competition.data.masks import load_instances, load_relabelled_mask
     from competition.data.preprocessing import write_image, write_mask
@@ -541,10 +537,11 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def build(folder: Path) -> dict[str, Any]:
-        image = transpose_image(load_image(source_comp, row), axes)
-        record = write_image(folder, image, exp, str(row.id))
-        objects = load_instances(source_comp, row) if exp.prepare.boundary else None
-        mask = load_relabelled_mask(source_comp, row, comp, mapping)
+        with unchanged_files(source_comp, row, fresh=True):
+            image = transpose_image(load_image(source_comp, row), axes)
+            record = write_image(folder, image, exp, str(row.id))
+            objects = load_instances(source_comp, row) if exp.prepare.boundary else None
+            mask = load_relabelled_mask(source_comp, row, comp, mapping)
         if axes is not None:
             objects = None if objects is None else objects.transpose(axes)
             mask = mask.transpose(0, *(axis + 1 for axis in axes))

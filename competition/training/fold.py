@@ -31,7 +31,7 @@ from competition.data.dataset import PatchDataset
 from competition.data.preprocessing import preprocess_cases
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
-from competition.io import as_disk_error, nan_to_none, remove_all_stale_temp, write_json, write_table
+from competition.io import as_disk_error, nan_to_none, remove_all_stale_temp, sha256_of_file, write_json, write_table
 from competition.metrics.bootstrap import cv_score
 from competition.models.build import build_network
 from competition.process import exit_with_parent, parent_process
@@ -40,7 +40,7 @@ from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, load_w
 from competition.runs.contents import check_contents, run_contents
 from competition.runs.fold import PLAIN_WEIGHTS, FoldJob, FoldResult
 from competition.runs.lock import run_lock
-from competition.runs.oof import OofStore, stored_shapes
+from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import Run, load_run, write_replay_yaml
 from competition.seeding import child_seed
 from competition.training.distributed import is_main_process, launch_processes, make_fabric
@@ -184,7 +184,7 @@ def predict_and_score(
     load_weights(network, weights)
     network.eval()
     evaluator, comp = trainer.evaluator, run.exp.competition
-    store = OofStore(job.folder / "oof", run.exp.inference.store, stored_shapes(run.exp, run.cases))
+    store = open_store(run.exp, job.folder / "oof", stored_shapes(run.exp, run.cases))
     scores = evaluator.predict_out_of_fold(network, store, job.fold)
     evaluator.save_best_and_worst(store, scores, job.folder / "pictures", job.fold)
     write_table(scores, job.folder / "scores.csv")
@@ -193,7 +193,7 @@ def predict_and_score(
         memory = trainer.oom_guard.report(trainer.state.halved)
         trainer.metrics_log.append(step, trainer.epoch, summary_metrics(scores, run.exp) | memory)
     if len(held_out := run.test_share()):
-        test_store = OofStore(job.folder / "test", run.exp.inference.store, store.shapes)
+        test_store = open_store(run.exp, job.folder / "test", store.shapes)
         test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, HELD_OUT)
         write_table(test_scores, job.folder / "test_scores.csv")
     score = cv_score(scores, comp.metric)
@@ -232,6 +232,7 @@ def write_result(
         halved=state.halved,
         soup=soup,
         lessons=read_lineage_summary(job.folder) or {},
+        digests={path.name: sha256_of_file(path) for path in sorted(job.folder.glob("*scores.csv"))},
     )
     (job.folder / GOOD_CHECKPOINT).unlink(missing_ok=True)
     result.write(job.folder)

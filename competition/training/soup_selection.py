@@ -21,7 +21,7 @@ from competition.io import finite_or_none, nan_to_none, write_table
 from competition.metrics.bootstrap import cv_score, paired_gain
 from competition.runs.checkpoint import load_weights, save_weights
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
-from competition.runs.oof import OofStore, stored_shapes
+from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import Run
 from competition.seeding import child_seed
 from competition.text import format_number
@@ -61,10 +61,10 @@ def predict_with_soup(
     soup, evaluator = trainer.soup, trainer.evaluator
     if evaluator is None or not soup.enabled:
         return None
-    comp, network, store_kind = run.exp.competition, trainer.unwrapped_model, run.exp.inference.store
+    comp, network = run.exp.competition, trainer.unwrapped_model
     half = evaluator.cases["id"].map(soup.half_of)
     shapes = stored_shapes(run.exp, run.cases)
-    store, tables = OofStore(job.folder / f"{SOUP_PREFIX}oof", store_kind, shapes), []
+    store, tables = open_store(run.exp, job.folder / f"{SOUP_PREFIX}oof", shapes), []
     for scored_half, selecting_half in (HALVES, HALVES[::-1]):
         network.load_state_dict(soup.average(selecting_half))
         update_bn_statistics(network, trainer)
@@ -77,7 +77,7 @@ def predict_with_soup(
     same_selection = epochs == first_epochs == second_epochs
     flattered = cv_score(scores if same_selection else evaluator.validate(network, job.fold), comp.metric)
     if len(held_out := run.test_share()):
-        test_store = OofStore(job.folder / f"{SOUP_PREFIX}test", store_kind, shapes)
+        test_store = open_store(run.exp, job.folder / f"{SOUP_PREFIX}test", shapes)
         test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, HELD_OUT)
         write_table(test_scores, job.folder / f"{SOUP_PREFIX}test_scores.csv")
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     cases: dict[str, Any] = {}
     monkeypatch.setattr(preprocessing, "load_image", lambda comp, row: cases[row.id][0])
     monkeypatch.setattr(preprocessing, "load_mask", lambda comp, row: cases[row.id][1])
+    monkeypatch.setattr(preprocessing, "unchanged_files", lambda *_, **__: nullcontext())
     return cases
 
 

@@ -172,7 +172,8 @@ def records(folder: Path) -> dict[str, Target]:
         "cases.csv": (
             "id,split,images,masks,group,stratum,shape,spacing,channels,slices,hash,image_hash\n"
             + "".join(
-                f'{name},train,"{{""image"": ""{name}.png""}}","{{""kind"": ""labels"", ""files"": ""m.png""}}",{name}'
+                f'{name},train,"{{""image"": ""images/{name}.png""}}",'
+                f'"{{""kind"": ""labels"", ""files"": ""masks/{name}.png""}}",{name}'
                 ',,"[4, 4]","[1.0, 1.0]",1,null,h,h\n'
                 for name in "ab"
             )

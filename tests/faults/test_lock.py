@@ -95,7 +95,7 @@ def test_the_second_is_told_who_holds_it_and_a_killed_holder_holds_nothing(tmp_p
     try:
         with (
             pytest.raises(
-                MaskfoldError, match=rf"is being trained by process {process.pid} on {socket.gethostname()} \(since "
+                MaskfoldError, match=rf"is in use by process {process.pid} on {socket.gethostname()} \(since "
             ),
             run_lock(tmp_path),
         ):
@@ -206,7 +206,7 @@ def test_without_locks_of_the_kernel_number_and_birth_tell(
     )
     thread.start()
     try:
-        with pytest.raises(MaskfoldError, match="is being trained by"), run_lock(tmp_path, say=lambda _: None):
+        with pytest.raises(MaskfoldError, match="is in use by"), run_lock(tmp_path, say=lambda _: None):
             pass
     finally:
         over.set()

@@ -26,7 +26,7 @@ def test_the_second_command_on_a_run_says_who_holds_it_and_harms_nothing(
     second = stage.start(tmp_path, *words, name="second")
     assert second.wait() == 1 and "Traceback" not in second.said
     assert (
-        f"{the_run(tmp_path).relative_to(tmp_path)} is being trained by process {first.pid} on {os.uname().nodename}"
+        f"{the_run(tmp_path).relative_to(tmp_path)} is in use by process {first.pid} on {os.uname().nodename}"
         in second.said
     )
     (tmp_path / "paused").unlink()

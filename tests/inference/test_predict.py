@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ def prepared(
     affine = np.diag([-spacing[0], spacing[1], spacing[2], 1.0]) if len(spacing) == 3 else None
     picture = SimpleNamespace(array=array, spacing=spacing, affine=affine)
     monkeypatch.setattr(preprocessing, "load_image", lambda comp, row: picture)
+    monkeypatch.setattr(preprocessing, "unchanged_files", lambda *_, **__: nullcontext())
     row: Any = SimpleNamespace(id="one", split="test", hash="h")
     return PreprocessedCase.open(preprocess_case(row, exp, tmp_path))
 

@@ -28,7 +28,7 @@ def competition(classes, labels="exclusive", instances=False):
 
 def fake_predictions(monkeypatch, comp, cases):
     """Return an `OofPredictions` substitute with (probabilities, truth) by name."""
-    monkeypatch.setattr(calibration, "load_mask", lambda _, row: cases[row.id][1])
+    monkeypatch.setattr(calibration, "load_unchanged_mask", lambda _, row: cases[row.id][1])
     return SimpleNamespace(
         run=SimpleNamespace(exp=SimpleNamespace(competition=comp)),
         rows=lambda: {name: SimpleNamespace(id=name) for name in cases},

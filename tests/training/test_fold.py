@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from competition.cli.console import cv_table
 from competition.context import Context
-from competition.errors import MaskfoldError
+from competition.errors import ChangedDataError, MaskfoldError
+from competition.io import sha256_of_file
 from competition.runs.fold import FoldResult
 from competition.runs.lock import is_free, run_lock
 from competition.runs.oof import OofStore
@@ -27,6 +28,7 @@ from competition.training.cross_validate import format_seed_gain, locked_run, ma
 from competition.training.fold import run_fold, setup_fold
 from competition.training.soup_selection import format_soup
 from competition.training.trainer import Trainer
+from tests.host import flip_png
 
 
 @pytest.fixture(autouse=True)
@@ -306,6 +308,20 @@ def test_a_run_grows_over_several_commands(tiny, tmp_path):
     assert [result["fold"] for result in summary.folds] == [0, 1, -1]
 
 
+def test_masks_that_change_between_two_folds_are_not_mixed_into_one_score(tiny, demo2d, tmp_path):
+    root = Path(shutil.copytree(demo2d, tmp_path / "data"))
+    run, first = start(tiny(2, f"competition.root={root}"), tmp_path / "runs", tmp_path / "cache")
+    result = run_fold(first, say=lambda line: None)
+    assert result.digests == {"scores.csv": sha256_of_file(first.folder / "scores.csv")}
+    case = run.validation_cases(1)["id"].iloc[0]
+    flip_png(root / "masks" / f"{case}.png")
+    second = dataclasses.replace(make_jobs(run)[1], cache=tmp_path / "cache", threads=1)
+    second.folder.mkdir()
+    with pytest.raises(ChangedDataError, match=rf"The mask of case {case} \(masks/{case}\.png\) has changed since"):
+        run_fold(second, say=lambda line: None)
+    assert not (second.folder / "result.json").exists() and summarize_run(run).cases == 5
+
+
 def test_a_fold_that_another_process_trains_is_refused(tiny, tmp_path):
     import subprocess
     import sys
@@ -318,7 +334,7 @@ def test_a_fold_that_another_process_trains_is_refused(tiny, tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", hold, str(job.folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(MaskfoldError, match=f"is being trained by process {holder.pid} on"):
+        with pytest.raises(MaskfoldError, match=f"is in use by process {holder.pid} on"):
             run_fold(job, say=lambda line: None)
     finally:
         holder.kill()
@@ -339,7 +355,7 @@ def test_a_refused_command_changes_nothing_in_the_run(tiny, demo2d, tmp_path, mo
 
     before = content()
     with run_lock(run.folder):
-        with pytest.raises(MaskfoldError, match="is being trained by process"), locked_run(second):
+        with pytest.raises(MaskfoldError, match="is in use by process"), locked_run(second):
             pytest.fail("the lock was given twice")
         assert content() == before and not (tmp_path / "mlruns").exists()
     with locked_run(second) as prepared:
@@ -377,10 +393,10 @@ def test_a_fold_of_healthy_cases_predicted_empty_finishes(tiny, tmp_path, monkey
     overrides = (f"competition.metric.both_empty={both_empty}", "training.epochs=1", "training.soup=2", "seed=[1, 2]")
     run, _ = start(tiny(2, *overrides), tmp_path / "runs", tmp_path / "cache")
     healthy = set(run.folds.loc[run.folds["fold"] == 0, "id"])
-    real_masks, real_truth = evaluator_module.to_masks, evaluator_module.load_mask
+    real_masks, real_truth = evaluator_module.to_masks, evaluator_module.load_unchanged_mask
     monkeypatch.setattr(evaluator_module, "to_masks", lambda probabilities, comp: 0 * real_masks(probabilities, comp))
     monkeypatch.setattr(
-        evaluator_module, "load_mask", lambda comp, row: real_truth(comp, row) * (row.id not in healthy)
+        evaluator_module, "load_unchanged_mask", lambda comp, row: real_truth(comp, row) * (row.id not in healthy)
     )
     for job in make_jobs(run)[:2]:
         assert job.fold == 0

@@ -148,7 +148,7 @@ def test_a_lock_is_waited_for_as_long_as_was_said(tmp_path):
     with run_lock(tmp_path):
         assert not is_free(tmp_path)
         with (
-            pytest.raises(MaskfoldError, match=f"being trained by process {os.getpid()}"),
+            pytest.raises(MaskfoldError, match=f"in use by process {os.getpid()}"),
             run_lock(tmp_path, 1.5, said.append),
         ):
             pass

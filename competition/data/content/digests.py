@@ -1,0 +1,149 @@
+"""Digests (SHA-256) of the files of a case: the columns `image_hash` and `hash` of the case table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from competition.config.axes import case_axes, file_axes, permutation, rle_counts_in_pictures
+from competition.config.competition import Competition
+from competition.data.image_types import Header, combined_digest, convert_decoder_errors, file_digest
+from competition.data.rle_tables import row_text
+
+# s; the digest of a file that was written less than this before it was hashed is not remembered, because a second write
+# within one tick of the file system's clock would leave its times as they are.
+SETTLED_SECONDS = 2.0
+FileStamp = tuple[int, int, int, int]  # inode, size, times of modification and of change (ns); see `file_stamp`
+Files = str | list[str]  # a path below the competition's root, or the paths of a stack's slices
+Digest = Callable[[Path], bytes]  # `file_digest` or `remembered_digest`
+
+_remembered: dict[Path, tuple[FileStamp, bytes]] = {}  # stamp and digest
+
+
+# Digests of files
+
+
+def file_stamp(path: Path) -> FileStamp:
+    """Return what the file system says of a file's content; it changes whenever the file is written or replaced.
+
+    Raises:
+        MaskfoldError: there is no such file.
+    """
+    with convert_decoder_errors(path):
+        status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def is_settled(stamp: FileStamp) -> bool:
+    """Return whether a file was last written long enough ago that another write now would change its stamp."""
+    return time.time() - max(stamp[2:]) / 1e9 > SETTLED_SECONDS
+
+
+def remembered_digest(path: Path) -> bytes:
+    """Return the digest of a file as `file_digest` does, but hash it only once per process while its stamp is the same.
+
+    Raises:
+        MaskfoldError: the file cannot be read.
+    """
+    stamp = file_stamp(path)
+    known = _remembered.get(path)
+    if known is not None and known[0] == stamp:
+        return known[1]
+    digest = file_digest(path)
+    if file_stamp(path) == stamp and is_settled(stamp):
+        _remembered[path] = (stamp, digest)
+    return digest
+
+
+def file_digests(comp: Competition, files: list[Files], digest: Digest = file_digest) -> list[bytes]:
+    """Return the SHA-256 of files in order; the digests of a stack's slices are joined to one.
+
+    Args:
+        comp: the competition.
+        files: paths below the root, or stacks' paths.
+        digest: `file_digest`, or `remembered_digest`, which hashes an unchanged file only once per process.
+
+    Raises:
+        MaskfoldError: a file cannot be read.
+    """
+    root = Path(comp.root)
+    return [
+        digest(root / item)
+        if isinstance(item, str)
+        else bytes.fromhex(combined_digest(digest(root / path) for path in item))
+        for item in files
+    ]
+
+
+def image_digest(comp: Competition, channels: list[Files], digest: Digest = file_digest) -> str:
+    """Return the column `image_hash` of the case table: the SHA-256 (hexadecimal) of the image files' digests."""
+    return combined_digest(file_digests(comp, channels, digest))
+
+
+# Digests of the truth and of the case
+
+
+def label_files(masks: dict[str, Any] | None) -> list[Files]:
+    """Return the label files of a result of `find_masks`, each a path or a stack's paths."""
+    if masks is None or masks["kind"] == "rle":
+        return []
+    if masks["kind"] == "labels":
+        return [masks["files"]]
+    if masks["kind"] == "classes":
+        return list(masks["files"].values())
+    return [path for paths in masks["files"].values() for path in paths]
+
+
+def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest = file_digest) -> list[bytes]:
+    """Return the ground truth's part of the content hash: digests of its files, or the text of its rows.
+
+    Args:
+        comp: the competition.
+        masks: a result of `find_masks`; None for a test case.
+        digest: as for `file_digests`.
+
+    Raises:
+        MaskfoldError: a file or the table cannot be read.
+        KeyError: the table has fewer lines.
+    """
+    if masks is None:
+        return []
+    if masks["kind"] == "rle":
+        return [f"{cls}\0{index}\0{row_text(comp, line)}".encode() for line, cls, index in masks["rows"]]
+    return file_digests(comp, label_files(masks), digest)
+
+
+def reading_parts(
+    comp: Competition, header: Header, channels: list[Files], masks: dict[str, Any] | None
+) -> list[bytes]:
+    """Return the part of the content hash for files whose arrays depend on more than their bytes; mostly none.
+
+    These are files whose axes are reordered and spacings that are not read plainly (see `Header.plain_spacing`). Their
+    arrays are not those of earlier versions, so cached cases of those are not found under the new hash.
+
+    Args:
+        comp: the competition.
+        header: of the first channel.
+        channels: the files of each channel.
+        masks: a result of `find_masks`; None for a test case.
+    """
+    axes, parts = case_axes(comp, channels[0]), []
+    for files in [*channels, *label_files(masks)]:
+        if permutation(file_axes(comp, files), axes) is not None:
+            parts.append(f"axes {file_axes(comp, files)} {axes}".encode())
+    if masks is not None and masks["kind"] == "classes":
+        parts += [f"no file of {name}".encode() for name in comp.classes if name not in masks["files"]]
+    if masks is not None and masks["kind"] == "rle" and rle_counts_in_pictures(comp):
+        parts.append(b"run lengths of pictures")
+    plain_spacing = header.plain_spacing if header.has_spacing else (1.0,) * len(header.shape)
+    if plain_spacing not in (None, header.spacing):
+        parts.append(f"spacing {json.dumps(header.spacing)}".encode())
+    return parts
+
+
+def case_digest(image_hash: str, parts: list[bytes]) -> str:
+    """Return the column `hash` of the case table, from `image_hash` and the parts of the truth and the reading."""
+    return combined_digest([bytes.fromhex(image_hash), *parts])

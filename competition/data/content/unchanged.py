@@ -1,0 +1,184 @@
+"""Reading of the cases of a run, if their files have not changed since the run began.
+
+The case table of a run has the digests of the files that it was made of. Everything that reads an image or a truth
+again, such as a validation, the tuning of post-processing or a report, reads it with the functions of this file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from competition.config.competition import Competition
+from competition.data.content.digests import (
+    Digest,
+    Files,
+    FileStamp,
+    case_digest,
+    file_stamp,
+    image_digest,
+    label_files,
+    reading_parts,
+    remembered_digest,
+    truth_parts,
+)
+from competition.data.image_types import Image, file_digest
+from competition.data.masks import load_instances, load_mask
+from competition.data.readers import display_name, get_column, load_image, read_case_header, row_axes
+from competition.data.rle_tables import find_foreign_row
+from competition.errors import ChangedDataError, MaskfoldError
+
+
+def load_unchanged_image(comp: Competition, row: Any) -> Image:
+    """Read the image of a case of a run as `load_image` does, if its files have not changed since the run began.
+
+    Raises:
+        ChangedDataError: they have.
+        MaskfoldError: as for `load_image`.
+    """
+    with unchanged_files(comp, row, truth=False):
+        return load_image(comp, row)
+
+
+def load_unchanged_mask(comp: Competition, row: Any) -> np.ndarray:
+    """Read the truth of a case of a run as `load_mask` does, if its files have not changed since the run began.
+
+    Raises:
+        ChangedDataError: they have.
+        MaskfoldError: as for `load_mask`.
+    """
+    with unchanged_files(comp, row, image=False):
+        return load_mask(comp, row)
+
+
+def load_unchanged_instances(comp: Competition, row: Any) -> np.ndarray:
+    """Number the objects of a case of a run as `load_instances` does, if its files have not changed.
+
+    Raises:
+        ChangedDataError: they have.
+        MaskfoldError: as for `load_instances`.
+    """
+    with unchanged_files(comp, row, image=False):
+        return load_instances(comp, row)
+
+
+@contextmanager
+def unchanged_files(
+    comp: Competition, row: Any, *, image: bool = True, truth: bool = True, fresh: bool = False
+) -> Iterator[None]:
+    """Check that the files of a case are those of the case table while they are read inside the block.
+
+    The readers take paths, so the bytes that are hashed are not those that are decoded. They are equal unless a file
+    changes between the two, and then its stamp differs (see `file_stamp`): stamps are taken before and after the block,
+    and the digests in between. What is not noticed is a change that restores inode, size and both times of a file.
+
+    Args:
+        comp: the competition.
+        row: a row of the case table.
+        image: check the image.
+        truth: check the truth, if the case has one.
+        fresh: hash every file after the block, even if this process has hashed it before.
+
+    Raises:
+        ChangedDataError: a file is not that of the case table, or changed inside the block.
+        MaskfoldError: an error of the block, or a file cannot be read.
+    """
+    masks = json.loads(get_column(row, "masks")) if truth else None
+    checks = [*([_check_image] if image else []), *([_check_truth] if masks is not None else [])]
+    paths = [*(_image_paths(comp, row) if image else []), *_truth_paths(comp, masks)]
+    before = _stamps(paths)
+    if not fresh:
+        for check in checks:
+            check(comp, row, remembered_digest)
+    try:
+        yield
+    except MaskfoldError:
+        for check in checks:  # a file that has changed is the better explanation of most errors
+            check(comp, row, file_digest)
+        raise
+    if fresh:
+        for check in checks:
+            check(comp, row, file_digest)
+    changed = next((path for path, stamp in _stamps(paths).items() if before[path] != stamp), None)
+    if changed is not None:
+        raise _changed_error(f"{changed} of case {get_column(row, 'id')} changed while it was read.")
+
+
+def check_truth_unchanged(comp: Competition, rows: Iterable[Any]) -> int:
+    """Check the truth of cases whose masks are not read again, because results that were made of them are used again.
+
+    Args:
+        comp: the competition.
+        rows: of the case table.
+
+    Returns:
+        The number of cases that cannot be checked, since a file of their truth is missing: a copied run may be used
+        without its training data.
+
+    Raises:
+        ChangedDataError: the truth of a case has changed since the run began.
+    """
+    missing = 0
+    for row in rows:
+        if all(path.exists() for path in _truth_paths(comp, json.loads(get_column(row, "masks")))):
+            _check_truth(comp, row, remembered_digest)
+        else:
+            missing += 1
+    return missing
+
+
+def _check_image(comp: Competition, row: Any, digest: Digest) -> None:
+    channels = list(json.loads(get_column(row, "images")).values())
+    if image_digest(comp, channels, digest) != get_column(row, "image_hash"):
+        names = ", ".join(display_name(files) for files in channels)
+        raise _changed_error(
+            f"The image of case {get_column(row, 'id')} ({names}) has changed since the table of cases was made."
+        )
+
+
+def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
+    """Check the truth alone: its digests with the `image_hash` of the table must give the table's `hash`."""
+    masks, case_id = json.loads(get_column(row, "masks")), get_column(row, "id")
+    channels = list(json.loads(get_column(row, "images")).values())
+    names = ", ".join(display_name(files) for files in label_files(masks)[:3]) or str(comp.train.rle)
+    error = _changed_error(f"The mask of case {case_id} ({names}) has changed since the table of cases was made.")
+    try:
+        parts = truth_parts(comp, masks, digest)
+        is_foreign = masks["kind"] == "rle" and find_foreign_row(comp, row, masks["rows"]) is not None
+    except KeyError:  # the table of run lengths has fewer lines
+        raise error from None
+    image_hash, expected = get_column(row, "image_hash"), get_column(row, "hash")
+    if not is_foreign and case_digest(image_hash, parts) == expected:  # as all cases of earlier versions, and most now
+        return
+    header = read_case_header(comp, channels[0], False, row_axes(comp, row))
+    if is_foreign or case_digest(image_hash, [*parts, *reading_parts(comp, header, channels, masks)]) != expected:
+        raise error
+
+
+def _image_paths(comp: Competition, row: Any) -> list[Path]:
+    return _paths(comp, list(json.loads(get_column(row, "images")).values()))
+
+
+def _truth_paths(comp: Competition, masks: dict[str, Any] | None) -> list[Path]:
+    if masks is not None and masks["kind"] == "rle":
+        return [Path(comp.root) / str(comp.train.rle)]
+    return _paths(comp, label_files(masks))
+
+
+def _paths(comp: Competition, files: list[Files]) -> list[Path]:
+    return [Path(comp.root) / path for item in files for path in ([item] if isinstance(item, str) else item)]
+
+
+def _stamps(paths: list[Path]) -> dict[Path, FileStamp]:
+    return {path: file_stamp(path) for path in paths}
+
+
+def _changed_error(message: str) -> ChangedDataError:
+    return ChangedDataError(
+        message, "Restore the file; or train on the present data with `maskfold cv`, which starts another run for them."
+    )
