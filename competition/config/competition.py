@@ -181,6 +181,11 @@ class MetricConfig(ConfigModel):
         """Whether the metric is a function of pixel counts, which `average: global` requires."""
         return self.target is None and METRICS.get(self.name).from_counts
 
+    @property
+    def has_pooled_term(self) -> bool:
+        """Whether one term of the metric is averaged over items, such as slices, of all cases."""
+        return self.target is None and METRICS.get(self.name).pooled_share > 0
+
     def _yaml_settings(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in _YAML_SETTINGS}
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
+from competition.config.metric import PooledScore
 from competition.errors import MaskfoldError
 from competition.io import damaged_error
 from competition.metrics.instances import Labels, connected_components
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]
 IGNORE_LABEL = 255  # label of pixels that no metric counts
-FLOAT_COLUMNS = ("score", "dice", "iou")
-INT_COLUMNS = ("fold", "tp", "fp", "fn")
+FLOAT_COLUMNS = ("score", "dice", "iou", "pooled")
+INT_COLUMNS = ("fold", "tp", "fp", "fn", "items")
 
 
 def score_case(
@@ -48,6 +49,8 @@ def score_case(
     Returns:
         One row for each class: `class`; `score`, the competition's metric (nan if mask and truth are empty and
         `metric.both_empty` is null); `dice` and `iou` (nan if both are empty); and the pixel counts `tp`, `fp`, `fn`.
+        If the metric averages one of its terms over slices, also `pooled`, this term's part of the score, and `items`,
+        the number of slices in its mean.
 
     Raises:
         ValueError: array shapes do not match each other or the classes.
@@ -83,7 +86,9 @@ def score_class(
         mask = mask & ~ignored
     del ignored
     counts = count_overlap(mask, class_truth)
-    score = _score(mask, class_truth, counts, comp, index, spacing, (predicted_instances, true_instances))
+    score, terms = _score(mask, class_truth, counts, comp, index, spacing, (predicted_instances, true_instances)), {}
+    if comp.metric.has_pooled_term:
+        score, terms = _split_score(score, comp)
     if isnan(score) and comp.metric.both_empty is not None:
         score = comp.metric.both_empty
     return {
@@ -92,6 +97,7 @@ def score_class(
         "dice": dice(*counts),
         "iou": iou(*counts),
         **counts._asdict(),
+        **terms,
     }
 
 
@@ -105,7 +111,7 @@ def read_scores(path: Path) -> pd.DataFrame:
 
     Returns:
         Columns id and class (str), fold (int), score and dice (float, nan if the class is absent) and, if the file
-        has them, iou (float), tp, fp and fn (int).
+        has them, iou and pooled (float), tp, fp, fn and items (int), see `score_case`.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -142,6 +148,20 @@ def read_scores(path: Path) -> pd.DataFrame:
     return table
 
 
+def _split_score(score: float | PooledScore, comp: Competition) -> tuple[float, dict[str, Any]]:
+    """Return the score of a metric with a pooled term, and the columns `pooled` and `items`.
+
+    A class that is in neither mask nor truth counts as one item of the value `metric.both_empty`, or as none.
+    """
+    share, both_empty = comp.metric.resolve().pooled_share, comp.metric.both_empty
+    if isinstance(score, PooledScore):
+        pooled = share * score.pooled
+        return pooled + (1 - share) * score.rest, {"pooled": pooled, "items": score.items}
+    if both_empty is None:
+        return score, {"pooled": 0.0, "items": 0}
+    return both_empty, {"pooled": share * both_empty, "items": 1}
+
+
 def _class_truth(truth: NDArray[np.uint8], comp: Competition, index: int) -> Mask:
     """Return the mask (*spatial) bool of one class."""
     return truth[0] == index + 1 if comp.labels == "exclusive" else truth[index] == 1
@@ -174,7 +194,7 @@ def _score(
     index: int,
     spacing: Sequence[float] | None,
     instances: tuple[Labels | None, Labels | None],
-) -> float:
+) -> float | PooledScore:
     """Return the competition's metric of one class; nan if mask and truth (or their objects) are empty.
 
     Raises:
@@ -188,7 +208,10 @@ def _score(
     if is_empty:
         return nan
     spacing = [1.0] * mask.ndim if spacing is None else spacing
-    score = float(metric(mask=mask, truth=truth, spacing=spacing, **counts._asdict(), **objects))
+    result = metric(mask=mask, truth=truth, spacing=spacing, **counts._asdict(), **objects)
+    if isinstance(result, PooledScore):
+        return result
+    score = float(result)
     if not isfinite(score):
         raise MaskfoldError(
             f"The metric {metric.name} of the class {comp.classes[index]} is {score} for {counts.tp + counts.fp} "

@@ -183,14 +183,25 @@ class TestSurface:
         truth, mask = np.zeros((2, 10, 10, 5), bool)
         truth[2, 2, 2] = truth[2, 3, 2] = True
         mask[2, 2, 2] = mask[2, 6, 2] = True  # the second is 3 away
-        assert uw_madison(mask, truth) == pytest.approx(0.4 * 0.5 + 0.6 * (1 - 3 / np.sqrt(225)))
-        assert uw_madison(truth, truth) == 1.0
+        mask[1, 1, 4] = True  # a slice without truth: Dice 0, and too near to change the distance
+        assert uw_madison(mask, truth) == pytest.approx((0.25, 2, 1 - 3 / np.sqrt(225)))
+        assert uw_madison(mask, truth, "unit_cube") == pytest.approx((0.25, 2, 1 - np.sqrt(0.18 / 3)))
+        assert uw_madison(truth, truth) == (1.0, 1, 1.0)
+        assert uw_madison(mask[..., 2], truth[..., 2]) == pytest.approx((0.5, 1, 1 - 3 / np.sqrt(200)))
+
+    def test_hausdorff_with_a_spacing_equals_scipy(self):
+        for spacing in [(0.1, 1.0, 5.0), (1 / 40, 1 / 40, 1 / 30)]:
+            for seed in range(3):
+                mask, truth = random_masks((40, 40, 30), seed)
+                points = [np.argwhere(side) * spacing for side in (mask, truth)]
+                reference = max(directed_hausdorff(*points)[0], directed_hausdorff(*points[::-1])[0])
+                assert hausdorff(mask, truth, spacing) == pytest.approx(reference)
 
     def test_empty(self):
         nothing, something = np.zeros((2, 6, 6, 6), bool)
         something[3, 3, 3] = True
-        assert np.isnan(surface_dice(nothing, nothing, (1, 1, 1), 1.0)) and np.isnan(uw_madison(nothing, nothing))
+        assert np.isnan(surface_dice(nothing, nothing, (1, 1, 1), 1.0)) and np.isnan(uw_madison(nothing, nothing).rest)
         for pair in [(nothing, something), (something, nothing)]:
             assert surface_dice(*pair, (1, 1, 1), 1.0) == 0.0
-            assert uw_madison(*pair) == 0.0
-        assert surface_dice(something, something, (1, 1, 1), 0.0) == uw_madison(something, something) == 1.0
+            assert uw_madison(*pair) == (0.0, 1, 0.0)
+        assert surface_dice(something, something, (1, 1, 1), 0.0) == uw_madison(something, something).rest == 1.0
