@@ -29,6 +29,8 @@ INPUTS = {
     "fn": "number of pixels in the truth only",
     "predicted_objects": "(*spatial) integers: 0 for background, one label per object",
     "true_objects": "(*spatial) integers, the same for the truth",
+    "predicted_hidden": "pixels of predicted objects that later ones cover, `competition.data.masks.HiddenPixels`",
+    "true_hidden": "the same for the truth",
 }
 OBJECTS = ("predicted_objects", "true_objects")
 Declared = TypeVar("Declared", bound=Callable[..., Any])

@@ -13,7 +13,7 @@ import numpy as np
 from competition.config.competition import Competition
 from competition.config.metric import Direction
 from competition.config.postprocess import PostprocessConfig
-from competition.data.masks import load_instances, load_mask
+from competition.data.masks import load_mask, load_objects
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import PLAIN_MEAN, PairedDifference, mean_score_per_case, paired_difference
 from competition.metrics.scoring import IGNORE_LABEL, score_case, split_classes
@@ -162,7 +162,7 @@ def _score_case(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the score rows of one case, by class, of both runs."""
     truth = load_mask(comp, row)
-    objects = load_instances(comp, row) if comp.instances else None
+    objects = load_objects(comp, row) if comp.instances else None
     spacing = json.loads(row.spacing)
     class_masks = split_classes(truth, comp)
     scores = []

@@ -18,7 +18,7 @@ from competition.data.cases import ImagesByChannel, case_row, check_files_agree,
 from competition.data.duplicates import make_thumbnail
 from competition.data.geometry import header_orientation
 from competition.data.image_types import Header
-from competition.data.masks import IGNORED, load_instances, load_mask
+from competition.data.masks import IGNORED, CaseObjects, load_mask, load_objects
 from competition.data.normalisation import GREY_WEIGHTS, convert_channels
 from competition.data.readers import load_image, read_header, read_labels
 from competition.errors import MaskfoldError
@@ -336,9 +336,11 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
         MaskfoldError: the objects cannot be read.
     """
     classes = class_layers(mask, comp)
-    instances = load_instances(comp, row) if kind in ("rle", "instances") else None
-    if instances is not None:
-        objects = instance_sizes(instances, classes)
+    given = load_objects(comp, row) if kind in ("rle", "instances") else None
+    if given is not None and given.hidden:
+        objects = [given.of_class(layer, index).sizes() for index, layer in enumerate(classes)]
+    elif given is not None:
+        objects = instance_sizes(given.labels, classes)
     else:
         objects = [component_sizes(layer) for layer in classes]
     is_foreground = foreground_mask(mask)
@@ -348,7 +350,31 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
         int(np.count_nonzero((mask == IGNORED).any(axis=0))),
         is_foreground.size,
         objects,
+        *(_count_overlaps(given) if given is not None and comp.instances else ()),
     )
+
+
+def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
+    """Return the numbers of objects of which others cover pixels, of copies of other objects, and of empty files."""
+    boxes: dict[int, list[tuple[slice, ...]]] = {}
+    for part in objects.hidden:
+        boxes.setdefault(part.number, []).append(part.box)
+    if not boxes:
+        return 0, 0, objects.empty
+    areas = np.bincount(objects.labels.ravel(), minlength=max(boxes) + 1)
+    wholly_covered = [number for number in boxes if not areas[number]]
+    for part in objects.hidden:
+        areas[part.number] += np.count_nonzero(part.mask)
+    copies = 0
+    for number in wholly_covered:  # a copy that comes later has the same area and contains all pixels
+        box = tuple(
+            slice(min(axis.start for axis in along), max(axis.stop for axis in along))
+            for along in zip(*boxes[number], strict=True)
+        )
+        own = objects.mask_in(box, number)
+        equal = (other for other in np.flatnonzero(areas == areas[number]).tolist() if other > number)
+        copies += any(bool(objects.mask_in(box, other)[own].all()) for other in equal)
+    return len(boxes), copies, objects.empty
 
 
 def foreground_mask(mask: np.ndarray) -> NDArray[np.bool_]:

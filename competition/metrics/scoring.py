@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from competition.config.competition import Competition
 from competition.config.metric import PooledScore
+from competition.data.masks import CaseObjects
 from competition.errors import MaskfoldError
 from competition.io import damaged_error
 from competition.metrics.instances import Labels, connected_components
@@ -31,8 +32,8 @@ def score_case(
     truth: NDArray[np.uint8],
     comp: Competition,
     spacing: Sequence[float] | None = None,
-    true_instances: Labels | None = None,
-    predicted_instances: Labels | None = None,
+    true_instances: Labels | CaseObjects | None = None,
+    predicted_instances: Labels | CaseObjects | None = None,
 ) -> list[dict[str, Any]]:
     """Score every class of one case, one class at a time to limit memory.
 
@@ -42,9 +43,9 @@ def score_case(
             are ignored in mask and truth.
         comp: the function reads `classes`, `labels` and `metric`.
         spacing: mm along each axis; None: 1 mm.
-        true_instances: (*spatial) integers, the objects of all classes; None: connected components of the truth.
-        predicted_instances: objects of the prediction, (*spatial) or (K, *spatial); None: connected components of the
-            masks.
+        true_instances: the objects of all classes, or (*spatial) integers; None: connected components of the truth.
+        predicted_instances: objects of the prediction, or integers (*spatial) or (K, *spatial); None: connected
+            components of the masks.
 
     Returns:
         One row for each class: `class`; `score`, the competition's metric (nan if mask and truth are empty and
@@ -76,8 +77,8 @@ def score_class(
     comp: Competition,
     index: int,
     spacing: Sequence[float] | None = None,
-    true_instances: Labels | None = None,
-    predicted_instances: Labels | None = None,
+    true_instances: Labels | CaseObjects | None = None,
+    predicted_instances: Labels | CaseObjects | None = None,
 ) -> dict[str, Any]:
     """Score one class of one case; `mask` and `predicted_instances` are (*spatial), the rest as in `score_case`."""
     mask, class_truth = np.asarray(mask, np.bool_), _class_truth(truth, comp, index)
@@ -177,13 +178,17 @@ def _check_shapes(masks: Mask, truth: NDArray[np.uint8], comp: Competition) -> N
         )
 
 
-def _class_instances(instances: Labels, index: int, truth: NDArray[np.uint8]) -> Labels:
-    return np.asarray(instances[index]) if instances.ndim == truth.ndim else instances
+def _class_instances(instances: Labels | CaseObjects, index: int, truth: NDArray[np.uint8]) -> Labels | CaseObjects:
+    if isinstance(instances, CaseObjects) or instances.ndim != truth.ndim:
+        return instances
+    return np.asarray(instances[index])
 
 
-def _objects(instances: Labels | None, mask: Mask) -> Labels:
+def _objects(instances: Labels | CaseObjects | None, mask: Mask, index: int) -> CaseObjects:
     """Return the objects of one class: `instances` within its mask, or connected components of the mask."""
-    return connected_components(mask) if instances is None else np.where(mask, instances, 0)
+    if instances is None:
+        return CaseObjects(connected_components(mask))
+    return (instances if isinstance(instances, CaseObjects) else CaseObjects(instances)).of_class(mask, index)
 
 
 def _score(
@@ -193,18 +198,24 @@ def _score(
     comp: Competition,
     index: int,
     spacing: Sequence[float] | None,
-    instances: tuple[Labels | None, Labels | None],
+    instances: tuple[Labels | CaseObjects | None, Labels | CaseObjects | None],
 ) -> float | PooledScore:
     """Return the competition's metric of one class; nan if mask and truth (or their objects) are empty.
 
     Raises:
         MaskfoldError: the metric is undefined although one of them is not empty.
     """
-    metric, objects = comp.metric.resolve(), {}
+    metric, objects = comp.metric.resolve(), dict[str, Any]()
     is_empty = not any(counts)
     if metric.needs_objects:
-        predicted, true = _objects(instances[0], mask), _objects(instances[1], truth)
-        is_empty, objects = not (predicted.any() or true.any()), {"predicted_objects": predicted, "true_objects": true}
+        predicted, true = _objects(instances[0], mask, index), _objects(instances[1], truth, index)
+        is_empty = not (predicted.any() or true.any())
+        objects = {
+            "predicted_objects": predicted.labels,
+            "true_objects": true.labels,
+            "predicted_hidden": predicted.hidden,
+            "true_hidden": true.hidden,
+        }
     if is_empty:
         return nan
     spacing = [1.0] * mask.ndim if spacing is None else spacing

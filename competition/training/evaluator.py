@@ -18,7 +18,7 @@ import torch
 
 from competition.config.experiment import Experiment
 from competition.data.cache import MemoryBudget, PreprocessedCase
-from competition.data.masks import load_instances, load_mask
+from competition.data.masks import load_mask, load_objects
 from competition.data.readers import load_image
 from competition.inference.predict import Prediction, predict_case_with_presence, to_masks
 from competition.metrics.bootstrap import cv_score
@@ -77,7 +77,7 @@ class Evaluator:
         comp = self.exp.competition
         masks = to_masks(probabilities, comp)
         truth = load_mask(comp, row)
-        instances = load_instances(comp, row) if comp.instances else None
+        instances = load_objects(comp, row) if comp.instances else None
         rows = score_case(masks, truth, comp, spacing=json.loads(row.spacing), true_instances=instances)
         return [{"id": row.id, "fold": fold, **score_row} for score_row in rows], masks, truth
 

@@ -55,6 +55,34 @@ def test_all_planted_faults_are_reported_at_once(tmp_path: Path) -> None:
     assert all(one.hint.endswith(".") for one in found.findings)
 
 
+def test_objects_that_overlap_are_copies_or_have_no_pixel(tmp_path: Path) -> None:
+    one, two = np.zeros((2, *SIZE), np.uint8)
+    one[2:10, 2:10], two[6:14, 6:14] = 1, 1
+    given = {"apart": [one], "over": [one, two], "copy": [one, one, two], "void": [one, one * 0]}
+    for seed, (case_id, masks) in enumerate(given.items()):
+        write_png(tmp_path / "images" / f"{case_id}.png", picture(seed)[0])
+        for number, mask in enumerate(masks):
+            write_png(tmp_path / "masks" / case_id / f"{number}.png", mask)
+    train = {"images": "images/{id}.png", "masks": "masks/{id}/*.png"}
+    found = explore(competition(tmp_path, instances=True, train=train))
+    assert not found.faults
+    shared, copies, empty = remarks(found, "objects")
+    assert shared == "2 cases have 2 objects that share pixels with another object (copy, over)."
+    assert copies == "1 case has 1 object that is identical to another object (copy)."
+    assert empty == "1 case has 1 object without a pixel (void)."
+    sizes = {case.id: case.truth.object_sizes.tolist() for case in found.cases if case.truth is not None}
+    assert sizes == {"apart": [64], "over": [64, 64], "copy": [64, 64, 64], "void": [64]}
+
+
+def test_rows_without_a_mask_beside_others(tmp_path: Path) -> None:
+    for seed, case_id in enumerate("ab"):
+        write_png(tmp_path / "images" / f"{case_id}.png", picture(seed)[0])
+    write_text(tmp_path / "train.csv", "id,rle\na,5 3\na,\nb,\n")
+    found = explore(competition(tmp_path, instances=True, train={"images": "images/{id}.png", "rle": "train.csv"}))
+    (remark,) = remarks(found, "objects")
+    assert remark == "train.csv has 1 row without a mask for images that have other rows, such as line 3, id a."
+
+
 def test_skip_turns_skipped_cases_into_remarks(tmp_path: Path) -> None:
     comp = competition(plant(tmp_path), group=GROUP, test=TEST, on_bad_case="skip")
     found = explore(comp)

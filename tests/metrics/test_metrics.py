@@ -7,6 +7,7 @@ from monai.metrics import DiceMetric, compute_surface_dice
 from scipy.ndimage import generate_binary_structure, label
 from scipy.spatial.distance import directed_hausdorff
 
+from competition.data.masks import find_covered
 from competition.metrics.instances import connected_components, count_object_matches, f2_iou, mean_ap, tgs_ap
 from competition.metrics.overlap import count_overlap, dice, fbeta, iou
 from competition.metrics.surface import hausdorff, surface_dice, uw_madison
@@ -99,6 +100,40 @@ class TestInstances:
     def test_labels_need_not_be_consecutive(self):
         truth, predicted = strip((0, 10), (20, 30)), strip((0, 10), (20, 30))
         assert mean_ap(np.where(predicted == 2, 2**31 - 1, predicted), np.where(truth == 1, 77, truth)) == 1.0
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_objects_that_overlap(self, seed):
+        draw = np.random.default_rng(seed)
+
+        def objects():
+            masks = []
+            for _ in range(6):
+                row, column = draw.integers(0, 8, 2)
+                mask = np.zeros((12, 12), bool)
+                mask[row : row + draw.integers(2, 5), column : column + draw.integers(2, 5)] = True
+                masks.append(mask)
+            masks[3] = masks[0].copy()
+            labels, hidden = np.zeros((12, 12), np.int32), []
+            for number, mask in enumerate(masks, start=1):
+                hidden += find_covered(labels, mask)
+                labels[mask] = number
+            return masks, labels, tuple(hidden)
+
+        true_masks, truth, true_hidden = objects()
+        masks, predicted, hidden = objects()
+        masks[1], masks[2] = true_masks[0], true_masks[4]  # certain matches
+        predicted, hidden = np.zeros((12, 12), np.int32), []
+        for number, mask in enumerate(masks, start=1):
+            hidden += find_covered(predicted, mask)
+            predicted[mask] = number
+        ious = np.array([[iou(*count_overlap(mask, true)) for true in true_masks] for mask in masks])
+        tp, fp, fn = count_object_matches(predicted, truth, hidden, true_hidden)
+        for place, twentieth in enumerate(range(10, 20)):
+            match = ious > twentieth / 20 + 1e-12
+            assert tp[place] == match.any(axis=0).sum() >= 3
+            assert fp[place] == (~match.any(axis=1)).sum()
+            assert fn[place] == (~match.any(axis=0)).sum()
+        assert mean_ap(truth, truth, true_hidden, true_hidden) == f2_iou(truth, truth, true_hidden, true_hidden) == 1.0
 
     def test_touching_corners_are_one_object(self):
         diagonal = np.eye(4, dtype=bool)

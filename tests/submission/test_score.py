@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from scipy.spatial.distance import directed_hausdorff
 
 from competition.cli.main import main
-from competition.config.competition import Competition
+from competition.config.competition import Competition, MetricConfig
 from competition.config.loading import load_competition
 from competition.config.profiles import PROFILES
 from competition.data.cases import case_table
@@ -519,6 +519,41 @@ def test_slices_become_volumes_again(tmp_path: Path) -> None:
     mine = write_text(tmp_path / "mine.csv", f"{header}\nslice_1_266,stomach,\n")  # each of two cases has this file
     with pytest.raises(MaskfoldError, match="line 2: the id slice_1_266 .* has no training image"):
         score_submission(mine, comp)
+
+
+def disc(row: int, column: int, radius: int) -> np.ndarray:
+    y, x = np.mgrid[:64, :80]
+    return (y - row) ** 2 + (x - column) ** 2 <= radius * radius
+
+
+@pytest.mark.parametrize("truth_in", ["table", "solution"])
+def test_true_objects_that_overlap_are_whole(tmp_path: Path, truth_in: str) -> None:
+    """The second object has 253 pixels, of which 83 are also in the first: its cut prediction has an IoU of 0.67."""
+    first, second, third = disc(20, 20, 9), disc(20, 30, 9), disc(45, 60, 6)
+    rows = [("a", first), ("a", second), ("a", third), ("b", first)]
+    for case_id in ("a", "b"):
+        write_png(tmp_path / "train" / f"{case_id}.png", np.zeros((64, 80), np.uint8))
+        write_png(tmp_path / "test" / f"{case_id}.png", np.zeros((64, 80), np.uint8))
+    for name, column in (("train.csv", "annotation"), ("solution.csv", "predicted")):
+        lines = [f"{case_id},{rle(mask, 'C')}" for case_id, mask in rows]
+        write_text(tmp_path / name, "\n".join([f"id,{column}", *lines]) + "\n")
+    comp = competition(
+        tmp_path,
+        classes=["cell"],
+        instances=True,
+        train={"images": "train/{id}.png", "rle": "train.csv"},
+        test={"images": "test/{id}.png"},
+        metric={"name": "mean_ap"},
+        submission={"profile": "sartorius"},
+    )
+    cut = [("a", first), ("a", second & ~first), ("a", third), ("b", first)]
+    mine = [f"{case_id},{rle(mask, 'C')}" for case_id, mask in cut]
+    path = write_text(tmp_path / "mine.csv", "\n".join(["id,predicted", *mine]) + "\n")
+    solution = tmp_path / "solution.csv" if truth_in == "solution" else None
+    assert score_submission(path, comp, solution).score == pytest.approx((1 + (4 * 1 + 6 * 0.5) / 10) / 2)  # 0.85
+    f2 = comp.model_copy(update={"metric": MetricConfig(name="f2_iou")})
+    expected = (4 * 1 + 6 * 10 / (10 + 4 + 1)) / 10
+    assert score_submission(path, f2, solution).score == pytest.approx((1 + expected) / 2)
 
 
 def test_the_host_averages_uw_madison_over_slices(tmp_path: Path) -> None:
