@@ -99,6 +99,18 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
     return rows
 
 
+def table_id_suffix(comp: Competition) -> str:
+    """Return what the ids of `train.rle` add to the image's name, such as `.jpg`; empty if nothing, or if they differ.
+
+    Raises:
+        MaskfoldError: the table cannot be read, or lacks a column.
+    """
+    path, table, layout = _open_table(comp)
+    names, _ = _names_and_classes(comp, path, table, layout)
+    suffixes = {name[len(strip_extension(name)) :] for name in dict.fromkeys(names)}
+    return suffixes.pop() if len(suffixes) == 1 else ""
+
+
 def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str, list[int]]:
     """Return the lines of rows without a mask, by case, of cases that also have rows with one.
 

@@ -21,6 +21,7 @@ from competition.explore.findings import (
     find_shifts,
     rank_contrasts,
 )
+from competition.explore.metric import find_other_metric
 from competition.explore.suggest import suggest_experiment
 from competition.explore.types import CaseStats, Finding, Findings
 
@@ -112,6 +113,7 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
             )
         )
     assign_groups(comp, cases, findings)
+    find_other_metric(comp, findings)
     pairs = compare_cases(comp, cases, findings)
     kept = [case for case in cases if not case.skipped]
     shifts = find_shifts(kept, findings)

@@ -18,6 +18,8 @@ from competition.data.masks import load_mask
 from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.explore import Exploration, explore
+from competition.explore.metric import find_other_metric
+from competition.explore.types import Findings
 from tests.explore.planted import SIZE, SOUND, picture, plant, sound, write
 from tests.host import competition, pictures, write_nifti, write_png, write_text
 
@@ -72,6 +74,28 @@ def test_objects_that_overlap_are_copies_or_have_no_pixel(tmp_path: Path) -> Non
     assert empty == "1 case has 1 object without a pixel (void)."
     sizes = {case.id: case.truth.object_sizes.tolist() for case in found.cases if case.truth is not None}
     assert sizes == {"apart": [64], "over": [64, 64], "copy": [64, 64, 64], "void": [64]}
+
+
+def test_a_metric_that_is_not_the_hosts(tmp_path: Path) -> None:
+    write_png(tmp_path / "images" / "a.png", picture(0)[0])
+    write_png(tmp_path / "masks" / "a.png", picture(0)[1])
+
+    def remarked(profile: str, **metric: Any) -> list[str]:
+        comp = competition(tmp_path, classes=["x"], submission={"profile": profile}, metric=metric)
+        findings = Findings()
+        find_other_metric(comp, findings)
+        assert all("leaderboard" in one.hint for one in findings.all)
+        return [one.message for one in findings.all]
+
+    assert remarked("contrails", average="global") == remarked("vesuvius-ink", name="fbeta", beta=0.5) == []
+    assert remarked("hubmap-organ", average="class") == remarked("recodai", name="iou") == []
+    assert remarked("contrails") == ["metric.average is case_class, but the host of contrails scores otherwise."]
+    assert remarked("sennet-hoa", name="iou") == ["metric.name is iou, but the host of sennet-hoa scores otherwise."]
+    assert remarked("uw-madison-gi-tract", name="uw_madison") == [
+        "metric.both_empty is 1.0, but the host of uw-madison-gi-tract scores otherwise."
+    ]
+    found = explore(competition(tmp_path, submission={"profile": "contrails"}))
+    assert len(remarks(found, "metric")) == 1
 
 
 def test_rows_without_a_mask_beside_others(tmp_path: Path) -> None:
