@@ -68,6 +68,8 @@ class TrainFiles(ConfigModel):
     missing_masks: Literal["error", "empty"] = "error"
     # True: masks have the voxels of their images, whatever the affine in their headers says.
     masks_on_image_grid: bool = False
+    # `apply`: turn images and label files as their EXIF orientation says; `ignore`: read pixels as they are stored.
+    exif: Literal["ignore", "apply"] = "ignore"
     # Use only these ids, or the ids in a CSV's column `id`; None: all cases.
     cases: str | Annotated[list[str], Field(min_length=1)] | None = None
 
@@ -263,6 +265,11 @@ class Competition(ConfigModel):
         return self
 
     @property
+    def applies_exif(self) -> bool:
+        """Whether images and label files are turned as their EXIF orientation says."""
+        return self.train.exif == "apply"
+
+    @property
     def class_values(self) -> list[list[int]]:
         """The values of each class in label files."""
         values = range(1, len(self.classes) + 1) if self.label_values is None else self.label_values
@@ -290,4 +297,6 @@ def drop_keys_without_effect(plain: dict[str, Any]) -> None:
             plain.pop(key, None)
     if plain["train"].get("missing_masks") == "error":
         del plain["train"]["missing_masks"]
+    if plain["train"].get("exif") == "ignore":
+        del plain["train"]["exif"]
     plain["train"].pop("masks_on_image_grid", None)  # accepts or refuses cases, and changes none

@@ -130,7 +130,8 @@ def count_undeclared_labels(comp: Competition, files: str | list[str]) -> dict[i
     counts: dict[int, int] = {}
     for path in _as_list(files):
         try:
-            labels, _ = read_labels(Path(comp.root) / path, comp.dimensions if isinstance(files, str) else 2)
+            dimensions = comp.dimensions if isinstance(files, str) else 2
+            labels, _ = read_labels(Path(comp.root) / path, dimensions, comp.applies_exif)
         except MaskfoldError:
             continue
         values, voxels = np.unique(labels, return_counts=True)
@@ -211,7 +212,8 @@ def _label_channels(comp: Competition, masks: Masks) -> int | None:
 
 
 def _label_header(comp: Competition, files: str | list[str]) -> Header:
-    return read_header(Path(comp.root) / _as_list(files)[0], comp.dimensions if isinstance(files, str) else 2, True)
+    dimensions = comp.dimensions if isinstance(files, str) else 2
+    return read_header(Path(comp.root) / _as_list(files)[0], dimensions, True, comp.applies_exif)
 
 
 def _as_list(files: str | list[str]) -> list[str]:

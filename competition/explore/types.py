@@ -23,7 +23,7 @@ class Finding:
     Attributes:
         severity: a fault stops `cv` or makes its score wrong; a remark may be intended.
         kind: files, image, mask, table, group, class, conflict, duplicate, near-duplicate, empty, mixed, objects,
-            metric, shift or left out.
+            metric, exif, shift or left out.
         split: train or test; empty for both.
         case: the id, or comma-separated ids; empty for all cases.
         message: the problem in one sentence, with the file or row.
