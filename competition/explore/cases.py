@@ -225,6 +225,7 @@ def _as_list(files: str | list[str]) -> list[str]:
 SAMPLE_SIZE = 2**18  # values per channel: enough for quantiles with an error of a thousandth of the range
 FOREGROUND_QUANTILES = (0.05, 0.95)  # exclude background pixels at the border of an imprecise mask
 COLOURS = ("red", "green", "blue")
+BLOCK_VALUES = 2**22
 
 
 def used_channels(array: np.ndarray, comp: Competition, case_id: str) -> np.ndarray:
@@ -246,7 +247,7 @@ def channel_names(count: int, comp: Competition) -> list[str]:
 
 def is_colour(array: np.ndarray) -> bool:
     """Return whether the image has three channels that differ."""
-    return len(array) == 3 and not (array == array[:1]).all()
+    return len(array) == 3 and any(bool((array[1:, rows] != array[0, rows]).any()) for rows in _row_blocks(array[0]))
 
 
 def measure_channels(
@@ -264,35 +265,57 @@ def measure_channels(
         is_valid: (*spatial) bool, False where the truth is ignored; None: nothing is ignored.
     """
     stats = [
-        _measure_channel(name, channel, is_foreground, is_valid) for name, channel in zip(names, array, strict=True)
+        _measure_channel(name, (channel[rows] for rows in _row_blocks(channel)), channel.shape, is_foreground, is_valid)
+        for name, channel in zip(names, array, strict=True)
     ]
     if tuple(names) == COLOURS:
         if is_colour(array):
-            grey = np.tensordot(np.array(GREY_WEIGHTS, np.float32), array.astype(np.float32), axes=1)
-            stats.append(_measure_channel("grey", grey, is_foreground, is_valid))
+            weights = np.array(GREY_WEIGHTS, np.float32)
+            grey = (np.tensordot(weights, array[:, rows].astype(np.float32), axes=1) for rows in _row_blocks(array[0]))
+            stats.append(_measure_channel("grey", grey, array.shape[1:], is_foreground, is_valid))
         else:
             stats.append(replace(stats[0], name="grey"))
     return stats
 
 
 def _measure_channel(
-    name: str, channel: np.ndarray, is_foreground: NDArray[np.bool_] | None, is_valid: NDArray[np.bool_] | None
+    name: str,
+    values: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    is_foreground: NDArray[np.bool_] | None,
+    is_valid: NDArray[np.bool_] | None,
 ) -> ChannelStats:
-    sample = subsample(channel.reshape(-1))
+    """Measure a channel (*shape), given by `_row_blocks`: as a whole, a large image needs too much memory as floats."""
+    size = math.prod(shape)
+    n_foreground = 0 if is_foreground is None else int(np.count_nonzero(is_foreground))
+    n_background = size - n_foreground
+    if is_foreground is not None and is_valid is not None:
+        n_background = sum(
+            int(np.count_nonzero(~is_foreground[rows] & is_valid[rows])) for rows in _row_blocks(is_foreground)
+        )
+    everything, foreground, background = Sample(size), Sample(n_foreground), Sample(n_background)
+    low_high: list[tuple[float, float]] = []
+    for rows, block in zip(_row_blocks(np.broadcast_to(np.False_, shape)), values, strict=True):
+        everything.add(block.reshape(-1))
+        low_high.append((float(block.min()), float(block.max())))
+        if is_foreground is not None and n_foreground:
+            foreground.add(block[is_foreground[rows]])
+            is_background = ~is_foreground[rows] if is_valid is None else ~is_foreground[rows] & is_valid[rows]
+            background.add(block[is_background])
+    sample = everything.values()
     low, median, high = (float(value) for value in np.quantile(sample, (0.005, 0.5, 0.995)))
     contrast = foreground_low = foreground_high = math.nan
-    if is_foreground is not None and is_foreground.any():
-        foreground = subsample(channel[is_foreground])
-        foreground_low, foreground_high = (float(value) for value in np.quantile(foreground, FOREGROUND_QUANTILES))
-        is_background = ~is_foreground if is_valid is None else ~is_foreground & is_valid
-        contrast = cohens_d(foreground, subsample(channel[is_background]))
+    if n_foreground:
+        inside = foreground.values()
+        foreground_low, foreground_high = (float(value) for value in np.quantile(inside, FOREGROUND_QUANTILES))
+        contrast = cohens_d(inside, background.values())
     return ChannelStats(
         name,
-        float(channel.min()),
+        min(low for low, _ in low_high),
         low,
         median,
         high,
-        float(channel.max()),
+        max(high for _, high in low_high),
         float(sample.mean()),
         float(sample.std()),
         contrast,
@@ -301,13 +324,31 @@ def _measure_channel(
     )
 
 
-def subsample(values: np.ndarray) -> NDArray[np.float64]:
-    """Return at most `SAMPLE_SIZE` evenly spaced values of a flat array as float64.
+class Sample:
+    """At most `SAMPLE_SIZE` evenly spaced values of a flat array that is given in parts.
 
     The step is odd, because an even step would sample only some columns of most images.
     """
-    step = -(-values.size // SAMPLE_SIZE)
-    return values[:: step + (step % 2 == 0)].astype(np.float64)
+
+    def __init__(self, total: int) -> None:
+        step = -(-total // SAMPLE_SIZE)
+        self.step, self.seen = step + (step % 2 == 0), 0
+        self.parts: list[NDArray[np.float64]] = [np.empty(0)]
+
+    def add(self, values: np.ndarray) -> None:
+        """Add the next values of the array."""
+        self.parts.append(values[-self.seen % self.step :: self.step].astype(np.float64))
+        self.seen += values.size
+
+    def values(self) -> NDArray[np.float64]:
+        """Return the sample."""
+        return np.concatenate(self.parts)
+
+
+def _row_blocks(channel: np.ndarray) -> Iterator[slice]:
+    """Yield blocks of rows (of the first axis) with about `BLOCK_VALUES` values each."""
+    rows = max(1, BLOCK_VALUES // max(1, math.prod(channel.shape[1:])))
+    return (slice(first, first + rows) for first in range(0, len(channel), rows))
 
 
 def cohens_d(foreground: NDArray[np.float64], background: NDArray[np.float64]) -> float:
