@@ -221,6 +221,7 @@ _ALL = (
         extra_columns=("height", "width"),
         confidence=True,
         rle=RleFormat(container="coco_zlib"),
+        id_suffix=None,
     ),
     _profile("vesuvius-ink", "Id,Predicted", "row", metric="fbeta", metric_keys=(("beta", 0.5),)),
     _profile(
@@ -239,7 +240,9 @@ _ALL = (
         metric="surface_dice",
         metric_keys=(("tolerance_mm", 0.0),),
     ),
-    _profile("recodai", "case_id,annotation", "column", rle=RleFormat(empty="authentic", container="json")),
+    _profile(
+        "recodai", "case_id,annotation", "column", rle=RleFormat(empty="authentic", container="json"), id_suffix=None
+    ),
 )
 PROFILES: dict[str, Profile] = {profile.name: profile for profile in _ALL}
 

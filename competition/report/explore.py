@@ -10,7 +10,6 @@ import numpy as np
 from markupsafe import Markup
 
 from competition.data.masks import IGNORED, load_mask
-from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.explore import Exploration, summary
 from competition.explore.summary import case_rows, finding_rows
@@ -19,6 +18,7 @@ from competition.io import atomic_write, write_table
 from competition.report.html import Table, create_figure_folder, render, write_page
 from competition.text import format_count, pixel_or_voxel, shorten_id
 from competition.viz.overlays import class_colour, label_to_class_masks, save_figure
+from competition.viz.preview import load_picture
 from competition.viz.reduction import reduce_image, reduce_truth, reduction_step
 from competition.viz.style import (
     FOLD_COLOURS,
@@ -381,15 +381,16 @@ def _sample_layers(case: CaseStats, comp: Competition) -> tuple[np.ndarray, np.n
 
     Of a volume: the slice along the last axis with most foreground.
     """
-    image, mask = load_image(comp, case.row).array, load_mask(comp, case.row)
+    image, mask = load_picture(comp, case.row).array, load_mask(comp, case.row)
     channels = image[:3] if comp.dimensions == 2 and len(image) in (3, 4) else image[:1]
     if comp.dimensions == 3:
         is_class = mask == 1 if comp.labels == "overlapping" else (mask != 0) & (mask != IGNORED)
         counts = is_class.sum(axis=(0, 1, 2))
         z = int(counts.argmax()) if counts.any() else mask.shape[-1] // 2
         channels, mask = channels[..., z], mask[..., z]
-    step = reduction_step(channels.shape[1:])
-    return reduce_image(channels, step), label_to_class_masks(reduce_truth(mask, comp, step), comp)
+    step = reduction_step(mask.shape[1:])
+    channels = reduce_image(channels, step) if channels.shape[1:] == mask.shape[1:] else channels
+    return channels, label_to_class_masks(reduce_truth(mask, comp, step), comp)
 
 
 def _draw(axes: Axes, case: CaseStats, comp: Competition) -> None:

@@ -17,7 +17,7 @@ from competition.config.postprocess import PostprocessConfig
 from competition.context import Context
 from competition.data.cases import case_rows, case_table
 from competition.data.patterns import match_cases, warn_skipped
-from competition.data.readers import has_reader, load_image, row_axes
+from competition.data.readers import has_reader, row_axes
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, ensure_writable
@@ -27,6 +27,7 @@ from competition.postprocessing.tuning import load_tuning
 from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.run import Run
 from competition.viz.overlays import draw_case
+from competition.viz.preview import load_picture
 
 Labels = NDArray[np.unsignedinteger]
 
@@ -202,7 +203,7 @@ def _write(row: Any, prediction: CasePrediction, comp: Competition, output: Path
 def _draw(path: Path, row: Any, prediction: CasePrediction, comp: Competition) -> None:
     """Draw the prediction of one case and its image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = load_image(comp, row)
+    image = load_picture(comp, row)
     draw_case(
         path,
         image.array,

@@ -19,7 +19,6 @@ import torch
 from competition.config.experiment import Experiment
 from competition.data.cache import MemoryBudget, PreprocessedCase
 from competition.data.masks import load_mask, load_objects
-from competition.data.readers import load_image
 from competition.inference.predict import Prediction, predict_case_with_presence, to_masks
 from competition.metrics.bootstrap import cv_score
 from competition.metrics.scoring import read_scores, score_case
@@ -27,6 +26,7 @@ from competition.runs.fold import FoldResult
 from competition.runs.oof import OofStore
 from competition.runs.run import Run
 from competition.viz.overlays import draw_case
+from competition.viz.preview import load_picture
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Evaluator:
     def _save_picture(
         self, path: Path, row: Any, masks: Any, truth: Any, scores: list[dict[str, Any]], title: str
     ) -> None:
-        image = load_image(self.exp.competition, row)
+        image = load_picture(self.exp.competition, row)
         dice = {score["class"]: score["dice"] for score in scores}
         draw_case(
             path,

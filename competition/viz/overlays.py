@@ -64,7 +64,8 @@ def draw_case(
 
     Args:
         path: the PNG, written atomically.
-        image: (C, *spatial), any dtype. A 2D image with 3 or 4 channels is drawn as RGB, else its first channel.
+        image: (C, *spatial), any dtype, or as `load_picture` reduced it. A 2D image with 3 or 4 channels is drawn as
+            RGB, else its first channel.
         truth: (M, *spatial) uint8 from `competition.data.masks.load_mask`; 255 is ignored. None: a test case.
         masks: (K, *spatial) bool, the prediction.
         comp: defines the classes and how labels are stored.
@@ -87,8 +88,8 @@ def draw_case(
     channels = _drawn_channels(image)
     bounds = _display_range(channels)
     if comp.dimensions == 2:  # first, because everything below costs memory for each pixel
-        step = reduction_step(channels.shape[1:])
-        channels, masks = reduce_image(channels, step), reduce_mask(masks, step)
+        step = reduction_step(masks.shape[1:])
+        channels, masks = _reduce_unless_reduced(channels, masks.shape[1:], step), reduce_mask(masks, step)
         truth = None if truth is None else reduce_truth(truth, comp, step)
     ignored = None if truth is None else get_ignored_voxels(truth, comp)
     foreground = np.any(masks, axis=0) if truth is None else np.any((truth != 0) & (truth != IGNORE_LABEL), axis=0)
@@ -177,8 +178,9 @@ def draw_comparison(
     channels = _drawn_channels(image)
     bounds = _display_range(channels)
     if comp.dimensions == 2:  # first, because everything below costs memory for each pixel
-        step = reduction_step(channels.shape[1:])
-        channels, truth = reduce_image(channels, step), reduce_truth(truth, comp, step)
+        step = reduction_step(truth.shape[1:])
+        channels = _reduce_unless_reduced(channels, truth.shape[1:], step)
+        truth = reduce_truth(truth, comp, step)
         masks = reduce_mask(masks[0], step), reduce_mask(masks[1], step)
     changed = (masks[0] != masks[1]).any(axis=0)
     layers = [changed] if changed.any() else list(label_to_class_masks(truth, comp))
@@ -351,6 +353,11 @@ def _row_heights(planes: Sequence[SlicePlane], foreground: Array, width: float) 
 def _drawn_channels(image: Array) -> Array:
     """Return the channels to draw: the colours of a 2D image with 3 or 4 channels, else the first."""
     return image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
+
+
+def _reduce_unless_reduced(channels: Array, shape: Sequence[int], step: int) -> Array:
+    """Return the channels of a 2D image for masks of this shape; `load_picture` may have reduced them already."""
+    return reduce_image(channels, step) if channels.shape[1:] == tuple(shape) else channels
 
 
 def _display_range(channels: Array) -> tuple[float, float]:

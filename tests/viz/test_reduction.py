@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
+from competition.data.cases import case_table
 from competition.data.duplicates import make_thumbnail
+from competition.data.readers import load_image
 from competition.explore.cases import COLOURS, measure_channels
-from competition.viz import reduction
+from competition.viz import preview, reduction
 from competition.viz.overlays import draw_case, draw_comparison
+from competition.viz.preview import load_picture
 from competition.viz.reduction import reduce_image, reduce_mask, reduce_truth, reduction_step
+from tests.host import competition as host
 from tests.viz.test_overlays import competition
 
 SIDE = 4000
@@ -87,6 +92,33 @@ def test_pictures_of_large_images_need_little_memory(large: Any, tmp_path: Path)
     ]
     for draw in draws:
         assert peak(draw) < 10 * image.nbytes  # 19 to 60 times without reduction
+
+
+@pytest.mark.parametrize("colours", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"compression": "zlib", "rowsperstrip": 7}, {"compression": "zlib", "tile": (32, 16)}]
+)
+def test_large_tiff_files_are_reduced_while_they_are_read(
+    options: dict[str, Any], colours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reduction, "MAX_SIDE", 50)
+    monkeypatch.setattr(reduction, "REDUCED_SIDE", 20)
+    image = np.random.default_rng(1).integers(0, 2**16, (90, 131, 3) if colours else (90, 131), dtype=np.uint16)
+    (tmp_path / "images").mkdir()
+    tifffile.imwrite(tmp_path / "images" / "a.tif", image, photometric="rgb" if colours else "minisblack", **options)
+    comp = host(tmp_path, test={"images": "images/{id}.tif"})
+    (row,) = case_table(comp, "test").itertuples()
+    assert load_picture(comp, row).array.shape[1:] == image.shape[:2], "a small file is read as a whole"
+    monkeypatch.setattr(preview, "LARGE_FILE", 1000)
+    expected = reduce_image(load_image(comp, row).array, reduction_step(image.shape[:2]))
+    found = load_picture(comp, row).array
+    assert found.shape == (3 if colours else 1, 13, 19) == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    masks = np.zeros((2, *image.shape[:2]), bool)
+    masks[0, 20:40, 20:80] = True
+    for name, array in (("reduced", found), ("whole", load_image(comp, row).array)):
+        draw_case(tmp_path / f"{name}.png", array, None, masks, competition(), "x")
+    assert (tmp_path / "reduced.png").stat().st_size > 0 < (tmp_path / "whole.png").stat().st_size
 
 
 def test_measurements_of_large_images_need_little_memory(large: Any) -> None:
