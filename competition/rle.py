@@ -172,12 +172,38 @@ def decode_labels(
         int32 array of `shape`: 1 for the object of the first text, 2 for that of the second; later objects overwrite
         earlier ones.
     """
-    flat = np.zeros(int(np.prod(shape, dtype=np.int64)), np.int32)
+    return decode_overlapping_labels(texts, shape, fmt, strict)[0]
+
+
+def decode_overlapping_labels(
+    texts: Sequence[str], shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True
+) -> tuple[NDArray[np.int32], dict[int, IntArray]]:
+    """Decode the objects of an image, of which some may share pixels.
+
+    Args:
+        texts: one text per object.
+        shape: the shape of the image.
+        fmt: the format.
+        strict: as in `decode`.
+
+    Returns:
+        The array of `decode_labels`; and by label the positions (n,) int64 of the pixels that later objects overwrote,
+        counted in the format's order.
+    """
+    flat, total = np.zeros(int(np.prod(shape, dtype=np.int64)), np.int32), 0
     for label, text in enumerate(texts, start=1):
         starts, ends = _text_to_runs(text, flat.size, fmt, strict)
+        total += int((ends - starts).sum())
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             flat[start:end] = label
-    return flat.reshape(shape, order="F" if fmt.order == "column" else "C")
+    hidden: dict[int, IntArray] = {}
+    if total != np.count_nonzero(flat):  # parsed a second time, so that objects without overlap need no more memory
+        for label, text in enumerate(texts, start=1):
+            starts, ends = _text_to_runs(text, flat.size, fmt, strict)
+            runs = [np.flatnonzero(flat[start:end] != label) + start for start, end in zip(starts, ends, strict=True)]
+            if len(positions := np.concatenate([*runs, np.empty(0, np.int64)])):
+                hidden[label] = positions
+    return flat.reshape(shape, order="F" if fmt.order == "column" else "C"), hidden
 
 
 def _as_mask(mask: NDArray[Any]) -> NDArray[np.uint8]:

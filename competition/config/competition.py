@@ -68,6 +68,8 @@ class TrainFiles(ConfigModel):
     missing_masks: Literal["error", "empty"] = "error"
     # True: masks have the voxels of their images, whatever the affine in their headers says.
     masks_on_image_grid: bool = False
+    # `apply`: turn images and label files as their EXIF orientation says; `ignore`: read pixels as they are stored.
+    exif: Literal["ignore", "apply"] = "ignore"
     # Use only these ids, or the ids in a CSV's column `id`; None: all cases.
     cases: str | Annotated[list[str], Field(min_length=1)] | None = None
 
@@ -181,6 +183,11 @@ class MetricConfig(ConfigModel):
         """Whether the metric is a function of pixel counts, which `average: global` requires."""
         return self.target is None and METRICS.get(self.name).from_counts
 
+    @property
+    def has_pooled_term(self) -> bool:
+        """Whether one term of the metric is averaged over items, such as slices, of all cases."""
+        return self.target is None and METRICS.get(self.name).pooled_share > 0
+
     def _yaml_settings(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in _YAML_SETTINGS}
 
@@ -258,6 +265,11 @@ class Competition(ConfigModel):
         return self
 
     @property
+    def applies_exif(self) -> bool:
+        """Whether images and label files are turned as their EXIF orientation says."""
+        return self.train.exif == "apply"
+
+    @property
     def class_values(self) -> list[list[int]]:
         """The values of each class in label files."""
         values = range(1, len(self.classes) + 1) if self.label_values is None else self.label_values
@@ -285,4 +297,6 @@ def drop_keys_without_effect(plain: dict[str, Any]) -> None:
             plain.pop(key, None)
     if plain["train"].get("missing_masks") == "error":
         del plain["train"]["missing_masks"]
+    if plain["train"].get("exif") == "ignore":
+        del plain["train"]["exif"]
     plain["train"].pop("masks_on_image_grid", None)  # accepts or refuses cases, and changes none

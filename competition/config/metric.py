@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import inf, isfinite
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from competition.config.instantiate import NAMED_KINDS, resolve_target
 from competition.config.registry import Registry
 from competition.errors import MaskfoldError
-from competition.text import join_names, nearest_names
+from competition.text import join_names, join_or, nearest_names
 
 # The inputs that a metric may compare, for one class of one case. A parameter of its function that has one of these
 # names receives that input.
@@ -30,6 +30,8 @@ INPUTS = {
     "fn": "number of pixels in the truth only",
     "predicted_objects": "(*spatial) integers: 0 for background, one label per object",
     "true_objects": "(*spatial) integers, the same for the truth",
+    "predicted_hidden": "pixels of predicted objects that later ones cover, `competition.data.masks.HiddenPixels`",
+    "true_hidden": "the same for the truth",
 }
 OBJECTS = ("predicted_objects", "true_objects")
 Declared = TypeVar("Declared", bound=Callable[..., Any])
@@ -59,6 +61,20 @@ class Direction(enum.Enum):
         return self.rank(new) > self.rank(old) + margin
 
 
+class PooledScore(NamedTuple):
+    """The score of a metric that averages one of its two terms over items, such as slices, of all cases.
+
+    Attributes:
+        pooled: the term's mean over the items of this class of this case.
+        items: number of these items.
+        rest: the other term, which is averaged over cases and classes.
+    """
+
+    pooled: float
+    items: int
+    rest: float
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric.
@@ -68,12 +84,14 @@ class Metric:
         function: returns the score of one class of one case; or a class whose objects are such functions (`metric`).
         direction: whether higher or lower scores are better.
         from_counts: whether the function takes only `tp`, `fp` and `fn` (and settings), each a number or an array.
+        pooled_share: share of the pooled term in the score, if the function returns a `PooledScore`; else 0.
     """
 
     name: str
     function: Callable[..., Any]
     direction: Direction
     from_counts: bool = False
+    pooled_share: float = 0.0
 
     @classmethod
     def from_declaration(cls, declared: Any, name: str) -> Metric:
@@ -89,7 +107,8 @@ class Metric:
                 "decorator @metric(higher_is_better=…) or an attribute higher_is_better of true or false"
             )
         from_counts = bool(getattr(declared, "from_counts", False))
-        return cls(name, declared, Direction.HIGHER if higher else Direction.LOWER, from_counts)
+        pooled_share = float(getattr(declared, "pooled_share", 0.0))
+        return cls(name, declared, Direction.HIGHER if higher else Direction.LOWER, from_counts, pooled_share)
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -114,7 +133,8 @@ class Metric:
             defaults: values for settings that `args` lacks; names that are no settings are ignored.
 
         Raises:
-            ValueError: a name in `args` is not a setting, or a setting has no value.
+            ValueError: a name in `args` is not a setting, a setting has no value, or a value is not one of those that
+                the function's annotation lists.
         """
         settings = self.settings
         for name in args:
@@ -128,6 +148,9 @@ class Metric:
         for name in settings:
             if name not in values and parameters[name].default is inspect.Parameter.empty:
                 raise ValueError(f"`args.{name}` is missing, which the metric {self.name} requires")
+        for name, allowed in _listed_values(self.function).items():
+            if name in values and values[name] not in allowed:
+                raise ValueError(f"`args.{name}` is {values[name]!r}, expected {join_or([str(v) for v in allowed])}")
         if isinstance(self.function, type):
             return replace(self, function=self.function(**values))
         return replace(self, function=partial(self.function, **values)) if values else self
@@ -140,7 +163,9 @@ class Metric:
 METRICS: Registry[Metric] = Registry("metric", "competition.metrics")
 
 
-def metric(name: str = "", *, higher_is_better: bool, from_counts: bool = False) -> Callable[[Declared], Declared]:
+def metric(
+    name: str = "", *, higher_is_better: bool, from_counts: bool = False, pooled_share: float = 0.0
+) -> Callable[[Declared], Declared]:
     """Declare a function as a metric of one class of one case.
 
     The names of the function's parameters say what it needs. A name in `INPUTS` receives that input. Each other
@@ -161,6 +186,7 @@ def metric(name: str = "", *, higher_is_better: bool, from_counts: bool = False)
         higher_is_better: the direction. Scores are stored as the function returns them.
         from_counts: the function takes only `tp`, `fp`, `fn` and settings, and accepts arrays of counts; it then also
             supports `average: global`.
+        pooled_share: the function returns a `PooledScore`, whose pooled term has this share of the score.
 
     Returns:
         The decorator; it returns the function unchanged, with the direction as an attribute.
@@ -179,6 +205,7 @@ def metric(name: str = "", *, higher_is_better: bool, from_counts: bool = False)
     def declare(function: Declared) -> Declared:
         function.higher_is_better = higher_is_better  # type: ignore[attr-defined]
         function.from_counts = from_counts  # type: ignore[attr-defined]
+        function.pooled_share = pooled_share  # type: ignore[attr-defined]
         if function.__module__.startswith(f"{METRICS.package}."):
             METRICS.add(name or function.__name__, Metric.from_declaration(function, name or function.__name__))
         return function
@@ -213,3 +240,12 @@ def _parameters(function: Any, called: bool = False) -> dict[str, inspect.Parame
         function = partial(function.__call__, None)  # bound, so that `self` is left out
     parameters = inspect.signature(function).parameters
     return {name: parameter for name, parameter in parameters.items() if parameter.kind in NAMED_KINDS}
+
+
+def _listed_values(function: Any) -> dict[str, tuple[Any, ...]]:
+    """Return the allowed values of the parameters that are annotated with `Literal`, by name."""
+    try:
+        hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
+    except (NameError, TypeError, AttributeError):  # an annotation that exists for type checkers only
+        return {}
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from competition.config.axes import rle_format_of_arrays
 from competition.config.competition import Competition
@@ -55,6 +55,8 @@ class Profile:
         extra_columns: columns filled from the mask's shape, `height` and `width`.
         confidence: the text is `0 confidence mask` for each object, all in one cell.
         metric: its name in `metric.name`, or `format only`.
+        metric_keys: other keys of `metric` that the host's rule sets, see `docs/submission.md`.
+        id_suffix: what the host's ids add to the image's name without its extension, such as `.jpg`; None: unknown.
         train: the training table, where it differs.
         alternative: a second format; the header of the sample submission selects one of the two.
     """
@@ -72,8 +74,15 @@ class Profile:
     extra_columns: tuple[str, ...] = ()
     confidence: bool = False
     metric: str = FORMAT_ONLY
+    metric_keys: tuple[tuple[str, Any], ...] = ()
+    id_suffix: str | None = None
     train: TrainTable = TrainTable()
     alternative: Profile | None = None
+
+    @property
+    def host_metric(self) -> dict[str, Any] | None:
+        """The section `metric` of a YAML that scores as the host does; None if the metric is not available."""
+        return None if self.metric == FORMAT_ONLY else {"name": self.metric, **dict(self.metric_keys)}
 
     @property
     def class_in_id(self) -> bool:
@@ -122,7 +131,12 @@ class Profile:
 def _profile(name: str, columns: str, order: Literal["row", "column"], **fields: object) -> Profile:
     """Build a profile whose first column is the id and whose last is the mask, unless `fields` override them."""
     names = tuple(columns.split(","))
-    defaults: dict[str, object] = {"rle": RleFormat(order=order), "id_column": names[0], "mask_column": names[-1]}
+    defaults: dict[str, object] = {
+        "rle": RleFormat(order=order),
+        "id_column": names[0],
+        "mask_column": names[-1],
+        "id_suffix": "",
+    }
     return Profile(name=name, columns=names, **(defaults | fields))  # type: ignore[arg-type]
 
 
@@ -135,14 +149,23 @@ _STEEL = _profile(
     rows="image_class",
     classes=("1", "2", "3", "4"),
     metric="dice",
+    id_suffix=".jpg",
     train=TrainTable(id_column="ImageId", class_column="ClassId"),
 )
 
 _ALL = (
     _profile("dsb2018", "ImageId,EncodedPixels", "column", rows="object", overlap_allowed=False, metric="mean_ap"),
-    _profile("carvana", "img,rle_mask", "row", metric="dice"),
+    _profile("carvana", "img,rle_mask", "row", metric="dice", id_suffix=".jpg"),
     _profile("tgs-salt", "id,rle_mask", "column", metric="tgs_ap"),
-    _profile("airbus", "ImageId,EncodedPixels", "column", rows="object", overlap_allowed=False, metric="f2_iou"),
+    _profile(
+        "airbus",
+        "ImageId,EncodedPixels",
+        "column",
+        rows="object",
+        overlap_allowed=False,
+        metric="f2_iou",
+        id_suffix=".jpg",
+    ),
     _profile(
         "siim-acr",
         "ImageId,EncodedPixels",
@@ -166,6 +189,7 @@ _ALL = (
         classes=("Fish", "Flower", "Gravel", "Sugar"),
         grid=(350, 525),
         metric="dice",
+        id_suffix=".jpg",
         train=TrainTable(grid=(1400, 2100)),
     ),
     _profile("hubmap-kidney", "id,predicted", "column", metric="dice", train=TrainTable(mask_column="encoding")),
@@ -187,6 +211,7 @@ _ALL = (
         rows="slice_class",
         classes=("large_bowel", "small_bowel", "stomach"),
         metric="uw_madison",
+        metric_keys=(("both_empty", None),),
         train=TrainTable(mask_column="segmentation"),
     ),
     _profile(
@@ -196,11 +221,28 @@ _ALL = (
         extra_columns=("height", "width"),
         confidence=True,
         rle=RleFormat(container="coco_zlib"),
+        id_suffix=None,
     ),
-    _profile("vesuvius-ink", "Id,Predicted", "row", metric="fbeta"),
-    _profile("contrails", "record_id,encoded_pixels", "column", rle=RleFormat(empty="-"), metric="dice"),
-    _profile("sennet-hoa", "id,rle", "row", rle=RleFormat(order="row", empty="1 0"), metric="surface_dice"),
-    _profile("recodai", "case_id,annotation", "column", rle=RleFormat(empty="authentic", container="json")),
+    _profile("vesuvius-ink", "Id,Predicted", "row", metric="fbeta", metric_keys=(("beta", 0.5),)),
+    _profile(
+        "contrails",
+        "record_id,encoded_pixels",
+        "column",
+        rle=RleFormat(empty="-"),
+        metric="dice",
+        metric_keys=(("average", "global"),),
+    ),
+    _profile(
+        "sennet-hoa",
+        "id,rle",
+        "row",
+        rle=RleFormat(order="row", empty="1 0"),
+        metric="surface_dice",
+        metric_keys=(("tolerance_mm", 0.0),),
+    ),
+    _profile(
+        "recodai", "case_id,annotation", "column", rle=RleFormat(empty="authentic", container="json"), id_suffix=None
+    ),
 )
 PROFILES: dict[str, Profile] = {profile.name: profile for profile in _ALL}
 

@@ -196,6 +196,7 @@ def cache_key(row: Any, exp: Experiment) -> str:
         "labels": comp.labels,
         "ignore": comp.ignore,
         "rle": _rle_settings(comp) if comp.train.rle else None,
+        **({"exif": "apply"} if comp.applies_exif else {}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from competition.config.axes import case_axes, file_axes, plausible_array_axes
 from competition.config.competition import Competition
 from competition.data.content.digests import case_digest, image_digest, label_files, reading_parts, truth_parts
 from competition.data.geometry import check_same_grid
-from competition.data.image_types import Header, combined_digest
+from competition.data.image_types import FIRST_SIDEWAYS, Header, combined_digest
 from competition.data.masks import load_mask
 from competition.data.patterns import (
     CaseFiles,
@@ -25,12 +26,12 @@ from competition.data.patterns import (
     matches_many_files,
     unmatched_images,
 )
-from competition.data.readers import display_name, load_image, read_case_header
+from competition.data.readers import display_name, exif_orientation, load_image, read_case_header
 from competition.data.rle_tables import assign_rows
 from competition.data.splits import group_values
 from competition.errors import MaskfoldError
 from competition.io import read_csv
-from competition.text import format_count, name_problem, nearest_names
+from competition.text import format_count, has_or_have, name_problem, nearest_names
 
 if TYPE_CHECKING:
     import pandas
@@ -91,6 +92,7 @@ def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
             table[key] = group_values(comp, table["id"].tolist(), key) or table[key]
     table.attrs["skipped"] = sorted(skipped.reasons.items())
     _warn_unmatched_images(comp, split)
+    _warn_turned_images(comp, split, {case_id: images[case_id] for case_id in table["id"]})
     return table
 
 
@@ -104,6 +106,38 @@ def _warn_unmatched_images(comp: Competition, split: str) -> None:
             format_count(len(unmatched), "image file"),
             named,
         )
+
+
+def _warn_turned_images(comp: Competition, split: str, images: dict[str, ImagesByChannel]) -> None:
+    turned = find_turned_images(comp, (case for channels in images.values() for case in channels.values()))
+    if turned:
+        log.warning("%s %s", turned_images_message(turned, split), TURNED_IMAGES_HINT)
+
+
+def find_turned_images(comp: Competition, files: Iterable[CaseFiles]) -> list[str]:
+    """Return the images, below the root, whose EXIF orientation nobody has decided on: `train.exif` is not set.
+
+    Args:
+        comp: the competition.
+        files: of its cases.
+    """
+    if "exif" in comp.train.model_fields_set:
+        return []
+    paths = (path for case in files for path in ([case.files] if isinstance(case.files, str) else case.files))
+    return [path for path in paths if exif_orientation(Path(comp.root) / path) != 1]
+
+
+def turned_images_message(paths: list[str], split: str) -> str:
+    """Return a sentence about images that viewers turn."""
+    return (
+        f"{format_count(len(paths), f'{split} image')} {has_or_have(len(paths))} an EXIF orientation, such as "
+        f"{paths[0]}: they are read as stored, but viewers turn them."
+    )
+
+
+TURNED_IMAGES_HINT = (
+    "Set competition.train.exif=apply if the masks lie on the turned images, or ignore if on the stored pixels."
+)
 
 
 def data_hash(table: pandas.DataFrame) -> str:
@@ -494,6 +528,7 @@ def check_files_agree(
         header = read_case_header(comp, files, is_mask, axes)
         count += 0 if is_mask else header.channels
         _check_array_axes(comp, case_id, (channels[0], first), (files, header))
+        _check_turned(comp, case_id, (channels[0], first), (files, header))
         check_same_grid(
             case_id,
             (first_name, first),
@@ -502,6 +537,28 @@ def check_files_agree(
             check_place=not (is_mask and comp.train.masks_on_image_grid),
         )
     return replace(first, channels=count)
+
+
+def _check_turned(
+    comp: Competition, case_id: str, first: tuple[str | list[str], Header], other: tuple[str | list[str], Header]
+) -> None:
+    """Check that a file does not lie on an image that viewers turn because of its EXIF orientation.
+
+    Raises:
+        MaskfoldError: rows and columns are exchanged, and an EXIF orientation explains it.
+    """
+    (name, header), (other_name, other_header) = first, other
+    if not isinstance(name, str) or not isinstance(other_name, str) or comp.applies_exif:
+        return
+    if header.shape == other_header.shape or header.shape != other_header.shape[::-1]:
+        return
+    root = Path(comp.root)
+    if max(exif_orientation(root / name), exif_orientation(root / other_name)) >= FIRST_SIDEWAYS:
+        raise MaskfoldError(
+            f"The files of case {case_id} differ in rows and columns: {name} is {'×'.join(map(str, header.shape))}, "
+            f"{other_name} is {'×'.join(map(str, other_header.shape))}, and an EXIF orientation exchanges them.",
+            "Set competition.train.exif=apply, which turns images and masks as viewers do.",
+        )
 
 
 def _check_array_axes(

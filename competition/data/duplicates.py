@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pandas
 
+SHRINK_BLOCK = 2**24  # values averaged at a time
 SIDES = {2: 64, 3: 16}  # side of a thumbnail by number of axes: 4096 values each
 COARSE_SIDES = {2: 16, 3: 8}
 MIN_CORRELATION = {2: 0.95, 3: 0.98}  # volumes of one anatomy reach 0.975, copies 0.985
@@ -158,7 +159,15 @@ def _shrink(array: np.ndarray, axis: int, side: int) -> np.ndarray:
     starts = np.arange(side) * length // side
     if length < side:
         return np.take(array, starts, axis=axis).astype(np.float32)
-    sums = np.add.reduceat(array, starts, axis=axis, dtype=np.float32)
+    group = max(1, SHRINK_BLOCK * side // max(1, array.size))  # boxes at a time, because numpy copies them as floats
+    ends = np.append(starts, length)
+    parts = []
+    for first in range(0, side, group):
+        boxes = starts[first : first + group]
+        inside = slice(int(boxes[0]), int(ends[min(first + group, side)]))
+        part = array[(slice(None),) * axis + (inside,)]
+        parts.append(np.add.reduceat(part, boxes - boxes[0], axis=axis, dtype=np.float32))
+    sums = np.concatenate(parts, axis=axis)
     counts = np.diff(np.append(starts, length)).astype(np.float32)
     means: np.ndarray = sums / counts.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
     return means

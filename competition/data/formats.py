@@ -1,7 +1,6 @@
 """Readers of each family of file formats: PNG, JPEG, BMP and GIF; NIfTI; NumPy; TIFF.
 
-Each has a function for the header and one for the pixels; heavy libraries are imported in them. They check what a
-header declares before pixels are allocated.
+Each has a function for the header, and one for the pixels that first checks what the header declares.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ from competition.data.image_types import (
     channels_first,
     check_declared_size,
     check_not_bomb,
+    tiff_orientation,
+    turn_back,
     unreadable_error,
     wrong_dimensions_error,
 )
@@ -65,9 +66,9 @@ UNCOMPRESSED, WHITE_IS_ZERO, PALETTE = 1, 0, 3  # TIFF 6.0, tags 259 and 262
 def raster_header(path: Path, dimensions: int) -> Header:
     """Read size, channels and depth without decoding a pixel."""
     if dimensions != 2:
-        with _open_raster(path) as image:
+        with open_raster(path) as image:
             raise wrong_dimensions_error(path, (image.height, image.width), dimensions)
-    with _open_raster(path) as image:
+    with open_raster(path) as image:
         mode = _decoded_mode(image)
         dtype = "uint16" if _bits_per_sample(path, image) == 16 else DEEP_MODES.get(mode, "uint8")
         shape = (image.height, image.width)
@@ -77,9 +78,6 @@ def raster_header(path: Path, dimensions: int) -> Header:
 
 def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     """Decode a 2D image as (C, H, W).
-
-    A JPEG's EXIF orientation is not applied: masks and run lengths are drawn on the pixels as they are stored, and
-    rotating only the image would misalign them.
 
     Args:
         path: the file.
@@ -91,7 +89,7 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     declared = head.shape[0] * head.shape[1] * head.channels * np.dtype(head.dtype).itemsize
     check_declared_size(path, declared)
     check_not_bomb(path, declared)
-    with _open_raster(path) as image:
+    with open_raster(path) as image:
         if image.format == "PNG":
             check_png(path)  # Pillow and OpenCV both silently fill in what damaged data lack
         depth = _bits_per_sample(path, image)
@@ -106,7 +104,8 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 
 
 @contextmanager
-def _open_raster(path: Path) -> Iterator[PilImage]:
+def open_raster(path: Path) -> Iterator[PilImage]:
+    """Open a PNG, JPEG, BMP or GIF with Pillow."""
     import PIL.Image
 
     # Pillow's limit depends neither on the file size nor on the free memory; `check_declared_size` checks both.
@@ -563,6 +562,7 @@ def _decode_pages(path: Path, series: TiffPageSeries) -> list[np.ndarray]:
 
         _, decoded = cv2.imreadmulti(str(path), flags=cv2.IMREAD_UNCHANGED)
         pages = [page if page.ndim == 2 else page[..., [2, 1, 0, 3][: page.shape[2]]] for page in decoded]
+    pages = [turn_back(page, tiff_orientation(series)) for page in pages]  # both libraries turn pages
     return [np.moveaxis(page, -1, 0) for page in pages] if series.keyframe.axes == "SYX" else pages
 
 

@@ -8,11 +8,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from competition.errors import MaskfoldError
+
+if TYPE_CHECKING:
+    from tifffile import TiffPageSeries
 
 # Deflate (PNG, .gz, .npz) never packs more than 1,032 bytes into one (zlib's technical notes, "maximum compression
 # factor"); the rest allows for headers.
@@ -64,6 +67,35 @@ class Header:
     has_spacing: bool = False
     has_place: bool = False
     plain_spacing: tuple[float, ...] | None = None
+
+
+# Orientations of EXIF and TIFF (CIPA DC-008 and TIFF 6.0, tag 0x0112): 1 as stored, from 5 on rows are columns
+
+ORIENTATION_TAG = 0x0112
+FIRST_SIDEWAYS = 5
+_FLIPS = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # axes to flip after the exchange
+
+
+def turn(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an array (H, W, …) turned as an orientation says, as viewers show it."""
+    array = array.swapaxes(0, 1) if orientation >= FIRST_SIDEWAYS else array
+    return np.flip(array, _FLIPS.get(orientation, ()))
+
+
+def turn_back(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Return the array that `turn` turned."""
+    array = np.flip(array, _FLIPS.get(orientation, ()))
+    return array.swapaxes(0, 1) if orientation >= FIRST_SIDEWAYS else array
+
+
+def tiff_orientation(series: TiffPageSeries) -> int:
+    """Return the orientation of a TIFF's first series; 1 without a valid one."""
+    tag = series.keyframe.tags.get(ORIENTATION_TAG)
+    value = tag.value if tag is not None else 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+# Checks of files
 
 
 def unreadable_error(path: Path, reason: object, solution: str = "Replace it by an intact copy") -> MaskfoldError:

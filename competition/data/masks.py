@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,74 @@ from competition.config.competition import Competition
 from competition.data.readers import display_name, extension_of, get_column, read_case_labels, row_axes
 from competition.data.rle_tables import rle_format, rle_grid, row_text, rows_are_parts
 from competition.errors import MaskfoldError
-from competition.rle import RleError, decode, decode_labels
+from competition.rle import RleError, decode, decode_overlapping_labels
 
 IGNORED = 255
+
+
+class HiddenPixels(NamedTuple):
+    """Pixels of an object that a later object covers in a label image.
+
+    Attributes:
+        number: of the object; several entries may have the same.
+        box: the region of the case, a slice along each axis.
+        mask: the pixels in it, bool of its shape.
+    """
+
+    number: int
+    box: tuple[slice, ...]
+    mask: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class CaseObjects:
+    """Numbered objects of a case, which may share pixels.
+
+    Attributes:
+        labels: (*spatial) integers: 0 background, 1…N the objects; where two overlap, the later one.
+        hidden: the covered pixels; empty if no objects overlap.
+        class_of: (N + 1,) index of the class of each object; None: all objects are of one class.
+        empty: number of mask files without a pixel.
+    """
+
+    labels: np.ndarray
+    hidden: tuple[HiddenPixels, ...] = ()
+    class_of: np.ndarray | None = None
+    empty: int = 0
+
+    def any(self) -> bool:
+        """Return whether there is an object."""
+        return bool(self.labels.any()) or bool(self.hidden)
+
+    def of_class(self, mask: np.ndarray, index: int) -> CaseObjects:
+        """Return the objects of a class, restricted to its mask (*spatial) bool."""
+        labels = np.where(mask, self.labels, 0)
+        if not self.hidden:
+            return CaseObjects(labels)
+        hidden = self.hidden
+        if self.class_of is not None:
+            labels[self.class_of[labels] != index] = 0
+            hidden = tuple(part for part in hidden if self.class_of[part.number] == index)
+        cut = (part._replace(mask=part.mask & mask[part.box]) for part in hidden)
+        return CaseObjects(labels, tuple(part for part in cut if part.mask.any()))
+
+    def mask_in(self, box: tuple[slice, ...], number: int) -> np.ndarray:
+        """Return the pixels of an object in a region, bool of its shape."""
+        mask = self.labels[box] == number
+        for part in self.hidden:
+            if part.number == number:
+                inside, source = shared_region(box, part.box)
+                mask[inside] |= part.mask[source]
+        return np.asarray(mask)
+
+    def sizes(self) -> np.ndarray:
+        """Return the number of pixels (N,) int64 of each object that has any, in order of their numbers."""
+        counts = np.bincount(self.labels.ravel().astype(np.int64))
+        for part in self.hidden:
+            if part.number >= len(counts):
+                counts = np.pad(counts, (0, part.number + 1 - len(counts)))
+            counts[part.number] += np.count_nonzero(part.mask)
+        return counts[1:][counts[1:] > 0]
 
 
 def load_mask(comp: Competition, row: Any) -> np.ndarray:
@@ -51,11 +116,7 @@ def load_mask(comp: Competition, row: Any) -> np.ndarray:
 
 
 def load_instances(comp: Competition, row: Any) -> np.ndarray:
-    """Number the objects of a training case.
-
-    Each row of run lengths is an object (if the profile says that rows are parts of one mask, all rows of a class are
-    one); so is each file of a folder of instances. In other label files an object is a connected component of a class
-    (8 neighbours in 2D, 26 in 3D). Where two objects overlap, the later one wins.
+    """Number the objects of a training case in a label image; where two objects overlap, the later one wins.
 
     Args:
         comp: the competition.
@@ -67,25 +128,116 @@ def load_instances(comp: Competition, row: Any) -> np.ndarray:
     Raises:
         MaskfoldError: as for `load_mask`.
     """
+    return load_objects(comp, row).labels
+
+
+def load_objects(comp: Competition, row: Any) -> CaseObjects:
+    """Number the objects of a training case, each with all its pixels.
+
+    Each row of run lengths is an object (if the profile says that rows are parts of one mask, all rows of a class are
+    one); so is each file of a folder of instances. In other label files an object is a connected component of a class
+    (8 neighbours in 2D, 26 in 3D).
+
+    Args:
+        comp: the competition.
+        row: a row of the case table.
+
+    Returns:
+        The objects; `labels` is int32.
+
+    Raises:
+        MaskfoldError: as for `load_mask`.
+    """
     masks, shape = _mask_sources(row), tuple(json.loads(get_column(row, "shape")))
-    instances = np.zeros(shape, np.int32)
-    count = 0
+    canvas = _Canvas(np.zeros(shape, np.int32))
     if masks["kind"] in ("labels", "classes"):
         import cc3d
 
         truth = load_mask(comp, row)
-        for index in range(len(comp.classes)):
+        for index, name in enumerate(comp.classes):
             mask = truth[0] == index + 1 if comp.labels == "exclusive" else truth[index] == 1
             # As uint8, because cc3d 4.1 returns wrong labels for some boolean arrays.
             components = cc3d.connected_components(mask.view(np.uint8), connectivity=8 if mask.ndim == 2 else 26)
-            instances[mask] = components[mask].astype(np.int32) + count
-            count += int(components.max(initial=0))
-        return instances
+            canvas.add(comp, _Part(name, components.astype(np.int32, copy=False)))
+        return canvas.objects()
     for part in _parts(comp, row, masks, shape):
-        is_object = part.objects != 0
-        instances[part.where][is_object] = part.objects[is_object] + count
-        count += int(part.objects.max(initial=0))
-    return instances
+        canvas.add(comp, part)
+    return canvas.objects()
+
+
+class _Canvas:
+    """A label image to which parts are added, and the pixels that later objects cover."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels = labels
+        self.hidden: list[HiddenPixels] = []
+        self.class_of = [-1]
+        self.empty = 0
+
+    def add(self, comp: Competition, part: _Part) -> None:
+        """Add the objects of a part with the next free numbers."""
+        region, is_object, count = self.labels[part.where], part.objects != 0, len(self.class_of) - 1
+        if region[is_object].any():
+            self.hidden += map(part.place, find_covered(region, is_object))
+        region[is_object] = part.objects[is_object] + count
+        number = max(int(part.objects.max(initial=0)), *(0, *(hidden.number for hidden in part.hidden)))
+        self.hidden += [part.place(hidden._replace(number=hidden.number + count)) for hidden in part.hidden]
+        self.class_of += [comp.classes.index(part.cls)] * number
+        self.empty += number == 0
+
+    def objects(self) -> CaseObjects:
+        """Return the objects that were added."""
+        return CaseObjects(self.labels, tuple(self.hidden), np.array(self.class_of, np.intp), self.empty)
+
+
+def find_covered(labels: np.ndarray, mask: np.ndarray) -> Iterator[HiddenPixels]:
+    """Yield the pixels of objects in a label image that an object with this mask will cover."""
+    box = bounding_box(mask)
+    covered = np.where(mask[box], labels[box], 0)
+    for number in np.unique(covered[covered != 0]).tolist():
+        yield crop_hidden(number, covered == number, box)
+
+
+def shared_region(first: tuple[slice, ...], second: tuple[slice, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return the region that two boxes share, as slices into each of them; empty slices if they are apart."""
+    inside: tuple[list[slice], list[slice]] = ([], [])
+    for one, other in zip(first, second, strict=True):
+        low = max(one.start, other.start)
+        high = max(low, min(one.stop, other.stop))
+        for slices, axis in zip(inside, (one, other), strict=True):
+            slices.append(slice(low - axis.start, high - axis.start))
+    return tuple(inside[0]), tuple(inside[1])
+
+
+def crop_hidden(number: int, mask: np.ndarray, box: tuple[slice, ...] | None = None) -> HiddenPixels:
+    """Return pixels of an object, cut to their bounding box.
+
+    Args:
+        number: of the object.
+        mask: bool with at least one pixel.
+        box: where the mask lies; None: it covers the whole case.
+    """
+    inner = bounding_box(mask)
+    starts = [0] * mask.ndim if box is None else [axis.start for axis in box]
+    outer = tuple(slice(start + axis.start, start + axis.stop) for start, axis in zip(starts, inner, strict=True))
+    return HiddenPixels(number, outer, mask[inner].copy())
+
+
+def _hidden_at(number: int, coordinates: tuple[np.ndarray, ...]) -> HiddenPixels:
+    """Return pixels of an object from their coordinates along each axis, of which there is at least one."""
+    box = tuple(slice(int(values.min()), int(values.max()) + 1) for values in coordinates)
+    mask = np.zeros([axis.stop - axis.start for axis in box], bool)
+    mask[tuple(values - axis.start for values, axis in zip(coordinates, box, strict=True))] = True
+    return HiddenPixels(number, box, mask)
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Return the smallest box around the pixels of a mask, which has at least one."""
+    box = []
+    for axis in range(mask.ndim):
+        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return tuple(box)
 
 
 def load_relabelled_mask(source: Competition, row: Any, target: Competition, mapping: dict[str, str]) -> np.ndarray:
@@ -178,12 +330,23 @@ def _mask_sources(row: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Objects of one class: their numbers 1…n (int32, 0 elsewhere), and the region of the case that they cover."""
+    """Objects of one class: their numbers 1…n (int32, 0 elsewhere), and the region of the case that they cover.
+
+    `hidden` has the pixels that later objects of the part cover, with boxes in the part's own region.
+    """
 
     cls: str
     objects: np.ndarray
     where: tuple[Any, ...] = (...,)
     ignored: np.ndarray | None = None
+    hidden: tuple[HiddenPixels, ...] = ()
+
+    def place(self, hidden: HiddenPixels) -> HiddenPixels:
+        """Return hidden pixels of the part's region as pixels of the case."""
+        if len(self.where) == 1:
+            return hidden
+        index = self.where[1]  # a slice of a stack, along the last axis
+        return hidden._replace(box=(*hidden.box, slice(index, index + 1)), mask=hidden.mask[..., None])
 
 
 def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> Iterator[_Part]:
@@ -194,9 +357,11 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
             lines_of.setdefault((cls, index), []).append(line)
         for (cls, index), lines in lines_of.items():
             if index is None:
-                yield _Part(cls, _decode_rows(comp, get_column(row, "id"), lines, shape))
+                objects, hidden = _decode_rows(comp, get_column(row, "id"), lines, shape)
+                yield _Part(cls, objects, hidden=hidden)
             else:
-                yield _Part(cls, _decode_rows(comp, get_column(row, "id"), lines, shape[:-1]), (..., index))
+                objects, hidden = _decode_rows(comp, get_column(row, "id"), lines, shape[:-1])
+                yield _Part(cls, objects, (..., index), hidden=hidden)
         return
     for cls, files in masks["files"].items():
         for item in files if masks["kind"] == "instances" else [files]:
@@ -207,14 +372,16 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
             yield _Part(cls, mask.astype(np.int32), ignored=ignored)
 
 
-def _decode_rows(comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]) -> np.ndarray:
-    """Decode the objects in some lines of the table, on the case's axes."""
+def _decode_rows(
+    comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[HiddenPixels, ...]]:
+    """Decode the objects in some lines of the table, on the case's axes, and the pixels that later objects cover."""
     texts, fmt = [row_text(comp, line) for line in lines], rle_format(comp)
     grid = rle_grid(comp) if len(shape) == 2 else None
     in_pictures = len(shape) == 2 and rle_counts_in_pictures(comp)
     shape = shape[::-1] if in_pictures else shape
     try:
-        objects = decode_labels(texts, grid or shape, fmt)
+        objects, covered = decode_overlapping_labels(texts, grid or shape, fmt)
     except RleError:  # decoding all rows at once is fast; decoding them one by one finds the line
         for line, text in zip(lines, texts, strict=True):
             try:
@@ -227,9 +394,21 @@ def _decode_rows(comp: Competition, case_id: str, lines: list[int], shape: tuple
                 ) from error
         raise
     if rows_are_parts(comp):
-        objects = (objects != 0).astype(np.int32)
+        objects, covered = (objects != 0).astype(np.int32), {}
+    hidden = []
+    for number, positions in covered.items():
+        order: Literal["C", "F"] = "F" if fmt.order == "column" else "C"
+        part = _hidden_at(number, np.unravel_index(positions, objects.shape, order=order))
+        if objects.shape != shape:
+            whole = np.zeros(objects.shape, bool)
+            whole[part.box] = part.mask
+            whole = _resize_nearest(whole, shape)
+            if not whole.any():  # a smaller grid may lose a few pixels
+                continue
+            part = crop_hidden(number, whole)
+        hidden.append(part._replace(box=part.box[::-1], mask=part.mask.T) if in_pictures else part)
     objects = objects if objects.shape == shape else _resize_nearest(objects, shape)
-    return np.ascontiguousarray(objects.T) if in_pictures else objects
+    return np.ascontiguousarray(objects.T) if in_pictures else objects, tuple(hidden)
 
 
 def _resize_nearest(objects: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,17 @@ import numpy as np
 
 from competition.config.axes import case_axes, file_axes, permutation
 from competition.config.competition import Competition
-from competition.data.formats import READERS, FileFormat
-from competition.data.image_types import Header, Image, convert_decoder_errors, unreadable_error
+from competition.data.formats import READERS, FileFormat, open_raster
+from competition.data.image_types import (
+    FIRST_SIDEWAYS,
+    ORIENTATION_TAG,
+    Header,
+    Image,
+    convert_decoder_errors,
+    tiff_orientation,
+    turn,
+    unreadable_error,
+)
 from competition.errors import MaskfoldError
 
 EXTENSIONS = {
@@ -33,15 +43,16 @@ EXTENSIONS = {
 # Single files
 
 
-def read_image(path: str | Path, dimensions: int | None = None) -> Image:
+def read_image(path: str | Path, dimensions: int | None = None, exif: bool = False) -> Image:
     """Read an image.
 
     16-bit files stay 16-bit, an alpha channel stays a channel (`prepare.channels` drops it), a palette becomes colours.
-    An EXIF orientation is not applied, because masks are drawn on the pixels as they are stored.
 
     Args:
         path: a PNG, JPEG, BMP, GIF, TIFF, NIfTI, NPY or NPZ file.
         dimensions: spatial axes, 2 or 3: whether pages of a TIFF are channels or slices. None: 3 for NIfTI, else 2.
+        exif: whether a 2D image is turned as its EXIF orientation says. Masks and run lengths are mostly drawn on the
+            pixels as they are stored.
 
     Returns:
         The image; its array is (C, H, W), (C, X, Y, Z) or (C, H, W, Z).
@@ -57,6 +68,7 @@ def read_image(path: str | Path, dimensions: int | None = None) -> Image:
     file_format, dimensions = _reader(path, dimensions)
     with convert_decoder_errors(path):
         image = _to_native(path, file_format.pixels(path, dimensions, labels=False))
+    image = _apply_exif(path, image) if exif and dimensions == 2 else image
     invalid = 0
     if image.array.dtype.kind == "f":
         invalid = image.array.size - int(np.isfinite(image.array).sum())
@@ -68,7 +80,9 @@ def read_image(path: str | Path, dimensions: int | None = None) -> Image:
     return image
 
 
-def read_labels(path: str | Path, dimensions: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+def read_labels(
+    path: str | Path, dimensions: int | None = None, exif: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Read a label file.
 
     A palette's indices are the labels, not its colours. Several equal channels (a grey mask saved as RGB) count as one;
@@ -77,6 +91,7 @@ def read_labels(path: str | Path, dimensions: int | None = None) -> tuple[np.nda
     Args:
         path: as for `read_image`.
         dimensions: as for `read_image`.
+        exif: as for `read_image`.
 
     Returns:
         (*spatial) integers as they are in the file, and the affine (4×4 float64, mm) or None.
@@ -88,6 +103,7 @@ def read_labels(path: str | Path, dimensions: int | None = None) -> tuple[np.nda
     file_format, dimensions = _reader(path, dimensions)
     with convert_decoder_errors(path):
         image = _to_native(path, file_format.pixels(path, dimensions, labels=True))
+    image = _apply_exif(path, image) if exif and dimensions == 2 else image
     array = _single_channel(path, image.array)
     if array.dtype.kind == "f":
         rounded = np.rint(array)
@@ -102,13 +118,14 @@ def read_labels(path: str | Path, dimensions: int | None = None) -> tuple[np.nda
     return array, image.affine
 
 
-def read_header(path: str | Path, dimensions: int | None = None, labels: bool = False) -> Header:
+def read_header(path: str | Path, dimensions: int | None = None, labels: bool = False, exif: bool = False) -> Header:
     """Read the metadata of a file, without its pixels.
 
     Args:
         path: as for `read_image`.
         dimensions: as for `read_image`.
         labels: whether it is a label file; used only for archives of several arrays.
+        exif: as for `read_image`.
 
     Returns:
         Shape, spacing, affine, channels and dtype.
@@ -123,7 +140,36 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
         result: Header = file_format.header(path, dimensions, **extra)
     if 0 in (*result.shape, result.channels):
         raise unreadable_error(path, f"its shape is {'×'.join(map(str, result.shape))}")
+    if exif and dimensions == 2 and exif_orientation(path) >= FIRST_SIDEWAYS:
+        result = replace(result, shape=result.shape[::-1], spacing=result.spacing[::-1])
     return result
+
+
+def exif_orientation(path: str | Path) -> int:
+    """Return the EXIF orientation of a PNG, JPEG, BMP, GIF or TIFF file: 1 (as stored) to 8; 1 without a valid one."""
+    path, value = Path(path), 1
+    kind = EXTENSIONS.get(extension_of(path.name))
+    if kind not in ("raster", "tiff"):
+        return 1
+    with suppress(Exception):  # damaged metadata say nothing, and do not concern the pixels
+        if kind == "tiff":
+            from tifffile import TiffFile
+
+            with TiffFile(path) as file:
+                value = tiff_orientation(file.series[0])
+        else:
+            with open_raster(path) as image:
+                if image.format != "PNG" or "exif" in image.info:  # otherwise Pillow decodes a PNG to search for it
+                    value = int(image.getexif().get(ORIENTATION_TAG, 1))
+    return value if 1 <= value <= 8 else 1
+
+
+def _apply_exif(path: Path, image: Image) -> Image:
+    """Return a 2D image (C, H, W) turned as its EXIF orientation says."""
+    orientation = exif_orientation(path)
+    array = np.moveaxis(turn(np.moveaxis(image.array, 0, -1), orientation), -1, 0)
+    spacing = image.spacing[::-1] if orientation >= FIRST_SIDEWAYS else image.spacing
+    return replace(image, array=np.ascontiguousarray(array), spacing=spacing)
 
 
 def _reader(path: Path, dimensions: int | None) -> tuple[FileFormat, int]:
@@ -211,9 +257,9 @@ def read_case_header(comp: Competition, files: str | list[str], labels: bool, ax
     """
     root = Path(comp.root)
     if isinstance(files, str):
-        header = read_header(root / files, comp.dimensions, labels)
+        header = read_header(root / files, comp.dimensions, labels, comp.applies_exif)
     else:
-        headers = [read_header(root / path, 2, labels) for path in files]
+        headers = [read_header(root / path, 2, labels, comp.applies_exif) for path in files]
         first = headers[0]
         for path, other in zip(files, headers, strict=True):
             if other.shape != first.shape or other.channels != first.channels:
@@ -249,9 +295,9 @@ def read_case_labels(comp: Competition, files: str | list[str], axes: str | None
     """
     root = Path(comp.root)
     if isinstance(files, str):
-        labels = read_labels(root / files, comp.dimensions)[0]
+        labels = read_labels(root / files, comp.dimensions, comp.applies_exif)[0]
     else:
-        labels = np.stack([read_labels(root / path, 2)[0] for path in files], axis=-1)
+        labels = np.stack([read_labels(root / path, 2, comp.applies_exif)[0] for path in files], axis=-1)
     order = permutation(file_axes(comp, files), axes)
     return labels if order is None else np.ascontiguousarray(labels.transpose(order))
 
@@ -297,9 +343,9 @@ def _read(comp: Competition, files: str | list[str], axes: str | None) -> Image:
     """Read the image of a file or of a stack of slices, on the case's axes."""
     root = Path(comp.root)
     if isinstance(files, str):
-        image = read_image(root / files, comp.dimensions)
+        image = read_image(root / files, comp.dimensions, comp.applies_exif)
     else:
-        slices = [read_image(root / path, 2).array for path in files]
+        slices = [read_image(root / path, 2, comp.applies_exif).array for path in files]
         for path, array in zip(files, slices, strict=True):
             if array.shape != slices[0].shape:
                 raise MaskfoldError(

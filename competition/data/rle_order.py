@@ -108,19 +108,23 @@ def detect_order(
         if isinstance(files, str) or slice_index is not None:  # a mask of a whole stack would need all its headers
             samples.append((path, tuple(texts[line] for line in _evenly_spaced(lines, _MAX_TEXTS))))
     dimensions = 2 if any(case.slices for case in cases.values()) else comp.dimensions
-    return _probe(dimensions, tuple(samples), fmt, grid)
+    return _probe(dimensions, tuple(samples), fmt, grid, comp.applies_exif)
 
 
 @lru_cache(maxsize=8)
 def _probe(
-    dimensions: int, samples: tuple[tuple[Path, tuple[str, ...]], ...], fmt: RleFormat, grid: tuple[int, int] | None
+    dimensions: int,
+    samples: tuple[tuple[Path, tuple[str, ...]], ...],
+    fmt: RleFormat,
+    grid: tuple[int, int] | None,
+    exif: bool,
 ) -> OrderVote:
     """Detect the order from cases, each a file and its texts."""
     not_square: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
     square: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
     for path, texts in samples:
         try:
-            shape = grid or read_header(path, dimensions).shape
+            shape = grid or read_header(path, dimensions, exif=exif).shape
         except MaskfoldError:  # reported when the case is checked
             continue
         (not_square if shape[0] != shape[-1] else square).append((path, shape, texts))
@@ -129,19 +133,21 @@ def _probe(
         opinions.append(_vote(texts, shape, fmt))
     if len([opinion for opinion in opinions if opinion is not None]) < MIN_CASES:
         for path, shape, texts in _evenly_spaced(square, _MAX_CASES):
-            opinions.append(_vote(texts, shape, fmt, path))
+            opinions.append(_vote(texts, shape, fmt, path, exif))
     return count_votes(
         [opinion and opinion[0] for opinion in opinions],
         [opinion[0] for opinion in opinions if opinion is not None and opinion[1]],
     )
 
 
-def _vote(texts: Sequence[str], shape: tuple[int, ...], fmt: RleFormat, path: Path | None = None) -> Opinion | None:
+def _vote(
+    texts: Sequence[str], shape: tuple[int, ...], fmt: RleFormat, path: Path | None = None, exif: bool = False
+) -> Opinion | None:
     """Return a case's vote; None for an unreadable case, which is reported when it is loaded."""
     try:
         image = None
         if path is not None and len(shape) == 2:
-            image = read_image(path, 2).array[:3].mean(axis=0, dtype=np.float32)  # without alpha
+            image = read_image(path, 2, exif).array[:3].mean(axis=0, dtype=np.float32)  # without alpha
         return _compare_orders(texts, shape, fmt, image)
     except MaskfoldError:
         return None

@@ -101,6 +101,44 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
     return rows
 
 
+def table_id_suffix(comp: Competition) -> str:
+    """Return what the ids of `train.rle` add to the image's name, such as `.jpg`; empty if nothing, or if they differ.
+
+    Raises:
+        MaskfoldError: the table cannot be read, or lacks a column.
+    """
+    path, table, layout = _open_table(comp)
+    names, _ = _names_and_classes(comp, path, table, layout)
+    suffixes = {name[len(strip_extension(name)) :] for name in dict.fromkeys(names)}
+    return suffixes.pop() if len(suffixes) == 1 else ""
+
+
+def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str, list[int]]:
+    """Return the lines of rows without a mask, by case, of cases that also have rows with one.
+
+    A case whose only row has no mask is a case without objects, and is not returned.
+
+    Args:
+        comp: the competition, whose table `assign_rows` accepts.
+        cases: the first channel's files, by id.
+    """
+    path, table, layout = _open_table(comp)
+    names, _ = _names_and_classes(comp, path, table, layout)
+    targets, blank = _targets_by_name(cases), {"", rle_format(comp).empty.strip()}
+    lines: dict[RowTarget, list[int]] = {}
+    filled: set[RowTarget] = set()
+    for line, name, text in zip(table.index, names, table[layout.mask].str.strip(), strict=True):
+        target = _find_target(name, targets)
+        if target is not None and text in blank:
+            lines.setdefault(target, []).append(int(line))
+        elif target is not None:
+            filled.add(target)
+    found: dict[str, list[int]] = {}
+    for target in filled & lines.keys():
+        found.setdefault(target[0], []).extend(lines[target])
+    return {case_id: sorted(found[case_id]) for case_id in cases if case_id in found}
+
+
 def row_text(comp: Competition, line: int) -> str:
     """Return the run lengths in one line of `train.rle`."""
     _, table, layout = _open_table(comp)

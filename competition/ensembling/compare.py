@@ -13,7 +13,7 @@ import numpy as np
 from competition.config.competition import Competition
 from competition.config.metric import Direction
 from competition.config.postprocess import PostprocessConfig
-from competition.data.content.unchanged import load_unchanged_instances, load_unchanged_mask
+from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import PLAIN_MEAN, PairedDifference, mean_score_per_case, paired_difference
 from competition.metrics.scoring import IGNORE_LABEL, score_case, split_classes
@@ -162,7 +162,7 @@ def _score_case(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the score rows of one case, by class, of both runs."""
     truth = load_unchanged_mask(comp, row)
-    objects = load_unchanged_instances(comp, row) if comp.instances else None
+    objects = load_unchanged_objects(comp, row) if comp.instances else None
     spacing = json.loads(row.spacing)
     class_masks = split_classes(truth, comp)
     scores = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from competition.context import Context
-from competition.data.content.unchanged import load_unchanged_instances, load_unchanged_mask
+from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.inference.predict import to_masks
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.metrics.scoring import score_case
@@ -173,7 +173,7 @@ class _WeightScorer:
         """Return the score rows of each point."""
         comp, row = self.comp, self.rows[case]
         truth = load_unchanged_mask(comp, row)
-        objects = load_unchanged_instances(comp, row) if comp.instances else None
+        objects = load_unchanged_objects(comp, row) if comp.instances else None
         probabilities = [oof.read(case) for oof in self.oofs]
         scores = []
         for point in points:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from competition.config.competition import Competition
+from competition.data.cases import TURNED_IMAGES_HINT, find_turned_images, turned_images_message
 from competition.data.duplicates import ImagePair
 from competition.errors import MaskfoldError
 from competition.explore.cases import measure_case
@@ -21,6 +22,7 @@ from competition.explore.findings import (
     find_shifts,
     rank_contrasts,
 )
+from competition.explore.metric import find_other_metric
 from competition.explore.suggest import suggest_experiment
 from competition.explore.types import CaseStats, Finding, Findings
 
@@ -92,6 +94,9 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
             files["test"] = find_cases(comp, "test", findings)
         except MaskfoldError as error:
             findings.add_fault("files", "test", "", error)
+    for split, (images, _) in files.items():
+        if turned := find_turned_images(comp, (case for channels in images.values() for case in channels.values())):
+            findings.add_remark("exif", split, "", turned_images_message(turned, split), TURNED_IMAGES_HINT)
     ids = [(split, case_id) for split, (images, _) in files.items() for case_id in images]
     cases = [
         measure_case(comp, split, case_id, files[split][0][case_id], files[split][1].get(case_id), findings)
@@ -112,6 +117,7 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
             )
         )
     assign_groups(comp, cases, findings)
+    find_other_metric(comp, findings)
     pairs = compare_cases(comp, cases, findings)
     kept = [case for case in cases if not case.skipped]
     shifts = find_shifts(kept, findings)

@@ -19,7 +19,7 @@ from competition.data.content.digests import label_files
 from competition.data.duplicates import make_thumbnail
 from competition.data.geometry import header_orientation
 from competition.data.image_types import Header
-from competition.data.masks import IGNORED, load_instances, load_mask
+from competition.data.masks import IGNORED, CaseObjects, load_mask, load_objects
 from competition.data.normalisation import GREY_WEIGHTS, convert_channels
 from competition.data.readers import load_image, read_header, read_labels
 from competition.errors import MaskfoldError
@@ -131,7 +131,8 @@ def count_undeclared_labels(comp: Competition, files: str | list[str]) -> dict[i
     counts: dict[int, int] = {}
     for path in _as_list(files):
         try:
-            labels, _ = read_labels(Path(comp.root) / path, comp.dimensions if isinstance(files, str) else 2)
+            dimensions = comp.dimensions if isinstance(files, str) else 2
+            labels, _ = read_labels(Path(comp.root) / path, dimensions, comp.applies_exif)
         except MaskfoldError:
             continue
         values, voxels = np.unique(labels, return_counts=True)
@@ -212,7 +213,8 @@ def _label_channels(comp: Competition, masks: Masks) -> int | None:
 
 
 def _label_header(comp: Competition, files: str | list[str]) -> Header:
-    return read_header(Path(comp.root) / _as_list(files)[0], comp.dimensions if isinstance(files, str) else 2, True)
+    dimensions = comp.dimensions if isinstance(files, str) else 2
+    return read_header(Path(comp.root) / _as_list(files)[0], dimensions, True, comp.applies_exif)
 
 
 def _as_list(files: str | list[str]) -> list[str]:
@@ -224,6 +226,7 @@ def _as_list(files: str | list[str]) -> list[str]:
 SAMPLE_SIZE = 2**18  # values per channel: enough for quantiles with an error of a thousandth of the range
 FOREGROUND_QUANTILES = (0.05, 0.95)  # exclude background pixels at the border of an imprecise mask
 COLOURS = ("red", "green", "blue")
+BLOCK_VALUES = 2**22
 
 
 def used_channels(array: np.ndarray, comp: Competition, case_id: str) -> np.ndarray:
@@ -245,7 +248,7 @@ def channel_names(count: int, comp: Competition) -> list[str]:
 
 def is_colour(array: np.ndarray) -> bool:
     """Return whether the image has three channels that differ."""
-    return len(array) == 3 and not (array == array[:1]).all()
+    return len(array) == 3 and any(bool((array[1:, rows] != array[0, rows]).any()) for rows in _row_blocks(array[0]))
 
 
 def measure_channels(
@@ -263,35 +266,57 @@ def measure_channels(
         is_valid: (*spatial) bool, False where the truth is ignored; None: nothing is ignored.
     """
     stats = [
-        _measure_channel(name, channel, is_foreground, is_valid) for name, channel in zip(names, array, strict=True)
+        _measure_channel(name, (channel[rows] for rows in _row_blocks(channel)), channel.shape, is_foreground, is_valid)
+        for name, channel in zip(names, array, strict=True)
     ]
     if tuple(names) == COLOURS:
         if is_colour(array):
-            grey = np.tensordot(np.array(GREY_WEIGHTS, np.float32), array.astype(np.float32), axes=1)
-            stats.append(_measure_channel("grey", grey, is_foreground, is_valid))
+            weights = np.array(GREY_WEIGHTS, np.float32)
+            grey = (np.tensordot(weights, array[:, rows].astype(np.float32), axes=1) for rows in _row_blocks(array[0]))
+            stats.append(_measure_channel("grey", grey, array.shape[1:], is_foreground, is_valid))
         else:
             stats.append(replace(stats[0], name="grey"))
     return stats
 
 
 def _measure_channel(
-    name: str, channel: np.ndarray, is_foreground: NDArray[np.bool_] | None, is_valid: NDArray[np.bool_] | None
+    name: str,
+    values: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    is_foreground: NDArray[np.bool_] | None,
+    is_valid: NDArray[np.bool_] | None,
 ) -> ChannelStats:
-    sample = subsample(channel.reshape(-1))
+    """Measure a channel (*shape), given by `_row_blocks`: as a whole, a large image needs too much memory as floats."""
+    size = math.prod(shape)
+    n_foreground = 0 if is_foreground is None else int(np.count_nonzero(is_foreground))
+    n_background = size - n_foreground
+    if is_foreground is not None and is_valid is not None:
+        n_background = sum(
+            int(np.count_nonzero(~is_foreground[rows] & is_valid[rows])) for rows in _row_blocks(is_foreground)
+        )
+    everything, foreground, background = Sample(size), Sample(n_foreground), Sample(n_background)
+    low_high: list[tuple[float, float]] = []
+    for rows, block in zip(_row_blocks(np.broadcast_to(np.False_, shape)), values, strict=True):
+        everything.add(block.reshape(-1))
+        low_high.append((float(block.min()), float(block.max())))
+        if is_foreground is not None and n_foreground:
+            foreground.add(block[is_foreground[rows]])
+            is_background = ~is_foreground[rows] if is_valid is None else ~is_foreground[rows] & is_valid[rows]
+            background.add(block[is_background])
+    sample = everything.values()
     low, median, high = (float(value) for value in np.quantile(sample, (0.005, 0.5, 0.995)))
     contrast = foreground_low = foreground_high = math.nan
-    if is_foreground is not None and is_foreground.any():
-        foreground = subsample(channel[is_foreground])
-        foreground_low, foreground_high = (float(value) for value in np.quantile(foreground, FOREGROUND_QUANTILES))
-        is_background = ~is_foreground if is_valid is None else ~is_foreground & is_valid
-        contrast = cohens_d(foreground, subsample(channel[is_background]))
+    if n_foreground:
+        inside = foreground.values()
+        foreground_low, foreground_high = (float(value) for value in np.quantile(inside, FOREGROUND_QUANTILES))
+        contrast = cohens_d(inside, background.values())
     return ChannelStats(
         name,
-        float(channel.min()),
+        min(low for low, _ in low_high),
         low,
         median,
         high,
-        float(channel.max()),
+        max(high for _, high in low_high),
         float(sample.mean()),
         float(sample.std()),
         contrast,
@@ -300,13 +325,31 @@ def _measure_channel(
     )
 
 
-def subsample(values: np.ndarray) -> NDArray[np.float64]:
-    """Return at most `SAMPLE_SIZE` evenly spaced values of a flat array as float64.
+class Sample:
+    """At most `SAMPLE_SIZE` evenly spaced values of a flat array that is given in parts.
 
     The step is odd, because an even step would sample only some columns of most images.
     """
-    step = -(-values.size // SAMPLE_SIZE)
-    return values[:: step + (step % 2 == 0)].astype(np.float64)
+
+    def __init__(self, total: int) -> None:
+        step = -(-total // SAMPLE_SIZE)
+        self.step, self.seen = step + (step % 2 == 0), 0
+        self.parts: list[NDArray[np.float64]] = [np.empty(0)]
+
+    def add(self, values: np.ndarray) -> None:
+        """Add the next values of the array."""
+        self.parts.append(values[-self.seen % self.step :: self.step].astype(np.float64))
+        self.seen += values.size
+
+    def values(self) -> NDArray[np.float64]:
+        """Return the sample."""
+        return np.concatenate(self.parts)
+
+
+def _row_blocks(channel: np.ndarray) -> Iterator[slice]:
+    """Yield blocks of rows (of the first axis) with about `BLOCK_VALUES` values each."""
+    rows = max(1, BLOCK_VALUES // max(1, math.prod(channel.shape[1:])))
+    return (slice(first, first + rows) for first in range(0, len(channel), rows))
 
 
 def cohens_d(foreground: NDArray[np.float64], background: NDArray[np.float64]) -> float:
@@ -337,9 +380,11 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
         MaskfoldError: the objects cannot be read.
     """
     classes = class_layers(mask, comp)
-    instances = load_instances(comp, row) if kind in ("rle", "instances") else None
-    if instances is not None:
-        objects = instance_sizes(instances, classes)
+    given = load_objects(comp, row) if kind in ("rle", "instances") else None
+    if given is not None and given.hidden:
+        objects = [given.of_class(layer, index).sizes() for index, layer in enumerate(classes)]
+    elif given is not None:
+        objects = instance_sizes(given.labels, classes)
     else:
         objects = [component_sizes(layer) for layer in classes]
     is_foreground = foreground_mask(mask)
@@ -349,7 +394,31 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
         int(np.count_nonzero((mask == IGNORED).any(axis=0))),
         is_foreground.size,
         objects,
+        *(_count_overlaps(given) if given is not None and comp.instances else ()),
     )
+
+
+def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
+    """Return the numbers of objects of which others cover pixels, of copies of other objects, and of empty files."""
+    boxes: dict[int, list[tuple[slice, ...]]] = {}
+    for part in objects.hidden:
+        boxes.setdefault(part.number, []).append(part.box)
+    if not boxes:
+        return 0, 0, objects.empty
+    areas = np.bincount(objects.labels.ravel(), minlength=max(boxes) + 1)
+    wholly_covered = [number for number in boxes if not areas[number]]
+    for part in objects.hidden:
+        areas[part.number] += np.count_nonzero(part.mask)
+    copies = 0
+    for number in wholly_covered:  # a copy that comes later has the same area and contains all pixels
+        box = tuple(
+            slice(min(axis.start for axis in along), max(axis.stop for axis in along))
+            for along in zip(*boxes[number], strict=True)
+        )
+        own = objects.mask_in(box, number)
+        equal = (other for other in np.flatnonzero(areas == areas[number]).tolist() if other > number)
+        copies += any(bool(objects.mask_in(box, other)[own].all()) for other in equal)
+    return len(boxes), copies, objects.empty
 
 
 def foreground_mask(mask: np.ndarray) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ from competition.data.patterns import (
     matches_many_files,
     unmatched_images,
 )
+from competition.data.rle_tables import find_blank_rows
 from competition.errors import MaskfoldError
 from competition.explore.types import ErrorCollector, Findings
 from competition.io import read_csv
@@ -97,6 +98,7 @@ def _discover(
                 masks = find_masks(copies[0], images, collector)
             else:
                 masks = _read_rows(comp, images, collector)
+                _find_empty_objects(comp, images, findings)
         except MaskfoldError as error:
             if comp.train.rle is None and error.status != 2:
                 raise  # two files have the same id
@@ -108,6 +110,23 @@ def _discover(
             if case_id not in duplicate_ids:
                 add("table" if is_row else "files", split, case_id, case_error)
     return images, masks
+
+
+def _find_empty_objects(comp: Competition, images: dict[str, ImagesByChannel], findings: Findings) -> None:
+    """Add a remark about rows without a mask of images that have other rows, if rows are objects."""
+    if not comp.instances:
+        return
+    rows = find_blank_rows(comp, {case_id: next(iter(channels.values())) for case_id, channels in images.items()})
+    if rows:
+        first, lines = next(iter(rows.items()))
+        findings.add_remark(
+            "objects",
+            "train",
+            ", ".join(rows),
+            f"{comp.train.rle} has {format_count(sum(map(len, rows.values())), 'row')} without a mask for images that "
+            f"have other rows, such as line {lines[0]}, id {first}.",
+            "Remove these rows, or repair them; they count as no object.",
+        )
 
 
 def _discover_images(

@@ -21,7 +21,7 @@ from competition.data.normalisation import channels_error, find_other_channels
 from competition.data.splits import group_values
 from competition.errors import MaskfoldError
 from competition.explore.cases import COLOURS
-from competition.explore.types import CaseStats, Finding, Findings
+from competition.explore.types import CaseStats, Finding, Findings, TruthStats
 from competition.text import format_count, format_listed_case, format_single_case, has_or_have, shorten_id
 
 # Groups
@@ -140,6 +140,7 @@ def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findi
         correlation = max(pair.correlation for pair in pairs if pair.first in members)
         _add_near_duplicates([cases[index] for index in indices], correlation, findings)
     _find_unusual_cases(comp, cases, findings)
+    _find_unusual_objects(cases, findings)
     _find_rare_classes(comp, cases, findings)
     _find_mixed_formats(cases, comp, findings)
     _find_contradictory_spacings(cases, findings)
@@ -270,6 +271,43 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
                 case.id,
                 f"All pixels of the case {case.id} are ignored (label {comp.ignore}).",
                 "Inspect its mask; the network cannot learn from it.",
+            )
+
+
+def _find_unusual_objects(cases: Sequence[CaseStats], findings: Findings) -> None:
+    """Find objects that overlap, that are copies of another one, and that have no pixel."""
+    kinds: list[tuple[Callable[[TruthStats], int], str, str]] = [
+        (
+            lambda truth: truth.covered - truth.copies,
+            "{} that share{s} pixels with another object",
+            "Objects are scored with all their pixels; training sees the later one where two overlap. Hosts forbid "
+            "predicted objects that overlap.",
+        ),
+        (
+            lambda truth: truth.copies,
+            "{} that {is_} identical to another object",
+            "Remove the copies, unless the host's truth has them too: each counts as an object.",
+        ),
+        (
+            lambda truth: truth.empty_objects,
+            "{} without a pixel",
+            "Remove the files or rows, or repair them; they count as no object.",
+        ),
+    ]
+    for count, text, hint in kinds:
+        numbers = {case.id: count(case.truth) for case in cases if case.truth is not None and count(case.truth)}
+        total = sum(numbers.values())
+        if total:
+            what = text.format(
+                format_count(total, "object"), s="s" if total == 1 else "", is_="is" if total == 1 else "are"
+            )
+            findings.add_remark(
+                "objects",
+                "train",
+                ", ".join(limit_ids(list(numbers))),
+                f"{format_count(len(numbers), 'case')} {has_or_have(len(numbers))} {what} "
+                f"({', '.join(limit_ids([shorten_id(case_id) for case_id in numbers]))}).",
+                hint,
             )
 
 

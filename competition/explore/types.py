@@ -22,8 +22,8 @@ class Finding:
 
     Attributes:
         severity: a fault stops `cv` or makes its score wrong; a remark may be intended.
-        kind: files, image, mask, table, group, class, conflict, duplicate, near-duplicate, empty, mixed, shift or left
-            out.
+        kind: files, image, mask, table, group, class, conflict, duplicate, near-duplicate, empty, mixed, objects,
+            metric, exif, shift or left out.
         split: train or test; empty for both.
         case: the id, or comma-separated ids; empty for all cases.
         message: the problem in one sentence, with the file or row.
@@ -136,6 +136,9 @@ class TruthStats:
         ignored: number of ignored voxels.
         total: number of voxels of the case.
         objects: for each class the number of voxels of each object.
+        covered: number of objects that share voxels with a later one.
+        copies: how many of these are identical to another object.
+        empty_objects: number of objects without a voxel.
     """
 
     voxels: NDArray[np.int64]
@@ -143,6 +146,9 @@ class TruthStats:
     ignored: int
     total: int
     objects: list[NDArray[np.int64]]
+    covered: int = 0
+    copies: int = 0
+    empty_objects: int = 0
 
     @property
     def object_sizes(self) -> NDArray[np.int64]:

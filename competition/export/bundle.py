@@ -42,6 +42,7 @@ from competition.runs.fold import RESULT_FILE
 from competition.runs.run import CACHE_FOLDER, Run
 from competition.submission.reader import open_rows
 from competition.submission.submit import fit_on_oof, normalize_weights
+from competition.submission.testset import host_id_suffix
 
 MANIFEST = "manifest.json"
 
@@ -270,14 +271,13 @@ def _write_pages(
 
 
 def _id_suffix(ensemble: Ensemble) -> str:
-    """Return the suffix that the ids of the current sample add to the image's id, such as `.png`."""
+    """Return what the host's ids add to the image's name, such as `.png`: by the current sample, else the profile."""
     comp = ensemble.comp
-    if comp.submission.sample is None:
-        return ""
-    path = Path(comp.root) / comp.submission.sample
-    if not path.is_file():
-        return ""
-    suffix = id_suffix(tuple(row.key for row in open_rows(path, profile_of(comp))[1]))
+    path = Path(comp.root) / str(comp.submission.sample)
+    if comp.submission.sample is None or not path.is_file():
+        return host_id_suffix(comp)
+    keys = tuple(row.key for row in open_rows(path, profile_of(comp))[1])
+    suffix = id_suffix(keys) if keys else host_id_suffix(comp)
     return suffix if has_reader(f"x{suffix}") else ""
 
 

@@ -179,20 +179,22 @@ def _read(image: Any, comp: Competition, name: str) -> Image:
             )
         return _join_channels([_read(image[channel], comp, f"{channel} of {name}") for channel in channels], name)
     if isinstance(image, list | tuple) and comp.dimensions == 3:
-        slices = [_read_single(item, 2, f"slice {z} of {name}").array for z, item in enumerate(image)]
+        slices = [
+            _read_single(item, 2, f"slice {z} of {name}", comp.applies_exif).array for z, item in enumerate(image)
+        ]
         if not slices or len({array.shape for array in slices}) > 1:
             shapes = ", ".join(sorted({str(array.shape) for array in slices})) or "no slice"
             raise MaskfoldError(
                 f"Shapes of the slices of {name}: found {shapes}, expected one shape.", "Give slices of one size."
             )
         return Image(np.stack(slices, axis=-1), (1.0, 1.0, 1.0))
-    return _read_single(image, comp.dimensions, name)
+    return _read_single(image, comp.dimensions, name, comp.applies_exif)
 
 
-def _read_single(image: Any, dimensions: int, name: str) -> Image:
+def _read_single(image: Any, dimensions: int, name: str, exif: bool) -> Image:
     """Return the image of an array or a file."""
     if isinstance(image, str | Path):
-        return read_image(image, dimensions)
+        return read_image(image, dimensions, exif)
     if not isinstance(image, np.ndarray) or image.dtype.kind not in "biuf" or image.size == 0:
         kind = (
             f"an array of {image.dtype}, shape {image.shape}"

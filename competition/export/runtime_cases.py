@@ -43,7 +43,7 @@ from competition.process import ProcessPool
 from competition.runs.blend import Ensemble
 from competition.runs.run import Run
 from competition.submission.reader import IdLookup, RowKey, SampleSubmission, format_row, open_rows, read_sample
-from competition.submission.testset import TestSet, row_names
+from competition.submission.testset import TestSet, add_suffix, row_names
 from competition.submission.writer import MaskItem
 from competition.text import format_count, join_or
 
@@ -158,7 +158,8 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
         return TestCases(TestSet(comp, [], profile, sample, {}), sample_keys)
     names = {row.id: row_names(row, profile, sample) for row in rows}
     if comp.submission.sample is None:
-        return TestCases(TestSet(comp, rows, profile, None, names))
+        full_names = {case_id: [add_suffix(name, suffix) for name in of_case] for case_id, of_case in names.items()}
+        return TestCases(TestSet(comp, rows, profile, None, full_names))
     lookup = IdLookup([name for case_names in names.values() for name in case_names])
     known_keys = [key for key in sample_keys if lookup.get(key[0]) is not None]
     if not known_keys:  # the names in a dummy do not show how cases are named
@@ -167,7 +168,7 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
     known = {(lookup.get(image), cls) for image, cls in known_keys}
     spelling = {lookup.get(image): image for image, _ in known_keys}
     added_keys = [
-        (spelling.get(name, name + suffix), cls)
+        (spelling.get(name, add_suffix(name, suffix)), cls)
         for row in rows
         for name in names[row.id]
         for cls in (profile.classes or (None,))

@@ -41,7 +41,7 @@ def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
 
     Args:
         scores: rows of `competition.metrics.scoring.score_case` with the columns id, class, score and dice; for
-            `average: global` also tp, fp and fn.
+            `average: global` also tp, fp and fn; for a metric with a term averaged over slices also pooled and items.
         metric: its `average` defines the reduction over cases and classes.
 
     Returns:
@@ -383,6 +383,7 @@ class _Table:
     classes: list[str]
     score: Floats
     counts: tuple[Floats, ...]  # tp, fp, fn for `average: global`, else empty
+    pooled: tuple[Floats, ...] = ()  # the sum over items and their number, if the metric has a pooled term
 
     @classmethod
     def from_scores(cls, scores: pd.DataFrame, metric: MetricConfig) -> _Table:
@@ -414,7 +415,11 @@ class _Table:
             return values
 
         counts = tuple(as_array(name, 0.0) for name in ("tp", "fp", "fn")) if metric.average == "global" else ()
-        return cls(metric, ids, classes, as_array("score", nan), counts)
+        score, pooled = as_array("score", nan), ()
+        if metric.has_pooled_term and "pooled" in scores.columns and scores["pooled"].notna().all():
+            part, items = as_array("pooled", 0.0), as_array("items", 0.0)
+            score, pooled = score - part, (part * items, items)
+        return cls(metric, ids, classes, score, counts, pooled)
 
     def clusters(self, groups: Mapping[str, str] | None) -> _Clusters:
         names = [groups[case] for case in self.ids] if groups is not None else self.ids
@@ -426,7 +431,8 @@ class _Table:
         """Return the score (samples,) for weights (samples, cases)."""
         if self.metric.average == "case_class":
             finite = np.isfinite(self.score)
-            return _divide(weights @ np.where(finite, self.score, 0.0).sum(axis=1), weights @ finite.sum(axis=1))
+            rest = _divide(weights @ np.where(finite, self.score, 0.0).sum(axis=1), weights @ finite.sum(axis=1))
+            return self._add_pooled(rest, *(weights @ values.sum(axis=1) for values in self.pooled))
         values = self.per_class(weights)
         finite = np.isfinite(values)
         return _divide(np.where(finite, values, 0.0).sum(axis=1), finite.sum(axis=1))
@@ -436,7 +442,13 @@ class _Table:
         if self.counts:
             return np.asarray(score_from_counts(self.metric, *(weights @ count for count in self.counts)))
         finite = np.isfinite(self.score)
-        return _divide(weights @ np.where(finite, self.score, 0.0), weights @ finite)
+        rest = _divide(weights @ np.where(finite, self.score, 0.0), weights @ finite)
+        return self._add_pooled(rest, *(weights @ values for values in self.pooled))
+
+    @staticmethod
+    def _add_pooled(rest: Floats, *sums: Floats) -> Floats:
+        """Add the term that is averaged over items, if the metric has one: `sums` are that of the term and of items."""
+        return rest + _divide(*sums) if sums else rest
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,25 @@
 """Object metrics: average precision and F2 at ten IoU thresholds from 0.50 to 0.95.
 
-A predicted object is a true positive if its IoU with a true object is greater than the threshold, as Data Science Bowl
-2018, TGS Salt and Airbus Ship Detection define it. Above an IoU of 0.5 no object can match two.
+A true object is a true positive if its IoU with a predicted object is greater than the threshold, as Data Science Bowl
+2018, TGS Salt and Airbus Ship Detection define it; a predicted object without such a true object is a false positive.
+Hosts forbid predicted objects that overlap, so a true object cannot match two above an IoU of 0.5. True objects may
+overlap: each is compared with all its pixels, and if one prediction matches two of them, both are true positives.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.metric import metric
+from competition.data.masks import HiddenPixels, shared_region
 
 Labels = NDArray[np.integer[Any]]
+Hidden = Sequence[HiddenPixels]
 Counts = NDArray[np.int64]
 
 # 0.50, 0.55, …, 0.95 as twentieths: integers avoid rounding errors for an IoU of exactly 0.6.
@@ -22,7 +27,9 @@ IOU_TWENTIETHS = np.arange(10, 20)
 
 
 @metric("mean_ap", higher_is_better=True)
-def mean_ap(predicted_objects: Labels, true_objects: Labels) -> float:
+def mean_ap(
+    predicted_objects: Labels, true_objects: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
+) -> float:
     """Return the mean over thresholds of TP / (TP + FP + FN) of one image's objects (Data Science Bowl 2018).
 
     https://www.kaggle.com/competitions/data-science-bowl-2018/overview/evaluation
@@ -30,16 +37,20 @@ def mean_ap(predicted_objects: Labels, true_objects: Labels) -> float:
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the same shape.
+        predicted_hidden: pixels of predicted objects that later ones cover.
+        true_hidden: the same for the truth.
 
     Returns:
         0 to 1; nan if neither has an object.
     """
-    tp, fp, fn = count_object_matches(predicted_objects, true_objects)
+    tp, fp, fn = count_object_matches(predicted_objects, true_objects, predicted_hidden, true_hidden)
     return float(np.mean(tp / (tp + fp + fn))) if (tp + fp + fn).any() else float("nan")
 
 
 @metric("f2_iou", higher_is_better=True)
-def f2_iou(predicted_objects: Labels, true_objects: Labels) -> float:
+def f2_iou(
+    predicted_objects: Labels, true_objects: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
+) -> float:
     """Return the mean over thresholds of F2 = 5 TP / (5 TP + 4 FN + FP) of one image's objects (Airbus Ship Detection).
 
     https://www.kaggle.com/competitions/airbus-ship-detection/overview/evaluation
@@ -47,11 +58,13 @@ def f2_iou(predicted_objects: Labels, true_objects: Labels) -> float:
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
         true_objects: the same shape.
+        predicted_hidden: pixels of predicted objects that later ones cover.
+        true_hidden: the same for the truth.
 
     Returns:
         0 to 1; nan if neither has an object.
     """
-    tp, fp, fn = count_object_matches(predicted_objects, true_objects)
+    tp, fp, fn = count_object_matches(predicted_objects, true_objects, predicted_hidden, true_hidden)
     return float(np.mean(5 * tp / (5 * tp + 4 * fn + fp))) if (tp + fp + fn).any() else float("nan")
 
 
@@ -73,19 +86,29 @@ def tgs_ap(tp: int, fp: int, fn: int) -> float:
     return float(np.mean(20 * tp > IOU_TWENTIETHS * union)) if union else float("nan")
 
 
-def count_object_matches(predicted: Labels, truth: Labels) -> tuple[Counts, Counts, Counts]:
+def count_object_matches(
+    predicted: Labels, truth: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
+) -> tuple[Counts, Counts, Counts]:
     """Count true positives, false positives and false negatives at the ten thresholds; each result is (10,).
 
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: the same shape.
+        predicted_hidden: pixels of predicted objects that later ones cover.
+        true_hidden: the same for the truth.
     """
-    predicted_areas, true_areas, pair_areas = _object_areas(predicted, truth)
+    predicted_areas, true_areas, pair_areas = object_areas(predicted, truth, predicted_hidden, true_hidden)
     intersection = np.array(list(pair_areas.values()), np.int64)
     area_sums = np.array([predicted_areas[pred] + true_areas[true] for pred, true in pair_areas], np.int64)
     union = area_sums - intersection
-    tp = np.count_nonzero(20 * intersection[:, None] > IOU_TWENTIETHS * union[:, None], axis=0).astype(np.int64)
-    return tp, len(predicted_areas) - tp, len(true_areas) - tp
+    is_match = 20 * intersection[:, None] > IOU_TWENTIETHS * union[:, None]
+    pairs = np.array(list(pair_areas), np.int64).reshape(-1, 2)
+    if not predicted_hidden and not true_hidden:  # no object has two matches
+        tp = np.count_nonzero(is_match, axis=0).astype(np.int64)
+        return tp, len(predicted_areas) - tp, len(true_areas) - tp
+    matched = [[len(np.unique(pairs[column, side])) for column in is_match.T] for side in (0, 1)]
+    hits, tp = np.array(matched, np.int64)
+    return tp, len(predicted_areas) - hits, len(true_areas) - tp
 
 
 def connected_components(mask: NDArray[np.bool_]) -> Labels:
@@ -106,8 +129,22 @@ def connected_components(mask: NDArray[np.bool_]) -> Labels:
     return np.asarray(cc3d.connected_components(array, connectivity=8 if mask.ndim == 2 else 26))
 
 
-def _object_areas(predicted: Labels, truth: Labels) -> tuple[Counter[int], Counter[int], Counter[tuple[int, int]]]:
-    """Count the pixels of each predicted object, each true object and each overlap; in chunks, to limit memory."""
+def object_areas(
+    predicted: Labels, truth: Labels, predicted_hidden: Hidden = (), true_hidden: Hidden = ()
+) -> tuple[Counter[int], Counter[int], Counter[tuple[int, int]]]:
+    """Count the pixels of each predicted object, each true object and each intersection of the two.
+
+    The count is made in chunks, to limit memory.
+
+    Args:
+        predicted: integers of any shape, 0 for background, one label per object.
+        truth: the same shape.
+        predicted_hidden: pixels of predicted objects that later ones cover.
+        true_hidden: the same for the truth.
+
+    Returns:
+        By predicted number, by true number, and by (predicted, true) number.
+    """
     predicted_areas: Counter[int] = Counter()
     true_areas: Counter[int] = Counter()
     pair_areas: Counter[tuple[int, int]] = Counter()
@@ -120,7 +157,37 @@ def _object_areas(predicted: Labels, truth: Labels) -> tuple[Counter[int], Count
         true_areas.update(_value_counts(true[true != 0]))
         pairs = _value_counts(pred[both].astype(np.int64) * base + true[both])
         pair_areas.update({divmod(pair, base): count for pair, count in pairs.items()})
+    _add_hidden(predicted_areas, true_areas, pair_areas, (predicted, predicted_hidden), (truth, true_hidden))
     return predicted_areas, true_areas, pair_areas
+
+
+def _add_hidden(
+    predicted_areas: Counter[int],
+    true_areas: Counter[int],
+    pair_areas: Counter[tuple[int, int]],
+    predicted: tuple[Labels, Hidden],
+    truth: tuple[Labels, Hidden],
+) -> None:
+    """Add the pixels that label images lack, because objects overlap."""
+    for part in predicted[1]:
+        predicted_areas[part.number] += int(np.count_nonzero(part.mask))
+        for number, count in _value_counts(truth[0][part.box][part.mask]).items():
+            if number:
+                pair_areas[part.number, number] += count
+    for part in truth[1]:
+        true_areas[part.number] += int(np.count_nonzero(part.mask))
+        for number, count in _value_counts(predicted[0][part.box][part.mask]).items():
+            if number:
+                pair_areas[number, part.number] += count
+        for other in predicted[1]:
+            if count := _shared_pixels(part, other):
+                pair_areas[other.number, part.number] += count
+
+
+def _shared_pixels(first: HiddenPixels, second: HiddenPixels) -> int:
+    """Count the pixels in both."""
+    inside_first, inside_second = shared_region(first.box, second.box)
+    return int(np.count_nonzero(first.mask[inside_first] & second.mask[inside_second]))
 
 
 def _value_counts(values: Labels) -> dict[int, int]:

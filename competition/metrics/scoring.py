@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
+from competition.config.metric import PooledScore
+from competition.data.masks import CaseObjects
 from competition.errors import MaskfoldError
 from competition.io import damaged_error
 from competition.metrics.instances import Labels, connected_components
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.bool_]
 IGNORE_LABEL = 255  # label of pixels that no metric counts
-FLOAT_COLUMNS = ("score", "dice", "iou")
-INT_COLUMNS = ("fold", "tp", "fp", "fn")
+FLOAT_COLUMNS = ("score", "dice", "iou", "pooled")
+INT_COLUMNS = ("fold", "tp", "fp", "fn", "items")
 
 
 def score_case(
@@ -30,8 +32,8 @@ def score_case(
     truth: NDArray[np.uint8],
     comp: Competition,
     spacing: Sequence[float] | None = None,
-    true_instances: Labels | None = None,
-    predicted_instances: Labels | None = None,
+    true_instances: Labels | CaseObjects | None = None,
+    predicted_instances: Labels | CaseObjects | None = None,
 ) -> list[dict[str, Any]]:
     """Score every class of one case, one class at a time to limit memory.
 
@@ -41,13 +43,15 @@ def score_case(
             are ignored in mask and truth.
         comp: the function reads `classes`, `labels` and `metric`.
         spacing: mm along each axis; None: 1 mm.
-        true_instances: (*spatial) integers, the objects of all classes; None: connected components of the truth.
-        predicted_instances: objects of the prediction, (*spatial) or (K, *spatial); None: connected components of the
-            masks.
+        true_instances: the objects of all classes, or (*spatial) integers; None: connected components of the truth.
+        predicted_instances: objects of the prediction, or integers (*spatial) or (K, *spatial); None: connected
+            components of the masks.
 
     Returns:
         One row for each class: `class`; `score`, the competition's metric (nan if mask and truth are empty and
         `metric.both_empty` is null); `dice` and `iou` (nan if both are empty); and the pixel counts `tp`, `fp`, `fn`.
+        If the metric averages one of its terms over slices, also `pooled`, this term's part of the score, and `items`,
+        the number of slices in its mean.
 
     Raises:
         ValueError: array shapes do not match each other or the classes.
@@ -73,8 +77,8 @@ def score_class(
     comp: Competition,
     index: int,
     spacing: Sequence[float] | None = None,
-    true_instances: Labels | None = None,
-    predicted_instances: Labels | None = None,
+    true_instances: Labels | CaseObjects | None = None,
+    predicted_instances: Labels | CaseObjects | None = None,
 ) -> dict[str, Any]:
     """Score one class of one case; `mask` and `predicted_instances` are (*spatial), the rest as in `score_case`."""
     mask, class_truth = np.asarray(mask, np.bool_), _class_truth(truth, comp, index)
@@ -83,7 +87,9 @@ def score_class(
         mask = mask & ~ignored
     del ignored
     counts = count_overlap(mask, class_truth)
-    score = _score(mask, class_truth, counts, comp, index, spacing, (predicted_instances, true_instances))
+    score, terms = _score(mask, class_truth, counts, comp, index, spacing, (predicted_instances, true_instances)), {}
+    if comp.metric.has_pooled_term:
+        score, terms = _split_score(score, comp)
     if isnan(score) and comp.metric.both_empty is not None:
         score = comp.metric.both_empty
     return {
@@ -92,6 +98,7 @@ def score_class(
         "dice": dice(*counts),
         "iou": iou(*counts),
         **counts._asdict(),
+        **terms,
     }
 
 
@@ -105,7 +112,7 @@ def read_scores(path: Path) -> pd.DataFrame:
 
     Returns:
         Columns id and class (str), fold (int), score and dice (float, nan if the class is absent) and, if the file
-        has them, iou (float), tp, fp and fn (int).
+        has them, iou and pooled (float), tp, fp, fn and items (int), see `score_case`.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -142,6 +149,20 @@ def read_scores(path: Path) -> pd.DataFrame:
     return table
 
 
+def _split_score(score: float | PooledScore, comp: Competition) -> tuple[float, dict[str, Any]]:
+    """Return the score of a metric with a pooled term, and the columns `pooled` and `items`.
+
+    A class that is in neither mask nor truth counts as one item of the value `metric.both_empty`, or as none.
+    """
+    share, both_empty = comp.metric.resolve().pooled_share, comp.metric.both_empty
+    if isinstance(score, PooledScore):
+        pooled = share * score.pooled
+        return pooled + (1 - share) * score.rest, {"pooled": pooled, "items": score.items}
+    if both_empty is None:
+        return score, {"pooled": 0.0, "items": 0}
+    return both_empty, {"pooled": share * both_empty, "items": 1}
+
+
 def _class_truth(truth: NDArray[np.uint8], comp: Competition, index: int) -> Mask:
     """Return the mask (*spatial) bool of one class."""
     return truth[0] == index + 1 if comp.labels == "exclusive" else truth[index] == 1
@@ -157,13 +178,17 @@ def _check_shapes(masks: Mask, truth: NDArray[np.uint8], comp: Competition) -> N
         )
 
 
-def _class_instances(instances: Labels, index: int, truth: NDArray[np.uint8]) -> Labels:
-    return np.asarray(instances[index]) if instances.ndim == truth.ndim else instances
+def _class_instances(instances: Labels | CaseObjects, index: int, truth: NDArray[np.uint8]) -> Labels | CaseObjects:
+    if isinstance(instances, CaseObjects) or instances.ndim != truth.ndim:
+        return instances
+    return np.asarray(instances[index])
 
 
-def _objects(instances: Labels | None, mask: Mask) -> Labels:
+def _objects(instances: Labels | CaseObjects | None, mask: Mask, index: int) -> CaseObjects:
     """Return the objects of one class: `instances` within its mask, or connected components of the mask."""
-    return connected_components(mask) if instances is None else np.where(mask, instances, 0)
+    if instances is None:
+        return CaseObjects(connected_components(mask))
+    return (instances if isinstance(instances, CaseObjects) else CaseObjects(instances)).of_class(mask, index)
 
 
 def _score(
@@ -173,22 +198,31 @@ def _score(
     comp: Competition,
     index: int,
     spacing: Sequence[float] | None,
-    instances: tuple[Labels | None, Labels | None],
-) -> float:
+    instances: tuple[Labels | CaseObjects | None, Labels | CaseObjects | None],
+) -> float | PooledScore:
     """Return the competition's metric of one class; nan if mask and truth (or their objects) are empty.
 
     Raises:
         MaskfoldError: the metric is undefined although one of them is not empty.
     """
-    metric, objects = comp.metric.resolve(), {}
+    metric, objects = comp.metric.resolve(), dict[str, Any]()
     is_empty = not any(counts)
     if metric.needs_objects:
-        predicted, true = _objects(instances[0], mask), _objects(instances[1], truth)
-        is_empty, objects = not (predicted.any() or true.any()), {"predicted_objects": predicted, "true_objects": true}
+        predicted, true = _objects(instances[0], mask, index), _objects(instances[1], truth, index)
+        is_empty = not (predicted.any() or true.any())
+        objects = {
+            "predicted_objects": predicted.labels,
+            "true_objects": true.labels,
+            "predicted_hidden": predicted.hidden,
+            "true_hidden": true.hidden,
+        }
     if is_empty:
         return nan
     spacing = [1.0] * mask.ndim if spacing is None else spacing
-    score = float(metric(mask=mask, truth=truth, spacing=spacing, **counts._asdict(), **objects))
+    result = metric(mask=mask, truth=truth, spacing=spacing, **counts._asdict(), **objects)
+    if isinstance(result, PooledScore):
+        return result
+    score = float(result)
     if not isfinite(score):
         raise MaskfoldError(
             f"The metric {metric.name} of the class {comp.classes[index]} is {score} for {counts.tp + counts.fp} "

@@ -8,13 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from competition.config.metric import metric
-from competition.metrics.overlap import count_overlap, dice
+from competition.config.metric import PooledScore, metric
+from competition.metrics.overlap import dice
 
 Mask = NDArray[np.bool_]
 Points = NDArray[np.float64]
@@ -54,38 +54,54 @@ def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance_mm
     return float(near / (areas.sum() + true_areas.sum()))
 
 
-@metric("uw_madison", higher_is_better=True)
-def uw_madison(mask: Mask, truth: Mask) -> float:
-    """Return the UW-Madison GI Tract score: 0.4 Dice + 0.6 (1 − Hausdorff distance / image diagonal), in voxels.
+@metric("uw_madison", higher_is_better=True, pooled_share=0.4)
+def uw_madison(mask: Mask, truth: Mask, coordinates: Literal["voxels", "unit_cube"] = "voxels") -> PooledScore:
+    """Return the terms of the UW-Madison GI Tract score: 0.4 mean Dice of slices + 0.6 (1 − 3D Hausdorff distance).
 
-    https://www.kaggle.com/competitions/uw-madison-gi-tract-image-segmentation/overview/evaluation: slices have a depth
-    of 1, and the image's size normalises the distance to 0 to 1.
+    https://www.kaggle.com/competitions/uw-madison-gi-tract-image-segmentation/overview/evaluation: the Dice is averaged
+    over all images, which are slices; the Hausdorff distance is that of the volume, with slices of a depth of 1, and
+    pixel locations are "normalized by image size". Slices without a pixel in mask and truth are left out.
 
     Args:
-        mask: (*spatial) bool.
+        mask: (*spatial) bool; slices are along the last of three axes.
         truth: same shape.
+        coordinates: how locations are normalised, which the page does not say. `voxels`: the distance in voxels,
+            divided by the volume's diagonal. `unit_cube`: each coordinate divided by the length of its axis, and the
+            distance by the cube's diagonal √3, as MLE-bench's grader does.
 
     Returns:
-        0 to 1; 0 if only one mask is empty; nan if both are.
+        The mean Dice of the slices (0 to 1), their number, and 1 − distance (0 to 1); both are 0 if only one mask is
+        empty, and nan if both are.
     """
-    counts = count_overlap(mask, truth)
-    if counts.tp + counts.fp == 0 or counts.tp + counts.fn == 0:
-        return 0.0 if any(counts) else float("nan")
-    distance = hausdorff(mask, truth) / float(np.linalg.norm(mask.shape))
-    return float(0.4 * dice(*counts) + 0.6 * (1 - distance))
+    slices = (mask, truth) if mask.ndim == 3 else (mask[..., None], truth[..., None])
+    tp, predicted, true = (
+        np.count_nonzero(array, axis=(0, 1)) for array in (slices[0] & slices[1], slices[0], slices[1])
+    )
+    dices = np.asarray(dice(tp, predicted - tp, true - tp))
+    dices = dices[np.isfinite(dices)]
+    if not predicted.any() or not true.any():
+        value = 0.0 if len(dices) else float("nan")
+        return PooledScore(value, len(dices), value)
+    if coordinates == "unit_cube":
+        distance = hausdorff(mask, truth, [1 / size for size in mask.shape]) / mask.ndim**0.5
+    else:
+        distance = hausdorff(mask, truth) / float(np.linalg.norm(mask.shape))
+    return PooledScore(float(dices.mean()), len(dices), 1 - distance)
 
 
-def hausdorff(mask: Mask, truth: Mask) -> float:
-    """Return the Hausdorff distance in voxels: the largest distance from a voxel of one mask to the other mask.
+def hausdorff(mask: Mask, truth: Mask, spacing: Sequence[float] | None = None) -> float:
+    """Return the Hausdorff distance: the largest distance from a voxel of one mask to the other mask.
 
     The value equals the maximum of scipy's `directed_hausdorff` in both directions, without visiting every voxel.
 
     Args:
         mask: (*spatial) bool with at least one voxel.
         truth: same shape, with at least one voxel.
+        spacing: length of a voxel along each axis; None: 1.
     """
     mask, truth = _cropped(mask, truth)
-    return max(_directed_hausdorff(mask, truth), _directed_hausdorff(truth, mask))
+    steps = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, float)
+    return max(_directed_hausdorff(mask, truth, steps), _directed_hausdorff(truth, mask, steps))
 
 
 def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
@@ -115,12 +131,12 @@ def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
     return max(float(np.percentile(to_truth, 95)), float(np.percentile(to_mask, 95)))
 
 
-def _directed_hausdorff(mask: Mask, target: Mask) -> float:
+def _directed_hausdorff(mask: Mask, target: Mask, steps: Points) -> float:
     """Return the largest distance from a voxel of `mask` to the nearest voxel of `target`.
 
     Only voxels outside `target` matter, and their nearest voxel is on its border. A mask that fills the volume has many
     millions of them, so blocks are searched in order of an upper bound: a block with a near centre cannot contain the
-    farthest voxel.
+    farthest voxel. `steps` is the length of a voxel along each axis.
     """
     from scipy.ndimage import binary_erosion
     from scipy.spatial import cKDTree
@@ -128,12 +144,12 @@ def _directed_hausdorff(mask: Mask, target: Mask) -> float:
     outside = mask & ~target
     if not outside.any():
         return 0.0
-    tree = cKDTree(np.argwhere(target & ~binary_erosion(target)))
+    tree = cKDTree(np.argwhere(target & ~binary_erosion(target)) * steps)
     outside = np.pad(outside, [(0, -size % BLOCK) for size in outside.shape])
     sides = [length for size in outside.shape for length in (size // BLOCK, BLOCK)]
     blocks = np.argwhere(outside.reshape(sides).any(axis=tuple(range(1, len(sides), 2)))) * BLOCK
     half = (BLOCK - 1) / 2
-    bounds = tree.query(blocks + half)[0] + half * outside.ndim**0.5
+    bounds = tree.query((blocks + half) * steps)[0] + half * float(np.linalg.norm(steps))
     corners = np.array(list(itertools.product(range(BLOCK), repeat=outside.ndim)))
     farthest = 0.0
     order = np.argsort(-bounds)
@@ -142,7 +158,7 @@ def _directed_hausdorff(mask: Mask, target: Mask) -> float:
             break
         voxels = (blocks[batch][:, None] + corners).reshape(-1, outside.ndim)
         voxels = voxels[outside[tuple(voxels.T)]]
-        farthest = max(farthest, float(tree.query(voxels)[0].max()))
+        farthest = max(farthest, float(tree.query(voxels * steps)[0].max()))
     return farthest
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from competition.config.postprocess import PostprocessConfig, StepConfig
-from competition.data.content.unchanged import load_unchanged_instances, load_unchanged_mask
+from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
+from competition.data.masks import CaseObjects
 from competition.errors import MaskfoldError
-from competition.metrics.instances import Labels, connected_components
+from competition.metrics.instances import connected_components
 from competition.metrics.scoring import score_class, split_classes
 from competition.postprocessing.case import ClassMask
 from competition.postprocessing.pipeline import apply_ordering, drop_passing_gates, run_steps
@@ -143,7 +144,7 @@ class CaseScorer:
         presence = self.oof.presence(case) if needs_presence else None
         evidence = apply_ordering(self.oof.read(case), comp, self.settings, row, presence)
         truth = load_unchanged_mask(comp, row)
-        objects = load_unchanged_instances(comp, row) if comp.instances else None
+        objects = load_unchanged_objects(comp, row) if comp.instances else None
         spacing = json.loads(row.spacing)
         result: ScoreRows = {}
         for index, lists in requests.items():
@@ -160,11 +161,11 @@ class CaseScorer:
     def truth_sizes(self, case: str) -> list[TruthSizes]:
         """Return the true sizes of each class."""
         comp, row = self.oof.comp, self.rows[case]
-        objects = load_unchanged_instances(comp, row) if comp.instances else None
-        return [_sizes_of(mask, objects) for mask in split_classes(load_unchanged_mask(comp, row), comp)]
+        objects = load_unchanged_objects(comp, row) if comp.instances else None
+        masks = split_classes(load_unchanged_mask(comp, row), comp)
+        return [_sizes_of(mask, objects, index) for index, mask in enumerate(masks)]
 
 
-def _sizes_of(mask: np.ndarray[Any, Any], objects: Labels | None) -> TruthSizes:
-    labels = connected_components(mask) if objects is None else np.where(mask, objects, 0)
-    sizes = np.bincount(labels.ravel().astype(np.int64))[1:]
-    return TruthSizes(int(mask.sum()), tuple(int(size) for size in sizes if size))
+def _sizes_of(mask: np.ndarray[Any, Any], objects: CaseObjects | None, index: int) -> TruthSizes:
+    found = CaseObjects(connected_components(mask)) if objects is None else objects.of_class(mask, index)
+    return TruthSizes(int(mask.sum()), tuple(int(size) for size in found.sizes()))

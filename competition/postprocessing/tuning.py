@@ -242,6 +242,9 @@ def class_score(rows: Sequence[dict[str, Any]], metric: MetricConfig, selected: 
         counts = [np.array([row[key] for row in rows])[selected].sum() for key in ("tp", "fp", "fn")]
         return float(score_from_counts(metric, *counts))
     scores = np.array([row["score"] for row in rows], np.float64)[selected]
+    if metric.has_pooled_term and np.isfinite(scores).any():
+        pooled, items = (np.array([row[key] for row in rows], np.float64)[selected] for key in ("pooled", "items"))
+        return float(np.nanmean(scores - pooled) + (pooled * items).sum() / items.sum())
     return float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")
 
 

@@ -11,12 +11,13 @@ import numpy as np
 from markupsafe import Markup
 
 from competition.context import Context
-from competition.data.content.unchanged import load_unchanged_image, load_unchanged_mask
+from competition.data.content.unchanged import load_unchanged_mask
 from competition.ensembling.compare import Comparison
 from competition.io import write_table
 from competition.metrics.bootstrap import PairedDifference
 from competition.report.html import Table, create_figure_folder, format_score, render, write_page
 from competition.viz.overlays import draw_comparison, save_figure
+from competition.viz.preview import load_unchanged_picture
 from competition.viz.style import (
     GREY_COLOUR,
     add_legend,
@@ -139,7 +140,7 @@ def _cases(comparison: Comparison, folder: Path, count: int) -> Markup:
     cases = []
     for number, (case, change) in enumerate(comparison.most_changed(count), 1):
         path, row = folder / f"case_{number}.png", comparison.rows[case]
-        image = load_unchanged_image(comparison.comp, row)
+        image = load_unchanged_picture(comparison.comp, row)
         masks = comparison.a.predict(row).masks, comparison.b.predict(row).masks
         class_dice = [table.loc[table["id"] == case].set_index("class")["dice"] for table in comparison.tables]
         dice = ", ".join(

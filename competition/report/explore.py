@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from competition.data.masks import load_mask
-from competition.data.readers import load_image
+from competition.data.masks import IGNORED, load_mask
 from competition.errors import MaskfoldError
 from competition.explore import Exploration, summary
 from competition.explore.summary import case_rows, finding_rows
@@ -19,6 +18,8 @@ from competition.io import atomic_write, write_table
 from competition.report.html import Table, create_figure_folder, render, write_page
 from competition.text import format_count, pixel_or_voxel, shorten_id
 from competition.viz.overlays import class_colour, label_to_class_masks, save_figure
+from competition.viz.preview import load_picture
+from competition.viz.reduction import reduce_image, reduce_truth, reduction_step
 from competition.viz.style import (
     FOLD_COLOURS,
     MAX_PANELS,
@@ -375,14 +376,27 @@ def _foreground_share(case: CaseStats) -> float:
     return case.truth.foreground / case.truth.total if case.truth is not None else 0.0
 
 
-def _draw(axes: Axes, case: CaseStats, comp: Competition) -> None:
-    image, layers = load_image(comp, case.row).array, label_to_class_masks(load_mask(comp, case.row), comp)
+def _sample_layers(case: CaseStats, comp: Competition) -> tuple[np.ndarray, np.ndarray]:
+    """Return the channels (C, rows, columns) and class masks (K, rows, columns) bool of a sample, reduced to draw them.
+
+    Of a volume: the slice along the last axis with most foreground.
+    """
+    image, mask = load_picture(comp, case.row).array, load_mask(comp, case.row)
     channels = image[:3] if comp.dimensions == 2 and len(image) in (3, 4) else image[:1]
+    if comp.dimensions == 3:
+        is_class = mask == 1 if comp.labels == "overlapping" else (mask != 0) & (mask != IGNORED)
+        counts = is_class.sum(axis=(0, 1, 2))
+        z = int(counts.argmax()) if counts.any() else mask.shape[-1] // 2
+        channels, mask = channels[..., z], mask[..., z]
+    step = reduction_step(mask.shape[1:])
+    channels = reduce_image(channels, step) if channels.shape[1:] == mask.shape[1:] else channels
+    return channels, label_to_class_masks(reduce_truth(mask, comp, step), comp)
+
+
+def _draw(axes: Axes, case: CaseStats, comp: Competition) -> None:
+    channels, layers = _sample_layers(case, comp)
     aspect, upwards = 1.0, False
     if comp.dimensions == 3:
-        counts = layers.sum(axis=(0, 1, 2))
-        z = int(counts.argmax()) if counts.any() else layers.shape[-1] // 2
-        channels, layers = channels[..., z], layers[..., z]
         spacing = case.spacing or (1.0, 1.0, 1.0)
         aspect = spacing[0] / spacing[1]
         if "{z}" not in str(comp.train.images):  # x to the right, y upwards; stacks keep the orientation of their files

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from competition.config.metric import Direction
-from competition.data.content.unchanged import load_unchanged_image, load_unchanged_mask
+from competition.data.content.unchanged import load_unchanged_mask
 from competition.inference.predict import to_masks
 from competition.report.html import render
 from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions
 from competition.viz.curves import Curve, read_curves
 from competition.viz.overlays import draw_case, save_figure
+from competition.viz.preview import load_unchanged_picture
 from competition.viz.style import (
     MAX_PANELS,
     add_legend,
@@ -232,7 +233,7 @@ def _draw_case(
     path: Path, row: Any, oof: OofPredictions, comp: Any, dice: dict[str, float], chosen: SelectedCase, total: int
 ) -> None:
     masks = to_masks(oof.read(row.id), comp)
-    image = load_unchanged_image(comp, row)
+    image = load_unchanged_picture(comp, row)
     draw_case(
         path,
         image.array,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 
 from competition.config.postprocess import StepConfig
 from competition.context import Context
-from competition.data.content.unchanged import load_unchanged_instances, load_unchanged_mask
+from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
+from competition.data.masks import HiddenPixels
 from competition.inference.predict import to_masks
 from competition.io import parse_json_object
 from competition.metrics.bootstrap import ScoreGain
-from competition.metrics.instances import connected_components
+from competition.metrics.instances import connected_components, object_areas
 from competition.postprocessing.tuning import TUNING_FILE, TuningResult, load_tuning
 from competition.report.calibration import describe_sample, sample_evenly
 from competition.report.html import (
@@ -327,13 +329,14 @@ def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]
     rows = oof.rows()
     collected: list[tuple[list[Floats], list[Floats], list[Floats]]] = [([], [], []) for _ in comp.classes]
     for case in cases:
-        truth, instances = load_unchanged_mask(comp, rows[case]), load_unchanged_instances(comp, rows[case])
+        truth, objects = load_unchanged_mask(comp, rows[case]), load_unchanged_objects(comp, rows[case])
         masks, truth_masks = to_masks(oof.read(case), comp), label_to_class_masks(truth, comp)
         ignored = get_ignored_voxels(truth, comp)
         voxel = float(np.prod(json.loads(str(rows[case].spacing)))) if comp.dimensions == 3 else 1.0
         for index, (sizes, values, predicted) in enumerate(collected):
             mask = masks[index] if ignored is None else masks[index] & ~ignored
-            matched = match_objects(connected_components(mask), np.where(truth_masks[index], instances, 0))
+            true = objects.of_class(truth_masks[index], index)
+            matched = match_objects(connected_components(mask), true.labels, true.hidden)
             sizes.append(matched.sizes.astype(np.float64) * voxel)
             values.append(matched.ious)
             predicted.append(matched.predicted)
@@ -422,24 +425,20 @@ class ObjectMatch(NamedTuple):
     predicted: NDArray[np.float64]
 
 
-def match_objects(predicted: Labels, truth: Labels) -> ObjectMatch:
+def match_objects(predicted: Labels, truth: Labels, hidden: Sequence[HiddenPixels] = ()) -> ObjectMatch:
     """Match predicted and true objects.
 
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
         truth: same shape.
+        hidden: pixels of true objects that later ones cover in `truth`.
     """
-    true_labels, true_index, true_sizes = np.unique(truth, return_inverse=True, return_counts=True)
-    pred_labels, pred_index, pred_sizes = np.unique(predicted, return_inverse=True, return_counts=True)
-    true_index, pred_index = true_index.reshape(truth.shape), pred_index.reshape(truth.shape)
-    both = (truth != 0) & (predicted != 0)
-    pairs, intersection = np.unique(
-        true_index[both].astype(np.int64) * len(pred_labels) + pred_index[both], return_counts=True
-    )
-    row, column = np.divmod(pairs, len(pred_labels))
-    iou = intersection / (true_sizes[row] + pred_sizes[column] - intersection)
+    predicted_areas, true_areas, pair_areas = object_areas(predicted, truth, (), hidden)
+    true_labels, pred_labels = sorted(true_areas), sorted(predicted_areas)
+    rows, columns = ({label: place for place, label in enumerate(labels)} for labels in (true_labels, pred_labels))
     best_true, best_pred = np.zeros(len(true_labels)), np.zeros(len(pred_labels))
-    np.maximum.at(best_true, row, iou)
-    np.maximum.at(best_pred, column, iou)
-    is_true, is_pred = true_labels != 0, pred_labels != 0
-    return ObjectMatch(true_sizes[is_true].astype(np.int64), best_true[is_true], best_pred[is_pred])
+    for (pred, true), shared in pair_areas.items():
+        iou = shared / (true_areas[true] + predicted_areas[pred] - shared)
+        best_true[rows[true]] = max(best_true[rows[true]], iou)
+        best_pred[columns[pred]] = max(best_pred[columns[pred]], iou)
+    return ObjectMatch(np.array([true_areas[label] for label in true_labels], np.int64), best_true, best_pred)

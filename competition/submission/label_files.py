@@ -16,7 +16,6 @@ from competition.config.competition import Competition, TestFiles
 from competition.config.postprocess import PostprocessConfig
 from competition.context import Context
 from competition.data.cases import case_rows, case_table
-from competition.data.content.unchanged import load_unchanged_image
 from competition.data.patterns import match_cases, warn_skipped
 from competition.data.readers import has_reader, row_axes
 from competition.ensembling.ensemble import EnsemblePredictor
@@ -28,6 +27,7 @@ from competition.postprocessing.tuning import load_tuning
 from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.run import Run
 from competition.viz.overlays import draw_case
+from competition.viz.preview import load_unchanged_picture
 
 Labels = NDArray[np.unsignedinteger]
 
@@ -203,7 +203,7 @@ def _write(row: Any, prediction: CasePrediction, comp: Competition, output: Path
 def _draw(path: Path, row: Any, prediction: CasePrediction, comp: Competition) -> None:
     """Draw the prediction of one case and its image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = load_unchanged_image(comp, row)
+    image = load_unchanged_picture(comp, row)
     draw_case(
         path,
         image.array,

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.profiles import Profile
+from competition.data.masks import CaseObjects, HiddenPixels, find_covered
 from competition.data.patterns import SliceFile, slice_aliases
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
-from competition.metrics.instances import Labels
 from competition.metrics.scoring import Mask
 from competition.rle import RleError, decode, parse_json_lists
 from competition.text import format_count, nearest_names
@@ -380,8 +380,8 @@ class MaskFile:
             file._check_complete(case_id, index)
         return file
 
-    def class_mask(self, case_id: str, name: str, shape: tuple[int, ...]) -> tuple[Mask, Labels | None]:
-        """Return the mask (*spatial) of one class of one case, and its objects from 1 if rows define objects.
+    def class_mask(self, case_id: str, name: str, shape: tuple[int, ...]) -> tuple[Mask, CaseObjects | None]:
+        """Return the mask (*spatial) of one class of one case, and its objects if rows define objects.
 
         Raises:
             MaskfoldError: a text is not a mask of this shape, or objects overlap although the format forbids it.
@@ -444,13 +444,13 @@ class MaskFile:
                         "Write all classes and slices of a case, with an empty mask if nothing is found.",
                     )
 
-    def _union(self, rows: list[CsvRow], shape: tuple[int, ...]) -> tuple[Mask, Labels | None]:
-        mask, number = np.zeros(shape, np.bool_), 0
+    def _union(self, rows: list[CsvRow], shape: tuple[int, ...]) -> tuple[Mask, CaseObjects | None]:
+        mask, number, hidden = np.zeros(shape, np.bool_), 0, list[HiddenPixels]()
         labels = np.zeros(shape, np.int32) if self.layout.several_masks else None
         for row in rows:
             for obj in self._objects(row, shape, only_row=len(rows) == 1):
-                shared = 0 if self.layout.overlap_allowed or not self.strict else np.count_nonzero(mask & obj)
-                if shared:
+                shared = np.count_nonzero(mask & obj) if labels is not None else 0
+                if shared and self.strict and not self.layout.overlap_allowed:
                     raise self._error(
                         row,
                         f"shares {shared} pixels with another object of this image",
@@ -458,9 +458,11 @@ class MaskFile:
                     )
                 mask |= obj
                 if labels is not None:
+                    if shared:
+                        hidden += find_covered(labels, obj)
                     number += 1
                     labels[obj] = number
-        return mask, labels
+        return mask, None if labels is None else CaseObjects(labels, tuple(hidden))
 
     def _objects(self, row: CsvRow, shape: tuple[int, ...], only_row: bool) -> list[Mask]:
         token = self.layout.rle.empty

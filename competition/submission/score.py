@@ -13,10 +13,10 @@ import numpy as np
 from competition.config.competition import Competition
 from competition.config.profiles import FORMAT_ONLY, Profile, profile_of
 from competition.data.cases import case_table
-from competition.data.masks import load_instances, load_mask
+from competition.data.masks import CaseObjects, load_mask, load_objects
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import bootstrap_interval, class_scores, cv_score
-from competition.metrics.instances import Labels, connected_components
+from competition.metrics.instances import connected_components
 from competition.metrics.scoring import Mask, score_class
 from competition.submission.reader import MaskFile, RowIndex, solution_profile
 from competition.submission.writer import resize_to_grid
@@ -112,18 +112,20 @@ def _score(row: Any, submission: MaskFile, solution: MaskFile | None, comp: Comp
     return rows
 
 
-def _are_components(mask: Mask, objects: Labels) -> bool:
+def _are_components(mask: Mask, objects: CaseObjects) -> bool:
     """Return whether the objects are exactly the connected components of their mask."""
-    connected = connected_components(mask)
-    pairs = np.unique(connected[mask].astype(np.int64) * (int(objects.max(initial=0)) + 1) + objects[mask])
-    return len(pairs) == int(connected.max(initial=0)) == len(np.unique(objects[mask]))
+    if objects.hidden:
+        return False
+    connected, labels = connected_components(mask), objects.labels
+    pairs = np.unique(connected[mask].astype(np.int64) * (int(labels.max(initial=0)) + 1) + labels[mask])
+    return len(pairs) == int(connected.max(initial=0)) == len(np.unique(labels[mask]))
 
 
 class _Truth(NamedTuple):
-    """The truth of a case: masks (M, *spatial) uint8, objects (*spatial) of each class or None, and the competition."""
+    """The truth of a case: masks (M, *spatial) uint8, the objects of each class or None, and the competition."""
 
     masks: np.ndarray[Any, Any]
-    objects: list[Labels | None]
+    objects: list[CaseObjects | None]
     comp: Competition
 
 
@@ -136,14 +138,14 @@ def _truth_from_masks(row: Any, comp: Competition, profile: Profile) -> _Truth:
             for value in np.unique(mask[mask != 0]):  # ascending, so that 255 (ignore) overwrites
                 target[resize_to_grid(mask == value, profile)] = value
         masks = resized
-    objects = load_instances(comp, row) if comp.instances and profile.grid is None else None
+    objects = load_objects(comp, row) if comp.instances and profile.grid is None else None
     return _Truth(masks, [objects] * len(comp.classes), comp)
 
 
 def _truth_from_solution(row: Any, solution: MaskFile, shape: tuple[int, ...], comp: Competition) -> _Truth:
     """Return the masks of a solution; its classes may overlap, whatever `labels` in the YAML is."""
     masks = np.zeros((len(comp.classes), *shape), np.uint8)
-    objects: list[Labels | None] = []
+    objects: list[CaseObjects | None] = []
     for index, name in enumerate(comp.classes):
         masks[index], class_objects = solution.class_mask(row.id, name, shape)
         objects.append(class_objects)

@@ -14,6 +14,8 @@ from competition.config.competition import Competition
 from competition.config.profiles import Profile, profile_of
 from competition.data.cases import case_rows
 from competition.data.patterns import SliceFile, slice_aliases
+from competition.data.readers import has_reader
+from competition.data.rle_tables import table_id_suffix
 from competition.ensembling.ensemble import list_slices
 from competition.errors import MaskfoldError
 from competition.postprocessing.case import CasePrediction
@@ -45,8 +47,13 @@ class TestSet:
     def from_table(cls, comp: Competition, table: Any, with_sample: bool = True) -> TestSet:
         """Return the test set of a case table, checked against the host's sample.
 
+        Args:
+            comp: the competition.
+            table: of its test cases.
+            with_sample: whether the rows are for the host, with the ids of the sample or else of `host_id_suffix`.
+
         Raises:
-            MaskfoldError: the sample requires a case without an image, or omits one.
+            MaskfoldError: the sample requires a case without an image, or omits one; or the host's ids are unknown.
         """
         profile, rows = profile_of(comp), case_rows(table)
         sample = None
@@ -57,6 +64,11 @@ class TestSet:
         if sample is not None:
             sample.check_ids([name for case_names in names.values() for name in case_names])
             _check_classes(sample, profile)
+        elif with_sample:
+            suffix = host_id_suffix(comp)
+            names = {
+                case_id: [add_suffix(name, suffix) for name in case_names] for case_id, case_names in names.items()
+            }
         return cls(comp, rows, profile, sample, names)
 
     def __len__(self) -> int:
@@ -94,6 +106,33 @@ class TestSet:
 
     def _sliced(self, mask: np.ndarray[Any, Any], names: list[str]) -> bool:
         return self.profile.rows == "slice_class" and mask.ndim == 3
+
+
+def host_id_suffix(comp: Competition) -> str:
+    """Return what the host's ids add to the image's name without its extension, such as `.jpg`; empty for nothing.
+
+    The profile says so, otherwise the ids of `train.rle` do. Without a profile the ids are what `{id}` matches.
+
+    Raises:
+        MaskfoldError: status 2; the ids of the profile are unknown.
+    """
+    profile = profile_of(comp)
+    if profile.id_suffix is not None:
+        return profile.id_suffix
+    if comp.train.rle is not None:
+        return table_id_suffix(comp)
+    if comp.submission.profile is None:
+        return ""
+    raise MaskfoldError(
+        f"It is unknown whether the ids of {profile.name} are file names with their extension, and there is no sample.",
+        "Set submission.sample to the host's sample submission.",
+        status=2,
+    )
+
+
+def add_suffix(name: str, suffix: str) -> str:
+    """Return an id with the host's suffix, unless it ends in the extension of an image."""
+    return name if has_reader(name) else name + suffix
 
 
 def row_names(row: Any, profile: Profile, sample: SampleSubmission | None) -> list[str]:

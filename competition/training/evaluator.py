@@ -18,7 +18,7 @@ import torch
 
 from competition.config.experiment import Experiment
 from competition.data.cache import MemoryBudget, PreprocessedCase
-from competition.data.content.unchanged import load_unchanged_image, load_unchanged_instances, load_unchanged_mask
+from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.inference.predict import Prediction, predict_case_with_presence, to_masks
 from competition.metrics.bootstrap import cv_score
 from competition.metrics.scoring import score_case
@@ -26,6 +26,7 @@ from competition.runs.fold import FoldResult
 from competition.runs.oof import OofStore
 from competition.runs.run import Run
 from competition.viz.overlays import draw_case
+from competition.viz.preview import load_unchanged_picture
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Evaluator:
         comp = self.exp.competition
         masks = to_masks(probabilities, comp)
         truth = load_unchanged_mask(comp, row)
-        instances = load_unchanged_instances(comp, row) if comp.instances else None
+        instances = load_unchanged_objects(comp, row) if comp.instances else None
         rows = score_case(masks, truth, comp, spacing=json.loads(row.spacing), true_instances=instances)
         return [{"id": row.id, "fold": fold, **score_row} for score_row in rows], masks, truth
 
@@ -132,7 +133,7 @@ class Evaluator:
     def _save_picture(
         self, path: Path, row: Any, masks: Any, truth: Any, scores: list[dict[str, Any]], title: str
     ) -> None:
-        image = load_unchanged_image(self.exp.competition, row)
+        image = load_unchanged_picture(self.exp.competition, row)
         dice = {score["class"]: score["dice"] for score in scores}
         draw_case(
             path,

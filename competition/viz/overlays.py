@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from competition.config.competition import Competition
 from competition.data.geometry import find_axes, reorient
 from competition.io import atomic_write
+from competition.viz.reduction import BLOCK_PIXELS, reduce_image, reduce_mask, reduce_truth, reduction_step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +64,8 @@ def draw_case(
 
     Args:
         path: the PNG, written atomically.
-        image: (C, *spatial), any dtype. A 2D image with 3 or 4 channels is drawn as RGB, else its first channel.
+        image: (C, *spatial), any dtype, or as `load_picture` reduced it. A 2D image with 3 or 4 channels is drawn as
+            RGB, else its first channel.
         truth: (M, *spatial) uint8 from `competition.data.masks.load_mask`; 255 is ignored. None: a test case.
         masks: (K, *spatial) bool, the prediction.
         comp: defines the classes and how labels are stored.
@@ -81,9 +83,15 @@ def draw_case(
         image, masks = reorient(image, order, flips), reorient(masks, order, flips)
         truth = None if truth is None else reorient(truth, order, flips)
         spacing = None if spacing is None else [spacing[axis] for axis in order]
-    ignored = None if truth is None else get_ignored_voxels(truth, comp)
     if dice is None and truth is not None:
-        dice = _dice_per_class(truth, masks, ignored, comp)
+        dice = _dice_per_class(truth, masks, comp)
+    channels = _drawn_channels(image)
+    bounds = _display_range(channels)
+    if comp.dimensions == 2:  # first, because everything below costs memory for each pixel
+        step = reduction_step(masks.shape[1:])
+        channels, masks = _reduce_unless_reduced(channels, masks.shape[1:], step), reduce_mask(masks, step)
+        truth = None if truth is None else reduce_truth(truth, comp, step)
+    ignored = None if truth is None else get_ignored_voxels(truth, comp)
     foreground = np.any(masks, axis=0) if truth is None else np.any((truth != 0) & (truth != IGNORE_LABEL), axis=0)
     layers = (
         iter(masks)
@@ -93,23 +101,26 @@ def draw_case(
     planes = _select_planes(
         _foreground_profiles(layers, foreground.shape), spacing, is_stack="{z}" in str(comp.train.images)
     )
-    channels = image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
-    bounds = _display_range(channels)
     width = PANEL_INCHES[comp.dimensions]
     heights = _row_heights(planes, foreground, width)
     names = ("image", "prediction") if truth is None else ("image", "truth", "prediction")
     figure = Figure(figsize=(len(names) * width, sum(heights) + 1.0), dpi=110, layout="constrained")
     grid = figure.subplots(len(planes), len(names), squeeze=False, height_ratios=heights)
     for row, plane in enumerate(planes):  # slice first, then compute: volumes are large
-        true_masks = [] if truth is None else [label_to_class_masks(plane.cut(truth), comp)]
-        for axes, name, layer in zip(grid[row], names, (None, *true_masks, plane.cut(masks)), strict=True):
-            _draw_image(axes, _to_rgb(plane.cut(channels), bounds), plane)
+        slice_image = plane.cut(channels)
+        step = reduction_step(slice_image.shape[1:])
+        colours = _to_rgb(reduce_image(slice_image, step), bounds)
+        true_masks = [] if truth is None else [reduce_mask(label_to_class_masks(plane.cut(truth), comp), step)]
+        for axes, name, layer in zip(
+            grid[row], names, (None, *true_masks, reduce_mask(plane.cut(masks), step)), strict=True
+        ):
+            _draw_image(axes, colours, plane)
             if layer is not None:
                 _draw_masks(axes, layer)
             if row == 0:
                 axes.set_title(name, fontsize=10)
         if ignored is not None:
-            _fill_area(grid[row, 1], plane.cut(ignored), IGNORED_COLOUR, 0.6)
+            _fill_area(grid[row, 1], reduce_mask(plane.cut(ignored), step), IGNORED_COLOUR, 0.6)
         if plane.axis is not None:
             label = f"axis {plane.axis}, slice {plane.position}"
             if order:  # axis and slice number in the file
@@ -164,24 +175,33 @@ def draw_comparison(
         image, truth, masks_a, masks_b = (reorient(array, order, flips) for array in (image, truth, *masks))
         masks = masks_a, masks_b
         spacing = None if spacing is None else [spacing[axis] for axis in order]
+    channels = _drawn_channels(image)
+    bounds = _display_range(channels)
+    if comp.dimensions == 2:  # first, because everything below costs memory for each pixel
+        step = reduction_step(truth.shape[1:])
+        channels = _reduce_unless_reduced(channels, truth.shape[1:], step)
+        truth = reduce_truth(truth, comp, step)
+        masks = reduce_mask(masks[0], step), reduce_mask(masks[1], step)
     changed = (masks[0] != masks[1]).any(axis=0)
     layers = [changed] if changed.any() else list(label_to_class_masks(truth, comp))
     planes = _select_planes(
         _foreground_profiles(layers, changed.shape), spacing, is_stack="{z}" in str(comp.train.images)
     )
-    channels = image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
-    bounds, width = _display_range(channels), PANEL_INCHES[comp.dimensions]
+    width = PANEL_INCHES[comp.dimensions]
     heights = _row_heights(planes, changed, width)
     figure = Figure(figsize=(4 * width, sum(heights) + 1.2), dpi=110, layout="constrained")
     grid = figure.subplots(len(planes), 4, squeeze=False, height_ratios=heights)
     for row, plane in enumerate(planes):
-        true_masks = label_to_class_masks(plane.cut(truth), comp)
-        predictions = [plane.cut(mask) for mask in masks]
-        ignored = (plane.cut(truth) == IGNORE_LABEL).any(axis=0)
+        slice_image = plane.cut(channels)
+        step = reduction_step(slice_image.shape[1:])
+        colours = _to_rgb(reduce_image(slice_image, step), bounds)
+        true_masks = reduce_mask(label_to_class_masks(plane.cut(truth), comp), step)
+        predictions = [reduce_mask(plane.cut(mask), step) for mask in masks]
+        ignored = reduce_mask((plane.cut(truth) == IGNORE_LABEL).any(axis=0), step)
         for axes, name, layer in zip(
             grid[row], ("truth", *names, "difference"), (true_masks, *predictions, None), strict=True
         ):
-            _draw_image(axes, _to_rgb(plane.cut(channels), bounds), plane)
+            _draw_image(axes, colours, plane)
             if layer is not None:
                 _draw_masks(axes, layer)
             if row == 0:
@@ -240,14 +260,21 @@ def _class_mask(truth: Array, index: int, comp: Competition) -> NDArray[np.bool_
     return np.asarray(truth[index] == 1 if comp.labels == "overlapping" else truth[0] == index + 1)
 
 
-def _dice_per_class(truth: Array, masks: Array, ignored: Array | None, comp: Competition) -> dict[str, float]:
-    values = {}
-    for index, name in enumerate(comp.classes):
-        true_mask = _class_mask(truth, index, comp)
-        mask = masks[index] if ignored is None else masks[index] & ~ignored
-        total = int(true_mask.sum()) + int(mask.sum())
-        values[name] = 2.0 * int((true_mask & mask).sum()) / total if total else math.nan
-    return values
+def _dice_per_class(truth: Array, masks: Array, comp: Competition) -> dict[str, float]:
+    """Return the Dice of each class, nan without a pixel; in blocks of rows, to limit memory."""
+    shared, total = np.zeros((2, len(comp.classes)), np.int64)
+    rows = max(1, BLOCK_PIXELS // max(1, math.prod(truth.shape[2:])))
+    for first in range(0, truth.shape[1], rows):
+        block = slice(first, first + rows)
+        valid = ~(truth[:, block] == IGNORE_LABEL).any(axis=0)
+        for index in range(len(comp.classes)):
+            true_mask, mask = _class_mask(truth[:, block], index, comp), masks[index, block] & valid
+            shared[index] += np.count_nonzero(true_mask & mask)
+            total[index] += np.count_nonzero(true_mask) + np.count_nonzero(mask)
+    return {
+        name: 2.0 * int(both) / int(size) if size else math.nan
+        for name, both, size in zip(comp.classes, shared, total, strict=True)
+    }
 
 
 # Slices
@@ -321,6 +348,16 @@ def _row_heights(planes: Sequence[SlicePlane], foreground: Array, width: float) 
 
 
 # Drawing
+
+
+def _drawn_channels(image: Array) -> Array:
+    """Return the channels to draw: the colours of a 2D image with 3 or 4 channels, else the first."""
+    return image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
+
+
+def _reduce_unless_reduced(channels: Array, shape: Sequence[int], step: int) -> Array:
+    """Return the channels of a 2D image for masks of this shape; `load_picture` may have reduced them already."""
+    return reduce_image(channels, step) if channels.shape[1:] == tuple(shape) else channels
 
 
 def _display_range(channels: Array) -> tuple[float, float]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from competition.config.competition import MetricConfig
 from competition.config.profiles import PROFILES, profile_of
+from competition.context import Context
+from competition.data.cases import case_table
 from competition.errors import MaskfoldError
+from competition.export.runtime_cases import find_test_cases
 from competition.rle import decode, encode
 from competition.submission.reader import read_submission
+from competition.submission.testset import TestSet, host_id_suffix
 from competition.submission.writer import write_submission
-from tests.host import competition, write_text
+from tests.host import competition, write_png, write_text
 
 # X touches the first and the last pixel of a 2 × 3 picture:   X X .
 #                                                             . . X
@@ -65,6 +71,68 @@ HEADERS = {
 
 def test_all_profiles_are_here() -> None:
     assert set(PROFILES) == set(GOLDEN) == set(HEADERS)
+
+
+# By the hosts' pages; docs/submission.md says which of them are confirmed.
+HOST_METRICS = {
+    "dsb2018": MetricConfig(name="mean_ap"),
+    "carvana": MetricConfig(),
+    "tgs-salt": MetricConfig(name="tgs_ap"),
+    "airbus": MetricConfig(name="f2_iou"),
+    "siim-acr": MetricConfig(),
+    "severstal": MetricConfig(),
+    "clouds": MetricConfig(),
+    "hubmap-kidney": MetricConfig(),
+    "hubmap-organ": MetricConfig(),
+    "sartorius": MetricConfig(name="mean_ap"),
+    "uw-madison-gi-tract": MetricConfig(name="uw_madison", both_empty=None),
+    "vesuvius-ink": MetricConfig(name="fbeta", beta=0.5),
+    "contrails": MetricConfig(average="global"),
+    "sennet-hoa": MetricConfig(name="surface_dice", tolerance_mm=0.0),
+}
+
+
+def test_metrics_of_the_hosts() -> None:
+    found = {name: profile.host_metric for name, profile in PROFILES.items()}
+    assert {name: MetricConfig(**keys) for name, keys in found.items() if keys is not None} == HOST_METRICS
+    assert {name for name, keys in found.items() if keys is None} == {"hubmap-vasculature", "recodai"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("airbus", "a.jpg"), ("carvana", "a.jpg"), ("severstal", "a.jpg"), ("clouds", "a.jpg"), ("dsb2018", "a")],
+)
+def test_ids_of_the_hosts(name: str, expected: str, tmp_path: Path) -> None:
+    write_png(tmp_path / "test" / "a.png", np.zeros((2, 3), np.uint8))
+    classes = list(PROFILES[name].classes) or ["x"]
+    comp = competition(tmp_path, classes=classes, test={"images": "test/{id}.png"}, submission={"profile": name})
+    assert TestSet.from_table(comp, case_table(comp, "test")).names == {"a": [expected]}
+
+
+def test_ids_by_the_training_table(tmp_path: Path) -> None:
+    """Without a profile the training table shows the host's ids; ids that differ among themselves show nothing."""
+    for case_id in ("a", "b"):
+        write_png(tmp_path / "images" / f"{case_id}.png", np.zeros((2, 3), np.uint8))
+    train, test = {"images": "images/{id}.png", "rle": "train.csv"}, {"images": "images/{id}.png"}
+    for table, expected in (("a.tif,1 2\nb.tif,", "a.tif"), ("a,1 2\nb,", "a"), ("a.tif,1 2\nb,", "a")):
+        write_text(tmp_path / "train.csv", f"id,rle\n{table}\n")
+        comp = competition(tmp_path, train=train, test=test)
+        assert TestSet.from_table(comp, case_table(comp, "test")).names["a"] == [expected]
+        assert find_test_cases(comp, host_id_suffix(comp), Context()).test_set.names["a"] == [expected]
+
+
+def test_unknown_ids_need_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROFILES, "dsb2018", replace(PROFILES["dsb2018"], id_suffix=None))
+    write_png(tmp_path / "test" / "a.png", np.zeros((2, 3), np.uint8))
+    comp = competition(tmp_path, test={"images": "test/{id}.png"}, submission={"profile": "dsb2018"})
+    table = case_table(comp, "test")
+    with pytest.raises(MaskfoldError, match="unknown whether the ids of dsb2018") as caught:
+        TestSet.from_table(comp, table)
+    assert caught.value.status == 2 and "submission.sample" in caught.value.hint
+    assert TestSet.from_table(comp, table, with_sample=False).names == {"a": ["a"]}
+    write_text(tmp_path / "sample.csv", "ImageId,EncodedPixels\na.gif,\n")
+    comp = comp.model_copy(update={"submission": comp.submission.model_copy(update={"sample": "sample.csv"})})
+    assert TestSet.from_table(comp, table).sample.keys == (("a.gif", None),)
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from competition.config.competition import Competition
 from competition.data.cases import case_table
-from competition.data.masks import load_instances, load_mask
+from competition.data.masks import CaseObjects, load_instances, load_mask, load_objects
 from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.rle import RleFormat, encode
@@ -206,6 +206,66 @@ def test_folder_of_instances(tmp_path: Path) -> None:
     with pytest.raises(MaskfoldError, match=r"train\.masks .*competition\.classes has 2") as error:
         case_table(competition(tmp_path, classes=["x", "y"], train=comp.train.model_dump(by_alias=True)))
     assert error.value.status == 2
+
+
+def whole_objects(objects: CaseObjects) -> dict[int, np.ndarray]:
+    """Each object as a mask of the case."""
+    masks = {number: objects.labels == number for number in range(1, len(objects.class_of))}
+    for part in objects.hidden:
+        assert part.mask.any() and not masks[part.number][part.box][part.mask].any()
+        masks[part.number][part.box] |= part.mask
+    return masks
+
+
+@pytest.mark.parametrize("order", ["row", "column"])
+@pytest.mark.parametrize("kind", ["rle", "files"])
+def test_objects_that_overlap_keep_all_their_pixels(tmp_path: Path, kind: str, order: str) -> None:
+    rng = np.random.default_rng(3)
+    for attempt in range(5):
+        given = [np.zeros((9, 13), bool) for _ in range(6)]
+        for mask in given:
+            row, column = rng.integers(0, 6), rng.integers(0, 9)
+            mask[row : row + rng.integers(1, 5), column : column + rng.integers(1, 5)] = True
+        given[4] = given[1].copy()  # a copy
+        root = tmp_path / str(attempt)
+        write_png(root / "images" / "a.png", np.zeros((9, 13), np.uint8))
+        if kind == "rle":
+            fmt = RleFormat(order=order)
+            write_text(root / "train.csv", "id,rle\n" + "".join(f"a,{encode(mask, fmt)}\n" for mask in given))
+            train = {"images": "images/{id}.png", "rle": "train.csv", "rle_format": {"order": order}}
+        else:
+            for number, mask in enumerate(given):
+                write_png(root / "masks" / "a" / f"{number}.png", mask.astype(np.uint8))
+            train = {"images": "images/{id}.png", "masks": "masks/{id}/*.png"}
+        comp = competition(root, instances=True, train=train)
+        objects = load_objects(comp, case_table(comp).iloc[0])
+        found = whole_objects(objects)
+        assert len(found) == 6 and objects.empty == 0
+        for number, mask in enumerate(given, start=1):
+            np.testing.assert_array_equal(found[number], mask)
+        expected = np.zeros((9, 13), np.int32)
+        for number, mask in enumerate(given, start=1):
+            expected[mask] = number
+        np.testing.assert_array_equal(objects.labels, expected)
+        assert objects.labels.dtype == np.int32
+        one_class = objects.of_class(np.any(given, axis=0), 0)
+        assert one_class.sizes().tolist() == [mask.sum() for mask in given]
+
+
+def test_objects_of_overlapping_classes_belong_to_their_class(tmp_path: Path) -> None:
+    """A pixel in two classes counts for the object of each, and not as an object of the other class."""
+    first, second = np.zeros((2, 5, 8), np.uint8)
+    first[1:4, 0:5], second[1:4, 3:8] = 1, 1
+    for name, mask in (("x", first), ("y", second)):
+        write_png(tmp_path / name / "a.png", mask)
+    write_png(tmp_path / "images" / "a.png", first)
+    train = {"images": "images/{id}.png", "masks": {"x": "x/{id}.png", "y": "y/{id}.png"}}
+    comp = competition(tmp_path, classes=["x", "y"], labels="overlapping", instances=True, train=train)
+    objects = load_objects(comp, case_table(comp).iloc[0])
+    assert [objects.of_class(mask == 1, index).sizes().tolist() for index, mask in enumerate((first, second))] == [
+        [15],
+        [15],
+    ]
 
 
 def test_components_of_label_files_are_instances(tmp_path: Path) -> None:

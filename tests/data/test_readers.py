@@ -13,9 +13,9 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
-from competition.data.readers import read_header, read_image, read_labels, strip_extension
+from competition.data.readers import exif_orientation, read_header, read_image, read_labels, strip_extension
 from competition.errors import MaskfoldError
 from tests.host import write_nifti, write_png
 
@@ -57,6 +57,41 @@ def test_jpeg_is_read_as_stored_whatever_its_exif_says(tmp_path: Path) -> None:
     picture = read_image(tmp_path / "a.jpg")
     assert picture.array.shape == (1, 16, 32) == (1, *read_header(tmp_path / "a.jpg").shape)
     assert np.abs(picture.array[0].astype(int) - smooth).max() < 8
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_exif_orientation_is_applied_on_request(tmp_path: Path, orientation: int, name: str) -> None:
+    pixels = np.arange(6 * 4, dtype=np.uint8).reshape(6, 4) * 10
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+    reference = tmp_path / (name if name == "a.jpg" else "reference.png")  # Pillow itself turns TIFF files
+    Image.fromarray(pixels).save(reference, exif=exif)
+    with Image.open(reference) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture))
+    assert exif_orientation(tmp_path / name) == orientation
+    np.testing.assert_array_equal(read_image(tmp_path / name, exif=True).array[0], expected)
+    np.testing.assert_array_equal(read_labels(tmp_path / name, exif=True)[0], expected)
+    assert read_header(tmp_path / name, exif=True).shape == expected.shape
+    assert read_header(tmp_path / name).shape == read_image(tmp_path / name).array.shape[1:] == (6, 4)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_lzw_tiff_is_read_as_stored_whatever_its_orientation(tmp_path: Path, orientation: int, depth: type) -> None:
+    """Pillow and OpenCV decode LZW, and Pillow turns TIFF files by itself."""
+    pixels = RNG.integers(0, np.iinfo(depth).max, (6, 4), dtype=depth)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.tif", exif=exif, compression="tiff_lzw")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").array[0], pixels)
+
+
+def test_damaged_exif_says_nothing(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert exif_orientation(tmp_path / "a.jpg") == 1 == exif_orientation(tmp_path / "missing.png")
+    assert read_image(tmp_path / "a.jpg", exif=True).array.shape == (1, 3, 4)
 
 
 def test_palette_is_colours_for_images_and_indices_for_labels(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from competition.data.content import digests
 from competition.data.content.unchanged import (
     check_truth_unchanged,
     load_unchanged_image,
-    load_unchanged_instances,
     load_unchanged_mask,
+    load_unchanged_objects,
 )
 from competition.data.masks import load_instances, load_mask
 from competition.data.preprocessing import preprocess_case, preprocess_cases
@@ -106,11 +106,11 @@ def test_a_changed_truth_is_refused_and_names_its_case(tmp_path: Path, make: Cal
     rows = case_rows(case_table(comp))
     for row in rows:
         np.testing.assert_array_equal(load_unchanged_mask(comp, row), load_mask(comp, row))
-        np.testing.assert_array_equal(load_unchanged_instances(comp, row), load_instances(comp, row))
+        np.testing.assert_array_equal(load_unchanged_objects(comp, row).labels, load_instances(comp, row))
     assert check_truth_unchanged(comp, rows) == 0
     change(truth)
     assert load_mask(comp, rows[0]).shape  # it is as valid as before
-    for read in (load_unchanged_mask, load_unchanged_instances, lambda comp, row: check_truth_unchanged(comp, [row])):
+    for read in (load_unchanged_mask, load_unchanged_objects, lambda comp, row: check_truth_unchanged(comp, [row])):
         with pytest.raises(ChangedDataError, match=r"The mask of case a \(.*\) has changed since"):
             read(comp, rows[0])
     load_unchanged_image(comp, rows[0])

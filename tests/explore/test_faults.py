@@ -18,6 +18,8 @@ from competition.data.masks import load_mask
 from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.explore import Exploration, explore
+from competition.explore.metric import find_other_metric
+from competition.explore.types import Findings
 from tests.explore.planted import SIZE, SOUND, picture, plant, sound, write
 from tests.host import competition, pictures, write_nifti, write_png, write_text
 
@@ -53,6 +55,56 @@ def test_all_planted_faults_are_reported_at_once(tmp_path: Path) -> None:
     assert "group s is in train (s_0, s_1, s_2) and in test (s_7)" in group
     assert found.undeclared_labels() == {7: (1, 15)}
     assert all(one.hint.endswith(".") for one in found.findings)
+
+
+def test_objects_that_overlap_are_copies_or_have_no_pixel(tmp_path: Path) -> None:
+    one, two = np.zeros((2, *SIZE), np.uint8)
+    one[2:10, 2:10], two[6:14, 6:14] = 1, 1
+    given = {"apart": [one], "over": [one, two], "copy": [one, one, two], "void": [one, one * 0]}
+    for seed, (case_id, masks) in enumerate(given.items()):
+        write_png(tmp_path / "images" / f"{case_id}.png", picture(seed)[0])
+        for number, mask in enumerate(masks):
+            write_png(tmp_path / "masks" / case_id / f"{number}.png", mask)
+    train = {"images": "images/{id}.png", "masks": "masks/{id}/*.png"}
+    found = explore(competition(tmp_path, instances=True, train=train))
+    assert not found.faults
+    shared, copies, empty = remarks(found, "objects")
+    assert shared == "2 cases have 2 objects that share pixels with another object (copy, over)."
+    assert copies == "1 case has 1 object that is identical to another object (copy)."
+    assert empty == "1 case has 1 object without a pixel (void)."
+    sizes = {case.id: case.truth.object_sizes.tolist() for case in found.cases if case.truth is not None}
+    assert sizes == {"apart": [64], "over": [64, 64], "copy": [64, 64, 64], "void": [64]}
+
+
+def test_a_metric_that_is_not_the_hosts(tmp_path: Path) -> None:
+    write_png(tmp_path / "images" / "a.png", picture(0)[0])
+    write_png(tmp_path / "masks" / "a.png", picture(0)[1])
+
+    def remarked(profile: str, **metric: Any) -> list[str]:
+        comp = competition(tmp_path, classes=["x"], submission={"profile": profile}, metric=metric)
+        findings = Findings()
+        find_other_metric(comp, findings)
+        assert all("leaderboard" in one.hint for one in findings.all)
+        return [one.message for one in findings.all]
+
+    assert remarked("contrails", average="global") == remarked("vesuvius-ink", name="fbeta", beta=0.5) == []
+    assert remarked("hubmap-organ", average="class") == remarked("recodai", name="iou") == []
+    assert remarked("contrails") == ["metric.average is case_class, but the host of contrails scores otherwise."]
+    assert remarked("sennet-hoa", name="iou") == ["metric.name is iou, but the host of sennet-hoa scores otherwise."]
+    assert remarked("uw-madison-gi-tract", name="uw_madison") == [
+        "metric.both_empty is 1.0, but the host of uw-madison-gi-tract scores otherwise."
+    ]
+    found = explore(competition(tmp_path, submission={"profile": "contrails"}))
+    assert len(remarks(found, "metric")) == 1
+
+
+def test_rows_without_a_mask_beside_others(tmp_path: Path) -> None:
+    for seed, case_id in enumerate("ab"):
+        write_png(tmp_path / "images" / f"{case_id}.png", picture(seed)[0])
+    write_text(tmp_path / "train.csv", "id,rle\na,5 3\na,\nb,\n")
+    found = explore(competition(tmp_path, instances=True, train={"images": "images/{id}.png", "rle": "train.csv"}))
+    (remark,) = remarks(found, "objects")
+    assert remark == "train.csv has 1 row without a mask for images that have other rows, such as line 3, id a."
 
 
 def test_skip_turns_skipped_cases_into_remarks(tmp_path: Path) -> None:

@@ -11,14 +11,7 @@ from scipy import ndimage, stats
 
 from competition import text
 from competition.explore import explore
-from competition.explore.cases import (
-    SAMPLE_SIZE,
-    cohens_d,
-    component_sizes,
-    instance_sizes,
-    measure_channels,
-    subsample,
-)
+from competition.explore.cases import SAMPLE_SIZE, Sample, cohens_d, component_sizes, instance_sizes, measure_channels
 from competition.explore.findings import find_shifts, rank_contrasts
 from competition.explore.summary import (
     case_rows,
@@ -93,7 +86,10 @@ def test_grey_is_measured_for_colour_images() -> None:
 
 def test_a_sample_contains_all_columns() -> None:
     values = np.tile(np.arange(512, dtype=np.uint16), 4096)  # a step of 8 would see every eighth value only
-    assert subsample(values).size <= SAMPLE_SIZE and len(np.unique(subsample(values))) == 512
+    sample = Sample(values.size)
+    for part in np.array_split(values, 7):
+        sample.add(part)
+    assert sample.values().size <= SAMPLE_SIZE and len(np.unique(sample.values())) == 512
 
 
 def value(name: str, contrast: float = math.nan, mean: float = 0.0) -> ChannelStats:

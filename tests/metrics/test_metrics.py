@@ -7,6 +7,7 @@ from monai.metrics import DiceMetric, compute_surface_dice
 from scipy.ndimage import generate_binary_structure, label
 from scipy.spatial.distance import directed_hausdorff
 
+from competition.data.masks import find_covered
 from competition.metrics.instances import connected_components, count_object_matches, f2_iou, mean_ap, tgs_ap
 from competition.metrics.overlap import count_overlap, dice, fbeta, iou
 from competition.metrics.surface import hausdorff, surface_dice, uw_madison
@@ -100,6 +101,40 @@ class TestInstances:
         truth, predicted = strip((0, 10), (20, 30)), strip((0, 10), (20, 30))
         assert mean_ap(np.where(predicted == 2, 2**31 - 1, predicted), np.where(truth == 1, 77, truth)) == 1.0
 
+    @pytest.mark.parametrize("seed", range(4))
+    def test_objects_that_overlap(self, seed):
+        draw = np.random.default_rng(seed)
+
+        def objects():
+            masks = []
+            for _ in range(6):
+                row, column = draw.integers(0, 8, 2)
+                mask = np.zeros((12, 12), bool)
+                mask[row : row + draw.integers(2, 5), column : column + draw.integers(2, 5)] = True
+                masks.append(mask)
+            masks[3] = masks[0].copy()
+            labels, hidden = np.zeros((12, 12), np.int32), []
+            for number, mask in enumerate(masks, start=1):
+                hidden += find_covered(labels, mask)
+                labels[mask] = number
+            return masks, labels, tuple(hidden)
+
+        true_masks, truth, true_hidden = objects()
+        masks, predicted, hidden = objects()
+        masks[1], masks[2] = true_masks[0], true_masks[4]  # certain matches
+        predicted, hidden = np.zeros((12, 12), np.int32), []
+        for number, mask in enumerate(masks, start=1):
+            hidden += find_covered(predicted, mask)
+            predicted[mask] = number
+        ious = np.array([[iou(*count_overlap(mask, true)) for true in true_masks] for mask in masks])
+        tp, fp, fn = count_object_matches(predicted, truth, hidden, true_hidden)
+        for place, twentieth in enumerate(range(10, 20)):
+            match = ious > twentieth / 20 + 1e-12
+            assert tp[place] == match.any(axis=0).sum() >= 3
+            assert fp[place] == (~match.any(axis=1)).sum()
+            assert fn[place] == (~match.any(axis=0)).sum()
+        assert mean_ap(truth, truth, true_hidden, true_hidden) == f2_iou(truth, truth, true_hidden, true_hidden) == 1.0
+
     def test_touching_corners_are_one_object(self):
         diagonal = np.eye(4, dtype=bool)
         assert connected_components(diagonal).max() == 1
@@ -183,14 +218,25 @@ class TestSurface:
         truth, mask = np.zeros((2, 10, 10, 5), bool)
         truth[2, 2, 2] = truth[2, 3, 2] = True
         mask[2, 2, 2] = mask[2, 6, 2] = True  # the second is 3 away
-        assert uw_madison(mask, truth) == pytest.approx(0.4 * 0.5 + 0.6 * (1 - 3 / np.sqrt(225)))
-        assert uw_madison(truth, truth) == 1.0
+        mask[1, 1, 4] = True  # a slice without truth: Dice 0, and too near to change the distance
+        assert uw_madison(mask, truth) == pytest.approx((0.25, 2, 1 - 3 / np.sqrt(225)))
+        assert uw_madison(mask, truth, "unit_cube") == pytest.approx((0.25, 2, 1 - np.sqrt(0.18 / 3)))
+        assert uw_madison(truth, truth) == (1.0, 1, 1.0)
+        assert uw_madison(mask[..., 2], truth[..., 2]) == pytest.approx((0.5, 1, 1 - 3 / np.sqrt(200)))
+
+    def test_hausdorff_with_a_spacing_equals_scipy(self):
+        for spacing in [(0.1, 1.0, 5.0), (1 / 40, 1 / 40, 1 / 30)]:
+            for seed in range(3):
+                mask, truth = random_masks((40, 40, 30), seed)
+                points = [np.argwhere(side) * spacing for side in (mask, truth)]
+                reference = max(directed_hausdorff(*points)[0], directed_hausdorff(*points[::-1])[0])
+                assert hausdorff(mask, truth, spacing) == pytest.approx(reference)
 
     def test_empty(self):
         nothing, something = np.zeros((2, 6, 6, 6), bool)
         something[3, 3, 3] = True
-        assert np.isnan(surface_dice(nothing, nothing, (1, 1, 1), 1.0)) and np.isnan(uw_madison(nothing, nothing))
+        assert np.isnan(surface_dice(nothing, nothing, (1, 1, 1), 1.0)) and np.isnan(uw_madison(nothing, nothing).rest)
         for pair in [(nothing, something), (something, nothing)]:
             assert surface_dice(*pair, (1, 1, 1), 1.0) == 0.0
-            assert uw_madison(*pair) == 0.0
-        assert surface_dice(something, something, (1, 1, 1), 0.0) == uw_madison(something, something) == 1.0
+            assert uw_madison(*pair) == (0.0, 1, 0.0)
+        assert surface_dice(something, something, (1, 1, 1), 0.0) == uw_madison(something, something).rest == 1.0

@@ -8,6 +8,7 @@ from math import nan
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from competition.config.competition import MetricConfig
@@ -219,6 +220,21 @@ def test_the_score_of_one_class_follows_the_metrics_average():
     assert class_score(rows, MetricConfig(name="dice"), everything) == 0.75
     assert class_score(rows, MetricConfig(name="dice", average="global"), everything) == pytest.approx(18 / 20)
     assert np.isnan(class_score(rows, MetricConfig(name="dice"), np.array([False, True, False])))
+
+
+def test_the_score_of_one_class_pools_slices() -> None:
+    """One case has 3 slices of Dice 0.5 and the distance term 1, the other one slice of Dice 1 and 0.5."""
+    rows = [
+        {"id": "1", "class": "a", "score": 0.4 * 0.5 + 0.6, "dice": 0.5, "pooled": 0.4 * 0.5, "items": 3},
+        {"id": "2", "class": "a", "score": nan, "dice": nan, "pooled": 0.0, "items": 0},
+        {"id": "3", "class": "a", "score": 0.4 + 0.6 * 0.5, "dice": 1.0, "pooled": 0.4, "items": 1},
+    ]
+    metric = MetricConfig(name="uw_madison", both_empty=None)
+    expected = pytest.approx(0.4 * 2.5 / 4 + 0.6 * 0.75)
+    assert class_score(rows, metric, np.ones(3, bool)) == expected
+    for average in ("case_class", "class"):
+        assert cv_score(pd.DataFrame(rows), metric.model_copy(update={"average": average})) == expected
+    assert np.isnan(class_score(rows, metric, np.array([False, True, False])))
 
 
 # Weights

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from competition.data.masks import load_instances, load_mask
+from competition.data.masks import find_covered, load_instances, load_mask
 from competition.report.results import RunResults
 from competition.report.scores import case_size_errors, group_quartiles, match_objects, object_size_errors
 from competition.runs.oof import OofPredictions
@@ -44,6 +44,17 @@ def test_match_without_true_or_predicted_objects():
     assert match_objects(one, none).sizes.size == 0 and match_objects(one, none).predicted.tolist() == [0.0]
     assert match_objects(none, none).sizes.size == 0 == match_objects(none, none).predicted.size
     assert match_objects(one, np.ones((4, 4), int)).ious.tolist() == [0.25]
+
+
+def test_match_of_objects_that_overlap():
+    """The first object has 8 pixels, of which the second covers 4; the prediction is the first."""
+    first, second = np.zeros((2, 4, 6), bool)
+    first[:2, :4], second[:4, 2:4] = True, True
+    labels = first * 1
+    hidden = tuple(find_covered(labels, second))
+    labels[second] = 2
+    found = match_objects(first * 5, labels, hidden)
+    assert found.sizes.tolist() == [8, 8] and found.ious.tolist() == [1.0, 4 / 12] and found.predicted.tolist() == [1.0]
 
 
 def test_sizes_of_cases_are_in_cubic_millimetres(made, tiny):

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from scipy.spatial.distance import directed_hausdorff
 
 from competition.cli.main import main
-from competition.config.competition import Competition
+from competition.config.competition import Competition, MetricConfig
 from competition.config.loading import load_competition
 from competition.config.profiles import PROFILES
 from competition.data.cases import case_table
@@ -480,11 +481,12 @@ def madison(root: Path) -> tuple[Competition, Masks, Masks]:
     return comp, trained, tested
 
 
-def by_hand(mask: np.ndarray, truth: np.ndarray) -> float:
-    """0.4 Dice + 0.6 (1 - Hausdorff), of a volume."""
+def by_hand(mask: np.ndarray, truth: np.ndarray) -> tuple[list[float], float]:
+    """The Dice of each slice that is not empty in both, and 1 - Hausdorff of the volume."""
     points = np.argwhere(mask), np.argwhere(truth)
     far = max(directed_hausdorff(*points)[0], directed_hausdorff(*points[::-1])[0]) / np.linalg.norm(mask.shape)
-    return 0.4 * dice(mask, truth) + 0.6 * (1 - float(far))
+    slices = [dice(mask[..., z], truth[..., z]) for z in range(mask.shape[-1]) if (mask | truth)[..., z].any()]
+    return slices, 1 - float(far)
 
 
 def test_slices_become_volumes_again(tmp_path: Path) -> None:
@@ -508,12 +510,99 @@ def test_slices_become_volumes_again(tmp_path: Path) -> None:
             for case_id, masks in sorted(truth.items())
             for index in range(3)
         ]
-        assert found.table["score"].tolist() == pytest.approx(expected, abs=1e-12)
-        assert found.score == pytest.approx(np.mean(expected), abs=1e-12) and found.cases == len(truth)
+        scores = [0.4 * np.mean(slices) + 0.6 * near for slices, near in expected]
+        assert found.table["score"].tolist() == pytest.approx(scores, abs=1e-12)
+        dices = [value for slices, _ in expected for value in slices]
+        pooled = 0.4 * np.mean(dices) + 0.6 * np.mean([near for _, near in expected])
+        assert found.score == pytest.approx(pooled, abs=1e-12) and found.cases == len(truth)
     assert card({"case2_day1": trained["case2_day1"]}, None).cases == 1
     mine = write_text(tmp_path / "mine.csv", f"{header}\nslice_1_266,stomach,\n")  # each of two cases has this file
     with pytest.raises(MaskfoldError, match="line 2: the id slice_1_266 .* has no training image"):
         score_submission(mine, comp)
+
+
+def disc(row: int, column: int, radius: int) -> np.ndarray:
+    y, x = np.mgrid[:64, :80]
+    return (y - row) ** 2 + (x - column) ** 2 <= radius * radius
+
+
+@pytest.mark.parametrize("truth_in", ["table", "solution"])
+def test_true_objects_that_overlap_are_whole(tmp_path: Path, truth_in: str) -> None:
+    """The second object has 253 pixels, of which 83 are also in the first: its cut prediction has an IoU of 0.67."""
+    first, second, third = disc(20, 20, 9), disc(20, 30, 9), disc(45, 60, 6)
+    rows = [("a", first), ("a", second), ("a", third), ("b", first)]
+    for case_id in ("a", "b"):
+        write_png(tmp_path / "train" / f"{case_id}.png", np.zeros((64, 80), np.uint8))
+        write_png(tmp_path / "test" / f"{case_id}.png", np.zeros((64, 80), np.uint8))
+    for name, column in (("train.csv", "annotation"), ("solution.csv", "predicted")):
+        lines = [f"{case_id},{rle(mask, 'C')}" for case_id, mask in rows]
+        write_text(tmp_path / name, "\n".join([f"id,{column}", *lines]) + "\n")
+    comp = competition(
+        tmp_path,
+        classes=["cell"],
+        instances=True,
+        train={"images": "train/{id}.png", "rle": "train.csv"},
+        test={"images": "test/{id}.png"},
+        metric={"name": "mean_ap"},
+        submission={"profile": "sartorius"},
+    )
+    cut = [("a", first), ("a", second & ~first), ("a", third), ("b", first)]
+    mine = [f"{case_id},{rle(mask, 'C')}" for case_id, mask in cut]
+    path = write_text(tmp_path / "mine.csv", "\n".join(["id,predicted", *mine]) + "\n")
+    solution = tmp_path / "solution.csv" if truth_in == "solution" else None
+    assert score_submission(path, comp, solution).score == pytest.approx((1 + (4 * 1 + 6 * 0.5) / 10) / 2)  # 0.85
+    f2 = comp.model_copy(update={"metric": MetricConfig(name="f2_iou")})
+    expected = (4 * 1 + 6 * 10 / (10 + 4 + 1)) / 10
+    assert score_submission(path, f2, solution).score == pytest.approx((1 + expected) / 2)
+
+
+def test_the_host_averages_uw_madison_over_slices(tmp_path: Path) -> None:
+    """Four scans of six slices with three organs; the values follow from the host's page and its two readings."""
+    rng, names, size = np.random.default_rng(21), ("large_bowel", "small_bowel", "stomach"), (40, 56)
+    trained, guessed = [], []
+    for case_id in ("case2_day1", "case2_day10", "case101_day20", "case123_day0"):
+        volumes = {name: np.zeros((*size, 6), bool) for name in names}
+        for name in names:
+            if (case_id, name) != ("case123_day0", "stomach"):
+                ellipse = one_ellipse(*size, rng)
+                low, high = sorted(rng.choice(6, 2, replace=False))
+                volumes[name][..., low : high + 1] = ellipse[..., None]
+        for z in range(6):
+            rng.normal(3000, 300, size)
+            write_png(tmp_path / "train" / case_id / f"slice_{z + 1:04d}.png", np.full(size, 100 + z, np.uint8))
+            for name in names:
+                mask = volumes[name][..., z]
+                guess = np.roll(mask, (1, 2), (0, 1)) if rng.random() < 0.8 else np.zeros_like(mask)
+                trained.append(f"{case_id}_slice_{z + 1:04d},{name},{rle(mask, 'C')}")
+                guessed.append(f"{case_id}_slice_{z + 1:04d},{name},{rle(guess, 'C')}")
+    write_text(tmp_path / "train.csv", "\n".join(["id,class,segmentation", *trained]) + "\n")
+    mine = write_text(tmp_path / "mine.csv", "\n".join(["id,class,predicted", *guessed]) + "\n")
+
+    def score(**metric: Any) -> float:
+        return score_submission(
+            mine,
+            competition(
+                tmp_path,
+                dimensions=3,
+                classes=list(names),
+                labels="overlapping",
+                train={"images": "train/{id}/slice_{z}.png", "rle": "train.csv"},
+                submission={"profile": "uw-madison-gi-tract"},
+                metric={"name": "uw_madison", "both_empty": None, **metric},
+            ),
+        ).score
+
+    assert score() == score(args={"coordinates": "voxels"}) == pytest.approx(0.811692, abs=1e-6)
+    assert score(args={"coordinates": "unit_cube"}) == pytest.approx(0.779372, abs=1e-6)
+    with pytest.raises(ValidationError, match="`args.coordinates` is 'mm', expected voxels or unit_cube"):
+        score(args={"coordinates": "mm"})
+
+
+def one_ellipse(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    row, column = rng.integers(8, height - 8), rng.integers(8, width - 8)
+    a, b = rng.integers(5, 10), rng.integers(5, 10)
+    return ((y - row) / a) ** 2 + ((x - column) / b) ** 2 <= 1
 
 
 def test_a_slice_that_is_not_there(tmp_path: Path) -> None:
@@ -551,7 +640,8 @@ def test_a_volume_in_one_row_or_by_its_slices(tmp_path: Path) -> None:
         for case_id, mask in masks.items()
         for z in range(mask.shape[-1])
     ]
-    expected = [by_hand(masks[case_id], truth[case_id][0]) for case_id in ("k1", "k2")]
+    terms = [by_hand(masks[case_id], truth[case_id][0]) for case_id in ("k1", "k2")]
+    expected = [0.4 * np.mean(slices) + 0.6 * near for slices, near in terms]
     for rows in (whole, sliced, [whole[0], *sliced[4:]]):
         card = score_submission(write_text(tmp_path / "m.csv", "\n".join(["id,rle", *rows])), comp)
         assert card.table["score"].tolist() == pytest.approx(expected, abs=1e-12)

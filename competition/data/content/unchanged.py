@@ -28,7 +28,7 @@ from competition.data.content.digests import (
     truth_parts,
 )
 from competition.data.image_types import Image, file_digest
-from competition.data.masks import load_instances, load_mask
+from competition.data.masks import CaseObjects, load_mask, load_objects
 from competition.data.readers import display_name, get_column, load_image, read_case_header, row_axes
 from competition.data.rle_tables import find_foreign_row
 from competition.errors import ChangedDataError, MaskfoldError
@@ -56,15 +56,15 @@ def load_unchanged_mask(comp: Competition, row: Any) -> np.ndarray:
         return load_mask(comp, row)
 
 
-def load_unchanged_instances(comp: Competition, row: Any) -> np.ndarray:
-    """Number the objects of a case of a run as `load_instances` does, if its files have not changed.
+def load_unchanged_objects(comp: Competition, row: Any) -> CaseObjects:
+    """Number the objects of a case of a run as `load_objects` does, if its files have not changed.
 
     Raises:
         ChangedDataError: they have.
-        MaskfoldError: as for `load_instances`.
+        MaskfoldError: as for `load_objects`.
     """
     with unchanged_files(comp, row, image=False):
-        return load_instances(comp, row)
+        return load_objects(comp, row)
 
 
 @contextmanager

@@ -1,0 +1,40 @@
+"""Comparison of the YAML's metric with that of the host."""
+
+from __future__ import annotations
+
+from competition.config.competition import Competition, MetricConfig
+from competition.config.profiles import PROFILES
+from competition.explore.types import Findings
+
+SETTINGS = {"fbeta": ("beta",), "surface_dice": ("tolerance_mm",)}  # keys of `metric` that only these metrics read
+
+
+def find_other_metric(comp: Competition, findings: Findings) -> None:
+    """Add a remark if the metric is not that of the host whose profile the YAML names."""
+    profile = PROFILES.get(str(comp.submission.profile))
+    host = None if profile is None else profile.host_metric
+    if host is None:
+        return
+    expected = MetricConfig(**host)
+    if comp.metric.target is not None or comp.metric.name != expected.name:
+        differing = ["name"]
+    else:
+        keys = ("average", "both_empty", *SETTINGS.get(expected.name, ()))
+        differing = [key for key in keys if getattr(comp.metric, key) != getattr(expected, key)]
+        if len(comp.classes) == 1 and comp.metric.average != "global" != expected.average and "average" in differing:
+            differing.remove("average")  # the mean over one class changes nothing
+    if not differing:
+        return
+    found = " and ".join(f"metric.{key} is {_as_yaml(getattr(comp.metric, key))}" for key in differing)
+    text = ", ".join(f"{key}: {_as_yaml(value)}" for key, value in host.items())
+    findings.add_remark(
+        "metric",
+        "",
+        "",
+        f"{found}, but the host of {comp.submission.profile} scores otherwise.",
+        f"Set `metric: {{{text}}}` to compare scores with the leaderboard.",
+    )
+
+
+def _as_yaml(value: object) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,81 @@
+"""Reduction of large images and masks to the resolution of a figure.
+
+A panel of a figure has a few hundred pixels, but matplotlib needs about a hundred bytes for each pixel that it is
+given. Slices larger than `MAX_SIDE` are therefore averaged over squares of pixels before anything is drawn. All
+functions work in blocks of rows, so that they need little memory in addition to their input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import Competition
+
+Array = NDArray[Any]
+MAX_SIDE = 2048  # slices up to this size are drawn as they are
+REDUCED_SIDE = 1024  # pixels of the longer side of a reduced slice
+BLOCK_PIXELS = 2**22
+IGNORE_LABEL = 255
+
+
+def reduction_step(shape: Sequence[int]) -> int:
+    """Return the side of the squares that become one pixel of a slice (rows, columns); 1: it is drawn as it is."""
+    longest = max(shape)
+    return 1 if longest <= MAX_SIDE else math.ceil(longest / REDUCED_SIDE)
+
+
+def reduce_image(channels: Array, step: int) -> Array:
+    """Average channels (C, rows, columns) over squares of `step` pixels, float32; unchanged for a step of 1."""
+    if step == 1:
+        return channels
+    rows, columns = (np.arange(0, size, step) for size in channels.shape[-2:])
+    sizes = np.outer(
+        *(np.diff([*starts, size]) for starts, size in zip((rows, columns), channels.shape[-2:], strict=True))
+    )
+    result = np.empty((len(channels), len(rows), len(columns)), np.float32)
+    for target, block in _blocks(channels.shape, step):
+        sums = np.add.reduceat(channels[:, block], columns, axis=-1, dtype=np.float32)
+        result[:, target] = np.add.reduceat(sums, np.arange(0, sums.shape[1], step), axis=1)
+    return np.asarray(result / sizes.astype(np.float32))
+
+
+def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.bool_]:
+    """Return which squares of `step` pixels have a pixel of a mask, so that small objects stay visible.
+
+    Args:
+        mask: (…, rows, columns).
+        step: side of the squares; 1 returns the mask.
+        value: the pixels with this value; None: `mask` is bool.
+    """
+    if step == 1:
+        return np.asarray(mask if value is None else mask == value)
+    rows, columns = (np.arange(0, size, step) for size in mask.shape[-2:])
+    result = np.empty((*mask.shape[:-2], len(rows), len(columns)), np.bool_)
+    for target, block in _blocks(mask.shape, step):
+        part = mask[..., block, :] if value is None else mask[..., block, :] == value
+        part = np.logical_or.reduceat(part, columns, axis=-1)
+        result[..., target, :] = np.logical_or.reduceat(part, np.arange(0, part.shape[-2], step), axis=-2)
+    return result
+
+
+def reduce_truth(truth: Array, comp: Competition, step: int) -> NDArray[np.uint8]:
+    """Reduce a stored mask (M, rows, columns) uint8 to squares of `step` pixels; of exclusive classes the last wins."""
+    if step == 1:
+        return truth
+    result = reduce_mask(truth, step, IGNORE_LABEL).astype(np.uint8) * np.uint8(IGNORE_LABEL)
+    for value in (1,) if comp.labels == "overlapping" else range(1, len(comp.classes) + 1):
+        result[reduce_mask(truth, step, value)] = value
+    return result
+
+
+def _blocks(shape: Sequence[int], step: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the rows of the result and the rows of the input (…, rows, columns), block by block."""
+    rows, width = shape[-2], math.prod(shape[:-2]) * shape[-1]
+    count = max(1, BLOCK_PIXELS // (step * width))  # rows of the result
+    for first in range(0, math.ceil(rows / step), count):
+        yield slice(first, first + count), slice(first * step, min((first + count) * step, rows))
