@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -428,6 +429,9 @@ def version() -> None:
 def main() -> None:
     """Run the command line; print errors that a user can cause as one message without a traceback."""
     install_redaction()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows names as far as it can
     try:
         status: Any = app(standalone_mode=False)
     except MaskfoldError as error:

@@ -18,6 +18,8 @@ from competition.data.patterns import (
     CaseFiles,
     SkippedCases,
     check_ids_differ_by_more_than_case,
+    drop_undecodable,
+    id_problem,
     match_cases,
     match_files,
     matches_many_files,
@@ -28,7 +30,7 @@ from competition.data.rle_tables import assign_rows, row_text
 from competition.data.splits import group_values
 from competition.errors import MaskfoldError
 from competition.io import read_csv
-from competition.text import format_count, name_problem, nearest_names
+from competition.text import format_count, nearest_names
 
 if TYPE_CHECKING:
     import pandas
@@ -226,11 +228,12 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
     if split == "train":
         for cases in channels.values():
             _drop_masks(comp, cases)
+    channels = {name: drop_undecodable(cases, key, Path(comp.root), skipped) for name, cases in channels.items()}
     ids = sorted(set().union(*channels.values()))
     check_ids_differ_by_more_than_case(ids, key)
     ids = select_training_cases(comp, ids) if split == "train" else ids
     for case_id in ids:
-        if (reason := name_problem(case_id)) is not None:
+        if (reason := id_problem(comp, case_id)) is not None:
             skipped.add(
                 case_id, MaskfoldError(f"Invalid case id from {key}: {case_id!r} {reason}.", "Rename the file.")
             )
@@ -299,7 +302,7 @@ def find_masks(
     masks_of: dict[str, dict[str, CaseFiles]] = {case_id: {} for case_id in images}
     for name, pattern in patterns.items():
         key = f"train.masks.{name}" if isinstance(masks, dict) else "train.masks"
-        cases = match_cases(Path(comp.root), pattern, key)
+        cases = drop_undecodable(match_cases(Path(comp.root), pattern, key), key, Path(comp.root), skipped)
         _skip_masks_without_image(comp, list(cases), images, f"{key} `{pattern}`", skipped)
         _skip_all(
             [case_id for case_id in images if case_id not in cases and comp.train.missing_masks == "error"],
@@ -340,7 +343,9 @@ def _find_instances(
                 "Write one file per slice or per case.",
                 status=2,
             )
-        paths_of = match_files(Path(comp.root), pattern, "train.masks")
+        paths_of = drop_undecodable(
+            match_files(Path(comp.root), pattern, "train.masks"), "train.masks", Path(comp.root), skipped
+        )
         _skip_masks_without_image(comp, list(paths_of), images, f"train.masks `{pattern}`", skipped)
         _skip_all(
             [case_id for case_id in images if case_id not in paths_of],

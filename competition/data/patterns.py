@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
 from competition.config.competition import Competition
 from competition.data.readers import extension_of, has_reader, strip_extension
-from competition.errors import MaskfoldError
-from competition.text import nearest_names
+from competition.errors import SURROGATE, MaskfoldError, printable
+from competition.io import MAX_NAME_BYTES
+from competition.text import name_problem, nearest_names
 
 if TYPE_CHECKING:
     import pandas
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}|\*")
+OOF_SUFFIX = ".zarr.zip"  # of the file of a case's out-of-fold prediction
 MAX_LISTED_FILES = 5000  # files searched for the nearest names
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,9 @@ class CaseFiles:
     def files(self) -> str | list[str]:
         """The path, or a stack's paths in order."""
         return [item.path for item in self.slices] if self.slices else self.paths[0]
+
+
+T = TypeVar("T", CaseFiles, list[str])
 
 
 def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
@@ -155,6 +162,52 @@ def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
                 f"{key} matches two ids that differ only in case: {first} and {case_id}.",
                 "Rename one of the files; some file systems cannot distinguish the two.",
             )
+
+
+def drop_undecodable(cases: Mapping[str, T], key: str, root: Path, skipped: SkippedCases) -> dict[str, T]:
+    """Return the cases without those that have a file name that is not UTF-8, as in old zip files.
+
+    Args:
+        cases: the files by id, from `match_cases` or `match_files`.
+        key: the pattern's key in the YAML, for messages.
+        root: the competition's folder, for the hint.
+        skipped: receives the others.
+    """
+    kept = {}
+    for case_id, case in cases.items():
+        files = case if isinstance(case, list) else [*case.paths, *(item.path for item in case.slices)]
+        undecodable = next((path for path in files if SURROGATE.search(path)), None)
+        if undecodable is None and not SURROGATE.search(case_id):
+            kept[case_id] = case
+            continue
+        skipped.add(
+            printable(case_id),
+            MaskfoldError(
+                f"A file name is not UTF-8: found {undecodable or case_id} ({key}).",
+                f"Rename it with mv, or all at once: convmv -r -f latin1 -t utf8 --notest {shlex.quote(str(root))} "
+                "(cp437 instead of latin1 for zip files of Windows); or skip such cases with "
+                "competition.on_bad_case=skip.",
+            ),
+        )
+    return kept
+
+
+def id_problem(comp: Competition, case_id: str) -> str | None:
+    """Return why a case id is invalid, as a sentence without its subject; None if it is valid.
+
+    The id must leave room for the suffixes of the files that are named after it: out-of-fold predictions (see
+    `competition.runs.oof.OofStore.path`) and label files.
+    """
+    if (problem := name_problem(case_id)) is not None:
+        return problem
+    quoted = "".join(letter if letter.isalnum() or letter in "-_. " else quote(letter, safe="") for letter in case_id)
+    names = [quoted + OOF_SUFFIX, f"{case_id}.nii.gz"]
+    if comp.labels == "overlapping":
+        names += [f"{case_id}_{name}.nii.gz" for name in comp.classes]
+    longest = max(len(name.encode()) for name in names)
+    if longest <= MAX_NAME_BYTES:
+        return None
+    return f"is too long: files named after it would have up to {longest} bytes in their names, of {MAX_NAME_BYTES}"
 
 
 def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
@@ -325,7 +378,7 @@ def unmatched_images(comp: Competition, split: str) -> list[str]:
                 and not path.rpartition("/")[2].startswith(".")
                 and not any(expression.fullmatch(path) for expression in expressions)
             }
-    return sorted(unmatched)
+    return sorted(map(printable, unmatched))
 
 
 def _as_list(source: str | dict[str, str] | None) -> list[str]:
