@@ -30,6 +30,7 @@ from competition.study.storage import (
     PROCESS_ATTRIBUTE,
     is_process_dead,
     open_storage,
+    storage_errors,
     study_lock,
 )
 from competition.study.trial import (
@@ -131,7 +132,7 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{exp.competition.name}-{source.file.stem}-{digest}"
     opened = open_storage(storage)
-    with study_lock(opened, name):
+    with storage_errors(opened), study_lock(opened, name):
         optuna_study = optuna.create_study(
             study_name=name,
             storage=opened,
@@ -156,20 +157,21 @@ def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> 
         say: receives messages for the user.
 
     Raises:
-        MaskfoldError: trial 0, the unchanged YAML, fails, or several trials in a row do.
+        MaskfoldError: trial 0, the unchanged YAML, fails, or several trials in a row do; or the storage fails.
     """
     context = Context(session.source.trust, say)
     worker = TrialRunner(session.source, session.config, session.folder, context)
-    while _run_next(session, worker, count, context):
+    with storage_errors(session.storage):
+        while _run_next(session, worker, count, context):
+            write_trials(session)
+            if worker.duplicates >= MAX_DUPLICATES:
+                say(
+                    f"{MAX_DUPLICATES} samples in a row repeated existing trials: the space is exhausted after "
+                    f"{len(session.finished)} of {count} trials"
+                )
+                break
+            _check_failures(session)
         write_trials(session)
-        if worker.duplicates >= MAX_DUPLICATES:
-            say(
-                f"{MAX_DUPLICATES} samples in a row repeated existing trials: the space is exhausted after "
-                f"{len(session.finished)} of {count} trials"
-            )
-            break
-        _check_failures(session)
-    write_trials(session)
 
 
 def _run_next(session: StudySession, worker: TrialRunner, count: int, context: Context) -> bool:

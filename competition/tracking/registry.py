@@ -102,6 +102,8 @@ def _mlflow_errors(store: MlflowStore) -> Iterator[None]:
     """Turn any exception of MLflow, its database or the network into a MaskfoldError."""
     try:
         yield
+    except MaskfoldError:
+        raise
     except Exception as error:
         first_line = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0]
         raise MaskfoldError(
