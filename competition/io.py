@@ -268,6 +268,23 @@ def remove_stale_temp(folder: Path, name: str) -> None:
             _remove(path)
 
 
+@contextmanager
+def temporary_folder(final: Path) -> Iterator[Path]:
+    """Make a folder under a temporary name of `final`, and delete it after the block; remove those of dead processes.
+
+    Args:
+        final: a path whose parent folder exists; it is not created itself.
+    """
+    with suppress(OSError):
+        remove_stale_temp(final.parent, final.name)
+    folder = make_temporary_path(final)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_all_stale_temp(folder: Path, locked: bool = False) -> None:
     """Remove what dead processes left in `folder` under any temporary name.
 

@@ -1,4 +1,4 @@
-"""A damaged or locked database of Optuna or MLflow is an error with its cause, before the library retries for minutes."""
+"""A damaged or locked database of Optuna or MLflow is an error with its cause, before the library retries."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def test_a_storage_that_fails_later(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("competition.study.storage.SQLITE_TIMEOUT", 0.1)
     storage = open_storage(None)
     path = tmp_path / "mlruns/optuna.db"
-    with locked(path), pytest.raises(MaskfoldError, match=r"optuna\.db has been locked by another program"):
-        with storage_errors(storage):
-            storage.get_all_studies()
+    error = r"optuna\.db has been locked by another program"
+    with locked(path), pytest.raises(MaskfoldError, match=error), storage_errors(storage):
+        storage.get_all_studies()
     storage.engine.dispose()
     no_database(path)
     with pytest.raises(MaskfoldError, match="is damaged") as caught, storage_errors(storage):
@@ -128,11 +128,10 @@ def test_waiting_for_the_lock_of_a_study_is_announced(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("competition.study.storage.QUIET_SECONDS", 0.05)
     storage = open_storage(None)
-    with caplog.at_level(logging.WARNING):
-        with study_lock(storage, "a") as release:
-            threading.Timer(1.0, release).start()
-            with study_lock(storage, "a"):
-                pass
+    with caplog.at_level(logging.WARNING), study_lock(storage, "a") as release:
+        threading.Timer(1.0, release).start()
+        with study_lock(storage, "a"):
+            pass
     assert "another process releases the study" in caplog.text
 
 

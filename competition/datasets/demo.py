@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from competition.config.competition import Competition
 from competition.errors import MaskfoldError
+from competition.io import temporary_folder
 
 MARKER = ".maskfold-demo.json"
 PLACEHOLDER = "1 1"  # hosts write it into the sample's mask column
@@ -43,13 +43,13 @@ def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], Non
         if _is_up_to_date(folder, marker):
             return False
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary_folder:
-            new = Path(temporary_folder) / "new"
+        with temporary_folder(folder) as temporary:
+            new = temporary / "new"
             new.mkdir()
             fill(new)
             (new / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
             if folder.exists():
-                folder.rename(Path(temporary_folder) / "old")
+                folder.rename(temporary / "old")
             new.rename(folder)
     except OSError as error:
         if _read_marker(folder) == marker:  # another process made it at the same time

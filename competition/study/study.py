@@ -20,7 +20,7 @@ from competition.config.loading import resolve_config, write_yaml
 from competition.config.study import StudyConfig
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.io import damaged_error, read_record, write_json
+from competition.io import atomic_write, damaged_error, read_record, remove_all_stale_temp, write_json
 from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
 from competition.study.space import ExperimentSource, validate_space, values_from_yaml
 from competition.study.storage import (
@@ -368,6 +368,7 @@ def draw_figures(session: StudySession) -> list[Path]:
     import matplotlib.pyplot as plt
     import optuna.visualization.matplotlib as figures
 
+    remove_all_stale_temp(session.folder)
     objectives, optuna_study = session.config.objectives, session.optuna_study
     several = len(objectives) > 1
     drawn: list[Path] = []
@@ -403,7 +404,7 @@ def _save(session: StudySession, name: str, draw_axes: Any, drawn: list[Path], p
                 first_axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # trial numbers
             complete = sum(trial.state.name == "COMPLETE" for trial in session.finished)
             figure.text(0.99, -0.02, f"{complete} complete trials", ha="right", va="top", fontsize="small")
-            figure.savefig(path, dpi=110, bbox_inches="tight")
+            atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=110, bbox_inches="tight"))
         drawn.append(path)
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         logger.info("no figure %s: %s", name, error)
