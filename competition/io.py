@@ -368,9 +368,14 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
 
 
 def write_table(table: pandas.DataFrame, path: Path) -> None:
-    """Write a pandas table as CSV, atomically and with all digits."""
-    content = table.to_csv(index=False, lineterminator="\n").encode()
+    """Write a pandas table as CSV, with tabs if the path ends in `.tsv`, atomically and with all digits."""
+    content = table.to_csv(index=False, sep=separator_of(path), lineterminator="\n").encode()
     atomic_write(path, lambda file: file.write(content), len(content))
+
+
+def separator_of(path: Path) -> str:
+    """Return the separator of the cells of a table that `write_table` writes."""
+    return "\t" if path.suffix == ".tsv" else ","
 
 
 @lru_cache(maxsize=4)

@@ -60,7 +60,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
 
     from competition.datasets.demo import ensure_demo
 
-    if ensure_demo(exp.competition):
+    if ensure_demo(exp.competition, overrides):
         console.print(f"created the demo competition {exp.competition.name} in {exp.competition.root}")
 
     from competition.tracking.sync import MlflowSync
@@ -199,7 +199,7 @@ def study_command(
     from competition.study.study import open_study, run_study, track_study
 
     source = ExperimentSource(file, tuple(overrides), trust)
-    ensure_demo(source.load().competition)
+    ensure_demo(source.load().competition, overrides)
     search = open_study(source, storage)
     count = search.config.trials if trials is None else trials
     say(f"study {search.name}: {len(search.finished)} of {count} trials finished")
