@@ -308,7 +308,9 @@ def find_masks(
             [case_id for case_id in images if case_id not in cases and comp.train.missing_masks == "error"],
             f"has an image ({{image}}) but no mask ({key} `{pattern}`)",
             _channel_suffix_hint(comp, images, list(cases))
-            or "Add the mask, or skip such cases with competition.on_bad_case=skip.",
+            or "Add the mask"
+            + (", set train.missing_masks=empty if the case has no such object" if isinstance(masks, dict) else "")
+            + ", or skip such cases with competition.on_bad_case=skip.",
             skipped,
             images,
         )

@@ -42,7 +42,7 @@ def channels_error(case_id: str, count: int, expected: int, example: str, dimens
         common = ",".join(map(str, range(min(count, expected))))
         hint = (
             "Correct the case, skip such cases with competition.on_bad_case=skip, or use only channels that all cases "
-            f"have, such as prepare.channels=[{common}]."
+            f"have, such as prepare.channels=[{common}]. If the fourth axis is time, write a file for each volume."
         )
     number = f"{count} channel{'s' * (count != 1)}"
     return MaskfoldError(f"Case {case_id} has {number}, expected {expected} as in case {example}.", hint)

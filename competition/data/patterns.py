@@ -219,7 +219,7 @@ def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
             break
     if not files:
         return MaskfoldError(
-            f"{key} `{pattern}` matches no file: {root} has no files.",
+            f"{key} `{pattern}` matches no file: {root} has no files that can be read as images or tables.",
             "Unpack the competition's archive there, or set competition.root=/path/to/the/data.",
             status=2,
         )
@@ -261,7 +261,7 @@ def _check_unique(case_id: str, case: CaseFiles, pattern: str, key: str) -> None
     if pair:
         raise MaskfoldError(
             f"{key} `{pattern}` matches two files for the id {case_id}: {pair[0]} and {pair[1]}.",
-            "Remove one of them, or correct the pattern so that it matches one.",
+            "Remove one of them, correct the pattern so that it matches one, or name the channels: {a: pattern, b: …}.",
         )
 
 
