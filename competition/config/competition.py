@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -231,6 +232,16 @@ class Competition(ConfigModel):
     submission: SubmissionFormat = SubmissionFormat()
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _check_names(cls, classes: Any) -> Any:
+        if isinstance(classes, list) and any(isinstance(name, int) for name in classes):
+            raise ValueError(
+                f"`classes` must be names, found {classes}; write the label values in `label_values: {classes}` and a "
+                f"name for each in `classes`, such as [{', '.join(f'class_{name}' for name in classes[:2])}, …]"
+            )
+        return classes
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Competition:

@@ -224,9 +224,10 @@ def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
             status=2,
         )
     near = nearest_names(pattern, sorted(files), count=3, cutoff=0.0)  # any file shows how the folder is laid out
+    hidden = f" {HIDDEN_TEST_HINT}" if key.startswith("test.") else ""
     return MaskfoldError(
         f"{key} `{pattern}` matches no file below {root}, which has {', '.join(near)}.",
-        f"Correct {key} in the YAML, or competition.root.",
+        f"Correct {key} in the YAML, or competition.root.{hidden}",
         status=2,
     )
 
@@ -343,6 +344,31 @@ def _escape_extension(tail: str) -> str:
     name = f"_{tail}"  # `.png` alone would be a hidden file without an extension
     length = len(extension_of(name)) if has_reader(name) else 0
     return re.escape(tail[: len(tail) - length]) + (f"(?i:{re.escape(tail[-length:])})" if length else "")
+
+
+# Test images
+
+HIDDEN_TEST_HINT = (
+    "If the host keeps the test set to itself (a code competition), predict with a bundle in the host's notebook: "
+    "maskfold export RUN -o bundle."
+)
+MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05  # a visible test set is at least one of both: this large
+
+
+def count_test_images(comp: Competition) -> int | None:
+    """Return the number of test cases with an image; None if it is unknown or the competition has no `test` section."""
+    if comp.test is None or not Path(comp.root).is_dir():
+        return None
+    pattern = next(iter(_as_list(comp.test.images)))
+    try:
+        return len(match_files(Path(comp.root), pattern, "test.images"))
+    except MaskfoldError:
+        return 0
+
+
+def has_hidden_test(test_count: int | None, train_count: int) -> bool:
+    """Return whether the test images look like placeholders for a hidden test set: none, or very few."""
+    return test_count is not None and test_count < min(MAX_PLACEHOLDERS, max(1, PLACEHOLDER_SHARE * train_count))
 
 
 # Files that no pattern matches

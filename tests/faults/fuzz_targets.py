@@ -45,6 +45,8 @@ class Target:
     special: list[Damage] = field(default_factory=list)
     beside: dict[str, bytes] = field(default_factory=dict)
     named: tuple[str, ...] = ()
+
+
 BOMB_GIB = max(3, psutil.virtual_memory().available // 8 // GIB + 1)  # more than a packed file may unpack to
 
 
