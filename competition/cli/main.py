@@ -213,13 +213,20 @@ def predict(
     pictures: Annotated[
         int, typer.Option(min=0, help="Number of cases drawn as pictures, image and prediction side by side.")
     ] = 3,
+    label_map: Annotated[
+        bool,
+        typer.Option(
+            "--label-map",
+            help="Write overlapping classes that are regions within regions (BraTS) into one file per case.",
+        ),
+    ] = False,
     trust: TrustOption = None,
     allow: AllowOption = None,
 ) -> None:
     """Predict the images of a folder and write label files: NIfTI with the image's affine, or PNG."""
     from competition.cli.submit import predict_command
 
-    predict_command(words, images, output, pictures, tuple(trust or []))
+    predict_command(words, images, output, pictures, tuple(trust or []), label_map)
 
 
 @app.command(epilog="Example: maskfold upload submissions/demo2d/unet2d-15ba66a88b85.csv -m 'wider network'")

@@ -21,6 +21,7 @@ from competition.data.patterns import (
     drop_undecodable,
     id_problem,
     match_cases,
+    match_channels,
     match_files,
     matches_many_files,
     unmatched_images,
@@ -166,9 +167,9 @@ def _truth_parts(comp: Competition, masks: dict[str, Any] | None) -> list[bytes]
     """Return the ground truth's part of the content hash: digests of its files, or the text of its rows."""
     if masks is None:
         return []
-    if masks["kind"] == "rle":
-        return [f"{cls}\0{index}\0{row_text(comp, line)}".encode() for line, cls, index in masks["rows"]]
-    return _digests(Path(comp.root), label_files(masks))
+    rows = masks["rows"] if masks["kind"] == "rle" else []
+    parts = [f"{cls}\0{index}\0{row_text(comp, line)}".encode() for line, cls, index in rows]
+    return parts + _digests(Path(comp.root), label_files(masks))
 
 
 def _reading_parts(
@@ -184,6 +185,10 @@ def _reading_parts(
     for files in [*channels, *label_files(masks)]:
         if permutation(file_axes(comp, files), axes) is not None:
             parts.append(f"axes {file_axes(comp, files)} {axes}".encode())
+    if masks is not None and comp.train.threshold is not None:
+        parts.append(f"threshold {comp.train.threshold}".encode())
+    if masks is not None and "region" in masks:
+        parts.append(b"region")
     if masks is not None and masks["kind"] == "classes":
         parts += [f"no file of {name}".encode() for name in comp.classes if name not in masks["files"]]
     if masks is not None and masks["kind"] == "rle" and rle_counts_in_pictures(comp):
@@ -224,7 +229,13 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
     channels = {
         name: match_cases(Path(comp.root), pattern, key if len(patterns) == 1 else f"{key}.{name}")
         for name, pattern in patterns.items()
+        if "{c}" not in pattern
     }
+    for pattern in patterns.values():
+        if "{c}" in pattern:
+            _check_single_pattern(patterns, key)
+            channels = match_channels(Path(comp.root), pattern, key)
+            patterns = dict.fromkeys(channels, pattern)
     if split == "train":
         for cases in channels.values():
             _drop_masks(comp, cases)
@@ -257,9 +268,10 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
 
 def _drop_masks(comp: Competition, cases: dict[str, CaseFiles]) -> None:
     """Drop label files that the pattern of the images matches too: `{id}.png` also matches `a_mask.png`."""
-    masks = comp.train.masks
+    masks, region = comp.train.masks, comp.train.region
     case_of = {case.paths[0]: case_id for case_id, case in cases.items() if case.paths}
-    for pattern in masks.values() if isinstance(masks, dict) else [masks] if masks else []:
+    patterns = list(masks.values()) if isinstance(masks, dict) else [masks] if masks else []
+    for pattern in [*patterns, *([region] if region else [])]:
         for case_id in list(cases):
             mask = case_of.get(pattern.replace("{id}", case_id))
             if mask is not None and mask != case_id:
@@ -279,11 +291,36 @@ def find_masks(
     Returns:
         By id, one of: ``{"kind": "labels", "files": path or slices}``, ``{"kind": "classes", "files": {class: path or
         slices}}``, ``{"kind": "instances", "files": {class: paths}}``, ``{"kind": "rle", "table": path, "rows":
-        [[line, class, slice or null], …]}``.
+        [[line, class, slice or null], …]}``. With `train.region` each has the key `region`: a path or slices.
 
     Raises:
         MaskfoldError: an image has no mask, a mask has no image, or a pattern or table is invalid.
     """
+    masks = _find_truth(comp, images, skipped)
+    if comp.train.region is None:
+        return masks
+    root, key = Path(comp.root), "train.region"
+    regions = drop_undecodable(match_cases(root, comp.train.region, key), key, root, skipped)
+    _skip_all(
+        [case_id for case_id in masks if case_id not in regions],
+        f"has no region ({key} `{comp.train.region}` matches no file)",
+        "Add the file, or skip such cases with competition.on_bad_case=skip.",
+        skipped,
+    )
+    for case_id in masks:
+        if case_id in regions:
+            _check_same_slices(case_id, {**images[case_id], "region": regions[case_id]}, key, skipped)
+    return {
+        case_id: {**truth, "region": regions[case_id].files}
+        for case_id, truth in masks.items()
+        if case_id not in skipped.reasons
+    }
+
+
+def _find_truth(
+    comp: Competition, images: dict[str, ImagesByChannel], skipped: SkippedCases
+) -> dict[str, dict[str, Any]]:
+    """Find the ground truth of every training case, without its region."""
     if comp.train.rle is not None:
         rows = assign_rows(comp, {case_id: next(iter(files.values())) for case_id, files in images.items()}, skipped)
         return {case_id: {"kind": "rle", "table": comp.train.rle, "rows": rows[case_id]} for case_id in images}
@@ -423,6 +460,16 @@ def _check_same_slices(case_id: str, cases: dict[str, CaseFiles], key: str, skip
             )
 
 
+def _check_single_pattern(patterns: dict[str, str], key: str) -> None:
+    """Check that the channels of `{c}` are all channels."""
+    if len(patterns) > 1:
+        raise MaskfoldError(
+            f"{key} has several patterns, and one has {{c}}, which stands for all channels.",
+            "Use one pattern with {c}, or name each channel's pattern without it.",
+            status=2,
+        )
+
+
 def _check_no_2d_stacks(comp: Competition, patterns: dict[str, str], key: str) -> None:
     for pattern in patterns.values():
         if comp.dimensions == 2 and "{z}" in pattern:
@@ -536,11 +583,14 @@ def _check_array_axes(
 
 
 def label_files(masks: dict[str, Any] | None) -> list[str | list[str]]:
-    """Return the label files of a result of `find_masks`, each a path or a stack's paths."""
-    if masks is None or masks["kind"] == "rle":
+    """Return the label files of a result of `find_masks`, each a path or a stack's paths; the region is the last."""
+    if masks is None:
         return []
+    region = [masks["region"]] if "region" in masks else []
+    if masks["kind"] == "rle":
+        return region
     if masks["kind"] == "labels":
-        return [masks["files"]]
+        return [masks["files"], *region]
     if masks["kind"] == "classes":
-        return list(masks["files"].values())
-    return [path for paths in masks["files"].values() for path in paths]
+        return [*masks["files"].values(), *region]
+    return [*(path for paths in masks["files"].values() for path in paths), *region]

@@ -152,6 +152,11 @@ def select_channels(array: np.ndarray, numbers: Sequence[int], case: str) -> np.
     return array[list(numbers)]
 
 
+def may_have_alpha(images: str | dict[str, str]) -> bool:
+    """Return whether the last of the channels of `train.images` may be transparency: all are in one file."""
+    return isinstance(images, str) and "{c}" not in images
+
+
 def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bool, case: str) -> np.ndarray:
     """Select or convert the channels of a 2D image (C, H, W) as `prepare.channels` sets; keep the dtype.
 

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -59,9 +59,9 @@ T = TypeVar("T", CaseFiles, list[str])
 def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
     """Find one file, or one stack of slices, per id.
 
-    `{id}` and `{z}` (digits) match the same text wherever they occur, in folders and in the name; `*` matches anything
-    within one name. The extension matches in any case: `{id}.png` matches a.PNG. Names that begin with a dot are
-    ignored.
+    `{id}`, `{z}` and `{c}` (digits) match the same text wherever they occur, in folders and in the name; `*` matches
+    anything within one name. The extension matches in any case: `{id}.png` matches a.PNG. Names that begin with a dot
+    are ignored.
 
     Args:
         root: the competition's folder.
@@ -69,22 +69,53 @@ def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
         key: the pattern's key in the YAML, for messages.
 
     Returns:
-        Cases by id, sorted by id.
+        Cases by id, sorted by id; of a pattern with {c} each with its first channel.
 
     Raises:
         MaskfoldError: the pattern is invalid (status 2), the root is no folder, nothing matches, or two files match one
             id (and slice).
     """
+    if "{c}" in pattern:
+        cases = {}
+        for channel in match_channels(root, pattern, key).values():
+            cases = channel | cases
+        return {case_id: cases[case_id] for case_id in sorted(cases)}
+    cases = _group_by_id(_matches(root, pattern, key), pattern, key)
+    if not cases:
+        raise no_match_error(root, pattern, key)
+    return cases
+
+
+def match_channels(root: Path, pattern: str, key: str) -> dict[str, dict[str, CaseFiles]]:
+    """Find one file, or one stack of slices, per id and channel, for a pattern with {c}.
+
+    Returns:
+        For each channel, by the text that {c} matched and in the order of its number: cases by id, sorted by id.
+
+    Raises:
+        MaskfoldError: as for `match_cases`.
+    """
+    matches: dict[str, list[tuple[str, dict[str, str]]]] = {}
+    for path, bound in _matches(root, pattern, key):
+        matches.setdefault(bound["c"], []).append((path, bound))
+    if not matches:
+        raise no_match_error(root, pattern, key)
+    return {
+        channel: _group_by_id(matches[channel], pattern, key)
+        for channel in sorted(matches, key=lambda text: (int(text), text))
+    }
+
+
+def _group_by_id(matches: Iterable[tuple[str, dict[str, str]]], pattern: str, key: str) -> dict[str, CaseFiles]:
+    """Return the cases of the matches of a pattern, sorted by id; each may have one file, or one per slice."""
     cases: dict[str, CaseFiles] = {}
     is_stack = "{z}" in pattern
-    for path, bound in _matches(root, pattern, key):
+    for path, bound in matches:
         case = cases.setdefault(bound["id"], CaseFiles())
         if is_stack:
             case.slices.append(SliceFile(bound["z"], path))
         else:
             case.paths.append(path)
-    if not cases:
-        raise no_match_error(root, pattern, key)
     for case_id, case in cases.items():
         case.slices.sort(key=lambda item: (int(item.z), item.path))
         _check_unique(case_id, case, pattern, key)
@@ -238,8 +269,10 @@ def _check_pattern(pattern: str, parts: list[str], key: str) -> None:
     names = {match.group(1) for match in PLACEHOLDER.finditer(pattern)} - {None}
     if pattern.startswith("/") or re.match(r"[A-Za-z]:", pattern):
         problem = "is not below competition.root"
-    elif names - {"id", "z"}:
-        problem = f"has {{{min(names - {'id', 'z'})}}}, expected only {{id}} and {{z}}"
+    elif names - {"id", "z", "c"}:
+        problem = f"has {{{min(names - {'id', 'z', 'c'})}}}, expected only {{id}}, {{z}} and {{c}}"
+    elif "c" in names and not key.endswith("images"):
+        problem = "has {c}, which stands for the channels of images"
     elif "**" in pattern:
         problem = "has `**`; name each folder, with `*` where its name varies"
     elif "id" not in names:
@@ -361,7 +394,7 @@ def count_test_images(comp: Competition) -> int | None:
         return None
     pattern = next(iter(_as_list(comp.test.images)))
     try:
-        return len(match_files(Path(comp.root), pattern, "test.images"))
+        return sum(map(bool, match_files(Path(comp.root), pattern, "test.images").values()))
     except MaskfoldError:
         return 0
 
@@ -390,7 +423,8 @@ def unmatched_images(comp: Competition, split: str) -> list[str]:
         _as_list(source)
         for source in (comp.train.images, comp.train.masks, comp.test.images if comp.test is not None else None)
     )
-    expressions = [re.compile(_path_expression(pattern)) for pattern in (*train, *masks, *test)]
+    region = _as_list(comp.train.region)
+    expressions = [re.compile(_path_expression(pattern)) for pattern in (*train, *masks, *region, *test)]
     unmatched = set()
     for pattern in _as_list(section.images if section is not None else None):
         *above, _ = (part for part in pattern.split("/") if part not in ("", "."))
@@ -416,7 +450,7 @@ def _path_expression(pattern: str) -> str:
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     text, last, path = "(?s)", 0, "/".join(parts)
     for match in PLACEHOLDER.finditer(path):
-        text += re.escape(path[last : match.start()]) + ("[0-9]+" if match.group(1) == "z" else "[^/]*")
+        text += re.escape(path[last : match.start()]) + ("[0-9]+" if match.group(1) in ("z", "c") else "[^/]*")
         last = match.end()
     return text + _escape_extension(path[last:])
 
