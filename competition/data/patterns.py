@@ -76,10 +76,10 @@ def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
             id (and slice).
     """
     if "{c}" in pattern:
-        cases = {}
+        first: dict[str, CaseFiles] = {}
         for channel in match_channels(root, pattern, key).values():
-            cases = channel | cases
-        return {case_id: cases[case_id] for case_id in sorted(cases)}
+            first = channel | first
+        return {case_id: first[case_id] for case_id in sorted(first)}
     cases = _group_by_id(_matches(root, pattern, key), pattern, key)
     if not cases:
         raise no_match_error(root, pattern, key)
@@ -204,7 +204,7 @@ def drop_undecodable(cases: Mapping[str, T], key: str, root: Path, skipped: Skip
         root: the competition's folder, for the hint.
         skipped: receives the others.
     """
-    kept = {}
+    kept: dict[str, T] = {}
     for case_id, case in cases.items():
         files = case if isinstance(case, list) else [*case.paths, *(item.path for item in case.slices)]
         undecodable = next((path for path in files if SURROGATE.search(path)), None)
