@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
+# Python's form of what is not Unicode: a byte of a file name that is not UTF-8 is U+DC80 to U+DCFF.
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Return a text that can be printed and saved: the bytes of file names that are not UTF-8 become `\xe9`.
+
+    Example:
+        >>> printable("caf\udce9.png") == r"caf\xe9.png"
+        True
+    """
+    return SURROGATE.sub(_escape_surrogate, text)
+
+
+def _escape_surrogate(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
 
 class MaskfoldError(Exception):
     """An error that the user can fix.
@@ -17,6 +37,7 @@ class MaskfoldError(Exception):
     """
 
     def __init__(self, message: str, hint: str, *, status: int = 1) -> None:
+        message, hint = printable(message), printable(hint)
         super().__init__(f"{message} {hint}")
         self.message = message
         self.hint = hint

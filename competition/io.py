@@ -17,6 +17,7 @@ import shutil
 import socket
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -40,6 +41,9 @@ CLOCK_TOLERANCE = 60.0  # s; clocks are adjusted, so a process may seem to have 
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 # Names by `make_temporary_path`, and by modules that may not import this one: `.name.process.part`.
 TEMPORARY_NAME = re.compile(r"\..+~(?P<host>[^~]+)~(?P<process>\d+)~[0-9a-f]{8}\.tmp|\..+\.(?P<part_process>\d+)\.part")
+MAX_NAME_BYTES = 255  # of a file's name, in the file systems of Linux and macOS
+# At most, of what a temporary name adds: a dot, a host (64 bytes, see gethostname(2)), a process and a random number.
+WRITER_BYTES = 1 + (1 + 64) + (1 + 10) + (1 + 8) + len(".tmp")
 MAX_NUMBER = 2**53  # of a step and of a time in ms: the integers that every JSON reader represents exactly
 RESTORE_HINT = "Restore it from a backup, or delete it: the same command writes it again."
 
@@ -177,11 +181,11 @@ def sync_folder(folder: Path) -> None:
 
 
 class DiskFullError(MaskfoldError):
-    """The disk is full or not writable, so a retry with the next case would fail as well."""
+    """The disk is full or not writable, or does not take the name."""
 
 
 def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> DiskFullError | None:
-    """Return the error for a full or unwritable disk; None if the OSError has another cause.
+    """Return the error for a full or unwritable disk, or a name too long for it; None for another cause.
 
     Args:
         error: the system's error.
@@ -199,6 +203,12 @@ def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> D
         return DiskFullError(
             f"The disk is full: {path} needs {size}.",
             "Free some space, or move the run to another disk; then repeat the command.",
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return DiskFullError(
+            f"A name is too long for the disk: {path.name} has {len(os.fsencode(path.name))} bytes, and its path "
+            f"{len(os.fsencode(path))}; most disks take {MAX_NAME_BYTES} and 4,096.",
+            "Choose a shorter name, or a folder with a shorter path.",
         )
     if error.errno in UNWRITABLE:
         return DiskFullError(
@@ -233,15 +243,46 @@ def _final_name(path: Path) -> Path:
 
 
 def make_temporary_path(final: Path) -> Path:
-    """Return a free name in the folder of `final` that identifies its writer: host, process and a random number."""
-    return final.with_name(f".{final.name}~{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}.tmp")
+    """Return a free name in the folder of `final` that identifies its writer: host, process and a random number.
+
+    A name that is too long with these is shortened, so that a file has a temporary name wherever its own name fits.
+    """
+    return final.with_name(
+        f"{_temporary_start(final.name)}~{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}.tmp"
+    )
+
+
+def _temporary_start(name: str) -> str:
+    """Return the beginning of a file's temporary names; of a long name a part and a checksum."""
+    if len(os.fsencode(name)) <= MAX_NAME_BYTES - WRITER_BYTES:
+        return f".{name}"
+    part = os.fsencode(name)[: MAX_NAME_BYTES - WRITER_BYTES - 9].decode("utf-8", "ignore")
+    return f".{part}-{zlib.crc32(os.fsencode(name)):08x}"
 
 
 def remove_stale_temp(folder: Path, name: str) -> None:
     """Remove what dead processes left in `folder` under temporary names of `name`."""
-    for path in [path for path in folder.iterdir() if path.name.startswith(f".{name}~") and path.suffix == ".tmp"]:
+    start = f"{_temporary_start(name)}~"
+    for path in [path for path in folder.iterdir() if path.name.startswith(start) and path.suffix == ".tmp"]:
         if _is_abandoned(path):
             _remove(path)
+
+
+@contextmanager
+def temporary_folder(final: Path) -> Iterator[Path]:
+    """Make a folder under a temporary name of `final`, and delete it after the block; remove those of dead processes.
+
+    Args:
+        final: a path whose parent folder exists; it is not created itself.
+    """
+    with suppress(OSError):
+        remove_stale_temp(final.parent, final.name)
+    folder = make_temporary_path(final)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_all_stale_temp(folder: Path, locked: bool = False) -> None:
@@ -327,9 +368,14 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
 
 
 def write_table(table: pandas.DataFrame, path: Path) -> None:
-    """Write a pandas table as CSV, atomically and with all digits."""
-    content = table.to_csv(index=False, lineterminator="\n").encode()
+    """Write a pandas table as CSV, with tabs if the path ends in `.tsv`, atomically and with all digits."""
+    content = table.to_csv(index=False, sep=separator_of(path), lineterminator="\n").encode()
     atomic_write(path, lambda file: file.write(content), len(content))
+
+
+def separator_of(path: Path) -> str:
+    """Return the separator of the cells of a table that `write_table` writes."""
+    return "\t" if path.suffix == ".tsv" else ","
 
 
 @lru_cache(maxsize=4)

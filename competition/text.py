@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+from competition.errors import SURROGATE
+
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 # Characters that start a spreadsheet formula (OWASP, "CSV Injection"), and the characters that a formula needs to reach
 # beyond its own sheet. A minus before a number and a plus after a name are harmless.
@@ -32,6 +34,8 @@ def name_problem(name: str) -> str | None:
 
     Names become files (`{id}_{class}.nii.gz`), log lines and table cells.
     """
+    if SURROGATE.search(name):
+        return "is not UTF-8"
     if CONTROL_CHARACTERS.search(name):
         return "contains a line break or another control character"
     if "/" in name or "\\" in name:

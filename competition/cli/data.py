@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -41,18 +42,24 @@ if TYPE_CHECKING:
 def demo_command(name: str, output: Path | None, layout: str | None, seed: int) -> None:
     """Make a demo, or phantoms in a known layout, and print the next command."""
     if layout is None:
-        from competition.datasets.demo import make_demo
+        from competition.datasets.demo import make_demo, write_demo_experiment
 
-        folder = output or Path("data") / f"demo{name}"
+        default = Path("data") / f"demo{name}"
+        folder = output or default
         make_demo(name, folder, seed=seed)
-        file = "demo_gate/unet2d" if name == "gate" else f"demo{name}/unet{name}"
-        typer.echo(f"{folder}: a {name} competition. Next: maskfold cv experiments/{file}.yaml")
+        file = write_demo_experiment(name)
+        is_default = folder.absolute() == default.absolute()
+        override = "" if is_default else " " + shlex.quote(f"competition.root={folder}")
+        typer.echo(f"{folder}: a {name} competition. Next: maskfold cv {file}{override}")
         return
     from competition.datasets.phantoms import make_phantom, next_command
 
     folder = output or Path("data") / name
     make_phantom(layout, folder, seed=seed)
     typer.echo(f"{folder}: phantoms in the layout of {layout}. Next: {next_command(layout, folder)}")
+    experiments = Path("experiments") / layout
+    if not experiments.is_dir():
+        typer.echo(f"note: {experiments} is not here; copy it from Maskfold's repository")
 
 
 # Data sets from the network

@@ -5,6 +5,7 @@ Exit status: 0 if the command succeeded, 1 if it failed, 2 if the arguments or t
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -216,13 +217,20 @@ def predict(
     pictures: Annotated[
         int, typer.Option(min=0, help="Number of cases drawn as pictures, image and prediction side by side.")
     ] = 3,
+    label_map: Annotated[
+        bool,
+        typer.Option(
+            "--label-map",
+            help="Write overlapping classes that are regions within regions (BraTS) into one file per case.",
+        ),
+    ] = False,
     trust: TrustOption = None,
     allow: AllowOption = None,
 ) -> None:
     """Predict the images of a folder and write label files: NIfTI with the image's affine, or PNG."""
     from competition.cli.submit import predict_command
 
-    predict_command(words, images, output, pictures, tuple(trust or []))
+    predict_command(words, images, output, pictures, tuple(trust or []), label_map)
 
 
 @app.command(epilog="Example: maskfold upload submissions/demo2d/unet2d-15ba66a88b85.csv -m 'wider network'")
@@ -435,6 +443,9 @@ def version() -> None:
 def main() -> None:
     """Run the command line; print errors that a user can cause as one message without a traceback."""
     install_redaction()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows names as far as it can
     try:
         status: Any = app(standalone_mode=False)
     except MaskfoldError as error:

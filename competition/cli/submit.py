@@ -101,7 +101,9 @@ def parse_weights(text: str | None) -> list[float] | str | None:
 
 
 @exit_on_signal("stopped: the files written so far are complete")
-def predict_command(words: list[str], images: Path, output: Path, pictures: int, trust: tuple[str, ...]) -> None:
+def predict_command(
+    words: list[str], images: Path, output: Path, pictures: int, trust: tuple[str, ...], label_map: bool = False
+) -> None:
     """Run the command; see `competition.cli.main.predict`."""
     console = Console(highlight=False)
 
@@ -113,7 +115,13 @@ def predict_command(words: list[str], images: Path, output: Path, pictures: int,
 
     runs = [find_run(name, overrides, trust, say) for name in names]
     predictions = predict_images(
-        runs, images, output, Context(trust, say), progress=progress_bar(console), pictures=pictures
+        runs,
+        images,
+        output,
+        Context(trust, say),
+        progress=progress_bar(console),
+        pictures=pictures,
+        label_map=label_map,
     )
     unit = "voxels" if runs[0].exp.competition.dimensions == 3 else "pixels"
     for prediction in predictions[:5]:

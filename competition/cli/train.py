@@ -26,6 +26,7 @@ from competition.cli.console import (
 )
 from competition.config.loading import load_experiment
 from competition.context import Context
+from competition.data.patterns import count_test_images, has_hidden_test
 from competition.errors import MaskfoldError
 from competition.text import format_count
 
@@ -61,7 +62,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
 
     from competition.datasets.demo import ensure_demo
 
-    if ensure_demo(exp.competition):
+    if ensure_demo(exp.competition, overrides):
         console.print(f"created the demo competition {exp.competition.name} in {exp.competition.root}")
 
     from competition.runs.fold import mixed_environments
@@ -92,7 +93,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
     ]:
         say(line)
     say(f"Files: {run.folder}")
-    say(_next_command(file, exp.competition, overrides))
+    say(_next_command(file, exp.competition, overrides, len(run.cases)))
     say("or:   make ui   (compare runs on http://127.0.0.1:5000)")
 
 
@@ -156,11 +157,25 @@ def skipped_lines(run: Run) -> list[str]:
     )
 
 
-def _next_command(file: Path, comp: Competition, overrides: list[str]) -> str:
-    """Return the next command to suggest: submit, or predict if the host defines no submission file."""
+def _next_command(file: Path, comp: Competition, overrides: list[str], cases: int = 0) -> str:
+    """Return the suggested next command.
+
+    It is submit; export if the test set seems to be hidden; predict, for label files, if the host defines no submission
+    file.
+
+    Args:
+        file: the experiment.
+        comp: its competition.
+        overrides: of the command.
+        cases: number of training cases.
+    """
     run_arguments = shlex.join([str(file), *overrides])
     if comp.test is None:
         return f"Next: maskfold report {run_arguments}   (HTML report)"
+    if has_hidden_test(test_count := count_test_images(comp), cases):
+        shown = f"only {format_count(test_count, 'test case')} here" if test_count else "no test case here"
+        output = f"bundles/{comp.name}   (a bundle for the host's notebook: {shown})"
+        return f"Next: maskfold export {run_arguments} -o {output}"
     if comp.submission.sample is None and comp.submission.profile is None:
         images = comp.test.images if isinstance(comp.test.images, str) else next(iter(comp.test.images.values()))
         folder = comp.root / images.partition("{")[0].rpartition("/")[0]
@@ -201,7 +216,7 @@ def study_command(
     from competition.study.study import open_study, run_study, track_study
 
     source = ExperimentSource(file, tuple(overrides), trust)
-    ensure_demo(source.load().competition)
+    ensure_demo(source.load().competition, overrides)
     search = open_study(source, storage)
     count = search.config.trials if trials is None else trials
     say(f"study {search.name}: {len(search.finished)} of {count} trials finished")

@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -70,6 +71,10 @@ class TrainFiles(ConfigModel):
     masks_on_image_grid: bool = False
     # `apply`: turn images and label files as their EXIF orientation says; `ignore`: read pixels as they are stored.
     exif: Literal["ignore", "apply"] = "ignore"
+    # JPEG masks: values from here on are the class, lower ones background. Needs one class, or one file per class.
+    threshold: PositiveInt | None = None
+    # A mask per case: where it is 0, pixels are neither trained on nor scored.
+    region: str | None = None
     # Use only these ids, or the ids in a CSV's column `id`; None: all cases.
     cases: str | Annotated[list[str], Field(min_length=1)] | None = None
 
@@ -77,6 +82,8 @@ class TrainFiles(ConfigModel):
     def _check_truth(self) -> TrainFiles:
         if (self.masks is None) == (self.rle is None):
             raise ValueError("set exactly one of `masks` and `rle`")
+        if self.threshold is not None and self.masks is None:
+            raise ValueError("`threshold` needs mask files (`masks`)")
         if self.missing_masks == "empty" and not isinstance(self.masks, dict):
             raise ValueError("`missing_masks: empty` needs one file per class, `masks: {class: pattern, …}`")
         return self
@@ -239,6 +246,16 @@ class Competition(ConfigModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _check_names(cls, classes: Any) -> Any:
+        if isinstance(classes, list) and any(isinstance(name, int) for name in classes):
+            raise ValueError(
+                f"`classes` must be names, found {classes}; write the label values in `label_values: {classes}` and a "
+                f"name for each in `classes`, such as [{', '.join(f'class_{name}' for name in classes[:2])}, …]"
+            )
+        return classes
+
     @model_validator(mode="after")
     def _check_consistency(self) -> Competition:
         if len(set(self.classes)) != len(self.classes):
@@ -253,6 +270,13 @@ class Competition(ConfigModel):
             raise ValueError("`label_values` must have one value or list of values per class, all different and not 0")
         if self.ignore is not None and self.ignore in (0, *all_values):
             raise ValueError(f"`ignore` must differ from all class values and from 0 (background), found {self.ignore}")
+        if self.train.threshold is not None:
+            if isinstance(self.train.masks, str) and len(self.classes) > 1:
+                raise ValueError(
+                    "`train.threshold` needs one class, or one file per class (`masks: {class: pattern, …}`)"
+                )
+            if self.ignore is not None:
+                raise ValueError("`train.threshold` and `ignore` exclude each other; see `train.region`")
         if self.array_axes is not None and len(self.array_axes) != self.dimensions:
             expected = "xy or yx" if self.dimensions == 2 else "xyz, yxz or zyx"
             raise ValueError(
@@ -274,6 +298,11 @@ class Competition(ConfigModel):
         """The values of each class in label files."""
         values = range(1, len(self.classes) + 1) if self.label_values is None else self.label_values
         return [value if isinstance(value, list) else [value] for value in values]
+
+    @property
+    def has_ignored_pixels(self) -> bool:
+        """Whether the truth may have pixels that are excluded from loss and score."""
+        return self.ignore is not None or self.train.region is not None
 
     @property
     def output_label_values(self) -> list[int]:
@@ -299,4 +328,7 @@ def drop_keys_without_effect(plain: dict[str, Any]) -> None:
         del plain["train"]["missing_masks"]
     if plain["train"].get("exif") == "ignore":
         del plain["train"]["exif"]
+    for key in ("threshold", "region"):
+        if plain["train"].get(key) is None:
+            plain["train"].pop(key, None)
     plain["train"].pop("masks_on_image_grid", None)  # accepts or refuses cases, and changes none

@@ -424,7 +424,7 @@ class Experiment(ConfigModel):
     @property
     def has_ignored_pixels(self) -> bool:
         """Whether masks may contain pixels that are excluded from loss and score."""
-        return self.competition.ignore is not None or self.pseudo is not None or bool(self.extras)
+        return self.competition.has_ignored_pixels or self.pseudo is not None or bool(self.extras)
 
     @property
     def output_channels(self) -> int:

@@ -26,9 +26,11 @@ from competition.config.yaml import (
     parse_overrides,
     read_yaml,
 )
-from competition.errors import MaskfoldError
+from competition.errors import SURROGATE, MaskfoldError, printable
+from competition.text import name_problem
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+MAX_RUN_NAME_BYTES = 200  # of `<competition>-<experiment>`; files named after it add up to 55
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] | None = ()) -> Experiment:
@@ -78,6 +80,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
     if trust is not None:
         _load_own_steps(document, trust)
     exp = _validate(Experiment, document)
+    _check_run_name(file, exp.competition.name)
     if trust is not None:
         _check_trust(exp, document, trust)
         exp.competition.metric.trust(trust)
@@ -265,7 +268,30 @@ def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
         path = Path(value).expanduser()
         if not path.exists() and (folder / path).exists():
             path = folder / path
-        parent[key[-1]] = os.path.abspath(path)
+        if SURROGATE.search(absolute := os.path.abspath(path)):
+            raise MaskfoldError(
+                f"{document.locate(key)}: {'.'.join(map(str, key))}: the path {absolute} is not UTF-8, so it cannot be "
+                "saved with a run.",
+                "Rename the folder with mv.",
+                status=2,
+            )
+        parent[key[-1]] = absolute
+
+
+def _check_run_name(file: Path, competition: str) -> None:
+    """Check the names that become the name of a run's and a study's folder, `<competition>-<experiment>`.
+
+    Raises:
+        MaskfoldError: the name of the experiment's file is not UTF-8 or has control characters, or both are too long.
+    """
+    problem = name_problem(file.stem)
+    length = len(f"{competition}-{printable(file.stem)}".encode())
+    if problem is None and length > MAX_RUN_NAME_BYTES:
+        problem = f"is too long with the competition's: found {length} bytes, expected at most {MAX_RUN_NAME_BYTES}"
+    if problem is not None:
+        raise MaskfoldError(
+            f"The experiment's name {file.stem!r} {problem}.", "Rename the experiment's file.", status=2
+        )
 
 
 def _resolve_file(document: YamlDocument, key: KeyPath, folder: Path) -> None:

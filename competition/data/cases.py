@@ -20,9 +20,11 @@ from competition.data.patterns import (
     CaseFiles,
     SkippedCases,
     check_ids_differ_by_more_than_case,
+    drop_undecodable,
+    id_problem,
     match_cases,
+    match_channels,
     match_files,
-    match_path,
     matches_many_files,
     unmatched_images,
 )
@@ -31,7 +33,7 @@ from competition.data.rle_tables import assign_rows
 from competition.data.splits import group_values
 from competition.errors import MaskfoldError
 from competition.io import read_csv
-from competition.text import format_count, has_or_have, name_problem, nearest_names
+from competition.text import format_count, has_or_have, nearest_names
 
 if TYPE_CHECKING:
     import pandas
@@ -147,51 +149,6 @@ def data_hash(table: pandas.DataFrame) -> str:
     return combined_digest(line.encode() for line in lines)
 
 
-def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
-    """Check that the files that a case table from a run's folder names are those of their cases, by the patterns.
-
-    Their content is compared with the table's digests when it is read, see `competition.data.content.unchanged`.
-
-    Args:
-        comp: the competition that the table was made of.
-        table: its training cases.
-
-    Raises:
-        MaskfoldError: a case has the file of another case, or of another channel or class.
-        ValueError, TypeError, AttributeError: a cell is damaged.
-    """
-    images, masks = comp.train.images, comp.train.masks
-    image_patterns = images if isinstance(images, dict) else {"image": images}
-    mask_patterns = masks if isinstance(masks, dict) else {comp.classes[0]: str(masks)}
-    for row in case_rows(table):
-        truth = json.loads(row.masks)
-        if (truth["kind"] == "rle") != (comp.train.rle is not None):
-            raise ValueError(f"the masks of case {row.id} are of the kind {truth['kind']}")
-        named = {"train.images": (json.loads(row.images), image_patterns)}
-        if truth["kind"] == "labels":
-            named["train.masks"] = ({comp.classes[0]: truth["files"]}, mask_patterns)
-        elif truth["kind"] != "rle":
-            named["train.masks"] = (truth["files"], mask_patterns)
-        texts = json.loads(row.slices)
-        for key, (files_of, patterns) in named.items():
-            for name, files in files_of.items():
-                _check_file_names(row.id, key, patterns.get(name), files, texts)
-
-
-def _check_file_names(
-    case_id: str, key: str, pattern: str | None, files: str | list[str], texts: list[str] | None
-) -> None:
-    """Check that a pattern matches the files of a case; `texts`: what {z} matched in each slice of the image."""
-    paths = [files] if isinstance(files, str) else files
-    for index, path in enumerate(paths):
-        bound = None if pattern is None else match_path(pattern, path, case_id)
-        if bound is None or ("z" in bound and (texts is None or int(bound["z"]) != int(texts[index]))):
-            raise MaskfoldError(
-                f"The case {case_id} has the file {path[:200]}, which is not of this case by {key} `{pattern}`.",
-                "Copy the run's folder again from where it was made, or start another run with --new.",
-            )
-
-
 def case_rows(table: pandas.DataFrame) -> list[SimpleNamespace]:
     """Return the rows of a case table as objects with an attribute for each column, in the table's order."""
     return [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
@@ -260,15 +217,22 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
     channels = {
         name: match_cases(Path(comp.root), pattern, key if len(patterns) == 1 else f"{key}.{name}")
         for name, pattern in patterns.items()
+        if "{c}" not in pattern
     }
+    for pattern in patterns.values():
+        if "{c}" in pattern:
+            _check_single_pattern(patterns, key)
+            channels = match_channels(Path(comp.root), pattern, key)
+            patterns = dict.fromkeys(channels, pattern)
     if split == "train":
         for cases in channels.values():
             _drop_masks(comp, cases)
+    channels = {name: drop_undecodable(cases, key, Path(comp.root), skipped) for name, cases in channels.items()}
     ids = sorted(set().union(*channels.values()))
     check_ids_differ_by_more_than_case(ids, key)
     ids = select_training_cases(comp, ids) if split == "train" else ids
     for case_id in ids:
-        if (reason := name_problem(case_id)) is not None:
+        if (reason := id_problem(comp, case_id)) is not None:
             skipped.add(
                 case_id, MaskfoldError(f"Invalid case id from {key}: {case_id!r} {reason}.", "Rename the file.")
             )
@@ -292,9 +256,10 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
 
 def _drop_masks(comp: Competition, cases: dict[str, CaseFiles]) -> None:
     """Drop label files that the pattern of the images matches too: `{id}.png` also matches `a_mask.png`."""
-    masks = comp.train.masks
+    masks, region = comp.train.masks, comp.train.region
     case_of = {case.paths[0]: case_id for case_id, case in cases.items() if case.paths}
-    for pattern in masks.values() if isinstance(masks, dict) else [masks] if masks else []:
+    patterns = list(masks.values()) if isinstance(masks, dict) else [masks] if masks else []
+    for pattern in [*patterns, *([region] if region else [])]:
         for case_id in list(cases):
             mask = case_of.get(pattern.replace("{id}", case_id))
             if mask is not None and mask != case_id:
@@ -314,11 +279,36 @@ def find_masks(
     Returns:
         By id, one of: ``{"kind": "labels", "files": path or slices}``, ``{"kind": "classes", "files": {class: path or
         slices}}``, ``{"kind": "instances", "files": {class: paths}}``, ``{"kind": "rle", "table": path, "rows":
-        [[line, class, slice or null], …]}``.
+        [[line, class, slice or null], …]}``. With `train.region` each has the key `region`: a path or slices.
 
     Raises:
         MaskfoldError: an image has no mask, a mask has no image, or a pattern or table is invalid.
     """
+    masks = _find_truth(comp, images, skipped)
+    if comp.train.region is None:
+        return masks
+    root, key = Path(comp.root), "train.region"
+    regions = drop_undecodable(match_cases(root, comp.train.region, key), key, root, skipped)
+    _skip_all(
+        [case_id for case_id in masks if case_id not in regions],
+        f"has no region ({key} `{comp.train.region}` matches no file)",
+        "Add the file, or skip such cases with competition.on_bad_case=skip.",
+        skipped,
+    )
+    for case_id in masks:
+        if case_id in regions:
+            _check_same_slices(case_id, {**images[case_id], "region": regions[case_id]}, key, skipped)
+    return {
+        case_id: {**truth, "region": regions[case_id].files}
+        for case_id, truth in masks.items()
+        if case_id not in skipped.reasons
+    }
+
+
+def _find_truth(
+    comp: Competition, images: dict[str, ImagesByChannel], skipped: SkippedCases
+) -> dict[str, dict[str, Any]]:
+    """Find the ground truth of every training case, without its region."""
     if comp.train.rle is not None:
         rows = assign_rows(comp, {case_id: next(iter(files.values())) for case_id, files in images.items()}, skipped)
         return {case_id: {"kind": "rle", "table": comp.train.rle, "rows": rows[case_id]} for case_id in images}
@@ -337,13 +327,15 @@ def find_masks(
     masks_of: dict[str, dict[str, CaseFiles]] = {case_id: {} for case_id in images}
     for name, pattern in patterns.items():
         key = f"train.masks.{name}" if isinstance(masks, dict) else "train.masks"
-        cases = match_cases(Path(comp.root), pattern, key)
+        cases = drop_undecodable(match_cases(Path(comp.root), pattern, key), key, Path(comp.root), skipped)
         _skip_masks_without_image(comp, list(cases), images, f"{key} `{pattern}`", skipped)
         _skip_all(
             [case_id for case_id in images if case_id not in cases and comp.train.missing_masks == "error"],
             f"has an image ({{image}}) but no mask ({key} `{pattern}`)",
             _channel_suffix_hint(comp, images, list(cases))
-            or "Add the mask, or skip such cases with competition.on_bad_case=skip.",
+            or "Add the mask"
+            + (", set train.missing_masks=empty if the case has no such object" if isinstance(masks, dict) else "")
+            + ", or skip such cases with competition.on_bad_case=skip.",
             skipped,
             images,
         )
@@ -378,7 +370,9 @@ def _find_instances(
                 "Write one file per slice or per case.",
                 status=2,
             )
-        paths_of = match_files(Path(comp.root), pattern, "train.masks")
+        paths_of = drop_undecodable(
+            match_files(Path(comp.root), pattern, "train.masks"), "train.masks", Path(comp.root), skipped
+        )
         _skip_masks_without_image(comp, list(paths_of), images, f"train.masks `{pattern}`", skipped)
         _skip_all(
             [case_id for case_id in images if case_id not in paths_of],
@@ -452,6 +446,16 @@ def _check_same_slices(case_id: str, cases: dict[str, CaseFiles], key: str, skip
                     "Add the file, or skip such cases with competition.on_bad_case=skip.",
                 ),
             )
+
+
+def _check_single_pattern(patterns: dict[str, str], key: str) -> None:
+    """Check that the channels of `{c}` are all channels."""
+    if len(patterns) > 1:
+        raise MaskfoldError(
+            f"{key} has several patterns, and one has {{c}}, which stands for all channels.",
+            "Use one pattern with {c}, or name each channel's pattern without it.",
+            status=2,
+        )
 
 
 def _check_no_2d_stacks(comp: Competition, patterns: dict[str, str], key: str) -> None:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 # Deflate (PNG, .gz, .npz) never packs more than 1,032 bytes into one (zlib's technical notes, "maximum compression
 # factor"); the rest allows for headers.
 DEFLATE_BOUND = 1100
-# A file that unpacks to more than a GiB and to more than a hundred times its size is taken for a decompression bomb.
-# Sparse masks that compress better stay below the GiB: 512×512×512 voxels, even as float64.
-MAX_UNPACKED, MAX_RATIO = 2**30, 100
+# A file that unpacks to more than a hundred times its size and to a large part of the free memory is taken for a
+# decompression bomb. Masks compress as well: 512×512×700 voxels as float64 with one organ, 1.4 GiB, 200 times and more.
+# So 2 GiB are read wherever they fit, and more on machines with more memory.
+MAX_RATIO, MAX_UNPACKED, MAX_SHARE = 100, 2**31, 1 / 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,12 +166,21 @@ def check_not_bomb(path: Path, declared: int) -> None:
         declared: bytes of its pixels, by its header.
 
     Raises:
-        MaskfoldError: it would unpack to more than `MAX_UNPACKED` bytes and `MAX_RATIO` times its size.
+        MaskfoldError: it would unpack to more than `MAX_RATIO` times its size, `MAX_UNPACKED` bytes and `MAX_SHARE` of
+            the free memory.
     """
     size = path.stat().st_size
-    if declared > MAX_UNPACKED and declared > MAX_RATIO * size:
+    if declared <= max(MAX_UNPACKED, MAX_RATIO * size):
+        return
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if declared > MAX_SHARE * free:
         raise unreadable_error(
-            path, f"found {size:,} bytes that unpack to {declared:,}, expected at most {MAX_RATIO} times the file"
+            path,
+            f"found {size:,} bytes that unpack to {declared / 2**30:,.1f} GiB, with {free / 2**30:,.1f} GiB of memory "
+            f"free; more than {MAX_RATIO} times the file must fit into an eighth",
+            "Save it with an integer type or in parts",
         )
 
 

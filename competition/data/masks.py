@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -66,6 +66,13 @@ class CaseObjects:
         cut = (part._replace(mask=part.mask & mask[part.box]) for part in hidden)
         return CaseObjects(labels, tuple(part for part in cut if part.mask.any()))
 
+    def without(self, outside: np.ndarray) -> CaseObjects:
+        """Return the objects without the pixels of a mask (*spatial) bool; their numbers stay."""
+        cut = (part._replace(mask=part.mask & ~outside[part.box]) for part in self.hidden)
+        return replace(
+            self, labels=np.where(outside, 0, self.labels), hidden=tuple(part for part in cut if part.mask.any())
+        )
+
     def mask_in(self, box: tuple[slice, ...], number: int) -> np.ndarray:
         """Return the pixels of an object in a region, bool of its shape."""
         mask = self.labels[box] == number
@@ -102,9 +109,19 @@ def load_mask(comp: Competition, row: Any) -> np.ndarray:
         ValueError: the row is a test case, which has no ground truth.
     """
     masks, shape = _mask_sources(row), tuple(json.loads(get_column(row, "shape")))
+    mask = _load_truth(comp, row, masks, shape)
+    if (outside := _outside_region(comp, row, masks, shape)) is not None:
+        mask[:, outside] = IGNORED
+    return mask
+
+
+def _load_truth(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Read the mask (M, *spatial) uint8, regardless of `train.region`."""
     if masks["kind"] == "labels":
         name = display_name(masks["files"])
         labels = _read_label_file(comp, masks["files"], shape, get_column(row, "id"), row_axes(comp, row))
+        if comp.train.threshold is not None:
+            labels = (labels >= comp.train.threshold) * np.int32(comp.class_values[0][0])
         return _labels_to_mask(labels, Path(comp.root) / name, comp)
     class_masks = np.zeros((len(comp.classes), *shape), bool)
     ignored = np.zeros(shape, bool)
@@ -162,7 +179,9 @@ def load_objects(comp: Competition, row: Any) -> CaseObjects:
         return canvas.objects()
     for part in _parts(comp, row, masks, shape):
         canvas.add(comp, part)
-    return canvas.objects()
+    objects = canvas.objects()
+    outside = _outside_region(comp, row, masks, shape)
+    return objects if outside is None else objects.without(outside)
 
 
 class _Canvas:
@@ -366,6 +385,8 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
     for cls, files in masks["files"].items():
         for item in files if masks["kind"] == "instances" else [files]:
             labels = _read_label_file(comp, item, shape, get_column(row, "id"), row_axes(comp, row))
+            if comp.train.threshold is not None:
+                labels = labels >= comp.train.threshold
             ignored = None if comp.ignore is None else labels == comp.ignore
             mask = labels != 0 if ignored is None else (labels != 0) & ~ignored
             _check_binary(Path(comp.root) / display_name(item), labels[mask], cls)
@@ -431,6 +452,15 @@ def _read_label_file(
     return labels
 
 
+def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return where the case's region mask (`train.region`) is 0, (*spatial) bool; None without one."""
+    if masks.get("region") is None:
+        return None
+    region = _read_label_file(comp, masks["region"], shape, get_column(row, "id"), row_axes(comp, row))
+    outside: np.ndarray = region < (comp.train.threshold or 1)
+    return outside
+
+
 # Label values to classes
 
 
@@ -457,7 +487,9 @@ def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
         )
         hint = f"Set competition.label_values or competition.ignore; now 0 is background, {known}."
         if extension_of(path.name) in (".jpg", ".jpeg"):
-            hint = "Save masks as PNG: JPEG changes values near edges."
+            hint = (
+                "Set train.threshold=128 for masks of 0 and 255, or save masks as PNG: JPEG changes values near edges."
+            )
         elif len(unknown) == len(comp.classes) == 1 and unknown[0] > 0:
             hint = f"Set competition.label_values=[{unknown[0]}] if that is {comp.classes[0]}, or competition.ignore."
         raise MaskfoldError(f"{path} has label value{'s' * (len(unknown) > 1)} without a class: found {shown}.", hint)
@@ -488,7 +520,7 @@ def _check_binary(path: Path, values: np.ndarray, cls: str) -> None:
         shown = ", ".join(map(str, np.unique(values)[:5].tolist()))
         raise MaskfoldError(
             f"The mask {path} of class {cls} has several values: found {shown}, expected 0 and one other.",
-            "Save it as a PNG without smoothing, or set competition.ignore.",
+            "Save it as a PNG without smoothing, or set train.threshold or competition.ignore.",
         )
 
 

@@ -42,7 +42,7 @@ def channels_error(case_id: str, count: int, expected: int, example: str, dimens
         common = ",".join(map(str, range(min(count, expected))))
         hint = (
             "Correct the case, skip such cases with competition.on_bad_case=skip, or use only channels that all cases "
-            f"have, such as prepare.channels=[{common}]."
+            f"have, such as prepare.channels=[{common}]. If the fourth axis is time, write a file for each volume."
         )
     number = f"{count} channel{'s' * (count != 1)}"
     return MaskfoldError(f"Case {case_id} has {number}, expected {expected} as in case {example}.", hint)
@@ -150,6 +150,11 @@ def select_channels(array: np.ndarray, numbers: Sequence[int], case: str) -> np.
             "Correct `prepare.channels`; channels are numbered from 0.",
         )
     return array[list(numbers)]
+
+
+def may_have_alpha(images: str | dict[str, str]) -> bool:
+    """Return whether the last of the channels of `train.images` may be transparency: all are in one file."""
+    return isinstance(images, str) and "{c}" not in images
 
 
 def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bool, case: str) -> np.ndarray:

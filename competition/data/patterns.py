@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
 from competition.config.competition import Competition
 from competition.data.readers import extension_of, has_reader, strip_extension
-from competition.errors import MaskfoldError
-from competition.text import nearest_names
+from competition.errors import SURROGATE, MaskfoldError, printable
+from competition.io import MAX_NAME_BYTES
+from competition.text import name_problem, nearest_names
 
 if TYPE_CHECKING:
     import pandas
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}|\*")
+OOF_SUFFIX = ".zarr.zip"  # of the file of a case's out-of-fold prediction
 MAX_LISTED_FILES = 5000  # files searched for the nearest names
 log = logging.getLogger(__name__)
 
@@ -49,12 +53,15 @@ class CaseFiles:
         return [item.path for item in self.slices] if self.slices else self.paths[0]
 
 
+T = TypeVar("T", CaseFiles, list[str])
+
+
 def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
     """Find one file, or one stack of slices, per id.
 
-    `{id}` and `{z}` (digits) match the same text wherever they occur, in folders and in the name; `*` matches anything
-    within one name. The extension matches in upper and lower case: `{id}.png` matches a.PNG. Names that begin with a
-    dot are ignored.
+    `{id}`, `{z}` and `{c}` (digits) match the same text wherever they occur, in folders and in the name; `*` matches
+    anything within one name. The extension matches in upper and lower case: `{id}.png` matches a.PNG. Names that begin
+    with a dot are ignored.
 
     Args:
         root: the competition's folder.
@@ -62,22 +69,53 @@ def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
         key: the pattern's key in the YAML, for messages.
 
     Returns:
-        Cases by id, sorted by id.
+        Cases by id, sorted by id; of a pattern with {c} each with its first channel.
 
     Raises:
         MaskfoldError: the pattern is invalid (status 2), the root is no folder, nothing matches, or two files match one
             id (and slice).
     """
+    if "{c}" in pattern:
+        first: dict[str, CaseFiles] = {}
+        for channel in match_channels(root, pattern, key).values():
+            first = channel | first
+        return {case_id: first[case_id] for case_id in sorted(first)}
+    cases = _group_by_id(_matches(root, pattern, key), pattern, key)
+    if not cases:
+        raise no_match_error(root, pattern, key)
+    return cases
+
+
+def match_channels(root: Path, pattern: str, key: str) -> dict[str, dict[str, CaseFiles]]:
+    """Find one file, or one stack of slices, per id and channel, for a pattern with {c}.
+
+    Returns:
+        For each channel, by the text that {c} matched and in the order of its number: cases by id, sorted by id.
+
+    Raises:
+        MaskfoldError: as for `match_cases`.
+    """
+    matches: dict[str, list[tuple[str, dict[str, str]]]] = {}
+    for path, bound in _matches(root, pattern, key):
+        matches.setdefault(bound["c"], []).append((path, bound))
+    if not matches:
+        raise no_match_error(root, pattern, key)
+    return {
+        channel: _group_by_id(matches[channel], pattern, key)
+        for channel in sorted(matches, key=lambda text: (int(text), text))
+    }
+
+
+def _group_by_id(matches: Iterable[tuple[str, dict[str, str]]], pattern: str, key: str) -> dict[str, CaseFiles]:
+    """Return the cases of the matches of a pattern, sorted by id; each may have one file, or one per slice."""
     cases: dict[str, CaseFiles] = {}
     is_stack = "{z}" in pattern
-    for path, bound in _matches(root, pattern, key):
+    for path, bound in matches:
         case = cases.setdefault(bound["id"], CaseFiles())
         if is_stack:
             case.slices.append(SliceFile(bound["z"], path))
         else:
             case.paths.append(path)
-    if not cases:
-        raise no_match_error(root, pattern, key)
     for case_id, case in cases.items():
         case.slices.sort(key=lambda item: (int(item.z), item.path))
         _check_unique(case_id, case, pattern, key)
@@ -177,6 +215,52 @@ def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
             )
 
 
+def drop_undecodable(cases: Mapping[str, T], key: str, root: Path, skipped: SkippedCases) -> dict[str, T]:
+    """Return the cases without those that have a file name that is not UTF-8, as in old zip files.
+
+    Args:
+        cases: the files by id, from `match_cases` or `match_files`.
+        key: the pattern's key in the YAML, for messages.
+        root: the competition's folder, for the hint.
+        skipped: receives the others.
+    """
+    kept: dict[str, T] = {}
+    for case_id, case in cases.items():
+        files = case if isinstance(case, list) else [*case.paths, *(item.path for item in case.slices)]
+        undecodable = next((path for path in files if SURROGATE.search(path)), None)
+        if undecodable is None and not SURROGATE.search(case_id):
+            kept[case_id] = case
+            continue
+        skipped.add(
+            printable(case_id),
+            MaskfoldError(
+                f"A file name is not UTF-8: found {undecodable or case_id} ({key}).",
+                f"Rename it with mv, or all at once: convmv -r -f latin1 -t utf8 --notest {shlex.quote(str(root))} "
+                "(cp437 instead of latin1 for zip files of Windows); or skip such cases with "
+                "competition.on_bad_case=skip.",
+            ),
+        )
+    return kept
+
+
+def id_problem(comp: Competition, case_id: str) -> str | None:
+    """Return why a case id is invalid, as a sentence without its subject; None if it is valid.
+
+    The id must leave room for the suffixes of the files that are named after it: out-of-fold predictions (see
+    `competition.runs.oof.OofStore.path`) and label files.
+    """
+    if (problem := name_problem(case_id)) is not None:
+        return problem
+    quoted = "".join(letter if letter.isalnum() or letter in "-_. " else quote(letter, safe="") for letter in case_id)
+    names = [quoted + OOF_SUFFIX, f"{case_id}.nii.gz"]
+    if comp.labels == "overlapping":
+        names += [f"{case_id}_{name}.nii.gz" for name in comp.classes]
+    longest = max(len(name.encode()) for name in names)
+    if longest <= MAX_NAME_BYTES:
+        return None
+    return f"is too long: files named after it would have up to {longest} bytes in their names, of {MAX_NAME_BYTES}"
+
+
 def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
     """Return the error for a pattern without a match; its message names the most similar files."""
     files = []
@@ -186,14 +270,15 @@ def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
             break
     if not files:
         return MaskfoldError(
-            f"{key} `{pattern}` matches no file: {root} has no files.",
+            f"{key} `{pattern}` matches no file: {root} has no files that can be read as images or tables.",
             "Unpack the competition's archive there, or set competition.root=/path/to/the/data.",
             status=2,
         )
     near = nearest_names(pattern, sorted(files), count=3, cutoff=0.0)  # any file shows the folder's layout
+    hidden = f" {HIDDEN_TEST_HINT}" if key.startswith("test.") else ""
     return MaskfoldError(
         f"{key} `{pattern}` matches no file below {root}; the nearest files are {', '.join(near)}.",
-        f"Correct {key} in the YAML, or competition.root.",
+        f"Correct {key} in the YAML, or competition.root.{hidden}",
         status=2,
     )
 
@@ -204,8 +289,10 @@ def _check_pattern(pattern: str, parts: list[str], key: str) -> None:
     names = {match.group(1) for match in PLACEHOLDER.finditer(pattern)} - {None}
     if pattern.startswith("/") or re.match(r"[A-Za-z]:", pattern):
         problem = "is not below competition.root"
-    elif names - {"id", "z"}:
-        problem = f"has {{{min(names - {'id', 'z'})}}}, expected only {{id}} and {{z}}"
+    elif names - {"id", "z", "c"}:
+        problem = f"has {{{min(names - {'id', 'z', 'c'})}}}, expected only {{id}}, {{z}} and {{c}}"
+    elif "c" in names and not key.endswith("images"):
+        problem = "has {c}, which stands for the channels of images"
     elif "**" in pattern:
         problem = "has `**`; name each folder, with `*` where its name varies"
     elif "id" not in names:
@@ -228,7 +315,7 @@ def _check_unique(case_id: str, case: CaseFiles, pattern: str, key: str) -> None
     if pair:
         raise MaskfoldError(
             f"{key} `{pattern}` matches two files for the id {case_id}: {pair[0]} and {pair[1]}.",
-            "Remove one of them, or correct the pattern so that it matches one.",
+            "Remove one of them, correct the pattern so that it matches one, or name the channels: {a: pattern, b: …}.",
         )
 
 
@@ -315,6 +402,31 @@ def _escape_extension(tail: str) -> str:
     return re.escape(tail[: len(tail) - length]) + (f"(?i:{re.escape(tail[-length:])})" if length else "")
 
 
+# Test images
+
+HIDDEN_TEST_HINT = (
+    "If the host keeps the test set to itself (a code competition), predict with a bundle in the host's notebook: "
+    "maskfold export RUN -o bundle."
+)
+MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05  # a visible test set is at least one of both: this large
+
+
+def count_test_images(comp: Competition) -> int | None:
+    """Return the number of test cases with an image; None if it is unknown or the competition has no `test` section."""
+    if comp.test is None or not Path(comp.root).is_dir():
+        return None
+    pattern = next(iter(_as_list(comp.test.images)))
+    try:
+        return sum(map(bool, match_files(Path(comp.root), pattern, "test.images").values()))
+    except MaskfoldError:
+        return 0
+
+
+def has_hidden_test(test_count: int | None, train_count: int) -> bool:
+    """Return whether the test images look like placeholders for a hidden test set: none, or very few."""
+    return test_count is not None and test_count < min(MAX_PLACEHOLDERS, max(1, PLACEHOLDER_SHARE * train_count))
+
+
 # Files that no pattern matches
 
 
@@ -334,7 +446,8 @@ def unmatched_images(comp: Competition, split: str) -> list[str]:
         _as_list(source)
         for source in (comp.train.images, comp.train.masks, comp.test.images if comp.test is not None else None)
     )
-    expressions = [re.compile(_path_expression(pattern)) for pattern in (*train, *masks, *test)]
+    region = _as_list(comp.train.region)
+    expressions = [re.compile(_path_expression(pattern)) for pattern in (*train, *masks, *region, *test)]
     unmatched = set()
     for pattern in _as_list(section.images if section is not None else None):
         *above, _ = (part for part in pattern.split("/") if part not in ("", "."))
@@ -348,7 +461,7 @@ def unmatched_images(comp: Competition, split: str) -> list[str]:
                 and not path.rpartition("/")[2].startswith(".")
                 and not any(expression.fullmatch(path) for expression in expressions)
             }
-    return sorted(unmatched)
+    return sorted(map(printable, unmatched))
 
 
 def _as_list(source: str | dict[str, str] | None) -> list[str]:
@@ -360,7 +473,7 @@ def _path_expression(pattern: str) -> str:
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     text, last, path = "(?s)", 0, "/".join(parts)
     for match in PLACEHOLDER.finditer(path):
-        text += re.escape(path[last : match.start()]) + ("[0-9]+" if match.group(1) == "z" else "[^/]*")
+        text += re.escape(path[last : match.start()]) + ("[0-9]+" if match.group(1) in ("z", "c") else "[^/]*")
         last = match.end()
     return text + _escape_extension(path[last:])
 

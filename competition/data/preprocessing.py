@@ -21,6 +21,7 @@ from competition.data.normalisation import (
     Intensity,
     channel_statistics,
     convert_channels,
+    may_have_alpha,
     select_channels,
     to_uint8_or_unit_range,
 )
@@ -167,7 +168,7 @@ def write_image(folder: Path, image: Image, exp: Experiment, case: str) -> dict[
     if array.size == 0:
         raise MaskfoldError(f"The image of case {case} is empty: found shape {array.shape}.", "Replace the file.")
     if is_2d:
-        alpha = isinstance(exp.competition.train.images, str)
+        alpha = may_have_alpha(exp.competition.train.images)
         array = convert_channels(to_uint8_or_unit_range(array), prepare.channels, alpha, case)
     elif isinstance(prepare.channels, list):
         array = select_channels(array, prepare.channels, case)

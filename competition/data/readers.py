@@ -39,6 +39,8 @@ EXTENSIONS = {
     ".npz": "numpy",
 }
 
+ITK_EXTENSIONS = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".vtk")  # medical formats that ITK reads
+
 
 # Single files
 
@@ -105,17 +107,29 @@ def read_labels(
         image = _to_native(path, file_format.pixels(path, dimensions, labels=True))
     image = _apply_exif(path, image) if exif and dimensions == 2 else image
     array = _single_channel(path, image.array)
-    if array.dtype.kind == "f":
-        rounded = np.rint(array)
-        if not np.isfinite(array).all() or np.abs(array - rounded).max() > 1e-3:
-            wrong = np.unique(array[~(np.abs(array - rounded) <= 1e-3)])
+    return _as_integers(path, array) if array.dtype.kind == "f" else array, image.affine
+
+
+def _as_integers(path: Path, array: np.ndarray) -> np.ndarray:
+    """Convert floating-point labels to int32, by slices, so that no other copy of a large volume is made.
+
+    Raises:
+        MaskfoldError: a value is no integer.
+    """
+    labels = np.empty(array.shape, np.int32)
+    for index in range(array.shape[-1]):
+        values = array[..., index]
+        rounded = np.rint(values)
+        is_wrong = ~(np.abs(values - rounded) <= 1e-3)
+        if is_wrong.any():
+            wrong = np.unique(array[~(np.abs(array - np.rint(array)) <= 1e-3)])
             shown = ", ".join(f"{value:.6g}" for value in wrong[:3]) + (" and others" if len(wrong) > 3 else "")
             raise MaskfoldError(
                 f"{path} has label values that are not integers: found {shown}.",
                 "Save the mask as integers; resample masks only with the nearest neighbour.",
             )
-        array = rounded.astype(np.int32)
-    return array, image.affine
+        labels[..., index] = rounded
+    return labels
 
 
 def read_header(path: str | Path, dimensions: int | None = None, labels: bool = False, exif: bool = False) -> Header:
@@ -179,9 +193,22 @@ def _reader(path: Path, dimensions: int | None) -> tuple[FileFormat, int]:
         raise MaskfoldError(f"{path} is DICOM.", "Convert the study to volumes first with `maskfold dicom`.")
     if kind is None:
         raise MaskfoldError(
-            f"{path} has an unsupported extension: expected one of {', '.join(EXTENSIONS)}.", "Convert the file."
+            f"{path} has an unsupported extension: expected one of {', '.join(EXTENSIONS)}.", _conversion_hint(path)
         )
     return READERS[kind], dimensions or (3 if kind == "nifti" else 2)
+
+
+def _conversion_hint(path: Path) -> str:
+    """Return a hint with a command that converts a file of a medical format to NIfTI."""
+    extension, stem = extension_of(path.name), path.name.partition(".")[0]
+    if extension in (".img", ".hdr"):
+        return f"Convert each pair to NIfTI with nibabel's command: nib-convert {stem}.img {stem}.nii.gz"
+    if extension not in ITK_EXTENSIONS:
+        return "Convert the file."
+    return (
+        "Convert each file to NIfTI with SimpleITK (pip install SimpleITK), with the same place and voxel size: python "
+        f'-c \'import SimpleITK as s; s.WriteImage(s.ReadImage("{path.name}"), "{stem}.nii.gz")\''
+    )
 
 
 def _to_native(path: Path, image: Image) -> Image:
@@ -195,6 +222,8 @@ def _to_native(path: Path, image: Image) -> Image:
 
 def _single_channel(path: Path, array: np.ndarray) -> np.ndarray:
     """Return the only channel of labels (C, *spatial)."""
+    if len(array) == 1:
+        return array[0]
     colours = array
     if len(array) in (2, 4) and (array[-1] == array[-1].flat[0]).all():
         colours = array[:-1]
@@ -204,7 +233,8 @@ def _single_channel(path: Path, array: np.ndarray) -> np.ndarray:
         raise MaskfoldError(f"The label file {path} has NaN or infinite values.", "Write one integer per pixel.")
     raise MaskfoldError(
         f"The label file {path} has different channels: found {len(array)}, expected 1.",
-        "Write one integer per pixel, or one file per class.",
+        "Write one integer per pixel, or one file per class"
+        + ("; if the fourth axis is time, write a file for each volume." if array.ndim == 4 else "."),
     )
 
 

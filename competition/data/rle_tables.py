@@ -63,6 +63,8 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
         MaskfoldError: the table lacks a column, no id matches, a row's id has no image, its class is unknown, or the
             data clearly contradict the YAML's or profile's order of run lengths (see `competition.data.rle_order`).
     """
+    if not cases:  # all are skipped
+        return {}
     path, table, layout = _open_table(comp)
     if layout.cls is None and not layout.class_in_id and len(comp.classes) > 1:
         raise MaskfoldError(

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import csv
 import json
-import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from competition.config.competition import Competition
+from competition.config.yaml import parse_overrides
 from competition.errors import MaskfoldError
+from competition.io import atomic_write, ensure_writable, temporary_folder
 
 MARKER = ".maskfold-demo.json"
 PLACEHOLDER = "1 1"  # hosts write it into the sample's mask column
@@ -43,13 +46,13 @@ def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], Non
         if _is_up_to_date(folder, marker):
             return False
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary_folder:
-            new = Path(temporary_folder) / "new"
+        with temporary_folder(folder) as temporary:
+            new = temporary / "new"
             new.mkdir()
             fill(new)
             (new / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
             if folder.exists():
-                folder.rename(Path(temporary_folder) / "old")
+                folder.rename(temporary / "old")
             new.rename(folder)
     except OSError as error:
         if _read_marker(folder) == marker:  # another process made it at the same time
@@ -148,6 +151,8 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
 
 VERSION = 1  # version of the pixels; raise it when they change
 DEFAULT_SEED = 0
+# Folder and experiment of each demo, in `experiments` and, with the same content, in `competition/datasets/yaml`.
+EXPERIMENTS = {"2d": ("demo2d", "unet2d.yaml"), "3d": ("demo3d", "unet3d.yaml"), "gate": ("demo_gate", "unet2d.yaml")}
 
 
 def make_demo(
@@ -197,15 +202,44 @@ def is_demo(comp: Competition) -> bool:
     return comp.name.removeprefix("demo") in DEMOS and comp.name.startswith("demo")
 
 
-def ensure_demo(comp: Competition) -> bool:
+def ensure_demo(comp: Competition, overrides: Sequence[str] = ()) -> bool:
     """Make a competition's data if it is a demo and its root does not exist.
+
+    Args:
+        comp: the competition.
+        overrides: the `key=value` arguments that it was loaded with. Nothing is made at a root that they set, because
+            it may be mistyped.
 
     Returns:
         True if it was made.
     """
-    if not is_demo(comp) or comp.root.exists():
+    root_is_set = any(override.key == "competition.root" for override in parse_overrides(overrides))
+    if not is_demo(comp) or comp.root.exists() or root_is_set:
         return False
     return make_demo(comp.name.removeprefix("demo"), comp.root)
+
+
+def write_demo_experiment(name: str, experiments: Path = Path("experiments")) -> Path:
+    """Write the YAML files of a demo that are missing, and return the path of its experiment.
+
+    Args:
+        name: `2d`, `3d` or `gate`.
+        experiments: contains a folder for each competition; a file that exists there stays.
+
+    Raises:
+        MaskfoldError: a file cannot be written.
+    """
+    folder, experiment = EXPERIMENTS[name]
+    for source in (resources.files("competition.datasets") / "yaml" / folder).iterdir():
+        path, content = experiments / folder / source.name, source.read_bytes()
+        if not path.exists():
+            ensure_writable(path.parent)
+            atomic_write(path, partial(_write_bytes, content))
+    return experiments / folder / experiment
+
+
+def _write_bytes(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
 
 
 def make_demo_2d(folder: Path, cases: int = 72, test_cases: int = 24, seed: int = DEFAULT_SEED) -> None:

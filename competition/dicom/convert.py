@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from competition.dicom.headers import SeriesRejected, hide_private, reject_on_error, silence_pydicom
+from competition.dicom.pictures import INVERTED, name_pictures, read_picture, write_picture
 from competition.dicom.scan import Scan, Series, assign_case_ids, group_series, name_patients, scan_folder
 from competition.dicom.segmentation import ConvertedImage, LabelMap, Mask, MaskBuilder, ReferenceMatcher
 from competition.dicom.tables import CELL_SEPARATOR, SeriesRow, read_rows, write_rows
@@ -44,12 +45,13 @@ def convert_folder(
     labels: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Conversion:
-    """Convert every DICOM series below a folder.
+    """Convert every DICOM series below a folder: volumes to NIfTI, 2D pictures without a position to PNG.
 
     Args:
         folder: DICOM files in any order, under any names, in any folders.
-        output: receives LAYOUT/{id}.nii.gz (X, Y, Z; int16, else float32), labelsTr or labelsTs/{id}.nii.gz (uint8 on
-            the image's grid), series.csv and segments.csv. Files of other series stay.
+        output: receives LAYOUT/{id}.nii.gz (X, Y, Z; int16, else float32) or LAYOUT/{id}.png (uint8, else uint16),
+            labelsTr or labelsTs/{id}.nii.gz (uint8 on the image's grid), series.csv and segments.csv. Files of other
+            series stay.
         layout: imagesTr or imagesTs.
         labels: regular expression; series whose description matches it hold labels.
         say: called with one line per series.
@@ -129,12 +131,15 @@ class _Converter:
         self._images: dict[str, ConvertedImage] = {}
         uids = {item.uid for item in series}
         converted = [row for row in previous_rows if row.status == "converted"]
+        taken = {row.id for row in converted if row.series not in uids}
+        volumes = [row for row in converted if row.file.endswith(".nii.gz")]
         self._ids = assign_case_ids(
-            self._of_kind("image"),
+            self._of_kind("image") + self._of_kind("picture"),
             self._patients,
-            {row.series: row.id for row in converted if row.series in uids},
-            {row.id for row in converted if row.series not in uids},
+            {row.series: row.id for row in volumes if row.series in uids},
+            taken,
         )
+        self._picture_ids = name_pictures(self._of_kind("picture"), self._ids, taken)
         self._other_layouts = {row.series: row.layout for row in converted if row.layout != layout}
 
     def _of_kind(self, kind: str) -> list[Series]:
@@ -168,6 +173,8 @@ class _Converter:
                         self._convert_image(series, row)
                 except SeriesRejected as error:
                     row.reason = hide_private(str(error), series.private_patterns)
+            if series.kind == "picture":
+                self._convert_pictures(series, row)
             if series.kind in ("image", "other"):
                 self._report(row)
 
@@ -183,6 +190,26 @@ class _Converter:
         row.status, row.file, row.slices = "converted", name, str(len(slices.frames))
         row.shape, row.spacing = _format_size(slices.grid.shape), _format_size(slices.grid.spacing)
         row.notes, row.ignored = CELL_SEPARATOR.join(notes), _format_ignored(slices.ignored, series)
+
+    def _convert_pictures(self, series: Series, row: SeriesRow) -> None:
+        """Write every picture of a series; each has its own row, so that the table has a line for each id."""
+        del self.rows[series.uid]
+        for instance in series.instances:
+            case_id = self._picture_ids[series.uid, instance.name]
+            picture = replace(row, id=case_id, slices="1")
+            try:
+                with reject_on_error("cannot be converted"):
+                    array = read_picture(instance, self._pixels)
+                    name = f"{self._layout}/{case_id}.png"
+                    write_picture(self._output / name, array)
+                    picture.status, picture.file = "converted", name
+                    picture.shape = _format_size(array.shape[::-1])
+                    picture.spacing = _format_size((instance.frame_headers[0].spacing or ())[::-1])
+                    picture.notes = "inverted: MONOCHROME1" if instance.photometric == INVERTED else ""
+            except SeriesRejected as error:
+                picture.reason = hide_private(str(error), series.private_patterns)
+            self.rows[f"{series.uid} {case_id}"] = picture
+            self._report(picture)
 
     def convert_masks(self, label_map: LabelMap) -> None:
         """Write the masks of the converted images."""
@@ -260,22 +287,27 @@ class _Converter:
             self._say(f"refused {row.title}: {row.reason}")
             return
         remarks = "".join(f"; {remark}" for remark in (row.reason, row.notes, row.ignored) if remark)
-        size = f"{row.shape.replace('x', '×')} voxels of {row.spacing.replace('x', '×')} mm"
+        unit = "pixels" if row.file.endswith(".png") else "voxels"
+        spacing = f" of {row.spacing.replace('x', '×')} mm" if row.spacing else ""
+        size = f"{row.shape.replace('x', '×')} {unit}{spacing}"
         self._say(f"{row.file}: {row.title}, {row.modality}, {size}{remarks}")
 
 
 def _write_series_csv(output: Path, converter: _Converter, previous_rows: list[SeriesRow]) -> None:
     """Write the table; remove files that earlier conversions of these series wrote and this one did not."""
-    new_rows = {(row.layout, row.series): row for row in converter.rows.values()}
-    kept_rows = [row for row in previous_rows if (row.layout, row.series) not in new_rows]
-    current_files = {name for row in [*kept_rows, *new_rows.values()] for name in row.file.split(CELL_SEPARATOR)}
+    new_rows = list(converter.rows.values())
+    replaced = {(row.layout, row.series) for row in new_rows}
+    kept_rows = [row for row in previous_rows if (row.layout, row.series) not in replaced]
+    current_files = {name for row in [*kept_rows, *new_rows] for name in row.file.split(CELL_SEPARATOR)}
     for row in previous_rows:
         for name in set(row.file.split(CELL_SEPARATOR)) - current_files:
             path = Path(name)
             in_layout = len(path.parts) == 2 and path.parts[0] in (*LABEL_FOLDERS, *LABEL_FOLDERS.values())
-            if in_layout and name.endswith(".nii.gz"):  # a user may have edited the table: delete nothing else
+            if in_layout and name.endswith(
+                (".nii.gz", ".png")
+            ):  # a user may have edited the table: delete nothing else
                 (output / path).unlink(missing_ok=True)
-    write_rows(output / "series.csv", [*kept_rows, *new_rows.values()])
+    write_rows(output / "series.csv", [*kept_rows, *new_rows])
 
 
 def _format_ignored(ignored: list[str], series: Series) -> str:

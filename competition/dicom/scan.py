@@ -324,6 +324,11 @@ def header_text(dataset: Any, keyword: str) -> str:
 
 MAX_COSINE_DIFFERENCE = 1e-3  # between direction cosines of one direction
 MAX_COUNTED_DIRECTIONS = 99  # a rotating view has as many directions as frames
+SLICE_MODALITIES = ("CT", "MR", "PT", "NM")
+UNPLACED = (
+    "its images have no position in the patient: 2D pictures such as X-rays, which are no volume; convert them to PNG "
+    "(pydicom, cv2) and set `dimensions: 2`"
+)
 NON_IMAGE_HINTS = {"RTSTRUCT": "contours; export them as DICOM-SEG or as a label series"}
 
 
@@ -333,7 +338,8 @@ class Series:
 
     Attributes:
         instances: sorted by name, at least one.
-        kind: image, label (an image series that holds labels), segmentation (DICOM-SEG) or other.
+        kind: image, label (an image series that holds labels), picture (2D images without a position), segmentation
+            (DICOM-SEG) or other.
         reason: why it can never be a volume, even if its faults are repaired; empty for volumes.
     """
 
@@ -385,9 +391,17 @@ def _new_series(uid: str, instances: list[Instance], label_pattern: re.Pattern[s
         series.kind = "label"
     if series.kind in ("image", "label"):
         series.reason = _non_volume_reason(series)
-        if series.reason:
+        if series.reason == UNPLACED and _are_pictures(series):
+            series.kind, series.reason = "picture", ""
+        elif series.reason:
             series.kind = "other"
     return series
+
+
+def _are_pictures(series: Series) -> bool:
+    """Return whether images without a position are 2D pictures, and not slices that have lost it."""
+    one_frame_each = all(len(instance.frame_headers) == 1 for instance in series.instances if not instance.fault)
+    return one_frame_each and series.kind == "image" and series.header.modality not in SLICE_MODALITIES
 
 
 def _non_volume_reason(series: Series) -> str:
@@ -401,10 +415,7 @@ def _non_volume_reason(series: Series) -> str:
             return f"colours: found {instance.photometric}, expected MONOCHROME1 or MONOCHROME2 ({instance.name})"
     frames = [frame for instance in series.instances for frame in instance.frame_headers]
     if frames and all(frame.position is None or frame.orientation is None for frame in frames):
-        return (
-            "its images have no position in the patient: 2D pictures such as X-rays, which are no volume; convert them "
-            "to PNG (pydicom, cv2) and set `dimensions: 2`"
-        )
+        return UNPLACED
     directions = _count_directions([frame.orientation for frame in frames if frame.orientation is not None])
     if directions > 1:
         return f"slices of {directions} orientations: a localiser, or planes cut from a volume"

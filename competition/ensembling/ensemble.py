@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from competition.data.image_types import Image
 from competition.data.preprocessing import preprocess_case, write_image
 from competition.errors import MaskfoldError
 from competition.inference.predict import Prediction, device_context, predict_case_with_presence
+from competition.io import temporary_folder
 from competition.runs.blend import Ensemble, WeightedMean
 from competition.runs.run import CACHE_FOLDER, Run
 
@@ -140,16 +139,13 @@ class _RunNetworks:
 def _preprocessed(row: Any, run: Run, scratch: Path) -> Iterator[PreprocessedCase]:
     """Preprocess a case in a folder that is deleted afterwards, since a test set may be larger than the disk."""
     scratch.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".test-", dir=scratch))
-    try:
+    with temporary_folder(scratch / "test") as folder:
         if isinstance(row, InMemoryCase):
             yield PreprocessedCase.open(
                 get_or_build(folder, "loose", lambda target: write_image(target, row.image, run.exp, row.id))
             )
         else:
             yield PreprocessedCase.open(preprocess_case(row, run.exp, folder))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def list_slices(row: Any) -> list[tuple[str, str]] | None:

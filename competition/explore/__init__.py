@@ -10,6 +10,7 @@ from typing import Any
 from competition.config.competition import Competition
 from competition.data.cases import TURNED_IMAGES_HINT, find_turned_images, turned_images_message
 from competition.data.duplicates import ImagePair
+from competition.data.patterns import HIDDEN_TEST_HINT, count_test_images, has_hidden_test
 from competition.errors import MaskfoldError
 from competition.explore.cases import measure_case
 from competition.explore.discovery import find_cases
@@ -76,6 +77,14 @@ class Exploration:
         return {value: (cases[value], voxels[value]) for value in sorted(cases)}
 
 
+def _remark_on_hidden_test(comp: Competition, train: int, test: int, findings: Findings) -> None:
+    if has_hidden_test(test, train):
+        shown = f"{test} test {'case' if test == 1 else 'cases'}"
+        findings.add_remark(
+            "files", "test", "", f"There are only {shown} for {train} training cases.", HIDDEN_TEST_HINT
+        )
+
+
 def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exploration:
     """Read every case once, as `cv` does, with one case in memory at a time; continue after a fault.
 
@@ -93,7 +102,12 @@ def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exp
         try:
             files["test"] = find_cases(comp, "test", findings)
         except MaskfoldError as error:
-            findings.add_fault("files", "test", "", error)
+            if error.status == 2 and count_test_images(comp) == 0:  # `cv` works without them
+                findings.add_remark("files", "test", "", error.message, error.hint)
+            else:
+                findings.add_fault("files", "test", "", error)
+        else:
+            _remark_on_hidden_test(comp, len(files["train"][0]), len(files["test"][0]), findings)
     for split, (images, _) in files.items():
         if turned := find_turned_images(comp, (case for channels in images.values() for case in channels.values())):
             findings.add_remark("exif", split, "", turned_images_message(turned, split), TURNED_IMAGES_HINT)

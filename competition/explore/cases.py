@@ -20,7 +20,7 @@ from competition.data.duplicates import make_thumbnail
 from competition.data.geometry import header_orientation
 from competition.data.image_types import Header
 from competition.data.masks import IGNORED, CaseObjects, load_mask, load_objects
-from competition.data.normalisation import GREY_WEIGHTS, convert_channels
+from competition.data.normalisation import GREY_WEIGHTS, convert_channels, may_have_alpha
 from competition.data.readers import load_image, read_header, read_labels
 from competition.errors import MaskfoldError
 from competition.explore.types import CaseStats, ChannelStats, Findings, TruthStats
@@ -154,7 +154,7 @@ def _measure_image(case: CaseStats, comp: Competition, array: np.ndarray, mask: 
     is_foreground = is_valid = None
     if mask is not None:
         is_foreground = foreground_mask(mask)
-        is_valid = ~(mask == IGNORED).any(axis=0) if comp.ignore is not None else None
+        is_valid = ~(mask == IGNORED).any(axis=0) if comp.has_ignored_pixels else None
     case.stats = measure_channels(array, channel_names(len(array), comp), is_foreground, is_valid)
     case.is_colour = is_colour(array)
     case.thumbnail = make_thumbnail(array)
@@ -233,7 +233,7 @@ def used_channels(array: np.ndarray, comp: Competition, case_id: str) -> np.ndar
     """Return the channels (C, *spatial) of `prepare.channels: keep`, which removes the alpha channel of 2D images."""
     if comp.dimensions == 3:
         return array
-    return convert_channels(array, "keep", isinstance(comp.train.images, str), case_id)
+    return convert_channels(array, "keep", may_have_alpha(comp.train.images), case_id)
 
 
 def channel_names(count: int, comp: Competition) -> list[str]:
@@ -241,7 +241,7 @@ def channel_names(count: int, comp: Competition) -> list[str]:
     images = comp.train.images
     if isinstance(images, dict) and len(images) == count:
         return list(images)
-    if comp.dimensions == 2 and isinstance(images, str) and count == 3:
+    if comp.dimensions == 2 and may_have_alpha(images) and count == 3:
         return list(COLOURS)
     return ["image"] if count == 1 else [str(number) for number in range(count)]
 

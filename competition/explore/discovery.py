@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 from competition.config.competition import Competition
@@ -21,10 +21,11 @@ from competition.data.patterns import (
 from competition.data.rle_tables import find_blank_rows
 from competition.errors import MaskfoldError
 from competition.explore.types import ErrorCollector, Findings
-from competition.io import read_csv
+from competition.io import read_csv, temporary_folder
 from competition.text import format_count
 
 LINE_PATTERN = re.compile(r", line (\d+): ")
+SCRATCH = Path(gettempdir()) / "maskfold-explore"  # its temporary names are those of the folders
 MAX_ATTEMPTS = 100  # attempts to read a table; each removes one unknown class or bad row
 
 
@@ -67,8 +68,8 @@ def find_cases(
     case_twins = _find_case_twins(comp, split, findings)
     if not duplicate_ids and not case_twins:
         raise discovery_error
-    with TemporaryDirectory() as folder:
-        roots = [Path(folder) / str(number) for number in range(1 + max(map(len, case_twins), default=0))]
+    with temporary_folder(SCRATCH) as folder:
+        roots = [folder / str(number) for number in range(1 + max(map(len, case_twins), default=0))]
         _mirror_names(comp, split, duplicate_ids, roots[0])
         for kept, root in enumerate(roots[1:]):
             excluded = {case_id for ids in case_twins for index, case_id in enumerate(ids) if index != kept}
@@ -163,11 +164,9 @@ def _find_duplicate_ids(comp: Competition, split: str, findings: Findings) -> se
     for key, pattern in _patterns(comp, split):
         for case_id, paths in _all_files(root, pattern, key).items():
             if len(paths) > 1 and not _allows_many_files(key, pattern):
-                with TemporaryDirectory() as folder:
-                    _touch(Path(folder), paths)
-                    duplicate_ids |= _failing(
-                        partial(match_cases, Path(folder), pattern, key), [case_id], split, findings
-                    )
+                with temporary_folder(SCRATCH) as folder:
+                    _touch(folder, paths)
+                    duplicate_ids |= _failing(partial(match_cases, folder, pattern, key), [case_id], split, findings)
     return duplicate_ids
 
 
@@ -236,8 +235,8 @@ def _read_rows(
         MaskfoldError: the whole table is invalid.
     """
     path, row_error = Path(comp.root) / str(comp.train.rle), None
-    with TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name
+    with temporary_folder(SCRATCH) as folder:
+        copy = folder / path.name
         current, table = comp, None
         for _ in range(MAX_ATTEMPTS):
             attempt = ErrorCollector(comp)

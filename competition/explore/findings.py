@@ -269,7 +269,8 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
                 "empty",
                 case.split,
                 case.id,
-                f"All pixels of the case {case.id} are ignored (label {comp.ignore}).",
+                f"All pixels of the case {case.id} are ignored "
+                f"({'train.region' if comp.ignore is None else f'label {comp.ignore}'}).",
                 "Inspect its mask; the network cannot learn from it.",
             )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ from competition.export.runtime_cases import (
     write_empty_submission,
 )
 from competition.export.time_limit import TimeBudget, format_duration
-from competition.io import ensure_writable
+from competition.io import ensure_writable, temporary_folder
 from competition.submission.writer import MaskItem, write_submission
 
 # Hints of `maskfold` that name YAML keys, as patterns, and the option of this command that replaces each.
@@ -127,8 +126,7 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
         rows = write_empty_submission(found, args.output)
         _say(f"{args.output}: there is no test image, so the {rows} rows of the sample have empty masks")
         return
-    scratch = Path(tempfile.mkdtemp(prefix="maskfold-"))
-    try:
+    with temporary_folder(Path(tempfile.gettempdir()) / "maskfold-bundle") as scratch:
         _describe(bundle, found, devices)
         cases = (
             _predict_here(bundle, found, options, scratch)
@@ -139,8 +137,6 @@ def _predict_all(folder: Path, args: argparse.Namespace, started: float) -> None
         validation = write_submission(
             _masks(cases, found, missed), found.test_set.profile, args.output, sample=found.test_set.sample
         )
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     _say(
         f"{args.output}: {validation.rows} rows, {validation.empty} of them empty; valid; "
         f"{format_duration(time.monotonic() - options.started)}"

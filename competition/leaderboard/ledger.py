@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from competition.config.competition import MetricConfig
 from competition.config.metric import Direction
 from competition.errors import MaskfoldError
-from competition.io import damaged_error, parse_json_object, write_json, write_table
+from competition.io import damaged_error, parse_json_object, separator_of, write_json, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +148,7 @@ class Ledger:
 
     def remove(self, record: UploadRecord) -> None:
         """Delete a record."""
-        for path in (self.folder / f"{record.id}.json", self._scores(record)):
+        for path in (self.folder / f"{record.id}.json", self._scores(record), self._old_scores(record)):
             path.unlink(missing_ok=True)
 
     def scores(self, record: UploadRecord) -> pd.DataFrame | None:
@@ -160,11 +160,12 @@ class Ledger:
         import pandas as pd
 
         path = self._scores(record)
-        if not path.exists():
+        if not path.exists() and not (path := self._old_scores(record)).exists():
             return None
         try:
             rows = pd.read_csv(
                 path,
+                sep=separator_of(path),
                 dtype={"id": str, "class": str, "group": str},
                 keep_default_na=False,
                 na_values={name: [""] for name in ("score", "dice", "iou")},
@@ -175,7 +176,10 @@ class Ledger:
             raise damaged_error(path, error, DAMAGED_HINT) from error
 
     def _scores(self, record: UploadRecord) -> Path:
-        return self.folder / f"{record.id}.scores.csv"
+        return self.folder / f"{record.id}.scores.tsv"
+
+    def _old_scores(self, record: UploadRecord) -> Path:
+        return self.folder / f"{record.id}.scores.csv"  # of versions before 0.2
 
 
 def list_ledgers(root: Path = Path()) -> list[Ledger]:

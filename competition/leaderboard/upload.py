@@ -14,7 +14,7 @@ from competition.config.loading import load_competition, load_experiment, resolv
 from competition.config.metric import Direction
 from competition.data.cases import case_table
 from competition.errors import MaskfoldError
-from competition.io import finite_or_none, sha256_of_file
+from competition.io import finite_or_none, separator_of, sha256_of_file
 from competition.leaderboard.kaggle import UploadRejected, fetch_submissions, submit_file, submit_notebook
 from competition.leaderboard.ledger import Ledger, UploadRecord, make_record_id, update_records, utc_now
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, prediction_interval
@@ -225,11 +225,12 @@ def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) 
     import pandas as pd
 
     from competition.postprocessing.tuning import TUNING_SCORES_FILE
-    from competition.submission.submit import scores_path
+    from competition.submission.submit import old_scores_path, scores_path
 
     active = [Path(str(run["run"])) for run in summary["runs"] if run["weight"] > 0]
     files = [
         scores_path(path),
+        old_scores_path(path),
         *([active[0] / TUNING_SCORES_FILE, active[0] / "scores.csv"] if len(active) == 1 else []),
     ]
     for file in files:
@@ -237,6 +238,7 @@ def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) 
             continue
         rows = pd.read_csv(
             file,
+            sep=separator_of(file),
             dtype={"id": str, "class": str},
             keep_default_na=False,
             float_precision="round_trip",

@@ -20,7 +20,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from competition.errors import MaskfoldError
-from competition.io import atomic_write
+from competition.io import atomic_write, remove_all_stale_temp, remove_stale_temp
 from competition.runs.lock import ensure_lock
 
 LOCK_PATIENCE = 3.0  # s; see `competition.cli.train`
@@ -112,6 +112,8 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters th
 def create_figure_folder(output: Path) -> Path:
     """Create and return the folder of a page's PNGs, named like the page without its suffix.
 
+    What a killed process left there under temporary names is removed.
+
     Raises:
         MaskfoldError: the page does not end in .html, so that page and folder would have the same name (status 2); or
             the folder cannot be created.
@@ -126,6 +128,8 @@ def create_figure_folder(output: Path) -> Path:
     folder = output.with_suffix("")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_all_stale_temp(folder)
+        remove_stale_temp(output.parent, output.name)
     except OSError as error:
         raise MaskfoldError(
             f"cannot create the image folder {folder}: {error.strerror}.", "Set another output file for the page."

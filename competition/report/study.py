@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from competition.io import atomic_write
 from competition.report.html import Table, create_figure_folder, format_score, output_lock, render, write_page
 
 TEMPLATE = "study.html.j2"
@@ -163,7 +164,7 @@ def _copy_figure(path: Path, pictures: Path) -> dict[str, Any]:
     except OSError:
         return {"picture": None, "name": name, "file": path.name}
     if copy.resolve() != path.resolve():
-        copy.write_bytes(content)
+        atomic_write(copy, lambda file: file.write(content))
     return {"picture": copy, "name": name, "file": path.name}
 
 

@@ -344,7 +344,8 @@ def load_run(
     """
     import pandas as pd
 
-    from competition.data.cases import COLUMNS, check_files_belong
+    from competition.data.cases import COLUMNS
+    from competition.data.content.unchanged import check_files_belong
     from competition.data.splits import read_folds
     from competition.runs.extra_cases import extra_section
 

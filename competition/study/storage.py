@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -14,12 +15,17 @@ from typing import Any
 
 from competition.errors import MaskfoldError
 from competition.redact import redact
+from competition.sqlite import check_sqlite, damaged_error, is_damage, is_lock, locked_error
 
 DATABASE = Path("mlruns") / "optuna.db"
 HEARTBEAT_INTERVAL = 15  # s between two heartbeats of a running trial
 HEARTBEAT_GRACE = 60  # s without a heartbeat after which a trial fails and is retried
 MAX_RETRIES = 3  # per trial
+SQLITE_TIMEOUT = 60  # s that a statement waits for a locked database
+QUIET_SECONDS = 5.0  # s that a process waits for a study's lock before a message
 PROCESS_ATTRIBUTE = "process"  # user attribute of a trial: the process that runs it
+
+logger = logging.getLogger(__name__)
 
 
 def open_storage(url: str | None) -> Any:
@@ -43,7 +49,9 @@ def open_storage(url: str | None) -> Any:
     if url is None:
         DATABASE.parent.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{DATABASE.resolve().as_posix()}"
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    if (database := _sqlite_file(url)) is not None:
+        check_sqlite(database, "the next study starts at trial 0")
+    options = {"connect_args": {"timeout": SQLITE_TIMEOUT}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     try:
         for attempts_left in range(5, -1, -1):
             try:
@@ -71,6 +79,36 @@ def open_storage(url: str | None) -> Any:
             "Create its folder, or correct the path in --storage."
             if url.startswith("sqlite")
             else "Start the database, or correct --storage.",
+        ) from error
+
+
+def _sqlite_file(url: str) -> Path | None:
+    """Return the file of a SQLite URL; None for other databases."""
+    return Path(url.partition(":///")[2].partition("?")[0]) if url.startswith("sqlite:///") else None
+
+
+@contextmanager
+def storage_errors(storage: Any) -> Iterator[None]:
+    """Turn the errors of an open storage inside the block into a MaskfoldError that names their cause."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ or error
+        url = storage.engine.url.render_as_string(hide_password=True)
+        file = _sqlite_file(url)
+        if file is not None and is_lock(cause):
+            raise locked_error(file, SQLITE_TIMEOUT) from error
+        if file is not None and is_damage(cause):
+            raise damaged_error(file, cause, "the next study starts at trial 0") from error
+        first_line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise MaskfoldError(
+            f"The storage {url} failed: {redact(first_line)[:200]}.",
+            "Check the disk, then repeat the command: the study resumes."
+            if file is not None
+            else "Check the database server, then repeat the command: the study resumes.",
         ) from error
 
 
@@ -125,7 +163,13 @@ def study_lock(storage: Any, name: str) -> Iterator[Any]:
 
         path = Path(storage.engine.url.database or ".").with_suffix(".lock")
         file = open(path, "w")  # noqa: SIM115 - closed by `release`
+        message = threading.Timer(
+            QUIET_SECONDS, logger.warning, ("Waiting until another process releases the study (%s).", path)
+        )
+        message.daemon = True
+        message.start()
         fcntl.flock(file, fcntl.LOCK_EX)
+        message.cancel()
 
         def release() -> None:
             nonlocal released

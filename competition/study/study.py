@@ -21,7 +21,7 @@ from competition.config.study import StudyConfig
 from competition.context import Context
 from competition.data.cases import data_hash
 from competition.errors import MaskfoldError
-from competition.io import atomic_write, damaged_error, read_record, write_json
+from competition.io import atomic_write, damaged_error, read_record, remove_all_stale_temp, write_json
 from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
 from competition.runs.lock import ensure_lock
 from competition.runs.run import read_skipped
@@ -33,6 +33,7 @@ from competition.study.storage import (
     PROCESS_ATTRIBUTE,
     is_process_dead,
     open_storage,
+    storage_errors,
     study_lock,
 )
 from competition.study.trial import (
@@ -144,7 +145,7 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     data = data_digest(tables)
     names = StudyNames(f"{prefix}-{_digest([plain, data])}", f"{prefix}-{_digest(plain)}", tables)
     opened = open_storage(storage)
-    with study_lock(opened, names.present):
+    with storage_errors(opened), study_lock(opened, names.present):
         name = names.find(opened)
         optuna_study = optuna.create_study(
             study_name=name,
@@ -231,22 +232,24 @@ def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> 
         say: receives messages for the user.
 
     Raises:
-        MaskfoldError: trial 0, the unchanged YAML, fails, or several trials in a row do; or the data have changed.
+        MaskfoldError: trial 0, the unchanged YAML, fails, or several trials in a row do; the data have changed; or the
+            storage fails.
     """
     context = Context(session.source.trust, say)
     worker = TrialRunner(session.source, session.config, session.folder, context, session.data)
-    while _run_next(session, worker, count, context):
+    with storage_errors(session.storage):
+        while _run_next(session, worker, count, context):
+            write_trials(session)
+            if worker.data_error is not None:
+                raise worker.data_error
+            if worker.duplicates >= MAX_DUPLICATES:
+                say(
+                    f"{MAX_DUPLICATES} samples in a row repeated existing trials: the space is exhausted after "
+                    f"{len(session.finished)} of {count} trials"
+                )
+                break
+            _check_failures(session)
         write_trials(session)
-        if worker.data_error is not None:
-            raise worker.data_error
-        if worker.duplicates >= MAX_DUPLICATES:
-            say(
-                f"{MAX_DUPLICATES} samples in a row repeated existing trials: the space is exhausted after "
-                f"{len(session.finished)} of {count} trials"
-            )
-            break
-        _check_failures(session)
-    write_trials(session)
 
 
 def _run_next(session: StudySession, worker: TrialRunner, count: int, context: Context) -> bool:
@@ -448,6 +451,7 @@ def draw_figures(session: StudySession) -> list[Path]:
     import matplotlib.pyplot as plt
     import optuna.visualization.matplotlib as figures
 
+    remove_all_stale_temp(session.folder)
     objectives, optuna_study = session.config.objectives, session.optuna_study
     several = len(objectives) > 1
     drawn: list[Path] = []

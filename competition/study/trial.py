@@ -204,12 +204,14 @@ class PruningCallback:
         """
         per_case = self.config.pruner == "wilcoxon"
         new_scores = self._case_scores() if per_case else self._validation_scores()
+        # Nothing is saved by stopping a trial that has trained all folds, and its score would be lost.
+        may_stop = any(self.run.result(fold, seed) is None for fold, seed in self.run.members())
         for step, value in new_scores:
             self.trial.report(value, step)
             self.reported.add(step)
-            if not per_case and self.trial.should_prune():
+            if may_stop and not per_case and self.trial.should_prune():
                 raise TrialStopped(f"pruned at fold {step // MAX_EPOCHS}, epoch {step % MAX_EPOCHS}")
-        if new_scores and per_case and self.trial.should_prune():
+        if may_stop and new_scores and per_case and self.trial.should_prune():
             folds = sorted({self.fold_of[index] for index in self.reported})
             raise TrialStopped(
                 f"pruned after fold {', '.join(map(str, folds))}: on {len(self.reported)} cases it is worse than "

@@ -32,18 +32,26 @@ from competition.viz.preview import load_unchanged_picture
 Labels = NDArray[np.unsignedinteger]
 
 
-def label_arrays(prediction: CasePrediction, comp: Competition) -> dict[str, Labels]:
+def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool = False) -> dict[str, Labels]:
     """Return the label arrays of one case.
 
     Args:
         prediction: its masks.
         comp: the competition.
+        label_map: write regions within regions as one array, see `region_values`.
 
     Returns:
         Exclusive classes: one array (*spatial) by the empty name, uint8 (uint16 if a value requires it), with the
-        values of the classes in label files. Overlapping classes: one array of 0 and 1 per class, by the class's name.
-        With `competition.instances` the values are object numbers, from 1, uint16.
+        values of the classes in label files. Overlapping classes: one array of 0 and 1 per class, by the class's name;
+        with `label_map` one array by the empty name. With `competition.instances` the values are object numbers, uint16,
+        from 1.
     """
+    if label_map and comp.labels == "overlapping":
+        order = region_values(comp)
+        labels = np.zeros(prediction.masks.shape[1:], np.uint8 if max(order.values()) < 256 else np.uint16)
+        for index, value in order.items():  # the smallest region is the last, and overwrites those around it
+            labels[prediction.masks[index]] = value
+        return {"": labels}
     if comp.labels == "overlapping":
         return {
             name: _objects(prediction, [index]) if comp.instances else prediction.masks[index].astype(np.uint8)
@@ -56,6 +64,52 @@ def label_arrays(prediction: CasePrediction, comp: Competition) -> dict[str, Lab
     for mask, value in zip(prediction.masks, values, strict=True):
         labels[mask] = value
     return {"": labels}
+
+
+def region_values(comp: Competition) -> dict[int, int]:
+    """Return the value of each class in one label map of regions within regions, the largest region first.
+
+    The value of a region is the one that none of the regions within it has: with BraTS' `label_values: [[1, 2, 4],
+    [1, 4], 4]` they are 2, 1 and 4.
+
+    Returns:
+        By the class's number from 0, in the order in which regions are drawn.
+
+    Raises:
+        MaskfoldError: the classes are no regions within regions, or a region has no value, or several, of its own
+            (status 2).
+    """
+    sets = [frozenset(values) for values in comp.class_values]
+    hint = "Omit --label-map: each class gets a file."
+    if comp.instances:
+        raise MaskfoldError(
+            "--label-map: found competition.instances: true, expected false, because label maps hold no objects.",
+            hint,
+            status=2,
+        )
+    values = {}
+    for index in sorted(range(len(sets)), key=lambda index: -len(sets[index])):
+        own, name = set(sets[index]), comp.classes[index]
+        for other, inner in enumerate(sets):
+            if other == index or not inner & sets[index]:
+                continue
+            if inner == sets[index] or not (inner < sets[index] or inner > sets[index]):
+                raise MaskfoldError(
+                    f"--label-map: the classes {name} and {comp.classes[other]} share label values, and neither is a "
+                    "part of the other.",
+                    hint,
+                    status=2,
+                )
+            own -= inner if inner < sets[index] else set()
+        if len(own) != 1:
+            found = ", ".join(map(str, sorted(own))) or "none"
+            raise MaskfoldError(
+                f"--label-map: the class {name} needs one label value that no class within it has, found {found}.",
+                hint,
+                status=2,
+            )
+        values[index] = own.pop()
+    return values
 
 
 def _objects(prediction: CasePrediction, classes: Sequence[int]) -> NDArray[np.uint16]:
@@ -85,6 +139,7 @@ def predict_images(
     context: Context = Context(),
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
     pictures: int = 0,
+    label_map: bool = False,
 ) -> list[LabelFiles]:
     """Predict every image of a folder with every fold of every run.
 
@@ -101,6 +156,7 @@ def predict_images(
         context: has the trusted packages.
         progress: wraps the cases; receives the iterator and the number of cases.
         pictures: number of cases, from the first, whose image and prediction are drawn in `pictures/{id}.png`.
+        label_map: write overlapping classes that are regions within regions into one file, see `region_values`.
 
     Raises:
         MaskfoldError: the folder contains no image, or a case cannot be read or predicted.
@@ -110,6 +166,8 @@ def predict_images(
         raise MaskfoldError(
             f"Output folder: found {output}, expected a folder other than --images.", "Change -o.", status=2
         )
+    if label_map and runs[0].exp.competition.labels == "overlapping":
+        region_values(runs[0].exp.competition)  # raises before the work
     ensure_writable(output)
     comp = competition_for_folder(runs[0].exp.competition, images)
     rows = case_rows(warn_skipped(case_table(comp, "test")))
@@ -124,7 +182,7 @@ def predict_images(
         predictions.append(
             LabelFiles(
                 row.id,
-                tuple(_write(row, prediction, comp, output)),
+                tuple(_write(row, prediction, comp, output, label_map)),
                 {name: int(mask.sum()) for name, mask in zip(comp.classes, prediction.masks, strict=True)},
             )
         )
@@ -192,11 +250,13 @@ def _extensions(images: Path) -> dict[str, int]:
     return counts
 
 
-def _write(row: Any, prediction: CasePrediction, comp: Competition, output: Path) -> Iterator[Path]:
+def _write(
+    row: Any, prediction: CasePrediction, comp: Competition, output: Path, label_map: bool = False
+) -> Iterator[Path]:
     """Write the label files of one case."""
     source = next(iter(json.loads(row.images).values()))
     source = Path(comp.root) / (source if isinstance(source, str) else source[0])
-    for name, labels in label_arrays(prediction, comp).items():
+    for name, labels in label_arrays(prediction, comp, label_map).items():
         yield _save(output / (f"{row.id}_{name}" if name else row.id), labels, source, row, comp)
 
 

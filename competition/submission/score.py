@@ -106,7 +106,7 @@ def _score(row: Any, submission: MaskFile, solution: MaskFile | None, comp: Comp
     rows = []
     for index, name in enumerate(comp.classes):
         mask, objects = submission.class_mask(row.id, name, shape)
-        if objects is not None and comp.ignore is not None and _are_components(mask, objects):
+        if objects is not None and comp.has_ignored_pixels and _are_components(mask, objects):
             objects = None  # as in cross-validation: ignored pixels may cut a component in two
         rows.append(score_class(mask, truth.masks, truth.comp, index, spacing, truth.objects[index], objects))
     return rows

@@ -115,6 +115,7 @@ def submit(
         write_json(summary_path, content)
         if expected is not None:
             write_table(expected.rows, scores_path(path))
+            old_scores_path(path).unlink(missing_ok=True)  # of another version, which is outdated now
         os.replace(staged, path)  # last, so that a CSV never exists without its JSON
     finally:
         staged.unlink(missing_ok=True)
@@ -313,7 +314,15 @@ def _check_images_readable(tests: TestSet) -> None:
 
 
 def scores_path(path: Path) -> Path:
-    """Return the path of the out-of-fold scores by case and class: `x.scores.csv` next to `x.csv`."""
+    """Return the path of the out-of-fold scores by case and class: `x.scores.tsv` next to `x.csv`.
+
+    It is no CSV, so that `submissions/*.csv` is what the host takes.
+    """
+    return path.with_suffix(".scores.tsv")
+
+
+def old_scores_path(path: Path) -> Path:
+    """Return the path of the scores in versions before 0.2."""
     return path.with_suffix(".scores.csv")
 
 

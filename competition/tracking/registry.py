@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
+from competition.io import temporary_folder
 from competition.redact import redact
 from competition.tracking.store import (
     MAX_TAG_LENGTH,
@@ -80,13 +81,13 @@ def register_model(
         client = connect_mlflow(store)
         existing = number = _find_version(client, name, fingerprint)
     if number is None:
-        with tempfile.TemporaryDirectory(prefix="maskfold-model-") as temporary:
-            write(Path(temporary) / MODEL_ARTIFACT, Path(temporary))
+        with temporary_folder(Path(tempfile.gettempdir()) / "maskfold-model") as temporary:
+            write(temporary / MODEL_ARTIFACT, temporary)
             with _mlflow_errors(store):
                 number = _create_version(
                     client,
                     _uploaded_run_id(store, run_folder, exp),
-                    Path(temporary) / MODEL_ARTIFACT,
+                    temporary / MODEL_ARTIFACT,
                     name,
                     {**tags, FINGERPRINT_TAG: fingerprint},
                     description,
@@ -102,6 +103,8 @@ def _mlflow_errors(store: MlflowStore) -> Iterator[None]:
     """Turn any exception of MLflow, its database or the network into a MaskfoldError."""
     try:
         yield
+    except MaskfoldError:
+        raise
     except Exception as error:
         first_line = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0]
         raise MaskfoldError(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from competition.errors import MaskfoldError
+from competition.sqlite import PATIENCE_SECONDS, check_sqlite
 from competition.tracking.provenance import source_tags
 
 if TYPE_CHECKING:
@@ -337,10 +338,15 @@ def configure_mlflow() -> None:
         os.environ.setdefault(name, value)
 
 
-def connect_mlflow(store: MlflowStore) -> MlflowClient:
+def connect_mlflow(store: MlflowStore, patience: float = PATIENCE_SECONDS) -> MlflowClient:
     """Import MLflow (seconds) and open the store; create a new SQLite database if there is none (more seconds).
 
+    Args:
+        store: the store.
+        patience: s to wait for a SQLite database that another program locks.
+
     Raises:
+        MaskfoldError: the SQLite database is damaged, or stays locked.
         mlflow.exceptions.MlflowException: the store cannot be opened.
     """
     configure_mlflow()
@@ -354,6 +360,7 @@ def connect_mlflow(store: MlflowStore) -> MlflowClient:
             if not store.database.exists():
                 logger.info("creating the MLflow database %s", store.database)
                 _create_database(store.database)
+        check_sqlite(store.database, "the next start creates a new one and uploads its run again", patience)
     return MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
 
 

@@ -187,4 +187,5 @@ def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | N
 
 
 def _file_name(case_id: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in case_id)[:80]
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in case_id)[:80]
+    return name.encode()[:200].decode(errors="ignore")  # a letter may have four bytes

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
 
 from competition.data.cases import case_table
+from competition.data.image_types import check_not_bomb
+from competition.data.normalisation import channels_error
 from competition.data.readers import read_header, read_image, read_labels
 from competition.errors import MaskfoldError
 from competition.explore import explore
@@ -86,3 +89,77 @@ def test_label_files_do_not_have_the_images_window_and_intent(tmp_path: Path) ->
         _save(tmp_path / "out/a", (VOXELS > 9).astype(np.uint8), tmp_path / "im/a.nii.gz", row, comp)
     ).header
     assert (float(header["cal_max"]), float(header["cal_min"]), header.get_intent()[0]) == (0.0, 0.0, "none")
+
+
+@pytest.mark.parametrize(
+    ("size", "unpacked", "free", "accepted"),
+    [
+        (6_462_350, 512 * 512 * 700 * 8, 3 * 2**30, True),  # a float64 label with one organ
+        (2**20, 2**31, 2**40, True),
+        (2**20, 3 * 2**30, 8 * 2**30, False),
+        (2**20, 3 * 2**30, 64 * 2**30, True),
+        (2**28, 3 * 2**30, 4 * 2**30, True),  # packed 12 times: no bomb
+    ],
+)
+def test_a_decompression_bomb_is_judged_by_the_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, unpacked: int, free: int, accepted: bool
+) -> None:
+    path = tmp_path / "a.nii.gz"
+    with path.open("wb") as file:
+        file.truncate(size)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+    if accepted:
+        check_not_bomb(path, unpacked)
+    else:
+        with pytest.raises(MaskfoldError, match="unpack to 3.0 GiB, with 8.0 GiB of memory free"):
+            check_not_bomb(path, unpacked)
+
+
+def test_float64_labels_are_read_exactly(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 5, (4, 5, 6)).astype(np.float64)
+    array, _ = read_labels(write_nifti(tmp_path / "a.nii.gz", labels + 1e-5))
+    assert array.dtype == np.int32 and np.array_equal(array, labels)
+    labels[3, 4, 5] = np.nan
+    with pytest.raises(MaskfoldError, match="found nan"):
+        read_labels(write_nifti(tmp_path / "b.nii.gz", labels))
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("p0.nrrd", 's.WriteImage(s.ReadImage("p0.nrrd"), "p0.nii.gz")'),
+        ("p0.seg.nrrd", 's.WriteImage(s.ReadImage("p0.seg.nrrd"), "p0.nii.gz")'),
+        ("p0.mha", "SimpleITK"),
+        ("p0.MHD", "SimpleITK"),
+        ("p0.img", "nib-convert p0.img p0.nii.gz"),
+        ("p0.hdr", "nib-convert p0.img p0.nii.gz"),
+        ("p0.xyz", "Convert the file."),
+    ],
+)
+def test_formats_that_are_not_read_have_a_command(tmp_path: Path, name: str, command: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(MaskfoldError, match="unsupported extension") as caught:
+        read_image(tmp_path / name)
+    assert command in caught.value.hint
+
+
+def test_series_over_time(tmp_path: Path) -> None:
+    first = (VOXELS > 9).astype(np.uint8)
+    path = write_nifti(tmp_path / "a.nii.gz", np.stack([first, first, 1 - first], -1))
+    with pytest.raises(MaskfoldError, match="different channels: found 3") as caught:
+        read_labels(path)
+    assert "if the fourth axis is time, write a file for each volume" in caught.value.hint
+    assert "If the fourth axis is time" in channels_error("b", 4, 3, "a", 3).hint
+
+
+def test_a_missing_file_of_a_class_has_a_key(tmp_path: Path) -> None:
+    for number in range(2):
+        write_nifti(tmp_path / f"s{number}/ct.nii.gz", VOXELS)
+        for organ in ("liver", "spleen")[: 2 - number]:
+            write_nifti(tmp_path / f"s{number}/{organ}.nii.gz", (VOXELS > 9).astype(np.uint8))
+    masks = {organ: f"{{id}}/{organ}.nii.gz" for organ in ("liver", "spleen")}
+    train = {"images": "{id}/ct.nii.gz", "masks": masks}
+    comp = competition(tmp_path, dimensions=3, classes=["liver", "spleen"], train=train)
+    with pytest.raises(MaskfoldError, match=r"Case s1 has an image .* but no mask") as caught:
+        case_table(comp)
+    assert "train.missing_masks=empty" in caught.value.hint

@@ -108,8 +108,8 @@ def test_empty_and_missing_roots(tmp_path: Path) -> None:
     ("pattern", "wrong"),
     [
         ("images/*.png", "has no {id}"),
-        ("images/{case}.png", "only {id} and {z}"),
-        ("images/{}/{id}.png", "only {id} and {z}"),
+        ("images/{case}.png", "only {id}, {z} and {c}"),
+        ("images/{}/{id}.png", "only {id}, {z} and {c}"),
         ("**/{id}.png", r"has `**`"),
         ("/data/{id}.png", "is not below competition.root"),
         ("C:/data/{id}.png", "is not below competition.root"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
 import cv2
@@ -12,10 +13,14 @@ import nibabel
 import numpy as np
 import pytest
 
+from competition.cli.data import demo_command
 from competition.config.competition import Competition
+from competition.config.loading import load_experiment
+from competition.data.cases import case_table
 from competition.datasets import demo, demo_images, demo_volumes
-from competition.datasets.demo import MARKER, ensure_demo, is_demo, make_demo
+from competition.datasets.demo import EXPERIMENTS, MARKER, ensure_demo, is_demo, make_demo, write_demo_experiment
 from competition.errors import MaskfoldError
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +158,39 @@ def test_only_a_missing_demo_is_made_on_demand(tmp_path, monkeypatch):
         False,
         False,
     ]
+
+
+def test_nothing_is_made_at_a_root_of_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "make_demo", lambda *_: pytest.fail("a demo at a mistyped root"))
+    typed = [f"competition.root={tmp_path / 'mistyped'}", "training.epochs=1"]
+    assert ensure_demo(comp("demo2d", tmp_path / "mistyped"), typed) is False
+
+
+@pytest.mark.parametrize("name", ["2d", "3d", "gate"])
+def test_a_demo_brings_its_yaml_files(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = write_demo_experiment(name)
+    exp = load_experiment(file)
+    assert is_demo(exp.competition) and exp.competition.root == tmp_path / "data" / f"demo{name}"
+    file.write_text("mine")
+    assert write_demo_experiment(name) == file and file.read_text() == "mine"
+
+
+def test_the_yaml_files_of_the_package_are_those_of_the_clone():
+    for folder, _ in EXPERIMENTS.values():
+        packaged = ROOT / "competition" / "datasets" / "yaml" / folder
+        assert contents(packaged) == contents(ROOT / "experiments" / folder)
+
+
+@pytest.mark.parametrize("output", [None, "my data/here"])
+def test_the_next_command_of_a_demo_works(output, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    demo_command("2d", None if output is None else Path(output), None, 0)
+    words = shlex.split(capsys.readouterr().out.partition("Next: ")[2])
+    assert words[:2] == ["maskfold", "cv"]
+    exp = load_experiment(words[2], words[3:])
+    assert exp.competition.root == tmp_path / (output or "data/demo2d")
+    assert len(case_table(exp.competition)) == 72
 
 
 # ── what the host's folder looks like ────────────────────────────────────────────────────────────────────────────────

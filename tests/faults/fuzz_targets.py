@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from tests.faults import oracles
 from tests.faults.mutations import Damage, gzip_bomb, patched, png, png_chunk, zip_bomb, zlib_zeros
@@ -44,6 +45,9 @@ class Target:
     special: list[Damage] = field(default_factory=list)
     beside: dict[str, bytes] = field(default_factory=dict)
     named: tuple[str, ...] = ()
+
+
+BOMB_GIB = max(3, psutil.virtual_memory().available // 8 // GIB + 1)  # more than a packed file may unpack to
 
 
 def _noise(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
@@ -195,7 +199,7 @@ def volumes() -> dict[str, Target]:
     tricks = _nifti_tricks(raw)
     again = [(what, gzip.compress(bad, mtime=0)) for what, bad in tricks[:11]]
     bombs = [
-        ("3 GiB of zeros", _bomb_volume(3 * GIB)),
+        (f"{BOMB_GIB} GiB of zeros", _bomb_volume(BOMB_GIB * GIB)),
         ("20 GiB of zeros", _bomb_volume(20 * GIB)),
         ("20 GiB behind the last voxel", gzip_bomb(raw, 20 * GIB)),
         ("checksum", packed[:-8] + b"\1\2\3\4" + packed[-4:]),
@@ -246,7 +250,7 @@ def arrays() -> dict[str, Target]:
         ("a header that nests", b"\x93NUMPY\2\0" + struct.pack("<I", 9000) + b"{'descr': " + b"(" * 8990),
     ]
     wide = (
-        ("3 GiB of zeros", (3 * 2**10, 2**10, 2**10)),
+        (f"{BOMB_GIB} GiB of zeros", (BOMB_GIB * 2**10, 2**10, 2**10)),
         ("20 GiB", (20 * 2**10, 2**10, 2**10)),
         ("200 GiB", (200 * 2**10, 2**10, 2**10)),
     )

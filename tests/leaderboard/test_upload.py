@@ -16,6 +16,7 @@ import pytest
 
 from competition.cli.main import main
 from competition.data.cases import case_table
+from competition.io import write_table
 from competition.leaderboard.ledger import Ledger
 from competition.metrics.bootstrap import cv_score, prediction_interval
 from competition.metrics.scoring import read_scores
@@ -106,7 +107,7 @@ def _hand_written(run, path: Path) -> None:
         sample=tests.sample,
     )
     rows = read_scores(run.folder / "scores.csv")
-    rows.to_csv(scores_path(path), index=False)
+    write_table(rows, scores_path(path))
     metric = run.exp.competition.metric
     low, high = prediction_interval(rows, metric, 3)
     path.with_suffix(".json").write_text(
@@ -439,12 +440,19 @@ def test_each_field_of_a_record_is_of_its_kind(command, csv):
                 said,
             )
     path.write_text(json.dumps(whole))
-    scores = path.with_name(path.name.replace(".json", ".scores.csv"))
-    for content in (b"", b"id,class\na,b\n", b"id,class,score\na,b,good\n", b"\xff\xfe\x00", b'id,class,score\n"a'):
-        scores.write_bytes(content)
-        status, said = command("ledger")
-        assert status == 1 and f"{scores.name} is damaged" in said, (content, said)
-    scores.unlink()
+    now = path.with_name(path.name.replace(".json", ".scores.tsv"))
+    before = now.with_suffix(".csv")  # in versions before 0.2
+    for scores, mark in ((now, b"\t"), (before, b",")):
+        good = b"id,class,score,dice,iou,group\na,b,0.5,0.5,0.4,a\n"
+        for content in (b"", b"id,class\na,b\n", b"id,class,score\na,b,good\n", b"\xff\xfe\x00", b'id,class,score\n"a'):
+            scores.write_bytes(content.replace(b",", mark))
+            status, said = command("ledger")
+            assert status == 1 and f"{scores.name} is damaged" in said, (content, said)
+        scores.write_bytes(good.replace(b",", mark))
+        (record,) = Ledger(json.loads(path.read_text())["competition"]).read()
+        rows = Ledger(record.competition).scores(record)
+        assert rows is not None and rows.loc[0, ["id", "class", "score"]].tolist() == ["a", "b", 0.5]
+        scores.unlink()
     assert command("ledger")[0] == 0
 
 

@@ -104,25 +104,52 @@ def test_of_a_front_as_many_as_were_asked_for_by_the_first_objective(quick):
     assert [trial.number for trial in best_trials(search, 2)] == front[:2]
 
 
-def test_a_pruned_trial_counts_the_cases_that_were_compared(quick, monkeypatch):
-    """Both folds are done when the folder is looked at: ten cases, whatever else is written in between."""
+FIVE_FOLDS = YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05").replace("folds: {k: 2}", "folds: {k: 5}")
+
+
+def worse_than_the_first(exp, fold, place):
+    return by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3 else 0.3
+
+
+def poll_after(monkeypatch, fold):
+    """Look at the folder only when a fold is done."""
     from competition.study.trial import PruningCallback
 
     real = PruningCallback.poll
     monkeypatch.setattr(
         PruningCallback,
         "poll",
-        lambda self: real(self) if (self.run.folder / "fold_1" / "result.json").exists() else None,
+        lambda self: real(self) if (self.run.folder / f"fold_{fold}" / "result.json").exists() else None,
     )
-    search = quick(
-        YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05"),
-        score=lambda exp, fold, place: by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3 else 0.3,
+    monkeypatch.setattr(
+        "competition.study.study.make_pruner",
+        lambda study: __import__("optuna").pruners.WilcoxonPruner(p_threshold=0.05, n_startup_steps=5),
     )
+
+
+def test_a_pruned_trial_counts_the_cases_that_were_compared(quick, monkeypatch):
+    """Four folds are done when the folder is looked at: eight cases, whatever else is written in between."""
+    poll_after(monkeypatch, 3)
+    search = quick(FIVE_FOLDS, score=worse_than_the_first)
     run_study(search, 2, lambda line: None)
     assert (
         search.trials[1].user_attrs["reason"]
-        == "pruned after fold 0, 1: on 10 cases it is worse than the best trial (p < 0.05)"
+        == "pruned after fold 0, 1, 2, 3: on 8 cases it is worse than the best trial (p < 0.05)"
     )
+
+
+@pytest.mark.parametrize("pruner", ["wilcoxon", "median"])
+def test_a_trial_that_has_run_all_folds_is_not_pruned(quick, monkeypatch, pruner):
+    """Its score is known, and stopping it saves nothing."""
+    poll_after(monkeypatch, 4)
+    if pruner == "median":
+        median = __import__("optuna").pruners.MedianPruner(n_startup_trials=1)
+        monkeypatch.setattr("competition.study.study.make_pruner", lambda study: median)
+    search = quick(FIVE_FOLDS.replace("wilcoxon", pruner), score=worse_than_the_first)
+    run_study(search, 2, lambda line: None)
+    assert [trial.state.name for trial in search.trials] == ["COMPLETE"] * 2
+    assert search.trials[1].value == pytest.approx(0.3)
+    assert len(search.trials[1].intermediate_values) == 10
 
 
 def test_a_pruned_trial_names_the_folds_of_its_cases_only(quick, monkeypatch):
@@ -132,22 +159,10 @@ def test_a_pruned_trial_names_the_folds_of_its_cases_only(quick, monkeypatch):
     real = PruningCallback._case_scores
 
     def late(self):
-        return [pair for pair in real(self) if self.fold_of[pair[0]] == 0]
+        return [pair for pair in real(self) if self.fold_of[pair[0]] < 3]
 
     monkeypatch.setattr(PruningCallback, "_case_scores", late)
-    monkeypatch.setattr(
-        "competition.study.study.make_pruner",
-        lambda study: __import__("optuna").pruners.WilcoxonPruner(p_threshold=0.05, n_startup_steps=5),
-    )
-    real_look = PruningCallback.poll
-    monkeypatch.setattr(
-        PruningCallback,
-        "poll",
-        lambda self: real_look(self) if (self.run.folder / "fold_1" / "result.json").exists() else None,
-    )
-    search = quick(
-        YAML.replace("pruner: none", "pruner: wilcoxon\n  p_value: 0.05"),
-        score=lambda exp, fold, place: by_rate(exp, fold, place) if exp.optimizer.args["lr"] == 1e-3 else 0.3,
-    )
+    poll_after(monkeypatch, 3)
+    search = quick(FIVE_FOLDS, score=worse_than_the_first)
     run_study(search, 2, lambda line: None)
-    assert re.match("pruned after fold 0: on 5 cases", search.trials[1].user_attrs["reason"])
+    assert re.match("pruned after fold 0, 1, 2: on 6 cases", search.trials[1].user_attrs["reason"])

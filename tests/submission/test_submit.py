@@ -42,7 +42,8 @@ def test_submit_writes_the_samples_rows_and_says_what_it_did(finished, tiny, dim
     summary = summarize_run(run)
     assert said["expected"]["score"] == pytest.approx(summary.score, abs=1e-9)
     assert said["expected"]["low"] < summary.score < said["expected"]["high"]
-    kept = pd.read_csv(done.path.with_suffix(".scores.csv"), dtype={"id": str})
+    kept = pd.read_csv(done.path.with_suffix(".scores.tsv"), sep="\t", dtype={"id": str})
+    assert list(done.path.parent.glob("*.csv")) == [done.path], "no other file looks like one for the host"
     assert cv_score(kept, comp.metric) == pytest.approx(summary.score), "the cases behind the expected score"
     assert lines[0].startswith("2 networks of 1 run, ")
 
@@ -186,7 +187,7 @@ def test_a_failure_in_mid_way_leaves_the_former_file(finished, tiny, tmp_path, m
     with pytest.raises(MaskfoldError, match="gone"):
         submit([run])
     assert done.path.read_bytes() == before and sorted(done.path.parent.iterdir()) == sorted(
-        [done.path, done.summary_path, done.path.with_suffix(".scores.csv")]
+        [done.path, done.summary_path, done.path.with_suffix(".scores.tsv")]
     )
 
 

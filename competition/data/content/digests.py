@@ -87,14 +87,17 @@ def image_digest(comp: Competition, channels: list[Files], digest: Digest = file
 
 
 def label_files(masks: dict[str, Any] | None) -> list[Files]:
-    """Return the label files of a result of `find_masks`, each a path or a stack's paths."""
-    if masks is None or masks["kind"] == "rle":
+    """Return the label files of a result of `find_masks`, each a path or a stack's paths; the region is the last."""
+    if masks is None:
         return []
+    region = [masks["region"]] if "region" in masks else []
+    if masks["kind"] == "rle":
+        return region
     if masks["kind"] == "labels":
-        return [masks["files"]]
+        return [masks["files"], *region]
     if masks["kind"] == "classes":
-        return list(masks["files"].values())
-    return [path for paths in masks["files"].values() for path in paths]
+        return [*masks["files"].values(), *region]
+    return [*(path for paths in masks["files"].values() for path in paths), *region]
 
 
 def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest = file_digest) -> list[bytes]:
@@ -111,9 +114,9 @@ def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest 
     """
     if masks is None:
         return []
-    if masks["kind"] == "rle":
-        return [f"{cls}\0{index}\0{row_text(comp, line)}".encode() for line, cls, index in masks["rows"]]
-    return file_digests(comp, label_files(masks), digest)
+    rows = masks["rows"] if masks["kind"] == "rle" else []
+    parts = [f"{cls}\0{index}\0{row_text(comp, line)}".encode() for line, cls, index in rows]
+    return parts + file_digests(comp, label_files(masks), digest)
 
 
 def reading_parts(
@@ -134,6 +137,10 @@ def reading_parts(
     for files in [*channels, *label_files(masks)]:
         if permutation(file_axes(comp, files), axes) is not None:
             parts.append(f"axes {file_axes(comp, files)} {axes}".encode())
+    if masks is not None and comp.train.threshold is not None:
+        parts.append(f"threshold {comp.train.threshold}".encode())
+    if masks is not None and "region" in masks:
+        parts.append(b"region")
     if masks is not None and masks["kind"] == "classes":
         parts += [f"no file of {name}".encode() for name in comp.classes if name not in masks["files"]]
     if masks is not None and masks["kind"] == "rle" and rle_counts_in_pictures(comp):

@@ -10,11 +10,12 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from competition.config.competition import Competition
+from competition.data.cases import case_rows
 from competition.data.content.digests import (
     Digest,
     Files,
@@ -29,9 +30,13 @@ from competition.data.content.digests import (
 )
 from competition.data.image_types import Image, file_digest
 from competition.data.masks import CaseObjects, load_mask, load_objects
+from competition.data.patterns import match_path
 from competition.data.readers import display_name, get_column, load_image, read_case_header, row_axes
 from competition.data.rle_tables import find_foreign_row
 from competition.errors import ChangedDataError, MaskfoldError
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def load_unchanged_image(comp: Competition, row: Any) -> Image:
@@ -165,9 +170,8 @@ def _image_paths(comp: Competition, row: Any) -> list[Path]:
 
 
 def _truth_paths(comp: Competition, masks: dict[str, Any] | None) -> list[Path]:
-    if masks is not None and masks["kind"] == "rle":
-        return [Path(comp.root) / str(comp.train.rle)]
-    return _paths(comp, label_files(masks))
+    table = [Path(comp.root) / str(comp.train.rle)] if masks is not None and masks["kind"] == "rle" else []
+    return table + _paths(comp, label_files(masks))
 
 
 def _paths(comp: Competition, files: list[Files]) -> list[Path]:
@@ -182,3 +186,53 @@ def _changed_error(message: str) -> ChangedDataError:
     return ChangedDataError(
         message, "Restore the file; or train on the present data with `maskfold cv`, which starts another run for them."
     )
+
+
+def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
+    """Check that the files that a case table from a run's folder names are those of their cases, by the patterns.
+
+    Their content is compared with the table's digests when it is read.
+
+    Args:
+        comp: the competition that the table was made of.
+        table: its training cases.
+
+    Raises:
+        MaskfoldError: a case has the file of another case, or of another channel or class.
+        ValueError, TypeError, AttributeError: a cell is damaged.
+    """
+    images, masks = comp.train.images, comp.train.masks
+    image_patterns = images if isinstance(images, dict) else {"image": images}
+    mask_patterns = masks if isinstance(masks, dict) else {comp.classes[0]: str(masks)}
+    for row in case_rows(table):
+        truth = json.loads(row.masks)
+        if (truth["kind"] == "rle") != (comp.train.rle is not None):
+            raise ValueError(f"the masks of case {row.id} are of the kind {truth['kind']}")
+        channels = json.loads(row.images)
+        if (pattern := next(iter(image_patterns.values()))) and "{c}" in pattern:  # one pattern for all channels
+            image_patterns = dict.fromkeys(channels, pattern)
+        named = {"train.images": (channels, image_patterns)}
+        if comp.train.region is not None:
+            named["train.region"] = ({"region": truth["region"]}, {"region": comp.train.region})
+        if truth["kind"] == "labels":
+            named["train.masks"] = ({comp.classes[0]: truth["files"]}, mask_patterns)
+        elif truth["kind"] != "rle":
+            named["train.masks"] = (truth["files"], mask_patterns)
+        texts = json.loads(row.slices)
+        for key, (files_of, patterns) in named.items():
+            for name, files in files_of.items():
+                _check_file_names(row.id, key, patterns.get(name), files, texts)
+
+
+def _check_file_names(
+    case_id: str, key: str, pattern: str | None, files: str | list[str], texts: list[str] | None
+) -> None:
+    """Check that a pattern matches the files of a case; `texts`: what {z} matched in each slice of the image."""
+    paths = [files] if isinstance(files, str) else files
+    for index, path in enumerate(paths):
+        bound = None if pattern is None else match_path(pattern, path, case_id)
+        if bound is None or ("z" in bound and (texts is None or int(bound["z"]) != int(texts[index]))):
+            raise MaskfoldError(
+                f"The case {case_id} has the file {path[:200]}, which is not of this case by {key} `{pattern}`.",
+                "Copy the run's folder again from where it was made, or start another run with --new.",
+            )

@@ -1,0 +1,103 @@
+"""2D pictures without a position in the patient, such as X-rays, as PNG files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import Path
+
+import numpy as np
+
+from competition.dicom.headers import Frame, SeriesRejected, contains_private
+from competition.dicom.scan import Instance, Series
+from competition.dicom.volume import PixelReader, check_decoders
+from competition.io import atomic_write, remove_stale_temp
+from competition.text import name_problem
+
+MAX_UINT8, MAX_UINT16 = 255, 65535
+MAX_STEM_BYTES = 128
+INVERTED = "MONOCHROME1"  # the lowest value is white
+
+
+def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[str]) -> dict[tuple[str, str], str]:
+    """Name the pictures.
+
+    A picture is named after its file, as hosts' tables refer to it, unless that contains something private, is no valid
+    name, or is the name of another picture; then after its series, with its SOPInstanceUID if the series has several.
+
+    Args:
+        series: all of kind picture.
+        ids: SeriesInstanceUID → the id of the series.
+        taken: ids of earlier conversions of other series.
+
+    Returns:
+        (SeriesInstanceUID, name of the file) → id.
+    """
+    stems = {
+        (item.uid, instance.name): _stem(instance, item.private_patterns)
+        for item in series
+        for instance in item.instances
+    }
+    uses = Counter(stem.casefold() for stem in [*stems.values(), *taken])
+    names = {}
+    for item in series:
+        for instance in item.instances:
+            stem, case_id = stems[item.uid, instance.name], ids[item.uid]
+            several = f"{case_id}_{instance.instance_uid}" if len(item.instances) > 1 else case_id
+            names[item.uid, instance.name] = stem if stem and uses[stem.casefold()] == 1 else several
+    return names
+
+
+def _stem(instance: Instance, private_patterns: Iterable[str]) -> str:
+    """Return the file's name without its extension; empty if it cannot be an id."""
+    stem = instance.name.rpartition("/")[2]
+    stem = stem[: -len(".dcm")] if stem.lower().endswith(".dcm") else stem.removesuffix(".dicom")
+    is_valid = name_problem(stem) is None and len(stem.encode()) <= MAX_STEM_BYTES and not stem.startswith(".")
+    return stem if is_valid and not contains_private(stem, private_patterns) else ""
+
+
+def read_picture(instance: Instance, pixels: PixelReader) -> np.ndarray:
+    """Read a picture.
+
+    Args:
+        instance: its file.
+        pixels: decodes it.
+
+    Returns:
+        (rows, columns) uint8, or uint16 if a value is above 255; higher is brighter.
+
+    Raises:
+        SeriesRejected: the file is damaged, cannot be decoded, or has values that are negative, fractions or too large.
+    """
+    if instance.fault or not instance.frame_headers:
+        raise SeriesRejected(instance.fault or f"{instance.name} holds no image")
+    check_decoders([instance])
+    frame: Frame = instance.frame_headers[0]
+    values = pixels.read(frame).astype(np.float64) * frame.slope + frame.intercept
+    if instance.photometric == INVERTED:
+        values = _bits_maximum(instance.path) * frame.slope + 2 * frame.intercept - values
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= MAX_UINT16) or (values != np.rint(values)).any():
+        raise SeriesRejected(
+            f"{instance.name} has values that no PNG holds: found {low:g} to {high:g}, expected whole numbers from 0 "
+            f"to {MAX_UINT16:,}"
+        )
+    return values.astype(np.uint8 if high <= MAX_UINT8 else np.uint16)
+
+
+def write_picture(path: Path, array: np.ndarray) -> None:
+    """Write (rows, columns) uint8 or uint16 as PNG, atomically."""
+    import cv2
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_temp(path.parent, path.name)
+    content = cv2.imencode(".png", array)[1].tobytes()
+    atomic_write(path, lambda file: file.write(content), len(content))
+
+
+def _bits_maximum(path: Path) -> int:
+    """Return the highest stored value that a file's BitsStored allows."""
+    import pydicom
+
+    dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["BitsStored"], force=True)
+    return int(2 ** int(dataset.get("BitsStored") or 8) - 1)

@@ -1,0 +1,93 @@
+"""Check of a SQLite database before a library opens it: Optuna and MLflow retry for minutes and name no cause."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+from competition.errors import MaskfoldError
+
+POLL_SECONDS = 0.5  # s that one attempt waits for a locked database
+QUIET_SECONDS = 3.0  # s of waiting before a message
+PATIENCE_SECONDS = 60.0  # s after which a locked database is an error
+MAX_CHECKED_BYTES = 2**26  # bytes; of a larger database only the header is checked
+
+logger = logging.getLogger(__name__)
+
+
+def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECONDS) -> None:
+    """Check that a database can be read and locked, if its file exists; wait while another program locks it.
+
+    Args:
+        path: the file.
+        consequence: what happens if the user moves a damaged file away, a main clause.
+        patience: s to wait for a lock.
+
+    Raises:
+        MaskfoldError: the file is damaged or no database, or stays locked.
+    """
+    start, is_logged = time.monotonic(), False
+    while path.exists():
+        try:
+            _probe(path)
+        except sqlite3.OperationalError as error:
+            if not is_lock(error):
+                return  # the library reports files that are read-only, or on a full disk
+        except sqlite3.DatabaseError as error:
+            raise damaged_error(path, error, consequence) from error
+        else:
+            return
+        waited = time.monotonic() - start
+        if waited >= patience:
+            raise locked_error(path, waited)
+        if waited >= min(QUIET_SECONDS, patience) and not is_logged:
+            is_logged = True
+            logger.warning("%s is locked by another program; waiting for it up to %.0f s.", path, patience)
+
+
+def is_lock(error: BaseException) -> bool:
+    """Return whether an error of SQLite, or of a library that repeats it, says that the database is locked."""
+    return "database is locked" in str(error) or "database table is locked" in str(error)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Return whether an error of SQLite, or of a library that repeats it, says that the file is damaged."""
+    return any(text in str(error) for text in ("file is not a database", "disk image is malformed"))
+
+
+def locked_error(path: Path | str, waited: float) -> MaskfoldError:
+    """Return the error for a database that stays locked."""
+    return MaskfoldError(
+        f"{path} has been locked by another program for {waited:.0f} s.",
+        f"Close that program (fuser {path} shows it), then repeat the command.",
+    )
+
+
+def damaged_error(path: Path | str, error: BaseException, consequence: str) -> MaskfoldError:
+    """Return the error for a damaged database."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return MaskfoldError(
+        f"{path} is damaged: {reason}.",
+        f"Restore it from a backup, or move it away (mv {path} {path}.broken): {consequence}.",
+    )
+
+
+def _probe(path: Path) -> None:
+    """Check the pages of a database, and take and release its write lock.
+
+    Raises:
+        sqlite3.DatabaseError: the file is damaged, or it is locked (`sqlite3.OperationalError`).
+    """
+    uri = f"file:{quote(str(path.absolute()))}?mode=rw"
+    with closing(sqlite3.connect(uri, uri=True, timeout=POLL_SECONDS, isolation_level=None)) as connection:
+        if path.stat().st_size <= MAX_CHECKED_BYTES:
+            result = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+            if result != "ok":
+                raise sqlite3.DatabaseError(result)
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
