@@ -43,8 +43,8 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
     Returns:
         Exclusive classes: one array (*spatial) by the empty name, uint8 (uint16 if a value requires it), with the
         values of the classes in label files. Overlapping classes: one array of 0 and 1 per class, by the class's name;
-        with `label_map` one array by the empty name. With `competition.instances` the values are object numbers, uint16,
-        from 1.
+        with `label_map` one array by the empty name. With `competition.instances` the values are object numbers from 1,
+        uint16.
     """
     if label_map and comp.labels == "overlapping":
         order = region_values(comp)

@@ -15,9 +15,10 @@ import pytest
 from competition.config.competition import Competition
 from competition.config.experiment import Experiment
 from competition.data import preprocessing
-from competition.data.cases import case_rows, case_table, check_files_belong
+from competition.data.cases import case_rows, case_table
 from competition.data.content import digests
 from competition.data.content.unchanged import (
+    check_files_belong,
     check_truth_unchanged,
     load_unchanged_image,
     load_unchanged_mask,
