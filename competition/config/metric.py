@@ -245,7 +245,7 @@ def _parameters(function: Any, called: bool = False) -> dict[str, inspect.Parame
 def _listed_values(function: Any) -> dict[str, tuple[Any, ...]]:
     """Return the allowed values of the parameters that are annotated with `Literal`, by name."""
     try:
-        hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
+        hints = get_type_hints(vars(function).get("__init__", function) if isinstance(function, type) else function)
     except (NameError, TypeError, AttributeError):  # an annotation that exists for type checkers only
         return {}
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}

@@ -415,7 +415,7 @@ class _Table:
             return values
 
         counts = tuple(as_array(name, 0.0) for name in ("tp", "fp", "fn")) if metric.average == "global" else ()
-        score, pooled = as_array("score", nan), ()
+        score, pooled = as_array("score", nan), tuple[Floats, ...]()
         if metric.has_pooled_term and "pooled" in scores.columns and scores["pooled"].notna().all():
             part, items = as_array("pooled", 0.0), as_array("items", 0.0)
             score, pooled = score - part, (part * items, items)

@@ -87,9 +87,8 @@ def score_class(
         mask = mask & ~ignored
     del ignored
     counts = count_overlap(mask, class_truth)
-    score, terms = _score(mask, class_truth, counts, comp, index, spacing, (predicted_instances, true_instances)), {}
-    if comp.metric.has_pooled_term:
-        score, terms = _split_score(score, comp)
+    result = _score(mask, class_truth, counts, comp, index, spacing, (predicted_instances, true_instances))
+    score, terms = _split_score(result, comp)
     if isnan(score) and comp.metric.both_empty is not None:
         score = comp.metric.both_empty
     return {
@@ -150,10 +149,12 @@ def read_scores(path: Path) -> pd.DataFrame:
 
 
 def _split_score(score: float | PooledScore, comp: Competition) -> tuple[float, dict[str, Any]]:
-    """Return the score of a metric with a pooled term, and the columns `pooled` and `items`.
+    """Return the score, and the columns `pooled` and `items` of a metric with a pooled term.
 
     A class that is in neither mask nor truth counts as one item of the value `metric.both_empty`, or as none.
     """
+    if not isinstance(score, PooledScore) and not comp.metric.has_pooled_term:
+        return score, {}
     share, both_empty = comp.metric.resolve().pooled_share, comp.metric.both_empty
     if isinstance(score, PooledScore):
         pooled = share * score.pooled
