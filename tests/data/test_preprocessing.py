@@ -415,9 +415,9 @@ def test_an_error_in_another_process_is_the_same_error(tmp_path: Path) -> None:
 
     comp = write_competition(tmp_path / "files", 2)
     exp = experiment(2, comp=comp)
-    cases = case_table(exp.competition, "train")
     whole = (tmp_path / "files" / "tr" / "1.png").read_bytes()
     (tmp_path / "files" / "tr" / "1.png").write_bytes(whole[: len(whole) // 2])
+    cases = case_table(exp.competition, "train")  # reads its header only
     for workers in (1, 2):
         with pytest.raises(MaskfoldError, match=r"1\.png cannot be read"):
             preprocess_cases(cases, exp, tmp_path / "cache", workers)
