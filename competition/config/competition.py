@@ -249,7 +249,7 @@ class Competition(ConfigModel):
     @field_validator("classes", mode="before")
     @classmethod
     def _check_names(cls, classes: Any) -> Any:
-        if isinstance(classes, list) and any(isinstance(name, int) for name in classes):
+        if isinstance(classes, list) and classes and all(type(name) is int for name in classes):
             raise ValueError(
                 f"`classes` must be names, found {classes}; write the label values in `label_values: {classes}` and a "
                 f"name for each in `classes`, such as [{', '.join(f'class_{name}' for name in classes[:2])}, …]"

@@ -226,8 +226,7 @@ def drop_undecodable(cases: Mapping[str, T], key: str, root: Path, skipped: Skip
     """
     kept: dict[str, T] = {}
     for case_id, case in cases.items():
-        files = case if isinstance(case, list) else [*case.paths, *(item.path for item in case.slices)]
-        undecodable = next((path for path in files if SURROGATE.search(path)), None)
+        undecodable = next((path for path in _all_paths(case) if SURROGATE.search(path)), None)
         if undecodable is None and not SURROGATE.search(case_id):
             kept[case_id] = case
             continue
@@ -241,6 +240,10 @@ def drop_undecodable(cases: Mapping[str, T], key: str, root: Path, skipped: Skip
             ),
         )
     return kept
+
+
+def _all_paths(case: CaseFiles | list[str]) -> list[str]:
+    return case if isinstance(case, list) else [*case.paths, *(item.path for item in case.slices)]
 
 
 def id_problem(comp: Competition, case_id: str) -> str | None:
