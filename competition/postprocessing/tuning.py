@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,8 @@ class TuningResult:
         presence_gain: the gain from the step `gate`: of the nested score of a search with it over one without; None
             without a presence head. The tuned steps include it only if that is at least `MIN_GAIN` and its
             interval is above 0.
+        part_steps: by the part of the cases that a search left out, the steps of each class that it found; empty if
+            the cases are one part, or for a result stored by an older version.
     """
 
     settings: PostprocessConfig
@@ -59,6 +61,19 @@ class TuningResult:
     kept: bool
     rows: pd.DataFrame
     presence_gain: ScoreGain | None = None
+    part_steps: dict[int, dict[str, Steps]] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """The score that a submission with these settings is expected to have: nested if tuned, else before."""
+        return self.nested if self.kept else self.before
+
+    def nested_settings(self, part: int) -> PostprocessConfig:
+        """Return the settings whose steps were found without a part of the cases; those in use if none were kept."""
+        if not self.kept:
+            return self.settings
+        steps = {name: list(found) for name, found in self.part_steps[part].items()}
+        return self.settings.model_copy(update={"steps": steps})
 
     def report_lines(self) -> list[str]:
         """Return the report, line by line."""
@@ -133,6 +148,11 @@ def tune_postprocessing(
         kept,
         nested if kept else before,
         presence_gain,
+        {
+            part: dict(zip(comp.classes, steps, strict=True))
+            for part, steps in best.items()
+            if part is not None and len(numbers) > 1
+        },
     )
 
 
@@ -349,7 +369,8 @@ def save_tuning(run: Run, tuning: TuningResult) -> None:
     plain = {
         "key": _key(run),
         "settings": tuning.settings.model_dump(),
-        "found": {name: [step.model_dump() for step in steps] for name, steps in tuning.best_steps.items()},
+        "found": _plain_steps(tuning.best_steps),
+        "nested_steps": {str(part): _plain_steps(steps) for part, steps in tuning.part_steps.items()},
         **{name: getattr(tuning, name) for name in ("before", "after", "nested", "kept")},
         "gain": tuning.gain._asdict(),
         "gate": None if tuning.presence_gain is None else tuning.presence_gain._asdict(),
@@ -366,10 +387,10 @@ def load_tuning(run: Run) -> TuningResult | None:
         if plain["key"] != _key(run):
             return None
         rows = pd.read_csv(run.folder / TUNING_SCORES_FILE, dtype={"id": str}, float_precision="round_trip")
-        best_steps = {name: tuple(map(StepConfig.model_validate, steps)) for name, steps in plain["found"].items()}
+        part_steps = {int(part): _read_steps(steps) for part, steps in plain.get("nested_steps", {}).items()}
         return TuningResult(
             PostprocessConfig.model_validate(plain["settings"]),
-            best_steps,
+            _read_steps(plain["found"]),
             plain["before"],
             plain["after"],
             plain["nested"],
@@ -377,9 +398,18 @@ def load_tuning(run: Run) -> TuningResult | None:
             plain["kept"],
             rows,
             ScoreGain(**plain["gate"]) if plain.get("gate") else None,
+            part_steps,
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None  # a damaged file is not an error: the search can be repeated
+
+
+def _plain_steps(steps: Mapping[str, Steps]) -> dict[str, Any]:
+    return {name: [step.model_dump() for step in found] for name, found in steps.items()}
+
+
+def _read_steps(plain: Mapping[str, Any]) -> dict[str, Steps]:
+    return {name: tuple(map(StepConfig.model_validate, found)) for name, found in plain.items()}
 
 
 def _key(run: Run) -> dict[str, Any]:

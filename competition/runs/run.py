@@ -421,6 +421,8 @@ def run_hash(exp: Experiment, data_hash: str) -> str:
     for key in SECTIONS_ADDED_LATER:
         if not plain[key]:
             del plain[key]
+    if plain["folds"]["duplicates"] == "exact":  # off
+        del plain["folds"]["duplicates"]
     if plain["training"]["soup"] == 1:  # off
         del plain["training"]["soup"]
     for section, key in RESUMABLE_KEYS:

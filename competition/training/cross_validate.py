@@ -24,7 +24,7 @@ from competition.metrics.scoring import read_scores
 from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.lock import run_lock
 from competition.runs.oof import OofStore, stored_shapes
-from competition.runs.run import CACHE_FOLDER, RUNS_FOLDER, Run, read_skipped, run_hash
+from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, Run, read_skipped, run_hash
 from competition.text import format_number
 from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
 
@@ -95,7 +95,21 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     while folder.exists() and (new or _numbered_folder(base, number + 1).exists()):
         number += 1
         folder = _numbered_folder(base, number)
+    if (alike := _saved_groups(folder, set(cases["id"]))) and exp.folds.scheme != "file":
+        folds = split(cases, exp.competition, exp.folds, exp.seeds[0], alike)  # as `prepare_run` split them
     return Run(folder, exp, cases, folds, name, extra_tables)
+
+
+def _saved_groups(folder: Path, ids: set[str]) -> list[list[str]]:
+    """Return the cases of each split group of a run's folder; none if it has no folds, or they are unreadable."""
+    from competition.data.splits import read_folds
+
+    try:
+        saved = read_folds(folder / FOLDS_FILE)
+    except MaskfoldError:
+        return []
+    groups = [cases.tolist() for _, cases in saved[saved["id"].isin(ids)].groupby("group", sort=False)["id"]]
+    return [cases for cases in groups if len(cases) > 1]
 
 
 def _numbered_folder(base: Path, number: int) -> Path:
@@ -152,6 +166,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.data.preprocessing import preprocess_cases
     from competition.inference.tta import tta_views
     from competition.models.build import validate_network
+    from competition.runs.copies import keep_copies_together
     from competition.training.averaging import check_soup
     from competition.training.extra_data import check_extra_data, prepare_extra_data
     from competition.training.guards import oom_as_error
@@ -191,7 +206,11 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         validate_network(run.exp, next(iter(counts.values())) * (run.exp.patch.slices or 1), context)
     for case, why in skipped.items():
         context.say(f"note: case {case} is skipped: {why}")
-    run = run.without_cases(skipped)
+    together = keep_copies_together(run, prepared, context)
+    if together is not run and run.exp.init_from is not None:
+        for job in unfinished_jobs(together, context):
+            check_initial_weights(Path(str(run.exp.init_from)), job, together)
+    run = together.without_cases(skipped)
     prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
     before_write()
     run.write()
