@@ -194,10 +194,16 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = Fal
     if len(indices) < 2:
         return []
     stack = np.stack([small for small in thumbnails if small is not None])
-    first = _features(stack)
+    coarse = _coarsen(stack)
+    features = [(_normalise(small), small.shape) for small in (coarse, stack, _details(stack))]
+    first = [flat for flat, _ in features]
     best: dict[tuple[int, int], float] = {}
-    for view in _views(stack) if turned else [stack]:
-        second = first if view is stack else _features(view)
+    for order, steps in _views(stack.ndim - 1, turned):
+        # The correlations of turned thumbnails are those of their turned features.
+        second = [
+            flat.reshape(shape).transpose(0, *order)[(slice(None), *steps)].reshape(flat.shape)
+            for flat, shape in features
+        ]
         for row, column, correlation in _matches(first, second, stack.ndim - 1):
             key = indices[row], indices[column]
             best[key] = max(correlation, best.get(key, 0.0))
@@ -205,27 +211,18 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = Fal
     return sorted(pairs, key=lambda pair: (-pair.correlation, pair.first, pair.second))
 
 
-def _views(stack: Floats) -> Iterator[Floats]:
-    """Yield (N, side, …) itself, then mirrored and turned in every way that keeps its axes."""
-    axes = range(1, stack.ndim)
+def _views(dims: int, turned: bool) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+    """Yield the order and directions of the axes 1 to `dims`: as they are, and mirrored and turned in every way."""
+    axes, forward, backward = tuple(range(1, dims + 1)), slice(None), slice(None, None, -1)
+    if not turned:
+        yield axes, (forward,) * dims
+        return
     for order in permutations(axes):
-        for steps in product((1, -1), repeat=len(axes)):
-            is_same = order == tuple(axes) and set(steps) == {1}
-            yield (
-                stack
-                if is_same
-                else stack.transpose(0, *order)[(slice(None), *(slice(None, None, step) for step in steps))]
-            )
+        for steps in product((forward, backward), repeat=dims):
+            yield order, steps
 
 
-def _features(stack: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return the normalised coarse thumbnails, thumbnails and details."""
-    return _normalise(_coarsen(stack)), _normalise(stack), _normalise(_details(stack))
-
-
-def _matches(
-    first: tuple[Floats, Floats, Floats], second: tuple[Floats, Floats, Floats], dims: int
-) -> Iterator[tuple[int, int, float]]:
+def _matches(first: Sequence[Floats], second: Sequence[Floats], dims: int) -> Iterator[tuple[int, int, float]]:
     """Yield the index in `first`, the larger one in `second`, and the correlation of similar thumbnails."""
     (coarse, whole, details), (coarse_2, whole_2, details_2) = first, second
     for start in range(0, len(whole), BLOCK):
