@@ -184,6 +184,9 @@ def paired_gain(
 ) -> ScoreGain:
     """Compute by how much `after` is better than `before` on the same cases, with its paired bootstrap interval.
 
+    The interval is that of the bootstrap for few cases too: failures are mostly common to both, so it holds better than
+    that of a score, and decisions on steps, weights and soups depend on it.
+
     Args:
         before: scores as in `cv_score`.
         after: scores of the same cases and classes.
@@ -493,10 +496,12 @@ class _FewClusters:
         sums = [np.zeros((clusters.count, len(table.classes))) for _ in cells]
         for total, values in zip(sums, cells, strict=True):
             np.add.at(total, clusters.index, values)
-        has_class = (sum(sums) if table.counts else sums[1]) > 0
+        has_class: NDArray[np.bool_] = np.greater(np.sum(sums, axis=0) if table.counts else sums[1], 0)
         kept = has_class.any(axis=1)
         # For `case_class` as many scores as a cluster has on average; else those of the clusters that have the class.
         number = kept.sum() if table.metric.average == "case_class" else has_class.sum(axis=0)
+        low: tuple[Floats, ...]
+        high: tuple[Floats, ...]
         means = [total.sum(axis=0) / np.maximum(1, number) for total in sums]
         if table.counts:
             tp, fp, fn = means
