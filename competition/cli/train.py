@@ -416,7 +416,8 @@ def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> No
         raise MaskfoldError(f"maskfold register: found {len(names)} runs, expected 1.", "Name one run.", status=2)
 
     from competition.export.mlflow_model import describe_run, model_fingerprint, version_tags, write_model
-    from competition.runs.find import best_run, find_run
+    from competition.postprocessing.ranking import best_run
+    from competition.runs.find import find_run
     from competition.runs.lock import ensure_lock
     from competition.tracking.registry import register_model
 

@@ -128,6 +128,8 @@ class FoldsConfig(ConfigModel):
     file: str | None = None  # a CSV with columns id, fold
     # None: all folds; full: one fit on all cases.
     run: list[Annotated[int, Field(ge=0)]] | Literal["full"] | None = None
+    # What one fold keeps together: images of equal pixels, or also near-duplicates, mirrored and turned ones included.
+    duplicates: Literal["exact", "near"] = "exact"
 
     @model_validator(mode="after")
     def _check_consistency(self) -> FoldsConfig:

@@ -1,10 +1,17 @@
-"""Duplicate images: equal byte for byte, or near-duplicates (re-encoded, brighter or rescaled copies) by thumbnails."""
+"""Duplicate images: equal byte for byte, equal pixels, or near-duplicates by thumbnails.
+
+Near-duplicates are re-encoded, brighter or rescaled copies, on request also mirrored and turned ones.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations, product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +27,7 @@ MIN_CORRELATION = {2: 0.95, 3: 0.98}  # volumes of one anatomy reach 0.975, copi
 MIN_DETAIL_CORRELATION = {2: 0.8, 3: 0.95}  # of the details; excludes images that only share their illumination
 MIN_COARSE_CORRELATION = 0.9  # of coarse thumbnails, as a fast first filter
 MAX_PAIRS_PER_IMAGE = 5  # limits the pairs of a video; clusters remain connected
+SAMPLES = 256  # values of an image that are compared before all of them
 BLOCK = 512  # images compared with all others at a time
 Floats = NDArray[np.float32]
 
@@ -41,11 +49,12 @@ def duplicates_with_other_masks(table: pandas.DataFrame) -> list[list[str]]:
     return [ids for ids in find_duplicates(table) if len({content[case_id] for case_id in ids}) > 1]
 
 
-def split_groups(table: pandas.DataFrame) -> list[str]:
+def split_groups(table: pandas.DataFrame, alike: Iterable[Sequence[str]] = ()) -> list[str]:
     """Return the split group of each case: groups that share an image are merged into one split group.
 
     Args:
         table: the case table.
+        alike: lists of ids that share an image although their files differ.
 
     Returns:
         One name per case: the first (in sorted order) of the groups in its split group.
@@ -58,11 +67,75 @@ def split_groups(table: pandas.DataFrame) -> list[str]:
             name = parent[name]
         return name
 
-    for ids in find_duplicates(table):
+    for ids in [*find_duplicates(table), *alike]:
         roots = sorted({root(group[case_id]) for case_id in ids})
         for merged in roots[1:]:
             parent[merged] = roots[0]
     return [root(group[str(case_id)]) for case_id in table["id"]]
+
+
+# Equal pixels of prepared images
+
+
+def find_equal_images(prepared: Mapping[str, Path]) -> list[list[str]]:
+    """Return the ids of prepared images with equal pixels, whatever their files are; images of one value are no copies.
+
+    A few values of each image are compared first, so only images that agree in these are read completely.
+
+    Args:
+        prepared: folder of each preprocessed case, by id.
+
+    Returns:
+        Lists of at least two ids, sorted.
+
+    Raises:
+        MaskfoldError: a folder is damaged.
+    """
+    from competition.data.cache import PreprocessedCase
+
+    candidates: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for case_id, folder in prepared.items():
+        image = PreprocessedCase.open(folder).image
+        values = image.reshape(-1)[:: max(1, image.size // SAMPLES)]
+        candidates[image.shape, str(image.dtype), values.tobytes()].append(case_id)
+    equal: dict[bytes, list[str]] = defaultdict(list)
+    for ids in candidates.values():
+        if len(ids) < 2:
+            continue
+        for case_id in ids:
+            image = PreprocessedCase.open(prepared[case_id]).image
+            if image.min() != image.max():
+                digest = hashlib.sha256(f"{image.dtype} {image.shape}".encode())
+                digest.update(image.data)
+                equal[digest.digest()].append(case_id)
+    return sorted(sorted(ids) for ids in equal.values() if len(ids) > 1)
+
+
+def find_similar_images(prepared: Mapping[str, Path]) -> list[list[str]]:
+    """Return the ids of prepared images that look the same, also mirrored or turned, as connected clusters.
+
+    Args:
+        prepared: folder of each preprocessed case, by id.
+
+    Returns:
+        Lists of at least two ids, sorted.
+
+    Raises:
+        MaskfoldError: a folder is damaged.
+    """
+    from competition.data.cache import PreprocessedCase
+
+    ids, thumbnails = list(prepared), []
+    for folder in prepared.values():
+        case = PreprocessedCase.open(folder)
+        # Without the padding of `prepare.resize`, which lies on other sides of a turned copy.
+        inside = tuple(
+            slice(before, side - after)
+            for (before, after), side in zip(case.geometry.pad, case.image.shape[1:], strict=True)
+        )
+        thumbnails.append(make_thumbnail(np.asarray(case.image[(slice(None), *inside)], np.float32), symmetric=True))
+    pairs = find_near_duplicates(thumbnails, turned=True)
+    return sorted(sorted(ids[index] for index in cluster) for cluster in cluster_pairs(pairs))
 
 
 # Near-duplicates by thumbnails
@@ -83,11 +156,13 @@ class ImagePair:
     correlation: float
 
 
-def make_thumbnail(array: np.ndarray) -> Floats | None:
+def make_thumbnail(array: np.ndarray, symmetric: bool = False) -> Floats | None:
     """Average an image over all channels and a grid of 64×64 (2D) or 16×16×16 (3D) boxes.
 
     Args:
         array: (C, *spatial), two or three spatial axes.
+        symmetric: average over two grids, of which one starts at the other end of each axis, so that the thumbnail of a
+            mirrored image is the mirrored thumbnail, whatever the image's size.
 
     Returns:
         float32 (side, side[, side]); None for a constant image.
@@ -95,19 +170,23 @@ def make_thumbnail(array: np.ndarray) -> Floats | None:
     side = SIDES[array.ndim - 1]
     small = array
     for axis in range(1, array.ndim):
-        small = _shrink(small, axis, side)
+        shrunk = _shrink(small, axis, side)
+        if symmetric:
+            shrunk = (shrunk + np.flip(_shrink(np.flip(small, axis), axis, side), axis)) / 2
+        small = shrunk
     result = small.mean(axis=0, dtype=np.float32)
     return result if float(result.std()) > 1e-6 * max(1.0, float(np.abs(result).max())) else None
 
 
-def find_near_duplicates(thumbnails: Sequence[Floats | None]) -> list[ImagePair]:
+def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = False) -> list[ImagePair]:
     """Find pairs of images that look the same apart from brightness, contrast, size and compression.
 
-    Both the thumbnails and their details (without the local mean) must correlate. Rotated and mirrored copies are not
-    found. Time grows with the square of the number of images: some seconds for 5,000.
+    Both the thumbnails and their details (without the local mean) must correlate. Time grows with the square of the
+    number of images: some seconds for 5,000.
 
     Args:
         thumbnails: thumbnails with the same number of axes; None matches nothing.
+        turned: find mirrored copies and copies turned by 90°, 180° and 270° too; 8 times (volumes: 48 times) the time.
 
     Returns:
         Pairs with first < second, highest correlation first.
@@ -116,23 +195,50 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None]) -> list[ImagePair]
     if len(indices) < 2:
         return []
     stack = np.stack([small for small in thumbnails if small is not None])
-    dims = stack.ndim - 1
-    coarse, whole, details = _normalise(_coarsen(stack)), _normalise(stack), _normalise(_details(stack))
-    pairs = []
-    for start in range(0, len(indices), BLOCK):
+    coarse = _coarsen(stack)
+    features = [(_normalise(small), small.shape) for small in (coarse, stack, _details(stack))]
+    first = [flat for flat, _ in features]
+    best: dict[tuple[int, int], float] = {}
+    for order, steps in _views(stack.ndim - 1, turned):
+        # The correlations of turned thumbnails are those of their turned features.
+        second = [
+            flat.reshape(shape).transpose(0, *order)[(slice(None), *steps)].reshape(flat.shape)
+            for flat, shape in features
+        ]
+        for row, column, correlation in _matches(first, second, stack.ndim - 1):
+            key = indices[row], indices[column]
+            best[key] = max(correlation, best.get(key, 0.0))
+    pairs = [ImagePair(first, second, min(1.0, correlation)) for (first, second), correlation in best.items()]
+    return sorted(pairs, key=lambda pair: (-pair.correlation, pair.first, pair.second))
+
+
+def _views(dims: int, turned: bool) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+    """Yield the order and directions of the axes 1 to `dims`: as they are, and mirrored and turned in every way."""
+    axes, forward, backward = tuple(range(1, dims + 1)), slice(None), slice(None, None, -1)
+    if not turned:
+        yield axes, (forward,) * dims
+        return
+    for order in permutations(axes):
+        for steps in product((forward, backward), repeat=dims):
+            yield order, steps
+
+
+def _matches(first: Sequence[Floats], second: Sequence[Floats], dims: int) -> Iterator[tuple[int, int, float]]:
+    """Yield the index in `first`, the larger one in `second`, and the correlation of similar thumbnails."""
+    (coarse, whole, details), (coarse_2, whole_2, details_2) = first, second
+    for start in range(0, len(whole), BLOCK):
         block = slice(start, start + BLOCK)
-        is_similar = coarse[block] @ coarse[start:].T >= MIN_COARSE_CORRELATION
+        is_similar = coarse[block] @ coarse_2[start:].T >= MIN_COARSE_CORRELATION
         candidates = np.triu(is_similar, 1)  # each pair once, no self-pairs
         columns = start + np.flatnonzero(candidates.any(axis=0))
-        correlation, detail = whole[block] @ whole[columns].T, details[block] @ details[columns].T
+        correlation, detail = whole[block] @ whole_2[columns].T, details[block] @ details_2[columns].T
         matches = candidates[:, columns - start]
         matches &= (correlation >= MIN_CORRELATION[dims]) & (detail >= MIN_DETAIL_CORRELATION[dims])
         for row in np.flatnonzero(matches.any(axis=1)):
             matched = np.flatnonzero(matches[row])
             best = matched[np.argsort(-correlation[row, matched], kind="stable")[:MAX_PAIRS_PER_IMAGE]]
-            first = indices[start + int(row)]
-            pairs += [ImagePair(first, indices[int(columns[i])], min(1.0, float(correlation[row, i]))) for i in best]
-    return sorted(pairs, key=lambda pair: (-pair.correlation, pair.first, pair.second))
+            for index in best:
+                yield start + int(row), int(columns[index]), float(correlation[row, index])
 
 
 def cluster_pairs(pairs: Sequence[ImagePair]) -> list[list[int]]:

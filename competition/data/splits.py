@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,9 @@ FILE_RULE = re.compile(r"(?P<file>[^:]+\.csv):(?P<column>.+)", re.IGNORECASE)
 TRAIN_ONLY, HELD_OUT = -1, -2  # fold numbers of cases that no fold validates
 
 
-def split(table: pandas.DataFrame, comp: Competition, folds: FoldsConfig, seed: int) -> pandas.DataFrame:
+def split(
+    table: pandas.DataFrame, comp: Competition, folds: FoldsConfig, seed: int, alike: Iterable[Sequence[str]] = ()
+) -> pandas.DataFrame:
     """Split the training cases into folds.
 
     The cases are sorted by id first, so that the result depends only on their ids, groups, images and the seed. If
@@ -41,6 +43,7 @@ def split(table: pandas.DataFrame, comp: Competition, folds: FoldsConfig, seed: 
         comp: the competition.
         folds: the experiment's `folds`.
         seed: of the shuffle.
+        alike: lists of ids that share an image although their files differ; they stay together as duplicates do.
 
     Returns:
         Columns id, fold and group (the split group), sorted by id. A holdout has the validation cases in fold 0, the
@@ -60,7 +63,7 @@ def split(table: pandas.DataFrame, comp: Competition, folds: FoldsConfig, seed: 
             "Set competition.group to a regular expression on the id, or to `file.csv:column`.",
             status=2,
         )
-    groups = split_groups(cases)
+    groups = split_groups(cases, alike)
     if folds.scheme == "file":
         numbers = folds_from_file(Path(str(folds.file)), cases["id"].tolist())
     elif folds.scheme == "holdout":

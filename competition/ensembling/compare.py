@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from competition.metrics.scoring import IGNORE_LABEL, score_case, split_classes
 from competition.metrics.surface import hd95, surface_dice
 from competition.postprocessing.case import CasePrediction
 from competition.postprocessing.pipeline import postprocess
-from competition.postprocessing.tuning import load_tuning
+from competition.postprocessing.tuning import TuningResult, load_tuning, tuning_parts
 from competition.runs.blend import check_same_competition
 from competition.runs.oof import OofPredictions
 from competition.runs.run import Run
@@ -42,31 +42,34 @@ class ComparedRun:
         oof: its out-of-fold predictions.
         settings: the post-processing of its masks.
         description: text about the post-processing, for the report.
+        nested: by case id, the post-processing tuned without the case's fold; empty: every case has `settings`.
     """
 
     run: Run
     oof: OofPredictions
     settings: PostprocessConfig
     description: str
+    nested: Mapping[str, PostprocessConfig] = field(default_factory=dict)
 
     @classmethod
-    def from_run(cls, run: Run) -> ComparedRun:
-        """Return the run with the post-processing that its expected score is based on."""
-        settings = run.exp.postprocess
+    def from_run(cls, run: Run, tuned: TuningResult | None = None) -> ComparedRun:
+        """Return the run with post-processing that was not tuned on the case that it is applied to.
+
+        Args:
+            run: the run.
+            tuned: its tuning result: each case has the steps tuned on the other folds, or those of the YAML if the
+                tuned ones were not kept. None: all cases have the steps of the YAML.
+        """
+        settings, oof = run.exp.postprocess, run.oof()
         own = "the steps of its YAML" if settings.steps or settings.number else "no post-processing"
-        if not settings.tune:
-            return cls(run, run.oof(), settings, own)
-        tuned = load_tuning(run)
         if tuned is None:
-            return cls(run, run.oof(), settings, f"{own} (not tuned yet; `maskfold submit` tunes it)")
+            return cls(run, oof, settings, own)
         if not tuned.kept:
-            return cls(run, run.oof(), tuned.settings, f"{own}, since the gain of tuned steps was within its noise")
-        return cls(
-            run,
-            run.oof(),
-            tuned.settings,
-            f"the steps tuned on these cases (optimistic score {tuned.after:.4f}, nested score {tuned.nested:.4f})",
-        )
+            return cls(run, oof, tuned.settings, f"{own}, since the gain of tuned steps was within its noise")
+        part_of = tuning_parts(run.rows(oof.fold_of), oof.fold_of, run.exp.seeds[0])
+        by_part = {part: tuned.nested_settings(part) for part in set(part_of.values())}
+        nested = {case: by_part[part] for case, part in part_of.items()}
+        return cls(run, oof, tuned.settings, "steps tuned on the other folds", nested)
 
     @property
     def name(self) -> str:
@@ -75,7 +78,31 @@ class ComparedRun:
 
     def predict(self, row: Any) -> CasePrediction:
         """Return the masks of a case."""
-        return postprocess(self.oof.read(row.id), self.run.exp.competition, self.settings, row)
+        settings, comp = self.nested.get(row.id, self.settings), self.run.exp.competition
+        needs_presence = any(step.step.needs_presence for name in comp.classes for step in settings.steps_for(name))
+        presence = self.oof.presence(row.id) if needs_presence else None
+        return postprocess(self.oof.read(row.id), comp, settings, row, presence)
+
+
+def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, ComparedRun], str]:
+    """Return both runs with steps tuned on the other folds, or both with the steps of their YAML, and a note on it.
+
+    Steps tuned on the compared cases would make a run look better than it is, next to one without them.
+    """
+    runs = run_a, run_b
+    tuned = [load_tuning(run) if run.exp.postprocess.tune else None for run in runs]
+    usable = [result is not None and (not result.kept or bool(result.part_steps)) for result in tuned]
+    if all(usable):
+        sides = ComparedRun.from_run(run_a, tuned[0]), ComparedRun.from_run(run_b, tuned[1])
+        return sides, "both runs as they would be submitted: each case has steps tuned on the other folds"
+    note = "both runs with the steps of their YAML, none of them tuned on these cases"
+    missing = [letter for letter, is_usable in zip("AB", usable, strict=True) if not is_usable]
+    if any(run.exp.postprocess.tune for run in runs):
+        note += (
+            f"; tuned steps are compared if both runs have them, {' and '.join(missing)} "
+            f"{'has' if len(missing) == 1 else 'have'} none: `maskfold submit` tunes with postprocess.tune"
+        )
+    return (ComparedRun.from_run(run_a), ComparedRun.from_run(run_b)), note
 
 
 @dataclass(frozen=True)
@@ -130,8 +157,9 @@ class Comparison:
 def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda rows, _: rows) -> Comparison:
     """Compare two runs on the cases that both predicted out of fold; one case is in memory at a time.
 
-    The masks of each run have its own post-processing. If a class is not in the truth and only one of the runs predicts
-    it, the other run gets the best value; if neither predicts it, the case is omitted for this class.
+    Either both runs have post-processing tuned on other folds than the case's, or both have the steps of their YAML;
+    `Comparison.notes` says which. If a class is not in the truth and only one of the runs predicts it, the other run
+    gets the best value; if neither predicts it, the case is omitted for this class.
 
     Args:
         run_a: the first run.
@@ -144,7 +172,7 @@ def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda row
     import pandas as pd
 
     check_same_competition([run_a, run_b], "Compare runs of one competition.", "Name two runs.")
-    sides = ComparedRun.from_run(run_a), ComparedRun.from_run(run_b)
+    sides, footing = _on_same_footing(run_a, run_b)
     shared = [case for case in sides[0].oof.fold_of if case in sides[1].oof.fold_of]
     _check_same_data(run_a, run_b, shared)
     comp = run_a.exp.competition
@@ -154,7 +182,7 @@ def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda row
         for side_scores, side, case_scores in zip(scores, sides, _score_case(sides, row, comp), strict=True):
             side_scores.extend({"id": row.id, "fold": side.oof.fold_of[row.id], **score} for score in case_scores)
     tables = pd.DataFrame(scores[0]), pd.DataFrame(scores[1])
-    return Comparison(*sides, tables, rows, _differences(tables, run_a), _notes(sides, shared))
+    return Comparison(*sides, tables, rows, _differences(tables, run_a), [*_notes(sides, shared), footing])
 
 
 def _score_case(

@@ -223,8 +223,8 @@ def _add_near_duplicates(cases: list[CaseStats], correlation: float, findings: F
         hint = "No action is needed; they are in one group, which folds keep together."
     else:
         hint = (
-            "Inspect them; if they show the same object, keep one or put all into one group (competition.group): "
-            "without a group, folds keep only identical files together."
+            "Inspect them; if they show the same object, keep one, put all into one group (competition.group), or set "
+            "folds.duplicates to near: otherwise folds keep only images of equal pixels together."
         )
     names = ", ".join(limit_ids([format_listed_case(case.id, case.images[0]) for case in cases]))
     split = next(iter(splits)) if len(splits) == 1 else ""

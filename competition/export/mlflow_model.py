@@ -17,6 +17,7 @@ from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, POSTPROCESS_FILE
 from competition.export.requirements import normalise_package_name
 from competition.io import read_record, write_json
+from competition.postprocessing.ranking import submitted_score
 from competition.runs.fold import RESULT_FILE
 from competition.runs.run import Run
 from competition.submission.label_files import label_file_settings
@@ -74,6 +75,9 @@ def describe_run(run: Run) -> str:
     text += f", {summary['metric']} {summary['score']:.4f} out of fold"
     if summary.get("low") is not None and summary.get("high") is not None:
         text += f" (95 % interval {summary['low']:.4f} to {summary['high']:.4f}, {summary['cases']} cases)"
+    submitted = submitted_score(run)
+    if submitted is not None and submitted.is_nested:
+        text += f", {submitted.value:.4f} with {submitted.note}"
     return text
 
 
@@ -88,6 +92,8 @@ def version_tags(run: Run) -> dict[str, str]:
     }
     if summary.get("score") is not None:
         tags.update(metric=str(summary["metric"]), cv_score=f"{summary['score']:.6f}")
+        if (submitted := submitted_score(run)) is not None:
+            tags.update(submitted_score=f"{submitted.value:.6f}")
     return tags
 
 

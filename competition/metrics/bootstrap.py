@@ -2,6 +2,9 @@
 
 Every score is a weighted statistic of the cases. All weights are 1 for the score itself; a bootstrap weighs each case
 by the number of times that it was drawn, so that one matrix product scores all bootstrap samples.
+
+Below 50 cases (`FEW_CASES`) the bootstrap is too narrow, because a few cases often do not show how a network fails; see
+`_FewClusters` for the interval used there, and `benchmarks/coverage.py` for what both cover.
 """
 
 # Not scipy.stats.bootstrap, although it is nearly as fast (61 ms instead of 44 ms: python benchmarks/libraries.py
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Draws = NDArray[np.int64]
+FEW_CASES = 50  # with fewer cases (or groups), intervals allow for a failure that no case shows
 _MAX_WEIGHTS = 4_000_000  # weights in memory at a time: 32 MB
 PLAIN_MEAN = MetricConfig(both_empty=None)  # the mean over all finite values
 
@@ -80,8 +84,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Compute a confidence interval of `cv_score` by drawing cases (or groups of cases) with replacement.
 
-    The interval is Hesterberg's expanded percentile interval ("What Teachers Should Know About the Bootstrap", 2015,
-    https://arxiv.org/abs/1411.5279), because the plain percentile interval is too narrow for few cases.
+    From `FEW_CASES` cases or groups on, it is Hesterberg's expanded percentile interval ("What Teachers Should Know
+    About the Bootstrap", 2015, https://arxiv.org/abs/1411.5279). With fewer, cases that fail are often missing from the
+    sample, so the interval includes what one more case of the worst or best possible score would change.
 
     Args:
         scores: as in `cv_score`.
@@ -97,6 +102,9 @@ def bootstrap_interval(
     table = _Table.from_scores(scores, metric)
     clusters = table.clusters(groups)
     generator = rng(seed, 0, 0, 0, "bootstrap")
+    few = _FewClusters.from_table(table, clusters)
+    if few.count < FEW_CASES:
+        return few.interval(generator.standard_exponential((n, few.count + 1)), level)
     return _interval(
         table, clusters, n, level, lambda count: generator.integers(0, clusters.count, (count, clusters.count))
     )
@@ -114,7 +122,8 @@ def prediction_interval(
     """Compute a prediction interval for the score of a test set of `n_test` cases from the same distribution.
 
     It is wider than `bootstrap_interval`, because the test set is a random sample too: each iteration draws a bootstrap
-    sample of the cases, and a test set from that sample.
+    sample of the cases, and a test set from that sample. With fewer than `FEW_CASES` cases, a test set may also have
+    cases of the worst or best possible score; see `bootstrap_interval`.
 
     Args:
         scores: as in `cv_score`.
@@ -131,6 +140,12 @@ def prediction_interval(
     table = _Table.from_scores(scores, metric)
     clusters = table.clusters(groups)
     generator = rng(seed, 0, 0, 1, "bootstrap")
+    few = _FewClusters.from_table(table, clusters)
+    if few.count < FEW_CASES:
+        chances = generator.standard_exponential((n, few.count + 1))
+        size = max(1, round(n_test * few.count / max(1, len(table.ids))))
+        test_sets = generator.multinomial(size, chances / chances.sum(axis=1, keepdims=True))
+        return few.interval(test_sets.astype(np.float64), level)
     size = max(1, round(n_test * clusters.count / max(1, len(table.ids))))
 
     def draw(count: int) -> Draws:
@@ -168,6 +183,9 @@ def paired_gain(
     level: float = 0.95,
 ) -> ScoreGain:
     """Compute by how much `after` is better than `before` on the same cases, with its paired bootstrap interval.
+
+    The interval is that of the bootstrap for few cases too: failures are mostly common to both, so it holds better than
+    that of a score, and decisions on steps, weights and soups depend on it.
 
     Args:
         before: scores as in `cv_score`.
@@ -457,6 +475,92 @@ class _Clusters:
 
     index: Draws  # (cases,), cluster index of each case
     count: int
+
+
+@dataclass(frozen=True)
+class _FewClusters:
+    """Few clusters of cases, and one imagined cluster more, for intervals that hold.
+
+    Eight of eight good cases are no evidence that fewer than a third of all cases fail, but the bootstrap only repeats
+    the cases that it has. Here the weights of the clusters are exponential (a Bayesian bootstrap), and one more cluster
+    of mean size has the worst possible score for the lower end and the best possible one for the upper end. For a mean
+    of scores within bounds this is Gaffke's interval, for scores of 0 and 1 that of Clopper and Pearson, which never
+    covers less than its level. See Learned-Miller and Thomas, "A New Confidence Interval for the Mean of a Bounded
+    Random Variable" (2019, https://arxiv.org/abs/1905.06208).
+
+    Attributes:
+        metric: the metric.
+        sums: arrays (clusters, classes): sum and number of scores; for `average: global` tp, fp and fn.
+        low: the imagined cluster for the one end: arrays (classes,) like those of `sums`.
+        high: the imagined cluster for the other end.
+    """
+
+    metric: MetricConfig
+    sums: tuple[Floats, ...]
+    low: tuple[Floats, ...]
+    high: tuple[Floats, ...]
+
+    @classmethod
+    def from_table(cls, table: _Table, clusters: _Clusters) -> _FewClusters:
+        """Sum the cases of each cluster; clusters without a score are omitted."""
+        finite = np.isfinite(table.score)
+        cells = table.counts or (np.where(finite, table.score, 0.0), finite.astype(np.float64))
+        sums = [np.zeros((clusters.count, len(table.classes))) for _ in cells]
+        for total, values in zip(sums, cells, strict=True):
+            np.add.at(total, clusters.index, values)
+        has_class: NDArray[np.bool_] = np.greater(np.sum(sums, axis=0) if table.counts else sums[1], 0)
+        kept = has_class.any(axis=1)
+        # For `case_class` as many scores as a cluster has on average; else those of the clusters that have the class.
+        number = kept.sum() if table.metric.average == "case_class" else has_class.sum(axis=0)
+        low: tuple[Floats, ...]
+        high: tuple[Floats, ...]
+        means = [total.sum(axis=0) / np.maximum(1, number) for total in sums]
+        if table.counts:
+            tp, fp, fn = means
+            low, high = (0 * tp, tp + fp, tp + fn), (tp + fn, 0 * fp, 0 * fn)
+        else:
+            worst, best = _score_bounds(table.score[finite])
+            low, high = (worst * means[1], means[1]), (best * means[1], means[1])
+        return cls(table.metric, tuple(total[kept] for total in sums), low, high)
+
+    @property
+    def count(self) -> int:
+        """Number of clusters that have a score."""
+        return len(self.sums[0])
+
+    def interval(self, weights: Floats, level: float) -> tuple[float, float]:
+        """Return the interval from weights (samples, clusters + 1) of the clusters and of the imagined one."""
+        if self.count < 2:
+            return nan, nan
+        ends = np.stack([self._statistic(weights, imagined) for imagined in (self.low, self.high)])
+        ends = np.sort(ends[:, np.isfinite(ends).all(axis=0)], axis=0)  # the counts of a failure may be the higher end
+        if not ends.size:
+            return nan, nan
+        tail = (1 - level) / 2
+        return float(np.quantile(ends[0], tail)), float(np.quantile(ends[1], 1 - tail))
+
+    def _statistic(self, weights: Floats, imagined: tuple[Floats, ...]) -> Floats:
+        """Return the score (samples,) of the clusters and an imagined one."""
+        totals = [weights[:, :-1] @ sums + weights[:, -1:] * one for sums, one in zip(self.sums, imagined, strict=True)]
+        if self.metric.average == "case_class":
+            return _divide(totals[0].sum(axis=1), totals[1].sum(axis=1))
+        values = score_from_counts(self.metric, *totals) if self.metric.average == "global" else _divide(*totals)
+        finite = np.isfinite(values)
+        return _divide(np.where(finite, values, 0.0).sum(axis=1), finite.sum(axis=1))
+
+
+def _score_bounds(scores: Floats) -> tuple[float, float]:
+    """Return the lowest and highest possible score: 0 and 1 for shares; else the ends of the scores, moved outwards.
+
+    The largest possible distance is unknown. It is taken to be above the largest one by as much as that is above the
+    smallest.
+    """
+    if not len(scores):
+        return nan, nan
+    low, high = float(scores.min()), float(scores.max())
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    return max(0.0, 2 * low - high) if low >= 0 else 2 * low - high, 2 * high - low
 
 
 def _interval(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,8 @@ class TuningResult:
         presence_gain: the gain from the step `gate`: of the nested score of a search with it over one without; None
             without a presence head. The tuned steps include it only if that is at least `MIN_GAIN` and its
             interval is above 0.
+        part_steps: by the part of the cases that a search left out, the steps of each class that it found; empty if
+            the cases are one part, or for a result stored by an older version.
     """
 
     settings: PostprocessConfig
@@ -60,6 +62,19 @@ class TuningResult:
     kept: bool
     rows: pd.DataFrame
     presence_gain: ScoreGain | None = None
+    part_steps: dict[int, dict[str, Steps]] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """The score that a submission with these settings is expected to have: nested if tuned, else before."""
+        return self.nested if self.kept else self.before
+
+    def nested_settings(self, part: int) -> PostprocessConfig:
+        """Return the settings whose steps were found without a part of the cases; those in use if none were kept."""
+        if not self.kept:
+            return self.settings
+        steps = {name: list(found) for name, found in self.part_steps[part].items()}
+        return self.settings.model_copy(update={"steps": steps})
 
     def report_lines(self) -> list[str]:
         """Return the report, line by line."""
@@ -134,6 +149,11 @@ def tune_postprocessing(
         kept,
         nested if kept else before,
         presence_gain,
+        {
+            part: dict(zip(comp.classes, steps, strict=True))
+            for part, steps in best.items()
+            if part is not None and len(numbers) > 1
+        },
     )
 
 
@@ -360,7 +380,8 @@ def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = Non
         "key": tuning_key(run) if key is None else key,
         "scores": sha256_of_file(run.folder / TUNING_SCORES_FILE),
         "settings": tuning.settings.model_dump(),
-        "found": {name: [step.model_dump() for step in steps] for name, steps in tuning.best_steps.items()},
+        "found": _plain_steps(tuning.best_steps),
+        "nested_steps": {str(part): _plain_steps(steps) for part, steps in tuning.part_steps.items()},
         **{name: getattr(tuning, name) for name in ("before", "after", "nested", "kept")},
         "gain": tuning.gain._asdict(),
         "gate": None if tuning.presence_gain is None else tuning.presence_gain._asdict(),
@@ -387,10 +408,10 @@ def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
         if "scores" in plain and plain["scores"] != sha256_of_file(run.folder / TUNING_SCORES_FILE):
             return None
         rows = pd.read_csv(run.folder / TUNING_SCORES_FILE, dtype={"id": str}, float_precision="round_trip")
-        best_steps = {name: tuple(map(StepConfig.model_validate, steps)) for name, steps in plain["found"].items()}
+        part_steps = {int(part): _read_steps(steps) for part, steps in plain.get("nested_steps", {}).items()}
         return TuningResult(
             PostprocessConfig.model_validate(plain["settings"]),
-            best_steps,
+            _read_steps(plain["found"]),
             plain["before"],
             plain["after"],
             plain["nested"],
@@ -398,9 +419,18 @@ def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
             plain["kept"],
             rows,
             ScoreGain(**plain["gate"]) if plain.get("gate") else None,
+            part_steps,
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None  # a damaged file is not an error: the search can be repeated
+
+
+def _plain_steps(steps: Mapping[str, Steps]) -> dict[str, Any]:
+    return {name: [step.model_dump() for step in found] for name, found in steps.items()}
+
+
+def _read_steps(plain: Mapping[str, Any]) -> dict[str, Steps]:
+    return {name: tuple(map(StepConfig.model_validate, found)) for name, found in plain.items()}
 
 
 def tuning_key(run: Run) -> dict[str, Any]:

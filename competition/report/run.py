@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from markupsafe import Markup
@@ -19,15 +19,22 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, read_metrics_lines
 from competition.metrics.bootstrap import ScoreGain, paired_gain
+from competition.postprocessing.ranking import submitted_score
+from competition.postprocessing.tuning import load_tuning
 from competition.report.calibration import calibration_section
 from competition.report.html import create_figure_folder, output_lock, render, write_page
 from competition.report.learning import cases_section, learning_section
 from competition.report.results import RunResults
 from competition.report.scores import score_headline, scores_section, sizes_section
 from competition.runs.fold import RESULT_FILE, mixed_environments
-from competition.runs.run import FOLDS_FILE, Run, read_run_scores
+from competition.runs.run import FOLDS_FILE, Run, load_run, read_run_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEMPLATE = "run.html.j2"
+# What reading the files of another run may raise: it may be in training, or from another version.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError)
 
 
 def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
@@ -125,13 +132,15 @@ class PreviousBest:
 
     Attributes:
         folder: folder of the run.
-        score: score in its `summary.json`.
+        score: that it would submit, see `competition.postprocessing.ranking.submitted_score`.
         cases: number of cases with an out-of-fold prediction.
+        note: what the score is of.
     """
 
     folder: Path
     score: float
     cases: int
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -160,10 +169,11 @@ def experiment_section(results: RunResults) -> Markup:
 
 
 def _gain_text(results: RunResults, best: PreviousBest) -> str:
-    text = f"{best.name} scored {best.score:.4f} on {best.cases} cases."
+    text = f"{best.name} scored {best.score:.4f} on {best.cases} cases{f' ({best.note})' if best.note else ''}."
     if results.table is None or math.isnan(results.score().value):
         return text
     gain, cases = gain_over_run(results, best.folder)
+    footing = "tuned on the other folds" if _tuned_tables(results.run, best.folder) else "without tuned post-processing"
     if gain is None:
         return f"{text} It has no case in common with this run, whose score is {results.score().value:.4f}."
     direction = results.metric.direction
@@ -172,15 +182,18 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     note = "; lower scores are better" if direction is Direction.LOWER else ""
     return (
         f"{text} On the {cases} cases that both runs predicted, this run's score minus that one's is "
-        f"{difference.value:+.4f}{ends}{note}."
+        f"{difference.value:+.4f}{ends}{note}; both {footing}."
     )
 
 
 def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, int]:
-    """Return the gain of this run's score over that of the run in `folder`, and the number of common cases compared."""
-    exp, rows = results.run.exp, results.rows()
+    """Return the gain of this run's score over that of the run in `folder`, and the number of common cases compared.
+
+    Both scores are nested if both runs are tuned, else neither has tuned post-processing.
+    """
+    exp, tuned = results.run.exp, _tuned_tables(results.run, folder)
     try:
-        other_rows = read_run_scores(folder)
+        rows, other_rows = tuned or (results.rows(), read_run_scores(folder))
         both = set(rows["id"]) & set(other_rows["id"])
         if not both or set(rows["class"]) != set(other_rows["class"]):
             return None, 0
@@ -189,6 +202,16 @@ def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, 
         return paired_gain(tables[0], tables[1], exp.competition.metric, seed=exp.seeds[0], groups=groups), len(both)
     except (OSError, ValueError, KeyError, MaskfoldError):
         return None, 0
+
+
+def _tuned_tables(run: Run, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Return the nested score rows of a run and of that in `folder`; None unless both are tuned."""
+    try:
+        other = load_run(folder, None)  # type: ignore[arg-type] # nothing of it is built
+        tables = [load_tuning(each) if each.exp.postprocess.tune else None for each in (run, other)]
+    except (OSError, ValueError, KeyError, MaskfoldError):
+        return None
+    return None if tables[0] is None or tables[1] is None else (tables[0].rows, tables[1].rows)
 
 
 def find_previous_best(run: Run) -> PreviousBest | None:
@@ -212,9 +235,11 @@ def find_previous_best(run: Run) -> PreviousBest | None:
                 and _complete(folder, plain, summary)
                 and get_end_time(folder) < end
             ):
-                candidates.append(PreviousBest(folder, float(summary["score"]), int(summary["cases"])))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
-            continue  # a run that is being written, or from another version
+                score = submitted_score(load_run(folder, None))  # type: ignore[arg-type] # nothing of it is built
+                assert score is not None  # the summary has one
+                candidates.append(PreviousBest(folder, score.value, int(summary["cases"]), score.note))
+        except (*UNREADABLE, MaskfoldError):
+            continue
     direction = run.exp.competition.metric.direction
     return max(candidates, key=lambda candidate: direction.rank(candidate.score), default=None)
 

@@ -8,14 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from competition.config.competition import Competition
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
-from competition.io import parse_json_object, read_metrics_lines, read_record
+from competition.io import read_metrics_lines, read_record
 from competition.runs.contents import changed_code
 from competition.runs.fold import RESULT_FILE
-from competition.runs.run import CASES_FILE, FOLDS_FILE, RUNS_FOLDER, Run, check_not_edited, hashed_settings, load_run
+from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, check_not_edited, hashed_settings, load_run
 
 STUDIES_FOLDER = Path("mlruns") / "studies"
 TRIALS_FILE = "trials.json"  # in a study's folder: the results of its trials
@@ -71,42 +70,6 @@ def _find_run(name: str, overrides: Sequence[str], trust: tuple[str, ...], say: 
     return run
 
 
-def best_run(
-    name: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None
-) -> Run:
-    """Find the run with the best cross-validation score among all finished runs of a competition.
-
-    Compares only scores by the competition's metric over all folds.
-
-    Args:
-        name: an experiment's YAML, or a run, of the competition; see `find_run`.
-        overrides: `key=value` strings.
-        trust: additional packages that `target` may name.
-        say: takes a line for the user.
-
-    Raises:
-        MaskfoldError: no run of the competition has all its folds.
-    """
-    path = Path(name)
-    is_yaml = path.suffix in (".yaml", ".yml") and not path.is_dir()
-    exp = load_experiment(path, overrides, trust) if is_yaml else find_run(name, overrides, trust, say).exp
-    comp = exp.competition
-    candidates: list[tuple[float, float, Path]] = []  # (score, time, folder)
-    for file in sorted(RUNS_FOLDER.glob("*/*/summary.json")):
-        if (score := _comparable_score(file, comp)) is not None:
-            candidates.append((score, file.stat().st_mtime, file.parent))
-    if not candidates:
-        raise MaskfoldError(
-            f"No run of {comp.name} below {RUNS_FOLDER} has a score over all its folds.",
-            "Finish one with `maskfold cv`, or name a run without --best.",
-        )
-    direction = comp.metric.direction
-    score, _, folder = max(candidates, key=lambda candidate: (direction.rank(candidate[0]), *candidate[1:]))
-    count = len(candidates)
-    say(f"the best of {count} finished run{'s' * (count > 1)} of {comp.name}: {comp.metric.name} {score:.4f}")
-    return load_run(folder, trust, overrides)
-
-
 def find_study(name: str) -> Path | None:
     """Return the folder of a study, given that folder or its name below `mlruns/studies`; None if there is none."""
     for folder in (Path(name), STUDIES_FOLDER / name):
@@ -140,22 +103,6 @@ def with_current_settings(trained: Experiment, yaml: Experiment) -> Experiment:
     """Return the trained experiment with test images, submission, post-processing and `run:` of the current YAML."""
     comp = trained.competition.model_copy(update={key: getattr(yaml.competition, key) for key in SUBMIT_TIME_KEYS})
     return trained.model_copy(update={"competition": comp, "postprocess": yaml.postprocess, "run": yaml.run})
-
-
-def _comparable_score(summary: Path, comp: Competition) -> float | None:
-    """Return a run's score if it is of this competition, by its metric, and over all folds."""
-    from competition.data.splits import read_folds
-
-    try:
-        plain = parse_json_object(summary.read_bytes())
-        run_comp = load_experiment(summary.parent / "experiment.yaml", trust=None).competition
-        folds = {int(fold) for fold in read_folds(summary.parent / FOLDS_FILE)["fold"] if fold >= 0}
-        if run_comp.name != comp.name or run_comp.metric != comp.metric or plain.get("score") is None:
-            return None
-        complete = folds <= {result["fold"] for result in plain["folds"]}
-        return float(plain["score"]) if complete else None
-    except (OSError, ValueError, LookupError, TypeError, MaskfoldError):
-        return None
 
 
 def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], say: Callable[[str], None]) -> Run:

@@ -426,7 +426,8 @@ def check_not_edited(run: Run) -> None:
         elif name is not None and name["hash"] not in record.names.values():
             changed, file = True, "contents.json, or the folder's name,"
         else:
-            changed = not run.skipped and (data != record.data or folds != record.contents.get(FOLDS_KEY, folds))
+            recorded_folds = record.written_folds or record.contents.get(FOLDS_KEY, folds)
+            changed = not run.skipped and (data != record.data or folds != recorded_folds)
             file = "cases.csv" if data != record.data else "folds.csv"
     if changed:
         raise MaskfoldError(
@@ -533,6 +534,8 @@ def hashed_settings(
     for key in SECTIONS_ADDED_LATER:
         if not plain[key]:
             del plain[key]
+    if plain["folds"]["duplicates"] == "exact":  # off
+        del plain["folds"]["duplicates"]
     if plain["training"]["soup"] == 1:  # off
         del plain["training"]["soup"]
     for section, key in RESUMABLE_KEYS:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from competition.config.experiment import Experiment
 from competition.redact import redact
@@ -27,6 +27,9 @@ from competition.tracking.store import (
 )
 from competition.tracking.sync import RUN_KEY, TOKEN_TAG
 from competition.tracking.sync_state import read_sync_state
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +94,21 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, csv: 
     for file in (csv, summary_path):
         client.log_artifact(run_id, str(file))
     client.set_terminated(run_id, "FINISHED")
+    _log_submitted_score(client, store, run_folder, summary, summary_path)
     return str(run_id)
+
+
+def _log_submitted_score(
+    client: MlflowClient, store: MlflowStore, run_folder: Path, summary: Mapping[str, Any], summary_path: Path
+) -> None:
+    """Log the expected score of a single run's submission as `submitted_score` of its cross-validation.
+
+    It is nested if post-processing was tuned, so the runs of an experiment can be sorted by what they would submit.
+    """
+    score = (summary["expected"] or {}).get("score")
+    parent = read_sync_state(run_folder, store.display_uri).uploaded(RUN_KEY).run_id
+    if parent is not None and score is not None and len(summary["runs"]) == 1:
+        client.log_metric(parent, "submitted_score", score, round(1000 * summary_path.stat().st_mtime), 0)
 
 
 def log_upload(record: Mapping[str, Any], files: tuple[Path, ...] = ()) -> str | None:

@@ -26,6 +26,7 @@ from competition.runs.contents import (
     changed_error,
     check_contents,
     describe_content,
+    folds_digest,
     run_contents,
     source_digests,
 )
@@ -113,7 +114,21 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     while folder.exists() and (new or _numbered_folder(base, number + 1).exists()):
         number += 1
         folder = _numbered_folder(base, number)
+    if (alike := _saved_groups(folder, set(cases["id"]))) and exp.folds.scheme != "file":
+        folds = split(cases, exp.competition, exp.folds, exp.seeds[0], alike)  # as `prepare_run` split them
     return Run(folder, exp, cases, folds, name, extra_tables, record)
+
+
+def _saved_groups(folder: Path, ids: set[str]) -> list[list[str]]:
+    """Return the cases of each split group of a run's folder; none if it has no folds, or they are unreadable."""
+    from competition.data.splits import read_folds
+
+    try:
+        saved = read_folds(folder / FOLDS_FILE)
+    except MaskfoldError:
+        return []
+    groups = [cases.tolist() for _, cases in saved[saved["id"].isin(ids)].groupby("group", sort=False)["id"]]
+    return [cases for cases in groups if len(cases) > 1]
 
 
 def _numbered_folder(base: Path, number: int) -> Path:
@@ -171,6 +186,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.data.preprocessing import preprocess_cases
     from competition.inference.tta import tta_views
     from competition.models.build import validate_network
+    from competition.runs.copies import keep_copies_together
     from competition.training.averaging import check_soup
     from competition.training.extra_data import check_extra_data, prepare_extra_data
     from competition.training.guards import oom_as_error
@@ -212,7 +228,13 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         validate_network(run.exp, next(iter(counts.values())) * (run.exp.patch.slices or 1), context)
     for case, why in skipped.items():
         context.say(f"note: case {case} is skipped: {why}")
-    run = run.without_cases(skipped)
+    together = keep_copies_together(run, prepared, context)
+    if together is not run and run.exp.init_from is not None:
+        for job in unfinished_jobs(together, context):
+            check_initial_weights(Path(str(run.exp.init_from)), job, together)
+    run = together.without_cases(skipped)
+    if run.record is not None:
+        run = replace(run, record=replace(run.record, written_folds=folds_digest(run.folds)))
     prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
     before_write()
     run.write()

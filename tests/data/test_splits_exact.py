@@ -133,7 +133,7 @@ def test_the_table_of_folds() -> None:
 
 
 def test_a_leak_is_refused_whatever_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("competition.data.splits.split_groups", lambda table: table["id"].tolist())
+    monkeypatch.setattr("competition.data.splits.split_groups", lambda table, _: table["id"].tolist())
     wrong, _, status = refused(folds_of, cases(6, group=["x"] * 3 + ["y"] * 3), GROUPED, k=3)
     assert wrong.startswith("Group x is in two folds") and status == 2
 

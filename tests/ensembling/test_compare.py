@@ -12,13 +12,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from competition.config.postprocess import PostprocessConfig
 from competition.data.masks import load_mask
-from competition.ensembling.compare import ComparedRun, compare_two_runs
+from competition.ensembling.compare import compare_two_runs
+from competition.ensembling.expected import estimate_score
 from competition.errors import MaskfoldError
 from competition.metrics.overlap import count_overlap, dice
 from competition.report.compare import write_comparison
+from competition.runs.blend import Ensemble
+from competition.runs.oof import OofStore
 from competition.runs.run import load_run
 from competition.training.cross_validate import summarize_run
+from tests.postprocessing.test_tuning import islands
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -69,7 +74,42 @@ def test_steps_are_each_runs_own(finished, tiny):
     assert "no post-processing" in found.notes[0] and "the steps of its YAML" in found.notes[1]
     assert (found.tables[1]["tp"] == 0).all() and found.tables[0]["tp"].sum() > 0, "nothing is that large"
     tuned = load_run(stepped.folder, overrides=["postprocess.tune=true"])
-    assert "not tuned yet" in ComparedRun.from_run(tuned).description
+    assert "A and B have none: `maskfold submit` tunes" in compare_two_runs(plain, tuned).notes[-1]
+
+
+def test_a_run_tuned_on_the_cases_is_not_better_than_itself(finished, tiny):
+    """Tuned masks next to raw ones would be far better (p = 0.002), although the networks are the same."""
+    run = finished(tiny(2, "postprocess.tune=true"), noise=0.1, spoil=islands)
+    raw = replace(one_again(run), exp=run.exp.model_copy(update={"postprocess": PostprocessConfig(tune=False)}))
+    tuned = estimate_score(Ensemble((run,), (1.0,)), 20).tuning
+    assert tuned.kept and tuned.nested > tuned.before + 0.02
+    for pair in ((run, raw), (raw, run)):
+        found = compare_two_runs(*pair)
+        assert all((line.value, line.better, line.worse, line.p) == (0, 0, 0, 1) for line in found.differences)
+        assert found.differences[0].a == pytest.approx(tuned.before, abs=1e-9)
+        assert "none of them tuned on these cases" in found.notes[-1]
+
+
+def test_two_tuned_runs_have_the_steps_of_the_other_folds(finished, tiny, monkeypatch):
+    """Fold 1 alone has islands, so only the steps found on fold 0, which know none, meet them."""
+    exp = tiny(2, "postprocess.tune=true")
+    run = finished(exp, noise=0.1, spoil=islands)
+    monkeypatch.setattr("competition.postprocessing.tuning.MIN_GAIN", -1.0)
+    monkeypatch.setattr("competition.postprocessing.tuning.is_significant", lambda _: True)
+    store = OofStore(run.folder / "fold_0" / "oof", exp.inference.store)
+    smooth = finished(exp, "demo2d-smooth", noise=0.1)
+    clean = OofStore(smooth.folder / "fold_0" / "oof", exp.inference.store)
+    for case in store.ids():
+        store.write(case, clean.read(case))
+    tuned = estimate_score(Ensemble((run,), (1.0,)), 20).tuning
+    assert tuned.kept and tuned.nested < tuned.after - 0.02
+    found = compare_two_runs(run, one_again(run))
+    assert "tuned on the other folds" in found.notes[-1]
+    assert found.differences[0].a == found.differences[0].b == pytest.approx(tuned.nested, abs=1e-9)
+    file = run.folder / "postprocess.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "nested_steps": {}}))  # as an older version wrote it
+    notes = compare_two_runs(run, one_again(run)).notes
+    assert "none of them tuned on these cases" in notes[-1] and "A and B have none" in notes[-1]
 
 
 def test_one_run_is_not_better_than_itself(finished, tiny):
@@ -77,14 +117,14 @@ def test_one_run_is_not_better_than_itself(finished, tiny):
     found = compare_two_runs(one, one_again(one))
     assert not any("folds differ" in note for note in found.notes)
     part = compare_two_runs(one, fold_0_of(one))
-    assert len(part.rows) < len(found.rows) and "shared cases are compared" in part.notes[2] and len(part.notes) == 3
+    assert len(part.rows) < len(found.rows) and "shared cases are compared" in part.notes[2] and len(part.notes) == 4
     assert all((line.value, line.better, line.worse, line.p) == (0, 0, 0, 1) for line in found.differences)
     assert found.most_changed(10) == []
 
 
 def one_again(run):
     """A copy of a run in another folder."""
-    folder = Path(shutil.copytree(run.folder, run.folder.with_name("copy")))
+    folder = Path(shutil.copytree(run.folder, run.folder.with_name("copy"), dirs_exist_ok=True))
     return replace(run, folder=folder)
 
 

@@ -26,12 +26,12 @@ from competition.leaderboard.noise import selection_advice
 from competition.leaderboard.upload import _check_score
 from competition.metrics.bootstrap import paired_difference, paired_gain
 from competition.models.optim import LRSchedule
+from competition.postprocessing.ranking import best_run
 from competition.report.compare import measure_label
 from competition.report.learning import rank_cases
 from competition.report.results import RunResults
 from competition.report.run import experiment_section, find_previous_best
 from competition.runs.blend import Ensemble
-from competition.runs.find import best_run
 from competition.study.promote import promote_best_trials
 from competition.study.study import best_trials, run_study
 from competition.training.averaging import ALL_CASES, HALVES, CheckpointAverager, UniformSoup

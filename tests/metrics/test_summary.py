@@ -93,19 +93,19 @@ class TestScore:
 
 class TestIntervals:
     def test_equals_a_plain_loop(self):
-        """Global Dice of drawn cases, with percentiles expanded for 30 cases by about a tenth."""
+        """Global Dice of drawn cases, with percentiles expanded for 50 cases by about 4 %."""
         draw = np.random.default_rng(0)
-        counts = draw.integers(1, 50, (30, 3))
+        counts = draw.integers(1, 50, (50, 3))
         cases = pd.DataFrame(counts, columns=["tp", "fp", "fn"]).assign(
-            id=[str(i) for i in range(30)], score=0.0, dice=0.5
+            id=[str(i) for i in range(50)], score=0.0, dice=0.5
         )
         cases["class"] = "a"
         for name, ratio in (("dice", dice), ("iou", iou)):
             low, high = bootstrap_interval(cases, MetricConfig(name=name, average="global"), n=20_000)
-            drawn = [ratio(*counts[draw.integers(0, 30, 30)].sum(axis=0)) for _ in range(20_000)]
+            drawn = [ratio(*counts[draw.integers(0, 50, 50)].sum(axis=0)) for _ in range(20_000)]
             plain = np.quantile(drawn, [0.025, 0.975])
             assert low < plain[0] < plain[1] < high
-            assert high - low == pytest.approx((plain[1] - plain[0]) * np.sqrt(30 / 29) * 2.045 / 1.960, rel=0.05)
+            assert high - low == pytest.approx((plain[1] - plain[0]) * np.sqrt(50 / 49) * 2.010 / 1.960, rel=0.03)
 
     def test_repeats_with_the_seed(self):
         metric = MetricConfig()
@@ -114,7 +114,7 @@ class TestIntervals:
         assert bootstrap_interval(many, metric, seed=3) != bootstrap_interval(many, metric, seed=4)
 
     def test_equal_scores_give_an_interval_of_width_zero(self):
-        same = table(np.full((10, 1), 0.7))
+        same = table(np.full((50, 1), 0.7))
         assert bootstrap_interval(same, MetricConfig()) == pytest.approx((0.7, 0.7))
         assert prediction_interval(same, MetricConfig(), 5) == pytest.approx((0.7, 0.7))
 
@@ -141,7 +141,7 @@ class TestIntervals:
 
     @pytest.mark.parametrize("cases", [8, 60])
     def test_coverage(self, cases):
-        """At least 88 % of 95 % intervals over skewed scores contain the mean, and the mean of a test set."""
+        """At least 90 % of 95 % intervals over skewed scores contain the mean, and the mean of a test set."""
         draw = np.random.default_rng(1)
         truth, covered, predicted, runs = 6 / (6 + 1.5), 0, 0, 200
         for run in range(runs):
@@ -150,8 +150,9 @@ class TestIntervals:
             covered += low <= truth <= high
             low, high = prediction_interval(seen, MetricConfig(), 20, n=400, seed=run)
             predicted += low <= draw.beta(6, 1.5, 20).mean() <= high
-        assert 0.88 * runs <= covered <= runs - 1
-        assert 0.88 * runs <= predicted <= runs - 1
+        assert 0.9 * runs <= covered and 0.9 * runs <= predicted
+        if cases == 60:
+            assert covered < runs and predicted < runs
 
     def test_large_sets_are_drawn_in_chunks(self):
         cases = table(np.random.default_rng(0).random((3000, 1)))
@@ -159,3 +160,91 @@ class TestIntervals:
         assert high - low == pytest.approx(2 * 1.96 * cases["score"].std() / np.sqrt(3000), rel=0.1)
         low, high = prediction_interval(cases, MetricConfig(), 1000, n=2000)
         assert high - low == pytest.approx(2 * 1.96 * cases["score"].std() * np.sqrt(1 / 3000 + 1 / 1000), rel=0.1)
+
+
+def beta_table(cases: int) -> pd.DataFrame:
+    """Rows of two classes, of which one is absent in every seventh case."""
+    values = np.random.default_rng(0).beta(6, 1.5, (cases, 2))
+    values[::7, 1] = np.nan
+    return table(values, ("a", "b")).assign(tp=lambda rows: 100 * rows["id"].astype(int) + 7, fp=3, fn=5)
+
+
+class TestFewCases:
+    def test_numbers_for_50_cases_are_those_of_the_bootstrap(self):
+        cases = beta_table(50)
+        assert bootstrap_interval(cases, MetricConfig()) == (0.7606792468741091, 0.8218623439046083)
+        assert prediction_interval(cases, MetricConfig(), 30) == (0.7422700823132264, 0.8378384544216437)
+        by_class = MetricConfig(average="class")
+        assert bootstrap_interval(cases, by_class) == (0.7620561201535562, 0.8228875236491853)
+        assert prediction_interval(cases, by_class, 30) == (0.7439190640677129, 0.8385198864321516)
+
+    def test_fewer_than_50_groups_count_not_cases(self):
+        cases = beta_table(98)
+        wide = bootstrap_interval(cases, MetricConfig(), groups={str(case): f"g{case // 2}" for case in range(98)})
+        narrow = bootstrap_interval(cases, MetricConfig())
+        assert narrow[0] - wide[0] > 0.03, "49 patients may have a patient of 50 that fails"
+
+    @pytest.mark.parametrize(("failed", "cases"), [(0, 8), (1, 8), (3, 20), (20, 40)])
+    def test_scores_of_0_and_1_have_the_interval_of_clopper_and_pearson(self, failed, cases):
+        from scipy.stats import binomtest
+
+        scores = table(np.r_[np.zeros(failed), np.ones(cases - failed)][:, None])
+        exact = binomtest(cases - failed, cases).proportion_ci(0.95, "exact")
+        found = bootstrap_interval(scores, MetricConfig(), n=40_000)
+        assert found == pytest.approx((exact.low, exact.high), abs=0.01)
+
+    @pytest.mark.parametrize(("cases", "failing"), [(8, 0.1), (12, 0.1), (20, 0.05), (35, 0.05)])
+    def test_intervals_hold_although_a_few_cases_fail(self, cases, failing):
+        """95 % intervals of the bootstrap cover 60 to 78 % of these."""
+        draw = np.random.default_rng(2)
+        truth, covered, predicted, runs = (1 - failing) * 0.9, 0, 0, 200
+
+        def scores(count):
+            return np.where(draw.random(count) < failing, 0.0, draw.beta(27, 3, count))
+
+        for run in range(runs):
+            seen = table(scores(cases)[:, None])
+            low, high = bootstrap_interval(seen, MetricConfig(), n=400, seed=run)
+            covered += low <= truth <= high
+            low, high = prediction_interval(seen, MetricConfig(), 30, n=400, seed=run)
+            predicted += low <= scores(30).mean() <= high
+        assert covered >= 0.93 * runs and predicted >= 0.93 * runs
+
+    def test_a_test_set_of_one_case_may_be_outside_of_eight(self):
+        low, high = prediction_interval(table(np.full((8, 1), 0.9)), MetricConfig(), 1)
+        assert (low, high) == (0.0, 1.0), "the ninth case is the worst of all with probability 1/9"
+
+    @pytest.mark.parametrize("average", ["case_class", "class", "global"])
+    def test_cases_without_the_class_are_no_evidence(self, average):
+        """Eight cases have the class; 30 others, in which neither truth nor prediction has it, change nothing."""
+        metric = MetricConfig(average=average, both_empty=None)
+        have = table(np.full((8, 1), 0.9)).assign(tp=90, fp=10, fn=10)
+        lack = table(np.full((38, 1), np.nan)).iloc[8:]
+        assert bootstrap_interval(pd.concat([have, lack]), metric) == bootstrap_interval(have, metric)
+        low, high = bootstrap_interval(have, metric)
+        assert low == pytest.approx(0.9 * 0.63, abs=0.03) and 0.92 < high < 0.95
+
+    def test_each_class_has_its_own_number_of_cases(self):
+        values = np.full((40, 2), 0.9)
+        values[5:, 1] = np.nan
+        metric = MetricConfig(average="class", both_empty=None)
+        low, _ = bootstrap_interval(table(values, ("a", "b")), metric)
+        assert low == pytest.approx((0.9 * 0.93 + 0.9 * 0.5) / 2, abs=0.06), "five cases have class b"
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_distances_have_no_known_largest_value(self, sign):
+        """The imagined case lies as far from the scores as they extend; no distance is below 0."""
+        distances = np.linspace(2, 4, 10)[:, None]
+        low, high = bootstrap_interval(table(sign * distances).assign(dice=0.5), MetricConfig())
+        ends = (low, high) if sign == 1 else (-high, -low)
+        assert 1.9 < ends[0] < 2.5 and 3.5 < ends[1] < 4.4
+
+    def test_a_lower_score_may_be_the_better_one(self, monkeypatch):
+        """With `average: global`, the counts of a failure give the higher error."""
+        cases = table(np.full((10, 1), 0.9)).assign(tp=90, fp=10, fn=10)
+        dice = bootstrap_interval(cases, MetricConfig(average="global"))
+        monkeypatch.setattr(
+            "competition.metrics.bootstrap.score_from_counts", lambda _, tp, fp, fn: 1 - 2 * tp / (2 * tp + fp + fn)
+        )
+        error = bootstrap_interval(cases, MetricConfig(average="global"))
+        assert error == pytest.approx((1 - dice[1], 1 - dice[0]))

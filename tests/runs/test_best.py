@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from competition.ensembling.expected import estimate_score
 from competition.errors import MaskfoldError
-from competition.runs.find import best_run
-from competition.runs.run import RUNS_FOLDER
+from competition.export.mlflow_model import describe_run, version_tags
+from competition.postprocessing.ranking import best_run, submitted_score
+from competition.report.results import RunResults
+from competition.report.run import experiment_section, find_previous_best, gain_over_run
+from competition.runs.blend import Ensemble
+from competition.runs.run import RUNS_FOLDER, load_run
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
 from competition.training.evaluator import Evaluator
 from competition.training.fold import run_fold
+from tests.postprocessing.test_tuning import islands
 
 
 @pytest.mark.parametrize(("planned", "best"), [((0.5, 0.99, 0.2), 1), ((-0.3, -0.1, -0.2), None)])
@@ -126,3 +133,35 @@ def test_without_a_comparable_score_there_is_no_best(runs):
     named = runs(0.9, [0])
     with pytest.raises(MaskfoldError, match="has a score over all its folds"):
         best_run(str(named))
+
+
+def test_the_best_run_is_the_one_that_would_score_best_when_submitted(finished, tiny, monkeypatch):
+    """Raw, the run with islands is worse than the noisy one; its tuned steps remove them, also nested."""
+    exp = tiny(2, "postprocess.tune=true")
+    noisy = finished(tiny(2, "postprocess.tune=true", "seed=2"), noise=0.4)
+    cured = finished(exp, noise=0.1, spoil=islands)
+    raw = {run.folder: json.loads((run.folder / "summary.json").read_text())["score"] for run in (noisy, cured)}
+    assert raw[noisy.folder] > raw[cured.folder]
+    assert best_run(str(noisy.folder)).folder == noisy.folder
+    tuned = {run.folder: estimate_score(Ensemble((run,), (1.0,)), 20).tuning for run in (noisy, cured)}
+    assert tuned[cured.folder].kept and tuned[cured.folder].nested > tuned[noisy.folder].score
+    said: list[str] = []
+    assert best_run(str(noisy.folder), say=said.append).folder == cured.folder
+    assert f"{tuned[cured.folder].nested:.4f} (post-processing tuned on the other folds)" in said[-1]
+    assert submitted_score(noisy) == (tuned[noisy.folder].score, tuned[noisy.folder].kept)
+    assert version_tags(cured)["submitted_score"] == f"{tuned[cured.folder].nested:.6f}"
+    assert f"{tuned[cured.folder].nested:.4f} with post-processing tuned" in describe_run(cured)
+    plain = load_run(cured.folder, overrides=["postprocess.tune=false"])
+    assert submitted_score(plain) == (raw[cured.folder], False)
+    assert best_run(str(noisy.folder), ["postprocess.tune=false"]).folder == noisy.folder
+
+    monkeypatch.setattr("competition.report.run.get_end_time", lambda folder: float(Path(folder).name == "later"))
+    later = finished(tiny(2, "postprocess.tune=true", "seed=3"), noise=0.35)
+    later = replace(later, folder=later.folder.rename(later.folder.with_name("later")))
+    assert find_previous_best(later).folder == cured.folder.resolve()
+    assert "both without tuned post-processing" in experiment_section(RunResults.load(later))
+    estimate_score(Ensemble((later,), (1.0,)), 20)
+    assert "both tuned on the other folds" in experiment_section(RunResults.load(later))
+    gain, cases = gain_over_run(RunResults.load(later), cured.folder)
+    expected = submitted_score(later).value - tuned[cured.folder].nested
+    assert cases == 10 and gain.value == pytest.approx(expected, abs=1e-9)

@@ -47,6 +47,9 @@ def test_it_is_a_child_of_its_run_and_there_once(written, tiny):
     assert run.data.metrics == {"expected_score": 0.8, "expected_low": 0.7, "expected_high": 0.9}
     assert sorted(item.path for item in client.list_artifacts(first)) == ["s.csv", "s.json"]
     assert len(client.search_runs([run.info.experiment_id], "tags.kind = 'submission'")) == 1
+    parent = client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.data.metrics["submitted_score"] == 0.8, "so that runs can be sorted by it"
+    assert parent.info.status == "FINISHED"
 
 
 def test_the_same_bytes_of_other_words_are_the_same_submission(written, tiny, caplog):

@@ -1,0 +1,237 @@
+"""Share of 95 % intervals that contain the truth, for few cases of which some fail: `python benchmarks/coverage.py`.
+
+Each simulation draws the scores of n cases, computes their interval, and looks whether it contains the true score: the
+mean over infinitely many cases, or for a prediction interval the score of a new test set. The exit status is 1 if an
+interval of Maskfold for fewer than 50 cases covers less than 93 %.
+
+    python benchmarks/coverage.py                      # Maskfold's intervals of several scores
+    python benchmarks/coverage.py candidates           # other intervals of the mean of Dice
+    python benchmarks/coverage.py --simulations 1000
+
+Scores:
+
+* dice: Dice of good cases is a Beta distribution around 0.9; with probability p a case fails and has a Dice near 0.
+* patients: the same with three cases per patient, which succeed or fail together; n patients.
+* classes: three classes, each absent in a third of the cases, `average: class`; all fail together.
+* global: pixels are counted over all cases, `average: global`; log-normal sizes.
+* distance: log-normal distances of 3 mm; a case that fails has 60 to 100 mm. No score shows the largest possible one.
+* test: the prediction interval of Dice for a test set of 30 cases.
+* gain: the paired gain of one network over another of the same true score; four of five failures are common to both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import norm, t
+
+from competition.config.competition import MetricConfig
+from competition.metrics.bootstrap import bootstrap_interval, paired_gain, prediction_interval
+
+CASES = (8, 12, 20, 35, 50, 100)
+FAILURES = (0.0, 0.05, 0.1, 0.2)
+SAMPLES = 1000
+MIN_COVERAGE = 0.93
+ERROR = 2.5  # allowed standard errors of a simulated share below that
+REQUIRED = ("dice", "patients", "classes", "global", "test")
+GOOD, FAILED = (27.0, 3.0), (1.0, 30.0)  # of the Beta distributions of Dice
+TEST_CASES = 30
+
+Floats = NDArray[np.float64]
+Generator = np.random.Generator
+Ends = tuple[float, float]
+
+
+def draw_dice(count: int, failed: NDArray[np.bool_], draw: Generator) -> Floats:
+    """Return the Dice of good and failed cases."""
+    return np.where(failed, draw.beta(*FAILED, count), draw.beta(*GOOD, count))
+
+
+def true_dice(p: float) -> float:
+    """Return the mean Dice."""
+    return (1 - p) * GOOD[0] / sum(GOOD) + p * FAILED[0] / sum(FAILED)
+
+
+def table(scores: Floats, **columns: Any) -> pd.DataFrame:
+    """Return the score rows of one class, a row per case."""
+    ids = [f"{case:03d}" for case in range(len(scores))]
+    return pd.DataFrame({"id": ids, "class": "a", "score": scores, "dice": scores, **columns})
+
+
+# What is simulated: (n, p, generator, seed) -> interval and truth
+
+
+def dice(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
+    """Mean Dice."""
+    scores = table(draw_dice(n, draw.random(n) < p, draw))
+    return bootstrap_interval(scores, MetricConfig(), SAMPLES, seed), true_dice(p)
+
+
+def patients(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
+    """Mean Dice of patients with three cases each."""
+    scores = table(draw_dice(3 * n, np.repeat(draw.random(n) < p, 3), draw))
+    groups = {case: str(index // 3) for index, case in enumerate(scores["id"])}
+    return bootstrap_interval(scores, MetricConfig(), SAMPLES, seed, groups), true_dice(p)
+
+
+def classes(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
+    """Mean over three classes, of which cases lack some."""
+    failed = draw.random(n) < p
+    values = [np.where(draw.random(n) < 1 / 3, np.nan, draw_dice(n, failed, draw)) for _ in range(3)]
+    scores = pd.concat([table(dice).assign(**{"class": name}) for name, dice in zip("abc", values, strict=True)])
+    metric = MetricConfig(average="class", both_empty=None)
+    return bootstrap_interval(scores, metric, SAMPLES, seed), true_dice(p)
+
+
+def global_dice(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
+    """Dice of the pixels of all cases."""
+    size = draw.lognormal(7, 0.5, n)
+    share = draw_dice(n, draw.random(n) < p, draw)  # Dice of masks of the true size is tp / size
+    rows = table(share, tp=share * size, fp=(1 - share) * size, fn=(1 - share) * size)
+    return bootstrap_interval(rows, MetricConfig(average="global"), SAMPLES, seed), true_dice(p)
+
+
+def distance(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
+    """Mean distance in mm."""
+    failed = draw.random(n) < p
+    scores = np.where(failed, draw.uniform(60, 100, n), draw.lognormal(np.log(3), 0.6, n))
+    mean = (1 - p) * 3 * np.exp(0.6**2 / 2) + p * 80
+    return bootstrap_interval(table(scores).assign(dice=0.5), MetricConfig(), SAMPLES, seed), float(mean)
+
+
+def test(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
+    """Mean Dice of a test set."""
+    scores = table(draw_dice(n, draw.random(n) < p, draw))
+    outcome = draw_dice(TEST_CASES, draw.random(TEST_CASES) < p, draw).mean()
+    return prediction_interval(scores, MetricConfig(), TEST_CASES, SAMPLES, seed), float(outcome)
+
+
+def gain(n: int, p: float, draw: Generator, seed: int) -> tuple[Ends, float]:
+    """Paired gain of an equal network."""
+    common, own = draw.random(n) < 0.8 * p, draw.random((2, n)) < 0.2 * p
+    runs = [table(draw_dice(n, common | failed, draw)) for failed in own]
+    result = paired_gain(*runs, MetricConfig(), SAMPLES, seed)
+    return (result.low, result.high), 0.0
+
+
+# Other intervals of a mean
+
+
+def bootstrap_means(scores: Floats, draw: Generator) -> Floats:
+    """Return the means of bootstrap samples."""
+    return np.asarray(scores[draw.integers(0, len(scores), (SAMPLES, len(scores)))].mean(axis=1))
+
+
+def expanded(scores: Floats, draw: Generator) -> Ends:
+    """Hesterberg's expanded percentile interval, Maskfold's from 50 cases on."""
+    n = len(scores)
+    tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
+    low, high = np.quantile(bootstrap_means(scores, draw), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def student(scores: Floats, draw: Generator) -> Ends:
+    """Student's t interval."""
+    half = t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / len(scores) ** 0.5
+    return float(scores.mean() - half), float(scores.mean() + half)
+
+
+def bca(scores: Floats, draw: Generator) -> Ends:
+    """Efron's bias-corrected and accelerated interval."""
+    means, mean, n = bootstrap_means(scores, draw), scores.mean(), len(scores)
+    bias = norm.ppf(np.clip(((means < mean).mean() + (means <= mean).mean()) / 2, 0.001, 0.999))
+    left_out = (mean - scores) / (n - 1)
+    acceleration = -(left_out**3).sum() / (6 * (left_out**2).sum() ** 1.5)
+    z = bias + norm.ppf([0.025, 0.975])
+    low, high = np.quantile(means, norm.cdf(bias + z / (1 - acceleration * z)))
+    return float(low), float(high)
+
+
+def studentised(scores: Floats, draw: Generator) -> Ends:
+    """The bootstrap-t interval."""
+    n = len(scores)
+    drawn = scores[draw.integers(0, n, (SAMPLES, n))]
+    errors = drawn.std(axis=1, ddof=1) / n**0.5
+    used = errors > 1e-9
+    low, high = np.quantile((drawn.mean(axis=1)[used] - scores.mean()) / errors[used], [0.025, 0.975])
+    error = scores.std(ddof=1) / n**0.5
+    return float(scores.mean() - high * error), float(scores.mean() - low * error)
+
+
+def imagined(weight: float) -> Callable[[Floats, Generator], Ends]:
+    """Bayesian bootstrap with one more case of Dice 0 or 1, of some weight; Maskfold's for few cases has weight 1."""
+
+    def ends(scores: Floats, draw: Generator) -> Ends:
+        weights = draw.standard_gamma([1.0] * len(scores) + [weight], (SAMPLES, len(scores) + 1))
+        weights /= weights.sum(axis=1, keepdims=True)
+        means = weights[:, :-1] @ scores
+        return float(np.quantile(means, 0.025)), float(np.quantile(means + weights[:, -1], 0.975))
+
+    return ends
+
+
+def of_dice(
+    interval: Callable[[Floats, Generator], Ends],
+) -> Callable[[int, float, Generator, int], tuple[Ends, float]]:
+    """Return the simulation of an interval of mean Dice."""
+    return lambda n, p, draw, _: (interval(draw_dice(n, draw.random(n) < p, draw), draw), true_dice(p))
+
+
+SIMULATIONS: dict[str, dict[str, Callable[[int, float, Generator, int], tuple[Ends, float]]]] = {
+    "maskfold": {
+        "dice": dice,
+        "patients": patients,
+        "classes": classes,
+        "global": global_dice,
+        "distance": distance,
+        "test": test,
+        "gain": gain,
+    },
+    "candidates": {
+        "expanded": of_dice(expanded),
+        "student": of_dice(student),
+        "bca": of_dice(bca),
+        "studentised": of_dice(studentised),
+        "imagined ½": of_dice(imagined(0.5)),
+        "imagined 1": of_dice(imagined(1.0)),
+    },
+}
+
+
+def main() -> int:
+    """Print the coverage in percent and the mean width, a line per number of cases and probability of a failure."""
+    parser = argparse.ArgumentParser(description="Coverage of 95 % intervals.")
+    parser.add_argument("what", nargs="?", choices=[*SIMULATIONS], default="maskfold")
+    parser.add_argument("--simulations", type=int, default=300)
+    parser.add_argument("--cases", type=int, nargs="+", default=list(CASES))
+    options = parser.parse_args()
+    simulations, runs = SIMULATIONS[options.what], options.simulations
+    print("  n    p " + "".join(f"{name:>15}" for name in simulations) + "   covered in %, mean width", flush=True)
+    allowed = MIN_COVERAGE - ERROR * (MIN_COVERAGE * (1 - MIN_COVERAGE) / runs) ** 0.5
+    missed = []
+    for n in options.cases:
+        for p in FAILURES:
+            line = f"{n:3d} {p:4.2f} "
+            for name, simulate in simulations.items():
+                covered, width = 0, 0.0
+                draw = np.random.default_rng([n, round(100 * p)])
+                for run in range(runs):
+                    (low, high), truth = simulate(n, p, draw, run)
+                    covered += low <= truth <= high
+                    width += (high - low) / runs
+                line += f"{100 * covered / runs:7.1f} {width:7.3f}"
+                if name in REQUIRED and n < 50 and covered < allowed * runs:
+                    missed.append(f"{name}, n = {n}, p = {p}: {100 * covered / runs:.1f} %")
+            print(line, flush=True)
+    print("below the required coverage: " + "; ".join(missed) if missed else "every required coverage is reached")
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The score that a run would submit, and the best run of a competition by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from competition.config.competition import Competition
+from competition.config.loading import load_experiment
+from competition.errors import MaskfoldError
+from competition.io import parse_json_object
+from competition.postprocessing.tuning import load_tuning
+from competition.runs.find import find_run
+from competition.runs.run import FOLDS_FILE, RUNS_FOLDER, Run, load_run
+
+
+class SubmittedScore(NamedTuple):
+    """The out-of-fold score of the masks that a run would submit.
+
+    Attributes:
+        value: by the competition's metric.
+        is_nested: whether each fold's cases have post-processing that was tuned on the other folds; False: the score of
+            the summary, or that of the YAML's steps if tuned ones were not kept.
+    """
+
+    value: float
+    is_nested: bool
+
+    @property
+    def note(self) -> str:
+        """What the score is of."""
+        return "post-processing tuned on the other folds" if self.is_nested else "no tuned post-processing"
+
+
+def submitted_score(run: Run) -> SubmittedScore | None:
+    """Return the score that a submission of the run is expected to have, without computing anything.
+
+    If `postprocess.tune` is set and `maskfold submit` has tuned the run as it is now, the nested score; otherwise the
+    score in `summary.json`. None without a score.
+
+    Raises:
+        MaskfoldError: `summary.json` cannot be read.
+    """
+    tuned = load_tuning(run) if run.exp.postprocess.tune else None
+    if tuned is not None:
+        return SubmittedScore(float(tuned.score), tuned.kept)
+    try:
+        value = parse_json_object((run.folder / "summary.json").read_bytes()).get("score")
+        return None if value is None else SubmittedScore(float(value), False)
+    except (OSError, ValueError, TypeError) as error:
+        raise MaskfoldError(
+            f"{run.folder / 'summary.json'} cannot be read: {error}.", "Run the run's `maskfold cv` again."
+        ) from error
+
+
+def best_run(
+    name: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None
+) -> Run:
+    """Find the run with the best score among all finished runs of a competition.
+
+    Compares only scores by the competition's metric over all folds; each as it would be submitted, see
+    `submitted_score`.
+
+    Args:
+        name: an experiment's YAML, or a run, of the competition; see `find_run`.
+        overrides: `key=value` strings.
+        trust: additional packages that `target` may name.
+        say: takes a line for the user.
+
+    Raises:
+        MaskfoldError: no run of the competition has all its folds.
+    """
+    path = Path(name)
+    is_yaml = path.suffix in (".yaml", ".yml") and not path.is_dir()
+    exp = load_experiment(path, overrides, trust) if is_yaml else find_run(name, overrides, trust, say).exp
+    comp = exp.competition
+    candidates: list[tuple[SubmittedScore, float, Path]] = []  # (score, time, folder)
+    for file in sorted(RUNS_FOLDER.glob("*/*/summary.json")):
+        if (score := _comparable_score(file, comp, overrides)) is not None:
+            candidates.append((score, file.stat().st_mtime, file.parent))
+    if not candidates:
+        raise MaskfoldError(
+            f"No run of {comp.name} below {RUNS_FOLDER} has a score over all its folds.",
+            "Finish one with `maskfold cv`, or name a run without --best.",
+        )
+    direction = comp.metric.direction
+    score, _, folder = max(candidates, key=lambda candidate: (direction.rank(candidate[0].value), *candidate[1:]))
+    count = len(candidates)
+    say(
+        f"the best of {count} finished run{'s' * (count > 1)} of {comp.name}, each by the score that it would submit: "
+        f"{comp.metric.name} {score.value:.4f} ({score.note})"
+    )
+    return load_run(folder, trust, overrides)
+
+
+def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]) -> SubmittedScore | None:
+    """Return a run's score if it is of this competition, by its metric, and over all folds."""
+    from competition.data.splits import read_folds
+
+    try:
+        plain = parse_json_object(summary.read_bytes())
+        run_comp = load_experiment(summary.parent / "experiment.yaml", trust=None).competition
+        folds = {int(fold) for fold in read_folds(summary.parent / FOLDS_FILE)["fold"] if fold >= 0}
+        if run_comp.name != comp.name or run_comp.metric != comp.metric or plain.get("score") is None:
+            return None
+        complete = folds <= {result["fold"] for result in plain["folds"]}
+        # Nothing of the run is built, so its packages do not need trust here.
+        return submitted_score(load_run(summary.parent, None, overrides)) if complete else None  # type: ignore[arg-type]
+    except (OSError, ValueError, LookupError, TypeError, MaskfoldError):
+        return None

@@ -1,0 +1,87 @@
+"""Copies of one image under several ids, whose files differ: they stay in one fold, or the user is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from competition.context import Context
+from competition.data.duplicates import find_equal_images, find_similar_images
+from competition.data.splits import split
+from competition.runs.run import FOLDS_FILE, Run
+from competition.text import join_names
+
+MAX_NOTES = 10
+# Near-duplicates are looked for unasked, to tell the user, up to so many cases and bytes of their arrays.
+CHEAP_CASES, CHEAP_BYTES = 500, 2**26
+EQUAL, SIMILAR = "have the same pixels in different files", "look the same (near-duplicates)"
+
+
+def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Context = Context()) -> Run:
+    """Return the run with folds that keep copies of one image together, and say what they are.
+
+    Copies are images with equal pixels; with `folds.duplicates: near` also near-duplicates. A run that has folds
+    already, from an earlier command or from `folds.file`, keeps them; copies in several of its folds are named.
+
+    Args:
+        run: the run, with all its cases.
+        prepared: folder of each preprocessed case, by id.
+        context: its log takes the notes.
+
+    Raises:
+        MaskfoldError: a preprocessed case is damaged, or too few groups are left for the folds.
+    """
+    started, near = (run.folder / FOLDS_FILE).exists(), run.exp.folds.duplicates == "near"
+    has_own_folds = started or run.exp.folds.scheme == "file"
+    group_of = dict(zip(run.folds["id"], run.folds["group"], strict=True))
+
+    def apart(sets: Sequence[list[str]]) -> list[list[str]]:
+        return [ids for ids in sets if len({group_of[case] for case in ids}) > 1]
+
+    equal = apart(find_equal_images(prepared))
+    is_cheap = len(prepared) <= CHEAP_CASES and _bytes(prepared) <= CHEAP_BYTES
+    similar = apart(find_similar_images(prepared)) if not started and (near or is_cheap) else []
+    joined = [*equal, *(similar if near else [])]
+    fold_of = run.fold_of()
+    if joined and not has_own_folds:
+        exp = run.exp
+        folds = split(run.cases, exp.competition, exp.folds, exp.seeds[0], joined)
+        folds.attrs.update(run.folds.attrs)
+        run = replace(run, folds=folds)
+        fold_of = run.fold_of()
+        group_of = dict(zip(folds["id"], folds["group"], strict=True))
+    _say(context, _notes(equal, EQUAL, fold_of, _advice(run, started, EQUAL)))
+    rest = [ids for ids in (similar if near else apart(similar)) if not any(set(ids) <= set(same) for same in equal)]
+    _say(context, _notes(rest, SIMILAR, fold_of, _advice(run, started, SIMILAR)))
+    return run
+
+
+def _bytes(prepared: Mapping[str, Path]) -> int:
+    return sum((folder / "image.npy").stat().st_size for folder in prepared.values())
+
+
+def _advice(run: Run, started: bool, what: str) -> str:
+    """Return how to keep copies together that are in several folds."""
+    if run.exp.folds.scheme == "file":
+        return "give them one fold in folds.file"
+    if what == SIMILAR and run.exp.folds.duplicates == "exact":
+        return "folds.duplicates=near keeps them in one fold"
+    return "start another run with --new, which keeps them in one fold" if started else "remove all but one"
+
+
+def _notes(sets: Sequence[list[str]], what: str, fold_of: Mapping[str, int], advice: str) -> Iterator[str]:
+    for ids in sets:
+        names = join_names(ids) if len(ids) <= 8 else f"{', '.join(ids[:8])} and {len(ids) - 8} more"
+        if len({fold_of[case] for case in ids}) == 1:
+            yield f"cases {names} {what}; they are kept in the same fold"
+        else:
+            yield f"cases {names} {what}, but are in several folds, which makes their scores optimistic; {advice}"
+
+
+def _say(context: Context, notes: Iterator[str]) -> None:
+    lines = list(notes)
+    for line in lines[:MAX_NOTES]:
+        context.say(f"note: {line}")
+    if len(lines) > MAX_NOTES:
+        context.say(f"note: {len(lines) - MAX_NOTES} more sets of such cases")
