@@ -68,6 +68,10 @@ class Exploration:
         """Return the cases of train or test."""
         return [case for case in self.cases if case.split == split]
 
+    def used_cases(self, split: str) -> list[CaseStats]:
+        """Return the cases of train or test that `cv` uses: those that it does not skip."""
+        return [case for case in self.cases_of(split) if not case.skipped]
+
     def undeclared_labels(self) -> dict[int, tuple[int, int]]:
         """Return label values that belong to no class, with their number of cases and voxels."""
         cases: Counter[int] = Counter(value for case in self.cases for value in case.undeclared_labels)

@@ -33,7 +33,7 @@ def overview_rows(exploration: Exploration) -> list[Row]:
     ]
     if any(case.skipped for case in exploration.cases):
         rows.append(["skipped by cv", *(str(sum(case.skipped for case in cases)) for cases in splits)])
-    read = [[case for case in cases if case.readable] for cases in splits]
+    read = [[case for case in cases if case.readable and not case.skipped] for cases in splits]
     axes = exploration.comp.dimensions
     for axis in range(axes):
         rows.append(
@@ -88,7 +88,7 @@ def _intensity_rows(splits: Sequence[Sequence[CaseStats]]) -> list[Row]:
 
 def truth_rows(exploration: Exploration) -> list[Row]:
     """Return rows [property, train] about masks and objects."""
-    truths = [case.truth for case in exploration.cases_of("train") if case.truth is not None]
+    truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     if not truths:
         return []
     counts = [len(truth.object_sizes) for truth in truths]
@@ -109,7 +109,7 @@ def truth_rows(exploration: Exploration) -> list[Row]:
 
 def class_rows(exploration: Exploration) -> list[Row]:
     """Return rows [class, label value, cases with it, share of all, share of the foreground, objects, median size]."""
-    truths = [case.truth for case in exploration.cases_of("train") if case.truth is not None]
+    truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     total = sum(truth.total - truth.ignored for truth in truths)
     foreground = sum(int(truth.voxels.sum()) for truth in truths)
     rows = []

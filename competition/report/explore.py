@@ -181,7 +181,8 @@ LOG_RATIO_COUNTS, LOG_RATIO_MEASURES = 20.0, 100.0  # log axis above this ratio 
 def draw_sizes(exploration: Exploration, path: Path) -> None:
     """Draw height against width of 2D images, or histograms of the sizes and differing spacings of volumes."""
     cases = {
-        split: [case for case in exploration.cases_of(split) if case.shape and case.spacing] for split in SPLIT_COLOURS
+        split: [case for case in exploration.used_cases(split) if case.shape and case.spacing]
+        for split in SPLIT_COLOURS
     }
     if exploration.comp.dimensions == 2:
         figure, grid = panel_grid(1, height=4.4)
@@ -236,13 +237,13 @@ def draw_intensities(exploration: Exploration, path: Path) -> None:
 
 
 def _channel_values(exploration: Exploration, split: str, name: str, key: str) -> list[float]:
-    channels = [channel for case in exploration.cases_of(split) for channel in case.stats or []]
+    channels = [channel for case in exploration.used_cases(split) for channel in case.stats or []]
     return [getattr(channel, key) for channel in channels if channel.name == name]
 
 
 def draw_class_shares(exploration: Exploration, path: Path) -> list[int]:
     """Draw the share of each class in the cases that have it; return the drawn classes."""
-    truths = [case.truth for case in exploration.cases_of("train") if case.truth is not None]
+    truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     totals = [sum(int(truth.voxels[index]) for truth in truths) for index in range(len(exploration.comp.classes))]
     shown = select_drawn_classes(totals)
     figure, grid = panel_grid(len(shown), height=2.7, columns=3)
@@ -259,7 +260,7 @@ def draw_class_shares(exploration: Exploration, path: Path) -> list[int]:
 
 def draw_objects(exploration: Exploration, path: Path) -> None:
     """Draw histograms of the objects per case and of their sizes."""
-    truths = [case.truth for case in exploration.cases_of("train") if case.truth is not None]
+    truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     figure, grid = panel_grid(2, height=3.0, columns=2)
     unit = f"{pixel_or_voxel(exploration.comp.dimensions)}s"
     counts = np.array([len(truth.object_sizes) for truth in truths])
@@ -350,7 +351,7 @@ def draw_samples(exploration: Exploration, path: Path) -> list[str]:
     Returns:
         Their ids; empty, and no figure is written, if no case has truth.
     """
-    cases = [case for case in exploration.cases_of("train") if case.truth is not None and case.stats is not None]
+    cases = [case for case in exploration.used_cases("train") if case.truth is not None and case.stats is not None]
     cases = _select(cases)
     if not cases:
         return []

@@ -19,6 +19,7 @@ from competition.data.readers import load_image
 from competition.errors import MaskfoldError
 from competition.explore import Exploration, explore
 from competition.explore.metric import find_other_metric
+from competition.explore.summary import overview_rows, truth_rows
 from competition.explore.types import Findings
 from tests.explore.planted import SIZE, SOUND, picture, plant, sound, write
 from tests.host import competition, pictures, write_nifti, write_png, write_text
@@ -114,7 +115,11 @@ def test_skip_turns_skipped_cases_into_remarks(tmp_path: Path) -> None:
     assert {one.case: one.message for one in found.remarks if one.kind == "left out"} == left and len(left) == 5
     assert all(one.hint == "Skipped by cv (on_bad_case: skip)." for one in found.remarks if one.kind == "left out")
     assert set(faults(found)) == {"q_0, torn_1"}, "a fault that skip does not affect"
-    assert {case.id for case in found.cases_of("train") if case.skipped} == set(left) - {"noimage_1"}
+    skipped = {case.id for case in found.cases_of("train") if case.skipped}
+    assert skipped == set(left) - {"noimage_1"}
+    used = [case for case in found.cases_of("train") if not case.skipped]
+    assert dict(row[:2] for row in truth_rows(found))["empty masks"] == f"1 of {len(used)}", "empty_1"
+    assert dict(row[:2] for row in overview_rows(found))["skipped by cv"] == str(len(skipped))
 
 
 def test_a_class_only_in_skipped_cases_is_absent(tmp_path: Path) -> None:

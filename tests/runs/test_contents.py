@@ -14,9 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from competition.config.competition import RleConfig
+from competition.data.rle_tables import rle_format
 from competition.errors import MaskfoldError
 from competition.runs.contents import CONTENTS_FILE, FOLDS_KEY, RunRecord, package_digest, run_contents, source_digests
-from competition.runs.find import find_run
+from competition.runs.find import find_run, with_current_settings
 from competition.runs.fold import FoldResult, mixed_environments
 from competition.runs.run import Run, load_run, run_hash
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
@@ -430,3 +432,18 @@ def test_checkpoints_and_pictures_do_not_change_the_weights(tiny):
     finally:
         torch.set_num_threads(threads)
     assert plain.keys() == often.keys() and all(torch.equal(plain[name], often[name]) for name in plain)
+
+
+def test_the_format_of_a_training_table_stays_that_of_the_run(tiny):
+    """Without `train.rle_format`, a training table has the format of the submission, which may change for the test."""
+    exp = tiny(2)
+    train = exp.competition.train.model_copy(update={"masks": None, "rle": "train.csv"})
+    comp = exp.competition.model_copy(update={"train": train})
+    rows = exp.competition.submission.model_copy(update={"rle": RleConfig(order="row")})
+    trained, current = (
+        exp.model_copy(update={"competition": one}) for one in (comp, comp.model_copy(update={"submission": rows}))
+    )
+    assert rle_format(trained.competition).order == "column" and rle_format(current.competition).order == "row"
+    used = with_current_settings(trained, current).competition
+    assert rle_format(used).order == "column" and used.submission.rle.order == "row"
+    assert with_current_settings(trained, trained).competition == trained.competition
