@@ -94,9 +94,12 @@ def test_submit_and_predict_write_the_same_bytes(project, maskfold):
     new, old = (
         json.loads((folder / "submission.json").read_text(encoding="utf-8")) for folder in (project, OLD / "expected")
     )
-    assert {key: new[key] for key in ("expected", "runs", "sha256")} == {
-        key: old[key] for key in ("expected", "runs", "sha256")
+    assert (new["runs"], new["sha256"]) == (old["runs"], old["sha256"])
+    ends = ("low", "high")  # of the prediction interval, which is wider now for so few cases
+    assert {key: value for key, value in new["expected"].items() if key not in ends} == {
+        key: value for key, value in old["expected"].items() if key not in ends
     }
+    assert new["expected"]["low"] < old["expected"]["low"] < old["expected"]["high"] < new["expected"]["high"]
     maskfold("predict", "unet.yaml", "--images", "data/test", "-o", "predictions", "--pictures", "0")
     found = read_tree(project / "predictions")
     expected = read_tree(OLD / "expected" / "predictions")

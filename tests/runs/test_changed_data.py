@@ -192,5 +192,7 @@ def test_a_table_of_cases_that_was_edited_by_hand(own_run: Callable[..., Run]) -
     ):
         load_run(run.folder)
     path.write_text(text.replace(run.cases["hash"][0], run.cases["hash"][1]))
+    with pytest.raises(MaskfoldError, match=r"cases\.csv in .* was changed after the run was started"):
+        load_run(run.folder)
     with pytest.raises(ChangedDataError, match=f"The mask of case {first}"):
-        estimate_score(ensemble(load_run(run.folder)), 20)
+        estimate_score(ensemble(load_run(run.folder, check_edits=False)), 20)

@@ -75,7 +75,8 @@ def test_the_solution_itself_is_perfect_in_any_order(
     folder = demo2d if dimensions == 2 else demo3d
     mine = write_text(tmp_path / "mine.csv", (folder / "solution.csv").read_text())
     card = score_submission(shuffled(mine, 1), demo(folder), shuffled(mine, 2))
-    assert (card.metric, card.score, card.low, card.high) == ("dice", 1.0, 1.0, 1.0)
+    assert (card.metric, card.score, card.high) == ("dice", 1.0, 1.0)
+    assert 0.1 < card.low < 0.4, "so few cases do not show that none fails"
     assert card.cases == (3 if dimensions == 2 else 2)
     assert set(card.classes.values()) == {1.0} == set(card.dice.values())
 

@@ -411,13 +411,14 @@ def test_the_name_of_a_run_follows_what_it_learns_from(tiny, demo2d):
         for key, value in plain.items()
         if key not in ("run", "study", "postprocess", "pseudo", "extra", "gate")
     }
-    for key in ("cases", "masks_on_image_grid", "missing_masks"):
+    for key in ("cases", "masks_on_image_grid", "missing_masks", "exif", "threshold", "region"):
         tree["competition"]["train"].pop(key)
     for key in ("root", "array_axes", "spacing"):
         tree["competition"].pop(key)
     for key in ("kaggle", "public_share"):
         tree["competition"]["submission"].pop(key)
-    tree["folds"].pop("run")
+    for key in ("run", "duplicates"):
+        tree["folds"].pop(key)
     for key in ("boundary", "stretch", "long_side", "cache_gib"):
         tree["prepare"].pop(key)
     for key in ("on_nan", "on_oom", "soup"):
