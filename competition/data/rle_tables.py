@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from competition.config.axes import rle_counts_in_pictures
-from competition.config.competition import Competition, TableColumns
+from competition.config.competition import Competition, RleConfig, TableColumns
 from competition.config.profiles import Profile, profile_of
 from competition.data.patterns import CaseFiles, SkippedCases, SliceFile, slice_aliases
 from competition.data.readers import get_column, strip_extension
@@ -147,31 +147,52 @@ def row_text(comp: Competition, line: int) -> str:
     return str(table.at[line, layout.mask])
 
 
-def find_foreign_row(comp: Competition, row: Any, rows: Iterable[RleRow]) -> int | None:
-    """Return the first of the lines that a row of the case table names whose id is not that of the case; None if none.
+def current_rows(comp: Competition, row: Any) -> list[RleRow]:
+    """Return what `assign_rows` would assign to one case now.
 
     Args:
         comp: the competition.
         row: a row of the case table.
-        rows: its [line, class, slice] of each row of `train.rle`.
+
+    Returns:
+        [line, class, slice] of each row of `train.rle` that is of this case and not empty, in the table's order.
 
     Raises:
-        MaskfoldError: the table cannot be read.
-        KeyError: the table has no such line.
+        MaskfoldError: the table cannot be read, or the class of a row is unknown.
     """
-    _, table, layout = _open_table(comp)
+    path, table, layout = _open_table(comp)
+    names, classes, positions = _index_rows(comp, path, table, layout)
     case_id = str(get_column(row, "id"))
     files = next(iter(json.loads(get_column(row, "images")).values()))
     texts = json.loads(get_column(row, "slices")) or []
-    slices = [SliceFile(z, path) for z, path in zip(texts, files, strict=True)] if texts else []
+    slices = [SliceFile(z, file) for z, file in zip(texts, files, strict=True)] if texts else []
     targets = _targets_by_name({case_id: CaseFiles([] if texts else [files], slices)})
-    for line, _, index in rows:
-        name = str(table.at[line, layout.id])
-        if layout.cls is None and layout.class_in_id:
-            name = name.rpartition("_")[0]
-        if _find_target(name, targets) != (case_id, index):
-            return int(line)
-    return None
+    empty, masks, found = {"", rle_format(comp).empty}, table[layout.mask], []
+    for position in sorted({position for name in targets for position in positions.get(name, ())}):
+        text = masks.iloc[position]
+        target = _find_target(names[position], targets)
+        if target is not None and (text.strip() if comp.submission.profile is not None else text) not in empty:
+            line = int(table.index[position])
+            found.append([line, _class_name(comp, path, line, classes[position]), target[1]])
+    return found
+
+
+_row_index: tuple[Any, RleTableColumns, list[str], list[str], dict[str, list[int]]] | None = None  # of the last table
+
+
+def _index_rows(
+    comp: Competition, path: Path, table: Any, layout: RleTableColumns
+) -> tuple[list[str], list[str], dict[str, list[int]]]:
+    """Return the image and the class of each row, and the positions of the rows by the names that they may mean."""
+    global _row_index
+    if _row_index is None or _row_index[0] is not table or _row_index[1] != layout:
+        names, classes = _names_and_classes(comp, path, table, layout)
+        positions: dict[str, list[int]] = {}
+        for position, name in enumerate(names):
+            for text in set(_spellings(name)):
+                positions.setdefault(text, []).append(position)
+        _row_index = table, layout, names, classes, positions
+    return _row_index[2:]
 
 
 def rle_format(comp: Competition) -> RleFormat:
@@ -181,6 +202,23 @@ def rle_format(comp: Competition) -> RleFormat:
         return profile.rle
     rle = comp.train.rle_format or comp.submission.rle
     return RleFormat(order=rle.order, base=rle.base, relative=rle.relative, empty=rle.empty)
+
+
+def keep_table_format(comp: Competition, trained: Competition) -> Competition:
+    """Return a competition that reads its training table as another one does, whatever its `submission` says.
+
+    Without `train.rle_format` a training table has the format of the submission, but a changed submission does not
+    change the table.
+
+    Args:
+        comp: the competition.
+        trained: the competition that a run was trained with.
+    """
+    fmt = rle_format(trained)
+    if comp.train.rle is None or rle_format(comp) == fmt or fmt.container != "pairs":  # other ones only in profiles
+        return comp
+    table_format = RleConfig(order=fmt.order, base=fmt.base, relative=fmt.relative, empty=fmt.empty)
+    return comp.model_copy(update={"train": comp.train.model_copy(update={"rle_format": table_format})})
 
 
 def rle_grid(comp: Competition) -> tuple[int, int] | None:
@@ -309,15 +347,12 @@ def _targets_by_name(cases: dict[str, CaseFiles]) -> dict[str, RowTarget]:
 
 def _find_target(name: str, targets: dict[str, RowTarget]) -> RowTarget | None:
     """Return the case or slice of a name. macOS writes accents in file names in another Unicode form than tables do."""
+    return next((targets[text] for text in _spellings(name) if text in targets), None)
+
+
+def _spellings(name: str) -> tuple[str, ...]:
     composed = unicodedata.normalize("NFC", name)
-    return next(
-        (
-            targets[text]
-            for text in (name, strip_extension(name), composed, strip_extension(composed))
-            if text in targets
-        ),
-        None,
-    )
+    return name, strip_extension(name), composed, strip_extension(composed)
 
 
 def _skip_images_of_misspelt_rows(

@@ -490,7 +490,8 @@ class _FewClusters:
 
     Attributes:
         metric: the metric.
-        sums: arrays (clusters, classes): sum and number of scores; for `average: global` tp, fp and fn.
+        sums: arrays (clusters, classes): sum and number of scores, and for a pooled term its sum and number of items;
+            for `average: global` tp, fp and fn.
         low: the imagined cluster for the one end: arrays (classes,) like those of `sums`.
         high: the imagined cluster for the other end.
     """
@@ -504,7 +505,7 @@ class _FewClusters:
     def from_table(cls, table: _Table, clusters: _Clusters) -> _FewClusters:
         """Sum the cases of each cluster; clusters without a score are omitted."""
         finite = np.isfinite(table.score)
-        cells = table.counts or (np.where(finite, table.score, 0.0), finite.astype(np.float64))
+        cells = table.counts or (np.where(finite, table.score, 0.0), finite.astype(np.float64), *table.pooled)
         sums = [np.zeros((clusters.count, len(table.classes))) for _ in cells]
         for total, values in zip(sums, cells, strict=True):
             np.add.at(total, clusters.index, values)
@@ -519,8 +520,15 @@ class _FewClusters:
             tp, fp, fn = means
             low, high = (0 * tp, tp + fp, tp + fn), (tp + fn, 0 * fp, 0 * fn)
         else:
-            worst, best = _score_bounds(table.score[finite])
-            low, high = (worst * means[1], means[1]), (best * means[1], means[1])
+            # The imagined cluster has the mean of a pooled term, and what the bounds of the whole score leave.
+            term = (
+                _divide(*(values.sum(axis=0) for values in table.pooled)) if table.pooled else np.zeros_like(means[1])
+            )
+            whole = table.score + np.nan_to_num(_divide(*table.pooled)) if table.pooled else table.score
+            worst, best = _score_bounds(whole[finite])
+            pooled = (term * means[3], means[3]) if table.pooled else ()
+            low = ((worst - term) * means[1], means[1], *pooled)
+            high = ((best - term) * means[1], means[1], *pooled)
         return cls(table.metric, tuple(total[kept] for total in sums), low, high)
 
     @property
@@ -543,8 +551,12 @@ class _FewClusters:
         """Return the score (samples,) of the clusters and an imagined one."""
         totals = [weights[:, :-1] @ sums + weights[:, -1:] * one for sums, one in zip(self.sums, imagined, strict=True)]
         if self.metric.average == "case_class":
-            return _divide(totals[0].sum(axis=1), totals[1].sum(axis=1))
-        values = score_from_counts(self.metric, *totals) if self.metric.average == "global" else _divide(*totals)
+            sums = [total.sum(axis=1) for total in totals]
+            return _Table._add_pooled(_divide(*sums[:2]), *sums[2:])
+        if self.metric.average == "global":
+            values = np.asarray(score_from_counts(self.metric, *totals))
+        else:
+            values = _Table._add_pooled(_divide(*totals[:2]), *totals[2:])
         finite = np.isfinite(values)
         return _divide(np.where(finite, values, 0.0).sum(axis=1), finite.sum(axis=1))
 

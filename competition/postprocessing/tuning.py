@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,9 +15,12 @@ from competition.config.experiment import Experiment
 from competition.config.postprocess import STEPS, PostprocessConfig, Step, StepConfig, own_step_digest
 from competition.context import Context
 from competition.data.cases import data_hash
-from competition.io import parse_json_object, sha256_of_file, write_json, write_table
+from competition.data.rle_tables import rle_format
+from competition.errors import MaskfoldError
+from competition.io import nan_to_none, parse_json_object, sha256_of_file, write_json, write_table
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.metrics.overlap import score_from_counts
+from competition.metrics.scoring import read_scores
 from competition.postprocessing.evaluation import OofScores, Steps
 from competition.postprocessing.steps import SearchContext, TruthSizes
 from competition.runs.run import Run
@@ -376,7 +380,7 @@ def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = Non
         key: the state of the run for which it is valid, from `tuning_key` before the search; None: the present one.
     """
     write_table(tuning.rows, run.folder / TUNING_SCORES_FILE)
-    plain = {
+    plain: dict[str, Any] = {
         "key": tuning_key(run) if key is None else key,
         "scores": sha256_of_file(run.folder / TUNING_SCORES_FILE),
         "settings": tuning.settings.model_dump(),
@@ -386,7 +390,13 @@ def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = Non
         "gain": tuning.gain._asdict(),
         "gate": None if tuning.presence_gain is None else tuning.presence_gain._asdict(),
     }
-    write_json(run.folder / TUNING_FILE, plain)
+    write_json(run.folder / TUNING_FILE, {**plain, "digest": _record_digest(plain)})
+
+
+def _record_digest(plain: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a stored result without its digest, as it is after writing and reading it as JSON."""
+    text = json.dumps(nan_to_none({key: value for key, value in plain.items() if key != "digest"}), sort_keys=True)
+    return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()
 
 
 def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
@@ -396,33 +406,41 @@ def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
         run: the run.
         with_data: return None also for a result of 0.1, which does not say on which data it was tuned.
     """
-    import pandas as pd
-
     try:
         plain = parse_json_object((run.folder / TUNING_FILE).read_bytes())
+        if plain.get("digest", digest := _record_digest(plain)) != digest:
+            return None
         key = tuning_key(run)
-        if not with_data and "data" not in plain["key"]:
-            del key["data"]
+        if not with_data and "data" not in plain["key"]:  # of 0.1
+            key = {name: value for name, value in key.items() if name not in ("data", "table")}
         if plain["key"] != key:
             return None
         if "scores" in plain and plain["scores"] != sha256_of_file(run.folder / TUNING_SCORES_FILE):
             return None
-        rows = pd.read_csv(run.folder / TUNING_SCORES_FILE, dtype={"id": str}, float_precision="round_trip")
+        rows = read_scores(run.folder / TUNING_SCORES_FILE)
         part_steps = {int(part): _read_steps(steps) for part, steps in plain.get("nested_steps", {}).items()}
         return TuningResult(
             PostprocessConfig.model_validate(plain["settings"]),
             _read_steps(plain["found"]),
-            plain["before"],
-            plain["after"],
-            plain["nested"],
-            ScoreGain(**plain["gain"]),
-            plain["kept"],
+            *(float(plain[name]) for name in ("before", "after", "nested")),
+            _read_gain(plain["gain"]),
+            _read_flag(plain["kept"]),
             rows,
-            ScoreGain(**plain["gate"]) if plain.get("gate") else None,
+            _read_gain(plain["gate"]) if plain.get("gate") else None,
             part_steps,
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MaskfoldError):
         return None  # a damaged file is not an error: the search can be repeated
+
+
+def _read_gain(plain: Mapping[str, Any]) -> ScoreGain:
+    return ScoreGain(**{name: float("nan") if value is None else float(value) for name, value in plain.items()})
+
+
+def _read_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"found {value!r}, expected true or false")
+    return value
 
 
 def _plain_steps(steps: Mapping[str, Steps]) -> dict[str, Any]:
@@ -445,6 +463,7 @@ def tuning_key(run: Run) -> dict[str, Any]:
         **({"own_steps": own_steps} if own_steps else {}),
         "metric": run.exp.competition.metric.model_dump(),
         "data": data_hash(run.oof().cases),
+        **({} if run.exp.competition.train.rle is None else {"table": asdict(rle_format(run.exp.competition))}),
         "members": {
             f"{result.fold} {result.seed}": [result.score, result.steps, result.minutes] for result in run.results()
         },

@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from competition.config.competition import RleConfig
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
@@ -102,13 +101,10 @@ def resolve_teachers(exp: Experiment) -> Experiment:
 
 def with_current_settings(trained: Experiment, yaml: Experiment) -> Experiment:
     """Return the trained experiment with test images, submission, post-processing and `run:` of the current YAML."""
-    from competition.data.rle_tables import rle_format
+    from competition.data.rle_tables import keep_table_format
 
     comp = trained.competition.model_copy(update={key: getattr(yaml.competition, key) for key in SUBMIT_TIME_KEYS})
-    if comp.train.rle is not None and rle_format(comp) != (fmt := rle_format(trained.competition)):
-        # Without `train.rle_format` a training table has the format of the submission; the table has not changed.
-        table_format = RleConfig(order=fmt.order, base=fmt.base, relative=fmt.relative, empty=fmt.empty)
-        comp = comp.model_copy(update={"train": comp.train.model_copy(update={"rle_format": table_format})})
+    comp = keep_table_format(comp, trained.competition)
     return trained.model_copy(update={"competition": comp, "postprocess": yaml.postprocess, "run": yaml.run})
 
 

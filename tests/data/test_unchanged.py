@@ -147,6 +147,33 @@ def test_lines_of_another_case_are_refused_even_with_a_digest_of_them(tmp_path: 
         load_unchanged_mask(comp, row)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("c,x,", "c,x,5 2"),  # a case without objects has one now
+        ("a,x,20 2", "a,y,20 2"),  # an object is of another class
+        ("b,x,30 3\n", "b,x,30 3\nb,x,50 4\n"),  # a case has another object
+        ("b,x,30 3\n", ""),  # the only object of a case is missing
+    ],
+)
+def test_rows_that_are_filled_added_removed_or_of_another_class_are_refused(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    for seed, case_id in enumerate("abc"):
+        write_png(
+            tmp_path / "images" / f"{case_id}.png", np.random.default_rng(seed).integers(0, 255, (9, 9), np.uint8)
+        )
+    table = write_text(tmp_path / "train.csv", "id,cls,mask\na,x,20 2\na,y,\nb,x,30 3\nc,x,\n")
+    train = {"images": "images/{id}.png", "rle": "train.csv", "columns": {"id": "id", "class": "cls", "mask": "mask"}}
+    comp = competition(tmp_path, classes=["x", "y"], labels="overlapping", train=train)
+    rows = case_rows(case_table(comp))
+    assert check_truth_unchanged(comp, rows) == 0
+    assert before in table.read_text()
+    write_text(table, table.read_text().replace(before, after))
+    with pytest.raises(ChangedDataError, match="The mask of case"):
+        check_truth_unchanged(comp, rows)
+
+
 def test_a_truth_that_is_missing_cannot_be_checked(tmp_path: Path) -> None:
     comp, _, truth = labels(tmp_path)
     rows = case_rows(case_table(comp))

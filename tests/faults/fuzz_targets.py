@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import struct
 import zipfile
 import zlib
@@ -99,11 +100,12 @@ def _deep_png(array: np.ndarray) -> bytes:
 def _png_tricks(content: bytes) -> list[Damage]:
     packed = zlib.compress(b"\0" * 100)
     head = content[16:33]
+    side = math.isqrt(BOMB_GIB * GIB) + 1
     return [
         ("2^31 by 2^31 pixels", png(2**31 - 1, 2**31 - 1, 8, 2, packed)),
         ("65,535 by 65,535", png(65535, 65535, 8, 6, packed)),
         ("no width", png(0, 40, 8, 0, packed)),
-        ("1.6 GB of zeros", png(40000, 40000, 8, 0, zlib_zeros(40000 * 40001))),
+        ("several GiB of zeros", png(side, side, 8, 0, zlib_zeros(side * (side + 1)))),
         ("too few lines", png(48, 64, 8, 2, zlib.compress(bytes(30 * (1 + 48 * 3))))),
         ("an unknown colour type", png(48, 64, 8, 5, packed)),
         ("7 bits", png(48, 64, 7, 0, packed)),

@@ -108,7 +108,7 @@ def test_nothing_swells_or_hangs(outcomes: list[Outcome]) -> None:
         ("nii.gz", "20 GiB behind the last voxel", "data after its last voxel"),
         ("npz", "20 GiB", BOMB),
         ("npy", "objects", "may run code"),
-        ("png", "1.6 GB of zeros", BOMB),
+        ("png", "several GiB of zeros", BOMB),
         ("png", "too few lines", "bytes of pixels"),
         ("jpg", "65,535 by 65,535 pixels", BOMB),
         ("dicom", "deflated zeros", BOMB),

@@ -248,3 +248,18 @@ class TestFewCases:
         )
         error = bootstrap_interval(cases, MetricConfig(average="global"))
         assert error == pytest.approx((1 - dice[1], 1 - dice[0]))
+
+
+@pytest.mark.parametrize("average", ["case_class", "class"])
+def test_an_interval_of_few_cases_is_of_the_whole_score_of_a_pooled_metric(average: str) -> None:
+    """If all cases have as many slices, the mean over slices is that over cases, with the same interval."""
+    generator, count = np.random.default_rng(0), 20
+    dice, rest = generator.uniform(0.85, 0.95, count), 0.6 * generator.uniform(0.9, 0.95, count)
+    cases = [f"c{number}" for number in range(count)]
+    plain = pd.DataFrame({"id": cases, "fold": 0, "class": "a", "dice": dice, "score": rest + 0.4 * dice})
+    pooled = plain.assign(pooled=0.4 * dice, items=10.0)
+    metric = MetricConfig(name="uw_madison", average=average)
+    assert bootstrap_interval(pooled, metric) == pytest.approx(bootstrap_interval(plain, metric), abs=1e-9)
+    assert prediction_interval(pooled, metric, 20) == pytest.approx(prediction_interval(plain, metric, 20), abs=1e-9)
+    low, high = bootstrap_interval(pooled, metric)
+    assert low < cv_score(pooled, metric) < high

@@ -19,7 +19,13 @@ from competition.ensembling.expected import estimate_score
 from competition.ensembling.weights import fit_weights
 from competition.errors import ChangedDataError, MaskfoldError
 from competition.io import sha256_of_file
-from competition.postprocessing.tuning import TUNING_FILE, TUNING_SCORES_FILE, load_tuning, tune_postprocessing
+from competition.postprocessing.tuning import (
+    TUNING_FILE,
+    TUNING_SCORES_FILE,
+    load_tuning,
+    save_tuning,
+    tune_postprocessing,
+)
 from competition.report.run import write_report
 from competition.runs.blend import Ensemble
 from competition.runs.fold import FoldResult
@@ -129,6 +135,40 @@ def test_edited_scores_of_a_remembered_search(own_run: Callable[..., Run]) -> No
     estimate_score(ensemble(run), 20)
     edit_scores(run.folder / TUNING_SCORES_FILE)
     assert load_tuning(run) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("nested", 0.99999),
+        ("kept", "yes"),
+        ("nested", None),
+        ("before", "x"),
+        ("gain", {"value": "x", "low": 0.0, "high": 0.0}),
+    ],
+)
+def test_an_edited_remembered_search_is_not_used(own_run: Callable[..., Run], key: str, value: Any) -> None:
+    run = own_run(TUNE)
+    estimate_score(ensemble(run), 20)
+    path = run.folder / TUNING_FILE
+    plain = json.loads(path.read_text())
+    assert load_tuning(run) is not None and plain[key] != value
+    path.write_text(json.dumps({**plain, key: value}))
+    assert load_tuning(run) is None
+    if not isinstance(value, float):  # a wrong type is noticed without a digest as well
+        path.write_text(json.dumps({name: now for name, now in {**plain, key: value}.items() if name != "digest"}))
+        assert load_tuning(run) is None
+
+
+def test_a_remembered_search_has_all_cases_whatever_their_names(own_run: Callable[..., Run]) -> None:
+    run = own_run(TUNE)
+    found = estimate_score(ensemble(run), 20).tuning
+    assert found is not None
+    rows = found.rows.replace({"id": {found.rows["id"].iloc[0]: "NA"}, "class": {found.rows["class"].iloc[0]: "null"}})
+    save_tuning(run, replace(found, rows=rows))
+    remembered = load_tuning(run)
+    assert remembered is not None
+    pd.testing.assert_frame_equal(remembered.rows, rows, check_dtype=False)
 
 
 # Tables of scores

@@ -32,7 +32,7 @@ from competition.data.image_types import Image, file_digest
 from competition.data.masks import CaseObjects, load_mask, load_objects
 from competition.data.patterns import match_path
 from competition.data.readers import display_name, get_column, load_image, read_case_header, row_axes
-from competition.data.rle_tables import find_foreign_row
+from competition.data.rle_tables import current_rows
 from competition.errors import ChangedDataError, MaskfoldError
 
 if TYPE_CHECKING:
@@ -154,14 +154,16 @@ def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
     error = _changed_error(f"The mask of case {case_id} ({names}) has changed since the table of cases was made.")
     try:
         parts = truth_parts(comp, masks, digest)
-        is_foreign = masks["kind"] == "rle" and find_foreign_row(comp, row, masks["rows"]) is not None
+        has_other_rows = masks["kind"] == "rle" and current_rows(comp, row) != masks["rows"]
     except KeyError:  # the table of run lengths has fewer lines
         raise error from None
     image_hash, expected = get_column(row, "image_hash"), get_column(row, "hash")
-    if not is_foreign and case_digest(image_hash, parts) == expected:  # as all cases of earlier versions, and most now
+    if (
+        not has_other_rows and case_digest(image_hash, parts) == expected
+    ):  # as all cases of earlier versions, and most now
         return
     header = read_case_header(comp, channels[0], False, row_axes(comp, row))
-    if is_foreign or case_digest(image_hash, [*parts, *reading_parts(comp, header, channels, masks)]) != expected:
+    if has_other_rows or case_digest(image_hash, [*parts, *reading_parts(comp, header, channels, masks)]) != expected:
         raise error
 
 
