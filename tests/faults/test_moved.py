@@ -168,6 +168,10 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
         plain["competition"]["train"]["cases"],
         plain["competition"]["train"]["masks_on_image_grid"],
         plain["competition"]["train"]["missing_masks"],
+        plain["competition"]["train"]["exif"],
+        plain["competition"]["train"]["threshold"],
+        plain["competition"]["train"]["region"],
+        plain["folds"]["duplicates"],
         plain["competition"]["submission"]["kaggle"],
         plain["competition"]["submission"]["public_share"],
     )
