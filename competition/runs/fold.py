@@ -155,8 +155,8 @@ class FoldResult:
             fold, seed = int(name["fold"] or -1), int(name["seed"] or 0)
             if (result.fold, result.seed) != (fold, seed):
                 raise MaskfoldError(
-                    f"{path} is the result of {member_name(result.fold, result.seed)}, but lies in the folder of "
-                    f"{member_name(fold, seed)}.",
+                    f"{path} is the result of {describe_member(result.fold, result.seed)}, but lies in the folder of "
+                    f"{describe_member(fold, seed)}.",
                     "Restore the result of that folder, or delete the file: `maskfold cv` then makes it again from the "
                     "checkpoint.",
                 )
@@ -224,14 +224,14 @@ def mixed_environments(results: Sequence[FoldResult]) -> list[str]:
     for what, values in found.items():
         members: dict[str, list[str]] = {}
         for result, value in zip(results, values, strict=True):
-            members.setdefault(value, []).append(member_name(result.fold, result.seed))
+            members.setdefault(value, []).append(describe_member(result.fold, result.seed))
         if len(members) > 1:
             text = ", ".join(f"{value} ({', '.join(names)})" for value, names in members.items())
             remarks.append(f"the folds were trained with different {what}: {text}")
     return remarks
 
 
-def member_name(fold: int, seed: int) -> str:
+def describe_member(fold: int, seed: int) -> str:
     """Return the name of a member in messages: `fold 0`, `fold 0 seed 1`, `all cases`."""
     return ("all cases" if fold < 0 else f"fold {fold}") + (f" seed {seed}" if seed else "")
 
