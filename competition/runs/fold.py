@@ -100,7 +100,7 @@ class FoldResult:
         halved: times that micro-batches were halved because memory ran out.
         lessons: counts of the additional training data, see `competition.training.extra_data`.
         peak_gib: peak memory of the CUDA device, else the peak resident memory of the process.
-        digests: SHA-256 of the member's tables of scores, by file name; results of 0.1 have none.
+        digests: SHA-256 of the member's tables of scores and weights, by file name; results of 0.1 have none.
     """
 
     fold: int

@@ -218,15 +218,22 @@ class Run:
         result = self.result(fold, seed)
         return self.member_folder(fold, seed) / (result.weights if result is not None else PLAIN_WEIGHTS)
 
+    def weights_digest(self, fold: int, seed: int) -> str | None:
+        """Return the SHA-256 of `weights` when the member finished; None if it has not, or did not record it."""
+        result = self.result(fold, seed)
+        return result.digests.get(result.weights) if result is not None else None
+
     def checkpoints(self) -> list[Checkpoint]:
         """Return the weights of the finished members.
 
         Raises:
-            MaskfoldError: a file is missing, or a result is damaged.
+            MaskfoldError: a file is missing, or not the one with which its fold finished; or a result is damaged.
         """
+        from competition.runs.checkpoint import exchanged_error
+
         checkpoints = []
         for fold, seed in self.finished_members():
-            path = self.weights(fold, seed)
+            path, expected = self.weights(fold, seed), self.weights_digest(fold, seed)
             try:
                 digest = sha256_of_file(path)
             except OSError as error:
@@ -234,6 +241,8 @@ class Run:
                     f"Cannot read the weights {path}: {error.strerror}.",
                     f"Copy the file back, or delete {path.parent} and run the fold again.",
                 ) from error
+            if expected is not None and digest != expected:
+                raise exchanged_error(path)
             checkpoints.append(Checkpoint(path, fold, seed, digest, path.stat().st_size))
         return checkpoints
 
@@ -256,7 +265,8 @@ class Run:
             reuse: yield one network again and again, each time with the next weights, to save memory.
 
         Raises:
-            MaskfoldError: a file of weights is missing, damaged, or does not match the network.
+            MaskfoldError: a file of weights is missing, damaged, does not match the network, or is not the one with
+                which its fold finished.
         """
         from competition.models.build import build_network
         from competition.runs.checkpoint import load_weights
@@ -265,7 +275,7 @@ class Run:
         for member in self.finished_members() if members is None else members:
             if network is None or not reuse:
                 network = build_network(self.exp, channels * (self.exp.patch.slices or 1), context, pretrained=False)
-            load_weights(network, self.weights(*member))
+            load_weights(network, self.weights(*member), self.weights_digest(*member))
             network = network.to(device).eval()
             yield network
 

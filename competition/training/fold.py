@@ -38,7 +38,7 @@ from competition.process import exit_with_parent, parent_process
 from competition.redact import install_redaction
 from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, load_weights, save_weights
 from competition.runs.contents import check_contents, run_contents, source_digests
-from competition.runs.fold import PLAIN_WEIGHTS, FoldJob, FoldResult
+from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
 from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import Run, load_run, write_replay_yaml
@@ -233,11 +233,17 @@ def write_result(
         halved=state.halved,
         soup=soup,
         lessons=read_lineage_summary(job.folder) or {},
-        digests={path.name: sha256_of_file(path) for path in sorted(job.folder.glob("*scores.csv"))},
+        digests={path.name: sha256_of_file(path) for path in final_files(job.folder)},
     )
     (job.folder / GOOD_CHECKPOINT).unlink(missing_ok=True)
     result.write(job.folder)
     return result
+
+
+def final_files(folder: Path) -> list[Path]:
+    """Return the files of a member that its result has digests of: the tables of scores, and the weights."""
+    weights = [folder / name for name in (SOUP_WEIGHTS, PLAIN_WEIGHTS)]
+    return [*sorted(folder.glob("*scores.csv")), *(path for path in weights if path.exists())]
 
 
 class StopSignal:
