@@ -54,7 +54,8 @@ def load_weights(network: nn.Module, path: Path | str, sha256: str | None = None
         sha256: of the whole file, from the fold's result; None: any file that fits the network is loaded.
 
     Raises:
-        MaskfoldError: the file is missing, damaged or another one, contains non-finite values, or does not match the network.
+        MaskfoldError: the file is missing, damaged or another one, contains non-finite values, or does not match the
+            network.
     """
     path, expected = Path(path), network.state_dict()
     mismatch = _mismatch(expected, header) if (header := _read_header(path)) is not None else None

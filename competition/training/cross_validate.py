@@ -33,7 +33,16 @@ from competition.runs.contents import (
 from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
-from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, SCORES_FILE, Run, edited_error, read_skipped, run_hash
+from competition.runs.run import (
+    CACHE_FOLDER,
+    FOLDS_FILE,
+    RUNS_FOLDER,
+    SCORES_FILE,
+    Run,
+    edited_error,
+    read_skipped,
+    run_hash,
+)
 from competition.text import format_number
 from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
 

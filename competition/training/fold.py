@@ -96,8 +96,8 @@ def load_run_for_job(job: FoldJob) -> Run:
     """Load the run, and set this process's share of the fold's threads.
 
     Raises:
-        MaskfoldError: the run's folder was edited, or a file that the YAML names, or the weights of another run that this
-            one starts from or learns from, have changed since the run was started.
+        MaskfoldError: the run's folder was edited, or a file that the YAML names, or the weights of another run that
+            this one starts from or learns from, have changed since the run was started.
     """
     run = load_run(job.run, job.trust)
     check_contents(run.folder, run.exp, run_contents(run.exp, None, missing_ok=True), source_digests(run.exp))

@@ -456,7 +456,8 @@ class Trainer:
             found, expected = ({**origin, "run": ""} for origin in (found, expected))
         if found != expected:
             before, now = (
-                f"fold {origin.get('fold')} with seed {origin.get('seed')}" + (f" of the run {name}" if origin.get("run") else "")
+                f"fold {origin.get('fold')} with seed {origin.get('seed')}"
+                + (f" of the run {name}" if origin.get("run") else "")
                 for origin, name in zip((found, expected), names, strict=True)
             )
             raise MaskfoldError(

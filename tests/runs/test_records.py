@@ -5,20 +5,50 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from competition.errors import MaskfoldError
+from competition.io import sha256_of_file
 from competition.runs.fold import RESULT_FILE, FoldResult
 from competition.runs.run import Run
+from competition.submission.submit import submit
 from competition.training.cross_validate import summarize_run
+from competition.training.fold import final_files
 
 
 @pytest.fixture
 def run(finished: Callable[..., Run], tiny: Callable[..., Any]) -> Run:
     return finished(tiny(2, "seed=[5, 6]"))
+
+
+# Weights
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "soup.safetensors"])
+def test_the_weights_of_another_run(finished: Callable[..., Run], tiny: Callable[..., Any], name: str) -> None:
+    """They fit the network and have a valid checksum, so they predicted without a word."""
+    first, other = finished(tiny(2)), finished(tiny(2, "seed=9"), seed=3)
+    folder, foreign = first.member_folder(0, 0), other.member_folder(0, 0) / "weights.safetensors"
+    (folder / "weights.safetensors").rename(folder / name)
+    result = FoldResult.read(folder)
+    assert result is not None
+    assert [path.name for path in final_files(folder)] == ["scores.csv", name]
+    digests = {path.name: sha256_of_file(path) for path in final_files(folder)}
+    replace(result, weights=name, digests=digests).write(folder)
+    own = (folder / name).read_bytes()
+    assert first.checkpoints()[0].sha256 == digests[name] and next(first.networks(1))
+    shutil.copy(foreign, folder / name)
+    for read in (first.checkpoints, lambda: next(first.networks(1)), lambda: submit([first])):
+        with pytest.raises(MaskfoldError, match=rf"fold_0/{name} was changed after the fold finished") as refusal:
+            read()
+        assert "fold_0/result.json" in refusal.value.hint
+    (folder / name).write_bytes(own[:-1] + bytes([own[-1] ^ 1]))
+    with pytest.raises(MaskfoldError, match="its checksum is wrong"):
+        next(first.networks(1))
 
 
 # Results
