@@ -20,6 +20,7 @@ from torch import nn
 
 from competition.errors import MaskfoldError
 from competition.io import atomic_append, atomic_write, parse_json_object, parse_metrics_line
+from competition.runs.fold import RESULT_FILE
 
 CHECKPOINT_VERSION = 1
 LAST_CHECKPOINT = "last.pt"  # the checkpoint to resume from
@@ -42,7 +43,7 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     atomic_write(path, lambda file: file.write(content), len(content))
 
 
-def load_weights(network: nn.Module, path: Path | str) -> None:
+def load_weights(network: nn.Module, path: Path | str, sha256: str | None = None) -> None:
     """Load weights whose names and shapes must all match; on an error, the network is unchanged.
 
     The header is compared with the network before the tensors are read.
@@ -50,13 +51,15 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     Args:
         network: on any device.
         path: a .safetensors file.
+        sha256: of the whole file, from the fold's result; None: any file that fits the network is loaded.
 
     Raises:
-        MaskfoldError: the file is missing or damaged, contains non-finite values, or does not match the network.
+        MaskfoldError: the file is missing, damaged or another one, contains non-finite values, or does not match the
+            network.
     """
     path, expected = Path(path), network.state_dict()
     mismatch = _mismatch(expected, header) if (header := _read_header(path)) is not None else None
-    tensors = read_weights(path) if mismatch is None else {}
+    tensors = read_weights(path, sha256=sha256) if mismatch is None else {}
     mismatch = mismatch or _mismatch(expected, _shapes(tensors))
     if mismatch:
         raise MaskfoldError(
@@ -74,8 +77,10 @@ def load_weights(network: nn.Module, path: Path | str) -> None:
     network.load_state_dict(tensors)
 
 
-def read_weights(path: Path, hint: str = "Replace the file by an intact copy.") -> dict[str, torch.Tensor]:
-    """Read the tensors of a file by name to the CPU.
+def read_weights(
+    path: Path, hint: str = "Replace the file by an intact copy.", sha256: str | None = None
+) -> dict[str, torch.Tensor]:
+    """Read the tensors of a file by name to the CPU; `sha256` as for `load_weights`.
 
     Raises:
         MaskfoldError: the file is missing or damaged.
@@ -83,15 +88,23 @@ def read_weights(path: Path, hint: str = "Replace the file by an intact copy.") 
     from safetensors import SafetensorError
 
     try:
-        return _read(path)
+        return _read(path, sha256)
     except FileNotFoundError as error:
         raise MaskfoldError(f"The weights {path} do not exist.", "Train the run first, or name another run.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise MaskfoldError(f"The weights {path} cannot be read: {error}.", hint) from error
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Read tensors and verify the SHA-256 of their bytes if the metadata contain one under `sha256`.
+def exchanged_error(path: Path) -> MaskfoldError:
+    """Return the error that a member's weights are not those with which it finished."""
+    return MaskfoldError(
+        f"{path} was changed after the fold finished: its checksum is not that in {RESULT_FILE}.",
+        f"Restore the weights, or delete {path.parent / RESULT_FILE}: `maskfold cv` then scores these weights.",
+    )
+
+
+def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
+    """Read tensors and verify the SHA-256 of the file, or of their bytes if the metadata contain one under `sha256`.
 
     The format itself has no checksum, so a flipped bit would silently change the network.
     """
@@ -109,8 +122,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"unknown metadata {', '.join(sorted(metadata))[:100]!r}")
     checksum, tensors = metadata.get("sha256"), load(content)
     data_start = 8 + int.from_bytes(content[:8], "little")  # after the header and its length
+    if sha256 is not None and hashlib.sha256(content).hexdigest() == sha256:
+        return tensors
     if checksum is not None and checksum != hashlib.sha256(memoryview(content)[data_start:]).hexdigest():
         raise ValueError("its checksum is wrong")
+    if sha256 is not None:
+        raise exchanged_error(path)
     return tensors
 
 

@@ -8,6 +8,7 @@ the run's folder, has changed since.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -26,6 +27,7 @@ from competition.config.instantiate import TRUSTED_PACKAGES
 from competition.config.loading import resolve_config
 from competition.errors import MaskfoldError
 from competition.io import damaged_error, read_record, sha256_of_file, write_json
+from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +54,8 @@ class RunRecord:
         sources: digests of the weights of other runs that this one starts from or learns from, see `source_digests`.
         written_folds: digest of `folds.csv`, see `folds_digest`; it differs from that in `contents` if copies of an
             image are kept in one fold. Empty: as in `contents`.
+        tables: digests of the tables in the run's folder as they were last written, by file name, see `table_digest`.
+            Empty: a version that did not record them made the run.
     """
 
     names: dict[str, str]
@@ -59,6 +63,7 @@ class RunRecord:
     contents: dict[str, str]
     sources: dict[str, str] = field(default_factory=dict)
     written_folds: str = ""
+    tables: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord | None:
@@ -72,7 +77,7 @@ class RunRecord:
         try:
             plain = read_record(path, hint)
             record = cls(**plain)
-            tables = (record.names, record.contents, record.sources)
+            tables = (record.names, record.contents, record.sources, record.tables)
             texts = [record.data, record.written_folds]
             texts += [text for table in tables for item in table.items() for text in item]
             if not all(isinstance(text, str) for text in texts) or not record.names.keys() <= {"1", "2"}:
@@ -84,18 +89,39 @@ class RunRecord:
         return record
 
     def write(self, folder: Path) -> None:
-        """Write the record into a run's folder; what the folder has recorded before is kept."""
+        """Write the record into a run's folder; except for `tables`, what the folder has recorded before is kept."""
         former = RunRecord.read(folder)
         record = self
         if former is not None:
             contents, sources = {**self.contents, **former.contents}, {**self.sources, **former.sources}
             written_folds = former.written_folds or self.written_folds
-            record = RunRecord(former.names, former.data, contents, sources, written_folds)
+            record = RunRecord(former.names, former.data, contents, sources, written_folds, self.tables)
         if record != former:
             write_json(folder / CONTENTS_FILE, asdict(record))
 
+    def changed_table(self, folder: Path, *, missing_ok: bool = False) -> str | None:
+        """Return the name of the first table in a run's folder that differs from the recorded one; None if all agree.
+
+        Args:
+            folder: of the run.
+            missing_ok: a table that does not exist has not changed.
+        """
+        for name, digest in self.tables.items():
+            path = folder / Path(name).name
+            if (path.exists() or not missing_ok) and table_digest(path) != digest:
+                return name
+        return None
+
 
 # Digests
+
+
+def table_digest(path: Path) -> str | None:
+    """Return the SHA-256 of a table's bytes, whatever its line ends; None if the file cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+    except OSError:
+        return None
 
 
 def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: bool = False) -> dict[str, str]:
@@ -262,6 +288,7 @@ def source_digests(exp: Experiment) -> dict[str, str]:
         f"{source_name(name)}/{path.parent.name}/{path.name}": sha256_of_file(path)
         for name in names
         for path in sorted(Path(name).glob("*/*.safetensors"))
+        if path.name in (PLAIN_WEIGHTS, SOUP_WEIGHTS)  # not the best ones, which change while a further fold trains
     }
 
 

@@ -6,6 +6,8 @@ A member of a run is the training of one fold with one seed.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 PLAIN_WEIGHTS = "weights.safetensors"  # a member's weights: of its last epochs
 SOUP_WEIGHTS = "soup.safetensors"  # the average of its best checkpoints
+MEMBER_FOLDER = re.compile(r"(?:full|fold_(?P<fold>\d+))(?:_seed_(?P<seed>\d+))?")  # see `Run.member_folder`
 RESULT_FILE = "result.json"  # in a member's folder: its `FoldResult`, the last file that the member writes
 
 
@@ -97,7 +100,7 @@ class FoldResult:
         halved: times that micro-batches were halved because memory ran out.
         lessons: counts of the additional training data, see `competition.training.extra_data`.
         peak_gib: peak memory of the CUDA device, else the peak resident memory of the process.
-        digests: SHA-256 of the member's tables of scores, by file name; results of 0.1 have none.
+        digests: SHA-256 of the member's tables of scores and weights, by file name; results of 0.1 have none.
     """
 
     fold: int
@@ -137,26 +140,44 @@ class FoldResult:
         """Read the result in a member's folder; None while it is not finished.
 
         Raises:
-            MaskfoldError: the file is damaged.
+            MaskfoldError: the file is damaged, or is the result of another member.
         """
         path = folder / RESULT_FILE
         if not path.exists():
             return None
         try:
             result = cls(**parse_json_object(path.read_bytes()))
-            integers = (result.fold, result.seed, result.steps, result.epochs, result.devices)
-            valid = (
-                all(isinstance(number, int) for number in integers)
-                and isinstance(result.score, float | int | None)
-                and isinstance(result.dice, dict)
-                and isinstance(result.digests, dict)
-                and Path(result.weights).name == result.weights
-            )
         except (OSError, ValueError, TypeError) as error:
             raise _damaged(path, " ".join(str(error).split())[:160]) from error
-        if not valid:
-            raise _damaged(path, "it has invalid values")
+        if invalid := result._invalid_field():
+            raise _damaged(path, f"it has invalid values: {invalid} is {str(getattr(result, invalid))[:60]!r}")
+        if (name := MEMBER_FOLDER.fullmatch(folder.name)) is not None:
+            fold, seed = int(name["fold"] or -1), int(name["seed"] or 0)
+            if (result.fold, result.seed) != (fold, seed):
+                raise MaskfoldError(
+                    f"{path} is the result of {describe_member(result.fold, result.seed)}, but lies in the folder of "
+                    f"{describe_member(fold, seed)}.",
+                    "Restore the result of that folder, or delete the file: `maskfold cv` then makes it again from the "
+                    "checkpoint.",
+                )
         return result
+
+    def _invalid_field(self) -> str | None:
+        """Return the name of the first field whose value has the wrong type; None if there is none."""
+        counts = ("steps", "epochs", "devices", "threads", "skipped", "restored", "halved", "seed")
+        valid = {
+            "fold": _is_integer(self.fold, -1),
+            **{name: _is_integer(getattr(self, name)) for name in counts},
+            **{name: _is_number(getattr(self, name)) for name in ("minutes", "peak_gib")},
+            **{name: isinstance(getattr(self, name), str) for name in ("precision", "device", "torch", "stopped")},
+            "score": self.score is None or _is_number(self.score),
+            "dice": isinstance(self.dice, dict) and all(one is None or _is_number(one) for one in self.dice.values()),
+            "weights": self.weights in (PLAIN_WEIGHTS, SOUP_WEIGHTS),
+            "lessons": isinstance(self.lessons, dict),
+            "soup": self.soup is None or _is_soup(self.soup),
+            "digests": isinstance(self.digests, dict) and all(isinstance(one, str) for one in self.digests.values()),
+        }
+        return next((name for name, is_valid in valid.items() if not is_valid), None)
 
     def read_scores(self, folder: Path, name: str) -> pd.DataFrame:
         """Read a table of scores in the member's folder; see `competition.metrics.scoring.read_scores`.
@@ -203,12 +224,40 @@ def mixed_environments(results: Sequence[FoldResult]) -> list[str]:
     for what, values in found.items():
         members: dict[str, list[str]] = {}
         for result, value in zip(results, values, strict=True):
-            name = "all cases" if result.fold < 0 else f"fold {result.fold}"
-            members.setdefault(value, []).append(name + (f" seed {result.seed}" if result.seed else ""))
+            members.setdefault(value, []).append(describe_member(result.fold, result.seed))
         if len(members) > 1:
             text = ", ".join(f"{value} ({', '.join(names)})" for value, names in members.items())
             remarks.append(f"the folds were trained with different {what}: {text}")
     return remarks
+
+
+def describe_member(fold: int, seed: int) -> str:
+    """Return the name of a member in messages: `fold 0`, `fold 0 seed 1`, `all cases`."""
+    return ("all cases" if fold < 0 else f"fold {fold}") + (f" seed {seed}" if seed else "")
+
+
+def _is_integer(value: object, lowest: int = 0) -> bool:
+    return type(value) is int and value >= lowest  # True is an int too
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # an integer beyond the floats
+        return False
+
+
+def _is_soup(value: object) -> bool:
+    """Return whether a value has the keys that `competition.training.soup_selection.select_soup` reads."""
+    if not isinstance(value, dict) or not isinstance(value.get("epochs"), list):
+        return False
+    return all(
+        isinstance(one, dict)
+        and isinstance(one.get("dice"), dict)
+        and "score" in one
+        and (one["score"] is None or _is_number(one["score"]))
+        for one in (value, value.get("plain"))
+    ) and (value.get("flattered") is None or _is_number(value["flattered"]))
 
 
 def _damaged(path: Path, why: str) -> MaskfoldError:

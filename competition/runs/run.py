@@ -24,7 +24,7 @@ from competition.config.yaml import read_yaml
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, read_csv, sha256_of_file, write_json, write_table
-from competition.runs.contents import FOLDS_KEY, RunRecord, change_to_version_2, folds_digest
+from competition.runs.contents import FOLDS_KEY, RunRecord, change_to_version_2, folds_digest, table_digest
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
 
 if TYPE_CHECKING:
@@ -218,15 +218,22 @@ class Run:
         result = self.result(fold, seed)
         return self.member_folder(fold, seed) / (result.weights if result is not None else PLAIN_WEIGHTS)
 
+    def weights_digest(self, fold: int, seed: int) -> str | None:
+        """Return the SHA-256 of `weights` when the member finished; None if it has not, or did not record it."""
+        result = self.result(fold, seed)
+        return result.digests.get(result.weights) if result is not None else None
+
     def checkpoints(self) -> list[Checkpoint]:
         """Return the weights of the finished members.
 
         Raises:
-            MaskfoldError: a file is missing, or a result is damaged.
+            MaskfoldError: a file is missing, or not the one with which its fold finished; or a result is damaged.
         """
+        from competition.runs.checkpoint import exchanged_error
+
         checkpoints = []
         for fold, seed in self.finished_members():
-            path = self.weights(fold, seed)
+            path, expected = self.weights(fold, seed), self.weights_digest(fold, seed)
             try:
                 digest = sha256_of_file(path)
             except OSError as error:
@@ -234,6 +241,8 @@ class Run:
                     f"Cannot read the weights {path}: {error.strerror}.",
                     f"Copy the file back, or delete {path.parent} and run the fold again.",
                 ) from error
+            if expected is not None and digest != expected:
+                raise exchanged_error(path)
             checkpoints.append(Checkpoint(path, fold, seed, digest, path.stat().st_size))
         return checkpoints
 
@@ -256,7 +265,8 @@ class Run:
             reuse: yield one network again and again, each time with the next weights, to save memory.
 
         Raises:
-            MaskfoldError: a file of weights is missing, damaged, or does not match the network.
+            MaskfoldError: a file of weights is missing, damaged, does not match the network, or is not the one with
+                which its fold finished.
         """
         from competition.models.build import build_network
         from competition.runs.checkpoint import load_weights
@@ -265,7 +275,7 @@ class Run:
         for member in self.finished_members() if members is None else members:
             if network is None or not reuse:
                 network = build_network(self.exp, channels * (self.exp.patch.slices or 1), context, pretrained=False)
-            load_weights(network, self.weights(*member))
+            load_weights(network, self.weights(*member), self.weights_digest(*member))
             network = network.to(device).eval()
             yield network
 
@@ -290,17 +300,21 @@ class Run:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / VERSION_FILE, {"form": FORMAT_VERSION, "maskfold": __version__})
-        if self.record is not None:
-            self.record.write(self.folder)
-        write_yaml(resolve_config(self.exp), self.folder / "experiment.yaml")
-        write_table(self.cases, self.folder / CASES_FILE)
-        write_folds(self.folds, self.folder / FOLDS_FILE)
+        tables = {CASES_FILE: self.cases, **{f"{name}.csv": table for name, table in self.extra_tables.items()}}
         if self.skipped:
-            write_table(pd.DataFrame(self.skipped, columns=["id", "reason"]), self.folder / SKIPPED_FILE)
-        else:
+            tables[SKIPPED_FILE] = pd.DataFrame(self.skipped, columns=["id", "reason"])
+        if self.record is not None:
+            # The digests of the tables follow them: otherwise, if a process is killed in between, they seem edited.
+            replace(self.record, tables={}).write(self.folder)
+        write_yaml(resolve_config(self.exp), self.folder / "experiment.yaml")
+        for name, table in tables.items():
+            write_table(table, self.folder / name)
+        write_folds(self.folds, self.folder / FOLDS_FILE)
+        if not self.skipped:
             (self.folder / SKIPPED_FILE).unlink(missing_ok=True)
-        for name, table in self.extra_tables.items():
-            write_table(table, self.folder / f"{name}.csv")
+        if self.record is not None:
+            digests = {name: str(table_digest(self.folder / name)) for name in (*tables, FOLDS_FILE)}
+            replace(self.record, tables=digests).write(self.folder)
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -398,8 +412,9 @@ def check_not_edited(run: Run) -> None:
     """Check that `experiment.yaml`, `cases.csv` and `folds.csv` in a run's folder are those that the run was made with.
 
     They are hashed again, and compared with the record. A run without a record is compared with the name of its folder,
-    if that is a hash. Keys of the YAML that the hash ignores may be changed. The tables of a run that skipped cases
-    are not compared, because the hash includes the cases that could not be prepared.
+    if that is a hash. Keys of the YAML that the hash ignores may be changed. If the record has no digests of the tables
+    (before 0.2), those of a run that skipped cases are not compared, because the hash includes the cases that could
+    not be prepared.
 
     Args:
         run: the run as `load_run` read it.
@@ -429,12 +444,19 @@ def check_not_edited(run: Run) -> None:
             recorded_folds = record.written_folds or record.contents.get(FOLDS_KEY, folds)
             changed = not run.skipped and (data != record.data or folds != recorded_folds)
             file = "cases.csv" if data != record.data else "folds.csv"
+            if not changed and (table := record.changed_table(folder)) is not None:
+                changed, file = True, table
     if changed:
-        raise MaskfoldError(
-            f"{file} in {folder} was changed after the run was started: it no longer belongs to the run's name.",
-            "Undo the change, or copy the folder again from where it was made. To train with other settings, change "
-            "the experiment's own YAML; to predict with others, add key=value to the command.",
-        )
+        raise edited_error(folder, file)
+
+
+def edited_error(folder: Path, file: str) -> MaskfoldError:
+    """Return the error that a file in a run's folder is not as Maskfold wrote it."""
+    return MaskfoldError(
+        f"{file} in {folder} was changed after the run was started: it no longer belongs to the run's name.",
+        "Undo the change, or copy the folder again from where it was made. To train with other settings, change "
+        "the experiment's own YAML; to predict with others, add key=value to the command.",
+    )
 
 
 def read_run_scores(folder: Path) -> pd.DataFrame:

@@ -33,7 +33,16 @@ from competition.runs.contents import (
 from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
-from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, SCORES_FILE, Run, read_skipped, run_hash
+from competition.runs.run import (
+    CACHE_FOLDER,
+    FOLDS_FILE,
+    RUNS_FOLDER,
+    SCORES_FILE,
+    Run,
+    edited_error,
+    read_skipped,
+    run_hash,
+)
 from competition.text import format_number
 from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
 
@@ -114,9 +123,16 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     while folder.exists() and (new or _numbered_folder(base, number + 1).exists()):
         number += 1
         folder = _numbered_folder(base, number)
-    if (alike := _saved_groups(folder, set(cases["id"]))) and exp.folds.scheme != "file":
-        folds = split(cases, exp.competition, exp.folds, exp.seeds[0], alike)  # as `prepare_run` split them
-    return Run(folder, exp, cases, folds, name, extra_tables, record)
+    return _with_saved_groups(Run(folder, exp, cases, folds, name, extra_tables, record))
+
+
+def _with_saved_groups(run: Run) -> Run:
+    """Return the run with the folds that `prepare_run` gave it, if its folder has some: copies are in one fold."""
+    from competition.data.splits import split
+
+    exp = run.exp
+    alike = _saved_groups(run.folder, set(run.cases["id"])) if exp.folds.scheme != "file" else []
+    return replace(run, folds=split(run.cases, exp.competition, exp.folds, exp.seeds[0], alike)) if alike else run
 
 
 def _saved_groups(folder: Path, ids: set[str]) -> list[list[str]]:
@@ -192,7 +208,10 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.training.guards import oom_as_error
     from competition.training.lineage import check_initial_weights
 
+    opened = run
     _check_same_contents(run)
+    started = (run.folder / FOLDS_FILE).exists()
+    run = _with_saved_groups(run)  # another command may have written them since `open_run`
     if not unfinished_jobs(run, context):
         ids = set(run.cases["id"])
         return run.without_cases({case: why for case, why in read_skipped(run.folder).items() if case in ids})
@@ -237,6 +256,8 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         run = replace(run, record=replace(run.record, written_folds=folds_digest(run.folds)))
     prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
     before_write()
+    if not started and (run.folder / FOLDS_FILE).exists():  # written by another command, which has begun the run
+        return prepare_run(opened, context)
     run.write()
     return run
 
@@ -245,11 +266,14 @@ def _check_same_contents(run: Run) -> None:
     """Check that the files that the YAML refers to, and the folds, are those that the run was started with."""
     from competition.data.splits import read_folds
 
+    record = RunRecord.read(run.folder)
+    if record is not None and (table := record.changed_table(run.folder, missing_ok=True)) is not None:
+        raise edited_error(run.folder, table)
     if run.record is not None:
         check_contents(run.folder, run.exp, run.record.contents)
     # The folds of a run without a record are in its folder; a run that was only prepared may get others.
     began = any(run.member_folder(*member).exists() for member in run.possible_members())
-    if not began or RunRecord.read(run.folder) is not None:
+    if not began or record is not None:
         return
     try:
         former = read_folds(run.folder / FOLDS_FILE)

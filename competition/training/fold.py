@@ -37,8 +37,8 @@ from competition.models.build import build_network
 from competition.process import exit_with_parent, parent_process
 from competition.redact import install_redaction
 from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, load_weights, save_weights
-from competition.runs.contents import check_contents, run_contents
-from competition.runs.fold import PLAIN_WEIGHTS, FoldJob, FoldResult
+from competition.runs.contents import check_contents, run_contents, source_digests
+from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
 from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import Run, load_run, write_replay_yaml
@@ -96,10 +96,11 @@ def load_run_for_job(job: FoldJob) -> Run:
     """Load the run, and set this process's share of the fold's threads.
 
     Raises:
-        MaskfoldError: the run's folder was edited, or a file that the YAML names has changed since the run was started.
+        MaskfoldError: the run's folder was edited, or a file that the YAML names, or the weights of another run that
+            this one starts from or learns from, have changed since the run was started.
     """
     run = load_run(job.run, job.trust)
-    check_contents(run.folder, run.exp, run_contents(run.exp, None, missing_ok=True))
+    check_contents(run.folder, run.exp, run_contents(run.exp, None, missing_ok=True), source_digests(run.exp))
     torch.set_num_threads(max(1, job.threads // run.exp.run.devices))
     return run
 
@@ -232,11 +233,17 @@ def write_result(
         halved=state.halved,
         soup=soup,
         lessons=read_lineage_summary(job.folder) or {},
-        digests={path.name: sha256_of_file(path) for path in sorted(job.folder.glob("*scores.csv"))},
+        digests={path.name: sha256_of_file(path) for path in final_files(job.folder)},
     )
     (job.folder / GOOD_CHECKPOINT).unlink(missing_ok=True)
     result.write(job.folder)
     return result
+
+
+def final_files(folder: Path) -> list[Path]:
+    """Return the files of a member that its result has digests of: the tables of scores, and the weights."""
+    weights = [folder / name for name in (SOUP_WEIGHTS, PLAIN_WEIGHTS)]
+    return [*sorted(folder.glob("*scores.csv")), *(path for path in weights if path.exists())]
 
 
 class StopSignal:

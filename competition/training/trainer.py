@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from competition.config.experiment import EarlyStoppingConfig, Experiment
 from competition.context import Context
 from competition.data.dataset import BatchSampler, PatchDataset
+from competition.errors import MaskfoldError
 from competition.models.losses import SegmentationLoss
 from competition.models.optim import ExponentialMovingAverage, LRSchedule, build_optimizer
 from competition.runs.checkpoint import (
@@ -32,6 +33,7 @@ from competition.runs.checkpoint import (
     save_checkpoint,
     save_weights,
 )
+from competition.runs.run import RUN_NAME
 from competition.seeding import child_seed
 from competition.training.averaging import CheckpointAverager, UniformSoup
 from competition.training.budget import StepBudget
@@ -407,12 +409,14 @@ class Trainer:
                     "threads": torch.get_num_threads(),
                     "devices": self.distributed.world_size,
                     "line": self.metrics_line,
+                    "origin": self._origin(),
                 },
             )
         self.last_save_time = time.monotonic()
 
     def _load_checkpoint(self, name: str) -> None:
         checkpoint = load_checkpoint(self.folder / name)
+        self._check_origin(checkpoint.get("origin"), self.folder / name)
         self.distributed.check_devices(checkpoint.get("devices", 1), self.folder / name)
         self.unwrapped_model.load_state_dict(checkpoint["network"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -427,6 +431,39 @@ class Trainer:
                 f"{torch.get_num_threads()}; results may differ in the last digits"
             )
         self.context.say(f"resumed from step {self.state.step}")
+
+    def _origin(self) -> dict[str, Any]:
+        """Return what a checkpoint belongs to: the name of the run's folder, the fold, and the seed."""
+        return {"run": self.folder.parent.name, "fold": self.fold, "seed": self.seed}
+
+    def _check_origin(self, found: Any, path: Path) -> None:
+        """Check that a checkpoint is of this fold: that of another one has learnt from the cases that this validates.
+
+        Args:
+            found: as from `_origin`; None in a checkpoint of a version that did not record it.
+            path: the checkpoint.
+
+        Raises:
+            MaskfoldError: it is of another run, fold or seed.
+        """
+        if found is None:
+            return
+        expected = self._origin()
+        if not isinstance(found, dict):
+            found = {}
+        names = (str(found.get("run")), expected["run"])
+        if not all(RUN_NAME.fullmatch(name) for name in names):  # a renamed folder
+            found, expected = ({**origin, "run": ""} for origin in (found, expected))
+        if found != expected:
+            before, now = (
+                f"fold {origin.get('fold')} with seed {origin.get('seed')}"
+                + (f" of the run {name}" if origin.get("run") else "")
+                for origin, name in zip((found, expected), names, strict=True)
+            )
+            raise MaskfoldError(
+                f"The checkpoint {path} is of {before}, expected {now}.",
+                f"Restore the fold's own checkpoint, or delete {path.parent} to train this fold afresh.",
+            )
 
     def _open_metrics_log(self) -> None:
         self.metrics_log = MetricsLog(self.folder / "metrics.jsonl", self.state.step, self.metrics_line)

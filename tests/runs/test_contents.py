@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -281,6 +282,12 @@ def test_weights_of_another_run_that_changed_are_refused(tiny):
     save_file({"x": torch.ones(2)}, source.member_folder(1, 0) / "weights.safetensors")
     with pytest.raises(MaskfoldError, match=f"The weights source/{source.folder.name}/fold_1.* changed after the run"):
         prepare_run(open_run(exp, "tiny"))
+    with pytest.raises(MaskfoldError, match=f"The weights source/{source.folder.name}/fold_1.* changed after the run"):
+        load_run_for_job(make_jobs(run)[0])  # a fold that begins after other folds
+    save_file({"x": torch.zeros(2)}, source.member_folder(1, 0) / "weights.safetensors")
+    save_file({"x": torch.ones(2)}, source.member_folder(1, 0) / "best.safetensors")  # nothing reads it
+    threads = torch.get_num_threads()
+    load_run_for_job(dataclasses.replace(make_jobs(run)[0], threads=threads))
 
 
 # Edited folders
@@ -361,6 +368,61 @@ def test_a_run_without_some_cases_is_read(tiny):
         load_run(run.folder)
 
 
+@pytest.mark.parametrize("skips", [False, True])
+def test_an_edit_in_any_column_is_refused_by_all_commands(tiny, skips):
+    exp = tiny(2, *(["competition.on_bad_case=skip"] if skips else []))
+    opened = open_run(exp, "tiny")
+    (opened.without_cases({opened.cases["id"].iloc[0]: "it is torn"}) if skips else opened).write()
+    finish(opened, 0)
+    edits = {
+        "cases.csv": {"masks": None, "shape": "[9, 9]", "spacing": "[9.0, 9.0]", "channels": "9", "slices": "[9.0]"},
+        "folds.csv": {"fold": "1", "group": "7"},
+    }
+    for file, values in edits.items():
+        path = opened.folder / file
+        before = path.read_bytes()
+        path.write_bytes(before.replace(b"\n", b"\r\n"))
+        load_run(opened.folder)  # other line ends are no edit
+        for column, value in values.items():
+            path.write_bytes(before)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            table[column] = table[column] + " " if value is None else value
+            table.to_csv(path, index=False)
+            edited = path.read_bytes()
+            with pytest.raises(MaskfoldError, match=f"{file} in .* was changed after the run was started"):
+                load_run(opened.folder)
+            with pytest.raises(MaskfoldError, match=f"{file} in .* was changed after the run was started"):
+                prepare_run(opened)
+            assert path.read_bytes() == edited
+        path.write_bytes(before)
+    assert load_run(opened.folder).fold_of() and open_run(exp, "tiny").folder == opened.folder
+
+
+def test_a_list_of_skipped_cases_does_not_hide_an_edit(tiny):
+    run = open_run(tiny(2), "tiny")
+    run.write()
+    (run.folder / "skipped.csv").write_text("id,reason\nnobody,none\n")
+    path = run.folder / "folds.csv"
+    path.write_text(path.read_text().replace(",0,", ",1,", 1))
+    with pytest.raises(MaskfoldError, match="folds.csv in .* was changed after the run was started"):
+        load_run(run.folder)
+
+
+def test_a_run_that_is_continued_keeps_its_tables_and_their_record(tiny):
+    prepare_run(open_run(tiny(2), "tiny"))
+    folder = open_run(tiny(2), "tiny").folder
+    files = {name: (folder / name).read_bytes() for name in (CONTENTS_FILE, "cases.csv", "folds.csv")}
+    (folder / "folds.csv").unlink()  # a table that is missing is written again
+    prepare_run(open_run(tiny(2), "tiny"))
+    assert {name: (folder / name).read_bytes() for name in files} == files
+    record = json.loads(files[CONTENTS_FILE])
+    del record["tables"]  # as in 0.1
+    (folder / CONTENTS_FILE).write_text(json.dumps(record))
+    assert load_run(folder).record is not None
+    prepare_run(open_run(tiny(2), "tiny"))
+    assert (folder / CONTENTS_FILE).read_bytes() == files[CONTENTS_FILE]
+
+
 @pytest.mark.parametrize(
     "content", ["{", "[]", "{}", '{"names": 1, "data": "", "contents": {}}', '{"names": {"1": 2}}']
 )
@@ -396,7 +458,9 @@ def test_the_record_keeps_what_it_has(tiny):
     assert later.folder == run.folder and later.record != run.record
     later.write()
     assert (run.folder / CONTENTS_FILE).read_bytes() == before
-    assert load_run(run.folder).record == RunRecord.read(run.folder) == run.record
+    record = RunRecord.read(run.folder)
+    assert record is not None and record == load_run(run.folder).record
+    assert dataclasses.replace(record, tables={}) == run.record and list(record.tables) == ["cases.csv", "folds.csv"]
     assert load_run(run.folder).exp == later.exp
 
 

@@ -17,8 +17,9 @@ from competition.context import Context
 from competition.data.duplicates import find_equal_images, find_near_duplicates, make_thumbnail
 from competition.data.preprocessing import preprocess_cases
 from competition.data.splits import read_folds
-from competition.runs.run import CACHE_FOLDER, run_hash
-from competition.training.cross_validate import make_jobs, open_run, prepare_run
+from competition.runs import copies
+from competition.runs.run import CACHE_FOLDER, load_run, run_hash
+from competition.training.cross_validate import locked_run, make_jobs, open_run, prepare_run
 
 Picture = np.ndarray[Any, Any]
 ORIGINAL, COPY = "picture_001", "picture_900"
@@ -89,6 +90,34 @@ def test_another_png_of_the_same_pixels_is_in_the_same_fold(data, tiny):
     resumed, notes = folds_of(exp)
     assert resumed.folds.equals(run.folds) and notes == []
     assert make_jobs(resumed)[0].folder == make_jobs(run)[0].folder
+
+
+@pytest.mark.parametrize("during", [False, True])
+def test_two_commands_that_begin_at_once_have_the_same_folds(data, tiny, monkeypatch, during):
+    """The second one split the cases before the first one wrote its folds, which keep the copies together."""
+    add_copy(data)
+    exp = tiny(2, f"seed={seeds_apart(tiny, data)[0]}", f"competition.root={data}")
+    first, second = open_run(exp, "demo2d-tiny"), open_run(exp, "demo2d-tiny")
+    runs: list[Any] = []
+
+    def begin() -> None:
+        with locked_run(first, Context((), lambda line: None)) as run:
+            runs.append(run)
+
+    real = copies.keep_copies_together
+
+    def keep(*args: Any) -> Any:
+        monkeypatch.setattr(copies, "keep_copies_together", real)
+        begin()
+        return real(*args)
+
+    if during:  # while the second one prepares its cases
+        monkeypatch.setattr(copies, "keep_copies_together", keep)
+    else:
+        begin()
+    with locked_run(second, Context((), lambda line: None)) as run:
+        assert run.fold_of() == runs[0].fold_of() and run.fold_of()[ORIGINAL] == run.fold_of()[COPY]
+    assert load_run(run.folder).fold_of() == run.fold_of()
 
 
 def test_a_run_that_began_without_this_keeps_its_folds_and_says_so(data, tiny):

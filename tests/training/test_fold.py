@@ -312,7 +312,8 @@ def test_masks_that_change_between_two_folds_are_not_mixed_into_one_score(tiny, 
     root = Path(shutil.copytree(demo2d, tmp_path / "data"))
     run, first = start(tiny(2, f"competition.root={root}"), tmp_path / "runs", tmp_path / "cache")
     result = run_fold(first, say=lambda line: None)
-    assert result.digests == {"scores.csv": sha256_of_file(first.folder / "scores.csv")}
+    files = ("scores.csv", "weights.safetensors")
+    assert result.digests == {name: sha256_of_file(first.folder / name) for name in files}
     case = run.validation_cases(1)["id"].iloc[0]
     flip_png(root / "masks" / f"{case}.png")
     second = dataclasses.replace(make_jobs(run)[1], cache=tmp_path / "cache", threads=1)
@@ -320,6 +321,27 @@ def test_masks_that_change_between_two_folds_are_not_mixed_into_one_score(tiny, 
     with pytest.raises(ChangedDataError, match=rf"The mask of case {case} \(masks/{case}\.png\) has changed since"):
         run_fold(second, say=lambda line: None)
     assert not (second.folder / "result.json").exists() and summarize_run(run).cases == 5
+
+
+@pytest.mark.parametrize("words", [("seed=7", "seed=7", 1), ("seed=[7, 8]", "seed=[7, 8]", 1), ("seed=7", "seed=8", 0)])
+def test_a_checkpoint_of_another_fold_seed_or_run_is_refused(tiny, tmp_path, words):
+    """Fold 0 resumed from the checkpoint of fold 1, which was trained on the cases that fold 0 validates."""
+    first, second, number = words
+    run, job = start(tiny(2, first), tmp_path, tmp_path / "cache")
+    other_run, other = start(tiny(2, second), tmp_path, tmp_path / "cache", number)
+    trainer = setup_fold(other, other_run, Context(), 0.0)
+    trainer.save_checkpoint()
+    shutil.copy(other.folder / "last.pt", job.folder)
+    with pytest.raises(MaskfoldError, match=rf"fold_0/last\.pt is of fold {other.fold} .*, expected fold 0") as refusal:
+        setup_fold(job, run, Context(), 0.0)
+    assert f"delete {job.folder}" in refusal.value.hint
+    moved = tmp_path / "a copy" / other.folder.name  # in a renamed folder of its run
+    shutil.copytree(other.folder, moved)
+    assert dataclasses.replace(trainer, folder=moved, model=trainer.unwrapped_model).state.step == 0
+    content = torch.load(job.folder / "last.pt")
+    del content["origin"]  # as in 0.1
+    torch.save(content, job.folder / "last.pt")
+    setup_fold(job, run, Context(), 0.0)
 
 
 def test_a_fold_that_another_process_trains_is_refused(tiny, tmp_path):
