@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from competition.errors import SURROGATE
@@ -43,6 +44,16 @@ def name_problem(name: str) -> str | None:
     if not name.strip(" ."):
         return "contains only dots and spaces"
     return "would be executed as a formula by a spreadsheet" if is_formula(name) else None
+
+
+def fold_name(name: str) -> str:
+    """Return what two names have in common that some file systems cannot distinguish: case and Unicode form.
+
+    Example:
+        >>> fold_name("E\\u0301") == fold_name("\\u00e9")
+        True
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def escape_formula(cell: str) -> str:

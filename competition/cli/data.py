@@ -174,8 +174,10 @@ def explore_command(file: Path, overrides: list[str], output: Path | None) -> No
     from competition.explore import explore
     from competition.report.explore import write_exploration
     from competition.report.html import create_figure_folder
+    from competition.runs.outputs import check_output
 
     page = output or Path("reports") / f"{comp.name}.html"
+    check_output([page, page.with_suffix("")], [comp])
     create_figure_folder(page)  # reject an invalid name before reading all cases
     exploration = explore(comp, progress_bar(console, "cases read"))
     write_exploration(exploration, page)

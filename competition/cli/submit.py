@@ -77,12 +77,13 @@ def _expected_score_lines(done: SubmissionResult) -> list[str]:
 
 
 def _write_out_of_fold(runs: list[Run], output: Path | None, say: Callable[[str], None]) -> None:
-    from competition.submission.submit import SUBMISSIONS_FOLDER, write_oof_submission
+    from competition.submission.submit import SUBMISSIONS_FOLDER, check_csv_output, write_oof_submission
 
     if len(runs) != 1:
         raise MaskfoldError(f"--out-of-fold: found {len(runs)} runs, expected 1.", "Name one run.", status=2)
     run = runs[0]
     path = output or SUBMISSIONS_FOLDER / run.exp.competition.name / f"out-of-fold-{run.folder.name}.csv"
+    check_csv_output(path, runs)
     verdict, score = write_oof_submission(run, path)
     say(f"{path}: {verdict.rows} rows of training cases; {run.exp.competition.metric.name} {score:.10f}")
     say(f"Next: maskfold score {path} --competition …/competition.yaml   (computes the same score from the file)")

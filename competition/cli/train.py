@@ -376,13 +376,19 @@ def compare_command(words: list[str], output: Path | None, cases: int, trust: tu
         )
 
     from competition.ensembling.compare import compare_two_runs
-    from competition.report.compare import DIFFERENCE_HEADER, difference_cells, write_comparison
+    from competition.report.compare import (
+        DIFFERENCE_HEADER,
+        check_comparison_output,
+        difference_cells,
+        write_comparison,
+    )
     from competition.runs.find import find_run
 
     first, second = (find_run(name, overrides, trust, say) for name in names)
     folder = output or Path("reports") / f"compare-{first.folder.name}-{second.folder.name}"
     if folder.exists() and not folder.is_dir():
         raise MaskfoldError(f"{folder} is a file, expected a folder.", "Name a folder with -o.", status=2)
+    check_comparison_output(folder, [first, second])
     comparison = compare_two_runs(first, second, progress_bar(console, "cases compared"))
     for note in comparison.notes:
         say(note)

@@ -93,8 +93,6 @@ def refused_arguments(args: Mapping[str, Any], key: str, trust: Sequence[str] = 
         key: their key in the YAML.
         trust: packages trusted on the command line; arguments of their classes are left out.
     """
-    if isinstance(target := args.get("target"), str) and is_wholly_trusted(target.split(".")[0], trust):
-        return
     for name, value in args.items():
         argument_key = f"{key}.{name}"
         if argument_key in WEIGHTS_KEYS and isinstance(value, str | bool | None):
@@ -138,6 +136,9 @@ def _names_something(name: str, value: Any) -> bool:
 
 def _refused_values(value: Any, key: str, trust: Sequence[str]) -> Iterator[RefusedArgument]:
     if isinstance(value, Mapping):
+        target = value.get("target")
+        if isinstance(target, str) and is_wholly_trusted(target.split(".")[0], trust):
+            value = {name: item for name, item in value.items() if name != "args"}  # only those of its own class
         yield from refused_arguments(value, key, trust)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):

@@ -19,7 +19,7 @@ from pydantic import (
 
 from competition.config.metric import METRICS, Direction, Metric, load_own_metric
 from competition.errors import MaskfoldError
-from competition.text import join_or, name_problem
+from competition.text import fold_name, join_or, name_problem
 
 DEFAULT_METRIC = "dice"
 
@@ -260,6 +260,11 @@ class Competition(ConfigModel):
     def _check_consistency(self) -> Competition:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("`classes` must not contain duplicates")
+        if len(set(map(fold_name, self.classes))) != len(self.classes):
+            raise ValueError(
+                "`classes` must differ in more than case and Unicode form, because files are named after them; found "
+                + ", ".join(self.classes)
+            )
         for name in self.classes:
             if (problem := name_problem(name)) is not None:
                 raise ValueError(f"the class {name!r} in `classes` {problem}")

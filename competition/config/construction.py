@@ -2,7 +2,8 @@
 
 `competition.config.arguments` refuses arguments that name such things. This guard is the second check, for defaults and
 arguments that the first check does not know: an audit hook of Python that is active only while a constructor runs, and
-only in its thread. It is no sandbox: C extensions can write files without an audit event.
+only in its thread. It is no sandbox: C extensions can write files without an audit event, and Python raises none for
+`_posixsubprocess.fork_exec`, with which `multiprocessing` starts its processes (`spawn`, `forkserver`).
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ PROCESS_EVENTS = frozenset(
         "os.exec",
         "os.fork",
         "os.forkpty",
+        "os.kill",
+        "os.killpg",
         "os.posix_spawn",
         "os.spawn",
         "os.startfile",
@@ -65,13 +68,15 @@ PROCESS_EVENTS = frozenset(
         "subprocess.Popen",
     )
 )
+# Other changes of the whole process: a library's code, and the folder that relative paths start from.
+STATE_EVENTS = {"ctypes.dlopen": "load the library", "os.chdir": "change the working folder to"}
 UNPICKLING_EVENT = "pickle.find_class"  # not raised by torch.load(weights_only=True), which has its own reader
 # The classes in a state dictionary of tensors; libraries unpickle some of the files that `encoder_weights` downloads.
 TENSOR_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor(_v2)?|parameter)|torch\.\w*Storage|torch\.storage\.\w*Storage"
     r"|torch\.Size|torch\.(b?float|u?int|complex)\d+|torch\.device"
 )
-WATCHED_EVENTS = frozenset(FILE_EVENTS) | CONNECTION_EVENTS | PROCESS_EVENTS | {UNPICKLING_EVENT}
+WATCHED_EVENTS = CONNECTION_EVENTS | PROCESS_EVENTS | {UNPICKLING_EVENT, *FILE_EVENTS, *STATE_EVENTS}
 _active = threading.local()
 _install_lock = threading.Lock()
 _installed = False
@@ -160,11 +165,14 @@ class ConstructionGuard:
     def _describe(self, event: str, args: tuple[Any, ...]) -> str | None:
         """Return what an event does, for the message; None if it is allowed."""
         if event in PROCESS_EVENTS:
-            return f"start a process ({_shown(args)})"
+            verb = "send a signal to" if event.startswith("os.kill") else "start"
+            return f"{verb} a process ({_shown(args)})"
         if self.allowed:
             return None
         if event in CONNECTION_EVENTS:
             return None if self.downloads else f"connect to {_shown(args)}"
+        if event in STATE_EVENTS:
+            return None if event == "ctypes.dlopen" and not _shown(args) else f"{STATE_EVENTS[event]} {_shown(args)}"
         if event == UNPICKLING_EVENT:
             name = ".".join(map(str, args[:2]))
             return None if self.downloads and TENSOR_GLOBALS.fullmatch(name) else f"unpickle {name}"

@@ -16,7 +16,7 @@ from competition.config.competition import Competition
 from competition.data.readers import extension_of, has_reader, strip_extension
 from competition.errors import SURROGATE, MaskfoldError, printable
 from competition.io import MAX_NAME_BYTES
-from competition.text import name_problem, nearest_names
+from competition.text import fold_name, name_problem, nearest_names
 
 if TYPE_CHECKING:
     import pandas
@@ -100,6 +100,12 @@ def match_channels(root: Path, pattern: str, key: str) -> dict[str, dict[str, Ca
         matches.setdefault(bound["c"], []).append((path, bound))
     if not matches:
         raise no_match_error(root, pattern, key)
+    seen: dict[tuple[str, int, str], tuple[str, str]] = {}
+    for channel, found in matches.items():
+        for path, bound in found:  # `a_2.png` and `a_02.png` are the same channel, as for slices
+            text, first = seen.setdefault((bound["id"], int(channel), bound.get("z", "")), (channel, path))
+            if text != channel:
+                raise _two_files_error(bound["id"], [first, path], pattern, key)
     return {
         channel: _group_by_id(matches[channel], pattern, key)
         for channel in sorted(matches, key=lambda text: (int(text), text))
@@ -200,17 +206,18 @@ def check_root(root: Path) -> None:
 
 
 def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
-    """Check for ids that differ only in case, because results are stored in folders named after the id.
+    """Check for ids that differ only in case or Unicode form, because results are stored in files named after the id.
 
     Raises:
-        MaskfoldError: two ids differ only in case.
+        MaskfoldError: two ids differ only in case, or only in the Unicode form of a letter.
     """
     seen: dict[str, str] = {}
     for case_id in ids:
-        first = seen.setdefault(case_id.casefold(), case_id)
+        first = seen.setdefault(fold_name(case_id), case_id)
         if first != case_id:
+            how = "in case" if first.casefold() == case_id.casefold() else "in the Unicode form of a letter (NFC, NFD)"
             raise MaskfoldError(
-                f"{key} matches two ids that differ only in case: {first} and {case_id}.",
+                f"{key} matches two ids that differ only {how}: {first} and {case_id}.",
                 "Rename one of the files; some file systems cannot distinguish the two.",
             )
 
@@ -316,10 +323,14 @@ def _check_unique(case_id: str, case: CaseFiles, pattern: str, key: str) -> None
             pair = [item.path, following.path]
             break
     if pair:
-        raise MaskfoldError(
-            f"{key} `{pattern}` matches two files for the id {case_id}: {pair[0]} and {pair[1]}.",
-            "Remove one of them, correct the pattern so that it matches one, or name the channels: {a: pattern, b: …}.",
-        )
+        raise _two_files_error(case_id, pair, pattern, key)
+
+
+def _two_files_error(case_id: str, pair: list[str], pattern: str, key: str) -> MaskfoldError:
+    return MaskfoldError(
+        f"{key} `{pattern}` matches two files for the id {case_id}: {pair[0]} and {pair[1]}.",
+        "Remove one of them, correct the pattern so that it matches one, or name the channels: {a: pattern, b: …}.",
+    )
 
 
 def _some_files(root: Path) -> Iterator[str]:
@@ -445,12 +456,7 @@ def unmatched_images(comp: Competition, split: str) -> list[str]:
     """
     root = Path(comp.root)
     section = comp.train if split == "train" else comp.test
-    train, masks, test = (
-        _as_list(source)
-        for source in (comp.train.images, comp.train.masks, comp.test.images if comp.test is not None else None)
-    )
-    region = _as_list(comp.train.region)
-    expressions = [re.compile(_path_expression(pattern)) for pattern in (*train, *masks, *region, *test)]
+    expressions = [re.compile(_path_expression(pattern)) for pattern in patterns_of(comp)]
     unmatched = set()
     for pattern in _as_list(section.images if section is not None else None):
         *above, _ = (part for part in pattern.split("/") if part not in ("", "."))
@@ -465,6 +471,39 @@ def unmatched_images(comp: Competition, split: str) -> list[str]:
                 and not any(expression.fullmatch(path) for expression in expressions)
             }
     return sorted(map(printable, unmatched))
+
+
+def patterns_of(comp: Competition) -> list[str]:
+    """Return the patterns of a competition's images, masks and regions."""
+    tests = comp.test.images if comp.test is not None else None
+    return [
+        pattern
+        for source in (comp.train.images, comp.train.masks, comp.train.region, tests)
+        for pattern in _as_list(source)
+    ]
+
+
+def is_in_pattern_folder(root: Path, pattern: str, path: str) -> bool:
+    """Return whether a path is a folder of a pattern's files, below one, or a file that the pattern matches.
+
+    Folders with a placeholder in their name, as in `{id}/image.png`, count only if a file in them matches.
+
+    Args:
+        root: the competition's folder.
+        pattern: as for `match_cases`.
+        path: below the root, with forward slashes; it need not exist.
+    """
+    whole = re.compile(_path_expression(pattern))
+    if whole.fullmatch(path):
+        return True
+    *folder_parts, _ = (part for part in pattern.split("/") if part not in ("", "."))
+    if not folder_parts:  # the files are in the root itself, where other files may be written
+        return path == "."
+    match = re.match(f"{_path_expression('/'.join(folder_parts))}(?=/|$)", path)
+    if match is None or not any(map(PLACEHOLDER.search, folder_parts)):
+        return match is not None
+    folder = match.group()
+    return (root / folder).is_dir() and any(whole.fullmatch(f"{folder}/{name}") for name in os.listdir(root / folder))
 
 
 def _as_list(source: str | dict[str, str] | None) -> list[str]:

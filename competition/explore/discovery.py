@@ -22,7 +22,7 @@ from competition.data.rle_tables import find_blank_rows
 from competition.errors import MaskfoldError
 from competition.explore.types import ErrorCollector, Findings
 from competition.io import read_csv, temporary_folder
-from competition.text import format_count
+from competition.text import fold_name, format_count
 
 LINE_PATTERN = re.compile(r", line (\d+): ")
 SCRATCH = Path(gettempdir()) / "maskfold-explore"  # its temporary names are those of the folders
@@ -176,7 +176,7 @@ def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[
     by_folded: dict[str, set[str]] = {}
     for key, pattern in keys:
         for case_id in _all_files(Path(comp.root), pattern, key):
-            by_folded.setdefault(case_id.casefold(), set()).add(case_id)
+            by_folded.setdefault(fold_name(case_id), set()).add(case_id)
     sets = [sorted(ids) for ids in by_folded.values()]
     return [
         ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from competition.data.content.unchanged import load_unchanged_mask
 from competition.ensembling.compare import Comparison
 from competition.io import write_table
 from competition.metrics.bootstrap import PairedDifference
-from competition.report.html import Table, create_figure_folder, format_score, render, write_page
+from competition.report.html import Table, format_score, render, staged_figures, write_page
+from competition.runs.outputs import check_output, competitions_of
+from competition.runs.run import Run
 from competition.viz.overlays import draw_comparison, save_figure
 from competition.viz.preview import load_unchanged_picture
 from competition.viz.style import (
@@ -47,18 +49,29 @@ def write_comparison(comparison: Comparison, folder: Path, count: int = 10, cont
         MaskfoldError: the page cannot be written.
     """
     page = folder / "compare.html"
-    pictures = create_figure_folder(page)
-    write_table(comparison.table(), folder / "cases.csv")
-    draw_differences(comparison, pictures / "differences.png")
-    if count:
-        context.say("drawing the cases with the largest change")
-    sections = {
-        "differences": ("Differences", _differences(comparison, pictures)),
-        "cases": ("Cases", _cases(comparison, pictures, count)),
-    }
-    names = f"{comparison.a.name} and {comparison.b.name}"
-    head = render(TEMPLATE, "head", competition=comparison.comp.name, notes=comparison.notes)
-    return write_page(names, head, sections, page)
+    check_comparison_output(folder, [comparison.a.run, comparison.b.run])
+    with staged_figures(page, r"case_\d+\.png") as pictures:
+        draw_differences(comparison, pictures / "differences.png")
+        if count:
+            context.say("drawing the cases with the largest change")
+        sections = {
+            "differences": ("Differences", _differences(comparison, pictures)),
+            "cases": ("Cases", _cases(comparison, pictures, count)),
+        }
+        write_table(comparison.table(), folder / "cases.csv")
+        names = f"{comparison.a.name} and {comparison.b.name}"
+        head = render(TEMPLATE, "head", competition=comparison.comp.name, notes=comparison.notes)
+        return write_page(names, head, sections, page)
+
+
+def check_comparison_output(folder: Path, runs: Sequence[Run]) -> None:
+    """Check that the files of a comparison overwrite neither a run's files nor the data.
+
+    Raises:
+        MaskfoldError: status 2; they would.
+    """
+    names = ("compare", "compare.html", "cases.csv")
+    check_output([folder, *(folder / name for name in names)], competitions_of(runs))
 
 
 def measure_label(difference: PairedDifference, comparison: Comparison) -> str:
@@ -134,9 +147,6 @@ def _differences(comparison: Comparison, folder: Path) -> Markup:
 
 
 def _cases(comparison: Comparison, folder: Path, count: int) -> Markup:
-    for old in folder.glob("case_*.png"):  # from an earlier report
-        if re.fullmatch(r"case_\d+\.png", old.name):
-            old.unlink()
     cases = []
     for number, (case, change) in enumerate(comparison.most_changed(count), 1):
         path, row = folder / f"case_{number}.png", comparison.rows[case]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,7 +21,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from competition.errors import MaskfoldError
-from competition.io import atomic_write, remove_all_stale_temp, remove_stale_temp
+from competition.io import atomic_write, remove_all_stale_temp, remove_stale_temp, temporary_folder
 from competition.runs.lock import ensure_lock
 
 LOCK_PATIENCE = 3.0  # s; see `competition.cli.train`
@@ -135,6 +136,36 @@ def create_figure_folder(output: Path) -> Path:
             f"cannot create the image folder {folder}: {error.strerror}.", "Set another output file for the page."
         ) from error
     return folder
+
+
+@contextmanager
+def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
+    """Yield a temporary folder for a page's PNGs, and move its files to the page's folder after the block.
+
+    If the block fails, e.g. because the data were changed, the figures of an earlier page stay as they are.
+
+    Args:
+        output: the page, as for `create_figure_folder`.
+        old_names: regular expression of the names of earlier figures that are removed if they were not written again.
+
+    Raises:
+        MaskfoldError: as for `create_figure_folder`.
+    """
+    was_there = output.with_suffix("").exists()
+    final = create_figure_folder(output)
+    try:
+        with temporary_folder(final) as folder:
+            yield folder
+            written = sorted(folder.iterdir())
+            for path in written:
+                os.replace(path, final / path.name)
+        for path in list(final.iterdir()):
+            if re.fullmatch(old_names, path.name) and path.name not in {new.name for new in written}:
+                path.unlink()
+    finally:
+        if not was_there:
+            with suppress(OSError):  # it has files
+                final.rmdir()
 
 
 @contextmanager

@@ -22,17 +22,20 @@ from competition.metrics.bootstrap import ScoreGain, paired_gain
 from competition.postprocessing.ranking import submitted_score
 from competition.postprocessing.tuning import load_tuning
 from competition.report.calibration import calibration_section
-from competition.report.html import create_figure_folder, output_lock, render, write_page
+from competition.report.html import output_lock, render, staged_figures, write_page
 from competition.report.learning import cases_section, learning_section
 from competition.report.results import RunResults
 from competition.report.scores import score_headline, scores_section, sizes_section
 from competition.runs.fold import RESULT_FILE, mixed_environments
+from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import FOLDS_FILE, Run, load_run, read_run_scores
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATE = "run.html.j2"
+REPORT_NAME = "report.html"  # in the run's folder, the only place there
+OLD_FIGURES = r"case_\d+_(best|median|worst)\.png"
 # What reading the files of another run may raise: it may be in training, or from another version.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError)
 
@@ -52,12 +55,13 @@ def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
         MaskfoldError: an image or a prediction is missing or damaged, or the page cannot be written; or the page is in
             the run's folder, and another process works there.
     """
-    with output_lock(run.folder, output):
-        return _write_report(run, output, context)
+    if output.resolve() != (run.folder / REPORT_NAME).resolve():
+        check_output([output, output.with_suffix("")], competitions_of([run]))
+    with output_lock(run.folder, output), staged_figures(output, OLD_FIGURES) as folder:
+        return _write_report(run, output, folder, context)
 
 
-def _write_report(run: Run, output: Path, context: Context) -> Path:
-    folder = create_figure_folder(output)
+def _write_report(run: Run, output: Path, folder: Path, context: Context) -> Path:
     results, oof = RunResults.load(run), run.oof()
     sections = {
         "scores": ("Scores", scores_section(results, folder)),

@@ -15,7 +15,7 @@ import importlib.util
 import os
 import site
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -255,12 +255,20 @@ def _find_package(name: str) -> ModuleSpec | None:
     return spec if spec is not None else PathFinder.find_spec(name, [os.getcwd()])
 
 
-def _code_files(folder: Path) -> Iterable[Path]:
-    return (
-        path
-        for path in folder.rglob("*")
-        if path.suffix in CODE_SUFFIXES and path.is_file() and not path.name.startswith(".")
-    )
+def _code_files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield the code files below a folder, also of subpackages that are links.
+
+    Args:
+        folder: to search.
+        above: the real paths of the folders above it; a link to one of them would have no end, and is left out.
+    """
+    above |= {os.path.realpath(folder)}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            if os.path.realpath(path) not in above:
+                yield from _code_files(path, above)
+        elif path.suffix in CODE_SUFFIXES and path.is_file() and not path.name.startswith("."):
+            yield path
 
 
 def _installed_version(name: str, place: Path) -> str | None:

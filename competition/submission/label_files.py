@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,9 @@ from competition.postprocessing.case import CasePrediction
 from competition.postprocessing.pipeline import postprocess
 from competition.postprocessing.tuning import load_tuning
 from competition.runs.blend import Ensemble, check_same_competition
+from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Run
+from competition.text import fold_name
 from competition.viz.overlays import draw_case
 from competition.viz.preview import load_unchanged_picture
 
@@ -166,11 +169,14 @@ def predict_images(
         raise MaskfoldError(
             f"Output folder: found {output}, expected a folder other than --images.", "Change -o.", status=2
         )
+    check_output([output], competitions_of(runs))
     if label_map and runs[0].exp.competition.labels == "overlapping":
         region_values(runs[0].exp.competition)  # raises before the work
-    ensure_writable(output)
     comp = competition_for_folder(runs[0].exp.competition, images)
     rows = case_rows(warn_skipped(case_table(comp, "test")))
+    _check_holds_no_image(output, rows, comp)
+    _check_file_names(rows, comp, label_map)
+    ensure_writable(output)
     moved = [replace(run, exp=run.exp.model_copy(update={"competition": comp})) for run in runs]
     predictor = EnsemblePredictor(Ensemble(tuple(moved), tuple([1 / len(moved)] * len(moved))), rows[0], context)
     output.mkdir(parents=True, exist_ok=True)
@@ -189,6 +195,37 @@ def predict_images(
         if len(predictions) <= pictures:
             _draw(output / "pictures" / f"{row.id}.png", row, prediction, comp)
     return predictions
+
+
+def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) -> None:
+    """Raise `MaskfoldError` (status 2) if an image that is to be predicted is directly in the output folder."""
+    places = {os.path.realpath(output), os.path.realpath(output / "pictures")}
+    for row in rows:
+        for files in json.loads(row.images).values():
+            for file in [files] if isinstance(files, str) else files:
+                if os.path.realpath(Path(comp.root, file).parent) in places:
+                    raise MaskfoldError(
+                        f"Output folder: found {output}, which has the image {file} of --images; expected a folder "
+                        "without images.",
+                        "Change -o.",
+                        status=2,
+                    )
+
+
+def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -> None:
+    """Raise `MaskfoldError` if two label files would have one name: class `c` of `a_b`, and class `b_c` of `a`."""
+    if comp.labels != "overlapping" or label_map:
+        return
+    owners: dict[str, tuple[str, str]] = {}
+    for row in rows:
+        for name in comp.classes:
+            first = owners.setdefault(fold_name(f"{row.id}_{name}"), (row.id, name))
+            if first != (row.id, name):
+                raise MaskfoldError(
+                    f"Two label files would have the name {row.id}_{name}: of the class {first[1]} of {first[0]}, and "
+                    f"of the class {name} of {row.id}.",
+                    "Rename one of the images; if the classes are regions within regions, use --label-map.",
+                )
 
 
 def label_file_settings(runs: Sequence[Run]) -> PostprocessConfig:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from competition.ensembling.ensemble import EnsemblePredictor
 from competition.ensembling.expected import ExpectedScore, estimate_score
 from competition.ensembling.weights import FittedWeights, fit_weights
 from competition.errors import MaskfoldError
-from competition.io import ensure_writable, finite_or_none, make_temporary_path, sha256_of_file, write_json, write_table
+from competition.io import ensure_writable, finite_or_none, sha256_of_file, temporary_folder, write_json, write_table
 from competition.metrics.bootstrap import cv_score
 from competition.postprocessing.pipeline import postprocess
 from competition.runs.blend import Ensemble, check_same_competition
+from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Checkpoint, Run
 from competition.submission.testset import TestSet
 from competition.submission.validate import ValidationReport
@@ -83,7 +85,7 @@ def submit(
     comp = ensemble.comp
     tests = TestSet.from_table(comp, warn_skipped(case_table(comp, "test")))
     path = output or SUBMISSIONS_FOLDER / comp.name / f"{_name(runs, weights)}.csv"
-    _check_output(path)
+    check_csv_output(path, runs)
     _check_images_readable(tests)
     predictor = EnsemblePredictor(ensemble, tests.rows[0], context)
     say(
@@ -108,18 +110,31 @@ def submit(
             confidence = probabilities[len(probabilities) - len(comp.classes) :] if tests.profile.confidence else None
             yield from tests.masks(row, prediction, confidence)
 
-    summary_path, staged = path.with_suffix(".json"), make_temporary_path(path)
-    try:
+    summary_path = path.with_suffix(".json")
+    with temporary_folder(path) as folder:
+        staged = folder / path.name
         validation = replace(write_submission(masks(), tests.profile, staged, sample=tests.sample), path=path)
         content = submission_summary(path.name, staged, ensemble, predictor.checkpoints, expected, fitted, validation)
-        write_json(summary_path, content)
+        write_json(staged.with_suffix(".json"), content)
         if expected is not None:
-            write_table(expected.rows, scores_path(path))
-            old_scores_path(path).unlink(missing_ok=True)  # of another version, which is outdated now
-        os.replace(staged, path)  # last, so that a CSV never exists without its JSON
-    finally:
-        staged.unlink(missing_ok=True)
+            write_table(expected.rows, scores_path(staged))
+        _replace(staged, path)
     return SubmissionResult(path, summary_path, validation, ensemble, expected)
+
+
+def _replace(staged: Path, path: Path) -> None:
+    """Move a complete CSV, its JSON and its scores to their place.
+
+    At any instant a CSV that exists has the JSON that describes it: a former CSV is removed before its JSON is
+    replaced, and the new one is moved last.
+    """
+    if path.exists() and sha256_of_file(path) != sha256_of_file(staged):
+        path.unlink()
+    os.replace(staged.with_suffix(".json"), path.with_suffix(".json"))
+    if scores_path(staged).exists():
+        os.replace(scores_path(staged), scores_path(path))
+        remove_old_scores(path)
+    os.replace(staged, path)
 
 
 def fit_on_oof(
@@ -286,7 +301,12 @@ def _name(runs: Sequence[Run], weights: Sequence[float] | str | None) -> str:
     return f"blend-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _check_output(path: Path) -> None:
+def check_csv_output(path: Path, runs: Sequence[Run]) -> None:
+    """Check that a CSV and the files next to it can be written, and overwrite neither data nor a run's files.
+
+    Raises:
+        MaskfoldError: status 2 for a path that is refused; or the folder cannot be written.
+    """
     if path.is_dir() or path.suffix != ".csv":
         found = f"the folder {path}" if path.is_dir() else path
         raise MaskfoldError(
@@ -294,6 +314,14 @@ def _check_output(path: Path) -> None:
             "Name a file, e.g. -o submission.csv.",
             status=2,
         )
+    beside = [path.with_suffix(".json"), scores_path(path)]
+    if folder := next((other for other in beside if other.is_dir()), None):
+        raise MaskfoldError(
+            f"Output file: {folder}, which is written next to {path.name}, is a folder; expected a file or none.",
+            "Name another file with -o, or rename the folder.",
+            status=2,
+        )
+    check_output([path, *beside], competitions_of(runs))
     ensure_writable(path.parent)
 
 
@@ -324,6 +352,19 @@ def scores_path(path: Path) -> Path:
 def old_scores_path(path: Path) -> Path:
     """Return the path of the scores in versions before 0.2."""
     return path.with_suffix(".scores.csv")
+
+
+def remove_old_scores(path: Path) -> None:
+    """Remove the scores that a version before 0.2 wrote next to a CSV; another file of that name stays.
+
+    `best.scores.csv` may also be a submission of its own.
+    """
+    old = old_scores_path(path)
+    with suppress(OSError, UnicodeDecodeError):
+        with old.open(encoding="utf-8-sig") as file:
+            header = file.readline(1000).strip().split(",")
+        if header[:5] == ["id", "fold", "class", "score", "dice"]:
+            old.unlink()
 
 
 def _has_oof_predictions(ensemble: Ensemble) -> bool:

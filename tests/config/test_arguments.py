@@ -211,6 +211,16 @@ def test_classes_of_a_package_that_the_user_trusts_are_not_checked(toy: Callable
         load_experiment(toy(), [group], ["own"])
 
 
+def test_a_key_named_target_does_not_exempt_other_arguments() -> None:
+    args = {
+        "target": "own.Net",
+        "checkpoint_path": "a.pth",
+        "head": {"target": "own.Net", "path": "b", "args": {"path": "c"}},
+    }
+    found = [argument.key for argument in refused_arguments(args, "model.args", ["own"])]
+    assert found == ["model.args.checkpoint_path", "model.args.head.path"]
+
+
 def test_constructors_are_guarded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """For an experiment that was not loaded from a YAML."""
     import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import os
 import pickle
 import socket
@@ -72,6 +73,9 @@ OTHER_ACTIONS: dict[str, Callable[[], Any]] = {
     "listen": lambda: socket.socket().bind(("127.0.0.1", 0)),
     "process": lambda: subprocess.run([sys.executable, "-c", ""], check=True),
     "shell": lambda: os.system("touch evil"),
+    "signal": lambda: os.kill(os.getpid(), 0),
+    "working folder": lambda: os.chdir("temporary"),
+    "library": lambda: ctypes.CDLL("libc.so.6"),
     "spawn": lambda: os.posix_spawn(sys.executable, [sys.executable, "-c", ""], os.environ),
     "unpickle": lambda: pickle.loads(b"cos\nmkdir\n(S'evil'\ntR."),
 }

@@ -24,6 +24,12 @@ def test_defaults_and_both_files(toy: Toy) -> None:
     assert exp.optimizer.args == {"lr": 0.01}
 
 
+@pytest.mark.parametrize("names", ["[Tumor, tumor]", '["\u00e9", "e\u0301"]'])
+def test_classes_differ_by_more_than_case_and_unicode_form(toy: Toy, names: str) -> None:
+    with pytest.raises(MaskfoldError, match="more than case and Unicode form"):
+        load_experiment(toy(), [f"competition.classes={names}", "competition.label_values=[1, 2]"])
+
+
 def test_nothing_changes_after_loading(toy: Toy) -> None:
     exp = load_experiment(toy())
     with pytest.raises(ValidationError):

@@ -79,6 +79,8 @@ def test_two_files_for_one_slice(tmp_path: Path) -> None:
 def test_ids_that_differ_in_capitals(tmp_path: Path) -> None:
     with pytest.raises(MaskfoldError, match="Case1 and case1"):
         check_ids_differ_by_more_than_case(["Case1", "b", "case1"], "train.images")
+    with pytest.raises(MaskfoldError, match="Unicode form"):
+        check_ids_differ_by_more_than_case(["e\u0301", "\u00e9"], "train.images")
     check_ids_differ_by_more_than_case(["a", "b"], "train.images")
 
 

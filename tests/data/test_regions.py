@@ -189,6 +189,15 @@ def test_a_missing_channel_file_is_named(tmp_path: Path) -> None:
     assert case_table(competition(tmp_path, train=train, on_bad_case="skip"))["id"].tolist() == ["a"]
 
 
+def test_two_files_of_one_channel_number_are_named(tmp_path: Path) -> None:
+    train = fragments(tmp_path)
+    for case_id in "ab":
+        folder = tmp_path / "train" / case_id / "surface_volume"
+        (folder / "02.png").write_bytes((folder / "2.png").read_bytes())
+    with pytest.raises(MaskfoldError, match=r"two files for the id a: .*/02\.png and .*/2\.png"):
+        case_table(competition(tmp_path, train=train))
+
+
 def test_channels_are_of_images_and_in_one_pattern(tmp_path: Path) -> None:
     train = fragments(tmp_path)
     with pytest.raises(MaskfoldError, match="which stands for the channels of images"):

@@ -201,3 +201,19 @@ def test_missing_images_are_an_error(made, tiny, tmp_path):
     with pytest.raises(MaskfoldError):
         write_report(moved, run.folder / "report.html")
     assert not (run.folder / "report.html").exists()
+
+
+def test_a_refused_report_changes_no_figure(made, tiny, monkeypatch):
+    run = made(tiny(2))
+    write_report(run, run.folder / "report.html")
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+    def refuse(*_):
+        raise MaskfoldError("The masks changed.", "Restore them.")
+
+    monkeypatch.setattr("competition.report.run.calibration_section", refuse)
+    with pytest.raises(MaskfoldError, match="masks changed"):
+        write_report(run, run.folder / "report.html")
+    assert before == {
+        path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.name != "lock"
+    }

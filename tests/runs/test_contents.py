@@ -192,6 +192,18 @@ def test_a_package_is_its_version_if_it_is_installed(monkeypatch, tmp_path):
     assert str(package_digest("numpy_copy")).startswith("sha256 ")
 
 
+def test_a_linked_subpackage_counts(tmp_path):
+    for folder in ("own_linked", "elsewhere"):
+        Path(folder).mkdir()
+        Path(folder, "__init__.py").touch()
+    first = package_digest("own_linked")
+    Path("own_linked", "inner").symlink_to(Path("elsewhere").absolute())
+    Path("elsewhere", "round").symlink_to(Path("own_linked").absolute())  # no end
+    second = package_digest("own_linked")
+    Path("elsewhere", "__init__.py").write_text("x = 1\n")
+    assert len({first, second, package_digest("own_linked")}) == 3
+
+
 # Runs of the first version
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -97,6 +98,29 @@ def test_images_are_never_overwritten(finished, tiny, demo3d, tmp_path):
     before = {path.name: path.read_bytes() for path in images.iterdir()}
     with pytest.raises(MaskfoldError, match="Output folder: found"):
         predict_images([run], images, tmp_path / "other" / ".." / "scans")
+    assert {path.name: path.read_bytes() for path in images.iterdir()} == before
+
+
+def test_label_files_of_one_name_are_refused(finished, tiny, tmp_path):
+    run = finished(tiny(2, "competition.labels=overlapping"))
+    second = run.exp.competition.classes[1]
+    (tmp_path / "photos").mkdir()
+    classes = [second, f"b_{second}"]
+    comp = run.exp.competition.model_copy(update={"classes": classes})
+    run = replace(run, exp=run.exp.model_copy(update={"competition": comp}))
+    for name in ("a", "a_b"):
+        cv2.imwrite(str(tmp_path / "photos" / f"{name}.png"), np.zeros((40, 40), np.uint8))
+    with pytest.raises(MaskfoldError, match="Two label files would have the name"):
+        predict_images([run], tmp_path / "photos", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_the_images_is_refused_from_any_level(finished, tiny, demo2d, tmp_path):
+    run = finished(tiny(2))
+    images = Path(shutil.copytree(demo2d / "test", tmp_path / "copy" / "test"))
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    with pytest.raises(MaskfoldError, match="which has the image"):
+        predict_images([run], tmp_path / "copy", images)
     assert {path.name: path.read_bytes() for path in images.iterdir()} == before
 
 

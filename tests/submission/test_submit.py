@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -19,6 +20,7 @@ from competition.data.masks import load_mask
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.ensembling.expected import estimate_score
 from competition.errors import MaskfoldError
+from competition.io import sha256_of_file
 from competition.metrics.bootstrap import cv_score
 from competition.runs.blend import Ensemble, WeightedMean
 from competition.runs.find import find_run
@@ -270,3 +272,44 @@ def test_truth_is_never_read_from_the_test_cases(finished, tiny, demo2d, tmp_pat
     run = finished(tiny(2, f"competition.root={data}"))
     assert submit([run]).validation.ok
     assert load_mask(run.exp.competition, next(run.cases.itertuples(index=False))).any()
+
+
+def test_a_file_next_to_the_csv_that_is_no_scores_file_stays(finished, tiny):
+    run = finished(tiny(2))
+    other = submit([run], output=Path("best.scores.csv")).path
+    before = other.read_bytes()
+    submit([run], output=Path("best.csv"))
+    assert other.read_bytes() == before
+    other.write_text("id,fold,class,score,dice,iou\n")  # by a version before 0.2
+    submit([run], output=Path("best.csv"))
+    assert not other.exists()
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_changes(finished, tiny):
+    run = finished(tiny(2))
+    done = submit([run], output=Path("s.csv"))
+    before = done.path.read_bytes(), done.summary_path.read_bytes()
+    Path("s.scores.tsv").unlink()
+    Path("s.scores.tsv").mkdir()
+    with pytest.raises(MaskfoldError, match=r"s\.scores\.tsv"):
+        submit([run], output=Path("s.csv"))
+    assert (done.path.read_bytes(), done.summary_path.read_bytes()) == before
+
+
+def test_at_every_instant_the_json_is_of_the_csv_that_exists(finished, tiny, monkeypatch):
+    run = finished(tiny(2))
+    done = submit([run], output=Path("s.csv"))
+    done.path.write_text("id,rle\n")  # other content than what follows
+    done.summary_path.write_text(json.dumps({"sha256": sha256_of_file(done.path)}))
+    real, seen = os.replace, []
+
+    def watched(source, target):
+        if Path(target).suffix in (".csv", ".json", ".tsv") and Path(target).parent == Path():
+            seen.append(Path(target).name)
+            if done.path.exists():
+                assert json.loads(done.summary_path.read_text())["sha256"] == sha256_of_file(done.path)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    submit([run], output=Path("s.csv"))
+    assert seen[-1] == "s.csv" and json.loads(done.summary_path.read_text())["sha256"] == sha256_of_file(done.path)

@@ -1,0 +1,89 @@
+"""Check where a command writes: never into the folder of a run, and never over the data of a competition."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from competition.config.competition import Competition
+from competition.data.patterns import is_in_pattern_folder, patterns_of
+from competition.errors import MaskfoldError
+from competition.runs.run import CASES_FILE, Run
+
+
+def check_output(paths: Iterable[Path], comps: Iterable[Competition] = (), option: str = "-o") -> None:
+    """Check that outputs of a command are in no run's folder and overwrite no data of a competition.
+
+    The folder of a run has an `experiment.yaml` and a `cases.csv`. In a competition's folder (`root`) no output is
+    allowed, unless the working folder is in it, as with `root: .`; then only the folders of images and masks, and the
+    tables that the YAML names, are protected.
+
+    Args:
+        paths: the files or folders that are to be written; they need not exist.
+        comps: the competitions whose data the command reads.
+        option: of the command line, for the message.
+
+    Raises:
+        MaskfoldError: status 2; a path is in such a folder, or is such a file.
+    """
+    comps = list(comps)
+    for path in paths:
+        real = Path(os.path.realpath(path))
+        run = next((folder for folder in (real, *real.parents) if _is_run(folder)), None)
+        if run is not None:
+            problem = f"in the folder of the run {run}, where a command may overwrite the run's files"
+        else:
+            problem = next(filter(None, (_describe_data(real, comp) for comp in comps)), "")
+        if problem:
+            raise MaskfoldError(
+                f"{option}: found {path}, which is {problem}; expected a path elsewhere.",
+                f"Name another path, e.g. {option} outputs/{path.name}.",
+                status=2,
+            )
+
+
+def competitions_of(runs: Iterable[Run]) -> list[Competition]:
+    """Return the competitions whose data some runs are trained on."""
+    comps = []
+    for run in runs:
+        extra = run.exp.extra or []
+        comps += [run.exp.competition, *(one.competition for one in (extra if isinstance(extra, list) else [extra]))]
+    return comps
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "experiment.yaml").is_file() and (folder / CASES_FILE).is_file()
+
+
+def _describe_data(real: Path, comp: Competition) -> str:
+    """Return which data of a competition a path would overwrite; an empty text if it overwrites none."""
+    root = Path(os.path.realpath(comp.root))
+    for name in _tables(comp):
+        if real == Path(os.path.realpath(root / name)):
+            return f"a table of the competition {comp.name}"
+    if not real.is_relative_to(root):
+        return _describe_links(real, root, comp)
+    if not Path(os.path.realpath(os.curdir)).is_relative_to(root):
+        return f"in the folder of the data, {root}"
+    below = real.relative_to(root).as_posix()
+    if any(is_in_pattern_folder(root, pattern, below) for pattern in patterns_of(comp)):
+        return f"in a folder of images or masks of the competition {comp.name}"
+    return _describe_links(real, root, comp)
+
+
+def _describe_links(real: Path, root: Path, comp: Competition) -> str:
+    """Return as `_describe_data` for folders of images or masks that are links to elsewhere."""
+    for pattern in patterns_of(comp):
+        fixed = pattern.split("{")[0].split("*")[0].rpartition("/")[0]
+        if fixed and real.is_relative_to(os.path.realpath(root / fixed)):
+            return f"in a folder of images or masks of the competition {comp.name}"
+    return ""
+
+
+def _tables(comp: Competition) -> list[str]:
+    """Return the tables of a competition, below its folder."""
+    columns = [text.rpartition(":")[0] for text in (comp.group, comp.stratum) if text and text.count(":")]
+    cases = comp.train.cases if isinstance(comp.train.cases, str) else None
+    named = [comp.submission.sample, comp.train.rle, cases, *columns]
+    return [str(name) for name in named if name]
