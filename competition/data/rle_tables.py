@@ -217,6 +217,8 @@ def keep_table_format(comp: Competition, trained: Competition) -> Competition:
     fmt = rle_format(trained)
     if comp.train.rle is None or rle_format(comp) == fmt or fmt.container != "pairs":  # other ones only in profiles
         return comp
+    if comp.train.rle_format != trained.train.rle_format:  # the table's own format was changed on purpose
+        return comp
     table_format = RleConfig(order=fmt.order, base=fmt.base, relative=fmt.relative, empty=fmt.empty)
     return comp.model_copy(update={"train": comp.train.model_copy(update={"rle_format": table_format})})
 

@@ -422,7 +422,9 @@ def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
         return TuningResult(
             PostprocessConfig.model_validate(plain["settings"]),
             _read_steps(plain["found"]),
-            *(float(plain[name]) for name in ("before", "after", "nested")),
+            float(plain["before"]),
+            float(plain["after"]),
+            float(plain["nested"]),
             _read_gain(plain["gain"]),
             _read_flag(plain["kept"]),
             rows,

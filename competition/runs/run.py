@@ -360,6 +360,7 @@ def load_run(
 
     from competition.data.cases import COLUMNS
     from competition.data.content.unchanged import check_files_belong
+    from competition.data.rle_tables import keep_table_format
     from competition.data.splits import read_folds
     from competition.runs.extra_cases import extra_section
 
@@ -376,6 +377,9 @@ def load_run(
             f"Use that version: pip install maskfold=={version}. Or: {error.hint}",
             status=error.status,
         ) from error
+    if overrides and exp.competition.train.rle is not None:
+        saved = load_experiment(folder / "experiment.yaml", (), trust).competition
+        exp = exp.model_copy(update={"competition": keep_table_format(exp.competition, saved)})
     names = ["cases", *(path.stem for path in sorted(folder.glob("besides_*.csv")))]
     try:
         cases, *tables = (

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from competition.config.competition import RleConfig
-from competition.data.rle_tables import rle_format
+from competition.data.rle_tables import keep_table_format, rle_format
 from competition.errors import MaskfoldError
 from competition.runs.contents import CONTENTS_FILE, FOLDS_KEY, RunRecord, package_digest, run_contents, source_digests
 from competition.runs.find import find_run, with_current_settings
@@ -523,3 +523,5 @@ def test_the_format_of_a_training_table_stays_that_of_the_run(tiny):
     used = with_current_settings(trained, current).competition
     assert rle_format(used).order == "column" and used.submission.rle.order == "row"
     assert with_current_settings(trained, trained).competition == trained.competition
+    own = comp.train.model_copy(update={"rle_format": RleConfig(order="row", base=0)})
+    assert keep_table_format(comp.model_copy(update={"train": own}), comp).train == own, "changed on purpose"
