@@ -119,7 +119,7 @@ def test_an_old_remembered_search_is_made_again_where_the_data_are(
     estimate_score(ensemble(run), 20)
     record = json.loads((run.folder / TUNING_FILE).read_text())
     if old:
-        del record["key"]["data"], record["scores"]
+        del record["key"]["data"], record["scores"], record["digest"]
         (run.folder / TUNING_FILE).write_text(json.dumps(record))
     assert load_tuning(run) is not None  # as for `predict` and `export`
     searched: list[int] = []
