@@ -154,6 +154,7 @@ def run_windows(kind: str) -> float:
     from competition.config.experiment import Experiment
     from competition.inference.sliding_window import predict_image
 
+    size, method = kind.split(", ", 1)
     network = torch.nn.Conv3d(1, CHANNELS, 1)
     comp = {
         "name": "x",
@@ -173,16 +174,14 @@ def run_windows(kind: str) -> float:
             "inference": {"overlap": 0.5, "tta": [], "batch_size": 1},
         }
     )
-    image = np.random.default_rng(0).standard_normal((1, *WINDOW_SHAPES[kind[:10]]), np.float32)
+    image = np.random.default_rng(0).standard_normal((1, *WINDOW_SHAPES[size]), np.float32)
     predict_image([network], image[:, :PATCH, :PATCH, :PATCH], exp)  # load everything
     _mark_memory()
     start = time.process_time()
-    if kind.endswith("own"):
+    if method == "own":
         predict_image([network], image, exp)
     else:
-        buffer: dict[str, Any] = {}
-        if "buffer" in kind:
-            buffer = {"buffer_steps": int(kind[-1]), "buffer_dim": -1}
+        buffer: dict[str, Any] = {"buffer_steps": 1, "buffer_dim": -1} if "buffer" in method else {}
         with torch.no_grad():
             sliding_window_inference(torch.from_numpy(image)[None], [PATCH] * 3, 1, network, 0.5, "gaussian", **buffer)
     return time.process_time() - start

@@ -103,6 +103,17 @@ def format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def and_more(total: int, shown: int, noun: str) -> str:
+    """Return the end of a list of which only some are shown: ` and 3 more cases`; empty if all are.
+
+    Args:
+        total: number of things.
+        shown: number of those that the list names at most.
+        noun: of one of them.
+    """
+    return f" and {format_count(total - shown, f'more {noun}')}" if total > shown else ""
+
+
 def has_or_have(count: int) -> str:
     """Return `has` or `have`, to agree with the count."""
     return "has" if count == 1 else "have"

@@ -24,7 +24,7 @@ from competition.config.loading import load_competition
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import finite_or_none
-from competition.text import format_count, format_number
+from competition.text import and_more, format_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -466,11 +466,7 @@ def _print_ledger(ledger: Ledger, output: Path | None, console: Console, say: Ca
 def _ledger_row(number: int, record: UploadRecord, changes: list[str]) -> tuple[str, ...]:
     from competition.leaderboard.noise import format_time
 
-    more = (
-        f" and {format_count(len(changes) - MAX_SHOWN_CHANGES, 'more change')}"
-        if len(changes) > MAX_SHOWN_CHANGES
-        else ""
-    )
+    more = and_more(len(changes), MAX_SHOWN_CHANGES, "change")
     name = (
         Path(record.file).name
         if record.notebook is None

@@ -26,9 +26,8 @@ from competition.cli.console import (
 )
 from competition.config.loading import load_experiment
 from competition.context import Context
-from competition.data.patterns import count_test_images, has_hidden_test
 from competition.errors import MaskfoldError
-from competition.text import format_count
+from competition.text import and_more, format_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,13 +150,13 @@ def skipped_lines(run: Run) -> list[str]:
     from competition.runs.run import SKIPPED_FILE
 
     ids = [case for case, _ in run.skipped]
-    more = f" and {format_count(len(ids) - 5, 'more case')}" if len(ids) > 5 else ""
+    more = and_more(len(ids), 5, "case")
     return (
         [f"{skipped_cases_line(run)}: {', '.join(ids[:5])}{more}; reasons: {run.folder / SKIPPED_FILE}"] if ids else []
     )
 
 
-def _next_command(file: Path, comp: Competition, overrides: list[str], cases: int = 0) -> str:
+def _next_command(file: Path, comp: Competition, overrides: list[str], cases: int) -> str:
     """Return the suggested next command.
 
     It is submit; export if the test set seems to be hidden; predict, for label files, if the host defines no submission
@@ -169,6 +168,8 @@ def _next_command(file: Path, comp: Competition, overrides: list[str], cases: in
         overrides: of the command.
         cases: number of training cases.
     """
+    from competition.data.patterns import count_test_images, has_hidden_test
+
     run_arguments = shlex.join([str(file), *overrides])
     if comp.test is None:
         return f"Next: maskfold report {run_arguments}   (HTML report)"

@@ -69,8 +69,9 @@ class TrainFiles(ConfigModel):
     missing_masks: Literal["error", "empty"] = "error"
     # True: masks have the voxels of their images, whatever the affine in their headers says.
     masks_on_image_grid: bool = False
-    # `apply`: turn images and label files as their EXIF orientation says; `ignore`: read pixels as they are stored.
-    exif: Literal["ignore", "apply"] = "ignore"
+    # `apply`: turn images and label files as their EXIF orientation says; `ignore`, None: read pixels as they are
+    # stored; with None, images that have an orientation are a remark.
+    exif: Literal["ignore", "apply"] | None = None
     # JPEG masks: values from here on are the class, lower ones background. Needs one class, or one file per class.
     threshold: PositiveInt | None = None
     # A mask per case: where it is 0, pixels are neither trained on nor scored.
@@ -134,7 +135,7 @@ class MetricConfig(ConfigModel):
             except ValueError as error:
                 raise ValueError(f"`name`: {error}") from error
             for name in self.args:
-                if name in _YAML_SETTINGS:
+                if name in YAML_SETTINGS:
                     raise ValueError(f"`args.{name}` is a key of the section `metric`; set `{name}` instead")
             metric.bind(self.args, self._yaml_settings())
         if self.average == "global" and not self.from_counts:
@@ -193,13 +194,13 @@ class MetricConfig(ConfigModel):
     @property
     def has_pooled_term(self) -> bool:
         """Whether one term of the metric is averaged over items, such as slices, of all cases."""
-        return self.target is None and METRICS.get(self.name).pooled_share > 0
+        return self.target is None and METRICS.get(self.name).pooled_share > 0  # see `load_own_metric`
 
     def _yaml_settings(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in _YAML_SETTINGS}
+        return {name: getattr(self, name) for name in YAML_SETTINGS}
 
 
-_YAML_SETTINGS = ("beta", "tolerance_mm")  # settings that are keys of `metric`; others are in `args`
+YAML_SETTINGS = ("beta", "tolerance_mm")  # settings that are keys of `metric`; others are in `args`
 
 
 def _lower_is_better(name: str) -> bool:
@@ -321,7 +322,7 @@ class Competition(ConfigModel):
 
 
 def drop_keys_without_effect(plain: dict[str, Any]) -> None:
-    """Remove keys of a competition that change no result, so that old hashes stay valid: later keys that are off.
+    """Remove keys that change no result, and keys added later that are off, so that old hashes stay valid.
 
     Args:
         plain: the competition as plain values; changed in place.
@@ -331,8 +332,8 @@ def drop_keys_without_effect(plain: dict[str, Any]) -> None:
             plain.pop(key, None)
     if plain["train"].get("missing_masks") == "error":
         del plain["train"]["missing_masks"]
-    if plain["train"].get("exif") == "ignore":
-        del plain["train"]["exif"]
+    if plain["train"].get("exif") in (None, "ignore"):
+        plain["train"].pop("exif", None)
     for key in ("threshold", "region"):
         if plain["train"].get(key) is None:
             plain["train"].pop(key, None)

@@ -152,10 +152,10 @@ class ConstructionGuard:
         if action is None or self._is_importing(frame):
             return
         package = self.cls.__module__.split(".")[0]
-        option = f"--trust {package}" if event in PROCESS_EVENTS else f"--allow {self.key}"
+        option = f"--trust {package}" if event in PROCESS_EVENTS or event in STATE_EVENTS else f"--allow {self.key}"
         self.violation = MaskfoldError(
-            f"{self.key}: {self.cls.__name__} tried to {action} while it was constructed; expected that it "
-            "writes no file, opens no connection and starts no process.",
+            f"{self.key}: {self.cls.__name__} tried to {action} while it was constructed; a constructor must "
+            "not touch files, connections, or the process.",
             f"Correct {self.key}. To load pretrained weights, set `encoder_weights`. If you trust the YAML, add "
             f"{option}.",
             status=2,
@@ -167,12 +167,12 @@ class ConstructionGuard:
         if event in PROCESS_EVENTS:
             verb = "send a signal to" if event.startswith("os.kill") else "start"
             return f"{verb} a process ({_shown(args)})"
+        if event in STATE_EVENTS:
+            return None if event == "ctypes.dlopen" and not _shown(args) else f"{STATE_EVENTS[event]} {_shown(args)}"
         if self.allowed:
             return None
         if event in CONNECTION_EVENTS:
             return None if self.downloads else f"connect to {_shown(args)}"
-        if event in STATE_EVENTS:
-            return None if event == "ctypes.dlopen" and not _shown(args) else f"{STATE_EVENTS[event]} {_shown(args)}"
         if event == UNPICKLING_EVENT:
             name = ".".join(map(str, args[:2]))
             return None if self.downloads and TENSOR_GLOBALS.fullmatch(name) else f"unpickle {name}"

@@ -186,7 +186,8 @@ def metric(
         higher_is_better: the direction. Scores are stored as the function returns them.
         from_counts: the function takes only `tp`, `fp`, `fn` and settings, and accepts arrays of counts; it then also
             supports `average: global`.
-        pooled_share: the function returns a `PooledScore`, whose pooled term has this share of the score.
+        pooled_share: the function returns a `PooledScore`, whose pooled term has this share of the score; only for a
+            function in `competition.metrics`.
 
     Returns:
         The decorator; it returns the function unchanged, with the direction as an attribute.
@@ -226,9 +227,17 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
         MaskfoldError: status 2; it is not trusted, cannot be imported, or states no direction.
     """
     try:
-        return Metric.from_declaration(resolve_target(target, None, key, trust), name)
+        found = Metric.from_declaration(resolve_target(target, None, key, trust), name)
     except ValueError as error:
         raise MaskfoldError(f"{key}: {error}.", "See the section on metrics in CONTRIBUTING.md.", status=2) from error
+    if found.pooled_share:  # tables of scores are averaged without importing the user's package
+        raise MaskfoldError(
+            f"{key}: found {name} with pooled_share={found.pooled_share}, expected 0: a metric with a pooled term must "
+            "be one of `competition.metrics`.",
+            "Return one number for each case, or add the metric to competition/metrics (CONTRIBUTING.md).",
+            status=2,
+        )
+    return found
 
 
 def _parameters(function: Any, called: bool = False) -> dict[str, inspect.Parameter]:

@@ -123,9 +123,10 @@ def find_turned_images(comp: Competition, files: Iterable[CaseFiles]) -> list[st
         comp: the competition.
         files: of its cases.
     """
-    if "exif" in comp.train.model_fields_set:
+    if comp.train.exif is not None:
         return []
-    paths = (path for case in files for path in ([case.files] if isinstance(case.files, str) else case.files))
+    single = comp.dimensions == 2  # a volume in one file is never turned; slices of a stack are
+    paths = (path for case in files for path in (case.files if isinstance(case.files, list) else [case.files] * single))
     return [path for path in paths if exif_orientation(Path(comp.root) / path) != 1]
 
 
@@ -552,7 +553,7 @@ def _check_turned(
         MaskfoldError: rows and columns are exchanged, and an EXIF orientation explains it.
     """
     (name, header), (other_name, other_header) = first, other
-    if not isinstance(name, str) or not isinstance(other_name, str) or comp.applies_exif:
+    if not isinstance(name, str) or not isinstance(other_name, str) or comp.applies_exif or comp.dimensions == 3:
         return
     if header.shape == other_header.shape or header.shape != other_header.shape[::-1]:
         return

@@ -57,6 +57,10 @@ UNIT_MILLIMETRES = {  # units of ImageJ and OME
     **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-6),
     **dict.fromkeys(("inch", "in"), 25.4),
 }
+# A JPEG has at least one bit for each 8×8 block of a component. Its up to four components share at least ten such
+# blocks in 32×32 pixels, if they are subsampled as much as ISO/IEC 10918-1 allows: at most 4 × 1024 × 8 / 10 bytes from
+# one byte.
+JPEG_BOUND = 4096
 UNCOMPRESSED, WHITE_IS_ZERO, PALETTE = 1, 0, 3  # TIFF 6.0, tags 259 and 262
 
 
@@ -72,7 +76,7 @@ def raster_header(path: Path, dimensions: int) -> Header:
         mode = _decoded_mode(image)
         dtype = "uint16" if _bits_per_sample(path, image) == 16 else DEEP_MODES.get(mode, "uint8")
         shape = (image.height, image.width)
-        _check_png_size(path, image, shape)
+        _check_packed_size(path, image, shape)
         return Header(shape, (1.0, 1.0), None, RASTER_CHANNELS[mode], dtype)
 
 
@@ -133,11 +137,12 @@ def _bits_per_sample(path: Path, image: PilImage) -> int:
         return file.read(25)[24]
 
 
-def _check_png_size(path: Path, image: PilImage, shape: tuple[int, int]) -> None:
-    """Check that a PNG does not declare more than deflate can unpack from it."""
-    if image.format == "PNG":
+def _check_packed_size(path: Path, image: PilImage, shape: tuple[int, int]) -> None:
+    """Check that a PNG or JPEG does not declare more pixels than its bytes can be unpacked to."""
+    bound = {"PNG": DEFLATE_BOUND, "JPEG": JPEG_BOUND}.get(image.format or "")
+    if bound is not None:
         row = -(-shape[1] * RASTER_CHANNELS.get(image.mode, 1) * _bits_per_sample(path, image) // 8)
-        check_declared_size(path, shape[0] * row, path.stat().st_size * DEFLATE_BOUND)
+        check_declared_size(path, shape[0] * row, path.stat().st_size * bound)
 
 
 def _raster_labels(image: PilImage, depth: int) -> np.ndarray:

@@ -42,7 +42,7 @@ class CaseObjects:
         labels: (*spatial) integers: 0 background, 1…N the objects; where two overlap, the later one.
         hidden: the covered pixels; empty if no objects overlap.
         class_of: (N + 1,) index of the class of each object; None: all objects are of one class.
-        empty: number of mask files without a pixel.
+        empty: number of mask files (or rows of run lengths) without a pixel; for label files, of absent classes.
     """
 
     labels: np.ndarray

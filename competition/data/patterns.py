@@ -162,6 +162,8 @@ def match_path(pattern: str, path: str, case_id: str) -> dict[str, str] | None:
         path: below the root, with forward slashes.
         case_id: the text that {id} must match.
     """
+    if pattern.replace("{id}", case_id) == path:  # without another placeholder; an expression per case is slow
+        return {"id": case_id}
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     names, bound = path.split("/"), {"id": case_id}
     if len(parts) != len(names):
@@ -253,6 +255,12 @@ def _all_paths(case: CaseFiles | list[str]) -> list[str]:
     return case if isinstance(case, list) else [*case.paths, *(item.path for item in case.slices)]
 
 
+def oof_file_name(case_id: str) -> str:
+    """Return the file name of a case's out-of-fold prediction; letters, digits and `-_. ` stay, others are quoted."""
+    quoted = "".join(letter if letter.isalnum() or letter in "-_. " else quote(letter, safe="") for letter in case_id)
+    return quoted + OOF_SUFFIX
+
+
 def id_problem(comp: Competition, case_id: str) -> str | None:
     """Return why a case id is invalid, as a sentence without its subject; None if it is valid.
 
@@ -261,8 +269,7 @@ def id_problem(comp: Competition, case_id: str) -> str | None:
     """
     if (problem := name_problem(case_id)) is not None:
         return problem
-    quoted = "".join(letter if letter.isalnum() or letter in "-_. " else quote(letter, safe="") for letter in case_id)
-    names = [quoted + OOF_SUFFIX, f"{case_id}.nii.gz"]
+    names = [oof_file_name(case_id), f"{case_id}.nii.gz"]
     if comp.labels == "overlapping":
         names += [f"{case_id}_{name}.nii.gz" for name in comp.classes]
     longest = max(len(name.encode()) for name in names)
@@ -422,7 +429,8 @@ HIDDEN_TEST_HINT = (
     "If the host keeps the test set to itself (a code competition), predict with a bundle in the host's notebook: "
     "maskfold export RUN -o bundle."
 )
-MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05  # a visible test set is at least one of both: this large
+# A test set that is smaller than both (images; share of the training cases) is taken for placeholders.
+MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05
 
 
 def count_test_images(comp: Competition) -> int | None:

@@ -73,9 +73,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
             status=2,
         )
     names, classes = _names_and_classes(comp, path, table, layout)
-    texts = table[layout.mask]
-    if comp.submission.profile is not None:
-        texts = texts.str.strip()  # SIIM-ACR's cells begin with a space, as its header does
+    texts, empty = _mask_texts(comp, table, layout), _empty_texts(comp)
     targets = _targets_by_name(cases)
     target_of = {name: _find_target(name, targets) for name in dict.fromkeys(names)}
     unknown = [
@@ -93,7 +91,6 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
     _skip_images_of_misspelt_rows(path, unknown, target_of, list(cases), skipped)
     if comp.train.cases is None:  # otherwise rows of other images are expected and ignored
         _skip_rows_without_image(path, unknown, list(cases), skipped)
-    empty = {"", rle_format(comp).empty}
     rows: dict[str, list[RleRow]] = {case_id: [] for case_id in cases}
     for line, name, cls, text in zip(table.index, names, classes, texts, strict=True):
         target = target_of[name]
@@ -126,12 +123,12 @@ def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str,
     """
     path, table, layout = _open_table(comp)
     names, _ = _names_and_classes(comp, path, table, layout)
-    targets, blank = _targets_by_name(cases), {"", rle_format(comp).empty.strip()}
+    targets, empty = _targets_by_name(cases), _empty_texts(comp)
     lines: dict[RowTarget, list[int]] = {}
     filled: set[RowTarget] = set()
-    for line, name, text in zip(table.index, names, table[layout.mask].str.strip(), strict=True):
+    for line, name, text in zip(table.index, names, _mask_texts(comp, table, layout), strict=True):
         target = _find_target(name, targets)
-        if target is not None and text in blank:
+        if target is not None and text in empty:
             lines.setdefault(target, []).append(int(line))
         elif target is not None:
             filled.add(target)
@@ -161,38 +158,47 @@ def current_rows(comp: Competition, row: Any) -> list[RleRow]:
         MaskfoldError: the table cannot be read, or the class of a row is unknown.
     """
     path, table, layout = _open_table(comp)
-    names, classes, positions = _index_rows(comp, path, table, layout)
+    names, classes, texts, positions = _index_rows(comp, path, table, layout)
     case_id = str(get_column(row, "id"))
     files = next(iter(json.loads(get_column(row, "images")).values()))
-    texts = json.loads(get_column(row, "slices")) or []
-    slices = [SliceFile(z, file) for z, file in zip(texts, files, strict=True)] if texts else []
-    targets = _targets_by_name({case_id: CaseFiles([] if texts else [files], slices)})
-    empty, masks, found = {"", rle_format(comp).empty}, table[layout.mask], []
+    numbers = json.loads(get_column(row, "slices")) or []
+    slices = [SliceFile(z, file) for z, file in zip(numbers, files, strict=True)] if numbers else []
+    targets = _targets_by_name({case_id: CaseFiles([] if numbers else [files], slices)})
+    empty, found = _empty_texts(comp), []
     for position in sorted({position for name in targets for position in positions.get(name, ())}):
-        text = masks.iloc[position]
         target = _find_target(names[position], targets)
-        if target is not None and (text.strip() if comp.submission.profile is not None else text) not in empty:
+        if target is not None and texts[position] not in empty:
             line = int(table.index[position])
             found.append([line, _class_name(comp, path, line, classes[position]), target[1]])
     return found
 
 
-_row_index: tuple[Any, RleTableColumns, list[str], list[str], dict[str, list[int]]] | None = None  # of the last table
+def _mask_texts(comp: Competition, table: Any, layout: RleTableColumns) -> Any:
+    """Return the column of run lengths; with a profile without the spaces around them, which SIIM-ACR's cells have."""
+    texts = table[layout.mask]
+    return texts if comp.submission.profile is None else texts.str.strip()
 
 
-def _index_rows(
-    comp: Competition, path: Path, table: Any, layout: RleTableColumns
-) -> tuple[list[str], list[str], dict[str, list[int]]]:
-    """Return the image and the class of each row, and the positions of the rows by the names that they may mean."""
-    global _row_index
-    if _row_index is None or _row_index[0] is not table or _row_index[1] != layout:
+def _empty_texts(comp: Competition) -> set[str]:
+    """Return the run lengths of a mask without a pixel."""
+    return {"", rle_format(comp).empty}
+
+
+_RowIndex = tuple[list[str], list[str], list[str], dict[str, list[int]]]
+_last_index: tuple[Any, Competition, _RowIndex] | None = None  # of the table that was used last
+
+
+def _index_rows(comp: Competition, path: Path, table: Any, layout: RleTableColumns) -> _RowIndex:
+    """Return image, class and run lengths of each row, and the positions of the rows by the names they may mean."""
+    global _last_index
+    if _last_index is None or _last_index[0] is not table or _last_index[1] is not comp:
         names, classes = _names_and_classes(comp, path, table, layout)
         positions: dict[str, list[int]] = {}
         for position, name in enumerate(names):
             for text in set(_spellings(name)):
                 positions.setdefault(text, []).append(position)
-        _row_index = table, layout, names, classes, positions
-    return _row_index[2:]
+        _last_index = table, comp, (names, classes, _mask_texts(comp, table, layout).tolist(), positions)
+    return _last_index[2]
 
 
 def rle_format(comp: Competition) -> RleFormat:

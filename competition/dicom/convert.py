@@ -15,7 +15,7 @@ from competition.dicom.tables import CELL_SEPARATOR, SeriesRow, read_rows, write
 from competition.dicom.volume import PixelReader, build_stack, load_volume, write_nifti
 from competition.errors import MaskfoldError
 from competition.io import ensure_writable
-from competition.text import format_count
+from competition.text import and_more, format_count
 
 LABEL_FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}  # image folder → label folder
 MAX_LISTED_FILES = 5  # files named in one cell of the table
@@ -113,7 +113,7 @@ def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Patter
 
 
 class _Converter:
-    """One conversion; `rows` maps each SeriesInstanceUID to its row, which the methods complete."""
+    """One conversion; `rows` has the row of each SeriesInstanceUID (pictures: with the id), which methods complete."""
 
     def __init__(
         self,
@@ -257,11 +257,7 @@ class _Converter:
         unlabelled = [image.id for image in self._images.values() if image.id not in labelled]
         if labelled and unlabelled:
             listed = ", ".join(unlabelled[:MAX_LISTED_FILES])
-            more = (
-                f" and {format_count(len(unlabelled) - MAX_LISTED_FILES, 'more case')}"
-                if len(unlabelled) > MAX_LISTED_FILES
-                else ""
-            )
+            more = and_more(len(unlabelled), MAX_LISTED_FILES, "case")
             self._say(f"without a mask: {listed}{more} (training skips them with on_bad_case: skip)")
 
     def add_unreadable(self, scanned: Scan) -> None:

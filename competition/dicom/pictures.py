@@ -12,7 +12,7 @@ from competition.dicom.headers import Frame, SeriesRejected, contains_private
 from competition.dicom.scan import Instance, Series
 from competition.dicom.volume import PixelReader, check_decoders
 from competition.io import atomic_write, remove_stale_temp
-from competition.text import name_problem
+from competition.text import fold_name, name_problem
 
 MAX_UINT8, MAX_UINT16 = 255, 65535
 MAX_STEM_BYTES = 128
@@ -38,13 +38,13 @@ def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[s
         for item in series
         for instance in item.instances
     }
-    uses = Counter(stem.casefold() for stem in [*stems.values(), *taken])
+    uses = Counter(map(fold_name, [*stems.values(), *ids.values(), *taken]))
     names = {}
     for item in series:
         for instance in item.instances:
             stem, case_id = stems[item.uid, instance.name], ids[item.uid]
             several = f"{case_id}_{instance.instance_uid}" if len(item.instances) > 1 else case_id
-            names[item.uid, instance.name] = stem if stem and uses[stem.casefold()] == 1 else several
+            names[item.uid, instance.name] = stem if stem and uses[fold_name(stem)] == 1 else several
     return names
 
 

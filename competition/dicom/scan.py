@@ -326,8 +326,8 @@ MAX_COSINE_DIFFERENCE = 1e-3  # between direction cosines of one direction
 MAX_COUNTED_DIRECTIONS = 99  # a rotating view has as many directions as frames
 SLICE_MODALITIES = ("CT", "MR", "PT", "NM")
 UNPLACED = (
-    "its images have no position in the patient: 2D pictures such as X-rays, which are no volume; convert them to PNG "
-    "(pydicom, cv2) and set `dimensions: 2`"
+    "its images have no position in the patient, so their order and spacing are unknown; export the series again with "
+    "ImagePositionPatient"
 )
 NON_IMAGE_HINTS = {"RTSTRUCT": "contours; export them as DICOM-SEG or as a label series"}
 

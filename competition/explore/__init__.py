@@ -26,6 +26,7 @@ from competition.explore.findings import (
 from competition.explore.metric import find_other_metric
 from competition.explore.suggest import suggest_experiment
 from competition.explore.types import CaseStats, Finding, Findings
+from competition.text import format_count
 
 __all__ = ["CaseStats", "Exploration", "Finding", "explore"]
 
@@ -83,10 +84,8 @@ class Exploration:
 
 def _remark_on_hidden_test(comp: Competition, train: int, test: int, findings: Findings) -> None:
     if has_hidden_test(test, train):
-        shown = f"{test} test {'case' if test == 1 else 'cases'}"
-        findings.add_remark(
-            "files", "test", "", f"There are only {shown} for {train} training cases.", HIDDEN_TEST_HINT
-        )
+        shown = f"Only {format_count(test, 'test case')} for {format_count(train, 'training case')}."
+        findings.add_remark("files", "test", "", shown, HIDDEN_TEST_HINT)
 
 
 def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exploration:

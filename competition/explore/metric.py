@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from competition.config.competition import Competition, MetricConfig
+from competition.config.competition import YAML_SETTINGS, Competition, MetricConfig
+from competition.config.metric import METRICS
 from competition.config.profiles import PROFILES
 from competition.explore.types import Findings
-
-SETTINGS = {"fbeta": ("beta",), "surface_dice": ("tolerance_mm",)}  # keys of `metric` that only these metrics read
 
 
 def find_other_metric(comp: Competition, findings: Findings) -> None:
@@ -19,7 +18,8 @@ def find_other_metric(comp: Competition, findings: Findings) -> None:
     if comp.metric.target is not None or comp.metric.name != expected.name:
         differing = ["name"]
     else:
-        keys = ("average", "both_empty", *SETTINGS.get(expected.name, ()))
+        settings = [key for key in YAML_SETTINGS if key in METRICS.get(expected.name).settings]
+        keys = ["average", "both_empty", *settings]
         differing = [key for key in keys if getattr(comp.metric, key) != getattr(expected, key)]
         if len(comp.classes) == 1 and comp.metric.average != "global" != expected.average and "average" in differing:
             differing.remove("average")  # the mean over one class changes nothing

@@ -12,7 +12,7 @@ from competition.errors import MaskfoldError
 from competition.io import parse_json_object
 from competition.postprocessing.tuning import load_tuning
 from competition.runs.find import find_run
-from competition.runs.run import FOLDS_FILE, RUNS_FOLDER, Run, load_run
+from competition.runs.run import FOLDS_FILE, RUNS_FOLDER, SUMMARY_FILE, Run, load_run
 
 
 class SubmittedScore(NamedTuple):
@@ -46,11 +46,11 @@ def submitted_score(run: Run) -> SubmittedScore | None:
     if tuned is not None:
         return SubmittedScore(float(tuned.score), tuned.kept)
     try:
-        value = parse_json_object((run.folder / "summary.json").read_bytes()).get("score")
+        value = parse_json_object((run.folder / SUMMARY_FILE).read_bytes()).get("score")
         return None if value is None else SubmittedScore(float(value), False)
     except (OSError, ValueError, TypeError) as error:
         raise MaskfoldError(
-            f"{run.folder / 'summary.json'} cannot be read: {error}.", "Run the run's `maskfold cv` again."
+            f"{run.folder / SUMMARY_FILE} cannot be read: {error}.", "Run the run's `maskfold cv` again."
         ) from error
 
 
@@ -76,7 +76,7 @@ def best_run(
     exp = load_experiment(path, overrides, trust) if is_yaml else find_run(name, overrides, trust, say).exp
     comp = exp.competition
     candidates: list[tuple[SubmittedScore, float, Path]] = []  # (score, time, folder)
-    for file in sorted(RUNS_FOLDER.glob("*/*/summary.json")):
+    for file in sorted(RUNS_FOLDER.glob(f"*/*/{SUMMARY_FILE}")):
         if (score := _comparable_score(file, comp, overrides)) is not None:
             candidates.append((score, file.stat().st_mtime, file.parent))
     if not candidates:
@@ -106,6 +106,6 @@ def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]
             return None
         complete = folds <= {result["fold"] for result in plain["folds"]}
         # Nothing of the run is built, so its packages do not need trust here.
-        return submitted_score(load_run(summary.parent, None, overrides)) if complete else None  # type: ignore[arg-type]
+        return submitted_score(load_run(summary.parent, None, overrides)) if complete else None
     except (OSError, ValueError, LookupError, TypeError, MaskfoldError):
         return None

@@ -13,7 +13,7 @@ from competition.errors import MaskfoldError
 from competition.leaderboard.ledger import UploadRecord
 from competition.leaderboard.noise import cv_lb_correlation, with_public_score
 from competition.report.html import Cell, Table, create_figure_folder, render, write_page
-from competition.text import format_count
+from competition.text import and_more
 from competition.viz.overlays import save_figure
 from competition.viz.style import GREY_COLOUR, TEXT_COLOUR, add_legend, new_figure, show_empty_text, style_axes
 
@@ -153,5 +153,5 @@ def _bar(axes: Axes, x: list[float], y: list[float], label: str, labels: set[str
 
 
 def _change_cell(changes: Sequence[str]) -> Cell:
-    more = [f"and {format_count(len(changes) - MAX_LINES, 'more change')}"] if len(changes) > MAX_LINES else []
-    return Cell("", [*changes[:MAX_LINES], *more])
+    more = and_more(len(changes), MAX_LINES, "change").strip()
+    return Cell("", [*changes[:MAX_LINES], *([more] if more else [])])

@@ -136,9 +136,10 @@ class PreviousBest:
 
     Attributes:
         folder: folder of the run.
-        score: that it would submit, see `competition.postprocessing.ranking.submitted_score`.
+        score: the score that a submission of the run would have, see
+            `competition.postprocessing.ranking.submitted_score`.
         cases: number of cases with an out-of-fold prediction.
-        note: what the score is of.
+        note: how the score was computed, e.g. that it is nested; may be empty.
     """
 
     folder: Path
@@ -176,8 +177,8 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     text = f"{best.name} scored {best.score:.4f} on {best.cases} cases{f' ({best.note})' if best.note else ''}."
     if results.table is None or math.isnan(results.score().value):
         return text
-    gain, cases = gain_over_run(results, best.folder)
-    footing = "tuned on the other folds" if _tuned_tables(results.run, best.folder) else "without tuned post-processing"
+    gain, cases, is_nested = gain_over_run(results, best.folder)
+    footing = "tuned on the other folds" if is_nested else "without tuned post-processing"
     if gain is None:
         return f"{text} It has no case in common with this run, whose score is {results.score().value:.4f}."
     direction = results.metric.direction
@@ -190,28 +191,31 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     )
 
 
-def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, int]:
-    """Return the gain of this run's score over that of the run in `folder`, and the number of common cases compared.
+def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, int, bool]:
+    """Return the gain of this run's score over that of the run in `folder`.
 
-    Both scores are nested if both runs are tuned, else neither has tuned post-processing.
+    Returns:
+        The gain, None if the runs cannot be compared; the number of common cases; whether both scores are nested, as
+        they are if both runs are tuned (otherwise neither has tuned post-processing).
     """
     exp, tuned = results.run.exp, _tuned_tables(results.run, folder)
     try:
         rows, other_rows = tuned or (results.rows(), read_run_scores(folder))
         both = set(rows["id"]) & set(other_rows["id"])
         if not both or set(rows["class"]) != set(other_rows["class"]):
-            return None, 0
+            return None, 0, False
         tables = [table[table["id"].isin(both)] for table in (other_rows, rows)]
         groups = results.run.groups()
-        return paired_gain(tables[0], tables[1], exp.competition.metric, seed=exp.seeds[0], groups=groups), len(both)
+        gain = paired_gain(tables[0], tables[1], exp.competition.metric, seed=exp.seeds[0], groups=groups)
+        return gain, len(both), tuned is not None
     except (OSError, ValueError, KeyError, MaskfoldError):
-        return None, 0
+        return None, 0, False
 
 
 def _tuned_tables(run: Run, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     """Return the nested score rows of a run and of that in `folder`; None unless both are tuned."""
     try:
-        other = load_run(folder, None)  # type: ignore[arg-type] # nothing of it is built
+        other = load_run(folder, None)  # nothing of it is built
         tables = [load_tuning(each) if each.exp.postprocess.tune else None for each in (run, other)]
     except (OSError, ValueError, KeyError, MaskfoldError):
         return None
@@ -239,7 +243,7 @@ def find_previous_best(run: Run) -> PreviousBest | None:
                 and _complete(folder, plain, summary)
                 and get_end_time(folder) < end
             ):
-                score = submitted_score(load_run(folder, None))  # type: ignore[arg-type] # nothing of it is built
+                score = submitted_score(load_run(folder, None))  # nothing of it is built
                 assert score is not None  # the summary has one
                 candidates.append(PreviousBest(folder, score.value, int(summary["cases"]), score.note))
         except (*UNREADABLE, MaskfoldError):

@@ -52,17 +52,14 @@ class RunRecord:
         data: the hash of the cases, see `competition.runs.extra_cases.combined_data_hash`.
         contents: digests of what the YAML refers to, see `run_contents`.
         sources: digests of the weights of other runs that this one starts from or learns from, see `source_digests`.
-        written_folds: digest of `folds.csv`, see `folds_digest`; it differs from that in `contents` if copies of an
-            image are kept in one fold. Empty: as in `contents`.
         tables: digests of the tables in the run's folder as they were last written, by file name, see `table_digest`.
-            Empty: a version that did not record them made the run.
+            Empty: a process was killed while it wrote them.
     """
 
     names: dict[str, str]
     data: str
     contents: dict[str, str]
     sources: dict[str, str] = field(default_factory=dict)
-    written_folds: str = ""
     tables: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -78,8 +75,7 @@ class RunRecord:
             plain = read_record(path, hint)
             record = cls(**plain)
             tables = (record.names, record.contents, record.sources, record.tables)
-            texts = [record.data, record.written_folds]
-            texts += [text for table in tables for item in table.items() for text in item]
+            texts = [record.data, *(text for table in tables for item in table.items() for text in item)]
             if not all(isinstance(text, str) for text in texts) or not record.names.keys() <= {"1", "2"}:
                 raise ValueError("it has invalid values")
         except FileNotFoundError:
@@ -94,8 +90,7 @@ class RunRecord:
         record = self
         if former is not None:
             contents, sources = {**self.contents, **former.contents}, {**self.sources, **former.sources}
-            written_folds = former.written_folds or self.written_folds
-            record = RunRecord(former.names, former.data, contents, sources, written_folds, self.tables)
+            record = RunRecord(former.names, former.data, contents, sources, self.tables)
         if record != former:
             write_json(folder / CONTENTS_FILE, asdict(record))
 

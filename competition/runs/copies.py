@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from competition.context import Context
 from competition.data.duplicates import find_equal_images, find_similar_images
 from competition.data.splits import split
 from competition.runs.run import FOLDS_FILE, Run
 from competition.text import join_names
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_NOTES = 10
 # Near-duplicates are looked for unasked, to tell the user, up to so many cases and bytes of their arrays.
@@ -34,14 +38,10 @@ def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Contex
     """
     started, near = (run.folder / FOLDS_FILE).exists(), run.exp.folds.duplicates == "near"
     has_own_folds = started or run.exp.folds.scheme == "file"
-    group_of = dict(zip(run.folds["id"], run.folds["group"], strict=True))
-
-    def apart(sets: Sequence[list[str]]) -> list[list[str]]:
-        return [ids for ids in sets if len({group_of[case] for case in ids}) > 1]
-
-    equal = apart(find_equal_images(prepared))
+    equal = in_several_groups(find_equal_images(prepared), run.folds)
     is_cheap = len(prepared) <= CHEAP_CASES and _bytes(prepared) <= CHEAP_BYTES
-    similar = apart(find_similar_images(prepared)) if not started and (near or is_cheap) else []
+    similar = find_similar_images(prepared) if not started and (near or is_cheap) else []
+    similar = in_several_groups(similar, run.folds)
     joined = [*equal, *(similar if near else [])]
     fold_of = run.fold_of()
     if joined and not has_own_folds:
@@ -50,11 +50,17 @@ def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Contex
         folds.attrs.update(run.folds.attrs)
         run = replace(run, folds=folds)
         fold_of = run.fold_of()
-        group_of = dict(zip(folds["id"], folds["group"], strict=True))
     _say(context, _notes(equal, EQUAL, fold_of, _advice(run, started, EQUAL)))
-    rest = [ids for ids in (similar if near else apart(similar)) if not any(set(ids) <= set(same) for same in equal)]
+    others = similar if near else in_several_groups(similar, run.folds)
+    rest = [ids for ids in others if not any(set(ids) <= set(same) for same in equal)]
     _say(context, _notes(rest, SIMILAR, fold_of, _advice(run, started, SIMILAR)))
     return run
+
+
+def in_several_groups(sets: Sequence[list[str]], folds: pd.DataFrame) -> list[list[str]]:
+    """Return the sets of cases that are not all in one group of the folds."""
+    group_of = dict(zip(folds["id"], folds["group"], strict=True))
+    return [ids for ids in sets if len({group_of[case] for case in ids}) > 1]
 
 
 def _bytes(prepared: Mapping[str, Path]) -> int:

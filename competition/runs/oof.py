@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import numpy as np
 
 from competition.data.content.digests import FileStamp, file_stamp, is_settled
+from competition.data.patterns import OOF_SUFFIX, oof_file_name
 from competition.errors import MaskfoldError
 from competition.inference.presence import mean_log_odds
 from competition.io import disk_full_as_error, make_temporary_path, remove_stale_temp, sync_folder
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from competition.runs.run import Run
 
 T = TypeVar("T")
-OOF_SUFFIX = ".zarr.zip"
 CHUNK_BYTES = 2**23
 OOF_DTYPES, OOF_CODECS = ("float16", "uint8"), {"BytesCodec", "ZstdCodec"}  # those that `write` uses
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -227,10 +227,8 @@ class OofStore:
         return self.path(case).exists()
 
     def path(self, case: str) -> Path:
-        """Return the file of a case. Letters, digits and `-_. ` are kept; other characters are quoted as in a URL."""
-        return self.folder / (
-            "".join(c if c.isalnum() or c in "-_. " else quote(c, safe="") for c in case) + OOF_SUFFIX
-        )
+        """Return the file of a case."""
+        return self.folder / oof_file_name(case)
 
     def _encode(self, block: np.ndarray) -> np.ndarray:
         if self.dtype == "float16":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from competition.config.competition import Competition
 from competition.data.patterns import is_in_pattern_folder, patterns_of
+from competition.data.splits import FILE_RULE
 from competition.errors import MaskfoldError
 from competition.runs.run import CASES_FILE, Run
 
@@ -45,11 +46,7 @@ def check_output(paths: Iterable[Path], comps: Iterable[Competition] = (), optio
 
 def competitions_of(runs: Iterable[Run]) -> list[Competition]:
     """Return the competitions whose data some runs are trained on."""
-    comps = []
-    for run in runs:
-        extra = run.exp.extra or []
-        comps += [run.exp.competition, *(one.competition for one in (extra if isinstance(extra, list) else [extra]))]
-    return comps
+    return [comp for run in runs for comp in (run.exp.competition, *(one.competition for one in run.exp.extras))]
 
 
 def _is_run(folder: Path) -> bool:
@@ -83,7 +80,7 @@ def _describe_links(real: Path, root: Path, comp: Competition) -> str:
 
 def _tables(comp: Competition) -> list[str]:
     """Return the tables of a competition, below its folder."""
-    columns = [text.rpartition(":")[0] for text in (comp.group, comp.stratum) if text and text.count(":")]
+    rules = [FILE_RULE.fullmatch(text) for text in (comp.group, comp.stratum) if text]
     cases = comp.train.cases if isinstance(comp.train.cases, str) else None
-    named = [comp.submission.sample, comp.train.rle, cases, *columns]
+    named = [comp.submission.sample, comp.train.rle, cases, *(rule["file"] for rule in rules if rule)]
     return [str(name) for name in named if name]

@@ -24,7 +24,7 @@ from competition.config.yaml import read_yaml
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import parse_json_object, read_csv, sha256_of_file, write_json, write_table
-from competition.runs.contents import FOLDS_KEY, RunRecord, change_to_version_2, folds_digest, table_digest
+from competition.runs.contents import RunRecord, change_to_version_2, table_digest
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
 
 if TYPE_CHECKING:
@@ -343,13 +343,13 @@ class Run:
 
 
 def load_run(
-    folder: Path, trust: tuple[str, ...] = (), overrides: Sequence[str] = (), *, check_edits: bool = True
+    folder: Path, trust: tuple[str, ...] | None = (), overrides: Sequence[str] = (), *, check_edits: bool = True
 ) -> Run:
     """Read a run from its folder.
 
     Args:
         folder: of the run.
-        trust: additional packages that `target` may name.
+        trust: additional packages that `target` may name; None: any, because nothing of the run is built.
         overrides: `key=value` strings, e.g. `competition.root=/elsewhere`.
         check_edits: check that nobody edited the run's YAML and tables, see `check_not_edited`.
 
@@ -416,9 +416,8 @@ def check_not_edited(run: Run) -> None:
     """Check that `experiment.yaml`, `cases.csv` and `folds.csv` in a run's folder are those that the run was made with.
 
     They are hashed again, and compared with the record. A run without a record is compared with the name of its folder,
-    if that is a hash. Keys of the YAML that the hash ignores may be changed. If the record has no digests of the tables
-    (before 0.2), those of a run that skipped cases are not compared, because the hash includes the cases that could
-    not be prepared.
+    if that is a hash. Keys of the YAML that the hash ignores may be changed. Without a record, the tables of a run that
+    skipped cases are not compared, because the hash includes the cases that could not be prepared.
 
     Args:
         run: the run as `load_run` read it.
@@ -439,17 +438,14 @@ def check_not_edited(run: Run) -> None:
         file = "experiment.yaml or cases.csv"
     else:
         names = {"1": run_hash(exp, record.data), "2": run_hash(exp, record.data, 2, record.contents)}
-        folds = folds_digest(run.folds)
         if all(record.names.get(version) != found for version, found in names.items()):
             changed, file = True, "experiment.yaml"
         elif name is not None and name["hash"] not in record.names.values():
             changed, file = True, "contents.json, or the folder's name,"
         else:
-            recorded_folds = record.written_folds or record.contents.get(FOLDS_KEY, folds)
-            changed = not run.skipped and (data != record.data or folds != recorded_folds)
-            file = "cases.csv" if data != record.data else "folds.csv"
-            if not changed and (table := record.changed_table(folder)) is not None:
-                changed, file = True, table
+            has_other_cases = not run.skipped and data != record.data
+            file = CASES_FILE if has_other_cases else record.changed_table(folder) or ""
+            changed = file != ""
     if changed:
         raise edited_error(folder, file)
 

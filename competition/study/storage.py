@@ -168,8 +168,10 @@ def study_lock(storage: Any, name: str) -> Iterator[Any]:
         )
         message.daemon = True
         message.start()
-        fcntl.flock(file, fcntl.LOCK_EX)
-        message.cancel()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        finally:
+            message.cancel()
 
         def release() -> None:
             nonlocal released

@@ -26,7 +26,7 @@ from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.metrics.scoring import Mask
 from competition.rle import RleError, decode, parse_json_lists
-from competition.text import format_count, nearest_names
+from competition.text import and_more, nearest_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +81,7 @@ class SampleSubmission:
                 )
         missing = sorted(set(names.ids) - set(case_ids.values()))
         if missing:
-            more = f" and {format_count(len(missing) - 1, 'more image')}" if len(missing) > 1 else ""
+            more = and_more(len(missing), 1, "image")
             raise MaskfoldError(
                 f"{self.path} has no row for the test image {missing[0]}{more}.",
                 "Correct test.images, or use the sample of these images.",

@@ -134,6 +134,8 @@ def _replace(staged: Path, path: Path) -> None:
     if scores_path(staged).exists():
         os.replace(scores_path(staged), scores_path(path))
         remove_old_scores(path)
+    else:
+        scores_path(path).unlink(missing_ok=True)
     os.replace(staged, path)
 
 

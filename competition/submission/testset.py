@@ -111,7 +111,7 @@ class TestSet:
 def host_id_suffix(comp: Competition) -> str:
     """Return what the host's ids add to the image's name without its extension, such as `.jpg`; empty for nothing.
 
-    The profile says so, otherwise the ids of `train.rle` do. Without a profile the ids are what `{id}` matches.
+    The profile tells, otherwise the ids of `train.rle`. With neither, the ids are what `{id}` matches.
 
     Raises:
         MaskfoldError: status 2; the ids of the profile are unknown.

@@ -26,7 +26,6 @@ from competition.runs.contents import (
     changed_error,
     check_contents,
     describe_content,
-    folds_digest,
     run_contents,
     source_digests,
 )
@@ -127,11 +126,13 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
 
 
 def _with_saved_groups(run: Run) -> Run:
-    """Return the run with the folds that `prepare_run` gave it, if its folder has some: copies are in one fold."""
+    """Return the run split again so that cases that share a group in the folder's `folds.csv` stay together."""
     from competition.data.splits import split
+    from competition.runs.copies import in_several_groups
 
     exp = run.exp
-    alike = _saved_groups(run.folder, set(run.cases["id"])) if exp.folds.scheme != "file" else []
+    saved = _saved_groups(run.folder, set(run.cases["id"])) if exp.folds.scheme != "file" else []
+    alike = in_several_groups(saved, run.folds)  # most groups are those of the competition, which the split knows
     return replace(run, folds=split(run.cases, exp.competition, exp.folds, exp.seeds[0], alike)) if alike else run
 
 
@@ -252,8 +253,6 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         for job in unfinished_jobs(together, context):
             check_initial_weights(Path(str(run.exp.init_from)), job, together)
     run = together.without_cases(skipped)
-    if run.record is not None:
-        run = replace(run, record=replace(run.record, written_folds=folds_digest(run.folds)))
     prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
     before_write()
     if not started and (run.folder / FOLDS_FILE).exists():  # written by another command, which has begun the run

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from competition.config.axes import file_axes, permutation
 from competition.config.competition import Competition
 from competition.data.content.unchanged import unchanged_files
 from competition.data.formats import PALETTE, WHITE_IS_ZERO
 from competition.data.image_types import Image, convert_decoder_errors
-from competition.data.readers import EXTENSIONS, exif_orientation, extension_of, get_column, load_image
+from competition.data.readers import EXTENSIONS, exif_orientation, extension_of, get_column, load_image, row_axes
 from competition.viz.reduction import reduce_image, reduction_step
 
 LARGE_FILE = 2**28  # bytes of pixels from which a TIFF is read by its strips or tiles
@@ -37,7 +38,8 @@ def load_picture(comp: Competition, row: Any) -> Image:
     channels = list(json.loads(get_column(row, "images")).values())
     if comp.dimensions == 2 and len(channels) == 1 and isinstance(channels[0], str):
         path = Path(comp.root) / channels[0]
-        if EXTENSIONS.get(extension_of(path.name)) == "tiff":
+        is_in_order = permutation(file_axes(comp, channels[0]), row_axes(comp, row)) is None
+        if is_in_order and EXTENSIONS.get(extension_of(path.name)) == "tiff":
             with convert_decoder_errors(path):
                 array = _read_reduced(path, comp.applies_exif)
             if array is not None:

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
+from competition.data.masks import IGNORED
 
 Array = NDArray[Any]
 MAX_SIDE = 2048  # slices up to this size are drawn as they are
 REDUCED_SIDE = 1024  # pixels of the longer side of a reduced slice
 BLOCK_PIXELS = 2**22
-IGNORE_LABEL = 255
 
 
 def reduction_step(shape: Sequence[int]) -> int:
@@ -67,7 +67,7 @@ def reduce_truth(truth: Array, comp: Competition, step: int) -> NDArray[np.uint8
     """Reduce a stored mask (M, rows, columns) uint8 to squares of `step` pixels; of exclusive classes the last wins."""
     if step == 1:
         return truth
-    result = reduce_mask(truth, step, IGNORE_LABEL).astype(np.uint8) * np.uint8(IGNORE_LABEL)
+    result = reduce_mask(truth, step, IGNORED).astype(np.uint8) * np.uint8(IGNORED)
     for value in (1,) if comp.labels == "overlapping" else range(1, len(comp.classes) + 1):
         result[reduce_mask(truth, step, value)] = value
     return result

@@ -249,4 +249,4 @@ def test_suggested_next_command_is_valid(changes, command):
             **changes,
         }
     )
-    assert command in _next_command(Path("mine.yaml"), comp, ["competition.root=/data/my x"])
+    assert command in _next_command(Path("mine.yaml"), comp, ["competition.root=/data/my x"], 0)

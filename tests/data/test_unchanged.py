@@ -300,3 +300,18 @@ def test_a_table_that_names_the_file_of_another_case(
 def test_a_table_of_run_lengths_belongs(tmp_path: Path) -> None:
     comp = run_lengths(tmp_path)[0]
     check_files_belong(comp, case_table(comp))
+
+
+def test_the_channels_of_one_pattern_belong(tmp_path: Path) -> None:
+    for number, channel in enumerate(("0", "1")):
+        for case_id in "ab":
+            write_png(tmp_path / "images" / f"{case_id}_{channel}.png", OTHER + np.uint8(number))
+            write_png(tmp_path / "masks" / f"{case_id}.png", MASK)
+    comp = competition(tmp_path, train={"images": "images/{id}_{c}.png", "masks": "masks/{id}.png"})
+    table = case_table(comp)
+    check_files_belong(comp, table)
+    exchanged = table["images"].str.replace("_0", "_x").str.replace("_1", "_0").str.replace("_x", "_1")
+    with pytest.raises(MaskfoldError, match=r"The case a has the file images/a_1\.png"):
+        check_files_belong(comp, table.assign(images=exchanged))
+    without = table.assign(images=["{}", *table["images"][1:]])
+    check_files_belong(comp, without)

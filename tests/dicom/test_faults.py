@@ -195,7 +195,7 @@ def tags(**changes: object) -> Fault:
         (bomb, "GiB of memory are free"),
         (tags(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "a localiser"),
         (tags(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "mosaics"),
-        (tags(ImagePositionPatient=None), "no position in the patient: 2D pictures such as X-rays"),
+        (tags(ImagePositionPatient=None), "no position in the patient, so their order and spacing are unknown"),
         (tags(PixelSpacing=None), "no pixel spacing"),
         (tags(PixelSpacing=["0", "0.7"]), "pixel spacing is not positive"),
         (tags(PhotometricInterpretation="PALETTE COLOR"), "colours: found PALETTE COLOR"),

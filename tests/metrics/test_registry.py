@@ -53,6 +53,10 @@ class Shift:
 
 def plain(mask, truth):
     return 0.5
+
+@metric(higher_is_better=True, pooled_share=0.5)
+def pooled(mask, truth):
+    return 0.5
 """
 
 
@@ -287,6 +291,7 @@ def load_experiment_again(folder: Path, exp):
         ("{target: own_metric.area_eror}", ["own_metric has no area_eror", "area_error"]),
         ("{target: own_metric.area_error, args: {wieght: 1}}", ["args.wieght", "did you mean weight"]),
         ("{target: own_metric.Shift}", ["args.power", "missing"]),
+        ("{target: own_metric.pooled}", ["pooled_share=0.5", "competition.metrics"]),
     ],
 )
 def test_an_own_metric_is_checked_before_the_run(own, section, words):

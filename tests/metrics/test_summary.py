@@ -235,7 +235,7 @@ class TestFewCases:
     def test_distances_have_no_known_largest_value(self, sign):
         """The imagined case lies as far from the scores as they extend; no distance is below 0."""
         distances = np.linspace(2, 4, 10)[:, None]
-        low, high = bootstrap_interval(table(sign * distances).assign(dice=0.5), MetricConfig())
+        low, high = bootstrap_interval(table(sign * distances).assign(dice=0.5), MetricConfig(target="own.distance"))
         ends = (low, high) if sign == 1 else (-high, -low)
         assert 1.9 < ends[0] < 2.5 and 3.5 < ends[1] < 4.4
 
@@ -244,7 +244,7 @@ class TestFewCases:
         cases = table(np.full((10, 1), 0.9)).assign(tp=90, fp=10, fn=10)
         dice = bootstrap_interval(cases, MetricConfig(average="global"))
         monkeypatch.setattr(
-            "competition.metrics.bootstrap.score_from_counts", lambda _, tp, fp, fn: 1 - 2 * tp / (2 * tp + fp + fn)
+            "competition.metrics.resampling.score_from_counts", lambda _, tp, fp, fn: 1 - 2 * tp / (2 * tp + fp + fn)
         )
         error = bootstrap_interval(cases, MetricConfig(average="global"))
         assert error == pytest.approx((1 - dice[1], 1 - dice[0]))

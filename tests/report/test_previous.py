@@ -71,7 +71,7 @@ def test_page_shows_the_yaml_difference_and_the_gain(made, tiny, tmp_path):
     assert '<span class="cut">-  batch_size: 3</span>' in page.source
     assert (mine.folder / "experiment.yaml").read_text() in text
     best = find_previous_best(mine)
-    gain, cases = gain_over_run(results, best.folder)
+    gain, cases, _ = gain_over_run(results, best.folder)
     other = RunResults.load(find_run(str(best.folder)))
     assert cases == 10 and gain.low < gain.value < gain.high
     assert gain.value == pytest.approx(

@@ -162,6 +162,6 @@ def test_the_best_run_is_the_one_that_would_score_best_when_submitted(finished, 
     assert "both without tuned post-processing" in experiment_section(RunResults.load(later))
     estimate_score(Ensemble((later,), (1.0,)), 20)
     assert "both tuned on the other folds" in experiment_section(RunResults.load(later))
-    gain, cases = gain_over_run(RunResults.load(later), cured.folder)
+    gain, cases, _ = gain_over_run(RunResults.load(later), cured.folder)
     expected = submitted_score(later).value - tuned[cured.folder].nested
     assert cases == 10 and gain.value == pytest.approx(expected, abs=1e-9)

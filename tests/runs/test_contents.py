@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import competition.data.splits
 from competition.config.competition import RleConfig
 from competition.data.rle_tables import keep_table_format, rle_format
 from competition.errors import MaskfoldError
@@ -418,6 +419,25 @@ def test_a_list_of_skipped_cases_does_not_hide_an_edit(tiny):
     path.write_text(path.read_text().replace(",0,", ",1,", 1))
     with pytest.raises(MaskfoldError, match="folds.csv in .* was changed after the run was started"):
         load_run(run.folder)
+
+
+def test_a_case_that_could_not_be_prepared_once_does_not_look_like_an_edit(tiny):
+    run = open_run(tiny(2), "tiny")
+    run.without_cases({run.cases["id"].iloc[0]: "out of memory"}).write()
+    assert len(load_run(run.folder).cases) == len(run.cases) - 1
+    open_run(tiny(2), "tiny").write()  # now it can be
+    assert len(load_run(run.folder).cases) == len(run.cases)
+
+
+def test_groups_that_the_competition_knows_are_not_split_again(tiny, monkeypatch):
+    """A split of strata reads all masks."""
+    words = ("competition.group='(.)$'", "folds.scheme=group", "folds.k=2")
+    prepare_run(open_run(tiny(2, *words), "tiny"))
+    splits = []
+    real = competition.data.splits.split
+    monkeypatch.setattr("competition.data.splits.split", lambda *args: splits.append(1) or real(*args))
+    open_run(tiny(2, *words), "tiny")
+    assert splits == [1]
 
 
 def test_a_run_that_is_continued_keeps_its_tables_and_their_record(tiny):

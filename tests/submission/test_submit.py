@@ -285,6 +285,15 @@ def test_a_file_next_to_the_csv_that_is_no_scores_file_stays(finished, tiny):
     assert not other.exists()
 
 
+def test_a_submission_without_an_expected_score_leaves_no_scores_of_an_earlier_one(finished, tiny, monkeypatch):
+    run = finished(tiny(2))
+    done = submit([run], output=Path("s.csv"))
+    assert Path("s.scores.tsv").exists()
+    monkeypatch.setattr("competition.submission.submit._has_oof_predictions", lambda ensemble: False)
+    submit([run], output=Path("s.csv"))
+    assert not Path("s.scores.tsv").exists() and json.loads(done.summary_path.read_text())["expected"] is None
+
+
 def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_changes(finished, tiny):
     run = finished(tiny(2))
     done = submit([run], output=Path("s.csv"))

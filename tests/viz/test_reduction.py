@@ -121,6 +121,23 @@ def test_large_tiff_files_are_reduced_while_they_are_read(
     assert (tmp_path / "reduced.png").stat().st_size > 0 < (tmp_path / "whole.png").stat().st_size
 
 
+def test_a_large_tiff_of_another_axis_order_is_read_as_for_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Next to NIfTI training images, test pictures are turned to (X, Y)."""
+    monkeypatch.setattr(reduction, "MAX_SIDE", 50)
+    monkeypatch.setattr(reduction, "REDUCED_SIDE", 20)
+    monkeypatch.setattr(preview, "LARGE_FILE", 1000)
+    image = np.random.default_rng(1).integers(0, 2**16, (90, 131), dtype=np.uint16)
+    (tmp_path / "test").mkdir()
+    tifffile.imwrite(tmp_path / "test" / "a.tif", image)
+    train = {"images": "images/{id}.nii.gz", "masks": "masks/{id}.nii.gz"}
+    comp = host(tmp_path, train=train, test={"images": "test/{id}.tif"})
+    (row,) = case_table(comp, "test").itertuples()
+    assert load_image(comp, row).array.shape == (1, 131, 90)
+    np.testing.assert_array_equal(load_picture(comp, row).array, load_image(comp, row).array)
+
+
 def test_measurements_of_large_images_need_little_memory(large: Any) -> None:
     image, truth, _ = large
     foreground = truth[0] == 1

@@ -87,7 +87,8 @@ def unchanged_files(
         row: a row of the case table.
         image: check the image.
         truth: check the truth, if the case has one.
-        fresh: hash every file after the block, even if this process has hashed it before.
+        fresh: hash the files after the block and without remembered digests; otherwise before it, and a file that
+            this process has hashed before is not hashed again.
 
     Raises:
         ChangedDataError: a file is not that of the case table, or changed inside the block.
@@ -158,9 +159,8 @@ def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
     except KeyError:  # the table of run lengths has fewer lines
         raise error from None
     image_hash, expected = get_column(row, "image_hash"), get_column(row, "hash")
-    if (
-        not has_other_rows and case_digest(image_hash, parts) == expected
-    ):  # as all cases of earlier versions, and most now
+    # Most cases have no reading parts, so the header need not be read.
+    if not has_other_rows and case_digest(image_hash, parts) == expected:
         return
     header = read_case_header(comp, channels[0], False, row_axes(comp, row))
     if has_other_rows or case_digest(image_hash, [*parts, *reading_parts(comp, header, channels, masks)]) != expected:
@@ -206,14 +206,14 @@ def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
     images, masks = comp.train.images, comp.train.masks
     image_patterns = images if isinstance(images, dict) else {"image": images}
     mask_patterns = masks if isinstance(masks, dict) else {comp.classes[0]: str(masks)}
+    first_pattern = next(iter(image_patterns.values()))
     for row in case_rows(table):
         truth = json.loads(row.masks)
         if (truth["kind"] == "rle") != (comp.train.rle is not None):
             raise ValueError(f"the masks of case {row.id} are of the kind {truth['kind']}")
         channels = json.loads(row.images)
-        if (pattern := next(iter(image_patterns.values()))) and "{c}" in pattern:  # one pattern for all channels
-            image_patterns = dict.fromkeys(channels, pattern)
-        named = {"train.images": (channels, image_patterns)}
+        is_shared = "{c}" in first_pattern  # one pattern for all channels
+        named = {"train.images": (channels, dict.fromkeys(channels, first_pattern) if is_shared else image_patterns)}
         if comp.train.region is not None:
             named["train.region"] = ({"region": truth["region"]}, {"region": comp.train.region})
         if truth["kind"] == "labels":
@@ -223,17 +223,18 @@ def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
         texts = json.loads(row.slices)
         for key, (files_of, patterns) in named.items():
             for name, files in files_of.items():
-                _check_file_names(row.id, key, patterns.get(name), files, texts)
+                _check_file_names(row.id, key, patterns.get(name), files, name, texts)
 
 
 def _check_file_names(
-    case_id: str, key: str, pattern: str | None, files: str | list[str], texts: list[str] | None
+    case_id: str, key: str, pattern: str | None, files: str | list[str], channel: str, texts: list[str] | None
 ) -> None:
     """Check that a pattern matches the files of a case; `texts`: what {z} matched in each slice of the image."""
     paths = [files] if isinstance(files, str) else files
     for index, path in enumerate(paths):
         bound = None if pattern is None else match_path(pattern, path, case_id)
-        if bound is None or ("z" in bound and (texts is None or int(bound["z"]) != int(texts[index]))):
+        is_other_slice = bound is not None and "z" in bound and (texts is None or int(bound["z"]) != int(texts[index]))
+        if bound is None or is_other_slice or bound.get("c", channel) != channel:
             raise MaskfoldError(
                 f"The case {case_id} has the file {path[:200]}, which is not of this case by {key} `{pattern}`.",
                 "Copy the run's folder again from where it was made, or start another run with --new.",

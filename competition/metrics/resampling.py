@@ -1,0 +1,253 @@
+"""Resampling of scored cases: tables of scores as arrays, the bootstrap's interval, and that of few cases.
+
+Every score is a weighted statistic of the cases. All weights are 1 for the score itself; a bootstrap weighs each case
+by the number of times that it was drawn, so that one matrix product scores all bootstrap samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import nan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import MetricConfig
+from competition.config.metric import Direction
+from competition.errors import MaskfoldError
+from competition.metrics.overlap import score_from_counts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = NDArray[np.float64]
+Draws = NDArray[np.int64]
+MAX_WEIGHTS = 4_000_000  # weights in memory at a time: 32 MB
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores as arrays (cases, classes), without classes that no case has."""
+
+    metric: MetricConfig
+    ids: list[str]
+    classes: list[str]
+    score: Floats
+    counts: tuple[Floats, ...]  # tp, fp, fn for `average: global`, else empty
+    pooled: tuple[Floats, ...] = ()  # the sum over items and their number, if the metric has a pooled term
+
+    @classmethod
+    def from_scores(cls, scores: pd.DataFrame, metric: MetricConfig) -> ScoreTable:
+        if metric.average == "global" and not metric.from_counts:
+            raise MaskfoldError(
+                f"metric.average: found global, expected case_class or class for metric {metric.name}.",
+                "Change `metric.average`.",
+                status=2,
+            )
+        duplicates = scores[scores.duplicated(["id", "class"])]
+        if len(duplicates):
+            raise MaskfoldError(
+                f"case {duplicates['id'].iloc[0]!r}: found two scores of class {duplicates['class'].iloc[0]!r}, "
+                "expected one.",
+                "Score each case once, with the network that did not train on it.",
+            )
+        present = scores.groupby("class", sort=False)["dice"].transform("count") > 0
+        kept = scores[present]
+        # Codes in order of appearance: a pivot would sort and drop nan.
+        ids, classes = scores["id"].unique().tolist(), kept["class"].unique().tolist()
+        rows, columns = (
+            kept[name].map({value: code for code, value in enumerate(values)}).to_numpy(np.int64)
+            for name, values in (("id", ids), ("class", classes))
+        )
+
+        def as_array(name: str, fill: float) -> Floats:
+            values = np.full((len(ids), len(classes)), fill)
+            values[rows, columns] = kept[name].to_numpy(np.float64)
+            return values
+
+        counts = tuple(as_array(name, 0.0) for name in ("tp", "fp", "fn")) if metric.average == "global" else ()
+        score, pooled = as_array("score", nan), tuple[Floats, ...]()
+        if metric.has_pooled_term and "pooled" in scores.columns and scores["pooled"].notna().all():
+            part, items = as_array("pooled", 0.0), as_array("items", 0.0)
+            score, pooled = score - part, (part * items, items)
+        return cls(metric, ids, classes, score, counts, pooled)
+
+    def clusters(self, groups: Mapping[str, str] | None) -> Clusters:
+        names = [groups[case] for case in self.ids] if groups is not None else self.ids
+        codes: dict[Any, int] = {}
+        index = np.array([codes.setdefault(name, len(codes)) for name in names], np.int64)
+        return Clusters(index, len(codes))
+
+    def statistic(self, weights: Floats) -> Floats:
+        """Return the score (samples,) for weights (samples, cases)."""
+        if self.metric.average == "case_class":
+            finite = np.isfinite(self.score)
+            rest = divide(weights @ np.where(finite, self.score, 0.0).sum(axis=1), weights @ finite.sum(axis=1))
+            return self.add_pooled(rest, *(weights @ values.sum(axis=1) for values in self.pooled))
+        values = self.per_class(weights)
+        finite = np.isfinite(values)
+        return divide(np.where(finite, values, 0.0).sum(axis=1), finite.sum(axis=1))
+
+    def per_class(self, weights: Floats) -> Floats:
+        """Return the score (samples, classes) for weights (samples, cases)."""
+        if self.counts:
+            return np.asarray(score_from_counts(self.metric, *(weights @ count for count in self.counts)))
+        finite = np.isfinite(self.score)
+        rest = divide(weights @ np.where(finite, self.score, 0.0), weights @ finite)
+        return self.add_pooled(rest, *(weights @ values for values in self.pooled))
+
+    @staticmethod
+    def add_pooled(rest: Floats, *sums: Floats) -> Floats:
+        """Add the term that is averaged over items, if the metric has one: `sums` are that of the term and of items."""
+        return rest + divide(*sums) if sums else rest
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Clusters of cases that the bootstrap draws together."""
+
+    index: Draws  # (cases,), cluster index of each case
+    count: int
+
+
+@dataclass(frozen=True)
+class FewClusters:
+    """Few clusters of cases, and one imagined cluster more, for intervals that hold.
+
+    Eight of eight good cases are no evidence that fewer than a third of all cases fail, but the bootstrap only repeats
+    the cases that it has. Here the weights of the clusters are exponential (a Bayesian bootstrap), and one more cluster
+    of mean size has the worst possible score for the lower end and the best possible one for the upper end. For a mean
+    of scores within bounds this is Gaffke's interval, for scores of 0 and 1 that of Clopper and Pearson, which never
+    covers less than its level. See Learned-Miller and Thomas, "A New Confidence Interval for the Mean of a Bounded
+    Random Variable" (2019, https://arxiv.org/abs/1905.06208).
+
+    Attributes:
+        metric: the metric.
+        sums: arrays (clusters, classes): sum and number of scores, and for a pooled term its sum and number of items;
+            for `average: global` tp, fp and fn.
+        low: the imagined cluster for the one end: arrays (classes,) like those of `sums`.
+        high: the imagined cluster for the other end.
+    """
+
+    metric: MetricConfig
+    sums: tuple[Floats, ...]
+    low: tuple[Floats, ...]
+    high: tuple[Floats, ...]
+
+    @classmethod
+    def from_table(cls, table: ScoreTable, clusters: Clusters) -> FewClusters:
+        """Sum the cases of each cluster; clusters without a score are omitted."""
+        finite = np.isfinite(table.score)
+        cells = table.counts or (np.where(finite, table.score, 0.0), finite.astype(np.float64), *table.pooled)
+        sums = [np.zeros((clusters.count, len(table.classes))) for _ in cells]
+        for total, values in zip(sums, cells, strict=True):
+            np.add.at(total, clusters.index, values)
+        has_class: NDArray[np.bool_] = np.greater(np.sum(sums, axis=0) if table.counts else sums[1], 0)
+        kept = has_class.any(axis=1)
+        # For `case_class` as many scores as a cluster has on average; else those of the clusters that have the class.
+        number = kept.sum() if table.metric.average == "case_class" else has_class.sum(axis=0)
+        low: tuple[Floats, ...]
+        high: tuple[Floats, ...]
+        means = [total.sum(axis=0) / np.maximum(1, number) for total in sums]
+        if table.counts:
+            tp, fp, fn = means
+            low, high = (0 * tp, tp + fp, tp + fn), (tp + fn, 0 * fp, 0 * fn)
+        else:
+            # The imagined cluster has the mean of a pooled term, and what the bounds of the whole score leave.
+            term = divide(*(values.sum(axis=0) for values in table.pooled)) if table.pooled else np.zeros_like(means[1])
+            whole = table.score + np.nan_to_num(divide(*table.pooled)) if table.pooled else table.score
+            worst, best = _score_bounds(whole[finite], table.metric)
+            pooled = (term * means[3], means[3]) if table.pooled else ()
+            low = ((worst - term) * means[1], means[1], *pooled)
+            high = ((best - term) * means[1], means[1], *pooled)
+        return cls(table.metric, tuple(total[kept] for total in sums), low, high)
+
+    @property
+    def count(self) -> int:
+        """Number of clusters that have a score."""
+        return len(self.sums[0])
+
+    def interval(self, weights: Floats, level: float) -> tuple[float, float]:
+        """Return the interval from weights (samples, clusters + 1) of the clusters and of the imagined one."""
+        if self.count < 2:
+            return nan, nan
+        ends = np.stack([self._statistic(weights, imagined) for imagined in (self.low, self.high)])
+        ends = np.sort(ends[:, np.isfinite(ends).all(axis=0)], axis=0)  # the counts of a failure may be the higher end
+        if not ends.size:
+            return nan, nan
+        tail = (1 - level) / 2
+        return float(np.quantile(ends[0], tail)), float(np.quantile(ends[1], 1 - tail))
+
+    def _statistic(self, weights: Floats, imagined: tuple[Floats, ...]) -> Floats:
+        """Return the score (samples,) of the clusters and an imagined one."""
+        totals = [weights[:, :-1] @ sums + weights[:, -1:] * one for sums, one in zip(self.sums, imagined, strict=True)]
+        if self.metric.average == "case_class":
+            sums = [total.sum(axis=1) for total in totals]
+            return ScoreTable.add_pooled(divide(*sums[:2]), *sums[2:])
+        if self.metric.average == "global":
+            values = np.asarray(score_from_counts(self.metric, *totals))
+        else:
+            values = ScoreTable.add_pooled(divide(*totals[:2]), *totals[2:])
+        finite = np.isfinite(values)
+        return divide(np.where(finite, values, 0.0).sum(axis=1), finite.sum(axis=1))
+
+
+def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
+    """Return the lowest and highest possible score: 0 and 1 for shares; else the ends of the scores, moved outwards.
+
+    The largest possible distance is unknown. It is taken to be above the largest one by as much as that is above the
+    smallest.
+    """
+    if not len(scores):
+        return nan, nan
+    low, high = float(scores.min()), float(scores.max())
+    if metric.target is None and metric.direction is Direction.HIGHER:  # all of them are shares
+        return 0.0, 1.0
+    if low >= 0 and high <= 1:  # of an own metric: taken for a share as well
+        return 0.0, 1.0
+    return max(0.0, 2 * low - high) if low >= 0 else 2 * low - high, 2 * high - low
+
+
+def expanded_interval(
+    table: ScoreTable,
+    clusters: Clusters,
+    n: int,
+    level: float,
+    draw: Callable[[int], Draws],
+    draws: int = 0,
+    minus: tuple[ScoreTable, ScoreTable] | None = None,
+) -> tuple[float, float]:
+    """Return the expanded percentile interval of the statistic, or of `minus[0]`'s statistic minus `minus[1]`'s.
+
+    `draw(count)` returns cluster indices (count, draws); `draws` bounds the memory of a chunk.
+    """
+    from scipy.stats import norm, t
+
+    if clusters.count < 2:
+        return nan, nan
+    values: list[Floats] = []
+    chunk = max(1, MAX_WEIGHTS // max(len(table.ids), clusters.count, draws))
+    for start in range(0, n, chunk):
+        count = min(chunk, n - start)
+        drawn = draw(count) + clusters.count * np.arange(count)[:, None]
+        multiplicity = np.bincount(drawn.ravel(), minlength=count * clusters.count).reshape(count, clusters.count)
+        weights = multiplicity[:, clusters.index].astype(np.float64)
+        values.append(
+            table.statistic(weights) if minus is None else minus[0].statistic(weights) - minus[1].statistic(weights)
+        )
+    samples = np.concatenate(values)
+    samples = samples[np.isfinite(samples)]
+    if not len(samples):
+        return nan, nan
+    degrees = clusters.count - 1
+    tail = float(norm.cdf(np.sqrt(clusters.count / degrees) * t.ppf((1 - level) / 2, degrees)))
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def divide(numerator: Floats, denominator: NDArray[Any]) -> Floats:
+    """Return numerator / denominator; nan where the denominator is 0."""
+    out = np.full(np.shape(denominator), nan)
+    return np.divide(numerator, denominator, out=out, where=np.asarray(denominator) != 0)
