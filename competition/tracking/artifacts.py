@@ -1,6 +1,6 @@
 """Weights in MLflow's artifact store without a second copy on the disk: hard links where the store is a local folder.
 
-A link shares its content with the file in the run's folder, so it must only be made of files that are replaced and never
+A link shares its content with the file in the run's folder, so it is only made of files that are replaced and never
 changed in place: those that `competition.io.atomic_write` writes.
 """
 

@@ -1,4 +1,4 @@
-"""A finished fold keeps its weights and no tensors of training; a kill at that moment, or a lost result, costs nothing."""
+"""A finished fold keeps its weights and no tensors of training, also after a kill at that moment or a lost result."""
 
 from __future__ import annotations
 
