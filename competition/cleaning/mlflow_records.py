@@ -107,9 +107,13 @@ def _unneeded_artifacts(root: Path, store: MlflowStore, runs: dict[str, Run]) ->
 
 
 def _folder_is_gone(root: Path, folder: str) -> bool:
-    """Return whether a run's folder was in this project and no longer is; a project may also have been moved."""
-    path = Path(folder)
-    return path.is_absolute() and (root / RUNS_FOLDER).resolve() in path.parents and not path.exists()
+    """Return whether a run's folder was in this project and no longer is.
+
+    A project that was moved has other paths, and a disk that is not mounted has no runs at all.
+    """
+    path, runs = Path(folder), (root / RUNS_FOLDER).resolve()
+    is_mounted = runs.is_dir() and next(runs.iterdir(), None) is not None
+    return is_mounted and path.is_absolute() and runs in path.parents and not path.exists()
 
 
 def _all_runs(client: MlflowClient) -> Iterator[Run]:

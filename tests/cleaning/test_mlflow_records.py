@@ -132,8 +132,19 @@ def test_artifacts_of_deleted_runs_may_go_and_no_others(make_run: Make, tracked:
     assert {path.name for path in place.iterdir()} == {kept, moved, submission, young, "0" * 32, "models"}
 
 
+def test_artifacts_stay_while_the_disk_of_the_runs_is_not_mounted(make_run: Make, tracked: Tracked) -> None:
+    make_run(OTHER, finished=2)
+    gone = tracked.add(OLD)
+    assert artifacts(find()) == {gone}
+    Path("mlruns/runs").rename("elsewhere")
+    assert artifacts(find()) == set()
+    Path("mlruns/runs").mkdir()
+    assert artifacts(find()) == set()
+
+
 @pytest.mark.parametrize("named_by", ["a registered model", "a submission", "another run"])
 def test_artifacts_of_a_deleted_run_stay_if_something_names_it(make_run: Make, tracked: Tracked, named_by: str) -> None:
+    make_run("3" * 12, finished=2)
     gone = tracked.add(OLD)
     assert artifacts(find()) == {gone}
     if named_by == "a registered model":
