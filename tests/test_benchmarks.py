@@ -36,6 +36,20 @@ def test_the_table_of_ratios_at_the_smallest_sizes(tmp_path: Path) -> None:
     assert sorted(FOLDER.rglob("*.md")) == before  # only a whole measurement is saved
 
 
+def test_the_tables_of_growth_at_the_smallest_sizes(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "scale.py"), "--cases", "10", "20", "--runs", "1", "3"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for words in ("| prepare the cases |", "| find the latest run by its YAML |", "| read the ledger |", "peak memory"):
+        assert words in done.stdout
+
+
 @pytest.mark.parametrize("script", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
 def test_a_script_imports_names_that_exist_and_are_public(script: Path) -> None:
     for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
