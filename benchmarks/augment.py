@@ -10,16 +10,19 @@ are 256 × 256 RGB, uint8.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import numpy as np
 import torch
+from timing import Ratio, alternate
 
 from competition.augment.custom import MonaiTransforms
 from competition.augment.images import ImageAugment
@@ -86,9 +89,8 @@ def compare(functions: dict[str, Callable[[int], object]], samples: int) -> None
         )
 
 
-def main(name: str = "medium", threads: str = "2") -> None:
-    """Compare volumes in torch with MONAI, and time 2D images."""
-    torch.set_num_threads(int(threads))
+def volume_functions(name: str) -> dict[str, Callable[[int], object]]:
+    """Return the functions that augment a batch of volumes, by implementation; their argument is the batch's number."""
     torch.manual_seed(0)
     image, mask = torch.randn(BATCH, 1, *SHAPE), torch.randint(0, 3, (BATCH, 1, *SHAPE), dtype=torch.uint8)
     batched, listed = (
@@ -104,8 +106,28 @@ def main(name: str = "medium", threads: str = "2") -> None:
         for index, sample in enumerate(samples):
             listed(*sample, BATCH * number + index)
 
+    return {"volume 40x56x40, batched in torch": run_batched, "volume 40x56x40, MONAI one by one": run_monai}
+
+
+def ratios(small: bool) -> list[Ratio]:
+    """Return the times of a batch with the preset medium for the table of `all.py`; `small`: two rounds."""
+    rounds = 2 if small else ROUNDS
+    own, monai = (
+        partial(lambda function, numbers: function(next(numbers)), function, itertools.count())
+        for function in volume_functions("medium").values()
+    )
+    subject = f"augmenting {BATCH} volumes of {'×'.join(map(str, SHAPE))}"
+    # The mean, because a batch takes very different times, by its random transforms.
+    seconds = alternate({"Maskfold": own, "MONAI": monai}, rounds)
+    mine, rival = (statistics.mean(values) for values in seconds.values())
+    return [Ratio(subject, mine, "MONAI, one by one", rival, mine / rival)]
+
+
+def main(name: str = "medium", threads: str = "2") -> None:
+    """Compare volumes in torch with MONAI, and time 2D images."""
+    torch.set_num_threads(int(threads))
     print(f"preset {name}, {threads} threads, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    compare({"volume 40x56x40, batched in torch": run_batched, "volume 40x56x40, MONAI one by one": run_monai}, BATCH)
+    compare(volume_functions(name), BATCH)
     image_2d = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     labels = image_2d[..., :1] // 128
     augment = ImageAugment(AugmentConfig.model_validate({"preset": name}))

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
+from timing import Ratio, compare
 
 from competition.rle import RleFormat, decode, encode
 
@@ -101,6 +102,30 @@ def peak_bytes(function: Callable[[], object]) -> int:
     tracemalloc.stop()
     del result
     return peak
+
+
+def ratios(small: bool) -> list[Ratio]:
+    """Return the times of all for the table of `all.py`; `small`: the smallest mask, two rounds."""
+    rows = []
+    for shape, rounds in list(SIZES.items())[: 1 if small else None]:
+        mask = blobs(*shape)
+        text, counts = kaggle_encode(mask), coco_encode(mask)
+        subjects: dict[str, dict[str, Callable[[], object]]] = {
+            "encoding": {
+                "Maskfold": partial(encode, mask, FORMAT),
+                "Kaggle's snippet": partial(kaggle_encode, mask),
+                "pycocotools": partial(coco_encode, mask),
+            },
+            "decoding": {
+                "Maskfold": partial(decode, text, shape, FORMAT),
+                "Kaggle's snippet": partial(kaggle_decode, text, shape),
+                "pycocotools": partial(coco_decode, counts, shape),
+            },
+        }
+        for subject, functions in subjects.items():
+            name = f"{subject} a mask of {shape[0]}×{shape[1]} as run lengths"
+            rows += compare(name, functions, 2 if small else min(rounds, 31))
+    return rows
 
 
 def main() -> int:

@@ -304,6 +304,32 @@ def remove_all_stale_temp(folder: Path, locked: bool = False) -> None:
                 _remove(path)
 
 
+def find_stale_temp(folder: Path, deep: bool = True) -> list[Path]:
+    """Return what dead processes left in `folder` under temporary names; those of living ones are not included.
+
+    Args:
+        folder: may be missing.
+        deep: include its subfolders.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder):
+        temporary = [name for name in (*folders, *files) if name.startswith(".") and TEMPORARY_NAME.fullmatch(name)]
+        found += [path for name in temporary if _is_abandoned(path := Path(parent, name))]
+        folders[:] = [name for name in folders if name not in temporary] if deep else []
+    return sorted(found)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; its name is free at once, so that a kill in between leaves a temporary folder and no part of it.
+
+    Raises:
+        OSError: it cannot be renamed or removed.
+    """
+    doomed = make_temporary_path(folder)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)

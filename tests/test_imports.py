@@ -129,6 +129,7 @@ def test_a_command_imports_only_the_libraries_that_it_needs(project: Path) -> No
     ("module", "allowed"),
     [
         ("competition.cli.main", set()),
+        ("competition.cli.clean", set()),
         ("competition.cli.data", set()),
         ("competition.cli.train", set()),
         ("competition.cli.submit", set()),

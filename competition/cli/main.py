@@ -419,6 +419,32 @@ def register(
     register_command(words, best, tuple(trust or []))
 
 
+@app.command(epilog="Example: maskfold clean --dry-run, or: maskfold clean --older-than 8w --keep-best 3")
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Keep what changed within this time: hours, days or weeks, e.g. 12h, 8w.")
+    ] = "30d",
+    keep_best: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Also delete finished runs, except for the N best ones of each competition. Default: no finished run.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+) -> None:
+    """Free disk space: unfinished runs, prepared cases and MLflow artifacts that nothing needs, temporary files.
+
+    Lists them with sizes and reasons, then asks. Runs stay that a submission, the ledger, a registered model, a study
+    (as its best trial) or another run names, or in which a process works.
+    """
+    from competition.cli.clean import clean_command
+
+    clean_command(dry_run, older_than, keep_best, yes)
+
+
 @app.command(epilog="Example: maskfold ui --port 5001")
 def ui(
     port: Annotated[int, typer.Option(help="TCP port.")] = 5000,

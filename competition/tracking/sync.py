@@ -28,6 +28,7 @@ from competition.redact import redact
 from competition.runs.contents import CONTENTS_FILE
 from competition.runs.fold import RESULT_FILE
 from competition.runs.run import CASES_FILE, FOLDS_FILE
+from competition.tracking.artifacts import ArtifactFolders
 from competition.tracking.provenance import record_environment
 from competition.tracking.store import (
     VIEW_TAG,
@@ -80,7 +81,7 @@ RUN_FILES = (
 FOLD_FILES = ("experiment.yaml", "curves.png", "*scores.csv", "pictures/*.png")
 FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", RESULT_FILE, "*.safetensors")
 RESULT_TAGS = ("metric", "stopped", "precision", "device", "torch")  # keys of a result file that become tags
-CHECKPOINT_FILE = "last.pt"  # uploaded only for finished folds
+CHECKPOINT_FILE = "last.pt"  # uploaded only for finished folds, when it has no tensors
 TOKEN_TAG = "mlflow.maskfold.delivery"  # MLflow's pages hide tags that begin with `mlflow.`
 POINTS_PER_CALL = 1000  # MLflow's limit
 PARAMETERS_PER_CALL = 100  # MLflow's limit
@@ -104,6 +105,7 @@ class RunUploader:
         is_lost = store.database is not None and not store.database.exists()
         self.state = SyncState(store.display_uri) if is_lost else read_sync_state(folder, store.display_uri)
         self._client: MlflowClient | None = None
+        self._artifact_folders: ArtifactFolders | None = None
         self._experiment_id = ""
         self._has_parent = False
 
@@ -188,12 +190,17 @@ class RunUploader:
                     continue
                 run_id = self._run_id(name)
                 parent = relative.parent.as_posix()
-                self.client.log_artifact(run_id, str(path), None if parent == "." else parent)
+                self._artifacts(self.client).log(run_id, path, None if parent == "." else parent)
             except FileNotFoundError:
                 continue  # replaced or removed meanwhile; the next upload sees the new file
             self.calls += 1
             self.state.uploaded(name).files[key] = fingerprint
             self.state.write(self.folder)
+
+    def _artifacts(self, client: MlflowClient) -> ArtifactFolders:
+        if self._artifact_folders is None:
+            self._artifact_folders = ArtifactFolders(client)
+        return self._artifact_folders
 
     def _upload_result(self, name: str, file: str, prefix: str = "") -> None:
         """Upload the numbers of a result file as metrics, and some of its texts as tags."""

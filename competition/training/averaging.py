@@ -68,6 +68,10 @@ class CheckpointAverager:
         files = self._files()
         return average_weights(files) if files else None
 
+    def remove_files(self) -> None:
+        """Remove the files, after their average is saved."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("epoch_*.safetensors"))
 
@@ -154,8 +158,18 @@ class UniformSoup:
         return sorted(candidate.epoch for candidate in self._best(self._candidates(), ranking))
 
     def average(self, ranking: int) -> dict[str, Tensor]:
-        """Return the mean of the weights of these checkpoints; their batch statistics must be estimated again."""
-        return average_weights([candidate.path for candidate in sorted(self._best(self._candidates(), ranking))])
+        """Return the mean of the weights of these checkpoints; their batch statistics must be estimated again.
+
+        Raises:
+            MaskfoldError: a file is damaged, or the fold was finished before, so that the checkpoints are removed.
+        """
+        files = [candidate.path for candidate in sorted(self._best(self._candidates(), ranking))]
+        if not files:
+            raise MaskfoldError(
+                f"The checkpoints of the soup, {self.folder}, are missing: they are kept until a fold is finished.",
+                f"Restore the fold's result.json, or delete {self.folder.parent} to train this fold afresh.",
+            )
+        return average_weights(files)
 
     def remove_files(self) -> None:
         """Remove the checkpoints, after the fold is finished."""

@@ -36,7 +36,7 @@ from competition.metrics.bootstrap import cv_score
 from competition.models.build import build_network
 from competition.process import exit_with_parent, parent_process
 from competition.redact import install_redaction
-from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, load_weights, save_weights
+from competition.runs.checkpoint import LAST_CHECKPOINT, load_weights, save_weights
 from competition.runs.contents import check_contents, run_contents, source_digests
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
 from competition.runs.lock import run_lock
@@ -197,10 +197,7 @@ def predict_and_score(
         test_store = open_store(run.exp, job.folder / "test", store.shapes)
         test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, HELD_OUT)
         write_table(test_scores, job.folder / "test_scores.csv")
-    score = cv_score(scores, comp.metric)
-    if trainer.direction.is_better(score, trainer.state.best):
-        trainer.save_best_weights(network)
-    return nan_to_none(score), dice_per_class(scores, comp.classes)
+    return nan_to_none(cv_score(scores, comp.metric)), dice_per_class(scores, comp.classes)
 
 
 def write_result(
@@ -235,7 +232,7 @@ def write_result(
         lessons=read_lineage_summary(job.folder) or {},
         digests={path.name: sha256_of_file(path) for path in final_files(job.folder)},
     )
-    (job.folder / GOOD_CHECKPOINT).unlink(missing_ok=True)
+    trainer.drop_tensors()  # before the result, so that a fold with a result never has them
     result.write(job.folder)
     return result
 

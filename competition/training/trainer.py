@@ -25,14 +25,8 @@ from competition.data.dataset import BatchSampler, PatchDataset
 from competition.errors import MaskfoldError
 from competition.models.losses import SegmentationLoss
 from competition.models.optim import ExponentialMovingAverage, LRSchedule, build_optimizer
-from competition.runs.checkpoint import (
-    GOOD_CHECKPOINT,
-    LAST_CHECKPOINT,
-    MetricsLog,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
+from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, MetricsLog, load_checkpoint, save_checkpoint
+from competition.runs.fold import PLAIN_WEIGHTS
 from competition.runs.run import RUN_NAME
 from competition.seeding import child_seed
 from competition.training.averaging import CheckpointAverager, UniformSoup
@@ -172,7 +166,8 @@ class Trainer:
         self.last_save_time = time.monotonic()
         if self.distributed.rank == 0:
             self._open_metrics_log()
-            if cfg.on_nan == "restore" and not (self.folder / GOOD_CHECKPOINT).exists():
+            is_training = not self.state.stopped
+            if is_training and cfg.on_nan == "restore" and not (self.folder / GOOD_CHECKPOINT).exists():
                 self.save_checkpoint(good=True)
 
     def train(self) -> None:
@@ -328,7 +323,7 @@ class Trainer:
         self.metrics_log.append_line(self.metrics_line)
 
     def _validate(self, metrics: dict[str, float], epoch: int) -> float:
-        """Score the validation cases with the averaged weights; update schedule, best weights and early stopping."""
+        """Score the validation cases with the averaged weights; update schedule, best score and early stopping."""
         assert self.evaluator is not None
         state, stopping, start = self.state, self.exp.early_stopping, time.monotonic()
         scores = self.evaluator.validate(self.ema_model(), self.fold)
@@ -337,7 +332,6 @@ class Trainer:
         score = metrics["val/score"]
         if self.direction.is_better(score, state.best):
             state.best, state.stale = score, 0
-            self.save_best_weights(self.eval_model)
         else:
             state.stale += 1
         self.schedule.observe(score)
@@ -378,10 +372,6 @@ class Trainer:
         """Return the weights for prediction: the last or the best ones, averaged over `training.average` epochs."""
         return self.averager.average() or dict(self.ema_model().state_dict())
 
-    def save_best_weights(self, model: nn.Module) -> None:
-        """Write the weights with the best validation score so far, for the user; Maskfold does not read them."""
-        save_weights(self.folder / "best.safetensors", model.state_dict())
-
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
@@ -405,25 +395,46 @@ class Trainer:
                     "optimizer": self.optimizer.state_dict(),
                     "ema": self.ema.state_dict() if self.ema is not None else None,
                     "precision": self.fabric.strategy.precision.state_dict(),
-                    **self.state_dict(),
-                    "threads": torch.get_num_threads(),
-                    "devices": self.distributed.world_size,
-                    "line": self.metrics_line,
-                    "origin": self._origin(),
+                    **self._plain_state(),
                 },
             )
         self.last_save_time = time.monotonic()
+
+    def drop_tensors(self) -> None:
+        """Replace the checkpoint by one without tensors, and remove the other files that only training reads.
+
+        The network is then in `weights.safetensors`, and the optimiser has no further use. The plain values stay, so
+        that the fold can be scored again from its weights if its result is deleted.
+        """
+        if not (self.folder / PLAIN_WEIGHTS).exists():
+            raise ValueError(f"{self.folder} has no {PLAIN_WEIGHTS}")
+        save_checkpoint(self.folder / LAST_CHECKPOINT, self._plain_state())
+        (self.folder / GOOD_CHECKPOINT).unlink(missing_ok=True)
+        self.averager.remove_files()
+
+    def _plain_state(self) -> dict[str, Any]:
+        """Return the part of a checkpoint without tensors."""
+        return {
+            **self.state_dict(),
+            "threads": torch.get_num_threads(),
+            "devices": self.distributed.world_size,
+            "line": self.metrics_line,
+            "origin": self._origin(),
+        }
 
     def _load_checkpoint(self, name: str) -> None:
         checkpoint = load_checkpoint(self.folder / name)
         self._check_origin(checkpoint.get("origin"), self.folder / name)
         self.distributed.check_devices(checkpoint.get("devices", 1), self.folder / name)
-        self.unwrapped_model.load_state_dict(checkpoint["network"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(checkpoint["ema"])
-        self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
         self.load_state_dict(checkpoint)
+        if "network" in checkpoint:
+            self.unwrapped_model.load_state_dict(checkpoint["network"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            if self.ema is not None:
+                self.ema.load_state_dict(checkpoint["ema"])
+            self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+        else:
+            self._check_trained(self.folder / name)
         self.metrics_line = checkpoint.get("line", "")
         if checkpoint["threads"] != torch.get_num_threads():
             self.context.say(
@@ -431,6 +442,23 @@ class Trainer:
                 f"{torch.get_num_threads()}; results may differ in the last digits"
             )
         self.context.say(f"resumed from step {self.state.step}")
+
+    def _check_trained(self, path: Path) -> None:
+        """Check that a fold whose checkpoint has no tensors is trained and has its weights.
+
+        Raises:
+            MaskfoldError: it is not, or has not.
+        """
+        if not self.state.stopped:
+            problem = "its training has not ended"
+        elif not (self.folder / PLAIN_WEIGHTS).exists():
+            problem = f"{self.folder / PLAIN_WEIGHTS} is missing"
+        else:
+            return
+        raise MaskfoldError(
+            f"The checkpoint {path} has no network, as that of a finished fold, but {problem}.",
+            f"Restore the file from a backup, or delete {self.folder} to train this fold afresh.",
+        )
 
     def _origin(self) -> dict[str, Any]:
         """Return what a checkpoint belongs to: the name of the run's folder, the fold, and the seed."""

@@ -81,7 +81,7 @@ def test_help_needs_no_heavy_library():
         "import sys; from competition.cli.main import app\n"
         "heavy = {'torch', 'monai', 'mlflow', 'pandas', 'cv2', 'matplotlib', 'albumentations', 'jinja2'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "import competition.cli.data, competition.cli.submit, competition.cli.train\n"
+        "import competition.cli.clean, competition.cli.data, competition.cli.submit, competition.cli.train\n"
         "assert 'jinja2' not in sys.modules, 'only commands that write pages need it'"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -31,7 +31,7 @@ POINTS: dict[str, tuple[str, str, str]] = {
     "journal": ("competition.runs.checkpoint", "MetricsLog.append_line", ""),
     "validation": ("competition.training.evaluator", "Evaluator.validate", ""),
     "case": ("competition.training.evaluator", "Evaluator.predict", ""),
-    "best": ("competition.training.trainer", "Trainer.save_best_weights", ""),
+    "tensors dropped": ("competition.training.trainer", "Trainer.drop_tensors", ""),
     "snapshot": ("competition.training.averaging", "CheckpointAverager.add", ""),
     "weights": ("competition.training.fold", "save_weights", ""),
     "out of fold": ("competition.runs.oof", "OofStore.write", ""),

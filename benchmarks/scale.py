@@ -1,0 +1,177 @@
+"""Growth of time and memory with the number of cases and of runs: `python benchmarks/scale.py`.
+
+    python benchmarks/scale.py                                          # 1,000 and 10,000 cases; 50 and 500 runs
+    python benchmarks/scale.py --cases 1000 10000 50000 --runs 50 500   # an hour
+    python benchmarks/scale.py --cases 20 40 --runs 2 4                 # to check that the script works
+
+The cases are synthetic pictures of 32×32 pixels with their masks. The table has the processor seconds of each step, for
+each number; `growth` is the exponent between the smallest and the largest number: 1 is linear, 2 quadratic. The last
+line is the peak memory of this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import cv2
+import numpy as np
+
+from competition.cleaning.candidates import find_candidates
+from competition.config.experiment import Experiment
+from competition.config.loading import load_experiment
+from competition.data.cases import case_table
+from competition.data.preprocessing import preprocess_cases
+from competition.data.splits import check_leaks, split
+from competition.leaderboard.ledger import Ledger, UploadRecord, make_record_id
+from competition.runs.find import find_run
+from competition.runs.fold import FoldResult
+from competition.runs.run import CACHE_FOLDER, load_run
+from competition.training.cross_validate import open_run
+
+SIZE, FOLDS = 32, 5
+YAML = f"""
+competition:
+  name: scale
+  root: pictures
+  dimensions: 2
+  classes: [disc]
+  train: {{images: "images/{{id}}.png", masks: "masks/{{id}}.png"}}
+  metric: {{name: dice}}
+folds: {{k: {FOLDS}}}
+patch: {{size: [{SIZE}, {SIZE}]}}
+model: {{target: monai.networks.nets.UNet}}
+loss: {{target: monai.losses.DiceCELoss}}
+"""
+Times = dict[str, dict[int, float]]  # processor seconds by step and number
+
+
+def make_pictures(root: Path, count: int) -> None:
+    """Write pictures of noise with a disc each, and their masks."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        center = [int(value) for value in generator.integers(8, SIZE - 8, 2)]
+        cv2.circle(mask, center, int(generator.integers(3, 8)), 1, -1)
+        image = (generator.integers(0, 128, mask.shape) + 100 * mask).astype(np.uint8)
+        cv2.imwrite(str(root / "images" / f"{number:06d}.png"), image)
+        cv2.imwrite(str(root / "masks" / f"{number:06d}.png"), mask)
+
+
+@contextmanager
+def project(cases: int) -> Iterator[Experiment]:
+    """Work in a new folder with pictures and an experiment."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            make_pictures(Path("pictures"), cases)
+            Path("unet.yaml").write_text(YAML, encoding="utf-8")
+            yield load_experiment(Path("unet.yaml"))
+        finally:
+            os.chdir(before)
+
+
+def timed(times: Times, step: str, number: int, function: Callable[[], Any]) -> Any:
+    """Call a function and note its processor seconds, those of its child processes included."""
+    start = os.times()
+    result = function()
+    end = os.times()
+    times.setdefault(step, {})[number] = sum(end[:4]) - sum(start[:4])
+    return result
+
+
+def measure_cases(times: Times, count: int) -> None:
+    """Measure the steps whose time depends on the number of cases."""
+    with project(count) as exp:
+        table = timed(times, "find the cases", count, lambda: case_table(exp.competition))
+        folds = timed(times, "split into folds", count, lambda: split(table, exp.competition, exp.folds, 0))
+        timed(times, "check the folds for leaks", count, lambda: check_leaks(table, folds))
+        timed(times, "prepare the cases", count, lambda: preprocess_cases(table, exp, CACHE_FOLDER))
+        timed(times, "find them in the cache", count, lambda: preprocess_cases(table, exp, CACHE_FOLDER))
+        run = timed(times, "open a new run", count, lambda: open_run(exp, "scale-unet"))
+        timed(times, "write the run", count, run.write)
+        timed(times, "open the run again", count, lambda: load_run(run.folder))
+        timed(times, "plan `maskfold clean`", count, lambda: find_candidates(Path(), 0.0))
+
+
+def measure_runs(times: Times, count: int) -> None:
+    """Measure the steps whose time depends on the number of runs, or of uploads."""
+    with project(2 * FOLDS) as exp:
+        source = open_run(exp, "scale-unet")
+        source.write()
+        for fold, seed in source.members():
+            folder = source.member_folder(fold, seed)
+            folder.mkdir()
+            settings = {"precision": "32-true", "device": "cpu", "torch": "2", "stopped": "done"}
+            numbers = {"epochs": 1, "steps": 1, "minutes": 1.0, "peak_gib": 1.0, "threads": 1}
+            FoldResult(fold=fold, seed=seed, score=0.5, dice={}, **numbers, **settings).write(folder)
+        (source.folder / "summary.json").write_text(json.dumps({"metric": "dice", "score": 0.5}))
+        for number in range(1, count):
+            shutil.copytree(source.folder, source.folder.with_name(f"{source.folder.name}-{number + 1}"))
+        ledger, begin = Ledger("scale"), datetime(2026, 1, 1, tzinfo=UTC)
+        for number in range(count):
+            moment = begin + timedelta(minutes=number)
+            name, digest = make_record_id(moment, f"{number:064x}"), f"{number:064x}"
+            run = {"run": str(source.folder), "experiment": "scale-unet", "hash": source.folder.name, "weight": 1.0}
+            ledger.write(
+                UploadRecord(
+                    f"{name}-{number}", "scale", "by hand", "", moment.isoformat(), "a.csv", digest, "", runs=[run]
+                )
+            )
+        timed(times, "find the latest run by its YAML", count, lambda: find_run("unet.yaml"))
+        timed(times, "find a run by its hash", count, lambda: find_run(f"scale-unet/{source.folder.name}"))
+        timed(times, "read the ledger", count, ledger.read)
+        timed(times, "plan `maskfold clean --keep-best 3`", count, lambda: find_candidates(Path(), 0.0, 3))
+
+
+def format_times(times: Times, noun: str) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    numbers = sorted({number for values in times.values() for number in values})
+    lines = [
+        f"| processor seconds for {noun} | {' | '.join(f'{number:,}' for number in numbers)} | growth |",
+        f"|---|{'---:|' * (len(numbers) + 1)}",
+    ]
+    for step, values in times.items():
+        first, last = max(values[numbers[0]], 1e-3), max(values[numbers[-1]], 1e-3)
+        growth = math.log(last / first) / math.log(numbers[-1] / numbers[0]) if len(numbers) > 1 else math.nan
+        lines.append(f"| {step} | {' | '.join(f'{values[number]:.2f}' for number in numbers)} | {growth:.2f} |")
+    return lines
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, nargs="+", default=[1_000, 10_000])
+    parser.add_argument("--runs", type=int, nargs="+", default=[50, 500])
+    words = parser.parse_args()
+    warm_up: Times = {}
+    measure_cases(warm_up, FOLDS)  # imports
+    start = time.time()
+    for noun, numbers, measure in (("cases", words.cases, measure_cases), ("runs", words.runs, measure_runs)):
+        times: Times = {}
+        for number in sorted(numbers):
+            measure(times, number)
+        print("\n".join([*format_times(times, noun), ""]), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(f"peak memory {peak / 2**30:.2f} GiB, {time.time() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Processor time of functions that alternate, for the scripts of this folder."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+
+class Ratio(NamedTuple):
+    """One row of the table of `all.py`.
+
+    Attributes:
+        subject: what is computed, and how much of it.
+        seconds: processor seconds of Maskfold.
+        rival: the other implementation.
+        rival_seconds: its processor seconds.
+        ratio: Maskfold's time divided by the rival's in the same round, the median over rounds.
+    """
+
+    subject: str
+    seconds: float
+    rival: str
+    rival_seconds: float
+    ratio: float
+
+
+def alternate(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Call functions in alternation, after a round of warm-up; return the processor seconds of each call.
+
+    The seconds are those of all threads of this process, so that other load hardly changes them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for round_number in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            if round_number:
+                seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def compare(subject: str, functions: Mapping[str, Callable[[], object]], rounds: int) -> list[Ratio]:
+    """Compare the first function, Maskfold's, with each of the others."""
+    own, *rivals = alternate(functions, rounds).items()
+    return [
+        Ratio(
+            subject,
+            statistics.median(own[1]),
+            name,
+            statistics.median(seconds),
+            statistics.median(mine / max(other, 1e-9) for mine, other in zip(own[1], seconds, strict=True)),
+        )
+        for name, seconds in rivals
+    ]
+
+
+def format_ratios(ratios: list[Ratio]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    lines = ["| what | Maskfold, ms | rival | rival, ms | ratio |", "|---|---:|---|---:|---:|"]
+    for one in ratios:
+        lines.append(
+            f"| {one.subject} | {1000 * one.seconds:,.1f} | {one.rival} | {1000 * one.rival_seconds:,.1f} | "
+            f"{one.ratio:.2f} |"
+        )
+    return lines

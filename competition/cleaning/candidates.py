@@ -1,0 +1,355 @@
+"""What may be deleted below `mlruns`, each with its reason; nothing is deleted here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from competition.cleaning.mlflow_records import MlflowRecords, read_mlflow
+from competition.cleaning.protection import SUBMISSIONS_FOLDER, find_named_runs
+from competition.config.experiment import Experiment
+from competition.errors import MaskfoldError
+from competition.io import find_stale_temp, parse_json_object
+from competition.redact import redact
+from competition.runs.fold import RESULT_FILE
+from competition.runs.lock import is_free
+from competition.runs.run import CACHE_FOLDER, CASES_FILE, RUN_NAME, RUNS_FOLDER, SUMMARY_FILE, Run, load_run
+
+PREPARED_NAME = re.compile("[0-9a-f]{32}")  # of the folder of a prepared case, see `competition.data.cache.cache_key`
+CASE_RECORD = "case.json"
+UPLOADED_FILE = "shipped.json"  # in a run's folder: the ids of its runs in MLflow
+SECONDS_PER_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Files that may be deleted together.
+
+    Attributes:
+        kind: what they are, e.g. `unfinished run`.
+        paths: what is deleted; the first one names the candidate.
+        changed: time of the last change, s since 1970.
+        reason: why they may be deleted.
+        is_run: whether the first path is a run, whose lock is held while it is deleted.
+    """
+
+    kind: str
+    paths: tuple[Path, ...]
+    changed: float
+    reason: str
+    is_run: bool = False
+
+    @property
+    def name(self) -> str:
+        """The path in tables, with the number of further ones."""
+        return str(self.paths[0]) if self.is_run or len(self.paths) == 1 else f"{self.paths[0].parent}"
+
+
+@dataclass
+class CleaningPlan:
+    """What may be deleted, and what stays although it is old.
+
+    Attributes:
+        candidates: what may be deleted.
+        kept: path and reason of the runs that would be deleted if nothing named them or worked in them.
+        notes: what could not be read, so that it stays.
+    """
+
+    candidates: list[Candidate] = field(default_factory=list)
+    kept: list[tuple[Path, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_candidates(root: Path, older_than: float, keep_best: int | None = None) -> CleaningPlan:
+    """Find what may be deleted in a project.
+
+    Args:
+        root: the folder that contains `mlruns`; relative paths in the plan are relative to it.
+        older_than: seconds since the last change; younger files stay. Files of killed processes need no age.
+        keep_best: also propose the finished runs of a competition except for so many with the best scores; None: no
+            finished run.
+
+    Raises:
+        MaskfoldError: a submission, the ledger or a study cannot be read, so the runs that it names are unknown.
+    """
+    plan, now = CleaningPlan(), time.time()
+    folders = sorted(path for path in (root / RUNS_FOLDER).glob("*/*") if path.is_dir() and path.name[0] != ".")
+    runs = _read_runs(folders, plan)
+    proposed = [*_unfinished_runs(folders, runs, now - older_than)]
+    if keep_best is not None:
+        proposed += _finished_runs(runs, now - older_than, keep_best)
+    mlflow = _read_mlflow(root, plan, bool(proposed))
+    deleted: set[Path] = set()
+    reasons: dict[str, str] = {}
+    if mlflow is not None and (proposed or mlflow.unneeded):
+        gone = [found.run_name for found in mlflow.unneeded]
+        reasons = {**mlflow.named_runs, **find_named_runs(root, folders, gone)}
+        for candidate in proposed:
+            if (reason := _reason_to_stay(candidate.paths[0], reasons, mlflow)) is not None:
+                plan.kept.append((candidate.paths[0], reason))
+                continue
+            deleted.add(candidate.paths[0])
+            plan.candidates.append(_with_artifacts(candidate, mlflow))
+    plan.candidates += _unneeded_cases(root, folders, runs, deleted, now - older_than, plan)
+    if mlflow is not None:
+        of_runs = {path for candidate in plan.candidates for path in candidate.paths}
+        plan.candidates += [
+            found
+            for found in _unneeded_artifacts(mlflow, reasons, now - older_than)
+            if not of_runs.intersection(found.paths)
+        ]
+    plan.candidates += _stale_temporary_files(root)
+    return plan
+
+
+def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecords | None:
+    """Read MLflow if that matters; None if it cannot be read: then runs and artifacts stay."""
+    if not has_runs and not (root / RUNS_FOLDER.parent / "artifacts").exists():
+        return MlflowRecords()
+    try:
+        return read_mlflow(root)
+    except Exception as error:  # noqa: BLE001 - of MLflow, its database or the network
+        line = (redact(str(error)).strip().splitlines() or [type(error).__name__])[0][:160]
+        plan.notes.append(
+            f"MLflow cannot be read ({line}), so the runs with a registered model are unknown: all runs and artifacts "
+            "stay"
+        )
+        return None
+
+
+# Runs
+
+
+def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
+    """Return the runs that can be read; the others stay, with a note."""
+    runs = {}
+    for folder in folders:
+        if (folder / "experiment.yaml").exists():
+            try:
+                run = load_run(folder, None, check_edits=False)
+                run.members()
+                runs[folder] = run
+            except MaskfoldError as error:
+                plan.notes.append(f"{folder} stays, because it cannot be read: {error.message}")
+    return runs
+
+
+def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: float) -> Iterator[Candidate]:
+    for folder in folders:
+        if folder in runs:
+            members = [runs[folder].member_folder(*member) for member in runs[folder].members()]
+            finished = sum((member / RESULT_FILE).exists() for member in members)
+            if finished == len(members):
+                continue
+            reason = f"{finished} of {len(members)} folds are finished"
+        elif RUN_NAME.fullmatch(folder.name) and not (folder / "experiment.yaml").exists():
+            if next(folder.rglob(RESULT_FILE), None) is not None:
+                continue
+            reason = "it has no experiment.yaml: its command ended before the first fold"
+        else:
+            continue
+        if (changed := newest_change([folder])) < before:
+            yield Candidate("unfinished run", (folder,), changed, reason, is_run=True)
+
+
+def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> Iterator[Candidate]:
+    """Yield the finished runs that are not among the best of their competition by its metric, out of fold."""
+    scored: dict[str, list[tuple[float, Path]]] = {}
+    for folder, run in runs.items():
+        members = [run.member_folder(*member) for member in run.members()]
+        score = _score(folder)
+        if score is not None and all((member / RESULT_FILE).exists() for member in members):
+            comp = run.exp.competition
+            group = json.dumps([comp.name, comp.metric.model_dump(mode="json")], sort_keys=True)
+            scored.setdefault(group, []).append((comp.metric.direction.rank(score), folder))
+    for ranked in scored.values():
+        for rank, (_, folder) in enumerate(sorted(ranked, reverse=True), start=1):
+            if rank > keep_best and (changed := newest_change([folder])) < before:
+                reason = f"its score is number {rank} of {len(ranked)} runs of the competition"
+                yield Candidate("finished run", (folder,), changed, reason, is_run=True)
+
+
+def _score(folder: Path) -> float | None:
+    try:
+        value = parse_json_object((folder / SUMMARY_FILE).read_bytes()).get("score")
+        return None if value is None else float(value)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _reason_to_stay(folder: Path, reasons: Mapping[str, str], mlflow: MlflowRecords) -> str | None:
+    """Return why a run must not be deleted; None if it may."""
+    if folder.name in reasons:
+        return reasons[folder.name]
+    for run_id in _mlflow_ids(folder):
+        if run_id in mlflow.named_ids:
+            return mlflow.named_ids[run_id]
+    return None if is_unlocked(folder) else "a process works in it"
+
+
+def is_unlocked(folder: Path) -> bool:
+    """Return whether no process works in a run's folder or in that of one of its folds."""
+    locked = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+    try:
+        return all(is_free(path) for path in locked)
+    except OSError:  # a lock that this user may not open
+        return False
+
+
+def _mlflow_ids(folder: Path) -> list[str]:
+    """Return the ids of a run and its folds in MLflow."""
+    try:
+        entries = parse_json_object((folder / UPLOADED_FILE).read_bytes())["folders"].values()
+        return [str(entry["run_id"]) for entry in entries if entry.get("run_id")]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
+
+
+def _with_artifacts(candidate: Candidate, mlflow: MlflowRecords) -> Candidate:
+    """Add a run's artifacts in MLflow; MLflow keeps its metrics and parameters."""
+    if mlflow.artifacts is None:
+        return candidate
+    folders = [mlflow.artifacts / run_id for run_id in _mlflow_ids(candidate.paths[0])]
+    paths = (*candidate.paths, *(folder for folder in folders if folder.is_dir()))
+    return Candidate(candidate.kind, paths, candidate.changed, candidate.reason, candidate.is_run)
+
+
+def _unneeded_artifacts(mlflow: MlflowRecords, reasons: Mapping[str, str], before: float) -> Iterator[Candidate]:
+    for found in mlflow.unneeded:
+        is_named = found.run_name in reasons or found.run_id in mlflow.named_ids
+        if not is_named and (changed := newest_change([found.folder])) < before:
+            yield Candidate("MLflow artifacts", (found.folder,), changed, found.reason)
+
+
+# Prepared cases
+
+
+def _unneeded_cases(
+    root: Path, folders: Sequence[Path], runs: Mapping[Path, Run], deleted: set[Path], before: float, plan: CleaningPlan
+) -> Iterator[Candidate]:
+    """Yield the prepared cases that no run needs which stays. They are derived from the data, and made again if needed.
+
+    The key of a pseudo-labelled case depends on its teachers, so cases with the ids of such images stay.
+    """
+    cache = root / CACHE_FOLDER
+    if not cache.is_dir():
+        return
+    old = {
+        entry.name: (Path(entry.path), entry.stat().st_mtime)
+        for entry in os.scandir(cache)
+        if PREPARED_NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+    }
+    old = {name: found for name, found in old.items() if found[1] < before}
+    if not old:
+        return
+    if unread := [path for path in folders if path not in runs and (path / "experiment.yaml").exists()]:
+        plan.notes.append(f"all prepared cases stay, because {unread[0]} may need some of them")
+        return
+    needed, extra_ids = _needed_cases([run for folder, run in runs.items() if folder not in deleted])
+    unneeded = {
+        name: found for name, found in old.items() if name not in needed and _case_id(found[0]) not in extra_ids
+    }
+    if unneeded:
+        paths = tuple(path for path, _ in sorted(unneeded.values()))
+        changed = max(time for _, time in unneeded.values())
+        reason = "no run that stays was trained on them" if runs else "there is no run"
+        yield Candidate(f"{len(paths)} prepared cases", paths, changed, reason)
+
+
+def _needed_cases(runs: Sequence[Run]) -> tuple[set[str], set[str]]:
+    """Return the folder names of the runs' prepared cases, and the ids of their additional training cases."""
+    from competition.data.cache import cache_key
+    from competition.data.cases import case_rows
+
+    needed: dict[str, set[str]] = {}
+    extra_ids: set[str] = set()
+    for run in runs:
+        for table in run.extra_tables.values():
+            extra_ids |= {str(case) for case in table["id"]}
+        if (settings := _cache_settings(run.exp, run.folder)) not in needed:  # many runs share their cases
+            needed[settings] = {cache_key(row, run.exp) for row in case_rows(run.cases)}
+    return set().union(*needed.values()), extra_ids
+
+
+def _cache_settings(exp: Experiment, folder: Path) -> str:
+    parts = [exp.prepare.model_dump(mode="json"), exp.competition.model_dump(mode="json", exclude={"metric", "test"})]
+    digest = hashlib.sha256((folder / CASES_FILE).read_bytes())
+    return digest.hexdigest() + json.dumps(parts, sort_keys=True, default=str)
+
+
+def _case_id(folder: Path) -> str | None:
+    try:
+        return str(parse_json_object((folder / CASE_RECORD).read_bytes()).get("id"))
+    except (OSError, ValueError):
+        return None
+
+
+# Files of killed processes
+
+
+def _stale_temporary_files(root: Path) -> Iterator[Candidate]:
+    mlruns = root / RUNS_FOLDER.parent
+    places: list[tuple[Path, bool]] = [
+        (mlruns, False),
+        (root / CACHE_FOLDER, False),  # has very many folders, which have no temporary files
+        *((mlruns / name, True) for name in (RUNS_FOLDER.name, "studies", "artifacts")),
+        (root / SUBMISSIONS_FOLDER, True),
+        (root / "reports", True),
+    ]
+    found = [path for folder, deep in places for path in find_stale_temp(folder, deep)]
+    found += [path for path in find_stale_temp(Path(gettempdir()), deep=False) if path.name.startswith(".maskfold")]
+    for path in found:
+        yield Candidate("temporary files", (path,), newest_change([path]), "the process that wrote them was killed")
+
+
+# Time
+
+
+def newest_change(paths: Sequence[Path]) -> float:
+    """Return the time of the last change of a file below some paths, in s since 1970; locks do not count."""
+    times = [0.0]
+    for path in _walk(paths, lambda name: name != "lock"):
+        try:
+            times.append(path.lstat().st_mtime)
+        except OSError:  # it has just vanished
+            continue
+    return max(times)
+
+
+def _walk(paths: Sequence[Path], accept: Callable[[str], bool]) -> Iterator[Path]:
+    """Yield the files below some paths, and the paths that are files; folders without files count themselves."""
+    for path in paths:
+        if not path.is_dir() or path.is_symlink():
+            yield path
+            continue
+        is_empty = True
+        for parent, _, names in os.walk(path):
+            for name in filter(accept, names):
+                is_empty = False
+                yield Path(parent, name)
+        if is_empty:
+            yield path
+
+
+def parse_age(text: str) -> float:
+    """Return the seconds of an age such as `30d`, `12h` or `2w`.
+
+    Raises:
+        MaskfoldError: it is not one; status 2.
+    """
+    units: dict[str, Any] = {"h": SECONDS_PER_DAY / 24, "d": SECONDS_PER_DAY, "w": 7 * SECONDS_PER_DAY}
+    if (match := re.fullmatch(r"(\d{1,6})([hdw])", text.strip())) is None:
+        raise MaskfoldError(
+            f"--older-than: found `{text}`, expected a number of hours, days or weeks.",
+            "Write e.g. --older-than 12h, --older-than 30d or --older-than 8w.",
+            status=2,
+        )
+    return int(match[1]) * float(units[match[2]])

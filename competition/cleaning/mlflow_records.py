@@ -1,0 +1,134 @@
+"""What MLflow knows of runs: which have a registered model or a submission, and whose artifacts nothing needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from competition.runs.run import RUNS_FOLDER
+from competition.tracking.store import MlflowStore, connect_mlflow, find_mlflow_store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+PAGE = 1000  # entries per query
+CLEANED_KINDS = ("cv", "fold")  # MLflow runs whose artifacts may go; never those of submissions and studies
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UnneededArtifacts:
+    """The artifacts of one MLflow run that may be deleted.
+
+    Attributes:
+        run_id: MLflow's id.
+        folder: of the artifacts.
+        run_name: the name of the run's folder, i.e. its hash.
+        reason: why nothing needs them.
+    """
+
+    run_id: str
+    folder: Path
+    run_name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class MlflowRecords:
+    """What MLflow knows.
+
+    Attributes:
+        artifacts: the local folder of all artifacts; None if there is none.
+        named_runs: why a run must stay, by the name of its folder.
+        named_ids: why an MLflow run must stay, by its id.
+        unneeded: artifacts of runs that were deleted.
+    """
+
+    artifacts: Path | None = None
+    named_runs: dict[str, str] = field(default_factory=dict)
+    named_ids: dict[str, str] = field(default_factory=dict)
+    unneeded: list[UnneededArtifacts] = field(default_factory=list)
+
+
+def read_mlflow(root: Path) -> MlflowRecords:
+    """Read the store of a project; nothing is changed, and no database is created.
+
+    Args:
+        root: the folder that contains `mlruns`.
+
+    Raises:
+        Exception: any exception of MLflow if the store cannot be read.
+    """
+    store = find_mlflow_store(root)
+    if store.database is not None and not store.database.exists():
+        return MlflowRecords(store.artifacts)
+    client = connect_mlflow(store)
+    runs = {run.info.run_id: run for run in _all_runs(client)}
+    records = MlflowRecords(store.artifacts)
+    for version in _pages(client.search_model_versions):
+        run, reason = (
+            runs.get(version.run_id),
+            f"the registered model {version.name}, version {version.version}, has it",
+        )
+        records.named_ids[version.run_id] = reason
+        if run is not None and (name := run.data.tags.get("run_hash")):
+            records.named_runs.setdefault(name, reason)
+    for run in runs.values():
+        if run.data.tags.get("kind") == "submission":
+            text = f"{run.data.params.get('runs', '')},{run.data.tags.get('upload_runs', '')}"
+            for name in filter(None, (part.strip() for part in text.split(","))):
+                records.named_runs.setdefault(name, f"MLflow has the {run.info.run_name} of it")
+    records.unneeded.extend(_unneeded_artifacts(root, store, runs))
+    return records
+
+
+def _unneeded_artifacts(root: Path, store: MlflowStore, runs: dict[str, Run]) -> Iterator[UnneededArtifacts]:
+    """Yield the artifacts of runs that were deleted in MLflow, and of runs whose folder was deleted.
+
+    Folders that the store has no run of stay: they may be another store's.
+    """
+    if store.artifacts is None or not store.artifacts.is_dir():
+        return
+    for folder in sorted(store.artifacts.iterdir()):
+        run = runs.get(folder.name)
+        if run is None or not folder.is_dir() or run.data.tags.get("kind") not in CLEANED_KINDS:
+            continue
+        name = run.data.tags.get("run_hash", "")
+        parent = runs.get(run.data.tags.get("mlflow.parentRunId", "")) if run.data.tags["kind"] == "fold" else run
+        if run.info.lifecycle_stage == "deleted":
+            yield UnneededArtifacts(folder.name, folder, name, "MLflow artifacts of a run that was deleted in MLflow")
+        elif parent is not None and _folder_is_gone(root, parent.data.tags.get("folder", "")):
+            yield UnneededArtifacts(folder.name, folder, name, "MLflow artifacts of a run whose folder was deleted")
+
+
+def _folder_is_gone(root: Path, folder: str) -> bool:
+    """Return whether a run's folder was in this project and no longer is.
+
+    A project that was moved has other paths, and a disk that is not mounted has no runs at all.
+    """
+    path, runs = Path(folder), (root / RUNS_FOLDER).resolve()
+    is_mounted = runs.is_dir() and next(runs.iterdir(), None) is not None
+    return is_mounted and path.is_absolute() and runs in path.parents and not path.exists()
+
+
+def _all_runs(client: MlflowClient) -> Iterator[Run]:
+    from mlflow.entities import ViewType
+
+    experiments = [one.experiment_id for one in _pages(client.search_experiments, view_type=ViewType.ALL)]
+    if experiments:
+        yield from _pages(client.search_runs, experiments, run_view_type=ViewType.ALL)
+
+
+def _pages(search: Any, *arguments: Any, **keywords: Any) -> Iterator[Any]:
+    """Yield the entries of all pages of a search."""
+    token = None
+    while True:
+        page = search(*arguments, **keywords, max_results=PAGE, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return

@@ -1,0 +1,128 @@
+"""The runs that must stay because something names them: a submission, the ledger, a study, or another run's YAML.
+
+A run is known here by the name of its folder, which is its hash. Two runs of one name are both protected.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from competition.config.yaml import read_yaml
+from competition.errors import MaskfoldError
+from competition.io import read_record
+from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
+
+SUBMISSIONS_FOLDER, EXPERIMENTS_FOLDER = Path("submissions"), Path("experiments")
+LEDGER_FOLDER = "ledger"
+WORD = re.compile(r"[\w.\-]+")  # names of folders in paths
+RUN_TEXTS = ("experiment.yaml", "contents.json")  # in a run's folder: the runs that it learnt from, and their weights
+SHORTEST_HASH = 4  # digits with which a YAML may name a run
+
+
+def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = ()) -> dict[str, str]:
+    """Return why runs must stay, by the names of their folders.
+
+    Args:
+        root: the folder that contains `mlruns`.
+        runs: the folders of all runs.
+        deleted: names of runs whose folder is gone, but of which MLflow has artifacts.
+
+    Raises:
+        MaskfoldError: a file that may name runs cannot be read.
+    """
+    names = {*(run.name for run in runs), *deleted}
+    reasons: dict[str, str] = {}
+    for found in (
+        _in_submissions(root / SUBMISSIONS_FOLDER),
+        _in_studies(root / STUDIES_FOLDER),
+        _in_runs(runs, names),
+        _in_yamls(root, runs, names),
+    ):
+        for name, reason in found:
+            reasons.setdefault(name, reason)
+    return reasons
+
+
+def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the runs that predicted a submission; its JSON and the records of the ledger have the same key `runs`."""
+    for path in sorted(folder.rglob("*.json")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        try:
+            plain = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise MaskfoldError(
+                f"{path} cannot be read ({' '.join(str(error).split())[:100]}), so the runs that it may name are "
+                "unknown.",
+                f"Restore it from a backup, or move it out of {folder}; then repeat the command.",
+            ) from error
+        entries = plain.get("runs") if isinstance(plain, Mapping) else None
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, Mapping):
+                for name in {str(entry.get("hash", "")), Path(str(entry.get("run", ""))).name} - {""}:
+                    yield name, f"the {'ledger' if path.parent.name == LEDGER_FOLDER else 'submission'} {path} names it"
+
+
+def _in_studies(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the runs of the best trials of each study."""
+    for path in sorted(folder.glob(f"*/{TRIALS_FILE}")):
+        record = read_record(path)
+        try:
+            best = set(record["best"])
+            runs = [(trial["number"], trial.get("run")) for trial in record["trials"] if trial["number"] in best]
+        except (LookupError, TypeError, AttributeError) as error:
+            raise MaskfoldError(
+                f"{path} has no list of trials, so the run of the study's best trial is unknown.",
+                "Repeat the `maskfold study` command, which writes it again.",
+            ) from error
+        for number, run in runs:
+            if run:
+                yield Path(str(run)).name, f"trial {number} is a best one of the study {path.parent.name}"
+
+
+def _in_runs(runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the runs in the YAML of another run: `pseudo.from`, `init_from`, or the path of one of their files."""
+    for run in runs:
+        for path in (run / name for name in RUN_TEXTS):
+            if path.exists():
+                for name in _words(path) & names - {run.name}:
+                    yield name, f"the run {run.parent.name}/{run.name} names it"
+
+
+def _in_yamls(root: Path, runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the runs in the YAML of studies and in the user's own: also by the first digits, or by an experiment."""
+    folders = (root / EXPERIMENTS_FOLDER).rglob("*.y*ml"), root.glob("*.y*ml"), (root / STUDIES_FOLDER).glob("*/*.yaml")
+    for path in sorted(path for found in folders for path in found if path.is_file()):
+        words = _words(path)
+        named = words & names
+        for value in _sources(path):
+            stem = Path(value).stem if value.endswith((".yaml", ".yml")) else None
+            for run in runs:
+                is_of_yaml = stem is not None and run.parent.name.endswith(f"-{stem}")
+                is_prefix = len(value) >= SHORTEST_HASH and run.name.startswith(Path(value).name)
+                if is_of_yaml or is_prefix:
+                    named.add(run.name)
+        for name in sorted(named):
+            yield name, f"{path} names it"
+
+
+def _words(path: Path) -> set[str]:
+    return set(WORD.findall(path.read_text(encoding="utf-8", errors="replace")))
+
+
+def _sources(path: Path) -> list[str]:
+    """Return the values of `pseudo.from` and `init_from` in a YAML; none if it cannot be read."""
+    try:
+        tree: Any = read_yaml(path).tree
+    except (OSError, MaskfoldError):
+        return []
+    if not isinstance(tree, dict):
+        return []
+    pseudo = tree.get("pseudo")
+    values = [tree.get("init_from"), pseudo.get("from") if isinstance(pseudo, dict) else pseudo]
+    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return [str(one) for one in flat if isinstance(one, str | int) and str(one)]  # a hash may have digits only

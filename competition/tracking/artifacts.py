@@ -1,0 +1,82 @@
+"""Weights in MLflow's artifact store without a second copy on the disk: hard links where the store is a local folder.
+
+A link shares its content with the file in the run's folder, so it is only made of files that are replaced and never
+changed in place: those that `competition.io.atomic_write` writes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+LINKED_SUFFIXES = (".safetensors", ".pt")  # files that are replaced, never changed in place
+
+
+class ArtifactFolders:
+    """The local folders of MLflow's artifacts, by run; asked once for each run.
+
+    Args:
+        client: of the open store.
+    """
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+        self._folders: dict[str, Path | None] = {}
+
+    def folder(self, run_id: str) -> Path | None:
+        """Return the folder of a run's artifacts; None if the store is not a local folder."""
+        if run_id not in self._folders:
+            self._folders[run_id] = local_folder(self._client.get_run(run_id).info.artifact_uri)
+        return self._folders[run_id]
+
+    def log(self, run_id: str, path: Path, parent: str | None) -> None:
+        """Log a file as an artifact: a hard link if it can and may be one, else a copy.
+
+        Args:
+            run_id: MLflow's id of the run.
+            path: of the file.
+            parent: the folder among the run's artifacts; None: their root.
+
+        Raises:
+            FileNotFoundError: the file has vanished.
+            Exception: any exception of MLflow if the store cannot be reached.
+        """
+        if path.suffix in LINKED_SUFFIXES and (folder := self.folder(run_id)) is not None:
+            target = folder / (parent or "") / path.name
+            if link_file(path, target):
+                return
+            # MLflow would write a copy into the file that is there, which may be a link to weights that are still used.
+            target.unlink(missing_ok=True)
+        self._client.log_artifact(run_id, str(path), parent)
+
+
+def local_folder(artifact_uri: str) -> Path | None:
+    """Return the folder of an artifact URI such as `file:///home/me/mlruns/artifacts/…`; None for other stores."""
+    parsed = urlparse(artifact_uri)
+    return Path(url2pathname(parsed.path)) if parsed.scheme in ("", "file") and not parsed.netloc else None
+
+
+def link_file(source: Path, target: Path) -> bool:
+    """Make `target` a hard link of a file, in the place of what is there; return whether the file system allows it.
+
+    Raises:
+        FileNotFoundError: the source does not exist.
+    """
+    source = source.resolve(strict=True)  # not a link to a symbolic link
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and target.samefile(source):
+            return True
+        target.unlink(missing_ok=True)
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, one without hard links, or a folder of another user
+        return False
+    return True

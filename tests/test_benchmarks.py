@@ -1,0 +1,60 @@
+"""The scripts in `benchmarks/` run, use public functions only, and compare what is the same."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "benchmarks"
+
+
+def test_the_table_of_ratios_at_the_smallest_sizes(tmp_path: Path) -> None:
+    before = sorted(FOLDER.rglob("*.md"))
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "all.py"), "--small"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line]
+    header, _, *table = rows
+    assert header == ["what", "Maskfold, ms", "rival", "rival, ms", "ratio"]
+    rivals = {row[2] for row in table}
+    assert {"MONAI", "MONAI, buffer_steps=1", "MONAI, one by one", "pycocotools", "Kaggle's snippet"} <= rivals
+    assert len(table) == 2 * 2 * 2 + 1 + 2 * 2 and all(float(row[4]) > 0 for row in table)
+    assert "cores" in done.stdout and "torch " in done.stdout
+    assert sorted(FOLDER.rglob("*.md")) == before  # only a whole measurement is saved
+
+
+def test_the_tables_of_growth_at_the_smallest_sizes(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "scale.py"), "--cases", "10", "20", "--runs", "1", "3"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for words in ("| prepare the cases |", "| find the latest run by its YAML |", "| read the ledger |", "peak memory"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize("script", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_a_script_imports_names_that_exist_and_are_public(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "competition":
+            for alias in node.names:
+                assert not alias.name.startswith("_"), f"{script.name} imports {alias.name}"
+                module = __import__(str(node.module), fromlist=[alias.name])
+                assert hasattr(module, alias.name), f"{script.name}: {node.module} has no {alias.name}"
