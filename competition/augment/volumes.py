@@ -556,7 +556,7 @@ def apply_along_axes(batch: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
     Args:
         batch: (B, C, *spatial).
-        matrices: for each spatial axis, a stack (B, length of the result, length).
+        matrices: one stack of matrices per spatial axis, (B, length of the result, length of the input).
 
     Returns:
         (B, C, *lengths of the result).

@@ -17,8 +17,8 @@ class DecathlonTask:
     """One data set.
 
     Attributes:
-        name: its name on the command line, and of its folder here.
-        folder: its name in the Decathlon; the archive contains this folder.
+        name: name of the task on the command line, and of its local folder.
+        folder: name of the task in the Decathlon; the archive contains this folder.
         megabytes: approximate size of the archive in 10⁶ bytes. Its files are compressed, so they take as much
             unpacked.
         description: modality and classes.

@@ -163,7 +163,7 @@ def make_demo(
     Args:
         name: `2d`, `3d` or `gate`.
         folder: the folder to create; it replaces an older demo.
-        seed: the same seed gives the same competition.
+        seed: random seed; the same seed gives the same competition.
         cases: number of training cases; None is the demo's default.
         test_cases: number of test cases; None is the demo's default.
 

@@ -46,8 +46,8 @@ class RemoteFile:
     """File on the network.
 
     Attributes:
-        url: its address.
-        size: its approximate size in bytes.
+        url: address of the file.
+        size: approximate size of the file in bytes.
         expected_md5: its MD5, 32 hexadecimal digits.
     """
 

@@ -72,7 +72,7 @@ class Frame:
     """Header of one slice.
 
     Attributes:
-        path: its file.
+        path: path of the file.
         name: the file, for messages.
         index: the frame in the file, from 0.
         shape: rows and columns.

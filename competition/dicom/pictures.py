@@ -60,8 +60,8 @@ def read_picture(instance: Instance, pixels: PixelReader) -> np.ndarray:
     """Read a picture.
 
     Args:
-        instance: its file.
-        pixels: decodes it.
+        instance: the picture's file, with the headers of its frames.
+        pixels: function that decodes the file.
 
     Returns:
         (rows, columns) uint8, or uint16 if a value is above 255; higher is brighter.

@@ -82,11 +82,11 @@ class Instance:
     """Header of one DICOM file.
 
     Attributes:
-        name: its path below the folder, for messages.
+        name: path of the file below the folder, for messages.
         patient_id … modality: text of the header; empty if absent.
         private_patterns: see `find_private_patterns`.
         instance_number: InstanceNumber; None if absent.
-        transfer_syntax: its UID.
+        transfer_syntax: UID of the transfer syntax.
         size: rows, columns and frames.
         frame_headers: geometry of each frame; empty for segmentations and files without pixels.
         source_uids: UIDs of the instances and series that the file was derived from.

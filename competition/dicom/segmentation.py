@@ -363,7 +363,7 @@ class Segmentation:
         labels: segment number → SegmentLabel.
         kind: BINARY, FRACTIONAL or LABELMAP.
         max_value: the stored value that means a fraction of 1.
-        frame_geometry: of each frame, its segment number (None in a label map) and its affine to RAS mm.
+        frame_geometry: for each frame, the segment number (None in a label map) and the affine to RAS mm.
         shape: rows and columns.
     """
 

@@ -39,10 +39,10 @@ class ComparedRun:
 
     Attributes:
         run: the run.
-        oof: its out-of-fold predictions.
+        oof: out-of-fold predictions of the run.
         settings: the post-processing of its masks.
         description: text about the post-processing, for the report.
-        nested: by case id, the post-processing tuned without the case's fold; empty: every case has `settings`.
+        nested: post-processing by case id, tuned without the case's fold; if empty, `settings` applies to every case.
     """
 
     run: Run
@@ -57,8 +57,8 @@ class ComparedRun:
 
         Args:
             run: the run.
-            tuned: its tuning result: each case has the steps tuned on the other folds, or those of the YAML if the
-                tuned ones were not kept. None: all cases have the steps of the YAML.
+            tuned: tuning result of the run. Each case gets the steps tuned on the other folds, or the YAML's steps if
+                the tuned ones were not kept. None: all cases have the steps of the YAML.
         """
         settings, oof = run.exp.postprocess, run.oof()
         own = "the steps of its YAML" if settings.steps or settings.number else "no post-processing"

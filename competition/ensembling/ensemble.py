@@ -30,7 +30,7 @@ class InMemoryCase:
     """An image in memory, used in place of a row of the case table.
 
     Attributes:
-        id: its name in error messages.
+        id: the case's name in error messages.
         image: the image.
     """
 

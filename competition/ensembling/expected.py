@@ -60,7 +60,7 @@ def estimate_score(
     Args:
         ensemble: the runs; the first one's `postprocess` is used.
         test_cases: size of the test set.
-        context: its log takes progress messages.
+        context: progress messages go to its log.
         workers: processes; None: one per core.
 
     Raises:

@@ -39,7 +39,7 @@ class FittedWeights:
         equal: the score of equal weights.
         best: the score of the best weights on the cases they were fitted on (optimistic).
         nested: the score of each fold's cases with the weights fitted on the other folds.
-        gain: by how much the nested score is better than that of equal weights, with its 95 % interval.
+        gain: improvement of the nested score over the score with equal weights, with its 95 % interval.
         fold_weights: the weights fitted without each fold; empty if equal weights are used.
     """
 
@@ -84,7 +84,7 @@ def fit_weights(
         ensemble: the runs; its weights are ignored.
         seed: seed of the bootstrap.
         groups: the group of each case, for the interval.
-        context: its log takes progress messages.
+        context: progress messages go to its log.
         workers: processes; None: one per core.
     """
     import pandas as pd

@@ -135,7 +135,7 @@ class TruthStats:
         foreground: number of voxels of any class.
         ignored: number of ignored voxels.
         total: number of voxels of the case.
-        objects: for each class the number of voxels of each object.
+        objects: number of voxels of each object, one array per class.
         covered: number of objects that share voxels with a later one.
         copies: how many of these are identical to another object.
         empty_objects: number of objects without a voxel.
@@ -163,7 +163,7 @@ class CaseStats:
     Attributes:
         id: id of the case.
         split: train or test.
-        images: its files, relative to the root.
+        images: image files of the case, relative to the root.
         shape: shape of the image, from its header.
         spacing: mm along each axis, from the header.
         pixdim: mm along each axis by pixdim of a NIfTI header, if that differs from its affine.

@@ -61,7 +61,7 @@ class Bundle:
 
     Attributes:
         folder: the bundle.
-        ensemble: its runs, in subfolders, with their weights.
+        ensemble: the bundle's runs, in subfolders, with their ensemble weights.
         settings: the post-processing.
         id_suffix: suffix that the host's ids add to the image's id, such as `.png`.
         trust: the user's own packages in the bundle.
@@ -146,7 +146,7 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
     Args:
         comp: the competition; its root is the folder where the host's files are mounted.
         suffix: suffix that the host's ids add to the image's id, such as `.png`; used if no sample shows it.
-        context: its log takes messages for the user.
+        context: messages for the user go to its log.
 
     Raises:
         MaskfoldError: the root is not the competition's, or an image or the sample cannot be read.

@@ -36,8 +36,8 @@ class UploadRecord:
     """One upload.
 
     Attributes:
-        id: its time and the first digits of its file's SHA-256.
-        competition: its name in our YAML.
+        id: time of the record and the first digits of the file's SHA-256.
+        competition: the competition's name in the YAML.
         host: kaggle, or `by hand`.
         slug: the competition's name at the host.
         time: time of the upload, ISO in UTC.
@@ -121,7 +121,7 @@ class Ledger:
     """The uploads of one competition.
 
     Args:
-        competition: its name in our YAML.
+        competition: the competition's name in the YAML.
         root: the folder that contains `submissions`.
     """
 

@@ -40,7 +40,7 @@ class UploadRequest:
         path: the CSV; None for a notebook whose output is not available.
         summary: the JSON that `maskfold submit` wrote next to it; empty if there is none.
         comp: the competition; None for a notebook of an unknown competition.
-        slug: its name at the host.
+        slug: the competition's name at the host.
     """
 
     path: Path | None

@@ -38,7 +38,7 @@ def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
     Args:
         scores: rows of `competition.metrics.scoring.score_case` with the columns id, class, score and dice; for
             `average: global` also tp, fp and fn; for a metric with a term averaged over slices also pooled and items.
-        metric: its `average` defines the reduction over cases and classes.
+        metric: the section `metric` of the YAML; `average` in it defines the mean over cases and classes.
 
     Returns:
         The score; nan without scored cases, or if no case has a class and `both_empty` is null.

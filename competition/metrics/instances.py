@@ -36,9 +36,9 @@ def mean_ap(
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
-        true_objects: the same shape.
+        true_objects: the true objects, in the same form.
         predicted_hidden: pixels of predicted objects that later ones cover.
-        true_hidden: the same for the truth.
+        true_hidden: covered pixels of the true objects.
 
     Returns:
         0 to 1; nan if neither has an object.
@@ -57,9 +57,9 @@ def f2_iou(
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
-        true_objects: the same shape.
+        true_objects: the true objects, in the same form.
         predicted_hidden: pixels of predicted objects that later ones cover.
-        true_hidden: the same for the truth.
+        true_hidden: covered pixels of the true objects.
 
     Returns:
         0 to 1; nan if neither has an object.
@@ -93,9 +93,9 @@ def count_object_matches(
 
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
-        truth: the same shape.
+        truth: the true mask, of the same shape.
         predicted_hidden: pixels of predicted objects that later ones cover.
-        true_hidden: the same for the truth.
+        true_hidden: covered pixels of the true objects.
     """
     predicted_areas, true_areas, pair_areas = object_areas(predicted, truth, predicted_hidden, true_hidden)
     intersection = np.array(list(pair_areas.values()), np.int64)
@@ -138,9 +138,9 @@ def object_areas(
 
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
-        truth: the same shape.
+        truth: the true mask, of the same shape.
         predicted_hidden: pixels of predicted objects that later ones cover.
-        true_hidden: the same for the truth.
+        true_hidden: covered pixels of the true objects.
 
     Returns:
         By predicted number, by true number, and by (predicted, true) number.

@@ -113,7 +113,7 @@ def binary_opening(mask: Mask, radius: int) -> Mask:
 
     Args:
         mask: (*spatial) bool.
-        radius: in pixels, 0 or more.
+        radius: radius in pixels, 0 or more.
     """
     return _with_padding(mask, radius, lambda wide: _dilate(~_dilate(~wide, radius), radius))
 
@@ -123,7 +123,7 @@ def binary_closing(mask: Mask, radius: int) -> Mask:
 
     Args:
         mask: (*spatial) bool.
-        radius: in pixels, 0 or more.
+        radius: radius in pixels, 0 or more.
     """
     return _with_padding(mask, radius, lambda wide: ~_dilate(~_dilate(wide, radius), radius))
 
@@ -255,7 +255,7 @@ def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float
         labels: (*spatial) int32, flooded from seeds at all peaks of the height.
         seeds: (*spatial) int32; each of constant height.
         height: (*spatial) float32.
-        depth: in the unit of the height; at least 0.
+        depth: regions with a lower rise above the saddle are merged; at least 0, in the unit of `height`.
 
     Returns:
         (*spatial) int32 with some of the numbers of `labels`.

@@ -30,7 +30,8 @@ def apply_ordering(
         probabilities: (P, *spatial) floats.
         comp: the competition.
         settings: the post-processing; only `number` is used.
-        row: of the case table, or `competition.ensembling.ensemble.InMemoryCase`; `number` requires its affine.
+        row: row of the case table, or `competition.ensembling.ensemble.InMemoryCase`; `number` requires the case's
+            affine.
         presence: see `CaseProbabilities`.
 
     Raises:
@@ -82,7 +83,7 @@ def run_steps(
     Args:
         evidence: the case.
         index: the class.
-        steps: in order.
+        steps: the steps, in order.
         cache: results of this class by their steps; steps in it are not applied again.
     """
     cache = {} if cache is None else cache

@@ -19,7 +19,7 @@ class SubmittedScore(NamedTuple):
     """The out-of-fold score of the masks that a run would submit.
 
     Attributes:
-        value: by the competition's metric.
+        value: score by the competition's metric.
         is_nested: whether each fold's cases have post-processing that was tuned on the other folds; False: the score of
             the summary, or that of the YAML's steps if tuned ones were not kept.
     """

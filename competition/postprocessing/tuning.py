@@ -47,7 +47,7 @@ class TuningResult:
         before: the score of the experiment's own steps.
         after: the score of the tuned steps on the cases they were tuned on (optimistic).
         nested: the score of each fold's cases with the steps tuned on the other folds.
-        gain: by how much nested is better than before, with its 95 % interval.
+        gain: improvement of `nested` over `before`, with its 95 % interval.
         kept: whether the tuned steps are used: the gain is at least `MIN_GAIN`, and its interval is above 0.
         rows: score rows of the steps in use: nested if tuned, else before.
         presence_gain: the gain from the step `gate`: of the nested score of a search with it over one without; None
@@ -113,9 +113,9 @@ def tune_postprocessing(
 
     Args:
         evaluation: scores of the ensemble, open.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         groups: the group of each case, for the intervals.
-        context: its log takes progress messages.
+        context: progress messages go to its log.
     """
     exp, comp = evaluation.ensemble.runs[0].exp, evaluation.ensemble.comp
     own = [exp.postprocess.steps_for(name) for name in comp.classes]
@@ -173,9 +173,9 @@ def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int)
     group: no network saw any of them. With fewer groups than that, all cases are one part.
 
     Args:
-        rows: of the case table by id; `group` is read.
+        rows: rows of the case table by id; only the column `group` is read.
         fold_of: the fold that predicted each case.
-        seed: of the split.
+        seed: seed of the split.
     """
     if len({fold_of[case] for case in rows}) > 1:
         return {case: fold_of[case] for case in rows}

@@ -211,8 +211,8 @@ class CalibrationCounts:
         pixels: (61,) number of pixels with a probability in ((k - 1)/60, k/60]; k = 0 is probability 0.
         positives: (61,) number of these pixels that belong to the class.
         sums: (61,) sum of their probabilities.
-        dice: for each case with the class, Dice (19,) of the pixels above each threshold.
-        left_empty: for each case without the class, whether no pixel is above each threshold, (19,) bool.
+        dice: Dice (19,) of the pixels above each threshold, for each case that has the class.
+        left_empty: whether no pixel is above each threshold, (19,) bool, for each case that does not have the class.
     """
 
     pixels: Ints = field(default_factory=lambda: np.zeros(HISTOGRAM_STEPS + 1, np.int64))

@@ -40,7 +40,7 @@ def write_comparison(comparison: Comparison, folder: Path, count: int = 10, cont
         comparison: the result of `competition.ensembling.compare.compare_two_runs`.
         folder: the output folder.
         count: number of cases to draw; those with the largest change are drawn.
-        context: its log takes progress messages.
+        context: progress messages go to its log.
 
     Returns:
         The page.

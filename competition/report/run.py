@@ -46,7 +46,7 @@ def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
     Args:
         run: a run with any number of finished folds; see `competition.runs.find.find_run`.
         output: the page, `….html`.
-        context: its log takes progress messages.
+        context: progress messages go to its log.
 
     Returns:
         The page.

@@ -62,8 +62,8 @@ def write_study_report(
     Args:
         folder: folder of the study.
         title: title of the page.
-        trials: for each trial `number`, `state`, `values` (one per objective, or None), `minutes` (or None) and
-            `params`, a dictionary; `own` marks the unchanged YAML. Other keys become additional columns.
+        trials: one mapping per trial with `number`, `state`, `values` (one per objective, or None), `minutes` (or None)
+            and `params`, a dictionary; `own` marks the unchanged YAML. Other keys become additional columns.
         figures: PNG files; the page lists missing files.
         output: the page, `….html`.
         objectives: names of the objectives.

@@ -22,7 +22,7 @@ class PromotionResult:
 
     Attributes:
         number: number of the trial.
-        overrides: its `key=value` overrides.
+        overrides: the experiment's `key=value` overrides.
         run_folder: the run's folder.
         score: over all folds.
         unseen_score: over the folds that the study did not use; None if it used all.

@@ -70,7 +70,7 @@ class StudySession:
 
     Attributes:
         source: the experiment.
-        config: its `study` section.
+        config: section `study` of the experiment.
         name: name of the study, in Optuna and of its folder in `mlruns/studies`.
         optuna_study: Optuna's study.
         storage: Optuna's storage.
@@ -173,8 +173,8 @@ class StudyNames:
     """The names that a study may have.
 
     Attributes:
-        present: its name, which has a digest of the YAML and of the data.
-        old: its name in 0.1, which had a digest of the YAML alone.
+        present: name of the study, which contains a digest of the YAML and of the data.
+        old: name of the study in version 0.1, which contained only a digest of the YAML.
         tables: the case tables of the present data, by the names of their files in a run's folder.
     """
 

@@ -378,7 +378,7 @@ def check_study_data(source: ExperimentSource, run: Run, data: str | None) -> No
 
     Args:
         source: the study's experiment.
-        run: of the trial, whose own keys may select other data than the study's experiment does.
+        run: run of the trial; its own keys may select other data than the study's experiment.
         data: digest of the study's data; None: not checked.
 
     Raises:

@@ -65,7 +65,7 @@ def register_model(
 
     Args:
         run_folder: folder of the run; a run that MLflow does not have is uploaded first.
-        exp: its experiment.
+        exp: experiment of the run.
         write: called with two folders: writes the MLflow model into the first, and may use the second for temporary
             files.
         fingerprint: identifies the model: if a version has it already, no second version is created.

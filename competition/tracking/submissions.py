@@ -41,7 +41,7 @@ def log_submission(run_folder: Path, exp: Experiment, csv: Path, summary_path: P
 
     Args:
         run_folder: folder of the run, or of the first of several.
-        exp: its experiment.
+        exp: experiment of the run.
         csv: the file for the host.
         summary_path: the summary JSON of the submission.
 

@@ -36,10 +36,10 @@ class CheckpointAverager:
     """Keeps the weights of `k` epochs in files such as `epoch_000012_0.831200000.safetensors`.
 
     Args:
-        folder: of the files; made when the first one is kept.
+        folder: folder of the files; created when the first file is kept.
         k: how many epochs to keep and average.
         by_score: keep the epochs with the best validation scores instead of the last ones; nan is the worst score.
-        direction: of the score.
+        direction: whether higher or lower scores are better.
     """
 
     def __init__(self, folder: Path, k: int, by_score: bool, direction: Direction = Direction.HIGHER) -> None:
@@ -109,10 +109,11 @@ class UniformSoup:
     first; NaN (the half has no such class) ranks last.
 
     Args:
-        folder: of the files, e.g. `epoch_000012_0.831_0.842_0.820.safetensors`; made when the first one is kept.
+        folder: folder of the files, e.g. `epoch_000012_0.831_0.842_0.820.safetensors`; created when the first file is
+            kept.
         exp: `training.soup` is k; 1 keeps nothing.
         fold: the fold.
-        cases: its validation cases, rows of the case table; None (no validation) keeps nothing.
+        cases: validation cases of the fold, rows of the case table; if None (no validation), no file is kept.
     """
 
     def __init__(self, folder: Path, exp: Experiment, fold: int, cases: pd.DataFrame | None) -> None:
@@ -125,7 +126,8 @@ class UniformSoup:
         """Keep a validated network if it is among the k best of any ranking; remove those that no longer are.
 
         Args:
-            epoch: its number. A resumed process may validate its last epoch again, which replaces the earlier file.
+            epoch: number of the epoch. A resumed process may validate its last epoch again, which replaces the earlier
+                file.
             scores: score rows of all validation cases.
             network: with the validated weights.
         """

@@ -52,7 +52,7 @@ class CvSummary:
 
     Attributes:
         metric: the competition's metric.
-        score: its value over all out-of-fold cases so far; None if nothing was validated.
+        score: the metric over all out-of-fold cases so far; None if no case was validated.
         low: lower end of the 95 % bootstrap interval over cases (over groups, if there are groups).
         high: upper end of it.
         dice: per class, mean Dice over the cases that have the class; None if no case has it.
@@ -91,7 +91,7 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
 
     Args:
         exp: the experiment.
-        name: its name, e.g. `hippocampus-unet3d`.
+        name: name of the experiment, e.g. `hippocampus-unet3d`.
         new: start another run even if one with this hash exists.
         root: the folder of all runs.
 
@@ -446,7 +446,7 @@ def seed_ensemble_gain(
 
     Args:
         run: the run.
-        results: of its finished members.
+        results: results of the run's finished members.
         blended: score rows of the mean over seeds.
         groups: the group of each case, for the interval.
 

@@ -37,7 +37,7 @@ class Evaluator:
         exp: the experiment.
         cases: rows of the case table, one per case to predict.
         prepared: folder of each prepared case, by id.
-        device: of the network.
+        device: device of the network.
         autocast: returns the context of the precision.
         should_stop: called between cases and before each batch of windows; raises to stop.
         memory_budget: how much of the prepared cases this process may keep in memory.
@@ -171,7 +171,7 @@ def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | N
     Args:
         run: the run.
         fold: the fold.
-        members: its finished members.
+        members: finished members of the run.
         weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`; None: the selected ones.
     """
     folders = [run.member_folder(fold, member.seed) for member in members]

@@ -61,7 +61,7 @@ class ExtraTrainingData:
     """Prepared cases of additional training data.
 
     Attributes:
-        folders: of the prepared cases.
+        folders: folders of the prepared cases.
         kinds: (number of cases, weight) of each kind of data, in the order of `folders`.
         summary: counts for `lineage.json` and the fold's result.
     """
@@ -137,12 +137,12 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
 
     Args:
         job: the fold.
-        run: its run.
+        run: the run of the experiment.
         context: has the trusted packages and the log.
 
     Raises:
-        MaskfoldError: a teacher was trained on cases that the fold validates, has changed since the fold started, or is
-            confident about no image.
+        MaskfoldError: a teacher was trained on cases that the fold validates, has changed since the fold started, or
+            has no confident prediction for any image.
     """
     exp, extra_data, fold = run.exp, ExtraTrainingData(), job.fold
     if not run.extra_tables and exp.init_from is None:

@@ -108,7 +108,7 @@ def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
     Args:
         job: the fold.
         status: the exit status.
-        error: from `FoldProcess.read_error`.
+        error: the result of `FoldProcess.read_error`.
 
     Raises:
         MaskfoldError: the fold failed.

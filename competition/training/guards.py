@@ -103,7 +103,7 @@ class NonFiniteGuard:
         """Check that the losses and the gradient of a step are finite. This synchronises with the device, once a step.
 
         Args:
-            micro_batches: of the step, in order.
+            micro_batches: micro-batches of the step, in order.
             norm: the gradient's norm.
             where: the step, for the message: `at step 3 of fold 0`.
 
@@ -182,7 +182,7 @@ class OutOfMemoryGuard:
     Args:
         exp: uses `training.on_oom`, `training.batch_size` and `training.accumulate`.
         device: the training device.
-        context: its log takes lines about memory.
+        context: messages about memory go to its log.
     """
 
     def __init__(self, exp: Experiment, device: torch.device, context: Context) -> None:
@@ -293,7 +293,7 @@ def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: 
 
     Args:
         exp: uses the model, the patch and the batch size.
-        channels: of the network's input.
+        channels: number of channels of the network's input.
         cache: the folder in which the result is stored for the other folds and for resumed ones.
         context: has the trusted packages.
 

@@ -68,8 +68,8 @@ class Leak:
 
     Attributes:
         member: the network.
-        source: its training cases.
-        cases: those that the fold validates, each with the reason as text.
+        source: the run whose training cases are compared.
+        cases: the cases of this run that the fold validates, each with the reason as text.
     """
 
     member: str
@@ -85,11 +85,11 @@ class Leak:
 
 @dataclass
 class HeldOutCases:
-    """The cases that a fold validates, and those of the test share, by id, group and image.
+    """The cases of a fold's validation and of the held-out test share: their ids, groups and image hashes.
 
     Args:
         run: the run.
-        fold: its fold; a fit on all cases has none.
+        fold: number of the fold; a fit on all cases (-1) has no held-out cases.
     """
 
     run: Run

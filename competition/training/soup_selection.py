@@ -49,10 +49,10 @@ def predict_with_soup(
 
     Args:
         job: the fold.
-        run: its run.
+        run: the run of the fold.
         trainer: after the end of training.
-        score: of the plain weights.
-        dice: of the plain weights, per class.
+        score: score of the plain weights.
+        dice: Dice of the plain weights, per class.
 
     Returns:
         For `result.json`: `epochs` (of the written weights), `score` and `dice` (of the halves), `plain`, and
@@ -117,7 +117,7 @@ def update_bn_statistics(network: nn.Module, trainer: Trainer) -> bool:
 
     Args:
         network: with the averaged weights, on the training device; it is in evaluation mode afterwards.
-        trainer: of the fold, after the end of training.
+        trainer: trainer of the fold, after the end of training.
 
     Returns:
         False if the network has no batch normalisation with statistics, so that nothing was done.
@@ -206,7 +206,7 @@ def compare_soup(
         soup: score rows of the same cases, by averages that these cases did not select.
         metric: the competition's.
         part_of: the part of each case: its fold, or its half if there is only one fold.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         groups: the group of each case, for the interval.
 
     Returns:

@@ -27,7 +27,7 @@ def plot_fold_curves(path: Path, metrics_jsonl: Path, direction: Direction = Dir
         path: the PNG, written atomically.
         metrics_jsonl: lines `{"step", "epoch", "time", "metrics": {name: value}}`. An incomplete last line (after a
             kill) is skipped; for a missing or empty file the axes show "nothing logged".
-        direction: of the score.
+        direction: whether higher or lower scores are better.
     """
     from matplotlib.figure import Figure
 

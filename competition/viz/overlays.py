@@ -319,7 +319,7 @@ def _select_planes(profiles: Sequence[Array], spacing: Sequence[float] | None, i
     """Select the slices and their orientation: 2D images and stacks rows downwards, NIfTI x rightwards and z upwards.
 
     Args:
-        profiles: for each axis the foreground per slice; the slice with the largest value is drawn.
+        profiles: amount of foreground in each slice, one array per axis; the slice with the largest value is drawn.
         spacing: mm per voxel along each axis.
         is_stack: whether the volume is a stack of slice files.
     """

@@ -33,7 +33,7 @@ def make_phantom(
         layout: `spleen` (CT as DICOM), `spine` (NIfTI), `a02025` (skin photographs) or `hipmri` (MR of the pelvis);
             `write` in each module describes the files.
         folder: the folder to create; it replaces older phantoms of this layout.
-        seed: the same seed gives the same pixels on every machine.
+        seed: random seed; the same seed gives the same pixels on every machine.
         cases: number of training cases (hipmri: patients); None is the layout's default.
         test_cases: number of test cases; None is the layout's default. hipmri has no test cases.
 

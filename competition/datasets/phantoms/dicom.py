@@ -207,7 +207,7 @@ def write_segmentation(
     Args:
         study: the study to which the file is added.
         source: name of the series that the mask was drawn on.
-        grid: that series' grid.
+        grid: grid of the series `source`.
         mask: (slices, rows, columns), 0 or not 0.
         backwards: whether that series' instances are numbered from the last slice to the first, as in `write_series`;
             frames have the same order.

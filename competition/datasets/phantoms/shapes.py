@@ -33,8 +33,9 @@ class Canvas:
 
         Args:
             share: (*spatial) in [0, 1], the share of each voxel inside the shape.
-            value: its brightness.
-            label: its class, set if its share is half or more; None leaves the labels unchanged.
+            value: brightness of the shape.
+            label: class of the shape, assigned to voxels that lie in it by half or more; None leaves the labels
+                unchanged.
         """
         self.values += share * (value - self.values)
         if label is not None:

@@ -95,7 +95,7 @@ class Column:
 
     Attributes:
         vertebrae: L1 to L5.
-        sacrum: its start, mm from the top.
+        sacrum: start of the sacrum, mm from the top.
         length: distance from the top to the end of half a sacrum, mm.
     """
 

@@ -223,7 +223,7 @@ def write_patient(folder: Path, patient: str, index: int, train_index: int | Non
 
     Args:
         folder: folder of the phantoms.
-        patient: its id.
+        patient: id of the patient.
         index: among all patients; determines the anatomy.
         train_index: among the training patients; determines the kind of labels; None for a test patient.
         seed: seed of the phantoms.
