@@ -358,7 +358,7 @@ def ledger_command(
     if output is not None and len(selected) > 1:
         raise MaskfoldError(
             f"--output requires one competition, found {', '.join(ledger.competition for ledger in selected)}.",
-            "Name one of them.",
+            "Name one of these competitions.",
             status=2,
         )
     for ledger in selected:

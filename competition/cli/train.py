@@ -341,7 +341,9 @@ def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]
     say = plain_printer(console)
     names, overrides = split_runs_and_overrides(words)
     if len(names) != 1:
-        raise MaskfoldError(f"maskfold report: found {len(names)} runs or studies, expected 1.", "Name one.", status=2)
+        raise MaskfoldError(
+            f"maskfold report: found {len(names)} runs or studies, expected 1.", "Name one run or study.", status=2
+        )
 
     from competition.report.run import write_report
     from competition.report.study import write_study_page

@@ -219,7 +219,7 @@ def _get_member(container: Any, part: str, path: str, key: str) -> Any:
         pass  # it may be a submodule that is not imported yet
     except ImportError as error:  # a lazy import within the package
         raise MaskfoldError(
-            f"{key}: `{path}` needs a package that is not installed: {error}.", "Install it.", status=2
+            f"{key}: `{path}` needs a package that is not installed: {error}.", "Install that package.", status=2
         ) from error
     if isinstance(container, ModuleType) and hasattr(container, "__path__"):
         name = f"{container.__name__}.{part}"

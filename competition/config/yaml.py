@@ -118,7 +118,9 @@ def read_yaml(path: Path) -> YamlDocument:
         raise MaskfoldError(f"{path} cannot be read: {reason}.", "Name a readable YAML file.", status=2) from error
     document = parse_yaml(text, str(path))
     if document.tree is None:
-        raise MaskfoldError(f"{path} is empty.", "Write the experiment or the competition into it.", status=2)
+        raise MaskfoldError(
+            f"{path} is empty.", "Write the keys of the experiment or the competition into the file.", status=2
+        )
     if not isinstance(document.tree, dict):
         raise MaskfoldError(
             f"{path}, line 1: expected a mapping, found a {value_kind(document.tree)}.",
@@ -150,7 +152,7 @@ def parse_yaml(text: str, file: str | None = None) -> YamlDocument:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "reason", error)
         raise MaskfoldError(
-            f"{document.file}: not valid YAML, {reason}.", "Rewrite it as plain UTF-8 text.", status=2
+            f"{document.file}: not valid YAML, {reason}.", "Save the file as plain UTF-8 text.", status=2
         ) from error
     return document
 

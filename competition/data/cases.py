@@ -487,7 +487,11 @@ def select_training_cases(comp: Competition, ids: list[str]) -> list[str]:
         if name not in ids:
             near = nearest_names(name, ids)
             hint = f"; nearest is {near[0]}" if near else ""
-            raise MaskfoldError(f"{source} lists the unknown case id {name}{hint}.", "Correct or remove it.", status=2)
+            raise MaskfoldError(
+                f"{source} lists the unknown case id {name}{hint}.",
+                "Correct the id, or remove it from the list.",
+                status=2,
+            )
     listed_ids = set(listed)
     return [case_id for case_id in ids if case_id in listed_ids]
 

@@ -192,7 +192,7 @@ def _reader(path: Path, dimensions: int | None) -> tuple[FileFormat, int]:
     """Return the functions that read the format, and the number of spatial axes."""
     kind = EXTENSIONS.get(extension_of(path.name))
     if kind is None and extension_of(path.name) in (".dcm", ".dicom", ".ima"):
-        raise MaskfoldError(f"{path} is DICOM.", "Convert the study to volumes first with `maskfold dicom`.")
+        raise MaskfoldError(f"{path} is a DICOM file.", "Convert the study to volumes first with `maskfold dicom`.")
     if kind is None:
         raise MaskfoldError(
             f"{path} has an unsupported extension: expected one of {', '.join(EXTENSIONS)}.", _conversion_hint(path)

@@ -223,7 +223,7 @@ def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
     except re.error as error:
         raise MaskfoldError(
             f"Invalid competition.{key}: found `{rule}`, expected a regular expression ({error}).",
-            "Correct it, or write `file.csv:column`.",
+            "Correct the regular expression, or write `file.csv:column`.",
             status=2,
         ) from error
     result = []
@@ -426,7 +426,9 @@ def folds_from_file(path: Path, ids: list[str]) -> list[int]:
             near = nearest_names(case_id, ids)
             hint = f"; nearest is {near[0]}" if near else ""
             raise MaskfoldError(
-                f"{path}, line {line} has the unknown case id {case_id}{hint}.", "Correct or remove the row.", status=2
+                f"{path}, line {line} has the unknown case id {case_id}{hint}.",
+                "Correct the id, or remove the row.",
+                status=2,
             )
     numbers = set(fold_of.values())
     validated = sorted(number for number in numbers if number >= 0)

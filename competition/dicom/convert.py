@@ -107,7 +107,7 @@ def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Patter
     except re.error as error:
         raise MaskfoldError(
             f"invalid --labels: found {labels}, expected a regular expression ({error}).",
-            "Correct it, for example --labels '(?i)segmentation|mask'.",
+            "Correct the regular expression, for example --labels '(?i)segmentation|mask'.",
             status=2,
         ) from error
 

@@ -292,7 +292,7 @@ def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -
 
 
 def _by_order(encoder: nn.Module, targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
-    """Pair names by order if all shapes agree; the file may contain more tensors after the encoder (a head).
+    """Pair names by their order, if all shapes agree. After the encoder, the file may contain more tensors (a head).
 
     A timm feature extractor has renamed stages and no head, so it is matched by means of timm's complete network.
     """

@@ -128,7 +128,7 @@ def measure_objectives(
         if value is None or value != value:
             raise MaskfoldError(
                 f"The trial has no {name}: there are no predictions, or no case contains the class.",
-                "Look at the run's scores.csv.",
+                "See the scores of the run in its scores.csv.",
             )
         values[name] = float(value)
     return values

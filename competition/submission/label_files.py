@@ -168,7 +168,9 @@ def predict_images(
     check_same_competition(runs)
     if output.resolve() == images.resolve():
         raise MaskfoldError(
-            f"Output folder: found {output}, expected a folder other than --images.", "Change -o.", status=2
+            f"Output folder: found {output}, expected a folder other than --images.",
+            "Name another output folder with -o.",
+            status=2,
         )
     check_output([output], competitions_of(runs))
     if label_map and runs[0].exp.competition.labels == "overlapping":
@@ -208,7 +210,7 @@ def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) 
                     raise MaskfoldError(
                         f"Output folder: found {output}, which has the image {file} of --images; expected a folder "
                         "without images.",
-                        "Change -o.",
+                        "Name another output folder with -o.",
                         status=2,
                     )
 

@@ -434,7 +434,7 @@ class MaskFile:
         if None in slices and len(slices) > 1:
             raise MaskfoldError(
                 f"{self.path}, line {line}: the case {case_id} has rows for the whole volume and for single slices.",
-                "Write one or the other.",
+                "Write rows for the whole volume or for its slices, but not both.",
             )
         for z in (None,) if None in slices else range(index.slices[case_id]):
             for cls in self.layout.classes or (None,):

@@ -262,8 +262,8 @@ def _pseudo_label_cases(
     if not confident:
         best = max(record["dice"] for record in records)
         raise MaskfoldError(
-            f"The teachers of {job.folder.name} are confident about none of the {len(rows)} images; the highest "
-            f"expected Dice is {best:.3f}.",
+            f"The teachers of {job.folder.name} have no confident prediction for any of the {len(rows)} images; "
+            f"the highest expected Dice is {best:.3f}.",
             "Lower pseudo.confidence.dice, or train better teachers.",
         )
     kept = [record for record in records if not record["doubt"]]

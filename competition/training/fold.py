@@ -55,7 +55,7 @@ from competition.viz.curves import plot_fold_curves
 
 
 def run_fold(job: FoldJob, say: Callable[[str], None] = print, start_time: float | None = None) -> FoldResult:
-    """Train a fold's network, predict out of fold and score; after a kill at any time, another call resumes.
+    """Train a fold's network, predict out of fold, and score. If the process is killed, another call resumes.
 
     Args:
         job: the fold.

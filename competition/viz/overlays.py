@@ -356,7 +356,7 @@ def _drawn_channels(image: Array) -> Array:
 
 
 def _reduce_unless_reduced(channels: Array, shape: Sequence[int], step: int) -> Array:
-    """Return the channels of a 2D image, reduced for masks of this shape unless `load_picture` has reduced them."""
+    """Reduce the channels of a 2D image to the size of a figure, unless `load_picture` has already done this."""
     return reduce_image(channels, step) if channels.shape[1:] == tuple(shape) else channels
 
 
