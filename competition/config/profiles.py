@@ -257,7 +257,7 @@ def get_profile(name: str) -> Profile:
         near = nearest_names(name, list(PROFILES), cutoff=0.0)
         raise MaskfoldError(
             f"Unknown submission.profile: found `{name}`, expected one of {', '.join(PROFILES)}.",
-            f"Did you mean `{near[0]}`? Or remove the key and set submission.columns and submission.rle.",
+            f"Did you mean `{near[0]}`? Otherwise remove the key, and set submission.columns and submission.rle.",
             status=2,
         )
     return PROFILES[name]

@@ -137,7 +137,7 @@ class CaseScorer:
     settings: PostprocessConfig
 
     def score(self, case: str, requests: StepsByClass) -> ScoreRows:
-        """Return score rows by (class, steps)."""
+        """Score one case with each requested list of steps; return the score rows by (class, steps)."""
         comp, row = self.oof.comp, self.rows[case]
         needs_presence = any(
             step.step.needs_presence for lists in requests.values() for steps in lists for step in steps

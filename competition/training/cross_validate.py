@@ -138,7 +138,7 @@ def _with_saved_groups(run: Run) -> Run:
 
 
 def _saved_groups(folder: Path, ids: set[str]) -> list[list[str]]:
-    """Return the cases of each split group in a run's folder; an empty list without a readable fold file."""
+    """Return the cases of each split group in a run's folder; if its fold file is unreadable, an empty list."""
     from competition.data.splits import read_folds
 
     try:
