@@ -292,7 +292,7 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
     overlap = int(np.count_nonzero(np.sum(list(planes.values()), axis=0) > 1))
     if overlap:
         raise MaskfoldError(
-            f"Case {row.id} of {source.name} has {overlap:,} voxels that map to two classes, but these classes are exclusive.",
+            f"Case {row.id} of {source.name} has {overlap:,} voxels that map to two exclusive classes.",
             "Map one of its classes to null in extra.classes.",
             status=2,
         )
