@@ -171,6 +171,11 @@ def sha256_of_file(path: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def json_digest(data: Any) -> str:
+    """Return the SHA-256 of JSON data as 64 hexadecimal digits; the order of keys makes no difference."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Sync a folder's entries to the disk, so that a renamed file survives a crash."""
     descriptor = os.open(folder, os.O_RDONLY)

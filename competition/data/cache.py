@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import mmap
 import os
@@ -30,6 +29,7 @@ from competition.data.rle_tables import rle_format, rle_grid, rows_are_parts
 from competition.errors import MaskfoldError
 from competition.io import (
     disk_full_as_error,
+    json_digest,
     make_temporary_path,
     open_atomic,
     parse_json_object,
@@ -200,7 +200,7 @@ def cache_key(row: Any, exp: Experiment) -> str:
         "rle": _rle_settings(comp) if comp.train.rle else None,
         **({"exif": "apply"} if comp.applies_exif else {}),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return json_digest(parts)[:32]
 
 
 def _rle_settings(comp: Competition) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def read_case_record(folder: Path) -> dict[str, Any]:
 def _record_digest(record: dict[str, Any]) -> str:
     """Return the SHA-256 (hexadecimal) of a record without the file sizes, which are compared with the files."""
     plain = {key: value for key, value in record.items() if key not in (DIGEST_KEY, "sizes")}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return json_digest(plain)
 
 
 def _publish(folder: Path, final: Path) -> None:

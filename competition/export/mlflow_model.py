@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import shutil
@@ -16,10 +15,11 @@ from competition.config.loading import resolve_config, resolve_for_prediction, w
 from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, POSTPROCESS_FILE
 from competition.export.requirements import normalise_package_name
-from competition.io import read_record, write_json
+from competition.io import json_digest, write_json
 from competition.postprocessing.ranking import submitted_score
 from competition.runs.fold import RESULT_FILE
 from competition.runs.run import Run
+from competition.runs.summary import read_summary
 from competition.submission.label_files import label_file_settings
 
 PACKAGE_FOLDER = Path(competition.__file__).parent
@@ -62,7 +62,7 @@ def model_fingerprint(run: Run) -> str:
         code,
         sorted((checkpoint.fold, checkpoint.seed, checkpoint.sha256) for checkpoint in run.checkpoints()),
     ]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return json_digest(plain)
 
 
 def describe_run(run: Run) -> str:
@@ -98,8 +98,10 @@ def version_tags(run: Run) -> dict[str, str]:
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    path = run.folder / "summary.json"
-    return read_record(path, "Run `maskfold cv` for this run again; it writes the file.") if path.exists() else {}
+    try:
+        return read_summary(run.folder)
+    except FileNotFoundError:
+        return {}
 
 
 def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:

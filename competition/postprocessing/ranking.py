@@ -9,10 +9,10 @@ from typing import NamedTuple
 from competition.config.competition import Competition
 from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
-from competition.io import parse_json_object
 from competition.postprocessing.tuning import load_tuning
 from competition.runs.find import find_run
-from competition.runs.run import FOLDS_FILE, RUNS_FOLDER, SUMMARY_FILE, Run, load_run
+from competition.runs.run import FOLDS_FILE, RUNS_FOLDER, Run, load_run
+from competition.runs.summary import SUMMARY_FILE, read_summary
 
 
 class SubmittedScore(NamedTuple):
@@ -40,13 +40,13 @@ def submitted_score(run: Run) -> SubmittedScore | None:
     `summary.json`; None if there is no score.
 
     Raises:
-        MaskfoldError: `summary.json` cannot be read.
+        MaskfoldError: `summary.json` cannot be read, or was edited.
     """
     tuned = load_tuning(run) if run.exp.postprocess.tune else None
     if tuned is not None:
         return SubmittedScore(float(tuned.score), tuned.kept)
     try:
-        value = parse_json_object((run.folder / SUMMARY_FILE).read_bytes()).get("score")
+        value = read_summary(run.folder).get("score")
         return None if value is None else SubmittedScore(float(value), False)
     except (OSError, ValueError, TypeError) as error:
         raise MaskfoldError(
@@ -98,7 +98,7 @@ def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]
     from competition.data.splits import read_folds
 
     try:
-        plain = parse_json_object(summary.read_bytes())
+        plain = read_summary(summary.parent)
         run_comp = load_experiment(summary.parent / "experiment.yaml", trust=None).competition
         folds = {int(fold) for fold in read_folds(summary.parent / FOLDS_FILE)["fold"] if fold >= 0}
         if run_comp.name != comp.name or run_comp.metric != comp.metric or plain.get("score") is None:

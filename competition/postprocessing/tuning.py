@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,7 @@ from competition.context import Context
 from competition.data.cases import data_hash
 from competition.data.rle_tables import rle_format
 from competition.errors import MaskfoldError
-from competition.io import nan_to_none, parse_json_object, sha256_of_file, write_json, write_table
+from competition.io import json_digest, nan_to_none, parse_json_object, sha256_of_file, write_json, write_table
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.metrics.overlap import score_from_counts
 from competition.metrics.scoring import read_scores
@@ -398,7 +397,7 @@ def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = Non
 def _record_digest(plain: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a stored result without its digest; the result is first converted to JSON and back."""
     text = json.dumps(nan_to_none({key: value for key, value in plain.items() if key != "digest"}), sort_keys=True)
-    return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()
+    return json_digest(json.loads(text))
 
 
 def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from competition.config.competition import MetricConfig
-from competition.io import parse_json_object
+from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import bootstrap_interval, cv_score
 from competition.runs.fold import FoldResult
 from competition.runs.run import Run, read_run_scores
+from competition.runs.summary import read_summary
 from competition.training.evaluator import fold_scores
 
 if TYPE_CHECKING:
@@ -126,12 +127,12 @@ class RunResults:
 
 
 def _summary(run: Run, members: set[tuple[int, int]]) -> dict[str, Any]:
-    """Return the content of `summary.json`; {} if it is missing, invalid or describes other members."""
+    """Return the content of `summary.json`; {} if it is missing, invalid, edited or describes other members."""
     try:
-        summary = parse_json_object((run.folder / "summary.json").read_bytes())
+        summary = read_summary(run.folder)
         summarised = {(result["fold"], result["seed"]) for result in summary["folds"]}
         is_current = summarised == members and (run.folder / "scores.csv").exists() | (summary["score"] is None)
         is_current &= all(isinstance(summary[key], float | int | None) for key in ("score", "low", "high"))
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, MaskfoldError):
         return {}
     return summary if is_current else {}

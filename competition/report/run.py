@@ -17,7 +17,7 @@ from markupsafe import Markup
 from competition.config.metric import Direction
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.io import parse_json_object, read_metrics_lines
+from competition.io import read_metrics_lines
 from competition.metrics.bootstrap import ScoreGain, paired_gain
 from competition.postprocessing.ranking import submitted_score
 from competition.postprocessing.tuning import load_tuning
@@ -29,6 +29,7 @@ from competition.report.scores import score_headline, scores_section, sizes_sect
 from competition.runs.fold import RESULT_FILE, mixed_environments
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import FOLDS_FILE, Run, load_run, read_run_scores
+from competition.runs.summary import SUMMARY_FILE, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,12 +226,12 @@ def find_previous_best(run: Run) -> PreviousBest | None:
     """Return the best finished run that ended before this one, with the same competition, metric and folder of runs."""
     end = get_end_time(run.folder)
     candidates = []
-    for path in sorted(run.folder.resolve().parent.parent.glob("*/*/summary.json")):
+    for path in sorted(run.folder.resolve().parent.parent.glob(f"*/*/{SUMMARY_FILE}")):
         folder = path.parent
         if folder == run.folder.resolve():
             continue
         try:
-            summary = parse_json_object(path.read_bytes())
+            summary = read_summary(folder)
             plain = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
             is_same = (plain["competition"]["name"], summary["metric"]) == (
                 run.exp.competition.name,

@@ -23,9 +23,10 @@ from competition.config.loading import load_experiment, resolve_config, write_ya
 from competition.config.yaml import read_yaml
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.io import parse_json_object, read_csv, sha256_of_file, write_json, write_table
+from competition.io import read_csv, sha256_of_file, write_json, write_table
 from competition.runs.contents import RunRecord, change_to_version_2, table_digest
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
+from competition.runs.summary import SUMMARY_FILE, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ CACHE_FOLDER = Path("mlruns") / "prepared"
 CASES_FILE, FOLDS_FILE = "cases.csv", "folds.csv"  # in a run's folder
 SKIPPED_FILE = "skipped.csv"  # file with the skipped cases and the reasons in a run's folder
 VERSION_FILE = "version.json"  # in a run's folder
-SCORES_FILE, SUMMARY_FILE = "scores.csv", "summary.json"  # file with the scores of all finished folds in a run's folder
+SCORES_FILE = "scores.csv"  # file with the scores of all finished folds in a run's folder
 FORMAT_VERSION = 1  # format of a run's folder; increased if this version can no longer read older folders
 # Keys that were added after the first runs. The hash ignores them while they have their default. Keys of `prepare` are
 # also listed in data/cache.py.
@@ -473,8 +474,8 @@ def read_run_scores(folder: Path) -> pd.DataFrame:
 
     table = read_scores(folder / SCORES_FILE)
     try:
-        expected = parse_json_object((folder / SUMMARY_FILE).read_bytes()).get("digests", {}).get(SCORES_FILE)
-    except (OSError, ValueError, AttributeError):
+        expected = (read_summary(folder).get("digests") or {}).get(SCORES_FILE)
+    except (OSError, ValueError, AttributeError, MaskfoldError):
         expected = None  # if the summary cannot be read, the code that uses its numbers reports it
     if expected is not None and sha256_of_file(folder / SCORES_FILE) != expected:
         raise MaskfoldError(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import logging
 import time
 import warnings
@@ -21,7 +19,7 @@ from competition.config.study import StudyConfig
 from competition.context import Context
 from competition.data.cases import data_hash
 from competition.errors import MaskfoldError
-from competition.io import atomic_write, damaged_error, read_record, remove_all_stale_temp, write_json
+from competition.io import atomic_write, damaged_error, json_digest, read_record, remove_all_stale_temp, write_json
 from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
 from competition.runs.lock import ensure_lock
 from competition.runs.run import read_skipped
@@ -167,7 +165,7 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
 
 def _digest(plain: Any) -> str:
     """Return eight hexadecimal digits that identify plain data."""
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    return json_digest(plain)[:8]
 
 
 @dataclass(frozen=True)

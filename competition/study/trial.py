@@ -15,9 +15,10 @@ from competition.config.metric import Direction
 from competition.config.study import StudyConfig
 from competition.context import Context
 from competition.errors import ChangedDataError, MaskfoldError
-from competition.io import read_metrics_lines, write_json
+from competition.io import read_metrics_lines
 from competition.runs.extra_cases import combined_data_hash, extra_case_tables
 from competition.runs.run import CASES_FILE, Run
+from competition.runs.summary import read_summary, write_summary
 from competition.study.space import ExperimentSource, suggest_overrides
 from competition.study.storage import PROCESS_ATTRIBUTE, current_process
 from competition.text import nearest_names
@@ -418,10 +419,11 @@ def _equal_trial(trial: optuna.Trial) -> int | None:
 
 def _write_stop_reason(run: Run, reason: str) -> None:
     """Write into the run's summary, which is also uploaded to MLflow, why the run ended early."""
-    from competition.tracking.store import read_result_json
-
-    path = run.folder / "summary.json"
-    write_json(path, {**read_result_json(path), "metric": run.exp.competition.metric.name, "stopped": reason})
+    try:
+        summary = read_summary(run.folder)
+    except (FileNotFoundError, MaskfoldError):
+        summary = {}
+    write_summary(run.folder, {**summary, "metric": run.exp.competition.metric.name, "stopped": reason})
 
 
 def trial_runs_name(source: ExperimentSource, competition: str) -> str:

@@ -18,7 +18,7 @@ from competition.config.experiment import Experiment
 from competition.context import Context
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
-from competition.io import finite_or_none, nan_to_none, remove_all_stale_temp, sha256_of_file, write_json, write_table
+from competition.io import finite_or_none, nan_to_none, remove_all_stale_temp, sha256_of_file, write_table
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, paired_gain
 from competition.runs.contents import (
     FOLDS_KEY,
@@ -42,6 +42,7 @@ from competition.runs.run import (
     read_skipped,
     run_hash,
 )
+from competition.runs.summary import write_summary
 from competition.text import format_number
 from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
 
@@ -402,7 +403,7 @@ def summarize_run(run: Run) -> CvSummary:
             seed_ensemble_gain(run, results, scores, groups),
             {SCORES_FILE: sha256_of_file(run.folder / SCORES_FILE)},
         )
-    write_json(run.folder / "summary.json", asdict(summary))
+    write_summary(run.folder, asdict(summary))
     return summary
 
 

@@ -26,7 +26,7 @@ from competition.data.cache import RECORD_FILE, PreprocessedCase, cache_key, get
 from competition.data.cases import case_rows
 from competition.data.dataset import WeightedCaseSampler
 from competition.errors import MaskfoldError
-from competition.io import sha256_of_file
+from competition.io import json_digest, sha256_of_file
 from competition.runs.checkpoint import LAST_CHECKPOINT
 from competition.runs.extra_cases import extra_section, mark_near_duplicates, same_competition
 from competition.runs.fold import FoldJob
@@ -536,7 +536,7 @@ def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache
     drop_keys_without_effect(source_keys)
     axes = permutation(row_axes(source_comp, row), competition_axes(comp))
     parts = ["extra", 1, cache_key(row, exp), source_keys, mapping, *([] if axes is None else [axes])]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    key = json_digest(parts)[:32]
 
     def build(folder: Path) -> dict[str, Any]:
         with unchanged_files(source_comp, row, fresh=True):

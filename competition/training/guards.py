@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from competition.config.experiment import Experiment, SkipSteps
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.inference.predict import HOST_MEMORY_HINT, free_unused_memory, is_out_of_memory, reduced_batch_size
-from competition.io import read_record, write_json
+from competition.io import json_digest, read_record, write_json
 from competition.models.interface import error_in_one_line, flatten_tensors
 from competition.training.distributed import DistributedContext
 
@@ -313,7 +311,7 @@ def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: 
         REPEATS,
         *([exp.gate.model_dump()] if exp.gate is not None else []),
     ]
-    path = cache / "bf16" / f"{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]}.json"
+    path = cache / "bf16" / f"{json_digest(settings)[:32]}.json"
     with contextlib.suppress(FileNotFoundError, MaskfoldError, KeyError):  # a damaged file is replaced
         return bool(read_record(path)["repeats"])
     deterministic = _gradients_repeat(exp, channels, context)

@@ -21,7 +21,6 @@ from competition.config.metric import Direction
 from competition.ensembling.compare import compare_two_runs
 from competition.ensembling.expected import estimate_score
 from competition.ensembling.weights import fit_weights
-from competition.io import write_json
 from competition.leaderboard.noise import selection_advice
 from competition.leaderboard.upload import _check_score
 from competition.metrics.bootstrap import paired_difference, paired_gain
@@ -32,6 +31,7 @@ from competition.report.learning import rank_cases
 from competition.report.results import RunResults
 from competition.report.run import experiment_section, find_previous_best
 from competition.runs.blend import Ensemble
+from competition.runs.summary import write_summary
 from competition.study.promote import promote_best_trials
 from competition.study.study import best_trials, run_study
 from competition.training.averaging import ALL_CASES, HALVES, CheckpointAverager, UniformSoup
@@ -215,7 +215,7 @@ def test_the_run_with_the_higher_distance_is_worse(finished, tiny):
 
 def with_score(run, score: float):
     plain = json.loads((run.folder / "summary.json").read_text())
-    write_json(run.folder / "summary.json", {**plain, "score": score})
+    write_summary(run.folder, {**plain, "score": score})
     return run
 
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import yaml
 
-from competition.io import write_json
 from competition.report.results import RunResults
 from competition.report.run import experiment_section, find_previous_best, gain_over_run, get_end_time, yaml_key_lines
 from competition.runs.find import find_run
+from competition.runs.summary import write_summary
 from tests.report.conftest import Page
 
 
 def change(run, **values):
     summary = json.loads((run.folder / "summary.json").read_text())
-    write_json(run.folder / "summary.json", {**summary, **values})
+    write_summary(run.folder, {**summary, **values})
 
 
 def test_previous_best_is_among_runs_that_ended_before(made, tiny):

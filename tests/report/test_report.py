@@ -23,6 +23,7 @@ from competition.report.run import write_report
 from competition.report.scores import postprocessing_section, score_headline
 from competition.runs.find import find_run
 from competition.runs.oof import OofPredictions
+from competition.runs.summary import write_summary
 from competition.training.cross_validate import summarize_run
 from competition.viz.style import fold_colour
 from tests.report.conftest import report, slow_dice
@@ -104,11 +105,13 @@ def test_outdated_summary_is_ignored(made, tiny):
     """A fold that ended after the summary was written is included."""
     run = made(tiny(2))
     whole = json.loads((run.folder / "summary.json").read_text())
-    (run.folder / "summary.json").write_text(json.dumps({**whole, "score": 0.1111, "folds": whole["folds"][:1]}))
+    write_summary(run.folder, {**whole, "score": 0.1111, "folds": whole["folds"][:1]})
     expected = pytest.approx([whole["score"], whole["low"], whole["high"]], abs=1e-12)
     assert list(RunResults.load(run).score()) == expected and f"<b>{whole['score']:.4f}</b>" in score_headline(
         RunResults.load(run)
     )
+    (run.folder / "summary.json").write_text(json.dumps({**whole, "score": 0.1111}))  # edited by hand
+    assert list(RunResults.load(run).score()) == expected
     (run.folder / "summary.json").unlink()
     (run.folder / "scores.csv").unlink()
     assert list(RunResults.load(run).score()) == expected

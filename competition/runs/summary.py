@@ -1,0 +1,63 @@
+"""`summary.json`: the scores of a run's finished folds, with a digest of its content that shows edits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from competition.errors import MaskfoldError
+from competition.io import json_digest, nan_to_none, parse_json_object, write_json
+
+SUMMARY_FILE = "summary.json"
+DIGESTS_KEY, OWN_KEY = "digests", SUMMARY_FILE  # {"digests": {"summary.json": …, "scores.csv": …}}
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write a run's `summary.json` atomically, with the digest of its content.
+
+    Args:
+        folder: of the run.
+        summary: JSON data; NaN is written as null.
+    """
+    content = json.loads(json.dumps(nan_to_none(dict(summary))))  # as it will be read: keys are texts
+    digests = {**(content.get(DIGESTS_KEY) or {}), OWN_KEY: _digest(content)}
+    write_json(folder / SUMMARY_FILE, {**content, DIGESTS_KEY: digests})
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read a run's `summary.json`.
+
+    A summary without a digest of its content (before 0.2) is read as it is.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        MaskfoldError: it is no JSON object, or was changed after it was written.
+    """
+    path = folder / SUMMARY_FILE
+    try:
+        summary = parse_json_object(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise MaskfoldError(
+            f"{path} cannot be read: {error}.", "Delete it and repeat the run's `maskfold cv`, which writes it again."
+        ) from error
+    digests = summary.get(DIGESTS_KEY)
+    expected = digests.get(OWN_KEY) if isinstance(digests, dict) else None
+    if expected is not None and expected != _digest(summary):
+        raise MaskfoldError(
+            f"{path} was changed after it was written: the digest of its content is not the one that it states.",
+            "Delete it and repeat the run's `maskfold cv`, which writes it again from the scores of the folds.",
+        )
+    return summary
+
+
+def _digest(summary: dict[str, Any]) -> str:
+    """Return the digest of a summary without its own."""
+    digests = {key: value for key, value in (summary.get(DIGESTS_KEY) or {}).items() if key != OWN_KEY}
+    return json_digest({**summary, DIGESTS_KEY: digests})
