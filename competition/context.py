@@ -1,4 +1,4 @@
-"""What a command passes to all functions below it: the trusted packages and the log."""
+"""The object that a command passes to the functions that it calls: the trusted packages and the log."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 
 
 def no_log(line: str) -> None:
-    """Ignore a line."""
+    """Ignore a line of the log."""
 
 
 @dataclass(frozen=True)
 class Context:
     """The trusted packages and the log of a command.
 
-    A function takes a plain `say` instead if another argument has the trusted packages already (a `FoldJob`, an
-    `ExperimentSource`), or if it loads no target and passes its log to no other function.
+    A function takes only a function `say` instead if another argument (a `FoldJob`, an `ExperimentSource`) contains the
+    trusted packages, or if the function loads no `target` and passes its log to no other function.
 
     Attributes:
-        trust: packages that a `target` may come from, in addition to `competition.config.instantiate.TRUSTED_PACKAGES`
-            and `MASKFOLD_TRUST`.
-        say: takes a line for the user or for a log, without its line end; the default ignores it.
+        trust: packages from which a `target` may be imported, in addition to
+            `competition.config.instantiate.TRUSTED_PACKAGES` and `MASKFOLD_TRUST`.
+        say: function that receives a line (without line end) for the user or a log; the default ignores the line.
 
     Example:
         >>> Context(say=print).indented().say("fold 0")

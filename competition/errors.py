@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# Python's form of what is not Unicode: a byte of a file name that is not UTF-8 is U+DC80 to U+DCFF.
+# Python represents a byte of a file name that is not valid UTF-8 as a character from U+DC80 to U+DCFF.
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -49,7 +49,7 @@ class MaskfoldError(Exception):
 
 
 class ChangedDataError(MaskfoldError):
-    """A file of a case has changed since the run's table of cases was made; `on_bad_case: skip` does not skip it."""
+    """A file of a case has changed since the run's case table was made; `on_bad_case: skip` does not skip the case."""
 
 
 def _rebuild(kind: type[MaskfoldError], message: str, hint: str, status: int) -> MaskfoldError:

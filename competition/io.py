@@ -1,4 +1,4 @@
-"""Atomic file writes with clear errors, and reading and writing of CSV tables, JSON records and metrics lines.
+"""Atomic file writes with clear errors, and reading and writing of CSV tables, JSON records and lines of metrics.
 
 A file is written under a temporary name that identifies its process, synced, and renamed.
 """
@@ -34,17 +34,19 @@ if TYPE_CHECKING:
     import pandas
 
 MAX_COLUMNS = 10_000
-MAX_HEADER_LENGTH = 1 << 20  # characters of the first line that show the separator
+MAX_HEADER_LENGTH = 1 << 20  # number of characters of the first line from which the separator is detected
 FORMAT_HINT = "Write it as a CSV with commas, UTF-8 and one header line."
 ABANDONED_SECONDS = 24 * 3600  # age after which a temporary file of another host counts as abandoned
-CLOCK_TOLERANCE = 60.0  # s; clocks are adjusted, so a process may seem to have started after it wrote a file
+CLOCK_TOLERANCE = 60.0  # s; after a correction of the clock, a process may seem to have started after it wrote a file
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
-# Names by `make_temporary_path`, and by modules that may not import this one: `.name.process.part`.
+# Names of `make_temporary_path`, and names of modules that must not import this one: `.name.process.part`.
 TEMPORARY_NAME = re.compile(r"\..+~(?P<host>[^~]+)~(?P<process>\d+)~[0-9a-f]{8}\.tmp|\..+\.(?P<part_process>\d+)\.part")
-MAX_NAME_BYTES = 255  # of a file's name, in the file systems of Linux and macOS
-# At most, of what a temporary name adds: a dot, a host (64 bytes, see gethostname(2)), a process and a random number.
+MAX_NAME_BYTES = 255  # maximum length of a file name in the file systems of Linux and macOS
+# Maximum number of bytes that a temporary name adds: dots, a host (64 bytes, see gethostname(2)), a process id and a
+# random number.
 WRITER_BYTES = 1 + (1 + 64) + (1 + 10) + (1 + 8) + len(".tmp")
-MAX_NUMBER = 2**53  # of a step and of a time in ms: the integers that every JSON reader represents exactly
+# Maximum of a step and of a time in ms: every JSON reader represents integers up to this one exactly.
+MAX_NUMBER = 2**53
 RESTORE_HINT = "Restore it from a backup, or delete it: the same command writes it again."
 
 
@@ -56,8 +58,8 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object], needed: int =
 
     Args:
         path: the final path.
-        write: writes the content to an open binary file.
-        needed: bytes of the content, for the message; 0: the bytes written until the error.
+        write: function that writes the content to an open binary file.
+        needed: size of the content in bytes, for the message; 0: the message states the bytes written until the error.
 
     Raises:
         DiskFullError: the disk is full or cannot be written; the old file is unchanged.
@@ -83,7 +85,7 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object], needed: int =
 
 
 def atomic_append(path: Path, line: bytes) -> None:
-    """Append a line to a file, all of it or nothing.
+    """Append a line to a file; after an error, no part of the line is in the file.
 
     Raises:
         DiskFullError: the disk is full or cannot be written; the file is unchanged.
@@ -100,9 +102,10 @@ def atomic_append(path: Path, line: bytes) -> None:
 
 
 def write_array(path: Path, shape: tuple[int, ...], dtype: Any, parts: Iterable[np.ndarray]) -> None:
-    """Write a .npy file from its parts along axis 0, one at a time, so that memory never holds the whole array.
+    """Write a .npy file part by part along axis 0, so that the whole array is never in memory.
 
-    The file is not a memory map, because on a full disk a map kills the process, whereas a write raises.
+    The file is not memory-mapped, because on a full disk a memory map kills the process, whereas a write raises an
+    error.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
@@ -127,8 +130,8 @@ def open_atomic(path: Path, needed: int = 0) -> Iterator[Any]:
     """Open a binary file for writing, and sync it to the disk when the block ends.
 
     Args:
-        path: of the file.
-        needed: its bytes, for the message.
+        path: path of the file.
+        needed: size of the file in bytes, for the message.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
@@ -140,10 +143,10 @@ def open_atomic(path: Path, needed: int = 0) -> Iterator[Any]:
 
 
 def ensure_writable(folder: Path) -> None:
-    """Create a folder if needed and check that it can be written, before hours of work; remove stale temporary files.
+    """Create a folder if needed, check that it can be written before hours of work, and remove stale temporary files.
 
     Raises:
-        MaskfoldError: nothing can be written there.
+        MaskfoldError: no file can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +177,7 @@ def json_digest(data: Any) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder's names to the disk."""
+    """Sync a folder's entries to the disk, so that a renamed file survives a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -186,16 +189,16 @@ def sync_folder(folder: Path) -> None:
 
 
 class DiskFullError(MaskfoldError):
-    """The disk is full or not writable, or does not take the name."""
+    """The disk is full or not writable, or the file name is too long for it."""
 
 
 def as_disk_error(error: OSError, path: Path | str | None, needed: int = 0) -> DiskFullError | None:
-    """Return the error for a full or unwritable disk, or a name too long for it; None for another cause.
+    """Return the error if the disk is full or not writable, or the name is too long; None for every other cause.
 
     Args:
         error: the system's error.
         path: the file that was being written; None: the path in `error`.
-        needed: bytes of the file, or of what was to be appended; 0: unknown.
+        needed: number of bytes of the file or of the appended text; 0: unknown.
     """
     path = _final_name(Path(path if path is not None else error.filename or "a file"))
     size = f"{needed:,} bytes" if needed else "a few bytes"
@@ -235,7 +238,7 @@ def disk_full_as_error(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def _final_name(path: Path) -> Path:
-    """Replace temporary names in a path with the final ones, which users know."""
+    """Replace temporary names in a path by the final names, which users know."""
     names = []
     for name in path.parts:
         while TEMPORARY_NAME.fullmatch(name):
@@ -248,9 +251,9 @@ def _final_name(path: Path) -> Path:
 
 
 def make_temporary_path(final: Path) -> Path:
-    """Return a free name in the folder of `final` that identifies its writer: host, process and a random number.
+    """Return a free path in the folder of `final` whose name identifies the writer: host, process and a random number.
 
-    A name that is too long with these is shortened, so that a file has a temporary name wherever its own name fits.
+    If the temporary name would be too long, the file's name in it is shortened.
     """
     return final.with_name(
         f"{_temporary_start(final.name)}~{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}.tmp"
@@ -258,7 +261,7 @@ def make_temporary_path(final: Path) -> Path:
 
 
 def _temporary_start(name: str) -> str:
-    """Return the beginning of a file's temporary names; of a long name a part and a checksum."""
+    """Return the beginning of a file's temporary names: the name, or a part of a long name and its checksum."""
     if len(os.fsencode(name)) <= MAX_NAME_BYTES - WRITER_BYTES:
         return f".{name}"
     part = os.fsencode(name)[: MAX_NAME_BYTES - WRITER_BYTES - 9].decode("utf-8", "ignore")
@@ -266,7 +269,7 @@ def _temporary_start(name: str) -> str:
 
 
 def remove_stale_temp(folder: Path, name: str) -> None:
-    """Remove what dead processes left in `folder` under temporary names of `name`."""
+    """Remove the temporary files of `name` that dead processes left in `folder`."""
     start = f"{_temporary_start(name)}~"
     for path in [path for path in folder.iterdir() if path.name.startswith(start) and path.suffix == ".tmp"]:
         if _is_abandoned(path):
@@ -275,10 +278,10 @@ def remove_stale_temp(folder: Path, name: str) -> None:
 
 @contextmanager
 def temporary_folder(final: Path) -> Iterator[Path]:
-    """Make a folder under a temporary name of `final`, and delete it after the block; remove those of dead processes.
+    """Make a folder with a temporary name of `final` and delete it after the block; remove those of dead processes.
 
     Args:
-        final: a path whose parent folder exists; it is not created itself.
+        final: a path whose parent folder exists; the path itself is not created.
     """
     with suppress(OSError):
         remove_stale_temp(final.parent, final.name)
@@ -291,13 +294,14 @@ def temporary_folder(final: Path) -> Iterator[Path]:
 
 
 def remove_all_stale_temp(folder: Path, locked: bool = False) -> None:
-    """Remove what dead processes left in `folder` under any temporary name.
+    """Remove all temporary files that dead processes left in `folder`.
 
     Args:
-        folder: may be missing; subfolders are included only if `locked`.
-        locked: this process holds the folder's lock, so every earlier writer is gone, even if its process number lives.
+        folder: the folder, which may be missing; subfolders are included only if `locked`.
+        locked: whether this process holds the folder's lock. Then every earlier writer has ended, even if a process
+            with its number exists.
     """
-    with suppress(OSError):  # the folder has just vanished, or is not writable: then later writes report it
+    with suppress(OSError):  # the folder was just deleted or is not writable; later writes report this
         paths = folder.rglob(".*") if locked else folder.iterdir()
         for path in [path for path in paths if TEMPORARY_NAME.fullmatch(path.name)]:
             if locked or _is_abandoned(path):
@@ -347,12 +351,15 @@ def _is_abandoned(path: Path) -> bool:
         if match["part_process"] is None and match["host"] != socket.gethostname():
             return time.time() - written > ABANDONED_SECONDS
         return not _is_alive(int(match["part_process"] or match["process"]), written)
-    except OSError:  # the file has just vanished
+    except OSError:  # the file was just deleted
         return False
 
 
 def _is_alive(process: int, written: float) -> bool:
-    """Whether the process that wrote at a time (s since 1970) lives. A younger process only reuses its number."""
+    """Return whether the process that wrote a file at `written` (s since 1970) is still alive.
+
+    A process that started after that time has only reused the process number.
+    """
     import psutil
 
     try:
@@ -370,7 +377,7 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
     """Read a table as text: `001` stays `001`, and an empty cell is an empty string.
 
     Args:
-        path: of the file.
+        path: path of the file.
         columns: the required columns, by the YAML key that names them.
 
     Returns:
@@ -399,19 +406,22 @@ def read_csv(path: Path, columns: dict[str, str]) -> pandas.DataFrame:
 
 
 def write_table(table: pandas.DataFrame, path: Path) -> None:
-    """Write a pandas table as CSV, with tabs if the path ends in `.tsv`, atomically and with all digits."""
+    """Write a pandas table atomically as CSV (with tabs if the path ends in `.tsv`), with all digits."""
     content = table.to_csv(index=False, sep=separator_of(path), lineterminator="\n").encode()
     atomic_write(path, lambda file: file.write(content), len(content))
 
 
 def separator_of(path: Path) -> str:
-    """Return the separator of the cells of a table that `write_table` writes."""
+    """Return the cell separator of tables that `write_table` writes to this path."""
     return "\t" if path.suffix == ".tsv" else ","
 
 
 @lru_cache(maxsize=4)
 def _read_table(path: Path, modified: int, size: int) -> pandas.DataFrame:
-    """Read a table; cached while the file is unchanged, because a table of run lengths is read once per case."""
+    """Read a table.
+
+    The result is cached while the file is unchanged, because each case reads the table of run lengths.
+    """
     import pandas
 
     try:
@@ -421,7 +431,7 @@ def _read_table(path: Path, modified: int, size: int) -> pandas.DataFrame:
         )
     except (ValueError, OSError, csv.Error) as error:  # pandas' own errors are ValueErrors
         raise _unreadable_table_error(path, " ".join(str(error).split())[:300]) from error
-    if not isinstance(table.index, pandas.RangeIndex):  # pandas takes surplus cells as row names
+    if not isinstance(table.index, pandas.RangeIndex):  # pandas would use surplus cells as row names
         raise _unreadable_table_error(path, "its rows have more cells than its header")
     table = table.fillna("")
     table.index = pandas.RangeIndex(2, len(table) + 2)
@@ -433,13 +443,13 @@ def _unreadable_table_error(path: Path, reason: str) -> MaskfoldError:
 
 
 def _check_header(path: Path) -> str:
-    """Check the header of a table, and return the separator of its cells: a comma, or a semicolon or tab without one.
+    """Check the header of a table, and return its separator: a comma; without a comma, a semicolon or tab.
 
     Raises:
         MaskfoldError: the file is JSON; a column occurs twice, which pandas would rename; or there are more columns
             than `MAX_COLUMNS`, which would take minutes to read.
     """
-    csv.field_size_limit(sys.maxsize)  # run-length texts have no natural limit
+    csv.field_size_limit(sys.maxsize)  # run-length texts may have any length
     with path.open(encoding="utf-8-sig", newline="") as stream:
         line = stream.readline(MAX_HEADER_LENGTH)
         separator = "," if "," in line else next((mark for mark in ";\t" if mark in line), ",")
@@ -463,7 +473,7 @@ def read_record(path: Path, hint: str = RESTORE_HINT) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the file is missing.
-        MaskfoldError: it is damaged.
+        MaskfoldError: the file is damaged.
     """
     try:
         return parse_json_object(path.read_bytes())
@@ -476,8 +486,8 @@ def read_record(path: Path, hint: str = RESTORE_HINT) -> dict[str, Any]:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically.
 
-    JSON has no NaN. A score is NaN where no case defines it (the class is in neither truth nor prediction, and
-    `metric.both_empty` is null); it is written as null.
+    JSON has no NaN, so NaN is written as null. A score is NaN if no case defines it (the class is in neither truth nor
+    prediction, and `metric.both_empty` is null).
 
     Raises:
         ValueError: a number is infinite.
@@ -501,7 +511,7 @@ def nan_to_none(data: Any) -> Any:
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return a number for JSON; None for NaN and for the infinite end of an interval."""
+    """Return a number for JSON; None if it is NaN or infinite (as the end of an interval may be)."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -509,7 +519,7 @@ def parse_json_object(content: bytes | str) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        ValueError: the content is not JSON (NaN is not either), not an object, or nested too deeply.
+        ValueError: the content is not JSON (which has no NaN), not an object, or nested too deeply.
     """
     try:
         plain = json.loads(content, parse_constant=_reject_constant)
@@ -562,7 +572,7 @@ def parse_metrics_line(content: bytes, defaults: Mapping[str, float] = MappingPr
 
 
 def read_metrics_lines(path: Path) -> list[MetricsLine]:
-    """Read the readable lines of a `metrics.jsonl`, for readers that need neither step nor time (0 if missing).
+    """Read the intact lines of a `metrics.jsonl`; a missing step or time becomes 0.
 
     The list is empty if the file is missing.
     """

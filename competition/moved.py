@@ -1,4 +1,4 @@
-"""Old import paths that saved files still contain, and the modules that replace them.
+"""Old import paths that saved files contain, and the modules that replace them.
 
 YAML files name networks by import path (`target: competition.model.unet.UNet`), and MLflow models and user scripts
 import `Predictor` and `convert_folder`. `install` adds an import hook, so that such a path loads the new module.
@@ -28,7 +28,7 @@ MOVED = {
 
 
 class _Alias(Loader):
-    """Load an old name as the module at its new place: one module object, two names."""
+    """Loader that returns the module of the new path for an old path, so that both paths give one module object."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(MOVED[spec.name])
@@ -36,12 +36,13 @@ class _Alias(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # The import of the new name has run the module. The import system has just given it the old name's spec.
+        # The module was executed under its new name. The import system has just replaced its spec by the old name's
+        # spec.
         module.__spec__ = self.spec
 
 
 class _MovedFinder(MetaPathFinder):
-    """Find the old names of `MOVED`."""
+    """Import finder for the old paths in `MOVED`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -52,4 +53,5 @@ class _MovedFinder(MetaPathFinder):
 def install() -> None:
     """Make the old import paths work in this process."""
     if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _MovedFinder())  # first: the old package's path would find a second copy of a module
+        # At the first place, because the old package's path would find a second copy of a module.
+        sys.meta_path.insert(0, _MovedFinder())

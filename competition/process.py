@@ -1,4 +1,4 @@
-"""Processes of a command: one pool for all parallel work, and processes that end with their parent."""
+"""Processes of a command: the pool for all parallel work, and processes that end together with their parent."""
 
 # Not joblib (loky), whose workers ran on after a SIGKILL of their parent, and stayed after the last result (for up to
 # 300 s). It keeps the order of results and Ctrl-C, but the first result of two workers took 8.2 s instead of 4.8 s on a
@@ -22,7 +22,7 @@ from competition.errors import MaskfoldError
 
 Result = TypeVar("Result")
 
-MAX_CHUNK = 8  # items that a process takes at a time
+MAX_CHUNK = 8  # number of items that a process receives at once
 PARENT_VARIABLE = "MASKFOLD_PARENT"  # in a fold process: the id of the process that started it
 
 
@@ -32,7 +32,7 @@ def parent_process() -> int:
 
 
 def exit_with_parent(process: int) -> None:
-    """End this process soon after its parent `process` ends; otherwise it could wait forever in a collective call."""
+    """End this process soon after its parent `process` ends, because it could wait forever in a collective call."""
 
     def watch() -> None:
         while os.getppid() == process:
@@ -48,16 +48,16 @@ def count_cores() -> int:
 
 
 class ProcessPool:
-    """Processes that call methods of one object. A context manager; when the block ends, so do the processes.
+    """Context manager of processes that call methods of one object; the processes end with the block.
 
-    Ctrl-C reaches only this process, which ends the others. A process whose parent is killed ends within a second.
+    Ctrl-C interrupts only this process, which then ends the others. If the parent is killed, they end within a second.
 
     Args:
         worker: the object; it is pickled once per process.
-        count: processes; 0: the methods run in this process.
-        task: what the processes did, for the error if one is killed: `scored cases`.
+        count: number of processes; 0: the methods run in this process.
+        task: past-tense description for the error if a process is killed, e.g. `scored cases`.
         hint: the hint of that error.
-        environment: variables of the processes; None: `OMP_NUM_THREADS=1`, so that each computes with one thread.
+        environment: environment variables of the processes; None: `OMP_NUM_THREADS=1`, so that each uses one thread.
 
     Example:
         >>> with ProcessPool("a-b", 0, "split a text", "") as pool:
@@ -76,7 +76,7 @@ class ProcessPool:
         if self.count:
             self._executor = ProcessPoolExecutor(
                 self.count,
-                mp_context=get_context("spawn"),  # a fork of a process with torch's threads may hang
+                mp_context=get_context("spawn"),  # because a forked process may hang if torch has threads
                 initializer=_init_worker,
                 initargs=(self.worker, os.getpid()),
             )
@@ -84,8 +84,8 @@ class ProcessPool:
 
     def __exit__(self, *_: object) -> None:
         if self._executor is not None:
-            # Kill: all results have arrived, or nobody waits for them any more, or a process hangs. With the writer
-            # open, the executor would wait forever for the rest of a result that a process was sending.
+            # Kill the processes: all results have arrived, or nobody waits for them any more, or a process hangs. The
+            # writer must be closed, or the executor would wait forever for the rest of a result that was being sent.
             self._executor._result_queue._writer.close()  # type: ignore[attr-defined]
             for process in list((self._executor._processes or {}).values()):
                 process.kill()
@@ -97,11 +97,11 @@ class ProcessPool:
 
         Args:
             method: an importable function, such as `CaseScorer.score`.
-            items: picklable.
-            arguments: picklable.
+            items: picklable items.
+            arguments: picklable arguments.
 
         Raises:
-            MaskfoldError: the method raised it, or a process was killed.
+            MaskfoldError: the method raised this error, or a process was killed.
         """
         if self._executor is None:
             for item in items:
@@ -111,7 +111,7 @@ class ProcessPool:
         chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
         futures = [self.submit(_call_for_each, method, one, arguments) for one in chunks]
         futures.reverse()
-        while futures:  # a result is freed once it is used
+        while futures:  # the memory of a result is freed once it is used
             yield from self.result(futures.pop())
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
@@ -122,7 +122,7 @@ class ProcessPool:
         """
         assert self._executor is not None, "the pool has no process, or its block has ended"
         try:
-            with _inherited(self.environment):  # the executor starts its processes here
+            with _inherited(self.environment):  # the executor starts its processes in this call
                 return self._executor.submit(_call, function, arguments)
         except BrokenProcessPool as broken:
             raise self._killed() from broken
@@ -131,7 +131,7 @@ class ProcessPool:
         """Wait for a result of `submit`.
 
         Raises:
-            MaskfoldError: the function raised it, or its process was killed.
+            MaskfoldError: the function raised this error, or its process was killed.
         """
         try:
             return future.result()
@@ -144,9 +144,9 @@ class ProcessPool:
 
 @contextmanager
 def _inherited(environment: Mapping[str, str]) -> Iterator[None]:
-    """Let processes that start here inherit these variables, and a blocked SIGINT: Ctrl-C reaches all of a terminal.
+    """Let processes that start in the block inherit these variables, and ignore Ctrl-C, which a terminal sends to all.
 
-    The variables must exist before the process starts: libraries read them when they are imported.
+    The variables must be set before a process starts, because libraries read them when they are imported.
     """
     previous = {name: os.environ.get(name) for name in environment}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 MASK = "…"
-MIN_SECRET_LENGTH = 6  # characters; shorter secrets are not hidden, since they may be part of an ordinary word
+MIN_SECRET_LENGTH = 6  # characters; shorter secrets are not hidden, because they may be part of an ordinary word
 URL_PASSWORD = re.compile(r"([A-Za-z][\w+.-]*://[^\s/:@'\"]*):[^\s/'\"]*@")  # scheme://user:password@
 URL_TOKEN = re.compile(r"(https?://)[^\s/:@'\"]{16,}@")  # https://token@github.com/…
 # Parts of addresses and of connection strings: ?token=…, ;AccountKey=…
@@ -27,18 +27,18 @@ SECRET_WORDS = frozenset(
     ("conn", "connection", "connstr", "credentials", "passphrase", "pat", "sas", "sig", "signature")
 )
 SECRET_ENDINGS = ("key", "token", "pass", "password", "passwd", "pwd", "secret", "credential")
-ORDINARY_WORDS = frozenset(  # that end like secrets
+ORDINARY_WORDS = frozenset(  # names that end like names of secrets
     ("bandpass", "bypass", "compass", "donkey", "encompass", "highpass", "hockey", "hotkey", "jockey", "lowpass")
     + ("monkey", "overpass", "surpass", "trespass", "turkey", "underpass", "whiskey")
 )
-FOLDER_VARIABLES = ("PWD", "OLDPWD")  # of shells: the working folder
-PLACE_WORDS = frozenset(("dir", "directory", "file", "folder", "path"))  # the place of a secret is not secret
+FOLDER_VARIABLES = ("PWD", "OLDPWD")  # variables of shells with the working folder
+PLACE_WORDS = frozenset(("dir", "directory", "file", "folder", "path"))  # the location of a secret is not secret
 
 
 def redact(text: str) -> str:
     """Return the text without the passwords of URLs and the secrets in environment variables.
 
-    Secrets are also found percent-encoded and in base64, e.g. in an HTTP header, whatever stands before them.
+    Secrets are also found if they are percent-encoded or in base64, e.g. in an HTTP header, at any position.
 
     Example:
         >>> redact("postgresql://me:hush@host/runs cannot be reached")
@@ -47,7 +47,7 @@ def redact(text: str) -> str:
     for secret in (secrets := _known_secrets()):
         text = text.replace(secret, MASK)
     for core in _base64_cores(tuple(secrets)):
-        if core in text:  # before the pattern, which is slow on long texts
+        if core in text:  # this check comes before the pattern, which is slow for long texts
             text = re.sub(rf"[\w+/-]*{re.escape(core)}[\w+/-]*=*", MASK, text)
     text = URL_TOKEN.sub(rf"\1{MASK}@", URL_PASSWORD.sub(rf"\1:{MASK}@", text))
     text = ASSIGNMENT.sub(lambda m: f"{m[1]}{m[2]}={MASK}" if is_secret_name(m[2]) else m[0], text)
@@ -55,7 +55,7 @@ def redact(text: str) -> str:
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether a variable or a parameter of this name has a secret value, in any spelling.
+    """Return whether a variable or parameter of this name has a secret value; the spelling of the name may vary.
 
     Example:
         >>> [is_secret_name(name) for name in ("MYSQL_PWD", "kaggle_key", "AccountKey", "keypoints", "compass")]
@@ -80,7 +80,7 @@ def install_redaction() -> None:
         record = default_factory(*args, **kwargs)
         try:
             message = record.getMessage()
-        except Exception:  # noqa: BLE001 - a library's malformed log call; logging itself reports it
+        except Exception:  # noqa: BLE001 - a library called the log incorrectly; `logging` reports this
             return record
         record.msg, record.args = redact(message), None
         if record.exc_info and record.exc_info[1] is not None:
@@ -92,13 +92,14 @@ def install_redaction() -> None:
 
 
 def _known_secrets() -> list[str]:
-    """Return the secrets in environment variables, also percent-encoded, longest first."""
+    """Return the secrets in environment variables, as they are and percent-encoded, longest first."""
     secrets: set[str] = set()
     for name, value in os.environ.items():
         passwords = _url_passwords(value) if "://" in value else set()
         secrets |= passwords
         is_secret = is_secret_name(name) and name not in FOLDER_VARIABLES
-        if is_secret and not passwords and not (value.startswith("/") and os.path.exists(value)):  # a path to a secret
+        # The path of a file with a secret.
+        if is_secret and not passwords and not (value.startswith("/") and os.path.exists(value)):
             secrets.add(value)
         if is_secret or ";" in value:  # a connection string, e.g. AccountName=me;AccountKey=…
             secrets.update(match[3] for match in ASSIGNMENT.finditer(f";{value}") if is_secret_name(match[2]))
@@ -108,9 +109,9 @@ def _known_secrets() -> list[str]:
 
 @lru_cache(maxsize=4)
 def _base64_cores(secrets: tuple[str, ...]) -> list[str]:
-    """Return the part of a secret's base64 that does not depend on the text around it.
+    """Return the parts of the secrets' base64 forms that do not depend on the text around the secret.
 
-    It has one form for each of the three positions in a group of bytes, in the usual and in the URL-safe alphabet.
+    Each secret has one form for each of the three positions in a group of bytes, in both alphabets (usual, URL-safe).
     """
     cores: set[str] = set()
     for secret in (secret.encode() for secret in secrets):

@@ -34,8 +34,8 @@ from competition.errors import MaskfoldError
 
 IntArray = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-_BLOCK = 1 << 16  # pairs formatted at a time
-_CHUNK = 1 << 20  # values compared at a time, few enough for a core's cache
+_BLOCK = 1 << 16  # number of pairs that are formatted at once
+_CHUNK = 1 << 20  # number of values that are compared at once, so that they fit into a core's cache
 
 
 class RleError(MaskfoldError):
@@ -52,10 +52,10 @@ class RleFormat:
         base: index of the first pixel.
         relative: each start is counted from the end of the previous run, the first from pixel 0 (SIIM-ACR); `base`
             is then ignored.
-        empty: the text of a mask without foreground, such as `-1` or `1 0`.
-        container: `pairs` are numbers separated by spaces; `coco` is pycocotools' compressed counts; `coco_zlib` the
-            same, zlib-compressed, in base64 (HuBMAP); `json` one list such as `[1, 3, 10, 5]` per object, joined by
-            `;`.
+        empty: text that stands for a mask without foreground, such as `-1` or `1 0`.
+        container: `pairs` are numbers separated by spaces; `coco` is pycocotools' compressed counts; `coco_zlib` is
+            `coco`, zlib-compressed and in base64 (HuBMAP); `json` is one list such as `[1, 3, 10, 5]` per object,
+            joined by `;`.
     """
 
     order: Literal["row", "column"] = "column"
@@ -91,7 +91,7 @@ def encode(mask: NDArray[Any], fmt: RleFormat = RleFormat()) -> str:
     """Encode a mask.
 
     Args:
-        mask: any shape and memory order; bool or integers, where all values but 0 are foreground.
+        mask: bool or integers of any shape and memory order; all values except 0 are foreground.
         fmt: the format.
 
     Returns:
@@ -111,17 +111,17 @@ def decode(text: str, shape: Sequence[int], fmt: RleFormat = RleFormat(), strict
     """Decode a mask.
 
     Args:
-        text: from `encode` or a host. `fmt.empty` and blank text are a mask without foreground.
+        text: run lengths from `encode` or a host. `fmt.empty` and blank text mean a mask without foreground.
         shape: the shape of the mask.
         fmt: the format.
-        strict: False accepts tables that break the rules: unsorted or overlapping runs are merged, runs of length 0
-            are skipped, and runs are clipped at the end of the mask.
+        strict: if False, accept texts that break the rules: merge unsorted or overlapping runs, skip runs of length 0,
+            and clip runs at the end of the mask.
 
     Returns:
         bool array of `shape`, in Fortran memory order if `fmt.order` is `column`.
 
     Raises:
-        RleError: the text breaks a rule; the message names the value, counted from 1.
+        RleError: the text breaks a rule; the message names the position of the value, counted from 1.
     """
     size = int(np.prod(shape, dtype=np.int64))
     starts, ends = _text_to_runs(text, size, fmt, strict)
@@ -169,8 +169,8 @@ def decode_labels(
         strict: as in `decode`.
 
     Returns:
-        int32 array of `shape`: 1 for the object of the first text, 2 for that of the second; later objects overwrite
-        earlier ones.
+        int32 array of `shape`: 1 for the object of the first text, 2 for the object of the second; later objects
+            overwrite earlier ones.
     """
     return decode_overlapping_labels(texts, shape, fmt, strict)[0]
 
@@ -178,7 +178,7 @@ def decode_labels(
 def decode_overlapping_labels(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True
 ) -> tuple[NDArray[np.int32], dict[int, IntArray]]:
-    """Decode the objects of an image, of which some may share pixels.
+    """Decode the objects of an image, some of which may share pixels.
 
     Args:
         texts: one text per object.
@@ -187,8 +187,8 @@ def decode_overlapping_labels(
         strict: as in `decode`.
 
     Returns:
-        The array of `decode_labels`; and by label the positions (n,) int64 of the pixels that later objects overwrote,
-        counted in the format's order.
+        The array of `decode_labels`; and for each label the positions (n,) int64 of the pixels that later objects
+        overwrote, counted in the format's order.
     """
     flat, total = np.zeros(int(np.prod(shape, dtype=np.int64)), np.int32), 0
     for label, text in enumerate(texts, start=1):
@@ -197,7 +197,8 @@ def decode_overlapping_labels(
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             flat[start:end] = label
     hidden: dict[int, IntArray] = {}
-    if total != np.count_nonzero(flat):  # parsed a second time, so that objects without overlap need no more memory
+    # Texts are parsed a second time, so that objects without overlap need no additional memory.
+    if total != np.count_nonzero(flat):
         for label, text in enumerate(texts, start=1):
             starts, ends = _text_to_runs(text, flat.size, fmt, strict)
             runs = [np.flatnonzero(flat[start:end] != label) + start for start, end in zip(starts, ends, strict=True)]
@@ -218,7 +219,7 @@ def _as_mask(mask: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _change_positions(values: NDArray[Any]) -> IntArray:
-    """Return the sorted Fortran-order positions whose value differs from the previous one (0 before the first)."""
+    """Return the sorted Fortran-order positions whose value differs from the previous value (0 before the first)."""
     if values.size == 0:
         return np.empty(0, np.int64)
     if values.flags.f_contiguous:
@@ -234,7 +235,7 @@ def _change_positions(values: NDArray[Any]) -> IntArray:
         high = min(low + step, length - 1)
         part = np.not_equal(rows[low + 1 : high + 1], rows[low:high], out=differs[: high - low])
         chunks.append(np.flatnonzero(part) + (low + 1) * width)
-    # Changes between the end of a line along axis 0 and the beginning of the next line.
+    # changes between the end of a line along axis 0 and the beginning of the next line
     line_begins, line_ends = values[0].ravel(order="F"), values[-1].ravel(order="F")
     borders = np.flatnonzero(line_begins[1:] != line_ends[:-1]) + 1
     first = np.zeros(int(line_begins[0] != 0), np.int64)
@@ -254,7 +255,7 @@ def _change_positions(values: NDArray[Any]) -> IntArray:
 
 
 def _runs_to_text(starts: IntArray, ends: IntArray, size: int, fmt: RleFormat) -> str:
-    """Return the text of runs `starts[i]:ends[i]`, 0-based positions in the format's order."""
+    """Convert runs `starts[i]:ends[i]` (0-based positions in the format's order) to text."""
     if len(starts) == 0 and (fmt.empty or not fmt.container.startswith("coco")):
         return fmt.empty
     if fmt.container.startswith("coco"):
@@ -268,7 +269,7 @@ def _runs_to_text(starts: IntArray, ends: IntArray, size: int, fmt: RleFormat) -
 
 
 def _text_to_runs(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[IntArray, IntArray]:
-    """Parse a text to runs `starts[i]:ends[i]`: sorted, not overlapping, within `size`."""
+    """Parse a text to runs `starts[i]:ends[i]` that are sorted, do not overlap and lie within `size`."""
     empty = np.empty(0, np.int64)
     if not isinstance(text, str):
         raise RleError(
@@ -296,7 +297,7 @@ def _text_to_runs(text: str, size: int, fmt: RleFormat, strict: bool) -> tuple[I
 def _pairs_to_runs(
     numbers: IntArray, size: int, fmt: RleFormat, strict: bool, where: str = "RLE"
 ) -> tuple[IntArray, IntArray]:
-    """Check the pairs of one object and convert them to runs; errors begin with `where`."""
+    """Check the pairs of one object and convert them to runs; error messages begin with `where`."""
     if len(numbers) % 2:
         raise RleError(
             f"{where}: found {len(numbers)} values, expected an even number; value {len(numbers)} ({numbers[-1]}) is "
@@ -305,7 +306,7 @@ def _pairs_to_runs(
         )
 
     def check(invalid: Mask, first: int, expected: str, hint: str) -> None:
-        """Raise if any item of `invalid` is true; item i belongs to value `first + 2 * i`, counted from 1."""
+        """Raise an error if an item of `invalid` is true; item i belongs to value `first + 2 * i`, counted from 1."""
         if invalid.any():
             index = first + 2 * int(invalid.argmax())
             raise RleError(f"{where}, value {index}: found {numbers[index - 1]}, expected {expected}.", hint)
@@ -315,7 +316,8 @@ def _pairs_to_runs(
     check(raw_starts < base, 1, f"a start of at least {base}", "Check `base` and `relative` of the format.")
     check(lengths < 0, 2, "a length of at least 1", "Check `relative` and `container` of the format.")
     if fmt.relative:
-        edges = np.cumsum(np.minimum(numbers, size + 1))  # clipped, since sums of huge numbers would overflow
+        # Clip the numbers, because sums of huge numbers would overflow.
+        edges = np.cumsum(np.minimum(numbers, size + 1))
         starts, ends = edges[::2], edges[1::2]
     else:
         starts = raw_starts - base
@@ -338,7 +340,7 @@ def _merge_runs(starts: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
     order = np.argsort(starts[kept], kind="stable")
     starts, ends = starts[kept][order], ends[kept][order]
     max_ends = np.maximum.accumulate(ends)
-    is_first = np.append(True, starts[1:] > max_ends[:-1])[: len(starts)]  # of a merged run
+    is_first = np.append(True, starts[1:] > max_ends[:-1])[: len(starts)]  # index of the last run of a merged run
     is_last = np.append(is_first[1:], True)[: len(starts)]
     return starts[is_first], max_ends[is_last]
 
@@ -364,13 +366,13 @@ def parse_numbers(text: str) -> IntArray:
 
 def format_pairs(pairs: IntArray) -> str:
     """Format [[1, 2], [3, 4]] as `1 2 3 4`; numbers are not negative, and only the first may be 0."""
-    if len(pairs) < 64:  # the tables are faster for longer texts only
+    if len(pairs) < 64:  # the tables are faster only for longer texts
         return " ".join(map(str, pairs.ravel().tolist()))
     return " ".join(_block_to_text(pairs[low : low + _BLOCK]) for low in range(0, len(pairs), _BLOCK))
 
 
 def _block_to_text(pairs: IntArray) -> str:
-    """Format pairs: look up 4-byte texts in tables column by column, then remove NUL bytes."""
+    """Format a block of pairs: look up 4-byte texts in tables column by column, then remove NUL bytes."""
     columns: list[NDArray[np.uint32]] = []
     for numbers in (pairs[:, 1], pairs[:, 0]):  # from the last column to the first
         rest = numbers // 1000  # NumPy divides by a constant much faster than it computes divmod
@@ -384,9 +386,9 @@ def _block_to_text(pairs: IntArray) -> str:
 
 @cache
 def _digits(count: int, tail: str) -> NDArray[np.uint32]:
-    """Return 2 · 10**count texts of 4 bytes: numbers without, then with leading zeros, each followed by `tail`.
+    """Return 2 · 10**count texts of 4 bytes: all numbers without, then with leading zeros, each followed by `tail`.
 
-    Missing leading zeros are NUL bytes; in the first entry, so is the whole number.
+    NUL bytes replace the missing leading zeros, and in the first entry the whole number.
     """
     without_zeros = ["" if number == 0 else str(number) for number in range(10**count)]
     with_zeros = [f"{number:0{count}d}" for number in range(10**count)]
@@ -469,7 +471,7 @@ def compress_counts(text: str) -> str:
 
 
 def decompress_counts(text: str, size: int) -> str:
-    """Invert `compress_counts`."""
+    """Decompress the result of `compress_counts`."""
     limit = 11 * (size + 2)  # a pixel needs at most 11 characters; more would be a decompression bomb
     try:
         raw = base64.b64decode(text, validate=True)

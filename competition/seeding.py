@@ -1,7 +1,7 @@
-"""Addressed random generators: every random choice has an address, from which its seed is derived.
+"""Random generators by address: the seed of every random choice is derived from its address (fold, epoch, …).
 
-No generator is shared between two choices. So neither the number of loader processes nor a resume in the middle of an
-epoch changes a choice, and no generator state has to be saved.
+No two choices share a generator. So neither the number of loader processes nor a resume in the middle of an epoch
+changes a choice, and no generator state must be saved.
 
 Example:
     >>> [int(rng(12345, fold=0, epoch=3, position=7, purpose="patch").integers(100)) for _ in range(2)]
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# The index of a purpose is part of the address: append new ones, and never reorder.
+# The index of a purpose is part of the address: append new purposes, and never reorder them.
 PURPOSES = ("order", "patch", "augment", "torch", "init", "bootstrap", "folds", "demo", "pictures", "tune", "soup")
 
 
@@ -20,10 +20,10 @@ def seed_sequence(seed: int, fold: int, epoch: int, position: int, purpose: str)
     """Return numpy's `SeedSequence` of an address; it hashes neighbouring addresses to independent states.
 
     Args:
-        seed: of the experiment.
-        fold: number of the fold; -1 trains on all cases.
+        seed: seed of the experiment.
+        fold: number of the fold; -1 for training on all cases.
         epoch: number of the epoch.
-        position: of a sample or a step in the epoch.
+        position: position of a sample or a step in the epoch.
         purpose: one of `PURPOSES`.
 
     Raises:
@@ -31,9 +31,10 @@ def seed_sequence(seed: int, fold: int, epoch: int, position: int, purpose: str)
     """
     if purpose not in PURPOSES:
         raise ValueError(f"unknown purpose: found {purpose!r}, expected one of {', '.join(PURPOSES)}")
-    address = [value & 0xFFFF_FFFF for value in (fold, epoch, position)]  # as 32-bit words; -1 is the largest one
+    # Converted to 32-bit words; -1 becomes the largest word.
+    address = [value & 0xFFFF_FFFF for value in (fold, epoch, position)]
     seed &= 0xFFFF_FFFF_FFFF_FFFF
-    # The seed always takes two words, so that no two addresses have the same list of words.
+    # The seed always occupies two words, so that different addresses give different lists of words.
     return np.random.SeedSequence([seed & 0xFFFF_FFFF, seed >> 32, *address, PURPOSES.index(purpose)])
 
 

@@ -1,4 +1,4 @@
-"""Check of a SQLite database before a library opens it: Optuna and MLflow retry for minutes and name no cause."""
+"""Check a SQLite database before Optuna or MLflow opens it, because they retry for minutes and name no cause."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 from competition.errors import MaskfoldError
 
-POLL_SECONDS = 0.5  # s that one attempt waits for a locked database
-QUIET_SECONDS = 3.0  # s of waiting before a message
+POLL_SECONDS = 0.5  # s that one attempt waits if the database is locked
+QUIET_SECONDS = 3.0  # s of waiting before a message appears
 PATIENCE_SECONDS = 60.0  # s after which a locked database is an error
-MAX_CHECKED_BYTES = 2**26  # bytes; of a larger database only the header is checked
+MAX_CHECKED_BYTES = 2**26  # bytes; for a larger database only the header is checked
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +24,11 @@ def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECOND
 
     Args:
         path: the file.
-        consequence: what happens if the user moves a damaged file away, a main clause.
-        patience: s to wait for a lock.
+        consequence: main clause for the hint that says what happens if the user moves a damaged file away.
+        patience: maximum wait for a lock, s.
 
     Raises:
-        MaskfoldError: the file is damaged or no database, or stays locked.
+        MaskfoldError: the file is damaged, is not a database, or stays locked.
     """
     start, is_logged = time.monotonic(), False
     while path.exists():
@@ -36,7 +36,7 @@ def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECOND
             _probe(path)
         except sqlite3.OperationalError as error:
             if not is_lock(error):
-                return  # the library reports files that are read-only, or on a full disk
+                return  # the library itself reports read-only files and full disks
         except sqlite3.DatabaseError as error:
             raise damaged_error(path, error, consequence) from error
         else:
@@ -50,12 +50,12 @@ def check_sqlite(path: Path, consequence: str, patience: float = PATIENCE_SECOND
 
 
 def is_lock(error: BaseException) -> bool:
-    """Return whether an error of SQLite, or of a library that repeats it, says that the database is locked."""
+    """Return whether an error of SQLite (or of a library that passes it on) says that the database is locked."""
     return "database is locked" in str(error) or "database table is locked" in str(error)
 
 
 def is_damage(error: BaseException) -> bool:
-    """Return whether an error of SQLite, or of a library that repeats it, says that the file is damaged."""
+    """Return whether an error of SQLite (or of a library that passes it on) says that the file is damaged."""
     return any(text in str(error) for text in ("file is not a database", "disk image is malformed"))
 
 
@@ -77,7 +77,7 @@ def damaged_error(path: Path | str, error: BaseException, consequence: str) -> M
 
 
 def _probe(path: Path) -> None:
-    """Check the pages of a database, and take and release its write lock.
+    """Check the pages of a database, then acquire and release its write lock.
 
     Raises:
         sqlite3.DatabaseError: the file is damaged, or it is locked (`sqlite3.OperationalError`).

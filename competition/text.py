@@ -1,4 +1,4 @@
-"""Text for people: checks of case and class names, suggestions of similar names, enumerations, counts and ids."""
+"""Text for messages: checks of case and class names, suggestions of similar names, enumerations, counts and ids."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from competition.errors import SURROGATE
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-# Characters that start a spreadsheet formula (OWASP, "CSV Injection"), and the characters that a formula needs to reach
-# beyond its own sheet. A minus before a number and a plus after a name are harmless.
+# Characters that start a spreadsheet formula (OWASP, "CSV Injection"), and the characters that a formula needs to
+# access data outside of its sheet. A minus before a number and a plus after a name are harmless.
 FORMULA_STARTS, DANGEROUS_CHARACTERS = "=+-@", re.compile(r"[(|!]")
 MAX_ID_LENGTH = 26  # longer ids are shortened in lists
 
@@ -31,7 +31,7 @@ def is_formula(text: str) -> bool:
 
 
 def name_problem(name: str) -> str | None:
-    """Return why a case or class name is invalid, as a sentence without its subject; None if it is valid.
+    """Return a predicate such as "is not UTF-8" if a case or class name is invalid; None if it is valid.
 
     Names become files (`{id}_{class}.nii.gz`), log lines and table cells.
     """
@@ -47,7 +47,7 @@ def name_problem(name: str) -> str | None:
 
 
 def fold_name(name: str) -> str:
-    """Return what two names have in common that some file systems cannot distinguish: case and Unicode form.
+    """Return a name in a form that is equal for two names that some file systems cannot distinguish.
 
     Example:
         >>> fold_name("E\\u0301") == fold_name("\\u00e9")
@@ -57,7 +57,7 @@ def fold_name(name: str) -> str:
 
 
 def escape_formula(cell: str) -> str:
-    """Return a cell that spreadsheets show as text: a formula gets an apostrophe in front."""
+    """Return a cell that spreadsheets show as text: an apostrophe is put before a formula."""
     return f"'{cell}" if is_formula(cell) and not cell.startswith("'") else cell
 
 
@@ -104,12 +104,12 @@ def format_count(count: int, noun: str) -> str:
 
 
 def and_more(total: int, shown: int, noun: str) -> str:
-    """Return the end of a list of which only some are shown: ` and 3 more cases`; empty if all are.
+    """Return the end of a shortened list, e.g. ` and 3 more cases`; an empty text if the list is complete.
 
     Args:
-        total: number of things.
-        shown: number of those that the list names at most.
-        noun: of one of them.
+        total: number of all items.
+        shown: maximum number of items that the list names.
+        noun: noun for one item, in the singular.
     """
     return f" and {format_count(total - shown, f'more {noun}')}" if total > shown else ""
 
@@ -125,12 +125,12 @@ def pixel_or_voxel(dimensions: int) -> str:
 
 
 def shorten_id(case_id: str) -> str:
-    """Return an id; a long one only with its beginning and end."""
+    """Return an id; if it is long, only its beginning and end."""
     return case_id if len(case_id) <= MAX_ID_LENGTH else f"{case_id[:12]}…{case_id[-12:]}"
 
 
 def format_listed_case(case_id: str, path: str) -> str:
-    """Format one of several cases: the id with its file, or only a shortened id."""
+    """Format one of several listed cases: the id with its file, or a shortened id without the file if it is long."""
     return f"{case_id} ({path})" if len(case_id) <= MAX_ID_LENGTH else shorten_id(case_id)
 
 

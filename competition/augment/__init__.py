@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def build_loader_transform(
     exp: Experiment, context: Context = Context()
 ) -> Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None:
-    """Build the augmentation in the loader, for `PatchDataset(augment=…)`; None if the loader does not augment.
+    """Build the augmentation for the data loader, `PatchDataset(augment=…)`; None if the loader does not augment.
 
-    2D images are augmented by albumentations, volumes by an explicit list of MONAI's transforms.
+    The loader augments 2D images with albumentations, and volumes only with an explicit list of MONAI's transforms.
 
     Raises:
         MaskfoldError: status 2; `augment` is invalid.
@@ -39,7 +39,7 @@ def build_loader_transform(
 
 
 def build_batch_transform(exp: Experiment) -> VolumeAugment | None:
-    """Build the augmentation of batches on the training device: presets for volumes; None if there is no such preset.
+    """Build the augmentation of batches on the training device, for presets of volumes; None without such a preset.
 
     Raises:
         MaskfoldError: status 2; `augment` is invalid.
@@ -56,7 +56,7 @@ def flip_axes(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
     """Return the spatial axes that training flips independently; `inference.tta: auto` flips the same axes.
 
     Args:
-        augment: the `augment` section.
-        dims: spatial axes of a patch.
+        augment: section `augment` of the experiment.
+        dims: number of spatial axes of a patch.
     """
     return explicit_flips(augment, dims) if augment.transforms else preset_flips(augment, dims)

@@ -1,4 +1,4 @@
-"""Explicit lists of transforms: built from the YAML for albumentations and MONAI, and applied for MONAI (volumes)."""
+"""Explicit lists of transforms: build them from the YAML (albumentations and MONAI), and apply MONAI's to volumes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 
 Complete = Callable[[Any, dict[str, Any], str], dict[str, Any]]
-SPATIAL_MODULES = ("spatial", "croppad")  # modules of monai.transforms whose transforms also move the mask
+SPATIAL_MODULES = ("spatial", "croppad")  # modules of monai.transforms whose transforms also apply to the mask
 INTENSITY_MODULES = ("intensity", "smooth_field")
-MOVES_MASK_EXCEPTIONS = {  # class name -> whether it moves the mask
+MOVES_MASK_EXCEPTIONS = {  # whether a transform also applies to the mask, by class name
     "RandSimulateLowResolutiond": False,
     "RandSmoothDeformd": True,
 }
@@ -35,10 +35,10 @@ def build_explicit_transforms(
     """Build `augment.transforms`. Groups such as `OneOf` have a list `transforms` of the same form.
 
     Args:
-        augment: the `augment` section.
+        augment: section `augment` of the experiment.
         single: base class of a transform.
         group: base class of a composition of transforms.
-        complete: called with (class, args, key) of each transform; returns its final arguments.
+        complete: function that is called with (class, args, key) of each transform and returns its final arguments.
         context: has the trusted packages.
 
     Raises:
@@ -88,13 +88,13 @@ def _nested(child: Any, key: str) -> TargetConfig:
 
 
 class MonaiTransforms:
-    """`augment.transforms` of MONAI for the keys `image` and `mask`.
+    """The MONAI transforms in `augment.transforms`, for the keys `image` and `mask`.
 
-    If the YAML does not set `keys`, transforms that move voxels receive both keys, other transforms only the image. If
-    it does not set `mode`, the image is interpolated linearly and the mask by nearest neighbour.
+    If the YAML does not set `keys`, transforms that move voxels apply to both keys, and other transforms only to the
+    image. If the YAML does not set `mode`, the image is interpolated linearly and the mask by nearest neighbour.
 
     Args:
-        augment: the `augment` section.
+        augment: section `augment` of the experiment.
         context: has the trusted packages.
 
     Raises:
@@ -122,7 +122,7 @@ class MonaiTransforms:
         seeds = np.random.SeedSequence(seed).generate_state(max(len(self.transforms), 1), np.uint32)
         for transform, child_seed in zip(self.transforms, seeds, strict=False):
             if isinstance(transform, Randomizable):
-                transform.set_random_state(seed=int(child_seed))  # a Compose seeds its children
+                transform.set_random_state(seed=int(child_seed))  # a Compose passes its seed on to its children
             data = transform(data)
         result = np.asarray(data["image"], np.float32), np.asarray(data["mask"]).round().astype(np.uint8)
         if result[0].shape != image.shape or result[1].shape != mask.shape:
@@ -135,7 +135,7 @@ class MonaiTransforms:
 
 
 def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
-    """Fill in `keys` and the interpolation mode; raise for a mode that would interpolate between labels."""
+    """Fill in `keys` and the interpolation mode; raise an error for a mode that would interpolate between labels."""
     names = inspect.signature(cls.__init__).parameters
     package, _, part = cls.__module__.removesuffix(".dictionary").rpartition(".")
     known = package == "monai.transforms" and part in SPATIAL_MODULES + INTENSITY_MODULES
@@ -163,7 +163,7 @@ def _complete_args(cls: Any, args: dict[str, Any], key: str) -> dict[str, Any]:
             or "mask" not in keys
         ):
             continue  # e.g. the `mode` of a padding, which does not set the interpolation
-        # "nearest" of interpolate rounds down, which is half a voxel off the linear image; that of grid_sample does not
+        # "nearest" of `interpolate` rounds down, which shifts the mask by half a voxel; that of `grid_sample` does not
         nearest = "nearest-exact" if isinstance(parameter.default, InterpolateMode) else "nearest"
         modes = args.setdefault(name, ["bilinear" if data_key == "image" else nearest for data_key in keys])
         mask_mode = modes[keys.index("mask")] if isinstance(modes, list) and len(modes) == len(keys) else modes

@@ -1,7 +1,7 @@
-"""Augmentation of 2D images by albumentations, one by one in loader workers.
+"""Augment 2D images with albumentations, one by one in loader workers.
 
-The `set_random_seed` of albumentations passes one seed to all children of a `Compose`, so two flips of p=0.5 would
-always agree. Here each transform, including nested ones, gets its own generators for every sample.
+The method `set_random_seed` of albumentations passes one seed to all children of a `Compose`, so two flips with p=0.5
+would always agree. Here every transform, including nested transforms, gets its own generators for each sample.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import looks for a newer version on the internet
+# Because otherwise the import searches the internet for a newer version.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import cv2
@@ -29,10 +30,10 @@ cv2.setNumThreads(0)  # OpenCV's threads can deadlock a forked loader worker, an
 
 
 class ImageAugment:
-    """Preset or explicit list of albumentations for one 2D image and its mask.
+    """A preset, or an explicit list of albumentations, for one 2D image and its mask.
 
     Args:
-        augment: the `augment` section.
+        augment: section `augment` of the experiment.
         context: has the trusted packages, for `augment.transforms`.
 
     Raises:
@@ -98,7 +99,7 @@ def _type_name(array: Any) -> str:
 
 
 def is_applicable(transform: Transform, shape: tuple[int, ...]) -> bool:
-    """Return whether a preset's transform works on a patch: quarter turns need a square, grid cells one pixel each."""
+    """Return whether a transform works on a patch: quarter turns need a square, grid cells at least one pixel each."""
     if isinstance(transform, A.RandomRotate90):
         return shape[0] == shape[1]
     return not isinstance(transform, A.GridDistortion) or min(shape[:2]) >= transform.num_steps
@@ -107,7 +108,8 @@ def is_applicable(transform: Transform, shape: tuple[int, ...]) -> bool:
 def reseed(transform: Transform, seed: int) -> None:
     """Give a transform, and every nested transform, its own generators.
 
-    Two are needed: albumentations draws probabilities from Python's generator, fields and noise from numpy's.
+    Each needs two generators: albumentations draws probabilities from Python's generator, fields and noise from
+    numpy's.
     """
     seeds = np.random.SeedSequence(seed).generate_state(2 + len(getattr(transform, "transforms", ())), np.uint64)
     transform.py_random = random.Random(int(seeds[0]))
@@ -123,7 +125,7 @@ def preset_transforms(preset: ImagePreset, flips: tuple[int, ...]) -> list[Trans
         transforms.append(A.VerticalFlip(p=0.5))
     if 1 in flips:
         transforms.append(A.HorizontalFlip(p=0.5))
-    if flips == (0, 1):  # a quarter turn and the flips make all eight symmetries of the square
+    if flips == (0, 1):  # a quarter turn and the flips generate all eight symmetries of the square
         transforms.append(A.RandomRotate90(p=0.5))
     transforms += [
         A.Affine(

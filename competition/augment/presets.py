@@ -1,7 +1,7 @@
-"""Values of the presets light, medium and heavy.
+"""The values of the presets light, medium and heavy.
 
-Probabilities are per sample and transform. The values are in the range that nnU-Net uses for volumes (Isensee et al.,
-Nature Methods 2021, supplementary note 4) and that winners of 2D competitions report; start with medium.
+Probabilities are per sample and transform. The values lie in the range that nnU-Net uses for volumes (Isensee et al.,
+Nature Methods 2021, supplementary note 4) and that winners of 2D competitions report. If in doubt, use medium.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ VOLUME_PRESETS: dict[str, dict[str, dict[str, float | Range]]] = {
 
 
 def preset_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
-    """Return the spatial axes that a preset flips: all, those in `augment.flip`, or none.
+    """Return the spatial axes that a preset flips: all axes, the axes in `augment.flip`, or no axes.
 
     Raises:
         MaskfoldError: status 2; `augment.flip` contains an axis that patches do not have.
@@ -176,7 +176,7 @@ def preset_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
 
 
 def explicit_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
-    """Return the spatial axes that the flip transforms of an explicit list flip, each independently of the others."""
+    """Return the spatial axes that an explicit list of transforms flips independently of each other."""
     flips: set[int] = set()
     for item in augment.transforms or ():
         name, axis = item.target.rpartition(".")[2], item.args.get("spatial_axis")
@@ -188,6 +188,7 @@ def explicit_flips(augment: AugmentConfig, dims: int) -> tuple[int, ...]:
             flips.update(range(dims))
         elif name in ("RandFlipd", "RandFlipD", "RandFlipDict"):
             axes = axis if isinstance(axis, list) else [axis]
-            if len(axes) == 1 and isinstance(axes[0], int):  # several axes are flipped together, none independently
+            # This transform flips several axes together, so no axis is flipped independently.
+            if len(axes) == 1 and isinstance(axes[0], int):
                 flips.add(axes[0] % dims)
     return tuple(sorted(flips))

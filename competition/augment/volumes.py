@@ -1,13 +1,13 @@
-"""Augmentation of batches of volumes (and 2.5D patches) by presets, on the training device.
+"""Augment batches of volumes (and 2.5D patches) with presets, on the training device.
 
-One class for each transform. The parameters of each sample are drawn on the CPU from its own seed, then applied to all
-samples that have drawn some. The order of the classes is the order of application: geometry, then intensities in the
-order of a scanner (optics, noise, amplifier).
+Each transform is a class. The parameters of each sample are drawn on the CPU from the sample's seed. A transform is
+then applied to all samples for which it has parameters. The order of the classes is the order of application: first
+geometry, then intensities in the order of a scanner (optics, noise, amplifier).
 """
 
-# Not MONAI's, torchio's or kornia's transforms: MONAI and torchio take one sample at a time, and none of them draws the
-# parameters of each sample of a batch from that sample's own seed, without which a resume would draw others.
-# `python benchmarks/augment.py` compares the time with MONAI's.
+# Not MONAI's, torchio's or kornia's transforms: MONAI and torchio process one sample at a time, and none of the
+# libraries draws the parameters of each sample of a batch from a seed of the sample, which a resume requires. `python
+# benchmarks/augment.py` compares the time with MONAI's.
 
 from __future__ import annotations
 
@@ -42,53 +42,53 @@ class Patch(NamedTuple):
 
 
 class VolumeTransform(ABC):
-    """Base class of the transforms: dataclasses whose fields are the values of a preset.
+    """Base class of the transforms, which are dataclasses whose fields are the values of a preset.
 
-    The defaults of the fields must have no effect, because a preset may leave a transform out.
+    With the defaults of its fields, a transform must have no effect, because a preset may omit the transform.
     """
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, patch: Patch) -> Any:
-        """Draw the parameters of one sample; None leaves it unchanged.
+        """Draw the parameters of one sample; None means that the sample stays unchanged.
 
-        Draw equally many random numbers in every case, so that the transforms after this one keep theirs.
+        The method must always draw the same number of random numbers, so that later transforms get the same ones.
         """
 
 
 class GeometricTransform(VolumeTransform):
-    """A transform that moves image and mask."""
+    """A transform that moves the voxels of image and mask."""
 
     @abstractmethod
     def apply(self, image: Tensor, mask: Tensor, drawn: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """Return the samples after the transform.
+        """Return the transformed samples.
 
         Args:
-            image: (n, C, *spatial) float32: the samples that have drawn parameters.
+            image: (n, C, *spatial) float32, the samples for which parameters were drawn.
             mask: (n, M, *spatial) uint8.
             drawn: the parameters of each sample, as `sample` returned them.
         """
 
 
 class IntensityTransform(VolumeTransform):
-    """A transform of the image only. Channels of a sample share their parameters."""
+    """A transform of the image only. All channels of a sample have the same parameters."""
 
     @abstractmethod
     def apply(self, image: Tensor, drawn: Sequence[Any]) -> Tensor:
-        """Return the samples after the transform.
+        """Return the transformed samples.
 
         Args:
-            image: (n, C, *spatial) float32: the samples that have drawn parameters.
+            image: (n, C, *spatial) float32, the samples for which parameters were drawn.
             drawn: the parameters of each sample, as `sample` returned them.
         """
 
 
 class VolumeAugment:
-    """Preset for a whole batch; each sample has its own seed and does not depend on the rest of the batch.
+    """A preset for whole batches; each sample has its own seed and does not depend on the rest of the batch.
 
     Args:
-        augment: the `augment` section, with a preset.
-        dims: spatial axes of a patch, 2 or 3.
-        spacing: size of a voxel along each axis, None: isotropic; rotations are rigid in these units.
+        augment: section `augment` of the experiment, with a preset.
+        dims: number of spatial axes of a patch, 2 or 3.
+        spacing: size of a voxel along each axis; None: isotropic. Rotations are rigid in these units.
 
     Attributes:
         transforms: the transforms, in the order of sampling and application.
@@ -108,7 +108,7 @@ class VolumeAugment:
             self.transforms = (Flip(preset_flips(augment, dims)), *build_preset(augment.preset))
 
     def sample(self, shape: Sequence[int], seed: int) -> list[Any]:
-        """Draw the parameters of one sample: one entry for each transform, None where it does not apply.
+        """Draw the parameters of one sample: one entry per transform, None if the transform is not applied.
 
         Args:
             shape: shape of the patch, voxels.
@@ -141,16 +141,16 @@ class VolumeAugment:
 
 
 def build_preset(name: str) -> list[VolumeTransform]:
-    """Return the transforms of a preset; those that it leaves out are included, because they draw random numbers."""
+    """Return all transforms with the values of a preset; omitted ones are included, since they draw random numbers."""
     preset = VOLUME_PRESETS[name]
     return [TRANSFORMS.get(transform)(**preset.get(transform, {})) for transform in TRANSFORMS.names()]
 
 
 def apply_to_samples(transform: VolumeTransform, image: Tensor, mask: Tensor, drawn: Sequence[Any]) -> None:
-    """Apply a transform in place to the samples that have drawn parameters; the others stay bit-identical.
+    """Apply a transform in place to the samples that have parameters; all other samples stay bit-identical.
 
     Args:
-        transform: geometric or of intensities.
+        transform: a geometric or an intensity transform.
         image: (B, C, *spatial) float32.
         mask: (B, M, *spatial) uint8.
         drawn: the parameters of each sample; None: unchanged.
@@ -169,7 +169,7 @@ def apply_to_samples(transform: VolumeTransform, image: Tensor, mask: Tensor, dr
 
 
 def sample_value(rng: np.random.Generator, probability: float, bounds: Range, identity: float) -> float:
-    """Return a value within bounds, or the identity; two random numbers are drawn in both cases."""
+    """Return, with this probability, a random value within bounds, else `identity`; always draw two numbers."""
     applies, value = rng.random() < probability, rng.uniform(*bounds)
     return value if applies else identity
 
@@ -182,7 +182,7 @@ class Flip(GeometricTransform):
     """Flip each axis with a probability of one half. A flip does not resample the image, so it is exact.
 
     Attributes:
-        axes: the axes that may be flipped, those of `augment.flip`.
+        axes: the axes that may be flipped, from `augment.flip`.
     """
 
     axes: tuple[int, ...] = ()
@@ -200,12 +200,12 @@ class Flip(GeometricTransform):
 
 
 class Displacement(NamedTuple):
-    """Positions at which a sample is read.
+    """The map from positions in the result to positions in the sample.
 
     Attributes:
-        matrix: (d, d) float64 that maps an offset from the centre of the result to one in the source, voxels; None is
-            the identity.
-        knots: (d, KNOTS, …, KNOTS) float32, displacement of each control point, voxels; None: no elastic field.
+        matrix: (d, d) float64 that maps an offset from the centre of the result to an offset from the centre of the
+            source, in voxels; None: identity.
+        knots: (d, KNOTS, …, KNOTS) float32, displacement of each control point in voxels; None: no elastic field.
     """
 
     matrix: np.ndarray | None = None
@@ -217,13 +217,13 @@ class Displacement(NamedTuple):
 class Warp(GeometricTransform):
     """Rotation, zoom and elastic displacement, in one sampling grid.
 
-    Outside of the patch the nearest voxel is repeated, also in the mask.
+    Outside of the patch, the nearest voxel of image and mask is repeated.
 
     Attributes:
-        rotate, zoom, elastic: probabilities.
-        degrees: largest angle in both directions, about each axis.
-        zoom_factor: range.
-        elastic_size: largest standard deviation of a control point, as a fraction of the patch's extent.
+        rotate, zoom, elastic: probabilities of the three transforms.
+        degrees: maximum angle about each axis, in both directions.
+        zoom_factor: range of the factor.
+        elastic_size: maximum standard deviation of a control point's displacement, as a fraction of the patch's extent.
     """
 
     rotate: float = 0
@@ -239,12 +239,12 @@ class Warp(GeometricTransform):
         return None if drawn.matrix is None and drawn.knots is None else drawn
 
     def _sample_matrix(self, rng: np.random.Generator, spacing: Sequence[float]) -> np.ndarray | None:
-        """Sample rotation and zoom as one matrix in voxels: S⁻¹ R S / zoom, with S the size of a voxel.
+        """Sample rotation and zoom as one matrix in voxels: S⁻¹ R S / zoom, where S is the size of a voxel.
 
         A rotation in voxels (or in the [-1, 1] of `grid_sample`) would shear the content of an anisotropic patch.
         """
         dims = len(spacing)
-        planes = list(itertools.combinations(range(dims), 2))  # one in 2D, three in 3D
+        planes = list(itertools.combinations(range(dims), 2))  # one angle in 2D, three in 3D
         rotates = rng.random() < self.rotate
         angles = np.radians(rng.uniform(-self.degrees, self.degrees, len(planes)))
         zooms, low, high = rng.random() < self.zoom, *np.log(self.zoom_factor)
@@ -261,7 +261,7 @@ class Warp(GeometricTransform):
         return matrix * size[None, :] / size[:, None] / (factor if zooms else 1.0)
 
     def _sample_knots(self, rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray | None:
-        """Sample displacements of the control points, voxels; their deviation is at most a fraction of the extent."""
+        """Sample displacements of the control points in voxels."""
         applies, strength = rng.random() < self.elastic, rng.uniform(0.2, 1.0) * self.elastic_size
         field = rng.standard_normal((len(shape), *[KNOTS] * len(shape)), np.float32)
         if not applies:
@@ -278,10 +278,10 @@ class Warp(GeometricTransform):
 
 
 def sampling_grid(drawn: Sequence[Displacement], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return the grid for `grid_sample(…, align_corners=False)`: (B, *spatial, d) float32.
+    """Return the sampling grid (B, *spatial, d) float32 for `grid_sample(…, align_corners=False)`.
 
-    The voxel at offset p from the patch's centre is read at offset M p + u(p), in voxels. Only the final offsets are
-    normalised by the extent of each axis, so patches of any extent rotate without shear.
+    The value at offset p from the patch's centre is read at offset M p + u(p), in voxels. Only the resulting offsets
+    are normalised by the extent of each axis, so that patches of any extent rotate without shear.
     """
     dims = len(shape)
     matrices = np.stack([np.eye(dims) if one.matrix is None else one.matrix for one in drawn])
@@ -310,10 +310,11 @@ def sampling_grid(drawn: Sequence[Displacement], shape: Sequence[int], device: t
 
 
 def elastic_field(knots: Tensor, shape: Sequence[int]) -> Tensor:
-    """Interpolate the displacement at every voxel, (B, *shape, d), from control points (B, d, KNOTS, …, KNOTS).
+    """Interpolate the displacement of every voxel (B, *shape, d) from the control points (B, d, KNOTS, …, KNOTS).
 
-    Free-form deformation by cubic B-splines: Rueckert et al., IEEE Transactions on Medical Imaging 18(8), 1999. Each
-    axis is one small matrix product; the last one interleaves the components, as a sampling grid requires.
+    This is a free-form deformation by cubic B-splines (Rueckert et al., IEEE Transactions on Medical Imaging 18(8),
+    1999). Each axis is one small matrix product; the last product interleaves the components, as a sampling grid
+    requires.
     """
     batch, dims = knots.shape[:2]
     field, rows = knots.movedim(1, -1), batch
@@ -340,7 +341,7 @@ def spline_weights(length: int, device: torch.device) -> Tensor:
 
 
 class Softening(NamedTuple):
-    """Blur and low resolution of a sample: standard deviation in voxels, and fraction of the voxels along each axis."""
+    """Parameters of a sample: standard deviation of the blur in voxels, and fraction of voxels kept along each axis."""
 
     sigma: float = 0.0
     fraction: float = 1.0
@@ -349,12 +350,13 @@ class Softening(NamedTuple):
 @TRANSFORMS.register("blur")
 @dataclass(frozen=True)
 class Blur(IntensityTransform):
-    """Blur and low resolution, in one matrix product per axis, since both are linear and separable.
+    """Blur and low resolution, with one matrix product per axis, because both are linear and separable.
 
     Attributes:
-        blur, low_resolution: probabilities.
-        blur_sigma: range of the standard deviation, voxels.
-        low_resolution_factor: range of the fraction of voxels along each axis, which are then interpolated.
+        blur, low_resolution: probabilities of the two transforms.
+        blur_sigma: range of the standard deviation in voxels.
+        low_resolution_factor: range of the fraction of voxels that are kept along each axis; the others are
+            interpolated.
     """
 
     blur: float = 0
@@ -393,7 +395,7 @@ class Noise(IntensityTransform):
 
     Attributes:
         probability: probability of the transform.
-        deviation: range of the standard deviation, that of a normalised image is 1.
+        deviation: range of the standard deviation; a normalised image has the standard deviation 1.
     """
 
     probability: float = 0
@@ -407,8 +409,8 @@ class Noise(IntensityTransform):
     def apply(self, image: Tensor, drawn: Sequence[NoiseLevel]) -> Tensor:
         """See `IntensityTransform.apply`."""
         for sample, (deviation, seed) in zip(image, drawn, strict=True):
-            # The generator is on the device, since copying noise to a GPU would be too slow for a training step. So
-            # noise, and nothing else, depends on the type of device.
+            # The generator is on the device, because copying noise to a GPU would be too slow for a training step. So
+            # the noise is the only transform that depends on the type of device.
             generator = torch.Generator(image.device).manual_seed(seed)
             sample.add_(torch.randn(sample.shape, generator=generator, device=image.device), alpha=deviation)
         return image
@@ -416,11 +418,11 @@ class Noise(IntensityTransform):
 
 @dataclass(frozen=True)
 class FactorTransform(IntensityTransform):
-    """Base of the transforms by one factor.
+    """Base class of the transforms that apply one factor.
 
     Attributes:
         probability: probability of the transform.
-        factor: range.
+        factor: range of the factor.
     """
 
     probability: float = 0
@@ -442,7 +444,7 @@ class Brightness(FactorTransform):
 
 @TRANSFORMS.register("contrast")
 class Contrast(FactorTransform):
-    """Scale each channel about its mean, within its range."""
+    """Scale each channel about its mean, and clip it to its range."""
 
     def apply(self, image: Tensor, drawn: Sequence[float]) -> Tensor:
         """See `IntensityTransform.apply`."""
@@ -450,7 +452,7 @@ class Contrast(FactorTransform):
 
 
 class GammaCurve(NamedTuple):
-    """Exponent of a sample, and whether it applies to the negative."""
+    """The exponent of a sample, and whether it is applied to the negative image."""
 
     exponent: float
     inverted: bool = False
@@ -463,8 +465,8 @@ class Gamma(IntensityTransform):
 
     Attributes:
         probability: probability of the transform.
-        exponent: range.
-        inverted: the share of samples whose negative is changed.
+        exponent: range of the exponent.
+        inverted: share of the samples whose negative image is changed.
     """
 
     probability: float = 0
@@ -472,7 +474,7 @@ class Gamma(IntensityTransform):
     inverted: float = 0.25
 
     def sample(self, rng: np.random.Generator, patch: Patch) -> GammaCurve | None:
-        """Draw the exponent, and whether it applies to the negative."""
+        """Draw the exponent, and whether it is applied to the negative image."""
         drawn = GammaCurve(sample_value(rng, self.probability, self.exponent, 1.0), bool(rng.random() < self.inverted))
         return drawn if drawn.exponent != 1.0 else None
 
@@ -487,7 +489,9 @@ class Gamma(IntensityTransform):
 
 
 def change_values(image: Tensor, strengths: Sequence[float], change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return `change(samples (n, C, voxels), strengths (n, 1, 1))` in the shape of the image, (n, C, *spatial)."""
+    """Return `change(samples, strengths)` in the shape of the image (n, C, *spatial).
+
+    `change` gets the samples as (n, C, voxels) and the strengths as (n, 1, 1)."""
     strength = torch.tensor(strengths, dtype=torch.float32, device=image.device)
     return change(image.flatten(2), strength.view(-1, 1, 1)).view_as(image)
 
@@ -497,13 +501,13 @@ def _unless_one(value: float) -> float | None:
 
 
 def contrast(values: Tensor, factor: Tensor) -> Tensor:
-    """Change contrast: scale (B, C, n) about each channel's mean, clipped to the channel's range."""
+    """Change the contrast: scale (B, C, n) about each channel's mean, and clip to the channel's range."""
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     return torch.lerp(values.mean(-1, keepdim=True), values, factor).clamp_(low, high)
 
 
 def gamma(values: Tensor, exponent: Tensor) -> Tensor:
-    """Apply gamma: a power of each channel of (B, C, n) scaled to [0, 1].
+    """Apply a power to each channel of (B, C, n), after scaling it to [0, 1].
 
     Mean and standard deviation are then restored, as batchgenerators' `retain_stats` does.
     """
@@ -511,14 +515,14 @@ def gamma(values: Tensor, exponent: Tensor) -> Tensor:
     mean = values.mean(-1, keepdim=True)
     curved = values.sub(low).div_((high - low).clamp_min_(MIN_DIVISOR)).pow_(exponent)
     curved.sub_(curved.mean(-1, keepdim=True))
-    # Norms of centred values, because torch.std takes 50 times as long on a CPU.
+    # Use norms of centred values, because torch.std takes 50 times as long on a CPU.
     norm_before = torch.linalg.vector_norm(values - mean, dim=-1, keepdim=True)
     norm_after = torch.linalg.vector_norm(curved, dim=-1, keepdim=True)
     return curved.mul_(norm_before / norm_after.clamp_min(MIN_DIVISOR)).add_(mean)
 
 
 def _blur_matrix(length: int, drawn: Softening) -> np.ndarray:
-    """Return blur, then low resolution, as one matrix (length, length) float32."""
+    """Return blur followed by low resolution as one matrix (length, length) float32."""
     if drawn.fraction == 1.0:
         return gaussian_matrix(length, drawn.sigma).astype(np.float32)
     downsampling = downsampling_matrix(length, drawn.fraction)
@@ -526,7 +530,7 @@ def _blur_matrix(length: int, drawn: Softening) -> np.ndarray:
 
 
 def gaussian_matrix(length: int, sigma: float) -> np.ndarray:
-    """Return a Gaussian blur as a matrix (length, length), float64; rows sum to 1, also at borders."""
+    """Return a Gaussian blur as a matrix (length, length) float64; each row has the sum 1, even at borders."""
     if sigma <= 0 or length == 1:
         return np.eye(length)
     distance = np.subtract.outer(np.arange(length), np.arange(length))
@@ -535,7 +539,7 @@ def gaussian_matrix(length: int, sigma: float) -> np.ndarray:
 
 
 def downsampling_matrix(length: int, resolution: float) -> np.ndarray:
-    """Return low resolution as a matrix (length, length), float64: nearest voxels of a coarser grid, interpolated."""
+    """Return low resolution as a matrix (length, length) float64: sample a coarser grid, and interpolate its voxels."""
     coarse_length = max(1, round(length * resolution))
     if coarse_length >= length:
         return np.eye(length)
@@ -551,12 +555,12 @@ def downsampling_matrix(length: int, resolution: float) -> np.ndarray:
 def apply_along_axes(batch: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Apply a separate matrix to each spatial axis of each sample.
 
-    As matrix products, blur, low resolution and spline interpolation share this code, borders need no padding, and each
-    sample can have its own strength.
+    Blur, low resolution and spline interpolation are all matrix products, so they share this code. Borders need no
+    padding, and each sample can have a different strength.
 
     Args:
         batch: (B, C, *spatial).
-        matrices: for each spatial axis, a stack (B, length of the result, length).
+        matrices: one stack of matrices per spatial axis, (B, length of the result, length of the input).
 
     Returns:
         (B, C, *lengths of the result).

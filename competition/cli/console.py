@@ -211,7 +211,7 @@ def _overall(summary: CvSummary, classes: list[str]) -> list[str]:
 
 
 def _fold_label(result: dict[str, Any]) -> str:
-    """Return a fold's name; its seed is included unless it is the first seed."""
+    """Return a fold's name, with the seed unless it is the first seed."""
     label = "full" if result["fold"] < 0 else str(result["fold"])
     return label + (f" seed {result['seed']}" if result["seed"] else "")
 
@@ -231,5 +231,5 @@ def skipped_cases_line(run: Run) -> str | None:
 
 
 def format_interval(low: float | None, high: float | None) -> str:
-    """Format an interval."""
+    """Format an interval, e.g. `0.871–0.902`."""
     return "" if low is None or high is None else f"{low:.3f}–{high:.3f}"

@@ -80,14 +80,14 @@ def common_options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options before the command."""
+    """Handle the options that come before the command."""
 
 
 @app.command(epilog="Example: maskfold cv experiments/demo2d/unet2d.yaml training.epochs=3")
 def cv(
     file: Annotated[Path, typer.Argument(help="The experiment's YAML.")],
     overrides: OverridesArgument = None,
-    new: Annotated[bool, typer.Option("--new", help="Start a new run even if this one exists.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Start a new run even if one exists.")] = False,
     trust: TrustOption = None,
     allow: AllowOption = None,
 ) -> None:
@@ -114,7 +114,7 @@ def demo(
             "hipmri."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed; another seed gives other images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed; each seed gives different images.")] = 0,
 ) -> None:
     """Make a small competition: 2D images or volumes, masks, a sample submission and its hidden solution."""
     from competition.cli.data import demo_command

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def submit_command(
     words: list[str], weights: str | None, output: Path | None, out_of_fold: bool, trust: tuple[str, ...]
 ) -> None:
-    """Run the command; see `competition.cli.main.submit`."""
+    """Run `maskfold submit`; `competition.cli.main.submit` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -105,7 +105,7 @@ def parse_weights(text: str | None) -> list[float] | str | None:
 def predict_command(
     words: list[str], images: Path, output: Path, pictures: int, trust: tuple[str, ...], label_map: bool = False
 ) -> None:
-    """Run the command; see `competition.cli.main.predict`."""
+    """Run `maskfold predict`; `competition.cli.main.predict` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -146,7 +146,7 @@ def export_command(
     wheels: bool,
     hours: float,
 ) -> None:
-    """Run the command; see `competition.cli.main.export`."""
+    """Run `maskfold export`; `competition.cli.main.export` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -179,7 +179,7 @@ def score_command(
     overrides: list[str],
     trust: tuple[str, ...] = (),
 ) -> None:
-    """Run the command; see `competition.cli.main.score`."""
+    """Run `maskfold score`; `competition.cli.main.score` describes the arguments."""
     # Accept `competition.root=…` too, because hints name the keys as in an experiment's YAML.
     comp = load_competition(competition, [override.removeprefix("competition.") for override in overrides], trust)
     inputs = {path.resolve() for path in (file, solution) if path is not None}
@@ -203,7 +203,7 @@ def score_command(
 
 
 def _score_table(card: ScoreCard, name: str) -> Table:
-    """Return a table with one row per class, then all classes together and the 95 % interval."""
+    """Return a table with one row per class, then a row for all classes together with the 95 % interval."""
     table = Table(title=escape(name))
     table.add_column("class")
     for column in (card.metric, "Dice"):
@@ -230,7 +230,7 @@ def upload_command(
     version: int | None,
     output: str,
 ) -> None:
-    """Run the command; see `competition.cli.main.upload`."""
+    """Run `maskfold upload`; `competition.cli.main.upload` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -335,7 +335,7 @@ def ledger_command(
     private: float | None,
     message: str | None,
 ) -> None:
-    """Run the command; see `competition.cli.main.ledger`."""
+    """Run `maskfold ledger`; `competition.cli.main.ledger` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -358,7 +358,7 @@ def ledger_command(
     if output is not None and len(selected) > 1:
         raise MaskfoldError(
             f"--output requires one competition, found {', '.join(ledger.competition for ledger in selected)}.",
-            "Name one of them.",
+            "Name one of these competitions.",
             status=2,
         )
     for ledger in selected:
@@ -393,7 +393,7 @@ def _add_upload(
 
 
 def _fetch_scores(ledger: Ledger, refresh: bool | None, say: Callable[[str], None]) -> None:
-    """Fetch scores from Kaggle; without --refresh, a failure is only a warning."""
+    """Fetch scores from Kaggle. If this fails without --refresh, only print a warning."""
     from competition.leaderboard import upload
     from competition.leaderboard.kaggle import connect_kaggle
     from competition.tracking.submissions import log_upload

@@ -43,7 +43,7 @@ LOG_WIDTH = 160  # columns of tables if the output is not a terminal
 
 
 def cv_command(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...]) -> None:
-    """Run the command; see `competition.cli.main.cv`."""
+    """Run `maskfold cv`; `competition.cli.main.cv` describes the arguments."""
     try:
         _run_cv(file, overrides, new, trust)
     except KeyboardInterrupt as interrupt:
@@ -126,7 +126,7 @@ def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list
 
 
 def format_baselines(run: Run) -> list[str]:
-    """Return lines with the scores of plain thresholds, which a network should exceed; only for demos."""
+    """Return lines with the scores of simple intensity thresholds, which a network should exceed; only for demos."""
     from competition.data.content.unchanged import load_unchanged_image, load_unchanged_mask
     from competition.datasets.demo import is_demo
     from competition.metrics.baseline import score_threshold_baseline
@@ -159,13 +159,13 @@ def skipped_lines(run: Run) -> list[str]:
 def _next_command(file: Path, comp: Competition, overrides: list[str], cases: int) -> str:
     """Return the suggested next command.
 
-    It is submit; export if the test set seems to be hidden; predict, for label files, if the host defines no submission
-    file.
+    This is `export` if the test set seems to be hidden, `predict` (for label files) if the host defines no submission
+    file, and otherwise `submit`.
 
     Args:
         file: the experiment.
-        comp: its competition.
-        overrides: of the command.
+        comp: the experiment's competition.
+        overrides: `key=value` overrides of the command.
         cases: number of training cases.
     """
     from competition.data.patterns import count_test_images, has_hidden_test
@@ -201,7 +201,7 @@ def study_command(
     promote: int | None,
     trust: tuple[str, ...],
 ) -> None:
-    """Run the command; see `competition.cli.main.study`."""
+    """Run `maskfold study`; `competition.cli.main.study` describes the arguments."""
     for name, number in (("trials", trials), ("promote", promote)):
         if number is not None and number < 1:
             raise MaskfoldError(
@@ -254,7 +254,7 @@ def print_results(search: StudySession, console: Console, say: Callable[[str], N
 
 
 def trials_table(search: StudySession, trials: list[dict[str, Any]]) -> Table:
-    """Return a table with one row per trial. The page states why a trial failed or is out of bounds."""
+    """Return a table with one row per trial. The study's page says why a trial failed or violates a constraint."""
     keys = list(search.config.space)
     table = Table(title=f"{search.name}: {len(trials)} trials")
     for name in ("trial", "state", *search.config.objectives, "minutes", *(key.rpartition(".")[2] for key in keys)):
@@ -277,7 +277,7 @@ def _format_value(value: Any) -> str:
 
 
 def _next_study_command(file: Path, overrides: list[str], storage: str | None, trust: tuple[str, ...]) -> list[str]:
-    """Return the command that promotes the best trials. It repeats the overrides: others would define another study."""
+    """Return the command that promotes the best trials; it has the same overrides, which identify the study."""
     from competition.config.arguments import allowed_keys
     from competition.study.storage import hide_password
 
@@ -335,13 +335,15 @@ def promote_best(search: StudySession, count: int, console: Console, say: Callab
 
 @exit_on_signal("stopped: no page was written")
 def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]) -> None:
-    """Run the command; see `competition.cli.main.report`."""
+    """Run `maskfold report`; `competition.cli.main.report` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
     names, overrides = split_runs_and_overrides(words)
     if len(names) != 1:
-        raise MaskfoldError(f"maskfold report: found {len(names)} runs or studies, expected 1.", "Name one.", status=2)
+        raise MaskfoldError(
+            f"maskfold report: found {len(names)} runs or studies, expected 1.", "Name one run or study.", status=2
+        )
 
     from competition.report.run import write_report
     from competition.report.study import write_study_page
@@ -364,7 +366,7 @@ def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]
 
 @exit_on_signal("stopped: nothing was written")
 def compare_command(words: list[str], output: Path | None, cases: int, trust: tuple[str, ...]) -> None:
-    """Run the command; see `competition.cli.main.compare`."""
+    """Run `maskfold compare`; `competition.cli.main.compare` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -414,7 +416,7 @@ def compare_command(words: list[str], output: Path | None, cases: int, trust: tu
 
 @exit_on_signal("stopped: nothing was registered")
 def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> None:
-    """Run the command; see `competition.cli.main.register`."""
+    """Run `maskfold register`; `competition.cli.main.register` describes the arguments."""
     console = Console(highlight=False)
 
     say = plain_printer(console)
@@ -430,7 +432,7 @@ def register_command(words: list[str], best: bool, trust: tuple[str, ...]) -> No
 
     run: Run = (best_run if best else find_run)(names[0], overrides, trust, say)
     say(f"run {run.folder}: {describe_run(run)}")
-    with ensure_lock(run.folder, LOCK_PATIENCE, say):  # the run's folder stores what MLflow has of it
+    with ensure_lock(run.folder, LOCK_PATIENCE, say):  # the run's folder records what was uploaded to MLflow
         version = register_model(
             run.folder,
             run.exp,

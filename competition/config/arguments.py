@@ -20,8 +20,8 @@ SECTIONS = ("model", "loss", "optimizer", "augment")  # the sections of the YAML
 # The product's own keys for pretrained weights; their values are read by competition.models.pretrained.
 WEIGHTS_KEYS = ("model.args.encoder_weights", "model.args.pretrained")
 
-# Names that the patterns below do not match. segmentation_models_pytorch passes arguments on to timm, and a class may
-# be reached through another package, so each name is refused for every target.
+# Names that the patterns below do not match. Each is refused for every target, because segmentation_models_pytorch
+# passes arguments on to timm, and a class may be imported through another package.
 NAMES_BY_LIBRARY = {
     "albumentations": ("reference_images", "read_fn"),
     "monai": ("bert_config", "reader", "writer", "resource"),
@@ -34,7 +34,7 @@ NAME_PARTS = frozenset(
     + ("uris", "weights")
 )
 NAME_ENDINGS = ("cache", "checkpoint", "ckpt", "download", "file", "filename", "folder", "path", "url")
-# Names for which `true` alone starts a download; for others (`use_checkpoint`, `cache_grid`) it is harmless.
+# Names for which the value `true` starts a download; for other names (`use_checkpoint`, `cache_grid`) it is harmless.
 DOWNLOAD_PARTS = frozenset(("custom", "download", "downloads", "pretrained"))
 HUB_PREFIX = re.compile(r"(?:hf[_-]?hub|local[_-]?dir|file|data|https?|ftp|s3|gs)\s*:", re.IGNORECASE)
 FILE_NAME = re.compile(
@@ -61,13 +61,14 @@ def check_argument_values(
 
     Args:
         target: the import path of the class; if the user trusts its package, its arguments are not checked.
-        args: its arguments in the YAML.
-        key: their key in the YAML, e.g. `model.args`.
+        args: the arguments of the class in the YAML.
+        key: the key of these arguments in the YAML, e.g. `model.args`.
         trust: packages trusted on the command line.
         where: the file and line, for the message.
 
     Raises:
-        MaskfoldError: status 2; an argument names one of these, and the user did not allow its key.
+        MaskfoldError: status 2; an argument names a file, an address, a cache or a hub, and the user did not allow its
+            key.
     """
     if is_wholly_trusted(target.split(".")[0], trust):
         return
@@ -86,12 +87,12 @@ def check_argument_values(
 
 
 def refused_arguments(args: Mapping[str, Any], key: str, trust: Sequence[str] = ()) -> Iterator[RefusedArgument]:
-    """Yield the arguments that name a file, an address, a cache or a hub, by their name or by their value.
+    """Yield the arguments whose name or value may refer to a file, an address, a cache or a hub.
 
     Args:
         args: the arguments in the YAML; a group of transforms contains further targets with their arguments.
-        key: their key in the YAML.
-        trust: packages trusted on the command line; arguments of their classes are left out.
+        key: the key of these arguments in the YAML.
+        trust: packages trusted on the command line; arguments of classes in these packages are not yielded.
     """
     for name, value in args.items():
         argument_key = f"{key}.{name}"
@@ -138,7 +139,8 @@ def _refused_values(value: Any, key: str, trust: Sequence[str]) -> Iterator[Refu
     if isinstance(value, Mapping):
         target = value.get("target")
         if isinstance(target, str) and is_wholly_trusted(target.split(".")[0], trust):
-            value = {name: item for name, item in value.items() if name != "args"}  # only those of its own class
+            # Only the arguments of its own class.
+            value = {name: item for name, item in value.items() if name != "args"}
         yield from refused_arguments(value, key, trust)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
@@ -150,7 +152,7 @@ def _refused_values(value: Any, key: str, trust: Sequence[str]) -> Iterator[Refu
 
 
 def _describe_text(text: str) -> str | None:
-    """Return what a text names outside of the program; None if it names nothing."""
+    """Return what a text names outside of the program (a file, an address, …); None if it names nothing."""
     if "://" in text:
         return "an address"
     if HUB_PREFIX.search(text):
@@ -169,13 +171,13 @@ def _describe_text(text: str) -> str | None:
 
 
 def allow_arguments(keys: Sequence[str]) -> None:
-    """Allow arguments for this process and those that it starts; `--allow` on the command line.
+    """Allow arguments in this process and in the processes that it starts (`--allow` on the command line).
 
     Args:
-        keys: their keys in the YAML, e.g. `model.args.checkpoint_path`; a key allows all arguments below it.
+        keys: keys of the arguments in the YAML, e.g. `model.args.checkpoint_path`; a key allows all arguments below it.
 
     Raises:
-        MaskfoldError: status 2; a key is in no section with a `target`.
+        MaskfoldError: status 2; a key does not belong to a section with a `target`.
     """
     if keys:
         os.environ[ALLOW_VARIABLE] = ",".join([*allowed_keys(), *_split(keys, "--allow")])
@@ -185,7 +187,7 @@ def allowed_keys() -> tuple[str, ...]:
     """Return the keys in the environment variable `MASKFOLD_ALLOW`.
 
     Raises:
-        MaskfoldError: status 2; a key is in no section with a `target`.
+        MaskfoldError: status 2; a key does not belong to a section with a `target`.
     """
     return _split([os.environ.get(ALLOW_VARIABLE, "")], ALLOW_VARIABLE)
 

@@ -1,9 +1,9 @@
-"""The order of axes of each file format, by file name, and the conversion from one order to another.
+"""The order of the array axes in each file format, and the conversion from one order to another.
 
 NIfTI stores a volume as (X, Y, Z): column, row, slice. PNG, JPEG and TIFF store (Y, X), row and column, and stacks of
-them are (Y, X, Z). A competition has one order, that of `train.images`; files of another order are transposed when they
-are read. NPY and NPZ files do not say their order: `array_axes` does, otherwise they are taken to have the order of the
-case's other files.
+them are (Y, X, Z). A competition has one order: the order of `train.images`. Files with another order are transposed
+when they are read. NPY and NPZ files do not store their order: `array_axes` sets it; without `array_axes` they are
+assumed to have the order of the case's other files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 from competition.config.competition import Competition
 from competition.rle import RleFormat
 
-# Names of files, and ends of patterns such as `{id}.nii*`.
+# Endings of file names, and of patterns such as `{id}.nii*`.
 NIFTI = re.compile(r"\.nii(\.gz|\.?\*.*)?$", re.IGNORECASE)
 NUMPY = re.compile(r"\.np[yz*]\*?$", re.IGNORECASE)
 PICTURE = re.compile(r"\.(png|jpe?g|bmp|gif|tiff?|tif\*|jp\*g?)$", re.IGNORECASE)
@@ -46,7 +46,7 @@ def file_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
 
 
 def competition_axes(comp: Competition) -> str | None:
-    """Return the order of axes of a competition's arrays, that of `train.images`; None if file names do not show it."""
+    """Return the order of axes of `train.images`, which all arrays have; None if the file names do not show it."""
     images = comp.train.images
     pattern = images if isinstance(images, str) else next(iter(images.values()))
     return file_axes(comp, [pattern] if "{z}" in pattern else pattern)
@@ -58,7 +58,7 @@ def case_axes(comp: Competition, files: str | Sequence[str]) -> str | None:
 
 
 def permutation(source: str | None, target: str | None) -> tuple[int, ...] | None:
-    """Return, for each axis of `target`, its number in `source`; None if nothing is to be transposed."""
+    """Return the number in `source` of each axis of `target`; None if no axis must be transposed."""
     if source is None or target is None or source == target or sorted(source) != sorted(target):
         return None
     return tuple(source.index(axis) for axis in target)
@@ -79,9 +79,9 @@ def plausible_array_axes(comp: Competition, partner: str, is_stack: bool) -> lis
 
 
 def rle_counts_in_pictures(comp: Competition) -> bool:
-    """Return whether run lengths count along the rows and columns of a picture, although arrays are (X, Y).
+    """Return whether run lengths count pixels along the rows and columns of a picture, although the arrays are (X, Y).
 
-    This is so if 2D NIfTI images (or NIfTI slices) come with data of another format: a table of run lengths, or masks
+    This is true if 2D NIfTI images (or NIfTI slices) come with data of another format: a table of run lengths, or masks
     or test images that are not NIfTI. If all files are NIfTI, run lengths count in the order of the arrays.
     """
     axes = competition_axes(comp)
@@ -94,7 +94,7 @@ def rle_counts_in_pictures(comp: Competition) -> bool:
 
 
 def rle_format_of_arrays(comp: Competition, fmt: RleFormat) -> RleFormat:
-    """Return the format that gives 2D arrays of a competition the same run lengths as their pictures have in `fmt`."""
+    """Return the format in which 2D arrays of `comp` have the same run lengths as their pictures have in `fmt`."""
     if fmt.container != "pairs" or not rle_counts_in_pictures(comp):
         return fmt
     return replace(fmt, order="row" if fmt.order == "column" else "column")

@@ -65,16 +65,17 @@ class TrainFiles(ConfigModel):
     rle: str | None = None
     columns: TableColumns = TableColumns()
     rle_format: RleConfig | None = None  # None: same as `submission.rle`
-    # `empty`: with one file per class, a missing file is a class that the case does not have.
+    # `empty`: if there is one file per class, a missing file means that the case does not have this class.
     missing_masks: Literal["error", "empty"] = "error"
-    # True: masks have the voxels of their images, whatever the affine in their headers says.
+    # True: assume that masks and images have the same voxel grid, and ignore the affines in the masks' headers.
     masks_on_image_grid: bool = False
-    # `apply`: turn images and label files as their EXIF orientation says; `ignore`, None: read pixels as they are
-    # stored; with None, images that have an orientation are a remark.
+    # `apply`: rotate images and label files by their EXIF orientation; `ignore` and None: read pixels as they are
+    # stored. With None, a remark names the images that have an orientation.
     exif: Literal["ignore", "apply"] | None = None
-    # JPEG masks: values from here on are the class, lower ones background. Needs one class, or one file per class.
+    # For JPEG masks: values at or above the threshold are the class, lower values are background. Requires one class,
+    # or one file per class.
     threshold: PositiveInt | None = None
-    # A mask per case: where it is 0, pixels are neither trained on nor scored.
+    # One region mask per case: pixels where it is 0 are excluded from training and scoring.
     region: str | None = None
     # Use only these ids, or the ids in a CSV's column `id`; None: all cases.
     cases: str | Annotated[list[str], Field(min_length=1)] | None = None
@@ -101,11 +102,11 @@ class MetricConfig(ConfigModel):
 
     `average` sets how scores are averaged over cases and classes: `case_class` is the mean over all (case, class)
     pairs, `class` the mean over classes of each class's mean, `global` the mean over classes of each class's score on
-    all pixels. `both_empty` is the score of a class that is in neither truth nor prediction; null excludes the pair.
-    Its default is the best score: 1.0, or 0.0 if lower is better; null for the user's own metric.
+    all pixels. `both_empty` is the score of a class that is in neither truth nor prediction; null excludes this case
+    and class. The default is the best score (1.0, or 0.0 if lower is better), and null for the user's own metric.
     """
 
-    name: str = DEFAULT_METRIC  # with `target` only a label, by default the last part of the path
+    name: str = DEFAULT_METRIC  # with `target`, only a label; default: last part of the path
     average: Literal["case_class", "class", "global"] = "case_class"
     both_empty: float | None = 1.0
     beta: float = 1.0
@@ -148,7 +149,7 @@ class MetricConfig(ConfigModel):
 
     @model_serializer(mode="wrap")
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `target` and `args` while they are not set: hashes and saved files of other metrics do not change."""
+        """Omit `target` and `args` if they are not set, so that hashes and files of other metrics do not change."""
         plain: dict[str, Any] = handler(self)
         return {key: value for key, value in plain.items() if value or key not in ("target", "args")}
 
@@ -157,7 +158,7 @@ class MetricConfig(ConfigModel):
         return isinstance(other, MetricConfig) and self.__dict__ == other.__dict__
 
     def trust(self, packages: Sequence[str]) -> None:
-        """Trust additional packages: `target` may be imported from them when the metric is first used."""
+        """Trust additional packages, from which `target` may be imported when the metric is first used."""
         self._trust = tuple(packages)
 
     def resolve(self) -> Metric:
@@ -213,7 +214,7 @@ def _lower_is_better(name: str) -> bool:
 class SubmissionFormat(ConfigModel):
     """Format of the submission file."""
 
-    profile: str | None = None  # a known competition, e.g. uw-madison-gi-tract
+    profile: str | None = None  # name of a known format, e.g. uw-madison-gi-tract
     sample: str | None = None  # path below `root`
     columns: TableColumns = TableColumns()
     rle: RleConfig = RleConfig()
@@ -228,9 +229,10 @@ class Competition(ConfigModel):
     root: Annotated[Path, Field(strict=False)]  # relative to the working folder, otherwise to the YAML's folder
     dimensions: Literal[2, 3]
     classes: Annotated[list[str], Field(min_length=1, max_length=250)]
-    # The value or values of each class in label files; None: 1, 2, … Overlapping classes may share values.
+    # The label value or values of each class in label files; None: 1, 2, … Overlapping classes may share values.
     label_values: list[int | Annotated[list[int], Field(min_length=1)]] | None = None
-    labels: Literal["exclusive", "overlapping"] = "exclusive"  # softmax, argmax; or sigmoid, thresholds
+    # Exclusive: softmax and argmax; overlapping: sigmoid and thresholds.
+    labels: Literal["exclusive", "overlapping"] = "exclusive"
     ignore: int | None = None  # label value of pixels that are excluded from loss and score
     instances: bool = False  # one submission row per object
     # Order of axes of NPY and NPZ files; None: that of the case's other files.
@@ -240,7 +242,7 @@ class Competition(ConfigModel):
     train: TrainFiles
     test: TestFiles | None = None
     group: str | None = None  # a regular expression on the id (its first group), or `file.csv:column`
-    stratum: str | None = None  # of the same form as `group`; for folds.scheme stratified
+    stratum: str | None = None  # written like `group`; used by `folds.scheme: stratified`
     on_bad_case: Literal["stop", "skip"] = "stop"
     metric: MetricConfig = MetricConfig()
     submission: SubmissionFormat = SubmissionFormat()
@@ -296,7 +298,7 @@ class Competition(ConfigModel):
 
     @property
     def applies_exif(self) -> bool:
-        """Whether images and label files are turned as their EXIF orientation says."""
+        """Whether images and label files are rotated by their EXIF orientation."""
         return self.train.exif == "apply"
 
     @property
@@ -312,7 +314,7 @@ class Competition(ConfigModel):
 
     @property
     def output_label_values(self) -> list[int]:
-        """The value of each class in written label files: the first of its values."""
+        """The label value of each class in written label files: the first of the class's values."""
         return [values[0] for values in self.class_values]
 
     @property
@@ -322,7 +324,7 @@ class Competition(ConfigModel):
 
 
 def drop_keys_without_effect(plain: dict[str, Any]) -> None:
-    """Remove keys that change no result, and keys added later that are off, so that old hashes stay valid.
+    """Remove keys that change no result, and newer keys that have their default, so that old hashes stay valid.
 
     Args:
         plain: the competition as plain values; changed in place.
@@ -337,4 +339,4 @@ def drop_keys_without_effect(plain: dict[str, Any]) -> None:
     for key in ("threshold", "region"):
         if plain["train"].get(key) is None:
             plain["train"].pop(key, None)
-    plain["train"].pop("masks_on_image_grid", None)  # accepts or refuses cases, and changes none
+    plain["train"].pop("masks_on_image_grid", None)  # decides only whether a case is accepted, and changes no case

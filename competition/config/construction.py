@@ -1,9 +1,10 @@
-"""Guard around the construction of networks, losses, optimisers and transforms: no file, connection or process.
+"""Guard that lets constructors of networks, losses, optimisers and transforms use no file, connection or process.
 
-`competition.config.arguments` refuses arguments that name such things. This guard is the second check, for defaults and
-arguments that the first check does not know: an audit hook of Python that is active only while a constructor runs, and
-only in its thread. It is no sandbox: C extensions can write files without an audit event, and Python raises none for
-`_posixsubprocess.fork_exec`, with which `multiprocessing` starts its processes (`spawn`, `forkserver`).
+`competition.config.arguments` refuses arguments that name files, addresses, caches or hubs. This guard is the second
+check, for defaults and arguments that the first check does not know: a Python audit hook that is active only while a
+constructor runs, and only in the constructor's thread. It is not a sandbox: C extensions can write files without an
+audit event, and Python raises no event for `_posixsubprocess.fork_exec`, which `multiprocessing` uses to start
+processes (`spawn`, `forkserver`).
 """
 
 from __future__ import annotations
@@ -68,9 +69,10 @@ PROCESS_EVENTS = frozenset(
         "subprocess.Popen",
     )
 )
-# Other changes of the whole process: a library's code, and the folder that relative paths start from.
+# Other changes that affect the whole process: loading a library's code, and changing the working folder.
 STATE_EVENTS = {"ctypes.dlopen": "load the library", "os.chdir": "change the working folder to"}
-UNPICKLING_EVENT = "pickle.find_class"  # not raised by torch.load(weights_only=True), which has its own reader
+# `torch.load(weights_only=True)` does not raise this event, because it has its own reader.
+UNPICKLING_EVENT = "pickle.find_class"
 # The classes in a state dictionary of tensors; libraries unpickle some of the files that `encoder_weights` downloads.
 TENSOR_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor(_v2)?|parameter)|torch\.\w*Storage|torch\.storage\.\w*Storage"
@@ -83,20 +85,20 @@ _installed = False
 
 
 class ConstructionGuard:
-    """Context in which one class of the YAML is constructed.
+    """Context manager in which one class of the YAML is constructed.
 
     Its arguments are checked on entry. Inside, an error is raised if this thread tries to write, rename or delete a
     file, to connect to another machine, to start a process or to unpickle; if the library catches the error, the end of
-    the context raises it again. Module imports may do all of this, because they write bytecode caches and query the
-    machine's properties. The guard does not apply to classes of packages that the user trusts.
+    the context raises it again. Module imports are exempt, because they write bytecode caches and query the machine's
+    properties. The guard does not apply to classes of packages that the user trusts.
 
     Args:
         cls: the class.
-        args: its arguments in the YAML.
-        key: their key in the YAML, e.g. `model.args`.
+        args: the arguments of the class in the YAML.
+        key: the key of these arguments in the YAML, e.g. `model.args`.
         trust: additional trusted packages; see `competition.config.instantiate.trusted_packages`.
-        downloads: whether the user set `encoder_weights`; then connections, pickled tensors, and files in the caches of
-            torch and Hugging Face and in the system's temporary folder are allowed.
+        downloads: whether the user set `encoder_weights`. If so, connections, pickled tensors, and files in the caches
+            of torch and Hugging Face and in the system's temporary folder are allowed.
 
     Raises:
         MaskfoldError: status 2.
@@ -141,9 +143,9 @@ class ConstructionGuard:
         """Raise if an audit event is not allowed here.
 
         Args:
-            event: its name.
-            args: its arguments.
-            frame: the frame that caused it.
+            event: the event's name.
+            args: the event's arguments.
+            frame: the frame that caused the event.
 
         Raises:
             MaskfoldError: status 2.
@@ -181,7 +183,8 @@ class ConstructionGuard:
         if event == "sqlite3.connect" and args and args[0] in (":memory:", ""):
             return None
         for path in args[: FILE_EVENTS[event]]:
-            if isinstance(path, int) or self._may_write(path, event):  # an open file was checked when it was opened
+            # A file that is already open was checked when it was opened.
+            if isinstance(path, int) or self._may_write(path, event):
                 continue
             return f"write the file {os.fsdecode(path)}"
         return None
@@ -195,7 +198,7 @@ class ConstructionGuard:
         return is_parent or any(real.is_relative_to(folder) for folder in folders)
 
     def _is_importing(self, frame: FrameType) -> bool:
-        """Return whether a module is being imported between the guard and the event."""
+        """Return whether the event comes from a module import inside the guarded block."""
         current: FrameType | None = frame
         while current is not None and current is not self._frame:
             if current.f_code.co_filename.startswith("<frozen importlib"):
@@ -229,7 +232,10 @@ def _is_opened_for_writing(args: tuple[Any, ...]) -> bool:
 
 
 def _download_folders() -> Iterator[Path]:
-    """Yield the folders in which libraries store downloads; a library that downloads has imported its module."""
+    """Yield the folders in which libraries store downloads.
+
+    Only imported libraries are asked, since only they download.
+    """
     torch_hub, constants = sys.modules.get("torch.hub"), sys.modules.get("huggingface_hub.constants")
     if torch_hub is not None:
         yield Path(os.path.realpath(torch_hub.get_dir()))

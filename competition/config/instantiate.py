@@ -1,4 +1,4 @@
-"""Import of the classes that `target` keys name: trusted packages only, with the right base class and arguments."""
+"""Import the classes that `target` keys name: only from trusted packages, with the right base class and arguments."""
 
 # Not hydra.utils.instantiate: hydra 1.3 calls any importable target except those on a list of known dangerous ones,
 # which its maintainers do not consider a complete security boundary (github.com/hydra-ecosystem/hydra/issues/3259).
@@ -57,16 +57,16 @@ ACTIVE_PARTS = (
 )
 ABBREVIATIONS = {"smp": "segmentation_models_pytorch", "A": "albumentations", "nn": "torch.nn", "optim": "torch.optim"}
 TRUST_VARIABLE = "MASKFOLD_TRUST"
-# Similarity above which an unknown argument counts as misspelt although **kwargs accepts it.
+# If an unknown argument is more similar than this to a known one, it counts as misspelt although **kwargs accepts it.
 MISSPELLING_SIMILARITY = 0.8
 
 
 def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, trust: Sequence[str] = ()) -> Any:
     """Import the class that `target` names, without running code of a package that is not trusted.
 
-    Every module along the path must be in a trusted package (`torch.os.system` is refused). So must the class's own
-    `__module__`, and it must not be in a part that runs what its arguments name (`ACTIVE_PARTS`). A package that the
-    user trusts is also searched in the working folder.
+    Every module along the path must be in a trusted package (`torch.os.system` is refused), and so must the class's own
+    `__module__`. The class must not be in a part of a package that runs what its arguments name (`ACTIVE_PARTS`). A
+    package that the user trusts is also searched in the working folder.
 
     Args:
         path: the import path, e.g. `monai.networks.nets.DynUNet`.
@@ -75,7 +75,7 @@ def resolve_target(path: str, kind: type | tuple[type, ...] | None, key: str, tr
         trust: additional trusted packages; see `trusted_packages`.
 
     Returns:
-        The class; for kind None possibly a function.
+        The class; if `kind` is None, it may be a function.
 
     Raises:
         MaskfoldError: status 2; an unknown name is reported with the nearest existing names.
@@ -115,9 +115,9 @@ def check_arguments(cls: Any, args: Mapping[str, Any], key: str, partial: bool =
 
     Args:
         cls: the class.
-        args: its keyword arguments.
+        args: the keyword arguments for its constructor.
         key: the key in the YAML, e.g. `model.args`.
-        partial: do not check for missing arguments, because the caller adds more.
+        partial: accept missing arguments, because the caller adds more.
 
     Raises:
         MaskfoldError: status 2; an argument is unknown or missing.
@@ -212,14 +212,14 @@ def _import(name: str, path: str, key: str) -> ModuleType:
 
 
 def _get_member(container: Any, part: str, path: str, key: str) -> Any:
-    """Return a member of a module or class; import it if it is a submodule."""
+    """Return a member of a module or class; if the member is a submodule, import it."""
     try:
         return getattr(container, part)
     except AttributeError:
         pass  # it may be a submodule that is not imported yet
     except ImportError as error:  # a lazy import within the package
         raise MaskfoldError(
-            f"{key}: `{path}` needs a package that is not installed: {error}.", "Install it.", status=2
+            f"{key}: `{path}` needs a package that is not installed: {error}.", "Install that package.", status=2
         ) from error
     if isinstance(container, ModuleType) and hasattr(container, "__path__"):
         name = f"{container.__name__}.{part}"
@@ -294,8 +294,8 @@ def trusted_packages(extra: Sequence[str] = ()) -> frozenset[str]:
     """Return the names of all trusted packages.
 
     Args:
-        extra: packages trusted on the command line (`--trust`); those of the environment (`MASKFOLD_TRUST=a,b`) are
-            added here.
+        extra: packages trusted on the command line (`--trust`). The packages in the environment variable
+            (`MASKFOLD_TRUST=a,b`) are added to them.
 
     Raises:
         MaskfoldError: status 2; an entry is not a package name.
@@ -329,7 +329,7 @@ def check_import_path(path: str, key: str, extra: Sequence[str] = ()) -> list[st
     """Check a class's import path without importing anything, and return its parts.
 
     Raises:
-        MaskfoldError: status 2; it is not an import path, has a private part, or its package is not trusted.
+        MaskfoldError: status 2; `path` is not an import path, has a private part, or its package is not trusted.
     """
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):

@@ -30,22 +30,23 @@ from competition.errors import SURROGATE, MaskfoldError, printable
 from competition.text import name_problem
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-MAX_RUN_NAME_BYTES = 200  # of `<competition>-<experiment>`; files named after it add up to 55
+# Maximum length of `<competition>-<experiment>`; names of files derived from it are up to 55 bytes longer.
+MAX_RUN_NAME_BYTES = 200
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] | None = ()) -> Experiment:
     """Load an experiment's YAML and the competition that it refers to.
 
-    The competition's path is relative to the experiment's file; on the command line (`competition=other.yaml`) it is
-    looked up in the working folder first. `competition.root` is searched in the working folder, then in the folder of
-    the YAML that sets it, and becomes absolute. `folds.file`, `init_from` and a file of `encoder_weights` are searched
-    in the same folders.
+    The competition's path is relative to the experiment's file; a path from the command line (`competition=other.yaml`)
+    is looked up in the working folder first. `competition.root` is searched in the working folder, then in the folder
+    of the YAML that sets it, and becomes absolute. The files of `folds.file`, `init_from` and `encoder_weights` are
+    searched in the same folders.
 
     Args:
         path: the file.
         overrides: `key=value` arguments; a value is YAML and replaces the file's value.
-        trust: packages that a `target` may come from, in addition to
-            `competition.config.instantiate.TRUSTED_PACKAGES`. None skips the check, for reading the configuration of a
+        trust: packages from which a `target` may be imported, in addition to
+            `competition.config.instantiate.TRUSTED_PACKAGES`. None skips this check, to read the configuration of a
             finished run.
 
     Returns:
@@ -95,7 +96,7 @@ def load_competition(
     Args:
         path: the file.
         overrides: `key=value` arguments, e.g. `root=/elsewhere`.
-        trust: packages that `metric.target` may come from; None skips the check, for reading other keys.
+        trust: packages from which `metric.target` may be imported; None skips this check, to read other keys.
 
     Returns:
         The competition; its `root` is absolute.
@@ -152,10 +153,10 @@ def write_yaml(data: Any, path: Path) -> None:
 
     Args:
         data: mappings, lists, text, numbers, booleans and None.
-        path: the file; an existing one is replaced.
+        path: the file; an existing file is replaced.
 
     Raises:
-        MaskfoldError: `data` contains another type.
+        MaskfoldError: `data` contains a value of another type.
         OSError: the folder is not writable.
     """
     try:
@@ -181,13 +182,13 @@ def write_yaml(data: Any, path: Path) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Dumper that quotes text that YAML 1.1 or 1.2 would read as another type, and writes no aliases."""
+    """YAML dumper that writes no aliases, and quotes text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent(self, data: Any) -> None:
-        """Write each top-level key on its own line, however short the values are."""
+        """Write each top-level key on a separate line, even if the values are short."""
         node = self.represent_data(data)
         if isinstance(node, yaml.MappingNode):
             node.flow_style = False
@@ -250,7 +251,7 @@ def _insert_defaults(document: YamlDocument, keys: Sequence[str]) -> None:
 
 
 def _value(document: YamlDocument, key: KeyPath) -> tuple[Any, Any]:
-    """Return the mapping or list that contains a key, and the key's value."""
+    """Return the mapping or list that contains a key, and the value of the key."""
     node = parent = document.tree
     for part in key:
         parent = node
@@ -262,7 +263,7 @@ def _value(document: YamlDocument, key: KeyPath) -> tuple[Any, Any]:
 
 
 def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
-    """Make the path at `key` absolute, relative to the working folder, or to the YAML's if it exists only there."""
+    """Make the path at `key` absolute: below the YAML's folder if it exists only there, else in the working folder."""
     parent, value = _value(document, key)
     if isinstance(value, str) and value:
         path = Path(value).expanduser()
@@ -279,10 +280,11 @@ def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
 
 
 def _check_run_name(file: Path, competition: str) -> None:
-    """Check the names that become the name of a run's and a study's folder, `<competition>-<experiment>`.
+    """Check the two names that form the name of the folder of a run or study, `<competition>-<experiment>`.
 
     Raises:
-        MaskfoldError: the name of the experiment's file is not UTF-8 or has control characters, or both are too long.
+        MaskfoldError: the name of the experiment's file is not UTF-8 or has control characters, or the folder's name
+            would be too long.
     """
     problem = name_problem(file.stem)
     length = len(f"{competition}-{printable(file.stem)}".encode())
@@ -295,7 +297,7 @@ def _check_run_name(file: Path, competition: str) -> None:
 
 
 def _resolve_file(document: YamlDocument, key: KeyPath, folder: Path) -> None:
-    """Put the YAML's folder in front of the path at `key` if the file exists there, but not in the working folder."""
+    """Prefix the path at `key` with the YAML's folder if the file exists there but not in the working folder."""
     parent, value = _value(document, key)
     if isinstance(value, str) and value and not Path(value).exists() and (folder / value).exists():
         parent[key[-1]] = str(folder / value)

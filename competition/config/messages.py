@@ -36,19 +36,21 @@ LIMIT_TEXTS = {
 }
 MAX_SHOWN_KEYS = 12
 MAX_SHOWN_CHARACTERS = 60
-MAX_SHOWN_ERRORS = 50  # an unrelated YAML file gives thousands of errors, each with a search for the nearest key
+# Limit: an unrelated YAML file causes thousands of errors, each with a search for the nearest key.
+MAX_SHOWN_ERRORS = 50
 
 
 @dataclass
 class Problem:
-    """One pydantic error, and the model's description of its key.
+    """One pydantic error, and what the model says about the key that caused it.
 
     Attributes:
         error: the error.
         path: the key's path in the data; unlike pydantic's `loc`, without the members of unions.
         expected: the types that the key's value may have.
         section: the model that the key belongs to.
-        union_members: for each union along the path: its path, its members, and the member that failed.
+        union_members: for each union type along the key's path: the union's path, its members, and the member that
+            failed.
     """
 
     error: ErrorDetails
@@ -88,7 +90,7 @@ def format_validation_error(error: ValidationError, model: type[BaseModel], docu
 
 
 def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
-    """Follow pydantic's location through the model."""
+    """Find the section and the key in the model that pydantic's location refers to."""
     problem = Problem(error, expected=[model])
     for part in error["loc"]:
         if len(problem.expected) > 1:
@@ -113,7 +115,7 @@ def _locate(error: ErrorDetails, model: type[BaseModel]) -> Problem:
 def _select_union_members(problems: list[Problem]) -> list[Problem]:
     """Keep the errors of the union member that the user meant; if no member matches, keep one error for the union.
 
-    A member was not meant if the value has another type, e.g. text instead of a list.
+    A member is not the intended one if the value has another type, e.g. text instead of a list.
     """
     mismatches = {
         (path, member)
@@ -208,7 +210,7 @@ def _plural(annotation: Any) -> str:
 
 
 def _strip_annotated(annotation: Any) -> Any:
-    """Return an annotation without its limits."""
+    """Return a type annotation without the limits in `Annotated`."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     return annotation
@@ -236,7 +238,7 @@ def _dotted(path: KeyPath) -> str:
 
 
 def _path_in_message(message: str, path: KeyPath, document: YamlDocument) -> KeyPath | None:
-    """Return the key that a validator's message starts with, in backticks: `patch.size` must …"""
+    """Return the key in backticks that a validator's message starts with, as in "`patch.size` must …"; else None."""
     if not message.startswith("`"):
         return None
     parts = message.split("`")[1].split(":")[0].split(".")
@@ -245,7 +247,7 @@ def _path_in_message(message: str, path: KeyPath, document: YamlDocument) -> Key
 
 
 def _suggest_keys(problem: Problem) -> str:
-    """Return a hint at the intended key: in this section, or of the same name in a section below."""
+    """Return a hint that names the intended key: a similar key of this section, or an equal key of a section below."""
     if problem.section is None:
         return ""
     key, known = str(problem.path[-1]), _keys(problem.section)
@@ -268,12 +270,12 @@ def _keys(section: type[BaseModel]) -> list[str]:
 
 
 def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Return the keys of a section: its fields, or those that a registry adds to them."""
+    """Return the keys of a section: its fields, or the keys that a registry defines."""
     return section.yaml_fields() if issubclass(section, StepConfig) else section.model_fields
 
 
 def _suggest_value(problem: Problem) -> str:
-    """Return a hint at the nearest allowed value."""
+    """Return a hint that names the nearest allowed value."""
     values = [str(arg) for member in problem.expected if get_origin(member) is Literal for arg in get_args(member)]
     value = problem.error["input"]
     near = nearest_names(value, values) if isinstance(value, str) and len(values) > 1 else []

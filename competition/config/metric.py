@@ -1,7 +1,7 @@
-"""Metrics as the rest of the package sees them: a name, a function, and whether higher or lower scores are better.
+"""The type of a metric (a name, a function and a direction), and the registry of metrics.
 
-`metric` is the decorator that adds a metric, `METRICS` the registry of those in `competition.metrics`, and `Direction`
-the only place that compares scores.
+The decorator `metric` adds a metric to the registry. `METRICS` contains the metrics of `competition.metrics`. All
+comparisons of scores use `Direction`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Declared = TypeVar("Declared", bound=Callable[..., Any])
 class Direction(enum.Enum):
     """Whether higher or lower scores are better. Every comparison of scores goes through one of these methods.
 
-    An undefined score (nan or infinite, e.g. of cases that all lack the class) is worse than every other score and not
-    better than another undefined one.
+    An undefined score (nan or infinite, e.g. because all cases lack the class) is worse than every defined score, and
+    not better than another undefined score.
     """
 
     HIGHER = 1
@@ -49,7 +49,7 @@ class Direction(enum.Enum):
 
     @property
     def worst(self) -> float:
-        """The score that every score is better than: -inf if higher is better, inf if lower is better."""
+        """The worst possible score: -inf if higher is better, inf if lower is better."""
         return -inf * self.value
 
     def rank(self, score: float) -> float:
@@ -80,10 +80,11 @@ class Metric:
     """A metric.
 
     Attributes:
-        name: its name, for tables and messages.
-        function: returns the score of one class of one case; or a class whose objects are such functions (`metric`).
+        name: the metric's name in tables and messages.
+        function: a function that returns the score of one class of one case, or a class whose objects are such
+            functions; see `metric`.
         direction: whether higher or lower scores are better.
-        from_counts: whether the function takes only `tp`, `fp` and `fn` (and settings), each a number or an array.
+        from_counts: whether the function's only inputs are the pixel counts `tp`, `fp` and `fn`, numbers or arrays.
         pooled_share: share of the pooled term in the score, if the function returns a `PooledScore`; else 0.
     """
 
@@ -156,7 +157,7 @@ class Metric:
         return replace(self, function=partial(self.function, **values)) if values else self
 
     def __call__(self, **inputs: Any) -> Any:
-        """Call the function with those of the inputs that it takes."""
+        """Call the function; pass only the inputs that it has parameters for."""
         return self.function(**{name: inputs[name] for name in self.inputs})
 
 
@@ -219,7 +220,7 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
 
     Args:
         target: the import path of a function or class.
-        name: its name in tables.
+        name: the metric's name in tables.
         trust: additional trusted packages.
         key: the key of the import path, for messages.
 

@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 class Step(ConfigModel):
     """Base class of post-processing steps; `competition.postprocessing.steps` contains those of Maskfold.
 
-    The fields of a step are its keys in the YAML, as pydantic fields. A step whose only field is `value` is written
-    `remove_small: 30`, any other one as a mapping: `triplet: {high: 0.75, pixels: 100, low: 0.4}`. A user's own step
-    is written `{target: my_steps.Erode, args: {radius: 1}}`.
+    The pydantic fields of a step are its keys in the YAML. A step whose only field is `value` is written
+    `remove_small: 30`; any other step is written as a mapping: `triplet: {high: 0.75, pixels: 100, low: 0.4}`. A user's
+    own step is written `{target: my_steps.Erode, args: {radius: 1}}`.
 
     Attributes:
         creates_mask: the step makes the mask from the probabilities; only the first step may be such a step.
         needs_presence: the step requires the output of the presence head.
-        slot: in the search, steps of the same slot are alternatives to each other; None: this step is its own slot.
-        combines: in the search, the step is tried together with each alternative of its slot, instead of in its place.
+        slot: steps with the same slot are alternatives: the search uses at most one of them. None: no other step is an
+            alternative.
+        combines: the search tries the step in addition to each alternative of its slot, instead of replacing it.
         searched_twice: the search returns to the step's slot after all other slots.
     """
 
@@ -58,13 +59,13 @@ class Step(ConfigModel):
 
     @classmethod
     def candidates(cls, search: Any) -> Sequence[Step] | None:
-        """Return the steps that `postprocess.tune` tries, in this order, besides leaving the step out.
+        """Return the steps that `postprocess.tune` tries, in this order; it also tries to leave the step out.
 
         Args:
             search: `SearchContext` of `competition.postprocessing.steps`.
 
         Returns:
-            Steps of this class; None if it is not searched at all.
+            Instances of this class with the values to try; None if the search does not try this step.
         """
         return None
 
@@ -79,7 +80,10 @@ class Step(ConfigModel):
 
 
 class UntrustedStep(Step):
-    """A user's own step in a file that was read without importing the user's code. It cannot be applied."""
+    """A placeholder for a user's own step, if the YAML was read without importing the user's code.
+
+    It cannot be applied.
+    """
 
     target: str
     args: dict[str, Any] = {}
@@ -106,12 +110,13 @@ def load_own_step(target: str, args: Any, key: str, trust: Sequence[str]) -> Non
 
     Args:
         target: the import path of a subclass of `Step`.
-        args: its arguments in the YAML.
+        args: the step's arguments in the YAML.
         key: the key of the step in the YAML, for error messages.
         trust: additional trusted packages.
 
     Raises:
-        MaskfoldError: status 2; it is not trusted, cannot be imported or is no step, or an argument is unknown.
+        MaskfoldError: status 2; the target is not trusted, cannot be imported or is not a step, or an argument is
+            unknown.
     """
     cls = resolve_target(target, Step, f"{key}.target", trust)
     known = list(cls.model_fields)
@@ -145,7 +150,7 @@ class StepConfig(ConfigModel):
     name: str
     step: Step
 
-    def __init__(self, **keys: Any) -> None:  # the keys of the YAML, not the fields
+    def __init__(self, **keys: Any) -> None:  # a model of the YAML's keys, which differ from the fields
         super().__init__(**keys)
 
     @classmethod
@@ -234,10 +239,10 @@ def _build_own_step(target: str, args: dict[str, Any]) -> Step:
 class LabelOrdering(ConfigModel):
     """Assign classes to similar objects in a row by their order; see `competition.postprocessing.ordering`."""
 
-    # The end of the row where the first class lies: with S, the first class is the most superior.
+    # The end of the row where the first class lies: S means that the first class is the most superior.
     along: Literal["R", "L", "A", "P", "S", "I"]
     classes: Annotated[list[str], Field(min_length=2)]  # in order, e.g. [L1, L2, L3, L4, L5]
-    smallest: PositiveInt | None = None  # voxels: smaller objects are not counted; None: a tenth of the largest
+    smallest: PositiveInt | None = None  # voxels; smaller objects are not counted; None: a tenth of the largest object
     # Split touching objects at cores thicker than this share of the maximum thickness; null: no splitting.
     split: Annotated[float, Field(gt=0, lt=1)] | None = 0.6
 
@@ -249,12 +254,12 @@ class LabelOrdering(ConfigModel):
 
 
 class PostprocessConfig(ConfigModel):
-    """Steps for every class, or by class name; `tune` searches them on the out-of-fold predictions."""
+    """Post-processing steps for all classes, or by class name; `tune` searches them on the out-of-fold predictions."""
 
     tune: bool = False
     steps: list[StepConfig] | dict[str, list[StepConfig]] = []
     forbid_overlap: bool = False  # overlapping classes: each pixel keeps only its most probable class
-    number: LabelOrdering | None = None  # assign classes by their order in a row, before any step
+    number: LabelOrdering | None = None  # assign classes by the order of the objects in a row, before all steps
 
     @model_validator(mode="after")
     def _check_order(self) -> PostprocessConfig:

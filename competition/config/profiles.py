@@ -14,7 +14,7 @@ from competition.errors import MaskfoldError
 from competition.rle import RleFormat
 from competition.text import nearest_names
 
-FORMAT_ONLY = "format only"  # `competition.metrics` lacks the competition's metric
+FORMAT_ONLY = "format only"  # for competitions whose metric is not in `competition.metrics`
 RowKind = Literal["image", "object", "slice_class", "image_class"]
 
 
@@ -23,7 +23,7 @@ class TrainTable:
     """The format of the training table, where it differs from the submission.
 
     Attributes:
-        id_column, mask_column, class_column: its columns; None: as in the submission.
+        id_column, mask_column, class_column: names of the table's columns; None: as in the submission.
         rows_are_parts: rows of one image are parts of one mask and are merged.
         grid: (H, W) of its masks; None: the image's own size.
     """
@@ -47,18 +47,18 @@ class Profile:
             and there is no `class_column`.
         mask_column: the column with the encoded mask.
         class_column: the column with the class; None if there is none.
-        rows: `image` one row per image; `object` one row per object, and one empty row for an image without any;
-            `image_class` one per image and class; `slice_class` one per slice of a volume (and class, if any).
+        rows: what a row stands for: `image`; `object` (an image without objects has one empty row); `image_class`, an
+            image and a class; `slice_class`, a slice of a volume (and a class, if there are several).
         classes: the competition's class names, if it has several.
         overlap_allowed: whether two objects of one image may share a pixel.
         grid: (H, W) of the submitted masks; None: the image's own size.
         extra_columns: columns filled from the mask's shape, `height` and `width`.
-        confidence: the text is `0 confidence mask` for each object, all in one cell.
-        metric: its name in `metric.name`, or `format only`.
+        confidence: whether one cell contains all objects of an image, each as `0 confidence mask`.
+        metric: the host's metric as a value of `metric.name`, or `format only`.
         metric_keys: other keys of `metric` that the host's rule sets, see `docs/submission.md`.
         id_suffix: what the host's ids add to the image's name without its extension, such as `.jpg`; None: unknown.
         train: the training table, where it differs.
-        alternative: a second format; the header of the sample submission selects one of the two.
+        alternative: a second format, if there is one; the header of the sample submission selects between the two.
     """
 
     name: str
@@ -81,12 +81,12 @@ class Profile:
 
     @property
     def host_metric(self) -> dict[str, Any] | None:
-        """The section `metric` of a YAML that scores as the host does; None if the metric is not available."""
+        """The section `metric` of the YAML for the host's metric; None if the metric is not available."""
         return None if self.metric == FORMAT_ONLY else {"name": self.metric, **dict(self.metric_keys)}
 
     @property
     def class_in_id(self) -> bool:
-        """Whether the id cell also has the class: `name.jpg_1`."""
+        """Whether the id cell also contains the class: `name.jpg_1`."""
         return bool(self.classes) and self.class_column is None
 
     @property
@@ -129,7 +129,7 @@ class Profile:
 
 
 def _profile(name: str, columns: str, order: Literal["row", "column"], **fields: object) -> Profile:
-    """Build a profile whose first column is the id and whose last is the mask, unless `fields` override them."""
+    """Build a profile. Its first column is the id and its last column the mask, unless `fields` override them."""
     names = tuple(columns.split(","))
     defaults: dict[str, object] = {
         "rle": RleFormat(order=order),
@@ -172,7 +172,7 @@ _ALL = (
         "column",
         metric="dice",
         rle=RleFormat(order="column", relative=True, empty="-1"),
-        train=TrainTable(mask_column=" EncodedPixels", rows_are_parts=True),  # the original header has that space
+        train=TrainTable(mask_column=" EncodedPixels", rows_are_parts=True),  # the host's header contains this space
     ),
     replace(
         _STEEL,
@@ -257,7 +257,7 @@ def get_profile(name: str) -> Profile:
         near = nearest_names(name, list(PROFILES), cutoff=0.0)
         raise MaskfoldError(
             f"Unknown submission.profile: found `{name}`, expected one of {', '.join(PROFILES)}.",
-            f"Did you mean `{near[0]}`? Or remove the key and set submission.columns and submission.rle.",
+            f"Did you mean `{near[0]}`? Otherwise remove the key, and set submission.columns and submission.rle.",
             status=2,
         )
     return PROFILES[name]

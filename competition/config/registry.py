@@ -1,4 +1,4 @@
-"""Registry of the named entries that other packages contribute, such as metrics and post-processing steps."""
+"""Registry of named entries that other packages add, such as metrics and post-processing steps."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Generic[Entry]):
-    """Entries by name, added by the modules that define them.
+    """A mapping from names to entries, which are added by the modules that define them.
 
-    A module adds its entries while it is imported, and the first lookup imports it. The module may lie above the code
-    that looks a name up, because it is named by text.
+    A module adds its entries while it is imported, and the first lookup imports the module. Modules are named by text,
+    so a lookup may import a package of a higher layer.
 
     Args:
-        kind: what an entry is, for messages: `metric`.
-        package: the package or module that contains the built-in entries; of a package, all its modules are imported.
-        modules: instead of `package`, the module of each built-in entry; it is imported when its entry is looked up.
-        ordered: keep the order in which entries were added, instead of the alphabetical order.
+        kind: the noun for an entry in messages, e.g. `metric`.
+        package: the package or module that contains the built-in entries; all modules of a package are imported.
+        modules: the module of each built-in entry, instead of `package`; a module is imported when its entry is looked
+            up.
+        ordered: whether names keep the order in which they were added; otherwise they are sorted.
 
     Example:
         >>> from competition.config.experiment import SCHEDULES
@@ -74,10 +75,10 @@ class Registry(Generic[Entry]):
         return list(known) if self.ordered else sorted(known)
 
     def check(self, name: str) -> str:
-        """Return the name if it has an entry (a pydantic validator).
+        """Return the name if the registry has an entry for it. This is a pydantic validator.
 
         Raises:
-            ValueError: it has none; the message lists the known names, and the nearest one.
+            ValueError: there is no such entry; the message lists the known names, and the nearest one.
         """
         known = self.names()
         if name not in known:
@@ -108,5 +109,5 @@ class Registry(Generic[Entry]):
             for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
                 importlib.import_module(f"{self.package}.{module.name}")
         except BaseException:
-            self._complete = False  # so that the next lookup reports the same error
+            self._complete = False  # the next lookup imports again, and so reports the same error
             raise

@@ -12,7 +12,7 @@ from competition.config.competition import ConfigModel, PositiveInt
 
 
 class SearchDimension(ConfigModel):
-    """Search range of one key (`low`, `high`, `log`, `step`; integers if both ends are integers), or its choices.
+    """Search range of one key (`low`, `high`, `log`, `step`; of integers if both bounds are integers), or choices.
 
     Choices are a list, or a mapping from a label to the value, which may be a whole part of the YAML. With `when`, the
     key is searched only if other keys of the space have the given values.
@@ -61,19 +61,19 @@ class SearchDimension(ConfigModel):
 
     @property
     def choice_labels(self) -> list[str]:
-        """The choices' labels, as they are stored and shown."""
+        """Labels of the choices; they are stored and shown."""
         return [label for label, _ in self.labelled_choices]
 
     @property
     def labelled_choices(self) -> list[tuple[str, Any]]:
-        """(label, value) of each choice."""
+        """The label and value of each choice."""
         if isinstance(self.choices, dict):
             return list(self.choices.items())
         return [(value if isinstance(value, str) else json.dumps(value), value) for value in self.choices or []]
 
 
 def _exact(value: int | float) -> Fraction:
-    """Return the number exactly as it is written; a float cannot represent decimals such as 0.3 exactly."""
+    """Return a number as the exact fraction that its decimal notation means; a float cannot represent 0.3 exactly."""
     return Fraction(str(value))
 
 
@@ -87,7 +87,7 @@ class StudyConfig(ConfigModel):
     startup_trials: PositiveInt = 8  # random trials before the sampler starts, and before the median pruner starts
     p_value: Annotated[float, Field(gt=0, lt=1)] = 0.01  # wilcoxon
     objectives: Annotated[list[str], Field(min_length=1)] = ["score"]
-    constraints: dict[str, float] = {}  # an objective's name to its upper bound, e.g. inference_seconds: 2.0
+    constraints: dict[str, float] = {}  # upper bounds by name of the objective, e.g. inference_seconds: 2.0
 
     @model_validator(mode="after")
     def _check_consistency(self) -> StudyConfig:

@@ -36,7 +36,7 @@ SCALAR_TYPES = {
 }
 TAG_PREFIX = "tag:yaml.org,2002:"
 ALLOWED_TAGS = {TAG_PREFIX + name for name in (*SCALAR_TYPES, "str", "seq", "map")}
-# Names joined by dots; brackets hold a list index, or a key that itself contains dots.
+# Keys joined by dots; brackets contain a list index, or a key that itself contains dots.
 KEY_PATTERN = re.compile(r"[^\s.=\[\]]+(?:\.[^\s.=\[\]]+|\[[^\s=\[\]]+\])*")
 KEY_PART_PATTERN = re.compile(r"[^.\[\]]+|\[([^\[\]]+)\]")
 
@@ -66,12 +66,12 @@ COMMAND_LINE = SourceLocation("command line")
 
 @dataclass
 class YamlDocument:
-    """Plain data, and the location of each of its keys.
+    """Plain data from YAML, and the location of each key.
 
     Attributes:
         tree: the data.
-        file: the file it was read from, or `command line`.
-        locations: where each key was written; keys that came through a merge (`<<`) are absent.
+        file: the file from which the data were read, or `command line`.
+        locations: where each key was written; keys that were merged (`<<`) have no location.
     """
 
     tree: Any
@@ -79,7 +79,7 @@ class YamlDocument:
     locations: dict[KeyPath, SourceLocation] = field(default_factory=dict)
 
     def locate(self, path: KeyPath) -> SourceLocation:
-        """Return the location of a key, or of its nearest parent that has one."""
+        """Return the location of a key; if it has none, return that of the nearest parent that has one."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.locations:
                 return self.locations[path[:length]]
@@ -102,7 +102,7 @@ def read_yaml(path: Path) -> YamlDocument:
             tag that needs more than plain data.
     """
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # reading a device may never end
+        if path.exists() and not path.is_file() and not path.is_dir():  # reading from a device might never end
             raise MaskfoldError(f"{path} is not a regular file.", "Name a YAML file.", status=2)
         if path.is_file() and (size := path.stat().st_size) > MAX_BYTES:
             raise MaskfoldError(
@@ -118,7 +118,9 @@ def read_yaml(path: Path) -> YamlDocument:
         raise MaskfoldError(f"{path} cannot be read: {reason}.", "Name a readable YAML file.", status=2) from error
     document = parse_yaml(text, str(path))
     if document.tree is None:
-        raise MaskfoldError(f"{path} is empty.", "Write the experiment or the competition into it.", status=2)
+        raise MaskfoldError(
+            f"{path} is empty.", "Write the keys of the experiment or the competition into the file.", status=2
+        )
     if not isinstance(document.tree, dict):
         raise MaskfoldError(
             f"{path}, line 1: expected a mapping, found a {value_kind(document.tree)}.",
@@ -129,7 +131,7 @@ def read_yaml(path: Path) -> YamlDocument:
 
 
 def parse_yaml(text: str, file: str | None = None) -> YamlDocument:
-    """Parse YAML text; without a `file`, messages name the command line as its source.
+    """Parse YAML text; if `file` is not given, messages name the command line as the source.
 
     Raises:
         MaskfoldError: status 2; see `read_yaml`.
@@ -150,7 +152,7 @@ def parse_yaml(text: str, file: str | None = None) -> YamlDocument:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "reason", error)
         raise MaskfoldError(
-            f"{document.file}: not valid YAML, {reason}.", "Rewrite it as plain UTF-8 text.", status=2
+            f"{document.file}: not valid YAML, {reason}.", "Save the file as plain UTF-8 text.", status=2
         ) from error
     return document
 
@@ -165,7 +167,7 @@ def value_kind(value: Any) -> str:
 
 
 class _NodeChecker:
-    """One pass over the nodes that records each key's line and rejects unsafe tags, duplicate keys and alias loops."""
+    """A check of all nodes that records each key's line and rejects unsafe tags, duplicate keys and alias loops."""
 
     def __init__(self, document: YamlDocument, *, has_lines: bool) -> None:
         self.document = document

@@ -1,6 +1,6 @@
-"""Preprocessed cases: the cache on disk, and the memory that open cases may use.
+"""The cache of preprocessed cases on disk, and the limit on the memory that open cases may use.
 
-Each case is one folder, complete or absent, even if processes race or are killed.
+Each case is one folder. It is either complete or absent, even if several processes write it or one is killed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ from competition.io import (
 )
 
 CACHE_FORMAT = 1  # increase it when the files of a preprocessed case change
-# Newer keys of `prepare`; hashed only if set, so old caches stay valid.
+# Keys of `prepare` that were added later. They are hashed only if set, so that old caches stay valid.
 OPTIONAL_KEYS = ("boundary", "stretch", "long_side")
-UNHASHED_KEYS = ("cache_gib",)  # keys of `prepare` that change no array
+UNHASHED_KEYS = ("cache_gib",)  # keys of `prepare` that do not affect the arrays
 RECORD_FILE, DIGEST_KEY = "case.json", "sha256"
-UNSIGNED_KEYS = {"id", "geometry", "intensity", "normalised", "sizes"}  # the exact keys of a record without a digest
-READ_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError)  # raised when a damaged record is read
+UNSIGNED_KEYS = {"id", "geometry", "intensity", "normalised", "sizes"}  # all keys of a record without a digest
+# Errors that reading a damaged record may raise.
+READ_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError)
 REBUILD_HINT = "Repeat the `maskfold` command: it preprocesses the case again."
 PAGE_BYTES = mmap.PAGESIZE
 
@@ -56,8 +57,9 @@ class PreprocessedCase:
         folder: folder of the preprocessed case.
         id: id of the case.
         geometry: maps the preprocessed grid back to the file's grid.
-        intensity: per-channel normalisation: already applied to volumes, applied to 2D images after augmentation.
-        normalised: whether `image` is normalised already.
+        intensity: normalisation of each channel. Volumes are stored normalised; 2D images are normalised after
+            augmentation.
+        normalised: whether `image` is stored normalised.
     """
 
     folder: Path
@@ -85,7 +87,7 @@ class PreprocessedCase:
     def _from_record(cls, folder: Path, record: dict[str, Any]) -> PreprocessedCase:
         """Build the case from its record.
 
-        Old records have no digest, so damage in them shows only here, as any of `READ_ERRORS`.
+        Old records have no digest, so damage to them is detected only here, by any of `READ_ERRORS`.
         """
         case = cls(
             folder,
@@ -132,10 +134,10 @@ class PreprocessedCase:
     def _load_array(
         self, name: str, length: int | None, item_shape: tuple[int, ...], dtypes: tuple[str, ...]
     ) -> np.ndarray:
-        """Map an array file, and check that its shape is (length or any, *item_shape) and its dtype one of `dtypes`.
+        """Map an array file; check that its shape is (`length` or any, *item_shape) and its dtype in `dtypes`.
 
         Raises:
-            MaskfoldError: the header differs. The values are not checked.
+            MaskfoldError: the header has another shape or dtype. The values are not checked.
         """
         try:
             array: np.ndarray = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
@@ -157,7 +159,7 @@ def _damaged_array(folder: Path, name: str, error: Exception) -> MaskfoldError:
 
 
 def format_damage(error: Exception) -> str:
-    """Describe the damage that an error reports, in a few words."""
+    """Return a short description of the damage that an error reports."""
     if isinstance(error, MaskfoldError):
         return error.message.removesuffix(".")
     if isinstance(error, FileNotFoundError):
@@ -174,8 +176,8 @@ def cache_key(row: Any, exp: Experiment) -> str:
     """Return the folder name of a preprocessed case: a hash of everything that its arrays depend on.
 
     Args:
-        row: a row of the case table; its `id`, `split` and `hash` (that of the case's files) are read.
-        exp: its `prepare`, and the competition's channels, classes and labels, are read.
+        row: a row of the case table; only `id`, `split` and `hash` (hash of the case's files) are read.
+        exp: the experiment; its section `prepare` and the competition's channels, classes and labels are read.
     """
     comp = exp.competition
     prepare = {
@@ -202,7 +204,7 @@ def cache_key(row: Any, exp: Experiment) -> str:
 
 
 def _rle_settings(comp: Competition) -> dict[str, Any]:
-    """Return how `train.rle` is decoded; settings of profiles appear only if set, so old keys stay valid."""
+    """Return the settings that decode `train.rle`; a profile's settings are included only if set."""
     fmt = rle_format(comp)
     settings: dict[str, Any] = {"order": fmt.order, "base": fmt.base, "relative": fmt.relative, "empty": fmt.empty}
     profile_settings = {
@@ -243,7 +245,8 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) 
         sync_folder(folder)
         _publish(folder, final)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # still there after a failure, or if another process was faster
+        # The folder still exists after a failure, or if another process was faster.
+        shutil.rmtree(folder, ignore_errors=True)
     return final
 
 
@@ -255,7 +258,8 @@ def is_intact(folder: Path) -> bool:
 def find_damage(folder: Path) -> str | None:
     """Describe the damage of a preprocessed case; None if it has none.
 
-    This checks the record with its digest, the file sizes and the headers of the arrays, not the arrays' values.
+    The check covers the record and its digest, the file sizes and the headers of the arrays, but not the arrays'
+    values.
     """
     try:
         record = read_case_record(folder)
@@ -277,7 +281,7 @@ def read_case_record(folder: Path) -> dict[str, Any]:
     sizes = record["sizes"]
     if DIGEST_KEY in record and record[DIGEST_KEY] != _record_digest(record):
         raise ValueError(f"the checksum of {RECORD_FILE} is wrong")
-    # Without a digest, the record is older than digests, or the digest's key is damaged.
+    # A record without a digest was written by an old version, or the key of its digest is damaged.
     if DIGEST_KEY not in record and set(record) != UNSIGNED_KEYS:
         raise ValueError(f"{RECORD_FILE} has the unexpected keys {', '.join(sorted(record))[:100]}")
     for name, size in sizes.items():
@@ -289,13 +293,13 @@ def read_case_record(folder: Path) -> dict[str, Any]:
 
 
 def _record_digest(record: dict[str, Any]) -> str:
-    """Return the SHA-256 (hexadecimal) of a record without its file sizes, which are compared with the files."""
+    """Return the SHA-256 (hexadecimal) of a record without the file sizes, which are compared with the files."""
     plain = {key: value for key, value in record.items() if key not in (DIGEST_KEY, "sizes")}
     return json_digest(plain)
 
 
 def _publish(folder: Path, final: Path) -> None:
-    """Rename the built folder to its final name; keep an intact one that is already there."""
+    """Rename the built folder to its final name; if an intact folder already has this name, keep that one."""
     if not _try_rename(folder, final):
         with _exclusive(final.parent):
             while not is_intact(final):
@@ -322,10 +326,10 @@ def _try_rename(folder: Path, final: Path) -> bool:
 
 @contextmanager
 def _exclusive(root: Path) -> Iterator[None]:
-    """Admit one process at a time, so that none removes the intact case with which another replaced a damaged one."""
+    """Lock the cache: otherwise one process could remove the intact case with which another replaced a damaged one."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
-        with suppress(OSError):  # on file systems without locks the worst outcome is a case that is built twice
+        with suppress(OSError):  # without locks in the file system, the worst outcome is that a case is built twice
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -336,10 +340,10 @@ def _exclusive(root: Path) -> Iterator[None]:
 
 
 class MemoryBudget:
-    """A byte budget for the cases that one process has mapped: the least recently used cases release their pages.
+    """A limit in bytes for the cases that one process has mapped: the least recently used cases release their pages.
 
-    A case counts with its full size on disk, however little of it was read, so the bound needs no query to the kernel.
-    Before a case larger than the budget is read, all others are released; it is released itself after reading.
+    Each case counts with its full size on disk, even if only a part was read, so the kernel need not be asked. Before a
+    case that is larger than the budget is read, all other cases are released; after reading, it is released too.
 
     Args:
         max_bytes: the budget; None: unbounded.
@@ -352,12 +356,12 @@ class MemoryBudget:
 
     def __init__(self, max_bytes: int | None) -> None:
         self.max_bytes = max_bytes
-        # The cases with their bytes, the least recently used first.
+        # bytes of each case, the least recently used case first
         self._held: OrderedDict[int, tuple[PreprocessedCase, int]] = OrderedDict()
 
     @classmethod
     def from_experiment(cls, exp: Experiment) -> MemoryBudget:
-        """Return one process's share of `prepare.cache_gib`: each device has a main process and its loader workers."""
+        """Return one process's share of `prepare.cache_gib`, which all main processes and loader workers divide."""
         if exp.prepare.cache_gib is None:
             return cls(None)
         return cls(int(exp.prepare.cache_gib * 2**30) // (exp.run.devices * (exp.run.workers + 1)))
@@ -385,7 +389,7 @@ class MemoryBudget:
                 self.release(case)
 
     def release(self, case: PreprocessedCase) -> None:
-        """Release a case's pages. The case can be read again, and its bytes then count again."""
+        """Release the pages of a case. If the case is read again, its bytes count again."""
         if self._held.pop(id(case), None) is not None:
             release_pages(case)
 

@@ -1,4 +1,4 @@
-"""The case table: each case's files (images by channel, ground truth), checked against each other, and its group."""
+"""The case table: the files of each case (images by channel, ground truth), checked for consistency, and its group."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 COLUMNS = (
     "id", "split", "images", "masks", "group", "stratum", "shape", "spacing", "channels", "slices", "hash", "image_hash"
 )  # fmt: skip
-ImagesByChannel = dict[str, CaseFiles]  # by channel, in the YAML's order
+ImagesByChannel = dict[str, CaseFiles]  # files by channel, in the order of the YAML
 
 
 def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
@@ -59,11 +59,12 @@ def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
 
         - id, split;
         - images: JSON, channel to path below the root, or to the paths of a stack's slices;
-        - masks: JSON, see `find_masks`; null for test cases;
-        - group: by `competition.group`; the id if it is not set. stratum: by `competition.stratum`; empty if not set;
+        - masks: JSON as described in `find_masks`; null for test cases;
+        - group: value of `competition.group`; the id if it is not set. stratum: value of `competition.stratum`, or
+          empty;
         - shape, spacing (mm): JSON lists along the spatial axes. channels: their number;
         - slices: JSON, the text that {z} matched in each slice; null for other cases;
-        - image_hash: SHA-256 (hexadecimal) of the image files' bytes. hash: of these and of the ground truth's.
+        - image_hash: SHA-256 (hexadecimal) of the image files' bytes. hash: SHA-256 of the images and the ground truth.
 
         ``attrs["skipped"]`` lists (id, reason) of skipped cases.
 
@@ -117,21 +118,21 @@ def _warn_turned_images(comp: Competition, split: str, images: dict[str, ImagesB
 
 
 def find_turned_images(comp: Competition, files: Iterable[CaseFiles]) -> list[str]:
-    """Return the images, below the root, whose EXIF orientation nobody has decided on: `train.exif` is not set.
+    """Return the images (paths below the root) that have an EXIF orientation although `train.exif` is not set.
 
     Args:
         comp: the competition.
-        files: of its cases.
+        files: the images of its cases.
     """
     if comp.train.exif is not None:
         return []
-    single = comp.dimensions == 2  # a volume in one file is never turned; slices of a stack are
+    single = comp.dimensions == 2  # a volume in one file is never rotated, but slices of a stack are
     paths = (path for case in files for path in (case.files if isinstance(case.files, list) else [case.files] * single))
     return [path for path in paths if exif_orientation(Path(comp.root) / path) != 1]
 
 
 def turned_images_message(paths: list[str], split: str) -> str:
-    """Return a sentence about images that viewers turn."""
+    """Return a message about images that viewers rotate by their EXIF orientation."""
     return (
         f"{format_count(len(paths), f'{split} image')} {has_or_have(len(paths))} an EXIF orientation, such as "
         f"{paths[0]}: they are read as stored, but viewers turn them."
@@ -158,7 +159,7 @@ def case_rows(table: pandas.DataFrame) -> list[SimpleNamespace]:
 def case_row(
     comp: Competition, split: str, case_id: str, images: ImagesByChannel, masks: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Build one row of the case table; its group and stratum are filled in later.
+    """Build one row of the case table, without group and stratum, which `case_table` adds.
 
     Raises:
         MaskfoldError: the case's files disagree, or one cannot be read.
@@ -200,7 +201,7 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
         skipped: receives cases that lack a channel.
 
     Returns:
-        Files by channel (a single pattern is the channel `image`), by id, sorted by id.
+        Files by channel for each id, sorted by id. If there is one pattern, its channel is called `image`.
 
     Raises:
         MaskfoldError: see `match_cases`; or an id lacks a channel; or channels have different slices.
@@ -256,7 +257,7 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
 
 
 def _drop_masks(comp: Competition, cases: dict[str, CaseFiles]) -> None:
-    """Drop label files that the pattern of the images matches too: `{id}.png` also matches `a_mask.png`."""
+    """Drop label files that the image pattern also matches: `{id}.png` also matches `a_mask.png`."""
     masks, region = comp.train.masks, comp.train.region
     case_of = {case.paths[0]: case_id for case_id, case in cases.items() if case.paths}
     patterns = list(masks.values()) if isinstance(masks, dict) else [masks] if masks else []
@@ -309,7 +310,7 @@ def find_masks(
 def _find_truth(
     comp: Competition, images: dict[str, ImagesByChannel], skipped: SkippedCases
 ) -> dict[str, dict[str, Any]]:
-    """Find the ground truth of every training case, without its region."""
+    """Find the ground truth of every training case, without the region masks."""
     if comp.train.rle is not None:
         rows = assign_rows(comp, {case_id: next(iter(files.values())) for case_id, files in images.items()}, skipped)
         return {case_id: {"kind": "rle", "table": comp.train.rle, "rows": rows[case_id]} for case_id in images}
@@ -394,7 +395,7 @@ def _find_instances(
 def _skip_all(
     ids: list[str], problem: str, hint: str, skipped: SkippedCases, images: dict[str, ImagesByChannel] | None = None
 ) -> None:
-    """Skip all ids, or raise one error for the first that counts the others."""
+    """Skip all ids, or raise one error that names the first id and the number of others."""
     more = f" (and {len(ids) - 1} more)" if len(ids) > 1 and not skipped.allowed else ""
     for case_id in ids:
         files = next(iter(images[case_id].values())).files if images else ""
@@ -405,7 +406,7 @@ def _skip_all(
 def _skip_masks_without_image(
     comp: Competition, ids: list[str], images: dict[str, ImagesByChannel], source: str, skipped: SkippedCases
 ) -> None:
-    """Skip masks that have no image. With `train.cases`, masks of other cases are expected and ignored."""
+    """Skip masks without an image. If `train.cases` is set, masks of other cases are expected and ignored."""
     without_image = [
         case_id
         for case_id in ids
@@ -421,7 +422,7 @@ def _skip_masks_without_image(
 
 
 def _channel_suffix_hint(comp: Competition, images: dict[str, ImagesByChannel], mask_ids: list[str]) -> str | None:
-    """Return a hint if images are named as in nnU-Net: the id of the mask and the number of the channel, `a_0000`."""
+    """Return a hint if images are named as in nnU-Net, by the mask's id and the number of the channel: `a_0000`."""
     patterns = comp.train.images
     if isinstance(patterns, dict) or not any(f"{mask_id}_0000" in images for mask_id in mask_ids):
         return None
@@ -450,7 +451,7 @@ def _check_same_slices(case_id: str, cases: dict[str, CaseFiles], key: str, skip
 
 
 def _check_single_pattern(patterns: dict[str, str], key: str) -> None:
-    """Check that the channels of `{c}` are all channels."""
+    """Check that a pattern with `{c}`, which stands for all channels, is the only pattern."""
     if len(patterns) > 1:
         raise MaskfoldError(
             f"{key} has several patterns, and one has {{c}}, which stands for all channels.",
@@ -474,7 +475,7 @@ def select_training_cases(comp: Competition, ids: list[str]) -> list[str]:
 
     Args:
         comp: the competition.
-        ids: of all cases that have images, sorted.
+        ids: sorted ids of all cases that have images.
 
     Raises:
         MaskfoldError: the table cannot be read, or lists a case that has no image (status 2).
@@ -486,13 +487,17 @@ def select_training_cases(comp: Competition, ids: list[str]) -> list[str]:
         if name not in ids:
             near = nearest_names(name, ids)
             hint = f"; nearest is {near[0]}" if near else ""
-            raise MaskfoldError(f"{source} lists the unknown case id {name}{hint}.", "Correct or remove it.", status=2)
+            raise MaskfoldError(
+                f"{source} lists the unknown case id {name}{hint}.",
+                "Correct the id, or remove it from the list.",
+                status=2,
+            )
     listed_ids = set(listed)
     return [case_id for case_id in ids if case_id in listed_ids]
 
 
 def _listed_ids(comp: Competition) -> tuple[list[str], str]:
-    """Return the ids, and the key or file that lists them."""
+    """Return the ids in `train.cases`, and the key or file that lists them."""
     cases = comp.train.cases
     if not isinstance(cases, str):
         return list(cases or []), "train.cases"
@@ -513,12 +518,13 @@ def check_files_agree(
 
     Args:
         comp: the competition.
-        case_id: for messages.
+        case_id: id of the case, for messages.
         images: files by channel.
         masks: the ground truth's files as `find_masks` returns them; None for test cases.
 
     Returns:
-        The case's shape, spacing, affine and number of channels, on its axes (see `competition.config.axes`).
+        The case's shape, spacing, affine and number of channels, in the case's order of axes
+        (`competition.config.axes`).
 
     Raises:
         MaskfoldError: a file cannot be read, its shape or affine differs from that of the first image, or the order of
@@ -547,7 +553,7 @@ def check_files_agree(
 def _check_turned(
     comp: Competition, case_id: str, first: tuple[str | list[str], Header], other: tuple[str | list[str], Header]
 ) -> None:
-    """Check that a file does not lie on an image that viewers turn because of its EXIF orientation.
+    """Check that rows and columns of two files do not differ because of an EXIF orientation.
 
     Raises:
         MaskfoldError: rows and columns are exchanged, and an EXIF orientation explains it.
@@ -569,12 +575,12 @@ def _check_turned(
 def _check_array_axes(
     comp: Competition, case_id: str, first: tuple[str | list[str], Header], other: tuple[str | list[str], Header]
 ) -> None:
-    """Check that the order of axes of an NPY file next to one of another format is known.
+    """Check that the order of axes of an NPY file is known if another file of the case has another format.
 
-    It is if the file's shape fits the order of the other file, and no other order that is usual.
+    The order is known if the file's shape fits the order of the other file and no other usual order.
 
     Raises:
-        MaskfoldError: several orders fit, or another one only.
+        MaskfoldError: several orders fit, or only another order fits.
     """
     if (file_axes(comp, first[0]) is None) == (file_axes(comp, other[0]) is None):
         return

@@ -1,4 +1,4 @@
-"""Training samples: the dataset of patches, the sampler of batches, and the order in which cases are drawn."""
+"""Training samples: the dataset of patches, the batch sampler, and the order in which cases are drawn."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from competition.errors import MaskfoldError
 from competition.seeding import child_seed, rng
 
 KEPT_CYCLES = 4  # case orders kept in memory
-MAX_OPEN_CASES = 128  # per process: each case maps three files, and a process may have 1024 files open
+MAX_OPEN_CASES = 128  # cases that a process keeps open: each maps three files, and a process may have 1024 files open
 Array = np.ndarray
 Augment = Callable[[Array, Array, int], tuple[Array, Array]]
 SampleKey = tuple[int, int]  # epoch, position in the epoch
 
 
 class PatchDataset:
-    """Training samples by (epoch, position), each from its own seeded generator: a map-style dataset of numpy arrays.
+    """A map-style dataset of training samples by (epoch, position). Each sample has its own random generator.
 
-    Cases come in cycles: every case once in random order, then again in another order, independent of epoch borders. A
-    share `patch.foreground` of the patches is centred on a foreground voxel, of a class drawn evenly among those that
-    the case has; the others are drawn uniformly. Patches stay inside the image if it is large enough; a smaller image
-    is centred and padded as `inference` pads it: volumes with 0, 2D images with their edge, masks with 0.
+    Cases come in cycles: each cycle contains every case once in a new random order, independent of where epochs begin.
+    A share `patch.foreground` of the patches is centred on a foreground voxel; its class is drawn evenly from the
+    classes of the case. The other patches are drawn uniformly. Patches lie inside the image if it is large enough. A
+    smaller image is centred and padded as in inference: volumes and masks with 0, 2D images with their edge pixels.
 
     A sample is a dict of `image` (C', *patch.size) float32, normalised; `mask` (M, *patch.size) uint8; `case`, the
     index into `folders`; `seed`, 63 bits for the augmentation of volumes on the training device. With `patch.slices`,
@@ -39,12 +39,12 @@ class PatchDataset:
         folders: preprocessed cases with masks.
         exp: the experiment.
         fold: the fold that is validated; -1 trains on all cases.
-        seed: of this run's member.
+        seed: seed of the network that is trained (each fold trains one network per seed).
         augment: (image, mask, seed) -> (image, mask). 2D images are passed as (H, W, C) uint8 or float32 in [0, 1] with
             (H, W, M), before normalisation; volumes as (C', *patch.size) with (M, *patch.size), normalised.
-        positions_per_epoch: samples in an epoch, over all processes; None: computed from the experiment.
-        train: False takes the same patch of a case in every epoch, without augmentation.
-        sampler: how often each case is drawn; None: all equally often.
+        positions_per_epoch: number of samples per epoch in all processes; None: computed from the experiment.
+        train: if False, every epoch has the same patch of a case, without augmentation.
+        sampler: sets how often each case is drawn; None: all cases equally often.
 
     Raises:
         MaskfoldError: `folders` is empty.
@@ -76,7 +76,7 @@ class PatchDataset:
         self._open_cases: OrderedDict[int, _OpenCase] = OrderedDict()
 
     def __len__(self) -> int:
-        """Return the average number of samples per cycle: the number of cases, each counted by its weight."""
+        """Return the average number of samples per cycle: the sum of the weights of all cases."""
         return self.sampler.cycle_length
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class _OpenCase:
         self._rows_of_class = np.split(rows, borders) if len(rows) else []
 
     def draw_foreground_voxel(self, generator: np.random.Generator) -> Array | None:
-        """Draw a voxel of a class drawn evenly among those present; return its coordinates, None without foreground."""
+        """Draw a class evenly, then one of its voxels; return its coordinates, None if the case has no foreground."""
         if not self._rows_of_class:
             return None
         rows = self._rows_of_class[generator.integers(len(self._rows_of_class))]
@@ -213,7 +213,7 @@ class BatchSampler:
 
     Args:
         start: the first step.
-        total: one past the last step; None: endless.
+        total: number of the step after the last one; None: endless.
         steps_per_epoch: steps in an epoch.
         batch: samples per step of this process.
         rank: number of this process.
@@ -244,11 +244,11 @@ class BatchSampler:
 class WeightedCaseSampler:
     """Case index of each training sample, counted from the first sample of training.
 
-    A cycle contains every labelled case once. n extra cases of weight w contribute w·n samples per cycle, rounded down
-    or up so that the average over all cycles is exactly w·n. They are drawn in rounds, each extra case once per round
-    in random order. So all cases of one weight are drawn equally often, and w times as often as a labelled case: the
-    expected gradient is that of a loss in which each of them has the weight w. Without extra cases a cycle is a
-    permutation of the labelled cases.
+    A cycle contains every labelled case once. A set of n extra cases with the weight w contributes w·n samples per
+    cycle, rounded down or up so that the average over all cycles is exactly w·n. Extra cases are drawn in rounds; each
+    round contains every extra case once in random order. So each extra case is drawn w times as often as a labelled
+    case, and the expected gradient is that of a loss in which the case has the weight w. Without extra cases, a cycle
+    is a permutation of the labelled cases.
 
     Args:
         labelled: number of labelled cases; they have the first indices.
@@ -284,10 +284,11 @@ class WeightedCaseSampler:
 
         Args:
             sample: number of the sample since training began.
-            seed: of this run's member.
+            seed: seed of the network that is trained (each fold trains one network per seed).
             fold: the fold that is validated.
         """
-        cycle = math.floor(sample / self._mean_length)  # cycle starts are rounded down, so it may be the next one
+        # Cycle starts are rounded down, so the sample may be in the next cycle.
+        cycle = math.floor(sample / self._mean_length)
         while self._start(cycle + 1) <= sample:
             cycle += 1
         if cycle not in self._orders:
@@ -307,7 +308,8 @@ class WeightedCaseSampler:
             permutations: dict[int, np.ndarray] = {}
             for draw in range(math.floor(cycle * rate), math.floor((cycle + 1) * rate)):
                 round_number, position = divmod(draw, number)
-                if round_number not in permutations:  # position 0 of the purpose "order" shuffles the cycle itself
+                # The generator for position 0 and the purpose "order" shuffles the cycle.
+                if round_number not in permutations:
                     permutations[round_number] = rng(seed, fold, round_number, kind, "order").permutation(number)
                 indices.append(first + int(permutations[round_number][position]))
             first += number

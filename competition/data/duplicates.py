@@ -1,6 +1,6 @@
 """Duplicate images: equal byte for byte, equal pixels, or near-duplicates by thumbnails.
 
-Near-duplicates are re-encoded, brighter or rescaled copies, on request also mirrored and turned ones.
+Near-duplicates are copies that were re-encoded, brightened or rescaled; on request also mirrored and rotated copies.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     import pandas
 
 SHRINK_BLOCK = 2**24  # values averaged at a time
-SIDES = {2: 64, 3: 16}  # side of a thumbnail by number of axes: 4096 values each
+SIDES = {2: 64, 3: 16}  # side of a thumbnail by number of axes; each has 4096 values
 COARSE_SIDES = {2: 16, 3: 8}
 MIN_CORRELATION = {2: 0.95, 3: 0.98}  # volumes of one anatomy reach 0.975, copies 0.985
-MIN_DETAIL_CORRELATION = {2: 0.8, 3: 0.95}  # of the details; excludes images that only share their illumination
-MIN_COARSE_CORRELATION = 0.9  # of coarse thumbnails, as a fast first filter
+# Minimum correlation of the details; excludes images that share only their illumination.
+MIN_DETAIL_CORRELATION = {2: 0.8, 3: 0.95}
+MIN_COARSE_CORRELATION = 0.9  # minimum correlation of coarse thumbnails, as a fast first filter
 MAX_PAIRS_PER_IMAGE = 5  # limits the pairs of a video; clusters remain connected
-SAMPLES = 256  # values of an image that are compared before all of them
-BLOCK = 512  # images compared with all others at a time
+SAMPLES = 256  # number of values of an image that are compared first
+BLOCK = 512  # number of images that are compared with all others at once
 Floats = NDArray[np.float32]
 
 
@@ -44,7 +45,7 @@ def find_duplicates(table: pandas.DataFrame) -> list[list[str]]:
 
 
 def duplicates_with_other_masks(table: pandas.DataFrame) -> list[list[str]]:
-    """Return the duplicates whose masks differ."""
+    """Return those lists of duplicates whose masks differ."""
     content = dict(zip(table["id"], table["hash"], strict=True))
     return [ids for ids in find_duplicates(table) if len({content[case_id] for case_id in ids}) > 1]
 
@@ -78,7 +79,7 @@ def split_groups(table: pandas.DataFrame, alike: Iterable[Sequence[str]] = ()) -
 
 
 def find_equal_images(prepared: Mapping[str, Path]) -> list[list[str]]:
-    """Return the ids of prepared images with equal pixels, whatever their files are; images of one value are no copies.
+    """Return the ids of prepared images with equal pixels; constant images do not count as copies.
 
     A few values of each image are compared first, so only images that agree in these are read completely.
 
@@ -157,12 +158,12 @@ class ImagePair:
 
 
 def make_thumbnail(array: np.ndarray, symmetric: bool = False) -> Floats | None:
-    """Average an image over all channels and a grid of 64×64 (2D) or 16×16×16 (3D) boxes.
+    """Return an image's thumbnail: its mean over all channels in each of 64×64 (2D) or 16×16×16 (3D) boxes.
 
     Args:
         array: (C, *spatial), two or three spatial axes.
-        symmetric: average over two grids, of which one starts at the other end of each axis, so that the thumbnail of a
-            mirrored image is the mirrored thumbnail, whatever the image's size.
+        symmetric: average over two grids that start at opposite ends of each axis. Then the thumbnail of a mirrored
+            image is the mirrored thumbnail for every image size.
 
     Returns:
         float32 (side, side[, side]); None for a constant image.
@@ -181,12 +182,13 @@ def make_thumbnail(array: np.ndarray, symmetric: bool = False) -> Floats | None:
 def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = False) -> list[ImagePair]:
     """Find pairs of images that look the same apart from brightness, contrast, size and compression.
 
-    Both the thumbnails and their details (without the local mean) must correlate. Time grows with the square of the
-    number of images: some seconds for 5,000.
+    Both the thumbnails and their details (thumbnails minus the local mean) must correlate. The time grows with the
+    square of the number of images: some seconds for 5,000 images.
 
     Args:
         thumbnails: thumbnails with the same number of axes; None matches nothing.
-        turned: find mirrored copies and copies turned by 90°, 180° and 270° too; 8 times (volumes: 48 times) the time.
+        turned: also find mirrored copies and copies rotated by 90°, 180° and 270°; this takes 8 times as long (volumes:
+            48 times).
 
     Returns:
         Pairs with first < second, highest correlation first.
@@ -200,7 +202,7 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = Fal
     first = [flat for flat, _ in features]
     best: dict[tuple[int, int], float] = {}
     for order, steps in _views(stack.ndim - 1, turned):
-        # The correlations of turned thumbnails are those of their turned features.
+        # The features of a rotated thumbnail are the rotated features.
         second = [
             flat.reshape(shape).transpose(0, *order)[(slice(None), *steps)].reshape(flat.shape)
             for flat, shape in features
@@ -213,7 +215,7 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = Fal
 
 
 def _views(dims: int, turned: bool) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-    """Yield the order and directions of the axes 1 to `dims`: as they are, and mirrored and turned in every way."""
+    """Yield orders and directions of the axes 1 to `dims`: unchanged, and all mirrored and rotated versions."""
     axes, forward, backward = tuple(range(1, dims + 1)), slice(None), slice(None, None, -1)
     if not turned:
         yield axes, (forward,) * dims
@@ -265,7 +267,8 @@ def _shrink(array: np.ndarray, axis: int, side: int) -> np.ndarray:
     starts = np.arange(side) * length // side
     if length < side:
         return np.take(array, starts, axis=axis).astype(np.float32)
-    group = max(1, SHRINK_BLOCK * side // max(1, array.size))  # boxes at a time, because numpy copies them as floats
+    # Process a few boxes at a time, because numpy copies them as floats.
+    group = max(1, SHRINK_BLOCK * side // max(1, array.size))
     ends = np.append(starts, length)
     parts = []
     for first in range(0, side, group):
@@ -280,7 +283,7 @@ def _shrink(array: np.ndarray, axis: int, side: int) -> np.ndarray:
 
 
 def _coarsen(stack: Floats) -> Floats:
-    """Average (N, side, …) over fewer boxes."""
+    """Average thumbnails (N, side, …) to a coarser grid."""
     dims = stack.ndim - 1
     side, factor = COARSE_SIDES[dims], SIDES[dims] // COARSE_SIDES[dims]
     boxes = stack.reshape(len(stack), *(size for _ in range(dims) for size in (side, factor)))
@@ -288,14 +291,14 @@ def _coarsen(stack: Floats) -> Floats:
 
 
 def _details(stack: Floats) -> Floats:
-    """Subtract the local mean from (N, side, …)."""
+    """Subtract the local mean from thumbnails (N, side, …)."""
     from scipy.ndimage import uniform_filter
 
     return np.stack([small - uniform_filter(small, 5, mode="nearest") for small in stack])
 
 
 def _normalise(stack: Floats) -> Floats:
-    """Return (N, values) with mean 0 and norm 1, so that a product is a correlation; constant rows become 0."""
+    """Return rows (N, values) with mean 0 and norm 1, so that dot products are correlations; constant rows become 0."""
     flat = stack.reshape(len(stack), math.prod(stack.shape[1:])).astype(np.float32)
     flat = flat - flat.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(flat, axis=1, keepdims=True)

@@ -1,6 +1,6 @@
 """Readers of each family of file formats: PNG, JPEG, BMP and GIF; NIfTI; NumPy; TIFF.
 
-Each has a function for the header, and one for the pixels that first checks what the header declares.
+Each family has one function that reads the header, and one that reads the pixels after it checked the declared size.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
     from tifffile import TiffFile, TiffPageSeries
 
-PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by colour type (PNG specification, 11.2.2)
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # samples per pixel by colour type (PNG specification, 11.2.2)
 # First column, first row, column step and row step of the seven passes of an interlaced file (8.2).
 PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 PNG_BLOCK = 2**18  # bytes unpacked at a time, so that a decompression bomb cannot fill the memory
 RASTER_CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "I": 1, "F": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 3}
 DEEP_MODES = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
-MILLIMETRES = {1: 1000.0, 3: 0.001}  # by the header's codes of metres and micrometres; anything else counts as mm
-NIFTI_SIZES = (348, 540, 0x5C010000, 0x1C020000)  # the first field of NIfTI-1 and 2, in both byte orders
-PIXDIM_ROUNDING = 1e-4  # relative; a smaller difference between pixdim and affine comes from rounding
-MAX_TRAILING = 2**24  # bytes that may follow the last voxel
+# Mm per unit, by the header's codes of metres and micrometres; all other codes count as mm.
+MILLIMETRES = {1: 1000.0, 3: 0.001}
+NIFTI_SIZES = (348, 540, 0x5C010000, 0x1C020000)  # the first field of NIfTI-1 and NIfTI-2 headers, in both byte orders
+PIXDIM_ROUNDING = 1e-4  # relative difference between pixdim and affine that rounding explains
+MAX_TRAILING = 2**24  # maximum number of bytes after the last voxel
 ARRAY_NAMES = {False: ("image", "img", "arr_0"), True: ("mask", "label", "labels", "arr_0")}
 UNIT_MILLIMETRES = {  # units of ImageJ and OME
     **dict.fromkeys(("mm", "millimeter", "millimetre"), 1.0),
@@ -95,7 +96,7 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     check_not_bomb(path, declared)
     with open_raster(path) as image:
         if image.format == "PNG":
-            check_png(path)  # Pillow and OpenCV both silently fill in what damaged data lack
+            check_png(path)  # Pillow and OpenCV both silently fill in missing pixels of damaged files
         depth = _bits_per_sample(path, image)
         if depth == 16 and image.mode not in DEEP_MODES:
             return _decode_16_bit_colours(path, head.channels)
@@ -257,7 +258,7 @@ def nifti_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 
 
 def _load_nifti(path: Path) -> Any:
-    """Open a file without its voxels, and name what is wrong with a sound one: its name, or its intercept."""
+    """Open a file without reading its voxels; raise an error if its extension or its intercept is wrong."""
     import nibabel
 
     with path.open("rb") as file:
@@ -323,15 +324,15 @@ def _nifti_header(path: Path, image: Any, dimensions: int) -> Header:
 def _nifti_geometry(
     path: Path, image: Any, dimensions: int
 ) -> tuple[tuple[float, ...], tuple[float, ...] | None, np.ndarray]:
-    """Return spacing, the spacing of pixdim if it differs, and affine, all in mm.
+    """Return the spacing, the spacing in pixdim if it differs, and the affine, all in mm.
 
-    The spacing is that of the affine, by which voxels are placed: the length of its columns. Where the two agree within
-    `PIXDIM_ROUNDING`, it is pixdim's own number, which is not rounded by the sum of squares.
+    The spacing comes from the affine, which determines the positions of voxels: it is the length of the affine's
+    columns. If pixdim agrees with it within `PIXDIM_ROUNDING`, pixdim is returned, because it has no rounding errors.
     """
     import nibabel
 
     factor = MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1.0)
-    # Read the stored values, because nibabel reads a voxel size of 0 as 1 mm.
+    # Read the stored values, because nibabel replaces a voxel size of 0 by 1 mm.
     with nibabel.openers.ImageOpener(str(path)) as file:
         stored = type(image.header).from_fileobj(file, check=False)["pixdim"][1 : dimensions + 1]
     spacing = tuple(abs(float(step)) * factor for step in stored)
@@ -367,9 +368,10 @@ def numpy_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     """Read an array; `channels_first` finds its channel axis.
 
     Args:
-        path: an .npy file, or an .npz archive of one array, or of several with one named `image` (or `mask`).
+        path: an .npy file, or an .npz archive that has one array, or several arrays of which one is named `image` (or
+            `mask`).
         dimensions: 2 or 3.
-        labels: selects one of several arrays of an archive.
+        labels: whether to select the mask or the image if an archive has several arrays.
     """
     numpy_header(path, dimensions, labels)
     shape, dtype = _declared_array(path, labels)
@@ -476,7 +478,7 @@ def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 def _tiff_spacing(file: TiffFile, dimensions: int) -> tuple[float, ...] | None:
     """Return the voxel size of a volume, mm along (H, W, Z), by the metadata of ImageJ or OME; None without them.
 
-    Resolutions of other files are those of a printer or scanner, and 2D images count in pixels.
+    In other files the resolution is that of a printer or scanner, and distances in 2D images are measured in pixels.
     """
     if dimensions != 3:
         return None
@@ -489,7 +491,7 @@ def _tiff_spacing(file: TiffFile, dimensions: int) -> tuple[float, ...] | None:
             sizes.append(_in_millimetres(size[1] if size else "", unit[1] if unit else "\u00b5m"))
     elif file.imagej_metadata is not None:
         metadata, tags = file.imagej_metadata, file.pages.first.tags
-        for name in ("YResolution", "XResolution"):  # pixels per unit, a fraction
+        for name in ("YResolution", "XResolution"):  # pixels per unit, as a fraction
             count, length = tags[name].value if name in tags else (0, 1)
             sizes.append(_in_millimetres(length / count if count else 0, metadata.get("unit")))
         sizes.append(_in_millimetres(metadata.get("spacing"), metadata.get("unit")))
@@ -506,7 +508,7 @@ def _in_millimetres(value: Any, unit: object) -> float:
 
 
 def _check_tiff_size(path: Path, series: TiffPageSeries, unpacked: int) -> None:
-    """Check the declared size: uncompressed pages must fit in the file, with several pixels per byte if bits allow."""
+    """Check that uncompressed pages of the declared size fit in the file, with several pixels per byte for few bits."""
     packed = unpacked * series.keyframe.bitspersample // (8 * np.dtype(series.dtype).itemsize)
     is_plain = series.keyframe.compression == UNCOMPRESSED and not series.is_multifile
     check_declared_size(path, packed, path.stat().st_size if is_plain else None)
@@ -516,7 +518,7 @@ def _check_tiff_size(path: Path, series: TiffPageSeries, unpacked: int) -> None:
 
 
 def _tiff_pages_and_channels(series: TiffPageSeries) -> tuple[int, int]:
-    """Return the pages as (slices, channels); channels are 1 unless the file declares both."""
+    """Return the number of slices and of channels of the pages; there is 1 channel unless the file declares both."""
     pages = math.prod(series.shape) // max(math.prod(series.keyframe.shape), 1)
     channels = dict(zip(series.axes, series.shape, strict=True)).get("C", 1)
     return (pages // channels, channels) if 1 < channels < pages else (pages, 1)
@@ -537,7 +539,7 @@ def _tiff_layout(path: Path, series: TiffPageSeries, dimensions: int) -> tuple[t
 
 
 def _decode_series(path: Path, series: TiffPageSeries) -> np.ndarray:
-    """Decode the series in its own order of axes, with white as the larger number."""
+    """Decode the series in the file's order of axes; white becomes the larger number."""
     try:
         array = np.asarray(series.asarray())
     except ValueError as error:
@@ -554,7 +556,7 @@ def _decode_series(path: Path, series: TiffPageSeries) -> np.ndarray:
 
 
 def _decode_pages(path: Path, series: TiffPageSeries) -> list[np.ndarray]:
-    """Decode pages by libtiff, which has LZW, JPEG and the fax codes: through Pillow up to 8 bits, OpenCV for more."""
+    """Decode pages with libtiff (LZW, JPEG and fax codes): through Pillow for up to 8 bits, through OpenCV for more."""
     if series.keyframe.bitspersample <= 8:
         import PIL.Image
         import PIL.ImageSequence
@@ -567,7 +569,8 @@ def _decode_pages(path: Path, series: TiffPageSeries) -> list[np.ndarray]:
 
         _, decoded = cv2.imreadmulti(str(path), flags=cv2.IMREAD_UNCHANGED)
         pages = [page if page.ndim == 2 else page[..., [2, 1, 0, 3][: page.shape[2]]] for page in decoded]
-    pages = [turn_back(page, tiff_orientation(series)) for page in pages]  # both libraries turn pages
+    # Both libraries apply the orientation of pages.
+    pages = [turn_back(page, tiff_orientation(series)) for page in pages]
     return [np.moveaxis(page, -1, 0) for page in pages] if series.keyframe.axes == "SYX" else pages
 
 
@@ -591,7 +594,7 @@ def _tiff_to_channels_first(array: np.ndarray, series: TiffPageSeries, dimension
 
 
 class FileFormat(NamedTuple):
-    """How to read one family of file formats."""
+    """The functions that read one family of file formats."""
 
     header: Callable[..., Header]
     pixels: Callable[..., Any]

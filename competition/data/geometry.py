@@ -1,6 +1,6 @@
-"""Geometry of preprocessing: the crop box, resampling, and the map between a case's file grid and preprocessed grid.
+"""Geometry of preprocessing: the crop box, resampling, and the mapping between file grid and preprocessed grid.
 
-The map is recorded so that it can be inverted on probabilities.
+The mapping is stored, so that it can be inverted for probabilities.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from competition.config.experiment import PreprocessingConfig
 from competition.data.image_types import Header
 from competition.errors import MaskfoldError
 
-ContentTest = Callable[[np.ndarray], np.ndarray]  # plane -> bool of the same shape
+ContentTest = Callable[[np.ndarray], np.ndarray]  # function from a plane to a bool array of the same shape
 Box = tuple[tuple[int, int], ...]  # (start, stop) per spatial axis
-# Percentiles of an image, and the share of the way from the lower to the upper one at which its content begins.
+# Percentiles of an image. Its content begins at this share of the range from the lower to the upper percentile.
 LOW, HIGH, SHARE = 2.0, 98.0, 0.1
 MARGIN = 2  # voxels around the content
-SAMPLE = 2**20  # voxels from which percentiles are computed
-MAX_VOXELS = 2**31  # of one channel; more comes from a wrong spacing in the header, not from a big image
+SAMPLE = 2**20  # number of voxels from which percentiles are computed
+# Voxels of one channel; a larger grid results from a wrong spacing in the header, not from a large image.
+MAX_VOXELS = 2**31
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Geometry:
     Attributes:
         file_shape: spatial shape of the file.
         file_spacing: mm per axis of the file (1.0 for 2D images).
-        affine: the file's 4×4 voxel-to-world matrix, rows of numbers; None where the format has none.
-        axes: preprocessed axis i is the file's axis `axes[i]`.
-        flips: whether preprocessed axis i is reversed.
+        affine: the file's 4×4 voxel-to-world matrix as rows of numbers; None if the format stores no affine.
+        axes: number of the file's axis that becomes preprocessed axis i, at index i.
+        flips: whether preprocessed axis i is reversed, at index i.
         crop: (start, stop) per axis of the reoriented grid.
-        resampled: the shape after resampling, with the outer edges of the first and last voxels aligned.
-        pad: (before, after) per axis, added last.
-        background: whether channel 0 of probabilities is the background, which then fills the cropped region.
+        resampled: shape after resampling; the outer edges of the first and last voxels stay where they are.
+        pad: (before, after) voxels that are added along each axis at the end.
+        background: whether channel 0 of the probabilities is the background, which then fills the region that was
+            cropped off.
     """
 
     file_shape: tuple[int, ...]
@@ -67,9 +69,9 @@ class Geometry:
             array: the image, (C, *file shape); its values matter only for `prepare.crop`.
             spacing: mm per axis of the file.
             affine: 4×4 voxel-to-world, or None.
-            prepare: the experiment's section.
-            background: see the class.
-            case: the id, for messages.
+            prepare: section `prepare` of the experiment.
+            background: as in the attributes of the class.
+            case: id of the case, for messages.
 
         Raises:
             MaskfoldError: `prepare.orientation` is set and the file has no affine, or the grid would be absurdly large.
@@ -115,8 +117,8 @@ class Geometry:
 
         Args:
             array: (C, *file shape).
-            order: 1 interpolates linearly (2D images keep their dtype, volumes become float32);
-                0 resamples label values, of which each voxel gets the one with the largest share.
+            order: 1 interpolates linearly (2D images keep their dtype, volumes become float32); 0 resamples label
+                values: each voxel gets the label with the largest share.
 
         Returns:
             (C, *preprocessed shape).
@@ -168,7 +170,7 @@ class Geometry:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Geometry:
-        """Invert `to_dict`, also after JSON made lists of the tuples."""
+        """Build the geometry from the result of `to_dict`, also if JSON replaced tuples by lists."""
         return cls(**{name: _to_tuples(value) for name, value in values.items()})
 
     def _crop_slices(self) -> tuple[slice, ...]:
@@ -197,7 +199,7 @@ def _plan_resampling(
 
 
 def _resampled_length(length: int, spacing: float, new_spacing: float) -> int:
-    """Voxels of an axis at the new spacing; unchanged if the length differs by less than a thousandth of a voxel."""
+    """Return the length of an axis at the new spacing; unchanged if it differs by less than a thousandth of a voxel."""
     if abs(spacing / new_spacing - 1) * length < 1e-3:
         return length
     return max(1, round(length * spacing / new_spacing))
@@ -245,7 +247,8 @@ def reorient(array: np.ndarray, axes: tuple[int, ...], flips: tuple[bool, ...]) 
 
 # Grids of the files of a case
 
-MAX_DISTANCE = 0.05  # voxels between the corners of two files of a case; more is another grid, less is rounding
+# Maximum distance in voxels between corresponding corners of two files of a case that rounding explains.
+MAX_DISTANCE = 0.05
 
 
 def check_same_grid(
@@ -254,15 +257,15 @@ def check_same_grid(
     """Check that two files of a case have the same grid, by their headers.
 
     Args:
-        case_id: for messages.
+        case_id: id of the case, for messages.
         first: name and header of the first image, on the case's axes.
         other: name and header of another image, or of a mask.
         is_mask: whether the other file is a mask, for the hint.
-        check_place: whether the affines are compared, and not only the shapes.
+        check_place: whether the affines are compared in addition to the shapes.
 
     Raises:
-        MaskfoldError: their shapes differ, or a corner of the grid is more than `MAX_DISTANCE` voxels apart by their
-            affines.
+        MaskfoldError: their shapes differ, or their affines place a corner of the grid more than `MAX_DISTANCE` voxels
+            apart.
     """
     (first_name, first_header), (name, header) = first, other
     hint = "Resample both files to one grid, or skip the case with competition.on_bad_case=skip."
@@ -296,12 +299,12 @@ def check_same_grid(
 
 
 def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-    """Return the largest distance between the places that two affines give to a corner of the grid, and that corner.
+    """Return the largest distance between the positions that two affines give to a corner of the grid, and that corner.
 
     Args:
         first: 4×4 voxel to world.
-        other: the same, of the other file.
-        shape: of both files, 2 or 3 axes.
+        other: 4×4 voxel to world of the other file.
+        shape: shape of both files, 2 or 3 axes.
 
     Returns:
         The distance in voxels of the first file, and the voxel.
@@ -312,12 +315,12 @@ def corner_distance(first: np.ndarray, other: np.ndarray, shape: tuple[int, ...]
     padded[: len(shape)] = corners.T
     apart = np.linalg.solve(first[:3, :3], ((other - first) @ padded)[:3])
     distances = np.linalg.norm(apart, axis=0)
-    farthest = len(distances) - 1 - int(distances[::-1].argmax())  # of equal ones the last, far from the origin
+    farthest = len(distances) - 1 - int(distances[::-1].argmax())  # of equal distances the last, far from the origin
     return float(distances[farthest]), tuple(int(index) for index in corners[farthest])
 
 
 def header_orientation(header: Header) -> str | None:
-    """Return axis codes such as RAS; None if the header says nothing of the place."""
+    """Return axis codes such as RAS; None if the header does not store the patient's orientation."""
     if header.affine is None or not header.has_place:
         return None
     from nibabel.orientations import aff2axcodes
@@ -329,9 +332,9 @@ def header_orientation(header: Header) -> str | None:
 
 
 def resample(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Interpolate (*spatial), 2 or 3 axes, linearly to `shape`, outer edges aligned; return a new float32 array.
+    """Interpolate a channel (*spatial) with 2 or 3 axes linearly to `shape`; return a new float32 array.
 
-    Axes of unchanged length are copied exactly (their weights are 0 and 1).
+    The outer edges of both grids coincide. Axes whose length stays the same are copied exactly (weights 0 and 1).
     """
     source = np.array(channel, dtype=np.float32, order="C", copy=True if channel.shape == tuple(shape) else None)
     if channel.shape == tuple(shape):
@@ -347,7 +350,7 @@ def resample(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def resample_2d(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resize one channel (H, W), uint8 or float32: area means if it shrinks, else linear; keep the dtype."""
+    """Resize one channel (H, W), uint8 or float32, by area means if it shrinks, else linearly; keep the dtype."""
     import cv2
 
     source = np.ascontiguousarray(channel)
@@ -395,7 +398,7 @@ def _tensor(array: np.ndarray) -> Any:
 
 
 def _label_values(mask: np.ndarray) -> list[int]:
-    """Return the label values that occur, rising; np.unique would sort the whole volume."""
+    """Return the label values that occur, in ascending order; np.unique would sort the whole volume."""
     counts = np.zeros(256, np.int64)
     for plane in mask:
         counts += np.bincount(plane.ravel(), minlength=256)
@@ -406,7 +409,7 @@ def _label_values(mask: np.ndarray) -> list[int]:
 
 
 def crop_box(array: np.ndarray, prepare: PreprocessingConfig) -> Box:
-    """Return the box that `prepare.crop` keeps of an image (C, *spatial)."""
+    """Return the box of an image (C, *spatial) that `prepare.crop` keeps."""
     if prepare.crop == "nonzero":
         return nonzero_box(array)
     if prepare.crop == "foreground":
@@ -415,7 +418,7 @@ def crop_box(array: np.ndarray, prepare: PreprocessingConfig) -> Box:
 
 
 def nonzero_box(array: np.ndarray) -> Box:
-    """Return the box of the voxels of (C, *spatial) that are not 0 in some channel; the whole of an empty image."""
+    """Return the box of the voxels of (C, *spatial) that are not 0 in some channel; if all are 0, the whole image."""
     return _box(array, [lambda plane: plane != 0] * len(array))
 
 
@@ -423,12 +426,13 @@ def foreground_box(array: np.ndarray, prepare: PreprocessingConfig) -> Box:
     """Return the box of the voxels of (C, *spatial) that are brighter than the dark surroundings in some channel.
 
     The content of a channel begins a tenth of the way from its 2nd to its 98th percentile: the rough threshold of BET
-    (Smith 2002, Fast robust automated brain extraction, Human Brain Mapping 17:143-155, doi:10.1002/hbm.10062). It is
-    low, so that dim tissue stays: in a CT, the air of -1024 is removed and the body stays with its skin, whereas
-    `nonzero_box` looks for 0, which is water. Means over 3×3 pixels are compared with it, so that specks of noise do
-    not count. With `prepare.intensity: window`, values are clipped to the window first, so everything that the window
-    shows black counts as surroundings: air, a table of foam, or a scanner's padding of -3024. Two voxels are added on
-    each side. Images with bright surroundings, or surroundings as noisy as a twentieth of the contrast, stay whole.
+    (Smith 2002, Fast robust automated brain extraction, Human Brain Mapping 17:143-155, doi:10.1002/hbm.10062). The
+    threshold is low, so that dim tissue is kept: in a CT, air (-1024) is removed, and the body is kept with its skin.
+    (`nonzero_box` would not work, because 0 is water.) Means of 3×3 pixels are compared with the threshold, so that
+    specks of noise do not count. With `prepare.intensity: window`, values are clipped to the window first, so that all
+    values below the window count as surroundings: air, a foam table, or a scanner's padding of -3024. Two voxels are
+    added on each side. Images are not cropped if their surroundings are bright, or if the noise there reaches a
+    twentieth of the contrast.
     """
     import cv2
 
@@ -449,7 +453,7 @@ def content_threshold(channel: np.ndarray, prepare: PreprocessingConfig) -> floa
 
 
 def _windowed(values: np.ndarray, prepare: PreprocessingConfig) -> np.ndarray:
-    """Return a float32 copy in C order, clipped to `prepare.window` if it is used."""
+    """Return a float32 copy in C order, clipped to `prepare.window` if `prepare.intensity` is window."""
     windowed = np.array(values, np.float32, order="C")
     if prepare.intensity == "window" and prepare.window is not None:
         level, width = prepare.window
@@ -458,8 +462,8 @@ def _windowed(values: np.ndarray, prepare: PreprocessingConfig) -> np.ndarray:
 
 
 def _box(array: np.ndarray, tests: Sequence[ContentTest], margin: int = 0) -> Box:
-    """Return the box of the voxels at which some channel's test holds; the whole image if there are none."""
-    has_content: list[np.ndarray] = [np.zeros(n, bool) for n in array.shape[1:]]  # per axis
+    """Return the box of the voxels that pass the test of at least one channel; the whole image if there are none."""
+    has_content: list[np.ndarray] = [np.zeros(n, bool) for n in array.shape[1:]]  # one entry per axis
     for channel, test in zip(array, tests, strict=True):
         for index, plane in enumerate(channel):  # plane by plane: no copy of a whole volume
             content = test(plane)

@@ -1,4 +1,4 @@
-"""Types of images and headers, the checks that all readers share, and digests of files."""
+"""Types of images and headers, checks that all readers share, and digests of files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 # Deflate (PNG, .gz, .npz) never packs more than 1,032 bytes into one (zlib's technical notes, "maximum compression
 # factor"); the rest allows for headers.
 DEFLATE_BOUND = 1100
-# A file that unpacks to more than a hundred times its size and to a large part of the free memory is taken for a
-# decompression bomb. Masks compress as well: 512×512×700 voxels as float64 with one organ, 1.4 GiB, 200 times and more.
-# So 2 GiB are read wherever they fit, and more on machines with more memory.
+# A file is treated as a decompression bomb if it unpacks to more than a hundred times its size and to a large part of
+# the free memory. Masks may be compressed as strongly: one organ in 512×512×700 voxels of float64 (1.4 GiB) by a factor
+# of 200 and more. So 2 GiB are read wherever they fit, and more on machines with more memory.
 MAX_RATIO, MAX_UNPACKED, MAX_SHARE = 100, 2**31, 1 / 8
 
 
@@ -31,10 +31,10 @@ class Image:
     """An image in memory.
 
     Attributes:
-        array: (C, *spatial), in the file's own order of axes and its own dtype, except that scaled and double-precision
-            files become float32.
+        array: (C, *spatial), with the file's order of axes and dtype, except that scaled and double-precision values
+            become float32.
         spacing: mm along each spatial axis; ones if the file does not store it.
-        affine: 4×4 float64, voxel to world in mm; None where the format has none.
+        affine: 4×4 float64, voxel to world in mm; None if the format stores no affine.
         has_spacing: whether the file stores its spacing.
     """
 
@@ -51,13 +51,15 @@ class Header:
     Attributes:
         shape: the spatial axes.
         spacing: mm along each of them; ones if the file does not store it.
-        affine: 4×4 float64, voxel to world in mm; None where the format has none.
+        affine: 4×4 float64, voxel to world in mm; None if the format stores no affine.
         channels: channels of the image.
         dtype: numpy's name of the dtype that `read_image` returns.
         has_spacing: whether the file stores its spacing.
-        has_place: whether the affine is the patient's: False for a NIfTI file whose two codes are 0.
-        plain_spacing: mm as other fields of the header say it, if they differ from `spacing`: pixdim of NIfTI, 1 mm of
-            a TIFF. Versions before 0.2 used it, so a case for which it differs has another hash than then.
+        has_place: whether the affine refers to the patient; False for a NIfTI file whose `qform_code` and `sform_code`
+            are 0.
+        plain_spacing: spacing in mm from other fields of the header, if it differs from `spacing`: pixdim of NIfTI, 1
+            mm for TIFF. Versions before 0.2 used it, so the hash of a case with different values has changed since
+            then.
     """
 
     shape: tuple[int, ...]
@@ -70,21 +72,23 @@ class Header:
     plain_spacing: tuple[float, ...] | None = None
 
 
-# Orientations of EXIF and TIFF (CIPA DC-008 and TIFF 6.0, tag 0x0112): 1 as stored, from 5 on rows are columns
+# Orientations of EXIF and TIFF (CIPA DC-008 and TIFF 6.0, tag 0x0112): 1 is as stored; from 5 on, rows and columns are
+# exchanged.
 
 ORIENTATION_TAG = 0x0112
 FIRST_SIDEWAYS = 5
-_FLIPS = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # axes to flip after the exchange
+# Axes to flip after rows and columns were exchanged.
+_FLIPS = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}
 
 
 def turn(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an array (H, W, …) turned as an orientation says, as viewers show it."""
+    """Apply an EXIF orientation to an array (H, W, …), as viewers do."""
     array = array.swapaxes(0, 1) if orientation >= FIRST_SIDEWAYS else array
     return np.flip(array, _FLIPS.get(orientation, ()))
 
 
 def turn_back(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Return the array that `turn` turned."""
+    """Undo `turn`: return the array as it was stored."""
     array = np.flip(array, _FLIPS.get(orientation, ()))
     return array.swapaxes(0, 1) if orientation >= FIRST_SIDEWAYS else array
 
@@ -100,7 +104,7 @@ def tiff_orientation(series: TiffPageSeries) -> int:
 
 
 def unreadable_error(path: Path, reason: object, solution: str = "Replace it by an intact copy") -> MaskfoldError:
-    """Return the error for a file that is no valid image, with its solution other than skipping the case."""
+    """Return the error for a file that is not a valid image; its hint names `solution`, or skipping the case."""
     return MaskfoldError(
         f"{path} cannot be read ({reason}).", f"{solution}, or skip the case with competition.on_bad_case=skip."
     )
@@ -128,7 +132,7 @@ def convert_decoder_errors(path: Path) -> Iterator[None]:
             f"Install it: pip install {package}.",
             status=2,
         ) from error
-    except Exception as error:  # decoders of damaged bytes raise arbitrary types
+    except Exception as error:  # for damaged files, decoders raise errors of arbitrary types
         message = " ".join(str(error).split())
         name = type(error).__name__
         raise unreadable_error(path, f"{name}: {message[:200]}" if message else name) from error
@@ -140,7 +144,7 @@ def check_declared_size(path: Path, declared: int, limit: int | None = None) -> 
     Args:
         path: the file.
         declared: bytes of its pixels, by its header.
-        limit: bytes that the file can hold at most; None if its compression has no useful bound.
+        limit: maximum number of bytes that the file can contain; None if its compression has no useful bound.
 
     Raises:
         MaskfoldError: the file or the free memory is too small for the declared pixels.
@@ -166,8 +170,8 @@ def check_not_bomb(path: Path, declared: int) -> None:
         declared: bytes of its pixels, by its header.
 
     Raises:
-        MaskfoldError: it would unpack to more than `MAX_RATIO` times its size, `MAX_UNPACKED` bytes and `MAX_SHARE` of
-            the free memory.
+        MaskfoldError: the file would unpack to more than `MAX_RATIO` times its size, and to more than `MAX_UNPACKED`
+            bytes and `MAX_SHARE` of the free memory.
     """
     size = path.stat().st_size
     if declared <= max(MAX_UNPACKED, MAX_RATIO * size):
@@ -187,13 +191,13 @@ def check_not_bomb(path: Path, declared: int) -> None:
 def channels_first(array: np.ndarray, dimensions: int, path: Path) -> np.ndarray:
     """Move the channel axis of an array without metadata to the front.
 
-    An array with one axis more than `dimensions` has its channels along the shorter of its first and last axis, the
-    last if both are equal.
+    If an array has one axis more than `dimensions`, its channels are taken to lie along the shorter of its first and
+    last axis; if both are equally long, along the last.
 
     Args:
         array: `dimensions` or `dimensions + 1` axes.
         dimensions: 2 or 3.
-        path: of its file, for the message.
+        path: path of the array's file, for the message.
 
     Returns:
         (C, *spatial), a view.
@@ -227,8 +231,8 @@ def byte_count(shape: tuple[int, ...], dtype: np.dtype | str, channels: int = 1)
 def file_digest(path: Path) -> bytes:
     """Return the SHA-256 of a file's bytes.
 
-    The header of a gzip file is left out: it stores the name of the original file, so two copies of one volume under
-    two ids would look different (RFC 1952, section 2.3).
+    The header of a gzip file is left out, because it stores the name of the original file: two copies of one volume
+    under two ids would have different digests (RFC 1952, section 2.3).
 
     Raises:
         MaskfoldError: the file cannot be read.
@@ -240,7 +244,7 @@ def file_digest(path: Path) -> bytes:
 
 
 def combined_digest(parts: Iterable[bytes]) -> str:
-    """Return the SHA-256 (hexadecimal) of the digests of parts, so that the borders between parts count."""
+    """Return the SHA-256 (hexadecimal) of the parts' digests, so that the borders between the parts matter."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(hashlib.sha256(part).digest())

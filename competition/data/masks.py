@@ -1,4 +1,4 @@
-"""The ground truth of a case: class masks, numbered instances, another competition's masks relabelled, boundaries."""
+"""The ground truth of a case: class masks, numbered objects, relabelled masks of another competition, boundaries."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class HiddenPixels(NamedTuple):
     """Pixels of an object that a later object covers in a label image.
 
     Attributes:
-        number: of the object; several entries may have the same.
-        box: the region of the case, a slice along each axis.
-        mask: the pixels in it, bool of its shape.
+        number: number of the object; several entries may have the same number.
+        box: region of the case that contains the pixels, one slice per axis.
+        mask: the covered pixels in the region, bool of the region's shape.
     """
 
     number: int
@@ -39,10 +39,11 @@ class CaseObjects:
     """Numbered objects of a case, which may share pixels.
 
     Attributes:
-        labels: (*spatial) integers: 0 background, 1…N the objects; where two overlap, the later one.
-        hidden: the covered pixels; empty if no objects overlap.
-        class_of: (N + 1,) index of the class of each object; None: all objects are of one class.
-        empty: number of mask files (or rows of run lengths) without a pixel; for label files, of absent classes.
+        labels: (*spatial) integers: 0 background, 1…N the objects; where two objects overlap, the number of the later
+            one.
+        hidden: pixels of objects that a later object covers; empty if no objects overlap.
+        class_of: (N + 1,) class index of each object number; None: all objects have one class.
+        empty: number of mask files (or rows of run lengths) without a pixel; for label files, number of absent classes.
     """
 
     labels: np.ndarray
@@ -67,14 +68,14 @@ class CaseObjects:
         return CaseObjects(labels, tuple(part for part in cut if part.mask.any()))
 
     def without(self, outside: np.ndarray) -> CaseObjects:
-        """Return the objects without the pixels of a mask (*spatial) bool; their numbers stay."""
+        """Remove the pixels of a mask (*spatial) bool from the objects, and return them with unchanged numbers."""
         cut = (part._replace(mask=part.mask & ~outside[part.box]) for part in self.hidden)
         return replace(
             self, labels=np.where(outside, 0, self.labels), hidden=tuple(part for part in cut if part.mask.any())
         )
 
     def mask_in(self, box: tuple[slice, ...], number: int) -> np.ndarray:
-        """Return the pixels of an object in a region, bool of its shape."""
+        """Return the pixels of an object in a region, as bool of the region's shape."""
         mask = self.labels[box] == number
         for part in self.hidden:
             if part.number == number:
@@ -83,7 +84,7 @@ class CaseObjects:
         return np.asarray(mask)
 
     def sizes(self) -> np.ndarray:
-        """Return the number of pixels (N,) int64 of each object that has any, in order of their numbers."""
+        """Return the number of pixels of each object that has pixels, (N,) int64, in order of the objects' numbers."""
         counts = np.bincount(self.labels.ravel().astype(np.int64))
         for part in self.hidden:
             if part.number >= len(counts):
@@ -151,9 +152,9 @@ def load_instances(comp: Competition, row: Any) -> np.ndarray:
 def load_objects(comp: Competition, row: Any) -> CaseObjects:
     """Number the objects of a training case, each with all its pixels.
 
-    Each row of run lengths is an object (if the profile says that rows are parts of one mask, all rows of a class are
-    one); so is each file of a folder of instances. In other label files an object is a connected component of a class
-    (8 neighbours in 2D, 26 in 3D).
+    Each row of run lengths is an object, except that all rows of a class are one object if the profile says that rows
+    are parts of one mask. Each file in a folder of instances is an object. In other label files an object is a
+    connected component of a class (8 neighbours in 2D, 26 in 3D).
 
     Args:
         comp: the competition.
@@ -229,12 +230,12 @@ def shared_region(first: tuple[slice, ...], second: tuple[slice, ...]) -> tuple[
 
 
 def crop_hidden(number: int, mask: np.ndarray, box: tuple[slice, ...] | None = None) -> HiddenPixels:
-    """Return pixels of an object, cut to their bounding box.
+    """Return covered pixels of an object, cropped to their bounding box.
 
     Args:
-        number: of the object.
+        number: number of the object.
         mask: bool with at least one pixel.
-        box: where the mask lies; None: it covers the whole case.
+        box: region of the case that the mask covers; None: the whole case.
     """
     inner = bounding_box(mask)
     starts = [0] * mask.ndim if box is None else [axis.start for axis in box]
@@ -243,7 +244,7 @@ def crop_hidden(number: int, mask: np.ndarray, box: tuple[slice, ...] | None = N
 
 
 def _hidden_at(number: int, coordinates: tuple[np.ndarray, ...]) -> HiddenPixels:
-    """Return pixels of an object from their coordinates along each axis, of which there is at least one."""
+    """Return covered pixels of an object, given the coordinates of at least one pixel along each axis."""
     box = tuple(slice(int(values.min()), int(values.max()) + 1) for values in coordinates)
     mask = np.zeros([axis.stop - axis.start for axis in box], bool)
     mask[tuple(values - axis.start for values, axis in zip(coordinates, box, strict=True))] = True
@@ -251,7 +252,7 @@ def _hidden_at(number: int, coordinates: tuple[np.ndarray, ...]) -> HiddenPixels
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Return the smallest box around the pixels of a mask, which has at least one."""
+    """Return the smallest box around the pixels of a mask; the mask must not be empty."""
     box = []
     for axis in range(mask.ndim):
         filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -262,8 +263,8 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 def load_relabelled_mask(source: Competition, row: Any, target: Competition, mapping: dict[str, str]) -> np.ndarray:
     """Read the ground truth of a source case as `load_mask` would return it for the target's classes.
 
-    Source classes without a mapping become background. A target class that no source class maps to may be anywhere: if
-    classes overlap, it is ignored everywhere; if they are exclusive, the background is ignored.
+    Source classes without a mapping become background. If no source class maps to a target class, the location of that
+    class is unknown: overlapping target classes ignore it everywhere; exclusive classes ignore the background.
 
     Args:
         source: the other competition.
@@ -291,7 +292,7 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
     overlap = int(np.count_nonzero(np.sum(list(planes.values()), axis=0) > 1))
     if overlap:
         raise MaskfoldError(
-            f"Case {row.id} of {source.name} has {overlap:,} voxels that map to two classes, but they are exclusive.",
+            f"Case {row.id} of {source.name} has {overlap:,} voxels that map to two exclusive classes.",
             "Map one of its classes to null in extra.classes.",
             status=2,
         )
@@ -306,13 +307,13 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
 def boundary_mask(objects: np.ndarray, width: int) -> np.ndarray:
     """Return the pixels of each object that are at most `width` pixels from another object or from the background.
 
-    A small object gets a thinner boundary, down to none, because it would otherwise have no pixel of its own class. The
-    edge of the image is no boundary. Such a class was proposed by Caicedo et al., "Nucleus segmentation across imaging
-    experiments", Nature Methods 2019.
+    The boundary of a small object is thinner or absent, so that some pixels keep the object's class. The edge of the
+    image does not count as a boundary. The boundary class was proposed by Caicedo et al., "Nucleus segmentation across
+    imaging experiments", Nature Methods 2019.
 
     Args:
         objects: (*spatial) integers, 0 for background.
-        width: in pixels, along the axes and diagonals.
+        width: width in pixels, along the axes and diagonals.
 
     Returns:
         (*spatial) bool.
@@ -349,7 +350,7 @@ def _mask_sources(row: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Objects of one class: their numbers 1…n (int32, 0 elsewhere), and the region of the case that they cover.
+    """Objects of one class: an array with their numbers 1…n (int32, 0 elsewhere), and the region that the array covers.
 
     `hidden` has the pixels that later objects of the part cover, with boxes in the part's own region.
     """
@@ -361,7 +362,7 @@ class _Part:
     hidden: tuple[HiddenPixels, ...] = ()
 
     def place(self, hidden: HiddenPixels) -> HiddenPixels:
-        """Return hidden pixels of the part's region as pixels of the case."""
+        """Convert hidden pixels from coordinates of the part's region to coordinates of the case."""
         if len(self.where) == 1:
             return hidden
         index = self.where[1]  # a slice of a stack, along the last axis
@@ -369,7 +370,7 @@ class _Part:
 
 
 def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> Iterator[_Part]:
-    """Yield the rows of each class and slice, or each file."""
+    """Yield the objects of each class and slice (of a table), or of each file."""
     if masks["kind"] == "rle":
         lines_of: dict[tuple[str, int | None], list[int]] = {}
         for line, cls, index in masks["rows"]:
@@ -396,14 +397,14 @@ def _parts(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int,
 def _decode_rows(
     comp: Competition, case_id: str, lines: list[int], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[HiddenPixels, ...]]:
-    """Decode the objects in some lines of the table, on the case's axes, and the pixels that later objects cover."""
+    """Decode the objects in lines of the table, with the case's order of axes, and pixels that later objects cover."""
     texts, fmt = [row_text(comp, line) for line in lines], rle_format(comp)
     grid = rle_grid(comp) if len(shape) == 2 else None
     in_pictures = len(shape) == 2 and rle_counts_in_pictures(comp)
     shape = shape[::-1] if in_pictures else shape
     try:
         objects, covered = decode_overlapping_labels(texts, grid or shape, fmt)
-    except RleError:  # decoding all rows at once is fast; decoding them one by one finds the line
+    except RleError:  # decoding all rows at once is fast; after an error, decoding them one by one finds the line
         for line, text in zip(lines, texts, strict=True):
             try:
                 decode(text, grid or shape, fmt)
@@ -433,7 +434,7 @@ def _decode_rows(
 
 
 def _resize_nearest(objects: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resize objects to another grid of the same image: each pixel takes the number at its centre."""
+    """Resize objects to another grid of the same image: each pixel gets the number of the nearest old pixel."""
     indices = [(2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(objects.shape, shape, strict=True)]
     return objects[np.ix_(*indices)]
 
@@ -441,7 +442,7 @@ def _resize_nearest(objects: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _read_label_file(
     comp: Competition, files: str | list[str], shape: tuple[int, ...], case_id: str, axes: str | None
 ) -> np.ndarray:
-    """Read the labels (*spatial) of a file or of a stack of slices, on the case's axes."""
+    """Read the labels (*spatial) of a file or of a stack of slices, in the case's order of axes."""
     labels = read_case_labels(comp, files, axes)
     if labels.shape != shape:
         raise MaskfoldError(
@@ -453,7 +454,7 @@ def _read_label_file(
 
 
 def _outside_region(comp: Competition, row: Any, masks: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return where the case's region mask (`train.region`) is 0, (*spatial) bool; None without one."""
+    """Return where the region mask (`train.region`) is 0, (*spatial) bool; None if the case has no region mask."""
     if masks.get("region") is None:
         return None
     region = _read_label_file(comp, masks["region"], shape, get_column(row, "id"), row_axes(comp, row))
@@ -479,7 +480,7 @@ def _labels_to_mask(labels: np.ndarray, path: Path, comp: Competition) -> np.nda
 
 
 def _check_known(unknown: list[int], path: Path, comp: Competition) -> None:
-    """Raise if there are label values without a class."""
+    """Raise an error if there are label values without a class."""
     if unknown:
         shown = ", ".join(map(str, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         known = ", ".join(
@@ -505,7 +506,10 @@ def _recode(labels: np.ndarray, values: list[int], codes: dict[int, int]) -> np.
 
 
 def _present_values(labels: np.ndarray) -> list[int]:
-    """Return the values in an array, sorted; counted in blocks, which needs neither a sort nor a large copy."""
+    """Return the sorted values of an array.
+
+    They are counted block by block, which needs neither sorting nor a large copy.
+    """
     countable = int(labels.min()) >= 0 and int(labels.max()) < 2**16
     present: set[int] = set()
     for block in np.array_split(labels.reshape(-1), max(1, labels.size // 2**22)):
@@ -515,7 +519,7 @@ def _present_values(labels: np.ndarray) -> list[int]:
 
 
 def _check_binary(path: Path, values: np.ndarray, cls: str) -> None:
-    """Check that the mask of one class has one value only."""
+    """Check that the mask of one class has only one value other than 0."""
     if values.size and (values != values[0]).any():
         shown = ", ".join(map(str, np.unique(values)[:5].tolist()))
         raise MaskfoldError(

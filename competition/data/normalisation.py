@@ -12,16 +12,16 @@ import numpy as np
 from competition.config.experiment import PreprocessingConfig
 from competition.errors import MaskfoldError
 
-ChannelStatistics = tuple[float | None, float | None, float, float]  # lo, hi, shift, scale
+ChannelStatistics = tuple[float | None, float | None, float, float]  # (lo, hi, shift, scale), see `Intensity`
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma of red, green and blue, ITU-R BT.601
-MIN_DIVISOR = 1e-30  # its inverse is still a float32
+MIN_DIVISOR = 1e-30  # the inverse of this value is still a float32
 
 
 def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[str, MaskfoldError]:
-    """Return the error of each case whose number of channels is not that of most cases.
+    """Return an error for each case whose number of channels differs from that of most cases.
 
     Args:
-        channels: by case id, in order; of cases that train one network.
+        channels: number of channels by case id, in order, for cases that train one network.
         dimensions: 2 or 3, for the hint.
     """
     if len(set(channels.values())) < 2:
@@ -71,7 +71,7 @@ class Intensity:
         return result
 
     def apply_to(self, channel: np.ndarray, index: int) -> None:
-        """Normalise channel number `index`, float32 of any shape, in place."""
+        """Normalise a channel in place; `channel` is float32 of any shape, and `index` is its number."""
         lo, hi = self.lo[index], self.hi[index]
         if lo is not None and hi is not None:
             np.clip(channel, lo, hi, out=channel)
@@ -84,22 +84,22 @@ class Intensity:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Intensity:
-        """Invert `to_dict`."""
+        """Build the object from the result of `to_dict`."""
         return cls(**{name: tuple(value) for name, value in values.items()})
 
 
 def channel_statistics(channel: np.ndarray, prepare: PreprocessingConfig, unit: float = 1.0) -> ChannelStatistics:
     """Compute (lo, hi, shift, scale) of one channel for `prepare.intensity` from all its voxels.
 
-    zscore: mean 0, standard deviation 1. percentile: clipped to `prepare.percentiles`, then as zscore. window: clipped
-    to level ± width / 2, then scaled to [0, 1]. minmax: scaled to [0, 1]. none: divided by `unit`. zscore, percentile
-    and minmax map a constant channel to 0. A window is in the channel's own units: 0 to 255 for 8-bit 2D images, 0 to 1
-    for other 2D images.
+    zscore gives mean 0 and standard deviation 1. percentile clips to `prepare.percentiles`, then applies zscore. window
+    clips to level ± width / 2, then scales to [0, 1]. minmax scales to [0, 1]. none divides by `unit`. zscore,
+    percentile and minmax map a constant channel to 0. A window has the units of the channel: 0 to 255 for 8-bit 2D
+    images, 0 to 1 for other 2D images.
 
     Args:
         channel: (*spatial), finite; uint8 or float32.
         prepare: the experiment's section.
-        unit: the value that `none` maps to 1: 255 for 8-bit 2D images, so that all bit depths end in [0, 1].
+        unit: the value that `none` maps to 1: 255 for 8-bit 2D images, so that images of all bit depths end in [0, 1].
     """
     if prepare.intensity == "none":
         return None, None, 0.0, 1.0 / unit
@@ -138,10 +138,10 @@ def to_uint8_or_unit_range(array: np.ndarray) -> np.ndarray:
 
 
 def select_channels(array: np.ndarray, numbers: Sequence[int], case: str) -> np.ndarray:
-    """Return the channels of an image (C, *spatial) by their numbers from 0, in that order, dtype kept.
+    """Return the channels of an image (C, *spatial) with the given numbers (from 0), in that order; keep the dtype.
 
     Raises:
-        MaskfoldError: there is no such channel.
+        MaskfoldError: the image has no channel with one of these numbers.
     """
     if (highest := max(numbers)) >= len(array):
         raise MaskfoldError(
@@ -153,19 +153,19 @@ def select_channels(array: np.ndarray, numbers: Sequence[int], case: str) -> np.
 
 
 def may_have_alpha(images: str | dict[str, str]) -> bool:
-    """Return whether the last of the channels of `train.images` may be transparency: all are in one file."""
+    """Return whether the last channel may be transparency, which requires that one file contains all channels."""
     return isinstance(images, str) and "{c}" not in images
 
 
 def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bool, case: str) -> np.ndarray:
     """Select or convert the channels of a 2D image (C, H, W) as `prepare.channels` sets; keep the dtype.
 
-    keep drops the alpha channel: the last of 2 or 4 channels, if they come from one file (`alpha`). grey weighs red,
-    green and blue as ITU-R BT.601 does; rgb repeats a grey channel. A list of numbers takes those of the file's own
-    channels, including the fourth: an image of 4 measured channels in one file needs `[0, 1, 2, 3]`.
+    `keep` drops the alpha channel, which is the last of 2 or 4 channels of one file (if `alpha` is set). `grey` weighs
+    red, green and blue as in ITU-R BT.601; `rgb` repeats a grey channel. A list of numbers selects channels of the
+    file, including the fourth: an image with 4 measured channels in one file needs `[0, 1, 2, 3]`.
 
     Raises:
-        MaskfoldError: grey or rgb of neither 1 nor 3 channels; or a number that no channel has.
+        MaskfoldError: the image has neither 1 nor 3 channels for grey or rgb, or no channel with one of the numbers.
     """
     if not isinstance(channels, str):
         return select_channels(array, channels, case)
@@ -185,7 +185,7 @@ def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bo
 
 
 def _moments(channel: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
-    """Return mean and standard deviation of the clipped channel, summed in float64 plane by plane."""
+    """Return mean and standard deviation of the clipped channel; sums are float64, plane by plane."""
     total, squares = 0.0, 0.0
     for plane in channel:
         total += float(np.clip(plane, lo, hi).sum(dtype=np.float64))

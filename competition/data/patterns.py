@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import pandas
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}|\*")
-OOF_SUFFIX = ".zarr.zip"  # of the file of a case's out-of-fold prediction
-MAX_LISTED_FILES = 5000  # files searched for the nearest names
+OOF_SUFFIX = ".zarr.zip"  # extension of a case's out-of-fold prediction
+MAX_LISTED_FILES = 5000  # number of files that are searched for similar names
 log = logging.getLogger(__name__)
 
 
@@ -40,8 +40,8 @@ class CaseFiles:
     """The files that one pattern matches for one id.
 
     Attributes:
-        paths: below the root, with forward slashes; one for a plain file.
-        slices: the slices, for a pattern with {z}, in the order of z as a number.
+        paths: paths below the root, with forward slashes; one path if the case is a single file.
+        slices: slices of a pattern with {z}, sorted by z as a number.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -65,15 +65,15 @@ def match_cases(root: Path, pattern: str, key: str) -> dict[str, CaseFiles]:
 
     Args:
         root: the competition's folder.
-        pattern: below the root, with forward slashes.
+        pattern: path pattern below the root, with forward slashes.
         key: the pattern's key in the YAML, for messages.
 
     Returns:
-        Cases by id, sorted by id; of a pattern with {c} each with its first channel.
+        Cases by id, sorted by id. For a pattern with {c}, each case has the files of its first channel.
 
     Raises:
-        MaskfoldError: the pattern is invalid (status 2), the root is no folder, nothing matches, or two files match one
-            id (and slice).
+        MaskfoldError: the pattern is invalid (status 2), the root is not a folder, no file matches, or two files match
+            the same id (and slice).
     """
     if "{c}" in pattern:
         first: dict[str, CaseFiles] = {}
@@ -90,7 +90,7 @@ def match_channels(root: Path, pattern: str, key: str) -> dict[str, dict[str, Ca
     """Find one file, or one stack of slices, per id and channel, for a pattern with {c}.
 
     Returns:
-        For each channel, by the text that {c} matched and in the order of its number: cases by id, sorted by id.
+        A mapping from each channel (the text that {c} matched, sorted by number) to its cases by id, sorted by id.
 
     Raises:
         MaskfoldError: as for `match_cases`.
@@ -102,7 +102,7 @@ def match_channels(root: Path, pattern: str, key: str) -> dict[str, dict[str, Ca
         raise no_match_error(root, pattern, key)
     seen: dict[tuple[str, int, str], tuple[str, str]] = {}
     for channel, found in matches.items():
-        for path, bound in found:  # `a_2.png` and `a_02.png` are the same channel, as for slices
+        for path, bound in found:  # `a_2.png` and `a_02.png` are the same channel; slices are treated alike
             text, first = seen.setdefault((bound["id"], int(channel), bound.get("z", "")), (channel, path))
             if text != channel:
                 raise _two_files_error(bound["id"], [first, path], pattern, key)
@@ -150,19 +150,20 @@ def match_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
 
 
 def matches_many_files(pattern: str) -> bool:
-    """Return whether a pattern of masks matches many files per case: it has a `*` in the name."""
+    """Return whether a mask pattern matches many files per case, which is so if it has a `*` in the file name."""
     return "*" in pattern.rpartition("/")[2]
 
 
 def match_path(pattern: str, path: str, case_id: str) -> dict[str, str] | None:
-    """Return the text of each placeholder of a pattern in a path, by the names alone; None if it does not match.
+    """Return the text that each placeholder of a pattern matches in a path; None if the path does not match.
 
     Args:
         pattern: as for `match_cases`.
         path: below the root, with forward slashes.
         case_id: the text that {id} must match.
     """
-    if pattern.replace("{id}", case_id) == path:  # without another placeholder; an expression per case is slow
+    # A fast check for patterns without another placeholder: a regular expression for each case is slow.
+    if pattern.replace("{id}", case_id) == path:
         return {"id": case_id}
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     names, bound = path.split("/"), {"id": case_id}
@@ -177,7 +178,7 @@ def match_path(pattern: str, path: str, case_id: str) -> dict[str, str] | None:
 
 
 def slice_aliases(case_id: str, item: SliceFile) -> list[str]:
-    """Return the names by which a competition's table may refer to a slice, the most explicit first.
+    """Return the names that a competition's table may use for a slice, the most explicit name first.
 
     Example:
         >>> slice_aliases("case1_day2", SliceFile("0003", "case1_day2/scans/slice_0003_266.png"))[0]
@@ -208,7 +209,7 @@ def check_root(root: Path) -> None:
 
 
 def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
-    """Check for ids that differ only in case or Unicode form, because results are stored in files named after the id.
+    """Check that ids differ in more than case and Unicode form, because result files are named after the ids.
 
     Raises:
         MaskfoldError: two ids differ only in case, or only in the Unicode form of a letter.
@@ -225,13 +226,13 @@ def check_ids_differ_by_more_than_case(ids: list[str], key: str) -> None:
 
 
 def drop_undecodable(cases: Mapping[str, T], key: str, root: Path, skipped: SkippedCases) -> dict[str, T]:
-    """Return the cases without those that have a file name that is not UTF-8, as in old zip files.
+    """Return the cases whose file names are all UTF-8; names from old zip files may have another encoding.
 
     Args:
         cases: the files by id, from `match_cases` or `match_files`.
         key: the pattern's key in the YAML, for messages.
         root: the competition's folder, for the hint.
-        skipped: receives the others.
+        skipped: receives the other cases.
     """
     kept: dict[str, T] = {}
     for case_id, case in cases.items():
@@ -262,7 +263,7 @@ def oof_file_name(case_id: str) -> str:
 
 
 def id_problem(comp: Competition, case_id: str) -> str | None:
-    """Return why a case id is invalid, as a sentence without its subject; None if it is valid.
+    """Return the predicate of an error message if a case id is invalid, e.g. "is too long"; None if it is valid.
 
     The id must leave room for the suffixes of the files that are named after it: out-of-fold predictions (see
     `competition.runs.oof.OofStore.path`) and label files.
@@ -291,7 +292,7 @@ def no_match_error(root: Path, pattern: str, key: str) -> MaskfoldError:
             "Unpack the competition's archive there, or set competition.root=/path/to/the/data.",
             status=2,
         )
-    near = nearest_names(pattern, sorted(files), count=3, cutoff=0.0)  # any file shows the folder's layout
+    near = nearest_names(pattern, sorted(files), count=3, cutoff=0.0)  # files of every type show the folder's layout
     hidden = f" {HIDDEN_TEST_HINT}" if key.startswith("test.") else ""
     return MaskfoldError(
         f"{key} `{pattern}` matches no file below {root}; the nearest files are {', '.join(near)}.",
@@ -323,7 +324,7 @@ def _check_pattern(pattern: str, parts: list[str], key: str) -> None:
 
 
 def _check_unique(case_id: str, case: CaseFiles, pattern: str, key: str) -> None:
-    """Raise `MaskfoldError` if two files match one id, or one slice of it."""
+    """Raise `MaskfoldError` if two files match the same id, or the same slice of it."""
     pair = case.paths[:2] if len(case.paths) > 1 else None
     for item, following in zip(case.slices, case.slices[1:], strict=False):
         if int(item.z) == int(following.z):
@@ -380,7 +381,8 @@ def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> lis
     If the part ends in `*`, only names of readable file types are returned.
     """
     literal = PLACEHOLDER.sub(lambda match: bound.get(match.group(1) or "*", match.group(0)), part)
-    if not PLACEHOLDER.search(literal):  # the name is known: list the folder only if the extension's case may differ
+    # The name is known, so the folder is listed only if the extension may differ in upper and lower case.
+    if not PLACEHOLDER.search(literal):
         path = folder / literal
         if path.is_dir() if folders else path.is_file() or path.is_symlink():
             return [literal]
@@ -399,8 +401,9 @@ def _names(folder: Path, part: str, bound: dict[str, str], folders: bool) -> lis
 
 
 def _expression(part: str, bound: dict[str, str]) -> str:
-    """Build a regular expression for one part; placeholders that are bound already match only their text."""
-    text, last, named = "(?s)", 0, set(bound)  # (?s): names with a line break match too, and fail the name check later
+    """Build a regular expression for one part; a placeholder in `bound` matches only the text given there."""
+    # (?s): names with a line break match too; the check of names refuses them later.
+    text, last, named = "(?s)", 0, set(bound)
     for match in PLACEHOLDER.finditer(part):
         text += re.escape(part[last : match.start()])
         name, last = match.group(1), match.end()
@@ -429,7 +432,7 @@ HIDDEN_TEST_HINT = (
     "If the host keeps the test set to itself (a code competition), predict with a bundle in the host's notebook: "
     "maskfold export RUN -o bundle."
 )
-# A test set that is smaller than both (images; share of the training cases) is taken for placeholders.
+# If a test set is smaller than both limits (images; share of the training cases), it is taken for placeholders.
 MAX_PLACEHOLDERS, PLACEHOLDER_SHARE = 10, 0.05
 
 
@@ -453,7 +456,7 @@ def has_hidden_test(test_count: int | None, train_count: int) -> bool:
 
 
 def unmatched_images(comp: Competition, split: str) -> list[str]:
-    """Find image files in the folders of a split's images that none of the competition's patterns matches.
+    """Find image files that lie in the folders of a split's images, but match none of the competition's patterns.
 
     Args:
         comp: the competition.
@@ -492,20 +495,20 @@ def patterns_of(comp: Competition) -> list[str]:
 
 
 def is_in_pattern_folder(root: Path, pattern: str, path: str) -> bool:
-    """Return whether a path is a folder of a pattern's files, below one, or a file that the pattern matches.
+    """Return whether a path is a folder of a pattern's files, is below such a folder, or matches the pattern.
 
     Folders with a placeholder in their name, as in `{id}/image.png`, count only if a file in them matches.
 
     Args:
         root: the competition's folder.
         pattern: as for `match_cases`.
-        path: below the root, with forward slashes; it need not exist.
+        path: path below the root, with forward slashes; it need not exist.
     """
     whole = re.compile(_path_expression(pattern))
     if whole.fullmatch(path):
         return True
     *folder_parts, _ = (part for part in pattern.split("/") if part not in ("", "."))
-    if not folder_parts:  # the files are in the root itself, where other files may be written
+    if not folder_parts:  # the pattern's files are in the root itself, where other files may be written
         return path == "."
     match = re.match(f"{_path_expression('/'.join(folder_parts))}(?=/|$)", path)
     if match is None or not any(map(PLACEHOLDER.search, folder_parts)):
@@ -532,11 +535,11 @@ def _path_expression(pattern: str) -> str:
 
 
 class SkippedCases:
-    """Collects bad cases under `on_bad_case: skip`, and raises at the first one under `stop`.
+    """Collects bad cases if `on_bad_case` is `skip`, and raises an error at the first one if it is `stop`.
 
     Attributes:
         allowed: whether bad cases may be skipped.
-        reasons: what is wrong, by id.
+        reasons: reason for skipping each case, by id.
     """
 
     def __init__(self, comp: Competition) -> None:
@@ -555,7 +558,7 @@ class SkippedCases:
 
 
 def warn_skipped(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Log a warning for each case that the table skipped, for commands that do not list them; return the table."""
+    """Log a warning for each skipped case, for commands that do not list skipped cases; return the table."""
     for case_id, reason in table.attrs.get("skipped", []):
         log.warning("Case %s is skipped: %s", case_id, reason)
     return table

@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 __all__ = ["PreprocessedCase", "preprocess_case", "preprocess_cases"]
 
-MAX_FOREGROUND = 10_000  # coordinates kept per class
+MAX_FOREGROUND = 10_000  # number of stored coordinates per class
 log = logging.getLogger(__name__)
 
 
 def preprocess_case(row: Any, exp: Experiment, root: Path) -> Path:
-    """Preprocess one case, unless the cache has it.
+    """Preprocess one case, unless the cache contains it.
 
-    A case enters the cache only if its files, while they were read, were those whose digest is in the case table: see
-    `unchanged_files`, which hashes them after they are decoded.
+    A case enters the cache only if the files that were read have the digest in the case table: `unchanged_files` hashes
+    them after they are decoded.
 
     Args:
         row: a row of the case table.
@@ -56,14 +56,14 @@ def preprocess_case(row: Any, exp: Experiment, root: Path) -> Path:
         The folder for `PreprocessedCase.open`.
 
     Raises:
-        ChangedDataError: a file is not that of the case table any more.
+        ChangedDataError: a file has changed since the case table was made.
         MaskfoldError: the case cannot be read or preprocessed, or the disk is full.
     """
 
     def build(folder: Path) -> dict[str, Any]:
         with unchanged_files(exp.competition, row, truth=row.split == "train", fresh=True):
             record = write_image(folder, load_image(exp.competition, row), exp, str(row.id))
-            if row.split == "train":  # after the image, whose memory is free by now
+            if row.split == "train":  # the mask is loaded after the memory of the image was freed
                 geometry = Geometry.from_dict(record["geometry"])
                 objects = load_instances(exp.competition, row) if exp.prepare.boundary else None
                 write_mask(folder, load_mask(exp.competition, row), geometry, exp, str(row.id), objects)
@@ -87,7 +87,7 @@ def preprocess_cases(
         exp: the experiment.
         root: the cache's folder.
         workers: processes.
-        progress: called about ten times with a line of progress; not called if the cache has all cases.
+        progress: called about ten times with a progress message; not called if the cache contains all cases.
         skipped: receives the reason for each skipped case, by id.
 
     Returns:
@@ -116,7 +116,7 @@ def preprocess_cases(
 
 
 def _is_any_missing(rows: list[SimpleNamespace], exp: Experiment, root: Path) -> bool:
-    """Whether the cache lacks a case; logs a warning for each damaged one."""
+    """Return whether the cache lacks a case; log a warning for each damaged case."""
     missing = False
     for row in rows:
         folder = root / cache_key(row, exp)
@@ -132,7 +132,7 @@ def _is_any_missing(rows: list[SimpleNamespace], exp: Experiment, root: Path) ->
 def _run(
     rows: list[SimpleNamespace], exp: Experiment, root: Path, workers: int
 ) -> Iterator[tuple[SimpleNamespace, Path | MaskfoldError]]:
-    """Yield each row with its folder or its error, in order."""
+    """Yield each row with the folder of the preprocessed case, or with its error, in order."""
     count = min(workers, len(rows))
     with ProcessPool(
         _Preprocessor(exp, root), count if count > 1 else 0, "preprocessed cases", "Use fewer workers."
@@ -158,10 +158,10 @@ def write_image(folder: Path, image: Image, exp: Experiment, case: str) -> dict[
     """Write image.npy, channel by channel, and return the case's record.
 
     Args:
-        folder: of the preprocessed case.
+        folder: folder of the preprocessed case.
         image: array (C, *file shape) of any dtype, spacing in mm, affine or None.
         exp: the experiment.
-        case: the id.
+        case: id of the case.
     """
     prepare, is_2d = exp.prepare, exp.competition.dimensions == 2
     array = image.array
@@ -200,11 +200,11 @@ def write_mask(
     """Write mask.npy and foreground.npy.
 
     Args:
-        folder: of the preprocessed case.
+        folder: folder of the preprocessed case.
         mask: (M, *file shape) uint8; see `competition.data.masks.load_mask`.
-        geometry: of the image.
+        geometry: geometry of the image.
         exp: the experiment.
-        case: the id.
+        case: id of the case.
         objects: (*file shape) integers, see `competition.data.masks.load_instances`; for `prepare.boundary`.
     """
     classes, exclusive = len(exp.competition.classes), exp.competition.labels == "exclusive"
@@ -235,7 +235,7 @@ def write_mask(
 
 
 def _warn_of_cropped_classes(mask: np.ndarray, geometry: Geometry, exp: Experiment, case: str) -> None:
-    """Warn if the crop removes voxels of a class, which no network can predict then."""
+    """Log a warning if the crop removes voxels of a class, because no network can then predict these voxels."""
     names, exclusive = exp.competition.classes, exp.competition.labels == "exclusive"
     for number, name in enumerate(names if exp.prepare.crop != "none" else (), start=1):
         channel, value = (mask[0], number) if exclusive else (mask[number - 1], 1)
@@ -252,7 +252,7 @@ def _warn_of_cropped_classes(mask: np.ndarray, geometry: Geometry, exp: Experime
 
 
 def sample_voxels(mask: np.ndarray, value: int, most: int) -> np.ndarray:
-    """Return up to `most` coordinates of voxels equal to `value`, evenly spread in flat order: (n, d) int32."""
+    """Return the coordinates (n, d) int32 of up to `most` voxels of value `value`, evenly spread in flat order."""
     counts = np.array([np.count_nonzero(plane == value) for plane in mask], np.int64)
     ends = counts.cumsum()
     total = int(ends[-1])

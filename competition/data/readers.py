@@ -48,13 +48,14 @@ ITK_EXTENSIONS = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".vtk")  # medical 
 def read_image(path: str | Path, dimensions: int | None = None, exif: bool = False) -> Image:
     """Read an image.
 
-    16-bit files stay 16-bit, an alpha channel stays a channel (`prepare.channels` drops it), a palette becomes colours.
+    16-bit values stay 16-bit. An alpha channel is kept (`prepare.channels` drops it). Palette indices become colours.
 
     Args:
         path: a PNG, JPEG, BMP, GIF, TIFF, NIfTI, NPY or NPZ file.
-        dimensions: spatial axes, 2 or 3: whether pages of a TIFF are channels or slices. None: 3 for NIfTI, else 2.
-        exif: whether a 2D image is turned as its EXIF orientation says. Masks and run lengths are mostly drawn on the
-            pixels as they are stored.
+        dimensions: number of spatial axes, 2 or 3; decides whether the pages of a TIFF are channels or slices. None: 3
+            for NIfTI, else 2.
+        exif: whether a 2D image is rotated by its EXIF orientation. Most masks and run lengths refer to the pixels as
+            they are stored.
 
     Returns:
         The image; its array is (C, H, W), (C, X, Y, Z) or (C, H, W, Z).
@@ -87,8 +88,8 @@ def read_labels(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Read a label file.
 
-    A palette's indices are the labels, not its colours. Several equal channels (a grey mask saved as RGB) count as one;
-    a constant alpha channel is ignored.
+    If the file has a palette, its indices are the labels. Several equal channels (a grey mask saved as RGB) count as
+    one; a constant alpha channel is ignored.
 
     Args:
         path: as for `read_image`.
@@ -96,10 +97,10 @@ def read_labels(
         exif: as for `read_image`.
 
     Returns:
-        (*spatial) integers as they are in the file, and the affine (4×4 float64, mm) or None.
+        The labels as (*spatial) integers, unchanged, and the affine (4×4 float64, mm) or None.
 
     Raises:
-        MaskfoldError: as for `read_image`; the channels differ; or a value is no integer.
+        MaskfoldError: as for `read_image`; the channels differ; or a value is not an integer.
     """
     path = Path(path)
     file_format, dimensions = _reader(path, dimensions)
@@ -111,10 +112,10 @@ def read_labels(
 
 
 def _as_integers(path: Path, array: np.ndarray) -> np.ndarray:
-    """Convert floating-point labels to int32, by slices, so that no other copy of a large volume is made.
+    """Convert floating-point labels to int32 slice by slice, to avoid another copy of a large volume.
 
     Raises:
-        MaskfoldError: a value is no integer.
+        MaskfoldError: a value is not an integer.
     """
     labels = np.empty(array.shape, np.int32)
     for index in range(array.shape[-1]):
@@ -138,7 +139,7 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
     Args:
         path: as for `read_image`.
         dimensions: as for `read_image`.
-        labels: whether it is a label file; used only for archives of several arrays.
+        labels: whether the file is a label file; this matters only for archives of several arrays.
         exif: as for `read_image`.
 
     Returns:
@@ -165,7 +166,7 @@ def exif_orientation(path: str | Path) -> int:
     kind = EXTENSIONS.get(extension_of(path.name))
     if kind not in ("raster", "tiff"):
         return 1
-    with suppress(Exception):  # damaged metadata say nothing, and do not concern the pixels
+    with suppress(Exception):  # damaged metadata are ignored, because they do not affect the pixels
         if kind == "tiff":
             from tifffile import TiffFile
 
@@ -173,13 +174,14 @@ def exif_orientation(path: str | Path) -> int:
                 value = tiff_orientation(file.series[0])
         else:
             with open_raster(path) as image:
-                if image.format != "PNG" or "exif" in image.info:  # otherwise Pillow decodes a PNG to search for it
+                # Because Pillow decodes a whole PNG to search for the orientation.
+                if image.format != "PNG" or "exif" in image.info:
                     value = int(image.getexif().get(ORIENTATION_TAG, 1))
     return value if 1 <= value <= 8 else 1
 
 
 def _apply_exif(path: Path, image: Image) -> Image:
-    """Return a 2D image (C, H, W) turned as its EXIF orientation says."""
+    """Return a 2D image (C, H, W) rotated by its EXIF orientation."""
     orientation = exif_orientation(path)
     array = np.moveaxis(turn(np.moveaxis(image.array, 0, -1), orientation), -1, 0)
     spacing = image.spacing[::-1] if orientation >= FIRST_SIDEWAYS else image.spacing
@@ -190,7 +192,7 @@ def _reader(path: Path, dimensions: int | None) -> tuple[FileFormat, int]:
     """Return the functions that read the format, and the number of spatial axes."""
     kind = EXTENSIONS.get(extension_of(path.name))
     if kind is None and extension_of(path.name) in (".dcm", ".dicom", ".ima"):
-        raise MaskfoldError(f"{path} is DICOM.", "Convert the study to volumes first with `maskfold dicom`.")
+        raise MaskfoldError(f"{path} is a DICOM file.", "Convert the study to volumes first with `maskfold dicom`.")
     if kind is None:
         raise MaskfoldError(
             f"{path} has an unsupported extension: expected one of {', '.join(EXTENSIONS)}.", _conversion_hint(path)
@@ -212,7 +214,7 @@ def _conversion_hint(path: Path) -> str:
 
 
 def _to_native(path: Path, image: Image) -> Image:
-    """Convert to the machine's byte order, and other floats to float32."""
+    """Convert an image to the machine's byte order, and floats of other precision to float32."""
     array = image.array
     if array.size == 0:
         raise unreadable_error(path, f"its shape is {'×'.join(map(str, array.shape[1:]))}")
@@ -268,18 +270,18 @@ def load_image(comp: Competition, row: Any) -> Image:
     if len(parts) == 1:
         return parts[0]
     array = np.concatenate([part.array for part in parts])
-    if array.dtype == np.float64:  # the result of 32-bit integers with floats
+    if array.dtype == np.float64:  # float64 results from combining 32-bit integers with floats
         array = array.astype(np.float32)
     return replace(parts[0], array=array)
 
 
 def read_case_header(comp: Competition, files: str | list[str], labels: bool, axes: str | None) -> Header:
-    """Read the header of a file of a case, or of the volume (H, W, Z) of a stack of slices, on the case's axes.
+    """Read the header of a case's file, or of the volume (H, W, Z) of a stack of slices, in the case's order of axes.
 
     Args:
         comp: the competition.
         files: a path below the root, or a stack's paths.
-        labels: whether it is a label file.
+        labels: whether the file is a label file.
         axes: the case's order of axes; None: unknown.
 
     Raises:
@@ -313,7 +315,7 @@ def read_case_header(comp: Competition, files: str | list[str], labels: bool, ax
 
 
 def read_case_labels(comp: Competition, files: str | list[str], axes: str | None) -> np.ndarray:
-    """Read the labels (*spatial) of a file or of a stack of slices, on the case's axes.
+    """Read the labels (*spatial) of a file or of a stack of slices, in the case's order of axes.
 
     Args:
         comp: the competition.
@@ -333,13 +335,13 @@ def read_case_labels(comp: Competition, files: str | list[str], axes: str | None
 
 
 def row_axes(comp: Competition, row: Any) -> str | None:
-    """Return the order of axes of a case's arrays, such as `xyz`; None if its files do not tell, or it has no image."""
+    """Return the order of axes of a case's arrays, such as `xyz`; None if its files do not define an order."""
     files: str | list[str] | None = next(iter(json.loads(get_column(row, "images")).values()), None)
     return None if files is None else case_axes(comp, files)
 
 
 def transpose_image(image: Image, order: tuple[int, ...] | None) -> Image:
-    """Reorder the spatial axes of an image, with its spacing and affine; `order` as from `permutation`."""
+    """Reorder the spatial axes of an image, with its spacing and affine; `order` is a result of `permutation`."""
     if order is None:
         return image
     array = np.ascontiguousarray(image.array.transpose(0, *(axis + 1 for axis in order)))
@@ -353,7 +355,7 @@ def _permute(values: tuple[Any, ...], order: tuple[int, ...]) -> tuple[Any, ...]
 
 
 def _permute_affine(affine: np.ndarray | None, order: tuple[int, ...]) -> np.ndarray | None:
-    """Reorder the columns of an affine; 2D images keep the third."""
+    """Reorder the columns of an affine; for 2D images, the third column stays in place."""
     return None if affine is None else affine[:, [*order, *range(len(order), 4)]]
 
 
@@ -370,7 +372,7 @@ def get_column(row: Any, column: str) -> Any:
 
 
 def _read(comp: Competition, files: str | list[str], axes: str | None) -> Image:
-    """Read the image of a file or of a stack of slices, on the case's axes."""
+    """Read the image of a file or of a stack of slices, in the case's order of axes."""
     root = Path(comp.root)
     if isinstance(files, str):
         image = read_image(root / files, comp.dimensions, comp.applies_exif)
@@ -391,12 +393,12 @@ def _read(comp: Competition, files: str | list[str], axes: str | None) -> Image:
 
 
 def display_name(files: str | list[str]) -> str:
-    """Return the name of a file, or of a stack by its first and last slice, for messages."""
+    """Return the name of a file for messages; for a stack, the names of its first and last slice."""
     return files if isinstance(files, str) else f"{files[0]} … {files[-1]}"
 
 
 def extension_of(name: str) -> str:
-    """Return the extension in lower case, `.nii.gz` as one; an empty string if there is none."""
+    """Return the extension in lower case (`.nii.gz` counts as one extension); an empty string if there is none."""
     name = name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
@@ -407,7 +409,7 @@ def has_reader(name: str) -> bool:
 
 
 def strip_extension(name: str) -> str:
-    """Return the name without a readable extension; other dots belong to the name.
+    """Return the name without its extension if a reader supports the extension; other dots belong to the name.
 
     Example:
         >>> strip_extension("a.b.nii.gz"), strip_extension("scan.v2")

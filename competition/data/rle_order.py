@@ -1,8 +1,8 @@
 """Detection of the pixel order of run lengths (column-major or row-major) from the data.
 
-Competition pages are sometimes wrong about it. In the right order the runs of a shape are adjacent in neighbouring
-lines; in the wrong order, on an image that is not square, they are scattered. On a square image the wrong order only
-transposes the mask, so the image decides: the outline of the right mask follows the image's edges.
+Competition pages sometimes state the wrong order. In the right order, the runs of a shape are adjacent in neighbouring
+lines; in the wrong order they are scattered, unless the image is square. On a square image the wrong order only
+transposes the mask, so the image is used: the outline of the right mask follows the image's edges.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from competition.errors import MaskfoldError
 from competition.rle import RleFormat, decode, parse_numbers
 
 Order = Literal["row", "column"]
-Opinion = tuple[Order, bool]  # the likelier order, and whether the case is clear evidence by itself
+Opinion = tuple[Order, bool]  # the more likely order, and whether the case alone is clear evidence
 
 MIN_CASES = 5  # votes required before the data may contradict the YAML
-MIN_SHARE = 0.9  # of the votes that must agree
-_MAX_HEADERS = 200  # cases whose size is read
-_MAX_CASES, _MAX_TEXTS = 24, 10  # cases whose masks are decoded, and masks of each
+MIN_SHARE = 0.9  # share of the votes that must agree
+_MAX_HEADERS = 200  # number of cases whose size is read
+_MAX_CASES, _MAX_TEXTS = 24, 10  # number of cases whose masks are decoded, and of masks per case
 _SCATTER_RATIO = 1.5  # ratio of pieces above which an order counts as wrong
 _EDGE_RATIO = 1.05  # ratio of edge strengths below which the difference counts as noise
-_CLEAR_SCATTER, _CLEAR_EDGES = 4.0, 2.0  # the same ratios, from which one case alone may contradict the YAML
+_CLEAR_SCATTER, _CLEAR_EDGES = 4.0, 2.0  # the same ratios for clear evidence: one such case may contradict the YAML
 
 
 @dataclass(frozen=True)
 class OrderVote:
-    """The order according to the data.
+    """The order of run lengths that the data indicate.
 
     Attributes:
-        order: the likelier one; None if no case votes.
-        votes: cases for that order.
-        cases: cases that vote.
-        strong: cases of these votes that are clear evidence each.
+        order: the more likely order; None if no case votes.
+        votes: number of cases that vote for that order.
+        cases: number of cases that vote.
+        strong: number of cases among `votes` that are clear evidence.
     """
 
     order: Order | None
@@ -63,11 +63,11 @@ class OrderVote:
 
 
 def count_votes(opinions: Iterable[Order | None], clear: Iterable[Order] = ()) -> OrderVote:
-    """Count the votes of the cases.
+    """Count the votes of the cases for each order.
 
     Args:
-        opinions: of each case; None: no vote.
-        clear: the votes of the cases that are clear evidence each.
+        opinions: the order that each case indicates; None: no vote.
+        clear: votes of those cases that are clear evidence.
     """
     votes = [vote for vote in opinions if vote is not None]
     if not votes:
@@ -85,19 +85,20 @@ def detect_order(
     fmt: RleFormat,
     grid: tuple[int, int] | None = None,
 ) -> OrderVote:
-    """Detect the order from a sample of the cases of `train.rle`; cached while the table and the sample are unchanged.
+    """Detect the order from a sample of cases of `train.rle`; the result is cached until table or sample change.
 
-    Cases that are not square are used first, because they need no pixels.
+    Cases that are not square are used first, because their pixels need not be read.
 
     Args:
         comp: the competition.
         cases: the first channel's files, by id.
-        rows: by id, [line, class, slice] of each row that is not empty; see `competition.data.rle_tables.assign_rows`.
+        rows: [line, class, slice] of each row that is not empty, by case id; see
+            `competition.data.rle_tables.assign_rows`.
         texts: the text of each line.
         fmt: the format in the YAML or its profile.
         grid: (H, W) of the masks; None: the image's own size.
     """
-    if fmt.container != "pairs":  # the other containers fix the order
+    if fmt.container != "pairs":  # the other containers define the order
         return count_votes([])
     samples = []
     for case_id in _evenly_spaced([case_id for case_id in sorted(rows) if rows[case_id]], _MAX_HEADERS):
@@ -105,7 +106,8 @@ def detect_order(
         files = cases[case_id].files
         path = Path(comp.root) / (files if isinstance(files, str) else files[slice_index or 0])
         lines = [line for line, _, index in rows[case_id] if index == slice_index]
-        if isinstance(files, str) or slice_index is not None:  # a mask of a whole stack would need all its headers
+        # A mask of a whole stack would require the headers of all slices.
+        if isinstance(files, str) or slice_index is not None:
             samples.append((path, tuple(texts[line] for line in _evenly_spaced(lines, _MAX_TEXTS))))
     dimensions = 2 if any(case.slices for case in cases.values()) else comp.dimensions
     return _probe(dimensions, tuple(samples), fmt, grid, comp.applies_exif)
@@ -119,13 +121,13 @@ def _probe(
     grid: tuple[int, int] | None,
     exif: bool,
 ) -> OrderVote:
-    """Detect the order from cases, each a file and its texts."""
+    """Detect the order from samples, each of which is an image file and its run lengths."""
     not_square: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
     square: list[tuple[Path, tuple[int, ...], tuple[str, ...]]] = []
     for path, texts in samples:
         try:
             shape = grid or read_header(path, dimensions, exif=exif).shape
-        except MaskfoldError:  # reported when the case is checked
+        except MaskfoldError:  # the error is reported when the case is checked
             continue
         (not_square if shape[0] != shape[-1] else square).append((path, shape, texts))
     opinions: list[Opinion | None] = []
@@ -163,16 +165,16 @@ def _evenly_spaced(values: Sequence[Any], count: int) -> list[Any]:
 def likely_order(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat, image: NDArray[np.generic] | None = None
 ) -> Order | None:
-    """Return the order in which the masks of one case are plausible.
+    """Return the order in which the masks of one case look plausible.
 
     Args:
-        texts: its masks, one or several, as pairs.
+        texts: one or several masks of the case, as pairs of start and length.
         shape: the shape of its masks.
-        fmt: base, relative and empty are used; the order is ignored.
-        image: (*shape), needed only if all sides are equal.
+        fmt: the format; only `base`, `relative` and `empty` are used.
+        image: grey image (*shape), required only if all sides are equal.
 
     Returns:
-        The order; None if the case does not distinguish the two.
+        The order; None if the case does not distinguish between the two orders.
 
     Raises:
         RleError: a text is not a list of numbers.
@@ -184,7 +186,7 @@ def likely_order(
 def _compare_orders(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat, image: NDArray[np.generic] | None
 ) -> Opinion | None:
-    """Compare how plausible the masks of one case are in both orders; arguments as for `likely_order`."""
+    """Compare how plausible the masks of one case look in both orders; the arguments are those of `likely_order`."""
     if shape[0] != shape[-1]:
         column, row = (sum(count_pieces(text, line, fmt) for text in texts) for line in (shape[0], shape[-1]))
         if max(column, row) >= _SCATTER_RATIO * min(column, row) and column != row:
@@ -206,12 +208,12 @@ def _compare_orders(
 
 
 def count_pieces(text: str, line: int, fmt: RleFormat) -> int:
-    """Count the runs without a neighbour in the previous line: an upper bound of the connected pieces, tight for blobs.
+    """Count the runs without a neighbour in the previous line, an upper bound of the number of connected pieces.
 
     Args:
         text: pairs.
-        line: pixels of one line: the height for columns, the width for rows.
-        fmt: base, relative and empty are used.
+        line: number of pixels of one line: the height for columns, the width for rows.
+        fmt: the format; only `base`, `relative` and `empty` are used.
     """
     if text.strip() in ("", fmt.empty.strip()):
         return 0
@@ -225,26 +227,28 @@ def count_pieces(text: str, line: int, fmt: RleFormat) -> int:
         ends = starts + numbers[1::2]
     # Shift a run by one line back: the first run that ends after its start is the only one that can contain that start.
     candidate = np.searchsorted(ends, starts - line, side="right")
-    is_earlier = candidate < np.arange(len(starts))  # a run longer than a line would be its own neighbour
+    # Because a run that is longer than a line would be its own neighbour.
+    is_earlier = candidate < np.arange(len(starts))
     has_neighbour = np.zeros(len(starts), np.bool_)
     has_neighbour[is_earlier] = starts[candidate[is_earlier]] < ends[is_earlier] - line
     return int(np.count_nonzero(~has_neighbour))
 
 
 def check_order(vote: OrderVote, fmt: RleFormat, path: object, key: str) -> None:
-    """Check that the YAML does not clearly contradict the data.
+    """Check that the order in the YAML does not clearly contradict the data.
 
     Args:
-        vote: the order according to the data.
-        fmt: the format that is used.
+        vote: the order that the data indicate.
+        fmt: the format in the YAML or its profile.
         path: the table, for the message.
         key: the source of the format: train.rle_format, submission.rle, or submission.profile and its name.
 
     Raises:
-        MaskfoldError: the YAML clearly contradicts the data (status 2).
+        MaskfoldError: the order in the YAML clearly contradicts the data (status 2).
     """
     if vote.order is not None and vote.order != fmt.order and vote.clear:
-        full_format = f"train.rle_format to {_format_yaml(fmt, vote.order)}"  # train.rle_format overrides all its keys
+        # Because train.rle_format overrides all keys of the format.
+        full_format = f"train.rle_format to {_format_yaml(fmt, vote.order)}"
         setting, hint = f"{key}.order", f"Set {key}.order to {vote.order}"
         if key == "submission.rle":
             hint += f", or {full_format} if only this table differs"
@@ -259,7 +263,7 @@ def check_order(vote: OrderVote, fmt: RleFormat, path: object, key: str) -> None
 
 
 def _format_yaml(fmt: RleFormat, order: Order) -> str:
-    """Write the format in YAML, with another order."""
+    """Return the format as YAML, with another order."""
     items = [f"order: {order}"]
     items += ["base: 0"] if fmt.base == 0 else []
     items += ["relative: true"] if fmt.relative else []
@@ -277,7 +281,7 @@ def _edge_strength(image: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the pixels that differ from their previous neighbour along an axis."""
+    """Return a mask of the pixels that differ from the previous pixel along an axis."""
     outline = np.zeros(mask.shape, np.bool_)
     for axis in range(mask.ndim):
         later = [slice(None)] * mask.ndim

@@ -1,4 +1,4 @@
-"""Tables of run lengths (`train.rle`): format, columns, and the case or slice of each row."""
+"""Tables of run lengths (`train.rle`): their format and columns, and the case or slice of each row."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ RowTarget = tuple[str, int | None]  # id, index of the slice or None
 
 @dataclass(frozen=True)
 class RleTableColumns:
-    """The roles of the columns of `train.rle`.
+    """The columns of `train.rle` that contain id, mask and class.
 
     Attributes:
-        id, mask, cls: names of the columns; cls is None if no column has the class of a mask.
-        class_in_id: the id cell also has the class: `name.jpg_Fish`.
+        id, mask, cls: names of the columns; `cls` is None if no column contains the class of a mask.
+        class_in_id: whether the id cell also contains the class: `name.jpg_Fish`.
     """
 
     id: str
@@ -48,8 +48,8 @@ class RleTableColumns:
 def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: SkippedCases) -> dict[str, list[RleRow]]:
     """Assign the rows of `train.rle` to the cases.
 
-    Ids in the table may have the file's extension or not. For a stack they may also name slices, see
-    `slice_aliases`. A case without a row has an empty mask.
+    Ids in the table may include the file's extension. For a stack they may also name slices, see `slice_aliases`. A
+    case without a row has an empty mask.
 
     Args:
         comp: the competition.
@@ -57,13 +57,13 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
         skipped: receives rows of unknown ids.
 
     Returns:
-        By id, [line, class, slice] of each row that is not empty.
+        [line, class, slice] of each row that is not empty, by id.
 
     Raises:
         MaskfoldError: the table lacks a column, no id matches, a row's id has no image, its class is unknown, or the
             data clearly contradict the YAML's or profile's order of run lengths (see `competition.data.rle_order`).
     """
-    if not cases:  # all are skipped
+    if not cases:  # then all cases are skipped
         return {}
     path, table, layout = _open_table(comp)
     if layout.cls is None and not layout.class_in_id and len(comp.classes) > 1:
@@ -89,7 +89,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
             status=2,
         )
     _skip_images_of_misspelt_rows(path, unknown, target_of, list(cases), skipped)
-    if comp.train.cases is None:  # otherwise rows of other images are expected and ignored
+    if comp.train.cases is None:  # with `train.cases`, rows of other images are expected and ignored
         _skip_rows_without_image(path, unknown, list(cases), skipped)
     rows: dict[str, list[RleRow]] = {case_id: [] for case_id in cases}
     for line, name, cls, text in zip(table.index, names, classes, texts, strict=True):
@@ -101,7 +101,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
 
 
 def table_id_suffix(comp: Competition) -> str:
-    """Return what the ids of `train.rle` add to the image's name, such as `.jpg`; empty if nothing, or if they differ.
+    """Return the suffix that all ids of `train.rle` add to the image's name, such as `.jpg`; empty without one.
 
     Raises:
         MaskfoldError: the table cannot be read, or lacks a column.
@@ -113,7 +113,7 @@ def table_id_suffix(comp: Competition) -> str:
 
 
 def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str, list[int]]:
-    """Return the lines of rows without a mask, by case, of cases that also have rows with one.
+    """Return the lines of rows without a mask, by case, for cases that also have rows with a mask.
 
     A case whose only row has no mask is a case without objects, and is not returned.
 
@@ -145,14 +145,14 @@ def row_text(comp: Competition, line: int) -> str:
 
 
 def current_rows(comp: Competition, row: Any) -> list[RleRow]:
-    """Return what `assign_rows` would assign to one case now.
+    """Return the rows that `assign_rows` would assign to one case now.
 
     Args:
         comp: the competition.
         row: a row of the case table.
 
     Returns:
-        [line, class, slice] of each row of `train.rle` that is of this case and not empty, in the table's order.
+        [line, class, slice] of each non-empty row of this case in `train.rle`, in the table's order.
 
     Raises:
         MaskfoldError: the table cannot be read, or the class of a row is unknown.
@@ -174,22 +174,22 @@ def current_rows(comp: Competition, row: Any) -> list[RleRow]:
 
 
 def _mask_texts(comp: Competition, table: Any, layout: RleTableColumns) -> Any:
-    """Return the column of run lengths; with a profile without the spaces around them, which SIIM-ACR's cells have."""
+    """Return the column of run lengths; with a profile, spaces around them are removed, which SIIM-ACR's cells have."""
     texts = table[layout.mask]
     return texts if comp.submission.profile is None else texts.str.strip()
 
 
 def _empty_texts(comp: Competition) -> set[str]:
-    """Return the run lengths of a mask without a pixel."""
+    """Return the texts that stand for a mask without a pixel."""
     return {"", rle_format(comp).empty}
 
 
 _RowIndex = tuple[list[str], list[str], list[str], dict[str, list[int]]]
-_last_index: tuple[Any, Competition, _RowIndex] | None = None  # of the table that was used last
+_last_index: tuple[Any, Competition, _RowIndex] | None = None  # index of the table that was used last
 
 
 def _index_rows(comp: Competition, path: Path, table: Any, layout: RleTableColumns) -> _RowIndex:
-    """Return image, class and run lengths of each row, and the positions of the rows by the names they may mean."""
+    """Return image, class and run lengths of each row, and row positions by the names that may refer to them."""
     global _last_index
     if _last_index is None or _last_index[0] is not table or _last_index[1] is not comp:
         names, classes = _names_and_classes(comp, path, table, layout)
@@ -211,19 +211,20 @@ def rle_format(comp: Competition) -> RleFormat:
 
 
 def keep_table_format(comp: Competition, trained: Competition) -> Competition:
-    """Return a competition that reads its training table as another one does, whatever its `submission` says.
+    """Return a competition that reads its training table in the format of another one, regardless of `submission`.
 
-    Without `train.rle_format` a training table has the format of the submission, but a changed submission does not
-    change the table.
+    Without `train.rle_format`, a training table is read in the format of the submission. A later change of `submission`
+    must not change how the table is read.
 
     Args:
         comp: the competition.
         trained: the competition that a run was trained with.
     """
     fmt = rle_format(trained)
-    if comp.train.rle is None or rle_format(comp) == fmt or fmt.container != "pairs":  # other ones only in profiles
+    # Other settings exist only in profiles.
+    if comp.train.rle is None or rle_format(comp) == fmt or fmt.container != "pairs":
         return comp
-    if comp.train.rle_format != trained.train.rle_format:  # the table's own format was changed on purpose
+    if comp.train.rle_format != trained.train.rle_format:  # the user changed the format of the table on purpose
         return comp
     table_format = RleConfig(order=fmt.order, base=fmt.base, relative=fmt.relative, empty=fmt.empty)
     return comp.model_copy(update={"train": comp.train.model_copy(update={"rle_format": table_format})})
@@ -236,7 +237,7 @@ def rle_grid(comp: Competition) -> tuple[int, int] | None:
 
 
 def rows_are_parts(comp: Competition) -> bool:
-    """Return whether rows of one image and class are parts of one mask, instead of an object each."""
+    """Return whether the rows of one image and class are parts of one mask; otherwise each row is an object."""
     profile = _profile(comp)
     return profile is not None and profile.train.rows_are_parts
 
@@ -249,9 +250,9 @@ def _profile(comp: Competition) -> Profile | None:
 def _open_table(comp: Competition) -> tuple[Path, Any, RleTableColumns]:
     """Return the path of `train.rle`, its content as a pandas table, and its layout.
 
-    Columns in the YAML take precedence over the profile's. A training table often has another header than the
-    submission, and some competitions changed theirs while they ran, so the table's own header selects among the
-    profile's layouts.
+    Columns in the YAML take precedence over those of the profile. The header of a training table often differs from
+    that of the submission, and some competitions changed their header while they ran. So the table's header selects one
+    of the profile's layouts.
 
     Raises:
         MaskfoldError: a column is missing (status 2).
@@ -283,7 +284,7 @@ def _variants(profile: Profile) -> list[Profile]:
 
 
 def _layouts(profile: Profile) -> list[RleTableColumns]:
-    """Return the possible layouts of a profile's training table: its own, and the submission's."""
+    """Return the possible layouts of a profile's training table: that of `train`, and that of the submission."""
     layouts = []
     for variant in _variants(profile):
         train = variant.train
@@ -333,13 +334,13 @@ def _check_order(
     if comp.train.rle_format is None:
         key = "submission.rle" if comp.submission.profile is None else f"submission.profile {comp.submission.profile}"
     vote = detect_order(comp, cases, rows, texts, fmt, rle_grid(comp))
-    if vote.order is not None and rle_counts_in_pictures(comp):  # the vote counts in arrays (X, Y)
+    if vote.order is not None and rle_counts_in_pictures(comp):  # the vote refers to arrays (X, Y)
         vote = replace(vote, order="row" if vote.order == "column" else "column")
     check_order(vote, fmt, path, key)
 
 
 def _targets_by_name(cases: dict[str, CaseFiles]) -> dict[str, RowTarget]:
-    """Return the case or slice of each name that a table may use; names that match two slices are left out."""
+    """Return the case or slice for each name that a table may use; ambiguous names are omitted."""
     by_name: dict[str, RowTarget | None] = {}
     for case_id, case in cases.items():
         names: list[tuple[str, int | None]] = [(strip_extension(case_id), None)]
@@ -354,7 +355,7 @@ def _targets_by_name(cases: dict[str, CaseFiles]) -> dict[str, RowTarget]:
 
 
 def _find_target(name: str, targets: dict[str, RowTarget]) -> RowTarget | None:
-    """Return the case or slice of a name. macOS writes accents in file names in another Unicode form than tables do."""
+    """Return the case or slice of a name in any Unicode form, because macOS writes accents differently from tables."""
     return next((targets[text] for text in _spellings(name) if text in targets), None)
 
 
@@ -370,7 +371,7 @@ def _skip_images_of_misspelt_rows(
     ids: list[str],
     skipped: SkippedCases,
 ) -> None:
-    """Skip images whose only row spells the id differently; otherwise their masks would count as empty."""
+    """Skip images whose only row has a differently spelt id; otherwise their masks would count as empty."""
     if not skipped.allowed:
         return
     with_row = {target[0] for target in target_of.values() if target is not None}
@@ -391,9 +392,9 @@ def _skip_images_of_misspelt_rows(
 
 
 def _spelling(name: str) -> str:
-    """Return a name in a form for comparison.
+    """Return a simplified form of a name, for comparing spellings.
 
-    The form is Unicode-normalised (NFKC) and case-folded, without extension, punctuation and leading zeros of numbers.
+    It is Unicode-normalised (NFKC) and case-folded, and has no extension, punctuation or leading zeros of numbers.
     """
     plain = unicodedata.normalize("NFKC", strip_extension(name)).casefold()
     return re.sub(r"0*([0-9]+)", r"\1", re.sub(r"[\W_]+", "", plain))
@@ -414,7 +415,7 @@ def _skip_rows_without_image(path: Path, unknown: list[tuple[Any, str]], ids: li
 
 
 def _class_name(comp: Competition, path: Path, line: Any, text: str) -> str:
-    """Return the class of a cell, which has its name or its label value."""
+    """Return the class in a cell, which contains the class's name or its label value."""
     if text in comp.classes:
         return text
     values = [str(value) for value in comp.output_label_values]

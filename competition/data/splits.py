@@ -1,4 +1,4 @@
-"""The split into folds: groups, schemes, strata, checks for leaks, and files of folds.
+"""The split into folds: groups, schemes, strata, checks for leaks, and fold files.
 
 A split group (a group, merged with groups that share an image) is kept in one fold.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas
 
 FILE_RULE = re.compile(r"(?P<file>[^:]+\.csv):(?P<column>.+)", re.IGNORECASE)
-TRAIN_ONLY, HELD_OUT = -1, -2  # fold numbers of cases that no fold validates
+TRAIN_ONLY, HELD_OUT = -1, -2  # fold numbers of cases that are not validated
 
 
 def split(
@@ -42,13 +42,13 @@ def split(
         table: the case table of the training cases.
         comp: the competition.
         folds: the experiment's `folds`.
-        seed: of the shuffle.
-        alike: lists of ids that share an image although their files differ; they stay together as duplicates do.
+        seed: seed of the shuffle.
+        alike: lists of ids that share an image although their files differ; like duplicates, they stay in one fold.
 
     Returns:
-        Columns id, fold and group (the split group), sorted by id. A holdout has the validation cases in fold 0, the
-        training cases in -1, the held-out third share in -2. ``attrs["duplicates"]`` lists the ids that share an image,
-        ``attrs["conflicting"]`` those of them whose masks differ.
+        Columns id, fold and group (the split group), sorted by id. In a holdout, validation cases have fold 0, training
+        cases -1, and held-out cases (the third share) -2. ``attrs["duplicates"]`` lists the ids that share an image,
+        ``attrs["conflicting"]`` the duplicates whose masks differ.
 
     Raises:
         MaskfoldError: too few cases or groups, no groups for a scheme that requires them, an invalid fold file, or a
@@ -79,7 +79,7 @@ def split(
 
 
 def _kfold(groups: list[str], k: int, seed: int) -> list[int]:
-    """scikit-learn's KFold over split groups; equal to its shuffled GroupKFold if a group has several cases."""
+    """Apply scikit-learn's KFold to split groups; if a group has several cases, this equals its shuffled GroupKFold."""
     from sklearn.model_selection import KFold
 
     names = _check_enough(groups, k)
@@ -90,7 +90,7 @@ def _kfold(groups: list[str], k: int, seed: int) -> list[int]:
 
 
 def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) -> list[int]:
-    """scikit-learn's StratifiedKFold, or StratifiedGroupKFold if a split group has several cases."""
+    """Apply scikit-learn's StratifiedKFold, or StratifiedGroupKFold if a split group has several cases."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     names = _check_enough(groups, k)
@@ -113,7 +113,7 @@ def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) ->
 
 
 def merge_rare_strata(case_strata: Sequence[str], k: int) -> list[str]:
-    """Merge strata of fewer than k cases, which k folds cannot share; add the smallest other stratum if needed.
+    """Merge all strata with fewer than k cases into one; if it still has fewer than k, add the smallest other stratum.
 
     Args:
         case_strata: the stratum of each case; at least k.
@@ -130,7 +130,7 @@ def merge_rare_strata(case_strata: Sequence[str], k: int) -> list[str]:
 
 
 def _holdout(groups: list[str], shares: list[float], seed: int) -> list[int]:
-    """Shares of the split groups: validation in fold 0, training in -1, held out in -2; at least one group of each."""
+    """Split the groups by shares: validation in fold 0, training in -1, held out in -2; no part is empty."""
     if shares[0] == 0 or shares[1] == 0:
         raise MaskfoldError(
             f"Invalid folds.shares: found {shares}, expected training and validation shares above 0.",
@@ -153,7 +153,7 @@ def _holdout(groups: list[str], shares: list[float], seed: int) -> list[int]:
 
 
 def _check_enough(groups: list[str], k: int) -> list[str]:
-    """Return the sorted names of the split groups, at least k."""
+    """Return the sorted names of the split groups; raise an error if there are fewer than k."""
     names = sorted(set(groups))
     if len(names) < k:
         raise MaskfoldError(
@@ -183,14 +183,14 @@ def group_values(comp: Competition, ids: list[str], key: str) -> list[str] | Non
 
     Args:
         comp: the competition.
-        ids: of the cases.
+        ids: ids of the cases.
         key: group or stratum.
 
     Returns:
         One value per id; None if the YAML has no such rule.
 
     Raises:
-        MaskfoldError: the rule is invalid (status 2), or has no value for a case.
+        MaskfoldError: the rule is invalid (status 2), or gives no value for a case.
     """
     rule = getattr(comp, key)
     if rule is None:
@@ -206,7 +206,7 @@ def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
 
     Args:
         comp: the competition.
-        ids: of any images, including unlabelled ones.
+        ids: ids of any images, including unlabelled images.
     """
     try:
         return dict(zip(ids, group_values(comp, ids, "group") or [], strict=False))
@@ -217,13 +217,13 @@ def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
 
 
 def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
-    """Return the first group of a regular expression, or its whole match, for each id."""
+    """Match a regular expression with each id; return its first group, or the whole match if it has no group."""
     try:
         expression = re.compile(rule)
     except re.error as error:
         raise MaskfoldError(
             f"Invalid competition.{key}: found `{rule}`, expected a regular expression ({error}).",
-            "Correct it, or write `file.csv:column`.",
+            "Correct the regular expression, or write `file.csv:column`.",
             status=2,
         ) from error
     result = []
@@ -241,7 +241,7 @@ def _from_ids(rule: str, ids: list[str], key: str) -> list[str]:
 
 
 def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list[str]) -> str:
-    """Return the column with the case ids: `id`, else `train.columns.id`, else the only one that has every id.
+    """Return the column with the case ids: `id`, else `train.columns.id`, else the only column that contains every id.
 
     Raises:
         MaskfoldError: no column, or several, have every id (status 2).
@@ -265,7 +265,7 @@ def _id_column(path: Path, table: pandas.DataFrame, comp: Competition, ids: list
 
 
 def _from_table(path: Path, column: str, comp: Competition, ids: list[str], key: str) -> list[str]:
-    """Return a column of a table with one row per case; its ids may carry the file's extension."""
+    """Return a column of a table with one row per case; ids in the table may include the file's extension."""
     table = read_csv(path, {f"competition.{key}": column})
     if not ids:
         return []
@@ -299,8 +299,8 @@ def compute_strata(table: pandas.DataFrame, comp: Competition) -> pandas.Series:
         comp: the competition.
 
     Returns:
-        Strings with the table's index. A computed stratum says which classes are present and in which third of all
-        cases with a mask the foreground share is, e.g. ``10:2`` for the first of two classes and a large mask.
+        Strings with the table's index. A computed stratum contains the presence of each class, and the tercile of the
+        foreground share among all cases with a mask, e.g. ``10:2`` for the first of two classes and a large mask.
 
     Raises:
         MaskfoldError: a mask cannot be read.
@@ -333,7 +333,7 @@ def compute_strata(table: pandas.DataFrame, comp: Competition) -> pandas.Series:
 
 
 def check_leaks(table: pandas.DataFrame, folds: pandas.DataFrame) -> None:
-    """Check that no fold validates on data of another fold.
+    """Check that no two folds share a group or an image.
 
     Args:
         table: the case table.
@@ -366,11 +366,11 @@ def _leak(what: str, case_a: str, case_b: str, fold_of: dict[str, int]) -> Maskf
 
 
 def write_folds(folds: pandas.DataFrame, path: str | Path) -> None:
-    """Write columns id, fold, group atomically as a CSV with LF line ends, with the same bytes on every machine.
+    """Write the columns id, fold and group atomically as a CSV, with the same bytes (LF line ends) on every machine.
 
     Args:
         folds: as `split` returns them.
-        path: of the file; its folder is created if needed.
+        path: path of the file; its folder is created if needed.
 
     Raises:
         MaskfoldError: the disk is full.
@@ -407,10 +407,10 @@ def read_folds(path: str | Path) -> pandas.DataFrame:
 
 
 def folds_from_file(path: Path, ids: list[str]) -> list[int]:
-    """Return the fold of each case from a file that lists each case exactly once.
+    """Read the fold of each case from a file that lists each case exactly once.
 
     Raises:
-        MaskfoldError: a case is missing or unknown, or no case is left to train on or to validate (status 2).
+        MaskfoldError: a case is missing or unknown, or there is no case to train on or to validate (status 2).
     """
     rows = _read_rows(path)
     fold_of = {case_id: fold for _, case_id, fold, _ in rows}
@@ -426,7 +426,9 @@ def folds_from_file(path: Path, ids: list[str]) -> list[int]:
             near = nearest_names(case_id, ids)
             hint = f"; nearest is {near[0]}" if near else ""
             raise MaskfoldError(
-                f"{path}, line {line} has the unknown case id {case_id}{hint}.", "Correct or remove the row.", status=2
+                f"{path}, line {line} has the unknown case id {case_id}{hint}.",
+                "Correct the id, or remove the row.",
+                status=2,
             )
     numbers = set(fold_of.values())
     validated = sorted(number for number in numbers if number >= 0)

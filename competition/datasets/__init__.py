@@ -1,1 +1,1 @@
-"""Data sets: downloads of public ones, and synthetic demos and phantoms."""
+"""Data sets: downloads of public data, and synthetic demos and phantoms."""

@@ -1,4 +1,4 @@
-"""The ten tasks of the Medical Segmentation Decathlon, their size, and the URL from which MONAI downloads them."""
+"""The ten tasks of the Medical Segmentation Decathlon, with their size and the URL from which MONAI downloads them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ HOMEPAGE = "http://medicaldecathlon.com"
 
 @dataclass(frozen=True)
 class DecathlonTask:
-    """One data set.
+    """One task, which is one data set.
 
     Attributes:
-        name: its name on the command line, and of its folder here.
-        folder: its name in the Decathlon; the archive contains this folder.
-        megabytes: approximate size of the archive in 10⁶ bytes. Its files are compressed, so they take as much
-            unpacked.
+        name: name of the task on the command line, and of its local folder.
+        folder: name of the task in the Decathlon; the archive contains this folder.
+        megabytes: approximate size of the archive in 10⁶ bytes. The unpacked size is about the same, because the files
+            are compressed.
         description: modality and classes.
     """
 
@@ -31,7 +31,7 @@ class DecathlonTask:
 
     @property
     def size(self) -> int:
-        """Approximate size in bytes."""
+        """The approximate size in bytes."""
         return self.megabytes * 10**6
 
 
@@ -52,10 +52,10 @@ TASKS = (
 
 
 def find_task(name: str) -> DecathlonTask:
-    """Return a task by its name, ignoring case; `Task09_Spleen` and `task09` are the spleen too.
+    """Return a task by its name, ignoring case; `Task09_Spleen` and `task09` also mean the spleen.
 
     Raises:
-        MaskfoldError: there is no such task (status 2).
+        MaskfoldError: no task has this name (status 2).
     """
     key = name.casefold()
     for task in TASKS:
@@ -73,7 +73,7 @@ def find_task(name: str) -> DecathlonTask:
 def remote_file_of(task: DecathlonTask) -> RemoteFile:
     """Return the URL and the MD5 of a task's archive from MONAI.
 
-    Imports MONAI, which takes seconds.
+    This function imports MONAI, which takes seconds.
     """
     from monai.apps.datasets import DecathlonDataset
 

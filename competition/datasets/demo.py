@@ -1,8 +1,8 @@
-"""Demo competitions: small synthetic data sets; a seed gives the same pixels on every machine.
+"""Demo competitions: small synthetic data sets. A seed gives the same pixels on every machine.
 
-A demo's folder looks like a host's: training cases with masks, test cases without, and `sample_submission.csv`. It also
-contains `solution.csv`, the hidden truth of the test cases, so that users can score a submission. Training, inference
-and tuning never read that file.
+The folder of a demo looks like that of a host: training cases with masks, test cases without masks, and
+`sample_submission.csv`. It also contains `solution.csv`, the hidden truth of the test cases, so that users can score a
+submission. Training, inference and tuning never read this file.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from competition.errors import MaskfoldError
 from competition.io import atomic_write, ensure_writable, temporary_folder
 
 MARKER = ".maskfold-demo.json"
-PLACEHOLDER = "1 1"  # hosts write it into the sample's mask column
+PLACEHOLDER = "1 1"  # text that hosts write into the mask column of the sample
 
 Array = np.ndarray[Any, Any]
 
 
 def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], None]) -> bool:
-    """Make a folder atomically: fill a temporary one next to it, write its marker, and rename it.
+    """Make a folder atomically: fill a temporary folder next to it, write a marker, and rename the folder.
 
     Args:
-        folder: the folder to create. It replaces an older demo; phantoms replace only phantoms of their layout.
-        marker: describes the content: name, version, seed, numbers. The same marker means the same files.
-        fill: writes all files into the existing, empty folder that it receives.
+        folder: the folder to create. It replaces an older demo; phantoms replace only phantoms of the same layout.
+        marker: description of the content (name, version, seed, numbers). Equal markers mean equal files.
+        fill: function that writes all files into the existing, empty folder that it receives.
 
     Returns:
-        True if it was made, False if the folder has the same marker already.
+        True if the folder was made, False if it already has the same marker.
 
     Raises:
-        MaskfoldError: the folder contains something else, or it cannot be written.
+        MaskfoldError: the folder has other content, or cannot be written.
     """
     try:
         if _is_up_to_date(folder, marker):
@@ -55,7 +55,7 @@ def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], Non
                 folder.rename(temporary / "old")
             new.rename(folder)
     except OSError as error:
-        if _read_marker(folder) == marker:  # another process made it at the same time
+        if _read_marker(folder) == marker:  # another process made the folder at the same time
             return False
         raise MaskfoldError(
             f"The demo cannot be written to {folder}: {error.strerror or error}.",
@@ -65,7 +65,7 @@ def make_folder(folder: Path, marker: dict[str, Any], fill: Callable[[Path], Non
 
 
 def shuffled_case_ids(prefix: str, count: int, seed: int) -> list[str]:
-    """Return shuffled ids, which reveal neither the content of a case nor its split."""
+    """Return shuffled ids, which show neither the content of a case nor its split."""
     numbers = np.random.default_rng([seed, 0]).permutation(count) + 1
     return [f"{prefix}_{number:03d}" for number in numbers]
 
@@ -98,10 +98,10 @@ def write_tables(
 
     Args:
         folder: the folder to which the files are written.
-        truth: labels (*spatial) by case; class number 1 is the first of `classes`.
-        classes: their names.
+        truth: labels (*spatial) by case; the label 1 is the first of `classes`.
+        classes: names of the classes.
         seed: seed of the order.
-        columns: the header; two names mean that there is no class column.
+        columns: names of the columns; two names mean that there is no class column.
     """
     from competition.rle import RleFormat, encode
 
@@ -121,7 +121,7 @@ def _is_up_to_date(folder: Path, marker: dict[str, Any]) -> bool:
     """Return whether the folder has this marker.
 
     Raises:
-        MaskfoldError: the folder contains something that is not a demo, or phantoms of another layout.
+        MaskfoldError: the folder has content that is not a demo, or phantoms of another layout.
         OSError: the folder cannot be read.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -139,7 +139,7 @@ def _is_up_to_date(folder: Path, marker: dict[str, Any]) -> bool:
 
 
 def _read_marker(folder: Path) -> dict[str, Any] | None:
-    """Return a folder's marker; None if it is missing or damaged, so that the demo is made again."""
+    """Return the marker of a folder; None if it is missing or damaged, so that the demo is made again."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -149,7 +149,7 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
 
 # Demo competitions
 
-VERSION = 1  # version of the pixels; raise it when they change
+VERSION = 1  # version of the pixels; increase it when they change
 DEFAULT_SEED = 0
 # Folder and experiment of each demo, in `experiments` and, with the same content, in `competition/datasets/yaml`.
 EXPERIMENTS = {"2d": ("demo2d", "unet2d.yaml"), "3d": ("demo3d", "unet3d.yaml"), "gate": ("demo_gate", "unet2d.yaml")}
@@ -161,17 +161,16 @@ def make_demo(
     """Make a demo competition, completely or not at all.
 
     Args:
-        name: `2d`, `3d` or `gate`.
-        folder: the folder to create; it replaces an older demo.
-        seed: the same seed gives the same competition.
-        cases: number of training cases; None is the demo's default.
-        test_cases: number of test cases; None is the demo's default.
+        name: `2d`, `3d` or `gate`. folder: the folder to create; it replaces an older demo.
+        seed: random seed; the same seed gives the same competition.
+        cases: number of training cases; None: default of the demo.
+        test_cases: number of test cases; None: default of the demo.
 
     Returns:
-        True if it was made, False if the same demo exists already.
+        True if the demo was made, False if the same demo already exists.
 
     Raises:
-        MaskfoldError: there is no such demo, the folder contains something else, or it cannot be written.
+        MaskfoldError: the demo is unknown, or the folder has other content or cannot be written.
 
     Example:
         >>> make_demo("2d", Path("data/demo2d"))  # doctest: +SKIP
@@ -203,15 +202,15 @@ def is_demo(comp: Competition) -> bool:
 
 
 def ensure_demo(comp: Competition, overrides: Sequence[str] = ()) -> bool:
-    """Make a competition's data if it is a demo and its root does not exist.
+    """Make the data of a competition if it is a demo and its root does not exist.
 
     Args:
         comp: the competition.
-        overrides: the `key=value` arguments that it was loaded with. Nothing is made at a root that they set, because
-            it may be mistyped.
+        overrides: the `key=value` arguments with which the competition was loaded. If they set the root, no data are
+            made, because the path may be mistyped.
 
     Returns:
-        True if it was made.
+        True if the data were made.
     """
     root_is_set = any(override.key == "competition.root" for override in parse_overrides(overrides))
     if not is_demo(comp) or comp.root.exists() or root_is_set:
@@ -224,7 +223,7 @@ def write_demo_experiment(name: str, experiments: Path = Path("experiments")) ->
 
     Args:
         name: `2d`, `3d` or `gate`.
-        experiments: contains a folder for each competition; a file that exists there stays.
+        experiments: folder that contains a folder for each competition; existing files in it are kept.
 
     Raises:
         MaskfoldError: a file cannot be written.
@@ -261,8 +260,8 @@ def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int =
     """Write the 3D demo into an existing, empty folder.
 
     `imagesTr/{id}.nii.gz` (int16, anisotropic, mixed orientations) with `labelsTr/{id}.nii.gz` (uint8: 0 background,
-    1 liver, 2 spleen), `imagesTs/{id}.nii.gz`, `sample_submission.csv` and `solution.csv`. Runs are encoded in the
-    file's axis order, as hosts do.
+    1 liver, 2 spleen), `imagesTs/{id}.nii.gz`, `sample_submission.csv` and `solution.csv`. Run lengths follow the order
+    of the file's axes, as with hosts.
     """
     from competition.datasets.demo_volumes import CLASSES, KINDS, ORIENTATIONS, draw_volume, random_affine, reorient
 
@@ -286,7 +285,7 @@ def make_demo_3d(folder: Path, cases: int = 24, test_cases: int = 8, seed: int =
 
 
 def make_demo_gate(folder: Path, cases: int = 120, test_cases: int = 30, seed: int = DEFAULT_SEED) -> None:
-    """Write the demo of the presence head, a third of whose cases are empty, into an existing, empty folder.
+    """Write the demo of the presence head, in which a third of the cases are empty, into an existing, empty folder.
 
     `images/{id}.png` (uint8 grey) with `masks/{id}.png` (uint8: 0 background, 1 lesion), `test/{id}.png`,
     `sample_submission.csv` and `solution.csv`.
@@ -303,7 +302,7 @@ def make_demo_gate(folder: Path, cases: int = 120, test_cases: int = 30, seed: i
 def _write_images(
     folder: Path, ids: Sequence[str], cases: int, draw: Callable[[int, int], tuple[Array, Array]]
 ) -> dict[str, Array]:
-    """Draw the cases by (index, index in the split), write them, and return the label maps of the test cases by id."""
+    """Draw and write the cases; return the label maps of the test cases by id."""
     for part in ("images", "masks", "test"):
         (folder / part).mkdir()
     truth: dict[str, Array] = {}
@@ -319,7 +318,7 @@ def _write_images(
 
 
 Maker = Callable[[Path, int, int, int], None]
-# Name → function, (default number of training cases, of test cases)
+# function, and default numbers of training and test cases, by name
 DEMOS: dict[str, tuple[Maker, tuple[int, int]]] = {
     "2d": (make_demo_2d, (72, 24)),
     "3d": (make_demo_3d, (24, 8)),

@@ -1,9 +1,9 @@
 """Images of the 2D demo and of the presence-head demo.
 
-A threshold cannot segment the 2D demo, a small U-Net can: only texture distinguishes rings and grains from the
-background, from debris and from each other. Both are on average as bright as their surroundings, the illumination is
-uneven, and debris is as bright and as dark as they are.
-In the presence-head demo, only the brightness of a vessel decides whether spots are lesions.
+A threshold cannot segment the 2D demo, but a small U-Net can: only texture distinguishes rings and grains from the
+background, from debris and from each other. On average, both are as bright as their surroundings, the illumination is
+uneven, and debris has the same range of brightness. In the presence-head demo, only the brightness of a vessel decides
+whether spots are lesions.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 CLASSES = ("ring", "grain")
-KINDS = ("full",) * 10 + ("ring", "grain", "empty")  # content of each image, in turn
+KINDS = ("full",) * 10 + ("ring", "grain", "empty")  # content of the images, used in turn
 SIDES = (96, 192)  # shortest and longest side, pixels
 RADII = (9.0, 16.0)  # radii of rings and grains, pixels
-MIN_VISIBLE = 0.6  # share of an object inside the image and not under another one
-# Share of a full image under rings and grains; a third would let "all foreground" reach a Dice of 0.5.
+MIN_VISIBLE = 0.6  # minimum share of an object that is inside the image and not under another object
+# Share of a full image that rings and grains cover; with a third, predicting only foreground would reach a Dice of 0.5.
 COVERAGE = 0.22
 
 
@@ -28,7 +28,7 @@ def draw_image(rng: np.random.Generator, kind: str = "full") -> tuple[Array, Arr
 
     Args:
         rng: source of all randomness.
-        kind: `full` (both classes), `ring` or `grain` (one of them), `empty` (debris only).
+        kind: `full` (both classes), `ring` or `grain` (only this class), `empty` (only debris).
 
     Returns:
         The image (H, W) uint8 and its labels (H, W) uint8: 0 background, 1 ring, 2 grain.
@@ -47,7 +47,7 @@ def draw_image(rng: np.random.Generator, kind: str = "full") -> tuple[Array, Arr
 
 
 def _draw_clusters(rng: np.random.Generator, reflectance: Array, labels: Array, occupied: Array, kind: str) -> None:
-    """Draw clusters of touching rings and grains until `COVERAGE` of the image is under them."""
+    """Draw clusters of touching rings and grains until they cover the share `COVERAGE` of the image."""
     height, width = labels.shape
     target_pixels = COVERAGE * (1.0 if kind == "full" else 0.6) * labels.size
     classes = {"ring": (1,), "grain": (2,), "full": (1, 2)}[kind]
@@ -98,7 +98,7 @@ def _draw_fibres(rng: np.random.Generator, reflectance: Array, occupied: Array) 
 
 
 class Blob:
-    """Disc with an irregular border on the pixel grid.
+    """A disc with an irregular border on the pixel grid.
 
     Attributes:
         box: slices of the image that contain it.
@@ -170,7 +170,7 @@ def _draw_illumination(rng: np.random.Generator, height: int, width: int) -> Arr
 # Presence-head demo
 
 GATE_CLASSES = ("lesion",)
-GATE_KINDS = ("contrast", "contrast", "plain")  # kind of each case, in turn
+GATE_KINDS = ("contrast", "contrast", "plain")  # kind of the cases, used in turn
 SIDE = 96  # pixels
 VESSEL_RADIUS = 7.0  # pixels
 VESSEL_CONTRAST = {"contrast": (0.10, 0.34), "plain": (-0.16, 0.02)}  # range of brightness above tissue
@@ -202,7 +202,7 @@ def draw_gate_image(rng: np.random.Generator, kind: str = "contrast") -> tuple[A
 def _draw_spots(
     rng: np.random.Generator, values: Array, occupied: Array, count: int, labels: Array | None, mottled: bool = True
 ) -> None:
-    """Draw spots that touch nothing; spots without mottling never look like a lesion."""
+    """Draw spots that touch no other structure; spots without mottling never look like a lesion."""
     for _ in range(60):
         if count == 0:
             return

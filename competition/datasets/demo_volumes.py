@@ -1,4 +1,4 @@
-"""Volumes of the 3D demo competition: two organs of equal brightness that differ in their side and texture.
+"""Volumes of the 3D demo: two organs of equal brightness that differ in side and texture.
 
 Voxels are anisotropic (about 1×1×2.5 mm), the brightness drifts across the volume, and files have mixed orientations,
 so that only preprocessing that reads the affine distinguishes left from right.
@@ -13,8 +13,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 CLASSES = ("liver", "spleen")
-KINDS = ("both",) * 7 + ("liver", "both", "both", "both", "spleen")  # organs of each volume, in turn
-ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RAS", "LPI", "ASL", "LPS")  # orientation of each file, in turn
+KINDS = ("both",) * 7 + ("liver", "both", "both", "both", "spleen")  # organs of each volume, used in turn
+ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RAS", "LPI", "ASL", "LPS")  # orientation of each file, used in turn
 BODY, ORGAN = 0.45, 0.62  # brightness of soft tissue and of both organs
 
 
@@ -84,19 +84,19 @@ def reorient(array: Array, affine: Array, codes: str) -> tuple[Array, Array]:
 
 
 def _draw_distractors(rng: np.random.Generator, image: Array, labels: Array, grid: list[Array], middle: Array) -> None:
-    """Draw a rod behind the organs and a ball in front, as bright as they are, that are background."""
+    """Draw background structures that are as bright as the organs: a rod behind them and a ball in front."""
     rod = ((grid[0] - middle[0]) / 5.0) ** 2 + ((grid[1] - middle[1] + 14.0) / 5.0) ** 2 < 1.0
     ball = _ellipsoid(grid, middle + (rng.uniform(-4, 4), 13.0, rng.uniform(-12, 12)), np.full(3, 5.0)) < 1.0
     image[(rod | ball) & (labels == 0)] = ORGAN
 
 
 def _ellipsoid(grid: list[Array], centre: Array, radii: Array) -> Array:
-    """Return the distance from the centre, 1 on the ellipsoid's surface; all arguments in mm."""
+    """Return the distance from the centre in units in which the ellipsoid's surface is at 1; arguments are in mm."""
     return np.sqrt(sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)))
 
 
 def _bias_field(rng: np.random.Generator, grid: list[Array], size: Array) -> Array:
-    """Return a smooth factor from 0.7 to 1.3: a receive coil's bias field."""
+    """Return the bias field of a receive coil, a smooth factor from 0.7 to 1.3."""
     direction = rng.normal(size=3)
     direction /= np.sqrt((direction**2).sum())
     field = sum(d * (g / s - 0.5) for d, g, s in zip(direction, grid, size, strict=True))

@@ -1,7 +1,7 @@
-"""Download and unpack an archive: resumed after an interruption, verified by its MD5, complete or not at all."""
+"""Download and unpack an archive. Downloads are resumed and verified by MD5; folders are complete or absent."""
 
-# No library resumes a partial download, which matters for a tar of 27 GB. pooch's HTTPDownloader opens its temporary
-# file with `w+b` and sends no Range header, and `pooch.retrieve` deletes the file after a failure.
+# No library resumes a partial download, which is important for a tar of 27 GB. pooch's HTTPDownloader opens its
+# temporary file with `w+b` and sends no Range header, and `pooch.retrieve` deletes the file after a failure.
 # `monai.apps.download_url` restarts as well, needs space in the system's temporary folder, and treats a denied
 # permission as success. tarfile's filter="data" checks each member only when it is written, after others were written;
 # it also accepts links and absolute paths, and it does not exist for zip archives.
@@ -43,12 +43,12 @@ ProgressWrapper = Callable[[Iterator[Any], int], Iterator[Any]]
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """File on the network.
+    """A file on the network.
 
     Attributes:
-        url: its address.
-        size: its approximate size in bytes.
-        expected_md5: its MD5, 32 hexadecimal digits.
+        url: address of the file.
+        size: approximate size of the file in bytes.
+        expected_md5: MD5 of the file, 32 hexadecimal digits.
     """
 
     url: str
@@ -66,21 +66,21 @@ def download_and_unpack(
 ) -> int:
     """Download an archive and unpack it.
 
-    If the user put the archive next to the folder, that file is used instead of the network, and stays. A downloaded
-    archive is deleted after it is unpacked.
+    If the user has put the archive next to the folder, this file is used instead of a download, and is kept. A
+    downloaded archive is deleted after unpacking.
 
     Args:
         source: the archive.
-        folder: the folder to create; it must be missing or empty.
-        new_progress: returns a progress bar with the given label.
-        say: called with lines for the user.
-        pause: seconds before the next try.
+        folder: the folder to create; it must not exist, or must be empty.
+        new_progress: function that returns a progress bar with the given label.
+        say: receives lines for the user.
+        pause: seconds before the next attempt.
 
     Returns:
         Number of files.
 
     Raises:
-        MaskfoldError: see `download` and `unpack_archive`; or the user's archive has another checksum.
+        MaskfoldError: as for `download` and `unpack_archive`; or the user's archive has another checksum.
     """
     with created_parent(folder):
         return _fetch(source, folder, new_progress, say, pause)
@@ -124,7 +124,7 @@ def _part_path(source: RemoteFile, folder: Path) -> Path:
 
 
 def _needed_space(source: RemoteFile, folder: Path) -> int:
-    """Return the bytes of the archive that are not downloaded yet, plus those of its content."""
+    """Return the bytes of the archive that are not downloaded yet, plus the bytes of its content."""
     paths = (_archive_path(source, folder), _part_path(source, folder))
     downloaded = sum(path.stat().st_size for path in paths if path.exists())
     return max(0, source.size - downloaded) + source.size
@@ -132,18 +132,18 @@ def _needed_space(source: RemoteFile, folder: Path) -> int:
 
 @contextmanager
 def created_parent(folder: Path) -> Iterator[None]:
-    """Create the parent of `folder`; if the work fails, remove the created folders that are empty.
+    """Create the parent of `folder`; if the block fails, remove those created folders that are empty.
 
     Raises:
         MaskfoldError: the parent cannot be written.
     """
     parent = folder.absolute().parent
-    created = [path for path in (parent, *parent.parents) if not path.exists()]  # the innermost first
+    created = [path for path in (parent, *parent.parents) if not path.exists()]  # innermost folder first
     try:
         ensure_writable(folder.parent)
         yield
     except BaseException:
-        with suppress(OSError):  # stops at the first that is not empty, e.g. with a partial download
+        with suppress(OSError):  # stop at the first folder that is not empty, e.g. because of a partial download
             for path in created:
                 path.rmdir()
         raise
@@ -153,7 +153,7 @@ def is_nonempty_folder(folder: Path) -> bool:
     """Return whether the folder exists and is not empty.
 
     Raises:
-        MaskfoldError: it is a file.
+        MaskfoldError: the path is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise MaskfoldError(
@@ -163,7 +163,7 @@ def is_nonempty_folder(folder: Path) -> bool:
 
 
 def check_free_space(folder: Path, needed: int) -> None:
-    """Check the free space on the disk of a folder that may not exist yet.
+    """Check the free disk space for a folder that may not exist yet.
 
     Raises:
         MaskfoldError: the disk has less than `needed` bytes free.
@@ -180,7 +180,7 @@ def check_free_space(folder: Path, needed: int) -> None:
 
 
 def format_size(size: int) -> str:
-    """Format a size with decimal units, as disks and hosts use them.
+    """Format a size with decimal units, which disks and hosts use.
 
     Example:
         >>> format_size(950), format_size(28_000_000), format_size(1_600_000_000)
@@ -194,12 +194,12 @@ def format_size(size: int) -> str:
 
 
 def suggest_next_command(name: str, folder: Path, experiments: Path = Path("experiments")) -> list[str]:
-    """Return the command that trains on a data set, if there is an experiment for it.
+    """Return the command that trains on a data set, if an experiment for it exists.
 
     Args:
         name: name of the data set.
         folder: folder of the data set.
-        experiments: YAML files, one folder per competition.
+        experiments: folder with YAML files, one subfolder per competition.
     """
     for file in sorted(experiments.glob("*/competition.yaml"), key=lambda path: path.parent.name != name):
         comp = _read_yaml(file)
@@ -224,7 +224,7 @@ def suggest_next_command(name: str, folder: Path, experiments: Path = Path("expe
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    """Read a YAML file; return {} if it cannot be read, because the command that uses it reports the error."""
+    """Read a YAML file; return {} if it cannot be read, because the command that needs it reports the error."""
     import yaml
 
     try:
@@ -237,24 +237,25 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 # Resumable download
 
 BLOCK_BYTES = 2**20
-MAX_TRIES = 4  # failed tries in a row that brought no byte
+MAX_TRIES = 4  # maximum number of consecutive attempts that bring no byte
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}  # HTTP errors that may be temporary
 
 
 def download(
     source: RemoteFile, part: Path, progress: ProgressWrapper, *, pause: float = 1.0, timeout: float = 60.0
 ) -> None:
-    """Download to `part`; resume if it exists.
+    """Download a file to `part`; if `part` exists, resume.
 
     Args:
         source: the file on the network.
-        part: the partial file; it stays if the network fails or the process is killed.
-        progress: wraps the blocks of 1 MiB; also receives their number.
-        pause: seconds before the next try; doubles each time.
+        part: path of the partial file, which is kept if the network fails or the process is killed.
+        progress: function that wraps the iterator of blocks of 1 MiB; it also receives their number.
+        pause: seconds before the next attempt; doubled each time.
         timeout: seconds without data after which the connection is closed.
 
     Raises:
-        MaskfoldError: the host cannot be reached, refuses, or sends another file; or another process downloads it.
+        MaskfoldError: the host cannot be reached, refuses, or sends another file; or another process downloads the
+            file.
         DiskFullError: the disk is full.
     """
     with _download_lock(part):
@@ -262,7 +263,7 @@ def download(
         _download(source.url, part, progress, pause, timeout)
         if compute_md5(part) == source.expected_md5:
             return
-        if resumed:  # the beginning may belong to another version of the file: restart once
+        if resumed:  # the beginning may belong to another version of the file, so restart once
             os.truncate(part, 0)
             _download(source.url, part, progress, pause, timeout)
         actual_md5 = compute_md5(part)
@@ -276,7 +277,7 @@ def download(
 
 
 def compute_md5(path: Path) -> str:
-    """Return the MD5 of a file, which detects damage, not manipulation."""
+    """Return the MD5 of a file, which detects damage but not manipulation."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as stream:
         while block := stream.read(BLOCK_BYTES):
@@ -285,7 +286,7 @@ def compute_md5(path: Path) -> str:
 
 
 def _download(url: str, part: Path, progress: ProgressWrapper, pause: float, timeout: float) -> None:
-    """Try until the file is complete, or `MAX_TRIES` tries in a row brought no byte."""
+    """Repeat attempts until the file is complete, or `MAX_TRIES` consecutive attempts brought no byte."""
     failures = 0
     while True:
         size_before = part.stat().st_size
@@ -294,7 +295,7 @@ def _download(url: str, part: Path, progress: ProgressWrapper, pause: float, tim
                 return
             reason = "the connection was closed early"
         except urllib.error.HTTPError as error:
-            if error.code == 416 and size_before:  # the host has no more bytes: complete, or another file
+            if error.code == 416 and size_before:  # the host has no more bytes: the file is complete, or another one
                 if re.fullmatch(rf"bytes \*/{size_before}", error.headers.get("Content-Range", "")):
                     return
                 os.truncate(part, 0)
@@ -305,7 +306,7 @@ def _download(url: str, part: Path, progress: ProgressWrapper, pause: float, tim
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", None) or error) or type(error).__name__
             if not part.stat().st_size and isinstance(error, urllib.error.URLError):
-                raise _download_error(url, reason) from error  # no connection at all: retrying does not help
+                raise _download_error(url, reason) from error  # without any connection, retrying does not help
         failures = failures + 1 if part.stat().st_size <= size_before else 1
         if failures >= MAX_TRIES:
             raise _download_error(url, reason)
@@ -333,7 +334,7 @@ def _try_download(url: str, part: Path, progress: ProgressWrapper, timeout: floa
 
 
 def _read_blocks(response: Any) -> Iterator[bytes]:
-    """Yield blocks, including the bytes before a connection was closed early."""
+    """Yield the blocks of a response, including the bytes before a connection was closed too early."""
     while True:
         try:
             block = response.read(BLOCK_BYTES)
@@ -384,12 +385,12 @@ def _download_lock(part: Path) -> Iterator[None]:
 
 # Archives
 
-JUNK_PREFIXES = ("._", ".DS_Store")  # macOS adds them to archives; `._case.nii.gz` is not a volume
+JUNK_PREFIXES = ("._", ".DS_Store")  # names that macOS adds to archives; `._case.nii.gz` is not a volume
 
 
 @dataclass(frozen=True)
 class Member:
-    """File in an archive: its path below the folder, its size in bytes, and the key with which the archive opens it."""
+    """A file in an archive: path below the folder, size in bytes, and the key with which the archive opens the file."""
 
     path: PurePosixPath
     size: int
@@ -399,21 +400,21 @@ class Member:
 def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> int:
     """Unpack a tar or zip archive to a new folder.
 
-    All members are checked before the first is written. The files go to a temporary folder next to `folder`, which is
-    renamed once it is complete. If the archive contains a single folder, that one becomes `folder`. Files that macOS
-    adds are skipped.
+    All members are checked before the first is written. The files are written to a temporary folder next to `folder`,
+    which is renamed when it is complete. If the archive contains a single folder, this folder becomes `folder`. Files
+    that macOS adds are skipped.
 
     Args:
-        archive: .tar, .tar.gz or .zip, recognised by its content.
+        archive: .tar, .tar.gz or .zip file, recognised by its content.
         folder: the folder to create; an empty folder is replaced.
-        progress: wraps the members; also receives their number.
+        progress: function that wraps the iterator of members; it also receives their number.
 
     Returns:
         Number of files.
 
     Raises:
-        MaskfoldError: a member would leave the folder, or is a link or a device; the archive is damaged; the disk has
-            too little free space.
+        MaskfoldError: the path of a member would be outside of the folder, or a member is a link or a device; the
+            archive is damaged; or the disk has too little free space.
     """
     remove_stale_temp(folder.parent, folder.name)
     temporary_folder = make_temporary_path(folder)
@@ -432,7 +433,7 @@ def unpack_archive(archive: Path, folder: Path, progress: ProgressWrapper) -> in
         root = _only_folder(temporary_folder)
         sync_folder(root)
         if folder.is_dir():
-            folder.rmdir()  # fails unless it is empty
+            folder.rmdir()  # this fails unless the folder is empty
         root.rename(folder)
         sync_folder(folder.parent)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
@@ -456,7 +457,7 @@ def _open_archive(archive: Path) -> Iterator[tuple[list[Member], Any]]:
 
 
 def _tar_member(info: tarfile.TarInfo, archive: Path) -> Member | None:
-    """Return the member of a file; None for a folder, because unpacking the files in it creates it."""
+    """Return the member for a file; None for a folder, because unpacking its files creates it."""
     if not (info.isfile() or info.isdir()):
         kind = "a link" if info.issym() or info.islnk() else "a device or pipe"
         raise _unsafe_member(archive, info.name, f"is {kind}")
@@ -473,7 +474,7 @@ def _zip_member(info: zipfile.ZipInfo, archive: Path) -> Member | None:
 
 
 def _check_path(name: str, archive: Path) -> PurePosixPath:
-    """Return the path of a member, which must stay below the folder, also on Windows."""
+    """Return the path of a member; raise an error if it is not below the folder, also by the rules of Windows."""
     path = PurePosixPath(name)
     parts = name.replace("\\", "/").split("/")
     if path.is_absolute() or ".." in parts or "\\" in name or ":" in parts[0] or "\0" in name:
@@ -482,7 +483,7 @@ def _check_path(name: str, archive: Path) -> PurePosixPath:
 
 
 def _check_members(members: list[Member | None], archive: Path) -> list[Member]:
-    """Return the files without junk; raise if a path occurs twice, or is both a file and a folder."""
+    """Return the files without those of macOS; raise an error if a path occurs twice, or is both file and folder."""
     files = [member for member in members if member is not None and not member.path.name.startswith(JUNK_PREFIXES)]
     paths = {member.path for member in files}
     folders = {parent for path in paths for parent in path.parents}
@@ -504,7 +505,7 @@ def _write_member(member: Member, open_member: Any, folder: Path) -> None:
 
 
 def _only_folder(folder: Path) -> Path:
-    """Return the single folder in a folder, or the folder itself."""
+    """Return the only folder in a folder; if there is other content, the folder itself."""
     contents = list(folder.iterdir())
     return contents[0] if len(contents) == 1 and contents[0].is_dir() else folder
 

@@ -1,4 +1,4 @@
-"""Convert a folder of DICOM files to NIfTI volumes, masks and a table; a bad series never stops the others."""
+"""Convert a folder of DICOM files to NIfTI volumes, masks and a table; a bad series does not stop the conversion."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from competition.errors import MaskfoldError
 from competition.io import ensure_writable
 from competition.text import and_more, format_count
 
-LABEL_FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}  # image folder → label folder
-MAX_LISTED_FILES = 5  # files named in one cell of the table
+LABEL_FOLDERS = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}  # label folder by image folder
+MAX_LISTED_FILES = 5  # maximum number of files that one cell of the table names
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Result of converting a folder.
+    """The result of converting a folder.
 
     Attributes:
-        rows: one per series of this folder, as in series.csv.
-        segments: value → label, as in segments.csv.
+        rows: one row per series of this folder, as in series.csv.
+        segments: label by value, as in segments.csv.
     """
 
     rows: list[SeriesRow]
     segments: dict[int, str]
 
     def with_status(self, status: str) -> list[SeriesRow]:
-        """Return the rows whose status is converted, label or refused."""
+        """Return the rows that have a status: `converted`, `label` or `refused`."""
         return [row for row in self.rows if row.status == status]
 
 
@@ -48,16 +48,16 @@ def convert_folder(
     """Convert every DICOM series below a folder: volumes to NIfTI, 2D pictures without a position to PNG.
 
     Args:
-        folder: DICOM files in any order, under any names, in any folders.
-        output: receives LAYOUT/{id}.nii.gz (X, Y, Z; int16, else float32) or LAYOUT/{id}.png (uint8, else uint16),
-            labelsTr or labelsTs/{id}.nii.gz (uint8 on the image's grid), series.csv and segments.csv. Files of other
-            series stay.
+        folder: folder with DICOM files, which may have any names, order and subfolders.
+        output: folder for LAYOUT/{id}.nii.gz (X, Y, Z; int16, else float32) or LAYOUT/{id}.png (uint8, else uint16),
+            labelsTr or labelsTs/{id}.nii.gz (uint8 on the image's grid), series.csv and segments.csv. Existing files of
+            other series are kept.
         layout: imagesTr or imagesTs.
-        labels: regular expression; series whose description matches it hold labels.
-        say: called with one line per series.
+        labels: regular expression; series whose description matches it contain labels.
+        say: function that is called with one line per series.
 
     Returns:
-        The rows and the labels. An empty result is not an error here; the rows give the reasons.
+        The rows and the labels. If no series was converted, no error is raised; the rows contain the reasons.
 
     Raises:
         MaskfoldError: an argument is invalid (status 2), the folder has no DICOM files, or the output cannot be
@@ -107,13 +107,16 @@ def _check_arguments(folder: Path, layout: str, labels: str | None) -> re.Patter
     except re.error as error:
         raise MaskfoldError(
             f"invalid --labels: found {labels}, expected a regular expression ({error}).",
-            "Correct it, for example --labels '(?i)segmentation|mask'.",
+            "Correct the regular expression, for example --labels '(?i)segmentation|mask'.",
             status=2,
         ) from error
 
 
 class _Converter:
-    """One conversion; `rows` has the row of each SeriesInstanceUID (pictures: with the id), which methods complete."""
+    """One conversion.
+
+    `rows` has a row for each SeriesInstanceUID (for pictures, also by id), which methods complete.
+    """
 
     def __init__(
         self,
@@ -149,7 +152,8 @@ class _Converter:
         header = series.header
         frame_count = sum(max(1, instance.size[2]) for instance in series.instances)
         return SeriesRow(
-            # The patient is the id until there is a case: `group: series.csv:patient` needs a table without empty ids.
+            # Use the patient as id until there is a case, because `group: series.csv:patient` needs a table without
+            # empty ids.
             id=self._patients[series.uid],
             patient=self._patients[series.uid],
             study=header.study_uid,
@@ -163,7 +167,7 @@ class _Converter:
         )
 
     def convert_images(self) -> None:
-        """Write every image series that is a volume."""
+        """Write all image series that are volumes."""
         for series in self.series:
             row = self.rows[series.uid]
             if series.kind == "image":
@@ -192,7 +196,7 @@ class _Converter:
         row.notes, row.ignored = CELL_SEPARATOR.join(notes), _format_ignored(slices.ignored, series)
 
     def _convert_pictures(self, series: Series, row: SeriesRow) -> None:
-        """Write every picture of a series; each has its own row, so that the table has a line for each id."""
+        """Write all pictures of a series; each has its own row, so that the table has one line per id."""
         del self.rows[series.uid]
         for instance in series.instances:
             case_id = self._picture_ids[series.uid, instance.name]
@@ -216,7 +220,8 @@ class _Converter:
         sources = self._of_kind("segmentation") + self._of_kind("label")
         if not sources:
             return
-        # A mask may reference an image series that failed to convert; the matcher needs all of them to report that.
+        # A mask may reference an image series that could not be converted; to report this, the matcher needs all
+        # series.
         masks = MaskBuilder(ReferenceMatcher(self._of_kind("image"), self._images), label_map)
         masks.add_segmentations(self._of_kind("segmentation"))
         masks.add_label_series(self._of_kind("label"), self._pixels)
@@ -261,7 +266,7 @@ class _Converter:
             self._say(f"without a mask: {listed}{more} (training skips them with on_bad_case: skip)")
 
     def add_unreadable(self, scanned: Scan) -> None:
-        """Add one row for the files whose series is unknown."""
+        """Add one row for all files whose series is unknown."""
         if not scanned.unreadable:
             return
         private = (
@@ -290,7 +295,7 @@ class _Converter:
 
 
 def _write_series_csv(output: Path, converter: _Converter, previous_rows: list[SeriesRow]) -> None:
-    """Write the table; remove files that earlier conversions of these series wrote and this one did not."""
+    """Write the table; remove files that an earlier conversion of these series wrote but this one did not."""
     new_rows = list(converter.rows.values())
     replaced = {(row.layout, row.series) for row in new_rows}
     kept_rows = [row for row in previous_rows if (row.layout, row.series) not in replaced]
@@ -301,7 +306,7 @@ def _write_series_csv(output: Path, converter: _Converter, previous_rows: list[S
             in_layout = len(path.parts) == 2 and path.parts[0] in (*LABEL_FOLDERS, *LABEL_FOLDERS.values())
             if in_layout and name.endswith(
                 (".nii.gz", ".png")
-            ):  # a user may have edited the table: delete nothing else
+            ):  # because a user may have edited the table, delete no other files
                 (output / path).unlink(missing_ok=True)
     write_rows(output / "series.csv", [*kept_rows, *new_rows])
 
@@ -314,7 +319,7 @@ def _format_ignored(ignored: list[str], series: Series) -> str:
 
 
 def _append(cell: str, value: str) -> str:
-    """Append a value to a cell that may hold several."""
+    """Append a value to a cell that may contain several values."""
     return CELL_SEPARATOR.join(dict.fromkeys([*filter(None, cell.split(CELL_SEPARATOR)), value]))
 
 

@@ -1,4 +1,4 @@
-"""DICOM headers: the geometry of each frame, texts that may identify a person, and the exception of bad series."""
+"""DICOM headers: the geometry of each frame, texts that may identify a person, and the exception for bad series."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from competition.io import DiskFullError
 
 
 class SeriesRejected(Exception):
-    """Raised for a series, or one of its files, that cannot become a volume; the text is the reason."""
+    """Raised if a series or one of its files cannot become a volume; the text is the reason."""
 
 
 @contextmanager
 def reject_on_error(what: str) -> Iterator[None]:
-    """Turn any exception of a decoder into `SeriesRejected` whose text begins with `what`.
+    """Convert all exceptions of a decoder to `SeriesRejected`; its text begins with `what`.
 
     Raises:
-        SeriesRejected: any exception inside.
-        DiskFullError: nothing more can be written; the other series would fail as well.
+        SeriesRejected: an exception was raised in the block.
+        DiskFullError: the disk is full, so the other series would fail too.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def reject_on_error(what: str) -> Iterator[None]:
         raise
     except MaskfoldError as error:
         raise SeriesRejected(error.message.rstrip(".")) from error
-    except Exception as error:  # decoders read arbitrary bytes and raise arbitrary types
+    except Exception as error:  # decoders of arbitrary bytes raise exceptions of arbitrary types
         message = " ".join(str(error).split())[:200]
         raise SeriesRejected(f"{what} ({type(error).__name__}{': ' + message if message else ''})") from error
 
@@ -57,8 +57,8 @@ def silence_pydicom() -> Iterator[None]:
 
 # Geometry of frames
 
-# Attributes that distinguish acquisitions at the same positions: keyword in a classic file → sequence and keyword in a
-# frame of an enhanced file.
+# Attributes that distinguish acquisitions at the same positions: for each keyword in a classic file, the sequence and
+# keyword in a frame of an enhanced file.
 ACQUISITION_KEYWORDS = {
     "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
     "EchoTime": ("MREchoSequence", "EffectiveEchoTime"),
@@ -69,19 +69,19 @@ ACQUISITION_KEYWORDS = {
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Header of one slice.
+    """The header of one slice.
 
     Attributes:
-        path: its file.
-        name: the file, for messages.
-        index: the frame in the file, from 0.
+        path: path of the file.
+        name: name of the file, for messages.
+        index: number of the frame in the file, from 0.
         shape: rows and columns.
-        position: (3,) mm, LPS: the centre of the first pixel; None if absent.
+        position: (3,) centre of the first pixel in mm, LPS; None if absent.
         orientation: (6,) direction cosines along a row (to the next column) and along a column, LPS; None if absent.
         spacing: mm between rows and between columns; None if absent.
         thickness, slice_spacing: mm, SliceThickness and SpacingBetweenSlices; 0 if absent. Positions are more reliable.
         slope, intercept: value = stored × slope + intercept.
-        acquisition: keyword of `ACQUISITION_KEYWORDS` → value.
+        acquisition: values by keyword of `ACQUISITION_KEYWORDS`.
     """
 
     path: Path
@@ -102,8 +102,8 @@ def read_frames(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
     """Read the geometry of every frame (PS3.3 C.7.6.2, C.7.6.16).
 
     Raises:
-        SeriesRejected: the file has several frames without a position each, or a modality look-up table instead of
-            slope and intercept.
+        SeriesRejected: the file has several frames that do not all have a position, or a modality look-up table instead
+            of slope and intercept.
         ValueError, TypeError: a numeric attribute is not a number.
     """
     if "PerFrameFunctionalGroupsSequence" in dataset:
@@ -140,7 +140,7 @@ def _read_enhanced(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
 
 
 def functional_group(dataset: Any, group: Any, sequence: str) -> Any:
-    """Return a functional group item: the frame's own, else the shared one, else {}."""
+    """Return an item of a functional group: that of the frame, else the shared item, else {}."""
     shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
     for holder in (group, shared[0]):
         items = holder.get(sequence)
@@ -200,7 +200,7 @@ DATE_KEYWORDS = (
     "InstanceCreationDate",
     "PatientBirthDate",
 )
-# Anonymisers and test data write these into PatientName: a name that contains one is not private.
+# Words that anonymisers and test data write into PatientName; a name that contains one of them is not private.
 PLACEHOLDER_NAMES = {
     "anon",
     "anonym",
@@ -228,14 +228,14 @@ MASKED = "***"
 
 
 def find_private_patterns(dataset: Any) -> frozenset[str]:
-    """Return patterns of the private texts of a header.
+    """Return patterns for the private texts of a header.
 
     Args:
         dataset: a header with PatientName and dates.
 
     Returns:
-        Regular expressions (for `hide_private`) of the name's parts, of the parts written together, and of the dates. A
-        part with a digit is a code, not a name.
+        Regular expressions (for `hide_private`) for the parts of the name, for the joined parts, and for the dates. A
+        part with a digit counts as a code instead of a name.
     """
     parts = re.split(r"[\s^=,]+", str(dataset.get("PatientName") or "").casefold())
     codes = [part for part in parts if any(character.isdigit() for character in part)]
@@ -243,7 +243,8 @@ def find_private_patterns(dataset: Any) -> frozenset[str]:
     patterns = set()
     if not any(word in PLACEHOLDER_NAMES for word in words):
         names = [word for word in words if word.isalpha()]
-        # Whole words: the name Long does not match `prolonged`; digits and underscores end a word, as in LONG_1.
+        # Match only whole words, so that the name Long does not match `prolonged`; digits and underscores end a word,
+        # as in LONG_1.
         patterns |= {_whole_word(re.escape(name)) for name in names if _is_long(name, 2)}
         patterns |= {
             re.escape(a + b) if _is_long(a + b, 4) else _whole_word(re.escape(a) + r"[\W_]*" + re.escape(b))
@@ -259,14 +260,14 @@ def find_private_patterns(dataset: Any) -> frozenset[str]:
 
 
 def _whole_word(expression: str) -> str:
-    """Return the expression with no letter before and after it."""
+    """Return the expression with the condition that no letter stands before or after it."""
     return rf"(?<![^\W\d_]){expression}(?![^\W\d_])"
 
 
 def _is_long(word: str, min_letters: int) -> bool:
-    """Return whether a word is long enough to hide.
+    """Return whether a word is long enough to be hidden.
 
-    Two Latin letters are too often part of another word; two Chinese or Japanese characters are a name.
+    Two Latin letters are too often part of another word, whereas two Chinese or Japanese characters can be a name.
     """
     return len(word) > (min_letters if word.isascii() else 1)
 

@@ -1,4 +1,4 @@
-"""2D pictures without a position in the patient, such as X-rays, as PNG files."""
+"""Write 2D pictures without a position in the patient, such as X-rays, as PNG files."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from competition.text import fold_name, name_problem
 
 MAX_UINT8, MAX_UINT16 = 255, 65535
 MAX_STEM_BYTES = 128
-INVERTED = "MONOCHROME1"  # the lowest value is white
+INVERTED = "MONOCHROME1"  # photometric interpretation in which the lowest value is white
 
 
 def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[str]) -> dict[tuple[str, str], str]:
-    """Name the pictures.
+    """Return an id for each picture.
 
-    A picture is named after its file, as hosts' tables refer to it, unless that contains something private, is no valid
-    name, or is the name of another picture; then after its series, with its SOPInstanceUID if the series has several.
+    The id of a picture is the name of its file, because hosts' tables use it. If the file name contains a private text,
+    is not a valid name, or is the name of another picture, the id is that of the series, followed by the SOPInstanceUID
+    if the series has several pictures.
 
     Args:
-        series: all of kind picture.
-        ids: SeriesInstanceUID → the id of the series.
-        taken: ids of earlier conversions of other series.
+        series: all series of the kind picture.
+        ids: id of each series by SeriesInstanceUID.
+        taken: ids that other series got in earlier conversions.
 
     Returns:
-        (SeriesInstanceUID, name of the file) → id.
+        Ids by (SeriesInstanceUID, name of the file).
     """
     stems = {
         (item.uid, instance.name): _stem(instance, item.private_patterns)
@@ -49,7 +50,7 @@ def name_pictures(series: Sequence[Series], ids: Mapping[str, str], taken: Set[s
 
 
 def _stem(instance: Instance, private_patterns: Iterable[str]) -> str:
-    """Return the file's name without its extension; empty if it cannot be an id."""
+    """Return the file's name without its extension; an empty text if it cannot be an id."""
     stem = instance.name.rpartition("/")[2]
     stem = stem[: -len(".dcm")] if stem.lower().endswith(".dcm") else stem.removesuffix(".dicom")
     is_valid = name_problem(stem) is None and len(stem.encode()) <= MAX_STEM_BYTES and not stem.startswith(".")
@@ -60,8 +61,8 @@ def read_picture(instance: Instance, pixels: PixelReader) -> np.ndarray:
     """Read a picture.
 
     Args:
-        instance: its file.
-        pixels: decodes it.
+        instance: the picture's file, with the headers of its frames.
+        pixels: function that decodes the file.
 
     Returns:
         (rows, columns) uint8, or uint16 if a value is above 255; higher is brighter.
@@ -96,7 +97,7 @@ def write_picture(path: Path, array: np.ndarray) -> None:
 
 
 def _bits_maximum(path: Path) -> int:
-    """Return the highest stored value that a file's BitsStored allows."""
+    """Return the highest stored value that the BitsStored of a file allows."""
     import pydicom
 
     dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["BitsStored"], force=True)

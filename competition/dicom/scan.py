@@ -1,4 +1,4 @@
-"""Headers of all DICOM files below a folder, grouped into series, with names of patients and cases; no pixels."""
+"""Read the headers (not the pixels) of all DICOM files below a folder, group them into series, and name cases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from competition.dicom.headers import (
     silence_pydicom,
 )
 
-DEFERRED_BYTES = 4096  # values longer than this stay on the disk
+DEFERRED_BYTES = 4096  # longer values are not read from the disk
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 SEGMENTATION_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
@@ -36,7 +36,7 @@ SEGMENTATION_CLASSES = {
 }
 SUFFIXES = (".dcm", ".dicom", ".ima")
 DICOMDIR = "1.2.840.10008.1.3.10"
-LAST_IDENTITY_TAG = 0x0020000E  # SeriesInstanceUID: the tags up to here identify the file and its series
+LAST_IDENTITY_TAG = 0x0020000E  # SeriesInstanceUID; the tags up to this one identify the file and its series
 
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 TAGS = [
@@ -79,18 +79,16 @@ TAGS = [
 
 @dataclass(eq=False)
 class Instance:
-    """Header of one DICOM file.
+    """The header of one DICOM file.
 
     Attributes:
-        name: its path below the folder, for messages.
-        patient_id … modality: text of the header; empty if absent.
-        private_patterns: see `find_private_patterns`.
-        instance_number: InstanceNumber; None if absent.
-        transfer_syntax: its UID.
-        size: rows, columns and frames.
-        frame_headers: geometry of each frame; empty for segmentations and files without pixels.
-        source_uids: UIDs of the instances and series that the file was derived from.
-        fault: why its pixels cannot be used; empty if they can.
+        name: path of the file below the folder, for messages.
+        patient_id … modality: texts of the header; empty if absent. private_patterns: see `find_private_patterns`.
+        instance_number: InstanceNumber; None if absent. transfer_syntax: UID of the transfer syntax. size: number of
+            rows, columns and frames. frame_headers: geometry of each frame; empty for segmentations and files without
+            pixels.
+        source_uids: UIDs of the instances and series from which the file was derived. fault: reason why the pixels
+            cannot be used; empty if they can be used.
     """
 
     path: Path
@@ -118,11 +116,11 @@ class Instance:
 
 @dataclass
 class Scan:
-    """Files of a folder.
+    """The files of a folder.
 
     Attributes:
-        instances: sorted by name.
-        unreadable: files that are DICOM, or are named like DICOM, and whose series is unknown → the reason.
+        instances: headers of the DICOM files, sorted by name.
+        unreadable: reason for each file that is DICOM or has a DICOM name, but whose series is unknown.
         non_dicom_count: number of files that are not DICOM.
         links: paths of links to folders, which are not followed.
     """
@@ -146,7 +144,8 @@ def scan_folder(folder: Path) -> Scan:
     result.instances.sort(key=lambda instance: instance.name)
     dicom_patterns = {_name_pattern(instance.name) for instance in result.instances} - {None}
     for name in non_dicom:
-        # An overwritten slice at an end of the volume leaves no gap; only its name shows that it is missing.
+        # If a slice at an end of the volume was overwritten, there is no gap; only the file names show that it is
+        # missing.
         if _name_pattern(name) in dicom_patterns or name.lower().endswith(SUFFIXES):
             result.unreadable[name] = f"{name} is named like a DICOM file and is not one"
         else:
@@ -155,7 +154,7 @@ def scan_folder(folder: Path) -> Scan:
 
 
 def _name_pattern(name: str) -> str | None:
-    """Return a name without its numbers; None if the file name has no number."""
+    """Return a name in which numbers are replaced; None if the file name has no number."""
     return re.sub(r"\d+", "#", name) if re.search(r"\d[^/]*$", name) else None
 
 
@@ -183,13 +182,13 @@ def _add_file(result: Scan, path: Path, name: str, non_dicom: list[str]) -> None
 
 
 def _read_header(path: Path) -> tuple[Any | None, bool]:
-    """Return the header and whether it is complete; None if the file is not DICOM."""
+    """Return the header of a file (None if the file is not DICOM), and whether the header is complete."""
     import pydicom
     from pydicom.filereader import read_partial
 
     with open(path, "rb") as stream:
         start = stream.read(4096)
-    no_preamble = start[:2] in (b"\x08\x00", b"\x02\x00") and start[3:4] == b"\x00"  # old files
+    no_preamble = start[:2] in (b"\x08\x00", b"\x02\x00") and start[3:4] == b"\x00"  # for old files without a preamble
     if start[128:132] != b"DICM" and not no_preamble:
         return None, False
     if DEFLATED in start:
@@ -199,18 +198,19 @@ def _read_header(path: Path) -> tuple[Any | None, bool]:
         with reject_on_error("cannot be read"):
             dataset = pydicom.dcmread(path, defer_size=DEFERRED_BYTES, specific_tags=TAGS, force=no_preamble)
     except SeriesRejected:
-        pass  # handled below
+        pass  # this case is handled below
     if getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID") == DICOMDIR:
         return None, False
     if dataset.get("SeriesInstanceUID"):
         return dataset, True
-    # pydicom raises, or returns an empty header, if the file ends within it: read only up to the SeriesInstanceUID.
+    # If the file ends within the header, pydicom raises an error or returns an empty header, so read only up to the
+    # SeriesInstanceUID.
     with open(path, "rb") as stream:
         return read_partial(stream, stop_when=lambda tag, *_: tag > LAST_IDENTITY_TAG, force=no_preamble), False
 
 
 def _check_deflated_size(path: Path, start: bytes) -> None:
-    """Inflate a deflated dataset block by block to measure it, because pydicom inflates all of it at once."""
+    """Measure a deflated dataset by inflating it block by block, because pydicom inflates all of it at once."""
     inflater, count = zlib.decompressobj(-zlib.MAX_WBITS), 0
     with open(path, "rb") as stream:
         stream.seek(144 + int.from_bytes(start[140:144], "little"))  # after the file meta information group
@@ -238,7 +238,7 @@ def _read_identity(dataset: Any, path: Path, name: str) -> Instance:
 
 
 def _read_image_attributes(instance: Instance, dataset: Any) -> None:
-    """Fill in the attributes of the image.
+    """Set the attributes of the instance that describe its image.
 
     Raises:
         SeriesRejected: the pixels are incomplete.
@@ -251,7 +251,7 @@ def _read_image_attributes(instance: Instance, dataset: Any) -> None:
     instance.source_uids = _read_source_uids(dataset)
     pixel_keyword = next((keyword for keyword in PIXEL_KEYWORDS if keyword in dataset), None)
     if pixel_keyword is None and "Rows" not in dataset and "Image Storage" not in _class_name(instance.sop_class):
-        return  # a report, contours, a presentation state: no image
+        return  # not an image, but e.g. a report, contours or a presentation state
     instance.has_pixels = True
     if pixel_keyword is None:
         raise SeriesRejected(f"{instance.name} is truncated: found no pixels")
@@ -262,11 +262,11 @@ def _read_image_attributes(instance: Instance, dataset: Any) -> None:
 
 
 def _check_pixel_bytes(instance: Instance, dataset: Any, pixel_keyword: str) -> None:
-    """Compare the bytes of pixels in the file with the size that the header declares."""
+    """Check that the file has as many bytes of pixels as the header declares."""
     element = dataset.get_item(pixel_keyword, keep_deferred=True)
     length, start = getattr(element, "length", None), getattr(element, "value_tell", 0)
     if length is None or length == 0xFFFFFFFF or getattr(element, "is_undefined_length", False):
-        return  # encapsulated: pydicom does not return the element of a truncated file
+        return  # for encapsulated pixels, pydicom does not return the element of a truncated file
     bits = int(dataset.get("BitsAllocated") or 16) * int(dataset.get("SamplesPerPixel") or 1)
     expected = -(-math.prod(instance.size) * bits // 8)
     available = length
@@ -294,7 +294,7 @@ def _class_name(uid: str) -> str:
 
 
 def _read_source_uids(dataset: Any) -> frozenset[str]:
-    """Return the UIDs of the instances and series that an instance, or one of its frames, was derived from."""
+    """Return the UIDs of the instances and series from which an instance or one of its frames was derived."""
     uids: set[str] = set()
     for series in dataset.get("ReferencedSeriesSequence") or ():
         uids.add(str(series.get("SeriesInstanceUID") or ""))
@@ -311,7 +311,7 @@ def _read_source_uids(dataset: Any) -> frozenset[str]:
 
 
 def header_text(dataset: Any, keyword: str) -> str:
-    """Return an attribute as one line of text; empty if absent."""
+    """Return an attribute as one line of text; an empty text if it is absent."""
     value = dataset.get(keyword)
     if value is None:
         return ""
@@ -322,8 +322,8 @@ def header_text(dataset: Any, keyword: str) -> str:
 
 # Series
 
-MAX_COSINE_DIFFERENCE = 1e-3  # between direction cosines of one direction
-MAX_COUNTED_DIRECTIONS = 99  # a rotating view has as many directions as frames
+MAX_COSINE_DIFFERENCE = 1e-3  # maximum difference between direction cosines of equal directions
+MAX_COUNTED_DIRECTIONS = 99  # limit of the count, because a rotating view has as many directions as frames
 SLICE_MODALITIES = ("CT", "MR", "PT", "NM")
 UNPLACED = (
     "its images have no position in the patient, so their order and spacing are unknown; export the series again with "
@@ -334,13 +334,13 @@ NON_IMAGE_HINTS = {"RTSTRUCT": "contours; export them as DICOM-SEG or as a label
 
 @dataclass(eq=False)
 class Series:
-    """Files of one SeriesInstanceUID.
+    """The files of one SeriesInstanceUID.
 
     Attributes:
-        instances: sorted by name, at least one.
-        kind: image, label (an image series that holds labels), picture (2D images without a position), segmentation
+        instances: headers of the files, at least one, sorted by name.
+        kind: image, label (an image series that contains labels), picture (2D images without a position), segmentation
             (DICOM-SEG) or other.
-        reason: why it can never be a volume, even if its faults are repaired; empty for volumes.
+        reason: reason why the series cannot become a volume even if its faults are repaired; empty for volumes.
     """
 
     uid: str
@@ -350,21 +350,21 @@ class Series:
 
     @property
     def header(self) -> Instance:
-        """The first instance with a complete header; it represents the series."""
+        """The first instance with a complete header, which represents the series."""
         return next((instance for instance in self.instances if not instance.fault), self.instances[0])
 
     @property
     def private_patterns(self) -> frozenset[str]:
-        """Patterns of private texts; see `find_private_patterns`."""
+        """The patterns of private texts in the series; see `find_private_patterns`."""
         return frozenset().union(*(instance.private_patterns for instance in self.instances))
 
 
 def group_series(instances: list[Instance], label_pattern: re.Pattern[str] | None) -> list[Series]:
-    """Group files into series, whatever their folders.
+    """Group files into series, independent of their folders.
 
     Args:
         instances: files of a scan.
-        label_pattern: series whose description matches it hold labels.
+        label_pattern: regular expression; series whose description matches it contain labels.
 
     Returns:
         Series, sorted by patient, SeriesNumber and UID.
@@ -399,13 +399,13 @@ def _new_series(uid: str, instances: list[Instance], label_pattern: re.Pattern[s
 
 
 def _are_pictures(series: Series) -> bool:
-    """Return whether images without a position are 2D pictures, and not slices that have lost it."""
+    """Return whether images without a position are 2D pictures; otherwise they are slices whose position is missing."""
     one_frame_each = all(len(instance.frame_headers) == 1 for instance in series.instances if not instance.fault)
     return one_frame_each and series.kind == "image" and series.header.modality not in SLICE_MODALITIES
 
 
 def _non_volume_reason(series: Series) -> str:
-    """Return why the images are not slices of one volume; empty if they are."""
+    """Return the reason why the images are not slices of one volume; an empty text if they are."""
     for instance in series.instances:
         if "LOCALIZER" in instance.image_type:
             return f"a localiser ({instance.name})"
@@ -423,7 +423,7 @@ def _non_volume_reason(series: Series) -> str:
 
 
 def _count_directions(orientations: list[np.ndarray]) -> int:
-    """Count the different directions among direction cosines, up to one more than `MAX_COUNTED_DIRECTIONS`."""
+    """Count the different directions among direction cosines; stop at `MAX_COUNTED_DIRECTIONS` + 1."""
     directions: list[np.ndarray] = []
     for cosines in orientations:
         if not any(np.abs(cosines - direction).max() <= MAX_COSINE_DIFFERENCE for direction in directions):
@@ -434,17 +434,17 @@ def _count_directions(orientations: list[np.ndarray]) -> int:
 
 
 def format_counts(values: list[str]) -> str:
-    """Format values with their counts, the most frequent first: `20 of 512×512, 1 of 256×256`."""
+    """Format values with their counts, the most frequent value first, e.g. `20 of 512×512, 1 of 256×256`."""
     return ", ".join(f"{count} of {value}" for value, count in Counter(values).most_common())
 
 
 # Names of patients and cases
 
-MAX_LENGTH = 60  # characters of a cleaned text
+MAX_LENGTH = 60  # maximum number of characters of a cleaned text
 
 
 def _clean(text: str) -> str:
-    """Reduce a text to ASCII letters, digits, `_` and `-`; may be empty."""
+    """Reduce a text to ASCII letters, digits, `_` and `-`; the result may be empty."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_-]+", "_", plain).strip("_-")[:MAX_LENGTH]
 
@@ -455,15 +455,15 @@ def _short_hash(text: str) -> str:
 
 
 def name_patients(series: list[Series]) -> dict[str, str]:
-    """Name the patient of each series.
+    """Return the name of the patient of each series.
 
     Args:
         series: all series of the folder.
 
     Returns:
-        SeriesInstanceUID → cleaned PatientID. Six hash digits follow if two PatientIDs are equal once cleaned; they
-        replace the PatientID (`patient_1a2b3c`) if it is empty (then per study) or contains the patient's name or a
-        date.
+        The cleaned PatientID by SeriesInstanceUID. If two PatientIDs are equal after cleaning, six hash digits are
+        appended. If the PatientID is empty, or contains the patient's name or a date, the name is `patient_` and six
+        hash digits (of the study if the PatientID is empty).
     """
     originals = {item.uid: item.header.patient_id or item.header.study_uid for item in series}
     names = {}
@@ -475,7 +475,7 @@ def name_patients(series: list[Series]) -> dict[str, str]:
         names[item.uid] = name
     originals_of_name: dict[str, set[str]] = {}
     for uid, name in names.items():
-        # P1 and p1 are the same file on case-insensitive disks.
+        # on case-insensitive disks, P1 and p1 are the same file
         originals_of_name.setdefault(name.casefold(), set()).add(originals[uid])
     return {
         uid: f"{name}_{_short_hash(originals[uid])}" if len(originals_of_name[name.casefold()]) > 1 else name
@@ -486,18 +486,18 @@ def name_patients(series: list[Series]) -> dict[str, str]:
 def assign_case_ids(
     series: list[Series], patient_of: dict[str, str], known_ids: dict[str, str], taken_ids: set[str]
 ) -> dict[str, str]:
-    """Name the image series.
+    """Return an id for each image series.
 
     Args:
-        series: the image series of the folder, including faulty ones, so that repairing one changes no other id.
+        series: image series of the folder, including faulty series, so that repairing one of them changes no other id.
         patient_of: result of `name_patients`.
-        known_ids: SeriesInstanceUID → the id of an earlier conversion, which stays.
-        taken_ids: ids of other series of earlier conversions.
+        known_ids: ids from earlier conversions by SeriesInstanceUID; they are kept.
+        taken_ids: ids that other series got in earlier conversions.
 
     Returns:
-        SeriesInstanceUID → id: the patient; plus `_st` and six hash digits of the study if the patient has several
-        studies; plus `_s` and SeriesNumber if the patient has several series; plus six hash digits of the series if
-        that is not unique.
+        Ids by SeriesInstanceUID. An id consists of the patient; `_st` and six hash digits of the study if the patient
+        has several studies; `_s` and SeriesNumber if the patient has several series; and six hash digits of the series
+        if the id would otherwise not be unique.
     """
     series_count = Counter(patient_of[item.uid] for item in series)
     studies: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Masks of the images of a folder, built from DICOM-SEG files and from series that hold labels."""
+"""Build the masks of a folder's images from DICOM-SEG files and from series that contain labels."""
 
 # Not highdicom (0.28), which would add 29 MB (`du -sh highdicom jpeg_ls`) and 0.3 s of processor time per import to the
 # base install. If a file lacks an attribute that a mask does not need, such as SharedFunctionalGroupsSequence or
@@ -39,11 +39,11 @@ from competition.text import format_count
 
 @dataclass(eq=False)
 class Mask:
-    """Mask on its image's grid.
+    """A mask on the grid of its image.
 
     Attributes:
         array: (X, Y, Z) uint8.
-        series: SeriesInstanceUIDs it was made from.
+        series: SeriesInstanceUIDs from which the mask was made.
     """
 
     image: ConvertedImage
@@ -53,11 +53,11 @@ class Mask:
 
 
 class MaskBuilder:
-    """Builder of the masks of a folder's images; a bad file never stops the others.
+    """Builder of the masks of a folder's images; a bad file does not stop the others.
 
     Attributes:
-        rejections: SeriesInstanceUID → the reasons why the series is not, or not completely, in a mask.
-        ignored: SeriesInstanceUID → ignored files.
+        rejections: reasons, by SeriesInstanceUID, why a series is not (or not completely) in a mask.
+        ignored: ignored files by SeriesInstanceUID.
     """
 
     def __init__(self, matcher: ReferenceMatcher, label_map: LabelMap) -> None:
@@ -77,7 +77,7 @@ class MaskBuilder:
                     segmentations.append(read_segmentation(instance))
                 except SeriesRejected as error:
                     self.reject([item.uid], str(error))
-        # Number the labels of rejected files too, so that repairing a file does not change the numbers.
+        # Also number the labels of rejected files, so that repairing a file does not change the numbers.
         self._label_map.add(
             (number, label) for segmentation in segmentations for number, label in segmentation.labels.items()
         )
@@ -91,7 +91,7 @@ class MaskBuilder:
                 self._segmentations.setdefault(image.id, []).append((image, segmentation))
 
     def add_label_series(self, series: list[Series], pixels: PixelReader) -> None:
-        """Find the images of the series that hold labels."""
+        """Find the images to which the series with labels belong."""
         for item in series:
             try:
                 slices = build_stack(item, pixels)
@@ -172,7 +172,7 @@ class MaskBuilder:
         return _new_mask(image, array, [slices.series.uid], notes + slices.notes)
 
     def reject(self, uids: list[str], reason: str) -> None:
-        """Record why series are not, or not completely, in a mask."""
+        """Record the reason why series are not (or not completely) in a mask."""
         for uid in uids:
             reasons = self.rejections.setdefault(uid, [])
             if reason not in reasons:
@@ -186,7 +186,7 @@ def _new_mask(image: ConvertedImage, array: np.ndarray, series: list[str], notes
 
 
 def _stack_mismatch(slices: SliceStack, grid: Grid) -> str:
-    """Return why a label series is not on a grid; empty if it is."""
+    """Return the reason why a label series is not on a grid; an empty text if it is."""
     try:
         resample_onto(grid, slices.grid.affine, np.empty((0, 3), np.int64), slices.grid.shape)
     except SeriesRejected as error:
@@ -201,13 +201,13 @@ MAX_LABEL_VALUE = 255  # masks are uint8
 
 
 class LabelMap:
-    """Labels and their values, stored in segments.csv; a label keeps its value once it has one.
+    """Labels and their values, stored in segments.csv; the value of a label never changes.
 
     Args:
-        path: the table; values in an existing table stay, including those that a user wrote.
+        path: path of the table; values in an existing table are kept, including those that a user wrote.
 
     Raises:
-        MaskfoldError: the table is damaged, or has a value or a label twice.
+        MaskfoldError: the table is damaged, or contains a value or a label twice.
     """
 
     def __init__(self, path: Path) -> None:
@@ -231,10 +231,10 @@ class LabelMap:
         return {_normalise(label): value for value, label in self.labels.items()}
 
     def add(self, segments: Iterable[tuple[int, str]]) -> None:
-        """Give a value to each label that has none.
+        """Assign a value to each label that has no value.
 
         Args:
-            segments: (segment number, label) of all files. New labels are numbered by their lowest segment number, then
+            segments: (segment number, label) of all files. New labels are sorted by their lowest segment number, then
                 alphabetically, so that the order of files does not matter.
 
         Raises:
@@ -271,7 +271,7 @@ class LabelMap:
 
 
 def _normalise(label: str) -> str:
-    """Reduce Spleen, spleen and ` spleen ` to one key."""
+    """Return a key that is equal for Spleen, spleen and ` spleen `."""
     return " ".join(label.casefold().split())
 
 
@@ -280,7 +280,7 @@ def _normalise(label: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ConvertedImage:
-    """Converted image series."""
+    """A converted image series."""
 
     id: str
     slices: SliceStack
@@ -291,7 +291,7 @@ class ReferenceMatcher:
 
     Args:
         series: all image series of the folder.
-        images: the converted ones, by SeriesInstanceUID.
+        images: converted image series by SeriesInstanceUID.
     """
 
     def __init__(self, series: list[Series], images: dict[str, ConvertedImage]) -> None:
@@ -305,15 +305,16 @@ class ReferenceMatcher:
 
         Args:
             instance: a file of the mask.
-            find_mismatch: returns why the mask is not on an image's grid; empty if it is.
-            strict: the referenced images must be in the folder; otherwise fall back to the images of the study.
+            find_mismatch: function that returns why the mask is not on an image's grid; an empty text if it is.
+            strict: whether the referenced images must be in the folder; if False, the images of the study are searched
+                too.
 
         Returns:
-            The referenced image with the mask's grid; if the file references none, the only image of its study and
-            frame of reference with its grid.
+            The referenced image that has the mask's grid. If the file references no image, the only image of its study
+            and frame of reference that has the mask's grid.
 
         Raises:
-            SeriesRejected: there is no such image, or more than one.
+            SeriesRejected: no image matches, or several images match.
         """
         referenced = {self._series_of_uid[uid] for uid in instance.source_uids if uid in self._series_of_uid}
         if referenced:
@@ -345,7 +346,7 @@ class ReferenceMatcher:
 
 
 def _same_frame(image: Instance, mask: Instance) -> bool:
-    """Return whether both have the same study, and do not have different frames of reference."""
+    """Return whether both have the same study, and no different frames of reference."""
     frames_of_reference = {image.frame_of_reference, mask.frame_of_reference} - {""}
     return image.study_uid == mask.study_uid and len(frames_of_reference) < 2
 
@@ -357,13 +358,13 @@ MIN_FRACTION = 0.5  # fraction from which a voxel of a fractional segmentation b
 
 @dataclass(eq=False)
 class Segmentation:
-    """Header of one DICOM-SEG file.
+    """The header of one DICOM-SEG file.
 
     Attributes:
-        labels: segment number → SegmentLabel.
+        labels: SegmentLabel by segment number.
         kind: BINARY, FRACTIONAL or LABELMAP.
-        max_value: the stored value that means a fraction of 1.
-        frame_geometry: of each frame, its segment number (None in a label map) and its affine to RAS mm.
+        max_value: stored value that represents a fraction of 1.
+        frame_geometry: for each frame, the segment number (None in a label map) and the affine to RAS mm.
         shape: rows and columns.
     """
 
@@ -377,7 +378,7 @@ class Segmentation:
 
 @dataclass(eq=False)
 class MaskCanvas:
-    """Mask that is painted segment by segment.
+    """A mask that is painted segment by segment.
 
     Attributes:
         mask: (X, Y, Z) uint8.
@@ -393,7 +394,7 @@ class MaskCanvas:
         self._fraction = np.zeros(self.grid.shape, np.float32)
 
     def set_voxels(self, voxels: np.ndarray, value: int, fraction: np.ndarray | float = 1.0) -> None:
-        """Set (N, 3) voxels to a value; if calls overlap, the larger fraction wins, then the higher value."""
+        """Set (N, 3) voxels to a value. If calls overlap, the larger fraction wins; if equal, the higher value."""
         index = tuple(voxels.T)
         old_value, old_fraction = self.mask[index], self._fraction[index]
         self.overlap_count += int(((old_value != 0) & (old_value != value)).sum())
@@ -422,7 +423,7 @@ def read_segmentation(instance: Instance) -> Segmentation:
         labels = {
             int(segment.SegmentNumber): _segment_label(segment) for segment in dataset.get("SegmentSequence") or ()
         }
-        labels.pop(0, None)  # a label map may describe its background
+        labels.pop(0, None)  # because a label map may describe its background
         frame_geometry = list(_read_frame_geometry(dataset, instance, kind))
         for number, _ in frame_geometry:
             if number is not None and number not in labels:
@@ -440,11 +441,11 @@ def read_segmentation(instance: Instance) -> Segmentation:
 
 
 def _segment_label(segment: Any) -> str:
-    """Return SegmentLabel, else the meaning of the segment's type, else its number."""
+    """Return SegmentLabel; if it is absent, the meaning of the segment's type, else the segment's number."""
     types = segment.get("SegmentedPropertyTypeCodeSequence") or [{}]
     for name in (segment.get("SegmentLabel"), types[0].get("CodeMeaning")):
         if name and str(name).strip():
-            # A leading sign would make the cell a formula in a spreadsheet.
+            # A sign at the beginning would make the cell a formula in a spreadsheet.
             return " ".join(str(name).split()).lstrip("=+-@") or f"segment {segment.SegmentNumber}"
     return f"segment {segment.SegmentNumber}"
 
@@ -472,7 +473,10 @@ def _read_frame_geometry(dataset: Any, instance: Instance, kind: str) -> Iterato
 
 
 def grid_mismatch(segmentation: Segmentation, grid: Grid) -> str:
-    """Return why the frames are not on a grid; empty if they are. Frames may extend beyond the grid."""
+    """Return the reason why the frames are not on a grid; an empty text if they are.
+
+    They may extend beyond the grid.
+    """
     rows, columns = segmentation.shape
     try:
         for _, affine in segmentation.frame_geometry:
@@ -488,10 +492,11 @@ def paint_segments(segmentation: Segmentation, canvas: MaskCanvas, values: dict[
     Args:
         segmentation: result of `read_segmentation`.
         canvas: the canvas on the image's grid, painted in place.
-        values: segment number → value in the mask.
+        values: values in the mask by segment number.
 
     Raises:
-        SeriesRejected: its pixels cannot be decoded, its grid is not the image's, or a labelled voxel is outside.
+        SeriesRejected: the pixels cannot be decoded, the grid differs from the image's, or a labelled voxel is outside
+            of the image.
     """
     name = segmentation.instance.name
     check_decoders([segmentation.instance])

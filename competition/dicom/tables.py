@@ -1,4 +1,4 @@
-"""Read and write series.csv, one row per series over all conversions into a folder, and other small CSV tables."""
+"""Read and write series.csv (one row per series, over all conversions into a folder) and other small CSV tables."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from competition.errors import MaskfoldError
 from competition.io import make_temporary_path, open_atomic
 from competition.text import escape_formula
 
-CELL_SEPARATOR = "; "  # between files or remarks in one cell
+CELL_SEPARATOR = "; "  # separator between files or remarks in one cell
 
 
 @dataclass
 class SeriesRow:
-    """Result of one series.
+    """The result of converting one series.
 
     Attributes:
-        id: the case; for a label series the case it labels; otherwise the patient.
-        patient: PatientID, cleaned; see `scan.name_patients`.
+        id: id of the case; for a label series the case that it labels; if there is no case, the patient.
+        patient: cleaned PatientID; see `scan.name_patients`.
         study, series: UIDs.
         number: SeriesNumber.
         layout: imagesTr or imagesTs.
-        slices: number of frames; for a converted series the slices of the volume.
-        shape: 512x512x40, along X, Y, Z.
-        spacing: 0.7x0.7x5, mm.
+        slices: number of frames; for a converted series, number of slices of the volume.
+        shape: size along X, Y, Z, e.g. 512x512x40.
+        spacing: mm along X, Y, Z, e.g. 0.7x0.7x5.
         status: converted (an image), label (a mask) or refused.
-        reason: why it was refused.
+        reason: reason why the series was refused.
         notes: remarks on the conversion.
-        file: the written file, below the output folder.
-        ignored: ignored files, and why.
+        file: path of the written file below the output folder.
+        ignored: ignored files with the reasons.
     """
 
     id: str = ""
@@ -54,7 +54,7 @@ class SeriesRow:
 
     @property
     def title(self) -> str:
-        """Name of the series for messages."""
+        """The name of the series for messages."""
         number = f"series …{self.series[-8:]}" if self.series else ""
         if self.number:
             number = f"series {self.number}"
@@ -75,7 +75,7 @@ def read_rows(path: Path) -> list[SeriesRow]:
 
 
 def write_rows(path: Path, rows: list[SeriesRow]) -> None:
-    """Write the table atomically, sorted."""
+    """Sort the rows, and write the table atomically."""
     rows = sorted(rows, key=lambda row: (row.layout, row.id or "~", row.status, row.series))
     write_table(path, COLUMNS, [asdict(row) for row in rows])
 
@@ -93,19 +93,21 @@ def read_table(path: Path, columns: list[str]) -> list[dict[str, str]]:
             reader = csv.DictReader(stream)
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise MaskfoldError(f"{path} cannot be read ({error}).", "Delete it, or name another output folder.") from error
+        raise MaskfoldError(
+            f"{path} cannot be read ({error}).", "Delete this table, or name another output folder."
+        ) from error
     missing = [column for column in columns if column not in (reader.fieldnames or [])]
     if missing or any(None in row or None in row.values() for row in rows):
         raise MaskfoldError(
             f"{path} is not a table of maskfold dicom: found columns {', '.join(reader.fieldnames or [])}, expected "
             f"{', '.join(columns)} in every row.",
-            "Delete it, or name another output folder.",
+            "Delete this table, or name another output folder.",
         )
     return [{column: row[column] for column in columns} for row in rows]
 
 
 def write_table(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    """Write a CSV (UTF-8) atomically; a cell that a spreadsheet would run as a formula becomes text."""
+    """Write a CSV (UTF-8) atomically; a cell that a spreadsheet would execute as a formula becomes text."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""Volumes of image series: slices sorted by position, pixel values, voxel grids, and NIfTI files."""
+"""Build volumes of image series: sort slices by position, read pixel values, compute voxel grids, write NIfTI files."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from competition.text import format_count
 # Stacks of slices
 
 SAME_POSITION_MM = 1e-3
-MIN_GAP = 1.5  # gap, in median steps, from which a slice counts as missing
-MAX_UNEVENNESS = 0.1  # maximum deviation, in steps, of a slice from its position on an even grid
-MAX_SHEAR = 0.2  # maximum sideways shift, in pixels, from the first to the last slice
+MIN_GAP = 1.5  # gap in units of the median step from which a slice counts as missing
+MAX_UNEVENNESS = 0.1  # maximum deviation of a slice from its position on an even grid, in steps
+MAX_SHEAR = 0.2  # maximum sideways shift from the first to the last slice, in pixels
 
 
 @dataclass(eq=False)
 class SliceStack:
-    """Series whose slices form one volume.
+    """A series whose slices form one volume.
 
     Attributes:
         frames: the slices, sorted along the slice normal from the lowest position.
-        grid: size and affine.
+        grid: size and affine of the volume.
         notes: remarks that do not prevent the conversion.
-        ignored: ignored files, with the reason.
+        ignored: ignored files with the reasons.
     """
 
     series: Series
@@ -49,11 +49,11 @@ def build_stack(series: Series, pixels: PixelReader) -> SliceStack:
 
     Args:
         series: a series of kind image or label.
-        pixels: decodes the slices that share a position.
+        pixels: reader that decodes slices that share a position.
 
     Raises:
-        SeriesRejected: files are damaged, or of mixed sizes, spacings or patients, or there is no decoder for them; or
-            slices are missing, unevenly spaced, shifted sideways, or duplicated with different pixels.
+        SeriesRejected: files are damaged, have different sizes, spacings or patients, or cannot be decoded; or slices
+            are missing, unevenly spaced, shifted sideways, or duplicated with different pixels.
     """
     if series.reason:
         raise SeriesRejected(series.reason)
@@ -74,7 +74,7 @@ def build_stack(series: Series, pixels: PixelReader) -> SliceStack:
 
 
 def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
-    """Return the files without a fault; ignore a damaged file only if the series has a complete copy of it."""
+    """Return the files without a fault; a damaged file is ignored only if the series has a complete copy of it."""
     complete = [instance for instance in series.instances if not instance.fault and instance.frame_headers]
     complete_uids = {instance.instance_uid for instance in complete}
     damaged = [
@@ -92,7 +92,7 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
 
 
 def drop_copies(instances: list[Instance], ignored: list[str]) -> list[Instance]:
-    """Drop files that are byte-identical copies; copies of the pixels alone are found by their position."""
+    """Drop byte-identical copies of files; copies that have only the same pixels are found later by their position."""
     kept: dict[str, list[Instance]] = {}
     for instance in instances:
         same_uid = kept.setdefault(instance.instance_uid, [])
@@ -116,10 +116,10 @@ def _check_one_patient(instances: list[Instance]) -> None:
 
 
 def check_decoders(instances: list[Instance]) -> None:
-    """Check that a decoder is installed for compressed pixels, before a file is opened.
+    """Check that a decoder for compressed pixels is installed, before a file is opened.
 
     Raises:
-        SeriesRejected: there is none.
+        SeriesRejected: no decoder is installed.
     """
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
@@ -161,7 +161,7 @@ def _check_one_grid(frames: list[Frame]) -> None:
 def _sort_frames(
     frames: list[Frame], instances: dict[str, Instance], pixels: PixelReader, ignored: list[str]
 ) -> tuple[list[Frame], np.ndarray]:
-    """Return slices sorted along the normal, and their positions on it, (N,) mm; of duplicates, only the first."""
+    """Return slices sorted along the normal (of duplicates only the first), and their positions on it, (N,) mm."""
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
     along = positions @ normal
@@ -184,7 +184,7 @@ def _sort_frames(
 
 
 def _duplicate_reason(frames: list[Frame], duplicates: list[tuple[int, int]], first: Instance, second: Instance) -> str:
-    """Return why two slices at one position cannot be a copy of each other."""
+    """Return the reason why two slices at the same position are not copies of each other."""
     if first.instance_uid == second.instance_uid and first.path != second.path:
         return f"{first.name} and {second.name} share one SOPInstanceUID and differ in their pixels"
     keys = [key for key in frames[0].acquisition if len({frame.acquisition.get(key) for frame in frames}) > 1]
@@ -223,7 +223,7 @@ def _measure_step(frames: list[Frame], along: np.ndarray) -> float:
 
 
 def _check_upright(frames: list[Frame], along: np.ndarray) -> None:
-    """Check that slices do not shift sideways: a tilted gantry gives a sheared volume."""
+    """Check that slices are not shifted sideways, because a tilted gantry gives a sheared volume."""
     normal = slice_normal(np.asarray(frames[0].orientation))
     positions = np.array([frame.position for frame in frames])
     sideways = positions - positions[0] - np.outer(along - along[0], normal)
@@ -261,11 +261,11 @@ def load_volume(slices: SliceStack, pixels: PixelReader) -> np.ndarray:
 
     Args:
         slices: the sorted slices.
-        pixels: decodes them.
+        pixels: reader that decodes the slices.
 
     Returns:
-        (X, Y, Z): columns, rows, slices. int16 if every slope and intercept is a whole number and all values fit, else
-        float32.
+        Values (X, Y, Z): columns, rows, slices. The dtype is int16 if all slopes and intercepts are whole numbers and
+        all values fit, else float32.
 
     Raises:
         SeriesRejected: a slice cannot be decoded, or has values that are not finite.
@@ -276,11 +276,11 @@ def load_volume(slices: SliceStack, pixels: PixelReader) -> np.ndarray:
     whole_numbers = all(frame.slope.is_integer() and frame.intercept.is_integer() for frame in frames)
     volume = np.empty(shape, np.float32)
     int16_volume = np.empty(shape, np.int16) if whole_numbers else None
-    # Read file after file, not slice after slice: the frames of an enhanced file are decoded together.
+    # Read file by file instead of slice by slice, because the frames of an enhanced file are decoded together.
     order = sorted(range(len(frames)), key=lambda z: (frames[z].name, frames[z].index))
     for z in order:
         frame = frames[z]
-        # float64 is exact for whole numbers below 2^53.
+        # float64 represents whole numbers below 2^53 exactly
         values = pixels.read(frame).T.astype(np.float64) * frame.slope + frame.intercept
         if not np.isfinite(values).all():
             raise SeriesRejected(f"{frame.name} has values that are not finite")
@@ -294,7 +294,7 @@ def load_volume(slices: SliceStack, pixels: PixelReader) -> np.ndarray:
 
 
 class PixelReader:
-    """Decoder that caches the last file, because callers read the frames of one file in a row."""
+    """A decoder that caches the last file, because callers read the frames of one file one after the other."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -318,7 +318,7 @@ class PixelReader:
         return self._array[frame.index]
 
     def equal(self, first: Frame, second: Frame) -> bool:
-        """Return whether two frames hold the same values."""
+        """Return whether two frames have the same values."""
         first_values = self.read(first).copy()
         same_rescale = (first.slope, first.intercept) == (second.slope, second.intercept)
         return same_rescale and np.array_equal(first_values, self.read(second))
@@ -334,7 +334,7 @@ def decode_frames(path: Path, name: str) -> np.ndarray:
 
     with reject_on_error(f"{name} cannot be decoded"):
         dataset = pydicom.dcmread(path, force=True)
-        if not dataset.file_meta.get("TransferSyntaxUID"):  # an old file without preamble: never compressed
+        if not dataset.file_meta.get("TransferSyntaxUID"):  # an old file without preamble is never compressed
             dataset.file_meta.TransferSyntaxUID = _uncompressed_syntax(*dataset.original_encoding)
         frame_count = int(dataset.get("NumberOfFrames") or 1)
         pixel_bytes = max(1, int(dataset.get("BitsAllocated") or 16) // 8) * int(dataset.get("SamplesPerPixel") or 1)
@@ -354,14 +354,14 @@ def _uncompressed_syntax(implicit: bool | None, little: bool | None) -> Any:
     return ExplicitVRBigEndian if little is False else ExplicitVRLittleEndian
 
 
-GZIP_LEVEL = 4  # twice as fast as the default 9, and hardly larger on noisy images
+GZIP_LEVEL = 4  # compression level; twice as fast as the default 9, and for noisy images the files are hardly larger
 
 
 def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
     """Write a volume.
 
     Args:
-        path: name.nii.gz; its folder is created.
+        path: path that ends in .nii.gz; its folder is created.
         array: (X, Y, Z) int16, float32 or uint8.
         grid: the grid; its affine is written as sform and qform, both coded as scanner coordinates, in mm.
 
@@ -378,7 +378,7 @@ def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
     remove_stale_temp(path.parent, path.name)
     temporary_path = make_temporary_path(path)
     try:
-        # No name and no time in gzip's header: the same values give the same bytes.
+        # The gzip header has no name and no time, so that equal values give equal bytes.
         with (
             open_atomic(temporary_path, array.nbytes) as stream,
             gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0) as compressor,
@@ -392,17 +392,18 @@ def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
 
 # Voxel grids
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's x and y point left and back, NIfTI's right and front
-MAX_OFFSET = 0.1  # offset, in voxels, up to which two grids agree
+# X and y of DICOM point to the left and back, those of NIfTI to the right and front.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MAX_OFFSET = 0.1  # maximum offset between two equal grids, in voxels
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Voxel grid in the patient.
+    """A voxel grid in the patient.
 
     Attributes:
         affine: 4×4 float64, voxel (x, y, z) to RAS mm.
-        shape: voxels along columns (X), rows (Y) and slices (Z).
+        shape: number of voxels along X (columns), Y (rows) and Z (slices).
     """
 
     affine: np.ndarray
@@ -427,10 +428,10 @@ def slice_affine(
         position: (3,) mm, LPS: ImagePositionPatient of the first slice.
         orientation: (6,) ImageOrientationPatient.
         spacing: PixelSpacing: mm between rows, mm between columns.
-        step: mm from slice to slice along the normal.
+        step: distance from slice to slice along the normal, mm.
 
     Returns:
-        4×4 float64: (column, row, slice) to RAS mm.
+        4×4 float64 matrix from (column, row, slice) to RAS mm.
     """
     row, column = orientation[:3], orientation[3:]
     affine = np.eye(4)
@@ -442,7 +443,7 @@ def slice_affine(
 
 
 def slice_normal(orientation: np.ndarray) -> np.ndarray:
-    """Return the unit normal (3,) of the slices."""
+    """Return the unit normal vector (3,) of the slices."""
     normal = np.cross(orientation[:3], orientation[3:])
     return normal / np.linalg.norm(normal)
 
@@ -451,7 +452,7 @@ def check_orientation(orientation: np.ndarray, name: str) -> None:
     """Check that the two direction cosines have length 1 and are orthogonal.
 
     Raises:
-        SeriesRejected: they are not.
+        SeriesRejected: they do not have length 1, or are not orthogonal.
     """
     row, column = orientation[:3], orientation[3:]
     if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 1e-3:
@@ -460,16 +461,16 @@ def check_orientation(orientation: np.ndarray, name: str) -> None:
 
 
 def resample_onto(grid: Grid, affine: np.ndarray, points: np.ndarray, extent: tuple[int, int, int]) -> np.ndarray:
-    """Map voxels of another grid to the voxels of a grid, without interpolation.
+    """Map voxels of another grid to voxels of `grid`, without interpolation.
 
     The other grid may have permuted or flipped axes and may cover another part of the patient; its voxel centres must
     coincide with those of `grid`.
 
     Args:
-        grid: the image's.
-        affine: 4×4, the other grid's voxels to RAS mm.
+        grid: grid of the image.
+        affine: 4×4 matrix from voxels of the other grid to RAS mm.
         points: (N, 3) int, voxels of the other grid.
-        extent: the other grid's shape; an axis of one voxel has no direction of its own.
+        extent: shape of the other grid; an axis with only one voxel has no direction.
 
     Returns:
         (N, 3) int64, voxels of `grid`.

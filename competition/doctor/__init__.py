@@ -1,6 +1,6 @@
 """Check whether this machine can train: installed packages, hardware, disk and result stores.
 
-These modules import only the standard library, so that `python -m competition.doctor` also works when packages are
+These modules import only the standard library, so that `python -m competition.doctor` also works if packages are
 missing.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m competition.doctor`: print the table of checks even if `maskfold` itself does not start."""
+"""`python -m competition.doctor`: print the table of checks even if the command `maskfold` does not start."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run all checks and print their table: drawn on a terminal, one line per row elsewhere."""
+"""Run all checks and print their results: as a table on a terminal, otherwise as one line per row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Check = Callable[[Path], list[CheckResult]]
 
 
 def all_checks() -> dict[str, Check]:
-    """Return all checks by the name that is shown if a check itself fails."""
+    """Return all checks by name; the name is shown if a check raises an error."""
     from competition.doctor import machine, packages, stores
 
     return {
@@ -32,7 +32,7 @@ def run_checks(root: Path | None = None) -> list[CheckResult]:
     """Run all checks.
 
     Args:
-        root: the folder that holds `mlruns/`; the working folder by default.
+        root: the folder that contains `mlruns/`; the working folder by default.
 
     Returns:
         The rows of the table. If a check raises an error, the error becomes a row.
@@ -54,7 +54,7 @@ def print_report(root: Path | None = None) -> int:
     """Run all checks and print the table.
 
     Args:
-        root: the folder that holds `mlruns/`; the working folder by default.
+        root: the folder that contains `mlruns/`; the working folder by default.
 
     Returns:
         The exit status: 1 if anything is unusable, else 0.
@@ -75,7 +75,7 @@ def print_table(findings: list[CheckResult]) -> None:
             from rich.markup import escape
             from rich.table import Table
         except ImportError:
-            pass  # the table reports it as missing
+            pass  # the table reports that the package is missing
         else:
             table = Table(title="maskfold doctor")
             for name in ("check", "state", "result and hint"):
@@ -90,7 +90,7 @@ def print_table(findings: list[CheckResult]) -> None:
 
 
 def summary_line(findings: list[CheckResult]) -> str:
-    """Return the last line: the checks with problems."""
+    """Return the last line, which lists the checks with problems."""
     names = {state: [row.name for row in findings if row.state == state] for state in ("unusable", "warning")}
     parts = [f"{state}: {', '.join(checks)}" for state, checks in names.items() if checks]
     return "; ".join(parts) or "all checks passed"

@@ -115,7 +115,7 @@ TOKEN_PAGE = "https://www.kaggle.com/settings, Create New Token"
 
 
 def check_credentials() -> list[CheckResult]:
-    """Return one row; a file without a key, or that other users can read, is a warning."""
+    """Return one row; it is a warning if a credentials file has no key, or if other users can read it."""
     for path in credential_files():
         if path.exists():
             return [check_credential_file(path)]
@@ -145,7 +145,7 @@ def check_credentials() -> list[CheckResult]:
 
 
 def credential_files() -> list[Path]:
-    """Return the files that Kaggle's client searches; it uses the first that exists."""
+    """Return the files that Kaggle's client searches; it uses the first existing file."""
     folders = [Path(folder)] if (folder := os.environ.get("KAGGLE_CONFIG_DIR")) else []
     folders += [Path.home() / ".kaggle", Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"]
     return [folder / "kaggle.json" for folder in folders] + [Path.home() / ".kaggle" / "access_token"]
@@ -309,7 +309,7 @@ def check_open_files() -> list[CheckResult]:
 
 # Software
 
-FALSE_VALUES = {"0", "false", "no", "off", ""}  # of an environment variable
+FALSE_VALUES = {"0", "false", "no", "off", ""}  # values of an environment variable that mean true
 
 
 def check_software() -> list[CheckResult]:
@@ -318,7 +318,7 @@ def check_software() -> list[CheckResult]:
 
 
 def check_git() -> CheckResult:
-    """Check that git runs; runs record their commit and uncommitted changes with it."""
+    """Check that git can be used, with which runs record their commit and uncommitted changes."""
     executable = shutil.which("git")
     if executable is None:
         return CheckResult(
@@ -332,7 +332,7 @@ def check_git() -> CheckResult:
 
 
 def check_telemetry() -> CheckResult:
-    """Check that telemetry of MLflow and albumentations is off; maskfold disables it unless the user enables it."""
+    """Check that telemetry of MLflow and albumentations is off; Maskfold disables it unless the user enables it."""
     enabled = []
     no_update = os.environ.get("NO_ALBUMENTATIONS_UPDATE", "1")
     if no_update.lower() in FALSE_VALUES:

@@ -1,4 +1,4 @@
-"""Check Python and the packages: installed, new enough, compatible with each other, and importable."""
+"""Check that Python and the packages are installed, new enough, compatible with each other, and importable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from competition.doctor.probe import run_probe
 # Requirements of the project
 
 PROJECT = "maskfold"
-DEVELOPMENT = "dev"  # extra for developers only
+DEVELOPMENT = "dev"  # extra that only developers need
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PackageRequirement:
 
     Attributes:
         text: the requirement without its marker.
-        name: the package.
+        name: name of the package.
         extras: extras of the package, e.g. `binary` in `psycopg[binary]`.
     """
 
@@ -49,7 +49,7 @@ class ProjectRequirements:
     """All requirements of the project.
 
     Attributes:
-        python: a specifier such as `>=3.11`.
+        python: version specifier such as `>=3.11`.
         packages: required packages.
         extras: optional packages, by the name of the extra.
     """
@@ -64,7 +64,8 @@ def read_requirements() -> ProjectRequirements | None:
     file = Path(competition.__file__).resolve().parents[1] / "pyproject.toml"
     try:
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-        if project["name"] == PROJECT:  # preferred, because the metadata of an editable install may be outdated
+        # The file is preferred, because the metadata of an editable installation may be outdated.
+        if project["name"] == PROJECT:
             extras = {
                 name: [parse_requirement(line) for line in lines]
                 for name, lines in project["optional-dependencies"].items()
@@ -79,7 +80,7 @@ def read_requirements() -> ProjectRequirements | None:
 
 
 def _read_installed() -> ProjectRequirements | None:
-    """Read the requirements from the installed metadata, where extras are markers."""
+    """Read the requirements from the installed metadata, in which extras are markers."""
     try:
         project = metadata.metadata(PROJECT)
     except metadata.PackageNotFoundError:
@@ -122,7 +123,7 @@ def normalise_name(name: str) -> str:
 
 # Checks
 
-MODULES = {  # modules whose name differs from the package's
+MODULES = {  # modules whose name differs from that of their package
     "connected-components-3d": "cc3d",
     "lightning": "lightning.fabric",
     "nvidia-ml-py": "pynvml",
@@ -134,7 +135,7 @@ MODULES = {  # modules whose name differs from the package's
     "scikit-learn": "sklearn",
     "simpleitk": "SimpleITK",
 }
-OPTIONAL = {"nvidia-ml-py"}  # training works without it
+OPTIONAL = {"nvidia-ml-py"}  # package without which training works
 PURPOSES = {
     "ray": "folds on a cluster",
     "postgres": "studies on several machines",
@@ -144,7 +145,7 @@ PURPOSES = {
     "dicom": "DICOM of every syntax",
     "onnx": "maskfold export --onnx",
 }
-MAX_CRASHES = 5  # crashes after which the remaining imports are not tested
+MAX_CRASHES = 5  # number of crashes after which the remaining imports are not tested
 
 
 def check_packages() -> list[CheckResult]:
@@ -211,7 +212,7 @@ def installed_version(package: str) -> str | None:
 
 
 def import_errors(packages: Iterable[str]) -> dict[str, str]:
-    """Import packages in another process; return the error of each one that fails."""
+    """Import packages in another process; return the error of each import that fails."""
     modules = {module_name(package): package for package in packages}
     errors: dict[str, str] = {}
     remaining = list(modules)
@@ -233,7 +234,7 @@ def import_errors(packages: Iterable[str]) -> dict[str, str]:
 
 
 def find_conflicts(needs: list[PackageRequirement]) -> dict[str, list[str]]:
-    """Return unsatisfied requirements of installed packages, by the package that has them, like `pip check`."""
+    """Return the unsatisfied requirements of each installed package, by its name, as `pip check` does."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
@@ -274,7 +275,7 @@ def module_name(package: str) -> str:
 
 
 def _check_version(need: PackageRequirement) -> tuple[CheckResult | None, str | None]:
-    """Return the problem with a package's version or files, or None, and its version."""
+    """Return the problem with a package's version or files (None if there is no problem), and its version."""
     state = _failure_state(need.name)
     version = installed_version(need.name)
     command = f'python -m pip install "{need.text}"'
@@ -305,7 +306,7 @@ def _import_failure(name: str, version: str, error: str, conflicting: list[str])
 
 
 def _reinstall_hint(name: str) -> str:
-    """Return how to install matching versions; torch and torchvision are installed together."""
+    """Return the command that installs matching versions; torch and torchvision are installed together."""
     is_torch = normalise_name(name) in ("torch", "torchvision")
     vision = installed_version("torchvision") if is_torch else None
     for need in (

@@ -1,4 +1,4 @@
-"""Probes of libraries in a separate process, which may crash or hang: `run_probe` starts it, `main` runs in it.
+"""Probes of libraries in a separate process, which may crash or hang; `run_probe` starts it, and `main` runs in it.
 
 `python -m competition.doctor.probe QUESTION ARGUMENTS…` prints one JSON object per line.
 """
@@ -21,11 +21,11 @@ import competition
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Output of a probe's process.
+    """The output of a probe's process.
 
     Attributes:
         lines: one dictionary per line.
-        trouble: why the process failed, e.g. `it crashed (signal 11)`; None if it succeeded.
+        trouble: reason why the process failed, e.g. `it crashed (signal 11)`; None if it succeeded.
     """
 
     lines: list[dict[str, Any]]
@@ -38,7 +38,7 @@ def run_probe(question: str, *words: str, root: Path | None = None, seconds: flo
     Args:
         question: a key of `PROBES`.
         words: arguments of the probe.
-        root: the folder to run it in; the working folder by default.
+        root: working folder of the process; the current working folder by default.
         seconds: timeout.
     """
     package_root = str(Path(competition.__file__).resolve().parents[1])
@@ -75,7 +75,7 @@ def _parse_lines(output: bytes) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except ValueError:
-            continue  # the cut last line of a killed process
+            continue  # the truncated last line of a killed process
     return lines
 
 
@@ -86,7 +86,7 @@ PROBE_TAG = "maskfold.doctor"
 
 
 def probe_imports(say: Report, *modules: str) -> None:
-    """Import modules in order; each is reported before its import, so that a crash can be attributed."""
+    """Import modules in order; report each one before its import, so that a crash can be attributed to it."""
     for module in modules:
         say({"begin": module})
         error = None
@@ -100,7 +100,7 @@ def probe_imports(say: Report, *modules: str) -> None:
 
 
 def _use_torchvision() -> None:
-    """Call its compiled extension, which fails if it was built for another torch version."""
+    """Call the compiled extension of torchvision, which fails if it was built for another version of torch."""
     import torch
     from torchvision.ops import nms
 
@@ -108,7 +108,7 @@ def _use_torchvision() -> None:
 
 
 def probe_accelerators(say: Report) -> None:
-    """Report torch's build, its threads, and each of its devices."""
+    """Report torch's build, its number of threads, and each of its devices."""
     import torch
 
     with warnings.catch_warnings(record=True) as caught:
@@ -131,7 +131,7 @@ def probe_accelerators(say: Report) -> None:
 
 
 def _describe_device(index: int) -> dict[str, Any]:
-    """Describe a CUDA device after a test convolution, because torch may lack code for its architecture."""
+    """Describe a CUDA device, after a test convolution: torch may lack code for the device's architecture."""
     import torch
 
     device = torch.cuda.get_device_properties(index)

@@ -34,7 +34,7 @@ def check_disk(root: Path) -> list[CheckResult]:
     if artifacts is None:
         rows.append(CheckResult("artifacts", "ok", "stored by the server in MLFLOW_TRACKING_URI"))
     for name, folder in (("prepared cases", root / MLRUNS / "prepared"), ("artifacts", artifacts)):
-        # If the first row is not ok, a folder that would be created inside `mlruns/` has the same problem.
+        # If the first row is not ok, folders that would be created inside `mlruns/` have the same problem.
         if folder is not None and (rows[0].state == "ok" or nearest_existing(folder) == folder):
             rows.append(check_folder(name, folder))
     return rows
@@ -102,7 +102,8 @@ def explain_os_error(error: OSError) -> tuple[str, str]:
 
 # Databases
 
-OPTUNA_FILE = "optuna.db"  # as in `competition.study.storage`, which imports packages that may be missing
+# Equal to the value in `competition.study.storage`, which imports packages that may be missing.
+OPTUNA_FILE = "optuna.db"
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 MAX_CHECKED_BYTES = 2**28  # bytes; larger databases are not checked completely
 LOCK_TIMEOUT = 5.0  # s to wait for a locked database
@@ -110,7 +111,7 @@ UPLOAD_LATER = "training works without it; the next start of the same command up
 
 
 def check_mlflow_store(root: Path) -> list[CheckResult]:
-    """Return one row; an unreachable server is a warning, because runs wait on disk for it."""
+    """Return one row; an unreachable server is only a warning, because runs stay on disk until they can be uploaded."""
     name, store = "MLflow's store", find_mlflow_store(root)
     if store.database is not None:
         if (problem := check_database(name, store.database)) is not None:
@@ -160,7 +161,7 @@ def check_optuna_storage(root: Path) -> list[CheckResult]:
 
 
 def check_database(name: str, database: Path) -> CheckResult | None:
-    """Check a SQLite file, or that SQLite works in its future folder; return the problem, or None."""
+    """Check a SQLite file, or if it does not exist, that SQLite works in its folder; return the problem, or None."""
     try:
         if database.exists():
             probe_database(database)

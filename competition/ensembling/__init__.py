@@ -1,1 +1,1 @@
-"""Ensembles of runs: their weights, predictions and expected score, and the comparison of two runs."""
+"""Ensembles of runs (weights, predictions, expected score), and the comparison of two runs."""

@@ -29,20 +29,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURES = ("score", "dice", "surface_dice", "hd95")
-BEST_VALUES = {"dice": 1.0, "surface_dice": 1.0, "hd95": 0.0}  # values of a class that is correctly predicted as absent
+# Values of the measures for a class that is correctly predicted as absent.
+BEST_VALUES = {"dice": 1.0, "surface_dice": 1.0, "hd95": 0.0}
 ProgressWrapper = Callable[[Iterator[Any], int], Iterator[Any]]
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One of the two compared runs, with its predictions and post-processing.
+    """One of two compared runs, with its predictions and post-processing.
 
     Attributes:
         run: the run.
-        oof: its out-of-fold predictions.
+        oof: out-of-fold predictions of the run.
         settings: the post-processing of its masks.
         description: text about the post-processing, for the report.
-        nested: by case id, the post-processing tuned without the case's fold; empty: every case has `settings`.
+        nested: post-processing by case id, tuned without the case's fold; if empty, `settings` applies to every case.
     """
 
     run: Run
@@ -53,12 +54,12 @@ class ComparedRun:
 
     @classmethod
     def from_run(cls, run: Run, tuned: TuningResult | None = None) -> ComparedRun:
-        """Return the run with post-processing that was not tuned on the case that it is applied to.
+        """Return the run with post-processing that is never applied to a case on which it was tuned.
 
         Args:
             run: the run.
-            tuned: its tuning result: each case has the steps tuned on the other folds, or those of the YAML if the
-                tuned ones were not kept. None: all cases have the steps of the YAML.
+            tuned: tuning result of the run. Each case gets the steps tuned on the other folds, or the YAML's steps if
+                the tuned ones were not kept. None: all cases have the steps of the YAML.
         """
         settings, oof = run.exp.postprocess, run.oof()
         own = "the steps of its YAML" if settings.steps or settings.number else "no post-processing"
@@ -85,9 +86,9 @@ class ComparedRun:
 
 
 def _on_same_footing(run_a: Run, run_b: Run) -> tuple[tuple[ComparedRun, ComparedRun], str]:
-    """Return both runs with steps tuned on the other folds, or both with the steps of their YAML, and a note on it.
+    """Return both runs with steps tuned on the other folds, or both with the steps of their YAML, and a note.
 
-    Steps tuned on the compared cases would make a run look better than it is, next to one without them.
+    Steps tuned on the compared cases would give a run an unfair advantage over a run without tuned steps.
     """
     runs = run_a, run_b
     tuned = [load_tuning(run) if run.exp.postprocess.tune else None for run in runs]
@@ -115,7 +116,7 @@ class Comparison:
         tables: the table of each run, with a row per case and class: id, fold, class, score (the competition's metric),
             dice, surface_dice, hd95 (mm), tp, fp, fn.
         rows: rows of the case table by id.
-        differences: b − a, by measure, for each class and over all classes (without a class).
+        differences: b − a by measure, for each class and over all classes (with an empty class).
         notes: caveats for the reader.
     """
 
@@ -132,9 +133,10 @@ class Comparison:
         return self.a.run.exp.competition
 
     def most_changed(self, count: int) -> list[tuple[str, float]]:
-        """Return cases and the change of their score (b − a, mean over classes), largest change first.
+        """Return (case, change of the score: b − a, mean over classes), largest change first.
 
-        The score is the competition's metric, or Dice for a case without it. Cases without a change are omitted.
+        The score is the competition's metric, or Dice if a case has no value of the metric. Unchanged cases are
+        omitted.
         """
         change = mean_score_per_case(self.tables[1]) - mean_score_per_case(self.tables[0])
         dice = mean_score_per_case(self.tables[1].assign(score=self.tables[1]["dice"])) - mean_score_per_case(
@@ -145,7 +147,7 @@ class Comparison:
         return [(str(case), float(change[case])) for case in order if change[case] != 0][:count]
 
     def table(self) -> pd.DataFrame:
-        """Return a row per case and class, with each measure of both runs and its difference."""
+        """Return a table with one row per case and class: each measure of both runs, and its difference."""
         a, b = self.tables
         joined = a[["id", "class"]].assign(fold_a=a["fold"], fold_b=b["fold"])
         for measure in MEASURES:
@@ -157,14 +159,14 @@ class Comparison:
 def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda rows, _: rows) -> Comparison:
     """Compare two runs on the cases that both predicted out of fold; one case is in memory at a time.
 
-    Either both runs have post-processing tuned on other folds than the case's, or both have the steps of their YAML;
-    `Comparison.notes` says which. If a class is not in the truth and only one of the runs predicts it, the other run
-    gets the best value; if neither predicts it, the case is omitted for this class.
+    Either both runs get post-processing that was tuned on other folds than that of the case, or both get the steps of
+    their YAML; `Comparison.notes` says which. If a class is not in the truth and only one of the runs predicts it, the
+    other run gets the best value; if neither run predicts it, the case is omitted for this class.
 
     Args:
         run_a: the first run.
         run_b: the second.
-        watch: wraps the cases; receives the iterator and the number of cases.
+        watch: wraps the iteration over the cases; receives the iterator and the number of cases.
 
     Raises:
         MaskfoldError: the runs differ in competition or data, or share no case; or a file is damaged.
@@ -188,7 +190,7 @@ def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda row
 def _score_case(
     sides: tuple[ComparedRun, ComparedRun], row: Any, comp: Competition
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the score rows of one case, by class, of both runs."""
+    """Return the score rows (one per class) of one case, for both runs."""
     truth = load_unchanged_mask(comp, row)
     objects = load_unchanged_objects(comp, row) if comp.instances else None
     spacing = json.loads(row.spacing)

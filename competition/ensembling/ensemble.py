@@ -1,4 +1,4 @@
-"""The networks of finished runs, and their joint prediction of new cases."""
+"""The networks of finished runs, and their combined prediction of new cases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from competition.io import temporary_folder
 from competition.runs.blend import Ensemble, WeightedMean
 from competition.runs.run import CACHE_FOLDER, Run
 
-# If the weights have more bytes, they do not stay in memory: the networks are read again for each case.
+# If the weights have more bytes, they are not kept in memory: the networks are read again for each case.
 MAX_WEIGHT_BYTES_IN_MEMORY = 2**32
 
 
@@ -30,7 +30,7 @@ class InMemoryCase:
     """An image in memory, used in place of a row of the case table.
 
     Attributes:
-        id: its name in error messages.
+        id: the case's name in error messages.
         image: the image.
     """
 
@@ -41,18 +41,18 @@ class InMemoryCase:
 class EnsemblePredictor:
     """Predicts cases with all members of all runs of an ensemble.
 
-    Memory holds one case's probabilities, the weighted sum, one batch of windows, and up to
-    `MAX_WEIGHT_BYTES_IN_MEMORY` of weights, independent of the number of runs and cases. All weights are loaded once
-    at the start, so that a damaged file is reported before the long prediction.
+    Memory contains one case's probabilities, the weighted sum, one batch of windows, and up to
+    `MAX_WEIGHT_BYTES_IN_MEMORY` of weights, for any number of runs and cases. All weights are loaded once at the start,
+    so that a damaged file is reported before the long prediction.
 
     Args:
         ensemble: the runs and their weights.
-        row: a case that sets the number of channels: a row of the case table, or `InMemoryCase`.
+        row: a case from which the number of channels is taken: a row of the case table, or `InMemoryCase`.
         context: has the trusted packages.
         scratch: the folder in which cases are preprocessed; its content is deleted afterwards.
 
     Raises:
-        MaskfoldError: a file of weights is missing, damaged or does not fit; the case cannot be preprocessed.
+        MaskfoldError: a weight file is missing or damaged, or does not fit; or the case cannot be preprocessed.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class _RunNetworks:
         self.device_context = device_context(run.exp)
         self.networks: list[Any] = list(self._iterate()) if in_memory else []
         if not in_memory:
-            for _ in self._iterate(reuse=True):  # reports damaged weights before the first prediction
+            for _ in self._iterate(reuse=True):  # damaged weights are reported here, before the first prediction
                 pass
 
     def predict(self, case: PreprocessedCase) -> Prediction:
@@ -137,7 +137,7 @@ class _RunNetworks:
 
 @contextmanager
 def _preprocessed(row: Any, run: Run, scratch: Path) -> Iterator[PreprocessedCase]:
-    """Preprocess a case in a folder that is deleted afterwards, since a test set may be larger than the disk."""
+    """Preprocess a case in a temporary folder, because the whole test set may be larger than the disk."""
     scratch.mkdir(parents=True, exist_ok=True)
     with temporary_folder(scratch / "test") as folder:
         if isinstance(row, InMemoryCase):
@@ -149,7 +149,7 @@ def _preprocessed(row: Any, run: Run, scratch: Path) -> Iterator[PreprocessedCas
 
 
 def list_slices(row: Any) -> list[tuple[str, str]] | None:
-    """Return (text of {z}, path) of a stack's slices in order; None for a case that is a single file."""
+    """Return (text of {z}, path) of each slice of a stack, in order; None for a case that is a single file."""
     texts = json.loads(row.slices)
     if texts is None:
         return None

@@ -1,4 +1,4 @@
-"""Estimate the test score of an ensemble from its out-of-fold score, with an interval for the host's test set size."""
+"""Estimate the test score of an ensemble from its out-of-fold score, with an interval for the size of the test set."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class ExpectedScore:
         metric: name of the competition's metric.
         score: score on the out-of-fold cases; the nested score if steps were tuned.
         low: lower end of the 95 % prediction interval; nan for fewer than two cases.
-        high: upper end of it.
+        high: upper end of the interval.
         cases: number of out-of-fold cases.
         test_cases: size of the test set.
-        settings: the post-processing used.
-        tuning: the result of the search for steps; None without one.
+        settings: the post-processing that is used.
+        tuning: result of the search for steps; None without a search.
         rows: score rows by case and class.
     """
 
@@ -51,17 +51,17 @@ def estimate_score(
 ) -> ExpectedScore:
     """Score an ensemble out of fold, after tuning its steps if `postprocess.tune` is set.
 
-    Out-of-fold predictions come from single networks; a test case is predicted by all of them together, which is
-    usually better, so the estimate tends to be low.
+    Single networks make out-of-fold predictions, but all networks together predict a test case, which is usually
+    better. So the estimate tends to be too low.
 
-    A search is remembered in the run's folder, unless another process works there. It is used again only if the truth
-    of its cases is the one that it used.
+    The result of a search is stored in the run's folder, unless another process works there. A stored result is used
+    only if the truth of its cases has not changed.
 
     Args:
-        ensemble: the runs; the first one's `postprocess` is used.
+        ensemble: the runs; `postprocess` of the first run is used.
         test_cases: size of the test set.
-        context: its log takes progress messages.
-        workers: processes; None: one per core.
+        context: progress messages go to its log.
+        workers: number of processes; None: one per core.
 
     Raises:
         ChangedDataError: the truth of a case has changed since the run began.
@@ -100,7 +100,7 @@ def estimate_score(
 
 
 def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
-    """Return the remembered result of a search, after checking the truth of its cases; None if there is none.
+    """Return the stored result of a search, after checking the truth of its cases; None if there is no result.
 
     Raises:
         ChangedDataError: the truth of a case has changed since the run began.
@@ -112,7 +112,7 @@ def _remembered_tuning(run: Run, context: Context) -> TuningResult | None:
     if missing := check_truth_unchanged(run.exp.competition, rows):
         context.say(f"note: the masks of {missing} of {len(rows)} cases are missing, so the remembered search is used")
         return tuning
-    return load_tuning(run, with_data=True)  # a search that does not say on which data is repeated
+    return load_tuning(run, with_data=True)  # a search is repeated if its result does not record the data
 
 
 def _remember_tuning(run: Run, tuning: TuningResult, key: dict[str, Any], context: Context) -> None:

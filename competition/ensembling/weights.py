@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 Weights = tuple[float, ...]
 
-COARSE_STEPS = 4  # grid steps: quarters
-FINE_STEPS = 8  # steps around the best points: eighths
+COARSE_STEPS = 4  # steps of the grid: quarters
+FINE_STEPS = 8  # steps around the best point: eighths
 
 
 @dataclass(frozen=True)
 class FittedWeights:
-    """Result of the search for weights.
+    """The result of the search for weights.
 
     Attributes:
-        weights: the weights to use: the fitted ones, or equal ones if the nested gain is within its noise.
+        weights: the weights to use: the fitted weights, or equal weights if the nested gain is within its noise.
         best_weights: the weights with the best score on all cases.
-        single: the score of each run alone.
-        equal: the score of equal weights.
-        best: the score of the best weights on the cases they were fitted on (optimistic).
-        nested: the score of each fold's cases with the weights fitted on the other folds.
-        gain: by how much the nested score is better than that of equal weights, with its 95 % interval.
-        fold_weights: the weights fitted without each fold; empty if equal weights are used.
+        single: score of each run alone.
+        equal: score with equal weights.
+        best: score of the best weights on the cases on which they were fitted (optimistic).
+        nested: score if each fold's cases get the weights that were fitted on the other folds.
+        gain: improvement of the nested score over the score with equal weights, with its 95 % interval.
+        fold_weights: weights that were fitted without each fold; empty if equal weights are used.
     """
 
     weights: Weights
@@ -75,16 +75,16 @@ def fit_weights(
     context: Context = Context(),
     workers: int | None = None,
 ) -> FittedWeights:
-    """Search the weights on a grid of quarters, then of eighths around the best point of each fold.
+    """Search the weights on a grid of quarters, then on eighths around the best point of each fold.
 
-    Each point is scored once on every case, with the competition's metric on masks without post-processing. For the
-    nested score, the point of each fold is chosen on the other folds' cases alone.
+    Each point is scored once on every case, with the competition's metric and without post-processing. For the nested
+    score, the point for each fold is selected only on the cases of the other folds.
 
     Args:
-        ensemble: the runs; its weights are ignored.
+        ensemble: the runs; the ensemble's weights are ignored.
         seed: seed of the bootstrap.
-        groups: the group of each case, for the interval.
-        context: its log takes progress messages.
+        groups: group of each case, for the interval.
+        context: progress messages go to its log.
         workers: processes; None: one per core.
     """
     import pandas as pd
@@ -94,7 +94,7 @@ def fit_weights(
     ensemble = replace(ensemble, weights=equal)
     rows, fold_of = shared_case_rows(ensemble), ensemble.out_of_fold().fold_of()
     folds = sorted({fold_of[case] for case in rows})
-    left_out: list[int | None] = [None, *folds]  # the weights are fitted without this fold; None: on all cases
+    left_out: list[int | None] = [None, *folds]  # fit the weights without this fold; None: on all cases
     single_runs = [tuple(float(index == run) for index in range(count)) for run in range(count)]
     tables: dict[Weights, pd.DataFrame] = {}
     scorer = _WeightScorer([run.oof() for run in ensemble.runs], ensemble.comp, rows)
@@ -133,7 +133,7 @@ def fit_weights(
 
 
 def weight_grid(count: int, parts: int) -> Iterator[Weights]:
-    """Yield all weights of `count` runs in steps of 1 / parts; for more than 4 runs only mixtures of two runs."""
+    """Yield all weights of `count` runs in steps of 1 / parts; for more than 4 runs, only mixtures of two runs."""
     if count > 4:
         for first in range(count):
             for second in range(count):
@@ -149,7 +149,7 @@ def weight_grid(count: int, parts: int) -> Iterator[Weights]:
 
 
 def neighbouring_weights(point: Weights, parts: int) -> Iterator[Weights]:
-    """Yield the point and its neighbours, which move 1 / parts from one run to another."""
+    """Yield the point and its neighbours, in which 1 / parts of the weight is moved from one run to another."""
     yield point
     for source in range(len(point)):
         for target in range(len(point)):

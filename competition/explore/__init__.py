@@ -1,4 +1,4 @@
-"""Exploration of a competition's data before training: measure every case and list every fault, not only the first."""
+"""Explore a competition's data before training: measure every case, and list all faults instead of only the first."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Exploration:
 
     Attributes:
         comp: the competition.
-        cases: training, then test cases, each sorted by id; includes unreadable cases.
+        cases: training cases, then test cases, each sorted by id; unreadable cases are included.
         findings: faults and remarks.
         pairs: near-duplicates, as indices of `cases`.
         contrasts: channels, highest contrast first.
@@ -57,12 +57,12 @@ class Exploration:
 
     @property
     def faults(self) -> list[Finding]:
-        """Findings that stop `cv` or make its score wrong."""
+        """The findings that stop `cv` or make its score wrong."""
         return [finding for finding in self.findings if finding.severity == "fault"]
 
     @property
     def remarks(self) -> list[Finding]:
-        """Findings that may be intended."""
+        """The findings that may be intended."""
         return [finding for finding in self.findings if finding.severity == "remark"]
 
     def cases_of(self, split: str) -> list[CaseStats]:
@@ -70,11 +70,11 @@ class Exploration:
         return [case for case in self.cases if case.split == split]
 
     def used_cases(self, split: str) -> list[CaseStats]:
-        """Return the cases of train or test that `cv` uses: those that it does not skip."""
+        """Return the cases of train or test that `cv` uses, i.e. does not skip."""
         return [case for case in self.cases_of(split) if not case.skipped]
 
     def undeclared_labels(self) -> dict[int, tuple[int, int]]:
-        """Return label values that belong to no class, with their number of cases and voxels."""
+        """Return label values that belong to no class, with the number of cases and voxels that have them."""
         cases: Counter[int] = Counter(value for case in self.cases for value in case.undeclared_labels)
         voxels: Counter[int] = Counter()
         for case in self.cases:
@@ -89,23 +89,23 @@ def _remark_on_hidden_test(comp: Competition, train: int, test: int, findings: F
 
 
 def explore(comp: Competition, progress: Progress = lambda rows, _: rows) -> Exploration:
-    """Read every case once, as `cv` does, with one case in memory at a time; continue after a fault.
+    """Read every case once in the same way as `cv`, with one case in memory at a time; continue after a fault.
 
     Args:
         comp: the competition; with `on_bad_case: skip` a bad case is a remark, because `cv` skips it.
-        progress: wraps the iterator of the cases, given their number, and shows the progress.
+        progress: function that wraps the iterator of the cases, given their number, and shows the progress.
 
     Raises:
         MaskfoldError: the folder does not exist, or no image matches `train.images` (status 2).
     """
     findings = Findings(skip=comp.on_bad_case == "skip")
-    comp = comp.model_copy(update={"on_bad_case": "stop"})  # bad cases are measured as far as possible
+    comp = comp.model_copy(update={"on_bad_case": "stop"})  # so that bad cases are measured as far as possible
     files = {"train": find_cases(comp, "train", findings)}
     if comp.test is not None:
         try:
             files["test"] = find_cases(comp, "test", findings)
         except MaskfoldError as error:
-            if error.status == 2 and count_test_images(comp) == 0:  # `cv` works without them
+            if error.status == 2 and count_test_images(comp) == 0:  # `cv` works without test images
                 findings.add_remark("files", "test", "", error.message, error.hint)
             else:
                 findings.add_fault("files", "test", "", error)

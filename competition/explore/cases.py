@@ -1,4 +1,4 @@
-"""Measurement of one case, read as `cv` reads it; unreadable parts become findings."""
+"""Measure one case, which is read in the same way as by `cv`; unreadable parts become findings."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def measure_case(
     Args:
         comp: the competition, with `on_bad_case: stop`.
         split: train or test.
-        case_id: the id.
+        case_id: id of the case.
         images: the case's images, from `discovery.find_cases`.
         masks: the case's masks, from `discovery.find_cases`; None: no truth.
-        findings: receives each file or row that stops `cv`.
+        findings: receives a finding for each file or row that stops `cv`.
     """
     case = CaseStats(case_id, split, [path for channel in images.values() for path in _as_list(channel.files)])
     checks = _Checks(findings, split, case_id)
@@ -79,13 +79,13 @@ class _Checks:
     def run(
         self, kind: str, check: Callable[[Any], Any], whole: Any, parts: Iterable[Any] = (), skippable: bool = True
     ) -> Any:
-        """Return `check(whole)`; if it raises, record the errors of all parts (or of the whole) and return None.
+        """Return `check(whole)`; if it raises an error, record the errors of all parts (or of `whole`); return None.
 
         Args:
             kind: kind of the findings.
             check: the check.
-            whole: what to check.
-            parts: the parts of `whole`, to record each error and not only the first.
+            whole: argument of the check.
+            parts: parts of `whole`, which are checked one by one to record all errors.
             skippable: whether `cv` may skip the case because of the error.
         """
         try:
@@ -109,7 +109,7 @@ def _read_truth(
 ) -> np.ndarray | None:
     """Return the mask (M, *spatial) on the image's grid and set `case.truth`.
 
-    A mask without a matching image is checked too, because it may have faults of its own; the result is then None.
+    A mask without a matching image is also checked, because it may have faults; then the result is None.
     """
     has_image = row is not None
     if not has_image and masks["kind"] == "labels":
@@ -161,20 +161,20 @@ def _measure_image(case: CaseStats, comp: Competition, array: np.ndarray, mask: 
 
 
 def _each_channel(images: ImagesByChannel) -> Iterator[ImagesByChannel]:
-    """Yield each channel together with the first, to check that it is readable and matches the first."""
+    """Yield each channel together with the first channel, to check that it is readable and matches the first one."""
     first = next(iter(images))
     for name, channel in images.items():
         yield {first: images[first], name: channel} if name != first else {name: channel}
 
 
 def _each_file(row: SimpleNamespace) -> Iterator[SimpleNamespace]:
-    """Yield the row with each channel alone."""
+    """Yield copies of the row that have only one channel each."""
     for name, files in json.loads(row.images).items():
         yield SimpleNamespace(**{**vars(row), "images": json.dumps({name: files})})
 
 
 def _each_mask(masks: Masks) -> Iterator[Masks]:
-    """Yield each file or row of the truth alone."""
+    """Yield copies of the truth that have only one file or row each."""
     if masks["kind"] == "classes":
         yield from ({"kind": "classes", "files": {name: files}} for name, files in masks["files"].items())
     elif masks["kind"] == "instances":
@@ -191,7 +191,7 @@ def _each_truth(row: SimpleNamespace) -> Iterator[SimpleNamespace]:
 
 
 def _row_without_image(comp: Competition, case_id: str, masks: Masks) -> SimpleNamespace | None:
-    """Return a row with the shape of the label file itself, for a case without a matching image; None if unreadable."""
+    """Return a row with the shape of the label file, for a case without a matching image; None if unreadable."""
     files = masks["files"]
     try:
         shape = _label_header(comp, files).shape
@@ -223,8 +223,9 @@ def _as_list(files: str | list[str]) -> list[str]:
 
 # Intensities
 
-SAMPLE_SIZE = 2**18  # values per channel: enough for quantiles with an error of a thousandth of the range
-FOREGROUND_QUANTILES = (0.05, 0.95)  # exclude background pixels at the border of an imprecise mask
+SAMPLE_SIZE = 2**18  # number of values per channel; quantiles then have an error of a thousandth of the range
+# Quantiles of the foreground; they exclude background pixels at the border of an imprecise mask.
+FOREGROUND_QUANTILES = (0.05, 0.95)
 COLOURS = ("red", "green", "blue")
 BLOCK_VALUES = 2**22
 
@@ -263,7 +264,7 @@ def measure_channels(
         array: (C, *spatial), finite.
         names: names of the channels.
         is_foreground: (*spatial) bool; None: unknown.
-        is_valid: (*spatial) bool, False where the truth is ignored; None: nothing is ignored.
+        is_valid: (*spatial) bool, False where the truth is ignored; None: no pixel is ignored.
     """
     stats = [
         _measure_channel(name, (channel[rows] for rows in _row_blocks(channel)), channel.shape, is_foreground, is_valid)
@@ -286,7 +287,7 @@ def _measure_channel(
     is_foreground: NDArray[np.bool_] | None,
     is_valid: NDArray[np.bool_] | None,
 ) -> ChannelStats:
-    """Measure a channel (*shape), given by `_row_blocks`: as a whole, a large image needs too much memory as floats."""
+    """Measure a channel (*shape) block by block, because a whole large image as floats needs too much memory."""
     size = math.prod(shape)
     n_foreground = 0 if is_foreground is None else int(np.count_nonzero(is_foreground))
     n_background = size - n_foreground
@@ -328,7 +329,7 @@ def _measure_channel(
 class Sample:
     """At most `SAMPLE_SIZE` evenly spaced values of a flat array that is given in parts.
 
-    The step is odd, because an even step would sample only some columns of most images.
+    The step between values is odd, because an even step would sample only some columns of most images.
     """
 
     def __init__(self, total: int) -> None:
@@ -353,9 +354,9 @@ def _row_blocks(channel: np.ndarray) -> Iterator[slice]:
 
 
 def cohens_d(foreground: NDArray[np.float64], background: NDArray[np.float64]) -> float:
-    """Return Cohen's d of two samples: the difference of their means over the root of their mean variance.
+    """Return Cohen's d of two samples: the difference of their means divided by the root of their mean variance.
 
-    Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.3.
+    Reference: Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988, section 2.3.
     """
     if not foreground.size or not background.size:
         return math.nan
@@ -367,14 +368,14 @@ def cohens_d(foreground: NDArray[np.float64], background: NDArray[np.float64]) -
 
 
 def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> TruthStats:
-    """Count voxels and objects.
+    """Count the voxels and objects of the truth.
 
     Args:
         comp: the competition.
         row: row of the case table.
         mask: (M, *spatial) from `load_mask`.
-        kind: kind of the truth, see `competition.data.cases.find_masks`. If it has object labels, these are the
-            objects; else an object is a connected component of a class, as in `load_instances`.
+        kind: kind of the truth, see `competition.data.cases.find_masks`. If the truth has object labels, these are
+            counted; otherwise an object is a connected component of a class, as in `load_instances`.
 
     Raises:
         MaskfoldError: the objects cannot be read.
@@ -399,7 +400,7 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
 
 
 def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
-    """Return the numbers of objects of which others cover pixels, of copies of other objects, and of empty files."""
+    """Return the numbers of objects that are partly covered, of copies of other objects, and of empty files."""
     boxes: dict[int, list[tuple[slice, ...]]] = {}
     for part in objects.hidden:
         boxes.setdefault(part.number, []).append(part.box)
@@ -410,7 +411,7 @@ def _count_overlaps(objects: CaseObjects) -> tuple[int, int, int]:
     for part in objects.hidden:
         areas[part.number] += np.count_nonzero(part.mask)
     copies = 0
-    for number in wholly_covered:  # a copy that comes later has the same area and contains all pixels
+    for number in wholly_covered:  # a later copy has the same area and contains all pixels
         box = tuple(
             slice(min(axis.start for axis in along), max(axis.stop for axis in along))
             for along in zip(*boxes[number], strict=True)

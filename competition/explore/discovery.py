@@ -1,4 +1,4 @@
-"""Find the files of each case with `competition.data.cases`, but record errors and continue."""
+"""Find the files of each case with `competition.data.cases`; after an error, record it and continue."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from competition.io import read_csv, temporary_folder
 from competition.text import fold_name, format_count
 
 LINE_PATTERN = re.compile(r", line (\d+): ")
-SCRATCH = Path(gettempdir()) / "maskfold-explore"  # its temporary names are those of the folders
-MAX_ATTEMPTS = 100  # attempts to read a table; each removes one unknown class or bad row
+SCRATCH = Path(gettempdir()) / "maskfold-explore"  # temporary folders get temporary names of this name
+MAX_ATTEMPTS = 100  # maximum number of attempts to read a table; each attempt removes one unknown class or bad row
 
 
 def find_cases(
     comp: Competition, split: str, findings: Findings
 ) -> tuple[dict[str, ImagesByChannel], dict[str, dict[str, Any]]]:
-    """Find the images of every case and the truth of training cases; add errors to `findings` and continue.
+    """Find the images of all cases and the truth of training cases; add errors to `findings` and continue.
 
-    Discovery only reads file names. After a duplicate id or ids that differ only in case, it therefore runs again on
+    Discovery reads only file names. So if there are duplicate ids, or ids that differ only in case, it runs again on
     temporary folders of empty files without these ids.
 
     Args:
@@ -80,15 +80,15 @@ def find_cases(
         except MaskfoldError as error:
             if error.status != 2 or not any(finding.severity == "fault" for finding in findings.all):
                 raise
-            return {}, {}  # all cases have duplicate ids, which are reported: nothing is left to measure
+            return {}, {}  # all cases have duplicate ids, which were reported, so no case is left to measure
 
 
 def _discover(
     comp: Competition, copies: Sequence[Competition], split: str, findings: Findings, duplicate_ids: set[str]
 ) -> tuple[dict[str, ImagesByChannel], dict[str, dict[str, Any]]]:
-    """Run discovery.
+    """Run discovery on one or several copies of the competition.
 
-    The first of `copies` has all files. If there are more, each contains one of the ids that differ only in case.
+    The first of `copies` has all files. Each of the others contains one of the ids that differ only in case.
     """
     collector = ErrorCollector(comp)
     images = _discover_images(copies[1:] or copies, split, collector)
@@ -107,14 +107,14 @@ def _discover(
     for add, errors in ((findings.add_fault, collector.fatal_errors), (findings.add_bad_case, collector.errors)):
         for case_id, case_error in errors:
             is_row = comp.train.rle is not None and LINE_PATTERN.search(case_error.message)
-            # A duplicate id is already reported; its rows have no image only because it is excluded here.
+            # A duplicate id was already reported; its rows have no image only because the id is excluded here.
             if case_id not in duplicate_ids:
                 add("table" if is_row else "files", split, case_id, case_error)
     return images, masks
 
 
 def _find_empty_objects(comp: Competition, images: dict[str, ImagesByChannel], findings: Findings) -> None:
-    """Add a remark about rows without a mask of images that have other rows, if rows are objects."""
+    """If rows are objects, add a remark about rows without a mask whose images have other rows."""
     if not comp.instances:
         return
     rows = find_blank_rows(comp, {case_id: next(iter(channels.values())) for case_id, channels in images.items()})
@@ -138,14 +138,14 @@ def _discover_images(
     for copy in copies[1:]:
         try:
             images |= find_images(copy, split, collector)
-        except MaskfoldError as error:  # a copy in which no case has one of the channels
+        except MaskfoldError as error:  # in this copy, no case has one of the channels
             if error.status != 2:
                 raise
     return {case_id: images[case_id] for case_id in sorted(images)}
 
 
 def _patterns(comp: Competition, split: str) -> Iterator[tuple[str, str]]:
-    """Yield key and pattern of each kind of file, as in discovery."""
+    """Yield key and pattern of each kind of file, in the order of discovery."""
     section = comp.train if split == "train" else comp.test
     images = section.images if section is not None else {}
     masks = comp.train.masks if split == "train" and comp.train.masks is not None else {}
@@ -171,7 +171,7 @@ def _find_duplicate_ids(comp: Competition, split: str, findings: Findings) -> se
 
 
 def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[list[str]]:
-    """Return sets of ids that differ only in case; `cv` stops at them, but each can be measured."""
+    """Return sets of ids that differ only in case; `cv` stops at them, but each case can be measured."""
     keys = [(key, pattern) for key, pattern in _patterns(comp, split) if key.startswith(f"{split}.images")]
     by_folded: dict[str, set[str]] = {}
     for key, pattern in keys:
@@ -186,12 +186,12 @@ def _find_case_twins(comp: Competition, split: str, findings: Findings) -> list[
 
 
 def _allows_many_files(key: str, pattern: str) -> bool:
-    """Return whether a case may have many files; a `*` in an image's name does not mean that."""
+    """Return whether a case may have many files for a pattern; a `*` in the pattern of images does not mean this."""
     return key.startswith("train.masks") and matches_many_files(pattern)
 
 
 def _failing(check: Callable[[], object], ids: list[str], split: str, findings: Findings) -> set[str]:
-    """Return the ids and add a fault if the check raises, else the empty set."""
+    """Run a check: if it raises an error, add a fault and return the ids; otherwise return the empty set."""
     try:
         check()
     except MaskfoldError as error:
@@ -201,7 +201,7 @@ def _failing(check: Callable[[], object], ids: list[str], split: str, findings: 
 
 
 def _all_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
-    """Return all files of each id; empty if nothing matches, which discovery reports."""
+    """Return all files of each id; empty if no file matches, which discovery reports."""
     try:
         return match_files(root, pattern, key)
     except MaskfoldError:
@@ -216,7 +216,7 @@ def _mirror_names(comp: Competition, split: str, excluded: set[str], folder: Pat
                 continue
             _touch(folder, paths)
             parent = pattern.replace("{id}", case_id).rpartition("/")[0]
-            if not paths and "*" not in parent:  # an empty folder of instances
+            if not paths and "*" not in parent:  # the folder of instances is empty
                 (folder / parent).mkdir(parents=True, exist_ok=True)
 
 
@@ -229,7 +229,7 @@ def _touch(folder: Path, paths: list[str]) -> None:
 def _read_rows(
     comp: Competition, images: dict[str, ImagesByChannel], collector: ErrorCollector
 ) -> dict[str, dict[str, Any]]:
-    """Return the rows of each case; a row that stops discovery is recorded and blanked in a copy of the table.
+    """Return the rows of each case; if a row stops discovery, record it and blank it in a copy of the table.
 
     Raises:
         MaskfoldError: the whole table is invalid.
@@ -258,7 +258,7 @@ def _read_rows(
 
 
 def _read_with_blank_lines(path: Path) -> Any:
-    """Read the table with its blank lines, so that a copy has the same line numbers."""
+    """Read the table including blank lines, so that a copy has the same line numbers."""
     table = read_csv(path, {})
     return table.reindex(range(2, int(table.index.max()) + 1), fill_value="")
 

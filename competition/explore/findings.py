@@ -1,4 +1,4 @@
-"""Comparisons across cases: groups, copies, rare classes, mixed formats, contrasts, and train against test."""
+"""Compare cases: groups, copies, rare classes, mixed formats, contrasts, and training against test cases."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from competition.text import format_count, format_listed_case, format_single_cas
 # Groups
 
 GROUP_PATTERNS = (
-    r"^(.+)[_-][^_-]+$",  # all but the last part
-    r"^([A-Za-z]*[_-]?[0-9]+)[_-].+$",  # the part up to the first number
+    r"^(.+)[_-][^_-]+$",  # the id without its last part
+    r"^([A-Za-z]*[_-]?[0-9]+)[_-].+$",  # the id up to its first number
 )
 MAX_SHOWN_IDS = 5
 
 
 def assign_groups(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Set the group of each case, and add a fault for each training id without one.
+    """Set the group of each case, and add a fault for each training id without a group.
 
     Test cases may have no group, because `cv` does not require one.
     """
@@ -54,12 +54,12 @@ def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findin
         return {}
     try:
         group_values(comp, [], key)
-    except MaskfoldError as error:  # the rule itself, or its table
+    except MaskfoldError as error:  # the error concerns the rule itself, or its table
         findings.add_fault("group", "", "", error)
         return {}
     values: dict[str, str] = {}
     pending = [ids]
-    while pending:  # bisection isolates the failing ids without one table lookup per id
+    while pending:  # bisection finds the failing ids without a table lookup for each id
         batch = pending.pop()
         try:
             values.update(zip(batch, group_values(comp, batch, key) or [], strict=True))
@@ -72,7 +72,7 @@ def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findin
 
 
 def _find_shared_groups(cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find groups with training and test cases."""
+    """Find groups that have both training and test cases."""
     members: dict[str, dict[str, list[str]]] = {}
     for case in cases:
         if case.group is not None:
@@ -113,14 +113,14 @@ def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
 
 
 def limit_ids(ids: Sequence[str]) -> list[str]:
-    """Return the first ids, and the number of further ids."""
+    """Return a list of the first ids, with the number of further ids."""
     return list(ids) if len(ids) <= MAX_SHOWN_IDS else [*ids[:MAX_SHOWN_IDS], f"and {len(ids) - MAX_SHOWN_IDS} more"]
 
 
 # Copies, rare classes and mixed formats
 
-MAX_SPACING_ERROR = 0.01  # relative difference of pixdim and affine that is worth a remark
-MIN_CLASS_CASES = 5  # fewer cases with a class cannot be in each of five folds
+MAX_SPACING_ERROR = 0.01  # relative difference between pixdim and affine from which a remark is added
+MIN_CLASS_CASES = 5  # with fewer cases, a class cannot be in each of five folds
 
 
 def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> list[ImagePair]:
@@ -276,7 +276,7 @@ def _find_unusual_cases(comp: Competition, cases: Sequence[CaseStats], findings:
 
 
 def _find_unusual_objects(cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find objects that overlap, that are copies of another one, and that have no pixel."""
+    """Find objects that overlap, are copies of other objects, or have no pixel."""
     kinds: list[tuple[Callable[[TruthStats], int], str, str]] = [
         (
             lambda truth: truth.covered - truth.copies,
@@ -350,9 +350,9 @@ def _find_rare_classes(comp: Competition, cases: Sequence[CaseStats], findings: 
 
 
 def find_mixed_channels(comp: Competition, cases: Sequence[CaseStats], findings: Findings) -> None:
-    """Find volumes whose number of channels is not that of most training cases; `cv` stops at them.
+    """Find volumes whose number of channels differs from that of most training cases; `cv` stops at them.
 
-    2D images can all be converted by `prepare.channels`, so `_find_mixed_formats` remarks on them.
+    For 2D images, `_find_mixed_formats` adds only a remark, because `prepare.channels` can convert all of them.
     """
     counts = {case.id: case.channels for case in cases if case.split == "train" and case.readable and case.channels}
     if comp.dimensions == 2 or not counts:
@@ -368,7 +368,7 @@ def find_mixed_channels(comp: Competition, cases: Sequence[CaseStats], findings:
 
 
 def _find_mixed_formats(cases: Sequence[CaseStats], comp: Competition, findings: Findings) -> None:
-    """Find differing dtypes and orientations, and channels of 2D images."""
+    """Find differing dtypes, orientations and (for 2D images) channels."""
     properties: list[tuple[str, Callable[[CaseStats], object], str]] = [
         ("dtype", lambda case: case.dtype, "Check that all cases have one range of values, or use zscore intensities."),
         (
@@ -425,7 +425,7 @@ def _count_channels(case: CaseStats) -> int | None:
 
 # Contrasts
 
-SIMILAR_RATIO = 0.99  # ratio to the best contrast above which channels count as similar
+SIMILAR_RATIO = 0.99  # ratio to the best contrast from which a channel counts as similarly good
 
 
 @dataclass(frozen=True)
@@ -478,9 +478,9 @@ def rank_contrasts(cases: Sequence[CaseStats]) -> list[ChannelContrast]:
 
 # Training against test cases
 
-SIGNIFICANCE = 0.01  # probability of any false alarm, divided by the number of measures
-MIN_DISTANCE = 0.3  # Kolmogorov-Smirnov distance below which a shift is too small to matter
-MIN_CASES = 5  # in each split
+SIGNIFICANCE = 0.01  # probability of any false alarm; it is divided by the number of measures
+MIN_DISTANCE = 0.3  # Kolmogorov-Smirnov distance below which a shift is ignored
+MIN_CASES = 5  # minimum number of values in each split
 
 
 @dataclass(frozen=True)

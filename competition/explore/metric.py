@@ -1,4 +1,4 @@
-"""Comparison of the YAML's metric with that of the host."""
+"""Compare the YAML's metric with the host's metric."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from competition.explore.types import Findings
 
 
 def find_other_metric(comp: Competition, findings: Findings) -> None:
-    """Add a remark if the metric is not that of the host whose profile the YAML names."""
+    """Add a remark if the metric differs from that of the host whose profile the YAML names."""
     profile = PROFILES.get(str(comp.submission.profile))
     host = None if profile is None else profile.host_metric
     if host is None:
@@ -22,7 +22,7 @@ def find_other_metric(comp: Competition, findings: Findings) -> None:
         keys = ["average", "both_empty", *settings]
         differing = [key for key in keys if getattr(comp.metric, key) != getattr(expected, key)]
         if len(comp.classes) == 1 and comp.metric.average != "global" != expected.average and "average" in differing:
-            differing.remove("average")  # the mean over one class changes nothing
+            differing.remove("average")  # with a single class, the mean over classes has no effect
     if not differing:
         return
     found = " and ".join(f"metric.{key} is {_as_yaml(getattr(comp.metric, key))}" for key in differing)

@@ -1,4 +1,4 @@
-"""Suggested folds, preprocessing and patch size of a first experiment: a YAML snippet with reasons."""
+"""Suggest folds, preprocessing and patch size for a first experiment, as a YAML snippet with reasons."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from competition.explore.findings import ChannelContrast, similar_contrasts
 from competition.explore.types import CaseStats, ChannelStats
 from competition.text import format_count, has_or_have, join_names, pixel_or_voxel
 
-STEP = 16  # four levels of a U-Net halve the patch four times
+STEP = 16  # because four levels of a U-Net halve the patch four times
 MAX_PATCH_PIXELS = {2: 2**18, 3: 2**20}  # 512×512, about 101³
 # Training memory per pixel: four float32 convolutions of 32 channels at full size with norm and activation, plus a
 # third for the lower levels.
 BYTES_PER_PIXEL = 2048
 MAX_RESIZED_SIDE = 512  # longest side of a resized 2D image
-MAX_CHANNELS = 6  # channels named in a reason
-MAX_AIR_HU = -500  # only CT has integer values below it
-MAX_MEAN_RATIO = 5.0  # above this ratio of the cases' means, the cases have no common scale
+MAX_CHANNELS = 6  # maximum number of channels that a reason names
+MAX_AIR_HU = -500  # only CT has integer values below this
+MAX_MEAN_RATIO = 5.0  # above this ratio of the cases' means, the cases have no common intensity scale
 # Ratio to the finest axis above which an axis is coarse, as in nnU-Net (Isensee et al., Nature Methods 2021).
 ANISOTROPY = 3.0
 
@@ -47,8 +47,8 @@ def suggest_experiment(comp: Competition, cases: Sequence[CaseStats], contrasts:
         contrasts: contrasts of the channels, see `findings.rank_contrasts`.
 
     Returns:
-        YAML, which forms an experiment together with `competition`, `model` and `loss`. Empty without a readable
-        training case.
+        YAML that forms an experiment together with `competition`, `model` and `loss`; empty if no training case is
+        readable.
     """
     train = [case for case in cases if case.split == "train" and case.readable and not case.skipped]
     if not train:
@@ -148,7 +148,7 @@ def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) ->
 
 
 def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None, str]:
-    """Suggest the median spacing; along a coarse axis the 10th percentile, to keep slices of finer cases (nnU-Net)."""
+    """Suggest the median spacing; for a coarse axis the 10th percentile, to keep slices of finer cases (nnU-Net)."""
     array = np.array(spacings)
     if (array == 1).all():
         return None, "all spacings are 1 mm or unknown; if the files do not store it, set competition.spacing"
@@ -165,7 +165,7 @@ def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None,
 
 
 def _intensity(comp: Competition, train: Sequence[CaseStats]) -> list[SuggestedKey]:
-    """Suggest a window around the foreground for CT, percentiles for outliers, else z-scores per case."""
+    """Suggest a window around the foreground for CT, percentiles if there are outliers, otherwise z-scores per case."""
     readable = [case for case in train if case.stats]
     channels = [case.stats[0] for case in readable if case.stats]  # the first channel of each case
     is_ct = (
@@ -220,7 +220,7 @@ def _channels(
     counts = Counter(case.channels for case in train if case.stats)
     best, similar = contrasts[0] if contrasts else None, similar_contrasts(contrasts)
     note = ""
-    if best and len(similar) > 1:  # contrast does not favour a channel
+    if best and len(similar) > 1:  # no channel has a clearly better contrast
         names = join_names([contrast.name for contrast in similar[:MAX_CHANNELS]])
         note = f"; {names} have similar contrast (|d| {best.effect_size:.2f})"
         best = None
@@ -261,7 +261,7 @@ def _patch(shape: Sequence[int]) -> SuggestedKey:
 
 
 def _fit(shape: Sequence[int], max_pixels: int) -> list[int]:
-    """Round the shape up, then shorten its longest axis until it has at most `max_pixels`."""
+    """Round the shape up, then shorten its longest axis until the shape has at most `max_pixels` pixels."""
     size = [_round_up(n) for n in shape]
     while math.prod(size) > max_pixels and max(size) > STEP:
         longest = size.index(max(size))
@@ -270,7 +270,7 @@ def _fit(shape: Sequence[int], max_pixels: int) -> list[int]:
 
 
 def _round_up(length: float) -> int:
-    """Round up to a multiple of 16; a short axis to a power of two, because it is halved less often."""
+    """Round a length up to a multiple of 16; a short one to a power of two, because it is halved less often."""
     if length <= STEP / 2:
         return 2 ** max(0, math.ceil(math.log2(max(1.0, length))))
     return STEP * math.ceil(length / STEP)

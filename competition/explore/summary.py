@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Row = list[str]
 NO_VALUE = "–"
-MAX_VALUES = 4  # distinct values per cell
+MAX_VALUES = 4  # maximum number of distinct values per cell
 MAX_CHANNELS = 12
 
 
@@ -68,7 +68,7 @@ def overview_rows(exploration: Exploration) -> list[Row]:
 
 
 def _intensity_rows(splits: Sequence[Sequence[CaseStats]]) -> list[Row]:
-    """Return for each channel the means of the cases and the range of all values."""
+    """Return rows with the means of the cases and the range of all values, for each channel."""
     rows = []
     names = list(dict.fromkeys(channel.name for cases in splits for case in cases for channel in case.stats or []))
     for name in names[:MAX_CHANNELS]:
@@ -108,7 +108,7 @@ def truth_rows(exploration: Exploration) -> list[Row]:
 
 
 def class_rows(exploration: Exploration) -> list[Row]:
-    """Return rows [class, label value, cases with it, share of all, share of the foreground, objects, median size]."""
+    """Return rows [class, label value, cases with it, share of all voxels, of the foreground, objects, median size]."""
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     total = sum(truth.total - truth.ignored for truth in truths)
     foreground = sum(int(truth.voxels.sum()) for truth in truths)
@@ -162,7 +162,7 @@ def class_header(exploration: Exploration) -> list[str]:
 
 
 def contrast_rows(exploration: Exploration) -> list[Row]:
-    """Return rows [channel, median |d|, cases with brighter foreground], highest contrast first."""
+    """Return rows [channel, median |Cohen's d|, cases with brighter foreground], highest contrast first."""
     return [
         [item.name, f"{item.effect_size:.2f}", f"{item.brighter_share:.0%} of {item.n_cases}"]
         for item in exploration.contrasts[:MAX_CHANNELS]
@@ -173,7 +173,7 @@ CONTRAST_HEADER = ["channel", "contrast |d|", "foreground brighter in"]
 
 
 def format_range(values: Sequence[float], percent: bool = False) -> str:
-    """Format minimum, median and maximum; one number if all are equal."""
+    """Format minimum, median and maximum; only one number if all are equal."""
     if not len(values):
         return NO_VALUE
     stats = [min(values), median(values), max(values)]
@@ -187,7 +187,7 @@ def format_number(value: float) -> str:
 
 
 def format_counts(values: Iterable[object]) -> str:
-    """Format distinct values: `uint8`, or `uint8 in 60, uint16 in 4` if they differ."""
+    """Format distinct values, e.g. `uint8`, or `uint8 in 60, uint16 in 4` if they differ."""
     counts = Counter(map(str, values)).most_common()
     if len(counts) < 2:
         return counts[0][0] if counts else NO_VALUE
@@ -207,7 +207,7 @@ def _group_cell(cases: Sequence[CaseStats]) -> str:
 
 # CSV tables
 
-CHANNEL_COLUMNS = {  # suffix of the column: attribute of `ChannelStats`
+CHANNEL_COLUMNS = {  # attribute of `ChannelStats` by suffix of the column
     "least": "minimum",
     "low": "low",
     "median": "median",
@@ -222,9 +222,10 @@ CHANNEL_COLUMNS = {  # suffix of the column: attribute of `ChannelStats`
 def case_rows(exploration: Exploration) -> pandas.DataFrame:
     """Return one row per case; unknown values are empty.
 
-    Columns: id, split, images, faults (their number), size and spacing along each axis, orientation, dtype, channels,
-    group, aspect; of each channel least, low (0.5 %), median, high (99.5 %), most, mean, deviation, contrast (Cohen's
-    d); empty, foreground, ignored (voxels), objects, object_median (voxels); of each class voxels and objects.
+    The columns are: id, split, images, faults (number of faults), size and spacing along each axis, orientation, dtype,
+    channels, group, aspect; for each channel least, low (0.5 %), median, high (99.5 %), most, mean, deviation, contrast
+    (Cohen's d); empty, foreground, ignored (voxels), objects, object_median (voxels); for each class voxels and
+    objects.
     """
     import pandas
 
@@ -233,7 +234,7 @@ def case_rows(exploration: Exploration) -> pandas.DataFrame:
         for case_id in finding.case.split(", "):
             faults[finding.split, case_id] = faults.get((finding.split, case_id), 0) + 1
     rows = [_case_row(exploration, case, faults.get((case.split, case.id), 0)) for case in exploration.cases]
-    return pandas.DataFrame(rows).convert_dtypes()  # keeps integers in columns with empty cells
+    return pandas.DataFrame(rows).convert_dtypes()  # this dtype keeps integers in columns that have empty cells
 
 
 def finding_rows(exploration: Exploration) -> pandas.DataFrame:

@@ -1,4 +1,4 @@
-"""Results of an exploration: findings, and the measurements of one case."""
+"""Results of an exploration: findings, and measurements of one case."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SKIPPED_HINT = "Skipped by cv (on_bad_case: skip)."
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem or remark.
+    """A fault or a remark.
 
     Attributes:
-        severity: a fault stops `cv` or makes its score wrong; a remark may be intended.
+        severity: `fault` or `remark`; a fault stops `cv` or makes its score wrong, a remark may be intended.
         kind: files, image, mask, table, group, class, conflict, duplicate, near-duplicate, empty, mixed, objects,
             metric, exif, shift or left out.
         split: train or test; empty for both.
-        case: the id, or comma-separated ids; empty for all cases.
+        case: id, or ids separated by commas; empty for all cases.
         message: the problem in one sentence, with the file or row.
-        hint: the solution in one sentence.
+        hint: solution in one sentence.
     """
 
     severity: Severity
@@ -45,7 +45,7 @@ class Findings:
     Attributes:
         all: the findings.
         skip: whether the competition sets `on_bad_case: skip`.
-        skipped: split and id of each case that `cv` therefore skips.
+        skipped: split and id of each case that `cv` skips for this reason.
     """
 
     all: list[Finding] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Findings:
         self.add(Finding("fault", kind, split, case, error.message, error.hint))
 
     def add_bad_case(self, kind: str, split: str, case: str, error: MaskfoldError) -> None:
-        """Add an error of one case: a remark under `on_bad_case: skip`, because `cv` skips the case; else a fault."""
+        """Add an error of one case as a fault, or with `on_bad_case: skip` as a remark, since `cv` skips the case."""
         if not self.skip:
             self.add_fault(kind, split, case, error)
             return
@@ -69,17 +69,17 @@ class Findings:
         self.add(Finding("remark", kind, split, case, message, hint))
 
     def add(self, finding: Finding) -> None:
-        """Add a finding unless it is already there."""
+        """Add a finding unless the same finding was added before."""
         if finding not in self.all:
             self.all.append(finding)
 
 
 class ErrorCollector(SkippedCases):
-    """Collects all errors of discovery, for any `on_bad_case`.
+    """Collects all errors of discovery, for every value of `on_bad_case`.
 
     Attributes:
         errors: id and error of each bad case.
-        fatal_errors: id and error of the cases that stop `cv` even under `on_bad_case: skip`.
+        fatal_errors: id and error of the cases that stop `cv` even with `on_bad_case: skip`.
     """
 
     def __init__(self, comp: Competition) -> None:
@@ -96,7 +96,7 @@ class ErrorCollector(SkippedCases):
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """Intensities of one channel of one case, in the file's units.
+    """Statistics of the intensities of one channel of one case, in the file's units.
 
     Attributes:
         name: name of the channel.
@@ -135,9 +135,9 @@ class TruthStats:
         foreground: number of voxels of any class.
         ignored: number of ignored voxels.
         total: number of voxels of the case.
-        objects: for each class the number of voxels of each object.
-        covered: number of objects that share voxels with a later one.
-        copies: how many of these are identical to another object.
+        objects: number of voxels of each object, one array per class.
+        covered: number of objects that share voxels with a later object.
+        copies: number of these objects that are identical to another object.
         empty_objects: number of objects without a voxel.
     """
 
@@ -158,22 +158,22 @@ class TruthStats:
 
 @dataclass(eq=False)
 class CaseStats:
-    """Measurements of one case; attributes of unreadable files stay None.
+    """The measurements of one case; attributes of unreadable files are None.
 
     Attributes:
         id: id of the case.
         split: train or test.
-        images: its files, relative to the root.
+        images: image files of the case, relative to the root.
         shape: shape of the image, from its header.
         spacing: mm along each axis, from the header.
-        pixdim: mm along each axis by pixdim of a NIfTI header, if that differs from its affine.
-        orientation: axis codes such as RAS, from the header; None if it says nothing of the place.
+        pixdim: mm along each axis from pixdim of a NIfTI header, if this differs from the affine.
+        orientation: axis codes such as RAS, from the header; None if the header does not store the orientation.
         dtype: data type of the image, from the header.
         channels: number of channels, from the header.
         stats: intensities of each channel.
         is_colour: whether the red, green and blue channels differ.
         truth: statistics of the truth; None for test cases.
-        label_channels: number of channels of its label file.
+        label_channels: number of channels of the label file.
         undeclared_labels: number of voxels of each label value that belongs to no class.
         thumbnail: float32; see `competition.data.duplicates.make_thumbnail`.
         group: group from `competition.group`.
@@ -206,7 +206,7 @@ class CaseStats:
 
     @property
     def readable(self) -> bool:
-        """Whether the image, not only its header, was read."""
+        """Whether the image was read, and not only its header."""
         return self.stats is not None
 
     @property

@@ -1,3 +1,3 @@
-"""Export of runs to a self-contained folder that predicts without this project: weights, code, script and notebook."""
+"""Export runs to a self-contained folder (weights, code, script, notebook) that predicts without this project."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Export of runs to a bundle: a folder that predicts on a machine where this project is not installed."""
+"""Export runs to a bundle, a folder that can predict on a machine where this project is not installed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ExportOptions:
         zipped: whether to also write a zip file next to the folder.
         onnx: whether to also write the networks as ONNX.
         wheels: whether to also download the packages' wheels.
-        hours: the time limit written into the notebook.
+        hours: the time limit that is written into the notebook.
     """
 
     zipped: bool = False
@@ -67,7 +67,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported bundle: its folder, size in bytes, number of networks, packages, and the zip file if there is one."""
+    """An exported bundle: folder, size in bytes, number of networks, packages, and zip file if there is one."""
 
     folder: Path
     size: int
@@ -83,11 +83,11 @@ def export_runs(
     options: ExportOptions = ExportOptions(),
     context: Context = Context(),
 ) -> ExportResult:
-    """Export runs as a bundle after a test prediction of one patch; the folder is written completely or not at all.
+    """Export runs as a bundle, after a test prediction of one patch; the folder is written completely or not at all.
 
     Args:
         runs: finished runs of one competition.
-        folder: the bundle's folder; an earlier bundle there is replaced.
+        folder: folder of the bundle; an earlier bundle in it is replaced.
         weights: weights of the runs; `auto` fits them on the out-of-fold predictions; None: equal.
         options: optional contents.
         context: has the trusted packages, whose files are copied into the bundle, and the log.
@@ -121,7 +121,7 @@ def export_runs(
 
 
 def _example_case(ensemble: Ensemble) -> tuple[Any, int]:
-    """Return a row of the case table whose image exists, and the number of test cases (0: unknown)."""
+    """Return a row of the case table whose image exists, and the number of test cases (0 if unknown)."""
     comp = ensemble.comp
     first_error: MaskfoldError | None = None
     for split in ("test", "train"):
@@ -184,14 +184,14 @@ def _targets(ensemble: Ensemble) -> list[str]:
 
 
 def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
-    """Copy a run's YAML and the weights of its finished members; return their number."""
+    """Copy a run's YAML and the weights of its finished members; return the number of members."""
     folder.mkdir(parents=True)
     plain, first = (_without_paths(resolve_for_prediction(exp)) for exp in (run.exp, ensemble.runs[0].exp))
     plain["competition"].update({key: first["competition"][key] for key in SUBMIT_TIME_KEYS})
     write_yaml(plain, folder / EXPERIMENT_FILE)
     members = run.checkpoints()
     for checkpoint in members:
-        read_weights(checkpoint.path)  # so that an error names the damaged original and not the copy
+        read_weights(checkpoint.path)  # check the original first, so that an error names it and not the copy
         member = folder / run.member_folder(checkpoint.fold, checkpoint.seed).name
         copy_file(checkpoint.path, member / checkpoint.path.name)
         copy_file(checkpoint.path.parent / RESULT_FILE, member / RESULT_FILE)
@@ -199,7 +199,7 @@ def _copy_run(run: Run, ensemble: Ensemble, folder: Path) -> int:
 
 
 def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:
-    """Return a resolved experiment without paths of this machine and without keys that only training reads."""
+    """Return a resolved experiment without paths of this machine and without keys that only training needs."""
     plain["competition"]["root"] = "."
     plain["run"] = {"accelerator": plain["run"]["accelerator"]}
     for key in ("init_from", "encoder_weights", "study", "pseudo", "extra"):
@@ -273,7 +273,7 @@ def _write_pages(
 
 
 def _id_suffix(ensemble: Ensemble) -> str:
-    """Return what the host's ids add to the image's name, such as `.png`: by the current sample, else the profile."""
+    """Return the suffix that the host's ids add to the image's name, e.g. `.png`, from the sample or the profile."""
     comp = ensemble.comp
     path = Path(comp.root) / str(comp.submission.sample)
     if comp.submission.sample is None or not path.is_file():
@@ -284,7 +284,7 @@ def _id_suffix(ensemble: Ensemble) -> str:
 
 
 def _root_markers(ensemble: Ensemble) -> list[str]:
-    """Return files and folders that identify the competition's root: the sample, and the folders of the images."""
+    """Return files and folders that identify the competition's root: the sample and the folders of the images."""
     comp = ensemble.comp
     sources = [comp.test.images if comp.test is not None else {}, comp.train.images]
     patterns = [pattern for source in sources for pattern in ([source] if isinstance(source, str) else source.values())]
@@ -296,7 +296,7 @@ def _root_markers(ensemble: Ensemble) -> list[str]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Check that a folder is missing, empty, or an unchanged bundle, so that no user files are lost.
+    """Check that a folder does not exist, is empty, or is an unchanged bundle, so that no user files are lost.
 
     Raises:
         MaskfoldError: status 2; the folder contains other files.
@@ -350,7 +350,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, and make its parent folders."""
+    """Copy a file, and create its parent folders."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 

@@ -36,14 +36,14 @@ subprocess.run([sys.executable, str(bundle / "run.py"), "--input", str(competiti
 SHOW_CELL = """print(*Path(OUTPUT).read_text().splitlines()[:3], sep="\\n")"""
 
 
-# Built without nbformat: it would add nine packages (0.8 MB to download, 3.2 MB installed) to every installation, to
-# replace one dictionary. The tests validate the notebook with nbformat.
+# The notebook is built without nbformat, which would add nine packages (0.8 MB to download, 3.2 MB installed) to every
+# installation to replace one dictionary. The tests validate the notebook with nbformat.
 def build_notebook(title: str, hours: float) -> dict[str, Any]:
     """Return the notebook in format 4.5, as plain data.
 
     Args:
-        title: a line of Markdown.
-        hours: the time limit of the competition in hours.
+        title: title of the notebook, a line of Markdown.
+        hours: time limit of the competition in hours.
     """
     text = f"# {title}\n\nAttach the bundle and the competition's data, switch the network off, and run all cells."
     cells: list[dict[str, Any]] = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": _lines(text)}]
@@ -122,8 +122,8 @@ def build_readme(
         title: title of the page.
         version: version of Maskfold.
         python: oldest supported Python version.
-        runs: the entries of the runs in bundle.json, with the number of `networks`.
-        expected: a sentence about the expected score.
+        runs: entries of the runs in bundle.json, with the number of `networks`.
+        expected: sentence about the expected score.
         wheels: whether the bundle contains wheels.
         onnx: whether the bundle contains ONNX files.
     """

@@ -27,14 +27,14 @@ MODEL_SCRIPT = Path(__file__).with_name("mlflow_script.py")
 
 
 def write_predictor_folder(run: Run, folder: Path) -> None:
-    """Write everything required for prediction: `experiment.yaml`, `postprocess.json`, and each member's weights.
+    """Write all files that prediction requires: `experiment.yaml`, `postprocess.json`, and the weights of each member.
 
     Args:
-        run: a run with at least one finished fold. Its post-processing is that of `maskfold predict`.
-        folder: created here.
+        run: a run with at least one finished fold. The model has the same post-processing as `maskfold predict`.
+        folder: folder that this function creates.
 
     Raises:
-        MaskfoldError: a file of weights is missing, or the disk is full.
+        MaskfoldError: a weight file is missing, or the disk is full.
     """
     folder.mkdir(parents=True)
     write_yaml(resolve_for_prediction(run.exp), folder / EXPERIMENT_FILE)
@@ -47,9 +47,9 @@ def write_predictor_folder(run: Run, folder: Path) -> None:
 
 
 def model_fingerprint(run: Run) -> str:
-    """Return a SHA-256 (hexadecimal) of all that determines a model of the run: experiment, steps, weights, code."""
+    """Return a SHA-256 (hexadecimal) of everything that determines a run's model: experiment, steps, weights, code."""
     exp = resolve_config(run.exp)
-    exp["competition"].pop("root")  # the location of the data does not change the model
+    exp["competition"].pop("root")  # because the location of the data does not change the model
     for key in ("run", "study"):
         del exp[key]
     code = [
@@ -82,7 +82,7 @@ def describe_run(run: Run) -> str:
 
 
 def version_tags(run: Run) -> dict[str, str]:
-    """Return the tags of a model's version, by which the registry can be searched."""
+    """Return the tags of a model's version, with which the registry can be searched."""
     summary = _summary(run)
     tags = {
         "competition": run.exp.competition.name,
@@ -109,7 +109,7 @@ def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
 
     Args:
         run: a run with at least one finished fold.
-        folder: the model's folder, created here.
+        folder: folder of the model, which this function creates.
         temporary_folder: an empty folder.
 
     Raises:
@@ -117,7 +117,7 @@ def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
     """
     import mlflow.pyfunc
 
-    # Without a signature MLflow warns; no signature describes arrays of any size.
+    # MLflow warns if there is no signature, but no signature can describe arrays of any size.
     logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
     write_predictor_folder(run, temporary_folder / "run")
     code = temporary_folder / "code" / "competition"

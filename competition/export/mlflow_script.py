@@ -1,4 +1,4 @@
-"""Script of a registered model: MLflow stores a copy of this file and runs it when the model is loaded."""
+"""Script of a registered model. MLflow stores a copy of this file, and runs it when the model is loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from competition.export.predictor import Predictor
 
 
 class Segmenter(PythonModel):
-    """Predicts masks of images; see `competition.export.predictor.iter_images` and `Predictor.predict`."""
+    """MLflow model that predicts masks of images; see `Predictor` in competition/export/predictor.py."""
 
     def load_context(self, context: Any) -> None:
-        """Open the folder of networks; the networks are loaded with the first image."""
+        """Open the folder of the networks; they are loaded when the first image is predicted."""
         self.predictor = Predictor(Path(context.artifacts["run"]))
 
-    # With the type hint pd.DataFrame, MLflow accepts any input. Without a type hint, MLflow warns; no other type hint
-    # describes such lists.
+    # With the type hint pd.DataFrame, MLflow accepts any input. Without a type hint MLflow warns, and no other type
+    # hint can describe such lists.
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[Any]:
         """Return the masks of a table or a list of images."""
         return self.predictor.predict(model_input)

@@ -1,4 +1,4 @@
-"""Networks as ONNX: export, with a comparison with torch on three patches of noise, and prediction with onnxruntime."""
+"""Export networks as ONNX (and compare them with torch on three patches of noise); predict with onnxruntime."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from competition.io import atomic_write
 from competition.models.interface import error_in_one_line, main_output
 
 ONNX_SUFFIX = ".onnx"
-TOLERANCE = 1e-3  # largest difference of a probability
+TOLERANCE = 1e-3  # maximum difference of a probability from torch's
 
 # Prediction
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file as a network: maps (B, C, *patch) float32 to logits (B, P, *patch) float32.
+    """A network from an ONNX file; it maps (B, C, *patch) float32 to logits (B, P, *patch) float32.
 
     Args:
         path: a file written by `write_onnx`.
@@ -45,7 +45,7 @@ class OnnxNetwork(nn.Module):
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         try:
             self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's exception classes are not a stable API
+        except Exception as error:  # because onnxruntime's exception classes are not a stable API
             raise MaskfoldError(
                 f"{path} cannot be run: {str(error).splitlines()[0]}.", "Export the bundle again."
             ) from error
@@ -63,7 +63,7 @@ class OnnxNetwork(nn.Module):
 
 
 def use_onnx_networks(predictor: EnsemblePredictor) -> None:
-    """Replace the networks with the ONNX files that are stored next to their weights.
+    """Replace the networks by the ONNX files next to their weights.
 
     Raises:
         MaskfoldError: a file is missing or cannot be read.
@@ -80,7 +80,7 @@ def use_onnx_networks(predictor: EnsemblePredictor) -> None:
 
 
 class MainOutputNetwork(nn.Module):
-    """A network reduced to its main output."""
+    """A wrapper that returns only the main output of a network."""
 
     def __init__(self, network: nn.Module, dims: int, channels: int) -> None:
         super().__init__()
@@ -92,16 +92,16 @@ class MainOutputNetwork(nn.Module):
 
 
 def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -> float:
-    """Write a network as ONNX, for any number of patches per batch if its code allows that, else for one.
+    """Write a network as ONNX, for any batch size if the network's code allows this, otherwise for a batch size of 1.
 
     Args:
         network: the network, on any device.
-        channels: input channels.
-        exp: the experiment, which sets the sizes and labels.
+        channels: number of input channels.
+        exp: the experiment, which defines sizes and labels.
         path: the file.
 
     Returns:
-        The largest difference of a probability from torch's, on patches of noise; both in float32 on the CPU.
+        The largest difference between probabilities of ONNX and torch on patches of noise, both in float32 on the CPU.
 
     Raises:
         MaskfoldError: onnx, onnxscript or onnxruntime is not installed, the network has a presence head, cannot be
@@ -137,7 +137,7 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
 
 
 def _export_program(network: nn.Module, shape: tuple[int, ...], exp: Experiment) -> Any:
-    """Return torch's ONNXProgram, with a dynamic batch axis if possible."""
+    """Return torch's ONNXProgram; the batch axis is dynamic if possible."""
     dynamic = {"batch": {0: torch.export.Dim("patches")}}
     first_error: Exception | None = None
     for count, shapes in ((2, dynamic), (1, None)):

@@ -1,4 +1,4 @@
-"""Prediction with a registered model: arrays, paths, or a table of them to masks."""
+"""Prediction with a registered model: from arrays, paths, or a table of these, to masks."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Predictor:
     `MASKFOLD_TRUST` lists additional packages that `target` may name.
 
     Args:
-        folder: `experiment.yaml`, `postprocess.json`, and for each member `fold_0/weights.safetensors` with its
-            `result.json`.
+        folder: folder with `experiment.yaml`, `postprocess.json`, and for each member `fold_0/weights.safetensors` with
+            its `result.json`.
 
     Raises:
         MaskfoldError: a file is missing or damaged, or a target is not trusted.
@@ -57,11 +57,11 @@ class Predictor:
         """Return masks on the grid of each image.
 
         Args:
-            images: the images, in any form that `iter_images` takes.
+            images: the images, in one of the forms that `iter_images` accepts.
 
         Returns:
-            One array each, (*spatial), as `maskfold predict` writes it: uint8 or uint16 values of classes, object
-            numbers with `competition.instances`; (K, *spatial) if classes overlap.
+            One array (*spatial) per image, with the values that `maskfold predict` writes: uint8 or uint16 label
+            values, or object numbers with `competition.instances`. If classes overlap, the array is (K, *spatial).
 
         Raises:
             MaskfoldError: an image cannot be read or predicted.
@@ -69,7 +69,7 @@ class Predictor:
         exp, comp = self.ensemble.runs[0].exp, self.ensemble.comp
         masks: list[Labels] = []
         for image in iter_images(images, exp):
-            if self._predictor is None:  # the first image sets the number of channels
+            if self._predictor is None:  # the first image defines the number of channels
                 self._predictor = EnsemblePredictor(self.ensemble, image, scratch=Path(tempfile.gettempdir()))
             probabilities, presence = self._predictor.predict(image)
             labels = label_arrays(postprocess(probabilities, comp, self.settings, image, presence), comp)
@@ -86,7 +86,7 @@ def _read_settings(path: Path) -> PostprocessConfig:
 
 
 def adapt_to_machine(exp: Experiment) -> Experiment:
-    """Adapt the experiment to this machine: one device, and `run.accelerator: auto` if that of the YAML is missing."""
+    """Adapt the experiment to this machine: use one device, and `auto` if the YAML's accelerator does not exist."""
     import torch
 
     accelerator = exp.run.accelerator
@@ -97,7 +97,7 @@ def adapt_to_machine(exp: Experiment) -> Experiment:
 
 
 def folds_table(folder: Path) -> Any:
-    """Return a table of folds, from the names of the members' folders."""
+    """Return a table of folds that is derived from the names of the members' folders."""
     import pandas as pd
 
     matches = [re.match(r"fold_(\d+)", path.parent.name) for path in sorted(folder.glob(f"*/{RESULT_FILE}"))]
@@ -105,7 +105,7 @@ def folds_table(folder: Path) -> Any:
 
 
 def empty_case_table() -> Any:
-    """Return an empty case table: prediction does not require training cases."""
+    """Return an empty case table, because prediction does not need training cases."""
     import pandas as pd
 
     return pd.DataFrame({"id": []})
@@ -123,7 +123,7 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
             - an array: (H, W), (H, W, C) or (C, H, W) of a 2D image; (X, Y, Z), (X, Y, Z, C) or (C, X, Y, Z) of a
               volume; the shorter of the first and the last axis is the channel axis;
             - a path of a file that `maskfold predict` can read;
-            - a dictionary of channels by their names in the YAML's `images`, each an array or a path;
+            - a dictionary from channel names (as in the YAML's `images`) to arrays or paths;
             - a list of the slices of a volume, each an array or a path of a 2D image;
             - a dictionary with `image` (one of these) and optionally `spacing` (mm along each axis) and `affine` (4×4,
               voxel to world in mm).
@@ -133,7 +133,7 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
         exp: the experiment.
 
     Raises:
-        MaskfoldError: an item is none of these, or cannot be read.
+        MaskfoldError: an item has another form, or cannot be read.
     """
     comp = exp.competition
     for number, item in enumerate(_items(images, comp), start=1):
@@ -152,7 +152,7 @@ def iter_images(images: Any, exp: Experiment) -> Iterator[InMemoryCase]:
 
 
 def _items(images: Any, comp: Competition) -> list[Any]:
-    """Return the items of a list, of a table, or of a batch (N, …) with a channel axis, as servers send it."""
+    """Return the items of a list, of a table, or of a batch (N, …) with a channel axis, as servers send batches."""
     if hasattr(images, "to_dict") and hasattr(images, "columns"):
         if "image" not in images.columns:
             raise MaskfoldError(
@@ -211,7 +211,7 @@ def _read_single(image: Any, dimensions: int, name: str, exif: bool) -> Image:
 
 
 def _join_channels(channels: list[Image], name: str) -> Image:
-    """Concatenate channels, as `competition.data.readers.load_image` does."""
+    """Concatenate channels in the same way as `competition.data.readers.load_image`."""
     if len(shapes := {part.array.shape[1:] for part in channels}) > 1:
         raise MaskfoldError(
             f"Shapes of the channels of {name}: found {', '.join(sorted(map(str, shapes)))}, expected one shape.",
@@ -222,7 +222,7 @@ def _join_channels(channels: list[Image], name: str) -> Image:
 
 
 def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
-    """Set the given spacing and affine; an affine alone also sets the spacing."""
+    """Set the given spacing and affine; if only the affine is given, it also defines the spacing."""
     if not _is_missing(affine):
         matrix = np.asarray(affine, np.float64)
         voxel_sizes = np.linalg.norm(matrix[:3, :3], axis=0) if matrix.shape == (4, 4) else np.zeros(3)
@@ -248,7 +248,7 @@ def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
 
 
 def _set_default_affine(image: Image, orientation: str | None) -> Image:
-    """Give a volume without an affine the affine of `orientation`, e.g. RAS."""
+    """Set the affine of a volume without an affine according to `orientation`, e.g. RAS."""
     if image.affine is not None or orientation is None:
         return image
     from nibabel.orientations import axcodes2ornt

@@ -1,4 +1,4 @@
-"""What a bundle requires: files of this package, and other packages with their versions and wheels."""
+"""Requirements of a bundle: files of this package, and other packages with their versions and wheels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ ENTRY_MODULES = (
     "competition.export.runtime",
     "competition.export.onnx",
     "competition.export.smoke_test",
-    *(registry.package for registry in (STEPS, SCHEDULES)),  # reading a run's YAML imports them by name
+    # Modules that are imported by name when a run's YAML is read.
+    *(registry.package for registry in (STEPS, SCHEDULES)),
 )
 # Wheels of these packages are not downloaded: they take gigabytes, and every GPU notebook has them for its driver.
 PREINSTALLED = ("torch", "torchvision", "triton")
@@ -38,7 +39,7 @@ PREINSTALLED_PREFIXES = ("nvidia-", "cuda-")  # dependencies of PyTorch
 
 
 def required_files(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
-    """Return this package's files that a bundle imports, and the other packages that these files import.
+    """Return the files of this package that a bundle imports, and the other packages that these files import.
 
     Imports inside functions are included.
 
@@ -67,7 +68,7 @@ def required_files(targets: Iterable[str]) -> tuple[list[Path], set[str]]:
 
 
 def user_package_files(root: str) -> list[tuple[Path, Path]]:
-    """Return the source files of a user's own package, each with its path below `code`.
+    """Return the source files of a user's own package, each with its path below the folder `code`.
 
     Raises:
         MaskfoldError: the package cannot be found.
@@ -93,7 +94,7 @@ def _module_file(parts: list[str]) -> Path | None:
 
 
 def _imports(path: Path) -> list[str]:
-    """Return full names of possible imports of a file: `from a import b` may mean the module a.b."""
+    """Return the full names of modules that a file may import; `from a import b` may mean the module a.b."""
     names = []
     for node in _runtime_nodes(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -117,7 +118,7 @@ def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 @dataclass(frozen=True)
 class PinnedPackage:
-    """A package: its name, its version, and the modules that a bundle imports from it."""
+    """A package with its version and the modules that a bundle imports from it."""
 
     name: str
     version: str
@@ -129,7 +130,7 @@ class PinnedPackage:
 
 
 def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
-    """Predict one patch with a bundle, in a process without the training packages, and return its imports.
+    """Predict one patch with a bundle in a process without the training packages; return the imported modules.
 
     Args:
         folder: the bundle.
@@ -167,10 +168,10 @@ def run_smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> set[str]:
 
 
 def pinned_requirements(imported: set[str], named: Iterable[str]) -> list[PinnedPackage]:
-    """Return the imported packages that our files name, or that those packages require in turn.
+    """Return the imported packages that our files name, and those that these packages require.
 
     Args:
-        imported: top-level modules of a process that predicted.
+        imported: top-level modules that a predicting process has imported.
         named: top-level modules that our files and the networks' targets name.
     """
     packages_of_module = metadata.packages_distributions()
@@ -235,12 +236,12 @@ def download_wheels(packages: Iterable[PinnedPackage], folder: Path) -> int:
 
 
 def normalise_package_name(name: str) -> str:
-    """Return a package's name as PEP 503 normalises it."""
+    """Return the name of a package in the normalised form of PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _with_dependencies(start: set[str]) -> set[str]:
-    """Return packages and everything that they require on this machine, without extras."""
+    """Return packages together with all packages that they require on this machine, without extras."""
     found: set[str] = set()
     todo = list(start)
     while todo:
@@ -250,7 +251,7 @@ def _with_dependencies(start: set[str]) -> set[str]:
         try:
             lines = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
-            continue  # required on other platforms only
+            continue  # this package is required only on other platforms
         found.add(name)
         requirements = [Requirement(line) for line in lines]
         todo += [

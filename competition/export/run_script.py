@@ -26,7 +26,7 @@ def fail(message: str, hint: str) -> None:
 
 
 def check_files() -> None:
-    """Check every file against the manifest before any is used, and that there is no code outside the manifest."""
+    """Check every file against the manifest before a file is used, and that all code is in the manifest."""
     hint = "Copy the complete bundle again."
     try:
         manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))["files"]
@@ -48,13 +48,13 @@ def check_files() -> None:
 
 
 def check_packages() -> None:
-    """Print notes about packages that are missing or have another version."""
+    """Print a note for each package that is missing or has another version."""
     different, missing = [], []
     for package in json.loads((HERE / "bundle.json").read_text(encoding="utf-8"))["requirements"]:
         try:
             installed = metadata.version(package["name"]).split("+")[0]
         except metadata.PackageNotFoundError:
-            # only a note: the package may be installed under another name, as opencv is
+            # print only a note, because a package such as opencv may be installed under another name
             missing.append(f"{package['name']}=={package['version']}")
             continue
         if installed != package["version"]:
@@ -73,12 +73,12 @@ def check_packages() -> None:
 
 
 def terminate(_number: int, _frame: FrameType | None) -> None:
-    """Turn SIGTERM into an exception, so that open files are closed."""
+    """Convert SIGTERM to an exception, so that open files are closed."""
     raise KeyboardInterrupt("SIGTERM")
 
 
 def main() -> int:
-    """Check the bundle and run the package in `code`; Ctrl-C and SIGTERM stop this script, also during the imports."""
+    """Check the bundle, then run the package in `code`; Ctrl-C and SIGTERM stop the script even during imports."""
     signal.signal(signal.SIGTERM, terminate)
     try:
         return check_and_run()
@@ -91,8 +91,8 @@ def check_and_run() -> int:
     """Check the bundle, then run the package in `code`."""
     check_files()
     check_packages()
-    sys.dont_write_bytecode = True  # the bundle must stay as it was exported
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # also in the processes of several devices
+    sys.dont_write_bytecode = True  # so that the bundle stays unchanged
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # also for the processes of several devices
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.path.insert(0, str(HERE / "code"))
     try:

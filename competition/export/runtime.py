@@ -1,4 +1,4 @@
-"""The command `python bundle/run.py`: predicts a mounted competition and writes the host's file."""
+"""The command `python bundle/run.py`, which predicts a mounted competition and writes the host's file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from competition.export.time_limit import TimeBudget, format_duration
 from competition.io import ensure_writable, temporary_folder
 from competition.submission.writer import MaskItem, write_submission
 
-# Hints of `maskfold` that name YAML keys, as patterns, and the option of this command that replaces each.
+# Patterns of hints of `maskfold` that name YAML keys, with the option of this command that replaces each key.
 HINTS = (
     (
         r"((leave|skip)( [a-z]+)+ with|set) competition\.on_bad_case=skip",
@@ -43,14 +43,14 @@ HINTS = (
 
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
-    """Run a bundle; errors that the user can fix are printed to standard error.
+    """Run a bundle; print errors that the user can fix to standard error.
 
     Args:
-        folder: the bundle.
-        arguments: the command line; None: that of this process.
+        folder: folder of the bundle.
+        arguments: arguments of the command line; None: those of this process.
 
     Returns:
-        The exit status: 0 done, 1 the work failed, 2 the arguments are invalid.
+        The exit status: 0 if the command succeeded, 1 if it failed, 2 if the arguments are invalid.
     """
     started = time.monotonic()
     args = _parser().parse_args(arguments)
@@ -63,7 +63,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def _translate_hint(hint: str) -> str:
-    """Replace YAML keys with options of this command."""
+    """Replace YAML keys in a hint by options of this command."""
     for pattern, option in HINTS:
         hint = re.sub(pattern, option, hint)
     return hint
@@ -215,7 +215,7 @@ def _predict_shard(
     shard: int,
     device: str,
 ) -> None:
-    """Predict the cases of one process among several; called in that process."""
+    """Predict the cases of one of several processes; this function runs in that process."""
     cases, confidence = load_shard(scratch, shard)
     bundle = _read_bundle(folder, args, device)
     work = Path(tempfile.mkdtemp(prefix="work-", dir=scratch))
@@ -226,7 +226,7 @@ def _predict_shard(
 
 
 def _masks(cases: Iterator[BundlePrediction], found: TestCases, missed: list[str]) -> Iterator[MaskItem]:
-    """Yield the masks of all cases; append the ids of those that were not predicted to `missed`."""
+    """Yield the masks of all cases; append the ids of cases that were not predicted to `missed`."""
     for predicted in cases:
         if not predicted.reached:
             missed.append(str(predicted.row.id))

@@ -1,6 +1,6 @@
-"""The steps of the command in `runtime`: read the bundle, find the test cases, and predict them.
+"""The steps of the command in the module `runtime`: read the bundle, find the test cases, predict them.
 
-The test set is the one that is present when the bundle runs; the public sample may be empty, or contain one dummy case.
+The bundle predicts the test set that exists when it runs; the public sample may be empty or contain one dummy case.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from competition.submission.writer import MaskItem
 from competition.text import format_count, join_or
 
 BUNDLE_FILE, BUNDLE_FORMAT = "bundle.json", 1
-ROWS_FILE = "rows.json"  # the cases of each process
-GRACE_SECONDS = 20.0  # seconds after the deadline in which a process may finish its case
+ROWS_FILE = "rows.json"  # file with the cases of each process
+GRACE_SECONDS = 20.0  # seconds after the deadline within which a process may finish its case
 
 
 # The bundle
@@ -61,10 +61,10 @@ class Bundle:
 
     Attributes:
         folder: the bundle.
-        ensemble: its runs, in subfolders, with their weights.
+        ensemble: the bundle's runs, in subfolders, with their ensemble weights.
         settings: the post-processing.
         id_suffix: suffix that the host's ids add to the image's id, such as `.png`.
-        trust: the user's own packages in the bundle.
+        trust: names of the user's own packages in the bundle.
         has_onnx: whether the bundle contains the networks as ONNX.
     """
 
@@ -82,7 +82,7 @@ class Bundle:
         Args:
             folder: the bundle.
             root: the competition's folder.
-            accelerator: cpu or cuda; None: the one that the runs set, if it is available.
+            accelerator: cpu or cuda; None: the accelerator that the runs set, if it is available.
 
         Raises:
             MaskfoldError: a file is missing or has another format.
@@ -122,8 +122,8 @@ class TestCases:
     """The test cases to predict.
 
     Attributes:
-        test_set: the cases and the rows; without cases if there is no test image.
-        rows_without_images: rows of the sample whose image is missing: they get empty masks.
+        test_set: cases and rows; it has no cases if there is no test image.
+        rows_without_images: rows of the sample whose image is missing; they get empty masks.
     """
 
     test_set: TestSet
@@ -136,20 +136,20 @@ class TestCases:
 
 
 def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCases:
-    """Return the test images below the competition's root, and the rows that the file requires.
+    """Find the test images below the competition's root, and the rows that the file must have.
 
-    If the sample matches the images, the result is that of `maskfold submit`. Otherwise the first rows are those of the
-    sample whose image exists, in the sample's order; the rows of all other images follow, sorted by id (and slice) and
-    class. If no id of the sample has an image, the sample is a dummy and is ignored; if only some ids have one, the
-    rows of the others get empty masks.
+    If the sample matches the images, the result is that of `maskfold submit`. Otherwise the sample's rows whose image
+    exists come first, in the sample's order. The rows of all other images follow, sorted by id (and slice) and class.
+    If no id of the sample has an image, the sample is ignored as a dummy; if only some ids have an image, the rows of
+    the other ids get empty masks.
 
     Args:
         comp: the competition; its root is the folder where the host's files are mounted.
         suffix: suffix that the host's ids add to the image's id, such as `.png`; used if no sample shows it.
-        context: its log takes messages for the user.
+        context: messages for the user go to its log.
 
     Raises:
-        MaskfoldError: the root is not the competition's, or an image or the sample cannot be read.
+        MaskfoldError: the root is not that of the competition, or an image or the sample cannot be read.
     """
     rows = _read_rows(comp, context)
     profile, sample = _read_sample(comp, context)
@@ -162,7 +162,7 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
         return TestCases(TestSet(comp, rows, profile, None, full_names))
     lookup = IdLookup([name for case_names in names.values() for name in case_names])
     known_keys = [key for key in sample_keys if lookup.get(key[0]) is not None]
-    if not known_keys:  # the names in a dummy do not show how cases are named
+    if not known_keys:  # the names in a dummy do not show how real cases are named
         names = {row.id: row_names(row, profile, None) for row in rows}
     suffix = id_suffix(sample_keys) or suffix
     known = {(lookup.get(image), cls) for image, cls in known_keys}
@@ -184,9 +184,9 @@ def find_test_cases(comp: Competition, suffix: str, context: Context) -> TestCas
 
 
 def write_empty_submission(found: TestCases, path: Path) -> int:
-    """Write the sample's rows with empty masks, or the header only.
+    """Write the sample's rows with empty masks; without a sample, write only the header.
 
-    A notebook needs this because it is saved before it sees the test set.
+    A notebook needs this file, because it is saved before the test set exists.
 
     Returns:
         The number of rows.
@@ -204,13 +204,13 @@ def write_empty_submission(found: TestCases, path: Path) -> int:
 
 
 def id_suffix(keys: tuple[RowKey, ...]) -> str:
-    """Return the suffix that all ids of a sample add to the image's id, such as `.png`; empty if there is none."""
+    """Return the suffix that all ids of a sample add to the image's id, such as `.png`; empty without a suffix."""
     suffixes = {image[len(strip_extension(image)) :] for image, _ in keys}
     return suffixes.pop() if len(suffixes) == 1 else ""
 
 
 def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSubmission | None]:
-    """Return the file format, and the host's sample if it has rows."""
+    """Return the file format, and the host's sample (None if it has no rows)."""
     profile = profile_of(comp)
     if comp.submission.sample is None:
         return profile, None
@@ -226,7 +226,7 @@ def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSu
 
 
 def _read_rows(comp: Competition, context: Context) -> list[Any]:
-    """Return rows of the test cases; empty if the folder is the competition's but has no test image."""
+    """Return rows of the test cases; empty if the folder is that of the competition but has no test image."""
     try:
         return list(case_rows(case_table(comp, "test")))
     except MaskfoldError as error:
@@ -243,7 +243,7 @@ def _read_rows(comp: Competition, context: Context) -> list[Any]:
 
 
 def _any_test_image(comp: Competition) -> bool:
-    """Return whether any file matches the test pattern, readable or not."""
+    """Return whether a file, readable or not, matches the test pattern."""
     from competition.data.patterns import match_cases
 
     patterns = comp.test.images if comp.test is not None else ""
@@ -276,7 +276,7 @@ def _report_differences(
     cases: int,
     context: Context,
 ) -> None:
-    """Print how the sample differs from the test images."""
+    """Print the differences between the sample and the test images."""
     name = comp.submission.sample
     if sample_keys and not known_keys:
         context.say(
@@ -297,7 +297,7 @@ def _report_differences(
 
 
 class TimeUp(BaseException):
-    """Raised if the deadline passes within a case; a BaseException, so that no `except Exception` catches it."""
+    """Raised if the deadline passes during a case; a BaseException, so that `except Exception` does not catch it."""
 
 
 class BundlePrediction(NamedTuple):
@@ -306,7 +306,7 @@ class BundlePrediction(NamedTuple):
     Attributes:
         row: row of the case table.
         outcome: the masks.
-        probabilities: (K, *spatial), if the file has a confidence for each object, else None.
+        probabilities: (K, *spatial) if the file has a confidence for each object, else None.
         reached: whether the case was predicted; if not, its masks are empty.
     """
 
@@ -321,11 +321,11 @@ class PredictionOptions:
     """Options of a prediction.
 
     Attributes:
-        limit: seconds in total; None: no limit.
-        started: start time on the clock.
+        limit: total time in seconds; None: no limit.
+        started: start time on `clock`.
         continue_on_error: whether a case that cannot be read or predicted gets empty masks instead of stopping.
         use_onnx: whether to predict with onnxruntime.
-        clock: returns seconds.
+        clock: function that returns the time in seconds.
     """
 
     limit: float | None = None
@@ -346,10 +346,10 @@ def predict_cases(
     """Predict cases in order.
 
     Args:
-        bundle: the networks.
+        bundle: the bundle with the networks.
         rows: rows of the case table.
         confidence: whether the file has a confidence for each object.
-        scratch: a folder for preprocessed cases.
+        scratch: folder for preprocessed cases.
         options: time limit and error handling.
         say: receives messages for the user.
 
@@ -395,7 +395,7 @@ def empty_prediction(row: Any, comp: Competition) -> BundlePrediction:
 
 
 def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: PredictionOptions) -> EnsemblePredictor:
-    """Load the networks; the first readable case gives their input channels."""
+    """Load the networks; the first readable case defines the number of their input channels."""
     for number, row in enumerate(rows):
         try:
             predictor = EnsemblePredictor(bundle.ensemble, row, Context(bundle.trust), scratch)
@@ -411,15 +411,16 @@ def _load_networks(bundle: Bundle, rows: Sequence[Any], scratch: Path, options: 
 
 
 def count_voxels(row: Any) -> int:
-    """Return the number of voxels of a case, to which its time is proportional."""
+    """Return the number of voxels of a case, to which its prediction time is proportional."""
     return int(np.prod(json.loads(row.shape)))
 
 
 @contextmanager
 def _stop_at_deadline(budget: TimeBudget) -> Iterator[None]:
-    """Raise `TimeUp` if the deadline has passed, or when it passes within the block.
+    """Raise `TimeUp` if the deadline has passed or passes during the block.
 
-    The latter needs a signal, so it works only in the main thread, with the real clock, and not on Windows.
+    An interruption of the block needs a signal, so it works only in the main thread, with the real clock, and not on
+    Windows.
     """
     if budget.is_over():
         raise TimeUp
@@ -444,11 +445,10 @@ def _stop_at_deadline(budget: TimeBudget) -> Iterator[None]:
 
 
 def assign_shards(sizes: Sequence[int], shards: int) -> list[list[int]]:
-    """Assign cases to shards: from the largest to the smallest, each to the shard with the fewest voxels so far.
+    """Assign cases to shards, from the largest to the smallest case, each to the shard with the fewest voxels so far.
 
     Args:
-        sizes: voxels of the cases.
-        shards: number of shards.
+        sizes: number of voxels of each case. shards: number of shards.
 
     Returns:
         Indices of cases in order, for each shard.
@@ -499,14 +499,14 @@ def collect(
     confidence: bool,
     deadline: float | None,
 ) -> Iterator[BundlePrediction | None]:
-    """Start a process for each device and yield the cases in order; None for a case that missed the deadline.
+    """Start a process per device, and yield the cases in order; None for a case that missed the deadline.
 
     Args:
-        predict_shard: called in each process with None, the shard's index and the device; calls `save_result`.
-        devices: one per process.
+        predict_shard: function that is called in each process with None, the shard's index and the device, and that
+            calls `save_result`.
+        devices: one device per process.
         rows: rows of the case table.
-        sizes: voxels of the cases.
-        folder: an empty folder for the masks.
+        sizes: number of voxels of each case. folder: empty folder for the masks.
         confidence: whether the file has a confidence for each object.
         deadline: time on the clock `time.monotonic`; None: no deadline.
 
@@ -521,7 +521,7 @@ def collect(
     atomic_write(folder / ROWS_FILE, lambda file: file.write(content), len(content))
     with ExitStack() as stack:
         tasks: list[tuple[ProcessPool, Future[None]]] = []
-        for shard, device in enumerate(devices):  # a pool for each device, since their environments differ
+        for shard, device in enumerate(devices):  # one pool per device, because their environments differ
             name, environment = _environment(device, len(devices))
             pool = ProcessPool(
                 None, 1, "predicted test cases", "Run with --devices cpu, or with one device.", environment
@@ -539,7 +539,7 @@ def load_shard(folder: Path, shard: int) -> tuple[list[tuple[int, Any]], bool]:
 
 
 def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
-    """Store the masks of the case with index `case` in the folder."""
+    """Store the masks of the case that has the index `case` in the folder."""
     masks, objects = predicted.outcome.masks, predicted.outcome.objects
     arrays: dict[str, Any] = {
         "masks": np.packbits(masks),
@@ -554,7 +554,7 @@ def save_result(folder: Path, case: int, predicted: BundlePrediction) -> None:
 
 
 def _environment(device: str, count: int) -> tuple[str, dict[str, str]]:
-    """Return the device and environment of a process, which sees only its own GPU, or uses its share of CPU threads."""
+    """Return device and environment of a process, which sees only its own GPU or uses its share of the CPU threads."""
     if device == "cpu":
         threads = max(1, (os.cpu_count() or 1) // count)
         return "cpu", {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
@@ -570,7 +570,7 @@ def _wait_for_case(
     path = folder / f"{case}.npz"
     while not path.exists():
         if task.done() and not path.exists():
-            pool.result(task)  # raises its error, if there is one
+            pool.result(task)  # this raises the error of the process, if there is one
             raise MaskfoldError(
                 f"The process that predicts case {row.id} ended before it wrote the masks.",
                 "Run with --devices cpu, or with one device.",

@@ -1,4 +1,4 @@
-"""Test prediction of one patch with a bundle, in a separate process: check that it runs, and list what it imports."""
+"""Predict one patch with a bundle in a separate process, to check that the bundle runs and to list its imports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-# Packages that a bundle does not need. They are hidden, because libraries such as monai use some of them if installed.
+# Packages that a bundle does not need. They are hidden, because libraries such as monai use some of them if they are
+# installed.
 HIDDEN_PACKAGES = (
     "albumentations",
     "kaggle",
@@ -31,7 +32,8 @@ HIDDEN_PACKAGES = (
     "typer",
     "zarr",
 )
-ERROR_STATUS = 3  # exit status after a MaskfoldError: the last line of standard error is JSON with `message` and `hint`
+# Exit status after a MaskfoldError; the last line of standard error is then JSON with `message` and `hint`.
+ERROR_STATUS = 3
 
 
 class ImportBlocker(MetaPathFinder):
@@ -41,11 +43,11 @@ class ImportBlocker(MetaPathFinder):
         self.finder = finder
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
-        """Return the finder's result, or None for a hidden package."""
+        """Return the result of the wrapped finder; None for a hidden package."""
         return None if name.split(".")[0] in HIDDEN_PACKAGES else self.finder.find_spec(name, path, target)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.finder, name)  # `importlib.metadata` uses other methods of finders
+        return getattr(self.finder, name)  # so that `importlib.metadata` can use the other methods of finders
 
 
 def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
@@ -79,7 +81,7 @@ def smoke_test(folder: Path, root: Path, row: Any, onnx: bool) -> list[str]:
 
 
 def crop_middle(image: Any, size: Sequence[int]) -> Any:
-    """Return the middle of an image, at most a patch in size; spacing and affine stay, as they do not matter here."""
+    """Return the middle of an image, at most as large as a patch; spacing and affine are unchanged."""
     from competition.data.image_types import Image
 
     cut = [slice(None)]

@@ -1,9 +1,9 @@
-"""The time limit: which parts of the ensemble are dropped, in which order, and when.
+"""The time limit: when parts of the ensemble are dropped, and in which order.
 
-The order is fixed. Test-time augmentation is dropped first, for all runs at once. Then networks are dropped one at a
-time: always the last network of the run with the lowest weight per network (the run's weight divided by its number of
-networks); of equal runs the later one. One network remains. The weights of the remaining networks and runs are
-normalised again.
+The order is fixed. First, test-time augmentation is dropped for all runs at once. Then networks are dropped one by one:
+each time the last network of the run with the lowest weight per network (weight of the run divided by its number of
+networks), or of the later run if runs are equal. At least one network remains. The weights of the remaining networks
+and runs are normalised again.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 
 from competition.ensembling.ensemble import EnsemblePredictor
 
-TIME_MARGIN = 1.15  # the remaining cases may take this much longer than projected
-MEASURED_CASES = 3  # cases before anything is dropped
-EARLY_SHARE = 0.1  # share of the time limit after which one case suffices to decide
-RESERVE_SHARE, RESERVE_MOST = 0.02, 300.0  # share of the time limit, seconds: reserved for writing the file
+TIME_MARGIN = 1.15  # factor by which the remaining cases may take longer than projected
+MEASURED_CASES = 3  # number of cases before a part may be dropped
+EARLY_SHARE = 0.1  # share of the time limit after which one case suffices for a decision
+# Share of the time limit, and seconds, that are reserved for writing the file.
+RESERVE_SHARE, RESERVE_MOST = 0.02, 300.0
 
 Clock = Callable[[], float]
 
@@ -29,11 +30,11 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class EffortLevel:
-    """Which parts of the ensemble predict a case.
+    """The parts of the ensemble that predict a case.
 
     Attributes:
         tta: whether test-time augmentation is used.
-        networks: number of networks of each run; the first ones are used.
+        networks: number of networks of each run that are used, counted from the first.
     """
 
     tta: bool
@@ -68,15 +69,15 @@ def effort_levels(weights: Sequence[float], networks: Sequence[int], views: Sequ
 
 @dataclass
 class TimeBudget:
-    """Measures the time of each case and chooses the level for the next one.
+    """Measures the time of each case, and selects the level for the next case.
 
     Args:
         levels: result of `effort_levels`.
         views: number of views of each run, as for `effort_levels`.
-        sizes: voxels of the cases in order; a case's time is proportional to them.
-        limit: seconds in total; None: no limit, so nothing is dropped.
-        started: start time on the clock.
-        clock: returns seconds.
+        sizes: number of voxels of each case, in order; the time of a case is proportional to it.
+        limit: total time in seconds; None: no limit, so no part is dropped.
+        started: start time on `clock`.
+        clock: function that returns the time in seconds.
     """
 
     levels: Sequence[EffortLevel]
@@ -96,7 +97,7 @@ class TimeBudget:
 
     @property
     def deadline(self) -> float | None:
-        """Time on the clock at which prediction must end; None without a limit."""
+        """The time on the clock at which prediction must end; None without a limit."""
         if self.limit is None:
             return None
         return self.started + self.limit - min(RESERVE_SHARE * self.limit, RESERVE_MOST)
@@ -106,14 +107,14 @@ class TimeBudget:
         return self.deadline is not None and self.clock() >= self.deadline
 
     def record(self, seconds: float, run_seconds: Sequence[float]) -> list[str]:
-        """Record the time of a case, and lower the level if the remaining cases would take too long.
+        """Record the time of a case; lower the level if the remaining cases would take too long.
 
         Args:
             seconds: total time of the case.
-            run_seconds: time of each run's networks; 0 for a run that was dropped.
+            run_seconds: time of the networks of each run; 0 for a run that was dropped.
 
         Returns:
-            Messages for the user; empty if the level stays.
+            Messages for the user; empty if the level is unchanged.
         """
         size = self.sizes[len(self.measured)]
         passes = self.level.passes(self.views)
@@ -137,16 +138,16 @@ class TimeBudget:
         ]
 
     def projected(self) -> float:
-        """Return the seconds that the remaining cases take at the present level, without a margin.
+        """Return the projected seconds for the remaining cases at the current level, without a margin.
 
-        The first case is ignored once there are others, because it includes the start of the device.
+        As soon as there are other cases, the first case is ignored, because it includes the start of the device.
         """
         cases = self.measured[1:] or self.measured
         voxels = sum(size for size, _, _ in cases)
         total = sum(overhead for _, overhead, _ in cases)
         for run, count in enumerate(self.level.passes(self.views)):
             measured = [(size, per_pass[run]) for size, _, per_pass in cases if per_pass[run] >= 0]
-            if measured:  # false only for a run that was dropped, which stays dropped
+            if measured:  # false only for a run that was dropped, which remains dropped
                 total += count * voxels * sum(seconds for _, seconds in measured) / sum(size for size, _ in measured)
         return total * sum(self.sizes[len(self.measured) :]) / voxels
 
@@ -165,7 +166,7 @@ class TimeBudget:
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration in minutes, or in seconds below a minute."""
+    """Format a duration in minutes, or in seconds if it is less than a minute."""
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
@@ -173,7 +174,7 @@ def format_duration(seconds: float) -> str:
 
 
 class TimedNetworks:
-    """The networks of a run, with the time that they take."""
+    """The networks of a run, with a measurement of their time."""
 
     def __init__(self, networks: Any, clock: Clock) -> None:
         self.networks, self.clock, self.seconds = networks, clock, 0.0
@@ -184,7 +185,7 @@ class TimedNetworks:
         return self.networks.run
 
     def predict(self, case: Any) -> Any:
-        """Return the networks' prediction of a case, and add its time to `seconds`."""
+        """Return the prediction of a case by the networks, and add its time to `seconds`."""
         start = self.clock()
         try:
             return self.networks.predict(case)
@@ -193,11 +194,11 @@ class TimedNetworks:
 
 
 class DegradableEnsemble:
-    """An ensemble at one of its levels; at the first level it is unchanged.
+    """An ensemble that can be reduced to one of its levels; at the first level it is complete.
 
     Args:
-        predictor: the ensemble's networks; changed in place.
-        clock: returns seconds.
+        predictor: networks of the ensemble; changed in place.
+        clock: function that returns the time in seconds.
     """
 
     def __init__(self, predictor: EnsemblePredictor, clock: Clock) -> None:
@@ -211,11 +212,11 @@ class DegradableEnsemble:
             [len(timed.networks.members) for timed, _ in self.all_runs],
             self.views,
         )
-        self.active: list[TimedNetworks | None] = []  # one entry per run; None: dropped
+        self.active: list[TimedNetworks | None] = []  # one entry per run; None if the run is dropped
         self.set_level(self.levels[0])
 
     def set_level(self, level: EffortLevel) -> None:
-        """Keep only the networks of a level, and normalise the weights of the remaining runs."""
+        """Use only the networks of a level, and normalise the weights of the remaining runs."""
         is_complete = level == self.levels[0]
         total = sum(weight for (_, weight), count in zip(self.all_runs, level.networks, strict=True) if count)
         self.active, remaining = [], []
@@ -229,7 +230,7 @@ class DegradableEnsemble:
         self.predictor.weighted_runs = list(self.all_runs) if is_complete else remaining
 
     def pop_seconds(self) -> list[float]:
-        """Return the seconds that each run's networks have taken since the last call."""
+        """Return the time in seconds of each run's networks since the last call."""
         seconds = [0.0 if timed is None else timed.seconds for timed in self.active]
         for timed in self.active:
             if timed is not None:

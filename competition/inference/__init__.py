@@ -1,1 +1,1 @@
-"""Prediction: from weights and images to probabilities on the grid of the image's file."""
+"""Prediction: compute probabilities on the grid of the image's file, from weights and images."""

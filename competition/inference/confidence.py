@@ -1,4 +1,4 @@
-"""Confidence of a prediction, and its pseudo-label mask, in which uncertain voxels are ignored."""
+"""The confidence of a prediction, and its pseudo-label mask, in which uncertain voxels are ignored."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def pseudo_mask(probabilities: np.ndarray, comp: Competition, rule: ConfidenceCo
     most `rule.lower` or at least `rule.upper`.
 
     Args:
-        probabilities: (`comp.output_channels`, *spatial) float, without the boundary class (`merge_boundary_class`).
-        comp: `labels` and `classes` are read.
-        rule: the experiment's `pseudo.confidence`.
+        probabilities: (`comp.output_channels`, *spatial) float, without a boundary class (see `merge_boundary_class`).
+        comp: the competition; `labels` and `classes` are read.
+        rule: section `pseudo.confidence` of the experiment.
 
     Returns:
-        (M, *spatial) uint8 as `competition.data.masks.load_mask` returns it; 255 where the prediction is uncertain.
+        (M, *spatial) uint8 in the form of `competition.data.masks.load_mask`; 255 where the prediction is uncertain.
     """
     if comp.labels == "overlapping":
         certain = (probabilities <= rule.lower) | (probabilities >= rule.upper)
@@ -36,12 +36,12 @@ def pseudo_mask(probabilities: np.ndarray, comp: Competition, rule: ConfidenceCo
 def self_dice(probabilities: np.ndarray, comp: Competition) -> float:
     """Return the soft Dice of a prediction's probabilities p and its own mask m, 2·Σpm / (Σp + Σm).
 
-    The result is the mean over the classes in the mask. If the mask is empty, it is 1 minus the largest probability of
-    any class, since an empty prediction is confident if all foreground probabilities are low.
+    The result is the mean over the classes in the mask. If the mask is empty, the result is 1 minus the largest
+    probability of a class, because an empty prediction is confident if all foreground probabilities are low.
 
     Args:
         probabilities: (`comp.output_channels`, *spatial) float.
-        comp: `labels` and `classes` are read.
+        comp: the competition; `labels` and `classes` are read.
     """
     masks, planes = to_masks(probabilities, comp), probabilities[-len(comp.classes) :].astype(np.float64)
     scores = [
@@ -55,12 +55,13 @@ def self_dice(probabilities: np.ndarray, comp: Competition) -> float:
 def foreground_entropy(probabilities: np.ndarray, comp: Competition) -> float:
     """Return the mean entropy of the predicted foreground, 0 (certain) to 1 (all outcomes equally probable).
 
-    For exclusive classes it is the entropy of a voxel's distribution over background and classes, for overlapping ones
-    the binary entropy of each (class, voxel) pair. Without foreground, it is the largest entropy of any voxel.
+    For exclusive classes this is the entropy of a voxel's distribution over background and classes; for overlapping
+    classes, the binary entropy of each (class, voxel) pair. If there is no foreground, the result is the largest
+    entropy of a voxel.
 
     Args:
         probabilities: (`comp.output_channels`, *spatial) float.
-        comp: `labels` and `classes` are read.
+        comp: the competition; `labels` and `classes` are read.
     """
     masks, p = to_masks(probabilities, comp), np.clip(probabilities.astype(np.float64), 0.0, 1.0)
     if comp.labels == "overlapping":
@@ -71,5 +72,5 @@ def foreground_entropy(probabilities: np.ndarray, comp: Competition) -> float:
 
 
 def _bits(p: np.ndarray) -> np.ndarray:
-    """Return -p·log2(p), 0 where p is 0."""
+    """Return -p·log2(p), with 0 where p is 0."""
     return -p * np.log2(p, out=np.zeros_like(p), where=p > 0)

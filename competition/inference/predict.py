@@ -1,4 +1,4 @@
-"""Prediction of a case on the grid of its file: probabilities, masks, the device, and retries when memory runs out."""
+"""Predict a case on the grid of its file: probabilities, masks, the device, and retries after out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from competition.inference.presence import presence_on_file_grid
 from competition.inference.sliding_window import Autocast, predict_image_with_presence
 from competition.models.interface import error_in_one_line
 
-# Messages of libraries that raise a RuntimeError when memory runs out.
+# Messages in RuntimeErrors of libraries if memory runs out.
 OUT_OF_MEMORY_MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
     "not enough memory",
@@ -34,18 +34,19 @@ OUT_OF_MEMORY_MESSAGES = (
 HOST_MEMORY_HINT = "To use less memory of the host, lower run.parallel_folds or run.workers"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 T = TypeVar("T")
-_reduced: dict[str, int] = {}  # device -> windows per batch, if inference.batch_size did not fit
+_reduced: dict[str, int] = {}  # windows per batch by device, for devices on which inference.batch_size did not fit
 log = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
-    """Prediction of a case on the grid of its file.
+    """The prediction of a case on the grid of its file.
 
     Attributes:
-        probabilities: (P, *file shape) float16, P = `exp.output_channels`: background first if classes are exclusive,
-            the boundary class of `prepare.boundary` last.
-        presence: (K, 1, …, 1) float32 in [0, 1], the probability that the case contains each class, with as many axes
-            as `probabilities`; with `patch.slices` the file's number of slices on their axis. None without `exp.gate`.
+        probabilities: (P, *file shape) float16, P = `exp.output_channels`. If classes are exclusive, the background is
+            first; the boundary class of `prepare.boundary`, if there is one, is last.
+        presence: (K, 1, …, 1) float32 in [0, 1], the probability that the case contains each class. It has as many axes
+            as `probabilities`; with `patch.slices`, the slice axis has the file's number of slices. None without
+            `exp.gate`.
     """
 
     probabilities: np.ndarray
@@ -59,7 +60,7 @@ def predict_case(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> np.ndarray:
-    """Predict a case as `predict_case_with_presence` does; return only the probabilities."""
+    """Predict a case with `predict_case_with_presence`, and return only the probabilities."""
     return predict_case_with_presence(networks, prepared, exp, device, autocast).probabilities
 
 
@@ -70,20 +71,20 @@ def predict_case_with_presence(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> Prediction:
-    """Predict a case and invert its preparation.
+    """Predict a case, and map the prediction back to the file's grid.
 
     Args:
         networks: the networks, on `device`; their probabilities are averaged.
-        prepared: the case.
+        prepared: the preprocessed case.
         exp: the experiment.
         device: device of the networks.
-        autocast: returns the context of a forward pass, as for `predict_image`.
+        autocast: function that returns the context manager of a forward pass, as for `predict_image`.
 
     Returns:
         Probabilities and class presence on the file's grid.
 
     Raises:
-        MaskfoldError: see `predict_image`, or memory runs out; the message names the case.
+        MaskfoldError: as for `predict_image`, or memory runs out; the message names the case.
     """
     try:
         image = prepared.network_image()
@@ -103,16 +104,16 @@ def predict_case_with_presence(
 
 
 def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[float] | None = None) -> np.ndarray:
-    """Return the masks of the classes.
+    """Convert probabilities to the masks of the classes.
 
-    For exclusive classes each voxel gets its most probable class (in a tie the first, with the background before all
-    classes); for overlapping classes each mask contains the voxels above the threshold of its class.
+    If classes are exclusive, each voxel gets its most probable class (in a tie the first; the background comes before
+    all classes). If classes overlap, each mask contains the voxels above the threshold of its class.
 
     Args:
-        probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class, which is part of
-            the objects: see `merge_boundary_class`.
+        probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class, which belongs to
+            the objects; see `merge_boundary_class`.
         comp: `labels` and `classes` are read.
-        thresholds: one per class, for overlapping classes; None: 0.5 for all.
+        thresholds: one threshold per class, for overlapping classes; None: 0.5 for all classes.
 
     Returns:
         (K, *spatial) bool.
@@ -124,7 +125,7 @@ def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[
         for index, threshold in enumerate(thresholds if thresholds is not None else [0.5] * classes):
             masks[index] = probabilities[index] > threshold
         return masks
-    for plane in range(probabilities.shape[1]):  # since np.argmax of a whole volume takes 8 bytes per voxel
+    for plane in range(probabilities.shape[1]):  # because np.argmax of a whole volume takes 8 bytes per voxel
         labels = np.argmax(merge_boundary_class(probabilities[:, plane], comp), axis=0)
         for index in range(classes):
             masks[index, plane] = labels == index + 1
@@ -132,7 +133,7 @@ def to_masks(probabilities: np.ndarray, comp: Competition, thresholds: Sequence[
 
 
 def merge_boundary_class(probabilities: np.ndarray, comp: Competition) -> np.ndarray:
-    """Return probabilities of background and classes, with the boundary class split among classes in proportion.
+    """Return probabilities of background and classes; the boundary class is split in proportion to the classes.
 
     Args:
         probabilities: (P, *spatial), P = `comp.output_channels`, or one more with the boundary class last.
@@ -163,7 +164,7 @@ def _check_channels(probabilities: np.ndarray, comp: Competition) -> None:
 
 @dataclass(frozen=True)
 class DeviceContext:
-    """Device of the networks and the precision of their forward passes.
+    """The device of the networks, and the precision of their forward passes.
 
     Attributes:
         device: device of the networks.
@@ -174,17 +175,17 @@ class DeviceContext:
     precision: str
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context in which to call a network."""
+        """Return the context manager in which a network is called."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
 
 
 def device_context(exp: Experiment) -> DeviceContext:
-    """Return device and precision for an experiment; the device is the one of `run.accelerator`.
+    """Return device and precision for an experiment; `run.accelerator` selects the device.
 
-    `training.precision: auto` means `native_precision`. A GPU without native bf16 predicts in fp16 what was trained in
-    bf16; a CPU, which does not support fp16, predicts in bf16 what was trained in fp16.
+    `training.precision: auto` means `native_precision`. If a network was trained in bf16, a GPU without native bf16
+    predicts in fp16. If it was trained in fp16, a CPU, which does not support fp16, predicts in bf16.
 
     Raises:
         MaskfoldError: the machine has no such device.
@@ -206,7 +207,7 @@ def device_context(exp: Experiment) -> DeviceContext:
 
 
 def native_precision(accelerator: str) -> str:
-    """Return bf16 if the device computes in it natively, else fp16 on a GPU, else fp32.
+    """Return bf16 if the device supports it natively; otherwise fp16 on a GPU and fp32 on a CPU.
 
     GPUs below compute capability 8.0, such as Kaggle's T4 and P100, emulate bf16 slowly.
     """
@@ -227,15 +228,15 @@ def _cpu_has_bf16() -> bool:
 def retry_with_smaller_batches(predict: Callable[[Experiment], T], exp: Experiment, device: torch.device | str) -> T:
     """Predict; if memory runs out and `training.on_oom` is halve, repeat with half as many windows per batch.
 
-    This process then uses the number that fits for all later cases.
+    The process then uses the number of windows that fits for all later cases.
 
     Args:
-        predict: makes the prediction with the settings of an experiment.
+        predict: function that makes the prediction, given an experiment with the settings.
         exp: the experiment.
         device: device of the networks.
 
     Raises:
-        MaskfoldError: memory runs out, and the batch may not or cannot be halved.
+        MaskfoldError: memory runs out, and the batch must not or cannot be halved.
     """
     while True:
         size = min(exp.inference.batch_size, _reduced.get(str(device), exp.inference.batch_size))
@@ -273,7 +274,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_unused_memory(device: torch.device | str) -> None:
-    """Free unused memory. Call it outside of the `except` block, since a traceback holds the tensors of its frames."""
+    """Free unused memory. Call this outside of `except` blocks, since a traceback holds the tensors of its frames."""
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Class presence of a case, from presence heads: one value per class, or per class and slice for 2.5D networks."""
+"""Class presence of a case, from presence heads: one value per class; for 2.5D networks, one per class and slice."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import torch
 from competition.data.geometry import Geometry, resample
 from competition.errors import MaskfoldError
 
-# Probabilities are clipped to [MIN_PROBABILITY, 1 - MIN_PROBABILITY], so that no single network outvotes all others.
+# Probabilities are clipped to [MIN_PROBABILITY, 1 - MIN_PROBABILITY], so that one network cannot outvote all others.
 MIN_PROBABILITY = 1e-3
 
 
 def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
     """Combine the presence probabilities of several networks by the mean of their log odds.
 
-    A threshold is tuned on single networks and applied to their combination. The mean of probabilities is closer to 0.5
-    than each of them, which would change the meaning of a threshold far from 0.5; the mean of log odds avoids this (the
-    logarithmic opinion pool: Genest and Zidek, Combining probability distributions, Statistical Science 1986).
+    A threshold is tuned on single networks and applied to their combination. A mean of probabilities is closer to 0.5
+    than the probabilities of single networks, so a threshold far from 0.5 would not fit any more. The mean of log odds
+    avoids this (logarithmic opinion pool: Genest and Zidek, Combining probability distributions, Statistical Science
+    1986).
 
     Args:
-        gates: probabilities, of shapes that broadcast, e.g. per slice and per case; a single one is returned unchanged.
-        weights: one per network, with a sum above 0; None: equal weights.
+        gates: arrays of probabilities whose shapes broadcast, e.g. per slice and per case; a single array is returned
+            unchanged.
+        weights: one weight per network, with a sum above 0; None: equal weights.
 
     Returns:
         Probabilities of the broadcast shape, float64.
@@ -40,15 +42,16 @@ def mean_log_odds(gates: Sequence[np.ndarray], weights: Sequence[float] | None =
 def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.ndarray:
     """Compute the presence of each class in a case from its presence in the windows.
 
-    A case contains a class if any window does, so each network's maximum is taken; then the networks are combined by
-    `mean_log_odds`.
+    A case contains a class if a window does, so the maximum over windows is taken for each network; then
+    `mean_log_odds` combines the networks.
 
     Args:
-        windows: (b, N, K) probabilities of each batch of windows, in order, of N networks, means over the views.
+        windows: (b, N, K) probabilities of each batch of b windows, in order, for N networks; they are means over the
+            views.
         slices: number of slices of a volume predicted slice by slice in order; None for other networks.
 
     Returns:
-        (K, 1) float64, or (K, slices): K classes.
+        (K, 1) or (K, slices) float64 for K classes.
 
     Raises:
         MaskfoldError: a value is not finite.
@@ -64,16 +67,16 @@ def case_presence(windows: Sequence[torch.Tensor], slices: int | None) -> np.nda
 
 
 def presence_on_file_grid(gate: np.ndarray, geometry: Geometry, by_slice: bool) -> np.ndarray:
-    """Transform class presence to the file's grid, in a shape that broadcasts to the case's masks.
+    """Map class presence to the file's grid, in a shape that broadcasts to the case's masks.
 
     Args:
-        gate: (K, 1), or (K, slices of the prepared volume).
+        gate: presence (K, 1), or (K, slices of the preprocessed volume).
         geometry: geometry of the case.
         by_slice: whether there is one value per slice.
 
     Returns:
-        (K, 1, …, 1) float32, with `by_slice` the file's number of slices on the slice axis. It is 0 in slices that
-        preparation cropped.
+        (K, 1, …, 1) float32. With `by_slice`, the slice axis has the file's number of slices, and the presence is 0 in
+        slices that preprocessing cropped.
     """
     dims = len(geometry.file_shape)
     if not by_slice:

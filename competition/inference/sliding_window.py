@@ -1,9 +1,9 @@
 """Sliding-window prediction with Gaussian blending, in slabs along the first axis."""
 
 # Not monai.inferers: it adds the windows in another order, so predictions of existing runs would change in their last
-# bits. It is the faster one where the network is small. Processor time and memory above a volume of 256×256×640, five
-# output channels, a network of one 1×1×1 convolution: MONAI 7.2 s and 26 bytes per voxel, with `buffer_steps=1` 9.6 s
-# and 30 bytes, this file 19.4 s and 31 bytes (`python benchmarks/libraries.py windows`).
+# bits. MONAI is faster if the network is small. Processor time and additional memory for a volume of 256×256×640, five
+# output channels and a network of one 1×1×1 convolution: MONAI 7.2 s and 26 bytes per voxel, MONAI with
+# `buffer_steps=1` 9.6 s and 30 bytes, this file 19.4 s and 31 bytes (`python benchmarks/libraries.py windows`).
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from competition.inference.presence import case_presence
 from competition.inference.tta import TTAView, tta_views
 from competition.models.interface import format_shapes, main_output, split_presence
 
-SLAB_BYTES = 2**32  # larger sums are kept in host memory
-SLICES_PER_BLOCK = 16  # slices per block that a 2D network reads and sums together
+SLAB_BYTES = 2**32  # if the sums are larger, they are stored in host memory
+SLICES_PER_BLOCK = 16  # number of slices that are read and summed together for a 2D network
 Autocast = Callable[[], AbstractContextManager[Any]]
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
@@ -35,22 +35,22 @@ def predict_image(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> np.ndarray:
-    """Predict the probabilities of a prepared image, averaged over networks and the views of `inference.tta`.
+    """Predict the probabilities of a preprocessed image, averaged over the networks and the views of `inference.tta`.
 
-    An image that fits into one patch is padded to it: volumes with 0, 2D images with their edge. A larger one is
-    predicted in windows of `patch.size` that overlap by `inference.overlap` and are blended with Gaussian weights of a
-    standard deviation of 1/8 of the patch (Isensee et al., nnU-Net, Nature Methods 2021). With `patch.slices` a 2D
-    network predicts a volume slice by slice along its last axis.
+    An image that fits into one patch is padded to the patch size: volumes with 0, 2D images with their edge pixels. A
+    larger image is predicted in windows of `patch.size` that overlap by `inference.overlap`. They are blended with
+    Gaussian weights whose standard deviation is 1/8 of the patch (Isensee et al., nnU-Net, Nature Methods 2021). With
+    `patch.slices`, a 2D network predicts a volume slice by slice along its last axis.
 
     Args:
-        networks: the networks, on `device`; they are in evaluation mode during the prediction.
-        image: (C, *prepared) float32, normalised: `PreprocessedCase.network_image()`. May be a memory map.
+        networks: the networks, on `device`; during the prediction they are in evaluation mode.
+        image: (C, *preprocessed) float32, normalised, as from `PreprocessedCase.network_image()`; may be a memory map.
         exp: the experiment.
         device: device of the networks.
-        autocast: returns the context of a forward pass, such as `fabric.autocast`.
+        autocast: function that returns the context manager of a forward pass, such as `fabric.autocast`.
 
     Returns:
-        (P, *prepared) float16, P = `exp.output_channels`.
+        (P, *preprocessed) float16, P = `exp.output_channels`.
 
     Raises:
         MaskfoldError: a network returns another shape, or non-finite values.
@@ -65,9 +65,9 @@ def predict_image_with_presence(
     device: torch.device | str = "cpu",
     autocast: Autocast = nullcontext,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Predict as `predict_image`, and return also the class presence (see `case_presence`), None without `exp.gate`."""
+    """Predict as `predict_image` does; also return the presence (see `case_presence`), None without `exp.gate`."""
     all_views, slices = tta_views(exp), exp.patch.slices
-    # The presence in all windows, in order; with slices, all windows of the first slice come first.
+    # Presence in all windows, in order; if there are slices, all windows of the first slice come first.
     presences: list[torch.Tensor] = []
 
     def predict(batch: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ def predict_image_with_presence(
 
 
 def window_starts(length: int, patch: int, overlap: float) -> list[int]:
-    """Return the first voxel of each window along an axis: evenly spaced, no gaps, overlap of at least `overlap`."""
+    """Return the first voxel of each window along an axis: evenly spaced windows that overlap by `overlap` or more."""
     if length <= patch:
         return [0]
     step = max(1.0, patch * (1 - overlap))
@@ -96,10 +96,10 @@ def window_starts(length: int, patch: int, overlap: float) -> list[int]:
 
 
 def window_weights(length: int, patch: int, axis_starts: list[int]) -> torch.Tensor:
-    """Return blending weights of each window along one axis, (windows, patch) float32; they sum to 1 at every voxel.
+    """Return the blending weights of windows along one axis, (windows, patch) float32, with the sum 1 at every voxel.
 
     A Gaussian in space is the product of Gaussians along the axes, and its sum over a grid of windows is the product of
-    their sums. Weights that are normalised along each axis therefore need no second volume of summed weights.
+    the sums along the axes. Therefore weights can be normalised along each axis, without a volume of summed weights.
     """
     offset = np.arange(patch) - (patch - 1) / 2
     gauss = np.exp(-0.5 * (offset / (patch / 8)) ** 2)
@@ -111,14 +111,14 @@ def window_weights(length: int, patch: int, axis_starts: list[int]) -> torch.Ten
 
 
 def stack_neighbour_slices(image: np.ndarray, position: int, slices: int) -> np.ndarray:
-    """Return slice `position` of (C, X, Y, Z) and its neighbours as channels, (C * slices, X, Y); edges repeat."""
+    """Return a slice of (C, X, Y, Z) and its neighbours as channels, (C * slices, X, Y); edge slices are repeated."""
     margin = slices // 2
     indices = np.clip(np.arange(position - margin, position + margin + 1), 0, image.shape[-1] - 1)
     return np.moveaxis(image[..., indices], -1, 1).reshape(-1, *image.shape[1:-1])
 
 
 def _predict_windows(predict: Predict, image: np.ndarray, exp: Experiment, device: torch.device) -> np.ndarray:
-    """Predict an image in windows; slabs of the first axis are finished as soon as no later window overlaps them."""
+    """Predict an image in windows; a slab of the first axis is finished as soon as no later window overlaps it."""
     patch, shape, outputs = exp.patch.size, image.shape[1:], exp.output_channels
     padded, pad_before = _pad_to_patch(shape, patch)
     all_starts = [window_starts(length, size, exp.inference.overlap) for length, size in zip(shape, patch, strict=True)]
@@ -145,7 +145,7 @@ def _predict_windows(predict: Predict, image: np.ndarray, exp: Experiment, devic
         low, high = max(top, pad_before[0]), min(top + finished, pad_before[0] + shape[0])
         slab = sums[(slice(None), slice(low - top, high - top), *unpadded)]
         result[:, low - pad_before[0] : high - pad_before[0]] = _to_float16(slab)
-        for index in range(patch[0]):  # row by row, since a copy of the whole slab would double the memory
+        for index in range(patch[0]):  # row by row, because a copy of the whole slab would double the memory
             sums[:, index] = sums[:, index + finished] if index + finished < patch[0] else 0
     return result
 
@@ -165,7 +165,7 @@ def _predict_slices(predict: Predict, image: np.ndarray, exp: Experiment) -> np.
     for low in range(0, depth, SLICES_PER_BLOCK):
         high = min(low + SLICES_PER_BLOCK, depth)
         block_start = max(0, low - margin)
-        # Read in blocks, because the last axis is contiguous on disk: one slice alone touches every page of the file.
+        # Read in blocks, because the last axis is contiguous on disk, so a single slice touches every page of the file.
         block = np.ascontiguousarray(image[..., block_start : min(depth, high + margin)])
         sums = torch.zeros((high - low, outputs, *padded))
         window_indices = list(product(range(low, high), *(range(len(axis_starts)) for axis_starts in all_starts)))
@@ -198,16 +198,16 @@ def _pad_to_patch(shape: Sequence[int], patch: Sequence[int]) -> tuple[list[int]
 
 
 def _corner(all_starts: Sequence[list[int]], indices: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the first voxel of the window with these indices along each axis."""
+    """Return the first voxel of a window, given its index along each axis."""
     return tuple(axis_starts[index] for axis_starts, index in zip(all_starts, indices, strict=True))
 
 
 def _predict_batch(
     networks: Sequence[nn.Module], batch: torch.Tensor, all_views: list[TTAView], exp: Experiment, autocast: Autocast
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return probabilities (B, P, *patch) float32, the mean over networks and views, and class presence.
+    """Return the mean probabilities over networks and views, (B, P, *patch) float32, and the class presence.
 
-    Presence is (B, N, K) float32 of N networks, the mean over views; None without presence head.
+    The presence is (B, N, K) float32 for N networks, the mean over views; None without a presence head.
     """
     total: torch.Tensor | None = None
     presences: list[torch.Tensor] = []
@@ -240,7 +240,7 @@ def _predict_batch(
 
 
 def _presence(outputs: Any) -> torch.Tensor:
-    """Return the presence probabilities (B, K) float32 in the outputs of a network."""
+    """Return the presence probabilities (B, K) float32 from the outputs of a network."""
     if (logits := split_presence(outputs)[1]) is None:
         raise MaskfoldError(
             f"gate is set, but the network returns no presence logits: {format_shapes(outputs)}.",
@@ -253,7 +253,7 @@ def _presence(outputs: Any) -> torch.Tensor:
 def _add_weighted(
     target: torch.Tensor, prediction: torch.Tensor, weights: list[torch.Tensor], indices: tuple[int, ...]
 ) -> None:
-    """Add the prediction of one window (P, *patch) to its part of the sums, weighted along each axis."""
+    """Add the prediction of one window (P, *patch), weighted along each axis, to the corresponding part of the sums."""
     for axis, index in enumerate(indices):
         weight = weights[axis][index]
         prediction = prediction * weight.reshape(-1, *(1 for _ in indices[axis + 1 :]))
@@ -266,7 +266,7 @@ def _window(
     """Return the window (C, *patch) float32 at a corner of the padded grid."""
     inside, padding = [slice(None)], [(0, 0)]
     for corner_start, size, pad, length in zip(corner, patch, pad_before, image.shape[1:], strict=True):
-        start = corner_start - pad  # in the unpadded image
+        start = corner_start - pad  # corner in the unpadded image
         low, high = max(0, start), min(length, start + size)
         inside.append(slice(low, high))
         padding.append((low - start, size - (high - start)))
@@ -275,7 +275,7 @@ def _window(
 
 
 def _to_float16(sums: torch.Tensor) -> np.ndarray:
-    """Return finished sums as float16 in host memory; raise if they are not finite."""
+    """Return finished sums as float16 in host memory; raise an error if they are not finite."""
     values = sums.half()
     if not torch.isfinite(values).all():
         raise MaskfoldError(
@@ -292,7 +292,7 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 @contextmanager
 def _evaluation_mode(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Set evaluation mode, then restore the mode of each module (frozen modules may differ from the rest)."""
+    """Set evaluation mode, and restore the mode of each module afterwards (frozen modules may have another mode)."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()

@@ -1,4 +1,4 @@
-"""Test-time augmentation: flips and quarter turns, over which predictions are averaged."""
+"""Test-time augmentation: predictions are averaged over flips and quarter turns of the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TTAView:
         return rotated.flip([axis + 2 for axis in self.flips]) if self.flips else rotated
 
     def undo(self, batch: torch.Tensor) -> torch.Tensor:
-        """Invert `apply`."""
+        """Apply the inverse transform to a batch."""
         flipped = batch.flip([axis + 2 for axis in self.flips]) if self.flips else batch
         return torch.rot90(flipped, -self.quarter_turns, (-2, -1)) if self.quarter_turns else flipped
 
@@ -32,8 +32,8 @@ class TTAView:
 def tta_views(exp: Experiment) -> list[TTAView]:
     """Return the views of `inference.tta`; the first is the identity.
 
-    `flip` gives every subset of the axes in `augment.flip`, `auto` every subset of the axes that training flipped.
-    `rotate90` gives four quarter turns; together with flips, these are the eight symmetries of the square.
+    `flip` gives flips of every subset of the axes in `augment.flip`; `auto` gives flips of every subset of the axes
+    that training flipped. `rotate90` gives four quarter turns; together with flips, the eight symmetries of the square.
 
     Raises:
         MaskfoldError: `augment.flip` allows no flips, or quarter turns are set for volumes or a non-square patch.
@@ -61,5 +61,5 @@ def tta_views(exp: Experiment) -> list[TTAView]:
             "Remove rotate90 from inference.tta, or set patch.size to two equal values.",
             status=2,
         )
-    # One flip and the turns give all eight symmetries; a second flip would only repeat them.
+    # One flip and the quarter turns give all eight symmetries; a second flip would repeat them.
     return [TTAView(subset, turns) for subset in ([(), axes[:1]] if axes else [()]) for turns in range(4)]

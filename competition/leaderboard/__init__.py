@@ -1,1 +1,1 @@
-"""Uploads to Kaggle: the client, the ledger of uploads, and the noise of leaderboard scores."""
+"""Uploads to Kaggle: Kaggle's client, the ledger of uploads, and the noise of leaderboard scores."""

@@ -1,4 +1,4 @@
-"""Kaggle, through its own client (the extra [kaggle]): download a competition, submit a file, fetch scores."""
+"""Kaggle, through Kaggle's own client (extra [kaggle]): download a competition, submit a file, fetch scores."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from competition.errors import MaskfoldError
 from competition.redact import redact
 
 KAGGLE_PREFIX = "kaggle:"
-PARTIAL_SUFFIX = ".kaggle-partial"  # the client's own file next to an incomplete download
-PAGE_SIZE = 200  # files, or submissions, per request
-MAX_PAGES = 50  # pages after which the listing of files stops
-MAX_MESSAGE_LENGTH = 300  # maximum characters of a message of the host
+PARTIAL_SUFFIX = ".kaggle-partial"  # file that the client writes next to an incomplete download
+PAGE_SIZE = 200  # number of files or submissions per request
+MAX_PAGES = 50  # maximum number of pages of the listing of files
+MAX_MESSAGE_LENGTH = 300  # maximum number of characters of the host's message
 LIMIT_REACHED_PATTERN = re.compile(
     r"(?i)daily|per day|today|submission limit|limit of|maximum number|too many submissions"
 )
@@ -34,7 +34,7 @@ class CompetitionListing:
 
     Attributes:
         name: name of the competition, as in its URL.
-        files: (name, bytes) of each.
+        files: (name, size in bytes) of each file.
         complete: whether all files are listed.
     """
 
@@ -44,7 +44,7 @@ class CompetitionListing:
 
     @property
     def size(self) -> int:
-        """Size of all files in bytes, unpacked."""
+        """Unpacked size of all files in bytes."""
         return sum(size for _, size in self.files)
 
     @property
@@ -71,13 +71,13 @@ def parse_competition_name(argument: str) -> str:
 
 
 def connect_kaggle() -> Any:
-    """Return Kaggle's client, authenticated.
+    """Return Kaggle's client after authentication.
 
     Raises:
         MaskfoldError: the client is not installed, or finds no credentials.
     """
     try:
-        with redirect_client_output():  # the client prints while it is imported
+        with redirect_client_output():  # because the client prints during its import
             import kaggle
     except ImportError as error:
         problem = "is not installed" if error.name == "kaggle" else f"cannot be imported: {error}"
@@ -99,7 +99,7 @@ def list_competition_files(api: Any, name: str) -> CompetitionListing:
     """Return a competition's files and their sizes.
 
     Raises:
-        MaskfoldError: there is no such competition, the user did not accept its rules, or the network fails.
+        MaskfoldError: the competition does not exist, the user has not accepted its rules, or the network fails.
     """
     files: list[tuple[str, int]] = []
     token = None
@@ -125,7 +125,7 @@ def fetch_competition(
         api: result of `connect_kaggle`.
         listing: result of `list_competition_files`.
         folder: the folder to create.
-        new_progress: returns a progress bar with the given label.
+        new_progress: function that returns a progress bar with the given label.
         show: whether the client draws its own progress bar.
 
     Returns:
@@ -167,7 +167,7 @@ def _fetch(
 
 @contextmanager
 def redirect_client_output(show: bool = False) -> Iterator[None]:
-    """Discard what the client prints, or send it to standard error."""
+    """Discard the output of the client, or send it to standard error."""
     with redirect_stdout(sys.stderr if show else io.StringIO()):
         yield
 
@@ -181,7 +181,7 @@ def _no_credentials() -> MaskfoldError:
 
 
 def kaggle_client_error(name: str, rules_url: str, error: OSError) -> MaskfoldError:
-    """Return an error for an exception of the client, whose own message may contain URLs with tokens."""
+    """Return the error for an exception of the client; its message is not used, since it may contain tokens."""
     status_code = getattr(getattr(error, "response", None), "status_code", None)
     if status_code == 401:
         return MaskfoldError(
@@ -212,7 +212,7 @@ class SubmissionLimits:
     Attributes:
         used: number of submissions used today (UTC).
         left: number of submissions left for the rest of today.
-        by_total: whether the limit is that of the whole competition, not of the day.
+        by_total: whether the limit applies to the whole competition instead of the day.
     """
 
     used: int
@@ -225,7 +225,7 @@ class KaggleSubmission:
     """A submission as Kaggle reports it; unknown scores are None."""
 
     ref: int
-    date: str  # ISO, UTC
+    date: str  # time in ISO format, UTC
     file: str
     description: str
     status: str  # pending, complete or error
@@ -239,14 +239,14 @@ class UploadRejected(MaskfoldError):
 
 
 def fetch_limits(api: Any, slug: str) -> SubmissionLimits | None:
-    """Return today's submission limits; None if Kaggle, or its client, does not report them.
+    """Return today's submission limits; None if Kaggle or its client does not report them.
 
     Raises:
         MaskfoldError: the competition does not exist, its rules are not accepted, the credentials are wrong, or there
             is no network.
     """
     if not hasattr(api, "competition_get_submission_limits"):
-        return None  # client older than 2.2
+        return None  # the client is older than 2.2
     try:
         with redirect_client_output():
             limits = api.competition_get_submission_limits(slug)
@@ -262,11 +262,11 @@ def submit_file(api: Any, slug: str, path: Path, message: str) -> int | None:
     """Submit a CSV.
 
     Returns:
-        Kaggle's number of the submission; None if it reports none.
+        Kaggle's number of the submission; None if Kaggle reports no number.
 
     Raises:
-        UploadRejected: Kaggle rejected it, or the upload broke off.
-        MaskfoldError: the connection broke; the submission may have been counted.
+        UploadRejected: Kaggle rejected the file, or the upload was interrupted.
+        MaskfoldError: the connection was lost; the submission may have been counted.
     """
     try:
         with redirect_client_output():
@@ -330,7 +330,7 @@ def _number(text: Any) -> float | None:
 
 
 def _code(error: OSError) -> int | None:
-    """Return the status of Kaggle's answer; a status in its body takes precedence over the HTTP status."""
+    """Return the status of Kaggle's answer; a status in the body takes precedence over the HTTP status."""
     body = _body(error)
     code = body.get("code") if isinstance(body.get("code"), int) else None
     return code or getattr(getattr(error, "response", None), "status_code", None)

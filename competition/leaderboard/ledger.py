@@ -1,6 +1,6 @@
-"""The ledger of uploads: one JSON per upload in `submissions/<competition>/ledger`, with its scores by case next to it.
+"""The ledger of uploads: one JSON per upload in `submissions/<competition>/ledger`, next to a table of scores by case.
 
-It also describes what an upload changed since the previous one.
+The module also describes the changes between two uploads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 VERSION = 1
 DAMAGED_HINT = "Restore it from a backup, or move it to another folder; the host still has its scores."
 SUBMISSIONS_FOLDER, LEDGER_FOLDER = Path("submissions"), "ledger"
-CLOCK_TOLERANCE = 900.0  # maximum difference of two clocks in seconds
+CLOCK_TOLERANCE = 900.0  # maximum difference between two clocks, s
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class UploadRecord:
     """One upload.
 
     Attributes:
-        id: its time and the first digits of its file's SHA-256.
-        competition: its name in our YAML.
+        id: time of the record and the first digits of the file's SHA-256.
+        competition: the competition's name in the YAML.
         host: kaggle, or `by hand`.
         slug: the competition's name at the host.
         time: time of the upload, ISO in UTC.
@@ -47,19 +47,20 @@ class UploadRecord:
         notebook: `owner/slug`, version and file of a code submission.
         metric: the competition's metric: name, average and so on; for the user's own metric also `higher_is_better`.
         runs: run, experiment, hash and weight of each run.
-        keys: the resolved YAML of each run's hash, by dotted keys.
-        postprocess: the steps used.
-        cv: score, and low and high of its 95 % bootstrap interval; empty if unknown.
-        expected: score, and low and high of the interval that contains 95 % of test sets of the public board's size.
+        keys: resolved YAML by dotted keys, for each run's hash.
+        postprocess: the steps that were used.
+        cv: out-of-fold score, and low and high of its 95 % bootstrap interval; empty if unknown.
+        expected: expected score, and low and high of the interval that contains the scores of 95 % of test sets with
+            the size of the public board.
         public_cases: assumed number of cases of the public board; None: unknown.
         ref: the host's submission number.
         status: sending, pending, complete, error, or lost (unknown to the host).
         public: the score on the public board; None if unknown.
         private: the score on the private board; None if unknown.
-        error: why the host did not score it.
+        error: reason why the host did not score the file.
         checked: time of the last query of the host, ISO in UTC.
         again: number of earlier uploads of the same file.
-        mlflow: the MLflow run of the upload; empty if there is none.
+        mlflow: id of the MLflow run of the upload; empty if there is none.
     """
 
     id: str
@@ -113,7 +114,7 @@ class UploadRecord:
 
 
 def metric_of_record(plain: dict[str, Any]) -> MetricConfig:
-    """Return the metric of a record, to average scores with; the record itself has the direction."""
+    """Return the metric of a record, for averaging scores; its direction is stored in the record."""
     return MetricConfig.model_validate({key: value for key, value in plain.items() if key != "higher_is_better"})
 
 
@@ -121,7 +122,7 @@ class Ledger:
     """The uploads of one competition.
 
     Args:
-        competition: its name in our YAML.
+        competition: the competition's name in the YAML.
         root: the folder that contains `submissions`.
     """
 
@@ -140,14 +141,14 @@ class Ledger:
         )
 
     def write(self, record: UploadRecord, scores: pd.DataFrame | None = None) -> None:
-        """Write a record atomically, and the out-of-fold scores by case and class."""
+        """Write a record and its out-of-fold scores by case and class atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if scores is not None:
             write_table(scores, self._scores(record))
         write_json(self.folder / f"{record.id}.json", {"version": VERSION, **asdict(record)})
 
     def remove(self, record: UploadRecord) -> None:
-        """Delete a record."""
+        """Delete a record and its scores."""
         for path in (self.folder / f"{record.id}.json", self._scores(record), self._old_scores(record)):
             path.unlink(missing_ok=True)
 
@@ -179,11 +180,11 @@ class Ledger:
         return self.folder / f"{record.id}.scores.tsv"
 
     def _old_scores(self, record: UploadRecord) -> Path:
-        return self.folder / f"{record.id}.scores.csv"  # of versions before 0.2
+        return self.folder / f"{record.id}.scores.csv"  # file of versions before 0.2
 
 
 def list_ledgers(root: Path = Path()) -> list[Ledger]:
-    """Return the ledger of every competition that has one, by name."""
+    """Return the ledgers of all competitions that have one, sorted by name."""
     return [
         Ledger(folder.parent.name, root)
         for folder in sorted((root / SUBMISSIONS_FOLDER).glob(f"*/{LEDGER_FOLDER}"))
@@ -195,7 +196,7 @@ def list_ledgers(root: Path = Path()) -> list[Ledger]:
 
 
 def utc_now() -> datetime:
-    """Return the current time in UTC, to the second."""
+    """Return the current time in UTC, without fractions of a second."""
     return datetime.now(UTC).replace(microsecond=0)
 
 
@@ -207,10 +208,11 @@ def make_record_id(time: datetime, sha256: str) -> str:
 def update_records(
     records: Iterable[UploadRecord], submissions: Iterable[KaggleSubmission], time: str
 ) -> list[UploadRecord]:
-    """Return the records that change, with the host's current data.
+    """Return the records that change, updated with the host's current data.
 
-    A record whose upload was interrupted has no number; it is matched by file, message and time. If the host does not
-    know it, it is lost. A record with a number that is not among the latest submissions stays unchanged.
+    A record whose upload was interrupted has no submission number; it is matched by file, message and time. If the host
+    has no such submission, its status becomes lost. A record whose number is not among the latest submissions is
+    unchanged.
 
     Args:
         records: the records of one competition.
@@ -260,7 +262,7 @@ def _matches(record: UploadRecord, submission: KaggleSubmission) -> bool:
 
 
 def to_timestamp(text: str) -> float:
-    """Return the seconds since 1970 of an ISO time; a time without a zone is in UTC."""
+    """Convert an ISO time to seconds since 1970; a time without a time zone is in UTC."""
     time = datetime.fromisoformat(text.replace("Z", "+00:00"))
     return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
 
@@ -269,7 +271,7 @@ def _read(path: Path) -> UploadRecord:
     """Read and validate a record.
 
     Raises:
-        MaskfoldError: it is damaged or of another version.
+        MaskfoldError: the record is damaged or has another version.
     """
     try:
         plain = parse_json_object(path.read_bytes())
@@ -278,7 +280,7 @@ def _read(path: Path) -> UploadRecord:
                 f"Version of {path}: found {version!r}, expected {VERSION}.",
                 "Use the Maskfold version that wrote it, or move it to another folder; the host still has its scores.",
             )
-        record = UploadRecord(**plain)  # an unknown key raises
+        record = UploadRecord(**plain)  # an unknown key raises an error
         to_timestamp(record.time)
         if record.metric:
             metric_of_record(record.metric)
@@ -301,10 +303,10 @@ def _read(path: Path) -> UploadRecord:
 
 
 def describe_changes(before: UploadRecord | None, after: UploadRecord) -> list[str]:
-    """Return what an upload changed since the previous one: runs, weights, keys of the YAML, post-processing.
+    """Return the changes between two uploads: runs, weights, keys of the YAML, post-processing.
 
-    A removed and an added run are paired if they are of one experiment, or if they are the only ones; then their keys
-    are compared.
+    A removed run and an added run are paired if they have the same experiment, or if there are no other changed runs;
+    then their keys are compared.
     """
     if before is None:
         return ["first"]
@@ -385,7 +387,7 @@ def _pairs(
 def _replacement_changes(
     old: dict[str, Any], new: dict[str, Any], before: UploadRecord, after: UploadRecord
 ) -> list[str]:
-    """Return the changes between a run and its replacement: their keys, if both are known."""
+    """Return the changes between a run and its replacement: changed keys, if the keys of both are known."""
     old_keys, new_keys = before.keys.get(old["hash"]), after.keys.get(new["hash"])
     lines = [f"{_name(old)} → {_name(new)}"]
     if old_keys is None or new_keys is None:

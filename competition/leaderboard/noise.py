@@ -1,4 +1,4 @@
-"""Noise of the public leaderboard, and its agreement with cross-validation."""
+"""The noise of public leaderboard scores, and their agreement with cross-validation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from competition.metrics.bootstrap import paired_difference_noise
 if TYPE_CHECKING:
     import pandas as pd
 
-MIN_FILES = 4  # minimum number of files for a correlation: Fisher's interval requires more than three
+MIN_FILES = 4  # minimum number of files for a correlation, because Fisher's interval requires more than three
 Z_95 = 1.959964  # 95 % quantile of the normal distribution (two-sided)
 NOISE_FORMULA = (
     "noise: half the width of the interval that contains 95 % of the differences between two files on N public cases. "
@@ -28,12 +28,13 @@ NOISE_FORMULA = (
 
 @dataclass(frozen=True)
 class ScoreNoise:
-    """Noise of the difference between two files' public scores: 95 % of differences of equally good files are smaller.
+    """The noise of the difference between two public scores: 95 % of differences of equally good files are smaller.
 
     Attributes:
         value: half the width of the interval.
         cases: number of cases of the public board.
-        paired: number of shared out-of-fold cases; 0: from the two files' own intervals.
+        paired: number of out-of-fold cases that both files share; 0: the noise follows from the intervals of the two
+            files.
     """
 
     value: float
@@ -51,9 +52,9 @@ class Correlation:
 
     Attributes:
         files: number of files.
-        r: nan for too few files, or if all have one score.
+        r: Pearson's r; nan for too few files, or if all have the same score.
         low: lower end of the interval.
-        high: upper end of it.
+        high: upper end of the interval.
     """
 
     files: int
@@ -81,12 +82,12 @@ class Correlation:
 def public_score_noise(
     earlier: UploadRecord, later: UploadRecord, tables: tuple[pd.DataFrame | None, pd.DataFrame | None]
 ) -> ScoreNoise | None:
-    """Return the noise of the difference of two files' public scores; None if it is unknown.
+    """Return the noise of the difference of two files' public scores; None if the noise is unknown.
 
     Args:
         earlier: the earlier upload.
         later: the later upload.
-        tables: the out-of-fold scores of each, by case and class.
+        tables: out-of-fold scores of both uploads, by case and class.
     """
     cases = later.public_cases or earlier.public_cases
     if cases is None:
@@ -108,11 +109,11 @@ def public_score_noise(
 
 
 def public_overfit(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> list[str]:
-    """Return a sentence for each public score that changed by less than its noise since the previous file.
+    """Return a sentence for each public score whose change since the previous file is less than the noise.
 
     Args:
-        records: oldest first.
-        tables: the out-of-fold scores by record.
+        records: the uploads, oldest first.
+        tables: out-of-fold scores by record.
     """
     lines = []
     previous: UploadRecord | None = None
@@ -132,7 +133,7 @@ def public_overfit(records: Sequence[UploadRecord], tables: Mapping[str, pd.Data
 
 
 def cv_lb_disagreements(records: Sequence[UploadRecord]) -> list[str]:
-    """Return a sentence for each public score outside its interval, which contains 95 % of test sets of this size."""
+    """Return a sentence for each public score outside of its interval, which contains 95 % of such test sets."""
     lines = []
     for record in with_public_score(records):
         low, high = record.expected.get("low"), record.expected.get("high")
@@ -146,7 +147,7 @@ def cv_lb_disagreements(records: Sequence[UploadRecord]) -> list[str]:
 
 
 def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
-    """Return the correlation over the files with both scores, each file once."""
+    """Return the correlation over the files that have both scores; each file counts once."""
     pairs = list(
         {
             record.sha256 or record.id: (record.score, record.public)
@@ -167,9 +168,9 @@ def cv_lb_correlation(records: Sequence[UploadRecord]) -> Correlation:
 
 
 def selection_advice(records: Sequence[UploadRecord], tables: Mapping[str, pd.DataFrame | None]) -> str | None:
-    """Return advice if the best file by CV is not the best on the public board; None if it is, or if unknown.
+    """Return advice if the best file by CV is not the best one on the public board; None otherwise, or if unknown.
 
-    It is unknown if no file has both scores, or for the user's own metric in records without its direction.
+    It is unknown if no file has both scores, or if records of the user's own metric lack its direction.
     """
     candidates = [record for record in with_public_score(records) if record.score is not None]
     if len(candidates) < 2:

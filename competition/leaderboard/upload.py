@@ -1,4 +1,4 @@
-"""Upload to Kaggle: find the file's competition, validate it, write its record, submit it, and fetch its scores."""
+"""Upload to Kaggle: find the competition of a file, validate the file, write a record, submit, and fetch scores."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 
 COMPETITION_GLOB = "experiments/*/competition.yaml"
-IGNORED_KEYS = ("run.", "study", "competition.root", "postprocess.", "competition.submission.")  # do not change a score
+# Settings that do not change a score.
+IGNORED_KEYS = ("run.", "study", "competition.root", "postprocess.", "competition.submission.")
 RUN_KEYS = ("run", "experiment", "hash", "weight")  # required keys of each run in a summary
-SCORE_TOLERANCE = 1e-6  # maximum difference between the score of a table and that of its summary
+SCORE_TOLERANCE = 1e-6  # maximum difference between the score of a table and the score in its summary
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class UploadRequest:
         path: the CSV; None for a notebook whose output is not available.
         summary: the JSON that `maskfold submit` wrote next to it; empty if there is none.
         comp: the competition; None for a notebook of an unknown competition.
-        slug: its name at the host.
+        slug: the competition's name at the host.
     """
 
     path: Path | None
@@ -50,7 +51,7 @@ class UploadRequest:
 
     @property
     def competition(self) -> str:
-        """The competition's name in our YAML, else the host's."""
+        """The competition's name in the YAML, otherwise the host's name."""
         return self.comp.name if self.comp is not None else str(self.summary.get("competition") or self.slug)
 
 
@@ -59,14 +60,14 @@ def prepare_upload(
 ) -> UploadRequest:
     """Find the competition of a file.
 
-    The competition's YAML is, in this order: the given one; the one below `experiments/` whose name is in the file's
-    JSON, or whose host name is given; the YAML of the run in the JSON.
+    The competition's YAML is the first of these that exists: the given YAML; the YAML below `experiments/` whose name
+    is in the file's JSON, or whose name at the host is given; the YAML of the run in the JSON.
 
     Args:
         path: the CSV; None for a notebook.
         given: the competition's name at the host, or its YAML.
-        overrides: `key=value` of the competition.
-        at_kaggle: whether it is uploaded to Kaggle, so that the host's name is required.
+        overrides: `key=value` overrides of the competition.
+        at_kaggle: whether the file is uploaded to Kaggle, which requires the host's name.
 
     Raises:
         MaskfoldError: the file does not exist, or its competition or the host's name is unknown (status 2).
@@ -102,7 +103,7 @@ def validate_upload(path: Path, comp: Competition) -> ValidationReport:
     """Validate a CSV against the host's sample and the test images.
 
     Raises:
-        MaskfoldError: it is invalid, or the competition has no test images.
+        MaskfoldError: the CSV is invalid, or the competition has no test images.
     """
     from competition.submission.testset import TestSet
 
@@ -124,7 +125,7 @@ def make_record(
     earlier: Sequence[UploadRecord],
     host: str = "kaggle",
 ) -> tuple[UploadRecord, pd.DataFrame | None]:
-    """Return the record of an upload, and the out-of-fold scores by case and class if available.
+    """Return the record of an upload, and its out-of-fold scores by case and class (None if they are not available).
 
     Args:
         request: the file or notebook.
@@ -136,7 +137,7 @@ def make_record(
     path, summary, comp = request.path, request.summary, request.comp
     digest = sha256_of_file(path) if path is not None else ""
     if summary and summary.get("sha256") != digest:
-        summary = {}  # the JSON belongs to an older file of this name
+        summary = {}  # the JSON belongs to an older file with this name
     expected = summary.get("expected") or {}
     rows = _rows(path, summary, comp)
     cases = expected.get("test_cases")
@@ -162,7 +163,7 @@ def make_record(
         again=sum(record.sha256 == digest for record in earlier) if digest else 0,
     )
     used_ids = {other.id for other in earlier}
-    while record.id in used_ids:  # the same file twice in one second
+    while record.id in used_ids:  # the same file was recorded twice within one second
         record = replace(record, id=record.id + "b")
     return replace(record, message=message or _default_message(record)), rows
 
@@ -186,7 +187,7 @@ def _read_summary(path: Path | None) -> dict[str, Any]:
 
 
 def _from_yamls(name: str | None, slug: str | None, overrides: Sequence[str]) -> Competition | None:
-    """Return the competition below `experiments/` with the name, or the host's name; invalid files are skipped."""
+    """Return the competition below `experiments/` with this name, or this name at the host; skip invalid files."""
     for file in sorted(Path().glob(COMPETITION_GLOB)):
         try:
             comp = load_competition(file)
@@ -206,7 +207,7 @@ def _from_runs(summary: dict[str, Any], overrides: Sequence[str]) -> Competition
 
 
 def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Return the resolved YAML of each run, by dotted keys; runs that no longer exist are skipped."""
+    """Return the resolved YAML of each run by dotted keys; skip runs that no longer exist."""
     keys_by_hash = {}
     for run in summary.get("runs", []):
         yaml = Path(str(run.get("run"))) / "experiment.yaml"
@@ -219,7 +220,7 @@ def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) -> pd.DataFrame | None:
-    """Return the score table of a summary: the one next to the CSV, else that of the run if only one run predicted."""
+    """Return the score table of a summary: the table next to the CSV, else that of the run if there is only one run."""
     if path is None or comp is None or not summary.get("expected"):
         return None
     import pandas as pd
@@ -289,8 +290,8 @@ def _expected(
 ) -> dict[str, float | None]:
     """Return the interval for the public board.
 
-    It follows from the scores of the cases. Without them, it is the summary's interval, widened by the square root of
-    the share of cases.
+    The interval is computed from the scores of the cases. If these are missing, the interval in the summary is widened
+    by the square root of the share of cases.
     """
     if not expected or public is None:
         return {}
@@ -315,15 +316,15 @@ def submit_to_kaggle(
 ) -> UploadRecord:
     """Submit a file or a notebook's output.
 
-    The record is written first, so that `refresh_scores` finds a submission that was counted although the connection or
-    this process broke off. The record is removed if Kaggle certainly did not count the submission.
+    The record is written first. So `refresh_scores` finds a submission that was counted even if the connection was lost
+    or this process was killed. The record is removed if Kaggle certainly did not count the submission.
 
     Args:
         api: result of `competition.leaderboard.kaggle.connect_kaggle`.
         request: the file or notebook.
-        ledger: stores the record.
+        ledger: ledger that stores the record.
         record: result of `make_record`.
-        scores: the out-of-fold scores by case and class.
+        scores: out-of-fold scores by case and class.
 
     Returns:
         The record with the host's number.
@@ -380,7 +381,7 @@ def refresh_scores(api: Any, ledger: Ledger) -> tuple[list[UploadRecord], int]:
 def add_manual_entry(
     request: UploadRequest, ledger: Ledger, public: float | None, private: float | None, message: str | None
 ) -> UploadRecord:
-    """Record the scores of a file that was submitted elsewhere; if the file has records, complete the latest one.
+    """Record the scores of a file that was submitted elsewhere; if the file has records, update the latest one.
 
     Raises:
         MaskfoldError: no score is given, or a score is invalid (status 2).

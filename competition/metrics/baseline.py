@@ -20,19 +20,19 @@ MAX_THRESHOLDS = 256  # number of candidates for the global threshold
 def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competition) -> dict[str, float]:
     """Score the best intensity threshold: Otsu or one global threshold, bright or dark, on the best channel.
 
-    Both scores are optimistic: the method, polarity, channel and global threshold are selected on the labels that they
-    are scored against. A threshold does not separate classes, so the first score predicts the whole foreground for
-    each class that the case has, and an empty mask for each other class. The second score is the Dice of foreground
-    against background, without this advantage.
+    Both scores are optimistic, because the method, polarity, channel and global threshold are selected on the labels
+    against which they are scored. A threshold does not separate classes. So for the first score, the prediction of each
+    class that the case has is the whole foreground, and the prediction of each other class is empty. The second score,
+    the Dice of foreground against background, does not have this advantage.
 
     Args:
         cases: (image (C, *spatial), mask (M, *spatial) uint8) pairs; pixels of 255 in the mask are ignored.
-        comp: defines the classes, and the score of a class absent from label and prediction (`metric.both_empty`; 1
-            if lower scores are better, because that value is no Dice).
+        comp: the competition; it defines the classes, and the score of a class that is absent from label and prediction
+            (`metric.both_empty`; 1 if lower scores are better, because then that value is not a Dice).
 
     Returns:
-        Two scores by name; the name describes the selected threshold. Mean Dice over (case, class) pairs, and mean
-        foreground Dice over cases. Empty if there are no cases.
+        Two scores by a name that describes the selected threshold: the mean Dice over (case, class) pairs, and the mean
+            foreground Dice over cases. Empty if there are no cases.
 
     Reference:
         N. Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9(1), 1979.
@@ -80,7 +80,7 @@ class _Counts:
 
     Attributes:
         above: (2 + K, T) int64; rows are all pixels, foreground pixels, and pixels of each class.
-        total: (2 + K,) int64, the same rows without a threshold.
+        total: (2 + K,) int64; the same counts without a threshold.
     """
 
     above: Array
@@ -95,7 +95,7 @@ class _Counts:
         return cls(counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], counts.sum(axis=1))
 
     def class_dice(self, polarity: str, both_empty: float | None) -> Array:
-        """Return the Dice (K, T) of each class; `both_empty` or nan for a class that the case does not have."""
+        """Return the Dice (K, T) of each class; for a class that the case does not have, `both_empty` or nan."""
         dice = self._dice(polarity)[1:]
         dice[self.total[2:] == 0] = np.nan if both_empty is None else both_empty
         return dice
@@ -113,7 +113,7 @@ class _Counts:
 
 
 def _best_mean(case_scores: list[Array]) -> float:
-    """Return the mean over all rows of all cases, without nan, at the threshold with the highest mean."""
+    """Return the highest mean score over the thresholds; each mean is over all rows of all cases, without nan."""
     rows = np.concatenate(case_scores)
     finite = np.isfinite(rows)
     sums, counts = np.where(finite, rows, 0.0).sum(axis=0), finite.sum(axis=0)
@@ -121,7 +121,7 @@ def _best_mean(case_scores: list[Array]) -> float:
 
 
 def _candidate_thresholds(case_values: list[Array]) -> Array:
-    """Return the distinct values; if there are more than `MAX_THRESHOLDS`, that many quantiles over all cases."""
+    """Return the distinct values of all cases; if there are more than `MAX_THRESHOLDS`, this number of quantiles."""
     distinct = np.unique(np.concatenate([np.unique(values) for values in case_values]))
     if len(distinct) <= MAX_THRESHOLDS:
         return distinct
@@ -139,5 +139,5 @@ def _otsu(values: Array) -> Array:
 
 
 def _valid_pixels(mask: Array) -> Array:
-    """Return the pixels (*spatial) bool that no mask channel ignores."""
+    """Return a mask (*spatial) bool of the pixels that no mask channel ignores."""
     return np.asarray((np.asarray(mask) != IGNORE_LABEL).all(axis=0))

@@ -1,7 +1,8 @@
 """Scores over all cases with bootstrap intervals, and paired comparisons of two runs.
 
-Below 50 cases (`FEW_CASES`) the bootstrap is too narrow, because a few cases often do not show how a network fails; see
-`FewClusters` for the interval used there, and `benchmarks/coverage.py` for what both cover.
+With fewer than 50 cases (`FEW_CASES`), bootstrap intervals are too narrow, because a few cases often do not include the
+network's failures. `FewClusters` describes the interval that is used instead; `benchmarks/coverage.py` measures how
+often both intervals contain the true score.
 """
 
 # Not scipy.stats.bootstrap, although it is nearly as fast (61 ms instead of 44 ms: python benchmarks/libraries.py
@@ -24,21 +25,21 @@ from competition.seeding import rng
 if TYPE_CHECKING:
     import pandas as pd
 
-FEW_CASES = 50  # with fewer cases (or groups), intervals allow for a failure that no case shows
-PLAIN_MEAN = MetricConfig(both_empty=None)  # the mean over all finite values
+FEW_CASES = 50  # with fewer cases (or groups), intervals allow for a failure that does not occur in any case
+PLAIN_MEAN = MetricConfig(both_empty=None)  # a metric whose score is the mean over all finite values
 
 
 def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
     """Compute the competition's metric over all cases.
 
-    A class that no truth or prediction contains is excluded: its empty masks say nothing about the network, even if the
-    host scores each as `both_empty`. If that excludes all classes (healthy cases, all predicted empty), the score is
-    the mean of the cases' scores, which is `both_empty`.
+    A class that is in no truth and no prediction is excluded, because empty masks say nothing about the network, even
+    if the host scores them as `both_empty`. If all classes are excluded (all cases are healthy and predicted empty),
+    the score is the mean of the cases' scores, which is `both_empty`.
 
     Args:
         scores: rows of `competition.metrics.scoring.score_case` with the columns id, class, score and dice; for
             `average: global` also tp, fp and fn; for a metric with a term averaged over slices also pooled and items.
-        metric: its `average` defines the reduction over cases and classes.
+        metric: the section `metric` of the YAML; `average` in it defines the mean over cases and classes.
 
     Returns:
         The score; nan without scored cases, or if no case has a class and `both_empty` is null.
@@ -53,7 +54,7 @@ def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
 
 
 def class_scores(scores: pd.DataFrame, metric: MetricConfig) -> dict[str, float]:
-    """Compute the competition's metric of each class over all cases; nan (never 0 or 1) for a class that no case has.
+    """Compute the competition's metric of each class over all cases; nan for a class that no case has.
 
     Args:
         scores: as in `cv_score`.
@@ -76,9 +77,10 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Compute a confidence interval of `cv_score` by drawing cases (or groups of cases) with replacement.
 
-    From `FEW_CASES` cases or groups on, it is Hesterberg's expanded percentile interval ("What Teachers Should Know
-    About the Bootstrap", 2015, https://arxiv.org/abs/1411.5279). With fewer, cases that fail are often missing from the
-    sample, so the interval includes what one more case of the worst or best possible score would change.
+    With at least `FEW_CASES` cases or groups, this is Hesterberg's expanded percentile interval ("What Teachers Should
+    Know About the Bootstrap", 2015, https://arxiv.org/abs/1411.5279). With fewer cases, failures are often missing from
+    the sample, so the interval includes the change that one more case with the worst or best possible score would
+    cause.
 
     Args:
         scores: as in `cv_score`.
@@ -86,7 +88,7 @@ def bootstrap_interval(
         n: number of bootstrap samples.
         seed: seed of the experiment.
         groups: group of each case id, for dependent cases such as those of one patient.
-        level: confidence level, the share of such intervals that contain the true score.
+        level: confidence level: share of such intervals that contain the true score.
 
     Returns:
         (low, high); nan for fewer than two cases or groups.
@@ -123,8 +125,8 @@ def prediction_interval(
         n_test: number of test cases.
         n: number of bootstrap samples.
         seed: seed of the experiment.
-        groups: as in `bootstrap_interval`; assumes that groups of the test set have the same size.
-        level: share of test sets whose score such intervals contain.
+        groups: as in `bootstrap_interval`; the groups of the test set are assumed to have the same sizes.
+        level: share of test sets whose score lies in such intervals.
 
     Returns:
         (low, high); nan for fewer than two cases or groups.
@@ -151,9 +153,9 @@ def prediction_interval(
 
 
 class ScoreGain(NamedTuple):
-    """By how much a score is better than another one on the same cases, with its confidence interval.
+    """Improvement from one score to another on the same cases, with its confidence interval.
 
-    In the metric's unit, and positive for an improvement: for a distance, `before` minus `after`.
+    The value has the metric's unit and is positive for an improvement: for a distance it is `before` minus `after`.
     """
 
     value: float
@@ -161,7 +163,7 @@ class ScoreGain(NamedTuple):
     high: float
 
     def as_difference(self, direction: Direction) -> ScoreGain:
-        """Return `after` minus `before` with its interval, which is negative for a lower distance."""
+        """Return the difference `after` minus `before` with its interval; it is negative if a distance falls."""
         return self if direction is Direction.HIGHER else ScoreGain(-self.value, -self.high, -self.low)
 
 
@@ -176,8 +178,8 @@ def paired_gain(
 ) -> ScoreGain:
     """Compute by how much `after` is better than `before` on the same cases, with its paired bootstrap interval.
 
-    The interval is that of the bootstrap for few cases too: failures are mostly common to both, so it holds better than
-    that of a score, and decisions on steps, weights and soups depend on it.
+    The interval is a bootstrap interval even for few cases: most failures occur in both scores, so the interval of a
+    difference is more reliable than that of a score, and decisions on steps, weights and soups depend on it.
 
     Args:
         before: scores as in `cv_score`.
@@ -189,8 +191,7 @@ def paired_gain(
         level: confidence level.
 
     Returns:
-        The gain, positive if `after` is better in the metric's direction; its interval is nan for fewer than two cases
-        or groups.
+        The gain, which is positive if `after` is better; its interval is nan for fewer than two cases or groups.
 
     Raises:
         ValueError: the case ids of the tables differ.
@@ -223,8 +224,8 @@ def paired_difference_noise(
 ) -> float:
     """Estimate the sampling noise of the difference of two scores on the same `n_test` test cases.
 
-    The result is half the width of the interval that contains the share `level` of the differences over test sets of
-    `n_test` cases, each drawn with replacement from the given cases. For a mean over cases it is about
+    Test sets of `n_test` cases are drawn with replacement from the given cases. The result is half the width of the
+    interval that contains the share `level` of the differences of these test sets. For a mean over cases it is about
     1.96 s / √n_test, where s is the standard deviation of the differences per case.
 
     Args:
@@ -270,8 +271,8 @@ class PairedDifference(NamedTuple):
     """Difference of a measure between two runs, on cases that both predicted.
 
     Attributes:
-        measure: e.g. `dice`.
-        cls: the class; empty: all classes.
+        measure: name of the measure, e.g. `dice`.
+        cls: name of the class; empty: all classes.
         cases: number of cases for which both runs have the measure.
         a: value of the first run.
         b: value of the second run.
@@ -281,7 +282,7 @@ class PairedDifference(NamedTuple):
         p: two-sided p-value of Wilcoxon's signed-rank test on the differences per case; nan without cases, 1 if all
             differences are 0.
         better: number of cases in which the second run is better.
-        worse: number of cases in which the second run is worse; ties are in neither.
+        worse: number of cases in which the second run is worse; ties count in neither number.
     """
 
     measure: str
@@ -313,11 +314,11 @@ def paired_difference(
         a: rows of the first run with the columns id, class, dice, `measure`, and for `average: global` tp, fp, fn.
         b: rows of the second run with the same cases and classes.
         measure: the column to compare.
-        metric: defines the average over cases and classes; the plain mean by default.
-        cls: one class; empty: all classes.
+        metric: section that defines the average over cases and classes; the default is the plain mean.
+        cls: name of one class; empty: all classes.
         groups: group of each case, see `bootstrap_interval`; the test then uses the mean of each group.
         seed: seed of the bootstrap.
-        direction: whether higher or lower values of the measure are better; None: as for `metric`.
+        direction: whether higher or lower values of the measure are better; None: the direction of `metric`.
     """
     tables = []
     for table in (a, b):
@@ -343,7 +344,7 @@ def paired_difference(
 
 
 def mean_score_per_case(rows: pd.DataFrame) -> pd.Series[float]:
-    """Return the mean of `score` over the classes of each case, by id; nan if all its scores are nan."""
+    """Return the mean of `score` over the classes of each case, by id; nan if all scores of the case are nan."""
     means: pd.Series[float] = rows.groupby("id")["score"].mean()
     return means
 
@@ -352,7 +353,7 @@ def wilcoxon_p(differences: NDArray[np.float64]) -> float:
     """Return the two-sided p-value of Wilcoxon's signed-rank test; zeros are dropped, as in Wilcoxon (1945).
 
     Args:
-        differences: one for each pair.
+        differences: one difference per pair.
 
     Returns:
         The p-value; nan without pairs; 1 if all differences are 0.
@@ -374,7 +375,7 @@ def _mean_value(rows: pd.DataFrame, metric: MetricConfig, cls: str) -> float:
 
 
 def _group_means(differences: pd.Series[float], groups: Mapping[str, str] | None) -> NDArray[np.float64]:
-    """Return the differences per case, or their means per group: cases of one patient are not independent."""
+    """Return the differences per case; with groups the mean per group, since cases of a patient are not independent."""
     if groups is None:
         return np.asarray(differences, np.float64)
     names = np.array([groups[str(case)] for case in differences.index])

@@ -2,8 +2,9 @@
 
 A true object is a true positive if its IoU with a predicted object is greater than the threshold, as Data Science Bowl
 2018, TGS Salt and Airbus Ship Detection define it; a predicted object without such a true object is a false positive.
-Hosts forbid predicted objects that overlap, so a true object cannot match two above an IoU of 0.5. True objects may
-overlap: each is compared with all its pixels, and if one prediction matches two of them, both are true positives.
+Hosts forbid overlapping predicted objects, so at most one predicted object can match a true object with an IoU above
+0.5. True objects may overlap: each is compared with all its pixels, and if one prediction matches two true objects,
+both are true positives.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def mean_ap(
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
-        true_objects: the same shape.
-        predicted_hidden: pixels of predicted objects that later ones cover.
-        true_hidden: the same for the truth.
+        true_objects: the true objects, in the same form.
+        predicted_hidden: pixels of predicted objects that later objects cover.
+        true_hidden: covered pixels of the true objects.
 
     Returns:
         0 to 1; nan if neither has an object.
@@ -57,9 +58,9 @@ def f2_iou(
 
     Args:
         predicted_objects: integers of any shape, 0 for background, one label per object.
-        true_objects: the same shape.
-        predicted_hidden: pixels of predicted objects that later ones cover.
-        true_hidden: the same for the truth.
+        true_objects: the true objects, in the same form.
+        predicted_hidden: pixels of predicted objects that later objects cover.
+        true_hidden: covered pixels of the true objects.
 
     Returns:
         0 to 1; nan if neither has an object.
@@ -70,7 +71,7 @@ def f2_iou(
 
 @metric("tgs_ap", higher_is_better=True)
 def tgs_ap(tp: int, fp: int, fn: int) -> float:
-    """Return the share of thresholds below the IoU of an image's mask (TGS Salt).
+    """Return the share of IoU thresholds that the IoU of an image's mask exceeds (TGS Salt).
 
     https://www.kaggle.com/competitions/tgs-salt-identification-challenge/overview/evaluation
 
@@ -93,9 +94,9 @@ def count_object_matches(
 
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
-        truth: the same shape.
-        predicted_hidden: pixels of predicted objects that later ones cover.
-        true_hidden: the same for the truth.
+        truth: the true objects, in the same form.
+        predicted_hidden: pixels of predicted objects that later objects cover.
+        true_hidden: covered pixels of the true objects.
     """
     predicted_areas, true_areas, pair_areas = object_areas(predicted, truth, predicted_hidden, true_hidden)
     intersection = np.array(list(pair_areas.values()), np.int64)
@@ -103,7 +104,7 @@ def count_object_matches(
     union = area_sums - intersection
     is_match = 20 * intersection[:, None] > IOU_TWENTIETHS * union[:, None]
     pairs = np.array(list(pair_areas), np.int64).reshape(-1, 2)
-    if not predicted_hidden and not true_hidden:  # no object has two matches
+    if not predicted_hidden and not true_hidden:  # no object has two matches, because thresholds are at least 0.5
         tp = np.count_nonzero(is_match, axis=0).astype(np.int64)
         return tp, len(predicted_areas) - tp, len(true_areas) - tp
     matched = [[len(np.unique(pairs[column, side])) for column in is_match.T] for side in (0, 1)]
@@ -138,17 +139,17 @@ def object_areas(
 
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
-        truth: the same shape.
-        predicted_hidden: pixels of predicted objects that later ones cover.
-        true_hidden: the same for the truth.
+        truth: the true objects, in the same form.
+        predicted_hidden: pixels of predicted objects that later objects cover.
+        true_hidden: covered pixels of the true objects.
 
     Returns:
-        By predicted number, by true number, and by (predicted, true) number.
+        Numbers of pixels by predicted label, by true label, and by (predicted label, true label).
     """
     predicted_areas: Counter[int] = Counter()
     true_areas: Counter[int] = Counter()
     pair_areas: Counter[tuple[int, int]] = Counter()
-    base = int(truth.max(initial=0)) + 1  # encodes a pair of labels as one integer
+    base = int(truth.max(initial=0)) + 1  # one integer encodes a pair of labels
     step = max(1, len(truth) * 2**20 // max(1, truth.size))
     for low in range(0, len(truth), step):
         pred, true = predicted[low : low + step], truth[low : low + step]
@@ -168,7 +169,7 @@ def _add_hidden(
     predicted: tuple[Labels, Hidden],
     truth: tuple[Labels, Hidden],
 ) -> None:
-    """Add the pixels that label images lack, because objects overlap."""
+    """Add the pixels that the label images do not contain because later objects cover them."""
     for part in predicted[1]:
         predicted_areas[part.number] += int(np.count_nonzero(part.mask))
         for number, count in _value_counts(truth[0][part.box][part.mask]).items():
@@ -185,7 +186,7 @@ def _add_hidden(
 
 
 def _shared_pixels(first: HiddenPixels, second: HiddenPixels) -> int:
-    """Count the pixels in both."""
+    """Count the pixels that are in both."""
     inside_first, inside_second = shared_region(first.box, second.box)
     return int(np.count_nonzero(first.mask[inside_first] & second.mask[inside_second]))
 

@@ -1,6 +1,6 @@
 """Overlap metrics (Dice, IoU, F-beta) from pixel counts.
 
-The functions also accept arrays of counts, so that a bootstrap scores thousands of samples at once.
+The functions also accept arrays of counts, so that a bootstrap can score thousands of samples at once.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def count_overlap(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> OverlapC
 
 @metric("dice", higher_is_better=True, from_counts=True)
 def dice(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> Any:
-    """Return Dice: 2 tp / (2 tp + fp + fn); nan where mask and truth are both empty."""
+    """Return Dice: 2 tp / (2 tp + fp + fn); nan if mask and truth are both empty."""
     return fbeta(tp, fp, fn, beta=1.0)
 
 
 @metric("iou", higher_is_better=True, from_counts=True)
 def iou(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> Any:
-    """Return the IoU (Jaccard index): tp / (tp + fp + fn); nan where mask and truth are both empty."""
+    """Return the IoU (Jaccard index): tp / (tp + fp + fn); nan if mask and truth are both empty."""
     return _ratio(np.asarray(tp), np.asarray(fp) + np.asarray(fn))
 
 
 @metric("fbeta", higher_is_better=True, from_counts=True)
 def fbeta(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, beta: float) -> Any:
-    """Return F-beta: (1 + β²) tp / ((1 + β²) tp + β² fn + fp); nan where mask and truth are both empty.
+    """Return F-beta: (1 + β²) tp / ((1 + β²) tp + β² fn + fp); nan if mask and truth are both empty.
 
     A beta below 1 weighs precision more than recall. Reference: van Rijsbergen 1979.
     """
@@ -50,7 +50,7 @@ def fbeta(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, beta: float) -> Any:
 
 
 def score_from_counts(config: MetricConfig, tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> Any:
-    """Compute a metric whose `from_counts` is set from counts."""
+    """Compute a metric from pixel counts; its `from_counts` must be true."""
     return config.resolve()(tp=tp, fp=fp, fn=fn)
 
 

@@ -1,7 +1,7 @@
-"""Resampling of scored cases: tables of scores as arrays, the bootstrap's interval, and that of few cases.
+"""Resampling of scored cases: score tables as arrays, the bootstrap interval, and the interval for few cases.
 
-Every score is a weighted statistic of the cases. All weights are 1 for the score itself; a bootstrap weighs each case
-by the number of times that it was drawn, so that one matrix product scores all bootstrap samples.
+Every score is a weighted statistic of the cases. For the score itself all weights are 1. In a bootstrap sample, the
+weight of a case is the number of times that it was drawn, so that one matrix product scores all bootstrap samples.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_WEIGHTS = 4_000_000  # weights in memory at a time: 32 MB
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores as arrays (cases, classes), without classes that no case has."""
+    """Scores as arrays (cases, classes); classes that no case has are omitted."""
 
     metric: MetricConfig
     ids: list[str]
@@ -55,7 +55,7 @@ class ScoreTable:
             )
         present = scores.groupby("class", sort=False)["dice"].transform("count") > 0
         kept = scores[present]
-        # Codes in order of appearance: a pivot would sort and drop nan.
+        # Codes in order of appearance, because a pivot table would sort them and drop nan.
         ids, classes = scores["id"].unique().tolist(), kept["class"].unique().tolist()
         rows, columns = (
             kept[name].map({value: code for code, value in enumerate(values)}).to_numpy(np.int64)
@@ -100,7 +100,7 @@ class ScoreTable:
 
     @staticmethod
     def add_pooled(rest: Floats, *sums: Floats) -> Floats:
-        """Add the term that is averaged over items, if the metric has one: `sums` are that of the term and of items."""
+        """Add the pooled term, if the metric has one; `sums` are its sum over the items and the number of items."""
         return rest + divide(*sums) if sums else rest
 
 
@@ -114,21 +114,21 @@ class Clusters:
 
 @dataclass(frozen=True)
 class FewClusters:
-    """Few clusters of cases, and one imagined cluster more, for intervals that hold.
+    """Few clusters of cases and one additional imagined cluster, for intervals that are wide enough.
 
-    Eight of eight good cases are no evidence that fewer than a third of all cases fail, but the bootstrap only repeats
-    the cases that it has. Here the weights of the clusters are exponential (a Bayesian bootstrap), and one more cluster
-    of mean size has the worst possible score for the lower end and the best possible one for the upper end. For a mean
-    of scores within bounds this is Gaffke's interval, for scores of 0 and 1 that of Clopper and Pearson, which never
-    covers less than its level. See Learned-Miller and Thomas, "A New Confidence Interval for the Mean of a Bounded
-    Random Variable" (2019, https://arxiv.org/abs/1905.06208).
+    Even if eight of eight cases are good, a third of all cases may fail, but a bootstrap only repeats the cases of the
+    sample. Here the weights of the clusters are exponential (a Bayesian bootstrap), and one more cluster of mean size
+    has the worst possible score for the lower end of the interval and the best possible score for the upper end. For a
+    mean of bounded scores this is Gaffke's interval; for scores of 0 and 1 it is the interval of Clopper and Pearson,
+    which always has at least its nominal coverage. See Learned-Miller and Thomas, "A New Confidence Interval for the
+    Mean of a Bounded Random Variable" (2019, https://arxiv.org/abs/1905.06208).
 
     Attributes:
         metric: the metric.
-        sums: arrays (clusters, classes): sum and number of scores, and for a pooled term its sum and number of items;
-            for `average: global` tp, fp and fn.
-        low: the imagined cluster for the one end: arrays (classes,) like those of `sums`.
-        high: the imagined cluster for the other end.
+        sums: arrays (clusters, classes) with the sum and number of scores, and for a pooled term with its sum and
+            number of items; for `average: global` with tp, fp and fn.
+        low: the imagined cluster for one end of the interval, as arrays (classes,) like those in `sums`.
+        high: the imagined cluster for the other end of the interval.
     """
 
     metric: MetricConfig
@@ -146,7 +146,8 @@ class FewClusters:
             np.add.at(total, clusters.index, values)
         has_class: NDArray[np.bool_] = np.greater(np.sum(sums, axis=0) if table.counts else sums[1], 0)
         kept = has_class.any(axis=1)
-        # For `case_class` as many scores as a cluster has on average; else those of the clusters that have the class.
+        # The imagined cluster has the mean number of scores per cluster; if the average is not `case_class`, the mean
+        # is over the clusters that have the class.
         number = kept.sum() if table.metric.average == "case_class" else has_class.sum(axis=0)
         low: tuple[Floats, ...]
         high: tuple[Floats, ...]
@@ -155,7 +156,7 @@ class FewClusters:
             tp, fp, fn = means
             low, high = (0 * tp, tp + fp, tp + fn), (tp + fn, 0 * fp, 0 * fn)
         else:
-            # The imagined cluster has the mean of a pooled term, and what the bounds of the whole score leave.
+            # The pooled term of the imagined cluster is the mean; the rest follows from the bounds of the whole score.
             term = divide(*(values.sum(axis=0) for values in table.pooled)) if table.pooled else np.zeros_like(means[1])
             whole = table.score + np.nan_to_num(divide(*table.pooled)) if table.pooled else table.score
             worst, best = _score_bounds(whole[finite], table.metric)
@@ -170,18 +171,19 @@ class FewClusters:
         return len(self.sums[0])
 
     def interval(self, weights: Floats, level: float) -> tuple[float, float]:
-        """Return the interval from weights (samples, clusters + 1) of the clusters and of the imagined one."""
+        """Return the interval, given weights (samples, clusters + 1) of the clusters and of the imagined cluster."""
         if self.count < 2:
             return nan, nan
         ends = np.stack([self._statistic(weights, imagined) for imagined in (self.low, self.high)])
-        ends = np.sort(ends[:, np.isfinite(ends).all(axis=0)], axis=0)  # the counts of a failure may be the higher end
+        # Because the counts of a failure may give the higher end.
+        ends = np.sort(ends[:, np.isfinite(ends).all(axis=0)], axis=0)
         if not ends.size:
             return nan, nan
         tail = (1 - level) / 2
         return float(np.quantile(ends[0], tail)), float(np.quantile(ends[1], 1 - tail))
 
     def _statistic(self, weights: Floats, imagined: tuple[Floats, ...]) -> Floats:
-        """Return the score (samples,) of the clusters and an imagined one."""
+        """Return the score (samples,) of the clusters together with an imagined cluster."""
         totals = [weights[:, :-1] @ sums + weights[:, -1:] * one for sums, one in zip(self.sums, imagined, strict=True)]
         if self.metric.average == "case_class":
             sums = [total.sum(axis=1) for total in totals]
@@ -195,17 +197,17 @@ class FewClusters:
 
 
 def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
-    """Return the lowest and highest possible score: 0 and 1 for shares; else the ends of the scores, moved outwards.
+    """Return the lowest and highest possible score: 0 and 1 for shares, otherwise estimates from the scores.
 
-    The largest possible distance is unknown. It is taken to be above the largest one by as much as that is above the
-    smallest.
+    The largest possible distance is unknown. It is assumed to exceed the largest observed distance by the range of the
+    observed distances.
     """
     if not len(scores):
         return nan, nan
     low, high = float(scores.min()), float(scores.max())
-    if metric.target is None and metric.direction is Direction.HIGHER:  # all of them are shares
+    if metric.target is None and metric.direction is Direction.HIGHER:  # all metrics of counts are shares
         return 0.0, 1.0
-    if low >= 0 and high <= 1:  # of an own metric: taken for a share as well
+    if low >= 0 and high <= 1:  # a metric of the user is also assumed to be a share
         return 0.0, 1.0
     return max(0.0, 2 * low - high) if low >= 0 else 2 * low - high, 2 * high - low
 
@@ -221,7 +223,7 @@ def expanded_interval(
 ) -> tuple[float, float]:
     """Return the expanded percentile interval of the statistic, or of `minus[0]`'s statistic minus `minus[1]`'s.
 
-    `draw(count)` returns cluster indices (count, draws); `draws` bounds the memory of a chunk.
+    `draw(count)` returns cluster indices (count, draws); the number `draws` is needed to limit the memory of a chunk.
     """
     from scipy.stats import norm, t
 

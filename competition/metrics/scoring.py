@@ -1,4 +1,4 @@
-"""The scores of one case: the competition's metric, Dice and IoU of each class; and the table that stores them."""
+"""The scores of one case (the competition's metric, Dice and IoU of each class), and the table that stores scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Mask = NDArray[np.bool_]
-IGNORE_LABEL = 255  # label of pixels that no metric counts
+IGNORE_LABEL = 255  # label of pixels that all metrics ignore
 FLOAT_COLUMNS = ("score", "dice", "iou", "pooled")
 INT_COLUMNS = ("fold", "tp", "fp", "fn", "items")
 
@@ -41,7 +41,7 @@ def score_case(
         masks: (K, *spatial) bool, the prediction.
         truth: (M, *spatial) uint8. Exclusive labels: M = 1, classes 1 to K; overlapping: M = K, 0 and 1. Pixels of 255
             are ignored in mask and truth.
-        comp: the function reads `classes`, `labels` and `metric`.
+        comp: the competition; `classes`, `labels` and `metric` are read.
         spacing: mm along each axis; None: 1 mm.
         true_instances: the objects of all classes, or (*spatial) integers; None: connected components of the truth.
         predicted_instances: objects of the prediction, or integers (*spatial) or (K, *spatial); None: connected
@@ -50,8 +50,8 @@ def score_case(
     Returns:
         One row for each class: `class`; `score`, the competition's metric (nan if mask and truth are empty and
         `metric.both_empty` is null); `dice` and `iou` (nan if both are empty); and the pixel counts `tp`, `fp`, `fn`.
-        If the metric averages one of its terms over slices, also `pooled`, this term's part of the score, and `items`,
-        the number of slices in its mean.
+        If the metric averages one of its terms over slices, the row also has `pooled`, the part of the score from this
+        term, and `items`, the number of slices in its mean.
 
     Raises:
         ValueError: array shapes do not match each other or the classes.
@@ -80,7 +80,7 @@ def score_class(
     true_instances: Labels | CaseObjects | None = None,
     predicted_instances: Labels | CaseObjects | None = None,
 ) -> dict[str, Any]:
-    """Score one class of one case; `mask` and `predicted_instances` are (*spatial), the rest as in `score_case`."""
+    """Score one class of one case, as `score_case` does; `mask` and `predicted_instances` are (*spatial)."""
     mask, class_truth = np.asarray(mask, np.bool_), _class_truth(truth, comp, index)
     ignored = truth[0 if comp.labels == "exclusive" else index] == IGNORE_LABEL
     if ignored.any():
@@ -102,7 +102,7 @@ def score_class(
 
 
 def split_classes(truth: NDArray[np.uint8], comp: Competition) -> Mask:
-    """Return class masks (K, *spatial) bool of a truth (M, *spatial) uint8; pixels of 255 belong to no class."""
+    """Return class masks (K, *spatial) bool of a truth (M, *spatial) uint8; pixels with the value 255 have no class."""
     return np.stack([_class_truth(truth, comp, index) for index in range(len(comp.classes))])
 
 
@@ -151,7 +151,8 @@ def read_scores(path: Path) -> pd.DataFrame:
 def _split_score(score: float | PooledScore, comp: Competition) -> tuple[float, dict[str, Any]]:
     """Return the score, and the columns `pooled` and `items` of a metric with a pooled term.
 
-    A class that is in neither mask nor truth counts as one item of the value `metric.both_empty`, or as none.
+    A class that is in neither mask nor truth counts as one item with the value `metric.both_empty`; if that is null, it
+    does not count.
     """
     if not isinstance(score, PooledScore) and not comp.metric.has_pooled_term:
         return score, {}
@@ -204,7 +205,7 @@ def _score(
     """Return the competition's metric of one class; nan if mask and truth (or their objects) are empty.
 
     Raises:
-        MaskfoldError: the metric is undefined although one of them is not empty.
+        MaskfoldError: the metric is undefined although mask or truth is not empty.
     """
     metric, objects = comp.metric.resolve(), dict[str, Any]()
     is_empty = not any(counts)

@@ -19,7 +19,7 @@ from competition.metrics.overlap import dice
 Mask = NDArray[np.bool_]
 Points = NDArray[np.float64]
 
-BLOCK = 8  # voxels per side of the blocks in `_directed_hausdorff`
+BLOCK = 8  # side of the blocks in `_directed_hausdorff`, voxels
 
 
 @metric("surface_dice", higher_is_better=True)
@@ -27,14 +27,14 @@ def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance_mm
     """Return the surface Dice: the share of both surfaces' area within a tolerance of the other surface.
 
     Nikolov et al. 2018, https://arxiv.org/abs/1809.04430, with the surface elements of
-    https://github.com/google-deepmind/surface-distance. The value equals that of MONAI's
-    `compute_surface_dice(…, use_subvoxels=True)`, whose area table is used.
+    https://github.com/google-deepmind/surface-distance. The value equals that of MONAI's `compute_surface_dice(…,
+    use_subvoxels=True)`, whose table of areas is used here.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
-        truth: same shape.
+        truth: bool of the same shape.
         spacing: mm along each axis.
-        tolerance_mm: mm.
+        tolerance_mm: maximum distance in mm.
 
     Returns:
         0 to 1; 0 if only one mask is empty; nan if both are.
@@ -45,7 +45,7 @@ def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance_mm
     (points, areas), (true_points, true_areas) = (_surface(array, tuple(spacing)) for array in (mask, truth))
     if not len(points) or not len(true_points):
         return 0.0 if len(points) or len(true_points) else float("nan")
-    bound = 1.001 * tolerance_mm + 1e-3  # bounds the search of the tree
+    bound = 1.001 * tolerance_mm + 1e-3  # this bound makes the search in the tree faster
     to_truth = cKDTree(true_points).query(points, distance_upper_bound=bound)[0]
     to_mask = cKDTree(points).query(true_points, distance_upper_bound=bound)[0]
     # In float32 like MONAI, so that a distance of 0.1 + 0.2 is within 0.3.
@@ -60,13 +60,13 @@ def uw_madison(mask: Mask, truth: Mask, coordinates: Literal["voxels", "unit_cub
 
     https://www.kaggle.com/competitions/uw-madison-gi-tract-image-segmentation/overview/evaluation: the Dice is averaged
     over all images, which are slices; the Hausdorff distance is that of the volume, with slices of a depth of 1, and
-    pixel locations are "normalized by image size". Slices without a pixel in mask and truth are left out.
+    pixel locations are "normalized by image size". Slices that are empty in mask and truth are omitted.
 
     Args:
         mask: (*spatial) bool; slices are along the last of three axes.
-        truth: same shape.
-        coordinates: how locations are normalised, which the page does not say. `voxels`: the distance in voxels,
-            divided by the volume's diagonal. `unit_cube`: each coordinate divided by the length of its axis, and the
+        truth: bool of the same shape.
+        coordinates: normalisation of locations, which the page does not specify. `voxels` divides the distance in
+            voxels by the volume's diagonal. `unit_cube` divides each coordinate by the length of its axis, and the
             distance by the cube's diagonal √3, as MLE-bench's grader does.
 
     Returns:
@@ -112,11 +112,12 @@ def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
-        truth: same shape.
+        truth: bool of the same shape.
         spacing: mm along each axis.
 
     Returns:
-        mm; 0 if both masks are empty; the image diagonal (the largest possible distance) if only one is.
+        The distance in mm; 0 if both masks are empty; the image diagonal (the largest possible distance) if only one
+        is.
     """
     from scipy.ndimage import binary_erosion
     from scipy.spatial import cKDTree
@@ -134,9 +135,9 @@ def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
 def _directed_hausdorff(mask: Mask, target: Mask, steps: Points) -> float:
     """Return the largest distance from a voxel of `mask` to the nearest voxel of `target`.
 
-    Only voxels outside `target` matter, and their nearest voxel is on its border. A mask that fills the volume has many
-    millions of them, so blocks are searched in order of an upper bound: a block with a near centre cannot contain the
-    farthest voxel. `steps` is the length of a voxel along each axis.
+    Only voxels outside `target` matter, and the nearest voxel of `target` is on its border. Because there may be many
+    millions of such voxels, they are searched in blocks, in descending order of an upper bound of the distance: a block
+    whose centre is near cannot contain the farthest voxel. `steps` is the length of a voxel along each axis.
     """
     from scipy.ndimage import binary_erosion
     from scipy.spatial import cKDTree
@@ -178,7 +179,7 @@ def _surface(mask: Mask, spacing: tuple[float, ...]) -> tuple[Points, Points]:
     shape = tuple(size - 1 for size in padded.shape)
     code = np.zeros(shape, np.uint8)
     corners = list(itertools.product((0, 1), repeat=mask.ndim))
-    for bit, corner in enumerate(reversed(corners)):  # the last corner has the lowest bit
+    for bit, corner in enumerate(reversed(corners)):  # the last corner sets the lowest bit
         window = tuple(slice(first, first + size) for first, size in zip(corner, shape, strict=True))
         code |= padded[window] << bit
     mixed = (code != 0) & (code != 2 ** len(corners) - 1)

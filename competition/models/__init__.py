@@ -1,1 +1,1 @@
-"""Network, loss, optimiser, learning-rate schedule and weight average of an experiment."""
+"""The network, loss, optimiser, learning-rate schedule and weight average of an experiment."""

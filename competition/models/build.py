@@ -45,23 +45,23 @@ log = logging.getLogger(__name__)
 def build_network(
     exp: Experiment, channels: int, context: Context = Context(), *, pretrained: bool = True
 ) -> nn.Module:
-    """Build `model.target` on the CPU, in training mode.
+    """Build the network that `model.target` names, on the CPU and in training mode.
 
-    Weights are drawn from torch's global generator, so seed it first. `encoder_weights` or
+    Weights are drawn from torch's global random generator, so seed it first. `encoder_weights` or
     `model.args.encoder_weights` set pretrained encoder weights (see `competition.models.pretrained`).
 
     Args:
         exp: the experiment.
-        channels: channels of the network's input (times the slices in 2.5D).
+        channels: number of channels of the network's input (in 2.5D: channels times slices).
         context: has the trusted packages.
-        pretrained: load encoder weights; False if the caller loads other weights afterwards.
+        pretrained: whether to load encoder weights; False if the caller loads other weights afterwards.
 
     Returns:
-        The network. It maps (B, channels, *patch) to logits (B, exp.output_channels, *patch), in training mode possibly
-        to several outputs (`competition.models.interface`).
+        The network. It maps (B, channels, *patch) to logits (B, exp.output_channels, *patch). In training mode it may
+        return several outputs (`competition.models.interface`).
 
     Raises:
-        MaskfoldError: status 2, `model.target` or `model.args` are wrong; status 1, weights cannot be loaded.
+        MaskfoldError: `model.target` or `model.args` are wrong (status 2), or weights cannot be loaded (status 1).
 
     Example:
         >>> build_network(exp, channels=1)  # doctest: +SKIP
@@ -92,15 +92,15 @@ def build_network(
 
 
 def validate_network(exp: Experiment, channels: int, context: Context = Context()) -> None:
-    """Check network, loss and optimiser: build all three, and pass one patch through the network.
+    """Check network, loss and optimiser: build all three and pass one patch through the network.
 
-    This takes a second or two and no memory for weights, since tensors on torch's `meta` device have a shape but no
-    content. A network whose constructor reads values is built on the CPU first, and one whose forward pass reads
-    values runs there. The state of the global generator is restored.
+    This takes one or two seconds and no memory for weights, because tensors on torch's `meta` device have a shape but
+    no content. If the constructor of a network reads values, the network is built on the CPU first; if its forward pass
+    reads values, the pass runs on the CPU. The state of the global generator is restored.
 
     Args:
         exp: the experiment.
-        channels: channels of the network's input (times the slices in 2.5D).
+        channels: number of channels of the network's input (in 2.5D: channels times slices).
         context: has the trusted packages.
 
     Raises:
@@ -111,7 +111,8 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
     args = complete_network_args(exp, cls, channels)
     weights = configured_encoder_weights(exp)
     path = find_weights_file(weights)
-    pretrained_args(cls, args, weights if path is None else None)  # raises if the network has no pretrained weights
+    # Raises an error if the network has no pretrained weights.
+    pretrained_args(cls, args, weights if path is None else None)
     args.update(pretrained_args(cls, args, None))
     validate_loss(exp, context)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as caught:
@@ -162,7 +163,7 @@ def _build_meta(exp: Experiment, cls: type, args: dict[str, Any], context: Conte
                 raise
             network = build_on_cpu()  # its constructor reads values
         return network.to("meta"), build_on_cpu
-    except MaskfoldError:  # of the guard
+    except MaskfoldError:  # an error of the guard
         raise
     except Exception as error:
         raise _args_error(exp, cls, error) from error
@@ -195,7 +196,7 @@ def _check_shapes(exp: Experiment, cls: type, probe: PatchSizeProbe) -> None:
 
 
 def _check_warnings(caught: list[warnings.WarningMessage], cls: type, args: dict[str, Any]) -> None:
-    """Raise for an argument that the library warns it ignores; deprecation warnings are harmless."""
+    """Raise an error if the library warns that it ignores an argument; deprecation warnings are harmless."""
     for warning in caught:
         text = str(warning.message)
         if issubclass(warning.category, DeprecationWarning | PendingDeprecationWarning | FutureWarning):
@@ -216,12 +217,12 @@ def _builds_without_weights(cls: type, args: dict[str, Any]) -> bool:
         with torch.device("meta"):
             cls(**{**args, **pretrained_args(cls, args, None)})
     except Exception as error:  # noqa: BLE001 - a network may raise anything
-        return "meta" in str(error)  # its constructor reads values: assume that the download failed
+        return "meta" in str(error)  # the constructor reads values: assume that the download failed
     return True
 
 
 def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
-    """Turn a constructor's exception into an error that names the key and, for an unknown encoder, a similar one."""
+    """Convert a constructor's exception to an error that names the key and, for an unknown encoder, a similar one."""
     if isinstance(error, ImportError):
         missing = re.search(r"No module named '([\w.]+)'", str(error))
         name = missing[1].split(".")[0] if missing else "it"
@@ -242,7 +243,7 @@ def _args_error(exp: Experiment, cls: type, error: Exception) -> MaskfoldError:
 
 
 def _similar_encoder(name: str) -> str | None:
-    """Return the encoder with the most similar name, empty if there is none, or None if the name itself is known."""
+    """Return the encoder with the most similar name; an empty text if there is none; None if the name is an encoder."""
     import segmentation_models_pytorch as smp
     import timm
 
@@ -261,13 +262,13 @@ def _similar_encoder(name: str) -> str | None:
 
 
 class PatchSizeProbe:
-    """Probe that passes patches of a given size through a network.
+    """Probe that tests patch sizes by passing patches through a network.
 
     Args:
         network: the network, on the meta device.
-        channels: channels of its input.
-        outputs: channels of its output.
-        build_on_cpu: builds it on the CPU, for a network whose forward pass reads values.
+        channels: number of channels of its input.
+        outputs: number of channels of its output.
+        build_on_cpu: function that builds the network on the CPU, for a network whose forward pass reads values.
     """
 
     def __init__(self, network: nn.Module, channels: int, outputs: int, build_on_cpu: Callable[[], nn.Module]) -> None:
@@ -275,7 +276,7 @@ class PatchSizeProbe:
         self.device = "meta"
 
     def failure(self, size: PatchSize, batch: int) -> str | None:
-        """Return why `batch` patches in training mode or one in evaluation mode fail; None if both pass.
+        """Return why `batch` patches fail in training mode, or one in evaluation mode; None if both pass.
 
         Raises:
             ImportError: the network needs a package that is not installed.
@@ -297,22 +298,23 @@ class PatchSizeProbe:
         for mode, count in (("training", batch), ("evaluation", 1)):
             self.network.train(mode == "training")
             outputs = self.network(torch.zeros(count, self.channels, *size, device=self.device))
-            logits = segmentation_outputs(outputs, len(size), self.outputs)[0][0]  # its ValueError names the shapes
+            # The ValueError of this call names the shapes.
+            logits = segmentation_outputs(outputs, len(size), self.outputs)[0][0]
             if tuple(logits.shape) != (count, self.outputs, *size):
                 return f"in {mode} mode it maps {(count, self.channels, *size)} to {format_shapes(logits)}"
         return None
 
 
 def nearest_valid_sizes(is_valid: Callable[[PatchSize], bool], size: PatchSize) -> list[PatchSize]:
-    """Return the nearest valid patch sizes: a smaller one, if there is one, and a larger one; empty if there is none.
+    """Return the nearest valid patch sizes: a smaller one if it exists, and a larger one; empty if neither exists.
 
     No axis of the smaller size exceeds that of `size`, and no axis of the larger size falls below it.
 
-    A network that halves its input n times along an axis needs multiples of 2^n there, so multiples of 2, 4, … 128
-    are tried for each axis.
+    A network that halves its input n times along an axis needs multiples of 2^n along this axis, so multiples of 2, 4,
+    … 128 are tried for each axis.
 
     Args:
-        is_valid: returns whether the network accepts a patch of a size.
+        is_valid: function that returns whether the network accepts a patch size.
         size: an invalid size.
     """
     known: dict[PatchSize, bool] = {size: False}

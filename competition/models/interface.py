@@ -1,4 +1,4 @@
-"""Interface of networks: constructor arguments, completed from the data, and the possible forms of outputs."""
+"""Interface of networks: constructor arguments, which the data complete, and the possible forms of outputs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ SMP_PACKAGE = "segmentation_models_pytorch"
 
 
 def complete_network_args(exp: Experiment, cls: type, channels: int) -> dict[str, Any]:
-    """Complete `model.args` and check them, without building anything.
+    """Complete `model.args` and check them, without building the network.
 
-    Input channels, output channels and spatial axes are filled in if the constructor has an argument for them
-    (`in_channels`, `classes`, `spatial_dims`, …) and the YAML does not set it; so is a required `img_size`.
-    Weights are downloaded only if the YAML sets them: `encoder_weights` of segmentation_models_pytorch, which
-    defaults to `imagenet`, becomes None.
+    If the YAML does not set the arguments for input channels, output channels and spatial axes (`in_channels`,
+    `classes`, `spatial_dims`, …) or a required `img_size`, they are filled in. Weights are downloaded only if the YAML
+    sets them: `encoder_weights` of segmentation_models_pytorch, which defaults to `imagenet`, becomes None.
 
     Args:
         exp: the experiment.
         cls: the network's class.
-        channels: channels of the network's input (times the slices in 2.5D).
+        channels: number of channels of the network's input (in 2.5D: channels times slices).
 
     Returns:
         The keyword arguments.
@@ -64,7 +63,7 @@ def complete_network_args(exp: Experiment, cls: type, channels: int) -> dict[str
 
 
 def is_smp(cls: type) -> bool:
-    """Return whether a class is from segmentation_models_pytorch, or derived from such a class."""
+    """Return whether a class or one of its base classes is from segmentation_models_pytorch."""
     return any(base.__module__.split(".")[0] == SMP_PACKAGE for base in cls.__mro__)
 
 
@@ -76,7 +75,7 @@ def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def _fill_argument(args: dict[str, Any], parameters: Any, names: tuple[str, ...], value: int, reason: str) -> None:
-    """Set the first of `names` that the constructor has; raise if the YAML sets another value."""
+    """Set the first of `names` that the constructor accepts; raise an error if the YAML sets another value."""
     known = [name for name in names if name in parameters]
     for name in known:
         if name in args and args[name] != value:
@@ -106,7 +105,7 @@ def _fill_presence_head(exp: Experiment, args: dict[str, Any]) -> None:
 
 
 def _check_smp(exp: Experiment, cls: type, args: dict[str, Any]) -> None:
-    """Check what segmentation_models_pytorch would ignore, or report only in the middle of a run."""
+    """Check for errors that segmentation_models_pytorch would ignore, or report only in the middle of a run."""
     if exp.network_dimensions == 3:
         raise MaskfoldError(
             f"patch.size: found 3 values, but model.target {cls.__name__} is a 2D network.",
@@ -139,17 +138,18 @@ def segmentation_outputs(outputs: Any, dims: int, channels: int) -> list[tuple[T
     """Return the segmentation outputs of a network with their deep-supervision weights.
 
     A network may return a tensor (B, C, *spatial); a stack (B, n, C, *spatial), as MONAI's DynUNet does; or a list,
-    tuple or dictionary of tensors. Tensors of another shape (an auxiliary classifier's, features) are ignored. Weights
-    follow nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z): 1, 1/2, 1/4, … divided by their
-    sum, in the order of a stack or a dictionary; in a list by size, so that outputs of equal size have equal weights.
+    tuple or dictionary of tensors. Tensors of another shape (features, or outputs of an auxiliary classifier) are
+    ignored. The weights follow nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z): 1, 1/2, 1/4,
+    … divided by their sum. In a stack or dictionary they follow the order of the outputs; in a list they depend on the
+    size, so that outputs of equal size have equal weights.
 
     Args:
         outputs: the result of `network(x)`.
-        dims: spatial axes, 2 or 3.
-        channels: channels of a segmentation, `competition.output_channels`.
+        dims: number of spatial axes, 2 or 3.
+        channels: number of channels of a segmentation, `competition.output_channels`.
 
     Returns:
-        (logits (B, channels, *spatial), weight) pairs; prediction uses the first.
+        (logits (B, channels, *spatial), weight) pairs; prediction uses the first pair.
 
     Raises:
         ValueError: no output has `channels` channels and `dims` spatial axes.
@@ -167,15 +167,15 @@ def main_output(outputs: Any, dims: int, channels: int) -> Tensor:
     """Return the output that prediction uses, logits (B, channels, *spatial).
 
     Raises:
-        ValueError: as `segmentation_outputs`.
+        ValueError: as for `segmentation_outputs`.
     """
     return segmentation_outputs(outputs, dims, channels)[0][0]
 
 
 def split_presence(outputs: Any) -> tuple[Any, Tensor | None]:
-    """Split a network's outputs into the segmentation, in any form, and the presence head's logits (B, K) or None.
+    """Split a network's outputs into the segmentation (in any form) and the presence head's logits (B, K) or None.
 
-    Presence logits are the second of two outputs and have two axes, as those of smp's classification head.
+    The presence logits are the second of two outputs and have two axes, as with smp's classification head.
     """
     if isinstance(outputs, list | tuple) and len(outputs) == 2:
         segmentation, presence = outputs
@@ -206,7 +206,7 @@ def _segmentations(outputs: Any, dims: int, channels: int) -> tuple[list[Tensor]
         return tensors, list(range(len(tensors)))
     if not isinstance(outputs, list | tuple):
         return [], []
-    # The main output is the last of the largest: U-Net++ lists its outputs from the shallowest to the deepest.
+    # The main output is the last one of the largest size: U-Net++ lists its outputs from the shallowest to the deepest.
     candidates = [value for value in reversed(outputs) if _is_segmentation(value, dims, channels)]
     tensors = sorted(candidates, key=lambda tensor: -tensor.shape[2:].numel())
     sizes = list(dict.fromkeys(tensor.shape[2:].numel() for tensor in tensors))

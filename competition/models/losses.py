@@ -1,4 +1,4 @@
-"""The loss: a weighted sum of terms. Each is a library's loss with the arguments and the form of target it expects.
+"""The loss: a weighted sum of terms. Each term is a library's loss, which gets the form of target that it expects.
 
 | library | exclusive classes | overlapping classes |
 |---|---|---|
@@ -8,7 +8,7 @@
 | other torch.nn losses, such as BCEWithLogitsLoss | (B, C, *s) of 0 and 1 | (B, K, *s) of 0 and 1 |
 | any other class | (B, 1, *s) class indices, int64 | (B, K, *s) of 0 and 1, float32 |
 
-Arguments in the second and third column are filled in if the YAML does not set them; other values are errors.
+If the YAML does not set the arguments in the second and third column, they are filled in; other values are errors.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ LOGIT_REPLACEMENTS = {
 }
 # Losses with targets of class indices (B, *s), for exclusive classes only.
 CLASS_INDEX_LOSSES = {(TORCH, "CrossEntropyLoss"), (SMP, "SoftCrossEntropyLoss"), (MONAI, "NACLLoss")}
-COMPOUND_LOSSES = {  # sums of two losses, computed part by part here so that each is logged at no extra cost
+# Sums of two losses. Their parts are computed one by one here, so that each is logged at no additional cost.
+COMPOUND_LOSSES = {
     "DiceCELoss": ("dice", "ce"),
     "DiceFocalLoss": ("dice", "focal"),
     "GeneralizedDiceFocalLoss": ("generalized_dice", "focal"),
@@ -52,12 +53,12 @@ COMPOUND_LOSSES = {  # sums of two losses, computed part by part here so that ea
 
 
 class SegmentationLoss(nn.Module):
-    """Loss of an experiment.
+    """The loss of an experiment.
 
-    Each term is any loss of MONAI, segmentation_models_pytorch, torch or the user; the module's docstring lists the
-    targets that they receive. The loss is computed in float32, whatever the network's precision. If the network has
-    several outputs (deep supervision), the mask is resized to each, and their losses are averaged with the weights of
-    `competition.models.interface.segmentation_outputs`. Pixels of 255 have no gradient if masks may contain them
+    Each term is a loss of MONAI, segmentation_models_pytorch, torch or the user; the module's docstring lists the
+    targets that they receive. The loss is computed in float32 for every precision of the network. If the network has
+    several outputs (deep supervision), the mask is resized to each output, and the losses are averaged with the weights
+    of `competition.models.interface.segmentation_outputs`. If masks may contain pixels of 255, these have no gradient
     (`Experiment.has_ignored_pixels`, `competition.models.targets`).
 
     Args:
@@ -95,14 +96,15 @@ class SegmentationLoss(nn.Module):
         """Compute the loss of a batch.
 
         Args:
-            outputs: the network's output in training mode: a tensor (B, C, *spatial), a stack (B, n, C, *spatial), or
-                a list, tuple or dictionary of tensors; with a presence head, a tuple of that and logits (B, K).
+            outputs: the network's output in training mode: a tensor (B, C, *spatial), a stack (B, n, C, *spatial), or a
+                list, tuple or dictionary of tensors; with a presence head, a tuple of one of these and of logits (B,
+                K).
             mask: (B, M, *spatial) uint8 on the same device.
 
         Returns:
-            The total, a float32 scalar with a gradient, and detached scalars by name: each term, or the two parts of a
-            MONAI compound loss (`dice` and `ce`; with several terms `DiceCELoss/dice`, …), averaged over the outputs
-            and not weighted by `loss.weight`; and `gate`, the presence loss, not weighted by `gate.weight`.
+            The total, a float32 scalar with a gradient, and detached scalars by name. These are the terms, or the two
+            parts of a MONAI compound loss (`dice` and `ce`; with several terms `DiceCELoss/dice`, …), averaged over the
+            outputs but not weighted by `loss.weight`; and `gate`, the presence loss, not weighted by `gate.weight`.
 
         Raises:
             ValueError: the outputs contain no segmentation, or no presence logits although the experiment needs them.
@@ -162,8 +164,8 @@ def resize_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     """Resize a mask by nearest neighbour with aligned pixel centres (torch's `nearest-exact`), for any dtype.
 
     Args:
-        mask: (B, M, *spatial), any number of spatial axes.
-        size: the spatial size of the result.
+        mask: (B, M, *spatial) with any number of spatial axes.
+        size: spatial size of the result.
 
     Returns:
         (B, M, *size); the mask itself if it already has that size.
@@ -179,10 +181,10 @@ def resize_mask(mask: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 class LossTerm(nn.Module):
-    """Term of the loss; the caller applies its weight.
+    """One term of the loss; the caller applies its weight.
 
     Args:
-        spec: target, arguments and name.
+        spec: target, arguments and name of the term.
         exp: the experiment; it defines the classes and whether they exclude each other.
         key: the term's key in the YAML, `loss` or `loss.0`.
         context: has the trusted packages.
@@ -222,10 +224,10 @@ class LossTerm(nn.Module):
 
         Args:
             logits: (B, C, *spatial) float32.
-            truth: the target, of the same spatial size.
+            truth: the target, which has the same spatial size.
 
         Returns:
-            A scalar, and scalars by name with `prefix`: the term itself, or the two losses that it sums.
+            A scalar, and scalars by name with `prefix`: the term itself, or the two losses whose sum it is.
         """
         target = self.select_target(truth)
         if not self.parts:
@@ -234,7 +236,7 @@ class LossTerm(nn.Module):
         loss: Any = self.loss
         first, second = self.parts
         if first == "dice" and second == "focal" and loss.to_onehot_y:
-            target = truth.binary_channels  # computed once for both parts, as the library does
+            target = truth.binary_channels  # computed once for both parts, as in the library
         first_loss = getattr(loss, first)
         second_loss = loss.bce if second == "ce" and logits.shape[1] == 1 else getattr(loss, second)
         values = first_loss(logits, target), second_loss(logits, target)
@@ -246,7 +248,7 @@ class LossTerm(nn.Module):
         return MaskfoldError(f"{self.key}{message}.", hint, status=2)
 
     def _check_supported(self, cls: type, args: dict[str, Any]) -> None:
-        """Raise for losses that cannot work with these labels, whatever their arguments."""
+        """Raise an error for losses that cannot work with these labels, for any arguments."""
         replacement = LOGIT_REPLACEMENTS.get((self.library, cls.__name__))
         if replacement is not None:
             raise self._error(
@@ -276,7 +278,7 @@ class LossTerm(nn.Module):
             )
 
     def _require(self, args: dict[str, Any], parameters: Any, name: str, value: Any) -> None:
-        """Set an argument whose value follows from the labels; raise if the YAML sets another value."""
+        """Set an argument whose value follows from the labels; raise an error if the YAML sets another value."""
         if name not in parameters:
             return
         if args.setdefault(name, value) != value:
@@ -295,7 +297,7 @@ class LossTerm(nn.Module):
                 ("softmax", False),
                 ("sigmoid", True),
                 ("use_softmax", False),
-                ("include_background", True),  # there is no background channel, so false would drop a class
+                ("include_background", True),  # there is no background channel, so false would remove a class
             ):
                 self._require(args, parameters, name, value)
             return
@@ -315,7 +317,7 @@ class LossTerm(nn.Module):
 
     def _fill_smp(self, cls: type, args: dict[str, Any]) -> None:
         if cls.__name__ == "SoftCrossEntropyLoss":
-            args.setdefault("smooth_factor", 0.0)  # the default, None, makes its computation fail
+            args.setdefault("smooth_factor", 0.0)  # with the default, None, the computation fails
         if "mode" not in constructor_parameters(cls):
             return
         mode = args.setdefault("mode", "multiclass" if self.exclusive else "multilabel")
@@ -327,7 +329,7 @@ class LossTerm(nn.Module):
             )
 
     def _weights_to_tensors(self, cls: type, args: dict[str, Any], dims: int) -> dict[str, Any]:
-        """Return the arguments with lists of class weights as tensors, which some constructors require."""
+        """Return the arguments with class weights as tensors instead of lists, as some constructors require."""
         converted = dict(args)
         for name in ("weight", "pos_weight"):
             if isinstance(args.get(name), list) and (self.library in (TORCH, SMP) or cls.__name__ == "DiceCELoss"):
@@ -338,7 +340,8 @@ class LossTerm(nn.Module):
                     )
                 converted[name] = torch.tensor(args[name], dtype=torch.float32)
                 if (self.library, cls.__name__) not in CLASS_INDEX_LOSSES and self.library in (TORCH, SMP):
-                    converted[name] = converted[name].reshape(-1, *[1] * dims)  # broadcasts to (B, C, *spatial)
+                    # A shape that broadcasts to (B, C, *spatial).
+                    converted[name] = converted[name].reshape(-1, *[1] * dims)
         return converted
 
     def _target_selector(self, cls: type, args: dict[str, Any]) -> Callable[[LossTarget], Tensor]:
@@ -350,7 +353,7 @@ class LossTerm(nn.Module):
 
 
 def loss_library(cls: type) -> str:
-    """Return the library whose conventions a loss follows: its own, or that of a base class."""
+    """Return the library whose conventions a loss follows, which is the library of the loss or of a base class."""
     for base in cls.__mro__:
         root = base.__module__.split(".")[0]
         if base in (nn.Module, object) or base.__name__ in ("_Loss", "_WeightedLoss"):

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedules and moving average of the weights."""
+"""The optimiser, the learning-rate schedules and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -68,21 +68,21 @@ def build_optimizer(
 
 # Learning-rate schedules
 
-# Not the schedulers of torch or timm: they count steps towards a number that is fixed when they are created. With
-# `training.budget_minutes` that number is estimated again during training, so the rate follows from the share done.
+# Not the schedulers of torch or timm: their number of steps is fixed when they are created. With
+# `training.budget_minutes` this number is estimated again during training, so the rate depends on the completed share.
 
 
 class LRSchedule:
     """Learning-rate multiplier as a function of training progress.
 
-    All schedules but `plateau` depend on the completed share of training only and have no state; see
+    All schedules except `plateau` depend only on the completed share of training and have no state; see
     `competition.models.schedules`. `plateau` is torch's ReduceLROnPlateau: if the best score has not improved by more
     than 0.01 % in more than `patience` validations, the multiplier is multiplied by `factor`, but never falls below
     `minimum`.
 
     Args:
-        cfg: the `schedule` section.
-        base_lrs: the learning rate of each parameter group.
+        cfg: section `schedule` of the experiment.
+        base_lrs: learning rate of each parameter group.
         direction: whether higher or lower validation scores are better.
 
     Example:
@@ -115,17 +115,17 @@ class LRSchedule:
             self._plateau.observe(score)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain numbers; empty for all but `plateau`."""
+        """Return the state as plain numbers; empty for all schedules except `plateau`."""
         return self._plateau.state_dict() if self._plateau is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from `state_dict()`."""
+        """Restore the result of `state_dict()`."""
         if self._plateau is not None:
             self._plateau.load_state_dict(state)
 
 
 class _Plateau:
-    """torch's ReduceLROnPlateau for a learning rate of 1."""
+    """The state of torch's ReduceLROnPlateau for a learning rate of 1."""
 
     def __init__(self, cfg: ScheduleConfig, direction: Direction) -> None:
         self._optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -167,7 +167,7 @@ class ExponentialMovingAverage:
 
     Args:
         network: the network, on its device; the average is stored on the same device.
-        decay: d in the long run, in [0, 1).
+        decay: final value of d, in [0, 1).
 
     Example:
         >>> ema = ExponentialMovingAverage(nn.Linear(2, 1), 0.99)
@@ -177,7 +177,7 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.updates = 0
         self._average = AveragedModel(network, multi_avg_fn=self._move)
-        self._average.n_averaged.fill_(1)  # otherwise the first update would copy the parameters
+        self._average.n_averaged.fill_(1)  # because otherwise the first update would copy the parameters
 
     def update(self, network: nn.Module) -> None:
         """Update the average with the network's weights after an optimiser step."""
@@ -185,7 +185,7 @@ class ExponentialMovingAverage:
         self.updates += 1
 
     def _move(self, averages: Tensors, parameters: Tensors, _: Tensor | int) -> None:
-        """Move averages, all of one dtype, towards the parameters; integers are copied."""
+        """Move averages, which all have one dtype, towards the parameters; copy integers."""
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, parameters, 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
         else:
@@ -196,14 +196,14 @@ class ExponentialMovingAverage:
         return dict(self._average.module.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `updates`, a count, and `weights`, tensors by name."""
+        """Return the number of `updates`, and the `weights` as tensors by name."""
         return {"updates": self.updates, "weights": self.weights()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from `state_dict()`.
+        """Restore the result of `state_dict()`.
 
         Raises:
-            KeyError: the weights are those of another network.
+            KeyError: the weights belong to another network.
         """
         weights = self.weights()
         if set(state["weights"]) != set(weights):

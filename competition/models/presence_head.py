@@ -1,9 +1,8 @@
 """Presence head: a classification head that predicts for each foreground class whether the patch contains it.
 
-Networks of segmentation_models_pytorch have such a head, enabled by their `aux_params`. `WithPresenceHead` adds one to
-any other network: it pools the deepest feature map and applies one linear layer. Each class has its own sigmoid,
-whether classes exclude each other or overlap. A network with a presence head returns its segmentation output and
-presence logits (B, K).
+Networks of segmentation_models_pytorch have such a head, which `aux_params` enables. `WithPresenceHead` adds one to any
+other network: it pools the deepest feature map and applies one linear layer. Each class has its own sigmoid, even if
+classes are exclusive. A network with a presence head returns its segmentation output and presence logits (B, K).
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from competition.config.experiment import PresenceHeadConfig
 from competition.errors import MaskfoldError
 from competition.models.targets import IGNORE_INDEX
 
-FeatureMaps = dict[str, tuple[int, tuple[int, ...]]]  # module name -> (channels, spatial size) of its output
+FeatureMaps = dict[str, tuple[int, tuple[int, ...]]]  # (channels, spatial size) of the output of each module, by name
 
 
 class WithPresenceHead(nn.Module):
     """A network with a classification head on one of its feature maps.
 
     Args:
-        network: any network. Its parameters have the prefix `network.`, the head's the prefix `head.`.
+        network: any network. Its parameters get the prefix `network.`, those of the head the prefix `head.`.
         module_name: name of the module in `network` whose output is the feature map.
-        width: channels of that map.
-        classes: K.
+        width: number of channels of the feature map.
+        classes: number of classes K.
         gate: pooling and dropout of the head.
 
     Example:
@@ -48,7 +47,7 @@ class WithPresenceHead(nn.Module):
     def forward(self, image: Tensor) -> tuple[Any, Tensor]:
         """Return the network's output for (B, C, *spatial), and presence logits (B, K)."""
         maps: list[Tensor] = []
-        # The hook exists for this call only: after a copy of this module, a permanent hook would still point to the
+        # The hook exists only for this call, because in a copy of this module a permanent hook would still refer to the
         # original network.
         hook = self.network.get_submodule(self.module_name).register_forward_hook(
             lambda _module, _inputs, output: maps.append(output)
@@ -64,24 +63,24 @@ class WithPresenceHead(nn.Module):
 def find_deepest_feature_map(
     network: nn.Module, build_on_cpu: Callable[[], nn.Module], channels: int, size: tuple[int, ...]
 ) -> tuple[str, int]:
-    """Find the module whose output is the network's deepest feature map.
+    """Find the module that computes the network's deepest feature map.
 
-    One patch, and one of twice the size, pass through the network, on the meta device if the network allows it.
-    Candidates are modules that are called once and return one feature map that is smaller than the patch and grows with
-    it (the pooled values of a squeeze-and-excitation do not). The smallest map is chosen; of several the widest, and of
-    those the last computed.
+    One patch, and one of twice the size, are passed through the network, on the meta device if the network allows this.
+    Candidates are modules that are called once and return one feature map that is smaller than the patch and whose size
+    grows with the patch (unlike the pooled values of a squeeze-and-excitation). The smallest map is chosen; among
+    equally small maps the widest, and among these the one that is computed last.
 
     Args:
         network: the network, on the meta device.
-        build_on_cpu: builds it on the CPU, for a network whose forward pass reads values.
-        channels: channels of its input.
+        build_on_cpu: function that builds the network on the CPU, for a network whose forward pass reads values.
+        channels: number of channels of its input.
         size: size of the patch.
 
     Returns:
-        The module's name and the channels of its map.
+        The module's name and the number of channels of its feature map.
 
     Raises:
-        MaskfoldError: status 2; there is no such module.
+        MaskfoldError: status 2; no module is a candidate.
     """
     try:
         maps, device = _feature_maps(network, channels, size, "meta"), "meta"
@@ -136,18 +135,18 @@ def _feature_maps(network: nn.Module, channels: int, size: tuple[int, ...], devi
 
 
 def presence_target(mask: Tensor, comp: Competition) -> tuple[Tensor, Tensor]:
-    """Return which classes each patch contains.
+    """Return the classes that each patch contains, and whether this is known.
 
-    Ignored pixels carry no information: as in the score, no class is counted there, and if all pixels of a patch are
-    ignored, its classes are unknown. If there is one class, the boundary of its objects belongs to it.
+    As in the score, classes of ignored pixels do not count. If all pixels of a patch are ignored, its classes are
+    unknown. If there is only one class, the boundary of its objects belongs to it.
 
     Args:
-        mask: (B, M, *spatial) uint8, as `competition.models.targets.LossTarget` takes it.
-        comp: `classes` and `labels` are read, not `ignore`: pseudo-labels and cases of other competitions also have
-            ignored pixels.
+        mask: (B, M, *spatial) uint8, as for `competition.models.targets.LossTarget`.
+        comp: the competition; `classes` and `labels` are read, but not `ignore`, because pseudo-labels and cases of
+            other competitions may also have ignored pixels.
 
     Returns:
-        (B, K) float32 of 0 and 1, and (B, K) bool: whether the value is known.
+        (B, K) float32 of 0 and 1, and (B, K) bool that says whether the value is known.
     """
     classes = len(comp.classes)
     if comp.labels == "overlapping":
@@ -163,7 +162,7 @@ def presence_loss(logits: Tensor, mask: Tensor, comp: Competition) -> Tensor:
     """Compute the presence head's binary cross-entropy, a float32 scalar: the mean over known patches and classes.
 
     Args:
-        logits: (B, K).
+        logits: presence logits (B, K).
         mask: the mask, as for `presence_target`.
         comp: the competition, as for `presence_target`.
     """

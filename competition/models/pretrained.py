@@ -1,11 +1,11 @@
 """Encoder weights: from the hub, from a file, or from an installed package.
 
-`encoder_weights` (or its synonym `model.args.encoder_weights`) is one of
+`encoder_weights` (or its synonym `model.args.encoder_weights`) has one of these values:
 
 - `imagenet`, or another name of the network's library, which downloads the weights from its hub;
 - a file: `.safetensors`, or a state dictionary saved by torch, read without executing code;
-- `package:NAME`: the weights file in an installed package, which is searched but never imported;
-  `package:NAME/folder/file.pth` selects one of several.
+- `package:NAME`: the weight file in an installed package, which is searched but never imported;
+  `package:NAME/folder/file.pth` selects one of several files.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class EncoderMatch:
 
     Attributes:
         source: the file.
-        pairs: name in the encoder -> name in the file.
-        adapted: names in the encoder whose number of input channels differs from the file's.
-        unused: number of tensors in the file that the encoder does not have, such as a classifier's.
+        pairs: name in the file by name in the encoder.
+        adapted: names in the encoder of tensors whose number of input channels differs from the file.
+        unused: number of tensors in the file that the encoder does not have, such as those of a classifier.
     """
 
     source: Path
@@ -54,7 +54,7 @@ def configured_encoder_weights(exp: Experiment) -> str | None:
     """Return the encoder weights that the YAML sets.
 
     Raises:
-        MaskfoldError: status 2; `encoder_weights` and `model.args` disagree.
+        MaskfoldError: status 2; `encoder_weights` and `model.args` contradict each other.
     """
     argument = exp.model.args.get("encoder_weights", exp.model.args.get("pretrained"))
     argument = "imagenet" if argument is True else argument or None
@@ -68,7 +68,7 @@ def configured_encoder_weights(exp: Experiment) -> str | None:
 
 
 def find_weights_file(weights: str | None) -> Path | None:
-    """Return the file that `package:NAME` or a path names; None for a name of the library, or if `weights` is None.
+    """Return the file that a path or `package:NAME` refers to; None for a name of the library, or if `weights` is None.
 
     Raises:
         MaskfoldError: status 2; the file or the package is missing.
@@ -86,14 +86,15 @@ def find_weights_file(weights: str | None) -> Path | None:
 
 
 def pretrained_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict[str, Any]:
-    """Return the constructor arguments that make the library download the weights `hub`; none if `hub` is None.
+    """Return the constructor arguments with which the library downloads the weights `hub`; empty if `hub` is None.
 
     Raises:
         MaskfoldError: status 2; the network has no weights to download.
     """
     parameters = constructor_parameters(cls)
     if "encoder_weights" in parameters:
-        universal = str(args.get("encoder_name", "")).startswith("tu-")  # timm names the weights in the encoder's name
+        # In timm, the encoder's name contains the name of the weights.
+        universal = str(args.get("encoder_name", "")).startswith("tu-")
         return {"encoder_weights": True if hub is not None and universal else hub}
     if "pretrained" in parameters:
         return {"pretrained": hub is not None}
@@ -109,8 +110,8 @@ def pretrained_args(cls: type, args: Mapping[str, Any], hub: str | None) -> dict
 def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
     """Load every tensor of `network.encoder` from a file.
 
-    If the file has another number of input channels, the first convolution is adapted as timm's `adapt_input_conv`
-    does: summed for one channel, else repeated and scaled.
+    If the file has another number of input channels, the first convolution is adapted as in timm's `adapt_input_conv`:
+    its weights are summed for one channel, otherwise repeated and scaled.
 
     Args:
         network: a network on the CPU, with a submodule `encoder`.
@@ -134,7 +135,7 @@ def load_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
 
 
 def match_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch:
-    """Match each encoder tensor to one of a file: by name without a prefix, or by order if all shapes agree.
+    """Match each encoder tensor with a tensor of a file: by name without a prefix, or by order if all shapes agree.
 
     Args:
         network: a network on any device, including the meta device.
@@ -152,7 +153,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors file or of a saved state dictionary to the CPU, without executing code.
 
     Raises:
-        MaskfoldError: status 2; the file has other content.
+        MaskfoldError: status 2; the file does not contain weights.
     """
     try:
         if path.suffix == ".safetensors":
@@ -182,15 +183,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
-    """Change the number of a convolution's input channels; its response to equal channels stays about the same.
+    """Change the number of input channels of a convolution; its response to equal channels stays about the same.
 
     Args:
         weight: (out, in, *kernel).
-        channels: input channels of the result.
+        channels: number of input channels of the result.
 
     Returns:
-        (out, channels, *kernel), as timm's `adapt_input_conv`: the sum over the inputs for one channel, else the
-        inputs repeated cyclically and scaled by in / channels.
+        (out, channels, *kernel), as in timm's `adapt_input_conv`: for one channel the sum over the inputs, otherwise
+        the inputs repeated cyclically and scaled by in / channels.
     """
     if channels == 1:
         return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
@@ -259,21 +260,21 @@ def _match(network: nn.Module, tensors: dict[str, Tensor], path: Path, channels:
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Return shapes by name, in order, without the counters of batch normalisation."""
+    """Return the shapes of tensors by name, in order, without the counters of batch normalisation."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
 def _compatible(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bool:
-    """Return whether the shapes are equal, or are convolutions of the input whose channels can be adapted."""
+    """Return whether two shapes are equal, or belong to convolutions of the input whose channels can be adapted."""
     adaptable = len(source) == len(target) >= 4 and target[1] == channels and source[1] in (1, 2, 3, 4)
     return source == target or (adaptable and source[0] == target[0] and source[2:] == target[2:])
 
 
 def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -> dict[str, str]:
-    """Pair names (target -> source) after the prefix (`module.`, `encoder.`, none, …) that gives the most pairs.
+    """Pair target names with source names, without the prefix (`module.`, `encoder.`, …) that gives the most pairs.
 
-    Dots equal underscores, since timm's feature extractors call `stages.0` `stages_0`; smp's store timm's network
-    under `model`.
+    Dots and underscores count as equal, because timm's feature extractors rename `stages.0` to `stages_0`. Encoders of
+    smp store timm's network under the name `model`.
     """
     normalised_targets = {name: name.removeprefix("model.").replace(".", "_") for name in targets}
     normalised_sources = {name.replace(".", "_"): name for name in sources}
@@ -291,9 +292,9 @@ def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -
 
 
 def _by_order(encoder: nn.Module, targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
-    """Pair names by order if all shapes agree; the file may contain more tensors after the encoder (a head).
+    """Pair names by their order, if all shapes agree. After the encoder, the file may contain more tensors (a head).
 
-    A timm feature extractor has no head and renamed stages, so it is matched through timm's complete network.
+    A timm feature extractor has renamed stages and no head, so it is matched by means of timm's complete network.
     """
     if type(encoder).__name__ == "TimmUniversalEncoder":
         import timm

@@ -1,6 +1,6 @@
 """Learning-rate schedules: functions of the completed share of training.
 
-They have no state, so they work with a time budget as well as with a number of steps.
+The functions have no state, so they work with a time budget as well as with a fixed number of steps.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import wraps
 
 from competition.config.experiment import SCHEDULES, ScheduleConfig
 
-WARMUP_START = 0.01  # factor at the first step of a warm-up: a step at rate 0 would have no effect
+WARMUP_START = 0.01  # factor at the first step of a warm-up, because a step with rate 0 would have no effect
 ONECYCLE_PEAK = 0.3  # torch's pct_start
 ONECYCLE_START = 1 / 25  # torch's div_factor
 ONECYCLE_END = 1 / 25 / 1e4  # torch's final_div_factor
@@ -20,7 +20,7 @@ Schedule = Callable[[float, ScheduleConfig], float]
 
 
 def with_warmup(schedule: Schedule) -> Schedule:
-    """Let a schedule start after `warmup`, a share of training in which the factor rises linearly to 1."""
+    """Start a schedule after a warm-up: in the share `warmup` of training, the factor rises linearly to 1."""
 
     @wraps(schedule)
     def from_the_start(share_done: float, cfg: ScheduleConfig) -> float:
@@ -34,7 +34,7 @@ def with_warmup(schedule: Schedule) -> Schedule:
 @SCHEDULES.register("plateau")
 @with_warmup
 def plateau(share_done: float, cfg: ScheduleConfig) -> float:
-    """Return 1: the factor depends on the validation scores, which `competition.models.optim.LRSchedule` follows."""
+    """Return 1, because the factor depends on validation scores; see `competition.models.optim.LRSchedule`."""
     return 1.0
 
 
@@ -56,8 +56,8 @@ def poly(share_done: float, cfg: ScheduleConfig) -> float:
 def onecycle(share_done: float, cfg: ScheduleConfig) -> float:
     """Return the one-cycle factor (Smith and Topin 2018, https://arxiv.org/abs/1708.07120).
 
-    Like torch's OneCycleLR with cosine annealing: from 1/25 to 1 at `warmup` (0.3 if that is 0), then to `minimum`
-    (4e-6 if that is 0).
+    The factor follows torch's OneCycleLR with cosine annealing: it goes from 1/25 to 1 at `warmup` (0.3 if `warmup` is
+    0), then to `minimum` (4e-6 if `minimum` is 0).
     """
     peak, end = cfg.warmup or ONECYCLE_PEAK, cfg.minimum or ONECYCLE_END
     if share_done < peak:

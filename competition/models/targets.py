@@ -1,4 +1,4 @@
-"""Target of a loss, in the form that each loss library expects."""
+"""The target of a loss, in the form that each loss library expects."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = 255
-CERTAIN_LOGIT = 20.0  # a logit: exp(-2 * 20) is 0 relative to 1 in float32, and no exponential overflows
+CERTAIN_LOGIT = 20.0  # a logit; exp(-2 * 20) is negligible relative to 1 in float32, and no exponential overflows
 
 
 class LossTarget:
-    """Target mask in all forms, each computed on first use.
+    """The target mask in all forms; each form is computed when it is first used.
 
     Args:
-        mask: (B, M, *spatial) uint8; exclusive: one channel of class indices, 0 for the background; overlapping: one
-            channel of 0 and 1 per class. 255 is ignored, if `ignore`.
-        channels: channels C of the network's output.
+        mask: (B, M, *spatial) uint8. Exclusive classes: one channel of class indices, 0 for the background. Overlapping
+            classes: one channel of 0 and 1 per class. If `ignore` is set, pixels of 255 are ignored.
+        channels: number of channels C of the network's output.
         exclusive: whether classes exclude each other.
         ignore: whether the mask may contain 255.
     """
@@ -39,7 +39,7 @@ class LossTarget:
 
     @cached_property
     def binary_channels(self) -> Tensor:
-        """(B, C, *spatial) float32: 1 where the class is, else 0."""
+        """(B, C, *spatial) float32: 1 for pixels of the class, else 0."""
         if not self.exclusive:
             return self.mask.float()
         shape = (self.mask.shape[0], self.channels, *self.mask.shape[2:])
@@ -47,14 +47,14 @@ class LossTarget:
 
     @cached_property
     def native(self) -> Tensor:
-        """(B, 1, *spatial) int64 class indices, or (B, K, *spatial) float32 of overlapping classes."""
+        """(B, 1, *spatial) int64 class indices, or for overlapping classes (B, K, *spatial) float32."""
         return self.class_indices if self.exclusive else self.binary_channels
 
     def mask_ignored(self, logits: Tensor) -> Tensor:
         """Replace logits (B, C, *spatial) at ignored pixels with constants that predict the background with certainty.
 
-        The target is background there too, so every loss, whatever its formula, has a gradient of exactly 0 and almost
-        no value at these pixels. Averages over pixels count them as correct.
+        The target is also background at these pixels, so every loss has a gradient of exactly 0 and a value of almost 0
+        there. In averages over pixels, they count as correct.
         """
         if self.ignored is None:
             return logits

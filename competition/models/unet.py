@@ -1,8 +1,8 @@
 """Plain U-Net: blocks of two convolutions, an encoder that halves, a decoder that doubles, and skip connections.
 
-After Ronneberger, Fischer, Brox (2015), U-Net: Convolutional Networks for Biomedical Image Segmentation,
-https://arxiv.org/abs/1505.04597, with padded convolutions (so that the output is as large as the input), normalisation,
-and dropout at the bottleneck only, as in that paper.
+The network follows Ronneberger, Fischer, Brox (2015), U-Net: Convolutional Networks for Biomedical Image Segmentation,
+https://arxiv.org/abs/1505.04597, with dropout only at the bottleneck, as in the paper. In addition it has
+normalisation, and its convolutions are padded, so that the output is as large as the input.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import nn
 class UNet(nn.Module):
     """U-Net for 2D images or volumes.
 
-    It accepts any patch whose edges have at least 2 ** (len(channels) - 1) pixels, 16 with five levels: after halving
-    an odd edge, the decoder pads one pixel. Multiples of that number avoid the padding.
+    Every edge of a patch must have at least 2 ** (len(channels) - 1) pixels (16 for five values). If an odd edge is
+    halved, the decoder pads one pixel; multiples of this number avoid the padding.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: channels of the image.
-        out_channels: channels of the logits.
-        channels: width of each level, the bottleneck last; five values are four levels and a bottleneck.
+        in_channels: number of channels of the image.
+        out_channels: number of channels of the logits.
+        channels: width of each level, with the bottleneck last; five values mean four levels and a bottleneck.
         dropout: fraction of the bottleneck's values that are set to 0 in training.
         norm: `batch`, or `instance` for small batches.
 
@@ -59,7 +59,8 @@ class UNet(nn.Module):
 
         def block(inputs: int, width: int) -> nn.Sequential:
             layers: list[nn.Module] = []
-            for in_width in (inputs, width):  # no bias: the normalisation removes the mean and has its own shift
+            # No bias, because the normalisation removes the mean and has its own shift.
+            for in_width in (inputs, width):
                 layers += [
                     convolution(in_width, width, 3, padding=1, bias=False),
                     normalisation(width, affine=True),

@@ -1,1 +1,1 @@
-"""Post-processing: convert probabilities to masks by lists of steps, and tune these steps."""
+"""Post-processing: convert probabilities to masks with lists of steps, and tune these steps."""

@@ -1,4 +1,4 @@
-"""One case while it is post-processed: its probabilities, the mask and objects of a class, and the final masks."""
+"""Data of one case during post-processing: probabilities, mask and objects of a class, and the final masks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Labels = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class ClassMask:
-    """Mask and objects of one class after some steps.
+    """The mask and objects of one class after a number of steps.
 
     Attributes:
         mask: (*spatial) bool.
@@ -31,12 +31,12 @@ class ClassMask:
     objects: Labels | None = None
 
     def labels(self) -> Labels:
-        """Return the objects; connected components if no step has set them."""
+        """Return the objects; if no step has set them, the connected components of the mask."""
         return connected_components(self.mask).astype(np.int32) if self.objects is None else self.objects
 
     @classmethod
     def from_objects(cls, objects: Labels) -> ClassMask:
-        """Return objects with their mask.
+        """Build the mask and objects from a label image of the objects.
 
         Args:
             objects: (*spatial) int32, 0 for background.
@@ -44,10 +44,10 @@ class ClassMask:
         return cls(objects != 0, objects)
 
     def restrict(self, mask: Mask) -> ClassMask:
-        """Return the objects cut to a mask, and the mask.
+        """Return this mask and objects, restricted to a smaller mask.
 
         Args:
-            mask: (*spatial) bool, without pixels outside the present mask.
+            mask: (*spatial) bool; it must not have pixels outside the current mask.
         """
         return replace(self, mask=mask, objects=None if self.objects is None else np.where(mask, self.objects, 0))
 
@@ -69,14 +69,15 @@ class CaseProbabilities:
 
     @cached_property
     def masks(self) -> Mask:
-        """(K, *spatial) bool, by argmax, or by 0.5 where classes overlap."""
-        from competition.inference.predict import to_masks  # here, since reading a YAML with steps needs no torch
+        """(K, *spatial) bool masks by argmax, or by the threshold 0.5 if classes overlap."""
+        # Imported here, because reading a YAML with steps needs no torch.
+        from competition.inference.predict import to_masks
 
         return to_masks(self.probabilities, self.comp)
 
     @cached_property
     def class_probabilities(self) -> NDArray[Any]:
-        """(comp.output_channels, *spatial): the probabilities with the boundary class merged into the classes."""
+        """(comp.output_channels, *spatial) probabilities, with the boundary class merged into the classes."""
         from competition.inference.predict import merge_boundary_class
 
         return merge_boundary_class(self.probabilities, self.comp) if self.has_boundary else self.probabilities
@@ -100,10 +101,10 @@ class CaseProbabilities:
         return np.asarray(self.probabilities[index + (self.comp.labels == "exclusive")])
 
     def present(self, index: int, threshold: float) -> NDArray[Any]:
-        """Return where the presence of a class reaches a threshold: (1, …) bool, or one value per slice.
+        """Return whether the presence of a class reaches a threshold: (1, …) bool, or one value per slice.
 
         Raises:
-            MaskfoldError: the prediction has no presence.
+            MaskfoldError: the prediction has no class presence.
         """
         if self.presence is None:
             raise MaskfoldError(
@@ -113,12 +114,12 @@ class CaseProbabilities:
         return np.asarray(self.presence[index] >= threshold)
 
     def above_threshold(self, index: int, threshold: float) -> Mask:
-        """Return where the class exceeds a threshold and no exclusive class is more probable, (*spatial) bool."""
+        """Return where (*spatial) a class exceeds a threshold and no exclusive class is more probable, as bool."""
         probability = self.probability(index)
         mask = np.asarray(probability > threshold)
         if self.comp.labels == "exclusive":
             for other in range(len(self.comp.classes)):
-                if other < index:  # ties go to the first class, as with argmax
+                if other < index:  # in a tie the first class wins, as with argmax
                     mask &= probability > self.probability(other)
                 elif other > index:
                     mask &= probability >= self.probability(other)
@@ -138,7 +139,7 @@ class CasePrediction:
     objects: Labels | None
 
     def object_masks(self, index: int) -> Iterator[Mask]:
-        """Yield the objects of a class, one mask at a time."""
+        """Yield the mask of each object of a class, one at a time."""
         labels = connected_components(self.masks[index]) if self.objects is None else self.objects[index]
         for number in np.unique(labels[labels != 0]):
             yield np.asarray(labels == number)

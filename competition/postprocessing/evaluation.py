@@ -1,4 +1,4 @@
-"""Scores of lists of steps on out-of-fold predictions, in several processes; a case is read once for all lists."""
+"""Score lists of steps on out-of-fold predictions, in several processes; each case is read only once for all lists."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from competition.runs.blend import Ensemble, EnsembleOof
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_SERIAL_CASES = 8  # up to this many cases, starting processes takes longer than the work
+MAX_SERIAL_CASES = 8  # up to this number of cases, starting processes takes longer than scoring
 Steps = tuple[StepConfig, ...]
 StepsByClass = dict[int, tuple[Steps, ...]]  # the lists of steps to score, by class
 ScoreRows = dict[tuple[int, Steps], dict[str, Any]]
 
 
 class OofScores:
-    """Scores of lists of steps on every case of an ensemble, cached. A context manager, since it holds processes.
+    """Cached scores of lists of steps on every case of an ensemble; a context manager, because it holds processes.
 
     Args:
         ensemble: the runs whose out-of-fold predictions are scored.
-        workers: processes; None: one per core.
+        workers: number of processes; None: one per core.
 
     Raises:
-        MaskfoldError: the runs share no out-of-fold case.
+        MaskfoldError: the runs have no out-of-fold case in common.
     """
 
     def __init__(self, ensemble: Ensemble, workers: int | None = None) -> None:
@@ -47,7 +47,8 @@ class OofScores:
         self.rows = shared_case_rows(ensemble)
         self.fold_of = self.oof.fold_of()
         self.cases = list(self.rows)
-        self.scores: dict[tuple[int, Steps], dict[str, dict[str, Any]]] = {}  # by (class, steps), then by case
+        # Score rows by (class, steps), then by case.
+        self.scores: dict[tuple[int, Steps], dict[str, dict[str, Any]]] = {}
         self.pool = scoring_pool(
             CaseScorer(self.oof, self.rows, ensemble.runs[0].exp.postprocess), len(self.cases), workers
         )
@@ -60,7 +61,7 @@ class OofScores:
         self.pool.__exit__(kind, *rest)
 
     def score(self, requests: StepsByClass) -> None:
-        """Compute the missing scores of the requested lists of steps and add them to `scores`."""
+        """Compute the requested scores that are missing, and add them to `scores`."""
         new = {
             index: tuple(dict.fromkeys(steps for steps in lists if (index, steps) not in self.scores))
             for index, lists in requests.items()
@@ -73,11 +74,11 @@ class OofScores:
                 self.scores.setdefault(key, {})[case] = row
 
     def truth_sizes(self) -> list[list[TruthSizes]]:
-        """Return the true sizes of each case, by class."""
+        """Return the true sizes of each case, one entry per class."""
         return list(self.pool.map(CaseScorer.truth_sizes, self.cases))
 
     def score_table(self, steps: Callable[[str, int], Steps]) -> pd.DataFrame:
-        """Return score rows (id, fold, class, score, dice, …) of all cases, by the steps of each case and class."""
+        """Return the score rows of all cases (id, fold, class, score, …); `steps` selects the steps of each class."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -90,12 +91,12 @@ class OofScores:
 
 
 def scoring_pool(scorer: Any, cases: int, workers: int | None = None) -> ProcessPool:
-    """Return the processes that score cases, or a pool without processes if there are only a few cases.
+    """Return a pool of processes that score cases; for only a few cases, a pool without processes.
 
     Args:
         scorer: the object whose methods score a case.
         cases: number of cases.
-        workers: processes; None: one per core.
+        workers: number of processes; None: one per core.
     """
     count = min(workers or count_cores(), cases) if cases > MAX_SERIAL_CASES else 1
     return ProcessPool(
@@ -128,7 +129,7 @@ class CaseScorer:
     Attributes:
         oof: the out-of-fold predictions.
         rows: rows of the case table by id.
-        settings: the part of the post-processing that is not searched but applied to every case: `number`.
+        settings: post-processing with `number`, which is not searched but applied to every case.
     """
 
     oof: EnsembleOof
@@ -136,7 +137,7 @@ class CaseScorer:
     settings: PostprocessConfig
 
     def score(self, case: str, requests: StepsByClass) -> ScoreRows:
-        """Return score rows by (class, steps)."""
+        """Score one case with each requested list of steps; return the score rows by (class, steps)."""
         comp, row = self.oof.comp, self.rows[case]
         needs_presence = any(
             step.step.needs_presence for lists in requests.values() for steps in lists for step in steps
@@ -149,7 +150,8 @@ class CaseScorer:
         result: ScoreRows = {}
         for index, lists in requests.items():
             cache: dict[Steps, ClassMask] = {}
-            scores: dict[Steps | None, dict[str, Any]] = {}  # many gates give the same mask: score it once
+            # Score a mask only once, because many gates give the same mask.
+            scores: dict[Steps | None, dict[str, Any]] = {}
             for steps in lists:
                 active = drop_passing_gates(evidence, index, steps)
                 if active not in scores:

@@ -48,11 +48,11 @@ def remove_small_objects(labels: Labels, pixels: int) -> Labels:
 
 
 def keep_largest(mask: Mask, k: int) -> Mask:
-    """Keep the `k` largest components (8 or 26 neighbours); of two of equal size, the first.
+    """Keep the `k` largest components (8 or 26 neighbours); if two have the same size, prefer the first.
 
     Args:
         mask: (*spatial) bool.
-        k: how many.
+        k: number of components to keep.
     """
     labels = connected_components(_as_cc3d_input(mask))  # numbered in C order
     sizes = np.bincount(labels[mask], minlength=1)
@@ -66,10 +66,11 @@ def keep_largest(mask: Mask, k: int) -> Mask:
 
 
 def fill_holes(mask: Mask) -> Mask:
-    """Fill background that is not connected to the image border by pixels that share a side.
+    """Fill background that is not connected to the image border through pixels that share a side.
 
-    Same result as `scipy.ndimage.binary_fill_holes`. fill_voids is not used: in about one of a hundred small noisy
-    volumes its version 2.1.2 fills background that touches the border; this function is also faster on volumes.
+    The result equals that of `scipy.ndimage.binary_fill_holes`. The library fill_voids is not used, because in about
+    one of a hundred small noisy volumes its version 2.1.2 fills background that touches the border; this function is
+    also faster on volumes.
 
     Args:
         mask: (*spatial) bool.
@@ -84,7 +85,7 @@ def fill_holes(mask: Mask) -> Mask:
 
 
 def fill_object_holes(labels: Labels) -> Labels:
-    """Fill each hole whose side neighbours all belong to one object with that object.
+    """Fill each hole with the object that surrounds it; all side neighbours of the hole must belong to this object.
 
     Args:
         labels: (*spatial) integers, 0 for background.
@@ -109,21 +110,21 @@ def fill_object_holes(labels: Labels) -> Labels:
 
 
 def binary_opening(mask: Mask, radius: int) -> Mask:
-    """Binary opening by a disk or ball. The border pixels are repeated beyond the image border.
+    """Open a mask with a disk or ball. The border pixels are repeated beyond the image border.
 
     Args:
         mask: (*spatial) bool.
-        radius: in pixels, 0 or more.
+        radius: radius in pixels, 0 or more.
     """
     return _with_padding(mask, radius, lambda wide: _dilate(~_dilate(~wide, radius), radius))
 
 
 def binary_closing(mask: Mask, radius: int) -> Mask:
-    """Binary closing by a disk or ball. The border pixels are repeated beyond the image border.
+    """Close a mask with a disk or ball. The border pixels are repeated beyond the image border.
 
     Args:
         mask: (*spatial) bool.
-        radius: in pixels, 0 or more.
+        radius: radius in pixels, 0 or more.
     """
     return _with_padding(mask, radius, lambda wide: ~_dilate(~_dilate(wide, radius), radius))
 
@@ -131,7 +132,7 @@ def binary_closing(mask: Mask, radius: int) -> Mask:
 def double_threshold(probability: NDArray[Any], high: float, pixels: int, low: float) -> Mask:
     """Return the pixels above `low` if at least `pixels` pixels are above `high`, else an empty mask.
 
-    The rule of the winners of SIIM-ACR Pneumothorax (2019): https://github.com/sneddy/pneumothorax-segmentation
+    This is the rule of the winners of SIIM-ACR Pneumothorax (2019): https://github.com/sneddy/pneumothorax-segmentation
 
     Args:
         probability: (*spatial) floats.
@@ -145,7 +146,7 @@ def double_threshold(probability: NDArray[Any], high: float, pixels: int, low: f
 
 
 def forbid_overlap(masks: Mask, probabilities: NDArray[Any]) -> Mask:
-    """Assign each pixel of several masks to the most probable one; of equals, to the first.
+    """Assign each pixel of several masks to the most probable mask; in a tie, to the first.
 
     Args:
         masks: (K, *spatial) bool.
@@ -161,18 +162,20 @@ def forbid_overlap(masks: Mask, probabilities: NDArray[Any]) -> Mask:
 
 
 def split_distance(mask: Mask, smooth: float, depth: float) -> Labels:
-    """Split touching objects by a watershed of the distance to the background, one object per clear peak.
+    """Split touching objects by a watershed of the distance to the background, with one object per clear peak.
 
-    Each peak of the distance floods its surroundings; then regions merge whose lower peak rises less than `depth` above
-    their saddle. The image border does not count as background.
+    Each peak of the distance floods its surroundings. Then two regions are merged if the lower of their peaks rises
+    less than `depth` above the saddle between them. The image border does not count as background.
 
     Args:
         mask: (*spatial) bool.
-        smooth: standard deviation in pixels of the Gaussian that smooths the distance (0 outside the mask).
-        depth: minimum rise in pixels of a peak above the saddle to a higher one.
+        smooth: standard deviation in pixels of the Gaussian that smooths the distance (the distance outside the mask is
+            0).
+        depth: minimum rise, in pixels, of a peak above the saddle to a higher peak.
 
     Returns:
-        (*spatial) int32, 1…N; every pixel of the mask is in an object, every component (8 or 26) has at least one.
+        (*spatial) int32, 1…N; every pixel of the mask is in an object, every component (8 or 26 neighbours) has at
+        least one object.
     """
     from scipy.ndimage import gaussian_filter, maximum_filter
 
@@ -185,7 +188,7 @@ def split_distance(mask: Mask, smooth: float, depth: float) -> Labels:
         height = _distance(part)
         if smooth > 0:
             height = np.where(part, gaussian_filter(height, smooth, mode="nearest"), np.float32(0))
-        # Plateaus on a slope also count as peaks: their regions merge with the higher ones.
+        # Plateaus on a slope also count as peaks; their regions merge with higher regions.
         peaks = part & (maximum_filter(height, size=3, mode="nearest") == height)
         seeds = connected_components(peaks).astype(np.int32)
         labels[box] = remove_small_objects(
@@ -200,11 +203,12 @@ def split_seeds(mask: Mask, interior: NDArray[Any], level: float, smallest: int)
     Args:
         mask: (*spatial) bool.
         interior: (*spatial) floats, the probability of being in an object and not on its boundary.
-        level: seeds are components (4 or 6 neighbours) of the mask's pixels with `interior` above it.
-        smallest: minimum pixels of a seed.
+        level: seeds are the components (4 or 6 neighbours) of pixels in the mask whose `interior` is above this level.
+        smallest: minimum size of a seed in pixels.
 
     Returns:
-        (*spatial) int32, 1…N; every pixel of the mask is in an object, every component (8 or 26) has at least one.
+        (*spatial) int32, 1…N; every pixel of the mask is in an object, every component (8 or 26 neighbours) has at
+        least one object.
     """
     labels = np.zeros(mask.shape, np.int32)
     if mask.any():
@@ -220,7 +224,7 @@ def seeded_watershed(seeds: Labels, height: Heights, mask: Mask) -> Labels:
     """Grow objects from seeds until they meet; a component (8 or 26 neighbours) without a seed is one object.
 
     Args:
-        seeds: (*spatial) int32, 0 for none, within the mask; each is connected.
+        seeds: (*spatial) int32, 0 where there is no seed; seeds lie in the mask, and each is connected.
         height: (*spatial) float32.
         mask: (*spatial) bool, C order.
 
@@ -234,10 +238,10 @@ def seeded_watershed(seeds: Labels, height: Heights, mask: Mask) -> Labels:
     owner[seeds[mask]] = connected[mask]
     owner[0] = 0
     count = np.bincount(owner[1:], minlength=int(connected.max(initial=0)) + 1)
-    number = (len(owner) + np.arange(len(count))).astype(np.int32)  # numbers that no seed has
+    number = (len(owner) + np.arange(len(count))).astype(np.int32)  # numbers that are not used by a seed
     number[0] = 0
     labels = number[connected]
-    several_seeds = (count > 1)[connected]  # only these components are flooded, since flooding is slow
+    several_seeds = (count > 1)[connected]  # flood only these components, because flooding is slow
     if several_seeds.any():
         flood = watershed(-height, np.where(several_seeds, seeds, 0), mask=several_seeds, connectivity=mask.ndim)
         np.copyto(labels, flood, where=several_seeds)
@@ -247,15 +251,15 @@ def seeded_watershed(seeds: Labels, height: Heights, mask: Mask) -> Labels:
 def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float) -> Labels:
     """Merge each region whose peak rises less than `depth` above the saddle to a region with a higher peak.
 
-    Saddles are processed from the highest down, so that the highest peak represents each connected set above a saddle.
-    The result resembles a flood from the peaks of `skimage.morphology.h_maxima`, but is faster; and that function
-    keeps two peaks of exactly equal height apart however high the saddle is, so that it cuts rings to pieces.
+    Saddles are processed from the highest to the lowest, so that each connected set above a saddle is represented by
+    its highest peak. The result resembles a flood from the peaks of `skimage.morphology.h_maxima`, but takes less time.
+    That function also separates two peaks of equal height even if the saddle is high, so it cuts rings to pieces.
 
     Args:
-        labels: (*spatial) int32, flooded from seeds at all peaks of the height.
-        seeds: (*spatial) int32; each of constant height.
+        labels: (*spatial) int32, the result of flooding from seeds at all peaks of `height`.
+        seeds: (*spatial) int32; `height` is constant in each seed.
         height: (*spatial) float32.
-        depth: in the unit of the height; at least 0.
+        depth: regions with a lower rise above the saddle are merged; at least 0, in the unit of `height`.
 
     Returns:
         (*spatial) int32 with some of the numbers of `labels`.
@@ -277,7 +281,7 @@ def merge_by_saddle(labels: Labels, seeds: Labels, height: Heights, depth: float
 
 
 def _saddles(labels: Labels, height: Heights) -> list[tuple[float, int, int]]:
-    """Return the height of the highest crossing between each two touching labels, highest first."""
+    """Return the saddle (height of the highest crossing) of each pair of touching labels, highest first."""
     keys, heights = [], []
     for here, there in neighbour_pairs(labels.ndim, corners=True):
         first, second = labels[here], labels[there]
@@ -293,7 +297,7 @@ def _saddles(labels: Labels, height: Heights) -> list[tuple[float, int, int]]:
 
 
 def _root(parents: list[int], number: int) -> int:
-    """Return the representative of a set, and shorten the path to it."""
+    """Return the representative of a set in a disjoint-set forest, and shorten the path to it."""
     while parents[number] != number:
         parents[number] = parents[parents[number]]
         number = parents[number]
@@ -307,7 +311,7 @@ def neighbour_pairs(ndim: int, corners: bool) -> Iterator[tuple[Box, Box]]:
     """Yield all pairs of touching pixels once, as the slices of the first and of the second pixel of each pair.
 
     Args:
-        ndim: axes of the array.
+        ndim: number of axes of the array.
         corners: whether pixels that share only an edge or corner count as touching.
     """
     ends = {-1: (slice(1, None), slice(None, -1)), 0: (slice(None), slice(None)), 1: (slice(None, -1), slice(1, None))}
@@ -317,20 +321,23 @@ def neighbour_pairs(ndim: int, corners: bool) -> Iterator[tuple[Box, Box]]:
 
 
 def _as_cc3d_input(mask: Mask) -> Mask:
-    """Return the mask as cc3d requires it: C order (cc3d numbers in memory order), writable. Not to be changed."""
+    """Return the mask as cc3d requires it: writable and in C order, because cc3d numbers in memory order.
+
+    Do not change it.
+    """
     return np.require(mask, np.bool_, ["C", "W"])
 
 
 def _side_connected(mask: Mask) -> Labels:
-    """Return the components of pixels that share a side, from 1."""
+    """Return the components of pixels that share a side, numbered from 1."""
     import cc3d
 
-    numbers = _as_cc3d_input(mask).view(np.uint8)  # not bool: see `connected_components`
+    numbers = _as_cc3d_input(mask).view(np.uint8)  # not bool; `connected_components` gives the reason
     return np.asarray(cc3d.connected_components(numbers, connectivity=4 if mask.ndim == 2 else 6), np.int32)
 
 
 def _bounding_box(mask: Mask) -> Box:
-    """Return the bounding box of a non-empty mask, one pixel wider within the image."""
+    """Return the bounding box of a non-empty mask, extended by one pixel within the image."""
     box = []
     for axis in range(mask.ndim):
         where = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -339,7 +346,7 @@ def _bounding_box(mask: Mask) -> Box:
 
 
 def _distance(mask: Mask) -> NDArray[np.float32]:
-    """Return the distance of each pixel to the nearest background in pixels; the mask must contain background."""
+    """Return the distance in pixels of each pixel to the nearest background; the mask must contain background."""
     if mask.ndim == 2:
         import cv2
 
@@ -350,7 +357,7 @@ def _distance(mask: Mask) -> NDArray[np.float32]:
 
 
 def _with_padding(mask: Mask, radius: int, operation: Callable[[Mask], Mask]) -> Mask:
-    """Apply an opening or closing to the mask's bounding box, padded by repeating its border."""
+    """Apply an opening or closing to the bounding box of the mask, after padding it by repeating its border."""
     result = np.zeros(mask.shape, np.bool_)
     if mask.any():
         box = _bounding_box(mask)
@@ -360,7 +367,7 @@ def _with_padding(mask: Mask, radius: int, operation: Callable[[Mask], Mask]) ->
 
 
 def _dilate(mask: Mask, radius: int) -> Mask:
-    """Dilate by a disk or ball (a ball as a stack of disks); outside the image is background."""
+    """Dilate with a disk or ball (applied as a stack of disks); pixels outside the image count as background."""
     import cv2
 
     planes = np.ascontiguousarray(mask.reshape(-1, *mask.shape[-2:])).view(np.uint8)  # one plane for a 2D image

@@ -21,12 +21,12 @@ Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
 Floats = NDArray[Any]
 
-# Row of the affine, and its sign, for each direction
+# row of the affine, and sign, for each direction
 WORLD_AXES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 FRAGMENT_SHARE = 0.1  # share of the largest object below which an object is a fragment, unless `smallest` is set
-MIN_AGREEMENT = 0.8  # minimum share, or Dice, at which the network's labels and the objects agree
-DOUBLE_OBJECT_RATIO = 1.6  # multiple of the median object above which an object may be two
-LARGE_CLASS_RATIO = 1.3  # multiple of the median object above which a class with two cores is two objects
+MIN_AGREEMENT = 0.8  # minimum share or Dice from which the network's labels and the objects count as equal
+DOUBLE_OBJECT_RATIO = 1.6  # multiple of the median size above which an object may be two objects
+LARGE_CLASS_RATIO = 1.3  # multiple of the median size above which a class with two cores is two objects
 INSIDE_FACE_SHARE = 0.3  # share of a piece's faces inside the row above which the piece belongs to the object around it
 MIN_CLASS_SHARE = 0.25  # minimum share of a double object's voxels for a class to be one of the two
 
@@ -34,19 +34,20 @@ MIN_CLASS_SHARE = 0.25  # minimum share of a double object's voxels for a class 
 def relabel_by_order(
     probabilities: Floats, comp: Competition, number: LabelOrdering, affine: NDArray[np.float64]
 ) -> Floats:
-    """Return probabilities in which every object of the row has one class, by its position.
+    """Return probabilities in which every object in the row has one class, which depends on its position.
 
     The probabilities of the classes are combined (their sum if classes are exclusive, else the maximum): a network is
     often sure that a voxel is a vertebra, but not which one. Objects are the connected components of the combined
-    mask, split where they only touch (`split_touching`) and by the network's labels where these are reliable. From the
-    end of the row that `number.along` names, they get the classes in order. If there are more objects than classes, the
-    largest consecutive ones get them and the others become background. If there are fewer, the network's own labels
-    vote, voxel by voxel, for the first class. Fragments, and voxels outside the mask, keep the network's labels.
+    mask, split where they only touch (`split_touching`) and by the network's labels where these are reliable. The
+    objects get the classes in order, starting at the end of the row that `number.along` names. If there are more
+    objects than classes, the largest consecutive objects get the classes and the others become background. If there are
+    fewer, the network's labels vote, voxel by voxel, for the class of the first object. Fragments, and voxels outside
+    the mask, keep the network's labels.
 
     Args:
         probabilities: (P, *spatial) floats.
-        comp: the competition, of volumes.
-        number: which classes, and along which direction.
+        comp: the competition, which must have volumes.
+        number: section `number`, with the classes and the direction.
         affine: 4×4, voxel to world (RAS+, mm).
 
     Returns:
@@ -66,9 +67,9 @@ def relabel_by_order(
         return result
     box = tuple(slice(*ends) for ends in nonzero_box(row[None]))
     total, votes = total[box], class_probabilities[(slice(None), *box)].argmax(axis=0)
-    changed = result[(slice(None), *box)]  # a view of the result
+    changed = result[(slice(None), *box)]  # this is a view of the result
     world, sign = WORLD_AXES[number.along]
-    upwards = sign * affine[world, :3]  # mm towards the named end, per voxel
+    upwards = sign * affine[world, :3]  # mm per voxel towards the end that `number.along` names
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     objects = split_touching(np.ascontiguousarray(row[box]), votes, number.split, spacing, upwards)
     ordered = _in_order(objects, number, upwards)
@@ -91,13 +92,13 @@ def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
         comp: the competition.
 
     Raises:
-        MaskfoldError: the file has none, or cannot be read.
+        MaskfoldError: the file has no affine, or cannot be read.
     """
     if hasattr(row, "image"):  # an image in memory
         name, affine = row.id, row.image.affine
     else:
         name, first = get_column(row, "id"), next(iter(json.loads(get_column(row, "images")).values()))
-        is_stack = not isinstance(first, str)  # slices have no affine of the volume
+        is_stack = not isinstance(first, str)  # files of slices do not have the affine of the volume
         affine = None if is_stack else read_case_header(comp, first, False, case_axes(comp, first)).affine
     if affine is None:
         raise MaskfoldError(
@@ -110,22 +111,22 @@ def case_affine(row: Any, comp: Competition) -> NDArray[np.float64]:
 def split_touching(
     row: Mask, votes: NDArray[Any], split: float | None, spacing: NDArray[np.float64], upwards: NDArray[np.float64]
 ) -> Labels:
-    """Split the row into objects where they touch.
+    """Split the row into objects at the places where they touch.
 
-    The core of an object is its thick part: where the distance to the edge exceeds `split` times the maximum of all.
-    Vertebrae that touch at their joints have one core each, the bodies. Each voxel belongs to the core with the
-    shortest path to it inside the row, in mm. Paths may cross edges and corners of voxels, since thin parts of a bone
-    may be connected only there: over sides alone, an arch would go to the neighbour.
+    The core of an object is its thick part, where the distance to the edge exceeds `split` times the maximum distance
+    in the row. Vertebrae that touch at their joints have one core each: their bodies. Each voxel gets the core with the
+    shortest path inside the row, in mm. Paths may cross edges and corners of voxels, because thin parts of a bone may
+    be connected only there; with paths over sides alone, an arch would be assigned to the neighbour.
 
-    The network's labels show the end of an object better than the cores, if they are reliable. If all are
-    (`_objects_by_votes`), they define the objects. Otherwise each object on which labels and cores nearly agree
-    follows the labels, and only the others are split by their cores; an object more than 1.6 times as large as the
-    median is split by the labels. Each voxel without a path goes to the nearest object.
+    If the network's labels are reliable, they show the end of an object better than the cores. If all labels are
+    reliable (`_objects_by_votes`), they define the objects. Otherwise the labels define only the objects on which
+    labels and cores nearly agree, and the cores split the other objects; an object that is more than 1.6 times as large
+    as the median is split by the labels. Each voxel without a path is assigned to the nearest object.
 
     Args:
         row: (*spatial) bool.
-        votes: (*spatial) integers, the network's class of each voxel among those of the row.
-        split: see above; None: objects are connected components.
+        votes: (*spatial) integers, the most probable of the row's classes at each voxel.
+        split: minimum thickness of a core, see above; None: objects are connected components.
         spacing: mm per axis.
         upwards: mm towards the end with the first class, per voxel along each axis.
 
@@ -176,7 +177,7 @@ def _grow(seeds: Labels, mask: Mask, spacing: NDArray[np.float64]) -> Labels:
 def _reliable_seeds(
     row: Mask, votes: NDArray[Any], cores: Labels, labels: Labels, spacing: NDArray[np.float64]
 ) -> Labels:
-    """Return seeds: objects by the network's labels around their cores if both nearly agree, else by the cores."""
+    """Return seeds: where labels and cores nearly agree, the network's labels around the core, otherwise the core."""
     table = _counts(cores.ravel(), votes.ravel())
     own = np.where(table.argmax(axis=1)[cores] == votes, cores, 0)
     by_votes = np.zeros_like(cores)
@@ -194,11 +195,12 @@ def _reliable_seeds(
 def _objects_by_votes(
     row: Mask, votes: NDArray[Any], cores: Labels, labels: Labels, upwards: NDArray[np.float64]
 ) -> Labels | None:
-    """Return the objects by the network's labels, 1 + class; None if the labels are unreliable.
+    """Return the objects that the network's labels define, as 1 + class; None if the labels are unreliable.
 
-    Reliable labels: each class is nearly one piece, is no larger than one object, and has one core, which hardly any
-    other class shares (in an object as large as two, two classes may share a core). Smaller pieces at their class's
-    position in the row keep it; others are 0 and go to the object around them.
+    Labels are reliable if each class is nearly one piece, is not larger than one object, and has one core, which hardly
+    any other class shares (in an object as large as two, two classes may share a core). Smaller pieces keep their class
+    if they lie at the position of this class in the row; other pieces become 0 and are assigned to the surrounding
+    object.
     """
     sizes = np.bincount(votes[row])
     main_classes = np.flatnonzero(sizes >= FRAGMENT_SHARE * sizes.max())
@@ -225,10 +227,10 @@ def _objects_by_votes(
     main_heights = np.array([heights[piece] for piece in main.values()])
     keep = ~_inside_row(pieces, row) & (np.bincount(pieces[row], cores[row] != 0, minlength=len(classes)) == 0)
     for piece in np.flatnonzero(keep):
-        if classes[piece] in main:  # no other object's middle is between the piece and its class's main piece
+        if classes[piece] in main:  # no middle of another object lies between the piece and the main piece of its class
             low, high = sorted((heights[piece], heights[main[int(classes[piece])]]))
             keep[piece] = not ((main_heights > low) & (main_heights < high)).any()
-        else:  # a small class, e.g. cut off by the image border: keep it if its position fits the order
+        else:  # keep a small class (e.g. cut off by the image border) if its position fits the order
             keep[piece] = bool(((main_classes < classes[piece]) == (main_heights > heights[piece])).all())
     keep[list(main.values())] = True
     keep[0] = False
@@ -246,7 +248,7 @@ def _pieces(row: Mask, votes: NDArray[Any]) -> tuple[Labels, NDArray[np.int64]]:
 
 
 def _inside_row(pieces: Labels, row: Mask) -> Mask:
-    """Return for each piece whether much of its surface is inside the row."""
+    """Return whether a large share of each piece's surface lies inside the row."""
     faces = np.zeros((2, int(pieces.max()) + 1), np.int64)
     for axis in range(row.ndim):
         for first, second in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
@@ -258,7 +260,7 @@ def _inside_row(pieces: Labels, row: Mask) -> Mask:
 
 
 def _split_large(labels: Labels, votes: NDArray[Any]) -> None:
-    """Split objects as large as two by the network's labels, in place."""
+    """Split objects that are as large as two by the network's labels, in place."""
     sizes = np.bincount(labels[labels != 0])
     median = np.sort(sizes[sizes > 0])[(np.count_nonzero(sizes) - 1) // 2]
     for large in np.flatnonzero(sizes > DOUBLE_OBJECT_RATIO * median):
@@ -270,7 +272,7 @@ def _split_large(labels: Labels, votes: NDArray[Any]) -> None:
 
 
 def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the objects that are not fragments, in order from the named end of the row."""
+    """Return the objects that are not fragments, ordered from the end that `number.along` names."""
     inside = objects != 0
     sizes = np.bincount(objects[inside])
     smallest = number.smallest if number.smallest is not None else FRAGMENT_SHARE * sizes.max()
@@ -280,7 +282,7 @@ def _in_order(objects: Labels, number: LabelOrdering, upwards: NDArray[np.float6
 
 
 def _heights(objects: Labels, upwards: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean position of each object towards the named end, in mm up to a constant; 0 for missing numbers."""
+    """Return the mean position of each object along the row, in mm up to a constant; 0 for missing numbers."""
     inside = objects != 0
     found = objects[inside]
     return np.asarray(np.bincount(found, np.argwhere(inside) @ upwards) / np.maximum(np.bincount(found), 1), np.float64)
@@ -289,7 +291,7 @@ def _heights(objects: Labels, upwards: NDArray[np.float64]) -> NDArray[np.float6
 def _class_indices(
     ordered: NDArray[np.int64], objects: Labels, votes: NDArray[Any], class_count: int
 ) -> NDArray[np.int64]:
-    """Return the index of each object among the classes; -1 if it gets none."""
+    """Return the class index of each object; -1 for an object that gets no class."""
     inside = objects != 0
     table = np.zeros((int(objects.max()) + 1, class_count), np.int64)
     counts = _counts(objects[inside], votes[inside])
@@ -311,7 +313,7 @@ def _class_indices(
 
 
 def _counts(objects: NDArray[Any], votes: NDArray[Any]) -> NDArray[np.int64]:
-    """Return how many voxels of each object the network assigns to each class."""
+    """Return the number of voxels of each object that the network assigns to each class."""
     classes = int(votes.max(initial=0)) + 1
     pairs = np.bincount(
         objects.astype(np.int64) * classes + votes, minlength=(int(objects.max(initial=0)) + 1) * classes

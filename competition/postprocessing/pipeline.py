@@ -1,4 +1,4 @@
-"""Convert probabilities to masks and objects by each class's list of steps."""
+"""Convert probabilities to masks and objects with the list of steps of each class."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ def apply_ordering(
     row: Any = None,
     presence: NDArray[Any] | None = None,
 ) -> CaseProbabilities:
-    """Return a case's probabilities for the steps, relabelled by the objects' order if `number` is set.
+    """Return a case's probabilities for the steps; if `number` is set, objects are relabelled by their order.
 
     Args:
         probabilities: (P, *spatial) floats.
         comp: the competition.
         settings: the post-processing; only `number` is used.
-        row: of the case table, or `competition.ensembling.ensemble.InMemoryCase`; `number` requires its affine.
-        presence: see `CaseProbabilities`.
+        row: row of the case table, or `competition.ensembling.ensemble.InMemoryCase`; `number` requires the case's
+            affine.
+        presence: class presence, see `CaseProbabilities`.
 
     Raises:
         MaskfoldError: `number` is set and the case has no affine.
@@ -53,12 +54,12 @@ def postprocess(
     Args:
         probabilities: (P, *spatial) floats; see `CaseProbabilities`.
         comp: the competition.
-        settings: the steps. Without steps: argmax, or 0.5 where classes overlap.
+        settings: the steps; without steps, masks are made by argmax, or by the threshold 0.5 if classes overlap.
         row: see `apply_ordering`.
-        presence: see `CaseProbabilities`; required if a class has the step `gate`.
+        presence: class presence, see `CaseProbabilities`; required if a class has the step `gate`.
 
     Raises:
-        MaskfoldError: as `apply_ordering`, or a required presence is missing.
+        MaskfoldError: as for `apply_ordering`, or a required class presence is missing.
     """
     evidence = apply_ordering(probabilities, comp, settings, row, presence)
     classes = [run_steps(evidence, index, settings.steps_for(name)) for index, name in enumerate(comp.classes)]
@@ -80,18 +81,20 @@ def run_steps(
     """Apply steps to one class and return its mask and objects.
 
     Args:
-        evidence: the case.
-        index: the class.
-        steps: in order.
-        cache: results of this class by their steps; steps in it are not applied again.
+        evidence: probabilities of the case.
+        index: index of the class.
+        steps: the steps, in order.
+        cache: earlier results of this class by their steps; these steps are not applied again.
     """
     cache = {} if cache is None else cache
     steps = tuple(steps)
-    start = next((n for n in range(len(steps), 0, -1) if steps[:n] in cache), 0)  # longest cached prefix
+    # Start from the longest cached prefix of the steps.
+    start = next((n for n in range(len(steps), 0, -1) if steps[:n] in cache), 0)
     result = cache[steps[:start]] if start else ClassMask(evidence.masks[index])
     for position in range(start, len(steps)):
         result = apply_step(result, steps[position], evidence, index)
-        if not isinstance(steps[position].step, Gate):  # gates are cheap, and a search tries very many of them
+        # Gates are not cached, because they are cheap and a search tries very many of them.
+        if not isinstance(steps[position].step, Gate):
             cache[steps[: position + 1]] = result
     return result
 
@@ -99,7 +102,7 @@ def run_steps(
 def drop_passing_gates(
     evidence: CaseProbabilities, index: int, steps: Sequence[StepConfig]
 ) -> tuple[StepConfig, ...] | None:
-    """Return the steps without the gates that pass the whole case; None if a gate passes nothing."""
+    """Return the steps without gates that keep the whole case; None if a gate removes the whole case."""
     passing = {step: evidence.present(index, step.value) for step in steps if isinstance(step.step, Gate)}
     if not all(passes.any() for passes in passing.values()):
         return None

@@ -1,4 +1,4 @@
-"""The score that a run would submit, and the best run of a competition by it."""
+"""The expected score of a run's submission, and the best run of a competition by this score."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from competition.runs.summary import SUMMARY_FILE, read_summary
 
 
 class SubmittedScore(NamedTuple):
-    """The out-of-fold score of the masks that a run would submit.
+    """The out-of-fold score of the masks that a submission of a run would have.
 
     Attributes:
-        value: by the competition's metric.
-        is_nested: whether each fold's cases have post-processing that was tuned on the other folds; False: the score of
-            the summary, or that of the YAML's steps if tuned ones were not kept.
+        value: score by the competition's metric.
+        is_nested: whether the post-processing of each fold's cases was tuned on the other folds. If False, the score is
+            that of the summary, or of the YAML's steps if the tuned steps were not kept.
     """
 
     value: float
@@ -29,15 +29,15 @@ class SubmittedScore(NamedTuple):
 
     @property
     def note(self) -> str:
-        """What the score is of."""
+        """A description of the score: nested, or without tuned steps."""
         return "post-processing tuned on the other folds" if self.is_nested else "no tuned post-processing"
 
 
 def submitted_score(run: Run) -> SubmittedScore | None:
-    """Return the score that a submission of the run is expected to have, without computing anything.
+    """Return the expected score of a submission of the run, from stored results only.
 
-    If `postprocess.tune` is set and `maskfold submit` has tuned the run as it is now, the nested score; otherwise the
-    score in `summary.json`. None without a score.
+    If `postprocess.tune` is set and there is a valid tuning result, this is the nested score, otherwise the score in
+    `summary.json`; None if there is no score.
 
     Raises:
         MaskfoldError: `summary.json` cannot be read, or was edited.
@@ -59,14 +59,13 @@ def best_run(
 ) -> Run:
     """Find the run with the best score among all finished runs of a competition.
 
-    Compares only scores by the competition's metric over all folds; each as it would be submitted, see
-    `submitted_score`.
+    Only scores by the competition's metric over all folds are compared; each is a `submitted_score`.
 
     Args:
-        name: an experiment's YAML, or a run, of the competition; see `find_run`.
+        name: an experiment's YAML, or a run, that identifies the competition; see `find_run`.
         overrides: `key=value` strings.
         trust: additional packages that `target` may name.
-        say: takes a line for the user.
+        say: receives a line for the user.
 
     Raises:
         MaskfoldError: no run of the competition has all its folds.
@@ -95,7 +94,7 @@ def best_run(
 
 
 def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]) -> SubmittedScore | None:
-    """Return a run's score if it is of this competition, by its metric, and over all folds."""
+    """Return a run's score if the run belongs to this competition and the score is by its metric over all folds."""
     from competition.data.splits import read_folds
 
     try:
@@ -105,7 +104,7 @@ def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]
         if run_comp.name != comp.name or run_comp.metric != comp.metric or plain.get("score") is None:
             return None
         complete = folds <= {result["fold"] for result in plain["folds"]}
-        # Nothing of the run is built, so its packages do not need trust here.
+        # no class of the run is built, so its packages need not be trusted here
         return submitted_score(load_run(summary.parent, None, overrides)) if complete else None
     except (OSError, ValueError, LookupError, TypeError, MaskfoldError):
         return None

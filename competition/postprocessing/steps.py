@@ -1,4 +1,4 @@
-"""Post-processing steps: one class for each, with the keys of its YAML, its function and its search candidates.
+"""Post-processing steps: one class per step, with its keys in the YAML, its function and its search candidates.
 
 The order of the classes is the order of the steps in tuned lists and the order in which the search visits them.
 """
@@ -19,10 +19,10 @@ from competition.config.postprocess import STEPS, Step
 from competition.postprocessing import mask_operations
 from competition.postprocessing.case import CaseProbabilities, ClassMask
 
-MASK_SLOT = "mask"  # the slot of the steps that make the mask
-MANY_OBJECTS = 200  # number of true objects from which the smallest one is representative
-MIN_EMPTY_SHARE = 0.05  # minimum share of cases without a class for which the triplet rule is tried
-MAX_MORPHOLOGY_VOXELS = 2**24  # maximum voxels of a case for which opening and closing are searched
+MASK_SLOT = "mask"  # slot of the steps that make the mask
+MANY_OBJECTS = 200  # number of true objects from which the smallest object is representative
+MIN_EMPTY_SHARE = 0.05  # minimum share of cases without the class for trying the triplet rule
+MAX_MORPHOLOGY_VOXELS = 2**24  # maximum number of voxels of a case for which opening and closing are searched
 
 
 class TruthSizes(NamedTuple):
@@ -34,12 +34,12 @@ class TruthSizes(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What a step knows about a class when it proposes candidates.
+    """Data on a class from which a step derives its search candidates.
 
     Attributes:
         exp: the experiment.
-        truths: the class's true sizes in each case.
-        largest: pixels of the largest case.
+        truths: true sizes of the class in each case.
+        largest: number of pixels of the largest case.
         has_boundary: whether there is a boundary class.
         presence: whether steps that require the presence head are searched.
     """
@@ -56,7 +56,7 @@ class SearchContext:
 
 @STEPS.register("threshold")
 class Threshold(Step):
-    """Set the threshold of the probability, instead of argmax, or of 0.5 if classes overlap."""
+    """Threshold the probability, instead of argmax (or instead of the threshold 0.5 if classes overlap)."""
 
     creates_mask = True
     slot = MASK_SLOT
@@ -76,7 +76,7 @@ class Threshold(Step):
 
 @STEPS.register("triplet")
 class Triplet(Step):
-    """Double threshold: the mask is empty unless at least `pixels` pixels exceed `high`; otherwise cut at `low`."""
+    """Double threshold: all pixels above `low` if at least `pixels` pixels exceed `high`, otherwise an empty mask."""
 
     creates_mask = True
     slot = MASK_SLOT
@@ -92,7 +92,7 @@ class Triplet(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Triplet]:
-        """Return triplets only if some cases are empty: otherwise the rule can only remove true masks."""
+        """Return triplets only if some cases are empty, because otherwise the rule could only remove true masks."""
         areas = [truth.pixels for truth in search.truths if truth.pixels]
         if not areas or len(areas) > (1 - MIN_EMPTY_SHARE) * len(search.truths):
             return []
@@ -106,7 +106,7 @@ class Triplet(Step):
 
 @STEPS.register("gate")
 class Gate(Step):
-    """Empty the mask if the presence head's probability of the class is below `value`; by slice for 2.5D networks."""
+    """Empty the mask if the presence head's probability is below `value` (for 2.5D networks, slice by slice)."""
 
     needs_presence = True
     slot = MASK_SLOT
@@ -138,7 +138,7 @@ class Gate(Step):
 
 @STEPS.register("open")
 class Open(Step):
-    """Binary opening by a disk or ball."""
+    """Opening with a disk or ball."""
 
     value: PositiveInt  # radius in pixels
 
@@ -154,7 +154,7 @@ class Open(Step):
 
 @STEPS.register("close")
 class Close(Step):
-    """Binary closing by a disk or ball."""
+    """Closing with a disk or ball."""
 
     value: PositiveInt  # radius in pixels
 
@@ -170,7 +170,7 @@ class Close(Step):
 
 @STEPS.register("fill_holes")
 class FillHoles(Step):
-    """Fill background that is enclosed by the mask, or by one object."""
+    """Fill background that the mask, or one object, encloses."""
 
     value: Annotated[bool, Field(strict=True)]
 
@@ -182,7 +182,7 @@ class FillHoles(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[FillHoles]:
-        """Return the only form of the step."""
+        """Return the step, which has no parameters to search."""
         return [cls(value=True)]
 
 
@@ -193,8 +193,10 @@ class Split(Step):
     searched_twice = True
 
     distance: Annotated[float, Field(gt=0)] | None = None  # pixels: height of a distance peak above its saddle
-    smooth: Annotated[float, Field(ge=0)] = 1.0  # of the distance, in pixels
-    boundary: UnitInterval | None = None  # seeds are where the probability of an object's inside is above this
+    # Standard deviation, in pixels, of the Gaussian that smooths the distance.
+    smooth: Annotated[float, Field(ge=0)] = 1.0
+    # Seeds are the pixels whose probability of being inside an object is above this value.
+    boundary: UnitInterval | None = None
     smallest: PositiveInt = 4  # minimum seed size in pixels
 
     @model_validator(mode="after")
@@ -215,7 +217,7 @@ class Split(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[Split] | None:
-        """Return splits by distance and, if there is a boundary class, by boundary; None without instances."""
+        """Return splits by distance and, if there is a boundary class, by boundary; None if objects are not scored."""
         if not search.exp.competition.instances:
             return None
         pairs = ((1.0, 1.0),) if search.has_boundary else ((0.5, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0))
@@ -249,7 +251,7 @@ class RemoveSmall(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[RemoveSmall]:
-        """Return shares of small true sizes, since removed objects must be smaller than nearly all true ones."""
+        """Return fractions of small true sizes, so that removed objects are smaller than nearly all true objects."""
         sizes = [size for truth in search.truths for size in truth.object_sizes]
         if not sizes:
             return []
@@ -270,23 +272,23 @@ class KeepLargest(Step):
 
     @classmethod
     def candidates(cls, search: SearchContext) -> list[KeepLargest] | None:
-        """Return small numbers; None if the competition scores objects."""
+        """Return small numbers of components; None if the competition scores objects."""
         return None if search.exp.competition.instances else [cls(value=count) for count in (1, 2, 3)]
 
 
 def _radii(search: SearchContext) -> tuple[int, ...]:
-    """Return the radii of opening and closing; none for large cases, which would take too long."""
+    """Return the radii of opening and closing; an empty tuple for large cases, which would take too long."""
     if search.largest > MAX_MORPHOLOGY_VOXELS:
         return ()
     return (1,) if search.exp.competition.dimensions == 3 else (1, 2)
 
 
 def _safe_size(sizes: Sequence[int]) -> float:
-    """Return the size in pixels below which another true object is very unlikely.
+    """Return a size in pixels such that a new true object is very unlikely to be smaller.
 
-    The lower 99 % prediction bound for one more observation of a log-normal size (Hahn and Meeker, Statistical
-    Intervals, section 4.7), since the smallest of a few objects says little about the next one; unlimited for many
-    objects.
+    This is the lower 99 % prediction bound for one more observation of a log-normal size (Hahn and Meeker, Statistical
+    Intervals, section 4.7), because the smallest of a few objects says little about the next object. It is infinite for
+    `MANY_OBJECTS` or more objects, and 0 for fewer than three.
     """
     if len(sizes) >= MANY_OBJECTS:
         return np.inf

@@ -1,4 +1,4 @@
-"""Search each class's steps on out-of-fold predictions; estimate their gain on other cases than they were tuned on."""
+"""Search each class's steps on out-of-fold predictions, and estimate the gain on cases that did not tune them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from competition.runs.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-TUNING_VERSION = 1  # to be increased when the search changes
+TUNING_VERSION = 1  # increase this version when the search changes
 TUNING_FILE, TUNING_SCORES_FILE = "postprocess.json", "postprocess_scores.csv"
-SINGLE_FOLD_PARTS = 5  # number of parts of a single fold's cases
+SINGLE_FOLD_PARTS = 5  # number of parts into which the cases of a single fold are split
 MIN_GAIN = 0.001  # minimum gain of the nested score that justifies a step
 
 
@@ -41,19 +41,20 @@ class TuningResult:
     """The result of a search.
 
     Attributes:
-        settings: the steps to use: the tuned ones, or the experiment's own if the nested score did not improve.
-        best_steps: the best steps of each class on all cases, used or not.
-        before: the score of the experiment's own steps.
-        after: the score of the tuned steps on the cases they were tuned on (optimistic).
-        nested: the score of each fold's cases with the steps tuned on the other folds.
-        gain: by how much nested is better than before, with its 95 % interval.
-        kept: whether the tuned steps are used: the gain is at least `MIN_GAIN`, and its interval is above 0.
-        rows: score rows of the steps in use: nested if tuned, else before.
-        presence_gain: the gain from the step `gate`: of the nested score of a search with it over one without; None
-            without a presence head. The tuned steps include it only if that is at least `MIN_GAIN` and its
-            interval is above 0.
-        part_steps: by the part of the cases that a search left out, the steps of each class that it found; empty if
-            the cases are one part, or for a result stored by an older version.
+        settings: the steps to use: the tuned steps, or those of the experiment if the nested score did not improve.
+        best_steps: best steps of each class on all cases, even if they are not used.
+        before: score of the experiment's steps.
+        after: score of the tuned steps on the cases on which they were tuned (optimistic).
+        nested: score if each fold's cases get the steps that were tuned on the other folds.
+        gain: improvement of `nested` over `before`, with its 95 % interval.
+        kept: whether the tuned steps are used, which requires a gain of at least `MIN_GAIN` whose interval lies above
+            0.
+        rows: score rows of the steps in use: those of `nested` if the tuned steps are used, else those of `before`.
+        presence_gain: gain from the step `gate`: improvement of the nested score of a search with it over that of a
+            search without it; None without a presence head. The tuned steps include the step only if this gain is at
+            least `MIN_GAIN` and its interval lies above 0.
+        part_steps: steps of each class that the search without a part of the cases found, by part; empty if there is
+            only one part, or if an older version stored the result.
     """
 
     settings: PostprocessConfig
@@ -69,11 +70,11 @@ class TuningResult:
 
     @property
     def score(self) -> float:
-        """The score that a submission with these settings is expected to have: nested if tuned, else before."""
+        """The expected score of a submission: `nested` if the tuned steps are used, else `before`."""
         return self.nested if self.kept else self.before
 
     def nested_settings(self, part: int) -> PostprocessConfig:
-        """Return the settings whose steps were found without a part of the cases; those in use if none were kept."""
+        """Return the settings that were found without a part of the cases; if no steps were kept, `settings`."""
         if not self.kept:
             return self.settings
         steps = {name: list(found) for name, found in self.part_steps[part].items()}
@@ -106,15 +107,15 @@ class TuningResult:
 def tune_postprocessing(
     evaluation: OofScores, seed: int, groups: dict[str, str] | None, context: Context = Context()
 ) -> TuningResult:
-    """Run coordinate descent over the slots of each class, on all cases and once without each fold.
+    """Run coordinate descent over the slots of each class, once on all cases and once without each fold.
 
-    Each list of steps is scored once on every case; the descents only choose among those scores, each on its own cases.
+    Each list of steps is scored only once on every case. Each descent then compares the scores of its own cases.
 
     Args:
-        evaluation: scores of the ensemble, open.
-        seed: of the bootstrap.
-        groups: the group of each case, for the intervals.
-        context: its log takes progress messages.
+        evaluation: scores of the ensemble, in their `with` block.
+        seed: seed of the bootstrap.
+        groups: group of each case, for the intervals.
+        context: progress messages go to its log.
     """
     exp, comp = evaluation.ensemble.runs[0].exp, evaluation.ensemble.comp
     own = [exp.postprocess.steps_for(name) for name in comp.classes]
@@ -161,20 +162,20 @@ def tune_postprocessing(
 
 
 def is_significant(gain: ScoreGain) -> bool:
-    """Return whether a gain is large enough to use a step."""
+    """Return whether a gain is large enough to use the steps."""
     return bool(gain.value >= MIN_GAIN and gain.low > 0)
 
 
 def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int) -> dict[str, int]:
-    """Return the part of each case that nested tuning leaves out together: its fold.
+    """Return the part of each case, which is its fold; nested tuning leaves out one part at a time.
 
-    If only one fold was predicted (a holdout, `folds.run: [0]`), its cases are split into `SINGLE_FOLD_PARTS` parts by
-    group: no network saw any of them. With fewer groups than that, all cases are one part.
+    If only one fold was predicted (a holdout, or `folds.run: [0]`), its cases are split by group into
+    `SINGLE_FOLD_PARTS` parts. If there are fewer groups, all cases are one part.
 
     Args:
-        rows: of the case table by id; `group` is read.
-        fold_of: the fold that predicted each case.
-        seed: of the split.
+        rows: rows of the case table by id; only the column `group` is read.
+        fold_of: fold that predicted each case.
+        seed: seed of the split.
     """
     if len({fold_of[case] for case in rows}) > 1:
         return {case: fold_of[case] for case in rows}
@@ -187,7 +188,7 @@ def tuning_parts(rows: Mapping[str, Any], fold_of: Mapping[str, int], seed: int)
 
 
 class _CoordinateDescent:
-    """Coordinate descents that run in parallel, so that each pass over the cases serves all of them."""
+    """Several coordinate descents that run together, so that each pass over the cases serves all of them."""
 
     def __init__(
         self,
@@ -207,7 +208,7 @@ class _CoordinateDescent:
         self.selected = {part: np.ones(len(case_parts), bool) if part is None else case_parts != part for part in parts}
 
     def run(self, context: Context) -> dict[int | None, list[Steps]]:
-        """Search each slot in turn, some of them twice; return the best steps of each class for each part."""
+        """Search the slots one by one, some of them twice; return the best steps of each class for each part."""
         exp, truths = self.evaluation.ensemble.runs[0].exp, self.evaluation.truth_sizes()
         largest = max(int(np.prod(_shape(row))) for row in self.evaluation.rows.values())
         boundary = any(run.exp.prepare.boundary is not None for run, _ in self.evaluation.ensemble.active)
@@ -242,7 +243,7 @@ class _CoordinateDescent:
         return slot.candidates(self.best[part, index], step_order(self.own[index]))
 
     def _choose(self, part: int | None, index: int, lists: Sequence[Steps]) -> None:
-        """Keep the current list unless one scores better; of equals the first, which is the simplest."""
+        """Keep the current list unless another one scores better; of equally good lists take the first and simplest."""
         best = self._score(part, index, self.best[part, index])
         for steps in lists:
             value = self._score(part, index, steps)
@@ -260,7 +261,7 @@ class _CoordinateDescent:
 
 
 def class_score(rows: Sequence[dict[str, Any]], metric: MetricConfig, selected: np.ndarray[Any, Any]) -> float:
-    """Return the metric of one class over the selected cases; nan if none of them has a score."""
+    """Return the metric of one class over the selected cases; nan if no selected case has a score."""
     if metric.average == "global":
         counts = [np.array([row[key] for row in rows])[selected].sum() for key in ("tp", "fp", "fn")]
         return float(score_from_counts(metric, *counts))
@@ -280,14 +281,14 @@ def _shape(row: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class StepSlot:
-    """A position in the list of steps: the names of the steps allowed there, and the alternatives (empty: no step)."""
+    """A position in the list of steps: names of the steps that may be there, and the alternatives (empty: no step)."""
 
     names: tuple[str, ...]
     options: tuple[Steps, ...]
     searched_twice: bool = False
 
     def candidates(self, current: Steps, order: Sequence[str]) -> list[Steps]:
-        """Return the current list with each alternative in this slot."""
+        """Return one list per alternative: the current list with that alternative in this slot."""
         rest = [step for step in current if step.name not in self.names]
         return [tuple(sorted([*rest, *option], key=lambda step: order.index(step.name))) for option in self.options]
 
@@ -300,18 +301,18 @@ def search_slots(
     start: Steps,
     presence: bool = False,
 ) -> list[StepSlot]:
-    """Return the slots of one class, in search order: that of the registered steps, then the user's own ones.
+    """Return the slots of one class in search order: first the registered steps, then the user's own steps.
 
     Args:
         exp: the experiment.
         truths: the class's true sizes in each case.
         largest: pixels of the largest case.
         has_boundary: whether there is a boundary class.
-        start: the experiment's own steps; if any, only their kinds are searched.
-        presence: search the steps that require the presence head too.
+        start: steps of the experiment; if there are any, only these kinds of steps are searched.
+        presence: whether to search also the steps that require the presence head.
 
     Returns:
-        The slots; the alternatives of each include the experiment's own value.
+        The slots; the alternatives of each slot include the experiment's value.
     """
     search = SearchContext(exp, truths, largest, has_boundary, presence)
     slots: dict[str, list[_Candidates]] = {}
@@ -329,7 +330,7 @@ def search_slots(
 
 
 def step_order(start: Steps) -> tuple[str, ...]:
-    """Return the order of steps: those that make the mask, then the experiment's own, then the registered ones."""
+    """Return the order of steps: those that make the mask, then those of the experiment, then the registered steps."""
     steps = {**dict(_registered()), **{step.name: type(step.step) for step in start}}
     masks = [name for name, cls in steps.items() if cls.creates_mask]
     own = [step.name for step in start]
@@ -349,11 +350,11 @@ def _registered() -> list[tuple[str, type[Step]]]:
 
 
 def _build_slot(members: Sequence[_Candidates], kinds: set[str]) -> StepSlot:
-    """Return the slot of steps that are alternatives to each other.
+    """Return the slot of steps that are alternatives.
 
     Args:
-        members: the steps of the slot and their candidates.
-        kinds: the names of the experiment's own steps.
+        members: steps of the slot, with their candidates.
+        kinds: names of the experiment's steps.
     """
     plain = [member for member in members if not member.cls.combines]
     names = tuple(member.name for member in plain)
@@ -371,12 +372,13 @@ def _build_slot(members: Sequence[_Candidates], kinds: set[str]) -> StepSlot:
 
 
 def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = None) -> None:
-    """Save the tuning result of a run; the caller holds the lock of the run.
+    """Save the tuning result of a run; the caller must hold the lock of the run.
 
     Args:
         run: the run.
         tuning: the result.
-        key: the state of the run for which it is valid, from `tuning_key` before the search; None: the present one.
+        key: state of the run for which the result is valid, from `tuning_key` before the search; None: the current
+            state.
     """
     write_table(tuning.rows, run.folder / TUNING_SCORES_FILE)
     plain: dict[str, Any] = {
@@ -393,24 +395,24 @@ def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = Non
 
 
 def _record_digest(plain: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a stored result without its digest, as it is after writing and reading it as JSON."""
+    """Return the SHA-256 of a stored result without its digest; the result is first converted to JSON and back."""
     text = json.dumps(nan_to_none({key: value for key, value in plain.items() if key != "digest"}), sort_keys=True)
     return json_digest(json.loads(text))
 
 
 def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
-    """Return the tuning result of the run; None if its data, its folds or its `postprocess` have changed since.
+    """Return the tuning result of the run; None if the data, the folds or `postprocess` have changed since the search.
 
     Args:
         run: the run.
-        with_data: return None also for a result of 0.1, which does not say on which data it was tuned.
+        with_data: whether to return None also for a result of version 0.1, which does not record its data.
     """
     try:
         plain = parse_json_object((run.folder / TUNING_FILE).read_bytes())
         if plain.get("digest", digest := _record_digest(plain)) != digest:
             return None
         key = tuning_key(run)
-        if not with_data and "data" not in plain["key"]:  # of 0.1
+        if not with_data and "data" not in plain["key"]:  # a result of version 0.1
             key = {name: value for name, value in key.items() if name not in ("data", "table")}
         if plain["key"] != key:
             return None
@@ -431,7 +433,7 @@ def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
             part_steps,
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, MaskfoldError):
-        return None  # a damaged file is not an error: the search can be repeated
+        return None  # a damaged file is not an error, because the search can be repeated
 
 
 def _read_gain(plain: Mapping[str, Any]) -> ScoreGain:
@@ -453,7 +455,7 @@ def _read_steps(plain: Mapping[str, Any]) -> dict[str, Steps]:
 
 
 def tuning_key(run: Run) -> dict[str, Any]:
-    """Return what the result of a search depends on: the predictions, the truth, the settings and the metric."""
+    """Return the state on which the result of a search depends: predictions, truth, settings and metric."""
     settings = {
         key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None
     }

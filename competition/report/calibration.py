@@ -1,4 +1,4 @@
-"""Section with reliability diagrams, calibration errors, and Dice by threshold."""
+"""Report section with reliability diagrams, calibration errors, and Dice by threshold."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ Ints = NDArray[np.int64]
 
 TEMPLATE = "run.html.j2"
 ABSENT_TEXT = "absent from the truth of these cases"
-BINS = 15  # bins of the reliability diagram: (0, 1/15], (1/15, 2/15], …; probability 0 is in the first
+BINS = 15  # number of bins of the reliability diagram: (0, 1/15], (1/15, 2/15], …; probability 0 is in the first bin
 
 
 def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
-    """Return the section with reliability diagrams, calibration errors and Dice against the threshold."""
+    """Return the section with reliability diagrams, calibration errors, and Dice as a function of the threshold."""
     comp = results.run.exp.competition
     cases = sample_evenly(list(oof.fold_of))
     context.say(f"calibration over {len(cases)} cases")
@@ -83,7 +83,7 @@ def calibration_section(results: RunResults, oof: OofPredictions, folder: Path, 
 
 
 def mean_scored_dice(results: RunResults, cases: list[str]) -> list[float]:
-    """Return the run's mean Dice of each class over the cases whose truth has it; nan if no case has it."""
+    """Return the run's mean Dice of each class over the cases whose truth has the class; nan if there are none."""
     rows = results.rows()
     rows = rows[rows["id"].isin(cases) & (rows["tp"] + rows["fn"] > 0)]
     means = rows.groupby("class")["dice"].mean()
@@ -107,7 +107,7 @@ def _row(name: str, class_tally: CalibrationCounts, scored: float) -> list[str]:
 
 
 def draw_reliability(tallies: list[CalibrationCounts], classes: list[str], shown: list[int], path: Path) -> None:
-    """Draw for each class the share of pixels that belong to it against their mean probability."""
+    """Draw, for each class, the share of pixels that belong to the class against their mean probability."""
     figure, grid = panel_grid(len(shown), height=3.2, columns=3)
     for axes, index in zip(grid, shown, strict=True):
         class_tally = tallies[index]
@@ -134,7 +134,7 @@ def draw_reliability(tallies: list[CalibrationCounts], classes: list[str], shown
 
 
 def _hide_axes(axes: Axes) -> None:
-    """Hide ticks and spines: only the shape of the bars matters."""
+    """Hide ticks and spines, because only the shape of the bars matters."""
     axes.set_yticks([])
     axes.minorticks_off()
     for side in ("top", "right", "left", "bottom"):
@@ -149,7 +149,7 @@ def draw_thresholds(
     exclusive: bool,
     path: Path,
 ) -> None:
-    """Draw for each class the Dice against the threshold, and mark the run's score."""
+    """Draw, for each class, the Dice against the threshold, and mark the run's score."""
     figure, grid = panel_grid(len(shown), height=2.9, columns=3)
     for axes, index in zip(grid, shown, strict=True):
         style_axes(axes, classes[index], xlabel="threshold", ylabel="mean Dice")
@@ -200,7 +200,7 @@ def draw_thresholds(
 MAX_CASES = 60
 HISTOGRAM_STEPS = 60  # multiple of 15 and 20, so that one histogram gives both bins and thresholds
 THRESHOLDS: Floats = np.arange(1, 20) / 20  # 0.05, 0.10, …, 0.95
-PIXELS_PER_CHUNK = 2**21  # pixels processed at a time
+PIXELS_PER_CHUNK = 2**21  # number of pixels that are processed at once
 
 
 @dataclass
@@ -208,11 +208,11 @@ class CalibrationCounts:
     """Calibration counts of one class over all cases.
 
     Attributes:
-        pixels: (61,) number of pixels with a probability in ((k - 1)/60, k/60]; k = 0 is probability 0.
+        pixels: (61,) number of pixels with a probability in ((k - 1)/60, k/60] at index k; index 0 is probability 0.
         positives: (61,) number of these pixels that belong to the class.
         sums: (61,) sum of their probabilities.
-        dice: for each case with the class, Dice (19,) of the pixels above each threshold.
-        left_empty: for each case without the class, whether no pixel is above each threshold, (19,) bool.
+        dice: Dice (19,) of the pixels above each threshold, for each case that has the class.
+        left_empty: whether no pixel is above each threshold, (19,) bool, for each case that does not have the class.
     """
 
     pixels: Ints = field(default_factory=lambda: np.zeros(HISTOGRAM_STEPS + 1, np.int64))
@@ -251,10 +251,11 @@ class CalibrationCounts:
     def ece(self, uncertain_only: bool = False) -> float:
         """Return the expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
-        It is the mean over pixels of |probability - frequency| of their bin; nan for an absent class.
+        The error is the mean over pixels of |probability - frequency| of the pixel's bin; nan for an absent class.
 
         Args:
-            uncertain_only: exclude the first and last bin, because certain background pixels dominate the mean.
+            uncertain_only: whether to exclude the first and last bin, because certain background pixels dominate the
+                mean.
         """
         pixels, mean, share = self.bins()
         if uncertain_only:
@@ -268,7 +269,7 @@ class CalibrationCounts:
         return np.mean(self.dice, axis=0) if self.dice else np.full(len(THRESHOLDS), nan)
 
     def share_left_empty(self) -> Floats | None:
-        """Return, of the cases without the class, the share (19,) that has no pixel above the threshold.
+        """Return the share (19,) of the cases without the class that have no pixel above the threshold.
 
         None if all cases have the class.
         """
@@ -283,13 +284,13 @@ def sample_evenly(cases: Sequence[str], limit: int = MAX_CASES) -> list[str]:
 
 
 def describe_sample(cases: Sequence[str], oof: OofPredictions) -> str:
-    """Describe a sample: `all 40 cases`, or `60 of 564 cases, evenly sampled`."""
+    """Describe a sample of cases, e.g. `all 40 cases` or `60 of 564 cases, evenly sampled`."""
     total = len(oof.fold_of)
     return f"all {total} cases" if len(cases) == total else f"{len(cases)} of {total} cases, evenly sampled"
 
 
 def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[CalibrationCounts]:
-    """Count each class over the cases, with one case in memory at a time."""
+    """Count the pixels of each class over the cases, with one case in memory at a time."""
     comp = oof.run.exp.competition
     tallies = [CalibrationCounts() for _ in comp.classes]
     rows = oof.rows()
@@ -301,7 +302,7 @@ def count_calibration(oof: OofPredictions, cases: Sequence[str]) -> list[Calibra
 
 
 def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competition) -> list[tuple[Ints, Ints, Floats]]:
-    """Return one case's histograms per class, without ignored pixels and with the boundary class merged."""
+    """Return the histograms of each class for one case, without ignored pixels and with the boundary class merged."""
     bins = HISTOGRAM_STEPS + 1
     histograms = [(np.zeros(bins, np.int64), np.zeros(bins, np.int64), np.zeros(bins)) for _ in comp.classes]
     step = max(1, PIXELS_PER_CHUNK // max(1, truth[0, 0].size))
@@ -314,7 +315,7 @@ def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competit
         for index, (pixels, positives, sums) in enumerate(histograms):
             valid = chunk_truth[0 if comp.labels == "exclusive" else index] != IGNORE_LABEL
             probability, mask = chunk[index + (comp.labels == "exclusive")][valid], masks[index][valid]
-            # float16 times 60 is exact in float32, so rounding moves no pixel to another step.
+            # float16 times 60 is exact in float32, so rounding cannot move a pixel to another step.
             code = np.clip(np.ceil(probability * np.float32(HISTOGRAM_STEPS)), 0, HISTOGRAM_STEPS).astype(np.int64)
             pixels += np.bincount(code, minlength=bins)
             positives += np.bincount(code[mask], minlength=bins)
@@ -323,7 +324,7 @@ def _histograms(probabilities: NDArray[Any], truth: NDArray[Any], comp: Competit
 
 
 def _to_bins(values: NDArray[Any]) -> NDArray[Any]:
-    """Sum (61,) steps to (15,) bins; steps 0 to 4 are the first bin."""
+    """Sum (61,) steps to (15,) bins; steps 0 to 4 form the first bin."""
     sums = values[1:].reshape(BINS, HISTOGRAM_STEPS // BINS).sum(axis=1)
     sums[0] += values[0]
     return sums

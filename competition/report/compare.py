@@ -1,4 +1,4 @@
-"""Page that compares two runs."""
+"""The page that compares two runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_comparison(comparison: Comparison, folder: Path, count: int = 10, cont
         comparison: the result of `competition.ensembling.compare.compare_two_runs`.
         folder: the output folder.
         count: number of cases to draw; those with the largest change are drawn.
-        context: its log takes progress messages.
+        context: progress messages go to its log.
 
     Returns:
         The page.
@@ -68,7 +68,7 @@ def check_comparison_output(folder: Path, runs: Sequence[Run]) -> None:
     """Check that the files of a comparison overwrite neither a run's files nor the data.
 
     Raises:
-        MaskfoldError: status 2; they would.
+        MaskfoldError: status 2; a file would be overwritten.
     """
     names = ("compare", "compare.html", "cases.csv")
     check_output([folder, *(folder / name for name in names)], competitions_of(runs))
@@ -109,7 +109,7 @@ DIFFERENCE_HEADER = ("measure", "class", "A", "B", "B − A", "95 %", "p", "bett
 
 
 def draw_differences(comparison: Comparison, path: Path) -> None:
-    """Draw for each class the Dice and the HD95 of each case, B against A."""
+    """Draw, for each class, the Dice and the HD95 of each case, B against A."""
     comp = comparison.comp
     sizes = [float((comparison.tables[0]["class"] == name).sum()) for name in comp.classes]
     shown = select_drawn_classes(sizes)

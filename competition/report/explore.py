@@ -1,4 +1,4 @@
-"""Page of a data exploration: faults, measurements, and a suggested experiment."""
+"""The page of a data exploration: faults, measurements, and a suggested experiment."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
 TEMPLATE = "explore.html.j2"
 SHIFT_HEADER = ["measure", "median, train", "median, test", "distance", "p", ""]
-MAX_ROWS = 500  # findings on the page; findings.csv lists all
+MAX_ROWS = 500  # maximum number of findings on the page; findings.csv lists all
 
 
 def write_exploration(exploration: Exploration, output: Path) -> Path:
-    """Write a self-contained page; figures, cases.csv, findings.csv and suggested.yaml go into a folder with its name.
+    """Write a self-contained page, and figures, cases.csv, findings.csv and suggested.yaml into a folder of its name.
 
     Args:
         exploration: the exploration.
@@ -60,7 +60,7 @@ def write_exploration(exploration: Exploration, output: Path) -> Path:
     folder = create_figure_folder(output)
     try:
         for old in folder.glob("*.png"):
-            old.unlink()  # from an earlier exploration
+            old.unlink()  # remove figures of an earlier exploration
         write_table(case_rows(exploration), folder / "cases.csv")
         write_table(finding_rows(exploration), folder / "findings.csv")
         atomic_write(folder / "suggested.yaml", lambda file: file.write(exploration.snippet.encode()))
@@ -175,11 +175,11 @@ def _near_duplicates(exploration: Exploration, folder: Path) -> Markup:
 SPLIT_COLOURS = {"train": FOLD_COLOURS[0], "test": FOLD_COLOURS[1]}
 BINS = 30
 MAX_PAIRS = 6
-LOG_RATIO_COUNTS, LOG_RATIO_MEASURES = 20.0, 100.0  # log axis above this ratio of maximum to minimum
+LOG_RATIO_COUNTS, LOG_RATIO_MEASURES = 20.0, 100.0  # ratio of maximum to minimum above which an axis is logarithmic
 
 
 def draw_sizes(exploration: Exploration, path: Path) -> None:
-    """Draw height against width of 2D images, or histograms of the sizes and differing spacings of volumes."""
+    """Draw height against width of 2D images, or histograms of sizes and (if they differ) spacings of volumes."""
     cases = {
         split: [case for case in exploration.used_cases(split) if case.shape and case.spacing]
         for split in SPLIT_COLOURS
@@ -200,7 +200,8 @@ def draw_sizes(exploration: Exploration, path: Path) -> None:
                     label=f"{split} ({len(shapes)})",
                 )
         if any(cases.values()):
-            add_legend(figure, below=True, columns=2)  # inside the panel it could cover points
+            # Below the panel, because inside it the legend could cover points.
+            add_legend(figure, below=True, columns=2)
         else:
             show_empty_text(grid[0], "no image could be read")
         save_figure(figure, path)
@@ -242,7 +243,7 @@ def _channel_values(exploration: Exploration, split: str, name: str, key: str) -
 
 
 def draw_class_shares(exploration: Exploration, path: Path) -> list[int]:
-    """Draw the share of each class in the cases that have it; return the drawn classes."""
+    """Draw the share of each class in the cases that have the class; return the drawn classes."""
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     totals = [sum(int(truth.voxels[index]) for truth in truths) for index in range(len(exploration.comp.classes))]
     shown = select_drawn_classes(totals)
@@ -259,7 +260,7 @@ def draw_class_shares(exploration: Exploration, path: Path) -> list[int]:
 
 
 def draw_objects(exploration: Exploration, path: Path) -> None:
-    """Draw histograms of the objects per case and of their sizes."""
+    """Draw histograms of the number of objects per case and of their sizes."""
     truths = [case.truth for case in exploration.used_cases("train") if case.truth is not None]
     figure, grid = panel_grid(2, height=3.0, columns=2)
     unit = f"{pixel_or_voxel(exploration.comp.dimensions)}s"
@@ -278,7 +279,7 @@ def draw_objects(exploration: Exploration, path: Path) -> None:
 
 
 def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
-    """Draw the thumbnails of near-duplicates side by side; of volumes, draw the middle slice."""
+    """Draw the thumbnails of near-duplicates side by side; for volumes, the middle slice."""
     pairs = exploration.pairs[:MAX_PAIRS]
     figure, grid = panel_grid(2 * len(pairs), height=2.7, columns=4)
     for number, pair in enumerate(pairs):
@@ -301,7 +302,7 @@ def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
 
 
 def _split_histogram(axes: Axes, values_by_split: Mapping[str, Sequence[float]]) -> None:
-    """Draw shares in common bins, so that few test cases are comparable with many training cases."""
+    """Draw shares in common bins, so that few test cases can be compared with many training cases."""
     values = np.array([value for split_values in values_by_split.values() for value in split_values], np.float64)
     if not values.size:
         show_empty_text(axes, "absent")
@@ -346,10 +347,10 @@ MAX_CASES = 8
 
 
 def draw_samples(exploration: Exploration, path: Path) -> list[str]:
-    """Draw at most eight cases, evenly spaced by share of foreground; of a volume, the slice with most foreground.
+    """Draw at most eight cases, evenly spaced by share of foreground; for volumes, the slice with most foreground.
 
     Returns:
-        Their ids; empty, and no figure is written, if no case has truth.
+        The ids of the drawn cases. If no case has truth, the list is empty and no figure is written.
     """
     cases = [case for case in exploration.used_cases("train") if case.truth is not None and case.stats is not None]
     cases = _select(cases)
@@ -359,7 +360,7 @@ def draw_samples(exploration: Exploration, path: Path) -> list[str]:
     for axes, case in zip(grid, cases, strict=True):
         try:
             _draw(axes, case, exploration.comp)
-        except MaskfoldError:  # removed since it was measured
+        except MaskfoldError:  # the file was removed after it was measured
             continue
     save_figure(figure, path)
     return [case.id for case in cases]
@@ -378,9 +379,9 @@ def _foreground_share(case: CaseStats) -> float:
 
 
 def _sample_layers(case: CaseStats, comp: Competition) -> tuple[np.ndarray, np.ndarray]:
-    """Return the channels (C, rows, columns) and class masks (K, rows, columns) bool of a sample, reduced to draw them.
+    """Return the channels (C, rows, columns) and class masks (K, rows, columns) bool of a sample, reduced for drawing.
 
-    Of a volume: the slice along the last axis with most foreground.
+    For a volume, this is the slice along the last axis with the most foreground.
     """
     image, mask = load_picture(comp, case.row).array, load_mask(comp, case.row)
     channels = image[:3] if comp.dimensions == 2 and len(image) in (3, 4) else image[:1]
@@ -413,7 +414,7 @@ def _draw(axes: Axes, case: CaseStats, comp: Competition) -> None:
     )
     for index, layer in enumerate(layers):
         if layer.any() and min(layer.shape) > 1:
-            padded = np.pad(layer.astype(np.uint8), 1)  # closes contours at the image's edge
+            padded = np.pad(layer.astype(np.uint8), 1)  # this closes contours at the image's edge
             rows, columns = (np.arange(-1, size + 1) for size in layer.shape)
             axes.contour(columns, rows, padded, levels=[0.5], colors=[class_colour(index)], linewidths=1.0)
     axes.set_xlim(-0.5, scaled.shape[2] - 0.5)

@@ -1,7 +1,7 @@
-"""Self-contained HTML pages from jinja2 templates: no network, no scripts, embedded images and style.
+"""Self-contained HTML pages from jinja2 templates: without network or scripts, with embedded images and style.
 
-`page.html.j2` is the document, and `elements.html.j2` has the elements that all pages share. The template of a page,
-such as `run.html.j2`, has one macro for each section of the page: `render("run.html.j2", "scores", …)`.
+`page.html.j2` is the document, and `elements.html.j2` contains the elements that all pages share. The template of a
+page, such as `run.html.j2`, has one macro per section of the page: `render("run.html.j2", "scores", …)`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from competition.io import atomic_write, remove_all_stale_temp, remove_stale_tem
 from competition.runs.lock import ensure_lock
 
 LOCK_PATIENCE = 3.0  # s; see `competition.cli.train`
-ABSENT_LABEL = "absent"  # score of a class that no case has: neither 0 nor 1
+ABSENT_LABEL = "absent"  # text for the score of a class that no case has
 
 
 class Cell(NamedTuple):
-    """A table cell with lines in small letters below its text."""
+    """A table cell with a text, and lines in small letters below it."""
 
     text: str
     small: Sequence[str] = ()
@@ -37,13 +37,13 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table of a page.
 
     Attributes:
         header: names of the columns.
-        rows: cells.
-        text_columns: columns aligned left; the others contain numbers and are aligned right.
-        bold_rows: rows to emphasise, e.g. the sum.
+        rows: cells of each row.
+        text_columns: indices of columns that are aligned left; other columns contain numbers and are aligned right.
+        bold_rows: indices of rows to emphasise, e.g. the sum.
     """
 
     header: Sequence[str]
@@ -62,7 +62,7 @@ def format_score(value: float | None, digits: int = 4) -> str:
 
 
 def format_interval(low: float | None, high: float | None) -> str:
-    """Format an interval; empty if an end is None or nan."""
+    """Format an interval; an empty text if an end is None or nan."""
     return "" if low is None or high is None or math.isnan(low) or math.isnan(high) else f"{low:.3f} – {high:.3f}"
 
 
@@ -80,7 +80,7 @@ def png_data_uri(path: Path) -> str:
 def png_width(path: Path) -> int:
     """Return the width of a PNG in pixels."""
     with path.open("rb") as file:
-        return int.from_bytes(file.read(20)[16:], "big")  # in the PNG's first chunk, IHDR
+        return int.from_bytes(file.read(20)[16:], "big")  # the width is in the PNG's first chunk, IHDR
 
 
 def _load_template(name: str) -> str:
@@ -98,7 +98,7 @@ ENVIRONMENT.filters.update(png_data_uri=png_data_uri, png_width=png_width)
 
 
 def render(template: str, macro: str, **values: Any) -> Markup:
-    """Return the markup of a template's macro; strings in `values` are escaped, `Markup` is inserted as it is.
+    """Return the markup of a template's macro; strings in `values` are escaped, `Markup` is inserted unchanged.
 
     Example:
         >>> render("elements.html.j2", "definitions", values={"a": "1 < 2"})
@@ -113,10 +113,10 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters th
 def create_figure_folder(output: Path) -> Path:
     """Create and return the folder of a page's PNGs, named like the page without its suffix.
 
-    What a killed process left there under temporary names is removed.
+    Temporary files that a killed process left in the folder are removed.
 
     Raises:
-        MaskfoldError: the page does not end in .html, so that page and folder would have the same name (status 2); or
+        MaskfoldError: the page's name does not end in .html, so page and folder would have the same name (status 2); or
             the folder cannot be created.
     """
     if output.suffix.lower() not in (".html", ".htm") or output.is_dir():
@@ -142,11 +142,11 @@ def create_figure_folder(output: Path) -> Path:
 def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
     """Yield a temporary folder for a page's PNGs, and move its files to the page's folder after the block.
 
-    If the block fails, e.g. because the data were changed, the figures of an earlier page stay as they are.
+    If the block fails, e.g. because the data have changed, the figures of an earlier page are unchanged.
 
     Args:
         output: the page, as for `create_figure_folder`.
-        old_names: regular expression of the names of earlier figures that are removed if they were not written again.
+        old_names: regular expression for names of earlier figures, which are removed if they are not written again.
 
     Raises:
         MaskfoldError: as for `create_figure_folder`.
@@ -164,13 +164,13 @@ def staged_figures(output: Path, old_names: str) -> Iterator[Path]:
                 path.unlink()
     finally:
         if not was_there:
-            with suppress(OSError):  # it has files
+            with suppress(OSError):  # the folder contains files
                 final.rmdir()
 
 
 @contextmanager
 def output_lock(folder: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of a run's or study's folder while a page is written into it; no lock for a page elsewhere.
+    """Hold the lock of a run's or study's folder while a page is written into it; a page elsewhere needs no lock.
 
     Raises:
         MaskfoldError: another process works in the folder.
@@ -196,7 +196,7 @@ def write_page(title: str, head: Markup, sections: dict[str, tuple[str, Markup]]
     Args:
         title: title of the browser window.
         head: content above the navigation.
-        sections: link text and section, by section id.
+        sections: (link text, section) by section id.
         output: the file.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Sections with the learning curves of all folds, and with the best, median and worst cases."""
+"""Report sections with the learning curves of all folds, and with the best, median and worst cases."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def _draw(axes: Axes, metric: str, curves: Mapping[Member, Mapping[str, Curve]],
     for member, metrics in curves.items():
         epochs, values = metrics.get(metric, ([], []))
         n_finite = sum(math.isfinite(value) for value in values)
-        # Markers for few points, because a single point draws no line. Folds without points keep their legend entry.
+        # Draw markers if there are few points, because a single point draws no line. Folds without points keep their
+        # entry in the legend.
         axes.plot(
             epochs,
             values,
@@ -165,13 +166,13 @@ class SelectedCase:
     case: str
     kind: str  # best, median or worst
     rank: int  # 1 is the best
-    score: float  # the competition's metric, mean over the classes of the case
+    score: float  # mean of the competition's metric over the classes of the case
 
 
 def cases_section(results: RunResults, oof: OofPredictions, folder: Path) -> Markup:
-    """Return the section with figures image · truth · prediction."""
+    """Return the section with figures of image, truth and prediction."""
     comp = results.run.exp.competition
-    for old in folder.glob("case_*_*.png"):  # from an earlier report
+    for old in folder.glob("case_*_*.png"):  # remove figures of an earlier report
         if re.fullmatch(r"case_\d+_(best|median|worst)\.png", old.name):
             old.unlink()
     ranking = rank_cases(results)
@@ -200,9 +201,9 @@ def cases_section(results: RunResults, oof: OofPredictions, folder: Path) -> Mar
 
 
 def rank_cases(results: RunResults) -> list[tuple[str, float]]:
-    """Return (case, score) from best to worst, without cases that have no class in truth or prediction.
+    """Return (case, score) from best to worst, without cases that have no class in truth and prediction.
 
-    Such a case has the best possible score, but its figure shows nothing.
+    Such a case has the best possible score, but its figure would show nothing.
     """
     is_ascending = results.metric.direction is Direction.LOWER
     rows = results.rows()
@@ -212,7 +213,7 @@ def rank_cases(results: RunResults) -> list[tuple[str, float]]:
 
 
 def select_cases(ranking: list[tuple[str, float]]) -> list[SelectedCase]:
-    """Select two best, two median and three worst cases, in order of rank; one of each if there are too few cases."""
+    """Select the two best, two median and three worst cases, in order of rank; one of each if there are few cases."""
     count = len(ranking)
     counts = SELECTED_COUNTS if count >= sum(SELECTED_COUNTS.values()) else dict.fromkeys(SELECTED_COUNTS, 1)
     middle = (count - counts["median"]) // 2
@@ -222,7 +223,7 @@ def select_cases(ranking: list[tuple[str, float]]) -> list[SelectedCase]:
         "worst": range(count - counts["worst"], count),
     }
     kinds: dict[int, str] = {}
-    for kind in ("best", "worst", "median"):  # best and worst take precedence if there are one or two cases
+    for kind in ("best", "worst", "median"):  # if there are only one or two cases, best and worst take precedence
         for index in indices[kind]:
             if 0 <= index < count:
                 kinds.setdefault(index, kind)

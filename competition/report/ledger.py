@@ -1,4 +1,4 @@
-"""Ledger as a figure or a page: public scores against out-of-fold scores."""
+"""The ledger as a figure or a page: public scores against out-of-fold scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TEMPLATE = "ledger.html.j2"
-MAX_LINES = 6  # changes per table cell
+MAX_LINES = 6  # maximum number of changes per table cell
 
 
 def write_ledger(
@@ -33,7 +33,7 @@ def write_ledger(
     changed: Sequence[Sequence[str]],
     notes: Sequence[str],
 ) -> Path:
-    """Write the plot (`….png`), or the page with plot, table and notes (`….html`).
+    """Write the plot (`….png`), or a page with plot, table and notes (`….html`).
 
     Args:
         output: the file; its suffix selects plot or page.

@@ -1,4 +1,4 @@
-"""Scores of a run, read from its folder."""
+"""The scores of a run, read from its folder."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class PresenceCounts(NamedTuple):
     """Number of cases with and without a class, and of false predictions of its presence."""
 
     present: int  # cases whose truth has the class
-    missed: int  # of these, cases without a true positive pixel
+    missed: int  # of these cases, those without a true positive pixel
     absent: int  # cases whose truth does not have the class
-    false_alarms: int  # of these, cases with a predicted pixel
+    false_alarms: int  # of these cases, those with a predicted pixel
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RunResults:
         run: the run.
         members: result of each finished fold and seed.
         table: one row per case and class, as in `scores.csv`; None without out-of-fold predictions.
-        summary: `summary.json`; empty if it describes other folds and seeds than those in the folder.
+        summary: content of `summary.json`; empty if it describes other folds and seeds than those in the folder.
     """
 
     run: Run
@@ -85,7 +85,7 @@ class RunResults:
         return self.run.exp.competition.metric
 
     def rows(self, fold: int | None = None, cls: str | None = None) -> pd.DataFrame:
-        """Return the rows of one fold, one class, or both."""
+        """Return the rows of one fold, of one class, or of one class in one fold."""
         assert self.table is not None
         mask = np.ones(len(self.table), bool)
         if fold is not None:
@@ -102,7 +102,7 @@ class RunResults:
         return self._estimate(self.rows(fold, cls), self.metric)
 
     def dice(self, cls: str, fold: int | None = None) -> ScoreEstimate:
-        """Return the mean Dice of a class over the cases that have it in truth or prediction."""
+        """Return the mean Dice of a class over the cases that have the class in truth or prediction."""
         rows = self.rows(fold, cls)
         return self._estimate(rows.assign(score=rows["dice"]), DICE_METRIC)
 
@@ -127,7 +127,7 @@ class RunResults:
 
 
 def _summary(run: Run, members: set[tuple[int, int]]) -> dict[str, Any]:
-    """Return `summary.json`, or {} if it is missing, invalid, edited or of other members."""
+    """Return the content of `summary.json`; {} if it is missing, invalid, edited or describes other members."""
     try:
         summary = read_summary(run.folder)
         summarised = {(result["fold"], result["seed"]) for result in summary["folds"]}

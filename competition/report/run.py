@@ -1,4 +1,4 @@
-"""Page of a run, and its section with the YAML and the difference from the previous best run."""
+"""The page of a run, and its section with the YAML and the difference from the previous best run."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATE = "run.html.j2"
-REPORT_NAME = "report.html"  # in the run's folder, the only place there
+REPORT_NAME = "report.html"  # name of the page in the run's folder
 OLD_FIGURES = r"case_\d+_(best|median|worst)\.png"
-# What reading the files of another run may raise: it may be in training, or from another version.
+# Errors that reading another run may raise, because it may be in training, or from another version.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError)
 
 
 def write_report(run: Run, output: Path, context: Context = Context()) -> Path:
-    """Write a self-contained page of a run, and its figures as PNG into a folder with the page's name.
+    """Write a self-contained page of a run; write its figures as PNG into a folder with the page's name.
 
     Args:
         run: a run with any number of finished folds; see `competition.runs.find.find_run`.
         output: the page, `….html`.
-        context: its log takes progress messages.
+        context: progress messages go to its log.
 
     Returns:
         The page.
 
     Raises:
-        MaskfoldError: an image or a prediction is missing or damaged, or the page cannot be written; or the page is in
-            the run's folder, and another process works there.
+        MaskfoldError: an image or a prediction is missing or damaged; the page cannot be written; or the page is in the
+            run's folder and another process works there.
     """
     if output.resolve() != (run.folder / REPORT_NAME).resolve():
         check_output([output, output.with_suffix("")], competitions_of([run]))
@@ -108,7 +108,7 @@ def _head(results: RunResults) -> Markup:
 
 
 def _missing_folds(results: RunResults) -> str:
-    """Describe the folds without a result; empty if there are none."""
+    """Describe the folds without a result; an empty text if there are none."""
     if results.table is None:
         return ""
     numbers, seeds = results.run.fold_numbers(), len(results.run.exp.seeds)
@@ -137,10 +137,9 @@ class PreviousBest:
 
     Attributes:
         folder: folder of the run.
-        score: the score that a submission of the run would have, see
-            `competition.postprocessing.ranking.submitted_score`.
+        score: expected score of a submission of the run, see `competition.postprocessing.ranking.submitted_score`.
         cases: number of cases with an out-of-fold prediction.
-        note: how the score was computed, e.g. that it is nested; may be empty.
+        note: text on how the score was computed, e.g. that it is nested; may be empty.
     """
 
     folder: Path
@@ -155,7 +154,7 @@ class PreviousBest:
 
 
 def experiment_section(results: RunResults) -> Markup:
-    """Return the section with the saved YAML and its difference from that of the previous best run."""
+    """Return the section with the saved YAML and its difference from the YAML of the previous best run."""
     run = results.run
     text = (run.folder / "experiment.yaml").read_text(encoding="utf-8", errors="replace")
     best, gain, diff = find_previous_best(run), None, []
@@ -193,11 +192,11 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
 
 
 def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, int, bool]:
-    """Return the gain of this run's score over that of the run in `folder`.
+    """Return the gain of this run's score over the score of the run in `folder`.
 
     Returns:
-        The gain, None if the runs cannot be compared; the number of common cases; whether both scores are nested, as
-        they are if both runs are tuned (otherwise neither has tuned post-processing).
+        The gain (None if the runs cannot be compared), the number of common cases, and whether both scores are nested.
+        They are nested if both runs are tuned; otherwise neither score includes tuned post-processing.
     """
     exp, tuned = results.run.exp, _tuned_tables(results.run, folder)
     try:
@@ -214,9 +213,9 @@ def gain_over_run(results: RunResults, folder: Path) -> tuple[ScoreGain | None, 
 
 
 def _tuned_tables(run: Run, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """Return the nested score rows of a run and of that in `folder`; None unless both are tuned."""
+    """Return the nested score rows of a run and of the run in `folder`; None unless both are tuned."""
     try:
-        other = load_run(folder, None)  # nothing of it is built
+        other = load_run(folder, None)  # no class of the run is built
         tables = [load_tuning(each) if each.exp.postprocess.tune else None for each in (run, other)]
     except (OSError, ValueError, KeyError, MaskfoldError):
         return None
@@ -244,8 +243,8 @@ def find_previous_best(run: Run) -> PreviousBest | None:
                 and _complete(folder, plain, summary)
                 and get_end_time(folder) < end
             ):
-                score = submitted_score(load_run(folder, None))  # nothing of it is built
-                assert score is not None  # the summary has one
+                score = submitted_score(load_run(folder, None))  # no class of the run is built
+                assert score is not None  # the summary contains a score
                 candidates.append(PreviousBest(folder, score.value, int(summary["cases"]), score.note))
         except (*UNREADABLE, MaskfoldError):
             continue
@@ -254,9 +253,9 @@ def find_previous_best(run: Run) -> PreviousBest | None:
 
 
 def get_end_time(folder: Path) -> float:
-    """Return when the last finished fold wrote its last metrics (seconds since 1970); a copied folder keeps it.
+    """Return the time of the last metrics of the last finished fold (s since 1970), which copies of the folder keep.
 
-    Infinity without finished folds.
+    Without finished folds, the result is infinity.
     """
     times = [
         _last_time(result.parent / "metrics.jsonl") or result.stat().st_mtime
@@ -286,7 +285,7 @@ def _complete(folder: Path, plain: dict[str, Any], summary: dict[str, Any]) -> b
 
 
 def yaml_key_lines(text: str) -> list[str]:
-    """Return a YAML file as one line per key, so that a diff shows values and not line breaks."""
+    """Return a YAML file with one line per key, so that a diff shows changed values instead of line breaks."""
     return list(_key_lines(yaml.safe_load(text), ""))
 
 

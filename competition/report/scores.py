@@ -1,4 +1,4 @@
-"""Sections with scores by fold and class, and with errors by the size of cases or objects."""
+"""Report sections with scores by fold and class, and with errors by the size of cases or objects."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def _fold_table(results: RunResults) -> Table:
 def _class_table(results: RunResults) -> Table:
     names = results.run.exp.competition.classes
     scores, dice = [results.score(cls=name) for name in names], [results.dice(name) for name in names]
-    is_dice = str(scores) == str(dice)  # one column if the metric is Dice; as text, nan equals nan
+    # One column is enough if the metric is Dice; values are compared as text, in which nan equals nan.
+    is_dice = str(scores) == str(dice)
     rows: list[list[str | Cell]] = []
     for name, score, class_dice in zip(names, scores, dice, strict=True):
         values = [score_with_interval(*estimate) for estimate in ([class_dice] if is_dice else [score, class_dice])]
@@ -210,7 +211,7 @@ def _dot(axes: Axes, score: ScoreEstimate, row: float, colour: tuple[float, floa
 
 
 def postprocessing_section(run: Run) -> Markup:
-    """Return the result of the post-processing search; empty without a search."""
+    """Return the result of the post-processing search; an empty text without a search."""
     if not (run.folder / TUNING_FILE).exists():
         return Markup()
     tuned = load_tuning(run)
@@ -223,7 +224,7 @@ def postprocessing_section(run: Run) -> Markup:
 
 
 def _read_outdated(run: Run) -> TuningResult | None:
-    """Return the stored result without a check that it matches the run; None if the file is invalid."""
+    """Return the stored result without checking that it matches the run; None if the file is invalid."""
     import pandas as pd
 
     try:
@@ -247,7 +248,7 @@ def _read_outdated(run: Run) -> TuningResult | None:
 
 # Errors by size
 
-MAX_GROUPS = 8  # groups of equal size for the line of medians
+MAX_GROUPS = 8  # number of groups of equal size for the line of medians
 MIN_GROUP_SIZE = 5
 OBJECT_HEADER = [
     "class",
@@ -275,7 +276,7 @@ class SizeError(NamedTuple):
 
 
 def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, context: Context) -> Markup:
-    """Return the section about the objects if the competition has instances, else about the cases."""
+    """Return the section about errors by size, of objects if the competition has instances, else of cases."""
     comp = results.run.exp.competition
     if comp.dimensions == 2:
         unit = "pixels"
@@ -305,7 +306,7 @@ def sizes_section(results: RunResults, oof: OofPredictions, folder: Path, contex
 
 
 def case_size_errors(results: RunResults) -> list[SizeError]:
-    """Return, per class, the size and Dice of the cases whose truth has the class."""
+    """Return size and Dice of the cases whose truth has a class, for each class."""
     comp = results.run.exp.competition
     scale = {
         row.id: float(np.prod(json.loads(str(row.spacing)))) if comp.dimensions == 3 else 1.0
@@ -321,7 +322,7 @@ def case_size_errors(results: RunResults) -> list[SizeError]:
 
 
 def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]:
-    """Return, per class, the size and best IoU of the true objects, and the best IoU of the predicted ones.
+    """Return size and best IoU of the true objects, and best IoU of the predicted objects, for each class.
 
     One case is in memory at a time.
     """
@@ -344,7 +345,7 @@ def object_size_errors(oof: OofPredictions, cases: list[str]) -> list[SizeError]
 
 
 def group_quartiles(sizes: Floats, values: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Group by size into equal groups; return geometric mean sizes, lower quartiles, medians and upper quartiles."""
+    """Group values by size into equal groups; return geometric mean size, lower quartile, median and upper quartile."""
     groups = min(MAX_GROUPS, len(sizes) // MIN_GROUP_SIZE)
     if groups < 2:
         return np.empty(0), np.empty(0), np.empty(0), np.empty(0)
@@ -354,7 +355,7 @@ def group_quartiles(sizes: Floats, values: Floats) -> tuple[Floats, Floats, Floa
 
 
 def draw_size_errors(sized: list[SizeError], classes: list[str], ylabel: str, xlabel: str, path: Path) -> None:
-    """Draw one panel for each class, at most `MAX_PANELS`."""
+    """Draw one panel per class, at most `MAX_PANELS`."""
     shown = select_drawn_classes([len(class_sizes.sizes) for class_sizes in sized])
     figure, grid = panel_grid(len(shown), height=3.0, columns=3)
     for axes, index in zip(grid, shown, strict=True):
@@ -412,7 +413,7 @@ def _thirds_table(sized_by_class: list[SizeError], classes: list[str], unit: str
 
 
 class ObjectMatch(NamedTuple):
-    """Objects of one class with their best IoU.
+    """The objects of one class with their best IoU.
 
     Attributes:
         sizes: (n,) pixels of each true object.
@@ -426,12 +427,12 @@ class ObjectMatch(NamedTuple):
 
 
 def match_objects(predicted: Labels, truth: Labels, hidden: Sequence[HiddenPixels] = ()) -> ObjectMatch:
-    """Match predicted and true objects.
+    """Compute the best IoU of predicted and true objects.
 
     Args:
         predicted: integers of any shape, 0 for background, one label per object.
-        truth: same shape.
-        hidden: pixels of true objects that later ones cover in `truth`.
+        truth: true objects, in the same form.
+        hidden: pixels of true objects that later objects cover in `truth`.
     """
     predicted_areas, true_areas, pair_areas = object_areas(predicted, truth, (), hidden)
     true_labels, pred_labels = sorted(true_areas), sorted(predicted_areas)

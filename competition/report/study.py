@@ -1,4 +1,4 @@
-"""Page of a study."""
+"""The page of a study."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from competition.report.html import Table, create_figure_folder, format_score, o
 
 TEMPLATE = "study.html.j2"
 TRIAL_KEYS = ("number", "state", "values", "minutes", "params", "run", "own")
-FIGURE_NAMES = ("history", "importance", "parallel", "slice", "pareto")  # in the order of the page
+FIGURE_NAMES = ("history", "importance", "parallel", "slice", "pareto")  # figures in the order of the page
 
 
 def write_study_page(folder: Path, output: Path) -> Path:
@@ -29,8 +29,8 @@ def write_study_page(folder: Path, output: Path) -> Path:
         The page.
 
     Raises:
-        MaskfoldError: no trial has finished yet, or the page cannot be written; or the page is in the study's folder,
-            and another process writes there.
+        MaskfoldError: no trial has finished yet; the page cannot be written; or the page is in the study's folder and
+            another process writes there.
     """
     from competition.study.study import read_trials
 
@@ -57,17 +57,17 @@ def write_study_report(
     objectives: Sequence[str] = ("score",),
     best: Sequence[int] = (),
 ) -> Path:
-    """Write a self-contained page of a study, and its figures into a folder with the page's name.
+    """Write a self-contained page of a study; write its figures into a folder with the page's name.
 
     Args:
         folder: folder of the study.
         title: title of the page.
-        trials: for each trial `number`, `state`, `values` (one per objective, or None), `minutes` (or None) and
-            `params`, a dictionary; `own` marks the unchanged YAML. Other keys become additional columns.
+        trials: one mapping per trial with `number`, `state`, `values` (one per objective, or None), `minutes` (or None)
+            and `params`, a dictionary; `own` marks the unchanged YAML. Other keys become additional columns.
         figures: PNG files; the page lists missing files.
         output: the page, `….html`.
         objectives: names of the objectives.
-        best: number of the best trial; for several objectives the trials on the Pareto front.
+        best: number of the best trial; for several objectives, numbers of the trials on the Pareto front.
 
     Returns:
         The page.
@@ -157,7 +157,7 @@ def _trials(trials: list[dict[str, Any]], objectives: Sequence[str], best: Seque
 
 
 def _copy_figure(path: Path, pictures: Path) -> dict[str, Any]:
-    """Copy a figure into the page's folder; `picture` is None if the figure is missing."""
+    """Copy a figure into the page's folder; in the result, `picture` is None if the figure is missing."""
     name, copy = path.stem.replace("_", " "), pictures / path.name
     try:
         content = path.read_bytes()
@@ -169,7 +169,7 @@ def _copy_figure(path: Path, pictures: Path) -> dict[str, Any]:
 
 
 def _state(trial: dict[str, Any]) -> str:
-    """Return the state in lower case, for Optuna's enum or a string."""
+    """Return the state of a trial in lower case; it may be Optuna's enum or a string."""
     return str(getattr(trial.get("state"), "name", trial.get("state"))).lower()
 
 

@@ -1,4 +1,4 @@
-"""Ensembles of runs: the weighted mean of their probabilities, in the memory of two cases."""
+"""Ensembles of runs: the weighted mean of their probabilities, with at most two cases in memory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Probabilities = NDArray[Any]
 
 @dataclass
 class WeightedMean:
-    """Weighted mean of probabilities; runs are added one at a time.
+    """Weighted mean of the probabilities of several runs, which are added one after the other.
 
-    Runs with and without a boundary class can be mixed: the boundary is then the mean of the runs that have it. The
-    same holds for runs with and without a presence head.
+    Runs with and without a boundary class can be mixed: the boundary is the mean over the runs that have it. Presence
+    heads are treated in the same way.
 
     Args:
         comp: the competition.
@@ -36,15 +36,15 @@ class WeightedMean:
     _sum: Probabilities | None = None  # (comp.output_channels, *spatial) float16, weighted
     _boundary: Probabilities | None = None  # (*spatial) float16, weighted
     _boundary_weight: float = 0.0
-    _single: Probabilities | None = None  # the probabilities of a run of weight 1
+    _single: Probabilities | None = None  # the probabilities, if a single run has the weight 1
     _weights: list[float] = field(default_factory=list)
-    _presences: list[tuple[Probabilities, float]] = field(default_factory=list)  # (K, 1, …) and its weight
+    _presences: list[tuple[Probabilities, float]] = field(default_factory=list)  # (K, 1, …) presence, and its weight
 
     def add(self, probabilities: Probabilities, weight: float) -> None:
-        """Add (P, *spatial) float16 with a weight; all weights sum to 1.
+        """Add the probabilities (P, *spatial) float16 of a run, with its weight; the sum of all weights must be 1.
 
         Raises:
-            MaskfoldError: the probabilities differ in size from those before.
+            MaskfoldError: the size differs from that of the previous runs.
         """
         self._weights.append(weight)
         if weight == 1.0 and self._sum is None:
@@ -77,14 +77,14 @@ class WeightedMean:
 
     @property
     def presence(self) -> Probabilities | None:
-        """(K, 1, …) float32, the weighted presence over the runs that have it; None if no run has it."""
+        """(K, 1, …) float32, the weighted mean presence over the runs with a presence head; None if no run has one."""
         if not self._presences:
             return None
         presences, weights = zip(*self._presences, strict=True)
         return mean_log_odds(list(presences), list(weights)).astype(np.float32)
 
     def result(self) -> Probabilities:
-        """Return (P, *spatial) float16; a single run of weight 1 is returned unchanged."""
+        """Return the mean (P, *spatial) float16; a single run of weight 1 is returned unchanged."""
         if self._single is not None and len(self._weights) == 1:
             return self._single
         if self._sum is None or abs(sum(self._weights) - 1) > 1e-6:
@@ -104,9 +104,9 @@ class Ensemble:
 
     Attributes:
         runs: the runs.
-        weights: non-negative, with sum 1; runs of weight 0 are not predicted.
-        fold_weights: the weights for a fold's out-of-fold cases, fitted on the other folds, so that out-of-fold scores
-            are nested; missing folds use `weights`.
+        weights: non-negative weights with the sum 1; runs of weight 0 are not predicted.
+        fold_weights: weights for the out-of-fold cases of each fold, fitted on the other folds, so that out-of-fold
+            scores are nested; folds that are missing here use `weights`.
     """
 
     runs: tuple[Run, ...]
@@ -125,7 +125,7 @@ class Ensemble:
 
     def out_of_fold(self) -> EnsembleOof:
         """Return the out-of-fold predictions of the runs."""
-        # The first run is always included, since it defines the folds.
+        # The first run is always included, because it defines the folds.
         included = [
             index == 0 or any(weights[index] > 0 for weights in (self.weights, *self.fold_weights.values()))
             for index in range(len(self.runs))
@@ -140,7 +140,7 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class EnsembleOof:
-    """Out-of-fold probabilities of the cases that all runs share; the folds are the first run's."""
+    """Out-of-fold probabilities of the cases that all runs share; the folds are those of the first run."""
 
     oofs: Sequence[OofPredictions]
     weights: tuple[float, ...]
@@ -165,7 +165,7 @@ class EnsembleOof:
 
     @property
     def has_presence(self) -> bool:
-        """Whether every out-of-fold case, and every test case, gets a presence."""
+        """Whether every out-of-fold case and every test case gets a class presence."""
         has_head = [oof.run.exp.gate is not None for oof in self.oofs]
         return all(
             any(weight > 0 and has for weight, has in zip(weights, has_head, strict=True))
@@ -193,7 +193,7 @@ def check_same_competition(
     """Check that runs can be mixed or compared.
 
     Args:
-        runs: of one competition, each once.
+        runs: different runs of one competition.
         one_competition: the hint for runs of several competitions.
         once: the hint for a run that is named twice.
 

@@ -23,8 +23,8 @@ from competition.io import atomic_append, atomic_write, parse_json_object, parse
 from competition.runs.fold import RESULT_FILE
 
 CHECKPOINT_VERSION = 1
-LAST_CHECKPOINT = "last.pt"  # the checkpoint to resume from
-MAX_HEADER_BYTES = 100_000_000  # of a .safetensors file, the limit of the library
+LAST_CHECKPOINT = "last.pt"  # file name of the checkpoint to resume from
+MAX_HEADER_BYTES = 100_000_000  # maximum size of the header of a .safetensors file, as in the library
 GOOD_CHECKPOINT = "good.pt"  # the checkpoint that `training.on_nan: restore` returns to; written at the end of an epoch
 
 
@@ -32,10 +32,10 @@ GOOD_CHECKPOINT = "good.pt"  # the checkpoint that `training.on_nan: restore` re
 
 
 def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a network's weights as safetensors, with a SHA-256 in the metadata, since the format has no checksum."""
+    """Write a network's weights as safetensors, with a SHA-256 in the metadata, because the format has no checksum."""
     from safetensors.torch import save
 
-    # Cloned, since safetensors rejects tensors that share memory, e.g. a layer with two names (DynUNet).
+    # Clone the tensors, because safetensors rejects tensors that share memory, e.g. a layer with two names (DynUNet).
     cpu_tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     content = save(cpu_tensors)
     digest = hashlib.sha256(memoryview(content)[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
@@ -49,13 +49,13 @@ def load_weights(network: nn.Module, path: Path | str, sha256: str | None = None
     The header is compared with the network before the tensors are read.
 
     Args:
-        network: on any device.
+        network: the network, on any device.
         path: a .safetensors file.
-        sha256: of the whole file, from the fold's result; None: any file that fits the network is loaded.
+        sha256: SHA-256 of the whole file, from the fold's result; None: every file that fits the network is accepted.
 
     Raises:
-        MaskfoldError: the file is missing, damaged or another one, contains non-finite values, or does not match the
-            network.
+        MaskfoldError: the file is missing or damaged, has another SHA-256, contains non-finite values, or does not
+            match the network.
     """
     path, expected = Path(path), network.state_dict()
     mismatch = _mismatch(expected, header) if (header := _read_header(path)) is not None else None
@@ -96,7 +96,7 @@ def read_weights(
 
 
 def exchanged_error(path: Path) -> MaskfoldError:
-    """Return the error that a member's weights are not those with which it finished."""
+    """Return the error for weights that were changed after their fold finished."""
     return MaskfoldError(
         f"{path} was changed after the fold finished: its checksum is not that in {RESULT_FILE}.",
         f"Restore the weights, or delete {path.parent / RESULT_FILE}: `maskfold cv` then scores these weights.",
@@ -113,7 +113,7 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
     from safetensors.torch import load
 
     size, free = path.stat().st_size, psutil.virtual_memory().available
-    if size > free:  # possibly a sparse file, which takes no space on the disk
+    if size > free:  # the file may be sparse and occupy no space on the disk
         raise ValueError(f"it has {size / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB of memory are free")
     content = path.read_bytes()
     with safe_open(path, "pt") as file:
@@ -121,7 +121,7 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
     if set(metadata) - {"sha256", "format"}:  # the key `sha256` itself may be damaged
         raise ValueError(f"unknown metadata {', '.join(sorted(metadata))[:100]!r}")
     checksum, tensors = metadata.get("sha256"), load(content)
-    data_start = 8 + int.from_bytes(content[:8], "little")  # after the header and its length
+    data_start = 8 + int.from_bytes(content[:8], "little")  # the tensors follow the header and its length
     if sha256 is not None and hashlib.sha256(content).hexdigest() == sha256:
         return tensors
     if checksum is not None and checksum != hashlib.sha256(memoryview(content)[data_start:]).hexdigest():
@@ -132,7 +132,7 @@ def _read(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
 
 
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], int]] | None:
-    """Return the shape and the bytes per value of each tensor, by name, without reading one; None if unreadable."""
+    """Return shape and bytes per value of each tensor by name, from the header alone; None if it is unreadable."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -146,7 +146,7 @@ def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], int]] | None:
 
 
 def _value_bytes(dtype: str) -> int:
-    """Return the bytes of a value of a safetensors dtype, e.g. F32, BF16, I64, BOOL."""
+    """Return the number of bytes per value of a safetensors dtype, e.g. F32, BF16, I64, BOOL."""
     return max(1, int("".join(filter(str.isdigit, dtype.split("_")[0].partition("E")[0])) or 8) // 8)
 
 
@@ -155,7 +155,7 @@ def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...]
 
 
 def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[int, ...], int]]) -> str | None:
-    """Describe the first difference in names or shapes, or wider values; None if there is none."""
+    """Describe the first difference in names, shapes or (if larger) bytes per value; None if there is none."""
     for name, tensor in expected.items():
         if name not in found:
             return f"{name} is missing"
@@ -171,8 +171,8 @@ def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[in
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state of tensors and plain Python values, which load without executing code."""
-    content = io.BytesIO()  # written to a file directly, torch.save hides the error of a full disk
+    """Write a training state. It contains only tensors and plain Python values, which load without executing code."""
+    content = io.BytesIO()  # because torch.save hides the error of a full disk if it writes the file itself
     torch.save({"version": CHECKPOINT_VERSION, **state}, content)
     atomic_write(path, lambda file: file.write(content.getbuffer()), content.getbuffer().nbytes)
 
@@ -181,14 +181,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a training state.
 
     Raises:
-        MaskfoldError: the file cannot be read, or has another version. Training must not start afresh then.
+        MaskfoldError: the file cannot be read, or has another version. Training must then not restart from the
+            beginning.
     """
     try:
         _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         _check_tensors(state)
         version = state.pop("version")
-    except Exception as error:  # torch raises any error of its unpickler
+    except Exception as error:  # torch passes on errors of any type from its unpickler
         raise MaskfoldError(
             f"The checkpoint {path} cannot be read: {_first_line(error)}.",
             f"Restore it from a backup, or delete {path.parent} to train this fold afresh.",
@@ -202,11 +203,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Check the checksums of a checkpoint's archive, which torch ignores, and that a small file cannot fill the memory.
+    """Check the archive of a checkpoint: its checksums, which torch ignores, and that a small file cannot fill memory.
 
     Raises:
-        ValueError: a checksum is wrong, the archive is compressed, or its pickle makes a `bytearray`, for which a
-            length is enough.
+        ValueError: a checksum is wrong, the archive is compressed, or its pickle creates a `bytearray`, which needs
+            only a length and could fill the memory.
         zipfile.BadZipFile: the file is not an archive.
     """
     with zipfile.ZipFile(path) as archive:
@@ -221,10 +222,10 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_tensors(state: Any) -> None:
-    """Check that every tensor has all its values in the file: a copy of an expanded or sparse one fills the memory.
+    """Check that the file contains all values of each tensor; copies of expanded or sparse tensors may fill memory.
 
     Raises:
-        ValueError: a tensor has not.
+        ValueError: the file contains fewer values than a tensor has.
     """
     if isinstance(state, torch.Tensor):
         is_dense = state.layout is torch.strided and state.device.type == "cpu"
@@ -246,15 +247,15 @@ def _first_line(error: Exception) -> str:
 
 
 class MetricsLog:
-    """The metrics of a fold as lines of JSON.
+    """The file with the metrics of a fold, one JSON object per line.
 
-    The checkpoint stores the line of the last epoch, and the line is appended after the checkpoint is written. So a
-    line that was in the file (and may be in MLflow) never appears again with another time. If the process is killed
-    between the two, opening the file restores the line.
+    The line of an epoch is stored in the checkpoint first, and then appended to the file. So a line that was in the
+    file (and may be in MLflow) is never written again with another time. If the process is killed between the two
+    steps, opening the file adds the line.
 
     Args:
         path: `metrics.jsonl`.
-        step: the steps done; later lines, written by a process that was killed, are removed.
+        step: number of finished steps; lines of later steps, which a killed process wrote, are removed.
         last_line: the line of the last epoch, from the checkpoint.
     """
 
@@ -282,7 +283,7 @@ class MetricsLog:
         self.append_line(self.format_line(step, epoch, metrics))
 
     def has_metric(self, step: int, name: str) -> bool:
-        """Return whether a line of this step has the metric; a resumed process may reach the end of a fold again."""
+        """Return whether a line of this step contains the metric. A resumed process may finish a fold a second time."""
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         records = (parse_metrics_line(line) for line in lines)
         return any(record is not None and record.step == step and name in record.metrics for record in records)

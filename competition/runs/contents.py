@@ -1,9 +1,9 @@
-"""The files that a run's YAML refers to: digests of their content for the run's name, and the record of them.
+"""The files that a run's YAML refers to: digests of their content, which enter the run's hash, and their record.
 
-A path in the YAML does not say what is in the file. The name of a run therefore covers the fold of each case, the
-content of weight files, and the user's own code (see `competition.runs.run.run_hash`). `contents.json` in the run's
-folder records what the name was made of, so that a later command can tell whether one of these files, or the YAML in
-the run's folder, has changed since.
+The YAML contains only the path of a file, not its content. The hash of a run therefore also covers the fold of each
+case, the content of weight files, and the user's own code (see `competition.runs.run.run_hash`). `contents.json` in the
+run's folder records all inputs of the hash, so that a later command can detect changes of these files and of the YAML
+in the run's folder.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS
 if TYPE_CHECKING:
     import pandas as pd
 
-CONTENTS_FILE = "contents.json"  # in a run's folder: its `RunRecord`
-FOLDS_KEY = "folds"  # of the digest of each case's fold
-CODE_PREFIX = "code of "  # of the digest of a package
+CONTENTS_FILE = "contents.json"  # file with the `RunRecord` in a run's folder
+FOLDS_KEY = "folds"  # key for the digest of the fold of each case
+CODE_PREFIX = "code of "  # prefix of the key for the digest of a package
 CODE_SUFFIXES = (".py", ".so", ".pyd")
-# Further keys that do not change the result; only the hash of version 1 has them. `inference.batch_size` is not one of
-# them: on a CPU, with one window at a time, 0.2 to 0.3 % of the probabilities differ in their last bit from those with
-# two or more (the networks of experiments/demo2d and demo3d), because libraries choose another way of calculation.
+# Further keys that do not change the result; only the hash of version 1 includes them. `inference.batch_size` does
+# change results: on a CPU, 0.2 to 0.3 % of the probabilities with one window per batch differ in the last bit from
+# those with more windows (networks of experiments/demo2d and demo3d), because libraries use other algorithms.
 KEYS_OF_VERSION_1 = (("training", "checkpoint_minutes"), ("training", "pictures_every"))
 SECTIONS_WITH_CODE = ("model", "loss", "optimizer", "augment.transforms", "competition.metric")
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the name of a run was made of when the run was started.
+    """The inputs of a run's hash at the time when the run was started.
 
     Attributes:
-        names: the run's hash by version, "1" and "2"; its folder has one of them.
+        names: the run's hash by version of the hash, "1" and "2"; the folder's name is one of them.
         data: the hash of the cases, see `competition.runs.extra_cases.combined_data_hash`.
-        contents: digests of what the YAML refers to, see `run_contents`.
-        sources: digests of the weights of other runs that this one starts from or learns from, see `source_digests`.
-        tables: digests of the tables in the run's folder as they were last written, by file name, see `table_digest`.
-            Empty: a process was killed while it wrote them.
+        contents: digests of the files and packages that the YAML refers to, see `run_contents`.
+        sources: digests of the weights of other runs that this run starts from or learns from, see `source_digests`.
+        tables: digests of the tables that were last written to the run's folder, by file name, see `table_digest`.
+            Empty if a process was killed while it wrote the tables.
     """
 
     names: dict[str, str]
@@ -64,7 +64,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord | None:
-        """Read the record in a run's folder; None if the run was made before there were records.
+        """Read the record in a run's folder; None if the run was made by a version that wrote no record.
 
         Raises:
             MaskfoldError: the file is damaged.
@@ -85,7 +85,7 @@ class RunRecord:
         return record
 
     def write(self, folder: Path) -> None:
-        """Write the record into a run's folder; except for `tables`, what the folder has recorded before is kept."""
+        """Write the record into a run's folder; values that it already contains are kept, except `tables`."""
         former = RunRecord.read(folder)
         record = self
         if former is not None:
@@ -95,11 +95,11 @@ class RunRecord:
             write_json(folder / CONTENTS_FILE, asdict(record))
 
     def changed_table(self, folder: Path, *, missing_ok: bool = False) -> str | None:
-        """Return the name of the first table in a run's folder that differs from the recorded one; None if all agree.
+        """Return the name of the first table in a run's folder whose digest differs from the record; None if all agree.
 
         Args:
-            folder: of the run.
-            missing_ok: a table that does not exist has not changed.
+            folder: folder of the run.
+            missing_ok: whether a table that does not exist counts as unchanged.
         """
         for name, digest in self.tables.items():
             path = folder / Path(name).name
@@ -112,7 +112,7 @@ class RunRecord:
 
 
 def table_digest(path: Path) -> str | None:
-    """Return the SHA-256 of a table's bytes, whatever its line ends; None if the file cannot be read."""
+    """Return the SHA-256 of a table, independent of its line ends; None if the file cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
     except OSError:
@@ -120,17 +120,17 @@ def table_digest(path: Path) -> str | None:
 
 
 def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: bool = False) -> dict[str, str]:
-    """Return digests of what an experiment refers to, besides the cases.
+    """Return digests of all files and packages that an experiment refers to, except the cases.
 
     Args:
         exp: the experiment.
-        folds: columns id and fold; None leaves out the folds.
-        missing_ok: leave out files that do not exist.
+        folds: table with the columns id and fold; None omits the digest of the folds.
+        missing_ok: whether to omit files that do not exist.
 
     Returns:
-        By key: `folds` for the fold of each case (of a fold file or not); a key of the YAML such as `encoder_weights`
-        or `model.args.weights_file` for the SHA-256 of the file that it names; `code of NAME` for a package of the
-        user's, see `package_digest`. Weights that a library downloads by their name have no digest.
+        Digests by key. `folds` has the digest of the fold of each case; a key of the YAML such as `encoder_weights` or
+        `model.args.weights_file` has the SHA-256 of the file that it names; `code of NAME` has the digest of one of the
+        user's packages, see `package_digest`. Weights that a library downloads by name have no digest.
 
     Raises:
         MaskfoldError: a weight file does not exist or cannot be read (status 2).
@@ -152,7 +152,7 @@ def run_contents(exp: Experiment, folds: pd.DataFrame | None, *, missing_ok: boo
 
 
 def folds_digest(folds: pd.DataFrame) -> str:
-    """Return the SHA-256 of the fold of each case; the order of the rows does not count."""
+    """Return the SHA-256 of the fold of each case; the order of the rows does not matter."""
     from competition.data.image_types import combined_digest
 
     rows = sorted(f"{case_id}\0{fold}" for case_id, fold in zip(folds["id"], folds["fold"], strict=True))
@@ -160,7 +160,7 @@ def folds_digest(folds: pd.DataFrame) -> str:
 
 
 def _named_files(exp: Experiment, missing_ok: bool) -> dict[str, Path]:
-    """Return the files of weights, and those in the arguments of classes, by their key in the YAML."""
+    """Return the weight files and the files in arguments of classes, by their key in the YAML."""
     plain = resolve_config(exp)
     files: dict[str, Path] = {}
     for key in ("encoder_weights", *WEIGHTS_KEYS):
@@ -184,7 +184,7 @@ def _named_files(exp: Experiment, missing_ok: bool) -> dict[str, Path]:
 
 
 def own_packages(exp: Experiment) -> list[str]:
-    """Return the user's packages (see `--trust`) that training and scoring import, by the first part of their name."""
+    """Return the first part of the name of each user's package (see `--trust`) that training and scoring import."""
     plain = resolve_config(exp)
     texts = [pair for section in SECTIONS_WITH_CODE for pair in _texts(get_key(plain, section), section)]
     roots = [text.split(".")[0] for key, text in texts if key.endswith(".target")]
@@ -192,7 +192,7 @@ def own_packages(exp: Experiment) -> list[str]:
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yield the texts in nested mappings and lists, with their dotted keys."""
+    """Yield (dotted key, text) of each text in nested mappings and lists."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, Mapping | list):
@@ -211,17 +211,18 @@ def get_key(plain: Any, key: str) -> Any:
 
 
 def package_digest(name: str) -> str | None:
-    """Return the version of an installed package, or the SHA-256 of a module's or package's code; None if not found.
+    """Return the version of an installed package, else the SHA-256 of the code of a module or package; None if missing.
 
-    The package is not imported. It is searched where `competition.config.instantiate.resolve_target` finds it: in the
-    installed packages, then in the working folder. A package that is installed in editable form counts as the user's.
+    The package is not imported. It is searched like in `competition.config.instantiate.resolve_target`: among the
+    installed packages, then in the working folder. For a package that is installed in editable form, the code is
+    hashed.
 
     Args:
-        name: its first part, e.g. `my_nets` of `my_nets.unet.Fancy`.
+        name: first part of the import path, e.g. `my_nets` of `my_nets.unet.Fancy`.
     """
     from competition.data.image_types import combined_digest
 
-    importlib.invalidate_caches()  # the file may be a moment old
+    importlib.invalidate_caches()  # so that files are found that were created a moment ago
     spec = _find_package(name)
     if spec is None:
         return None
@@ -235,7 +236,7 @@ def package_digest(name: str) -> str | None:
         return f"version {version}"
     try:
         parts = [part for inner, path in sorted(files.items()) for part in (inner.encode(), path.read_bytes())]
-    except OSError:  # a module in memory whose file is gone
+    except OSError:  # a module in memory whose file was deleted
         return None
     return f"sha256 {combined_digest(parts)}"
 
@@ -245,17 +246,17 @@ def _find_package(name: str) -> ModuleSpec | None:
         return None
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # a module that was made by hand has no spec
+    except (ImportError, ValueError):  # a module that code created has no spec
         spec = None
     return spec if spec is not None else PathFinder.find_spec(name, [os.getcwd()])
 
 
 def _code_files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Yield the code files below a folder, also of subpackages that are links.
+    """Yield the code files below a folder, including subpackages that are symbolic links.
 
     Args:
-        folder: to search.
-        above: the real paths of the folders above it; a link to one of them would have no end, and is left out.
+        folder: folder to search.
+        above: real paths of the folders above; a link to one of them is omitted, because it would never end.
     """
     above |= {os.path.realpath(folder)}
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -267,7 +268,7 @@ def _code_files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[P
 
 
 def _installed_version(name: str, place: Path) -> str | None:
-    """Return the version of a package in a folder of installed packages; None for code anywhere else."""
+    """Return the version of a package in a folder of installed packages; None for code in any other folder."""
     folders = {sysconfig.get_paths()[key] for key in ("purelib", "platlib")} | {site.getusersitepackages()}
     if not any(place.resolve().is_relative_to(Path(folder).resolve()) for folder in folders):
         return None
@@ -282,8 +283,8 @@ def source_digests(exp: Experiment) -> dict[str, str]:
         exp: the experiment; its teachers are folders, see `competition.runs.find.resolve_teachers`.
 
     Returns:
-        By experiment, hash and file, e.g. `demo2d-unet2d/2cb50ff146c0/fold_0/weights.safetensors`. A fold of such a run
-        that is finished later adds an entry.
+        Digests by experiment, hash and file, e.g. `demo2d-unet2d/2cb50ff146c0/fold_0/weights.safetensors`. If a fold of
+        such a run is finished later, it adds an entry.
     """
     names = [exp.init_from] if exp.init_from is not None else []
     names += exp.pseudo.teacher_names if exp.pseudo is not None else []
@@ -291,12 +292,13 @@ def source_digests(exp: Experiment) -> dict[str, str]:
         f"{source_name(name)}/{path.parent.name}/{path.name}": sha256_of_file(path)
         for name in names
         for path in sorted(Path(name).glob("*/*.safetensors"))
-        if path.name in (PLAIN_WEIGHTS, SOUP_WEIGHTS)  # not the best ones, which change while a further fold trains
+        # Not the best weights, because they change while another fold trains.
+        if path.name in (PLAIN_WEIGHTS, SOUP_WEIGHTS)
     }
 
 
 def source_name(folder: str) -> str:
-    """Return the name of another run, wherever its folder is: the last two parts of its path."""
+    """Return the name of another run, which is the last two parts of its path and does not depend on its location."""
     return "/".join(Path(folder).resolve().parts[-2:])
 
 
@@ -307,15 +309,15 @@ def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: 
     """Change the hashed settings of version 1 to those of version 2.
 
     Args:
-        plain: changed in place.
+        plain: the settings; changed in place.
         saved: the whole YAML.
-        contents: as from `run_contents`.
+        contents: a result of `run_contents`.
     """
     for section, key in KEYS_OF_VERSION_1:
         del plain[section][key]
     for hashed, whole in zip(_with_extras(plain), _with_extras(saved), strict=True):
         comp = hashed["competition"]
-        comp.pop("test", None)  # test images that get pseudo-labels are in the data's hash
+        comp.pop("test", None)  # the data hash covers test images that get pseudo-labels
         comp["submission"] = _settings_of_training_table(whole["competition"])
     if plain["init_from"] is not None:
         plain["init_from"] = source_name(plain["init_from"])
@@ -331,13 +333,13 @@ def change_to_version_2(plain: dict[str, Any], saved: dict[str, Any], contents: 
 
 
 def _with_extras(plain: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the sections with a competition: the YAML itself, and its `extra`."""
+    """Return the sections that have a competition: the YAML itself, and the entries of `extra`."""
     extras = plain.get("extra") or []
     return [plain, *(extras if isinstance(extras, list) else [extras])]
 
 
 def _settings_of_training_table(comp: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of `submission` that say how a training table of run lengths is read; see data/rle_tables.py."""
+    """Return the keys of `submission` that define how a table of run lengths is read; see data/rle_tables.py."""
     submission, train = comp["submission"], comp["train"]
     if train["rle"] is None:
         return {}
@@ -352,15 +354,15 @@ def _settings_of_training_table(comp: dict[str, Any]) -> dict[str, Any]:
 def check_contents(
     folder: Path, exp: Experiment, contents: Mapping[str, str], sources: Mapping[str, str] | None = None
 ) -> None:
-    """Check that what a run refers to has not changed since the run was started.
+    """Check that the files and packages that a run refers to have not changed since the run was started.
 
-    Only what both the record and the arguments have is compared.
+    Only entries that are in both the record and the arguments are compared.
 
     Args:
         folder: the run's folder.
         exp: the experiment, for the names of the files.
-        contents: as from `run_contents`.
-        sources: as from `source_digests`.
+        contents: a result of `run_contents`.
+        sources: a result of `source_digests`.
 
     Raises:
         MaskfoldError: something has changed; the message names it.
@@ -374,7 +376,7 @@ def check_contents(
 
 
 def changed_error(folder: Path, what: str) -> MaskfoldError:
-    """Return the error that a file is no longer the one that a run was started with."""
+    """Return the error for a file that has changed since a run was started."""
     return MaskfoldError(
         f"{what} changed after the run {folder} was started, so its folds would not belong together.",
         "Restore the former content to continue that run, or start another run with --new.",

@@ -1,4 +1,4 @@
-"""Copies of one image under several ids, whose files differ: they stay in one fold, or the user is told."""
+"""Copies of one image under several ids, with different files: keep them in one fold, or tell the user."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_NOTES = 10
-# Near-duplicates are looked for unasked, to tell the user, up to so many cases and bytes of their arrays.
+# Up to this number of cases, and bytes of their arrays, near-duplicates are searched even if the YAML does not ask.
 CHEAP_CASES, CHEAP_BYTES = 500, 2**26
 EQUAL, SIMILAR = "have the same pixels in different files", "look the same (near-duplicates)"
 
 
 def keep_copies_together(run: Run, prepared: Mapping[str, Path], context: Context = Context()) -> Run:
-    """Return the run with folds that keep copies of one image together, and say what they are.
+    """Return the run with folds that keep copies of one image together; name the copies in the log.
 
-    Copies are images with equal pixels; with `folds.duplicates: near` also near-duplicates. A run that has folds
-    already, from an earlier command or from `folds.file`, keeps them; copies in several of its folds are named.
+    Copies are images with equal pixels; with `folds.duplicates: near` also near-duplicates. If a run already has folds,
+    from an earlier command or from `folds.file`, it keeps them; the log then names copies in different folds.
 
     Args:
         run: the run, with all its cases.
         prepared: folder of each preprocessed case, by id.
-        context: its log takes the notes.
+        context: notes go to its log.
 
     Raises:
         MaskfoldError: a preprocessed case is damaged, or too few groups are left for the folds.
@@ -68,7 +68,7 @@ def _bytes(prepared: Mapping[str, Path]) -> int:
 
 
 def _advice(run: Run, started: bool, what: str) -> str:
-    """Return how to keep copies together that are in several folds."""
+    """Return advice on how to keep copies together that are in different folds."""
     if run.exp.folds.scheme == "file":
         return "give them one fold in folds.file"
     if what == SIMILAR and run.exp.folds.duplicates == "exact":

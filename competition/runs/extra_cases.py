@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
     from competition.runs.run import Run
 
-PSEUDO_TABLE = "besides_pseudo"  # the table of pseudo-labelled images; other competitions have `besides_extra_0`, …
+# File name of the table of pseudo-labelled images; the tables of other competitions are `besides_extra_0`, ….
+PSEUDO_TABLE = "besides_pseudo"
 
 
 def extra_case_tables(exp: Experiment, cases: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the tables, by the names of their files in the run's folder.
+    """Return the case tables of the additional data, by their file names in the run's folder.
 
     Args:
         exp: the experiment.
@@ -39,7 +40,7 @@ def extra_case_tables(exp: Experiment, cases: pd.DataFrame) -> dict[str, pd.Data
 
 
 def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
-    """Return the images for pseudo-labels, those without a label, with their groups if the group rule has them."""
+    """Return the images without a label, for pseudo-labels, with their groups if the group rule matches them."""
     from competition.data.cases import case_table
     from competition.data.splits import known_groups
 
@@ -78,7 +79,7 @@ def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def combined_data_hash(cases: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> str:
-    """Return the data's hash; without additional tables it is the hash of the labelled cases alone."""
+    """Return the hash of all data; without additional tables it equals the hash of the labelled cases."""
     from competition.data.cases import data_hash
     from competition.data.image_types import combined_digest
 
@@ -90,18 +91,18 @@ def combined_data_hash(cases: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> 
 
 
 def mark_near_duplicates(run: Run, labelled: dict[str, Path], others: dict[str, dict[str, Path]]) -> dict[str, int]:
-    """Add the column `alike` to the additional tables: the ids of the labelled cases that an image resembles, as JSON.
+    """Add the column `alike` to the additional tables: a JSON list of the labelled cases that each image resembles.
 
-    Compares thumbnails of the prepared images, as `maskfold explore` does. This finds copies that were saved again,
-    brightened or resized, but not rotated or mirrored ones.
+    The function compares thumbnails of the prepared images, as `maskfold explore` does. This finds copies that were
+    saved again, brightened or resized, but not copies that were rotated or mirrored.
 
     Args:
-        run: its additional tables get the column.
-        labelled: folder of each prepared labelled case, by id.
-        others: the same for each additional table.
+        run: the run whose tables of extra cases get the column.
+        labelled: folders of the prepared labelled cases, by id.
+        others: folders of the prepared images of each additional table, by table and id.
 
     Returns:
-        The number of images in each table that resemble a labelled one.
+        The number of images in each table that resemble a labelled image.
     """
     from competition.data.cache import PreprocessedCase
     from competition.data.duplicates import find_near_duplicates, make_thumbnail
@@ -130,5 +131,5 @@ def extra_section(exp: Experiment, table: str) -> ExtraCasesConfig | None:
 
 
 def same_competition(comp: Competition, name: str, root: str) -> bool:
-    """Return whether case ids mean the same cases: the name or the data folder of the competition is the same."""
+    """Return whether equal case ids mean equal cases: the competitions have the same name or the same data folder."""
     return comp.name == name or Path(comp.root).resolve() == Path(root).resolve()

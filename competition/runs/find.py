@@ -17,8 +17,8 @@ from competition.runs.fold import RESULT_FILE
 from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, check_not_edited, hashed_settings, load_run
 
 STUDIES_FOLDER = Path("mlruns") / "studies"
-TRIALS_FILE = "trials.json"  # in a study's folder: the results of its trials
-# Keys of `competition` that may change between training and submitting: the current YAML counts.
+TRIALS_FILE = "trials.json"  # file with the results of the trials in a study's folder
+# Keys of `competition` that may change between training and submitting; their values in the current YAML are used.
 SUBMIT_TIME_KEYS = ("test", "submission", "root", "on_bad_case")
 
 
@@ -31,13 +31,13 @@ def find_run(
         name: an experiment's YAML (its latest finished run), a run's folder, `name/hash`, a hash or its first digits.
         overrides: `key=value` strings, e.g. `competition.root=/elsewhere`, `postprocess.tune=true`.
         trust: additional packages that `target` may name.
-        say: takes a line for the user if the YAML or the user's own code has changed since the run.
+        say: receives a note if the YAML or the user's own code has changed since the run.
 
     Returns:
         The run, with at least one finished fold.
 
     Raises:
-        MaskfoldError: there is no such run or more than one, the name is a study or a fold, or the run's folder was
+        MaskfoldError: no run or several runs match, the name is that of a study or a fold, or the run's folder was
             edited.
     """
     run = _find_run(name, overrides, trust, say)
@@ -100,7 +100,7 @@ def resolve_teachers(exp: Experiment) -> Experiment:
 
 
 def with_current_settings(trained: Experiment, yaml: Experiment) -> Experiment:
-    """Return the trained experiment with test images, submission, post-processing and `run:` of the current YAML."""
+    """Return the trained experiment, with test images, submission, post-processing and `run:` from the current YAML."""
     from competition.data.rle_tables import keep_table_format
 
     comp = trained.competition.model_copy(update={key: getattr(yaml.competition, key) for key in SUBMIT_TIME_KEYS})
@@ -110,7 +110,7 @@ def with_current_settings(trained: Experiment, yaml: Experiment) -> Experiment:
 
 def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], say: Callable[[str], None]) -> Run:
     exp = load_experiment(file, overrides, trust)
-    with suppress(MaskfoldError):  # a teacher may be deleted; a finished run does not require it
+    with suppress(MaskfoldError):  # a finished run does not need its teachers, so they may be deleted
         exp = resolve_teachers(exp)
     base = RUNS_FOLDER / f"{exp.competition.name}-{file.stem}"
     finished_runs: list[tuple[float, Run]] = []
@@ -207,7 +207,7 @@ def _differences(first: Experiment, second: Experiment) -> str:
 
 
 def _leaves(tree: Any, key: str = "") -> dict[str, Any]:
-    """Return the values of nested mappings by their dotted keys."""
+    """Return the values in nested mappings by dotted key."""
     if not isinstance(tree, dict) or not tree:
         return {key: tree}
     return {

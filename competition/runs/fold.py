@@ -19,10 +19,11 @@ from competition.io import damaged_error, parse_json_object, sha256_of_file, wri
 if TYPE_CHECKING:
     import pandas as pd
 
-PLAIN_WEIGHTS = "weights.safetensors"  # a member's weights: of its last epochs
-SOUP_WEIGHTS = "soup.safetensors"  # the average of its best checkpoints
+# File of a member's weights after the last epoch (or averaged over the last epochs).
+PLAIN_WEIGHTS = "weights.safetensors"
+SOUP_WEIGHTS = "soup.safetensors"  # file of the average of its best checkpoints
 MEMBER_FOLDER = re.compile(r"(?:full|fold_(?P<fold>\d+))(?:_seed_(?P<seed>\d+))?")  # see `Run.member_folder`
-RESULT_FILE = "result.json"  # in a member's folder: its `FoldResult`, the last file that the member writes
+RESULT_FILE = "result.json"  # file with the `FoldResult` in a member's folder; it is written last
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class FoldJob:
     Attributes:
         run: the run's folder, with `experiment.yaml`, `cases.csv` and `folds.csv`.
         folder: the member's folder; no other process writes into it.
-        fold: the fold to validate; -1 is a fit on all cases.
+        fold: number of the fold that is validated; -1 is a fit on all cases.
         seed: index into the experiment's seeds.
-        cache: the folder of prepared cases.
-        threads: CPU threads of all its processes together.
+        cache: folder of the preprocessed cases.
+        threads: number of CPU threads of all processes of the job together.
         trust: additional packages that `target` may name.
-        patience: seconds to wait until a former process releases the folder's lock.
+        patience: maximum wait, in seconds, for the release of the folder's lock by an earlier process.
     """
 
     run: Path
@@ -86,21 +87,22 @@ class FoldJob:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """The result of a finished member; `result.json` in its folder.
+    """The result of a finished member, stored as `result.json` in its folder.
 
     Attributes:
         score: the competition's metric on the fold's out-of-fold masks; None for a fit on all cases.
-        dice: mean Dice per class over cases that have the class in truth or prediction; None if no case has it.
+        dice: mean Dice of each class over the cases that have the class in truth or prediction; None if no case has it.
         minutes: wall time of all processes that worked on the fold one after the other.
-        devices: processes that trained it; a step took `training.batch_size` samples on each.
-        skipped: steps skipped for a non-finite loss or gradient.
-        weights: the file name of the weights for prediction: `PLAIN_WEIGHTS`, or `SOUP_WEIGHTS` if the soup is better.
-        soup: the out-of-fold scores of the soup, see `competition.training.soup_selection`; None without one.
-        restored: times that training restored a checkpoint after such a step; each halves the learning rate.
-        halved: times that micro-batches were halved because memory ran out.
+        devices: number of processes that trained the member; each took `training.batch_size` samples per step.
+        skipped: number of steps that were skipped because of a non-finite loss or gradient.
+        weights: file name of the weights for prediction: `PLAIN_WEIGHTS`, or `SOUP_WEIGHTS` if the soup is better.
+        soup: out-of-fold scores of the soup, see `competition.training.soup_selection`; None without a soup.
+        restored: number of times that training restored a checkpoint after a non-finite step; each time halves the
+            learning rate.
+        halved: number of times that micro-batches were halved because memory ran out.
         lessons: counts of the additional training data, see `competition.training.extra_data`.
         peak_gib: peak memory of the CUDA device, else the peak resident memory of the process.
-        digests: SHA-256 of the member's tables of scores and weights, by file name; results of 0.1 have none.
+        digests: SHA-256 of the member's score tables and weights, by file name; results of version 0.1 have none.
     """
 
     fold: int
@@ -127,17 +129,17 @@ class FoldResult:
 
     @property
     def prefix(self) -> str:
-        """The prefix of `oof`, `test`, `scores.csv` and `test_scores.csv` that belong to `weights`."""
+        """The prefix of the names `oof`, `test`, `scores.csv` and `test_scores.csv` that belong to `weights`."""
         return self.prefix_of(self.weights)
 
     @staticmethod
     def prefix_of(weights: str) -> str:
-        """Return the prefix for `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`."""
+        """Return the prefix of names that belong to `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`."""
         return "soup_" if weights == SOUP_WEIGHTS else ""
 
     @classmethod
     def read(cls, folder: Path) -> FoldResult | None:
-        """Read the result in a member's folder; None while it is not finished.
+        """Read the result in a member's folder; None if the member is not finished.
 
         Raises:
             MaskfoldError: the file is damaged, or is the result of another member.
@@ -183,8 +185,8 @@ class FoldResult:
         """Read a table of scores in the member's folder; see `competition.metrics.scoring.read_scores`.
 
         Args:
-            folder: of the member.
-            name: of the table, e.g. `scores.csv`.
+            folder: folder of the member.
+            name: file name of the table, e.g. `scores.csv`.
 
         Raises:
             MaskfoldError: the table is damaged, or was changed after the fold finished.
@@ -210,7 +212,7 @@ class FoldResult:
 
 
 def mixed_environments(results: Sequence[FoldResult]) -> list[str]:
-    """Return a remark for each of torch's version, the device and the precision in which finished members differ.
+    """Return one remark for each property in which finished members differ: torch's version, device, precision.
 
     Example:
         `the folds were trained with different versions of torch: 2.7.1 (fold 0, fold 1), 2.8.0 (fold 2)`
@@ -237,13 +239,13 @@ def describe_member(fold: int, seed: int) -> str:
 
 
 def _is_integer(value: object, lowest: int = 0) -> bool:
-    return type(value) is int and value >= lowest  # True is an int too
+    return type(value) is int and value >= lowest  # because True is also an int
 
 
 def _is_number(value: object) -> bool:
     try:
         return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-    except OverflowError:  # an integer beyond the floats
+    except OverflowError:  # an integer that is too large for a float
         return False
 
 

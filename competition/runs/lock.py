@@ -1,8 +1,8 @@
 """Locks on the folder of a run, a fold or a study, so that only one process works in it.
 
-On one machine the kernel's lock on the file `lock` decides: it ends with the process, however that dies, and reused
-process ids do not matter. Not every file server shares locks with other machines. There the content of the file
-decides: the owner, and the time of its last heartbeat.
+On one machine, the kernel's lock on the file `lock` decides: it ends with the process in every case, and reused process
+ids do not matter. Some file servers do not share locks between machines. Then the content of the file decides: its
+owner, and the time of the owner's last heartbeat.
 """
 
 # Not filelock (4.2), which has these parts in separate classes: `FileLock` is the kernel's lock without a heartbeat;
@@ -29,14 +29,14 @@ from competition.io import as_disk_error
 
 HEARTBEAT_SECONDS = 10.0  # s between two heartbeats
 STALE_SECONDS = 60.0  # s without a heartbeat after which a process of another machine counts as dead
-# s since the last heartbeat after which the process counts as dead at once; long, since the machines' clocks may differ
+# s since the last heartbeat after which a process counts as dead without waiting; long, because clocks may differ
 DEAD_SECONDS = 600.0
 POLL_SECONDS = 0.2  # s between two checks
-PROBE_SECONDS = 1.0  # s that a call of `is_free` may hold the lock
-FILE_BYTES = 512  # bytes, constant, so that a heartbeat requires no more disk space
+PROBE_SECONDS = 1.0  # s for which a call of `is_free` may hold the lock
+FILE_BYTES = 512  # bytes; the size is constant, so that a heartbeat needs no additional disk space
 
-_open: set[int] = set()  # descriptors of the locks that this process holds
-_held: set[Path] = set()  # their folders
+_open: set[int] = set()  # file descriptors of the locks that this process holds
+_held: set[Path] = set()  # folders of these locks
 # A forked child would keep the lock after its parent's death; `exec` closes the descriptors anyway.
 os.register_at_fork(after_in_child=lambda: _close_inherited_locks())
 
@@ -50,8 +50,8 @@ class LockOwner:
         host: the machine's name.
         boot: the id of the machine's boot, which identifies it regardless of container names.
         born: start time of the process, since its id may be reused.
-        since: when it took the lock, s since 1970.
-        beat: its last heartbeat, s since 1970.
+        since: time when the process took the lock, s since 1970.
+        beat: last heartbeat of the process, s since 1970.
     """
 
     process: int
@@ -68,11 +68,11 @@ class LockOwner:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a process of this machine since its last boot."""
+        """Whether the owner is a process that was started on this machine since its last boot."""
         return self.boot == _boot_id()
 
     def is_same_process(self, other: LockOwner | None) -> bool:
-        """Return whether both are one process."""
+        """Return whether both owners are the same process."""
         return other is not None and (self.process, self.boot, self.born) == (other.process, other.boot, other.born)
 
 
@@ -81,9 +81,9 @@ def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = p
     """Hold the folder's lock until the block or the process ends; take over the lock of a dead process.
 
     Args:
-        folder: of a run or a fold.
-        patience: seconds to wait until another process releases the lock.
-        say: takes a line for the log while waiting.
+        folder: folder of a run or a fold.
+        patience: maximum wait, in seconds, for another process to release the lock.
+        say: receives log lines while the function waits.
 
     Raises:
         MaskfoldError: another process holds the lock, or the folder is not writable.
@@ -130,7 +130,7 @@ def ensure_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] 
 
 @contextmanager
 def lock_if_free(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock if no other process does and the folder is writable; yield whether it is held."""
+    """Hold the folder's lock if it is free and the folder is writable; yield whether the lock is held."""
     with ExitStack() as stack:
         try:
             stack.enter_context(ensure_lock(folder, say=lambda _: None))
@@ -172,7 +172,7 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
         ):
             say(f"takes over the lock of {owner}, which has ended")
             return
-        alive = locked is False or has_heartbeat  # else the owner is on another machine: wait for a heartbeat
+        alive = locked is False or has_heartbeat  # otherwise the owner is on another machine, so wait for a heartbeat
         if alive and now - start > max(patience, PROBE_SECONDS):
             raise MaskfoldError(
                 f"{folder} is in use by {owner or 'another process'}.", "Wait until it is done, or stop it first."
@@ -188,7 +188,7 @@ def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Try to take the kernel's lock; return whether this process has it now, None if the file system has no locks."""
+    """Try to take the kernel's lock. Return whether this process now has it; None if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -201,14 +201,14 @@ def _try_lock(descriptor: int) -> bool | None:
 
 
 def _is_dead(owner: LockOwner, has_kernel_lock: bool) -> bool:
-    """Return whether the last owner has ended for sure, given that the kernel's lock is free or not supported."""
+    """Return whether the last owner has certainly ended, if the kernel's lock is free or not supported."""
     if owner.is_local:
         return has_kernel_lock or _start_time(owner.process) != owner.born
     return time.time() - owner.beat > DEAD_SECONDS
 
 
 def _heartbeat(descriptor: int, me: LockOwner, path: Path, released: threading.Event) -> None:
-    """Write heartbeats. End the process if another one has taken over, e.g. while this machine was suspended."""
+    """Write heartbeats. End this process if another one took the lock, e.g. while this machine was suspended."""
     while not released.wait(HEARTBEAT_SECONDS):
         owner = _read(descriptor)
         if owner is not None and not owner.is_same_process(me):

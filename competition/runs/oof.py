@@ -1,4 +1,4 @@
-"""Out-of-fold probabilities on disk, one Zarr array in one zip file per case, and their mean over a run's seeds."""
+"""Out-of-fold probabilities on disk (per case, one Zarr array in a zip file), and their mean over a run's seeds."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CHUNK_BYTES = 2**23
-OOF_DTYPES, OOF_CODECS = ("float16", "uint8"), {"BytesCodec", "ZstdCodec"}  # those that `write` uses
+OOF_DTYPES, OOF_CODECS = ("float16", "uint8"), {"BytesCodec", "ZstdCodec"}  # the codecs that `write` uses
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-ZSTD_HEADER_BYTES = 18  # at most, see RFC 8878, 3.1.1.1
-DIGEST_ATTRIBUTE = "sha256"  # of an array: of its stored values, little-endian, in C order; stores of 0.1 have none
+ZSTD_HEADER_BYTES = 18  # maximum header size in bytes, see RFC 8878, 3.1.1.1
+# Attribute: SHA-256 of the stored values, little-endian, in C order; stores of version 0.1 have none.
+DIGEST_ATTRIBUTE = "sha256"
 
 _verified: dict[Path, FileStamp] = {}  # files whose checksum this process has verified
 
@@ -43,21 +44,22 @@ _verified: dict[Path, FileStamp] = {}  # files whose checksum this process has v
 class OofStore:
     """Folder with the probabilities of each case.
 
-    Each case is one file, because a file can be replaced atomically and a folder of chunks cannot. Any reader of Zarr 3
-    opens it with `zarr.storage.ZipStore`.
+    Each case is one file, because a file can be replaced atomically and a folder of chunks cannot. Every reader of Zarr
+    3 can open the file with `zarr.storage.ZipStore`.
 
-    A file may come from a stranger, so what it declares is compared with the run before memory is allocated for it: its
-    shape, dtype and codecs, the size of its chunks, and the size to which each chunk decompresses.
+    A file may come from an untrusted source. Therefore its declared shape, dtype, codecs and chunk sizes, and the size
+    to which each chunk decompresses, are compared with the run before memory is allocated.
 
-    A file has its case's id, its shape and a checksum of its values, which are compared on reading: the file of another
-    case and a missing chunk, which Zarr reads as zeros, are refused. Files of 0.1 have no checksum; then a missing
-    chunk is found if classes are exclusive, since the probabilities of a pixel have the sum 1.
+    A file contains the id and shape of its case and a checksum of the values, which are compared when it is read. So a
+    file of another case is refused, and so is a missing chunk, which Zarr reads as zeros. Files of version 0.1 have no
+    checksum; in them a missing chunk is detected if classes are exclusive, because the probabilities of a pixel have
+    the sum 1.
 
     Args:
         folder: created when the first case is written.
         dtype: type of the stored probabilities: float16, or uint8 in steps of 1/255.
-        shapes: the expected (P, *file shape) of each case, see `stored_shapes`; None: any shape is read that fits into
-            the free memory.
+        shapes: expected shape (P, *file shape) of each case, see `stored_shapes`; None: all shapes that fit into the
+            free memory are accepted.
         exclusive: whether the probabilities of a pixel have the sum 1.
 
     Example:
@@ -79,11 +81,11 @@ class OofStore:
         self.exclusive = exclusive
 
     def write(self, case: str, probabilities: np.ndarray, presence: np.ndarray | None = None) -> None:
-        """Write (P, *spatial) floats in [0, 1]; an earlier prediction of the case is replaced.
+        """Write the probabilities of a case, (P, *spatial) floats in [0, 1]; replace an earlier prediction of the case.
 
         Args:
-            case: its id.
-            probabilities: of the case.
+            case: id of the case.
+            probabilities: probabilities of the case.
             presence: see `competition.inference.predict.Prediction`; written as the array's attribute `gate`.
 
         Raises:
@@ -117,7 +119,7 @@ class OofStore:
                         chunks=chunks,
                         attributes={**attributes, **({} if presence is None else {"gate": presence.tolist()})},
                     )
-                    for block in blocks:  # by chunk, to avoid a second copy of the case
+                    for block in blocks:  # chunk by chunk, to avoid a second copy of the case
                         array[block] = self._encode(probabilities[block])
                 with open(temporary_path, "rb") as stream:
                     os.fsync(stream.fileno())
@@ -130,8 +132,8 @@ class OofStore:
         """Read the probabilities of a case, (P, *spatial) float16.
 
         Raises:
-            MaskfoldError: the case is missing or damaged, its file is that of another case, or has another shape than
-                the run's table says.
+            MaskfoldError: the case is missing or damaged, or its file has the id of another case or another shape than
+                in the run's table.
         """
 
         def read_values(array: Any) -> np.ndarray:
@@ -191,10 +193,10 @@ class OofStore:
             ) from error
 
     def _check_values(self, path: Path, array: Any, values: np.ndarray) -> None:
-        """Check the stored values by their checksum; without one, by the sum of exclusive classes.
+        """Check the stored values by their checksum; without a checksum, by the sum of exclusive classes.
 
         Raises:
-            ValueError: they are not those that were written.
+            ValueError: the values differ from those that were written.
         """
         expected = array.attrs.get(DIGEST_ATTRIBUTE)
         if expected is not None:
@@ -209,7 +211,7 @@ class OofStore:
                 _verified[path] = stamp
         elif self.exclusive and len(values) and (missing := _count_missing_chunks(path, array)):
             decoded = values if values.dtype == np.float16 else _decode(values)
-            tolerance = 0.02 + len(values) / 510  # of rounding to uint8, half a step for each class
+            tolerance = 0.02 + len(values) / 510  # tolerance for rounding to uint8: half a step per class
             if np.abs(decoded.sum(axis=0, dtype=np.float32) - 1).max(initial=0.0) > tolerance:
                 raise ValueError(
                     f"{missing} of its {array.nchunks} chunks are missing: the probabilities of a pixel do not add up "
@@ -242,8 +244,8 @@ class OofPredictions:
 
     Args:
         run: the run.
-        folds: the folds to read; None: all that are finished.
-        weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`, whose predictions are read; None: the selected ones.
+        folds: the folds to read; None: all finished folds.
+        weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`, whose predictions are read; None: the selected weights.
     """
 
     run: Run
@@ -252,7 +254,7 @@ class OofPredictions:
 
     @cached_property
     def stores(self) -> dict[int, list[OofStore]]:
-        """The stores of each finished fold, one for each of its seeds."""
+        """The stores of each finished fold, one per seed."""
         stores: dict[int, list[OofStore]] = {}
         shapes = stored_shapes(self.run.exp, self.run.cases)
         for fold in self.run.fold_numbers() if self.folds is None else self.folds:
@@ -271,11 +273,11 @@ class OofPredictions:
 
     @property
     def cases(self) -> pd.DataFrame:
-        """The rows of the case table with a prediction."""
+        """The rows of the case table whose case has a prediction."""
         return self.run.cases[self.run.cases["id"].isin(self.fold_of.keys())]
 
     def rows(self) -> dict[str, SimpleNamespace]:
-        """Return these rows by id, see `Run.rows`."""
+        """Return the rows of the cases that have a prediction, by id; see `Run.rows`."""
         return self.run.rows(self.fold_of)
 
     def read(self, case: str) -> np.ndarray[Any, Any]:
@@ -298,7 +300,7 @@ class OofPredictions:
         return (mean / len(stores)).astype(np.float16)
 
     def presence(self, case: str) -> np.ndarray[Any, Any] | None:
-        """Return the presence head's probabilities of a case, (K, 1, …) float32, over the seeds of its fold.
+        """Return the presence head's probabilities of a case, (K, 1, …) float32, combined over the seeds of its fold.
 
         None if the run has no presence head (`gate`).
 
@@ -319,7 +321,7 @@ class OofPredictions:
 
 
 def open_store(exp: Experiment, folder: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> OofStore:
-    """Return the store of predictions of an experiment in a folder; `shapes`: from `stored_shapes`."""
+    """Return the store for an experiment's predictions in a folder; `shapes` is a result of `stored_shapes`."""
     return OofStore(folder, exp.inference.store, shapes, exclusive=exp.competition.labels == "exclusive")
 
 
@@ -349,10 +351,10 @@ def stored_shapes(exp: Experiment, cases: pd.DataFrame) -> dict[str, tuple[int, 
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
-    """Check that the archive's members are not compressed, since a small member could then fill the memory.
+    """Check that the archive's members are not compressed, because a small compressed member could fill the memory.
 
     Raises:
-        ValueError: one is compressed, or declares more bytes than the file has.
+        ValueError: a member is compressed, or the members declare more bytes than the file has.
     """
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -380,10 +382,10 @@ def _check_shape(array: Any, expected: tuple[int, ...] | None) -> None:
 
 
 def _check_attributes(array: Any, case: str) -> None:
-    """Check that the attributes of an array are those of the case; arrays of 0.1 have no shape, older ones no id.
+    """Check the id and shape in the attributes of an array; arrays of version 0.1 have no shape, older arrays no id.
 
     Raises:
-        ValueError: the file is that of another case, or of another array.
+        ValueError: the id or shape is that of another case.
     """
     found_id, found_shape = array.attrs.get("id", case), array.attrs.get("shape", list(array.shape))
     if found_id != case:
@@ -393,7 +395,7 @@ def _check_attributes(array: Any, case: str) -> None:
 
 
 def _count_missing_chunks(path: Path, array: Any) -> int:
-    """Return how many chunks of an array are not in its file: Zarr omits those that are 0 everywhere."""
+    """Return the number of chunks of an array that are not in its file; Zarr omits chunks that are 0 everywhere."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
     keys = (array.metadata.encode_chunk_key(index) for index in np.ndindex(*array.cdata_shape))
@@ -401,7 +403,7 @@ def _count_missing_chunks(path: Path, array: Any) -> int:
 
 
 def _digest_of_blocks(blocks: Iterator[np.ndarray]) -> str:
-    """Return the SHA-256 (hexadecimal) of an array's values from its blocks, in C order."""
+    """Return the SHA-256 (hexadecimal) of an array's values, given as blocks in C order."""
     digest = hashlib.sha256()
     for block in blocks:
         plain = np.ascontiguousarray(block, block.dtype.newbyteorder("<"))
@@ -410,10 +412,10 @@ def _digest_of_blocks(blocks: Iterator[np.ndarray]) -> str:
 
 
 def _check_chunks(path: Path, size: int) -> None:
-    """Check that each chunk decompresses to `size` bytes, by its header.
+    """Check that the header of each chunk declares `size` decompressed bytes.
 
     Raises:
-        ValueError: the header of a chunk says something else.
+        ValueError: the header of a chunk declares another size.
     """
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
@@ -431,7 +433,8 @@ def _zstd_content_size(header: bytes) -> int | None:
         return None
     descriptor = header[4]
     flag, is_single_segment = descriptor >> 6, bool(descriptor & 0x20)
-    start = 5 + (not is_single_segment) + (0, 1, 2, 4)[descriptor & 3]  # after the window and the dictionary's id
+    # The size follows the window and the dictionary's id.
+    start = 5 + (not is_single_segment) + (0, 1, 2, 4)[descriptor & 3]
     length = (int(is_single_segment), 2, 4, 8)[flag]
     if length == 0:
         return None
@@ -439,7 +442,7 @@ def _zstd_content_size(header: bytes) -> int | None:
 
 
 def _check_codecs(array: Any) -> None:
-    """Check that an array has a dtype and codecs that this store writes, since some Zarr codecs unpickle.
+    """Check that this store writes the dtype and codecs of an array, because some Zarr codecs unpickle data.
 
     Raises:
         ValueError: it has another dtype or codec.

@@ -1,4 +1,4 @@
-"""Check where a command writes: never into the folder of a run, and never over the data of a competition."""
+"""Check that a command does not write into the folder of a run or over the data of a competition."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from competition.runs.run import CASES_FILE, Run
 
 
 def check_output(paths: Iterable[Path], comps: Iterable[Competition] = (), option: str = "-o") -> None:
-    """Check that outputs of a command are in no run's folder and overwrite no data of a competition.
+    """Check that no output of a command is in the folder of a run or overwrites data of a competition.
 
-    The folder of a run has an `experiment.yaml` and a `cases.csv`. In a competition's folder (`root`) no output is
-    allowed, unless the working folder is in it, as with `root: .`; then only the folders of images and masks, and the
+    The folder of a run has an `experiment.yaml` and a `cases.csv`. No output may be in a competition's folder (`root`).
+    Exception: if the working folder is in that folder, as with `root: .`, only the folders of images and masks, and the
     tables that the YAML names, are protected.
 
     Args:
-        paths: the files or folders that are to be written; they need not exist.
+        paths: files or folders that will be written; they need not exist.
         comps: the competitions whose data the command reads.
-        option: of the command line, for the message.
+        option: command-line option, for the message.
 
     Raises:
-        MaskfoldError: status 2; a path is in such a folder, or is such a file.
+        MaskfoldError: status 2; a path is in a protected folder, or is a protected file.
     """
     comps = list(comps)
     for path in paths:
@@ -45,7 +45,7 @@ def check_output(paths: Iterable[Path], comps: Iterable[Competition] = (), optio
 
 
 def competitions_of(runs: Iterable[Run]) -> list[Competition]:
-    """Return the competitions whose data some runs are trained on."""
+    """Return the competitions on whose data the runs are trained."""
     return [comp for run in runs for comp in (run.exp.competition, *(one.competition for one in run.exp.extras))]
 
 
@@ -54,7 +54,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _describe_data(real: Path, comp: Competition) -> str:
-    """Return which data of a competition a path would overwrite; an empty text if it overwrites none."""
+    """Describe the data of a competition that a path would overwrite; an empty text if there are none."""
     root = Path(os.path.realpath(comp.root))
     for name in _tables(comp):
         if real == Path(os.path.realpath(root / name)):
@@ -70,7 +70,7 @@ def _describe_data(real: Path, comp: Competition) -> str:
 
 
 def _describe_links(real: Path, root: Path, comp: Competition) -> str:
-    """Return as `_describe_data` for folders of images or masks that are links to elsewhere."""
+    """Describe the data, as `_describe_data` does, in folders of images or masks that are links to other places."""
     for pattern in patterns_of(comp):
         fixed = pattern.split("{")[0].split("*")[0].rpartition("/")[0]
         if fixed and real.is_relative_to(os.path.realpath(root / fixed)):
@@ -79,7 +79,7 @@ def _describe_links(real: Path, root: Path, comp: Competition) -> str:
 
 
 def _tables(comp: Competition) -> list[str]:
-    """Return the tables of a competition, below its folder."""
+    """Return the paths of a competition's tables below its folder."""
     rules = [FILE_RULE.fullmatch(text) for text in (comp.group, comp.stratum) if text]
     cases = comp.train.cases if isinstance(comp.train.cases, str) else None
     named = [comp.submission.sample, comp.train.rle, cases, *(rule["file"] for rule in rules if rule)]

@@ -38,28 +38,30 @@ if TYPE_CHECKING:
 RUNS_FOLDER = Path("mlruns") / "runs"
 CACHE_FOLDER = Path("mlruns") / "prepared"
 CASES_FILE, FOLDS_FILE = "cases.csv", "folds.csv"  # in a run's folder
-SKIPPED_FILE = "skipped.csv"  # in a run's folder: the skipped cases, with the reason
+SKIPPED_FILE = "skipped.csv"  # file with the skipped cases and the reasons in a run's folder
 VERSION_FILE = "version.json"  # in a run's folder
-SCORES_FILE = "scores.csv"  # in a run's folder: of all its finished folds
-FORMAT_VERSION = 1  # the format of a run's folder; raised when this version can no longer read older folders
-# Keys added after the first runs: while off, the hash ignores them. Those of `prepare` are also in data/cache.py.
+SCORES_FILE = "scores.csv"  # file with the scores of all finished folds in a run's folder
+FORMAT_VERSION = 1  # format of a run's folder; increased if this version can no longer read older folders
+# Keys that were added after the first runs. The hash ignores them while they have their default. Keys of `prepare` are
+# also listed in data/cache.py.
 KEYS_ADDED_LATER = (("prepare", "boundary"), ("prepare", "stretch"), ("prepare", "long_side"))
 SECTIONS_ADDED_LATER = ("gate",)
-# Keys that do not change the result: a run that stopped can resume with another value of these.
+# Keys that do not change the result: a stopped run can resume with other values of these keys.
 RESUMABLE_KEYS = (("training", "on_nan"), ("training", "on_oom"), ("prepare", "cache_gib"))
-RUN_NAME = re.compile(r"(?P<hash>[0-9a-f]{12})(?:-\d+)?")  # of a folder; the number is that of `maskfold cv --new`
+# Name of a run's folder; the number comes from `maskfold cv --new`.
+RUN_NAME = re.compile(r"(?P<hash>[0-9a-f]{12})(?:-\d+)?")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights with which a finished member predicts.
+    """The weights of a finished member that are used for prediction.
 
     Attributes:
         path: the file.
         fold: the member's fold; -1 is the fit on all cases.
-        seed: index of its seed in the experiment's seeds.
-        sha256: of the file, hexadecimal.
-        size: bytes.
+        seed: index of the member's seed in the experiment's seeds.
+        sha256: SHA-256 of the file, hexadecimal.
+        size: size of the file in bytes.
     """
 
     path: Path
@@ -74,13 +76,13 @@ class Run:
     """A cross-validation run: its folder, experiment, cases and folds.
 
     Attributes:
-        folder: of the run; may not exist yet.
+        folder: folder of the run; it may not exist yet.
         exp: the experiment.
         cases: the case table, see `competition.data.cases.case_table`.
         folds: columns id, fold and group, see `competition.data.splits.split`.
-        name: of the experiment, e.g. `hippocampus-unet3d`.
+        name: name of the experiment, e.g. `hippocampus-unet3d`.
         extra_tables: the additional training data, see `competition.runs.extra_cases`.
-        record: what its name was made of; None for a run of a version without records.
+        record: the inputs of the run's hash; None for a run of a version without records.
     """
 
     folder: Path
@@ -93,7 +95,7 @@ class Run:
 
     @property
     def full_name(self) -> str:
-        """Experiment and hash, e.g. `hippocampus-unet3d/2cb50ff146c0`; `find_run` accepts it."""
+        """Experiment and hash, e.g. `hippocampus-unet3d/2cb50ff146c0`, a name that `find_run` accepts."""
         return f"{self.name}/{self.folder.name}"
 
     # Cases
@@ -105,10 +107,10 @@ class Run:
         return dict(zip(self.cases["id"], self.cases["group"], strict=True))
 
     def rows(self, ids: Iterable[str] | None = None) -> dict[str, SimpleNamespace]:
-        """Return rows of the case table by id, in the table's order: objects with an attribute for each column.
+        """Return rows of the case table by id, in the table's order, as objects with an attribute for each column.
 
         Args:
-            ids: of the cases to return; None: of all cases. Ids that are not in the table are ignored.
+            ids: ids of the cases to return; None: all cases. Ids that are not in the table are ignored.
         """
         from competition.data.cases import case_rows
 
@@ -118,7 +120,7 @@ class Run:
     def fold_of(self) -> dict[str, int]:
         """Return the fold that validates each case, by id, in the order of `folds`.
 
-        Cases that no fold validates have -1 (all folds train on them) or -2 (the test share).
+        Cases that are not validated have -1 (all folds train on them) or -2 (the held-out test share).
         """
         return dict(zip(self.folds["id"], self.folds["fold"], strict=True))
 
@@ -133,13 +135,13 @@ class Run:
         return [case for case, number in self.fold_of().items() if fold < 0 or number not in (fold, HELD_OUT)]
 
     def validation_cases(self, fold: int) -> pd.DataFrame:
-        """Return the rows of the case table that a fold validates; none for the fit on all cases (fold -1)."""
+        """Return the rows of the case table that a fold validates; no rows for the fit on all cases (fold -1)."""
         return self._cases_of_fold(fold) if fold >= 0 else self.cases.iloc[:0]
 
     def test_share(self) -> pd.DataFrame:
-        """Return the rows of the case table that no fold trains on or validates; none without a test share.
+        """Return the rows of the case table that no fold trains on or validates; an empty table without a test share.
 
-        The scheme `holdout` with three `folds.shares`, or a fold file with the fold -2, sets them.
+        The test share is defined by the scheme `holdout` with three `folds.shares`, or by a fold file with the fold -2.
         """
         from competition.data.splits import HELD_OUT
 
@@ -151,11 +153,11 @@ class Run:
     # Members
 
     def fold_numbers(self) -> list[int]:
-        """Return the folds that validate cases, in order."""
+        """Return the sorted numbers of the folds that validate cases."""
         return sorted(int(number) for number in self.folds["fold"].unique() if number >= 0)
 
     def members(self) -> list[tuple[int, int]]:
-        """Return the (fold, seed) pairs to train, as `folds.run` selects them; fold -1 is a fit on all cases.
+        """Return the (fold, seed) pairs that `folds.run` selects for training; fold -1 is a fit on all cases.
 
         Raises:
             MaskfoldError: `folds.run` names a fold that does not exist (status 2).
@@ -180,7 +182,7 @@ class Run:
         return [(fold, seed) for fold in (*self.fold_numbers(), -1) for seed in range(len(self.exp.seeds))]
 
     def finished_members(self) -> list[tuple[int, int]]:
-        """Return the (fold, seed) pairs that are finished, including those that another command trained.
+        """Return the finished (fold, seed) pairs, including members that another command trained.
 
         Raises:
             MaskfoldError: a result is damaged.
@@ -192,7 +194,7 @@ class Run:
         return self.folder / (("full" if fold < 0 else f"fold_{fold}") + (f"_seed_{seed}" if seed else ""))
 
     def result(self, fold: int, seed: int) -> FoldResult | None:
-        """Read the result of a member; None while it is not finished.
+        """Read the result of a member; None if the member is not finished.
 
         Raises:
             MaskfoldError: the file is damaged.
@@ -211,7 +213,7 @@ class Run:
     # Weights and predictions
 
     def weights(self, fold: int, seed: int) -> Path:
-        """Return the file of the weights with which a member predicts: those that its result selects.
+        """Return the weight file that a member uses for prediction, as its result selects it.
 
         Raises:
             MaskfoldError: the result is damaged.
@@ -220,7 +222,7 @@ class Run:
         return self.member_folder(fold, seed) / (result.weights if result is not None else PLAIN_WEIGHTS)
 
     def weights_digest(self, fold: int, seed: int) -> str | None:
-        """Return the SHA-256 of `weights` when the member finished; None if it has not, or did not record it."""
+        """Return the SHA-256 of `weights` at the end of training; None if the member is unfinished or has no record."""
         result = self.result(fold, seed)
         return result.digests.get(result.weights) if result is not None else None
 
@@ -228,7 +230,7 @@ class Run:
         """Return the weights of the finished members.
 
         Raises:
-            MaskfoldError: a file is missing, or not the one with which its fold finished; or a result is damaged.
+            MaskfoldError: a file is missing or was changed after its fold finished, or a result is damaged.
         """
         from competition.runs.checkpoint import exchanged_error
 
@@ -259,15 +261,15 @@ class Run:
         """Yield the networks of members with their weights, in evaluation mode.
 
         Args:
-            channels: of a preprocessed case.
-            device: on which the networks are.
+            channels: number of channels of a preprocessed case.
+            device: device of the networks.
             context: has the trusted packages.
             members: (fold, seed) pairs; None: the finished members.
-            reuse: yield one network again and again, each time with the next weights, to save memory.
+            reuse: whether to yield the same network each time with other weights, to save memory.
 
         Raises:
-            MaskfoldError: a file of weights is missing, damaged, does not match the network, or is not the one with
-                which its fold finished.
+            MaskfoldError: a weight file is missing or damaged, does not match the network, or was changed after its
+                fold finished.
         """
         from competition.models.build import build_network
         from competition.runs.checkpoint import load_weights
@@ -284,8 +286,8 @@ class Run:
         """Return the out-of-fold predictions of the finished members.
 
         Args:
-            folds: the folds to read; None: all that are finished.
-            weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`, whose predictions are read; None: the selected ones.
+            folds: the folds to read; None: all finished folds.
+            weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`, whose predictions are read; None: the selected weights.
         """
         from competition.runs.oof import OofPredictions
 
@@ -305,7 +307,8 @@ class Run:
         if self.skipped:
             tables[SKIPPED_FILE] = pd.DataFrame(self.skipped, columns=["id", "reason"])
         if self.record is not None:
-            # The digests of the tables follow them: otherwise, if a process is killed in between, they seem edited.
+            # The digests are written after the tables: otherwise the tables would seem edited if a process is killed in
+            # between.
             replace(self.record, tables={}).write(self.folder)
         write_yaml(resolve_config(self.exp), self.folder / "experiment.yaml")
         for name, table in tables.items():
@@ -319,11 +322,11 @@ class Run:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """The skipped cases, each with the reason."""
+        """The skipped cases as (id, reason)."""
         return list(self.cases.attrs.get("skipped", []))
 
     def without_cases(self, reasons: Mapping[str, str]) -> Run:
-        """Return the run without some cases; `reasons` has the reason by case id.
+        """Return the run without some cases; `reasons` contains the reason for each case by id.
 
         Raises:
             MaskfoldError: a fold would have no cases left.
@@ -350,9 +353,9 @@ def load_run(
 
     Args:
         folder: of the run.
-        trust: additional packages that `target` may name; None: any, because nothing of the run is built.
+        trust: additional packages that `target` may name; None: all packages, because no class of the run is built.
         overrides: `key=value` strings, e.g. `competition.root=/elsewhere`.
-        check_edits: check that nobody edited the run's YAML and tables, see `check_not_edited`.
+        check_edits: whether to check that the run's YAML and tables were not edited, see `check_not_edited`.
 
     Raises:
         MaskfoldError: the folder is not a run, or was edited.
@@ -414,11 +417,11 @@ def load_run(
 
 
 def check_not_edited(run: Run) -> None:
-    """Check that `experiment.yaml`, `cases.csv` and `folds.csv` in a run's folder are those that the run was made with.
+    """Check that `experiment.yaml`, `cases.csv` and `folds.csv` in a run's folder have not been edited.
 
-    They are hashed again, and compared with the record. A run without a record is compared with the name of its folder,
-    if that is a hash. Keys of the YAML that the hash ignores may be changed. Without a record, the tables of a run that
-    skipped cases are not compared, because the hash includes the cases that could not be prepared.
+    The files are hashed again, and the hash is compared with the record; for a run without a record, with the name of
+    its folder, if that is a hash. Keys of the YAML that the hash ignores may be changed. Without a record, the tables
+    of a run that skipped cases are not compared, because the hash includes the cases that could not be prepared.
 
     Args:
         run: the run as `load_run` read it.
@@ -430,9 +433,9 @@ def check_not_edited(run: Run) -> None:
 
     name, record, folder = RUN_NAME.fullmatch(run.folder.resolve().name), run.record, run.folder
     data = combined_data_hash(run.cases, run.extra_tables)
-    try:  # as it was saved: without overrides, and without a search for its files
+    try:  # read the YAML as it was saved: without overrides, and without searching for its files
         exp = Experiment.model_validate(read_yaml(folder / "experiment.yaml").tree)
-    except ValidationError:  # an older YAML that the command's overrides correct
+    except ValidationError:  # the YAML of an older version, which the overrides of the command correct
         return
     if record is None:
         changed = name is not None and not run.skipped and run_hash(exp, data) != name["hash"]
@@ -452,7 +455,7 @@ def check_not_edited(run: Run) -> None:
 
 
 def edited_error(folder: Path, file: str) -> MaskfoldError:
-    """Return the error that a file in a run's folder is not as Maskfold wrote it."""
+    """Return the error for a file in a run's folder that was edited."""
     return MaskfoldError(
         f"{file} in {folder} was changed after the run was started: it no longer belongs to the run's name.",
         "Undo the change, or copy the folder again from where it was made. To train with other settings, change "
@@ -465,7 +468,7 @@ def read_run_scores(folder: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        MaskfoldError: it is damaged, or was changed after `summary.json` was written.
+        MaskfoldError: the file is damaged, or was changed after `summary.json` was written.
     """
     from competition.metrics.scoring import read_scores
 
@@ -473,7 +476,7 @@ def read_run_scores(folder: Path) -> pd.DataFrame:
     try:
         expected = (read_summary(folder).get("digests") or {}).get(SCORES_FILE)
     except (OSError, ValueError, AttributeError, MaskfoldError):
-        expected = None  # a summary that cannot be read is reported where its numbers are used
+        expected = None  # if the summary cannot be read, the code that uses its numbers reports it
     if expected is not None and sha256_of_file(folder / SCORES_FILE) != expected:
         raise MaskfoldError(
             f"{folder / SCORES_FILE} was changed after it was written: its checksum is not that in {SUMMARY_FILE}.",
@@ -483,7 +486,7 @@ def read_run_scores(folder: Path) -> pd.DataFrame:
 
 
 def read_skipped(folder: Path) -> dict[str, str]:
-    """Return the skipped cases of a run, with the reason by case id."""
+    """Return the reason for each skipped case of a run, by case id."""
     path = folder / SKIPPED_FILE
     if not path.exists():
         return {}
@@ -492,10 +495,10 @@ def read_skipped(folder: Path) -> dict[str, str]:
 
 
 def read_version(folder: Path) -> str | None:
-    """Return the version of Maskfold that wrote a run's folder; None if it is not recorded (before 0.1).
+    """Return the version of Maskfold that wrote a run's folder; None if the version is not recorded (before 0.1).
 
     Raises:
-        MaskfoldError: a later version wrote it, in a format that this one cannot read.
+        MaskfoldError: a later version wrote the folder in a format that this version cannot read.
     """
     path = folder / VERSION_FILE
     try:
@@ -522,18 +525,18 @@ def run_hash(
     """Return twelve hexadecimal digits that identify a result: a hash of the YAML, the data and the files of the YAML.
 
     The hash ignores `run:`, `study:`, `postprocess:`, the selection of folds and the data's folder, so that a run can
-    be extended and moved. It ignores the reaction to non-finite values and to a lack of memory, so that a run can
-    resume with another one.
+    be extended and moved. It ignores `on_nan` and `on_oom`, so that a run can resume with another reaction to
+    non-finite values and to a lack of memory.
 
-    Version 1 has the paths of the files that the YAML names, version 2 their content. Version 2 also ignores the test
-    images, the submission's format (except for what reads the run lengths of the training table), and how often
+    Version 1 covers the paths of the files that the YAML names, version 2 their content. Version 2 also ignores the
+    test images, the submission's format (except the keys that define how the training table is read), and how often
     checkpoints and pictures are written.
 
     Args:
         exp: the experiment.
-        data_hash: of the cases, see `competition.runs.extra_cases.combined_data_hash`.
-        version: of the hash.
-        contents: version 2: as from `competition.runs.contents.run_contents`.
+        data_hash: hash of the cases, see `competition.runs.extra_cases.combined_data_hash`.
+        version: version of the hash.
+        contents: for version 2, a result of `competition.runs.contents.run_contents`.
     """
     plain = hashed_settings(exp, version, contents)
     text = json.dumps(
@@ -565,7 +568,7 @@ def hashed_settings(
         del plain[section][key]
     plain["competition"].pop("root", None)
     drop_keys_without_effect(plain["competition"])
-    for key in ("kaggle", "public_share"):  # about the leaderboard
+    for key in ("kaggle", "public_share"):  # keys about the leaderboard
         plain["competition"]["submission"].pop(key, None)
     if version == 2:
         change_to_version_2(plain, resolve_config(exp), contents)
@@ -573,12 +576,12 @@ def hashed_settings(
 
 
 def _remove_extra_keys(plain: dict[str, Any]) -> None:
-    """Remove what the run's hash ignores from the sections of additional data: those that are off, and data folders."""
+    """Remove keys that the run's hash ignores from the sections of additional data: unused keys, and data folders."""
     plain["competition"]["train"].pop("cases", None)  # the data's hash covers the cases
     for key in ("pseudo", "extra"):
         if plain.get(key) is None:
             plain.pop(key, None)
-    if (pseudo := plain.get("pseudo")) is not None:  # the runs by their names, in any folder
+    if (pseudo := plain.get("pseudo")) is not None:  # runs count by their names, in any folder
         teachers = pseudo["from"] if isinstance(pseudo["from"], list) else [pseudo["from"]]
         pseudo["from"] = ["/".join(Path(teacher).resolve().parts[-2:]) for teacher in teachers]
     extras = plain.get("extra") or []
@@ -590,7 +593,7 @@ def _remove_extra_keys(plain: dict[str, Any]) -> None:
 
 
 def write_replay_yaml(exp: Experiment, estimates: list[list[int]] | None, folder: Path) -> None:
-    """Write the YAML that replays a fold: with the estimates of its step budget instead of the clock."""
+    """Write the YAML that repeats a fold with the recorded step counts of its time budget, without the clock."""
     plain = resolve_config(exp)
     if estimates is not None:
         plain["training"]["plan"] = estimates

@@ -1,4 +1,4 @@
-"""Promotion of the best trials: training on all folds, compared with the unchanged YAML."""
+"""Promote the best trials: train them on all folds, and compare them with the unchanged YAML."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromotionResult:
-    """Scores of a trial on all folds.
+    """The scores of a trial on all folds.
 
     Attributes:
         number: number of the trial.
-        overrides: its `key=value` overrides.
+        overrides: the experiment's `key=value` overrides.
         run_folder: the run's folder.
-        score: over all folds.
-        unseen_score: over the folds that the study did not use; None if it used all.
-        gain: difference from trial 0 on the cases of those folds, with its paired 95 % interval. If the study used all
-            folds, it is over all cases and optimistic, because the study selected the trial on them.
+        score: score over all folds.
+        unseen_score: score over the folds that the study did not use; None if the study used all folds.
+        gain: gain over trial 0 on the cases of the folds that the study did not use, with its paired 95 % interval. If
+            the study used all folds, the gain is over all cases, and optimistic, because the study selected the trial
+            on them.
     """
 
     number: int
@@ -39,9 +40,10 @@ class PromotionResult:
 
 
 def promote_best_trials(session: StudySession, count: int, say: Callable[[str], None]) -> list[PromotionResult]:
-    """Train the best trials, and trial 0, on every fold; folds that are finished are not trained again.
+    """Train the best trials and trial 0 on every fold; finished folds are not trained again.
 
-    The study selected trials by the scores on its own folds, so those scores are optimistic; the other folds are not.
+    The study selected trials by their scores on the study's folds, so these scores are optimistic; scores on the other
+    folds are not.
 
     Args:
         session: the study.
@@ -49,7 +51,7 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
         say: receives messages for the user.
 
     Returns:
-        Trial 0 first, then the best ones.
+        Trial 0 first, then the best trials.
 
     Raises:
         MaskfoldError: no trial is complete, or a fold fails.
@@ -68,7 +70,7 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
         tables[trial.number] = scores
         metric, groups = run.exp.competition.metric, run.groups()
         if used is not None and set(scores["fold"]) <= used:
-            used = None  # the list names every fold
+            used = None  # the list contains every fold
         unseen, reference = scores, tables[trial_0.number]
         if used is not None:
             unseen, reference = (table[~table["fold"].isin(used)] for table in (unseen, reference))

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 MISSING = object()
-EXCLUDED_SECTIONS = ("competition", "run", "study", "postprocess", "folds")  # they do not change the network
+EXCLUDED_SECTIONS = ("competition", "run", "study", "postprocess", "folds")  # sections that do not change the network
 
 
 class ExperimentSource(NamedTuple):
-    """Source of an experiment, from which each trial is loaded with additional overrides."""
+    """The source of an experiment, from which each trial is loaded with additional overrides."""
 
     file: Path
     overrides: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class ExperimentSource(NamedTuple):
         return load_experiment(self.file, [*self.overrides, *overrides], self.trust)
 
     def locate(self, *keys: str) -> SourceLocation:
-        """Return where a key of the `study` section is set: a line of the file, or the command line."""
+        """Return the location of a key of the `study` section: a line of the file, or the command line."""
         document = read_yaml(self.file)
         overrides = parse_overrides(self.overrides)
         apply_overrides(document, [override for override in overrides if override.key.startswith("study")])
@@ -62,7 +62,7 @@ def suggest_overrides(trial: optuna.Trial, config: StudyConfig) -> list[str]:
 
 
 def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyConfig) -> dict[str, Any]:
-    """Return the YAML's own values, as Optuna stores them: trial 0.
+    """Return the values in the YAML, in the form that Optuna stores; they are trial 0.
 
     Raises:
         MaskfoldError: a value of the YAML is outside its range, or is not among its choices.
@@ -89,7 +89,7 @@ def values_from_yaml(source: ExperimentSource, exp: Experiment, config: StudyCon
 
 
 def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
-    """Load the experiment with each end and each choice of each key, so that no trial fails on an override.
+    """Load the experiment with both bounds or all choices of each key, so that no trial fails because of an override.
 
     Raises:
         MaskfoldError: a key or a value is invalid.
@@ -110,7 +110,7 @@ def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
             try:
                 source.load([*parents, format_override(key, value)])
             except MaskfoldError as error:
-                # the override is ours and not the user's, so it must not be located on the command line
+                # the override comes from this function and not from the user, so it has no location on the command line
                 problem = error.message.replace("command line: ", "").strip().rstrip(".")
                 raise _space_error(
                     source,
@@ -121,7 +121,7 @@ def validate_space(source: ExperimentSource, config: StudyConfig) -> None:
 
 
 def format_override(key: str, value: Any) -> str:
-    """Return `key=value`, as on the command line."""
+    """Return an override `key=value`, as on the command line."""
     return f"{key}={json.dumps(value)}"
 
 
@@ -147,7 +147,7 @@ def _parts(key: str) -> list[str]:
 
 
 def _describe_nearest(plain: Any, key: str) -> str:
-    """Return the nearest existing key of the same section in parentheses; empty if none is similar."""
+    """Return the most similar existing key of the section, in parentheses; an empty text if no key is similar."""
     *section, name = _parts(key)
     siblings = get_by_key(plain, ".".join(section))
     similar = nearest_names(name, siblings) if isinstance(siblings, dict) else []
@@ -169,7 +169,7 @@ def _sample(trial: optuna.Trial, key: str, dimension: SearchDimension) -> Any:
 
 
 def _choice_label(source: ExperimentSource, key: str, dimension: SearchDimension, value: Any) -> str:
-    """Return the label of the choice that equals the YAML's value; sections are compared with their defaults."""
+    """Return the label of the choice that equals the YAML's value; sections are compared with defaults filled in."""
     for label, choice in dimension.labelled_choices:
         if choice == value:
             return label
@@ -178,7 +178,7 @@ def _choice_label(source: ExperimentSource, key: str, dimension: SearchDimension
             if get_by_key(resolve_config(source.load([format_override(key, choice)])), key) == value:
                 return label
         except MaskfoldError:
-            continue  # the choice conflicts with other values of the YAML, so it is not the YAML's value
+            continue  # a choice that conflicts with other values of the YAML cannot be the YAML's value
     raise _space_error(
         source,
         key,
@@ -189,7 +189,7 @@ def _choice_label(source: ExperimentSource, key: str, dimension: SearchDimension
 
 
 def _range_value(source: ExperimentSource, key: str, dimension: SearchDimension, value: Any) -> int | float:
-    """Return the YAML's value if it is in the range."""
+    """Return the YAML's value; raise an error if it is outside of the range."""
     assert dimension.low is not None and dimension.high is not None
     found = f"{key} in the YAML: found {json.dumps(value)}, expected"
     if isinstance(value, bool) or not isinstance(value, int | float) or not dimension.low <= value <= dimension.high:
@@ -217,7 +217,7 @@ def _range_value(source: ExperimentSource, key: str, dimension: SearchDimension,
 
 
 def _applies(dimension: SearchDimension, stored: dict[str, Any], config: StudyConfig) -> bool:
-    """Return whether the conditions in `when` hold."""
+    """Return whether the conditions in `when` are satisfied."""
     for parent, allowed in dimension.when.items():
         if parent not in stored:
             return False
@@ -229,7 +229,7 @@ def _applies(dimension: SearchDimension, stored: dict[str, Any], config: StudyCo
 
 
 def _allowed_value(parent: SearchDimension, allowed: Any) -> Any:
-    """Return a value of a parent key that `when` allows; `allowed` is a value, a label, or a list of them."""
+    """Return a value of a parent key that `when` allows; `allowed` is a value, a label, or a list of these."""
     is_list_of_options = (
         isinstance(allowed, list) and allowed and allowed not in [choice for _, choice in parent.labelled_choices]
     )

@@ -1,4 +1,4 @@
-"""Storage of trials: SQLite in `mlruns/`, or PostgreSQL, which several machines can share."""
+"""The storage of trials: SQLite in `mlruns/`, or PostgreSQL, which several machines can share."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from competition.sqlite import check_sqlite, damaged_error, is_damage, is_lock, 
 DATABASE = Path("mlruns") / "optuna.db"
 HEARTBEAT_INTERVAL = 15  # s between two heartbeats of a running trial
 HEARTBEAT_GRACE = 60  # s without a heartbeat after which a trial fails and is retried
-MAX_RETRIES = 3  # per trial
-SQLITE_TIMEOUT = 60  # s that a statement waits for a locked database
+MAX_RETRIES = 3  # maximum number of retries per trial
+SQLITE_TIMEOUT = 60  # s that a statement waits if the database is locked
 QUIET_SECONDS = 5.0  # s that a process waits for a study's lock before a message
 PROCESS_ATTRIBUTE = "process"  # user attribute of a trial: the process that runs it
 
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 def open_storage(url: str | None) -> Any:
-    """Open Optuna's storage, with heartbeats, so that the trial of a killed process does not stay RUNNING.
+    """Open Optuna's storage with heartbeats, so that the trial of a killed process does not stay RUNNING.
 
     Args:
-        url: as for SQLAlchemy, e.g. `postgresql://user@host/database`; None: SQLite at `mlruns/optuna.db`.
+        url: URL in the form of SQLAlchemy, e.g. `postgresql://user@host/database`; None: SQLite at `mlruns/optuna.db`.
 
     Raises:
-        MaskfoldError: the URL is invalid, or of a database that a study cannot use (status 2); the database cannot be
+        MaskfoldError: the URL is invalid, or a study cannot use this database (status 2); the database cannot be
             reached, or its driver is not installed.
     """
     if url is not None:
@@ -43,7 +43,7 @@ def open_storage(url: str | None) -> Any:
     import optuna
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials report their own failures
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials report their failures themselves
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if url is None:
@@ -89,7 +89,7 @@ def _sqlite_file(url: str) -> Path | None:
 
 @contextmanager
 def storage_errors(storage: Any) -> Iterator[None]:
-    """Turn the errors of an open storage inside the block into a MaskfoldError that names their cause."""
+    """Convert errors of an open storage in the block to a MaskfoldError that names the cause."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -113,10 +113,10 @@ def storage_errors(storage: Any) -> Iterator[None]:
 
 
 def _checked_url(url: str) -> str:
-    """Return the URL for SQLAlchemy, with the driver that `maskfold[postgres]` installs.
+    """Check a URL, and return it for SQLAlchemy with the driver that `maskfold[postgres]` installs.
 
     Raises:
-        MaskfoldError: status 2; the URL is invalid, or not PostgreSQL or SQLite, as only these support our study lock.
+        MaskfoldError: status 2; the URL is invalid, or neither PostgreSQL nor SQLite, which alone support `study_lock`.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -124,7 +124,7 @@ def _checked_url(url: str) -> str:
     hint = "Set --storage postgresql://user@host/database, or omit it for SQLite at mlruns/optuna.db."
     try:
         parsed = make_url(url)
-        _ = parsed.port  # raises ValueError if the port is not a number
+        _ = parsed.port  # this raises ValueError if the port is not a number
     except (ArgumentError, ValueError) as error:
         raise MaskfoldError(
             f"--storage: found {hide_password(url)}, expected the URL of a database.", hint, status=2
@@ -139,7 +139,7 @@ def _checked_url(url: str) -> str:
 
 @contextmanager
 def study_lock(storage: Any, name: str) -> Iterator[Any]:
-    """Lock a study while a process counts its trials and samples the next one; other processes wait.
+    """Lock a study while a process counts the trials and samples the next one; other processes wait.
 
     Yields:
         A function that releases the lock before the block ends.
@@ -186,12 +186,12 @@ def study_lock(storage: Any, name: str) -> Iterator[Any]:
 
 
 def current_process() -> dict[str, Any]:
-    """Return this process, as a trial's attribute."""
+    """Return the identity of this process, for an attribute of a trial."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def is_process_dead(process: Any) -> bool:
-    """Return whether a trial's process ran on this machine and has ended; other machines have heartbeats instead."""
+    """Return whether a trial's process ran on this machine and has ended; for other machines, heartbeats decide."""
     if not isinstance(process, dict) or process.get("host") != socket.gethostname():
         return False
     return _started(int(process["pid"])) != process["started"]
@@ -207,7 +207,7 @@ def _started(pid: int) -> float | None:
 
 
 def _created_concurrently(error: Exception) -> bool:
-    """Return whether another process was creating the same tables."""
+    """Return whether an error means that another process was creating the same tables."""
     return any(
         text in str(error) for text in ("already exists", "duplicate key", "UNIQUE constraint", "database is locked")
     )

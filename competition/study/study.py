@@ -54,10 +54,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-HINT = "Run the same `maskfold study` again to write it."  # for a damaged `trials.json`
-MAX_FAILURES = 10  # consecutive failed trials after which the study stops, because the cause is not in the trials
+HINT = "Run the same `maskfold study` again to write it."  # hint for a damaged `trials.json`
+# Number of consecutive failures after which the study stops, because then the trials are not the cause.
+MAX_FAILURES = 10
 FOLDER_PATIENCE = 300.0  # s to wait for another process of the study that writes its files
-MAX_DUPLICATES = 20  # consecutive samples of existing trials after which the space counts as exhausted
+MAX_DUPLICATES = 20  # number of consecutive samples of existing trials after which the search space counts as exhausted
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +69,8 @@ class StudySession:
 
     Attributes:
         source: the experiment.
-        config: its `study` section.
-        name: name of the study, in Optuna and of its folder in `mlruns/studies`.
+        config: section `study` of the experiment.
+        name: name of the study in Optuna, and of its folder in `mlruns/studies`.
         optuna_study: Optuna's study.
         storage: Optuna's storage.
         data: digest of the data, see `competition.runs.extra_cases.combined_data_hash`.
@@ -84,29 +85,30 @@ class StudySession:
 
     @property
     def folder(self) -> Path:
-        """The folder of figures, trials and the YAML."""
+        """The folder with the figures, the trials and the YAML."""
         return STUDIES_FOLDER / self.name
 
     @property
     def trials(self) -> list[Any]:
-        """Trials in order, without duplicates and without trials that were requeued after a crash."""
+        """The trials in order, without duplicates and without trials that were queued again after a crash."""
         return [trial for trial in self.optuna_study.get_trials(deepcopy=False) if not is_ignored(trial)]
 
     @property
     def finished(self) -> list[Any]:
-        """Trials that are complete, pruned or failed."""
+        """The trials that are complete, pruned or failed."""
         return [trial for trial in self.trials if trial.state.is_finished()]
 
 
 def open_study(source: ExperimentSource, storage: str | None = None) -> StudySession:
     """Open or create the study of an experiment, after checking its configuration.
 
-    The same experiment with the same space on the same data is the same study, so the same command resumes it. Studies
-    of 0.1 did not have the data in their names: such a study is resumed if its trials were trained on the present data.
+    The same experiment with the same search space on the same data is the same study, so the same command resumes it.
+    Names of studies of version 0.1 did not depend on the data; such a study is resumed if its trials were trained on
+    the present data.
 
     Args:
         source: the experiment.
-        storage: see `open_storage`.
+        storage: URL of the storage, see `open_storage`.
 
     Raises:
         MaskfoldError: the experiment has no `study` section, or a key, a value or an objective is invalid.
@@ -168,12 +170,12 @@ def _digest(plain: Any) -> str:
 
 @dataclass(frozen=True)
 class StudyNames:
-    """The names that a study may have.
+    """The names that a study may have, by version.
 
     Attributes:
-        present: its name, which has a digest of the YAML and of the data.
-        old: its name in 0.1, which had a digest of the YAML alone.
-        tables: the case tables of the present data, by the names of their files in a run's folder.
+        present: name of the study, which contains a digest of the YAML and of the data.
+        old: name of the study in version 0.1, which contained only a digest of the YAML.
+        tables: case tables of the present data, by their file names in a run's folder.
     """
 
     present: str
@@ -181,7 +183,7 @@ class StudyNames:
     tables: dict[str, pd.DataFrame]
 
     def find(self, storage: Any) -> str:
-        """Return the old name if the storage has such a study of the present data, otherwise the present name."""
+        """Return the old name if the storage has such a study on the present data, otherwise the present name."""
         import optuna
 
         names = set(optuna.get_all_study_names(storage))
@@ -212,7 +214,7 @@ class StudyNames:
 
 @contextmanager
 def study_folder_lock(folder: Path, patience: float = FOLDER_PATIENCE) -> Iterator[None]:
-    """Hold the lock of a study's folder while files are written there; several processes may run one study.
+    """Hold the lock of a study's folder while files are written there, because several processes may run one study.
 
     Raises:
         MaskfoldError: another process has held it for longer than `patience` seconds.
@@ -222,15 +224,15 @@ def study_folder_lock(folder: Path, patience: float = FOLDER_PATIENCE) -> Iterat
 
 
 def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> None:
-    """Run trials until `count` are finished in total, by this and other processes.
+    """Run trials until `count` trials are finished, including those of other processes.
 
     Args:
-        session: the study, from `open_study`.
-        count: number of complete, pruned and failed trials.
+        session: the study, a result of `open_study`.
+        count: total number of complete, pruned and failed trials.
         say: receives messages for the user.
 
     Raises:
-        MaskfoldError: trial 0, the unchanged YAML, fails, or several trials in a row do; the data have changed; or the
+        MaskfoldError: trial 0 (the unchanged YAML) or several consecutive trials fail; the data have changed; or the
             storage fails.
     """
     context = Context(session.source.trust, say)
@@ -251,7 +253,7 @@ def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> 
 
 
 def _run_next(session: StudySession, worker: TrialRunner, count: int, context: Context) -> bool:
-    """Run one trial, or wait for a trial of another process; return False if nothing is left to do."""
+    """Run one trial, or wait for a trial of another process; return False if no work is left."""
     requeue_stale_trials(session, context)
     with study_lock(session.storage, session.name) as release_lock:
         trials = session.trials
@@ -300,7 +302,7 @@ def _wait_for_others(session: StudySession, context: Context) -> bool:
 
 
 def requeue_stale_trials(session: StudySession, context: Context) -> None:
-    """Queue trials again whose process on this machine was killed; their finished folds are kept."""
+    """Queue again the trials whose process on this machine was killed; their finished folds are kept."""
     import optuna
     from optuna.storages import RetryHeartbeatStaleTrialCallback
 
@@ -357,13 +359,14 @@ def _check_failures(session: StudySession) -> None:
 
 
 def write_trials(session: StudySession) -> list[dict[str, Any]]:
-    """Return every trial as plain data, and write them to `trials.json` with the objectives and the best trials.
+    """Write every trial to `trials.json`, with the objectives and the best trials; return the trials as plain data.
 
     Returns:
-        For each trial `number`, `state` (Optuna's, in lower case), `values`, `minutes`, `params`, `reason` (why it
-        failed, was pruned, or violates a constraint), `run` (its folder) and `own` (whether it is the unchanged YAML).
+        One mapping per trial with `number`, `state` (Optuna's state in lower case), `values`, `minutes`, `params`,
+        `reason` (why the trial failed, was pruned, or violates a constraint), `run` (folder of its run) and `own`
+        (whether it is the unchanged YAML).
     """
-    with study_folder_lock(session.folder):  # so that an older list does not replace a newer one
+    with study_folder_lock(session.folder):  # lock the folder, so that an older list does not replace a newer one
         return _write_trials(session)
 
 
@@ -413,7 +416,7 @@ def read_trials(folder: Path) -> dict[str, Any]:
 
 
 def _best(record: dict[str, Any]) -> list[int]:
-    """Return the best trial of an old file without `best`; such files have no constraints and no distance metric."""
+    """Return the best trial in an old file without `best`; such files have no constraints, and higher is better."""
     complete = [trial for trial in record["trials"] if trial["state"] == "complete"]
     if not complete or len(record["objectives"]) > 1:
         return []
@@ -441,7 +444,7 @@ def draw_figures(session: StudySession) -> list[Path]:
     """Draw history, importance, parallel coordinates and slices; with several objectives also the Pareto front.
 
     Returns:
-        The files, in the study's folder. Figures for which there are too few trials are left out.
+        The files, in the study's folder. Figures for which there are too few trials are omitted.
     """
     import matplotlib
 
@@ -495,7 +498,7 @@ def _save(session: StudySession, name: str, draw_axes: Any, drawn: list[Path], p
 
 @contextmanager
 def track_study(session: StudySession) -> Iterator[None]:
-    """Upload the study's folder to MLflow during the block; of several processes only the first does."""
+    """Upload the study's folder to MLflow during the block; of several processes, only the first one uploads."""
     from competition.tracking.sync import MlflowSync
 
     with open(session.folder / "shipper.lock", "w") as file:

@@ -1,4 +1,4 @@
-"""A trial of a study: sample overrides with Optuna, cross-validate with them, prune, and measure the objectives."""
+"""A trial of a study: sample overrides with Optuna, run a cross-validation, prune, and measure the objectives."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def make_sampler(config: StudyConfig, seed: int, number: int, is_duplicate: bool
     """Return the sampler for one trial.
 
     Args:
-        config: the `study` section.
-        seed: seed of the experiment.
-        number: number of trials in Optuna; the trial's seed follows from it, so that a resumed study repeats nothing.
-        is_duplicate: whether the previous sample repeated a trial: then the next one is random.
+        config: section `study` of the experiment. seed: seed of the experiment.
+        number: number of trials in Optuna, from which the trial's seed is derived, so that a resumed study repeats no
+            sample.
+        is_duplicate: whether the previous sample repeated a trial; then the next sample is random.
     """
     from optuna import samplers
 
@@ -70,9 +70,9 @@ def make_pruner(config: StudyConfig) -> Any:
 
 # Objectives
 
-TIMED_CASES = 5  # cases whose prediction is timed
+TIMED_CASES = 5  # number of cases whose prediction is timed
 MINIMISED = ("inference_seconds", "minutes", "peak_gib")
-OBJECTIVES = ("score", *MINIMISED)  # and dice_<class>
+OBJECTIVES = ("score", *MINIMISED)  # further names: dice_<class>
 
 
 def check_objectives(source: ExperimentSource, config: StudyConfig, classes: list[str]) -> None:
@@ -94,7 +94,7 @@ def check_objectives(source: ExperimentSource, config: StudyConfig, classes: lis
 
 
 def objective_directions(config: StudyConfig, metric: MetricConfig) -> list[Literal["minimize", "maximize"]]:
-    """Return Optuna's direction of each objective; that of `score` is the metric's."""
+    """Return Optuna's direction of each objective; `score` has the direction of the metric."""
 
     def is_minimised(name: str) -> bool:
         return name in MINIMISED or (name == "score" and metric.direction is Direction.LOWER)
@@ -105,14 +105,14 @@ def objective_directions(config: StudyConfig, metric: MetricConfig) -> list[Lite
 def measure_objectives(
     run: Run, summary: CvSummary, config: StudyConfig, context: Context = Context()
 ) -> dict[str, float]:
-    """Return each objective and constraint of a finished trial.
+    """Return the value of each objective and constraint of a finished trial.
 
-    `score` is the competition's metric on the out-of-fold predictions, `dice_<class>` a class's mean Dice, `minutes`
-    the training time of all folds, `peak_gib` the largest memory of a fold, `inference_seconds` the mean time of one
-    network per case.
+    `score` is the competition's metric on the out-of-fold predictions, `dice_<class>` the mean Dice of a class,
+    `minutes` the training time of all folds, `peak_gib` the largest peak memory of a fold, and `inference_seconds` the
+    mean time of one network per case.
 
     Raises:
-        MaskfoldError: the trial has no value of an objective.
+        MaskfoldError: an objective has no value for this trial.
     """
     values: dict[str, float] = {}
     for name in dict.fromkeys((*config.objectives, *config.constraints)):
@@ -129,14 +129,14 @@ def measure_objectives(
         if value is None or value != value:
             raise MaskfoldError(
                 f"The trial has no {name}: there are no predictions, or no case contains the class.",
-                "Look at the run's scores.csv.",
+                "See the scores of the run in its scores.csv.",
             )
         values[name] = float(value)
     return values
 
 
 def inference_seconds(run: Run, context: Context = Context()) -> float:
-    """Return the mean time in seconds that the first member's network takes per case, including preprocessing."""
+    """Return the mean time in seconds per case of the first member's network, including preprocessing."""
     from competition.data.cases import case_rows
     from competition.ensembling.ensemble import EnsemblePredictor
     from competition.runs.blend import Ensemble
@@ -153,26 +153,27 @@ def inference_seconds(run: Run, context: Context = Context()) -> float:
 
 
 def summary_without_folds(summary: CvSummary) -> dict[str, Any]:
-    """Return a summary as plain data, without its folds."""
+    """Return a summary as plain data, without the results of folds."""
     return {key: value for key, value in asdict(summary).items() if key != "folds"}
 
 
 # Pruning
 
 POLL_SECONDS = 1.0  # s between two polls
-MAX_EPOCHS = 100_000  # more than a fold's epochs: the steps of fold k begin at k times this number
+MAX_EPOCHS = 100_000  # larger than the number of epochs of a fold; the steps of fold k begin at k times this number
 
 
 class TrialStopped(Exception):
-    """Raised if the trial is pruned; the message says when."""
+    """Raised if the trial is pruned; the message says at which point."""
 
 
 class PruningCallback:
-    """Callback that is called repeatedly while folds run; raises `TrialStopped` if the trial must stop.
+    """Callback that is called repeatedly while folds run, and raises `TrialStopped` if the trial must stop.
 
-    With `wilcoxon` each validated case is a step, so that the cases of one fold suffice for the paired test; the step
-    is the case's index in the case table, for any order of folds. With `median` and `hyperband` each validation is a
-    step, fold after fold; if folds run in parallel, a later fold is reported after the earlier ones have finished.
+    With the pruner `wilcoxon`, each validated case is a step, so that the cases of one fold suffice for the paired
+    test. The step is the case's index in the case table, and so does not depend on the order of folds. With `median`
+    and `hyperband`, each validation is a step, fold after fold. If folds run in parallel, a later fold is reported
+    after the earlier folds have finished.
 
     Args:
         run: the trial's run.
@@ -198,14 +199,14 @@ class PruningCallback:
         self.poll()
 
     def poll(self) -> None:
-        """Report new scores, and ask the pruner.
+        """Report new scores to Optuna, and ask the pruner whether to stop.
 
         Raises:
             TrialStopped: the trial must stop.
         """
         per_case = self.config.pruner == "wilcoxon"
         new_scores = self._case_scores() if per_case else self._validation_scores()
-        # Nothing is saved by stopping a trial that has trained all folds, and its score would be lost.
+        # Stopping a trial that has trained all folds saves no time, and its score would be lost.
         may_stop = any(self.run.result(fold, seed) is None for fold, seed in self.run.members())
         for step, value in new_scores:
             self.trial.report(value, step)
@@ -220,7 +221,7 @@ class PruningCallback:
             )
 
     def _case_scores(self) -> list[tuple[int, float]]:
-        """Return new (index in the case table, score) of the cases of finished folds."""
+        """Return (index in the case table, score) of the cases of folds that have finished since the last call."""
         scores = []
         for fold, seed in self.run.members():
             folder = self.run.member_folder(fold, seed)
@@ -232,7 +233,7 @@ class PruningCallback:
         return [(step, score) for step, score in scores if step not in self.reported]
 
     def _validation_scores(self) -> list[tuple[int, float]]:
-        """Return new (fold-major epoch, score) of validations."""
+        """Return (epoch counted fold by fold, score) of the validations since the last call."""
         scores: list[tuple[int, float]] = []
         for order, (fold, seed) in enumerate(self.run.members()):
             folder = self.run.member_folder(fold, seed)
@@ -249,20 +250,19 @@ class PruningCallback:
 # Running a trial
 
 REASON_ATTRIBUTE = "reason"  # user attribute of a trial that failed or was pruned
-HIGH_LOSS = 1e3  # above this training loss, the learning rate is the likely cause of any failure
+HIGH_LOSS = 1e3  # above this training loss, the learning rate is the likely cause of a failure
 
 
 class DuplicateTrial(Exception):
-    """Raised if the sampler repeats an existing trial; such a trial does not count (see `is_ignored`)."""
+    """Raised if the sampler repeats an existing trial. The repeated trial does not count (see `is_ignored`)."""
 
 
 class TrialRunner:
-    """Optuna's objective.
+    """Optuna's objective function, which runs one trial per call.
 
     Args:
         source: the experiment.
-        config: the `study` section.
-        folder: folder of the study.
+        config: section `study` of the experiment. folder: folder of the study.
         context: has the trusted packages and the log.
         data: digest of the study's data; None: not checked.
     """
@@ -271,18 +271,18 @@ class TrialRunner:
         self, source: ExperimentSource, config: StudyConfig, folder: Path, context: Context, data: str | None = None
     ) -> None:
         self.source, self.config, self.folder, self.context, self.data = source, config, folder, context, data
-        self.data_error: ChangedDataError | None = None  # the data have changed: no further trial may run
+        self.data_error: ChangedDataError | None = None  # if the data have changed, no further trial may run
         self.release_lock: Callable[[], None] = lambda: None
-        self.number: int | None = None  # of the present or last trial
-        self.duplicates = 0  # consecutive samples that repeated existing trials
+        self.number: int | None = None  # folder of the run of the current or last trial
+        self.duplicates = 0  # number of consecutive samples that repeated existing trials
 
     def __call__(self, trial: optuna.Trial) -> tuple[float, ...]:
         """Run a trial.
 
         Raises:
-            optuna.TrialPruned: it was pruned.
+            optuna.TrialPruned: the trial was pruned.
             DuplicateTrial: another trial with the same values is running or has ended.
-            MaskfoldError: it failed; the reason becomes an attribute of the trial.
+            MaskfoldError: the trial failed; the reason is stored as an attribute of the trial.
         """
         self.number = trial.number
         trial.set_user_attr(PROCESS_ATTRIBUTE, current_process())
@@ -292,7 +292,7 @@ class TrialRunner:
             self.context.say(f"trial {trial.number} would repeat trial {same}; sampling again")
             raise DuplicateTrial(f"as trial {same}")
         self.duplicates = 0
-        self.release_lock()  # the trial is reserved, so the next process may sample
+        self.release_lock()  # the trial is reserved, so the next process may sample a trial
         try:
             return self._run(trial, overrides)
         except MaskfoldError as error:
@@ -326,7 +326,7 @@ class TrialRunner:
             try:
                 summary = run_cv(run, self.context.indented(), pruning)
                 if self.config.pruner == "wilcoxon":
-                    pruning.poll()  # reports the last fold, with which later trials are compared
+                    pruning.poll()  # report the last fold, because later trials are compared with it
                 measured = measure_objectives(run, summary, self.config, self.context)
             except TrialStopped as pruned:
                 trial.set_user_attr(REASON_ATTRIBUTE, str(pruned))
@@ -344,7 +344,7 @@ class TrialRunner:
         return tuple(measured[name] for name in self.config.objectives)
 
     def _describe_high_loss(self, trial: optuna.Trial) -> str:
-        """Return a sentence about the training loss if it was very high, else an empty text."""
+        """Return a sentence about the training loss if the loss was very high, else an empty text."""
         folder = trial.user_attrs.get("run")
         last_losses = [
             losses[-1]
@@ -360,7 +360,7 @@ class TrialRunner:
 
 
 def study_tables(exp: Experiment) -> dict[str, pd.DataFrame]:
-    """Return the case tables of a study's experiment, by the names of their files in a run's folder."""
+    """Return the case tables of a study's experiment, by their file names in a run's folder."""
     from competition.data.cases import case_table
 
     cases = case_table(exp.competition, "train")
@@ -368,22 +368,22 @@ def study_tables(exp: Experiment) -> dict[str, pd.DataFrame]:
 
 
 def data_digest(tables: dict[str, pd.DataFrame]) -> str:
-    """Return the digest of the data of `study_tables`."""
+    """Return a digest of the tables of `study_tables`."""
     return combined_data_hash(
         tables[CASES_TABLE], {name: table for name, table in tables.items() if name != CASES_TABLE}
     )
 
 
 def check_study_data(source: ExperimentSource, run: Run, data: str | None) -> None:
-    """Check that the data are those of the study when a trial opens its run.
+    """Check, when a trial opens its run, that the data of the study have not changed.
 
     Args:
         source: the study's experiment.
-        run: of the trial, whose own keys may select other data than the study's experiment does.
+        run: run of the trial; its own keys may select other data than the study's experiment.
         data: digest of the study's data; None: not checked.
 
     Raises:
-        ChangedDataError: they have changed.
+        ChangedDataError: the data have changed.
     """
     if data is None or combined_data_hash(run.cases, run.extra_tables) == data:
         return
@@ -395,15 +395,15 @@ def check_study_data(source: ExperimentSource, run: Run, data: str | None) -> No
 
 
 def is_ignored(trial: Any) -> bool:
-    """Return whether a trial is to be ignored, because its process was killed or it repeats another trial.
+    """Return whether a trial must be ignored because its process was killed or it repeats another trial.
 
-    Such a trial has failed without a reason.
+    Such a trial has the state failed, but no reason.
     """
     return trial.state.name == "FAIL" and REASON_ATTRIBUTE not in trial.user_attrs
 
 
 def _equal_trial(trial: optuna.Trial) -> int | None:
-    """Return the number of the trial with the same values that is running or has ended."""
+    """Return the number of a running or finished trial with the same values; None if there is none."""
     return next(
         (
             other.number
@@ -418,7 +418,7 @@ def _equal_trial(trial: optuna.Trial) -> int | None:
 
 
 def _write_stop_reason(run: Run, reason: str) -> None:
-    """Write into the run's summary, which MLflow gets too, why it ended early."""
+    """Write into the run's summary, which is also uploaded to MLflow, why the run ended early."""
     try:
         summary = read_summary(run.folder)
     except (FileNotFoundError, MaskfoldError):
@@ -427,7 +427,7 @@ def _write_stop_reason(run: Run, reason: str) -> None:
 
 
 def trial_runs_name(source: ExperimentSource, competition: str) -> str:
-    """Return the name of the trials' runs; it differs from the experiment's, so that `submit FILE` uses no trial."""
+    """Return the name of the trials' runs, which differs from the experiment's name, so `submit FILE` uses no trial."""
     return f"{competition}-{source.file.stem}-trials"
 
 

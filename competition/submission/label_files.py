@@ -39,20 +39,20 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
     """Return the label arrays of one case.
 
     Args:
-        prediction: its masks.
+        prediction: masks of the case.
         comp: the competition.
-        label_map: write regions within regions as one array, see `region_values`.
+        label_map: whether to write nested classes as one array, see `region_values`.
 
     Returns:
-        Exclusive classes: one array (*spatial) by the empty name, uint8 (uint16 if a value requires it), with the
-        values of the classes in label files. Overlapping classes: one array of 0 and 1 per class, by the class's name;
-        with `label_map` one array by the empty name. With `competition.instances` the values are object numbers from 1,
+        Arrays (*spatial) by class name. Exclusive classes: one array under the empty name, uint8 (uint16 if a value
+        requires it), with the label values of the classes. Overlapping classes: one array of 0 and 1 per class; with
+        `label_map` one array under the empty name. With `competition.instances` the values are object numbers from 1,
         uint16.
     """
     if label_map and comp.labels == "overlapping":
         order = region_values(comp)
         labels = np.zeros(prediction.masks.shape[1:], np.uint8 if max(order.values()) < 256 else np.uint16)
-        for index, value in order.items():  # the smallest region is the last, and overwrites those around it
+        for index, value in order.items():  # the smallest region comes last, and overwrites the regions around it
             labels[prediction.masks[index]] = value
         return {"": labels}
     if comp.labels == "overlapping":
@@ -70,17 +70,17 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
 
 
 def region_values(comp: Competition) -> dict[int, int]:
-    """Return the value of each class in one label map of regions within regions, the largest region first.
+    """Return the value of each class in a label map of nested classes, the largest region first.
 
-    The value of a region is the one that none of the regions within it has: with BraTS' `label_values: [[1, 2, 4],
-    [1, 4], 4]` they are 2, 1 and 4.
+    The value of a class is the one of its label values that no class inside it has: with BraTS' `label_values: [[1, 2,
+    4], [1, 4], 4]` the values are 2, 1 and 4.
 
     Returns:
-        By the class's number from 0, in the order in which regions are drawn.
+        Values by class index (from 0), in the order in which the regions are drawn.
 
     Raises:
-        MaskfoldError: the classes are no regions within regions, or a region has no value, or several, of its own
-            (status 2).
+        MaskfoldError: status 2; the classes are not nested, or a class does not have exactly one value that no class
+            inside it has.
     """
     sets = [frozenset(values) for values in comp.class_values]
     hint = "Omit --label-map: each class gets a file."
@@ -146,20 +146,21 @@ def predict_images(
 ) -> list[LabelFiles]:
     """Predict every image of a folder with every fold of every run.
 
-    Volumes become `{id}.nii.gz` with the image's affine and header, 2D images `{id}.png`; both have the axes of their
-    format, (X, Y, Z) and (row, column), so that they lie on the image whatever its format. The values are those of the
-    classes in label files; with `competition.instances` they are object numbers. Overlapping classes have a file each,
-    `{id}_{class}`.
+    Predictions of volumes are written as `{id}.nii.gz` with the image's affine and header, those of 2D images as
+    `{id}.png`. They have the axes of their format, (X, Y, Z) and (row, column), so that they match the image in any
+    format. The values are the label values of the classes; with `competition.instances` they are object numbers. Each
+    of several overlapping classes has its own file, `{id}_{class}`.
 
     Args:
         runs: finished runs of one competition, with equal weights. The first one's `postprocess.steps`, or its tuned
             steps, are applied.
-        images: the folder; names as in `test.images` or `train.images`, or one image file per case.
+        images: folder of the images, named as in `test.images` or `train.images`, or one image file per case.
         output: the output folder.
         context: has the trusted packages.
         progress: wraps the cases; receives the iterator and the number of cases.
-        pictures: number of cases, from the first, whose image and prediction are drawn in `pictures/{id}.png`.
-        label_map: write overlapping classes that are regions within regions into one file, see `region_values`.
+        pictures: number of cases whose image and prediction are drawn in `pictures/{id}.png`; the first cases are
+            drawn.
+        label_map: whether to write nested overlapping classes into one file, see `region_values`.
 
     Raises:
         MaskfoldError: the folder contains no image, or a case cannot be read or predicted.
@@ -167,11 +168,13 @@ def predict_images(
     check_same_competition(runs)
     if output.resolve() == images.resolve():
         raise MaskfoldError(
-            f"Output folder: found {output}, expected a folder other than --images.", "Change -o.", status=2
+            f"Output folder: found {output}, expected a folder other than --images.",
+            "Name another output folder with -o.",
+            status=2,
         )
     check_output([output], competitions_of(runs))
     if label_map and runs[0].exp.competition.labels == "overlapping":
-        region_values(runs[0].exp.competition)  # raises before the work
+        region_values(runs[0].exp.competition)  # called before the prediction, because it may raise an error
     comp = competition_for_folder(runs[0].exp.competition, images)
     rows = case_rows(warn_skipped(case_table(comp, "test")))
     _check_holds_no_image(output, rows, comp)
@@ -207,13 +210,16 @@ def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) 
                     raise MaskfoldError(
                         f"Output folder: found {output}, which has the image {file} of --images; expected a folder "
                         "without images.",
-                        "Change -o.",
+                        "Name another output folder with -o.",
                         status=2,
                     )
 
 
 def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -> None:
-    """Raise `MaskfoldError` if two label files would have one name: class `c` of `a_b`, and class `b_c` of `a`."""
+    """Raise `MaskfoldError` if two label files would have the same name, e.g.
+
+    class `c` of `a_b` and class `b_c` of `a`.
+    """
     if comp.labels != "overlapping" or label_map:
         return
     owners: dict[str, tuple[str, str]] = {}
@@ -245,7 +251,7 @@ def competition_for_folder(comp: Competition, images: Path) -> Competition:
     for pattern in ([comp.test.images] if comp.test is not None else []) + [comp.train.images]:
         channels = pattern if isinstance(pattern, dict) else {"image": pattern}
         depth = min(text.count("/") for text in channels.values())
-        for cut in range(depth + 1):  # the folder may start at any level of the pattern
+        for cut in range(depth + 1):  # the given folder may correspond to any level of the pattern
             tails = {name: "/".join(text.split("/")[cut:]) for name, text in channels.items()}
             if all("{id}" in tail and _has_images(images, tail) for tail in tails.values()):
                 matching: Any = tails if isinstance(pattern, dict) else tails["image"]
@@ -317,8 +323,8 @@ def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp
     """Write one label file atomically, with the axes of its format.
 
     Args:
-        stem: its path without the extension.
-        labels: (*spatial) on the case's axes.
+        stem: path of the label file without the extension.
+        labels: (*spatial) in the case's order of axes.
         source: an image file of the case, whose NIfTI header is kept.
         row: the row of the case table.
         comp: the competition.
@@ -342,7 +348,7 @@ def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp
         image = nibabel.Nifti1Image(labels, source_image.affine, source_image.header)
         image.set_data_dtype(labels.dtype)
         image.header.set_slope_inter(1, 0)
-        image.header.set_intent("none")  # these three describe the values of the image, not labels
+        image.header.set_intent("none")  # these three fields describe the image's values, not labels
         image.header["cal_min"] = image.header["cal_max"] = 0
     else:
         spacing = json.loads(row.spacing)

@@ -1,7 +1,7 @@
 """Read CSV files in the host's format: the sample, a submission, and a solution with masks of all cases.
 
 `open_rows` yields rows, `read_submission` yields masks in the file's order, and `MaskFile` finds the masks of a case
-whatever the order of the rows.
+for any order of rows.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 BoolMask = NDArray[np.bool_]
 RowKey = tuple[str, str | None]  # the image's name as written in the file, and the class if rows have one
 CaseSlice = tuple[str, int | None]  # the case, and the slice of a stack; None: the whole case
-SliceClass = tuple[int | None, str | None]  # the slice or None, and the class; None if rows have no class
+SliceClass = tuple[int | None, str | None]  # the slice or None, and the class or None if rows have no class
 
 # Rows and the host's sample
 
 
 class CsvRow(NamedTuple):
-    """One row of a file: its line (the header is line 1), its key, the text of its mask, and all cells."""
+    """One row of a file: its line number (the header is line 1), its key, the text of its mask, and all cells."""
 
     line: int
     key: RowKey
@@ -67,7 +67,7 @@ class SampleSubmission:
         """Check that the sample matches the test images (or slices), before any long work.
 
         Raises:
-            MaskfoldError: an id has no image, or an image has no row.
+            MaskfoldError: an id of the sample has no image, or an image has no row.
         """
         names = IdLookup(cases)
         case_ids = {key[0]: names.get(key[0]) for key in self.keys}
@@ -98,14 +98,14 @@ class IdLookup:
     def __post_init__(self) -> None:
         self.ids = list(self.cases)
         self._exact = set(self.ids)
-        self._by_stem: dict[str, str | None] = {}  # None for a stem of two cases
+        self._by_stem: dict[str, str | None] = {}  # None if two cases have the same stem
         for name in self.ids:
             self._by_stem[strip_extension(name)] = (
                 name if self._by_stem.setdefault(strip_extension(name), name) == name else None
             )
 
     def get(self, name: str) -> str | None:
-        """Return the case, or None."""
+        """Return the id of the case, or None if no case has the name."""
         return name if name in self._exact else self._by_stem.get(strip_extension(name))
 
 
@@ -119,7 +119,7 @@ class SubmissionRow(NamedTuple):
 
     @property
     def mask(self) -> BoolMask:
-        """The union of the objects: bool array of `shape`."""
+        """The union of the objects, a bool array of `shape`."""
         union = np.zeros(self.shape, np.bool_)
         for mask in self.objects:
             union |= mask
@@ -130,7 +130,8 @@ def open_rows(path: Path, profile: Profile) -> tuple[Profile, Iterator[CsvRow]]:
     """Return the layout of a file and an iterator over its rows; every cell is text, as written.
 
     Raises:
-        MaskfoldError: the file is missing, its header is not the profile's, or a row has too many or too few cells.
+        MaskfoldError: the file is missing, its header differs from the profile's, or a row has too many or too few
+            cells.
     """
     if not path.is_file():
         raise MaskfoldError(f"The file {path} does not exist.", "Correct its path.", status=2)
@@ -173,8 +174,8 @@ def read_sample(path: str | Path, profile: Profile) -> SampleSubmission:
     """Read the rows that the host requires.
 
     Raises:
-        MaskfoldError: the file is missing or empty, its header is not the profile's, a row is a duplicate, or a class
-            is not in the profile.
+        MaskfoldError: the file is missing or empty, its header differs from the profile's, a row is a duplicate, or a
+            class is not in the profile.
     """
     path = Path(path)
     layout, rows = open_rows(path, profile)
@@ -202,7 +203,7 @@ def read_submission(
     """Read the masks of a file, one case (and class) at a time.
 
     Args:
-        path: a CSV of the profile; rows of one object each are grouped by image.
+        path: a CSV in the profile's format; if each row has one object, the rows of an image are grouped.
         profile: the file format.
         shapes: shape of each case's mask by its id; the file may write ids with an image's extension. A profile's own
             grid takes precedence.
@@ -211,8 +212,8 @@ def read_submission(
         One `SubmissionRow` per image and class, in the file's order.
 
     Raises:
-        MaskfoldError: the file is not the profile's, an id has no shape, or a text is not a mask of that shape; names
-            the line.
+        MaskfoldError: the file does not have the profile's format, an id has no shape, or a text is not a mask of that
+            shape; the message names the line.
     """
     path = Path(path)
     names = IdLookup(shapes)
@@ -242,7 +243,7 @@ def read_submission(
 
 
 def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[BoolMask]:
-    """Decode the masks in one cell, each with at least one pixel; none for the empty token.
+    """Decode the masks in one cell, each with at least one pixel; return no mask for the empty token.
 
     Raises:
         RleError: the text is not a mask of this shape.
@@ -257,7 +258,7 @@ def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[
 def _split_objects(text: str, profile: Profile) -> list[str]:
     """Split one cell into the text of each object."""
     if profile.rle.container == "json":
-        parse_json_lists(text)  # validates the text; its errors name the list
+        parse_json_lists(text)  # this call only validates the text; its errors name the list
         return text.split(";")
     if not profile.confidence:
         return [text]
@@ -285,12 +286,12 @@ def _check_confidence(number: int, cls: str, confidence: str) -> None:
 
 
 def format_key(key: RowKey) -> str:
-    """Format an (image, class) for messages."""
+    """Format the key of a row, (image, class), for messages."""
     return f"the id {key[0]}" if key[1] is None else f"the id {key[0]} with the class {key[1]}"
 
 
 def format_row(profile: Profile, key: RowKey, text: str, shape: tuple[int, ...]) -> list[Any]:
-    """Return the cells of one row."""
+    """Return the cells of one row of a submission."""
     image, cls = key
     cells: dict[str, Any] = dict(zip(profile.extra_columns, shape, strict=False))
     cells[profile.id_column] = f"{image}_{cls}" if profile.class_in_id else image
@@ -305,14 +306,14 @@ def format_row(profile: Profile, key: RowKey, text: str, shape: tuple[int, ...])
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Finds the case, or the slice of a stack, of a name in a file.
+    """Finds the case, or the slice of a stack, that a name in a file refers to.
 
     Attributes:
         rows: rows of the case table by id.
         kind: kind of the images (training or test), for messages.
-        names: the name of each slice in messages.
+        names: name of each case or slice in messages.
         slices: number of slices of a stack; 0 for a case that is a single file.
-        exact: case and slice by the case id.
+        exact: case and slice by case id.
         aliases: case and slice by other names; None for an ambiguous name.
     """
 
@@ -325,7 +326,7 @@ class RowIndex:
 
     @classmethod
     def from_table(cls, table: pd.DataFrame, profile: Profile, kind: str) -> RowIndex:
-        """Index the rows of a case table."""
+        """Build the index from the rows of a case table."""
         index = cls({str(row.id): row for row in table.itertuples(index=False)}, kind, {}, {}, {}, {})
         for case_id, row in index.rows.items():
             texts, paths = json.loads(row.slices) or [], next(iter(json.loads(row.images).values()))
@@ -353,9 +354,9 @@ class MaskFile:
 
     Attributes:
         path: the file.
-        layout: the layout of the profile that the file has.
+        layout: the profile's layout (the profile or its alternative) that the file has.
         strict: whether the host's rules apply: True for a submission, False for the host's own file.
-        rows: the rows; with one row per object, all rows of a case are grouped.
+        rows: the rows of each case by slice and class; several rows if each row is one object.
     """
 
     path: Path
@@ -395,7 +396,7 @@ class MaskFile:
         return volume, None
 
     def first_line(self, case_id: str) -> int:
-        """Return the first line of a case."""
+        """Return the number of the first line of a case."""
         return min(row.line for rows in self.rows[case_id].values() for row in rows)
 
     def _add(self, row: CsvRow, index: RowIndex) -> None:
@@ -433,7 +434,7 @@ class MaskFile:
         if None in slices and len(slices) > 1:
             raise MaskfoldError(
                 f"{self.path}, line {line}: the case {case_id} has rows for the whole volume and for single slices.",
-                "Write one or the other.",
+                "Write rows for the whole volume or for its slices, but not both.",
             )
         for z in (None,) if None in slices else range(index.slices[case_id]):
             for cls in self.layout.classes or (None,):
@@ -487,7 +488,7 @@ class MaskFile:
 
 
 def solution_profile(path: Path, profile: Profile) -> Profile:
-    """Return the profile with all columns of a solution, such as Usage, which hosts add."""
+    """Return the profile with all columns of a solution, including those that hosts add, such as Usage."""
     if path.is_file():
         header: tuple[str, ...] = ()
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as stream, contextlib.suppress(csv.Error):

@@ -1,4 +1,4 @@
-"""Score a finished file: decode its masks and compare them with the host's solution or the training masks."""
+"""Score a submission file: decode its masks, and compare them with the host's solution or the training masks."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class ScoreCard:
 
     Attributes:
         metric: name of the competition's metric.
-        score: over all cases; nan if no case has a score.
+        score: score over all cases; nan if no case has a score.
         low: lower end of the 95 % bootstrap interval over cases (over groups for training cases with groups); nan for
             fewer than two.
-        high: upper end of it.
-        classes: the metric of each class; nan for a class that no case has.
-        dice: mean Dice of each class over the cases that have it in truth or file; nan if there is none.
+        high: upper end of the interval.
+        classes: score of each class; nan for a class that no case has.
+        dice: mean Dice of each class over the cases that have the class in truth or file; nan if there are none.
         cases: number of cases.
         table: a row per case and class: id, class, score, dice, iou, tp, fp, fn.
     """
@@ -70,8 +70,8 @@ def score_submission(path: str | Path, comp: Competition, solution: str | Path |
         The score, its interval, and the rows behind it.
 
     Raises:
-        MaskfoldError: the file or the solution is invalid (names the line), or their cases differ; status 2 if there is
-            no metric or no image to score with.
+        MaskfoldError: the file or the solution is invalid (the message names the line), or their cases differ. Status 2
+            if the metric is not available or there is no image.
     """
     path, profile = Path(path), profile_of(comp)
     _check_profile(comp, profile)
@@ -107,7 +107,8 @@ def _score(row: Any, submission: MaskFile, solution: MaskFile | None, comp: Comp
     for index, name in enumerate(comp.classes):
         mask, objects = submission.class_mask(row.id, name, shape)
         if objects is not None and comp.has_ignored_pixels and _are_components(mask, objects):
-            objects = None  # as in cross-validation: ignored pixels may cut a component in two
+            # Components are recomputed as in cross-validation, because ignored pixels may cut a component in two.
+            objects = None
         rows.append(score_class(mask, truth.masks, truth.comp, index, spacing, truth.objects[index], objects))
     return rows
 
@@ -135,7 +136,7 @@ def _truth_from_masks(row: Any, comp: Competition, profile: Profile) -> _Truth:
     if profile.grid is not None:
         resized = np.zeros((len(masks), *profile.grid), np.uint8)
         for target, mask in zip(resized, masks, strict=True):
-            for value in np.unique(mask[mask != 0]):  # ascending, so that 255 (ignore) overwrites
+            for value in np.unique(mask[mask != 0]):  # in ascending order, so that 255 (ignore) overwrites the others
                 target[resize_to_grid(mask == value, profile)] = value
         masks = resized
     objects = load_objects(comp, row) if comp.instances and profile.grid is None else None
@@ -143,7 +144,7 @@ def _truth_from_masks(row: Any, comp: Competition, profile: Profile) -> _Truth:
 
 
 def _truth_from_solution(row: Any, solution: MaskFile, shape: tuple[int, ...], comp: Competition) -> _Truth:
-    """Return the masks of a solution; its classes may overlap, whatever `labels` in the YAML is."""
+    """Return the masks of a solution; its classes may overlap even if `labels` in the YAML is `exclusive`."""
     masks = np.zeros((len(comp.classes), *shape), np.uint8)
     objects: list[CaseObjects | None] = []
     for index, name in enumerate(comp.classes):
@@ -174,7 +175,7 @@ def _check_profile(comp: Competition, profile: Profile) -> None:
     """Check that files of the competition can be scored.
 
     Raises:
-        MaskfoldError: status 2; they cannot be scored.
+        MaskfoldError: status 2; the metric is not available, or the file has no class column.
     """
     if comp.submission.profile is not None and profile.metric == FORMAT_ONLY and "metric" not in comp.model_fields_set:
         raise MaskfoldError(

@@ -1,4 +1,4 @@
-"""Write a submission from finished runs: fit on OOF predictions, estimate the score, predict, write the CSV."""
+"""Write a submission from finished runs: fit on out-of-fold (OOF) predictions, estimate the score, predict, write."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def submit(
         output: the CSV; None: `submissions/<competition>/<experiment>-<run>.csv`.
         trust: additional packages that `target` may name.
         say: receives messages for the user.
-        progress: wraps the cases while they are predicted; receives the iterator and the number of cases.
+        progress: wraps the iteration over the cases; receives the iterator and the number of cases.
 
     Returns:
         The written submission.
 
     Raises:
-        MaskfoldError: an input is missing, damaged or inconsistent; most checks run before prediction starts. No CSV
-            is left behind.
+        MaskfoldError: an input is missing, damaged or inconsistent; most checks run before prediction starts. No
+            incomplete CSV is left behind.
     """
     context = Context(trust, say)
     check_same_competition(runs)
@@ -123,10 +123,10 @@ def submit(
 
 
 def _replace(staged: Path, path: Path) -> None:
-    """Move a complete CSV, its JSON and its scores to their place.
+    """Move a complete CSV, its JSON and its scores to their final paths.
 
-    At any instant a CSV that exists has the JSON that describes it: a former CSV is removed before its JSON is
-    replaced, and the new one is moved last.
+    A CSV and its JSON always match, even if the process is killed: the old CSV is removed before its JSON is replaced,
+    and the new CSV is moved last.
     """
     if path.exists() and sha256_of_file(path) != sha256_of_file(staged):
         path.unlink()
@@ -145,7 +145,8 @@ def fit_on_oof(
     """Fit ensemble weights (if `auto`) and post-processing on OOF predictions, and estimate the test score.
 
     Returns:
-        The ensemble with its weights; the fitted weights; the expected score, None without out-of-fold predictions.
+        The ensemble with its weights, the fitted weights (None if they were given), and the expected score (None
+        without out-of-fold predictions).
     """
     runs, fitted = ensemble.runs, None
     if weights == "auto" and len(runs) > 1:
@@ -242,8 +243,8 @@ def write_oof_submission(run: Run, path: Path) -> tuple[ValidationReport, float]
     """Write a run's out-of-fold masks in the host's format, so that `maskfold score` can check the CV score.
 
     Args:
-        run: the run. Its masks have the most probable class (if classes overlap: a probability above 0.5), or are the
-            result of `postprocess.steps`.
+        run: the run. Its masks are the result of `postprocess.steps` if set; else each pixel gets the most probable
+            class (if classes overlap: all classes with a probability above 0.5).
         path: the CSV.
 
     Returns:
@@ -272,7 +273,7 @@ def _without_tuning(ensemble: Ensemble) -> Ensemble:
 
 
 def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tuple[float, ...]:
-    """Return weights that sum to 1; equal weights if they are still to be fitted.
+    """Return weights with the sum 1; if the weights are fitted later (`auto`), return equal weights.
 
     Raises:
         MaskfoldError: status 2; the number of weights differs from `count`, or a weight is invalid.
@@ -307,7 +308,7 @@ def check_csv_output(path: Path, runs: Sequence[Run]) -> None:
     """Check that a CSV and the files next to it can be written, and overwrite neither data nor a run's files.
 
     Raises:
-        MaskfoldError: status 2 for a path that is refused; or the folder cannot be written.
+        MaskfoldError: the path is not allowed (status 2), or the folder cannot be written.
     """
     if path.is_dir() or path.suffix != ".csv":
         found = f"the folder {path}" if path.is_dir() else path
@@ -346,20 +347,20 @@ def _check_images_readable(tests: TestSet) -> None:
 def scores_path(path: Path) -> Path:
     """Return the path of the out-of-fold scores by case and class: `x.scores.tsv` next to `x.csv`.
 
-    It is no CSV, so that `submissions/*.csv` is what the host takes.
+    The file is not a CSV, so that `submissions/*.csv` matches only files for the host.
     """
     return path.with_suffix(".scores.tsv")
 
 
 def old_scores_path(path: Path) -> Path:
-    """Return the path of the scores in versions before 0.2."""
+    """Return the path that versions before 0.2 used for the scores."""
     return path.with_suffix(".scores.csv")
 
 
 def remove_old_scores(path: Path) -> None:
-    """Remove the scores that a version before 0.2 wrote next to a CSV; another file of that name stays.
+    """Remove the scores that a version before 0.2 wrote next to a CSV; keep any other file of that name.
 
-    `best.scores.csv` may also be a submission of its own.
+    A file such as `best.scores.csv` may also be a submission.
     """
     old = old_scores_path(path)
     with suppress(OSError, UnicodeDecodeError):

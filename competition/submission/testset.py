@@ -32,7 +32,7 @@ class TestSet:
         rows: rows of the case table.
         profile: the file format.
         sample: the host's sample; None if there is none.
-        names: row ids of each case: one, or one per slice.
+        names: row ids of each case: one id, or one per slice.
     """
 
     __test__ = False  # pytest collects classes named Test…, and this is not a test
@@ -49,11 +49,12 @@ class TestSet:
 
         Args:
             comp: the competition.
-            table: of its test cases.
-            with_sample: whether the rows are for the host, with the ids of the sample or else of `host_id_suffix`.
+            table: case table of the test cases.
+            with_sample: whether the rows get the host's ids: those of the sample, else with the suffix of
+                `host_id_suffix`.
 
         Raises:
-            MaskfoldError: the sample requires a case without an image, or omits one; or the host's ids are unknown.
+            MaskfoldError: the sample has an id without an image, or no row for an image; or the host's ids are unknown.
         """
         profile, rows = profile_of(comp), case_rows(table)
         sample = None
@@ -81,7 +82,7 @@ class TestSet:
 
         Args:
             row: the case.
-            prediction: its masks.
+            prediction: masks of the case.
             confidence: (K, *spatial) probabilities, if the file has a confidence for each object.
         """
         names = self.names[row.id]
@@ -97,7 +98,7 @@ class TestSet:
                     elif mask.any():
                         yield name, cls, mask
             for name, mask in self._split_slices(names, np.zeros_like(prediction.masks[index])):
-                yield name, cls, mask  # adds nothing to the file, but marks the case as predicted
+                yield name, cls, mask  # an empty mask adds no row, but marks the case as predicted
 
     def _split_slices(self, names: list[str], mask: np.ndarray[Any, Any]) -> Iterable[tuple[str, np.ndarray[Any, Any]]]:
         if len(names) == 1 and mask.ndim == self.comp.dimensions and not self._sliced(mask, names):
@@ -109,9 +110,10 @@ class TestSet:
 
 
 def host_id_suffix(comp: Competition) -> str:
-    """Return what the host's ids add to the image's name without its extension, such as `.jpg`; empty for nothing.
+    """Return the suffix that the host's ids add to the image's name without extension, e.g. `.jpg`; may be empty.
 
-    The profile tells, otherwise the ids of `train.rle`. With neither, the ids are what `{id}` matches.
+    The suffix comes from the profile, else from the ids of `train.rle`. Without both it is empty: the ids are the texts
+    that `{id}` matches.
 
     Raises:
         MaskfoldError: status 2; the ids of the profile are unknown.
@@ -131,12 +133,12 @@ def host_id_suffix(comp: Competition) -> str:
 
 
 def add_suffix(name: str, suffix: str) -> str:
-    """Return an id with the host's suffix, unless it ends in the extension of an image."""
+    """Return an id with the host's suffix; an id that already ends in an image extension is returned unchanged."""
     return name if has_reader(name) else name + suffix
 
 
 def row_names(row: Any, profile: Profile, sample: SampleSubmission | None) -> list[str]:
-    """Return the row ids of a case: its id, or those of its slices in the sample's spelling."""
+    """Return the row ids of a case: its id, or the ids of its slices, as they are spelt in the sample."""
     slices = list_slices(row)
     if slices is None or not _by_slice(row, profile, sample):
         if profile.rows == "slice_class" and slices is None:
@@ -172,7 +174,7 @@ def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
 
 
 def _by_slice(row: Any, profile: Profile, sample: SampleSubmission | None) -> bool:
-    """Return whether the file has a row per slice: by the profile, or because the sample lacks the case's id."""
+    """Return whether the file has one row per slice: if the profile says so, or the sample lacks the case's id."""
     if profile.rows == "slice_class":
         return True
     return sample is not None and row.id not in {key[0] for key in sample.keys}

@@ -23,8 +23,8 @@ from competition.submission.reader import (
     read_sample,
 )
 
-MAX_PROBLEMS = 20  # maximum number of problems kept: one mistake often affects every row
-_MISSING_VALUES = {"nan", "none", "null", "<na>"}  # how table libraries may write an empty cell
+MAX_PROBLEMS = 20  # maximum number of stored problems, because one mistake often affects every row
+_MISSING_VALUES = {"nan", "none", "null", "<na>"}  # texts that table libraries may write for an empty cell
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class ValidationReport:
         path: the file.
         rows: number of rows below the header.
         empty: number of rows without a mask.
-        problems: one sentence each, with the line; empty if the file is valid. At most `MAX_PROBLEMS` are kept.
+        problems: one sentence per problem, with the line; empty if the file is valid. At most `MAX_PROBLEMS` are
+            stored.
     """
 
     path: Path
@@ -112,7 +113,7 @@ def validate_submission(
         keys = _check_rows(rows, layout, IdLookup(shapes), shapes, findings)
         if sample is not None:
             _check_keys(keys, sample, findings)
-    except MaskfoldError as error:  # an unreadable file is a problem of the file, not a failed check
+    except MaskfoldError as error:  # an unreadable file is reported as a problem of the file
         findings.add(error.message)
     return ValidationReport(path, findings.rows, findings.empty, tuple(findings.problems))
 
@@ -120,7 +121,7 @@ def validate_submission(
 def _check_rows(
     rows: Iterator[CsvRow], layout: Profile, names: IdLookup, shapes: Mapping[str, tuple[int, ...]], findings: _Findings
 ) -> list[RowKey]:
-    """Check the texts, and return the keys in order; the consecutive rows of an image's objects give one key."""
+    """Check the texts, and return the keys in order; consecutive rows with the objects of one image give one key."""
     keys: list[RowKey] = []
     seen: set[RowKey] = set()
     for key, group in groupby(rows, key=lambda row: row.key):
@@ -179,7 +180,7 @@ def _check_row(
 
 
 def _check_keys(keys: list[RowKey], sample: SampleSubmission, findings: _Findings) -> None:
-    """Check that no row is missing or extra, and that the order is the sample's."""
+    """Check that no row is missing or extra, and that the rows have the order of the sample."""
     required, present = set(sample.keys), set(keys)
     for key in sample.keys:
         if key not in present:

@@ -1,4 +1,4 @@
-"""Write a submission file from one mask at a time, in the host's order; after an error no file is left behind."""
+"""Write a submission file mask by mask, with rows in the host's order; after an error, no file is left behind."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def write_submission(
 ) -> ValidationReport:
     """Write and validate a submission.
 
-    Masks are taken one at a time and not kept; their encoded texts are stored in a temporary file. Each text is
-    decoded and compared with its mask, and the finished file is validated, before it gets its final name.
+    Only one mask is in memory at a time; the encoded texts are stored in a temporary file. Each text is decoded and
+    compared with its mask, and the finished file is validated, before it gets its final name.
 
     Args:
         masks: (case id, class name or None, mask) in any order; the mask is bool or integers, non-zero is foreground.
-            Every case is required, with an empty mask if nothing was found. Profiles with several objects take several
-            masks of one case. For `hubmap-vasculature` a fourth item is the object's confidence (default 1). The case
-            is the slice if rows are per slice. The class is ignored if rows have no class.
-        profile: the file format, or the name of a known competition. If the profile has its own grid, masks of another
-            size are resized to it: a pixel is foreground if at least half of its area is.
+            Every case is required, with an empty mask if nothing was found. If the profile allows several objects, a
+            case may have several masks. For `hubmap-vasculature` a fourth item is the object's confidence (default 1).
+            If rows are per slice, the case id is the name of the slice. If rows have no class, the class is ignored.
+        profile: the file format, or the name of a known competition. If the profile has a grid, masks of another size
+            are resized to it: a pixel becomes foreground if at least half of its area is foreground.
         path: the CSV; replaced if it exists.
         sample: the host's sample, or the result of `read_sample`; None: rows are in the order of the masks.
 
@@ -76,7 +76,7 @@ def write_submission(
             with open_atomic(temporary_path, texts.size()) as stream:
                 lines = io.TextIOWrapper(stream, "utf-8", newline="")
                 _write(lines, texts)
-                lines.detach()  # flushes, but does not close the file, which is still to be synced
+                lines.detach()  # flush without closing the file, which must still be synced
             shapes = {key[0]: shape for key, shape in texts.shapes.items()}
             report = validate_submission(temporary_path, profile, sample, shapes)
         report = ValidationReport(path, report.rows, report.empty, report.problems)
@@ -106,13 +106,13 @@ class _TextStore:
         self._sample_keys = set(sample.keys) if sample is not None else set()
         self._names = IdLookup(dict.fromkeys(key[0] for key in sample.keys)) if sample is not None else None
         with disk_full_as_error(Path(tempfile.gettempdir())):
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the block of this object ends)
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end of this object's block)
 
     def __enter__(self) -> _TextStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # a full disk was already reported
+        with suppress(OSError):  # the error of a full disk was already reported
             self._file.close()
 
     def add(self, case_id: str, cls: str | None, mask: NDArray[Any], confidence: float = 1.0) -> None:
@@ -138,11 +138,11 @@ class _TextStore:
                 self._file.write(raw)
 
     def size(self) -> int:
-        """Return the bytes of all texts: slightly less than the file's size."""
+        """Return the number of bytes of all texts, which is slightly less than the file's size."""
         return sum(length for offsets in self._offsets.values() for _, length in offsets)
 
     def order(self) -> Iterator[RowKey]:
-        """Yield the rows' keys: the sample's, else in the order of the masks.
+        """Yield the keys of the rows in the order of the sample; without a sample, in the order of the masks.
 
         Raises:
             MaskfoldError: a row of the sample has no mask.
@@ -161,7 +161,7 @@ class _TextStore:
             yield key
 
     def of(self, key: RowKey) -> list[str]:
-        """Return the mask cells of a key's rows: several only if each object has its own row."""
+        """Return the mask cells of all rows with a key; there are several only if each object has its own row."""
         cells = []
         for start, length in self._offsets[key]:
             self._file.seek(start)
@@ -196,14 +196,14 @@ class _TextStore:
 
 
 def resize_to_grid(mask: NDArray[Any], profile: Profile) -> NDArray[Any]:
-    """Resize a mask to the profile's own grid: a pixel is foreground if at least half of its area is.
+    """Resize a mask to the profile's grid: a pixel becomes foreground if at least half of its area is foreground.
 
     Args:
         mask: bool or integers of any shape; (H, W) if the profile has a grid.
         profile: the file format.
 
     Returns:
-        The mask itself if the profile has no grid, else bool of the grid's shape.
+        The mask itself if the profile has no grid, else a bool array of the grid's shape.
     """
     if profile.grid is None or mask.shape == profile.grid:
         return mask

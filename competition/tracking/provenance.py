@@ -1,4 +1,4 @@
-"""Record of how a run was started: command, commit, uncommitted changes and installed packages."""
+"""Record how a run was started: command, commit, uncommitted changes and installed packages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import competition
 from competition.redact import redact
 
 ENVIRONMENT_FOLDER = "environment"
-MAX_DIFF_LENGTH = 2_000_000  # characters of a diff
+MAX_DIFF_LENGTH = 2_000_000  # maximum number of characters of a diff
 
 
 def record_environment(run_folder: Path) -> None:
-    """Write `environment/` in the run's folder; a resume with other code or packages adds `environment/resume_2/`.
+    """Write `environment/` in the run's folder; if code or packages differ at a resume, add `environment/resume_2/`.
 
-    Three files: `start.txt` (command, commit, branch, state of the working tree, Python, machine), `changes.diff`
-    (against the commit) and `packages.txt` (as `pip freeze` writes them).
+    The folder has three files: `start.txt` (command, commit, branch, state of the working tree, Python, machine),
+    `changes.diff` (against the commit) and `packages.txt` (in the format of `pip freeze`).
     """
     files = {"start.txt": _start(), "changes.diff": _git("diff", "HEAD")[:MAX_DIFF_LENGTH], "packages.txt": _packages()}
     files = {name: redact(text) for name, text in files.items()}
@@ -45,7 +45,7 @@ def record_environment(run_folder: Path) -> None:
 def source_tags() -> dict[str, str]:
     """Return MLflow's own tags for the source of a run: user, command and commit."""
     tags = {"mlflow.source.name": _command(), "mlflow.source.type": "LOCAL"}
-    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+    with contextlib.suppress(OSError, KeyError):  # the user of a container may have no name
         tags["mlflow.user"] = getpass.getuser()
     if commit := _git("rev-parse", "HEAD").strip():
         tags["mlflow.source.git.commit"] = commit
@@ -78,7 +78,7 @@ def _packages() -> str:
 
 
 def _requirement(package: metadata.Distribution) -> str:
-    """Return the requirement with which pip installs a package again: its version, or its origin (PEP 610)."""
+    """Return the requirement with which pip can reinstall a package: its version, or its origin (PEP 610)."""
     origin = json.loads(package.read_text("direct_url.json") or "null")
     if origin is None:
         return f"{package.name}=={package.version}"

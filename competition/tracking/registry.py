@@ -1,4 +1,4 @@
-"""MLflow's model registry: one registered model per competition, one version per registered run."""
+"""MLflow's model registry, with one registered model per competition and one version per registered run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 FINGERPRINT_TAG = "fingerprint"
-BEST_ALIAS = "best"  # the alias of the best run's version: models:/NAME@best
+BEST_ALIAS = "best"  # alias of the best run's version: models:/NAME@best
 MODEL_ARTIFACT = "model"
 
 
@@ -38,11 +38,11 @@ class RegisteredVersion:
     """A version of a registered model.
 
     Attributes:
-        name: name of the registered model: the competition's.
-        number: the version.
+        name: name of the registered model, which is that of the competition.
+        number: number of the version.
         uri: argument of `mlflow.pyfunc.load_model`.
         store: URI of the store; the value of `MLFLOW_TRACKING_URI` on other machines.
-        is_new: whether this call created the version; False if the same model is registered already.
+        is_new: whether this call created the version; False if the same model was registered before.
     """
 
     name: str
@@ -64,14 +64,14 @@ def register_model(
     """Log a model in its run and register it as a version of the competition's model.
 
     Args:
-        run_folder: folder of the run; a run that MLflow does not have is uploaded first.
-        exp: its experiment.
-        write: called with two folders: writes the MLflow model into the first, and may use the second for temporary
-            files.
-        fingerprint: identifies the model: if a version has it already, no second version is created.
+        run_folder: folder of the run; if MLflow does not have the run, it is uploaded first.
+        exp: experiment of the run.
+        write: function that is called with two folders: it writes the MLflow model into the first folder, and may use
+            the second one for temporary files.
+        fingerprint: text that identifies the model: if a version with this fingerprint exists, no other one is created.
         tags: tags of the version.
         description: description of the version, one sentence.
-        best: give the version the alias `best`.
+        best: whether the version gets the alias `best`.
 
     Raises:
         MaskfoldError: the store cannot be reached, or rejects the model.
@@ -100,7 +100,7 @@ def register_model(
 
 @contextmanager
 def _mlflow_errors(store: MlflowStore) -> Iterator[None]:
-    """Turn any exception of MLflow, its database or the network into a MaskfoldError."""
+    """Convert all exceptions of MLflow, its database and the network to a MaskfoldError."""
     try:
         yield
     except MaskfoldError:
@@ -123,7 +123,7 @@ def _find_version(client: MlflowClient, name: str, fingerprint: str) -> int | No
 def _create_version(
     client: MlflowClient, run_id: str, folder: Path, name: str, tags: dict[str, str], description: str
 ) -> int:
-    """Log the model of a folder in a run and register it; return the version's number."""
+    """Log the model in a folder with a run and register it; return the number of the version."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     run = client.get_run(run_id)
@@ -135,12 +135,12 @@ def _create_version(
         client.log_model_artifacts(model.model_id, str(folder))
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         _ensure_registered_model(client, name)
-        # Name the location, because MLflow would resolve `models:/<id>` in the store that this process used last.
+        # Pass the location, because MLflow would look up `models:/<id>` in the store that this process used last.
         version = client.create_model_version(
             name, model.artifact_location, run_id=run_id, tags=tags, description=description, model_id=model.model_id
         )
     except BaseException:
-        client.delete_logged_model(model.model_id)  # so that no incomplete model stays
+        client.delete_logged_model(model.model_id)  # so that no incomplete model remains
         raise
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     _copy_metrics(client, run_id, model.model_id)
@@ -173,7 +173,7 @@ def _uploaded_run_id(store: MlflowStore, run_folder: Path, exp: Experiment) -> s
 
 
 def _copy_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
-    """Copy the run's scores to the table of models, with the same time and step, so that the run's history stays."""
+    """Copy the run's scores to the table of models with their time and step, so the run's history is unchanged."""
     from mlflow.entities import Metric
 
     points: list[Any] = []

@@ -1,4 +1,4 @@
-"""MLflow's web server for the runs of a project."""
+"""Run MLflow's web server for the runs of a project."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from competition.tracking.store import MLRUNS, VIEW_TAG, MlflowStore, configure_
 
 SERVER_LOG = "server.log"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-START_TIMEOUT_SECONDS = 180.0  # the first import of MLflow from a slow disk takes this long
+START_TIMEOUT_SECONDS = 180.0  # long, because the first import of MLflow from a slow disk takes this time
 
 
 def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Callable[[str], None] = print) -> None:
-    """Run MLflow's server until it is interrupted.
+    """Run MLflow's server until the user interrupts it.
 
     Args:
-        root: the project, with `mlruns/`.
+        root: folder of the project, which contains `mlruns/`.
         host: the address to listen on; the default accepts connections from this machine only.
         port: TCP port.
         say: receives messages for the user.
@@ -96,7 +96,7 @@ def _command(store: MlflowStore, host: str, port: int) -> list[str]:
 def _environment(store: MlflowStore) -> dict[str, str]:
     configure_mlflow()
     environment = dict(os.environ)
-    # Otherwise MLflow starts seven processes of 200 MB each, to evaluate language models.
+    # without this variable, MLflow starts seven processes of 200 MB each for evaluating language models
     environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     environment.setdefault("MLFLOW_ENABLE_AI_GATEWAY", "false")
     environment["PYTHONWARNINGS"] = "ignore"
@@ -111,7 +111,8 @@ def _check_address(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # accept a port that was closed just now
+            # So that a port that was just closed is accepted.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -145,7 +146,7 @@ def _url(host: str, port: int) -> str:
 
 
 def _views(address: str) -> list[tuple[str, str]]:
-    """Return each competition with the link to its table of scores."""
+    """Return the name of each competition with the link to its table of scores."""
     request = urllib.request.Request(
         f"{address}/api/2.0/mlflow/experiments/search",
         data=b'{"max_results": 20}',
@@ -161,7 +162,7 @@ def _views(address: str) -> list[tuple[str, str]]:
 
 
 def _open(request: str | urllib.request.Request) -> Any:
-    """Send a request to this machine, without a proxy."""
+    """Send a request to this machine, bypassing proxies."""
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20)
 
 
@@ -171,7 +172,7 @@ def _last_line(log: Path) -> str:
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """Stop the server, which forwards the signal to its worker, and wait for its end."""
+    """Stop the server, which forwards the signal to its worker, and wait until it ends."""
     if server.poll() is None:
         server.terminate()
         try:

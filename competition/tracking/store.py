@@ -1,6 +1,6 @@
-"""MLflow's tracking store, SQLite below `mlruns/` or the one that `MLFLOW_TRACKING_URI` names, and its content.
+"""MLflow's tracking store (SQLite below `mlruns/`, or the store in `MLFLOW_TRACKING_URI`) and its content.
 
-The content is names of metrics and parameters, the saved view of the table of runs, and the metadata of a run.
+The content consists of names of metrics and parameters, the saved view of the table of runs, and metadata of runs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def mlflow_name(name: str) -> str:
-    """Return a valid name of a metric or parameter: letters, digits, `_ - . /` and space.
+    """Return a name that MLflow accepts for a metric or parameter, with letters, digits, `_ - . /` and space.
 
     If a character is replaced, a checksum of the complete name is added, so that the classes `T1+` and `T1*` stay
     distinct.
@@ -57,7 +57,7 @@ def mlflow_name(name: str) -> str:
 
 
 def mlflow_metric_name(name: str) -> str:
-    """Return a metric's name in MLflow; the prefix `system/` puts time, memory and the like on their own page.
+    """Return a metric's name in MLflow; the prefix `system/` puts time, memory and similar metrics on a separate page.
 
     Example:
         >>> [mlflow_metric_name(name) for name in ("val/dice", "time/epoch_seconds", "minutes")]
@@ -71,7 +71,7 @@ def flatten_parameters(tree: Mapping[str, Any]) -> dict[str, str]:
     """Return the leaves of a YAML tree as MLflow parameters, named as on the command line.
 
     A list of plain values is one parameter; sections in a list are numbered. Values that are too long for MLflow are
-    shortened; the artifact `experiment.yaml` has them in full.
+    shortened; the artifact `experiment.yaml` contains the complete values.
 
     Example:
         >>> flatten_parameters({"optimizer": {"args": {"lr": 0.001}}, "loss": [{"weight": 1}], "seeds": [0, 1]})
@@ -100,7 +100,7 @@ def _text(value: Any) -> str:
 
 
 def truncate_text(text: str, longest: int) -> str:
-    """Return the text, cut to `longest` characters with an ellipsis."""
+    """Return the text, shortened to at most `longest` characters with an ellipsis."""
     return text if len(text) <= longest else text[: longest - 2] + " …"
 
 
@@ -121,7 +121,7 @@ def numeric_metrics(tree: Mapping[str, Any], prefix: str = "") -> dict[str, floa
 
 
 def run_description(result: Mapping[str, Any]) -> str:
-    """Return the description of a run for its page in MLflow, from its summary with a score."""
+    """Return the description of a run for its page in MLflow, from a summary that has a score."""
     text = f"**{result['score']:.4f}** {result.get('metric', 'score')}"
     if result.get("low") is not None and result.get("high") is not None:
         text += f" (95 % interval {result['low']:.4f} to {result['high']:.4f})"
@@ -133,7 +133,7 @@ def run_description(result: Mapping[str, Any]) -> str:
 VIEW_KEY = "maskfold"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 VIEW_NAME = "Scores"
-MAX_CLASS_COLUMNS = 12  # classes with their own column
+MAX_CLASS_COLUMNS = 12  # maximum number of classes that have a column
 
 
 def build_saved_view(classes: Sequence[str], created: int) -> str:
@@ -151,7 +151,7 @@ def build_saved_view(classes: Sequence[str], created: int) -> str:
         *(f"dice_{name}" for name in classes[:MAX_CLASS_COLUMNS]),
         "minutes",
     ]
-    # newest first, because MLflow does not nest folds under their run if the table is sorted by a metric
+    # sort the newest run first, because MLflow does not nest folds under their run if the table is sorted by a metric
     state = {
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
@@ -173,8 +173,8 @@ class RunMetadata:
     """Metadata of a run in MLflow.
 
     Attributes:
-        experiment_name: MLflow's experiment: the competition.
-        run_name: MLflow's run name.
+        experiment_name: name of MLflow's experiment, which is that of the competition.
+        run_name: name of the run in MLflow.
         tags: tags of the run.
         fold_tags: tags of each fold's run.
         parameters: the resolved YAML, flattened to dotted keys.
@@ -191,7 +191,8 @@ class RunMetadata:
     @classmethod
     def of(cls, run_folder: Path, exp: Experiment, kind: str, name: str | None = None) -> RunMetadata:
         """Return the metadata of the run in `…/<competition>-<experiment>/<hash>`."""
-        from competition.config.loading import resolve_config  # imported here: the doctor runs without pydantic
+        # Imported here, because the doctor also runs without pydantic.
+        from competition.config.loading import resolve_config
 
         folder = run_folder.resolve()
         experiment = folder.parent.name.removeprefix(f"{exp.competition.name}-")
@@ -226,14 +227,14 @@ def get_member_tags(folder: Path) -> dict[str, str]:
 
 
 def started_at(folder: Path) -> int:
-    """Return the start time of a folder's work in ms since 1970: that of its oldest start file."""
+    """Return the start time of the work in a folder, ms since 1970: the time of its oldest start file."""
     times = [path.stat().st_mtime for name in ("job.json", "experiment.yaml") if (path := folder / name).exists()]
     return round(1000 * min(times, default=folder.stat().st_mtime))
 
 
 def read_result_json(path: Path) -> dict[str, Any]:
-    """Return the content of a result file; empty if it is missing or damaged (damage is logged as a warning)."""
-    from competition.io import read_record  # imported here: the doctor runs without numpy
+    """Return the content of a result file; empty if the file is missing or damaged (then a warning is logged)."""
+    from competition.io import read_record  # imported here, because the doctor also runs without numpy
 
     try:
         return read_record(path)
@@ -245,7 +246,7 @@ def read_result_json(path: Path) -> dict[str, Any]:
 
 
 def matching_files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
-    """Yield files of a folder that match the patterns, sorted; hidden files are still being written and are skipped."""
+    """Yield the files of a folder that match the patterns, sorted; skip hidden files, which are still being written."""
     for pattern in patterns:
         yield from sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
 
@@ -256,7 +257,7 @@ MLRUNS = "mlruns"
 DATABASE_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "artifacts"
 
-# without this tag MLflow's pages show the views for language models first
+# without this tag, MLflow's pages first show the views for language models
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _creation_lock = threading.Lock()
 
@@ -268,7 +269,7 @@ class MlflowStore:
     Attributes:
         uri: URI for MLflow, e.g. `sqlite:////home/me/project/mlruns/mlflow.db` or `http://host:5000`.
         database: the SQLite file; None for other stores.
-        artifacts: the folder of artifacts; None: the server decides.
+        artifacts: folder of the artifacts; None: the server selects it.
     """
 
     uri: str
@@ -278,7 +279,7 @@ class MlflowStore:
     @property
     def display_uri(self) -> str:
         """The URI without its password, for messages and for files in a run's folder."""
-        from competition.redact import redact  # imported here: the doctor runs without pydantic
+        from competition.redact import redact  # imported here, because the doctor also runs without pydantic
 
         return redact(self.uri)
 
@@ -312,7 +313,7 @@ def find_mlflow_store(root: Path) -> MlflowStore:
 
 
 def project_root(run_folder: Path) -> Path:
-    """Return the project of a run: the folder with the nearest `mlruns` above the run, else the working folder."""
+    """Return the project of a run: the folder that has the nearest `mlruns` above the run, else the working folder."""
     for parent in run_folder.resolve().parents:
         if parent.name == MLRUNS:
             return parent.parent
@@ -322,8 +323,8 @@ def project_root(run_folder: Path) -> Path:
 def configure_mlflow() -> None:
     """Set MLflow's environment variables before its import: no telemetry, no progress bars, no links, short timeouts.
 
-    With MLflow's defaults, a server that does not answer would block the upload for several minutes. Values set by the
-    user stay, except that telemetry is always off.
+    With MLflow's defaults, a server that does not answer would block the upload for several minutes. Values that the
+    user has set are kept, except that telemetry is always off.
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"  # MLflow accepts only this value, not 1
@@ -339,11 +340,11 @@ def configure_mlflow() -> None:
 
 
 def connect_mlflow(store: MlflowStore, patience: float = PATIENCE_SECONDS) -> MlflowClient:
-    """Import MLflow (seconds) and open the store; create a new SQLite database if there is none (more seconds).
+    """Import MLflow and open the store, which takes seconds; if there is no SQLite database, create one.
 
     Args:
         store: the store.
-        patience: s to wait for a SQLite database that another program locks.
+        patience: maximum wait, in seconds, for a SQLite database that another program locks.
 
     Raises:
         MaskfoldError: the SQLite database is damaged, or stays locked.
@@ -353,10 +354,11 @@ def connect_mlflow(store: MlflowStore, patience: float = PATIENCE_SECONDS) -> Ml
     from mlflow.tracking import MlflowClient
 
     for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # about fifty lines on tables
+        logging.getLogger(name).setLevel(logging.WARNING)  # because MLflow logs about fifty lines on tables
     if store.database is not None:
         store.database.parent.mkdir(parents=True, exist_ok=True)
-        with _creation_lock:  # a study and its trial use two threads, and MLflow's migrations are not thread-safe
+        # A lock, because a study and its trial use two threads, and MLflow's migrations are not thread-safe.
+        with _creation_lock:
             if not store.database.exists():
                 logger.info("creating the MLflow database %s", store.database)
                 _create_database(store.database)
@@ -368,7 +370,8 @@ def _create_database(database: Path) -> None:
     """Create a SQLite database for MLflow atomically, because MLflow can never open an incomplete one."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    from competition.io import make_temporary_path, remove_stale_temp  # imported here: the doctor runs without numpy
+    # Imported here, because the doctor also runs without numpy.
+    from competition.io import make_temporary_path, remove_stale_temp
 
     remove_stale_temp(database.parent, database.name)
     part = make_temporary_path(database)
@@ -381,7 +384,7 @@ def _create_database(database: Path) -> None:
             os.link(part, database)
         except FileExistsError:
             pass  # another process was faster
-        except OSError:  # a file system without hard links
+        except OSError:  # the file system has no hard links
             if not database.exists():
                 os.replace(part, database)
     finally:

@@ -1,7 +1,7 @@
 """Submissions and uploads in MLflow.
 
-A submission is a child of the run whose networks predicted, with the CSV and its summary JSON; an upload to the host
-adds its scores.
+A submission is logged as a child of the run whose networks predicted it, with the CSV and its summary JSON. An upload
+to the host adds the scores.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ logger = logging.getLogger(__name__)
 def log_submission(run_folder: Path, exp: Experiment, csv: Path, summary_path: Path) -> str | None:
     """Log a submission; if the same file was logged before, use its MLflow run.
 
-    If the store cannot be reached, this only logs a warning, because the files are complete without it.
+    If the store cannot be reached, only a warning is logged, because the submission is complete without it.
 
     Args:
-        run_folder: folder of the run, or of the first of several.
-        exp: its experiment.
+        run_folder: folder of the run, or of the first of several runs.
+        exp: experiment of the run.
         csv: the file for the host.
         summary_path: the summary JSON of the submission.
 
@@ -87,7 +87,7 @@ def _log_submission(store: MlflowStore, run_folder: Path, exp: Experiment, csv: 
     client.log_batch(
         run_id,
         metrics=[Metric(name, value, run.info.start_time, 0) for name, value in metrics.items()],
-        # other runs or weights may give the same bytes; MLflow allows no changes, so the first parameters stay
+        # other runs or weights may give the same bytes; because MLflow allows no changes, the first parameters are kept
         params=[Param(name, value) for name, value in parameters.items() if name not in run.data.params],
         tags=[RunTag("file", str(csv)), RunTag("sha256", summary["sha256"])],
     )
@@ -103,7 +103,8 @@ def _log_submitted_score(
 ) -> None:
     """Log the expected score of a single run's submission as `submitted_score` of its cross-validation.
 
-    It is nested if post-processing was tuned, so the runs of an experiment can be sorted by what they would submit.
+    If post-processing was tuned, this is the nested score. So the runs of an experiment can be sorted by the expected
+    scores of their submissions.
     """
     score = (summary["expected"] or {}).get("score")
     parent = read_sync_state(run_folder, store.display_uri).uploaded(RUN_KEY).run_id
@@ -112,17 +113,17 @@ def _log_submitted_score(
 
 
 def log_upload(record: Mapping[str, Any], files: tuple[Path, ...] = ()) -> str | None:
-    """Log an upload, or its new scores.
+    """Log an upload, or new scores of a logged upload.
 
-    The first upload of a file is logged in the MLflow run of its submission, which is created if it is missing; each
-    further upload of the same file has its own run.
+    The first upload of a file is logged in the MLflow run of its submission, which is created if it does not exist.
+    Each further upload of the same file gets its own run.
 
     Args:
         record: `competition.leaderboard.ledger.UploadRecord` as a dictionary.
         files: the CSV and its summary JSON, for a new MLflow run.
 
     Returns:
-        The id of the MLflow run; None if logging failed, which logs a warning.
+        The id of the MLflow run; None if logging failed (a warning is logged).
     """
     folder = next((path for run in record["runs"] if (path := Path(str(run["run"]))).is_dir()), None)
     store = find_mlflow_store(project_root(folder) if folder is not None else Path.cwd())

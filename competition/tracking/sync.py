@@ -1,12 +1,12 @@
-"""Upload of a run's folder to MLflow: everything on disk that MLflow does not have yet.
+"""Upload everything in a run's folder that MLflow does not have yet.
 
 `MlflowSync` uploads in the background with a `RunUploader`, and writes system metrics with a `SystemMetricsSampler`.
-Every step can be repeated: metrics carry the time of the fold's log, so MLflow drops repeated points; repeated
-artifacts replace the earlier ones; runs are found again by a token. An interrupted upload is therefore started again.
+Every step can be repeated, so an interrupted upload is simply started again: metrics have the time of the fold's log,
+so MLflow drops repeated points; repeated artifacts replace the earlier ones; runs are found again by a token.
 """
 
-# Not MLflow's asynchronous logging: its queue is in memory, so a kill loses it, and it drops each batch whose call
-# fails (mlflow 3.17: `AsyncLoggingQueue._log_run_data` logs the exception and goes on).
+# Not MLflow's asynchronous logging: its queue is in memory, so it is lost if the process is killed, and it drops each
+# batch whose call fails (mlflow 3.17: `AsyncLoggingQueue._log_run_data` logs the exception and continues).
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
-RUN_KEY = "."  # name of the run's own folder among the folds' folders
+RUN_KEY = "."  # name of the run's folder in the mapping of folders; the others are folders of folds
 RUN_FILES = (
     "experiment.yaml",
     "version.json",
@@ -90,7 +90,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunUploader:
-    """Uploads a run's folder to a store; MLflow is imported and opened only if there is something to upload.
+    """Uploads a run's folder to a store. MLflow is imported and opened only if something must be uploaded.
 
     Args:
         folder: the run's folder.
@@ -101,7 +101,7 @@ class RunUploader:
 
     def __init__(self, folder: Path, store: MlflowStore, metadata: RunMetadata, study: Path | None = None) -> None:
         self.folder, self.store, self.metadata, self.study = folder, store, metadata, study
-        self.calls = 0  # number of MLflow calls, to detect a hanging upload
+        self.calls = 0  # number of MLflow calls so far, to detect an upload that hangs
         is_lost = store.database is not None and not store.database.exists()
         self.state = SyncState(store.display_uri) if is_lost else read_sync_state(folder, store.display_uri)
         self._client: MlflowClient | None = None
@@ -115,7 +115,7 @@ class RunUploader:
         return self.state.uploaded(RUN_KEY).status == "FINISHED"
 
     def begin(self) -> None:
-        """Create the MLflow run, or set it to RUNNING again if it had failed or was stopped."""
+        """Create the MLflow run, or set it to RUNNING again if it had failed or had been stopped."""
         self._update_run_names()
         if not self.is_finished:
             self._set_running(RUN_KEY)
@@ -124,10 +124,10 @@ class RunUploader:
         """Upload everything that is new: metrics first, then small files, then weights.
 
         Args:
-            last: also upload the logs and weights of folds that are not finished.
+            last: whether to also upload the logs and weights of unfinished folds.
 
         Raises:
-            Exception: any exception of MLflow if the store cannot be reached; the next call resumes.
+            Exception: any exception of MLflow if the store cannot be reached; the next call resumes the upload.
         """
         names = [folder.name for folder in list_member_folders(self.folder)]
         for name in (*names, RUN_KEY):
@@ -146,7 +146,7 @@ class RunUploader:
                 self._upload_files(name, (*FOLD_FILES_AT_END, CHECKPOINT_FILE) if is_finished else FOLD_FILES_AT_END)
 
     def close(self, status: str) -> None:
-        """Set the run's final status: FINISHED, FAILED or KILLED; folds without a result are not FINISHED."""
+        """Set the run's final status: FINISHED, FAILED or KILLED; folds without a result never become FINISHED."""
         for folder in list_member_folders(self.folder):
             if self.state.uploaded(folder.name).status == "RUNNING":
                 self._set_ended(folder.name, "KILLED" if status == "FINISHED" else status)
@@ -164,14 +164,14 @@ class RunUploader:
             position = self.state.uploaded(name).journal
             if read_chunk(path, position).end == position:
                 return
-            # opening the store may show that it lost the run, which resets the state; so open it first
+            # open the store first, because this may show that it lost the run, which resets the state
             self._set_running(name)
             uploaded = self.state.uploaded(name)
             chunk = read_chunk(path, uploaded.journal)
             if chunk.is_restarted and name != RUN_KEY:
                 self._supersede(name)
                 continue
-            # a resumed fold repeats steps at another time: only the first value is uploaded
+            # a resumed fold repeats steps at another time; only the first value is uploaded
             points = [point for point in chunk.points if point.step > uploaded.steps.get(point.name, -1)]
             self._log_points(uploaded, points)
             uploaded.steps.update({point.name: point.step for point in points})
@@ -192,7 +192,7 @@ class RunUploader:
                 parent = relative.parent.as_posix()
                 self._artifacts(self.client).log(run_id, path, None if parent == "." else parent)
             except FileNotFoundError:
-                continue  # replaced or removed meanwhile; the next upload sees the new file
+                continue  # the file was replaced or removed meanwhile; the next upload finds the new file
             self.calls += 1
             self.state.uploaded(name).files[key] = fingerprint
             self.state.write(self.folder)
@@ -203,7 +203,7 @@ class RunUploader:
         return self._artifact_folders
 
     def _upload_result(self, name: str, file: str, prefix: str = "") -> None:
-        """Upload the numbers of a result file as metrics, and some of its texts as tags."""
+        """Upload the numbers in a result file as metrics, and those of its texts that `RESULT_TAGS` names as tags."""
         path = self.folder / name / file
         if not path.exists():
             return
@@ -230,7 +230,7 @@ class RunUploader:
             tags["mlflow.note.content"] = run_description(result)
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if name == RUN_KEY and "stopped" not in tags and "stopped" in self.client.get_run(run_id).data.tags:
-            self.client.delete_tag(run_id, "stopped")  # the run was stopped, and resumed later
+            self.client.delete_tag(run_id, "stopped")  # the run was stopped and will be resumed
         self.state.uploaded(name).final = digest
         self.state.write(self.folder)
 
@@ -246,7 +246,7 @@ class RunUploader:
         self.state.write(self.folder)
 
     def _supersede(self, name: str) -> None:
-        """Start another MLflow run for a fold that was deleted and trained again, so that two trainings do not mix."""
+        """Start another MLflow run for a fold that was deleted and trained again, to keep the two trainings apart."""
         if self.state.uploaded(name).status == "RUNNING":
             self._set_ended(name, "KILLED")
         self.client.set_tag(self._run_id(name), "superseded", "true")
@@ -254,7 +254,7 @@ class RunUploader:
         self.state.write(self.folder)
 
     def _set_parent_study(self) -> None:
-        """Make the study's run the parent of this run, once it exists."""
+        """Make the study's run the parent of this run, as soon as the study's run exists."""
         if self.study is None or self._has_parent:
             return
         parent = read_sync_state(self.study, self.store.display_uri).uploaded(RUN_KEY).run_id
@@ -266,7 +266,10 @@ class RunUploader:
 
     @property
     def client(self) -> MlflowClient:
-        """The open store. Opening it also resets the state of runs that it no longer has, which uploads them again."""
+        """The client of the open store.
+
+        Opening the store resets the state of runs that it lost, so they are uploaded again.
+        """
         if self._client is None:
             client = connect_mlflow(self.store)
             self._experiment_id = get_or_create_experiment(client, self.store, self.metadata.experiment_name)
@@ -280,16 +283,16 @@ class RunUploader:
         return self._client
 
     def _run_id(self, name: str) -> str:
-        """Return the id of a folder's MLflow run; if it is unknown, find the run by its token or create it."""
+        """Return the id of a folder's MLflow run; if the id is unknown, find the run by its token, or create it."""
         client = self.client
         uploaded = self.state.uploaded(name)
         if uploaded.run_id is None:
-            self.state.write(self.folder)  # the token must be on disk before the run is in MLflow
+            self.state.write(self.folder)  # the token must be on disk before the run exists in MLflow
             runs = client.search_runs([self._experiment_id], f"tags.`{TOKEN_TAG}` = '{uploaded.token}'", max_results=1)
             run = runs[0] if runs else self._make_run(name, uploaded.token)
             uploaded.run_id, uploaded.status, uploaded.name = run.info.run_id, run.info.status, run.info.run_name
             self.state.write(self.folder)
-        if not uploaded.parameters:  # folds get them too, because folds of different runs are compared
+        if not uploaded.parameters:  # folds also get the parameters, because folds of different runs are compared
             self._log_parameters(uploaded.run_id)
             uploaded.parameters = True
             self.state.write(self.folder)
@@ -340,7 +343,7 @@ class RunUploader:
             self._set_running(RUN_KEY)
 
     def _log_parameters(self, run_id: str) -> None:
-        """Log the YAML's leaves; MLflow does not allow changes, so parameters of an earlier start stay."""
+        """Log the values of the YAML as parameters; MLflow allows no changes, so those of an earlier start are kept."""
         from mlflow.entities import Param
 
         existing = self.client.get_run(run_id).data.params
@@ -372,21 +375,22 @@ def _has_run(client: MlflowClient, run_id: str) -> bool:
 
 # System metrics
 
-# MLflow's monitors, but not its `SystemMetricsMonitor`: it asks MLflow for the run after each sample, and its thread
-# ends at the first failure. With MLflow unreachable for 6 s, 4 samples are in our file and none in its memory
+# MLflow's monitors, but not its `SystemMetricsMonitor`, which asks MLflow for the run after each sample and whose
+# thread ends at the first failure. If MLflow cannot be reached for 6 s, our file has 4 samples, and its memory has none
 # (python benchmarks/libraries.py system).
-SYSTEM_METRICS_FILE = "metrics.jsonl"  # in the run's own folder; the folds have their own
+SYSTEM_METRICS_FILE = "metrics.jsonl"  # file in the run's folder; each fold has another one
 
 
 class SystemMetricsSampler:
-    """Appends system metrics to a run's `metrics.jsonl` at intervals during the body of a `with`.
+    """Context manager that appends system metrics to a run's `metrics.jsonl` at intervals.
 
-    The metrics are those of the machine of this process, under MLflow's own names. They are written to a file, so that
-    none is lost while MLflow cannot be reached.
+    The metrics are those of this process's machine, under MLflow's names. They are written to a file, so that none are
+    lost while MLflow cannot be reached.
 
     Args:
         run_folder: folder of the run.
-        is_paused: whether to skip samples now, because a sample would set a finished run to RUNNING again.
+        is_paused: function that returns whether to skip samples, because a sample would set a finished run to RUNNING
+            again.
         interval: seconds between two samples.
     """
 
@@ -412,7 +416,7 @@ class SystemMetricsSampler:
                     continue
                 if not monitors:
                     monitors = _monitors()
-                    continue  # loads are means since the previous sample
+                    continue  # loads are averaged over the time since the previous sample
                 step += 1
                 line = json.dumps({"step": step, "epoch": step, "time": time.time(), "metrics": _sample(monitors)})
                 with open(self.path, "ab") as file:
@@ -422,7 +426,7 @@ class SystemMetricsSampler:
 
 
 def _monitors() -> list[Any]:
-    """Return MLflow's own monitors, with the GPU monitor only if NVIDIA's driver is installed."""
+    """Return MLflow's monitors; the GPU monitor is included only if NVIDIA's driver is installed."""
     configure_mlflow()
     import psutil
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
@@ -430,7 +434,7 @@ def _monitors() -> list[Any]:
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-    psutil.cpu_percent()  # starts the interval of the first mean
+    psutil.cpu_percent()  # this call starts the interval of the first average
     monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     with contextlib.suppress(ImportError, RuntimeError):
         monitors.append(GPUMonitor())
@@ -438,7 +442,7 @@ def _monitors() -> list[Any]:
 
 
 def _sample(monitors: list[Any]) -> dict[str, float]:
-    """Return the current metrics by MLflow's names: `system/cpu_utilization_percentage` and so on."""
+    """Return the current metrics by MLflow's names, e.g. `system/cpu_utilization_percentage`."""
     metrics: dict[str, float] = {}
     for monitor in monitors:
         monitor.collect_metrics()
@@ -448,7 +452,7 @@ def _sample(monitors: list[Any]) -> dict[str, float]:
 
 
 def _truncate_to_last_step(path: Path) -> int:
-    """Return the step of the last complete line; an incomplete line, left by a kill, is removed."""
+    """Remove an incomplete last line, which a killed process left, and return the step of the last complete line."""
     if not path.exists():
         return 0
     lines = path.read_bytes().splitlines(keepends=True)
@@ -463,25 +467,25 @@ def _truncate_to_last_step(path: Path) -> int:
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 MAX_PAUSE = 30.0  # s between two attempts while the store cannot be reached
-LAST_ATTEMPTS = 3  # attempts of the last upload
+LAST_ATTEMPTS = 3  # number of attempts for the last upload
 
 
 class MlflowSync:
-    """Uploads a run's folder to MLflow during the body of a `with`; its errors do not reach the body.
+    """Context manager that uploads a run's folder to MLflow in the background; its errors do not reach the body.
 
-    When the body ends normally, the run is FINISHED; after a KeyboardInterrupt it is KILLED, after any other exception
-    FAILED; `set_status` overrides this. The next upload of the same folder resumes an incomplete one.
+    If the body ends normally, the run becomes FINISHED; after a KeyboardInterrupt it becomes KILLED, after any other
+    exception FAILED. `set_status` overrides this. The next upload of the same folder completes an incomplete upload.
 
     Args:
         run_folder: `mlruns/runs/<competition>-<experiment>/<hash>`, or a study's folder.
         exp: the experiment.
         kind: the tag `kind`: `cv`, or `study`.
-        name: the run's name in MLflow; None: experiment and hash.
+        name: name of the run in MLflow; None: experiment and hash.
         study: the folder of the study if the run is one of its trials; another instance uploads that folder.
         interval: seconds between two uploads.
-        timeout: seconds without progress after which the last upload is abandoned; a quarter of it if the previous
-            upload failed as well.
-        sampling_interval: seconds between two samples of system metrics, only for `cv` runs.
+        timeout: seconds without progress after which the last upload is abandoned; a quarter of this time if the
+            previous upload failed too.
+        sampling_interval: seconds between two samples of system metrics, which are taken only for `cv` runs.
 
     Example:
         >>> with MlflowSync(run.folder, exp):  # doctest: +SKIP
@@ -507,7 +511,7 @@ class MlflowSync:
         self._stop = threading.Event()
         self._is_complete = False
         self._is_failing = False
-        # a daemon, so that a hanging server does not keep the process alive
+        # a daemon thread, so that a server that hangs does not keep the process alive
         self._thread = threading.Thread(target=self._work, name="shipper", daemon=True)
         self._sampler = (
             SystemMetricsSampler(run_folder, lambda: self._uploader.is_finished, sampling_interval)
@@ -559,7 +563,7 @@ class MlflowSync:
                 return
 
     def _try_upload(self, begin: bool = False, last: bool = False) -> bool:
-        """Upload once and return whether it succeeded; log only the first of consecutive failures, and their end."""
+        """Upload once; return whether it succeeded. Of consecutive failures, log only the first one and their end."""
         try:
             if begin:
                 self._begin()
@@ -593,7 +597,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _free_space(store: MlflowStore, error: Exception) -> str:
-    """Return the free disk space as text if the error may come from a full disk, else an empty text."""
+    """Return a text with the free disk space if the error may come from a full disk, else an empty text."""
     if store.database is None or "disk" not in str(error).lower():
         return ""
     return f" ({shutil.disk_usage(store.database.parent).free:,} bytes are free in {store.database.parent})"

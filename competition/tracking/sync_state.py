@@ -1,4 +1,4 @@
-"""What MLflow has of a run, stored in `shipped.json` in its folder, and reading of new lines of `metrics.jsonl`."""
+"""The record of what was uploaded from a run's folder (`shipped.json`), and reading of new lines of `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from competition.io import atomic_write, parse_json_object, parse_metrics_line
 
 MAX_READ_BYTES = 2_000_000  # bytes read at a time
-SEAL_BYTES = 512  # bytes before an offset whose digest is stored
+SEAL_BYTES = 512  # number of bytes before an offset whose digest is stored
 STATE_FILE = "shipped.json"
 STATE_VERSION = 1
 MAX_DIGESTED_BYTES = 4_000_000  # larger files are compared by size and time only
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class MetricPoint(NamedTuple):
-    """One value of a metric; its time in ms is read from the file, so that a repeated upload has the same time."""
+    """One value of a metric; its time in ms comes from the file, so that a repeated upload has the same time."""
 
     name: str
     value: float
@@ -34,7 +34,7 @@ class MetricPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class FileOffset:
-    """Position up to which a file was read.
+    """The position up to which a file was read.
 
     Attributes:
         offset: position in bytes.
@@ -55,7 +55,7 @@ class JournalChunk:
         points: new values, in the file's order.
         end: position up to which the file is now read.
         is_restarted: whether the first line has changed, so that another training wrote the file.
-        has_more: whether further lines can be read.
+        has_more: whether more lines can be read.
     """
 
     points: list[MetricPoint]
@@ -65,10 +65,10 @@ class JournalChunk:
 
 
 def read_chunk(path: Path, position: FileOffset) -> JournalChunk:
-    """Read the complete lines after a position; an incomplete last line is left for the next call.
+    """Read the complete lines after a position; the next call reads a last line that is still incomplete.
 
-    A resumed fold drops the lines after its checkpoint and writes them again. The file is then shorter, or has other
-    bytes before the offset, and is read from its start.
+    A resumed fold removes the lines after its checkpoint and writes them again. Then the file is shorter, or has other
+    bytes before the offset, and it is read from its start.
     """
     with open(path, "rb") as file:
         is_rewritten = position.offset > 0 and _seal(file, position.offset) != position.seal
@@ -101,7 +101,7 @@ def _digest(content: bytes) -> str:
 
 
 def _points(line: bytes, path: Path) -> list[MetricPoint]:
-    """Return a line's metrics; infinities are nan, because MLflow plots them as 1.8e308, which flattens the chart."""
+    """Return the metrics in a line; infinity becomes nan, because MLflow would plot it as 1.8e308."""
     parsed = parse_metrics_line(line)
     if parsed is None:
         logger.warning("%s has a line that cannot be read; it is skipped: %.80r", path, line[:200])
@@ -122,7 +122,7 @@ class FileFingerprint:
 
     @classmethod
     def of(cls, path: Path, before: FileFingerprint | None) -> FileFingerprint:
-        """Return the fingerprint of a file; `before` itself if the file was rewritten with the same content."""
+        """Return the fingerprint of a file; return `before` if the file was rewritten with the same content."""
         stat = path.stat()
         if before is not None and (before.size, before.time) == (stat.st_size, stat.st_mtime_ns):
             return before
@@ -134,19 +134,19 @@ class FileFingerprint:
 
 @dataclass
 class Uploaded:
-    """What MLflow has of one folder.
+    """Record of the uploads from one folder.
 
     Attributes:
-        token: a tag of the MLflow run. It is stored before the run is created, so that the run is found again if the
+        token: a tag of the MLflow run. It is stored before the run is created, so that the run can be found if the
             process is killed in between.
-        run_id: the MLflow run; None: not created yet.
-        name: the MLflow run's name at the last upload; empty for runs from before names were stored here.
-        status: MLflow's status at the last upload: RUNNING, FINISHED, FAILED, KILLED.
-        parameters: whether parameters and tags are uploaded.
-        journal: position up to which `metrics.jsonl` is uploaded.
-        steps: the last uploaded step of each metric.
+        run_id: id of the MLflow run; None: the run is not created yet.
+        name: name of the MLflow run at the last upload; empty for runs of versions that did not store it.
+        status: status in MLflow at the last upload: RUNNING, FINISHED, FAILED or KILLED.
+        parameters: whether parameters and tags were uploaded.
+        journal: position up to which `metrics.jsonl` was uploaded.
+        steps: last uploaded step of each metric.
         final: digest of the uploaded final metrics.
-        files: fingerprint of each uploaded file, by its path relative to the folder.
+        files: fingerprint of each uploaded file, by path relative to the folder.
     """
 
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -162,13 +162,13 @@ class Uploaded:
 
 @dataclass
 class SyncState:
-    """What MLflow has of a run: `folders["."]` is the run itself, the others are its folds."""
+    """Record of the uploads of a run: `folders["."]` is for the run itself, the other entries are for its folds."""
 
     store: str
     folders: dict[str, Uploaded] = field(default_factory=dict)
 
     def uploaded(self, name: str) -> Uploaded:
-        """Return what MLflow has of a folder; a new entry if there is none."""
+        """Return the entry of a folder; if there is none, a new one."""
         return self.folders.setdefault(name, Uploaded())
 
     def write(self, run_folder: Path) -> None:
@@ -178,10 +178,10 @@ class SyncState:
 
 
 def read_sync_state(run_folder: Path, store: str) -> SyncState:
-    """Return the state of a run; empty if nothing was uploaded.
+    """Return the record of a run; empty if nothing was uploaded.
 
-    If the run was uploaded to another store, only the tokens are kept. If that is the same store under another address,
-    they identify the runs in it.
+    If the run was uploaded to another store, only the tokens are kept. They identify the runs if it is the same store
+    under another address.
     """
     path = run_folder / STATE_FILE
     try:
@@ -193,7 +193,7 @@ def read_sync_state(run_folder: Path, store: str) -> SyncState:
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        path.replace(path.with_name(f"{STATE_FILE}.unreadable"))  # a repeated upload is better than none
+        path.replace(path.with_name(f"{STATE_FILE}.unreadable"))  # because a repeated upload is better than no upload
         logger.warning(
             "%s is damaged (%.160s); it is renamed to %s.unreadable, and everything is uploaded to MLflow again.",
             path,
@@ -204,7 +204,7 @@ def read_sync_state(run_folder: Path, store: str) -> SyncState:
 
 
 def _parse_checked(fields: dict[str, Any]) -> Uploaded:
-    """Return the entry of one folder, with the types and ranges of its fields checked."""
+    """Check the types and ranges of the fields of one folder's entry, and return the entry."""
     files = {name: FileFingerprint(**file) for name, file in fields["files"].items()}
     uploaded = Uploaded(**{**fields, "journal": FileOffset(**fields["journal"]), "files": files})
     texts = (

@@ -2,11 +2,11 @@
 
 A soup is the average of the k best validated checkpoints (Wortsman et al. 2022, "Model soups",
 https://arxiv.org/abs/2203.05482). The checkpoints are ranked three times: on all validation cases and on each half of
-them. Each half then scores an average that the other half selected.
+them. Each half then scores the average of the checkpoints that the other half selected.
 """
 
-# Not torch's AveragedModel, which the moving average uses: it averages networks in memory, while these are averages of
-# files, of which only two are in memory at a time, and which ranking and resuming choose again.
+# Not torch's AveragedModel, which the moving average uses: it averages networks in memory. Here the networks are files,
+# of which only two are in memory at a time, and the selection of files changes with the ranking and after a resume.
 
 from __future__ import annotations
 
@@ -29,30 +29,32 @@ from competition.seeding import rng
 if TYPE_CHECKING:
     import pandas as pd
 
-ALL_CASES, HALVES = 0, (1, 2)  # the rankings: on all cases, on each half; also the index of the score in a file name
+# The rankings: on all cases, and on each half; also the index of the score in a file name.
+ALL_CASES, HALVES = 0, (1, 2)
 
 
 class CheckpointAverager:
     """Keeps the weights of `k` epochs in files such as `epoch_000012_0.831200000.safetensors`.
 
     Args:
-        folder: of the files; made when the first one is kept.
-        k: how many epochs to keep and average.
-        by_score: keep the epochs with the best validation scores instead of the last ones; nan is the worst score.
-        direction: of the score.
+        folder: folder of the files; created when the first file is kept.
+        k: number of epochs to keep and average.
+        by_score: whether to keep the epochs with the best validation scores instead of the last epochs; nan is the
+            worst score.
+        direction: whether higher or lower scores are better.
     """
 
     def __init__(self, folder: Path, k: int, by_score: bool, direction: Direction = Direction.HIGHER) -> None:
         self.folder, self.k, self.by_score, self.direction = folder, k, by_score, direction
 
     def add(self, epoch: int, score: float | None, weights: Callable[[], dict[str, Tensor]]) -> None:
-        """Keep these weights if they rank among the k; remove the file that no longer does."""
+        """Keep these weights if they rank among the k epochs; remove the file that drops out."""
         if self.k == 1 and not self.by_score:
-            return  # the checkpoint has them
+            return  # the checkpoint contains these weights
         self.folder.mkdir(exist_ok=True)
         name = f"epoch_{epoch:06d}_{score if score is not None else 0.0:.9f}.safetensors"
         for stale in self.folder.glob(f"epoch_{epoch:06d}_*.safetensors"):
-            stale.unlink()  # of a process that was killed between this file and its checkpoint
+            stale.unlink()  # left by a process that was killed between writing this file and its checkpoint
         ranked = sorted([*self._files(), self.folder / name], key=self._rank, reverse=True)
         if self.folder / name in ranked[: self.k]:
             save_weights(self.folder / name, weights())
@@ -81,7 +83,7 @@ class CheckpointAverager:
 
 
 def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the mean of the weights in one or more files, entry by entry; non-float entries are the first file's.
+    """Return the mean of the weights in one or more files, entry by entry; other than floats come from the first file.
 
     Raises:
         MaskfoldError: a file is damaged.
@@ -99,7 +101,7 @@ def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 class SoupCandidate(NamedTuple):
-    """A checkpoint and its validation scores: on all cases, on the first half, on the second half."""
+    """A checkpoint and its validation scores on all cases, on the first half and on the second half."""
 
     epoch: int
     scores: tuple[float, float, float]
@@ -109,14 +111,15 @@ class SoupCandidate(NamedTuple):
 class UniformSoup:
     """Keeps the k best checkpoints, ranked on all validation cases and on each half of them.
 
-    The scores are in the file names, so that file and score appear together. Of equal scores the later epoch ranks
-    first; NaN (the half has no such class) ranks last.
+    The scores are part of the file names, so that a file never exists without its score. If scores are equal, the later
+    epoch ranks first; NaN (a half whose cases lack all classes) ranks last.
 
     Args:
-        folder: of the files, e.g. `epoch_000012_0.831_0.842_0.820.safetensors`; made when the first one is kept.
-        exp: `training.soup` is k; 1 keeps nothing.
+        folder: folder of the files, e.g. `epoch_000012_0.831_0.842_0.820.safetensors`; created when the first file is
+            kept.
+        exp: the experiment; `training.soup` is k, and 1 keeps no checkpoint.
         fold: the fold.
-        cases: its validation cases, rows of the case table; None (no validation) keeps nothing.
+        cases: validation cases of the fold, rows of the case table; if None (no validation), no file is kept.
     """
 
     def __init__(self, folder: Path, exp: Experiment, fold: int, cases: pd.DataFrame | None) -> None:
@@ -126,12 +129,13 @@ class UniformSoup:
         self.half_of = split_halves(cases, fold, exp.seeds[0]) if self.enabled and cases is not None else {}
 
     def add(self, epoch: int, scores: pd.DataFrame, network: nn.Module) -> None:
-        """Keep a validated network if it is among the k best of any ranking; remove those that no longer are.
+        """Keep a validated network if it is among the k best of a ranking; remove checkpoints that no longer are.
 
         Args:
-            epoch: its number. A resumed process may validate its last epoch again, which replaces the earlier file.
+            epoch: number of the epoch. A resumed process may validate its last epoch again, which replaces the earlier
+                file.
             scores: score rows of all validation cases.
-            network: with the validated weights.
+            network: the network with the validated weights.
         """
         if not self.enabled:
             return
@@ -141,7 +145,7 @@ class UniformSoup:
         half = scores["id"].map(self.half_of)
         values = [cv_score(rows, self.metric) for rows in (scores, *(scores[half == number] for number in HALVES))]
         name = "_".join(f"{value:.9f}" for value in values)
-        # Parsed from its name, so that it is ranked by its rounded scores, as a resumed process ranks it.
+        # Parse the candidate from its file name, so that its rounded scores are ranked, as in a resumed process.
         new = _parse_file_name(self.folder / f"epoch_{epoch:06d}_{name}.safetensors")
         candidates = [*self._candidates(), new]
         best_epochs = {
@@ -191,15 +195,15 @@ def split_halves(cases: pd.DataFrame, fold: int, seed: int) -> dict[str, int]:
     """Split a fold's validation cases into halves; groups stay together.
 
     Args:
-        cases: rows of the case table; uses `id` and `group`.
+        cases: rows of the case table; only `id` and `group` are read.
         fold: the fold.
-        seed: the experiment's first, so that all seeds of a fold have the same halves.
+        seed: first seed of the experiment, so that all seeds of a fold have the same halves.
 
     Returns:
         The half, 1 or 2, by case id.
 
     Raises:
-        MaskfoldError: there is only one group.
+        MaskfoldError: all cases are in one group.
     """
     groups = cases["group"].astype(str)
     names = sorted(set(groups))
@@ -219,12 +223,12 @@ def check_soup(run: Run) -> None:
     """Check that each fold can be halved and validates at least `training.soup` checkpoints.
 
     Raises:
-        MaskfoldError: it cannot; status 2.
+        MaskfoldError: status 2; a fold cannot be halved, or validates too few checkpoints.
     """
     cfg = run.exp.training
     if cfg.soup == 1:
         return
-    validated = -(-cfg.epochs // cfg.validate_every)  # the last epoch always is
+    validated = -(-cfg.epochs // cfg.validate_every)  # the last epoch is always validated
     if cfg.budget_minutes is None and validated < cfg.soup:
         raise MaskfoldError(
             f"training.soup={cfg.soup} requires {cfg.soup} validated epochs, found {validated} "

@@ -1,4 +1,4 @@
-"""Cross-validation: open and prepare a run, train its folds, and score them together."""
+"""Cross-validation: open and prepare a run, train its folds, and score all out-of-fold predictions together."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ from competition.training.evaluator import Evaluator, dice_per_class, fold_score
 
 @dataclass(frozen=True)
 class CvSummary:
-    """The summary of a run's finished folds; `summary.json` in its folder.
+    """The summary of a run's finished folds, stored as `summary.json` in the run's folder.
 
     Attributes:
         metric: the competition's metric.
-        score: its value over all out-of-fold cases so far; None if nothing was validated.
+        score: the metric over all out-of-fold cases so far; None if no case was validated.
         low: lower end of the 95 % bootstrap interval over cases (over groups, if there are groups).
-        high: upper end of it.
-        dice: per class, mean Dice over the cases that have the class; None if no case has it.
-        dice_low: lower ends of their intervals.
-        dice_high: upper ends.
+        high: upper end of the interval.
+        dice: mean Dice of each class over the cases that have the class; None if no case has it.
+        dice_low: lower ends of the intervals of `dice`.
+        dice_high: upper ends of the intervals of `dice`.
         cases: the number of cases predicted out of fold.
         folds: the results of the finished members.
-        test_dice: per class on the share that no fold trained on (`folds.shares` of three numbers).
-        test_score: the metric's value on that share.
-        soup: the comparison of the soups with the plain weights, see `select_soup`; None without soups.
+        test_dice: mean Dice of each class on the held-out test share (`folds.shares` with three numbers).
+        test_score: the metric on the held-out test share.
+        soup: comparison of the soups with the plain weights, see `select_soup`; None without soups.
         seeds: the gain of several seeds, see `seed_ensemble_gain`; None for one seed.
-        digests: SHA-256 of `scores.csv` in the run's folder, by its name; summaries of 0.1 have none.
+        digests: SHA-256 of `scores.csv` in the run's folder, by file name; summaries of version 0.1 have none.
     """
 
     metric: str
@@ -87,13 +87,13 @@ class CvSummary:
 def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS_FOLDER) -> Run:
     """Return the run of an experiment, existing or new.
 
-    A run that an older version of Maskfold made has the hash of version 1 (see `competition.runs.run.run_hash`) and
-    keeps its name; all others have that of version 2.
+    A run that an older version of Maskfold made keeps its name, which is a hash of version 1 (see
+    `competition.runs.run.run_hash`); all other runs have a hash of version 2.
 
     Args:
         exp: the experiment.
-        name: its name, e.g. `hippocampus-unet3d`.
-        new: start another run even if one with this hash exists.
+        name: name of the experiment, e.g. `hippocampus-unet3d`.
+        new: whether to start another run if a run with this hash exists.
         root: the folder of all runs.
 
     Returns:
@@ -127,18 +127,19 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
 
 
 def _with_saved_groups(run: Run) -> Run:
-    """Return the run split again so that cases that share a group in the folder's `folds.csv` stay together."""
+    """Split the run again so that cases that share a group in the folder's `folds.csv` stay together; return it."""
     from competition.data.splits import split
     from competition.runs.copies import in_several_groups
 
     exp = run.exp
     saved = _saved_groups(run.folder, set(run.cases["id"])) if exp.folds.scheme != "file" else []
-    alike = in_several_groups(saved, run.folds)  # most groups are those of the competition, which the split knows
+    # Groups of the competition are omitted, because the split uses them anyway.
+    alike = in_several_groups(saved, run.folds)
     return replace(run, folds=split(run.cases, exp.competition, exp.folds, exp.seeds[0], alike)) if alike else run
 
 
 def _saved_groups(folder: Path, ids: set[str]) -> list[list[str]]:
-    """Return the cases of each split group of a run's folder; none if it has no folds, or they are unreadable."""
+    """Return the cases of each split group in a run's folder; if its fold file is unreadable, an empty list."""
     from competition.data.splits import read_folds
 
     try:
@@ -157,15 +158,16 @@ def _numbered_folder(base: Path, number: int) -> Path:
 def locked_run(run: Run, context: Context = Context(), patience: float = 0.0) -> Iterator[Run]:
     """Hold the lock of a run while it is prepared and trained; yield the prepared run.
 
-    The lock is taken before anything is written into the run's folder, so a command that is refused changes nothing.
+    The lock is taken before the first file is written into the run's folder, so a command that fails to get it changes
+    nothing.
 
     Args:
-        run: the run, from `open_run`.
+        run: the run, a result of `open_run`.
         context: has the trusted packages and the log.
-        patience: seconds to wait until another process releases the lock.
+        patience: maximum wait, in seconds, for another process to release the lock.
 
     Raises:
-        MaskfoldError: another process works in the run's folder; or as for `prepare_run`.
+        MaskfoldError: another process works in the run's folder; or an error of `prepare_run`.
     """
     with ExitStack() as stack:
         locks: list[None] = []
@@ -175,7 +177,7 @@ def locked_run(run: Run, context: Context = Context(), patience: float = 0.0) ->
                 run.folder.mkdir(parents=True, exist_ok=True)
                 locks.append(stack.enter_context(run_lock(run.folder, patience, context.say)))
 
-        if run.folder.exists():  # a new run gets its folder only after all checks
+        if run.folder.exists():  # the folder of a new run is created only after all checks
             lock()
         prepared = prepare_run(run, context, before_write=lock)
         lock()
@@ -186,12 +188,12 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     """Check the run, preprocess all cases, and write the run's folder, before any fold starts.
 
     Args:
-        run: the run, from `open_run`.
+        run: the run, a result of `open_run`.
         context: has the trusted packages and the log.
         before_write: called after all checks, before the run's folder is written.
 
     Returns:
-        The run; with `on_bad_case: skip` without the cases that cannot be preprocessed.
+        The run. With `on_bad_case: skip`, it lacks the cases that cannot be preprocessed.
 
     Raises:
         MaskfoldError: a target, its arguments, the patch or a case is invalid, or a file that the YAML refers to has
@@ -213,7 +215,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     opened = run
     _check_same_contents(run)
     started = (run.folder / FOLDS_FILE).exists()
-    run = _with_saved_groups(run)  # another command may have written them since `open_run`
+    run = _with_saved_groups(run)  # another command may have written the folds since `open_run`
     if not unfinished_jobs(run, context):
         ids = set(run.cases["id"])
         return run.without_cases({case: why for case, why in read_skipped(run.folder).items() if case in ids})
@@ -226,7 +228,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
             check_initial_weights(Path(run.exp.init_from), job, run)
     check_extra_data(run, unfinished_jobs(run, context))
     check_targets(run.exp, context.trust)
-    build_loader_transform(run.exp, context)  # this and the next two only check their sections
+    build_loader_transform(run.exp, context)  # this function and the next two only check their sections of the YAML
     build_batch_transform(run.exp)
     tta_views(run.exp)
     one_by_one = (preprocess_cases(run.cases.iloc[[index]], run.exp, CACHE_FOLDER) for index in range(len(run.cases)))
@@ -241,11 +243,12 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     counts = {case: int(PreprocessedCase.open(path).image.shape[0]) for case, path in prepared.items()}
     comp = run.exp.competition
     for case, error in find_other_channels(counts, comp.dimensions).items():
-        if comp.on_bad_case == "stop" or comp.dimensions == 2:  # 2D images can all be converted to grey or rgb
+        if comp.on_bad_case == "stop" or comp.dimensions == 2:  # because all 2D images can be converted to grey or rgb
             raise error
         skipped[case] = error.message
         del prepared[case], counts[case]
-    if next(iter(counts.values()), channels) != channels:  # the first case was the exception
+    # The first case was the one with a different number of channels.
+    if next(iter(counts.values()), channels) != channels:
         validate_network(run.exp, next(iter(counts.values())) * (run.exp.patch.slices or 1), context)
     for case, why in skipped.items():
         context.say(f"note: case {case} is skipped: {why}")
@@ -256,14 +259,14 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     run = together.without_cases(skipped)
     prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
     before_write()
-    if not started and (run.folder / FOLDS_FILE).exists():  # written by another command, which has begun the run
+    if not started and (run.folder / FOLDS_FILE).exists():  # another command has started the run and written this file
         return prepare_run(opened, context)
     run.write()
     return run
 
 
 def _check_same_contents(run: Run) -> None:
-    """Check that the files that the YAML refers to, and the folds, are those that the run was started with."""
+    """Check that the folds and the files that the YAML refers to have not changed since the run was started."""
     from competition.data.splits import read_folds
 
     record = RunRecord.read(run.folder)
@@ -271,13 +274,13 @@ def _check_same_contents(run: Run) -> None:
         raise edited_error(run.folder, table)
     if run.record is not None:
         check_contents(run.folder, run.exp, run.record.contents)
-    # The folds of a run without a record are in its folder; a run that was only prepared may get others.
+    # For a run without a record, the folds in its folder count. A run that was only prepared may get other folds.
     began = any(run.member_folder(*member).exists() for member in run.possible_members())
     if not began or record is not None:
         return
     try:
         former = read_folds(run.folder / FOLDS_FILE)
-    except MaskfoldError:  # a missing or damaged table is written again
+    except MaskfoldError:  # a missing or damaged table will be written again
         return
     current = run.fold_of()
     if any(current.get(case, fold) != fold for case, fold in zip(former["id"], former["fold"], strict=True)):
@@ -285,7 +288,7 @@ def _check_same_contents(run: Run) -> None:
 
 
 def _record_sources(run: Run) -> Run:
-    """Check that the weights of the runs in `init_from` and `pseudo.from` are the same still, and record them."""
+    """Check that the weights of the runs in `init_from` and `pseudo.from` have not changed; record their digests."""
     if run.record is None or (run.exp.init_from is None and run.exp.pseudo is None):
         return run
     sources = source_digests(run.exp)
@@ -294,7 +297,7 @@ def _record_sources(run: Run) -> Run:
 
 
 def _check_same_training(run: Run) -> None:
-    """Check that the finished folds were trained in the same way as the next ones will be."""
+    """Check that the finished folds were trained with the same settings as the remaining folds will be."""
     devices, batch_size, on_nan = run.exp.run.devices, run.exp.training.batch_size, run.exp.training.on_nan
     for result in run.results():
         if result.devices != devices:
@@ -315,15 +318,16 @@ def run_cv(run: Run, context: Context = Context(), should_stop: Callable[[], Non
     """Train the folds that are not finished, then score all finished folds.
 
     Args:
-        run: the run, from `locked_run`.
+        run: the run that `locked_run` yields.
         context: has the trusted packages and the log.
-        should_stop: called while folds run; an exception stops the folds, each with a checkpoint.
+        should_stop: function that is called while folds run; if it raises an exception, each fold writes a checkpoint
+            and stops.
 
     Returns:
-        The summary; also writes `summary.json` and `scores.csv` (one row per case and class).
+        The summary. The function also writes `summary.json` and `scores.csv` (one row per case and class).
 
     Raises:
-        MaskfoldError: the work failed in a way that the user can correct.
+        MaskfoldError: a fold failed in a way that the user can correct.
     """
     from competition.training.executors import make_executor
 
@@ -334,7 +338,7 @@ def run_cv(run: Run, context: Context = Context(), should_stop: Callable[[], Non
 
 
 def unfinished_jobs(run: Run, context: Context = Context()) -> list[FoldJob]:
-    """Return the jobs that are not finished."""
+    """Return the jobs of the members that are not finished."""
     return [job for job in make_jobs(run, context) if FoldResult.read(job.folder) is None]
 
 
@@ -414,7 +418,7 @@ def _dice_interval(
 
 
 def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None:
-    """Score the test share, on which no fold trained, by one member or by the mean probabilities of several.
+    """Score the held-out test share with one member, or with the mean probabilities of several members.
 
     Args:
         run: the run.
@@ -447,14 +451,14 @@ def seed_ensemble_gain(
 
     Args:
         run: the run.
-        results: of its finished members.
+        results: results of the run's finished members.
         blended: score rows of the mean over seeds.
-        groups: the group of each case, for the interval.
+        groups: group of each case, for the interval.
 
     Returns:
-        `alone`: by seed, `score` and `dice` per class; `one`: the mean score of one seed; `blended`: the score of all;
-        `gain`: blended minus one, with `low` and `high` of its paired 95 % interval over cases; `folds`: the number of
-        folds. None for one seed, or while no fold is complete.
+        A mapping with `alone` (`score` and `dice` of each class, by seed), `one` (mean score of one seed), `blended`
+        (score of all seeds together), `gain` (improvement of `blended` over `one`), `low` and `high` (its paired 95 %
+        interval over cases), and `folds` (number of folds). None for one seed, or while no fold has all its seeds.
     """
     seeds, comp = run.exp.seeds, run.exp.competition
     complete = [fold for fold in run.fold_numbers() if sum(result.fold == fold for result in results) == len(seeds)]

@@ -1,4 +1,4 @@
-"""The processes of one fold, one for each device: all take the same steps, each on its own samples.
+"""The processes of one fold, one per device: all take the same steps, each on different samples.
 
 Lightning Fabric starts the processes and averages their gradients.
 """
@@ -33,18 +33,19 @@ def make_fabric(exp: Experiment, bf16_is_deterministic: Callable[[], bool] = lam
 
     Args:
         exp: the experiment.
-        bf16_is_deterministic: called if `training.precision: auto` would be bf16 on a CPU; if it returns False, the
-            precision is fp32. See `competition.training.guards`.
+        bf16_is_deterministic: function that is called if `training.precision: auto` would mean bf16 on a CPU; if it
+            returns False, the precision is fp32. See `competition.training.guards`.
 
     Raises:
         MaskfoldError: the machine has fewer devices than `run.devices`.
     """
-    from lightning.fabric import Fabric  # takes seconds; only a fold's process needs it
+    from lightning.fabric import Fabric  # this import takes seconds, and only a fold's process needs it
 
     accelerator, devices = exp.run.accelerator, exp.run.devices
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    available = {"cuda": torch.cuda.device_count(), "mps": 1}.get(accelerator, devices)  # a CPU allows any number
+    # On a CPU, every number of processes is allowed.
+    available = {"cuda": torch.cuda.device_count(), "mps": 1}.get(accelerator, devices)
     if 0 < available < devices:
         raise MaskfoldError(
             f"run.devices={devices}, but this machine has {available} {accelerator} device{'s' * (available > 1)}.",
@@ -55,7 +56,8 @@ def make_fabric(exp: Experiment, bf16_is_deterministic: Callable[[], bool] = lam
         precision = native_precision(accelerator)
         if precision == "bf16" and accelerator == "cpu" and not bf16_is_deterministic():
             precision = "fp32"
-    for name in ("lightning.fabric", "lightning.pytorch"):  # both log the precision, which Maskfold logs itself
+    # Both loggers report the precision, which Maskfold also logs.
+    for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     multi_device = _multi_device_options() if devices > 1 else {}
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=FABRIC_PRECISIONS[precision], **multi_device)  # type: ignore[arg-type]
@@ -68,21 +70,22 @@ def _multi_device_options() -> dict[str, Any]:
     from lightning.fabric.strategies.ddp import DDPStrategy
 
     if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the processes are on one machine
-    # Encoders may have stages that a shallow decoder does not use. The other processes wait for a validation, which may
-    # take hours, hence the long timeout; `exit_with_parent` and Fabric's launcher detect dead processes.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # because all processes are on one machine
+    # `find_unused_parameters`: encoders may have stages that a shallow decoder does not use. The timeout is long
+    # because the other processes wait during a validation, which may take hours; `exit_with_parent` and Fabric's
+    # launcher detect dead processes.
     strategy = DDPStrategy(find_unused_parameters=True, timeout=timedelta(days=7))
-    # Fabric's own launcher even under a batch system, which started only one process for the fold.
+    # Use Fabric's launcher even under a batch system, because the batch system started only one process for the fold.
     return {"strategy": strategy, "plugins": [LightningEnvironment()]}
 
 
 def is_main_process() -> bool:
     """Return whether this is the fold's main process, which starts the others, validates and writes files."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"  # Fabric numbers the processes that it starts
+    return os.environ.get("LOCAL_RANK", "0") == "0"  # Fabric sets this number in the processes that it starts
 
 
 def launch_processes(fabric: Fabric) -> None:
-    """Start the other processes of the fold, if it has any; they run this process's command line."""
+    """Start the other processes of the fold, if there are any, with the command line of this process."""
     own_parent = os.environ.get(PARENT_VARIABLE)
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     try:
@@ -97,7 +100,7 @@ class DistributedContext:
     """The processes of one fold and their communication; a single process needs none.
 
     Args:
-        fabric: launched.
+        fabric: Fabric after `launch`.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -107,7 +110,7 @@ class DistributedContext:
         """Check that a checkpoint was written with this number of processes.
 
         Raises:
-            MaskfoldError: it was not; the steps would take other samples.
+            MaskfoldError: the number differs, so the steps would use other samples.
         """
         if devices != self.world_size:
             raise MaskfoldError(
@@ -119,15 +122,15 @@ class DistributedContext:
     def run_on_main(
         self, action: Callable[[], None], get_state: Callable[[], Any], load_state: Callable[[Any], None]
     ) -> None:
-        """Run an action in the main process, then copy its state to the others.
+        """Run an action in the main process, then copy the resulting state to the other processes.
 
         Args:
-            action: called in the main process only; an exception ends all processes.
-            get_state: called after it in the main process; returns plain values.
-            load_state: called with these values in the other processes.
+            action: function that is called in the main process only; an exception in it ends all processes.
+            get_state: function that is then called in the main process and returns plain values.
+            load_state: function that is called with these values in the other processes.
 
         Raises:
-            KeyboardInterrupt: in the other processes, if the action raised anything.
+            KeyboardInterrupt: in the other processes, if the action raised an exception.
         """
         if self.world_size == 1:
             return action()
@@ -146,18 +149,18 @@ class DistributedContext:
             load_state(state)
 
     def mean(self, values: Mapping[Key, Tensor]) -> dict[Key, float]:
-        """Average scalars over the processes; synchronises with the device once for all of them."""
+        """Average scalars over the processes, with a single synchronisation with the device."""
         means: Any = torch.stack([value.detach().float() for value in values.values()])
         if self.world_size > 1:
             means = self.fabric.all_reduce(means, reduce_op="mean")
         return dict(zip(values, means.tolist(), strict=True))
 
     def gather(self, numbers: Tensor) -> list[int]:
-        """Return the integers (n,) of all processes, in the order of the processes."""
+        """Return the integers of all processes as one list, in the order of the processes."""
         gathered: Any = self.fabric.all_gather(numbers.to(self.fabric.device)) if self.world_size > 1 else numbers
         return [int(number) for number in gathered.flatten().tolist()]
 
     def close(self) -> None:
-        """End the communication; only the main process continues."""
+        """End the communication between the processes; afterwards only the main process continues."""
         if self.world_size > 1:
             torch.distributed.destroy_process_group()

@@ -36,11 +36,12 @@ class Evaluator:
     Args:
         exp: the experiment.
         cases: rows of the case table, one per case to predict.
-        prepared: folder of each prepared case, by id.
-        device: of the network.
-        autocast: returns the context of the precision.
-        should_stop: called between cases and before each batch of windows; raises to stop.
-        memory_budget: how much of the prepared cases this process may keep in memory.
+        prepared: folder of each preprocessed case, by id.
+        device: device of the network.
+        autocast: function that returns the context manager for the precision.
+        should_stop: function that is called between cases and before each batch of windows; it raises an exception to
+            stop.
+        memory_budget: limit on the memory for preprocessed cases in this process.
     """
 
     exp: Experiment
@@ -64,7 +65,8 @@ class Evaluator:
     def predict(self, network: torch.nn.Module, row: Any) -> Prediction:
         """Predict the probabilities and the class presence of one case."""
         case = PreprocessedCase.open(self.prepared[row.id])
-        hook = network.register_forward_pre_hook(lambda *_: self.should_stop())  # a large volume may take minutes
+        # Because a large volume may take minutes.
+        hook = network.register_forward_pre_hook(lambda *_: self.should_stop())
         try:
             with self.memory_budget.reading(case):
                 return predict_case_with_presence([network], case, self.exp, self.device, self.autocast)
@@ -82,14 +84,14 @@ class Evaluator:
         return [{"id": row.id, "fold": fold, **score_row} for score_row in rows], masks, truth
 
     def validate(self, network: torch.nn.Module, fold: int) -> pd.DataFrame:
-        """Score all cases; write no files."""
+        """Predict and score all cases without writing files."""
         scores = []
         for row in self.iter_cases():
             scores += self.score(self.probabilities(network, row), row, fold)[0]
         return pd.DataFrame(scores)
 
     def estimate_seconds(self, network: torch.nn.Module, fold: int) -> float:
-        """Estimate how long all cases take, from a case of median size."""
+        """Estimate the prediction time of all cases in seconds, from a case of median size."""
         sizes = [math.prod(json.loads(shape)) for shape in self.cases["shape"]]
         median = sizes.index(sorted(sizes)[len(sizes) // 2])
         row = next(self.cases.iloc[median : median + 1].itertuples(index=False))
@@ -100,7 +102,7 @@ class Evaluator:
         return seconds * sum(sizes) / sizes[median]
 
     def save_pictures(self, network: torch.nn.Module, folder: Path, epoch: int, count: int = 3) -> None:
-        """Draw image · truth · prediction of the first cases."""
+        """Draw image, truth and prediction of the first `count` cases."""
         folder.mkdir(exist_ok=True)
         for row in itertools.islice(self.iter_cases(), count):
             scores, masks, truth = self.score(self.probabilities(network, row), row, 0)
@@ -108,7 +110,7 @@ class Evaluator:
             self._save_picture(path, row, masks, truth, scores, f"epoch {epoch}")
 
     def predict_out_of_fold(self, network: torch.nn.Module, store: OofStore, fold: int) -> pd.DataFrame:
-        """Predict each case that is not in the store yet, and score the masks made from the stored probabilities."""
+        """Predict the cases that the store lacks, and score the masks that result from the stored probabilities."""
         done = set(store.ids())
         scores = []
         for row in self.iter_cases():
@@ -149,7 +151,7 @@ class Evaluator:
 
 
 def summary_metrics(scores: pd.DataFrame, exp: Experiment) -> dict[str, float]:
-    """Return `val/score`, `val/dice` and `val/dice/<class>` of the classes that some case has."""
+    """Return `val/score`, `val/dice` and, for each class that a case has, `val/dice/<class>`."""
     metrics = {"val/score": cv_score(scores, exp.competition.metric)}
     for name, dice in dice_per_class(scores, exp.competition.classes).items():
         if dice is not None:
@@ -166,13 +168,13 @@ def dice_per_class(scores: pd.DataFrame, classes: Iterable[str]) -> dict[str, fl
 
 
 def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | None = None) -> pd.DataFrame:
-    """Return the scores of one fold's cases, of its member or of the mean probabilities of its members.
+    """Return the scores of one fold's cases, for its member or for the mean probabilities of its members.
 
     Args:
         run: the run.
         fold: the fold.
-        members: its finished members.
-        weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`; None: the selected ones.
+        members: finished members of the run.
+        weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`; None: the selected weights.
     """
     folders = [run.member_folder(fold, member.seed) for member in members]
     if len(folders) == 1:
@@ -188,4 +190,4 @@ def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | N
 
 def _file_name(case_id: str) -> str:
     name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in case_id)[:80]
-    return name.encode()[:200].decode(errors="ignore")  # a letter may have four bytes
+    return name.encode()[:200].decode(errors="ignore")  # because a letter may have four bytes

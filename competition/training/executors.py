@@ -1,4 +1,4 @@
-"""Executors: what runs the folds of a run, here as processes on this machine."""
+"""Executors, which run the folds of a run; the local executor runs them as processes on this machine."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from competition.runs.fold import FoldJob
 from competition.training.fold_process import FoldProcess, LogTail, raise_for_status, start_fold, stop_folds
 
 POLL_SECONDS = 0.2  # seconds between two reads of the folds' output
-ORPHAN_PATIENCE = 300.0  # seconds that a fold gets to notice the death of its parent and to write its checkpoint
+ORPHAN_PATIENCE = 300.0  # seconds in which a fold must notice the death of its parent and write its checkpoint
 
 
 class Executor(Protocol):
-    """Runs folds, several at a time."""
+    """Protocol of an executor: it runs folds, several at a time."""
 
     def run(
         self, jobs: Sequence[FoldJob], say: Callable[[str], None], should_stop: Callable[[], None] = lambda: None
     ) -> None:
-        """Run all jobs to their end.
+        """Run all jobs until they end.
 
         Args:
             jobs: the folds.
-            say: takes lines for the user.
-            should_stop: called several times a second; an exception stops the folds, each with a checkpoint.
+            say: receives lines for the user.
+            should_stop: function that is called several times a second; if it raises an exception, each fold writes a
+                checkpoint and stops.
 
         Raises:
-            MaskfoldError: a fold failed; the others were stopped with a checkpoint.
+            MaskfoldError: a fold failed. The other folds wrote a checkpoint and were stopped.
         """
 
 
@@ -43,7 +44,7 @@ def make_executor(exp: Experiment) -> Executor:
 
 @dataclass(frozen=True)
 class RunningFold:
-    """A running fold."""
+    """A running fold: its job, its process, and the follower of its output."""
 
     job: FoldJob
     process: FoldProcess
@@ -51,12 +52,12 @@ class RunningFold:
 
 
 class LocalExecutor:
-    """Runs one process per fold, `parallel` of them at once, each with its own GPUs if there are several.
+    """Runs one process per fold, `parallel` folds at once. If there are several GPUs, each fold gets its own GPUs.
 
     Args:
-        parallel: the number of folds in parallel.
-        devices: the number of devices per fold.
-        command: see `start_fold`.
+        parallel: number of folds that run at the same time.
+        devices: number of devices per fold.
+        command: command of a fold's process, see `start_fold`.
     """
 
     def __init__(self, parallel: int, devices: int = 1, command: Sequence[str] | None = None) -> None:
@@ -100,12 +101,12 @@ class LocalExecutor:
 
 @EXECUTORS.register("local")
 def make_local_executor(run: HardwareConfig) -> LocalExecutor:
-    """Return the executor of folds on this machine."""
+    """Return the executor that runs folds on this machine."""
     return LocalExecutor(run.parallel_folds, run.devices)
 
 
 def gpus_of_slot(slot: int, devices: int, parallel: int) -> list[str] | None:
-    """Return the GPUs of the `slot`-th parallel fold; None if there is nothing to divide."""
+    """Return the GPUs of the `slot`-th parallel fold; None if the GPUs need not be divided."""
     gpus = _visible_gpus()
     if len(gpus) < 2 or parallel < 2:
         return None

@@ -1,6 +1,6 @@
 """Additional training data of a fold: pseudo-labelled images and cases of other competitions, with their weights.
 
-Pseudo-labels are predictions of teachers: members of other runs that saw none of the cases that the fold validates.
+Pseudo-labels are predictions of teachers: members of other runs that were not trained on cases that the fold validates.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class ExtraTrainingData:
-    """Prepared cases of additional training data.
+    """Preprocessed cases of additional training data.
 
     Attributes:
-        folders: of the prepared cases.
+        folders: folders of the preprocessed cases.
         kinds: (number of cases, weight) of each kind of data, in the order of `folders`.
         summary: counts for `lineage.json` and the fold's result.
     """
@@ -71,11 +71,11 @@ class ExtraTrainingData:
     summary: dict[str, Any] = field(default_factory=dict)
 
     def sampler(self, labelled: int) -> WeightedCaseSampler:
-        """Return the sampler of all cases, given the number of labelled ones, which come first."""
+        """Return the sampler of all cases, given the number of labelled cases, which have the first indices."""
         return WeightedCaseSampler(labelled, self.kinds)
 
     def add(self, folders: Sequence[Path], weight: float) -> None:
-        """Add one kind of data."""
+        """Add the cases of one kind of data with their weight."""
         if folders:
             self.folders += folders
             self.kinds.append((len(folders), weight))
@@ -85,7 +85,7 @@ def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:
     """Check that no teacher was trained on cases that its fold validates.
 
     Raises:
-        MaskfoldError: one was; the message shows the lineage of the leak.
+        MaskfoldError: a teacher was; the message shows the lineage of the leak.
     """
     for job in jobs if run.exp.pseudo is not None else ():
         find_teachers(run, job)
@@ -97,7 +97,7 @@ def prepare_extra_data(
     """Prepare all additional images, and find copies of labelled cases among them.
 
     Raises:
-        MaskfoldError: an image cannot be prepared, or a fold would have no image left.
+        MaskfoldError: an image cannot be preprocessed, or no image would be left for a fold.
     """
     from competition.data.preprocessing import preprocess_cases
 
@@ -137,12 +137,12 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
 
     Args:
         job: the fold.
-        run: its run.
+        run: the run of the experiment.
         context: has the trusted packages and the log.
 
     Raises:
-        MaskfoldError: a teacher was trained on cases that the fold validates, has changed since the fold started, or is
-            confident about no image.
+        MaskfoldError: a teacher was trained on cases that the fold validates, has changed since the fold started, or
+            has no confident prediction for any image.
     """
     exp, extra_data, fold = run.exp, ExtraTrainingData(), job.fold
     if not run.extra_tables and exp.init_from is None:
@@ -196,13 +196,13 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
 
 
 def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the images that may train a fold: no copies of its validation cases, and no images of their groups.
+    """Return the images on which a fold may train: no copies of its validation cases, and no images of their groups.
 
     Args:
         run: the run.
         table: one of the run's additional tables; `mark_near_duplicates` adds the column `alike`.
         fold: the fold.
-        key: the table's name.
+        key: name of the table.
 
     Returns:
         The rows, and the number of excluded images by reason.
@@ -236,7 +236,7 @@ def exclude_leaks(run: Run, table: pd.DataFrame, fold: int, key: str) -> tuple[p
 def _pseudo_label_cases(
     rows: pd.DataFrame, teachers: Sequence[Teacher], exp: Experiment, job: FoldJob, context: Context
 ) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Pseudo-label the images; return the folders of the confident ones by id, and statistics on all of them."""
+    """Pseudo-label the images; return the folders of the images with confident labels by id, and statistics on all."""
     from competition.io import remove_all_stale_temp
 
     assert exp.pseudo is not None
@@ -262,8 +262,8 @@ def _pseudo_label_cases(
     if not confident:
         best = max(record["dice"] for record in records)
         raise MaskfoldError(
-            f"The teachers of {job.folder.name} are confident about none of the {len(rows)} images; the highest "
-            f"expected Dice is {best:.3f}.",
+            f"The teachers of {job.folder.name} have no confident prediction for any of the {len(rows)} images; "
+            f"the highest expected Dice is {best:.3f}.",
             "Lower pseudo.confidence.dice, or train better teachers.",
         )
     kept = [record for record in records if not record["doubt"]]
@@ -292,8 +292,8 @@ class Teacher:
 
     Attributes:
         run: the run.
-        members: (fold, seed) of each.
-        sources: the cases that they were trained on.
+        members: (fold, seed) of each member.
+        sources: the cases on which the members were trained.
     """
 
     run: Run
@@ -325,12 +325,13 @@ class Teacher:
 
 
 def find_teachers(run: Run, job: FoldJob) -> list[Teacher]:
-    """Return the teachers of a fold: the members of each run in `pseudo.from` that saw none of its validation cases.
+    """Return the teachers of a fold: the members of the runs in `pseudo.from` not trained on its validation cases.
 
-    If both runs have the same folds, these are the members of the same fold; for another competition's data, all.
+    If both runs have the same folds, these are the members of the same fold. A run on data of another competition
+    contributes all members.
 
     Raises:
-        MaskfoldError: a run has no such member (the message shows each leak), or it has other classes (status 2).
+        MaskfoldError: a run has no such member (the message shows each leak), or has other classes (status 2).
     """
     pseudo, protected, teachers = run.exp.pseudo, HeldOutCases(run, job.fold), []
     context = Context(job.trust)
@@ -381,7 +382,7 @@ def _same_folds_setting(run: Run, teacher_run: Run) -> str:
 
 
 def _check_same_classes(exp: Experiment, teacher_run: Run) -> None:
-    """Check that a teacher predicts the same classes; building its network checks the channels."""
+    """Check that a teacher predicts the same classes; its channels are checked when its network is built."""
     comp, teacher_comp = exp.competition, teacher_run.exp.competition
     for key in ("dimensions", "classes", "labels"):
         if getattr(comp, key) != getattr(teacher_comp, key):
@@ -404,9 +405,9 @@ class TeacherEnsemble:
     """An ensemble of teachers; its networks are built for the first image.
 
     Args:
-        teachers: the predictions of their runs are averaged with equal weights.
-        exp: the experiment that trains on the pseudo-labels: its images, its device.
-        cache: the folder of prepared cases.
+        teachers: the teachers; the predictions of their runs are averaged with equal weights.
+        exp: the experiment that trains on the pseudo-labels; it defines images and device.
+        cache: folder of the preprocessed cases.
         context: has the trusted packages.
     """
 
@@ -416,7 +417,7 @@ class TeacherEnsemble:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether networks are loaded, i.e. some image was not in the cache."""
+        """Whether networks are loaded, which means that an image was not in the cache."""
         return bool(self._networks_by_teacher)
 
     def probabilities(self, row: Any) -> np.ndarray:
@@ -444,7 +445,7 @@ class TeacherEnsemble:
         return total / np.float32(len(self.teachers))
 
     def _teacher_experiment(self, teacher: Teacher) -> Experiment:
-        """Return the teacher's experiment on the images and the device of `exp`."""
+        """Return the teacher's experiment with the images and the device of `exp`."""
         exp = teacher.run.exp
         comp = exp.competition.model_copy(
             update={"root": self.exp.competition.root, "train": self.exp.competition.train}
@@ -465,17 +466,18 @@ class TeacherEnsemble:
 def pseudo_label_case(
     folder: Path, row: Any, teachers: TeacherEnsemble, exp: Experiment, cache: Path
 ) -> dict[str, Any]:
-    """Write an image with its pseudo-label, or only the record of an uncertain image; the `build` of `get_or_build`.
+    """Write an image with its pseudo-label, or only the record of an uncertain image, as `build` of `get_or_build`.
 
     Args:
-        folder: empty; for the files of a prepared case.
+        folder: empty folder for the files of a preprocessed case.
         row: a row of the case table.
-        teachers: predict the image.
-        exp: the experiment that trains on it.
-        cache: the folder of prepared cases.
+        teachers: ensemble that predicts the image.
+        exp: the experiment that trains on the image.
+        cache: folder of the preprocessed cases.
 
     Returns:
-        The content of `case.json`; `pseudo.doubt` is empty for an image that is used.
+        The content of `case.json`. In it, `pseudo.doubt` is the reason for not using the image; empty if the image is
+        used.
 
     Raises:
         MaskfoldError: the image cannot be read or predicted.
@@ -506,13 +508,13 @@ def pseudo_label_case(
 
 
 def prepare_extra_case(row: Any, extra: ExtraCasesConfig, exp: Experiment, cache: Path) -> Path:
-    """Prepare one case of another competition like those of the experiment, with its classes and order of axes.
+    """Preprocess one case of another competition with the experiment's settings, classes and order of axes.
 
     Args:
         row: a row of the other competition's case table.
         extra: the `extra` section of that competition.
-        exp: the experiment that trains on it.
-        cache: the folder of prepared cases.
+        exp: the experiment that trains on the image.
+        cache: folder of the preprocessed cases.
 
     Returns:
         The folder for `PreprocessedCase.open`.

@@ -1,6 +1,6 @@
 """The process of one fold: `python -m competition.training.fold job.json`.
 
-It trains the fold's network, predicts and scores the cases of the fold, and writes `result.json`.
+The process trains the fold's network, predicts and scores the cases of the fold, and writes `result.json`.
 """
 # ruff: noqa: E402
 
@@ -55,19 +55,19 @@ from competition.viz.curves import plot_fold_curves
 
 
 def run_fold(job: FoldJob, say: Callable[[str], None] = print, start_time: float | None = None) -> FoldResult:
-    """Train, predict out of fold and score. The call is idempotent, and resumes after a kill at any instant.
+    """Train a fold's network, predict out of fold, and score. If the process is killed, another call resumes.
 
     Args:
         job: the fold.
-        say: takes lines for the log.
-        start_time: `time.monotonic()` from which the time budget counts; None is now.
+        say: receives lines for the log.
+        start_time: start of the time budget as `time.monotonic()`; None: now.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        MaskfoldError: the work failed in a way that the user can correct.
-        KeyboardInterrupt: a stop signal came; a checkpoint is written.
+        MaskfoldError: the fold failed in a way that the user can correct.
+        KeyboardInterrupt: a stop signal arrived; a checkpoint was written.
     """
     if (result := FoldResult.read(job.folder)) is not None:
         return result
@@ -88,16 +88,17 @@ def _run_fold(job: FoldJob, context: Context, start_time: float) -> FoldResult:
     plot_fold_curves(job.folder / "curves.png", job.folder / "metrics.jsonl", trainer.direction)
     soup = predict_with_soup(job, run, trainer, score, dice)
     result = write_result(job, run.exp, trainer, score, dice, soup)
-    trainer.soup.remove_files()  # after the result, so that a fold that is killed in between can make the soup again
+    # After the result was written, so that a fold that is killed in between can make the soup again.
+    trainer.soup.remove_files()
     return result
 
 
 def load_run_for_job(job: FoldJob) -> Run:
-    """Load the run, and set this process's share of the fold's threads.
+    """Load the run, and give this process its share of the fold's threads.
 
     Raises:
-        MaskfoldError: the run's folder was edited, or a file that the YAML names, or the weights of another run that
-            this one starts from or learns from, have changed since the run was started.
+        MaskfoldError: the run's folder was edited, or one of these has changed since the run was started: a file that
+            the YAML names, or the weights of another run that this run starts from or learns from.
     """
     run = load_run(job.run, job.trust)
     check_contents(run.folder, run.exp, run_contents(run.exp, None, missing_ok=True), source_digests(run.exp))
@@ -106,11 +107,11 @@ def load_run_for_job(job: FoldJob) -> Run:
 
 
 def run_worker(job: FoldJob) -> None:
-    """Train in one of the fold's other processes, one for each further device; they only take steps.
+    """Train in one of the fold's other processes; there is one for each further device, and it only takes steps.
 
     Raises:
-        MaskfoldError: the work failed in a way that the user can correct.
-        KeyboardInterrupt: the main process stopped.
+        MaskfoldError: the fold failed in a way that the user can correct.
+        KeyboardInterrupt: the main process was stopped.
     """
     exit_with_parent(parent_process())
     with oom_as_error(f"working on {job.folder.name}"):
@@ -118,7 +119,7 @@ def run_worker(job: FoldJob) -> None:
 
 
 def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> Trainer:
-    """Make the trainer of a fold from its prepared cases: dataset, device, network, evaluator."""
+    """Make the trainer of a fold from its preprocessed cases: dataset, device, network, evaluator."""
     exp = run.exp
     prepared = preprocess_cases(run.cases, exp, job.cache)
     train = [prepared[case] for case in run.training_ids(job.fold)]
@@ -190,7 +191,7 @@ def predict_and_score(
     evaluator.save_best_and_worst(store, scores, job.folder / "pictures", job.fold)
     write_table(scores, job.folder / "scores.csv")
     step = trainer.state.step
-    if not trainer.metrics_log.has_metric(step, "val/score"):  # the last point of the curves
+    if not trainer.metrics_log.has_metric(step, "val/score"):  # this is the last point of the curves
         memory = trainer.oom_guard.report(trainer.state.halved)
         trainer.metrics_log.append(step, trainer.epoch, summary_metrics(scores, run.exp) | memory)
     if len(held_out := run.test_share()):
@@ -238,7 +239,7 @@ def write_result(
 
 
 def final_files(folder: Path) -> list[Path]:
-    """Return the files of a member that its result has digests of: the tables of scores, and the weights."""
+    """Return the files of a member whose digests are in its result: the score tables and the weights."""
     weights = [folder / name for name in (SOUP_WEIGHTS, PLAIN_WEIGHTS)]
     return [*sorted(folder.glob("*scores.csv")), *(path for path in weights if path.exists())]
 
@@ -253,13 +254,13 @@ class StopSignal:
             try:
                 signal.signal(number, self._on_signal)
             except ValueError:
-                return  # not in the main thread: a test calls `run_fold`
+                return  # a test calls `run_fold` outside of the main thread
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._reason = signal.Signals(number).name
 
     def reason(self) -> str:
-        """Return why to stop now, or an empty string."""
+        """Return the reason to stop now, or an empty string."""
         if not self._reason and os.getppid() != self._parent:
             self._reason = "the parent process ended"
         return self._reason
@@ -271,7 +272,7 @@ class StopSignal:
 
 
 def main(path: str) -> int:
-    """Run the fold's process: log to standard output, write `error.json` for the parent, return the exit status."""
+    """Run the fold's process: log to standard output, write `error.json` for the parent, and return the exit status."""
     install_redaction()
     try:
         job = FoldJob.read(Path(path))
@@ -288,7 +289,7 @@ def main(path: str) -> int:
         with contextlib.suppress(OSError):
             print(line, flush=True)
 
-    pipe = int(os.environ.pop(ERROR_PIPE, "-1"))  # only the main process has it
+    pipe = int(os.environ.pop(ERROR_PIPE, "-1"))  # only the main process has the job's file
     try:
         run_fold(job, say, PROCESS_START)
     except MaskfoldError as error:
@@ -309,12 +310,13 @@ def worker_main(job: FoldJob) -> int:
     """Run one of the fold's other processes; on a status other than 0 Fabric ends the main process."""
     try:
         run_worker(job)
-    except MaskfoldError as error:  # in all processes, or only here, from a case that it drew
+    # The error occurs in all processes, or only in this one, because of a case that it drew.
+    except MaskfoldError as error:
         return write_error(job, error)
     except KeyboardInterrupt:
         return 0
     except Exception:
-        # If the main process has ended, its error is enough: `exit_with_parent` ends this process meanwhile.
+        # If the main process has ended, its error is reported, and `exit_with_parent` ends this process meanwhile.
         time.sleep(2.0)
         raise
     return 0

@@ -16,14 +16,16 @@ from competition.io import atomic_write, disk_full_as_error, parse_json_object
 from competition.process import PARENT_VARIABLE
 from competition.runs.fold import FoldJob
 
-STOP_TIMEOUT = 60.0  # seconds that a stopped fold gets to write its checkpoint
+STOP_TIMEOUT = 60.0  # seconds in which a stopped fold must write its checkpoint
 OUTPUT_FILE = "output.txt"  # the output of a fold's processes
 ERROR_FILE = "error.json"  # the error of a fold that failed
-STOPPED_STATUSES = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # the latter before its signal handlers are installed
-KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)  # the latter through a shell
-# Environment variable of a fold process: the descriptor of a pipe for its error. A pipe works even if the disk is full.
+# The negative statuses occur before the fold has installed its signal handlers.
+STOPPED_STATUSES = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)  # SIGKILL, directly or through a shell
+# Environment variable with the descriptor of a pipe for a fold's error. A pipe works even if the disk is full.
 ERROR_PIPE = "MASKFOLD_LAST_WORDS"
-# Fabric numbers its processes by these. A fold must not inherit them, or it would act as another fold's process.
+# Fabric stores the number of a process in these variables. If a fold inherited them, it would act as a process of
+# another fold.
 DISTRIBUTED_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -33,13 +35,13 @@ class FoldProcess(subprocess.Popen[bytes]):
     pipe: int = -1
 
     def read_error(self) -> str:
-        """Return the error that ended it, as JSON; empty if there was none or the process was killed."""
+        """Return the error that ended the process, as JSON; empty if there was no error or the process was killed."""
         if self.pipe < 0:
             return ""
         pipe, self.pipe = self.pipe, -1
         try:
             return os.read(pipe, 65_536).decode(errors="replace")
-        except BlockingIOError:  # a child of the process still has the other end
+        except BlockingIOError:  # a child of the process still has the other end of the pipe
             return ""
         finally:
             os.close(pipe)
@@ -50,23 +52,23 @@ def start_fold(job: FoldJob, command: Sequence[str] | None = None, gpus: Sequenc
 
     Args:
         job: the fold.
-        command: the command, to which the path of `job.json` is added; None is `python -m competition.training.fold`.
-        gpus: the only GPUs that it may see; None keeps the environment's.
+        command: command to which the path of `job.json` is appended; None: `python -m competition.training.fold`.
+        gpus: the GPUs that the process can see; None: as in the environment.
 
     Raises:
         MaskfoldError: the folder is not writable.
     """
     with disk_full_as_error(job.folder):
         job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / ERROR_FILE).unlink(missing_ok=True)  # of an earlier process
+        (job.folder / ERROR_FILE).unlink(missing_ok=True)  # remove the error of an earlier process
     path, text = job.folder / "job.json", job.to_json().encode()
     atomic_write(path, lambda file: file.write(text), len(text))
     command = command or (sys.executable, "-m", "competition.training.fold")
     reader, writer = os.pipe()
     try:
         os.set_blocking(reader, False)
-        # The output goes to a file instead of a pipe: it remains after the death of this process. The new session keeps
-        # Ctrl-C from the fold; `stop_folds` forwards it once.
+        # The output goes to a file instead of a pipe, so that it outlives this process. In a new session, Ctrl-C does
+        # not reach the fold directly; `stop_folds` forwards it once.
         with disk_full_as_error(job.folder / OUTPUT_FILE), open(job.folder / OUTPUT_FILE, "ab") as output:
             process = FoldProcess(
                 [*command, str(path)],
@@ -87,7 +89,7 @@ def start_fold(job: FoldJob, command: Sequence[str] | None = None, gpus: Sequenc
 
 
 def stop_folds(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Terminate processes, which write a checkpoint and end; kill those that do not, or all if this is interrupted."""
+    """Terminate processes, which then write a checkpoint and end; kill those that do not end, or all after Ctrl-C."""
     try:
         for process in processes:
             if process.poll() is None:
@@ -108,7 +110,7 @@ def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
     Args:
         job: the fold.
         status: the exit status.
-        error: from `FoldProcess.read_error`.
+        error: the result of `FoldProcess.read_error`.
 
     Raises:
         MaskfoldError: the fold failed.
@@ -148,11 +150,11 @@ def _parse_error(error: str) -> dict[str, Any] | None:
 
 
 class LogTail:
-    """Follows the output of a fold, in whole lines, without warnings of libraries.
+    """Follows the output of a fold; forwards whole lines, except warnings of libraries.
 
     Args:
-        job: the fold, on this machine or on another one that shares the folder.
-        say: takes lines for the user.
+        job: the fold, on this machine or on another machine that shares the folder.
+        say: receives lines for the user.
     """
 
     def __init__(self, job: FoldJob, say: Callable[[str], None]) -> None:
@@ -160,7 +162,7 @@ class LogTail:
         self._offset = self.path.stat().st_size if self.path.exists() else 0
 
     def read(self) -> None:
-        """Forward the lines since the last call."""
+        """Forward the lines that were written since the last call."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
@@ -184,8 +186,8 @@ def _environment(job: FoldJob, gpus: Sequence[str] | None) -> dict[str, str]:
         PARENT_VARIABLE: str(os.getpid()),
         "OMP_NUM_THREADS": str(job.threads),
         "PYTHONUNBUFFERED": "1",
-        "PYTHONSAFEPATH": "1",  # the working folder may contain an untrusted torch.py
-        # Waiting threads sleep: with other busy processes, spinning makes a step several times slower.
+        "PYTHONSAFEPATH": "1",  # because the working folder may contain an untrusted torch.py
+        # Let waiting threads sleep: if other processes are busy, spinning makes a step several times slower.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")])),

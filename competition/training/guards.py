@@ -1,4 +1,4 @@
-"""Guards of the training step against non-finite values, a lack of memory, and bf16 gradients that do not repeat."""
+"""Guards of the training step against non-finite values, lack of memory, and bf16 gradients that are not repeatable."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 T = TypeVar("T")
-LOADER_ERRORS = ("is killed by signal", "exited unexpectedly")  # in torch's error when a loader process dies
-MAX_RESTORES = 8  # limit of restores per fold; the learning rate is then 1/256 of the original
+LOADER_ERRORS = ("is killed by signal", "exited unexpectedly")  # part of torch's error if a loader process dies
+MAX_RESTORES = 8  # maximum number of restores per fold; the learning rate is then 1/256 of the original one
 GRADIENT_NORM = "gradient's norm"
-REPEATS = 5  # times that `bf16_is_deterministic` computes the gradients
+REPEATS = 5  # number of times that `bf16_is_deterministic` computes the gradients
 
 
 # Non-finite values
 
 
 class MicroBatchResult(NamedTuple):
-    """The result of one micro-batch, or of one part of it."""
+    """The result of one micro-batch, or of one part of a micro-batch."""
 
     losses: dict[str, Tensor]  # the loss and its terms, scalars
     cases: Tensor  # (b,) case indices
-    share: float  # of the full micro-batch; less than 1 for a part
+    share: float  # share of the full micro-batch; less than 1 for a part
 
 
 class NonFiniteGuard:
-    """Finds non-finite losses and gradients, and undoes the step that has them; `training.on_nan` sets the reaction.
+    """Detects non-finite losses and gradients, and undoes such a step; `training.on_nan` sets the reaction.
 
-    All processes of a fold see the same values (means over the processes), so all decide alike.
+    All processes of a fold check the same values (means over the processes), so all make the same decision.
 
     Args:
-        exp: uses `training.on_nan`, `training.on_oom` and `training.clip_gradient`.
+        exp: the experiment; `training.on_nan`, `training.on_oom` and `training.clip_gradient` are read.
         fabric: launched.
         distributed: the processes of the fold.
-        network: without Fabric's wrapper; `rollback` restores its buffers.
-        case_id: returns the id of a case by its index.
+        network: network without Fabric's wrapper; `rollback` restores its buffers.
+        case_id: function that returns the id of a case, given its index.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class NonFiniteGuard:
         self.policy, self.fabric, self.distributed, self.case_id = exp.training.on_nan, fabric, distributed, case_id
         self.scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
         self.max_norm = exp.training.clip_gradient
-        self._unscaled = False  # the scaler allows one unscaling per step; clipping uses it
+        self._unscaled = False  # the scaler allows one unscaling per step, and clipping needs it
         self._buffers: list[Tensor] = []
         if self.policy != "stop" or exp.training.on_oom != "stop":
             self._buffers = list(network.buffers())
         self._saved_buffers = [buffer.clone() for buffer in self._buffers]
 
     def snapshot(self) -> None:
-        """Copy the network's buffers (e.g. batch statistics), since the forward pass of a bad batch corrupts them."""
+        """Copy the network's buffers (e.g. batch statistics), because the forward pass of a bad batch corrupts them."""
         self._unscaled = False
         if self._buffers:
             torch._foreach_copy_(self._saved_buffers, self._buffers)
@@ -88,7 +88,7 @@ class NonFiniteGuard:
         return norm
 
     def rollback(self, optimizer: Any) -> None:
-        """Undo a step that is not taken: clear the gradients, restore the buffers and the scaler."""
+        """Undo a rejected step: clear the gradients, and restore the buffers and the scaler."""
         optimizer.zero_grad()
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._saved_buffers)
@@ -98,12 +98,12 @@ class NonFiniteGuard:
     def check(
         self, micro_batches: Sequence[MicroBatchResult], norm: Tensor, where: str
     ) -> tuple[dict[str, float], str]:
-        """Check that the losses and the gradient of a step are finite. This synchronises with the device, once a step.
+        """Check that the losses and the gradient of a step are finite, with one synchronisation with the device.
 
         Args:
-            micro_batches: of the step, in order.
-            norm: the gradient's norm.
-            where: the step, for the message: `at step 3 of fold 0`.
+            micro_batches: micro-batches of the step, in order.
+            norm: norm of the gradient.
+            where: name of the step for the message, e.g. `at step 3 of fold 0`.
 
         Returns:
             The sum of each loss over the micro-batches, and a message that names the problem and the cases; the message
@@ -127,12 +127,12 @@ class NonFiniteGuard:
         return sums, ""
 
     def decide(self, problem: str, skipped: int, restored: int) -> str:
-        """Return what to do about a step with non-finite values: `skip` or `restore`.
+        """Return the reaction to a step with non-finite values: `skip` or `restore`.
 
         Args:
-            problem: the message of `check`.
-            skipped: steps skipped so far in this fold.
-            restored: restores so far in this fold.
+            problem: message from `check`.
+            skipped: number of skipped steps in this fold so far.
+            restored: number of restores in this fold so far.
 
         Raises:
             MaskfoldError: `training.on_nan` is `stop`, or its limit is reached.
@@ -156,9 +156,9 @@ class NonFiniteGuard:
         )
 
     def _scaler_overflowed(self) -> bool:
-        """Return whether the loss scaler explains a non-finite gradient: it lowers its scale and skips the step itself.
+        """Return whether the loss scaler caused a non-finite gradient; it then lowers its scale and skips the step.
 
-        At a scale of 1 or less the scaler is not the cause.
+        If the scale is 1 or less, the scaler is not the cause.
         """
         return self.scaler is not None and self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
@@ -178,9 +178,9 @@ class OutOfMemoryGuard:
     """Splits micro-batches so that they fit into memory; `training.on_oom` sets the reaction.
 
     Args:
-        exp: uses `training.on_oom`, `training.batch_size` and `training.accumulate`.
+        exp: the experiment; `training.on_oom`, `training.batch_size` and `training.accumulate` are read.
         device: the training device.
-        context: its log takes lines about memory.
+        context: messages about memory go to its log.
     """
 
     def __init__(self, exp: Experiment, device: torch.device, context: Context) -> None:
@@ -190,7 +190,7 @@ class OutOfMemoryGuard:
         self._logged_windows: int | None = None
 
     def micro_batch_size(self, halved: int) -> int:
-        """Return the samples in a micro-batch that was halved `halved` times."""
+        """Return the number of samples in a micro-batch that was halved `halved` times."""
         return -(-self.batch_size // 2**halved)
 
     def split(self, batch: dict[str, Any], halved: int) -> list[dict[str, Any]]:
@@ -202,7 +202,7 @@ class OutOfMemoryGuard:
         return [dict(zip(chunks, part, strict=True)) for part in zip(*chunks.values(), strict=True)]
 
     def run(self, work: Callable[[], T], halved: int, step: int) -> T | None:
-        """Run the work of a step; return None if memory ran out and the step must be repeated in smaller parts.
+        """Run the function `work` of a step; return None if memory ran out and smaller parts must be used.
 
         Raises:
             MaskfoldError: memory ran out and `training.on_oom` is `stop`, or the parts have one sample already.
@@ -213,7 +213,7 @@ class OutOfMemoryGuard:
             if not is_out_of_memory(error):
                 raise
             message = error_in_one_line(error)
-        # After the handler, since the exception's frames hold tensors until then.
+        # after the exception handler, because the exception's frames hold tensors until then
         free_unused_memory(self.device)
         size = self.micro_batch_size(halved)
         if size > 1 and self.policy == "halve":
@@ -232,7 +232,7 @@ class OutOfMemoryGuard:
         )
 
     def report(self, halved: int) -> dict[str, float]:
-        """Return the reduced micro-batch and window counts as metrics; log a new window count."""
+        """Return the reduced sizes of micro-batches and window batches as metrics; log a new size of window batches."""
         metrics = {"memory/micro_batch": float(self.micro_batch_size(halved))} if halved else {}
         reduced_windows = reduced_batch_size(self.device)
         if reduced_windows is not None:
@@ -248,10 +248,10 @@ class OutOfMemoryGuard:
 
 @contextmanager
 def oom_as_error(doing: str) -> Iterator[None]:
-    """Turn an out-of-memory exception in the block into an error that names the keys to lower.
+    """Convert an out-of-memory exception in the block to an error that names the YAML keys to lower.
 
     Args:
-        doing: the work, for the message, e.g. `training fold 0`.
+        doing: description of the work for the message, e.g. `training fold 0`.
 
     Raises:
         MaskfoldError: memory ran out.
@@ -275,7 +275,7 @@ def oom_as_error(doing: str) -> Iterator[None]:
 
 
 def peak_gib(device: torch.device) -> float:
-    """Return the peak memory in GiB: of a CUDA device, else the resident memory of the process."""
+    """Return the peak memory in GiB of a CUDA device, or else the peak resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource
@@ -290,9 +290,9 @@ def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: 
     """Compute the gradients of one batch several times, and compare them bit for bit.
 
     Args:
-        exp: uses the model, the patch and the batch size.
-        channels: of the network's input.
-        cache: the folder in which the result is stored for the other folds and for resumed ones.
+        exp: the experiment; its model, patch and batch size are used.
+        channels: number of channels of the network's input.
+        cache: folder in which the result is stored for other folds and resumed folds.
         context: has the trusted packages.
 
     Returns:
@@ -341,7 +341,7 @@ def _gradients_repeat(exp: Experiment, channels: int, context: Context) -> bool:
 
 
 def _compute_gradients(network: nn.Module, image: Tensor) -> list[Tensor]:
-    """Return the gradient of each parameter that has one, for a scalar that depends on all outputs."""
+    """Return the gradients of a scalar that depends on all outputs, for all parameters that have a gradient."""
     network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network(image)

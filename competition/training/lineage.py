@@ -1,9 +1,9 @@
-"""The lineage of a network: all cases that it was trained on, directly or through other networks.
+"""The lineage of a network: all cases on which it was trained, directly or through other networks.
 
 A fold is trained on labelled cases and on images with pseudo-labels of other networks, and may start from weights
-(`init_from`). It inherits the training cases of its teachers and its initial weights; none of them may be a case that
-it validates. The lineage of a plain run follows from its `cases.csv` and `folds.csv`. Other runs store it in full in
-each member's `lineage.json`, so that it does not depend on the former runs.
+(`init_from`). Its lineage includes the training cases of its teachers and of its initial weights; the fold must not
+validate any of them. The lineage of a run without such networks follows from its `cases.csv` and `folds.csv`. Other
+runs store the whole lineage in each member's `lineage.json`, so that it does not depend on the earlier runs.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from competition.runs.fold import PLAIN_WEIGHTS, FoldJob
 from competition.runs.run import Run, load_run
 
 LINEAGE_FILE = "lineage.json"
-# How a network used its cases; stored, and part of error messages.
+# Ways in which a network used its cases; these texts are stored and appear in error messages.
 BY_LABELS = "trained on"
 BY_PSEUDO_LABELS = "taught pseudo-labels of"
 BY_EXTRA_CASES = "trained on another competition's"
-MAX_SHOWN = 8  # leaks in an error message
+MAX_SHOWN = 8  # maximum number of leaks in an error message
 
 
 @dataclass(frozen=True)
 class TrainingCases:
-    """Cases that a network was trained on in one way.
+    """Cases on which a network was trained in one way (labels, pseudo-labels, cases of another competition).
 
     Attributes:
         how: `BY_LABELS`, `BY_PSEUDO_LABELS` or `BY_EXTRA_CASES`.
         competition: name of their competition.
-        root: the competition's folder at the time.
-        cases: id, group, SHA-256 of the image.
-        chain: the networks between it and the cases, the nearest first: `started from name/hash/fold_0`.
+        root: the competition's folder at that time.
+        cases: (id, group, SHA-256 of the image) of each case.
+        chain: the networks through which the cases had an effect, nearest first, e.g. `started from name/hash/fold_0`.
         weight: how often a case was drawn relative to a labelled case.
     """
 
@@ -64,12 +64,12 @@ class TrainingCases:
 
 @dataclass(frozen=True)
 class Leak:
-    """A network was trained on cases that a fold validates.
+    """A leak: a network was trained on cases that a fold validates.
 
     Attributes:
         member: the network.
-        source: its training cases.
-        cases: those that the fold validates, each with the reason as text.
+        source: training cases of the network, some of which are the leak.
+        cases: the cases in `source` that the fold validates, each with the reason as text.
     """
 
     member: str
@@ -85,11 +85,11 @@ class Leak:
 
 @dataclass
 class HeldOutCases:
-    """The cases that a fold validates, and those of the test share, by id, group and image.
+    """The cases of a fold's validation and of the held-out test share: their ids, groups and image hashes.
 
     Args:
         run: the run.
-        fold: its fold; a fit on all cases has none.
+        fold: number of the fold; a fit on all cases (-1) has no held-out cases.
     """
 
     run: Run
@@ -106,7 +106,7 @@ class HeldOutCases:
         self.hashes = (
             set(cases.loc[cases["id"].isin(self.ids), "image_hash"]) if "image_hash" in cases.columns else set()
         )
-        # A unit of the split joins groups that share an image, so all groups of a held-out unit are held out.
+        # A split group joins groups that share an image, so all groups in a held-out split group are held out.
         unit_of = dict(zip(folds["id"], folds["group"], strict=True))
         self.units |= {
             group for case, group in zip(cases["id"], cases["group"], strict=True) if unit_of.get(case) in self.units
@@ -114,7 +114,7 @@ class HeldOutCases:
         self.unit_of = unit_of
 
     def overlaps(self, source: TrainingCases) -> list[tuple[str, str]]:
-        """Return the cases of a source that the fold validates, each with the reason as text."""
+        """Return the training cases in `source` that the fold validates, each with the reason as text."""
         if not self.ids:
             return []
         same = same_competition(self.run.exp.competition, source.competition, source.root)
@@ -131,7 +131,7 @@ class HeldOutCases:
         return overlaps
 
     def _groups_of(self, ids: list[str]) -> dict[str, str]:
-        """Return the groups of cases of other runs by this run's group rule."""
+        """Return the groups of cases of other runs according to this run's group rule."""
         from competition.data.splits import known_groups
 
         return known_groups(self.run.exp.competition, ids) if ids and self.run.exp.competition.group is not None else {}
@@ -143,12 +143,12 @@ def member_name(run: Run, fold: int, seed: int) -> str:
 
 
 def training_cases(run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return all cases that a member was trained on.
+    """Return all cases on which a member was trained.
 
     Args:
-        run: its run.
-        fold: its fold; -1 is the fit on all cases.
-        seed: index into the seeds.
+        run: the member's run.
+        fold: the member's fold; -1 is the fit on all cases.
+        seed: index of the member's seed in the experiment's seeds.
         context: has the trusted packages.
 
     Raises:
@@ -166,7 +166,7 @@ def training_cases(run: Run, fold: int, seed: int, context: Context = Context())
 
 
 def labelled_cases(run: Run, fold: int) -> TrainingCases:
-    """Return the labelled cases that a fold trains on."""
+    """Return the labelled cases on which a fold trains."""
     return TrainingCases.from_table(BY_LABELS, run, run.cases[run.cases["id"].isin(run.training_ids(fold))])
 
 
@@ -179,36 +179,36 @@ def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> 
 
 
 def cases_via(how: str, run: Run, fold: int, seed: int, context: Context = Context()) -> list[TrainingCases]:
-    """Return the training cases of a member of another run, with that member added to their chain as `how`."""
+    """Return the training cases of a member of another run; add the member to their chain with the text `how`."""
     step = f"{how} {member_name(run, fold, seed)}"
     return [replace(source, chain=(step, *source.chain)) for source in training_cases(run, fold, seed, context)]
 
 
 def find_leaks(member: str, sources: Iterable[TrainingCases], protected: HeldOutCases) -> list[Leak]:
-    """Return the sources that contain cases of a fold's validation set."""
+    """Return a leak for each source that contains cases of a fold's validation set."""
     return [Leak(member, source, cases) for source in sources if (cases := protected.overlaps(source))]
 
 
 def format_leaks(all_leaks: Sequence[Leak]) -> str:
-    """Return the lineage of leaks, a line for each."""
+    """Return one line for each leak, with its chain of networks."""
     lines = [f"\n  {leak}" for leak in all_leaks[:MAX_SHOWN]]
     more = f"\n  … and {len(all_leaks) - MAX_SHOWN} more" if len(all_leaks) > MAX_SHOWN else ""
     return "".join(lines) + more
 
 
 def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
-    """Return the weights of the run `source` that this fold starts from.
+    """Return the weight file of the run `source` from which this fold starts.
 
     Args:
         source: another run's folder.
         job: the fold.
-        run: its run.
+        run: the run of the fold.
 
     Returns:
-        The path of the weights of the same fold; for a fit on all cases, of the fit on all cases.
+        The path of the weights of the same fold; a fit on all cases starts from a fit on all cases.
 
     Raises:
-        MaskfoldError: they do not exist, or were trained on a case that this fold validates.
+        MaskfoldError: the weights do not exist, or were trained on a case that this fold validates.
     """
     source_run = load_run(source, job.trust)
     weights = source_run.member_folder(job.fold, 0) / PLAIN_WEIGHTS
@@ -250,7 +250,7 @@ def write_lineage(folder: Path, sources: Sequence[TrainingCases], summary: dict[
 
 
 def read_lineage_summary(folder: Path) -> dict[str, Any] | None:
-    """Return the summary in a member's `lineage.json`; None if there is no such file."""
+    """Return the summary in a member's `lineage.json`; None if the file does not exist."""
     path = folder / LINEAGE_FILE
     if not path.exists():
         return None

@@ -27,9 +27,10 @@ from competition.training.fold_process import (
     stop_folds,
 )
 
-MAX_RETRIES = 10  # of a fold whose worker or machine is lost; each resumes from the last checkpoint
+# Maximum number of restarts of a fold whose worker or machine was lost; each resumes from the last checkpoint.
+MAX_RETRIES = 10
 POLL_SECONDS = 0.2  # seconds between two checks
-LOCK_PATIENCE = 150.0  # seconds: a file server keeps a dead machine's locks for 90, and may show a new file 60 later
+LOCK_PATIENCE = 150.0  # seconds; a file server keeps a dead machine's locks for 90 s, and may show a new file 60 s late
 SHARED_FOLDER_HINT = (
     "Mount one folder at the same path on every machine of the cluster and run the command in it; see docs/cluster.md."
 )
@@ -37,9 +38,9 @@ SHARED_FOLDER_HINT = (
 
 @EXECUTORS.register("ray")
 class RayExecutor:
-    """Runs one task per fold, `run.parallel_folds` of them at once, on any machine with free resources.
+    """Runs one Ray task per fold, `run.parallel_folds` tasks at once, on any machine with free resources.
 
-    If there is no cluster, this machine becomes one while the process runs.
+    If there is no cluster, Ray starts a local one on this machine while the process runs.
 
     Args:
         run: the experiment's `run:` section.
@@ -59,7 +60,7 @@ class RayExecutor:
         )
         task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=MAX_RETRIES)(run_fold_task)
         waiting = [replace(job, threads=resources.threads, patience=LOCK_PATIENCE) for job in jobs]
-        running: dict[Any, tuple[FoldJob, LogTail]] = {}  # by Ray's reference to the result of the task
+        running: dict[Any, tuple[FoldJob, LogTail]] = {}  # running folds by Ray's reference to the result of their task
         try:
             while waiting or running:
                 while waiting and len(running) < self.settings.parallel_folds:
@@ -93,11 +94,11 @@ class FoldResources:
 
     @classmethod
     def from_settings(cls, run: HardwareConfig, machines: Sequence[Mapping[str, float]]) -> FoldResources:
-        """Return the resources that `run:` sets, or an equal share for those that it does not set.
+        """Return the resources that `run:` sets, with an equal share for resources that it does not set.
 
         Args:
             run: the `run:` section.
-            machines: `CPU` and `GPU` of each; a machine without CPUs takes no folds.
+            machines: number of `CPU` and `GPU` of each machine; a machine without CPUs gets no folds.
 
         Raises:
             MaskfoldError: no machine has these resources.
@@ -107,7 +108,7 @@ class FoldResources:
             gpus = run.devices if run.accelerator in ("auto", "cuda") and any(m.get("GPU", 0) for m in machines) else 0
         suitable = [machine for machine in machines if machine.get("CPU", 0) and machine.get("GPU", 0) >= gpus]
         cores = [int(machine["CPU"]) for machine in suitable]
-        # No more than the smallest machine has, so that any machine can take over a fold from a lost one.
+        # At most the resources of the smallest machine, so that any machine can take over a fold of a lost machine.
         share = max(run.devices, min(min(cores, default=1), sum(cores) // run.parallel_folds))
         cpus = run.cpus or run.threads or share
         if max(cores, default=0) < cpus:
@@ -144,7 +145,8 @@ def connect_ray() -> Any:
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray installs its own, which would leave the folds running
+            # Ray installs its own signal handler, which would leave the folds running.
+            signal.signal(signal.SIGTERM, handler)
     return ray
 
 
@@ -157,7 +159,7 @@ def run_fold_task(
         job_json: the job as JSON.
         working_folder: the driver's working folder; the paths of the data are relative to it.
         command: see `start_fold`.
-        without_gpu: hide this machine's GPUs.
+        without_gpu: whether to hide this machine's GPUs.
         version: the driver's version of Maskfold.
 
     Returns:
@@ -179,7 +181,7 @@ def run_fold_task(
     process = start_fold(job, command, gpus=[] if without_gpu else None)
     try:
         while process.poll() is None:
-            time.sleep(POLL_SECONDS)  # `ray.cancel` interrupts here
+            time.sleep(POLL_SECONDS)  # `ray.cancel` raises KeyboardInterrupt in this block
     finally:
         stop_folds([process])
     try:
@@ -208,7 +210,7 @@ def _task_error(ray: Any, reference: Any, job: FoldJob) -> MaskfoldError | Keybo
 
 
 def _cancel(ray: Any, running: Mapping[Any, tuple[FoldJob, LogTail]]) -> None:
-    """Stop all folds, each with a checkpoint."""
+    """Stop all folds; each writes a checkpoint."""
     for reference in running:
         ray.cancel(reference)
     if running:
@@ -219,7 +221,7 @@ def _cancel(ray: Any, running: Mapping[Any, tuple[FoldJob, LogTail]]) -> None:
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait until a condition is true, up to some seconds; return whether it is."""
+    """Wait until a condition is true, at most `seconds`; return whether it is true."""
     deadline = time.monotonic() + seconds
     while not (fulfilled := condition()) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

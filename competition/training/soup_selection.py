@@ -1,6 +1,7 @@
-"""Soups of a run: predict the cases of a fold with its soup, and select the soups or the plain weights.
+"""Soups of a run: predict the cases of a fold with its soup, and select either the soups or the plain weights.
 
-The selection compares their out-of-fold scores; the reported nested score selects for each fold on the other folds.
+The selection compares out-of-fold scores. For the reported nested score, the selection for each fold uses only the
+other folds.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from competition.training.trainer import Trainer
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_BATCHES = 100  # batches that estimate the batch statistics; fewer if an epoch is shorter
+MAX_BATCHES = 100  # number of batches for estimating the batch statistics; fewer if an epoch is shorter
 SOUP_PREFIX = FoldResult.prefix_of(SOUP_WEIGHTS)
 
 
@@ -42,21 +43,23 @@ SOUP_PREFIX = FoldResult.prefix_of(SOUP_WEIGHTS)
 def predict_with_soup(
     job: FoldJob, run: Run, trainer: Trainer, score: float | None, dice: dict[str, float | None]
 ) -> dict[str, Any] | None:
-    """Write a fold's soup and its out-of-fold predictions, next to the files of the plain weights.
+    """Write a fold's soup and the soup's out-of-fold predictions, next to the files of the plain weights.
 
-    Each half of the validation cases is predicted by the checkpoints that the other half selected, so no case is
-    predicted by a selection that used its own score. The written weights are those that all cases selected.
+    Each half of the validation cases is predicted with the checkpoints that the other half selected, so no case
+    influences the selection that predicts it. The written weights are the average of the checkpoints that all cases
+    selected.
 
     Args:
         job: the fold.
-        run: its run.
-        trainer: after the end of training.
-        score: of the plain weights.
-        dice: of the plain weights, per class.
+        run: the run of the fold.
+        trainer: trainer of the fold, after the end of training.
+        score: score of the plain weights.
+        dice: Dice of the plain weights, per class.
 
     Returns:
-        For `result.json`: `epochs` (of the written weights), `score` and `dice` (of the halves), `plain`, and
-        `flattered`: the score of the written weights on the cases that selected them. None without `training.soup`.
+        Entries for `result.json`: `epochs` (of the written weights), `score` and `dice` (of the halves), `plain` (score
+            of the plain weights), and `flattered` (score of the written weights on the cases that selected them). None
+            without `training.soup`.
     """
     soup, evaluator = trainer.soup, trainer.evaluator
     if evaluator is None or not soup.enabled:
@@ -112,15 +115,15 @@ def _in_case_order(tables: list[pd.DataFrame], ids: pd.Series[str]) -> pd.DataFr
 def update_bn_statistics(network: nn.Module, trainer: Trainer) -> bool:
     """Re-estimate a network's batch statistics from the next training batches.
 
-    Takes means over the batches in training mode (so with dropout), by `torch.optim.swa_utils.update_bn`. The batches
-    and the dropout are seeded, so the same weights get the same statistics in any process.
+    `torch.optim.swa_utils.update_bn` averages over the batches in training mode, so dropout is active. Batches and
+    dropout are seeded, so the same weights get the same statistics in every process.
 
     Args:
-        network: with the averaged weights, on the training device; it is in evaluation mode afterwards.
-        trainer: of the fold, after the end of training.
+        network: network with the averaged weights, on the training device; afterwards it is in evaluation mode.
+        trainer: trainer of the fold, after the end of training.
 
     Returns:
-        False if the network has no batch normalisation with statistics, so that nothing was done.
+        False if the network has no batch statistics, so that nothing was changed.
     """
     if any(
         isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
@@ -136,7 +139,7 @@ def update_bn_statistics(network: nn.Module, trainer: Trainer) -> bool:
 
 
 def _training_images(trainer: Trainer) -> Iterator[Tensor]:
-    """Yield augmented images (B, C, *patch) on the device."""
+    """Yield batches of augmented training images (B, C, *patch) on the device."""
     count = min(MAX_BATCHES, trainer.steps_per_epoch * trainer.exp.training.accumulate)
     for batch in itertools.islice(trainer.train_loader(), count):
         if trainer.evaluator is not None:
@@ -151,18 +154,18 @@ def _training_images(trainer: Trainer) -> Iterator[Tensor]:
 
 
 def select_soup(run: Run) -> dict[str, Any] | None:
-    """Select the soups or the plain weights of a run's finished folds, and write the selection into each `result.json`.
+    """Select the soups or the plain weights for a run's finished folds; write the selection into each `result.json`.
 
-    All folds and seeds have the same selection, which may change while folds are added. Readers of a member's
-    predictions, scores or weights follow its `result.json`.
+    The selection is the same for all folds and seeds, and may change when folds are added. Code that reads predictions,
+    scores or weights of a member uses the selection in its `result.json`.
 
     Args:
-        run: with some finished folds.
+        run: a run with at least one finished fold.
 
     Returns:
-        The keys of `compare_soup`; `k`; `fewest` (checkpoints in a member's soup: a time budget may end before k are
-        validated); `flattered` (mean over members of the score on the cases that selected the weights); `members`
-        (mean over members of the cross-fitted score). None if there is no soup.
+        The entries of `compare_soup`, and: `k`; `fewest` (smallest number of checkpoints in a member's soup, because a
+            time budget may end before k are validated); `flattered` (mean over members of the score on the cases that
+            selected the weights); `members` (mean over members of the cross-fitted score). None if there is no soup.
     """
     import pandas as pd
 
@@ -197,22 +200,22 @@ def compare_soup(
     seed: int,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Compare the soup with the plain weights: on all cases, and nested, for each part on the other parts.
+    """Compare the soup with the plain weights on all cases, and nested: for each part, selected on the other parts.
 
-    The soup is selected if the whole 95 % interval of its paired gain over the plain weights is above 0.
+    The soup is selected if the 95 % interval of its paired gain over the plain weights lies above 0.
 
     Args:
         plain: score rows of the plain weights.
-        soup: score rows of the same cases, by averages that these cases did not select.
-        metric: the competition's.
-        part_of: the part of each case: its fold, or its half if there is only one fold.
-        seed: of the bootstrap.
+        soup: score rows of the same cases, predicted with averages that these cases did not select.
+        metric: metric of the competition.
+        part_of: part of each case, which is its fold, or its half if there is only one fold.
+        seed: seed of the bootstrap.
         groups: the group of each case, for the interval.
 
     Returns:
-        `plain` and `soup`: the scores; `gain`, `low` and `high`: paired; `nested`: the score if the other parts select
-        for each part; `chosen`: the parts for which they select the soup; `parts`: their number; `kept`: whether all
-        cases select the soup.
+        `plain` and `soup` (the scores); `gain`, `low` and `high` (the paired gain and its interval); `nested` (the
+        score if the other parts select for each part); `chosen` (the parts for which the other parts select the soup);
+        `parts` (number of parts); `kept` (whether all cases together select the soup).
     """
     import pandas as pd
 

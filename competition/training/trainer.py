@@ -1,7 +1,7 @@
 """The training loop of one fold.
 
-Every random choice derives from a counter (`competition.seeding`), so a checkpoint holds no generator state: a
-run that is killed and resumed from its last checkpoint ends with the weights of an uninterrupted run.
+Every random choice derives from a counter (`competition.seeding`), so a checkpoint needs no state of random generators:
+a run that is killed and resumed from its last checkpoint ends with the same weights as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainerState:
-    """The counters of a fold's training; plain numbers, which the checkpoint stores under these names."""
+    """The counters of a fold's training: plain numbers, which the checkpoint stores under these names."""
 
-    step: int = 0  # optimiser steps done
-    seconds: float = 0.0  # since the fold started, earlier processes included
+    step: int = 0  # finished optimiser steps
+    seconds: float = 0.0  # seconds since the fold started, including earlier processes
     epoch_seconds: float = 0.0  # of the current epoch
     sums: dict[str, float] = field(default_factory=dict)  # loss and its terms, summed over the current epoch
-    best: float = -math.inf  # best validation score; inf before the first one if lower is better
-    stale: int = 0  # validations since the best one
-    stopped: str = ""  # why training ended
-    ended: int = 0  # steps at the end of the last epoch that was validated and logged
-    skipped: int = 0  # steps skipped for non-finite values, see `NonFiniteGuard`
-    lost: int = 0  # of these, in the current epoch
-    restored: int = 0  # restores after such a step; each halves the learning rate
-    halved: int = 0  # times that the micro-batch size was halved, see `OutOfMemoryGuard`
+    best: float = -math.inf  # best validation score; before the first one -inf, or inf if lower is better
+    stale: int = 0  # validations since the best validation
+    stopped: str = ""  # reason why training ended
+    ended: int = 0  # number of steps at the end of the last epoch that was validated and logged
+    skipped: int = 0  # steps that were skipped because of non-finite values, see `NonFiniteGuard`
+    lost: int = 0  # skipped steps of the current epoch
+    restored: int = 0  # restores after non-finite values; each halves the learning rate
+    halved: int = 0  # number of times that the micro-batch size was halved, see `OutOfMemoryGuard`
 
     @classmethod
     def from_checkpoint(cls, values: dict[str, Any]) -> TrainerState:
-        """Return the counters of a checkpoint; older checkpoints lack some of them."""
+        """Return the counters of a checkpoint; counters that an older checkpoint lacks have their default."""
         return cls(**{"ended": values["step"], **values})
 
     def add_losses(self, losses: dict[str, float]) -> None:
@@ -67,7 +67,7 @@ class TrainerState:
             self.sums[name] = self.sums.get(name, 0.0) + loss
 
     def skip_step(self) -> None:
-        """Count a skipped step: its samples and its position in the schedule are used up."""
+        """Count a skipped step; its samples and its position in the schedule count as used."""
         self.step, self.skipped, self.lost = self.step + 1, self.skipped + 1, self.lost + 1
 
     def metrics(self) -> dict[str, float]:
@@ -76,7 +76,7 @@ class TrainerState:
         return {name: count for name, count in counts.items() if count}
 
     def early_stop_reason(self, stopping: EarlyStoppingConfig, dice: list[float]) -> str:
-        """Return why to stop after a validation with this Dice per class; empty to continue."""
+        """Return the reason to stop after a validation with this Dice per class; empty to continue."""
         reason = ""
         if stopping.patience is not None and self.stale >= stopping.patience:
             reason = f"no better score in {self.stale} validations"
@@ -101,20 +101,20 @@ def format_epoch(epoch: int, step: int, metrics: dict[str, float]) -> str:
 
 @dataclass
 class Trainer:
-    """Trains the network of one fold; `competition.training.fold` makes it, `train` runs it.
+    """Trains the network of one fold; `competition.training.fold` creates the trainer and calls `train`.
 
     Attributes:
-        fabric: launched.
+        fabric: Fabric after `launch`.
         exp: the experiment.
         folder: the fold's folder.
         fold: the fold; -1 is a fit on all cases.
         seed: the seed of every random choice.
-        model: the network; wrapped by Fabric from `__post_init__` on.
+        model: the network; `__post_init__` wraps it with Fabric.
         dataset: patches of the training cases.
-        evaluator: scores the validation cases; None for a fit on all cases.
-        augment: augments images and masks on the device.
+        evaluator: object that scores the validation cases; None for a fit on all cases.
+        augment: function that augments images and masks on the device.
         start_time: `time.monotonic()` at the start of the process.
-        stop_reason: returns why to stop now, or an empty string.
+        stop_reason: function that returns the reason to stop now, or an empty string.
         context: has the trusted packages and the log.
     """
 
@@ -158,11 +158,11 @@ class Trainer:
         cases = self.evaluator.cases if self.evaluator is not None else None
         self.soup = UniformSoup(self.folder / "soup", exp, self.fold, cases)
 
-        self.validation_seconds = 0.0  # of the last validation; an estimate of the final prediction
-        self.metrics_line = ""  # of the last epoch, in `metrics.jsonl`
+        self.validation_seconds = 0.0  # duration of the last validation, as an estimate for the final prediction
+        self.metrics_line = ""  # line of the last epoch in `metrics.jsonl`
         if (self.folder / LAST_CHECKPOINT).exists():
             self._load_checkpoint(LAST_CHECKPOINT)
-        self.earlier_seconds = self.state.seconds  # of earlier processes of this fold
+        self.earlier_seconds = self.state.seconds  # seconds of earlier processes of this fold
         self.last_save_time = time.monotonic()
         if self.distributed.rank == 0:
             self._open_metrics_log()
@@ -175,13 +175,13 @@ class Trainer:
         batches = iter(self.train_loader())
         while not self.state.stopped:
             step_start = time.monotonic()
-            # A process that was stopped during the validation of an epoch resumes with that validation.
+            # If the process was stopped during the validation of an epoch, it resumes with that validation.
             if not self._epoch_finished():
                 repeat_step = self.training_step(batches)
                 if repeat_step:
                     batches = iter(self.train_loader())
                     continue
-            # The main process validates, logs and saves; the others wait and copy its state.
+            # The main process validates, logs and saves. The other processes wait and copy its state.
             self.distributed.run_on_main(partial(self._after_step, step_start), self.state_dict, self.load_state_dict)
         self.distributed.close()
 
@@ -224,14 +224,14 @@ class Trainer:
         torch.manual_seed(child_seed(self.seed, self.fold, epoch, sample, "torch"))
 
     def _set_learning_rate(self) -> None:
-        """Set the learning rate of this step by the schedule; each restore after a non-finite step has halved it."""
+        """Set the learning rate of this step from the schedule, halved once per restore after a non-finite step."""
         fraction_done = self.budget.fraction_done(self.state.step)
         multiplier = self.schedule.multiplier(fraction_done) * 0.5**self.state.restored
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * multiplier
 
     def _backward(self, batches: Any) -> list[MicroBatchResult]:
-        """Accumulate the gradient of one step over its micro-batches, which are split further to fit into memory."""
+        """Accumulate the gradient of one step over its micro-batches, which are split further if memory ran out."""
         cfg, results = self.exp.training, []
         for micro_step in range(cfg.accumulate):
             parts = self.oom_guard.split(next(batches), self.state.halved)
@@ -267,7 +267,7 @@ class Trainer:
         return True
 
     def _after_step(self, step_start: float) -> None:
-        """Do the main process's work after a step: the time budget, the end of an epoch, checkpoints, stop signals."""
+        """Do the tasks of the main process after a step: time budget, end of an epoch, checkpoints, stop signals."""
         self.budget.update_from_clock(self.state.step, self.elapsed_seconds(), self._reserved_seconds)
         self.state.epoch_seconds += time.monotonic() - step_start
         if self._epoch_finished():
@@ -275,7 +275,7 @@ class Trainer:
             try:
                 self._end_epoch(last=self.budget.is_done(self.state.step))
             except KeyboardInterrupt:
-                self.load_state_dict(before_validation)  # the resumed run validates again
+                self.load_state_dict(before_validation)  # the resumed run repeats the validation
                 self.save_checkpoint()
                 raise
         elif time.monotonic() - self.last_save_time > 60 * self.exp.training.checkpoint_minutes:
@@ -285,7 +285,7 @@ class Trainer:
             raise KeyboardInterrupt(reason)
 
     def _epoch_finished(self) -> bool:
-        """Return whether the steps done complete an epoch that `_end_epoch` has not handled yet."""
+        """Return whether the finished steps complete an epoch that `_end_epoch` has not processed yet."""
         step = self.state.step
         return step > self.state.ended and (step % self.steps_per_epoch == 0 or self.budget.is_done(step))
 
@@ -302,7 +302,8 @@ class Trainer:
         metrics["time/samples_per_second"] = steps * self.samples_per_step / max(state.epoch_seconds, 1e-9)
         metrics["memory/peak_gib"] = peak_gib(self.fabric.device)
 
-        # The out-of-fold prediction scores the last epoch anyway, unless its weights compete with those of others.
+        # The last epoch need not be validated, because the out-of-fold prediction scores it, unless its weights compete
+        # with those of other epochs.
         validate_last = self.averager.by_score or self.soup.enabled
         due = validate_last if last else epoch % cfg.validate_every == 0
         score = self._validate(metrics, epoch) if self.evaluator is not None and due else None
@@ -369,7 +370,7 @@ class Trainer:
         return self.eval_model
 
     def final_weights(self) -> dict[str, Tensor]:
-        """Return the weights for prediction: the last or the best ones, averaged over `training.average` epochs."""
+        """Return the weights for prediction: the last or the best weights, averaged over `training.average` epochs."""
         return self.averager.average() or dict(self.ema_model().state_dict())
 
     # Checkpoints
@@ -379,13 +380,13 @@ class Trainer:
         return {"progress": asdict(self.state), "plan": self.budget.estimates, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the result of `state_dict`."""
         self.state = TrainerState.from_checkpoint(state["progress"])
         self.budget.estimates = state["plan"]
         self.schedule.load_state_dict(state["schedule"])
 
     def save_checkpoint(self, good: bool = False) -> None:
-        """Write the checkpoint; with `good` also the one that `training.on_nan: restore` returns to."""
+        """Write the checkpoint; with `good`, also write the one to which `training.on_nan: restore` returns."""
         self.state.seconds = self.elapsed_seconds()
         for name in (GOOD_CHECKPOINT, LAST_CHECKPOINT) if good else (LAST_CHECKPOINT,):
             save_checkpoint(
@@ -461,18 +462,18 @@ class Trainer:
         )
 
     def _origin(self) -> dict[str, Any]:
-        """Return what a checkpoint belongs to: the name of the run's folder, the fold, and the seed."""
+        """Return the identity of a checkpoint: the name of the run's folder, the fold and the seed."""
         return {"run": self.folder.parent.name, "fold": self.fold, "seed": self.seed}
 
     def _check_origin(self, found: Any, path: Path) -> None:
-        """Check that a checkpoint is of this fold: that of another one has learnt from the cases that this validates.
+        """Check that a checkpoint belongs to this fold: the network of another fold was trained on this fold's cases.
 
         Args:
-            found: as from `_origin`; None in a checkpoint of a version that did not record it.
+            found: result of `_origin` in the checkpoint; None if the checkpoint's version did not record it.
             path: the checkpoint.
 
         Raises:
-            MaskfoldError: it is of another run, fold or seed.
+            MaskfoldError: the checkpoint belongs to another run, fold or seed.
         """
         if found is None:
             return
@@ -480,7 +481,7 @@ class Trainer:
         if not isinstance(found, dict):
             found = {}
         names = (str(found.get("run")), expected["run"])
-        if not all(RUN_NAME.fullmatch(name) for name in names):  # a renamed folder
+        if not all(RUN_NAME.fullmatch(name) for name in names):  # the folder was renamed
             found, expected = ({**origin, "run": ""} for origin in (found, expected))
         if found != expected:
             before, now = (
@@ -504,13 +505,14 @@ class Trainer:
         return math.ceil(self.state.step / self.steps_per_epoch)
 
     def elapsed_seconds(self) -> float:
-        """Return the seconds since the fold started, earlier processes included."""
+        """Return the seconds since the fold started, including earlier processes."""
         return self.earlier_seconds + time.monotonic() - self.start_time
 
     def _reserved_seconds(self) -> float:
-        """Estimate the seconds of the final prediction from the last validation, or from one case before the first."""
+        """Estimate the seconds of the final prediction from the last validation; without one, from a single case."""
         if self.validation_seconds == 0.0 and self.evaluator is not None:
             self.validation_seconds = self.evaluator.estimate_seconds(self.ema_model(), self.fold)
-        # By-score weights validate the last epoch too; a soup adds that and two predictions. Pictures: 15 %.
+        # If weights are kept by score, the last epoch is validated too; a soup adds this and two predictions. Pictures
+        # take 15 % more.
         predictions = 1 + max(self.averager.by_score, 3 * self.soup.enabled)
         return 1.15 * predictions * self.validation_seconds + 2.0

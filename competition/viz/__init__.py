@@ -1,1 +1,1 @@
-"""Figures of cases and learning curves, and the style of the figures of a report."""
+"""Figures of cases and learning curves, and the common style of figures in reports."""

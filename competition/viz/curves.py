@@ -1,4 +1,4 @@
-"""Learning curves of a fold, as one PNG."""
+"""The learning curves of a fold, as one PNG."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def plot_fold_curves(path: Path, metrics_jsonl: Path, direction: Direction = Dir
     """Draw loss, score and learning rate against the epoch.
 
     Args:
-        path: the PNG, written atomically.
-        metrics_jsonl: lines `{"step", "epoch", "time", "metrics": {name: value}}`. An incomplete last line (after a
-            kill) is skipped; for a missing or empty file the axes show "nothing logged".
-        direction: of the score.
+        path: the PNG file, written atomically.
+        metrics_jsonl: file with lines `{"step", "epoch", "time", "metrics": {name: value}}`. An incomplete last line
+            (after a kill) is skipped; if the file is missing or empty, the axes show "nothing logged".
+        direction: whether higher or lower scores are better.
     """
     from matplotlib.figure import Figure
 
@@ -45,7 +45,7 @@ def plot_fold_curves(path: Path, metrics_jsonl: Path, direction: Direction = Dir
 
 
 def read_curves(metrics_jsonl: Path) -> dict[str, Curve]:
-    """Read every metric by epoch, in the file's order; several values of one epoch are averaged.
+    """Read every metric by epoch, in the order of the file; several values of one epoch are averaged.
 
     A non-finite value becomes nan, which is a gap in the curve.
     """
@@ -91,7 +91,7 @@ def _draw(axes: Axes, title: str, curves: Mapping[str, tuple[Curve, tuple[float,
     axes.grid(alpha=0.25)
     for label, ((epochs, values), colour, width) in curves.items():
         is_single_point = sum(math.isfinite(value) for value in values) < 2  # a line needs two points
-        # The space: matplotlib omits labels that begin with an underscore from the legend.
+        # The space is needed because matplotlib omits labels that begin with an underscore from the legend.
         axes.plot(
             epochs,
             values,

@@ -26,8 +26,8 @@ IGNORED_COLOUR: RGB = (0.6, 0.6, 0.6)
 BETTER_COLOUR: RGB = (0.25, 0.85, 0.35)  # B is right, A is wrong
 WORSE_COLOUR: RGB = (1.0, 0.25, 0.25)  # A is right, B is wrong
 BOTH_WRONG_COLOUR: RGB = (0.95, 0.85, 0.2)
-VIEWS = ("sagittal", "coronal", "axial")  # view of a slice along the first, second and third axis of LAS
-PANEL_INCHES = {2: 4.2, 3: 2.8}  # width, by the dimensions of a case
+VIEWS = ("sagittal", "coronal", "axial")  # name of the view of a slice along the first, second and third axis of LAS
+PANEL_INCHES = {2: 4.2, 3: 2.8}  # width of the figure, by the dimensions of a case
 SMOOTH_PIXELS = 256  # slices with fewer pixels per side are enlarged before their contours are drawn
 MAX_LEGEND_ENTRIES = 16
 # Colours of the first classes: bright on grey, and distinguishable for most colour-blind readers.
@@ -57,23 +57,24 @@ def draw_case(
     dice: Mapping[str, float] | None = None,
     affine: Array | None = None,
 ) -> None:
-    """Draw image · truth · prediction: one row for a 2D image, three orthogonal slices for a volume.
+    """Draw image, truth and prediction side by side: one row for a 2D image, three orthogonal slices for a volume.
 
-    Without a truth: image · prediction. The slices of a volume are those with the most truth, else the most prediction,
-    else the middle ones; each class has the same weight.
+    Without a truth, only image and prediction are drawn. The slices of a volume are those with the most truth, else
+    those with the most prediction, else the middle slices; each class has the same weight.
 
     Args:
-        path: the PNG, written atomically.
-        image: (C, *spatial), any dtype, or as `load_picture` reduced it. A 2D image with 3 or 4 channels is drawn as
-            RGB, else its first channel.
+        path: the PNG file, written atomically.
+        image: (C, *spatial) of any dtype, or as `load_picture` reduced it. A 2D image with 3 or 4 channels is drawn as
+            RGB; of other images, the first channel is drawn.
         truth: (M, *spatial) uint8 from `competition.data.masks.load_mask`; 255 is ignored. None: a test case.
         masks: (K, *spatial) bool, the prediction.
-        comp: defines the classes and how labels are stored.
+        comp: the competition, which defines the classes and how labels are stored.
         title: title of the figure.
         spacing: mm per voxel along each axis; None: isotropic.
         affine: 4×4 voxel to world of a volume, which is then drawn in radiological convention (head up, front up in
-            axial slices, the patient's right on the left); None: in the file's orientation.
-        dice: Dice per class for the legend, nan for a class absent from truth and prediction; None: computed here.
+            axial slices, the patient's right side on the left); None: the volume is drawn in the file's orientation.
+        dice: Dice per class for the legend, nan for a class that is absent from truth and prediction; None: computed
+            here.
     """
     from matplotlib.figure import Figure
 
@@ -87,7 +88,7 @@ def draw_case(
         dice = _dice_per_class(truth, masks, comp)
     channels = _drawn_channels(image)
     bounds = _display_range(channels)
-    if comp.dimensions == 2:  # first, because everything below costs memory for each pixel
+    if comp.dimensions == 2:  # reduce first, because all operations below need memory for each pixel
         step = reduction_step(masks.shape[1:])
         channels, masks = _reduce_unless_reduced(channels, masks.shape[1:], step), reduce_mask(masks, step)
         truth = None if truth is None else reduce_truth(truth, comp, step)
@@ -106,7 +107,7 @@ def draw_case(
     names = ("image", "prediction") if truth is None else ("image", "truth", "prediction")
     figure = Figure(figsize=(len(names) * width, sum(heights) + 1.0), dpi=110, layout="constrained")
     grid = figure.subplots(len(planes), len(names), squeeze=False, height_ratios=heights)
-    for row, plane in enumerate(planes):  # slice first, then compute: volumes are large
+    for row, plane in enumerate(planes):  # select slices before computing, because volumes are large
         slice_image = plane.cut(channels)
         step = reduction_step(slice_image.shape[1:])
         colours = _to_rgb(reduce_image(slice_image, step), bounds)
@@ -151,18 +152,17 @@ def draw_comparison(
     spacing: Sequence[float] | None = None,
     affine: Array | None = None,
 ) -> None:
-    """Draw truth · A · B · difference: one row for a 2D image, three orthogonal slices for a volume.
+    """Draw truth, A, B and their difference side by side: one row for a 2D image, three orthogonal slices for a volume.
 
-    The slices of a volume are those where the two predictions differ most. In the last panel a pixel is green where
-    only B is right, red where only A is right, and yellow where both are wrong, over all classes.
+    The slices of a volume are those in which the two predictions differ most. In the last panel, over all classes, a
+    pixel is green if only B is right, red if only A is right, and yellow if both are wrong.
 
     Args:
-        path: the PNG, written atomically.
+        path: the PNG file, written atomically.
         image: (C, *spatial), see `draw_case`.
         truth: (M, *spatial) uint8; 255 is ignored.
         masks: predictions of A and B, (K, *spatial) bool each.
-        comp: defines the classes.
-        title: title of the figure.
+        comp: the competition, which defines the classes. title: title of the figure.
         names: titles of the panels of A and B.
         spacing: mm per voxel along each axis; None: isotropic.
         affine: 4×4 voxel to world of a volume, see `draw_case`.
@@ -177,7 +177,7 @@ def draw_comparison(
         spacing = None if spacing is None else [spacing[axis] for axis in order]
     channels = _drawn_channels(image)
     bounds = _display_range(channels)
-    if comp.dimensions == 2:  # first, because everything below costs memory for each pixel
+    if comp.dimensions == 2:  # reduce first, because all operations below need memory for each pixel
         step = reduction_step(truth.shape[1:])
         channels = _reduce_unless_reduced(channels, truth.shape[1:], step)
         truth = reduce_truth(truth, comp, step)
@@ -231,7 +231,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def class_colour(index: int) -> RGB:
-    """Return the colour of a class, the same in every figure: the palette first, then hues a golden angle apart."""
+    """Return the colour of a class, which is the same in all figures: from the palette, then in golden-angle steps."""
     import colorsys
 
     if index < len(PALETTE):
@@ -261,7 +261,7 @@ def _class_mask(truth: Array, index: int, comp: Competition) -> NDArray[np.bool_
 
 
 def _dice_per_class(truth: Array, masks: Array, comp: Competition) -> dict[str, float]:
-    """Return the Dice of each class, nan without a pixel; in blocks of rows, to limit memory."""
+    """Return the Dice of each class, nan if there is no pixel; computed in blocks of rows, to limit memory."""
     shared, total = np.zeros((2, len(comp.classes)), np.int64)
     rows = max(1, BLOCK_PIXELS // max(1, math.prod(truth.shape[2:])))
     for first in range(0, truth.shape[1], rows):
@@ -284,10 +284,10 @@ class SlicePlane(NamedTuple):
     """One slice to draw.
 
     Attributes:
-        axis: the sliced axis; None for a 2D image.
+        axis: axis along which slices are counted; None for a 2D image.
         position: slice index along `axis`.
-        transpose: draw the first remaining axis to the right, not downwards.
-        upwards: draw the vertical axis from bottom to top.
+        transpose: whether the first remaining axis is drawn to the right instead of downwards.
+        upwards: whether the vertical axis is drawn from bottom to top.
         aspect: height of a pixel divided by its width.
     """
 
@@ -305,9 +305,9 @@ class SlicePlane(NamedTuple):
 
 
 def _foreground_profiles(layers: Iterable[Array], shape: Sequence[int]) -> list[NDArray[np.float64]]:
-    """Return for each axis the foreground per slice; each class is normalised, so that small classes weigh as much."""
+    """Return the foreground per slice for each axis; classes are normalised, so that small classes count as much."""
     profiles = [np.zeros(size) for size in shape]
-    for layer in layers:  # one at a time: volumes are large
+    for layer in layers:  # process one layer at a time, because volumes are large
         if total := int(layer.sum()):
             for axis, profile in enumerate(profiles):
                 other_axes = tuple(i for i in range(layer.ndim) if i != axis)
@@ -316,10 +316,10 @@ def _foreground_profiles(layers: Iterable[Array], shape: Sequence[int]) -> list[
 
 
 def _select_planes(profiles: Sequence[Array], spacing: Sequence[float] | None, is_stack: bool) -> list[SlicePlane]:
-    """Select the slices and their orientation: 2D images and stacks rows downwards, NIfTI x rightwards and z upwards.
+    """Select slices and their orientation: rows downwards for 2D images and stacks; x to the right, z up for NIfTI.
 
     Args:
-        profiles: for each axis the foreground per slice; the slice with the largest value is drawn.
+        profiles: amount of foreground in each slice, one array per axis; the slice with the largest value is drawn.
         spacing: mm per voxel along each axis.
         is_stack: whether the volume is a stack of slice files.
     """
@@ -339,7 +339,7 @@ def _select_planes(profiles: Sequence[Array], spacing: Sequence[float] | None, i
 
 
 def _row_heights(planes: Sequence[SlicePlane], foreground: Array, width: float) -> list[float]:
-    """Return the height of each row in inches: proportional to its slice, within limits."""
+    """Return the height of each row in inches, proportional to the height of its slice, within limits."""
     heights = []
     for plane in planes:
         rows, columns = plane.cut(foreground).shape
@@ -351,20 +351,20 @@ def _row_heights(planes: Sequence[SlicePlane], foreground: Array, width: float) 
 
 
 def _drawn_channels(image: Array) -> Array:
-    """Return the channels to draw: the colours of a 2D image with 3 or 4 channels, else the first."""
+    """Return the channels to draw: the colours of a 2D image with 3 or 4 channels, otherwise the first channel."""
     return image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
 
 
 def _reduce_unless_reduced(channels: Array, shape: Sequence[int], step: int) -> Array:
-    """Return the channels of a 2D image for masks of this shape; `load_picture` may have reduced them already."""
+    """Reduce the channels of a 2D image to the size of a figure, unless `load_picture` has already done this."""
     return reduce_image(channels, step) if channels.shape[1:] == tuple(shape) else channels
 
 
 def _display_range(channels: Array) -> tuple[float, float]:
     """Return the display range: the 0.5th and 99.5th percentiles over all channels.
 
-    One range for all channels keeps the ratios of colours; microscopy images use only a part of the dtype's range. The
-    percentiles are those of a sample of about a million values.
+    One range for all channels keeps the ratios of colours. The range of the dtype is not used, because microscopy
+    images use only a part of it. The percentiles come from a sample of about a million values.
     """
     step = max(1, math.ceil((channels.size / 1e6) ** (1 / (channels.ndim - 1))))
     sample = channels[(slice(None), *[slice(None, None, step)] * (channels.ndim - 1))].astype(np.float32)
@@ -391,14 +391,14 @@ def _draw_image(axes: Axes, image: Array, plane: SlicePlane) -> None:
 
 
 def _draw_masks(axes: Axes, layers: Array) -> None:
-    """Fill each class's area and draw its contour; `layers` is (K, rows, columns) bool."""
+    """Fill the area of each class and draw its contour; `layers` is (K, rows, columns) bool."""
     for index, layer in enumerate(layers):
         if not layer.any():
             continue
         colour = class_colour(index)
         _fill_area(axes, layer, colour, 0.25)
-        # Enlarging makes the contour follow the pixel edges instead of cutting corners. A frame of background closes
-        # contours at the image's edge, and allows images of a single row.
+        # With enlargement, contours follow the pixel edges instead of cutting corners. A frame of background closes
+        # contours at the image's edge, and allows images with a single row.
         scale = min(max(SMOOTH_PIXELS // max(layer.shape), 1), 8)
         padded = np.pad(np.kron(layer, np.ones((scale, scale), np.uint8)), 1)
         rows, columns = ((np.arange(size) - 0.5) / scale - 0.5 for size in padded.shape)
@@ -423,7 +423,7 @@ def _label(name: str, dice: Mapping[str, float] | None) -> str:
 
 
 def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bool) -> None:
-    """Draw a legend of the present classes; beyond `MAX_LEGEND_ENTRIES` only their number."""
+    """Draw a legend of the classes that are present; of more than `MAX_LEGEND_ENTRIES`, only their number."""
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=label) for colour, label in entries[:MAX_LEGEND_ENTRIES]]
@@ -441,7 +441,7 @@ def _draw_legend(figure: Figure, entries: Sequence[tuple[RGB, str]], ignored: bo
 
 
 def _legend_entries(comp: Competition, truth: Array, masks: tuple[Array, Array]) -> list[tuple[RGB, str]]:
-    """Return the present classes, then the colours of the difference panel."""
+    """Return legend entries for the classes that are present, then for the colours of the difference panel."""
     present: list[Any] = [
         index
         for index, class_truth in enumerate(label_to_class_masks(truth, comp))

@@ -1,4 +1,4 @@
-"""Images to draw: as they are read for the work, except that a large TIFF is reduced while it is read."""
+"""Read images for drawing: as in training, except that a large TIFF is reduced while it is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from competition.data.image_types import Image, convert_decoder_errors
 from competition.data.readers import EXTENSIONS, exif_orientation, extension_of, get_column, load_image, row_axes
 from competition.viz.reduction import reduce_image, reduction_step
 
-LARGE_FILE = 2**28  # bytes of pixels from which a TIFF is read by its strips or tiles
+LARGE_FILE = 2**28  # size of the pixels in bytes from which a TIFF is read strip by strip or tile by tile
 
 
 def load_picture(comp: Competition, row: Any) -> Image:
@@ -29,8 +29,8 @@ def load_picture(comp: Competition, row: Any) -> Image:
         row: a row of the case table.
 
     Returns:
-        The result of `load_image`; or, for a 2D image in one large TIFF, its array averaged over squares of
-        `reduction_step` pixels, float32, which needs neither the whole image in memory nor in one piece.
+        The result of `load_image`. For a 2D image in one large TIFF, the array is averaged over squares of
+        `reduction_step` pixels, float32, so that the whole image is never in memory.
 
     Raises:
         MaskfoldError: as for `load_image`.
@@ -49,10 +49,10 @@ def load_picture(comp: Competition, row: Any) -> Image:
 
 
 def load_unchanged_picture(comp: Competition, row: Any) -> Image:
-    """Read the image of a case of a run as `load_picture` does, if its files have not changed since the run began.
+    """Read the image of a case with `load_picture`, and check that its files have not changed since the run began.
 
     Raises:
-        ChangedDataError: they have.
+        ChangedDataError: a file has changed.
         MaskfoldError: as for `load_picture`.
     """
     with unchanged_files(comp, row, truth=False):
@@ -76,7 +76,7 @@ def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
             return np.asarray(reduce_image(np.moveaxis(array, -1, 0), step), np.float32)
         try:
             return _sum_segments(page, step)
-        except ValueError as error:  # tifffile lacks the decoder; `load_image` has others
+        except ValueError as error:  # tifffile lacks the decoder, but `load_image` has other decoders
             if "imagecodecs" not in str(error):
                 raise
             return None

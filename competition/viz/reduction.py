@@ -1,8 +1,8 @@
-"""Reduction of large images and masks to the resolution of a figure.
+"""Reduce large images and masks to the resolution of a figure.
 
-A panel of a figure has a few hundred pixels, but matplotlib needs about a hundred bytes for each pixel that it is
-given. Slices larger than `MAX_SIDE` are therefore averaged over squares of pixels before anything is drawn. All
-functions work in blocks of rows, so that they need little memory in addition to their input.
+A panel of a figure has a few hundred pixels, but matplotlib needs about a hundred bytes for each pixel of its input.
+Therefore slices larger than `MAX_SIDE` are averaged over squares of pixels before they are drawn. All functions work in
+blocks of rows, so that they need little memory in addition to their input.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from competition.config.competition import Competition
 from competition.data.masks import IGNORED
 
 Array = NDArray[Any]
-MAX_SIDE = 2048  # slices up to this size are drawn as they are
-REDUCED_SIDE = 1024  # pixels of the longer side of a reduced slice
+MAX_SIDE = 2048  # slices up to this size are drawn without reduction
+REDUCED_SIDE = 1024  # length of the longer side of a reduced slice in pixels
 BLOCK_PIXELS = 2**22
 
 
 def reduction_step(shape: Sequence[int]) -> int:
-    """Return the side of the squares that become one pixel of a slice (rows, columns); 1: it is drawn as it is."""
+    """Return the side of the squares that become one pixel of a slice (rows, columns); 1: no reduction."""
     longest = max(shape)
     return 1 if longest <= MAX_SIDE else math.ceil(longest / REDUCED_SIDE)
 
 
 def reduce_image(channels: Array, step: int) -> Array:
-    """Average channels (C, rows, columns) over squares of `step` pixels, float32; unchanged for a step of 1."""
+    """Average channels (C, rows, columns) over squares of `step` pixels, as float32; a step of 1 changes nothing."""
     if step == 1:
         return channels
     rows, columns = (np.arange(0, size, step) for size in channels.shape[-2:])
@@ -45,12 +45,12 @@ def reduce_image(channels: Array, step: int) -> Array:
 
 
 def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.bool_]:
-    """Return which squares of `step` pixels have a pixel of a mask, so that small objects stay visible.
+    """Reduce a mask: a square of `step` pixels is set if it has a pixel of the mask, so small objects stay visible.
 
     Args:
         mask: (…, rows, columns).
-        step: side of the squares; 1 returns the mask.
-        value: the pixels with this value; None: `mask` is bool.
+        step: side of the squares; for 1, the mask is returned.
+        value: value of the pixels in `mask` that count; None: `mask` is bool.
     """
     if step == 1:
         return np.asarray(mask if value is None else mask == value)
@@ -64,7 +64,7 @@ def reduce_mask(mask: Array, step: int, value: int | None = None) -> NDArray[np.
 
 
 def reduce_truth(truth: Array, comp: Competition, step: int) -> NDArray[np.uint8]:
-    """Reduce a stored mask (M, rows, columns) uint8 to squares of `step` pixels; of exclusive classes the last wins."""
+    """Reduce a stored mask (M, rows, columns) uint8 to squares of `step` pixels; the last exclusive class wins."""
     if step == 1:
         return truth
     result = reduce_mask(truth, step, IGNORED).astype(np.uint8) * np.uint8(IGNORED)
@@ -76,6 +76,6 @@ def reduce_truth(truth: Array, comp: Competition, step: int) -> NDArray[np.uint8
 def _blocks(shape: Sequence[int], step: int) -> Iterator[tuple[slice, slice]]:
     """Yield the rows of the result and the rows of the input (…, rows, columns), block by block."""
     rows, width = shape[-2], math.prod(shape[:-2]) * shape[-1]
-    count = max(1, BLOCK_PIXELS // (step * width))  # rows of the result
+    count = max(1, BLOCK_PIXELS // (step * width))  # number of rows of the result per block
     for first in range(0, math.ceil(rows / step), count):
         yield slice(first, first + count), slice(first * step, min((first + count) * step, rows))

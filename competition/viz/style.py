@@ -1,4 +1,4 @@
-"""Common style of the figures of a report."""
+"""The common style of figures in reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TEXT_COLOUR: RGB = (0.11, 0.14, 0.19)
 GREY_COLOUR: RGB = (0.55, 0.59, 0.64)
-MAX_PANELS = 12  # number of drawn classes; tables list all classes
+MAX_PANELS = 12  # maximum number of drawn classes; tables list all classes
 MAX_LEGEND_ENTRIES = 24
 FOLD_COLOURS: tuple[RGB, ...] = tuple(
     (r / 255, g / 255, b / 255)
@@ -49,7 +49,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def panel_grid(count: int, height: float = 3.1, columns: int = 4) -> tuple[Figure, list[Axes]]:
-    """Return a page-wide figure with `count` equal panels in rows of at most `columns`."""
+    """Return a figure as wide as the page, with `count` equal panels in rows of at most `columns` panels."""
     n_columns = min(count, columns)
     n_rows = -(-count // n_columns)
     figure = new_figure(11.0 if n_columns > 1 else 6.4, height * n_rows + (1.0 if n_columns < 3 else 0.0))
@@ -74,7 +74,7 @@ def style_axes(axes: Axes, title: str, xlabel: str = "", ylabel: str = "") -> No
 
 
 def show_empty_text(axes: Axes, text: str) -> None:
-    """Write into an empty panel why it is empty."""
+    """Write a text into an empty panel that says why it is empty."""
     axes.text(
         0.5,
         0.5,
@@ -101,7 +101,7 @@ def set_log_axis(axis: Axis, low: float, high: float) -> None:
         ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
         if len(ticks) >= 4:
             break
-    if len(ticks) < 4:  # less than a factor of two: linear steps
+    if len(ticks) < 4:  # for less than a factor of two, use linear steps
         ticks = [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
     axis.set_major_locator(FixedLocator(ticks[:: 1 + len(ticks) // 9]))
     axis.set_minor_locator(NullLocator())
@@ -109,7 +109,7 @@ def set_log_axis(axis: Axis, low: float, high: float) -> None:
 
 
 def format_tick(value: float) -> str:
-    """Format a number on an axis: 1,500, 0.002, 1e-7."""
+    """Format a number on an axis, such as 1,500, 0.002 or 1e-7."""
     if 1e-4 <= abs(value) < 1e7:
         return f"{value:,.6f}".rstrip("0").rstrip(".")
     mantissa, _, exponent = f"{value:.1e}".partition("e")
@@ -131,7 +131,7 @@ def add_legend(target: Any, below: bool = False, columns: int = 1) -> None:
 
 
 def dark_class_colour(index: int) -> RGB:
-    """Return the colour of a class on a white page: darker than in its images."""
+    """Return the colour of a class for a white page, which is darker than on images."""
     hue, light, saturation = colorsys.rgb_to_hls(*class_colour(index))
     return colorsys.hls_to_rgb(hue, min(light, 0.40), saturation * 0.9)
 
@@ -142,7 +142,7 @@ def fold_colour(fold: int) -> RGB:
 
 
 def select_drawn_classes(sizes: Sequence[float]) -> list[int]:
-    """Return the indices of the classes to draw, in order: at most `MAX_PANELS`, those with the largest `sizes`."""
+    """Return the indices of the classes to draw, in order: the `MAX_PANELS` classes with the largest `sizes`."""
     order = np.argsort(-np.asarray(sizes, np.float64), kind="stable")[:MAX_PANELS]
     return sorted(int(index) for index in order)
 

@@ -13,8 +13,8 @@ from competition.config.competition import Competition
 from competition.data.image_types import Header, combined_digest, convert_decoder_errors, file_digest
 from competition.data.rle_tables import row_text
 
-# s; the digest of a file that was written less than this before it was hashed is not remembered, because a second write
-# within one tick of the file system's clock would leave its times as they are.
+# s. If a file was written less than this before it was hashed, its digest is not cached, because a second write within
+# one tick of the file system's clock would not change the file's times.
 SETTLED_SECONDS = 2.0
 FileStamp = tuple[int, int, int, int]  # inode, size, times of modification and of change (ns); see `file_stamp`
 Files = str | list[str]  # a path below the competition's root, or the paths of a stack's slices
@@ -27,10 +27,10 @@ _remembered: dict[Path, tuple[FileStamp, bytes]] = {}  # stamp and digest
 
 
 def file_stamp(path: Path) -> FileStamp:
-    """Return what the file system says of a file's content; it changes whenever the file is written or replaced.
+    """Return inode, size and times of a file; some of them change whenever the file is written or replaced.
 
     Raises:
-        MaskfoldError: there is no such file.
+        MaskfoldError: the file does not exist.
     """
     with convert_decoder_errors(path):
         status = path.stat()
@@ -38,12 +38,12 @@ def file_stamp(path: Path) -> FileStamp:
 
 
 def is_settled(stamp: FileStamp) -> bool:
-    """Return whether a file was last written long enough ago that another write now would change its stamp."""
+    """Return whether the last write of a file is so long ago that another write would change its stamp."""
     return time.time() - max(stamp[2:]) / 1e9 > SETTLED_SECONDS
 
 
 def remembered_digest(path: Path) -> bytes:
-    """Return the digest of a file as `file_digest` does, but hash it only once per process while its stamp is the same.
+    """Return the result of `file_digest`; a file is hashed only once per process unless its stamp changes.
 
     Raises:
         MaskfoldError: the file cannot be read.
@@ -63,7 +63,7 @@ def file_digests(comp: Competition, files: list[Files], digest: Digest = file_di
 
     Args:
         comp: the competition.
-        files: paths below the root, or stacks' paths.
+        files: for each file a path below the root, or a list of the paths of a stack.
         digest: `file_digest`, or `remembered_digest`, which hashes an unchanged file only once per process.
 
     Raises:
@@ -87,7 +87,7 @@ def image_digest(comp: Competition, channels: list[Files], digest: Digest = file
 
 
 def label_files(masks: dict[str, Any] | None) -> list[Files]:
-    """Return the label files of a result of `find_masks`, each a path or a stack's paths; the region is the last."""
+    """Return the label files of a case as paths or lists of a stack's paths; the region mask comes last."""
     if masks is None:
         return []
     region = [masks["region"]] if "region" in masks else []
@@ -101,7 +101,7 @@ def label_files(masks: dict[str, Any] | None) -> list[Files]:
 
 
 def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest = file_digest) -> list[bytes]:
-    """Return the ground truth's part of the content hash: digests of its files, or the text of its rows.
+    """Return the part of the content hash for the ground truth: digests of its files, or the text of its rows.
 
     Args:
         comp: the competition.
@@ -122,14 +122,14 @@ def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest 
 def reading_parts(
     comp: Competition, header: Header, channels: list[Files], masks: dict[str, Any] | None
 ) -> list[bytes]:
-    """Return the part of the content hash for files whose arrays depend on more than their bytes; mostly none.
+    """Return the part of the content hash for files whose arrays depend on more than their bytes; usually empty.
 
-    These are files whose axes are reordered and spacings that are not read plainly (see `Header.plain_spacing`). Their
-    arrays are not those of earlier versions, so cached cases of those are not found under the new hash.
+    These are files whose axes are reordered, and files with a `Header.plain_spacing`. Earlier versions read other
+    arrays from them, so the hash differs from theirs, and their cached cases are not used.
 
     Args:
         comp: the competition.
-        header: of the first channel.
+        header: header of the first channel.
         channels: the files of each channel.
         masks: a result of `find_masks`; None for a test case.
     """
@@ -152,5 +152,5 @@ def reading_parts(
 
 
 def case_digest(image_hash: str, parts: list[bytes]) -> str:
-    """Return the column `hash` of the case table, from `image_hash` and the parts of the truth and the reading."""
+    """Return the value of the column `hash`, from `image_hash` and the results of `truth_parts` and `reading_parts`."""
     return combined_digest([bytes.fromhex(image_hash), *parts])

@@ -1,7 +1,7 @@
-"""Reading of the cases of a run, if their files have not changed since the run began.
+"""Read the cases of a run, and check that their files have not changed since the run began.
 
-The case table of a run has the digests of the files that it was made of. Everything that reads an image or a truth
-again, such as a validation, the tuning of post-processing or a report, reads it with the functions of this file.
+The case table of a run contains digests of the files. All code that reads an image or a truth again (validation, tuning
+of post-processing, reports) uses the functions of this file.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 
 def load_unchanged_image(comp: Competition, row: Any) -> Image:
-    """Read the image of a case of a run as `load_image` does, if its files have not changed since the run began.
+    """Read the image of a case with `load_image`, and check that its files have not changed since the run began.
 
     Raises:
-        ChangedDataError: they have.
+        ChangedDataError: a file has changed.
         MaskfoldError: as for `load_image`.
     """
     with unchanged_files(comp, row, truth=False):
@@ -51,10 +51,10 @@ def load_unchanged_image(comp: Competition, row: Any) -> Image:
 
 
 def load_unchanged_mask(comp: Competition, row: Any) -> np.ndarray:
-    """Read the truth of a case of a run as `load_mask` does, if its files have not changed since the run began.
+    """Read the truth of a case with `load_mask`, and check that its files have not changed since the run began.
 
     Raises:
-        ChangedDataError: they have.
+        ChangedDataError: a file has changed.
         MaskfoldError: as for `load_mask`.
     """
     with unchanged_files(comp, row, image=False):
@@ -62,10 +62,10 @@ def load_unchanged_mask(comp: Competition, row: Any) -> np.ndarray:
 
 
 def load_unchanged_objects(comp: Competition, row: Any) -> CaseObjects:
-    """Number the objects of a case of a run as `load_objects` does, if its files have not changed.
+    """Number the objects of a case with `load_objects`, and check that its files have not changed.
 
     Raises:
-        ChangedDataError: they have.
+        ChangedDataError: a file has changed.
         MaskfoldError: as for `load_objects`.
     """
     with unchanged_files(comp, row, image=False):
@@ -78,20 +78,21 @@ def unchanged_files(
 ) -> Iterator[None]:
     """Check that the files of a case are those of the case table while they are read inside the block.
 
-    The readers take paths, so the bytes that are hashed are not those that are decoded. They are equal unless a file
-    changes between the two, and then its stamp differs (see `file_stamp`): stamps are taken before and after the block,
-    and the digests in between. What is not noticed is a change that restores inode, size and both times of a file.
+    The readers take paths, so the files are read twice: once for decoding and once for hashing. If a file changes
+    between the two, its stamp changes (see `file_stamp`). So stamps are taken before and after the block, and digests
+    in between. A change that restores inode, size and both times of a file is not noticed.
 
     Args:
         comp: the competition.
         row: a row of the case table.
         image: check the image.
         truth: check the truth, if the case has one.
-        fresh: hash the files after the block and without remembered digests; otherwise before it, and a file that
-            this process has hashed before is not hashed again.
+        fresh: hash all files after the block, without cached digests. Otherwise hash them before the block, except
+            those that this process has hashed before.
 
     Raises:
-        ChangedDataError: a file is not that of the case table, or changed inside the block.
+        ChangedDataError: the digest of a file differs from that in the case table, or the file changed inside the
+            block.
         MaskfoldError: an error of the block, or a file cannot be read.
     """
     masks = json.loads(get_column(row, "masks")) if truth else None
@@ -104,7 +105,7 @@ def unchanged_files(
     try:
         yield
     except MaskfoldError:
-        for check in checks:  # a file that has changed is the better explanation of most errors
+        for check in checks:  # if a file has changed, this explains most errors better
             check(comp, row, file_digest)
         raise
     if fresh:
@@ -116,15 +117,15 @@ def unchanged_files(
 
 
 def check_truth_unchanged(comp: Competition, rows: Iterable[Any]) -> int:
-    """Check the truth of cases whose masks are not read again, because results that were made of them are used again.
+    """Check the truth of cases whose masks are not read again because stored results are used.
 
     Args:
         comp: the competition.
-        rows: of the case table.
+        rows: rows of the case table.
 
     Returns:
-        The number of cases that cannot be checked, since a file of their truth is missing: a copied run may be used
-        without its training data.
+        The number of cases that cannot be checked because a file of their truth is missing: a copied run may be used
+            without its training data.
 
     Raises:
         ChangedDataError: the truth of a case has changed since the run began.
@@ -148,7 +149,7 @@ def _check_image(comp: Competition, row: Any, digest: Digest) -> None:
 
 
 def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
-    """Check the truth alone: its digests with the `image_hash` of the table must give the table's `hash`."""
+    """Check only the truth: its digests and the `image_hash` of the table must give the table's `hash`."""
     masks, case_id = json.loads(get_column(row, "masks")), get_column(row, "id")
     channels = list(json.loads(get_column(row, "images")).values())
     names = ", ".join(display_name(files) for files in label_files(masks)[:3]) or str(comp.train.rle)
@@ -159,7 +160,7 @@ def _check_truth(comp: Competition, row: Any, digest: Digest) -> None:
     except KeyError:  # the table of run lengths has fewer lines
         raise error from None
     image_hash, expected = get_column(row, "image_hash"), get_column(row, "hash")
-    # Most cases have no reading parts, so the header need not be read.
+    # For most cases `reading_parts` is empty, so the header need not be read.
     if not has_other_rows and case_digest(image_hash, parts) == expected:
         return
     header = read_case_header(comp, channels[0], False, row_axes(comp, row))
@@ -191,16 +192,16 @@ def _changed_error(message: str) -> ChangedDataError:
 
 
 def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
-    """Check that the files that a case table from a run's folder names are those of their cases, by the patterns.
+    """Check that each file in a run's case table matches the pattern and id of its case.
 
-    Their content is compared with the table's digests when it is read.
+    The content of the files is compared with the table's digests when they are read.
 
     Args:
-        comp: the competition that the table was made of.
-        table: its training cases.
+        comp: the competition of the table.
+        table: case table of the training cases.
 
     Raises:
-        MaskfoldError: a case has the file of another case, or of another channel or class.
+        MaskfoldError: the table gives a case the file of another case, channel or class.
         ValueError, TypeError, AttributeError: a cell is damaged.
     """
     images, masks = comp.train.images, comp.train.masks
@@ -229,7 +230,7 @@ def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
 def _check_file_names(
     case_id: str, key: str, pattern: str | None, files: str | list[str], channel: str, texts: list[str] | None
 ) -> None:
-    """Check that a pattern matches the files of a case; `texts`: what {z} matched in each slice of the image."""
+    """Check that a pattern matches the files of a case; `texts`: the texts that {z} matched in the image's slices."""
     paths = [files] if isinstance(files, str) else files
     for index, path in enumerate(paths):
         bound = None if pattern is None else match_path(pattern, path, case_id)

@@ -1,6 +1,6 @@
 """Phantoms: synthetic data with the folders, formats, sizes, spacings, contrast and difficulty of restricted data sets.
 
-Formulas draw everything from a seed: no pixel, name, date or identifier belongs to a person.
+All data are computed from a seed: no pixel, name, date or identifier belongs to a person.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from competition.text import join_or, nearest_names
 
 __all__ = ["LAYOUTS", "VERSION", "make_phantom", "next_command"]
 
-VERSION = 1  # version of the pixels; raise it when they change
-# layout → default number of training cases and of test cases; hipmri counts patients, each with one to three weeks
+VERSION = 1  # version of the pixels; increase it when they change
+# default numbers of training and test cases by layout; hipmri counts patients, each with one to three weeks
 LAYOUTS = {"spleen": (16, 4), "spine": (16, 4), "a02025": (60, 20), "hipmri": (20, 0)}
-MODULES = {"a02025": "skin"}  # module of a layout, if it has another name
+MODULES = {"a02025": "skin"}  # module of a layout, if its name differs from the layout
 
 Writer = Callable[[Path, int, int, int], None]
 
@@ -33,15 +33,15 @@ def make_phantom(
         layout: `spleen` (CT as DICOM), `spine` (NIfTI), `a02025` (skin photographs) or `hipmri` (MR of the pelvis);
             `write` in each module describes the files.
         folder: the folder to create; it replaces older phantoms of this layout.
-        seed: the same seed gives the same pixels on every machine.
-        cases: number of training cases (hipmri: patients); None is the layout's default.
-        test_cases: number of test cases; None is the layout's default. hipmri has no test cases.
+        seed: random seed; the same seed gives the same pixels on every machine.
+        cases: number of training cases (hipmri: patients); None: default of the layout.
+        test_cases: number of test cases; None: default of the layout. hipmri has no test cases.
 
     Returns:
-        True if they were made, False if the same phantoms exist already.
+        True if the phantoms were made, False if the same phantoms already exist.
 
     Raises:
-        MaskfoldError: the layout or a number is invalid (status 2), the folder contains something else, or it cannot be
+        MaskfoldError: the layout or a number is invalid (status 2), or the folder has other content or cannot be
             written.
 
     Example:
@@ -80,7 +80,7 @@ def next_command(layout: str, folder: Path) -> str:
         folder: the folder of the phantoms.
 
     Raises:
-        MaskfoldError: there is no such layout (status 2).
+        MaskfoldError: the layout does not exist (status 2).
 
     Example:
         >>> next_command("spine", Path("data/spine"))
@@ -99,10 +99,10 @@ def next_command(layout: str, folder: Path) -> str:
 
 
 def _check_layout(layout: str) -> str:
-    """Return the layout.
+    """Return the layout if it exists.
 
     Raises:
-        MaskfoldError: it does not exist (status 2).
+        MaskfoldError: the layout does not exist (status 2).
     """
     if layout not in LAYOUTS:
         matches = nearest_names(layout, LAYOUTS)

@@ -1,4 +1,4 @@
-"""Export of synthetic volumes and masks as DICOM: a series with one file per slice, and DICOM-SEG.
+"""Write synthetic volumes and masks as DICOM: a series with one file per slice, and DICOM-SEG.
 
 Coordinates are DICOM's (x towards the patient's left, y towards the back, z towards the head; mm). Files follow DICOM
 PS3.3 A.3 (CT Image); UIDs are derived from the patient's id, so that a seed gives the same files.
@@ -24,13 +24,13 @@ CT_STORAGE, INTERCEPT = "1.2.840.10008.5.1.4.1.1.2", -1024
 
 @dataclass(frozen=True, eq=False)
 class SliceGrid:
-    """Grid of slices.
+    """A grid of slices.
 
     Attributes:
-        shape: slices, rows, columns.
+        shape: number of slices, rows and columns.
         spacing: mm between slices, rows and columns.
-        origin: (3,) mm, the centre of the first slice's first pixel.
-        axes: (3, 3), in rows: unit vectors along which slices, row numbers and column numbers increase.
+        origin: (3,) centre of the first pixel of the first slice, mm.
+        axes: (3, 3) with the unit vectors, as rows, along which slice, row and column numbers increase.
     """
 
     shape: tuple[int, int, int]
@@ -46,7 +46,7 @@ class SliceGrid:
         spacing: tuple[float, float, float],
         turn: tuple[float, float] = (0.0, 0.0),
     ) -> SliceGrid:
-        """Return a grid with its middle at `centre`, rotated about the patient's z and then x axis (degrees)."""
+        """Return a grid with its middle at `centre`, rotated about the patient's z axis, then about x (degrees)."""
         (ca, sa), (cb, sb) = ((np.cos(np.deg2rad(a)), np.sin(np.deg2rad(a))) for a in turn)
         about_z = np.array([[ca, -sa, 0], [sa, ca, 0], [0, 0, 1]])
         about_x = np.array([[1, 0, 0], [0, cb, -sb], [0, sb, cb]])
@@ -56,11 +56,11 @@ class SliceGrid:
         return cls(shape, spacing, origin, axes)
 
     def position(self, index: int) -> Array:
-        """Return the centre of a slice's first pixel, (3,) mm."""
+        """Return the centre (3,) of the first pixel of a slice, mm."""
         return self.origin + index * self.spacing[0] * self.axes[0]
 
     def points(self) -> tuple[Array, Array, Array]:
-        """Return x, y and z of all voxels, three arrays that broadcast to `shape`."""
+        """Return the x, y and z coordinates of all voxels as three arrays that broadcast to `shape`."""
         numbers = np.meshgrid(
             *(np.arange(n) * step for n, step in zip(self.shape, self.spacing, strict=True)), indexing="ij", sparse=True
         )
@@ -80,12 +80,12 @@ class SliceGrid:
 
 @dataclass
 class Study:
-    """Study of one patient, in its folder.
+    """The study of one patient, in a folder.
 
     Attributes:
-        folder: the folder of the files of all series.
+        folder: folder of the files of all series.
         patient: the patient's id.
-        rng: draws file names and dates.
+        rng: random generator for file names and dates.
         seed: seed of the phantoms; UIDs are derived from it and the patient's id.
         series_count: number of series written so far.
     """
@@ -102,13 +102,13 @@ class Study:
         self.date = f"{self.rng.integers(2015, 2024)}{self.rng.integers(1, 13):02d}{self.rng.integers(1, 29):02d}"
 
     def uid(self, *parts: object) -> UID:
-        """Return a UID that depends only on the study and the parts."""
+        """Return a UID that depends only on the study and `parts`."""
         from pydicom.uid import generate_uid
 
         return generate_uid(entropy_srcs=["maskfold phantom", str(self.seed), self.patient, *map(str, parts)])
 
     def new_dataset(self, sop_class: str, modality: str, series: str, description: str, instance: int) -> Dataset:
-        """Return a new object with the attributes that all objects of a study share."""
+        """Return a new DICOM object with the attributes that all objects of a study share."""
         from pydicom.dataset import Dataset, FileMetaDataset
         from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -132,7 +132,7 @@ class Study:
         return ds
 
     def save(self, ds: Dataset) -> None:
-        """Write an object under a random name."""
+        """Write a DICOM object under a random file name."""
         from pydicom import dcmwrite
 
         name = ""
@@ -153,17 +153,17 @@ def write_series(
     backwards: bool = False,
     intercept: int = INTERCEPT,
 ) -> None:
-    """Write a volume, one file per slice; file names do not reveal the order of slices.
+    """Write a volume with one file per slice; the file names do not show the order of the slices.
 
     Args:
         study: the study to which the series is added.
         name: name of the series, unique in the study.
         description: SeriesDescription.
-        grid: the grid.
+        grid: grid of the volume.
         array: (slices, rows, columns), Hounsfield units or label values.
-        kind: ImageType.
+        kind: value of ImageType.
         backwards: whether instances are numbered from the last slice to the first.
-        intercept: RescaleIntercept.
+        intercept: value of RescaleIntercept.
     """
     study.series_count += 1
     number = study.series_count
@@ -206,12 +206,12 @@ def write_segmentation(
 
     Args:
         study: the study to which the file is added.
-        source: name of the series that the mask was drawn on.
-        grid: that series' grid.
+        source: name of the series on which the mask was drawn.
+        grid: grid of the series `source`.
         mask: (slices, rows, columns), 0 or not 0.
-        backwards: whether that series' instances are numbered from the last slice to the first, as in `write_series`;
-            frames have the same order.
-        all_frames: whether slices without the segment have a frame too.
+        backwards: whether the instances of `source` are numbered from the last slice to the first, as in
+            `write_series`; the frames have the same order.
+        all_frames: whether slices without the segment also have a frame.
 
     Raises:
         ValueError: the mask is empty.

@@ -1,8 +1,8 @@
 """Phantoms of the male pelvis in MR over several weeks: six classes, two of them small.
 
-Unlike real data, the pelvis is drawn, with voxels of about 5×5×6 mm instead of 1.6 mm. As in real data: file names,
-classes, a coil's bias field and noise, and the similarity of a patient's weeks, in which only the filling of bladder
-and rectum differs.
+Unlike real data, the pelvis is drawn, with voxels of about 5×5×6 mm instead of 1.6 mm. These properties are as in real
+data: file names, classes, bias field and noise of a coil, and the similarity of a patient's weeks, which differ only in
+the filling of bladder and rectum.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ORIENTATION = "LPS"  # orientation of the files
 SHAPES = ((64, 52, 24), (64, 56, 24), (60, 52, 26), (68, 56, 24))
 WEEKS = 8  # a patient has scans in one to three of them
 AIR, FAT, MUSCLE, MARROW, CORTEX, URINE, GLAND, WALL, GAS = 0.02, 0.78, 0.27, 0.62, 0.1, 0.9, 0.44, 0.36, 0.05
-BLUR = 5.0  # mm, width of the slope at a surface
+BLUR = 5.0  # width of the slope at a surface, mm
 
 
 def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
@@ -56,7 +56,7 @@ def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
 
 
 class Pelvis:
-    """Anatomy of one patient that is constant over the weeks."""
+    """The anatomy of one patient, which is the same in all weeks."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         """Draw the parameters of the anatomy; `draw_volume` draws one week."""
@@ -68,7 +68,7 @@ class Pelvis:
         self.bladder = rng.uniform(24.0, 34.0)
         self.rectum = rng.uniform(12.0, 17.0)
         self.hips = rng.uniform(74.0, 82.0)
-        self.level = rng.uniform(-8.0, 8.0)  # position of the organs, mm towards the head
+        self.level = rng.uniform(-8.0, 8.0)  # position of the organs towards the head, mm
         self.gland = GLAND + rng.uniform(-0.06, 0.1)
 
 
@@ -78,8 +78,8 @@ def draw_volume(
     """Draw one week of a patient, axes towards right, anterior and superior.
 
     Args:
-        rng: source of the weekly differences: filling, small shifts, bias field, noise.
-        pelvis: the patient.
+        rng: random generator for the differences between weeks: filling, small shifts, bias field, noise.
+        pelvis: anatomy of the patient.
         shape: shape of the volume.
 
     Returns:

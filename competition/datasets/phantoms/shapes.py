@@ -1,7 +1,8 @@
-"""Drawing functions of phantoms: soft shapes at points in mm, smooth random fields, and a canvas with labels.
+"""Functions that draw phantoms: soft shapes at points in mm, smooth random fields, and a canvas with labels.
 
-Points are arrays that broadcast to one grid, one array per axis. `rho` describes a shape: 0 at the centre, 1 on the
-surface. Only elementwise arithmetic of numpy is used, so that a seed gives the same pixels on every machine.
+Points are given as one array per axis; the arrays broadcast to one grid. `rho` describes a shape: it is 0 at the centre
+and 1 on the surface. Only elementwise arithmetic of numpy is used, so that a seed gives the same pixels on every
+machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Vector = Sequence[float] | Array
 
 
 class Canvas:
-    """Image and label map that shapes are painted on.
+    """An image and a label map on which shapes are painted.
 
     Attributes:
         values: (*spatial) float64, or (*spatial, 3) for colours: brightness.
@@ -29,12 +30,13 @@ class Canvas:
         self.labels = np.zeros(shape, np.uint8)
 
     def paint(self, share: Array, value: float | Array, label: int | None = 0) -> None:
-        """Paint a shape on top.
+        """Paint a shape over the existing content.
 
         Args:
             share: (*spatial) in [0, 1], the share of each voxel inside the shape.
-            value: its brightness.
-            label: its class, set if its share is half or more; None leaves the labels unchanged.
+            value: brightness of the shape.
+            label: class of the shape, assigned to voxels that lie in it by half or more; None leaves the labels
+                unchanged.
         """
         self.values += share * (value - self.values)
         if label is not None:
@@ -48,7 +50,7 @@ class Canvas:
 
 
 def ellipsoid_rho(points: Points, centre: Vector, radii: Vector, power: float = 2.0) -> Array:
-    """Return `rho` of an ellipsoid, or of a cylinder along omitted last axes; a higher power is more square."""
+    """Return `rho` of an ellipsoid, or of a cylinder along omitted last axes; a higher power gives a squarer shape."""
     offsets = [(p - c) / r for p, c, r in zip(points, centre, radii, strict=False)]
     if power == 2.0:
         return np.sqrt(np.asarray(sum(offset * offset for offset in offsets)))
@@ -56,12 +58,12 @@ def ellipsoid_rho(points: Points, centre: Vector, radii: Vector, power: float = 
 
 
 def coverage(rho: Array, radius: float, blur: float) -> Array:
-    """Return the share of each voxel inside a shape, with a slope of `blur` mm at the surface, at `radius` mm."""
+    """Return the share of each voxel inside a shape whose surface at `radius` mm has a slope of `blur` mm."""
     return np.clip(0.5 + (1.0 - rho) * (radius / blur), 0.0, 1.0)
 
 
 def smooth_field(rng: np.random.Generator, points: Points, shortest: float, count: int = 6) -> Array:
-    """Return a smooth random field at points, mean 0, deviation about 1: a sum of plane waves of random directions.
+    """Return a smooth random field with mean 0 and deviation about 1: a sum of plane waves with random directions.
 
     Args:
         shortest: shortest wavelength in mm; the longest is four times as long.
@@ -75,7 +77,7 @@ def smooth_field(rng: np.random.Generator, points: Points, shortest: float, coun
         direction *= 2 * np.pi / (np.sqrt((direction**2).sum()) * shortest * rng.uniform(1.0, 4.0))
         phase, last = rng.uniform(0, 2 * np.pi), direction[-1] * points[-1]
         head = np.asarray(sum((d * p for d, p in zip(direction[:-1], points, strict=False)), phase))
-        if sparse:  # one axis at a time: the same values as below, and many times faster
+        if sparse:  # axis by axis, which gives the same values as below and is many times faster
             field += np.cos(head) * np.cos(last)
             field -= np.sin(head) * np.sin(last)
         else:
@@ -84,7 +86,7 @@ def smooth_field(rng: np.random.Generator, points: Points, shortest: float, coun
 
 
 def bias_field(rng: np.random.Generator, points: Points, low: float, high: float) -> Array:
-    """Return a smooth factor from `low` to `high`: a receive coil's bias field, or uneven illumination."""
+    """Return a smooth factor from `low` to `high`, as for a receive coil's bias field or uneven illumination."""
     direction = rng.normal(size=len(points))
     direction /= np.sqrt((direction**2).sum())
     field: Any = 0.0
@@ -96,7 +98,7 @@ def bias_field(rng: np.random.Generator, points: Points, low: float, high: float
 
 
 def blur_along(values: Array, axes: Sequence[int], times: int = 1) -> Array:
-    """Blur with the kernel ¼ ½ ¼ along each axis; the border is repeated."""
+    """Blur with the kernel ¼ ½ ¼ along each axis; values at the border are repeated beyond it."""
     for axis in axes:
         for _ in range(times):
             padded = np.concatenate([values.take([0], axis), values, values.take([-1], axis)], axis)
@@ -107,19 +109,19 @@ def blur_along(values: Array, axes: Sequence[int], times: int = 1) -> Array:
 
 
 def correlated_noise(rng: np.random.Generator, shape: tuple[int, ...], axes: Sequence[int]) -> Array:
-    """Return noise of mean 0 and deviation 1, correlated along `axes` like the noise of a reconstruction."""
+    """Return noise with mean 0 and deviation 1 that is correlated along `axes`, like the noise of a reconstruction."""
     noise = blur_along(rng.normal(size=shape), axes)
-    return noise / np.sqrt(0.375 ** len(axes))  # the squares of the kernel sum to 3/8
+    return noise / np.sqrt(0.375 ** len(axes))  # the sum of the squares of the kernel is 3/8
 
 
 def grid_points(shape: Sequence[int], spacing: Sequence[float]) -> list[Array]:
-    """Return the points of a grid around the origin in mm, as open arrays that broadcast to (*shape)."""
+    """Return the points of a grid around the origin in mm, as arrays that broadcast to (*shape)."""
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing, strict=True)]
     return list(np.meshgrid(*axes, indexing="ij", sparse=True))
 
 
 def window_around(points: Points, centre: Vector, reach: float) -> tuple[slice, ...]:
-    """Return the part of an open grid within `reach` of a centre along every axis, to draw faster."""
+    """Return the part of a grid within `reach` of a centre along every axis; drawing only there is faster."""
     slices = []
     for p, c in zip(points, centre, strict=True):
         near = np.flatnonzero(np.abs(p.reshape(-1) - c) <= reach)

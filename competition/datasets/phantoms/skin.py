@@ -1,8 +1,8 @@
 """Phantoms of dermatoscopy: colour images of mixed sizes and aspect ratios with one skin lesion each.
 
-Unlike real data, the images are drawn, and small (180 to 420 pixels per side instead of thousands). As in real data:
-JPEG, mixed aspect ratios, skin tones, uneven illumination, dark corners, hairs, ruler marks, bubbles, spots that are
-not lesions, and lesions that are darker, redder or hardly different from the surrounding skin.
+Unlike real data, the images are drawn and small (180 to 420 pixels per side instead of thousands). These properties are
+as in real data: JPEG, mixed aspect ratios, skin tones, uneven illumination, dark corners, hairs, ruler marks, bubbles,
+spots that are not lesions, and lesions that are darker, redder or hardly different from the surrounding skin.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from competition.datasets.phantoms.shapes import Array, Points, bias_field, blur
 
 CLASSES = ("lesion",)
 SIDES = (180, 420)  # shortest and longest side, pixels
-RATIOS = ((4, 3), (3, 2), (1, 1), (4, 3), (3, 4), (16, 9), (5, 4), (2, 3))  # width to height of each image, in turn
+# Ratio of width to height of the images, used in turn.
+RATIOS = ((4, 3), (3, 2), (1, 1), (4, 3), (3, 4), (16, 9), (5, 4), (2, 3))
 QUALITY = 90  # quality of the JPEG
 TONES = np.array(
     [[236, 199, 178], [226, 178, 152], [222, 160, 140], [205, 150, 118], [176, 122, 92], [141, 93, 68], [108, 71, 54]],
@@ -51,14 +52,14 @@ def draw_image(rng: np.random.Generator, ratio: tuple[int, int] = (4, 3)) -> tup
 
     Args:
         rng: source of all randomness.
-        ratio: width to height, within a few percent.
+        ratio: approximate ratio of width to height.
 
     Returns:
-        The image (H, W, 3) uint8, RGB, before JPEG compression, and its lesion (H, W) uint8, 0 or 1.
+        The image (H, W, 3) uint8, RGB, before JPEG compression, and the mask of its lesion (H, W) uint8, 0 or 1.
     """
     height, width = _draw_size(rng, ratio)
     short = min(height, width)
-    # Points in hundredths of the short side: the content does not depend on the image size.
+    # points are in hundredths of the short side, so that the content does not depend on the image size
     y = ((np.arange(height) - (height - 1) / 2) * 100.0 / short)[:, None]
     x = ((np.arange(width) - (width - 1) / 2) * 100.0 / short)[None, :]
     points = (y, x)
@@ -112,7 +113,7 @@ def _blob_rho(rng: np.random.Generator, points: Points, centre: Array, radius: f
 
 
 def _draw_spots(rng: np.random.Generator, skin: Array, points: Points) -> None:
-    """Draw pigmented spots, and scratches as red as some lesions, that are background."""
+    """Draw structures that are background: pigmented spots, and scratches that are as red as some lesions."""
     half = [np.abs(p).max() for p in points]
     for _ in range(rng.integers(0, 9)):
         centre, radius = rng.uniform(-1, 1, 2) * half, rng.uniform(1.2, 3.2)
@@ -125,7 +126,7 @@ def _draw_spots(rng: np.random.Generator, skin: Array, points: Points) -> None:
 
 
 def _draw_lesion(rng: np.random.Generator, skin: Array, points: Points) -> Array:
-    """Draw the lesion and return its mask (H, W) uint8, one component without holes."""
+    """Draw the lesion; return its mask (H, W) uint8, which has one component without holes."""
     half = np.array([np.abs(p).max() for p in points])
     radius = rng.choice([rng.uniform(11.0, 18.0), rng.uniform(17.0, 28.0), rng.uniform(26.0, 40.0)])
     centre = rng.normal(0.0, 0.2, 2) * np.maximum(half - 0.6 * radius, 5.0)
@@ -145,7 +146,7 @@ def _draw_lesion(rng: np.random.Generator, skin: Array, points: Points) -> Array
 
 
 def _draw_hairs(rng: np.random.Generator, skin: Array, points: Points) -> None:
-    """Draw long, bent, dark or light hairs; many of them in a third of the images."""
+    """Draw long, bent, dark or light hairs; a third of the images have many hairs."""
     value = 0.3 if rng.random() < 0.8 else 1.35
     factor = np.ones(skin.shape[:2])
     for _ in range(rng.integers(8, 26) if rng.random() < 0.35 else rng.integers(0, 6)):
@@ -161,7 +162,7 @@ def _draw_hairs(rng: np.random.Generator, skin: Array, points: Points) -> None:
 
 
 def _draw_bubbles(rng: np.random.Generator, skin: Array, points: Points) -> None:
-    """Draw bubbles of the contact gel: bright rims."""
+    """Draw bubbles of the contact gel as bright rims."""
     for _ in range(rng.integers(0, 5) if rng.random() < 0.3 else 0):
         centre, radius = rng.uniform(-60.0, 60.0, 2), rng.uniform(1.5, 6.0)
         crop, (y, x) = _crop_around(skin, points, centre, radius + 1.0)
@@ -170,7 +171,7 @@ def _draw_bubbles(rng: np.random.Generator, skin: Array, points: Points) -> None
 
 
 def _draw_vignette(rng: np.random.Generator, points: Points) -> Array:
-    """Return vignetting (H, W) in [0, 1]: darker towards the corners, black outside the lens in some images."""
+    """Return the vignette (H, W) in [0, 1]: images are darker towards the corners, some are black outside the lens."""
     half = [np.abs(p).max() for p in points]
     centre = rng.normal(0.0, 3.0, 2)
     distance = np.sqrt((points[0] - centre[0]) ** 2 + (points[1] - centre[1]) ** 2)
@@ -195,7 +196,7 @@ def _draw_ruler(rng: np.random.Generator, colours: Array, points: Points) -> Non
 
 
 def _crop_around(skin: Array, points: Points, centre: Array, reach: float) -> tuple[Array, Points]:
-    """Return a view of the colours around a centre, and its points."""
+    """Return a view of the colours around a centre, and the points of the view."""
     rows, columns = window_around(points, centre, reach)
     return skin[rows, columns], (points[0][rows], points[1][:, columns])
 

@@ -1,8 +1,8 @@
-"""Phantoms of the lumbar spine in CT: five similar vertebrae in a row, their discs, and half a sacrum.
+"""Phantoms of the lumbar spine in CT: five similar vertebrae in a row, the discs, and half a sacrum.
 
-Unlike real data, the spine is drawn, with voxels about twice as large as a scanner's. As in real data: Hounsfield units
-and noise, anisotropic spacing, different sizes, mixed file orientations, and vertebrae that only their position
-distinguishes.
+Unlike real data, the spine is drawn, with voxels about twice as large as those of a scanner. These properties are as in
+real data: Hounsfield units and noise, anisotropic spacing, different sizes, mixed file orientations, and vertebrae that
+differ only in their position.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from competition.datasets.phantoms.shapes import (
 )
 
 CLASSES = ("L1", "L2", "L3", "L4", "L5", "disc")
-LEVELS, DISC = 5, 6  # vertebrae are 1 to 5 from the top; all discs are one class
-ORIENTATIONS = ("LPI", "RAS", "PIR", "LPS", "RAS", "ASL", "LAS", "PIL")  # orientation of each file, in turn
+LEVELS, DISC = 5, 6  # vertebrae have the labels 1 to 5 from the top; all discs are one class
+ORIENTATIONS = ("LPI", "RAS", "PIR", "LPS", "RAS", "ASL", "LAS", "PIL")  # orientation of the files, used in turn
 FAT, MUSCLE, MARROW, CORTEX, DISC_HU, FLUID = -95.0, 55.0, 190.0, 430.0, 85.0, 15.0
-BLUR = 2.6  # mm, width of the slope at a surface
+BLUR = 2.6  # width of the slope at a surface, mm
 
 
 def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
@@ -66,7 +66,7 @@ def draw_volume(rng: np.random.Generator) -> tuple[Array, Array, tuple[float, fl
     extent = (rng.uniform(118.0, 142.0), rng.uniform(126.0, 146.0), column.length + rng.uniform(34.0, 44.0))
     shape = tuple(round(length / voxel) for length, voxel in zip(extent, spacing, strict=True))
     points = grid_points(shape, spacing)
-    points[2] = points[2] - points[2].max()  # z is 0 at the top; the first vertebra starts a little below
+    points[2] = points[2] - points[2].max()  # z is 0 at the top, and the first vertebra starts a little below
     canvas = Canvas(shape, FAT)
     _draw_trunk(canvas, points, rng)
     _draw_bones(canvas, column, column.straighten(points), rng)
@@ -80,7 +80,7 @@ def draw_volume(rng: np.random.Generator) -> tuple[Array, Array, tuple[float, fl
 
 @dataclass
 class Vertebra:
-    """Parameters of a vertebra: start and end of its body along the column (mm from the top), tilt and size."""
+    """The parameters of a vertebra: start and end of its body along the column (mm from the top), tilt and size."""
 
     top: float
     bottom: float
@@ -91,11 +91,11 @@ class Vertebra:
 
 
 class Column:
-    """Curve of the spine and the position of each vertebra on it.
+    """The curve of the spine, and the position of each vertebra on the curve.
 
     Attributes:
         vertebrae: L1 to L5.
-        sacrum: its start, mm from the top.
+        sacrum: start of the sacrum, mm from the top.
         length: distance from the top to the end of half a sacrum, mm.
     """
 
@@ -119,13 +119,13 @@ class Column:
             )
             start += height + size * rng.uniform(7.0, 11.5)  # worn discs are thin
         self.sacrum, self.length = start, start + 22.0
-        self.lordosis = rng.uniform(9.0, 20.0)  # mm from the column's ends forward to its middle
+        self.lordosis = rng.uniform(9.0, 20.0)  # distance from the column's ends forward to its middle, mm
         self.kink = rng.uniform(0.2, 0.5)  # backward bend of the sacrum
-        self.bend, self.lean = rng.uniform(-7.0, 7.0), rng.uniform(-0.08, 0.08)  # to the side
+        self.bend, self.lean = rng.uniform(-7.0, 7.0), rng.uniform(-0.08, 0.08)  # sideways bend
         self.start = rng.uniform((-5.0, 4.0), (5.0, 16.0))
 
     def curve_at(self, s: Array) -> tuple[Array, Array]:
-        """Return how far right and anterior the curve is `s` mm below the top."""
+        """Return the position of the curve towards right and anterior, `s` mm below the top."""
         share = s / self.length
         right = self.start[0] + self.bend * np.sin(np.pi * share * 1.4) + self.lean * (s - self.length / 2)
         below = np.maximum(s - self.sacrum + 12.0, 0.0)
@@ -135,7 +135,7 @@ class Column:
         return right, ahead
 
     def straighten(self, points: Points) -> tuple[Array, Array, Array]:
-        """Return coordinates of each point along the curve: right and anterior of it, and down along it, in mm."""
+        """Return the coordinates of each point relative to the curve, in mm: right, anterior, and down along it."""
         x, y, z = points
         s = np.broadcast_to(-z, np.broadcast_shapes(x.shape, y.shape, z.shape)).astype(np.float64)
         for _ in range(3):  # iterate to the nearest point of the curve
@@ -200,7 +200,7 @@ def _draw_bones(canvas: Canvas, column: Column, coordinates: Points, rng: np.ran
     canvas.paint(coverage(wing, 18.0, BLUR), 240.0)
     arch = ellipsoid_rho((u, v), (0.0, -36.0), (20.0, 8.0)) + (s < column.sacrum)
     canvas.paint(coverage(arch, 9.0, BLUR), 260.0)
-    # The spinal canal, on top of everything; inside bone it is background.
+    # draw the spinal canal last, over everything else; inside bone it is background
     canal = ellipsoid_rho((u, v), (0.0, -24.0), (10.5, 7.5))
     canvas.paint(coverage(canal, 8.0, BLUR), FLUID + 10.0)
 
@@ -231,7 +231,7 @@ def _draw_vertebra(
 
 
 def _draw_body(canvas: Canvas, vertebra: Vertebra, level: int, coordinates: Points, rng: np.random.Generator) -> None:
-    """Draw a waisted cylinder with a hard shell and hard ends, hollow at the back for the canal."""
+    """Draw the body as a waisted cylinder with a hard shell and hard ends, and hollow at the back for the canal."""
     u, v, s = coordinates
     reach = s - vertebra.tilt * v
     middle, half = (vertebra.top + vertebra.bottom) / 2, (vertebra.bottom - vertebra.top) / 2
@@ -246,6 +246,6 @@ def _draw_body(canvas: Canvas, vertebra: Vertebra, level: int, coordinates: Poin
 
 
 def _outline_rho(u: Array, v: Array, width: float, depth: float) -> Array:
-    """Return `rho` of a kidney-shaped outline that is hollow at the back."""
+    """Return `rho` of a kidney-shaped outline, which is hollow at the back."""
     bent = v - 2.5 * np.cos(np.pi * np.clip(u / width, -0.5, 0.5)) * (v < 0)
     return ellipsoid_rho((u, bent), (0.0, 0.0), (width / 2, depth / 2), 2.5)

@@ -1,7 +1,7 @@
-"""Phantoms of the upper abdomen in CT, as DICOM: the spleen and neighbours that are as bright as it is.
+"""Phantoms of the upper abdomen in CT, as DICOM: the spleen, and neighbouring organs of the same brightness.
 
-Coordinates are DICOM's: x towards the patient's left, y towards the back, z towards the head, in mm around the middle
-of the body. An anatomy can be rendered on any grid, so that two reconstructions of one patient agree.
+Coordinates are those of DICOM: x towards the patient's left, y towards the back, z towards the head, in mm around the
+middle of the body. An anatomy can be rendered on any grid, so that two reconstructions of one patient agree.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from competition.datasets.phantoms.shapes import (
 )
 
 AIR, FAT, FOAM = -1000.0, -100.0, -900.0
-BLUR = 4.0  # mm, width of the slope at an organ's surface
+BLUR = 4.0  # width of the slope at an organ's surface, mm
 
 
 class Abdomen:
@@ -31,7 +31,7 @@ class Abdomen:
 
     def __init__(self, rng: np.random.Generator) -> None:
         """Draw the parameters of the anatomy; `render` draws its voxels."""
-        self.texture = int(rng.integers(2**31))  # seed of the smooth fields: the same for every grid
+        self.texture = int(rng.integers(2**31))  # seed of the smooth fields, which is the same for every grid
         self.size = rng.uniform(0.86, 1.0)
         self.body = np.array([152.0, rng.uniform(98.0, 112.0)]) * self.size
         self.fat = rng.uniform(9.0, 24.0)
@@ -198,10 +198,10 @@ class Abdomen:
 # Files
 
 CLASSES = ("spleen",)
-LABEL_DESCRIPTION = "spleen labels"  # description of series that hold labels instead of a DICOM-SEG
+LABEL_DESCRIPTION = "spleen labels"  # description of series that contain labels instead of a DICOM-SEG
 ORIGINAL, LABEL_TYPE = ("ORIGINAL", "PRIMARY", "AXIAL"), ("DERIVED", "SECONDARY", "AXIAL")
 OBLIQUE, TURN = 3, (6.0, 14.0)  # every eighth patient is rotated by these degrees about the z and the x axis
-LABEL_SERIES = 2  # the labels of every fourth patient are a second series
+LABEL_SERIES = 2  # the labels of every fourth patient are stored as a second series
 
 
 def write(folder: Path, cases: int, test_cases: int, seed: int) -> None:
@@ -223,9 +223,9 @@ def write_patient(folder: Path, patient: str, index: int, train_index: int | Non
 
     Args:
         folder: folder of the phantoms.
-        patient: its id.
-        index: among all patients; determines the anatomy.
-        train_index: among the training patients; determines the kind of labels; None for a test patient.
+        patient: id of the patient.
+        index: index among all patients, which determines the anatomy.
+        train_index: index among the training patients, which determines the kind of labels; None for a test patient.
         seed: seed of the phantoms.
     """
     rng = np.random.default_rng([seed, 4, index])
@@ -248,7 +248,7 @@ def write_patient(folder: Path, patient: str, index: int, train_index: int | Non
         write_series(study, "labels", LABEL_DESCRIPTION, grid, mask, LABEL_TYPE, not backwards, intercept=0)
     else:
         write_segmentation(study, "ct", grid, mask, backwards, all_frames=train_index % 3 == 1)
-    if train_index % 5 == 1:  # another kernel and field of view, without labels
+    if train_index % 5 == 1:  # a reconstruction with another kernel and field of view, without labels
         sharp_grid = SliceGrid.centred_at(
             np.array([20.0, 5.0, 0.0]), (grid.shape[0], 80, 80), (grid.spacing[0], 3.0, 3.0)
         )
@@ -259,12 +259,12 @@ def write_patient(folder: Path, patient: str, index: int, train_index: int | Non
 def simulate_ct(
     rng: np.random.Generator, anatomy: Abdomen, grid: SliceGrid, noise: float | None = None
 ) -> tuple[Array, Array]:
-    """Simulate a CT of an anatomy.
+    """Simulate a CT scan of an anatomy.
 
     Args:
-        rng: source of the noise.
-        anatomy: the patient.
-        grid: the grid.
+        rng: random generator for the noise.
+        anatomy: anatomy of the patient.
+        grid: grid of the scan.
         noise: standard deviation of the noise in HU; None: drawn from `rng`.
 
     Returns:
@@ -288,8 +288,8 @@ def _draw_grid(rng: np.random.Generator, index: int) -> SliceGrid:
 
 
 def _project_localiser(grid: SliceGrid, image: Array) -> tuple[Array, SliceGrid]:
-    """Return the frontal localiser of a scan: one image (1, rows, columns) and its grid."""
-    axes = np.stack([grid.axes[1], -grid.axes[0], grid.axes[2]])  # slices to the back, rows to the feet
+    """Return the frontal localiser of a scan, which is one image (1, rows, columns), and its grid."""
+    axes = np.stack([grid.axes[1], -grid.axes[0], grid.axes[2]])  # slices go to the back, rows to the feet
     first = grid.position(grid.shape[0] - 1) + grid.axes[1] * grid.spacing[1] * (grid.shape[1] - 1) / 2
     projection = np.maximum(image, -1000.0).mean(axis=1)[None, ::-1]
     return projection, SliceGrid(
