@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from competition.config.experiment import EXECUTORS, Experiment, HardwareConfig
+from competition.fork_server import is_supported
 from competition.runs.fold import FoldJob
-from competition.training.fold_process import FoldProcess, LogTail, raise_for_status, start_fold, stop_folds
+from competition.training.fold_process import FoldProcess, ForkedFold, LogTail, raise_for_status, start_fold, stop_folds
 
 POLL_SECONDS = 0.2  # seconds between two reads of the folds' output
 ORPHAN_PATIENCE = 300.0  # seconds that a fold gets to notice the death of its parent and to write its checkpoint
@@ -46,7 +47,7 @@ class RunningFold:
     """A running fold."""
 
     job: FoldJob
-    process: FoldProcess
+    process: FoldProcess | ForkedFold
     tail: LogTail
 
 
@@ -57,10 +58,13 @@ class LocalExecutor:
         parallel: the number of folds in parallel.
         devices: the number of devices per fold.
         command: see `start_fold`.
+        forked: see `start_fold`.
     """
 
-    def __init__(self, parallel: int, devices: int = 1, command: Sequence[str] | None = None) -> None:
-        self.parallel, self.devices, self.command = parallel, devices, command
+    def __init__(
+        self, parallel: int, devices: int = 1, command: Sequence[str] | None = None, forked: bool = False
+    ) -> None:
+        self.parallel, self.devices, self.command, self.forked = parallel, devices, command, forked
 
     def run(
         self, jobs: Sequence[FoldJob], say: Callable[[str], None], should_stop: Callable[[], None] = lambda: None
@@ -87,7 +91,8 @@ class LocalExecutor:
 
     def _start(self, job: FoldJob, slot: int, say: Callable[[str], None]) -> RunningFold:
         tail = LogTail(job, say)
-        return RunningFold(job, start_fold(job, self.command, gpus_of_slot(slot, self.devices, self.parallel)), tail)
+        gpus = gpus_of_slot(slot, self.devices, self.parallel)
+        return RunningFold(job, start_fold(job, self.command, gpus, self.forked), tail)
 
     def _wait_for_any(self, running: dict[int, RunningFold], should_stop: Callable[[], None]) -> None:
         while all(fold.process.poll() is None for fold in running.values()):
@@ -101,7 +106,18 @@ class LocalExecutor:
 @EXECUTORS.register("local")
 def make_local_executor(run: HardwareConfig) -> LocalExecutor:
     """Return the executor of folds on this machine."""
-    return LocalExecutor(run.parallel_folds, run.devices)
+    return LocalExecutor(run.parallel_folds, run.devices, forked=may_fork(run))
+
+
+def may_fork(run: HardwareConfig) -> bool:
+    """Return whether folds may be forked: one process each, on the CPU. A fork of a process with CUDA cannot use it."""
+    if run.devices > 1 or run.accelerator not in ("auto", "cpu") or not is_supported():
+        return False
+    if run.accelerator == "cpu":
+        return True
+    import torch
+
+    return not torch.cuda.is_available()
 
 
 def gpus_of_slot(slot: int, devices: int, parallel: int) -> list[str] | None:

@@ -308,6 +308,13 @@ def main(path: str) -> int:
     return 0
 
 
+def forked_main(path: str) -> int:
+    """Run `main` in a fork of a process that has the imports: the time budget counts from now."""
+    global PROCESS_START
+    PROCESS_START = time.monotonic()
+    return main(path)
+
+
 def worker_main(job: FoldJob) -> int:
     """Run one of the fold's other processes; on a status other than 0 Fabric ends the main process."""
     try:
