@@ -108,7 +108,8 @@ def _finish(exp: Any, name: str, noise: float, spoil: Spoil | None, seed: int) -
 
 
 def _score(run: Run, fold: int, member: int) -> None:
-    from competition.training.evaluator import Evaluator, fold_scores
+    from competition.training.evaluator import Evaluator
+    from competition.training.soup_selection import fold_scores
 
     folder = run.member_folder(fold, member)
     result = FoldResult(

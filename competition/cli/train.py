@@ -64,6 +64,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
     if ensure_demo(exp.competition, overrides):
         console.print(f"created the demo competition {exp.competition.name} in {exp.competition.root}")
 
+    from competition.fork_server import close_shared_server
     from competition.runs.fold import mixed_environments
     from competition.tracking.sync import MlflowSync
     from competition.training.cross_validate import format_seed_gain, locked_run, open_run, run_cv
@@ -80,6 +81,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
         say(f"run {run.folder}")
         with MlflowSync(run.folder, run.exp):
             summary = run_cv(run, context)
+            close_shared_server()  # what follows may need the memory
             tuned = _tune_postprocessing(run, summary, context)
     console.print(cv_table(summary, run))
     for line in [

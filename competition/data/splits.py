@@ -80,25 +80,25 @@ def split(
 
 def _kfold(groups: list[str], k: int, seed: int) -> list[int]:
     """Apply scikit-learn's KFold to split groups; if a group has several cases, this equals its shuffled GroupKFold."""
-    from sklearn.model_selection import KFold
-
+    # Not by scikit-learn itself, because its import takes longer than all else that the command of a finished run does.
     names = _check_enough(groups, k)
-    fold_of: dict[str, int] = {}
-    for number, (_, validated) in enumerate(KFold(k, shuffle=True, random_state=_random_state(seed)).split(names)):
-        fold_of.update((names[index], number) for index in validated)
+    order = np.arange(len(names))
+    np.random.RandomState(_random_state(seed)).shuffle(order)
+    parts = enumerate(np.array_split(order, k))  # the first ones are larger by one case if k does not divide them
+    fold_of = {names[index]: number for number, part in parts for index in part}
     return [fold_of[name] for name in groups]
 
 
 def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) -> list[int]:
     """Apply scikit-learn's StratifiedKFold, or StratifiedGroupKFold if a split group has several cases."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
     names = _check_enough(groups, k)
-    ungrouped = len(names) == len(groups)
-    splitter = (StratifiedKFold if ungrouped else StratifiedGroupKFold)(
-        k, shuffle=True, random_state=_random_state(seed)
-    )
-    folds = splitter.split(groups, merge_rare_strata(case_strata, k), None if ungrouped else groups)
+    strata = merge_rare_strata(case_strata, k)
+    if len(names) == len(groups):
+        return _stratified_without_groups(strata, k, seed)
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=_random_state(seed))
+    folds = splitter.split(groups, strata, groups)
     numbers = [0] * len(groups)
     for number, (_, validated) in enumerate(folds):
         if len(validated) == 0:
@@ -110,6 +110,22 @@ def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) ->
         for index in validated:
             numbers[index] = number
     return numbers
+
+
+def _stratified_without_groups(strata: Sequence[str], k: int, seed: int) -> list[int]:
+    """Apply scikit-learn's StratifiedKFold: each stratum is dealt to the folds in turn, then shuffled."""
+    # Not by scikit-learn itself, see `_kfold`.
+    random = np.random.RandomState(_random_state(seed))
+    names = list(dict.fromkeys(strata))
+    number_of = np.array([names.index(name) for name in strata])
+    in_order = np.sort(number_of)
+    counts = np.array([np.bincount(in_order[fold::k], minlength=len(names)) for fold in range(k)])  # (k, strata)
+    folds = np.empty(len(strata), np.int64)
+    for number in range(len(names)):
+        dealt = np.arange(k).repeat(counts[:, number])
+        random.shuffle(dealt)
+        folds[number_of == number] = dealt
+    return [int(fold) for fold in folds]
 
 
 def merge_rare_strata(case_strata: Sequence[str], k: int) -> list[str]:

@@ -10,8 +10,8 @@ often both intervals contain the true score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import nan
+from collections.abc import Iterable, Mapping
+from math import isnan, nan
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -51,6 +51,13 @@ def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
     if not table.classes:
         return float(scores["score"].mean())
     return float(table.statistic(np.ones((1, len(table.ids))))[0])
+
+
+def dice_per_class(scores: pd.DataFrame, classes: Iterable[str]) -> dict[str, float | None]:
+    """Return the mean Dice of each class over the cases that have it in truth or prediction; None if no case has."""
+    means = scores.groupby("class")["dice"].mean()
+    values = {name: float(means.get(name, nan)) for name in classes}
+    return {name: None if isnan(value) else value for name, value in values.items()}
 
 
 def class_scores(scores: pd.DataFrame, metric: MetricConfig) -> dict[str, float]:

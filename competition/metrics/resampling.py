@@ -225,7 +225,7 @@ def expanded_interval(
 
     `draw(count)` returns cluster indices (count, draws); the number `draws` is needed to limit the memory of a chunk.
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtr, stdtrit  # the distributions of scipy.stats, whose import takes a second
 
     if clusters.count < 2:
         return nan, nan
@@ -244,7 +244,7 @@ def expanded_interval(
     if not len(samples):
         return nan, nan
     degrees = clusters.count - 1
-    tail = float(norm.cdf(np.sqrt(clusters.count / degrees) * t.ppf((1 - level) / 2, degrees)))
+    tail = float(ndtr(np.sqrt(clusters.count / degrees) * stdtrit(degrees, (1 - level) / 2)))
     low, high = np.quantile(samples, [tail, 1 - tail])
     return float(low), float(high)
 

@@ -14,7 +14,7 @@ from competition.metrics.bootstrap import bootstrap_interval, cv_score
 from competition.runs.fold import FoldResult
 from competition.runs.run import Run, read_run_scores
 from competition.runs.summary import read_summary
-from competition.training.evaluator import fold_scores
+from competition.training.soup_selection import fold_scores
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
 from competition.io import read_metrics_lines, read_record
 from competition.runs.contents import changed_code
-from competition.runs.fold import RESULT_FILE
+from competition.runs.fold import MEMBER_FOLDER, RESULT_FILE
 from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, check_not_edited, hashed_settings, load_run
 
 STUDIES_FOLDER = Path("mlruns") / "studies"
@@ -113,18 +114,9 @@ def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], sa
     with suppress(MaskfoldError):  # a finished run does not need its teachers, so they may be deleted
         exp = resolve_teachers(exp)
     base = RUNS_FOLDER / f"{exp.competition.name}-{file.stem}"
-    finished_runs: list[tuple[float, Run]] = []
-    unfinished_runs: list[Run] = []
-    for yaml in sorted(base.glob("*/experiment.yaml")):
-        run = load_run(yaml.parent, trust, check_edits=False)
-        results = [run.member_folder(*member) / RESULT_FILE for member in run.members()]
-        if results and all(result.exists() for result in results):
-            finished_runs.append((max(result.stat().st_mtime for result in results), run))
-        else:
-            unfinished_runs.append(run)
-    if not finished_runs:
-        raise _unfinished_error(file, base, unfinished_runs)
-    run = max(finished_runs, key=lambda pair: pair[0])[1]
+    run = _latest_finished(base, trust)
+    if run is None:
+        raise _unfinished_error(file, base, trust)
     check_not_edited(run)
     run_exp = with_current_settings(run.exp, exp)
     if hashed_settings(run_exp, 2) != hashed_settings(exp, 2):
@@ -133,6 +125,37 @@ def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], sa
             "experiment.yaml is used"
         )
     return Run(run.folder, run_exp, run.cases, run.folds, run.name)
+
+
+def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
+    """Return the run whose last fold finished last; None if no run has all its folds.
+
+    A run is read only if its latest result, of a selected fold or of another one, is not older than the last fold of
+    the runs that were read before, so among hundreds of runs one or two are read.
+    """
+    latest: tuple[float, Run] | None = None
+    folders = [yaml.parent for yaml in sorted(base.glob("*/experiment.yaml"))]
+    times = {folder: time for folder in folders if (time := _latest_result(folder)) is not None}
+    for folder, time in sorted(times.items(), key=lambda pair: -pair[1]):  # of equal times, the first name comes first
+        if latest is not None and time <= latest[0]:
+            break
+        run = load_run(folder, trust, check_edits=False)
+        results = [run.member_folder(*member) / RESULT_FILE for member in run.members()]
+        if results and all(result.exists() for result in results):
+            finished = max(result.stat().st_mtime for result in results)
+            if latest is None or finished > latest[0]:
+                latest = (finished, run)
+    return None if latest is None else latest[1]
+
+
+def _latest_result(folder: Path) -> float | None:
+    """Return when the latest result in a run's folder was written; None if it has no result."""
+    times = []
+    with os.scandir(folder) as entries:
+        for name in [entry.name for entry in entries if MEMBER_FOLDER.fullmatch(entry.name)]:
+            with suppress(OSError):
+                times.append((folder / name / RESULT_FILE).stat().st_mtime)
+    return max(times, default=None)
 
 
 def _find_by_hash(name: str) -> Path:
@@ -153,11 +176,12 @@ def _find_by_hash(name: str) -> Path:
     )
 
 
-def _unfinished_error(file: Path, base: Path, unfinished_runs: list[Run]) -> MaskfoldError:
+def _unfinished_error(file: Path, base: Path, trust: tuple[str, ...]) -> MaskfoldError:
     """Return an error that states the progress of an experiment's latest run, and its latest study."""
     problem, hint = f"No finished run of {file} is below {base}", f"Run `maskfold cv {file}` first"
-    if unfinished_runs:
-        latest = max(unfinished_runs, key=lambda run: (run.folder / "experiment.yaml").stat().st_mtime)
+    if saved := sorted(base.glob("*/experiment.yaml")):
+        yaml = max(saved, key=lambda path: path.stat().st_mtime)
+        latest = load_run(yaml.parent, trust, check_edits=False)
         problem += f": of {latest.folder.name} {_progress(latest)}"
         hint = f"Finish it with the same `maskfold cv {file}`"
         if latest.finished_members():

@@ -19,7 +19,6 @@ import numpy as np
 from competition.data.content.digests import FileStamp, file_stamp, is_settled
 from competition.data.patterns import OOF_SUFFIX, oof_file_name
 from competition.errors import MaskfoldError
-from competition.inference.presence import mean_log_odds
 from competition.io import disk_full_as_error, make_temporary_path, remove_stale_temp, sync_folder
 
 if TYPE_CHECKING:
@@ -317,6 +316,8 @@ class OofPredictions:
                     "Delete the file and run the fold again.",
                 )
             values.append(presence)
+        from competition.inference.presence import mean_log_odds
+
         return mean_log_odds(values).astype(np.float32)
 
 

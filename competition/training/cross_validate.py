@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from competition.config.competition import MetricConfig
 from competition.config.experiment import Experiment
@@ -19,7 +18,7 @@ from competition.context import Context
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
 from competition.io import finite_or_none, nan_to_none, remove_all_stale_temp, sha256_of_file, write_table
-from competition.metrics.bootstrap import bootstrap_interval, cv_score, paired_gain
+from competition.metrics.bootstrap import bootstrap_interval, cv_score, dice_per_class, paired_gain
 from competition.runs.contents import (
     FOLDS_KEY,
     RunRecord,
@@ -44,7 +43,7 @@ from competition.runs.run import (
 )
 from competition.runs.summary import write_summary
 from competition.text import format_number
-from competition.training.evaluator import Evaluator, dice_per_class, fold_scores
+from competition.training.soup_selection import fold_scores, select_soup
 
 
 @dataclass(frozen=True)
@@ -199,6 +198,14 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         MaskfoldError: a target, its arguments, the patch or a case is invalid, or a file that the YAML refers to has
             changed since the run was started; no run folder is written.
     """
+    opened = run
+    _check_same_contents(run)
+    started = (run.folder / FOLDS_FILE).exists()
+    run = _with_saved_groups(run)  # another command may have written them since `open_run`
+    if not unfinished_jobs(run, context):
+        ids = set(run.cases["id"])
+        return run.without_cases({case: why for case, why in read_skipped(run.folder).items() if case in ids})
+
     from competition.augment import build_batch_transform, build_loader_transform
     from competition.config.instantiate import check_targets
     from competition.data.cache import PreprocessedCase
@@ -212,13 +219,6 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.training.guards import oom_as_error
     from competition.training.lineage import check_initial_weights
 
-    opened = run
-    _check_same_contents(run)
-    started = (run.folder / FOLDS_FILE).exists()
-    run = _with_saved_groups(run)  # another command may have written the folds since `open_run`
-    if not unfinished_jobs(run, context):
-        ids = set(run.cases["id"])
-        return run.without_cases({case: why for case, why in read_skipped(run.folder).items() if case in ids})
     run = _record_sources(run)
     remove_all_stale_temp(CACHE_FOLDER)
     _check_same_training(run)
@@ -365,8 +365,6 @@ def make_jobs(run: Run, context: Context = Context()) -> list[FoldJob]:
 
 def summarize_run(run: Run) -> CvSummary:
     """Score the out-of-fold predictions of all finished folds together, and write `summary.json`."""
-    from competition.training.soup_selection import select_soup
-
     comp = run.exp.competition
     soup = select_soup(run)
     results = run.results()
@@ -434,6 +432,10 @@ def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None
     if len(locations) == 1:
         folder, prefix = locations[0]
         return members[0].read_scores(folder, f"{prefix}test_scores.csv")
+    import torch
+
+    from competition.training.evaluator import Evaluator
+
     shapes = stored_shapes(run.exp, run.cases)
     stores = [open_store(run.exp, folder / f"{prefix}test", shapes) for folder, prefix in locations]
     evaluator = Evaluator(run.exp, cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)

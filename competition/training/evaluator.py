@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,9 @@ from competition.config.experiment import Experiment
 from competition.data.cache import MemoryBudget, PreprocessedCase
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.inference.predict import Prediction, predict_case_with_presence, to_masks
-from competition.metrics.bootstrap import cv_score
+from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.metrics.scoring import score_case
-from competition.runs.fold import FoldResult
 from competition.runs.oof import OofStore
-from competition.runs.run import Run
 from competition.viz.overlays import draw_case
 from competition.viz.preview import load_unchanged_picture
 
@@ -158,34 +156,6 @@ def summary_metrics(scores: pd.DataFrame, exp: Experiment) -> dict[str, float]:
             metrics[f"val/dice/{name}"] = dice
     metrics["val/dice"] = float(scores["dice"].mean())
     return metrics
-
-
-def dice_per_class(scores: pd.DataFrame, classes: Iterable[str]) -> dict[str, float | None]:
-    """Return the mean Dice of each class over the cases that have it in truth or prediction; None if no case has."""
-    means = scores.groupby("class")["dice"].mean()
-    values = {name: float(means.get(name, math.nan)) for name in classes}
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
-
-
-def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | None = None) -> pd.DataFrame:
-    """Return the scores of one fold's cases, for its member or for the mean probabilities of its members.
-
-    Args:
-        run: the run.
-        fold: the fold.
-        members: finished members of the run.
-        weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`; None: the selected weights.
-    """
-    folders = [run.member_folder(fold, member.seed) for member in members]
-    if len(folders) == 1:
-        prefix = members[0].prefix_of(weights or members[0].weights)
-        return members[0].read_scores(folders[0], f"{prefix}scores.csv")
-    oof = run.oof((fold,), weights)
-    evaluator = Evaluator(run.exp, oof.cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
-    scores: list[dict[str, Any]] = []
-    for row in evaluator.iter_cases():
-        scores += evaluator.score(oof.read(row.id), row, fold)[0]
-    return pd.DataFrame(scores)
 
 
 def _file_name(case_id: str) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from competition.config.experiment import EXECUTORS, Experiment, HardwareConfig
+from competition.fork_server import is_supported
 from competition.runs.fold import FoldJob
-from competition.training.fold_process import FoldProcess, LogTail, raise_for_status, start_fold, stop_folds
+from competition.training.fold_process import FoldProcess, ForkedFold, LogTail, raise_for_status, start_fold, stop_folds
 
 POLL_SECONDS = 0.2  # seconds between two reads of the folds' output
 ORPHAN_PATIENCE = 300.0  # seconds in which a fold must notice the death of its parent and write its checkpoint
@@ -47,7 +48,7 @@ class RunningFold:
     """A running fold: its job, its process, and the follower of its output."""
 
     job: FoldJob
-    process: FoldProcess
+    process: FoldProcess | ForkedFold
     tail: LogTail
 
 
@@ -58,10 +59,13 @@ class LocalExecutor:
         parallel: number of folds that run at the same time.
         devices: number of devices per fold.
         command: command of a fold's process, see `start_fold`.
+        forked: whether folds are forked from a process that has the imports, see `start_fold`.
     """
 
-    def __init__(self, parallel: int, devices: int = 1, command: Sequence[str] | None = None) -> None:
-        self.parallel, self.devices, self.command = parallel, devices, command
+    def __init__(
+        self, parallel: int, devices: int = 1, command: Sequence[str] | None = None, forked: bool = False
+    ) -> None:
+        self.parallel, self.devices, self.command, self.forked = parallel, devices, command, forked
 
     def run(
         self, jobs: Sequence[FoldJob], say: Callable[[str], None], should_stop: Callable[[], None] = lambda: None
@@ -88,7 +92,8 @@ class LocalExecutor:
 
     def _start(self, job: FoldJob, slot: int, say: Callable[[str], None]) -> RunningFold:
         tail = LogTail(job, say)
-        return RunningFold(job, start_fold(job, self.command, gpus_of_slot(slot, self.devices, self.parallel)), tail)
+        gpus = gpus_of_slot(slot, self.devices, self.parallel)
+        return RunningFold(job, start_fold(job, self.command, gpus, self.forked), tail)
 
     def _wait_for_any(self, running: dict[int, RunningFold], should_stop: Callable[[], None]) -> None:
         while all(fold.process.poll() is None for fold in running.values()):
@@ -102,7 +107,18 @@ class LocalExecutor:
 @EXECUTORS.register("local")
 def make_local_executor(run: HardwareConfig) -> LocalExecutor:
     """Return the executor that runs folds on this machine."""
-    return LocalExecutor(run.parallel_folds, run.devices)
+    return LocalExecutor(run.parallel_folds, run.devices, forked=may_fork(run))
+
+
+def may_fork(run: HardwareConfig) -> bool:
+    """Return whether folds may be forked: one process each, on the CPU. A fork of a process with CUDA cannot use it."""
+    if run.devices > 1 or run.accelerator not in ("auto", "cpu") or not is_supported():
+        return False
+    if run.accelerator == "cpu":
+        return True
+    import torch
+
+    return not torch.cuda.is_available()
 
 
 def gpus_of_slot(slot: int, devices: int, parallel: int) -> list[str] | None:

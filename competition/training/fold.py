@@ -32,7 +32,7 @@ from competition.data.preprocessing import preprocess_cases
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
 from competition.io import as_disk_error, nan_to_none, remove_all_stale_temp, sha256_of_file, write_json, write_table
-from competition.metrics.bootstrap import cv_score
+from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.models.build import build_network
 from competition.process import exit_with_parent, parent_process
 from competition.redact import install_redaction
@@ -44,7 +44,7 @@ from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import Run, load_run, write_replay_yaml
 from competition.seeding import child_seed
 from competition.training.distributed import is_main_process, launch_processes, make_fabric
-from competition.training.evaluator import Evaluator, dice_per_class, summary_metrics
+from competition.training.evaluator import Evaluator, summary_metrics
 from competition.training.extra_data import build_extra_data
 from competition.training.fold_process import ERROR_FILE, ERROR_PIPE
 from competition.training.guards import bf16_is_deterministic, oom_as_error, peak_gib
@@ -304,6 +304,13 @@ def main(path: str) -> int:
         say(f"stopped ({reason}); the same command resumes from the last checkpoint")
         return 143 if str(reason) == "SIGTERM" else 130
     return 0
+
+
+def forked_main(path: str) -> int:
+    """Run `main` in a fork of a process that has the imports: the time budget counts from now."""
+    global PROCESS_START
+    PROCESS_START = time.monotonic()
+    return main(path)
 
 
 def worker_main(job: FoldJob) -> int:

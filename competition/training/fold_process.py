@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 from competition.errors import MaskfoldError
+from competition.fork_server import ForkedProcess, ForkServer, ServerLost, shared_server
 from competition.io import atomic_write, disk_full_as_error, parse_json_object
 from competition.process import PARENT_VARIABLE
 from competition.runs.fold import FoldJob
@@ -29,8 +30,30 @@ ERROR_PIPE = "MASKFOLD_LAST_WORDS"
 DISTRIBUTED_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-class FoldProcess(subprocess.Popen[bytes]):
-    """A fold's process, with the reading end of its error pipe."""
+# What every fold imports, and what only some do. The server imports the latter if the command has: it has built the
+# network and the augmentation before the first fold.
+FOLD_MODULES = ("competition.training.fold", "lightning.fabric", "lightning.fabric.strategies.ddp")
+OPTIONAL_MODULES = ("albumentations.pytorch", "monai.losses", "monai.networks.nets", "segmentation_models_pytorch")
+
+
+class Process(Protocol):
+    """What the folds' owner does with a process: `subprocess.Popen`, or a fork."""
+
+    def poll(self) -> int | None:
+        """Return the exit status; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; return the exit status."""
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+
+class ErrorPipe:
+    """The reading end of the pipe for the error that ends a fold."""
 
     pipe: int = -1
 
@@ -47,13 +70,25 @@ class FoldProcess(subprocess.Popen[bytes]):
             os.close(pipe)
 
 
-def start_fold(job: FoldJob, command: Sequence[str] | None = None, gpus: Sequence[str] | None = None) -> FoldProcess:
+class FoldProcess(ErrorPipe, subprocess.Popen[bytes]):
+    """A fold's process, started afresh."""
+
+
+class ForkedFold(ErrorPipe, ForkedProcess):
+    """A fold's process, forked from one that has the imports."""
+
+
+def start_fold(
+    job: FoldJob, command: Sequence[str] | None = None, gpus: Sequence[str] | None = None, forked: bool = False
+) -> FoldProcess | ForkedFold:
     """Start a fold's process; its output is appended to `output.txt` in its folder.
 
     Args:
         job: the fold.
         command: command to which the path of `job.json` is appended; None: `python -m competition.training.fold`.
         gpus: the GPUs that the process can see; None: as in the environment.
+        forked: whether to fork the process from this process's server, see `competition.fork_server`. Only for folds on
+            the CPU, with the command None.
 
     Raises:
         MaskfoldError: the folder is not writable.
@@ -63,22 +98,26 @@ def start_fold(job: FoldJob, command: Sequence[str] | None = None, gpus: Sequenc
         (job.folder / ERROR_FILE).unlink(missing_ok=True)  # remove the error of an earlier process
     path, text = job.folder / "job.json", job.to_json().encode()
     atomic_write(path, lambda file: file.write(text), len(text))
-    command = command or (sys.executable, "-m", "competition.training.fold")
+    environment = _environment(job, gpus)
+    process: FoldProcess | ForkedFold | None = None
     reader, writer = os.pipe()
     try:
         os.set_blocking(reader, False)
         # The output goes to a file instead of a pipe, so that it outlives this process. In a new session, Ctrl-C does
         # not reach the fold directly; `stop_folds` forwards it once.
         with disk_full_as_error(job.folder / OUTPUT_FILE), open(job.folder / OUTPUT_FILE, "ab") as output:
-            process = FoldProcess(
-                [*command, str(path)],
-                env=_environment(job, gpus) | {ERROR_PIPE: str(writer)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(writer,),
-            )
+            if forked and command is None:
+                process = _fork(path, environment, output, writer)
+            if process is None:
+                process = FoldProcess(
+                    [*(command or (sys.executable, "-m", "competition.training.fold")), str(path)],
+                    env=environment | {ERROR_PIPE: str(writer)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(writer,),
+                )
     except BaseException:
         os.close(reader)
         raise
@@ -88,7 +127,22 @@ def start_fold(job: FoldJob, command: Sequence[str] | None = None, gpus: Sequenc
     return process
 
 
-def stop_folds(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _fork(path: Path, environment: Mapping[str, str], output: IO[bytes], writer: int) -> ForkedFold | None:
+    """Fork a fold's process; return None without a server: then the fold starts afresh, and may say why."""
+    server: ForkServer | None = shared_server(FOLD_MODULES, environment)
+    if server is None:
+        return None
+    optional = [name for name in OPTIONAL_MODULES if name in sys.modules]
+    try:
+        pid = server.start(
+            "competition.training.fold:forked_main", [str(path)], output.fileno(), {ERROR_PIPE: writer}, optional
+        )
+    except ServerLost:
+        return None
+    return ForkedFold(server, pid)
+
+
+def stop_folds(processes: Sequence[Process]) -> None:
     """Terminate processes, which then write a checkpoint and end; kill those that do not end, or all after Ctrl-C."""
     try:
         for process in processes:

@@ -185,7 +185,7 @@ def run_fold_task(
     finally:
         stop_folds([process])
     try:
-        raise_for_status(job, process.returncode, process.read_error())
+        raise_for_status(job, process.wait(), process.read_error())
     except (MaskfoldError, KeyboardInterrupt) as error:
         return error
     return None

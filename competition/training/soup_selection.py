@@ -12,26 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
-
 from competition.config.competition import MetricConfig
 from competition.data.splits import HELD_OUT
 from competition.io import finite_or_none, nan_to_none, write_table
-from competition.metrics.bootstrap import cv_score, paired_gain
-from competition.runs.checkpoint import load_weights, save_weights
+from competition.metrics.bootstrap import cv_score, dice_per_class, paired_gain
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import Run
 from competition.seeding import child_seed
 from competition.text import format_number
-from competition.training.averaging import ALL_CASES, HALVES, split_halves
-from competition.training.evaluator import dice_per_class, fold_scores
-from competition.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor, nn
+
+    from competition.training.trainer import Trainer
 
 MAX_BATCHES = 100  # number of batches for estimating the batch statistics; fewer if an epoch is shorter
 SOUP_PREFIX = FoldResult.prefix_of(SOUP_WEIGHTS)
@@ -61,6 +56,8 @@ def predict_with_soup(
             of the plain weights), and `flattered` (score of the written weights on the cases that selected them). None
             without `training.soup`.
     """
+    from competition.training.averaging import ALL_CASES, HALVES
+
     soup, evaluator = trainer.soup, trainer.evaluator
     if evaluator is None or not soup.enabled:
         return None
@@ -94,6 +91,9 @@ def predict_with_soup(
 
 def _write_soup(path: Path, trainer: Trainer) -> None:
     """Write the average of the checkpoints that all cases selected, and load it into the network."""
+    from competition.runs.checkpoint import load_weights, save_weights
+    from competition.training.averaging import ALL_CASES
+
     network = trainer.unwrapped_model
     if not path.exists():
         network.load_state_dict(trainer.soup.average(ALL_CASES))
@@ -125,6 +125,10 @@ def update_bn_statistics(network: nn.Module, trainer: Trainer) -> bool:
     Returns:
         False if the network has no batch statistics, so that nothing was changed.
     """
+    import torch
+    from torch import nn
+    from torch.optim.swa_utils import update_bn
+
     if any(
         isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
         for module in network.modules()
@@ -151,6 +155,32 @@ def _training_images(trainer: Trainer) -> Iterator[Tensor]:
 
 
 # Selection for the whole run
+
+
+def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | None = None) -> pd.DataFrame:
+    """Return the scores of one fold's cases, for its member or for the mean probabilities of its members.
+
+    Args:
+        run: the run.
+        fold: the fold.
+        members: finished members of the run.
+        weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`; None: the selected weights.
+    """
+    folders = [run.member_folder(fold, member.seed) for member in members]
+    if len(folders) == 1:
+        prefix = members[0].prefix_of(weights or members[0].weights)
+        return members[0].read_scores(folders[0], f"{prefix}scores.csv")
+    import pandas as pd
+    import torch
+
+    from competition.training.evaluator import Evaluator
+
+    oof = run.oof((fold,), weights)
+    evaluator = Evaluator(run.exp, oof.cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
+    scores: list[dict[str, Any]] = []
+    for row in evaluator.iter_cases():
+        scores += evaluator.score(oof.read(row.id), row, fold)[0]
+    return pd.DataFrame(scores)
 
 
 def select_soup(run: Run) -> dict[str, Any] | None:
@@ -181,6 +211,8 @@ def select_soup(run: Run) -> dict[str, Any] | None:
     seed = run.exp.seeds[0]
     part_of = {case: fold for case, fold in run.fold_of().items() if fold in by_fold}
     if len(folds) == 1:
+        from competition.training.averaging import split_halves
+
         part_of = split_halves(run.validation_cases(folds[0]), folds[0], seed)
     comparison = compare_soup(plain, soup, run.exp.competition.metric, part_of, seed, run.groups())
     for member in members:

@@ -64,6 +64,18 @@ def test_strata_of_single_cases_are_scikit_learns(seed: int) -> None:
     assert list(found.values()) == numbers_of(parts, 18)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_drawn_cases_and_strata_are_split_as_by_scikit_learn(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    count, k = int(draw.integers(20, 200)), int(draw.integers(2, 9))
+    plain = KFold(k, shuffle=True, random_state=seed).split(range(count))
+    assert list(folds_of(cases(count), seed=seed, k=k).values()) == numbers_of(plain, count)
+    stratum = merge_rare_strata([str(number) for number in draw.poisson(2, count)], k)
+    parts = StratifiedKFold(k, shuffle=True, random_state=seed).split(range(count), stratum)
+    found = folds_of(cases(count, stratum=stratum), GROUPED, seed, scheme="stratified", k=k)
+    assert list(found.values()) == numbers_of(parts, count)
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 def test_strata_of_groups_are_scikit_learns(seed: int) -> None:
     stratum, groups = list("abbcabbcabbcabbbaa"), [f"g{index // 2}" for index in range(18)]

@@ -1,15 +1,15 @@
 """A process that has imported everything once and forks a child for each command: imports alone take seconds.
 
 The children are real processes that run the whole command line, with signals, exit statuses and deaths of their own. So
-are their folds: they are forked before the command begins, from a process without threads, and wait for the job that
-`competition.training.fold_process.start_fold` gives them. Only `exec` and the imports are left out.
+are their folds. The fork server of `competition.fork_server`, or with `MASKFOLD_FORKSERVER=0` the folds that are
+started afresh, are forked before the command begins, from a process without threads, and wait for their work. Only
+`exec` and the imports are left out.
 
 Requests are lines of JSON on standard input, answers on standard output.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import gc
@@ -24,8 +24,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -136,33 +134,20 @@ def _act(request: dict[str, Any]) -> None:
     tempfile.tempdir = None
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts the tests may have them ignore it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _hire_folds(request["folds"], request["kills"])
+    from competition.fork_server import end_with, is_supported
+    from tests.faults import kills
 
-    from tests.faults.kills import arm
-
-    arm(request["kills"], "command")
+    kills.command = os.getpid()
+    if is_supported():
+        _hire_server(request["kills"])
+    else:
+        _hire_folds(request["folds"], request["kills"])
+    kills.arm(request["kills"], "command")
     _hurry()
     sys.argv = ["maskfold", *request["argv"]]
     from competition.cli.main import main
 
-    _leave(main)
-
-
-def _leave(work: Callable[[], Any]) -> NoReturn:
-    """Do the work and end as an interpreter does, but for taking all modules apart, which takes seconds."""
-    status: Any = 1
-    try:
-        status = work()
-    except SystemExit as end:
-        status = end.code
-    except BaseException:  # noqa: BLE001 - as an interpreter does
-        traceback.print_exc()
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else int(status is not None))
+    end_with(main)
 
 
 def _join(process: int) -> None:
@@ -184,18 +169,12 @@ def _hurry() -> None:
 # Folds
 
 
-class Hired:
-    """Stands for `FoldProcess`: hands the job to a process that waits for one."""
+class Forked:
+    """Stands for a `Popen` object of a child of this process."""
 
-    waiting: list[tuple[int, socket.socket]] = []
-
-    def __init__(
-        self, args: list[str], *, env: dict[str, str], stdout: Any, pass_fds: tuple[int, ...], **_: Any
-    ) -> None:
-        self.args, self.returncode, self.pipe = args, None, -1
-        self.pid, line = Hired.waiting.pop(0)
-        socket.send_fds(line, [json.dumps({"args": args, "env": env}).encode()], [stdout.fileno(), *pass_fds])
-        line.close()
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -207,7 +186,7 @@ class Hired:
         deadline = time.monotonic() + (timeout if timeout is not None else 1e9)
         while self.poll() is None:
             if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
             time.sleep(0.005)
         assert self.returncode is not None
         return self.returncode
@@ -218,6 +197,69 @@ class Hired:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
+
+
+class Hired(Forked):
+    """Stands for `FoldProcess`: hands the job to a process that waits for one."""
+
+    waiting: list[tuple[int, socket.socket]] = []
+    pipe = -1
+
+    def __init__(
+        self, args: list[str], *, env: dict[str, str], stdout: Any, pass_fds: tuple[int, ...], **_: Any
+    ) -> None:
+        pid, line = Hired.waiting.pop(0)
+        super().__init__(pid)
+        socket.send_fds(line, [json.dumps({"args": args, "env": env}).encode()], [stdout.fileno(), *pass_fds])
+        line.close()
+
+
+def _hire_server(kills: list[dict[str, Any]]) -> None:
+    """Have a process wait that becomes the fork server when the command launches one."""
+    from competition import fork_server
+    from competition.training import fold_process
+
+    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        mine.close()
+        _be_a_server(theirs, command, kills)
+    theirs.close()
+
+    def launch(_modules: Any, environment: dict[str, str]) -> tuple[socket.socket, Any]:
+        mine.send(json.dumps(environment).encode())
+        return mine, Forked(pid)
+
+    terminate = fold_process.ForkedFold.terminate
+
+    def mark_and_terminate(process: Any) -> None:
+        Path("terminated").touch()
+        terminate(process)
+
+    fork_server._launch = launch  # type: ignore[assignment]
+    fold_process.ForkedFold.terminate = mark_and_terminate  # type: ignore[method-assign]
+
+
+def _be_a_server(line: socket.socket, command: int, kills: list[dict[str, Any]]) -> NoReturn:
+    """Wait until the command launches its server, and become that; without one, leave with the command."""
+    from competition import fork_server
+    from tests.faults.kills import arm
+
+    os.setsid()
+    environment = line.recv(1_000_000)
+    if not environment:
+        os._exit(0)
+    with open(os.devnull, "r+b") as nothing:
+        for target in (0, 1, 2):
+            os.dup2(nothing.fileno(), target)
+    os.environ.clear()
+    os.environ.update(json.loads(environment))
+    assert threading.active_count() == 1
+    request, descriptors = fork_server.serve(line, command, [])
+    arm(kills, Path(request["arguments"][0]).parent.name)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # PYTHONUNBUFFERED, as `start` sets it
+    fork_server.end_with(lambda: fork_server.run_child(request, descriptors))
 
 
 def _hire_folds(count: int, kills: list[dict[str, Any]]) -> None:
@@ -247,6 +289,7 @@ def _be_a_fold(line: socket.socket, kills: list[dict[str, Any]]) -> None:
     line.close()
     if not text:
         os._exit(0)
+    from competition.fork_server import end_with
     from competition.training.fold_process import ERROR_PIPE
 
     job = json.loads(text)
@@ -264,7 +307,7 @@ def _be_a_fold(line: socket.socket, kills: list[dict[str, Any]]) -> None:
     fold.PROCESS_START = time.monotonic()
     assert threading.active_count() == 1
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # PYTHONUNBUFFERED, as `start` sets it
-    _leave(lambda: fold.main(path))
+    end_with(lambda: fold.main(path))
 
 
 if __name__ == "__main__":

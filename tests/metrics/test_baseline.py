@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from skimage.filters import threshold_otsu
 
 from competition.config.competition import Competition
 from competition.datasets import demo_images
-from competition.metrics.baseline import score_threshold_baseline
+from competition.metrics.baseline import _otsu, score_threshold_baseline
 
 
 def comp(classes: int = 1, **more: object) -> Competition:
@@ -112,3 +113,12 @@ def test_no_threshold_reaches_a_dice_of_one_half_on_the_2d_demo(seed):
         cases.append((image[None], labels[None]))
     first, second, _ = scores(cases, comp(2))
     assert 0.1 < first < 0.45 and 0.1 < second < 0.45
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32", "float64"])
+def test_otsus_threshold_is_that_of_scikit_image(dtype: str) -> None:
+    draw = np.random.default_rng(7)
+    for _ in range(20):
+        values = np.concatenate([draw.normal(40, 12, 300), draw.normal(draw.uniform(50, 200), 9, 200)]).clip(0, 255)
+        values = (values - 100 * (dtype == "int16")).astype(dtype)
+        assert _otsu(values).tolist() == [float(threshold_otsu(values))]
