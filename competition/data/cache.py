@@ -360,7 +360,7 @@ class MemoryBudget:
         """Return one process's share of `prepare.cache_gib`: each device has a main process and its loader workers."""
         if exp.prepare.cache_gib is None:
             return cls(None)
-        return cls(int(exp.prepare.cache_gib * 2**30) // (exp.run.devices * (exp.run.workers + 1)))
+        return cls(int(exp.prepare.cache_gib * 2**30) // (exp.run.devices * (exp.run.loader_processes + 1)))
 
     @property
     def held_bytes(self) -> int:

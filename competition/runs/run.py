@@ -26,6 +26,7 @@ from competition.errors import MaskfoldError
 from competition.io import parse_json_object, read_csv, sha256_of_file, write_json, write_table
 from competition.runs.contents import RunRecord, change_to_version_2, table_digest
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
+from competition.runs.kept_settings import drop_execution_keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -562,6 +563,7 @@ def hashed_settings(
         del plain["training"]["soup"]
     for section, key in RESUMABLE_KEYS:
         del plain[section][key]
+    drop_execution_keys(plain["training"], kept=True)
     plain["competition"].pop("root", None)
     drop_keys_without_effect(plain["competition"])
     for key in ("kaggle", "public_share"):  # about the leaderboard

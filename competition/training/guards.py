@@ -20,6 +20,7 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.inference.predict import HOST_MEMORY_HINT, free_unused_memory, is_out_of_memory, reduced_batch_size
 from competition.io import read_record, write_json
+from competition.models.execution import arrange, memory_format
 from competition.models.interface import error_in_one_line, flatten_tensors
 from competition.training.distributed import DistributedContext
 
@@ -292,7 +293,7 @@ def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: 
     """Compute the gradients of one batch several times, and compare them bit for bit.
 
     Args:
-        exp: uses the model, the patch and the batch size.
+        exp: uses the model, its memory format, the patch and the batch size.
         channels: of the network's input.
         cache: the folder in which the result is stored for the other folds and for resumed ones.
         context: has the trusted packages.
@@ -312,6 +313,7 @@ def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: 
         torch.backends.cpu.get_cpu_capability(),
         REPEATS,
         *([exp.gate.model_dump()] if exp.gate is not None else []),
+        *(["channels_last"] if memory_format(exp) is not None else []),
     ]
     path = cache / "bf16" / f"{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(FileNotFoundError, MaskfoldError, KeyError):  # a damaged file is replaced
@@ -328,7 +330,7 @@ def _gradients_repeat(exp: Experiment, channels: int, context: Context) -> bool:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_network(exp, channels, context, pretrained=False).train()
-        image = torch.randn(exp.training.batch_size, channels, *exp.patch.size)
+        image = arrange(torch.randn(exp.training.batch_size, channels, *exp.patch.size), exp)
         first: list[Tensor] = []
         for _ in range(REPEATS):
             torch.manual_seed(1)  # dropout
