@@ -16,7 +16,7 @@ from competition.config.experiment import Experiment
 from competition.config.instantiate import resolve_target
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.models.execution import arrange_network, set_layout
+from competition.models.execution import arrange_network, set_layout, to_layout
 from competition.models.interface import (
     complete_network_args,
     error_in_one_line,
@@ -58,8 +58,9 @@ def build_network(
         pretrained: load encoder weights; False if the caller loads other weights afterwards.
 
     Returns:
-        The network, its weights laid out in memory as `training.memory_format` says. It maps (B, channels, *patch) to logits (B, exp.output_channels, *patch), in training mode possibly
-        to several outputs (`competition.models.interface`).
+        The network. It maps (B, channels, *patch) to logits (B, exp.output_channels, *patch), in training mode possibly
+        to several outputs (`competition.models.interface`). `training.memory_format` says how its weights lie in
+        memory.
 
     Raises:
         MaskfoldError: status 2, `model.target` or `model.args` are wrong; status 1, weights cannot be loaded.
@@ -92,7 +93,7 @@ def build_network(
     return arrange_network(_add_presence_head(exp, cls, args, channels, network, context), exp)
 
 
-def validate_network(exp: Experiment, channels: int, context: Context = Context()) -> bool:
+def validate_network(exp: Experiment, channels: int, context: Context = Context()) -> None:
     """Check network, loss and optimiser: build all three, and pass one patch through the network.
 
     This takes a second or two and no memory for weights, since tensors on torch's `meta` device have a shape but no
@@ -103,9 +104,6 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
         exp: the experiment.
         channels: channels of the network's input (times the slices in 2.5D).
         context: has the trusted packages.
-
-    Returns:
-        Whether the memory format channels_last suits the network, see `_suits_channels_last`.
 
     Raises:
         MaskfoldError: status 2; it names the key: `model.target`, `model.args`, `encoder_weights`, `loss`, `optimizer`,
@@ -126,12 +124,50 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
         if path is not None:
             match_encoder(network, path, channels)
         try:
-            probe = PatchSizeProbe(network, channels, exp.output_channels, build_on_cpu)
-            _check_shapes(exp, cls, probe)
+            _check_shapes(exp, cls, PatchSizeProbe(network, channels, exp.output_channels, build_on_cpu))
             _add_presence_head(exp, cls, args, channels, network, context)
-            return _suits_channels_last(exp, cls, probe)
         except ImportError as error:
             raise _args_error(exp, cls, error) from error
+
+
+def suits_channels_last(exp: Experiment, channels: int, context: Context = Context()) -> bool:
+    """Return whether a 2D network works in the memory format channels_last, and is not slower in it.
+
+    Instance normalisation makes it 1.1 to 1.3 times as slow, because torch computes it on a channels-first copy
+    (`python benchmarks/networks.py`). Code that calls `view` may not work, which one patch on the CPU shows; the meta
+    device has another layout there. The state of the global generator is restored.
+
+    Args:
+        exp: the experiment, whose network is valid.
+        channels: channels of the network's input (times the slices in 2.5D).
+        context: has the trusted packages.
+
+    Raises:
+        MaskfoldError: status 2; `training.memory_format` asks for channels_last, and the network does not work in it.
+    """
+    asked, dims = exp.training.memory_format, exp.network_dimensions
+    if asked == "channels_first" or (asked == "auto" and dims == 3):
+        return False
+    with torch.random.fork_rng(devices=[]):
+        network = build_network(exp, channels, context, pretrained=False).eval()
+    is_slower = any(isinstance(module, nn.InstanceNorm2d) for module in network.modules())
+    if asked == "auto" and is_slower:
+        return False
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    set_layout(network, layout)
+    try:
+        with torch.no_grad():
+            network(to_layout(torch.zeros(1, channels, *exp.patch.size), layout))
+    except Exception as error:  # a network may raise anything
+        if asked == "auto":
+            return False
+        raise MaskfoldError(
+            f"training.memory_format: found channels_last, but {type(network).__name__} fails in it: "
+            f"{error_in_one_line(error)}.",
+            "Set training.memory_format=auto.",
+            status=2,
+        ) from error
+    return not is_slower
 
 
 def parameter_count(network: nn.Module) -> int:
@@ -198,29 +234,6 @@ def _check_shapes(exp: Experiment, cls: type, probe: PatchSizeProbe) -> None:
         f"Correct model.args: the network must return {exp.output_channels} channels of the patch's size.",
         status=2,
     )
-
-
-def _suits_channels_last(exp: Experiment, cls: type, probe: PatchSizeProbe) -> bool:
-    """Return whether a 2D network works in channels_last, and is not slower in it.
-
-    Instance normalisation makes it 1.1 to 1.3 times as slow, because torch computes it on a channels-first copy; 3D
-    networks are slower too (`python benchmarks/networks.py`). Code that calls `view` may not work.
-
-    Raises:
-        MaskfoldError: status 2; the YAML asks for channels_last, and the network does not work in it.
-    """
-    asked, dims = exp.training.memory_format, exp.network_dimensions
-    if asked == "channels_first" or (asked == "auto" and dims == 3):
-        return False
-    probe.use_layout(torch.channels_last if dims == 2 else torch.channels_last_3d)
-    failure = probe.failure(tuple(exp.patch.size), batch=2)
-    if failure is not None and asked == "channels_last":
-        raise MaskfoldError(
-            f"training.memory_format: found channels_last, but {cls.__name__} fails in it: {failure}.",
-            "Set training.memory_format=auto.",
-            status=2,
-        )
-    return failure is None and not any(isinstance(module, nn.InstanceNorm2d) for module in probe.network.modules())
 
 
 def _check_warnings(caught: list[warnings.WarningMessage], cls: type, args: dict[str, Any]) -> None:
@@ -302,12 +315,6 @@ class PatchSizeProbe:
     def __init__(self, network: nn.Module, channels: int, outputs: int, build_on_cpu: Callable[[], nn.Module]) -> None:
         self.network, self.channels, self.outputs, self.build_on_cpu = network, channels, outputs, build_on_cpu
         self.device = "meta"
-        self.layout = torch.contiguous_format
-
-    def use_layout(self, layout: torch.memory_format) -> None:
-        """Pass the next patches in another memory layout."""
-        self.layout = layout
-        set_layout(self.network, layout)
 
     def failure(self, size: PatchSize, batch: int) -> str | None:
         """Return why `batch` patches in training mode or one in evaluation mode fail; None if both pass.
@@ -325,15 +332,13 @@ class PatchSizeProbe:
         except Exception as error:  # noqa: BLE001 - a network may raise anything
             return error_in_one_line(error)
         self.network, self.device = self.build_on_cpu(), "cpu"
-        set_layout(self.network, self.layout)
         return self.failure(size, batch)
 
     @torch.no_grad()
     def _failure(self, size: PatchSize, batch: int) -> str | None:
         for mode, count in (("training", batch), ("evaluation", 1)):
             self.network.train(mode == "training")
-            image = torch.zeros(count, self.channels, *size, device=self.device)
-            outputs = self.network(image.contiguous(memory_format=self.layout))
+            outputs = self.network(torch.zeros(count, self.channels, *size, device=self.device))
             logits = segmentation_outputs(outputs, len(size), self.outputs)[0][0]  # its ValueError names the shapes
             if tuple(logits.shape) != (count, self.outputs, *size):
                 return f"in {mode} mode it maps {(count, self.channels, *size)} to {format_shapes(logits)}"

@@ -51,7 +51,15 @@ def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
 def arrange(images: Tensor, exp: Experiment) -> Tensor:
     """Return the network's input (B, C, *patch) in the memory layout of the run; shape and values do not change."""
     layout = memory_format(exp)
-    return images if layout is None else images.contiguous(memory_format=layout)
+    return images if layout is None else to_layout(images, layout)
+
+
+def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return images (B, C, *spatial) in a memory layout; one channel also says so, or convolutions ignore it."""
+    found = images.contiguous(memory_format=layout)
+    if found.shape[1] == 1:  # both layouts are the same, and torch takes it for channels first
+        found = found.as_strided(found.shape, (found.stride(0), 1, *found.stride()[2:]))
+    return found
 
 
 # Compilation

@@ -31,21 +31,21 @@ def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
             del training[key]
 
 
-def decide_settings(exp: Experiment, suits_channels_last: bool) -> dict[str, str]:
+def decide_settings(exp: Experiment, channels_last: bool) -> dict[str, str]:
     """Return the kept settings of a new run: those of the YAML, and for `auto` those that are faster.
 
     The decision depends on the YAML and the network, never on a measurement, so all processes decide alike.
 
     Args:
         exp: the experiment.
-        suits_channels_last: of its network, as from `competition.models.build.validate_network`.
+        channels_last: whether it suits the network, see `competition.models.build.suits_channels_last`.
     """
     is_mps = exp.run.accelerator == "mps"
     has_kernel = exp.optimizer.target in FUSED_OPTIMIZERS and not any(
         key in exp.optimizer.args for key in OWN_KERNEL_ARGS
     )
     decided = {
-        "memory_format": "channels_last" if suits_channels_last and not is_mps else "channels_first",
+        "memory_format": "channels_last" if channels_last and not is_mps else "channels_first",
         "fused": "on" if has_kernel and not is_mps else "off",
     }
     asked = {key: getattr(exp.training, key) for key in KEPT_SETTINGS}

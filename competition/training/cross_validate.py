@@ -205,7 +205,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.data.normalisation import find_other_channels
     from competition.data.preprocessing import preprocess_cases
     from competition.inference.tta import tta_views
-    from competition.models.build import validate_network
+    from competition.models.build import suits_channels_last, validate_network
     from competition.runs.copies import keep_copies_together
     from competition.training.averaging import check_soup
     from competition.training.extra_data import check_extra_data, prepare_extra_data
@@ -239,9 +239,10 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     if folder is None:
         raise MaskfoldError("No case can be prepared.", "Set competition.on_bad_case=stop to see the reason.")
     channels = int(PreprocessedCase.open(folder).image.shape[0])
-    suits_channels_last = validate_network(run.exp, channels * (run.exp.patch.slices or 1), context)
+    validate_network(run.exp, channels * (run.exp.patch.slices or 1), context)
     if stored is None:
-        run = replace(run, exp=with_settings(run.exp, decide_settings(run.exp, suits_channels_last)))
+        is_faster = suits_channels_last(run.exp, channels * (run.exp.patch.slices or 1), context)
+        run = replace(run, exp=with_settings(run.exp, decide_settings(run.exp, is_faster)))
     with oom_as_error("preparing the cases"):
         skipped: dict[str, str] = {}
         prepared = preprocess_cases(run.cases, run.exp, CACHE_FOLDER, progress=context.say, skipped=skipped)
