@@ -116,4 +116,4 @@ def compile_network(
         network.train(was_training)
         for buffer, before in buffers:
             buffer.copy_(before)
-    return compiled  # type: ignore[no-any-return]
+    return compiled

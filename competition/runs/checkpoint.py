@@ -190,7 +190,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
 
     def write(file: IO[bytes]) -> None:
-        stream = _KeptError(file)
+        stream: Any = _KeptError(file)  # has what `torch.save` calls of a file
         try:
             torch.save({"version": CHECKPOINT_VERSION, **state}, stream)
         except RuntimeError:  # torch's own, in place of that of the disk
