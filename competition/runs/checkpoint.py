@@ -18,7 +18,14 @@ import torch
 from torch import nn
 
 from competition.errors import MaskfoldError
-from competition.io import as_disk_error, atomic_append, atomic_write, parse_json_object, parse_metrics_line
+from competition.io import (
+    DiskFullError,
+    as_disk_error,
+    atomic_append,
+    atomic_write,
+    parse_json_object,
+    parse_metrics_line,
+)
 from competition.runs.fold import RESULT_FILE
 
 CHECKPOINT_VERSION = 1
@@ -189,17 +196,26 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     The tensors are written as they lie in memory, without a copy of all of them (twice as slow), and synced.
     """
 
+    size = 0
+
     def write(file: IO[bytes]) -> None:
+        nonlocal size
         stream: Any = _KeptError(file)  # has what `torch.save` calls of a file
         try:
             torch.save({"version": CHECKPOINT_VERSION, **state}, stream)
         except RuntimeError:  # torch's own, in place of that of the disk
             if stream.error is None:
                 raise
+        size = stream.size
         if stream.error is not None:
-            raise as_disk_error(stream.error, path, stream.size) or stream.error
+            raise stream.error
 
-    atomic_write(path, write)
+    try:
+        atomic_write(path, write)
+    except DiskFullError as error:
+        # The disk's error may come while the buffer is flushed; all bytes of the checkpoint are counted by then.
+        cause = error.__cause__
+        raise (as_disk_error(cause, path, size) if isinstance(cause, OSError) else None) or error from cause
 
 
 class _KeptError:
