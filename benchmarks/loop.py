@@ -27,16 +27,16 @@ def main(file: str, overrides: list[str]) -> None:
 
     from competition.config.loading import load_experiment
     from competition.context import Context
+    from competition.models.execution import arrange
     from competition.runs.fold import FoldJob
     from competition.runs.run import CACHE_FOLDER
-    from competition.training.cross_validate import open_run
+    from competition.training.cross_validate import open_run, prepare_run
     from competition.training.fold import setup_fold
     from competition.training.guards import peak_gib
 
     exp = load_experiment(file, overrides)
     with tempfile.TemporaryDirectory() as folder:
-        run = open_run(exp, "benchmark", root=Path(folder))
-        run.write()
+        run = prepare_run(open_run(exp, "benchmark", root=Path(folder)))
         job = FoldJob(run.folder, run.folder / "fold_0", 0, 0, CACHE_FOLDER, exp.run.threads or 2)
         job.folder.mkdir()
         torch.set_num_threads(job.threads)
@@ -44,6 +44,7 @@ def main(file: str, overrides: list[str]) -> None:
         batches = iter(trainer.train_loader())
         batch = next(batches)
         image, mask = trainer.fabric.to_device((batch["image"], batch["mask"]))
+        image = arrange(image, trainer.exp)
 
         def bare_step() -> None:
             trainer.model.train()

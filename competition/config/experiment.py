@@ -261,6 +261,11 @@ class TrainingConfig(ConfigModel):
     on_nan: Literal["stop", "restore"] | SkipSteps = "stop"
     # If memory runs out: stop, or halve the micro-batch; the optimizer step stays the same.
     on_oom: Literal["stop", "halve"] = "stop"
+    # The memory layout of the network's tensors, and whether the optimizer updates all weights in one kernel. A run
+    # keeps both as it was started; `auto` in a run's own YAML is channels_first and off, see runs/kept_settings.py.
+    memory_format: Literal["auto", "channels_first", "channels_last"] = "auto"
+    fused: Literal["auto", "off", "on"] = "auto"
+    compile: Literal["auto", "off", "on"] = "auto"  # torch.compile; auto: on a GPU with a budget of 10 minutes or more
 
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainingConfig:
@@ -297,7 +302,8 @@ class HardwareConfig(ConfigModel):
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: PositiveInt = 1  # processes per fold, each on its own GPU with batch_size samples per step
     parallel_folds: PositiveInt = 1  # folds trained at the same time, also on the cluster
-    workers: Annotated[int, Field(ge=0)] = 0  # loader processes per device
+    # Loader processes per device; auto: none on a CPU, where they would take the time of the training.
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     threads: PositiveInt | None = None  # CPU threads of a fold; None: cores / parallel folds; ray: its `cpus`
     cpus: PositiveInt | None = None  # ray: CPUs requested per fold; None: its threads, or a fair share of the cluster's
     # ray: GPUs per fold; with 0.5, two folds share a GPU; None: one GPU per device, if the cluster has GPUs.
@@ -312,6 +318,11 @@ class HardwareConfig(ConfigModel):
                 f"`gpus` must be at least `devices` ({self.devices}), one GPU per device, found {self.gpus:g}"
             )
         return self
+
+    @property
+    def loader_processes(self) -> int:
+        """Loader processes per device; 0 while `auto` is not decided, see `training.distributed.with_workers`."""
+        return 0 if self.workers == "auto" else self.workers
 
 
 class Experiment(ConfigModel):

@@ -364,7 +364,7 @@ class MemoryBudget:
         """Return one process's share of `prepare.cache_gib`, which all main processes and loader workers divide."""
         if exp.prepare.cache_gib is None:
             return cls(None)
-        return cls(int(exp.prepare.cache_gib * 2**30) // (exp.run.devices * (exp.run.workers + 1)))
+        return cls(int(exp.prepare.cache_gib * 2**30) // (exp.run.devices * (exp.run.loader_processes + 1)))
 
     @property
     def held_bytes(self) -> int:

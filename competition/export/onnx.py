@@ -14,6 +14,7 @@ from competition.config.experiment import Experiment
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.io import atomic_write
+from competition.models.execution import set_layout
 from competition.models.interface import error_in_one_line, main_output
 
 ONNX_SUFFIX = ".onnx"
@@ -120,6 +121,7 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
         raise MaskfoldError(
             f"--onnx requires the package {error.name}, which is not installed.", "Run: pip install 'maskfold[onnx]'."
         ) from error
+    set_layout(network, torch.contiguous_format)  # an ONNX file has channels first
     reference = MainOutputNetwork(network.cpu().eval(), len(exp.patch.size), exp.output_channels).eval()
     program = _export_program(reference, (channels, *exp.patch.size), exp)
     content = program.model_proto.SerializeToString()

@@ -20,6 +20,7 @@ from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
 from competition.inference.presence import case_presence
 from competition.inference.tta import TTAView, tta_views
+from competition.models.execution import arrange
 from competition.models.interface import format_shapes, main_output, split_presence
 
 SLAB_BYTES = 2**32  # if the sums are larger, they are stored in host memory
@@ -214,7 +215,7 @@ def _predict_batch(
     for network in networks:
         for view in all_views:
             with autocast():
-                outputs = network(view.apply(batch))
+                outputs = network(arrange(view.apply(batch), exp))
             try:
                 logits = view.undo(main_output(outputs, batch.ndim - 2, exp.output_channels).float())
                 if logits.shape[2:] != batch.shape[2:]:

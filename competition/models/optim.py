@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_optimizer(
-    exp: Experiment, parameters: Iterable[nn.Parameter], context: Context = Context()
+    exp: Experiment, parameters: Iterable[nn.Parameter], context: Context = Context(), *, fused: bool = False
 ) -> torch.optim.Optimizer:
     """Build `optimizer.target` over all trainable parameters, in one group.
 
@@ -29,10 +30,11 @@ def build_optimizer(
         exp: the experiment.
         parameters: parameters of the network.
         context: has the trusted packages.
+        fused: update all weights in one kernel, which differs in the last bits; see `uses_fused_kernel`.
 
     Raises:
-        MaskfoldError: status 2; the target or its arguments are wrong, `lr` is missing, or the optimiser needs more
-            than one dense gradient per step (LBFGS).
+        MaskfoldError: status 2; the target or its arguments are wrong, `lr` is missing, the optimiser needs more than
+            one dense gradient per step (LBFGS), or `training.fused` is on for an optimiser without a fused kernel.
 
     Example:
         >>> build_optimizer(exp, network.parameters())  # doctest: +SKIP
@@ -53,6 +55,12 @@ def build_optimizer(
             "Set optimizer.args.lr, e.g. to 1.0e-3; the schedule scales it.",
             status=2,
         )
+    if exp.training.fused == "on" and "fused" not in inspect.signature(cls).parameters:
+        raise MaskfoldError(
+            f"training.fused: found on, but {cls.__name__} has no fused kernel.", "Set training.fused=off.", status=2
+        )
+    if fused:
+        args["fused"] = True
     if "betas" in args:
         args["betas"] = tuple(args["betas"])
     trainable = [parameter for parameter in parameters if parameter.requires_grad]

@@ -26,6 +26,7 @@ from competition.errors import MaskfoldError
 from competition.io import read_csv, sha256_of_file, write_json, write_table
 from competition.runs.contents import RunRecord, change_to_version_2, table_digest
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
+from competition.runs.kept_settings import drop_execution_keys
 from competition.runs.summary import SUMMARY_FILE, read_summary
 
 if TYPE_CHECKING:
@@ -566,6 +567,7 @@ def hashed_settings(
         del plain["training"]["soup"]
     for section, key in RESUMABLE_KEYS:
         del plain[section][key]
+    drop_execution_keys(plain["training"], kept=True)
     plain["competition"].pop("root", None)
     drop_keys_without_effect(plain["competition"])
     for key in ("kaggle", "public_share"):  # keys about the leaderboard

@@ -21,6 +21,7 @@ from competition.data.cases import data_hash
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, damaged_error, json_digest, read_record, remove_all_stale_temp, write_json
 from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
+from competition.runs.kept_settings import drop_execution_keys
 from competition.runs.lock import ensure_lock
 from competition.runs.run import read_skipped
 from competition.study.space import ExperimentSource, validate_space, values_from_yaml
@@ -136,6 +137,7 @@ def open_study(source: ExperimentSource, storage: str | None = None) -> StudySes
     plain["study"] = {key: plain["study"][key] for key in ("space", "objectives", "constraints")}
     for key in ("run", "postprocess"):
         plain.pop(key)
+    drop_execution_keys(plain["training"], kept=False)
     plain["competition"].pop("root")
     extras = plain["extra"] or []
     for section in (plain, *(extras if isinstance(extras, list) else [extras])):

@@ -29,6 +29,7 @@ from competition.runs.contents import (
     source_digests,
 )
 from competition.runs.fold import FoldJob, FoldResult
+from competition.runs.kept_settings import decide_settings, stored_settings, with_kept_settings, with_settings
 from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import (
@@ -99,7 +100,8 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
         The run; no file is written.
 
     Raises:
-        MaskfoldError: the data or the folds are invalid, or a weight file does not exist.
+        MaskfoldError: the data or the folds are invalid, a weight file does not exist, or the YAML asks for another
+            memory format or kernel of the optimizer than the run was started with.
     """
     from competition.data.cases import case_table
     from competition.data.splits import check_leaks, split
@@ -122,6 +124,7 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     while folder.exists() and (new or _numbered_folder(base, number + 1).exists()):
         number += 1
         folder = _numbered_folder(base, number)
+    exp = with_kept_settings(exp, folder)
     return _with_saved_groups(Run(folder, exp, cases, folds, name, extra_tables, record))
 
 
@@ -199,6 +202,9 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
             changed since the run was started; no run folder is written.
     """
     opened = run
+    stored = stored_settings(run.folder)
+    if stored is not None:  # another command may have started the run since `open_run`
+        run = replace(run, exp=with_settings(run.exp, stored))
     _check_same_contents(run)
     started = (run.folder / FOLDS_FILE).exists()
     run = _with_saved_groups(run)  # another command may have written them since `open_run`
@@ -212,7 +218,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.data.normalisation import find_other_channels
     from competition.data.preprocessing import preprocess_cases
     from competition.inference.tta import tta_views
-    from competition.models.build import validate_network
+    from competition.models.build import suits_channels_last, validate_network
     from competition.runs.copies import keep_copies_together
     from competition.training.averaging import check_soup
     from competition.training.extra_data import check_extra_data, prepare_extra_data
@@ -237,6 +243,9 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         raise MaskfoldError("No case can be prepared.", "Set competition.on_bad_case=stop to see the reason.")
     channels = int(PreprocessedCase.open(folder).image.shape[0])
     validate_network(run.exp, channels * (run.exp.patch.slices or 1), context)
+    if stored is None:
+        is_faster = suits_channels_last(run.exp, channels * (run.exp.patch.slices or 1), context)
+        run = replace(run, exp=with_settings(run.exp, decide_settings(run.exp, is_faster)))
     with oom_as_error("preparing the cases"):
         skipped: dict[str, str] = {}
         prepared = preprocess_cases(run.cases, run.exp, CACHE_FOLDER, progress=context.say, skipped=skipped)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Hashable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from shutil import disk_usage
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 Key = TypeVar("Key", bound=Hashable)
+MAX_WORKERS = 4  # loader processes per GPU of `run.workers: auto`
+SHARED_MEMORY, MIN_SHARED_BYTES = Path("/dev/shm"), 2**30  # Linux; containers often have 64 MiB
 FABRIC_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -77,6 +80,25 @@ def _multi_device_options() -> dict[str, Any]:
     strategy = DDPStrategy(find_unused_parameters=True, timeout=timedelta(days=7))
     # Use Fabric's launcher even under a batch system, because the batch system started only one process for the fold.
     return {"strategy": strategy, "plugins": [LightningEnvironment()]}
+
+
+def with_workers(exp: Experiment, device: torch.device, threads: int) -> Experiment:
+    """Return the experiment with the number of loader processes in place of `run.workers: auto`.
+
+    A GPU waits for its data if one process prepares it, so it gets the fold's threads except one per device, at most
+    `MAX_WORKERS`, unless shared memory, through which they pass the batches, is small. A CPU gets none.
+
+    Args:
+        exp: the experiment.
+        device: of the network.
+        threads: CPU threads of the fold.
+    """
+    if exp.run.workers != "auto":
+        return exp
+    count = 0
+    if device.type == "cuda" and (not SHARED_MEMORY.is_dir() or disk_usage(SHARED_MEMORY).free >= MIN_SHARED_BYTES):
+        count = max(0, min(MAX_WORKERS, threads // exp.run.devices - 1))
+    return exp.model_copy(update={"run": exp.run.model_copy(update={"workers": count})})
 
 
 def is_main_process() -> bool:

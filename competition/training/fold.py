@@ -34,6 +34,7 @@ from competition.errors import MaskfoldError
 from competition.io import as_disk_error, nan_to_none, remove_all_stale_temp, sha256_of_file, write_json, write_table
 from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.models.build import build_network
+from competition.models.execution import compile_network, wants_compilation
 from competition.process import exit_with_parent, parent_process
 from competition.redact import install_redaction
 from competition.runs.checkpoint import LAST_CHECKPOINT, load_weights, save_weights
@@ -43,7 +44,7 @@ from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import Run, load_run, write_replay_yaml
 from competition.seeding import child_seed
-from competition.training.distributed import is_main_process, launch_processes, make_fabric
+from competition.training.distributed import is_main_process, launch_processes, make_fabric, with_workers
 from competition.training.evaluator import Evaluator, summary_metrics
 from competition.training.extra_data import build_extra_data
 from competition.training.fold_process import ERROR_FILE, ERROR_PIPE
@@ -133,6 +134,7 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
         return deterministic
 
     fabric, precision = make_fabric(exp, check_bf16)
+    exp = with_workers(exp, fabric.device, job.threads)
     launch_processes(fabric)
     seed = exp.seeds[job.seed]
     dataset = PatchDataset(
@@ -148,6 +150,11 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     network = build_network(exp, channels, context, pretrained=fresh)
     if exp.init_from is not None and fresh:
         load_weights(network, check_initial_weights(Path(exp.init_from), job, run))
+    compiled = (
+        compile_network(network, exp, channels, fabric.device, context.say, fabric.autocast)
+        if wants_compilation(exp, fabric.device)
+        else None
+    )
     validation = run.validation_cases(job.fold)
     stop_signal = StopSignal()
     evaluator = (
@@ -173,6 +180,7 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
         start_time=start_time,
         stop_reason=stop_signal.reason,
         context=context,
+        compiled=compiled,
     )
 
 

@@ -18,6 +18,7 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.inference.predict import HOST_MEMORY_HINT, free_unused_memory, is_out_of_memory, reduced_batch_size
 from competition.io import json_digest, read_record, write_json
+from competition.models.execution import arrange, memory_format
 from competition.models.interface import error_in_one_line, flatten_tensors
 from competition.training.distributed import DistributedContext
 
@@ -290,7 +291,7 @@ def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: 
     """Compute the gradients of one batch several times, and compare them bit for bit.
 
     Args:
-        exp: the experiment; its model, patch and batch size are used.
+        exp: the experiment; its model, memory format, patch and batch size are used.
         channels: number of channels of the network's input.
         cache: folder in which the result is stored for other folds and resumed folds.
         context: has the trusted packages.
@@ -310,6 +311,7 @@ def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: 
         torch.backends.cpu.get_cpu_capability(),
         REPEATS,
         *([exp.gate.model_dump()] if exp.gate is not None else []),
+        *(["channels_last"] if memory_format(exp) is not None else []),
     ]
     path = cache / "bf16" / f"{json_digest(settings)[:32]}.json"
     with contextlib.suppress(FileNotFoundError, MaskfoldError, KeyError):  # a damaged file is replaced
@@ -326,7 +328,7 @@ def _gradients_repeat(exp: Experiment, channels: int, context: Context) -> bool:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_network(exp, channels, context, pretrained=False).train()
-        image = torch.randn(exp.training.batch_size, channels, *exp.patch.size)
+        image = arrange(torch.randn(exp.training.batch_size, channels, *exp.patch.size), exp)
         first: list[Tensor] = []
         for _ in range(REPEATS):
             torch.manual_seed(1)  # dropout

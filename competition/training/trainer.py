@@ -23,10 +23,12 @@ from competition.config.experiment import EarlyStoppingConfig, Experiment
 from competition.context import Context
 from competition.data.dataset import BatchSampler, PatchDataset
 from competition.errors import MaskfoldError
+from competition.models.execution import arrange
 from competition.models.losses import SegmentationLoss
 from competition.models.optim import ExponentialMovingAverage, LRSchedule, build_optimizer
 from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, MetricsLog, load_checkpoint, save_checkpoint
 from competition.runs.fold import PLAIN_WEIGHTS
+from competition.runs.kept_settings import KEPT_SETTINGS
 from competition.runs.run import RUN_NAME
 from competition.seeding import child_seed
 from competition.training.averaging import CheckpointAverager, UniformSoup
@@ -116,6 +118,7 @@ class Trainer:
         start_time: `time.monotonic()` at the start of the process.
         stop_reason: function that returns the reason to stop now, or an empty string.
         context: has the trusted packages and the log.
+        compiled: `model` compiled by torch, for the training steps; None: they use `model` itself.
     """
 
     fabric: Fabric
@@ -130,6 +133,7 @@ class Trainer:
     start_time: float
     stop_reason: Callable[[], str]
     context: Context
+    compiled: nn.Module | None = None
 
     def __post_init__(self) -> None:
         exp, cfg = self.exp, self.exp.training
@@ -138,13 +142,15 @@ class Trainer:
         self.steps_per_epoch = cfg.steps_per_epoch or math.ceil(len(self.dataset) / self.samples_per_step)
 
         self.loss = SegmentationLoss(exp, self.context)
-        optimizer = build_optimizer(exp, self.model.parameters(), self.context)
+        # The loss scaler of fp16 unscales the gradients for clipping, which a fused kernel would do itself.
+        fused = exp.training.fused == "on" and getattr(self.fabric.strategy.precision, "scaler", None) is None
+        optimizer = build_optimizer(exp, self.model.parameters(), self.context, fused=fused)
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self.direction = exp.competition.metric.direction
         self.schedule = LRSchedule(exp.schedule, self.base_lrs, self.direction)
 
         self.unwrapped_model: nn.Module = self.model
-        self.model, self.optimizer = self.fabric.setup(self.model, optimizer)
+        self.model, self.optimizer = self.fabric.setup(self.compiled or self.model, optimizer)
         self.ema = ExponentialMovingAverage(self.unwrapped_model, cfg.ema) if cfg.ema else None
         self.eval_model = copy.deepcopy(self.unwrapped_model).requires_grad_(False).eval()
 
@@ -242,7 +248,7 @@ class Trainer:
                 share = len(part["case"]) / cfg.batch_size
                 is_last = micro_step + 1 == cfg.accumulate and part is parts[-1]
                 with self.fabric.no_backward_sync(self.model, enabled=not is_last):
-                    loss, terms = self.loss(self.model(image), mask)
+                    loss, terms = self.loss(self.model(arrange(image, self.exp)), mask)
                     self.fabric.backward(loss / (cfg.accumulate / share))
                 losses = {"loss": loss.detach(), **(terms if len(terms) > 1 else {})}
                 results.append(MicroBatchResult(losses, part["case"], share))
@@ -356,9 +362,9 @@ class Trainer:
         return DataLoader(
             self.dataset,  # type: ignore[arg-type]
             batch_sampler=sampler,
-            num_workers=run.workers,
-            pin_memory=self.fabric.device.type == "cuda",
-            prefetch_factor=4 if run.workers else None,
+            num_workers=run.loader_processes,
+            pin_memory=self.fabric.device.type == "cuda",  # the copy to the GPU then runs beside the computation
+            prefetch_factor=4 if run.loader_processes else None,
         )
 
     # Weights
@@ -418,6 +424,7 @@ class Trainer:
         return {
             **self.state_dict(),
             "threads": torch.get_num_threads(),
+            "kept": self._kept_settings(),
             "devices": self.distributed.world_size,
             "line": self.metrics_line,
             "origin": self._origin(),
@@ -427,6 +434,7 @@ class Trainer:
         checkpoint = load_checkpoint(self.folder / name)
         self._check_origin(checkpoint.get("origin"), self.folder / name)
         self.distributed.check_devices(checkpoint.get("devices", 1), self.folder / name)
+        self._check_kept_settings(checkpoint.get("kept", KEPT_SETTINGS), self.folder / name)
         self.load_state_dict(checkpoint)
         if "network" in checkpoint:
             self.unwrapped_model.load_state_dict(checkpoint["network"])
@@ -493,6 +501,20 @@ class Trainer:
                 f"The checkpoint {path} is of {before}, expected {now}.",
                 f"Restore the fold's own checkpoint, or delete {path.parent} to train this fold afresh.",
             )
+
+    def _kept_settings(self) -> dict[str, str]:
+        """Return the settings that change the last bits; the optimizer's state is laid out in memory as they say."""
+        found = {key: str(getattr(self.exp.training, key)) for key in KEPT_SETTINGS}
+        return {key: KEPT_SETTINGS[key] if value == "auto" else value for key, value in found.items()}
+
+    def _check_kept_settings(self, found: dict[str, str], path: Path) -> None:
+        for key, value in self._kept_settings().items():
+            if found.get(key) != value:
+                raise MaskfoldError(
+                    f"The checkpoint {path} was written with training.{key}={found.get(key)}, but the run's "
+                    f"experiment.yaml has {value}.",
+                    f"Set training.{key}: {found.get(key)} in {self.folder.parent / 'experiment.yaml'}.",
+                )
 
     def _open_metrics_log(self) -> None:
         self.metrics_log = MetricsLog(self.folder / "metrics.jsonl", self.state.step, self.metrics_line)

@@ -151,6 +151,7 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
     """What `KEYS_ADDED_LATER` keys are for: a run keeps its name when a key is added."""
     import yaml
 
+    from competition.runs.kept_settings import KEPT_SETTINGS
     from competition.runs.run import KEYS_ADDED_LATER, RESUMABLE_KEYS, load_run, run_hash
     from competition.training.cross_validate import open_run
 
@@ -160,6 +161,8 @@ def test_an_older_yaml_without_todays_keys_gets_their_defaults(tiny: Any, tmp_pa
     plain = yaml.safe_load(file.read_text())
     for section, key in (*KEYS_ADDED_LATER, *RESUMABLE_KEYS, ("training", "soup")):
         del plain[section][key]
+    for key in (*KEPT_SETTINGS, "compile"):
+        del plain["training"][key]
     for key in ("pseudo", "extra", "gate"):
         del plain[key]
     del (

@@ -1,0 +1,119 @@
+"""How a network is run: the memory layout of its tensors, and `torch.compile`.
+
+In 2D, libraries compute convolutions faster when the channels of a pixel lie side by side in memory (channels_last).
+A step takes 0.75 to 0.95 of the time, a prediction 0.65 to 0.8 (`python benchmarks/networks.py`). The results differ in
+their last bits, so a run keeps its layout, see `competition.runs.kept_settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from competition.config.experiment import Experiment
+from competition.models.interface import error_in_one_line, flatten_tensors
+
+LONG_BUDGET_MINUTES = 10.0  # from which on `training.compile: auto` compiles on a GPU: compilation takes about a minute
+
+
+# Memory layout
+
+
+def memory_format(exp: Experiment) -> torch.memory_format | None:
+    """Return the layout of the network's weights and inputs; None leaves tensors as they are (channels first).
+
+    `auto` is channels first: it is decided when a run is started, so only older runs still have it.
+    """
+    if exp.training.memory_format != "channels_last":
+        return None
+    return torch.channels_last if exp.network_dimensions == 2 else torch.channels_last_3d
+
+
+def arrange_network(network: nn.Module, exp: Experiment) -> nn.Module:
+    """Lay the network's weights out in memory as the run does; return the same network. Values do not change."""
+    if (layout := memory_format(exp)) is not None:
+        set_layout(network, layout)
+    return network
+
+
+def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
+    """Lay out the weights of 2D convolutions (channels_last), of 3D ones (channels_last_3d), or all, in memory."""
+    axes = {torch.channels_last: (4,), torch.channels_last_3d: (5,)}.get(layout, (4, 5))
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim in axes:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+
+
+def arrange(images: Tensor, exp: Experiment) -> Tensor:
+    """Return the network's input (B, C, *patch) in the memory layout of the run; shape and values do not change."""
+    layout = memory_format(exp)
+    return images if layout is None else to_layout(images, layout)
+
+
+def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return images (B, C, *spatial) in a memory layout; one channel also says so, or convolutions ignore it."""
+    found = images.contiguous(memory_format=layout)
+    if found.shape[1] == 1:  # both layouts are the same, and torch takes it for channels first
+        found = found.as_strided(found.shape, (found.stride(0), 1, *found.stride()[2:]))
+    return found
+
+
+# Compilation
+
+
+def wants_compilation(exp: Experiment, device: torch.device) -> bool:
+    """Return whether `training.compile` asks for compilation on a device; `auto`: on a GPU, with a long budget."""
+    if exp.training.compile != "auto":
+        return exp.training.compile == "on"
+    minutes = exp.training.budget_minutes
+    is_long = minutes is not None and minutes >= LONG_BUDGET_MINUTES
+    return device.type == "cuda" and exp.run.devices == 1 and is_long
+
+
+def compile_network(
+    network: nn.Module,
+    exp: Experiment,
+    channels: int,
+    device: torch.device,
+    say: Callable[[str], None],
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> nn.Module | None:
+    """Compile a network for training, and try it on one batch of noise, because torch compiles at the first call.
+
+    Weights, buffers and torch's random generators are as before afterwards.
+
+    Args:
+        network: moved to `device`; the compiled one shares its weights.
+        exp: uses the batch size, the patch and the memory format.
+        channels: of the network's input.
+        device: on which it trains.
+        say: takes a remark if compilation fails.
+        autocast: returns the context of the forward pass.
+
+    Returns:
+        The compiled network; None if compilation fails, e.g. without a C compiler.
+    """
+    network.to(device)
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    was_training = network.training
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            compiled: Any = torch.compile(network)
+            images = arrange(torch.randn(exp.training.batch_size, channels, *exp.patch.size, device=device), exp)
+            compiled.train()
+            with autocast():
+                outputs = flatten_tensors(compiled(images))
+            torch.stack([output.float().mean() for output in outputs]).sum().backward()
+    except Exception as error:  # noqa: BLE001 - the compiler passes on any exception, also of the C compiler
+        say(f"note: the network cannot be compiled, so it trains without: {error_in_one_line(error)}")
+        return None
+    finally:
+        network.zero_grad()
+        network.train(was_training)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return compiled
