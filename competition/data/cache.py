@@ -28,14 +28,7 @@ from competition.data.geometry import Geometry
 from competition.data.normalisation import Intensity
 from competition.data.rle_tables import rle_format, rle_grid, rows_are_parts
 from competition.errors import MaskfoldError
-from competition.io import (
-    disk_full_as_error,
-    make_temporary_path,
-    open_atomic,
-    parse_json_object,
-    remove_stale_temp,
-    sync_folder,
-)
+from competition.io import disk_full_as_error, make_temporary_path, open_atomic, parse_json_object, sync_folder
 
 CACHE_FORMAT = 1  # increase it when the files of a preprocessed case change
 # Newer keys of `prepare`; hashed only if set, so old caches stay valid.
@@ -177,6 +170,18 @@ def cache_key(row: Any, exp: Experiment) -> str:
         row: a row of the case table; its `id`, `split` and `hash` (that of the case's files) are read.
         exp: its `prepare`, and the competition's channels, classes and labels, are read.
     """
+    case = {"id": str(row.id), "split": str(row.split), "hash": str(row.hash)}
+    return hashlib.sha256(json.dumps(case | _shared_key_parts(exp), sort_keys=True).encode()).hexdigest()[:32]
+
+
+_last_parts: tuple[Experiment, dict[str, Any]] | None = None  # of the experiment that was used last, which is frozen
+
+
+def _shared_key_parts(exp: Experiment) -> dict[str, Any]:
+    """Return the parts of `cache_key` that all cases of an experiment share."""
+    global _last_parts
+    if _last_parts is not None and _last_parts[0] is exp:
+        return _last_parts[1]
     comp = exp.competition
     prepare = {
         key: value
@@ -185,9 +190,6 @@ def cache_key(row: Any, exp: Experiment) -> str:
     }
     parts = {
         "format": CACHE_FORMAT,
-        "id": str(row.id),
-        "split": str(row.split),
-        "hash": str(row.hash),
         "prepare": prepare,
         "dimensions": comp.dimensions,
         "channels": list(comp.train.images) if isinstance(comp.train.images, dict) else None,
@@ -198,7 +200,8 @@ def cache_key(row: Any, exp: Experiment) -> str:
         "rle": _rle_settings(comp) if comp.train.rle else None,
         **({"exif": "apply"} if comp.applies_exif else {}),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    _last_parts = exp, parts
+    return parts
 
 
 def _rle_settings(comp: Competition) -> dict[str, Any]:
@@ -217,7 +220,8 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) 
     """Return the folder `root / key`; build it if it is missing or damaged.
 
     `build` fills an empty folder and returns the content of `case.json`. If two processes build the same case at the
-    same time, the first to finish wins and the other discards its work.
+    same time, the first to finish wins and the other discards its work. What killed processes left in `root` stays: a
+    command calls `io.remove_all_stale_temp` once, since listing a large cache for each case takes longer than the case.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
@@ -228,7 +232,6 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) 
     folder = make_temporary_path(final)
     with disk_full_as_error(final):
         root.mkdir(parents=True, exist_ok=True)
-        remove_stale_temp(root, key)
         folder.mkdir()
     try:
         record = build(folder)
@@ -295,7 +298,10 @@ def _record_digest(record: dict[str, Any]) -> str:
 
 
 def _publish(folder: Path, final: Path) -> None:
-    """Rename the built folder to its final name; keep an intact one that is already there."""
+    """Rename the built folder to its final name; keep an intact one that is already there.
+
+    The rename itself is not synced: after a power failure the case is complete or absent, as after a kill.
+    """
     if not _try_rename(folder, final):
         with _exclusive(final.parent):
             while not is_intact(final):
@@ -306,7 +312,6 @@ def _publish(folder: Path, final: Path) -> None:
                 shutil.rmtree(damaged, ignore_errors=True)
                 if done:
                     break
-    sync_folder(final.parent)
 
 
 def _try_rename(folder: Path, final: Path) -> bool:

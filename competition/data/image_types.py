@@ -24,6 +24,7 @@ DEFLATE_BOUND = 1100
 # decompression bomb. Masks compress as well: 512×512×700 voxels as float64 with one organ, 1.4 GiB, 200 times and more.
 # So 2 GiB are read wherever they fit, and more on machines with more memory.
 MAX_RATIO, MAX_UNPACKED, MAX_SHARE = 100, 2**31, 1 / 8
+SMALL = 2**20  # bytes that are read without a look at the free memory, which takes longer than a small image
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +148,8 @@ def check_declared_size(path: Path, declared: int, limit: int | None = None) -> 
     """
     if limit is not None and declared > limit:
         raise unreadable_error(path, f"its header declares {declared:,} bytes of pixels, the file can hold {limit:,}")
+    if declared < SMALL:
+        return
     import psutil
 
     free = psutil.virtual_memory().available
