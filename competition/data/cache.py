@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ CACHE_FORMAT = 1  # increase it when the files of a preprocessed case change
 # Newer keys of `prepare`; hashed only if set, so old caches stay valid.
 OPTIONAL_KEYS = ("boundary", "stretch", "long_side")
 UNHASHED_KEYS = ("cache_gib",)  # keys of `prepare` that change no array
+ARRAY_FILES = ("image.npy", "mask.npy", "foreground.npy")
+POINTS = re.compile(rb"'shape': \((0|[1-9]\d*), ")
+HEADER_BYTES = 128  # of the arrays that we write (NumPy's format 1.0)
 RECORD_FILE, DIGEST_KEY = "case.json", "sha256"
 UNSIGNED_KEYS = {"id", "geometry", "intensity", "normalised", "sizes"}  # the exact keys of a record without a digest
 READ_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError)  # raised when a damaged record is read
@@ -264,10 +268,39 @@ def find_damage(folder: Path) -> str | None:
         record = read_case_record(folder)
         if "geometry" in record:
             case = PreprocessedCase._from_record(folder, record)
-            _ = (case.image, case.mask, case.foreground if "foreground.npy" in record["sizes"] else None)
+            headers = _read_headers(case)
+            if headers is None or not _intact_headers.issuperset(headers):
+                _ = (case.image, case.mask, case.foreground if "foreground.npy" in record["sizes"] else None)
+                _intact_headers.update(headers or ())
     except (MaskfoldError, *READ_ERRORS) as error:
         return format_damage(error)
     return None
+
+
+# What the check of an array depends on, of those found intact. Most cases of a cache have the same few headers, and to
+# parse and map each file would take most of the time that a command needs to open a large cache.
+_intact_headers: set[tuple[Any, ...]] = set()
+
+
+def _read_headers(case: PreprocessedCase) -> list[tuple[Any, ...]] | None:
+    """Return what the check of each array depends on; None if an array must be checked by mapping it."""
+    names = [name for name in ARRAY_FILES if name != "mask.npy" or (case.folder / name).exists()]
+    expected = (case.geometry.shape, len(case.intensity.shift), case.normalised)
+    headers = []
+    for name in names:
+        try:
+            with open(case.folder / name, "rb") as file:
+                start, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
+        except OSError:
+            return None
+        if start[:8] != b"\x93NUMPY\x01\x00" or 10 + int.from_bytes(start[8:10], "little") != HEADER_BYTES:
+            return None
+        length = POINTS.search(start) if name == "foreground.npy" else None
+        if length is not None:  # each case has another number of points, and all of them are valid
+            size -= int(length[1]) * 4 * (1 + len(case.geometry.shape))
+            start = (start[: length.start(1)] + start[length.end(1) :]).replace(b" ", b"")
+        headers.append((name, start, size, *expected))
+    return headers
 
 
 def read_case_record(folder: Path) -> dict[str, Any]:

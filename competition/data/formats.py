@@ -248,7 +248,7 @@ def nifti_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     check_declared_size(path, math.prod(unread.shape) * itemsize)
     with _read_to_end(path, unread) as proxy:
         if _is_scaled_nifti(proxy) or unread.get_data_dtype().kind == "f":
-            array = np.asarray(proxy, dtype=np.float32)
+            array: np.ndarray = np.asarray(proxy, dtype=np.float32)
         else:
             stored = proxy.get_unscaled()
             array = np.array(stored) if isinstance(stored, np.memmap) else stored

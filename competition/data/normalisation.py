@@ -215,14 +215,15 @@ def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
 def _count_values(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return how often each of up to 65,536 rising values occurs, and the values; None for any other float32."""
     if channel.dtype == np.uint8:
-        return _count_blocks(channel, lambda block: block, 256), np.arange(256, dtype=np.uint8)
+        counts = _count_blocks(channel, lambda block: block, 256)
+        return None if counts is None else (counts, np.arange(256, dtype=np.uint8))
     if channel.dtype != np.float32:
         return None
     lowest, highest = float(channel.min()), float(channel.max())
     unit, offset = np.float32(1), lowest
     if lowest >= 0 and highest <= 1:
         unit, offset = np.float32(CODES - 1), 0.0
-    elif highest - lowest >= CODES or not lowest.is_integer() or abs(lowest) + CODES > 2**24:
+    elif highest - lowest > CODES - 1 or not lowest.is_integer() or abs(lowest) + CODES > 2**24:
         return None
     values = (np.arange(CODES, dtype=np.float64) + offset).astype(np.float32) / unit
 

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from competition.config.experiment import Experiment
 from competition.data import normalisation, preprocessing, rle_tables
-from competition.data.cache import CACHE_FORMAT, OPTIONAL_KEYS, UNHASHED_KEYS, PreprocessedCase, cache_key
+from competition.data.cache import CACHE_FORMAT, OPTIONAL_KEYS, UNHASHED_KEYS, PreprocessedCase, cache_key, find_damage
 from competition.data.cases import case_table
 from competition.data.masks import boundary_mask
 from competition.data.normalisation import percentiles
@@ -73,6 +73,8 @@ def test_blocks_of_any_size_give_the_same_counts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(normalisation, "BLOCK", 7)
     for _, channel in _channels(np.random.default_rng(1), (9, 11)):
         assert percentiles(channel, SHARES[0]) == np.percentile(channel, SHARES[0]).tolist()
+    wide = np.array([[-5.0, 65530.7], [3.0, 4.0]], np.float32)  # its last value would round to the 65,537th
+    assert percentiles(wide, SHARES[0]) == np.percentile(wide, SHARES[0]).tolist()
     late = np.arange(2000, dtype=np.float32)
     late[-1] = 5.5  # behind the sample that is looked at first
     assert normalisation._count_values(late) is None
@@ -297,6 +299,39 @@ def test_processes_end_with_the_first_error(files: Experiment, tmp_path: Path) -
         with pytest.raises(AttributeError):  # the row has no files
             next(results)
         assert next(results, None) is None
+
+
+def test_a_known_header_does_not_hide_damage(files: Experiment, tmp_path: Path) -> None:
+    folders = list(preprocess_cases(case_table(files.competition, "train"), files, tmp_path / "cache").values())
+    assert [find_damage(folder) for folder in (*folders, *folders)] == [None] * 6
+    image = folders[0] / "image.npy"
+    whole = image.read_bytes()
+    for damaged in (
+        whole.replace(b"False", b"True ", 1),
+        whole.replace(b"|u1", b"|i1", 1),
+        whole.replace(b"16, 24", b"24, 16", 1),
+        b"\0" + whole[1:],
+        whole[:8] + b"\xff" + whole[9:],
+    ):
+        assert damaged != whole and len(damaged) == len(whole)
+        image.write_bytes(damaged)
+        assert "image.npy" in str(find_damage(folders[0])) and find_damage(folders[1]) is None
+    image.write_bytes(whole[:-1])
+    assert "bytes in image.npy" in str(find_damage(folders[0]))
+    image.unlink()
+    assert "image.npy is missing" in str(find_damage(folders[0]))
+    image.write_bytes(whole)
+    assert find_damage(folders[0]) is None
+    points = folders[0] / "foreground.npy"
+    whole = points.read_bytes()
+    length = len(np.load(points))
+    for shape in (f"({length + 1}, ", f"(0{length}, ", f"(-{length}, "):
+        extra = len(shape) - len(f"({length}, ")
+        damaged = whole.replace(f"({length}, ".encode(), shape.encode(), 1).replace(b" " * (1 + extra), b" ", 1)
+        points.write_bytes(damaged[:128].ljust(128)[:127] + b"\n" + whole[128:])
+        assert "foreground.npy" in str(find_damage(folders[0]))
+    points.write_bytes(whole)
+    assert find_damage(folders[0]) is None
 
 
 # NIfTI without a second reading of the header
