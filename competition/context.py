@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 def no_log(line: str) -> None:
     """Ignore a line of the log."""
+
+
+Bar = Callable[[Iterator[Any], int], Iterator[Any]]  # wraps an iterator of known length to show its progress
+
+
+def no_bar(what: str) -> Bar | None:
+    """Return None: progress is shown as lines of the log."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,8 @@ class Context:
         trust: packages from which a `target` may be imported, in addition to
             `competition.config.instantiate.TRUSTED_PACKAGES` and `MASKFOLD_TRUST`.
         say: function that receives a line (without line end) for the user or a log; the default ignores the line.
+        bar: function that takes what an iteration does, such as `cases preprocessed`, and returns its progress bar; the
+            function returns None without a terminal, where the iteration writes lines to the log instead.
 
     Example:
         >>> Context(say=print).indented().say("fold 0")
@@ -29,10 +40,11 @@ class Context:
 
     trust: tuple[str, ...] = ()
     say: Callable[[str], None] = no_log
+    bar: Callable[[str], Bar | None] = no_bar
 
     def silent(self) -> Context:
-        """Return a copy of the context without its log."""
-        return replace(self, say=no_log)
+        """Return a copy of the context without its log and progress bars."""
+        return replace(self, say=no_log, bar=no_bar)
 
     def indented(self) -> Context:
         """Return a copy of the context whose log indents each line by two spaces."""

@@ -21,7 +21,8 @@ from competition.io import find_stale_temp, parse_json_object
 from competition.redact import redact
 from competition.runs.fold import RESULT_FILE
 from competition.runs.lock import is_free
-from competition.runs.run import CACHE_FOLDER, CASES_FILE, RUN_NAME, RUNS_FOLDER, SUMMARY_FILE, Run, load_run
+from competition.runs.run import CACHE_FOLDER, CASES_FILE, RUN_NAME, RUNS_FOLDER, Run, load_run
+from competition.runs.summary import SUMMARY_FILE
 
 PREPARED_NAME = re.compile("[0-9a-f]{32}")  # of the folder of a prepared case, see `competition.data.cache.cache_key`
 CASE_RECORD = "case.json"

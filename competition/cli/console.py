@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from competition.context import Bar
 from competition.errors import MaskfoldError
 from competition.redact import redact
 from competition.text import format_number
@@ -111,6 +112,11 @@ def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[I
             yield row
 
     return watch
+
+
+def terminal_bar(console: Console) -> Callable[[str], Bar | None]:
+    """Return what `Context.bar` is: progress bars on a terminal, None elsewhere."""
+    return lambda what: progress_bar(console, what) if console.is_terminal else None
 
 
 # Table at the end of `maskfold cv`

@@ -23,6 +23,7 @@ from competition.cli.console import (
     raise_interrupt,
     skipped_cases_line,
     split_runs_and_overrides,
+    terminal_bar,
 )
 from competition.config.loading import load_experiment
 from competition.context import Context
@@ -76,7 +77,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 
     say = plain_printer(console)
-    context = Context(trust, say)
+    context = Context(trust, say, terminal_bar(console))
     with locked_run(run, context, LOCK_PATIENCE) as run:
         say(f"run {run.folder}")
         with MlflowSync(run.folder, run.exp):

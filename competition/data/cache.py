@@ -10,6 +10,7 @@ import fcntl
 import json
 import mmap
 import os
+import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -33,7 +34,6 @@ from competition.io import (
     make_temporary_path,
     open_atomic,
     parse_json_object,
-    remove_stale_temp,
     sync_folder,
 )
 
@@ -41,6 +41,9 @@ CACHE_FORMAT = 1  # increase it when the files of a preprocessed case change
 # Keys of `prepare` that were added later. They are hashed only if set, so that old caches stay valid.
 OPTIONAL_KEYS = ("boundary", "stretch", "long_side")
 UNHASHED_KEYS = ("cache_gib",)  # keys of `prepare` that do not affect the arrays
+ARRAY_FILES = ("image.npy", "mask.npy", "foreground.npy")
+POINTS = re.compile(rb"'shape': \((0|[1-9]\d*), ")
+HEADER_BYTES = 128  # size of the header of the arrays that Maskfold writes (NumPy's format 1.0)
 RECORD_FILE, DIGEST_KEY = "case.json", "sha256"
 UNSIGNED_KEYS = {"id", "geometry", "intensity", "normalised", "sizes"}  # all keys of a record without a digest
 # Errors that reading a damaged record may raise.
@@ -179,6 +182,18 @@ def cache_key(row: Any, exp: Experiment) -> str:
         row: a row of the case table; only `id`, `split` and `hash` (hash of the case's files) are read.
         exp: the experiment; its section `prepare` and the competition's channels, classes and labels are read.
     """
+    case = {"id": str(row.id), "split": str(row.split), "hash": str(row.hash)}
+    return json_digest(case | _shared_key_parts(exp))[:32]
+
+
+_last_parts: tuple[Experiment, dict[str, Any]] | None = None  # of the experiment that was used last, which is frozen
+
+
+def _shared_key_parts(exp: Experiment) -> dict[str, Any]:
+    """Return the parts of `cache_key` that all cases of an experiment share."""
+    global _last_parts
+    if _last_parts is not None and _last_parts[0] is exp:
+        return _last_parts[1]
     comp = exp.competition
     prepare = {
         key: value
@@ -187,9 +202,6 @@ def cache_key(row: Any, exp: Experiment) -> str:
     }
     parts = {
         "format": CACHE_FORMAT,
-        "id": str(row.id),
-        "split": str(row.split),
-        "hash": str(row.hash),
         "prepare": prepare,
         "dimensions": comp.dimensions,
         "channels": list(comp.train.images) if isinstance(comp.train.images, dict) else None,
@@ -200,7 +212,8 @@ def cache_key(row: Any, exp: Experiment) -> str:
         "rle": _rle_settings(comp) if comp.train.rle else None,
         **({"exif": "apply"} if comp.applies_exif else {}),
     }
-    return json_digest(parts)[:32]
+    _last_parts = exp, parts
+    return parts
 
 
 def _rle_settings(comp: Competition) -> dict[str, Any]:
@@ -219,7 +232,8 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) 
     """Return the folder `root / key`; build it if it is missing or damaged.
 
     `build` fills an empty folder and returns the content of `case.json`. If two processes build the same case at the
-    same time, the first to finish wins and the other discards its work.
+    same time, the first to finish wins and the other discards its work. What killed processes left in `root` stays: a
+    command calls `io.remove_all_stale_temp` once, since listing a large cache for each case takes longer than the case.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
@@ -230,7 +244,6 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) 
     folder = make_temporary_path(final)
     with disk_full_as_error(final):
         root.mkdir(parents=True, exist_ok=True)
-        remove_stale_temp(root, key)
         folder.mkdir()
     try:
         record = build(folder)
@@ -265,10 +278,39 @@ def find_damage(folder: Path) -> str | None:
         record = read_case_record(folder)
         if "geometry" in record:
             case = PreprocessedCase._from_record(folder, record)
-            _ = (case.image, case.mask, case.foreground if "foreground.npy" in record["sizes"] else None)
+            headers = _read_headers(case)
+            if headers is None or not _intact_headers.issuperset(headers):
+                _ = (case.image, case.mask, case.foreground if "foreground.npy" in record["sizes"] else None)
+                _intact_headers.update(headers or ())
     except (MaskfoldError, *READ_ERRORS) as error:
         return format_damage(error)
     return None
+
+
+# What the check of an array depends on, of those found intact. Most cases of a cache have the same few headers, and to
+# parse and map each file would take most of the time that a command needs to open a large cache.
+_intact_headers: set[tuple[Any, ...]] = set()
+
+
+def _read_headers(case: PreprocessedCase) -> list[tuple[Any, ...]] | None:
+    """Return what the check of each array depends on; None if an array must be checked by mapping it."""
+    names = [name for name in ARRAY_FILES if name != "mask.npy" or (case.folder / name).exists()]
+    expected = (case.geometry.shape, len(case.intensity.shift), case.normalised)
+    headers = []
+    for name in names:
+        try:
+            with open(case.folder / name, "rb") as file:
+                start, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
+        except OSError:
+            return None
+        if start[:8] != b"\x93NUMPY\x01\x00" or 10 + int.from_bytes(start[8:10], "little") != HEADER_BYTES:
+            return None
+        length = POINTS.search(start) if name == "foreground.npy" else None
+        if length is not None:  # each case has another number of points, and all of them are valid
+            size -= int(length[1]) * 4 * (1 + len(case.geometry.shape))
+            start = (start[: length.start(1)] + start[length.end(1) :]).replace(b" ", b"")
+        headers.append((name, start, size, *expected))
+    return headers
 
 
 def read_case_record(folder: Path) -> dict[str, Any]:
@@ -299,7 +341,10 @@ def _record_digest(record: dict[str, Any]) -> str:
 
 
 def _publish(folder: Path, final: Path) -> None:
-    """Rename the built folder to its final name; if an intact folder already has this name, keep that one."""
+    """Rename the built folder to its final name; if an intact folder already has this name, keep that one.
+
+    The rename is not synced: after a power failure the case is complete or absent, as after a kill.
+    """
     if not _try_rename(folder, final):
         with _exclusive(final.parent):
             while not is_intact(final):
@@ -310,7 +355,6 @@ def _publish(folder: Path, final: Path) -> None:
                 shutil.rmtree(damaged, ignore_errors=True)
                 if done:
                     break
-    sync_folder(final.parent)
 
 
 def _try_rename(folder: Path, final: Path) -> bool:

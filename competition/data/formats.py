@@ -70,15 +70,19 @@ UNCOMPRESSED, WHITE_IS_ZERO, PALETTE = 1, 0, 3  # TIFF 6.0, tags 259 and 262
 
 def raster_header(path: Path, dimensions: int) -> Header:
     """Read size, channels and depth without decoding a pixel."""
-    if dimensions != 2:
-        with open_raster(path) as image:
-            raise wrong_dimensions_error(path, (image.height, image.width), dimensions)
     with open_raster(path) as image:
-        mode = _decoded_mode(image)
-        dtype = "uint16" if _bits_per_sample(path, image) == 16 else DEEP_MODES.get(mode, "uint8")
-        shape = (image.height, image.width)
-        _check_packed_size(path, image, shape)
-        return Header(shape, (1.0, 1.0), None, RASTER_CHANNELS[mode], dtype)
+        return _raster_header(path, image, dimensions)[0]
+
+
+def _raster_header(path: Path, image: PilImage, dimensions: int) -> tuple[Header, int]:
+    """Return the header, and the bits per sample."""
+    shape = (image.height, image.width)
+    if dimensions != 2:
+        raise wrong_dimensions_error(path, shape, dimensions)
+    mode, depth = _decoded_mode(image), _bits_per_sample(path, image)
+    _check_packed_size(path, image, shape, depth)
+    dtype = "uint16" if depth == 16 else DEEP_MODES.get(mode, "uint8")
+    return Header(shape, (1.0, 1.0), None, RASTER_CHANNELS[mode], dtype), depth
 
 
 def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
@@ -90,14 +94,13 @@ def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
         labels: True returns a palette's indices and the raw values of 1-, 2- and 4-bit files; False returns the
             palette's colours, and scales few bits to 0…255.
     """
-    head = raster_header(path, dimensions)
-    declared = head.shape[0] * head.shape[1] * head.channels * np.dtype(head.dtype).itemsize
-    check_declared_size(path, declared)
-    check_not_bomb(path, declared)
     with open_raster(path) as image:
+        head, depth = _raster_header(path, image, dimensions)
+        declared = head.shape[0] * head.shape[1] * head.channels * np.dtype(head.dtype).itemsize
+        check_declared_size(path, declared)
+        check_not_bomb(path, declared)
         if image.format == "PNG":
-            check_png(path)  # Pillow and OpenCV both silently fill in missing pixels of damaged files
-        depth = _bits_per_sample(path, image)
+            check_png(path)  # Pillow and OpenCV both silently fill in what damaged data lack
         if depth == 16 and image.mode not in DEEP_MODES:
             return _decode_16_bit_colours(path, head.channels)
         array = _raster_labels(image, depth) if labels else np.asarray(image.convert(_decoded_mode(image)))
@@ -138,11 +141,11 @@ def _bits_per_sample(path: Path, image: PilImage) -> int:
         return file.read(25)[24]
 
 
-def _check_packed_size(path: Path, image: PilImage, shape: tuple[int, int]) -> None:
+def _check_packed_size(path: Path, image: PilImage, shape: tuple[int, int], depth: int) -> None:
     """Check that a PNG or JPEG does not declare more pixels than its bytes can be unpacked to."""
     bound = {"PNG": DEFLATE_BOUND, "JPEG": JPEG_BOUND}.get(image.format or "")
     if bound is not None:
-        row = -(-shape[1] * RASTER_CHANNELS.get(image.mode, 1) * _bits_per_sample(path, image) // 8)
+        row = -(-shape[1] * RASTER_CHANNELS.get(image.mode, 1) * depth // 8)
         check_declared_size(path, shape[0] * row, path.stat().st_size * bound)
 
 
@@ -244,10 +247,9 @@ def nifti_pixels(path: Path, dimensions: int, labels: bool) -> Image:
     head = _nifti_header(path, unread, dimensions)
     itemsize = max(unread.get_data_dtype().itemsize, np.dtype(head.dtype).itemsize)
     check_declared_size(path, math.prod(unread.shape) * itemsize)
-    with _read_to_end(path, unread) as image:
-        proxy = image.dataobj
-        if _is_scaled_nifti(proxy) or image.get_data_dtype().kind == "f":
-            array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    with _read_to_end(path, unread) as proxy:
+        if _is_scaled_nifti(proxy) or unread.get_data_dtype().kind == "f":
+            array: np.ndarray = np.asarray(proxy, dtype=np.float32)
         else:
             stored = proxy.get_unscaled()
             array = np.array(stored) if isinstance(stored, np.memmap) else stored
@@ -268,8 +270,11 @@ def _load_nifti(path: Path) -> Any:
         name = path.name + ".gz" if is_packed else path.name[:-3]
         found = "compressed by gzip" if is_packed else "not compressed"
         raise unreadable_error(path, f"it is NIfTI {found}, unlike its name", f"Rename it to {name}")
-    try:
-        return nibabel.load(path)
+    with gzip.open(path) if is_packed else path.open("rb") as file:
+        head = file.read(348)
+    is_plain = int.from_bytes(head[:4], "little") in NIFTI_SIZES[::2] and head[344:] == b"n+1\0"  # a NIfTI-1 file
+    try:  # `nibabel.load` would try each of its formats
+        return nibabel.Nifti1Image.from_filename(path) if is_plain else nibabel.load(path)
     except nibabel.spatialimages.HeaderDataError as error:
         if "invalid intercept" not in str(error):
             raise
@@ -280,12 +285,13 @@ def _load_nifti(path: Path) -> Any:
 
 @contextmanager
 def _read_to_end(path: Path, image: Any) -> Iterator[Any]:
-    """Yield the image; read the rest of a gzip file after its voxels, so that gzip verifies the checksum at its end."""
+    """Yield the voxels; read the rest of a gzip file after them, so that gzip verifies the checksum at its end."""
+    voxels = image.dataobj
     if path.suffix.lower() != ".gz":
-        yield image
+        yield voxels
         return
     with gzip.open(path) as stream:
-        yield type(image).from_stream(stream)
+        yield type(voxels)(stream, (voxels.shape, voxels.dtype, voxels.offset, voxels.slope, voxels.inter))
         remaining = MAX_TRAILING
         while block := stream.read(2**20):
             remaining -= len(block)
@@ -332,9 +338,11 @@ def _nifti_geometry(
     import nibabel
 
     factor = MILLIMETRES.get(int(image.header["xyzt_units"]) & 7, 1.0)
-    # Read the stored values, because nibabel replaces a voxel size of 0 by 1 mm.
+    # Read the stored values, because nibabel reads a voxel size of 0 as 1 mm.
+    header = image.header
     with nibabel.openers.ImageOpener(str(path)) as file:
-        stored = type(image.header).from_fileobj(file, check=False)["pixdim"][1 : dimensions + 1]
+        raw = file.read(header.template_dtype.itemsize)
+    stored = np.frombuffer(raw, header.template_dtype.newbyteorder(header.endianness))["pixdim"][0, 1 : dimensions + 1]
     spacing = tuple(abs(float(step)) * factor for step in stored)
     affine = np.array(image.affine, dtype=np.float64)
     affine[:3] *= factor

@@ -6,7 +6,7 @@ The mapping is stored, so that it can be inverted for probabilities.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
@@ -166,7 +166,7 @@ class Geometry:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # `asdict` copies each number
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Geometry:

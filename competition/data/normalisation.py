@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,11 @@ from competition.errors import MaskfoldError
 
 ChannelStatistics = tuple[float | None, float | None, float, float]  # (lo, hi, shift, scale), see `Intensity`
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma of red, green and blue, ITU-R BT.601
-MIN_DIVISOR = 1e-30  # the inverse of this value is still a float32
+MIN_DIVISOR = 1e-30  # its inverse is still a float32
+CODES = 2**16  # values that are counted
+BLOCK = 2**20  # values counted at a time
+COUNT_SAMPLE = 1000  # values that show whether a channel has few different ones
+CAST_BLOCK = 8192  # values that NumPy converts at a time in a sum; longer planes are summed in such parts
 
 
 def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[str, MaskfoldError]:
@@ -80,7 +84,7 @@ class Intensity:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # `asdict` copies each number
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Intensity:
@@ -112,7 +116,7 @@ def channel_statistics(channel: np.ndarray, prepare: PreprocessingConfig, unit: 
     if prepare.intensity == "minmax":
         return None, None, lowest, 1.0 / max(highest - lowest, MIN_DIVISOR)
     if prepare.intensity == "percentile":
-        lo, hi = (float(value) for value in np.percentile(channel, prepare.percentiles))
+        lo, hi = percentiles(channel, prepare.percentiles)
         if lo < hi:  # otherwise nearly all voxels are equal, and clipping would make the channel constant
             mean, deviation = _moments(channel, lo, hi)
             return lo, hi, mean, 1.0 / max(deviation, MIN_DIVISOR)
@@ -184,12 +188,96 @@ def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bo
     return np.rint(grey).astype(np.uint8) if array.dtype == np.uint8 else grey
 
 
+def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
+    """Return `np.percentile(channel, shares)`, every bit of it, by counting instead of sorting where values are few.
+
+    Values are counted if they are 8-bit, or the float32 of 16-bit ones: k / 65535, or whole numbers within 65,536.
+
+    Args:
+        channel: (*spatial), finite, with at least one value; uint8 or float32.
+        shares: percent, 0 to 100.
+    """
+    counted = _count_values(channel)
+    if counted is None:
+        return [float(value) for value in np.percentile(channel, list(shares))]
+    counts, values = counted
+    ends, last = counts.cumsum(), channel.size - 1
+    position = last * np.true_divide(list(shares), 100)
+    low = np.minimum(np.floor(position).astype(np.int64), last)
+    below, above = (values[np.searchsorted(ends, rank, side="right")] for rank in (low, np.minimum(low + 1, last)))
+    if channel.dtype.kind == "f" and (below == 0).any() and np.signbit(channel[channel == 0]).any():
+        return [float(value) for value in np.percentile(channel, list(shares))]  # -0.0 and 0.0 have one count
+    weight, difference = position - low, above - below
+    # NumPy's interpolation: from the nearer of the two values.
+    return np.where(weight >= 0.5, above - difference * (1 - weight), below + difference * weight).tolist()
+
+
+def _count_values(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return how often each of up to 65,536 rising values occurs, and the values; None for any other float32."""
+    if channel.dtype == np.uint8:
+        counts = _count_blocks(channel, lambda block: block, 256)
+        return None if counts is None else (counts, np.arange(256, dtype=np.uint8))
+    if channel.dtype != np.float32:
+        return None
+    lowest, highest = float(channel.min()), float(channel.max())
+    unit, offset = np.float32(1), lowest
+    if lowest >= 0 and highest <= 1:
+        unit, offset = np.float32(CODES - 1), 0.0
+    elif highest - lowest > CODES - 1 or not lowest.is_integer() or abs(lowest) + CODES > 2**24:
+        return None
+    values = (np.arange(CODES, dtype=np.float64) + offset).astype(np.float32) / unit
+
+    def codes(block: np.ndarray) -> np.ndarray | None:
+        numbers = np.rint(block * unit).astype(np.int32)
+        numbers -= int(offset)
+        return numbers if (values[numbers] == block).all() else None
+
+    if codes(channel.reshape(-1)[:COUNT_SAMPLE]) is None:  # before any work on the whole
+        return None
+    counts = _count_blocks(channel, codes, CODES)
+    return None if counts is None else (counts, values)
+
+
+def _count_blocks(
+    channel: np.ndarray, codes: Callable[[np.ndarray], np.ndarray | None], length: int
+) -> np.ndarray | None:
+    """Count the codes of an array, in blocks since `np.bincount` copies them to int64; None if a block has no codes."""
+    counts, flat = np.zeros(length, np.int64), channel.reshape(-1)
+    for start in range(0, flat.size, BLOCK):
+        block = codes(flat[start : start + BLOCK])
+        if block is None:
+            return None
+        counts += np.bincount(block, minlength=length)
+    return counts
+
+
 def _moments(channel: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
     """Return mean and standard deviation of the clipped channel; sums are float64, plane by plane."""
     total, squares = 0.0, 0.0
+    width = channel[:1].size
+    if width <= CAST_BLOCK and channel.flags.c_contiguous:
+        return _moments_of_rows(channel.reshape(len(channel), width), lo, hi)
     for plane in channel:
         total += float(np.clip(plane, lo, hi).sum(dtype=np.float64))
     mean = total / channel.size
     for plane in channel:
         squares += float(np.square(np.clip(plane, lo, hi).astype(np.float64) - mean).sum())
     return mean, float(np.sqrt(squares / channel.size))
+
+
+def _moments_of_rows(rows: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
+    """Return the result of `_moments` for (planes, values), every bit of it, with few calls of NumPy.
+
+    Sums keep their order: NumPy adds the values of a row as it adds those of a plane, and rows are added one by one.
+    8-bit values are looked up in tables of 256 results.
+    """
+    is_8_bit = rows.dtype == np.uint8
+    clipped = np.clip(np.arange(256, dtype=np.uint8) if is_8_bit else rows, lo, hi).astype(np.float64)
+    total, squares = 0.0, 0.0
+    for value in (clipped[rows] if is_8_bit else clipped).sum(axis=1).tolist():
+        total += value
+    mean = total / rows.size
+    deviations = np.square(clipped - mean)
+    for value in (deviations[rows] if is_8_bit else deviations).sum(axis=1).tolist():
+        squares += value
+    return mean, float(np.sqrt(squares / rows.size))

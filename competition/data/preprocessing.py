@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +31,8 @@ from competition.data.normalisation import (
 )
 from competition.data.readers import load_image
 from competition.errors import ChangedDataError, MaskfoldError
-from competition.io import DiskFullError, write_array
-from competition.process import ProcessPool
+from competition.io import DiskFullError, remove_all_stale_temp, write_array
+from competition.process import ProcessPool, count_cores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +41,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PreprocessedCase", "preprocess_case", "preprocess_cases"]
 
-MAX_FOREGROUND = 10_000  # number of stored coordinates per class
+MAX_FOREGROUND = 10_000  # coordinates kept per class
+# Starting a process takes about as long as PROBE_SECONDS, so a pool must save more than that.
+PROBE_SECONDS, POOL_SECONDS = 1.0, 5.0
+BYTES_PER_VALUE, PROCESS_BYTES = 24, 2**29  # memory that preparing a value of an image takes, and a process without one
+MAX_WHOLE = 2**23  # voxels of a mask that is searched at once; larger ones plane by plane, which needs less memory
 log = logging.getLogger(__name__)
 
 
@@ -76,19 +84,22 @@ def preprocess_cases(
     table: pd.DataFrame,
     exp: Experiment,
     root: Path,
-    workers: int = 1,
+    workers: int | None = None,
     progress: Callable[[str], None] | None = None,
     skipped: dict[str, str] | None = None,
+    bar: Callable[[Iterator[Any], int], Iterator[Any]] | None = None,
 ) -> dict[str, Path]:
     """Preprocess all cases of a table.
 
     Args:
         table: the case table, or rows of it.
         exp: the experiment.
-        root: the cache's folder.
-        workers: processes.
-        progress: called about ten times with a progress message; not called if the cache contains all cases.
+        root: the cache's folder. What killed processes left in it is removed if a case is missing.
+        workers: processes. None: this one, and if much work remains after a second, one for each core, or fewer if the
+            memory holds fewer cases.
+        progress: called about ten times with a line of progress; not called if the cache has all cases, or with `bar`.
         skipped: receives the reason for each skipped case, by id.
+        bar: wraps the missing cases, of which it receives the iterator and the number, to show progress.
 
     Returns:
         The folder of each case by id, in the table's order. Under `on_bad_case: skip` an unreadable case is skipped
@@ -97,47 +108,72 @@ def preprocess_cases(
     Raises:
         MaskfoldError: a case cannot be preprocessed.
     """
+    root = Path(root)
     rows = [SimpleNamespace(**{str(name): value for name, value in row.items()}) for row in table.to_dict("records")]
-    incomplete = _is_any_missing(rows, exp, Path(root))
+    intact = _find_intact(rows, exp, root)
+    missing = [row for row, folder in zip(rows, intact, strict=True) if folder is None]
+    if missing:
+        remove_all_stale_temp(root)
     folders: dict[str, Path] = {}
-    for done, (row, result) in enumerate(_run(rows, exp, Path(root), workers if incomplete else 1), start=1):
-        if isinstance(result, MaskfoldError):
-            skippable = result.status == 1 and not isinstance(result, DiskFullError | ChangedDataError)
-            if exp.competition.on_bad_case == "stop" or not skippable:
-                raise result
-            log.warning("Case %s is skipped: %s", row.id, result)
-            if skipped is not None:
-                skipped[str(row.id)] = result.message
-        else:
-            folders[str(row.id)] = result
-        if progress is not None and incomplete and (done % max(1, len(rows) // 10) == 0 or done == len(rows)):
-            progress(f"{done} of {len(rows)} cases preprocessed")
+    with closing(_run(missing, exp, root, workers)) as source, ExitStack() as stack:
+        results: Iterator[Path | MaskfoldError] = source
+        if bar is not None and missing:
+            results = bar(source, len(missing))
+            stack.callback(getattr(results, "close", lambda: None))  # the bar ends before an error is shown
+        for done, (row, known) in enumerate(zip(rows, intact, strict=True), start=1):
+            result = next(results) if known is None else known
+            if isinstance(result, MaskfoldError):
+                skippable = result.status == 1 and not isinstance(result, DiskFullError | ChangedDataError)
+                if exp.competition.on_bad_case == "stop" or not skippable:
+                    raise result
+                log.warning("Case %s is skipped: %s", row.id, result)
+                if skipped is not None:
+                    skipped[str(row.id)] = result.message
+            else:
+                folders[str(row.id)] = result
+            shows_line = done % max(1, len(rows) // 10) == 0 or done == len(rows)
+            if progress is not None and bar is None and missing and shows_line:
+                progress(f"{done} of {len(rows)} cases preprocessed")
+        next(results, None)  # so that the bar is full
     return folders
 
 
-def _is_any_missing(rows: list[SimpleNamespace], exp: Experiment, root: Path) -> bool:
-    """Return whether the cache lacks a case; log a warning for each damaged case."""
-    missing = False
+def _find_intact(rows: list[SimpleNamespace], exp: Experiment, root: Path) -> list[Path | None]:
+    """Return the folder of each case that the cache has; log a warning for each damaged one."""
+    found: list[Path | None] = []
     for row in rows:
         folder = root / cache_key(row, exp)
-        if (damage := find_damage(folder)) is not None:
-            missing = True
-            if folder.exists():
-                log.warning(
-                    "Preprocessed case %s (%s) is damaged: %s. It is preprocessed again.", row.id, folder, damage
-                )
-    return missing
+        damage = find_damage(folder)
+        found.append(folder if damage is None else None)
+        if damage is not None and folder.exists():
+            log.warning("Preprocessed case %s (%s) is damaged: %s. It is preprocessed again.", row.id, folder, damage)
+    return found
 
 
 def _run(
-    rows: list[SimpleNamespace], exp: Experiment, root: Path, workers: int
-) -> Iterator[tuple[SimpleNamespace, Path | MaskfoldError]]:
-    """Yield each row with the folder of the preprocessed case, or with its error, in order."""
-    count = min(workers, len(rows))
-    with ProcessPool(
-        _Preprocessor(exp, root), count if count > 1 else 0, "preprocessed cases", "Use fewer workers."
-    ) as pool:
-        yield from zip(rows, pool.map(_Preprocessor.run, rows), strict=True)
+    rows: list[SimpleNamespace], exp: Experiment, root: Path, workers: int | None
+) -> Generator[Path | MaskfoldError]:
+    """Yield the folder or the error of each row, in order; `workers` as for `preprocess_cases`."""
+    worker, start, done = _Preprocessor(exp, root), time.monotonic(), 0
+    while workers is None and done < len(rows):
+        yield worker.run(rows[done])
+        done += 1
+        elapsed = time.monotonic() - start
+        if elapsed > PROBE_SECONDS and elapsed / done * (len(rows) - done) > POOL_SECONDS:
+            workers = _count_workers(rows[done:])
+    rest = rows[done:]
+    count = min(workers or 1, len(rest))
+    with ProcessPool(worker, count if count > 1 else 0, "preprocessed cases", "Use fewer workers.") as pool:
+        yield from pool.map(_Preprocessor.run, rest)
+
+
+def _count_workers(rows: list[SimpleNamespace]) -> int:
+    """Return the number of cores, or fewer if the free memory holds fewer of the largest cases."""
+    import psutil
+
+    largest = max(math.prod(json.loads(row.shape)) * int(row.channels) for row in rows)
+    fitting = psutil.virtual_memory().available // (BYTES_PER_VALUE * largest + PROCESS_BYTES)
+    return max(1, min(count_cores(), fitting))
 
 
 @dataclass(frozen=True)
@@ -252,11 +288,14 @@ def _warn_of_cropped_classes(mask: np.ndarray, geometry: Geometry, exp: Experime
 
 
 def sample_voxels(mask: np.ndarray, value: int, most: int) -> np.ndarray:
-    """Return the coordinates (n, d) int32 of up to `most` voxels of value `value`, evenly spread in flat order."""
+    """Return up to `most` coordinates of voxels equal to `value`, evenly spread in flat order: (n, d) int32."""
+    if mask.size <= MAX_WHOLE:
+        flat = np.flatnonzero(mask == value)
+        chosen = flat[_spread_ranks(len(flat), most)]
+        return np.stack(np.unravel_index(chosen, mask.shape), axis=1).astype(np.int32)
     counts = np.array([np.count_nonzero(plane == value) for plane in mask], np.int64)
     ends = counts.cumsum()
-    total = int(ends[-1])
-    ranks = np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(np.int64))
+    ranks = _spread_ranks(int(ends[-1]), most)
     coordinates = np.empty((len(ranks), mask.ndim), np.int32)
     plane_of = np.searchsorted(ends, ranks, side="right")
     for index in np.unique(plane_of):
@@ -265,3 +304,11 @@ def sample_voxels(mask: np.ndarray, value: int, most: int) -> np.ndarray:
         coordinates[in_plane, 0] = index
         coordinates[in_plane, 1:] = np.column_stack(np.unravel_index(flat, mask.shape[1:]))
     return coordinates
+
+
+def _spread_ranks(total: int, most: int) -> np.ndarray:
+    """Return up to `most` of the numbers 0…total - 1, evenly spread and rising."""
+    if total <= most:
+        return np.arange(total)
+    ranks = np.linspace(0, total - 1, most).round().astype(np.int64)
+    return ranks[np.diff(ranks, prepend=-1) > 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,10 +138,20 @@ def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str,
     return {case_id: sorted(found[case_id]) for case_id in cases if case_id in found}
 
 
-def row_text(comp: Competition, line: int) -> str:
-    """Return the run lengths in one line of `train.rle`."""
+def row_texts(comp: Competition, lines: Sequence[int]) -> list[str]:
+    """Return the run lengths in some lines of `train.rle`; the table's file is looked at once.
+
+    Raises:
+        KeyError: the table has fewer lines, or a blank one there.
+    """
+    global _last_texts
+    if not lines:
+        return []
     _, table, layout = _open_table(comp)
-    return str(table.at[line, layout.mask])
+    if _last_texts is None or _last_texts[0] is not table or _last_texts[1] != layout.mask:
+        _last_texts = table, layout.mask, dict(zip(table.index.tolist(), table[layout.mask].tolist(), strict=True))
+    texts = _last_texts[2]
+    return [texts[line] for line in lines]
 
 
 def current_rows(comp: Competition, row: Any) -> list[RleRow]:
@@ -184,6 +194,7 @@ def _empty_texts(comp: Competition) -> set[str]:
     return {"", rle_format(comp).empty}
 
 
+_last_texts: tuple[Any, str, dict[int, str]] | None = None  # by line, of the table that was used last
 _RowIndex = tuple[list[str], list[str], list[str], dict[str, list[int]]]
 _last_index: tuple[Any, Competition, _RowIndex] | None = None  # index of the table that was used last
 

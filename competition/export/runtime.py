@@ -30,7 +30,7 @@ from competition.export.runtime_cases import (
 )
 from competition.export.time_limit import TimeBudget, format_duration
 from competition.io import ensure_writable, temporary_folder
-from competition.submission.writer import MaskItem, write_submission
+from competition.submission.writer import MaskItem, ObjectsItem, write_submission
 
 # Patterns of hints of `maskfold` that name YAML keys, with the option of this command that replaces each key.
 HINTS = (
@@ -225,8 +225,8 @@ def _predict_shard(
         save_result(scratch, case, predicted)
 
 
-def _masks(cases: Iterator[BundlePrediction], found: TestCases, missed: list[str]) -> Iterator[MaskItem]:
-    """Yield the masks of all cases; append the ids of cases that were not predicted to `missed`."""
+def _masks(cases: Iterator[BundlePrediction], found: TestCases, missed: list[str]) -> Iterator[MaskItem | ObjectsItem]:
+    """Yield the masks of all cases; append the ids of those that were not predicted to `missed`."""
     for predicted in cases:
         if not predicted.reached:
             missed.append(str(predicted.row.id))

@@ -138,8 +138,12 @@ class CasePrediction:
     masks: Mask
     objects: Labels | None
 
+    def object_labels(self, index: int) -> NDArray[np.integer[Any]]:
+        """Return the objects of a class, (*spatial) integers: 0 for background; numbers may have gaps."""
+        return connected_components(self.masks[index]) if self.objects is None else self.objects[index]
+
     def object_masks(self, index: int) -> Iterator[Mask]:
-        """Yield the mask of each object of a class, one at a time."""
-        labels = connected_components(self.masks[index]) if self.objects is None else self.objects[index]
+        """Yield the objects of a class in the order of their numbers, one mask at a time."""
+        labels = self.object_labels(index)
         for number in np.unique(labels[labels != 0]):
             yield np.asarray(labels == number)

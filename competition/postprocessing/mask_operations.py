@@ -68,20 +68,36 @@ def keep_largest(mask: Mask, k: int) -> Mask:
 def fill_holes(mask: Mask) -> Mask:
     """Fill background that is not connected to the image border through pixels that share a side.
 
-    The result equals that of `scipy.ndimage.binary_fill_holes`. The library fill_voids is not used, because in about
-    one of a hundred small noisy volumes its version 2.1.2 fills background that touches the border; this function is
-    also faster on volumes.
+    Same result as `scipy.ndimage.binary_fill_holes`. fill_voids is not used: in about one of a hundred small noisy
+    volumes its version 2.1.2 fills background that touches the border.
 
     Args:
-        mask: (*spatial) bool.
+        mask: (*spatial) bool, two or three axes.
     """
-    numbers = _side_connected(~mask)
-    outside = np.zeros(int(numbers.max(initial=0)) + 1, np.bool_)
-    for axis in range(mask.ndim):
-        for end in (slice(None, 1), slice(-1, None)):
-            outside[numbers[(slice(None),) * axis + (end,)]] = True
-    outside[0] = False  # 0 is the foreground
-    return np.asarray(~outside[numbers])
+    filled = np.zeros(mask.shape, np.bool_)
+    if mask.any():
+        box = _tight_box(mask)  # background that reaches the border of this box is no hole
+        part = mask[box]
+        # A frame of background connects all background that is no hole.
+        background = np.ones([size + 2 for size in part.shape], np.uint8)
+        inner = (slice(1, -1),) * mask.ndim
+        background[inner] = ~part
+        filled[box] = ~_connected_to_first(background)[inner]
+    return filled
+
+
+def _connected_to_first(values: NDArray[np.uint8]) -> Mask:
+    """Return the pixels of 1 that are connected to the first pixel, which is 1, by sides; values are 0 and 1."""
+    if values.ndim == 2:
+        import cv2
+
+        cv2.floodFill(values, None, (0, 0), 2, flags=4)
+        return np.asarray(values == 2)
+    import cc3d
+
+    # `binary_image` saves a third of the time. It is wrong with 26 neighbours (see `connected_components`), not with 6.
+    numbers = cc3d.connected_components(values, connectivity=6, binary_image=True)
+    return np.asarray(numbers == numbers.flat[0])
 
 
 def fill_object_holes(labels: Labels) -> Labels:
@@ -345,15 +361,63 @@ def _bounding_box(mask: Mask) -> Box:
     return tuple(box)
 
 
+def _tight_box(mask: Mask) -> Box:
+    """Return the smallest box around the pixels of a mask, which has at least one."""
+    lines = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
+    box = [slice(int(lines[0]), int(lines[-1]) + 1)]
+    shadow = np.logical_or.reduce(mask[box[0]], axis=0)  # one pass, instead of one for each axis
+    for axis in range(shadow.ndim):
+        where = np.flatnonzero(shadow.any(axis=tuple(other for other in range(shadow.ndim) if other != axis)))
+        box.append(slice(int(where[0]), int(where[-1]) + 1))
+    return tuple(box)
+
+
 def _distance(mask: Mask) -> NDArray[np.float32]:
     """Return the distance in pixels of each pixel to the nearest background; the mask must contain background."""
     if mask.ndim == 2:
         import cv2
 
         return np.asarray(cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
-    from scipy.ndimage import distance_transform_edt
+    return _volume_distance(mask)
 
-    return np.asarray(distance_transform_edt(mask), np.float32)
+
+EXACT_LENGTH = 1000  # pixels; below it the rounded square of a float32 distance is the true whole number
+COLUMNS = 4096  # handled at a time, few enough for a core's cache
+
+
+def _volume_distance(mask: Mask) -> NDArray[np.float32]:
+    """Return `scipy.ndimage.distance_transform_edt(mask)` as float32, several times as fast.
+
+    OpenCV returns the distances within each plane. Along the first axis, the square of a distance is the smallest sum
+    of a square in another plane and the squared number of planes between the two.
+
+    Args:
+        mask: (D, H, W) bool, C order, with at least one pixel of background.
+    """
+    import cv2
+
+    if max(mask.shape) > EXACT_LENGTH:
+        from scipy.ndimage import distance_transform_edt
+
+        return np.asarray(distance_transform_edt(mask), np.float32)
+    squares = np.empty(mask.shape, np.int32)
+    for plane, square in zip(mask.view(np.uint8), squares, strict=True):
+        if plane.all():  # no background in this plane
+            square[:] = 3 * EXACT_LENGTH**2
+        else:
+            within = cv2.distanceTransform(plane, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            square[:] = np.rint(np.square(within))
+    columns = squares.reshape(len(mask), -1)
+    for start in range(0, columns.shape[1], COLUMNS):
+        block = columns[:, start : start + COLUMNS]
+        nearest = block.copy()
+        for step in range(1, len(mask)):
+            if step * step >= nearest.max():
+                break
+            np.minimum(nearest[step:], block[:-step] + step * step, out=nearest[step:])
+            np.minimum(nearest[:-step], block[step:] + step * step, out=nearest[:-step])
+        block[:] = nearest
+    return np.sqrt(squares.astype(np.float64)).astype(np.float32)
 
 
 def _with_padding(mask: Mask, radius: int, operation: Callable[[Mask], Mask]) -> Mask:

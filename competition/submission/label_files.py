@@ -33,6 +33,7 @@ from competition.viz.overlays import draw_case
 from competition.viz.preview import load_unchanged_picture
 
 Labels = NDArray[np.unsignedinteger]
+MAX_OBJECTS = 2**16 - 1  # numbers of a 16-bit label file
 
 
 def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool = False) -> dict[str, Labels]:
@@ -118,11 +119,19 @@ def region_values(comp: Competition) -> dict[int, int]:
 def _objects(prediction: CasePrediction, classes: Sequence[int]) -> NDArray[np.uint16]:
     """Return the objects of some classes, numbered from 1, (*spatial) uint16."""
     labels = np.zeros(prediction.masks.shape[1:], np.uint16)
-    number = 0
+    count = 0
     for index in classes:
-        for mask in prediction.object_masks(index):
-            number += 1
-            labels[mask] = number
+        objects = prediction.object_labels(index)
+        pixels = objects != 0
+        present, number = np.unique(objects[pixels], return_inverse=True)
+        if count + len(present) > MAX_OBJECTS:
+            raise MaskfoldError(
+                f"Objects of one image: found {count + len(present):,}, expected at most {MAX_OBJECTS:,}, the numbers "
+                "of a 16-bit label file.",
+                "Remove small objects with the step `remove_small`.",
+            )
+        labels[pixels] = number + (count + 1)
+        count += len(present)
     return labels
 
 

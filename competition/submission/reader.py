@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from competition.data.patterns import SliceFile, slice_aliases
 from competition.data.readers import strip_extension
 from competition.errors import MaskfoldError
 from competition.metrics.scoring import Mask
-from competition.rle import RleError, decode, parse_json_lists
+from competition.rle import RleError, decode, decode_runs, draw_objects, parse_json_lists, runs_overlap
 from competition.text import and_more, nearest_names
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 BoolMask = NDArray[np.bool_]
+Runs = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends, see `rle.decode_runs`
 RowKey = tuple[str, str | None]  # the image's name as written in the file, and the class if rows have one
 CaseSlice = tuple[str, int | None]  # the case, and the slice of a stack; None: the whole case
 SliceClass = tuple[int | None, str | None]  # the slice or None, and the class or None if rows have no class
@@ -255,6 +257,19 @@ def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[
     return [mask for mask in masks if mask.any()]
 
 
+def decode_object_runs(text: str, shape: tuple[int, ...], profile: Profile) -> list[Runs]:
+    """Decode the runs of the masks that `decode_objects` returns, as `rle.decode_runs` does: without a picture.
+
+    Raises:
+        RleError: the text is not a mask of this shape.
+    """
+    text = text.strip()
+    if text == profile.rle.empty.strip():
+        return []
+    objects = [decode_runs(part, shape, profile.rle) for part in _split_objects(text, profile)]
+    return [runs for runs in objects if len(runs[0])]
+
+
 def _split_objects(text: str, profile: Profile) -> list[str]:
     """Split one cell into the text of each object."""
     if profile.rle.container == "json":
@@ -446,6 +461,8 @@ class MaskFile:
                     )
 
     def _union(self, rows: list[CsvRow], shape: tuple[int, ...]) -> tuple[Mask, CaseObjects | None]:
+        if self.layout.several_masks and (labels := self._draw(rows, shape)) is not None:
+            return labels != 0, CaseObjects(labels)
         mask, number, hidden = np.zeros(shape, np.bool_), 0, list[HiddenPixels]()
         labels = np.zeros(shape, np.int32) if self.layout.several_masks else None
         for row in rows:
@@ -464,6 +481,18 @@ class MaskFile:
                     number += 1
                     labels[obj] = number
         return mask, None if labels is None else CaseObjects(labels, tuple(hidden))
+
+    def _draw(self, rows: list[CsvRow], shape: tuple[int, ...]) -> NDArray[np.int32] | None:
+        """Number the objects of rows (*spatial); None if a row has none or is invalid, or if objects overlap."""
+        try:
+            objects = [decode_object_runs(row.text, shape, self.layout) for row in rows]
+        except RleError:
+            return None
+        runs = [one for row in objects for one in row]
+        if not all(objects) or runs_overlap(runs):
+            return None
+        order: Literal["C", "F"] = "F" if self.layout.rle.order == "column" else "C"
+        return np.ascontiguousarray(draw_objects(runs, math.prod(shape)).reshape(shape, order=order))
 
     def _objects(self, row: CsvRow, shape: tuple[int, ...], only_row: bool) -> list[Mask]:
         token = self.layout.rle.empty

@@ -30,7 +30,7 @@ from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Checkpoint, Run
 from competition.submission.testset import TestSet
 from competition.submission.validate import ValidationReport
-from competition.submission.writer import MaskItem, write_submission
+from competition.submission.writer import MaskItem, ObjectsItem, write_submission
 
 SUBMISSIONS_FOLDER = Path("submissions")
 
@@ -103,7 +103,7 @@ def submit(
         predictor = EnsemblePredictor(ensemble, tests.rows[0], context)
     settings = expected.settings if expected is not None else runs[0].exp.postprocess
 
-    def masks() -> Iterator[MaskItem]:
+    def masks() -> Iterator[MaskItem | ObjectsItem]:
         for row in progress(iter(tests.rows), len(tests)):
             probabilities, presence = predictor.predict(row)
             prediction = postprocess(probabilities, comp, settings, row, presence)
@@ -257,7 +257,7 @@ def write_oof_submission(run: Run, path: Path) -> tuple[ValidationReport, float]
     shared = oof.fold_of()
     tests = TestSet.from_table(ensemble.comp, run.cases[run.cases["id"].isin(shared.keys())], with_sample=False)
 
-    def masks() -> Iterator[MaskItem]:
+    def masks() -> Iterator[MaskItem | ObjectsItem]:
         for row in tests.rows:
             probabilities = oof.read(row.id)
             prediction = postprocess(probabilities, ensemble.comp, settings, row, oof.presence(row.id))

@@ -20,7 +20,7 @@ from competition.ensembling.ensemble import list_slices
 from competition.errors import MaskfoldError
 from competition.postprocessing.case import CasePrediction
 from competition.submission.reader import IdLookup, SampleSubmission, format_key, read_sample
-from competition.submission.writer import MaskItem
+from competition.submission.writer import MaskItem, ObjectsItem
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class TestSet:
 
     def masks(
         self, row: Any, prediction: CasePrediction, confidence: np.ndarray[Any, Any] | None = None
-    ) -> Iterator[MaskItem]:
-        """Yield the masks of one case for the writer.
+    ) -> Iterator[MaskItem | ObjectsItem]:
+        """Yield the masks of one case for the writer; objects stay a label image.
 
         Args:
             row: the case.
@@ -91,14 +91,12 @@ class TestSet:
                 for name, mask in self._split_slices(names, prediction.masks[index]):
                     yield name, cls, mask
                 continue
-            for object_mask in prediction.object_masks(index):
-                for name, mask in self._split_slices(names, object_mask):
-                    if mask.any() and confidence is not None and self.profile.confidence:
-                        yield name, cls, mask, float(np.mean(confidence[index][object_mask], dtype=np.float64))
-                    elif mask.any():
-                        yield name, cls, mask
-            for name, mask in self._split_slices(names, np.zeros_like(prediction.masks[index])):
-                yield name, cls, mask  # an empty mask adds no row, but marks the case as predicted
+            labels = prediction.object_labels(index)
+            means = None
+            if confidence is not None and self.profile.confidence:
+                means = object_means(labels, confidence[index])
+            for name, part in self._split_slices(names, labels):
+                yield ObjectsItem(name, cls, part, means)
 
     def _split_slices(self, names: list[str], mask: np.ndarray[Any, Any]) -> Iterable[tuple[str, np.ndarray[Any, Any]]]:
         if len(names) == 1 and mask.ndim == self.comp.dimensions and not self._sliced(mask, names):
@@ -107,6 +105,21 @@ class TestSet:
 
     def _sliced(self, mask: np.ndarray[Any, Any], names: list[str]) -> bool:
         return self.profile.rows == "slice_class" and mask.ndim == 3
+
+
+def object_means(labels: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> dict[int, float]:
+    """Return the mean of an array's values over each object, by the object's number.
+
+    Args:
+        labels: (*spatial) integers, 0 for background.
+        values: (*spatial) floats.
+    """
+    pixels = labels != 0
+    numbers = labels[pixels]
+    order = np.argsort(numbers, kind="stable")  # the pixels of an object keep their order, which sums depend on
+    objects, first = np.unique(numbers[order], return_index=True)
+    parts = np.split(values[pixels][order], first[1:]) if len(objects) else []
+    return {int(number): float(np.mean(part, dtype=np.float64)) for number, part in zip(objects, parts, strict=True)}
 
 
 def host_id_suffix(comp: Competition) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,13 +12,14 @@ import numpy as np
 
 from competition.config.profiles import Profile
 from competition.errors import MaskfoldError
-from competition.rle import RleError
+from competition.rle import RleError, runs_overlap
 from competition.submission.reader import (
     CsvRow,
     IdLookup,
     RowKey,
+    Runs,
     SampleSubmission,
-    decode_objects,
+    decode_object_runs,
     format_key,
     open_rows,
     read_sample,
@@ -124,10 +126,12 @@ def _check_rows(
     """Check the texts, and return the keys in order; consecutive rows with the objects of one image give one key."""
     keys: list[RowKey] = []
     seen: set[RowKey] = set()
-    for key, group in groupby(rows, key=lambda row: row.key):
+    for key, iterator in groupby(rows, key=lambda row: row.key):
+        group, error = _take(iterator)
         case_id = names.get(key[0])
         shape = None if case_id is None else layout.grid or tuple(shapes[case_id])
-        occupied = None if shape is None or layout.overlap_allowed else np.zeros(shape, np.bool_)
+        decoded = [_decode_row(row, layout, shape) for row in group]
+        shared = [] if shape is None or layout.overlap_allowed else _shared_pixels(decoded, math.prod(shape))
         empty_lines = []
         for number, row in enumerate(group):
             findings.rows += 1
@@ -139,44 +143,103 @@ def _check_rows(
             if row.text.strip() == layout.rle.empty.strip():
                 findings.empty += 1
                 empty_lines.append(row.line)
-            _check_row(row, layout, shape, occupied, findings)
+            _check_row(row, layout, shape, decoded[number], findings)
+            for count in shared[number] if shared else ():
+                findings.add(
+                    f"Line {row.line}, {format_key(row.key)}: the object shares {count} pixels with another object of "
+                    "this image."
+                )
+        if error is not None:
+            raise error
         if empty_lines and number:
             findings.add(f"Line {empty_lines[0]}: {format_key(key)} has an empty row in addition to other rows.")
         keys.append(key)
     return keys
 
 
+def _take(rows: Iterator[CsvRow]) -> tuple[list[CsvRow], MaskfoldError | None]:
+    """Return the rows of one image, and the error of a line among them, before which the others are checked."""
+    taken: list[CsvRow] = []
+    try:
+        for row in rows:
+            taken.append(row)
+    except MaskfoldError as error:
+        return taken, error
+    return taken, None
+
+
+Decoded = list[Runs] | RleError | None
+
+
+def _decode_row(row: CsvRow, layout: Profile, shape: tuple[int, ...] | None) -> Decoded:
+    """Return the objects of a row, or the error of its text; None if the text is that of no mask, or has no image."""
+    if shape is None or _empty_problem(row.text, layout) is not None:
+        return None
+    try:
+        return decode_object_runs(row.text, shape, layout)
+    except RleError as error:
+        return error
+
+
+def _empty_problem(text: str, layout: Profile) -> str | None:
+    """Return what is found in a row whose empty mask is not written as the host requires."""
+    text = text.strip()
+    if text == "" and layout.rle.empty != "":
+        return "an empty cell"
+    return f"`{text}`" if text.lower() in _MISSING_VALUES else None
+
+
+def _shared_pixels(decoded: list[Decoded], size: int) -> list[list[int]]:
+    """Return for each row the pixels that each of its objects shares with earlier ones, where it shares any.
+
+    Args:
+        decoded: of the rows of one image.
+        size: pixels of the image.
+
+    Returns:
+        One list per row; an empty list if no objects of the image overlap, which sorting their runs shows.
+    """
+    objects = [[] if row is None or isinstance(row, RleError) else row for row in decoded]
+    if not runs_overlap([runs for row in objects for runs in row]):
+        return []
+    occupied, shared = np.zeros(size, np.bool_), []
+    for row in objects:
+        counts = []
+        for starts, ends in row:
+            pairs = list(zip(starts.tolist(), ends.tolist(), strict=True))
+            counts.append(sum(int(np.count_nonzero(occupied[start:end])) for start, end in pairs))
+            for start, end in pairs:
+                occupied[start:end] = True
+        shared.append([count for count in counts if count])
+    return shared
+
+
 def _check_row(
-    row: CsvRow, layout: Profile, shape: tuple[int, ...] | None, occupied: np.ndarray | None, findings: _Findings
+    row: CsvRow, layout: Profile, shape: tuple[int, ...] | None, decoded: Decoded, findings: _Findings
 ) -> None:
-    location = f"Line {row.line}, {format_key(row.key)}"
-    empty = f"`{layout.rle.empty}`" if layout.rle.empty else "an empty cell"
+    """Check one row; `decoded` is the result of `_decode_row`."""
     if layout.rows_have_class and row.key[1] not in layout.classes:
-        findings.add(f"{location}: unknown class, expected one of {', '.join(layout.classes)}.")
-    if row.text.strip() == "" and layout.rle.empty != "":
-        findings.add(f"{location}, empty mask: found an empty cell, expected {empty}.")
-        return
-    if row.text.strip().lower() in _MISSING_VALUES:
-        findings.add(f"{location}, empty mask: found `{row.text.strip()}`, expected {empty}.")
+        findings.add(f"{_location(row)}: unknown class, expected one of {', '.join(layout.classes)}.")
+    if (found := _empty_problem(row.text, layout)) is not None:
+        findings.add(f"{_location(row)}, empty mask: found {found}, expected {_empty_token(layout)}.")
         return
     if shape is None:
         return
     for column, size in zip(layout.extra_columns, shape, strict=False):
         if row.cells[column] != str(size):
-            findings.add(f"{location}, {column}: found {row.cells[column]}, expected {size} as in the image.")
-    try:
-        objects = decode_objects(row.text, shape, layout)
-    except RleError as error:
-        findings.add(f"{location}: {error.message}")
-        return
-    if not objects and row.text.strip() != layout.rle.empty.strip():
-        findings.add(f"{location}, empty mask: found a text without pixels, expected {empty}.")
-    if occupied is not None:
-        for mask in objects:
-            shared = int(np.count_nonzero(occupied & mask))
-            if shared:
-                findings.add(f"{location}: the object shares {shared} pixels with another object of this image.")
-            occupied |= mask
+            findings.add(f"{_location(row)}, {column}: found {row.cells[column]}, expected {size} as in the image.")
+    if isinstance(decoded, RleError):
+        findings.add(f"{_location(row)}: {decoded.message}")
+    elif not decoded and row.text.strip() != layout.rle.empty.strip():
+        findings.add(f"{_location(row)}, empty mask: found a text without pixels, expected {_empty_token(layout)}.")
+
+
+def _location(row: CsvRow) -> str:
+    return f"Line {row.line}, {format_key(row.key)}"
+
+
+def _empty_token(layout: Profile) -> str:
+    return f"`{layout.rle.empty}`" if layout.rle.empty else "an empty cell"
 
 
 def _check_keys(keys: list[RowKey], sample: SampleSubmission, findings: _Findings) -> None:

@@ -6,10 +6,10 @@ import csv
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from competition.config.profiles import Profile, get_profile
 from competition.errors import MaskfoldError
 from competition.io import disk_full_as_error, ensure_writable, make_temporary_path, open_atomic, sync_folder
-from competition.rle import encode
+from competition.rle import draw_objects, encode, encode_labels, runs_overlap
 from competition.submission.reader import (
     IdLookup,
     RowKey,
     SampleSubmission,
+    decode_object_runs,
     decode_objects,
     format_key,
     format_row,
@@ -33,8 +34,24 @@ from competition.text import nearest_names
 MaskItem = tuple[str, str | None, NDArray[Any]] | tuple[str, str | None, NDArray[Any], float]
 
 
+class ObjectsItem(NamedTuple):
+    """All objects of one case and class, which get a text each, in the order of their numbers.
+
+    Attributes:
+        case_id: the case, or the slice if rows are per slice.
+        class_name: the class; ignored if rows have no class.
+        labels: integers of any shape, 0 for background.
+        confidences: of each object by its number, for files that have one; None: 1.
+    """
+
+    case_id: str
+    class_name: str | None
+    labels: NDArray[Any]
+    confidences: Mapping[int, float] | None = None
+
+
 def write_submission(
-    masks: Iterable[MaskItem],
+    masks: Iterable[MaskItem | ObjectsItem],
     profile: Profile | str,
     path: str | Path,
     sample: str | Path | SampleSubmission | None = None,
@@ -46,11 +63,12 @@ def write_submission(
 
     Args:
         masks: (case id, class name or None, mask) in any order; the mask is bool or integers, non-zero is foreground.
-            Every case is required, with an empty mask if nothing was found. If the profile allows several objects, a
-            case may have several masks. For `hubmap-vasculature` a fourth item is the object's confidence (default 1).
-            If rows are per slice, the case id is the name of the slice. If rows have no class, the class is ignored.
-        profile: the file format, or the name of a known competition. If the profile has a grid, masks of another size
-            are resized to it: a pixel becomes foreground if at least half of its area is foreground.
+            Every case is required, with an empty mask if nothing was found. Profiles with several objects take several
+            masks of one case. For `hubmap-vasculature` a fourth item is the object's confidence (default 1). The case
+            is the slice if rows are per slice. The class is ignored if rows have no class. An `ObjectsItem` has all
+            objects of a case, and is encoded in one pass.
+        profile: the file format, or the name of a known competition. If the profile has its own grid, masks of another
+            size are resized to it: a pixel is foreground if at least half of its area is.
         path: the CSV; replaced if it exists.
         sample: the host's sample, or the result of `read_sample`; None: rows are in the order of the masks.
 
@@ -72,7 +90,7 @@ def write_submission(
     try:
         with _TextStore(profile, sample) as texts:
             for item in masks:
-                texts.add(*item)
+                texts.add_objects(*item) if isinstance(item, ObjectsItem) else texts.add(*item)
             with open_atomic(temporary_path, texts.size()) as stream:
                 lines = io.TextIOWrapper(stream, "utf-8", newline="")
                 _write(lines, texts)
@@ -117,12 +135,34 @@ class _TextStore:
 
     def add(self, case_id: str, cls: str | None, mask: NDArray[Any], confidence: float = 1.0) -> None:
         """Encode and store one mask."""
-        key = self._key(str(case_id), cls)
         mask = resize_to_grid(np.asarray(mask), self.profile)
-        first = self.shapes.setdefault(key, mask.shape)
-        if mask.shape != first:
+        key, offsets = self._begin(case_id, cls, mask.shape)
+        if mask.any():
+            self._store(offsets, [_encode_checked(key, mask, self.profile, confidence)])
+
+    def add_objects(
+        self, case_id: str, cls: str | None, labels: NDArray[Any], confidences: Mapping[int, float] | None = None
+    ) -> None:
+        """Encode and store the objects of a label image."""
+        if self.profile.grid is not None and labels.shape != self.profile.grid:  # objects are resized one by one
+            self.add(case_id, cls, np.zeros_like(labels))
+            for number in np.unique(labels[labels != 0]).tolist():
+                self.add(case_id, cls, labels == number, 1.0 if confidences is None else confidences[number])
+            return
+        key, offsets = self._begin(case_id, cls, labels.shape)
+        self._store(offsets, _encode_objects_checked(key, labels, self.profile, confidences))
+
+    def _begin(self, case_id: str, cls: str | None, shape: tuple[int, ...]) -> tuple[RowKey, list[tuple[int, int]]]:
+        """Check that a mask of this shape may be added; return its row key, and the list that its texts' places go to.
+
+        Raises:
+            MaskfoldError: it has no row, another shape than the first mask of its row, or is one mask too many.
+        """
+        key = self._key(str(case_id), cls)
+        first = self.shapes.setdefault(key, shape)
+        if shape != first:
             raise MaskfoldError(
-                f"Mask shape of {format_key(key)}: found {mask.shape}, expected {first}, the shape of its first mask.",
+                f"Mask shape of {format_key(key)}: found {shape}, expected {first}, the shape of its first mask.",
                 "Resize the masks to the size of the image.",
             )
         if key in self._offsets and not self.profile.several_masks:
@@ -130,12 +170,19 @@ class _TextStore:
                 f"Masks of {format_key(key)}: found a second mask, expected one.",
                 "Merge the masks of one case before writing.",
             )
-        offsets = self._offsets.setdefault(key, [])
-        if mask.any():
-            raw = _encode_checked(key, mask, self.profile, confidence).encode("ascii")
-            with disk_full_as_error(Path(tempfile.gettempdir()), len(raw)):
-                offsets.append((self._file.seek(0, os.SEEK_END), len(raw)))
-                self._file.write(raw)
+        return key, self._offsets.setdefault(key, [])
+
+    def _store(self, offsets: list[tuple[int, int]], texts: list[str]) -> None:
+        """Append texts to the temporary file, and their starts and lengths to `offsets`."""
+        if not texts:
+            return
+        raw = "".join(texts).encode("ascii")
+        with disk_full_as_error(Path(tempfile.gettempdir()), len(raw)):
+            start = self._file.seek(0, os.SEEK_END)
+            self._file.write(raw)
+        for text in texts:
+            offsets.append((start, len(text)))
+            start += len(text)
 
     def size(self) -> int:
         """Return the number of bytes of all texts, which is slightly less than the file's size."""
@@ -164,7 +211,8 @@ class _TextStore:
         """Return the mask cells of all rows with a key; there are several only if each object has its own row."""
         cells = []
         for start, length in self._offsets[key]:
-            self._file.seek(start)
+            if self._file.tell() != start:  # a seek would discard what was read ahead
+                self._file.seek(start)
             cells.append(self._file.read(length).decode("ascii"))
         if not cells:
             return [self.profile.rle.empty]
@@ -220,13 +268,42 @@ def _encode_checked(key: RowKey, mask: NDArray[Any], profile: Profile, confidenc
     Raises:
         MaskfoldError: the decoded mask differs.
     """
-    text = encode(mask, profile.rle)
-    if profile.confidence:
-        text = f"0 {confidence:.6g} {text}"
+    text = _with_confidence(encode(mask, profile.rle), confidence, profile)
     decoded = decode_objects(text, mask.shape, profile)
     if len(decoded) != 1 or not np.array_equal(decoded[0], mask != 0):
-        raise MaskfoldError(
-            f"The mask of {format_key(key)} changed when it was encoded and decoded.",
-            f"Report this with the mask's shape {mask.shape} and the profile {profile.name}.",
-        )
+        raise _changed_error(key, mask.shape, profile)
     return text
+
+
+def _encode_objects_checked(
+    key: RowKey, labels: NDArray[Any], profile: Profile, confidences: Mapping[int, float] | None
+) -> list[str]:
+    """Encode the objects of a label image in one pass, and check that decoding all texts returns it.
+
+    Raises:
+        MaskfoldError: the decoded objects differ.
+    """
+    texts = {
+        number: _with_confidence(text, 1.0 if confidences is None else confidences[number], profile)
+        for number, text in encode_labels(labels, profile.rle).items()
+    }
+    decoded = [decode_object_runs(text, labels.shape, profile) for text in texts.values()]
+    runs = [cell[0] for cell in decoded if len(cell) == 1]
+    if len(runs) != len(texts) or runs_overlap(runs):
+        raise _changed_error(key, labels.shape, profile)
+    drawn = draw_objects(runs, labels.size)
+    numbers = np.array([0, *texts], labels.dtype)
+    if not np.array_equal(numbers[drawn], labels.ravel(order="F" if profile.rle.order == "column" else "C")):
+        raise _changed_error(key, labels.shape, profile)
+    return list(texts.values())
+
+
+def _with_confidence(text: str, confidence: float, profile: Profile) -> str:
+    return f"0 {confidence:.6g} {text}" if profile.confidence else text
+
+
+def _changed_error(key: RowKey, shape: tuple[int, ...], profile: Profile) -> MaskfoldError:
+    return MaskfoldError(
+        f"The mask of {format_key(key)} changed when it was encoded and decoded.",
+        f"Report this with the mask's shape {shape} and the profile {profile.name}.",
+    )

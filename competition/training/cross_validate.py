@@ -237,7 +237,9 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     build_loader_transform(run.exp, context)  # this function and the next two only check their sections of the YAML
     build_batch_transform(run.exp)
     tta_views(run.exp)
-    one_by_one = (preprocess_cases(run.cases.iloc[[index]], run.exp, CACHE_FOLDER) for index in range(len(run.cases)))
+    one_by_one = (
+        preprocess_cases(run.cases.iloc[[index]], run.exp, CACHE_FOLDER, 1) for index in range(len(run.cases))
+    )
     folder = next((folder for cases in one_by_one for folder in cases.values()), None)
     if folder is None:
         raise MaskfoldError("No case can be prepared.", "Set competition.on_bad_case=stop to see the reason.")
@@ -248,7 +250,14 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         run = replace(run, exp=with_settings(run.exp, decide_settings(run.exp, is_faster)))
     with oom_as_error("preparing the cases"):
         skipped: dict[str, str] = {}
-        prepared = preprocess_cases(run.cases, run.exp, CACHE_FOLDER, progress=context.say, skipped=skipped)
+        prepared = preprocess_cases(
+            run.cases,
+            run.exp,
+            CACHE_FOLDER,
+            progress=context.say,
+            skipped=skipped,
+            bar=context.bar("cases preprocessed"),
+        )
     counts = {case: int(PreprocessedCase.open(path).image.shape[0]) for case, path in prepared.items()}
     comp = run.exp.competition
     for case, error in find_other_channels(counts, comp.dimensions).items():

@@ -107,7 +107,9 @@ def prepare_extra_data(
     for key, table in run.extra_tables.items():
         extra = extra_section(run.exp, key)
         if extra is None:
-            prepared[key] = preprocess_cases(table, run.exp, cache, progress=context.say)
+            prepared[key] = preprocess_cases(
+                table, run.exp, cache, progress=context.say, bar=context.bar("additional images preprocessed")
+            )
         else:
             prepared[key] = {row.id: prepare_extra_case(row, extra, run.exp, cache) for row in case_rows(table)}
         expected = _channels(labelled)

@@ -122,7 +122,7 @@ def run_worker(job: FoldJob) -> None:
 def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> Trainer:
     """Make the trainer of a fold from its preprocessed cases: dataset, device, network, evaluator."""
     exp = run.exp
-    prepared = preprocess_cases(run.cases, exp, job.cache)
+    prepared = preprocess_cases(run.cases, exp, job.cache, workers=1)
     train = [prepared[case] for case in run.training_ids(job.fold)]
     extra = build_extra_data(job, run, context)
     channels = PreprocessedCase.open(train[0]).image.shape[0] * (exp.patch.slices or 1)

@@ -18,7 +18,7 @@ import pytest
 
 from competition.data.cache import PreprocessedCase, cache_key, get_or_build, is_intact
 from competition.errors import MaskfoldError
-from competition.io import DiskFullError, make_temporary_path, write_array
+from competition.io import DiskFullError, make_temporary_path, remove_all_stale_temp, write_array
 from tests.data.test_preprocessing import experiment
 
 
@@ -113,6 +113,7 @@ def test_files_of_killed_processes_are_removed_and_of_living_ones_kept(tmp_path:
     old = tmp_path / ".key~elsewhere~1~11111111.tmp"
     old.mkdir()
     os.utime(old, (time.time() - 2 * 86400,) * 2)
+    remove_all_stale_temp(tmp_path)  # as each command does once, before it builds cases
     get_or_build(tmp_path, "key", build(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["key", living.name, other_host.name])
     assert socket.gethostname() in living.name

@@ -348,7 +348,7 @@ def test_bad_cases_stop_or_are_left_out(
     assert "Case bad" in caplog.text and "bad.nii is cut off." in caplog.text
     monkeypatch.setattr(preprocessing, "preprocess_case", _full)
     with pytest.raises(MaskfoldError, match="disk is full"):  # no bad case: the next one would fail as well
-        preprocess_cases(table(["good"]), skip, tmp_path)
+        preprocess_cases(table(["good"]), skip, tmp_path / "new")
 
 
 def _full(row: Any, exp: Experiment, root: Path) -> Path:

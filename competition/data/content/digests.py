@@ -11,7 +11,7 @@ from typing import Any
 from competition.config.axes import case_axes, file_axes, permutation, rle_counts_in_pictures
 from competition.config.competition import Competition
 from competition.data.image_types import Header, combined_digest, convert_decoder_errors, file_digest
-from competition.data.rle_tables import row_text
+from competition.data.rle_tables import row_texts
 
 # s. If a file was written less than this before it was hashed, its digest is not cached, because a second write within
 # one tick of the file system's clock would not change the file's times.
@@ -115,7 +115,8 @@ def truth_parts(comp: Competition, masks: dict[str, Any] | None, digest: Digest 
     if masks is None:
         return []
     rows = masks["rows"] if masks["kind"] == "rle" else []
-    parts = [f"{cls}\0{index}\0{row_text(comp, line)}".encode() for line, cls, index in rows]
+    texts = row_texts(comp, [line for line, _, _ in rows])
+    parts = [f"{cls}\0{index}\0{text}".encode() for (_, cls, index), text in zip(rows, texts, strict=True)]
     return parts + file_digests(comp, label_files(masks), digest)
 
 
