@@ -59,10 +59,10 @@ def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
 
 def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
     """Return a numbered line for each candidate: layout, number of cases, and patterns."""
-    top = candidates[0].folder.root
+    differ = len({layout.folder.root for layout in candidates}) > 1
     lines = []
     for number, layout in enumerate(candidates, start=1):
-        place = "" if layout.folder.root == top else f" in {layout.folder.root.name}"
+        place = f" in {layout.folder.root.name}" if differ else ""
         test = "" if layout.test is None else "; with test images"
         lines.append(f"  {number}. {layout.name}{place}, {format_count(layout.cases, 'case')}: {layout.summary}{test}")
     return lines

@@ -5,11 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from competition.data.patterns import match_cases
-from competition.errors import MaskfoldError
 from competition.planning.content import Role, dimensions_of, header_of, label_values
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, Patterns, first_path, join_patterns
@@ -421,7 +418,7 @@ def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[s
             patterns = {name: f"{folder}/{rest}" for name, (_, rest) in parts.items()}
         else:  # a folder for each channel
             patterns = {name: _sibling(above, rest, folders) for name, (above, rest) in parts.items()}
-        common = frozenset.intersection(*(_match_ids(host.root, pattern) for pattern in patterns.values()))
+        common = frozenset.intersection(*(_match_ids(host, pattern) for pattern in patterns.values()))
         if common and (patterns, len(common)) not in found:
             found.append((patterns, len(common)))
     return found
@@ -440,8 +437,18 @@ def _fixed_folder(pattern: str) -> tuple[str, str]:
     return "/".join(parts[:count]), "/".join(parts[count:])
 
 
-def _match_ids(root: Path, pattern: str) -> frozenset[str]:
-    try:
-        return frozenset(match_cases(root, pattern, "test.images")) if pattern else frozenset()
-    except MaskfoldError:
-        return frozenset()
+def _match_ids(host: HostFolder, pattern: str) -> frozenset[str]:
+    """Return the ids of the images that match a pattern, by the scanned names alone."""
+    start = _fixed_folder(pattern)[0] + "/" if pattern else ""
+    expression, last, seen = "", 0, False
+    for match in re.finditer(r"\{([a-z]+)\}|\*", pattern):
+        expression += re.escape(pattern[last : match.start()])
+        if match[1] == "id":
+            expression += "(?P=id)" if seen else "(?P<id>[^/]+)"
+            seen = True
+        else:
+            expression += "[0-9]+" if match[1] else "[^/]*"
+        last = match.end()
+    whole = re.compile(expression + re.escape(pattern[last:]), re.IGNORECASE)
+    matches = (whole.fullmatch(path) for path in host.images if path.startswith(start)) if pattern else ()
+    return frozenset(match["id"] for match in matches if match)
