@@ -52,7 +52,7 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     best = min(layout.rank for layout in readings)
     unused = [f"{layout.name} ({layout.summary}): not used" for layout in readings if layout.rank > best]
     readings = [replace(layout, notes=(*layout.notes, *unused)) for layout in readings if layout.rank == best]
-    return [add_submission(find_groups(layout)) for layout in readings]
+    return [item for layout in readings for item in add_submission(find_groups(layout))]
 
 
 def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role]) -> MaskfoldError:

@@ -15,7 +15,7 @@ from competition.errors import MaskfoldError
 from competition.planning.content import LabelValues, label_values, read_mask
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
-from competition.planning.words import without_role_words
+from competition.planning.words import OPINION_WORDS, tokens, without_role_words
 from competition.text import name_problem
 
 MAX_MASKS = 3000  # masks that are read; of more, an even sample
@@ -229,7 +229,13 @@ def _single_name(layout: Layout) -> str:
     end = name.rpartition(".")[0].removesuffix(".nii")
     for text in (end.replace("{id}", "").replace("{z}", "").replace("*", ""), *reversed(folder.split("/"))):
         own = without_role_words(text.replace("{id}", "").strip("_-. "))
-        if own and not own.replace("_", "").isdigit() and name_problem(own) is None and len(own) > 2 and "*" not in own:
+        if (
+            own
+            and not any(word.isdigit() or word in OPINION_WORDS for word in tokens(own))
+            and name_problem(own) is None
+            and len(own) > 2
+            and "*" not in own
+        ):
             return own
     return "foreground"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from competition.planning.layout import Layout
 from competition.text import format_count, name_problem
 
 MASK_NAMES = ("rle", "mask", "encodedpixels", "predicted", "segmentation", "annotation", "prediction", "rle_mask")
+MAX_ORDERED = 3  # classes whose orders are listed to choose from
 MIN_SHARE = 0.6  # of the rows whose ids must have a test image
 
 
@@ -39,11 +41,18 @@ class Sample:
     known: int
 
 
-def add_submission(layout: Layout) -> Layout:
-    """Return the layout with the section `submission`, and with the class names that only the sample knows."""
+def add_submission(layout: Layout) -> list[Layout]:
+    """Return the layout with the section `submission`, and with the class names that only the sample knows.
+
+    If the sample names a few classes but nothing says which label value each of them has, there is a layout for each
+    order.
+    """
     sample = find_sample(layout)
     if sample is None:
-        return _format_only(layout)
+        return [_format_only(layout)]
+    if layout.test is None:
+        layout = _find_test(layout, sample)
+        sample = find_sample(layout) or sample
     keys: dict[str, Any] = {"submission.sample": sample.path}
     known = f", {sample.known} of them with a test image" if layout.test is not None else ""
     reasons = {"submission.sample": f"{format_count(sample.rows, 'row')}{known}"}
@@ -51,17 +60,38 @@ def add_submission(layout: Layout) -> Layout:
         missing = f"{sample.rows - sample.known} of {format_count(sample.rows, 'row')}"
         layout = layout.with_remarks(f"{missing} of {sample.path} have no test image here")
     if "submission.profile" in layout.keys:
-        return layout.with_keys(keys, reasons)
-    layout = _rename_classes(layout, sample)
+        return [layout.with_keys(keys, reasons)]
     keys["submission.columns"] = {"id": sample.id, "class": sample.cls, "mask": sample.mask}
     reasons["submission.columns"] = f"of {sample.path}, by their content"
     layout = layout.with_keys(keys, reasons)
     if "rle" in layout.keys:
-        return layout.with_keys({"submission.rle": layout.keys["rle"]}, {"submission.rle": layout.reasons["rle"]})
-    return layout.with_keys(
-        {"submission.rle": {"order": "column", "base": 1, "empty": ""}},
-        {"submission.rle": "no file shows it; most hosts count column by column, from 1"},
-    ).with_remarks("no file shows the order of the run lengths of the submission: check submission.rle")
+        layout = layout.with_keys({"submission.rle": layout.keys["rle"]}, {"submission.rle": layout.reasons["rle"]})
+    else:
+        layout = layout.with_keys(
+            {"submission.rle": {"order": "column", "base": 1, "empty": ""}},
+            {"submission.rle": "no file shows it; most hosts count column by column, from 1"},
+        ).with_remarks("no file shows the order of the run lengths of the submission: check submission.rle")
+    return _name_classes(layout, sample)
+
+
+def _find_test(layout: Layout, sample: Sample) -> Layout:
+    """Return the layout with the images that the sample names as test images, if they are in one folder."""
+    if not isinstance(layout.images, str) or "{z}" in layout.images or layout.images.count("{id}") != 1:
+        return layout
+    table = read_csv(layout.folder.root / sample.path, {})
+    wanted = {strip_extension(text) for text in table[sample.id]} - set(layout.ids)
+    found: dict[str, int] = {}
+    for path in layout.folder.images:
+        folder, _, name = path.rpartition("/")
+        stem = strip_extension(name)
+        if stem in wanted:
+            pattern = f"{folder}/{{id}}{name[len(stem) :]}".lstrip("/")
+            found[pattern] = found.get(pattern, 0) + 1
+    good = [pattern for pattern, count in found.items() if wanted and count >= MIN_SHARE * len(wanted)]
+    if len(good) != 1 or good[0] == layout.images:
+        return layout
+    reason = f"{format_count(found[good[0]], 'image')} that {sample.path} names"
+    return replace(layout, test=good[0], reasons=layout.reasons | {"test.images": reason})
 
 
 def _format_only(layout: Layout) -> Layout:
@@ -137,22 +167,32 @@ def _known(ids: Iterable[str], names: set[str]) -> int:
     return sum(text in names or strip_extension(text) in names for text in ids)
 
 
-def _rename_classes(layout: Layout, sample: Sample) -> Layout:
-    """Return the layout with the sample's names of classes, if its own are only numbers."""
-    classes = layout.keys.get("classes", [])
-    is_unnamed = all(str(name).startswith("class_") for name in classes) or classes == ["foreground"]
-    if not is_unnamed or len(sample.classes) != len(classes) or any(map(name_problem, sample.classes)):
-        return layout
-    if any(name.isdigit() for name in sample.classes) or len(set(sample.classes)) < len(classes):
-        return layout
+def _name_classes(layout: Layout, sample: Sample) -> list[Layout]:
+    """Return the layout with the sample's spelling of its classes, or with the sample's names of unnamed classes."""
+    classes = [str(name) for name in layout.keys.get("classes", [])]
     names = list(sample.classes)
+    folded = {name.casefold(): name for name in names}
+    if len(folded) == len(names) and set(folded) == {name.casefold() for name in classes}:
+        spelling = [folded[name.casefold()] for name in classes]
+        reason = layout.reasons.get("classes", "")
+        return [
+            layout
+            if spelling == classes
+            else layout.with_keys({"classes": spelling}, {"classes": f"{reason}; spelt as in {sample.path}"})
+        ]
+    is_unnamed = all(name.startswith("class_") for name in classes) or classes == ["foreground"]
+    usable = not any(name_problem(name) or name.isdigit() for name in names) and len(folded) == len(names)
+    if not is_unnamed or len(names) != len(classes) or not usable:
+        return [layout]
+    if len(names) > MAX_ORDERED:
+        return [layout.with_remarks(f"{sample.path} lists the classes {', '.join(names)}: rename `classes` to these")]
     kept = tuple(remark for remark in layout.remarks if "rename" not in remark)
-    layout = replace(layout, remarks=kept).with_keys(
-        {"classes": names}, {"classes": f"names of {sample.path}, in the order of its rows"}
-    )
-    if len(names) == 1:
-        return layout
-    return layout.with_remarks(
-        f"no file says which label value is which class; {sample.path} lists them as {', '.join(names)}: "
-        "check that the label values are in this order"
-    )
+    layout = replace(layout, remarks=kept)
+    values = layout.keys.get("label_values", range(1, len(names) + 1))
+    named = []
+    for order in permutations(names):
+        shown = ", ".join(f"{value} is {name}" for value, name in zip(values, order, strict=True))
+        reason = f"names of {sample.path}" + (f"; {shown}: chosen by you" if len(names) > 1 else "")
+        item = layout.with_keys({"classes": list(order)}, {"classes": reason})
+        named.append(replace(item, name=f"{item.name}; {shown}") if len(names) > 1 else item)
+    return named

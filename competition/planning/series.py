@@ -12,13 +12,30 @@ from typing import Literal
 
 from competition.data.readers import extension_of, strip_extension
 from competition.planning.folder import HostFolder
-from competition.planning.words import SLICE_WORDS, Split, is_channel_name, is_role_name, split_of, tokens
+from competition.planning.words import (
+    IMAGE_WORDS,
+    MASK_WORDS,
+    SLICE_WORDS,
+    TEST_WORDS,
+    TRAIN_WORDS,
+    VALIDATION_WORDS,
+    Split,
+    has_word,
+    is_channel_name,
+    is_role_name,
+    split_of,
+    tokens,
+)
 
 Kind = Literal["single", "stack", "objects"]
+MIN_WORD = 4  # letters; ids may contain shorter words by chance
 MIN_CASES = 2  # files of a series
 MIN_FOLDERS = 3  # case folders side by side; two folders are more often images and masks
 MAX_AFFIXES = 24  # different ends of names in one folder
 MOST = 0.8  # share of the files (or folders) that must have the form of a layout
+LONG_WORDS = frozenset(
+    word for word in MASK_WORDS | IMAGE_WORDS | TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS if len(word) >= MIN_WORD
+)
 MAX_CHANNEL_FILES = 4  # more files that differ only in a number are slices or objects, not channels
 
 
@@ -74,7 +91,7 @@ def find_series(host: HostFolder) -> list[Series]:
     for parent in sorted(host.children, key=lambda name: (name.count("/"), name)):
         if any(parent == folder or parent.startswith(f"{folder}/") for folder in consumed):
             continue
-        for depth in (1, 2):
+        for depth in (2, 1) if _only_folders(host, parent) else (1,):
             series = _case_folder_series(host, parent, depth)
             if series:
                 found += series
@@ -84,6 +101,11 @@ def find_series(host: HostFolder) -> list[Series]:
         if not any(folder == inner or folder.startswith(f"{inner}/") for inner in consumed):
             found += _flat_series(folder, names)
     return found
+
+
+def _only_folders(host: HostFolder, parent: str) -> bool:
+    """Return whether no folder in a folder has images directly, as in `patient/patient_day1/…`."""
+    return not any("/" not in path for paths in host.children[parent].values() for path in paths)
 
 
 # Files side by side
@@ -219,7 +241,7 @@ def _numbered_slices(folder: str, stems: dict[str, str]) -> list[Series]:
 def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Series]:
     """Return the series of the case folders in a folder, or (depth 2) in its subfolders; none if they are no cases."""
     cases = _case_folders(host, parent, depth)
-    if len(cases) < MIN_CASES or _have_roles(list(cases)):
+    if len(cases) < MIN_FOLDERS or _have_roles(list(cases)):
         return []
     prefix = _join(parent, "*/{id}" if depth == 2 else "{id}")
     entries: dict[tuple[str, str], dict[str, list[tuple[str, str]]]] = {}  # folder, extension -> id -> (name, path)
@@ -233,14 +255,15 @@ def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Serie
         item for (inner_folder, _), names in entries.items() for item in _inner_series(prefix, inner_folder, names)
     ]
     covered = max((len(item.files) for item in series), default=0)
-    is_named = any(item.pattern.count("{id}") > 1 for item in series)
-    return series if covered >= MOST * len(cases) and (is_named or len(cases) >= MIN_FOLDERS) else []
+    return series if covered >= MOST * len(cases) else []
 
 
 def _have_roles(names: list[str]) -> bool:
     """Return whether folders side by side say what they contain: `images` and `masks` do, `scan1` and `scan2` not."""
     kinds = {re.sub(r"\d+", "", name) for name in names}
-    return any(map(is_role_name, names)) and (len(kinds) > 1 or len(names) == 1)
+    return (len(kinds) > 1 or len(names) == 1) and any(
+        is_role_name(name) or has_word(name, LONG_WORDS) for name in names
+    )
 
 
 def _case_folders(host: HostFolder, parent: str, depth: int) -> dict[str, tuple[str, list[str]]]:
@@ -271,15 +294,6 @@ def _inner_series(prefix: str, folder: str, names: dict[str, list[tuple[str, str
             )
         if label:
             yield _objects(place, names, label)
-        unique = [name for items in files.values() for name, _ in items]
-        if "{id}" not in "".join(unique) and len(unique) == len(set(unique)):
-            extension = extension_of(unique[0])
-            flat = {strip_extension(name): [path] for items in files.values() for name, path in items}
-            yield Series(_join(place.replace("{id}", "*"), f"{{id}}{extension}"), "single", flat, label)
-        elif all("{id}" in name for name in unique):
-            flat = {strip_extension(os.path.basename(path)): [path] for items in files.values() for _, path in items}
-            pattern = _join(place.replace("{id}", "*"), f"{{id}}{extension_of(unique[0])}")
-            yield Series(pattern, "single", flat, label)
     frequency = Counter(name for items in rest.values() for name, _ in items)
     fixed = {name for name, count in frequency.items() if count >= max(2, 0.5 * len(names))}
     if fixed:  # files of a class that few cases have
@@ -291,6 +305,22 @@ def _inner_series(prefix: str, folder: str, names: dict[str, list[tuple[str, str
         yield Series(_join(place, name), "single", files_of, own or label)
     if rest and not fixed and not many and label:
         yield _objects(place, rest, label)
+    used = sum(len(items) for items in names.values())
+    if many or sum(count for name, count in frequency.items() if name in fixed) < used:
+        yield from _pooled_series(place, names)
+
+
+def _pooled_series(place: str, names: dict[str, list[tuple[str, str]]]) -> Iterator[Series]:
+    """Yield the series of all files as cases of their own, whatever their folder, if their names differ."""
+    path_of = {os.path.basename(path): path for items in names.values() for _, path in items}
+    if len(path_of) == sum(map(len, names.values())):
+        for item in _flat_series(place.replace("{id}", "*"), list(path_of)):
+            if item.kind == "single":
+                files = {
+                    case_id: [path_of[os.path.basename(path)] for path in paths]
+                    for case_id, paths in item.files.items()
+                }
+                yield replace(item, files=files)
 
 
 def _objects(place: str, names: dict[str, list[tuple[str, str]]], label: str) -> Series:

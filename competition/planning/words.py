@@ -44,7 +44,16 @@ def tokens(text: str) -> list[str]:
         >>> tokens("stage1_train/imagesTr")
         ['stage', '1', 'train', 'images', 'tr']
     """
-    return [token.lower() for token in TOKEN.findall(text)]
+    return [part for token in TOKEN.findall(text) for part in _unglue(token.lower())]
+
+
+def _unglue(token: str) -> list[str]:
+    """Split `trainannot` into its two words."""
+    for start in ("training", "train", "testing", "test", "validation", "valid", "val"):
+        rest = token.removeprefix(start)
+        if rest != token and rest in MASK_WORDS | IMAGE_WORDS:
+            return [start, rest]
+    return [token]
 
 
 def has_word(text: str, some: frozenset[str]) -> bool:

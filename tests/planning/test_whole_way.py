@@ -53,7 +53,12 @@ def maskfold(
 
 @pytest.mark.parametrize(
     ("name", "dimensions", "submits"),
-    [("paired_names", 2, False), ("decathlon", 3, False), ("rle_content", 2, True), ("rle_profile", 2, True)],
+    [
+        ("paired_names", 2, False),
+        pytest.param("decathlon", 3, False, marks=pytest.mark.slow),
+        pytest.param("rle_content", 2, True, marks=pytest.mark.slow),
+        pytest.param("rle_profile", 2, True, marks=pytest.mark.slow),
+    ],
 )
 def test_from_a_folder_to_a_prediction(name: str, dimensions: int, submits: bool, maskfold: Command) -> None:
     root = Path("data") / name

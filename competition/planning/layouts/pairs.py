@@ -323,17 +323,11 @@ def _dimensions_reason(image: Series, dimensions: int) -> str:
 
 
 def structure(pattern: str) -> str:
-    """Return a pattern without extension and the words that say train, validation or test."""
-    words = TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS
-    folder, _, name = pattern.rpartition("/")
-    parts = []
-    for part in (*folder.split("/"), re.sub(r"\.[A-Za-z*][\w.*]*$", "", name)):
-        text = re.sub(
-            r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", lambda match: "" if match[0].lower() in words else match[0], part
-        )
-        if text := text.strip("_- ").casefold():
-            parts.append(text)
-    return "/".join(parts)
+    """Return the words of a pattern without its extension and without those that say train, validation or test."""
+    splits = TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS
+    plain = re.sub(r"\.[A-Za-z*][\w.*]*$", "", pattern)
+    parts = ["_".join(word for word in tokens(part) if word not in splits) for part in plain.split("/")]
+    return "/".join(part for part in parts if part)
 
 
 def _merge_splits(layouts: list[Layout]) -> list[Layout]:
