@@ -8,17 +8,17 @@ from dataclasses import replace
 
 from competition.data.readers import ITK_EXTENSIONS, extension_of
 from competition.errors import MaskfoldError
-from competition.planning.content import Role
 from competition.planning.folder import ARCHIVES, HostFolder, is_dicom
 from competition.planning.grouping import find_groups
 from competition.planning.labels import read_labels_of
 from competition.planning.layout import Layout, role_of
 from competition.planning.layouts.coco import find_coco
+from competition.planning.layouts.content import Role
 from competition.planning.layouts.described import find_described
 from competition.planning.layouts.pairs import find_pairs
 from competition.planning.layouts.run_lengths import find_run_tables
+from competition.planning.layouts.series import Series, find_series
 from competition.planning.sample import add_submission
-from competition.planning.series import Series, find_series
 from competition.text import format_count
 
 DICOM_SAMPLE = 20  # files that are opened to see whether a folder is DICOM

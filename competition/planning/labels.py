@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from competition.errors import MaskfoldError
-from competition.planning.content import LabelValues, label_values, read_mask
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout
+from competition.planning.layouts.content import LabelValues, label_values, read_mask
 from competition.planning.words import OPINION_WORDS, tokens, without_role_words
 from competition.text import name_problem
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from competition.planning.content import Role, common_role, role_of_file
 from competition.planning.folder import HostFolder
-from competition.planning.series import Series
+from competition.planning.layouts.content import Role, common_role, role_of_file
+from competition.planning.layouts.series import Series
 
 ROLE_SAMPLE = 6  # files that are read to see what a series contains
 Patterns = str | dict[str, str]

@@ -139,7 +139,7 @@ def _read(layout: Layout, path: str, names: set[str]) -> Sample | None:
     columns = list(map(str, table.columns))
     if len(columns) < 2:
         return None
-    id_column = max(columns, key=lambda column: (_known(table[column], names), -columns.index(column)))
+    id_column = max(columns, key=lambda column: (_known(list(map(str, table[column])), names), -columns.index(column)))
     rest = [column for column in columns if column != id_column]
     mask = next((column for column in rest if column.casefold().strip() in MASK_NAMES), rest[-1])
     classes = [str(name) for name in layout.keys.get("classes", [])]

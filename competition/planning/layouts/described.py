@@ -11,9 +11,9 @@ from typing import Any
 from competition.data.readers import has_reader
 from competition.errors import MaskfoldError
 from competition.io import read_record
-from competition.planning.content import dimensions_of
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, Patterns
+from competition.planning.layouts.content import dimensions_of
 from competition.text import format_count
 
 FILE = "dataset.json"
@@ -61,9 +61,8 @@ def _described(host: HostFolder, record: Mapping[str, Any]) -> Layout | None:
     numbered = numbered and not mask_ids & {_stem(name, ending) for name in _files(host, "imagesTr", ending)}
     kind = "nnU-Net, version 2" if version2 else "nnU-Net, version 1" if numbered else "Medical Segmentation Decathlon"
     images, ids, remarks = _images(host, "imagesTr", ending, names, numbered)
-    test, test_ids, _ = _images(host, "imagesTs", ending, names, numbered)
-    if isinstance(images, dict) != isinstance(test, dict) or not test_ids:
-        test = None
+    found, test_ids, _ = _images(host, "imagesTs", ending, names, numbered)
+    test = found if test_ids and isinstance(images, dict) == isinstance(found, dict) else None
     training = sorted(ids & mask_ids)
     if not training:
         return None
@@ -131,7 +130,7 @@ def _images(
     matches = [match for stem in stems if (match := CHANNEL.fullmatch(stem))]
     numbers = sorted({match[2] for match in matches})
     ids = [{match[1] for match in matches if match[2] == number} for number in numbers]
-    remarks = []
+    remarks: list[str] = []
     if len(numbers) == 1:  # also a colour picture of several channels in one file
         return f"{folder}/{{id}}_{numbers[0]}{ending}", ids[0], remarks
     labels = [names[int(number)] if int(number) < len(names) else f"channel_{int(number)}" for number in numbers]

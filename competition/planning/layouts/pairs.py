@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from competition.planning.content import Role, dimensions_of, header_of, label_values
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, Patterns, first_path, join_patterns
-from competition.planning.series import MOST, Series, has_slice_word, trimmed
+from competition.planning.layouts.content import Role, dimensions_of, header_of, label_values
+from competition.planning.layouts.series import MOST, Series, has_slice_word, trimmed
 from competition.planning.words import (
     MASK_WORDS,
     OPINION_WORDS,

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from competition.data.patterns import match_cases, slice_aliases
 from competition.data.readers import strip_extension
-from competition.planning.content import Role, dimensions_of
 from competition.planning.folder import HostFolder
 from competition.planning.layout import Layout, first_path
+from competition.planning.layouts.content import Role, dimensions_of
 from competition.planning.layouts.pairs import find_test
-from competition.planning.series import MOST, Series
-from competition.planning.tables import (
+from competition.planning.layouts.series import MOST, Series
+from competition.planning.layouts.tables import (
     MIN_SHARE,
     RunTable,
     collect_runs,

@@ -101,9 +101,12 @@ def read_run_table(root: Path, path: str, names: Iterable[str]) -> RunTable | No
         ids = [text.rpartition("_")[0] for text in ids]
         if _known_share(ids, known) < MIN_SHARE:
             return None
-    cls, classes = (None, [text.rpartition("_")[2] for text in table[id_column]]) if in_id else (None, [""] * len(ids))
-    if not in_id and (found := _class_column(table, id_column, mask)) is not None:
-        cls, classes = found, table[found].tolist()
+    cls = None if in_id else _class_column(table, id_column, mask)
+    classes = [""] * len(ids)
+    if cls is not None:
+        classes = table[cls].tolist()
+    elif in_id:
+        classes = [text.rpartition("_")[2] for text in table[id_column]]
     texts = table[mask].tolist()
     blank = Counter(text.strip() for text in texts if not RUNS.fullmatch(text))
     empty = blank.most_common(1)[0][0] if blank else ""

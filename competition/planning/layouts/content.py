@@ -191,5 +191,5 @@ def common_role(roles: list[Role]) -> Role:
         return "either" if roles else "unreadable"
     for role in ("image", "colours", "mask"):
         if counts[role]:
-            return role  # type: ignore[return-value]
+            return role
     return "unreadable"
