@@ -21,6 +21,7 @@ from competition.planning.layouts.series import Series, find_series
 from competition.planning.sample import add_submission
 from competition.text import format_count
 
+MAX_SERIES = 500  # more are no layout, and would take minutes to compare
 DICOM_SAMPLE = 20  # files that are opened to see whether a folder is DICOM
 
 
@@ -36,6 +37,12 @@ def find_layouts(host: HostFolder) -> list[Layout]:
     roles: dict[str, Role] = {}
     if not found:
         series = find_series(host)
+        if len(series) > MAX_SERIES:
+            raise MaskfoldError(
+                f"{host.root} has more than {MAX_SERIES} kinds of file names, such as {series[0].pattern}.",
+                "Name the folder with the training data, or write competition.yaml by hand; see docs/yaml.md.",
+                status=2,
+            )
         roles = {item.pattern: role_of(host, item) for item in series}
         tests = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]
         found = [*find_pairs(host, series, roles), *find_run_tables(host, series, roles, tests), *find_coco(host)]

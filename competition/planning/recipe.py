@@ -21,9 +21,8 @@ MAX_PATCH = {2: 256**2, 3: 2**18}  # pixels; a step on one CPU core then takes s
 BATCH = {2: 8, 3: 2}
 STEPS, STEPS_PER_EPOCH = 1000, 50
 ANISOTROPY = 3.0
-MIN_ZERO_SHARE_CROP = 0.005  # see `_crop`
 SIDE_WORDS = words("left right l r")
-MEDIAN_OBJECT_SIDES = 3  # an instance must be so many borders wide
+MIN_OBJECT, THICK_OBJECT = 6, 12  # pixels: sides of the median object for a border of one and of two pixels
 
 
 def plan_experiment(exploration: Exploration, minutes: float | None, k: int | None) -> list[Line]:
@@ -45,7 +44,7 @@ def plan_experiment(exploration: Exploration, minutes: float | None, k: int | No
     ]
     for item in suggested:
         if item.key not in ("prepare.resize",) and not (item.key == "prepare.spacing" and item.value == "null"):
-            lines.append(Line(key_path(item.key), yaml.safe_load(item.value), item.reason))
+            lines.append(_with_stratum(comp, Line(key_path(item.key), yaml.safe_load(item.value), item.reason)))
     lines += _crop(comp, train) + _boundary(comp, train)
     lines = [line for line in lines if line.path[0] != "prepare"] + [
         line for line in lines if line.path[0] == "prepare"
@@ -60,8 +59,7 @@ def plan_experiment(exploration: Exploration, minutes: float | None, k: int | No
             "and half of the patches on foreground",
         )
     )
-    lines += [_augment(comp), *_network(comp, size)]
-    lines.append(Line(("loss",), {"target": "monai.losses.DiceCELoss", "args": _loss_args(comp)}, _loss_reason(comp)))
+    lines += [_augment(comp), *_network(comp, size), _loss(comp)]
     lines += [
         Line(
             ("optimizer",),
@@ -78,6 +76,14 @@ def plan_experiment(exploration: Exploration, minutes: float | None, k: int | No
         Line(("postprocess",), {"tune": True}, "kept only where it gains on folds that it was not tuned on"),
     ]
     return lines
+
+
+def _with_stratum(comp: Competition, line: Line) -> Line:
+    """Return the line of the folds with a scheme that balances the competition's strata."""
+    if line.path != ("folds",) or comp.stratum is None or "stratified" in line.value["scheme"]:
+        return line
+    scheme = "stratified_group" if line.value["scheme"] == "group" else "stratified"
+    return Line(line.path, {**line.value, "scheme": scheme}, f"{line.reason}; balanced by {comp.stratum}")
 
 
 def patch_size(shape: Sequence[int]) -> list[int]:
@@ -118,9 +124,9 @@ def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
         return []
     sizes = [size for case in train if case.truth is not None for size in case.truth.object_sizes.tolist()]
     side = math.sqrt(sorted(sizes)[len(sizes) // 2]) if sizes else 0.0
-    width = 2 if side >= 12 else 1
-    if side < 2 * MEDIAN_OBJECT_SIDES:
+    if side < MIN_OBJECT:
         return []
+    width = 2 if side >= THICK_OBJECT else 1
     return [
         Line(
             ("prepare", "boundary"),
@@ -178,14 +184,18 @@ def _strides(size: Sequence[int]) -> list[Any]:
     return strides or [1]
 
 
-def _loss_args(comp: Competition) -> dict[str, Any]:
-    return {"include_background": False} if comp.labels == "exclusive" else {}
-
-
-def _loss_reason(comp: Competition) -> str:
+def _loss(comp: Competition) -> Line:
     if comp.labels == "exclusive":
-        return "Dice of the classes and cross-entropy; softmax, because classes exclude each other"
-    return "Dice and cross-entropy; sigmoid, because classes overlap"
+        return Line(
+            ("loss",),
+            {"target": "monai.losses.DiceCELoss", "args": {"include_background": False}},
+            "Dice of the classes and cross-entropy; softmax, because classes exclude each other",
+        )
+    return Line(
+        ("loss",),
+        [{"target": "monai.losses.DiceLoss"}, {"target": "torch.nn.BCEWithLogitsLoss"}],
+        "Dice and binary cross-entropy of each class; sigmoid, because classes overlap",
+    )
 
 
 def _training(comp: Competition, minutes: float | None) -> list[Line]:

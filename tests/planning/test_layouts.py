@@ -53,7 +53,7 @@ EXPECTED = {
         dimensions=3,
         channels=["flair", "t1", "t1ce", "t2"],
         groups=3,
-        scheme="group",
+        scheme="stratified_group",
     ),
     "slice_stacks": Expected(["class_1", "class_2"], dimensions=3),
     "coco": Expected(["cat", "dog"], instances=True, metric="mean_ap", scheme="stratified"),
@@ -221,3 +221,14 @@ def test_coco_lists_the_cases(start: Start) -> None:
 def test_init_twice_needs_no_second_answer(start: Start) -> None:
     first = start(MAKERS["coco"]).competition.read_text()
     assert start(MAKERS["coco"], force=True).competition.read_text() == first
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_cv_accepts_the_first_experiment(name: str, start: Start) -> None:
+    """Everything that `cv` checks before the first fold: the network with its patch, the loss, the folds, the data."""
+    from competition.training.cross_validate import make_jobs, open_run, prepare_run
+
+    done = start(MAKERS[name])
+    assert done.experiment is not None
+    run = prepare_run(open_run(load_experiment(done.experiment), name))
+    assert len(make_jobs(run)) == run.exp.folds.k and len(run.cases) == 8
