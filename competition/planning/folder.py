@@ -25,10 +25,12 @@ class HostFolder:
     Attributes:
         root: the folder; the inner one if it was unzipped into a folder of the same content.
         files: paths below the root with forward slashes, sorted.
+        given: the folder that the user named, into which nothing is written.
     """
 
     root: Path
     files: tuple[str, ...]
+    given: Path
 
     @cached_property
     def images(self) -> tuple[str, ...]:
@@ -88,7 +90,7 @@ def scan_folder(path: Path) -> HostFolder:
             "Unpack the competition's archive there.",
             status=2,
         )
-    return HostFolder(root, tuple(files))
+    return HostFolder(root, tuple(files), path)
 
 
 def _not_a_folder(path: Path) -> MaskfoldError:

@@ -211,7 +211,7 @@ def _metric_lines(layout: Layout) -> list[Line]:
 def _listed(layout: Layout) -> list[str] | str:
     """Return the ids of the training cases, or the place of a table with them, beside the data."""
     listed = list(layout.listed or ())
-    return listed if len(listed) <= MAX_LISTED else write_ids(layout.folder.root, listed)
+    return listed if len(listed) <= MAX_LISTED else write_ids(layout.folder, listed)
 
 
 def _relative(root: Path) -> str:

@@ -232,3 +232,22 @@ def test_cv_accepts_the_first_experiment(name: str, start: Start) -> None:
     assert done.experiment is not None
     run = prepare_run(open_run(load_experiment(done.experiment), name))
     assert len(make_jobs(run)) == run.exp.folds.k and len(run.cases) == 8
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_converted_masks_lie_beside_the_folder_that_was_named(start: Start, tmp_path: Path, is_link: bool) -> None:
+    def maker(root: Path) -> None:
+        inner = root
+        if is_link:
+            root.rmdir()
+            (tmp_path / "elsewhere").mkdir()
+            root.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        else:
+            inner = root / "coco_2024"
+        MAKERS["coco"](inner)
+
+    start(maker, folder="wrapped")
+    assert sorted(path.name for path in Path("data").iterdir()) == ["wrapped", "wrapped-maskfold"]
+    comp, rows = masks_of("wrapped")
+    assert len(rows) == 8 and load_mask(comp, rows[3]).any()
+    assert {path.name for path in Path("data/wrapped").iterdir()} <= {"coco_2024", "images", "annotations"}

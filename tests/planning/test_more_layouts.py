@@ -211,3 +211,20 @@ def test_names_that_do_not_belong_together_are_refused(tmp_path: Path, first: st
     with pytest.raises(MaskfoldError, match="do not belong together") as caught:
         find_layouts(scan_folder(tmp_path))
     assert caught.value.status == 2
+
+
+def words_in_ids(root: Path) -> None:
+    rows = []
+    for number in range(4):
+        for eye in ("left", "right"):
+            image, mask = picture(number + 30 * (eye == "left"))
+            write_png(root / "eyes" / f"{eye}_{number}.png", image)
+            if number or eye == "left":
+                rows.append((f"{eye}_{number}", encode(mask > 0, RleFormat("column", 1))))
+    table(root / "train.csv", ("image", "rle"), rows)
+
+
+def test_a_table_names_whole_files(tmp_path: Path) -> None:
+    layout = only(tmp_path, words_in_ids)
+    assert layout.images == "eyes/{id}.png" and layout.cases == 8
+    assert any("1 image without a row in train.csv" in remark for remark in layout.remarks)

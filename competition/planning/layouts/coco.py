@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,7 +180,7 @@ def convert_coco(layout: Layout) -> Layout:
         MaskfoldError: an outline is invalid (status 2), or the folder cannot be written.
     """
     coco: CocoFile = layout.keys["coco"]
-    folder = folder_beside(layout.folder.root)
+    folder, place = folder_beside(layout.folder)
     overlap = ""
     rows = []
     for image, (path, height, width) in coco.images.items():
@@ -197,8 +198,8 @@ def convert_coco(layout: Layout) -> Layout:
     labels = "overlapping" if overlap else "exclusive"
     return replace(layout, keys=keys).with_keys(
         {
-            "train.rle": f"../{folder.name}/{TABLE}",
-            "train.cases": write_ids(layout.folder.root, layout.ids),
+            "train.rle": f"{place}/{TABLE}",
+            "train.cases": write_ids(layout.folder, layout.ids),
             "columns": {"id": "id", "class": "class" if len(layout.keys["classes"]) > 1 else None, "mask": "rle"},
             "train.rle_format": {"order": "column", "base": 1},
             "labels": labels,
@@ -213,20 +214,26 @@ def convert_coco(layout: Layout) -> Layout:
     )
 
 
-def folder_beside(root: Path) -> Path:
-    """Return the folder beside the data for what `maskfold init` writes; it is made if it is missing."""
-    root = root.absolute()
-    folder = root.with_name(root.name + SUFFIX)
+def folder_beside(host: HostFolder) -> tuple[Path, str]:
+    """Return the folder beside the data for what `maskfold init` writes, and its place as seen from the root.
+
+    The folder is made if it is missing.
+    """
+    given = host.given.absolute()
+    folder = given.with_name(given.name + SUFFIX)
     with disk_full_as_error(folder):
         folder.mkdir(exist_ok=True)
-    return folder
+    place = os.path.relpath(folder, host.root.absolute())
+    if (host.root / place).resolve() != folder.resolve():  # the root is a link
+        place = str(folder)
+    return folder, place
 
 
-def write_ids(root: Path, ids: Sequence[str]) -> str:
+def write_ids(host: HostFolder, ids: Sequence[str]) -> str:
     """Write a table of ids into the folder beside the data; return its place as `train.cases` names it."""
-    folder = folder_beside(root)
+    folder, place = folder_beside(host)
     _write(folder / CASES, ("id",), [(case_id,) for case_id in ids])
-    return f"../{folder.name}/{CASES}"
+    return f"{place}/{CASES}"
 
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -36,7 +36,9 @@ def _part(host: HostFolder, folder: str) -> HostFolder:
     if not folder:
         return host
     start = f"{folder}/"
-    return HostFolder(host.root / folder, tuple(path[len(start) :] for path in host.files if path.startswith(start)))
+    return HostFolder(
+        host.root / folder, tuple(path[len(start) :] for path in host.files if path.startswith(start)), host.given
+    )
 
 
 def _read(path: Path) -> dict[str, Any] | None:

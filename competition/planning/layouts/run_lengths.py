@@ -40,9 +40,7 @@ def find_run_tables(
         test_series: series that may hold the test images.
     """
     images = [
-        item
-        for item in series
-        if roles[item.pattern] == "image" and item.kind != "objects" and not item.whole and item.split != "test"
+        item for item in series if roles[item.pattern] == "image" and item.kind != "objects" and item.split != "test"
     ]
     names = {item.pattern: _names(host, item) for item in images}
     found = []
@@ -50,13 +48,24 @@ def find_run_tables(
         table = read_run_table(host.root, path, set().union(*names.values())) if names else None
         if table is None:
             continue
-        wanted = {name for name, _, _ in table.rows}
-        for item in images:
-            known = names[item.pattern]
-            share = sum(name in known or strip_extension(name) in known for name in wanted) / max(1, len(wanted))
-            if share >= MIN_SHARE:
-                found += _layouts(host, item, table, test_series)
+        for item in _named_by(table, images, names):
+            found += _layouts(host, item, table, test_series)
     return _prefer_stacks(found)
+
+
+def _named_by(table: RunTable, images: Sequence[Series], names: dict[str, set[str]]) -> list[Series]:
+    """Return the series whose cases the table names; of several readings of one folder that with the fewest others."""
+    wanted = {name for name, _, _ in table.rows}
+    best: dict[str, tuple[float, Series]] = {}
+    for item in images:
+        known = names[item.pattern]
+        matched = sum(name in known or strip_extension(name) in known for name in wanted)
+        if matched >= MIN_SHARE * len(wanted):
+            place = f"{item.origin} {item.kind} {item.extension}" if item.origin else item.pattern
+            share = matched / len(item.ids)
+            if place not in best or share > best[place][0]:
+                best[place] = (share, item)
+    return [item for _, item in best.values()]
 
 
 def _names(host: HostFolder, series: Series) -> set[str]:
@@ -95,6 +104,12 @@ def _layouts(host: HostFolder, series: Series, table: RunTable, test_series: Seq
         },
         ids=tuple(sorted(series.ids)),
     )
+    named = {strip_extension(name) for name in with_rows} | with_rows
+    without = [case_id for case_id in series.ids if case_id not in named and strip_extension(case_id) not in named]
+    if without and series.kind == "single":
+        layout = layout.with_remarks(
+            f"{format_count(len(without), 'image')} without a row in {table.path}: read as empty"
+        )
     layout = find_test(host, layout, test_series)
     if profile is not None:
         keys: dict[str, Any] = {
