@@ -83,6 +83,28 @@ def common_options(
     """Handle the options that come before the command."""
 
 
+@app.command(epilog="Example: maskfold init data/mine --minutes 15 --folds 5")
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder with the competition's files, unpacked.")],
+    name: Annotated[str | None, typer.Option(help="Name of the competition; default: the folder's name.")] = None,
+    layout: Annotated[
+        int | None, typer.Option(help="If the folder can be read in several ways: the number of the right one.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time budget of a fold, in minutes.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Number of folds; default 5, fewer if there are fewer groups.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing YAML files.")] = False,
+) -> None:
+    """Recognise a folder's layout, and write experiments/NAME/competition.yaml and a first experiment.yaml.
+
+    Every line of both files has its reason as a comment. The data are then read and checked as by maskfold explore.
+    """
+    from competition.cli.init import init_command
+
+    init_command(folder, name, layout, minutes, folds, force)
+
+
 @app.command(epilog="Example: maskfold cv experiments/demo2d/unet2d.yaml training.epochs=3")
 def cv(
     file: Annotated[Path, typer.Argument(help="The experiment's YAML.")],

@@ -74,7 +74,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
         )
     names, classes = _names_and_classes(comp, path, table, layout)
     texts, empty = _mask_texts(comp, table, layout), _empty_texts(comp)
-    targets = _targets_by_name(cases)
+    targets = targets_by_name(cases)
     target_of = {name: _find_target(name, targets) for name in dict.fromkeys(names)}
     unknown = [
         (line, name)
@@ -123,7 +123,7 @@ def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str,
     """
     path, table, layout = _open_table(comp)
     names, _ = _names_and_classes(comp, path, table, layout)
-    targets, empty = _targets_by_name(cases), _empty_texts(comp)
+    targets, empty = targets_by_name(cases), _empty_texts(comp)
     lines: dict[RowTarget, list[int]] = {}
     filled: set[RowTarget] = set()
     for line, name, text in zip(table.index, names, _mask_texts(comp, table, layout), strict=True):
@@ -173,7 +173,7 @@ def current_rows(comp: Competition, row: Any) -> list[RleRow]:
     files = next(iter(json.loads(get_column(row, "images")).values()))
     numbers = json.loads(get_column(row, "slices")) or []
     slices = [SliceFile(z, file) for z, file in zip(numbers, files, strict=True)] if numbers else []
-    targets = _targets_by_name({case_id: CaseFiles([] if numbers else [files], slices)})
+    targets = targets_by_name({case_id: CaseFiles([] if numbers else [files], slices)})
     empty, found = _empty_texts(comp), []
     for position in sorted({position for name in targets for position in positions.get(name, ())}):
         target = _find_target(names[position], targets)
@@ -350,7 +350,7 @@ def _check_order(
     check_order(vote, fmt, path, key)
 
 
-def _targets_by_name(cases: dict[str, CaseFiles]) -> dict[str, RowTarget]:
+def targets_by_name(cases: dict[str, CaseFiles]) -> dict[str, RowTarget]:
     """Return the case or slice for each name that a table may use; ambiguous names are omitted."""
     by_name: dict[str, RowTarget | None] = {}
     for case_id, case in cases.items():

@@ -93,6 +93,26 @@ def _find_shared_groups(cases: Sequence[CaseStats], findings: Findings) -> None:
 def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
     """Add a remark if training ids share prefixes that form several groups."""
     ids = [case.id for case in cases if case.split == "train"]
+    found = guess_group_rule(ids)
+    if found is None:
+        return
+    rule, counts = found
+    example = next(name for name, count in counts.items() if count > 1)
+    findings.add_remark(
+        "group",
+        "train",
+        "",
+        f"The ids look grouped: `{rule}` gives {len(counts)} groups of {len(ids)} cases, such as {example} "
+        f"with {counts[example]}; competition.group is not set.",
+        f"If a group is one patient, film or slide, set competition.group to '{rule}'.",
+    )
+
+
+def guess_group_rule(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
+    """Return a regular expression by which the ids form several groups, and the number of ids of each group.
+
+    None if the beginnings of the ids do not repeat.
+    """
     for rule in GROUP_PATTERNS:
         matches = [re.match(rule, case_id) for case_id in ids]
         if not ids or not all(matches):
@@ -100,16 +120,8 @@ def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
         counts = Counter(match.group(1) for match in matches if match)
         repeated = sum(count for count in counts.values() if count > 1)
         if len(counts) >= 3 and len(counts) <= 0.8 * len(ids) and repeated >= 0.5 * len(ids):
-            example = next(name for name, count in counts.items() if count > 1)
-            findings.add_remark(
-                "group",
-                "train",
-                "",
-                f"The ids look grouped: `{rule}` gives {len(counts)} groups of {len(ids)} cases, such as {example} "
-                f"with {counts[example]}; competition.group is not set.",
-                f"If a group is one patient, film or slide, set competition.group to '{rule}'.",
-            )
-            return
+            return rule, counts
+    return None
 
 
 def limit_ids(ids: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ MAX_PATCH_PIXELS = {2: 2**18, 3: 2**20}  # 512×512, about 101³
 # Training memory per pixel: four float32 convolutions of 32 channels at full size with norm and activation, plus a
 # third for the lower levels.
 BYTES_PER_PIXEL = 2048
+DEFAULT_FOLDS = 5
 MAX_RESIZED_SIDE = 512  # longest side of a resized 2D image
 MAX_CHANNELS = 6  # maximum number of channels that a reason names
 MAX_AIR_HU = -500  # only CT has integer values below this
@@ -50,12 +51,29 @@ def suggest_experiment(comp: Competition, cases: Sequence[CaseStats], contrasts:
         YAML that forms an experiment together with `competition`, `model` and `loss`; empty if no training case is
         readable.
     """
+    keys, shape = suggest_keys(comp, cases, contrasts)
+    return _to_yaml([*keys, _patch(shape)]) if keys else ""
+
+
+def suggest_keys(
+    comp: Competition, cases: Sequence[CaseStats], contrasts: Sequence[ChannelContrast], k: int = DEFAULT_FOLDS
+) -> tuple[list[SuggestedKey], list[int]]:
+    """Suggest the sections `folds` and `prepare`.
+
+    Args:
+        comp: the competition.
+        cases: training and test cases.
+        contrasts: contrasts of the channels, see `findings.rank_contrasts`.
+        k: the number of folds, if there are as many groups.
+
+    Returns:
+        The keys, and the median shape of preprocessed cases; both empty without a readable training case.
+    """
     train = [case for case in cases if case.split == "train" and case.readable and not case.skipped]
     if not train:
-        return ""
+        return [], []
     grid, shape = _grid(comp, train)
-    lines = [_folds(comp, train), *grid, *_intensity(comp, train), *_channels(comp, train, contrasts), _patch(shape)]
-    return _to_yaml(lines)
+    return [_folds(comp, train, k), *grid, *_intensity(comp, train), *_channels(comp, train, contrasts)], shape
 
 
 def _to_yaml(lines: Sequence[SuggestedKey]) -> str:
@@ -72,11 +90,11 @@ def _to_yaml(lines: Sequence[SuggestedKey]) -> str:
     return "\n".join(text) + "\n"
 
 
-def _folds(comp: Competition, train: Sequence[CaseStats]) -> SuggestedKey:
+def _folds(comp: Competition, train: Sequence[CaseStats], most: int) -> SuggestedKey:
     """Suggest the scheme and number of folds, by groups and rare classes."""
     group_sizes = Counter(case.group or case.id for case in train)
     is_grouped = comp.group is not None and len(group_sizes) < len(train)
-    k = max(2, min(5, len(group_sizes)))
+    k = max(2, min(most, len(group_sizes)))
     truths = [case.truth for case in train if case.truth is not None]
     shares = []
     if truths:

@@ -1,0 +1,1 @@
+"""From a folder that nobody has described to the two YAML files: what the host provides, and a first experiment."""

@@ -1,0 +1,68 @@
+"""Choice between the layouts that fit a folder: one, or a question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from competition.errors import MaskfoldError
+from competition.planning.layout import Layout
+from competition.text import format_count
+
+Ask = Callable[[Sequence[str]], int]  # shows numbered lines, and returns the number that the user chose
+
+
+def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None) -> Layout:
+    """Return the only layout, or the one that the user chooses.
+
+    Args:
+        layouts: the candidates, at least one; the host's own description wins over what names suggest.
+        number: the choice of `--layout`, from 1; None: no choice.
+        ask: asks on a terminal; None: there is no terminal.
+
+    Raises:
+        MaskfoldError: the number is not that of a candidate; or there is a choice, and no way to ask (status 2).
+    """
+    candidates = order_candidates(layouts)
+    lines = describe_candidates(candidates)
+    if number is not None:
+        if not 1 <= number <= len(candidates):
+            raise MaskfoldError(
+                f"--layout {number}: found {number}, expected 1 to {len(candidates)}:\n" + "\n".join(lines) + "\n",
+                "Choose one of these numbers.",
+                status=2,
+            )
+        return candidates[number - 1]
+    if len(candidates) == 1:
+        return candidates[0]
+    if ask is None:
+        raise MaskfoldError(
+            f"The folder can be read in {len(candidates)} ways:\n" + "\n".join(lines) + "\n",
+            "Choose one by its number, for example --layout 1.",
+            status=2,
+        )
+    return candidates[ask(lines) - 1]
+
+
+def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
+    """Return the layouts to choose from, those with more cases first.
+
+    What the host describes by itself replaces what names suggest; of two readings with the same files and keys one
+    remains.
+    """
+    best = min(layout.rank for layout in layouts)
+    kept: dict[str, Layout] = {}
+    for layout in layouts:
+        if layout.rank == best:
+            kept.setdefault(f"{layout.folder.root} {layout.images} {layout.masks} {layout.keys}", layout)
+    return sorted(kept.values(), key=lambda layout: -layout.cases)
+
+
+def describe_candidates(candidates: Sequence[Layout]) -> list[str]:
+    """Return a numbered line for each candidate: layout, number of cases, and patterns."""
+    differ = len({layout.folder.root for layout in candidates}) > 1
+    lines = []
+    for number, layout in enumerate(candidates, start=1):
+        place = f" in {layout.folder.root.name}" if differ else ""
+        test = "" if layout.test is None else "; with test images"
+        lines.append(f"  {number}. {layout.name}{place}, {format_count(layout.cases, 'case')}: {layout.summary}{test}")
+    return lines

@@ -1,0 +1,130 @@
+"""All layouts that fit a folder, or an error that says what the folder is instead."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+
+from competition.data.readers import ITK_EXTENSIONS, extension_of
+from competition.errors import MaskfoldError
+from competition.planning.folder import ARCHIVES, HostFolder, is_dicom
+from competition.planning.grouping import find_groups
+from competition.planning.labels import read_labels_of
+from competition.planning.layout import Layout, role_of
+from competition.planning.layouts.coco import find_coco
+from competition.planning.layouts.content import Role
+from competition.planning.layouts.described import find_described
+from competition.planning.layouts.pairs import find_pairs
+from competition.planning.layouts.run_lengths import find_run_tables
+from competition.planning.layouts.series import Series, find_series
+from competition.planning.sample import add_submission
+from competition.text import format_count
+
+MAX_SERIES = 500  # more are no layout, and would take minutes to compare
+DICOM_SAMPLE = 20  # files that are opened to see whether a folder is DICOM
+
+
+def find_layouts(host: HostFolder) -> list[Layout]:
+    """Return every reading of a folder, complete with classes, groups and the format of the submission.
+
+    Raises:
+        MaskfoldError: no layout fits; the message says what the folder has (status 2). Or the masks of the only ones
+            that fit cannot be read.
+    """
+    found = find_described(host)
+    series: list[Series] = []
+    roles: dict[str, Role] = {}
+    if not found:
+        series = find_series(host)
+        if len(series) > MAX_SERIES:
+            raise MaskfoldError(
+                f"{host.root} has more than {MAX_SERIES} kinds of file names, such as {series[0].pattern}.",
+                "Name the folder with the training data, or write competition.yaml by hand; see docs/yaml.md.",
+                status=2,
+            )
+        roles = {item.pattern: role_of(host, item) for item in series}
+        tests = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]
+        found = [*find_pairs(host, series, roles), *find_run_tables(host, series, roles, tests), *find_coco(host)]
+    if not found:
+        raise _no_layout(host, series, roles)
+    readings, errors = [], []
+    for layout in found:
+        try:
+            readings += read_labels_of(layout)
+        except MaskfoldError as error:
+            errors.append(error)
+    if not readings:
+        raise errors[0]
+    best = min(layout.rank for layout in readings)
+    unused = [f"{layout.name} ({layout.summary}): not used" for layout in readings if layout.rank > best]
+    readings = [replace(layout, notes=(*layout.notes, *unused)) for layout in readings if layout.rank == best]
+    return [item for layout in readings for item in add_submission(find_groups(layout))]
+
+
+def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role]) -> MaskfoldError:
+    """Return the error that says what a folder without a known layout has, and what to do."""
+    root = shlex.quote(str(host.root))
+    sample = [host.files[number * len(host.files) // DICOM_SAMPLE] for number in range(DICOM_SAMPLE)]
+    if any(is_dicom(host.root / path) for path in dict.fromkeys(sample)):
+        return MaskfoldError(
+            f"{host.root} has DICOM files.",
+            f"Convert them first: maskfold dicom {root} -o {shlex.quote(str(host.root) + '-nifti')}; then run maskfold "
+            "init on the folder of the result.",
+            status=2,
+        )
+    if not host.images:
+        return _no_images(host)
+    counts = f"{format_count(len(host.images), 'image')}, such as {host.images[0]}"
+    if any(role == "colours" for role in roles.values()):
+        pattern = next(pattern for pattern, role in roles.items() if role == "colours")
+        return MaskfoldError(
+            f"The masks `{pattern}` are in colours, which Maskfold does not read.",
+            "Write one integer per pixel: 0 for the background, and a number for each colour.",
+            status=2,
+        )
+    if not any(role == "mask" for role in roles.values()):
+        return MaskfoldError(
+            f"{host.root} has {counts}, but no masks and no table of run lengths: it can only be a test set.",
+            "Add the masks of the training images; or predict these images with a trained run: maskfold predict RUN "
+            f"--images {root} -o predictions.",
+            status=2,
+        )
+    masks = [pattern for pattern, role in roles.items() if role == "mask"]
+    images = [pattern for pattern, role in roles.items() if role == "image"]
+    found = f"masks {', '.join(f'`{pattern}`' for pattern in masks[:3])}"
+    if not images:
+        return MaskfoldError(
+            f"{host.root} has {found}, but no images.", "Add the images, or name the folder that has both.", status=2
+        )
+    return MaskfoldError(
+        f"{host.root} has images {', '.join(f'`{pattern}`' for pattern in images[:3])} and {found}, but their names or "
+        "sizes do not belong together.",
+        "Give each mask the name of its image, or write competition.yaml by hand; see docs/yaml.md.",
+        status=2,
+    )
+
+
+def _no_images(host: HostFolder) -> MaskfoldError:
+    extensions = [extension_of(path) for path in host.files]
+    archive = next((path for path, ending in zip(host.files, extensions, strict=True) if ending in ARCHIVES), None)
+    medical = next(
+        (
+            path
+            for path, ending in zip(host.files, extensions, strict=True)
+            if ending in (*ITK_EXTENSIONS, ".img", ".hdr")
+        ),
+        None,
+    )
+    if medical is not None:
+        return MaskfoldError(
+            f"{host.root} has files that Maskfold does not read, such as {medical}.",
+            "Convert each to NIfTI with SimpleITK or nibabel, with the same place and voxel size.",
+            status=2,
+        )
+    hint = "Name the folder with the competition's images."
+    if archive is not None:
+        hint = f"Unpack {archive} there first."
+    return MaskfoldError(
+        f"{host.root} has no images: {format_count(len(host.files), 'file')}, such as {host.files[0]}.", hint, status=2
+    )

@@ -1,0 +1,143 @@
+"""The files of a competition's folder, without those that the system and archive programs add."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from competition.data.readers import extension_of, has_reader
+from competition.errors import SURROGATE, MaskfoldError
+from competition.text import nearest_names
+
+IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "ehthumbs.db"}
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
+TABLES = (".csv", ".tsv")
+PATTERN_CHARACTERS = set("{}*\\")  # names with these cannot be part of a pattern
+
+
+@dataclass(frozen=True)
+class HostFolder:
+    """What the host gave.
+
+    Attributes:
+        root: the folder; the inner one if it was unzipped into a folder of the same content.
+        files: paths below the root with forward slashes, sorted.
+        given: the folder that the user named, into which nothing is written.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    given: Path
+
+    @cached_property
+    def images(self) -> tuple[str, ...]:
+        """Files that a reader of images can open."""
+        return tuple(path for path in self.files if has_reader(path) and not PATTERN_CHARACTERS & set(path))
+
+    @cached_property
+    def tables(self) -> tuple[str, ...]:
+        """Tables of comma- or tab-separated values."""
+        return tuple(path for path in self.files if path.lower().endswith(TABLES))
+
+    @cached_property
+    def jsons(self) -> tuple[str, ...]:
+        """JSON files."""
+        return tuple(path for path in self.files if path.lower().endswith(".json"))
+
+    @cached_property
+    def folders(self) -> dict[str, list[str]]:
+        """Names of the images directly in each folder that has any; the root is the empty text."""
+        names: dict[str, list[str]] = {}
+        for path in self.images:
+            folder, _, name = path.rpartition("/")
+            names.setdefault(folder, []).append(name)
+        return names
+
+    @cached_property
+    def children(self) -> dict[str, dict[str, list[str]]]:
+        """For each folder, its subfolders with images, each with the paths of these images below the subfolder."""
+        below: dict[str, dict[str, list[str]]] = {}
+        for path in self.images:
+            parts = path.split("/")
+            for depth in range(len(parts) - 1):
+                parent = "/".join(parts[:depth])
+                below.setdefault(parent, {}).setdefault(parts[depth], []).append("/".join(parts[depth + 1 :]))
+        return below
+
+
+def scan_folder(path: Path) -> HostFolder:
+    """List the files of a folder; look through folders that contain nothing but one other folder.
+
+    Hidden files, `__MACOSX`, `Thumbs.db` and the like are left out.
+
+    Raises:
+        MaskfoldError: the path does not exist, is a file, or has no files (status 2).
+    """
+    if not path.is_dir():
+        raise _not_a_folder(path)
+    if SURROGATE.search(str(path.absolute())):
+        raise MaskfoldError(f"The path {path.absolute()} is not UTF-8.", "Rename the folder with mv.", status=2)
+    root = path
+    while len(entries := _entries(root)) == 1 and entries[0].is_dir():
+        root = entries[0]
+    files = sorted(_walk(root, "", set()))
+    if not files:
+        raise MaskfoldError(
+            f"The folder {path} has no files (hidden files do not count).",
+            "Unpack the competition's archive there.",
+            status=2,
+        )
+    return HostFolder(root, tuple(files), path)
+
+
+def _not_a_folder(path: Path) -> MaskfoldError:
+    if path.exists():
+        hint = "Name the folder that contains it."
+        if path.suffix.lower() in ARCHIVES:
+            hint = "Unpack it, and name the folder with its files."
+        elif path.suffix.lower() in (".yaml", ".yml"):
+            hint = "Name the folder with the data; maskfold explore checks a YAML that exists already."
+        return MaskfoldError(f"{path} is a file, not a folder.", hint, status=2)
+    near: list[str] = []
+    if path.absolute().parent.is_dir():
+        siblings = [entry.name for entry in path.absolute().parent.iterdir() if entry.is_dir()]
+        near = nearest_names(path.name, siblings)
+    hint = f"Did you mean {path.parent / near[0]}?" if near else "Name the folder with the competition's files."
+    return MaskfoldError(f"The folder {path} does not exist.", hint, status=2)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not _is_ignored(entry.name))
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name.lower() in IGNORED_NAMES
+
+
+def _walk(folder: Path, above: str, parents: set[str]) -> Iterator[str]:
+    """Yield the files below a folder; links to a folder above are not followed."""
+    real = os.path.realpath(folder)
+    if real in parents:
+        return
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if _is_ignored(entry.name) or SURROGATE.search(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), f"{above}{entry.name}/", parents | {real})
+            elif entry.is_file():
+                yield f"{above}{entry.name}"
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file is DICOM, by its extension or by the mark after its first 128 bytes."""
+    extension = extension_of(path.name)
+    if extension in (".dcm", ".dicom", ".ima"):
+        return True
+    if extension and not extension[1:].isdigit():  # files of a study often have no extension, or their UID as a name
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"

@@ -1,0 +1,240 @@
+"""Recognise a folder, write competition.yaml and a first experiment.yaml, and check both with the loader."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from competition.config.competition import Competition
+from competition.config.loading import load_competition
+from competition.errors import MaskfoldError
+from competition.explore import Exploration, explore
+from competition.io import atomic_write, temporary_folder
+from competition.planning.choice import Ask, choose_layout
+from competition.planning.find import find_layouts
+from competition.planning.folder import scan_folder
+from competition.planning.layout import Layout
+from competition.planning.layouts.coco import convert_coco, write_ids
+from competition.planning.lines import Line, key_path, to_yaml
+from competition.planning.recipe import plan_experiment
+from competition.text import format_count
+
+EXPERIMENTS = Path("experiments")
+COMPETITION_FILE, EXPERIMENT_FILE = "competition.yaml", "experiment.yaml"
+MAX_LISTED = 30  # ids that train.cases lists in the YAML itself
+Progress = Callable[[Any, int], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Initialised:
+    """What `initialise` wrote.
+
+    Attributes:
+        competition, experiment: the files; experiment is None if no training case could be read.
+        layout: the description that was chosen.
+        exploration: the check of the data by the loader.
+    """
+
+    competition: Path
+    experiment: Path | None
+    layout: Layout
+    exploration: Exploration
+
+
+@dataclass(frozen=True)
+class Options:
+    """The user's choices.
+
+    Attributes:
+        name: of the competition; None: the folder's.
+        layout: number of the candidate, from 1; None: no choice.
+        minutes: budget of a fold.
+        folds: number of folds.
+        force: replace existing YAML files.
+    """
+
+    name: str | None = None
+    layout: int | None = None
+    minutes: float | None = None
+    folds: int | None = None
+    force: bool = False
+
+
+def initialise(folder: Path, options: Options, ask: Ask | None, progress: Progress) -> Initialised:
+    """Write the two YAML files of a folder into `experiments/<name>/` of the working folder.
+
+    The files are written after the loader has read the data as they say; with faults in the data they are written too.
+
+    Args:
+        folder: what the host gave.
+        options: the user's choices.
+        ask: chooses between candidates on a terminal; None: there is no terminal.
+        progress: as for `competition.explore.explore`.
+
+    Raises:
+        MaskfoldError: the folder is missing, empty or of no known layout, the files exist already, or there is a choice
+            to make (status 2).
+    """
+    host = scan_folder(folder)
+    name = _name(folder, options.name)
+    target = EXPERIMENTS / name
+    _check_free(target, options.force)
+    layout = choose_layout(find_layouts(host), options.layout, ask)
+    if "coco" in layout.keys:
+        layout = convert_coco(layout)
+    text = to_yaml(competition_lines(layout, name), _title(layout))
+    comp = _load(text)
+    exploration = explore(comp, progress)
+    lines = plan_experiment(exploration, options.minutes, options.folds)
+    target.mkdir(parents=True, exist_ok=True)
+    _write(target / COMPETITION_FILE, text)
+    experiment = target / EXPERIMENT_FILE if lines else None
+    if experiment is not None:
+        _write(experiment, to_yaml(lines, [f"A first experiment on {name}, by simple rules from the measured data."]))
+    return Initialised(target / COMPETITION_FILE, experiment, layout, exploration)
+
+
+def _name(folder: Path, given: str | None) -> str:
+    """Return the competition's name: the given one, or that of the folder with `_` for other characters.
+
+    Raises:
+        MaskfoldError: the given name has other characters than letters, digits, `_` and `-`, or the folder has no name.
+    """
+    if given is not None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", given):
+            raise MaskfoldError(
+                f"--name: found {given!r}, expected letters, digits, _ and -.", "Choose another name.", status=2
+            )
+        return given
+    name = re.sub(
+        r"[^A-Za-z0-9_-]+", "_", folder.absolute().resolve().name if folder.name in ("", ".", "..") else folder.name
+    )
+    name = name.strip("_-")
+    if not name:
+        raise MaskfoldError(f"The folder {folder} has no name for the competition.", "Set --name.", status=2)
+    return name
+
+
+def _check_free(target: Path, force: bool) -> None:
+    existing = [file for file in (target / COMPETITION_FILE, target / EXPERIMENT_FILE) if file.exists()]
+    if existing and not force:
+        raise MaskfoldError(
+            f"{existing[0]} exists already.",
+            "Choose another name with --name, or replace the file with --force.",
+            status=2,
+        )
+
+
+def _load(text: str) -> Competition:
+    """Return the competition that the text describes, read by the loader as any YAML."""
+    with temporary_folder(Path(gettempdir()) / "maskfold-init") as scratch:
+        file = scratch / COMPETITION_FILE
+        file.write_text(text, encoding="utf-8")
+        return load_competition(file)
+
+
+def _write(path: Path, text: str) -> None:
+    content = text.encode()
+    atomic_write(path, lambda file: file.write(content), len(content))
+
+
+# competition.yaml
+
+
+def _title(layout: Layout) -> list[str]:
+    return [f"What the host provides, recognised by maskfold init: {layout.name}.", "Correct what is wrong."]
+
+
+def competition_lines(layout: Layout, name: str) -> list[Line]:
+    """Return the keys of competition.yaml with their reasons."""
+    keys, reasons = layout.keys, layout.reasons
+
+    def line(path: str, value: Any, reason: str = "") -> Line:
+        return Line(key_path(path), value, reason or reasons.get(path, ""))
+
+    def optional(*paths: str) -> list[Line]:
+        return [line(path, keys[path]) for path in paths if path in keys]
+
+    lines = [
+        line("name", name, "the folder's name, or --name"),
+        line("root", _relative(layout.folder.root), "elsewhere: competition.root=/path on the command line"),
+        line("dimensions", layout.dimensions),
+        line("classes", keys["classes"]),
+        *optional("label_values", "labels", "ignore"),
+        *([line("instances", True)] if keys.get("instances") else []),
+        *_pattern_lines(("train", "images"), layout.images, reasons.get("train.images", "")),
+    ]
+    if layout.masks is not None:
+        lines += _pattern_lines(("train", "masks"), layout.masks, reasons.get("train.masks", ""))
+    lines += optional("train.missing_masks", "train.threshold", "train.rle")
+    if "train.rle" in keys and "columns" in keys:
+        lines.append(line("train.columns", keys["columns"], reasons.get("columns", "by their content")))
+    lines += optional("train.rle_format")
+    lines += optional("train.cases")
+    if layout.listed is not None:
+        lines.append(line("train.cases", _listed(layout), "the images that have a mask"))
+    if layout.test is not None:
+        lines += _pattern_lines(("test", "images"), layout.test, reasons.get("test.images", ""))
+    if "group" in keys:
+        lines.append(line("group", keys["group"]))
+    else:
+        lines.append(line("group", None, "no beginning of the ids repeats, and no table has a column of patients"))
+    lines += optional("stratum")
+    lines += _metric_lines(layout)
+    lines += optional("submission.profile", "submission.sample", "submission.columns", "submission.rle")
+    return lines
+
+
+def _pattern_lines(path: tuple[str, ...], patterns: str | dict[str, str], reason: str) -> list[Line]:
+    if isinstance(patterns, str):
+        return [Line(path, patterns, reason)]
+    names = list(patterns)
+    return [Line((*path, name), patterns[name], reason if name == names[0] else "") for name in names]
+
+
+def _metric_lines(layout: Layout) -> list[Line]:
+    keys = {key: value for key, value in layout.keys.items() if key.startswith("metric.")}
+    if keys:
+        return [
+            Line(key_path(key), value, layout.reasons.get(key, "as the host scores")) for key, value in keys.items()
+        ]
+    metric = "mean_ap" if layout.keys.get("instances") else "dice"
+    why = "scores objects" if metric == "mean_ap" else "scores overlap"
+    return [Line(("metric", "name"), metric, f"{why}; the files do not say how the host scores: check the host's page")]
+
+
+def _listed(layout: Layout) -> list[str] | str:
+    """Return the ids of the training cases, or the place of a table with them, beside the data."""
+    listed = list(layout.listed or ())
+    return listed if len(listed) <= MAX_LISTED else write_ids(layout.folder, listed)
+
+
+def _relative(root: Path) -> str:
+    """Return a path below the working folder as relative, others as absolute."""
+    absolute = Path(os.path.abspath(root))
+    here = Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+
+
+def remarks_of(done: Initialised) -> list[str]:
+    """Return what the user should know or check, one sentence each."""
+    remarks = [f"check: {remark}" for remark in done.layout.remarks]
+    if not any(key.startswith("metric.") for key in done.layout.keys):
+        remarks.append(
+            f"check: metric.name is {done.exploration.comp.metric.name}; the files do not say how the host scores"
+        )
+    return remarks + [f"note: {note}" for note in done.layout.notes]
+
+
+def counts_of(done: Initialised) -> str:
+    """Return the number of cases of each split, as the loader found them."""
+    train, test = (done.exploration.cases_of(split) for split in ("train", "test"))
+    text = f"{format_count(len(train), 'training case')}, {format_count(len(test), 'test case')}"
+    if done.exploration.comp.group is not None:
+        text += f", {format_count(len({case.group for case in train}), 'group')}"
+    return text

@@ -1,0 +1,301 @@
+"""Classes and label values, read from the masks and from the host's lists of names."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from competition.errors import MaskfoldError
+from competition.planning.folder import HostFolder
+from competition.planning.layout import Layout
+from competition.planning.layouts.content import LabelValues, label_values, read_mask
+from competition.planning.words import OPINION_WORDS, tokens, without_role_words
+from competition.text import name_problem
+
+MAX_MASKS = 3000  # masks that are read; of more, an even sample
+MAX_OVERLAPS = 300  # cases whose files of classes are compared
+MIN_NUMBERED = 8  # values in one case from which 1, 2, … number objects rather than classes
+MAX_CLASSES = 250
+NAME_FILES = (
+    "classes",
+    "labels",
+    "names",
+    "label_names",
+    "class_names",
+    "label_map",
+    "labelmap",
+    "class_dict",
+    "obj_names",
+)
+
+
+def read_labels_of(layout: Layout) -> list[Layout]:
+    """Return the readings of the masks of a layout: one, or several to choose from.
+
+    Raises:
+        MaskfoldError: the masks have no foreground, or cannot be read as labels (status 2).
+    """
+    if "classes" in layout.keys or layout.masks is None:
+        return [layout]
+    if isinstance(layout.masks, dict):
+        return [_one_file_per_class(layout)]
+    dimensions = 2 if "{z}" in layout.masks else layout.dimensions
+    found = _read_values(layout, dimensions)
+    if not any(values.foreground for values in found):
+        raise MaskfoldError(
+            f"All masks of `{layout.masks}` are empty or cannot be read.", "Name the folder with the masks.", status=2
+        )
+    if layout.keys.get("instances"):
+        return [_objects(layout, found)]
+    if any(values.lossy for values in found):
+        return [_lossy(layout)]
+    return _label_files(layout, found)
+
+
+def _read_values(layout: Layout, dimensions: int) -> list[LabelValues]:
+    paths = [path for files in layout.mask_files.values() for case in files.values() for path in case]
+    chosen = (
+        [paths[number * len(paths) // MAX_MASKS] for number in range(MAX_MASKS)] if len(paths) > MAX_MASKS else paths
+    )
+    values = [label_values(layout.folder.root / path, dimensions) for path in chosen]
+    return [item for item in values if item is not None]
+
+
+def _lossy(layout: Layout) -> Layout:
+    name = _single_name(layout)
+    return layout.with_keys(
+        {"classes": [name], "train.threshold": 128, "labels": "exclusive"},
+        {
+            "classes": f"one class, {_named(name)}",
+            "train.threshold": "values scatter around 0 and 255, as in a JPEG: from 128 on they are the class",
+            "labels": "one class and the background",
+        },
+    )
+
+
+def _objects(layout: Layout, found: Sequence[LabelValues]) -> Layout:
+    name = _single_name(layout)
+    values = sorted({value for item in found for value in item.foreground})
+    keys: dict[str, Any] = {"classes": [name], "labels": "exclusive"}
+    reasons = {"classes": f"one class, {_named(name)}", "labels": "one class and the background"}
+    if any(item.lossy for item in found):
+        keys["train.threshold"] = 128
+        reasons["train.threshold"] = "values scatter around 0 and 255, as in a JPEG: from 128 on they are the object"
+    elif values != [1]:
+        reasons["classes"] += f"; in the files of objects any value but 0 counts (found {_shown(values)})"
+    return layout.with_keys(keys, reasons)
+
+
+def _one_file_per_class(layout: Layout) -> Layout:
+    assert isinstance(layout.masks, dict)
+    names = list(layout.masks)
+    overlap = _find_overlap(layout)
+    return layout.with_keys(
+        {"classes": names, "labels": "overlapping" if overlap else "exclusive"},
+        {
+            "classes": "named after their folders or files",
+            "labels": f"{overlap}" if overlap else "no pixel is in two classes",
+        },
+    )
+
+
+def _find_overlap(layout: Layout) -> str:
+    """Return a sentence about the first case in which two classes share pixels; empty if there is none."""
+    ids = layout.ids
+    chosen = (
+        [ids[number * len(ids) // MAX_OVERLAPS] for number in range(MAX_OVERLAPS)] if len(ids) > MAX_OVERLAPS else ids
+    )
+    for case_id in chosen:
+        seen = None
+        files = [cases[case_id] for cases in layout.mask_files.values() if case_id in cases]
+        for paths in itertools.zip_longest(*files):
+            seen = None
+            for path in paths:
+                mask = (
+                    None
+                    if path is None
+                    else read_mask(
+                        layout.folder.root / path, 2 if len(paths) and "{z}" in str(layout.masks) else layout.dimensions
+                    )
+                )
+                if mask is None:
+                    continue
+                if seen is not None and seen.shape == mask.shape and bool((seen & mask).any()):
+                    return f"classes share pixels, for example in case {case_id}"
+                seen = mask if seen is None or seen.shape != mask.shape else seen | mask
+    return ""
+
+
+def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
+    values = sorted({value for item in found for value in item.foreground})
+    if min(values) < 0:
+        raise MaskfoldError(
+            f"The masks of `{layout.masks}` have the negative value {min(values)}.",
+            "Write labels of 0 and more, or name the folder with the masks.",
+            status=2,
+        )
+    if _are_numbered_objects(found):
+        return [_numbered_objects(layout, values)]
+    if len(values) > MAX_CLASSES:
+        raise MaskfoldError(
+            f"The masks of `{layout.masks}` have {len(values)} different values, which are too many for classes.",
+            "Write a class for each value, or one file or row per object.",
+            status=2,
+        )
+    if 255 in values and len(values) > 1 and not _evenly_spaced(values):
+        without = [value for value in values if value != 255]
+        return [
+            replace_name(_with_classes(layout, found, without), "255 is ignored").with_keys(
+                {"ignore": 255}, {"ignore": "255 beside small values marks pixels that do not count, as in Pascal VOC"}
+            ),
+            replace_name(_with_classes(layout, found, values), "255 is a class"),
+        ]
+    return [_with_classes(layout, found, values)]
+
+
+def replace_name(layout: Layout, addition: str) -> Layout:
+    """Return the layout with an addition to its name, to tell two readings apart."""
+    return replace(layout, name=f"{layout.name}; {addition}")
+
+
+def _evenly_spaced(values: Sequence[int]) -> bool:
+    """Return whether the values share 0 to 255 evenly, such as 128 and 255: shades of grey for the eye."""
+    step = 255 / len(values)
+    return all(abs(value - step * (number + 1)) <= 2 for number, value in enumerate(values))
+
+
+def _are_numbered_objects(found: Sequence[LabelValues]) -> bool:
+    """Return whether the values number objects: 1, 2, … in every mask, up to different and high numbers."""
+    counts = [len(item.foreground) for item in found if item.foreground]
+    is_counting = all(item.foreground == list(range(1, len(item.foreground) + 1)) for item in found if item.foreground)
+    return is_counting and len(set(counts)) > 1 and max(counts) >= MIN_NUMBERED
+
+
+def _numbered_objects(layout: Layout, values: list[int]) -> Layout:
+    name = _single_name(layout)
+    return layout.with_keys(
+        {"classes": [name], "label_values": [values], "labels": "exclusive", "instances": True},
+        {
+            "classes": f"one class, {_named(name)}",
+            "label_values": "the values number the objects of each case",
+            "labels": "one class and the background",
+            "instances": "the values number the objects of each case",
+        },
+    ).with_remarks("objects that touch are read as one; write a file for each object if they must stay apart")
+
+
+def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> Layout:
+    names, source = _find_names(layout.folder, values)
+    if not names:
+        single = _single_name(layout) if len(values) == 1 else ""
+        names = [single] if single else [f"class_{value}" for value in values]
+        source = f"{_named(single)}" if single else "no file names them: rename them"
+    present = Counter(value for item in found for value in item.foreground)
+    shown = ", ".join(f"{value} in {present[value]}" for value in values[:6]) + (", …" if len(values) > 6 else "")
+    keys: dict[str, Any] = {"classes": names, "labels": "exclusive"}
+    reasons = {
+        "classes": source,
+        "labels": "each pixel has one value" if len(values) > 1 else "one class and the background",
+    }
+    if values != list(range(1, len(values) + 1)):
+        keys["label_values"] = values
+    reasons["label_values"] = f"values of the masks, with the number of files: {shown}"
+    if "label_values" not in keys:
+        reasons["classes"] += f"; label values {_shown(values)}"
+    layout = layout.with_keys(keys, reasons)
+    if "rename" in source:
+        layout = layout.with_remarks("no file names the classes: rename them in `classes`")
+    return layout
+
+
+def _shown(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:6])) + (", …" if len(values) > 6 else "")
+
+
+# Names
+
+
+def _single_name(layout: Layout) -> str:
+    """Return the name of the only class, from the folder or the end of the names; `foreground` without one."""
+    if not isinstance(layout.masks, str):
+        return "foreground"
+    folder, _, name = layout.masks.rpartition("/")
+    end = name.rpartition(".")[0].removesuffix(".nii")
+    for text in (end.replace("{id}", "").replace("{z}", "").replace("*", ""), *reversed(folder.split("/"))):
+        own = without_role_words(text.replace("{id}", "").strip("_-. "))
+        if (
+            own
+            and not any(word.isdigit() or word in OPINION_WORDS for word in tokens(own))
+            and name_problem(own) is None
+            and len(own) > 2
+            and "*" not in own
+        ):
+            return own
+    return "foreground"
+
+
+def _named(name: str) -> str:
+    return "no file names it: rename it" if name == "foreground" else "named after the masks' folder or files"
+
+
+def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str]:
+    """Return the names of the values that a file of the host lists, and a reason; empty if none does."""
+    for path in host.files:
+        stem, _, extension = path.rpartition("/")[2].rpartition(".")
+        if (
+            path.count("/") <= 1
+            and stem.casefold() in NAME_FILES
+            and extension.lower() in ("txt", "json", "csv", "names")
+        ):
+            by_value = _read_names(host.root / path)
+            names = [by_value.get(value, "") for value in values]
+            if all(names) and len(set(map(str.casefold, names))) == len(names) and not any(map(name_problem, names)):
+                return names, f"{path} names them"
+    return [], ""
+
+
+def _read_names(path: Path) -> dict[int, str]:
+    """Return the names of label values in a list, a JSON mapping or a table; empty for another content."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            return _names_of_json(json.loads(text))
+        if path.suffix.lower() == ".csv":
+            return _names_of_table(list(csv.DictReader(text.splitlines())))
+    except (ValueError, OSError, csv.Error):
+        return {}
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = 0 if lines and lines[0].casefold() in ("background", "bg", "_background_", "__background__") else 1
+    return dict(enumerate(lines, start=first))
+
+
+def _names_of_json(content: Any) -> dict[int, str]:
+    if isinstance(content, list) and all(isinstance(item, str) for item in content):
+        first = 0 if content and content[0].casefold() in ("background", "bg") else 1
+        return dict(enumerate(content, start=first))
+    if not isinstance(content, dict):
+        return {}
+    names = {}
+    for key, value in content.items():
+        if str(key).isdigit() and isinstance(value, str):
+            names[int(key)] = value
+        elif isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+            names[int(value)] = str(key)
+    return names
+
+
+def _names_of_table(rows: list[dict[str, Any]]) -> dict[int, str]:
+    names = {}
+    for row in rows:
+        columns = {str(key).strip().casefold(): str(value or "").strip() for key, value in row.items() if key}
+        name = next((columns[key] for key in ("name", "class", "class_name", "label_name") if columns.get(key)), "")
+        value = next((columns[key] for key in ("value", "id", "label", "index", "label_id") if columns.get(key)), "")
+        if name and value.isdigit():
+            names[int(value)] = name
+    return names

@@ -1,0 +1,94 @@
+"""Descriptions of a folder: what one layout says of images, masks, test images and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from competition.planning.folder import HostFolder
+from competition.planning.layouts.content import Role, common_role, role_of_file
+from competition.planning.layouts.series import Series
+
+ROLE_SAMPLE = 6  # files that are read to see what a series contains
+Patterns = str | dict[str, str]
+Rank = Literal[0, 1]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One description of a folder.
+
+    Attributes:
+        name: of the layout, for the list of candidates.
+        folder: the scanned folder, or the part of it that the layout describes.
+        cases: number of training cases.
+        images: pattern, or patterns by channel.
+        dimensions: 2 or 3.
+        masks: pattern, or patterns by class; None with a table of run lengths.
+        test: patterns of the test images; None without any.
+        keys: other keys of competition.yaml, by dotted path.
+        reasons: why, by dotted path.
+        remarks: what the user should check.
+        rank: 0 if the host's own description names the files, 1 if they were recognised by their names.
+        mask_files: the files of the masks, by class ("" with one file for all), then by case.
+        notes: what was found but not used.
+        listed: the ids of the training cases, if the patterns also match others; else None.
+        ids: the training cases.
+    """
+
+    name: str
+    folder: HostFolder
+    cases: int
+    images: Patterns
+    dimensions: int
+    masks: Patterns | None = None
+    test: Patterns | None = None
+    keys: dict[str, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    rank: Rank = 1
+    mask_files: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
+    listed: tuple[str, ...] | None = None
+    ids: tuple[str, ...] = field(default=(), repr=False)
+
+    def with_keys(self, keys: dict[str, Any], reasons: dict[str, str]) -> Layout:
+        """Return the layout with more keys and reasons."""
+        return replace(self, keys=self.keys | keys, reasons=self.reasons | reasons)
+
+    def with_remarks(self, *remarks: str) -> Layout:
+        """Return the layout with more remarks."""
+        return replace(self, remarks=self.remarks + tuple(remark for remark in remarks if remark not in self.remarks))
+
+    @property
+    def summary(self) -> str:
+        """The patterns in one line."""
+        truth = self.masks if self.masks is not None else self.keys.get("train.rle", "")
+        return f"{_short(self.images)} with {_short(truth)}"
+
+
+def _short(patterns: Any) -> str:
+    if not isinstance(patterns, dict):
+        return str(patterns)
+    names = list(patterns)
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    return f"{patterns[names[0]]} ({len(names)}: {shown})" if len(names) > 1 else str(patterns[names[0]])
+
+
+def role_of(host: HostFolder, series: Series) -> Role:
+    """Return what the files of a series contain."""
+    return common_role([role_of_file(host.root / path) for path in series.sample(ROLE_SAMPLE)])
+
+
+def join_patterns(channels: Sequence[tuple[str, Series]]) -> Patterns:
+    """Return one pattern, or the patterns by channel."""
+    if len(channels) == 1:
+        return channels[0][1].pattern
+    return {name: series.pattern for name, series in channels}
+
+
+def first_path(host: HostFolder, series: Series) -> Path:
+    """Return the path of a file of a series."""
+    return host.root / series.sample(1)[0]

@@ -1,0 +1,289 @@
+"""COCO JSON: polygons and run lengths of objects, converted once into a table of run lengths."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from competition.data.readers import has_reader, strip_extension
+from competition.errors import MaskfoldError
+from competition.io import atomic_write, disk_full_as_error
+from competition.planning.folder import HostFolder
+from competition.planning.layout import Layout
+from competition.rle import RleFormat, decode, encode
+from competition.text import format_count, name_problem
+
+SUFFIX = "-maskfold"  # of the folder beside the data for converted masks
+TABLE, CASES = "masks.csv", "cases.csv"
+FORMAT = RleFormat("column", 1)
+MAX_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """The objects of a COCO file.
+
+    Attributes:
+        path: of the file, below the folder.
+        names: class of each category.
+        images: by id: name of the file below the folder, height and width.
+        objects: for each image, category and segmentation.
+        left_out: crowds, and objects without a mask.
+    """
+
+    path: str
+    names: dict[int, str]
+    images: dict[int, tuple[str, int, int]]
+    objects: dict[int, list[tuple[int, Any]]]
+    left_out: int
+
+
+def find_coco(host: HostFolder) -> list[Layout]:
+    """Return a layout for each COCO file whose images are in the folder."""
+    found = []
+    for path in host.jsons:
+        coco = _read(host, path)
+        if coco is not None and coco.objects:
+            found.append(_layout(host, coco))
+    if len(found) > 1:
+        found = [replace(layout, name=f"{layout.name}: {layout.keys['coco'].path}") for layout in found]
+    return found
+
+
+def _read(host: HostFolder, path: str) -> CocoFile | None:
+    """Read a file; None if it is not COCO, or none of its images exists."""
+    file = host.root / path
+    if file.stat().st_size > MAX_BYTES or not _looks_like_coco(file):
+        return None
+    try:
+        content = json.loads(file.read_bytes())
+        names = {int(item["id"]): str(item["name"]) for item in content["categories"]}
+        places = _places(host, path, content["images"])
+        images = {
+            int(item["id"]): (places[item["file_name"]], int(item["height"]), int(item["width"]))
+            for item in content["images"]
+            if item["file_name"] in places
+        }
+        objects: dict[int, list[tuple[int, Any]]] = {}
+        left_out = 0
+        for item in content["annotations"]:
+            if int(item["image_id"]) not in images:
+                continue
+            segmentation = item.get("segmentation")
+            if not segmentation or item.get("iscrowd"):
+                left_out += 1
+                continue
+            objects.setdefault(int(item["image_id"]), []).append((int(item["category_id"]), segmentation))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise MaskfoldError(
+            f"{file} looks like COCO but cannot be read ({type(error).__name__}: {str(error)[:100]}).",
+            "Correct the file.",
+            status=2,
+        ) from error
+    return CocoFile(path, names, images, objects, left_out) if images else None
+
+
+def _looks_like_coco(file: Path) -> bool:
+    """Return whether the three keys of COCO are in the file, without parsing other large files."""
+    content = file.read_bytes()
+    return all(f'"{key}"'.encode() in content for key in ("images", "annotations", "categories"))
+
+
+def _places(host: HostFolder, path: str, images: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the path below the folder of each image of a COCO file that exists."""
+    known = set(host.images)
+    by_name: dict[str, list[str]] = {}
+    for image in host.images:
+        by_name.setdefault(image.rpartition("/")[2], []).append(image)
+    folder = path.rpartition("/")[0]
+    places = {}
+    for item in images:
+        name = str(item["file_name"]).replace("\\", "/").removeprefix("./")
+        beside = f"{folder}/{name}" if folder else name
+        same = by_name.get(name.rpartition("/")[2], [])
+        if name in known or beside in known:
+            places[item["file_name"]] = name if name in known else beside
+        elif len(same) == 1:
+            places[item["file_name"]] = same[0]
+    return places
+
+
+def _layout(host: HostFolder, coco: CocoFile) -> Layout:
+    used = {category for items in coco.objects.values() for category, _ in items}
+    classes = [name for number, name in coco.names.items() if number in used]
+    unused = [name for number, name in coco.names.items() if number not in used]
+    pattern = _pattern([path for path, _, _ in coco.images.values()])
+    ids = tuple(sorted(_id(path) for path, _, _ in coco.images.values()))
+    count = sum(map(len, coco.objects.values()))
+    problem = next((f"{name!r} {problem}" for name in classes if (problem := name_problem(name))), None)
+    if problem or len(set(ids)) < len(ids):
+        raise MaskfoldError(
+            f"{host.root / coco.path}: {problem or 'two images have one name'}.",
+            "Correct the names in the file.",
+            status=2,
+        )
+    remarks = [f"categories without an object are left out: {', '.join(unused[:5])}"] if unused else []
+    if coco.left_out:
+        remarks.append(f"{format_count(coco.left_out, 'annotation')} without an outline, or of crowds: left out")
+    return Layout(
+        "COCO annotations",
+        host,
+        len(ids),
+        pattern,
+        2,
+        keys={"coco": coco, "classes": classes, "instances": True},
+        reasons={
+            "classes": f"categories of {coco.path}",
+            "instances": f"{format_count(count, 'object')}, each annotated by itself",
+            "train.images": f"{format_count(len(ids), 'image')} of {coco.path}",
+            "dimensions": "COCO describes 2D images",
+        },
+        remarks=tuple(remarks),
+        ids=ids,
+    )
+
+
+def _id(path: str) -> str:
+    return strip_extension(path.rpartition("/")[2])
+
+
+def _pattern(paths: Sequence[str]) -> str:
+    """Return the pattern of images; `*` for folders in which they differ."""
+    extensions = {path[len(strip_extension(path)) :].lower() for path in paths if has_reader(path)}
+    extension = extensions.pop() if len(extensions) == 1 else ".*"
+    parts = [path.split("/")[:-1] for path in paths]
+    if len({len(part) for part in parts}) > 1:
+        raise MaskfoldError(
+            "The images of a COCO file lie in folders of different depths.", "Move them into one folder.", status=2
+        )
+    common = [names[0] if len(set(names)) == 1 else "*" for names in zip(*parts, strict=True)]
+    return "/".join([*common, f"{{id}}{extension}"])
+
+
+# Conversion
+
+
+def convert_coco(layout: Layout) -> Layout:
+    """Write the table of run lengths of a COCO layout beside the data, and return the layout that reads it.
+
+    The folder beside the data has the data's name with `-maskfold`; nothing is written into the data's own folder.
+
+    Raises:
+        MaskfoldError: an outline is invalid (status 2), or the folder cannot be written.
+    """
+    coco: CocoFile = layout.keys["coco"]
+    folder, place = folder_beside(layout.folder)
+    overlap = ""
+    rows = []
+    for image, (path, height, width) in coco.images.items():
+        last: dict[int, np.ndarray] = {}
+        for category, segmentation in coco.objects.get(image, []):
+            mask = _mask(segmentation, height, width, f"{coco.path}, {path}")
+            if not mask.any():
+                continue
+            if not overlap and any(other != category and bool((seen & mask).any()) for other, seen in last.items()):
+                overlap = path
+            last[category] = last[category] | mask if category in last else mask
+            rows.append((_id(path), coco.names[category], encode(mask, FORMAT)))
+    _write(folder / TABLE, ("id", "class", "rle"), rows)
+    keys = {key: value for key, value in layout.keys.items() if key != "coco"}
+    labels = "overlapping" if overlap else "exclusive"
+    return replace(layout, keys=keys).with_keys(
+        {
+            "train.rle": f"{place}/{TABLE}",
+            "train.cases": write_ids(layout.folder, layout.ids),
+            "columns": {"id": "id", "class": "class" if len(layout.keys["classes"]) > 1 else None, "mask": "rle"},
+            "train.rle_format": {"order": "column", "base": 1},
+            "labels": labels,
+        },
+        {
+            "train.rle": f"{coco.path} converted by maskfold init: {format_count(len(rows), 'object')}",
+            "train.cases": f"the images that {coco.path} lists",
+            "labels": f"classes share pixels, for example in {overlap}" if overlap else "no pixel is in two classes",
+            "train.rle_format": "as the converted table is written",
+            "columns": "of the converted table",
+        },
+    )
+
+
+def folder_beside(host: HostFolder) -> tuple[Path, str]:
+    """Return the folder beside the data for what `maskfold init` writes, and its place as seen from the root.
+
+    The folder is made if it is missing.
+    """
+    given = host.given.absolute()
+    folder = given.with_name(given.name + SUFFIX)
+    with disk_full_as_error(folder):
+        folder.mkdir(exist_ok=True)
+    place = os.path.relpath(folder, host.root.absolute())
+    if (host.root / place).resolve() != folder.resolve():  # the root is a link
+        place = str(folder)
+    return folder, place
+
+
+def write_ids(host: HostFolder, ids: Sequence[str]) -> str:
+    """Write a table of ids into the folder beside the data; return its place as `train.cases` names it."""
+    folder, place = folder_beside(host)
+    _write(folder / CASES, ("id",), [(case_id,) for case_id in ids])
+    return f"{place}/{CASES}"
+
+
+def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    content = stream.getvalue().encode()
+    atomic_write(path, lambda file: file.write(content), len(content))
+
+
+def _mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
+    """Return an object's mask (H, W) bool from polygons, counts, or compressed counts."""
+    try:
+        if isinstance(segmentation, list):
+            return _draw(segmentation, height, width)
+        counts = segmentation["counts"]
+        size = tuple(map(int, segmentation.get("size", (height, width))))
+        if size != (height, width):
+            raise ValueError(f"its size is {size}, the image's {(height, width)}")
+        if isinstance(counts, list):
+            return _expand(np.asarray(counts, np.int64), height, width)
+        return decode(counts, (height, width), RleFormat("column", container="coco"))
+    except (ValueError, LookupError, TypeError, MaskfoldError) as error:
+        raise MaskfoldError(
+            f"{where}: an outline is invalid ({str(error)[:160]}).", "Correct or remove the annotation.", status=2
+        ) from error
+
+
+def _expand(counts: np.ndarray, height: int, width: int) -> np.ndarray:
+    if counts.size == 0 or counts.min() < 0 or counts.sum() != height * width:
+        raise ValueError(f"its counts sum to {int(counts.sum())}, expected {height * width}")
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return flat.reshape((height, width), order="F")
+
+
+def _draw(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """Draw polygons: a pixel belongs to an object if its centre, at half past its number, lies inside."""
+    from skimage.draw import polygon
+
+    mask = np.zeros((height, width), bool)
+    for points in _pairs(polygons):
+        rows, columns = polygon(points[:, 1] - 0.5, points[:, 0] - 0.5, (height, width))
+        mask[rows, columns] = True
+    return mask
+
+
+def _pairs(polygons: Sequence[Sequence[float]]) -> Iterator[np.ndarray]:
+    for numbers in polygons:
+        points = np.asarray(numbers, np.float64)
+        if points.size < 6 or points.size % 2 or not np.isfinite(points).all():
+            raise ValueError(f"a polygon has {points.size} numbers, expected an even number of at least 6")
+        yield points.reshape(-1, 2)

@@ -1,0 +1,195 @@
+"""What files contain: image or mask, 2D or 3D, and the label values of masks."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from competition.data.image_types import Header
+from competition.data.readers import EXTENSIONS, extension_of, read_header, read_image, read_labels
+from competition.errors import MaskfoldError
+
+Role = Literal["mask", "image", "either", "colours", "unreadable"]
+MAX_LABELS = 64  # distinct values of a mask; more only in numbered objects
+FLAT_SHARE = 0.5  # of neighbours, at least one of them not background, that are equal in a mask
+EXTREME_SHARE, EXTREME_WIDTH = 0.9, 24  # a lossy mask has this share of its values near 0 and 255
+MAX_SAMPLE = 2**22  # values that are read for the role of a file
+MAX_CHANNELS = 4  # the shorter outer axis of an array with three axes, if it is a 2D image
+
+
+@dataclass(frozen=True)
+class LabelValues:
+    """Values of one mask.
+
+    Attributes:
+        counts: pixels of each value.
+        lossy: whether the values scatter around 0 and 255, as in a JPEG.
+    """
+
+    counts: tuple[tuple[int, int], ...]
+    lossy: bool = False
+
+    @property
+    def foreground(self) -> list[int]:
+        """The values other than 0."""
+        return [value for value, _ in self.counts if value != 0]
+
+
+def dimensions_of(path: Path) -> int:
+    """Return whether a file is a 2D image or a volume.
+
+    Raises:
+        MaskfoldError: the file cannot be read.
+    """
+    kind = EXTENSIONS.get(extension_of(path.name))
+    if kind == "nifti":
+        return 3 if _volume_depth(path) > 1 else 2
+    if kind == "tiff":
+        return 3 if _is_volume(path) and read_header(path, 3).shape[-1] > 1 else 2
+    if kind == "numpy":
+        header = read_header(path, 2) if _reads(path, 2) else None
+        return 2 if header is not None and header.channels <= MAX_CHANNELS else 3
+    return 2
+
+
+def _volume_depth(path: Path) -> int:
+    try:
+        return read_header(path, 3).shape[2]
+    except MaskfoldError:
+        return 1
+
+
+def _is_volume(path: Path) -> bool:
+    return _reads(path, 3)
+
+
+def _reads(path: Path, dimensions: int) -> bool:
+    try:
+        read_header(path, dimensions)
+    except MaskfoldError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=4096)
+def header_of(path: Path) -> Header | None:
+    """Return the header of a file; None if it cannot be read."""
+    try:
+        return read_header(path, dimensions_of(path))
+    except MaskfoldError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def role_of_file(path: Path) -> Role:
+    """Return what a file looks like.
+
+    A mask has few values in flat regions, or values near 0 and 255 only. `either` has one value only; `colours` is a
+    mask whose classes are colours.
+    """
+    try:
+        dimensions = dimensions_of(path)
+        header = read_header(path, dimensions)
+    except MaskfoldError:
+        return "unreadable"
+    if header.dtype == "float32" and extension_of(path.name) in (".jpg", ".jpeg"):
+        return "image"
+    try:
+        labels, _ = read_labels(path, dimensions)
+    except MaskfoldError as error:
+        return _role_of_channels(path, dimensions, error)
+    return _role_of_values(labels)
+
+
+def _role_of_values(labels: np.ndarray) -> Role:
+    step = max(1, math.ceil(labels.size / MAX_SAMPLE))
+    block = labels[:: min(step, max(1, len(labels) // 8))]  # whole rows, so that neighbours stay neighbours
+    values = np.unique(block)
+    if len(values) == 1:
+        return "either"
+    if len(values) == 2 or is_lossy(block):
+        return "mask"
+    share = FLAT_SHARE if len(values) <= MAX_LABELS else 0.8
+    return "mask" if _flat_share(block) >= share else "image"
+
+
+def _role_of_channels(path: Path, dimensions: int, error: MaskfoldError) -> Role:
+    if "different channels" not in error.message or dimensions == 3:
+        return "image" if "not integers" in error.message or "different channels" in error.message else "unreadable"
+    colours = read_image(path, 2).array[:3].reshape(3, -1).T if header_channels(path) >= 3 else np.zeros((0, 3))
+    distinct = np.unique(colours, axis=0)
+    if 2 <= len(distinct) <= MAX_LABELS and len(colours) > 16 * len(distinct):
+        return "colours"
+    return "image"
+
+
+def header_channels(path: Path) -> int:
+    """Return the number of channels of a file; 0 if it cannot be read."""
+    header = header_of(path)
+    return 0 if header is None else header.channels
+
+
+def _flat_share(labels: np.ndarray) -> float:
+    """Return the share of equal neighbours along the last axes, of those that are not both background."""
+    equal = total = 0
+    for axis in range(max(0, labels.ndim - 2), labels.ndim):
+        first = np.take(labels, range(labels.shape[axis] - 1), axis=axis)
+        second = np.take(labels, range(1, labels.shape[axis]), axis=axis)
+        is_counted = (first != 0) | (second != 0)
+        total += int(np.count_nonzero(is_counted))
+        equal += int(np.count_nonzero((first == second) & is_counted))
+    return equal / total if total else 1.0
+
+
+def is_lossy(labels: np.ndarray) -> bool:
+    """Return whether nearly all values are near 0 or 255, as in a JPEG or a mask with soft edges, and others occur."""
+    if labels.dtype != np.uint8:
+        return False
+    values = np.unique(labels)
+    low, high = labels <= EXTREME_WIDTH, labels >= 255 - EXTREME_WIDTH
+    if len(values) < 6 or not low.any() or not high.any() or float((low | high).mean()) < EXTREME_SHARE:
+        return False
+    if values[1] < EXTREME_WIDTH and values[-2] > 255 - EXTREME_WIDTH:
+        return True
+    middle = np.where(low | high, 0, labels)  # soft edges are lines of changing values, classes are regions
+    return len(np.unique(middle)) > 4 and _flat_share(middle) < 0.3
+
+
+@lru_cache(maxsize=65536)
+def label_values(path: Path, dimensions: int) -> LabelValues | None:
+    """Return the values of a mask; None if it cannot be read, which the check of the cases reports."""
+    try:
+        labels, _ = read_labels(path, dimensions)
+    except MaskfoldError:
+        return None
+    values, counts = np.unique(labels, return_counts=True)
+    return LabelValues(tuple(zip(values.tolist(), counts.tolist(), strict=True)), is_lossy(labels))
+
+
+def read_mask(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    """Return where a mask is not 0, (*spatial) bool; None if it cannot be read."""
+    try:
+        return read_labels(path, dimensions)[0] != 0
+    except MaskfoldError:
+        return None
+
+
+def common_role(roles: list[Role]) -> Role:
+    """Return the role that files of one kind share; a single image among masks makes them images.
+
+    Args:
+        roles: of some of the files, at least one.
+    """
+    counts = Counter(role for role in roles if role != "either")
+    if not counts:
+        return "either" if roles else "unreadable"
+    for role in ("image", "colours", "mask"):
+        if counts[role]:
+            return role
+    return "unreadable"

@@ -1,0 +1,198 @@
+"""The sample submission: its columns, by content, and what it says of the test images and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from competition.data.patterns import match_cases, slice_aliases
+from competition.data.readers import strip_extension
+from competition.errors import MaskfoldError
+from competition.io import read_csv
+from competition.planning.layout import Layout
+from competition.text import format_count, name_problem
+
+MASK_NAMES = ("rle", "mask", "encodedpixels", "predicted", "segmentation", "annotation", "prediction", "rle_mask")
+MAX_ORDERED = 3  # classes whose orders are listed to choose from
+MIN_SHARE = 0.6  # of the rows whose ids must have a test image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample submission.
+
+    Attributes:
+        path: below the folder.
+        id, mask, cls: names of the columns; cls is None without a column of classes.
+        classes: values of that column, or the ends of the ids, in the order of their first row.
+        rows: number of rows.
+        known: number of rows whose id has a test image.
+    """
+
+    path: str
+    id: str
+    mask: str
+    cls: str | None
+    classes: tuple[str, ...]
+    rows: int
+    known: int
+
+
+def add_submission(layout: Layout) -> list[Layout]:
+    """Return the layout with the section `submission`, and with the class names that only the sample knows.
+
+    If the sample names a few classes but nothing says which label value each of them has, there is a layout for each
+    order.
+    """
+    sample = find_sample(layout)
+    if sample is None:
+        return [_format_only(layout)]
+    if layout.test is None:
+        layout = _find_test(layout, sample)
+        sample = find_sample(layout) or sample
+    keys: dict[str, Any] = {"submission.sample": sample.path}
+    known = f", {sample.known} of them with a test image" if layout.test is not None else ""
+    reasons = {"submission.sample": f"{format_count(sample.rows, 'row')}{known}"}
+    if layout.test is not None and sample.known < sample.rows:
+        missing = f"{sample.rows - sample.known} of {format_count(sample.rows, 'row')}"
+        layout = layout.with_remarks(f"{missing} of {sample.path} have no test image here")
+    if "submission.profile" in layout.keys:
+        return [layout.with_keys(keys, reasons)]
+    keys["submission.columns"] = {"id": sample.id, "class": sample.cls, "mask": sample.mask}
+    reasons["submission.columns"] = f"of {sample.path}, by their content"
+    layout = layout.with_keys(keys, reasons)
+    if "rle" in layout.keys:
+        layout = layout.with_keys({"submission.rle": layout.keys["rle"]}, {"submission.rle": layout.reasons["rle"]})
+    else:
+        layout = layout.with_keys(
+            {"submission.rle": {"order": "column", "base": 1, "empty": ""}},
+            {"submission.rle": "no file shows it; most hosts count column by column, from 1"},
+        ).with_remarks("no file shows the order of the run lengths of the submission: check submission.rle")
+    return _name_classes(layout, sample)
+
+
+def _find_test(layout: Layout, sample: Sample) -> Layout:
+    """Return the layout with the images that the sample names as test images, if they are in one folder."""
+    if not isinstance(layout.images, str) or "{z}" in layout.images or layout.images.count("{id}") != 1:
+        return layout
+    table = read_csv(layout.folder.root / sample.path, {})
+    wanted = {strip_extension(text) for text in table[sample.id]} - set(layout.ids)
+    found: dict[str, int] = {}
+    for path in layout.folder.images:
+        folder, _, name = path.rpartition("/")
+        stem = strip_extension(name)
+        if stem in wanted:
+            pattern = f"{folder}/{{id}}{name[len(stem) :]}".lstrip("/")
+            found[pattern] = found.get(pattern, 0) + 1
+    good = [pattern for pattern, count in found.items() if wanted and count >= MIN_SHARE * len(wanted)]
+    if len(good) != 1 or good[0] == layout.images:
+        return layout
+    reason = f"{format_count(found[good[0]], 'image')} that {sample.path} names"
+    return replace(layout, test=good[0], reasons=layout.reasons | {"test.images": reason})
+
+
+def _format_only(layout: Layout) -> Layout:
+    """Return the layout with the format of the training table in `train`, since there is no sample submission."""
+    if "rle" not in layout.keys:
+        return layout
+    return layout.with_keys({"train.rle_format": layout.keys["rle"]}, {"train.rle_format": layout.reasons["rle"]})
+
+
+def find_sample(layout: Layout) -> Sample | None:
+    """Return the sample submission whose ids have test images, or the only one; None without one."""
+    names = _test_names(layout)
+    found = []
+    for path in layout.folder.tables:
+        name = path.rpartition("/")[2].casefold()
+        if "sample" in name or "submission" in name:
+            sample = _read(layout, path, names)
+            if sample is not None:
+                found.append(sample)
+    if not found:
+        return None
+    return max(found, key=lambda sample: sample.known / max(1, sample.rows))
+
+
+def _test_names(layout: Layout) -> set[str]:
+    patterns = layout.test
+    if patterns is None:
+        return set()
+    pattern = patterns if isinstance(patterns, str) else next(iter(patterns.values()))
+    try:
+        cases = match_cases(Path(layout.folder.root), pattern, "test.images")
+    except MaskfoldError:
+        return set()
+    names = {strip_extension(case_id) for case_id in cases}
+    for case_id, case in cases.items():
+        names |= {name for item in case.slices for name in slice_aliases(case_id, item)}
+    return names
+
+
+def _read(layout: Layout, path: str, names: set[str]) -> Sample | None:
+    try:
+        table = read_csv(layout.folder.root / path, {})
+    except MaskfoldError:
+        return None
+    columns = list(map(str, table.columns))
+    if len(columns) < 2:
+        return None
+    id_column = max(columns, key=lambda column: (_known(list(map(str, table[column])), names), -columns.index(column)))
+    rest = [column for column in columns if column != id_column]
+    mask = next((column for column in rest if column.casefold().strip() in MASK_NAMES), rest[-1])
+    classes = [str(name) for name in layout.keys.get("classes", [])]
+    values = [str(value) for value in layout.keys.get("label_values", range(1, len(classes) + 1))]
+    cls, found = None, []
+    for column in rest:
+        distinct = list(dict.fromkeys(table[column]))
+        if (
+            column != mask
+            and len(distinct) == len(classes)
+            and (len(classes) > 1 or set(distinct) <= {*classes, *values})
+        ):
+            cls, found = column, distinct
+    ids = table[id_column].tolist()
+    known = sum(text in names or strip_extension(text) in names for text in ids)
+    if cls is None and names and known < MIN_SHARE * len(ids):
+        parts = [text.rpartition("_") for text in ids]
+        with_class = sum(image in names or strip_extension(image) in names for image, _, _ in parts)
+        if with_class >= MIN_SHARE * len(ids):
+            known, found = with_class, list(dict.fromkeys(end for _, _, end in parts))
+    return Sample(path, id_column, mask, cls, tuple(found), len(ids), known)
+
+
+def _known(ids: Iterable[str], names: set[str]) -> int:
+    return sum(text in names or strip_extension(text) in names for text in ids)
+
+
+def _name_classes(layout: Layout, sample: Sample) -> list[Layout]:
+    """Return the layout with the sample's spelling of its classes, or with the sample's names of unnamed classes."""
+    classes = [str(name) for name in layout.keys.get("classes", [])]
+    names = list(sample.classes)
+    folded = {name.casefold(): name for name in names}
+    if len(folded) == len(names) and set(folded) == {name.casefold() for name in classes}:
+        spelling = [folded[name.casefold()] for name in classes]
+        reason = layout.reasons.get("classes", "")
+        return [
+            layout
+            if spelling == classes
+            else layout.with_keys({"classes": spelling}, {"classes": f"{reason}; spelt as in {sample.path}"})
+        ]
+    is_unnamed = all(name.startswith("class_") for name in classes) or classes == ["foreground"]
+    usable = not any(name_problem(name) or name.isdigit() for name in names) and len(folded) == len(names)
+    if not is_unnamed or len(names) != len(classes) or not usable:
+        return [layout]
+    if len(names) > MAX_ORDERED:
+        return [layout.with_remarks(f"{sample.path} lists the classes {', '.join(names)}: rename `classes` to these")]
+    kept = tuple(remark for remark in layout.remarks if "rename" not in remark)
+    layout = replace(layout, remarks=kept)
+    values = layout.keys.get("label_values", range(1, len(names) + 1))
+    named = []
+    for order in permutations(names):
+        shown = ", ".join(f"{value} is {name}" for value, name in zip(values, order, strict=True))
+        reason = f"names of {sample.path}" + (f"; {shown}: chosen by you" if len(names) > 1 else "")
+        item = layout.with_keys({"classes": list(order)}, {"classes": reason})
+        named.append(replace(item, name=f"{item.name}; {shown}") if len(names) > 1 else item)
+    return named

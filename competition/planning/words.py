@@ -1,0 +1,98 @@
+"""What names of folders and files say: mask or image, train or test, and channels such as `flair`."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+Split = Literal["train", "val", "test", ""]
+
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
+MASK_WORDS = words(
+    "mask masks label labels lbl lbls seg segs segm segmentation segmentations segmented gt gts groundtruth ground "
+    "truth truths annotation annotations annot anno annos manual target targets matte roi rois contour contours"
+)
+IMAGE_WORDS = words(
+    "image images img imgs im ims scan scans photo photos picture pictures pic pics data input inputs raw original "
+    "originals orig volume volumes vol vols frame frames slice slices slide slides sat src source sources rgb x"
+)
+TEST_WORDS = words("test tests testing ts tst heldout")
+VALIDATION_WORDS = words("val valid validation dev")
+TRAIN_WORDS = words("train training trn tr")
+CHANNEL_WORDS = words(
+    "flair t1 t1c t1ce t1gd t1n t1w t1wce t2 t2f t2w t2flair adc dwi hbv ct cta ctp pet suv mr mri mra pd pdw swi asl "
+    "cbf cbv mtt tmax ttp dce red green blue nir swir vv vh dapi gfp rfp bf phase"
+)
+SLICE_WORDS = words("slice slices sl z layer page plane")
+# Several masks of one image with such words are opinions on the same objects, not classes.
+OPINION_WORDS = words(
+    "annotator annotators observer reader rater expert grader radiologist manual old new final refined corrected auto "
+    "consensus majority version copy backup raw coarse fine st nd rd ho"
+)
+TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+def tokens(text: str) -> list[str]:
+    """Split a name into lower-case words and numbers.
+
+    Example:
+        >>> tokens("stage1_train/imagesTr")
+        ['stage', '1', 'train', 'images', 'tr']
+    """
+    return [part for token in TOKEN.findall(text) for part in _unglue(token.lower())]
+
+
+def _unglue(token: str) -> list[str]:
+    """Split `trainannot` into its two words."""
+    for start in ("training", "train", "testing", "test", "validation", "valid", "val"):
+        rest = token.removeprefix(start)
+        if rest != token and rest in MASK_WORDS | IMAGE_WORDS:
+            return [start, rest]
+    return [token]
+
+
+def has_word(text: str, some: frozenset[str]) -> bool:
+    """Return whether one of the words is in a name."""
+    return not some.isdisjoint(tokens(text))
+
+
+def split_of(path: str) -> Split:
+    """Return which part of the data the fixed part of a path or pattern names; empty if none."""
+    fixed = re.sub(r"\{[a-z]+\}", " ", path)
+    named: list[tuple[Split, frozenset[str]]] = [
+        ("test", TEST_WORDS),
+        ("val", VALIDATION_WORDS),
+        ("train", TRAIN_WORDS),
+    ]
+    return next((split for split, some in named if has_word(fixed, some)), "")
+
+
+def is_role_name(name: str) -> bool:
+    """Return whether a folder's name only says what kind of files it has, such as `images` or `stage1_train`."""
+    role = MASK_WORDS | IMAGE_WORDS | TEST_WORDS | VALIDATION_WORDS | TRAIN_WORDS | {"stage", "set", "dataset"}
+    parts = [token for token in tokens(name) if not token.isdigit()]
+    return bool(parts) and all(part in role for part in parts)
+
+
+def without_role_words(name: str) -> str:
+    """Return a name without the words that say mask or image, for the name of a class or channel.
+
+    Example:
+        >>> without_role_words("liver_masks"), without_role_words("labelsTr")
+        ('liver', '')
+    """
+    role = MASK_WORDS | IMAGE_WORDS | TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS
+    parts = [part for part in re.split(r"[\s_\-.]+", name) if part]
+    kept = [part for part in parts if any(token not in role for token in tokens(part)) or not tokens(part)]
+    return "_".join(kept)
+
+
+def is_channel_name(name: str) -> bool:
+    """Return whether a name is that of a channel: a modality, a colour, or a number such as `0001` or `ch2`."""
+    joined = "".join(tokens(name))
+    return joined in CHANNEL_WORDS or re.fullmatch(r"(c|ch|channel|band|b)?\d{1,4}", joined) is not None

@@ -1,0 +1,175 @@
+"""The parts that recognise: words, endings of names, contents of files, run lengths, and the YAML that is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from competition.planning.folder import HostFolder
+from competition.planning.layouts.content import is_lossy, role_of_file
+from competition.planning.layouts.pairs import structure
+from competition.planning.layouts.series import Series, find_series, trimmed
+from competition.planning.layouts.tables import Runs, find_base, find_overlap, is_relative
+from competition.planning.lines import Line, format_value, to_yaml
+from competition.planning.recipe import MAX_PATCH, _strides, patch_size
+from competition.planning.words import is_channel_name, is_role_name, split_of, without_role_words
+from competition.rle import RleFormat, encode
+from tests.host import write_png
+from tests.planning.phantoms import picture
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("stage1_train/{id}.png", "train"),
+        ("imagesTs/{id}.nii.gz", "test"),
+        ("trainannot/{id}.png", "train"),
+        ("val/images/{id}.png", "val"),
+        ("contest/{id}.png", ""),
+        ("latest/{id}.png", ""),
+    ],
+)
+def test_splits_in_names(text: str, split: str) -> None:
+    assert split_of(text) == split
+
+
+def test_words() -> None:
+    assert is_role_name("stage1_train") and is_role_name("labelsTr") and not is_role_name("liver")
+    assert without_role_words("liver_masks") == "liver" and without_role_words("GroundTruth") == ""
+    assert is_channel_name("t1ce") and is_channel_name("0001") and not is_channel_name("liver")
+    assert structure("train/images/{id}.png") == structure("test/images/{id}.jpg") != structure("test/masks/{id}.png")
+
+
+def patterns(*names: str) -> set[str]:
+    return {item.pattern for item in find_series(HostFolder(Path(), tuple(sorted(names)), Path())) if not item.whole}
+
+
+def test_endings_of_names() -> None:
+    ids = ("a_1", "a_2", "b_1")
+    assert patterns(*(f"{i}{end}" for i in ids for end in (".jpg", "_mask.gif"))) == {"{id}.jpg", "{id}_mask.gif"}
+    ends = ("_flair.nii.gz", "_t1.nii.gz", "_seg.nii.gz")
+    assert patterns(*(f"{i}{end}" for i in ids for end in ends)) == {f"{{id}}{end}" for end in ends}
+    assert patterns(*(f"x/{i}.png" for i in "1234"), *(f"x/{i}.jpg" for i in "5678")) == {"x/{id}.*"}
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (("21_training", "22_training"), {"{id}_training"}),
+        (("image001", "image012"), {"image{id}"}),
+        (("case_01_IMG", "case_02_IMG"), {"{id}_IMG", "case_{id}", "case_{id}_IMG"}),
+        (("cat", "rat"), set()),
+    ],
+)
+def test_common_parts_of_ids(ids: tuple[str, ...], expected: set[str]) -> None:
+    series = Series("f/{id}.png", "single", {case_id: [f"f/{case_id}.png"] for case_id in ids})
+    found = list(trimmed(series))
+    assert {item.pattern for item in found} == {f"f/{name}.png" for name in expected}
+    for item in found:
+        for case_id, files in item.files.items():
+            assert item.pattern.replace("{id}", case_id) == files[0]
+
+
+def test_roles_of_files(tmp_path: Path) -> None:
+    image, mask = picture(0)
+    assert role_of_file(write_png(tmp_path / "i.png", image)) == "image"
+    assert role_of_file(write_png(tmp_path / "m.png", mask)) == "mask"
+    assert role_of_file(write_png(tmp_path / "e.png", mask * 0)) == "either"
+    colours = np.array([(0, 0, 0), (200, 30, 0), (0, 30, 200)], np.uint8)
+    assert role_of_file(write_png(tmp_path / "c.png", colours[mask])) == "colours"
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert role_of_file(tmp_path / "broken.png") == "unreadable"
+
+
+def test_soft_edges_are_no_classes() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    mask = (picture(0, (96, 96))[1] > 0) * 255.0
+    assert is_lossy(np.rint(gaussian_filter(mask, 0.7)).astype(np.uint8))
+    assert not is_lossy(mask.astype(np.uint8)) and not is_lossy(picture(0)[1])
+    assert not is_lossy((picture(0)[1] * 127).astype(np.uint8))
+
+
+# Run lengths
+
+
+@pytest.mark.parametrize("order", ["row", "column"])
+@pytest.mark.parametrize("base", [0, 1])
+@pytest.mark.parametrize("edge", [slice(0, 4), slice(-4, None)])
+def test_the_base_is_seen_at_an_edge(order: Any, base: Any, edge: slice) -> None:
+    mask = np.zeros((30, 40), bool)
+    if order == "row":
+        mask[5:20, edge] = True
+    else:
+        mask[edge, 5:20] = True
+    runs = [Runs((encode(mask, RleFormat(order, base)),), mask.shape, None)]
+    found, why = find_base(runs, order, False)
+    shows = base if (edge.start == 0) == (base == 0) else None  # runs at the other edge fit both
+    assert (found == base and why) if shows is not None else not why
+
+
+def test_relative_starts() -> None:
+    mask = picture(0)[1] > 0
+    assert not is_relative([Runs((encode(mask),), mask.shape, None)])
+    assert is_relative([Runs((encode(mask, RleFormat(relative=True)),), mask.shape, None)])
+
+
+def test_overlap_of_classes() -> None:
+    assert find_overlap({"a": [("x", "1 3"), ("y", "4 2")], "b": [("x", "1 3 9 1")]}) is None
+    assert find_overlap({"a": [("x", "1 3"), ("y", "4 2")], "b": [("x", "1 3"), ("y", "3 1")]}) == "b"
+
+
+# YAML and rules
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "on",
+        "1e3",
+        "a: b",
+        "{id}_*.png",
+        "^(.+)[_-]",
+        "a # b",
+        "",
+        "é\u2028x",
+        "null",
+        [1, [2, "x y"]],
+        1.0e-3,
+        20.0,
+        None,
+        True,
+    ],
+)
+def test_values_are_read_back(value: Any) -> None:
+    from competition.config.yaml import parse_yaml
+
+    text = to_yaml([Line(("a", value if isinstance(value, str) else "b"), value, "why # not\nnow")], ["title"])
+    assert list(parse_yaml(text).tree["a"].values()) == [value]
+    assert format_value(value) in text
+    assert yaml.safe_load(format_value({"k": [value]})) == {"k": [value]}
+
+
+def test_a_long_reason_stands_above() -> None:
+    text = to_yaml([Line(("a", "b"), 1, "word " * 60)], [])
+    *above, last = text.splitlines()
+    assert last == "  b: 1" and all(len(line) <= 120 for line in above)
+
+
+@pytest.mark.parametrize(
+    "shape", [(35, 50, 36), (512, 512, 20), (300, 300, 300), (3, 100, 100), (256, 256), (1400, 2100)]
+)
+def test_a_patch_fits_the_network(shape: tuple[int, ...]) -> None:
+    size = patch_size(shape)
+    assert np.prod(size) <= MAX_PATCH[len(size)]
+    if len(size) == 3:
+        left = np.array(size)
+        for stride in _strides(size):
+            assert (left % np.array(stride) == 0).all()
+            left //= np.array(stride)
+    else:
+        assert all(side % 32 == 0 for side in size)

@@ -1,0 +1,194 @@
+"""What is uncertain is asked, or ends with status 2; what is no competition is refused with the next step."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from competition.config.loading import load_competition, load_experiment
+from competition.data.cases import case_table
+from competition.errors import MaskfoldError
+from tests.host import write_png, write_text
+from tests.planning.conftest import Start
+from tests.planning.phantoms import (
+    AMBIGUOUS,
+    IDS,
+    MAKERS,
+    dicom,
+    only_images,
+    picture,
+    stack_or_pictures,
+    two_opinions,
+    unclear_order,
+    value_255,
+)
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_an_ambiguous_folder_ends_with_numbered_candidates(name: str, start: Start) -> None:
+    with pytest.raises(MaskfoldError, match=r"2 ways:") as caught:
+        start(AMBIGUOUS[name])
+    assert caught.value.status == 2 and "--layout 1" in caught.value.hint
+    assert len(re.findall(r"^  [12]\. .*\d+ cases: ", caught.value.message, re.MULTILINE)) == 2
+    assert not Path("experiments").exists()
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_the_terminal_asks(name: str, start: Start) -> None:
+    asked: list[str] = []
+
+    def ask(lines: Sequence[str]) -> int:
+        asked.extend(lines)
+        return 2
+
+    chosen = start(AMBIGUOUS[name], ask)
+    again = start(AMBIGUOUS[name], layout=2, force=True)
+    assert len(asked) == 2 and chosen.layout.name == again.layout.name
+    assert case_table(load_competition(again.competition))["id"].size == again.layout.cases
+
+
+def test_the_choice_is_what_is_written(start: Start) -> None:
+    start(two_opinions, layout=2)
+    assert load_competition("experiments/two_opinions/competition.yaml").train.masks == "annotator2/{id}.png"
+    start(value_255, layout=1)
+    assert load_competition("experiments/value_255/competition.yaml").ignore == 255
+    start(value_255, layout=2, force=True)
+    assert load_competition("experiments/value_255/competition.yaml").label_values == [1, 2, 255]
+    start(unclear_order, layout=2)
+    comp = load_competition("experiments/unclear_order/competition.yaml")
+    assert comp.train.rle_format is not None and comp.train.rle_format.order == "row"
+    start(stack_or_pictures, layout=2)
+    assert load_competition("experiments/stack_or_pictures/competition.yaml").dimensions == 3
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_wrong_number_lists_the_candidates(number: int, start: Start) -> None:
+    with pytest.raises(MaskfoldError, match=rf"--layout {number}: .*expected 1 to 2") as caught:
+        start(two_opinions, layout=number)
+    assert caught.value.status == 2 and "annotator1" in caught.value.message
+
+
+def test_several_data_sets_in_one_folder_are_a_question(start: Start) -> None:
+    def maker(root: Path) -> None:
+        MAKERS["decathlon"](root / "TaskA")
+        MAKERS["nnunet_v2"](root / "TaskB")
+
+    with pytest.raises(MaskfoldError, match="in TaskA.*\n.*in TaskB"):
+        start(maker, folder="both")
+    start(maker, folder="both", layout=2)
+    assert str(load_competition("experiments/both/competition.yaml").root).endswith("both/TaskB")
+
+
+# Folders that are no competition
+
+
+def test_dicom_names_the_command(start: Start) -> None:
+    with pytest.raises(MaskfoldError, match="has DICOM files") as caught:
+        start(dicom)
+    assert caught.value.status == 2 and "maskfold dicom " in caught.value.hint
+
+
+def test_images_without_masks_are_a_test_set(start: Start) -> None:
+    with pytest.raises(MaskfoldError, match="no masks and no table .* test set") as caught:
+        start(only_images)
+    assert caught.value.status == 2 and "maskfold predict" in caught.value.hint
+
+
+def test_wrong_paths(start: Start, tmp_path: Path) -> None:
+    def nothing(root: Path) -> None:
+        write_text(root / ".DS_Store", "")
+
+    with pytest.raises(MaskfoldError, match="no files") as caught:
+        start(nothing)
+    assert caught.value.status == 2
+    start(MAKERS["paired_names"])
+    from competition.planning.init import Options, initialise
+
+    for path, message, hint in (
+        ("data/paired_name", "does not exist", "data/paired_names"),
+        ("experiments/paired_names/competition.yaml", "is a file", "maskfold explore"),
+    ):
+        with pytest.raises(MaskfoldError, match=message) as caught:
+            initialise(Path(path), Options(), None, lambda rows, _: rows)
+        assert caught.value.status == 2 and hint in caught.value.hint
+    shutil.make_archive("host", "zip", "data/paired_names")
+    with pytest.raises(MaskfoldError, match="is a file") as caught:
+        initialise(Path("host.zip"), Options(), None, lambda rows, _: rows)
+    assert "Unpack" in caught.value.hint
+
+
+def test_masks_in_colours_are_refused(start: Start) -> None:
+    def maker(root: Path) -> None:
+        for number, case_id in enumerate(IDS):
+            image, mask = picture(number)
+            write_png(root / "images" / f"{case_id}.png", image)
+            colours = np.array([(0, 0, 0), (200, 30, 0), (0, 30, 200)], np.uint8)
+            write_png(root / "masks" / f"{case_id}.png", colours[mask])
+
+    with pytest.raises(MaskfoldError, match="are in colours") as caught:
+        start(maker, folder="colours")
+    assert caught.value.status == 2
+
+
+# What exists already, and options
+
+
+def test_existing_files_are_kept_without_force(start: Start) -> None:
+    done = start(MAKERS["paired_names"])
+    done.competition.write_text("mine")
+    with pytest.raises(MaskfoldError, match="exists already") as caught:
+        start(MAKERS["paired_names"])
+    assert caught.value.status == 2 and "--force" in caught.value.hint and done.competition.read_text() == "mine"
+    start(MAKERS["paired_names"], name="other")
+    start(MAKERS["paired_names"], force=True)
+    assert load_competition(done.competition).name == "paired_names"
+    assert load_competition("experiments/other/competition.yaml").name == "other"
+    with pytest.raises(MaskfoldError, match="--name"):
+        start(MAKERS["paired_names"], name="../x")
+
+
+def test_minutes_and_folds(start: Start) -> None:
+    start(MAKERS["paired_folders"], minutes=7.5, folds=9)
+    exp = load_experiment("experiments/paired_folders/experiment.yaml")
+    assert exp.training.budget_minutes == 7.5 and exp.folds.k == 4  # four patients
+
+
+def test_faults_of_the_data_are_found_and_both_files_written(start: Start) -> None:
+    def maker(root: Path) -> None:
+        MAKERS["paired_names"](root)
+        path = root / "train" / f"{IDS[3]}.jpg"
+        path.write_bytes(path.read_bytes()[:300])
+
+    done = start(maker, folder="broken")
+    assert [fault.case for fault in done.exploration.faults] == [IDS[3]] and done.experiment is not None
+
+
+def test_images_without_a_mask_are_left_out_and_named(start: Start) -> None:
+    def maker(root: Path) -> None:
+        MAKERS["paired_folders"](root)
+        for number in range(2):
+            write_png(root / "photos" / f"patient_9{number}_week1.png", picture(80 + number)[0])
+
+    done = start(maker, folder="partly")
+    assert any("2 images without a mask" in remark for remark in done.layout.remarks)
+    assert len(case_table(load_competition(done.competition))) == 8
+
+
+def test_a_labelled_test_set_gives_its_images_only(start: Start) -> None:
+    def maker(root: Path) -> None:
+        for split, first in (("train", 0), ("test", 50)):
+            for number in range(6):
+                image, mask = picture(first + number)
+                write_png(root / split / "images" / f"{split[0]}{number}.png", image)
+                write_png(root / split / "masks" / f"{split[0]}{number}.png", mask)
+
+    done = start(maker, folder="split")
+    comp = load_competition(done.competition)
+    assert comp.train.images == "train/images/{id}.png" and comp.test is not None
+    assert comp.test.images == "test/images/{id}.png"
+    assert any("6 labelled cases" in note for note in done.layout.notes)

@@ -1,0 +1,102 @@
+"""From a folder to a prediction with commands alone: `init`, `cv`, then `submit` or `predict`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from competition.cli.main import main
+from competition.io import read_csv
+from tests.conftest import TINY, add_mlflow_database
+from tests.planning.phantoms import MAKERS, TEST_IDS, two_opinions
+
+pytestmark = pytest.mark.xdist_group("serial")  # folds are processes of their own
+
+FAST = [
+    "folds.k=2",
+    "folds.run=[0]",
+    "training.epochs=1",
+    "training.steps_per_epoch=2",
+    "training.batch_size=2",
+    "training.precision=fp32",
+    "postprocess.tune=false",
+    "run.threads=1",
+]
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def maskfold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, empty_database: Path
+) -> Command:
+    """Run the command line in this process, in an empty working folder; return status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    add_mlflow_database(tmp_path, empty_database)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["maskfold", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        signal.signal(signal.SIGTERM, before)
+        said = capsys.readouterr()
+        return int(left.value.code or 0), said.out, said.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "dimensions", "submits"),
+    [
+        ("paired_names", 2, False),
+        pytest.param("decathlon", 3, False, marks=pytest.mark.slow),
+        pytest.param("rle_content", 2, True, marks=pytest.mark.slow),
+        pytest.param("rle_profile", 2, True, marks=pytest.mark.slow),
+    ],
+)
+def test_from_a_folder_to_a_prediction(name: str, dimensions: int, submits: bool, maskfold: Command) -> None:
+    root = Path("data") / name
+    root.mkdir(parents=True)
+    MAKERS[name](root)
+    status, said, errors = maskfold("init", root)
+    assert status == 0, errors
+    experiment = f"experiments/{name}/experiment.yaml"
+    assert f"Next: maskfold cv {experiment}" in said and "8 training cases, 2 test cases" in said
+    words = [experiment, *FAST, *TINY[dimensions]]
+    status, said, errors = maskfold("cv", *words)
+    assert status == 0, errors
+    if submits:
+        assert "Next: maskfold submit" in said
+        status, said, errors = maskfold("submit", *words, "-o", "out.csv")
+        assert status == 0, errors
+        ids = {text.removesuffix(".png") for text in read_csv(Path("out.csv"), {}).iloc[:, 0]}
+        assert ids == ({f"{number + 90:064x}" for number in range(2)} if name == "rle_profile" else set(TEST_IDS))
+    else:
+        assert "Next: maskfold predict" in said
+        images = root / ("test" if dimensions == 2 else "imagesTs")
+        status, said, errors = maskfold("predict", *words, "--images", images, "-o", "masks", "--pictures", "0")
+        assert status == 0, errors
+        assert {path.name.partition(".")[0] for path in Path("masks").glob("scan*")} == set(TEST_IDS)
+
+
+def test_a_question_on_the_command_line(maskfold: Command) -> None:
+    root = Path("data/two")
+    root.mkdir(parents=True)
+    two_opinions(root)
+    status, _, errors = maskfold("init", root)
+    assert status == 2 and "  2. paired folders, 8 cases" in errors and "--layout 1" in errors
+    status, said, errors = maskfold("init", root, "--layout", "1")
+    assert status == 0 and "check: " in said, errors
+    for words, message in (
+        ((root,), "--force"),
+        ((root, "--folds", "1"), "--folds"),
+        ((root, "--minutes", "0"), "--minutes"),
+    ):
+        status, _, errors = maskfold("init", *words)
+        assert status == 2 and message in errors
