@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,12 +22,15 @@ from competition.data.cache import MemoryBudget, PreprocessedCase
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.inference.predict import Prediction, predict_case_with_presence, to_masks
 from competition.metrics.bootstrap import cv_score
-from competition.metrics.scoring import score_case
+from competition.metrics.scoring import score_case, split_classes
 from competition.runs.fold import FoldResult
-from competition.runs.oof import OofStore
+from competition.runs.oof import OofStore, open_store
 from competition.runs.run import Run
 from competition.viz.overlays import draw_case
 from competition.viz.preview import load_unchanged_picture
+
+T = TypeVar("T")
+SLOW_ACTION = 4.0  # seconds; above, what a first call does in addition does not matter
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Evaluator:
         autocast: returns the context of the precision.
         should_stop: called between cases and before each batch of windows; raises to stop.
         memory_budget: how much of the prepared cases this process may keep in memory.
+        report: takes the number of cases done and of all cases, before each case.
     """
 
     exp: Experiment
@@ -50,11 +55,13 @@ class Evaluator:
     autocast: Callable[[], AbstractContextManager[Any]]
     should_stop: Callable[[], None]
     memory_budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(None))
+    report: Callable[[int, int], None] = lambda done, total: None
 
     def iter_cases(self) -> Iterator[Any]:
         """Yield the rows of the cases, one at a time."""
-        for row in self.cases.itertuples(index=False):
+        for done, row in enumerate(self.cases.itertuples(index=False)):
             self.should_stop()
+            self.report(done, len(self.cases))
             yield row
 
     def probabilities(self, network: torch.nn.Module, row: Any) -> np.ndarray[Any, Any]:
@@ -88,16 +95,41 @@ class Evaluator:
             scores += self.score(self.probabilities(network, row), row, fold)[0]
         return pd.DataFrame(scores)
 
-    def estimate_seconds(self, network: torch.nn.Module, fold: int) -> float:
-        """Estimate how long all cases take, from a case of median size."""
+    def time_cases(self, network: torch.nn.Module, fold: int) -> tuple[float, float]:
+        """Estimate from one case of median size how long all cases take.
+
+        The untrained network's mask is not scored, because its noise may take far longer than a mask with the objects
+        of the case; the truth is.
+
+        Returns:
+            Seconds to predict and score all cases, and to write and read their probabilities.
+        """
         sizes = [math.prod(json.loads(shape)) for shape in self.cases["shape"]]
         median = sizes.index(sorted(sizes)[len(sizes) // 2])
         row = next(self.cases.iloc[median : median + 1].itertuples(index=False))
-        for _ in range(2):  # the first prediction is a warm-up
-            start = time.monotonic()
-            self.score(self.probabilities(network, row), row, fold)
-            seconds = time.monotonic() - start
-        return seconds * sum(sizes) / sizes[median]
+        predicting, prediction = _time(lambda: self.predict(network, row))
+        truth = self._truth_as_probabilities(prediction.probabilities, row)
+        scoring, _ = _time(lambda: self.score(truth, row, fold))
+        with tempfile.TemporaryDirectory() as folder:
+            store = open_store(self.exp, Path(folder), None)
+
+            def write_and_read() -> None:
+                store.write(row.id, *prediction)
+                store.read(row.id)
+
+            writing, _ = _time(write_and_read)
+        share = sum(sizes) / max(1, sizes[median])
+        return (predicting + scoring) * share, writing * share
+
+    def _truth_as_probabilities(self, probabilities: np.ndarray[Any, Any], row: Any) -> np.ndarray[Any, Any]:
+        """Return probabilities of 0 and 1, of the same shape, whose masks are the truth of a case."""
+        comp, result = self.exp.competition, np.zeros_like(probabilities)
+        masks = split_classes(load_unchanged_mask(comp, row), comp)
+        first = 1 if comp.labels == "exclusive" else 0
+        result[first : first + len(masks)] = masks
+        if first:
+            result[0] = ~masks.any(axis=0)
+        return result
 
     def save_pictures(self, network: torch.nn.Module, folder: Path, epoch: int, count: int = 3) -> None:
         """Draw image · truth · prediction of the first cases."""
@@ -184,6 +216,18 @@ def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | N
     for row in evaluator.iter_cases():
         scores += evaluator.score(oof.read(row.id), row, fold)[0]
     return pd.DataFrame(scores)
+
+
+def _time(action: Callable[[], T]) -> tuple[float, T]:
+    """Return the seconds of an action, and its result; a fast one is repeated, since its first call loads libraries."""
+    start = time.monotonic()
+    result = action()
+    seconds = time.monotonic() - start
+    if seconds <= SLOW_ACTION:
+        start = time.monotonic()
+        result = action()
+        seconds = time.monotonic() - start
+    return seconds, result
 
 
 def _file_name(case_id: str) -> str:
