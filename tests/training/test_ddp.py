@@ -21,9 +21,9 @@ from competition.data.dataset import BatchSampler, PatchDataset
 from competition.errors import MaskfoldError
 from competition.runs.checkpoint import load_checkpoint, save_checkpoint
 from competition.runs.fold import FoldJob, FoldResult
+from competition.training.budget import MIN_STEPS
 from competition.training.cross_validate import prepare_run
 from competition.training.distributed import DistributedContext, make_fabric
-from competition.training.budget import MIN_STEPS
 from competition.training.executors import LocalExecutor, gpus_of_slot
 from competition.training.fold import run_fold
 from competition.training.fold_process import raise_for_status, start_fold, stop_folds

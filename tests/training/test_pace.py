@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from competition.models.schedules import SCHEDULES
-from competition.config.experiment import ScheduleConfig
+from competition.config.experiment import SCHEDULES, ScheduleConfig
 from competition.training.budget import MIN_STEPS, StepBudget
 from competition.training.timing.pace import Pace
 
