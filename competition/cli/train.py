@@ -118,10 +118,10 @@ def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list
         return []
     validated_folds = {result["fold"] for result in summary.folds}
     if missing := [str(fold) for fold in run.fold_numbers() if fold not in validated_folds]:
-        folds = f"fold{'s' * (len(missing) > 1)} {join_names(missing)}"
-        hint = f"; folds.run=[{','.join(missing)}] trains {'them' if len(missing) > 1 else 'it'}"
+        folds, are, them = ("folds", "are", "them") if len(missing) > 1 else ("fold", "is", "it")
         return [
-            f"post-processing is not tuned: postprocess.tune needs all folds, and {folds} {'are' if len(missing) > 1 else 'is'} not finished{hint}"
+            f"post-processing is not tuned: postprocess.tune needs all folds, and {folds} {join_names(missing)} {are} "
+            f"not finished; folds.run=[{','.join(missing)}] trains {them}"
         ]
     from competition.ensembling.expected import estimate_score
     from competition.runs.blend import Ensemble

@@ -333,8 +333,11 @@ class Trainer:
             self.context.say(f"{problem}: step skipped, {self.state.skipped} skipped in this fold")
             return False
         restored = self.state.restored + 1
+        first_estimate = self.budget.estimates[0]
         self._load_checkpoint(GOOD_CHECKPOINT)
         self.state.restored = restored
+        if self.state.step == 0:
+            self.budget.estimates = [first_estimate]  # the checkpoint is older than the timed steps
         self.budget.reset_pace()
         if self.distributed.rank == 0:
             self._open_metrics_log()
