@@ -30,7 +30,6 @@ from competition.viz.overlays import draw_case
 from competition.viz.preview import load_unchanged_picture
 
 T = TypeVar("T")
-SLOW_ACTION = 4.0  # seconds; above, what a first call does in addition does not matter
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,16 @@ class Evaluator:
             scores += self.score(self.probabilities(network, row), row, fold)[0]
         return pd.DataFrame(scores)
 
-    def time_cases(self, network: torch.nn.Module, fold: int) -> tuple[float, float]:
+    def time_cases(self, network: torch.nn.Module, fold: int, patience: float) -> tuple[float, float]:
         """Estimate from one case of median size how long all cases take.
 
         The untrained network's mask is not scored, because its noise may take far longer than a mask with the objects
         of the case; the truth is.
+
+        Args:
+            network: in evaluation mode.
+            fold: the fold.
+            patience: an action that takes fewer seconds is repeated, because its first call loads libraries.
 
         Returns:
             Seconds to predict and score all cases, and to write and read their probabilities.
@@ -107,9 +111,7 @@ class Evaluator:
         sizes = [math.prod(json.loads(shape)) for shape in self.cases["shape"]]
         median = sizes.index(sorted(sizes)[len(sizes) // 2])
         row = next(self.cases.iloc[median : median + 1].itertuples(index=False))
-        predicting, prediction = _time(lambda: self.predict(network, row))
-        truth = self._truth_as_probabilities(prediction.probabilities, row)
-        scoring, _ = _time(lambda: self.score(truth, row, fold))
+        predicting, prediction = _time(lambda: self.predict(network, row), patience)
         with tempfile.TemporaryDirectory() as folder:
             store = open_store(self.exp, Path(folder), None)
 
@@ -117,13 +119,17 @@ class Evaluator:
                 store.write(row.id, *prediction)
                 store.read(row.id)
 
-            writing, _ = _time(write_and_read)
+            writing, _ = _time(write_and_read, patience)
+        truth = self._truth_as_probabilities(prediction.probabilities, row)
+        scoring, _ = _time(lambda: self.score(truth, row, fold), patience)
         share = sum(sizes) / max(1, sizes[median])
         return (predicting + scoring) * share, writing * share
 
     def _truth_as_probabilities(self, probabilities: np.ndarray[Any, Any], row: Any) -> np.ndarray[Any, Any]:
-        """Return probabilities of 0 and 1, of the same shape, whose masks are the truth of a case."""
-        comp, result = self.exp.competition, np.zeros_like(probabilities)
+        """Return probabilities of 0 and 1 whose masks are the truth of a case, in the same array if it is writeable."""
+        comp = self.exp.competition
+        result = probabilities if probabilities.flags.writeable else np.empty_like(probabilities)
+        result[...] = 0
         masks = split_classes(load_unchanged_mask(comp, row), comp)
         first = 1 if comp.labels == "exclusive" else 0
         result[first : first + len(masks)] = masks
@@ -218,12 +224,12 @@ def fold_scores(run: Run, fold: int, members: list[FoldResult], weights: str | N
     return pd.DataFrame(scores)
 
 
-def _time(action: Callable[[], T]) -> tuple[float, T]:
-    """Return the seconds of an action, and its result; a fast one is repeated, since its first call loads libraries."""
+def _time(action: Callable[[], T], patience: float) -> tuple[float, T]:
+    """Return the seconds of an action and its result; of a second call, if the first took less than `patience`."""
     start = time.monotonic()
     result = action()
     seconds = time.monotonic() - start
-    if seconds <= SLOW_ACTION:
+    if seconds < patience:
         start = time.monotonic()
         result = action()
         seconds = time.monotonic() - start

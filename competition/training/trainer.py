@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 FINISH_SECONDS = 2.0  # after the final prediction, for pictures and files
+CASE_PATIENCE, CASE_SHARE = 4.0, 0.02  # seconds, or the share of the budget, that may be spent to time a case again
 PACE_STEP = 3  # without a time budget, the pace is said after this step of a process
 
 
@@ -242,7 +243,8 @@ class Trainer:
         pace.start(step_seconds)
         if self.evaluator is not None:
             self.progress.set(lambda: ("timing a validation case", 0.0))
-            pace.set_validation(*self.evaluator.time_cases(self.ema_model(), self.fold))
+            patience = max(CASE_PATIENCE, CASE_SHARE * (self.budget.seconds or 0.0))
+            pace.set_validation(*self.evaluator.time_cases(self.ema_model(), self.fold, patience))
         if reason := self.stop_reason():
             raise KeyboardInterrupt(reason)
         self.budget.start(state.step, self.elapsed_seconds(), self.reserved_seconds(), self._epoch_finished())
@@ -336,7 +338,7 @@ class Trainer:
         first_estimate = self.budget.estimates[0]
         self._load_checkpoint(GOOD_CHECKPOINT)
         self.state.restored = restored
-        if self.state.step == 0:
+        if self.state.step == 0 and self.budget.seconds is not None:
             self.budget.estimates = [first_estimate]  # the checkpoint is older than the timed steps
         self.budget.reset_pace()
         if self.distributed.rank == 0:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 MAX_TRIALS = 5
 MAX_SHARE = 0.01  # of the time budget for further steps after the second one
-SLOW_STEP = 5.0  # seconds; from here on the first step is no slower than the next ones, so it is timed itself
+SLOW_STEP = 5.0  # seconds that the first step may take for a second one; or MAX_FIRST_SHARE, if that is more
+MAX_FIRST_SHARE = 0.05  # of the time budget
 
 
 @contextmanager
@@ -70,7 +71,7 @@ def time_steps(
     """Time a few steps; return the seconds of one.
 
     The first step is slower than the rest, because memory is allocated and kernels are selected, so it is not timed
-    unless it is so long that this does not matter.
+    unless it takes so much of the budget that there is no time for a second one.
 
     Args:
         take_step: takes one step, and waits until it is done.
@@ -86,7 +87,7 @@ def time_steps(
         seconds.append(clock() - start)
         spent = clock() - begin
         if len(seconds) == 1:
-            go_on = spent < max(SLOW_STEP, MAX_SHARE * budget_seconds)
+            go_on = spent < max(SLOW_STEP, MAX_FIRST_SHARE * budget_seconds)
         else:
             go_on = spent + seconds[-1] < MAX_SHARE * budget_seconds
         if not agree(go_on):
