@@ -110,7 +110,7 @@ class Evaluator:
         """
         sizes = [math.prod(json.loads(shape)) for shape in self.cases["shape"]]
         median = sizes.index(sorted(sizes)[len(sizes) // 2])
-        row = next(self.cases.iloc[median : median + 1].itertuples(index=False))
+        row: Any = next(self.cases.iloc[median : median + 1].itertuples(index=False))
         predicting, prediction = _time(lambda: self.predict(network, row), patience)
         with tempfile.TemporaryDirectory() as folder:
             store = open_store(self.exp, Path(folder), None)
