@@ -19,7 +19,7 @@ from competition.training.timing.pace import WINDOW_SHARE, Pace
 
 MIN_STEPS = 4  # that a fold takes, however short its budget is
 ESTIMATE_SHARE = 8  # a new estimate after this part of the remaining steps
-DEFAULT_SECONDS = 1000.0  # stands for the time budget if there is none: the pace is then only shown
+DEFAULT_SECONDS = 300.0  # stands for the time that is left if there is no budget: the pace is then only shown
 TOLERANCE = 0.1  # of the remaining steps, by which another number that fits makes a new estimate at once
 
 
@@ -141,6 +141,8 @@ class StepBudget:
         pause, self._pause = self._pause, 0.0
         if last is None:
             return
+        if self.seconds is not None:
+            self.pace.window = WINDOW_SHARE * max(0.0, self.seconds - elapsed)
         self.pace.add_step(elapsed - last - pause)
         start, total = self.estimates[-1]
         if self.seconds is None or step >= total:

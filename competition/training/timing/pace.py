@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 WINDOW_STEPS = 4  # the mean covers at least about this many steps
-WINDOW_SHARE = 0.03  # of the time budget that the mean covers
+WINDOW_SHARE = 0.15  # of the time that is left, which the mean covers: it is smooth at first, and quick at the end
 MAX_SLOWDOWN = 3.5  # one step counts at most this many times the mean: a pause of the machine is no new pace
 MAX_DRIFT = 4.0  # a validation is expected to take at most this many times what it took when it was measured
 
