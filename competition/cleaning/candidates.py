@@ -22,7 +22,7 @@ from competition.redact import redact
 from competition.runs.fold import RESULT_FILE
 from competition.runs.lock import is_free
 from competition.runs.run import CACHE_FOLDER, CASES_FILE, RUN_NAME, RUNS_FOLDER, Run, load_run
-from competition.runs.summary import SUMMARY_FILE
+from competition.runs.summary import read_summary
 
 PREPARED_NAME = re.compile("[0-9a-f]{32}")  # of the folder of a prepared case, see `competition.data.cache.cache_key`
 CASE_RECORD = "case.json"
@@ -180,9 +180,9 @@ def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> I
 
 def _score(folder: Path) -> float | None:
     try:
-        value = parse_json_object((folder / SUMMARY_FILE).read_bytes()).get("score")
+        value = read_summary(folder).get("score")
         return None if value is None else float(value)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, MaskfoldError):
         return None
 
 

@@ -6,7 +6,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,13 @@ from competition.cli.console import (
     split_runs_and_overrides,
     terminal_bar,
 )
+from competition.cli.progress import FoldBars
 from competition.config.loading import load_experiment
 from competition.context import Context
 from competition.errors import MaskfoldError
-from competition.text import and_more, format_count
+from competition.text import and_more, format_count, join_names
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from competition.config.competition import Competition
     from competition.runs.run import Run
     from competition.study.study import StudySession
@@ -80,8 +79,9 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
     context = Context(trust, say, terminal_bar(console))
     with locked_run(run, context, LOCK_PATIENCE) as run:
         say(f"run {run.folder}")
-        with MlflowSync(run.folder, run.exp):
-            summary = run_cv(run, context)
+        with MlflowSync(run.folder, run.exp), FoldBars(run, console) as bars:
+            summary = run_cv(run, context, bars.update)
+            bars.close()
             close_shared_server()  # what follows may need the memory
             tuned = _tune_postprocessing(run, summary, context)
     console.print(cv_table(summary, run))
@@ -117,9 +117,15 @@ def _case_warnings(run: Run) -> list[str]:
 
 def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list[str]:
     """Tune post-processing if `postprocess.tune` is set and all folds are finished; return its report lines."""
-    validated_folds = {result["fold"] for result in summary.folds} - {-1}
-    if not run.exp.postprocess.tune or len(validated_folds) < len(run.fold_numbers()):
+    if not run.exp.postprocess.tune:
         return []
+    validated_folds = {result["fold"] for result in summary.folds}
+    if missing := [str(fold) for fold in run.fold_numbers() if fold not in validated_folds]:
+        folds, are, them = ("folds", "are", "them") if len(missing) > 1 else ("fold", "is", "it")
+        return [
+            f"post-processing is not tuned: postprocess.tune needs all folds, and {folds} {join_names(missing)} {are} "
+            f"not finished; folds.run=[{','.join(missing)}] trains {them}"
+        ]
     from competition.ensembling.expected import estimate_score
     from competition.runs.blend import Ensemble
 
@@ -129,23 +135,10 @@ def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list
 
 
 def format_baselines(run: Run) -> list[str]:
-    """Return lines with the scores of simple intensity thresholds, which a network should exceed; only for demos."""
-    from competition.data.content.unchanged import load_unchanged_image, load_unchanged_mask
-    from competition.datasets.demo import is_demo
-    from competition.metrics.baseline import score_threshold_baseline
+    """Return lines with what a network should exceed, a constant mask and a threshold, and warnings if it does not."""
+    from competition.runs.baselines import baseline_lines
 
-    comp = run.exp.competition
-    if not is_demo(comp):
-        return []
-
-    def cases() -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-        for row in run.cases.itertuples(index=False):
-            yield load_unchanged_image(comp, row).array, load_unchanged_mask(comp, row)
-
-    return [
-        f"baseline without training: {name} {score:.4f}"
-        for name, score in score_threshold_baseline(cases(), comp).items()
-    ]
+    return baseline_lines(run)
 
 
 def skipped_lines(run: Run) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,27 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
     Reference:
         N. Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9(1), 1979.
     """
+    return best_threshold(cases, comp).scores
+
+
+@dataclass(frozen=True)
+class ThresholdBaseline:
+    """The best intensity threshold on some cases.
+
+    Attributes:
+        scores: as from `score_threshold_baseline`.
+        name: of the threshold with the best mean Dice over (case, class) pairs; empty without cases.
+        case_dice: its Dice (cases, K) of the whole foreground predicted for each class that the case has; nan for the
+            others.
+    """
+
+    scores: dict[str, float]
+    name: str = ""
+    case_dice: Array = field(default_factory=lambda: np.empty((0, 0)))
+
+
+def best_threshold(cases: Iterable[tuple[Array, Array]], comp: Competition) -> ThresholdBaseline:
+    """Find the threshold of `score_threshold_baseline`; also return its Dice per case and class."""
     candidates: list[_Candidate] = []
     both_empty = comp.metric.both_empty
     if both_empty is not None and comp.metric.direction is Direction.LOWER:
@@ -55,16 +76,19 @@ def score_threshold_baseline(cases: Iterable[tuple[Array, Array]], comp: Competi
                         f"{name}, {polarity}{suffix}",
                         _best_mean([count.class_dice(polarity, both_empty) for count in counts]),
                         _best_mean([count.foreground_dice(polarity, both_empty) for count in counts]),
+                        np.stack([count.class_dice(polarity, None) for count in counts]),
                     )
                 )
     if not candidates:
-        return {}
+        return ThresholdBaseline({})
     by_class = max(candidates, key=lambda candidate: candidate.class_dice)
     by_foreground = max(candidates, key=lambda candidate: candidate.foreground_dice)
-    return {
+    scores = {
         f"best threshold ({by_class.name}), Dice": by_class.class_dice,
         f"best threshold ({by_foreground.name}), foreground Dice": by_foreground.foreground_dice,
     }
+    best = max(candidates, key=lambda candidate: _best_mean(list(candidate.case_dice)))
+    return ThresholdBaseline(scores, best.name, best.case_dice[:, :, _best_column(list(best.case_dice))])
 
 
 @dataclass(frozen=True)
@@ -72,6 +96,7 @@ class _Candidate:
     name: str
     class_dice: float
     foreground_dice: float
+    case_dice: Array  # (cases, K, T), nan for a class that the case does not have
 
 
 @dataclass(frozen=True)
@@ -113,11 +138,20 @@ class _Counts:
 
 
 def _best_mean(case_scores: list[Array]) -> float:
-    """Return the highest mean score over the thresholds; each mean is over all rows of all cases, without nan."""
+    """Return the mean over all rows of all cases, without nan, at the threshold with the highest mean."""
+    return float(_means(case_scores).max())
+
+
+def _best_column(case_scores: list[Array]) -> int:
+    """Return the index of the threshold with the highest mean over all rows of all cases."""
+    return int(_means(case_scores).argmax())
+
+
+def _means(case_scores: list[Array]) -> Array:
     rows = np.concatenate(case_scores)
     finite = np.isfinite(rows)
     sums, counts = np.where(finite, rows, 0.0).sum(axis=0), finite.sum(axis=0)
-    return float(np.divide(sums, counts, out=np.zeros(len(sums)), where=counts > 0).max())
+    return np.divide(sums, counts, out=np.zeros(len(sums)), where=counts > 0)
 
 
 def _candidate_thresholds(case_values: list[Array]) -> Array:

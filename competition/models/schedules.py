@@ -31,6 +31,11 @@ def with_warmup(schedule: Schedule) -> Schedule:
     return from_the_start
 
 
+def warmup_share(cfg: ScheduleConfig) -> float:
+    """Return the share of training in which the rate rises: `warmup`; `onecycle` has its own default."""
+    return cfg.warmup or (ONECYCLE_PEAK if cfg.name == "onecycle" else 0.0)
+
+
 @SCHEDULES.register("plateau")
 @with_warmup
 def plateau(share_done: float, cfg: ScheduleConfig) -> float:

@@ -219,7 +219,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 class _KeptError:
-    """A stream for `torch.save`, which hides the error of a full disk: the stream keeps the first error and counts on."""
+    """A stream for `torch.save` that keeps the disk's first error, which `torch.save` would hide, and counts the bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file

@@ -1,42 +1,79 @@
 """The number of training steps: fixed by the YAML, or estimated from the clock under a time budget.
 
-The learning-rate schedule depends on the completed fraction of training. Without a time budget this fraction is `step /
-total`. With `training.budget_minutes`, the total is estimated repeatedly while the fold runs. Each estimate is a pair
-`[step, total]`: from that step on, the remaining fraction is spread evenly over the remaining steps. The estimates are
-stored in the checkpoint and in the fold's YAML, so that a repeated run uses them instead of the clock.
+The schedule depends on the fraction of training that is done. Without a budget that is `step / total`. Under
+`training.budget_minutes` the total is known before the first step from timed steps and a timed validation case
+(`competition.training.timing`), and estimated again while the fold runs: regularly, and as soon as another number of
+steps fits into the time that is left. Each estimate is a pair `[step, total]`: from that step on, the remaining
+fraction is spread evenly over the remaining steps, so the fraction never falls and is 1 at the end. The checkpoint and
+the fold's own YAML keep the estimates, so that a replay follows them instead of the clock.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from competition.config.experiment import Experiment
+from competition.models.schedules import warmup_share
+from competition.training.timing.pace import WINDOW_SHARE, Pace
 
-FIRST_ESTIMATE = 12  # steps before the first estimate; the first few steps are slower than the others
-WARMUP_STEPS = 4  # first steps of each process, which are not timed
+MIN_STEPS = 4  # that a fold takes, however short its budget is
+ESTIMATE_SHARE = 8  # a new estimate after this part of the remaining steps
+DEFAULT_SECONDS = 300.0  # stands for the time that is left if there is no budget: the pace is then only shown
+TOLERANCE = 0.1  # of the remaining steps, by which another number that fits makes a new estimate at once
 
 
 class StepBudget:
     """The step budget of a fold.
 
     Args:
-        total: number of steps, as known at the start.
-        estimates: `[step, total]` pairs of an earlier process, or of a run that is repeated.
-        seconds: time budget; None: ignore the clock and use `estimates` (or `total`).
+        total: the number of steps, as far as it is known at the start.
+        estimates: `[step, total]` pairs of an earlier process, or of a run that is replayed.
+        seconds: the time budget; None ignores the clock and follows `estimates` (or `total`).
+        steps_per_epoch: steps of an epoch.
+        validate_every: epochs between validations; None: the fold validates nothing.
+        validations_required: the result depends on each validation, so none is left out for lack of time.
+        warmup: share of training in which the learning rate rises; the last step is never inside of it.
     """
 
-    def __init__(self, total: int, estimates: list[list[int]] | None = None, seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        estimates: list[list[int]] | None = None,
+        seconds: float | None = None,
+        *,
+        steps_per_epoch: int = 1,
+        validate_every: int | None = None,
+        validations_required: bool = False,
+        warmup: float = 0.0,
+    ) -> None:
         self.estimates = [list(pair) for pair in estimates] if estimates else [[0, max(1, total)]]
         self.seconds = seconds
-        self._timed_steps = 0
-        self._pace_start = (0, 0.0)  # step and elapsed seconds at which the measurement of the pace starts
+        self.pace = Pace(WINDOW_SHARE * (seconds or DEFAULT_SECONDS), steps_per_epoch)
+        self._validation_period = steps_per_epoch * validate_every if validate_every else None
+        self._validations_required, self._warmup = validations_required, warmup
+        self._last_elapsed: float | None = None
+        self._pause = 0.0  # seconds since the last step that were not part of a step
 
     @classmethod
-    def from_experiment(cls, exp: Experiment, steps_per_epoch: int) -> StepBudget:
-        """Return the step budget at the start of a fold."""
+    def from_experiment(cls, exp: Experiment, steps_per_epoch: int, validates: bool = True) -> StepBudget:
+        """Return the step budget at the start of a fold; `validates`: it has validation cases."""
         training = exp.training
         seconds = None if training.budget_minutes is None or training.plan else 60.0 * training.budget_minutes
-        return cls(training.epochs * steps_per_epoch, training.plan, seconds)
+        return cls(
+            training.epochs * steps_per_epoch,
+            training.plan,
+            seconds,
+            steps_per_epoch=steps_per_epoch,
+            validate_every=training.validate_every if validates else None,
+            validations_required=training.weights == "best" or training.soup > 1 or exp.early_stopping is not None,
+            warmup=warmup_share(exp.schedule),
+        )
+
+    @property
+    def total(self) -> int:
+        """The number of steps, as estimated last."""
+        return self.estimates[-1][1]
 
     def fraction_done(self, step: int) -> float:
         """Return the fraction of training that is complete before `step`, in [0, 1]."""
@@ -56,29 +93,85 @@ class StepBudget:
     def _total_at(self, step: int) -> int:
         return next(total for start, total in reversed(self.estimates) if start <= step)
 
-    def reset_pace(self) -> None:
-        """Restart the measurement of the pace, after training restored an earlier step."""
-        self._timed_steps = 0
+    # The clock
 
-    def update_from_clock(self, step: int, elapsed: float, reserve: Callable[[], float]) -> None:
-        """Add an estimate if there is a time budget and enough steps have passed since the last estimate.
+    def start(self, step: int, elapsed: float, reserve: float, validation_due: bool) -> None:
+        """Estimate the total from the pace that was measured before the first step of this process.
 
         Args:
-            step: number of finished steps.
-            elapsed: seconds since the fold started, including earlier processes.
-            reserve: function that returns the seconds that the fold needs after the last step.
+            step: steps done, 0 for a fold that starts.
+            elapsed: seconds since the fold started, earlier processes included.
+            reserve: seconds that the fold requires after the last step.
+            validation_due: the epoch that ended with this step is not validated yet.
         """
         if self.seconds is None:
             return
-        self._timed_steps += 1
-        if self._timed_steps == WARMUP_STEPS:
-            self._pace_start = (step, elapsed)
-        start, total = self.estimates[-1]
-        due = start + (FIRST_ESTIMATE if len(self.estimates) == 1 else max(FIRST_ESTIMATE, (total - start) // 8))
-        if step < due or step >= total or self._timed_steps <= WARMUP_STEPS:
+        self._last_elapsed, self._pause = elapsed, 0.0
+        remaining = self._steps_left(step, self.seconds - elapsed - reserve, validation_due)
+        if step == 0:
+            self.estimates = [[0, remaining]]
+        elif step + remaining != self.total:
+            self._add_estimate(step, remaining)
+
+    def reset_pace(self) -> None:
+        """Do not time the step that comes next: training restored an earlier one."""
+        self._last_elapsed = None
+
+    def add_epoch_end(self, seconds: float, validation_seconds: float | None) -> None:
+        """Count the end of an epoch, which is no part of a step.
+
+        Args:
+            seconds: all of it.
+            validation_seconds: of them, those of the validation; None if there was none.
+        """
+        self._pause += seconds
+        self.pace.epoch_end = seconds - (validation_seconds or 0.0)
+        if validation_seconds is not None:
+            self.pace.set_validation(validation_seconds)
+
+    def update_from_clock(self, step: int, elapsed: float, reserve: Callable[[], float]) -> None:
+        """Time the last step, and add an estimate if there is a time budget and another number of steps fits into it.
+
+        Args:
+            step: steps done; the end of their epoch comes after this call.
+            elapsed: seconds since the fold started, earlier processes included.
+            reserve: returns the seconds that the fold requires after the last step.
+        """
+        last, self._last_elapsed = self._last_elapsed, elapsed
+        pause, self._pause = self._pause, 0.0
+        if last is None:
             return
-        start_step, start_elapsed = self._pace_start
-        # This time includes validations, as that of later steps will.
-        seconds_per_step = (elapsed - start_elapsed) / (step - start_step)
-        remaining = max(1, int((self.seconds - elapsed - reserve()) / max(seconds_per_step, 1e-9)))
+        if self.seconds is not None:
+            self.pace.window = WINDOW_SHARE * max(0.0, self.seconds - elapsed)
+        self.pace.add_step(elapsed - last - pause)
+        start, total = self.estimates[-1]
+        if self.seconds is None or step >= total:
+            return
+        planned = total - step
+        remaining = self._steps_left(step, self.seconds - elapsed - reserve(), validation_due=True)
+        is_due = step >= start + max(1, (total - start) // ESTIMATE_SHARE)
+        if remaining != planned and (is_due or abs(remaining - planned) > TOLERANCE * planned):
+            self._add_estimate(step, remaining)
+
+    def has_time_to_validate(self, elapsed: float, reserve: Callable[[], float]) -> bool:
+        """Return whether a validation that is due now leaves time for steps after it; always without a time budget."""
+        if self.seconds is None:
+            return True
+        return self.pace.has_time_to_validate(self.seconds - elapsed - reserve(), self._validations_required)
+
+    def _steps_left(self, step: int, seconds: float, validation_due: bool) -> int:
+        """Return the number of steps that fit into some seconds, at least one, and enough to leave the warm-up."""
+        period, until_validation = self._validation_period, None
+        if period is not None:
+            until_validation = period - step % period
+            if validation_due and until_validation == period and step:
+                until_validation = 0
+        steps = self.pace.steps_within(seconds, until_validation, period or 1, self._validations_required)
+        fraction = self.fraction_done(step)
+        out_of_warmup = math.ceil((1.0 - fraction) / (1.0 - self._warmup)) if fraction < self._warmup < 1 else 1
+        return max(steps, out_of_warmup, MIN_STEPS - step)
+
+    def _add_estimate(self, step: int, remaining: int) -> None:
+        if self.estimates[-1][0] == step:
+            self.estimates.pop()
         self.estimates.append([step, step + remaining])

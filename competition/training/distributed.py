@@ -170,6 +170,10 @@ class DistributedContext:
         if self.rank > 0:
             load_state(state)
 
+    def agree(self, decision: bool) -> bool:
+        """Return the main process's decision, in all processes."""
+        return decision if self.world_size == 1 else bool(self.fabric.broadcast(decision))
+
     def mean(self, values: Mapping[Key, Tensor]) -> dict[Key, float]:
         """Average scalars over the processes, with a single synchronisation with the device."""
         means: Any = torch.stack([value.detach().float() for value in values.values()])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,10 +22,12 @@ from competition.data.cache import MemoryBudget, PreprocessedCase
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.inference.predict import Prediction, predict_case_with_presence, to_masks
 from competition.metrics.bootstrap import cv_score, dice_per_class
-from competition.metrics.scoring import score_case
-from competition.runs.oof import OofStore
+from competition.metrics.scoring import score_case, split_classes
+from competition.runs.oof import OofStore, open_store
 from competition.viz.overlays import draw_case
 from competition.viz.preview import load_unchanged_picture
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Evaluator:
         should_stop: function that is called between cases and before each batch of windows; it raises an exception to
             stop.
         memory_budget: limit on the memory for preprocessed cases in this process.
+        report: function that is called before each case with the number of finished cases and that of all cases.
     """
 
     exp: Experiment
@@ -49,11 +53,13 @@ class Evaluator:
     autocast: Callable[[], AbstractContextManager[Any]]
     should_stop: Callable[[], None]
     memory_budget: MemoryBudget = field(default_factory=lambda: MemoryBudget(None))
+    report: Callable[[int, int], None] = lambda done, total: None
 
     def iter_cases(self) -> Iterator[Any]:
         """Yield the rows of the cases, one at a time."""
-        for row in self.cases.itertuples(index=False):
+        for done, row in enumerate(self.cases.itertuples(index=False)):
             self.should_stop()
+            self.report(done, len(self.cases))
             yield row
 
     def probabilities(self, network: torch.nn.Module, row: Any) -> np.ndarray[Any, Any]:
@@ -88,16 +94,48 @@ class Evaluator:
             scores += self.score(self.probabilities(network, row), row, fold)[0]
         return pd.DataFrame(scores)
 
-    def estimate_seconds(self, network: torch.nn.Module, fold: int) -> float:
-        """Estimate the prediction time of all cases in seconds, from a case of median size."""
+    def time_cases(self, network: torch.nn.Module, fold: int, patience: float) -> tuple[float, float]:
+        """Estimate from one case of median size how long all cases take.
+
+        The untrained network's mask is not scored, because its noise may take far longer than a mask with the objects
+        of the case; the truth is.
+
+        Args:
+            network: in evaluation mode.
+            fold: the fold.
+            patience: an action that takes fewer seconds is repeated, because its first call loads libraries.
+
+        Returns:
+            Seconds to predict and score all cases, and to write and read their probabilities.
+        """
         sizes = [math.prod(json.loads(shape)) for shape in self.cases["shape"]]
         median = sizes.index(sorted(sizes)[len(sizes) // 2])
-        row = next(self.cases.iloc[median : median + 1].itertuples(index=False))
-        for _ in range(2):  # the first prediction is a warm-up
-            start = time.monotonic()
-            self.score(self.probabilities(network, row), row, fold)
-            seconds = time.monotonic() - start
-        return seconds * sum(sizes) / sizes[median]
+        row: Any = next(self.cases.iloc[median : median + 1].itertuples(index=False))
+        predicting, prediction = _time(lambda: self.predict(network, row), patience)
+        with tempfile.TemporaryDirectory() as folder:
+            store = open_store(self.exp, Path(folder), None)
+
+            def write_and_read() -> None:
+                store.write(row.id, *prediction)
+                store.read(row.id)
+
+            writing, _ = _time(write_and_read, patience)
+        truth = self._truth_as_probabilities(prediction.probabilities, row)
+        scoring, _ = _time(lambda: self.score(truth, row, fold), patience)
+        share = sum(sizes) / max(1, sizes[median])
+        return (predicting + scoring) * share, writing * share
+
+    def _truth_as_probabilities(self, probabilities: np.ndarray[Any, Any], row: Any) -> np.ndarray[Any, Any]:
+        """Return probabilities of 0 and 1 whose masks are the truth of a case, in the same array if it is writeable."""
+        comp = self.exp.competition
+        result = probabilities if probabilities.flags.writeable else np.empty_like(probabilities)
+        result[...] = 0
+        masks = split_classes(load_unchanged_mask(comp, row), comp)
+        first = 1 if comp.labels == "exclusive" else 0
+        result[first : first + len(masks)] = masks
+        if first:
+            result[0] = ~masks.any(axis=0)
+        return result
 
     def save_pictures(self, network: torch.nn.Module, folder: Path, epoch: int, count: int = 3) -> None:
         """Draw image, truth and prediction of the first `count` cases."""
@@ -156,6 +194,18 @@ def summary_metrics(scores: pd.DataFrame, exp: Experiment) -> dict[str, float]:
             metrics[f"val/dice/{name}"] = dice
     metrics["val/dice"] = float(scores["dice"].mean())
     return metrics
+
+
+def _time(action: Callable[[], T], patience: float) -> tuple[float, T]:
+    """Return the seconds of an action and its result; of a second call, if the first took less than `patience`."""
+    start = time.monotonic()
+    result = action()
+    seconds = time.monotonic() - start
+    if seconds < patience:
+        start = time.monotonic()
+        result = action()
+        seconds = time.monotonic() - start
+    return seconds, result
 
 
 def _file_name(case_id: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 # The slow imports below count towards the time budget.
 PROCESS_START = time.monotonic()
 
+import pandas as pd
 import torch
 
 from competition.augment import build_batch_transform, build_loader_transform
@@ -51,6 +53,7 @@ from competition.training.fold_process import ERROR_FILE, ERROR_PIPE
 from competition.training.guards import bf16_is_deterministic, oom_as_error, peak_gib
 from competition.training.lineage import check_initial_weights, read_lineage_summary
 from competition.training.soup_selection import predict_with_soup
+from competition.training.timing.progress import ProgressLog, progress_of, wants_bar
 from competition.training.trainer import Trainer
 from competition.viz.curves import plot_fold_curves
 
@@ -122,6 +125,8 @@ def run_worker(job: FoldJob) -> None:
 def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> Trainer:
     """Make the trainer of a fold from its preprocessed cases: dataset, device, network, evaluator."""
     exp = run.exp
+    progress = progress_of(context.say)
+    context = replace(context, say=progress)
     prepared = preprocess_cases(run.cases, exp, job.cache, workers=1)
     train = [prepared[case] for case in run.training_ids(job.fold)]
     extra = build_extra_data(job, run, context)
@@ -157,8 +162,13 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     )
     validation = run.validation_cases(job.fold)
     stop_signal = StopSignal()
+
+    def check_and_tick() -> None:
+        stop_signal.check()
+        progress.tick()
+
     evaluator = (
-        Evaluator(exp, validation, prepared, fabric.device, fabric.autocast, stop_signal.check, dataset.memory_budget)
+        Evaluator(exp, validation, prepared, fabric.device, fabric.autocast, check_and_tick, dataset.memory_budget)
         if job.fold >= 0
         else None
     )
@@ -181,7 +191,13 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
         stop_reason=stop_signal.reason,
         context=context,
         compiled=compiled,
+        final_share=1.0 + _total_size(run.test_share()) / max(1, _total_size(validation)),
     )
+
+
+def _total_size(cases: pd.DataFrame) -> int:
+    """Return the number of pixels of some rows of the case table."""
+    return sum(math.prod(json.loads(shape)) for shape in cases["shape"])
 
 
 def predict_and_score(
@@ -194,6 +210,7 @@ def predict_and_score(
     load_weights(network, weights)
     network.eval()
     evaluator, comp = trainer.evaluator, run.exp.competition
+    trainer.activity = "predicting out of fold"
     store = open_store(run.exp, job.folder / "oof", stored_shapes(run.exp, run.cases))
     scores = evaluator.predict_out_of_fold(network, store, job.fold)
     evaluator.save_best_and_worst(store, scores, job.folder / "pictures", job.fold)
@@ -297,9 +314,15 @@ def main(path: str) -> int:
         with contextlib.suppress(OSError):
             print(line, flush=True)
 
+    def show(line: str) -> None:
+        with contextlib.suppress(OSError):
+            print(line, flush=True)
+
     pipe = int(os.environ.pop(ERROR_PIPE, "-1"))  # only the main process has the job's file
+    progress = ProgressLog(say, show if wants_bar() else None)
     try:
-        run_fold(job, say, PROCESS_START)
+        with progress.ticking():
+            run_fold(job, progress, PROCESS_START)
     except MaskfoldError as error:
         say(f"error: {error}")
         return write_error(job, error, pipe)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +36,16 @@ from competition.training.budget import StepBudget
 from competition.training.distributed import DistributedContext
 from competition.training.evaluator import Evaluator, summary_metrics
 from competition.training.guards import MicroBatchResult, NonFiniteGuard, OutOfMemoryGuard, all_finite, peak_gib
+from competition.training.timing.progress import progress_of
+from competition.training.timing.status import FoldStatus
+from competition.training.timing.trial import ReplayableBatches, time_steps, undone, wait_for
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+FINISH_SECONDS = 2.0  # after the final prediction, for pictures and files
+CASE_PATIENCE, CASE_SHARE = 4.0, 0.02  # seconds, or the share of the budget, that may be spent to time a case again
+PACE_STEP = 3  # without a time budget, the pace is said after this step of a process
 
 
 @dataclass
@@ -119,6 +126,7 @@ class Trainer:
         stop_reason: function that returns the reason to stop now, or an empty string.
         context: has the trusted packages and the log.
         compiled: `model` compiled by torch, for the training steps; None: they use `model` itself.
+        final_share: size of all cases that the fold predicts at its end, divided by that of its validation cases.
     """
 
     fabric: Fabric
@@ -134,9 +142,15 @@ class Trainer:
     stop_reason: Callable[[], str]
     context: Context
     compiled: nn.Module | None = None
+    final_share: float = 1.0
 
     def __post_init__(self) -> None:
         exp, cfg = self.exp, self.exp.training
+        self.progress = progress_of(self.context.say)
+        self.context = replace(self.context, say=self.progress)
+        self.activity = "validating"  # what the evaluator is called for
+        if self.evaluator is not None:
+            self.evaluator = replace(self.evaluator, report=self._report_case)
         self.distributed = DistributedContext(self.fabric)
         self.samples_per_step = cfg.batch_size * cfg.accumulate * self.distributed.world_size
         self.steps_per_epoch = cfg.steps_per_epoch or math.ceil(len(self.dataset) / self.samples_per_step)
@@ -154,7 +168,7 @@ class Trainer:
         self.ema = ExponentialMovingAverage(self.unwrapped_model, cfg.ema) if cfg.ema else None
         self.eval_model = copy.deepcopy(self.unwrapped_model).requires_grad_(False).eval()
 
-        self.budget = StepBudget.from_experiment(exp, self.steps_per_epoch)
+        self.budget = StepBudget.from_experiment(exp, self.steps_per_epoch, validates=self.evaluator is not None)
         self.state = TrainerState(best=self.direction.worst)
         self.nan_guard = NonFiniteGuard(exp, self.fabric, self.distributed, self.unwrapped_model, self.dataset.case_id)
         self.oom_guard = OutOfMemoryGuard(exp, self.fabric.device, self.context)
@@ -164,7 +178,8 @@ class Trainer:
         cases = self.evaluator.cases if self.evaluator is not None else None
         self.soup = UniformSoup(self.folder / "soup", exp, self.fold, cases)
 
-        self.validation_seconds = 0.0  # duration of the last validation, as an estimate for the final prediction
+        self.status = FoldStatus(self)
+        self.validation_seconds: float | None = None  # duration of the last epoch's validation; None without one
         self.metrics_line = ""  # line of the last epoch in `metrics.jsonl`
         if (self.folder / LAST_CHECKPOINT).exists():
             self._load_checkpoint(LAST_CHECKPOINT)
@@ -178,7 +193,14 @@ class Trainer:
 
     def train(self) -> None:
         """Take optimiser steps until the step budget is used up, or early stopping or a stop signal ends training."""
-        batches = iter(self.train_loader())
+        batches: Iterator[Any] = iter(self.train_loader())
+        first_step = self.state.step
+        if not self.state.stopped and not self.budget.is_done(first_step):
+            if self.budget.seconds is not None:
+                batches = self._measure_pace(batches)
+            for line in self.status.plan_lines(self.reserved_seconds()):
+                self.context.say(line)
+        self.progress.set(self.status.of_training)
         while not self.state.stopped:
             step_start = time.monotonic()
             # If the process was stopped during the validation of an epoch, it resumes with that validation.
@@ -189,10 +211,66 @@ class Trainer:
                     continue
             # The main process validates, logs and saves. The other processes wait and copy its state.
             self.distributed.run_on_main(partial(self._after_step, step_start), self.state_dict, self.load_state_dict)
+            if self.budget.seconds is None and self.state.step == first_step + PACE_STEP and not self.state.stopped:
+                self.context.say(self.status.pace_line())
         self.distributed.close()
 
-    def training_step(self, batches: Any) -> bool:
+    def _measure_pace(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Time a few steps, whose effect is undone, and a validation case; then estimate the number of steps.
+
+        Returns:
+            The same batches from the first one on.
+        """
+        assert self.budget.seconds is not None
+        replayable = ReplayableBatches(batches)
+        with undone([self.unwrapped_model, self.loss], self.optimizer, self.ema, self.fabric):
+            seconds = time_steps(
+                partial(self._trial_step, replayable), self.budget.seconds, self.distributed.agree, time.monotonic
+            )
+        self.distributed.run_on_main(partial(self._plan_steps, seconds), self.state_dict, self.load_state_dict)
+        return replayable.rewind()
+
+    def _trial_step(self, batches: Iterator[Any]) -> None:
+        self.progress.set(lambda: ("timing the first steps", 0.0))
+        outcome = self._compute_step(batches)
+        if outcome is not None and not outcome[1]:
+            self._update_weights()
+        elif outcome is not None:
+            self.nan_guard.rollback(self.optimizer)  # the step itself reports the problem
+        wait_for(self.fabric.device)
+
+    def _plan_steps(self, step_seconds: float) -> None:
+        pace, state = self.budget.pace, self.state
+        pace.start(step_seconds)
+        if self.evaluator is not None:
+            self.progress.set(lambda: ("timing a validation case", 0.0))
+            patience = max(CASE_PATIENCE, CASE_SHARE * (self.budget.seconds or 0.0))
+            pace.set_validation(*self.evaluator.time_cases(self.ema_model(), self.fold, patience))
+        if reason := self.stop_reason():
+            raise KeyboardInterrupt(reason)
+        self.budget.start(state.step, self.elapsed_seconds(), self.reserved_seconds(), self._epoch_finished())
+
+    def training_step(self, batches: Iterator[Any]) -> bool:
         """Take one optimiser step; return True if the same step must be taken again."""
+        state = self.state
+        outcome = self._compute_step(batches)
+        if outcome is None:  # out of memory: take the step again in smaller micro-batches
+            return True
+        losses, problem = outcome
+        if problem:
+            return self._handle_non_finite(problem)
+        state.add_losses(losses)
+        self._update_weights()
+        state.step += 1
+        return False
+
+    def _compute_step(self, batches: Iterator[Any]) -> tuple[dict[str, float], str] | None:
+        """Compute the clipped gradient of one step.
+
+        Returns:
+            The losses and the problem, as from `NonFiniteGuard.check`; None if memory ran out, which makes the next
+            micro-batches smaller.
+        """
         state = self.state
         self._seed_dropout()
         self._set_learning_rate()
@@ -201,27 +279,21 @@ class Trainer:
         self.model.train()
         self.nan_guard.snapshot()
         micro_batches = self.oom_guard.run(partial(self._backward, batches), state.halved, state.step + 1)
-        if micro_batches is None:  # out of memory: take the step again in smaller micro-batches
+        if micro_batches is None:
             self.nan_guard.rollback(self.optimizer)
             state.halved += 1
-            return True
+            return None
 
         # Clip the gradient, and check that it and the losses are finite
         grad_norm = self.nan_guard.clip_gradient(self.model, self.optimizer)
-        losses, problem = self.nan_guard.check(
-            micro_batches, grad_norm, f"at step {state.step + 1} of fold {self.fold}"
-        )
-        if problem:
-            return self._handle_non_finite(problem)
-        state.add_losses(losses)
+        return self.nan_guard.check(micro_batches, grad_norm, f"at step {state.step + 1} of fold {self.fold}")
 
-        # Update the weights and their moving average
+    def _update_weights(self) -> None:
+        """Update the weights by the gradient, and their moving average."""
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.unwrapped_model)
-        state.step += 1
-        return False
 
     def _seed_dropout(self) -> None:
         """Seed torch for this step of this process, so that a resumed process draws the same dropout."""
@@ -236,7 +308,7 @@ class Trainer:
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * multiplier
 
-    def _backward(self, batches: Any) -> list[MicroBatchResult]:
+    def _backward(self, batches: Iterator[Any]) -> list[MicroBatchResult]:
         """Accumulate the gradient of one step over its micro-batches, which are split further if memory ran out."""
         cfg, results = self.exp.training, []
         for micro_step in range(cfg.accumulate):
@@ -252,6 +324,7 @@ class Trainer:
                     self.fabric.backward(loss / (cfg.accumulate / share))
                 losses = {"loss": loss.detach(), **(terms if len(terms) > 1 else {})}
                 results.append(MicroBatchResult(losses, part["case"], share))
+                self.progress.tick()
         return results
 
     def _handle_non_finite(self, problem: str) -> bool:
@@ -263,8 +336,11 @@ class Trainer:
             self.context.say(f"{problem}: step skipped, {self.state.skipped} skipped in this fold")
             return False
         restored = self.state.restored + 1
+        first_estimate = self.budget.estimates[0]
         self._load_checkpoint(GOOD_CHECKPOINT)
         self.state.restored = restored
+        if self.state.step == 0 and self.budget.seconds is not None:
+            self.budget.estimates = [first_estimate]  # the checkpoint is older than the timed steps
         self.budget.reset_pace()
         if self.distributed.rank == 0:
             self._open_metrics_log()
@@ -274,16 +350,18 @@ class Trainer:
 
     def _after_step(self, step_start: float) -> None:
         """Do the tasks of the main process after a step: time budget, end of an epoch, checkpoints, stop signals."""
-        self.budget.update_from_clock(self.state.step, self.elapsed_seconds(), self._reserved_seconds)
+        self.budget.update_from_clock(self.state.step, self.elapsed_seconds(), self.reserved_seconds)
         self.state.epoch_seconds += time.monotonic() - step_start
         if self._epoch_finished():
-            before_validation = copy.deepcopy(self.state_dict())
+            before_validation, start = copy.deepcopy(self.state_dict()), time.monotonic()
             try:
                 self._end_epoch(last=self.budget.is_done(self.state.step))
             except KeyboardInterrupt:
                 self.load_state_dict(before_validation)  # the resumed run repeats the validation
                 self.save_checkpoint()
                 raise
+            self.budget.add_epoch_end(time.monotonic() - start, self.validation_seconds)
+            self.progress.set(self.status.of_training)
         elif time.monotonic() - self.last_save_time > 60 * self.exp.training.checkpoint_minutes:
             self.save_checkpoint()
         if reason := self.stop_reason():
@@ -311,9 +389,11 @@ class Trainer:
         # The last epoch need not be validated, because the out-of-fold prediction scores it, unless its weights compete
         # with those of other epochs.
         validate_last = self.averager.by_score or self.soup.enabled
-        due = validate_last if last else epoch % cfg.validate_every == 0
+        due = validate_last if last else epoch % cfg.validate_every == 0 and self._has_time_to_validate(epoch)
+        self.validation_seconds = None
         score = self._validate(metrics, epoch) if self.evaluator is not None and due else None
         if self.evaluator is not None and epoch % cfg.pictures_every == 0 and not last:
+            self.activity = "drawing"
             self.evaluator.save_pictures(self.ema_model(), self.folder / "pictures", epoch)
         if score is not None or not self.averager.by_score or self.evaluator is None:
             self.averager.add(epoch, score, lambda: self.ema_model().state_dict())
@@ -333,6 +413,7 @@ class Trainer:
         """Score the validation cases with the averaged weights; update schedule, best score and early stopping."""
         assert self.evaluator is not None
         state, stopping, start = self.state, self.exp.early_stopping, time.monotonic()
+        self.activity = "validating"
         scores = self.evaluator.validate(self.ema_model(), self.fold)
         self.validation_seconds = time.monotonic() - start
         metrics.update(summary_metrics(scores, self.exp))
@@ -530,11 +611,19 @@ class Trainer:
         """Return the seconds since the fold started, including earlier processes."""
         return self.earlier_seconds + time.monotonic() - self.start_time
 
-    def _reserved_seconds(self) -> float:
-        """Estimate the seconds of the final prediction from the last validation; without one, from a single case."""
-        if self.validation_seconds == 0.0 and self.evaluator is not None:
-            self.validation_seconds = self.evaluator.estimate_seconds(self.ema_model(), self.fold)
-        # If weights are kept by score, the last epoch is validated too; a soup adds this and two predictions. Pictures
-        # take 15 % more.
-        predictions = 1 + max(self.averager.by_score, 3 * self.soup.enabled)
-        return 1.15 * predictions * self.validation_seconds + 2.0
+    def reserved_seconds(self) -> float:
+        """Estimate the seconds from the last step to the end of the fold: the last epoch and the final prediction."""
+        pace = self.budget.pace
+        # By-score weights validate the last epoch too; a soup adds that and two predictions. Pictures: 15 %.
+        further = max(self.averager.by_score, 3 * self.soup.enabled)
+        prediction = pace.final_prediction * self.final_share + further * pace.validation
+        return 1.15 * prediction + pace.epoch_end + FINISH_SECONDS
+
+    def _has_time_to_validate(self, epoch: int) -> bool:
+        if self.evaluator is None or self.budget.has_time_to_validate(self.elapsed_seconds(), self.reserved_seconds):
+            return True
+        self.context.say(f"epoch {epoch} is not validated: the time is needed for the last steps and the prediction")
+        return False
+
+    def _report_case(self, done: int, total: int) -> None:
+        self.progress.set(lambda: self.status.of_cases(self.activity, done, total))

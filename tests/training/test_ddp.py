@@ -21,6 +21,7 @@ from competition.data.dataset import BatchSampler, PatchDataset
 from competition.errors import MaskfoldError
 from competition.runs.checkpoint import load_checkpoint, save_checkpoint
 from competition.runs.fold import FoldJob, FoldResult
+from competition.training.budget import MIN_STEPS
 from competition.training.cross_validate import prepare_run
 from competition.training.distributed import DistributedContext, make_fabric
 from competition.training.executors import LocalExecutor, gpus_of_slot
@@ -248,7 +249,7 @@ def test_a_fold_of_two_processes_that_is_killed_ends_with_the_same_weights(tiny,
     ("words", "least"),
     [
         (["training.epochs=9", "early_stopping={all_classes_at_least: 0.0}"], 4),
-        (["training.epochs=1000", "training.budget_minutes=0.15"], 12),
+        (["training.epochs=1000", "training.budget_minutes=0.15"], MIN_STEPS),
     ],
 )
 def test_two_processes_stop_together(tiny, tmp_path, words, least):

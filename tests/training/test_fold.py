@@ -29,6 +29,7 @@ from competition.training.fold import run_fold, setup_fold
 from competition.training.soup_selection import format_soup
 from competition.training.trainer import Trainer
 from tests.host import flip_png
+from tests.training.clock import FakeClock
 
 
 @pytest.fixture(autouse=True)
@@ -283,15 +284,16 @@ def test_deep_supervision_loss_parts_and_a_list_of_losses(tiny, tmp_path):
     assert metrics["train/loss"] == pytest.approx(0.5 * metrics["train/overlap"] + metrics["train/entropy"], rel=1e-5)
 
 
-def test_a_replay_of_a_budget_run_takes_the_same_steps_to_the_same_weights(tiny, tmp_path):
+def test_a_replay_of_a_budget_run_takes_the_same_steps_to_the_same_weights(tiny, tmp_path, monkeypatch):
     from competition.config.loading import load_experiment
 
-    exp = tiny(2, "training.budget_minutes=0.08", "training.epochs=1000")
+    clock = FakeClock(monkeypatch, step=0.2, case=0.1)
+    exp = tiny(2, "training.budget_minutes=0.2", "training.epochs=1000", "training.ema=0.9")
     _, job = start(exp, tmp_path / "budget", tmp_path / "cache")
-    first = run_fold(job, say=lambda line: None)
-    assert first.steps > 12 and first.minutes < 0.5
+    first = run_fold(job, say=lambda line: clock.slow_down() if line.startswith("epoch 1") else None, start_time=0.0)
+    assert 4 < first.steps < 60 and first.minutes < 0.5
     replay = load_experiment(job.folder / "experiment.yaml")
-    assert replay.training.plan
+    assert len(replay.training.plan) > 1
     _, again = start(replay, tmp_path / "replay", tmp_path / "cache")
     second = run_fold(again, say=lambda line: None)
     assert second.steps == first.steps

@@ -1,0 +1,84 @@
+"""Constant-mask baseline: what one mask, the same for all cases, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+CELLS = {2: 64, 3: 20}  # per axis of the coarse grid in which the mask is constant, by the number of dimensions
+SHARES = np.concatenate([[0.0], np.linspace(0.1, 0.9, 17)])  # of the other cases that have the class in a cell
+
+
+@dataclass(frozen=True)
+class CoarseTruth:
+    """The truth of a case on a coarse grid that spans the case, whatever its shape.
+
+    Attributes:
+        foreground: (K, cells) number of pixels of each class.
+        pixels: (K, cells) number of pixels that are not ignored.
+    """
+
+    foreground: Array
+    pixels: Array
+
+    @classmethod
+    def from_masks(cls, masks: Array, valid: Array) -> CoarseTruth:
+        """Count the pixels of class masks (K, *spatial) bool, and those of `valid` (*spatial) bool, in each cell."""
+        return cls(_count(masks), _count(np.broadcast_to(valid, masks.shape)))
+
+
+def constant_mask_dice(truths: Sequence[CoarseTruth]) -> Array:
+    """Return the Dice of the best constant mask of each class, on each case.
+
+    The mask of a case covers the cells in which a share of the other cases' pixels has the class. The share, the same
+    for all cases and possibly 0 for a mask of all pixels, is that with the best mean Dice, so the Dice is slightly
+    optimistic.
+
+    Args:
+        truths: one for each case.
+
+    Returns:
+        (cases, K); nan for a class that the case does not have.
+    """
+    if not truths:
+        return np.empty((0, 0))
+    foreground = np.stack([truth.foreground for truth in truths]).astype(np.float32)
+    pixels = np.stack([truth.pixels for truth in truths]).astype(np.float32)
+    frequency = np.divide(foreground, pixels, out=np.zeros_like(foreground), where=pixels > 0)
+    others = frequency.sum(axis=0)
+    sizes = foreground.sum(axis=2)
+    best = np.full(sizes.shape, np.nan)
+    best_mean = np.full(sizes.shape[1], -1.0)
+    for share in SHARES if len(truths) > 1 else SHARES[:1]:
+        dice = np.full(sizes.shape, np.nan)
+        for case in range(len(truths)):
+            mask = (others - frequency[case]) / max(1, len(truths) - 1) >= share - 1e-6
+            overlap = (mask * foreground[case]).sum(axis=1)
+            total = (mask * pixels[case]).sum(axis=1) + sizes[case]
+            has_class = sizes[case] > 0
+            dice[case, has_class] = 2 * overlap[has_class] / total[has_class]
+        counts = np.isfinite(dice).sum(axis=0)
+        means = np.divide(np.nansum(dice, axis=0), counts, out=np.zeros(len(counts)), where=counts > 0)
+        better = means > best_mean
+        best[:, better], best_mean[better] = dice[:, better], means[better]
+    return best
+
+
+def _count(masks: Array) -> Array:
+    """Return the number of True pixels (K, cells) of masks (K, *spatial) in each cell of the coarse grid.
+
+    An axis with fewer pixels than cells repeats them, so that all cases have equally many cells.
+    """
+    counts, cells = masks, CELLS[masks.ndim - 1]
+    for axis in range(1, masks.ndim):
+        length = masks.shape[axis]
+        if length >= cells:
+            counts = np.add.reduceat(counts, np.arange(cells) * length // cells, axis=axis, dtype=np.int64)
+        else:
+            counts = np.take(counts, np.arange(cells) * length // cells, axis=axis).astype(np.int64)
+    return counts.reshape(len(masks), -1)

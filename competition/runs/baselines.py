@@ -1,0 +1,134 @@
+"""What a network must exceed: the best constant mask and the best threshold on the same out-of-fold cases."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from competition.config.competition import MetricConfig
+from competition.data.content.unchanged import load_unchanged_image, load_unchanged_mask
+from competition.metrics.baseline import best_threshold
+from competition.metrics.bootstrap import cv_score, paired_gain
+from competition.metrics.constant_mask import CoarseTruth, constant_mask_dice
+from competition.metrics.scoring import IGNORE_LABEL, read_scores, split_classes
+from competition.runs.run import SCORES_FILE, Run
+from competition.seeding import rng
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_CASES = 200
+MAX_SECONDS = 20.0  # for reading the cases
+MAX_VALUES = 8_000_000  # pixels, times channels, of all cases together that the thresholds are compared on
+DICE = MetricConfig(name="dice", both_empty=None)
+
+
+def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> list[str]:
+    """Compare a run's out-of-fold predictions with the best constant mask and the best threshold, by their Dice.
+
+    All are compared on the (case, class) pairs that have the class. Both baselines are optimistic: they are chosen on
+    the labels that they are scored against, and the threshold is told which classes a case has.
+
+    Args:
+        run: with finished folds.
+        clock: returns seconds.
+
+    Returns:
+        Lines for the user, the last ones warnings; none if no fold is finished.
+
+    Raises:
+        ChangedDataError: the cases have changed since the run began.
+        MaskfoldError: a case cannot be read.
+    """
+    comp = run.exp.competition
+    folds = {result.fold for result in run.results()}
+    fold_of = run.fold_of()
+    cases = run.cases[[fold_of.get(case, -1) >= 0 and fold_of[case] in folds for case in run.cases["id"]]]
+    if cases.empty:
+        return []
+    order = rng(run.exp.seeds[0], 0, 0, 4, "bootstrap").permutation(len(cases))[:MAX_CASES]
+    values = MAX_VALUES // min(len(cases), MAX_CASES)
+    rows, samples, coarse, begin = list(cases.itertuples(index=False)), [], [], clock()
+    used: list[str] = []
+    for index in order:
+        if used and clock() - begin > MAX_SECONDS:
+            break
+        row = rows[index]
+        image, mask = load_unchanged_image(comp, row).array, load_unchanged_mask(comp, row)
+        coarse.append(CoarseTruth.from_masks(split_classes(mask, comp), (mask != IGNORE_LABEL).all(axis=0)))
+        stride = _stride(image.shape, values)
+        samples.append((image[(slice(None), *stride)].copy(), mask[(slice(None), *stride)].copy()))
+        used.append(str(row.id))
+    threshold, constant = best_threshold(samples, comp), constant_mask_dice(coarse)
+    some = "" if len(used) == len(cases) else f", on {len(used)} of {len(cases)} out-of-fold cases"
+    lines = [f"baseline without training: {name} {score:.4f}{some}" for name, score in threshold.scores.items()]
+    if np.isfinite(constant).any():
+        lines.append(f"baseline without training: best constant mask, Dice {_mean(constant, used, run):.4f}{some}")
+    network = _network_dice(run, used)
+    if network is None:
+        return lines
+    lines.append(
+        f"the network on the same cases: Dice {cv_score(network, DICE):.4f} of the classes that a case has{some}"
+    )
+    return lines + [
+        warning
+        for name, dice in (("constant mask", constant), (f"threshold ({threshold.name})", threshold.case_dice))
+        if (warning := _warning(name, _table(dice, used, run), network, run)) is not None
+    ]
+
+
+def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run) -> str | None:
+    """Return a warning if the network is not clearly better than a baseline on the same cases."""
+    baseline = baseline.merge(network[["id", "class"]], on=["id", "class"])  # of the same pairs, in the same order
+    network = network.merge(baseline[["id", "class"]], on=["id", "class"])
+    if network["dice"].notna().sum() == 0:
+        return None
+    gain = paired_gain(baseline, network, DICE, seed=run.exp.seeds[0], groups=run.groups())
+    if gain.value > 0 and not gain.low <= 0:
+        return None
+    interval = f", 95 % {gain.low:+.4f} to {gain.high:+.4f}" if math.isfinite(gain.low) else ""
+    return (
+        f"warning: the network is not clearly better than the best {name} (Dice {gain.value:+.4f}{interval}); "
+        "see metrics.jsonl and the pictures of its folds: did the loss fall, and do masks lie on their images?"
+    )
+
+
+def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
+    """Return the network's rows of the pairs whose case has the class, sorted; None if none were scored."""
+    try:
+        scores = read_scores(run.folder / SCORES_FILE)
+    except FileNotFoundError:
+        return None
+    if not {"tp", "fn"} <= set(scores.columns):
+        return None
+    scores = scores[scores["id"].isin(ids) & (scores["tp"] + scores["fn"] > 0)]
+    scores = scores.assign(score=scores["dice"]).sort_values(["id", "class"], kind="stable")
+    return None if scores.empty else scores[["id", "class", "score", "dice"]]
+
+
+def _table(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> pd.DataFrame:
+    """Return rows like those of `_network_dice` for the Dice (cases, K) of a baseline."""
+    import pandas as pd
+
+    rows = [
+        {"id": case, "class": name, "score": float(value), "dice": float(value)}
+        for case, values in zip(ids, dice, strict=True)
+        for name, value in zip(run.exp.competition.classes, values, strict=True)
+        if np.isfinite(value)
+    ]
+    return pd.DataFrame(rows, columns=["id", "class", "score", "dice"]).sort_values(["id", "class"], kind="stable")
+
+
+def _mean(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> float:
+    return cv_score(_table(dice, ids, run), DICE)
+
+
+def _stride(shape: tuple[int, ...], values: int) -> tuple[slice, ...]:
+    """Return slices of the spatial axes of an image (C, *spatial) that leave about `values` numbers of it."""
+    factor = math.prod(shape) / max(1, values)
+    step = max(1, math.ceil(factor ** (1 / (len(shape) - 1)) - 1e-9))
+    return (slice(None, None, step),) * (len(shape) - 1)

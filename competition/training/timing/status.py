@@ -1,0 +1,92 @@
+"""Lines about a fold that trains: what lies ahead, what it is doing, and when it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from competition.training.guards import peak_gib
+from competition.training.timing.progress import clock_time, format_seconds
+
+if TYPE_CHECKING:
+    from competition.training.trainer import Trainer
+
+
+class FoldStatus:
+    """Describes a fold that trains.
+
+    Args:
+        trainer: of the fold.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def plan_lines(self, reserve: float) -> list[str]:
+        """Return, before the first step of a process, how many steps there are; with a time budget also when they end.
+
+        Args:
+            reserve: seconds from the last step to the end of the fold.
+        """
+        trainer, budget = self.trainer, self.trainer.budget
+        if budget.seconds is None:
+            return [f"{budget.total} steps in all, {trainer.steps_per_epoch} an epoch"]
+        cases = ""
+        if trainer.evaluator is not None:
+            seconds = format_seconds(budget.pace.validation)
+            cases = f"{len(trainer.evaluator.cases)} cases validated in about {seconds} · "
+        lines = [
+            f"about {budget.total} steps in all, {trainer.steps_per_epoch} an epoch, "
+            f"{format_seconds(budget.pace.step)} a step · {cases}ends about {clock_time(self.seconds_left())} · "
+            f"{peak_gib(trainer.fabric.device):.1f} GiB"
+        ]
+        if reserve > budget.seconds / 2:
+            lines.append(
+                f"note: the prediction after the last step takes about {format_seconds(reserve)} of the "
+                f"{format_seconds(budget.seconds)} of training.budget_minutes; a lower inference.overlap, "
+                "inference.tta=[] or a larger budget leaves more of it for training"
+            )
+        return lines
+
+    def pace_line(self) -> str:
+        """Return what a step takes and when the last one ends, for a fold without a time budget."""
+        trainer, pace = self.trainer, self.trainer.budget.pace
+        validations = "" if trainer.evaluator is None else ", validations not included"
+        return (
+            f"{format_seconds(pace.step)} a step · ends about {clock_time(self.seconds_left())}{validations}"
+            f" · {peak_gib(trainer.fabric.device):.1f} GiB"
+        )
+
+    def of_training(self) -> tuple[str, float]:
+        """Return what training is doing, and the share of the fold that is done."""
+        trainer, state = self.trainer, self.trainer.state
+        total, pace = trainer.budget.total, trainer.budget.pace
+        about = "" if trainer.budget.seconds is None else "about "
+        parts = [f"step {state.step} of {about}{total}", f"epoch {state.step // trainer.steps_per_epoch + 1}"]
+        steps = state.step - state.ended - state.lost
+        if steps > 0 and "loss" in state.sums:
+            parts.append(f"loss {state.sums['loss'] / (trainer.exp.training.accumulate * steps):.4f}")
+        if pace.step:
+            parts += [f"{format_seconds(pace.step)} a step", f"ends about {clock_time(self.seconds_left())}"]
+        return " · ".join(parts), self._share_done()
+
+    def of_cases(self, activity: str, done: int, total: int) -> tuple[str, float]:
+        """Return how many cases were validated or predicted, and the share of the fold that is done."""
+        state, budget = self.trainer.state, self.trainer.budget
+        return f"{activity}: {done} of {total} cases · after step {state.step} of {budget.total}", self._share_done()
+
+    def seconds_left(self) -> float:
+        """Estimate the seconds to the end of the fold; without a time budget, validations count once one was timed."""
+        trainer, budget, pace = self.trainer, self.trainer.budget, self.trainer.budget.pace
+        steps = max(0, budget.total - trainer.state.step)
+        seconds = steps * pace.step + trainer.reserved_seconds()
+        if budget.seconds is not None:
+            return max(seconds, budget.seconds - trainer.elapsed_seconds())
+        epochs = steps // trainer.steps_per_epoch
+        validations = epochs // trainer.exp.training.validate_every
+        return seconds + epochs * pace.epoch_end + validations * pace.validation
+
+    def _share_done(self) -> float:
+        trainer, budget = self.trainer, self.trainer.budget
+        if budget.seconds is not None:
+            return min(1.0, trainer.elapsed_seconds() / budget.seconds)
+        return min(1.0, trainer.state.step / budget.total)
