@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 
 from competition.config.competition import MetricConfig
 from competition.data.content.unchanged import load_unchanged_image, load_unchanged_mask
+from competition.io import parse_json_object, sha256_of_file, write_json
 from competition.metrics.baseline import best_threshold
 from competition.metrics.bootstrap import cv_score, paired_gain
 from competition.metrics.constant_mask import CoarseTruth, constant_mask_dice
@@ -21,6 +23,7 @@ from competition.seeding import rng
 if TYPE_CHECKING:
     import pandas as pd
 
+BASELINES_FILE = "baselines.json"  # in a run's folder
 MAX_CASES = 200
 MAX_SECONDS = 20.0  # for reading the cases
 MAX_VALUES = 8_000_000  # pixels, times channels, of all cases together that the thresholds are compared on
@@ -28,14 +31,41 @@ DICE = MetricConfig(name="dice", both_empty=None)
 
 
 def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> list[str]:
+    """Return the lines of `compare_with_baselines`, from the run's folder if its scores are those of then.
+
+    Args:
+        run: the run, with finished folds.
+        clock: function that returns seconds.
+
+    Raises:
+        ChangedDataError: the cases have changed since the run began.
+        MaskfoldError: a case cannot be read.
+    """
+    path, scores = run.folder / BASELINES_FILE, run.folder / SCORES_FILE
+    if not scores.exists():
+        return []
+    digest = sha256_of_file(scores)
+    try:
+        record = parse_json_object(path.read_bytes())
+        if record["scores"] == digest:
+            return [str(line) for line in record["lines"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # the record is missing or damaged, and is written again
+    lines = compare_with_baselines(run, clock)
+    with contextlib.suppress(OSError):  # a folder that cannot be written to: the lines are computed each time
+        write_json(path, {"scores": digest, "lines": lines})
+    return lines
+
+
+def compare_with_baselines(run: Run, clock: Callable[[], float] = time.monotonic) -> list[str]:
     """Compare a run's out-of-fold predictions with the best constant mask and the best threshold, by their Dice.
 
     All are compared on the (case, class) pairs that have the class. Both baselines are optimistic: they are chosen on
     the labels that they are scored against, and the threshold is told which classes a case has.
 
     Args:
-        run: with finished folds.
-        clock: returns seconds.
+        run: the run, with finished folds.
+        clock: function that returns seconds.
 
     Returns:
         Lines for the user, the last ones warnings; none if no fold is finished.

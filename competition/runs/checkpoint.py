@@ -219,7 +219,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 class _KeptError:
-    """A stream for `torch.save` that keeps the disk's first error, which `torch.save` would hide, and counts the bytes."""
+    """A stream for `torch.save` that keeps the first error of the disk, which torch hides, and counts the bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file

@@ -30,6 +30,19 @@ def test_the_lines_of_a_good_network(finished, tiny):
     assert baseline_lines(run) == lines
 
 
+def test_the_lines_are_kept_until_the_scores_change(finished, tiny, monkeypatch):
+    run = finished(tiny(2))
+    lines = baseline_lines(run)
+    computed = []
+    monkeypatch.setattr(baselines, "compare_with_baselines", lambda *args: computed.append(args) or ["new"])
+    assert baseline_lines(run) == lines and not computed, "no case is read again"
+    (run.folder / baselines.BASELINES_FILE).write_text("{")
+    assert baseline_lines(run) == ["new"] == baseline_lines(run) and len(computed) == 1
+    scores = run.folder / SCORES_FILE
+    scores.write_text(scores.read_text() + "\n")
+    assert baseline_lines(run) == ["new"] and len(computed) == 2
+
+
 def test_a_network_that_is_not_clearly_better_is_warned_of(finished, tiny):
     run = finished(tiny(2), "demo2d-bad", noise=0.2)
     summarize_run(run)
