@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import cv2
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -61,7 +64,25 @@ def test_distances_far_from_the_only_background(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(mask_operations._distance(mask), expected)
 
 
-def test_the_longest_plane_whose_squares_are_exact() -> None:
+@pytest.fixture(params=[1, 2])
+def opencv_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread or two: OpenCV has another implementation for one."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(request.param)
+    yield
+    cv2.setNumThreads(before)
+
+
+def test_the_distance_in_a_plane_is_exact_with_any_number_of_threads(opencv_threads: None) -> None:
+    mask = np.ones((700, 900), bool)
+    mask[0, 0] = False
+    y, x = np.ogrid[:700, :900]
+    np.testing.assert_array_equal(
+        mask_operations._distance(mask), np.sqrt((y * y + x * x).astype(float)).astype(np.float32)
+    )
+
+
+def test_the_longest_plane_whose_squares_are_exact(opencv_threads: None) -> None:
     length = mask_operations.EXACT_LENGTH
     mask = np.ones((2, length, length), bool)
     mask[0, 0, 0] = False
