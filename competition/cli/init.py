@@ -1,4 +1,4 @@
-"""The command init: recognise a folder and write its two YAML files."""
+"""The command `maskfold init`, which recognises a folder and writes its two YAML files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_FAULTS = 20  # faults that are printed; `maskfold explore` lists all
 def init_command(
     folder: Path, name: str | None, layout: int | None, minutes: float | None, folds: int | None, force: bool
 ) -> None:
-    """Run the command; see `competition.cli.main.init`. Exits with status 1 if the data have faults."""
+    """Run the command; see `competition.cli.main.init`. Exit with status 1 if the data have faults."""
     from competition.planning.init import Options, counts_of, initialise, remarks_of
 
     console = Console(highlight=False)
