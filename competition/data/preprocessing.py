@@ -97,8 +97,9 @@ def preprocess_cases(
         root: the cache's folder. If a case is missing, files of killed processes are removed from it.
         workers: number of processes. None: the cases are prepared in this process; if much work remains after a second,
             one process per core takes over, or fewer if the memory holds fewer cases.
-        progress: called about ten times with a line of progress; not called if the cache has all cases, or with `bar`.
-        skipped: receives the reason for each skipped case, by id.
+        progress: function that is called about ten times with a line of progress; it is not called if the cache has
+            all cases, or if there is a `bar`.
+        skipped: collection that receives the reason for each skipped case, by id.
         bar: function that wraps the iteration over the missing cases to show progress; it receives the iterator and
             the number of cases.
 
