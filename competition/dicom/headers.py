@@ -19,7 +19,7 @@ from competition.io import DiskFullError
 
 
 class SeriesRejected(Exception):
-    """Raised if a series or one of its files cannot become a volume; the text is the reason."""
+    """Raised if a series or one of its files cannot be converted; the message of the exception gives the reason."""
 
 
 @contextmanager
