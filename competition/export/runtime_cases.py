@@ -351,7 +351,7 @@ def predict_cases(
         confidence: whether the file has a confidence for each object.
         scratch: folder for preprocessed cases.
         options: time limit and error handling.
-        say: receives messages for the user.
+        say: function that receives messages for the user.
 
     Raises:
         MaskfoldError: a case cannot be read or predicted; with `options.continue_on_error` only if no case can.
