@@ -57,8 +57,8 @@ def find_pairs(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
 
     Args:
         host: the scanned folder.
-        series: from `find_series`.
-        roles: what each series contains, by pattern.
+        series: result of `find_series`.
+        roles: role of each series, by pattern.
     """
     masks = [item for item in series if roles[item.pattern] == "mask" or _is_blank_mask(item, roles)]
     images = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]

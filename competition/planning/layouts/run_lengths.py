@@ -35,8 +35,8 @@ def find_run_tables(
 
     Args:
         host: the scanned folder.
-        series: from `find_series`.
-        roles: what each series contains, by pattern.
+        series: result of `find_series`.
+        roles: role of each series, by pattern.
         test_series: series that may hold the test images.
     """
     images = [
