@@ -231,7 +231,7 @@ def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> 
     Args:
         session: the study, a result of `open_study`.
         count: total number of complete, pruned and failed trials.
-        say: receives messages for the user.
+        say: function that receives messages for the user.
 
     Raises:
         MaskfoldError: trial 0 (the unchanged YAML) or several consecutive trials fail; the data have changed; or the
