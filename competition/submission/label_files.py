@@ -108,7 +108,7 @@ def region_values(comp: Competition) -> dict[int, int]:
         if len(own) != 1:
             found = ", ".join(map(str, sorted(own))) or "none"
             raise MaskfoldError(
-                f"--label-map: the class {name} needs one label value that no class within it has, found {found}.",
+                f"--label-map: the class {name} needs one label value that no class inside it also has, found {found}.",
                 hint,
                 status=2,
             )
@@ -166,7 +166,7 @@ def predict_images(
         images: folder of the images, named as in `test.images` or `train.images`, or one image file per case.
         output: the output folder.
         context: context with the trusted packages.
-        progress: wraps the cases; receives the iterator and the number of cases.
+        progress: function that wraps the cases; receives the iterator and the number of cases.
         pictures: number of cases whose image and prediction are drawn in `pictures/{id}.png`; the first cases are
             drawn.
         label_map: whether to write nested overlapping classes into one file, see `region_values`.
