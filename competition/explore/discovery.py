@@ -40,7 +40,7 @@ def find_cases(
     Args:
         comp: the competition.
         split: train or test.
-        findings: collection that receives missing channels, masks and images, duplicate ids, and table rows without a case.
+        findings: collection that receives missing channels, masks and images, duplicate ids, and rows without a case.
 
     Returns:
         Images and masks by id, from `find_images` and `find_masks` of `competition.data.cases`. A case may have no
