@@ -58,7 +58,7 @@ def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
             raise MaskfoldError(
                 f"{path} cannot be read ({' '.join(str(error).split())[:100]}), so the runs that it may name are "
                 "unknown.",
-                f"Restore it from a backup, or move it out of {folder}; then repeat the command.",
+                f"Restore the file from a backup, or move it out of {folder}; then repeat the command.",
             ) from error
         entries = plain.get("runs") if isinstance(plain, Mapping) else None
         for entry in entries if isinstance(entries, list) else []:
@@ -77,7 +77,7 @@ def _in_studies(folder: Path) -> Iterator[tuple[str, str]]:
         except (LookupError, TypeError, AttributeError) as error:
             raise MaskfoldError(
                 f"{path} has no list of trials, so the run of the study's best trial is unknown.",
-                "Repeat the `maskfold study` command, which writes it again.",
+                "Repeat the `maskfold study` command, which writes the file again.",
             ) from error
         for number, run in runs:
             if run:
