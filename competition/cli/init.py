@@ -26,9 +26,9 @@ def init_command(
     console = Console(highlight=False)
     say = plain_printer(console)
     if minutes is not None and not 0 < minutes < float("inf"):
-        raise MaskfoldError(f"--minutes: found {minutes}, expected a positive number.", "Correct it.", status=2)
+        raise MaskfoldError(f"--minutes: found {minutes}, expected a positive number.", "Correct --minutes.", status=2)
     if folds is not None and folds < 2:
-        raise MaskfoldError(f"--folds: found {folds}, expected at least 2.", "Correct it.", status=2)
+        raise MaskfoldError(f"--folds: found {folds}, expected at least 2.", "Correct --folds.", status=2)
     ask = _ask if sys.stdin.isatty() and sys.stdout.isatty() else None
     done = initialise(folder, Options(name, layout, minutes, folds, force), ask, progress_bar(console, "cases read"))
     comp, faults = done.exploration.comp, done.exploration.faults
