@@ -295,7 +295,7 @@ def _variants(profile: Profile) -> list[Profile]:
 
 
 def _layouts(profile: Profile) -> list[RleTableColumns]:
-    """Return the possible layouts of a profile's training table: that of `train`, and that of the submission."""
+    """Return the possible layouts of a profile's training table: `train`, and the layout of the submission."""
     layouts = []
     for variant in _variants(profile):
         train = variant.train
