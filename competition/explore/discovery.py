@@ -209,7 +209,7 @@ def _all_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
 
 
 def _mirror_names(comp: Competition, split: str, excluded: set[str], folder: Path) -> None:
-    """Create empty files with the names of all files except those of the excluded ids."""
+    """Create an empty file with the name of each file, except for files of the excluded ids."""
     for key, pattern in _patterns(comp, split):
         for case_id, paths in _all_files(Path(comp.root), pattern, key).items():
             if case_id in excluded:
