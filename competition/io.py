@@ -278,7 +278,9 @@ def remove_stale_temp(folder: Path, name: str) -> None:
 
 @contextmanager
 def temporary_folder(final: Path) -> Iterator[Path]:
-    """Make a folder with a temporary name of `final` and delete it after the block; remove those of dead processes.
+    """Make a folder with a temporary name of `final`, and delete it after the block.
+
+    Before that, remove the temporary folders of `final` that dead processes left.
 
     Args:
         final: a path whose parent folder exists; the path itself is not created.
