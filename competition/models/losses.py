@@ -154,7 +154,7 @@ def validate_loss(exp: Experiment, context: Context = Context()) -> None:
         total.backward()
     except Exception as error:
         raise MaskfoldError(
-            f"loss fails on a batch: {error_in_one_line(error)}.",
+            f"the loss fails on a batch: {error_in_one_line(error)}.",
             f"Correct loss: {', '.join(spec.target for spec in exp.losses)}.",
             status=2,
         ) from error
