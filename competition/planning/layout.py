@@ -78,7 +78,7 @@ def _short(patterns: Any) -> str:
 
 
 def role_of(host: HostFolder, series: Series) -> Role:
-    """Return what the files of a series contain."""
+    """Return the role of a series: what kind of content its files have."""
     return common_role([role_of_file(host.root / path) for path in series.sample(ROLE_SAMPLE)])
 
 
