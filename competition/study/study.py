@@ -226,7 +226,7 @@ def study_folder_lock(folder: Path, patience: float = FOLDER_PATIENCE) -> Iterat
 
 
 def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> None:
-    """Run trials until `count` trials are finished, including those of other processes.
+    """Run trials until `count` trials are finished; trials of other processes count too.
 
     Args:
         session: the study, a result of `open_study`.
