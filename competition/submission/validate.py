@@ -172,7 +172,7 @@ Decoded = list[Runs] | RleError | None
 
 
 def _decode_row(row: CsvRow, layout: Profile, shape: tuple[int, ...] | None) -> Decoded:
-    """Return the objects of a row, or the error of its text; None for a misspelt empty mask or without an image."""
+    """Decode a row to objects or an error; return None if its empty mask is misspelt or it has no image."""
     if shape is None or _empty_problem(row.text, layout) is not None:
         return None
     try:
