@@ -203,7 +203,7 @@ class RunUploader:
         return self._artifact_folders
 
     def _upload_result(self, name: str, file: str, prefix: str = "") -> None:
-        """Upload the numbers in a result file as metrics, and those of its texts that `RESULT_TAGS` names as tags."""
+        """Upload the numbers in a result file as metrics, and the texts that `RESULT_TAGS` names as tags."""
         path = self.folder / name / file
         if not path.exists():
             return
