@@ -546,7 +546,7 @@ class Trainer:
         else:
             return
         raise MaskfoldError(
-            f"The checkpoint {path} has no network, as after the end of a fold, but {problem}.",
+            f"The checkpoint {path} has no network, which only finished folds may lack, but {problem}.",
             f"Restore the file from a backup, or delete {self.folder} to train this fold afresh.",
         )
 
