@@ -233,7 +233,9 @@ def shared_server(modules: Sequence[str], environment: Mapping[str, str]) -> For
     environment = {name: value for name, value in environment.items() if name != PARENT_VARIABLE}
     if "PYTHONPATH" in environment:  # the server and a child may start in different folders
         folders = environment["PYTHONPATH"].split(os.pathsep)
-        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(folder) for folder in folders if folder)
+        environment["PYTHONPATH"] = os.pathsep.join(
+            os.path.abspath(folder) for folder in folders
+        )  # empty: the working folder
     if _shared is not None and (_shared.is_lost or _shared.environment != environment):
         if _shared.has_children and not _shared.is_lost:
             return None

@@ -183,6 +183,14 @@ def test_tasks_share_a_server_while_their_environment_is_the_same(nothing_shared
     assert third is not None and third is not second and start(third, tmp_path / "said", "end", "0").wait(60) == 0
 
 
+def test_an_empty_entry_of_pythonpath_is_the_working_folder(
+    nothing_shared: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = fork_server.shared_server([], {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}{os.pathsep}"})
+    assert server is not None and server.environment["PYTHONPATH"].split(os.pathsep) == [str(ROOT), str(tmp_path)]
+
+
 def test_a_variable_turns_the_server_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fork_server.is_supported()
     monkeypatch.setenv(fork_server.SWITCH, "0")

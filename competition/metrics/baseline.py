@@ -14,6 +14,7 @@ from competition.metrics.scoring import IGNORE_LABEL, split_classes
 
 Array = np.ndarray[Any, Any]
 
+MAX_BINS = 2**16  # for whole numbers; more of them are counted in 256 bins
 MAX_THRESHOLDS = 256  # number of candidates for the global threshold
 
 
@@ -169,7 +170,7 @@ def _otsu(values: Array) -> Array:
     # a command on a finished run.
     if len(values) == 0 or (low := values.min()) == (high := values.max()):
         return np.array([np.inf])
-    if np.issubdtype(values.dtype, np.integer):  # a bin for each value
+    if np.issubdtype(values.dtype, np.integer) and int(high) - int(low) < MAX_BINS:  # a bin for each value
         centres: Array = np.arange(int(low), int(high) + 1)
         counts: Array = np.bincount(values.astype(np.int64) - int(low), minlength=len(centres))
     else:

@@ -86,7 +86,7 @@ def initialise(folder: Path, options: Options, ask: Ask | None, progress: Progre
     _check_free(target, options.force)
     layout = choose_layout(find_layouts(host), options.layout, ask)
     if "coco" in layout.keys:
-        layout = convert_coco(layout)
+        layout = convert_coco(layout, name)
     text = to_yaml(competition_lines(layout, name), _title(layout))
     comp = _load(text)
     exploration = explore(comp, progress)
@@ -177,7 +177,7 @@ def competition_lines(layout: Layout, name: str) -> list[Line]:
     lines += optional("train.rle_format")
     lines += optional("train.cases")
     if layout.listed is not None:
-        lines.append(line("train.cases", _listed(layout), "the images that have a mask"))
+        lines.append(line("train.cases", _listed(layout, name), "the images that have a mask"))
     if layout.test is not None:
         lines += _pattern_lines(("test", "images"), layout.test, reasons.get("test.images", ""))
     if "group" in keys:
@@ -208,10 +208,10 @@ def _metric_lines(layout: Layout) -> list[Line]:
     return [Line(("metric", "name"), metric, f"{why}; the files do not say how the host scores: check the host's page")]
 
 
-def _listed(layout: Layout) -> list[str] | str:
+def _listed(layout: Layout, name: str) -> list[str] | str:
     """Return the ids of the training cases, or the path of a table of the ids beside the data if they are many."""
     listed = list(layout.listed or ())
-    return listed if len(listed) <= MAX_LISTED else write_ids(layout.folder, listed)
+    return listed if len(listed) <= MAX_LISTED else write_ids(layout.folder, listed, name)
 
 
 def _relative(root: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -21,6 +20,7 @@ from competition.config.experiment import Experiment
 from competition.data.cache import MemoryBudget, PreprocessedCase
 from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
 from competition.inference.predict import Prediction, predict_case_with_presence, to_masks
+from competition.io import temporary_folder
 from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.metrics.scoring import score_case, split_classes
 from competition.runs.oof import OofStore, open_store
@@ -94,7 +94,7 @@ class Evaluator:
             scores += self.score(self.probabilities(network, row), row, fold)[0]
         return pd.DataFrame(scores)
 
-    def time_cases(self, network: torch.nn.Module, fold: int, patience: float) -> tuple[float, float]:
+    def time_cases(self, network: torch.nn.Module, fold: int, patience: float, folder: Path) -> tuple[float, float]:
         """Estimate the time for all cases from one case of median size.
 
         The scoring is timed with the truth as the mask, because the untrained network's mask is noise, which may take
@@ -104,6 +104,7 @@ class Evaluator:
             network: the network in evaluation mode.
             fold: the fold.
             patience: seconds; an action that takes less is timed again, because its first call also loads libraries.
+            folder: the fold's folder; a temporary folder in it gets the probabilities of the case.
 
         Returns:
             Seconds to predict and score all cases, and seconds to write and read their probabilities.
@@ -112,8 +113,8 @@ class Evaluator:
         median = sizes.index(sorted(sizes)[len(sizes) // 2])
         row: Any = next(self.cases.iloc[median : median + 1].itertuples(index=False))
         predicting, prediction = _time(lambda: self.predict(network, row), patience)
-        with tempfile.TemporaryDirectory() as folder:
-            store = open_store(self.exp, Path(folder), None)
+        with temporary_folder(folder / "oof") as temporary:
+            store = open_store(self.exp, temporary, None)
 
             def write_and_read() -> None:
                 store.write(row.id, *prediction)
@@ -202,6 +203,7 @@ def _time(action: Callable[[], T], patience: float) -> tuple[float, T]:
     result = action()
     seconds = time.monotonic() - start
     if seconds < patience:
+        del result  # so that memory holds one result at a time
         start = time.monotonic()
         result = action()
         seconds = time.monotonic() - start

@@ -181,6 +181,7 @@ def raise_for_status(job: FoldJob, status: int, error: str = "") -> None:
         raise KeyboardInterrupt(f"{job.folder.name} was stopped")
     output = job.folder / OUTPUT_FILE
     lines = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
+    lines = [line for line in lines if not _is_noise(line)]  # lines of progress bars are no message
     last = lines[-1] if lines else "no output"
     if status in KILLED_STATUSES:
         raise MaskfoldError(

@@ -238,6 +238,8 @@ class Trainer:
         elif outcome is not None:
             self.nan_guard.rollback(self.optimizer)  # the step itself reports the problem
         wait_for(self.fabric.device)
+        if self.distributed.world_size == 1 and (reason := self.stop_reason()):
+            raise KeyboardInterrupt(reason)
 
     def _plan_steps(self, step_seconds: float) -> None:
         pace, state = self.budget.pace, self.state
@@ -245,7 +247,7 @@ class Trainer:
         if self.evaluator is not None:
             self.progress.set(lambda: ("timing a validation case", 0.0))
             patience = max(CASE_PATIENCE, CASE_SHARE * (self.budget.seconds or 0.0))
-            pace.set_validation(*self.evaluator.time_cases(self.ema_model(), self.fold, patience))
+            pace.set_validation(*self.evaluator.time_cases(self.ema_model(), self.fold, patience, self.folder))
         if reason := self.stop_reason():
             raise KeyboardInterrupt(reason)
         self.budget.start(state.step, self.elapsed_seconds(), self.reserved_seconds(), self._epoch_finished())

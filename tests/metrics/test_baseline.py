@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,12 @@ def test_otsus_threshold_is_that_of_scikit_image(dtype: str) -> None:
         values = np.concatenate([draw.normal(40, 12, 300), draw.normal(draw.uniform(50, 200), 9, 200)]).clip(0, 255)
         values = (values - 100 * (dtype == "int16")).astype(dtype)
         assert _otsu(values).tolist() == [float(threshold_otsu(values))]
+
+
+def test_a_wide_range_of_whole_numbers_needs_little_memory() -> None:
+    values = np.array([-(2**31), *[1000] * 9, *[2000] * 10], np.int32)
+    tracemalloc.start()
+    [threshold] = _otsu(values)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert -(2**31) <= threshold < 1000 and peak < 2**24

@@ -192,7 +192,7 @@ def test_coco_is_converted_beside_the_data(start: Start) -> None:
     root = Path("data/coco")
     before = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     assert before == {"annotations/instances.json", *(f"images/{case_id}.png" for case_id in IDS)}
-    assert sorted(path.name for path in Path("data/coco-maskfold").iterdir()) == ["cases.csv", "masks.csv"]
+    assert sorted(path.name for path in Path("data/coco-maskfold").iterdir()) == ["coco-cases.csv", "coco-masks.csv"]
     content = json.loads((root / "annotations/instances.json").read_text())
     for number, row in enumerate(rows):
         truth, mask = picture(number)[1] * (number > 0), load_mask(comp, row)[0]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from tests.planning.phantoms import (
     AMBIGUOUS,
     IDS,
     MAKERS,
+    coco,
     dicom,
     only_images,
     picture,
@@ -192,3 +195,50 @@ def test_a_labelled_test_set_gives_its_images_only(start: Start) -> None:
     assert comp.train.images == "train/images/{id}.png" and comp.test is not None
     assert comp.test.images == "test/images/{id}.png"
     assert any("6 labelled cases" in note for note in done.layout.notes)
+
+
+# Faulty COCO files
+
+
+def _change_coco(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    coco(root)
+    file = root / "annotations" / "instances.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda content: content["images"][1].update(height=48, width=40), "has 40×48 pixels"),
+        (lambda content: content["images"][1].update(height=10**9, width=10**9), "has 1000000000×1000000000"),
+        (lambda content: content["annotations"][0].update(category_id=7), "category 7"),
+        (lambda content: content["images"][0].update(height=float("inf")), "OverflowError"),
+    ],
+)
+def test_a_faulty_coco_file_is_refused(change: Callable[[dict[str, Any]], object], part: str, start: Start) -> None:
+    with pytest.raises(MaskfoldError) as caught:
+        start(lambda root: _change_coco(root, change), folder="coco")
+    assert caught.value.status == 2 and part in caught.value.message
+    assert not Path("experiments").exists()
+
+
+def test_two_coco_files_of_one_folder_have_tables_of_their_own(start: Start) -> None:
+    def train_and_val(root: Path) -> None:
+        coco(root)
+        file = root / "annotations" / "instances.json"
+        content = json.loads(file.read_text())
+        for name, part in (("train", slice(0, 3)), ("val", slice(3, None))):
+            images = content["images"][part]
+            ids = {image["id"] for image in images}
+            objects = [item for item in content["annotations"] if item["image_id"] in ids]
+            (file.parent / f"{name}.json").write_text(json.dumps({**content, "images": images, "annotations": objects}))
+        file.unlink()
+
+    ids = {}
+    for layout, name in enumerate(("one", "two"), start=1):
+        start(train_and_val, layout=layout, name=name)
+        ids[name] = set(case_table(load_competition(f"experiments/{name}/competition.yaml"))["id"])
+    assert set(case_table(load_competition("experiments/one/competition.yaml"))["id"]) == ids["one"]
+    assert ids["one"].isdisjoint(ids["two"]) and ids["one"] | ids["two"] == set(IDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -140,3 +141,15 @@ def test_batches_that_were_read_ahead_come_again():
     batches = ReplayableBatches(iter(range(5)))
     assert (next(batches), next(batches)) == (0, 1)
     assert list(batches.rewind()) == [0, 1, 2, 3, 4]
+
+
+def test_batches_that_were_read_ahead_are_not_kept():
+    class Batch:
+        pass
+
+    batches = ReplayableBatches(Batch() for _ in range(4))
+    first = weakref.ref(next(batches))
+    again = batches.rewind()
+    assert first() is not None
+    next(again), next(again)
+    assert first() is None

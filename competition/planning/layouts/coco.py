@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from competition.data.readers import has_reader, strip_extension
+from competition.data.readers import has_reader, read_header, strip_extension
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, disk_full_as_error
 from competition.planning.folder import HostFolder
@@ -22,7 +22,6 @@ from competition.rle import RleFormat, decode, encode
 from competition.text import format_count, name_problem
 
 SUFFIX = "-maskfold"  # end of the name of the folder beside the data for converted masks
-TABLE, CASES = "masks.csv", "cases.csv"
 FORMAT = RleFormat("column", 1)
 MAX_BYTES = 2**31
 
@@ -82,7 +81,10 @@ def _read(host: HostFolder, path: str) -> CocoFile | None:
                 left_out += 1
                 continue
             objects.setdefault(int(item["image_id"]), []).append((int(item["category_id"]), segmentation))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        unknown = {category for items in objects.values() for category, _ in items} - set(names)
+        if unknown:
+            raise ValueError(f"annotations have the category {min(unknown)}, which is not in its categories")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise MaskfoldError(
             f"{file} looks like COCO but cannot be read ({type(error).__name__}: {str(error)[:100]}).",
             "Correct the file.",
@@ -171,20 +173,25 @@ def _pattern(paths: Sequence[str]) -> str:
 # Conversion
 
 
-def convert_coco(layout: Layout) -> Layout:
+def convert_coco(layout: Layout, name: str) -> Layout:
     """Write the table of run lengths of a COCO layout, and return the layout that reads this table.
 
     The table lies in a folder beside the data, which has the data's name with `-maskfold`; the data's own folder is not
     changed.
 
+    Args:
+        layout: the layout.
+        name: the competition's name, which the names of the tables contain: a folder may have several COCO files.
+
     Raises:
-        MaskfoldError: an outline is invalid (status 2), or the folder cannot be written.
+        MaskfoldError: an outline or the size of an image is invalid (status 2), or the folder cannot be written.
     """
     coco: CocoFile = layout.keys["coco"]
     folder, place = folder_beside(layout.folder)
     overlap = ""
     rows = []
     for image, (path, height, width) in coco.images.items():
+        _check_size(layout.folder.root / path, (height, width), coco.path)
         last: dict[int, np.ndarray] = {}
         for category, segmentation in coco.objects.get(image, []):
             mask = _mask(segmentation, height, width, f"{coco.path}, {path}")
@@ -194,13 +201,14 @@ def convert_coco(layout: Layout) -> Layout:
                 overlap = path
             last[category] = last[category] | mask if category in last else mask
             rows.append((_id(path), coco.names[category], encode(mask, FORMAT)))
-    _write(folder / TABLE, ("id", "class", "rle"), rows)
+    table = f"{name}-masks.csv"
+    _write(folder / table, ("id", "class", "rle"), rows)
     keys = {key: value for key, value in layout.keys.items() if key != "coco"}
     labels = "overlapping" if overlap else "exclusive"
     return replace(layout, keys=keys).with_keys(
         {
-            "train.rle": f"{place}/{TABLE}",
-            "train.cases": write_ids(layout.folder, layout.ids),
+            "train.rle": f"{place}/{table}",
+            "train.cases": write_ids(layout.folder, layout.ids, name),
             "columns": {"id": "id", "class": "class" if len(layout.keys["classes"]) > 1 else None, "mask": "rle"},
             "train.rle_format": {"order": "column", "base": 1},
             "labels": labels,
@@ -230,11 +238,30 @@ def folder_beside(host: HostFolder) -> tuple[Path, str]:
     return folder, place
 
 
-def write_ids(host: HostFolder, ids: Sequence[str]) -> str:
-    """Write a table of ids into the folder beside the data; return its path for `train.cases`."""
+def write_ids(host: HostFolder, ids: Sequence[str], name: str) -> str:
+    """Write a table of ids into the folder beside the data; return its path for `train.cases`.
+
+    Args:
+        host: the data's folder.
+        ids: the ids of the cases.
+        name: the competition's name, with which the name of the table begins.
+    """
     folder, place = folder_beside(host)
-    _write(folder / CASES, ("id",), [(case_id,) for case_id in ids])
-    return f"{place}/{CASES}"
+    table = f"{name}-cases.csv"
+    _write(folder / table, ("id",), [(case_id,) for case_id in ids])
+    return f"{place}/{table}"
+
+
+def _check_size(image: Path, size: tuple[int, int], described_by: str) -> None:
+    """Check that an image has the height and width in the COCO file, because the outlines refer to this size."""
+    found = read_header(image, 2).shape
+    if tuple(found) != size:
+        raise MaskfoldError(
+            f"{image} has {found[0]}×{found[1]} pixels (height × width), {described_by} has {size[0]}×{size[1]}: the "
+            "outlines would not lie on their objects.",
+            "Restore the images that were annotated, or scale the outlines and sizes in the file.",
+            status=2,
+        )
 
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -258,7 +285,7 @@ def _mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
         if isinstance(counts, list):
             return _expand(np.asarray(counts, np.int64), height, width)
         return decode(counts, (height, width), RleFormat("column", container="coco"))
-    except (ValueError, LookupError, TypeError, MaskfoldError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError, MaskfoldError) as error:
         raise MaskfoldError(
             f"{where}: an outline is invalid ({str(error)[:160]}).", "Correct or remove the annotation.", status=2
         ) from error

@@ -63,8 +63,9 @@ class FoldStatus:
         about = "" if trainer.budget.seconds is None else "about "
         parts = [f"step {state.step} of {about}{total}", f"epoch {state.step // trainer.steps_per_epoch + 1}"]
         steps = state.step - state.ended - state.lost
-        if steps > 0 and "loss" in state.sums:
-            parts.append(f"loss {state.sums['loss'] / (trainer.exp.training.accumulate * steps):.4f}")
+        loss = state.sums.get("loss")  # read once, because another thread replaces the sums
+        if steps > 0 and loss is not None:
+            parts.append(f"loss {loss / (trainer.exp.training.accumulate * steps):.4f}")
         if pace.step:
             parts += [f"{format_seconds(pace.step)} a step", f"ends about {clock_time(self.seconds_left())}"]
         return " · ".join(parts), self._share_done()

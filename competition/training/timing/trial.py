@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,7 +108,10 @@ class ReplayableBatches(Iterator[Any]):
 
     def rewind(self) -> Iterator[Any]:
         """Return all batches from the first one on."""
-        return itertools.chain(self._read, self._batches)
+        read = self._read
+        while read:
+            yield read.pop(0)  # a batch must not stay in memory after its step
+        yield from self._batches
 
 
 def _copy_to_cpu(value: Any) -> Any:
