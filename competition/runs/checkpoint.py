@@ -119,8 +119,8 @@ def exchanged_error(path: Path) -> MaskfoldError:
     """Return the error for weights that were changed after their fold finished."""
     return MaskfoldError(
         f"{path} was changed after the fold finished: its checksum differs from the one in {RESULT_FILE}.",
-        f"Restore the weights, or delete {RESULT_FILE}, oof and test in {path.parent}: `maskfold cv` then predicts "
-        "with these weights.",
+        f"Restore the weights, or delete {path.parent / RESULT_FILE} and the folders oof and test next to it: "
+        "`maskfold cv` then predicts with these weights.",
     )
 
 
