@@ -11,11 +11,11 @@ def no_log(line: str) -> None:
     """Ignore a line of the log."""
 
 
-Bar = Callable[[Iterator[Any], int], Iterator[Any]]  # wraps an iterator of known length to show its progress
+Bar = Callable[[Iterator[Any], int], Iterator[Any]]  # shows the progress of an iterator of known length
 
 
 def no_bar(what: str) -> Bar | None:
-    """Return None: progress is shown as lines of the log."""
+    """Return None instead of a progress bar, so that the iteration writes its progress to the log."""
     return None
 
 
@@ -30,8 +30,8 @@ class Context:
         trust: packages from which a `target` may be imported, in addition to
             `competition.config.instantiate.TRUSTED_PACKAGES` and `MASKFOLD_TRUST`.
         say: function that receives a line (without line end) for the user or a log; the default ignores the line.
-        bar: function that takes what an iteration does, such as `cases preprocessed`, and returns its progress bar; the
-            function returns None without a terminal, where the iteration writes lines to the log instead.
+        bar: function that takes a label, such as `cases preprocessed`, and returns a progress bar. Without a terminal
+            it returns None, and the iteration writes lines to the log instead.
 
     Example:
         >>> Context(say=print).indented().say("fold 0")

@@ -1,18 +1,18 @@
 """A process that imports modules once and forks a child for each task, so that only the first task waits for imports.
 
-`ForkServer` is the side of the command; `python -m competition.fork_server` is the server. The server only imports: it
-computes nothing, holds no lock, starts no thread, and never initialises CUDA. A child has the environment, working
-folder, output and session of a process that was started afresh; its parent is the server, which ends when the command
-does, however that ends.
+The command uses `ForkServer`; `python -m competition.fork_server` runs the server. The server only imports: it computes
+nothing, holds no lock, starts no thread, and never initialises CUDA. A child has the same environment, working folder,
+output and session as a newly started process. The child's parent is the server, which ends whenever the command ends,
+even if the command is killed.
 
-The server has the environment of its children while it imports, so each library finds there what it would find in a
-process that was started afresh: OpenMP and OpenBLAS the same number of threads. OpenBLAS ends its waiting threads
-before a fork, by a handler of its own, and starts them again where they are needed.
+The server imports with the environment of its children, so each library reads the same variables as in a newly started
+process; OpenMP and OpenBLAS, for example, get the same number of threads. OpenBLAS itself ends its waiting threads
+before a fork, and starts them again when it needs them.
 """
 
-# Not `multiprocessing.forkserver`: its children have neither an environment, an output nor a session of their own; they
-# import the command's main module again; and the server reaps a child before the command knows of its end, so that a
-# signal may reach another process with the same id.
+# `multiprocessing.forkserver` does not fit: its children do not have their own environment, output and session; they
+# import the command's main module again; and that server reaps a child before the command knows that the child has
+# ended, so a signal may reach another process with the same id.
 
 from __future__ import annotations
 
@@ -34,25 +34,26 @@ from typing import Any, NoReturn
 from competition.process import PARENT_VARIABLE
 
 SWITCH = "MASKFOLD_FORKSERVER"  # environment variable: 0 starts each process afresh
-POLL_SECONDS = 0.5  # seconds between two looks at whether the command still lives
+POLL_SECONDS = 0.5  # the server checks this often whether the command still runs
 MAX_REQUEST = 200_000  # bytes
 ARROW_ALLOCATOR = "JE_ARROW_MALLOC_CONF"  # pyarrow's allocator would start a thread at import
-# Blocked in the server, which ends with its command. A signal for a child that comes before it unblocks them waits.
+# The server blocks these signals, because it ends with its command. A signal to a child waits until the child unblocks
+# them.
 BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-# The side of the command
+# Used by the command
 
 
 class ServerLost(Exception):
-    """Raised if the server has ended; whether a child was started is then unknown, but none survives."""
+    """Raised if the server has ended. A child may have been started, but no child outlives the server."""
 
 
 class ForkedProcess:
-    """A child of a server, with those methods of `subprocess.Popen` that wait for a process and end it.
+    """A child of a server; has the methods of `subprocess.Popen` that wait for a process and end it.
 
     Args:
-        server: the server.
+        server: the server that forked the child.
         pid: the child's process id.
     """
 
@@ -62,14 +63,14 @@ class ForkedProcess:
         self._descriptor = os.pidfd_open(pid)  # the server does not reap the child before `poll` asks for its status
 
     def poll(self) -> int | None:
-        """Return the exit status, negative for a signal; None while it runs."""
+        """Return the exit status, negative for a signal; None while the child runs."""
         return self.returncode if self._has_ended(0.0) else None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end; return the exit status.
+        """Wait until the child ends; return its exit status.
 
         Raises:
-            subprocess.TimeoutExpired: it still runs after `timeout` seconds.
+            subprocess.TimeoutExpired: the child still runs after `timeout` seconds.
         """
         if not self._has_ended(timeout):
             raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
@@ -77,11 +78,11 @@ class ForkedProcess:
         return self.returncode
 
     def terminate(self) -> None:
-        """Send SIGTERM, if it still runs."""
+        """Send SIGTERM if the child still runs."""
         self._send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL, if it still runs."""
+        """Send SIGKILL if the child still runs."""
         self._send(signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
@@ -100,8 +101,8 @@ class ForkServer:
     """Starts a server and asks it for children. Its imports begin at once; the first child waits for them.
 
     Args:
-        modules: to import; a module that fails to import is imported again by the children, which report the error.
-        environment: of the server, and of its children.
+        modules: names of the modules to import; if one fails, the children import it again and report the error.
+        environment: environment variables of the server and its children.
     """
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -127,14 +128,14 @@ class ForkServer:
         descriptors: Mapping[str, int],
         modules: Sequence[str] = (),
     ) -> int:
-        """Have a child call a function and end with its result as exit status.
+        """Start a child that calls a function and exits with the function's result as its status.
 
         Args:
-            function: `module:name`.
-            arguments: its arguments.
-            output: the descriptor of the file for standard output and error.
-            descriptors: further descriptors; the child finds the number of each in the environment variable of its key.
-            modules: to import before, so that later children have them too.
+            function: the function, as `module:name`.
+            arguments: the function's arguments.
+            output: descriptor of the file for standard output and error.
+            descriptors: further descriptors by environment variable, in which the child finds the descriptor's number.
+            modules: modules that the server imports first, so that later children have them too.
 
         Returns:
             The child's process id.
@@ -154,7 +155,7 @@ class ForkServer:
         return pid
 
     def take_status(self, pid: int) -> int:
-        """Return the exit status of a child that has ended; -9 if the server was lost, and the status with it."""
+        """Return the exit status of a child that has ended; -9 if the server has ended, so the status is lost."""
         self._children -= 1
         try:
             return self._ask({"status": pid}, [])
@@ -168,7 +169,7 @@ class ForkServer:
                 answer = self._channel.recv(MAX_REQUEST)
             except OSError as error:
                 raise ServerLost from error
-            except BaseException:  # Ctrl-C: the answer would be taken for that of the next request
+            except BaseException:  # Ctrl-C: the next request would otherwise receive this request's answer
                 self.close()
                 raise
         if not answer:
@@ -176,13 +177,13 @@ class ForkServer:
         return int(json.loads(answer))
 
     def close(self) -> None:
-        """End the server. Children that still run notice the end of their parent."""
+        """End the server. Children that still run notice that their parent has ended."""
         self._channel.close()
-        self._process.kill()  # it may be importing, and would look at the channel later
+        self._process.kill()  # a server that is importing would notice the closed channel only later
         self._process.wait()
 
     def forget(self) -> None:
-        """Close only this process's end, in a fork of the command."""
+        """Close this process's end of the channel; the server goes on. A fork of the command calls it."""
         self._channel.close()
         self._process.returncode = 0  # not a child of this process
 
@@ -197,18 +198,18 @@ def _launch(modules: Sequence[str], environment: Mapping[str, str]) -> tuple[soc
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # keeps Ctrl-C from it
+            start_new_session=True,  # so that Ctrl-C does not reach the server
             pass_fds=(theirs.fileno(),),
         )
     return ours, process
 
 
 def is_supported() -> bool:
-    """Return whether this platform can fork and signal such processes safely, and `MASKFOLD_FORKSERVER` is not 0."""
+    """Return whether `MASKFOLD_FORKSERVER` is not 0 and this platform can fork and signal children safely."""
     if os.environ.get(SWITCH) == "0" or sys.platform != "linux" or not hasattr(os, "pidfd_open"):
         return False
     try:
-        os.close(os.pidfd_open(os.getpid()))  # Linux before 5.3 and some sandboxes have none
+        os.close(os.pidfd_open(os.getpid()))  # Linux before 5.3 and some sandboxes lack `pidfd_open`
     except OSError:
         return False
     return True
@@ -218,18 +219,19 @@ _shared: ForkServer | None = None
 
 
 def shared_server(modules: Sequence[str], environment: Mapping[str, str]) -> ForkServer | None:
-    """Return this process's server for an environment; the same one for all tasks that have the same environment.
+    """Return this process's server for an environment; tasks with the same environment share one server.
 
     Args:
         modules: see `ForkServer`.
-        environment: of the children. Libraries read it when they are imported, so another one needs another server.
+        environment: environment variables of the children. Libraries read them at import, so another environment needs
+            another server.
 
     Returns:
-        The server; None if the former one, for another environment, still has children.
+        The server; None if the previous server has another environment and still has children.
     """
     global _shared
     environment = {name: value for name, value in environment.items() if name != PARENT_VARIABLE}
-    if "PYTHONPATH" in environment:  # the server may have been started in another folder than a child
+    if "PYTHONPATH" in environment:  # the server and a child may start in different folders
         folders = environment["PYTHONPATH"].split(os.pathsep)
         environment["PYTHONPATH"] = os.pathsep.join(
             os.path.abspath(folder) for folder in folders
@@ -244,7 +246,7 @@ def shared_server(modules: Sequence[str], environment: Mapping[str, str]) -> For
 
 
 def close_shared_server() -> None:
-    """End this process's server, which holds the memory of its imports; the next task starts another one."""
+    """End this process's server, to free the memory of its imports; the next task starts another server."""
     global _shared
     server, _shared = _shared, None
     if server is not None:
@@ -272,15 +274,15 @@ def _is_readable(descriptor: int, timeout: float | None) -> bool:
 
 
 def serve(channel: socket.socket, command: int, modules: Sequence[str]) -> tuple[dict[str, Any], list[int]]:
-    """Import the modules, then fork a child for each request until the command ends; returns only in a child.
+    """Import the modules, then fork a child for each request until the command ends; return only in a child.
 
     Args:
         channel: the connection to the command.
-        command: its process id.
+        command: process id of the command.
         modules: see `ForkServer`.
 
     Returns:
-        The request, and the descriptors that came with it.
+        The request and its descriptors.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
     if quiet := ARROW_ALLOCATOR not in os.environ:
@@ -318,13 +320,13 @@ def _import(modules: Sequence[str]) -> None:
         for name in new:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-        # Objects that the garbage collector never visits are never copied in a child.
+        # A child then shares the memory of these objects, because the garbage collector does not write to them.
         gc.collect()
         gc.freeze()
 
 
 def run_child(request: Mapping[str, Any], descriptors: Sequence[int]) -> int | None:
-    """Take the place of a process that was started afresh, and call the request's function; return its result."""
+    """Set this child up like a newly started process, call the request's function, and return its result."""
     os.setsid()
     output, *others = descriptors
     for target in (1, 2):
@@ -332,7 +334,7 @@ def run_child(request: Mapping[str, Any], descriptors: Sequence[int]) -> int | N
     os.close(output)
     os.environ.update({name: str(number) for name, number in zip(request["variables"], others, strict=True)})
     os.chdir(request["folder"])
-    importlib.invalidate_caches()  # folders may have changed since the server looked into them
+    importlib.invalidate_caches()  # folders may have changed since the server read them
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # Python reseeds its own generator after a fork, but not NumPy's
     module, _, name = request["function"].partition(":")
@@ -343,20 +345,20 @@ def run_child(request: Mapping[str, Any], descriptors: Sequence[int]) -> int | N
 
 
 def end_with(work: Callable[[], int | None]) -> NoReturn:
-    """Call a function, and end as an interpreter does, but without taking all modules apart: that takes seconds."""
+    """Call a function, and exit as Python does, but without unloading all modules, which takes seconds."""
     status: object = 1
     interrupted = False
     try:
         status = work()
     except SystemExit as end:
         status = end.code
-    except BaseException as error:  # noqa: BLE001 - as an interpreter does
+    except BaseException as error:  # noqa: BLE001 - Python also catches every exception at exit
         sys.excepthook(type(error), error, error.__traceback__)
         interrupted = isinstance(error, KeyboardInterrupt)
     if not isinstance(status, int | None):  # the text of `sys.exit("text")`
         print(status, file=sys.stderr)
         status = 1
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as an interpreter does
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as Python does at exit
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

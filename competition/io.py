@@ -172,7 +172,7 @@ def sha256_of_file(path: Path | str) -> str:
 
 
 def json_digest(data: Any) -> str:
-    """Return the SHA-256 of JSON data as 64 hexadecimal digits; the order of keys makes no difference."""
+    """Return the SHA-256 of JSON data as 64 hexadecimal digits; it does not depend on the order of the keys."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -278,7 +278,9 @@ def remove_stale_temp(folder: Path, name: str) -> None:
 
 @contextmanager
 def temporary_folder(final: Path) -> Iterator[Path]:
-    """Make a folder with a temporary name of `final` and delete it after the block; remove those of dead processes.
+    """Make a folder with a temporary name of `final`, and delete it after the block.
+
+    Before that, remove the temporary folders of `final` that dead processes left.
 
     Args:
         final: a path whose parent folder exists; the path itself is not created.
@@ -309,11 +311,11 @@ def remove_all_stale_temp(folder: Path, locked: bool = False) -> None:
 
 
 def find_stale_temp(folder: Path, deep: bool = True) -> list[Path]:
-    """Return what dead processes left in `folder` under temporary names; those of living ones are not included.
+    """Return the files and folders with temporary names in `folder` whose processes have died.
 
     Args:
-        folder: may be missing.
-        deep: include its subfolders.
+        folder: the folder; it need not exist.
+        deep: whether to search the subfolders too.
     """
     found = []
     for parent, folders, files in os.walk(folder):
@@ -324,10 +326,10 @@ def find_stale_temp(folder: Path, deep: bool = True) -> list[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; its name is free at once, so that a kill in between leaves a temporary folder and no part of it.
+    """Rename a folder to a temporary name and remove it, so that a kill never leaves a part of it under its own name.
 
     Raises:
-        OSError: it cannot be renamed or removed.
+        OSError: the folder cannot be renamed or removed.
     """
     doomed = make_temporary_path(folder)
     folder.rename(doomed)

@@ -36,7 +36,7 @@ from competition.errors import MaskfoldError
 IntArray = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 _BLOCK = 1 << 16  # pairs formatted at a time
-_FEW_NUMBERS = 128  # below it, a loop checks them faster than NumPy
+_FEW_NUMBERS = 128  # for fewer numbers, a loop checks faster than NumPy
 _CHUNK = 1 << 20  # values compared at a time, few enough for a core's cache
 
 
@@ -133,7 +133,7 @@ def decode(text: str, shape: Sequence[int], fmt: RleFormat = RleFormat(), strict
 def decode_runs(
     text: str, shape: Sequence[int], fmt: RleFormat = RleFormat(), strict: bool = True
 ) -> tuple[IntArray, IntArray]:
-    """Decode a mask to its runs, without a picture.
+    """Decode a mask to its runs, without building the array.
 
     Args:
         text: as for `decode`.
@@ -142,7 +142,7 @@ def decode_runs(
         strict: as for `decode`.
 
     Returns:
-        Starts and ends, (n,) int64 each: positions in the format's order, from 0; a run excludes the pixel at its end.
+        Starts and ends, each (n,) int64: positions in the format's order, from 0. A run does not include its end.
         Runs are sorted, have at least one pixel and do not overlap.
 
     Raises:
@@ -223,15 +223,15 @@ def decode_overlapping_labels(
     return flat.reshape(shape, order="F" if fmt.order == "column" else "C"), hidden
 
 
-# Runs and pictures
+# Runs and arrays
 
 
 def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArray[np.int32]:
-    """Draw the runs of several objects.
+    """Write the runs of several objects into a label array.
 
     Args:
         runs: starts and ends of each object, see `decode_runs`.
-        size: pixels of the picture.
+        size: number of pixels of the image.
 
     Returns:
         (size,) int32 in the format's order: 0 for background, 1 for the first object; later objects overwrite earlier
@@ -242,7 +242,7 @@ def draw_objects(runs: Sequence[tuple[IntArray, IntArray]], size: int) -> NDArra
     starts, ends = (np.concatenate(edges) for edges in zip(*runs, strict=True))
     numbers = np.repeat(np.arange(1, len(runs) + 1, dtype=np.int32), [len(one) for one, _ in runs])
     order = np.argsort(starts, kind="stable")
-    if (starts[order][1:] < ends[order][:-1]).any():  # objects overlap: drawn one after the other
+    if (starts[order][1:] < ends[order][:-1]).any():  # objects overlap, so later ones must overwrite earlier ones
         flat = np.zeros(size, np.int32)
         for start, end, number in zip(starts.tolist(), ends.tolist(), numbers.tolist(), strict=True):
             flat[start:end] = number
@@ -255,13 +255,13 @@ def runs_overlap(runs: Sequence[tuple[IntArray, IntArray]]) -> bool:
     if len(runs) < 2:
         return False
     starts, ends = (np.concatenate(edges) for edges in zip(*runs, strict=True))
-    order = np.argsort(starts)  # two runs of one object never overlap, so any overlap is of neighbours in this order
+    order = np.argsort(starts)  # if any two runs overlap, two neighbours in this order overlap
     return bool((starts[order][1:] < ends[order][:-1]).any())
 
 
 def _repeat_runs(starts: IntArray, ends: IntArray, values: Any, size: int) -> NDArray[Any]:
-    """Draw sorted runs that do not overlap, each with its value (or all with one), on a background of 0: (size,)."""
-    counts = np.empty(2 * len(starts) + 1, np.int64)  # pixels of background and run in turn
+    """Return an array (size,) with sorted, separate runs, filled with one value per run or one for all; else 0."""
+    counts = np.empty(2 * len(starts) + 1, np.int64)  # lengths of background and run, alternating
     counts[0:-1:2], counts[1:-1:2], counts[-1] = starts, ends, size
     counts[1:] -= counts[:-1].copy()  # several times as fast as `np.diff` for few runs
     colours = np.zeros(len(counts), values.dtype)
@@ -400,7 +400,7 @@ def _pairs_to_runs(
 
 
 def _are_valid(numbers: IntArray, base: int, size: int) -> bool:
-    """Return whether pairs keep all rules, so that no rule has to be checked alone."""
+    """Return whether pairs obey all rules; if so, the single rules need no check."""
     if len(numbers) < _FEW_NUMBERS:
         end = base
         values = iter(numbers.tolist())
@@ -409,7 +409,7 @@ def _are_valid(numbers: IntArray, base: int, size: int) -> bool:
                 return False
             end = start + length
         return end <= size + base
-    # Unsigned, a negative number is above any size; with all numbers at most the size, no sum overflows.
+    # As unsigned integers, negative numbers exceed any size. If no number exceeds the size, no sum overflows.
     if numbers.view(np.uint64).max() > size:
         return False
     starts, lengths = numbers[::2], numbers[1::2]
@@ -469,7 +469,7 @@ def _block_to_text(pairs: IntArray) -> str:
 
 @cache
 def _digits(count: int, tail: str) -> NDArray[np.uint32]:
-    """Return 2 · 10**count texts of 4 bytes: all numbers without, then with leading zeros, each followed by `tail`.
+    """Return 2 · 10**count texts of 4 bytes, each a number and `tail`: first without, then with leading zeros.
 
     NUL bytes replace the missing leading zeros, and in the first entry the whole number.
     """

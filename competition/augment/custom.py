@@ -39,7 +39,7 @@ def build_explicit_transforms(
         single: base class of a transform.
         group: base class of a composition of transforms.
         complete: function that is called with (class, args, key) of each transform and returns its final arguments.
-        context: has the trusted packages.
+        context: context with the trusted packages.
 
     Raises:
         MaskfoldError: status 2; a target or an argument is wrong, or a preset is set too.
@@ -95,7 +95,7 @@ class MonaiTransforms:
 
     Args:
         augment: section `augment` of the experiment.
-        context: has the trusted packages.
+        context: context with the trusted packages.
 
     Raises:
         MaskfoldError: status 2; a target or an argument is wrong, or a transform would mix the mask's labels.

@@ -34,7 +34,7 @@ class ImageAugment:
 
     Args:
         augment: section `augment` of the experiment.
-        context: has the trusted packages, for `augment.transforms`.
+        context: context with the trusted packages, for `augment.transforms`.
 
     Raises:
         MaskfoldError: status 2; a target or an argument in `augment.transforms` is wrong.

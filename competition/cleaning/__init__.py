@@ -1,5 +1,5 @@
-"""What takes space below `mlruns` and is no longer needed: find it, protect what is named elsewhere, delete it.
+"""Find files below `mlruns` that are no longer needed, and delete them; runs that something else names stay.
 
-`candidates` finds what may be deleted, `protection` finds the runs that something names, `mlflow_records` reads both
-from MLflow, and `deletion` measures and deletes.
+`candidates` finds the files that may be deleted, `protection` finds the runs that a submission, a study or another run
+names, `mlflow_records` finds both in MLflow, and `deletion` measures and deletes the files.
 """

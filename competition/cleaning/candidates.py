@@ -1,4 +1,4 @@
-"""What may be deleted below `mlruns`, each with its reason; nothing is deleted here."""
+"""Find the files below `mlruns` that may be deleted, with the reasons. This module deletes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from competition.runs.lock import is_free
 from competition.runs.run import CACHE_FOLDER, CASES_FILE, RUN_NAME, RUNS_FOLDER, Run, load_run
 from competition.runs.summary import read_summary
 
-PREPARED_NAME = re.compile("[0-9a-f]{32}")  # of the folder of a prepared case, see `competition.data.cache.cache_key`
+PREPARED_NAME = re.compile("[0-9a-f]{32}")  # a prepared case's folder, see `competition.data.cache.cache_key`
 CASE_RECORD = "case.json"
 UPLOADED_FILE = "shipped.json"  # in a run's folder: the ids of its runs in MLflow
 SECONDS_PER_DAY = 86_400.0
@@ -35,11 +35,11 @@ class Candidate:
     """Files that may be deleted together.
 
     Attributes:
-        kind: what they are, e.g. `unfinished run`.
-        paths: what is deleted; the first one names the candidate.
+        kind: kind of the files, e.g. `unfinished run`.
+        paths: files and folders to delete; tables show the first path as the candidate's name.
         changed: time of the last change, s since 1970.
-        reason: why they may be deleted.
-        is_run: whether the first path is a run, whose lock is held while it is deleted.
+        reason: why the files may be deleted.
+        is_run: whether the first path is a run; `delete` then holds the run's lock.
     """
 
     kind: str
@@ -50,18 +50,18 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The path in tables, with the number of further ones."""
+        """The first path, with the number of further paths, as tables show it."""
         return str(self.paths[0]) if self.is_run or len(self.paths) == 1 else f"{self.paths[0].parent}"
 
 
 @dataclass
 class CleaningPlan:
-    """What may be deleted, and what stays although it is old.
+    """The files that may be deleted, and the old files that stay.
 
     Attributes:
-        candidates: what may be deleted.
-        kept: path and reason of the runs that would be deleted if nothing named them or worked in them.
-        notes: what could not be read, so that it stays.
+        candidates: the files that may be deleted.
+        kept: path and reason of each run that stays only because something names it or a process works in it.
+        notes: remarks on files that stay because they cannot be read.
     """
 
     candidates: list[Candidate] = field(default_factory=list)
@@ -70,13 +70,13 @@ class CleaningPlan:
 
 
 def find_candidates(root: Path, older_than: float, keep_best: int | None = None) -> CleaningPlan:
-    """Find what may be deleted in a project.
+    """Find the files of a project that may be deleted.
 
     Args:
         root: the folder that contains `mlruns`; relative paths in the plan are relative to it.
-        older_than: seconds since the last change; younger files stay. Files of killed processes need no age.
-        keep_best: also propose the finished runs of a competition except for so many with the best scores; None: no
-            finished run.
+        older_than: seconds; files that changed more recently stay, except for files of killed processes.
+        keep_best: number of finished runs per competition that stay, those with the best scores; the other finished
+            runs become candidates. None: all finished runs stay.
 
     Raises:
         MaskfoldError: a submission, the ledger or a study cannot be read, so the runs that it names are unknown.
@@ -112,7 +112,7 @@ def find_candidates(root: Path, older_than: float, keep_best: int | None = None)
 
 
 def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecords | None:
-    """Read MLflow if that matters; None if it cannot be read: then runs and artifacts stay."""
+    """Return MLflow's records, empty without runs and artifacts; None if MLflow cannot be read."""
     if not has_runs and not (root / RUNS_FOLDER.parent / "artifacts").exists():
         return MlflowRecords()
     try:
@@ -130,7 +130,7 @@ def _read_mlflow(root: Path, plan: CleaningPlan, has_runs: bool) -> MlflowRecord
 
 
 def _read_runs(folders: Sequence[Path], plan: CleaningPlan) -> dict[Path, Run]:
-    """Return the runs that can be read; the others stay, with a note."""
+    """Return the runs that can be read; the plan gets a note for each other run, which stays."""
     runs = {}
     for folder in folders:
         if (folder / "experiment.yaml").exists():
@@ -162,7 +162,7 @@ def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: 
 
 
 def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> Iterator[Candidate]:
-    """Yield the finished runs that are not among the best of their competition by its metric, out of fold."""
+    """Yield the finished runs outside the `keep_best` best of their competition, by the out-of-fold metric."""
     scored: dict[str, list[tuple[float, Path]]] = {}
     for folder, run in runs.items():
         members = [run.member_folder(*member) for member in run.members()]
@@ -187,7 +187,7 @@ def _score(folder: Path) -> float | None:
 
 
 def _reason_to_stay(folder: Path, reasons: Mapping[str, str], mlflow: MlflowRecords) -> str | None:
-    """Return why a run must not be deleted; None if it may."""
+    """Return why a run must not be deleted; None if it may be deleted."""
     if folder.name in reasons:
         return reasons[folder.name]
     for run_id in _mlflow_ids(folder):
@@ -197,7 +197,7 @@ def _reason_to_stay(folder: Path, reasons: Mapping[str, str], mlflow: MlflowReco
 
 
 def is_unlocked(folder: Path) -> bool:
-    """Return whether no process works in a run's folder or in that of one of its folds."""
+    """Return whether no process works in a run's folder or in the folder of one of its folds."""
     locked = [folder, *(path for path in folder.iterdir() if path.is_dir())]
     try:
         return all(is_free(path) for path in locked)
@@ -215,7 +215,7 @@ def _mlflow_ids(folder: Path) -> list[str]:
 
 
 def _with_artifacts(candidate: Candidate, mlflow: MlflowRecords) -> Candidate:
-    """Add a run's artifacts in MLflow; MLflow keeps its metrics and parameters."""
+    """Return the candidate with the run's artifacts in MLflow; MLflow keeps the run's metrics and parameters."""
     if mlflow.artifacts is None:
         return candidate
     folders = [mlflow.artifacts / run_id for run_id in _mlflow_ids(candidate.paths[0])]
@@ -236,9 +236,10 @@ def _unneeded_artifacts(mlflow: MlflowRecords, reasons: Mapping[str, str], befor
 def _unneeded_cases(
     root: Path, folders: Sequence[Path], runs: Mapping[Path, Run], deleted: set[Path], before: float, plan: CleaningPlan
 ) -> Iterator[Candidate]:
-    """Yield the prepared cases that no run needs which stays. They are derived from the data, and made again if needed.
+    """Yield the prepared cases that none of the remaining runs needs. Maskfold prepares a missing case again if needed.
 
-    The key of a pseudo-labelled case depends on its teachers, so cases with the ids of such images stay.
+    The key of a pseudo-labelled case depends on its teachers, so its id decides: the case stays if a remaining run has
+    an additional training case with this id.
     """
     cache = root / CACHE_FOLDER
     if not cache.is_dir():
@@ -300,7 +301,7 @@ def _stale_temporary_files(root: Path) -> Iterator[Candidate]:
     mlruns = root / RUNS_FOLDER.parent
     places: list[tuple[Path, bool]] = [
         (mlruns, False),
-        (root / CACHE_FOLDER, False),  # has very many folders, which have no temporary files
+        (root / CACHE_FOLDER, False),  # its many subfolders have no temporary files, so the search skips them
         *((mlruns / name, True) for name in (RUNS_FOLDER.name, "studies", "artifacts")),
         (root / SUBMISSIONS_FOLDER, True),
         (root / "reports", True),
@@ -315,18 +316,18 @@ def _stale_temporary_files(root: Path) -> Iterator[Candidate]:
 
 
 def newest_change(paths: Sequence[Path]) -> float:
-    """Return the time of the last change of a file below some paths, in s since 1970; locks do not count."""
+    """Return when a file below some paths last changed, in s since 1970; lock files do not count."""
     times = [0.0]
     for path in _walk(paths, lambda name: name != "lock"):
         try:
             times.append(path.lstat().st_mtime)
-        except OSError:  # it has just vanished
+        except OSError:  # another process has just deleted the file
             continue
     return max(times)
 
 
 def _walk(paths: Sequence[Path], accept: Callable[[str], bool]) -> Iterator[Path]:
-    """Yield the files below some paths, and the paths that are files; folders without files count themselves."""
+    """Yield the files below some paths, and those paths that are files; yield an empty folder itself."""
     for path in paths:
         if not path.is_dir() or path.is_symlink():
             yield path
@@ -344,7 +345,7 @@ def parse_age(text: str) -> float:
     """Return the seconds of an age such as `30d`, `12h` or `2w`.
 
     Raises:
-        MaskfoldError: it is not one; status 2.
+        MaskfoldError: the text is not an age; status 2.
     """
     units: dict[str, Any] = {"h": SECONDS_PER_DAY / 24, "d": SECONDS_PER_DAY, "w": 7 * SECONDS_PER_DAY}
     if (match := re.fullmatch(r"(\d{1,6})([hdw])", text.strip())) is None:

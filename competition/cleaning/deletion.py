@@ -1,4 +1,4 @@
-"""Measure and delete what `competition.cleaning.candidates` found."""
+"""Measure and delete the files that `competition.cleaning.candidates` found."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
         for file in files:
             try:
                 yield file.lstat()
-            except OSError:  # it has just vanished
+            except OSError:  # another process has just deleted the file
                 continue
 
 
 def delete(candidate: Candidate) -> bool:
     """Delete a candidate; return False, with nothing deleted, if a process has begun to work in the run.
 
-    The run's folder goes first, so that MLflow's artifacts of a run that stays are never missing.
+    The run's folder is deleted first: if the deletion stops halfway, every run that remains still has its artifacts in
+    MLflow.
 
     Raises:
         OSError: a file cannot be deleted.

@@ -1,4 +1,4 @@
-"""What MLflow knows of runs: which have a registered model or a submission, and whose artifacts nothing needs."""
+"""Find the runs that have a registered model or a submission in MLflow, and the artifacts that nothing needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class UnneededArtifacts:
 
     Attributes:
         run_id: MLflow's id.
-        folder: of the artifacts.
+        folder: folder of the artifacts.
         run_name: the name of the run's folder, i.e. its hash.
         reason: why nothing needs them.
     """
@@ -40,7 +40,7 @@ class UnneededArtifacts:
 
 @dataclass(frozen=True)
 class MlflowRecords:
-    """What MLflow knows.
+    """What MLflow has recorded about the runs of a project.
 
     Attributes:
         artifacts: the local folder of all artifacts; None if there is none.
@@ -56,7 +56,7 @@ class MlflowRecords:
 
 
 def read_mlflow(root: Path) -> MlflowRecords:
-    """Read the store of a project; nothing is changed, and no database is created.
+    """Read a project's MLflow store, without changing it or creating a database.
 
     Args:
         root: the folder that contains `mlruns`.
@@ -90,7 +90,7 @@ def read_mlflow(root: Path) -> MlflowRecords:
 def _unneeded_artifacts(root: Path, store: MlflowStore, runs: dict[str, Run]) -> Iterator[UnneededArtifacts]:
     """Yield the artifacts of runs that were deleted in MLflow, and of runs whose folder was deleted.
 
-    Folders that the store has no run of stay: they may be another store's.
+    A folder stays if this store has no run for it: the folder may belong to another store.
     """
     if store.artifacts is None or not store.artifacts.is_dir():
         return
@@ -109,7 +109,7 @@ def _unneeded_artifacts(root: Path, store: MlflowStore, runs: dict[str, Run]) ->
 def _folder_is_gone(root: Path, folder: str) -> bool:
     """Return whether a run's folder was in this project and no longer is.
 
-    A project that was moved has other paths, and a disk that is not mounted has no runs at all.
+    A missing folder is not enough, because a moved project has other paths, and an unmounted disk shows no runs.
     """
     path, runs = Path(folder), (root / RUNS_FOLDER).resolve()
     is_mounted = runs.is_dir() and next(runs.iterdir(), None) is not None

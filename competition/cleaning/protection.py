@@ -1,6 +1,6 @@
-"""The runs that must stay because something names them: a submission, the ledger, a study, or another run's YAML.
+"""Find the runs that must stay because a submission, the ledger, a study, or a YAML file names them.
 
-A run is known here by the name of its folder, which is its hash. Two runs of one name are both protected.
+This module identifies a run by the name of its folder, which is its hash. If two runs have the same name, both stay.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from competition.runs.find import STUDIES_FOLDER, TRIALS_FILE
 SUBMISSIONS_FOLDER, EXPERIMENTS_FOLDER = Path("submissions"), Path("experiments")
 LEDGER_FOLDER = "ledger"
 WORD = re.compile(r"[\w.\-]+")  # names of folders in paths
-RUN_TEXTS = ("experiment.yaml", "contents.json")  # in a run's folder: the runs that it learnt from, and their weights
+RUN_TEXTS = ("experiment.yaml", "contents.json")  # files of a run that name the runs and weights it was trained from
 SHORTEST_HASH = 4  # digits with which a YAML may name a run
 
 
@@ -29,7 +29,7 @@ def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = (
     Args:
         root: the folder that contains `mlruns`.
         runs: the folders of all runs.
-        deleted: names of runs whose folder is gone, but of which MLflow has artifacts.
+        deleted: names of runs without a folder whose artifacts MLflow still has.
 
     Raises:
         MaskfoldError: a file that may name runs cannot be read.
@@ -48,7 +48,7 @@ def find_named_runs(root: Path, runs: Sequence[Path], deleted: Iterable[str] = (
 
 
 def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the runs that predicted a submission; its JSON and the records of the ledger have the same key `runs`."""
+    """Yield the runs that predicted a submission, from the key `runs` of the submissions' JSON and of the ledger."""
     for path in sorted(folder.rglob("*.json")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
@@ -58,7 +58,7 @@ def _in_submissions(folder: Path) -> Iterator[tuple[str, str]]:
             raise MaskfoldError(
                 f"{path} cannot be read ({' '.join(str(error).split())[:100]}), so the runs that it may name are "
                 "unknown.",
-                f"Restore it from a backup, or move it out of {folder}; then repeat the command.",
+                f"Restore the file from a backup, or move it out of {folder}; then repeat the command.",
             ) from error
         entries = plain.get("runs") if isinstance(plain, Mapping) else None
         for entry in entries if isinstance(entries, list) else []:
@@ -77,7 +77,7 @@ def _in_studies(folder: Path) -> Iterator[tuple[str, str]]:
         except (LookupError, TypeError, AttributeError) as error:
             raise MaskfoldError(
                 f"{path} has no list of trials, so the run of the study's best trial is unknown.",
-                "Repeat the `maskfold study` command, which writes it again.",
+                "Repeat the `maskfold study` command, which writes the file again.",
             ) from error
         for number, run in runs:
             if run:
@@ -85,7 +85,7 @@ def _in_studies(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _in_runs(runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the runs in the YAML of another run: `pseudo.from`, `init_from`, or the path of one of their files."""
+    """Yield the runs that another run's files name: in `pseudo.from` or `init_from`, or as part of a path."""
     for run in runs:
         for path in (run / name for name in RUN_TEXTS):
             if path.exists():
@@ -94,7 +94,7 @@ def _in_runs(runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]
 
 
 def _in_yamls(root: Path, runs: Sequence[Path], names: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the runs in the YAML of studies and in the user's own: also by the first digits, or by an experiment."""
+    """Yield the runs that the YAML of a study or of the user names: by hash, its first digits, or an experiment."""
     folders = (root / EXPERIMENTS_FOLDER).rglob("*.y*ml"), root.glob("*.y*ml"), (root / STUDIES_FOLDER).glob("*/*.yaml")
     for path in sorted(path for found in folders for path in found if path.is_file()):
         words = _words(path)
@@ -115,7 +115,7 @@ def _words(path: Path) -> set[str]:
 
 
 def _sources(path: Path) -> list[str]:
-    """Return the values of `pseudo.from` and `init_from` in a YAML; none if it cannot be read."""
+    """Return the values of `pseudo.from` and `init_from` in a YAML; an empty list if it cannot be read."""
     try:
         tree: Any = read_yaml(path).tree
     except (OSError, MaskfoldError):

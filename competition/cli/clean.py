@@ -1,4 +1,4 @@
-"""The command that frees disk space: clean."""
+"""The command `maskfold clean`, which frees disk space."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
     if len(plan.kept) > SHOWN_CASES:
         say(f"stays: {len(plan.kept) - SHOWN_CASES} more runs")
     if not plan.candidates:
-        say(f"Nothing to delete: all of it is needed, or changed within {older_than}.")
+        say(f"Nothing to delete: all files are needed, or changed within {older_than}.")
         return
     rows = [candidate_cells(candidate, freed_bytes(candidate.paths)) for candidate in plan.candidates]
     _print_table(console, rows)
@@ -54,7 +54,7 @@ def clean_command(dry_run: bool, older_than: str, keep_best: int | None, yes: bo
         "Add --yes to delete without a question, or --dry-run to list only.",
         "Nothing was deleted.",
     )
-    # Between the list and the answer, a submission may have named a run, or a process may have begun to work in it.
+    # While the user answers, a new submission may name a run of the list, or a process may begin to work in it.
     still = {candidate.paths for candidate in find_candidates(Path(), age, keep_best).candidates}
     freed = 0
     for candidate in plan.candidates:

@@ -115,7 +115,7 @@ def progress_bar(console: Console, what: str = "cases predicted") -> Callable[[I
 
 
 def terminal_bar(console: Console) -> Callable[[str], Bar | None]:
-    """Return what `Context.bar` is: progress bars on a terminal, None elsewhere."""
+    """Return a function for `Context.bar`; it makes progress bars on a terminal, and otherwise returns None."""
     return lambda what: progress_bar(console, what) if console.is_terminal else None
 
 

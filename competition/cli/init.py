@@ -1,4 +1,4 @@
-"""The command init: recognise a folder and write its two YAML files."""
+"""The command `maskfold init`, which recognises a folder and writes its two YAML files."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ MAX_FAULTS = 20  # faults that are printed; `maskfold explore` lists all
 def init_command(
     folder: Path, name: str | None, layout: int | None, minutes: float | None, folds: int | None, force: bool
 ) -> None:
-    """Run the command; see `competition.cli.main.init`. Exits with status 1 if the data have faults."""
+    """Run the command; see `competition.cli.main.init`. Exit with status 1 if the data have faults."""
     from competition.planning.init import Options, counts_of, initialise, remarks_of
 
     console = Console(highlight=False)
     say = plain_printer(console)
     if minutes is not None and not 0 < minutes < float("inf"):
-        raise MaskfoldError(f"--minutes: found {minutes}, expected a positive number.", "Correct it.", status=2)
+        raise MaskfoldError(f"--minutes: found {minutes}, expected a positive number.", "Correct --minutes.", status=2)
     if folds is not None and folds < 2:
-        raise MaskfoldError(f"--folds: found {folds}, expected at least 2.", "Correct it.", status=2)
+        raise MaskfoldError(f"--folds: found {folds}, expected at least 2.", "Correct --folds.", status=2)
     ask = _ask if sys.stdin.isatty() and sys.stdout.isatty() else None
     done = initialise(folder, Options(name, layout, minutes, folds, force), ask, progress_bar(console, "cases read"))
     comp, faults = done.exploration.comp, done.exploration.faults

@@ -88,17 +88,17 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Folder with the competition's files, unpacked.")],
     name: Annotated[str | None, typer.Option(help="Name of the competition; default: the folder's name.")] = None,
     layout: Annotated[
-        int | None, typer.Option(help="If the folder can be read in several ways: the number of the right one.")
+        int | None, typer.Option(help="Number of the layout to use, if the folder can be read in several ways.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Time budget of a fold, in minutes.")] = None,
     folds: Annotated[
-        int | None, typer.Option(help="Number of folds; default 5, fewer if there are fewer groups.")
+        int | None, typer.Option(help="Number of folds; default 5, or the number of groups if there are fewer.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing YAML files.")] = False,
 ) -> None:
     """Recognise a folder's layout, and write experiments/NAME/competition.yaml and a first experiment.yaml.
 
-    Every line of both files has its reason as a comment. The data are then read and checked as by maskfold explore.
+    A comment on each line of both files gives the reason. The command then checks the data as maskfold explore does.
     """
     from competition.cli.init import init_command
 
@@ -443,9 +443,9 @@ def register(
 
 @app.command(epilog="Example: maskfold clean --dry-run, or: maskfold clean --older-than 8w --keep-best 3")
 def clean(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files; delete nothing.")] = False,
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="Keep what changed within this time: hours, days or weeks, e.g. 12h, 8w.")
+        str, typer.Option(metavar="AGE", help="Keep files that changed within this time, e.g. 12h, 30d or 8w.")
     ] = "30d",
     keep_best: Annotated[
         int | None,
@@ -459,8 +459,8 @@ def clean(
 ) -> None:
     """Free disk space: unfinished runs, prepared cases and MLflow artifacts that nothing needs, temporary files.
 
-    Lists them with sizes and reasons, then asks. Runs stay that a submission, the ledger, a registered model, a study
-    (as its best trial) or another run names, or in which a process works.
+    The command lists the files with sizes and reasons, then asks. A run stays if a submission, the ledger, a registered
+    model or another run names it, if it is a best trial of a study, or if a process works in it.
     """
     from competition.cli.clean import clean_command
 

@@ -1,4 +1,4 @@
-"""A progress bar for each running fold, on a terminal."""
+"""Draw a progress bar for each running fold on a terminal."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
     from competition.runs.run import Run
 
-READ_BYTES = 4096  # of the end of a fold's output, which contains its latest line
+READ_BYTES = 4096  # the last bytes of a fold's output, which contain its latest line
 
 
 class FoldBars:
-    """Draws what the folds of a run write about their progress; does nothing if the output is not a terminal.
+    """Progress bars of a run's folds, drawn from the lines that the folds write; hidden without a terminal.
 
     Args:
         run: the run.
-        console: on which the command also prints its lines.
+        console: console on which the command also prints its lines.
 
     Example:
         >>> with FoldBars(run, console) as bars:  # doctest: +SKIP
@@ -33,7 +33,7 @@ class FoldBars:
         self.run, self.console = run, console
         self._progress: Progress | None = None
         self._tasks: dict[Path, TaskID] = {}
-        self._sizes: dict[Path, int] = {}  # of the outputs of earlier processes, which show no progress of this one
+        self._sizes: dict[Path, int] = {}  # sizes of outputs at the start; earlier processes wrote these parts
         self._variable: str | None = None
 
     def __enter__(self) -> FoldBars:
@@ -63,7 +63,7 @@ class FoldBars:
             os.environ[BAR_VARIABLE] = self._variable
 
     def update(self) -> None:
-        """Read what the folds have written, and draw it."""
+        """Read the folds' latest progress lines, and draw the bars."""
         if self._progress is None:
             return
         from competition.runs.fold import RESULT_FILE
@@ -99,7 +99,7 @@ def _size(folder: Path) -> int:
 
 
 def _last_progress(folder: Path) -> tuple[float, str] | None:
-    """Return the share that is done and the text of the latest line of the bar in a fold's output."""
+    """Return the finished share and the text of the latest line for the bar in a fold's output."""
     from competition.training.fold_process import OUTPUT_FILE
     from competition.training.timing.progress import parse_bar
 

@@ -82,7 +82,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
         with MlflowSync(run.folder, run.exp), FoldBars(run, console) as bars:
             summary = run_cv(run, context, bars.update)
             bars.close()
-            close_shared_server()  # what follows may need the memory
+            close_shared_server()  # the next steps may need its memory
             tuned = _tune_postprocessing(run, summary, context)
     console.print(cv_table(summary, run))
     for line in [
@@ -135,7 +135,7 @@ def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list
 
 
 def format_baselines(run: Run) -> list[str]:
-    """Return lines with what a network should exceed, a constant mask and a threshold, and warnings if it does not."""
+    """Return lines with the baselines (constant mask and threshold), and warnings if the network does not beat them."""
     from competition.runs.baselines import baseline_lines
 
     return baseline_lines(run)

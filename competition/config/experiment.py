@@ -262,7 +262,8 @@ class TrainingConfig(ConfigModel):
     # If memory runs out: stop, or halve the micro-batch; the optimizer step stays the same.
     on_oom: Literal["stop", "halve"] = "stop"
     # The memory layout of the network's tensors, and whether the optimizer updates all weights in one kernel. A run
-    # keeps both as it was started; `auto` in a run's own YAML is channels_first and off, see runs/kept_settings.py.
+    # keeps the values it was started with. In a run's own YAML, `auto` means channels_first and off; see
+    # runs/kept_settings.py.
     memory_format: Literal["auto", "channels_first", "channels_last"] = "auto"
     fused: Literal["auto", "off", "on"] = "auto"
     compile: Literal["auto", "off", "on"] = "auto"  # torch.compile; auto: on a GPU with a budget of 10 minutes or more
@@ -302,7 +303,7 @@ class HardwareConfig(ConfigModel):
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: PositiveInt = 1  # processes per fold, each on its own GPU with batch_size samples per step
     parallel_folds: PositiveInt = 1  # folds trained at the same time, also on the cluster
-    # Loader processes per device; auto: none on a CPU, where they would take the time of the training.
+    # Loader processes per device; auto: none on a CPU, because they would compete with the training.
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     threads: PositiveInt | None = None  # CPU threads of a fold; None: cores / parallel folds; ray: its `cpus`
     cpus: PositiveInt | None = None  # ray: CPUs requested per fold; None: its threads, or a fair share of the cluster's
@@ -321,7 +322,7 @@ class HardwareConfig(ConfigModel):
 
     @property
     def loader_processes(self) -> int:
-        """Loader processes per device; 0 while `auto` is not decided, see `training.distributed.with_workers`."""
+        """Loader processes per device; 0 for `auto` until `training.distributed.with_workers` replaces it."""
         return 0 if self.workers == "auto" else self.workers
 
 

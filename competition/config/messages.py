@@ -247,7 +247,7 @@ def _path_in_message(message: str, path: KeyPath, document: YamlDocument) -> Key
 
 
 def _suggest_keys(problem: Problem) -> str:
-    """Return a hint that names the intended key: a similar key of this section, or an equal key of a section below."""
+    """Return a hint with the key that the user may mean: a similar key here, or the same key in a nested section."""
     if problem.section is None:
         return ""
     key, known = str(problem.path[-1]), _keys(problem.section)

@@ -123,7 +123,7 @@ class Metric:
 
     @property
     def settings(self) -> list[str]:
-        """The parameters that are not inputs: those of the function, or of the constructor if it is a class."""
+        """The parameters that are not inputs; for a class, the parameters of its constructor."""
         return [name for name in _parameters(self.function) if name not in INPUTS]
 
     def bind(self, args: Mapping[str, Any], defaults: Mapping[str, Any]) -> Metric:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Step(ConfigModel):
-    """Base class of post-processing steps; `competition.postprocessing.steps` contains those of Maskfold.
+    """Base class of post-processing steps; `competition.postprocessing.steps` contains Maskfold's own steps.
 
     The pydantic fields of a step are its keys in the YAML. A step whose only field is `value` is written
     `remove_small: 30`; any other step is written as a mapping: `triplet: {high: 0.75, pixels: 100, low: 0.4}`. A user's

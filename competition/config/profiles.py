@@ -47,7 +47,7 @@ class Profile:
             and there is no `class_column`.
         mask_column: the column with the encoded mask.
         class_column: the column with the class; None if there is none.
-        rows: what a row stands for: `image`; `object` (an image without objects has one empty row); `image_class`, an
+        rows: meaning of a row: `image`; `object` (an image without objects has one empty row); `image_class`, an
             image and a class; `slice_class`, a slice of a volume (and a class, if there are several).
         classes: the competition's class names, if it has several.
         overlap_allowed: whether two objects of one image may share a pixel.
@@ -56,7 +56,7 @@ class Profile:
         confidence: whether one cell contains all objects of an image, each as `0 confidence mask`.
         metric: the host's metric as a value of `metric.name`, or `format only`.
         metric_keys: other keys of `metric` that the host's rule sets, see `docs/submission.md`.
-        id_suffix: what the host's ids add to the image's name without its extension, such as `.jpg`; None: unknown.
+        id_suffix: text that the host's ids add to the image's name without extension, e.g. `.jpg`; None: unknown.
         train: the training table, where it differs.
         alternative: a second format, if there is one; the header of the sample submission selects between the two.
     """

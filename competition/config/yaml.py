@@ -79,7 +79,7 @@ class YamlDocument:
     locations: dict[KeyPath, SourceLocation] = field(default_factory=dict)
 
     def locate(self, path: KeyPath) -> SourceLocation:
-        """Return the location of a key; if it has none, return that of the nearest parent that has one."""
+        """Return the location of a key; if the key has none, return the location of the nearest parent with one."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.locations:
                 return self.locations[path[:length]]

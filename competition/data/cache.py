@@ -186,7 +186,7 @@ def cache_key(row: Any, exp: Experiment) -> str:
     return json_digest(case | _shared_key_parts(exp))[:32]
 
 
-_last_parts: tuple[Experiment, dict[str, Any]] | None = None  # of the experiment that was used last, which is frozen
+_last_parts: tuple[Experiment, dict[str, Any]] | None = None  # the last experiment, which is frozen, and its key parts
 
 
 def _shared_key_parts(exp: Experiment) -> dict[str, Any]:
@@ -232,8 +232,9 @@ def get_or_build(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) 
     """Return the folder `root / key`; build it if it is missing or damaged.
 
     `build` fills an empty folder and returns the content of `case.json`. If two processes build the same case at the
-    same time, the first to finish wins and the other discards its work. What killed processes left in `root` stays: a
-    command calls `io.remove_all_stale_temp` once, since listing a large cache for each case takes longer than the case.
+    same time, the first to finish wins and the other discards its work. Files of killed processes stay in `root`: a
+    command removes them once with `io.remove_all_stale_temp`, because listing a large cache for each case would take
+    longer than building the case.
 
     Raises:
         DiskFullError: the disk is full or cannot be written.
@@ -269,7 +270,7 @@ def is_intact(folder: Path) -> bool:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Describe the damage of a preprocessed case; None if it has none.
+    """Describe the damage of a preprocessed case; return None if the case is intact.
 
     The check covers the record and its digest, the file sizes and the headers of the arrays, but not the arrays'
     values.
@@ -287,13 +288,13 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
-# What the check of an array depends on, of those found intact. Most cases of a cache have the same few headers, and to
-# parse and map each file would take most of the time that a command needs to open a large cache.
+# Headers and sizes of arrays that were found intact. Most cases of a cache have the same few headers. If each file were
+# parsed and mapped, that would take most of the time that a command needs to open a large cache.
 _intact_headers: set[tuple[Any, ...]] = set()
 
 
 def _read_headers(case: PreprocessedCase) -> list[tuple[Any, ...]] | None:
-    """Return what the check of each array depends on; None if an array must be checked by mapping it."""
+    """Return the values that the check of each array depends on; None if the check must map an array."""
     names = [name for name in ARRAY_FILES if name != "mask.npy" or (case.folder / name).exists()]
     expected = (case.geometry.shape, len(case.intensity.shift), case.normalised)
     headers = []
@@ -306,7 +307,7 @@ def _read_headers(case: PreprocessedCase) -> list[tuple[Any, ...]] | None:
         if start[:8] != b"\x93NUMPY\x01\x00" or 10 + int.from_bytes(start[8:10], "little") != HEADER_BYTES:
             return None
         length = POINTS.search(start) if name == "foreground.npy" else None
-        if length is not None:  # each case has another number of points, and all of them are valid
+        if length is not None:  # the number of points differs between cases, and every number is valid
             size -= int(length[1]) * 4 * (1 + len(case.geometry.shape))
             start = (start[: length.start(1)] + start[length.end(1) :]).replace(b" ", b"")
         headers.append((name, start, size, *expected))

@@ -198,7 +198,7 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
     Args:
         comp: the competition.
         split: train or test.
-        skipped: receives cases that lack a channel.
+        skipped: collection that receives cases that lack a channel.
 
     Returns:
         Files by channel for each id, sorted by id. If there is one pattern, its channel is called `image`.
@@ -276,7 +276,7 @@ def find_masks(
     Args:
         comp: the competition.
         images: as `find_images` returns them.
-        skipped: receives cases without a mask, masks without a case, and rows of unknown ids.
+        skipped: collection that receives cases without a mask, masks without a case, and rows of unknown ids.
 
     Returns:
         By id, one of: ``{"kind": "labels", "files": path or slices}``, ``{"kind": "classes", "files": {class: path or

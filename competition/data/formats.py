@@ -75,7 +75,7 @@ def raster_header(path: Path, dimensions: int) -> Header:
 
 
 def _raster_header(path: Path, image: PilImage, dimensions: int) -> tuple[Header, int]:
-    """Return the header, and the bits per sample."""
+    """Return the header of a raster image, and its bits per sample."""
     shape = (image.height, image.width)
     if dimensions != 2:
         raise wrong_dimensions_error(path, shape, dimensions)
@@ -150,7 +150,7 @@ def _check_packed_size(path: Path, image: PilImage, shape: tuple[int, int], dept
 
 
 def _raster_labels(image: PilImage, depth: int) -> np.ndarray:
-    """Return the stored values: Pillow keeps a palette's indices, but scales 2- and 4-bit grey."""
+    """Return the stored values of a label image; undo Pillow's scaling of 2- and 4-bit grey values to 8 bits."""
     array = np.asarray(image)
     if image.mode == "L" and depth in (2, 4):
         return array // (255 // (2**depth - 1))
@@ -273,7 +273,7 @@ def _load_nifti(path: Path) -> Any:
     with gzip.open(path) if is_packed else path.open("rb") as file:
         head = file.read(348)
     is_plain = int.from_bytes(head[:4], "little") in NIFTI_SIZES[::2] and head[344:] == b"n+1\0"  # a NIfTI-1 file
-    try:  # `nibabel.load` would try each of its formats
+    try:  # faster than `nibabel.load`, which tries each of its formats
         return nibabel.Nifti1Image.from_filename(path) if is_plain else nibabel.load(path)
     except nibabel.spatialimages.HeaderDataError as error:
         if "invalid intercept" not in str(error):

@@ -70,7 +70,7 @@ class Geometry:
             spacing: mm per axis of the file.
             affine: 4×4 voxel-to-world, or None.
             prepare: section `prepare` of the experiment.
-            background: as in the attributes of the class.
+            background: see the attributes of the class.
             case: id of the case, for messages.
 
         Raises:
@@ -166,7 +166,7 @@ class Geometry:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # `asdict` copies each number
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # `asdict` also copies numbers
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Geometry:

@@ -24,7 +24,7 @@ DEFLATE_BOUND = 1100
 # the free memory. Masks may be compressed as strongly: one organ in 512×512×700 voxels of float64 (1.4 GiB) by a factor
 # of 200 and more. So 2 GiB are read wherever they fit, and more on machines with more memory.
 MAX_RATIO, MAX_UNPACKED, MAX_SHARE = 100, 2**31, 1 / 8
-SMALL = 2**20  # bytes that are read without a look at the free memory, which takes longer than a small image
+SMALL = 2**20  # bytes; smaller images are read without checking the free memory, because the check takes longer
 
 
 @dataclass(frozen=True, eq=False)

@@ -293,7 +293,7 @@ def load_relabelled_mask(source: Competition, row: Any, target: Competition, map
     if overlap:
         raise MaskfoldError(
             f"Case {row.id} of {source.name} has {overlap:,} voxels that map to two exclusive classes.",
-            "Map one of its classes to null in extra.classes.",
+            "In extra.classes, map one of the two source classes to null.",
             status=2,
         )
     single = np.full(mask.shape[1:], 0 if len(planes) == len(target.classes) else IGNORED, np.uint8)
@@ -334,9 +334,9 @@ def boundary_mask(objects: np.ndarray, width: int) -> np.ndarray:
 
 
 def _has_neighbour(objects: np.ndarray, radius: int, highest: int) -> np.ndarray:
-    """Return where another number is at most `radius` pixels away, along the axes and diagonals, (*spatial) bool."""
+    """Return, as bool (*spatial), which pixels have another number within `radius` pixels along axes or diagonals."""
     size = 2 * radius + 1
-    if objects.ndim == 2 and objects.size and highest < 2**24:  # whole numbers that float32 has; many times as fast
+    if objects.ndim == 2 and objects.size and highest < 2**24:  # float32 is exact here, and much faster
         import cv2
 
         numbers, square = np.ascontiguousarray(objects, np.float32), np.ones((size, size), np.uint8)

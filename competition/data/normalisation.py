@@ -15,10 +15,10 @@ from competition.errors import MaskfoldError
 ChannelStatistics = tuple[float | None, float | None, float, float]  # (lo, hi, shift, scale), see `Intensity`
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # luma of red, green and blue, ITU-R BT.601
 MIN_DIVISOR = 1e-30  # its inverse is still a float32
-CODES = 2**16  # values that are counted
-BLOCK = 2**20  # values counted at a time
-COUNT_SAMPLE = 1000  # values that show whether a channel has few different ones
-CAST_BLOCK = 8192  # values that NumPy converts at a time in a sum; longer planes are summed in such parts
+CODES = 2**16  # number of distinct values that can be counted
+BLOCK = 2**20  # values that are counted at a time
+COUNT_SAMPLE = 1000  # values that are examined to see whether the channel's values can be counted
+CAST_BLOCK = 8192  # NumPy converts this many values at a time in a sum, so it sums longer planes in such parts
 
 
 def find_other_channels(channels: Mapping[str, int], dimensions: int) -> dict[str, MaskfoldError]:
@@ -189,9 +189,10 @@ def convert_channels(array: np.ndarray, channels: str | Sequence[int], alpha: bo
 
 
 def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
-    """Return `np.percentile(channel, shares)`, every bit of it, by counting instead of sorting where values are few.
+    """Return the exact result of `np.percentile(channel, shares)`; count values instead of sorting them if possible.
 
-    Values are counted if they are 8-bit, or the float32 of 16-bit ones: k / 65535, or whole numbers within 65,536.
+    Values can be counted if they are 8-bit, or float32 values of 16-bit data: k / 65535, or whole numbers from a range
+    of 65,536.
 
     Args:
         channel: (*spatial), finite, with at least one value; uint8 or float32.
@@ -206,14 +207,14 @@ def percentiles(channel: np.ndarray, shares: Sequence[float]) -> list[float]:
     low = np.minimum(np.floor(position).astype(np.int64), last)
     below, above = (values[np.searchsorted(ends, rank, side="right")] for rank in (low, np.minimum(low + 1, last)))
     if channel.dtype.kind == "f" and (below == 0).any() and np.signbit(channel[channel == 0]).any():
-        return [float(value) for value in np.percentile(channel, list(shares))]  # -0.0 and 0.0 have one count
+        return [float(value) for value in np.percentile(channel, list(shares))]  # counting cannot tell -0.0 from 0.0
     weight, difference = position - low, above - below
-    # NumPy's interpolation: from the nearer of the two values.
+    # Interpolate as NumPy does: from the nearer of the two values.
     return np.where(weight >= 0.5, above - difference * (1 - weight), below + difference * weight).tolist()
 
 
 def _count_values(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return how often each of up to 65,536 rising values occurs, and the values; None for any other float32."""
+    """Return the counts of up to 65,536 distinct values, and the values in rising order; None if there are others."""
     if channel.dtype == np.uint8:
         counts = _count_blocks(channel, lambda block: block, 256)
         return None if counts is None else (counts, np.arange(256, dtype=np.uint8))
@@ -232,7 +233,7 @@ def _count_values(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         numbers -= int(offset)
         return numbers if (values[numbers] == block).all() else None
 
-    if codes(channel.reshape(-1)[:COUNT_SAMPLE]) is None:  # before any work on the whole
+    if codes(channel.reshape(-1)[:COUNT_SAMPLE]) is None:  # a cheap test before work on the whole channel
         return None
     counts = _count_blocks(channel, codes, CODES)
     return None if counts is None else (counts, values)
@@ -241,7 +242,7 @@ def _count_values(channel: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 def _count_blocks(
     channel: np.ndarray, codes: Callable[[np.ndarray], np.ndarray | None], length: int
 ) -> np.ndarray | None:
-    """Count the codes of an array, in blocks since `np.bincount` copies them to int64; None if a block has no codes."""
+    """Count the codes of an array, in blocks because `np.bincount` copies to int64; None if a block has no codes."""
     counts, flat = np.zeros(length, np.int64), channel.reshape(-1)
     for start in range(0, flat.size, BLOCK):
         block = codes(flat[start : start + BLOCK])
@@ -252,7 +253,7 @@ def _count_blocks(
 
 
 def _moments(channel: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
-    """Return mean and standard deviation of the clipped channel; sums are float64, plane by plane."""
+    """Return mean and standard deviation of the clipped channel; sum in float64, plane by plane."""
     total, squares = 0.0, 0.0
     width = channel[:1].size
     if width <= CAST_BLOCK and channel.flags.c_contiguous:
@@ -266,10 +267,10 @@ def _moments(channel: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
 
 
 def _moments_of_rows(rows: np.ndarray, lo: float, hi: float) -> tuple[float, float]:
-    """Return the result of `_moments` for (planes, values), every bit of it, with few calls of NumPy.
+    """Return exactly the result of `_moments` for rows (planes, values), with fewer calls of NumPy.
 
-    Sums keep their order: NumPy adds the values of a row as it adds those of a plane, and rows are added one by one.
-    8-bit values are looked up in tables of 256 results.
+    The order of the sums is the same: NumPy adds the values of a row in the order of a plane's values, and the rows are
+    added one by one. For 8-bit values, tables of 256 results replace the computation.
     """
     is_8_bit = rows.dtype == np.uint8
     clipped = np.clip(np.arange(256, dtype=np.uint8) if is_8_bit else rows, lo, hi).astype(np.float64)

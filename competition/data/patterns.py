@@ -159,7 +159,7 @@ def match_path(pattern: str, path: str, case_id: str) -> dict[str, str] | None:
 
     Args:
         pattern: as for `match_cases`.
-        path: below the root, with forward slashes.
+        path: path below the root, with forward slashes.
         case_id: the text that {id} must match.
     """
     # A fast check for patterns without another placeholder: a regular expression for each case is slow.
@@ -232,7 +232,7 @@ def drop_undecodable(cases: Mapping[str, T], key: str, root: Path, skipped: Skip
         cases: the files by id, from `match_cases` or `match_files`.
         key: the pattern's key in the YAML, for messages.
         root: the competition's folder, for the hint.
-        skipped: receives the other cases.
+        skipped: collection that receives the other cases.
     """
     kept: dict[str, T] = {}
     for case_id, case in cases.items():

@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 __all__ = ["PreprocessedCase", "preprocess_case", "preprocess_cases"]
 
 MAX_FOREGROUND = 10_000  # coordinates kept per class
-# Starting a process takes about as long as PROBE_SECONDS, so a pool must save more than that.
+# A process takes about PROBE_SECONDS to start, so a pool must save more time than that.
 PROBE_SECONDS, POOL_SECONDS = 1.0, 5.0
-BYTES_PER_VALUE, PROCESS_BYTES = 24, 2**29  # memory that preparing a value of an image takes, and a process without one
-MAX_WHOLE = 2**23  # voxels of a mask that is searched at once; larger ones plane by plane, which needs less memory
+BYTES_PER_VALUE, PROCESS_BYTES = 24, 2**29  # memory for each value of an image, and for a process itself
+MAX_WHOLE = 2**23  # voxels; a larger mask is searched plane by plane, which needs less memory
 log = logging.getLogger(__name__)
 
 
@@ -71,7 +71,7 @@ def preprocess_case(row: Any, exp: Experiment, root: Path) -> Path:
     def build(folder: Path) -> dict[str, Any]:
         with unchanged_files(exp.competition, row, truth=row.split == "train", fresh=True):
             record = write_image(folder, load_image(exp.competition, row), exp, str(row.id))
-            if row.split == "train":  # the mask is loaded after the memory of the image was freed
+            if row.split == "train":  # load the mask now, after the memory of the image was freed
                 geometry = Geometry.from_dict(record["geometry"])
                 objects = load_instances(exp.competition, row) if exp.prepare.boundary else None
                 write_mask(folder, load_mask(exp.competition, row), geometry, exp, str(row.id), objects)
@@ -94,12 +94,14 @@ def preprocess_cases(
     Args:
         table: the case table, or rows of it.
         exp: the experiment.
-        root: the cache's folder. What killed processes left in it is removed if a case is missing.
-        workers: processes. None: this one, and if much work remains after a second, one for each core, or fewer if the
-            memory holds fewer cases.
-        progress: called about ten times with a line of progress; not called if the cache has all cases, or with `bar`.
-        skipped: receives the reason for each skipped case, by id.
-        bar: wraps the missing cases, of which it receives the iterator and the number, to show progress.
+        root: the cache's folder. If a case is missing, files of killed processes are removed from it.
+        workers: number of processes. None: the cases are prepared in this process; if much work remains after a second,
+            one process per core takes over, or fewer if the memory holds fewer cases.
+        progress: function that is called about ten times with a line of progress; it is not called if the cache has
+            all cases, or if there is a `bar`.
+        skipped: collection that receives the reason for each skipped case, by id.
+        bar: function that wraps the iteration over the missing cases to show progress; it receives the iterator and
+            the number of cases.
 
     Returns:
         The folder of each case by id, in the table's order. Under `on_bad_case: skip` an unreadable case is skipped

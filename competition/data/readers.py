@@ -161,7 +161,7 @@ def read_header(path: str | Path, dimensions: int | None = None, labels: bool = 
 
 
 def exif_orientation(path: str | Path) -> int:
-    """Return the EXIF orientation of a PNG, JPEG, BMP, GIF or TIFF file: 1 (as stored) to 8; 1 without a valid one."""
+    """Return the EXIF orientation of a PNG, JPEG, BMP, GIF or TIFF file, 1 (as stored) to 8; without a valid one, 1."""
     path, value = Path(path), 1
     kind = EXTENSIONS.get(extension_of(path.name))
     if kind not in ("raster", "tiff"):

@@ -186,7 +186,7 @@ def likely_order(
 def _compare_orders(
     texts: Sequence[str], shape: Sequence[int], fmt: RleFormat, image: NDArray[np.generic] | None
 ) -> Opinion | None:
-    """Compare how plausible the masks of one case look in both orders; the arguments are those of `likely_order`."""
+    """Compare how plausible the masks of one case look in both orders; `likely_order` describes the arguments."""
     if shape[0] != shape[-1]:
         column, row = (sum(count_pieces(text, line, fmt) for text in texts) for line in (shape[0], shape[-1]))
         if max(column, row) >= _SCATTER_RATIO * min(column, row) and column != row:

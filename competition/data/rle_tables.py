@@ -54,7 +54,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
     Args:
         comp: the competition.
         cases: the first channel's files, by id.
-        skipped: receives rows of unknown ids.
+        skipped: collection that receives rows of unknown ids.
 
     Returns:
         [line, class, slice] of each row that is not empty, by id.
@@ -139,10 +139,10 @@ def find_blank_rows(comp: Competition, cases: dict[str, CaseFiles]) -> dict[str,
 
 
 def row_texts(comp: Competition, lines: Sequence[int]) -> list[str]:
-    """Return the run lengths in some lines of `train.rle`; the table's file is looked at once.
+    """Return the run lengths in some lines of `train.rle`; check once whether the table's file has changed.
 
     Raises:
-        KeyError: the table has fewer lines, or a blank one there.
+        KeyError: the table has fewer lines, or one of these lines is blank.
     """
     global _last_texts
     if not lines:
@@ -194,7 +194,7 @@ def _empty_texts(comp: Competition) -> set[str]:
     return {"", rle_format(comp).empty}
 
 
-_last_texts: tuple[Any, str, dict[int, str]] | None = None  # by line, of the table that was used last
+_last_texts: tuple[Any, str, dict[int, str]] | None = None  # texts by line, of the last table
 _RowIndex = tuple[list[str], list[str], list[str], dict[str, list[int]]]
 _last_index: tuple[Any, Competition, _RowIndex] | None = None  # index of the table that was used last
 
@@ -295,7 +295,7 @@ def _variants(profile: Profile) -> list[Profile]:
 
 
 def _layouts(profile: Profile) -> list[RleTableColumns]:
-    """Return the possible layouts of a profile's training table: that of `train`, and that of the submission."""
+    """Return the possible layouts of a profile's training table: `train`, and the layout of the submission."""
     layouts = []
     for variant in _variants(profile):
         train = variant.train

@@ -80,11 +80,11 @@ def split(
 
 def _kfold(groups: list[str], k: int, seed: int) -> list[int]:
     """Apply scikit-learn's KFold to split groups; if a group has several cases, this equals its shuffled GroupKFold."""
-    # Not by scikit-learn itself, because its import takes longer than all else that the command of a finished run does.
+    # This does not call scikit-learn, because its import takes longer than all other work of `cv` on a finished run.
     names = _check_enough(groups, k)
     order = np.arange(len(names))
     np.random.RandomState(_random_state(seed)).shuffle(order)
-    parts = enumerate(np.array_split(order, k))  # the first ones are larger by one case if k does not divide them
+    parts = enumerate(np.array_split(order, k))  # the first parts may have one group more
     fold_of = {names[index]: number for number, part in parts for index in part}
     return [fold_of[name] for name in groups]
 
@@ -113,8 +113,8 @@ def _stratified(groups: list[str], case_strata: list[str], k: int, seed: int) ->
 
 
 def _stratified_without_groups(strata: Sequence[str], k: int, seed: int) -> list[int]:
-    """Apply scikit-learn's StratifiedKFold: each stratum is dealt to the folds in turn, then shuffled."""
-    # Not by scikit-learn itself, see `_kfold`.
+    """Return the folds of scikit-learn's StratifiedKFold: deal each stratum to the folds in turn, then shuffle it."""
+    # This does not call scikit-learn; `_kfold` gives the reason.
     random = np.random.RandomState(_random_state(seed))
     names = list(dict.fromkeys(strata))
     number_of = np.array([names.index(name) for name in strata])

@@ -73,7 +73,7 @@ def download_and_unpack(
         source: the archive.
         folder: the folder to create; it must not exist, or must be empty.
         new_progress: function that returns a progress bar with the given label.
-        say: receives lines for the user.
+        say: function that receives lines for the user.
         pause: seconds before the next attempt.
 
     Returns:
@@ -364,7 +364,7 @@ def _download_error(url: str, reason: str) -> MaskfoldError:
     return MaskfoldError(
         f"{url} cannot be downloaded: {reason.rstrip('.')}.",
         "Check the network (https_proxy sets a proxy) and run the same command again, "
-        f"or copy {name} into the folder of -o.",
+        f"or copy {name} into the folder that -o names.",
     )
 
 

@@ -19,7 +19,7 @@ from competition.io import DiskFullError
 
 
 class SeriesRejected(Exception):
-    """Raised if a series or one of its files cannot become a volume; the text is the reason."""
+    """Raised if a series or one of its files cannot be converted; the message of the exception gives the reason."""
 
 
 @contextmanager
@@ -140,7 +140,7 @@ def _read_enhanced(dataset: Any, path: Path, name: str) -> tuple[Frame, ...]:
 
 
 def functional_group(dataset: Any, group: Any, sequence: str) -> Any:
-    """Return an item of a functional group: that of the frame, else the shared item, else {}."""
+    """Return an item of a functional group: the frame's own item, else the shared item, else {}."""
     shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
     for holder in (group, shared[0]):
         items = holder.get(sequence)

@@ -166,7 +166,7 @@ def compare_two_runs(run_a: Run, run_b: Run, watch: ProgressWrapper = lambda row
     Args:
         run_a: the first run.
         run_b: the second.
-        watch: wraps the iteration over the cases; receives the iterator and the number of cases.
+        watch: function that wraps the iteration over the cases; receives the iterator and the number of cases.
 
     Raises:
         MaskfoldError: the runs differ in competition or data, or share no case; or a file is damaged.

@@ -48,7 +48,7 @@ class EnsemblePredictor:
     Args:
         ensemble: the runs and their weights.
         row: a case from which the number of channels is taken: a row of the case table, or `InMemoryCase`.
-        context: has the trusted packages.
+        context: context with the trusted packages.
         scratch: the folder in which cases are preprocessed; its content is deleted afterwards.
 
     Raises:
@@ -115,7 +115,7 @@ class _RunNetworks:
         if (channels := case.image.shape[0]) != self.channels:
             raise MaskfoldError(
                 f"Channels of case {case.id}: found {channels}, expected {self.channels}.",
-                "Give images like the first one, or set prepare.channels to grey or rgb before training.",
+                "Use images with the same number of channels, or set prepare.channels to grey or rgb before training.",
             )
         if self.networks:
             return predict_case_with_presence(

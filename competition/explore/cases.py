@@ -39,7 +39,7 @@ def measure_case(
         case_id: id of the case.
         images: the case's images, from `discovery.find_cases`.
         masks: the case's masks, from `discovery.find_cases`; None: no truth.
-        findings: receives a finding for each file or row that stops `cv`.
+        findings: collection that receives a finding for each file or row that stops `cv`.
     """
     case = CaseStats(case_id, split, [path for channel in images.values() for path in _as_list(channel.files)])
     checks = _Checks(findings, split, case_id)

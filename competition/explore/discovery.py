@@ -40,7 +40,7 @@ def find_cases(
     Args:
         comp: the competition.
         split: train or test.
-        findings: receives missing channels, masks and images, duplicate ids, and table rows without a case.
+        findings: collection that receives missing channels, masks and images, duplicate ids, and rows without a case.
 
     Returns:
         Images and masks by id, from `find_images` and `find_masks` of `competition.data.cases`. A case may have no
@@ -209,7 +209,7 @@ def _all_files(root: Path, pattern: str, key: str) -> dict[str, list[str]]:
 
 
 def _mirror_names(comp: Competition, split: str, excluded: set[str], folder: Path) -> None:
-    """Create empty files with the names of all files except those of the excluded ids."""
+    """Create an empty file with the name of each file, except for files of the excluded ids."""
     for key, pattern in _patterns(comp, split):
         for case_id, paths in _all_files(Path(comp.root), pattern, key).items():
             if case_id in excluded:

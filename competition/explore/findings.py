@@ -109,9 +109,9 @@ def _guess_rule(cases: Sequence[CaseStats], findings: Findings) -> None:
 
 
 def guess_group_rule(ids: Sequence[str]) -> tuple[str, Counter[str]] | None:
-    """Return a regular expression by which the ids form several groups, and the number of ids of each group.
+    """Return a regular expression that groups the ids by their beginnings, and the number of ids in each group.
 
-    None if the beginnings of the ids do not repeat.
+    If the beginnings do not repeat, return None.
     """
     for rule in GROUP_PATTERNS:
         matches = [re.match(rule, case_id) for case_id in ids]

@@ -9,7 +9,7 @@ from competition.explore.types import Findings
 
 
 def find_other_metric(comp: Competition, findings: Findings) -> None:
-    """Add a remark if the metric differs from that of the host whose profile the YAML names."""
+    """Add a remark if the YAML names a host's profile and the metric differs from the host's."""
     profile = PROFILES.get(str(comp.submission.profile))
     host = None if profile is None else profile.host_metric
     if host is None:

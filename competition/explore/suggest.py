@@ -64,10 +64,10 @@ def suggest_keys(
         comp: the competition.
         cases: training and test cases.
         contrasts: contrasts of the channels, see `findings.rank_contrasts`.
-        k: the number of folds, if there are as many groups.
+        k: number of folds; if there are fewer groups, there are fewer folds.
 
     Returns:
-        The keys, and the median shape of preprocessed cases; both empty without a readable training case.
+        The keys, and the median shape of preprocessed cases; both are empty if no training case is readable.
     """
     train = [case for case in cases if case.split == "train" and case.readable and not case.skipped]
     if not train:

@@ -90,7 +90,7 @@ def export_runs(
         folder: folder of the bundle; an earlier bundle in it is replaced.
         weights: weights of the runs; `auto` fits them on the out-of-fold predictions; None: equal.
         options: optional contents.
-        context: has the trusted packages, whose files are copied into the bundle, and the log.
+        context: context with the trusted packages, whose files are copied into the bundle, and the log.
 
     Raises:
         MaskfoldError: the runs do not belong together, the folder contains other files, or the bundle does not run.

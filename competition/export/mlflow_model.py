@@ -134,7 +134,7 @@ def write_model(run: Run, folder: Path, temporary_folder: Path) -> None:
     pickled = [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".joblib")]
     if pickled:
         raise MaskfoldError(
-            f"MLflow wrote the pickled file {pickled[0].name} into the model, which runs code when it is loaded.",
+            f"MLflow wrote the pickled file {pickled[0].name} into the model; to load such a file runs code.",
             "Install the MLflow version of requirements.lock.",
         )
 

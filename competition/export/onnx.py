@@ -121,7 +121,7 @@ def write_onnx(network: nn.Module, channels: int, exp: Experiment, path: Path) -
         raise MaskfoldError(
             f"--onnx requires the package {error.name}, which is not installed.", "Run: pip install 'maskfold[onnx]'."
         ) from error
-    set_layout(network, torch.contiguous_format)  # an ONNX file has channels first
+    set_layout(network, torch.contiguous_format)  # ONNX requires channels first
     reference = MainOutputNetwork(network.cpu().eval(), len(exp.patch.size), exp.output_channels).eval()
     program = _export_program(reference, (channels, *exp.patch.size), exp)
     content = program.model_proto.SerializeToString()

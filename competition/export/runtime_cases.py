@@ -226,7 +226,7 @@ def _read_sample(comp: Competition, context: Context) -> tuple[Profile, SampleSu
 
 
 def _read_rows(comp: Competition, context: Context) -> list[Any]:
-    """Return rows of the test cases; empty if the folder is that of the competition but has no test image."""
+    """Return rows of the test cases; an empty list if the folder is the competition's but has no test image."""
     try:
         return list(case_rows(case_table(comp, "test")))
     except MaskfoldError as error:
@@ -351,7 +351,7 @@ def predict_cases(
         confidence: whether the file has a confidence for each object.
         scratch: folder for preprocessed cases.
         options: time limit and error handling.
-        say: receives messages for the user.
+        say: function that receives messages for the user.
 
     Raises:
         MaskfoldError: a case cannot be read or predicted; with `options.continue_on_error` only if no case can.

@@ -220,7 +220,7 @@ def _keys(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) -> pd.DataFrame | None:
-    """Return the score table of a summary: the table next to the CSV, else that of the run if there is only one run."""
+    """Return the score table of a summary: the table next to the CSV, else the run's table if there is only one run."""
     if path is None or comp is None or not summary.get("expected"):
         return None
     import pandas as pd

@@ -46,10 +46,10 @@ class ThresholdBaseline:
     """The best intensity threshold on some cases.
 
     Attributes:
-        scores: as from `score_threshold_baseline`.
-        name: of the threshold with the best mean Dice over (case, class) pairs; empty without cases.
-        case_dice: its Dice (cases, K) of the whole foreground predicted for each class that the case has; nan for the
-            others.
+        scores: result of `score_threshold_baseline`.
+        name: name of the threshold with the best mean Dice over (case, class) pairs; empty without cases.
+        case_dice: Dice (cases, K) of this threshold, if it predicts the whole foreground as each class that the case
+            has; nan for classes that the case does not have.
     """
 
     scores: dict[str, float]
@@ -166,7 +166,8 @@ def _candidate_thresholds(case_values: list[Array]) -> Array:
 
 def _otsu(values: Array) -> Array:
     """Return Otsu's threshold (1,) of one case; infinity if all values are equal."""
-    # That of skimage.filters.threshold_otsu, whose import takes longer than the rest of the command of a finished run.
+    # The same computation as skimage.filters.threshold_otsu. Importing that module takes longer than everything else in
+    # a command on a finished run.
     if len(values) == 0 or (low := values.min()) == (high := values.max()):
         return np.array([np.inf])
     if np.issubdtype(values.dtype, np.integer) and int(high) - int(low) < MAX_BINS:  # a bin for each value

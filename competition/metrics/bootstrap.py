@@ -54,7 +54,7 @@ def cv_score(scores: pd.DataFrame, metric: MetricConfig) -> float:
 
 
 def dice_per_class(scores: pd.DataFrame, classes: Iterable[str]) -> dict[str, float | None]:
-    """Return the mean Dice of each class over the cases that have it in truth or prediction; None if no case has."""
+    """Return each class's mean Dice over the cases with the class in truth or prediction; None without such cases."""
     means = scores.groupby("class")["dice"].mean()
     values = {name: float(means.get(name, nan)) for name in classes}
     return {name: None if isnan(value) else value for name, value in values.items()}
@@ -351,7 +351,7 @@ def paired_difference(
 
 
 def mean_score_per_case(rows: pd.DataFrame) -> pd.Series[float]:
-    """Return the mean of `score` over the classes of each case, by id; nan if all scores of the case are nan."""
+    """Return, by case id, the mean of `score` over the classes; nan if all scores of the case are nan."""
     means: pd.Series[float] = rows.groupby("id")["score"].mean()
     return means
 

@@ -1,4 +1,4 @@
-"""Constant-mask baseline: what one mask, the same for all cases, scores."""
+"""Constant-mask baseline: the score of predicting the same mask for all cases."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-CELLS = {2: 64, 3: 20}  # per axis of the coarse grid in which the mask is constant, by the number of dimensions
-SHARES = np.concatenate([[0.0], np.linspace(0.1, 0.9, 17)])  # of the other cases that have the class in a cell
+CELLS = {2: 64, 3: 20}  # cells per axis of the coarse grid, by the number of dimensions
+SHARES = np.concatenate([[0.0], np.linspace(0.1, 0.9, 17)])  # cells with this share or more are foreground
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,22 @@ class CoarseTruth:
 
     @classmethod
     def from_masks(cls, masks: Array, valid: Array) -> CoarseTruth:
-        """Count the pixels of class masks (K, *spatial) bool, and those of `valid` (*spatial) bool, in each cell."""
+        """Count the pixels of `masks` (K, *spatial), bool, and of `valid` (*spatial), bool, in each cell."""
         return cls(_count(masks), _count(np.broadcast_to(valid, masks.shape)))
 
 
 def constant_mask_dice(truths: Sequence[CoarseTruth]) -> Array:
     """Return the Dice of the best constant mask of each class, on each case.
 
-    The mask of a case covers the cells in which a share of the other cases' pixels has the class. The share, the same
-    for all cases and possibly 0 for a mask of all pixels, is that with the best mean Dice, so the Dice is slightly
-    optimistic.
+    The mask for a case covers the cells in which at least a certain share of the other cases' pixels has the class. The
+    function takes one share for all cases, the share with the best mean Dice, so the Dice is slightly optimistic. A
+    share of 0 gives a mask of all pixels.
 
     Args:
-        truths: one for each case.
+        truths: coarse truth of each case.
 
     Returns:
-        (cases, K); nan for a class that the case does not have.
+        Dice (cases, K); nan for a class that the case does not have.
     """
     if not truths:
         return np.empty((0, 0))
@@ -72,7 +72,7 @@ def constant_mask_dice(truths: Sequence[CoarseTruth]) -> Array:
 def _count(masks: Array) -> Array:
     """Return the number of True pixels (K, cells) of masks (K, *spatial) in each cell of the coarse grid.
 
-    An axis with fewer pixels than cells repeats them, so that all cases have equally many cells.
+    If an axis has fewer pixels than cells, its pixels are repeated, so that all cases have the same number of cells.
     """
     counts, cells = masks, CELLS[masks.ndim - 1]
     for axis in range(1, masks.ndim):

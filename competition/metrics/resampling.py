@@ -225,7 +225,7 @@ def expanded_interval(
 
     `draw(count)` returns cluster indices (count, draws); the number `draws` is needed to limit the memory of a chunk.
     """
-    from scipy.special import ndtr, stdtrit  # the distributions of scipy.stats, whose import takes a second
+    from scipy.special import ndtr, stdtrit  # importing scipy.stats instead would take a second
 
     if clusters.count < 2:
         return nan, nan

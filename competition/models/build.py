@@ -54,7 +54,7 @@ def build_network(
     Args:
         exp: the experiment.
         channels: number of channels of the network's input (in 2.5D: channels times slices).
-        context: has the trusted packages.
+        context: context with the trusted packages.
         pretrained: whether to load encoder weights; False if the caller loads other weights afterwards.
 
     Returns:
@@ -103,7 +103,7 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
     Args:
         exp: the experiment.
         channels: number of channels of the network's input (in 2.5D: channels times slices).
-        context: has the trusted packages.
+        context: context with the trusted packages.
 
     Raises:
         MaskfoldError: status 2; it names the key: `model.target`, `model.args`, `encoder_weights`, `loss`, `optimizer`,
@@ -132,19 +132,19 @@ def validate_network(exp: Experiment, channels: int, context: Context = Context(
 
 
 def suits_channels_last(exp: Experiment, channels: int, context: Context = Context()) -> bool:
-    """Return whether a 2D network works in the memory format channels_last, and is not slower in it.
+    """Return whether a 2D network works in the memory format channels_last, and is not slower in this format.
 
-    Instance normalisation makes it 1.1 to 1.3 times as slow, because torch computes it on a channels-first copy
-    (`python benchmarks/networks.py`). Code that calls `view` may not work, which one patch on the CPU shows; the meta
-    device has another layout there. The state of the global generator is restored.
+    A network with instance normalisation takes 1.1 to 1.3 times as long, because torch computes the normalisation on a
+    channels-first copy (`python benchmarks/networks.py`). A network that calls `view` may fail, so this function runs
+    one patch on the CPU (not on the meta device, where layouts differ). The state of the global generator is restored.
 
     Args:
-        exp: the experiment, whose network is valid.
-        channels: channels of the network's input (times the slices in 2.5D).
-        context: has the trusted packages.
+        exp: an experiment with a valid network.
+        channels: number of channels of the network's input (in 2.5D: channels times slices).
+        context: context with the trusted packages.
 
     Raises:
-        MaskfoldError: status 2; `training.memory_format` asks for channels_last, and the network does not work in it.
+        MaskfoldError: status 2; `training.memory_format` is channels_last, but the network fails in this format.
     """
     asked, dims = exp.training.memory_format, exp.network_dimensions
     if asked == "channels_first" or (asked == "auto" and dims == 3):
@@ -159,7 +159,7 @@ def suits_channels_last(exp: Experiment, channels: int, context: Context = Conte
     try:
         with torch.no_grad():
             network(to_layout(torch.zeros(1, channels, *exp.patch.size), layout))
-    except Exception as error:  # a network may raise anything
+    except Exception as error:  # a network may raise any exception
         if asked == "auto":
             return False
         raise MaskfoldError(

@@ -1,8 +1,8 @@
-"""How a network is run: the memory layout of its tensors, and `torch.compile`.
+"""Run networks faster: the memory layout of their tensors, and `torch.compile`.
 
 In 2D, libraries compute convolutions faster when the channels of a pixel lie side by side in memory (channels_last).
-A step takes 0.75 to 0.95 of the time, a prediction 0.65 to 0.8 (`python benchmarks/networks.py`). The results differ in
-their last bits, so a run keeps its layout, see `competition.runs.kept_settings`.
+A training step then takes 0.75 to 0.95 times as long, a prediction 0.65 to 0.8 times (`python benchmarks/networks.py`).
+The results differ in their last bits, so a run keeps its layout, see `competition.runs.kept_settings`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from competition.config.experiment import Experiment
 from competition.models.interface import error_in_one_line, flatten_tensors
 
-LONG_BUDGET_MINUTES = 10.0  # from which on `training.compile: auto` compiles on a GPU: compilation takes about a minute
+LONG_BUDGET_MINUTES = 10.0  # `training.compile: auto` compiles on a GPU from here on; compiling takes about a minute
 
 
 # Memory layout
@@ -26,7 +26,7 @@ LONG_BUDGET_MINUTES = 10.0  # from which on `training.compile: auto` compiles on
 def memory_format(exp: Experiment) -> torch.memory_format | None:
     """Return the layout of the network's weights and inputs; None leaves tensors as they are (channels first).
 
-    `auto` is channels first: it is decided when a run is started, so only older runs still have it.
+    `auto` means channels first here: `maskfold cv` replaces it when a run starts, so only older runs still have it.
     """
     if exp.training.memory_format != "channels_last":
         return None
@@ -34,14 +34,14 @@ def memory_format(exp: Experiment) -> torch.memory_format | None:
 
 
 def arrange_network(network: nn.Module, exp: Experiment) -> nn.Module:
-    """Lay the network's weights out in memory as the run does; return the same network. Values do not change."""
+    """Change the memory layout of the network's weights to the run's; return the same network with equal values."""
     if (layout := memory_format(exp)) is not None:
         set_layout(network, layout)
     return network
 
 
 def set_layout(network: nn.Module, layout: torch.memory_format) -> None:
-    """Lay out the weights of 2D convolutions (channels_last), of 3D ones (channels_last_3d), or all, in memory."""
+    """Set the memory layout of weights: 2D convolutions (channels_last), 3D (channels_last_3d), or all (others)."""
     axes = {torch.channels_last: (4,), torch.channels_last_3d: (5,)}.get(layout, (4, 5))
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.ndim in axes:
@@ -55,9 +55,9 @@ def arrange(images: Tensor, exp: Experiment) -> Tensor:
 
 
 def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
-    """Return images (B, C, *spatial) in a memory layout; one channel also says so, or convolutions ignore it."""
+    """Return images (B, C, *spatial) in a memory layout, with strides that also show it for a single channel."""
     found = images.contiguous(memory_format=layout)
-    if found.shape[1] == 1:  # both layouts are the same, and torch takes it for channels first
+    if found.shape[1] == 1:  # both layouts are equal here, and without explicit strides torch assumes channels first
         found = found.as_strided(found.shape, (found.stride(0), 1, *found.stride()[2:]))
     return found
 
@@ -66,7 +66,7 @@ def to_layout(images: Tensor, layout: torch.memory_format) -> Tensor:
 
 
 def wants_compilation(exp: Experiment, device: torch.device) -> bool:
-    """Return whether `training.compile` asks for compilation on a device; `auto`: on a GPU, with a long budget."""
+    """Return whether `training.compile` asks for compilation; `auto` does on a GPU with a long time budget."""
     if exp.training.compile != "auto":
         return exp.training.compile == "on"
     minutes = exp.training.budget_minutes
@@ -82,17 +82,17 @@ def compile_network(
     say: Callable[[str], None],
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> nn.Module | None:
-    """Compile a network for training, and try it on one batch of noise, because torch compiles at the first call.
+    """Compile a network for training, and run it on one batch of noise, because torch compiles at the first call.
 
-    Weights, buffers and torch's random generators are as before afterwards.
+    Weights, buffers and torch's random generators have their former values afterwards.
 
     Args:
-        network: moved to `device`; the compiled one shares its weights.
-        exp: uses the batch size, the patch and the memory format.
-        channels: of the network's input.
-        device: on which it trains.
-        say: takes a remark if compilation fails.
-        autocast: returns the context of the forward pass.
+        network: network on `device`; the compiled network shares its weights.
+        exp: experiment with the batch size, the patch and the memory format.
+        channels: number of input channels.
+        device: device of the training.
+        say: function that takes a remark if compilation fails.
+        autocast: function that returns the context of the forward pass.
 
     Returns:
         The compiled network; None if compilation fails, e.g. without a C compiler.
@@ -108,7 +108,7 @@ def compile_network(
             with autocast():
                 outputs = flatten_tensors(compiled(images))
             torch.stack([output.float().mean() for output in outputs]).sum().backward()
-    except Exception as error:  # noqa: BLE001 - the compiler passes on any exception, also of the C compiler
+    except Exception as error:  # noqa: BLE001 - torch and the C compiler may raise any exception
         say(f"note: the network cannot be compiled, so it trains without: {error_in_one_line(error)}")
         return None
     finally:

@@ -68,7 +68,7 @@ def is_smp(cls: type) -> bool:
 
 
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a class's `__init__` (smp's classes also have a `__new__` that accepts anything)."""
+    """Return the parameters of a class's `__init__`; smp's classes also have a `__new__`, which hides them."""
     parameters = dict(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
     parameters.pop("self", None)
     return parameters

@@ -63,7 +63,7 @@ class SegmentationLoss(nn.Module):
 
     Args:
         exp: the experiment.
-        context: has the trusted packages.
+        context: context with the trusted packages.
 
     Raises:
         MaskfoldError: status 2; a term's target or arguments are wrong.
@@ -138,7 +138,7 @@ def validate_loss(exp: Experiment, context: Context = Context()) -> None:
 
     Args:
         exp: the experiment.
-        context: has the trusted packages.
+        context: context with the trusted packages.
 
     Raises:
         MaskfoldError: status 2; a term cannot be built, or fails on a batch.
@@ -154,7 +154,7 @@ def validate_loss(exp: Experiment, context: Context = Context()) -> None:
         total.backward()
     except Exception as error:
         raise MaskfoldError(
-            f"loss fails on a batch: {error_in_one_line(error)}.",
+            f"the loss fails on a batch: {error_in_one_line(error)}.",
             f"Correct loss: {', '.join(spec.target for spec in exp.losses)}.",
             status=2,
         ) from error
@@ -187,7 +187,7 @@ class LossTerm(nn.Module):
         spec: target, arguments and name of the term.
         exp: the experiment; it defines the classes and whether they exclude each other.
         key: the term's key in the YAML, `loss` or `loss.0`.
-        context: has the trusted packages.
+        context: context with the trusted packages.
 
     Raises:
         MaskfoldError: status 2; the target or its arguments are wrong, or contradict `competition.labels`.

@@ -29,8 +29,8 @@ def build_optimizer(
     Args:
         exp: the experiment.
         parameters: parameters of the network.
-        context: has the trusted packages.
-        fused: update all weights in one kernel, which differs in the last bits; see `uses_fused_kernel`.
+        context: context with the trusted packages.
+        fused: whether to update all weights in one kernel, which changes the last bits; see `uses_fused_kernel`.
 
     Raises:
         MaskfoldError: status 2; the target or its arguments are wrong, `lr` is missing, the optimiser needs more than

@@ -292,9 +292,9 @@ def _by_name(targets: Sequence[str] | Shapes, sources: Sequence[str] | Shapes) -
 
 
 def _by_order(encoder: nn.Module, targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
-    """Pair names by their order, if all shapes agree. After the encoder, the file may contain more tensors (a head).
+    """Pair names by their order if all shapes agree. The file may contain further tensors after the encoder (a head).
 
-    A timm feature extractor has renamed stages and no head, so it is matched by means of timm's complete network.
+    A timm feature extractor has renamed stages and no head, so its names are found through timm's complete network.
     """
     if type(encoder).__name__ == "TimmUniversalEncoder":
         import timm

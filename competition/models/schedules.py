@@ -32,7 +32,7 @@ def with_warmup(schedule: Schedule) -> Schedule:
 
 
 def warmup_share(cfg: ScheduleConfig) -> float:
-    """Return the share of training in which the rate rises: `warmup`; `onecycle` has its own default."""
+    """Return the share of training in which the rate rises: `warmup`, or for `onecycle` its own default."""
     return cfg.warmup or (ONECYCLE_PEAK if cfg.name == "onecycle" else 0.0)
 
 

@@ -1,1 +1,1 @@
-"""From a folder that nobody has described to the two YAML files: what the host provides, and a first experiment."""
+"""Write the two YAML files for an undescribed folder: what the host provides, and a first experiment."""

@@ -1,4 +1,4 @@
-"""Choice between the layouts that fit a folder: one, or a question."""
+"""Choose between the layouts that fit a folder, and ask the user if several do."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
     """Return the only layout, or the one that the user chooses.
 
     Args:
-        layouts: the candidates, at least one; the host's own description wins over what names suggest.
-        number: the choice of `--layout`, from 1; None: no choice.
-        ask: asks on a terminal; None: there is no terminal.
+        layouts: the layouts that fit, at least one.
+        number: the number that `--layout` gives, from 1; None without `--layout`.
+        ask: function that asks on a terminal; None without a terminal.
 
     Raises:
-        MaskfoldError: the number is not that of a candidate; or there is a choice, and no way to ask (status 2).
+        MaskfoldError: no candidate has the number; or there are several candidates and no terminal (status 2).
     """
     candidates = order_candidates(layouts)
     lines = describe_candidates(candidates)
@@ -46,8 +46,8 @@ def choose_layout(layouts: Sequence[Layout], number: int | None, ask: Ask | None
 def order_candidates(layouts: Sequence[Layout]) -> list[Layout]:
     """Return the layouts to choose from, those with more cases first.
 
-    What the host describes by itself replaces what names suggest; of two readings with the same files and keys one
-    remains.
+    If the host's own description names the files, layouts recognised by file names are dropped. Of two layouts with the
+    same files and keys, one remains.
     """
     best = min(layout.rank for layout in layouts)
     kept: dict[str, Layout] = {}

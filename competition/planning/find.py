@@ -1,4 +1,4 @@
-"""All layouts that fit a folder, or an error that says what the folder is instead."""
+"""Find all layouts that fit a folder, or raise an error that says what the folder contains instead."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from competition.planning.layouts.series import Series, find_series
 from competition.planning.sample import add_submission
 from competition.text import format_count
 
-MAX_SERIES = 500  # more are no layout, and would take minutes to compare
+MAX_SERIES = 500  # a folder with more series has no known layout, and comparing them would take minutes
 DICOM_SAMPLE = 20  # files that are opened to see whether a folder is DICOM
 
 
 def find_layouts(host: HostFolder) -> list[Layout]:
-    """Return every reading of a folder, complete with classes, groups and the format of the submission.
+    """Return every layout that fits a folder, with its classes, groups and submission format.
 
     Raises:
-        MaskfoldError: no layout fits; the message says what the folder has (status 2). Or the masks of the only ones
-            that fit cannot be read.
+        MaskfoldError: no layout fits, and the message says what the folder has; or layouts fit, but none of their masks
+            can be read (status 2).
     """
     found = find_described(host)
     series: list[Series] = []
@@ -63,7 +63,7 @@ def find_layouts(host: HostFolder) -> list[Layout]:
 
 
 def _no_layout(host: HostFolder, series: Sequence[Series], roles: dict[str, Role]) -> MaskfoldError:
-    """Return the error that says what a folder without a known layout has, and what to do."""
+    """Return the error for a folder without a known layout: what the folder has, and what the user can do."""
     root = shlex.quote(str(host.root))
     sample = [host.files[number * len(host.files) // DICOM_SAMPLE] for number in range(DICOM_SAMPLE)]
     if any(is_dicom(host.root / path) for path in dict.fromkeys(sample)):

@@ -15,17 +15,17 @@ from competition.text import nearest_names
 IGNORED_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "ehthumbs.db"}
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 TABLES = (".csv", ".tsv")
-PATTERN_CHARACTERS = set("{}*\\")  # names with these cannot be part of a pattern
+PATTERN_CHARACTERS = set("{}*\\")  # a name with one of these cannot be part of a pattern
 
 
 @dataclass(frozen=True)
 class HostFolder:
-    """What the host gave.
+    """The competition's folder.
 
     Attributes:
-        root: the folder; the inner one if it was unzipped into a folder of the same content.
+        root: the folder with the files; below `given` if outer folders contain only one other folder.
         files: paths below the root with forward slashes, sorted.
-        given: the folder that the user named, into which nothing is written.
+        given: the folder that the user named; Maskfold writes nothing into it.
     """
 
     root: Path
@@ -49,7 +49,7 @@ class HostFolder:
 
     @cached_property
     def folders(self) -> dict[str, list[str]]:
-        """Names of the images directly in each folder that has any; the root is the empty text."""
+        """Names of the images directly in each folder that has images; the key of the root is the empty text."""
         names: dict[str, list[str]] = {}
         for path in self.images:
             folder, _, name = path.rpartition("/")
@@ -69,9 +69,9 @@ class HostFolder:
 
 
 def scan_folder(path: Path) -> HostFolder:
-    """List the files of a folder; look through folders that contain nothing but one other folder.
+    """List the files of a folder; if it contains only one other folder, list that folder instead.
 
-    Hidden files, `__MACOSX`, `Thumbs.db` and the like are left out.
+    The list leaves out hidden files, `__MACOSX`, `Thumbs.db` and the like.
 
     Raises:
         MaskfoldError: the path does not exist, is a file, or has no files (status 2).
@@ -118,7 +118,7 @@ def _is_ignored(name: str) -> bool:
 
 
 def _walk(folder: Path, above: str, parents: set[str]) -> Iterator[str]:
-    """Yield the files below a folder; links to a folder above are not followed."""
+    """Yield the files below a folder; do not follow links to a parent folder."""
     real = os.path.realpath(folder)
     if real in parents:
         return
@@ -137,7 +137,7 @@ def is_dicom(path: Path) -> bool:
     extension = extension_of(path.name)
     if extension in (".dcm", ".dicom", ".ima"):
         return True
-    if extension and not extension[1:].isdigit():  # files of a study often have no extension, or their UID as a name
+    if extension and not extension[1:].isdigit():  # DICOM files often have no extension, or are named by their UID
         return False
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"

@@ -1,4 +1,4 @@
-"""Groups and strata of the cases: a repeated beginning of the ids, or a column of one of the host's tables."""
+"""Find groups and strata of the cases: a repeated beginning of the ids, or a column of one of the host's tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_TABLE_BYTES = 2**27
 
 
 def find_groups(layout: Layout) -> Layout:
-    """Return the layout with `group` and `stratum`, where the ids or a table of the host show them."""
+    """Return the layout with `group` and `stratum` if the ids or a table of the host show them."""
     group, group_reason = _from_tables(layout, GROUP_WORDS, _groups_several)
     stratum, stratum_reason = _from_tables(layout, STRATUM_WORDS, _is_stratum)
     if not group and (found := guess_group_rule(layout.ids)) is not None:
@@ -80,7 +80,7 @@ def _is_stratum(counts: Counter[str]) -> bool:
 
 
 def _id_column(table: pandas.DataFrame, ids: tuple[str, ...]) -> str | None:
-    """Return the column with every training id as the loader finds it: `id`, or the only complete one."""
+    """Return the column with all training ids that the loader would choose: `id`, or the only complete column."""
     wanted = set(ids)
     complete = []
     for column in table.columns:

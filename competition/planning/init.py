@@ -32,12 +32,12 @@ Progress = Callable[[Any, int], Any]
 
 @dataclass(frozen=True, eq=False)
 class Initialised:
-    """What `initialise` wrote.
+    """The files that `initialise` wrote, and what it found.
 
     Attributes:
-        competition, experiment: the files; experiment is None if no training case could be read.
-        layout: the description that was chosen.
-        exploration: the check of the data by the loader.
+        competition, experiment: paths of the YAML files; experiment is None if no training case could be read.
+        layout: the chosen layout.
+        exploration: result of the loader's check of the data.
     """
 
     competition: Path
@@ -51,11 +51,11 @@ class Options:
     """The user's choices.
 
     Attributes:
-        name: of the competition; None: the folder's.
-        layout: number of the candidate, from 1; None: no choice.
-        minutes: budget of a fold.
+        name: name of the competition; None takes the folder's name.
+        layout: number of the chosen candidate, from 1; None if the user named no number.
+        minutes: time budget of a fold.
         folds: number of folds.
-        force: replace existing YAML files.
+        force: whether to replace existing YAML files.
     """
 
     name: str | None = None
@@ -68,17 +68,17 @@ class Options:
 def initialise(folder: Path, options: Options, ask: Ask | None, progress: Progress) -> Initialised:
     """Write the two YAML files of a folder into `experiments/<name>/` of the working folder.
 
-    The files are written after the loader has read the data as they say; with faults in the data they are written too.
+    Before the files are written, the loader reads the data with them. Faults in the data do not prevent the writing.
 
     Args:
-        folder: what the host gave.
+        folder: the competition's folder.
         options: the user's choices.
-        ask: chooses between candidates on a terminal; None: there is no terminal.
-        progress: as for `competition.explore.explore`.
+        ask: function that asks the user on a terminal; None without a terminal.
+        progress: function that shows the progress, as for `competition.explore.explore`.
 
     Raises:
-        MaskfoldError: the folder is missing, empty or of no known layout, the files exist already, or there is a choice
-            to make (status 2).
+        MaskfoldError: the folder is missing, empty or of no known layout; the files exist already; or several layouts
+            fit and nothing chooses one of them (status 2).
     """
     host = scan_folder(folder)
     name = _name(folder, options.name)
@@ -100,10 +100,10 @@ def initialise(folder: Path, options: Options, ask: Ask | None, progress: Progre
 
 
 def _name(folder: Path, given: str | None) -> str:
-    """Return the competition's name: the given one, or that of the folder with `_` for other characters.
+    """Return the competition's name: the given name, or the folder's name with `_` for unsuitable characters.
 
     Raises:
-        MaskfoldError: the given name has other characters than letters, digits, `_` and `-`, or the folder has no name.
+        MaskfoldError: the given name has characters besides letters, digits, `_` and `-`, or the folder has no name.
     """
     if given is not None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", given):
@@ -131,7 +131,7 @@ def _check_free(target: Path, force: bool) -> None:
 
 
 def _load(text: str) -> Competition:
-    """Return the competition that the text describes, read by the loader as any YAML."""
+    """Load the competition from the text of its YAML."""
     with temporary_folder(Path(gettempdir()) / "maskfold-init") as scratch:
         file = scratch / COMPETITION_FILE
         file.write_text(text, encoding="utf-8")
@@ -209,20 +209,20 @@ def _metric_lines(layout: Layout) -> list[Line]:
 
 
 def _listed(layout: Layout, name: str) -> list[str] | str:
-    """Return the ids of the training cases, or the place of a table with them, beside the data."""
+    """Return the ids of the training cases, or the path of a table of the ids beside the data if they are many."""
     listed = list(layout.listed or ())
     return listed if len(listed) <= MAX_LISTED else write_ids(layout.folder, listed, name)
 
 
 def _relative(root: Path) -> str:
-    """Return a path below the working folder as relative, others as absolute."""
+    """Return a path relative to the working folder if it lies below, otherwise the absolute path."""
     absolute = Path(os.path.abspath(root))
     here = Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
 
 
 def remarks_of(done: Initialised) -> list[str]:
-    """Return what the user should know or check, one sentence each."""
+    """Return remarks that the user should know or check, one sentence each."""
     remarks = [f"check: {remark}" for remark in done.layout.remarks]
     if not any(key.startswith("metric.") for key in done.layout.keys):
         remarks.append(
@@ -232,7 +232,7 @@ def remarks_of(done: Initialised) -> list[str]:
 
 
 def counts_of(done: Initialised) -> str:
-    """Return the number of cases of each split, as the loader found them."""
+    """Return a text with the numbers of training and test cases that the loader found."""
     train, test = (done.exploration.cases_of(split) for split in ("train", "test"))
     text = f"{format_count(len(train), 'training case')}, {format_count(len(test), 'test case')}"
     if done.exploration.comp.group is not None:

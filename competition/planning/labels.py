@@ -1,4 +1,4 @@
-"""Classes and label values, read from the masks and from the host's lists of names."""
+"""Find classes and label values in the masks and in the host's lists of names."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from competition.planning.layouts.content import LabelValues, label_values, read
 from competition.planning.words import OPINION_WORDS, tokens, without_role_words
 from competition.text import name_problem
 
-MAX_MASKS = 3000  # masks that are read; of more, an even sample
-MAX_OVERLAPS = 300  # cases whose files of classes are compared
-MIN_NUMBERED = 8  # values in one case from which 1, 2, … number objects rather than classes
+MAX_MASKS = 3000  # masks that are read; if there are more, an evenly spaced sample
+MAX_OVERLAPS = 300  # cases in which the masks of the classes are compared
+MIN_NUMBERED = 8  # if one case has at least this many values 1, 2, …, they number objects, not classes
 MAX_CLASSES = 250
 NAME_FILES = (
     "classes",
@@ -36,7 +36,7 @@ NAME_FILES = (
 
 
 def read_labels_of(layout: Layout) -> list[Layout]:
-    """Return the readings of the masks of a layout: one, or several to choose from.
+    """Return the layout with its classes; several layouts if the masks can be read in several ways.
 
     Raises:
         MaskfoldError: the masks have no foreground, or cannot be read as labels (status 2).
@@ -106,7 +106,7 @@ def _one_file_per_class(layout: Layout) -> Layout:
 
 
 def _find_overlap(layout: Layout) -> str:
-    """Return a sentence about the first case in which two classes share pixels; empty if there is none."""
+    """Return a sentence about the first case in which two classes share pixels; an empty text without such a case."""
     ids = layout.ids
     chosen = (
         [ids[number * len(ids) // MAX_OVERLAPS] for number in range(MAX_OVERLAPS)] if len(ids) > MAX_OVERLAPS else ids
@@ -152,7 +152,7 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
         without = [value for value in values if value != 255]
         return [
             replace_name(_with_classes(layout, found, without), "255 is ignored").with_keys(
-                {"ignore": 255}, {"ignore": "255 beside small values marks pixels that do not count, as in Pascal VOC"}
+                {"ignore": 255}, {"ignore": "beside small values, 255 marks pixels that do not count, as in Pascal VOC"}
             ),
             replace_name(_with_classes(layout, found, values), "255 is a class"),
         ]
@@ -160,18 +160,18 @@ def _label_files(layout: Layout, found: Sequence[LabelValues]) -> list[Layout]:
 
 
 def replace_name(layout: Layout, addition: str) -> Layout:
-    """Return the layout with an addition to its name, to tell two readings apart."""
+    """Return the layout with an addition to its name, which distinguishes two ways to read the same masks."""
     return replace(layout, name=f"{layout.name}; {addition}")
 
 
 def _evenly_spaced(values: Sequence[int]) -> bool:
-    """Return whether the values share 0 to 255 evenly, such as 128 and 255: shades of grey for the eye."""
+    """Return whether the values divide 0 to 255 evenly, such as 128 and 255, so that people can tell them apart."""
     step = 255 / len(values)
     return all(abs(value - step * (number + 1)) <= 2 for number, value in enumerate(values))
 
 
 def _are_numbered_objects(found: Sequence[LabelValues]) -> bool:
-    """Return whether the values number objects: 1, 2, … in every mask, up to different and high numbers."""
+    """Return whether the values number objects: each mask has 1, 2, … up to a high number that differs."""
     counts = [len(item.foreground) for item in found if item.foreground]
     is_counting = all(item.foreground == list(range(1, len(item.foreground) + 1)) for item in found if item.foreground)
     return is_counting and len(set(counts)) > 1 and max(counts) >= MIN_NUMBERED
@@ -183,11 +183,11 @@ def _numbered_objects(layout: Layout, values: list[int]) -> Layout:
         {"classes": [name], "label_values": [values], "labels": "exclusive", "instances": True},
         {
             "classes": f"one class, {_named(name)}",
-            "label_values": "the values number the objects of each case",
+            "label_values": "all values above 0 are objects of the one class",
             "labels": "one class and the background",
             "instances": "the values number the objects of each case",
         },
-    ).with_remarks("objects that touch are read as one; write a file for each object if they must stay apart")
+    ).with_remarks("objects that touch are read as one; write one file per object to separate them")
 
 
 def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int]) -> Layout:
@@ -195,7 +195,7 @@ def _with_classes(layout: Layout, found: Sequence[LabelValues], values: list[int
     if not names:
         single = _single_name(layout) if len(values) == 1 else ""
         names = [single] if single else [f"class_{value}" for value in values]
-        source = f"{_named(single)}" if single else "no file names them: rename them"
+        source = f"{_named(single)}" if single else "no file names the classes: rename them"
     present = Counter(value for item in found for value in item.foreground)
     shown = ", ".join(f"{value} in {present[value]}" for value in values[:6]) + (", …" if len(values) > 6 else "")
     keys: dict[str, Any] = {"classes": names, "labels": "exclusive"}
@@ -222,7 +222,7 @@ def _shown(values: Sequence[int]) -> str:
 
 
 def _single_name(layout: Layout) -> str:
-    """Return the name of the only class, from the folder or the end of the names; `foreground` without one."""
+    """Return the name of the only class from the folder or the end of the file names, otherwise `foreground`."""
     if not isinstance(layout.masks, str):
         return "foreground"
     folder, _, name = layout.masks.rpartition("/")
@@ -241,11 +241,11 @@ def _single_name(layout: Layout) -> str:
 
 
 def _named(name: str) -> str:
-    return "no file names it: rename it" if name == "foreground" else "named after the masks' folder or files"
+    return "no file names the class: rename it" if name == "foreground" else "named after the masks' folder or files"
 
 
 def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str]:
-    """Return the names of the values that a file of the host lists, and a reason; empty if none does."""
+    """Return the classes' names that a file of the host lists for the values, and the reason; empty without a list."""
     for path in host.files:
         stem, _, extension = path.rpartition("/")[2].rpartition(".")
         if (
@@ -261,7 +261,7 @@ def _find_names(host: HostFolder, values: Sequence[int]) -> tuple[list[str], str
 
 
 def _read_names(path: Path) -> dict[int, str]:
-    """Return the names of label values in a list, a JSON mapping or a table; empty for another content."""
+    """Return the names of label values from a list, a JSON mapping or a table; empty for any other file."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":

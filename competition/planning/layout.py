@@ -1,4 +1,4 @@
-"""Descriptions of a folder: what one layout says of images, masks, test images and classes."""
+"""A layout: where a folder has its images, masks and test images, and which classes the masks have."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Rank = Literal[0, 1]
 
 @dataclass(frozen=True)
 class Layout:
-    """One description of a folder.
+    """One way to read a folder.
 
     Attributes:
-        name: of the layout, for the list of candidates.
+        name: name of the layout in the list of candidates.
         folder: the scanned folder, or the part of it that the layout describes.
         cases: number of training cases.
-        images: pattern, or patterns by channel.
+        images: pattern of the images, or patterns by channel.
         dimensions: 2 or 3.
-        masks: pattern, or patterns by class; None with a table of run lengths.
-        test: patterns of the test images; None without any.
+        masks: pattern of the masks, or patterns by class; None with a table of run lengths.
+        test: patterns of the test images; None without test images.
         keys: other keys of competition.yaml, by dotted path.
-        reasons: why, by dotted path.
-        remarks: what the user should check.
-        rank: 0 if the host's own description names the files, 1 if they were recognised by their names.
-        mask_files: the files of the masks, by class ("" with one file for all), then by case.
-        notes: what was found but not used.
-        listed: the ids of the training cases, if the patterns also match others; else None.
-        ids: the training cases.
+        reasons: reasons for the values of these keys, by dotted path.
+        remarks: remarks on what the user should check.
+        rank: 0 if the host's own description names the files, 1 if the file names suggest the layout.
+        mask_files: files of the masks by class ("" if one file has all classes), then by case.
+        notes: remarks on files that were found but not used.
+        listed: ids of the training cases if the patterns also match other files; otherwise None.
+        ids: ids of the training cases.
     """
 
     name: str
@@ -78,7 +78,7 @@ def _short(patterns: Any) -> str:
 
 
 def role_of(host: HostFolder, series: Series) -> Role:
-    """Return what the files of a series contain."""
+    """Return the role of a series: what kind of content its files have."""
     return common_role([role_of_file(host.root / path) for path in series.sample(ROLE_SAMPLE)])
 
 

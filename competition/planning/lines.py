@@ -1,4 +1,4 @@
-"""YAML with a reason as a comment on every line."""
+"""Write YAML with the reason for each key as a comment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from competition.errors import printable
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 OTHER_TYPES = re.compile(r"(true|false|yes|no|on|off|null|none|y|n|nan|inf)", re.IGNORECASE)
 WIDTH = 120
-COLUMN = 48  # of the comments, where the values are short enough
+COLUMN = 48  # comments start in this column if the values are short enough
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Line:
 
     Attributes:
         path: the key and the keys above it.
-        value: plain data.
-        reason: why; empty for none.
+        value: value as plain data.
+        reason: reason for the value; an empty text writes no comment.
     """
 
     path: tuple[str, ...]
@@ -37,11 +37,11 @@ def key_path(dotted: str) -> tuple[str, ...]:
 
 
 def to_yaml(lines: Sequence[Line], title: Sequence[str]) -> str:
-    """Write keys as YAML; lines of one section must follow each other.
+    """Return keys as YAML; the lines of a section must be adjacent.
 
     Args:
-        lines: the keys.
-        title: comments at the beginning.
+        lines: the keys with values and reasons.
+        title: comment lines at the beginning.
     """
     text = [f"# {_one_line(line)}" for line in title]
     above: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ def to_yaml(lines: Sequence[Line], title: Sequence[str]) -> str:
 
 
 def _with_reason(text: str, indent: str, reason: str) -> list[str]:
-    """Return a line with its reason behind it, or above it if that is too long."""
+    """Return a line with its reason at the end; if the line gets too long, with the reason above it."""
     reason = _one_line(reason)
     if not reason:
         return [text]
@@ -79,7 +79,7 @@ def _one_line(text: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return plain data as YAML on one line; text that another type or a special character could hide in is quoted.
+    """Return plain data as YAML on one line; quote text that YAML would read as another type or as syntax.
 
     Example:
         >>> format_value({"id": "on", "images": "{id}.png", "k": 5, "rate": 0.001})

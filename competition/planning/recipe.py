@@ -1,4 +1,4 @@
-"""The first experiment: settings by simple rules from the measurements of `explore`, each with its reason."""
+"""Plan the first experiment: derive each setting from the measurements of `explore` by a simple rule, with a reason."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from competition.planning.lines import Line, key_path
 from competition.planning.words import has_word, words
 from competition.text import format_count, pixel_or_voxel
 
-LEVELS = 3  # the network halves its patch so often, if an axis is long enough
+LEVELS = 3  # number of times that the network halves its patch, if the axes are long enough
 MAX_PATCH = {2: 256**2, 3: 2**18}  # pixels; a step on one CPU core then takes seconds, not minutes
 BATCH = {2: 8, 3: 2}
 STEPS, STEPS_PER_EPOCH = 1000, 50
 ANISOTROPY = 3.0
 SIDE_WORDS = words("left right l r")
-MIN_OBJECT, THICK_OBJECT = 6, 12  # pixels: sides of the median object for a border of one and of two pixels
+MIN_OBJECT, THICK_OBJECT = 6, 12  # median object sides in pixels from which borders are one and two pixels wide
 
 
 def plan_experiment(exploration: Exploration, minutes: float | None, k: int | None) -> list[Line]:
-    """Return the keys of experiment.yaml with their reasons; empty without a readable training case.
+    """Return the keys of experiment.yaml with their reasons; an empty list without a readable training case.
 
     Args:
-        exploration: of the competition.
-        minutes: the budget of a fold; None trains a number of steps.
-        k: number of folds; None: five. Fewer if there are fewer groups.
+        exploration: exploration of the competition.
+        minutes: time budget of a fold; None trains a fixed number of steps.
+        k: number of folds; None takes five. If there are fewer groups, there are fewer folds.
     """
     comp = exploration.comp
     suggested, shape = suggest_keys(comp, exploration.cases, exploration.contrasts, k or DEFAULT_FOLDS)
@@ -66,14 +66,14 @@ def plan_experiment(exploration: Exploration, minutes: float | None, k: int | No
             {"target": "torch.optim.AdamW", "args": {"lr": 2.0e-3, "weight_decay": 1.0e-4}},
             "fits networks of this size with normalisation, from random weights",
         ),
-        Line(("schedule",), {"name": "cosine", "warmup": 0.02}, "falls to zero at the last step"),
+        Line(("schedule",), {"name": "cosine", "warmup": 0.02}, "the rate falls to zero at the last step"),
         *_training(comp, minutes),
         Line(
             ("inference",),
             {"overlap": 0.25 if comp.dimensions == 2 else 0.5, "tta": "auto"},
             "tta: the flips of training",
         ),
-        Line(("postprocess",), {"tune": True}, "kept only where it gains on folds that it was not tuned on"),
+        Line(("postprocess",), {"tune": True}, "a step is kept only if it gains on folds that it was not tuned on"),
     ]
     return lines
 
@@ -87,9 +87,10 @@ def _with_stratum(comp: Competition, line: Line) -> Line:
 
 
 def patch_size(shape: Sequence[int]) -> list[int]:
-    """Return a patch that a U-Net with `LEVELS` halvings takes: at most the median case, at most `MAX_PATCH`.
+    """Return a patch size for a U-Net with `LEVELS` halvings: at most the median case and at most `MAX_PATCH`.
 
-    Axes are multiples of eight, or of a smaller power of two where the case is thinner; the longest is shortened first.
+    Axes are multiples of eight, or of a smaller power of two if the case is thinner; the longest axis is shortened
+    first.
     """
     size = [_fit_axis(length) for length in shape]
     while math.prod(size) > MAX_PATCH[len(size)] and max(size) > 2**LEVELS:
@@ -107,19 +108,19 @@ def _fit_axis(length: int) -> int:
 
 
 def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
-    """Crop to voxels that are not 0, if half of most cases is 0 as in images without skull or table."""
+    """Crop to voxels that are not 0 if at least half of most cases is 0, as in images without skull or table."""
     stats = [case.stats[0] for case in train if case.stats]
     empty = [item for item in stats if item.median == 0 and item.minimum == 0]
     if comp.dimensions == 3 and len(empty) > 0.5 * len(stats):
         reason = (
-            f"at least half of {len(empty)} of {format_count(len(stats), 'case')} is exactly 0: statistics without it"
+            f"in {len(empty)} of {format_count(len(stats), 'case')} at least half is exactly 0; statistics leave it out"
         )
         return [Line(("prepare", "crop"), "nonzero", reason)]
     return []
 
 
 def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
-    """Give touching objects a border class, if they are wide enough for one."""
+    """Add a border class for touching objects if they are wide enough."""
     if not comp.instances or comp.labels != "exclusive":
         return []
     sizes = [size for case in train if case.truth is not None for size in case.truth.object_sizes.tolist()]
@@ -173,7 +174,7 @@ def _network(comp: Competition, size: Sequence[int]) -> list[Line]:
 
 
 def _strides(size: Sequence[int]) -> list[Any]:
-    """Return the strides of the levels; axes of a few voxels are not halved, and thin ones later."""
+    """Return the strides of the levels; do not halve axes of a few voxels, and halve thin axes later."""
     left, strides = list(size), []
     for _ in range(LEVELS):
         step = [2 if side % 2 == 0 and side >= 4 and side >= max(left) / ANISOTROPY else 1 for side in left]
@@ -208,7 +209,7 @@ def _training(comp: Competition, minutes: float | None) -> list[Line]:
     return [
         *length,
         Line(("training", "steps_per_epoch"), STEPS_PER_EPOCH, "an epoch is a line in the log"),
-        Line(("training", "batch_size"), batch, "more needs more memory, and gives steadier steps"),
+        Line(("training", "batch_size"), batch, "a larger batch needs more memory, and gives steadier steps"),
         Line(("training", "ema"), 0.99, "averaged weights predict"),
-        Line(("training", "validate_every"), 5, "epochs between validations, which take time too"),
+        Line(("training", "validate_every"), 5, "epochs between validations, because validations take time too"),
     ]

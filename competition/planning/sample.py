@@ -1,4 +1,4 @@
-"""The sample submission: its columns, by content, and what it says of the test images and classes."""
+"""Read the sample submission: find its columns by content, and the test images and classes that it names."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from competition.planning.layout import Layout
 from competition.text import format_count, name_problem
 
 MASK_NAMES = ("rle", "mask", "encodedpixels", "predicted", "segmentation", "annotation", "prediction", "rle_mask")
-MAX_ORDERED = 3  # classes whose orders are listed to choose from
-MIN_SHARE = 0.6  # of the rows whose ids must have a test image
+MAX_ORDERED = 3  # up to this number of classes, every order is a candidate to choose from
+MIN_SHARE = 0.6  # share of the rows whose ids must have a test image
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Sample:
     """A sample submission.
 
     Attributes:
-        path: below the folder.
+        path: path below the folder.
         id, mask, cls: names of the columns; cls is None without a column of classes.
-        classes: values of that column, or the ends of the ids, in the order of their first row.
+        classes: values of the class column, or the ends of the ids, in the order of their first rows.
         rows: number of rows.
         known: number of rows whose id has a test image.
     """
@@ -42,10 +42,10 @@ class Sample:
 
 
 def add_submission(layout: Layout) -> list[Layout]:
-    """Return the layout with the section `submission`, and with the class names that only the sample knows.
+    """Return the layout with the section `submission`, and with class names that only the sample has.
 
-    If the sample names a few classes but nothing says which label value each of them has, there is a layout for each
-    order.
+    If the sample names a few classes, but no file shows their label values, return a layout for each order of the
+    classes.
     """
     sample = find_sample(layout)
     if sample is None:
@@ -102,7 +102,7 @@ def _format_only(layout: Layout) -> Layout:
 
 
 def find_sample(layout: Layout) -> Sample | None:
-    """Return the sample submission whose ids have test images, or the only one; None without one."""
+    """Return the sample submission whose ids have test images, or the only sample; None without a sample."""
     names = _test_names(layout)
     found = []
     for path in layout.folder.tables:
@@ -168,7 +168,7 @@ def _known(ids: Iterable[str], names: set[str]) -> int:
 
 
 def _name_classes(layout: Layout, sample: Sample) -> list[Layout]:
-    """Return the layout with the sample's spelling of its classes, or with the sample's names of unnamed classes."""
+    """Return the layout with its class names spelt as in the sample, or with the sample's names if it has none."""
     classes = [str(name) for name in layout.keys.get("classes", [])]
     names = list(sample.classes)
     folded = {name.casefold(): name for name in names}

@@ -1,4 +1,4 @@
-"""What names of folders and files say: mask or image, train or test, and channels such as `flair`."""
+"""Interpret names of folders and files: mask or image, training or test, and channels such as `flair`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHANNEL_WORDS = words(
     "cbf cbv mtt tmax ttp dce red green blue nir swir vv vh dapi gfp rfp bf phase"
 )
 SLICE_WORDS = words("slice slices sl z layer page plane")
-# Several masks of one image with such words are opinions on the same objects, not classes.
+# If the names of several masks of an image have such words, the masks are opinions on the same objects, not classes.
 OPINION_WORDS = words(
     "annotator annotators observer reader rater expert grader radiologist manual old new final refined corrected auto "
     "consensus majority version copy backup raw coarse fine st nd rd ho"
@@ -62,7 +62,7 @@ def has_word(text: str, some: frozenset[str]) -> bool:
 
 
 def split_of(path: str) -> Split:
-    """Return which part of the data the fixed part of a path or pattern names; empty if none."""
+    """Return the part of the data that the fixed part of a path or pattern names; an empty text if it names none."""
     fixed = re.sub(r"\{[a-z]+\}", " ", path)
     named: list[tuple[Split, frozenset[str]]] = [
         ("test", TEST_WORDS),
@@ -73,14 +73,14 @@ def split_of(path: str) -> Split:
 
 
 def is_role_name(name: str) -> bool:
-    """Return whether a folder's name only says what kind of files it has, such as `images` or `stage1_train`."""
+    """Return whether a folder's name says only which kind of files it has, such as `images` or `stage1_train`."""
     role = MASK_WORDS | IMAGE_WORDS | TEST_WORDS | VALIDATION_WORDS | TRAIN_WORDS | {"stage", "set", "dataset"}
     parts = [token for token in tokens(name) if not token.isdigit()]
     return bool(parts) and all(part in role for part in parts)
 
 
 def without_role_words(name: str) -> str:
-    """Return a name without the words that say mask or image, for the name of a class or channel.
+    """Return a name without words for mask or image; the rest is the name of a class or channel.
 
     Example:
         >>> without_role_words("liver_masks"), without_role_words("labelsTr")
@@ -93,6 +93,6 @@ def without_role_words(name: str) -> str:
 
 
 def is_channel_name(name: str) -> bool:
-    """Return whether a name is that of a channel: a modality, a colour, or a number such as `0001` or `ch2`."""
+    """Return whether a name means a channel: a modality, a colour, or a number such as `0001` or `ch2`."""
     joined = "".join(tokens(name))
     return joined in CHANNEL_WORDS or re.fullmatch(r"(c|ch|channel|band|b)?\d{1,4}", joined) is not None

@@ -124,12 +124,12 @@ def shared_case_rows(ensemble: Ensemble) -> dict[str, SimpleNamespace]:
 
 @dataclass(frozen=True)
 class CaseScorer:
-    """Scores one case; runs in a worker process.
+    """Score cases in a worker process, one at a time.
 
     Attributes:
         oof: the out-of-fold predictions.
         rows: rows of the case table by id.
-        settings: post-processing with `number`, which is not searched but applied to every case.
+        settings: section `postprocess`; its key `number` is applied to every case, and is not part of the search.
     """
 
     oof: EnsembleOof

@@ -76,9 +76,9 @@ def fill_holes(mask: Mask) -> Mask:
     """
     filled = np.zeros(mask.shape, np.bool_)
     if mask.any():
-        box = _tight_box(mask)  # background that reaches the border of this box is no hole
+        box = _tight_box(mask)  # background that reaches the border of this box is not a hole
         part = mask[box]
-        # A frame of background connects all background that is no hole.
+        # A frame of background connects all background that is not a hole.
         background = np.ones([size + 2 for size in part.shape], np.uint8)
         inner = (slice(1, -1),) * mask.ndim
         background[inner] = ~part
@@ -87,7 +87,7 @@ def fill_holes(mask: Mask) -> Mask:
 
 
 def _connected_to_first(values: NDArray[np.uint8]) -> Mask:
-    """Return the pixels of 1 that are connected to the first pixel, which is 1, by sides; values are 0 and 1."""
+    """Return the 1-pixels that are connected by sides to the first pixel; values are 0 and 1, the first pixel is 1."""
     if values.ndim == 2:
         import cv2
 
@@ -365,7 +365,7 @@ def _tight_box(mask: Mask) -> Box:
     """Return the smallest box around the pixels of a mask, which has at least one."""
     lines = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
     box = [slice(int(lines[0]), int(lines[-1]) + 1)]
-    shadow = np.logical_or.reduce(mask[box[0]], axis=0)  # one pass, instead of one for each axis
+    shadow = np.logical_or.reduce(mask[box[0]], axis=0)  # one pass over the mask instead of one pass for each axis
     for axis in range(shadow.ndim):
         where = np.flatnonzero(shadow.any(axis=tuple(other for other in range(shadow.ndim) if other != axis)))
         box.append(slice(int(where[0]), int(where[-1]) + 1))
@@ -390,15 +390,15 @@ def _plane_distance(plane: NDArray[np.uint8]) -> NDArray[np.float32]:
         cv2.ipp.setUseIPP(before)
 
 
-EXACT_LENGTH = 1000  # pixels; below it the rounded square of a float32 distance is the true whole number
-COLUMNS = 4096  # handled at a time, few enough for a core's cache
+EXACT_LENGTH = 1000  # pixels; up to here, the rounded square of a float32 distance is the exact whole number
+COLUMNS = 4096  # columns that are processed at a time; they fit into a core's cache
 
 
 def _volume_distance(mask: Mask) -> NDArray[np.float32]:
-    """Return `scipy.ndimage.distance_transform_edt(mask)` as float32, several times as fast.
+    """Return `scipy.ndimage.distance_transform_edt(mask)` as float32, but several times faster.
 
-    OpenCV returns the distances within each plane. Along the first axis, the square of a distance is the smallest sum
-    of a square in another plane and the squared number of planes between the two.
+    OpenCV returns the distances within each plane. The squared distance of a pixel is then the minimum, over all
+    planes, of the squared distance in that plane plus the squared number of planes in between.
 
     Args:
         mask: (D, H, W) bool, C order, with at least one pixel of background.

@@ -65,7 +65,7 @@ def best_run(
         name: an experiment's YAML, or a run, that identifies the competition; see `find_run`.
         overrides: `key=value` strings.
         trust: additional packages that `target` may name.
-        say: receives a line for the user.
+        say: function that receives a line for the user.
 
     Raises:
         MaskfoldError: no run of the competition has all its folds.

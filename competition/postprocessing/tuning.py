@@ -281,7 +281,10 @@ def _shape(row: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class StepSlot:
-    """A position in the list of steps: names of the steps that may be there, and the alternatives (empty: no step)."""
+    """A position in the list of steps: the names of its possible steps, and the alternatives that the search tries.
+
+    An alternative is a list of steps; an empty list means that the position has no step.
+    """
 
     names: tuple[str, ...]
     options: tuple[Steps, ...]
@@ -330,7 +333,7 @@ def search_slots(
 
 
 def step_order(start: Steps) -> tuple[str, ...]:
-    """Return the order of steps: those that make the mask, then those of the experiment, then the registered steps."""
+    """Return the order of steps: steps that make the mask, then the experiment's steps, then the registered steps."""
     steps = {**dict(_registered()), **{step.name: type(step.step) for step in start}}
     masks = [name for name, cls in steps.items() if cls.creates_mask]
     own = [step.name for step in start]

@@ -169,7 +169,7 @@ def _copy_figure(path: Path, pictures: Path) -> dict[str, Any]:
 
 
 def _state(trial: dict[str, Any]) -> str:
-    """Return the state of a trial in lower case; it may be Optuna's enum or a string."""
+    """Return the state of a trial in lower case; the trial stores its state as Optuna's enum or as text."""
     return str(getattr(trial.get("state"), "name", trial.get("state"))).lower()
 
 

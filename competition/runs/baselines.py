@@ -1,4 +1,4 @@
-"""What a network must exceed: the best constant mask and the best threshold on the same out-of-fold cases."""
+"""Baselines that a network must exceed: the best constant mask and the best threshold on its out-of-fold cases."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 BASELINES_FILE = "baselines.json"  # in a run's folder
 MAX_CASES = 200
 MAX_SECONDS = 20.0  # for reading the cases
-MAX_VALUES = 8_000_000  # pixels, times channels, of all cases together that the thresholds are compared on
+MAX_VALUES = 8_000_000  # values (pixels × channels) of all cases together that the thresholds are compared on
 DICE = MetricConfig(name="dice", both_empty=None)
 
 
 def baseline_lines(run: Run, clock: Callable[[], float] = time.monotonic) -> list[str]:
-    """Return the lines of `compare_with_baselines`, from the run's folder if its scores are those of then.
+    """Return the lines of `compare_with_baselines`; read them from the run's folder if its scores have not changed.
 
     Args:
         run: the run, with finished folds.
@@ -68,7 +68,7 @@ def compare_with_baselines(run: Run, clock: Callable[[], float] = time.monotonic
         clock: function that returns seconds.
 
     Returns:
-        Lines for the user, the last ones warnings; none if no fold is finished.
+        Lines for the user, warnings last; an empty list if no fold is finished.
 
     Raises:
         ChangedDataError: the cases have changed since the run began.
@@ -113,7 +113,7 @@ def compare_with_baselines(run: Run, clock: Callable[[], float] = time.monotonic
 
 def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run) -> str | None:
     """Return a warning if the network is not clearly better than a baseline on the same cases."""
-    baseline = baseline.merge(network[["id", "class"]], on=["id", "class"])  # of the same pairs, in the same order
+    baseline = baseline.merge(network[["id", "class"]], on=["id", "class"])  # the same pairs, in the same order
     network = network.merge(baseline[["id", "class"]], on=["id", "class"])
     if network["dice"].notna().sum() == 0:
         return None
@@ -128,7 +128,7 @@ def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run)
 
 
 def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
-    """Return the network's rows of the pairs whose case has the class, sorted; None if none were scored."""
+    """Return the network's rows, sorted, of all (case, class) pairs that have the class; None if none was scored."""
     try:
         scores = read_scores(run.folder / SCORES_FILE)
     except FileNotFoundError:
@@ -141,7 +141,7 @@ def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
 
 
 def _table(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> pd.DataFrame:
-    """Return rows like those of `_network_dice` for the Dice (cases, K) of a baseline."""
+    """Return a baseline's Dice (cases, K) as rows in the form of `_network_dice`."""
     import pandas as pd
 
     rows = [
@@ -158,7 +158,7 @@ def _mean(dice: np.ndarray[Any, Any], ids: list[str], run: Run) -> float:
 
 
 def _stride(shape: tuple[int, ...], values: int) -> tuple[slice, ...]:
-    """Return slices of the spatial axes of an image (C, *spatial) that leave about `values` numbers of it."""
+    """Return strided slices of the spatial axes that keep about `values` values of an image (C, *spatial)."""
     factor = math.prod(shape) / max(1, values)
     step = max(1, math.ceil(factor ** (1 / (len(shape) - 1)) - 1e-9))
     return (slice(None, None, step),) * (len(shape) - 1)

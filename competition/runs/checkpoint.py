@@ -51,7 +51,7 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     content = save(cpu_tensors)
     data_start = 8 + int.from_bytes(content[:8], "little")
     data = memoryview(content)[data_start:]
-    # The header that `save` writes for these metadata, which it would copy all tensors again for.
+    # Build the header of these metadata here, because `save` would copy all tensors again to write it.
     names = content[9:data_start].rstrip(b" ")
     header = b'{"__metadata__":{"sha256":"' + hashlib.sha256(data).hexdigest().encode() + b'"},' + names
     header += b" " * (-len(header) % 8)
@@ -118,9 +118,9 @@ def read_weights(
 def exchanged_error(path: Path) -> MaskfoldError:
     """Return the error for weights that were changed after their fold finished."""
     return MaskfoldError(
-        f"{path} was changed after the fold finished: its checksum is not that in {RESULT_FILE}.",
-        f"Restore the weights, or delete {RESULT_FILE}, oof and test in {path.parent}: `maskfold cv` then predicts "
-        "with these weights.",
+        f"{path} was changed after the fold finished: its checksum differs from the one in {RESULT_FILE}.",
+        f"Restore the weights, or delete {path.parent / RESULT_FILE} and the folders oof and test next to it: "
+        "`maskfold cv` then predicts with these weights.",
     )
 
 
@@ -194,17 +194,16 @@ def _mismatch(expected: dict[str, torch.Tensor], found: dict[str, tuple[tuple[in
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a training state. It contains only tensors and plain Python values, which load without executing code.
 
-    The tensors are written from where they lie in memory, because a copy of all of them takes twice as long. The file
-    is synced.
+    The tensors are written directly from memory, because copying them first takes twice as long. The file is synced.
     """
     size = 0
 
     def write(file: IO[bytes]) -> None:
         nonlocal size
-        stream: Any = _KeptError(file)  # has the methods of a file that `torch.save` calls
+        stream: Any = _KeptError(file)  # it has the file methods that `torch.save` calls
         try:
             torch.save({"version": CHECKPOINT_VERSION, **state}, stream)
-        except RuntimeError:  # torch raises its own error instead of the disk's
+        except RuntimeError:  # torch replaces the disk's error by its own
             if stream.error is None:
                 raise
         size = stream.size
@@ -214,13 +213,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         atomic_write(path, write)
     except DiskFullError as error:
-        # The disk's error may come while the buffer is flushed; all bytes of the checkpoint are counted by then.
+        # The disk may also fail when the buffer is flushed; by then, all bytes of the checkpoint are counted.
         cause = error.__cause__
         raise (as_disk_error(cause, path, size) if isinstance(cause, OSError) else None) or error from cause
 
 
 class _KeptError:
-    """A stream for `torch.save` that keeps the first error of the disk, which torch hides, and counts the bytes."""
+    """A stream for `torch.save` that counts the bytes and keeps the disk's first error, because torch hides it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file

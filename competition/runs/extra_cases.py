@@ -40,7 +40,7 @@ def extra_case_tables(exp: Experiment, cases: pd.DataFrame) -> dict[str, pd.Data
 
 
 def _unlabelled(exp: Experiment, cases: pd.DataFrame) -> pd.DataFrame:
-    """Return the images without a label, for pseudo-labels, with their groups if the group rule matches them."""
+    """Return the unlabelled images that get pseudo-labels; an image has a group if the group rule matches its id."""
     from competition.data.cases import case_table
     from competition.data.splits import known_groups
 

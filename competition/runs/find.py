@@ -32,7 +32,7 @@ def find_run(
         name: an experiment's YAML (its latest finished run), a run's folder, `name/hash`, a hash or its first digits.
         overrides: `key=value` strings, e.g. `competition.root=/elsewhere`, `postprocess.tune=true`.
         trust: additional packages that `target` may name.
-        say: receives a note if the YAML or the user's own code has changed since the run.
+        say: function that receives a note if the YAML or the user's own code has changed since the run.
 
     Returns:
         The run, with at least one finished fold.
@@ -128,15 +128,15 @@ def _latest_run(file: Path, overrides: Sequence[str], trust: tuple[str, ...], sa
 
 
 def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
-    """Return the run whose last fold finished last; None if no run has all its folds.
+    """Return the complete run whose last fold finished latest; None if no run has finished all its folds.
 
-    A run is read only if its latest result, of a selected fold or of another one, is not older than the last fold of
-    the runs that were read before, so among hundreds of runs one or two are read.
+    Runs are read in the order of their latest results, newest first, until the latest result of the next run is not
+    newer than the last fold of a complete run. So only one or two of hundreds of runs are read.
     """
     latest: tuple[float, Run] | None = None
     folders = [yaml.parent for yaml in sorted(base.glob("*/experiment.yaml"))]
     times = {folder: time for folder in folders if (time := _latest_result(folder)) is not None}
-    for folder, time in sorted(times.items(), key=lambda pair: -pair[1]):  # of equal times, the first name comes first
+    for folder, time in sorted(times.items(), key=lambda pair: -pair[1]):  # newest first; for equal times by name
         if latest is not None and time <= latest[0]:
             break
         run = load_run(folder, trust, check_edits=False)

@@ -1,7 +1,7 @@
-"""Settings of `training` that change only the last bits of a result: each run keeps those that it was started with.
+"""Settings of `training` that change only the last bits of a result: each run keeps the values it was started with.
 
-They are not in the run's hash, so a run of a version that did not have them is found as before. `experiment.yaml` in
-the run's folder has the values; where it has none, the run was started before the setting existed.
+The run's hash does not include these settings, so Maskfold still finds runs of versions that lacked them.
+`experiment.yaml` in the run's folder has the values; a missing value shows that the run is older than the setting.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from competition.errors import MaskfoldError
 # Key of `training`, and its value in a run whose YAML does not have the key (or has `auto`).
 KEPT_SETTINGS = {"memory_format": "channels_first", "fused": "off"}
 FUSED_OPTIMIZERS = ("torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD")
-OWN_KERNEL_ARGS = ("fused", "foreach", "capturable", "differentiable")  # of an optimiser: they select its kernel
+OWN_KERNEL_ARGS = ("fused", "foreach", "capturable", "differentiable")  # they select an optimiser's kernel
 
 
 def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
-    """Remove the keys of `training` that say how a network runs, because names of older runs do not cover them.
+    """Remove the keys of `training` that set how a network runs, because the hashes of older runs lack them.
 
     Args:
-        training: the section as plain data; changed in place.
-        kept: also remove the settings that a run keeps; False removes only values `auto`.
+        training: the section as plain data; it is changed in place.
+        kept: True also removes the settings that a run keeps; False removes only values `auto`.
     """
     for key in (*KEPT_SETTINGS, "compile"):
         if training[key] == "auto" or (kept and key in KEPT_SETTINGS):
@@ -32,13 +32,13 @@ def drop_execution_keys(training: dict[str, Any], *, kept: bool) -> None:
 
 
 def decide_settings(exp: Experiment, channels_last: bool) -> dict[str, str]:
-    """Return the kept settings of a new run: those of the YAML, and for `auto` those that are faster.
+    """Return the settings that a new run keeps: the YAML's values, and instead of `auto` the faster value.
 
-    The decision depends on the YAML and the network, never on a measurement, so all processes decide alike.
+    The choice depends on the YAML and the network, never on a measurement, so all processes choose the same values.
 
     Args:
         exp: the experiment.
-        channels_last: whether it suits the network, see `competition.models.build.suits_channels_last`.
+        channels_last: whether channels_last suits the network, see `competition.models.build.suits_channels_last`.
     """
     is_mps = exp.run.accelerator == "mps"
     has_kernel = exp.optimizer.target in FUSED_OPTIMIZERS and not any(
@@ -53,7 +53,7 @@ def decide_settings(exp: Experiment, channels_last: bool) -> dict[str, str]:
 
 
 def stored_settings(folder: Path) -> dict[str, str] | None:
-    """Return the kept settings of the run in a folder; None if there is no run."""
+    """Return the settings that the run in a folder keeps; None if there is no run."""
     if not (folder / "experiment.yaml").exists():
         return None
     training = read_yaml(folder / "experiment.yaml").tree.get("training")
@@ -65,7 +65,7 @@ def stored_settings(folder: Path) -> dict[str, str] | None:
 
 
 def with_kept_settings(exp: Experiment, folder: Path) -> Experiment:
-    """Return the experiment with the kept settings of the run in a folder; as it is if there is no run yet.
+    """Return the experiment with the settings that the run in a folder keeps; unchanged if there is no run yet.
 
     Raises:
         MaskfoldError: the YAML asks for another setting than the run was started with.

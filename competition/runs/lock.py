@@ -83,7 +83,7 @@ def run_lock(folder: Path, patience: float = 0.0, say: Callable[[str], None] = p
     Args:
         folder: folder of a run or a fold.
         patience: maximum wait, in seconds, for another process to release the lock.
-        say: receives log lines while the function waits.
+        say: function that receives log lines while the function waits.
 
     Raises:
         MaskfoldError: another process holds the lock, or the folder is not writable.

@@ -264,7 +264,7 @@ class Run:
         Args:
             channels: number of channels of a preprocessed case.
             device: device of the networks.
-            context: has the trusted packages.
+            context: context with the trusted packages.
             members: (fold, seed) pairs; None: the finished members.
             reuse: whether to yield the same network each time with other weights, to save memory.
 
@@ -353,7 +353,7 @@ def load_run(
     """Read a run from its folder.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         trust: additional packages that `target` may name; None: all packages, because no class of the run is built.
         overrides: `key=value` strings, e.g. `competition.root=/elsewhere`.
         check_edits: whether to check that the run's YAML and tables were not edited, see `check_not_edited`.

@@ -18,10 +18,10 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write a run's `summary.json` atomically, with the digest of its content.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         summary: JSON data; NaN is written as null.
     """
-    content = json.loads(json.dumps(nan_to_none(dict(summary))))  # as it will be read: keys are texts
+    content = json.loads(json.dumps(nan_to_none(dict(summary))))  # as `read_summary` reads it, e.g. with text keys
     digests = {**(content.get(DIGESTS_KEY) or {}), OWN_KEY: _digest(content)}
     write_json(folder / SUMMARY_FILE, {**content, DIGESTS_KEY: digests})
 
@@ -29,14 +29,14 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read a run's `summary.json`.
 
-    A summary without a digest of its content (before 0.2) is read as it is.
+    A summary without a digest (written before 0.2) is not checked.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        MaskfoldError: it is no JSON object, or was changed after it was written.
+        MaskfoldError: the file is not a JSON object, or was changed after it was written.
     """
     path = folder / SUMMARY_FILE
     try:
@@ -45,19 +45,19 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError) as error:
         raise MaskfoldError(
-            f"{path} cannot be read: {error}.", "Delete it and repeat the run's `maskfold cv`, which writes it again."
+            f"{path} cannot be read: {error}.", "Delete it and repeat the run's `maskfold cv`, which writes a new file."
         ) from error
     digests = summary.get(DIGESTS_KEY)
     expected = digests.get(OWN_KEY) if isinstance(digests, dict) else None
     if expected is not None and expected != _digest(summary):
         raise MaskfoldError(
-            f"{path} was changed after it was written: the digest of its content is not the one that it states.",
-            "Delete it and repeat the run's `maskfold cv`, which writes it again from the scores of the folds.",
+            f"{path} was changed after it was written: its content does not match its digest.",
+            "Delete the file and repeat the run's `maskfold cv`, which writes it again from the scores of the folds.",
         )
     return summary
 
 
 def _digest(summary: dict[str, Any]) -> str:
-    """Return the digest of a summary without its own."""
+    """Return the digest of a summary without its digest entry."""
     digests = {key: value for key, value in (summary.get(DIGESTS_KEY) or {}).items() if key != OWN_KEY}
     return json_digest({**summary, DIGESTS_KEY: digests})

@@ -48,7 +48,7 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
     Args:
         session: the study.
         count: number of best trials.
-        say: receives messages for the user.
+        say: function that receives messages for the user.
 
     Returns:
         Trial 0 first, then the best trials.

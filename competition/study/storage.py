@@ -116,7 +116,8 @@ def _checked_url(url: str) -> str:
     """Check a URL, and return it for SQLAlchemy with the driver that `maskfold[postgres]` installs.
 
     Raises:
-        MaskfoldError: status 2; the URL is invalid, or neither PostgreSQL nor SQLite, which alone support `study_lock`.
+        MaskfoldError: status 2; the URL is invalid, or its database is neither PostgreSQL nor SQLite. `study_lock`
+            supports only these two.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError

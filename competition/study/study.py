@@ -226,12 +226,12 @@ def study_folder_lock(folder: Path, patience: float = FOLDER_PATIENCE) -> Iterat
 
 
 def run_study(session: StudySession, count: int, say: Callable[[str], None]) -> None:
-    """Run trials until `count` trials are finished, including those of other processes.
+    """Run trials until `count` trials are finished; trials of other processes count too.
 
     Args:
         session: the study, a result of `open_study`.
         count: total number of complete, pruned and failed trials.
-        say: receives messages for the user.
+        say: function that receives messages for the user.
 
     Raises:
         MaskfoldError: trial 0 (the unchanged YAML) or several consecutive trials fail; the data have changed; or the

@@ -263,7 +263,7 @@ class TrialRunner:
     Args:
         source: the experiment.
         config: section `study` of the experiment. folder: folder of the study.
-        context: has the trusted packages and the log.
+        context: context with the trusted packages and the log.
         data: digest of the study's data; None: not checked.
     """
 

@@ -73,8 +73,8 @@ def label_arrays(prediction: CasePrediction, comp: Competition, label_map: bool 
 def region_values(comp: Competition) -> dict[int, int]:
     """Return the value of each class in a label map of nested classes, the largest region first.
 
-    The value of a class is the one of its label values that no class inside it has: with BraTS' `label_values: [[1, 2,
-    4], [1, 4], 4]` the values are 2, 1 and 4.
+    The value of a class is its only label value that no class inside it has. For BraTS with `label_values: [[1, 2, 4],
+    [1, 4], 4]`, the values are 2, 1 and 4.
 
     Returns:
         Values by class index (from 0), in the order in which the regions are drawn.
@@ -108,7 +108,7 @@ def region_values(comp: Competition) -> dict[int, int]:
         if len(own) != 1:
             found = ", ".join(map(str, sorted(own))) or "none"
             raise MaskfoldError(
-                f"--label-map: the class {name} needs one label value that no class within it has, found {found}.",
+                f"--label-map: the class {name} needs one label value that no class inside it also has, found {found}.",
                 hint,
                 status=2,
             )
@@ -165,8 +165,8 @@ def predict_images(
             steps, are applied.
         images: folder of the images, named as in `test.images` or `train.images`, or one image file per case.
         output: the output folder.
-        context: has the trusted packages.
-        progress: wraps the cases; receives the iterator and the number of cases.
+        context: context with the trusted packages.
+        progress: function that wraps the cases; receives the iterator and the number of cases.
         pictures: number of cases whose image and prediction are drawn in `pictures/{id}.png`; the first cases are
             drawn.
         label_map: whether to write nested overlapping classes into one file, see `region_values`.
@@ -225,10 +225,7 @@ def _check_holds_no_image(output: Path, rows: Sequence[Any], comp: Competition) 
 
 
 def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -> None:
-    """Raise `MaskfoldError` if two label files would have the same name, e.g.
-
-    class `c` of `a_b` and class `b_c` of `a`.
-    """
+    """Raise `MaskfoldError` if two label files would have the same name: class `c` of `a_b`, class `b_c` of `a`."""
     if comp.labels != "overlapping" or label_map:
         return
     owners: dict[str, tuple[str, str]] = {}

@@ -258,7 +258,7 @@ def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[
 
 
 def decode_object_runs(text: str, shape: tuple[int, ...], profile: Profile) -> list[Runs]:
-    """Decode the runs of the masks that `decode_objects` returns, as `rle.decode_runs` does: without a picture.
+    """Decode the masks of `decode_objects` to runs, see `rle.decode_runs`, without building arrays.
 
     Raises:
         RleError: the text is not a mask of this shape.
@@ -321,15 +321,15 @@ def format_row(profile: Profile, key: RowKey, text: str, shape: tuple[int, ...])
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Finds the case, or the slice of a stack, that a name in a file refers to.
+    """Index of the names in a file: finds the case, or the slice of a stack, that a name refers to.
 
     Attributes:
         rows: rows of the case table by id.
         kind: kind of the images (training or test), for messages.
         names: name of each case or slice in messages.
         slices: number of slices of a stack; 0 for a case that is a single file.
-        exact: case and slice by case id.
-        aliases: case and slice by other names; None for an ambiguous name.
+        exact: (case id, None) by case id, for cases whose rows are not per slice.
+        aliases: (case, slice) for other spellings of the names; None if a spelling is ambiguous.
     """
 
     rows: dict[str, Any]
@@ -483,7 +483,7 @@ class MaskFile:
         return mask, None if labels is None else CaseObjects(labels, tuple(hidden))
 
     def _draw(self, rows: list[CsvRow], shape: tuple[int, ...]) -> NDArray[np.int32] | None:
-        """Number the objects of rows (*spatial); None if a row has none or is invalid, or if objects overlap."""
+        """Return the objects of rows as labels (*spatial); None if a row is empty or invalid, or if objects overlap."""
         try:
             objects = [decode_object_runs(row.text, shape, self.layout) for row in rows]
         except RleError:

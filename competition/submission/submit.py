@@ -69,8 +69,8 @@ def submit(
         weights: weight of each run; `auto` fits them on out-of-fold predictions; None: equal.
         output: the CSV; None: `submissions/<competition>/<experiment>-<run>.csv`.
         trust: additional packages that `target` may name.
-        say: receives messages for the user.
-        progress: wraps the iteration over the cases; receives the iterator and the number of cases.
+        say: function that receives messages for the user.
+        progress: function that wraps the iteration over the cases; receives the iterator and the number of cases.
 
     Returns:
         The written submission.

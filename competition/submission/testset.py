@@ -50,8 +50,8 @@ class TestSet:
         Args:
             comp: the competition.
             table: case table of the test cases.
-            with_sample: whether the rows get the host's ids: those of the sample, else with the suffix of
-                `host_id_suffix`.
+            with_sample: whether the rows get the host's ids: the ids of the sample; without a sample the case ids with
+                the suffix from `host_id_suffix`.
 
         Raises:
             MaskfoldError: the sample has an id without an image, or no row for an image; or the host's ids are unknown.
@@ -116,7 +116,7 @@ def object_means(labels: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> 
     """
     pixels = labels != 0
     numbers = labels[pixels]
-    order = np.argsort(numbers, kind="stable")  # the pixels of an object keep their order, which sums depend on
+    order = np.argsort(numbers, kind="stable")  # a stable sort, because sums depend on the order of an object's pixels
     objects, first = np.unique(numbers[order], return_index=True)
     parts = np.split(values[pixels][order], first[1:]) if len(objects) else []
     return {int(number): float(np.mean(part, dtype=np.float64)) for number, part in zip(objects, parts, strict=True)}
@@ -187,7 +187,7 @@ def _check_classes(sample: SampleSubmission, profile: Profile) -> None:
 
 
 def _by_slice(row: Any, profile: Profile, sample: SampleSubmission | None) -> bool:
-    """Return whether the file has one row per slice: if the profile says so, or the sample lacks the case's id."""
+    """Return whether the file has one row per slice: the profile says so, or the sample lacks the case's id."""
     if profile.rows == "slice_class":
         return True
     return sample is not None and row.id not in {key[0] for key in sample.keys}

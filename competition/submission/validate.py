@@ -158,7 +158,7 @@ def _check_rows(
 
 
 def _take(rows: Iterator[CsvRow]) -> tuple[list[CsvRow], MaskfoldError | None]:
-    """Return the rows of one image, and the error of a line among them, before which the others are checked."""
+    """Return the rows of one image up to an invalid line, and the error of this line or None."""
     taken: list[CsvRow] = []
     try:
         for row in rows:
@@ -172,7 +172,7 @@ Decoded = list[Runs] | RleError | None
 
 
 def _decode_row(row: CsvRow, layout: Profile, shape: tuple[int, ...] | None) -> Decoded:
-    """Return the objects of a row, or the error of its text; None if the text is that of no mask, or has no image."""
+    """Decode a row to objects or an error; return None if its empty mask is misspelt or it has no image."""
     if shape is None or _empty_problem(row.text, layout) is not None:
         return None
     try:
@@ -182,7 +182,7 @@ def _decode_row(row: CsvRow, layout: Profile, shape: tuple[int, ...] | None) -> 
 
 
 def _empty_problem(text: str, layout: Profile) -> str | None:
-    """Return what is found in a row whose empty mask is not written as the host requires."""
+    """Describe the text of an empty mask that is not written as the host requires; return None for any other text."""
     text = text.strip()
     if text == "" and layout.rle.empty != "":
         return "an empty cell"
@@ -190,14 +190,14 @@ def _empty_problem(text: str, layout: Profile) -> str | None:
 
 
 def _shared_pixels(decoded: list[Decoded], size: int) -> list[list[int]]:
-    """Return for each row the pixels that each of its objects shares with earlier ones, where it shares any.
+    """Count, for each object of each row, the pixels that it shares with earlier objects.
 
     Args:
-        decoded: of the rows of one image.
-        size: pixels of the image.
+        decoded: results of `_decode_row` for the rows of one image.
+        size: number of pixels of the image.
 
     Returns:
-        One list per row; an empty list if no objects of the image overlap, which sorting their runs shows.
+        One list per row with the counts above 0; an empty list without rows if no objects of the image overlap.
     """
     objects = [[] if row is None or isinstance(row, RleError) else row for row in decoded]
     if not runs_overlap([runs for row in objects for runs in row]):

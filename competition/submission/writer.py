@@ -35,13 +35,13 @@ MaskItem = tuple[str, str | None, NDArray[Any]] | tuple[str, str | None, NDArray
 
 
 class ObjectsItem(NamedTuple):
-    """All objects of one case and class, which get a text each, in the order of their numbers.
+    """All objects of one case and class; each object becomes one text, in the order of their numbers.
 
     Attributes:
         case_id: the case, or the slice if rows are per slice.
         class_name: the class; ignored if rows have no class.
         labels: integers of any shape, 0 for background.
-        confidences: of each object by its number, for files that have one; None: 1.
+        confidences: confidence of each object by its number, for files with confidences; None means 1 for all.
     """
 
     case_id: str
@@ -153,10 +153,11 @@ class _TextStore:
         self._store(offsets, _encode_objects_checked(key, labels, self.profile, confidences))
 
     def _begin(self, case_id: str, cls: str | None, shape: tuple[int, ...]) -> tuple[RowKey, list[tuple[int, int]]]:
-        """Check that a mask of this shape may be added; return its row key, and the list that its texts' places go to.
+        """Check that a mask of this shape may be added; return its row key and the row's list of (start, length).
 
         Raises:
-            MaskfoldError: it has no row, another shape than the first mask of its row, or is one mask too many.
+            MaskfoldError: no row exists for the mask, its shape differs from the row's first mask, or the row already
+                has its mask.
         """
         key = self._key(str(case_id), cls)
         first = self.shapes.setdefault(key, shape)
@@ -211,7 +212,7 @@ class _TextStore:
         """Return the mask cells of all rows with a key; there are several only if each object has its own row."""
         cells = []
         for start, length in self._offsets[key]:
-            if self._file.tell() != start:  # a seek would discard what was read ahead
+            if self._file.tell() != start:  # an unneeded seek would discard the file's read-ahead buffer
                 self._file.seek(start)
             cells.append(self._file.read(length).decode("ascii"))
         if not cells:
@@ -278,10 +279,10 @@ def _encode_checked(key: RowKey, mask: NDArray[Any], profile: Profile, confidenc
 def _encode_objects_checked(
     key: RowKey, labels: NDArray[Any], profile: Profile, confidences: Mapping[int, float] | None
 ) -> list[str]:
-    """Encode the objects of a label image in one pass, and check that decoding all texts returns it.
+    """Encode the objects of a label image in one pass, and check that the decoded texts give the same image.
 
     Raises:
-        MaskfoldError: the decoded objects differ.
+        MaskfoldError: the decoded objects differ from the label image.
     """
     texts = {
         number: _with_confidence(text, 1.0 if confidences is None else confidences[number], profile)

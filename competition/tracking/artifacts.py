@@ -1,7 +1,7 @@
-"""Weights in MLflow's artifact store without a second copy on the disk: hard links where the store is a local folder.
+"""Store weights as MLflow artifacts without a second copy on disk: as hard links if the store is a local folder.
 
-A link shares its content with the file in the run's folder, so it is only made of files that are replaced and never
-changed in place: those that `competition.io.atomic_write` writes.
+A hard link shares its content with the file in the run's folder. So only files that are replaced and never changed in
+place may be linked: files that `competition.io.atomic_write` writes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ LINKED_SUFFIXES = (".safetensors", ".pt")  # files that are replaced, never chan
 
 
 class ArtifactFolders:
-    """The local folders of MLflow's artifacts, by run; asked once for each run.
+    """Local folders of the artifacts of MLflow runs; asks MLflow once for each run.
 
     Args:
-        client: of the open store.
+        client: client of the open store.
     """
 
     def __init__(self, client: MlflowClient) -> None:
@@ -36,12 +36,12 @@ class ArtifactFolders:
         return self._folders[run_id]
 
     def log(self, run_id: str, path: Path, parent: str | None) -> None:
-        """Log a file as an artifact: a hard link if it can and may be one, else a copy.
+        """Log a file as an artifact: as a hard link if possible and allowed, else as a copy.
 
         Args:
             run_id: MLflow's id of the run.
-            path: of the file.
-            parent: the folder among the run's artifacts; None: their root.
+            path: path of the file.
+            parent: folder among the run's artifacts; None is the root.
 
         Raises:
             FileNotFoundError: the file has vanished.
@@ -51,7 +51,7 @@ class ArtifactFolders:
             target = folder / (parent or "") / path.name
             if link_file(path, target):
                 return
-            # MLflow would write a copy into the file that is there, which may be a link to weights that are still used.
+            # MLflow would write the copy into the existing file, which may be a link to weights that are still used.
             target.unlink(missing_ok=True)
         self._client.log_artifact(run_id, str(path), parent)
 
@@ -63,12 +63,12 @@ def local_folder(artifact_uri: str) -> Path | None:
 
 
 def link_file(source: Path, target: Path) -> bool:
-    """Make `target` a hard link of a file, in the place of what is there; return whether the file system allows it.
+    """Make `target` a hard link of a file and replace an existing `target`; return False if links are impossible.
 
     Raises:
         FileNotFoundError: the source does not exist.
     """
-    source = source.resolve(strict=True)  # not a link to a symbolic link
+    source = source.resolve(strict=True)  # a link to a symbolic link would not keep the content
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and target.samefile(source):
@@ -77,6 +77,6 @@ def link_file(source: Path, target: Path) -> bool:
         os.link(source, target)
     except FileNotFoundError:
         raise
-    except OSError:  # another file system, one without hard links, or a folder of another user
+    except OSError:  # the target is on another file system, without hard links, or belongs to another user
         return False
     return True

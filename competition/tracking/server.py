@@ -32,7 +32,7 @@ def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Cal
         root: folder of the project, which contains `mlruns/`.
         host: the address to listen on; the default accepts connections from this machine only.
         port: TCP port.
-        say: receives messages for the user.
+        say: function that receives messages for the user.
 
     Raises:
         MaskfoldError: there are no runs yet, the address is in use, or the server does not start.

@@ -227,7 +227,7 @@ def get_member_tags(folder: Path) -> dict[str, str]:
 
 
 def started_at(folder: Path) -> int:
-    """Return the start time of the work in a folder, ms since 1970: the time of its oldest start file."""
+    """Return when a run or fold started, in ms since 1970: the older time of `job.json` and `experiment.yaml`."""
     times = [path.stat().st_mtime for name in ("job.json", "experiment.yaml") if (path := folder / name).exists()]
     return round(1000 * min(times, default=folder.stat().st_mtime))
 

@@ -81,7 +81,7 @@ RUN_FILES = (
 FOLD_FILES = ("experiment.yaml", "curves.png", "*scores.csv", "pictures/*.png")
 FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", RESULT_FILE, "*.safetensors")
 RESULT_TAGS = ("metric", "stopped", "precision", "device", "torch")  # keys of a result file that become tags
-CHECKPOINT_FILE = "last.pt"  # uploaded only for finished folds, when it has no tensors
+CHECKPOINT_FILE = "last.pt"  # uploaded only once the fold is finished and the file has no tensors
 TOKEN_TAG = "mlflow.maskfold.delivery"  # MLflow's pages hide tags that begin with `mlflow.`
 POINTS_PER_CALL = 1000  # MLflow's limit
 PARAMETERS_PER_CALL = 100  # MLflow's limit
@@ -203,7 +203,7 @@ class RunUploader:
         return self._artifact_folders
 
     def _upload_result(self, name: str, file: str, prefix: str = "") -> None:
-        """Upload the numbers in a result file as metrics, and those of its texts that `RESULT_TAGS` names as tags."""
+        """Upload the numbers in a result file as metrics, and the texts that `RESULT_TAGS` names as tags."""
         path = self.folder / name / file
         if not path.exists():
             return
@@ -343,7 +343,7 @@ class RunUploader:
             self._set_running(RUN_KEY)
 
     def _log_parameters(self, run_id: str) -> None:
-        """Log the values of the YAML as parameters; MLflow allows no changes, so those of an earlier start are kept."""
+        """Log the YAML's values as parameters; skip existing parameters, because MLflow does not allow changes."""
         from mlflow.entities import Param
 
         existing = self.client.get_run(run_id).data.params

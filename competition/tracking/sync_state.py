@@ -1,4 +1,4 @@
-"""The record of what was uploaded from a run's folder (`shipped.json`), and reading of new lines of `metrics.jsonl`."""
+"""Record the uploads from a run's folder (`shipped.json`), and read the new lines of `metrics.jsonl`."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class CheckpointAverager:
         return average_weights(files) if files else None
 
     def remove_files(self) -> None:
-        """Remove the files, after their average is saved."""
+        """Remove the checkpoints' files; call this after their average was saved."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _files(self) -> list[Path]:
@@ -162,15 +162,15 @@ class UniformSoup:
         return sorted(candidate.epoch for candidate in self._best(self._candidates(), ranking))
 
     def average(self, ranking: int) -> dict[str, Tensor]:
-        """Return the mean of the weights of these checkpoints; their batch statistics must be estimated again.
+        """Return the mean of the checkpoints' weights; the caller must estimate the batch statistics again.
 
         Raises:
-            MaskfoldError: a file is damaged, or the fold was finished before, so that the checkpoints are removed.
+            MaskfoldError: a file is damaged, or the checkpoints were removed because the fold was finished before.
         """
         files = [candidate.path for candidate in sorted(self._best(self._candidates(), ranking))]
         if not files:
             raise MaskfoldError(
-                f"The checkpoints of the soup, {self.folder}, are missing: they are kept until a fold is finished.",
+                f"The checkpoints of the soup, {self.folder}, are missing: they are kept only until the fold ends.",
                 f"Restore the fold's result.json, or delete {self.folder.parent} to train this fold afresh.",
             )
         return average_weights(files)

@@ -1,11 +1,11 @@
 """The number of training steps: fixed by the YAML, or estimated from the clock under a time budget.
 
-The schedule depends on the fraction of training that is done. Without a budget that is `step / total`. Under
-`training.budget_minutes` the total is known before the first step from timed steps and a timed validation case
-(`competition.training.timing`), and estimated again while the fold runs: regularly, and as soon as another number of
-steps fits into the time that is left. Each estimate is a pair `[step, total]`: from that step on, the remaining
-fraction is spread evenly over the remaining steps, so the fraction never falls and is 1 at the end. The checkpoint and
-the fold's own YAML keep the estimates, so that a replay follows them instead of the clock.
+The schedule depends on the completed fraction of training. Without a time budget, this fraction is `step / total`. With
+`training.budget_minutes`, the total is estimated before the first step from trial steps and a timed validation case
+(`competition.training.timing`). While the fold runs, the total is estimated again: at regular intervals, and as soon as
+a clearly different number of steps fits into the remaining time. Each estimate is a pair `[step, total]`: from that
+step on, the remaining fraction is spread evenly over the remaining steps, so the fraction never falls and ends at 1.
+The checkpoint and the fold's own YAML keep the estimates, so that a replay follows them instead of the clock.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from competition.config.experiment import Experiment
 from competition.models.schedules import warmup_share
 from competition.training.timing.pace import WINDOW_SHARE, Pace
 
-MIN_STEPS = 4  # that a fold takes, however short its budget is
-ESTIMATE_SHARE = 8  # a new estimate after this part of the remaining steps
-DEFAULT_SECONDS = 300.0  # stands for the time that is left if there is no budget: the pace is then only shown
-TOLERANCE = 0.1  # of the remaining steps, by which another number that fits makes a new estimate at once
+MIN_STEPS = 4  # a fold takes at least this many steps, however short its budget is
+ESTIMATE_SHARE = 8  # a new estimate follows after the remaining steps divided by this number
+DEFAULT_SECONDS = 300.0  # without a budget, the pace uses this in place of the remaining time, only to show it
+TOLERANCE = 0.1  # the total is estimated at once if the steps that fit differ by this share of the remaining steps
 
 
 class StepBudget:
     """The step budget of a fold.
 
     Args:
-        total: the number of steps, as far as it is known at the start.
+        total: number of steps that is assumed at the start.
         estimates: `[step, total]` pairs of an earlier process, or of a run that is replayed.
         seconds: the time budget; None ignores the clock and follows `estimates` (or `total`).
-        steps_per_epoch: steps of an epoch.
-        validate_every: epochs between validations; None: the fold validates nothing.
-        validations_required: the result depends on each validation, so none is left out for lack of time.
-        warmup: share of training in which the learning rate rises; the last step is never inside of it.
+        steps_per_epoch: number of steps of an epoch.
+        validate_every: epochs between validations; None if the fold validates nothing.
+        validations_required: whether the result depends on each validation, so that none may be left out.
+        warmup: share of training in which the learning rate rises; training always continues beyond it.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StepBudget:
 
     @classmethod
     def from_experiment(cls, exp: Experiment, steps_per_epoch: int, validates: bool = True) -> StepBudget:
-        """Return the step budget at the start of a fold; `validates`: it has validation cases."""
+        """Return the step budget at the start of a fold; `validates` is whether the fold has validation cases."""
         training = exp.training
         seconds = None if training.budget_minutes is None or training.plan else 60.0 * training.budget_minutes
         return cls(
@@ -72,7 +72,7 @@ class StepBudget:
 
     @property
     def total(self) -> int:
-        """The number of steps, as estimated last."""
+        """The number of steps by the latest estimate."""
         return self.estimates[-1][1]
 
     def fraction_done(self, step: int) -> float:
@@ -99,10 +99,10 @@ class StepBudget:
         """Estimate the total from the pace that was measured before the first step of this process.
 
         Args:
-            step: steps done, 0 for a fold that starts.
-            elapsed: seconds since the fold started, earlier processes included.
-            reserve: seconds that the fold requires after the last step.
-            validation_due: the epoch that ended with this step is not validated yet.
+            step: number of completed steps; 0 for a new fold.
+            elapsed: seconds since the fold started, including earlier processes.
+            reserve: seconds that the fold needs after the last step.
+            validation_due: whether the epoch that ended with this step is not validated yet.
         """
         if self.seconds is None:
             return
@@ -114,15 +114,15 @@ class StepBudget:
             self._add_estimate(step, remaining)
 
     def reset_pace(self) -> None:
-        """Do not time the step that comes next: training restored an earlier one."""
+        """Do not time the next step, because training has restored an earlier state."""
         self._last_elapsed = None
 
     def add_epoch_end(self, seconds: float, validation_seconds: float | None) -> None:
-        """Count the end of an epoch, which is no part of a step.
+        """Count the time at the end of an epoch, which belongs to no step.
 
         Args:
-            seconds: all of it.
-            validation_seconds: of them, those of the validation; None if there was none.
+            seconds: duration of the epoch's end.
+            validation_seconds: the part of it that the validation took; None without a validation.
         """
         self._pause += seconds
         self.pace.epoch_end = seconds - (validation_seconds or 0.0)
@@ -130,12 +130,12 @@ class StepBudget:
             self.pace.set_validation(validation_seconds)
 
     def update_from_clock(self, step: int, elapsed: float, reserve: Callable[[], float]) -> None:
-        """Time the last step, and add an estimate if there is a time budget and another number of steps fits into it.
+        """Time the last step; if there is a time budget and another number of steps fits into it, add an estimate.
 
         Args:
-            step: steps done; the end of their epoch comes after this call.
-            elapsed: seconds since the fold started, earlier processes included.
-            reserve: returns the seconds that the fold requires after the last step.
+            step: number of completed steps; if they complete an epoch, its end comes after this call.
+            elapsed: seconds since the fold started, including earlier processes.
+            reserve: function that returns the seconds that the fold needs after the last step.
         """
         last, self._last_elapsed = self._last_elapsed, elapsed
         pause, self._pause = self._pause, 0.0
@@ -154,13 +154,13 @@ class StepBudget:
             self._add_estimate(step, remaining)
 
     def has_time_to_validate(self, elapsed: float, reserve: Callable[[], float]) -> bool:
-        """Return whether a validation that is due now leaves time for steps after it; always without a time budget."""
+        """Return whether a validation now leaves time for steps after it; always True without a time budget."""
         if self.seconds is None:
             return True
         return self.pace.has_time_to_validate(self.seconds - elapsed - reserve(), self._validations_required)
 
     def _steps_left(self, step: int, seconds: float, validation_due: bool) -> int:
-        """Return the number of steps that fit into some seconds, at least one, and enough to leave the warm-up."""
+        """Return how many steps fit into a time: at least one, and enough to complete the warm-up."""
         period, until_validation = self._validation_period, None
         if period is not None:
             until_validation = period - step % period

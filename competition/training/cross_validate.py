@@ -100,8 +100,8 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
         The run; no file is written.
 
     Raises:
-        MaskfoldError: the data or the folds are invalid, a weight file does not exist, or the YAML asks for another
-            memory format or kernel of the optimizer than the run was started with.
+        MaskfoldError: the data or the folds are invalid, a weight file does not exist, or the YAML's memory format or
+            optimizer kernel differs from the values that the run was started with.
     """
     from competition.data.cases import case_table
     from competition.data.splits import check_leaks, split
@@ -165,7 +165,7 @@ def locked_run(run: Run, context: Context = Context(), patience: float = 0.0) ->
 
     Args:
         run: the run, a result of `open_run`.
-        context: has the trusted packages and the log.
+        context: context with the trusted packages and the log.
         patience: maximum wait, in seconds, for another process to release the lock.
 
     Raises:
@@ -191,8 +191,8 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
 
     Args:
         run: the run, a result of `open_run`.
-        context: has the trusted packages and the log.
-        before_write: called after all checks, before the run's folder is written.
+        context: context with the trusted packages and the log.
+        before_write: function that is called after all checks, before the run's folder is written.
 
     Returns:
         The run. With `on_bad_case: skip`, it lacks the cases that cannot be preprocessed.
@@ -337,7 +337,7 @@ def run_cv(run: Run, context: Context = Context(), should_stop: Callable[[], Non
 
     Args:
         run: the run that `locked_run` yields.
-        context: has the trusted packages and the log.
+        context: context with the trusted packages and the log.
         should_stop: function that is called while folds run; if it raises an exception, each fold writes a checkpoint
             and stops.
 

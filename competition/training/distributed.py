@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 Key = TypeVar("Key", bound=Hashable)
-MAX_WORKERS = 4  # loader processes per GPU of `run.workers: auto`
-SHARED_MEMORY, MIN_SHARED_BYTES = Path("/dev/shm"), 2**30  # Linux; containers often have 64 MiB
+MAX_WORKERS = 4  # `run.workers: auto` starts at most this many loader processes per GPU
+SHARED_MEMORY, MIN_SHARED_BYTES = Path("/dev/shm"), 2**30  # on Linux; containers often have only 64 MiB
 FABRIC_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -85,13 +85,13 @@ def _multi_device_options() -> dict[str, Any]:
 def with_workers(exp: Experiment, device: torch.device, threads: int) -> Experiment:
     """Return the experiment with the number of loader processes in place of `run.workers: auto`.
 
-    A GPU waits for its data if one process prepares it, so it gets the fold's threads except one per device, at most
-    `MAX_WORKERS`, unless shared memory, through which they pass the batches, is small. A CPU gets none.
+    If one process prepared all data, a GPU would wait. So each GPU gets one loader process less than it has threads, at
+    most `MAX_WORKERS`; but none if the shared memory, which passes the batches, is small. A CPU gets no loader process.
 
     Args:
         exp: the experiment.
-        device: of the network.
-        threads: CPU threads of the fold.
+        device: the network's device.
+        threads: number of CPU threads of the fold.
     """
     if exp.run.workers != "auto":
         return exp
@@ -171,7 +171,7 @@ class DistributedContext:
             load_state(state)
 
     def agree(self, decision: bool) -> bool:
-        """Return the main process's decision, in all processes."""
+        """Return the decision of the main process to all processes."""
         return decision if self.world_size == 1 else bool(self.fabric.broadcast(decision))
 
     def mean(self, values: Mapping[Key, Tensor]) -> dict[Key, float]:

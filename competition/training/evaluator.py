@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Predicts and scores cases that a fold's network was not trained on.
+    """Predict and score cases that a fold's network was not trained on.
 
     Args:
         exp: the experiment.
@@ -43,7 +43,7 @@ class Evaluator:
         should_stop: function that is called between cases and before each batch of windows; it raises an exception to
             stop.
         memory_budget: limit on the memory for preprocessed cases in this process.
-        report: function that is called before each case with the number of finished cases and that of all cases.
+        report: function that is called before each case with the numbers of finished cases and of all cases.
     """
 
     exp: Experiment
@@ -95,19 +95,19 @@ class Evaluator:
         return pd.DataFrame(scores)
 
     def time_cases(self, network: torch.nn.Module, fold: int, patience: float, folder: Path) -> tuple[float, float]:
-        """Estimate from one case of median size how long all cases take.
+        """Estimate the time for all cases from one case of median size.
 
-        The untrained network's mask is not scored, because its noise may take far longer than a mask with the objects
-        of the case; the truth is.
+        The scoring is timed with the truth as the mask, because the untrained network's mask is noise, which may take
+        far longer to score.
 
         Args:
-            network: in evaluation mode.
+            network: the network in evaluation mode.
             fold: the fold.
-            patience: an action that takes fewer seconds is repeated, because its first call loads libraries.
+            patience: seconds; an action that takes less is timed again, because its first call also loads libraries.
             folder: the fold's folder; a temporary folder in it gets the probabilities of the case.
 
         Returns:
-            Seconds to predict and score all cases, and to write and read their probabilities.
+            Seconds to predict and score all cases, and seconds to write and read their probabilities.
         """
         sizes = [math.prod(json.loads(shape)) for shape in self.cases["shape"]]
         median = sizes.index(sorted(sizes)[len(sizes) // 2])
@@ -127,7 +127,7 @@ class Evaluator:
         return (predicting + scoring) * share, writing * share
 
     def _truth_as_probabilities(self, probabilities: np.ndarray[Any, Any], row: Any) -> np.ndarray[Any, Any]:
-        """Return probabilities of 0 and 1 whose masks are the truth of a case, in the same array if it is writeable."""
+        """Return probabilities of 0 and 1 whose masks are the case's truth; reuse the array if it is writeable."""
         comp = self.exp.competition
         result = probabilities if probabilities.flags.writeable else np.empty_like(probabilities)
         result[...] = 0
@@ -198,7 +198,7 @@ def summary_metrics(scores: pd.DataFrame, exp: Experiment) -> dict[str, float]:
 
 
 def _time(action: Callable[[], T], patience: float) -> tuple[float, T]:
-    """Return the seconds of an action and its result; of a second call, if the first took less than `patience`."""
+    """Return the duration of an action in seconds, and its result; if it took less than `patience`, call it again."""
     start = time.monotonic()
     result = action()
     seconds = time.monotonic() - start

@@ -28,7 +28,7 @@ class Executor(Protocol):
 
         Args:
             jobs: the folds.
-            say: receives lines for the user.
+            say: function that receives lines for the user.
             should_stop: function that is called several times a second; if it raises an exception, each fold writes a
                 checkpoint and stops.
 
@@ -59,7 +59,7 @@ class LocalExecutor:
         parallel: number of folds that run at the same time.
         devices: number of devices per fold.
         command: command of a fold's process, see `start_fold`.
-        forked: whether folds are forked from a process that has the imports, see `start_fold`.
+        forked: whether folds are forked from a process that has imported the libraries, see `start_fold`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ def make_local_executor(run: HardwareConfig) -> LocalExecutor:
 
 
 def may_fork(run: HardwareConfig) -> bool:
-    """Return whether folds may be forked: one process each, on the CPU. A fork of a process with CUDA cannot use it."""
+    """Return whether folds may be forked: if each has one process on the CPU, because CUDA does not survive a fork."""
     if run.devices > 1 or run.accelerator not in ("auto", "cpu") or not is_supported():
         return False
     if run.accelerator == "cpu":

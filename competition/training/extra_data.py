@@ -71,7 +71,7 @@ class ExtraTrainingData:
     summary: dict[str, Any] = field(default_factory=dict)
 
     def sampler(self, labelled: int) -> WeightedCaseSampler:
-        """Return the sampler of all cases, given the number of labelled cases, which have the first indices."""
+        """Return the sampler of all cases; `labelled` is the number of labelled cases, which have the first indices."""
         return WeightedCaseSampler(labelled, self.kinds)
 
     def add(self, folders: Sequence[Path], weight: float) -> None:
@@ -119,8 +119,8 @@ def prepare_extra_data(
                 raise MaskfoldError(
                     f"The image {case_id} of {_data_name(key, run.exp)} has {channels} channels, expected {expected} "
                     "as in the labelled cases.",
-                    "Remove the image, or convert all: 2D images with prepare.channels=grey or rgb, volumes with a "
-                    "list of the channels that all have.",
+                    "Remove the image, or set prepare.channels: grey or rgb for 2D images; for volumes, a list of "
+                    "channels that all images have.",
                 )
     copies = mark_near_duplicates(run, labelled, prepared)
     for key, table in run.extra_tables.items():
@@ -140,7 +140,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
     Args:
         job: the fold.
         run: the run of the experiment.
-        context: has the trusted packages and the log.
+        context: context with the trusted packages and the log.
 
     Raises:
         MaskfoldError: a teacher was trained on cases that the fold validates, has changed since the fold started, or
@@ -410,7 +410,7 @@ class TeacherEnsemble:
         teachers: the teachers; the predictions of their runs are averaged with equal weights.
         exp: the experiment that trains on the pseudo-labels; it defines images and device.
         cache: folder of the preprocessed cases.
-        context: has the trusted packages.
+        context: context with the trusted packages.
     """
 
     def __init__(self, teachers: Sequence[Teacher], exp: Experiment, cache: Path, context: Context) -> None:

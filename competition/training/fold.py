@@ -63,7 +63,7 @@ def run_fold(job: FoldJob, say: Callable[[str], None] = print, start_time: float
 
     Args:
         job: the fold.
-        say: receives lines for the log.
+        say: function that receives lines for the log.
         start_time: start of the time budget as `time.monotonic()`; None: now.
 
     Returns:
@@ -196,7 +196,7 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
 
 
 def _total_size(cases: pd.DataFrame) -> int:
-    """Return the number of pixels of some rows of the case table."""
+    """Return the total number of pixels of the cases in some rows of the case table."""
     return sum(math.prod(json.loads(shape)) for shape in cases["shape"])
 
 
@@ -258,7 +258,7 @@ def write_result(
         lessons=read_lineage_summary(job.folder) or {},
         digests={path.name: sha256_of_file(path) for path in final_files(job.folder)},
     )
-    trainer.drop_tensors()  # before the result, so that a fold with a result never has them
+    trainer.drop_tensors()  # before the result is written, so that no fold with a result has the tensors
     result.write(job.folder)
     return result
 
@@ -338,7 +338,7 @@ def main(path: str) -> int:
 
 
 def forked_main(path: str) -> int:
-    """Run `main` in a fork of a process that has the imports: the time budget counts from now."""
+    """Run `main` in a fork of a process that has imported the libraries; the time budget starts now."""
     global PROCESS_START
     PROCESS_START = time.monotonic()
     return main(path)

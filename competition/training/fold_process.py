@@ -30,20 +30,20 @@ ERROR_PIPE = "MASKFOLD_LAST_WORDS"
 DISTRIBUTED_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-# What every fold imports, and what only some do. The server imports the latter if the command has: it has built the
-# network and the augmentation before the first fold.
+# Modules that every fold imports, and modules that only some folds import. The server imports a module of the second
+# kind if the command has imported it: the command builds network and augmentation before the first fold.
 FOLD_MODULES = ("competition.training.fold", "lightning.fabric", "lightning.fabric.strategies.ddp")
 OPTIONAL_MODULES = ("albumentations.pytorch", "monai.losses", "monai.networks.nets", "segmentation_models_pytorch")
 
 
 class Process(Protocol):
-    """What the folds' owner does with a process: `subprocess.Popen`, or a fork."""
+    """The methods of a fold's process that the command calls; `subprocess.Popen` and `ForkedProcess` have them."""
 
     def poll(self) -> int | None:
-        """Return the exit status; None while it runs."""
+        """Return the exit status; None while the process runs."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end; return the exit status."""
+        """Wait until the process ends; return the exit status."""
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -53,7 +53,7 @@ class Process(Protocol):
 
 
 class ErrorPipe:
-    """The reading end of the pipe for the error that ends a fold."""
+    """The reading end of the pipe through which a fold reports the error that ends it."""
 
     pipe: int = -1
 
@@ -71,11 +71,11 @@ class ErrorPipe:
 
 
 class FoldProcess(ErrorPipe, subprocess.Popen[bytes]):
-    """A fold's process, started afresh."""
+    """A fold in a newly started process."""
 
 
 class ForkedFold(ErrorPipe, ForkedProcess):
-    """A fold's process, forked from one that has the imports."""
+    """A fold in a process that was forked from the server, which has imported the libraries."""
 
 
 def start_fold(
@@ -87,8 +87,8 @@ def start_fold(
         job: the fold.
         command: command to which the path of `job.json` is appended; None: `python -m competition.training.fold`.
         gpus: the GPUs that the process can see; None: as in the environment.
-        forked: whether to fork the process from this process's server, see `competition.fork_server`. Only for folds on
-            the CPU, with the command None.
+        forked: whether to fork the process from this process's server, see `competition.fork_server`. This requires
+            the CPU, and `command` None.
 
     Raises:
         MaskfoldError: the folder is not writable.
@@ -128,7 +128,7 @@ def start_fold(
 
 
 def _fork(path: Path, environment: Mapping[str, str], output: IO[bytes], writer: int) -> ForkedFold | None:
-    """Fork a fold's process; return None without a server: then the fold starts afresh, and may say why."""
+    """Fork a fold's process; return None if no server runs, so that the caller starts a new process instead."""
     server: ForkServer | None = shared_server(FOLD_MODULES, environment)
     if server is None:
         return None
@@ -209,7 +209,7 @@ class LogTail:
 
     Args:
         job: the fold, on this machine or on another machine that shares the folder.
-        say: receives lines for the user.
+        say: function that receives lines for the user.
     """
 
     def __init__(self, job: FoldJob, say: Callable[[str], None]) -> None:

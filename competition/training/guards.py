@@ -294,7 +294,7 @@ def bf16_is_deterministic(exp: Experiment, channels: int, cache: Path, context: 
         exp: the experiment; its model, memory format, patch and batch size are used.
         channels: number of channels of the network's input.
         cache: folder in which the result is stored for other folds and resumed folds.
-        context: has the trusted packages.
+        context: context with the trusted packages.
 
     Returns:
         True if all gradients are finite and equal.

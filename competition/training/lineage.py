@@ -149,7 +149,7 @@ def training_cases(run: Run, fold: int, seed: int, context: Context = Context())
         run: the member's run.
         fold: the member's fold; -1 is the fit on all cases.
         seed: index of the member's seed in the experiment's seeds.
-        context: has the trusted packages.
+        context: context with the trusted packages.
 
     Raises:
         MaskfoldError: the record is missing or damaged.
@@ -160,7 +160,7 @@ def training_cases(run: Run, fold: int, seed: int, context: Context = Context())
     if run.exp.pseudo is not None or run.exp.extras:
         raise MaskfoldError(
             f"{name} was trained on additional data, and its {LINEAGE_FILE} is missing.",
-            "Restore the file from a backup; only it records the network's training cases.",
+            "Restore the file from a backup. No other file records the network's training cases.",
         )
     return [labelled_cases(run, fold), *initial_weights_cases(run, fold, context)]
 
@@ -222,7 +222,7 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
     ):
         raise MaskfoldError(
             f"init_from: {member} was trained on cases that fold {job.fold} validates:{format_leaks(all_leaks)}.",
-            "Use the same folds in both (folds.scheme: file).",
+            "Use the same folds in both experiments (folds.scheme: file).",
             status=2,
         )
     return weights
@@ -273,5 +273,5 @@ def _read(path: Path) -> list[TrainingCases]:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise MaskfoldError(
             f"{path} cannot be read: {error}.",
-            "Restore the file from a backup; only it records the network's training cases.",
+            "Restore the file from a backup. No other file records the network's training cases.",
         ) from error

@@ -43,9 +43,9 @@ from competition.training.timing.trial import ReplayableBatches, time_steps, und
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-FINISH_SECONDS = 2.0  # after the final prediction, for pictures and files
-CASE_PATIENCE, CASE_SHARE = 4.0, 0.02  # seconds, or the share of the budget, that may be spent to time a case again
-PACE_STEP = 3  # without a time budget, the pace is said after this step of a process
+FINISH_SECONDS = 2.0  # time for pictures and files after the final prediction
+CASE_PATIENCE, CASE_SHARE = 4.0, 0.02  # seconds, or share of the budget, that timing a case again may take
+PACE_STEP = 3  # without a time budget, the log shows the pace after this step of a process
 
 
 @dataclass
@@ -124,9 +124,9 @@ class Trainer:
         augment: function that augments images and masks on the device.
         start_time: `time.monotonic()` at the start of the process.
         stop_reason: function that returns the reason to stop now, or an empty string.
-        context: has the trusted packages and the log.
-        compiled: `model` compiled by torch, for the training steps; None: they use `model` itself.
-        final_share: size of all cases that the fold predicts at its end, divided by that of its validation cases.
+        context: context with the trusted packages and the log.
+        compiled: `model` compiled by torch, for the training steps; if None, they use `model` itself.
+        final_share: total size of the cases that the fold predicts at its end, divided by that of its validation cases.
     """
 
     fabric: Fabric
@@ -148,7 +148,7 @@ class Trainer:
         exp, cfg = self.exp, self.exp.training
         self.progress = progress_of(self.context.say)
         self.context = replace(self.context, say=self.progress)
-        self.activity = "validating"  # what the evaluator is called for
+        self.activity = "validating"  # present purpose of the evaluator, for progress lines
         if self.evaluator is not None:
             self.evaluator = replace(self.evaluator, report=self._report_case)
         self.distributed = DistributedContext(self.fabric)
@@ -156,7 +156,7 @@ class Trainer:
         self.steps_per_epoch = cfg.steps_per_epoch or math.ceil(len(self.dataset) / self.samples_per_step)
 
         self.loss = SegmentationLoss(exp, self.context)
-        # The loss scaler of fp16 unscales the gradients for clipping, which a fused kernel would do itself.
+        # The loss scaler of fp16 unscales the gradients before clipping; a fused kernel unscales them only in its step.
         fused = exp.training.fused == "on" and getattr(self.fabric.strategy.precision, "scaler", None) is None
         optimizer = build_optimizer(exp, self.model.parameters(), self.context, fused=fused)
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
@@ -179,7 +179,7 @@ class Trainer:
         self.soup = UniformSoup(self.folder / "soup", exp, self.fold, cases)
 
         self.status = FoldStatus(self)
-        self.validation_seconds: float | None = None  # duration of the last epoch's validation; None without one
+        self.validation_seconds: float | None = None  # duration of the last epoch's validation; None if it had none
         self.metrics_line = ""  # line of the last epoch in `metrics.jsonl`
         if (self.folder / LAST_CHECKPOINT).exists():
             self._load_checkpoint(LAST_CHECKPOINT)
@@ -216,10 +216,10 @@ class Trainer:
         self.distributed.close()
 
     def _measure_pace(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Time a few steps, whose effect is undone, and a validation case; then estimate the number of steps.
+        """Time a few trial steps, which are undone, and a validation case; then estimate the number of steps.
 
         Returns:
-            The same batches from the first one on.
+            The same batches, from the first one on.
         """
         assert self.budget.seconds is not None
         replayable = ReplayableBatches(batches)
@@ -270,8 +270,8 @@ class Trainer:
         """Compute the clipped gradient of one step.
 
         Returns:
-            The losses and the problem, as from `NonFiniteGuard.check`; None if memory ran out, which makes the next
-            micro-batches smaller.
+            The losses and the problem, as from `NonFiniteGuard.check`; None if memory ran out, so that the step must be
+            repeated with smaller micro-batches.
         """
         state = self.state
         self._seed_dropout()
@@ -291,7 +291,7 @@ class Trainer:
         return self.nan_guard.check(micro_batches, grad_norm, f"at step {state.step + 1} of fold {self.fold}")
 
     def _update_weights(self) -> None:
-        """Update the weights by the gradient, and their moving average."""
+        """Update the weights with the gradient, then update their moving average."""
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
@@ -342,7 +342,7 @@ class Trainer:
         self._load_checkpoint(GOOD_CHECKPOINT)
         self.state.restored = restored
         if self.state.step == 0 and self.budget.seconds is not None:
-            self.budget.estimates = [first_estimate]  # the checkpoint is older than the timed steps
+            self.budget.estimates = [first_estimate]  # the checkpoint was written before this estimate
         self.budget.reset_pace()
         if self.distributed.rank == 0:
             self._open_metrics_log()
@@ -446,7 +446,7 @@ class Trainer:
             self.dataset,  # type: ignore[arg-type]
             batch_sampler=sampler,
             num_workers=run.loader_processes,
-            pin_memory=self.fabric.device.type == "cuda",  # the copy to the GPU then runs beside the computation
+            pin_memory=self.fabric.device.type == "cuda",  # so that copies to the GPU and computation overlap
             prefetch_factor=4 if run.loader_processes else None,
         )
 
@@ -493,8 +493,8 @@ class Trainer:
     def drop_tensors(self) -> None:
         """Replace the checkpoint by one without tensors, and remove the other files that only training reads.
 
-        The network is then in `weights.safetensors`, and the optimiser has no further use. The plain values stay, so
-        that the fold can be scored again from its weights if its result is deleted.
+        `weights.safetensors` has the network, and nothing needs the optimiser's state any more. The checkpoint keeps
+        its plain values: if the fold's result is deleted, the fold can be scored again from its weights.
         """
         if not (self.folder / PLAIN_WEIGHTS).exists():
             raise ValueError(f"{self.folder} has no {PLAIN_WEIGHTS}")
@@ -503,7 +503,7 @@ class Trainer:
         self.averager.remove_files()
 
     def _plain_state(self) -> dict[str, Any]:
-        """Return the part of a checkpoint without tensors."""
+        """Return the plain values of a checkpoint, without its tensors."""
         return {
             **self.state_dict(),
             "threads": torch.get_num_threads(),
@@ -536,10 +536,10 @@ class Trainer:
         self.context.say(f"resumed from step {self.state.step}")
 
     def _check_trained(self, path: Path) -> None:
-        """Check that a fold whose checkpoint has no tensors is trained and has its weights.
+        """Check that a fold with a checkpoint without tensors has finished training and has its weights.
 
         Raises:
-            MaskfoldError: it is not, or has not.
+            MaskfoldError: the training has not ended, or the weights are missing.
         """
         if not self.state.stopped:
             problem = "its training has not ended"
@@ -548,7 +548,7 @@ class Trainer:
         else:
             return
         raise MaskfoldError(
-            f"The checkpoint {path} has no network, as that of a finished fold, but {problem}.",
+            f"The checkpoint {path} has no network, which only finished folds may lack, but {problem}.",
             f"Restore the file from a backup, or delete {self.folder} to train this fold afresh.",
         )
 
@@ -586,7 +586,7 @@ class Trainer:
             )
 
     def _kept_settings(self) -> dict[str, str]:
-        """Return the settings that change the last bits; the optimizer's state is laid out in memory as they say."""
+        """Return the settings that change the last bits; they also set the memory layout of the optimizer's state."""
         found = {key: str(getattr(self.exp.training, key)) for key in KEPT_SETTINGS}
         return {key: KEPT_SETTINGS[key] if value == "auto" else value for key, value in found.items()}
 

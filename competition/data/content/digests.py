@@ -27,7 +27,7 @@ _remembered: dict[Path, tuple[FileStamp, bytes]] = {}  # stamp and digest
 
 
 def file_stamp(path: Path) -> FileStamp:
-    """Return inode, size and times of a file; some of them change whenever the file is written or replaced.
+    """Return inode, size and times of a file; if the file is written or replaced, at least one of these values changes.
 
     Raises:
         MaskfoldError: the file does not exist.
@@ -63,7 +63,7 @@ def file_digests(comp: Competition, files: list[Files], digest: Digest = file_di
 
     Args:
         comp: the competition.
-        files: for each file a path below the root, or a list of the paths of a stack.
+        files: path of each file below the root; for a stack, the list of its paths.
         digest: `file_digest`, or `remembered_digest`, which hashes an unchanged file only once per process.
 
     Raises:

@@ -76,7 +76,7 @@ def load_unchanged_objects(comp: Competition, row: Any) -> CaseObjects:
 def unchanged_files(
     comp: Competition, row: Any, *, image: bool = True, truth: bool = True, fresh: bool = False
 ) -> Iterator[None]:
-    """Check that the files of a case are those of the case table while they are read inside the block.
+    """Check that a case's files, which the block reads, have the digests in the case table.
 
     The readers take paths, so the files are read twice: once for decoding and once for hashing. If a file changes
     between the two, its stamp changes (see `file_stamp`). So stamps are taken before and after the block, and digests

@@ -1,4 +1,4 @@
-"""COCO JSON: polygons and run lengths of objects, converted once into a table of run lengths."""
+"""Read COCO JSON, and convert the polygons and run lengths of its objects once into a table of run lengths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from competition.planning.layout import Layout
 from competition.rle import RleFormat, decode, encode
 from competition.text import format_count, name_problem
 
-SUFFIX = "-maskfold"  # of the folder beside the data for converted masks
+SUFFIX = "-maskfold"  # end of the name of the folder beside the data for converted masks
 FORMAT = RleFormat("column", 1)
 MAX_BYTES = 2**31
 
@@ -31,11 +31,11 @@ class CocoFile:
     """The objects of a COCO file.
 
     Attributes:
-        path: of the file, below the folder.
-        names: class of each category.
-        images: by id: name of the file below the folder, height and width.
-        objects: for each image, category and segmentation.
-        left_out: crowds, and objects without a mask.
+        path: path of the file, below the folder.
+        names: name of the class of each category.
+        images: path below the folder, height and width of each image, by id.
+        objects: category and segmentation of each object, by image.
+        left_out: number of crowds and of objects without a mask.
     """
 
     path: str
@@ -58,7 +58,7 @@ def find_coco(host: HostFolder) -> list[Layout]:
 
 
 def _read(host: HostFolder, path: str) -> CocoFile | None:
-    """Read a file; None if it is not COCO, or none of its images exists."""
+    """Read a COCO file; return None if the file is not COCO or none of its images exists."""
     file = host.root / path
     if file.stat().st_size > MAX_BYTES or not _looks_like_coco(file):
         return None
@@ -94,13 +94,13 @@ def _read(host: HostFolder, path: str) -> CocoFile | None:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Return whether the three keys of COCO are in the file, without parsing other large files."""
+    """Return whether the text of a file has the three keys of COCO; this avoids parsing other large files."""
     content = file.read_bytes()
     return all(f'"{key}"'.encode() in content for key in ("images", "annotations", "categories"))
 
 
 def _places(host: HostFolder, path: str, images: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the path below the folder of each image of a COCO file that exists."""
+    """Return the path below the folder of each existing image that a COCO file lists."""
     known = set(host.images)
     by_name: dict[str, list[str]] = {}
     for image in host.images:
@@ -158,7 +158,7 @@ def _id(path: str) -> str:
 
 
 def _pattern(paths: Sequence[str]) -> str:
-    """Return the pattern of images; `*` for folders in which they differ."""
+    """Return the pattern that matches the images; `*` replaces the folders in which their paths differ."""
     extensions = {path[len(strip_extension(path)) :].lower() for path in paths if has_reader(path)}
     extension = extensions.pop() if len(extensions) == 1 else ".*"
     parts = [path.split("/")[:-1] for path in paths]
@@ -174,9 +174,10 @@ def _pattern(paths: Sequence[str]) -> str:
 
 
 def convert_coco(layout: Layout, name: str) -> Layout:
-    """Write the table of run lengths of a COCO layout beside the data, and return the layout that reads it.
+    """Write the table of run lengths of a COCO layout, and return the layout that reads this table.
 
-    The folder beside the data has the data's name with `-maskfold`; nothing is written into the data's own folder.
+    The table lies in a folder beside the data, which has the data's name with `-maskfold`; the data's own folder is not
+    changed.
 
     Args:
         layout: the layout.
@@ -223,9 +224,9 @@ def convert_coco(layout: Layout, name: str) -> Layout:
 
 
 def folder_beside(host: HostFolder) -> tuple[Path, str]:
-    """Return the folder beside the data for what `maskfold init` writes, and its place as seen from the root.
+    """Return the folder beside the data for the tables of `maskfold init`, and its path relative to the root.
 
-    The folder is made if it is missing.
+    Create the folder if it is missing.
     """
     given = host.given.absolute()
     folder = given.with_name(given.name + SUFFIX)
@@ -238,7 +239,7 @@ def folder_beside(host: HostFolder) -> tuple[Path, str]:
 
 
 def write_ids(host: HostFolder, ids: Sequence[str], name: str) -> str:
-    """Write a table of ids into the folder beside the data; return its place as `train.cases` names it.
+    """Write a table of ids into the folder beside the data; return its path for `train.cases`.
 
     Args:
         host: the data's folder.
@@ -252,7 +253,7 @@ def write_ids(host: HostFolder, ids: Sequence[str], name: str) -> str:
 
 
 def _check_size(image: Path, size: tuple[int, int], described_by: str) -> None:
-    """Check that an image has the height and width that the COCO file states, on which the outlines are drawn."""
+    """Check that an image has the height and width in the COCO file, because the outlines refer to this size."""
     found = read_header(image, 2).shape
     if tuple(found) != size:
         raise MaskfoldError(
@@ -273,7 +274,7 @@ def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
-    """Return an object's mask (H, W) bool from polygons, counts, or compressed counts."""
+    """Return an object's mask (H, W), bool, from polygons, counts, or compressed counts."""
     try:
         if isinstance(segmentation, list):
             return _draw(segmentation, height, width)
@@ -298,7 +299,7 @@ def _expand(counts: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _draw(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
-    """Draw polygons: a pixel belongs to an object if its centre, at half past its number, lies inside."""
+    """Draw polygons; a pixel belongs to the object if its centre lies inside. Pixel i has its centre at i + 0.5."""
     from skimage.draw import polygon
 
     mask = np.zeros((height, width), bool)

@@ -1,4 +1,4 @@
-"""What files contain: image or mask, 2D or 3D, and the label values of masks."""
+"""Find out what a file contains: an image or a mask, 2D or 3D, and the label values of masks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from competition.data.readers import EXTENSIONS, extension_of, read_header, read
 from competition.errors import MaskfoldError
 
 Role = Literal["mask", "image", "either", "colours", "unreadable"]
-MAX_LABELS = 64  # distinct values of a mask; more only in numbered objects
-FLAT_SHARE = 0.5  # of neighbours, at least one of them not background, that are equal in a mask
+MAX_LABELS = 64  # distinct values of a mask; only masks of numbered objects have more
+FLAT_SHARE = 0.5  # in a mask, this share of the neighbours that are not both background are equal
 EXTREME_SHARE, EXTREME_WIDTH = 0.9, 24  # a lossy mask has this share of its values near 0 and 255
 MAX_SAMPLE = 2**22  # values that are read for the role of a file
-MAX_CHANNELS = 4  # the shorter outer axis of an array with three axes, if it is a 2D image
+MAX_CHANNELS = 4  # an array with three axes is a 2D image if its first or last axis is at most this long
 
 
 @dataclass(frozen=True)
 class LabelValues:
-    """Values of one mask.
+    """The label values of one mask.
 
     Attributes:
-        counts: pixels of each value.
+        counts: number of pixels of each value.
         lossy: whether the values scatter around 0 and 255, as in a JPEG.
     """
 
@@ -79,7 +79,7 @@ def _reads(path: Path, dimensions: int) -> bool:
 
 @lru_cache(maxsize=4096)
 def header_of(path: Path) -> Header | None:
-    """Return the header of a file; None if it cannot be read."""
+    """Return the header of a file; None if the file cannot be read."""
     try:
         return read_header(path, dimensions_of(path))
     except MaskfoldError:
@@ -88,10 +88,10 @@ def header_of(path: Path) -> Header | None:
 
 @lru_cache(maxsize=4096)
 def role_of_file(path: Path) -> Role:
-    """Return what a file looks like.
+    """Return the role that a file's values suggest: image, mask, colours, or either.
 
-    A mask has few values in flat regions, or values near 0 and 255 only. `either` has one value only; `colours` is a
-    mask whose classes are colours.
+    A mask has few values in flat regions, or only values near 0 and 255. `colours` is a mask whose classes are colours.
+    `either` means that the file has a single value, so it may be an image or a mask.
     """
     try:
         dimensions = dimensions_of(path)
@@ -130,13 +130,13 @@ def _role_of_channels(path: Path, dimensions: int, error: MaskfoldError) -> Role
 
 
 def header_channels(path: Path) -> int:
-    """Return the number of channels of a file; 0 if it cannot be read."""
+    """Return the number of channels of a file; 0 if the file cannot be read."""
     header = header_of(path)
     return 0 if header is None else header.channels
 
 
 def _flat_share(labels: np.ndarray) -> float:
-    """Return the share of equal neighbours along the last axes, of those that are not both background."""
+    """Return which share of neighbours along the last axes are equal; pairs of background pixels do not count."""
     equal = total = 0
     for axis in range(max(0, labels.ndim - 2), labels.ndim):
         first = np.take(labels, range(labels.shape[axis] - 1), axis=axis)
@@ -148,7 +148,7 @@ def _flat_share(labels: np.ndarray) -> float:
 
 
 def is_lossy(labels: np.ndarray) -> bool:
-    """Return whether nearly all values are near 0 or 255, as in a JPEG or a mask with soft edges, and others occur."""
+    """Return whether a mask was saved as JPEG or has soft edges: nearly all values, but not all, are near 0 or 255."""
     if labels.dtype != np.uint8:
         return False
     values = np.unique(labels)
@@ -163,7 +163,7 @@ def is_lossy(labels: np.ndarray) -> bool:
 
 @lru_cache(maxsize=65536)
 def label_values(path: Path, dimensions: int) -> LabelValues | None:
-    """Return the values of a mask; None if it cannot be read, which the check of the cases reports."""
+    """Return the values of a mask; None if it cannot be read. The check of the cases reports such a mask."""
     try:
         labels, _ = read_labels(path, dimensions)
     except MaskfoldError:
@@ -173,7 +173,7 @@ def label_values(path: Path, dimensions: int) -> LabelValues | None:
 
 
 def read_mask(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-    """Return where a mask is not 0, (*spatial) bool; None if it cannot be read."""
+    """Return where a mask is not 0, as bool (*spatial); None if the mask cannot be read."""
     try:
         return read_labels(path, dimensions)[0] != 0
     except MaskfoldError:
@@ -181,10 +181,10 @@ def read_mask(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.bool_]
 
 
 def common_role(roles: list[Role]) -> Role:
-    """Return the role that files of one kind share; a single image among masks makes them images.
+    """Return the role that files of one kind share; if a single one is an image, all are images.
 
     Args:
-        roles: of some of the files, at least one.
+        roles: roles of some of the files, at least one.
     """
     counts = Counter(role for role in roles if role != "either")
     if not counts:

@@ -1,4 +1,4 @@
-"""Folders that a `dataset.json` describes: the Medical Segmentation Decathlon, nnU-Net version 1 and version 2."""
+"""Read folders that a `dataset.json` describes: Medical Segmentation Decathlon, nnU-Net version 1 and version 2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 def find_described(host: HostFolder) -> list[Layout]:
-    """Return a layout for each `dataset.json` of a Decathlon or nnU-Net folder, at most one folder down."""
+    """Return a layout for each `dataset.json` of a Decathlon or nnU-Net folder, in the root or a folder of the root."""
     found = []
     for path in host.jsons:
         if path.rpartition("/")[2] == FILE and path.count("/") <= 1:
@@ -98,7 +98,7 @@ def _described(host: HostFolder, record: Mapping[str, Any]) -> Layout | None:
     if ids - mask_ids:
         unlabelled = format_count(len(ids - mask_ids), "image")
         layout = replace(layout, listed=tuple(training)).with_remarks(
-            f"{unlabelled} without a mask: left out of training (train.cases)"
+            f"{unlabelled} without a mask: not in training (train.cases)"
         )
     return layout
 
@@ -125,7 +125,7 @@ def _stem(name: str, ending: str) -> str:
 def _images(
     host: HostFolder, folder: str, ending: str, names: list[str], numbered: bool
 ) -> tuple[Patterns, set[str], list[str]]:
-    """Return patterns and ids of a folder of images, and remarks."""
+    """Return the patterns and ids of a folder's images, and remarks about them."""
     stems = {_stem(name, ending) for name in _files(host, folder, ending)}
     if not numbered:
         return f"{folder}/{{id}}{ending}", stems, []
@@ -133,7 +133,7 @@ def _images(
     numbers = sorted({match[2] for match in matches})
     ids = [{match[1] for match in matches if match[2] == number} for number in numbers]
     remarks: list[str] = []
-    if len(numbers) == 1:  # also a colour picture of several channels in one file
+    if len(numbers) == 1:  # one channel, or a colour picture with several channels in one file
         return f"{folder}/{{id}}_{numbers[0]}{ending}", ids[0], remarks
     labels = [names[int(number)] if int(number) < len(names) else f"channel_{int(number)}" for number in numbers]
     if len(set(labels)) < len(labels):
@@ -145,7 +145,9 @@ def _images(
 
 
 def _labels(labels: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return classes, their values, regions and the ignored value; both versions' orders are read.
+    """Return the keys for classes, their values, regions and the ignored value, and the reasons.
+
+    nnU-Net version 1 writes names by value, version 2 values by name.
 
     Raises:
         MaskfoldError: the labels are neither names by value nor values by name (status 2).

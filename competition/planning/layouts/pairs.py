@@ -1,4 +1,4 @@
-"""Images and mask files whose names belong together: paired folders and names, case folders, stacks, objects."""
+"""Pair images and mask files by their names: paired folders, paired names, case folders, stacks, objects."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from competition.planning.words import (
 )
 from competition.text import format_count, name_problem
 
-BINARY_SAMPLE = 8  # masks of a class that are read to see whether each is of one class
-Pair = tuple[Series, Series]  # images, masks; with the ids that both have
+BINARY_SAMPLE = 8  # masks per class that are read to check that each has one foreground value
+Pair = tuple[Series, Series]  # images and masks, reduced to the ids that both have
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Truth:
 
     @property
     def patterns(self) -> Patterns:
-        """As in `train.masks`."""
+        """The patterns in the form of `train.masks`."""
         return {name: series.pattern for name, series in self.classes} if self.kind == "classes" else self.first.pattern
 
     @property
@@ -57,8 +57,8 @@ def find_pairs(host: HostFolder, series: Sequence[Series], roles: dict[str, Role
 
     Args:
         host: the scanned folder.
-        series: from `find_series`.
-        roles: what each series contains, by pattern.
+        series: result of `find_series`.
+        roles: role of each series, by pattern.
     """
     masks = [item for item in series if roles[item.pattern] == "mask" or _is_blank_mask(item, roles)]
     images = [item for item in series if roles[item.pattern] == "image" and item.kind != "objects"]
@@ -78,7 +78,7 @@ def _is_blank_mask(series: Series, roles: dict[str, Role]) -> bool:
 
 
 def _match(host: HostFolder, image: Series, mask: Series) -> Pair | None:
-    """Return both series with the ids in which they agree; None if they do not belong together."""
+    """Return both series with the ids that they share; None if they do not belong together."""
     if image.pattern == mask.pattern or (image.split and mask.split and image.split != mask.split):
         return None
     if (image.kind, mask.kind) not in (("single", "single"), ("stack", "stack"), ("single", "objects")):
@@ -102,7 +102,7 @@ def _share(ids: frozenset[str], others: frozenset[str]) -> float:
 
 
 def _numbered_objects(mask: Series) -> Series | None:
-    """Return the objects of files such as `a_1`, `a_2`, if some case has several."""
+    """Return files such as `a_1`, `a_2` as objects of the case `a`; None if no case has several such files."""
     if mask.kind != "single" or mask.pattern.count("{id}") != 1:
         return None
     files: dict[str, list[str]] = {}
@@ -118,7 +118,7 @@ def _numbered_objects(mask: Series) -> Series | None:
 
 
 def _fits(host: HostFolder, image: Series, mask: Series) -> bool:
-    """Return whether an image and its mask have one size, and stacks the same number of slices."""
+    """Return whether an image and its mask have the same size, and stacks the same number of slices."""
     shared = sorted(image.ids & mask.ids)
     if image.kind == "stack":
         equal = sum(len(image.files[case_id]) == len(mask.files[case_id]) for case_id in shared)
@@ -132,7 +132,7 @@ def _fits(host: HostFolder, image: Series, mask: Series) -> bool:
 
 
 def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pair]:
-    """Drop pairs of parts of a folder if its whole names match another folder's, and whole ones that match nothing."""
+    """Keep only whole series of a folder that pair with another folder; of other folders keep only split series."""
     split = {item.origin for item in series if item.whole}
 
     def is_whole(item: Series) -> bool:
@@ -155,7 +155,7 @@ def _prefer_whole_names(pairs: list[Pair], series: Sequence[Series]) -> list[Pai
 
 
 def _groups(pairs: list[Pair]) -> Iterator[tuple[list[Series], list[Series]]]:
-    """Yield images and the masks that all belong to each of them."""
+    """Yield groups of image series and mask series in which each mask series belongs to each image series."""
     images_of: dict[str, tuple[Series, dict[str, Series]]] = {}
     for image, mask in pairs:
         images_of.setdefault(mask.pattern, (mask, {}))[1][image.pattern] = image
@@ -170,7 +170,7 @@ def _combinations(
 ) -> Iterator[tuple[Truth, list[tuple[str, Series]]]]:
     stacked = [item for item in images if item.kind == "stack"]
     if stacked and any(has_slice_word(item) for item in stacked if "{id}/" in item.pattern):
-        images = stacked  # the folders say that their files are slices
+        images = stacked  # the folders' names say that their files are slices
     for kind in ("single", "stack"):
         channels = [item for item in images if item.kind == kind]
         if channels:
@@ -180,7 +180,7 @@ def _combinations(
 
 
 def _truths(host: HostFolder, masks: list[Series]) -> Iterator[Truth]:
-    """Yield the readings of several masks of the same images: a class each, or several truths to choose from."""
+    """Yield the ways to read several masks of the same images: one class each, or alternatives to choose from."""
     singles = [mask for mask in masks if mask.kind != "objects"]
     names = [_class_name(mask) for mask in singles]
     is_classes = (
@@ -217,7 +217,7 @@ def _is_binary(host: HostFolder, mask: Series) -> bool:
 
 
 def _channel_choices(images: list[Series]) -> Iterator[list[tuple[str, Series]]]:
-    """Yield the readings of several images of the same cases: channels, or versions to choose from."""
+    """Yield the ways to read several images of the same cases: as channels, or as alternatives to choose from."""
     images = sorted(images, key=lambda item: item.pattern)
     if len(images) == 1:
         yield [("image", images[0])]
@@ -323,7 +323,7 @@ def _dimensions_reason(image: Series, dimensions: int) -> str:
 
 
 def structure(pattern: str) -> str:
-    """Return the words of a pattern without its extension and without those that say train, validation or test."""
+    """Return a pattern's words, without the extension and without words for training, validation and test."""
     splits = TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS
     plain = re.sub(r"\.[A-Za-z*][\w.*]*$", "", pattern)
     parts = ["_".join(word for word in tokens(part) if word not in splits) for part in plain.split("/")]
@@ -331,7 +331,7 @@ def structure(pattern: str) -> str:
 
 
 def _merge_splits(layouts: list[Layout]) -> list[Layout]:
-    """Return the layouts of training cases; labelled test and validation cases of the same structure become notes."""
+    """Return the layouts of training cases; add a note for labelled test or validation cases of the same structure."""
 
     def split(layout: Layout) -> str:
         return split_of(_first_pattern(layout.images)) or split_of(_first_pattern(layout.masks or ""))
@@ -361,12 +361,12 @@ def _first_pattern(patterns: Patterns) -> str:
 
 
 def find_test(host: HostFolder, layout: Layout, images: Sequence[Series]) -> Layout:
-    """Return the layout with the test images: files in a folder of test images with names like the training images'.
+    """Return the layout with the test images: the images in a test folder, named like the training images.
 
     Args:
         host: the scanned folder.
-        layout: with training images.
-        images: series of images, for a test folder whose files have other names or another format.
+        layout: layout with training images.
+        images: all series of images; one of them is taken if the test images have other names or another format.
     """
     channels = layout.images if isinstance(layout.images, dict) else {"image": layout.images}
     possible = _same_names(host, channels)
@@ -400,7 +400,7 @@ def find_test(host: HostFolder, layout: Layout, images: Sequence[Series]) -> Lay
 
 
 def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[str, str], int]]:
-    """Return the patterns of the channels in each folder of test images, with the number of cases, if all match."""
+    """Return the channels' patterns and the number of cases for each test folder in which all channels match."""
     parts = {name: _fixed_folder(pattern) for name, pattern in channels.items()}
     own = {folder for folder, _ in parts.values()}
     folders = sorted(folder for folder in {*host.folders, *host.children} if split_of(folder) == "test")
@@ -419,20 +419,20 @@ def _same_names(host: HostFolder, channels: dict[str, str]) -> list[tuple[dict[s
 
 
 def _sibling(folder: str, rest: str, folders: Sequence[str]) -> str:
-    """Return the pattern in the test folder that corresponds to a training folder; empty without one."""
+    """Return the pattern for the test folder that corresponds to a training folder; empty without such a folder."""
     same = [other for other in folders if structure(f"{other}/x") == structure(f"{folder}/x")]
     return f"{same[0]}/{rest}" if same else ""
 
 
 def _fixed_folder(pattern: str) -> tuple[str, str]:
-    """Split a pattern into its folders without a placeholder, and the rest."""
+    """Split a pattern into its leading folders, which have no placeholder, and the rest."""
     parts = pattern.split("/")
     count = next(number for number, part in enumerate(parts) if "{" in part or "*" in part)
     return "/".join(parts[:count]), "/".join(parts[count:])
 
 
 def _match_ids(host: HostFolder, pattern: str) -> frozenset[str]:
-    """Return the ids of the images that match a pattern, by the scanned names alone."""
+    """Return the ids of the images that match a pattern; it compares only the scanned names."""
     start = _fixed_folder(pattern)[0] + "/" if pattern else ""
     expression, last, seen = "", 0, False
     for match in re.finditer(r"\{([a-z]+)\}|\*", pattern):

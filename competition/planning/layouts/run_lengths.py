@@ -1,4 +1,4 @@
-"""Images with a table of run lengths: known competitions by header and ids, others by content."""
+"""Find images with a table of run lengths: known competitions by header and ids, other tables by content."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def find_run_tables(
 
     Args:
         host: the scanned folder.
-        series: from `find_series`.
-        roles: what each series contains, by pattern.
+        series: result of `find_series`.
+        roles: role of each series, by pattern.
         test_series: series that may hold the test images.
     """
     images = [
@@ -54,7 +54,7 @@ def find_run_tables(
 
 
 def _named_by(table: RunTable, images: Sequence[Series], names: dict[str, set[str]]) -> list[Series]:
-    """Return the series whose cases the table names; of several readings of one folder that with the fewest others."""
+    """Return the series whose cases the table names; per folder the series with the fewest cases that it lacks."""
     wanted = {name for name, _, _ in table.rows}
     best: dict[str, tuple[float, Series]] = {}
     for item in images:
@@ -77,7 +77,7 @@ def _names(host: HostFolder, series: Series) -> set[str]:
 
 
 def _prefer_stacks(layouts: list[Layout]) -> list[Layout]:
-    """Drop the 2D reading of slices whose table names them by their case."""
+    """Drop a layout that reads slices as 2D cases if the table names the stacks of these slices."""
     stacked = {layout.keys["train.rle"] for layout in layouts if layout.dimensions == 3}
     return [layout for layout in layouts if layout.dimensions == 3 or layout.keys["train.rle"] not in stacked]
 
@@ -119,7 +119,7 @@ def _layouts(host: HostFolder, series: Series, table: RunTable, test_series: Seq
         }
         reasons = {
             "submission.profile": "the header and the form of the ids are those of this competition",
-            "classes": "those of the host" if profile.classes else "the host does not name it",
+            "classes": "the host's class names" if profile.classes else "the host does not name the class",
             "instances": "a row for each object" if profile.rows == "object" else "a row for each image",
         }
         if profile.host_metric is not None:
@@ -131,7 +131,7 @@ def _layouts(host: HostFolder, series: Series, table: RunTable, test_series: Seq
 
 
 def _by_content(layout: Layout, table: RunTable, series: Series) -> list[Layout]:
-    """Return the readings of a table that no known competition has: one for each order that the data allow."""
+    """Return the layouts for a table of an unknown competition: one for each pixel order that the data allow."""
     runs = collect_runs(layout.folder.root, series.pattern, layout.dimensions, table)
     relative = is_relative(runs)
     vote = vote_order(runs, relative)
@@ -143,8 +143,8 @@ def _by_content(layout: Layout, table: RunTable, series: Series) -> list[Layout]
         if table.cls
         else "the ends of the ids"
         if table.classes
-        else "no file names it: rename it",
-        "instances": "some images have several rows: an object each"
+        else "no file names the class: rename it",
+        "instances": "some images have several rows: one for each object"
         if rows_of_case
         else "no image has two rows of one class",
     }

@@ -1,4 +1,4 @@
-"""Series of files: one pattern, and the files that it matches for each case."""
+"""Find series of files: a pattern, and the files that it matches for each case."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from competition.planning.words import (
 )
 
 Kind = Literal["single", "stack", "objects"]
-MIN_WORD = 4  # letters; ids may contain shorter words by chance
-MIN_CASES = 2  # files of a series
-MIN_FOLDERS = 3  # case folders side by side; two folders are more often images and masks
-MAX_AFFIXES = 24  # different ends of names in one folder
-MOST = 0.8  # share of the files (or folders) that must have the form of a layout
+MIN_WORD = 4  # letters of a word; ids may contain shorter words by chance
+MIN_CASES = 2  # cases of a series
+MIN_FOLDERS = 3  # case folders in one folder; two folders are more often one of images and one of masks
+MAX_AFFIXES = 24  # different ends of file names in one folder
+MOST = 0.8  # a layout must fit at least this share of the files (or folders)
 LONG_WORDS = frozenset(
     word for word in MASK_WORDS | IMAGE_WORDS | TRAIN_WORDS | TEST_WORDS | VALIDATION_WORDS if len(word) >= MIN_WORD
 )
@@ -47,45 +47,45 @@ class Series:
     """Files that one pattern matches.
 
     Attributes:
-        pattern: below the folder, with {id}; with {z} in a stack, and with `*` for a folder of objects.
-        kind: one file per case, a stack of slices, or objects in a file each.
-        files: paths by id.
-        label: what distinguishes the series from its neighbours: the end of the name, or the folder.
-        origin: the folder of files that lie side by side; empty for files in case folders.
-        whole: whether it has all images of its folder although their names can be split into several series.
+        pattern: pattern below the root, with {id}; a stack also has {z}, and a folder of objects `*`.
+        kind: whether a case is one file, a stack of slices, or one file per object.
+        files: paths of the files by id.
+        label: text that distinguishes the series from similar ones: the end of the name, or the folder.
+        origin: the folder if all files lie in one; empty for files in case folders.
+        whole: whether the series has all images of its folder although their names can be split into several series.
     """
 
     pattern: str
     kind: Kind
     files: dict[str, list[str]] = field(repr=False)
     label: str = ""
-    origin: str = ""  # the folder, of files side by side
-    whole: bool = False  # all files of the folder with this extension, where their names can also be split
+    origin: str = ""
+    whole: bool = False
 
     @cached_property
     def ids(self) -> frozenset[str]:
-        """The cases."""
+        """Ids of the cases."""
         return frozenset(self.files)
 
     @property
     def split(self) -> Split:
-        """Which part of the data its folders name."""
+        """Part of the data (training, validation, test) that the folders' names suggest."""
         return split_of(self.pattern)
 
     @property
     def extension(self) -> str:
-        """The extension of its first file, in lower case."""
+        """Extension of the first file, in lower case."""
         return extension_of(next(iter(self.files.values()))[0])
 
     def sample(self, count: int) -> list[str]:
-        """Return some of its files, evenly spaced over the cases."""
+        """Return at most `count` of the files, evenly spaced over the cases."""
         ids = sorted(self.files)
         chosen = [ids[number * len(ids) // min(count, len(ids))] for number in range(min(count, len(ids)))]
         return [self.files[case_id][len(self.files[case_id]) // 2] for case_id in chosen]
 
 
 def find_series(host: HostFolder) -> list[Series]:
-    """Find all series of a folder: of files side by side, and of folders that each hold a case."""
+    """Find all series of a folder: files of several cases in one folder, and case folders."""
     found: list[Series] = []
     consumed: list[str] = []
     for parent in sorted(host.children, key=lambda name: (name.count("/"), name)):
@@ -108,11 +108,11 @@ def _only_folders(host: HostFolder, parent: str) -> bool:
     return not any("/" not in path for paths in host.children[parent].values() for path in paths)
 
 
-# Files side by side
+# Files of several cases in one folder
 
 
 def _flat_series(folder: str, names: list[str]) -> list[Series]:
-    """Return the series of the files in one folder, split by the ends or beginnings of their names."""
+    """Return the series of the files in one folder; the ends or beginnings of the names separate the series."""
     stems = {name: strip_extension(name) for name in names}
     split = (
         _by_longer_names(set(stems.values()))
@@ -151,7 +151,7 @@ def _join(folder: str, name: str) -> str:
 def _merge_extensions(
     groups: dict[tuple[str, str, str], dict[str, list[str]]],
 ) -> dict[tuple[str, str, str], dict[str, list[str]]]:
-    """Merge 2D images that differ only in the extension, such as .jpg and .jpeg, if their ids differ."""
+    """Merge groups of 2D images that differ only in the extension, such as .jpg and .jpeg, if they share no id."""
     merged: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     by_affix: dict[tuple[str, str], list[str]] = {}
     for before, after, extension in groups:
@@ -199,7 +199,7 @@ def _by_first_word(stems: set[str]) -> Affixes | None:
 
 
 def _repeated_affixes(stems: set[str], expression: re.Pattern[str], after: bool) -> Affixes | None:
-    """Split names by an expression, if several affixes share most of their cores."""
+    """Split names into affix and core by an expression, if several affixes occur with mostly the same cores."""
     split: Affixes = {}
     cores: dict[str, set[str]] = {}
     for stem in stems:
@@ -218,7 +218,7 @@ def _repeated_affixes(stems: set[str], expression: re.Pattern[str], after: bool)
 
 
 def _numbered_slices(folder: str, stems: dict[str, str]) -> list[Series]:
-    """Return the stack that names such as `a_slice_01.png` form, if all have such a form."""
+    """Return the stacks if all names have the form `a_slice_01.png`; otherwise an empty list."""
     expression = re.compile(r"(?P<id>.+?)(?P<mid>[_\-. ]?(?:" + "|".join(SLICE_WORDS) + r")[_\-]?)(?P<z>\d+)", re.I)
     files: dict[str, list[str]] = {}
     middles, extensions = set(), set()
@@ -239,7 +239,7 @@ def _numbered_slices(folder: str, stems: dict[str, str]) -> list[Series]:
 
 
 def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Series]:
-    """Return the series of the case folders in a folder, or (depth 2) in its subfolders; none if they are no cases."""
+    """Return the series of case folders in a folder, or (depth 2) in its subfolders; empty without case folders."""
     cases = _case_folders(host, parent, depth)
     if len(cases) < MIN_FOLDERS or _have_roles(list(cases)):
         return []
@@ -259,7 +259,7 @@ def _case_folder_series(host: HostFolder, parent: str, depth: int) -> list[Serie
 
 
 def _have_roles(names: list[str]) -> bool:
-    """Return whether folders side by side say what they contain: `images` and `masks` do, `scan1` and `scan2` not."""
+    """Return whether the names say what the folders contain, as `images` and `masks`, not `scan1` and `scan2`."""
     kinds = {re.sub(r"\d+", "", name) for name in names}
     return (len(kinds) > 1 or len(names) == 1) and any(
         is_role_name(name) or has_word(name, LONG_WORDS) for name in names
@@ -267,7 +267,7 @@ def _have_roles(names: list[str]) -> bool:
 
 
 def _case_folders(host: HostFolder, parent: str, depth: int) -> dict[str, tuple[str, list[str]]]:
-    """Return folder and images below it of each possible case; none if two have one name."""
+    """Return the folder and the images below it of each possible case; empty if two folders have the same name."""
     children = host.children[parent]
     if depth == 1:
         return {name: (_join(parent, name), paths) for name, paths in children.items()}
@@ -283,7 +283,7 @@ def _case_folders(host: HostFolder, parent: str, depth: int) -> dict[str, tuple[
 
 
 def _inner_series(prefix: str, folder: str, names: dict[str, list[tuple[str, str]]]) -> Iterator[Series]:
-    """Yield the series of files with one extension in one folder of every case."""
+    """Yield the series of the files with one extension that lie in the same subfolder of every case folder."""
     place = _join(prefix, folder) if folder else prefix
     label = folder.rpartition("/")[2]
     many, rest = _split_numbered(names)
@@ -311,7 +311,7 @@ def _inner_series(prefix: str, folder: str, names: dict[str, list[tuple[str, str
 
 
 def _pooled_series(place: str, names: dict[str, list[tuple[str, str]]]) -> Iterator[Series]:
-    """Yield the series of all files as cases of their own, whatever their folder, if their names differ."""
+    """Yield the series in which each file is a case, whatever its folder, if all names differ."""
     path_of = {os.path.basename(path): path for items in names.values() for _, path in items}
     if len(path_of) == sum(map(len, names.values())):
         for item in _flat_series(place.replace("{id}", "*"), list(path_of)):
@@ -333,7 +333,7 @@ Names = dict[str, list[tuple[str, str]]]
 
 
 def _split_numbered(names: Names) -> tuple[dict[str, Names], Names]:
-    """Separate files of a case that differ only in numbers (slices, objects) from those with a name of their own."""
+    """Separate files of a case that differ only in a number (slices, objects) from files with other names."""
     templates: dict[str, Names] = {}
     for case_id, items in names.items():
         for name, path in items:
@@ -359,12 +359,12 @@ def _are_channels(files: Names) -> bool:
 
 
 def tokens_after_id(name: str) -> str:
-    """Return the part of a name after {id}, without separators and extension."""
+    """Return the part of a file name after {id}, without separators and extension."""
     return strip_extension(name).rpartition("{id}")[2].strip("_-. ")
 
 
 def _slice_pattern(template: str, files: Names) -> str | None:
-    """Return the pattern of a stack: {z} is the first number that differs between all files of a case."""
+    """Return the pattern of a stack; {z} stands for the first number that differs between all files of a case."""
     numbers = {case_id: [re.findall(r"\d+", name) for name, _ in items] for case_id, items in files.items()}
     count = template.count("#")
     position = None
@@ -386,7 +386,7 @@ def _slice_pattern(template: str, files: Names) -> str | None:
 
 
 def trimmed(series: Series) -> Iterator[Series]:
-    """Yield the series with shorter ids: without the end, the beginning, or both, that all names have in common."""
+    """Yield the series with shorter ids: without the end, the beginning, or both, if all ids share them."""
     if series.kind == "objects" or series.pattern.rpartition("/")[2].count("{id}") != 1 or "{id}/" in series.pattern:
         return
     ids = sorted(series.files)
@@ -403,7 +403,7 @@ def trimmed(series: Series) -> Iterator[Series]:
 
 
 def _common_start(ids: Iterable[str]) -> str:
-    """Return the common beginning up to a separator, or up to the number that follows its letters."""
+    """Return the common beginning of the ids, up to a separator or to the number that follows a word."""
     names = list(ids)
     start = _common_prefix(names)
     start = start.rstrip("0123456789")
@@ -413,7 +413,7 @@ def _common_start(ids: Iterable[str]) -> str:
 
 
 def _common_end(ids: Iterable[str]) -> str:
-    """Return the common end from a separator on."""
+    """Return the common end of the ids, from a separator on."""
     names = list(ids)
     end = _common_prefix([name[::-1] for name in names])[::-1]
     positions = [position for mark in "_-. " if (position := end.find(mark)) >= 0]
@@ -430,5 +430,5 @@ def _common_prefix(names: list[str]) -> str:
 
 
 def has_slice_word(series: Series) -> bool:
-    """Return whether a stack's pattern says that its files are slices."""
+    """Return whether a word in a stack's pattern says that its files are slices."""
     return any(token in SLICE_WORDS for token in tokens(series.pattern.replace("{z}", " ").replace("{id}", " ")))

@@ -1,4 +1,4 @@
-"""Tables of run lengths: which column is which, and the order and base of the runs, by content."""
+"""Read tables of run lengths; find the meaning of each column and the order and base of the runs by content."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 RUNS = re.compile(r"\s*\d+\s+\d+(?:\s+\d+\s+\d+)*\s*")
 EMPTY_TEXTS = ("", "-1", "1 0", "-", "0", "nan", "NaN", "none", "None")
-MAX_CELLS = 2000  # cells of a column that are looked at
+MAX_CELLS = 2000  # cells of a column that are examined
 MAX_CLASSES = 60
-MAX_CASES, MAX_TEXTS = 24, 10  # cases whose runs are decoded, and rows of each
-MIN_SHARE = 0.6  # of the ids of a table that must have an image
-# Ids of known competitions, for those whose columns others use too.
+MAX_CASES, MAX_TEXTS = 24, 10  # cases whose runs are decoded, and rows of each case
+MIN_SHARE = 0.6  # share of a table's ids that must have an image
+# Form of the ids of known competitions whose columns other competitions use too.
 PROFILE_IDS = {
     "dsb2018": r"[0-9a-f]{64}",
     "carvana": r"[0-9a-f]{12}_\d\d\.jpg",
@@ -52,12 +52,12 @@ class RunTable:
     """A table with a column of run lengths.
 
     Attributes:
-        path: below the folder.
+        path: path below the folder.
         id, mask, cls: names of the columns.
-        classes: the values of the column of classes, in the order of their first row.
-        rows: id and run lengths of each row.
-        empty: the text of a mask without a pixel.
-        class_in_id: the id also has the class, `name_class`.
+        classes: values of the class column, in the order of their first rows.
+        rows: id without class, class, and run lengths of each row.
+        empty: text that stands for an empty mask.
+        class_in_id: whether the id also has the class, as in `name_class`.
     """
 
     path: str
@@ -76,11 +76,11 @@ class RunTable:
 
 
 def read_run_table(root: Path, path: str, names: Iterable[str]) -> RunTable | None:
-    """Read a table if one of its columns has run lengths and another one the names of images.
+    """Read a table; return None unless one column has run lengths and another one names of images.
 
     Args:
         root: the folder.
-        path: of the table, below it.
+        path: path of the table below the folder.
         names: names of images and slices that a table may use.
     """
     try:
@@ -123,7 +123,7 @@ def read_run_table(root: Path, path: str, names: Iterable[str]) -> RunTable | No
 
 
 def _mask_column(table: pandas.DataFrame) -> str | None:
-    """Return the column of run lengths: all cells are pairs of numbers or empty, and some have several pairs."""
+    """Return the column of run lengths: each cell is empty or has pairs of numbers, and some have several pairs."""
     for column in table.columns:
         cells = table[column].head(MAX_CELLS).tolist()
         runs = [cell for cell in cells if RUNS.fullmatch(cell)]
@@ -139,7 +139,7 @@ def _known_share(ids: Iterable[str], known: set[str]) -> float:
 
 
 def _class_column(table: pandas.DataFrame, id_column: str, mask: str) -> str | None:
-    """Return the column that tells the masks of one image apart; None if there is none."""
+    """Return the column that distinguishes the masks of an image; None if there is no such column."""
     words = {"class", "classid", "category", "label", "organ", "type", "name", "cls"}
     best = None
     for column in table.columns:
@@ -157,7 +157,7 @@ def _class_column(table: pandas.DataFrame, id_column: str, mask: str) -> str | N
 
 
 def find_profile(table: RunTable, sample_header: Sequence[str] | None) -> Profile | None:
-    """Return the known competition that has the columns and the form of ids of a training table; None without one."""
+    """Return the known competition with the same columns and form of ids as a training table; None without a match."""
     for name, profile in PROFILES.items():
         for variant in (profile, profile.alternative):
             if variant is None or name not in PROFILE_IDS:
@@ -200,7 +200,7 @@ def collect_runs(root: Path, pattern: str, dimensions: int, table: RunTable) -> 
 
     Args:
         root: the folder.
-        pattern: of the images.
+        pattern: pattern of the images.
         dimensions: 2 or 3.
         table: the table.
     """
@@ -218,7 +218,7 @@ def collect_runs(root: Path, pattern: str, dimensions: int, table: RunTable) -> 
         path = root / _file_of(cases[case_id], index)
         try:
             shape = read_header(path, 2 if index is not None else dimensions).shape
-        except MaskfoldError:  # reported by the check of the cases
+        except MaskfoldError:  # the check of the cases reports this file
             continue
         found.append(Runs(tuple(texts[case_id, index][:MAX_TEXTS]), shape, path if len(shape) == 2 else None))
     return found
@@ -232,14 +232,14 @@ def _file_of(case: CaseFiles, index: int | None) -> str:
 
 
 def is_relative(runs: Sequence[Runs]) -> bool:
-    """Return whether starts count from the end of the previous run: then they do not increase."""
+    """Return whether starts count from the end of the previous run; such starts do not always increase."""
     texts = [text for item in runs for text in item.texts if len(text.split()) >= 6]
     decreasing = sum(bool((np.diff(parse_numbers(text)[::2]) <= 0).any()) for text in texts)
     return bool(texts) and decreasing >= 0.5 * len(texts)
 
 
 def vote_order(runs: Sequence[Runs], relative: bool) -> OrderVote:
-    """Return the order of the pixels by the data; see `competition.data.rle_order`."""
+    """Return the order of the pixels that fits the data best; see `competition.data.rle_order`."""
     votes = []
     for item in runs:
         image = None
@@ -253,7 +253,7 @@ def vote_order(runs: Sequence[Runs], relative: bool) -> OrderVote:
 
 
 def find_base(runs: Sequence[Runs], order: Literal["row", "column"], relative: bool) -> tuple[Literal[0, 1], str]:
-    """Return the number of the first pixel with the reason; the reason is empty if the data do not show it."""
+    """Return the number of the first pixel (0 or 1) and the reason, which is empty if the data do not show it."""
     if relative:
         return 1, "starts are relative, so they have no base"
     crossing = {0: 0, 1: 0}
@@ -272,14 +272,14 @@ def find_base(runs: Sequence[Runs], order: Literal["row", "column"], relative: b
                 first = (starts - base)[short]
                 crossing[base] = count + int(np.count_nonzero(first % line + lengths[short] > line))
     if crossing[0] > crossing[1] and crossing[1] <= 0.2 * crossing[0]:
-        return 1, "counted from 1, runs at the image's edge end with their line"
+        return 1, "counted from 1, runs at the image's edge end at the end of their line"
     if crossing[1] > crossing[0] and crossing[0] <= 0.2 * crossing[1]:
-        return 0, "counted from 0, runs at the image's edge end with their line"
+        return 0, "counted from 0, runs at the image's edge end at the end of their line"
     return 1, ""
 
 
 def find_overlap(runs: Mapping[str, Sequence[tuple[str, str]]]) -> str | None:
-    """Return a case in which two classes share a pixel, from the class and runs of its rows; None if there is none."""
+    """Return a case in which two classes share a pixel, given each case's (class, runs); None without such a case."""
     for case_id, rows in runs.items():
         last: dict[str, list[tuple[int, int]]] = {}
         for cls, text in rows:

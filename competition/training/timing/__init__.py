@@ -1,1 +1,1 @@
-"""Time in training: how fast a fold trains and predicts, and what it says about its progress."""
+"""Time in training: the speed of steps and validations, and the lines that report a fold's progress."""

@@ -1,4 +1,4 @@
-"""How fast this machine trains and predicts, from measurements that are renewed while a fold runs."""
+"""The speed of training and prediction on this machine, from measurements that are renewed while a fold runs."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import math
 from dataclasses import dataclass
 
 WINDOW_STEPS = 4  # the mean covers at least about this many steps
-WINDOW_SHARE = 0.15  # of the time that is left, which the mean covers: it is smooth at first, and quick at the end
-MAX_SLOWDOWN = 3.5  # one step counts at most this many times the mean: a pause of the machine is no new pace
-MAX_DRIFT = 4.0  # a validation is expected to take at most this many times what it took when it was measured
+WINDOW_SHARE = 0.15  # share of the time left that the mean covers: it is smooth at first, and reacts fast at the end
+MAX_SLOWDOWN = 3.5  # one step counts at most this many times the mean, so a pause of the machine hardly changes it
+MAX_DRIFT = 4.0  # a validation is estimated to take at most this many times as long as when it was measured
 
 
 @dataclass
 class Pace:
-    """The seconds of a step, of an epoch's end and of a validation, as of now.
+    """Current estimates of the seconds of a step, of an epoch's end and of a validation.
 
     Attributes:
-        window: seconds that the mean over steps covers; more if these are fewer than `WINDOW_STEPS` steps.
-        steps_per_epoch: spreads `epoch_end` over the steps.
-        step: seconds of a step; 0 until one was measured.
+        window: seconds that the mean over steps covers; longer if fewer than `WINDOW_STEPS` steps fit into them.
+        steps_per_epoch: number of steps over which `epoch_end` is spread.
+        step: seconds of a step; 0 until a step was measured.
         epoch_end: seconds of the end of an epoch (checkpoint, pictures) without a validation.
     """
 
@@ -26,14 +26,14 @@ class Pace:
     steps_per_epoch: int = 1
     step: float = 0.0
     epoch_end: float = 0.0
-    _time: float = 0.0  # of the steps so far, earlier ones weigh less
-    _steps: float = 0.0  # their number, weighed alike
+    _time: float = 0.0  # weighted seconds of the steps so far; earlier steps weigh less
+    _steps: float = 0.0  # number of these steps, with the same weights
     _validation: float = 0.0
-    _writing: float = 0.0  # what the final prediction takes beyond a validation
+    _writing: float = 0.0  # seconds that the final prediction takes beyond a validation
     _validation_step: float = 0.0  # seconds of a step when the validation was measured
 
     def start(self, step_seconds: float) -> None:
-        """Set the seconds of a step from timed steps, before the first one that counts."""
+        """Set the seconds of a step, as measured by trial steps before the first training step."""
         self.step = self._time = max(step_seconds, 1e-9)
         self._steps = 1.0
 
@@ -48,9 +48,9 @@ class Pace:
         self.step = self._time / self._steps
 
     def set_validation(self, seconds: float, writing: float | None = None) -> None:
-        """Set the seconds of a validation, and those that the final prediction takes in addition."""
-        # A validation that took longer than the last one shows that the machine is slower, before the mean over steps
-        # does. Later steps of that pace are then no reason to expect an even slower validation.
+        """Set the seconds of a validation, and the further seconds that the final prediction takes."""
+        # If a validation took longer than the last one, it shows earlier than the mean over steps that the machine is
+        # slower. Later steps at this slower pace must not raise the estimate of a validation once more.
         step = self.step
         if self._validation:
             step = max(step, self._validation_step * seconds / self._validation)
@@ -60,7 +60,7 @@ class Pace:
 
     @property
     def validation(self) -> float:
-        """Seconds of a validation: as measured, times how much slower the steps have become since."""
+        """Seconds of a validation: the measured value times the slowdown of the steps since then."""
         return self._validation * self._drift
 
     @property
@@ -75,13 +75,14 @@ class Pace:
         return min(max(self.step / self._validation_step, 1.0), MAX_DRIFT)
 
     def steps_within(self, seconds: float, until_validation: int | None, period: int, required: bool) -> int:
-        """Return how many steps fit into some seconds, with the validations between them.
+        """Return how many steps fit into a time, with the validations between them.
 
         Args:
-            seconds: without those that the fold needs after its last step.
-            until_validation: steps until the next validation, 0 if one is due now; None without validations.
+            seconds: the time, without the time that the fold needs after its last step.
+            until_validation: steps until the next validation; 0 if a validation is due now; None without validations.
             period: steps between validations.
-            required: the result depends on each validation, so none is left out; see `has_time_to_validate`.
+            required: whether the result depends on each validation, so that none may be left out; see
+                `has_time_to_validate`.
         """
         if not self.step:
             return 1
@@ -93,7 +94,7 @@ class Pace:
             before = until_validation * step
             if not self.has_time_to_validate(seconds - before, required):
                 fitting = max(0, int(seconds / step + 0.3))
-                # A required validation is that of the last epoch if no further step follows it.
+                # If no further step follows, the required validation is also the one of the last epoch.
                 return steps + (min(fitting, until_validation) if required and until_validation else fitting)
             steps, seconds = steps + until_validation, seconds - before - self.validation
             whole = int((seconds - 2 * self.validation - step) / cost) - 1  # further periods that certainly fit
@@ -102,10 +103,10 @@ class Pace:
             until_validation = period
 
     def has_time_to_validate(self, seconds: float, required: bool) -> bool:
-        """Return whether a validation leaves time for steps after it: one if it is required, else as much as it takes.
+        """Return whether a validation leaves time for training: one step if required, else as long as it takes itself.
 
         Args:
-            seconds: without those that the fold needs after its last step.
-            required: the result depends on the validation.
+            seconds: the time left, without the time that the fold needs after its last step.
+            required: whether the result depends on the validation.
         """
         return seconds >= self.validation + (self.step if required else max(self.step, self.validation))

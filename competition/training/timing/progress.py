@@ -1,6 +1,6 @@
-"""What a fold says about its progress: a line from time to time, or the lines of a bar on the user's terminal.
+"""Report a fold's progress: a line of the log from time to time, or lines for a progress bar on the terminal.
 
-The fold's process only writes lines. `competition.cli.progress` reads those of the bar and draws it.
+The fold's process only writes lines. `competition.cli.progress` reads the lines for the bar and draws it.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
-Status = Callable[[], tuple[str, float]]  # what a fold does now, and the share of its work that is done
+Status = Callable[[], tuple[str, float]]  # a text about the fold's present work, and the finished share of all its work
 BAR_VARIABLE = "MASKFOLD_PROGRESS_BAR"  # environment variable that a command with a terminal sets
-BAR_MARK = "  progress "  # two spaces: such a line of a fold is not shown as it is
+BAR_MARK = "  progress "  # a fold's line with this beginning is for the bar, not for the user
 LINE_SECONDS = 30.0  # between two lines
 BAR_SECONDS = 1.0  # between two lines of the bar
 TICK_SECONDS = 1.0
 
 
 class ProgressLog:
-    """The log of a fold, which also says how far the fold is if nothing else was said for `LINE_SECONDS`.
+    """Log of a fold; it adds a line about the fold's progress after `LINE_SECONDS` without another line.
 
     Args:
-        say: takes a line for the log and the user.
-        show: takes a line for the bar; None without a bar.
-        clock: returns seconds.
+        say: function that takes a line for the log and the user.
+        show: function that takes a line for the bar; None without a bar.
+        clock: function that returns seconds.
 
     Example:
         >>> log = ProgressLog(print)
@@ -53,12 +53,12 @@ class ProgressLog:
             self._last_line = self._clock()
 
     def set(self, status: Status) -> None:
-        """Set what the fold does now; the function is called when a line is due, possibly in another thread."""
+        """Set the function that describes the fold's present work; another thread may call it when a line is due."""
         self._status = status
         self.tick()
 
     def tick(self) -> None:
-        """Say what the fold does if it is time to."""
+        """Say how far the fold is, if a line is due."""
         with self._lock:
             now = self._clock()
             if self._show is None:
@@ -71,7 +71,7 @@ class ProgressLog:
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
-        """Tick from a thread inside the block: also during a single long step, or before the first one."""
+        """Call `tick` from a thread inside the block, so that lines also appear during one long step."""
         done = threading.Event()
 
         def work() -> None:
@@ -88,7 +88,7 @@ class ProgressLog:
 
 
 def progress_of(say: Callable[[str], None]) -> ProgressLog:
-    """Return a log as a `ProgressLog`, itself if it is one."""
+    """Return `say` as a `ProgressLog`; `say` itself if it is already one."""
     return say if isinstance(say, ProgressLog) else ProgressLog(say)
 
 
@@ -98,7 +98,7 @@ def wants_bar() -> bool:
 
 
 def parse_bar(line: str) -> tuple[float, str] | None:
-    """Return the share that is done and the text of a line of the bar; None for another line."""
+    """Return the finished share and the text in a line for the bar; None for any other line."""
     share, _, text = line.removeprefix(BAR_MARK).partition(" ")
     try:
         return (min(max(float(share), 0.0), 1.0), text) if line.startswith(BAR_MARK) else None
@@ -116,7 +116,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def clock_time(seconds: float, now: datetime | None = None) -> str:
-    """Return the time of day in some seconds, with the date if it is another day: `14:32`."""
+    """Return the time of day some seconds from now, e.g. `14:32`; with the date if that is another day."""
     now = now or datetime.now()
     then = now + timedelta(seconds=seconds)
     return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%Y-%m-%d %H:%M}"

@@ -1,4 +1,4 @@
-"""Lines about a fold that trains: what lies ahead, what it is doing, and when it ends."""
+"""Lines about a fold in training: its number of steps, its present work, and its estimated end."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 class FoldStatus:
-    """Describes a fold that trains.
+    """Describe a fold in training.
 
     Args:
-        trainer: of the fold.
+        trainer: trainer of the fold.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
 
     def plan_lines(self, reserve: float) -> list[str]:
-        """Return, before the first step of a process, how many steps there are; with a time budget also when they end.
+        """Return lines with the number of steps, for the start of training; with a time budget also when the fold ends.
 
         Args:
             reserve: seconds from the last step to the end of the fold.
@@ -48,7 +48,7 @@ class FoldStatus:
         return lines
 
     def pace_line(self) -> str:
-        """Return what a step takes and when the last one ends, for a fold without a time budget."""
+        """Return the seconds of a step and when the fold ends, for a fold without a time budget."""
         trainer, pace = self.trainer, self.trainer.budget.pace
         validations = "" if trainer.evaluator is None else ", validations not included"
         return (
@@ -57,7 +57,7 @@ class FoldStatus:
         )
 
     def of_training(self) -> tuple[str, float]:
-        """Return what training is doing, and the share of the fold that is done."""
+        """Return the step, epoch and loss of the training, and the finished share of the fold."""
         trainer, state = self.trainer, self.trainer.state
         total, pace = trainer.budget.total, trainer.budget.pace
         about = "" if trainer.budget.seconds is None else "about "
@@ -71,12 +71,12 @@ class FoldStatus:
         return " · ".join(parts), self._share_done()
 
     def of_cases(self, activity: str, done: int, total: int) -> tuple[str, float]:
-        """Return how many cases were validated or predicted, and the share of the fold that is done."""
+        """Return how many cases were validated or predicted, and the finished share of the fold."""
         state, budget = self.trainer.state, self.trainer.budget
         return f"{activity}: {done} of {total} cases · after step {state.step} of {budget.total}", self._share_done()
 
     def seconds_left(self) -> float:
-        """Estimate the seconds to the end of the fold; without a time budget, validations count once one was timed."""
+        """Estimate the seconds to the fold's end; without a time budget, include validations once one was timed."""
         trainer, budget, pace = self.trainer, self.trainer.budget, self.trainer.budget.pace
         steps = max(0, budget.total - trainer.state.step)
         seconds = steps * pace.step + trainer.reserved_seconds()

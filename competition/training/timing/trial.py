@@ -1,4 +1,4 @@
-"""Steps that are taken only to time them: all that they change is restored."""
+"""Trial steps, which only measure time: everything that they change is restored."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from competition.models.optim import ExponentialMovingAverage
 
 MAX_TRIALS = 5
-MAX_SHARE = 0.01  # of the time budget for further steps after the second one
-SLOW_STEP = 5.0  # seconds that the first step may take for a second one; or MAX_FIRST_SHARE, if that is more
+MAX_SHARE = 0.01  # share of the time budget for further steps after the second step
+SLOW_STEP = 5.0  # seconds; a second step follows if the first took less, or less than MAX_FIRST_SHARE
 MAX_FIRST_SHARE = 0.05  # of the time budget
 
 
@@ -26,13 +26,13 @@ MAX_FIRST_SHARE = 0.05  # of the time budget
 def undone(
     modules: list[nn.Module], optimizer: Any, ema: ExponentialMovingAverage | None, fabric: Fabric
 ) -> Iterator[None]:
-    """Restore, after the block, all that a training step changes.
+    """Restore, after the block, everything that a training step changes.
 
     Args:
         modules: the network and the loss; their parameters and buffers, also those that no state dictionary has.
-        optimizer: of the network.
-        ema: the moving average of its weights; None without one.
-        fabric: has the loss scaler.
+        optimizer: the network's optimiser.
+        ema: the moving average of the network's weights; None without an average.
+        fabric: the fabric that has the loss scaler.
     """
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     copies = [_copy_to_cpu(tensor) for tensor in tensors]
@@ -67,16 +67,16 @@ def undone(
 def time_steps(
     take_step: Callable[[], None], budget_seconds: float, agree: Callable[[bool], bool], clock: Callable[[], float]
 ) -> float:
-    """Time a few steps; return the seconds of one.
+    """Time a few steps; return the seconds of one step.
 
     The first step is slower than the rest, because memory is allocated and kernels are selected, so it is not timed
-    unless it takes so much of the budget that there is no time for a second one.
+    unless it takes so much of the budget that there is no time for a second step.
 
     Args:
-        take_step: takes one step, and waits until it is done.
+        take_step: function that takes one step, and waits until it is done.
         budget_seconds: the time budget.
-        agree: makes all processes of the fold go on, or stop, as the main process does.
-        clock: returns seconds.
+        agree: function that returns the main process's answer to all processes of the fold, so that all go on or stop.
+        clock: function that returns seconds.
     """
     seconds: list[float] = []
     begin = clock()
@@ -96,7 +96,7 @@ def time_steps(
 
 
 class ReplayableBatches(Iterator[Any]):
-    """Batches that are read ahead and then read again, so that loader processes need not be started twice."""
+    """Batches that the trial steps read and the training reads again, so that loader processes start only once."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches, self._read = batches, list[Any]()
