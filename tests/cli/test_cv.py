@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from competition.cli.main import main
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, add_mlflow_database
 
 pytestmark = pytest.mark.xdist_group("serial")  # commands that start processes of their own
 
@@ -49,6 +49,7 @@ def run_in_process(monkeypatch, capsys, tmp_path):
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["maskfold", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "160")
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             main()
@@ -87,18 +88,19 @@ def test_help_needs_no_heavy_library():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
-def test_repeated_command_prints_the_table_of_the_finished_run(data, tmp_path):
+def test_repeated_command_prints_the_table_of_the_finished_run(data, tmp_path, run_in_process, empty_database):
+    add_mlflow_database(tmp_path, empty_database)
     words = ["cv", EXPERIMENT, f"competition.root={data}", *SMALL, "run.parallel_folds=2"]
-    first = maskfold(*words, cwd=tmp_path)
+    first = run_in_process(*words)
     assert first.returncode == 0, first.stdout + first.stderr
     for word in ("fold_0 |", "fold_1 |", "95 %", "minutes", "make ui", "10 cases"):
         assert word in first.stdout
     folders = list((tmp_path / "mlruns" / "runs").glob("*/*"))
     assert len(folders) == 1
-    again = maskfold(*words, cwd=tmp_path)
+    again = run_in_process(*words)
     assert again.returncode == 0 and "fold_0 |" not in again.stdout
     assert again.stdout[again.stdout.index("95 %") :] == first.stdout[first.stdout.index("95 %") :]
-    other = maskfold(*words, "--new", "folds.run=[0]", cwd=tmp_path)
+    other = run_in_process(*words, "--new", "folds.run=[0]")
     assert other.returncode == 0, other.stdout + other.stderr
     assert len(list((tmp_path / "mlruns" / "runs").glob("*/*"))) == 2
 
@@ -181,24 +183,25 @@ def test_invalid_case_is_named_before_training(data, tmp_path, run_in_process, f
     assert "fold_0 |" not in result.stdout and no_run_written(tmp_path)
 
 
-def test_skipped_case_is_reported(data, tmp_path):
+def test_skipped_case_is_reported(data, tmp_path, run_in_process, empty_database):
+    add_mlflow_database(tmp_path, empty_database)
     case = first_case(data)
     unknown_label(data, case)
-    result = maskfold(
+    result = run_in_process(
         "cv",
         EXPERIMENT,
         f"competition.root={data}",
         "competition.on_bad_case=skip",
         *SMALL,
         "folds.run=[0]",
-        cwd=tmp_path,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"case {case} is skipped" in result.stdout and "9 cases" in result.stdout
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_writes_a_checkpoint_and_a_message(data, tmp_path, number, status):
+def test_signal_writes_a_checkpoint_and_a_message(data, tmp_path, empty_database, number, status):
+    add_mlflow_database(tmp_path, empty_database)
     words = ["cv", EXPERIMENT, f"competition.root={data}", *SMALL, "folds.run=[0]", "training.epochs=100000"]
     process = subprocess.Popen(
         [sys.executable, "-c", "from competition.cli import main; main()", *map(str, words)],
