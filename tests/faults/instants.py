@@ -172,4 +172,5 @@ def _summary(folder: Path) -> dict[str, Any]:
     folds = [
         {key: value for key, value in fold.items() if key not in ("minutes", "peak_gib")} for fold in said["folds"]
     ]
-    return {**said, "folds": folds}
+    digests = {name: digest for name, digest in said["digests"].items() if name != "summary.json"}  # of minutes, too
+    return {**said, "folds": folds, "digests": digests}
