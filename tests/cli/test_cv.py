@@ -188,12 +188,7 @@ def test_skipped_case_is_reported(data, tmp_path, run_in_process, empty_database
     case = first_case(data)
     unknown_label(data, case)
     result = run_in_process(
-        "cv",
-        EXPERIMENT,
-        f"competition.root={data}",
-        "competition.on_bad_case=skip",
-        *SMALL,
-        "folds.run=[0]",
+        "cv", EXPERIMENT, f"competition.root={data}", "competition.on_bad_case=skip", *SMALL, "folds.run=[0]"
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"case {case} is skipped" in result.stdout and "9 cases" in result.stdout
