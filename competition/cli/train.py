@@ -65,6 +65,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
         console.print(f"created the demo competition {exp.competition.name} in {exp.competition.root}")
 
     from competition.fork_server import close_shared_server
+    from competition.runs.baselines import baseline_lines
     from competition.runs.fold import mixed_environments
     from competition.tracking.sync import MlflowSync
     from competition.training.cross_validate import format_seed_gain, locked_run, open_run, run_cv
@@ -90,7 +91,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
         *format_seed_gain(summary.seeds),
         *format_soup(summary.soup),
         *tuned,
-        *format_baselines(run),
+        *baseline_lines(run),
         *skipped_lines(run),
     ]:
         say(line)
@@ -132,13 +133,6 @@ def _tune_postprocessing(run: Run, summary: CvSummary, context: Context) -> list
     context.say("tuning post-processing on the out-of-fold predictions; Ctrl-C keeps the finished run")
     tuned = estimate_score(Ensemble((run,), (1.0,)), summary.cases, context).tuning
     return tuned.report_lines() if tuned is not None else []
-
-
-def format_baselines(run: Run) -> list[str]:
-    """Return lines with the baselines (constant mask and threshold), and warnings if the network does not beat them."""
-    from competition.runs.baselines import baseline_lines
-
-    return baseline_lines(run)
 
 
 def skipped_lines(run: Run) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +45,7 @@ class Step(ConfigModel):
     combines: ClassVar[bool] = False
     searched_twice: ClassVar[bool] = False
 
+    @abstractmethod
     def apply(self, current: Any, case: Any, index: int) -> Any:
         """Return the mask and objects of one class after this step. The arguments are not changed.
 
@@ -55,7 +57,6 @@ class Step(ConfigModel):
         Returns:
             A `ClassMask` of the same shape.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no method `apply`")
 
     @classmethod
     def candidates(cls, search: Any) -> Sequence[Step] | None:
@@ -115,10 +116,16 @@ def load_own_step(target: str, args: Any, key: str, trust: Sequence[str]) -> Non
         trust: additional trusted packages.
 
     Raises:
-        MaskfoldError: status 2; the target is not trusted, cannot be imported or is not a step, or an argument is
-            unknown.
+        MaskfoldError: status 2; the target is not trusted, cannot be imported, is not a step or has no `apply`, or
+            an argument is unknown.
     """
     cls = resolve_target(target, Step, f"{key}.target", trust)
+    if inspect.isabstract(cls):
+        raise MaskfoldError(
+            f"{key}.target: the step {target} has no method `apply`.",
+            "Write `def apply(self, current, case, index)`, see CONTRIBUTING.md.",
+            status=2,
+        )
     known = list(cls.model_fields)
     for name in args if isinstance(args, dict) else ():
         if name not in known:

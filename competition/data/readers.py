@@ -12,7 +12,8 @@ import numpy as np
 
 from competition.config.axes import case_axes, file_axes, permutation
 from competition.config.competition import Competition
-from competition.data.formats import READERS, FileFormat, open_raster
+from competition.data.formats import READERS, FileFormat
+from competition.data.formats.raster import open_raster
 from competition.data.image_types import (
     FIRST_SIDEWAYS,
     ORIENTATION_TAG,

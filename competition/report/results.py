@@ -12,8 +12,8 @@ from competition.config.competition import MetricConfig
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import bootstrap_interval, cv_score
 from competition.runs.fold import FoldResult
-from competition.runs.run import Run, read_run_scores
-from competition.runs.summary import read_summary
+from competition.runs.run import Run
+from competition.runs.summary import read_run_scores, read_summary
 from competition.training.soup_selection import fold_scores
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from competition.report.results import RunResults
 from competition.report.scores import score_headline, scores_section, sizes_section
 from competition.runs.fold import RESULT_FILE, mixed_environments
 from competition.runs.outputs import check_output, competitions_of
-from competition.runs.run import FOLDS_FILE, Run, load_run, read_run_scores
-from competition.runs.summary import SUMMARY_FILE, read_summary
+from competition.runs.run import FOLDS_FILE, Run, load_run
+from competition.runs.summary import SUMMARY_FILE, read_run_scores, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,8 +16,9 @@ from competition.io import parse_json_object, sha256_of_file, write_json
 from competition.metrics.baseline import best_threshold
 from competition.metrics.bootstrap import cv_score, paired_gain
 from competition.metrics.constant_mask import CoarseTruth, constant_mask_dice
-from competition.metrics.scoring import IGNORE_LABEL, read_scores, split_classes
-from competition.runs.run import SCORES_FILE, Run
+from competition.metrics.scoring import IGNORE_LABEL, split_classes
+from competition.runs.run import Run
+from competition.runs.summary import SCORES_FILE, read_run_scores
 from competition.seeding import rng
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _warning(name: str, baseline: pd.DataFrame, network: pd.DataFrame, run: Run)
 def _network_dice(run: Run, ids: list[str]) -> pd.DataFrame | None:
     """Return the network's rows, sorted, of all (case, class) pairs that have the class; None if none was scored."""
     try:
-        scores = read_scores(run.folder / SCORES_FILE)
+        scores = read_run_scores(run.folder)
     except FileNotFoundError:
         return None
     if not {"tp", "fn"} <= set(scores.columns):

@@ -6,6 +6,7 @@ The run's hash does not include these settings, so Maskfold still finds runs of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,38 @@ def stored_settings(folder: Path) -> dict[str, str] | None:
     if not (folder / "experiment.yaml").exists():
         return None
     training = read_yaml(folder / "experiment.yaml").tree.get("training")
-    stored: dict[str, Any] = training if isinstance(training, dict) else {}
-    return {
-        key: before if (value := str(stored.get(key, "auto"))) == "auto" else value
-        for key, before in KEPT_SETTINGS.items()
-    }
+    return _resolved(training if isinstance(training, dict) else {})
+
+
+def kept_settings(exp: Experiment) -> dict[str, str]:
+    """Return the settings of a run's experiment, as its checkpoints store them."""
+    return _resolved({key: getattr(exp.training, key) for key in KEPT_SETTINGS})
+
+
+def _resolved(training: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings in a section `training` of a run; a missing value or `auto` is that of older runs."""
+    found = {key: str(training.get(key, "auto")) for key in KEPT_SETTINGS}
+    return {key: KEPT_SETTINGS[key] if value == "auto" else value for key, value in found.items()}
+
+
+def check_kept_settings(found: Mapping[str, str], exp: Experiment, path: Path) -> None:
+    """Check that a checkpoint has the run's settings, which also set the memory layout of the optimiser's state.
+
+    Args:
+        found: settings in the checkpoint.
+        exp: the run's experiment.
+        path: path of the checkpoint, in the fold's folder.
+
+    Raises:
+        MaskfoldError: a setting differs.
+    """
+    for key, value in kept_settings(exp).items():
+        if found.get(key) != value:
+            raise MaskfoldError(
+                f"The checkpoint {path} was written with training.{key}={found.get(key)}, but the run's "
+                f"experiment.yaml has {value}.",
+                f"Set training.{key}: {found.get(key)} in {path.parent.parent / 'experiment.yaml'}.",
+            )
 
 
 def with_kept_settings(exp: Experiment, folder: Path) -> Experiment:

@@ -27,7 +27,6 @@ from competition.io import read_csv, sha256_of_file, write_json, write_table
 from competition.runs.contents import RunRecord, change_to_version_2, table_digest
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
 from competition.runs.kept_settings import drop_execution_keys
-from competition.runs.summary import SUMMARY_FILE, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +40,6 @@ CACHE_FOLDER = Path("mlruns") / "prepared"
 CASES_FILE, FOLDS_FILE = "cases.csv", "folds.csv"  # in a run's folder
 SKIPPED_FILE = "skipped.csv"  # file with the skipped cases and the reasons in a run's folder
 VERSION_FILE = "version.json"  # in a run's folder
-SCORES_FILE = "scores.csv"  # file with the scores of all finished folds in a run's folder
 FORMAT_VERSION = 1  # format of a run's folder; increased if this version can no longer read older folders
 # Keys that were added after the first runs. The hash ignores them while they have their default. Keys of `prepare` are
 # also listed in data/cache.py.
@@ -462,28 +460,6 @@ def edited_error(folder: Path, file: str) -> MaskfoldError:
         "Undo the change, or copy the folder again from where it was made. To train with other settings, change "
         "the experiment's own YAML; to predict with others, add key=value to the command.",
     )
-
-
-def read_run_scores(folder: Path) -> pd.DataFrame:
-    """Read the scores of all out-of-fold cases of a run; see `competition.metrics.scoring.read_scores`.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        MaskfoldError: the file is damaged, or was changed after `summary.json` was written.
-    """
-    from competition.metrics.scoring import read_scores
-
-    table = read_scores(folder / SCORES_FILE)
-    try:
-        expected = (read_summary(folder).get("digests") or {}).get(SCORES_FILE)
-    except (OSError, ValueError, AttributeError, MaskfoldError):
-        expected = None  # if the summary cannot be read, the code that uses its numbers reports it
-    if expected is not None and sha256_of_file(folder / SCORES_FILE) != expected:
-        raise MaskfoldError(
-            f"{folder / SCORES_FILE} was changed after it was written: its checksum is not that in {SUMMARY_FILE}.",
-            "Delete it and repeat `maskfold cv`, which writes it again from the scores of the folds.",
-        )
-    return table
 
 
 def read_skipped(folder: Path) -> dict[str, str]:

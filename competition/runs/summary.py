@@ -1,16 +1,19 @@
-"""`summary.json`: the scores of a run's finished folds, with a digest of its content that shows edits."""
+"""`summary.json` and `scores.csv`: the scores of a run's finished folds, with digests of both that show edits."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from competition.errors import MaskfoldError
-from competition.io import json_digest, nan_to_none, parse_json_object, write_json
+from competition.io import json_digest, nan_to_none, parse_json_object, sha256_of_file, write_json
 
-SUMMARY_FILE = "summary.json"
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUMMARY_FILE, SCORES_FILE = "summary.json", "scores.csv"
 DIGESTS_KEY, OWN_KEY = "digests", SUMMARY_FILE  # {"digests": {"summary.json": …, "scores.csv": …}}
 
 
@@ -55,6 +58,28 @@ def read_summary(folder: Path) -> dict[str, Any]:
             "Delete the file and repeat the run's `maskfold cv`, which writes it again from the scores of the folds.",
         )
     return summary
+
+
+def read_run_scores(folder: Path) -> pd.DataFrame:
+    """Read the scores of all out-of-fold cases of a run; see `competition.metrics.scoring.read_scores`.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        MaskfoldError: the file is damaged, or was changed after `summary.json` was written.
+    """
+    from competition.metrics.scoring import read_scores
+
+    table = read_scores(folder / SCORES_FILE)
+    try:
+        expected = (read_summary(folder).get("digests") or {}).get(SCORES_FILE)
+    except (OSError, ValueError, AttributeError, MaskfoldError):
+        expected = None  # if the summary cannot be read, the code that uses its numbers reports it
+    if expected is not None and sha256_of_file(folder / SCORES_FILE) != expected:
+        raise MaskfoldError(
+            f"{folder / SCORES_FILE} was changed after it was written: its checksum is not that in {SUMMARY_FILE}.",
+            "Delete it and repeat `maskfold cv`, which writes it again from the scores of the folds.",
+        )
+    return table
 
 
 def _digest(summary: dict[str, Any]) -> str:

@@ -90,7 +90,7 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
 
 def _train(session: StudySession, overrides: list[str], number: int, context: Context) -> tuple[Any, pd.DataFrame]:
     """Train a trial on all folds; return its run and its scores."""
-    from competition.runs.run import read_run_scores
+    from competition.runs.summary import read_run_scores
     from competition.tracking.sync import MlflowSync
     from competition.training.cross_validate import locked_run, open_run, run_cv
 

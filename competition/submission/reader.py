@@ -250,9 +250,6 @@ def decode_objects(text: str, shape: tuple[int, ...], profile: Profile) -> list[
     Raises:
         RleError: the text is not a mask of this shape.
     """
-    text = text.strip()
-    if text == profile.rle.empty.strip():
-        return []
     masks = [decode(part, shape, profile.rle) for part in _split_objects(text, profile)]
     return [mask for mask in masks if mask.any()]
 
@@ -263,15 +260,15 @@ def decode_object_runs(text: str, shape: tuple[int, ...], profile: Profile) -> l
     Raises:
         RleError: the text is not a mask of this shape.
     """
-    text = text.strip()
-    if text == profile.rle.empty.strip():
-        return []
     objects = [decode_runs(part, shape, profile.rle) for part in _split_objects(text, profile)]
     return [runs for runs in objects if len(runs[0])]
 
 
 def _split_objects(text: str, profile: Profile) -> list[str]:
-    """Split one cell into the text of each object."""
+    """Split one cell into the text of each object; return no text for the empty token."""
+    text = text.strip()
+    if text == profile.rle.empty.strip():
+        return []
     if profile.rle.container == "json":
         parse_json_lists(text)  # this call only validates the text; its errors name the list
         return text.split(";")

@@ -18,6 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -105,7 +106,6 @@ class RunUploader:
         is_lost = store.database is not None and not store.database.exists()
         self.state = SyncState(store.display_uri) if is_lost else read_sync_state(folder, store.display_uri)
         self._client: MlflowClient | None = None
-        self._artifact_folders: ArtifactFolders | None = None
         self._experiment_id = ""
         self._has_parent = False
 
@@ -190,17 +190,16 @@ class RunUploader:
                     continue
                 run_id = self._run_id(name)
                 parent = relative.parent.as_posix()
-                self._artifacts(self.client).log(run_id, path, None if parent == "." else parent)
+                self._artifacts.log(run_id, path, None if parent == "." else parent)
             except FileNotFoundError:
                 continue  # the file was replaced or removed meanwhile; the next upload finds the new file
             self.calls += 1
             self.state.uploaded(name).files[key] = fingerprint
             self.state.write(self.folder)
 
-    def _artifacts(self, client: MlflowClient) -> ArtifactFolders:
-        if self._artifact_folders is None:
-            self._artifact_folders = ArtifactFolders(client)
-        return self._artifact_folders
+    @cached_property
+    def _artifacts(self) -> ArtifactFolders:
+        return ArtifactFolders(self.client)
 
     def _upload_result(self, name: str, file: str, prefix: str = "") -> None:
         """Upload the numbers in a result file as metrics, and the texts that `RESULT_TAGS` names as tags."""

@@ -32,17 +32,8 @@ from competition.runs.fold import FoldJob, FoldResult
 from competition.runs.kept_settings import decide_settings, stored_settings, with_kept_settings, with_settings
 from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
-from competition.runs.run import (
-    CACHE_FOLDER,
-    FOLDS_FILE,
-    RUNS_FOLDER,
-    SCORES_FILE,
-    Run,
-    edited_error,
-    read_skipped,
-    run_hash,
-)
-from competition.runs.summary import write_summary
+from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, Run, edited_error, read_skipped, run_hash
+from competition.runs.summary import SCORES_FILE, write_summary
 from competition.text import format_number
 from competition.training.soup_selection import fold_scores, select_soup
 

@@ -20,7 +20,7 @@ from competition.errors import MaskfoldError
 from competition.io import write_json
 from competition.runs.extra_cases import same_competition
 from competition.runs.fold import PLAIN_WEIGHTS, FoldJob
-from competition.runs.run import Run, load_run
+from competition.runs.run import RUN_NAME, Run, load_run
 
 LINEAGE_FILE = "lineage.json"
 # Ways in which a network used its cases; these texts are stored and appear in error messages.
@@ -275,3 +275,41 @@ def _read(path: Path) -> list[TrainingCases]:
             f"{path} cannot be read: {error}.",
             "Restore the file from a backup. No other file records the network's training cases.",
         ) from error
+
+
+# The origin of a checkpoint
+
+
+def checkpoint_origin(folder: Path, fold: int, seed: int) -> dict[str, Any]:
+    """Return the identity of a checkpoint in a fold's folder: the name of the run's folder, the fold and the seed."""
+    return {"run": folder.parent.name, "fold": fold, "seed": seed}
+
+
+def check_origin(found: Any, expected: dict[str, Any], path: Path) -> None:
+    """Check that a checkpoint belongs to its fold: the network of another fold was trained on this fold's cases.
+
+    Args:
+        found: `checkpoint_origin` in the checkpoint; None if the checkpoint's version did not record it.
+        expected: `checkpoint_origin` of the fold.
+        path: path of the checkpoint.
+
+    Raises:
+        MaskfoldError: the checkpoint belongs to another run, fold or seed.
+    """
+    if found is None:
+        return
+    if not isinstance(found, dict):
+        found = {}
+    names = (str(found.get("run")), expected["run"])
+    if not all(RUN_NAME.fullmatch(name) for name in names):  # the folder was renamed
+        found, expected = ({**origin, "run": ""} for origin in (found, expected))
+    if found != expected:
+        before, now = (
+            f"fold {origin.get('fold')} with seed {origin.get('seed')}"
+            + (f" of the run {name}" if origin.get("run") else "")
+            for origin, name in zip((found, expected), names, strict=True)
+        )
+        raise MaskfoldError(
+            f"The checkpoint {path} is of {before}, expected {now}.",
+            f"Restore the fold's own checkpoint, or delete {path.parent} to train this fold afresh.",
+        )

@@ -28,14 +28,14 @@ from competition.models.losses import SegmentationLoss
 from competition.models.optim import ExponentialMovingAverage, LRSchedule, build_optimizer
 from competition.runs.checkpoint import GOOD_CHECKPOINT, LAST_CHECKPOINT, MetricsLog, load_checkpoint, save_checkpoint
 from competition.runs.fold import PLAIN_WEIGHTS
-from competition.runs.kept_settings import KEPT_SETTINGS
-from competition.runs.run import RUN_NAME
+from competition.runs.kept_settings import KEPT_SETTINGS, check_kept_settings, kept_settings
 from competition.seeding import child_seed
 from competition.training.averaging import CheckpointAverager, UniformSoup
 from competition.training.budget import StepBudget
 from competition.training.distributed import DistributedContext
 from competition.training.evaluator import Evaluator, summary_metrics
 from competition.training.guards import MicroBatchResult, NonFiniteGuard, OutOfMemoryGuard, all_finite, peak_gib
+from competition.training.lineage import check_origin, checkpoint_origin
 from competition.training.timing.progress import progress_of
 from competition.training.timing.status import FoldStatus
 from competition.training.timing.trial import ReplayableBatches, time_steps, undone, wait_for
@@ -507,7 +507,7 @@ class Trainer:
         return {
             **self.state_dict(),
             "threads": torch.get_num_threads(),
-            "kept": self._kept_settings(),
+            "kept": kept_settings(self.exp),
             "devices": self.distributed.world_size,
             "line": self.metrics_line,
             "origin": self._origin(),
@@ -515,9 +515,9 @@ class Trainer:
 
     def _load_checkpoint(self, name: str) -> None:
         checkpoint = load_checkpoint(self.folder / name)
-        self._check_origin(checkpoint.get("origin"), self.folder / name)
+        check_origin(checkpoint.get("origin"), self._origin(), self.folder / name)
         self.distributed.check_devices(checkpoint.get("devices", 1), self.folder / name)
-        self._check_kept_settings(checkpoint.get("kept", KEPT_SETTINGS), self.folder / name)
+        check_kept_settings(checkpoint.get("kept", KEPT_SETTINGS), self.exp, self.folder / name)
         self.load_state_dict(checkpoint)
         if "network" in checkpoint:
             self.unwrapped_model.load_state_dict(checkpoint["network"])
@@ -553,51 +553,7 @@ class Trainer:
         )
 
     def _origin(self) -> dict[str, Any]:
-        """Return the identity of a checkpoint: the name of the run's folder, the fold and the seed."""
-        return {"run": self.folder.parent.name, "fold": self.fold, "seed": self.seed}
-
-    def _check_origin(self, found: Any, path: Path) -> None:
-        """Check that a checkpoint belongs to this fold: the network of another fold was trained on this fold's cases.
-
-        Args:
-            found: result of `_origin` in the checkpoint; None if the checkpoint's version did not record it.
-            path: the checkpoint.
-
-        Raises:
-            MaskfoldError: the checkpoint belongs to another run, fold or seed.
-        """
-        if found is None:
-            return
-        expected = self._origin()
-        if not isinstance(found, dict):
-            found = {}
-        names = (str(found.get("run")), expected["run"])
-        if not all(RUN_NAME.fullmatch(name) for name in names):  # the folder was renamed
-            found, expected = ({**origin, "run": ""} for origin in (found, expected))
-        if found != expected:
-            before, now = (
-                f"fold {origin.get('fold')} with seed {origin.get('seed')}"
-                + (f" of the run {name}" if origin.get("run") else "")
-                for origin, name in zip((found, expected), names, strict=True)
-            )
-            raise MaskfoldError(
-                f"The checkpoint {path} is of {before}, expected {now}.",
-                f"Restore the fold's own checkpoint, or delete {path.parent} to train this fold afresh.",
-            )
-
-    def _kept_settings(self) -> dict[str, str]:
-        """Return the settings that change the last bits; they also set the memory layout of the optimizer's state."""
-        found = {key: str(getattr(self.exp.training, key)) for key in KEPT_SETTINGS}
-        return {key: KEPT_SETTINGS[key] if value == "auto" else value for key, value in found.items()}
-
-    def _check_kept_settings(self, found: dict[str, str], path: Path) -> None:
-        for key, value in self._kept_settings().items():
-            if found.get(key) != value:
-                raise MaskfoldError(
-                    f"The checkpoint {path} was written with training.{key}={found.get(key)}, but the run's "
-                    f"experiment.yaml has {value}.",
-                    f"Set training.{key}: {found.get(key)} in {self.folder.parent / 'experiment.yaml'}.",
-                )
+        return checkpoint_origin(self.folder, self.fold, self.seed)
 
     def _open_metrics_log(self) -> None:
         self.metrics_log = MetricsLog(self.folder / "metrics.jsonl", self.state.step, self.metrics_line)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from competition.config.axes import file_axes, permutation
 from competition.config.competition import Competition
 from competition.data.content.unchanged import unchanged_files
-from competition.data.formats import PALETTE, WHITE_IS_ZERO
+from competition.data.formats.tiff import PALETTE, WHITE_IS_ZERO
 from competition.data.image_types import Image, convert_decoder_errors
 from competition.data.readers import EXTENSIONS, exif_orientation, extension_of, get_column, load_image, row_axes
 from competition.viz.reduction import reduce_image, reduction_step

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from competition.data.formats import PNG_PASSES, check_png
+from competition.data.formats.raster import PNG_PASSES, check_png
 from competition.data.readers import read_image
 from competition.errors import MaskfoldError
 from tests.faults.mutations import png_chunk

@@ -161,6 +161,16 @@ def test_a_users_step_needs_trust(own_steps, tiny, monkeypatch) -> None:
     assert pickle.loads(pickle.dumps(entry)) == entry
 
 
+def test_a_users_step_without_apply_is_refused_before_training(own_steps, tiny, monkeypatch) -> None:
+    target = own_steps(
+        "my_empty_steps", "from competition.config.postprocess import Step\n\nclass Erode(Step):\n    pass\n"
+    )
+    monkeypatch.setenv("MASKFOLD_TRUST", "my_empty_steps")
+    with pytest.raises(MaskfoldError, match="has no method `apply`") as caught:
+        tiny(2, f"postprocess.steps=[{{target: {target}}}]")
+    assert caught.value.status == 2
+
+
 @pytest.mark.parametrize(
     ("step", "expected"),
     [

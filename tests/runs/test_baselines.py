@@ -9,10 +9,11 @@ import pytest
 
 from competition.cli.train import _tune_postprocessing
 from competition.context import Context
+from competition.errors import MaskfoldError
 from competition.metrics.scoring import read_scores
 from competition.runs import baselines
 from competition.runs.baselines import baseline_lines
-from competition.runs.run import SCORES_FILE
+from competition.runs.summary import SCORES_FILE, SUMMARY_FILE
 from competition.training.cross_validate import summarize_run
 from competition.training.timing.progress import BAR_MARK, ProgressLog, clock_time, format_seconds, parse_bar
 
@@ -49,6 +50,9 @@ def test_a_network_that_is_not_clearly_better_is_warned_of(finished, tiny):
     scores = read_scores(run.folder / SCORES_FILE)
     scores["dice"] = scores["dice"].where(scores["tp"] + scores["fn"] == 0, 0.01)
     scores.to_csv(run.folder / SCORES_FILE, index=False)
+    with pytest.raises(MaskfoldError, match=SCORES_FILE):  # an edited table does not decide
+        baseline_lines(run)
+    (run.folder / SUMMARY_FILE).unlink()
     warnings = [line for line in baseline_lines(run) if line.startswith("warning: ")]
     assert len(warnings) == 2 and "not clearly better than the best constant mask (Dice -0." in warnings[0]
     assert "the best threshold (" in warnings[1]

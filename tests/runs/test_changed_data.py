@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from competition.cli.train import format_baselines
 from competition.context import Context
 from competition.ensembling.compare import compare_two_runs
 from competition.ensembling.expected import estimate_score
@@ -27,6 +26,7 @@ from competition.postprocessing.tuning import (
     tune_postprocessing,
 )
 from competition.report.run import write_report
+from competition.runs.baselines import baseline_lines
 from competition.runs.blend import Ensemble
 from competition.runs.fold import FoldResult
 from competition.runs.run import Run, load_run
@@ -66,7 +66,7 @@ READERS: dict[str, Callable[[Run, Run], Any]] = {
     "weights": lambda run, other: fit_weights(ensemble(run, other), 0, None),
     "compare": compare_two_runs,
     "report": lambda run, _: write_report(run, Path("page.html")),
-    "baselines": lambda run, _: format_baselines(run),
+    "baselines": lambda run, _: baseline_lines(run),
 }
 
 

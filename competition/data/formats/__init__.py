@@ -1,0 +1,31 @@
+"""Readers of each family of file formats: PNG, JPEG, BMP and GIF; NIfTI; NumPy; TIFF.
+
+Each family has a file with two functions: one reads the header, the other checks the declared size and then reads the
+pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from competition.data.formats.arrays import numpy_header, numpy_pixels
+from competition.data.formats.nifti import nifti_header, nifti_pixels
+from competition.data.formats.raster import raster_header, raster_pixels
+from competition.data.formats.tiff import tiff_header, tiff_pixels
+from competition.data.image_types import Header
+
+
+class FileFormat(NamedTuple):
+    """The functions that read one family of file formats."""
+
+    header: Callable[..., Header]
+    pixels: Callable[..., Any]
+
+
+READERS = {
+    "raster": FileFormat(raster_header, raster_pixels),
+    "tiff": FileFormat(tiff_header, tiff_pixels),
+    "nifti": FileFormat(nifti_header, nifti_pixels),
+    "numpy": FileFormat(numpy_header, numpy_pixels),
+}

@@ -1,0 +1,199 @@
+"""Read PNG, JPEG, BMP and GIF with Pillow, and 16-bit colours with OpenCV."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from competition.data.image_types import (
+    DEFLATE_BOUND,
+    Header,
+    Image,
+    check_declared_size,
+    check_not_bomb,
+    unreadable_error,
+    wrong_dimensions_error,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # samples per pixel by colour type (PNG specification, 11.2.2)
+# First column, first row, column step and row step of the seven passes of an interlaced file (8.2).
+PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+PNG_BLOCK = 2**18  # bytes unpacked at a time, so that a decompression bomb cannot fill the memory
+RASTER_CHANNELS = {"1": 1, "L": 1, "I;16": 1, "I;16B": 1, "I": 1, "F": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 3}
+DEEP_MODES = {"I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
+# A JPEG has at least one bit for each 8×8 block of a component. Its up to four components share at least ten such
+# blocks in 32×32 pixels, if they are subsampled as much as ISO/IEC 10918-1 allows: at most 4 × 1024 × 8 / 10 bytes from
+# one byte.
+JPEG_BOUND = 4096
+
+
+def raster_header(path: Path, dimensions: int) -> Header:
+    """Read size, channels and depth without decoding a pixel."""
+    with open_raster(path) as image:
+        return _raster_header(path, image, dimensions)[0]
+
+
+def _raster_header(path: Path, image: PilImage, dimensions: int) -> tuple[Header, int]:
+    """Return the header of a raster image, and its bits per sample."""
+    shape = (image.height, image.width)
+    if dimensions != 2:
+        raise wrong_dimensions_error(path, shape, dimensions)
+    mode, depth = _decoded_mode(image), _bits_per_sample(path, image)
+    _check_packed_size(path, image, shape, depth)
+    dtype = "uint16" if depth == 16 else DEEP_MODES.get(mode, "uint8")
+    return Header(shape, (1.0, 1.0), None, RASTER_CHANNELS[mode], dtype), depth
+
+
+def raster_pixels(path: Path, dimensions: int, labels: bool) -> Image:
+    """Decode a 2D image as (C, H, W).
+
+    Args:
+        path: the file.
+        dimensions: 2.
+        labels: True returns a palette's indices and the raw values of 1-, 2- and 4-bit files; False returns the
+            palette's colours, and scales few bits to 0…255.
+    """
+    with open_raster(path) as image:
+        head, depth = _raster_header(path, image, dimensions)
+        declared = head.shape[0] * head.shape[1] * head.channels * np.dtype(head.dtype).itemsize
+        check_declared_size(path, declared)
+        check_not_bomb(path, declared)
+        if image.format == "PNG":
+            check_png(path)  # Pillow and OpenCV both silently fill in what damaged data lack
+        if depth == 16 and image.mode not in DEEP_MODES:
+            return _decode_16_bit_colours(path, head.channels)
+        array = _raster_labels(image, depth) if labels else np.asarray(image.convert(_decoded_mode(image)))
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * (1 if labels else 255)
+    if depth == 16 and array.dtype != np.uint16:
+        array = array.astype(np.uint16)
+    return Image(array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0), (1.0, 1.0))
+
+
+@contextmanager
+def open_raster(path: Path) -> Iterator[PilImage]:
+    """Open a PNG, JPEG, BMP or GIF with Pillow."""
+    import PIL.Image
+
+    # Pillow's limit depends neither on the file size nor on the free memory; `check_declared_size` checks both.
+    PIL.Image.MAX_IMAGE_PIXELS = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # warnings about metadata do not concern the pixels
+        with PIL.Image.open(path, formats=("PNG", "JPEG", "BMP", "GIF")) as image:
+            yield image
+
+
+def _decoded_mode(image: PilImage) -> str:
+    """Return the mode to which an image (not a label file) is decoded."""
+    if image.mode in ("P", "PA"):
+        return "RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB"
+    if image.mode not in RASTER_CHANNELS:
+        return "RGB"
+    return "RGB" if image.mode == "CMYK" else image.mode
+
+
+def _bits_per_sample(path: Path, image: PilImage) -> int:
+    """Return the bits per sample; Pillow hides a PNG's, which are in byte 24 of the file (PNG specification, IHDR)."""
+    if image.format != "PNG":
+        return 8
+    with path.open("rb") as file:
+        return file.read(25)[24]
+
+
+def _check_packed_size(path: Path, image: PilImage, shape: tuple[int, int], depth: int) -> None:
+    """Check that a PNG or JPEG does not declare more pixels than its bytes can be unpacked to."""
+    bound = {"PNG": DEFLATE_BOUND, "JPEG": JPEG_BOUND}.get(image.format or "")
+    if bound is not None:
+        row = -(-shape[1] * RASTER_CHANNELS.get(image.mode, 1) * depth // 8)
+        check_declared_size(path, shape[0] * row, path.stat().st_size * bound)
+
+
+def _raster_labels(image: PilImage, depth: int) -> np.ndarray:
+    """Return the stored values of a label image; undo Pillow's scaling of 2- and 4-bit grey values to 8 bits."""
+    array = np.asarray(image)
+    if image.mode == "L" and depth in (2, 4):
+        return array // (255 // (2**depth - 1))
+    return array
+
+
+def _decode_16_bit_colours(path: Path, channels: int) -> Image:
+    """Decode a 16-bit colour PNG; OpenCV returns BGR, and may add an alpha channel for one transparent colour."""
+    import cv2
+
+    array = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise unreadable_error(path, "OpenCV cannot decode it")
+    if array.ndim == 2:
+        return Image(array[None], (1.0, 1.0))
+    order = [2, 1, 0, 3][:channels]
+    return Image(np.ascontiguousarray(np.moveaxis(array, -1, 0)[order]), (1.0, 1.0))
+
+
+# Verification of PNG files, because decoders silently fill in what damaged data lack
+
+
+def check_png(path: Path) -> None:
+    """Read a whole PNG once and verify it.
+
+    Args:
+        path: the file, whose header a decoder has read already.
+
+    Raises:
+        MaskfoldError: the checksum of a pixel chunk is wrong, or the file has fewer pixels than its header declares.
+    """
+    with path.open("rb") as file:
+        file.seek(8)
+        decompressor, count, expected = zlib.decompressobj(), 0, None
+        for kind, body in _pixel_chunks(path, file):
+            if kind == b"IHDR" and expected is None:
+                expected = _unpacked_length(body)
+            elif kind == b"IDAT" and expected is not None and count < expected:
+                count += _count_unpacked(decompressor, body, expected - count)
+    if expected is None or count < expected:
+        raise unreadable_error(path, f"found {count:,} bytes of pixels, expected {expected or 0:,}")
+
+
+def _pixel_chunks(path: Path, file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield type and content of the chunks that affect pixels, with verified checksums."""
+    while head := file.read(8):
+        length, kind = struct.unpack(">I4s", head.ljust(8, b"\0"))
+        if kind[:1].islower() and kind != b"tRNS":  # metadata
+            file.seek(length + 4, 1)
+            continue
+        body, check = file.read(length), file.read(4)
+        if len(body) < length or check != struct.pack(">I", zlib.crc32(kind + body)):
+            raise unreadable_error(path, f"the checksum of its {kind.decode('latin1')} chunk is wrong")
+        yield kind, body
+        if kind == b"IEND":
+            return
+    raise unreadable_error(path, "it is truncated")
+
+
+def _unpacked_length(header: bytes) -> int:
+    """Return the bytes of the unpacked lines, each with its filter byte."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    passes = PNG_PASSES if interlaced else ((0, 0, 1, 1),)
+    total = 0
+    for column, row, column_step, row_step in passes:
+        columns, rows = -(-(width - column) // column_step), -(-(height - row) // row_step)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + -(-columns * PNG_SAMPLES[colour] * depth // 8))
+    return total
+
+
+def _count_unpacked(decompressor: zlib._Decompress, body: bytes, limit: int) -> int:
+    """Count the bytes that a chunk unpacks to; stop at most a block after `limit`."""
+    count = len(decompressor.decompress(body, PNG_BLOCK))
+    while decompressor.unconsumed_tail and count < limit:
+        count += len(decompressor.decompress(decompressor.unconsumed_tail, PNG_BLOCK))
+    return count

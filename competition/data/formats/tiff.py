@@ -1,0 +1,195 @@
+"""Read TIFF files with tifffile, or with Pillow and OpenCV for compressions that tifffile cannot decode."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from competition.data.image_types import (
+    Header,
+    Image,
+    byte_count,
+    check_declared_size,
+    check_not_bomb,
+    tiff_orientation,
+    turn_back,
+    unreadable_error,
+    wrong_dimensions_error,
+)
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPageSeries
+
+UNIT_MILLIMETRES = {  # units of ImageJ and OME
+    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1.0),
+    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "microns", "micrometer", "micrometre"), 1e-3),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 10.0),
+    **dict.fromkeys(("m", "meter", "metre"), 1000.0),
+    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-6),
+    **dict.fromkeys(("inch", "in"), 25.4),
+}
+UNCOMPRESSED, WHITE_IS_ZERO, PALETTE = 1, 0, 3  # TIFF 6.0, tags 259 and 262
+
+
+def tiff_header(path: Path, dimensions: int) -> Header:
+    """Read size, pages and depth without decoding a pixel."""
+    from tifffile import TiffFile
+
+    with TiffFile(path) as file:
+        series = file.series[0]
+        shape, channels = _tiff_layout(path, series, dimensions)
+        dtype = np.dtype(series.dtype)
+        if dtype.kind not in "biuf":
+            raise unreadable_error(path, f"its values are {dtype}")
+        spacing = _tiff_spacing(file, dimensions)
+        name = {"b": "uint8", "f": "float32"}.get(dtype.kind, dtype.newbyteorder("=").name)
+        if series.keyframe.photometric == PALETTE:
+            channels, name = channels * 3, "uint8"
+        ones = (1.0,) * dimensions
+        plain_spacing = None if spacing in (None, ones) else ones
+        return Header(shape, spacing or ones, None, channels, name, spacing is not None, plain_spacing=plain_spacing)
+
+
+def tiff_pixels(path: Path, dimensions: int, labels: bool) -> Image:
+    """Decode all pages of the first series (the full resolution of a pyramid).
+
+    Args:
+        path: the file.
+        dimensions: 2 reads pages as channels, (C, H, W); 3 reads them as slices, (C, H, W, Z). The axes of an ImageJ
+            or OME file that has both slices and channels are respected.
+        labels: True returns a palette's indices, and bits as 0 and 1; False its colours, and bits as 0 and 255.
+    """
+    from tifffile import TiffFile
+
+    with TiffFile(path) as file:
+        series = file.series[0]
+        shape, channels = _tiff_layout(path, series, dimensions)
+        _check_tiff_size(path, series, byte_count(shape, series.dtype, channels))
+        array = _decode_series(path, series)
+        if array.dtype == bool:
+            array = array.astype(np.uint8) * (1 if labels else 255)
+        array = _tiff_to_channels_first(array, series, dimensions)
+        if series.keyframe.photometric == PALETTE and not labels:
+            colours = (np.asarray(series.keyframe.colormap) >> 8).astype(np.uint8)  # (3, colours), 16 bits in the file
+            array = np.concatenate([colours[:, channel] for channel in array])
+        spacing = _tiff_spacing(file, dimensions)
+    return Image(array, spacing or (1.0,) * dimensions, has_spacing=spacing is not None)
+
+
+def _tiff_spacing(file: TiffFile, dimensions: int) -> tuple[float, ...] | None:
+    """Return the voxel size of a volume, mm along (H, W, Z), by the metadata of ImageJ or OME; None without them.
+
+    In other files the resolution is that of a printer or scanner, and distances in 2D images are measured in pixels.
+    """
+    if dimensions != 3:
+        return None
+    sizes: list[float] = []
+    if file.ome_metadata is not None:
+        pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", file.ome_metadata)
+        for axis in "YXZ" if pixels is not None else "":
+            size = re.search(rf'\bPhysicalSize{axis}="([^"]*)"', pixels[0])  # type: ignore[index]
+            unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]*)"', pixels[0])  # type: ignore[index]
+            sizes.append(_in_millimetres(size[1] if size else "", unit[1] if unit else "\u00b5m"))
+    elif file.imagej_metadata is not None:
+        metadata, tags = file.imagej_metadata, file.pages.first.tags
+        for name in ("YResolution", "XResolution"):  # pixels per unit, as a fraction
+            count, length = tags[name].value if name in tags else (0, 1)
+            sizes.append(_in_millimetres(length / count if count else 0, metadata.get("unit")))
+        sizes.append(_in_millimetres(metadata.get("spacing"), metadata.get("unit")))
+    return tuple(sizes) if len(sizes) == 3 and all(size > 0 for size in sizes) else None
+
+
+def _in_millimetres(value: Any, unit: object) -> float:
+    """Convert a length, rounded to six digits since resolutions are fractions; 0 if it or its unit is unknown."""
+    try:
+        size = abs(float(value)) * UNIT_MILLIMETRES.get(str(unit).strip().lower(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0
+    return float(f"{size:.6g}") if math.isfinite(size) else 0.0
+
+
+def _check_tiff_size(path: Path, series: TiffPageSeries, unpacked: int) -> None:
+    """Check that uncompressed pages of the declared size fit in the file, with several pixels per byte for few bits."""
+    packed = unpacked * series.keyframe.bitspersample // (8 * np.dtype(series.dtype).itemsize)
+    is_plain = series.keyframe.compression == UNCOMPRESSED and not series.is_multifile
+    check_declared_size(path, packed, path.stat().st_size if is_plain else None)
+    if not series.is_multifile:
+        check_not_bomb(path, unpacked if series.keyframe.compression != UNCOMPRESSED else packed)
+    check_declared_size(path, unpacked)
+
+
+def _tiff_pages_and_channels(series: TiffPageSeries) -> tuple[int, int]:
+    """Return the number of slices and of channels of the pages; there is 1 channel unless the file declares both."""
+    pages = math.prod(series.shape) // max(math.prod(series.keyframe.shape), 1)
+    channels = dict(zip(series.axes, series.shape, strict=True)).get("C", 1)
+    return (pages // channels, channels) if 1 < channels < pages else (pages, 1)
+
+
+def _tiff_layout(path: Path, series: TiffPageSeries, dimensions: int) -> tuple[tuple[int, ...], int]:
+    """Return spatial shape and channels."""
+    page = dict(zip(series.keyframe.axes, series.keyframe.shape, strict=True))
+    if set(page) - set("YXS"):
+        raise unreadable_error(path, f"a page has the axes {series.keyframe.axes}")
+    slices, channels = _tiff_pages_and_channels(series)
+    samples, size = page.get("S", 1), (page["Y"], page["X"])
+    if dimensions == 2:
+        return size, slices * channels * samples
+    if series.keyframe.shape == series.shape:
+        raise wrong_dimensions_error(path, size, dimensions)
+    return (*size, slices), channels * samples
+
+
+def _decode_series(path: Path, series: TiffPageSeries) -> np.ndarray:
+    """Decode the series in the file's order of axes; white becomes the larger number."""
+    try:
+        array = np.asarray(series.asarray())
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        pages = _decode_pages(path, series)
+        if sum(page.size for page in pages) != math.prod(series.shape):
+            compression = getattr(series.keyframe.compression, "name", "unknown")
+            raise unreadable_error(path, f"its compression {compression} has no decoder") from error
+        return np.stack(pages).reshape(series.shape)
+    if series.keyframe.photometric == WHITE_IS_ZERO:
+        return ~array if array.dtype == bool else np.iinfo(array.dtype).max - array
+    return array
+
+
+def _decode_pages(path: Path, series: TiffPageSeries) -> list[np.ndarray]:
+    """Decode pages with libtiff (LZW, JPEG and fax codes): through Pillow for up to 8 bits, through OpenCV for more."""
+    if series.keyframe.bitspersample <= 8:
+        import PIL.Image
+        import PIL.ImageSequence
+
+        PIL.Image.MAX_IMAGE_PIXELS = None  # `check_declared_size` has checked the size
+        with PIL.Image.open(path, formats=("TIFF",)) as file:
+            pages = [np.array(page) for page in PIL.ImageSequence.Iterator(file)]
+    else:
+        import cv2
+
+        _, decoded = cv2.imreadmulti(str(path), flags=cv2.IMREAD_UNCHANGED)
+        pages = [page if page.ndim == 2 else page[..., [2, 1, 0, 3][: page.shape[2]]] for page in decoded]
+    # Both libraries apply the orientation of pages.
+    pages = [turn_back(page, tiff_orientation(series)) for page in pages]
+    return [np.moveaxis(page, -1, 0) for page in pages] if series.keyframe.axes == "SYX" else pages
+
+
+def _tiff_to_channels_first(array: np.ndarray, series: TiffPageSeries, dimensions: int) -> np.ndarray:
+    """Reorder the axes of the file to (C, H, W) or (C, H, W, Z)."""
+    page = series.keyframe
+    slices, channels = _tiff_pages_and_channels(series)
+    if channels > 1:  # pages in the order slices, channels
+        array = np.moveaxis(array, series.axes.index("C"), -len(page.shape) - 1)
+    array = array.reshape(slices, channels, *page.shape)
+    if "S" not in page.axes:
+        array = array[:, :, None]
+    elif page.axes != "SYX":
+        array = np.moveaxis(array, -1, 2)  # (slices, channels, samples, H, W)
+    if dimensions == 3:
+        array = np.moveaxis(array, 0, -1)
+    return array.reshape(-1, *array.shape[-dimensions:])
