@@ -1,7 +1,8 @@
 """Run networks faster: the memory layout of their tensors, and `torch.compile`.
 
 In 2D, libraries compute convolutions faster when the channels of a pixel lie side by side in memory (channels_last).
-A training step then takes 0.75 to 0.95 times as long, a prediction 0.65 to 0.8 times (`python benchmarks/networks.py`).
+A training step of the shipped networks then takes 0.8 to 1.05 times as long, a prediction 0.75 to 0.95 times
+(`python benchmarks/networks.py`).
 The results differ in their last bits, so a run keeps its layout, see `competition.runs.kept_settings`.
 """
 
