@@ -233,8 +233,9 @@ def _by_name(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
                     candidates.setdefault((prefix, other), {})[name] = source
     pairs: dict[str, str] = {}
     while candidates:
+        used = set(pairs.values())
         free = {
-            key: {name: source for name, source in found.items() if name not in pairs and source not in pairs.values()}
+            key: {name: source for name, source in found.items() if name not in pairs and source not in used}
             for key, found in candidates.items()
         }
         # The shortest prefixes, if several match the same number: `encoder.` and `encoder.layers.` are the same pair.

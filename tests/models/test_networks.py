@@ -27,7 +27,7 @@ DPT = {
 }
 NETWORKS = {
     "SwinUNETR 2D": (MONAI + "SwinUNETR", SWIN, [64, 64]),
-    "SwinUNETR 3D": (MONAI + "SwinUNETR", SWIN, [32, 32, 32]),
+    "SwinUNETR 3D": (MONAI + "SwinUNETR", SWIN, [64, 32, 32]),
     "UNETR": (MONAI + "UNETR", UNETR, [32, 32, 32]),
     "MedNeXt": (MONAI + "MedNeXt", MEDNEXT, [32, 32, 32]),
     "SegFormer": (SMP + "Segformer", {"encoder_name": "mit_b0", "decoder_segmentation_channels": 8}, [64, 64]),
