@@ -50,7 +50,7 @@ def test_the_tables_of_growth_at_the_smallest_sizes(tmp_path: Path) -> None:
         assert words in done.stdout
 
 
-@pytest.mark.parametrize("script", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)
 def test_a_script_imports_names_that_exist_and_are_public(script: Path) -> None:
     for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "competition":

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from competition.config.base import read_experiment_yaml
 from competition.config.yaml import read_yaml
 from competition.errors import MaskfoldError
 from competition.io import read_record
@@ -118,6 +120,8 @@ def _sources(path: Path) -> list[str]:
     """Return the values of `pseudo.from` and `init_from` in a YAML; an empty list if it cannot be read."""
     try:
         tree: Any = read_yaml(path).tree
+        with suppress(MaskfoldError):  # of the base, which may be missing: then the file's own keys count
+            tree = read_experiment_yaml(path).tree
     except (OSError, MaskfoldError):
         return []
     if not isinstance(tree, dict):

@@ -40,26 +40,27 @@ if TYPE_CHECKING:
 
 
 def demo_command(name: str, output: Path | None, layout: str | None, seed: int) -> None:
-    """Make a demo, or phantoms in a known layout, and print the next command."""
+    """Make a demo, or phantoms in a known layout, write their YAML files, and print the next command."""
+    from competition.datasets.demo import make_demo, write_demo_experiment
+    from competition.datasets.phantoms import LAYOUTS, make_phantom, next_command
+
+    if layout is None and name in LAYOUTS:
+        layout = name
+    default = Path("data") / (name if layout is not None else f"demo{name}")
+    folder = output or default
     if layout is None:
-        from competition.datasets.demo import make_demo, write_demo_experiment
-
-        default = Path("data") / f"demo{name}"
-        folder = output or default
         make_demo(name, folder, seed=seed)
-        file = write_demo_experiment(name)
-        is_default = folder.absolute() == default.absolute()
-        override = "" if is_default else " " + shlex.quote(f"competition.root={folder}")
-        typer.echo(f"{folder}: a {name} competition. Next: maskfold cv {file}{override}")
-        return
-    from competition.datasets.phantoms import make_phantom, next_command
-
-    folder = output or Path("data") / name
-    make_phantom(layout, folder, seed=seed)
-    typer.echo(f"{folder}: phantoms in the layout of {layout}. Next: {next_command(layout, folder)}")
-    experiments = Path("experiments") / layout
-    if not experiments.is_dir():
-        typer.echo(f"note: {experiments} is not here; copy it from Maskfold's repository")
+    else:
+        make_phantom(layout, folder, seed=seed)
+    file = write_demo_experiment(layout or name)
+    usual = Path("data") / layout if layout is not None else default  # the root in the YAML
+    is_usual = folder.absolute() == usual.absolute()
+    command = f"maskfold cv {file.as_posix()}" + ("" if is_usual else f" {shlex.quote(f'competition.root={folder}')}")
+    if layout is None:
+        typer.echo(f"{folder}: a {name} competition. Next: {command}")
+    else:
+        typer.echo(f"{folder}: phantoms in the layout of {layout}. Next: {next_command(layout, folder)}")
+        typer.echo(f"Then: {command}")
 
 
 # Data sets from the network

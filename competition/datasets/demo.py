@@ -151,8 +151,17 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
 
 VERSION = 1  # version of the pixels; increase it when they change
 DEFAULT_SEED = 0
-# Folder and experiment of each demo, in `experiments` and, with the same content, in `competition/datasets/yaml`.
-EXPERIMENTS = {"2d": ("demo2d", "unet2d.yaml"), "3d": ("demo3d", "unet3d.yaml"), "gate": ("demo_gate", "unet2d.yaml")}
+# Folder and experiment of each demo and each layout of phantoms, in `experiments` and, with the same content, in
+# `competition/datasets/yaml`.
+EXPERIMENTS = {
+    "2d": ("demo2d", "unet2d.yaml"),
+    "3d": ("demo3d", "unet3d.yaml"),
+    "gate": ("demo_gate", "unet2d.yaml"),
+    "spleen": ("spleen", "unet3d.yaml"),
+    "spine": ("spine", "unet3d.yaml"),
+    "a02025": ("a02025", "unet2d.yaml"),
+    "hipmri": ("hipmri", "unet3d.yaml"),
+}
 
 
 def make_demo(
@@ -219,10 +228,10 @@ def ensure_demo(comp: Competition, overrides: Sequence[str] = ()) -> bool:
 
 
 def write_demo_experiment(name: str, experiments: Path = Path("experiments")) -> Path:
-    """Write the YAML files of a demo that are missing, and return the path of its experiment.
+    """Write the YAML files of a demo or of phantoms that are missing, and return the path of the experiment.
 
     Args:
-        name: `2d`, `3d` or `gate`.
+        name: `2d`, `3d` or `gate`, or a layout of `competition.datasets.phantoms`.
         experiments: folder that contains a folder for each competition; existing files in it are kept.
 
     Raises:

@@ -205,7 +205,9 @@ def suggest_next_command(name: str, folder: Path, experiments: Path = Path("expe
         comp = _read_yaml(file)
         root = Path(str(comp.get("root", "")))
         experiment_files = sorted(
-            path for path in file.parent.glob("*.yaml") if path != file and "competition" in _read_yaml(path)
+            path
+            for path in file.parent.glob("*.yaml")
+            if path != file and {"competition", "base"} & _read_yaml(path).keys()
         )
         if not experiment_files or name not in (file.parent.name, comp.get("name"), root.name):
             continue

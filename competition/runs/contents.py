@@ -163,13 +163,13 @@ def _named_files(exp: Experiment, missing_ok: bool) -> dict[str, Path]:
     """Return the weight files and the files in arguments of classes, by their key in the YAML."""
     plain = resolve_config(exp)
     files: dict[str, Path] = {}
-    for key in ("encoder_weights", *WEIGHTS_KEYS):
-        value = get_key(plain, key)
+    for key in ("encoder_weights", "init_from", *WEIGHTS_KEYS):
+        value = exp.initial_weights if key == "init_from" else get_key(plain, key)
         if isinstance(value, str):
             from competition.models.pretrained import find_weights_file
 
             try:
-                path = find_weights_file(value)
+                path = find_weights_file(value, key if key == "init_from" else "encoder_weights")
             except MaskfoldError:
                 if not missing_ok:
                     raise
@@ -286,7 +286,7 @@ def source_digests(exp: Experiment) -> dict[str, str]:
         Digests by experiment, hash and file, e.g. `demo2d-unet2d/2cb50ff146c0/fold_0/weights.safetensors`. If a fold of
         such a run is finished later, it adds an entry.
     """
-    names = [exp.init_from] if exp.init_from is not None else []
+    names = [exp.initial_run] if exp.initial_run is not None else []
     names += exp.pseudo.teacher_names if exp.pseudo is not None else []
     return {
         f"{source_name(name)}/{path.parent.name}/{path.name}": sha256_of_file(path)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from competition.config.base import read_experiment_yaml
 from competition.config.experiment import Experiment
 from competition.config.loading import load_experiment, resolve_config
 from competition.config.study import SearchDimension, StudyConfig
-from competition.config.yaml import COMMAND_LINE, SourceLocation, apply_overrides, parse_overrides, read_yaml
+from competition.config.yaml import COMMAND_LINE, SourceLocation, apply_overrides, parse_overrides
 from competition.errors import MaskfoldError
 from competition.text import nearest_names
 
@@ -39,7 +40,7 @@ class ExperimentSource(NamedTuple):
 
     def locate(self, *keys: str) -> SourceLocation:
         """Return the location of a key of the `study` section: a line of the file, or the command line."""
-        document = read_yaml(self.file)
+        document = read_experiment_yaml(self.file, self.overrides)
         overrides = parse_overrides(self.overrides)
         apply_overrides(document, [override for override in overrides if override.key.startswith("study")])
         path = ("study", *keys)

@@ -210,6 +210,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     from competition.data.preprocessing import preprocess_cases
     from competition.inference.tta import tta_views
     from competition.models.build import suits_channels_last, validate_network
+    from competition.models.initial_weights import check_initial_file
     from competition.runs.copies import keep_copies_together
     from competition.training.averaging import check_soup
     from competition.training.extra_data import check_extra_data, prepare_extra_data
@@ -220,9 +221,9 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     remove_all_stale_temp(CACHE_FOLDER)
     _check_same_training(run)
     check_soup(run)
-    if run.exp.init_from is not None:
+    if run.exp.initial_run is not None:
         for job in unfinished_jobs(run, context):
-            check_initial_weights(Path(run.exp.init_from), job, run)
+            check_initial_weights(Path(run.exp.initial_run), job, run)
     check_extra_data(run, unfinished_jobs(run, context))
     check_targets(run.exp, context.trust)
     build_loader_transform(run.exp, context)  # this function and the next two only check their sections of the YAML
@@ -236,6 +237,7 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
         raise MaskfoldError("No case can be prepared.", "Set competition.on_bad_case=stop to see the reason.")
     channels = int(PreprocessedCase.open(folder).image.shape[0])
     validate_network(run.exp, channels * (run.exp.patch.slices or 1), context)
+    check_initial_file(run.exp, channels * (run.exp.patch.slices or 1), context)
     if stored is None:
         is_faster = suits_channels_last(run.exp, channels * (run.exp.patch.slices or 1), context)
         run = replace(run, exp=with_settings(run.exp, decide_settings(run.exp, is_faster)))
@@ -262,9 +264,9 @@ def prepare_run(run: Run, context: Context = Context(), before_write: Callable[[
     for case, why in skipped.items():
         context.say(f"note: case {case} is skipped: {why}")
     together = keep_copies_together(run, prepared, context)
-    if together is not run and run.exp.init_from is not None:
+    if together is not run and run.exp.initial_run is not None:
         for job in unfinished_jobs(together, context):
-            check_initial_weights(Path(str(run.exp.init_from)), job, together)
+            check_initial_weights(Path(run.exp.initial_run), job, together)
     run = together.without_cases(skipped)
     prepare_extra_data(run, unfinished_jobs(run, context), prepared, CACHE_FOLDER, context)
     before_write()
@@ -298,7 +300,7 @@ def _check_same_contents(run: Run) -> None:
 
 def _record_sources(run: Run) -> Run:
     """Check that the weights of the runs in `init_from` and `pseudo.from` have not changed; record their digests."""
-    if run.record is None or (run.exp.init_from is None and run.exp.pseudo is None):
+    if run.record is None or (run.exp.initial_run is None and run.exp.pseudo is None):
         return run
     sources = source_digests(run.exp)
     check_contents(run.folder, run.exp, {}, sources)

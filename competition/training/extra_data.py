@@ -147,7 +147,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
             has no confident prediction for any image.
     """
     exp, extra_data, fold = run.exp, ExtraTrainingData(), job.fold
-    if not run.extra_tables and exp.init_from is None:
+    if not run.extra_tables and exp.initial_run is None:
         return extra_data
     resumed, recorded = (job.folder / LAST_CHECKPOINT).exists(), read_lineage_summary(job.folder)
     if not run.extra_tables and recorded is not None:

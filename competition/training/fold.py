@@ -37,6 +37,7 @@ from competition.io import as_disk_error, nan_to_none, remove_all_stale_temp, sh
 from competition.metrics.bootstrap import cv_score, dice_per_class
 from competition.models.build import build_network
 from competition.models.execution import compile_network, wants_compilation
+from competition.models.initial_weights import load_initial_weights
 from competition.process import exit_with_parent, parent_process
 from competition.redact import install_redaction
 from competition.runs.checkpoint import LAST_CHECKPOINT, load_weights, save_weights
@@ -153,8 +154,11 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     torch.manual_seed(child_seed(seed, job.fold, 0, 0, "init"))
     fresh = not (job.folder / LAST_CHECKPOINT).exists()
     network = build_network(exp, channels, context, pretrained=fresh)
-    if exp.init_from is not None and fresh:
-        load_weights(network, check_initial_weights(Path(exp.init_from), job, run))
+    if exp.initial_run is not None and fresh:
+        load_weights(network, check_initial_weights(Path(exp.initial_run), job, run))
+    if exp.initial_weights is not None and fresh:
+        for line in load_initial_weights(network, exp, channels).lines():
+            context.say(line)
     compiled = (
         compile_network(network, exp, channels, fabric.device, context.say, fabric.autocast)
         if wants_compilation(exp, fabric.device)

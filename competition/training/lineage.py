@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from competition.config.experiment import WEIGHTS_SUFFIXES
 from competition.context import Context
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
@@ -21,6 +22,7 @@ from competition.io import write_json
 from competition.runs.extra_cases import same_competition
 from competition.runs.fold import PLAIN_WEIGHTS, FoldJob
 from competition.runs.run import RUN_NAME, Run, load_run
+from competition.text import join_or
 
 LINEAGE_FILE = "lineage.json"
 # Ways in which a network used its cases; these texts are stored and appear in error messages.
@@ -172,9 +174,9 @@ def labelled_cases(run: Run, fold: int) -> TrainingCases:
 
 def initial_weights_cases(run: Run, fold: int, context: Context = Context()) -> list[TrainingCases]:
     """Return the training cases of the weights that a fold starts from (`init_from`)."""
-    if run.exp.init_from is None:
+    if run.exp.initial_run is None:
         return []
-    source_run = load_run(Path(run.exp.init_from), context.trust)
+    source_run = load_run(Path(run.exp.initial_run), context.trust)
     return cases_via("started from", source_run, fold, 0, context)
 
 
@@ -210,6 +212,12 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
     Raises:
         MaskfoldError: the weights do not exist, or were trained on a case that this fold validates.
     """
+    if source.is_file():
+        raise MaskfoldError(
+            f"init_from: found the file {source}, expected a run's folder or a file {join_or(WEIGHTS_SUFFIXES)}.",
+            "Rename the file if it contains weights.",
+            status=2,
+        )
     source_run = load_run(source, job.trust)
     weights = source_run.member_folder(job.fold, 0) / PLAIN_WEIGHTS
     if not weights.exists():

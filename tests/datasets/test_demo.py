@@ -17,8 +17,9 @@ from competition.cli.data import demo_command
 from competition.config.competition import Competition
 from competition.config.loading import load_experiment
 from competition.data.cases import case_table
-from competition.datasets import demo, demo_images, demo_volumes
+from competition.datasets import demo, demo_images, demo_volumes, phantoms
 from competition.datasets.demo import EXPERIMENTS, MARKER, ensure_demo, is_demo, make_demo, write_demo_experiment
+from competition.datasets.phantoms import spine
 from competition.errors import MaskfoldError
 from tests.conftest import ROOT
 
@@ -180,6 +181,26 @@ def test_the_yaml_files_of_the_package_are_those_of_the_clone():
     for folder, _ in EXPERIMENTS.values():
         packaged = ROOT / "competition" / "datasets" / "yaml" / folder
         assert contents(packaged) == contents(ROOT / "experiments" / folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "layout"), [("spine", None, None), ("mine", None, "spine"), ("spine", Path("my data/x"), None)]
+)
+def test_phantoms_bring_their_yaml_files_and_commands(name, output, layout, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(spine, "write", lambda folder, *_: (folder / "images").mkdir())
+    demo_command(name, output, layout, 0)
+    first, then = capsys.readouterr().out.splitlines()
+    folder, _, _ = first.partition(":")
+    words = shlex.split(then.removeprefix("Then: maskfold cv "))
+    assert load_experiment(words[0], words[1:]).competition.root == tmp_path / folder
+    assert shlex.split(first.partition("Next: ")[2])[:2] == ["maskfold", "explore"]
+
+
+@pytest.mark.parametrize("layout", phantoms.LAYOUTS)
+def test_each_layout_has_an_experiment(layout, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment(write_demo_experiment(layout)).competition.name.startswith(layout)
 
 
 @pytest.mark.parametrize("output", [None, "my data/here"])

@@ -1,0 +1,164 @@
+"""What the rivals share with Maskfold's runs in `benchmarks/accuracy.py`: cases, folds, clock and metric.
+
+A rival is a script that is called with a task, a JSON file with the fields of `Task`, and writes its result beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import numpy as np
+import torch
+
+from competition.config.competition import Competition
+from competition.config.loading import load_competition
+from competition.data.cases import case_rows, case_table
+from competition.data.masks import load_mask, load_objects
+from competition.data.readers import load_image
+from competition.data.splits import read_folds
+from competition.metrics.scoring import score_case
+
+IGNORED = 255
+MIN_STEPS = 4  # as in a fold of Maskfold, however short the budget is
+RESERVE = 1.2  # the last prediction is expected to take this many times as long as the measured case
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fold to train and predict.
+
+    Attributes:
+        competition: the competition's YAML.
+        root: the folder of the data.
+        folds: CSV with the columns id and fold.
+        fold: number of the fold that is predicted.
+        seed: random seed.
+        seconds: processor seconds of the whole process, from its start to the last prediction.
+        output: the JSON file to write.
+    """
+
+    competition: str
+    root: str
+    folds: str
+    fold: int
+    seed: int
+    seconds: float
+    output: str
+
+    def write(self, path: Path) -> None:
+        """Write the task as JSON."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case in memory: image (C, *spatial) float32, label (1 or K, *spatial) uint8 without ignored pixels."""
+
+    row: Any
+    image: np.ndarray
+    label: np.ndarray
+    affine: np.ndarray
+    spacing: tuple[float, ...]
+
+
+Predict = Callable[[Case], np.ndarray]  # the class masks (K, *spatial) bool of a case
+
+
+class Fold:
+    """The cases of a task, and the clock of its processor seconds."""
+
+    def __init__(self, task: Task) -> None:
+        torch.set_num_threads(1)
+        torch.manual_seed(task.seed)
+        np.random.seed(task.seed)
+        self.task = task
+        self.comp: Competition = load_competition(task.competition, [f"root={task.root}"])
+        folds = read_folds(Path(task.folds))
+        held_out = set(folds.loc[folds["fold"] == task.fold, "id"])
+        rows = list(case_rows(case_table(self.comp)))
+        self.train = [self._load(row) for row in rows if row.id not in held_out]
+        self.validation = [self._load(row) for row in rows if row.id in held_out]
+        self.reserve = 0.0  # processor seconds of the last prediction
+        self.steps = 0
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the images."""
+        return int(self.train[0].image.shape[0])
+
+    @property
+    def outputs(self) -> int:
+        """Number of channels of the network's output; with a background if the classes exclude each other."""
+        return len(self.comp.classes) + self.exclusive
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the classes exclude each other, so that softmax is used instead of sigmoid."""
+        return self.comp.labels == "exclusive"
+
+    def masks(self, logits: torch.Tensor) -> np.ndarray:
+        """Return the class masks (K, *spatial) bool of logits (outputs, *spatial)."""
+        if not self.exclusive:
+            return (logits > 0).cpu().numpy()
+        labels = logits.argmax(0).cpu().numpy()
+        return np.stack([labels == number for number in range(1, self.outputs)])
+
+    def measure_prediction(self, predict: Predict) -> None:
+        """Time one case, to know what the last prediction takes."""
+        case = max(self.validation, key=lambda one: one.image.size)
+        start = time.process_time()
+        predict(case)
+        per_pixel = (time.process_time() - start) / case.image.size
+        self.reserve = RESERVE * per_pixel * sum(one.image.size for one in self.validation)
+
+    def share(self) -> float:
+        """Return the completed share of training, from 0 to 1."""
+        return min(1.0, time.process_time() / max(1e-6, self.task.seconds - self.reserve))
+
+    def goes_on(self) -> bool:
+        """Return whether there is time for another step."""
+        return self.steps < MIN_STEPS or self.share() < 1
+
+    def finish(self, predict: Predict) -> None:
+        """Predict and score the cases that were held out, and write the result."""
+        rows = []
+        for case in self.validation:
+            objects = load_objects(self.comp, case.row) if self.comp.instances else None
+            truth = load_mask(self.comp, case.row)
+            for row in score_case(predict(case), truth, self.comp, case.spacing, objects):
+                rows.append({"id": case.row.id, **row})
+        result = {"steps": self.steps, "processor_seconds": time.process_time(), "cases": rows}
+        Path(self.task.output).write_text(json.dumps(result), encoding="utf-8")
+
+    def _load(self, row: Any) -> Case:
+        image, label = load_image(self.comp, row), load_mask(self.comp, row)
+        array = image.array[:3] if self.comp.dimensions == 2 else image.array  # without alpha
+        affine = np.eye(4) if image.affine is None else image.affine
+        return Case(row, array.astype(np.float32), np.where(label == IGNORED, 0, label), affine, image.spacing)
+
+
+def open_task() -> Fold:
+    """Read the task that the command line names."""
+    return Fold(Task(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+
+
+def patch_size(shapes: Sequence[Sequence[int]], largest: int, multiple: int = 16) -> tuple[int, ...]:
+    """Return the median shape, rounded up to multiples and limited to `largest`."""
+    median = np.median(np.array(shapes), axis=0)
+    return tuple(int(min(largest, multiple * np.ceil(side / multiple))) for side in median)
+
+
+def has_bf16() -> bool:
+    """Return whether the processor computes in bf16 itself, so that autocast is faster."""
+    path = Path("/proc/cpuinfo")
+    flags = path.read_text() if path.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,298 @@
+"""Initial weights from a file (`init_from: weights.safetensors`): all tensors that fit the network are loaded.
+
+The file may be of another network with the same encoder, e.g. one that was pretrained on other data. The tensors are
+matched in three steps:
+
+1. By name. Names are equal behind a prefix, such as `module.`, `network.` or `encoder.`, and shapes are equal. The
+   prefixes that match most tensors are used first.
+2. By order, if the names say little: the convolutions and normalisations of both networks are compared from the input
+   on, until their shapes differ. nnU-Net's and MONAI's encoders match in this way.
+3. The head is left out, because its channels are the classes of other data. The first layer is adapted if its number of
+   input channels differs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from competition.config.experiment import Experiment
+from competition.context import Context
+from competition.errors import MaskfoldError
+from competition.models.build import build_network
+from competition.models.pretrained import Shapes, adapt_input_channels, find_weights_file, read_tensors
+from competition.text import join_names
+
+KEY = "init_from"
+HEAD = re.compile(
+    r"(?:^|\.)(?:segmentation_head|seg_layers|seg_outputs|output_block|classifier|heads?|out|outc|out_conv|conv_final|"
+    r"final_conv|final|logits|superhead|deep_supervision_heads|out_layers?)(?:\.|$)"
+)
+# nnU-Net's networks and MONAI's DynUNet store the same tensors under several names.
+REPEATED = re.compile(r"\.all_modules\.|(?:^|\.)decoder\.encoder\.|(?:^|\.)skip_layers\.")
+MAX_PREFIX = 3  # maximum number of parts of a prefix
+FURTHER_PREFIX = 4  # minimum number of tensors that a further pair of prefixes matches
+FEW = 0.2  # share of the network's tensors below which the names say little
+MIN_BY_ORDER = 2  # minimum number of convolutions that a match by order needs
+
+
+@dataclass
+class InitialMatch:
+    """Assignment of a file's tensors to those of a network.
+
+    Attributes:
+        source: the file, as the YAML names it.
+        pairs: name in the file by name in the network.
+        adapted: names in the network of tensors whose number of input channels differs from the file.
+        missing: names in the network of tensors that keep their random values, by reason: `head`, `other shape`
+            or `not in the file`.
+        unused: names in the file that the network does not have.
+        by_order: whether tensors were matched by their order.
+    """
+
+    source: str
+    pairs: dict[str, str] = field(default_factory=dict)
+    adapted: list[str] = field(default_factory=list)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+    by_order: bool = False
+
+    def lines(self) -> list[str]:
+        """Return what was loaded and what was not: a line with counts, and a line with the names of the modules."""
+        count = len(self.pairs) + sum(map(len, self.missing.values()))
+        parts = [f"{len(self.pairs)} of {count} tensors loaded from {self.source}"]
+        parts += ["matched by their order"] if self.by_order else []
+        parts += [f"{join_names(self.adapted)} adapted to the input channels"] if self.adapted else []
+        parts += [f"{reason}: {len(names)}" for reason, names in self.missing.items() if names]
+        parts += [f"{len(self.unused)} other tensors of the file not used"] if self.unused else []
+        names = f"loaded: {_modules(self.pairs)}"
+        missing = [name for names_of_reason in self.missing.values() for name in names_of_reason]
+        names += f"; random: {_modules(missing)}" if missing else ""
+        names += f"; not used: {_modules(self.unused)}" if self.unused else ""
+        return [f"{KEY}: {', '.join(parts)}", f"{KEY}: {names}"]
+
+
+def load_initial_weights(network: nn.Module, exp: Experiment, channels: int) -> InitialMatch:
+    """Load all tensors of the file in `init_from` that fit the network.
+
+    Args:
+        network: the network of the experiment, on the CPU.
+        exp: the experiment; `initial_weights` is set.
+        channels: number of channels of the network's input.
+
+    Returns:
+        The assignment of tensors.
+
+    Raises:
+        MaskfoldError: status 2; the file is missing, cannot be read without executing code, contains non-finite values,
+            or fits no tensor of the network.
+    """
+    name = str(exp.initial_weights)
+    path = find_weights_file(name, KEY)
+    if path is None:
+        raise MaskfoldError(f"{KEY}: {name} does not exist.", f"Correct {KEY}.", status=2)
+    tensors = {key: value for key, value in read_tensors(path, KEY).items() if not REPEATED.search(key)}
+    match = match_tensors(network, tensors, name, channels, exp.output_channels)
+    state = network.state_dict()
+    for target, source in match.pairs.items():
+        tensor = tensors[source]
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise MaskfoldError(
+                f"{KEY}: {path} contains NaN or infinite values in {source}.", "Use an intact file.", status=2
+            )
+        with torch.no_grad():
+            state[target].copy_(adapt_input_channels(tensor, channels) if target in match.adapted else tensor)
+    return match
+
+
+def check_initial_file(exp: Experiment, channels: int, context: Context) -> None:
+    """Check that the file in `init_from` fits the network, and say what is loaded from it.
+
+    Args:
+        exp: the experiment. Without a file in `init_from`, nothing happens.
+        channels: number of channels of the network's input (in 2.5D: channels times slices).
+        context: context with the trusted packages and the log.
+
+    Raises:
+        MaskfoldError: see `load_initial_weights`.
+    """
+    if exp.initial_weights is None:
+        return
+    with torch.random.fork_rng(devices=[]):
+        network = build_network(exp, channels, context, pretrained=False)
+    for line in load_initial_weights(network, exp, channels).lines():
+        context.say(line)
+
+
+def match_tensors(
+    network: nn.Module, tensors: Mapping[str, Tensor], source: str, channels: int, outputs: int
+) -> InitialMatch:
+    """Match a network's tensors with those of a file.
+
+    Args:
+        network: the network.
+        tensors: the tensors of the file, by name, from the input to the output.
+        source: the file's name, for messages.
+        channels: number of input channels of the network.
+        outputs: number of output channels of the network.
+
+    Raises:
+        MaskfoldError: status 2; no tensor matches.
+    """
+    heads = _heads(network, outputs)
+    stored = network.state_dict().keys()
+    own = {**dict(network.named_parameters()), **dict(network.named_buffers())}  # each tensor once
+    all_targets, sources = _shapes({name: own[name] for name in own if name in stored}), _shapes(tensors)
+    targets = {name: shape for name, shape in all_targets.items() if name.rpartition(".")[0] not in heads}
+    pairs = _by_name(targets, sources, channels)
+    by_order = {} if len(pairs) > FEW * len(targets) else _by_order(targets, sources, channels)
+    match = InitialMatch(source, max(pairs, by_order, key=len), by_order=len(by_order) > len(pairs))
+    if not match.pairs:
+        found, expected = (", ".join(list(names)[:3]) for names in (sources, targets))
+        raise MaskfoldError(
+            f"{KEY}: {source} fits no tensor of {type(network).__name__}: found {found}, …, expected {expected}, ….",
+            f"Use a file of the same network or encoder, or remove {KEY}.",
+            status=2,
+        )
+    match.adapted = [name for name, found in match.pairs.items() if sources[found] != targets[name]]
+    ends = {_end(name) for name in sources}
+    match.missing = {"head": [], "other shape": [], "not in the file": []}
+    for name in all_targets:
+        if name not in match.pairs:
+            reason = "head" if name not in targets else "other shape" if _end(name) in ends else "not in the file"
+            match.missing[reason].append(name)
+    used = set(match.pairs.values())
+    match.unused = [name for name in sources if name not in used]
+    return match
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Return the shapes of tensors by name, without the counters of batch normalisation."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+def _heads(network: nn.Module, outputs: int) -> set[str]:
+    """Return the modules whose outputs are the classes: those with the name of a head, and the last one."""
+    heads, last = set(), None
+    for name, module in network.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or weight.ndim < 2:
+            continue
+        # The weight of a transposed convolution begins with its input channels.
+        if outputs in tuple(weight.shape[:2]):
+            last = name
+            if HEAD.search(name):
+                heads.add(name)
+        elif last is not None:
+            last = None
+    return heads | ({last} if last is not None else set())
+
+
+def _end(name: str) -> str:
+    """Return the last three parts of a name."""
+    return ".".join(name.split(".")[-3:])
+
+
+def _fits(source: tuple[int, ...], target: tuple[int, ...], channels: int) -> bool:
+    """Return whether two shapes are equal, or belong to convolutions of the input with other numbers of channels."""
+    if source == target:
+        return True
+    is_convolution = len(source) == len(target) >= 4
+    return is_convolution and target[1] == channels and source[0] == target[0] and source[2:] == target[2:]
+
+
+# By name
+
+
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """Yield (prefix, rest) of a name; a prefix has no digits, because `layer1` and `layer2` differ."""
+    parts = name.split(".")
+    for count in range(min(MAX_PREFIX, len(parts) - 1) + 1):
+        prefix = "".join(f"{part}." for part in parts[:count])
+        if any(letter.isdigit() for letter in prefix):
+            return
+        yield prefix, ".".join(parts[count:])
+
+
+def _by_name(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
+    """Pair names that are equal behind a prefix, for the pairs of prefixes that match most tensors."""
+    behind: dict[str, list[tuple[str, str]]] = {}
+    for name in sources:
+        for prefix, rest in _splits(name):
+            behind.setdefault(rest, []).append((prefix, name))
+    candidates: dict[tuple[str, str], dict[str, str]] = {}
+    for name, shape in targets.items():
+        for prefix, rest in _splits(name):
+            for other, source in behind.get(rest, ()):
+                if _fits(sources[source], shape, channels):
+                    candidates.setdefault((prefix, other), {})[name] = source
+    pairs: dict[str, str] = {}
+    while candidates:
+        used = set(pairs.values())
+        free = {
+            key: {name: source for name, source in found.items() if name not in pairs and source not in used}
+            for key, found in candidates.items()
+        }
+        # The shortest prefixes, if several match the same number: `encoder.` and `encoder.layers.` are the same pair.
+        best = max(free, key=lambda key: (len(free[key]), -len(key[0]) - len(key[1])))
+        if len(free[best]) < (FURTHER_PREFIX if pairs else 1):
+            break
+        pairs |= free[best]
+        del candidates[best]
+    return pairs
+
+
+# By order
+
+
+def _by_order(targets: Shapes, sources: Shapes, channels: int) -> dict[str, str]:
+    """Pair the layers from the input on, until the shapes of their convolutions differ."""
+    own, other = _layers(targets), _layers(sources)
+    pairs: dict[str, str] = {}
+    matched = 0
+    for (first, first_shapes), (second, second_shapes) in zip(own["convolution"], other["convolution"], strict=False):
+        if not _fits(second_shapes["weight"], first_shapes["weight"], channels):
+            break
+        pairs |= _same_parameters(first, first_shapes, second, second_shapes, channels)
+        matched += 1
+    if matched < MIN_BY_ORDER:
+        return {}
+    norms = list(zip(own["norm"], other["norm"], strict=False))[:matched]
+    for (first, first_shapes), (second, second_shapes) in norms:
+        if first_shapes["weight"] != second_shapes["weight"]:
+            break
+        pairs |= _same_parameters(first, first_shapes, second, second_shapes, channels)
+    return pairs
+
+
+def _layers(shapes: Shapes) -> dict[str, list[tuple[str, Shapes]]]:
+    """Return the convolutions and normalisations in order: the name of each layer, and its shapes by parameter."""
+    layers: dict[str, Shapes] = {}
+    for name, shape in shapes.items():
+        layer, _, parameter = name.rpartition(".")
+        layers.setdefault(layer, {})[parameter] = shape
+    kinds: dict[str, list[tuple[str, Shapes]]] = {"convolution": [], "norm": []}
+    for layer, found in layers.items():
+        dimensions = len(found.get("weight", ()))
+        if dimensions in (1, 4, 5):
+            kinds["norm" if dimensions == 1 else "convolution"].append((layer, found))
+    return kinds
+
+
+def _same_parameters(first: str, own: Shapes, second: str, other: Shapes, channels: int) -> dict[str, str]:
+    return {
+        f"{first}.{name}": f"{second}.{name}"
+        for name, shape in own.items()
+        if name in other and _fits(other[name], shape, channels)
+    }
+
+
+def _modules(names: Iterable[str]) -> str:
+    """Return the modules that contain some tensors, by the first two parts of their names, with counts."""
+    counts = Counter(".".join(name.split(".")[:-1][:2]) or name for name in names)
+    return ", ".join(f"{name} ({count})" for name, count in counts.items()) or "nothing"
