@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from competition.cleaning.mlflow_records import MlflowRecords, read_mlflow
+from competition.cleaning.mlflow_records import MODELS_FOLDER, MlflowRecords, read_mlflow
 from competition.cleaning.protection import SUBMISSIONS_FOLDER, find_named_runs
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
@@ -205,11 +205,11 @@ def is_unlocked(folder: Path) -> bool:
         return False
 
 
-def _mlflow_ids(folder: Path) -> list[str]:
-    """Return the ids of a run and its folds in MLflow."""
+def _mlflow_ids(folder: Path, key: str = "run_id") -> list[str]:
+    """Return the ids of a run and its folds in MLflow, or with the key `model` those of their logged models."""
     try:
         entries = parse_json_object((folder / UPLOADED_FILE).read_bytes())["folders"].values()
-        return [str(entry["run_id"]) for entry in entries if entry.get("run_id")]
+        return [str(entry[key]) for entry in entries if entry.get(key)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
 
@@ -218,7 +218,9 @@ def _with_artifacts(candidate: Candidate, mlflow: MlflowRecords) -> Candidate:
     """Return the candidate with the run's artifacts in MLflow; MLflow keeps the run's metrics and parameters."""
     if mlflow.artifacts is None:
         return candidate
-    folders = [mlflow.artifacts / run_id for run_id in _mlflow_ids(candidate.paths[0])]
+    run = candidate.paths[0]
+    folders = [mlflow.artifacts / run_id for run_id in _mlflow_ids(run)]
+    folders += [mlflow.artifacts / MODELS_FOLDER / model for model in _mlflow_ids(run, "model")]
     paths = (*candidate.paths, *(folder for folder in folders if folder.is_dir()))
     return Candidate(candidate.kind, paths, candidate.changed, candidate.reason, candidate.is_run)
 
