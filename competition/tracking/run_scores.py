@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,15 @@ from competition.errors import MaskfoldError
 from competition.io import read_metrics_lines
 from competition.runs.run import load_run
 from competition.runs.summary import TUNING_FILE, RunScores, ScoreEstimate, run_scores, stored_scores
+from competition.tracking.datasets import validated_folds
+from competition.tracking.store import (
+    MAX_TAG_LENGTH,
+    list_member_folders,
+    matching_files,
+    result_metrics,
+    result_tags,
+    truncate_text,
+)
 
 if TYPE_CHECKING:
     from competition.config.postprocess import PostprocessConfig
@@ -30,6 +39,44 @@ TITLES = {
 CURVE_METRICS = ("train/loss", "val/score", "val/dice")  # also each `val/dice/<class>`
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """What MLflow shows of a run with a summary.
+
+    Attributes:
+        metrics: the final metrics.
+        tags: the tags, among them the description.
+        curves: (epoch, value) of each mean curve; empty until all folds are finished, because further folds would
+            change the mean of an epoch.
+    """
+
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    curves: dict[str, list[tuple[int, float]]]
+
+
+def read_run_page(folder: Path, summary: Mapping[str, Any], postprocess: PostprocessConfig | None) -> RunPage:
+    """Return what MLflow shows of a run.
+
+    Args:
+        folder: the run's folder.
+        summary: content of its `summary.json`.
+        postprocess: the section `postprocess` of the command; None: the run's own.
+    """
+    metrics = result_metrics({key: value for key, value in summary.items() if key not in ("score", "low", "high")})
+    tags = result_tags(summary)
+    scores = read_run_scores_of(folder, summary, postprocess)
+    if scores is not None:
+        metrics |= score_metrics(scores)
+        tags[COUNTING_TAG] = SCORE_METRICS[scores.counting]
+        pages = [path.name for path in matching_files(folder, ("*.html",))]
+        tags["mlflow.note.content"] = truncate_text(describe_scores(scores, summary, pages), MAX_TAG_LENGTH)
+    finished = {fold["fold"] for fold in summary.get("folds") or [] if isinstance(fold, Mapping) and "fold" in fold}
+    is_complete = validated_folds(folder) <= finished
+    members = [path for path in list_member_folders(folder) if not path.name.startswith("full")] if is_complete else []
+    return RunPage(metrics, tags, mean_curves(members))
 
 
 def read_run_scores_of(

@@ -121,6 +121,19 @@ def numeric_metrics(tree: Mapping[str, Any], prefix: str = "") -> dict[str, floa
     return numbers
 
 
+RESULT_TAGS = ("metric", "stopped", "precision", "device", "torch")  # keys of a result file that become tags
+
+
+def result_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a result file as metrics, except for fold and seed, which are tags."""
+    return numeric_metrics({key: value for key, value in result.items() if key not in ("fold", "seed")})
+
+
+def result_tags(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts of a result file that become tags."""
+    return {key: str(result[key]) for key in RESULT_TAGS if result.get(key)}
+
+
 # The saved view of the table of runs
 
 VIEW_KEY = "maskfold"

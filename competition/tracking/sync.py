@@ -15,11 +15,11 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from competition.config.experiment import Experiment
 from competition.redact import redact
@@ -28,11 +28,10 @@ from competition.runs.fold import PLAIN_WEIGHTS, RESULT_FILE
 from competition.runs.run import CASES_FILE, FOLDS_FILE
 from competition.runs.summary import SUMMARY_FILE, TUNING_FILE
 from competition.tracking.artifacts import ArtifactFolders
-from competition.tracking.datasets import CaseSet, case_sets, log_case_sets, validated_folds
+from competition.tracking.datasets import CaseSet, case_sets, log_case_sets
 from competition.tracking.models import FoldModel, link_outputs
 from competition.tracking.provenance import record_environment
 from competition.tracking.store import (
-    MAX_TAG_LENGTH,
     VIEW_TAG,
     MlflowStore,
     RunMetadata,
@@ -44,11 +43,11 @@ from competition.tracking.store import (
     list_member_folders,
     matching_files,
     mlflow_metric_name,
-    numeric_metrics,
     project_root,
     read_result_json,
+    result_metrics,
+    result_tags,
     started_at,
-    truncate_text,
 )
 from competition.tracking.sync_state import (
     FileFingerprint,
@@ -84,7 +83,6 @@ RUN_FILES = (
 FOLD_FILES = ("experiment.yaml", "curves.png", "*scores.csv", "pictures/*.png")
 FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", RESULT_FILE, "*.safetensors")
 SCORES_VERSION = 2  # increase this number when a run gets other metrics from the same files
-RESULT_TAGS = ("metric", "stopped", "precision", "device", "torch")  # keys of a result file that become tags
 CHECKPOINT_FILE = "last.pt"  # uploaded only once the fold is finished and the file has no tensors
 TOKEN_TAG = "mlflow.maskfold.delivery"  # MLflow's pages hide tags that begin with `mlflow.`
 POINTS_PER_CALL = 1000  # MLflow's limit
@@ -221,7 +219,7 @@ class RunUploader:
         return ArtifactFolders(self.client)
 
     def _upload_result(self, name: str, file: str) -> None:
-        """Upload the numbers in a result file as metrics, and the texts that `RESULT_TAGS` names as tags."""
+        """Upload the numbers in a result file as metrics, and the texts that become tags."""
         path = self.folder / name / file
         if not path.exists():
             return
@@ -229,10 +227,10 @@ class RunUploader:
         if digest == self.state.uploaded(name).final:
             return
         result = read_result_json(path)
-        numbers = _result_metrics(result)
+        numbers = result_metrics(result)
         timestamp = round(1000 * path.stat().st_mtime)
         points = [MetricPoint(key, value, timestamp, 0) for key, value in numbers.items()]
-        self._log_final(name, points, _result_tags(result), digest)
+        self._log_final(name, points, result_tags(result), digest)
 
     def _upload_summary(self) -> None:
         """Upload the scores of the run, which of them counts, its mean curves, and its description.
@@ -249,33 +247,15 @@ class RunUploader:
         digest = hashlib.sha256(content + seal).hexdigest()[:16]
         if digest == self.state.uploaded(RUN_KEY).final:
             return
-        from competition.tracking.run_scores import (
-            COUNTING_TAG,
-            SCORE_METRICS,
-            describe_scores,
-            mean_curves,
-            read_run_scores_of,
-            score_metrics,
-        )
+        from competition.tracking.run_scores import read_run_page
 
-        summary = read_result_json(files[0])
+        page = read_run_page(self.folder, read_result_json(files[0]), settings)
         timestamp = round(1000 * max(path.stat().st_mtime for path in files))
-        numbers = _result_metrics({key: value for key, value in summary.items() if key not in ("score", "low", "high")})
-        tags = _result_tags(summary)
-        scores = read_run_scores_of(self.folder, summary, settings)
-        if scores is not None:
-            numbers |= score_metrics(scores)
-            tags[COUNTING_TAG] = SCORE_METRICS[scores.counting]
-            shown = [path.name for path in matching_files(self.folder, ("*.html",))]
-            tags["mlflow.note.content"] = truncate_text(describe_scores(scores, summary, shown), MAX_TAG_LENGTH)
-        points = [MetricPoint(key, value, timestamp, 0) for key, value in numbers.items()]
-        finished = {fold["fold"] for fold in summary.get("folds") or [] if isinstance(fold, dict) and "fold" in fold}
-        if validated_folds(self.folder) <= finished:  # with more folds, the mean of an epoch would change
-            curves = mean_curves(folder for folder in list_member_folders(self.folder) if folder.name != "full")
-            points += [
-                MetricPoint(name, value, timestamp, epoch) for name, curve in curves.items() for epoch, value in curve
-            ]
-        self._log_final(RUN_KEY, points, tags, digest)
+        points = [MetricPoint(key, value, timestamp, 0) for key, value in page.metrics.items()]
+        points += [
+            MetricPoint(name, value, timestamp, epoch) for name, curve in page.curves.items() for epoch, value in curve
+        ]
+        self._log_final(RUN_KEY, points, page.tags, digest)
 
     def _log_final(self, name: str, points: Sequence[MetricPoint], tags: dict[str, str], digest: str) -> None:
         """Log final metrics and tags, and record the digest of the files that they come from."""
@@ -324,7 +304,7 @@ class RunUploader:
             tags = {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
             numbers = {
                 mlflow_metric_name(key): value
-                for key, value in _result_metrics(result).items()
+                for key, value in result_metrics(result).items()
                 if key == "score" or key.startswith("dice_")
             }
             cases = next((one for one in self._case_sets(name) if one.context == "validation"), None)
@@ -465,16 +445,6 @@ class RunUploader:
         for start in range(0, len(metrics), POINTS_PER_CALL):
             self.client.log_batch(uploaded.run_id, metrics=metrics[start : start + POINTS_PER_CALL])
             self.calls += 1
-
-
-def _result_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a result file as metrics, except for fold and seed, which are tags."""
-    return numeric_metrics({key: value for key, value in result.items() if key not in ("fold", "seed")})
-
-
-def _result_tags(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts of a result file that become tags."""
-    return {key: str(result[key]) for key in RESULT_TAGS if result.get(key)}
 
 
 def _has_run(client: MlflowClient, run_id: str) -> bool:
