@@ -109,6 +109,7 @@ class RunUploader:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._has_parent = False
+        self._case_stamp: tuple[object, ...] = ()  # size and time of the tables whose datasets were logged
 
     @property
     def is_finished(self) -> bool:
@@ -140,8 +141,7 @@ class RunUploader:
                 self._upload_result(name, RESULT_FILE)
                 self._set_ended(name, "FINISHED")
         if self.metadata.tags["kind"] == "cv":
-            for name in (RUN_KEY, *names):
-                self._upload_case_sets(name)
+            self._upload_case_sets((RUN_KEY, *names))
             self._upload_summary()
             self._upload_pictures_of_folds(names)
         else:
@@ -269,17 +269,23 @@ class RunUploader:
         self.state.uploaded(name).final = digest
         self.state.write(self.folder)
 
-    def _upload_case_sets(self, name: str) -> None:
-        """Log the cases that the run or a fold trains on, validates and tests as datasets."""
-        tables = [path for file in (CASES_FILE, FOLDS_FILE) if (path := self.folder / file).exists()]
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in tables)).hexdigest()[:16]
-        if len(tables) < 2 or digest == self.state.uploaded(name).cases:
+    def _upload_case_sets(self, names: Sequence[str]) -> None:
+        """Log the cases that the run and each fold trains on, validates and tests as datasets."""
+        tables = [path.stat() for file in (CASES_FILE, FOLDS_FILE) if (path := self.folder / file).exists()]
+        stamp = (*((table.st_mtime_ns, table.st_size) for table in tables), *names)
+        if len(tables) < 2 or stamp == self._case_stamp:
             return
-        run_id = self._run_id(name)
-        log_case_sets(self.client, run_id, self._case_sets(name))
-        self.calls += 1
-        self.state.uploaded(name).cases = digest
-        self.state.write(self.folder)
+        for name in names:
+            sets = self._case_sets(name)
+            content = "\n".join(f"{one.context} {one.name} {one.digest}" for one in sets)
+            digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+            if not sets or digest == self.state.uploaded(name).cases:
+                continue
+            log_case_sets(self.client, self._run_id(name), sets)
+            self.calls += 1
+            self.state.uploaded(name).cases = digest
+            self.state.write(self.folder)
+        self._case_stamp = stamp
 
     def _case_sets(self, name: str) -> list[CaseSet]:
         fold = None if name == RUN_KEY else get_member_tags(self.folder / name)["fold"]

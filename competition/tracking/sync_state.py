@@ -146,7 +146,7 @@ class Uploaded:
         journal: position up to which `metrics.jsonl` was uploaded.
         steps: last uploaded step of each metric.
         final: digest of the uploaded final metrics.
-        cases: digest of the case table that was logged as a dataset; empty for runs of versions that logged none.
+        cases: digest of the datasets that were logged; empty for runs of versions that logged none.
         model: id of the fold's logged model; empty for runs of versions that logged none.
         model_result: digest of the result whose scores the model has.
         files: fingerprint of each uploaded file, by path relative to the folder.
