@@ -7,7 +7,7 @@
 | surface | `competition.metrics.surface` | MONAI's metrics |
 | bootstrap | `competition.metrics.bootstrap` | scipy.stats.bootstrap |
 | yaml | `competition.config.yaml` | ruamel.yaml (pip install ruamel.yaml) |
-| system | `competition.tracking.sync.SystemMetricsSampler` | MLflow's SystemMetricsMonitor (MLflow is unreachable) |
+| system | `competition.tracking.system_metrics.SystemMetricsSampler` | MLflow's SystemMetricsMonitor (no MLflow) |
 
 Times are processor times, so that other load matters less; `pool` measures elapsed time. Each memory figure is the
 growth of the peak resident memory of a new process.
@@ -306,7 +306,7 @@ def measure_system() -> None:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    from competition.tracking.sync import SYSTEM_METRICS_FILE, SystemMetricsSampler
+    from competition.tracking.system_metrics import SYSTEM_METRICS_FILE, SystemMetricsSampler
 
     with tempfile.TemporaryDirectory() as folder:
         with SystemMetricsSampler(Path(folder), interval=1.0):

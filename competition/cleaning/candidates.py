@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from competition.cleaning.mlflow_records import MlflowRecords, read_mlflow
+from competition.cleaning.mlflow_records import MODELS_FOLDER, MlflowRecords, read_mlflow
 from competition.cleaning.protection import SUBMISSIONS_FOLDER, find_named_runs
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
@@ -22,7 +22,7 @@ from competition.redact import redact
 from competition.runs.fold import RESULT_FILE
 from competition.runs.lock import is_free
 from competition.runs.run import CACHE_FOLDER, CASES_FILE, RUN_NAME, RUNS_FOLDER, Run, load_run
-from competition.runs.summary import read_summary
+from competition.runs.summary import run_scores
 
 PREPARED_NAME = re.compile("[0-9a-f]{32}")  # a prepared case's folder, see `competition.data.cache.cache_key`
 CASE_RECORD = "case.json"
@@ -162,11 +162,11 @@ def _unfinished_runs(folders: Sequence[Path], runs: Mapping[Path, Run], before: 
 
 
 def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> Iterator[Candidate]:
-    """Yield the finished runs outside the `keep_best` best of their competition, by the out-of-fold metric."""
+    """Yield the finished runs outside the `keep_best` best of their competition, by the score that counts."""
     scored: dict[str, list[tuple[float, Path]]] = {}
     for folder, run in runs.items():
         members = [run.member_folder(*member) for member in run.members()]
-        score = _score(folder)
+        score = _score(run)
         if score is not None and all((member / RESULT_FILE).exists() for member in members):
             comp = run.exp.competition
             group = json.dumps([comp.name, comp.metric.model_dump(mode="json")], sort_keys=True)
@@ -178,12 +178,12 @@ def _finished_runs(runs: Mapping[Path, Run], before: float, keep_best: int) -> I
                 yield Candidate("finished run", (folder,), changed, reason, is_run=True)
 
 
-def _score(folder: Path) -> float | None:
+def _score(run: Run) -> float | None:
     try:
-        value = read_summary(folder).get("score")
-        return None if value is None else float(value)
+        scores = run_scores(run)
     except (OSError, ValueError, TypeError, MaskfoldError):
         return None
+    return None if scores is None else scores.value
 
 
 def _reason_to_stay(folder: Path, reasons: Mapping[str, str], mlflow: MlflowRecords) -> str | None:
@@ -205,11 +205,11 @@ def is_unlocked(folder: Path) -> bool:
         return False
 
 
-def _mlflow_ids(folder: Path) -> list[str]:
-    """Return the ids of a run and its folds in MLflow."""
+def _mlflow_ids(folder: Path, key: str = "run_id") -> list[str]:
+    """Return the ids of a run and its folds in MLflow, or with the key `model` those of their logged models."""
     try:
         entries = parse_json_object((folder / UPLOADED_FILE).read_bytes())["folders"].values()
-        return [str(entry["run_id"]) for entry in entries if entry.get("run_id")]
+        return [str(entry[key]) for entry in entries if entry.get(key)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
 
@@ -218,7 +218,9 @@ def _with_artifacts(candidate: Candidate, mlflow: MlflowRecords) -> Candidate:
     """Return the candidate with the run's artifacts in MLflow; MLflow keeps the run's metrics and parameters."""
     if mlflow.artifacts is None:
         return candidate
-    folders = [mlflow.artifacts / run_id for run_id in _mlflow_ids(candidate.paths[0])]
+    run = candidate.paths[0]
+    folders = [mlflow.artifacts / run_id for run_id in _mlflow_ids(run)]
+    folders += [mlflow.artifacts / MODELS_FOLDER / model for model in _mlflow_ids(run, "model")]
     paths = (*candidate.paths, *(folder for folder in folders if folder.is_dir()))
     return Candidate(candidate.kind, paths, candidate.changed, candidate.reason, candidate.is_run)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PAGE = 1000  # entries per query
+MODELS_PAGE = 100  # logged models per query, which MLflow limits further
+MODELS_FOLDER = "models"  # MLflow's folder for the artifacts of logged models
 CLEANED_KINDS = ("cv", "fold")  # MLflow runs whose artifacts may go; never those of submissions and studies
 
 logger = logging.getLogger(__name__)
@@ -83,27 +85,34 @@ def read_mlflow(root: Path) -> MlflowRecords:
             text = f"{run.data.params.get('runs', '')},{run.data.tags.get('upload_runs', '')}"
             for name in filter(None, (part.strip() for part in text.split(","))):
                 records.named_runs.setdefault(name, f"MLflow has the {run.info.run_name} of it")
-    records.unneeded.extend(_unneeded_artifacts(root, store, runs))
+    records.unneeded.extend(_unneeded_artifacts(root, store, runs, _model_runs(client, store)))
     return records
 
 
-def _unneeded_artifacts(root: Path, store: MlflowStore, runs: dict[str, Run]) -> Iterator[UnneededArtifacts]:
+def _unneeded_artifacts(
+    root: Path, store: MlflowStore, runs: dict[str, Run], model_runs: dict[str, str]
+) -> Iterator[UnneededArtifacts]:
     """Yield the artifacts of runs that were deleted in MLflow, and of runs whose folder was deleted.
+
+    The artifacts of the runs' logged models, which are links of the same weights, go with them.
 
     A folder stays if this store has no run for it: the folder may belong to another store.
     """
     if store.artifacts is None or not store.artifacts.is_dir():
         return
-    for folder in sorted(store.artifacts.iterdir()):
-        run = runs.get(folder.name)
+    folders = {folder: folder.name for folder in sorted(store.artifacts.iterdir())}
+    models = store.artifacts / MODELS_FOLDER
+    folders |= {models / model: run_id for model, run_id in sorted(model_runs.items())}
+    for folder, run_id in folders.items():
+        run = runs.get(run_id)
         if run is None or not folder.is_dir() or run.data.tags.get("kind") not in CLEANED_KINDS:
             continue
         name = run.data.tags.get("run_hash", "")
         parent = runs.get(run.data.tags.get("mlflow.parentRunId", "")) if run.data.tags["kind"] == "fold" else run
         if run.info.lifecycle_stage == "deleted":
-            yield UnneededArtifacts(folder.name, folder, name, "MLflow artifacts of a run that was deleted in MLflow")
+            yield UnneededArtifacts(run_id, folder, name, "MLflow artifacts of a run that was deleted in MLflow")
         elif parent is not None and _folder_is_gone(root, parent.data.tags.get("folder", "")):
-            yield UnneededArtifacts(folder.name, folder, name, "MLflow artifacts of a run whose folder was deleted")
+            yield UnneededArtifacts(run_id, folder, name, "MLflow artifacts of a run whose folder was deleted")
 
 
 def _folder_is_gone(root: Path, folder: str) -> bool:
@@ -116,6 +125,17 @@ def _folder_is_gone(root: Path, folder: str) -> bool:
     return is_mounted and path.is_absolute() and runs in path.parents and not path.exists()
 
 
+def _model_runs(client: MlflowClient, store: MlflowStore) -> dict[str, str]:
+    """Return the run of each logged model that has artifacts in the store's folder, by the model's id."""
+    if store.artifacts is None or not (store.artifacts / MODELS_FOLDER).is_dir():
+        return {}
+    experiments = [one.experiment_id for one in _pages(client.search_experiments)]
+    if not experiments:
+        return {}
+    models = _pages(client.search_logged_models, experiments, page_size=MODELS_PAGE)
+    return {str(model.model_id): str(model.source_run_id) for model in models if model.source_run_id}
+
+
 def _all_runs(client: MlflowClient) -> Iterator[Run]:
     from mlflow.entities import ViewType
 
@@ -124,11 +144,11 @@ def _all_runs(client: MlflowClient) -> Iterator[Run]:
         yield from _pages(client.search_runs, experiments, run_view_type=ViewType.ALL)
 
 
-def _pages(search: Any, *arguments: Any, **keywords: Any) -> Iterator[Any]:
+def _pages(search: Any, *arguments: Any, page_size: int = PAGE, **keywords: Any) -> Iterator[Any]:
     """Yield the entries of all pages of a search."""
     token = None
     while True:
-        page = search(*arguments, **keywords, max_results=PAGE, page_token=token)
+        page = search(*arguments, **keywords, max_results=page_size, page_token=token)
         yield from page
         if not (token := page.token):
             return

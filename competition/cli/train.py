@@ -97,7 +97,19 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
         say(line)
     say(f"Files: {run.folder}")
     say(_next_command(file, exp.competition, overrides, len(run.cases)))
-    say("or:   make ui   (compare runs on http://127.0.0.1:5000)")
+    say(f"or:   maskfold ui   ({_table_link(run)})")
+
+
+def _table_link(run: Run) -> str:
+    """Return a text with the link that opens the table of runs, once `maskfold ui` or the MLflow server runs."""
+    from competition.tracking.store import DEFAULT_ADDRESS, find_mlflow_store, project_root, view_link
+    from competition.tracking.sync_state import read_sync_state
+
+    store = find_mlflow_store(project_root(run.folder))
+    experiment = read_sync_state(run.folder, store.display_uri).experiment
+    if not experiment:
+        return "the table of runs"
+    return f"the table of runs: {view_link(store.display_uri if store.is_server else DEFAULT_ADDRESS, experiment)}"
 
 
 def _case_warnings(run: Run) -> list[str]:
@@ -350,8 +362,20 @@ def report_command(words: list[str], output: Path | None, trust: tuple[str, ...]
     else:
         run = find_run(names[0], overrides, trust, say)
         page = write_report(run, output or run.folder / "report.html", Context(trust, say))
+        if output is None:
+            _upload_page(run, say)
     size = page.stat().st_size / 2**20
     say(f"Page: {page} (a single file, {size:.1f} MiB); its pictures are also in {page.with_suffix('')}")
+
+
+def _upload_page(run: Run, say: Callable[[str], None]) -> None:
+    """Upload the page of a run to MLflow, if the run is there; an error of MLflow is only a warning."""
+    from competition.runs.lock import lock_if_free
+    from competition.tracking.sync import upload_finished_run
+
+    with lock_if_free(run.folder) as is_held:
+        if is_held and upload_finished_run(run.folder, run.exp):
+            say("The page is also in MLflow, among the artifacts of the run")
 
 
 @exit_on_signal("stopped: nothing was written")

@@ -16,10 +16,9 @@ from competition.errors import MaskfoldError
 from competition.export.predictor import EXPERIMENT_FILE, POSTPROCESS_FILE
 from competition.export.requirements import normalise_package_name
 from competition.io import json_digest, write_json
-from competition.postprocessing.ranking import submitted_score
 from competition.runs.fold import RESULT_FILE
 from competition.runs.run import Run
-from competition.runs.summary import read_summary
+from competition.runs.summary import read_summary, run_scores
 from competition.submission.label_files import label_file_settings
 
 PACKAGE_FOLDER = Path(competition.__file__).parent
@@ -75,7 +74,7 @@ def describe_run(run: Run) -> str:
     text += f", {summary['metric']} {summary['score']:.4f} out of fold"
     if summary.get("low") is not None and summary.get("high") is not None:
         text += f" (95 % interval {summary['low']:.4f} to {summary['high']:.4f}, {summary['cases']} cases)"
-    submitted = submitted_score(run)
+    submitted = run_scores(run, summary)
     if submitted is not None and submitted.is_nested:
         text += f", {submitted.value:.4f} with {submitted.note}"
     return text
@@ -92,7 +91,7 @@ def version_tags(run: Run) -> dict[str, str]:
     }
     if summary.get("score") is not None:
         tags.update(metric=str(summary["metric"]), cv_score=f"{summary['score']:.6f}")
-        if (submitted := submitted_score(run)) is not None:
+        if (submitted := run_scores(run, summary)) is not None:
             tags.update(submitted_score=f"{submitted.value:.6f}")
     return tags
 

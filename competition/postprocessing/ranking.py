@@ -1,57 +1,16 @@
-"""The expected score of a run's submission, and the best run of a competition by this score."""
+"""The best run of a competition, by the score that counts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from competition.config.competition import Competition
 from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
-from competition.postprocessing.tuning import load_tuning
 from competition.runs.find import find_run
 from competition.runs.run import FOLDS_FILE, RUNS_FOLDER, Run, load_run
-from competition.runs.summary import SUMMARY_FILE, read_summary
-
-
-class SubmittedScore(NamedTuple):
-    """The out-of-fold score of the masks that a submission of a run would have.
-
-    Attributes:
-        value: score by the competition's metric.
-        is_nested: whether the post-processing of each fold's cases was tuned on the other folds. If False, the score is
-            that of the summary, or of the YAML's steps if the tuned steps were not kept.
-    """
-
-    value: float
-    is_nested: bool
-
-    @property
-    def note(self) -> str:
-        """A description of the score: nested, or without tuned steps."""
-        return "post-processing tuned on the other folds" if self.is_nested else "no tuned post-processing"
-
-
-def submitted_score(run: Run) -> SubmittedScore | None:
-    """Return the expected score of a submission of the run, from stored results only.
-
-    If `postprocess.tune` is set and there is a valid tuning result, this is the nested score, otherwise the score in
-    `summary.json`; None if there is no score.
-
-    Raises:
-        MaskfoldError: `summary.json` cannot be read, or was edited.
-    """
-    tuned = load_tuning(run) if run.exp.postprocess.tune else None
-    if tuned is not None:
-        return SubmittedScore(float(tuned.score), tuned.kept)
-    try:
-        value = read_summary(run.folder).get("score")
-        return None if value is None else SubmittedScore(float(value), False)
-    except (OSError, ValueError, TypeError) as error:
-        raise MaskfoldError(
-            f"{run.folder / SUMMARY_FILE} cannot be read: {error}.", "Run the run's `maskfold cv` again."
-        ) from error
+from competition.runs.summary import SUMMARY_FILE, RunScores, read_summary, run_scores
 
 
 def best_run(
@@ -59,7 +18,8 @@ def best_run(
 ) -> Run:
     """Find the run with the best score among all finished runs of a competition.
 
-    Only scores by the competition's metric over all folds are compared; each is a `submitted_score`.
+    Only scores by the competition's metric over all folds are compared; each is the score that counts, see
+    `competition.runs.summary.run_scores`.
 
     Args:
         name: an experiment's YAML, or a run, that identifies the competition; see `find_run`.
@@ -74,7 +34,7 @@ def best_run(
     is_yaml = path.suffix in (".yaml", ".yml") and not path.is_dir()
     exp = load_experiment(path, overrides, trust) if is_yaml else find_run(name, overrides, trust, say).exp
     comp = exp.competition
-    candidates: list[tuple[SubmittedScore, float, Path]] = []  # (score, time, folder)
+    candidates: list[tuple[RunScores, float, Path]] = []  # (score, time, folder)
     for file in sorted(RUNS_FOLDER.glob(f"*/*/{SUMMARY_FILE}")):
         if (score := _comparable_score(file, comp, overrides)) is not None:
             candidates.append((score, file.stat().st_mtime, file.parent))
@@ -93,7 +53,7 @@ def best_run(
     return load_run(folder, trust, overrides)
 
 
-def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]) -> SubmittedScore | None:
+def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]) -> RunScores | None:
     """Return a run's score if the run belongs to this competition and the score is by its metric over all folds."""
     from competition.data.splits import read_folds
 
@@ -105,6 +65,6 @@ def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]
             return None
         complete = folds <= {result["fold"] for result in plain["folds"]}
         # no class of the run is built, so its packages need not be trusted here
-        return submitted_score(load_run(summary.parent, None, overrides)) if complete else None
+        return run_scores(load_run(summary.parent, None, overrides), plain) if complete else None
     except (OSError, ValueError, LookupError, TypeError, MaskfoldError):
         return None

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from competition.config.competition import MetricConfig
 from competition.config.experiment import Experiment
-from competition.config.postprocess import STEPS, PostprocessConfig, Step, StepConfig, own_step_digest
+from competition.config.postprocess import STEPS, PostprocessConfig, Step, StepConfig
 from competition.context import Context
-from competition.data.cases import data_hash
-from competition.data.rle_tables import rle_format
 from competition.errors import MaskfoldError
-from competition.io import json_digest, nan_to_none, parse_json_object, sha256_of_file, write_json, write_table
+from competition.io import sha256_of_file, write_json, write_table
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.metrics.overlap import score_from_counts
 from competition.metrics.scoring import read_scores
 from competition.postprocessing.evaluation import OofScores, Steps
 from competition.postprocessing.steps import SearchContext, TruthSizes
 from competition.runs.run import Run
+from competition.runs.summary import TUNING_FILE, TUNING_SCORES_FILE, read_tuning_record, tuning_digest, tuning_key
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TUNING_VERSION = 1  # increase this version when the search changes
-TUNING_FILE, TUNING_SCORES_FILE = "postprocess.json", "postprocess_scores.csv"
 SINGLE_FOLD_PARTS = 5  # number of parts into which the cases of a single fold are split
 MIN_GAIN = 0.001  # minimum gain of the nested score that justifies a step
 
@@ -394,13 +391,7 @@ def save_tuning(run: Run, tuning: TuningResult, key: dict[str, Any] | None = Non
         "gain": tuning.gain._asdict(),
         "gate": None if tuning.presence_gain is None else tuning.presence_gain._asdict(),
     }
-    write_json(run.folder / TUNING_FILE, {**plain, "digest": _record_digest(plain)})
-
-
-def _record_digest(plain: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a stored result without its digest; the result is first converted to JSON and back."""
-    text = json.dumps(nan_to_none({key: value for key, value in plain.items() if key != "digest"}), sort_keys=True)
-    return json_digest(json.loads(text))
+    write_json(run.folder / TUNING_FILE, {**plain, "digest": tuning_digest(plain)})
 
 
 def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
@@ -410,17 +401,10 @@ def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
         run: the run.
         with_data: whether to return None also for a result of version 0.1, which does not record its data.
     """
+    plain = read_tuning_record(run, with_data=with_data)
+    if plain is None:
+        return None
     try:
-        plain = parse_json_object((run.folder / TUNING_FILE).read_bytes())
-        if plain.get("digest", digest := _record_digest(plain)) != digest:
-            return None
-        key = tuning_key(run)
-        if not with_data and "data" not in plain["key"]:  # a result of version 0.1
-            key = {name: value for name, value in key.items() if name not in ("data", "table")}
-        if plain["key"] != key:
-            return None
-        if "scores" in plain and plain["scores"] != sha256_of_file(run.folder / TUNING_SCORES_FILE):
-            return None
         rows = read_scores(run.folder / TUNING_SCORES_FILE)
         part_steps = {int(part): _read_steps(steps) for part, steps in plain.get("nested_steps", {}).items()}
         return TuningResult(
@@ -430,7 +414,7 @@ def load_tuning(run: Run, *, with_data: bool = False) -> TuningResult | None:
             float(plain["after"]),
             float(plain["nested"]),
             _read_gain(plain["gain"]),
-            _read_flag(plain["kept"]),
+            plain["kept"],
             rows,
             _read_gain(plain["gate"]) if plain.get("gate") else None,
             part_steps,
@@ -443,34 +427,9 @@ def _read_gain(plain: Mapping[str, Any]) -> ScoreGain:
     return ScoreGain(**{name: float("nan") if value is None else float(value) for name, value in plain.items()})
 
 
-def _read_flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"found {value!r}, expected true or false")
-    return value
-
-
 def _plain_steps(steps: Mapping[str, Steps]) -> dict[str, Any]:
     return {name: [step.model_dump() for step in found] for name, found in steps.items()}
 
 
 def _read_steps(plain: Mapping[str, Any]) -> dict[str, Steps]:
     return {name: tuple(map(StepConfig.model_validate, found)) for name, found in plain.items()}
-
-
-def tuning_key(run: Run) -> dict[str, Any]:
-    """Return the state on which the result of a search depends: predictions, truth, settings and metric."""
-    settings = {
-        key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None
-    }
-    own_steps = {name: own_step_digest(name) for name in run.exp.postprocess.own_targets}
-    return {
-        "version": TUNING_VERSION,
-        "postprocess": settings,
-        **({"own_steps": own_steps} if own_steps else {}),
-        "metric": run.exp.competition.metric.model_dump(),
-        "data": data_hash(run.oof().cases),
-        **({} if run.exp.competition.train.rle is None else {"table": asdict(rle_format(run.exp.competition))}),
-        "members": {
-            f"{result.fold} {result.seed}": [result.score, result.steps, result.minutes] for result in run.results()
-        },
-    }

@@ -13,21 +13,13 @@ from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import bootstrap_interval, cv_score
 from competition.runs.fold import FoldResult
 from competition.runs.run import Run
-from competition.runs.summary import read_run_scores, read_summary
+from competition.runs.summary import RunScores, ScoreEstimate, read_run_scores, read_summary, run_scores
 from competition.training.soup_selection import fold_scores
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DICE_METRIC = MetricConfig(name="dice", both_empty=None)
-
-
-class ScoreEstimate(NamedTuple):
-    """A score with its 95 % interval; nan if the class is absent or there are too few cases."""
-
-    value: float
-    low: float = nan
-    high: float = nan
 
 
 class PresenceCounts(NamedTuple):
@@ -100,6 +92,17 @@ class RunResults:
             values = [self.summary[key] for key in ("score", "low", "high")]
             return ScoreEstimate(*(nan if value is None else float(value) for value in values))
         return self._estimate(self.rows(fold, cls), self.metric)
+
+    def counted(self) -> RunScores:
+        """Return the run's scores with the one that counts, see `run_scores`; a current summary is not needed."""
+        try:
+            scores = run_scores(self.run, self.summary)
+        except MaskfoldError:
+            scores = None
+        if scores is not None:
+            return scores
+        score = self.score()
+        return RunScores(self.metric.name, "raw", score, score)
 
     def dice(self, cls: str, fold: int | None = None) -> ScoreEstimate:
         """Return the mean Dice of a class over the cases that have the class in truth or prediction."""

@@ -19,7 +19,6 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import read_metrics_lines
 from competition.metrics.bootstrap import ScoreGain, paired_gain
-from competition.postprocessing.ranking import submitted_score
 from competition.postprocessing.tuning import load_tuning
 from competition.report.calibration import calibration_section
 from competition.report.html import output_lock, render, staged_figures, write_page
@@ -29,7 +28,7 @@ from competition.report.scores import score_headline, scores_section, sizes_sect
 from competition.runs.fold import RESULT_FILE, mixed_environments
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import FOLDS_FILE, Run, load_run
-from competition.runs.summary import SUMMARY_FILE, read_run_scores, read_summary
+from competition.runs.summary import SUMMARY_FILE, read_run_scores, read_summary, run_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,7 +136,7 @@ class PreviousBest:
 
     Attributes:
         folder: folder of the run.
-        score: expected score of a submission of the run, see `competition.postprocessing.ranking.submitted_score`.
+        score: the score of the run that counts, see `competition.runs.summary.run_scores`.
         cases: number of cases with an out-of-fold prediction.
         note: text on how the score was computed, e.g. that it is nested; may be empty.
     """
@@ -180,7 +179,7 @@ def _gain_text(results: RunResults, best: PreviousBest) -> str:
     gain, cases, is_nested = gain_over_run(results, best.folder)
     footing = "tuned on the other folds" if is_nested else "without tuned post-processing"
     if gain is None:
-        return f"{text} It has no case in common with this run, whose score is {results.score().value:.4f}."
+        return f"{text} It has no case in common with this run, whose score is {results.counted().value:.4f}."
     direction = results.metric.direction
     difference = gain.as_difference(direction)
     ends = "" if math.isnan(gain.low) else f" (95 % {difference.low:+.4f} to {difference.high:+.4f}, paired bootstrap)"
@@ -243,7 +242,7 @@ def find_previous_best(run: Run) -> PreviousBest | None:
                 and _complete(folder, plain, summary)
                 and get_end_time(folder) < end
             ):
-                score = submitted_score(load_run(folder, None))  # no class of the run is built
+                score = run_scores(load_run(folder, None), summary)  # no class of the run is built
                 assert score is not None  # the summary contains a score
                 candidates.append(PreviousBest(folder, score.value, int(summary["cases"]), score.note))
         except (*UNREADABLE, MaskfoldError):

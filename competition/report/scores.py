@@ -68,10 +68,13 @@ def score_headline(results: RunResults) -> Markup:
     """Return the score in large letters, or the reason why there is no score."""
     if results.table is None:
         return render(TEMPLATE, "headline", score=None, label="", fitted=bool(results.members))
-    score = results.score()
+    scores, raw = results.counted(), results.score()
+    score = scores.counted
     ends = format_interval(score.low, score.high)
     label = f"{results.metric.label}, out of fold · "
     label += f"95 % interval {ends}" if ends else "too few cases for an interval"
+    if scores.is_nested:
+        label += f" · {scores.note}; {format_score(raw.value)} without tuned steps"
     return render(TEMPLATE, "headline", score=format_score(score.value), label=label, fitted=False)
 
 

@@ -154,6 +154,28 @@ def is_free(folder: Path) -> bool:
         os.close(descriptor)
 
 
+def read_owner(folder: Path) -> LockOwner | None:
+    """Return the last owner of a folder's lock, without touching the lock; None if the owner released it.
+
+    A killed process does not release its lock; see `is_alive`.
+    """
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _read(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_alive(owner: LockOwner) -> bool:
+    """Return whether the owner of a lock still runs: on this machine its process, elsewhere by its last heartbeat."""
+    if owner.is_local:
+        return _start_time(owner.process) == owner.born
+    return time.time() - owner.beat <= STALE_SECONDS
+
+
 def _wait_for_lock(descriptor: int, folder: Path, patience: float, say: Callable[[str], None]) -> None:
     start = last_change = time.monotonic()
     last_owner: LockOwner | None = None

@@ -1,19 +1,29 @@
-"""`summary.json` and `scores.csv`: the scores of a run's finished folds, with digests of both that show edits."""
+"""The stored scores of a run: `summary.json`, `scores.csv` and `postprocess.json`, and the score that counts.
+
+`run_scores` alone decides which of a run's scores counts. The files have digests that show edits.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from math import isfinite, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from competition.config.postprocess import own_step_digest
 from competition.errors import MaskfoldError
 from competition.io import json_digest, nan_to_none, parse_json_object, sha256_of_file, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from competition.runs.run import Run
+
 SUMMARY_FILE, SCORES_FILE = "summary.json", "scores.csv"
+TUNING_FILE, TUNING_SCORES_FILE = "postprocess.json", "postprocess_scores.csv"
+TUNING_VERSION = 1  # increase this version when the search for post-processing changes
 DIGESTS_KEY, OWN_KEY = "digests", SUMMARY_FILE  # {"digests": {"summary.json": …, "scores.csv": …}}
 
 
@@ -86,3 +96,208 @@ def _digest(summary: dict[str, Any]) -> str:
     """Return the digest of a summary without its digest entry."""
     digests = {key: value for key, value in (summary.get(DIGESTS_KEY) or {}).items() if key != OWN_KEY}
     return json_digest({**summary, DIGESTS_KEY: digests})
+
+
+# The score that counts
+
+ScoreKind = Literal["raw", "nested", "soup", "seeds"]
+
+
+class ScoreEstimate(NamedTuple):
+    """A score with its 95 % interval; nan if the class is absent or there are too few cases."""
+
+    value: float
+    low: float = nan
+    high: float = nan
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any], value: str, low: str, high: str) -> ScoreEstimate | None:
+        """Return an estimate from the values of three keys; None if the first key has no number."""
+        numbers = [plain.get(key) for key in (value, low, high)]
+        if not _is_finite(numbers[0]):
+            return None
+        return cls(*(float(number) if _is_finite(number) else nan for number in numbers))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """The out-of-fold scores of a run, and which of them counts.
+
+    Attributes:
+        metric: name of the competition's metric.
+        counting: the score of the masks that `maskfold submit` would hand in. `nested`: with steps tuned on the other
+            folds; `soup`: with averaged checkpoints; `seeds`: with the mean of several seeds; `raw`: with none of them.
+        counted: the estimate that counts.
+        raw: the score in `summary.json`, of the selected weights and all seeds, without tuned post-processing.
+        nested: the score with steps that were tuned on the other folds, whether they are used or not; None without a
+            search. It has no interval if the steps are not used.
+        soup: the score of the averaged checkpoints on cases that did not select them; None without a soup.
+        last: the score of the last weights; None without a soup.
+        seeds: the score of all seeds together; None for one seed.
+        one_seed: the mean score of one seed alone; None for one seed.
+        cases: number of cases with an out-of-fold prediction.
+    """
+
+    metric: str
+    counting: ScoreKind
+    counted: ScoreEstimate
+    raw: ScoreEstimate | None
+    nested: ScoreEstimate | None = None
+    soup: ScoreEstimate | None = None
+    last: ScoreEstimate | None = None
+    seeds: ScoreEstimate | None = None
+    one_seed: ScoreEstimate | None = None
+    cases: int = 0
+
+    @property
+    def value(self) -> float:
+        """The score that counts."""
+        return self.counted.value
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the score that counts has steps tuned on the other folds."""
+        return self.counting == "nested"
+
+    @property
+    def note(self) -> str:
+        """A description of the score that counts: nested, or without tuned steps."""
+        return "post-processing tuned on the other folds" if self.is_nested else "no tuned post-processing"
+
+
+def run_scores(run: Run, summary: Mapping[str, Any] | None = None) -> RunScores | None:
+    """Return the scores of a run from its stored results, and decide which of them counts.
+
+    If `postprocess.tune` is set and there is a valid result of the search, the nested score counts if its steps are
+    used, else the score of the YAML's steps. Otherwise the score in `summary.json` counts, which already is that of the
+    soups if they were selected, and of all seeds.
+
+    Args:
+        run: the run.
+        summary: content of its `summary.json`; None: read the file.
+
+    Returns:
+        The scores; None if no case was validated.
+
+    Raises:
+        MaskfoldError: `summary.json` cannot be read, or was edited.
+    """
+    record = read_tuning_record(run) if run.exp.postprocess.tune else None
+    try:
+        stored = stored_scores(read_summary(run.folder) if summary is None else summary)
+    except FileNotFoundError as error:
+        if record is None:
+            raise MaskfoldError(
+                f"{run.folder / SUMMARY_FILE} cannot be read: {error}.", "Run the run's `maskfold cv` again."
+            ) from error
+        stored = None
+    if record is None:
+        return stored
+    is_used, rows = record["kept"], _tuned_rows(run)
+    counted = _with_interval(float(record["nested" if is_used else "before"]), rows, run)
+    nested = counted if is_used else ScoreEstimate(float(record["nested"]))
+    if stored is None:
+        metric, cases = run.exp.competition.metric.name, int(rows["id"].nunique())
+        return RunScores(metric, "nested" if is_used else "raw", counted, None, nested, cases=cases)
+    return replace(stored, counting="nested" if is_used else stored.counting, counted=counted, nested=nested)
+
+
+def stored_scores(summary: Mapping[str, Any]) -> RunScores | None:
+    """Return the scores in the content of a `summary.json`, without tuned post-processing; None without a score.
+
+    Use `run_scores` to rank runs.
+    """
+    raw = ScoreEstimate.of(summary, "score", "low", "high")
+    if raw is None:
+        return None
+    soup, seeds = (summary.get(key) if isinstance(summary.get(key), Mapping) else None for key in ("soup", "seeds"))
+    counting: ScoreKind = "soup" if soup and soup.get("kept") else "seeds" if seeds else "raw"
+    return RunScores(
+        str(summary.get("metric") or "score"),
+        counting,
+        raw,
+        raw,
+        soup=ScoreEstimate.of(soup, "soup", "soup_low", "soup_high") if soup else None,
+        last=ScoreEstimate.of(soup, "plain", "plain_low", "plain_high") if soup else None,
+        seeds=ScoreEstimate.of(seeds, "blended", "blended_low", "blended_high") if seeds else None,
+        one_seed=ScoreEstimate.of(seeds, "one", "one_low", "one_high") if seeds else None,
+        cases=int(summary.get("cases") or 0),
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _with_interval(value: float, rows: pd.DataFrame, run: Run) -> ScoreEstimate:
+    from competition.metrics.bootstrap import bootstrap_interval
+
+    if rows["score"].notna().sum() < 2:
+        return ScoreEstimate(value)
+    metric, seed = run.exp.competition.metric, run.exp.seeds[0]
+    return ScoreEstimate(value, *bootstrap_interval(rows, metric, seed=seed, groups=run.groups()))
+
+
+# The stored result of the search for post-processing
+
+
+def read_tuning_record(run: Run, *, with_data: bool = False) -> dict[str, Any] | None:
+    """Return the content of `postprocess.json`; None if it is missing, damaged, edited or of another state of the run.
+
+    Args:
+        run: the run.
+        with_data: whether to return None also for a result of version 0.1, which does not record its data.
+    """
+    try:
+        plain = parse_json_object((run.folder / TUNING_FILE).read_bytes())
+        if plain.get("digest", digest := tuning_digest(plain)) != digest:
+            return None
+        key = tuning_key(run)
+        if not with_data and "data" not in plain["key"]:  # a result of version 0.1
+            key = {name: value for name, value in key.items() if name not in ("data", "table")}
+        if plain["key"] != key:
+            return None
+        if "scores" in plain and plain["scores"] != sha256_of_file(run.folder / TUNING_SCORES_FILE):
+            return None
+        _tuned_rows(run)
+        for name in ("before", "after", "nested"):
+            float(plain[name])
+        if not isinstance(plain["kept"], bool):
+            raise TypeError(f"kept: found {plain['kept']!r}, expected true or false")
+        return plain
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MaskfoldError):
+        return None  # a damaged file is not an error, because the search can be repeated
+
+
+def _tuned_rows(run: Run) -> pd.DataFrame:
+    from competition.metrics.scoring import read_scores
+
+    return read_scores(run.folder / TUNING_SCORES_FILE)
+
+
+def tuning_digest(plain: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a stored result without its digest; the result is first converted to JSON and back."""
+    text = json.dumps(nan_to_none({key: value for key, value in plain.items() if key != "digest"}), sort_keys=True)
+    return json_digest(json.loads(text))
+
+
+def tuning_key(run: Run) -> dict[str, Any]:
+    """Return the state on which the result of a search depends: predictions, truth, settings and metric."""
+    from competition.data.cases import data_hash
+    from competition.data.rle_tables import rle_format
+
+    settings = {
+        key: value for key, value in run.exp.postprocess.model_dump().items() if key != "number" or value is not None
+    }
+    own_steps = {name: own_step_digest(name) for name in run.exp.postprocess.own_targets}
+    return {
+        "version": TUNING_VERSION,
+        "postprocess": settings,
+        **({"own_steps": own_steps} if own_steps else {}),
+        "metric": run.exp.competition.metric.model_dump(),
+        "data": data_hash(run.oof().cases),
+        **({} if run.exp.competition.train.rle is None else {"table": asdict(rle_format(run.exp.competition))}),
+        "members": {
+            f"{result.fold} {result.seed}": [result.score, result.steps, result.minutes] for result in run.results()
+        },
+    }

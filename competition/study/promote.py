@@ -10,7 +10,7 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
 from competition.study.study import StudySession, best_trials
-from competition.study.trial import check_study_data, trial_overrides, trial_runs_name
+from competition.study.trial import check_study_data, trial_overrides, trial_runs_name, tune_if_set
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,8 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
 
 
 def _train(session: StudySession, overrides: list[str], number: int, context: Context) -> tuple[Any, pd.DataFrame]:
-    """Train a trial on all folds; return its run and its scores."""
+    """Train a trial on all folds; return its run and the scores of its cases that count."""
+    from competition.postprocessing.tuning import load_tuning
     from competition.runs.summary import read_run_scores
     from competition.tracking.sync import MlflowSync
     from competition.training.cross_validate import locked_run, open_run, run_cv
@@ -103,5 +104,6 @@ def _train(session: StudySession, overrides: list[str], number: int, context: Co
         locked_run(run, context.silent()) as run,
         MlflowSync(run.folder, exp, name=f"trial {number} · {run.folder.name}", study=session.folder),
     ):
-        run_cv(run, context.indented())
-    return run, read_run_scores(run.folder)
+        tune_if_set(run, run_cv(run, context.indented()), context.indented())
+    tuned = load_tuning(run) if run.exp.postprocess.tune else None
+    return run, read_run_scores(run.folder) if tuned is None else tuned.rows

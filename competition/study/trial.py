@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ from competition.errors import ChangedDataError, MaskfoldError
 from competition.io import read_metrics_lines
 from competition.runs.extra_cases import combined_data_hash, extra_case_tables
 from competition.runs.run import CASES_FILE, Run
-from competition.runs.summary import read_summary, write_summary
+from competition.runs.summary import read_summary, run_scores, write_summary
 from competition.study.space import ExperimentSource, suggest_overrides
 from competition.study.storage import PROCESS_ATTRIBUTE, current_process
 from competition.text import nearest_names
@@ -102,12 +102,23 @@ def objective_directions(config: StudyConfig, metric: MetricConfig) -> list[Lite
     return ["minimize" if is_minimised(name) else "maximize" for name in config.objectives]
 
 
+def tune_if_set(run: Run, summary: CvSummary, context: Context = Context()) -> None:
+    """Tune post-processing on a run's finished folds if `postprocess.tune` is set; its folder keeps the result."""
+    if not run.exp.postprocess.tune or not summary.cases:
+        return
+    from competition.ensembling.expected import estimate_score
+    from competition.runs.blend import Ensemble
+
+    estimate_score(Ensemble((run,), (1.0,)), summary.cases, context)
+
+
 def measure_objectives(
     run: Run, summary: CvSummary, config: StudyConfig, context: Context = Context()
 ) -> dict[str, float]:
     """Return the value of each objective and constraint of a finished trial.
 
-    `score` is the competition's metric on the out-of-fold predictions, `dice_<class>` the mean Dice of a class,
+    `score` is the score that counts, see `competition.runs.summary.run_scores`; `dice_<class>` is the mean Dice of a
+    class without tuned post-processing,
     `minutes` the training time of all folds, `peak_gib` the largest peak memory of a fold, and `inference_seconds` the
     mean time of one network per case.
 
@@ -118,7 +129,8 @@ def measure_objectives(
     for name in dict.fromkeys((*config.objectives, *config.constraints)):
         value: Any
         if name == "score":
-            value = summary.score
+            scores = run_scores(run) if run.exp.postprocess.tune else None
+            value = summary.score if scores is None else scores.value
         elif name in ("minutes", "peak_gib"):
             per_fold = [float(fold[name]) for fold in summary.folds]
             value = sum(per_fold) if name == "minutes" else max(per_fold)
@@ -249,6 +261,7 @@ class PruningCallback:
 
 # Running a trial
 
+TUNED_ATTRIBUTE = "tuned"  # user attribute: whether the trial's score has tuned post-processing
 REASON_ATTRIBUTE = "reason"  # user attribute of a trial that failed or was pruned
 HIGH_LOSS = 1e3  # above this training loss, the learning rate is the likely cause of a failure
 
@@ -327,7 +340,10 @@ class TrialRunner:
                 summary = run_cv(run, self.context.indented(), pruning)
                 if self.config.pruner == "wilcoxon":
                     pruning.poll()  # report the last fold, because later trials are compared with it
-                measured = measure_objectives(run, summary, self.config, self.context)
+                ranked = _as_ranked(run, trial)
+                trial.set_user_attr(TUNED_ATTRIBUTE, ranked.exp.postprocess.tune)
+                tune_if_set(ranked, summary, self.context.indented())
+                measured = measure_objectives(ranked, summary, self.config, self.context)
             except TrialStopped as pruned:
                 trial.set_user_attr(REASON_ATTRIBUTE, str(pruned))
                 _write_stop_reason(run, str(pruned))
@@ -357,6 +373,19 @@ class TrialRunner:
         ]
         highest = max(map(abs, last_losses), default=0.0)
         return f" The last training loss was {highest:.3g}." if highest > HIGH_LOSS else ""
+
+
+def _as_ranked(run: Run, trial: optuna.Trial) -> Run:
+    """Return a trial's run with `postprocess.tune` as in the first complete trial of the study.
+
+    So a study does not mix scores with and without tuned post-processing if the YAML changes, or if an older version,
+    which tuned no trial, began the study.
+    """
+    complete = [other for other in trial.study.get_trials(deepcopy=False) if other.state.name == "COMPLETE"]
+    if not complete:
+        return run
+    postprocess = run.exp.postprocess.model_copy(update={"tune": bool(complete[0].user_attrs.get(TUNED_ATTRIBUTE))})
+    return replace(run, exp=run.exp.model_copy(update={"postprocess": postprocess}))
 
 
 def study_tables(exp: Experiment) -> dict[str, pd.DataFrame]:

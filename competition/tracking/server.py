@@ -39,7 +39,9 @@ def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Cal
     """
     store = find_mlflow_store(root)
     if store.is_server:
-        say(f"Runs are stored by the MLflow server that MLFLOW_TRACKING_URI names: open {store.display_uri}")
+        say("Runs are stored by the MLflow server that MLFLOW_TRACKING_URI names. Open in a browser:")
+        for line in _link_lines(store.display_uri.rstrip("/"), store.uri.rstrip("/")):
+            say(line)
         return
     if store.database is not None and not store.database.exists():
         raise MaskfoldError(f"No run is logged yet: {store.database} does not exist.", "Run `make cv` first.")
@@ -57,9 +59,10 @@ def serve_mlflow(root: Path, host: str = "127.0.0.1", port: int = 5000, say: Cal
         try:
             say("starting MLflow …")
             _wait_until_ready(server, host, port, log)
-            say(f"MLflow is at {_url(host, port)}   (Ctrl-C stops it; its log is {log})")
-            for name, link in _views(_url(host, port)):
-                say(f"  {name}: {link}")
+            lines = _link_lines(_url(host, port), _url(host, port))
+            say(f"MLflow is running (Ctrl-C stops it; its log is {log}). Open in a browser:")
+            for line in lines:
+                say(line)
             if host not in LOOPBACK_HOSTS:
                 say(
                     "note: everybody who can connect to this machine can read and delete runs; to connect by host name "
@@ -145,8 +148,23 @@ def _url(host: str, port: int) -> str:
     return f"http://{name}:{port}"
 
 
+def _link_lines(shown_address: str, address: str) -> list[str]:
+    """Return a line for each competition with the link to its table of runs; without one, the link to the list of them.
+
+    Args:
+        shown_address: address of the server in the links, without a password.
+        address: address of the server.
+    """
+    try:
+        views = _views(address)
+    except (OSError, ValueError, LookupError):
+        views = []
+    lines = [f"  {name}: {view_link(shown_address, experiment_id)}" for name, experiment_id in views]
+    return lines or [f"  all competitions: {shown_address}/#/experiments"]
+
+
 def _views(address: str) -> list[tuple[str, str]]:
-    """Return the name of each competition with the link to its table of scores."""
+    """Return the name and MLflow's id of each competition."""
     request = urllib.request.Request(
         f"{address}/api/2.0/mlflow/experiments/search",
         data=b'{"max_results": 20}',
@@ -155,7 +173,7 @@ def _views(address: str) -> list[tuple[str, str]]:
     with _open(request) as answer:
         experiments = json.load(answer).get("experiments", [])
     return [
-        (experiment["name"], view_link(address, experiment["experiment_id"]))
+        (experiment["name"], experiment["experiment_id"])
         for experiment in experiments
         if any(tag["key"] == VIEW_TAG for tag in experiment.get("tags", []))
     ]

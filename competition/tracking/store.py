@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
     from competition.config.experiment import Experiment
+    from competition.config.postprocess import PostprocessConfig
 
 
 MAX_NAME_LENGTH = 250
@@ -120,12 +121,17 @@ def numeric_metrics(tree: Mapping[str, Any], prefix: str = "") -> dict[str, floa
     return numbers
 
 
-def run_description(result: Mapping[str, Any]) -> str:
-    """Return the description of a run for its page in MLflow, from a summary that has a score."""
-    text = f"**{result['score']:.4f}** {result.get('metric', 'score')}"
-    if result.get("low") is not None and result.get("high") is not None:
-        text += f" (95 % interval {result['low']:.4f} to {result['high']:.4f})"
-    return text + (f" on {result['cases']} out-of-fold cases" if result.get("cases") else "")
+RESULT_TAGS = ("metric", "stopped", "precision", "device", "torch")  # keys of a result file that become tags
+
+
+def result_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a result file as metrics, except for fold and seed, which are tags."""
+    return numeric_metrics({key: value for key, value in result.items() if key not in ("fold", "seed")})
+
+
+def result_tags(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts of a result file that become tags."""
+    return {key: str(result[key]) for key in RESULT_TAGS if result.get(key)}
 
 
 # The saved view of the table of runs
@@ -144,6 +150,9 @@ def build_saved_view(classes: Sequence[str], created: int) -> str:
         created: ms since 1970.
     """
     metrics = [
+        "submitted_score",
+        "submitted_low",
+        "submitted_high",
         "cv_score",
         "cv_low",
         "cv_high",
@@ -155,13 +164,32 @@ def build_saved_view(classes: Sequence[str], created: int) -> str:
     state = {
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
-        "selectedColumns": [*(f"metrics.`{mlflow_metric_name(name)}`" for name in metrics), "tags.`device`"],
+        "selectedColumns": [
+            *(f"metrics.`{mlflow_metric_name(name)}`" for name in metrics),
+            "tags.`counting_score`",
+            "tags.`device`",
+        ],
     }
     return json.dumps({"name": VIEW_NAME, "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
 
 
+def is_outdated_view(stored: str | None, view: str) -> bool:
+    """Return whether the stored view lacks a column of `view`, because another version or no version stored it."""
+    try:
+        columns = [json.loads(json.loads(text)["state"])["selectedColumns"] for text in (stored or "", view)]
+    except (ValueError, LookupError, TypeError):
+        return True
+    return not set(columns[1]) <= set(columns[0])
+
+
+DEFAULT_ADDRESS = "http://127.0.0.1:5000"  # address of `maskfold ui`
+
+
 def view_link(address: str, experiment_id: str) -> str:
-    """Return the URL of the view."""
+    """Return the URL of the view, which opens the table of runs.
+
+    The bare address opens MLflow's page for traces of language models, so no message names it.
+    """
     return f"{address}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"
 
 
@@ -179,6 +207,7 @@ class RunMetadata:
         fold_tags: tags of each fold's run.
         parameters: the resolved YAML, flattened to dotted keys.
         view: the columns of MLflow's table of runs.
+        postprocess: the post-processing with which the command would submit the run; None: that of the run's folder.
     """
 
     experiment_name: str
@@ -187,6 +216,7 @@ class RunMetadata:
     fold_tags: dict[str, str]
     parameters: dict[str, str]
     view: str
+    postprocess: PostprocessConfig | None = None
 
     @classmethod
     def of(cls, run_folder: Path, exp: Experiment, kind: str, name: str | None = None) -> RunMetadata:
@@ -197,14 +227,17 @@ class RunMetadata:
         folder = run_folder.resolve()
         experiment = folder.parent.name.removeprefix(f"{exp.competition.name}-")
         common = {"competition": exp.competition.name, "experiment": experiment, "run_hash": folder.name}
-        tags = {**common, "kind": kind, "folder": str(folder), **source_tags()}
+        source = source_tags()
+        tags = {**common, "kind": kind, "folder": str(folder), **source}
+        fold_tags = {**common, "kind": "fold", **source}
         return cls(
             exp.competition.name,
             name or f"{experiment} {folder.name}",
             {key: truncate_text(value, MAX_TAG_LENGTH) for key, value in tags.items()},
-            {**common, "kind": "fold"},
+            {key: truncate_text(value, MAX_TAG_LENGTH) for key, value in fold_tags.items()},
             flatten_parameters(resolve_config(exp)),
             build_saved_view(exp.competition.classes, started_at(folder)),
+            exp.postprocess,
         )
 
 

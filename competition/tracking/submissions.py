@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from competition.config.experiment import Experiment
 from competition.redact import redact
+from competition.tracking.run_scores import COUNTING_TAG, SCORE_METRICS
 from competition.tracking.store import (
     MAX_TAG_LENGTH,
     MlflowStore,
@@ -103,13 +104,16 @@ def _log_submitted_score(
 ) -> None:
     """Log the expected score of a single run's submission as `submitted_score` of its cross-validation.
 
-    If post-processing was tuned, this is the nested score. So the runs of an experiment can be sorted by the expected
-    scores of their submissions.
+    If post-processing was tuned, this is the nested score, and the run's tag says that it counts. So the runs of an
+    experiment can be sorted by the expected scores of their submissions. The next upload of the run adds the interval.
     """
     score = (summary["expected"] or {}).get("score")
     parent = read_sync_state(run_folder, store.display_uri).uploaded(RUN_KEY).run_id
-    if parent is not None and score is not None and len(summary["runs"]) == 1:
-        client.log_metric(parent, "submitted_score", score, round(1000 * summary_path.stat().st_mtime), 0)
+    if parent is None or score is None or len(summary["runs"]) != 1:
+        return
+    client.log_metric(parent, "submitted_score", score, round(1000 * summary_path.stat().st_mtime), 0)
+    if (summary["expected"].get("tuning") or {}).get("kept"):
+        client.set_tag(parent, COUNTING_TAG, SCORE_METRICS["nested"])
 
 
 def log_upload(record: Mapping[str, Any], files: tuple[Path, ...] = ()) -> str | None:

@@ -10,43 +10,43 @@ so MLflow drops repeated points; repeated artifacts replace the earlier ones; ru
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from competition.config.experiment import Experiment
-from competition.io import read_metrics_lines
 from competition.redact import redact
 from competition.runs.contents import CONTENTS_FILE
-from competition.runs.fold import RESULT_FILE
+from competition.runs.fold import PLAIN_WEIGHTS, RESULT_FILE
 from competition.runs.run import CASES_FILE, FOLDS_FILE
+from competition.runs.summary import SUMMARY_FILE, TUNING_FILE
 from competition.tracking.artifacts import ArtifactFolders
+from competition.tracking.datasets import CaseSet, case_sets, log_case_sets
+from competition.tracking.models import FoldModel, link_outputs
 from competition.tracking.provenance import record_environment
 from competition.tracking.store import (
     VIEW_TAG,
     MlflowStore,
     RunMetadata,
-    configure_mlflow,
     connect_mlflow,
     find_mlflow_store,
     get_member_tags,
     get_or_create_experiment,
+    is_outdated_view,
     list_member_folders,
     matching_files,
     mlflow_metric_name,
-    numeric_metrics,
     project_root,
     read_result_json,
-    run_description,
+    result_metrics,
+    result_tags,
     started_at,
 )
 from competition.tracking.sync_state import (
@@ -57,6 +57,7 @@ from competition.tracking.sync_state import (
     read_chunk,
     read_sync_state,
 )
+from competition.tracking.system_metrics import SystemMetricsSampler
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -81,7 +82,7 @@ RUN_FILES = (
 )
 FOLD_FILES = ("experiment.yaml", "curves.png", "*scores.csv", "pictures/*.png")
 FOLD_FILES_AT_END = ("job.json", "lineage.json", "log.txt", "metrics.jsonl", RESULT_FILE, "*.safetensors")
-RESULT_TAGS = ("metric", "stopped", "precision", "device", "torch")  # keys of a result file that become tags
+SCORES_VERSION = 2  # increase this number when a run gets other metrics from the same files
 CHECKPOINT_FILE = "last.pt"  # uploaded only once the fold is finished and the file has no tensors
 TOKEN_TAG = "mlflow.maskfold.delivery"  # MLflow's pages hide tags that begin with `mlflow.`
 POINTS_PER_CALL = 1000  # MLflow's limit
@@ -108,6 +109,7 @@ class RunUploader:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._has_parent = False
+        self._case_stamp: tuple[object, ...] = ()  # size and time of the tables whose datasets were logged
 
     @property
     def is_finished(self) -> bool:
@@ -138,12 +140,18 @@ class RunUploader:
             if (self.folder / name / RESULT_FILE).exists():
                 self._upload_result(name, RESULT_FILE)
                 self._set_ended(name, "FINISHED")
-        self._upload_result(RUN_KEY, "summary.json", prefix="cv_" if self.metadata.tags["kind"] == "cv" else "")
+        if self.metadata.tags["kind"] == "cv":
+            self._upload_case_sets((RUN_KEY, *names))
+            self._upload_summary()
+            self._upload_pictures_of_folds(names)
+        else:
+            self._upload_result(RUN_KEY, SUMMARY_FILE)
         self._set_parent_study()
         for name in names:
             is_finished = self.state.uploaded(name).status == "FINISHED"
             if is_finished or last:
                 self._upload_files(name, (*FOLD_FILES_AT_END, CHECKPOINT_FILE) if is_finished else FOLD_FILES_AT_END)
+        self._upload_models(names)
 
     def close(self, status: str) -> None:
         """Set the run's final status: FINISHED, FAILED or KILLED; folds without a result never become FINISHED."""
@@ -181,57 +189,139 @@ class RunUploader:
     def _upload_files(self, name: str, patterns: tuple[str, ...]) -> None:
         """Upload files that are new or have changed."""
         for path in matching_files(self.folder / name, patterns):
-            uploaded = self.state.uploaded(name)
-            relative = path.relative_to(self.folder / name)
-            key = relative.as_posix()
-            try:
-                fingerprint = FileFingerprint.of(path, uploaded.files.get(key))
-                if fingerprint == uploaded.files.get(key):
-                    continue
-                run_id = self._run_id(name)
-                parent = relative.parent.as_posix()
-                self._artifacts.log(run_id, path, None if parent == "." else parent)
-            except FileNotFoundError:
-                continue  # the file was replaced or removed meanwhile; the next upload finds the new file
-            self.calls += 1
-            self.state.uploaded(name).files[key] = fingerprint
-            self.state.write(self.folder)
+            self._upload_file(name, path, path.relative_to(self.folder / name).parent.as_posix())
+
+    def _upload_file(self, name: str, path: Path, parent: str) -> None:
+        """Upload a file that is new or has changed as an artifact below `parent`; `.` is the root."""
+        key = path.name if parent == "." else f"{parent}/{path.name}"
+        before = self.state.uploaded(name).files.get(key)
+        try:
+            fingerprint = FileFingerprint.of(path, before)
+            if fingerprint == before:
+                return
+            self._artifacts.log(self._run_id(name), path, None if parent == "." else parent)
+        except FileNotFoundError:
+            return  # the file was replaced or removed meanwhile; the next upload finds the new file
+        self.calls += 1
+        self.state.uploaded(name).files[key] = fingerprint
+        self.state.write(self.folder)
+
+    def _upload_pictures_of_folds(self, names: Sequence[str]) -> None:
+        """Upload the curves and the last pictures of the folds also as artifacts of the run."""
+        for name in names:
+            for path in matching_files(self.folder / name, ("pictures/final_*.png",)):
+                self._upload_file(RUN_KEY, path, f"pictures/{name}")
+            for path in matching_files(self.folder / name, ("curves.png",)):
+                self._upload_file(RUN_KEY, path, f"curves/{name}")
 
     @cached_property
     def _artifacts(self) -> ArtifactFolders:
         return ArtifactFolders(self.client)
 
-    def _upload_result(self, name: str, file: str, prefix: str = "") -> None:
-        """Upload the numbers in a result file as metrics, and the texts that `RESULT_TAGS` names as tags."""
+    def _upload_result(self, name: str, file: str) -> None:
+        """Upload the numbers in a result file as metrics, and the texts that become tags."""
         path = self.folder / name / file
         if not path.exists():
             return
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         if digest == self.state.uploaded(name).final:
             return
+        result = read_result_json(path)
+        numbers = result_metrics(result)
+        timestamp = round(1000 * path.stat().st_mtime)
+        points = [MetricPoint(key, value, timestamp, 0) for key, value in numbers.items()]
+        self._log_final(name, points, result_tags(result), digest)
+
+    def _upload_summary(self) -> None:
+        """Upload the scores of the run, which of them counts, its mean curves, and its description.
+
+        The digest also covers the result of the search for post-processing and the version of the metrics, so runs of
+        older versions get the metrics that they lack.
+        """
+        files = [path for name in (SUMMARY_FILE, TUNING_FILE) if (path := self.folder / name).exists()]
+        if not files or files[0].name != SUMMARY_FILE:
+            return
+        settings = self.metadata.postprocess
+        content = b"".join(path.read_bytes() for path in files)
+        seal = f"{SCORES_VERSION} {settings is not None and settings.tune}".encode()
+        digest = hashlib.sha256(content + seal).hexdigest()[:16]
+        if digest == self.state.uploaded(RUN_KEY).final:
+            return
+        from competition.tracking.run_scores import read_run_page
+
+        page = read_run_page(self.folder, read_result_json(files[0]), settings)
+        timestamp = round(1000 * max(path.stat().st_mtime for path in files))
+        points = [MetricPoint(key, value, timestamp, 0) for key, value in page.metrics.items()]
+        points += [
+            MetricPoint(name, value, timestamp, epoch) for name, curve in page.curves.items() for epoch, value in curve
+        ]
+        self._log_final(RUN_KEY, points, page.tags, digest)
+
+    def _log_final(self, name: str, points: Sequence[MetricPoint], tags: dict[str, str], digest: str) -> None:
+        """Log final metrics and tags, and record the digest of the files that they come from."""
         from mlflow.entities import RunTag
 
-        result = read_result_json(path)
-        numbers = numeric_metrics(
-            {
-                f"{prefix}{key}" if key in ("score", "low", "high") else key: value
-                for key, value in result.items()
-                if key not in ("fold", "seed")
-            }
-        )
-        timestamp = round(1000 * path.stat().st_mtime)
         run_id = self._run_id(name)
-        self._log_points(
-            self.state.uploaded(name), [MetricPoint(key, value, timestamp, 0) for key, value in numbers.items()]
-        )
-        tags = {key: str(result[key]) for key in RESULT_TAGS if result.get(key)}
-        if name == RUN_KEY and result.get("score") is not None:
-            tags["mlflow.note.content"] = run_description(result)
+        self._log_points(self.state.uploaded(name), points)
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if name == RUN_KEY and "stopped" not in tags and "stopped" in self.client.get_run(run_id).data.tags:
             self.client.delete_tag(run_id, "stopped")  # the run was stopped and will be resumed
         self.state.uploaded(name).final = digest
         self.state.write(self.folder)
+
+    def _upload_case_sets(self, names: Sequence[str]) -> None:
+        """Log the cases that the run and each fold trains on, validates and tests as datasets."""
+        tables = [path.stat() for file in (CASES_FILE, FOLDS_FILE) if (path := self.folder / file).exists()]
+        stamp = (*((table.st_mtime_ns, table.st_size) for table in tables), *names)
+        if len(tables) < 2 or stamp == self._case_stamp:
+            return
+        for name in names:
+            sets = self._case_sets(name)
+            content = "\n".join(f"{one.context} {one.name} {one.digest}" for one in sets)
+            digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+            if not sets or digest == self.state.uploaded(name).cases:
+                continue
+            log_case_sets(self.client, self._run_id(name), sets)
+            self.calls += 1
+            self.state.uploaded(name).cases = digest
+            self.state.write(self.folder)
+        self._case_stamp = stamp
+
+    def _case_sets(self, name: str) -> list[CaseSet]:
+        fold = None if name == RUN_KEY else get_member_tags(self.folder / name)["fold"]
+        number = None if fold is None else -1 if fold == "full" else int(fold)
+        return case_sets(self.folder, self.metadata.experiment_name, number)
+
+    def _upload_models(self, names: Sequence[str]) -> None:
+        """Make a logged model of the network of each finished fold, and make these models outputs of the run."""
+        changed = False
+        for name in names:
+            uploaded = self.state.uploaded(name)
+            if uploaded.status != "FINISHED" or not uploaded.final or uploaded.model_result == uploaded.final:
+                continue
+            result = read_result_json(self.folder / name / RESULT_FILE)
+            weights = self.folder / name / str(result.get("weights") or PLAIN_WEIGHTS)
+            if not weights.exists():
+                continue
+            run_id = self._run_id(name)
+            model = FoldModel(self.client, self._experiment_id, run_id, f"{uploaded.token}-model", TOKEN_TAG)
+            timestamp = round(1000 * (self.folder / name / RESULT_FILE).stat().st_mtime)
+            tags = {**self.metadata.fold_tags, **get_member_tags(self.folder / name)}
+            tags = {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
+            numbers = {
+                mlflow_metric_name(key): value
+                for key, value in result_metrics(result).items()
+                if key == "score" or key.startswith("dice_")
+            }
+            cases = next((one for one in self._case_sets(name) if one.context == "validation"), None)
+            uploaded.model = model.upload(self._run_name(name), weights, tags, numbers, timestamp, cases)
+            link_outputs(self.client, run_id, [uploaded.model])
+            uploaded.model_result, changed = uploaded.final, True
+            self.calls += 1
+            self.state.write(self.folder)
+        if changed:
+            models = [model for name in names if (model := self.state.uploaded(name).model)]
+            link_outputs(self.client, self._run_id(RUN_KEY), models)
 
     def _set_ended(self, name: str, status: str) -> None:
         uploaded = self.state.uploaded(name)
@@ -272,7 +362,9 @@ class RunUploader:
         if self._client is None:
             client = connect_mlflow(self.store)
             self._experiment_id = get_or_create_experiment(client, self.store, self.metadata.experiment_name)
-            if VIEW_TAG not in client.get_experiment(self._experiment_id).tags:
+            self.state.experiment = self._experiment_id
+            stored_view = client.get_experiment(self._experiment_id).tags.get(VIEW_TAG)
+            if is_outdated_view(stored_view, self.metadata.view):
                 client.set_experiment_tag(self._experiment_id, VIEW_TAG, self.metadata.view)
             for name, uploaded in list(self.state.folders.items()):
                 if uploaded.run_id is not None and not _has_run(client, uploaded.run_id):
@@ -372,93 +464,22 @@ def _has_run(client: MlflowClient, run_id: str) -> bool:
         raise
 
 
-# System metrics
+def upload_finished_run(run_folder: Path, exp: Experiment) -> bool:
+    """Upload the files of a finished run that MLflow does not have yet; the caller must hold the run's lock.
 
-# MLflow's monitors, but not its `SystemMetricsMonitor`, which asks MLflow for the run after each sample and whose
-# thread ends at the first failure. If MLflow cannot be reached for 6 s, our file has 4 samples, and its memory has none
-# (python benchmarks/libraries.py system).
-SYSTEM_METRICS_FILE = "metrics.jsonl"  # file in the run's folder; each fold has another one
-
-
-class SystemMetricsSampler:
-    """Context manager that appends system metrics to a run's `metrics.jsonl` at intervals.
-
-    The metrics are those of this process's machine, under MLflow's names. They are written to a file, so that none are
-    lost while MLflow cannot be reached.
-
-    Args:
-        run_folder: folder of the run.
-        is_paused: function that returns whether to skip samples, because a sample would set a finished run to RUNNING
-            again.
-        interval: seconds between two samples.
+    Returns:
+        Whether MLflow has the run and all its files; an error of MLflow is logged as a warning.
     """
-
-    def __init__(self, run_folder: Path, is_paused: Callable[[], bool] = lambda: False, interval: float = 10.0) -> None:
-        self.path, self.is_paused, self.interval = run_folder / SYSTEM_METRICS_FILE, is_paused, interval
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="system metrics", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._stop.set()
-        self._thread.join(5.0)
-
-    def _work(self) -> None:
-        try:
-            monitors: list[Any] = []
-            step = _truncate_to_last_step(self.path)
-            while not self._stop.wait(self.interval):
-                if self.is_paused():
-                    continue
-                if not monitors:
-                    monitors = _monitors()
-                    continue  # loads are averaged over the time since the previous sample
-                step += 1
-                line = json.dumps({"step": step, "epoch": step, "time": time.time(), "metrics": _sample(monitors)})
-                with open(self.path, "ab") as file:
-                    file.write(line.encode() + b"\n")
-        except Exception as error:  # noqa: BLE001 - a failing library, or a full disk, must not stop training
-            logger.warning("No more system metrics of this run: %s: %s", type(error).__name__, error)
-
-
-def _monitors() -> list[Any]:
-    """Return MLflow's monitors; the GPU monitor is included only if NVIDIA's driver is installed."""
-    configure_mlflow()
-    import psutil
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-
-    psutil.cpu_percent()  # this call starts the interval of the first average
-    monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with contextlib.suppress(ImportError, RuntimeError):
-        monitors.append(GPUMonitor())
-    return monitors
-
-
-def _sample(monitors: list[Any]) -> dict[str, float]:
-    """Return the current metrics by MLflow's names, e.g. `system/cpu_utilization_percentage`."""
-    metrics: dict[str, float] = {}
-    for monitor in monitors:
-        monitor.collect_metrics()
-        metrics.update({f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()})
-        monitor.clear_metrics()
-    return metrics
-
-
-def _truncate_to_last_step(path: Path) -> int:
-    """Remove an incomplete last line, which a killed process left, and return the step of the last complete line."""
-    if not path.exists():
-        return 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        with open(path, "r+b") as file:
-            file.truncate(sum(map(len, lines[:-1])))
-    return max((line.step for line in read_metrics_lines(path)), default=0)
+    store = find_mlflow_store(project_root(run_folder))
+    uploader = RunUploader(run_folder, store, RunMetadata.of(run_folder, exp, "cv"))
+    if not uploader.is_finished:  # `maskfold cv` uploads the run
+        return False
+    try:
+        uploader.upload()
+    except Exception as error:  # noqa: BLE001 - no error of MLflow, its database or the network may stop a command
+        logger.warning("MLflow (%s) cannot be updated: %s.", store.display_uri, _first_line(error))
+        return False
+    return True
 
 
 # Upload in the background

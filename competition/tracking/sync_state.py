@@ -146,6 +146,9 @@ class Uploaded:
         journal: position up to which `metrics.jsonl` was uploaded.
         steps: last uploaded step of each metric.
         final: digest of the uploaded final metrics.
+        cases: digest of the datasets that were logged; empty for runs of versions that logged none.
+        model: id of the fold's logged model; empty for runs of versions that logged none.
+        model_result: digest of the result whose scores the model has.
         files: fingerprint of each uploaded file, by path relative to the folder.
     """
 
@@ -157,15 +160,25 @@ class Uploaded:
     journal: FileOffset = field(default_factory=FileOffset)
     steps: dict[str, int] = field(default_factory=dict)
     final: str = ""
+    cases: str = ""
+    model: str = ""
+    model_result: str = ""
     files: dict[str, FileFingerprint] = field(default_factory=dict)
 
 
 @dataclass
 class SyncState:
-    """Record of the uploads of a run: `folders["."]` is for the run itself, the other entries are for its folds."""
+    """Record of the uploads of a run: `folders["."]` is for the run itself, the other entries are for its folds.
+
+    Attributes:
+        store: address of the store, without its password.
+        folders: record of the uploads from each folder.
+        experiment: MLflow's id of the experiment; empty if the run is not in MLflow yet.
+    """
 
     store: str
     folders: dict[str, Uploaded] = field(default_factory=dict)
+    experiment: str = ""
 
     def uploaded(self, name: str) -> Uploaded:
         """Return the entry of a folder; if there is none, a new one."""
@@ -189,7 +202,10 @@ def read_sync_state(run_folder: Path, store: str) -> SyncState:
         if plain["version"] != STATE_VERSION:
             return SyncState(store)
         read = _parse_checked if plain["store"] == store else _parse_token
-        return SyncState(store, {name: read(fields) for name, fields in plain["folders"].items()})
+        experiment = plain.get("experiment", "") if plain["store"] == store else ""
+        if not isinstance(experiment, str):
+            raise TypeError(f"experiment: found {experiment!r}, expected a text")
+        return SyncState(store, {name: read(fields) for name, fields in plain["folders"].items()}, experiment)
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -213,6 +229,9 @@ def _parse_checked(fields: dict[str, Any]) -> Uploaded:
         uploaded.name,
         uploaded.status,
         uploaded.final,
+        uploaded.cases,
+        uploaded.model,
+        uploaded.model_result,
         uploaded.journal.seal,
         uploaded.journal.head,
     )

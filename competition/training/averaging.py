@@ -78,7 +78,7 @@ class CheckpointAverager:
         return sorted(self.folder.glob("epoch_*.safetensors"))
 
     def _rank(self, path: Path) -> tuple[float, int]:
-        epoch, score = re.fullmatch(r"epoch_(\d+)_(nan|-?[\d.]+)\.safetensors", path.name).groups()  # type: ignore[union-attr]
+        epoch, score = re.fullmatch(r"epoch_(\d+)_(nan|-?inf|-?[\d.]+)\.safetensors", path.name).groups()  # type: ignore[union-attr]
         return (self.direction.rank(float(score)) if self.by_score else 0.0, int(epoch))
 
 

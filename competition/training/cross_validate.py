@@ -35,7 +35,7 @@ from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import CACHE_FOLDER, FOLDS_FILE, RUNS_FOLDER, Run, edited_error, read_skipped, run_hash
 from competition.runs.summary import SCORES_FILE, write_summary
 from competition.text import format_number
-from competition.training.soup_selection import fold_scores, select_soup
+from competition.training.soup_selection import fold_scores, score_interval, select_soup
 
 
 @dataclass(frozen=True)
@@ -470,8 +470,9 @@ def seed_ensemble_gain(
 
     Returns:
         A mapping with `alone` (`score` and `dice` of each class, by seed), `one` (mean score of one seed), `blended`
-        (score of all seeds together), `gain` (improvement of `blended` over `one`), `low` and `high` (its paired 95 %
-        interval over cases), and `folds` (number of folds). None for one seed, or while no fold has all its seeds.
+        (score of all seeds together), each of these two with its interval (`one_low` and so on), `gain` (improvement of
+        `blended` over `one`), `low` and `high` (its paired 95 % interval over cases), and `folds` (number of folds).
+        None for one seed, or while no fold has all its seeds.
     """
     seeds, comp = run.exp.seeds, run.exp.competition
     complete = [fold for fold in run.fold_numbers() if sum(result.fold == fold for result in results) == len(seeds)]
@@ -488,13 +489,20 @@ def seed_ensemble_gain(
     ensemble = blended[blended["fold"].isin(complete)]
     gain = paired_gain(mean, ensemble, comp.metric, seed=seeds[0], groups=groups)
     low, high = map(finite_or_none, gain[1:])
+    (one_low, one_high), (blended_low, blended_high) = (
+        score_interval(table, comp.metric, seeds[0], groups) for table in (mean, ensemble)
+    )
     return {
         "alone": {
             str(seed): {"score": nan_to_none(cv_score(table, comp.metric)), "dice": dice_per_class(table, comp.classes)}
             for seed, table in zip(seeds, seed_scores, strict=True)
         },
         "one": nan_to_none(cv_score(mean, comp.metric)),
+        "one_low": one_low,
+        "one_high": one_high,
         "blended": nan_to_none(cv_score(ensemble, comp.metric)),
+        "blended_low": blended_low,
+        "blended_high": blended_high,
         "gain": nan_to_none(gain.value),
         "low": low,
         "high": high,

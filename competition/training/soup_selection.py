@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from competition.config.competition import MetricConfig
 from competition.data.splits import HELD_OUT
 from competition.io import finite_or_none, nan_to_none, write_table
-from competition.metrics.bootstrap import cv_score, dice_per_class, paired_gain
+from competition.metrics.bootstrap import bootstrap_interval, cv_score, dice_per_class, paired_gain
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
 from competition.runs.oof import open_store, stored_shapes
 from competition.runs.run import Run
@@ -245,7 +245,8 @@ def compare_soup(
         groups: the group of each case, for the interval.
 
     Returns:
-        `plain` and `soup` (the scores); `gain`, `low` and `high` (the paired gain and its interval); `nested` (the
+        `plain` and `soup` (the scores), each with its 95 % interval (`plain_low`, `plain_high` and so on); `gain`,
+        `low` and `high` (the paired gain and its interval); `nested` (the
         score if the other parts select for each part); `chosen` (the parts for which the other parts select the soup);
         `parts` (number of parts); `kept` (whether all cases together select the soup).
     """
@@ -261,9 +262,16 @@ def compare_soup(
             chosen.append(part)
     kept, gain = _soup_is_better(plain, soup, metric, seed, groups)
     low, high = map(finite_or_none, gain[1:])
+    (plain_low, plain_high), (soup_low, soup_high) = (
+        score_interval(table, metric, seed, groups) for table in (plain, soup)
+    )
     return {
         "plain": nan_to_none(cv_score(plain, metric)),
+        "plain_low": plain_low,
+        "plain_high": plain_high,
         "soup": nan_to_none(cv_score(soup, metric)),
+        "soup_low": soup_low,
+        "soup_high": soup_high,
         "gain": nan_to_none(gain[0]),
         "low": low,
         "high": high,
@@ -272,6 +280,16 @@ def compare_soup(
         "parts": len(parts),
         "kept": kept,
     }
+
+
+def score_interval(
+    scores: pd.DataFrame, metric: MetricConfig, seed: int, groups: Mapping[str, str] | None
+) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of a score over cases; (None, None) for fewer than two scored cases."""
+    if scores["score"].notna().sum() < 2:
+        return None, None
+    low, high = bootstrap_interval(scores, metric, seed=seed, groups=groups)
+    return finite_or_none(low), finite_or_none(high)
 
 
 def _soup_is_better(

@@ -93,7 +93,7 @@ def test_repeated_command_prints_the_table_of_the_finished_run(data, tmp_path, r
     words = ["cv", EXPERIMENT, f"competition.root={data}", *SMALL, "run.parallel_folds=2"]
     first = run_in_process(*words)
     assert first.returncode == 0, first.stdout + first.stderr
-    for word in ("fold_0 |", "fold_1 |", "95 %", "minutes", "make ui", "10 cases"):
+    for word in ("fold_0 |", "fold_1 |", "95 %", "minutes", "maskfold ui", "viewStateShareKey", "10 cases"):
         assert word in first.stdout
     folders = list((tmp_path / "mlruns" / "runs").glob("*/*"))
     assert len(folders) == 1

@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from competition.ensembling.expected import estimate_score
 from competition.errors import MaskfoldError
 from competition.export.mlflow_model import describe_run, version_tags
-from competition.postprocessing.ranking import best_run, submitted_score
+from competition.postprocessing.ranking import best_run
 from competition.report.results import RunResults
 from competition.report.run import experiment_section, find_previous_best, gain_over_run
+from competition.report.scores import score_headline
 from competition.runs.blend import Ensemble
 from competition.runs.run import RUNS_FOLDER, load_run
+from competition.runs.summary import run_scores
 from competition.training.cross_validate import make_jobs, open_run, prepare_run
 from competition.training.evaluator import Evaluator
 from competition.training.fold import run_fold
@@ -145,11 +147,17 @@ def test_the_best_run_is_the_one_that_would_score_best_when_submitted(finished, 
     said: list[str] = []
     assert best_run(str(noisy.folder), say=said.append).folder == cured.folder
     assert f"{tuned[cured.folder].nested:.4f} (post-processing tuned on the other folds)" in said[-1]
-    assert submitted_score(noisy) == (tuned[noisy.folder].score, tuned[noisy.folder].kept)
+    counted = run_scores(noisy)
+    assert (counted.value, counted.is_nested) == (tuned[noisy.folder].score, tuned[noisy.folder].kept)
+    counted = run_scores(cured)
+    assert counted.counting == "nested" and counted.counted == counted.nested and counted.raw.value == raw[cured.folder]
+    assert counted.nested.low < counted.nested.value < counted.nested.high
+    headline = score_headline(RunResults.load(cured))
+    assert f"<b>{tuned[cured.folder].nested:.4f}</b>" in headline and f"{raw[cured.folder]:.4f} without" in headline
     assert version_tags(cured)["submitted_score"] == f"{tuned[cured.folder].nested:.6f}"
     assert f"{tuned[cured.folder].nested:.4f} with post-processing tuned" in describe_run(cured)
     plain = load_run(cured.folder, overrides=["postprocess.tune=false"])
-    assert submitted_score(plain) == (raw[cured.folder], False)
+    assert (run_scores(plain).value, run_scores(plain).counting) == (raw[cured.folder], "raw")
     assert best_run(str(noisy.folder), ["postprocess.tune=false"]).folder == noisy.folder
 
     monkeypatch.setattr("competition.report.run.get_end_time", lambda folder: float(Path(folder).name == "later"))
@@ -160,5 +168,5 @@ def test_the_best_run_is_the_one_that_would_score_best_when_submitted(finished, 
     estimate_score(Ensemble((later,), (1.0,)), 20)
     assert "both tuned on the other folds" in experiment_section(RunResults.load(later))
     gain, cases, _ = gain_over_run(RunResults.load(later), cured.folder)
-    expected = submitted_score(later).value - tuned[cured.folder].nested
+    expected = run_scores(later).value - tuned[cured.folder].nested
     assert cases == 10 and gain.value == pytest.approx(expected, abs=1e-9)

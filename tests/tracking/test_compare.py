@@ -85,7 +85,7 @@ def address(three_folds: Path) -> Iterator[str]:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
     try:
-        wait(lambda: "MLflow is at" in (three_folds / "ui.log").read_text() or process.poll() is not None)
+        wait(lambda: "Open in a browser" in (three_folds / "ui.log").read_text() or process.poll() is not None)
         assert process.poll() is None, (three_folds / "ui.log").read_text()
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 
 from competition.config.experiment import Experiment
-from competition.tracking.sync import MlflowSync, SystemMetricsSampler
+from competition.tracking.sync import MlflowSync
+from competition.tracking.system_metrics import SystemMetricsSampler
 from tests.tracking.test_uploader import fetch
 
 

@@ -67,18 +67,22 @@ def test_a_whole_run(run_folder: Path, delivery: New) -> None:
         "run_hash": "0123456789ab",
         "metric": "dice",
     }.items() <= run.data.tags.items()
-    assert (
-        run.data.tags["mlflow.note.content"]
-        == "**0.6250** dice (95 % interval 0.5000 to 0.7500) on 9 out-of-fold cases"
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith(
+        "**0.6250** dice (95 % interval 0.5000 to 0.7500) on 9 out-of-fold cases\n\n| dice | score |"
     )
+    assert run.data.tags["counting_score"] == "cv_score"
     assert run.data.params["patch.size"] == "[32, 48]"
     assert run.data.params["loss.0.weight"] == "0.5"
-    assert run.data.metrics == {"cv_score": 0.625, "cv_low": 0.5, "cv_high": 0.75, "dice_left part": 0.5, "cases": 9.0}
+    scores = {"score": 0.625, "low": 0.5, "high": 0.75}
+    named = {f"{name}_{key}": value for name in ("cv", "submitted") for key, value in scores.items()}
+    assert run.data.metrics == {**named, "dice_left part": 0.5, "cases": 9.0}
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
         "experiment.yaml",
         "cases.csv",
         "folds.csv",
         "summary.json",
+        "curves",
     }
     for number in (0, 1):
         child = runs[f"fold_{number}"]

@@ -1,0 +1,216 @@
+"""The scores of a run as MLflow shows them: metrics, a tag that names the score that counts, and a note in Markdown."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from competition.errors import MaskfoldError
+from competition.io import read_metrics_lines
+from competition.runs.run import load_run
+from competition.runs.summary import TUNING_FILE, RunScores, ScoreEstimate, run_scores, stored_scores
+from competition.tracking.datasets import validated_folds
+from competition.tracking.store import (
+    MAX_TAG_LENGTH,
+    list_member_folders,
+    matching_files,
+    result_metrics,
+    result_tags,
+    truncate_text,
+)
+
+if TYPE_CHECKING:
+    from competition.config.postprocess import PostprocessConfig
+
+COUNTING_TAG = "counting_score"  # its value is the name of the metric that counts
+SCORE_METRICS = {"raw": "cv_score", "nested": "nested_score", "soup": "soup_weights_score", "seeds": "all_seeds_score"}
+TITLES = {
+    "cv": "without tuned post-processing",
+    "nested": "with post-processing tuned on the other folds",
+    "soup_weights": "averaged checkpoints, on cases that did not select them",
+    "last_weights": "last weights",
+    "all_seeds": "all seeds together",
+    "one_seed": "one seed alone, on average",
+}
+CURVE_METRICS = ("train/loss", "val/score", "val/dice")  # also each `val/dice/<class>`
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """What MLflow shows of a run with a summary.
+
+    Attributes:
+        metrics: the final metrics.
+        tags: the tags, among them the description.
+        curves: (epoch, value) of each mean curve; empty until all folds are finished, because further folds would
+            change the mean of an epoch.
+    """
+
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    curves: dict[str, list[tuple[int, float]]]
+
+
+def read_run_page(folder: Path, summary: Mapping[str, Any], postprocess: PostprocessConfig | None) -> RunPage:
+    """Return what MLflow shows of a run.
+
+    Args:
+        folder: the run's folder.
+        summary: content of its `summary.json`.
+        postprocess: the section `postprocess` of the command; None: the run's own.
+    """
+    metrics = result_metrics({key: value for key, value in summary.items() if key not in ("score", "low", "high")})
+    tags = result_tags(summary)
+    scores = read_run_scores_of(folder, summary, postprocess)
+    if scores is not None:
+        metrics |= score_metrics(scores)
+        tags[COUNTING_TAG] = SCORE_METRICS[scores.counting]
+        pages = [path.name for path in matching_files(folder, ("*.html",))]
+        tags["mlflow.note.content"] = truncate_text(describe_scores(scores, summary, pages), MAX_TAG_LENGTH)
+    finished = {fold["fold"] for fold in summary.get("folds") or [] if isinstance(fold, Mapping) and "fold" in fold}
+    is_complete = validated_folds(folder) <= finished
+    members = [path for path in list_member_folders(folder) if not path.name.startswith("full")] if is_complete else []
+    return RunPage(metrics, tags, mean_curves(members))
+
+
+def read_run_scores_of(
+    folder: Path, summary: Mapping[str, Any], postprocess: PostprocessConfig | None
+) -> RunScores | None:
+    """Return the scores of a run, see `run_scores`; if its folder cannot be read as a run, those of its summary.
+
+    Args:
+        folder: the run's folder.
+        summary: content of its `summary.json`.
+        postprocess: the section `postprocess` of the command; None: the run's own.
+    """
+    if not (folder / TUNING_FILE).exists():
+        return stored_scores(summary)
+    try:
+        run = load_run(folder, None, check_edits=False)
+        if postprocess is not None:
+            run = replace(run, exp=run.exp.model_copy(update={"postprocess": postprocess}))
+        return run_scores(run, summary)
+    except (OSError, ValueError, LookupError, TypeError, MaskfoldError) as error:
+        logger.warning("The tuned score of %s cannot be read: %s", folder, error)
+        return stored_scores(summary)
+
+
+def named_estimates(scores: RunScores) -> dict[str, ScoreEstimate]:
+    """Return the estimates of a run that exist, by the first part of their metrics' names."""
+    named = {
+        "submitted": scores.counted,
+        "cv": scores.raw,
+        "nested": scores.nested,
+        "soup_weights": scores.soup,
+        "last_weights": scores.last,
+        "all_seeds": scores.seeds,
+        "one_seed": scores.one_seed,
+    }
+    return {name: estimate for name, estimate in named.items() if estimate is not None}
+
+
+def score_metrics(scores: RunScores) -> dict[str, float]:
+    """Return `<name>_score`, `<name>_low` and `<name>_high` of each estimate; `submitted_score` is the one that counts.
+
+    Example:
+        >>> score = ScoreEstimate(0.9, 0.8, 0.95)
+        >>> list(score_metrics(RunScores("dice", "raw", score, score)))
+        ['submitted_score', 'submitted_low', 'submitted_high', 'cv_score', 'cv_low', 'cv_high']
+    """
+    return {
+        f"{name}_{part}": value
+        for name, estimate in named_estimates(scores).items()
+        for part, value in zip(("score", "low", "high"), estimate, strict=True)
+        if isfinite(value)
+    }
+
+
+def describe_scores(scores: RunScores, summary: Mapping[str, Any], files: Iterable[str] = ()) -> str:
+    """Return the description of a run for its page in MLflow: the score that counts, and tables in Markdown.
+
+    Args:
+        scores: the scores of the run.
+        summary: content of its `summary.json`.
+        files: names of the run's artifacts that the text mentions.
+    """
+    counted = scores.counted
+    text = f"**{counted.value:.4f}** {scores.metric}"
+    if isfinite(counted.low):
+        text += f" (95 % interval {counted.low:.4f} to {counted.high:.4f})"
+    text += f" on {scores.cases} out-of-fold cases" if scores.cases else ""
+    counting = SCORE_METRICS[scores.counting].removesuffix("_score")
+    rows = [
+        [f"**{TITLES[name]}**" if name == counting else TITLES[name], f"{estimate.value:.4f}", _interval(estimate)]
+        for name, estimate in named_estimates(scores).items()
+        if name != "submitted"
+    ]
+    parts = [text, _table([scores.metric, "score", "95 % interval"], rows)]
+    if len(rows) > 1:
+        parts.append("The score in bold letters is that of the masks that `maskfold submit` hands in.")
+    if folds := _fold_rows(summary):
+        classes = list(summary.get("dice") or {})
+        parts.append(_table(["fold", "score", *(f"Dice {name}" for name in classes), "epochs", "minutes"], folds))
+    if names := ", ".join(f"`{name}`" for name in files):
+        parts.append(f"Artifacts: {names}.")
+    return "\n\n".join(parts)
+
+
+def _fold_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for fold in summary.get("folds") or []:
+        if not isinstance(fold, Mapping) or "fold" not in fold:
+            continue
+        name = "all cases" if fold["fold"] < 0 else str(fold["fold"])
+        name += f", seed {fold['seed']}" if fold.get("seed") else ""
+        dice = fold.get("dice") or {}
+        rows.append(
+            [
+                name,
+                _number(fold.get("score")),
+                *(_number(dice.get(name)) for name in summary.get("dice") or {}),
+                str(fold.get("epochs", "")),
+                _number(fold.get("minutes"), 1),
+            ]
+        )
+    return rows
+
+
+def _interval(estimate: ScoreEstimate) -> str:
+    return f"{estimate.low:.4f} to {estimate.high:.4f}" if isfinite(estimate.low) else ""
+
+
+def _number(value: Any, digits: int = 4) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else ""
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def mean_curves(folders: Iterable[Path]) -> dict[str, list[tuple[int, float]]]:
+    """Return the curves of a run: the mean of each curve over the folds, as (epoch, value), in the order of epochs.
+
+    Only epochs that all folds with this curve have logged are included, so that no fold drops out of the mean.
+    """
+    by_name: dict[str, list[dict[int, float]]] = {}
+    for folder in folders:
+        own: dict[str, dict[int, float]] = {}
+        for line in read_metrics_lines(folder / "metrics.jsonl"):
+            for name, value in line.metrics.items():
+                if name in CURVE_METRICS or name.startswith("val/dice/"):
+                    own.setdefault(name, {})[int(line.epoch)] = value
+        for name, curve in own.items():
+            by_name.setdefault(name, []).append(curve)
+    curves = {}
+    for name, several in by_name.items():
+        epochs = sorted(set.intersection(*(set(curve) for curve in several)))
+        curves[name] = [(epoch, sum(curve[epoch] for curve in several) / len(several)) for epoch in epochs]
+    return curves
