@@ -87,7 +87,7 @@ def _case_lines(scores: FolderScores) -> list[str]:
         rows = table.loc[order.index[:MAX_ROWS]]
         title = [f"The {MAX_ROWS} worst of {len(table)} rows by {first} (all of them: -o scores.csv)"]
     cells = [
-        [str(row["id"]), str(row["class"]), *(format_number(finite_or_none(row[name])) for name in scores.metrics)]
+        [str(row["id"]), str(row["class"]), *(_number(row[name]) for name in scores.metrics)]
         for row in rows.to_dict("records")
     ]
     return title + format_columns(["case", "class", *scores.metrics], cells)
@@ -100,7 +100,7 @@ def _summary_lines(scores: FolderScores) -> list[str]:
     for cls in [*classes, ""] if len(classes) > 1 else classes:
         estimates = [scores.estimate(name, cls) for name in scores.metrics]
         values = [
-            f"{format_number(finite_or_none(mean))} {format_interval(finite_or_none(low), finite_or_none(high))}".strip()
+            f"{_number(mean)} {format_interval(finite_or_none(low), finite_or_none(high))}".strip()
             for mean, low, high, _ in estimates
         ]
         rows.append([cls or "all", str(max(count for *_, count in estimates)), *values])
@@ -109,6 +109,10 @@ def _summary_lines(scores: FolderScores) -> list[str]:
         *format_columns(header, rows),
         "Means with 95 % intervals over the cases that have the class in either file",
     ]
+
+
+def _number(value: float) -> str:
+    return format_number(finite_or_none(value))
 
 
 def _label(scores: FolderScores, column: str) -> str:

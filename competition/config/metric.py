@@ -180,7 +180,7 @@ class Metric:
         return replace(self, function=partial(self.function, **values)) if values else self
 
     def __call__(self, **inputs: Any) -> Any:
-        """Return the score of one class of one case; the function receives only the inputs that it has parameters for."""
+        """Return the score of one class of one case; the function receives only the inputs that it names."""
         selected = {name: inputs[name] for name in self.inputs}
         return self.function(*self.function.sums(**selected)) if self.has_sums else self.function(**selected)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from competition.config.competition import Competition, MetricConfig
 from competition.config.loading import load_competition, load_experiment, resolve_config
-from competition.config.metric import Direction
 from competition.data.cases import case_table
 from competition.errors import MaskfoldError
 from competition.io import finite_or_none, separator_of, sha256_of_file

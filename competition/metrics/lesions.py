@@ -69,7 +69,7 @@ class LesionF1:
 
 @metric("lesion_dice", higher_is_better=True)
 class LesionDice:
-    """Lesion-wise Dice: the mean over true objects and false predicted objects of their Dice, which is 0 for the latter.
+    """Lesion-wise Dice: the mean Dice of true objects and false predicted objects, which have a Dice of 0.
 
     The Dice of a true object is that with the union of all predicted objects that share a pixel with it, as in the
     BraTS 2023 challenge (https://arxiv.org/abs/2305.17033), without its dilation and without its smallest volume. A

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import MetricConfig
-from competition.config.metric import Direction
 from competition.errors import MaskfoldError
 from competition.metrics.overlap import score_from_counts, sum_columns
 

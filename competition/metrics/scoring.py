@@ -52,7 +52,7 @@ def score_case(
     Returns:
         One row for each class: `class`; `score`, the competition's metric (nan if mask and truth are empty and
         `metric.both_empty` is null); `dice` and `iou` (nan if both are empty); and the pixel counts `tp`, `fp`, `fn`.
-        With `average: global` and a metric that adds up numbers of its own, the row has these numbers: `sum_1`, `sum_2`, …
+        With `average: global` and a metric that adds up numbers of its own, the row also has these: `sum_1`, `sum_2`, …
         If the metric averages one of its terms over slices, the row also has `pooled`, the part of the score from this
         term, and `items`, the number of slices in its mean.
 

@@ -19,7 +19,7 @@ SHAPES: list[tuple[tuple[int, ...], tuple[float, ...]]] = [
 
 
 def random_pairs(seeds: int = 4) -> list[Pair]:
-    """Return pairs of masks that are not empty, with their spacing: blobs, touching edges, single pixels, full masks."""
+    """Return pairs of masks that are not empty, with their spacing: blobs, edges, single pixels, full masks."""
     pairs = []
     for number, (shape, spacing) in enumerate(SHAPES):
         for seed in range(seeds):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from competition.config.competition import MetricConfig
@@ -12,6 +13,7 @@ from competition.config.loading import load_competition
 from competition.config.metric import Direction
 from competition.errors import MaskfoldError
 from competition.metrics.bootstrap import bootstrap_interval, cv_score
+from competition.metrics.scoring import score_case
 from competition.runs.contents import own_packages
 from competition.runs.run import run_hash
 from tests.metrics.mask_pairs import one_empty, random_pairs
@@ -74,7 +76,6 @@ def test_empty_masks_have_the_best_score():
 
 def test_an_object_term_without_objects_counts_as_correct():
     from competition.data.masks import CaseObjects
-    from competition.metrics.scoring import score_case
     from tests.metrics.test_lesions import comp
 
     nothing = CaseObjects(np.zeros((4, 4), np.int64))
@@ -166,10 +167,6 @@ def test_an_own_metric_over_all_cases(own):  # noqa: F811
     trust = ("own_metric",)
     for name in ("error", "Volume"):
         comp = demo(f"competition.metric={{target: own_metric.{name}, average: global}}", trust=trust).competition
-        from competition.metrics.scoring import score_case
-
-        import pandas as pd
-
         comp = comp.model_copy(update={"classes": ["a"]})
         rows = [
             {"id": str(number), **score_case(mask[None], truth[None].astype(np.uint8), comp)[0]}
