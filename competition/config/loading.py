@@ -338,8 +338,8 @@ def _check_trust(exp: Experiment, document: YamlDocument, trust: Sequence[str]) 
     targets += [
         (("augment", "transforms", number), transform) for number, transform in enumerate(exp.augment.transforms or [])
     ]
-    for section, (target, args) in exp.competition.metric.targets.items():
-        targets.append((_metric_key(("competition",), section), TargetConfig(target=target, args=args)))
+    for name, (target, args) in exp.competition.metric.targets.items():
+        targets.append((_metric_key(("competition",), name), TargetConfig(target=target, args=args)))
     for section, config in targets:
         key = (*section, "target")
         check_import_path(config.target, f"{document.locate(key)}: {'.'.join(map(str, key))}", trust)

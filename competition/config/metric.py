@@ -182,13 +182,15 @@ class Metric:
     def __call__(self, **inputs: Any) -> Any:
         """Return the score of one class of one case; the function receives only the inputs that it names."""
         selected = {name: inputs[name] for name in self.inputs}
-        return self.function(*self.function.sums(**selected)) if self.has_sums else self.function(**selected)
+        function: Any = self.function
+        return function(*function.sums(**selected)) if self.has_sums else function(**selected)
 
     def sums(self, **inputs: Any) -> tuple[float, ...]:
         """Return the numbers of one class of one case that `average: global` adds up over all cases."""
         if not self.has_sums:
             return tuple(float(inputs[name]) for name in COUNTS)
-        return tuple(float(value) for value in self.function.sums(**{name: inputs[name] for name in self.inputs}))
+        function: Any = self.function
+        return tuple(float(value) for value in function.sums(**{name: inputs[name] for name in self.inputs}))
 
     def score_sums(self, *sums: Any) -> Any:
         """Return the score of sums over cases (numbers, or arrays of one shape): counts, or those of `Metric.sums`."""

@@ -32,9 +32,9 @@ def itk_pixels(path: Path, dimensions: int, labels: bool) -> Image:
 
     Integers keep their dtype; floating-point values become float32. `labels` is ignored.
     """
+    reader = _open(path)
     import SimpleITK
 
-    reader = _open(path)
     head = _header(path, reader, dimensions)
     check_declared_size(path, math.prod(head.shape) * head.channels * np.dtype(head.dtype).itemsize)
     stored: Any = SimpleITK.GetArrayFromImage(reader.Execute())  # (…, Z, Y, X), components last
