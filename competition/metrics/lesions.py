@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from competition.config.metric import metric
 from competition.data.masks import HiddenPixels
@@ -62,7 +61,7 @@ class LesionF1:
         matches = Matches(*object_areas(predicted_objects, true_objects, predicted_hidden, true_hidden))
         return matches.counts(pair for pair in matches.shared if matches.iou(pair) > self.min_iou)
 
-    def __call__(self, found: ArrayLike, false: ArrayLike, missed: ArrayLike) -> Any:
+    def __call__(self, found: Any, false: Any, missed: Any) -> Any:
         """Return F1, 0 to 1; nan without objects."""
         return divide_or_nan(2 * np.asarray(found), 2 * np.asarray(found) + false + missed)
 
@@ -88,7 +87,7 @@ class LesionDice:
         total = sum(2 * shared[true] / (area + touching[true]) for true, area in matches.true.items())
         return total, len(matches.true) + matches.counts(matches.shared)[1]
 
-    def __call__(self, total: ArrayLike, objects: ArrayLike) -> Any:
+    def __call__(self, total: Any, objects: Any) -> Any:
         """Return the mean, 0 to 1; nan without objects."""
         return divide_or_nan(np.asarray(total), np.asarray(objects))
 
@@ -112,6 +111,6 @@ class PanopticQuality:
             best[pair[1]] = max(matches.iou(pair), best.get(pair[1], 0.0))
         return sum(best.values()), *matches.counts(matched)
 
-    def __call__(self, iou_sum: ArrayLike, found: ArrayLike, false: ArrayLike, missed: ArrayLike) -> Any:
+    def __call__(self, iou_sum: Any, found: Any, false: Any, missed: Any) -> Any:
         """Return the panoptic quality, 0 to 1; nan without objects."""
         return divide_or_nan(np.asarray(iou_sum), np.asarray(found) + np.asarray(false) / 2 + np.asarray(missed) / 2)
