@@ -330,17 +330,57 @@ def export(
     epilog="Example: maskfold score mine.csv --competition experiments/demo2d/competition.yaml --solution solution.csv"
 )
 def score(
-    file: Annotated[Path, typer.Argument(help="Submission CSV.")],
-    competition: Annotated[Path, typer.Option(help="The competition's YAML.")],
+    file: Annotated[Path, typer.Argument(help="Submission CSV, or a folder of label files (with --truth).")],
     overrides: CompetitionOverridesArgument = None,
+    competition: Annotated[Path | None, typer.Option(help="The competition's YAML; for a CSV.")] = None,
     solution: Annotated[
         Path | None,
         typer.Option(help="CSV with the truth of the test cases. Without it, the file must contain training cases."),
     ] = None,
-    table: Annotated[Path | None, typer.Option(help="Output CSV with the scores of each case.")] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", "--output", "-o", help="Output CSV with the scores of each case.")
+    ] = None,
+    truth: Annotated[Path | None, typer.Option(help="Folder with the true label files.")] = None,
+    metrics: Annotated[
+        str, typer.Option(help="Metrics of label files, or import paths of your own, separated by commas.")
+    ] = "dice,hd95,nsd",
+    tolerances: Annotated[str, typer.Option(help="Tolerances of nsd in mm; a column for each.")] = "1,2,3",
+    classes: Annotated[
+        str | None, typer.Option(help="Label values, e.g. 1,2 or liver=1,tumour=2+3; default: all values.")
+    ] = None,
+    ignore: Annotated[int | None, typer.Option(help="Value of true pixels that do not count.")] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(min=2, max=3, help="Axes of label files; default 3 for NIfTI, NRRD and MHA, else 2.")
+    ] = None,
+    missing: Annotated[
+        str, typer.Option(help="Cases that one folder lacks: error, skip, or empty (an empty prediction).")
+    ] = "error",
     trust: TrustOption = None,
 ) -> None:
-    """Score a CSV with the competition's metric: against a solution, or against the training masks."""
+    """Score a CSV with the competition's metric, or a folder of label files with any metrics.
+
+    A CSV is compared with a solution, or with the training masks; a folder with the label files of the same names in
+    --truth.
+    """
+    if truth is not None:
+        from competition.cli.score_folder import score_folder_command
+
+        if competition is not None or solution is not None or overrides:
+            raise MaskfoldError(
+                "--truth: found a competition, a solution or KEY=VALUE too, which belong to a CSV.",
+                "Omit them, or omit --truth.",
+                status=2,
+            )
+        score_folder_command(
+            file, truth, metrics, tolerances, classes, ignore, dimensions, missing, table, tuple(trust or [])
+        )
+        return
+    if file.is_dir():
+        raise MaskfoldError(f"{file} is a folder.", "Name the folder of true label files with --truth.", status=2)
+    if competition is None:
+        raise MaskfoldError(
+            "--competition is missing, which a CSV requires.", "Add --competition PATH/competition.yaml.", status=2
+        )
     from competition.cli.submit import score_command
 
     score_command(file, competition, solution, table, overrides or [], tuple(trust or []))

@@ -1,9 +1,9 @@
 """The order of the array axes in each file format, and the conversion from one order to another.
 
-NIfTI stores a volume as (X, Y, Z): column, row, slice. PNG, JPEG and TIFF store (Y, X), row and column, and stacks of
-them are (Y, X, Z). A competition has one order: the order of `train.images`. Files with another order are transposed
-when they are read. NPY and NPZ files do not store their order: `array_axes` sets it; without `array_axes` they are
-assumed to have the order of the case's other files.
+NIfTI, NRRD and MHA store a volume as (X, Y, Z): column, row, slice. PNG, JPEG and TIFF store (Y, X), row and column,
+and stacks of them are (Y, X, Z). A competition has one order: the order of `train.images`. Files with another order
+are transposed when they are read. NPY and NPZ files do not store their order: `array_axes` sets it; without
+`array_axes` they are assumed to have the order of the case's other files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from competition.config.competition import Competition
 from competition.rle import RleFormat
 
 # Endings of file names, and of patterns such as `{id}.nii*`.
-NIFTI = re.compile(r"\.nii(\.gz|\.?\*.*)?$", re.IGNORECASE)
+NIFTI = re.compile(r"\.(nii(\.gz|\.?\*.*)?|nrrd|nhdr|mha|mhd)$", re.IGNORECASE)  # and formats with the same order
 NUMPY = re.compile(r"\.np[yz*]\*?$", re.IGNORECASE)
 PICTURE = re.compile(r"\.(png|jpe?g|bmp|gif|tiff?|tif\*|jp\*g?)$", re.IGNORECASE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan, nan
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from competition.config.metric import METRICS, Direction, Metric, load_own_metric
+from competition.config.metric_sum import WeightedSum, best_score, sum_direction
 from competition.errors import MaskfoldError
 from competition.text import fold_name, join_or, name_problem
 
@@ -97,22 +99,62 @@ class TestFiles(ConfigModel):
     images: str | dict[str, str]
 
 
+class MetricTerm(ConfigModel):
+    """One term of a weighted sum of metrics: a metric with its settings, and its weight."""
+
+    name: str | None = None  # with `target`, only a label; default: last part of the path
+    weight: float = 1.0
+    beta: float = 1.0
+    tolerance_mm: float = 1.0
+    target: str | None = None
+    args: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check_term(self) -> MetricTerm:
+        if self.name is None and self.target is None:
+            raise ValueError("a term needs `name` or `target`")
+        if self.weight == 0:
+            raise ValueError("`weight` must not be 0")
+        if self.target is None and METRICS.get(str(self.name)).pooled_share:
+            raise ValueError(f"`name`: {self.name} averages one of its terms over slices, and cannot be part of a sum")
+        self.config()
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name in messages."""
+        return self.name or str(self.target).rpartition(".")[2]
+
+    def config(self, trust: Sequence[str] = ()) -> MetricConfig:
+        """Return the section `metric` of this term alone.
+
+        Args:
+            trust: additional packages from which `target` may be imported.
+        """
+        values = self.model_dump(include={"beta", "tolerance_mm", "target", "args"})
+        section = MetricConfig.model_validate({"name": self.label, **values})
+        section.trust(trust)
+        return section
+
+
 class MetricConfig(ConfigModel):
-    """The host's metric: one of `competition.metrics`, or the user's own function or class at an import path.
+    """The host's metric: one of `competition.metrics`, the user's own function or class, or a weighted sum of these.
 
     `average` sets how scores are averaged over cases and classes: `case_class` is the mean over all (case, class)
     pairs, `class` the mean over classes of each class's mean, `global` the mean over classes of each class's score on
-    all pixels. `both_empty` is the score of a class that is in neither truth nor prediction; null excludes this case
-    and class. The default is the best score (1.0, or 0.0 if lower is better), and null for the user's own metric.
+    all pixels (or objects). `both_empty` is the score of a class that is in neither truth nor prediction; null excludes
+    this case and class. The default is the best score (1.0, or 0.0 if lower is better; for a sum, the weighted sum of
+    these), and null for the user's own metric.
     """
 
-    name: str = DEFAULT_METRIC  # with `target`, only a label; default: last part of the path
+    name: str = DEFAULT_METRIC  # with `target` or `sum`, only a label; default: last part of the path, names of terms
     average: Literal["case_class", "class", "global"] = "case_class"
     both_empty: float | None = 1.0
     beta: float = 1.0
     tolerance_mm: float = 1.0
     target: str | None = None  # import path of the user's own metric
     args: dict[str, Any] = {}  # settings of the metric that are not keys above
+    sum: Annotated[list[MetricTerm], Field(min_length=1)] | None = None  # terms of a weighted sum, instead of a metric
 
     _trust: tuple[str, ...] = PrivateAttr(())
 
@@ -122,6 +164,8 @@ class MetricConfig(ConfigModel):
         if not isinstance(data, dict):
             return data
         target, name = data.get("target"), data.get("name")
+        if isinstance(data.get("sum"), list):
+            return _sum_defaults(data["sum"]) | data
         if isinstance(target, str):
             return {"name": target.rpartition(".")[2], "both_empty": None, **data}
         if isinstance(name, str) and "both_empty" not in data and _lower_is_better(name):
@@ -130,7 +174,9 @@ class MetricConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _check_metric(self) -> MetricConfig:
-        if self.target is None and (self.name != DEFAULT_METRIC or self.args):
+        if self.sum is not None:
+            self._check_sum(self.sum)
+        elif self.target is None and (self.name != DEFAULT_METRIC or self.args):
             try:
                 metric = METRICS.get(self.name)
             except ValueError as error:
@@ -139,19 +185,28 @@ class MetricConfig(ConfigModel):
                 if name in YAML_SETTINGS:
                     raise ValueError(f"`args.{name}` is a key of the section `metric`; set `{name}` instead")
             metric.bind(self.args, self._yaml_settings())
-        if self.average == "global" and not self.from_counts:
-            names = [name for name in METRICS.names() if METRICS.get(name).from_counts]
-            raise ValueError(
-                f"`average: global` requires a metric of pixel counts ({join_or(names)}), found {self.name}; "
-                "use case_class or class"
-            )
+        if self.average == "global" and not self.has_own_code and not self.resolve().supports_global:
+            raise ValueError(self._global_problem())
         return self
+
+    def _check_sum(self, terms: list[MetricTerm]) -> None:
+        if self.target is not None or self.args:
+            raise ValueError("`sum` excludes `target` and `args`; write them in a term of the sum")
+        if not self.has_own_code:  # otherwise, the direction is known only after the import
+            sum_direction([(term.weight, term.label, term.config().direction) for term in terms])
+
+    def _global_problem(self) -> str:
+        names = [name for name in METRICS.names() if METRICS.get(name).supports_global]
+        return (
+            f"`average: global` requires a metric of pixel counts or with sums ({join_or(names)}), found {self.name}; "
+            "use case_class or class"
+        )
 
     @model_serializer(mode="wrap")
     def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `target` and `args` if they are not set, so that hashes and files of other metrics do not change."""
+        """Omit `target`, `args` and `sum` if not set, so that hashes and files of other metrics do not change."""
         plain: dict[str, Any] = handler(self)
-        return {key: value for key, value in plain.items() if value or key not in ("target", "args")}
+        return {key: value for key, value in plain.items() if value or key not in ("target", "args", "sum")}
 
     def __eq__(self, other: object) -> bool:
         """Return whether all keys are equal; trusted packages are not compared."""
@@ -165,19 +220,37 @@ class MetricConfig(ConfigModel):
         """Return the metric with its settings.
 
         Raises:
-            MaskfoldError: status 2; `target` cannot be imported, is not trusted, or does not fit `args`.
+            MaskfoldError: status 2; `target` cannot be imported, is not trusted, or does not fit `args`; `average:
+                global` does not fit the user's own metric; the terms of a sum have different directions.
         """
-        if self.target is None:
+        if self.sum is not None:
+            terms = [(term.weight, term.config(self._trust).resolve()) for term in self.sum]
+            metric = Metric(self.name, WeightedSum(terms), self.direction)
+        elif self.target is None:
             return METRICS.get(self.name).bind(self.args, self._yaml_settings())
-        metric = load_own_metric(self.target, self.name, self._trust, "competition.metric.target")
-        try:
-            return metric.bind(self.args, self._yaml_settings())
-        except ValueError as error:
-            raise MaskfoldError(f"competition.metric: {error}.", "Correct metric.args.", status=2) from error
+        else:
+            metric = load_own_metric(self.target, self.name, self._trust, "competition.metric.target")
+            try:
+                metric = metric.bind(self.args, self._yaml_settings())
+            except ValueError as error:
+                raise MaskfoldError(f"competition.metric: {error}.", "Correct metric.args.", status=2) from error
+        if self.average == "global" and self.has_own_code and not metric.supports_global:
+            raise MaskfoldError(
+                f"competition.metric: {self._global_problem()}.",
+                "To score over all cases, see the section on metrics in CONTRIBUTING.md.",
+                status=2,
+            )
+        return metric
 
     @property
     def direction(self) -> Direction:
         """Whether higher or lower scores are better."""
+        if self.sum is not None:
+            terms = [(term.weight, term.label, term.config(self._trust).direction) for term in self.sum]
+            try:
+                return sum_direction(terms)
+            except ValueError as error:
+                raise MaskfoldError(f"competition.metric.sum: {error}.", "Correct the weights.", status=2) from error
         if self.target is None:
             return METRICS.get(self.name).direction
         return load_own_metric(self.target, self.name, self._trust, "competition.metric.target").direction
@@ -188,14 +261,29 @@ class MetricConfig(ConfigModel):
         return self.name if self.direction is Direction.HIGHER else f"{self.name}, lower is better"
 
     @property
-    def from_counts(self) -> bool:
-        """Whether the metric is a function of pixel counts, which `average: global` requires."""
-        return self.target is None and METRICS.get(self.name).from_counts
+    def targets(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The import path and the arguments of each function or class of the user, by its key below `metric`."""
+        found = {"": (self.target, self.args)} if self.target is not None else {}
+        for number, term in enumerate(self.sum or ()):
+            if term.target is not None:
+                found[f"sum.{number}"] = (term.target, term.args)
+        return found
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether the metric, or a term of it, is the user's own function or class."""
+        return bool(self.targets)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether all scores are known to lie between 0 and 1."""
+        return self.sum is None and not self.has_own_code and self.direction is Direction.HIGHER
 
     @property
     def has_pooled_term(self) -> bool:
         """Whether one term of the metric is averaged over items, such as slices, of all cases."""
-        return self.target is None and METRICS.get(self.name).pooled_share > 0  # see `load_own_metric`
+        # see `load_own_metric` and `MetricTerm`
+        return self.target is None and self.sum is None and METRICS.get(self.name).pooled_share > 0
 
     def _yaml_settings(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in YAML_SETTINGS}
@@ -209,6 +297,25 @@ def _lower_is_better(name: str) -> bool:
         return name != DEFAULT_METRIC and METRICS.get(name).direction is Direction.LOWER
     except ValueError:
         return False  # an unknown name, which `_check_metric` reports
+
+
+def _sum_defaults(terms: list[Any]) -> dict[str, Any]:
+    """Return the default name and `both_empty` of a sum; nothing if its terms are invalid, which pydantic reports."""
+    names, total = [], 0.0
+    for term in terms:
+        if isinstance(term, MetricTerm):
+            term = term.model_dump()
+        if not isinstance(term, dict) or not isinstance(weight := term.get("weight", 1.0), int | float):
+            return {}
+        target, name = term.get("target"), term.get("name")
+        names.append(str(name or str(target).rpartition(".")[2]))
+        if target is not None:
+            total = nan
+        elif not isinstance(name, str) or name not in METRICS.names():
+            return {}
+        else:
+            total += weight * best_score(METRICS.get(name))
+    return {"name": " + ".join(names), "both_empty": None if isnan(total) else round(total, 12)}
 
 
 class SubmissionFormat(ConfigModel):

@@ -120,8 +120,9 @@ def load_competition(
     _resolve_file(document, ("train", "cases"), file.parent)
     comp = _validate(Competition, document)
     if trust is not None:
-        if comp.metric.target is not None:
-            check_import_path(comp.metric.target, f"{document.locate(('metric', 'target'))}: metric.target", trust)
+        for section, (target, _) in comp.metric.targets.items():
+            key = _metric_key((), section)
+            check_import_path(target, f"{document.locate((*key, 'target'))}: {'.'.join(map(str, key))}.target", trust)
         comp.metric.trust(trust)
     return comp
 
@@ -146,7 +147,7 @@ def resolve_config(exp: Experiment) -> dict[str, Any]:
 def resolve_for_prediction(exp: Experiment) -> dict[str, Any]:
     """Return `resolve_config(exp)` without the user's own metric, whose package prediction does not need."""
     plain = resolve_config(exp)
-    if "target" in plain["competition"]["metric"]:
+    if exp.competition.metric.has_own_code:
         del plain["competition"]["metric"]
     return plain
 
@@ -306,6 +307,12 @@ def _load_own_steps(document: YamlDocument, trust: Sequence[str]) -> None:
                 load_own_step(step["target"], step.get("args"), f"{place}: {name}", trust)
 
 
+def _metric_key(above: KeyPath, section: str) -> KeyPath:
+    """Return the key of a metric, or of the term of a sum that `MetricConfig.targets` names, such as `sum.0`."""
+    parts: list[str | int] = [int(part) if part.isdecimal() else part for part in section.split(".") if part]
+    return (*above, "metric", *parts)
+
+
 def _check_trust(exp: Experiment, document: YamlDocument, trust: Sequence[str]) -> None:
     """Check the package and the arguments of every `target`, without importing it."""
     targets: list[tuple[KeyPath, TargetConfig]] = [(("model",), exp.model), (("optimizer",), exp.optimizer)]
@@ -314,9 +321,8 @@ def _check_trust(exp: Experiment, document: YamlDocument, trust: Sequence[str]) 
     targets += [
         (("augment", "transforms", number), transform) for number, transform in enumerate(exp.augment.transforms or [])
     ]
-    if exp.competition.metric.target is not None:
-        metric = TargetConfig(target=exp.competition.metric.target, args=exp.competition.metric.args)
-        targets.append((("competition", "metric"), metric))
+    for name, (target, args) in exp.competition.metric.targets.items():
+        targets.append((_metric_key(("competition",), name), TargetConfig(target=target, args=args)))
     for section, config in targets:
         key = (*section, "target")
         check_import_path(config.target, f"{document.locate(key)}: {'.'.join(map(str, key))}", trust)

@@ -30,9 +30,11 @@ INPUTS = {
     "fn": "number of pixels in the truth only",
     "predicted_objects": "(*spatial) integers: 0 for background, one label per object",
     "true_objects": "(*spatial) integers, the same for the truth",
+    "distances": "distances between the borders of mask and truth, `competition.metrics.distances.BorderDistances`",
     "predicted_hidden": "pixels of predicted objects that later ones cover, `competition.data.masks.HiddenPixels`",
     "true_hidden": "the same for the truth",
 }
+COUNTS = ("tp", "fp", "fn")
 OBJECTS = ("predicted_objects", "true_objects")
 Declared = TypeVar("Declared", bound=Callable[..., Any])
 
@@ -114,7 +116,28 @@ class Metric:
     @cached_property
     def inputs(self) -> tuple[str, ...]:
         """The inputs that the metric compares."""
+        if (known := getattr(self.function, "inputs", None)) is not None:  # a sum of metrics
+            return tuple(known)
         return tuple(name for name in _parameters(self.function, called=True) if name in INPUTS)
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether the metric adds up numbers of its own over all cases, see `metric`."""
+        return getattr(self.function, "sums", None) is not None
+
+    @property
+    def sum_count(self) -> int:
+        """The number of values that `sums` returns."""
+        if not self.has_sums:
+            return len(COUNTS)
+        if isinstance(known := getattr(self.function, "sum_count", None), int):  # a sum of metrics
+            return known
+        return len(inspect.signature(self.function).parameters)
+
+    @property
+    def supports_global(self) -> bool:
+        """Whether the metric can be computed over the pixels or objects of all cases: `average: global`."""
+        return self.from_counts or self.has_sums
 
     @property
     def needs_objects(self) -> bool:
@@ -157,8 +180,23 @@ class Metric:
         return replace(self, function=partial(self.function, **values)) if values else self
 
     def __call__(self, **inputs: Any) -> Any:
-        """Call the function; pass only the inputs that it has parameters for."""
-        return self.function(**{name: inputs[name] for name in self.inputs})
+        """Return the score of one class of one case; the function receives only the inputs that it names."""
+        selected = {name: inputs[name] for name in self.inputs}
+        function: Any = self.function
+        return function(*function.sums(**selected)) if self.has_sums else function(**selected)
+
+    def sums(self, **inputs: Any) -> tuple[float, ...]:
+        """Return the numbers of one class of one case that `average: global` adds up over all cases."""
+        if not self.has_sums:
+            return tuple(float(inputs[name]) for name in COUNTS)
+        function: Any = self.function
+        return tuple(float(value) for value in function.sums(**{name: inputs[name] for name in self.inputs}))
+
+    def score_sums(self, *sums: Any) -> Any:
+        """Return the score of sums over cases (numbers, or arrays of one shape): counts, or those of `Metric.sums`."""
+        if self.has_sums:
+            return self.function(*sums)
+        return self.function(**dict(zip(COUNTS, sums, strict=True)))
 
 
 METRICS: Registry[Metric] = Registry("metric", "competition.metrics")
@@ -173,6 +211,11 @@ def metric(
     parameter is a setting: a key of the YAML section `metric` (`beta`, `tolerance_mm`), or of `metric.args`. Instead of
     a function, a class may take the settings in its constructor, and its objects the inputs when they are called; a
     new object is made for every score.
+
+    A metric over all cases (`average: global`) is a class with two methods: `sums` takes inputs of one class of one
+    case and returns a tuple of numbers; `__call__` takes these numbers, added up over cases, and returns the score. It
+    must accept arrays of sums, and return nan where nothing was counted. The score of a single case is computed from
+    the sums of that case.
 
     Empty masks: if mask and truth are both empty (for a metric of objects: both without objects), the function is not
     called, and the score is `metric.both_empty`, by default that of a correct prediction: 1, or 0 if lower is better.
@@ -244,10 +287,12 @@ def load_own_metric(target: str, name: str, trust: Sequence[str], key: str) -> M
 def _parameters(function: Any, called: bool = False) -> dict[str, inspect.Parameter]:
     """Return the named parameters of a function.
 
-    For a class, these are the parameters of its constructor or, if `called`, of its objects' `__call__`.
+    For a class, these are the parameters of its constructor or, if `called`, of its objects' `sums` or `__call__`.
     """
     if called and isinstance(function, type):
-        function = partial(function.__call__, None)  # bound, so that `self` is left out
+        function = partial(getattr(function, "sums", function.__call__), None)  # bound, so that `self` is left out
+    elif called:
+        function = getattr(function, "sums", function)
     parameters = inspect.signature(function).parameters
     return {name: parameter for name, parameter in parameters.items() if parameter.kind in NAMED_KINDS}
 

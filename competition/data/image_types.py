@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -237,13 +238,44 @@ def file_digest(path: Path) -> bytes:
     The header of a gzip file is left out, because it stores the name of the original file: two copies of one volume
     under two ids would have different digests (RFC 1952, section 2.3).
 
+    For an MHD or NHDR file, the digest includes the file with the voxels.
+
     Raises:
         MaskfoldError: the file cannot be read.
     """
     with convert_decoder_errors(path), path.open("rb") as file:
         if path.suffix.lower() == ".gz":
             _skip_gzip_header(file)
-        return hashlib.file_digest(file, "sha256").digest()
+        digest = hashlib.file_digest(file, "sha256").digest()
+        if (data := detached_data_file(path)) is None:
+            return digest
+        with data.open("rb") as voxels:
+            return hashlib.sha256(digest + hashlib.file_digest(voxels, "sha256").digest()).digest()
+
+
+def detached_data_file(path: Path) -> Path | None:
+    """Return the file with the voxels of an MHD or NHDR file; None for other files, which contain their voxels.
+
+    Raises:
+        MaskfoldError: the header names several files, or a file in another folder.
+    """
+    key = {".mhd": b"ElementDataFile", ".nhdr": b"data file"}.get(path.suffix.lower())
+    if key is None:
+        return None
+    with path.open("rb") as file:
+        match = re.search(
+            rb"^" + re.escape(key) + rb"\s*[=:]\s*(.*?)\s*$", file.read(2**16), re.MULTILINE | re.IGNORECASE
+        )
+    if match is None:
+        raise unreadable_error(path, f"its header has no line {key.decode()}")
+    name = match[1].decode(errors="replace").removeprefix("./")
+    if name.upper() == "LOCAL":
+        return None
+    if "/" in name or "\\" in name or "%" in name or name.split(" ")[0].upper() == "LIST":
+        raise unreadable_error(
+            path, f"its voxels are in {name}, expected one file in its own folder", "Save it as MHA, NRRD or NIfTI"
+        )
+    return path.with_name(name)
 
 
 def combined_digest(parts: Iterable[bytes]) -> str:

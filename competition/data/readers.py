@@ -38,9 +38,13 @@ EXTENSIONS = {
     ".nii.gz": "nifti",
     ".npy": "numpy",
     ".npz": "numpy",
+    ".nrrd": "itk",
+    ".nhdr": "itk",
+    ".mha": "itk",
+    ".mhd": "itk",
 }
 
-ITK_EXTENSIONS = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".vtk")  # medical formats that ITK reads
+ITK_EXTENSIONS = (".gipl", ".vtk")  # medical formats that ITK reads, and Maskfold does not
 
 
 # Single files
@@ -52,9 +56,9 @@ def read_image(path: str | Path, dimensions: int | None = None, exif: bool = Fal
     16-bit values stay 16-bit. An alpha channel is kept (`prepare.channels` drops it). Palette indices become colours.
 
     Args:
-        path: a PNG, JPEG, BMP, GIF, TIFF, NIfTI, NPY or NPZ file.
+        path: a PNG, JPEG, BMP, GIF, TIFF, NIfTI, NPY, NPZ, NRRD, NHDR, MHA or MHD file.
         dimensions: number of spatial axes, 2 or 3; decides whether the pages of a TIFF are channels or slices. None: 3
-            for NIfTI, else 2.
+            for NIfTI, NRRD and MHA, else 2.
         exif: whether a 2D image is rotated by its EXIF orientation. Most masks and run lengths refer to the pixels as
             they are stored.
 
@@ -198,7 +202,7 @@ def _reader(path: Path, dimensions: int | None) -> tuple[FileFormat, int]:
         raise MaskfoldError(
             f"{path} has an unsupported extension: expected one of {', '.join(EXTENSIONS)}.", _conversion_hint(path)
         )
-    return READERS[kind], dimensions or (3 if kind == "nifti" else 2)
+    return READERS[kind], dimensions or (3 if kind in ("nifti", "itk") else 2)
 
 
 def _conversion_hint(path: Path) -> str:

@@ -143,6 +143,7 @@ PURPOSES = {
     "dashboard": "make dashboard",
     "pretrained": "encoders without a network",
     "dicom": "DICOM of every syntax",
+    "itk": "NRRD, MHA and MHD files",
     "onnx": "maskfold export --onnx",
 }
 MAX_CRASHES = 5  # number of crashes after which the remaining imports are not tested

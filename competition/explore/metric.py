@@ -15,7 +15,7 @@ def find_other_metric(comp: Competition, findings: Findings) -> None:
     if host is None:
         return
     expected = MetricConfig(**host)
-    if comp.metric.target is not None or comp.metric.name != expected.name:
+    if comp.metric.has_own_code or comp.metric.sum is not None or comp.metric.name != expected.name:
         differing = ["name"]
     else:
         settings = [key for key in YAML_SETTINGS if key in METRICS.get(expected.name).settings]

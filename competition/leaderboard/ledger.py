@@ -110,7 +110,7 @@ class UploadRecord:
         if not self.metric:
             return Direction.HIGHER
         metric = metric_of_record(self.metric)
-        return metric.direction if metric.target is None else None
+        return None if metric.has_own_code else metric.direction
 
 
 def metric_of_record(plain: dict[str, Any]) -> MetricConfig:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from competition.config.competition import Competition, MetricConfig
 from competition.config.loading import load_competition, load_experiment, resolve_config
-from competition.config.metric import Direction
 from competition.data.cases import case_table
 from competition.errors import MaskfoldError
 from competition.io import finite_or_none, separator_of, sha256_of_file
@@ -269,7 +268,7 @@ def table_groups(rows: pd.DataFrame) -> dict[str, str] | None:
 def _metric(metric: MetricConfig, expected: dict[str, Any]) -> dict[str, Any]:
     """Return the metric as plain data, with the direction of the user's own metric if the summary has a score."""
     plain = metric.model_dump()
-    if metric.target is None or not expected:
+    if not metric.has_own_code or not expected:
         return plain
     return {**plain, "higher_is_better": bool(expected.get("higher_is_better", True))}
 
@@ -414,7 +413,7 @@ def _check_score(name: str, value: float, comp: Competition | None) -> None:
     """Check that a score is finite and within the range of the metric."""
     if not isfinite(value):
         raise MaskfoldError(f"{name}: found {value:g}, expected a finite number.", "Write the board's score.", status=2)
-    is_share = comp is not None and comp.metric.target is None and comp.metric.direction is Direction.HIGHER
+    is_share = comp is not None and comp.metric.is_share
     if comp is not None and is_share and not 0 <= value <= 1:
         raise MaskfoldError(
             f"{name}: found {value:g}, expected 0 to 1 (metric {comp.metric.name}).",

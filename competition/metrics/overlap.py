@@ -5,13 +5,17 @@ The functions also accept arrays of counts, so that a bootstrap can score thousa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from competition.config.competition import MetricConfig
-from competition.config.metric import metric
+from competition.config.metric import COUNTS, metric
+from competition.errors import MaskfoldError
+
+SUM_PREFIX = "sum_"  # start of the names of columns with a metric's own sums
 
 
 class OverlapCounts(NamedTuple):
@@ -49,13 +53,40 @@ def fbeta(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, beta: float) -> Any:
     return _ratio((1 + beta**2) * np.asarray(tp), beta**2 * np.asarray(fn) + np.asarray(fp))
 
 
-def score_from_counts(config: MetricConfig, tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> Any:
-    """Compute a metric from pixel counts; its `from_counts` must be true."""
-    return config.resolve()(tp=tp, fp=fp, fn=fn)
+def score_from_counts(config: MetricConfig, *sums: ArrayLike) -> Any:
+    """Compute a metric that supports `average: global` from the sums over cases of the columns `sum_columns`."""
+    return config.resolve().score_sums(*sums)
+
+
+def sum_columns(config: MetricConfig, columns: Iterable[str]) -> tuple[str, ...]:
+    """Return the columns of a score table that `average: global` adds up: counts, or the metric's own sums.
+
+    Args:
+        config: the section `metric`.
+        columns: all columns of the table.
+
+    Raises:
+        MaskfoldError: the table lacks columns of the metric's own sums.
+    """
+    metric = config.resolve()
+    if not metric.has_sums:
+        return COUNTS
+    known = set(columns)
+    names = tuple(f"{SUM_PREFIX}{number}" for number in range(1, metric.sum_count + 1))
+    if missing := [name for name in names if name not in known]:
+        raise MaskfoldError(
+            f"The table of scores has no column {missing[0]}, which `average: global` of {metric.name} requires.",
+            "Score the run again: delete result.json in its folds, and repeat `maskfold cv`.",
+        )
+    return names
 
 
 def _ratio(correct: NDArray[Any], incorrect: NDArray[Any]) -> Any:
     """Return correct / (correct + incorrect), nan for 0 / 0; a float for scalars."""
-    total = correct + incorrect
-    values = np.divide(correct, total, out=np.full(np.shape(total), np.nan), where=total != 0)
+    return divide_or_nan(correct, correct + incorrect)
+
+
+def divide_or_nan(numerator: NDArray[Any], total: NDArray[Any]) -> Any:
+    """Return numerator / total, nan where total is 0; a float for scalars."""
+    values = np.divide(numerator, total, out=np.full(np.shape(total), np.nan), where=total != 0)
     return values if values.ndim else float(values)

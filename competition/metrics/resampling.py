@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import MetricConfig
-from competition.config.metric import Direction
 from competition.errors import MaskfoldError
-from competition.metrics.overlap import score_from_counts
+from competition.metrics.overlap import score_from_counts, sum_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,12 +34,12 @@ class ScoreTable:
     ids: list[str]
     classes: list[str]
     score: Floats
-    counts: tuple[Floats, ...]  # tp, fp, fn for `average: global`, else empty
+    counts: tuple[Floats, ...]  # tp, fp, fn or other sums for `average: global`, else empty
     pooled: tuple[Floats, ...] = ()  # the sum over items and their number, if the metric has a pooled term
 
     @classmethod
     def from_scores(cls, scores: pd.DataFrame, metric: MetricConfig) -> ScoreTable:
-        if metric.average == "global" and not metric.from_counts:
+        if metric.average == "global" and not metric.resolve().supports_global:
             raise MaskfoldError(
                 f"metric.average: found global, expected case_class or class for metric {metric.name}.",
                 "Change `metric.average`.",
@@ -67,7 +66,8 @@ class ScoreTable:
             values[rows, columns] = kept[name].to_numpy(np.float64)
             return values
 
-        counts = tuple(as_array(name, 0.0) for name in ("tp", "fp", "fn")) if metric.average == "global" else ()
+        columns_of_sums = sum_columns(metric, scores.columns) if metric.average == "global" else ()
+        counts = tuple(as_array(name, 0.0) for name in columns_of_sums)
         score, pooled = as_array("score", nan), tuple[Floats, ...]()
         if metric.has_pooled_term and "pooled" in scores.columns and scores["pooled"].notna().all():
             part, items = as_array("pooled", 0.0), as_array("items", 0.0)
@@ -126,7 +126,7 @@ class FewClusters:
     Attributes:
         metric: the metric.
         sums: arrays (clusters, classes) with the sum and number of scores, and for a pooled term with its sum and
-            number of items; for `average: global` with tp, fp and fn.
+            number of items; for `average: global` with tp, fp and fn, or the metric's own sums.
         low: the imagined cluster for one end of the interval, as arrays (classes,) like those in `sums`.
         high: the imagined cluster for the other end of the interval.
     """
@@ -144,7 +144,8 @@ class FewClusters:
         sums = [np.zeros((clusters.count, len(table.classes))) for _ in cells]
         for total, values in zip(sums, cells, strict=True):
             np.add.at(total, clusters.index, values)
-        has_class: NDArray[np.bool_] = np.greater(np.sum(sums, axis=0) if table.counts else sums[1], 0)
+        # A metric's own sums may be negative; counts and numbers of scores are not.
+        has_class: NDArray[np.bool_] = np.any([total != 0 for total in (sums if table.counts else sums[1:2])], axis=0)
         kept = has_class.any(axis=1)
         # The imagined cluster has the mean number of scores per cluster; if the average is not `case_class`, the mean
         # is over the clusters that have the class.
@@ -152,7 +153,9 @@ class FewClusters:
         low: tuple[Floats, ...]
         high: tuple[Floats, ...]
         means = [total.sum(axis=0) / np.maximum(1, number) for total in sums]
-        if table.counts:
+        if table.counts and table.metric.resolve().has_sums:
+            low, high = _extreme_sums(sums, table.metric)
+        elif table.counts:
             tp, fp, fn = means
             low, high = (0 * tp, tp + fp, tp + fn), (tp + fn, 0 * fp, 0 * fn)
         else:
@@ -205,11 +208,25 @@ def _score_bounds(scores: Floats, metric: MetricConfig) -> tuple[float, float]:
     if not len(scores):
         return nan, nan
     low, high = float(scores.min()), float(scores.max())
-    if metric.target is None and metric.direction is Direction.HIGHER:  # all metrics of counts are shares
+    if metric.is_share:
         return 0.0, 1.0
     if low >= 0 and high <= 1:  # a metric of the user is also assumed to be a share
         return 0.0, 1.0
     return max(0.0, 2 * low - high) if low >= 0 else 2 * low - high, 2 * high - low
+
+
+def _extreme_sums(sums: list[Floats], metric: MetricConfig) -> tuple[tuple[Floats, ...], tuple[Floats, ...]]:
+    """Return, for each class, the sums of the cluster with the lowest and of the cluster with the highest score.
+
+    The possible values of a metric's own sums are unknown, so the imagined cluster repeats an observed one.
+    """
+    scores = np.asarray(score_from_counts(metric, *sums), np.float64)
+    chosen = (
+        np.where(np.isfinite(scores), scores, inf).argmin(0),
+        np.where(np.isfinite(scores), scores, -inf).argmax(0),
+    )
+    low, high = (tuple(np.take_along_axis(total, rows[None], 0)[0] for total in sums) for rows in chosen)
+    return low, high
 
 
 def expanded_interval(

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
-from competition.config.metric import PooledScore
+from competition.config.metric import OBJECTS, Metric, PooledScore
+from competition.config.metric_sum import WeightedSum
 from competition.data.masks import CaseObjects
 from competition.errors import MaskfoldError
 from competition.io import damaged_error
+from competition.metrics.distances import BorderDistances
 from competition.metrics.instances import Labels, connected_components
-from competition.metrics.overlap import OverlapCounts, count_overlap, dice, iou
+from competition.metrics.overlap import SUM_PREFIX, OverlapCounts, count_overlap, dice, iou
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +52,7 @@ def score_case(
     Returns:
         One row for each class: `class`; `score`, the competition's metric (nan if mask and truth are empty and
         `metric.both_empty` is null); `dice` and `iou` (nan if both are empty); and the pixel counts `tp`, `fp`, `fn`.
+        With `average: global` and a metric that adds up numbers of its own, the row also has these: `sum_1`, `sum_2`, …
         If the metric averages one of its terms over slices, the row also has `pooled`, the part of the score from this
         term, and `items`, the number of slices in its mean.
 
@@ -87,8 +90,11 @@ def score_class(
         mask = mask & ~ignored
     del ignored
     counts = count_overlap(mask, class_truth)
-    result = _score(mask, class_truth, counts, comp, index, spacing, (predicted_instances, true_instances))
-    score, terms = _split_score(result, comp)
+    metric = comp.metric.resolve()
+    inputs = metric_inputs(metric, mask, class_truth, counts, spacing, (predicted_instances, true_instances), index)
+    score, terms = _split_score(_score(metric, inputs, counts, comp.classes[index]), comp)
+    if comp.metric.average == "global" and metric.has_sums:
+        terms |= {f"{SUM_PREFIX}{number}": value for number, value in enumerate(metric.sums(**inputs), 1)}
     if isnan(score) and comp.metric.both_empty is not None:
         score = comp.metric.both_empty
     return {
@@ -193,42 +199,65 @@ def _objects(instances: Labels | CaseObjects | None, mask: Mask, index: int) -> 
     return (instances if isinstance(instances, CaseObjects) else CaseObjects(instances)).of_class(mask, index)
 
 
-def _score(
+def metric_inputs(
+    metric: Metric,
     mask: Mask,
     truth: Mask,
     counts: OverlapCounts,
-    comp: Competition,
-    index: int,
     spacing: Sequence[float] | None,
-    instances: tuple[Labels | CaseObjects | None, Labels | CaseObjects | None],
-) -> float | PooledScore:
-    """Return the competition's metric of one class; nan if mask and truth (or their objects) are empty.
+    instances: tuple[Labels | CaseObjects | None, Labels | CaseObjects | None] = (None, None),
+    index: int = 0,
+) -> dict[str, Any]:
+    """Return the inputs of a metric for one class of one case, see `competition.config.metric.INPUTS`.
 
-    Raises:
-        MaskfoldError: the metric is undefined although mask or truth is not empty.
+    Args:
+        metric: the metric; objects are only computed if it compares them.
+        mask: (*spatial) bool, the prediction.
+        truth: bool of the same shape.
+        counts: overlap of mask and truth.
+        spacing: mm along each axis; None: 1 mm.
+        instances: predicted and true objects; None: connected components.
+        index: index of the class, which selects the objects.
     """
-    metric, objects = comp.metric.resolve(), dict[str, Any]()
-    is_empty = not any(counts)
+    spacing = [1.0] * mask.ndim if spacing is None else spacing
+    inputs: dict[str, Any] = {"mask": mask, "truth": truth, "spacing": spacing, **counts._asdict()}
+    if "distances" in metric.inputs:
+        inputs["distances"] = BorderDistances(mask, truth, spacing)
     if metric.needs_objects:
         predicted, true = _objects(instances[0], mask, index), _objects(instances[1], truth, index)
-        is_empty = not (predicted.any() or true.any())
-        objects = {
+        inputs |= {
             "predicted_objects": predicted.labels,
             "true_objects": true.labels,
             "predicted_hidden": predicted.hidden,
             "true_hidden": true.hidden,
         }
-    if is_empty:
+    return inputs
+
+
+def _score(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts, cls: str) -> float | PooledScore:
+    """Return the metric of one class; nan if mask and truth (or their objects) are empty.
+
+    Raises:
+        MaskfoldError: the metric is undefined although mask or truth is not empty.
+    """
+    if is_empty(metric, inputs, counts):
         return nan
-    spacing = [1.0] * mask.ndim if spacing is None else spacing
-    result = metric(mask=mask, truth=truth, spacing=spacing, **counts._asdict(), **objects)
+    result = metric(**inputs)
     if isinstance(result, PooledScore):
         return result
     score = float(result)
     if not isfinite(score):
         raise MaskfoldError(
-            f"The metric {metric.name} of the class {comp.classes[index]} is {score} for {counts.tp + counts.fp} "
+            f"The metric {metric.name} of the class {cls} is {score} for {counts.tp + counts.fp} "
             f"predicted and {counts.tp + counts.fn} true pixels, expected a finite number.",
             "Return the worst possible score, e.g. the image's diagonal, if only one mask is empty.",
         )
     return score
+
+
+def is_empty(metric: Metric, inputs: dict[str, Any], counts: OverlapCounts) -> bool:
+    """Return whether mask and truth have nothing that the metric compares."""
+    if not metric.needs_objects or isinstance(metric.function, WeightedSum):
+        return not any(counts)
+    names = ("predicted_objects", "true_objects", "predicted_hidden", "true_hidden")
+    return not any(np.any(inputs[name]) if name in OBJECTS else len(inputs[name]) for name in names)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.metric import PooledScore, metric
+from competition.metrics.distances import BorderDistances, crop_to_masks, hausdorff_percentile
 from competition.metrics.overlap import dice
 
 Mask = NDArray[np.bool_]
@@ -39,19 +40,40 @@ def surface_dice(mask: Mask, truth: Mask, spacing: Sequence[float], tolerance_mm
     Returns:
         0 to 1; 0 if only one mask is empty; nan if both are.
     """
+    return surface_dices(mask, truth, spacing, [tolerance_mm])[0]
+
+
+@metric("nsd", higher_is_better=True)
+def nsd(mask: Mask, truth: Mask, spacing: Sequence[float], tolerances: Sequence[float] = (1.0, 2.0, 3.0)) -> float:
+    """Return the normalized surface Dice at several tolerances: the mean of `surface_dice` over the tolerances.
+
+    Args:
+        mask: (*spatial) bool, 2D or 3D.
+        truth: bool of the same shape.
+        spacing: mm along each axis.
+        tolerances: maximum distances in mm.
+
+    Returns:
+        0 to 1; 0 if only one mask is empty; nan if both are.
+    """
+    return float(np.mean(surface_dices(mask, truth, spacing, tolerances)))
+
+
+def surface_dices(mask: Mask, truth: Mask, spacing: Sequence[float], tolerances: Sequence[float]) -> list[float]:
+    """Return the surface Dice for each tolerance (mm); all tolerances share one search. See `surface_dice`."""
     from scipy.spatial import cKDTree
 
-    mask, truth = _cropped(mask, truth)
+    mask, truth = crop_to_masks(mask, truth)
     (points, areas), (true_points, true_areas) = (_surface(array, tuple(spacing)) for array in (mask, truth))
     if not len(points) or not len(true_points):
-        return 0.0 if len(points) or len(true_points) else float("nan")
-    bound = 1.001 * tolerance_mm + 1e-3  # this bound makes the search in the tree faster
-    to_truth = cKDTree(true_points).query(points, distance_upper_bound=bound)[0]
-    to_mask = cKDTree(points).query(true_points, distance_upper_bound=bound)[0]
+        return [0.0 if len(points) or len(true_points) else float("nan")] * len(tolerances)
+    bound = 1.001 * max(tolerances) + 1e-3  # this bound makes the search in the tree faster
     # In float32 like MONAI, so that a distance of 0.1 + 0.2 is within 0.3.
-    limit = np.float32(tolerance_mm)
-    near = areas[to_truth.astype(np.float32) <= limit].sum() + true_areas[to_mask.astype(np.float32) <= limit].sum()
-    return float(near / (areas.sum() + true_areas.sum()))
+    to_truth = cKDTree(true_points).query(points, distance_upper_bound=bound)[0].astype(np.float32)
+    to_mask = cKDTree(points).query(true_points, distance_upper_bound=bound)[0].astype(np.float32)
+    total = areas.sum() + true_areas.sum()
+    limits = [np.float32(tolerance) for tolerance in tolerances]
+    return [float((areas[to_truth <= limit].sum() + true_areas[to_mask <= limit].sum()) / total) for limit in limits]
 
 
 @metric("uw_madison", higher_is_better=True, pooled_share=0.4)
@@ -99,7 +121,7 @@ def hausdorff(mask: Mask, truth: Mask, spacing: Sequence[float] | None = None) -
         truth: same shape, with at least one voxel.
         spacing: length of a voxel along each axis; None: 1.
     """
-    mask, truth = _cropped(mask, truth)
+    mask, truth = crop_to_masks(mask, truth)
     steps = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, float)
     return max(_directed_hausdorff(mask, truth, steps), _directed_hausdorff(truth, mask, steps))
 
@@ -107,8 +129,7 @@ def hausdorff(mask: Mask, truth: Mask, spacing: Sequence[float] | None = None) -
 def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
     """Return the 95 % Hausdorff distance: the larger 95th percentile of the border distances in both directions.
 
-    The value equals that of MONAI's `compute_hausdorff_distance(…, percentile=95)`. A border voxel shares a side with
-    the background; voxels beyond the image's edge count as background.
+    This is the metric of that name, see `competition.metrics.distances`.
 
     Args:
         mask: (*spatial) bool, 2D or 3D.
@@ -119,17 +140,7 @@ def hd95(mask: Mask, truth: Mask, spacing: Sequence[float]) -> float:
         The distance in mm; 0 if both masks are empty; the image diagonal (the largest possible distance) if only one
         is.
     """
-    from scipy.ndimage import binary_erosion
-    from scipy.spatial import cKDTree
-
-    if not mask.any() or not truth.any():
-        both_empty = bool(mask.any() == truth.any())
-        return 0.0 if both_empty else float(np.linalg.norm(np.asarray(mask.shape) * np.asarray(spacing)))
-    mask, truth = _cropped(mask, truth)
-    borders = [np.argwhere(array & ~binary_erosion(array)) * np.asarray(spacing, float) for array in (mask, truth)]
-    to_truth = cKDTree(borders[1]).query(borders[0])[0]
-    to_mask = cKDTree(borders[0]).query(borders[1])[0]
-    return max(float(np.percentile(to_truth, 95)), float(np.percentile(to_mask, 95)))
+    return hausdorff_percentile(BorderDistances(mask, truth, spacing))
 
 
 def _directed_hausdorff(mask: Mask, target: Mask, steps: Points) -> float:
@@ -161,16 +172,6 @@ def _directed_hausdorff(mask: Mask, target: Mask, steps: Points) -> float:
         voxels = voxels[outside[tuple(voxels.T)]]
         farthest = max(farthest, float(tree.query(voxels * steps)[0].max()))
     return farthest
-
-
-def _cropped(mask: Mask, truth: Mask) -> tuple[Mask, Mask]:
-    """Crop both masks to the smallest box that contains them."""
-    box = []
-    for axis in range(mask.ndim):
-        other_axes = tuple(i for i in range(mask.ndim) if i != axis)
-        filled = np.flatnonzero(mask.any(axis=other_axes) | truth.any(axis=other_axes))
-        box.append(slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 0))
-    return mask[tuple(box)], truth[tuple(box)]
 
 
 def _surface(mask: Mask, spacing: tuple[float, ...]) -> tuple[Points, Points]:

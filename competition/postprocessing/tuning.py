@@ -16,7 +16,7 @@ from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.io import sha256_of_file, write_json, write_table
 from competition.metrics.bootstrap import ScoreGain, cv_score, paired_gain
-from competition.metrics.overlap import score_from_counts
+from competition.metrics.overlap import score_from_counts, sum_columns
 from competition.metrics.scoring import read_scores
 from competition.postprocessing.evaluation import OofScores, Steps
 from competition.postprocessing.steps import SearchContext, TruthSizes
@@ -260,7 +260,7 @@ class _CoordinateDescent:
 def class_score(rows: Sequence[dict[str, Any]], metric: MetricConfig, selected: np.ndarray[Any, Any]) -> float:
     """Return the metric of one class over the selected cases; nan if no selected case has a score."""
     if metric.average == "global":
-        counts = [np.array([row[key] for row in rows])[selected].sum() for key in ("tp", "fp", "fn")]
+        counts = [np.array([row[key] for row in rows])[selected].sum() for key in sum_columns(metric, rows[0])]
         return float(score_from_counts(metric, *counts))
     scores = np.array([row["score"] for row in rows], np.float64)[selected]
     if metric.has_pooled_term and np.isfinite(scores).any():

@@ -18,7 +18,7 @@ from competition.config.postprocess import PostprocessConfig
 from competition.context import Context
 from competition.data.cases import case_rows, case_table
 from competition.data.patterns import match_cases, warn_skipped
-from competition.data.readers import has_reader, row_axes
+from competition.data.readers import EXTENSIONS, extension_of, has_reader, read_header, row_axes
 from competition.ensembling.ensemble import EnsemblePredictor
 from competition.errors import MaskfoldError
 from competition.io import atomic_write, ensure_writable
@@ -359,6 +359,7 @@ def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp
     else:
         spacing = json.loads(row.spacing)
         sizes = spacing if order is None else [spacing[axis] for axis in order]
-        image = nibabel.Nifti1Image(labels, np.diag([*sizes, 1.0]))
+        affine = read_header(source, 3).affine if EXTENSIONS.get(extension_of(source.name)) == "itk" else None
+        image = nibabel.Nifti1Image(labels, np.diag([*sizes, 1.0]) if affine is None else affine)
     atomic_write(path, lambda file: file.write(gzip.compress(image.to_bytes(), 6, mtime=0)))
     return path

@@ -127,10 +127,10 @@ def test_float64_labels_are_read_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "command"),
     [
-        ("p0.nrrd", 's.WriteImage(s.ReadImage("p0.nrrd"), "p0.nii.gz")'),
-        ("p0.seg.nrrd", 's.WriteImage(s.ReadImage("p0.seg.nrrd"), "p0.nii.gz")'),
-        ("p0.mha", "SimpleITK"),
-        ("p0.MHD", "SimpleITK"),
+        ("p0.vtk", 's.WriteImage(s.ReadImage("p0.vtk"), "p0.nii.gz")'),
+        ("p0.seg.vtk", 's.WriteImage(s.ReadImage("p0.seg.vtk"), "p0.nii.gz")'),
+        ("p0.gipl", "SimpleITK"),
+        ("p0.GIPL", "SimpleITK"),
         ("p0.img", "nib-convert p0.img p0.nii.gz"),
         ("p0.hdr", "nib-convert p0.img p0.nii.gz"),
         ("p0.xyz", "Convert the file."),

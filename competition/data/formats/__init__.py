@@ -1,4 +1,4 @@
-"""Readers of each family of file formats: PNG, JPEG, BMP and GIF; NIfTI; NumPy; TIFF.
+"""Readers of each family of file formats: PNG, JPEG, BMP and GIF; NIfTI; NumPy; TIFF; NRRD and MHA.
 
 Each family has a file with two functions: one reads the header, the other checks the declared size and then reads the
 pixels.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from competition.data.formats.arrays import numpy_header, numpy_pixels
+from competition.data.formats.itk import itk_header, itk_pixels
 from competition.data.formats.nifti import nifti_header, nifti_pixels
 from competition.data.formats.raster import raster_header, raster_pixels
 from competition.data.formats.tiff import tiff_header, tiff_pixels
@@ -27,5 +28,6 @@ READERS = {
     "raster": FileFormat(raster_header, raster_pixels),
     "tiff": FileFormat(tiff_header, tiff_pixels),
     "nifti": FileFormat(nifti_header, nifti_pixels),
+    "itk": FileFormat(itk_header, itk_pixels),
     "numpy": FileFormat(numpy_header, numpy_pixels),
 }

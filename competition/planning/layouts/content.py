@@ -48,7 +48,7 @@ def dimensions_of(path: Path) -> int:
         MaskfoldError: the file cannot be read.
     """
     kind = EXTENSIONS.get(extension_of(path.name))
-    if kind == "nifti":
+    if kind in ("nifti", "itk"):
         return 3 if _volume_depth(path) > 1 else 2
     if kind == "tiff":
         return 3 if _is_volume(path) and read_header(path, 3).shape[-1] > 1 else 2

@@ -1,0 +1,135 @@
+"""Metrics of topology and of partitions: clDice, the error of the Betti numbers, and the variation of information."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.metric import metric
+from competition.metrics.distances import crop_to_masks
+from competition.metrics.instances import Labels, connected_components
+
+Mask = NDArray[np.bool_]
+
+
+@metric("cl_dice", higher_is_better=True)
+def cl_dice(mask: Mask, truth: Mask) -> float:
+    """Return clDice: the Dice of the share of each skeleton that lies in the other mask, for tubes and vessels.
+
+    Shit et al. 2021, https://arxiv.org/abs/2003.07311; the skeletons are those of scikit-image.
+    Some boxes have an empty skeleton there; the mask itself is used for them.
+
+    Args:
+        mask: (*spatial) bool, 2D or 3D.
+        truth: bool of the same shape.
+
+    Returns:
+        0 to 1; 0 if only one mask is empty; nan if both are.
+    """
+    if not mask.any() or not truth.any():
+        return float("nan") if mask.any() == truth.any() else 0.0
+    mask, truth = crop_to_masks(mask, truth)
+    skeletons = _skeleton(mask), _skeleton(truth)
+    precision, sensitivity = (
+        np.count_nonzero(skeleton & other) / np.count_nonzero(skeleton)
+        for skeleton, other in zip(skeletons, (truth, mask), strict=True)
+    )
+    return 2 * precision * sensitivity / (precision + sensitivity) if precision + sensitivity else 0.0
+
+
+@metric("betti_error", higher_is_better=False)
+def betti_error(mask: Mask, truth: Mask) -> float:
+    """Return the sum of the absolute differences of the Betti numbers of mask and truth.
+
+    See `betti_numbers`. Clough et al. 2020, https://arxiv.org/abs/1910.01877, and others compute the differences in
+    patches; here the patch is the whole case.
+
+    Args:
+        mask: (*spatial) bool, 2D or 3D.
+        truth: bool of the same shape.
+
+    Returns:
+        A whole number from 0. An empty mask has no components, holes or cavities.
+    """
+    return float(sum(abs(own - true) for own, true in zip(betti_numbers(mask), betti_numbers(truth), strict=True)))
+
+
+def betti_numbers(mask: Mask) -> tuple[int, ...]:
+    """Count the components and holes (2D), or the components, tunnels and cavities (3D) of a mask.
+
+    Foreground is connected by sides, edges and corners, and background by sides. Pixels beyond the image's edge are
+    background.
+
+    Args:
+        mask: (*spatial) bool, 2D or 3D.
+    """
+    import cc3d
+    from skimage.measure import euler_number
+
+    if not mask.any():
+        return (0,) * mask.ndim
+    padded = np.pad(crop_to_masks(mask, mask)[0], 1)
+    components = int(connected_components(padded).max())
+    background = cc3d.connected_components(
+        np.ascontiguousarray(~padded).view(np.uint8), connectivity=4 if mask.ndim == 2 else 6
+    )
+    enclosed = int(background.max()) - 1
+    if mask.ndim == 2:
+        return components, enclosed
+    euler = int(euler_number(padded, connectivity=3))
+    return components, components + enclosed - euler, enclosed
+
+
+@metric("voi", higher_is_better=False)
+def variation_of_information(predicted_objects: Labels, true_objects: Labels, background: bool = True) -> float:
+    """Return the variation of information of two partitions into objects: the bits that one lacks about the other.
+
+    Meilă 2003. The value is the sum of both numbers of scikit-image's `variation_of_information`, the conditional
+    entropies that rise if objects are split or merged.
+
+    Args:
+        predicted_objects: integers of any shape, 0 for background, one label per object.
+        true_objects: the true objects, in the same form.
+        background: whether the background is a part of both partitions, as in scikit-image. If false, only pixels that
+            are in an object of mask or truth count; the pixels outside all objects of one of them are one part.
+
+    Returns:
+        Bits, from 0 (equal partitions).
+    """
+    from skimage.metrics import variation_of_information as conditional_entropies
+
+    if not background:
+        either = (predicted_objects != 0) | (true_objects != 0)
+        predicted_objects, true_objects = predicted_objects[either], true_objects[either]
+    if not predicted_objects.size:
+        return 0.0
+    _, predicted = np.unique(predicted_objects, return_inverse=True)  # object numbers may be large
+    _, true = np.unique(true_objects, return_inverse=True)
+    return max(0.0, float(np.sum(conditional_entropies(true.ravel(), predicted.ravel()))))
+
+
+@metric("voi_score", higher_is_better=True)
+def voi_score(predicted_objects: Labels, true_objects: Labels, alpha: float = 0.3, background: bool = False) -> float:
+    """Return 1 / (1 + alpha × variation of information), a share from 0 to 1 for weighted sums.
+
+    Args:
+        predicted_objects: integers of any shape, 0 for background, one label per object.
+        true_objects: the true objects, in the same form.
+        alpha: factor of the variation of information.
+        background: see `variation_of_information`.
+
+    Returns:
+        Above 0 to 1; 0 if only one side has objects.
+    """
+    if predicted_objects.any() != true_objects.any():
+        return 0.0
+    return 1 / (1 + alpha * variation_of_information(predicted_objects, true_objects, background))
+
+
+def _skeleton(mask: Mask) -> NDArray[Any]:
+    from skimage.morphology import skeletonize
+
+    skeleton = np.asarray(skeletonize(mask), np.bool_)
+    return skeleton if skeleton.any() else mask
