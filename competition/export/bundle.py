@@ -39,6 +39,7 @@ from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.checkpoint import read_weights
 from competition.runs.find import SUBMIT_TIME_KEYS
 from competition.runs.fold import RESULT_FILE
+from competition.runs.imported import refuse_imported
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import CACHE_FOLDER, Run
 from competition.submission.reader import open_rows
@@ -96,6 +97,7 @@ def export_runs(
         MaskfoldError: the runs do not belong together, the folder contains other files, or the bundle does not run.
     """
     check_same_competition(runs)
+    refuse_imported(runs, "be exported")
     check_output([folder], competitions_of(runs))
     check_replaceable(folder)
     ensemble = Ensemble(tuple(runs), normalize_weights(weights, len(runs)))

@@ -26,6 +26,7 @@ from competition.errors import MaskfoldError
 from competition.io import read_csv, sha256_of_file, write_json, write_table
 from competition.runs.contents import RunRecord, change_to_version_2, table_digest
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
+from competition.runs.imported import is_imported, refuse_imported
 from competition.runs.kept_settings import drop_execution_keys
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Run:
         return result.digests.get(result.weights) if result is not None else None
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Return the weights of the finished members.
+        """Return the weights of the finished members; an empty list for an imported run, which has none.
 
         Raises:
             MaskfoldError: a file is missing or was changed after its fold finished, or a result is damaged.
@@ -234,7 +235,7 @@ class Run:
         from competition.runs.checkpoint import exchanged_error
 
         checkpoints = []
-        for fold, seed in self.finished_members():
+        for fold, seed in [] if is_imported(self.exp) else self.finished_members():
             path, expected = self.weights(fold, seed), self.weights_digest(fold, seed)
             try:
                 digest = sha256_of_file(path)
@@ -273,6 +274,7 @@ class Run:
         from competition.models.build import build_network
         from competition.runs.checkpoint import load_weights
 
+        refuse_imported([self], "predict images")
         network = None
         for member in self.finished_members() if members is None else members:
             if network is None or not reuse:

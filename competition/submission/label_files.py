@@ -26,6 +26,7 @@ from competition.postprocessing.case import CasePrediction
 from competition.postprocessing.pipeline import postprocess
 from competition.postprocessing.tuning import load_tuning
 from competition.runs.blend import Ensemble, check_same_competition
+from competition.runs.imported import refuse_imported
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Run
 from competition.text import fold_name
@@ -175,6 +176,7 @@ def predict_images(
         MaskfoldError: the folder contains no image, or a case cannot be read or predicted.
     """
     check_same_competition(runs)
+    refuse_imported(runs, "predict new images")
     if output.resolve() == images.resolve():
         raise MaskfoldError(
             f"Output folder: found {output}, expected a folder other than --images.",

@@ -29,6 +29,7 @@ from competition.runs.contents import (
     source_digests,
 )
 from competition.runs.fold import FoldJob, FoldResult
+from competition.runs.imported import IMPORT_HINT, is_imported
 from competition.runs.kept_settings import decide_settings, stored_settings, with_kept_settings, with_settings
 from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
@@ -99,6 +100,10 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     from competition.runs.extra_cases import combined_data_hash, extra_case_tables
     from competition.runs.find import resolve_teachers
 
+    if is_imported(exp):
+        raise MaskfoldError(
+            "This YAML is that of an imported run, which has no network to train.", IMPORT_HINT, status=2
+        )
     exp = resolve_teachers(exp)
     cases = case_table(exp.competition, "train")
     folds = split(cases, exp.competition, exp.folds, exp.seeds[0])

@@ -20,6 +20,7 @@ from competition.errors import MaskfoldError
 from competition.io import write_json
 from competition.runs.extra_cases import same_competition
 from competition.runs.fold import PLAIN_WEIGHTS, FoldJob
+from competition.runs.imported import refuse_imported
 from competition.runs.run import RUN_NAME, Run, load_run
 
 LINEAGE_FILE = "lineage.json"
@@ -211,6 +212,7 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
         MaskfoldError: the weights do not exist, or were trained on a case that this fold validates.
     """
     source_run = load_run(source, job.trust)
+    refuse_imported([source_run], "be the start of a training (init_from)")
     weights = source_run.member_folder(job.fold, 0) / PLAIN_WEIGHTS
     if not weights.exists():
         raise MaskfoldError(
