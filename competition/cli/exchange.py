@@ -69,9 +69,8 @@ def import_command(
     )
     say(f"{'imported' if done.is_new else 'already imported'}: {done.run.folder} ({done.layout})")
     if done.predicted:
-        say(
-            f"{done.predicted} training cases out of fold in {len(done.run.fold_numbers())} folds, {done.tests[0]} test cases"
-        )
+        folds = len(done.run.fold_numbers())
+        say(f"{done.predicted} training cases out of fold in {folds} folds, {done.tests[0]} test cases")
         summary = read_summary(done.run.folder)
         dice = ", ".join(f"{cls} {format_number(value)}" for cls, value in done.dice.items())
         say(
@@ -128,7 +127,7 @@ def _run_with_folds(name: str, overrides: list[str], trust: tuple[str, ...], say
     if (run.folder / FOLDS_FILE).exists():
         return replace(run, folds=read_folds(run.folder / FOLDS_FILE))
     say(
-        "note: this experiment has no run yet. `maskfold cv` also compares the images' pixels before it trains, and keeps "
-        "copies in one fold; if it finds some, write the folds again"
+        "note: this experiment has no run yet. `maskfold cv` also compares the images' pixels before it trains, and "
+        "keeps copies in one fold; if it finds some, write the folds again"
     )
     return run

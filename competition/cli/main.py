@@ -309,6 +309,15 @@ def export(
     onnx: Annotated[bool, typer.Option("--onnx", help="Also export the networks as ONNX, for onnxruntime.")] = False,
     wheels: Annotated[bool, typer.Option("--wheels", help="Download the packages' wheels, except PyTorch's.")] = False,
     hours: Annotated[float, typer.Option(min=0.01, help="Time limit of the notebook.")] = 9.0,
+    container: Annotated[
+        str | None, typer.Option(help="grand-challenge: also write a Dockerfile and the entry point of its interface.")
+    ] = None,
+    input_slug: Annotated[
+        str | None, typer.Option(help="With --container: name of the input socket; default the only one.")
+    ] = None,
+    output_slug: Annotated[
+        str | None, typer.Option(help="With --container: name of the output socket; default the competition's name.")
+    ] = None,
     trust: TrustOption = None,
     allow: AllowOption = None,
 ) -> None:
@@ -318,7 +327,19 @@ def export(
     """
     from competition.cli.submit import export_command
 
-    export_command(words, output, weights, tuple(trust or []), zipped=zipped, onnx=onnx, wheels=wheels, hours=hours)
+    export_command(
+        words,
+        output,
+        weights,
+        tuple(trust or []),
+        zipped=zipped,
+        onnx=onnx,
+        wheels=wheels,
+        hours=hours,
+        container=container,
+        input_slug=input_slug,
+        output_slug=output_slug,
+    )
 
 
 @app.command(
@@ -350,8 +371,8 @@ def import_(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="Folder of the predictions: nnU-Net's results, or fold_0/ID.npz, …, or oof/ID.nii.gz with --splits; and "
-            "test/ID.nii.gz."
+            help="Folder of the predictions: nnU-Net's results, or fold_0/ID.npz, …, or oof/ID.nii.gz with --splits; "
+            "and test/ID.nii.gz."
         ),
     ],
     competition: Annotated[Path, typer.Option(help="The competition's YAML.")],

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 PREDICTIONS_KEY = "predictions"  # in the record of the run's hash: the digest of the imported files
 IMPORT_FORMAT = 1  # part of that digest; increased if the same files would give other predictions
-LOW_DICE = 0.1
+LOW_DICE = 0.1  # if every class has less, the axes or channels are probably wrong
+DEFAULT_OPTIONS = ReadingOptions()
 MAX_SERIAL_CASES = 4  # with more cases, several processes read and score them
 
 
@@ -83,7 +84,7 @@ def import_predictions(
     oof: Path | None = None,
     test: Path | None = None,
     splits: Path | None = None,
-    options: ReadingOptions = ReadingOptions(),
+    options: ReadingOptions = DEFAULT_OPTIONS,
     context: Context = Context(),
     progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
     root: Path = RUNS_FOLDER,

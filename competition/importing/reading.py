@@ -120,8 +120,8 @@ def _load_array(path: Path) -> tuple[Array, bool]:
         key = names[0] if len(names) == 1 else next((name for name in ARRAY_KEYS if name in names), None)
         if key is None:
             raise MaskfoldError(
-                f"{path} has several arrays or none: found {', '.join(names[:5]) or 'none'}, expected one, or one named "
-                f"{', '.join(ARRAY_KEYS[:3])}.",
+                f"{path} has several arrays or none: found {', '.join(names[:5]) or 'none'}, expected one, or one "
+                f"named {', '.join(ARRAY_KEYS[:3])}.",
                 "Save one array per file.",
             )
         with np.load(path, allow_pickle=False) as loaded:
@@ -141,7 +141,8 @@ def _with_channels(array: Array, comp: Competition, path: Path, options: Reading
         return array[None]
     if array.ndim != dims + 1:
         raise MaskfoldError(
-            f"{path} has {array.ndim} axes, expected {dims + 1} (channel and {dims} spatial axes), or {dims} for labels.",
+            f"{path} has {array.ndim} axes, expected {dims + 1} (channel and {dims} spatial axes), or {dims} for "
+            "labels.",
             "Save one case per file, without a batch axis.",
         )
     counts = {comp.output_channels, len(comp.classes), len(options.channels) or 1, 1}
@@ -203,7 +204,8 @@ def to_probabilities(array: Array, comp: Competition, path: Path, options: Readi
     if order is not None:
         if len(array) != len(options.channels):
             raise MaskfoldError(
-                f"{path}: found {len(array)} channels, expected {len(options.channels)} ({', '.join(options.channels)}).",
+                f"{path}: found {len(array)} channels, expected {len(options.channels)} "
+                f"({', '.join(options.channels)}).",
                 "Correct --channels.",
             )
         array = array[order]
@@ -351,8 +353,8 @@ def _check_beside(comp: Competition, row: Any, files: CaseFiles, probabilities: 
     share = float((expected != found)[foreground].mean()) if foreground.any() else 0.0
     if share > MAX_LABEL_DIFFERENCE:
         raise MaskfoldError(
-            f"{files.main} and {files.labels.name} next to it differ in {share:.0%} of the pixels with a class, so their "
-            "axes or classes differ.",
+            f"{files.main} and {files.labels.name} next to it differ in {share:.0%} of the pixels with a class, so "
+            "their axes or classes differ.",
             "Set the order of the array's axes (--axes) or of its channels (--channels), or remove the file that is "
             "wrong.",
         )

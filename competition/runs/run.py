@@ -289,10 +289,31 @@ class Run:
         Args:
             folds: the folds to read; None: all finished folds.
             weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`, whose predictions are read; None: the selected weights.
+
+        Raises:
+            MaskfoldError: the weights of a member were exchanged after its fold finished, so that its predictions are
+                not theirs; or a result is damaged.
         """
         from competition.runs.oof import OofPredictions
 
+        self._check_weights_unchanged(folds, weights)
         return OofPredictions(self, folds, weights)
+
+    def _check_weights_unchanged(self, folds: tuple[int, ...] | None, weights: str | None) -> None:
+        """Check that the weight files still have the digests in the results; a missing file or digest is accepted.
+
+        A process hashes an unchanged file only once.
+        """
+        from competition.data.content.digests import remembered_digest
+        from competition.runs.checkpoint import exchanged_error
+
+        for result in self.results():
+            if folds is not None and result.fold not in folds:
+                continue
+            name = weights or result.weights
+            path, expected = self.member_folder(result.fold, result.seed) / name, result.digests.get(name)
+            if expected is not None and path.exists() and remembered_digest(path).hex() != expected:
+                raise exchanged_error(path)
 
     # Files
 
@@ -548,7 +569,7 @@ def hashed_settings(
     drop_execution_keys(plain["training"], kept=True)
     plain["competition"].pop("root", None)
     drop_keys_without_effect(plain["competition"])
-    for key in ("kaggle", "public_share"):  # keys about the leaderboard
+    for key in ("kaggle", "public_share", "files", "zip", "labels"):  # the leaderboard, and how files are written
         plain["competition"]["submission"].pop(key, None)
     if version == 2:
         change_to_version_2(plain, resolve_config(exp), contents)

@@ -348,9 +348,23 @@ def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp
         return path
     import gzip
 
+    path = stem.with_name(f"{stem.name}.nii.gz")
+    image = nifti_labels(labels, source, row, order)
+    atomic_write(path, lambda file: file.write(gzip.compress(image.to_bytes(), 6, mtime=0)))
+    return path
+
+
+def nifti_labels(labels: np.ndarray[Any, Any], source: Path, row: Any, order: tuple[int, ...] | None) -> Any:
+    """Return labels as a NIfTI image with the affine and header of the case's image.
+
+    Args:
+        labels: (X, Y, Z).
+        source: an image file of the case; if it is NIfTI, its header is kept.
+        row: the row of the case table.
+        order: the permutation from the case's axes to (X, Y, Z); None: they are the same.
+    """
     import nibabel
 
-    path = stem.with_name(f"{stem.name}.nii.gz")
     if source.name.lower().endswith((".nii", ".nii.gz")):
         source_image: Any = nibabel.load(source)
         image = nibabel.Nifti1Image(labels, source_image.affine, source_image.header)
@@ -362,5 +376,4 @@ def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp
         spacing = json.loads(row.spacing)
         sizes = spacing if order is None else [spacing[axis] for axis in order]
         image = nibabel.Nifti1Image(labels, np.diag([*sizes, 1.0]))
-    atomic_write(path, lambda file: file.write(gzip.compress(image.to_bytes(), 6, mtime=0)))
-    return path
+    return image

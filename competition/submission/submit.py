@@ -85,7 +85,7 @@ def submit(
     ensemble = Ensemble(tuple(runs), normalize_weights(weights, len(runs)))
     comp = ensemble.comp
     tests = TestSet.from_table(comp, warn_skipped(case_table(comp, "test")))
-    path = output or SUBMISSIONS_FOLDER / comp.name / f"{_name(runs, weights)}.csv"
+    path = output or SUBMISSIONS_FOLDER / comp.name / f"{submission_name(runs, weights)}.csv"
     check_csv_output(path, runs)
     check_test_predictions([run for run, _ in ensemble.active], tests.rows)
     _check_images_readable(tests)
@@ -299,7 +299,7 @@ def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tupl
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def _name(runs: Sequence[Run], weights: Sequence[float] | str | None) -> str:
+def submission_name(runs: Sequence[Run], weights: Sequence[float] | str | None) -> str:
     """Return `unet2d-15ba66a88b85` for one run, or `blend-` and a hash of the runs and the requested weights."""
     if len(runs) == 1:
         experiment = runs[0].name.removeprefix(f"{runs[0].exp.competition.name}-")

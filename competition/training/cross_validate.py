@@ -439,19 +439,22 @@ def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None
     Returns:
         Score rows; None if the run has no test share.
     """
-    locations = [(run.member_folder(member.fold, member.seed), member.prefix) for member in members]
+    locations = [
+        (run.member_folder(member.fold, member.seed), member.prefix, member.digests.get(member.weights))
+        for member in members
+    ]
     cases = run.test_share()
     if not locations or cases.empty:
         return None
     if len(locations) == 1:
-        folder, prefix = locations[0]
+        folder, prefix, _ = locations[0]
         return members[0].read_scores(folder, f"{prefix}test_scores.csv")
     import torch
 
     from competition.training.evaluator import Evaluator
 
     shapes = stored_shapes(run.exp, run.cases)
-    stores = [open_store(run.exp, folder / f"{prefix}test", shapes) for folder, prefix in locations]
+    stores = [open_store(run.exp, folder / f"{prefix}test", shapes, digest) for folder, prefix, digest in locations]
     evaluator = Evaluator(run.exp, cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     scores: list[dict[str, Any]] = []
     for row in evaluator.iter_cases():
