@@ -19,7 +19,7 @@ from competition.context import Context
 from competition.data.cases import case_table
 from competition.data.splits import TRAIN_ONLY
 from competition.errors import MaskfoldError
-from competition.importing.reading import ReadingOptions, read_prediction
+from competition.importing.reading import ReadingOptions, decide_kind, read_prediction
 from competition.importing.sources import LAYOUT_HINT, CaseFiles, Sources, find_sources, find_tests, seen_cases
 from competition.io import (
     json_digest,
@@ -111,7 +111,10 @@ def import_predictions(
     """
     _check_name(name)
     cases = case_table(comp, "train")
-    sources = find_sources(folder, oof, splits, cases["id"].tolist(), comp.classes)
+    skipped = [case for case, _ in cases.attrs.get("skipped", [])]
+    sources = find_sources(folder, oof, splits, [*cases["id"], *skipped], comp.classes)
+    for case in skipped:  # unreadable, so it cannot be scored
+        sources.cases.pop(case, None)
     tests = case_table(comp, "test") if comp.test is not None else None
     if tests is not None:
         find_tests(sources, folder, test, tests["id"].tolist(), comp.classes)
@@ -122,6 +125,7 @@ def import_predictions(
     if not sources.cases and not sources.tests:
         raise MaskfoldError(f"{folder} contains no prediction of a case.", LAYOUT_HINT, status=2)
     options = _with_channels(options, sources, comp, context)
+    options = replace(options, kind=decide_kind(comp, [*sources.cases.values(), *sources.tests.values()], options))
     seen = seen_cases(sources, cases)
     used = [case for case in cases["id"] if case in sources.cases and case not in seen]
     if not used and not sources.tests:
@@ -131,7 +135,7 @@ def import_predictions(
             "Name the file of the folds that the networks were trained with (--splits).",
             status=2,
         )
-    run = _make_run(comp, name, cases, sources, used, options, root)
+    run = _make_run(comp, name, cases, sources, used, options, root, context.trust)
     missing = [case for case in cases["id"] if case not in sources.cases] if sources.cases else []
     counts = len(sources.tests), 0 if tests is None else len(tests)
     is_new = not (run.folder / CASES_FILE).exists()
@@ -201,6 +205,7 @@ def _make_run(
     used: Sequence[str],
     options: ReadingOptions,
     root: Path,
+    trust: tuple[str, ...],
 ) -> Run:
     """Return the run of the predictions, named after their content; nothing is written."""
     import pandas as pd
@@ -219,6 +224,7 @@ def _make_run(
         }
     )
     exp = Experiment.model_validate(resolve_config(exp))  # as it is read from the run's folder
+    exp.competition.metric.trust(trust)
     data = combined_data_hash(cases, {})
     digest = _digest(sources, used, options)
     contents = {FOLDS_KEY: folds_digest(folds), PREDICTIONS_KEY: digest}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,40 @@ class ReadingOptions:
     kind: Kind = "auto"
     axes: str | None = None
     channels: tuple[str, ...] = ()
+
+
+def decide_kind(comp: Competition, found: Iterable[CaseFiles], options: ReadingOptions) -> Kind:
+    """Return whether integers of a single channel are labels or probabilities, for a competition of one class.
+
+    The value 1 may be a label, or the probability 1/255. One file does not show which, so all files decide together:
+    they hold labels if each of their values is a label value.
+
+    Args:
+        comp: the competition.
+        found: the files of all cases.
+        options: how the files are read.
+
+    Returns:
+        `options.kind` if it is set, or if there are several classes or no such file.
+
+    Raises:
+        MaskfoldError: a file cannot be read.
+    """
+    if options.kind != "auto" or len(comp.classes) > 1:
+        return options.kind
+    has_integers = False
+    for files in found:
+        if files.by_class:
+            continue
+        if extension_of(files.main.name) in ARRAYS:
+            array = _with_channels(_load_array(files.main)[0], comp, files.main, options)
+        else:
+            array = _read_picture(files.main, comp, options)
+        if array.dtype.kind != "f" and len(array) == 1:
+            has_integers = True
+            if not _are_labels(array, comp):
+                return "probabilities"
+    return "labels" if has_integers and not comp.instances else options.kind
 
 
 def read_prediction(comp: Competition, row: Any, files: CaseFiles, options: ReadingOptions) -> Array:

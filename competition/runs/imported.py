@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,14 +59,11 @@ def refuse_imported(runs: Iterable[Run], purpose: str) -> None:
             )
 
 
-def test_store(run: Run, shapes: dict[str, tuple[int, ...]] | None = None) -> OofStore:
+def stored_tests(run: Run, shapes: dict[str, tuple[int, ...]] | None = None) -> OofStore:
     """Return the store of an imported run's predictions of test cases."""
     from competition.runs.oof import open_store
 
     return open_store(run.exp, run.folder / TEST_FOLDER, shapes)
-
-
-test_store.__test__ = False  # type: ignore[attr-defined]  # pytest collects functions named test_…
 
 
 def check_test_predictions(runs: Iterable[Run], rows: Iterable[Any]) -> None:
@@ -80,7 +78,7 @@ def check_test_predictions(runs: Iterable[Run], rows: Iterable[Any]) -> None:
     """
     rows = list(rows)
     for run in (run for run in runs if is_imported(run.exp)):
-        store, hashes = test_store(run), _image_hashes(run.folder / TEST_TABLE)
+        store, hashes = stored_tests(run), _image_hashes(run.folder / TEST_TABLE)
         hint = "Import the predictions again with those of all test cases (--test FOLDER)."
         if missing := [row.id for row in rows if row.id not in store or row.id not in hashes]:
             raise MaskfoldError(
@@ -122,15 +120,13 @@ class StoredTestPredictions:
         Raises:
             MaskfoldError: the run has no prediction of this case or this image, or the file is damaged.
         """
-        import json
-
         from competition.inference.predict import Prediction
 
         if not hasattr(row, "image_hash"):
             refuse_imported([self.run], "predict new images")
         check_test_predictions([self.run], [row])
         shape = (self.run.exp.output_channels, *json.loads(row.shape))
-        values: np.ndarray[Any, Any] = test_store(self.run, {row.id: shape}).read(row.id)
+        values: np.ndarray[Any, Any] = stored_tests(self.run, {row.id: shape}).read(row.id)
         return Prediction(values, None)
 
 

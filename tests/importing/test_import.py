@@ -244,6 +244,24 @@ def test_label_files_become_probabilities_of_0_and_1(elsewhere, tmp_path):
     assert set(np.unique(done.run.oof().read(own.cases["id"].iloc[0]))) <= {0.0, 1.0}
 
 
+def test_a_picture_with_the_probability_1_of_255_is_not_a_label(elsewhere, tmp_path):
+    """The value 1 of one file means 1/255 if other files have values up to 255."""
+    import cv2
+
+    own, _ = elsewhere()
+    comp, folder = own.exp.competition, tmp_path / "pictures"
+    if len(comp.classes) > 1:
+        comp = comp.model_copy(update={"classes": comp.classes[:1], "label_values": [[1, 2]]})
+    rows = case_rows(case_table(comp))
+    for number, row in enumerate(rows):
+        (folder / f"fold_{number % 2}").mkdir(parents=True, exist_ok=True)
+        picture = np.full(json.loads(row.shape), 1 if number == 0 else 200, np.uint8)
+        cv2.imwrite(str(folder / f"fold_{number % 2}" / f"{row.id}.png"), picture)
+    oof = import_predictions(comp, folder, "pictures").run.oof()
+    assert oof.read(rows[0].id)[-1].max() == pytest.approx(1 / 255, abs=1e-3)
+    assert oof.read(rows[1].id)[-1].min() == pytest.approx(200 / 255, abs=1e-3)
+
+
 def test_the_order_of_channels_can_be_set(elsewhere):
     own, folder = elsewhere(3, ".npy")
     comp = own.exp.competition
