@@ -117,6 +117,16 @@ def read_prediction_file(comp: Competition, row: Any, path: Path, options: Readi
     Raises:
         MaskfoldError: the file cannot be read, or its shape or place differs from the image.
     """
+    try:
+        return _read_on_case_axes(comp, row, path, options)
+    except MaskfoldError as error:
+        if "competition." not in error.hint:
+            raise
+        # The hints of the readers name keys for the images of a competition.
+        raise MaskfoldError(error.message, "Predict the case again, or copy the file again.") from error
+
+
+def _read_on_case_axes(comp: Competition, row: Any, path: Path, options: ReadingOptions) -> Array:
     shape = tuple(json.loads(row.shape))
     target = row_axes(comp, row)
     if extension_of(path.name) in ARRAYS:
@@ -232,8 +242,10 @@ def to_probabilities(array: Array, comp: Competition, path: Path, options: Readi
             exclusive classes do not add up to 1.
     """
     _check_finite(array, path)
-    if len(array) == 1 and (options.kind == "labels" or (options.kind == "auto" and _are_labels(array, comp))):
-        return labels_to_probabilities(array[0], comp, path)
+    if len(array) == 1 and options.kind != "probabilities":
+        several = len(comp.classes) > 1 and array.dtype.kind != "f" and not comp.instances
+        if options.kind == "labels" or several or _are_labels(array, comp):
+            return labels_to_probabilities(array[0], comp, path)
     count, classes = comp.output_channels, len(comp.classes)
     order = _channel_order(comp, options.channels)
     if order is not None:
