@@ -40,14 +40,18 @@ def import_command(
     """Run `maskfold import`; `competition.cli.main.import_` describes the arguments."""
     for option, value, known in (("--kind", kind, KINDS), ("--axes", axes, AXES)):
         if value is not None and value not in known:
-            raise MaskfoldError(f"{option}: found {value}, expected one of {', '.join(known)}.", "", status=2)
+            raise MaskfoldError(
+                f"{option}: found {value}, expected one of {', '.join(known)}.", f"Correct {option}.", status=2
+            )
     console = Console(highlight=False)
     say = plain_printer(console)
     # Accept `competition.root=…` too, because hints name the keys as in an experiment's YAML.
     comp = load_competition(competition, [override.removeprefix("competition.") for override in overrides], trust)
     if axes is not None and len(axes) != comp.dimensions:
         raise MaskfoldError(
-            f"--axes: found {axes}, expected {comp.dimensions} axes (competition.dimensions).", "", status=2
+            f"--axes: found {axes}, expected {comp.dimensions} axes (competition.dimensions).",
+            "Correct --axes.",
+            status=2,
         )
 
     from competition.importing.importer import import_notes, import_predictions
