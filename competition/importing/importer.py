@@ -31,6 +31,7 @@ from competition.io import (
     write_table,
 )
 from competition.metrics.bootstrap import cv_score, dice_per_class
+from competition.postprocessing.evaluation import scoring_pool
 from competition.runs.contents import FOLDS_KEY, RunRecord, folds_digest
 from competition.runs.extra_cases import combined_data_hash
 from competition.runs.fold import FoldResult
@@ -46,7 +47,6 @@ PREDICTIONS_KEY = "predictions"  # in the record of the run's hash: the digest o
 IMPORT_FORMAT = 1  # part of that digest; increased if the same files would give other predictions
 LOW_DICE = 0.1  # if every class has less, the axes or channels are probably wrong
 DEFAULT_OPTIONS = ReadingOptions()
-MAX_SERIAL_CASES = 4  # with more cases, several processes read and score them
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,6 @@ def _write(
     import pandas as pd
 
     from competition.data.cases import case_rows
-    from competition.process import ProcessPool, count_cores
     from competition.training.cross_validate import summarize_run
 
     run.write()
@@ -284,8 +283,7 @@ def _write(
         jobs += [
             (row, sources.tests[row.id], run.folder / TEST_FOLDER, shapes[row.id], None) for row in case_rows(tests)
         ]
-    count = min(count_cores(), len(jobs)) if len(jobs) > MAX_SERIAL_CASES else 0
-    with ProcessPool(reader, count if count > 1 else 0, "read the predictions", "Import them again.") as pool:
+    with scoring_pool(reader, len(jobs)) as pool:
         results = list(progress(pool.map(CaseImporter.convert, jobs), len(jobs)))
     table = pd.DataFrame([score for scores in results for score in scores])
     for fold in run.fold_numbers() or [-1]:
