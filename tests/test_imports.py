@@ -133,6 +133,7 @@ def test_a_command_imports_only_the_libraries_that_it_needs(project: Path) -> No
         ("competition.cli.data", set()),
         ("competition.cli.train", set()),
         ("competition.cli.submit", set()),
+        ("competition.cli.exchange", set()),
     ],
 )
 def test_the_module_of_a_command_is_light(module: str, allowed: set[str], tmp_path: Path) -> None:

@@ -314,6 +314,15 @@ def export(
     onnx: Annotated[bool, typer.Option("--onnx", help="Also export the networks as ONNX, for onnxruntime.")] = False,
     wheels: Annotated[bool, typer.Option("--wheels", help="Download the packages' wheels, except PyTorch's.")] = False,
     hours: Annotated[float, typer.Option(min=0.01, help="Time limit of the notebook.")] = 9.0,
+    container: Annotated[
+        str | None, typer.Option(help="grand-challenge: also write a Dockerfile and the entry point of its interface.")
+    ] = None,
+    input_slug: Annotated[
+        str | None, typer.Option(help="With --container: name of the input socket; default the only one.")
+    ] = None,
+    output_slug: Annotated[
+        str | None, typer.Option(help="With --container: name of the output socket; default the competition's name.")
+    ] = None,
     trust: TrustOption = None,
     allow: AllowOption = None,
 ) -> None:
@@ -323,7 +332,19 @@ def export(
     """
     from competition.cli.submit import export_command
 
-    export_command(words, output, weights, tuple(trust or []), zipped=zipped, onnx=onnx, wheels=wheels, hours=hours)
+    export_command(
+        words,
+        output,
+        weights,
+        tuple(trust or []),
+        zipped=zipped,
+        onnx=onnx,
+        wheels=wheels,
+        hours=hours,
+        container=container,
+        input_slug=input_slug,
+        output_slug=output_slug,
+    )
 
 
 @app.command(
@@ -384,6 +405,74 @@ def score(
     from competition.cli.submit import score_command
 
     score_command(file, competition, solution, table, overrides or [], tuple(trust or []))
+
+
+@app.command(
+    "import",
+    epilog="Example: maskfold import nnUNet_results/Dataset004/nnUNetTrainer__nnUNetPlans__3d_fullres "
+    "--competition experiments/hippocampus/competition.yaml --name nnunet --test predictions",
+)
+def import_(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of the predictions: nnU-Net's results, or fold_0/ID.npz, …, or oof/ID.nii.gz with --splits; "
+            "and test/ID.nii.gz."
+        ),
+    ],
+    competition: Annotated[Path, typer.Option(help="The competition's YAML.")],
+    name: Annotated[str, typer.Option(help="Name of the run, such as nnunet.")],
+    overrides: CompetitionOverridesArgument = None,
+    oof: Annotated[Path | None, typer.Option(help="Folder of the out-of-fold predictions; needs --splits.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Folder of the test predictions; default FOLDER/test.")] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="The folds: nnU-Net's splits_final.json, or a CSV with the columns id and fold.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="Content of the files: labels, probabilities, or auto.")] = "auto",
+    axes: Annotated[
+        str | None,
+        typer.Option(help="Order of the spatial axes of NPY and NPZ files, e.g. zyx; default zyx for nnU-Net's."),
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Order of the files' channels, e.g. background,posterior,anterior.")
+    ] = None,
+    trust: TrustOption = None,
+) -> None:
+    """Make a run of predictions made elsewhere, such as nnU-Net's, for submit, compare and report.
+
+    Checks ids, shapes, values and folds; scores the predictions. A case whose fold is unknown counts as seen.
+    """
+    from competition.cli.exchange import import_command
+
+    import_command(
+        folder,
+        competition,
+        name,
+        overrides or [],
+        oof=oof,
+        test=test,
+        splits=splits,
+        kind=kind,
+        axes=axes,
+        channels=channels,
+        trust=tuple(trust or []),
+    )
+
+
+@app.command(epilog="Example: maskfold folds experiments/hippocampus/unet3d.yaml --to nnunet -o splits_final.json")
+def folds(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="An experiment's YAML, a run's folder, or its hash.")],
+    overrides: OverridesArgument = None,
+    to: Annotated[str, typer.Option(help="nnunet (splits_final.json) or csv (columns id and fold).")] = "csv",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Output file; default splits_final.json or folds.csv.")
+    ] = None,
+    trust: TrustOption = None,
+) -> None:
+    """Write the folds of an experiment for other programs, so that team mates train on the same folds."""
+    from competition.cli.exchange import folds_command
+
+    folds_command(name, overrides or [], to, output, tuple(trust or []))
 
 
 @app.command(epilog="Example: maskfold study experiments/hippocampus/unet3d.yaml --trials 30 folds.run=[0,1]")

@@ -56,6 +56,14 @@ def submit_command(
     from competition.submission.submit import submit
     from competition.tracking.submissions import log_submission
 
+    if runs[0].exp.competition.submission.files is not None:
+        from competition.submission.files import submit_files
+
+        done = submit_files(runs, run_weights, output, trust, say, progress=progress_bar(console))
+        say(f"{done.path}: {done.validation.rows} label files, {done.validation.empty} of them empty; valid")
+        for line in _expected_score_lines(done):
+            say(line)
+        return
     done = submit(runs, run_weights, output, trust, say, progress=progress_bar(console))
     say(f"{done.path}: {done.validation.rows} rows, {done.validation.empty} of them empty; valid")
     for line in _expected_score_lines(done):
@@ -145,6 +153,9 @@ def export_command(
     onnx: bool,
     wheels: bool,
     hours: float,
+    container: str | None = None,
+    input_slug: str | None = None,
+    output_slug: str | None = None,
 ) -> None:
     """Run `maskfold export`; `competition.cli.main.export` describes the arguments."""
     console = Console(highlight=False)
@@ -157,7 +168,7 @@ def export_command(
     from competition.runs.find import find_run
 
     runs = [find_run(name, overrides, trust, say) for name in names]
-    options = ExportOptions(zipped, onnx, wheels, hours)
+    options = ExportOptions(zipped, onnx, wheels, hours, container, input_slug, output_slug)
     done = export_runs(runs, output, run_weights, options, Context(trust, say))
     say(
         f"{done.folder}: {done.networks} networks, {done.size / 2**20:.1f} MiB; requires {len(done.pins)} packages "
@@ -165,6 +176,9 @@ def export_command(
     )
     if done.archive is not None:
         say(f"{done.archive}: {done.archive.stat().st_size / 2**20:.1f} MiB")
+    if container is not None:
+        say(f"Next: docker build --platform linux/amd64 -t {runs[0].exp.competition.name.lower()} {done.folder}")
+        return
     say(f"Next: python {done.folder}/run.py --input {runs[0].exp.competition.root} --output submission.csv")
 
 

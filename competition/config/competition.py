@@ -318,6 +318,9 @@ def _sum_defaults(terms: list[Any]) -> dict[str, Any]:
     return {"name": " + ".join(names), "both_empty": None if isnan(total) else round(total, 12)}
 
 
+LABEL_FILE_EXTENSIONS = (".nii.gz", ".nii", ".mha", ".tif", ".tiff", ".png")
+
+
 class SubmissionFormat(ConfigModel):
     """Format of the submission file."""
 
@@ -327,6 +330,32 @@ class SubmissionFormat(ConfigModel):
     rle: RleConfig = RleConfig()
     kaggle: str | None = None  # the competition's name in Kaggle's URL, for `maskfold upload`
     public_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # share of the test cases on the public leaderboard
+    # Name of each case's label file, for hosts that want files: `{id}.nii.gz`, or `{class}/{id}.png` with one file per
+    # class. None: a CSV.
+    files: str | None = None
+    zip: bool = False  # with `files`: one archive of all files
+    labels: list[Annotated[int, Field(ge=1, le=65535)]] | None = None  # values in the files; None: `label_values`
+
+    @model_validator(mode="after")
+    def _check_files(self) -> SubmissionFormat:
+        if self.files is None:
+            if self.zip or self.labels is not None:
+                raise ValueError('`zip` and `labels` require `files`, e.g. `files: "{id}.nii.gz"`')
+            return self
+        parts = self.files.replace("\\", "/").split("/")
+        if "{id}" not in parts[-1] or not self.files.lower().endswith(LABEL_FILE_EXTENSIONS):
+            raise ValueError(
+                f"`files` must be a name with {{id}} that ends in {join_or(LABEL_FILE_EXTENSIONS)}, found {self.files}"
+            )
+        if parts[0] in ("", "~") or ".." in parts or ":" in self.files:
+            raise ValueError(f"`files` must be a relative path below the archive, found {self.files}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _omit_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit the keys of label files if they are not set, so that hashes and files of other formats do not change."""
+        plain: dict[str, Any] = handler(self)
+        return {key: value for key, value in plain.items() if value or key not in ("files", "zip", "labels")}
 
 
 class Competition(ConfigModel):
@@ -399,6 +428,12 @@ class Competition(ConfigModel):
             )
         if self.spacing is not None and len(self.spacing) != self.dimensions:
             raise ValueError(f"`spacing` must have {self.dimensions} numbers (mm), found {len(self.spacing)}")
+        if (files := self.submission.files) is not None:
+            if self.dimensions == 3 and files.lower().endswith(".png"):
+                raise ValueError("`submission.files` of volumes cannot be PNG; use .nii.gz, .mha or .tif")
+            count = 0 if self.submission.labels is None else len(self.submission.labels)
+            if count not in (0, len(self.classes)):
+                raise ValueError(f"`submission.labels` must have one value per class, found {count}")
         if isinstance(self.train.masks, dict) and set(self.train.masks) != set(self.classes):
             raise ValueError("`train.masks` must have exactly one entry per class in `classes`, keyed by class name")
         return self

@@ -19,6 +19,7 @@ from competition.errors import MaskfoldError
 from competition.inference.predict import Prediction, device_context, predict_case_with_presence
 from competition.io import temporary_folder
 from competition.runs.blend import Ensemble, WeightedMean
+from competition.runs.imported import StoredTestPredictions, is_imported
 from competition.runs.run import CACHE_FOLDER, Run
 
 # If the weights have more bytes, they are not kept in memory: the networks are read again for each case.
@@ -62,9 +63,13 @@ class EnsemblePredictor:
         self.checkpoints = {str(run.folder): run.checkpoints() for run in ensemble.runs}
         size = sum(checkpoint.size for members in self.checkpoints.values() for checkpoint in members)
         # Preprocess before any network is loaded, so that a full disk or a damaged image is reported early.
-        channels = {str(run.folder): count_channels(row, run, scratch) for run, _ in ensemble.active[:1]}
+        trained = [run for run, _ in ensemble.active if not is_imported(run.exp)]
+        channels = {str(run.folder): count_channels(row, run, scratch) for run in trained[:1]}
         self.weighted_runs: list[tuple[Any, float]] = []
         for run, weight in ensemble.active:
+            if is_imported(run.exp):
+                self.weighted_runs.append((StoredTestPredictions(run), weight))
+                continue
             folder = str(run.folder)
             if folder not in channels:
                 channels[folder] = count_channels(row, run, scratch)
@@ -86,6 +91,9 @@ class EnsemblePredictor:
         """Return probabilities and presence of one case; see `probabilities`."""
         mean = WeightedMean(self.comp)
         for networks, weight in self.weighted_runs:
+            if isinstance(networks, StoredTestPredictions):
+                mean.add(networks.read(row).probabilities, weight)
+                continue
             with _preprocessed(row, networks.run, self.scratch) as case:
                 prediction = networks.predict(case)
                 mean.add(prediction.probabilities, weight)

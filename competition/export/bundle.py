@@ -23,6 +23,7 @@ from competition.ensembling.expected import ExpectedScore
 from competition.errors import MaskfoldError
 from competition.export import run_script
 from competition.export.bundle_files import build_notebook, build_readme
+from competition.export.container import ENTRY_MODULE, check_container, write_container
 from competition.export.predictor import EXPERIMENT_FILE
 from competition.export.requirements import (
     PACKAGE,
@@ -39,6 +40,7 @@ from competition.runs.blend import Ensemble, check_same_competition
 from competition.runs.checkpoint import read_weights
 from competition.runs.find import SUBMIT_TIME_KEYS
 from competition.runs.fold import RESULT_FILE
+from competition.runs.imported import refuse_imported
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import CACHE_FOLDER, Run
 from competition.submission.reader import open_rows
@@ -57,12 +59,19 @@ class ExportOptions:
         onnx: whether to also write the networks as ONNX.
         wheels: whether to also download the packages' wheels.
         hours: the time limit that is written into the notebook.
+        container: `grand-challenge`: whether to also write a Dockerfile and its entry point; see
+            `competition.export.container`.
+        input_slug: name of the container's input socket; None: the only one.
+        output_slug: name of its output socket; None: the name of the competition.
     """
 
     zipped: bool = False
     onnx: bool = False
     wheels: bool = False
     hours: float = 9.0
+    container: str | None = None
+    input_slug: str | None = None
+    output_slug: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,8 @@ def export_runs(
         MaskfoldError: the runs do not belong together, the folder contains other files, or the bundle does not run.
     """
     check_same_competition(runs)
+    refuse_imported(runs, "be exported")
+    check_container(options.container, runs[0].exp.competition)
     check_output([folder], competitions_of(runs))
     check_replaceable(folder)
     ensemble = Ensemble(tuple(runs), normalize_weights(weights, len(runs)))
@@ -108,6 +119,8 @@ def export_runs(
         manifest = _write_runs_and_code(part, ensemble, expected, options, row, context)
         packages = _write_requirements(part, ensemble, row, manifest, options)
         _write_pages(part, ensemble, manifest, expected, options)
+        if options.container is not None:
+            write_container(part, ensemble.comp, options.input_slug, options.output_slug)
         write_json(
             part / MANIFEST,
             {"files": {path.relative_to(part).as_posix(): sha256_of_file(path) for path in list_files(part)}},
@@ -157,7 +170,8 @@ def _write_runs_and_code(
             }
         )
     targets = _targets(ensemble)
-    for path in required_files(targets)[0]:
+    entries = [ENTRY_MODULE] if options.container is not None else []
+    for path in required_files([*targets, *entries])[0]:
         copy_file(PACKAGE / path, part / "code" / "competition" / path)
     own = sorted({target.split(".")[0] for target in targets} - trusted_packages())
     for root in own:

@@ -9,6 +9,7 @@ from competition.config.competition import Competition
 from competition.config.loading import load_experiment
 from competition.errors import MaskfoldError
 from competition.runs.find import find_run
+from competition.runs.imported import is_imported
 from competition.runs.run import FOLDS_FILE, RUNS_FOLDER, Run, load_run
 from competition.runs.summary import SUMMARY_FILE, RunScores, read_summary, run_scores
 
@@ -16,7 +17,7 @@ from competition.runs.summary import SUMMARY_FILE, RunScores, read_summary, run_
 def best_run(
     name: str, overrides: Sequence[str] = (), trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda _: None
 ) -> Run:
-    """Find the run with the best score among all finished runs of a competition.
+    """Find the run with the best score among all finished runs of a competition that have networks.
 
     Only scores by the competition's metric over all folds are compared; each is the score that counts, see
     `competition.runs.summary.run_scores`.
@@ -38,6 +39,7 @@ def best_run(
     for file in sorted(RUNS_FOLDER.glob(f"*/*/{SUMMARY_FILE}")):
         if (score := _comparable_score(file, comp, overrides)) is not None:
             candidates.append((score, file.stat().st_mtime, file.parent))
+    candidates = _without_imported(candidates, comp, say)
     if not candidates:
         raise MaskfoldError(
             f"No run of {comp.name} below {RUNS_FOLDER} has a score over all its folds.",
@@ -51,6 +53,27 @@ def best_run(
         f"{comp.metric.name} {score.value:.4f} ({score.note})"
     )
     return load_run(folder, trust, overrides)
+
+
+def _without_imported(
+    candidates: list[tuple[RunScores, float, Path]], comp: Competition, say: Callable[[str], None]
+) -> list[tuple[RunScores, float, Path]]:
+    """Return the candidates that have networks; say which imported run scores better than all of them."""
+    trained, imported = [], []
+    for candidate in candidates:
+        exp = load_experiment(candidate[2] / "experiment.yaml", trust=None)
+        (imported if is_imported(exp) else trained).append(candidate)
+
+    def rank(candidate: tuple[RunScores, float, Path]) -> float:
+        return comp.metric.direction.rank(candidate[0].value)
+
+    best = max(imported, key=rank, default=None)
+    if best is not None and (not trained or rank(best) > max(map(rank, trained))):
+        say(
+            f"note: {best[2].parent.name}/{best[2].name} scores better ({best[0].value:.4f}), but it was imported and "
+            "has no networks"
+        )
+    return trained
 
 
 def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]) -> RunScores | None:

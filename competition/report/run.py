@@ -26,6 +26,7 @@ from competition.report.learning import cases_section, learning_section
 from competition.report.results import RunResults
 from competition.report.scores import score_headline, scores_section, sizes_section
 from competition.runs.fold import RESULT_FILE, mixed_environments
+from competition.runs.imported import describe_import, is_imported
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import FOLDS_FILE, Run, load_run
 from competition.runs.summary import SUMMARY_FILE, read_run_scores, read_summary, run_scores
@@ -93,6 +94,10 @@ def _head(results: RunResults) -> Markup:
         "on": "; ".join(dict.fromkeys(f"{m.device}, {m.precision}, torch {m.torch}" for m in members)) or "–",
         "peak memory": f"{max((member.peak_gib for member in members), default=0.0):.1f} GiB",
     }
+    if is_imported(exp):
+        for key in ("network", "seeds", "trained", "on", "peak memory"):
+            del facts[key]
+        facts["predictions"] = describe_import(run)
     return render(
         TEMPLATE,
         "head",

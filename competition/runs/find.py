@@ -15,6 +15,7 @@ from competition.errors import MaskfoldError
 from competition.io import read_metrics_lines, read_record
 from competition.runs.contents import changed_code
 from competition.runs.fold import MEMBER_FOLDER, RESULT_FILE
+from competition.runs.imported import is_imported, refuse_imported
 from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, check_not_edited, hashed_settings, load_run
 
 STUDIES_FOLDER = Path("mlruns") / "studies"
@@ -91,7 +92,9 @@ def resolve_teachers(exp: Experiment) -> Experiment:
     folders = []
     for name in exp.pseudo.teacher_names:
         try:
-            folders.append(str(find_run(name, trust=None).folder))  # type: ignore[arg-type]
+            teacher = find_run(name, trust=None)  # type: ignore[arg-type]
+            refuse_imported([teacher], "teach")
+            folders.append(str(teacher.folder))
         except MaskfoldError as error:
             raise MaskfoldError(f"pseudo.from: {error.message}", error.hint, status=error.status) from error
     if duplicates := [folder for folder in folders if folders.count(folder) > 1]:
@@ -140,6 +143,8 @@ def _latest_finished(base: Path, trust: tuple[str, ...]) -> Run | None:
         if latest is not None and time <= latest[0]:
             break
         run = load_run(folder, trust, check_edits=False)
+        if is_imported(run.exp):  # it was not trained with this YAML
+            continue
         results = [run.member_folder(*member) / RESULT_FILE for member in run.members()]
         if results and all(result.exists() for result in results):
             finished = max(result.stat().st_mtime for result in results)
@@ -163,6 +168,8 @@ def _find_by_hash(name: str) -> Path:
     matches = sorted(run for run in runs if str(run.relative_to(RUNS_FOLDER)) == name or run.name == name)
     if not matches and len(name) >= 4:
         matches = sorted(run for run in runs if run.name.startswith(name))
+    if not matches:  # the name of an experiment with a single run, e.g. of an imported one
+        matches = sorted(run for run in runs if run.parent.name == name)
     if len(matches) == 1:
         return matches[0]
     if not matches:

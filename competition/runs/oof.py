@@ -20,6 +20,7 @@ from competition.data.content.digests import FileStamp, file_stamp, is_settled
 from competition.data.patterns import OOF_SUFFIX, oof_file_name
 from competition.errors import MaskfoldError
 from competition.io import disk_full_as_error, make_temporary_path, remove_stale_temp, sync_folder
+from competition.runs.fold import RESULT_FILE
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -36,6 +37,7 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 ZSTD_HEADER_BYTES = 18  # maximum header size in bytes, see RFC 8878, 3.1.1.1
 # Attribute: SHA-256 of the stored values, little-endian, in C order; stores of version 0.1 have none.
 DIGEST_ATTRIBUTE = "sha256"
+WEIGHTS_ATTRIBUTE = "weights"  # SHA-256 of the weights that made the prediction; stores before 0.2 have none
 
 _verified: dict[Path, FileStamp] = {}  # files whose checksum this process has verified
 
@@ -60,6 +62,8 @@ class OofStore:
         shapes: expected shape (P, *file shape) of each case, see `stored_shapes`; None: all shapes that fit into the
             free memory are accepted.
         exclusive: whether the probabilities of a pixel have the sum 1.
+        weights: SHA-256 (hexadecimal) of the weight file that makes, or made, the predictions: it is stored with each
+            prediction, and compared on reading. None: it is neither stored nor compared.
 
     Example:
         >>> store = OofStore("oof")                                              # doctest: +SKIP
@@ -73,8 +77,10 @@ class OofStore:
         dtype: Literal["float16", "uint8"] = "float16",
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         exclusive: bool = False,
+        weights: str | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self.weights = weights
         self.dtype = dtype
         self.shapes = shapes
         self.exclusive = exclusive
@@ -108,6 +114,8 @@ class OofStore:
         # Encoded twice, because a file in a zip cannot be changed and the attributes are written first.
         digest = _digest_of_blocks(self._encode(probabilities[block]) for block in blocks)
         attributes = {"id": case, "shape": list(shape), DIGEST_ATTRIBUTE: digest}
+        if self.weights is not None:
+            attributes[WEIGHTS_ATTRIBUTE] = self.weights
         try:
             with disk_full_as_error(path, int(np.prod(shape)) * np.dtype(self.dtype).itemsize):
                 with ZipStore(temporary_path, mode="w") as zip_store:
@@ -131,8 +139,8 @@ class OofStore:
         """Read the probabilities of a case, (P, *spatial) float16.
 
         Raises:
-            MaskfoldError: the case is missing or damaged, or its file has the id of another case or another shape than
-                in the run's table.
+            MaskfoldError: the case is missing or damaged, its file has the id of another case or another shape than in
+                the run's table, or other weights made it.
         """
 
         def read_values(array: Any) -> np.ndarray:
@@ -184,12 +192,28 @@ class OofStore:
                 _check_codecs(array)
                 _check_shape(array, None if self.shapes is None else self.shapes.get(case))
                 _check_attributes(array, case)
+                self._check_weights(path, array)
                 _check_chunks(path, math.prod(array.chunks) * array.dtype.itemsize)
                 return extract(array)
         except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise MaskfoldError(
                 f"The out-of-fold prediction {path} is damaged: {error}.", "Delete the file and run the fold again."
             ) from error
+
+    def _check_weights(self, path: Path, array: Any) -> None:
+        """Check that the weights of the fold made a prediction.
+
+        Raises:
+            MaskfoldError: other weights made it.
+        """
+        found = array.attrs.get(WEIGHTS_ATTRIBUTE)
+        if self.weights is not None and found is not None and found != self.weights:
+            raise MaskfoldError(
+                f"The prediction {path} was made with other weights than those of its fold: found the checksum "
+                f"{str(found)[:12]}, expected {self.weights[:12]}.",
+                f"Restore the weights or the predictions, or delete {self.folder.parent / RESULT_FILE} and the folders "
+                "oof and test next to it: `maskfold cv` then predicts with the weights that are there.",
+            )
 
     def _check_values(self, path: Path, array: Any, values: np.ndarray) -> None:
         """Check the stored values by their checksum; without a checksum, by the sum of exclusive classes.
@@ -259,9 +283,10 @@ class OofPredictions:
         for fold in self.run.fold_numbers() if self.folds is None else self.folds:
             for seed in range(len(self.run.exp.seeds)):
                 if (result := self.run.result(fold, seed)) is not None:
-                    prefix = result.prefix_of(self.weights or result.weights)
-                    folder = self.run.member_folder(fold, seed) / f"{prefix}oof"
-                    stores.setdefault(fold, []).append(open_store(self.run.exp, folder, shapes))
+                    weights = self.weights or result.weights
+                    folder = self.run.member_folder(fold, seed) / f"{result.prefix_of(weights)}oof"
+                    store = open_store(self.run.exp, folder, shapes, result.digests.get(weights))
+                    stores.setdefault(fold, []).append(store)
         return stores
 
     @cached_property
@@ -321,9 +346,18 @@ class OofPredictions:
         return mean_log_odds(values).astype(np.float32)
 
 
-def open_store(exp: Experiment, folder: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> OofStore:
-    """Return the store for an experiment's predictions in a folder; `shapes` is a result of `stored_shapes`."""
-    return OofStore(folder, exp.inference.store, shapes, exclusive=exp.competition.labels == "exclusive")
+def open_store(
+    exp: Experiment, folder: Path, shapes: Mapping[str, tuple[int, ...]] | None, weights: str | None = None
+) -> OofStore:
+    """Return the store for an experiment's predictions in a folder.
+
+    Args:
+        exp: the experiment.
+        folder: the folder.
+        shapes: a result of `stored_shapes`.
+        weights: SHA-256 of the weights of the predictions, see `OofStore`.
+    """
+    return OofStore(folder, exp.inference.store, shapes, exp.competition.labels == "exclusive", weights)
 
 
 def stored_shapes(exp: Experiment, cases: pd.DataFrame) -> dict[str, tuple[int, ...]]:

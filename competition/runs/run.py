@@ -26,6 +26,7 @@ from competition.errors import MaskfoldError
 from competition.io import read_csv, sha256_of_file, write_json, write_table
 from competition.runs.contents import RunRecord, change_to_version_2, table_digest
 from competition.runs.fold import PLAIN_WEIGHTS, FoldResult
+from competition.runs.imported import is_imported, refuse_imported
 from competition.runs.kept_settings import drop_execution_keys
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Run:
         return result.digests.get(result.weights) if result is not None else None
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Return the weights of the finished members.
+        """Return the weights of the finished members; an empty list for an imported run, which has none.
 
         Raises:
             MaskfoldError: a file is missing or was changed after its fold finished, or a result is damaged.
@@ -234,7 +235,7 @@ class Run:
         from competition.runs.checkpoint import exchanged_error
 
         checkpoints = []
-        for fold, seed in self.finished_members():
+        for fold, seed in [] if is_imported(self.exp) else self.finished_members():
             path, expected = self.weights(fold, seed), self.weights_digest(fold, seed)
             try:
                 digest = sha256_of_file(path)
@@ -273,6 +274,7 @@ class Run:
         from competition.models.build import build_network
         from competition.runs.checkpoint import load_weights
 
+        refuse_imported([self], "predict images")
         network = None
         for member in self.finished_members() if members is None else members:
             if network is None or not reuse:
@@ -287,10 +289,31 @@ class Run:
         Args:
             folds: the folds to read; None: all finished folds.
             weights: `PLAIN_WEIGHTS` or `SOUP_WEIGHTS`, whose predictions are read; None: the selected weights.
+
+        Raises:
+            MaskfoldError: the weights of a member were exchanged after its fold finished, so that its predictions are
+                not theirs; or a result is damaged.
         """
         from competition.runs.oof import OofPredictions
 
+        self._check_weights_unchanged(folds, weights)
         return OofPredictions(self, folds, weights)
+
+    def _check_weights_unchanged(self, folds: tuple[int, ...] | None, weights: str | None) -> None:
+        """Check that the weight files still have the digests in the results; a missing file or digest is accepted.
+
+        A process hashes an unchanged file only once.
+        """
+        from competition.data.content.digests import remembered_digest
+        from competition.runs.checkpoint import exchanged_error
+
+        for result in self.results():
+            if folds is not None and result.fold not in folds:
+                continue
+            name = weights or result.weights
+            path, expected = self.member_folder(result.fold, result.seed) / name, result.digests.get(name)
+            if expected is not None and path.exists() and remembered_digest(path).hex() != expected:
+                raise exchanged_error(path)
 
     # Files
 
@@ -546,7 +569,7 @@ def hashed_settings(
     drop_execution_keys(plain["training"], kept=True)
     plain["competition"].pop("root", None)
     drop_keys_without_effect(plain["competition"])
-    for key in ("kaggle", "public_share"):  # keys about the leaderboard
+    for key in ("kaggle", "public_share", "files", "zip", "labels"):  # the leaderboard, and how files are written
         plain["competition"]["submission"].pop(key, None)
     if version == 2:
         change_to_version_2(plain, resolve_config(exp), contents)

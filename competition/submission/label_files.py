@@ -26,6 +26,7 @@ from competition.postprocessing.case import CasePrediction
 from competition.postprocessing.pipeline import postprocess
 from competition.postprocessing.tuning import load_tuning
 from competition.runs.blend import Ensemble, check_same_competition
+from competition.runs.imported import refuse_imported
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Run
 from competition.text import fold_name
@@ -175,6 +176,7 @@ def predict_images(
         MaskfoldError: the folder contains no image, or a case cannot be read or predicted.
     """
     check_same_competition(runs)
+    refuse_imported(runs, "predict new images")
     if output.resolve() == images.resolve():
         raise MaskfoldError(
             f"Output folder: found {output}, expected a folder other than --images.",
@@ -346,9 +348,23 @@ def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp
         return path
     import gzip
 
+    path = stem.with_name(f"{stem.name}.nii.gz")
+    image = nifti_labels(labels, source, row, order)
+    atomic_write(path, lambda file: file.write(gzip.compress(image.to_bytes(), 6, mtime=0)))
+    return path
+
+
+def nifti_labels(labels: np.ndarray[Any, Any], source: Path, row: Any, order: tuple[int, ...] | None) -> Any:
+    """Return labels as a NIfTI image with the affine and header of the case's image.
+
+    Args:
+        labels: (X, Y, Z).
+        source: an image file of the case; if it is NIfTI, its header is kept.
+        row: the row of the case table.
+        order: the permutation from the case's axes to (X, Y, Z); None: they are the same.
+    """
     import nibabel
 
-    path = stem.with_name(f"{stem.name}.nii.gz")
     if source.name.lower().endswith((".nii", ".nii.gz")):
         source_image: Any = nibabel.load(source)
         image = nibabel.Nifti1Image(labels, source_image.affine, source_image.header)
@@ -361,5 +377,4 @@ def _save(stem: Path, labels: np.ndarray[Any, Any], source: Path, row: Any, comp
         sizes = spacing if order is None else [spacing[axis] for axis in order]
         affine = read_header(source, 3).affine if EXTENSIONS.get(extension_of(source.name)) == "itk" else None
         image = nibabel.Nifti1Image(labels, np.diag([*sizes, 1.0]) if affine is None else affine)
-    atomic_write(path, lambda file: file.write(gzip.compress(image.to_bytes(), 6, mtime=0)))
-    return path
+    return image

@@ -26,6 +26,7 @@ from competition.io import ensure_writable, finite_or_none, sha256_of_file, temp
 from competition.metrics.bootstrap import cv_score
 from competition.postprocessing.pipeline import postprocess
 from competition.runs.blend import Ensemble, check_same_competition
+from competition.runs.imported import check_test_predictions, is_imported
 from competition.runs.outputs import check_output, competitions_of
 from competition.runs.run import Checkpoint, Run
 from competition.submission.testset import TestSet
@@ -84,8 +85,9 @@ def submit(
     ensemble = Ensemble(tuple(runs), normalize_weights(weights, len(runs)))
     comp = ensemble.comp
     tests = TestSet.from_table(comp, warn_skipped(case_table(comp, "test")))
-    path = output or SUBMISSIONS_FOLDER / comp.name / f"{_name(runs, weights)}.csv"
+    path = output or SUBMISSIONS_FOLDER / comp.name / f"{submission_name(runs, weights)}.csv"
     check_csv_output(path, runs)
+    check_test_predictions([run for run, _ in ensemble.active], tests.rows)
     _check_images_readable(tests)
     predictor = EnsemblePredictor(ensemble, tests.rows[0], context)
     say(
@@ -93,6 +95,8 @@ def submit(
         f"run{'s' * (len(runs) > 1)}, {len(tests)} test cases"
     )
     for run in runs:
+        if is_imported(run.exp):
+            say(f"the predictions of {run.full_name} were imported")
         if missing := [member for member in run.members() if member not in run.finished_members()]:
             say(
                 f"note: {len(missing)} of {len(run.members())} networks of {run.folder} are not finished; "
@@ -295,7 +299,7 @@ def normalize_weights(weights: Sequence[float] | str | None, count: int) -> tupl
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def _name(runs: Sequence[Run], weights: Sequence[float] | str | None) -> str:
+def submission_name(runs: Sequence[Run], weights: Sequence[float] | str | None) -> str:
     """Return `unet2d-15ba66a88b85` for one run, or `blend-` and a hash of the runs and the requested weights."""
     if len(runs) == 1:
         experiment = runs[0].name.removeprefix(f"{runs[0].exp.competition.name}-")

@@ -29,6 +29,7 @@ from competition.runs.contents import (
     source_digests,
 )
 from competition.runs.fold import FoldJob, FoldResult
+from competition.runs.imported import IMPORT_HINT, is_imported
 from competition.runs.kept_settings import decide_settings, stored_settings, with_kept_settings, with_settings
 from competition.runs.lock import run_lock
 from competition.runs.oof import open_store, stored_shapes
@@ -99,6 +100,10 @@ def open_run(exp: Experiment, name: str, *, new: bool = False, root: Path = RUNS
     from competition.runs.extra_cases import combined_data_hash, extra_case_tables
     from competition.runs.find import resolve_teachers
 
+    if is_imported(exp):
+        raise MaskfoldError(
+            "This YAML is that of an imported run, which has no network to train.", IMPORT_HINT, status=2
+        )
     exp = resolve_teachers(exp)
     cases = case_table(exp.competition, "train")
     folds = split(cases, exp.competition, exp.folds, exp.seeds[0])
@@ -436,19 +441,22 @@ def score_test_share(run: Run, members: list[FoldResult]) -> pd.DataFrame | None
     Returns:
         Score rows; None if the run has no test share.
     """
-    locations = [(run.member_folder(member.fold, member.seed), member.prefix) for member in members]
+    locations = [
+        (run.member_folder(member.fold, member.seed), member.prefix, member.digests.get(member.weights))
+        for member in members
+    ]
     cases = run.test_share()
     if not locations or cases.empty:
         return None
     if len(locations) == 1:
-        folder, prefix = locations[0]
+        folder, prefix, _ = locations[0]
         return members[0].read_scores(folder, f"{prefix}test_scores.csv")
     import torch
 
     from competition.training.evaluator import Evaluator
 
     shapes = stored_shapes(run.exp, run.cases)
-    stores = [open_store(run.exp, folder / f"{prefix}test", shapes) for folder, prefix in locations]
+    stores = [open_store(run.exp, folder / f"{prefix}test", shapes, digest) for folder, prefix, digest in locations]
     evaluator = Evaluator(run.exp, cases, {}, torch.device("cpu"), torch.no_grad, lambda: None)
     scores: list[dict[str, Any]] = []
     for row in evaluator.iter_cases():

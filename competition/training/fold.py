@@ -215,7 +215,8 @@ def predict_and_score(
     network.eval()
     evaluator, comp = trainer.evaluator, run.exp.competition
     trainer.activity = "predicting out of fold"
-    store = open_store(run.exp, job.folder / "oof", stored_shapes(run.exp, run.cases))
+    digest = sha256_of_file(weights)
+    store = open_store(run.exp, job.folder / "oof", stored_shapes(run.exp, run.cases), digest)
     scores = evaluator.predict_out_of_fold(network, store, job.fold)
     evaluator.save_best_and_worst(store, scores, job.folder / "pictures", job.fold)
     write_table(scores, job.folder / "scores.csv")
@@ -224,7 +225,7 @@ def predict_and_score(
         memory = trainer.oom_guard.report(trainer.state.halved)
         trainer.metrics_log.append(step, trainer.epoch, summary_metrics(scores, run.exp) | memory)
     if len(held_out := run.test_share()):
-        test_store = open_store(run.exp, job.folder / "test", store.shapes)
+        test_store = open_store(run.exp, job.folder / "test", store.shapes, digest)
         test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, HELD_OUT)
         write_table(test_scores, job.folder / "test_scores.csv")
     return nan_to_none(cv_score(scores, comp.metric)), dice_per_class(scores, comp.classes)

@@ -21,6 +21,7 @@ from competition.errors import MaskfoldError
 from competition.io import write_json
 from competition.runs.extra_cases import same_competition
 from competition.runs.fold import PLAIN_WEIGHTS, FoldJob
+from competition.runs.imported import refuse_imported
 from competition.runs.run import RUN_NAME, Run, load_run
 from competition.text import join_or
 
@@ -219,6 +220,7 @@ def check_initial_weights(source: Path, job: FoldJob, run: Run) -> Path:
             status=2,
         )
     source_run = load_run(source, job.trust)
+    refuse_imported([source_run], "be the start of a training (init_from)")
     weights = source_run.member_folder(job.fold, 0) / PLAIN_WEIGHTS
     if not weights.exists():
         raise MaskfoldError(

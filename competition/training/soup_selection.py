@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from competition.config.competition import MetricConfig
 from competition.data.splits import HELD_OUT
-from competition.io import finite_or_none, nan_to_none, write_table
+from competition.io import finite_or_none, nan_to_none, sha256_of_file, write_table
 from competition.metrics.bootstrap import bootstrap_interval, cv_score, dice_per_class, paired_gain
 from competition.runs.fold import PLAIN_WEIGHTS, SOUP_WEIGHTS, FoldJob, FoldResult
 from competition.runs.oof import open_store, stored_shapes
@@ -64,7 +64,9 @@ def predict_with_soup(
     comp, network = run.exp.competition, trainer.unwrapped_model
     half = evaluator.cases["id"].map(soup.half_of)
     shapes = stored_shapes(run.exp, run.cases)
-    store, tables = open_store(run.exp, job.folder / f"{SOUP_PREFIX}oof", shapes), []
+    _write_soup(job.folder / SOUP_WEIGHTS, trainer)  # before the predictions, which store the digest of this file
+    digest = sha256_of_file(job.folder / SOUP_WEIGHTS)
+    store, tables = open_store(run.exp, job.folder / f"{SOUP_PREFIX}oof", shapes, digest), []
     for scored_half, selecting_half in (HALVES, HALVES[::-1]):
         network.load_state_dict(soup.average(selecting_half))
         update_bn_statistics(network, trainer)
@@ -77,7 +79,7 @@ def predict_with_soup(
     same_selection = epochs == first_epochs == second_epochs
     flattered = cv_score(scores if same_selection else evaluator.validate(network, job.fold), comp.metric)
     if len(held_out := run.test_share()):
-        test_store = open_store(run.exp, job.folder / f"{SOUP_PREFIX}test", shapes)
+        test_store = open_store(run.exp, job.folder / f"{SOUP_PREFIX}test", shapes, digest)
         test_scores = replace(evaluator, cases=held_out).predict_out_of_fold(network, test_store, HELD_OUT)
         write_table(test_scores, job.folder / f"{SOUP_PREFIX}test_scores.csv")
     return {

@@ -316,6 +316,10 @@ def test_masks_that_change_between_two_folds_are_not_mixed_into_one_score(tiny, 
     result = run_fold(first, say=lambda line: None)
     files = ("scores.csv", "weights.safetensors")
     assert result.digests == {name: sha256_of_file(first.folder / name) for name in files}
+    predicted = OofStore(first.folder / "oof").ids()[0]
+    OofStore(first.folder / "oof", weights=result.digests["weights.safetensors"]).read(predicted)
+    with pytest.raises(MaskfoldError, match="other weights"):
+        OofStore(first.folder / "oof", weights="0" * 64).read(predicted)
     case = run.validation_cases(1)["id"].iloc[0]
     flip_png(root / "masks" / f"{case}.png")
     second = dataclasses.replace(make_jobs(run)[1], cache=tmp_path / "cache", threads=1)

@@ -16,6 +16,7 @@ from torch import nn
 from competition.config.loading import resolve_config
 from competition.context import Context
 from competition.errors import MaskfoldError
+from competition.io import sha256_of_file
 from competition.metrics.bootstrap import cv_score
 from competition.runs import run
 from competition.runs.oof import OofStore
@@ -254,7 +255,9 @@ def test_each_half_is_predicted_by_what_the_other_half_chose(tiny, tmp_path, mon
         best = sorted(files, key=lambda epoch: (files[epoch][1][judged_by], epoch))[-2:]
         return {name: torch.stack([files[epoch][0][name] for epoch in best]).mean(0) for name in files[best[0]][0]}
 
-    store, tables = OofStore(job.folder / "soup_oof"), []
+    with pytest.raises(MaskfoldError, match="other weights"):
+        OofStore(job.folder / "soup_oof", weights="0" * 64).read(next(judge.iter_cases()).id)
+    store, tables = OofStore(job.folder / "soup_oof", weights=sha256_of_file(job.folder / "soup.safetensors")), []
     for row in judge.iter_cases():
         network.load_state_dict(mean(3 - half_of[row.id]))
         expected = judge.probabilities(network, row)

@@ -1,0 +1,92 @@
+"""Files that turn a bundle into a container for Grand Challenge: Dockerfile, entry point, names of the sockets."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+from competition.config.competition import Competition
+from competition.errors import MaskfoldError
+from competition.export.grand_challenge import CONTAINER_FILE
+from competition.io import write_json
+
+CONTAINERS = ("grand-challenge",)
+ENTRY_MODULE = "competition.export.grand_challenge"
+ENTRY_SCRIPT = "process.py"
+ITK_PACKAGE = "SimpleITK"
+
+DOCKERFILE = """\
+# Build:  docker build -t {tag} {platform}.
+# Try:    docker run --rm --network none -v $PWD/test/input:/input:ro -v $PWD/test/output:/output {tag}
+# Upload: docker save {tag} | gzip -c > {tag}.tar.gz
+FROM pytorch/pytorch:{torch}-cuda12.6-cudnn9-runtime
+RUN groupadd -r user && useradd -m --no-log-init -r -g user user
+WORKDIR /opt/app
+COPY --chown=user:user requirements.txt /opt/app/
+RUN grep -v -i -E '^(torch|torchvision|triton|nvidia-|cuda-)' requirements.txt > packages.txt \\
+    && python -m pip install --no-cache-dir --no-deps -r packages.txt {itk}
+COPY --chown=user:user . /opt/app/
+USER user
+ENV PYTHONUNBUFFERED=1
+ENTRYPOINT ["python", "process.py"]
+"""
+
+
+def check_container(container: str | None, comp: Competition) -> None:
+    """Check that a container can be written for a competition.
+
+    Raises:
+        MaskfoldError: status 2; the kind of container is unknown, SimpleITK is missing, or the images have several
+            channels in several files.
+    """
+    if container is None:
+        return
+    if container not in CONTAINERS:
+        raise MaskfoldError(
+            f"--container: found {container}, expected {', '.join(CONTAINERS)}.", "Correct --container.", status=2
+        )
+    if isinstance(comp.train.images, dict) and len(comp.train.images) > 1:
+        raise MaskfoldError(
+            f"--container: found {len(comp.train.images)} channels in separate files, expected one file per image.",
+            "Join the channels in one file, or write your own entry point around the bundle.",
+            status=2,
+        )
+    try:
+        import SimpleITK  # noqa: F401
+    except ImportError as error:
+        raise MaskfoldError(
+            "--container: SimpleITK, which reads and writes MHA files, is missing.",
+            "Install it: pip install SimpleITK.",
+            status=2,
+        ) from error
+
+
+def write_container(folder: Path, comp: Competition, input_slug: str | None, output_slug: str | None) -> None:
+    """Write Dockerfile, entry point and `container.json` into a bundle.
+
+    Args:
+        folder: the bundle.
+        comp: the competition.
+        input_slug: name of the input socket; None: the only folder of images that there is.
+        output_slug: name of the output socket; None: the name of the competition.
+    """
+    import torch
+
+    torch_version = torch.__version__.partition("+")[0]
+    tag = comp.name.lower()
+    text = DOCKERFILE.format(
+        tag=tag,
+        platform="--platform linux/amd64 ",
+        torch=torch_version,
+        itk=f"{ITK_PACKAGE}=={metadata.version(ITK_PACKAGE)}",
+    )
+    (folder / "Dockerfile").write_text(text, encoding="utf-8")
+    (folder / ".dockerignore").write_text("wheels\ntest\nnotebook.ipynb\n", encoding="utf-8")
+    script = Path(__file__).with_name("run_script.py").read_text(encoding="utf-8")
+    if "competition.export.runtime import" not in script:
+        raise ValueError("run_script.py no longer imports competition.export.runtime")
+    script = script.replace(
+        "from competition.export.runtime import main as run", f"from {ENTRY_MODULE} import main as run"
+    )
+    (folder / ENTRY_SCRIPT).write_text(script, encoding="utf-8")
+    write_json(folder / CONTAINER_FILE, {"input": input_slug, "output": output_slug or comp.name.lower()})

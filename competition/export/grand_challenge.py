@@ -1,0 +1,164 @@
+"""The interface of Grand Challenge: the images below /input/images, their label files below /output/images.
+
+`export --container grand-challenge` writes a bundle with a Dockerfile, whose entry point is `process.py`; that script
+calls `main` of this module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from competition.config.axes import competition_axes, permutation
+from competition.config.competition import Competition
+from competition.context import Context
+from competition.data.image_types import Image
+from competition.data.readers import extension_of, read_image, transpose_image
+from competition.ensembling.ensemble import EnsemblePredictor, InMemoryCase
+from competition.errors import MaskfoldError
+from competition.export.runtime_cases import Bundle
+from competition.postprocessing.pipeline import postprocess
+from competition.submission.label_files import label_arrays
+
+CONTAINER_FILE = "container.json"  # in the bundle: names of the sockets
+EXTENSIONS = (".mha", ".tif", ".tiff")
+RAS_FROM_LPS = np.array([-1.0, -1.0, 1.0])
+
+
+def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
+    """Predict all images of the input; print errors that the user can fix to standard error.
+
+    Args:
+        folder: folder of the bundle.
+        arguments: arguments of the command line; None: those of this process.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="process.py", description="Predict the images of Grand Challenge's interface."
+    )
+    parser.add_argument("--input", type=Path, default=Path("/input"))
+    parser.add_argument("--output", type=Path, default=Path("/output"))
+    args = parser.parse_args(arguments)
+    try:
+        count = predict_sockets(folder, args.input, args.output)
+    except MaskfoldError as error:
+        print(f"error: {error.message} {error.hint}", file=sys.stderr)
+        return error.status
+    print(f"{count} label files in {args.output}", flush=True)
+    return 0
+
+
+def predict_sockets(folder: Path, input_folder: Path, output_folder: Path) -> int:
+    """Write a label file for each image of the input socket.
+
+    Args:
+        folder: folder of the bundle.
+        input_folder: folder with `images/<slug>/*.mha` or `*.tif`.
+        output_folder: folder that gets `images/<slug>/*.mha`, with the names and the geometry of the images.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        MaskfoldError: there is no image, or an image cannot be read or predicted.
+    """
+    plain = json.loads((folder / CONTAINER_FILE).read_text(encoding="utf-8"))
+    bundle = Bundle.read(folder, input_folder)
+    comp = bundle.ensemble.comp
+    files = find_images(input_folder / "images", plain["input"])
+    target = output_folder / "images" / plain["output"]
+    target.mkdir(parents=True, exist_ok=True)
+    predictor: EnsemblePredictor | None = None
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in files:
+            image, itk = read_input(path, comp)
+            case = InMemoryCase(path.name, image)
+            if predictor is None:  # the first image defines the number of channels
+                predictor = EnsemblePredictor(bundle.ensemble, case, Context(bundle.trust), Path(scratch))
+            probabilities, presence = predictor.predict(case)
+            prediction = postprocess(probabilities, comp, bundle.settings, case, presence)
+            arrays = label_arrays(prediction, comp, label_map=comp.labels == "overlapping" and len(comp.classes) > 1)
+            write_output(target / f"{path.name.removesuffix(extension_of(path.name))}.mha", next(iter(arrays.values())),
+                         comp, itk)  # fmt: skip
+    return len(files)
+
+
+def find_images(folder: Path, slug: str | None) -> list[Path]:
+    """Return the images of the input socket `slug`; None: of the only socket.
+
+    Raises:
+        MaskfoldError: the socket or its images are missing.
+    """
+    sockets = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if slug is not None:
+        sockets = [path for path in sockets if path.name == slug]
+    if len(sockets) != 1:
+        found = ", ".join(path.name for path in sockets) or "none"
+        raise MaskfoldError(
+            f"Folders of images in {folder}: found {found}, expected {slug or 'one'}.",
+            "Export the bundle with --input-slug SLUG, the name of the input socket.",
+        )
+    files = sorted(path for path in sockets[0].iterdir() if extension_of(path.name) in EXTENSIONS)
+    if not files:
+        raise MaskfoldError(f"{sockets[0]} has no image: expected {', '.join(EXTENSIONS)}.", "Mount the images there.")
+    return files
+
+
+def read_input(path: Path, comp: Competition) -> tuple[Image, Any]:
+    """Return an image on the axes of the competition, and the SimpleITK image whose geometry the labels get.
+
+    Raises:
+        MaskfoldError: the file cannot be read, or has another number of dimensions.
+    """
+    dims, target = comp.dimensions, competition_axes(comp)
+    if extension_of(path.name) != ".mha":
+        return transpose_image(read_image(path, dims), permutation("yxz" if dims == 3 else "yx", target)), None
+    import SimpleITK
+
+    try:
+        itk = SimpleITK.ReadImage(str(path))
+    except RuntimeError as error:
+        raise MaskfoldError(f"{path} cannot be read: {str(error).splitlines()[-1]}.", "Copy the file again.") from error
+    if itk.GetDimension() != dims:
+        raise MaskfoldError(f"{path} has {itk.GetDimension()} dimensions, expected {dims}.", "Check the input socket.")
+    array = np.asarray(SimpleITK.GetArrayFromImage(itk))  # (Z, Y, X), then channels
+    channels = array[..., None] if array.ndim == dims else array
+    native = np.ascontiguousarray(np.moveaxis(channels, -1, 0).transpose(0, *range(dims, 0, -1)))  # (C, X, Y, Z)
+    if native.dtype.kind == "f":
+        native = native.astype(np.float32)
+    affine = None
+    if dims == 3:
+        affine = np.eye(4)
+        direction = np.asarray(itk.GetDirection()).reshape(3, 3)
+        affine[:3, :3] = RAS_FROM_LPS[:, None] * direction * np.asarray(itk.GetSpacing())
+        affine[:3, 3] = RAS_FROM_LPS * np.asarray(itk.GetOrigin())
+    image = Image(native, tuple(itk.GetSpacing()), affine)
+    return transpose_image(image, permutation("xyz" if dims == 3 else "xy", target)), itk
+
+
+def write_output(path: Path, labels: np.ndarray[Any, Any], comp: Competition, itk: Any) -> None:
+    """Write a label file (MHA) from labels on the axes of the competition.
+
+    Args:
+        path: the file.
+        labels: (*spatial) integers.
+        comp: the competition.
+        itk: SimpleITK image whose geometry the file gets; None: spacing 1.
+    """
+    import SimpleITK
+
+    order = permutation(competition_axes(comp), "xyz" if comp.dimensions == 3 else "xy")
+    plain = labels if order is None else labels.transpose(order)
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(plain.T))
+    if itk is not None:
+        image.CopyInformation(itk)
+    SimpleITK.WriteImage(image, str(path), useCompression=True)

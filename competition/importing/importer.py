@@ -1,0 +1,392 @@
+"""Make a run of predictions that were made elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from competition.config.competition import Competition
+from competition.config.experiment import Experiment
+from competition.config.loading import resolve_config
+from competition.context import Context
+from competition.data.cases import case_table
+from competition.data.splits import TRAIN_ONLY
+from competition.errors import MaskfoldError
+from competition.importing.reading import ReadingOptions, decide_kind, read_prediction
+from competition.importing.sources import LAYOUT_HINT, CaseFiles, Sources, find_sources, find_tests, seen_cases
+from competition.io import (
+    json_digest,
+    nan_to_none,
+    sha256_of_file,
+    sync_folder,
+    temporary_folder,
+    write_json,
+    write_table,
+)
+from competition.metrics.bootstrap import cv_score, dice_per_class
+from competition.postprocessing.evaluation import scoring_pool
+from competition.runs.contents import FOLDS_KEY, RunRecord, folds_digest
+from competition.runs.extra_cases import combined_data_hash
+from competition.runs.fold import FoldResult
+from competition.runs.imported import IMPORT_FILE, IMPORTED_TARGET, TEST_FOLDER, TEST_TABLE
+from competition.runs.oof import OofStore, open_store, stored_shapes
+from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, load_run, run_hash
+from competition.text import and_more, name_problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PREDICTIONS_KEY = "predictions"  # in the record of the run's hash: the digest of the imported files
+IMPORT_FORMAT = 1  # part of that digest; increased if the same files would give other predictions
+LOW_DICE = 0.1  # if every class has less, the axes or channels are probably wrong
+DEFAULT_OPTIONS = ReadingOptions()
+
+
+@dataclass(frozen=True)
+class ImportedRun:
+    """The outcome of an import.
+
+    Attributes:
+        run: the run.
+        is_new: False if the same predictions had been imported before.
+        layout: description of the layout that was found.
+        predicted: number of cases with an out-of-fold prediction.
+        seen: reason by case id, for predictions that are not out of fold.
+        missing: training cases without a prediction.
+        tests: number of test cases with a prediction, and number of all test cases.
+        score: the competition's metric out of fold; None without out-of-fold predictions.
+        dice: mean Dice of each class.
+    """
+
+    run: Run
+    is_new: bool
+    layout: str
+    predicted: int
+    seen: dict[str, str]
+    missing: list[str]
+    tests: tuple[int, int]
+    score: float | None
+    dice: dict[str, float | None]
+
+
+def import_predictions(
+    comp: Competition,
+    folder: Path,
+    name: str,
+    *,
+    oof: Path | None = None,
+    test: Path | None = None,
+    splits: Path | None = None,
+    options: ReadingOptions = DEFAULT_OPTIONS,
+    context: Context = Context(),
+    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
+    root: Path = RUNS_FOLDER,
+) -> ImportedRun:
+    """Import predictions: check them, score them, and write a run of them.
+
+    The name of the run is a hash over the content of the files, the folds and the data, so that the same import finds
+    the same run. The run's folder is written completely or not at all.
+
+    Args:
+        comp: the competition.
+        folder: folder of the predictions, see `competition.importing.sources`.
+        name: name of the experiment in the run's name.
+        oof: folder of the out-of-fold predictions, see `find_sources`.
+        test: folder of the test predictions, see `find_tests`.
+        splits: file of the folds, see `find_sources`.
+        options: how the files are read.
+        context: context with the log.
+        progress: function that wraps the iteration over the cases; receives the iterator and the number of cases.
+        root: folder of all runs.
+
+    Raises:
+        MaskfoldError: a file is missing, damaged, or does not fit its case; or no prediction was found.
+    """
+    _check_name(name)
+    cases = case_table(comp, "train")
+    skipped = [case for case, _ in cases.attrs.get("skipped", [])]
+    sources = find_sources(folder, oof, splits, [*cases["id"], *skipped], comp.classes)
+    for case in skipped:  # unreadable, so it cannot be scored
+        sources.cases.pop(case, None)
+    tests = case_table(comp, "test") if comp.test is not None else None
+    if tests is not None:
+        find_tests(sources, folder, test, tests["id"].tolist(), comp.classes)
+    elif test is not None:
+        raise MaskfoldError(
+            "--test: the competition has no test images (`test` in its YAML).", "Add them, or omit --test.", status=2
+        )
+    if not sources.cases and not sources.tests:
+        raise MaskfoldError(f"{folder} contains no prediction of a case.", LAYOUT_HINT, status=2)
+    options = _with_channels(options, sources, comp, context)
+    options = replace(options, kind=decide_kind(comp, [*sources.cases.values(), *sources.tests.values()], options))
+    seen = seen_cases(sources, cases)
+    used = [case for case in cases["id"] if case in sources.cases and case not in seen]
+    if not used and not sources.tests:
+        reasons = "; ".join(dict.fromkeys(seen.values()))
+        raise MaskfoldError(
+            f"None of the {len(sources.cases)} predictions is out of fold: {reasons}.",
+            "Name the file of the folds that the networks were trained with (--splits).",
+            status=2,
+        )
+    run = _make_run(comp, name, cases, sources, used, options, root, context.trust)
+    missing = [case for case in cases["id"] if case not in sources.cases] if sources.cases else []
+    counts = len(sources.tests), 0 if tests is None else len(tests)
+    is_new = not (run.folder / CASES_FILE).exists()
+    if is_new:
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(root.parent / "import") as temporary:  # where no command looks for runs
+            staged = replace(run, folder=temporary / run.folder.name)
+            _write(staged, sources, used, tests, options, context, progress, source=folder)
+            try:
+                os.replace(staged.folder, run.folder)
+            except OSError:
+                if not (run.folder / CASES_FILE).exists():  # else another command has imported the same files
+                    raise
+        sync_folder(run.folder.parent)
+    run = load_run(run.folder, context.trust)
+    from competition.runs.summary import read_summary
+
+    summary = read_summary(run.folder)
+    return ImportedRun(
+        run, is_new, sources.layout, len(used), seen, missing, counts, summary.get("score"), summary.get("dice") or {}
+    )
+
+
+def _check_name(name: str) -> None:
+    problem = name_problem(name) or ("starts with a dot" if name.startswith(".") else None)
+    if problem is not None or not name:
+        raise MaskfoldError(
+            f"--name: {name!r} {problem or 'is empty'}.", "Use letters and digits, e.g. --name nnunet.", status=2
+        )
+
+
+def _with_channels(options: ReadingOptions, sources: Sources, comp: Competition, context: Context) -> ReadingOptions:
+    """Return the options with the order of the classes in nnU-Net's dataset.json, if it has the same names."""
+    found = [name.lower() for name in sources.channels]
+    expected = [name.lower() for name in comp.classes]
+    if options.channels or not found or comp.labels != "exclusive":
+        return options
+    if sorted(found) != sorted(expected):
+        if len(found) != len(expected):
+            raise MaskfoldError(
+                f"dataset.json has {len(found)} classes ({', '.join(sources.channels)}), expected {len(expected)} "
+                f"({', '.join(comp.classes)}).",
+                "Name the folder of the same competition.",
+                status=2,
+            )
+        context.say(
+            f"note: the classes of dataset.json ({', '.join(sources.channels)}) have other names than those of the "
+            f"competition ({', '.join(comp.classes)}); their order is assumed to be the same"
+        )
+        return options
+    if found == expected:
+        return options
+    if any(files.main.suffix != ".npz" for files in [*sources.cases.values(), *sources.tests.values()]):
+        raise MaskfoldError(
+            f"dataset.json has the classes in the order {', '.join(sources.channels)}, the competition in the order "
+            f"{', '.join(comp.classes)}.",
+            "Import probabilities (`--npz`), whose channels are reordered, or give the classes one order.",
+        )
+    return ReadingOptions(options.kind, options.axes, ("background", *sources.channels))
+
+
+def _make_run(
+    comp: Competition,
+    name: str,
+    cases: pd.DataFrame,
+    sources: Sources,
+    used: Sequence[str],
+    options: ReadingOptions,
+    root: Path,
+    trust: tuple[str, ...],
+) -> Run:
+    """Return the run of the predictions, named after their content; nothing is written."""
+    import pandas as pd
+
+    is_used = set(used)
+    numbers = {case: int(sources.fold_of[case] or 0) if case in is_used else TRAIN_ONLY for case in cases["id"]}
+    folds = pd.DataFrame({"id": cases["id"], "fold": list(numbers.values()), "group": cases["group"]})
+    placeholder = {"target": IMPORTED_TARGET}
+    exp = Experiment.model_validate(
+        {
+            "competition": comp,
+            "folds": {"scheme": "file", "file": "folds.csv", "run": None if used else "full"},
+            "patch": {"size": [1] * comp.dimensions},
+            "model": placeholder,
+            "loss": placeholder,
+        }
+    )
+    exp = Experiment.model_validate(resolve_config(exp))  # as it is read from the run's folder
+    exp.competition.metric.trust(trust)
+    data = combined_data_hash(cases, {})
+    digest = _digest(sources, used, options)
+    contents = {FOLDS_KEY: folds_digest(folds), PREDICTIONS_KEY: digest}
+    names = {"1": run_hash(exp, data), "2": run_hash(exp, data, 2, contents)}
+    full_name = f"{comp.name}-{name}"
+    record = RunRecord(names, data, contents)
+    return Run(root / full_name / names["2"], exp, cases, folds, full_name, {}, record)
+
+
+def _digest(sources: Sources, used: Sequence[str], options: ReadingOptions) -> str:
+    """Return the SHA-256 of the files that are imported and of how they are read."""
+    files = {
+        kind: {case: [sha256_of_file(path) for path in found[case].paths] for case in ids}
+        for kind, found, ids in (("oof", sources.cases, used), ("test", sources.tests, list(sources.tests)))
+    }
+    # The extension decides how a file is read.
+    suffixes = sorted({path.suffix for found in _all_files(sources, used) for path in found.paths})
+    return json_digest([IMPORT_FORMAT, files, suffixes, asdict(options)])
+
+
+def _all_files(sources: Sources, used: Sequence[str]) -> Iterator[CaseFiles]:
+    yield from (sources.cases[case] for case in used)
+    yield from sources.tests.values()
+
+
+def _write(
+    run: Run,
+    sources: Sources,
+    used: Sequence[str],
+    tests: pd.DataFrame | None,
+    options: ReadingOptions,
+    context: Context,
+    progress: Callable[[Iterator[Any], int], Iterator[Any]],
+    source: Path,
+) -> None:
+    """Write the folder of a run: predictions, scores and records."""
+    import pandas as pd
+
+    from competition.data.cases import case_rows
+    from competition.training.cross_validate import summarize_run
+
+    run.write()
+    context.say(f"reading {len(used)} out-of-fold predictions and {len(sources.tests)} of test cases")
+    rows = run.rows(used)
+    fold_of = run.fold_of()
+    shapes = stored_shapes(run.exp, run.cases)
+    reader = CaseImporter(run.exp, options)
+    jobs = [
+        (rows[case], sources.cases[case], run.member_folder(fold_of[case], 0) / "oof", shapes[case], fold_of[case])
+        for case in used
+    ]
+    if tests is not None and sources.tests:
+        tests = tests[tests["id"].isin(list(sources.tests))].reset_index(drop=True)
+        write_table(tests, run.folder / TEST_TABLE)
+        shapes = stored_shapes(run.exp, tests)
+        jobs += [
+            (row, sources.tests[row.id], run.folder / TEST_FOLDER, shapes[row.id], None) for row in case_rows(tests)
+        ]
+    with scoring_pool(reader, len(jobs)) as pool:
+        results = list(progress(pool.map(CaseImporter.convert, jobs), len(jobs)))
+    table = pd.DataFrame([score for scores in results for score in scores])
+    for fold in run.fold_numbers() or [-1]:
+        _write_member(run, fold, table[table["fold"] == fold] if len(table) else table)
+    write_json(
+        run.folder / IMPORT_FILE,
+        {
+            "folder": str(source.absolute()),
+            "layout": sources.layout,
+            "imported": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            "options": asdict(options),
+            "cases": len(used),
+            "test_cases": len(sources.tests),
+        },
+    )
+    summarize_run(run)
+
+
+@dataclass(frozen=True)
+class CaseImporter:
+    """Reads, stores and scores single cases; the object is sent to worker processes."""
+
+    exp: Experiment
+    options: ReadingOptions
+
+    def convert(self, job: tuple[Any, CaseFiles, Path, tuple[int, ...], int | None]) -> list[dict[str, Any]]:
+        """Store the prediction of one case, and score it if it has a fold.
+
+        Args:
+            job: row of the case, files, folder of the store, shape (P, *file shape), and fold; None for a test case.
+
+        Returns:
+            Score rows, one per class; empty for a test case.
+        """
+        row, files, folder, shape, fold = job
+        store: OofStore = open_store(self.exp, folder, {row.id: shape})
+        store.write(row.id, read_prediction(self.exp.competition, row, files, self.options))
+        values = store.read(row.id)
+        return [] if fold is None else self._score(values, row, fold)
+
+    def _score(self, probabilities: np.ndarray[Any, Any], row: Any, fold: int) -> list[dict[str, Any]]:
+        from competition.data.content.unchanged import load_unchanged_mask, load_unchanged_objects
+        from competition.inference.predict import to_masks
+        from competition.metrics.scoring import score_case
+
+        comp = self.exp.competition
+        truth = load_unchanged_mask(comp, row)
+        objects = load_unchanged_objects(comp, row) if comp.instances else None
+        scores = score_case(
+            to_masks(probabilities, comp), truth, comp, spacing=json.loads(row.spacing), true_instances=objects
+        )
+        return [{"id": row.id, "fold": fold, **score} for score in scores]
+
+
+def _write_member(run: Run, fold: int, scores: pd.DataFrame) -> None:
+    """Write the scores and the result of one fold; -1 if only test cases are predicted."""
+    folder = run.member_folder(fold, 0)
+    folder.mkdir(exist_ok=True)
+    comp, digests = run.exp.competition, {}
+    if fold >= 0:
+        write_table(scores, folder / "scores.csv")
+        digests = {"scores.csv": sha256_of_file(folder / "scores.csv")}
+    FoldResult(
+        fold=fold,
+        seed=0,
+        score=nan_to_none(cv_score(scores, comp.metric)) if fold >= 0 else None,
+        dice=dice_per_class(scores, comp.classes) if fold >= 0 else {},
+        epochs=0,
+        steps=0,
+        minutes=0.0,
+        peak_gib=0.0,
+        threads=1,
+        precision="unknown",
+        device="elsewhere",
+        torch="unknown",
+        stopped="imported",
+        digests=digests,
+    ).write(folder)
+
+
+def import_notes(done: ImportedRun) -> list[str]:
+    """Return notes for the user on what was left out, or looks wrong."""
+    notes = []
+    for reason in dict.fromkeys(done.seen.values()):
+        ids = [case for case, why in done.seen.items() if why == reason]
+        notes.append(
+            f"{len(ids)} prediction{'s count' if len(ids) > 1 else ' counts'} as seen in training and "
+            f"{'are' if len(ids) > 1 else 'is'} left out, because {reason}: "
+            f"{', '.join(ids[:3])}{and_more(len(ids), 3, 'case')}"
+        )
+    if done.missing:
+        notes.append(
+            f"{len(done.missing)} training cases have no prediction: {', '.join(done.missing[:3])}"
+            f"{and_more(len(done.missing), 3, 'case')}"
+        )
+    found, expected = done.tests
+    if found < expected:
+        some = f"{expected - found} of {expected} test cases have no prediction" if found else "no test predictions"
+        notes.append(f"{some}: the run takes part in compare and report, but not in submit")
+    values = [value for value in done.dice.values() if value is not None]
+    if values and max(values) < LOW_DICE:
+        notes.append(
+            f"no class has a Dice above {LOW_DICE}: check the order of the axes (--axes) and of the channels "
+            "(--channels)"
+        )
+    return notes

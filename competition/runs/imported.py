@@ -1,0 +1,136 @@
+"""Runs whose predictions were made elsewhere: they have stored predictions, but no networks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from competition.errors import MaskfoldError
+from competition.io import read_csv, read_record
+
+if TYPE_CHECKING:
+    from competition.config.experiment import Experiment
+    from competition.inference.predict import Prediction
+    from competition.runs.oof import OofStore
+    from competition.runs.run import Run
+
+IMPORTED_TARGET = "competition.runs.imported.NoNetwork"  # `model.target` in the YAML of an imported run
+IMPORT_FILE = "import.json"  # in the run's folder: where the predictions came from
+TEST_FOLDER, TEST_TABLE = "test_predictions", "test_cases.csv"  # in the run's folder
+IMPORT_HINT = "Name a run that `maskfold cv` trained; imported runs take part in submit, compare and report."
+
+
+class NoNetwork:
+    """The entry `model.target` of an imported run; building it is an error."""
+
+    def __init__(self) -> None:
+        raise MaskfoldError(
+            "This run was imported: its predictions were made elsewhere, and it has no network to train or to run.",
+            IMPORT_HINT,
+            status=2,
+        )
+
+
+def is_imported(exp: Experiment) -> bool:
+    """Return whether an experiment is that of an imported run."""
+    return exp.model.target == IMPORTED_TARGET
+
+
+def refuse_imported(runs: Iterable[Run], purpose: str) -> None:
+    """Check that no run was imported, before a command that needs networks.
+
+    Args:
+        runs: the runs of a command.
+        purpose: what the command would do, e.g. `predict new images`.
+
+    Raises:
+        MaskfoldError: status 2; a run was imported.
+    """
+    for run in runs:
+        if is_imported(run.exp):
+            raise MaskfoldError(
+                f"The run {run.folder} cannot {purpose}: it was imported, so it has predictions but no networks.",
+                IMPORT_HINT,
+                status=2,
+            )
+
+
+def stored_tests(run: Run, shapes: dict[str, tuple[int, ...]] | None = None) -> OofStore:
+    """Return the store of an imported run's predictions of test cases."""
+    from competition.runs.oof import open_store
+
+    return open_store(run.exp, run.folder / TEST_FOLDER, shapes)
+
+
+def check_test_predictions(runs: Iterable[Run], rows: Iterable[Any]) -> None:
+    """Check that each imported run has a prediction of every test case, made from the same image.
+
+    Args:
+        runs: the runs of an ensemble; runs with networks are ignored.
+        rows: rows of the case table of the test cases.
+
+    Raises:
+        MaskfoldError: a prediction is missing, or the image of a test case has changed since the import.
+    """
+    rows = list(rows)
+    for run in (run for run in runs if is_imported(run.exp)):
+        store, hashes = stored_tests(run), _image_hashes(run.folder / TEST_TABLE)
+        hint = "Import the predictions again with those of all test cases (--test FOLDER)."
+        if missing := [row.id for row in rows if row.id not in store or row.id not in hashes]:
+            raise MaskfoldError(
+                f"The imported run {run.folder} has no prediction of {len(missing)} of {len(rows)} test cases; the "
+                f"first is {missing[0]}.",
+                f"{hint} To leave the run out of the mean, set its weight to 0 (--weights).",
+            )
+        if changed := [row.id for row in rows if hashes[row.id] != row.image_hash]:
+            raise MaskfoldError(
+                f"The image of the test case {changed[0]} is not the one of which {run.folder} has a prediction.",
+                f"Restore the image, or predict it again elsewhere. {hint}",
+            )
+
+
+def _image_hashes(table: Path) -> dict[str, str]:
+    """Return the hash of each test image at the time of the import, by case id."""
+    if not table.exists():
+        return {}
+    cases = read_csv(table, {"id": "id", "image_hash": "image_hash"})
+    return dict(zip(cases["id"], cases["image_hash"], strict=True))
+
+
+class StoredTestPredictions:
+    """The stored test predictions of an imported run, in the place of its networks.
+
+    Args:
+        run: the imported run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def read(self, row: Any) -> Prediction:
+        """Return the prediction of a test case: probabilities (P, *file shape) float16, no class presence.
+
+        Args:
+            row: a row of the case table.
+
+        Raises:
+            MaskfoldError: the run has no prediction of this case or this image, or the file is damaged.
+        """
+        from competition.inference.predict import Prediction
+
+        if not hasattr(row, "image_hash"):
+            refuse_imported([self.run], "predict new images")
+        check_test_predictions([self.run], [row])
+        shape = (self.run.exp.output_channels, *json.loads(row.shape))
+        values: np.ndarray[Any, Any] = stored_tests(self.run, {row.id: shape}).read(row.id)
+        return Prediction(values, None)
+
+
+def describe_import(run: Run) -> str:
+    """Return one line on the origin of an imported run, for `report`."""
+    record = read_record(run.folder / IMPORT_FILE)
+    return f"imported from {record.get('folder', '?')} ({record.get('layout', '?')})"

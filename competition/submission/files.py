@@ -1,0 +1,342 @@
+"""Submissions of label files, for hosts that want no CSV: a folder or a zip archive of one file per test case.
+
+The files have the same post-processed masks as a CSV would have, and the geometry of their images. Each file is read
+back, and names, sizes and types are compared with the host's sample archive, before the submission gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from competition.config.competition import Competition
+from competition.context import Context, no_log
+from competition.data.cases import case_rows, case_table
+from competition.data.image_types import check_not_bomb
+from competition.data.patterns import warn_skipped
+from competition.ensembling.ensemble import EnsemblePredictor
+from competition.errors import MaskfoldError
+from competition.io import ensure_writable, json_digest, sha256_of_file, temporary_folder, write_json, write_table
+from competition.postprocessing.case import CasePrediction
+from competition.postprocessing.pipeline import postprocess
+from competition.runs.blend import Ensemble, check_same_competition
+from competition.runs.imported import check_test_predictions
+from competition.runs.outputs import check_output, competitions_of
+from competition.runs.run import Run
+from competition.submission.formats import FileHeader, check_writer, read_file_header, write_labels
+from competition.submission.label_files import label_arrays, region_values
+from competition.submission.submit import (
+    SUBMISSIONS_FOLDER,
+    SubmissionResult,
+    fit_on_oof,
+    normalize_weights,
+    scores_path,
+    submission_name,
+    submission_summary,
+)
+from competition.submission.validate import ValidationReport
+from competition.text import and_more
+
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # of all members, so that the same masks give the same archive
+STORED_EXTENSIONS = (".gz", ".png", ".mha")  # already compressed
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """The host's sample: a folder or a zip archive of label files.
+
+    Attributes:
+        path: the folder or archive.
+        names: names of the files, with `/`, sorted.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> SampleFiles:
+        """List the files of a sample.
+
+        Raises:
+            MaskfoldError: the sample is missing, empty, or neither a folder nor a zip archive.
+        """
+        if path.is_dir():
+            names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+        else:
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    names = [member.filename for member in archive.infolist() if not member.is_dir()]
+            except (OSError, zipfile.BadZipFile) as error:
+                raise MaskfoldError(
+                    f"submission.sample: {path} cannot be read as a folder or a zip archive: {error}.",
+                    "With submission.files, the sample is a zip archive or a folder of label files; omit the key if "
+                    "the host gives none.",
+                    status=2,
+                ) from error
+        visible = [name for name in names if not any(part[:1] in "._" for part in PurePosixPath(name).parts)]
+        if not visible:
+            raise MaskfoldError(f"submission.sample: {path} contains no file.", "Download it again.", status=2)
+        return cls(path, tuple(sorted(visible)))
+
+    def check_names(self, expected: Sequence[str]) -> None:
+        """Check that the sample has a file for each test case and no other file.
+
+        Raises:
+            MaskfoldError: the names differ.
+        """
+        found, wanted = set(self.names), set(expected)
+        if found == wanted:
+            return
+        missing, other = sorted(wanted - found), sorted(found - wanted)
+        parts = [f"lacks {missing[0]}{and_more(len(missing), 1, 'file')}"] if missing else []
+        parts += [f"has {other[0]}{and_more(len(other), 1, 'file')}, which belongs to no test case"] if other else []
+        raise MaskfoldError(
+            f"The sample {self.path} {' and '.join(parts)}.",
+            "Correct submission.files, whose pattern names the files, or test.images.",
+        )
+
+    def header(self, name: str, dimensions: int, scratch: Path) -> FileHeader:
+        """Return size and type of a file of the sample; a member of an archive is unpacked into `scratch`."""
+        if self.path.is_dir():
+            return read_file_header(self.path / name, dimensions)
+        target = scratch / f"sample-{PurePosixPath(name).name}"
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                check_not_bomb(self.path, archive.getinfo(name).file_size)
+                with archive.open(name) as source, open(target, "wb") as file:
+                    shutil.copyfileobj(source, file)
+            return read_file_header(target, dimensions)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise MaskfoldError(f"{name} in {self.path} is damaged: {error}.", "Download the sample again.") from error
+        finally:
+            target.unlink(missing_ok=True)
+
+
+def file_names(comp: Competition, case_id: str) -> dict[str, str]:
+    """Return the name of each label file of a case, by class; the class is empty if one file has all classes.
+
+    Raises:
+        MaskfoldError: status 2; the classes overlap and cannot be written into one file.
+    """
+    pattern = str(comp.submission.files)
+    if "{class}" in pattern:
+        return {name: pattern.replace("{id}", case_id).replace("{class}", name) for name in comp.classes}
+    if comp.labels == "overlapping" and len(comp.classes) > 1:
+        try:
+            region_values(comp)
+        except MaskfoldError as error:
+            raise MaskfoldError(
+                f"submission.files: {error.message.removeprefix('--label-map: ')}",
+                "Add {class} to the pattern, so that each class gets a file: {class}/{id}.png.",
+                status=2,
+            ) from error
+    return {"": pattern.replace("{id}", case_id)}
+
+
+def file_labels(prediction: CasePrediction, comp: Competition) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the label arrays of a case by class, as `file_names` names them: (*spatial) uint8 or uint16."""
+    values = comp.submission.labels
+    by_class = "{class}" in str(comp.submission.files)
+    if by_class:
+        single = comp.model_copy(update={"labels": "overlapping"})
+        arrays: dict[str, np.ndarray[Any, Any]] = dict(label_arrays(prediction, single))
+        if values is not None and not comp.instances:
+            arrays = {name: _with_value(arrays[name], value) for name, value in zip(comp.classes, values, strict=True)}
+        return arrays
+    if comp.labels == "overlapping" and len(comp.classes) == 1 and not comp.instances:
+        comp = comp.model_copy(update={"labels": "exclusive"})  # a label map of one class
+    if values is not None:
+        comp = comp.model_copy(update={"label_values": values})
+    return dict(label_arrays(prediction, comp, label_map=comp.labels == "overlapping"))
+
+
+def _with_value(mask: np.ndarray[Any, Any], value: int) -> np.ndarray[Any, Any]:
+    return mask.astype(np.uint8 if value < 256 else np.uint16) * value
+
+
+def submit_files(
+    runs: Sequence[Run],
+    weights: Sequence[float] | str | None = None,
+    output: Path | None = None,
+    trust: tuple[str, ...] = (),
+    say: Callable[[str], None] = no_log,
+    progress: Callable[[Iterator[Any], int], Iterator[Any]] = lambda rows, _: rows,
+) -> SubmissionResult:
+    """Predict the test cases with every fold of every run, and write the label files that `submission.files` names.
+
+    Args:
+        runs: finished runs of one competition.
+        weights: as for `competition.submission.submit.submit`.
+        output: the folder, or the archive with `submission.zip`; None: a name below `submissions/<competition>`.
+        trust: additional packages that `target` may name.
+        say: function that receives messages for the user.
+        progress: function that wraps the iteration over the cases; receives the iterator and the number of cases.
+
+    Returns:
+        The written submission; its report counts files as rows.
+
+    Raises:
+        MaskfoldError: an input is missing, damaged or inconsistent, or a file differs from the sample. No incomplete
+            submission is left behind.
+    """
+    context = Context(trust, say)
+    check_same_competition(runs)
+    ensemble = Ensemble(tuple(runs), normalize_weights(weights, len(runs)))
+    comp = ensemble.comp
+    rows = case_rows(warn_skipped(case_table(comp, "test")))
+    names = {row.id: file_names(comp, row.id) for row in rows}
+    every_name = [name for by_class in names.values() for name in by_class.values()]
+    check_writer(every_name[0])
+    sample = None
+    if comp.submission.sample is not None:
+        sample = SampleFiles.open(Path(comp.root) / comp.submission.sample)
+        sample.check_names(every_name)
+    suffix = ".zip" if comp.submission.zip else ""
+    path = output or SUBMISSIONS_FOLDER / comp.name / f"{submission_name(runs, weights)}{suffix}"
+    check_files_output(path, comp, runs)
+    check_test_predictions([run for run, _ in ensemble.active], rows)
+    predictor = EnsemblePredictor(ensemble, rows[0], context)
+    ensemble, fitted, expected = fit_on_oof(ensemble, weights, len(rows), context)
+    if fitted is not None:
+        predictor = EnsemblePredictor(ensemble, rows[0], context)
+    settings = expected.settings if expected is not None else runs[0].exp.postprocess
+    empty = 0
+    with temporary_folder(path) as staging:
+        folder = staging / "files"
+        folder.mkdir()
+        for row in progress(iter(rows), len(rows)):
+            probabilities, presence = predictor.predict(row)
+            arrays = file_labels(postprocess(probabilities, comp, settings, row, presence), comp)
+            empty += sum(not labels.any() for labels in arrays.values())
+            for cls, name in names[row.id].items():
+                _write_checked(folder / name, arrays[cls], row, comp, sample, name, staging)
+        validation = ValidationReport(path, len(every_name), empty, ())
+        staged = _zip(folder, staging / path.name) if comp.submission.zip else folder
+        digests = {name: sha256_of_file(folder / name) for name in sorted(every_name)}
+        content = submission_summary(
+            path.name, folder / every_name[0], ensemble, predictor.checkpoints, expected, fitted, validation
+        )
+        content["sha256"] = sha256_of_file(staged) if comp.submission.zip else json_digest(digests)
+        content["files"] = digests
+        _replace(staged, path, content, expected.rows if expected is not None else None, staging)
+    return SubmissionResult(path, _summary_path(path), validation, ensemble, expected)
+
+
+def _write_checked(
+    path: Path,
+    labels: np.ndarray[Any, Any],
+    row: Any,
+    comp: Competition,
+    sample: SampleFiles | None,
+    name: str,
+    scratch: Path,
+) -> None:
+    """Write one file with the type of the sample's file, and compare its size with that one."""
+    source = next(iter(json.loads(row.images).values()))
+    source = Path(comp.root) / (source if isinstance(source, str) else source[0])
+    wanted = None if sample is None else sample.header(name, comp.dimensions, scratch)
+    if wanted is not None:
+        labels = _as_type(labels, wanted.dtype, name)
+    write_labels(path, labels, source, row, comp)
+    found = read_file_header(path, comp.dimensions)
+    if wanted is not None and found != wanted:
+        raise MaskfoldError(
+            f"{name}: found the shape {found.shape} of {found.dtype}, expected {wanted.shape} of {wanted.dtype} as in "
+            f"the sample {sample.path if sample is not None else ''}.",
+            "Download the sample again, or omit submission.sample.",
+        )
+
+
+def _as_type(labels: np.ndarray[Any, Any], dtype: str, name: str) -> np.ndarray[Any, Any]:
+    """Return labels as the type of the sample's file.
+
+    Raises:
+        MaskfoldError: the type is unknown or cannot hold the values.
+    """
+    try:
+        converted = labels.astype(dtype)
+    except TypeError as error:
+        raise MaskfoldError(
+            f"{name}: the sample has values of type {dtype}, expected integers or floats.", "Omit submission.sample."
+        ) from error
+    if not np.array_equal(converted, labels):
+        raise MaskfoldError(
+            f"{name}: the sample has values of type {dtype}, which cannot hold the label {int(labels.max())}.",
+            "Set smaller values with submission.labels.",
+        )
+    return converted
+
+
+def _zip(folder: Path, archive: Path) -> Path:
+    """Write all files of a folder into an archive, and read them back.
+
+    Raises:
+        MaskfoldError: the archive differs from the files.
+    """
+    with zipfile.ZipFile(archive, "w") as out:
+        for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+            member = zipfile.ZipInfo(path.relative_to(folder).as_posix(), ZIP_TIME)
+            stored = path.name.lower().endswith(STORED_EXTENSIONS)
+            member.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
+            member.external_attr = 0o644 << 16
+            out.writestr(member, path.read_bytes())
+    with zipfile.ZipFile(archive) as written:
+        if (damaged := written.testzip()) is not None:
+            raise MaskfoldError(f"{damaged} changed when the archive was written.", "Check the disk.")
+    with open(archive, "rb") as stream:
+        os.fsync(stream.fileno())
+    return archive
+
+
+def check_files_output(path: Path, comp: Competition, runs: Sequence[Run]) -> None:
+    """Check that a submission of files may be written to a path.
+
+    A folder is replaced only if it has no other files than an earlier submission there.
+
+    Raises:
+        MaskfoldError: status 2; the path is not allowed.
+    """
+    hint = "Name another path with -o."
+    if comp.submission.zip and (path.suffix.lower() != ".zip" or path.is_dir()):
+        raise MaskfoldError(
+            f"Output: found {path}, expected a file that ends in .zip (submission.zip).", hint, status=2
+        )
+    if not comp.submission.zip and path.is_file():
+        raise MaskfoldError(f"Output: found the file {path}, expected a folder.", hint, status=2)
+    check_output([path, _summary_path(path)], competitions_of(runs))
+    ensure_writable(path.absolute().parent)
+    if path.is_dir():
+        try:
+            earlier = set(json.loads(_summary_path(path).read_text(encoding="utf-8"))["files"])
+        except (OSError, ValueError, LookupError, TypeError):
+            earlier = set()
+        others = [file for file in path.rglob("*") if file.is_file()]
+        if other := next((file for file in others if file.relative_to(path).as_posix() not in earlier), None):
+            raise MaskfoldError(f"Output: the folder {path} has the file {other.name} already.", hint, status=2)
+
+
+def _summary_path(path: Path) -> Path:
+    return path.with_name(f"{path.name.removesuffix('.zip')}.json")
+
+
+def _replace(staged: Path, path: Path, content: dict[str, Any], rows: Any, staging: Path) -> None:
+    """Move a complete submission to its name: the old one is removed first, its JSON comes before the new one."""
+    if path.is_dir():
+        os.replace(path, staging / "old")
+    else:
+        path.unlink(missing_ok=True)
+    write_json(_summary_path(path), content)
+    scores = scores_path(_summary_path(path))
+    if rows is not None:
+        write_table(rows, scores)
+    else:
+        scores.unlink(missing_ok=True)
+    os.replace(staged, path)

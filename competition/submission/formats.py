@@ -1,0 +1,195 @@
+"""Write one label file in each format that hosts of file submissions accept, without loss, and read it back."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.axes import permutation
+from competition.config.competition import Competition
+from competition.data.readers import extension_of, read_header, read_labels, row_axes
+from competition.errors import MaskfoldError
+from competition.io import atomic_write
+from competition.submission.label_files import nifti_labels
+
+Labels = NDArray[Any]
+ITK_HINT = "Install SimpleITK: pip install SimpleITK. Or set submission.files to another format, e.g. {id}.nii.gz."
+AFFINE_TOLERANCE = 1e-4  # mm
+RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
+
+
+class FileHeader(NamedTuple):
+    """The size and type of a label file: shape on the axes of the format, and the name of its dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def axes_of_format(path: Path, dimensions: int) -> str:
+    """Return the order of the axes of a label file: (X, Y, Z) of NIfTI and MHA, row and column of pictures."""
+    axes = "xyz" if extension_of(path.name) in (".nii.gz", ".nii", ".mha") else "yxz"
+    return axes if dimensions == 3 else axes.replace("z", "")
+
+
+def check_writer(name: str) -> None:
+    """Check that the package that writes a format is installed.
+
+    Raises:
+        MaskfoldError: status 2; it is missing.
+    """
+    if name.lower().endswith(".mha"):
+        try:
+            import SimpleITK  # noqa: F401
+        except ImportError as error:
+            raise MaskfoldError("submission.files: MHA files require SimpleITK.", ITK_HINT, status=2) from error
+
+
+def write_labels(path: Path, labels: Labels, source: Path, row: Any, comp: Competition) -> None:
+    """Write a label file with the geometry of the case's image; then read it and compare values and geometry.
+
+    Args:
+        path: the file; its folder is created.
+        labels: (*spatial) integers on the axes of the case.
+        source: an image file of the case.
+        row: row of the case table.
+        comp: the competition.
+
+    Raises:
+        MaskfoldError: a required package is missing, the file's format cannot hold the values, or the file that was
+            read back differs.
+    """
+    check_writer(path.name)
+    extension, dims = extension_of(path.name), comp.dimensions
+    order = permutation(row_axes(comp, row), axes_of_format(path, dims))
+    stored = np.ascontiguousarray(labels if order is None else labels.transpose(order))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = None
+    if extension == ".png":
+        _write_png(path, stored)
+    elif extension in (".tif", ".tiff"):
+        _write_tiff(path, stored, source)
+    elif extension == ".mha":
+        _write_mha(path, stored, source, row, order)
+    else:
+        image = nifti_labels(stored, source, row, order)
+        affine = image.affine
+        plain = image.to_bytes()
+        content = gzip.compress(plain, 6, mtime=0) if extension == ".nii.gz" else plain
+        atomic_write(path, lambda file: file.write(content))
+    _check_written(path, stored, affine, dims)
+
+
+def _check_written(path: Path, expected: Labels, affine: Any, dims: int) -> None:
+    """Read a file and compare it with the array (on the axes of the format) that was written."""
+    found, found_affine = (_read_mha(path), None) if extension_of(path.name) == ".mha" else read_labels(path, dims)
+    same_place = affine is None or (
+        found_affine is not None and np.allclose(affine, found_affine, atol=AFFINE_TOLERANCE)
+    )
+    if not same_place or not np.array_equal(found, expected):
+        raise MaskfoldError(
+            f"The label file {path.name} changed when it was written and read.",
+            f"Report this with the shape {expected.shape} and the type {expected.dtype}.",
+        )
+
+
+def _write_png(path: Path, labels: Labels) -> None:
+    import cv2
+
+    if labels.dtype.name not in ("uint8", "uint16"):
+        raise MaskfoldError(
+            f"PNG files hold uint8 or uint16, found {labels.dtype} for {path.name}.", "Set submission.files to .tif."
+        )
+    atomic_write(path, lambda file: file.write(cv2.imencode(".png", labels)[1].tobytes()))
+
+
+def _write_tiff(path: Path, labels: Labels, source: Path) -> None:
+    """Write a picture, or a volume (H, W, Z) as pages; the resolution of a TIFF source is kept."""
+    from tifffile import imwrite
+
+    pages = labels if labels.ndim == 2 else np.moveaxis(labels, -1, 0)
+    options: dict[str, Any] = {}
+    if extension_of(source.name) in (".tif", ".tiff"):
+        from tifffile import TiffFile
+
+        with TiffFile(source) as file:
+            tags: Any = file.pages[0].tags  # type: ignore[union-attr]
+            if all(name in tags for name in ("XResolution", "YResolution", "ResolutionUnit")):
+                (x, x_unit), (y, y_unit) = tags["XResolution"].value, tags["YResolution"].value
+                if x_unit and y_unit:
+                    options = {
+                        "resolution": (x / x_unit, y / y_unit),
+                        "resolutionunit": int(tags["ResolutionUnit"].value),
+                    }
+    # Opened by `imwrite` itself, because the file must be seekable; the caller renames the complete folder.
+    imwrite(path, pages, compression="zlib", photometric="minisblack", **options)
+
+
+def _write_mha(path: Path, labels: Labels, source: Path, row: Any, order: tuple[int, ...] | None) -> None:
+    """Write a MetaImage with origin, spacing and direction of the image."""
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(labels.T)  # (Z, Y, X)
+    if extension_of(source.name) in (".mha", ".mhd", ".nrrd"):
+        reader = SimpleITK.ImageFileReader()
+        reader.SetFileName(str(source))
+        reader.ReadImageInformation()
+        image.SetOrigin(reader.GetOrigin())
+        image.SetSpacing(reader.GetSpacing())
+        image.SetDirection(reader.GetDirection())
+    elif labels.ndim == 3 and source.name.lower().endswith((".nii", ".nii.gz")):
+        set_geometry(image, read_header(source, 3).affine)
+    else:
+        spacing = json.loads(row.spacing)
+        image.SetSpacing(tuple(spacing if order is None else [spacing[axis] for axis in order]))
+    SimpleITK.WriteImage(image, str(path), useCompression=True)
+
+
+def set_geometry(image: Any, affine: Any) -> None:
+    """Set origin, spacing and direction of a SimpleITK volume from an affine in NIfTI's coordinates (RAS, mm)."""
+    if affine is None:
+        return
+    matrix = np.asarray(affine, np.float64)
+    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+    direction = RAS_TO_LPS[:, None] * matrix[:3, :3] / spacing
+    image.SetOrigin(tuple(RAS_TO_LPS * matrix[:3, 3]))
+    image.SetSpacing(tuple(spacing))
+    image.SetDirection(tuple(direction.reshape(-1)))
+
+
+def _read_mha(path: Path) -> Labels:
+    import SimpleITK
+
+    return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))).T
+
+
+def read_file_header(path: Path, dimensions: int) -> FileHeader:
+    """Return the size and type of a label file on the axes of its format.
+
+    Raises:
+        MaskfoldError: the file cannot be read, or it has several channels.
+    """
+    if extension_of(path.name) == ".mha":
+        check_writer(path.name)
+        import SimpleITK
+
+        reader = SimpleITK.ImageFileReader()
+        reader.SetFileName(str(path))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise MaskfoldError(f"{path.name} cannot be read: {error}.", "Copy the file again.") from error
+        name = SimpleITK.GetPixelIDValueAsString(reader.GetPixelIDValue())
+        names = {f"{bits}-bit {sign} integer": kind for bits in (8, 16, 32) for sign, kind in (
+            ("unsigned", f"uint{bits}"), ("signed", f"int{bits}"))}  # fmt: skip
+        return FileHeader(tuple(reader.GetSize()), names.get(name, name))
+    header = read_header(path, dimensions, labels=True)
+    if header.channels != 1:
+        raise MaskfoldError(
+            f"{path.name} has {header.channels} channels, expected 1, as in a label file.", "Correct submission.sample."
+        )
+    return FileHeader(tuple(header.shape), str(header.dtype))

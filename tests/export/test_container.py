@@ -1,0 +1,69 @@
+"""A container for Grand Challenge: its entry point predicts made images, without Docker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from competition.data.cases import case_rows, case_table
+from competition.data.readers import load_image
+from competition.errors import MaskfoldError
+from competition.export.bundle import ExportOptions, export_runs
+from competition.submission.label_files import predict_images
+
+
+def test_the_entry_point_writes_the_labels_that_predict_writes(finished, tiny, tmp_path):
+    SimpleITK = pytest.importorskip("SimpleITK")
+    run = finished(tiny(3), "demo3d-tiny")
+    comp = run.exp.competition
+    bundle = tmp_path / "bundle"
+    export_runs([run], bundle, options=ExportOptions(container="grand-challenge", output_slug="organs"))
+    text = (bundle / "Dockerfile").read_text()
+    assert "process.py" in text and "USER user" in text and (bundle / "container.json").exists()
+    rows = case_rows(case_table(comp, "test"))
+    socket = tmp_path / "input" / "images" / "mri"
+    socket.mkdir(parents=True)
+    direction = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    row = rows[0]
+    image = SimpleITK.GetImageFromArray(load_image(comp, row).array[0].T)
+    image.SetOrigin((5.0, -7.0, 11.0))
+    image.SetSpacing(tuple(json.loads(row.spacing)))
+    if run.exp.prepare.orientation is None:
+        image.SetDirection(direction)
+    SimpleITK.WriteImage(image, str(socket / "scan.mha"))
+    done = subprocess.run(
+        [sys.executable, bundle / "process.py", "--input", tmp_path / "input", "--output", tmp_path / "output"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert done.returncode == 0, done.stderr
+    labels = SimpleITK.ReadImage(str(tmp_path / "output" / "images" / "organs" / "scan.mha"))
+    assert labels.GetOrigin() == image.GetOrigin() and labels.GetSpacing() == pytest.approx(image.GetSpacing())
+    assert labels.GetDirection() == image.GetDirection()
+    predict_images([run], Path(comp.root) / "test", tmp_path / "predicted")
+    from competition.data.readers import read_labels
+
+    expected = read_labels(tmp_path / "predicted" / f"{row.id}.nii.gz")[0]
+    if run.exp.prepare.orientation is None:
+        assert np.array_equal(SimpleITK.GetArrayFromImage(labels).T, expected)
+    empty = subprocess.run(
+        [sys.executable, bundle / "process.py", "--input", tmp_path / "none", "--output", tmp_path / "output"],
+        capture_output=True,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert empty.returncode == 1 and "Traceback" not in empty.stderr and "expected one" in empty.stderr
+
+
+def test_an_unknown_container_is_refused(finished, tiny, tmp_path):
+    with pytest.raises(MaskfoldError, match="grand-challenge"):
+        export_runs([finished(tiny(2))], tmp_path / "bundle", options=ExportOptions(container="docker"))
+    assert not (tmp_path / "bundle").exists()

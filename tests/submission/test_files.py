@@ -1,0 +1,149 @@
+"""Submissions of label files: written, read back, compared with the host's sample."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import nibabel
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from competition.config.competition import SubmissionFormat
+from competition.data.cases import case_rows, case_table
+from competition.data.readers import read_labels
+from competition.ensembling.ensemble import EnsemblePredictor
+from competition.errors import MaskfoldError
+from competition.postprocessing.pipeline import postprocess
+from competition.runs.blend import Ensemble
+from competition.runs.run import hashed_settings
+from competition.submission.files import file_labels, submit_files
+
+
+def with_format(run, **keys):
+    """Return a run whose competition has another submission format."""
+    submission = SubmissionFormat.model_validate({**run.exp.competition.submission.model_dump(by_alias=True), **keys})
+    comp = run.exp.competition.model_copy(update={"submission": submission})
+    return replace(run, exp=run.exp.model_copy(update={"competition": comp}))
+
+
+def expected_labels(run):
+    """Return the label map of each test case, by id."""
+    comp = run.exp.competition
+    rows = case_rows(case_table(comp, "test"))
+    predictor = EnsemblePredictor(Ensemble((run,), (1.0,)), rows[0])
+    found = {}
+    for row in rows:
+        probabilities, presence = predictor.predict(row)
+        found[row.id] = file_labels(postprocess(probabilities, comp, run.exp.postprocess, row, presence), comp)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "name"), [(2, "{id}.png"), (3, "{id}.nii.gz"), (3, "labels/{id}.mha"), (3, "{id}.tif")]
+)
+def test_the_files_hold_the_masks_on_the_grid_of_their_images(finished, tiny, dimensions, name, tmp_path):
+    if name.endswith(".mha"):
+        pytest.importorskip("SimpleITK")
+    run = with_format(finished(tiny(dimensions), f"demo{dimensions}d-tiny"), files=name, sample=None)
+    comp = run.exp.competition
+    done = submit_files([run], output=tmp_path / "out")
+    said = json.loads(done.summary_path.read_text())
+    assert said["expected"]["score"] is not None and done.validation.rows == len(said["files"])
+    for row in case_rows(case_table(comp, "test")):
+        path = tmp_path / "out" / name.replace("{id}", row.id)
+        wanted = expected_labels(run)[row.id]
+        expected = wanted.get("", next(iter(wanted.values())))
+        if name.endswith(".mha"):
+            import SimpleITK
+
+            image = SimpleITK.ReadImage(str(path))
+            source = nibabel.load(Path(comp.root) / next(iter(json.loads(row.images).values())))
+            assert np.array_equal(SimpleITK.GetArrayFromImage(image).T, expected)
+            corner = np.array(image.TransformContinuousIndexToPhysicalPoint([1.0, 2.0, 3.0])) * [-1, -1, 1]
+            assert np.allclose(corner, (source.affine @ [1, 2, 3, 1])[:3], atol=1e-4)
+        elif name.endswith(".tif"):
+            assert np.array_equal(read_labels(path, 3)[0].transpose(1, 0, 2), expected)
+        else:
+            labels, affine = read_labels(path, dimensions)
+            assert np.array_equal(labels, expected)
+            if dimensions == 3:
+                source = nibabel.load(Path(comp.root) / next(iter(json.loads(row.images).values())))
+                assert np.allclose(affine, source.affine)
+
+
+def test_an_archive_has_the_samples_names_and_types(finished, tiny, tmp_path):
+    run = finished(tiny(2))
+    rows = case_rows(case_table(run.exp.competition, "test"))
+    sample = tmp_path / "sample.zip"
+    with zipfile.ZipFile(sample, "w") as archive:
+        for row in rows:
+            empty = np.zeros(json.loads(row.shape), np.uint16)
+            archive.writestr(f"{row.id}.png", cv2.imencode(".png", empty)[1].tobytes())
+    values = [255] * len(run.exp.competition.classes) if len(run.exp.competition.classes) == 1 else None
+    run = with_format(run, files="{id}.png", zip=True, labels=values, sample=str(sample))
+    done = submit_files([run], output=tmp_path / "out.zip")
+    first = done.path.read_bytes()
+    with zipfile.ZipFile(done.path) as archive:
+        assert sorted(archive.namelist()) == sorted(f"{row.id}.png" for row in rows)
+        image = cv2.imdecode(np.frombuffer(archive.read(f"{rows[0].id}.png"), np.uint8), cv2.IMREAD_UNCHANGED)
+        assert image.dtype == np.uint16 and (values is None or set(np.unique(image)) <= {0, 255})
+    assert submit_files([run], output=tmp_path / "out.zip").path.read_bytes() == first, "written again, the same bytes"
+
+
+@pytest.mark.parametrize("fault", ["name", "shape", "missing"])
+def test_a_sample_that_differs_is_refused_and_nothing_is_left(finished, tiny, tmp_path, fault):
+    run = finished(tiny(2))
+    folder = tmp_path / "sample"
+    folder.mkdir()
+    for row in case_rows(case_table(run.exp.competition, "test")):
+        height, width = json.loads(row.shape)
+        cv2.imwrite(str(folder / f"{row.id}.png"), np.zeros((height + (fault == "shape"), width), np.uint8))
+    first = sorted(folder.iterdir())[0]
+    if fault == "name":
+        first.rename(first.with_name("other.png"))
+    if fault == "missing":
+        first.unlink()
+    run = with_format(run, files="{id}.png", sample=str(folder))
+    with pytest.raises(MaskfoldError, match="sample"):
+        submit_files([run], output=tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_a_folder_with_other_files_is_kept(finished, tiny, tmp_path):
+    run = with_format(finished(tiny(2)), files="{id}.png", sample=None)
+    submit_files([run], output=tmp_path / "out")
+    submit_files([run], output=tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(MaskfoldError, match="notes.txt"):
+        submit_files([run], output=tmp_path / "out")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("keys", [{"files": "x.png"}, {"files": "../{id}.png"}, {"files": "/{id}.png"},
+                                  {"files": "{id}.jpg"}, {"zip": True}, {"labels": [1]}])  # fmt: skip
+def test_impossible_patterns_are_refused(keys):
+    with pytest.raises(ValidationError):
+        SubmissionFormat.model_validate(keys)
+
+
+def test_the_format_of_files_does_not_enter_a_runs_hash(finished, tiny):
+    run = finished(tiny(2))
+    changed = with_format(run, files="{id}.png", zip=True)
+    for version in (1, 2):
+        assert hashed_settings(run.exp, version) == hashed_settings(changed.exp, version)
+    assert not {"files", "zip", "labels"} & SubmissionFormat().model_dump().keys()
+
+
+def test_a_missing_simpleitk_is_refused_before_prediction(finished, tiny, monkeypatch, tmp_path):
+    import sys
+
+    run = with_format(finished(tiny(3), "demo3d-tiny"), files="{id}.mha", sample=None)
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    with pytest.raises(MaskfoldError, match="SimpleITK") as caught:
+        submit_files([run], output=tmp_path / "out")
+    assert "pip install SimpleITK" in caught.value.hint and caught.value.status == 2
