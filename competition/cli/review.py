@@ -7,7 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from competition.cli.console import exit_on_signal, format_columns, plain_printer, split_runs_and_overrides, terminal_bar
+from competition.cli.console import (
+    exit_on_signal,
+    format_columns,
+    plain_printer,
+    split_runs_and_overrides,
+    terminal_bar,
+)
 from competition.context import Context
 from competition.errors import MaskfoldError
 from competition.text import format_count

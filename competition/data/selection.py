@@ -42,9 +42,7 @@ def select_training_cases(comp: Competition, ids: list[str]) -> tuple[list[str],
     selected = [case_id for case_id in ids if case_id in listed and case_id not in excluded]
     left_out = [case_id for case_id in ids if case_id in listed and case_id in excluded]
     if left_out and not selected:
-        raise MaskfoldError(
-            f"train.exclude leaves out all {len(left_out)} cases.", "Exclude fewer cases.", status=2
-        )
+        raise MaskfoldError(f"train.exclude leaves out all {len(left_out)} cases.", "Exclude fewer cases.", status=2)
     return selected, left_out
 
 

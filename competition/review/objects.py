@@ -66,7 +66,12 @@ class _Objects:
 
     @classmethod
     def find(
-        cls, labels: Labels, by: NDArray[np.int64], suspect: NDArray[np.bool_], evidence: NDArray[np.float32], count: int
+        cls,
+        labels: Labels,
+        by: NDArray[np.int64],
+        suspect: NDArray[np.bool_],
+        evidence: NDArray[np.floating[Any]],
+        count: int,
     ) -> _Objects:
         """Find the components of `labels` and sum the evidence of their suspect pixels by the label `by`."""
         import cc3d
@@ -112,7 +117,7 @@ class _Objects:
 
 
 def find_in_slice(
-    truth: Labels, predicted: Labels, suggested: Labels, evidence: NDArray[np.float32], count: int
+    truth: Labels, predicted: Labels, suggested: Labels, evidence: NDArray[np.floating[Any]], count: int
 ) -> list[SliceFinding]:
     """Find the suspect objects of a slice.
 
@@ -120,7 +125,7 @@ def find_in_slice(
         truth: labels (H, W), 0 where ignored.
         predicted: predicted labels (H, W), 0 where ignored.
         suggested: suggested label plus 1, (H, W), 0 where the label is not suspect; see `Rule.suspects`.
-        evidence: (H, W) float32.
+        evidence: (H, W) floats.
         count: number of labels, with background.
     """
     suspect = suggested > 0
@@ -185,7 +190,7 @@ def _find_shifted(true: _Objects, seen: _Objects) -> tuple[list[SliceFinding], s
                     SHIFTED,
                     index,
                     int(true.labels[index]),
-                    area=int(round(area / (1 + before))),  # pixels of the union
+                    area=round(float(area) / (1 + before)),  # pixels of the union
                     pixels=int(true.pixels[index].sum() + seen.pixels[other].sum()),
                     evidence=float(true.evidence[index].sum() + seen.evidence[other].sum()),
                     move=tuple(move.tolist()),

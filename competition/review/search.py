@@ -82,8 +82,8 @@ def _count(oof: OofPredictions, context: Context) -> tuple[Counts, list[NDArray[
     for case in _progress(list(oof.fold_of), "cases read", context):
         truth = load_unchanged_mask(comp, rows[case])
         fold, lengths = oof.fold_of[case], []
-        for number, (names, probabilities, labels) in enumerate(label_problems(oof.read(case), truth, comp)):
-            found = count_labels(probabilities, labels)
+        for number, (names, read, labels) in enumerate(label_problems(oof.read(case), truth, comp)):
+            found = count_labels(read, labels, len(names))
             lengths.append(len(names))
             sets = counts.setdefault(fold, [])
             if number == len(sets):
@@ -183,16 +183,15 @@ def _search_case(
     evidence_by_slice = np.zeros(shape[-1] if len(shape) == 3 else 1)
     places: list[tuple[float, tuple[int, int]]] = []
     pixels = 0
-    for number, (names, probabilities, labels) in enumerate(label_problems(oof.read(row.id), truth, comp)):
-        predicted, suggested, evidence = rules[number].suspects(probabilities, labels)
-        del probabilities
+    for number, (names, read, labels) in enumerate(label_problems(oof.read(row.id), truth, comp)):
+        predicted, suggested, evidence = rules[number].suspects(read, labels)
         labels = np.where(labels == IGNORED, 0, labels)
         for whole, part in ((all_true, labels), (all_predicted, predicted)):
             whole[part > 0] = part[part > 0] + number
         pixels += int(np.count_nonzero(suggested))
         tracks = _Tracks()
         for index, (plane, *others) in enumerate(_planes(labels, predicted, suggested, evidence)):
-            evidence_by_slice[index] += float(others[-1].sum())
+            evidence_by_slice[index] += float(others[-1].sum(dtype=np.float64))
             found = find_in_slice(plane, *others, len(names))
             tracks.add(index, found)
             places += [(one.evidence, one.centre) for one in found]

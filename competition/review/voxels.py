@@ -7,8 +7,9 @@ probabilities are out of fold, and thresholds and calibration for the cases of a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ STEPS = 60  # steps of the histograms of probabilities
 VOXELS_PER_CHUNK = 2**21
 Floats = NDArray[np.float64]
 Labels = NDArray[np.uint8]
+ReadRows = Callable[[slice], NDArray[np.float32]]
 
 
 @dataclass
@@ -90,27 +92,27 @@ class Rule:
         return cls(tuple(each.threshold for each in counts), np.stack([each.calibration() for each in counts]))
 
     def suspects(
-        self, probabilities: NDArray[np.float32], labels: Labels
-    ) -> tuple[Labels, Labels, NDArray[np.float32]]:
+        self, read: ReadRows, labels: Labels
+    ) -> tuple[Labels, Labels, NDArray[np.float16]]:
         """Find the voxels whose label is suspect.
 
         Args:
-            probabilities: (labels, *spatial).
+            read: returns the probabilities (labels, rows, …) float32 of some rows, a slice of the first spatial axis.
             labels: (*spatial) uint8; 255 is ignored.
 
         Returns:
             The predicted label, (*spatial) uint8 (0 where ignored); the suggested label plus 1, (*spatial) uint8, 0
-            where the label is not suspect; and the evidence, (*spatial) float32: by how much the calibrated probability
+            where the label is not suspect; and the evidence, (*spatial) float16: by how much the calibrated probability
             of the suggested label exceeds that of the given one, 0 where the label is not suspect.
         """
         predicted = np.zeros(labels.shape, np.uint8)
         suggested = np.zeros(labels.shape, np.uint8)
-        evidence = np.zeros(labels.shape, np.float32)
+        evidence = np.zeros(labels.shape, np.float16)
         rows = max(1, VOXELS_PER_CHUNK // max(1, int(np.prod(labels.shape[1:]))))
         thresholds = np.array(self.thresholds, np.float32).reshape(-1, *[1] * labels.ndim)
         for first in range(0, labels.shape[0], rows):
             part = slice(first, first + rows)
-            given, values = labels[part], probabilities[:, part]
+            given, values = labels[part], read(part)
             is_valid = given != IGNORED
             predicted[part] = np.argmax(values, axis=0) * is_valid
             confident = np.where(values >= thresholds, values, -1.0)
@@ -128,7 +130,7 @@ class Rule:
 
 def label_problems(
     probabilities: np.ndarray, truth: np.ndarray, comp: Competition
-) -> Iterator[tuple[tuple[str, ...], NDArray[np.float32], Labels]]:
+) -> Iterator[tuple[tuple[str, ...], ReadRows, Labels]]:
     """Yield sets of exclusive labels: one for exclusive classes, one for each overlapping class.
 
     Args:
@@ -137,25 +139,36 @@ def label_problems(
         comp: the competition.
 
     Yields:
-        Names of the labels, background first; probabilities (labels, *spatial); labels (*spatial) uint8, 255 ignored.
+        Names of the labels, background first; a function that returns the probabilities of some rows, because those of
+        the whole case as float32 may need too much memory; labels (*spatial) uint8, 255 ignored.
     """
     if comp.labels == "exclusive":
-        yield ("background", *comp.classes), merge_boundary_class(probabilities, comp), truth[0]
+        yield (
+            ("background", *comp.classes),
+            lambda part: merge_boundary_class(probabilities[:, part], comp),
+            truth[0],
+        )
         return
     for index, name in enumerate(comp.classes):
-        probability = probabilities[index].astype(np.float32)
-        yield ("background", name), np.stack([1 - probability, probability]), truth[index]
+        yield ("background", name), partial(_with_complement, probabilities[index]), truth[index]
 
 
-def count_labels(probabilities: NDArray[np.float32], labels: Labels) -> list[ClassCounts]:
-    """Count the voxels of one case for each label; the arguments are those of `Rule.suspects`."""
-    counts = [ClassCounts() for _ in probabilities]
+def _with_complement(probability: np.ndarray, part: slice) -> NDArray[np.float32]:
+    """Return the probabilities of the background and of one class in some rows, (2, rows, …)."""
+    values = probability[part].astype(np.float32)
+    return np.stack([1 - values, values])
+
+
+def count_labels(read: ReadRows, labels: Labels, count: int) -> list[ClassCounts]:
+    """Count the voxels of one case for each of `count` labels; the other arguments are those of `Rule.suspects`."""
+    counts = [ClassCounts() for _ in range(count)]
     rows = max(1, VOXELS_PER_CHUNK // max(1, int(np.prod(labels.shape[1:]))))
     for first in range(0, labels.shape[0], rows):
-        given = labels[first : first + rows]
+        part = slice(first, first + rows)
+        given, values = labels[part], read(part)
         is_valid = given != IGNORED
         for index, each in enumerate(counts):
-            each.add(probabilities[index, first : first + rows][is_valid], given[is_valid] == index)
+            each.add(values[index][is_valid], given[is_valid] == index)
     return counts
 
 
