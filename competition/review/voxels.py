@@ -91,9 +91,7 @@ class Rule:
         """Return the rule of the counts of each label."""
         return cls(tuple(each.threshold for each in counts), np.stack([each.calibration() for each in counts]))
 
-    def suspects(
-        self, read: ReadRows, labels: Labels
-    ) -> tuple[Labels, Labels, NDArray[np.float16]]:
+    def suspects(self, read: ReadRows, labels: Labels) -> tuple[Labels, Labels, NDArray[np.float16]]:
         """Find the voxels whose label is suspect.
 
         Args:
@@ -143,11 +141,7 @@ def label_problems(
         the whole case as float32 may need too much memory; labels (*spatial) uint8, 255 ignored.
     """
     if comp.labels == "exclusive":
-        yield (
-            ("background", *comp.classes),
-            lambda part: merge_boundary_class(probabilities[:, part], comp),
-            truth[0],
-        )
+        yield (("background", *comp.classes), lambda part: merge_boundary_class(probabilities[:, part], comp), truth[0])
         return
     for index, name in enumerate(comp.classes):
         yield ("background", name), partial(_with_complement, probabilities[index]), truth[index]

@@ -109,7 +109,9 @@ def test_a_volume_gives_one_finding_for_an_object_in_many_slices(
 
         labels = truth[0].copy()
         if row.id == case:  # the network is certain of one more object
-            centre = np.unravel_index(distance_transform_edt(np.pad(labels == 0, 1))[1:-1, 1:-1, 1:-1].argmax(), labels.shape)
+            centre = np.unravel_index(
+                distance_transform_edt(np.pad(labels == 0, 1))[1:-1, 1:-1, 1:-1].argmax(), labels.shape
+            )
             place.append(tuple(int(one) for one in centre))
             labels[disc(labels.shape, place[0], 4)] = 1
         planes = np.stack([labels == number for number in range(exp.output_channels)]).astype(np.float32)
@@ -124,7 +126,11 @@ def test_a_volume_gives_one_finding_for_an_object_in_many_slices(
 
 def test_the_table_keeps_the_answers(tmp_path: Path) -> None:
     path = tmp_path / "review.csv"
-    findings = [Finding("a", MISSING, 0.9, "x"), Finding("b", EXTRA, 0.8, "x"), Finding("b", SHIFTED, 0.7, move=(1, -2))]
+    findings = [
+        Finding("a", MISSING, 0.9, "x"),
+        Finding("b", EXTRA, 0.8, "x"),
+        Finding("b", SHIFTED, 0.7, move=(1, -2)),
+    ]
     assert write_review_table(findings, path) == 0
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     assert table["kind"].tolist() == [MISSING, EXTRA, SHIFTED] and table["move"].tolist() == ["", "", "1 -2"]
