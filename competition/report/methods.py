@@ -21,7 +21,7 @@ from competition.report.html import Table, render
 from competition.report.results import RunResults
 from competition.runs.fold import PLAIN_WEIGHTS
 from competition.runs.run import Run
-from competition.text import format_count, join_names
+from competition.text import format_count, join_names, pixel_or_voxel
 
 TEMPLATE = "run.html.j2"
 MAX_CLASSES = 6  # classes whose Dice the paragraph names
@@ -162,12 +162,12 @@ def _network(run: Run, citations: Citations) -> str:
 
 def _training(results: RunResults, citations: Citations) -> str:
     exp = results.run.exp
-    training, members = exp.training, results.members
+    training, members, dims = exp.training, results.members, exp.competition.dimensions
     steps, epochs = _range(one.steps for one in members), _range(one.epochs for one in members)
     length = f"{steps} steps ({epochs} epochs)" if members else f"{training.epochs} epochs"
     batch = training.batch_size * training.accumulate * exp.run.devices
     text = f"Each was trained for {length} on patches of {_numbers(exp.patch.size)} with {batch} patches per step"
-    text += f", {100 * exp.patch.foreground:.0f} % of them centred on a foreground pixel, "
+    text += f", {100 * exp.patch.foreground:.0f} % of them centred on a foreground {pixel_or_voxel(dims)}, "
     losses = [
         (f"{loss.weight:g} × " if loss.weight != 1 else "")
         + loss.target.rpartition(".")[2]
@@ -256,7 +256,9 @@ def _scores(results: RunResults, citations: Citations) -> str:
 def _software(results: RunResults, citations: Citations) -> str:
     members = results.members
     versions = join_names(list(dict.fromkeys(one.torch for one in members))) or _version("torch")
-    devices = join_names(list(dict.fromkeys(f"{one.device} in {one.precision}" for one in members)))
+    devices = join_names(
+        list(dict.fromkeys(f"{one.device} ({one.precision.replace('32-true', 'fp32')})" for one in members))
+    )
     minutes = sum(one.minutes for one in members)
     text = f"Software: Maskfold {__version__}, PyTorch {versions}{citations.cite('torch', 'software')}"
     text += f"; training took {minutes:.0f} minutes on {devices}" if members else ""

@@ -92,7 +92,9 @@ class _Objects:
             own,
             numbers,
             np.bincount(flat, minlength=total),
-            np.bincount(keys, weights=evidence.ravel()[chosen], minlength=total * count).reshape(shape),
+            np.asarray(
+                np.bincount(keys, weights=evidence.ravel()[chosen], minlength=total * count), np.float64
+            ).reshape(shape),
             np.bincount(keys, minlength=total * count).reshape(shape),
         )
 

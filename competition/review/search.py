@@ -186,13 +186,14 @@ def _search_case(
     for number, (names, read, labels) in enumerate(label_problems(oof.read(row.id), truth, comp)):
         predicted, suggested, evidence = rules[number].suspects(read, labels)
         labels = np.where(labels == IGNORED, 0, labels)
-        for whole, part in ((all_true, labels), (all_predicted, predicted)):
-            whole[part > 0] = part[part > 0] + number
+        for target, part in ((all_true, labels), (all_predicted, predicted)):
+            target[part > 0] = part[part > 0] + number
         pixels += int(np.count_nonzero(suggested))
         tracks = _Tracks()
-        for index, (plane, *others) in enumerate(_planes(labels, predicted, suggested, evidence)):
-            evidence_by_slice[index] += float(others[-1].sum(dtype=np.float64))
-            found = find_in_slice(plane, *others, len(names))
+        planes = _planes(labels, predicted, suggested, evidence)
+        for index, (true_plane, seen_plane, suggested_plane, evidence_plane) in enumerate(planes):
+            evidence_by_slice[index] += float(evidence_plane.sum(dtype=np.float64))
+            found = find_in_slice(true_plane, seen_plane, suggested_plane, evidence_plane, len(names))
             tracks.add(index, found)
             places += [(one.evidence, one.centre) for one in found]
         for index, area, best, total, count in tracks.merged():
