@@ -90,7 +90,8 @@ def viewer_cases(results: RunResults, oof: OofPredictions) -> list[str]:
         rest = np.linspace(worst, len(order) - 1, MAX_CASES - worst).round().astype(int)
         order = [*order[:worst], *(order[index] for index in rest)]
     shapes = dict(zip(oof.run.cases["id"], oof.run.cases["shape"], strict=True))
-    chosen, voxels = [], 0
+    chosen: list[str] = []
+    voxels = 0
     for case in order:
         voxels += math.prod(json.loads(shapes[case]))
         if voxels > MAX_VOXELS and len(chosen) >= 10:

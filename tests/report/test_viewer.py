@@ -1,4 +1,4 @@
-"""The viewer's data hold the slices, the truth and the prediction; the page stays small; the Methods cite what was used."""
+"""The viewer's data hold slices, truth and prediction; the page stays small; the Methods cite what was used."""
 
 from __future__ import annotations
 
