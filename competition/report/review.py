@@ -9,6 +9,8 @@ from markupsafe import Markup
 
 from competition.context import Context
 from competition.data.content.unchanged import load_unchanged_mask
+from competition.data.selection import read_answers
+from competition.errors import MaskfoldError
 from competition.inference.predict import to_masks
 from competition.report.html import Table, render, staged_figures, write_page
 from competition.review.findings import EXCHANGED, EXTRA, MISSING, SHIFTED, WRONG_CLASS, Finding
@@ -25,12 +27,22 @@ CLASSES_IN_TABLE = 12
 
 
 def check_review_output(page: Path, run: Run) -> None:
-    """Check that the page, its folder and its CSV overwrite neither a run's files nor the data.
+    """Check that the page, its folder and its CSV overwrite neither a run's files, nor the data, nor another table.
 
     Raises:
-        MaskfoldError: status 2; a file would be overwritten.
+        MaskfoldError: status 2; the page's name does not end in .html, a file would be overwritten, or the CSV exists
+            and is not that of a review.
     """
-    check_output([page, page.with_suffix(""), page.with_suffix(".csv")], competitions_of([run]))
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise MaskfoldError(
+            f"invalid page: found {page}, expected the name of a file that ends in .html.",
+            "Name a file, e.g. -o review.html; the CSV has the same name.",
+            status=2,
+        )
+    table = page.with_suffix(".csv")
+    check_output([page, page.with_suffix(""), table], competitions_of([run]))
+    if table.exists():
+        read_answers(table)
 
 
 def write_review(review: Review, page: Path, pictures: int = 40, context: Context = Context()) -> tuple[Path, int]:

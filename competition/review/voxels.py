@@ -167,4 +167,4 @@ def count_labels(read: ReadRows, labels: Labels, count: int) -> list[ClassCounts
 
 
 def _codes(probability: NDArray[np.float32]) -> NDArray[np.int64]:
-    return np.clip(np.ceil(probability * np.float32(STEPS)), 0, STEPS).astype(np.int64)
+    return np.clip(np.ceil(np.nan_to_num(probability) * np.float32(STEPS)), 0, STEPS).astype(np.int64)
