@@ -4,6 +4,9 @@
     python benchmarks/all.py --small                          # the smallest sizes, to check that the scripts work
     python benchmarks/all.py -o elsewhere.md inference rle    # some scripts only
 
+Rivals that are no dependency of Maskfold are compared if they are installed, e.g. with `pip install --target FOLDER
+batchgeneratorsv2 fill_voids edt` and PYTHONPATH; otherwise their rows say "not installed".
+
 Each script of `SCRIPTS` has a function `ratios(small)`. The table is written to `benchmarks/results/`, in a file named
 after the processor, with a description of the machine; `--small` writes no file, unless `-o` names one.
 """
@@ -23,9 +26,12 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from timing import Ratio, format_ratios
 
-SCRIPTS = ("augment", "inference", "rle")
+SCRIPTS = ("augment", "inference", "postprocess", "rle")
 RESULTS = Path(__file__).parent / "results"
-LIBRARIES = ("torch", "numpy", "monai", "pycocotools", "connected-components-3d", "opencv-python-headless", "scipy")
+LIBRARIES = (
+    "torch", "numpy", "monai", "pycocotools", "connected-components-3d", "opencv-python-headless", "scipy",
+    "batchgeneratorsv2", "fill_voids", "edt",
+)  # fmt: skip
 
 
 def processor() -> str:

@@ -22,7 +22,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import numpy as np
 import torch
-from timing import Ratio, alternate
+from timing import Ratio, alternate, missing
 
 from competition.augment.custom import MonaiTransforms
 from competition.augment.images import ImageAugment
@@ -120,7 +120,89 @@ def ratios(small: bool) -> list[Ratio]:
     # The mean, because a batch takes very different times, by its random transforms.
     seconds = alternate({"Maskfold": own, "MONAI": monai}, rounds)
     mine, rival = (statistics.mean(values) for values in seconds.values())
-    return [Ratio(subject, mine, "MONAI, one by one", rival, mine / rival)]
+    rows = [Ratio(subject, mine, "MONAI, one by one", rival, mine / rival)]
+    name = "batchgeneratorsv2, nnU-Net's list, one by one"
+    try:
+        other = nnunet_function()
+    except ImportError:
+        return [*rows, *missing(rows, name)]
+    seconds = alternate(
+        {"Maskfold": own, name: partial(lambda numbers: other(next(numbers)), itertools.count())}, rounds
+    )
+    mine, rival = (statistics.mean(values) for values in seconds.values())
+    return [*rows, Ratio(subject, mine, name, rival, mine / rival)]
+
+
+def nnunet_function() -> Callable[[int], object]:
+    """Return a function that augments a batch of volumes with batchgeneratorsv2, with the list of nnU-Net's trainer.
+
+    Raises:
+        ImportError: batchgeneratorsv2 is not installed.
+    """
+    from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+    from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+    from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+    from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+    from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+    from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+    from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+    from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+    from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+    from batchgeneratorsv2.transforms.utils.random import RandomTransform
+
+    each = {"synchronize_channels": False, "p_per_channel": 1}
+    angle = (-np.pi / 6, np.pi / 6)
+    spatial = SpatialTransform(
+        SHAPE,
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_elastic_deform=0,
+        p_rotation=0.2,
+        rotation=angle,
+        p_scaling=0.2,
+        scaling=(0.7, 1.4),
+        p_synchronize_scaling_across_axes=1,
+        bg_style_seg_sampling=False,
+    )
+    others = [
+        (GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1),
+        (
+            GaussianBlurTransform(
+                blur_sigma=(0.5, 1.0), synchronize_channels=False, synchronize_axes=False, p_per_channel=0.5
+            ),
+            0.2,
+        ),
+        (MultiplicativeBrightnessTransform(multiplier_range=BGContrast((0.75, 1.25)), **each), 0.15),
+        (ContrastTransform(contrast_range=BGContrast((0.75, 1.25)), preserve_range=True, **each), 0.15),
+        (
+            SimulateLowResolutionTransform(
+                scale=(0.5, 1),
+                synchronize_channels=False,
+                synchronize_axes=True,
+                ignore_axes=None,
+                allowed_channels=None,
+                p_per_channel=0.5,
+            ),
+            0.25,
+        ),
+        (GammaTransform(gamma=BGContrast((0.7, 1.5)), p_invert_image=1, p_retain_stats=1, **each), 0.1),
+        (GammaTransform(gamma=BGContrast((0.7, 1.5)), p_invert_image=0, p_retain_stats=1, **each), 0.3),
+    ]
+    transform = ComposeTransforms(
+        [
+            spatial,
+            *(RandomTransform(one, apply_probability=share) for one, share in others),
+            MirrorTransform(allowed_axes=(0, 1, 2)),
+        ]
+    )
+    torch.manual_seed(0)
+    image, mask = torch.randn(BATCH, 1, *SHAPE), torch.randint(0, 3, (BATCH, 1, *SHAPE), dtype=torch.int16)
+
+    def run(number: int) -> None:
+        for volume, labels in zip(image, mask, strict=True):
+            transform(image=volume.clone(), segmentation=labels.clone())
+
+    return run
 
 
 def main(name: str = "medium", threads: str = "2") -> None:

@@ -6,22 +6,28 @@ Both implementations receive the same mask of smooth blobs and must return the s
   labels, and a comparison with the largest, as in common notebooks.
 * holes: maskfold: `fill_holes`; scipy: `binary_fill_holes`.
 
+For `all.py`, `ratios` also compares with cc3d's `largest_k`, and with fill_voids and edt if they are installed. Their
+results are not compared, because fill_voids 2.1.2 also fills background at the edge of a volume.
+
 They alternate, so other load slows both. The printed times are medians; the last column is the median of scipy's time
 divided by maskfold's in the same round. The exit status is 1 if a required speed-up below is missed.
 """
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from timing import Ratio, compare, missing
 
-from competition.postprocessing.mask_operations import fill_holes, keep_largest
+from competition.postprocessing.mask_operations import background_distance, fill_holes, keep_largest
 
 SIZES = {(192, 256, 256): 9, (1024, 1024): 101}  # shape: rounds
 MINIMUM_SPEEDUP = {"largest": 1.3, "holes": 2.0}
@@ -50,6 +56,58 @@ STEPS: dict[str, tuple[Callable[[Mask], Mask], Callable[[Mask], Mask]]] = {
     "largest": (lambda mask: keep_largest(mask, 1), scipy_largest),
     "holes": (fill_holes, ndimage.binary_fill_holes),
 }
+
+
+def ratios(small: bool) -> list[Ratio]:
+    """Return the times of the steps for the table of `all.py`; `small`: small masks and two rounds."""
+    import cc3d
+
+    rows = []
+    for shape in ((24, 32, 32), (96, 96)) if small else ((96, 128, 128), (1024, 1024)):
+        mask, rounds, size = blobs(shape), 2 if small else 9, "×".join(map(str, shape))
+        inner = np.pad(mask, 1)  # so that every pixel has a background
+        rows += compare(
+            f"largest component of {size}",
+            {
+                "Maskfold": lambda mask=mask: keep_largest(mask, 1),
+                "scipy": lambda mask=mask: scipy_largest(mask),
+                "cc3d largest_k": lambda mask=mask: cc3d.largest_k(mask, k=1, connectivity=8 if mask.ndim == 2 else 26),
+            },
+            rounds,
+        )
+        rows += _with_rival(
+            f"holes of {size}",
+            {
+                "Maskfold": lambda mask=mask: fill_holes(mask),
+                "scipy": lambda mask=mask: ndimage.binary_fill_holes(mask),
+            },
+            rounds,
+            "fill_voids",
+            lambda library, mask=mask: library.fill(mask),
+        )
+        rows += _with_rival(
+            f"distance to the background of {size}",
+            {
+                "Maskfold": lambda inner=inner: background_distance(inner),
+                "scipy": lambda inner=inner: ndimage.distance_transform_edt(inner),
+            },
+            rounds,
+            "edt",
+            lambda library, inner=inner: library.edt(inner),
+        )
+    return rows
+
+
+def _with_rival(
+    subject: str, functions: dict[str, Callable[[], object]], rounds: int, rival: str, call: Callable[[Any], object]
+) -> list[Ratio]:
+    """Compare functions, and a library that may not be installed."""
+    try:
+        library = importlib.import_module(rival)
+    except ImportError:
+        found = compare(subject, functions, rounds)
+        return [*found, *missing(found, rival)]
+    return compare(subject, {**functions, rival: lambda: call(library)}, rounds)
 
 
 def medians(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ class Ratio(NamedTuple):
         subject: what is computed, and how much of it.
         seconds: processor seconds of Maskfold.
         rival: the other implementation.
-        rival_seconds: its processor seconds.
+        rival_seconds: its processor seconds; nan if it is not installed.
         ratio: Maskfold's time divided by the rival's in the same round, the median over rounds.
     """
 
@@ -56,12 +57,18 @@ def compare(subject: str, functions: Mapping[str, Callable[[], object]], rounds:
     ]
 
 
+def missing(ratios: list[Ratio], rival: str) -> list[Ratio]:
+    """Return the rows of a rival that is not installed, one for each subject in `ratios`."""
+    own = {one.subject: one.seconds for one in ratios}
+    return [Ratio(subject, seconds, rival, math.nan, math.nan) for subject, seconds in own.items()]
+
+
 def format_ratios(ratios: list[Ratio]) -> list[str]:
     """Return the lines of a table in Markdown."""
     lines = ["| what | Maskfold, ms | rival | rival, ms | ratio |", "|---|---:|---|---:|---:|"]
     for one in ratios:
-        lines.append(
-            f"| {one.subject} | {1000 * one.seconds:,.1f} | {one.rival} | {1000 * one.rival_seconds:,.1f} | "
-            f"{one.ratio:.2f} |"
-        )
+        is_missing = math.isnan(one.rival_seconds)
+        time_text = "not installed" if is_missing else f"{1000 * one.rival_seconds:,.1f}"
+        ratio = "" if is_missing else f"{one.ratio:.2f}"
+        lines.append(f"| {one.subject} | {1000 * one.seconds:,.1f} | {one.rival} | {time_text} | {ratio} |")
     return lines

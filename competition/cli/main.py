@@ -525,6 +525,30 @@ def report(
     report_command(words, output, tuple(trust or []))
 
 
+@app.command(epilog="Example: maskfold review experiments/demo2d/unet2d.yaml -o reports/review.html")
+def review(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar=RUNS_METAVAR, help="One run, then key=value overrides; see maskfold submit --help."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Output page; default reports/review-RUN.html. The CSV is beside it."),
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Number of findings to draw.")] = 40,
+    trust: TrustOption = None,
+    allow: AllowOption = None,
+) -> None:
+    """Find labels that look wrong: cases and objects where the out-of-fold predictions contradict the truth.
+
+    Writes a page with pictures and a CSV. Fill its columns exclude and weight, and name it in train.exclude or
+    train.weights of the competition's YAML.
+    """
+    from competition.cli.review import review_command
+
+    review_command(words, output, pictures, tuple(trust or []))
+
+
 @app.command(epilog="Example: maskfold compare experiments/demo2d/unet2d.yaml 2cb50ff146c0 -o reports/compare")
 def compare(
     words: Annotated[

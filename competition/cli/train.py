@@ -72,7 +72,7 @@ def _run_cv(file: Path, overrides: list[str], new: bool, trust: tuple[str, ...])
     from competition.training.soup_selection import format_soup
 
     run = open_run(exp, f"{exp.competition.name}-{file.stem}", new=new)
-    console.print(f"{len(run.cases)} cases", soft_wrap=True)
+    console.print(f"{len(run.cases)} cases{_selection_note(run)}", soft_wrap=True)
     for note in _case_warnings(run):
         console.print(f"note: {note}", soft_wrap=True, markup=False)
 
@@ -110,6 +110,16 @@ def _table_link(run: Run) -> str:
     if not experiment:
         return "the table of runs"
     return f"the table of runs: {view_link(store.display_uri if store.is_server else DEFAULT_ADDRESS, experiment)}"
+
+
+def _selection_note(run: Run) -> str:
+    """Return how many cases `train.exclude` leaves out and `train.weights` weights; an empty text for none."""
+    from competition.data.selection import WEIGHT
+
+    excluded = len(run.cases.attrs.get("excluded", []))
+    weighted = int((run.cases[WEIGHT] != "1").sum()) if WEIGHT in run.cases.columns else 0
+    note = f", {excluded} more in no fold and not scored (train.exclude)" if excluded else ""
+    return note + (f", {weighted} with a weight (train.weights)" if weighted else "")
 
 
 def _case_warnings(run: Run) -> list[str]:

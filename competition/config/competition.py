@@ -81,6 +81,10 @@ class TrainFiles(ConfigModel):
     region: str | None = None
     # Use only these ids, or the ids in a CSV's column `id`; None: all cases.
     cases: str | Annotated[list[str], Field(min_length=1)] | None = None
+    # Cases to leave out: ids, or a CSV. If the CSV has a column `exclude`, those that are marked in it.
+    exclude: str | list[str] | None = None
+    # How often a case is drawn, compared with the others (1): by id, or a CSV with the columns `id` and `weight`.
+    weights: str | dict[str, Annotated[float, Field(gt=0.0, le=100.0)]] | None = None
 
     @model_validator(mode="after")
     def _check_truth(self) -> TrainFiles:
@@ -91,6 +95,11 @@ class TrainFiles(ConfigModel):
         if self.missing_masks == "empty" and not isinstance(self.masks, dict):
             raise ValueError("`missing_masks: empty` needs one file per class, `masks: {class: pattern, …}`")
         return self
+
+    @property
+    def selects_cases(self) -> bool:
+        """Whether some training cases are left out on purpose, so that masks and rows of other cases are expected."""
+        return self.cases is not None or self.exclude is not None
 
 
 class TestFiles(ConfigModel):
@@ -481,4 +490,5 @@ def drop_keys_without_effect(plain: dict[str, Any]) -> None:
     for key in ("threshold", "region"):
         if plain["train"].get(key) is None:
             plain["train"].pop(key, None)
-    plain["train"].pop("masks_on_image_grid", None)  # decides only whether a case is accepted, and changes no case
+    for key in ("masks_on_image_grid", "exclude", "weights"):
+        plain["train"].pop(key, None)  # they change no case; the data's hash covers the selected cases and the weights

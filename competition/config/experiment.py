@@ -86,6 +86,8 @@ class ExtraCasesConfig(ConfigModel):
     def find_mismatch(self, comp: Competition) -> str | None:
         """Return why the cases cannot train a network of `comp`, or None if they can."""
         extra = self.competition
+        if extra.train.weights is not None:
+            return "`extra.competition` must not have `train.weights`; `extra.weight` is the weight of all its cases"
         if extra.dimensions != comp.dimensions:
             return (
                 f"`extra.competition` must have the same dimensions as the competition ({comp.dimensions}), "

@@ -30,10 +30,10 @@ from competition.data.patterns import (
 )
 from competition.data.readers import display_name, exif_orientation, load_image, read_case_header
 from competition.data.rle_tables import assign_rows
+from competition.data.selection import WEIGHT, case_weights, select_training_cases
 from competition.data.splits import group_values
 from competition.errors import MaskfoldError
-from competition.io import read_csv
-from competition.text import format_count, has_or_have, nearest_names
+from competition.text import format_count, has_or_have
 
 if TYPE_CHECKING:
     import pandas
@@ -66,7 +66,8 @@ def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
         - slices: JSON, the text that {z} matched in each slice; null for other cases;
         - image_hash: SHA-256 (hexadecimal) of the image files' bytes. hash: SHA-256 of the images and the ground truth.
 
-        ``attrs["skipped"]`` lists (id, reason) of skipped cases.
+        If `train.weights` gives any case another weight than 1, there is a column `weight` (text). ``attrs["skipped"]``
+        lists (id, reason) of skipped cases, ``attrs["excluded"]`` the ids that `train.exclude` leaves out.
 
     Raises:
         MaskfoldError: a pattern or table is invalid, or a case is bad and `on_bad_case` is stop; or no case is left.
@@ -93,7 +94,10 @@ def case_table(comp: Competition, split: str = "train") -> pandas.DataFrame:
     if split == "train":
         for key in ("group", "stratum"):
             table[key] = group_values(comp, table["id"].tolist(), key) or table[key]
-    table.attrs["skipped"] = sorted(skipped.reasons.items())
+        known = {*table["id"], *skipped.reasons, *skipped.excluded}
+        if weights := case_weights(comp, known):
+            table[WEIGHT] = [weights.get(case_id, "1") for case_id in table["id"]]
+    table.attrs.update({"skipped": sorted(skipped.reasons.items()), "excluded": skipped.excluded})
     _warn_unmatched_images(comp, split)
     _warn_turned_images(comp, split, {case_id: images[case_id] for case_id in table["id"]})
     return table
@@ -147,8 +151,10 @@ TURNED_IMAGES_HINT = (
 def data_hash(table: pandas.DataFrame) -> str:
     """Return the SHA-256 (hexadecimal) of a case table's content, independent of where the files are."""
     columns = ("id", "split", "group", "stratum", "hash")
-    lines = sorted("\0".join(map(str, row)) for row in table[list(columns)].itertuples(index=False))
-    return combined_digest(line.encode() for line in lines)
+    lines = ["\0".join(map(str, row)) for row in table[list(columns)].itertuples(index=False)]
+    if WEIGHT in table.columns:
+        lines = [line + (f"\0weight {text}" if text != "1" else "") for line, text in zip(lines, table[WEIGHT])]
+    return combined_digest(line.encode() for line in sorted(lines))
 
 
 def case_rows(table: pandas.DataFrame) -> list[SimpleNamespace]:
@@ -232,7 +238,8 @@ def find_images(comp: Competition, split: str, skipped: SkippedCases) -> dict[st
     channels = {name: drop_undecodable(cases, key, Path(comp.root), skipped) for name, cases in channels.items()}
     ids = sorted(set().union(*channels.values()))
     check_ids_differ_by_more_than_case(ids, key)
-    ids = select_training_cases(comp, ids) if split == "train" else ids
+    if split == "train":
+        ids, skipped.excluded = select_training_cases(comp, ids)
     for case_id in ids:
         if (reason := id_problem(comp, case_id)) is not None:
             skipped.add(
@@ -406,11 +413,11 @@ def _skip_all(
 def _skip_masks_without_image(
     comp: Competition, ids: list[str], images: dict[str, ImagesByChannel], source: str, skipped: SkippedCases
 ) -> None:
-    """Skip masks without an image. If `train.cases` is set, masks of other cases are expected and ignored."""
+    """Skip masks without an image. If cases are left out on purpose, masks of other cases are expected and ignored."""
     without_image = [
         case_id
         for case_id in ids
-        if case_id not in images and case_id not in skipped.reasons and comp.train.cases is None
+        if case_id not in images and case_id not in skipped.reasons and not comp.train.selects_cases
     ]
     _skip_all(
         without_image,
@@ -468,44 +475,6 @@ def _check_no_2d_stacks(comp: Competition, patterns: dict[str, str], key: str) -
                 "Set `dimensions: 3`, or match each slice as a case with {id}.",
                 status=2,
             )
-
-
-def select_training_cases(comp: Competition, ids: list[str]) -> list[str]:
-    """Return the training cases that `train.cases` lists; all cases if it is not set.
-
-    Args:
-        comp: the competition.
-        ids: sorted ids of all cases that have images.
-
-    Raises:
-        MaskfoldError: the table cannot be read, or lists a case that has no image (status 2).
-    """
-    if comp.train.cases is None:
-        return ids
-    listed, source = _listed_ids(comp)
-    for name in listed:
-        if name not in ids:
-            near = nearest_names(name, ids)
-            hint = f"; nearest is {near[0]}" if near else ""
-            raise MaskfoldError(
-                f"{source} lists the unknown case id {name}{hint}.",
-                "Correct the id, or remove it from the list.",
-                status=2,
-            )
-    listed_ids = set(listed)
-    return [case_id for case_id in ids if case_id in listed_ids]
-
-
-def _listed_ids(comp: Competition) -> tuple[list[str], str]:
-    """Return the ids in `train.cases`, and the key or file that lists them."""
-    cases = comp.train.cases
-    if not isinstance(cases, str):
-        return list(cases or []), "train.cases"
-    path = Path(cases)
-    if not path.exists() and (Path(comp.root) / path).exists():
-        path = Path(comp.root) / path
-    table = read_csv(path, {"the column `id` in that table, or train.columns.id": comp.train.columns.id})
-    return table[comp.train.columns.id].tolist(), f"train.cases ({path})"
 
 
 # Checks that the files of a case agree

@@ -27,6 +27,8 @@ MIN_CORRELATION = {2: 0.95, 3: 0.98}  # volumes of one anatomy reach 0.975, copi
 # Minimum correlation of the details; excludes images that share only their illumination.
 MIN_DETAIL_CORRELATION = {2: 0.8, 3: 0.95}
 MIN_COARSE_CORRELATION = 0.9  # minimum correlation of coarse thumbnails, as a fast first filter
+# Number of images up to which `explore` also searches for turned copies, which takes 8 or 48 times as long.
+MAX_TURNED = {2: 10_000, 3: 2_000}
 MAX_PAIRS_PER_IMAGE = 5  # limits the pairs of a video; clusters remain connected
 SAMPLES = 256  # number of values of an image that are compared first
 BLOCK = 512  # number of images that are compared with all others at once
@@ -150,11 +152,13 @@ class ImagePair:
         first: index of the first image.
         second: index of the second image, larger than `first`.
         correlation: correlation of the thumbnails.
+        turned: whether they look the same only after one of them is mirrored or rotated.
     """
 
     first: int
     second: int
     correlation: float
+    turned: bool = False
 
 
 def make_thumbnail(array: np.ndarray, symmetric: bool = False) -> Floats | None:
@@ -201,7 +205,8 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = Fal
     features = [(_normalise(small), small.shape) for small in (coarse, stack, _details(stack))]
     first = [flat for flat, _ in features]
     best: dict[tuple[int, int], float] = {}
-    for order, steps in _views(stack.ndim - 1, turned):
+    straight: set[tuple[int, int]] = set()
+    for number, (order, steps) in enumerate(_views(stack.ndim - 1, turned)):
         # The features of a rotated thumbnail are the rotated features.
         second = [
             flat.reshape(shape).transpose(0, *order)[(slice(None), *steps)].reshape(flat.shape)
@@ -210,7 +215,9 @@ def find_near_duplicates(thumbnails: Sequence[Floats | None], turned: bool = Fal
         for row, column, correlation in _matches(first, second, stack.ndim - 1):
             key = indices[row], indices[column]
             best[key] = max(correlation, best.get(key, 0.0))
-    pairs = [ImagePair(first, second, min(1.0, correlation)) for (first, second), correlation in best.items()]
+        if number == 0:  # the unchanged view comes first
+            straight = set(best)
+    pairs = [ImagePair(*key, min(1.0, correlation), key not in straight) for key, correlation in best.items()]
     return sorted(pairs, key=lambda pair: (-pair.correlation, pair.first, pair.second))
 
 

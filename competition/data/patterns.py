@@ -540,11 +540,13 @@ class SkippedCases:
     Attributes:
         allowed: whether bad cases may be skipped.
         reasons: reason for skipping each case, by id.
+        excluded: ids of the cases that `train.exclude` leaves out.
     """
 
     def __init__(self, comp: Competition) -> None:
         self.allowed = comp.on_bad_case == "skip"
         self.reasons: dict[str, str] = {}
+        self.excluded: list[str] = []
 
     def add(self, case_id: str, error: MaskfoldError) -> None:
         """Record a bad case.

@@ -89,7 +89,7 @@ def assign_rows(comp: Competition, cases: dict[str, CaseFiles], skipped: Skipped
             status=2,
         )
     _skip_images_of_misspelt_rows(path, unknown, target_of, list(cases), skipped)
-    if comp.train.cases is None:  # with `train.cases`, rows of other images are expected and ignored
+    if not comp.train.selects_cases:  # otherwise rows of other images are expected and ignored
         _skip_rows_without_image(path, unknown, list(cases), skipped)
     rows: dict[str, list[RleRow]] = {case_id: [] for case_id in cases}
     for line, name, cls, text in zip(table.index, names, classes, texts, strict=True):

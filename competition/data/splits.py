@@ -65,7 +65,7 @@ def split(
         )
     groups = split_groups(cases, alike)
     if folds.scheme == "file":
-        numbers = folds_from_file(Path(str(folds.file)), cases["id"].tolist())
+        numbers = folds_from_file(Path(str(folds.file)), cases["id"].tolist(), table.attrs.get("excluded", []))
     elif folds.scheme == "holdout":
         numbers = _holdout(groups, folds.shares or [0.8, 0.2], seed)
     elif folds.scheme in ("kfold", "group"):
@@ -422,13 +422,18 @@ def read_folds(path: str | Path) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["line", "id", "fold", "group"]).drop(columns="line")
 
 
-def folds_from_file(path: Path, ids: list[str]) -> list[int]:
+def folds_from_file(path: Path, ids: list[str], excluded: Sequence[str] = ()) -> list[int]:
     """Read the fold of each case from a file that lists each case exactly once.
+
+    Args:
+        path: the file.
+        ids: ids of the cases.
+        excluded: ids of other cases, whose rows are ignored.
 
     Raises:
         MaskfoldError: a case is missing or unknown, or there is no case to train on or to validate (status 2).
     """
-    rows = _read_rows(path)
+    rows = [row for row in _read_rows(path) if row[1] not in set(excluded)]
     fold_of = {case_id: fold for _, case_id, fold, _ in rows}
     missing = [case_id for case_id in ids if case_id not in fold_of]
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

@@ -157,7 +157,7 @@ def _measure_image(case: CaseStats, comp: Competition, array: np.ndarray, mask: 
         is_valid = ~(mask == IGNORED).any(axis=0) if comp.has_ignored_pixels else None
     case.stats = measure_channels(array, channel_names(len(array), comp), is_foreground, is_valid)
     case.is_colour = is_colour(array)
-    case.thumbnail = make_thumbnail(array)
+    case.thumbnail = make_thumbnail(array, symmetric=True)
 
 
 def _each_channel(images: ImagesByChannel) -> Iterator[ImagesByChannel]:

@@ -11,6 +11,7 @@ from statistics import median
 
 from competition.config.competition import Competition
 from competition.data.duplicates import (
+    MAX_TURNED,
     ImagePair,
     cluster_pairs,
     duplicates_with_other_masks,
@@ -144,13 +145,15 @@ def compare_cases(comp: Competition, cases: Sequence[CaseStats], findings: Findi
     _find_copies(cases, findings)
     pairs = [
         pair
-        for pair in find_near_duplicates([case.thumbnail for case in cases])
+        for pair in find_near_duplicates(
+            [case.thumbnail for case in cases], turned=len(cases) <= MAX_TURNED[comp.dimensions]
+        )
         if cases[pair.first].image_hash != cases[pair.second].image_hash
     ]
     for indices in cluster_pairs(pairs):
         members = set(indices)
-        correlation = max(pair.correlation for pair in pairs if pair.first in members)
-        _add_near_duplicates([cases[index] for index in indices], correlation, findings)
+        inside = [pair for pair in pairs if pair.first in members]
+        _add_near_duplicates([cases[index] for index in indices], inside, findings)
     _find_unusual_cases(comp, cases, findings)
     _find_unusual_objects(cases, findings)
     _find_rare_classes(comp, cases, findings)
@@ -224,8 +227,11 @@ def _find_copies(cases: Sequence[CaseStats], findings: Findings) -> None:
             )
 
 
-def _add_near_duplicates(cases: list[CaseStats], correlation: float, findings: Findings) -> None:
-    """Add a remark about one cluster of near-duplicates."""
+def _add_near_duplicates(cases: list[CaseStats], pairs: Sequence[ImagePair], findings: Findings) -> None:
+    """Add a remark about one cluster of near-duplicates, and of its pairs."""
+    correlation = max(pair.correlation for pair in pairs)
+    turned = sum(pair.turned for pair in pairs)
+    way = "" if not turned else " after a turn or a mirroring" if turned == len(pairs) else ", some of them turned"
     splits, groups = {case.split for case in cases}, {case.group for case in cases}
     if splits == {"test"}:
         hint = "No action is needed; the host scores each of them."
@@ -245,7 +251,7 @@ def _add_near_duplicates(cases: list[CaseStats], correlation: float, findings: F
         "near-duplicate",
         split,
         ", ".join(case.id for case in cases),
-        f"The {kind} {names} look the same: the correlation of their thumbnails is "
+        f"The {kind} {names} look the same{way}: the correlation of their thumbnails is "
         f"{'up to ' if len(cases) > 2 else ''}{correlation:.3f}.",
         hint,
     )

@@ -201,7 +201,7 @@ def split_distance(mask: Mask, smooth: float, depth: float) -> Labels:
     elif mask.any():
         box = _bounding_box(mask)
         part = _as_cc3d_input(mask[box])
-        height = _distance(part)
+        height = background_distance(part)
         if smooth > 0:
             height = np.where(part, gaussian_filter(height, smooth, mode="nearest"), np.float32(0))
         # Plateaus on a slope also count as peaks; their regions merge with higher regions.
@@ -372,7 +372,7 @@ def _tight_box(mask: Mask) -> Box:
     return tuple(box)
 
 
-def _distance(mask: Mask) -> NDArray[np.float32]:
+def background_distance(mask: Mask) -> NDArray[np.float32]:
     """Return the distance in pixels of each pixel to the nearest background; the mask must contain background."""
     return _plane_distance(mask.view(np.uint8)) if mask.ndim == 2 else _volume_distance(mask)
 

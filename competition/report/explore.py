@@ -293,7 +293,7 @@ def draw_near_duplicates(exploration: Exploration, path: Path) -> None:
             axes.imshow(image, cmap="gray", interpolation="nearest")
             axes.set_axis_off()
             axes.set_title(
-                f"{shorten_id(case.id)} ({case.split})\ncorrelation {pair.correlation:.3f}",
+                f"{shorten_id(case.id)} ({case.split})\ncorrelation {pair.correlation:.3f}{', turned' * pair.turned}",
                 fontsize=8.5,
                 color=TEXT_COLOUR,
                 parse_math=False,

@@ -1,4 +1,6 @@
-"""Self-contained HTML pages from jinja2 templates: without network or scripts, with embedded images and style.
+"""Self-contained HTML pages from jinja2 templates: without network, with embedded images and style.
+
+A page has no script, or one that `write_page` is given; its hash in the page's security policy admits no other.
 
 `page.html.j2` is the document, and `elements.html.j2` contains the elements that all pages share. The template of a
 page, such as `run.html.j2`, has one macro per section of the page: `render("run.html.j2", "scores", …)`.
@@ -7,6 +9,7 @@ page, such as `run.html.j2`, has one macro per section of the page: `render("run
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import os
 import re
@@ -25,6 +28,7 @@ from competition.io import atomic_write, remove_all_stale_temp, remove_stale_tem
 from competition.runs.lock import ensure_lock
 
 LOCK_PATIENCE = 3.0  # s; see `competition.cli.train`
+NO_SCRIPT = Markup("")
 ABSENT_LABEL = "absent"  # text for the score of a class that no case has
 
 
@@ -190,7 +194,9 @@ def output_lock(folder: Path, output: Path) -> Iterator[None]:
         yield
 
 
-def write_page(title: str, head: Markup, sections: dict[str, tuple[str, Markup]], output: Path) -> Path:
+def write_page(
+    title: str, head: Markup, sections: dict[str, tuple[str, Markup]], output: Path, script: Markup = NO_SCRIPT
+) -> Path:
     """Write a page atomically.
 
     Args:
@@ -198,6 +204,7 @@ def write_page(title: str, head: Markup, sections: dict[str, tuple[str, Markup]]
         head: content above the navigation.
         sections: (link text, section) by section id.
         output: the file.
+        script: JavaScript that runs at the end of the page; it must not contain `</script`.
 
     Returns:
         The file.
@@ -205,7 +212,10 @@ def write_page(title: str, head: Markup, sections: dict[str, tuple[str, Markup]]
     Raises:
         MaskfoldError: the file cannot be written.
     """
-    document = ENVIRONMENT.get_template("page.html.j2").render(title=title, head=head, sections=sections)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() if script else ""
+    document = ENVIRONMENT.get_template("page.html.j2").render(
+        title=title, head=head, sections=sections, script=script, digest=digest
+    )
     content = CONTROL_CHARACTERS.sub("�", document).encode("utf-8", "xmlcharrefreplace")
     atomic_write(output, lambda file: file.write(content))
     return output

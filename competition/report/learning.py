@@ -15,7 +15,7 @@ from markupsafe import Markup
 from competition.config.metric import Direction
 from competition.data.content.unchanged import load_unchanged_mask
 from competition.inference.predict import to_masks
-from competition.report.html import render
+from competition.report.html import format_score, render
 from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions
 from competition.viz.curves import Curve, read_curves
@@ -157,6 +157,7 @@ def _member_name(run: Run, member: Member) -> str:
 
 SELECTED_COUNTS = {"best": 2, "median": 2, "worst": 3}
 MAX_CAPTION_CLASSES = 12
+MAX_WORST_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,15 @@ class SelectedCase:
     score: float  # mean of the competition's metric over the classes of the case
 
 
-def cases_section(results: RunResults, oof: OofPredictions, folder: Path) -> Markup:
-    """Return the section with figures of image, truth and prediction."""
+def cases_section(results: RunResults, oof: OofPredictions, folder: Path, in_viewer: Sequence[str] = ()) -> Markup:
+    """Return the section with a table of the worst cases, and figures of image, truth and prediction.
+
+    Args:
+        results: the results of the run.
+        oof: its out-of-fold predictions.
+        folder: folder of the figures.
+        in_viewer: the cases of the viewer, in its order; rows of the table link to them.
+    """
     comp = results.run.exp.competition
     for old in folder.glob("case_*_*.png"):  # remove figures of an earlier report
         if re.fullmatch(r"case_\d+_(best|median|worst)\.png", old.name):
@@ -197,7 +205,37 @@ def cases_section(results: RunResults, oof: OofPredictions, folder: Path) -> Mar
             }
         )
     n_cases = len(oof.fold_of)
-    return render(TEMPLATE, "cases", metric=comp.metric.name, cases=cases, unranked=n_cases - total, total=n_cases)
+    return render(
+        TEMPLATE,
+        "cases",
+        metric=comp.metric.name,
+        cases=cases,
+        unranked=n_cases - total,
+        total=n_cases,
+        worst=_worst_rows(results, oof, ranking, {case: number for number, case in enumerate(in_viewer)}),
+        classes=comp.classes[:MAX_CAPTION_CLASSES],
+    )
+
+
+def _worst_rows(
+    results: RunResults, oof: OofPredictions, ranking: list[tuple[str, float]], in_viewer: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """Return the rows of the table of the worst cases: worst first, with the number of the case in the viewer."""
+    classes, rows = results.run.exp.competition.classes[:MAX_CAPTION_CLASSES], []
+    for case, score in ranking[::-1][:MAX_WORST_ROWS]:
+        table = results.rows()
+        table = table[table["id"] == case]
+        dice = dict(zip(table["class"], table["dice"], strict=True))
+        rows.append(
+            {
+                "case": case,
+                "viewer": in_viewer.get(case),
+                "fold": oof.fold_of[case],
+                "score": f"{score:.4f}",
+                "dice": [format_score(float(dice.get(name, math.nan))) for name in classes],
+            }
+        )
+    return rows
 
 
 def rank_cases(results: RunResults) -> list[tuple[str, float]]:

@@ -21,10 +21,13 @@ from competition.io import read_metrics_lines
 from competition.metrics.bootstrap import ScoreGain, paired_gain
 from competition.postprocessing.tuning import load_tuning
 from competition.report.calibration import calibration_section
-from competition.report.html import output_lock, render, staged_figures, write_page
+from competition.report.folds import folds_section
+from competition.report.html import NO_SCRIPT, output_lock, render, staged_figures, write_page
 from competition.report.learning import cases_section, learning_section
+from competition.report.methods import methods_section
 from competition.report.results import RunResults
 from competition.report.scores import score_headline, scores_section, sizes_section
+from competition.report.viewer import viewer_cases, viewer_script, viewer_section
 from competition.runs.fold import RESULT_FILE, mixed_environments
 from competition.runs.imported import describe_import, is_imported
 from competition.runs.outputs import check_output, competitions_of
@@ -68,13 +71,20 @@ def _write_report(run: Run, output: Path, folder: Path, context: Context) -> Pat
         "scores": ("Scores", scores_section(results, folder)),
         "learning": ("Learning curves", learning_section(run, folder)),
     }
+    shown: list[str] = []
     if results.table is not None:
+        shown = viewer_cases(results, oof)
+        sections["folds"] = ("Folds", folds_section(results, folder))
         context.say("drawing the best, median and worst cases")
-        sections["cases"] = ("Cases", cases_section(results, oof, folder))
+        sections["cases"] = ("Cases", cases_section(results, oof, folder, shown))
+        if shown:
+            sections["viewer"] = ("Viewer", viewer_section(results, oof, shown, context))
         sections["calibration"] = ("Calibration", calibration_section(results, oof, folder, context))
         sections["sizes"] = ("Size", sizes_section(results, oof, folder, context))
+    sections["methods"] = ("Methods", methods_section(results))
     sections["experiment"] = ("Experiment", experiment_section(results))
-    return write_page(f"{run.name} · {run.folder.name}", _head(results), sections, output)
+    script = viewer_script() if "viewer" in sections else NO_SCRIPT
+    return write_page(f"{run.name} · {run.folder.name}", _head(results), sections, output, script)
 
 
 def _head(results: RunResults) -> Markup:

@@ -81,6 +81,6 @@ def _describe_links(real: Path, root: Path, comp: Competition) -> str:
 def _tables(comp: Competition) -> list[str]:
     """Return the paths of a competition's tables below its folder."""
     rules = [FILE_RULE.fullmatch(text) for text in (comp.group, comp.stratum) if text]
-    cases = comp.train.cases if isinstance(comp.train.cases, str) else None
-    named = [comp.submission.sample, comp.train.rle, cases, *(rule["file"] for rule in rules if rule)]
-    return [str(name) for name in named if name]
+    named = [comp.submission.sample, comp.train.rle, comp.train.cases, comp.train.exclude, comp.train.weights]
+    named += [rule["file"] for rule in rules if rule]
+    return [name for name in named if name and isinstance(name, str)]

@@ -409,7 +409,11 @@ def load_run(
     names = ["cases", *(path.stem for path in sorted(folder.glob("besides_*.csv")))]
     try:
         cases, *tables = (
-            pd.read_csv(folder / f"{name}.csv", dtype={"id": str, "group": str, "stratum": str}, keep_default_na=False)
+            pd.read_csv(
+                folder / f"{name}.csv",
+                dtype={"id": str, "group": str, "stratum": str, "weight": str},
+                keep_default_na=False,
+            )
             for name in names
         )
         folds = read_folds(folder / FOLDS_FILE)

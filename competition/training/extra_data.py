@@ -24,7 +24,7 @@ from competition.config.experiment import Experiment, ExtraCasesConfig
 from competition.context import Context
 from competition.data.cache import RECORD_FILE, PreprocessedCase, cache_key, get_or_build
 from competition.data.cases import case_rows
-from competition.data.dataset import WeightedCaseSampler
+from competition.data.selection import WEIGHT
 from competition.errors import MaskfoldError
 from competition.io import json_digest, sha256_of_file
 from competition.runs.checkpoint import LAST_CHECKPOINT
@@ -70,15 +70,31 @@ class ExtraTrainingData:
     kinds: list[tuple[int, float]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
 
-    def sampler(self, labelled: int) -> WeightedCaseSampler:
-        """Return the sampler of all cases; `labelled` is the number of labelled cases, which have the first indices."""
-        return WeightedCaseSampler(labelled, self.kinds)
-
     def add(self, folders: Sequence[Path], weight: float) -> None:
         """Add the cases of one kind of data with their weight."""
         if folders:
             self.folders += folders
             self.kinds.append((len(folders), weight))
+
+
+def split_by_weight(run: Run, fold: int, prepared: dict[str, Path]) -> tuple[list[Path], ExtraTrainingData]:
+    """Split the labelled cases of a fold by their weight in `train.weights`.
+
+    Args:
+        run: the run.
+        fold: the fold, see `Run.training_ids`.
+        prepared: folder of each preprocessed case, by id.
+
+    Returns:
+        The folders of the cases with weight 1, and the other cases, one kind for each weight.
+    """
+    ids, weighted = run.training_ids(fold), ExtraTrainingData()
+    if WEIGHT not in run.cases.columns:
+        return [prepared[case] for case in ids], weighted
+    weight_of = dict(zip(run.cases["id"], run.cases[WEIGHT].astype(float), strict=True))
+    for weight in sorted({weight_of[case] for case in ids} - {1.0}):
+        weighted.add([prepared[case] for case in ids if weight_of[case] == weight], weight)
+    return [prepared[case] for case in ids if weight_of[case] == 1.0], weighted
 
 
 def check_extra_data(run: Run, jobs: Sequence[FoldJob]) -> None:

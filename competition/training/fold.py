@@ -29,7 +29,7 @@ from competition.augment import build_batch_transform, build_loader_transform
 from competition.config.experiment import Experiment
 from competition.context import Context
 from competition.data.cache import PreprocessedCase
-from competition.data.dataset import PatchDataset
+from competition.data.dataset import PatchDataset, WeightedCaseSampler
 from competition.data.preprocessing import preprocess_cases
 from competition.data.splits import HELD_OUT
 from competition.errors import MaskfoldError
@@ -49,7 +49,7 @@ from competition.runs.run import Run, load_run, write_replay_yaml
 from competition.seeding import child_seed
 from competition.training.distributed import is_main_process, launch_processes, make_fabric, with_workers
 from competition.training.evaluator import Evaluator, summary_metrics
-from competition.training.extra_data import build_extra_data
+from competition.training.extra_data import build_extra_data, split_by_weight
 from competition.training.fold_process import ERROR_FILE, ERROR_PIPE
 from competition.training.guards import bf16_is_deterministic, oom_as_error, peak_gib
 from competition.training.lineage import check_initial_weights, read_lineage_summary
@@ -129,9 +129,9 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     progress = progress_of(context.say)
     context = replace(context, say=progress)
     prepared = preprocess_cases(run.cases, exp, job.cache, workers=1)
-    train = [prepared[case] for case in run.training_ids(job.fold)]
+    train, weighted = split_by_weight(run, job.fold, prepared)
     extra = build_extra_data(job, run, context)
-    channels = PreprocessedCase.open(train[0]).image.shape[0] * (exp.patch.slices or 1)
+    channels = PreprocessedCase.open([*train, *weighted.folders][0]).image.shape[0] * (exp.patch.slices or 1)
 
     def check_bf16() -> bool:
         deterministic = bf16_is_deterministic(exp, channels, job.cache, context)
@@ -144,12 +144,12 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     launch_processes(fabric)
     seed = exp.seeds[job.seed]
     dataset = PatchDataset(
-        [*train, *extra.folders],
+        [*train, *weighted.folders, *extra.folders],
         exp,
         job.fold,
         seed,
         augment=build_loader_transform(exp, context),
-        sampler=extra.sampler(len(train)),
+        sampler=WeightedCaseSampler(len(train), [*weighted.kinds, *extra.kinds]),
     )
     torch.manual_seed(child_seed(seed, job.fold, 0, 0, "init"))
     fresh = not (job.folder / LAST_CHECKPOINT).exists()
@@ -178,7 +178,7 @@ def setup_fold(job: FoldJob, run: Run, context: Context, start_time: float) -> T
     )
     parameters = sum(parameter.numel() for parameter in network.parameters())
     context.say(
-        f"{len(train)} cases to train on, {len(validation)} to validate, {precision} on "
+        f"{len(train) + len(weighted.folders)} cases to train on, {len(validation)} to validate, {precision} on "
         f"{fabric.device}, {torch.get_num_threads()} threads, {parameters / 1e6:.2f} M parameters"
     )
     return Trainer(

@@ -26,6 +26,12 @@ IGNORED_COLOUR: RGB = (0.6, 0.6, 0.6)
 BETTER_COLOUR: RGB = (0.25, 0.85, 0.35)  # B is right, A is wrong
 WORSE_COLOUR: RGB = (1.0, 0.25, 0.25)  # A is right, B is wrong
 BOTH_WRONG_COLOUR: RGB = (0.95, 0.85, 0.2)
+DIFFERENCE_COLOURS: dict[str, RGB] = {
+    " only truth": (1.0, 0.25, 0.25),
+    " only prediction": (0.2, 0.45, 1.0),
+    " other class": (0.95, 0.85, 0.2),
+}
+MAX_CROP = 512  # pixels per side of the part of a slice that `draw_finding` draws
 VIEWS = ("sagittal", "coronal", "axial")  # name of the view of a slice along the first, second and third axis of LAS
 PANEL_INCHES = {2: 4.2, 3: 2.8}  # width of the figure, by the dimensions of a case
 SMOOTH_PIXELS = 256  # slices with fewer pixels per side are enlarged before their contours are drawn
@@ -86,8 +92,8 @@ def draw_case(
         spacing = None if spacing is None else [spacing[axis] for axis in order]
     if dice is None and truth is not None:
         dice = _dice_per_class(truth, masks, comp)
-    channels = _drawn_channels(image)
-    bounds = _display_range(channels)
+    channels = drawn_channels(image)
+    bounds = display_range(channels)
     if comp.dimensions == 2:  # reduce first, because all operations below need memory for each pixel
         step = reduction_step(masks.shape[1:])
         channels, masks = _reduce_unless_reduced(channels, masks.shape[1:], step), reduce_mask(masks, step)
@@ -110,7 +116,7 @@ def draw_case(
     for row, plane in enumerate(planes):  # select slices before computing, because volumes are large
         slice_image = plane.cut(channels)
         step = reduction_step(slice_image.shape[1:])
-        colours = _to_rgb(reduce_image(slice_image, step), bounds)
+        colours = to_rgb(reduce_image(slice_image, step), bounds)
         true_masks = [] if truth is None else [reduce_mask(label_to_class_masks(plane.cut(truth), comp), step)]
         for axes, name, layer in zip(
             grid[row], names, (None, *true_masks, reduce_mask(plane.cut(masks), step)), strict=True
@@ -175,8 +181,8 @@ def draw_comparison(
         image, truth, masks_a, masks_b = (reorient(array, order, flips) for array in (image, truth, *masks))
         masks = masks_a, masks_b
         spacing = None if spacing is None else [spacing[axis] for axis in order]
-    channels = _drawn_channels(image)
-    bounds = _display_range(channels)
+    channels = drawn_channels(image)
+    bounds = display_range(channels)
     if comp.dimensions == 2:  # reduce first, because all operations below need memory for each pixel
         step = reduction_step(truth.shape[1:])
         channels = _reduce_unless_reduced(channels, truth.shape[1:], step)
@@ -194,7 +200,7 @@ def draw_comparison(
     for row, plane in enumerate(planes):
         slice_image = plane.cut(channels)
         step = reduction_step(slice_image.shape[1:])
-        colours = _to_rgb(reduce_image(slice_image, step), bounds)
+        colours = to_rgb(reduce_image(slice_image, step), bounds)
         true_masks = reduce_mask(label_to_class_masks(plane.cut(truth), comp), step)
         predictions = [reduce_mask(plane.cut(mask), step) for mask in masks]
         ignored = reduce_mask((plane.cut(truth) == IGNORE_LABEL).any(axis=0), step)
@@ -222,6 +228,75 @@ def draw_comparison(
             grid[row, 0].set_ylabel(f"{view}axis {axis}, slice {position}", fontsize=9)
     figure.suptitle(title, fontsize=11, parse_math=False)
     _draw_legend(figure, _legend_entries(comp, truth, masks), ignored=False)
+    save_figure(figure, path)
+
+
+def draw_finding(
+    path: Path,
+    image: Array,
+    truth: Array,
+    masks: Array,
+    comp: Competition,
+    centre: Sequence[int],
+    position: int | None = None,
+    spacing: Sequence[float] | None = None,
+) -> None:
+    """Draw truth, prediction and their difference side by side in one slice, and mark a point.
+
+    Of slices larger than `MAX_CROP` pixels, the part around the point is drawn.
+
+    Args:
+        path: the PNG file, written atomically.
+        image: (C, *spatial), see `draw_case`.
+        truth: (M, *spatial) uint8; 255 is ignored.
+        masks: the prediction, (K, *spatial) bool.
+        comp: the competition, which defines the classes.
+        centre: (row, column) of the point in the slice, the first two axes of the file.
+        position: index of the slice along the last axis of a volume; None: a 2D image.
+        spacing: mm per voxel along each axis.
+    """
+    from matplotlib.figure import Figure
+
+    is_flat = position is not None and "{z}" not in str(comp.train.images)
+    mm = [float(value) for value in spacing] if spacing is not None else [1.0] * (truth.ndim - 1)
+    if position is not None:  # cut before anything else, because volumes are large
+        image, truth, masks = image[..., position], truth[..., position], masks[..., position]
+    channels = drawn_channels(image) if position is None else image[:1]
+    point = np.array(centre, float)
+    if channels.shape[1:] != truth.shape[1:]:  # `load_picture` reduced the image
+        step = reduction_step(truth.shape[1:])
+        truth, masks, point = reduce_truth(truth, comp, step), reduce_mask(masks, step), point / step
+    starts = [
+        int(min(max(place - MAX_CROP // 2, 0), max(length - MAX_CROP, 0)))
+        for place, length in zip(point, truth.shape[1:], strict=True)
+    ]
+    window = (slice(None), *(slice(start, start + MAX_CROP) for start in starts))
+    channels, truth, masks, point = channels[window], truth[window], masks[window], point - starts
+    plane = SlicePlane(None, 0, is_flat, is_flat, mm[1] / mm[0] if is_flat else mm[0] / mm[1])
+    colours = to_rgb(plane.cut(channels), display_range(channels))
+    true_masks, seen = plane.cut(label_to_class_masks(truth, comp)), plane.cut(masks)
+    ignored = plane.cut((truth == IGNORE_LABEL).any(axis=0))
+    rows, columns = colours.shape[:2]
+    height = PANEL_INCHES[3] * min(max(plane.aspect * rows / columns, 0.3), 1.6)
+    figure = Figure(figsize=(3 * PANEL_INCHES[3], height + 1.0), dpi=90, layout="constrained")
+    grid = figure.subplots(1, 3, squeeze=False)[0]
+    for axes, name, layer in zip(grid, ("truth", "prediction", "difference"), (true_masks, seen, None), strict=True):
+        _draw_image(axes, colours, plane)
+        axes.set_title(name, fontsize=9.5)
+        if layer is not None:
+            _draw_masks(axes, layer)
+        horizontal, vertical = point if is_flat else point[::-1]
+        axes.plot([horizontal], [vertical], "o", markersize=22, markerfacecolor="none", markeredgecolor="w", alpha=0.8)
+        axes.set(xlim=axes.get_images()[0].get_extent()[:2], ylim=axes.get_images()[0].get_extent()[2:])
+    only_true, only_seen = true_masks & ~seen, seen & ~true_masks
+    both = only_true.any(axis=0) & only_seen.any(axis=0) & ~ignored
+    areas = (only_true.any(axis=0) & ~both & ~ignored, only_seen.any(axis=0) & ~both & ~ignored, both)
+    for area, colour in zip(areas, DIFFERENCE_COLOURS.values(), strict=True):
+        _fill_area(grid[2], area, colour, 0.75)
+    present = [index for index in range(len(comp.classes)) if true_masks[index].any() or seen[index].any()]
+    entries = [(class_colour(index), f" {comp.classes[index]}") for index in present]
+    shown = [entry for entry, area in zip(DIFFERENCE_COLOURS.items(), areas, strict=True) if area.any()]
+    _draw_legend(figure, [*entries, *((colour, name) for name, colour in shown)], bool(ignored.any()))
     save_figure(figure, path)
 
 
@@ -350,7 +425,7 @@ def _row_heights(planes: Sequence[SlicePlane], foreground: Array, width: float) 
 # Drawing
 
 
-def _drawn_channels(image: Array) -> Array:
+def drawn_channels(image: Array) -> Array:
     """Return the channels to draw: the colours of a 2D image with 3 or 4 channels, otherwise the first channel."""
     return image[:3] if image.ndim == 3 and image.shape[0] in (3, 4) else image[:1]
 
@@ -360,7 +435,7 @@ def _reduce_unless_reduced(channels: Array, shape: Sequence[int], step: int) -> 
     return reduce_image(channels, step) if channels.shape[1:] == tuple(shape) else channels
 
 
-def _display_range(channels: Array) -> tuple[float, float]:
+def display_range(channels: Array) -> tuple[float, float]:
     """Return the display range: the 0.5th and 99.5th percentiles over all channels.
 
     One range for all channels keeps the ratios of colours. The range of the dtype is not used, because microscopy
@@ -377,7 +452,7 @@ def _display_range(channels: Array) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
-def _to_rgb(channels: Array, bounds: tuple[float, float]) -> NDArray[np.float32]:
+def to_rgb(channels: Array, bounds: tuple[float, float]) -> NDArray[np.float32]:
     """Scale a slice (1 or 3, rows, columns) to (rows, columns, 3) float32 in [0, 1]."""
     finite = np.nan_to_num(channels.astype(np.float32), nan=bounds[0], posinf=bounds[1], neginf=bounds[0])
     scaled = np.clip((finite - bounds[0]) / (bounds[1] - bounds[0]), 0.0, 1.0)

@@ -48,7 +48,7 @@ def test_distances_in_volumes_are_scipys(share: float) -> None:
     for _ in range(150):
         mask = rng.random(rng.integers(1, 12, 3)) < share
         mask.flat[rng.integers(mask.size)] = False
-        found = mask_operations._distance(mask)
+        found = mask_operations.background_distance(mask)
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, ndimage.distance_transform_edt(mask).astype(np.float32))
 
@@ -57,11 +57,11 @@ def test_distances_far_from_the_only_background(monkeypatch: pytest.MonkeyPatch)
     mask = np.ones((30, 160, 210), bool)
     mask[2, 5, 207] = False
     expected = ndimage.distance_transform_edt(mask).astype(np.float32)
-    np.testing.assert_array_equal(mask_operations._distance(mask), expected)
+    np.testing.assert_array_equal(mask_operations.background_distance(mask), expected)
     monkeypatch.setattr(mask_operations, "COLUMNS", 37)
-    np.testing.assert_array_equal(mask_operations._distance(mask), expected)
+    np.testing.assert_array_equal(mask_operations.background_distance(mask), expected)
     monkeypatch.setattr(mask_operations, "EXACT_LENGTH", 100)  # larger volumes are left to scipy
-    np.testing.assert_array_equal(mask_operations._distance(mask), expected)
+    np.testing.assert_array_equal(mask_operations.background_distance(mask), expected)
 
 
 @pytest.fixture(params=[1, 2])
@@ -78,7 +78,7 @@ def test_the_distance_in_a_plane_is_exact_with_any_number_of_threads(opencv_thre
     mask[0, 0] = False
     y, x = np.ogrid[:700, :900]
     np.testing.assert_array_equal(
-        mask_operations._distance(mask), np.sqrt((y * y + x * x).astype(float)).astype(np.float32)
+        mask_operations.background_distance(mask), np.sqrt((y * y + x * x).astype(float)).astype(np.float32)
     )
 
 
@@ -88,4 +88,6 @@ def test_the_longest_plane_whose_squares_are_exact(opencv_threads: None) -> None
     mask[0, 0, 0] = False
     y, x = np.ogrid[:length, :length]
     squares = (y * y + x * x)[None] + np.arange(2)[:, None, None]
-    np.testing.assert_array_equal(mask_operations._distance(mask), np.sqrt(squares.astype(float)).astype(np.float32))
+    np.testing.assert_array_equal(
+        mask_operations.background_distance(mask), np.sqrt(squares.astype(float)).astype(np.float32)
+    )

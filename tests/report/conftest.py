@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +19,7 @@ import torch
 from competition.data.masks import load_mask
 from competition.io import write_json
 from competition.report.run import write_report
+from competition.report.viewer import viewer_script
 from competition.runs.fold import FoldResult
 from competition.runs.oof import OofPredictions, OofStore
 from competition.runs.run import Run
@@ -125,13 +127,14 @@ def _make(exp: Any, name: str, noise: float, predict: Predict | None, seed: int,
 class Page(HTMLParser):
     """A page as a reader sees it: its text, its tags and attributes, and the cells of its tables."""
 
-    VOID = {"meta", "img", "br"}
+    VOID = {"meta", "img", "br", "input"}
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
         self.source = path.read_text(encoding="utf-8")
         self.text, self.open, self.tags = "", [], []
         self.attributes: list[tuple[str, str, str]] = []
+        self.scripts: list[str] = []
         self.tables: list[list[list[str]]] = []
         self.feed(self.source)
         assert self.open == [], f"not closed: {self.open}"
@@ -156,6 +159,9 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" in self.open:
             return
+        if "script" in self.open:
+            self.scripts.append(data)
+            return
         self.text += data
         if "td" in self.open or "th" in self.open:
             self.tables[-1][-1][-1] += data
@@ -172,10 +178,8 @@ class Page(HTMLParser):
 
 
 def check_self_contained(page: Page) -> None:
-    """Check that a browser would neither load nor run anything for the page."""
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "source"} & set(
-        page.tags
-    )
+    """Check that a browser would load nothing for the page, and would run nothing but the script of the viewer."""
+    assert not {"link", "iframe", "object", "embed", "base", "form", "audio", "video", "source"} & set(page.tags)
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         if name in ("src", "href", "srcset", "data", "action", "poster", "background"):
@@ -183,7 +187,15 @@ def check_self_contained(page: Page) -> None:
         assert name != "style"
     styles = page.source[page.source.index("<style>") : page.source.index("</style>")]
     assert "url(" not in styles and "@import" not in styles
-    assert ("meta", "content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if page.scripts:  # the viewer's data, which the browser does not run, and its script
+        data, script = page.scripts
+        assert ("script", "type", "application/json") in page.attributes and json.loads(data)["cases"]
+        assert all(case["image"].startswith("data:image/jpeg;base64,") for case in json.loads(data)["cases"])
+        assert script == str(viewer_script())
+        policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+    assert page.tags.count("script") == len(page.scripts)
+    assert ("meta", "content", policy) in page.attributes
 
 
 def report(run: Run) -> Page:

@@ -26,6 +26,7 @@ from competition.postprocessing.tuning import (
     tune_postprocessing,
 )
 from competition.report.run import write_report
+from competition.review.search import review_run
 from competition.runs.baselines import baseline_lines
 from competition.runs.blend import Ensemble
 from competition.runs.fold import FoldResult
@@ -66,6 +67,7 @@ READERS: dict[str, Callable[[Run, Run], Any]] = {
     "weights": lambda run, other: fit_weights(ensemble(run, other), 0, None),
     "compare": compare_two_runs,
     "report": lambda run, _: write_report(run, Path("page.html")),
+    "review": lambda run, _: review_run(run),
     "baselines": lambda run, _: baseline_lines(run),
 }
 

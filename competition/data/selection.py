@@ -1,0 +1,208 @@
+"""The training cases to use (`train.cases`), to leave out (`train.exclude`), and their weights (`train.weights`).
+
+The last two take the answers of a user to a review: the CSV that `maskfold review` writes, whose columns `exclude` and
+`weight` the user fills. All three keys may also contain ids or weights themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from competition.config.competition import Competition
+from competition.errors import MaskfoldError
+from competition.io import read_csv
+from competition.text import nearest_names
+
+if TYPE_CHECKING:
+    import pandas
+
+EXCLUDE, WEIGHT = "exclude", "weight"  # columns of the CSV
+MARKS, NO_MARKS = ("x", "y", "yes", "true", "1"), ("", "n", "no", "false", "0")
+MAX_WEIGHT = 100.0
+
+
+def select_training_cases(comp: Competition, ids: list[str]) -> tuple[list[str], list[str]]:
+    """Select the training cases by `train.cases` and `train.exclude`.
+
+    Args:
+        comp: the competition.
+        ids: sorted ids of all cases that have images.
+
+    Returns:
+        The ids of the selected cases, and those of the cases that `train.exclude` leaves out of them; both sorted.
+
+    Raises:
+        MaskfoldError: status 2; a table cannot be read or lists a case that has no image, or no case is left.
+    """
+    excluded = excluded_ids(comp, ids)
+    listed = set(_listed_cases(comp, ids))
+    selected = [case_id for case_id in ids if case_id in listed and case_id not in excluded]
+    left_out = [case_id for case_id in ids if case_id in listed and case_id in excluded]
+    if left_out and not selected:
+        raise MaskfoldError(f"train.exclude leaves out all {len(left_out)} cases.", "Exclude fewer cases.", status=2)
+    return selected, left_out
+
+
+def _listed_cases(comp: Competition, ids: list[str]) -> list[str]:
+    """Return the cases that `train.cases` lists; all if it is not set."""
+    if comp.train.cases is None:
+        return ids
+    listed, source = _listed_ids(comp)
+    for name in listed:
+        if name not in ids:
+            near = nearest_names(name, ids)
+            hint = f"; nearest is {near[0]}" if near else ""
+            raise MaskfoldError(
+                f"{source} lists the unknown case id {name}{hint}.",
+                "Correct the id, or remove it from the list.",
+                status=2,
+            )
+    return listed
+
+
+def _listed_ids(comp: Competition) -> tuple[list[str], str]:
+    """Return the ids in `train.cases`, and the key or file that lists them."""
+    cases = comp.train.cases
+    if not isinstance(cases, str):
+        return list(cases or []), "train.cases"
+    path = _find(comp, cases)
+    table = read_csv(path, {"the column `id` in that table, or train.columns.id": comp.train.columns.id})
+    return table[comp.train.columns.id].tolist(), f"train.cases ({path})"
+
+
+def excluded_ids(comp: Competition, ids: Iterable[str]) -> set[str]:
+    """Return the training cases that `train.exclude` excludes.
+
+    Args:
+        comp: the competition.
+        ids: ids of all cases that have images.
+
+    Raises:
+        MaskfoldError: status 2; the table cannot be read, an answer is neither yes nor no, or an id is unknown.
+    """
+    listed = comp.train.exclude
+    if listed is None:
+        return set()
+    if not isinstance(listed, str):
+        found, source = set(listed), "train.exclude"
+    else:
+        path = _find(comp, listed)
+        table, column, source = _read(comp, path, "train.exclude"), comp.train.columns.id, f"train.exclude ({path})"
+        marked = table if EXCLUDE not in table.columns else table[_marks(table, path)]
+        found = set(marked[column])
+    _check_known(found, ids, source)
+    return found
+
+
+def case_weights(comp: Competition, ids: Iterable[str]) -> dict[str, str]:
+    """Return the weights in `train.weights`, as text without trailing zeros, of cases whose weight is not 1.
+
+    Args:
+        comp: the competition.
+        ids: ids of all cases that have images.
+
+    Raises:
+        MaskfoldError: status 2; the table cannot be read, a weight is not a number in (0, 100], a case has two weights,
+            or an id is unknown.
+    """
+    listed = comp.train.weights
+    if listed is None:
+        return {}
+    if not isinstance(listed, str):
+        source, texts = "train.weights", {case: [format(weight, "g")] for case, weight in listed.items()}
+    else:
+        path = _find(comp, listed)
+        source = f"train.weights ({path})"
+        texts = {}
+        table = _read(comp, path, "train.weights", WEIGHT)
+        for case, text in zip(table[comp.train.columns.id], table[WEIGHT], strict=True):
+            if text.strip():
+                texts.setdefault(case, []).append(text.strip())
+    if comp.train.cases is None:  # otherwise the table may have weights of other cases
+        _check_known(texts, ids, source)
+    weights = {case: {_parse_weight(text, case, source) for text in found} for case, found in texts.items()}
+    for case, found in weights.items():
+        if len(found) > 1:
+            raise MaskfoldError(
+                f"{source} has several weights for the case {case}: {', '.join(f'{one:g}' for one in sorted(found))}.",
+                "Write the weight in one of its rows.",
+                status=2,
+            )
+    return {case: format(next(iter(found)), "g") for case, found in weights.items() if found != {1.0}}
+
+
+def read_answers(path: Path) -> dict[str, tuple[str, str]]:
+    """Return the answers (exclude, weight) of a review's CSV by case id, as the user wrote them, without empty ones.
+
+    Raises:
+        MaskfoldError: the file is not a review's CSV, or has several answers for a case.
+    """
+    table = read_csv(path, {"the name of the file": "id"})
+    if missing := [name for name in (EXCLUDE, WEIGHT) if name not in table.columns]:
+        raise MaskfoldError(
+            f"{path} exists and has no column `{missing[0]}`, so it is not the CSV of a review.",
+            "Name another page with -o, or move the file.",
+            status=2,
+        )
+    answers: dict[str, tuple[str, str]] = {}
+    for case, exclude, weight in zip(table["id"], table[EXCLUDE], table[WEIGHT], strict=True):
+        former = answers.get(case, ("", ""))
+        new = exclude.strip() or former[0], weight.strip() or former[1]
+        if any(new):
+            answers[case] = new
+    return answers
+
+
+def _find(comp: Competition, name: str) -> Path:
+    path = Path(name)
+    return Path(comp.root) / path if not path.exists() and (Path(comp.root) / path).exists() else path
+
+
+def _read(comp: Competition, path: Path, key: str, *columns: str) -> pandas.DataFrame:
+    needed = {"train.columns.id": comp.train.columns.id, **{f"{key} to a table with it": name for name in columns}}
+    return read_csv(path, needed)
+
+
+def _marks(table: pandas.DataFrame, path: Path) -> list[bool]:
+    """Return whether each row is marked to be excluded."""
+    marks = []
+    for line, text in table[EXCLUDE].items():
+        word = text.strip().lower()
+        if word not in MARKS + NO_MARKS:
+            raise MaskfoldError(
+                f"{path}, line {line}, column `{EXCLUDE}`: found {text[:40]!r}, expected x or yes to exclude the case, "
+                "and no or an empty cell to keep it.",
+                "Correct the cell.",
+                status=2,
+            )
+        marks.append(word in MARKS)
+    return marks
+
+
+def _parse_weight(text: str, case: str, source: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= MAX_WEIGHT:
+        raise MaskfoldError(
+            f"{source}: the weight of the case {case} is {text[:40]!r}, expected a number above 0 and at most "
+            f"{MAX_WEIGHT:g}.",
+            "Correct the weight. To leave the case out, use train.exclude.",
+            status=2,
+        )
+    return value
+
+
+def _check_known(found: Iterable[str] | Mapping[str, object], ids: Iterable[str], source: str) -> None:
+    known = set(ids)
+    for case in sorted(set(found) - known):
+        near = nearest_names(case, sorted(known))
+        raise MaskfoldError(
+            f"{source} has the unknown case id {case}{f'; nearest is {near[0]}' if near else ''}.",
+            "Correct the id, or remove the row.",
+            status=2,
+        )

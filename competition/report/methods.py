@@ -1,0 +1,309 @@
+"""Report section with a paragraph on the methods, with the settings and numbers of the run and its references."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from competition import __version__
+from competition.config.experiment import Experiment
+from competition.errors import MaskfoldError
+from competition.postprocessing.ranking import submitted_score
+from competition.report.html import Table, render
+from competition.report.results import RunResults
+from competition.runs.fold import PLAIN_WEIGHTS
+from competition.runs.run import Run
+from competition.text import format_count, join_names, pixel_or_voxel
+
+TEMPLATE = "run.html.j2"
+MAX_CLASSES = 6  # classes whose Dice the paragraph names
+LIBRARIES = {
+    "monai": "MONAI",
+    "segmentation_models_pytorch": "segmentation_models_pytorch",
+    "timm": "timm",
+    "torch": "PyTorch",
+    "albumentations": "Albumentations",
+}
+SCHEMES = {
+    "kfold": "random folds",
+    "stratified": "folds stratified by the classes of a case and their sizes",
+    "group": "folds of whole groups",
+    "stratified_group": "stratified folds of whole groups",
+    "holdout": "one held-out part",
+    "file": "given folds",
+}
+
+
+class Citations:
+    """Numbers references in the order in which they are first used."""
+
+    def __init__(self) -> None:
+        self.used: dict[str, str] = {}  # reference -> what it is for
+
+    def cite(self, key: str, what: str) -> str:
+        """Return ` [n]` for an import path or another key of references.yaml; an empty text without a reference."""
+        text = find_reference(key)
+        if text is None:
+            return ""
+        self.used.setdefault(text, what)
+        return f" [{list(self.used).index(text) + 1}]"
+
+    def table(self) -> Table:
+        """Return the table of the references."""
+        rows = [[str(number), what, text] for number, (text, what) in enumerate(self.used.items(), 1)]
+        return Table(["number", "used for", "reference"], rows, text_columns=(1, 2))
+
+
+@cache
+def load_references() -> dict[str, str]:
+    """Return the references by key; see references.yaml."""
+    text = (resources.files("competition.report") / "references.yaml").read_text(encoding="utf-8")
+    return {key: entry["text"] for entry in yaml.safe_load(text) for key in entry["keys"]}
+
+
+def find_reference(key: str) -> str | None:
+    """Return the reference of a class by its import path, or of another key of references.yaml; None without one."""
+    references, name = load_references(), key.rpartition(".")[2]
+    return references.get(f"{key.split('.')[0]}.{name}") or references.get(name)
+
+
+def methods_section(results: RunResults) -> Markup:
+    """Return the section with the paragraph and the table of references."""
+    citations = Citations()
+    paragraphs = [
+        " ".join(part for part in parts if part)
+        for parts in (
+            [_data(results), _folds(results.run), _preprocessing(results.run.exp)],
+            [_network(results.run, citations), _training(results, citations), _inference(results.run.exp)],
+            [_scores(results, citations), _software(results, citations)],
+        )
+    ]
+    return render(TEMPLATE, "methods", paragraphs=paragraphs, table=citations.table())
+
+
+def _data(results: RunResults) -> str:
+    comp, run = results.run.exp.competition, results.run
+    channels = len(json.loads(run.cases["images"].iloc[0]))
+    kind = "volumes" if comp.dimensions == 3 else "2D images"
+    excluded = len(run.skipped)
+    text = f"We segmented {join_names(comp.classes)} in {len(run.cases)} {kind} of {comp.name}"
+    text += f" with {channels} channels" if channels > 1 else ""
+    overlap = "may overlap" if comp.labels == "overlapping" else "exclude each other"
+    text += f"; the classes {overlap}." if len(comp.classes) > 1 else "."
+    return text + (f" {format_count(excluded, 'unusable case')} were left out." if excluded else "")
+
+
+def _folds(run: Run) -> str:
+    folds, exp = run.fold_numbers(), run.exp
+    if not folds:
+        return "The network was fitted on all cases, without validation."
+    if exp.folds.scheme == "holdout":
+        return "A held-out part of the cases validated the network."
+    text = f"The networks were trained and validated by {len(folds)}-fold cross-validation with "
+    text += SCHEMES[exp.folds.scheme]
+    together = []
+    if exp.competition.group is not None:
+        together.append(f"cases of one group ({run.cases['group'].nunique()} groups)")
+    together.append("near-duplicate images" if exp.folds.duplicates == "near" else "equal images")
+    seeds = f", each with {len(exp.seeds)} random seeds" if len(exp.seeds) > 1 else ""
+    return f"{text}{seeds}; {' and '.join(together)} stayed in one fold."
+
+
+def _preprocessing(exp: Experiment) -> str:
+    prepare, parts = exp.prepare, []
+    if prepare.spacing is not None:
+        parts.append(f"resampled to {_numbers(prepare.spacing)} mm")
+    if prepare.orientation is not None:
+        parts.append(f"turned to {prepare.orientation}")
+    if prepare.crop != "none":
+        parts.append(f"cropped to the {'nonzero' if prepare.crop == 'nonzero' else 'foreground'} region")
+    if prepare.resize is not None:
+        parts.append(f"resized to {_numbers(prepare.resize)} pixels")
+    if prepare.long_side is not None:
+        parts.append(f"resized to a longer side of {prepare.long_side} pixels")
+    intensity = {
+        "zscore": "normalised to zero mean and unit variance",
+        "percentile": f"clipped to the percentiles {_numbers(prepare.percentiles, ' and ')} and scaled",
+        "window": f"windowed to level and width {_numbers(prepare.window or [], ' and ')}",
+        "minmax": "scaled to their range",
+        "none": "",
+    }[prepare.intensity]
+    parts += [intensity] if intensity else []
+    return f"Images were {join_names(parts)}." if parts else ""
+
+
+def _network(run: Run, citations: Citations) -> str:
+    exp, size = run.exp, _weights_count(run)
+    target = exp.model.target
+    name = target.rpartition(".")[2]
+    text = f"The network was {name} of {_library(target)}{citations.cite(target, 'network')}"
+    encoder = exp.model.args.get("encoder_name")
+    if isinstance(encoder, str):
+        text += f" with the encoder {encoder}{citations.cite(_encoder_family(encoder), 'encoder')}"
+    text += f" ({size / 1e6:.2f} million weights)" if size else ""
+    if exp.init_from is not None:
+        text += ", initialised from another run"
+    elif exp.encoder_weights is not None:
+        text += f", its encoder initialised with the weights {exp.encoder_weights}"
+    else:
+        text += ", initialised at random"
+    if exp.patch.slices is not None:
+        text += f"; its input was {exp.patch.slices} neighbouring slices (2.5D)"
+    return f"{text}."
+
+
+def _training(results: RunResults, citations: Citations) -> str:
+    exp = results.run.exp
+    training, members, dims = exp.training, results.members, exp.competition.dimensions
+    steps, epochs = _range(one.steps for one in members), _range(one.epochs for one in members)
+    length = f"{steps} steps ({epochs} epochs)" if members else f"{training.epochs} epochs"
+    batch = training.batch_size * training.accumulate * exp.run.devices
+    text = f"Each was trained for {length} on patches of {_numbers(exp.patch.size)} with {batch} patches per step"
+    text += f", {100 * exp.patch.foreground:.0f} % of them centred on a foreground {pixel_or_voxel(dims)}, "
+    losses = [
+        (f"{loss.weight:g} × " if loss.weight != 1 else "")
+        + loss.target.rpartition(".")[2]
+        + citations.cite(loss.target, "loss")
+        for loss in exp.losses
+    ]
+    rate = exp.optimizer.args.get("lr")
+    text += f"with the loss {' + '.join(losses)}, the optimiser {exp.optimizer.target.rpartition('.')[2]}"
+    text += citations.cite(exp.optimizer.target, "optimiser")
+    details = [f"learning rate {rate:g}"] if isinstance(rate, int | float) else []
+    decay = exp.optimizer.args.get("weight_decay")
+    details += [f"weight decay {decay:g}"] if isinstance(decay, int | float) else []
+    text += f" ({', '.join(details)})" if details else ""
+    text += f" and the learning-rate schedule {exp.schedule.name}"
+    text += citations.cite(f"schedule {exp.schedule.name}", "learning-rate schedule")
+    text += f" with a warm-up of {100 * exp.schedule.warmup:g} %" if exp.schedule.warmup else ""
+    sentences = [text]
+    if exp.augment.transforms is not None:
+        names = list(dict.fromkeys(each.target.rpartition(".")[2] for each in exp.augment.transforms))
+        library = exp.augment.transforms[0].target if exp.augment.transforms else ""
+        sentences.append(
+            f"Patches were augmented with {join_names(names)} of {_library(library)}"
+            + citations.cite(library.split(".")[0], "augmentation")
+            if names
+            else ""
+        )
+    elif exp.augment.preset != "none":
+        library = "albumentations" if exp.network_dimensions == 2 and exp.patch.slices is None else "monai"
+        sentences.append(
+            f"Patches were augmented at random in shape and brightness (preset {exp.augment.preset}, "
+            f"{LIBRARIES[library]}{citations.cite(library, 'augmentation')})"
+        )
+    if training.ema:
+        sentences.append(
+            f"The weights were averaged over the steps with a decay of {training.ema:g}"
+            + citations.cite("weight average", "averaged weights")
+        )
+    if training.soup > 1:
+        sentences.append(
+            f"The weights of the {training.soup} best validations were averaged where this helped"
+            + citations.cite("soup", "averaged checkpoints")
+        )
+    return " ".join(f"{sentence}." for sentence in sentences if sentence)
+
+
+def _inference(exp: Experiment) -> str:
+    text, views = (
+        f"Cases were predicted with windows that overlap by {100 * exp.inference.overlap:g} %",
+        exp.inference.tta,
+    )
+    if views:
+        names = "the flips that training used" if views == "auto" else join_names(list(views))
+        text += f", averaged over test-time augmentations ({names})"
+    return f"{text}."
+
+
+def _scores(results: RunResults, citations: Citations) -> str:
+    if results.table is None:
+        return "There are no out-of-fold scores yet."
+    comp, score = results.run.exp.competition, results.score()
+    if math.isnan(score.value):
+        return "No case has a class, so there is no score."
+    cases = results.table["id"].nunique()
+    name = comp.metric.name
+    metric = comp.metric.target or f"metric {name}"
+    text = f"On the out-of-fold predictions of {cases} cases, {name}{citations.cite(metric, 'metric')} was "
+    text += f"{score.value:.4f}"
+    if not math.isnan(score.low):
+        unit = "groups" if results.run.groups() is not None else "cases"
+        cited = citations.cite("bootstrap", "interval")
+        text += f" (95 % bootstrap interval over {unit}{cited} {score.low:.4f} to {score.high:.4f})"
+    dice = [(cls, results.dice(cls).value) for cls in comp.classes]
+    shown = [f"{cls} {value:.4f}" for cls, value in dice if not math.isnan(value)][:MAX_CLASSES]
+    if shown:
+        more = f" (the first {MAX_CLASSES} classes)" if len(dice) > MAX_CLASSES else ""
+        text += f"; the mean Dice{citations.cite('metric dice', 'Dice')} was {join_names(shown)}{more}"
+    try:
+        submitted = submitted_score(results.run)
+    except MaskfoldError:
+        submitted = None
+    if submitted is not None and submitted.is_nested:
+        text += f". With post-processing tuned on the other folds, {name} was {submitted.value:.4f}"
+    return f"{text}."
+
+
+def _software(results: RunResults, citations: Citations) -> str:
+    members = results.members
+    versions = join_names(list(dict.fromkeys(one.torch for one in members))) or _version("torch")
+    devices = join_names(
+        list(dict.fromkeys(f"{one.device} ({one.precision.replace('32-true', 'fp32')})" for one in members))
+    )
+    minutes = sum(one.minutes for one in members)
+    text = f"Software: Maskfold {__version__}, PyTorch {versions}{citations.cite('torch', 'software')}"
+    text += f"; training took {minutes:.0f} minutes on {devices}" if members else ""
+    return f"{text}."
+
+
+def _weights_count(run: Run) -> int:
+    """Return the number of values in a member's weight file; 0 if there is none that can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    for member in run.possible_members():
+        path: Path = run.member_folder(*member) / PLAIN_WEIGHTS
+        if path.exists():
+            try:
+                with safe_open(path, "np") as file:
+                    return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+            except (OSError, SafetensorError):
+                continue
+    return 0
+
+
+def _library(target: str) -> str:
+    root = target.split(".")[0]
+    version = _version(root)
+    return f"{LIBRARIES.get(root, root)}{f' {version}' if version else ''}"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package.replace("_", "-"))
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _encoder_family(name: str) -> str:
+    """Return the key of an encoder in references.yaml: its name up to the first digit, e.g. `encoder resnet`."""
+    plain = name.removeprefix("tu-").replace("timm-", "").replace("_", "-").lower()
+    letters = "".join(letter if letter.isalpha() else " " for letter in plain).split()
+    return f"encoder {letters[0]}" if letters else ""
+
+
+def _numbers(values: Iterable[Any], between: str = " × ") -> str:
+    return between.join(f"{value:g}" for value in values)
+
+
+def _range(values: Iterable[int]) -> str:
+    found = sorted(set(values))
+    return "" if not found else str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"

@@ -1,0 +1,44 @@
+"""A possible fault of a label, and the kinds of faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MISSING = "missing object"  # the network is certain of an object that the truth does not have
+EXTRA = "extra object"  # the truth has an object where the network is certain that there is none
+WRONG_CLASS = "wrong class"  # the network is certain that an object has another class
+SHIFTED = "shifted"  # truth and prediction agree after one of them is moved
+EXCHANGED = "exchanged masks"  # the truth of each of two cases fits the prediction of the other
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A possible fault.
+
+    Attributes:
+        id: id of the case.
+        kind: one of the kinds above.
+        score: suspicion in [0, 1], see `docs/review.md`.
+        cls: class of the object: in the truth; if the truth lacks the object, in the prediction. Empty for a finding
+            about the whole mask of a case with several classes.
+        suggested: class that the network suggests; `background` or empty.
+        slice: index of the slice along the last axis in which the fault is largest; None for 2D images.
+        object: number of the object, a connected component of the class in this slice of the truth (if the truth lacks
+            the object, of the prediction); 0: the whole mask.
+        centre: (row, column) of the fault in the slice, the first two axes of the file.
+        pixels: number of pixels in which the network confidently contradicts the truth.
+        partner: id of the case whose mask fits better, for exchanged masks.
+        move: translation of the truth, in pixels along each axis of the file, with which it fits, for shifted masks.
+    """
+
+    id: str
+    kind: str
+    score: float
+    cls: str = ""
+    suggested: str = ""
+    slice: int | None = None
+    object: int = 0
+    centre: tuple[int, int] = (0, 0)
+    pixels: int = 0
+    partner: str = ""
+    move: tuple[int, ...] = ()

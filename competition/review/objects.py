@@ -1,0 +1,212 @@
+"""Findings about the objects of one slice: missing, extra, of another class, or shifted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.review.findings import EXTRA, MISSING, SHIFTED, WRONG_CLASS
+from competition.review.voxels import Labels
+
+MIN_SHARE = 0.3  # minimum evidence per pixel of an object
+MIN_SHIFTED_SHARE = 0.12  # the same for an object that is only shifted, so that truth and prediction still overlap
+MIN_ALIGNED_IOU = 0.6  # after the shift
+MIN_IOU_GAIN = 0.25  # by the shift
+
+
+@dataclass(frozen=True)
+class SliceFinding:
+    """A finding in one slice.
+
+    Attributes:
+        kind: kind of the finding.
+        label: label of the object: in the truth, or in the prediction if the truth lacks it.
+        suggested: label that the network suggests.
+        object: number of the object among the components of its label; 0: the whole mask.
+        centre: (row, column).
+        area: number of pixels of the object, for a shifted one of both objects together.
+        pixels: number of suspect pixels.
+        evidence: sum of the evidence over the suspect pixels.
+        move: translation of a shifted object (rows, columns).
+    """
+
+    kind: str
+    label: int
+    suggested: int
+    object: int
+    centre: tuple[int, int]
+    area: int
+    pixels: int
+    evidence: float
+    move: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Objects:
+    """The connected components of all labels of a slice.
+
+    Attributes:
+        components: (H, W) number of the component, 0 for background.
+        labels: label of each component; index 0 is unused.
+        numbers: number of each component among those of its label, from 1.
+        sizes: number of pixels of each component.
+        evidence: (components, labels + 1) sum of the evidence by the label in `by`.
+        pixels: as `evidence`, number of suspect pixels.
+    """
+
+    components: NDArray[Any]
+    labels: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    evidence: NDArray[np.float64]
+    pixels: NDArray[np.int64]
+
+    @classmethod
+    def find(
+        cls,
+        labels: Labels,
+        by: NDArray[np.int64],
+        suspect: NDArray[np.bool_],
+        evidence: NDArray[np.floating[Any]],
+        count: int,
+    ) -> _Objects:
+        """Find the components of `labels` and sum the evidence of their suspect pixels by the label `by`."""
+        import cc3d
+
+        components = cc3d.connected_components(np.ascontiguousarray(labels), connectivity=8)
+        flat, total = components.ravel().astype(np.int64), int(components.max()) + 1
+        own = np.zeros(total, np.int64)
+        own[flat] = labels.ravel()
+        numbers = np.zeros(total, np.int64)
+        for label in range(1, count):
+            where = np.flatnonzero(own == label)
+            numbers[where] = np.arange(1, len(where) + 1)
+        chosen = suspect.ravel()
+        keys = flat[chosen] * count + by.ravel()[chosen]
+        shape = (total, count)
+        return cls(
+            components,
+            own,
+            numbers,
+            np.bincount(flat, minlength=total),
+            np.asarray(
+                np.bincount(keys, weights=evidence.ravel()[chosen], minlength=total * count), np.float64
+            ).reshape(shape),
+            np.bincount(keys, minlength=total * count).reshape(shape),
+        )
+
+    def share(self, index: int) -> float:
+        """Return the evidence per pixel of an object."""
+        return float(self.evidence[index].sum() / self.sizes[index])
+
+    def finding(self, kind: str, index: int, suggested: int, **changes: Any) -> SliceFinding:
+        """Return a finding about an object."""
+        rows, columns = np.nonzero(self.components == index)
+        found = SliceFinding(
+            kind,
+            int(self.labels[index]),
+            suggested,
+            int(self.numbers[index]),
+            (int(rows.mean()), int(columns.mean())),
+            int(self.sizes[index]),
+            int(self.pixels[index].sum()),
+            float(self.evidence[index].sum()),
+        )
+        return replace(found, **changes)
+
+
+def find_in_slice(
+    truth: Labels, predicted: Labels, suggested: Labels, evidence: NDArray[np.floating[Any]], count: int
+) -> list[SliceFinding]:
+    """Find the suspect objects of a slice.
+
+    Args:
+        truth: labels (H, W), 0 where ignored.
+        predicted: predicted labels (H, W), 0 where ignored.
+        suggested: suggested label plus 1, (H, W), 0 where the label is not suspect; see `Rule.suspects`.
+        evidence: (H, W) floats.
+        count: number of labels, with background.
+    """
+    suspect = suggested > 0
+    if not suspect.any():
+        return []
+    by_suggestion = np.maximum(suggested.astype(np.int64) - 1, 0)
+    true = _Objects.find(truth, by_suggestion, suspect, evidence, count)
+    # A pixel speaks for a predicted object if its label is suggested.
+    agrees = suspect & (by_suggestion == predicted)
+    seen = _Objects.find(predicted, truth.astype(np.int64), agrees, evidence, count)
+    shifted, used_true, used_seen = _find_shifted(true, seen)
+    findings = shifted
+    contradicted = set()
+    for index in range(1, len(true.sizes)):
+        if index in used_true or true.share(index) < MIN_SHARE:
+            continue
+        best = int(true.evidence[index].argmax())
+        findings.append(true.finding(WRONG_CLASS if best else EXTRA, index, best))
+        contradicted.add(index)
+    for index in range(1, len(seen.sizes)):
+        if index in used_seen or seen.share(index) < MIN_SHARE:
+            continue
+        below = np.unique(true.components[seen.components == index])
+        if contradicted & set(below.tolist()):
+            continue  # the finding about the true object says the same
+        label = int(seen.evidence[index].argmax())
+        own = int(seen.labels[index])
+        if label == 0:
+            findings.append(seen.finding(MISSING, index, own))
+        else:
+            findings.append(seen.finding(WRONG_CLASS, index, own, label=label))
+    return findings
+
+
+def _find_shifted(true: _Objects, seen: _Objects) -> tuple[list[SliceFinding], set[int], set[int]]:
+    """Return the findings about shifted objects, and the true and predicted objects that they concern."""
+    findings: list[SliceFinding] = []
+    used_true: set[int] = set()
+    used_seen: set[int] = set()
+    for index in range(1, len(true.sizes)):
+        if true.share(index) < MIN_SHIFTED_SHARE:
+            continue
+        points = np.argwhere(true.components == index)
+        for other in range(1, len(seen.sizes)):
+            if (
+                other in used_seen
+                or seen.labels[other] != true.labels[index]
+                or seen.share(other) < MIN_SHIFTED_SHARE
+                or not 0.5 < true.sizes[index] / seen.sizes[other] < 2
+            ):
+                continue
+            targets = np.argwhere(seen.components == other)
+            move = np.rint(targets.mean(axis=0) - points.mean(axis=0)).astype(int)
+            if np.hypot(*move) > 1.5 * np.sqrt(true.sizes[index]):
+                continue
+            before, after = (_iou(points, by, seen.components == other) for by in (np.zeros(2, int), move))
+            if after < MIN_ALIGNED_IOU or after - before < MIN_IOU_GAIN:
+                continue
+            area = true.sizes[index] + seen.sizes[other]
+            findings.append(
+                true.finding(
+                    SHIFTED,
+                    index,
+                    int(true.labels[index]),
+                    area=round(float(area) / (1 + before)),  # pixels of the union
+                    pixels=int(true.pixels[index].sum() + seen.pixels[other].sum()),
+                    evidence=float(true.evidence[index].sum() + seen.evidence[other].sum()),
+                    move=tuple(move.tolist()),
+                )
+            )
+            used_true.add(index)
+            used_seen.add(other)
+            break
+    return findings, used_true, used_seen
+
+
+def _iou(points: NDArray[np.int64], move: NDArray[np.int64], mask: NDArray[np.bool_]) -> float:
+    """Return the IoU of a mask with points (N, 2) that are moved."""
+    moved = points + move
+    inside = ((moved >= 0) & (moved < mask.shape)).all(axis=1)
+    hits = int(mask[tuple(moved[inside].T)].sum())
+    return hits / (len(points) + int(mask.sum()) - hits)

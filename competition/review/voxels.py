@@ -1,0 +1,170 @@
+"""Confident learning for voxels: thresholds and calibration of each class, and the voxels whose label is suspect.
+
+Confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068) counts a label as suspect if the
+probability of another class is at least the mean probability of that class over the voxels that have its label. All
+probabilities are out of fold, and thresholds and calibration for the cases of a fold come from the other folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.config.competition import Competition
+from competition.data.masks import IGNORED
+from competition.inference.predict import merge_boundary_class
+
+STEPS = 60  # steps of the histograms of probabilities
+VOXELS_PER_CHUNK = 2**21
+Floats = NDArray[np.float64]
+Labels = NDArray[np.uint8]
+ReadRows = Callable[[slice], NDArray[np.float32]]
+
+
+@dataclass
+class ClassCounts:
+    """Counts of the voxels of some cases for one class against the others.
+
+    Attributes:
+        voxels: (61,) number of voxels with a probability in ((k - 1)/60, k/60] at index k; index 0: probability 0.
+        labelled: (61,) number of these voxels whose label is the class.
+        confidence: sum of the probabilities over the voxels whose label is the class.
+    """
+
+    voxels: Floats = field(default_factory=lambda: np.zeros(STEPS + 1))
+    labelled: Floats = field(default_factory=lambda: np.zeros(STEPS + 1))
+    confidence: float = 0.0
+
+    def add(self, probability: NDArray[np.float32], has_label: NDArray[np.bool_]) -> None:
+        """Add voxels; both arrays are (N,)."""
+        codes = _codes(probability)
+        self.voxels += np.bincount(codes, minlength=STEPS + 1)
+        self.labelled += np.bincount(codes[has_label], minlength=STEPS + 1)
+        self.confidence += float(probability[has_label].sum(dtype=np.float64))
+
+    @classmethod
+    def total(cls, counts: Iterable[ClassCounts]) -> ClassCounts:
+        """Return the sum of several counts."""
+        result = cls()
+        for each in counts:
+            result.voxels = result.voxels + each.voxels
+            result.labelled = result.labelled + each.labelled
+            result.confidence += each.confidence
+        return result
+
+    @property
+    def threshold(self) -> float:
+        """The mean probability of the class over its own voxels; 1 if there are none, so that none is suspect."""
+        total = float(self.labelled.sum())
+        return self.confidence / total if total else 1.0
+
+    def calibration(self) -> NDArray[np.float32]:
+        """Return the share of voxels that have the label, (61,) by step of the probability, which never decreases."""
+        from scipy.optimize import isotonic_regression
+
+        filled = np.flatnonzero(self.voxels)
+        if not filled.size:
+            return np.linspace(0, 1, STEPS + 1, dtype=np.float32)
+        shares = self.labelled[filled] / self.voxels[filled]
+        fitted = isotonic_regression(shares, weights=self.voxels[filled]).x
+        return np.interp(np.arange(STEPS + 1), filled, fitted).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Thresholds and calibration for one set of exclusive labels.
+
+    Attributes:
+        thresholds: threshold of each label, background first.
+        shares: calibrated probability of each label by step, (labels, 61).
+    """
+
+    thresholds: tuple[float, ...]
+    shares: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, counts: list[ClassCounts]) -> Rule:
+        """Return the rule of the counts of each label."""
+        return cls(tuple(each.threshold for each in counts), np.stack([each.calibration() for each in counts]))
+
+    def suspects(self, read: ReadRows, labels: Labels) -> tuple[Labels, Labels, NDArray[np.float16]]:
+        """Find the voxels whose label is suspect.
+
+        Args:
+            read: returns the probabilities (labels, rows, …) float32 of some rows, a slice of the first spatial axis.
+            labels: (*spatial) uint8; 255 is ignored.
+
+        Returns:
+            The predicted label, (*spatial) uint8 (0 where ignored); the suggested label plus 1, (*spatial) uint8, 0
+            where the label is not suspect; and the evidence, (*spatial) float16: by how much the calibrated probability
+            of the suggested label exceeds that of the given one, 0 where the label is not suspect.
+        """
+        predicted = np.zeros(labels.shape, np.uint8)
+        suggested = np.zeros(labels.shape, np.uint8)
+        evidence = np.zeros(labels.shape, np.float16)
+        rows = max(1, VOXELS_PER_CHUNK // max(1, int(np.prod(labels.shape[1:]))))
+        thresholds = np.array(self.thresholds, np.float32).reshape(-1, *[1] * labels.ndim)
+        for first in range(0, labels.shape[0], rows):
+            part = slice(first, first + rows)
+            given, values = labels[part], read(part)
+            is_valid = given != IGNORED
+            predicted[part] = np.argmax(values, axis=0) * is_valid
+            confident = np.where(values >= thresholds, values, -1.0)
+            best = np.argmax(confident, axis=0)
+            is_suspect = is_valid & (best != given) & (confident.max(axis=0) >= 0)
+            where = np.nonzero(is_suspect)
+            new, old = best[where], given[where].astype(np.int64)
+            shares_new = self.shares[new, _codes(values[(new, *where)])]
+            shares_old = self.shares[old, _codes(values[(old, *where)])]
+            gain = np.maximum(shares_new - shares_old, 0)
+            evidence[part][where] = gain
+            suggested[part][where] = np.where(gain > 0, new + 1, 0)
+        return predicted, suggested, evidence
+
+
+def label_problems(
+    probabilities: np.ndarray, truth: np.ndarray, comp: Competition
+) -> Iterator[tuple[tuple[str, ...], ReadRows, Labels]]:
+    """Yield sets of exclusive labels: one for exclusive classes, one for each overlapping class.
+
+    Args:
+        probabilities: (P, *spatial) as the out-of-fold store has them.
+        truth: (M, *spatial) uint8 from `competition.data.masks.load_mask`.
+        comp: the competition.
+
+    Yields:
+        Names of the labels, background first; a function that returns the probabilities of some rows, because those of
+        the whole case as float32 may need too much memory; labels (*spatial) uint8, 255 ignored.
+    """
+    if comp.labels == "exclusive":
+        yield (("background", *comp.classes), lambda part: merge_boundary_class(probabilities[:, part], comp), truth[0])
+        return
+    for index, name in enumerate(comp.classes):
+        yield ("background", name), partial(_with_complement, probabilities[index]), truth[index]
+
+
+def _with_complement(probability: np.ndarray, part: slice) -> NDArray[np.float32]:
+    """Return the probabilities of the background and of one class in some rows, (2, rows, …)."""
+    values = probability[part].astype(np.float32)
+    return np.stack([1 - values, values])
+
+
+def count_labels(read: ReadRows, labels: Labels, count: int) -> list[ClassCounts]:
+    """Count the voxels of one case for each of `count` labels; the other arguments are those of `Rule.suspects`."""
+    counts = [ClassCounts() for _ in range(count)]
+    rows = max(1, VOXELS_PER_CHUNK // max(1, int(np.prod(labels.shape[1:]))))
+    for first in range(0, labels.shape[0], rows):
+        part = slice(first, first + rows)
+        given, values = labels[part], read(part)
+        is_valid = given != IGNORED
+        for index, each in enumerate(counts):
+            each.add(values[index][is_valid], given[is_valid] == index)
+    return counts
+
+
+def _codes(probability: NDArray[np.float32]) -> NDArray[np.int64]:
+    return np.clip(np.ceil(np.nan_to_num(probability) * np.float32(STEPS)), 0, STEPS).astype(np.int64)
