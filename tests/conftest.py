@@ -87,6 +87,7 @@ TINY = {
     3: [
         "patch.size=[16,16,16]",
         "inference.batch_size=16",
+        "inference.overlap=0.25",
         "model.target=monai.networks.nets.BasicUNet",
         "model.args={features: [4, 4, 4, 4, 4, 4], norm: [group, {num_groups: 2}]}",
     ],
@@ -114,6 +115,7 @@ def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
                 "training.validate_every=1",
                 "training.pictures_every=100",
                 "encoder_weights=null",
+                "inference.tta=[]",  # four views of each window take most of a fold's time; tests of views name them
                 *TINY[dimensions],
                 *overrides,
             ],
@@ -123,4 +125,7 @@ def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
     return make
 
 
-from tests.finished_runs import finished, nuclei, serial_scoring  # noqa: E402, F401 (fixtures; they import this file's constants)
+# Fixtures, which use this file's constants. Neither module imports a heavy library: pytest-xdist's main process, for
+# which the workers wait, imports this file as well.
+from tests.finished_runs import finished, nuclei, serial_scoring  # noqa: E402, F401
+from tests.warm import warm, warm_folds, warm_servers  # noqa: E402, F401

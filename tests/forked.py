@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
+import runpy
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 
 def describe(word: str) -> int:
@@ -63,3 +66,36 @@ def stay() -> None:
             print("the parent ended", flush=True)
             return
         time.sleep(0.05)
+
+
+def call(errors: str, function: str, *arguments: str) -> int | None:
+    """Call `module:name` with its standard error in a file; see `tests.warm`."""
+    from competition.process import PARENT_VARIABLE
+
+    file = os.open(errors, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 2)
+    os.close(file)
+    os.environ.pop(PARENT_VARIABLE, None)  # it is no fold
+    module, _, name = function.partition(":")
+    status: int | None = getattr(importlib.import_module(module), name)(*arguments)
+    return status
+
+
+def command(*words: str) -> None:
+    """Be `maskfold WORDS`; the server of its folds is forked before the command begins, instead of started afresh."""
+    from tests.faults.stage import hire_server
+
+    hire_server([])
+    sys.argv = ["maskfold", *words]
+    os.environ["COLUMNS"] = "160"
+    from competition.cli.main import main
+
+    main()
+
+
+def script(path: str, *words: str) -> None:
+    """Be `python PATH WORDS`."""
+    sys.argv = [path, *words]
+    sys.path.insert(0, str(Path(path).parent))
+    sys.dont_write_bytecode = True
+    runpy.run_path(path, run_name="__main__")
