@@ -75,7 +75,7 @@ def finished(
 
     def make(exp: Any, name: str = "demo2d-tiny", noise: float = 0.3, spoil: Spoil | None = None, seed: int = 0) -> Run:
         def build() -> Run:
-            return _finish(exp, name, noise, spoil, seed)
+            return finish_run(exp, name, noise, spoil, seed)
 
         if spoil is not None or not is_shared(exp.competition.root):
             return build()
@@ -84,7 +84,8 @@ def finished(
     return make
 
 
-def _finish(exp: Any, name: str, noise: float, spoil: Spoil | None, seed: int) -> Run:
+def finish_run(exp: Any, name: str, noise: float, spoil: Spoil | None = None, seed: int = 0) -> Run:
+    """Write a finished run below the working folder; see `finished`."""
     import numpy as np
     import torch
 

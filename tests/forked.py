@@ -1,4 +1,4 @@
-"""Functions that a child of `competition.fork_server` calls in tests."""
+"""Functions that a child of `competition.fork_server` calls in tests; the last ones are for `tests.warm`."""
 
 from __future__ import annotations
 
@@ -99,3 +99,13 @@ def script(path: str, *words: str) -> None:
     sys.path.insert(0, str(Path(path).parent))
     sys.dont_write_bytecode = True
     runpy.run_path(path, run_name="__main__")
+
+
+def deliver(folder: str, experiment: str) -> None:
+    """Deliver a run to MLflow until the process is killed."""
+    from competition.config.experiment import Experiment
+    from competition.tracking.sync import MlflowSync
+
+    exp = Experiment.model_validate_json(experiment, strict=False)
+    with MlflowSync(Path(folder), exp, interval=0.05):
+        time.sleep(300)
