@@ -15,6 +15,9 @@ import pytest
 
 # Variables that differ from test to test and that no library reads when it is imported.
 PASSING = ("COLUMNS", "PYTEST_CURRENT_TEST")
+# Libraries set these in a process that imports them, as the server does itself. They would make each server another one.
+SET_BY_LIBRARIES = ("CUBLAS_", "GIT_PYTHON_", "KMP_", "MLFLOW_", "TORCHINDUCTOR_")
+BEFORE_IMPORTS = frozenset(os.environ)
 MODULES = ("monai.losses", "monai.networks.nets", "albumentations.pytorch")
 
 
@@ -54,12 +57,17 @@ class WarmProcesses:
         self._running: list[WarmProcess] = []
 
     def server(self, environment: dict[str, str]) -> Any:
-        """Return a `ForkServer` whose children have an environment, but for variables of `PASSING`."""
+        """Return a `ForkServer` whose children have an environment, but for the variables named above."""
         from competition.fork_server import ForkServer
         from competition.process import PARENT_VARIABLE
         from competition.training.fold_process import FOLD_MODULES
 
-        kept = {name: value for name, value in environment.items() if name not in (*PASSING, PARENT_VARIABLE)}
+        kept = {
+            name: value
+            for name, value in environment.items()
+            if name not in (*PASSING, PARENT_VARIABLE)
+            and (name in BEFORE_IMPORTS or not name.startswith(SET_BY_LIBRARIES))
+        }
         key = tuple(sorted(kept.items()))
         if key not in self._servers or self._servers[key].is_lost:
             self._servers[key] = ForkServer((*FOLD_MODULES, *MODULES), kept)
