@@ -15,7 +15,7 @@ import pytest
 
 # Variables that differ from test to test and that no library reads when it is imported.
 PASSING = ("COLUMNS", "PYTEST_CURRENT_TEST")
-# Libraries set these in a process that imports them, as the server does itself. They would make each server another one.
+# Libraries set these in the process that imports them, as the server does itself; with them, each would be another.
 SET_BY_LIBRARIES = ("CUBLAS_", "GIT_PYTHON_", "KMP_", "MLFLOW_", "TORCHINDUCTOR_")
 BEFORE_IMPORTS = frozenset(os.environ)
 MODULES = ("monai.losses", "monai.networks.nets", "albumentations.pytorch")
