@@ -75,6 +75,9 @@ def call(errors: str, function: str, *arguments: str) -> int | None:
     file = os.open(errors, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 2)
     os.close(file)
+    # The server opened its own as seekable files, and these are a pipe and a file.
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
     os.environ.pop(PARENT_VARIABLE, None)  # it is no fold
     module, _, name = function.partition(":")
     status: int | None = getattr(importlib.import_module(module), name)(*arguments)
