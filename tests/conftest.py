@@ -18,6 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests that fork processes in one worker, so that one server imports the libraries; see `tests.warm`."""
+    for item in items:
+        if "warm_servers" in getattr(item, "fixturenames", ()) and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("serial"))
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """`once("name", make)`: a folder that `make(folder)` fills, once for all pytest workers.
@@ -87,6 +95,7 @@ TINY = {
     3: [
         "patch.size=[16,16,16]",
         "inference.batch_size=16",
+        "inference.overlap=0.25",
         "model.target=monai.networks.nets.BasicUNet",
         "model.args={features: [4, 4, 4, 4, 4, 4], norm: [group, {num_groups: 2}]}",
     ],
@@ -114,6 +123,7 @@ def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
                 "training.validate_every=1",
                 "training.pictures_every=100",
                 "encoder_weights=null",
+                "inference.tta=[]",  # four views of each window take most of a fold's time; tests of views name them
                 *TINY[dimensions],
                 *overrides,
             ],
@@ -123,4 +133,7 @@ def tiny(demo2d: Path, demo3d: Path) -> Callable[..., Any]:
     return make
 
 
-from tests.finished_runs import finished, nuclei, serial_scoring  # noqa: E402, F401 (fixtures; they import this file's constants)
+# Fixtures, which use this file's constants. Neither module imports a heavy library: pytest-xdist's main process, for
+# which the workers wait, imports this file as well.
+from tests.finished_runs import finished, nuclei, serial_scoring  # noqa: E402, F401
+from tests.warm import warm, warm_folds, warm_servers  # noqa: E402, F401

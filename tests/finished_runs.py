@@ -9,28 +9,23 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
-from scipy.ndimage import gaussian_filter
 
-from competition.config.loading import resolve_config
-from competition.data.masks import load_mask
-from competition.io import write_json
-from competition.models.build import build_network
-from competition.runs.checkpoint import save_weights
-from competition.runs.fold import FoldResult
-from competition.runs.oof import OofStore
-from competition.runs.run import Run
-from competition.training.cross_validate import open_run, summarize_run
+if TYPE_CHECKING:  # see the imports of tests/conftest.py
+    import numpy as np
 
-Spoil = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    from competition.runs.run import Run
+
+    Spoil = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def soft(truth: np.ndarray, outputs: int, noise: float, generator: np.random.Generator) -> np.ndarray:
     """Return probabilities (P, *spatial) float16 that are correct except for noise."""
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+
     planes = np.stack([truth[0] == number for number in range(outputs)]).astype(np.float32)
     blurred = np.stack([gaussian_filter(plane, 1.0) for plane in planes])
     random = np.stack([gaussian_filter(generator.normal(size=plane.shape), 1.5) for plane in planes])
@@ -45,6 +40,8 @@ def is_shared(root: Path) -> bool:
 
 def run_key(exp: Any, *more: object) -> str:
     """Return a short hash of an experiment and of what else a run depends on."""
+    from competition.config.loading import resolve_config
+
     return hashlib.sha256(json.dumps([resolve_config(exp), *map(str, more)]).encode()).hexdigest()[:16]
 
 
@@ -78,7 +75,7 @@ def finished(
 
     def make(exp: Any, name: str = "demo2d-tiny", noise: float = 0.3, spoil: Spoil | None = None, seed: int = 0) -> Run:
         def build() -> Run:
-            return _finish(exp, name, noise, spoil, seed)
+            return finish_run(exp, name, noise, spoil, seed)
 
         if spoil is not None or not is_shared(exp.competition.root):
             return build()
@@ -87,7 +84,17 @@ def finished(
     return make
 
 
-def _finish(exp: Any, name: str, noise: float, spoil: Spoil | None, seed: int) -> Run:
+def finish_run(exp: Any, name: str, noise: float, spoil: Spoil | None = None, seed: int = 0) -> Run:
+    """Write a finished run below the working folder; see `finished`."""
+    import numpy as np
+    import torch
+
+    from competition.data.masks import load_mask
+    from competition.models.build import build_network
+    from competition.runs.checkpoint import save_weights
+    from competition.runs.oof import OofStore
+    from competition.training.cross_validate import open_run, summarize_run
+
     run = open_run(exp, name)
     run.write()
     generator = np.random.default_rng(seed)
@@ -108,6 +115,12 @@ def _finish(exp: Any, name: str, noise: float, spoil: Spoil | None, seed: int) -
 
 
 def _score(run: Run, fold: int, member: int) -> None:
+    import pandas as pd
+    import torch
+
+    from competition.io import write_json
+    from competition.runs.fold import FoldResult
+    from competition.runs.oof import OofStore
     from competition.training.evaluator import Evaluator
     from competition.training.soup_selection import fold_scores
 
@@ -135,8 +148,6 @@ def _score(run: Run, fold: int, member: int) -> None:
     lines = []
     for row in judge.iter_cases():
         lines += judge.score(store.read(row.id), row, fold)[0]
-    import pandas as pd
-
     pd.DataFrame(lines).to_csv(folder / "scores.csv", index=False)
     write_json(folder / "result.json", asdict(result))
     assert len(fold_scores(run, fold, [result])) == len(lines)

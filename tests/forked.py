@@ -1,14 +1,17 @@
-"""Functions that a child of `competition.fork_server` calls in tests."""
+"""Functions that a child of `competition.fork_server` calls in tests; the last ones are for `tests.warm`."""
 
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
+import runpy
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 
 def describe(word: str) -> int:
@@ -63,3 +66,49 @@ def stay() -> None:
             print("the parent ended", flush=True)
             return
         time.sleep(0.05)
+
+
+def call(errors: str, function: str, *arguments: str) -> int | None:
+    """Call `module:name` with its standard error in a file; see `tests.warm`."""
+    from competition.process import PARENT_VARIABLE
+
+    file = os.open(errors, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 2)
+    os.close(file)
+    # The server opened its own as seekable files, and these are a pipe and a file.
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
+    os.environ.pop(PARENT_VARIABLE, None)  # it is no fold
+    module, _, name = function.partition(":")
+    status: int | None = getattr(importlib.import_module(module), name)(*arguments)
+    return status
+
+
+def command(*words: str) -> None:
+    """Be `maskfold WORDS`; the server of its folds is forked before the command begins, instead of started afresh."""
+    from tests.faults.stage import hire_server
+
+    hire_server([])
+    sys.argv = ["maskfold", *words]
+    os.environ["COLUMNS"] = "160"
+    from competition.cli.main import main
+
+    main()
+
+
+def script(path: str, *words: str) -> None:
+    """Be `python PATH WORDS`."""
+    sys.argv = [path, *words]
+    sys.path.insert(0, str(Path(path).parent))
+    sys.dont_write_bytecode = True
+    runpy.run_path(path, run_name="__main__")
+
+
+def deliver(folder: str, experiment: str) -> None:
+    """Deliver a run to MLflow until the process is killed."""
+    from competition.config.experiment import Experiment
+    from competition.tracking.sync import MlflowSync
+
+    exp = Experiment.model_validate_json(experiment, strict=False)
+    with MlflowSync(Path(folder), exp, interval=0.05):
+        time.sleep(300)

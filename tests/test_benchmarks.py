@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.warm import WarmProcesses
 
 FOLDER = ROOT / "benchmarks"
 
 
-def test_the_table_of_ratios_at_the_smallest_sizes(tmp_path: Path) -> None:
+def run_script(warm: WarmProcesses, folder: Path, name: str, *words: str) -> str:
+    """Run a script to its end; return what it printed."""
+    process = warm.start("tests.forked:script", FOLDER / name, *words, cwd=folder)
+    said, errors = process.communicate(280)
+    assert process.returncode == 0, errors[-2000:]
+    return said
+
+
+def test_the_table_of_ratios_at_the_smallest_sizes(tmp_path: Path, warm: WarmProcesses) -> None:
     before = sorted(FOLDER.rglob("*.md"))
-    done = subprocess.run(
-        [sys.executable, str(FOLDER / "all.py"), "--small"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line]
+    said = run_script(warm, tmp_path, "all.py", "--small")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines() if "|" in line]
     header, _, *table = rows
     assert header == ["what", "Maskfold, ms", "rival", "rival, ms", "ratio"]
     rivals = {row[2] for row in table}
@@ -38,22 +36,14 @@ def test_the_table_of_ratios_at_the_smallest_sizes(tmp_path: Path) -> None:
         is_missing = row[3] == "not installed"
         assert float(row[1]) > 0 and (row[4] == "" if is_missing else float(row[4]) > 0)
         assert not is_missing or row[2] in extra
-    assert "cores" in done.stdout and "torch " in done.stdout
+    assert "cores" in said and "torch " in said
     assert sorted(FOLDER.rglob("*.md")) == before  # only a whole measurement is saved
 
 
-def test_the_tables_of_growth_at_the_smallest_sizes(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(FOLDER / "scale.py"), "--cases", "10", "20", "--runs", "1", "3"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_the_tables_of_growth_at_the_smallest_sizes(tmp_path: Path, warm: WarmProcesses) -> None:
+    said = run_script(warm, tmp_path, "scale.py", "--cases", "10", "20", "--runs", "1", "3")
     for words in ("| prepare the cases |", "| find the latest run by its YAML |", "| read the ledger |", "peak memory"):
-        assert words in done.stdout
+        assert words in said
 
 
 @pytest.mark.parametrize("script", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)

@@ -39,7 +39,9 @@ def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def maskfold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+def maskfold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], warm_folds: None
+) -> Iterator[Callable[..., str]]:
     """`maskfold("cv", "unet.yaml")`: the command in this process; returns what it printed."""
     before = signal.getsignal(signal.SIGTERM)
 

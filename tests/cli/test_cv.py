@@ -25,6 +25,7 @@ SMALL = [
     "training.precision=fp32",
     "encoder_weights=null",
     "run.threads=1",
+    "inference.tta=[]",
     *TINY[2],
 ]
 
@@ -42,7 +43,7 @@ def maskfold(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def run_in_process(monkeypatch, capsys, tmp_path):
+def run_in_process(monkeypatch, capsys, tmp_path, warm_folds):
     """Return a function that runs the command line in this process, which saves seconds of imports."""
     before = signal.getsignal(signal.SIGTERM)
 
@@ -195,19 +196,10 @@ def test_skipped_case_is_reported(data, tmp_path, run_in_process, empty_database
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_writes_a_checkpoint_and_a_message(data, tmp_path, empty_database, number, status):
+def test_signal_writes_a_checkpoint_and_a_message(data, tmp_path, empty_database, warm, number, status):
     add_mlflow_database(tmp_path, empty_database)
     words = ["cv", EXPERIMENT, f"competition.root={data}", *SMALL, "folds.run=[0]", "training.epochs=100000"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from competition.cli import main; main()", *map(str, words)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A background process ignores SIGINT, and its children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = warm.start("tests.forked:command", *words, cwd=tmp_path)
     for line in process.stdout:
         if "epoch 3" in line:
             process.send_signal(number)

@@ -139,7 +139,7 @@ def _act(request: dict[str, Any]) -> None:
 
     kills.command = os.getpid()
     if is_supported():
-        _hire_server(request["kills"])
+        hire_server(request["kills"])
     else:
         _hire_folds(request["folds"], request["kills"])
     kills.arm(request["kills"], "command")
@@ -214,7 +214,7 @@ class Hired(Forked):
         line.close()
 
 
-def _hire_server(kills: list[dict[str, Any]]) -> None:
+def hire_server(kills: list[dict[str, Any]]) -> None:
     """Have a process wait that becomes the fork server when the command launches one."""
     from competition import fork_server
     from competition.training import fold_process

@@ -31,7 +31,11 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def maskfold(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, empty_database: Path
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    empty_database: Path,
+    warm_folds: None,
 ) -> Command:
     """Run the command line in this process, in an empty working folder; return status, output and errors."""
     monkeypatch.chdir(tmp_path)

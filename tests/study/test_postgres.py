@@ -86,10 +86,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_two_processes_run_each_trial_once(server, demo2d, tmp_path):
+def test_two_processes_run_each_trial_once(server, demo2d, tmp_path, warm):
     file = write_experiment(Path(shutil.copytree(demo2d, tmp_path / "data")))
-    processes = [start(file, server, 20, 0.05) for _ in range(2)]
-    outputs = [process.communicate(timeout=280)[0] for process in processes]
+    processes = [start(warm, file, server, 20, 0.05) for _ in range(2)]
+    outputs = ["".join(process.communicate(timeout=280)) for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
     search = open_study(ExperimentSource(file), server)
     assert states(search) == ["COMPLETE"] * 20

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +18,8 @@ from competition.study.promote import promote_best_trials
 from competition.study.space import ExperimentSource
 from competition.study.study import best_trials, open_study, requeue_stale_trials, run_study, write_trials
 from competition.study.trial import inference_seconds, make_pruner
-from tests.conftest import ROOT
 from tests.study.quick import BEST, YAML, by_rate, write_experiment
+from tests.warm import WarmProcess, WarmProcesses
 
 
 def states(search) -> list[str]:
@@ -195,22 +192,13 @@ def by_rate_mean(rate: float, fold: int) -> float:
 # ── processes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def start(file: Path, storage: str, count: int, delay: float) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.study.quick", str(file), storage, str(count), str(delay)],
-        cwd=file.parent.parent,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(warm: WarmProcesses, file: Path, storage: str, count: int, delay: float) -> WarmProcess:
+    return warm.start("tests.study.quick:main", file, storage, count, delay, cwd=file.parent.parent)
 
 
-def test_a_trial_of_a_killed_process_is_queued_again_at_once(place):
+def test_a_trial_of_a_killed_process_is_queued_again_at_once(place, warm):
     file = write_experiment(place)
-    process = start(file, "", 4, 60.0)
-    assert process.stdout is not None
+    process = start(warm, file, "", 4, 60.0)
     for line in process.stdout:
         if line.startswith("trial 0"):
             break
@@ -238,10 +226,10 @@ def test_a_trial_of_a_living_process_is_left_alone(quick):
     assert is_process_dead({**current_process(), "started": 1.0})
 
 
-def test_two_processes_share_a_study(place):
+def test_two_processes_share_a_study(place, warm):
     file = write_experiment(place)
-    processes = [start(file, "", 8, 0.05) for _ in range(2)]
-    outputs = [process.communicate(timeout=250)[0] for process in processes]
+    processes = [start(warm, file, "", 8, 0.05) for _ in range(2)]
+    outputs = ["".join(process.communicate(timeout=250)) for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
     search = open_study(ExperimentSource(file))
     assert states(search) == ["COMPLETE"] * 8

@@ -17,6 +17,7 @@ from competition.config.experiment import Experiment
 from competition.tracking.sync import MlflowSync
 from tests.tracking.conftest import finish_fold, line
 from tests.tracking.test_uploader import fetch
+from tests.warm import WarmProcesses
 
 
 def test_a_run_is_delivered_while_it_lasts(run_folder: Path, exp: Experiment) -> None:
@@ -84,16 +85,11 @@ def test_a_store_that_hangs_holds_the_end_for_a_bounded_time(
     assert "run the same command again to upload them" in caplog.text
 
 
-def test_a_process_that_was_killed_is_gone_on_with(run_folder: Path, exp: Experiment) -> None:
-    script = (
-        "import sys, time; from pathlib import Path; from competition.config.experiment import Experiment;"
-        "from competition.tracking.sync import MlflowSync;"
-        "exp = Experiment.model_validate_json(sys.argv[2], strict=False);"
-        "shipper = MlflowSync(Path(sys.argv[1]), exp, interval=0.05);"
-        "shipper.__enter__(); time.sleep(300)"
-    )
+def test_a_process_that_was_killed_is_gone_on_with(
+    run_folder: Path, exp: Experiment, warm: WarmProcesses, tmp_path: Path
+) -> None:
     (run_folder / "fold_0" / "metrics.jsonl").write_text(line(1, lr=0.1))
-    process = subprocess.Popen([sys.executable, "-c", script, str(run_folder), exp.model_dump_json(by_alias=True)])
+    process = warm.start("tests.forked:deliver", run_folder, exp.model_dump_json(by_alias=True), cwd=tmp_path)
     try:
         until = time.monotonic() + 120
         while not (run_folder / "shipped.json").exists() and time.monotonic() < until and process.poll() is None:

@@ -131,7 +131,8 @@ class Killed(BaseException):
 
 
 def test_a_killed_fold_in_channels_last_ends_with_the_same_bits(tiny, tmp_path, monkeypatch):
-    exp = tiny(2, "training.checkpoint_minutes=0", "training.ema=0.9", "inference.tta=[flip, rotate90]")
+    views = ["inference.tta=[flip, rotate90]", "inference.overlap=0.0"]
+    exp = tiny(2, "training.checkpoint_minutes=0", "training.ema=0.9", *views)
     _, whole = prepared(exp, tmp_path / "cache", monkeypatch, tmp_path / "whole")
     _, killed = prepared(exp, tmp_path / "cache", monkeypatch, tmp_path / "killed")
     inputs: collections.Counter[bool] = collections.Counter()
