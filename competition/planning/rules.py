@@ -13,12 +13,12 @@ from typing import Literal
 
 from competition.explore.suggest import MAX_PATCH_PIXELS, STEP, patch_size
 
-Size = Literal["light", "standard", "wide"]
+Size = Literal["light", "medium", "standard", "wide"]
 
 # What is enough: steps of the optimiser, and how often the steps see as many voxels as all training cases have.
 MIN_STEPS: dict[int, dict[Size, int]] = {
-    2: {"light": 300, "standard": 300, "wide": 3000},
-    3: {"light": 250, "standard": 250, "wide": 1500},
+    2: {"light": 300, "medium": 300, "standard": 300, "wide": 3000},
+    3: {"light": 250, "medium": 250, "standard": 300, "wide": 1500},
 }
 MIN_CASES_SEEN = 100  # voxels of all patches of a training, in median cases
 HOPELESS_STEPS = 60  # below this number, a network learns next to nothing
@@ -91,8 +91,8 @@ class Candidate:
 
 # Seconds of a step per voxel, relative to the standard network: only to foretell which candidate to measure next.
 NETWORK_COST: dict[int, dict[Size, float]] = {
-    2: {"light": 0.6, "standard": 1.0, "wide": 1.6},
-    3: {"light": 0.35, "standard": 1.0, "wide": 3.0},
+    2: {"light": 0.7, "medium": 0.8, "standard": 1.0, "wide": 1.6},
+    3: {"light": 0.15, "medium": 0.4, "standard": 1.0, "wide": 3.0},
 }
 
 
@@ -194,16 +194,15 @@ def grids(
 def candidates_of(found: Sequence[Grid]) -> list[Candidate]:
     """Return the candidates in the order of preference: the finest grid first, then network, batch and patch."""
     dims = len(found[0].shape)
-    options: list[tuple[Size, int, int]]
+    most = MAX_PATCH_PIXELS[dims]
+    options: list[tuple[Size, int, int]]  # network, batch, voxels of the patch
+    last: list[tuple[Size, int, int]]  # only if none of the options gets enough steps on any grid
     if dims == 3:
-        most = MAX_PATCH_PIXELS[3]
-        options = [("wide", 2, most), ("standard", 2, most), ("standard", 1, most), ("standard", 1, most // 2)]
-        last: list[tuple[Size, int, int]] = [("light", 1, most), ("light", 1, most // 2), ("light", 1, most // 4)]
+        options = [("wide", 2, most), ("standard", 2, most), ("medium", 2, most), ("light", 2, most)]
+        last = [("light", 2, most // 2), ("light", 2, most // 4), ("light", 2, most // 8)]
     else:
-        most = MAX_PATCH_PIXELS[2]
-        options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("standard", 8, most // 4)]
-        options += [("standard", 4, most // 4)]
-        last = [("standard", 2, most // 4), ("standard", 2, most // 16)]
+        options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("standard", 4, most // 4)]
+        last = [("light", 4, most // 4), ("light", 2, most // 4), ("light", 2, most // 16)]
     ordered = [
         Candidate(grid, network, tuple(patch_size(grid.shape, voxels)), batch)
         for part in (options, last)
@@ -222,8 +221,7 @@ def extrapolate(candidate: Candidate, known: Mapping[Candidate, Timing]) -> Timi
     The work of a step is proportional to its voxels and to the cost of the network, that of a case to its voxels.
     """
     nearest = min(
-        known,
-        key=lambda other: (other.network != candidate.network, abs(math.log(other.work / candidate.work))),
+        known, key=lambda other: (other.network != candidate.network, abs(math.log(other.work / candidate.work)))
     )
     base, dims = known[nearest], len(candidate.patch)
     network = NETWORK_COST[dims][candidate.network] / NETWORK_COST[dims][nearest.network]
@@ -257,9 +255,7 @@ def schedule_of(candidate: Candidate, timing: Timing, budget: Budget) -> Schedul
     dims, seconds = len(candidate.patch), 60.0 * budget.minutes
     overlap, case = OVERLAP[dims], timing.case
     if budget.validated * case > PREDICTION_SHARE * seconds and overlap > LEAST_OVERLAP:
-        few, many = (
-            count_windows(candidate.grid.shape, candidate.patch, share) for share in (LEAST_OVERLAP, overlap)
-        )
+        few, many = (count_windows(candidate.grid.shape, candidate.patch, share) for share in (LEAST_OVERLAP, overlap))
         overlap, case = LEAST_OVERLAP, case * few / many
     mirrored = budget.views > 1 and budget.validated * case * budget.views <= MIRROR_SHARE * seconds
     if mirrored:
@@ -317,8 +313,7 @@ def choose(candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], b
 def fastest(candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget) -> Candidate:
     """Return the candidate that gets most steps."""
     return max(
-        candidates,
-        key=lambda item: schedule_of(item, known.get(item) or extrapolate(item, known), budget).steps,
+        candidates, key=lambda item: schedule_of(item, known.get(item) or extrapolate(item, known), budget).steps
     )
 
 
