@@ -13,7 +13,7 @@ from competition.explore.types import CaseStats
 MAP_SIDE = 12  # cells along each axis of a frequency map
 MAX_SAMPLED = 48  # voxels along an axis that are read for a map; others are skipped
 MIN_CASES = 8  # with fewer cases, a side cannot be told from chance
-MIN_REPEAT = 0.5  # correlation between the halves of the data above which an asymmetry is no chance
+MIN_CONSISTENCY = 1.0  # mean over standard deviation of the cases' asymmetry: most cases have the same side
 MIN_ASYMMETRY = 0.1  # share of the foreground that a mirrored map does not cover
 
 
@@ -24,17 +24,18 @@ class Sidedness:
     Attributes:
         axis: axis of the preprocessed case.
         asymmetry: share of the classes' frequency that the mirrored maps do not cover, 0 to 1.
-        repeat: correlation of the asymmetry between two halves of the cases; about 0 if it is chance.
+        consistency: how alike the cases are in it: mean over standard deviation of their asymmetries, along the
+            direction that other cases show; about 0 if it is chance.
     """
 
     axis: int
     asymmetry: float
-    repeat: float
+    consistency: float
 
     @property
     def has_sides(self) -> bool:
         """Whether mirrored cases would look different from the data."""
-        return self.asymmetry > MIN_ASYMMETRY and self.repeat > MIN_REPEAT
+        return self.asymmetry > MIN_ASYMMETRY and self.consistency > MIN_CONSISTENCY
 
 
 def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
@@ -68,8 +69,8 @@ def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
 def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
     """Return for each axis of the preprocessed cases whether the classes have a side; an empty list if it is unknown.
 
-    The maps are turned to RAS where the files have an orientation, as preprocessing turns the cases. Two halves of the
-    cases must agree on the asymmetry, because the maps of a few cases are never symmetric.
+    The maps are turned to RAS where the files have an orientation, as preprocessing turns the cases. The asymmetry of one
+    half of the cases must show in each case of the other half, because the mean map of a few cases is never symmetric.
     """
     maps = [
         turned_to_ras(case.truth.frequency, case.orientation)
@@ -78,15 +79,15 @@ def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
     ]
     if len(maps) < MIN_CASES:
         return []
-    halves = [np.mean(maps[start::2], axis=0) for start in (0, 1)]
-    whole = np.mean(maps, axis=0)
-    sides = []
+    stack = np.stack(maps)
+    whole, sides = stack.mean(axis=0), []
     for axis in range(whole.ndim - 1):
-        first, second = (half - np.flip(half, axis + 1) for half in halves)
-        norm = float(np.sqrt((first**2).sum() * (second**2).sum()))
-        repeat = float((first * second).sum()) / norm if norm else 0.0
+        asymmetries = (stack - np.flip(stack, axis + 2)).reshape(len(stack), -1)
+        halves = asymmetries[::2], asymmetries[1::2]
+        along = [own @ other.mean(axis=0) for own, other in (halves, halves[::-1])]
+        consistency = min(float(values.mean() / max(1e-9, values.std())) for values in along)
         asymmetry = float(np.abs(whole - np.flip(whole, axis + 1)).sum() / (2 * max(1e-9, whole.sum())))
-        sides.append(Sidedness(axis, asymmetry, repeat))
+        sides.append(Sidedness(axis, asymmetry, consistency))
     return sides
 
 

@@ -123,7 +123,7 @@ def make_plan(
     facts = read_facts(exploration, options.folds)
     if facts is None:
         return None
-    candidates = candidates_of(grids_of(facts))
+    candidates = candidates_of(grids_of(facts), may_cut=facts.comp.instances)
     if not options.measures:
         candidate = default_candidate(candidates)
         return Plan(experiment_lines(facts, candidate, None, options.minutes), options.minutes, options.threads)

@@ -128,7 +128,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 
 def plan_file(path: Path) -> Path:
-    """Return the path of an experiment's plan: plan.json beside experiment.yaml, and NAME.plan.json beside NAME.yaml."""
+    """Return the path of an experiment's plan: plan.json beside experiment.yaml, NAME.plan.json beside NAME.yaml."""
     return path.with_name(PLAN_FILE if path.stem == "experiment" else f"{path.stem}.{PLAN_FILE}")
 
 

@@ -191,8 +191,15 @@ def grids(
     return found
 
 
-def candidates_of(found: Sequence[Grid]) -> list[Candidate]:
-    """Return the candidates in the order of preference: the finest grid first, then network, batch and patch."""
+def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candidate]:
+    """Return the candidates in the order of preference: the finest grid first, then network, batch and patch.
+
+    In 3D, a batch of one is no candidate: on a CPU its steps take as long as those of two samples.
+
+    Args:
+        found: grids, the finest first.
+        may_cut: 2D: whether a patch may be a small part of an image, because objects are small in it.
+    """
     dims = len(found[0].shape)
     most = MAX_PATCH_PIXELS[dims]
     options: list[tuple[Size, int, int]]  # network, batch, voxels of the patch
@@ -200,9 +207,12 @@ def candidates_of(found: Sequence[Grid]) -> list[Candidate]:
     if dims == 3:
         options = [("wide", 2, most), ("standard", 2, most), ("medium", 2, most), ("light", 2, most)]
         last = [("light", 2, most // 2), ("light", 2, most // 4), ("light", 2, most // 8)]
-    else:
+    elif may_cut:
         options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("standard", 4, most // 4)]
-        last = [("light", 4, most // 4), ("light", 2, most // 4), ("light", 2, most // 16)]
+        last = [("light", 4, most // 4), ("light", 2, most // 4)]
+    else:
+        options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("light", 4, most)]
+        last = [("light", 4, most // 4), ("light", 2, most // 4)]
     ordered = [
         Candidate(grid, network, tuple(patch_size(grid.shape, voxels)), batch)
         for part in (options, last)
