@@ -396,8 +396,8 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
         int(np.count_nonzero((mask == IGNORED).any(axis=0))),
         is_foreground.size,
         objects,
-        *(_count_overlaps(given) if given is not None and comp.instances else ()),
-        frequency=frequency_map(classes),
+        *(_count_overlaps(given) if given is not None and comp.instances else (0, 0, 0)),
+        frequency_map(classes),
     )
 
 

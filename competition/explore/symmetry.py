@@ -69,8 +69,8 @@ def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
 def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
     """Return for each axis of the preprocessed cases whether the classes have a side; an empty list if it is unknown.
 
-    The maps are turned to RAS where the files have an orientation, as preprocessing turns the cases. The asymmetry of one
-    half of the cases must show in each case of the other half, because the mean map of a few cases is never symmetric.
+    The maps are turned to RAS where the files have an orientation, as preprocessing turns the cases. The asymmetry of
+    half of the cases must show in the other cases too, because the mean map of a few cases is never symmetric.
     """
     maps = [
         turned_to_ras(case.truth.frequency, case.orientation)
@@ -98,4 +98,4 @@ def turned_to_ras(frequency: NDArray[np.float32], orientation: str | None) -> ND
     order = [next(axis for axis, letter in enumerate(orientation) if letter in pair) for pair in ("RL", "AP", "SI")]
     turned = frequency.transpose(0, *(axis + 1 for axis in order))
     flipped = [place + 1 for place, axis in enumerate(order) if orientation[axis] in "LPI"]
-    return np.flip(turned, flipped) if flipped else turned
+    return np.flip(turned, tuple(flipped)) if flipped else turned

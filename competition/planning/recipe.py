@@ -334,8 +334,11 @@ def _gate(facts: Facts) -> list[Line]:
 
 def _optimizer(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
     pretrained = len(candidate.patch) == 2 and has_encoder_package()
-    rate = 1.5e-3 if pretrained else 2.0e-3
-    why = "gentle on a pretrained encoder" if pretrained else "from random weights, with normalisation in each layer"
+    rate, why = 2.0e-3, "from random weights, with normalisation in each layer"
+    if pretrained:
+        rate, why = 1.5e-3, "gentle on a pretrained encoder"
+    elif len(candidate.patch) == 3 and candidate.network in ("light", "medium"):
+        rate, why = 6.0e-3, "high, for few steps of a small network with residual units"
     warmup = 0.02 if schedule is None else schedule.warmup
     warmup = max(0.05, warmup) if pretrained else warmup
     return [
