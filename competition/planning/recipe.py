@@ -249,11 +249,15 @@ def _network_2d(candidate: Candidate) -> list[Line]:
         args = {"encoder_name": "resnet18", "encoder_depth": depth, "decoder_channels": channels}
         reason = "no weights are downloaded; maskfold[pretrained] brings an encoder that has seen ImageNet"
         return [target, Line(("model", "args"), args, reason)]
-    args = {"encoder_name": "tu-tf_efficientnet_lite0", "encoder_depth": depth, "decoder_channels": channels}
+    args = {
+        "encoder_name": "tu-tf_efficientnet_lite0",
+        "encoder_depth": depth,
+        "encoder_weights": f"package:{ENCODER_PACKAGE}",
+        "decoder_channels": channels,
+    }
     return [
-        Line(("encoder_weights",), f"package:{ENCODER_PACKAGE}", "ImageNet weights of an installed package"),
         target,
-        Line(("model", "args"), args, "an encoder that is fast on a CPU"),
+        Line(("model", "args"), args, "an encoder that is fast on a CPU, with ImageNet weights of a package"),
     ]
 
 
