@@ -1,4 +1,4 @@
-"""The command `maskfold init`, which recognises a folder and writes its two YAML files."""
+"""The commands that plan: init recognises a folder, plan plans again; cv of a folder initialises it first."""
 
 from __future__ import annotations
 
@@ -6,31 +6,53 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
-from competition.cli.console import exit_on_signal, plain_printer, progress_bar
+from competition.cli.console import exit_on_signal, format_columns, plain_printer, progress_bar
 from competition.errors import MaskfoldError
+from competition.text import format_count
+
+if TYPE_CHECKING:
+    from competition.config.experiment import Experiment
+    from competition.planning.init import Initialised
+    from competition.planning.plan import Plan
 
 MAX_FAULTS = 20  # faults that are printed; `maskfold explore` lists all
 
 
 @exit_on_signal("stopped: no YAML was written")
 def init_command(
-    folder: Path, name: str | None, layout: int | None, minutes: float | None, folds: int | None, force: bool
+    folder: Path,
+    name: str | None,
+    layout: int | None,
+    minutes: float | None,
+    folds: int | None,
+    force: bool,
+    measures: bool,
 ) -> None:
     """Run the command; see `competition.cli.main.init`. Exit with status 1 if the data have faults."""
-    from competition.planning.init import Options, counts_of, initialise, remarks_of
+    from competition.planning.init import Options
+
+    done = _initialise(folder, Options(name, layout, minutes, folds, force, measures))
+    plain_printer(Console(highlight=False))(f"Next: maskfold cv {shlex.quote(str(done.experiment))}")
+
+
+def _initialise(folder: Path, options: Any) -> Initialised:
+    """Write the YAML files of a folder, and print what was found; exit with status 1 if the data have faults."""
+    from competition.fork_server import close_shared_server
+    from competition.planning.init import counts_of, initialise, remarks_of
 
     console = Console(highlight=False)
     say = plain_printer(console)
-    if minutes is not None and not 0 < minutes < float("inf"):
-        raise MaskfoldError(f"--minutes: found {minutes}, expected a positive number.", "Correct --minutes.", status=2)
-    if folds is not None and folds < 2:
-        raise MaskfoldError(f"--folds: found {folds}, expected at least 2.", "Correct --folds.", status=2)
+    check_minutes(options.minutes)
+    if options.folds is not None and options.folds < 2:
+        raise MaskfoldError(f"--folds: found {options.folds}, expected at least 2.", "Correct --folds.", status=2)
     ask = _ask if sys.stdin.isatty() and sys.stdout.isatty() else None
-    done = initialise(folder, Options(name, layout, minutes, folds, force), ask, progress_bar(console, "cases read"))
+    done = initialise(folder, options, ask, progress_bar(console, "cases read"), say)
+    close_shared_server()
     comp, faults = done.exploration.comp, done.exploration.faults
     say(f"{folder}: {done.layout.name}: {done.layout.summary}")
     say(f"{counts_of(done)}; classes: {', '.join(comp.classes)}")
@@ -40,11 +62,109 @@ def init_command(
         say(f"fault ({fault.kind}): {fault.message} {fault.hint}")
     if len(faults) > MAX_FAULTS:
         say(f"{len(faults) - MAX_FAULTS} more faults: maskfold explore {shlex.quote(str(done.competition))}")
+    if done.plan is not None:
+        print_plan(done.plan, options.minutes is None, console)
     say(f"written: {done.competition}" + (f", {done.experiment}" if done.experiment else ""))
     if faults or done.experiment is None:
         say(f"Correct the data or the YAML, then: maskfold explore {shlex.quote(str(done.competition))}")
         sys.exit(1)
-    say(f"Next: maskfold cv {shlex.quote(str(done.experiment))}")
+    return done
+
+
+def check_minutes(minutes: float | None) -> None:
+    """Check the option --minutes.
+
+    Raises:
+        MaskfoldError: it is not a positive number (status 2).
+    """
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise MaskfoldError(f"--minutes: found {minutes}, expected a positive number.", "Correct --minutes.", status=2)
+
+
+def print_plan(plan: Plan, is_default: bool, console: Console) -> None:
+    """Print the table of candidates, and the plan's warnings."""
+    from competition.planning.plan import HEADER, table_rows
+
+    say = plain_printer(console)
+    if not plan.rows:
+        return
+    budget = f"{plan.minutes:g} minutes per fold" + (", the default: --minutes sets another" if is_default else "")
+    cores = format_count(plan.threads, "thread")
+    say(f"Candidates for {budget}, timed with {cores} in {plan.seconds:.0f} s (s/step: when nothing else runs):")
+    for line in format_columns(HEADER, table_rows(plan)):
+        say(f"  {line}")
+    for warning in plan.warnings:
+        say(f"warning: {warning}")
+
+
+@exit_on_signal("stopped: the YAML is unchanged")
+def plan_command(file: Path, overrides: list[str], minutes: float | None, write: bool, trust: tuple[str, ...]) -> None:
+    """Run the command; see `competition.cli.main.plan`."""
+    from competition.explore import Exploration, explore
+    from competition.fork_server import close_shared_server
+    from competition.planning.replan import replan
+    from competition.planning.replan import write as write_plan
+
+    console = Console(highlight=False)
+    say = plain_printer(console)
+    check_minutes(minutes)
+
+    def read(exp: Experiment) -> Exploration:
+        return explore(exp.competition, progress_bar(console, "cases read"))
+
+    done = replan(file, overrides, minutes, trust, read, say)
+    close_shared_server()
+    print_plan(done.plan, done.plan.minutes != minutes and minutes is None, console)
+    for key, value in done.kept.items():
+        say(f"kept: {key} is your own value; the plan has {value}")
+    difference = done.difference()
+    for line in difference:
+        say(line)
+    command = shlex.quote(str(file))
+    if not difference:
+        say(f"{file} has this plan already. Next: maskfold cv {command}")
+    elif write:
+        backup = write_plan(done)
+        say(f"written: {file}; the former file is {backup}. Next: maskfold cv {command}")
+    else:
+        minutes_option = "" if minutes is None else f" --minutes {minutes:g}"
+        say(f"Nothing is written. To write this plan: maskfold plan {command}{minutes_option} --write")
+
+
+def experiment_for(folder: Path, overrides: list[str], layout: int | None, minutes: float | None) -> Path:
+    """Return the experiment of a folder for `maskfold cv FOLDER`; initialise the folder unless that was done before.
+
+    Raises:
+        MaskfoldError: the experiment exists for another folder, or with another budget (status 2).
+    """
+    from competition.config.loading import load_experiment
+    from competition.config.yaml import parse_yaml
+    from competition.planning.init import Options, experiment_of
+
+    path = experiment_of(folder)
+    quoted = shlex.quote(str(path))
+    if not path.exists():
+        words = dict(word.partition("=")[::2] for word in overrides)
+        threads = parse_yaml(words["run.threads"]).tree if "run.threads" in words else None
+        options = Options(None, layout, minutes, measures=True, threads=threads if isinstance(threads, int) else None)
+        done = _initialise(folder, options)
+        assert done.experiment is not None
+        return done.experiment
+    exp = load_experiment(path, [])
+    root = exp.competition.root.resolve()
+    if root != folder.resolve() and folder.resolve() not in root.parents:
+        raise MaskfoldError(
+            f"{path} belongs to {root}, not to {folder}.",
+            f"Initialise the folder under another name: maskfold init {shlex.quote(str(folder))} --name NAME.",
+            status=2,
+        )
+    if minutes is not None and minutes != exp.training.budget_minutes:
+        raise MaskfoldError(
+            f"{path} exists already, with training.budget_minutes {exp.training.budget_minutes}, not {minutes:g}.",
+            f"Plan again: maskfold plan {quoted} --minutes {minutes:g} --write, then repeat the command.",
+            status=2,
+        )
+    return path
 
 
 def _ask(lines: Sequence[str]) -> int:

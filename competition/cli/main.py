@@ -90,11 +90,14 @@ def init(
     layout: Annotated[
         int | None, typer.Option(help="Number of the layout to use, if the folder can be read in several ways.")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time budget of a fold, in minutes.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time budget of a fold, in minutes; default 15.")] = None,
     folds: Annotated[
         int | None, typer.Option(help="Number of folds; default 5, or the number of groups if there are fewer.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing YAML files.")] = False,
+    measure: Annotated[
+        bool, typer.Option(help="Time training steps on this machine, to choose resolution, network and patch.")
+    ] = True,
 ) -> None:
     """Recognise a folder's layout, and write experiments/NAME/competition.yaml and a first experiment.yaml.
 
@@ -102,13 +105,41 @@ def init(
     """
     from competition.cli.init import init_command
 
-    init_command(folder, name, layout, minutes, folds, force)
+    init_command(folder, name, layout, minutes, folds, force, measure)
+
+
+@app.command(epilog="Example: maskfold plan experiments/mine/experiment.yaml --minutes 120")
+def plan(
+    file: Annotated[Path, typer.Argument(help="The experiment's YAML.")],
+    overrides: OverridesArgument = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time budget of a fold, in minutes; default: that of the YAML, or 15.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write the plan; the former file is kept as FILE.bak.")
+    ] = False,
+    trust: TrustOption = None,
+    allow: AllowOption = None,
+) -> None:
+    """Plan an experiment again, for another budget or machine: time training steps, choose, and show the difference.
+
+    Keys that the plan does not set, and values that you changed since the last plan, stay as they are.
+    """
+    from competition.cli.init import plan_command
+
+    plan_command(file, overrides or [], minutes, write, tuple(trust or []))
 
 
 @app.command(epilog="Example: maskfold cv experiments/demo2d/unet2d.yaml training.epochs=3")
 def cv(
-    file: Annotated[Path, typer.Argument(help="The experiment's YAML.")],
+    file: Annotated[
+        Path, typer.Argument(help="The experiment's YAML; or a folder of data, which maskfold init then describes.")
+    ],
     overrides: OverridesArgument = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="With a folder: time budget of a fold, in minutes; default 15.")
+    ] = None,
+    layout: Annotated[int | None, typer.Option(help="With a folder: number of the layout, as for init.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Start a new run even if one exists.")] = False,
     trust: TrustOption = None,
     allow: AllowOption = None,
@@ -117,6 +148,16 @@ def cv(
 
     Run the same command again to resume a stopped run, or to print the table of a finished one.
     """
+    if file.is_dir():
+        from competition.cli.init import experiment_for
+
+        file = experiment_for(file, overrides or [], layout, minutes)
+    elif minutes is not None or layout is not None:
+        raise MaskfoldError(
+            f"{file} is no folder, so --minutes and --layout have no effect.",
+            f"Set training.budget_minutes={minutes or 15:g} instead, or plan again: maskfold plan {file}.",
+            status=2,
+        )
     from competition.cli.train import cv_command
 
     cv_command(file, overrides or [], new, tuple(trust or []))

@@ -23,6 +23,7 @@ from competition.data.masks import IGNORED, CaseObjects, load_mask, load_objects
 from competition.data.normalisation import GREY_WEIGHTS, convert_channels, may_have_alpha
 from competition.data.readers import load_image, read_header, read_labels
 from competition.errors import MaskfoldError
+from competition.explore.symmetry import frequency_map
 from competition.explore.types import CaseStats, ChannelStats, Findings, TruthStats
 
 Masks = dict[str, Any]
@@ -395,7 +396,8 @@ def measure_truth(comp: Competition, row: Any, mask: np.ndarray, kind: str) -> T
         int(np.count_nonzero((mask == IGNORED).any(axis=0))),
         is_foreground.size,
         objects,
-        *(_count_overlaps(given) if given is not None and comp.instances else ()),
+        *(_count_overlaps(given) if given is not None and comp.instances else (0, 0, 0)),
+        frequency_map(classes),
     )
 
 

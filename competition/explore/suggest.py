@@ -15,11 +15,8 @@ from competition.explore.findings import ChannelContrast, similar_contrasts
 from competition.explore.types import CaseStats, ChannelStats
 from competition.text import format_count, has_or_have, join_names, pixel_or_voxel
 
-STEP = 16  # because four levels of a U-Net halve the patch four times
-MAX_PATCH_PIXELS = {2: 2**18, 3: 2**20}  # 512×512, about 101³
-# Training memory per pixel: four float32 convolutions of 32 channels at full size with norm and activation, plus a
-# third for the lower levels.
-BYTES_PER_PIXEL = 2048
+STEP = {2: 32, 3: 8}  # 2D encoders halve the patch five times, 3D networks three times
+MAX_PATCH_PIXELS = {2: 256**2, 3: 2**18}  # a step on one CPU core then takes seconds, not minutes
 DEFAULT_FOLDS = 5
 MAX_RESIZED_SIDE = 512  # longest side of a resized 2D image
 MAX_CHANNELS = 6  # maximum number of channels that a reason names
@@ -39,6 +36,21 @@ class SuggestedKey:
     alternatives: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Suggestion:
+    """Suggested keys, and the grid of the preprocessed cases.
+
+    Attributes:
+        keys: keys of the sections `folds` and `prepare`.
+        shape: median shape of preprocessed cases.
+        spacing: mm along each axis of this grid; 1 where the files store none.
+    """
+
+    keys: list[SuggestedKey]
+    shape: list[int]
+    spacing: list[float]
+
+
 def suggest_experiment(comp: Competition, cases: Sequence[CaseStats], contrasts: Sequence[ChannelContrast]) -> str:
     """Suggest the sections `folds`, `prepare` and `patch` of an experiment.
 
@@ -51,13 +63,13 @@ def suggest_experiment(comp: Competition, cases: Sequence[CaseStats], contrasts:
         YAML that forms an experiment together with `competition`, `model` and `loss`; empty if no training case is
         readable.
     """
-    keys, shape = suggest_keys(comp, cases, contrasts)
-    return _to_yaml([*keys, _patch(shape)]) if keys else ""
+    found = suggest_keys(comp, cases, contrasts)
+    return _to_yaml([*found.keys, _patch(found.shape)]) if found is not None else ""
 
 
 def suggest_keys(
     comp: Competition, cases: Sequence[CaseStats], contrasts: Sequence[ChannelContrast], k: int = DEFAULT_FOLDS
-) -> tuple[list[SuggestedKey], list[int]]:
+) -> Suggestion | None:
     """Suggest the sections `folds` and `prepare`.
 
     Args:
@@ -67,13 +79,14 @@ def suggest_keys(
         k: number of folds; if there are fewer groups, there are fewer folds.
 
     Returns:
-        The keys, and the median shape of preprocessed cases; both are empty if no training case is readable.
+        The keys with the grid that they give; None if no training case is readable.
     """
     train = [case for case in cases if case.split == "train" and case.readable and not case.skipped]
     if not train:
-        return [], []
-    grid, shape = _grid(comp, train)
-    return [_folds(comp, train, k), *grid, *_intensity(comp, train), *_channels(comp, train, contrasts)], shape
+        return None
+    grid, shape, spacing = _grid(comp, train)
+    keys = [_folds(comp, train, k), *grid, *_intensity(comp, train), *_channels(comp, train, contrasts)]
+    return Suggestion(keys, shape, spacing)
 
 
 def _to_yaml(lines: Sequence[SuggestedKey]) -> str:
@@ -117,8 +130,8 @@ def _folds(comp: Competition, train: Sequence[CaseStats], most: int) -> Suggeste
     return SuggestedKey("folds", f"{{scheme: {scheme}, k: {k}}}", reason)
 
 
-def _grid(comp: Competition, train: Sequence[CaseStats]) -> tuple[list[SuggestedKey], list[int]]:
-    """Suggest orientation, spacing and size; also return the median shape of preprocessed cases."""
+def _grid(comp: Competition, train: Sequence[CaseStats]) -> tuple[list[SuggestedKey], list[int], list[float]]:
+    """Suggest orientation, spacing and size; also return the median shape and the spacing of preprocessed cases."""
     lines: list[SuggestedKey] = []
     shapes, spacings = [case.shape or () for case in train], [case.spacing or () for case in train]
     if comp.dimensions == 3 and all(case.orientation and "?" not in case.orientation for case in train):
@@ -130,28 +143,30 @@ def _grid(comp: Competition, train: Sequence[CaseStats]) -> tuple[list[Suggested
         shapes = [tuple(shape[axis] for axis in order) for shape, order in zip(shapes, orders, strict=True)]
         spacings = [tuple(mm[axis] for axis in order) for mm, order in zip(spacings, orders, strict=True)]
     median_shape = [median(axis) for axis in zip(*shapes, strict=True)]
+    median_spacing = [float(median(axis)) for axis in zip(*spacings, strict=True)]
     if comp.dimensions == 3:
         target, reason = _spacing(spacings)
         value = "null"
         if target is not None:
+            median_spacing = target
             value = f"[{', '.join(f'{mm:g}' for mm in target)}]"
             sizes = [
                 [n * mm / new for n, mm, new in zip(shape, own, target, strict=True)]
                 for shape, own in zip(shapes, spacings, strict=True)
             ]
             median_shape = [median(axis) for axis in zip(*sizes, strict=True)]
-        size = _fit([round(n) for n in median_shape], MAX_PATCH_PIXELS[3])
+        size = patch_size([round(n) for n in median_shape])
         alternative = f"resize: {size}   # one size for all cases, instead of spacing"
         lines.append(SuggestedKey("prepare.spacing", value, reason, (alternative,)))
     else:
         lines.append(_resize(median_shape, shapes))
-    return lines, [round(n) for n in median_shape]
+    return lines, [round(n) for n in median_shape], median_spacing
 
 
 def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) -> SuggestedKey:
     """Suggest no resizing of 2D images, with resizing as an alternative."""
     scale = min(1.0, MAX_RESIZED_SIDE / max(median_shape))
-    size = [_round_up(n * scale) for n in median_shape]
+    size = [_round_up(n * scale, STEP[2]) for n in median_shape]
     sides = sorted(max(shape) for shape in shapes)
     extent = f"longer sides from {sides[0]} to {sides[-1]}" if sides[0] != sides[-1] else "all of one size"
     return SuggestedKey(
@@ -266,32 +281,36 @@ def _without_grey(case: CaseStats) -> list[ChannelStats]:
 
 
 def _patch(shape: Sequence[int]) -> SuggestedKey:
-    """Suggest the median shape, rounded up for the levels of a U-Net and limited by memory."""
-    size = _fit(shape, MAX_PATCH_PIXELS[len(shape)])
-    memory = BYTES_PER_PIXEL * math.prod(size) / 2**20
+    """Suggest the patch of the plan on the data's own grid."""
+    size = patch_size(shape)
     median_size = "×".join(map(str, shape))
-    memory_text = f"{memory / 1024:.1f} GiB" if memory >= 1024 else f"{memory:.0f} MiB"
-    return SuggestedKey(
-        "patch",
-        f"{{size: {size}, foreground: 0.5}}",
-        f"the median case has {median_size}; about {memory_text} per sample with 32 channels in float32",
-    )
+    limit = f"at most {MAX_PATCH_PIXELS[len(size)]:,} {pixel_or_voxel(len(size))}s"
+    return SuggestedKey("patch", f"{{size: {size}, foreground: 0.5}}", f"the median case has {median_size}; {limit}")
 
 
-def _fit(shape: Sequence[int], max_pixels: int) -> list[int]:
-    """Round the shape up, then shorten its longest axis until the shape has at most `max_pixels` pixels."""
-    size = [_round_up(n) for n in shape]
-    while math.prod(size) > max_pixels and max(size) > STEP:
-        longest = size.index(max(size))
-        size[longest] -= STEP
+def patch_size(shape: Sequence[int], most: int | None = None) -> list[int]:
+    """Return a patch size for a U-Net: at most the median case, and at most `most` pixels.
+
+    Axes are multiples of `STEP`, or in 3D of a smaller power of two if the case is thinner; the longest axis is
+    shortened first.
+
+    Args:
+        shape: median shape of preprocessed cases.
+        most: maximum number of pixels or voxels; None: `MAX_PATCH_PIXELS`.
+    """
+    step = STEP[len(shape)]
+    most = MAX_PATCH_PIXELS[len(shape)] if most is None else most
+    size = [_round_up(length, step) for length in shape]
+    while math.prod(size) > most and max(size) > step:
+        size[size.index(max(size))] -= step
     return size
 
 
-def _round_up(length: float) -> int:
-    """Round a length up to a multiple of 16; a short one to a power of two, because it is halved less often."""
-    if length <= STEP / 2:
-        return 2 ** max(0, math.ceil(math.log2(max(1.0, length))))
-    return STEP * math.ceil(length / STEP)
+def _round_up(length: float, step: int) -> int:
+    """Round a length up to a multiple of the step; a short one of a volume to a power of two, as it is halved less."""
+    if step < STEP[2] and length < step:
+        return int(2 ** max(0, math.ceil(math.log2(max(1.0, length)))))
+    return int(step * max(1, math.ceil(length / step)))
 
 
 def _to_ras(code: str) -> list[int]:

@@ -139,6 +139,8 @@ class TruthStats:
         covered: number of objects that share voxels with a later object.
         copies: number of these objects that are identical to another object.
         empty_objects: number of objects without a voxel.
+        frequency: (K, *cells) share of each cell of a coarse grid that each class fills; see
+            `competition.explore.symmetry`.
     """
 
     voxels: NDArray[np.int64]
@@ -149,6 +151,7 @@ class TruthStats:
     covered: int = 0
     copies: int = 0
     empty_objects: int = 0
+    frequency: NDArray[np.float32] | None = None
 
     @property
     def object_sizes(self) -> NDArray[np.int64]:

@@ -21,7 +21,9 @@ from competition.planning.folder import scan_folder
 from competition.planning.layout import Layout
 from competition.planning.layouts.coco import convert_coco, write_ids
 from competition.planning.lines import Line, key_path, to_yaml
-from competition.planning.recipe import plan_experiment
+from competition.planning.measure import thread_count
+from competition.planning.plan import Plan, PlanOptions, make_plan
+from competition.planning.replan import write_plan
 from competition.text import format_count
 
 EXPERIMENTS = Path("experiments")
@@ -38,12 +40,14 @@ class Initialised:
         competition, experiment: paths of the YAML files; experiment is None if no training case could be read.
         layout: the chosen layout.
         exploration: result of the loader's check of the data.
+        plan: the plan that experiment.yaml has; None if no training case could be read.
     """
 
     competition: Path
     experiment: Path | None
     layout: Layout
     exploration: Exploration
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,11 @@ class Options:
     Attributes:
         name: name of the competition; None takes the folder's name.
         layout: number of the chosen candidate, from 1; None if the user named no number.
-        minutes: time budget of a fold.
+        minutes: time budget of a fold; None takes the default of the plan.
         folds: number of folds.
         force: whether to replace existing YAML files.
+        measures: whether to time candidates on this machine; see `competition.planning.plan`.
+        threads: threads of a fold for which the plan is made; None: all cores.
     """
 
     name: str | None = None
@@ -63,9 +69,13 @@ class Options:
     minutes: float | None = None
     folds: int | None = None
     force: bool = False
+    measures: bool = False
+    threads: int | None = None
 
 
-def initialise(folder: Path, options: Options, ask: Ask | None, progress: Progress) -> Initialised:
+def initialise(
+    folder: Path, options: Options, ask: Ask | None, progress: Progress, say: Callable[[str], None] = lambda _: None
+) -> Initialised:
     """Write the two YAML files of a folder into `experiments/<name>/` of the working folder.
 
     Before the files are written, the loader reads the data with them. Faults in the data do not prevent the writing.
@@ -75,6 +85,7 @@ def initialise(folder: Path, options: Options, ask: Ask | None, progress: Progre
         options: the user's choices.
         ask: function that asks the user on a terminal; None without a terminal.
         progress: function that shows the progress, as for `competition.explore.explore`.
+        say: function that takes lines about the timing of candidates.
 
     Raises:
         MaskfoldError: the folder is missing, empty or of no known layout; the files exist already; or several layouts
@@ -90,13 +101,22 @@ def initialise(folder: Path, options: Options, ask: Ask | None, progress: Progre
     text = to_yaml(competition_lines(layout, name), _title(layout))
     comp = _load(text)
     exploration = explore(comp, progress)
-    lines = plan_experiment(exploration, options.minutes, options.folds)
+    threads = options.threads or thread_count()
+    measures = options.measures and not exploration.faults  # with faults, the plan may change
+    plan = make_plan(exploration, PlanOptions(options.minutes, options.folds, threads, {}, measures), say)
     target.mkdir(parents=True, exist_ok=True)
     _write(target / COMPETITION_FILE, text)
-    experiment = target / EXPERIMENT_FILE if lines else None
-    if experiment is not None:
-        _write(experiment, to_yaml(lines, [f"A first experiment on {name}, by simple rules from the measured data."]))
-    return Initialised(target / COMPETITION_FILE, experiment, layout, exploration)
+    experiment = target / EXPERIMENT_FILE if plan is not None else None
+    if experiment is not None and plan is not None:
+        how = "the data and timed steps on this machine" if plan.rows else "the data"
+        _write(experiment, to_yaml(plan.lines, [f"A first experiment on {name}, planned from {how}."]))
+        write_plan(experiment, plan)
+    return Initialised(target / COMPETITION_FILE, experiment, layout, exploration, plan)
+
+
+def experiment_of(folder: Path, name: str | None = None) -> Path:
+    """Return the path of the experiment that `initialise` writes for a folder."""
+    return EXPERIMENTS / _name(folder, name) / EXPERIMENT_FILE
 
 
 def _name(folder: Path, given: str | None) -> str:

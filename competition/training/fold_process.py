@@ -98,7 +98,7 @@ def start_fold(
         (job.folder / ERROR_FILE).unlink(missing_ok=True)  # remove the error of an earlier process
     path, text = job.folder / "job.json", job.to_json().encode()
     atomic_write(path, lambda file: file.write(text), len(text))
-    environment = _environment(job, gpus)
+    environment = fold_environment(job.threads, gpus)
     process: FoldProcess | ForkedFold | None = None
     reader, writer = os.pipe()
     try:
@@ -233,13 +233,14 @@ def _is_noise(line: str) -> bool:
     return not line.strip() or "Warning" in line or line.startswith("  ")
 
 
-def _environment(job: FoldJob, gpus: Sequence[str] | None) -> dict[str, str]:
+def fold_environment(threads: int, gpus: Sequence[str] | None = None) -> dict[str, str]:
+    """Return the environment of a fold's process with a number of threads; it sees only these GPUs, None: all."""
     # The fold imports the same package as this process, even if it is not installed.
     home = str(Path(__file__).resolve().parents[2])
     environment = {name: value for name, value in os.environ.items() if name not in DISTRIBUTED_VARIABLES}
     return environment | {
         PARENT_VARIABLE: str(os.getpid()),
-        "OMP_NUM_THREADS": str(job.threads),
+        "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",  # because the working folder may contain an untrusted torch.py
         # Let waiting threads sleep: if other processes are busy, spinning makes a step several times slower.

@@ -72,13 +72,13 @@ def volumes(tmp_path: Path, **changes: Any) -> Competition:
 
 def test_images_of_one_size(tmp_path: Path) -> None:
     exp, snippet = loaded(tmp_path, competition(tmp_path), [case(number, (100, 130)) for number in range(30)])
-    assert (exp.folds.scheme, exp.folds.k) == ("kfold", 5) and exp.patch.size == [112, 144]
-    assert exp.prepare.resize is None and "# or resize: [112, 144]" in snippet
+    assert (exp.folds.scheme, exp.folds.k) == ("kfold", 5) and exp.patch.size == [128, 160]
+    assert exp.prepare.resize is None and "# or resize: [128, 160]" in snippet
 
 
 def test_large_images_get_a_limited_patch(tmp_path: Path) -> None:
     exp, snippet = loaded(tmp_path, competition(tmp_path), [case(number, (3000, 4000)) for number in range(6)])
-    assert math.prod(exp.patch.size) <= MAX_PATCH_PIXELS[2] and all(side % 16 == 0 for side in exp.patch.size)
+    assert math.prod(exp.patch.size) <= MAX_PATCH_PIXELS[2] and all(side % 32 == 0 for side in exp.patch.size)
     assert "# or resize: [384, 512]" in snippet
 
 
@@ -110,16 +110,16 @@ def test_spacing_is_the_median_and_the_patch_follows(tmp_path: Path) -> None:
     ]
     exp, snippet = loaded(tmp_path, volumes(tmp_path), cases)
     assert exp.prepare.orientation == "RAS" and exp.prepare.spacing == [1.0, 1.0, 3.0]
-    assert exp.patch.size == [112, 64, 48]  # 100, 60 and 40 voxels
+    assert exp.patch.size == [96, 64, 40]  # at most 2¹⁸ of 100, 60 and 40 voxels
     assert "SAR in 5" in snippet
 
 
 def test_equal_spacings_are_not_resampled(tmp_path: Path) -> None:
     same = [case(number, (40, 40, 12), (0.7, 0.7, 5.0), orientation="RAS") for number in range(5)]
     exp, snippet = loaded(tmp_path, volumes(tmp_path), same)
-    assert exp.prepare.spacing is None and "0.7×0.7×5 mm" in snippet and exp.patch.size == [48, 48, 16]
+    assert exp.prepare.spacing is None and "0.7×0.7×5 mm" in snippet and exp.patch.size == [40, 40, 16]
     exp, _ = loaded(tmp_path, volumes(tmp_path), [case(number, (40, 40, 5)) for number in range(5)])
-    assert exp.prepare.orientation is None and exp.patch.size == [48, 48, 8]
+    assert exp.prepare.orientation is None and exp.patch.size == [40, 40, 8]
 
 
 def test_a_coarse_axis_keeps_the_slices_of_the_finer_cases(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_coarse_axis_keeps_the_slices_of_the_finer_cases(tmp_path: Path) -> No
 
 def test_a_large_volume_gets_a_limited_patch(tmp_path: Path) -> None:
     exp, _ = loaded(tmp_path, volumes(tmp_path), [case(number, (512, 512, 300)) for number in range(5)])
-    assert math.prod(exp.patch.size) <= MAX_PATCH_PIXELS[3] and min(exp.patch.size) >= 96
+    assert math.prod(exp.patch.size) <= MAX_PATCH_PIXELS[3] and min(exp.patch.size) >= 56
 
 
 def test_ct_gets_a_window_around_its_foreground(tmp_path: Path) -> None:

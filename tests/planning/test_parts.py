@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
+from competition.explore.suggest import MAX_PATCH_PIXELS, patch_size
 from competition.planning.folder import HostFolder
 from competition.planning.layouts.content import is_lossy, role_of_file
 from competition.planning.layouts.pairs import structure
 from competition.planning.layouts.series import Series, find_series, trimmed
 from competition.planning.layouts.tables import Runs, find_base, find_overlap, is_relative
 from competition.planning.lines import Line, format_value, to_yaml
-from competition.planning.recipe import MAX_PATCH, _strides, patch_size
+from competition.planning.recipe import network_strides
 from competition.planning.words import is_channel_name, is_role_name, split_of, without_role_words
 from competition.rle import RleFormat, encode
 from tests.host import write_png
@@ -165,10 +166,10 @@ def test_a_long_reason_stands_above() -> None:
 )
 def test_a_patch_fits_the_network(shape: tuple[int, ...]) -> None:
     size = patch_size(shape)
-    assert np.prod(size) <= MAX_PATCH[len(size)]
+    assert np.prod(size) <= MAX_PATCH_PIXELS[len(size)]
     if len(size) == 3:
         left = np.array(size)
-        for stride in _strides(size):
+        for stride in network_strides(size):
             assert (left % np.array(stride) == 0).all()
             left //= np.array(stride)
     else:

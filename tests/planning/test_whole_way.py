@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from competition.cli.main import main
-from competition.io import read_csv
+from competition.io import read_csv, read_record
 from tests.conftest import TINY, add_mlflow_database
 from tests.planning.phantoms import MAKERS, TEST_IDS, two_opinions
 
@@ -68,7 +68,7 @@ def test_from_a_folder_to_a_prediction(name: str, dimensions: int, submits: bool
     root = Path("data") / name
     root.mkdir(parents=True)
     MAKERS[name](root)
-    status, said, errors = maskfold("init", root)
+    status, said, errors = maskfold("init", root, "--no-measure")
     assert status == 0, errors
     experiment = f"experiments/{name}/experiment.yaml"
     assert f"Next: maskfold cv {experiment}" in said and "8 training cases, 2 test cases" in said
@@ -95,7 +95,7 @@ def test_a_question_on_the_command_line(maskfold: Command) -> None:
     two_opinions(root)
     status, _, errors = maskfold("init", root)
     assert status == 2 and "  2. paired folders, 8 cases" in errors and "--layout 1" in errors
-    status, said, errors = maskfold("init", root, "--layout", "1")
+    status, said, errors = maskfold("init", root, "--layout", "1", "--no-measure")
     assert status == 0 and "check: " in said, errors
     for words, message in (
         ((root,), "--force"),
@@ -104,3 +104,24 @@ def test_a_question_on_the_command_line(maskfold: Command) -> None:
     ):
         status, _, errors = maskfold("init", *words)
         assert status == 2 and message in errors
+
+
+def test_a_folder_is_planned_and_trained_in_one_line(maskfold: Command) -> None:
+    root = Path("data/paired_names")
+    root.mkdir(parents=True)
+    MAKERS["paired_names"](root)
+    words = ["cv", root, "--minutes", "2", *FAST, *TINY[2]]
+    status, said, errors = maskfold(*words, "training.budget_minutes=null")
+    assert status == 0, errors
+    assert "Candidates for 2 minutes per fold, timed with 1 thread" in said and "→" in said
+    record = read_record(Path("experiments/paired_names/plan.json"))
+    chosen = [item for item in record["candidates"] if item["chosen"]]
+    assert len(chosen) == 1 and chosen[0]["measurement"]["steps"] >= 1 and chosen[0]["steps"] > 0
+    assert chosen[0]["measurement"]["device"] == "cpu" and record["minutes"] == 2
+
+    status, said, errors = maskfold(*words, "training.budget_minutes=null")  # the same line resumes
+    assert status == 0 and "Candidates" not in said, errors
+    status, _, errors = maskfold("cv", root, "--minutes", "3")
+    assert status == 2 and "maskfold plan experiments/paired_names/experiment.yaml --minutes 3 --write" in errors
+    status, _, errors = maskfold("cv", "experiments/paired_names/experiment.yaml", "--minutes", "3")
+    assert status == 2 and "training.budget_minutes=3" in errors

@@ -74,7 +74,7 @@ def test_without_a_server_a_fold_starts_afresh(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (job, *_) = make_jobs(open_run(tiny(2), "tiny", root=tmp_path / "runs"))
-    server = fork_server.shared_server([], fold_process._environment(job, None))
+    server = fork_server.shared_server([], fold_process.fold_environment(job.threads))
     assert server is not None
     monkeypatch.setattr(fork_server.ForkServer, "is_lost", False)
     server._process.kill()  # after the command has looked whether it lives

@@ -1,0 +1,101 @@
+"""Find the axes along which cases may be mirrored: those along which the classes have no side of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from competition.explore.types import CaseStats
+
+MAP_SIDE = 12  # cells along each axis of a frequency map
+MAX_SAMPLED = 48  # voxels along an axis that are read for a map; others are skipped
+MIN_CASES = 8  # with fewer cases, a side cannot be told from chance
+MIN_CONSISTENCY = 1.0  # mean over standard deviation of the cases' asymmetry: most cases have the same side
+MIN_ASYMMETRY = 0.1  # share of the foreground that a mirrored map does not cover
+
+
+@dataclass(frozen=True)
+class Sidedness:
+    """How far the classes have a side along one axis.
+
+    Attributes:
+        axis: axis of the preprocessed case.
+        asymmetry: share of the classes' frequency that the mirrored maps do not cover, 0 to 1.
+        consistency: how alike the cases are in it: mean over standard deviation of their asymmetries, along the
+            direction that other cases show; about 0 if it is chance.
+    """
+
+    axis: int
+    asymmetry: float
+    consistency: float
+
+    @property
+    def has_sides(self) -> bool:
+        """Whether mirrored cases would look different from the data."""
+        return self.asymmetry > MIN_ASYMMETRY and self.consistency > MIN_CONSISTENCY
+
+
+def frequency_map(layers: Sequence[NDArray[np.bool_]]) -> NDArray[np.float32]:
+    """Return how often each class fills each cell of a coarse grid over the case.
+
+    Args:
+        layers: mask (*spatial) of each class.
+
+    Returns:
+        (K, MAP_SIDE, …) shares from 0 to 1; a cell without a voxel has 0.
+    """
+    steps = [max(1, length // MAX_SAMPLED) for length in layers[0].shape]
+    sampled = tuple(slice(step // 2, None, step) for step in steps)
+    cells = [
+        ((np.arange(length)[part] + 0.5) / length * MAP_SIDE).astype(np.int64)
+        for length, part in zip(layers[0].shape, sampled, strict=True)
+    ]
+    voxels = np.ones((1,) * len(cells))
+    for axis, own in enumerate(cells):
+        count = np.bincount(own, minlength=MAP_SIDE)
+        voxels = voxels * count.reshape([-1 if other == axis else 1 for other in range(len(cells))])
+    shape = (MAP_SIDE,) * len(cells)
+    maps = []
+    for layer in layers:
+        found = np.nonzero(layer[sampled])
+        flat = np.ravel_multi_index([own[index] for own, index in zip(cells, found, strict=True)], shape)
+        maps.append(np.bincount(flat, minlength=MAP_SIDE ** len(cells)).reshape(shape) / np.maximum(voxels, 1))
+    return np.stack(maps).astype(np.float32)
+
+
+def find_sides(train: Sequence[CaseStats]) -> list[Sidedness]:
+    """Return for each axis of the preprocessed cases whether the classes have a side; an empty list if it is unknown.
+
+    The maps are turned to RAS where the files have an orientation, as preprocessing turns the cases. The asymmetry of
+    half of the cases must show in the other cases too, because the mean map of a few cases is never symmetric.
+    """
+    maps = [
+        turned_to_ras(case.truth.frequency, case.orientation)
+        for case in train
+        if case.truth is not None and case.truth.frequency is not None and case.truth.foreground
+    ]
+    if len(maps) < MIN_CASES:
+        return []
+    stack = np.stack(maps)
+    whole, sides = stack.mean(axis=0), []
+    for axis in range(whole.ndim - 1):
+        asymmetries = (stack - np.flip(stack, axis + 2)).reshape(len(stack), -1)
+        halves = asymmetries[::2], asymmetries[1::2]
+        along = [own @ other.mean(axis=0) for own, other in (halves, halves[::-1])]
+        consistency = min(float(values.mean() / max(1e-9, values.std())) for values in along)
+        asymmetry = float(np.abs(whole - np.flip(whole, axis + 1)).sum() / (2 * max(1e-9, whole.sum())))
+        sides.append(Sidedness(axis, asymmetry, consistency))
+    return sides
+
+
+def turned_to_ras(frequency: NDArray[np.float32], orientation: str | None) -> NDArray[np.float32]:
+    """Return a map (K, *cells) with the axes of the file in the order and direction of RAS."""
+    if orientation is None or "?" in orientation or len(orientation) != frequency.ndim - 1:
+        return frequency
+    order = [next(axis for axis, letter in enumerate(orientation) if letter in pair) for pair in ("RL", "AP", "SI")]
+    turned = frequency.transpose(0, *(axis + 1 for axis in order))
+    flipped = [place + 1 for place, axis in enumerate(order) if orientation[axis] in "LPI"]
+    return np.flip(turned, tuple(flipped)) if flipped else turned

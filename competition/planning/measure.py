@@ -1,0 +1,339 @@
+"""Measure what candidates of the plan cost on this machine: real training steps, and the prediction of one case.
+
+Each candidate runs in a process of its own with the environment of a fold's process, and takes the trainer's own steps
+on a few cases in a temporary folder. So data, augmentation, precision, memory layout, optimiser and averaged weights
+are those of the training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from competition.errors import MaskfoldError
+from competition.io import read_record, write_json
+
+STEP_SECONDS = 4.0  # seconds over which the steps of a candidate are averaged
+MIN_TIMED, MAX_TIMED = 3, 12  # steps
+SAMPLED_CASES = 3
+REPEATED_CASE = 3.0  # seconds; a prediction that took less is timed again, because the first one loads libraries
+OPEN_CASES = 128  # cases that training keeps open, see `competition.data.dataset`
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a candidate's process measured; seconds of the processor are those of all its threads.
+
+    Attributes:
+        step_processor, step_wall, step_least: seconds of a step: of the processor, by the clock, and of the fastest.
+        case_processor, case_wall: seconds to predict, store and score one case.
+        network_share: share of a step in network, loss and optimiser.
+        memory_gib: peak memory of the process, or of the GPU.
+        case_bytes: bytes of a preprocessed case.
+        device: device of the network, e.g. `cpu`.
+        precision: precision of the training, e.g. `fp32`.
+        steps: number of timed steps.
+        processor: seconds of the processor that the whole measurement took.
+    """
+
+    step_processor: float
+    step_wall: float
+    step_least: float
+    case_processor: float
+    case_wall: float
+    network_share: float
+    memory_gib: float
+    case_bytes: int
+    device: str
+    precision: str
+    steps: int
+    processor: float
+
+    def step_seconds(self, threads: int) -> float:
+        """Return the seconds of a step on a machine that does nothing else.
+
+        With one thread on the processor these are the processor's seconds, which other programs do not lengthen.
+        """
+        if not self.device.startswith("cpu"):
+            return self.step_wall
+        return self.step_processor if threads == 1 else max(self.step_processor / threads, self.step_least)
+
+    def case_seconds(self, threads: int) -> float:
+        """Return the seconds of a case on a machine that does nothing else."""
+        if not self.device.startswith("cpu"):
+            return self.case_wall
+        return (
+            self.case_processor
+            if threads == 1
+            else max(self.case_processor / threads, min(self.case_wall, self.case_processor))
+        )
+
+    def training_memory(self, cases: int, share: float) -> float:
+        """Return the peak memory in GiB of a training with this number of cases, whose files the process maps.
+
+        Args:
+            cases: number of training cases.
+            share: share of a case that patches read.
+        """
+        if not self.device.startswith("cpu"):
+            return self.memory_gib
+        further = max(0, min(OPEN_CASES, cases) - SAMPLED_CASES)
+        return self.memory_gib + further * share * self.case_bytes / 2**30
+
+
+def measure(
+    plain: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Path, threads: int, limit: float
+) -> Measurement | str:
+    """Measure an experiment in a process of its own.
+
+    Args:
+        plain: the experiment as plain data, with its competition.
+        rows: rows of the case table for a few training cases; the first one is predicted.
+        folder: an empty folder for the process's files.
+        threads: threads of the process.
+        limit: seconds after which the process is ended.
+
+    Returns:
+        The measurement; a text that says why there is none.
+    """
+    from competition.config.loading import write_yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(plain, folder / "experiment.yaml")
+    write_json(folder / "job.json", {"rows": list(rows), "threads": threads, "seconds": min(STEP_SECONDS, limit / 4)})
+    with open(folder / "output.txt", "ab") as output:
+        process = _start(folder, threads, output)
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return f"no result after {limit:.0f} s"
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    if status == 0:
+        return Measurement(**read_record(folder / "result.json"))
+    if status in (-9, 137):
+        return "the process was killed, probably because memory ran out"
+    lines = (folder / "output.txt").read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"the process ended with status {status}"
+
+
+def _start(folder: Path, threads: int, output: Any) -> Any:
+    from competition.config.experiment import HardwareConfig
+    from competition.fork_server import ForkedProcess, ServerLost, shared_server
+    from competition.training.executors import may_fork
+    from competition.training.fold_process import FOLD_MODULES, fold_environment
+
+    environment = fold_environment(threads)
+    if may_fork(HardwareConfig()):
+        server = shared_server(FOLD_MODULES, environment)
+        if server is not None:
+            try:
+                pid = server.start("competition.planning.measure:main", [str(folder)], output.fileno(), {})
+                return ForkedProcess(server, pid)
+            except ServerLost:
+                pass
+    return subprocess.Popen(
+        [sys.executable, "-m", "competition.planning.measure", str(folder)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+# In the candidate's process
+
+
+def main(folder: str) -> int:
+    """Measure the experiment in a folder, and write `result.json` there; return the exit status."""
+    from competition.process import exit_with_parent, parent_process
+
+    exit_with_parent(parent_process())
+    try:
+        result = measure_here(Path(folder))
+    except MaskfoldError as error:
+        print(error, flush=True)
+        return 1
+    write_json(Path(folder) / "result.json", asdict(result))
+    return 0
+
+
+def measure_here(folder: Path) -> Measurement:
+    """Measure the experiment in a folder in this process.
+
+    Raises:
+        MaskfoldError: the experiment or a case is invalid.
+    """
+    import pandas as pd
+    import torch
+
+    from competition.config.loading import load_experiment
+    from competition.context import Context
+    from competition.data.preprocessing import preprocess_cases
+    from competition.training.guards import peak_gib
+
+    job = read_record(folder / "job.json")
+    torch.set_num_threads(job["threads"])
+    exp = load_experiment(folder / "experiment.yaml", trust=None)
+    cases = pd.DataFrame(job["rows"])
+    prepared = preprocess_cases(cases, exp, folder / "prepared", workers=1)
+    trainer = _make_trainer(exp, cases, prepared, folder, job["threads"], Context(say=lambda _: None))
+    steps = _time_steps(trainer, job["seconds"])
+    case_processor, case_wall = _time_case(trainer, folder)
+    files = [path.stat().st_size for case in prepared.values() for path in case.glob("*.npy")]
+    return Measurement(
+        **steps,
+        case_processor=case_processor,
+        case_wall=case_wall,
+        memory_gib=peak_gib(trainer.fabric.device),
+        case_bytes=sum(files) // len(prepared),
+        device=str(trainer.fabric.device),
+        precision=str(trainer.fabric.strategy.precision.precision),
+        processor=time.process_time(),
+    )
+
+
+def _make_trainer(exp: Any, cases: Any, prepared: dict[str, Path], folder: Path, threads: int, context: Any) -> Any:
+    """Return the trainer of a fold that trains on the cases and validates the first of them."""
+    import torch
+
+    from competition.augment import build_batch_transform, build_loader_transform
+    from competition.data.cache import PreprocessedCase
+    from competition.data.dataset import PatchDataset
+    from competition.models.build import build_network, suits_channels_last
+    from competition.runs.kept_settings import decide_settings, with_settings
+    from competition.training.distributed import make_fabric, with_workers
+    from competition.training.evaluator import Evaluator
+    from competition.training.guards import bf16_is_deterministic
+    from competition.training.trainer import Trainer
+
+    folders = list(prepared.values())
+    channels = int(PreprocessedCase.open(folders[0]).image.shape[0]) * (exp.patch.slices or 1)
+    exp = with_settings(exp, decide_settings(exp, suits_channels_last(exp, channels, context)))
+    fabric, _ = make_fabric(exp, lambda: bf16_is_deterministic(exp, channels, folder / "prepared", context))
+    exp = with_workers(exp, fabric.device, threads)
+    fabric.launch()
+    dataset = PatchDataset(folders, exp, 0, exp.seeds[0], augment=build_loader_transform(exp, context))
+    torch.manual_seed(0)
+    network = build_network(exp, channels, context, pretrained=False)
+    evaluator = Evaluator(exp, cases.iloc[:1], prepared, fabric.device, fabric.autocast, lambda: None)
+    return Trainer(
+        fabric=fabric,
+        exp=exp,
+        folder=folder,
+        fold=0,
+        seed=exp.seeds[0],
+        model=network,
+        dataset=dataset,
+        evaluator=evaluator,
+        augment=build_batch_transform(exp),
+        start_time=time.monotonic(),
+        stop_reason=lambda: "",
+        context=context,
+    )
+
+
+class _Timed:
+    """Adds up the seconds of the processor that calls of a function take."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *args: Any) -> Any:
+        start = time.process_time()
+        result = self.function(*args)
+        self.seconds += time.process_time() - start
+        return result
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return self()
+
+
+def _time_steps(trainer: Any, seconds: float) -> dict[str, Any]:
+    """Time steps for about this long; the first one is not counted unless it alone takes longer."""
+    from competition.training.timing.trial import wait_for
+
+    loader = iter(trainer.train_loader())
+    batches: Any = _Timed(lambda: next(loader))
+    augment = _Timed(trainer.augment) if trainer.augment is not None else None
+    trainer.augment = augment
+    walls: list[float] = []
+    processors: list[float] = []
+    outside: list[float] = []
+    while len(walls) <= MAX_TIMED:
+        before = batches.seconds + (augment.seconds if augment is not None else 0.0)
+        start, processor = time.monotonic(), time.process_time()
+        trainer.training_step(batches)
+        wait_for(trainer.fabric.device)
+        walls.append(time.monotonic() - start)
+        processors.append(time.process_time() - processor)
+        outside.append(batches.seconds + (augment.seconds if augment is not None else 0.0) - before)
+        enough = len(walls) > MIN_TIMED and sum(processors[1:]) >= seconds
+        if enough or (processors[0] > seconds and len(walls) > 1) or processors[0] > 3 * seconds:
+            break
+    timed = slice(1, None) if len(walls) > 1 else slice(None)
+    processor = sum(processors[timed]) / len(processors[timed])
+    return {
+        "step_processor": processor,
+        "step_wall": sum(walls[timed]) / len(walls[timed]),
+        "step_least": min(walls[timed]),
+        "network_share": 1.0 - min(1.0, sum(outside[timed]) / max(1e-9, sum(processors[timed]))),
+        "steps": len(walls[timed]),
+    }
+
+
+def _time_case(trainer: Any, folder: Path) -> tuple[float, float]:
+    """Return the seconds of the processor and of the clock to predict, store and score the evaluator's case."""
+    network = trainer.ema_model()
+    for repeat in range(2):
+        start, processor = time.monotonic(), time.process_time()
+        trainer.evaluator.time_cases(network, 0, 0.0, folder)
+        wall, processor = time.monotonic() - start, time.process_time() - processor
+        if repeat or processor > REPEATED_CASE:
+            break
+    return processor, wall
+
+
+def sample_rows(train: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the rows of a few training cases of about median size, the median case first.
+
+    Args:
+        train: measurements of the training cases, see `competition.explore.types.CaseStats`.
+    """
+    with_truth = [case for case in train if case.row is not None and case.truth is not None and case.truth.foreground]
+    usable = with_truth or [case for case in train if case.row is not None]
+    ordered = sorted(usable, key=lambda case: (math.prod(case.shape or ()), case.id))
+    middle = len(ordered) // 2
+    chosen = ordered[middle : middle + 1] + ordered[max(0, middle - 1) : middle] + ordered[middle + 1 : middle + 2]
+    return [_plain(case.row) for case in chosen[:SAMPLED_CASES]]
+
+
+def _plain(row: SimpleNamespace) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(vars(row), default=str))
+    return plain
+
+
+def thread_count() -> int:
+    """Return the threads of a fold with the default settings: all cores."""
+    from competition.process import count_cores
+
+    return max(1, count_cores())
+
+
+if __name__ == "__main__":
+    sys.exit(main(os.path.abspath(sys.argv[1])))

@@ -1,0 +1,320 @@
+"""Make the plan of an experiment: read the facts, measure candidates on this machine, choose one, write the reasons."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from competition.errors import MaskfoldError
+from competition.explore import Exploration
+from competition.io import temporary_folder
+from competition.planning.lines import Line
+from competition.planning.measure import MIN_TIMED, Measurement, measure, sample_rows
+from competition.planning.recipe import Facts, experiment_lines, grids_of, read_facts
+from competition.planning.rules import (
+    HOPELESS_STEPS,
+    MIN_STEPS,
+    Budget,
+    Candidate,
+    Timing,
+    candidates_of,
+    choose,
+    extrapolate,
+    is_enough,
+    schedule_of,
+    smallest,
+)
+
+DEFAULT_MINUTES = 15.0
+# Seconds for all measurements together: of the processor, and by the clock, which other programs may slow down.
+PLANNING_SECONDS, PATIENCE = 50.0, 240.0
+MEMORY_SHARE = 0.8  # of the free memory, beyond which a candidate is not tried
+PLAN_FILE = "plan.json"
+Measure = Callable[[dict[str, Any], Sequence[dict[str, Any]], Path, int, float], Measurement | str]
+Pins = Mapping[tuple[str, ...], Any]  # values that the user has set, by key
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate in the plan's table.
+
+    Attributes:
+        candidate: the candidate.
+        timing: its timing, measured or extrapolated.
+        measurement: the measurement; None for an extrapolated one.
+        steps: steps that fit into the budget.
+        enough: whether these are enough.
+        chosen: whether this is the plan.
+        note: why it could not be measured; empty otherwise.
+    """
+
+    candidate: Candidate
+    timing: Timing
+    measurement: Measurement | None
+    steps: int
+    enough: bool
+    chosen: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A plan.
+
+    Attributes:
+        lines: keys of experiment.yaml with their reasons, without the user's own values.
+        minutes: time budget of a fold.
+        threads: threads for which the candidates were measured.
+        rows: the measured candidates and the chosen one; empty without measuring.
+        seconds: seconds that the measurements took.
+        warnings: sentences for the user.
+    """
+
+    lines: list[Line]
+    minutes: float | None
+    threads: int
+    rows: list[Row] = field(default_factory=list)
+    seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the user asks for.
+
+    Attributes:
+        minutes: time budget of a fold; None takes `DEFAULT_MINUTES`.
+        folds: number of folds; None takes five, or the number of groups.
+        threads: threads of a fold.
+        pins: values that the user has set; the plan keeps them.
+        measures: False makes a plan without timing steps.
+    """
+
+    minutes: float | None = None
+    folds: int | None = None
+    threads: int = 1
+    pins: Pins = field(default_factory=dict)
+    measures: bool = True
+
+
+def make_plan(
+    exploration: Exploration,
+    options: PlanOptions,
+    say: Callable[[str], None] = lambda _: None,
+    measure: Measure = measure,
+    clock: Callable[[], float] = time.monotonic,
+) -> Plan | None:
+    """Return the plan of a first experiment; None without a readable training case.
+
+    Args:
+        exploration: exploration of the competition.
+        options: what the user asks for.
+        say: function that takes lines about the progress.
+        measure: function that measures an experiment.
+        clock: function that returns seconds.
+
+    Raises:
+        MaskfoldError: no candidate could be measured.
+    """
+    facts = read_facts(exploration, options.folds)
+    if facts is None:
+        return None
+    candidates = candidates_of(grids_of(facts), may_cut=facts.comp.instances)
+    if not options.measures:
+        candidate = default_candidate(candidates)
+        return Plan(experiment_lines(facts, candidate, None, options.minutes), options.minutes, options.threads)
+    minutes = DEFAULT_MINUTES if options.minutes is None else options.minutes
+    return _Planner(facts, candidates, minutes, options, say, measure, clock).plan()
+
+
+def default_candidate(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the candidate of a plan without timings: the standard network on the data's own grid."""
+    return next(item for item in candidates if item.network == "standard")
+
+
+class _Planner:
+    """Measures the candidate that the known timings recommend, until the recommended one has been measured."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        candidates: list[Candidate],
+        minutes: float,
+        options: PlanOptions,
+        say: Callable[[str], None],
+        measure: Measure,
+        clock: Callable[[], float],
+    ) -> None:
+        self.facts, self.candidates, self.minutes, self.options = facts, candidates, minutes, options
+        self.say, self.measure, self.clock = say, measure, clock
+        self.budget = Budget(minutes, facts.validated, 2 ** len(facts.flips))
+        self.known: dict[Candidate, Timing] = {}
+        self.measurements: dict[Candidate, Measurement] = {}
+        self.failed: dict[Candidate, str] = {}
+        self.overhead = 0.0  # seconds of the processor that a measurement takes beyond its steps and cases
+        self.used = 0.0  # seconds of the processor of all measurements
+        self.slowdown = 1.0  # seconds by the clock for a second of the processor
+        self.rows = sample_rows(facts.train)
+
+    def plan(self) -> Plan:
+        start = self.clock()
+        with temporary_folder(Path(gettempdir()) / "maskfold-plan") as folder:
+            self._measure(smallest(self.candidates), folder, PATIENCE)
+            if not self.known:
+                reason = next(iter(self.failed.values()))
+                raise MaskfoldError(
+                    f"The smallest network cannot be timed on this machine: {reason}",
+                    "Correct the data or the YAML, or plan without timing: --no-measure.",
+                )
+            while (pick := choose(self._possible(), self.known, self.budget)) not in self.known:
+                expected, left = self._expected_seconds(pick), PATIENCE - (self.clock() - start)
+                if self.used + expected > PLANNING_SECONDS or expected * self.slowdown > left:
+                    break
+                self._measure(pick, folder, left)
+        return self._result(pick, self.clock() - start)
+
+    def _possible(self) -> list[Candidate]:
+        return [item for item in self.candidates if item not in self.failed]
+
+    def _expected_seconds(self, candidate: Candidate) -> float:
+        timing = extrapolate(candidate, self.known)
+        return self.overhead + (MIN_TIMED + 1) * timing.step + 2 * timing.case
+
+    def _measure(self, candidate: Candidate, folder: Path, limit: float) -> None:
+        self.say(f"timing: {candidate.name}")
+        start, threads = self.clock(), self.options.threads
+        lines = experiment_lines(self.facts, candidate, None, self.minutes)
+        plain = apply_pins(nested(lines), self.options.pins)
+        plain["competition"] = self.facts.comp.model_dump(by_alias=True, mode="json")
+        plain["inference"]["tta"] = []
+        found = self.measure(plain, self.rows, folder / str(len(self.known) + len(self.failed)), threads, limit)
+        if isinstance(found, str):
+            self.failed[candidate] = found
+            return
+        self.overhead = max(0.0, found.processor - (found.steps + 1) * found.step_processor - 2 * found.case_processor)
+        self.used += found.processor
+        self.slowdown = max(1.0, (self.clock() - start) / max(1e-9, found.processor))
+        seen = min(1.0, candidate.seen)
+        self.measurements[candidate] = found
+        self.known[candidate] = Timing(
+            found.step_seconds(threads),
+            found.case_seconds(threads),
+            found.step_wall,
+            found.training_memory(len(self.facts.train), seen),
+            found.network_share,
+        )
+
+    def _result(self, pick: Candidate, seconds: float) -> Plan:
+        timing = self.known.get(pick) or extrapolate(pick, self.known)
+        schedule = schedule_of(pick, timing, self.budget)
+        table = [self._row(item, item == pick) for item in self.candidates if item in self.known or item == pick]
+        reason = self._grid_reason(pick)
+        lines = experiment_lines(self.facts, pick, schedule, self.minutes, reason)
+        return Plan(lines, self.minutes, self.options.threads, table, seconds, self._warnings(pick, schedule.steps))
+
+    def _row(self, candidate: Candidate, chosen: bool) -> Row:
+        timing = self.known.get(candidate) or extrapolate(candidate, self.known)
+        schedule = schedule_of(candidate, timing, self.budget)
+        enough = is_enough(candidate, schedule)
+        return Row(candidate, timing, self.measurements.get(candidate), schedule.steps, enough, chosen)
+
+    def _grid_reason(self, pick: Candidate) -> str:
+        """Return why the grid is coarser than the data's own."""
+        if pick.grid.factor == 1:
+            return ""
+        own = next(item for item in self.candidates if item.network != "wide")
+        timing = self.known.get(own) or extrapolate(own, self.known)
+        steps = schedule_of(own, timing, self.budget).steps
+        return (
+            f"{pick.grid.factor:g} times the data's own grid, where about {steps:,} steps fit into "
+            f"{self.minutes:g} minutes"
+        )
+
+    def _warnings(self, pick: Candidate, steps: int) -> list[str]:
+        enough = MIN_STEPS[len(pick.patch)][pick.network]
+        if steps >= enough:
+            return []
+        needed = self.minutes * enough / max(1, steps)
+        word = "next to nothing is learnt" if steps < HOPELESS_STEPS else "the score will be below what the data allow"
+        return [
+            f"even the smallest candidate takes only about {steps:,} steps in {self.minutes:g} minutes, expected "
+            f"{enough}: {word}. What helps: --minutes {max(1, round(needed + 1)):,}, more cores or a GPU"
+        ]
+
+
+def nested(lines: Sequence[Line]) -> dict[str, Any]:
+    """Return the values of lines as nested mappings."""
+    tree: dict[str, Any] = {}
+    for line in lines:
+        place = tree
+        for key in line.path[:-1]:
+            place = place.setdefault(key, {})
+        place[line.path[-1]] = line.value
+    return tree
+
+
+def apply_pins(tree: dict[str, Any], pins: Pins) -> dict[str, Any]:
+    """Return the tree with the user's values; the tree is changed in place."""
+    for path, value in pins.items():
+        place = tree
+        for key in path[:-1]:
+            place = place.setdefault(key, {})
+        place[path[-1]] = value
+    return tree
+
+
+# What the user sees
+
+HEADER = ["candidate", "s/step", "by the clock", "steps", "enough", "GiB", "network"]
+
+
+def table_rows(plan: Plan) -> list[list[str]]:
+    """Return the table of candidates; `HEADER` names the columns."""
+    return [
+        [
+            ("→ " if row.chosen else "  ") + row.candidate.name + ("" if row.timing.measured else " (estimated)"),
+            f"{row.timing.step:.2f}",
+            f"{row.timing.step_wall:.2f}",
+            f"{row.steps:,}",
+            "yes" if row.enough else "no",
+            f"{row.timing.memory_gib:.1f}",
+            f"{row.timing.network_share:.0%}",
+        ]
+        for row in plan.rows
+    ]
+
+
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """Return the plan as the content of plan.json: the written values, and the table of candidates."""
+    from dataclasses import asdict
+
+    return {
+        "minutes": plan.minutes,
+        "threads": plan.threads,
+        "planning_seconds": round(plan.seconds, 1),
+        "values": {".".join(line.path): line.value for line in plan.lines},
+        "candidates": [
+            {
+                "name": row.candidate.name,
+                "factor": row.candidate.grid.factor,
+                "network": row.candidate.network,
+                "patch": list(row.candidate.patch),
+                "batch": row.candidate.batch,
+                "seconds_per_step": row.timing.step,
+                "seconds_per_step_by_the_clock": row.timing.step_wall,
+                "seconds_per_case": row.timing.case,
+                "memory_gib": row.timing.memory_gib,
+                "network_share": row.timing.network_share,
+                "steps": row.steps,
+                "enough": row.enough,
+                "chosen": row.chosen,
+                "measurement": None if row.measurement is None else asdict(row.measurement),
+            }
+            for row in plan.rows
+        ],
+        "warnings": plan.warnings,
+    }

@@ -1,0 +1,245 @@
+"""Plan an existing experiment again: another budget or another machine, without losing what the user has written."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from competition.config.experiment import Experiment
+from competition.config.loading import load_experiment
+from competition.config.yaml import read_yaml
+from competition.errors import MaskfoldError
+from competition.explore import Exploration
+from competition.io import atomic_write, read_record, write_json
+from competition.planning.lines import Line, to_yaml
+from competition.planning.measure import thread_count
+from competition.planning.plan import PLAN_FILE, Plan, PlanOptions, make_plan, plan_record
+
+# What decides which cases and weights are compared, and what the plan never measures: the file's values stay.
+FIXED_SECTIONS = ("competition", "seed", "folds", "postprocess", "study")
+# Sections whose keys depend on each other: the plan replaces them whole.
+WHOLE_SECTIONS = ("patch", "model", "loss", "optimizer", "schedule", "gate", "encoder_weights", "augment")
+NETWORK_SECTIONS = ("encoder_weights", "gate")  # dropped if the planned network has none
+TOP_KEY = re.compile(r"^(?P<quote>[\"']?)(?P<key>[A-Za-z_]\w*)(?P=quote)\s*:")
+
+
+@dataclass(frozen=True, eq=False)
+class Replanned:
+    """A new plan of an existing experiment.
+
+    Attributes:
+        path: the experiment's YAML.
+        plan: the plan.
+        old: text of the file.
+        new: text with the plan.
+        kept: keys in which the file differs from its last plan, with the value of the new plan: the user's edits.
+    """
+
+    path: Path
+    plan: Plan
+    old: str
+    new: str
+    kept: dict[str, Any]
+
+    def difference(self) -> list[str]:
+        """Return the lines of a unified difference; empty if nothing changes."""
+        lines = difflib.unified_diff(
+            self.old.splitlines(), self.new.splitlines(), str(self.path), f"{self.path} (new plan)", lineterm="", n=1
+        )
+        return list(lines)
+
+
+def replan(
+    path: Path,
+    overrides: Sequence[str],
+    minutes: float | None,
+    trust: Sequence[str],
+    read: Callable[[Experiment], Exploration],
+    say: Callable[[str], None],
+) -> Replanned:
+    """Plan an experiment again.
+
+    Values that the user has changed since the last plan stay, and the candidates are measured with them. Without a
+    `plan.json` beside the file, the user's own values cannot be told from planned ones, and the plan replaces them.
+
+    Args:
+        path: the experiment's YAML.
+        overrides: `key=value` arguments; they are measured, but not written.
+        minutes: time budget of a fold; None takes the file's, or the default.
+        trust: packages that `target` may name.
+        read: function that explores the experiment's competition.
+        say: function that takes lines about the progress.
+
+    Raises:
+        MaskfoldError: the file is invalid, no training case can be read, or nothing can be measured.
+    """
+    exp = load_experiment(path, overrides, trust)
+    document, old = read_yaml(path), path.read_text(encoding="utf-8-sig")
+    last = _last_values(path)
+    own = flatten(document.tree)
+    edited = {key: value for key, value in own.items() if last and key in last and value != last[key]}
+    edited = {key: value for key, value in edited.items() if key[0] not in FIXED_SECTIONS}
+    edited.pop(("training", "budget_minutes"), None)
+    minutes = minutes or exp.training.budget_minutes
+    pins: dict[tuple[str, ...], Any] = {_whole(key): _value_at(document.tree, _whole(key)) for key in edited}
+    pins |= {tuple(word.partition("=")[0].split(".")): _override(exp, word) for word in overrides if _is_pin(word)}
+    threads = exp.run.threads or max(1, thread_count() // exp.run.parallel_folds)
+    options = PlanOptions(minutes, exp.folds.k, threads, pins)
+    plan = make_plan(read(exp), options, say)
+    if plan is None:
+        raise MaskfoldError(
+            f"No training case of {exp.competition.name} can be read.",
+            "Run maskfold explore on the competition's YAML to see why.",
+        )
+    planned = [line for line in plan.lines if line.path[0] not in FIXED_SECTIONS]
+    written = {_whole(key) for key in edited}
+    kept = {".".join(line.path): line.value for line in plan.lines if line.path in written}
+    lines = [Line(line.path, pins[line.path] if line.path in written else line.value, line.reason) for line in planned]
+    new = merge(old, document.tree, lines)
+    return Replanned(path, plan, old, new, kept)
+
+
+def write(done: Replanned) -> Path:
+    """Write the new plan and `plan.json`; return the path of the copy of the old file.
+
+    Raises:
+        MaskfoldError: the new file would be invalid; nothing is written.
+    """
+    backup = done.path.with_name(done.path.name + ".bak")
+    trial = done.path.with_name(f".{done.path.stem}.plan.yaml")
+    try:
+        _write(trial, done.new)
+        load_experiment(trial, (), None)
+    finally:
+        trial.unlink(missing_ok=True)
+    _write(backup, done.old)
+    _write(done.path, done.new)
+    write_plan(done.path, done.plan)
+    return backup
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write `plan.json` beside an experiment."""
+    write_json(plan_file(path), plan_record(plan))
+
+
+def plan_file(path: Path) -> Path:
+    """Return the path of an experiment's plan: plan.json beside experiment.yaml, NAME.plan.json beside NAME.yaml."""
+    return path.with_name(PLAN_FILE if path.stem == "experiment" else f"{path.stem}.{PLAN_FILE}")
+
+
+def _write(path: Path, text: str) -> None:
+    content = text.encode()
+    atomic_write(path, lambda file: file.write(content), len(content))
+
+
+def _last_values(path: Path) -> dict[tuple[str, ...], Any]:
+    """Return the values of the last plan by key; empty without a plan."""
+    try:
+        values = read_record(plan_file(path), "Delete the file.").get("values", {})
+    except FileNotFoundError:
+        return {}
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        place = tree
+        *above, name = key.split(".")
+        for part in above:
+            place = place.setdefault(part, {})
+        place[name] = value
+    return flatten(tree)
+
+
+def flatten(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Return the leaves of nested mappings by key."""
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree}
+    leaves: dict[tuple[str, ...], Any] = {}
+    for key, value in tree.items():
+        leaves |= flatten(value, (*path, str(key)))
+    return leaves
+
+
+def _whole(key: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the key that the plan sets as one line: the section, or a key of a section."""
+    if key[0] == "model":
+        return key[:2]
+    return key[:1] if key[0] in (*WHOLE_SECTIONS, "inference") else key[:2]
+
+
+def _value_at(tree: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _is_pin(word: str) -> bool:
+    return word.partition("=")[0].partition(".")[0] in ("prepare", "patch", "augment", "model", "loss", "training")
+
+
+def _override(exp: Experiment, word: str) -> Any:
+    value: Any = exp.model_dump(by_alias=True, mode="json")
+    return _value_at(value, tuple(word.partition("=")[0].split(".")))
+
+
+# Text
+
+
+def merge(text: str, tree: dict[str, Any], lines: Sequence[Line]) -> str:
+    """Return the text of an experiment with planned sections in place of its own ones.
+
+    Sections that the plan does not have keep their text and comments. Keys that the plan does not set stay in their
+    section.
+
+    Args:
+        text: the file.
+        tree: its values.
+        lines: the plan.
+    """
+    sections: dict[str, list[Line]] = {}
+    for line in lines:
+        sections.setdefault(line.path[0], []).append(line)
+    for name, own in sections.items():
+        if name in WHOLE_SECTIONS or not isinstance(tree.get(name), dict):
+            continue
+        if any(len(line.path) == 1 for line in own):  # a section on one line
+            value = {**{key: item for key, item in tree[name].items() if key not in own[0].value}, **own[0].value}
+            sections[name] = [Line(own[0].path, value, own[0].reason)]
+            continue
+        planned = {line.path[1] for line in own}
+        sections[name] = own + [Line((name, key), item) for key, item in tree[name].items() if key not in planned]
+    blocks = split_blocks(text)
+    result, done = [], set()
+    for key, block in blocks:
+        if key not in sections:
+            if key not in NETWORK_SECTIONS:
+                result.append(block)
+        elif key not in done:
+            result.append(to_yaml(sections[key], []))
+            done.add(key)
+    new = [to_yaml(own, []) for key, own in sections.items() if key not in done]
+    return "".join([*result, *new])
+
+
+def split_blocks(text: str) -> list[tuple[str, str]]:
+    """Split YAML into its top-level keys, each with its lines and the comments right above it.
+
+    The first block has an empty key if the file begins with comments that a blank line or another comment separates.
+    """
+    blocks: list[tuple[str, list[str]]] = [("", [])]
+    for line in text.splitlines(keepends=True):
+        found = TOP_KEY.match(line)
+        if found is None:
+            blocks[-1][1].append(line)
+            continue
+        above: list[str] = []
+        if blocks[-1][0]:  # comments above a key belong to it; those at the beginning are the file's title
+            while blocks[-1][1] and blocks[-1][1][-1].startswith("#"):
+                above.insert(0, blocks[-1][1].pop())
+        blocks.append((found["key"], [*above, line]))
+    if blocks[-1][1] and not blocks[-1][1][-1].endswith("\n"):
+        blocks[-1][1][-1] += "\n"
+    return [(key, "".join(lines)) for key, lines in blocks if lines]

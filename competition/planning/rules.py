@@ -1,0 +1,332 @@
+"""The rules of the plan: which candidates there are, and which of them is best given what each costs on this machine.
+
+Every function is pure: the same data, budget and timings give the same plan. `competition.planning.measure` measures
+the timings, `competition.planning.recipe` writes the YAML. docs/plan.md has the evidence for the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from competition.explore.suggest import MAX_PATCH_PIXELS, STEP, patch_size
+
+Size = Literal["light", "medium", "standard", "wide"]
+
+# What is enough: steps of the optimiser, and how often the steps see as many voxels as all training cases have.
+MIN_STEPS: dict[int, dict[Size, int]] = {
+    2: {"light": 300, "medium": 300, "standard": 300, "wide": 3000},
+    3: {"light": 250, "medium": 250, "standard": 300, "wide": 1500},
+}
+MIN_CASES_SEEN = 100  # voxels of all patches of a training, in median cases
+HOPELESS_STEPS = 60  # below this number, a network learns next to nothing
+
+# The grid: factors on the data's own spacing, and the smallest side of an object that a coarser grid may leave.
+FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+MIN_OBJECT_SIDE = {2: 24.0, 3: 8.0}
+
+# Shares of the budget
+VALIDATION_SHARE = 0.10  # validations during training
+PREDICTION_SHARE = 0.25  # the final prediction; beyond it, windows overlap less
+MIRROR_SHARE = 0.10  # the final prediction with mirrored views
+START_SECONDS = 8.0  # libraries, cases, files: from the start of a fold's process to its first step, and at its end
+TRIAL_STEPS, TRIAL_CASES = 3, 2  # steps and cases that training itself times before its first step
+MAX_VALIDATIONS = 5
+
+EMA_SHARE = 0.10  # share of the steps over which the averaged weights reach back
+MAX_EMA_WINDOW = 200
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A resolution of the preprocessed cases.
+
+    Attributes:
+        factor: spacing of the fine axes, as a multiple of the data's own.
+        spacing: mm along each axis of volumes; None keeps the spacing of the files.
+        long_side: 2D: length of the longer side; None keeps the scale of the images.
+        shape: median shape of the cases on this grid.
+    """
+
+    factor: float
+    spacing: tuple[float, ...] | None
+    long_side: int | None
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings that decide how long a step takes.
+
+    Attributes:
+        grid: resolution.
+        network: size of the network.
+        patch: pixels or voxels along each axis.
+        batch: samples of a step.
+    """
+
+    grid: Grid
+    network: Size
+    patch: tuple[int, ...]
+    batch: int
+
+    @property
+    def work(self) -> float:
+        """Voxels of a step times the relative cost of the network: proportional to the seconds of a step."""
+        return self.batch * math.prod(self.patch) * NETWORK_COST[len(self.patch)][self.network]
+
+    @property
+    def seen(self) -> float:
+        """Part of a median case that a step sees."""
+        return self.batch * min(1.0, math.prod(self.patch) / max(1, math.prod(self.grid.shape)))
+
+    @property
+    def name(self) -> str:
+        """The candidate in words, for the table."""
+        grid = "own grid" if self.grid.factor == 1 else f"{self.grid.factor:g}× coarser"
+        return f"{grid}, {self.network} network, patch {'×'.join(map(str, self.patch))}, batch {self.batch}"
+
+
+# Seconds of a step per voxel, relative to the standard network: only to foretell which candidate to measure next.
+NETWORK_COST: dict[int, dict[Size, float]] = {
+    2: {"light": 0.7, "medium": 0.8, "standard": 1.0, "wide": 1.6},
+    3: {"light": 0.15, "medium": 0.4, "standard": 1.0, "wide": 3.0},
+}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a candidate costs on this machine.
+
+    Attributes:
+        step: seconds of a step, in the time that the machine needs for it when nothing else runs.
+        case: seconds to predict and score a median case, without mirrored views.
+        step_wall: seconds of a step by the clock.
+        memory_gib: peak memory of the process, on a GPU that of the device; 0 if unknown.
+        network_share: share of the step in network, loss and optimiser; the rest is data and augmentation.
+        measured: False for figures that are extrapolated from another candidate's.
+    """
+
+    step: float
+    case: float
+    step_wall: float
+    memory_gib: float = 0.0
+    network_share: float = 1.0
+    measured: bool = True
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time of a fold, and what must fit into it.
+
+    Attributes:
+        minutes: minutes of a fold.
+        validated: cases that the fold predicts at its end, and at each validation.
+        views: number of mirrored views that `inference.tta: auto` would predict, 1 without mirroring.
+    """
+
+    minutes: float
+    validated: int
+    views: int = 1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a candidate uses a budget.
+
+    Attributes:
+        steps: expected number of steps.
+        steps_per_epoch: steps of an epoch.
+        validate_every: epochs between validations; more than there are epochs if none fits into the budget.
+        validations: expected number of validations during training.
+        ema: decay of the averaged weights.
+        warmup: share of the steps in which the learning rate rises.
+        overlap: overlap of the windows.
+        mirrored: whether the prediction averages mirrored views.
+        prediction: share of the budget that the final prediction takes.
+    """
+
+    steps: int
+    steps_per_epoch: int
+    validate_every: int
+    validations: int
+    ema: float
+    warmup: float
+    overlap: float
+    mirrored: bool
+    prediction: float
+
+
+# Candidates
+
+
+def grids(
+    shape: Sequence[int], spacing: Sequence[float] | None, object_side: float, *, may_resample: bool = True
+) -> list[Grid]:
+    """Return the grids to choose from, the finest first.
+
+    A coarser grid first resamples the fine axes only, until they are as coarse as the others. No grid may make the
+    smallest class smaller than `MIN_OBJECT_SIDE`.
+
+    Args:
+        shape: median shape of the cases on their own grid.
+        spacing: mm along each axis of this grid; None in 2D.
+        object_side: side of a typical object of the smallest class, in pixels or voxels of this grid.
+        may_resample: False keeps the data's own grid.
+    """
+    found = [Grid(1.0, None, None, tuple(shape))]
+    for factor in FACTORS[1:]:
+        if not may_resample or object_side / factor < MIN_OBJECT_SIDE[len(shape)]:
+            break
+        if spacing is None:
+            longest = STEP[2] * max(1, round(max(shape) / factor / STEP[2]))
+            scale = longest / max(shape)
+            found.append(Grid(factor, None, longest, tuple(max(1, round(side * scale)) for side in shape)))
+        else:
+            target = tuple(round(max(mm, factor * min(spacing)), 4) for mm in spacing)
+            size = tuple(max(1, round(n * mm / new)) for n, mm, new in zip(shape, spacing, target, strict=True))
+            found.append(Grid(factor, target, None, size))
+    return found
+
+
+def candidates_of(found: Sequence[Grid], *, may_cut: bool = False) -> list[Candidate]:
+    """Return the candidates in the order of preference: the finest grid first, then network, batch and patch.
+
+    In 3D, a batch of one is no candidate: on a CPU its steps take as long as those of two samples.
+
+    Args:
+        found: grids, the finest first.
+        may_cut: 2D: whether a patch may be a small part of an image, because objects are small in it.
+    """
+    dims = len(found[0].shape)
+    most = MAX_PATCH_PIXELS[dims]
+    options: list[tuple[Size, int, int]]  # network, batch, voxels of the patch
+    last: list[tuple[Size, int, int]]  # only if none of the options gets enough steps on any grid
+    if dims == 3:
+        options = [("wide", 2, most), ("standard", 2, most), ("medium", 2, most), ("light", 2, most)]
+        last = [("light", 2, most // 2), ("light", 2, most // 4), ("light", 2, most // 8)]
+    elif may_cut:
+        options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("standard", 4, most // 4)]
+        last = [("light", 4, most // 4), ("light", 2, most // 4)]
+    else:
+        options = [("wide", 8, most), ("standard", 8, most), ("standard", 4, most), ("light", 4, most)]
+        last = [("light", 4, most // 4), ("light", 2, most // 4)]
+    ordered = [
+        Candidate(grid, network, tuple(patch_size(grid.shape, voxels)), batch)
+        for part in (options, last)
+        for grid in found
+        for network, batch, voxels in part
+    ]
+    return list(dict.fromkeys(ordered))
+
+
+# Choice
+
+
+def extrapolate(candidate: Candidate, known: Mapping[Candidate, Timing]) -> Timing:
+    """Return the timing of a candidate from that of the measured candidate whose work is nearest to its own.
+
+    The work of a step is proportional to its voxels and to the cost of the network, that of a case to its voxels.
+    """
+    nearest = min(
+        known, key=lambda other: (other.network != candidate.network, abs(math.log(other.work / candidate.work)))
+    )
+    base, dims = known[nearest], len(candidate.patch)
+    network = NETWORK_COST[dims][candidate.network] / NETWORK_COST[dims][nearest.network]
+    voxels = _predicted_voxels(candidate) / _predicted_voxels(nearest)
+    work = candidate.work / nearest.work
+    return replace(
+        base, step=base.step * work, step_wall=base.step_wall * work, case=base.case * network * voxels, measured=False
+    )
+
+
+def _predicted_voxels(candidate: Candidate) -> float:
+    """Return the voxels of all windows of a median case."""
+    overlap = OVERLAP[len(candidate.patch)]
+    return count_windows(candidate.grid.shape, candidate.patch, overlap) * math.prod(candidate.patch)
+
+
+OVERLAP = {2: 0.25, 3: 0.5}  # overlap of neighbouring windows
+LEAST_OVERLAP = 0.25
+
+
+def count_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
+    """Return the number of windows that cover a case."""
+    return math.prod(
+        1 if side <= window else 1 + math.ceil((side - window) / max(1.0, window * (1 - overlap)))
+        for side, window in zip(shape, patch, strict=True)
+    )
+
+
+def schedule_of(candidate: Candidate, timing: Timing, budget: Budget) -> Schedule:
+    """Return how a candidate would use a budget."""
+    dims, seconds = len(candidate.patch), 60.0 * budget.minutes
+    overlap, case = OVERLAP[dims], timing.case
+    if budget.validated * case > PREDICTION_SHARE * seconds and overlap > LEAST_OVERLAP:
+        few, many = (count_windows(candidate.grid.shape, candidate.patch, share) for share in (LEAST_OVERLAP, overlap))
+        overlap, case = LEAST_OVERLAP, case * few / many
+    mirrored = budget.views > 1 and budget.validated * case * budget.views <= MIRROR_SHARE * seconds
+    if mirrored:
+        case *= budget.views
+    prediction = budget.validated * case
+    free = seconds - START_SECONDS - TRIAL_STEPS * timing.step - TRIAL_CASES * case - 1.15 * prediction
+    validations = min(MAX_VALIDATIONS, int(VALIDATION_SHARE * seconds / max(1e-9, prediction)))
+    steps = max(0, int((free - validations * prediction) / max(1e-9, timing.step)))
+    per_epoch = min(100, max(10, 10 * round(steps / 100)))
+    epochs = max(1, math.ceil(steps / per_epoch))
+    every = math.ceil(epochs / (validations + 1)) if validations else NO_VALIDATION
+    return Schedule(
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        validate_every=max(1, every),
+        validations=validations,
+        ema=ema_decay(steps),
+        warmup=round(min(0.1, max(0.02, 10 / max(1, steps))), 3),
+        overlap=overlap,
+        mirrored=mirrored,
+        prediction=prediction / seconds,
+    )
+
+
+NO_VALIDATION = 1000  # epochs: no validation before the end
+
+
+def ema_decay(steps: int) -> float:
+    """Return the decay with which the averaged weights reach back over at most `EMA_SHARE` of the steps."""
+    window = min(MAX_EMA_WINDOW, max(5.0, EMA_SHARE * steps))
+    return round(1.0 - 1.0 / window, 3)
+
+
+def is_enough(candidate: Candidate, schedule: Schedule) -> bool:
+    """Return whether a candidate gets enough steps, which see enough of the data."""
+    seen = schedule.steps * candidate.seen
+    return schedule.steps >= MIN_STEPS[len(candidate.patch)][candidate.network] and seen >= MIN_CASES_SEEN
+
+
+def choose(candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget) -> Candidate:
+    """Return the first candidate in the order of preference that gets enough steps; if none does, the fastest one.
+
+    Args:
+        candidates: in the order of preference.
+        known: timings of the measured candidates, at least one; those of the others are extrapolated.
+        budget: the time of a fold.
+    """
+    for candidate in candidates:
+        timing = known.get(candidate) or extrapolate(candidate, known)
+        if is_enough(candidate, schedule_of(candidate, timing, budget)):
+            return candidate
+    return fastest(candidates, known, budget)
+
+
+def fastest(candidates: Sequence[Candidate], known: Mapping[Candidate, Timing], budget: Budget) -> Candidate:
+    """Return the candidate that gets most steps."""
+    return max(
+        candidates, key=lambda item: schedule_of(item, known.get(item) or extrapolate(item, known), budget).steps
+    )
+
+
+def smallest(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the candidate with the least work, which is measured first."""
+    return min(candidates, key=lambda item: (item.work, candidates.index(item)))

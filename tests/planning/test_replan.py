@@ -1,0 +1,114 @@
+"""`maskfold plan`: what it changes in an existing experiment, and what it leaves as the user wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from competition.config.loading import load_experiment
+from competition.config.yaml import parse_yaml, read_yaml
+from competition.planning import plan as planning
+from competition.planning.init import Initialised
+from competition.planning.lines import Line
+from competition.planning.replan import Replanned, flatten, merge, plan_file, replan, split_blocks, write
+from tests.planning.phantoms import paired_names
+from tests.planning.test_rules import machine
+
+Start = Callable[..., Initialised]
+TEXT = """# title
+competition: competition.yaml
+# my reason
+run: {threads: 1}   # mine
+training:
+  batch_size: 2     # planned
+  accumulate: 3     # mine
+inference: {overlap: 0.5, store: uint8}
+loss: {target: monai.losses.DiceLoss}
+"""
+
+
+def again(done: Initialised, monkeypatch: pytest.MonkeyPatch, minutes: float | None, seconds: float = 1.0) -> Replanned:
+    measured = machine(seconds)
+    monkeypatch.setattr(
+        "competition.planning.replan.make_plan",
+        lambda exploration, options, say: planning.make_plan(exploration, options, say, measured),
+    )
+    assert done.experiment is not None
+    words = ["run.threads=1"]
+    return replan(done.experiment, words, minutes, (), lambda _: done.exploration, lambda _: None)
+
+
+def test_sections_without_a_plan_keep_their_text() -> None:
+    lines = [
+        Line(("training", "batch_size"), 8, "why"),
+        Line(("inference",), {"overlap": 0.25, "tta": []}, "why"),
+        Line(("loss",), {"target": "torch.nn.BCEWithLogitsLoss"}),
+        Line(("patch",), {"size": [32, 32]}),
+    ]
+    text = merge(TEXT, parse_yaml(TEXT).tree, lines)
+    tree = parse_yaml(text).tree
+    assert text.startswith("# title\ncompetition: competition.yaml\n# my reason\nrun: {threads: 1}   # mine\n")
+    assert tree["training"] == {"batch_size": 8, "accumulate": 3} and tree["patch"] == {"size": [32, 32]}
+    assert tree["inference"] == {"overlap": 0.25, "tta": [], "store": "uint8"}
+    assert tree["loss"] == {"target": "torch.nn.BCEWithLogitsLoss"}
+
+
+def test_a_network_without_encoder_drops_its_weights() -> None:
+    text = "encoder_weights: imagenet\nmodel: {target: a.B}\n"
+    merged = merge(text, parse_yaml(text).tree, [Line(("model", "target"), "c.D")])
+    assert parse_yaml(merged).tree == {"model": {"target": "c.D"}}
+
+
+def test_blocks_are_the_whole_text() -> None:
+    blocks = split_blocks(TEXT)
+    assert "".join(block for _, block in blocks) == TEXT
+    assert [key for key, _ in blocks] == ["", "competition", "run", "training", "inference", "loss"]
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [2]}) == {("a", "b"): 1, ("a", "c"): {}, ("d",): [2]}
+
+
+def test_another_budget_changes_the_plan(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = start(paired_names)
+    assert done.experiment is not None
+    before = done.experiment.read_text()
+    found = again(done, monkeypatch, 120.0)
+    assert found.plan.minutes == 120 and any(line.startswith("+  budget_minutes: 120") for line in found.difference())
+    assert done.experiment.read_text() == before and not done.experiment.with_suffix(".yaml.bak").exists()
+    backup = write(found)
+    assert backup.read_text() == before and load_experiment(done.experiment).training.budget_minutes == 120
+    assert plan_file(done.experiment).name == "plan.json"
+    assert again(done, monkeypatch, None).difference() == []
+
+
+def test_edits_and_own_keys_stay(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = start(paired_names)
+    assert done.experiment is not None
+    write(again(done, monkeypatch, 30.0))
+    text = done.experiment.read_text()
+    batch = read_yaml(done.experiment).tree["training"]["batch_size"]
+    text = (
+        text.replace(f"batch_size: {batch}", "batch_size: 5") + "# mine\nearly_stopping: {patience: 7}  # my choice\n"
+    )
+    done.experiment.write_text(text)
+    found = again(done, monkeypatch, 60.0)
+    assert list(found.kept) == ["training.batch_size"]
+    write(found)
+    exp = load_experiment(done.experiment)
+    assert exp.training.batch_size == 5 and exp.training.budget_minutes == 60
+    assert "# mine\nearly_stopping: {patience: 7}  # my choice\n" in done.experiment.read_text()
+    assert again(done, monkeypatch, 60.0).kept  # the next plan still knows that the value is the user's
+
+
+def test_folds_and_seed_stay(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = start(paired_names)
+    assert done.experiment is not None
+    text = done.experiment.read_text().replace("seed: 12345", "seed: 7").replace("k: 5", "k: 4")
+    done.experiment.write_text(text)
+    write(again(done, monkeypatch, 60.0))
+    exp = load_experiment(done.experiment)
+    assert (exp.seeds, exp.folds.k) == ([7], 4)
+
+
+def test_a_file_beside_others_has_its_own_plan() -> None:
+    assert plan_file(Path("a/unet.yaml")) == Path("a/unet.plan.json")

@@ -1,0 +1,225 @@
+"""The rules of the plan, with fixed timings: the same timings give the same plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from competition.config.loading import load_experiment
+from competition.errors import MaskfoldError
+from competition.planning.init import Initialised
+from competition.planning.lines import to_yaml
+from competition.planning.measure import Measurement
+from competition.planning.plan import Plan, PlanOptions, make_plan, plan_record, table_rows
+from competition.planning.rules import (
+    MAX_VALIDATIONS,
+    MIN_CASES_SEEN,
+    MIN_OBJECT_SIDE,
+    MIN_STEPS,
+    NETWORK_COST,
+    NO_VALIDATION,
+    Budget,
+    Candidate,
+    Timing,
+    candidates_of,
+    choose,
+    count_windows,
+    ema_decay,
+    extrapolate,
+    grids,
+    is_enough,
+    schedule_of,
+    smallest,
+)
+from tests.planning.phantoms import decathlon, paired_names
+
+MRI = candidates_of(grids((150, 120, 88), (1.0, 1.0, 1.0), 40.0))
+Start = Callable[..., Initialised]
+
+
+def timings(candidates: Sequence[Candidate], seconds: float) -> dict[Candidate, Timing]:
+    """Return timings for a machine that takes these seconds for a million voxels of the standard network."""
+    return {item: Timing(seconds * item.work / 1e6, 0.1, seconds * item.work / 1e6) for item in candidates}
+
+
+def chosen(seconds: float, minutes: float, validated: int = 16) -> Candidate:
+    return choose(MRI, timings(MRI, seconds), Budget(minutes, validated))
+
+
+# Grids and candidates
+
+
+def test_a_coarser_grid_resamples_the_fine_axes_first() -> None:
+    found = grids((200, 200, 30), (0.5, 0.5, 2.0), 60.0)
+    assert found[0].spacing is None and found[0].shape == (200, 200, 30)
+    assert [grid.spacing for grid in found if grid.factor == 2] == [(1.0, 1.0, 2.0)]
+    assert [grid.shape for grid in found if grid.factor == 2] == [(100, 100, 30)]
+
+
+def test_small_objects_keep_their_grid() -> None:
+    small = 1.3 * MIN_OBJECT_SIDE[3]
+    assert [grid.factor for grid in grids((64, 64, 64), (1, 1, 1), small)] == [1.0, 1.25]
+    assert len(grids((512, 512), None, 200.0, may_resample=False)) == 1
+
+
+def test_images_get_a_length_of_their_longer_side() -> None:
+    found = grids((300, 400), None, 100.0)
+    assert found[0].long_side is None and all(grid.long_side % 32 == 0 for grid in found[1:] if grid.long_side)
+    assert [(grid.long_side, grid.shape) for grid in found if grid.factor == 2] == [(192, (144, 192))]
+
+
+@pytest.mark.parametrize("shape", [(150, 120, 88), (35, 50, 36), (512, 512, 20), (300, 400), (1024, 1360)])
+def test_candidates_are_ordered_and_differ(shape: tuple[int, ...]) -> None:
+    found = candidates_of(grids(shape, (1.0,) * 3 if len(shape) == 3 else None, 50.0))
+    assert len(set(found)) == len(found) and found[0].grid.factor == 1 and found[0].network == "wide"
+    assert smallest(found).work == min(item.work for item in found)
+    assert {item.network for item in found} <= set(NETWORK_COST[len(shape)])
+
+
+# Choice
+
+
+def test_a_faster_machine_gets_a_finer_grid_and_a_larger_network() -> None:
+    fast, usual, slow = (chosen(seconds, 15) for seconds in (0.1, 10.0, 60.0))
+    assert fast.grid.factor == usual.grid.factor == 1 < slow.grid.factor
+    assert fast.network == "wide" and usual.network in ("standard", "medium", "light")
+
+
+def test_more_minutes_never_give_a_worse_candidate() -> None:
+    places = [MRI.index(chosen(12.0, minutes)) for minutes in (1, 2, 5, 10, 30, 100, 300, 1000)]
+    assert places == sorted(places, reverse=True) and places[-1] == 0
+
+
+def test_the_choice_gets_enough_steps() -> None:
+    for seconds in (0.5, 5.0, 20.0):
+        pick = chosen(seconds, 10)
+        schedule = schedule_of(pick, timings(MRI, seconds)[pick], Budget(10, 16))
+        assert is_enough(pick, schedule) and schedule.steps >= MIN_STEPS[3][pick.network]
+        assert schedule.steps * pick.seen >= MIN_CASES_SEEN
+
+
+def test_a_hopeless_budget_gets_the_candidate_with_most_steps() -> None:
+    pick, known = chosen(5000.0, 1), timings(MRI, 5000.0)
+    steps = {item: schedule_of(item, known[item], Budget(1, 16)).steps for item in MRI}
+    assert steps[pick] == max(steps.values())
+
+
+def test_unmeasured_candidates_are_extrapolated_by_their_work() -> None:
+    first = smallest(MRI)
+    known = {first: Timing(1.0, 2.0, 3.0, 0.5, 0.9)}
+    other = next(item for item in MRI if item.network == first.network and item.work > first.work)
+    found = extrapolate(other, known)
+    assert not found.measured and found.step == pytest.approx(other.work / first.work)
+    assert found.step_wall == pytest.approx(3 * found.step) and found.case > 2.0
+    assert extrapolate(first, known).step == 1.0
+
+
+# Schedule
+
+
+def test_everything_fits_into_the_budget() -> None:
+    timing, budget = Timing(0.5, 1.0, 0.5), Budget(10, 20)
+    schedule = schedule_of(MRI[0], timing, budget)
+    used = schedule.steps * 0.5 + (schedule.validations + 1.15) * 20 * 1.0
+    assert used < 600 - 8 and used > 540
+    assert schedule.validations * 20 <= 0.1 * 600 and schedule.validations == 3
+
+
+def test_a_slow_validation_happens_only_at_the_end() -> None:
+    schedule = schedule_of(MRI[0], Timing(0.5, 4.0, 0.5), Budget(10, 20))
+    assert schedule.validations == 0 and schedule.validate_every == NO_VALIDATION
+    fast = schedule_of(MRI[0], Timing(0.5, 0.01, 0.5), Budget(10, 20))
+    epochs = fast.steps / fast.steps_per_epoch
+    assert fast.validations == MAX_VALIDATIONS and 1 <= fast.validate_every <= epochs / MAX_VALIDATIONS + 1
+
+
+def test_a_slow_prediction_overlaps_less_and_is_not_mirrored() -> None:
+    quick = schedule_of(MRI[0], Timing(0.5, 0.1, 0.5), Budget(10, 20, views=8))
+    slow = schedule_of(MRI[0], Timing(0.5, 20.0, 0.5), Budget(10, 20, views=8))
+    assert (quick.overlap, quick.mirrored) == (0.5, True) and (slow.overlap, slow.mirrored) == (0.25, False)
+    assert quick.prediction == pytest.approx(8 * 0.1 * 20 / 600)
+
+
+@pytest.mark.parametrize(("steps", "decay"), [(10, 0.8), (300, 0.967), (1000, 0.99), (100_000, 0.995)])
+def test_averaged_weights_reach_back_over_a_tenth_of_the_steps(steps: int, decay: float) -> None:
+    assert ema_decay(steps) == decay
+
+
+def test_windows() -> None:
+    assert count_windows((64, 64), (64, 96), 0.5) == 1 and count_windows((100, 64), (64, 64), 0.5) == 3
+    assert count_windows((128, 128, 128), (64, 64, 64), 0.0) == 8
+
+
+# The planner
+
+
+def machine(
+    seconds: float, log: list[str] | None = None, failing: Callable[[dict[str, Any]], str] | None = None
+) -> Any:
+    """Return a measuring function of a machine that takes these seconds for a million voxels."""
+
+    def measure(plain: dict[str, Any], rows: Any, folder: Path, threads: int, limit: float) -> Measurement | str:
+        if log is not None:
+            log.append(f"{plain['model']['target']} {plain['patch']['size']} {plain['training']['batch_size']}")
+        if failing is not None and (reason := failing(plain)):
+            return reason
+        voxels = plain["training"]["batch_size"]
+        for side in plain["patch"]["size"]:
+            voxels *= side
+        step = seconds * voxels / 1e6
+        assert len(rows) == 3 and threads == 1 and limit > 0
+        return Measurement(step, 2 * step, 2 * step, 0.1, 0.2, 0.9, 1.0, 10_000, "cpu", "32-true", 3, 5 * step)
+
+    return measure
+
+
+def plan_of(done: Initialised, measure: Any, minutes: float = 5.0, **more: Any) -> Plan:
+    plan = make_plan(done.exploration, PlanOptions(minutes, **more), measure=measure)
+    assert plan is not None
+    return plan
+
+
+def test_the_recommended_candidate_is_measured(start: Start, tmp_path: Path) -> None:
+    done, log = start(decathlon), list[str]()
+    plan = plan_of(done, machine(1.0, log))
+    pick = next(row for row in plan.rows if row.chosen)
+    assert pick.measurement is not None and pick.enough and len(log) == len(plan.rows) <= 6 and plan.warnings == []
+    assert pick.timing.step_wall == 2 * pick.timing.step  # the processor's seconds decide with one thread
+    path = done.competition.with_name("planned.yaml")
+    path.write_text(to_yaml(plan.lines, ["planned"]))
+    exp = load_experiment(path)
+    assert exp.training.budget_minutes == 5 and list(pick.candidate.patch) == exp.patch.size
+    assert any(cells[0].startswith("→") for cells in table_rows(plan))
+    record = plan_record(plan)
+    assert record["values"]["training.budget_minutes"] == 5 and len(record["candidates"]) == len(plan.rows)
+    again = plan_of(done, machine(1.0))
+    assert [line.value for line in again.lines] == [line.value for line in plan.lines]
+
+
+def test_a_machine_that_is_too_slow_is_told(start: Start) -> None:
+    plan = plan_of(start(decathlon), machine(4000.0))
+    assert len(plan.warnings) == 1 and "next to nothing is learnt" in plan.warnings[0]
+    assert "--minutes" in plan.warnings[0] and "a GPU" in plan.warnings[0]
+
+
+def test_what_does_not_fit_into_memory_is_left_out(start: Start) -> None:
+    def failing(plain: dict[str, Any]) -> str:
+        return "memory ran out" if "DynUNet" in plain["model"]["target"] else ""
+
+    plan = plan_of(start(decathlon), machine(0.001, failing=failing))
+    assert next(row for row in plan.rows if row.chosen).candidate.network in ("medium", "light")
+
+
+def test_nothing_can_be_measured(start: Start) -> None:
+    with pytest.raises(MaskfoldError, match="cannot be timed on this machine: no luck") as caught:
+        plan_of(start(paired_names), machine(1.0, failing=lambda plain: "no luck"))
+    assert "--no-measure" in str(caught.value.hint)
+
+
+def test_values_of_the_user_are_measured(start: Start) -> None:
+    log: list[str] = []
+    plan_of(start(paired_names), machine(1.0, log), pins={("training", "batch_size"): 3})
+    assert log and all(line.endswith(" 3") for line in log)
