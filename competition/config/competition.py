@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from competition.config.metric import METRICS, Direction, Metric, load_own_metric
-from competition.config.metric_sum import WeightedSum, best_score, sum_direction
+from competition.config.metric import WeightedSum, best_score, sum_direction
 from competition.errors import MaskfoldError
 from competition.text import fold_name, join_or, name_problem
 

@@ -10,10 +10,11 @@ from competition.context import Context
 from competition.data.content.unchanged import check_truth_unchanged
 from competition.metrics.bootstrap import cv_score, prediction_interval
 from competition.postprocessing.evaluation import OofScores
-from competition.postprocessing.tuning import TuningResult, load_tuning, save_tuning, tune_postprocessing, tuning_key
+from competition.postprocessing.tuning import TuningResult, load_tuning, save_tuning, tune_postprocessing
 from competition.runs.blend import Ensemble
 from competition.runs.lock import lock_if_free
 from competition.runs.run import Run
+from competition.runs.summary import tuning_key
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -272,7 +272,7 @@ def _write(
     fold_of = run.fold_of()
     shapes = stored_shapes(run.exp, run.cases)
     reader = CaseImporter(run.exp, options)
-    jobs = [
+    jobs: list[tuple[Any, CaseFiles, Path, tuple[int, ...], int | None]] = [
         (rows[case], sources.cases[case], run.member_folder(fold_of[case], 0) / "oof", shapes[case], fold_of[case])
         for case in used
     ]

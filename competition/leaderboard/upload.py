@@ -224,7 +224,7 @@ def _rows(path: Path | None, summary: dict[str, Any], comp: Competition | None) 
         return None
     import pandas as pd
 
-    from competition.postprocessing.tuning import TUNING_SCORES_FILE
+    from competition.runs.summary import TUNING_SCORES_FILE
     from competition.submission.submit import old_scores_path, scores_path
 
     active = [Path(str(run["run"])) for run in summary["runs"] if run["weight"] > 0]

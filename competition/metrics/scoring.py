@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from competition.config.competition import Competition
 from competition.config.metric import OBJECTS, Metric, PooledScore
-from competition.config.metric_sum import WeightedSum
+from competition.config.metric import WeightedSum
 from competition.data.masks import CaseObjects
 from competition.errors import MaskfoldError
 from competition.io import damaged_error

@@ -59,7 +59,8 @@ def _without_imported(
     candidates: list[tuple[RunScores, float, Path]], comp: Competition, say: Callable[[str], None]
 ) -> list[tuple[RunScores, float, Path]]:
     """Return the candidates that have networks; say which imported run scores better than all of them."""
-    trained, imported = [], []
+    trained: list[tuple[RunScores, float, Path]] = []
+    imported: list[tuple[RunScores, float, Path]] = []
     for candidate in candidates:
         exp = load_experiment(candidate[2] / "experiment.yaml", trust=None)
         (imported if is_imported(exp) else trained).append(candidate)

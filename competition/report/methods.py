@@ -16,11 +16,11 @@ from markupsafe import Markup
 from competition import __version__
 from competition.config.experiment import Experiment
 from competition.errors import MaskfoldError
-from competition.postprocessing.ranking import submitted_score
 from competition.report.html import Table, render
 from competition.report.results import RunResults
 from competition.runs.fold import PLAIN_WEIGHTS
 from competition.runs.run import Run
+from competition.runs.summary import run_scores
 from competition.text import format_count, join_names, pixel_or_voxel
 
 TEMPLATE = "run.html.j2"
@@ -245,7 +245,7 @@ def _scores(results: RunResults, citations: Citations) -> str:
         more = f" (the first {MAX_CLASSES} classes)" if len(dice) > MAX_CLASSES else ""
         text += f"; the mean Dice{citations.cite('metric dice', 'Dice')} was {join_names(shown)}{more}"
     try:
-        submitted = submitted_score(results.run)
+        submitted = run_scores(results.run)
     except MaskfoldError:
         submitted = None
     if submitted is not None and submitted.is_nested:

@@ -20,7 +20,7 @@ from competition.inference.predict import to_masks
 from competition.io import parse_json_object
 from competition.metrics.bootstrap import ScoreGain
 from competition.metrics.instances import connected_components, object_areas
-from competition.postprocessing.tuning import TUNING_FILE, TuningResult, load_tuning
+from competition.postprocessing.tuning import TuningResult, load_tuning
 from competition.report.calibration import describe_sample, sample_evenly
 from competition.report.html import (
     ABSENT_LABEL,
@@ -31,8 +31,9 @@ from competition.report.html import (
     render,
     score_with_interval,
 )
-from competition.report.results import RunResults, ScoreEstimate
+from competition.report.results import RunResults
 from competition.runs.oof import OofPredictions
+from competition.runs.summary import TUNING_FILE, ScoreEstimate
 from competition.training.cross_validate import format_seed_gain
 from competition.training.soup_selection import format_soup
 from competition.viz.overlays import get_ignored_voxels, label_to_class_masks, save_figure

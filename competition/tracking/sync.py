@@ -304,7 +304,7 @@ class RunUploader:
             if not weights.exists():
                 continue
             run_id = self._run_id(name)
-            model = FoldModel(self.client, self._experiment_id, run_id, f"{uploaded.token}-model", TOKEN_TAG)
+            logged = FoldModel(self.client, self._experiment_id, run_id, f"{uploaded.token}-model", TOKEN_TAG)
             timestamp = round(1000 * (self.folder / name / RESULT_FILE).stat().st_mtime)
             tags = {**self.metadata.fold_tags, **get_member_tags(self.folder / name)}
             tags = {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
@@ -314,7 +314,7 @@ class RunUploader:
                 if key == "score" or key.startswith("dice_")
             }
             cases = next((one for one in self._case_sets(name) if one.context == "validation"), None)
-            uploaded.model = model.upload(self._run_name(name), weights, tags, numbers, timestamp, cases)
+            uploaded.model = logged.upload(self._run_name(name), weights, tags, numbers, timestamp, cases)
             link_outputs(self.client, run_id, [uploaded.model])
             uploaded.model_result, changed = uploaded.final, True
             self.calls += 1
