@@ -28,7 +28,7 @@ from competition.training.cross_validate import summarize_run
 from competition.viz.style import fold_colour
 from tests.report.conftest import report, slow_dice
 
-PICTURES = {"scores", "learning", "learning_classes", "calibration", "thresholds", "sizes"}
+PICTURES = {"scores", "folds", "learning", "learning_classes", "calibration", "thresholds", "sizes"}
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
@@ -57,7 +57,7 @@ def test_numbers_on_the_page_match_the_predictions(made, tiny, figures, dimensio
             assert row[column].split(" ")[0] == f"{table[part & (table['class'] == name)]['dice'].mean():.4f}"
     names = {path.stem for path in (run.folder / "report").glob("*.png")}
     assert names >= PICTURES and any(name.endswith("_worst") for name in names)
-    assert page.tags.count("h2") == 6 and "<h1>demo-tiny</h1>" in page.source
+    assert page.tags.count("h2") == 9 and "<h1>demo-tiny</h1>" in page.source
 
 
 def test_ranking_of_cases(made, tiny):
