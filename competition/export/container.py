@@ -81,7 +81,8 @@ def write_container(folder: Path, comp: Competition, input_slug: str | None, out
         itk=f"{ITK_PACKAGE}=={metadata.version(ITK_PACKAGE)}",
     )
     (folder / "Dockerfile").write_text(text, encoding="utf-8")
-    (folder / ".dockerignore").write_text("wheels\ntest\nnotebook.ipynb\n", encoding="utf-8")
+    # No file of the manifest may be ignored, because the entry point checks all of them.
+    (folder / ".dockerignore").write_text("test\n", encoding="utf-8")
     script = Path(__file__).with_name("run_script.py").read_text(encoding="utf-8")
     if "competition.export.runtime import" not in script:
         raise ValueError("run_script.py no longer imports competition.export.runtime")

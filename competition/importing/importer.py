@@ -38,7 +38,7 @@ from competition.runs.fold import FoldResult
 from competition.runs.imported import IMPORT_FILE, IMPORTED_TARGET, TEST_FOLDER, TEST_TABLE
 from competition.runs.oof import OofStore, open_store, stored_shapes
 from competition.runs.run import CASES_FILE, RUNS_FOLDER, Run, load_run, run_hash
-from competition.text import and_more, name_problem
+from competition.text import and_more, format_count, has_or_have, name_problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -376,7 +376,8 @@ def import_notes(done: ImportedRun) -> list[str]:
         )
     if done.missing:
         notes.append(
-            f"{len(done.missing)} training cases have no prediction: {', '.join(done.missing[:3])}"
+            f"{format_count(len(done.missing), 'training case')} {has_or_have(len(done.missing))} no prediction: "
+            f"{', '.join(done.missing[:3])}"
             f"{and_more(len(done.missing), 3, 'case')}"
         )
     found, expected = done.tests
