@@ -18,8 +18,15 @@ from pydantic import (
     model_validator,
 )
 
-from competition.config.metric import METRICS, Direction, Metric, load_own_metric
-from competition.config.metric import WeightedSum, best_score, sum_direction
+from competition.config.metric import (
+    METRICS,
+    Direction,
+    Metric,
+    WeightedSum,
+    best_score,
+    load_own_metric,
+    sum_direction,
+)
 from competition.errors import MaskfoldError
 from competition.text import fold_name, join_or, name_problem
 

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import Competition
-from competition.config.metric import OBJECTS, Metric, PooledScore
-from competition.config.metric import WeightedSum
+from competition.config.metric import OBJECTS, Metric, PooledScore, WeightedSum
 from competition.data.masks import CaseObjects
 from competition.errors import MaskfoldError
 from competition.io import damaged_error

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from competition.config.competition import MetricConfig
-from competition.config.metric import METRICS, Direction, Metric
-from competition.config.metric import WeightedSum
+from competition.config.metric import METRICS, Direction, Metric, WeightedSum
 from competition.data.geometry import check_same_grid
 from competition.data.readers import has_reader, read_header, read_labels, strip_extension
 from competition.errors import MaskfoldError
