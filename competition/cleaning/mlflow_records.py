@@ -1,4 +1,4 @@
-"""Find the runs that have a registered model or a submission in MLflow, and the artifacts that nothing needs."""
+"""Find the runs that have a registered model or a submission in MLflow, and the artifacts of deleted runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UnneededArtifacts:
-    """The artifacts of one MLflow run that may be deleted.
+    """Describe the artifacts of one MLflow run that may be deleted.
 
     Attributes:
         run_id: MLflow's id.
@@ -40,7 +40,7 @@ class UnneededArtifacts:
 
 @dataclass(frozen=True)
 class MlflowRecords:
-    """What MLflow has recorded about the runs of a project.
+    """Hold what MLflow has recorded about the runs of a project.
 
     Attributes:
         artifacts: the local folder of all artifacts; None if there is none.
@@ -90,7 +90,7 @@ def read_mlflow(root: Path) -> MlflowRecords:
 def _unneeded_artifacts(root: Path, store: MlflowStore, runs: dict[str, Run]) -> Iterator[UnneededArtifacts]:
     """Yield the artifacts of runs that were deleted in MLflow, and of runs whose folder was deleted.
 
-    A folder stays if this store has no run for it: the folder may belong to another store.
+    If this store has no run for a folder of artifacts, the folder stays, because it may belong to another store.
     """
     if store.artifacts is None or not store.artifacts.is_dir():
         return
@@ -107,9 +107,9 @@ def _unneeded_artifacts(root: Path, store: MlflowStore, runs: dict[str, Run]) ->
 
 
 def _folder_is_gone(root: Path, folder: str) -> bool:
-    """Return whether a run's folder was in this project and no longer is.
+    """Return whether a run's folder was in this project and has been deleted.
 
-    A missing folder is not enough, because a moved project has other paths, and an unmounted disk shows no runs.
+    That a folder is missing does not prove this: a moved project has other paths, and an unmounted disk shows no runs.
     """
     path, runs = Path(folder), (root / RUNS_FOLDER).resolve()
     is_mounted = runs.is_dir() and next(runs.iterdir(), None) is not None

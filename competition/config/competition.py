@@ -1,4 +1,4 @@
-"""Schema of competition.yaml: the data, classes, metric and submission format that the host defines."""
+"""Define the schema of competition.yaml: the data, classes, metric and submission format of the host."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ DEFAULT_METRIC = "dice"
 
 
 class ConfigModel(BaseModel):
-    """Base class of all YAML sections: strict types, no unknown keys, immutable after loading."""
+    """Check a YAML section: strict types, no unknown keys, immutable after loading.
+
+    This is the base class of all sections.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -35,7 +38,7 @@ UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class TableColumns(ConfigModel):
-    """Column names of a table."""
+    """Set the column names of a table."""
 
     id: str = "id"
     cls: str | None = Field(default=None, alias="class")  # None: the table has one class
@@ -45,7 +48,7 @@ class TableColumns(ConfigModel):
 
 
 class RleConfig(ConfigModel):
-    """Format of run-length encoded masks; see `competition.rle.RleFormat`."""
+    """Set the format of run-length encoded masks; see `competition.rle.RleFormat`."""
 
     order: Literal["row", "column"] = "column"
     base: Literal[0, 1] = 1
@@ -54,7 +57,9 @@ class RleConfig(ConfigModel):
 
 
 class TrainFiles(ConfigModel):
-    """Paths of the training images and their ground truth. `{id}` is the case, `{z}` a slice of its stack.
+    """Set the paths of the training images and their ground truth.
+
+    `{id}` is the case, `{z}` a slice of the case's stack.
 
     Exactly one of `masks` and `rle` is set. `masks` is a label file per case (`"masks/{id}.png"`), one file per
     class (`{liver: "liver/{id}.png", …}`), or a folder of instance masks (`"{id}/masks/*.png"`, a `*` in the name).
@@ -92,18 +97,19 @@ class TrainFiles(ConfigModel):
 
 
 class TestFiles(ConfigModel):
-    """Paths of the test images."""
+    """Set the paths of the test images."""
 
     images: str | dict[str, str]
 
 
 class MetricConfig(ConfigModel):
-    """The host's metric: one of `competition.metrics`, or the user's own function or class at an import path.
+    """Set the host's metric: one of `competition.metrics`, or the user's own function or class at an import path.
 
     `average` sets how scores are averaged over cases and classes: `case_class` is the mean over all (case, class)
     pairs, `class` the mean over classes of each class's mean, `global` the mean over classes of each class's score on
     all pixels. `both_empty` is the score of a class that is in neither truth nor prediction; null excludes this case
-    and class. The default is the best score (1.0, or 0.0 if lower is better), and null for the user's own metric.
+    and class. The default of `both_empty` is the best score (1.0, or 0.0 if lower is better); for the user's own
+    metric, it is null.
     """
 
     name: str = DEFAULT_METRIC  # with `target`, only a label; default: last part of the path
@@ -154,7 +160,7 @@ class MetricConfig(ConfigModel):
         return {key: value for key, value in plain.items() if value or key not in ("target", "args")}
 
     def __eq__(self, other: object) -> bool:
-        """Return whether all keys are equal; trusted packages are not compared."""
+        """Return whether all keys are equal. Trusted packages are not compared."""
         return isinstance(other, MetricConfig) and self.__dict__ == other.__dict__
 
     def trust(self, packages: Sequence[str]) -> None:
@@ -165,7 +171,7 @@ class MetricConfig(ConfigModel):
         """Return the metric with its settings.
 
         Raises:
-            MaskfoldError: status 2; `target` cannot be imported, is not trusted, or does not fit `args`.
+            MaskfoldError: status 2; `target` cannot be imported, is not trusted, or rejects `args`.
         """
         if self.target is None:
             return METRICS.get(self.name).bind(self.args, self._yaml_settings())
@@ -184,7 +190,7 @@ class MetricConfig(ConfigModel):
 
     @property
     def label(self) -> str:
-        """The name, for tables and axes; if lower scores are better, it says so."""
+        """The metric's name for tables and axes; if lower scores are better, the name says so."""
         return self.name if self.direction is Direction.HIGHER else f"{self.name}, lower is better"
 
     @property
@@ -194,7 +200,7 @@ class MetricConfig(ConfigModel):
 
     @property
     def has_pooled_term(self) -> bool:
-        """Whether one term of the metric is averaged over items, such as slices, of all cases."""
+        """Whether one term of the metric is averaged over items, such as slices, of all cases; see `PooledScore`."""
         return self.target is None and METRICS.get(self.name).pooled_share > 0  # see `load_own_metric`
 
     def _yaml_settings(self) -> dict[str, float]:
@@ -212,7 +218,7 @@ def _lower_is_better(name: str) -> bool:
 
 
 class SubmissionFormat(ConfigModel):
-    """Format of the submission file."""
+    """Set the format of the submission file."""
 
     profile: str | None = None  # name of a known format, e.g. uw-madison-gi-tract
     sample: str | None = None  # path below `root`
@@ -223,7 +229,7 @@ class SubmissionFormat(ConfigModel):
 
 
 class Competition(ConfigModel):
-    """Everything that the host defines; shared by all experiments on the competition."""
+    """Hold everything that the host defines. All experiments on a competition share it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     root: Annotated[Path, Field(strict=False)]  # relative to the working folder, otherwise to the YAML's folder
@@ -324,7 +330,7 @@ class Competition(ConfigModel):
 
 
 def drop_keys_without_effect(plain: dict[str, Any]) -> None:
-    """Remove keys that change no result, and newer keys that have their default, so that old hashes stay valid.
+    """Remove keys that change no result, and later keys with their default value, so that old hashes stay valid.
 
     Args:
         plain: the competition as plain values; changed in place.

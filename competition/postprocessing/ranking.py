@@ -1,4 +1,4 @@
-"""The expected score of a run's submission, and the best run of a competition by this score."""
+"""Estimate the score of a run's submission, and find the best run of a competition by this score."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from competition.runs.summary import SUMMARY_FILE, read_summary
 
 
 class SubmittedScore(NamedTuple):
-    """The out-of-fold score of the masks that a submission of a run would have.
+    """Hold the out-of-fold score of the masks that a submission of a run would contain.
 
     Attributes:
         value: score by the competition's metric.
         is_nested: whether the post-processing of each fold's cases was tuned on the other folds. If False, the score is
-            that of the summary, or of the YAML's steps if the tuned steps were not kept.
+            the one in `summary.json`, or, if the tuned steps were not kept, the score of the YAML's steps.
     """
 
     value: float
@@ -29,15 +29,15 @@ class SubmittedScore(NamedTuple):
 
     @property
     def note(self) -> str:
-        """A description of the score: nested, or without tuned steps."""
+        """A description of the score: whether it is nested, or without tuned steps."""
         return "post-processing tuned on the other folds" if self.is_nested else "no tuned post-processing"
 
 
 def submitted_score(run: Run) -> SubmittedScore | None:
     """Return the expected score of a submission of the run, from stored results only.
 
-    If `postprocess.tune` is set and there is a valid tuning result, this is the nested score, otherwise the score in
-    `summary.json`; None if there is no score.
+    If `postprocess.tune` is set and there is a valid tuning result, return the nested score, otherwise the score in
+    `summary.json`. Without a score, return None.
 
     Raises:
         MaskfoldError: `summary.json` cannot be read, or was edited.
@@ -50,7 +50,8 @@ def submitted_score(run: Run) -> SubmittedScore | None:
         return None if value is None else SubmittedScore(float(value), False)
     except (OSError, ValueError, TypeError) as error:
         raise MaskfoldError(
-            f"{run.folder / SUMMARY_FILE} cannot be read: {error}.", "Run the run's `maskfold cv` again."
+            f"{run.folder / SUMMARY_FILE} cannot be read: {error}.",
+            "Repeat the `maskfold cv` command of this run, which writes the file again.",
         ) from error
 
 
@@ -62,7 +63,7 @@ def best_run(
     Only scores by the competition's metric over all folds are compared; each is a `submitted_score`.
 
     Args:
-        name: an experiment's YAML, or a run, that identifies the competition; see `find_run`.
+        name: an experiment's YAML or a run of the competition; see `find_run`.
         overrides: `key=value` strings.
         trust: additional packages that `target` may name.
         say: function that receives a line for the user.
@@ -81,7 +82,7 @@ def best_run(
     if not candidates:
         raise MaskfoldError(
             f"No run of {comp.name} below {RUNS_FOLDER} has a score over all its folds.",
-            "Finish one with `maskfold cv`, or name a run without --best.",
+            "Finish a run with `maskfold cv`, or name a run instead of using --best.",
         )
     direction = comp.metric.direction
     score, _, folder = max(candidates, key=lambda candidate: (direction.rank(candidate[0].value), *candidate[1:]))
@@ -94,7 +95,7 @@ def best_run(
 
 
 def _comparable_score(summary: Path, comp: Competition, overrides: Sequence[str]) -> SubmittedScore | None:
-    """Return a run's score if the run belongs to this competition and the score is by its metric over all folds."""
+    """Return a run's score by this competition's metric over all folds; None if the run has no such score."""
     from competition.data.splits import read_folds
 
     try:
