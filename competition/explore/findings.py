@@ -465,7 +465,7 @@ def similar_contrasts(ranked: Sequence[ChannelContrast]) -> list[ChannelContrast
 
 
 def rank_contrasts(cases: Sequence[CaseStats]) -> list[ChannelContrast]:
-    """Return the channels by contrast, best first; channels without a known contrast are omitted."""
+    """Return the channels by contrast, the highest first. Channels without a known contrast are omitted."""
     contrasts: dict[str, list[float]] = {}
     indices: dict[str, int] = {}
     for case in cases:

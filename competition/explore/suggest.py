@@ -166,7 +166,7 @@ def _resize(median_shape: Sequence[float], shapes: Sequence[tuple[int, ...]]) ->
 
 
 def _spacing(spacings: Sequence[tuple[float, ...]]) -> tuple[list[float] | None, str]:
-    """Suggest the median spacing; for a coarse axis the 10th percentile, to keep slices of finer cases (nnU-Net)."""
+    """Suggest the median spacing; for a coarse axis the 10th percentile, to keep slices of finer cases (as nnU-Net)."""
     array = np.array(spacings)
     if (array == 1).all():
         return None, "all spacings are 1 mm or unknown; if the files do not store it, set competition.spacing"
@@ -288,7 +288,7 @@ def _fit(shape: Sequence[int], max_pixels: int) -> list[int]:
 
 
 def _round_up(length: float) -> int:
-    """Round a length up to a multiple of 16; a short one to a power of two, because it is halved less often."""
+    """Round a length up to a multiple of 16, or a short length to a power of two, because it is halved less often."""
     if length <= STEP / 2:
         return 2 ** max(0, math.ceil(math.log2(max(1.0, length))))
     return STEP * math.ceil(length / STEP)

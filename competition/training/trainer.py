@@ -475,7 +475,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
 
     def save_checkpoint(self, good: bool = False) -> None:
-        """Write the checkpoint; with `good`, also write the one to which `training.on_nan: restore` returns."""
+        """Write the checkpoint; with `good`, also write the checkpoint to which `training.on_nan: restore` returns."""
         self.state.seconds = self.elapsed_seconds()
         for name in (GOOD_CHECKPOINT, LAST_CHECKPOINT) if good else (LAST_CHECKPOINT,):
             save_checkpoint(

@@ -111,7 +111,7 @@ def _bits_per_sample(path: Path, image: PilImage) -> int:
 
 
 def _check_packed_size(path: Path, image: PilImage, shape: tuple[int, int], depth: int) -> None:
-    """Check that a PNG or JPEG does not declare more pixels than its bytes can be unpacked to."""
+    """Check that a PNG or JPEG does not declare more pixels than its bytes can unpack to."""
     bound = {"PNG": DEFLATE_BOUND, "JPEG": JPEG_BOUND}.get(image.format or "")
     if bound is not None:
         row = -(-shape[1] * RASTER_CHANNELS.get(image.mode, 1) * depth // 8)
