@@ -449,7 +449,7 @@ class Experiment(ConfigModel):
 
     @property
     def output_channels(self) -> int:
-        """Number of network output channels: the competition's, then the boundary class if there is one."""
+        """Number of network output channels: those of the competition, and one for a boundary class."""
         return self.competition.output_channels + (self.prepare.boundary is not None)
 
     @property

@@ -95,10 +95,10 @@ class Intensity:
 def channel_statistics(channel: np.ndarray, prepare: PreprocessingConfig, unit: float = 1.0) -> ChannelStatistics:
     """Compute (lo, hi, shift, scale) of one channel for `prepare.intensity` from all its voxels.
 
-    zscore gives mean 0 and standard deviation 1. percentile clips to `prepare.percentiles`, then applies zscore. window
-    clips to level ± width / 2, then scales to [0, 1]. minmax scales to [0, 1]. none divides by `unit`. zscore,
-    percentile and minmax map a constant channel to 0. A window has the units of the channel: 0 to 255 for 8-bit 2D
-    images, 0 to 1 for other 2D images.
+    `zscore` gives mean 0 and standard deviation 1. `percentile` clips to `prepare.percentiles`, then applies `zscore`.
+    `window` clips to level ± width / 2, then scales to [0, 1]. `minmax` scales to [0, 1]. `none` divides by `unit`.
+    `zscore`, `percentile` and `minmax` map a constant channel to 0. A window has the units of the channel: 0 to 255 for
+    8-bit 2D images, 0 to 1 for other 2D images.
 
     Args:
         channel: (*spatial), finite; uint8 or float32.

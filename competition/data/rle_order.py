@@ -208,7 +208,7 @@ def _compare_orders(
 
 
 def count_pieces(text: str, line: int, fmt: RleFormat) -> int:
-    """Count the runs without a neighbour in the previous line, an upper bound of the number of connected pieces.
+    """Count the runs without a neighbour in the previous line. There are at most as many connected pieces.
 
     Args:
         text: pairs.
@@ -257,7 +257,7 @@ def check_order(vote: OrderVote, fmt: RleFormat, path: object, key: str) -> None
         raise MaskfoldError(
             f"Wrong order of the run lengths in {path}: {setting} is {fmt.order}, but {vote.votes} of {vote.cases} "
             f"sampled cases indicate {vote.order}.",
-            f"{hint}; competition pages are sometimes wrong about it.",
+            f"{hint}; competition pages sometimes state the wrong order.",
             status=2,
         )
 

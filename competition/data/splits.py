@@ -224,7 +224,7 @@ def group_values(comp: Competition, ids: list[str], key: str) -> list[str] | Non
 
 
 def known_groups(comp: Competition, ids: list[str]) -> dict[str, str]:
-    """Return the group of each id for which `competition.group` has one; other ids are missing.
+    """Return the groups by id. An id is missing if `competition.group` gives no group for it.
 
     Args:
         comp: the competition.

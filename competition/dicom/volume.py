@@ -92,7 +92,10 @@ def _usable_instances(series: Series, ignored: list[str]) -> list[Instance]:
 
 
 def drop_copies(instances: list[Instance], ignored: list[str]) -> list[Instance]:
-    """Drop byte-identical copies of files; copies that have only the same pixels are found later by their position."""
+    """Drop byte-identical copies of files.
+
+    Copies with equal pixels but other headers are found later, by their position.
+    """
     kept: dict[str, list[Instance]] = {}
     for instance in instances:
         same_uid = kept.setdefault(instance.instance_uid, [])
@@ -428,7 +431,7 @@ class Grid:
 def slice_affine(
     position: np.ndarray, orientation: np.ndarray, spacing: tuple[float, float], step: float
 ) -> np.ndarray:
-    """Return the affine of parallel slices (PS3.3 C.7.6.2.1.1, then LPS to RAS as dcm2niix does).
+    """Return the affine of parallel slices, by DICOM PS3.3 C.7.6.2.1.1, converted from LPS to RAS.
 
     Args:
         position: (3,) mm, LPS: ImagePositionPatient of the first slice.

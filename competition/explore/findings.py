@@ -49,7 +49,7 @@ def assign_groups(comp: Competition, cases: Sequence[CaseStats], findings: Findi
 
 
 def _rule_values(comp: Competition, ids: list[str], split: str, key: str, findings: Findings) -> dict[str, str]:
-    """Return the group (or stratum) of each id for which the rule gives one."""
+    """Return the group (or stratum) of each id to which the rule applies."""
     if getattr(comp, key) is None or not ids:
         return {}
     try:

@@ -206,7 +206,7 @@ def _read_single(image: Any, dimensions: int, name: str, exif: bool) -> Image:
     if array.dtype.kind in "bf":
         array = array.astype(np.uint8 if array.dtype.kind == "b" else np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise MaskfoldError(f"{name} contains NaN or infinite values.", "Correct it, or omit it.")
+        raise MaskfoldError(f"{name} contains NaN or infinite values.", "Correct the image, or omit it.")
     return Image(np.ascontiguousarray(array, array.dtype.newbyteorder("=")), (1.0,) * dimensions)
 
 
@@ -241,7 +241,7 @@ def _set_geometry(image: Image, spacing: Any, affine: Any, name: str) -> Image:
         if len(sizes) != image.array.ndim - 1 or not all(np.isfinite(step) and step > 0 for step in sizes):
             raise MaskfoldError(
                 f"Spacing of {name}: found {sizes}, expected {image.array.ndim - 1} positive numbers (mm).",
-                "Correct it, or omit it.",
+                "Correct the spacing, or omit it.",
             )
         image = Image(image.array, sizes, image.affine)
     return image

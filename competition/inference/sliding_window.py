@@ -226,7 +226,7 @@ def _predict_batch(
             except ValueError as error:
                 raise MaskfoldError(
                     f"Output of the network for a batch of shape {tuple(batch.shape)}: found {format_shapes(outputs)}, "
-                    f"expected {exp.output_channels} channels of the same size.",
+                    f"expected {exp.output_channels} channels of the size of the batch.",
                     "Correct model.args.",
                     status=2,
                 ) from error

@@ -164,7 +164,7 @@ def suits_channels_last(exp: Experiment, channels: int, context: Context = Conte
         if asked == "auto":
             return False
         raise MaskfoldError(
-            f"training.memory_format: found channels_last, but {type(network).__name__} fails in it: "
+            f"training.memory_format: found channels_last, but {type(network).__name__} fails in this format: "
             f"{error_in_one_line(error)}.",
             "Set training.memory_format=auto.",
             status=2,

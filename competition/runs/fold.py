@@ -266,5 +266,5 @@ def _is_soup(value: object) -> bool:
 def _damaged(path: Path, why: str) -> MaskfoldError:
     return MaskfoldError(
         f"The result {path} is damaged: {why}.",
-        "Restore it from a backup, or delete it: the same command makes it again from the checkpoint.",
+        "Restore the file from a backup, or delete it: `maskfold cv` then makes it again from the checkpoint.",
     )

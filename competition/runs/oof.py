@@ -174,7 +174,8 @@ class OofStore:
         path = self.path(case)
         if not path.exists():
             raise MaskfoldError(
-                f"{self.folder} contains no out-of-fold prediction of case {case}.", "Run the fold that validates it."
+                f"{self.folder} contains no out-of-fold prediction of case {case}.",
+                "Run the fold that validates this case.",
             )
         try:
             with zipfile.ZipFile(path) as archive:  # ZipStore fails to close a file that it could not open
@@ -288,7 +289,7 @@ class OofPredictions:
         if case not in self.fold_of:
             raise MaskfoldError(
                 f"The run {self.run.folder} has no out-of-fold prediction of the case {case}.",
-                "Run the fold that validates it.",
+                "Run the fold that validates this case.",
             )
         stores = self.stores[self.fold_of[case]]
         if len(stores) == 1:

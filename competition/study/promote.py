@@ -59,7 +59,9 @@ def promote_best_trials(session: StudySession, count: int, say: Callable[[str], 
     selected = list(best_trials(session, count))
     trials_0 = [trial for trial in session.finished if trial.user_attrs.get("own")]
     if not trials_0:
-        raise MaskfoldError(f"Trial 0 of {session.name} is not finished.", "Run more trials.")
+        raise MaskfoldError(
+            f"Trial 0 of {session.name} is not finished.", "Repeat `maskfold study` to run more trials."
+        )
     trial_0, context = trials_0[0], Context(session.source.trust, say)
     selected_folds = session.source.load().folds.run
     used = set(selected_folds) if isinstance(selected_folds, list) else None  # None: all

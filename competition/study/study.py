@@ -334,7 +334,9 @@ def best_trials(session: StudySession, count: int | None = 1) -> Sequence[Any]:
     complete = [trial for trial in session.finished if trial.state.name == "COMPLETE" and satisfies_constraints(trial)]
     if not complete:
         bounds = " within its constraints" if session.config.constraints else ""
-        raise MaskfoldError(f"The study {session.name} has no complete trial{bounds}.", "Run more trials.")
+        raise MaskfoldError(
+            f"The study {session.name} has no complete trial{bounds}.", "Repeat `maskfold study` to run more trials."
+        )
     if len(session.config.objectives) > 1:
         front = {trial.number for trial in session.optuna_study.best_trials}
         complete = [trial for trial in complete if trial.number in front]

@@ -232,8 +232,8 @@ def _check_file_names(rows: Sequence[Any], comp: Competition, label_map: bool) -
             first = owners.setdefault(fold_name(f"{row.id}_{name}"), (row.id, name))
             if first != (row.id, name):
                 raise MaskfoldError(
-                    f"Two label files would have the name {row.id}_{name}: of the class {first[1]} of {first[0]}, and "
-                    f"of the class {name} of {row.id}.",
+                    f"Two label files would have the name {row.id}_{name}: class {first[1]} of case {first[0]}, and "
+                    f"class {name} of case {row.id}.",
                     "Rename one of the images; if the classes are nested regions, use --label-map.",
                 )
 

@@ -60,7 +60,7 @@ def load_unchanged_picture(comp: Competition, row: Any) -> Image:
 
 
 def _read_reduced(path: Path, exif: bool) -> NDArray[np.float32] | None:
-    """Return the reduced channels (C, rows, columns) of a TIFF; None if it is small, or cannot be read in parts."""
+    """Return the reduced channels (C, rows, columns) of a TIFF; None if it is small or cannot be read in parts."""
     import tifffile
 
     with tifffile.TiffFile(path) as file:

@@ -192,7 +192,7 @@ def _unpacked_length(header: bytes) -> int:
 
 
 def _count_unpacked(decompressor: zlib._Decompress, body: bytes, limit: int) -> int:
-    """Count the bytes that a chunk unpacks to; stop at most a block after `limit`."""
+    """Count the bytes that a chunk unpacks to. Counting stops after `limit` bytes, or at most a block later."""
     count = len(decompressor.decompress(body, PNG_BLOCK))
     while decompressor.unconsumed_tail and count < limit:
         count += len(decompressor.decompress(decompressor.unconsumed_tail, PNG_BLOCK))
