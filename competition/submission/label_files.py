@@ -125,8 +125,8 @@ def _objects(prediction: CasePrediction, classes: Sequence[int]) -> NDArray[np.u
         present, number = np.unique(objects[pixels], return_inverse=True)
         if count + len(present) > MAX_OBJECTS:
             raise MaskfoldError(
-                f"Objects of one image: found {count + len(present):,}, expected at most {MAX_OBJECTS:,}, the numbers "
-                "of a 16-bit label file.",
+                f"Objects of one image: found {count + len(present):,}, expected at most {MAX_OBJECTS:,}, because a "
+                "label file has 16 bits.",
                 "Remove small objects with the step `remove_small`.",
             )
         labels[pixels] = number + (count + 1)

@@ -325,7 +325,7 @@ class RowIndex:
         kind: kind of the images (training or test), for messages.
         names: name of each case or slice in messages.
         slices: number of slices of a stack; 0 for a case that is a single file.
-        exact: (case id, None) by case id, for cases whose rows are not per slice.
+        exact: (case id, None) by case id. Cases with one row per slice are missing.
         aliases: (case, slice) for other spellings of the names; None if a spelling is ambiguous.
     """
 

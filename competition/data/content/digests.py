@@ -126,7 +126,8 @@ def reading_parts(
     """Return the part of the content hash for files whose arrays depend on more than the files' bytes; usually empty.
 
     These are files whose axes are reordered, and files with a `Header.plain_spacing`. Earlier versions read other
-    arrays from such files. So the hash differs from that of earlier versions, and cases that they cached are not used.
+    arrays from such files. So the hash differs from that of earlier versions, and cases that
+    earlier versions cached are not used.
 
     Args:
         comp: the competition.

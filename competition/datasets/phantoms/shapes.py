@@ -50,7 +50,10 @@ class Canvas:
 
 
 def ellipsoid_rho(points: Points, centre: Vector, radii: Vector, power: float = 2.0) -> Array:
-    """Return `rho` of an ellipsoid, or of a cylinder along omitted last axes; a higher power gives a squarer shape."""
+    """Return `rho` of an ellipsoid; a higher power gives a squarer shape.
+
+    If `centre` and `radii` omit the last axes, the shape is a cylinder along these axes.
+    """
     offsets = [(p - c) / r for p, c, r in zip(points, centre, radii, strict=False)]
     if power == 2.0:
         return np.sqrt(np.asarray(sum(offset * offset for offset in offsets)))
