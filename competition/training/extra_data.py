@@ -174,7 +174,7 @@ def build_extra_data(job: FoldJob, run: Run, context: Context) -> ExtraTrainingD
         }
         if resumed and recorded is not None and recorded.get("pseudo", {}).get("teachers") != summary["teachers"]:
             raise MaskfoldError(
-                f"The teachers of {job.folder.name} have changed since it started: their weight files differ "
+                f"The teachers of {job.folder.name} have changed since this fold started: their weight files differ "
                 f"({', '.join(teachers[0].names)}).",
                 f"Delete {job.folder} to train this fold afresh, or start another run with --new.",
             )

@@ -548,7 +548,8 @@ class Trainer:
         else:
             return
         raise MaskfoldError(
-            f"The checkpoint {path} has no network, which only finished folds may lack, but {problem}.",
+            f"The checkpoint {path} contains no network. Only the checkpoint of a finished fold may lack it, but "
+            f"{problem}.",
             f"Restore the file from a backup, or delete {self.folder} to train this fold afresh.",
         )
 

@@ -232,7 +232,10 @@ def check_files_belong(comp: Competition, table: pandas.DataFrame) -> None:
 def _check_file_names(
     case_id: str, key: str, pattern: str | None, files: str | list[str], channel: str, texts: list[str] | None
 ) -> None:
-    """Check that a pattern matches the files of a case; `texts`: the texts that {z} matched in the image's slices."""
+    """Check that a pattern matches the files of a case.
+
+    `texts` are the texts that {z} matched in the image's slices.
+    """
     paths = [files] if isinstance(files, str) else files
     for index, path in enumerate(paths):
         bound = None if pattern is None else match_path(pattern, path, case_id)
